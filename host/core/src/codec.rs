@@ -1,0 +1,151 @@
+//! The small binary codec that disk formats share: little-endian integers and length-prefixed
+//! bytes.
+//!
+//! Decoding is defensive: every length is checked against what is left before anything is
+//! allocated, and a decoder that ends before its input does is an error ([`Reader::finish`]).
+
+use bytes::Bytes;
+
+/// Why bytes could not be decoded.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("{what}: ends early")]
+    Short { what: &'static str },
+    #[error("{what}: unknown value {value}")]
+    Unknown { what: &'static str, value: u64 },
+    #[error("{what}: {count} is over the limit of {limit}")]
+    TooLarge { what: &'static str, count: u64, limit: u64 },
+    #[error("{what}: {count} bytes left over")]
+    Trailing { what: &'static str, count: usize },
+    #[error("{what}: {why}")]
+    Invalid { what: &'static str, why: String },
+}
+
+/// Reads from a byte string it owns a cheap handle to.
+pub struct Reader {
+    bytes: Bytes,
+    what: &'static str,
+}
+
+impl Reader {
+    /// `what` names the thing being decoded in errors.
+    pub fn new(bytes: Bytes, what: &'static str) -> Self {
+        Self { bytes, what }
+    }
+
+    pub fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn take(&mut self, count: usize) -> Result<Bytes, DecodeError> {
+        if count > self.bytes.len() {
+            return Err(DecodeError::Short { what: self.what });
+        }
+        Ok(self.bytes.split_to(count))
+    }
+
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let bytes = self.take(N)?;
+        let mut array = [0; N];
+        array.copy_from_slice(&bytes);
+        Ok(array)
+    }
+
+    pub fn u8(&mut self) -> Result<u8, DecodeError> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    pub fn u32(&mut self) -> Result<u32, DecodeError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub fn u64(&mut self) -> Result<u64, DecodeError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Bytes behind a u32 length of at most `limit`.
+    pub fn bytes(&mut self, limit: usize) -> Result<Bytes, DecodeError> {
+        let count = self.u32()? as usize;
+        self.within(count as u64, limit as u64)?;
+        self.take(count)
+    }
+
+    pub fn string(&mut self, limit: usize) -> Result<String, DecodeError> {
+        String::from_utf8(self.bytes(limit)?.to_vec())
+            .map_err(|e| DecodeError::Invalid { what: self.what, why: e.to_string() })
+    }
+
+    /// A u32 count of at most `limit` things, each taking at least one byte of what is left.
+    pub fn count(&mut self, limit: usize) -> Result<usize, DecodeError> {
+        let count = self.u32()? as usize;
+        self.within(count as u64, limit.min(self.bytes.len()) as u64)?;
+        Ok(count)
+    }
+
+    pub fn unknown(&self, value: u64) -> DecodeError {
+        DecodeError::Unknown { what: self.what, value }
+    }
+
+    pub fn invalid(&self, why: impl Into<String>) -> DecodeError {
+        DecodeError::Invalid { what: self.what, why: why.into() }
+    }
+
+    /// The version byte that every format begins with.
+    pub fn version(&mut self, known: u8) -> Result<(), DecodeError> {
+        match self.u8()? {
+            version if version == known => Ok(()),
+            other => Err(self.unknown(u64::from(other))),
+        }
+    }
+
+    pub fn finish(self) -> Result<(), DecodeError> {
+        match self.bytes.len() {
+            0 => Ok(()),
+            count => Err(DecodeError::Trailing { what: self.what, count }),
+        }
+    }
+
+    fn within(&self, count: u64, limit: u64) -> Result<(), DecodeError> {
+        if count > limit {
+            return Err(DecodeError::TooLarge { what: self.what, count, limit });
+        }
+        Ok(())
+    }
+}
+
+/// Appends to a `Vec<u8>`; the counterpart of [`Reader`].
+pub trait Write {
+    fn put_u8(&mut self, value: u8);
+    fn put_u32(&mut self, value: u32);
+    fn put_u64(&mut self, value: u64);
+    fn put_raw(&mut self, bytes: &[u8]);
+    fn put_bytes(&mut self, bytes: &[u8]);
+    fn put_count(&mut self, count: usize);
+}
+
+impl Write for Vec<u8> {
+    fn put_u8(&mut self, value: u8) {
+        self.push(value);
+    }
+
+    fn put_u32(&mut self, value: u32) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_u64(&mut self, value: u64) {
+        self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_raw(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        self.put_count(bytes.len());
+        self.extend_from_slice(bytes);
+    }
+
+    fn put_count(&mut self, count: usize) {
+        self.put_u32(u32::try_from(count).expect("lengths in formats stay below 4 GiB"));
+    }
+}

@@ -1,0 +1,295 @@
+//! What a raft entry of a group carries, byte for byte.
+//!
+//! ```text
+//! entry   = version u8 (1) · kind u8 · body
+//! install (1) = module 32 · config bytes · cluster seed 16 · limits · founders
+//! pack    (2) = time ms u64 · count u32 · calls
+//! call        = session u64 · sequence u64 · lowest unanswered u64 · payload bytes
+//! open    (3) = time ms u64 · nonce u64
+//! mark    (4) = time ms u64 · reason u8
+//! ```
+//! An empty entry is raft's own (a new leader's first). Integers are little-endian, `bytes` has a
+//! u32 length.
+
+use bytes::Bytes;
+
+use crate::codec::{DecodeError, Reader, Write};
+use crate::ids::{ModuleId, ReplicaId};
+use crate::limits;
+
+const VERSION: u8 = 1;
+const KIND_INSTALL: u8 = 1;
+const KIND_PACK: u8 = 2;
+const KIND_OPEN: u8 = 3;
+const KIND_MARK: u8 = 4;
+
+/// One decoded entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EntryBody {
+    /// Raft's own: a new leader's first entry, or what it put in place of a refused change.
+    Empty,
+    /// Entry 1 of every group: all that decides outcomes and is not a command.
+    Install(Install),
+    Pack(Pack),
+    /// Opens a session whose id is this entry's index.
+    Open {
+        time_ms: u64,
+        nonce: u64,
+    },
+    /// Every replica captures a snapshot at this index, or counts why it did not.
+    Mark {
+        time_ms: u64,
+        reason: MarkReason,
+    },
+}
+
+/// What the group was founded with. Limits that decide outcomes come from here, never from a node's
+/// file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Install {
+    pub module: ModuleId,
+    /// Handed to the guest's `init` and `restore`.
+    pub config: Bytes,
+    /// Root of every entry's `seed`.
+    pub seed: [u8; 16],
+    pub profile: Profile,
+    /// The first configuration: its voters.
+    pub founders: Vec<ReplicaId>,
+}
+
+/// The determinism profile: a replica that cannot honour it does not apply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Profile {
+    /// Fuel of an entry, plus [`Profile::fuel_command`] for each command in it.
+    pub fuel_entry: u64,
+    pub fuel_command: u64,
+    /// Linear memory of all the guest's memories together, bytes.
+    pub memory_bytes: u64,
+    pub outcome_bytes: u32,
+    /// Which table of fuel costs; 1 = wasmtime's default operator costs.
+    pub fuel_table: u32,
+    /// Major version of wasmtime; 0 for a native guest.
+    pub engine_major: u32,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            fuel_entry: 5_000_000_000,
+            fuel_command: 50_000_000,
+            memory_bytes: 1 << 30,
+            outcome_bytes: limits::OUTCOME_BYTES_MAX as u32,
+            fuel_table: 1,
+            engine_major: 48,
+        }
+    }
+}
+
+/// Commands that the leader packed; one guest call applies them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pack {
+    /// The leader's wall clock, milliseconds since 1970; clamped at apply.
+    pub time_ms: u64,
+    pub calls: Vec<Call>,
+}
+
+/// One command and what makes its retry safe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// 0 = outside of any session: applied each time it is committed.
+    pub session: u64,
+    pub sequence: u64,
+    /// Answers below this sequence need not be kept any longer.
+    pub lowest_unanswered: u64,
+    pub payload: Bytes,
+}
+
+/// Why a mark was proposed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MarkReason {
+    Entries,
+    LogBytes,
+    Learner,
+    Operator,
+}
+
+/// Bytes that an entry counts for in windows and queues.
+pub fn footprint(entry: &raft::eraftpb::Entry) -> usize {
+    entry.data.len() + entry.context.len() + 48
+}
+
+/// Whether an entry's data is a mark; cheap enough to ask of every entry.
+pub fn is_mark(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_MARK, ..])
+}
+
+impl EntryBody {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.encoded_hint());
+        match self {
+            Self::Empty => return out,
+            Self::Install(install) => {
+                out.put_raw(&[VERSION, KIND_INSTALL]);
+                install.encode(&mut out);
+            }
+            Self::Pack(pack) => {
+                out.put_raw(&[VERSION, KIND_PACK]);
+                out.put_u64(pack.time_ms);
+                out.put_count(pack.calls.len());
+                for call in &pack.calls {
+                    out.put_u64(call.session);
+                    out.put_u64(call.sequence);
+                    out.put_u64(call.lowest_unanswered);
+                    out.put_bytes(&call.payload);
+                }
+            }
+            Self::Open { time_ms, nonce } => {
+                out.put_raw(&[VERSION, KIND_OPEN]);
+                out.put_u64(*time_ms);
+                out.put_u64(*nonce);
+            }
+            Self::Mark { time_ms, reason } => {
+                out.put_raw(&[VERSION, KIND_MARK]);
+                out.put_u64(*time_ms);
+                out.put_u8(*reason as u8);
+            }
+        }
+        out
+    }
+
+    pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        if bytes.is_empty() {
+            return Ok(Self::Empty);
+        }
+        let mut reader = Reader::new(bytes, "raft entry");
+        reader.version(VERSION)?;
+        let body = match reader.u8()? {
+            KIND_INSTALL => Self::Install(Install::decode(&mut reader)?),
+            KIND_PACK => Self::Pack(decode_pack(&mut reader)?),
+            KIND_OPEN => Self::Open { time_ms: reader.u64()?, nonce: reader.u64()? },
+            KIND_MARK => Self::Mark { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? },
+            other => return Err(reader.unknown(u64::from(other))),
+        };
+        reader.finish()?;
+        Ok(body)
+    }
+
+    fn encoded_hint(&self) -> usize {
+        match self {
+            Self::Pack(pack) => 16 + pack.calls.iter().map(|c| c.payload.len() + 28).sum::<usize>(),
+            _other => 256,
+        }
+    }
+}
+
+fn decode_pack(reader: &mut Reader) -> Result<Pack, DecodeError> {
+    let time_ms = reader.u64()?;
+    let count = reader.count(limits::PACK_COMMANDS_MAX)?;
+    let mut calls = Vec::with_capacity(count);
+    for _ in 0..count {
+        calls.push(Call {
+            session: reader.u64()?,
+            sequence: reader.u64()?,
+            lowest_unanswered: reader.u64()?,
+            payload: reader.bytes(limits::COMMAND_BYTES_MAX)?,
+        });
+    }
+    Ok(Pack { time_ms, calls })
+}
+
+fn decode_reason(reader: &mut Reader) -> Result<MarkReason, DecodeError> {
+    Ok(match reader.u8()? {
+        0 => MarkReason::Entries,
+        1 => MarkReason::LogBytes,
+        2 => MarkReason::Learner,
+        3 => MarkReason::Operator,
+        other => return Err(reader.unknown(u64::from(other))),
+    })
+}
+
+impl Install {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_raw(&self.module.0);
+        out.put_bytes(&self.config);
+        out.put_raw(&self.seed);
+        self.profile.encode(out);
+        out.put_count(self.founders.len());
+        for founder in &self.founders {
+            out.put_u64(founder.0);
+        }
+    }
+
+    pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let module = ModuleId(reader.array()?);
+        let config = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX)?;
+        let seed = reader.array()?;
+        let profile = Profile::decode(reader)?;
+        let count = reader.count(limits::REPLICAS_MAX)?;
+        let founders = (0..count).map(|_| reader.u64().map(ReplicaId)).collect::<Result<_, _>>()?;
+        Ok(Self { module, config, seed, profile, founders })
+    }
+}
+
+impl Profile {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.fuel_entry);
+        out.put_u64(self.fuel_command);
+        out.put_u64(self.memory_bytes);
+        out.put_u32(self.outcome_bytes);
+        out.put_u32(self.fuel_table);
+        out.put_u32(self.engine_major);
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            fuel_entry: reader.u64()?,
+            fuel_command: reader.u64()?,
+            memory_bytes: reader.u64()?,
+            outcome_bytes: reader.u32()?,
+            fuel_table: reader.u32()?,
+            engine_major: reader.u32()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: EntryBody) {
+        let bytes = Bytes::from(body.encode());
+        assert_eq!(EntryBody::decode(bytes.clone()), Ok(body.clone()));
+        for cut in 1..bytes.len() {
+            assert!(EntryBody::decode(bytes.slice(..cut)).is_err(), "cut at {cut} of {body:?}");
+        }
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        assert!(EntryBody::decode(longer.into()).is_err(), "a byte too many in {body:?}");
+    }
+
+    #[test]
+    fn bodies_survive_the_wire_and_cuts_are_refused() {
+        let call = |sequence| Call {
+            session: 7,
+            sequence,
+            lowest_unanswered: 2,
+            payload: Bytes::from_static(b"set a b"),
+        };
+        check(EntryBody::Pack(Pack { time_ms: 12, calls: vec![call(3), call(4)] }));
+        check(EntryBody::Open { time_ms: 1, nonce: 2 });
+        check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Learner });
+        check(EntryBody::Install(Install {
+            module: ModuleId([3; 32]),
+            config: Bytes::from_static(b"cfg"),
+            seed: [9; 16],
+            profile: Profile::default(),
+            founders: vec![ReplicaId(1), ReplicaId(2)],
+        }));
+    }
+
+    #[test]
+    fn the_bytes_of_an_open_entry_are_golden() {
+        let bytes = EntryBody::Open { time_ms: 0x0102, nonce: 3 }.encode();
+        assert_eq!(bytes, [1, 3, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,135 @@
+//! The three kinds of failure, kept apart by type.
+//!
+//! - [`Rejection`]: deterministic, the same on every replica, an answer like any other.
+//! - [`Refusal`]: this node did not do it, or cannot say; the caller may try again.
+//! - [`Fault`]: this replica must stop serving. It is never turned into an answer.
+
+use crate::ids::{ModuleId, NodeId};
+
+/// A replicated answer that says no.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The guest refused for a reason of its own.
+    #[error("rejected by the state machine")]
+    Guest(bytes::Bytes),
+    #[error(
+        "the session is unknown or was evicted: open a new one; outcomes of its unanswered calls \
+         are unknown"
+    )]
+    SessionExpired,
+    #[error(
+        "the state machine's answer of {bytes} bytes is over the limit of {} bytes; the command \
+         was applied",
+        crate::limits::OUTCOME_BYTES_MAX
+    )]
+    AnswerTooLarge { bytes: u64 },
+    #[error(
+        "the session has {} unanswered calls: acknowledge answers by sending the lowest unanswered \
+         sequence",
+        crate::limits::SESSION_OPEN_CALLS_MAX
+    )]
+    SessionFull,
+}
+
+/// Why this node did not do what was asked. Retryable.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("this node does not lead the group{}", leader.map(|n| format!("; node {n} \
+        does")).unwrap_or_else(|| "; no leader is known".into()))]
+    NotLeader { leader: Option<NodeId> },
+    #[error("overloaded: too many requests wait in this group")]
+    Overloaded,
+    #[error("the command lost its place in the log and was not applied")]
+    Lost,
+    #[error(
+        "leadership was lost while the command was under way: it may or may not have been applied"
+    )]
+    Unknown,
+    #[error("no quorum confirmed the read in time")]
+    ReadTimeout,
+    #[error("the group is {state}: {cause}")]
+    NotServing { state: &'static str, cause: String },
+    #[error("the group refuses queries for a minute: {cause}")]
+    QueriesRefused { cause: String },
+    #[error("the query faulted and was not answered: {cause}")]
+    QueryFaulted { cause: String },
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a replica had to stop.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("{0}")]
+    Guest(#[from] GuestFault),
+    #[error(
+        "wrong module: have {have}, want {want}; put the wanted component in place and restart"
+    )]
+    WrongModule { have: ModuleId, want: ModuleId },
+    #[error(
+        "the log could not be written: {0}; the file is abandoned, restart the node once the disk \
+         is well"
+    )]
+    Log(String),
+    #[error("no recoverable snapshot: {0}; start with --rejoin to join as a new replica")]
+    NoRecoverableSnapshot(String),
+    #[error(
+        "rolled back: this replica's log ends at {last}, but the leader saw {matched} made durable \
+         here; the data directory is an old copy, start with --rejoin"
+    )]
+    RolledBack { last: u64, matched: u64 },
+    #[error(
+        "superseded: replica runs elsewhere, at {address}; two processes use copies of one data \
+         directory, start this one with --rejoin"
+    )]
+    Superseded { address: String },
+    #[error("snapshot could not be restored: {0}")]
+    Restore(String),
+    #[error("cannot run: {0}")]
+    Unusable(String),
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+/// How a guest failed. Which class it is decides nothing about the outcome: all of them are faults.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{class} in {call}{}: {message}", index.map(|i| format!(" at index \
+    {i}")).unwrap_or_default())]
+pub struct GuestFault {
+    pub class: FaultClass,
+    /// The guest function: `init`, `apply`, `query`, `snapshot`, `restore`, `describe`.
+    pub call: &'static str,
+    pub index: Option<u64>,
+    /// What the guest or the engine said, bounded, with the backtrace's first frames.
+    pub message: String,
+}
+
+/// Classes of guest failure (WebAssembly side).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultClass {
+    /// The guest trapped: panic, out-of-bounds access, division by zero, wrong number of outcomes.
+    Trap,
+    /// The guest used up its fuel.
+    OutOfFuel,
+    /// The guest asked for more memory than its limit.
+    OutOfMemory,
+    /// The guest's stack overflowed.
+    StackOverflow,
+    /// The guest returned an error where none may happen (`init`, `restore`).
+    Refused,
+    /// The host could not go on: the machine's memory, a bug.
+    Host,
+}
+
+impl std::fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Trap => "trap",
+            Self::OutOfFuel => "out of fuel",
+            Self::OutOfMemory => "out of memory",
+            Self::StackOverflow => "stack overflow",
+            Self::Refused => "refused",
+            Self::Host => "host failure",
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! The names of things: newtypes, so that no index is taken for a term.
+
+use std::fmt;
+
+/// A configured node: one process on one machine. 1 to 65,535.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NodeId(pub u16);
+
+/// A group on the wire and in the log: the first eight bytes of the BLAKE3 digest of its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);
+
+/// A raft member: the node in the upper 16 bits, 48 random bits below. Drawn when a node first
+/// meets a group and never reused, so a wiped node is somebody new (docs/decisions/0002).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId(pub u64);
+
+/// Pairs an answer with the request that waits for it, within one process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+/// SHA-256 of a guest's component.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleId(pub [u8; 32]);
+
+/// BLAKE3-256 of a snapshot's payload.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl GroupId {
+    pub fn of_name(name: &str) -> Self {
+        let digest = blake3::hash(name.as_bytes());
+        let mut head = [0; 8];
+        head.copy_from_slice(&digest.as_bytes()[..8]);
+        Self(u64::from_be_bytes(head))
+    }
+}
+
+impl ReplicaId {
+    /// A fresh id for `node`; `random` supplies the lower 48 bits.
+    pub fn new(node: NodeId, random: u64) -> Self {
+        // The lowest bit is set so that no id is ever 0, raft's "nobody".
+        Self(u64::from(node.0) << 48 | (random >> 16) | 1)
+    }
+
+    pub fn node(self) -> NodeId {
+        let [high, low, ..] = self.0.to_be_bytes();
+        NodeId(u16::from_be_bytes([high, low]))
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group:{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:012x}", self.node(), self.0 & ((1 << 48) - 1))
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+macro_rules! hex_id {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex(&self.0))
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), hex(&self.0[..8]))
+            }
+        }
+    };
+}
+hex_id!(ModuleId);
+hex_id!(Digest);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replica_ids_carry_their_node() {
+        let id = ReplicaId::new(NodeId(513), u64::MAX);
+        assert_eq!(id.node(), NodeId(513));
+        assert_eq!(id.to_string(), "513-ffffffffffff");
+        assert_ne!(ReplicaId::new(NodeId(1), 0).0 & 1, 0, "no replica id is ever 0");
+    }
+}

@@ -1,0 +1,114 @@
+//! Every bound of the system, with its unit and reason. Constants that must agree are tied together
+//! by the asserts at the foot.
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// Largest command a client may send, bytes. The rest of a mebibyte is the pack's own framing.
+pub const COMMAND_BYTES_MAX: usize = MIB - 4 * KIB;
+/// Largest pack of commands in one raft entry, bytes.
+pub const PACK_BYTES_MAX: usize = MIB;
+/// Most commands in one raft entry; one guest call applies them all.
+pub const PACK_COMMANDS_MAX: usize = 1024;
+/// Bytes of framing a command takes in a pack, at most.
+pub const PACK_OVERHEAD_BYTES_MAX: usize = 64;
+/// Largest outcome of one command, bytes; a larger one becomes `Rejection::AnswerTooLarge`.
+pub const OUTCOME_BYTES_MAX: usize = 64 * KIB;
+/// Largest answer of a query, bytes.
+pub const QUERY_ANSWER_BYTES_MAX: usize = MIB;
+/// Bytes a guest may hand to the host in one call (wasmtime's hostcall fuel): a full pack of full
+/// outcomes.
+pub const HOSTCALL_BYTES_MAX: usize = PACK_COMMANDS_MAX * OUTCOME_BYTES_MAX + 2 * MIB;
+/// Largest raft message on the wire, bytes.
+pub const FRAME_BYTES_MAX: usize = 4 * MIB;
+/// Entries raft puts in one append message, bytes.
+pub const APPEND_BYTES_MAX: u64 = MIB as u64;
+/// Appends in flight to one follower.
+pub const APPEND_INFLIGHT_MAX: usize = 64;
+/// Size of a snapshot block, bytes: the unit of checksums, of credit and of resumption.
+pub const SNAPSHOT_BLOCK_BYTES: usize = MIB;
+/// Largest gRPC message, bytes (tonic's default is 4 MiB).
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 8 * MIB;
+/// Largest guest component, bytes.
+pub const MODULE_BYTES_MAX: usize = 64 * MIB;
+
+/// Commands waiting in one group to be packed, bytes; above it a command is `Refusal::Overloaded`.
+pub const PROPOSALS_WAITING_BYTES_MAX: usize = 32 * MIB;
+/// Commands waiting in one group to be packed.
+pub const PROPOSALS_WAITING_MAX: usize = 65_536;
+/// Packs proposed and not yet committed; while they are under way, waiting commands gather.
+pub const PACKS_INFLIGHT_MAX: usize = 16;
+/// Linearizable queries waiting in one group for their read index.
+pub const READS_WAITING_MAX: usize = 65_536;
+/// Entries kept in memory above what the floor demands, bytes.
+pub const WINDOW_BYTES_MAX: usize = 16 * MIB;
+/// Committed entries handed to the apply lane and not yet applied, bytes; the rest waits as ranges.
+pub const APPLY_INFLIGHT_BYTES_MAX: usize = 8 * MIB;
+/// Committed entries raft hands out at once, bytes.
+pub const COMMITTED_BYTES_MAX: u64 = 4 * MIB as u64;
+/// Entries proposed and not committed that a leader holds, bytes.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
+
+/// Milliseconds of one tick.
+pub const TICK_MS: u64 = 100;
+/// Ticks between heartbeats.
+pub const HEARTBEAT_TICKS: usize = 2;
+/// Least ticks without a leader before a campaign.
+pub const ELECTION_TICKS_MIN: usize = 10;
+/// Most ticks without a leader before a campaign, exclusive.
+pub const ELECTION_TICKS_MAX: usize = 20;
+/// Election timeouts that a reluctant replica waits without a leader before it campaigns.
+pub const RELUCTANT_TIMEOUTS: usize = 10;
+/// A clock further than this from the median of all nodes heard makes a replica reluctant, ms.
+pub const CLOCK_SKEW_MS_MAX: i64 = 5_000;
+/// Ticks before an unanswered read index is asked for again under a new context.
+pub const READ_RETRY_TICKS: u64 = 5;
+/// Ticks before a waiting read is refused.
+pub const READ_DEADLINE_TICKS: u64 = 50;
+/// Ticks a leader waits without a word from a node's old replica before it replaces it: two
+/// election timeouts.
+pub const REPLACE_TICKS: u64 = 2 * ELECTION_TICKS_MAX as u64;
+/// Ticks between two probes or join requests of a replica that is in no configuration.
+pub const JOIN_RETRY_TICKS: u64 = 5;
+/// A learner this close to the leader's last index is promoted, entries.
+pub const PROMOTE_LAG_ENTRIES_MAX: u64 = 1_000;
+/// Ticks between two lazy writes of a hard state that only moved its commit index.
+pub const LAZY_STATE_TICKS: u64 = 10;
+
+/// Open calls that one session may have.
+pub const SESSION_OPEN_CALLS_MAX: usize = 1024;
+/// Sessions of one group; the one with the oldest last call makes room.
+pub const SESSIONS_MAX: usize = 4096;
+/// Kept answers of one group, bytes.
+pub const SESSION_ANSWER_BYTES_MAX: usize = 64 * MIB;
+
+/// Recovery points kept while the budget allows.
+pub const RECOVERY_POINTS: usize = 2;
+/// Entries kept behind the newest recovery point for followers that lag a little.
+pub const CATCH_UP_ENTRIES: u64 = 5_000;
+/// Size of a log segment, bytes, unless configured.
+pub const LOG_SEGMENT_BYTES: u64 = 64 * MIB as u64;
+/// Smallest log segment that may be configured: two packs and a recovery state.
+pub const LOG_SEGMENT_BYTES_MIN: u64 = 4 * MIB as u64;
+/// Largest batch of the log, bytes.
+pub const LOG_BATCH_BYTES_MAX: usize = 3 * MIB;
+/// An idle log proves that its last batch is whole by an empty one after this time, ms.
+pub const LOG_IDLE_SEAL_MS: u64 = 100;
+
+/// Replicas in one configuration, learners included.
+pub const REPLICAS_MAX: usize = 32;
+/// Group names: 1 to this many bytes of `[a-z0-9_-]`.
+pub const GROUP_NAME_BYTES_MAX: usize = 64;
+/// Configuration bytes handed to a guest's `init`.
+pub const GUEST_CONFIG_BYTES_MAX: usize = 64 * KIB;
+
+const _: () = assert!(COMMAND_BYTES_MAX + PACK_OVERHEAD_BYTES_MAX < PACK_BYTES_MAX);
+const _: () = assert!(HOSTCALL_BYTES_MAX > PACK_COMMANDS_MAX * OUTCOME_BYTES_MAX + MIB);
+const _: () = assert!(APPEND_BYTES_MAX as usize + PACK_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
+const _: () = assert!(SNAPSHOT_BLOCK_BYTES < GRPC_MESSAGE_BYTES_MAX);
+const _: () = assert!(QUERY_ANSWER_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(HEARTBEAT_TICKS < ELECTION_TICKS_MIN && ELECTION_TICKS_MIN < ELECTION_TICKS_MAX);
+const _: () = assert!(LOG_BATCH_BYTES_MAX as u64 + 64 * 1024 < LOG_SEGMENT_BYTES_MIN);
+const _: () = assert!(PACK_BYTES_MAX + MIB <= LOG_BATCH_BYTES_MAX);

@@ -1,0 +1,156 @@
+//! [`RecoveryState`]: the one record from which a replica starts again.
+//!
+//! It is written whole, in the same atomic batch as the entries it speaks of, and at the head of
+//! each log segment, so that deleting segments never loses it. A snapshot is a recovery point iff
+//! the durable `RecoveryState` lists it.
+//!
+//! Invariants, refused by [`RecoveryState::validate`]:
+//! - the list is not empty, or the log starts at 1 (N6);
+//! - the commit index is not below the newest listed snapshot's index;
+//! - the floor is not above the commit index;
+//! - the log starts at or before the entry behind every listed snapshot (N5);
+//! - snapshots are listed newest first, each index once.
+//!
+//! ```text
+//! state = version u8 (1) · name bytes · replica u64 · boot u64 · founded u8 ·
+//!         term u64 · vote u64 · commit u64 · configuration · configuration index u64 ·
+//!         floor u64 · first index u64 · previous term u64 · count u32 · descs
+//! ```
+
+use bytes::Bytes;
+
+use crate::codec::{DecodeError, Reader, Write};
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::snapshot::{Configuration, SnapshotDesc};
+
+const VERSION: u8 = 1;
+/// Snapshots one state may list: the recovery points and one in passing.
+const SNAPSHOTS_MAX: usize = limits::RECOVERY_POINTS + 2;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecoveryState {
+    /// The group's name, so that a group that is no longer configured can be reported by it.
+    pub group: String,
+    pub replica: ReplicaId,
+    /// Starts of this replica; durable before its first frame.
+    pub boot: u64,
+    /// False while the replica has an id but no log: it may neither vote nor lead.
+    pub founded: bool,
+    pub term: u64,
+    /// Whom this replica voted for in `term`; 0 = nobody.
+    pub vote: u64,
+    pub commit: u64,
+    pub configuration: Configuration,
+    /// The index of the entry that made `configuration`; older changes are skipped on replay.
+    pub configuration_index: u64,
+    /// What raft calls applied: handed to the apply lane. Entries above it are handed out again.
+    pub floor: u64,
+    /// The log holds entries from this index on.
+    pub first_index: u64,
+    /// Term of the entry before `first_index`.
+    pub previous_term: u64,
+    /// Recovery points, newest first.
+    pub snapshots: Vec<SnapshotDesc>,
+}
+
+impl RecoveryState {
+    /// A replica that has met its group and nothing more.
+    pub fn unfounded(group: &str, replica: ReplicaId) -> Self {
+        Self {
+            group: group.to_owned(),
+            replica,
+            boot: 0,
+            founded: false,
+            term: 0,
+            vote: 0,
+            commit: 0,
+            configuration: Configuration::default(),
+            configuration_index: 0,
+            floor: 0,
+            first_index: 1,
+            previous_term: 0,
+            snapshots: Vec::new(),
+        }
+    }
+
+    /// The newest recovery point.
+    pub fn newest(&self) -> Option<&SnapshotDesc> {
+        self.snapshots.first()
+    }
+
+    /// Says which rule of the module's list is broken.
+    pub fn validate(&self) -> Result<(), String> {
+        let newest = self.newest().map_or(0, |desc| desc.index);
+        let oldest = self.snapshots.last().map_or(0, |desc| desc.index);
+        if self.snapshots.is_empty() && self.first_index != 1 {
+            return Err(format!(
+                "no snapshot is listed, but the log starts at {}",
+                self.first_index
+            ));
+        }
+        if self.commit < newest {
+            return Err(format!("commit {} is below the snapshot at {newest}", self.commit));
+        }
+        if self.floor > self.commit {
+            return Err(format!("floor {} is above commit {}", self.floor, self.commit));
+        }
+        if self.first_index > oldest + 1 {
+            return Err(format!(
+                "the log starts at {}, behind the snapshot at {oldest}",
+                self.first_index
+            ));
+        }
+        if self.snapshots.len() > SNAPSHOTS_MAX {
+            return Err(format!("{} snapshots are listed", self.snapshots.len()));
+        }
+        if !self.snapshots.windows(2).all(|pair| pair[0].index > pair[1].index) {
+            return Err("snapshots are not listed newest first".into());
+        }
+        Ok(())
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(VERSION);
+        out.put_bytes(self.group.as_bytes());
+        out.put_u64(self.replica.0);
+        out.put_u64(self.boot);
+        out.put_u8(u8::from(self.founded));
+        out.put_u64(self.term);
+        out.put_u64(self.vote);
+        out.put_u64(self.commit);
+        self.configuration.encode(out);
+        out.put_u64(self.configuration_index);
+        out.put_u64(self.floor);
+        out.put_u64(self.first_index);
+        out.put_u64(self.previous_term);
+        out.put_count(self.snapshots.len());
+        self.snapshots.iter().for_each(|desc| desc.encode(out));
+    }
+
+    pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes, "recovery state");
+        reader.version(VERSION)?;
+        let state = Self {
+            group: reader.string(limits::GROUP_NAME_BYTES_MAX)?,
+            replica: ReplicaId(reader.u64()?),
+            boot: reader.u64()?,
+            founded: reader.u8()? != 0,
+            term: reader.u64()?,
+            vote: reader.u64()?,
+            commit: reader.u64()?,
+            configuration: Configuration::decode(&mut reader)?,
+            configuration_index: reader.u64()?,
+            floor: reader.u64()?,
+            first_index: reader.u64()?,
+            previous_term: reader.u64()?,
+            snapshots: {
+                let count = reader.count(SNAPSHOTS_MAX)?;
+                (0..count).map(|_| SnapshotDesc::decode(&mut reader)).collect::<Result<_, _>>()?
+            },
+        };
+        state.validate().map_err(|why| reader.invalid(why))?;
+        reader.finish()?;
+        Ok(state)
+    }
+}
