@@ -1,0 +1,434 @@
+//! One replica of one group, as a pure function of events: [`Group::handle`] then [`Group::flush`].
+//!
+//! A replica is either *meeting* its group (it has an id and no log) or *hosting* it (raft runs).
+//! The children each own one concern; only they and this file call raft, and only `ready` knows the
+//! order in which a `Ready` is carried out.
+//!
+//! - `handle` takes one event; `flush` turns what gathered into entries, reads and messages. The
+//!   host drains its mailbox between flushes: that is the group commit.
+//! - A message that promises durability leaves only after `Persisted` of the batch that keeps the
+//!   promise.
+//! - Every ticket is answered exactly once, every `SendSnapshot` is reported exactly once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+
+use crate::entry::Profile;
+use crate::fault::{Fault, Refusal};
+use crate::ids::{GroupId, ModuleId, NodeId, ReplicaId};
+use crate::limits;
+use crate::recovery_state::RecoveryState;
+use crate::wal::LogJob;
+
+mod effect;
+mod election;
+mod event;
+pub mod frame;
+mod hosting;
+mod install;
+mod mark;
+mod meeting;
+mod membership;
+mod persist;
+mod pipeline;
+mod proposals;
+mod raft_log;
+mod reads;
+mod ready;
+mod status;
+
+pub use effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
+pub use event::Event;
+pub use frame::{Body, Frame, Inbound};
+pub use status::{GroupStatus, PeerStatus, Role};
+
+use hosting::Hosting;
+use meeting::{Meeting, Outcome};
+use persist::PersistQueue;
+
+/// What a replica is started with.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    pub name: String,
+    pub node: NodeId,
+    /// Every configured node of the group, this one included.
+    pub nodes: BTreeSet<NodeId>,
+    /// The module this node would run; founding records it.
+    pub module: ModuleId,
+    /// Handed to the guest; founding records it.
+    pub guest_config: Bytes,
+    pub profile: Profile,
+    pub snapshot_policy: SnapshotPolicy,
+    /// Root of this process's chance: election timeouts, the founding seed.
+    pub seed: u64,
+    /// Drawn at each start of the process.
+    pub nonce: u64,
+}
+
+/// When a leader asks for snapshots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotPolicy {
+    /// Entries since the last mark.
+    pub entries: u64,
+    /// Bytes of entries since the last mark.
+    pub log_bytes: u64,
+}
+
+impl Default for SnapshotPolicy {
+    fn default() -> Self {
+        Self { entries: 50_000, log_bytes: 64 << 20 }
+    }
+}
+
+/// What the log gave back for this group.
+pub struct Recovered {
+    pub state: RecoveryState,
+    /// Runs of terms from the entry before the log's first: (first index, term).
+    pub terms: Vec<(u64, u64)>,
+    /// The entries from the floor (or before it) to the end.
+    pub window: Vec<Entry>,
+}
+
+/// One replica.
+pub struct Group {
+    shared: Shared,
+    stage: Stage,
+}
+
+enum Stage {
+    Meeting(Meeting),
+    Hosting(Box<Hosting>),
+}
+
+/// What both stages need.
+pub(crate) struct Shared {
+    config: GroupConfig,
+    id: GroupId,
+    /// What the log will hold once everything emitted so far is durable.
+    recovery: RecoveryState,
+    persist: PersistQueue,
+    /// Ticks since the start.
+    now: u64,
+    wall_ms: u64,
+    chance: Chance,
+    /// The last process heard of each replica.
+    seen: BTreeMap<ReplicaId, Seen>,
+    /// Wall clocks of other nodes: (offset to ours in ms, tick heard).
+    clocks: BTreeMap<NodeId, (i64, u64)>,
+    state: ReplicaState,
+    /// Frames dropped because they were for another replica id.
+    misdirected: u64,
+}
+
+struct Seen {
+    boot: u64,
+    nonce: u64,
+    via: Arc<str>,
+    tick: u64,
+}
+
+/// SplitMix64: chance from a seed, so that a run can be repeated.
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+impl Group {
+    /// Opens a replica on what the log holds; nothing leaves before its new boot count is durable.
+    pub fn open(
+        config: GroupConfig,
+        recovered: Option<Recovered>,
+        effects: &mut Vec<Effect>,
+    ) -> Self {
+        let mut chance = Chance(config.seed);
+        let (mut recovery, log) = match recovered {
+            Some(Recovered { state, terms, window }) => (state, Some((terms, window))),
+            None => {
+                let replica = ReplicaId::new(config.node, chance.next());
+                (RecoveryState::unfounded(&config.name, replica), None)
+            }
+        };
+        recovery.boot += 1;
+        let mut shared = Shared {
+            id: GroupId::of_name(&config.name),
+            recovery,
+            persist: PersistQueue::default(),
+            now: 0,
+            wall_ms: 0,
+            chance,
+            seen: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            state: ReplicaState::Running(Running::Joining),
+            misdirected: 0,
+            config,
+        };
+        shared.persist_now(Vec::new(), effects);
+        let stage = match log {
+            Some((terms, window)) if shared.recovery.founded => {
+                Stage::Hosting(Box::new(Hosting::open(&mut shared, &terms, window, effects)))
+            }
+            Some(_) | None => Stage::Meeting(Meeting::default()),
+        };
+        Self { shared, stage }
+    }
+
+    /// Takes one event. Call [`Group::flush`] once no more events wait.
+    pub fn handle(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        if self.shared.state.is_stopped() {
+            return self.refuse(event, effects);
+        }
+        match event {
+            Event::Tick { wall_ms } => self.tick(wall_ms, effects),
+            Event::Frame(inbound) => self.frame(inbound, effects),
+            Event::Persisted { seq } => self.persisted(seq, effects),
+            Event::Faulted(fault) => self.fault(fault, effects),
+            other => match &mut self.stage {
+                Stage::Hosting(hosting) => hosting.handle(&mut self.shared, other, effects),
+                Stage::Meeting(_) => self.refuse(other, effects),
+            },
+        }
+    }
+
+    /// Proposes what waits, asks for read indexes, and carries out what raft has ready.
+    pub fn flush(&mut self, effects: &mut Vec<Effect>) {
+        if self.shared.state.is_stopped() {
+            return;
+        }
+        match &mut self.stage {
+            Stage::Meeting(meeting) => {
+                let hosting = match meeting.take_outcome() {
+                    None => return,
+                    Some(Outcome::Found(install)) => {
+                        Hosting::found(&mut self.shared, install, effects)
+                    }
+                    Some(Outcome::Exists) => Hosting::join(&mut self.shared, effects),
+                };
+                self.stage = Stage::Hosting(Box::new(hosting));
+                self.flush(effects);
+            }
+            Stage::Hosting(hosting) => hosting.flush(&mut self.shared, effects),
+        }
+    }
+
+    pub fn state(&self) -> &ReplicaState {
+        &self.shared.state
+    }
+
+    pub fn recovery_state(&self) -> &RecoveryState {
+        &self.shared.recovery
+    }
+
+    pub fn status(&self) -> GroupStatus {
+        let hosting = match &self.stage {
+            Stage::Hosting(hosting) => Some(hosting.as_ref()),
+            Stage::Meeting(_) => None,
+        };
+        status::of(&self.shared, hosting)
+    }
+
+    fn tick(&mut self, wall_ms: u64, effects: &mut Vec<Effect>) {
+        self.shared.now += 1;
+        self.shared.wall_ms = wall_ms;
+        match &mut self.stage {
+            Stage::Meeting(meeting) => meeting.tick(&mut self.shared, effects),
+            Stage::Hosting(hosting) => hosting.tick(&mut self.shared, effects),
+        }
+    }
+
+    fn frame(&mut self, inbound: Inbound, effects: &mut Vec<Effect>) {
+        match self.shared.admit(&inbound, effects) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(fault) => return self.fail(fault, effects),
+        }
+        let Inbound { frame, .. } = inbound;
+        match &mut self.stage {
+            Stage::Meeting(meeting) => meeting.frame(&mut self.shared, frame, effects),
+            Stage::Hosting(hosting) => hosting.frame(&mut self.shared, frame, effects),
+        }
+    }
+
+    fn persisted(&mut self, seq: u64, effects: &mut Vec<Effect>) {
+        self.shared.persist.durable(seq);
+        match &mut self.stage {
+            Stage::Meeting(_) => {}
+            Stage::Hosting(hosting) => hosting.persisted(&mut self.shared, effects),
+        }
+    }
+
+    fn fail(&mut self, fault: Fault, effects: &mut Vec<Effect>) {
+        let failed = Stopped::Failed(fault);
+        match &mut self.stage {
+            Stage::Meeting(_) => self.shared.stop(failed, effects),
+            Stage::Hosting(hosting) => hosting.end(&mut self.shared, failed, effects),
+        }
+    }
+
+    fn fault(&mut self, fault: Fault, effects: &mut Vec<Effect>) {
+        match &mut self.stage {
+            Stage::Meeting(_) => self.shared.stop(Stopped::Failed(fault), effects),
+            Stage::Hosting(hosting) => hosting.fault(&mut self.shared, fault, effects),
+        }
+    }
+
+    /// Answers requests that this replica cannot take; whatever else the event held is dropped.
+    fn refuse(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let ticket = match event {
+            Event::Propose { ticket, .. }
+            | Event::OpenSession { ticket, .. }
+            | Event::Query { ticket, .. } => ticket,
+            Event::HandOver if self.shared.state.is_stopped() => return,
+            Event::HandOver => return self.shared.stop(Stopped::Requested, effects),
+            Event::Tick { .. }
+            | Event::Frame(_)
+            | Event::Unreachable(_)
+            | Event::Mark { .. }
+            | Event::Persisted { .. }
+            | Event::Fetched { .. }
+            | Event::Started { .. }
+            | Event::Applied(_)
+            | Event::Restored { .. }
+            | Event::Captured(_)
+            | Event::CaptureFailed { .. }
+            | Event::Faulted(_)
+            | Event::Received { .. }
+            | Event::TransferEnded { .. } => return,
+        };
+        let refusal = self.shared.state.refusal().unwrap_or(Refusal::NotLeader { leader: None });
+        effects.push(Effect::Answer { ticket, answer: Err(refusal) });
+    }
+}
+
+impl Shared {
+    fn me(&self) -> ReplicaId {
+        self.recovery.replica
+    }
+
+    /// Emits the present recovery state with `entries` as one batch; returns its sequence number.
+    fn persist_now(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> u64 {
+        debug_assert_eq!(self.recovery.validate(), Ok(()), "only a valid state is written");
+        let seq = self.persist.next();
+        let job = LogJob { group: self.id, state: self.recovery.clone(), entries };
+        effects.push(Effect::Persist { seq, job });
+        seq
+    }
+
+    fn send(&self, to: NodeId, replica: Option<ReplicaId>, body: Body, effects: &mut Vec<Effect>) {
+        let frame = self.address(replica, body);
+        effects.push(Effect::Send { to, frame: Box::new(frame) });
+    }
+
+    fn address(&self, to: Option<ReplicaId>, body: Body) -> Frame {
+        Frame {
+            group: self.id,
+            from: self.me(),
+            to,
+            boot: self.recovery.boot,
+            nonce: self.config.nonce,
+            wall_ms: self.wall_ms,
+            body,
+        }
+    }
+
+    /// Peers to ask when the group's configuration is not known or does not hold this replica.
+    fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.config.nodes.iter().copied().filter(|node| *node != self.config.node)
+    }
+
+    /// The one setter of the replica's state.
+    fn set_state(&mut self, state: ReplicaState, effects: &mut Vec<Effect>) {
+        if self.state == state {
+            return;
+        }
+        assert!(!self.state.is_stopped(), "a stopped replica stays stopped");
+        self.state = state.clone();
+        effects.push(Effect::State(state));
+    }
+
+    fn stop(&mut self, stopped: Stopped, effects: &mut Vec<Effect>) {
+        self.set_state(ReplicaState::Stopped(stopped), effects);
+    }
+
+    /// Judges a frame's sender and addressee; false = the frame goes no further, and a fault says
+    /// that this process must not go on.
+    fn admit(&mut self, inbound: &Inbound, effects: &mut Vec<Effect>) -> Result<bool, Fault> {
+        let frame = &inbound.frame;
+        if frame.group != self.id || frame.from.node() == self.config.node {
+            return self.judge_our_own(inbound);
+        }
+        if frame.to.is_some_and(|to| to != self.me()) {
+            self.misdirected += 1;
+            return Ok(false);
+        }
+        if let Body::Superseded { address } = &frame.body {
+            // It went to this node's address, but may speak of an earlier process or of a copy.
+            let told = (frame.boot, frame.nonce) == (self.recovery.boot, self.config.nonce);
+            let fault = Fault::Superseded { address: address.clone() };
+            return if told { Err(fault) } else { Ok(false) };
+        }
+        let now = self.now;
+        let seen = self.seen.entry(frame.from).or_insert_with(|| Seen {
+            boot: frame.boot,
+            nonce: frame.nonce,
+            via: Arc::clone(&inbound.via),
+            tick: now,
+        });
+        let older = frame.boot < seen.boot;
+        if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
+            let body = Body::Superseded { address: seen.via.to_string() };
+            let mut answer = self.address(Some(frame.from), body);
+            (answer.boot, answer.nonce) = (frame.boot, frame.nonce);
+            effects.push(Effect::Send { to: frame.from.node(), frame: Box::new(answer) });
+            return Ok(false);
+        }
+        (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
+        seen.via = Arc::clone(&inbound.via);
+        self.hear_clock(frame);
+        Ok(true)
+    }
+
+    fn judge_our_own(&mut self, inbound: &Inbound) -> Result<bool, Fault> {
+        self.misdirected += 1;
+        let frame = &inbound.frame;
+        match frame.group == self.id && frame.from == self.me() && frame.nonce != self.config.nonce
+        {
+            true => Err(Fault::Superseded { address: inbound.via.to_string() }),
+            false => Ok(false),
+        }
+    }
+
+    fn hear_clock(&mut self, frame: &Frame) {
+        if self.wall_ms != 0 && frame.wall_ms != 0 {
+            let offset = frame.wall_ms as i64 - self.wall_ms as i64;
+            self.clocks.insert(frame.from.node(), (offset, self.now));
+        }
+    }
+
+    /// Whether this node's clock is far from the median of all clocks heard lately, its own
+    /// included. Of two medians the nearer one counts: a follower hears no clock but its leader's,
+    /// and that one alone proves nothing. Else all would refuse to take over from a leader whose
+    /// clock is slow.
+    fn clock_is_off(&self) -> bool {
+        let fresh = |tick: u64| tick + 10 * limits::ELECTION_TICKS_MAX as u64 >= self.now;
+        let heard =
+            self.clocks.values().filter(|(_, tick)| fresh(*tick)).map(|(offset, _)| *offset);
+        let mut offsets: Vec<i64> = heard.chain([0]).collect();
+        offsets.sort_unstable();
+        let (lower, upper) = (offsets[(offsets.len() - 1) / 2], offsets[offsets.len() / 2]);
+        lower.abs().min(upper.abs()) > limits::CLOCK_SKEW_MS_MAX
+    }
+}

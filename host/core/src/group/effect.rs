@@ -1,0 +1,130 @@
+//! [`Effect`]: everything a replica can ask its host to do. Effects of one lane keep their order.
+
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+
+use crate::apply::Answer;
+use crate::fault::{Fault, Refusal};
+use crate::group::frame::Frame;
+use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::recovery_state::RecoveryState;
+use crate::snapshot::{Configuration, Hold, SnapshotDesc};
+use crate::wal::LogJob;
+
+#[derive(Debug)]
+pub enum Effect {
+    /// Log lane: make this durable, then say [`super::Event::Persisted`] with `seq`.
+    Persist { seq: u64, job: LogJob },
+    /// Log lane: read entries `[from, to)`, at most `bytes` of them, for a follower that lags.
+    Fetch { from: u64, to: u64, bytes: u64 },
+    /// Apply lane, in order.
+    Apply(ApplyJob),
+    /// Store lane: the log lists these durably; whatever else lies there may go. `holds` may be
+    /// dropped after.
+    List { snapshots: Vec<SnapshotDesc>, holds: Vec<Box<dyn Hold>> },
+    /// Transport: may be dropped, never blocks.
+    Send { to: NodeId, frame: Box<Frame> },
+    /// Bulk: send this object; exactly one [`super::Event::TransferEnded`] follows.
+    SendSnapshot { to: ReplicaId, snapshot: SnapshotDesc },
+    /// The request of this ticket has its end.
+    Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
+    /// The replica's state changed; the one watch cell shows it.
+    State(ReplicaState),
+}
+
+/// Work of the apply lane, the only holder of a live guest.
+#[derive(Debug)]
+pub enum ApplyJob {
+    /// Build the guest from the newest recovery point that restores and replay to the floor.
+    Start { state: Box<RecoveryState> },
+    /// Apply `[first, last]`. `entries` is empty if they have to be read from the log; `bytes`
+    /// comes back in the report.
+    Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry> },
+    /// Capture a snapshot of what has been applied: exactly `index`.
+    Capture { term: u64, index: u64, configuration: Configuration },
+    /// Replace the guest by what this listed snapshot holds.
+    Restore { snapshot: SnapshotDesc },
+    /// Ask the guest, after everything before this job was applied.
+    Query { ticket: Ticket, request: Bytes },
+}
+
+/// What a replica is, in one value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReplicaState {
+    Running(Running),
+    Stopped(Stopped),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Running {
+    /// Takes requests (whether it leads is another matter).
+    Serving,
+    /// Rebuilds its guest from a recovery point and the log.
+    Restoring,
+    /// Has no log yet, or is in no configuration yet.
+    Joining,
+    NeedsSnapshot,
+    DiskFull,
+    /// Votes and keeps the log, but applies nothing more.
+    Parked(Fault),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    Requested,
+    /// The group goes on without this replica.
+    Removed,
+    Failed(Fault),
+}
+
+impl ReplicaState {
+    /// One word for tables and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Running(Running::Serving) => "serving",
+            Self::Running(Running::Restoring) => "restoring",
+            Self::Running(Running::Joining) => "joining",
+            Self::Running(Running::NeedsSnapshot) => "needs snapshot",
+            Self::Running(Running::DiskFull) => "disk full",
+            Self::Running(Running::Parked(_)) => "parked",
+            Self::Stopped(Stopped::Requested) => "stopped",
+            Self::Stopped(Stopped::Removed) => "removed",
+            Self::Stopped(Stopped::Failed(_)) => "failed",
+        }
+    }
+
+    /// Why it does not serve, if there is a cause.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Running(Running::Parked(fault)) | Self::Stopped(Stopped::Failed(fault)) => {
+                Some(fault.to_string())
+            }
+            Self::Running(Running::Joining) => {
+                Some("waiting for the group's members to answer".to_owned())
+            }
+            Self::Stopped(Stopped::Removed) => {
+                Some("the group's configuration no longer holds this replica".to_owned())
+            }
+            Self::Running(
+                Running::Serving | Running::Restoring | Running::NeedsSnapshot | Running::DiskFull,
+            )
+            | Self::Stopped(Stopped::Requested) => None,
+        }
+    }
+
+    /// How a request is refused in this state; `None` when it is taken.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Running(Running::Serving) => None,
+            Self::Stopped(Stopped::Requested) => Some(Refusal::ShuttingDown),
+            other => Some(Refusal::NotServing {
+                state: other.name(),
+                cause: other.cause().unwrap_or_else(|| "try again shortly".to_owned()),
+            }),
+        }
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped(_))
+    }
+}

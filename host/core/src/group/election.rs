@@ -1,0 +1,152 @@
+//! Ticks and who may campaign.
+//!
+//! - raft-rs draws election timeouts from the thread's generator, at moments of its own; before
+//!   every tick, the only reader, the timeout is set to one drawn from this group's seed for the
+//!   present term and role, so that a run can be repeated.
+//! - A *reluctant* replica (its clock is far off, or its guest cannot serve) ticks, votes and
+//!   appends, but its election timer is held just below the timeout until ten timeouts passed
+//!   without a leader; if it leads all the same, it hands over. The last resort must lead: a group
+//!   of one is never reluctant.
+//! - Ticks are never withheld: a replica without ticks keeps its lease and refuses every vote.
+
+use raft::eraftpb::{Message, MessageType};
+use raft::{RawNode, StateRole};
+
+use crate::group::Chance;
+use crate::group::Shared;
+use crate::group::effect::{ReplicaState, Running};
+use crate::group::hosting::Hosting;
+use crate::group::raft_log::RaftLog;
+use crate::limits;
+
+/// Election state beside raft's.
+#[derive(Default)]
+pub(super) struct Election {
+    /// Term and role, and the timeout drawn for them.
+    pinned: Option<(u64, StateRole, usize)>,
+    /// Tick at which a leader was last heard.
+    heard: u64,
+    reluctant: bool,
+    /// Tick of the last attempt to hand over.
+    handed: u64,
+    /// Who was last asked to take over.
+    asked: Option<u64>,
+}
+
+/// The longest timeout raft accepts here.
+const TIMEOUT_MAX: usize = limits::ELECTION_TICKS_MAX - 1;
+
+impl Election {
+    pub(super) fn is_reluctant(&self) -> bool {
+        self.reluctant
+    }
+
+    /// A reluctant replica does not take leadership that is handed to it.
+    pub(super) fn drops(&self, message: &Message) -> bool {
+        self.reluctant && message.get_msg_type() == MessageType::MsgTimeoutNow
+    }
+
+    pub(super) fn hear(&mut self, message: &Message, now: u64) {
+        if matches!(
+            message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+        ) {
+            self.heard = now;
+        }
+    }
+
+    /// Puts this term's and role's timeout in the place of raft's own.
+    fn pin(&mut self, raw: &mut RawNode<RaftLog>, chance: &mut Chance) {
+        let (term, role) = (raw.raft.term, raw.raft.state);
+        let timeout = match self.pinned {
+            Some((of_term, of_role, timeout)) if (of_term, of_role) == (term, role) => timeout,
+            Some(_) | None => {
+                let span = (limits::ELECTION_TICKS_MAX - limits::ELECTION_TICKS_MIN) as u64;
+                limits::ELECTION_TICKS_MIN + chance.below(span) as usize
+            }
+        };
+        self.pinned = Some((term, role, timeout));
+        raw.raft.set_randomized_election_timeout(timeout);
+    }
+
+    fn hold_back(&self, raw: &mut RawNode<RaftLog>, now: u64) {
+        let patience = (limits::RELUCTANT_TIMEOUTS * limits::ELECTION_TICKS_MAX) as u64;
+        if now >= self.heard + patience {
+            return;
+        }
+        raw.raft.set_randomized_election_timeout(TIMEOUT_MAX);
+        raw.raft.election_elapsed = raw.raft.election_elapsed.min(TIMEOUT_MAX - 2);
+    }
+}
+
+impl Hosting {
+    pub(super) fn tick_raft(&mut self, shared: &mut Shared) {
+        let alone = self.raw.raft.prs().is_singleton();
+        self.election.reluctant = !alone && is_reluctant(shared);
+        self.election.pin(&mut self.raw, &mut shared.chance);
+        if self.is_leader() {
+            self.election.heard = shared.now;
+            self.hand_over_if_reluctant(shared.now);
+        } else if self.election.reluctant {
+            self.election.hold_back(&mut self.raw, shared.now);
+        } else if alone && self.raw.raft.promotable() && self.all_persisted() {
+            // A group of one has nobody to wait for.
+            let _ = self.raw.campaign();
+        }
+        let log = &self.raw.raft.raft_log;
+        // A single voter leads in the step that campaigns, and raft then demands a persisted log.
+        if !alone || log.persisted == log.last_index() {
+            self.raw.tick();
+        }
+    }
+
+    /// Asks the follower that has most of the log to take over; false if there is none. The one
+    /// that was asked last comes last: it may be one that does not want to lead.
+    pub(super) fn transfer_to_best(&mut self) -> bool {
+        if !self.is_leader() {
+            return false;
+        }
+        let raft = &self.raw.raft;
+        let voters = raft.prs().conf().voters();
+        let best = raft
+            .prs()
+            .iter()
+            .filter(|(id, peer)| **id != raft.id && peer.recent_active && voters.contains(**id))
+            .max_by_key(|(id, peer)| {
+                (Some(**id) != self.election.asked, peer.matched, std::cmp::Reverse(**id))
+            })
+            .map(|(id, _)| *id);
+        if let Some(id) = best {
+            self.raw.transfer_leader(id);
+            self.election.asked = best;
+        }
+        best.is_some()
+    }
+
+    fn all_persisted(&self) -> bool {
+        self.raw.raft.raft_log.persisted == self.raw.raft.raft_log.last_index()
+    }
+
+    fn hand_over_if_reluctant(&mut self, now: u64) {
+        let due = now >= self.election.handed + limits::ELECTION_TICKS_MAX as u64;
+        if self.election.reluctant && due {
+            self.election.handed = now;
+            self.transfer_to_best();
+        }
+    }
+}
+
+fn is_reluctant(shared: &Shared) -> bool {
+    let able = match &shared.state {
+        ReplicaState::Running(Running::Serving) => true,
+        ReplicaState::Running(
+            Running::Restoring
+            | Running::Joining
+            | Running::NeedsSnapshot
+            | Running::DiskFull
+            | Running::Parked(_),
+        )
+        | ReplicaState::Stopped(_) => false,
+    };
+    !able || shared.clock_is_off()
+}

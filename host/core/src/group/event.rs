@@ -1,0 +1,86 @@
+//! [`Event`]: everything that can happen to a replica. A closed list.
+
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+
+use crate::apply::Applied;
+use crate::entry::{Call, MarkReason};
+use crate::fault::Fault;
+use crate::group::frame::Inbound;
+use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::snapshot::Verified;
+
+#[derive(Debug)]
+pub enum Event {
+    /// Another [`crate::limits::TICK_MS`] passed; the only clock the core sees.
+    Tick {
+        wall_ms: u64,
+    },
+    Frame(Inbound),
+    /// The transport lost its stream to a node; frames may have been dropped.
+    Unreachable(NodeId),
+
+    /// A client's command.
+    Propose {
+        ticket: Ticket,
+        call: Call,
+    },
+    /// A client wants a session; `nonce` tells its attempts apart.
+    OpenSession {
+        ticket: Ticket,
+        nonce: u64,
+    },
+    /// A client's question. Linearizable ones wait for a read index.
+    Query {
+        ticket: Ticket,
+        request: Bytes,
+        linearizable: bool,
+    },
+    /// An operator wants a snapshot.
+    Mark {
+        reason: MarkReason,
+    },
+
+    /// The log lane made every batch up to `seq` durable.
+    Persisted {
+        seq: u64,
+    },
+    /// Entries read back from the log for a follower that lags; `None` if they could not be read.
+    Fetched {
+        from: u64,
+        entries: Option<Vec<Entry>>,
+    },
+
+    /// The apply lane rebuilt the guest up to `applied`.
+    Started {
+        applied: u64,
+    },
+    /// The apply lane went on.
+    Applied(Applied),
+    /// An installed snapshot lives in the guest.
+    Restored {
+        index: u64,
+    },
+    /// A local snapshot was captured, sealed and read back.
+    Captured(Verified),
+    /// A local snapshot was not made; the group goes on.
+    CaptureFailed {
+        index: u64,
+        why: String,
+    },
+    /// The group's guest or its state failed; the replica parks.
+    Faulted(Fault),
+
+    /// A snapshot arrived from a peer, sealed and read back.
+    Received {
+        snapshot: Verified,
+    },
+    /// A transfer to a follower ended; comes exactly once for each [`super::Effect::SendSnapshot`].
+    TransferEnded {
+        to: ReplicaId,
+        ok: bool,
+    },
+
+    /// Hand leadership over: the process is about to stop.
+    HandOver,
+}

@@ -1,0 +1,54 @@
+//! What replicas of a group say to each other.
+
+use std::sync::Arc;
+
+use raft::eraftpb::Message;
+
+use crate::ids::{GroupId, ReplicaId};
+
+/// One message between two replicas, with what is needed to judge its sender.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Frame {
+    pub group: GroupId,
+    pub from: ReplicaId,
+    /// Whom it is for; `None` while the sender does not know who lives there.
+    pub to: Option<ReplicaId>,
+    /// Starts of the sender: a lower one comes from a copied data directory.
+    pub boot: u64,
+    /// Drawn at each start: tells two processes of one boot apart.
+    pub nonce: u64,
+    /// The sender's wall clock, milliseconds since 1970.
+    pub wall_ms: u64,
+    pub body: Body,
+}
+
+/// The payload of a [`Frame`].
+#[derive(Clone, PartialEq, Debug)]
+pub enum Body {
+    Raft(Message),
+    /// "Who are you to this group?" Asked by a replica in no configuration.
+    Probe,
+    /// "I have met this group and know nothing of it": an answer to a probe.
+    Nothing,
+    /// "This group exists": an answer to a probe.
+    Have,
+    /// "Take me in": asked by a replica in no configuration.
+    Join,
+    /// "You are not in the configuration that I know, made by the entry at this index."
+    NotMember {
+        configuration_index: u64,
+    },
+    /// "Another process runs as you, and it started later." The frame's `boot` and `nonce` are
+    /// those of the process that is told: whoever lives at the node's address by now may be
+    /// somebody else.
+    Superseded {
+        address: String,
+    },
+}
+
+/// A frame as it came in, with the address it came from.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Inbound {
+    pub frame: Frame,
+    pub via: Arc<str>,
+}

@@ -1,0 +1,452 @@
+//! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{Config, RawNode, SnapshotStatus, StateRole};
+
+use crate::entry::{EntryBody, Install};
+use crate::fault::{Fault, Refusal};
+use crate::group::effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
+use crate::group::election::Election;
+use crate::group::event::Event;
+use crate::group::frame::{Body, Frame};
+use crate::group::install::Installs;
+use crate::group::mark::Marks;
+use crate::group::membership::Membership;
+use crate::group::pipeline::Pipeline;
+use crate::group::proposals::{Proposal, Proposals};
+use crate::group::raft_log::RaftLog;
+use crate::group::reads::{Read, Reads};
+use crate::group::{Shared, ready};
+use crate::ids::{NodeId, ReplicaId};
+use crate::limits;
+use crate::snapshot::{Configuration, SnapshotDesc};
+
+/// A replica with a log.
+pub(crate) struct Hosting {
+    pub(super) raw: RawNode<RaftLog>,
+    pub(super) proposals: Proposals,
+    pub(super) reads: Reads,
+    pub(super) pipeline: Pipeline,
+    pub(super) election: Election,
+    pub(super) membership: Membership,
+    pub(super) installs: Installs,
+    pub(super) marks: Marks,
+    /// Transfers under way, by receiver.
+    pub(super) sending: BTreeMap<ReplicaId, SnapshotDesc>,
+    /// Since when the recovery state holds a commit index that no batch carries.
+    pub(super) unwritten_since: Option<u64>,
+    /// The highest term known to be durable here.
+    pub(super) durable_term: u64,
+    /// The batch that this log began with in this process; nobody is told of the group before it is
+    /// durable.
+    began: u64,
+}
+
+impl Hosting {
+    /// Goes on from what the log holds.
+    pub(super) fn open(
+        shared: &mut Shared,
+        terms: &[(u64, u64)],
+        window: Vec<Entry>,
+        effects: &mut Vec<Effect>,
+    ) -> Self {
+        let state = &shared.recovery;
+        let log = RaftLog::open(state, terms, window);
+        let raw = RawNode::new(&raft_config(state.replica, state.floor), log, &silent())
+            .expect("the configuration is valid and the recovery state was validated");
+        let floor = state.floor;
+        effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state.clone()) }));
+        shared.set_state(ReplicaState::Running(Running::Restoring), effects);
+        Self {
+            raw,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            pipeline: Pipeline::rebuilding(floor),
+            election: Election::default(),
+            membership: Membership::default(),
+            installs: Installs::default(),
+            marks: Marks::since(shared.recovery.newest().map_or(0, |desc| desc.index)),
+            sending: BTreeMap::new(),
+            unwritten_since: None,
+            durable_term: shared.recovery.term,
+            began: shared.persist.emitted(),
+        }
+    }
+
+    /// Begins the group's log with its entry 1, committed in term 1 by the founders.
+    pub(super) fn found(shared: &mut Shared, install: Install, effects: &mut Vec<Effect>) -> Self {
+        let state = &mut shared.recovery;
+        state.founded = true;
+        (state.term, state.commit) = (1, 1);
+        state.configuration = Configuration::of_voters(install.founders.iter().copied());
+        state.configuration_index = 1;
+        let mut entry = Entry::default();
+        (entry.index, entry.term) = (1, 1);
+        entry.data = EntryBody::Install(install).encode().into();
+        shared.persist_now(vec![entry.clone()], effects);
+        Self::open(shared, &[(1, 1)], vec![entry], effects)
+    }
+
+    /// Begins with nothing, not even a configuration: the group's leader has it all.
+    pub(super) fn join(shared: &mut Shared, effects: &mut Vec<Effect>) -> Self {
+        shared.recovery.founded = true;
+        shared.persist_now(Vec::new(), effects);
+        Self::open(shared, &[], Vec::new(), effects)
+    }
+
+    fn has_entries(&self) -> bool {
+        self.raw.raft.raft_log.last_index() > 0
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub(super) fn leader(&self) -> Option<ReplicaId> {
+        Some(self.raw.raft.leader_id).filter(|id| *id != 0).map(ReplicaId)
+    }
+
+    fn not_leader(&self) -> Refusal {
+        Refusal::NotLeader { leader: self.leader().map(ReplicaId::node) }
+    }
+
+    pub(super) fn handle(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Propose { ticket, call } => {
+                let taken =
+                    self.may_lead(shared).and_then(|()| self.proposals.push_call(ticket, call));
+                answer_refusal(ticket, taken, effects);
+            }
+            Event::OpenSession { ticket, nonce } => {
+                let taken =
+                    self.may_lead(shared).and_then(|()| self.proposals.push_open(ticket, nonce));
+                answer_refusal(ticket, taken, effects);
+            }
+            Event::Query { ticket, request, linearizable: true } => {
+                let read = Read { ticket, request, since: shared.now };
+                let taken = self.may_lead(shared).and_then(|()| self.reads.push(read));
+                answer_refusal(ticket, taken, effects);
+            }
+            Event::Query { ticket, request, linearizable: false } => match shared.state.refusal() {
+                Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
+                None => effects.push(Effect::Apply(ApplyJob::Query { ticket, request })),
+            },
+            Event::Mark { reason } => self.marks.want(reason),
+            Event::Unreachable(node) => self.unreachable(node),
+            Event::Fetched { from, entries } => self.fetched(from, entries),
+            Event::TransferEnded { to, ok } => self.transfer_ended(to, ok),
+            Event::HandOver => self.hand_over(shared, effects),
+            other => self.lane_event(shared, other, effects),
+        }
+    }
+
+    /// Events that the apply lane and the bulk workers raise.
+    fn lane_event(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Started { applied } => {
+                self.pipeline.started(applied);
+                self.installs.tell_list(self.pipeline.is_reading(), effects);
+                self.settle_state(shared, effects);
+            }
+            Event::Applied(applied) => {
+                self.pipeline.progressed(applied.last, applied.bytes);
+                for entry in applied.answers {
+                    self.proposals.applied(entry, effects);
+                }
+                self.proposals.passed(applied.last, effects);
+            }
+            Event::Restored { index } => {
+                self.pipeline.restored(index);
+                self.installs.restored();
+                self.installs.tell_list(self.pipeline.is_reading(), effects);
+                self.settle_state(shared, effects);
+            }
+            Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
+            Event::CaptureFailed { index, .. } => self.marks.capture_failed(index, shared.now),
+            Event::Received { snapshot } => self.installs.received(snapshot),
+            Event::Tick { .. }
+            | Event::Frame(_)
+            | Event::Persisted { .. }
+            | Event::Faulted(_)
+            | Event::Propose { .. }
+            | Event::OpenSession { .. }
+            | Event::Query { .. }
+            | Event::Mark { .. }
+            | Event::Unreachable(_)
+            | Event::Fetched { .. }
+            | Event::TransferEnded { .. }
+            | Event::HandOver => unreachable!("handled before the lanes' events"),
+        }
+    }
+
+    pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        self.installs.offer(&mut self.raw);
+        self.propose_waiting(shared, effects);
+        self.ask_for_reads(shared);
+        loop {
+            while self.raw.has_ready() {
+                ready::process(self, shared, effects);
+            }
+            if !ready::keep_promises(self, shared, effects) && !self.raw.has_ready() {
+                break;
+            }
+        }
+        for (from, to) in self.raw.store().take_wanted_fetches() {
+            effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
+        }
+        self.pipeline.dispatch(effects);
+        for Read { ticket, request, .. } in self.reads.ready(self.pipeline.dispatched()) {
+            effects.push(Effect::Apply(ApplyJob::Query { ticket, request }));
+        }
+    }
+
+    pub(super) fn tick(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if !shared.persist.is_booted() {
+            return;
+        }
+        self.tick_raft(shared);
+        self.reads.tick(shared.now, effects);
+        self.tick_membership(shared, effects);
+        self.tick_marks(shared);
+        self.settle_state(shared, effects);
+        let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
+        if self.unwritten_since.is_some_and(due) {
+            self.unwritten_since = None;
+            shared.persist_now(Vec::new(), effects);
+        }
+    }
+
+    pub(super) fn persisted(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        ready::keep_promises(self, shared, effects);
+    }
+
+    pub(super) fn frame(&mut self, shared: &mut Shared, frame: Frame, effects: &mut Vec<Effect>) {
+        if !shared.persist.is_booted() {
+            return;
+        }
+        let from = frame.from;
+        match frame.body {
+            Body::Raft(message) => self.raft_message(shared, from, message, effects),
+            Body::Probe if shared.persist.reached(self.began) && self.has_entries() => {
+                shared.send(from.node(), Some(from), Body::Have, effects);
+            }
+            // What this replica has itself from hearsay, or not durably, proves no group.
+            Body::Probe => {}
+            Body::Join => self.membership.asked_to_join(from, shared.now),
+            Body::NotMember { configuration_index } => {
+                let member = shared.recovery.configuration.contains(shared.me());
+                if member && configuration_index > shared.recovery.configuration_index {
+                    self.end(shared, Stopped::Removed, effects);
+                }
+            }
+            Body::Nothing | Body::Have | Body::Superseded { .. } => {}
+        }
+    }
+
+    fn raft_message(
+        &mut self,
+        shared: &mut Shared,
+        from: ReplicaId,
+        message: Message,
+        effects: &mut Vec<Effect>,
+    ) {
+        let last = self.raw.raft.raft_log.last_index();
+        let expected = message.from == from.0 && message.to == shared.me().0;
+        let by_us_only = matches!(
+            message.get_msg_type(),
+            // Snapshots travel on the bulk channel; proposals and read indexes are never forwarded
+            // by raft.
+            MessageType::MsgSnapshot | MessageType::MsgPropose | MessageType::MsgReadIndex
+        );
+        if !expected || by_us_only {
+            return;
+        }
+        if message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > last {
+            let fault = Fault::RolledBack { last, matched: message.commit };
+            return self.end(shared, Stopped::Failed(fault), effects);
+        }
+        if !shared.recovery.configuration.contains(from) {
+            self.answer_non_member(shared, from, effects);
+        }
+        if self.election.drops(&message) {
+            return;
+        }
+        self.election.hear(&message, shared.now);
+        // An error means: not for this configuration or term. raft answers what needs an answer.
+        let _ = self.raw.step(message);
+    }
+
+    /// Whether this replica takes commands now.
+    fn may_lead(&self, shared: &Shared) -> Result<(), Refusal> {
+        if let Some(refusal) = shared.state.refusal() {
+            return Err(refusal);
+        }
+        match self.is_leader() && self.raw.raft.lead_transferee.is_none() {
+            true => Ok(()),
+            false if self.is_leader() => Err(Refusal::NotLeader { leader: None }),
+            false => Err(self.not_leader()),
+        }
+    }
+
+    fn propose_waiting(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            // Where these go is known soon: to this leader's log after all, or back with a refusal.
+            return;
+        }
+        // What is committed but not durable here is still this leader's own to hold.
+        let log = &self.raw.raft.raft_log;
+        let settled = log.committed.min(log.persisted);
+        while self.proposals.has_waiting()
+            && self.proposals.above(settled) < limits::PACKS_INFLIGHT_MAX
+        {
+            let Some(Proposal { body, tickets }) = self.proposals.next(shared.wall_ms) else {
+                break;
+            };
+            match self.propose(&body) {
+                Some((index, term)) => self.proposals.proposed(index, term, tickets),
+                None => {
+                    for ticket in tickets {
+                        answer_refusal(ticket, Err(Refusal::Overloaded), effects);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts an entry into this leader's log; its place, or `None` if raft dropped it.
+    pub(super) fn propose(&mut self, body: &EntryBody) -> Option<(u64, u64)> {
+        self.raw.propose(Vec::new(), body.encode()).ok()?;
+        Some((self.raw.raft.raft_log.last_index(), self.raw.raft.term))
+    }
+
+    fn ask_for_reads(&mut self, shared: &Shared) {
+        let unique = (shared.me().0, shared.recovery.boot);
+        if self.is_leader()
+            && let Some(context) = self.reads.start_round(unique, shared.now)
+        {
+            self.raw.read_index(context);
+        }
+    }
+
+    /// Leadership was lost: what was under way has no certain end here.
+    pub(super) fn stepped_down(&mut self, effects: &mut Vec<Effect>) {
+        let refusal = self.not_leader();
+        self.proposals.abandon(&refusal, effects);
+        self.reads.abandon(&refusal, effects);
+        self.membership.stepped_down();
+    }
+
+    fn fetched(&mut self, from: u64, entries: Option<Vec<Entry>>) {
+        if let Some(context) = self.raw.mut_store().fetched(from, entries) {
+            self.raw.on_entries_fetched(context);
+        }
+        self.raw.mut_store().forget_fetched();
+    }
+
+    fn unreachable(&mut self, node: NodeId) {
+        let ids: Vec<u64> = self.raw.raft.prs().iter().map(|(id, _)| *id).collect();
+        for id in ids.into_iter().filter(|id| ReplicaId(*id).node() == node) {
+            self.raw.report_unreachable(id);
+        }
+    }
+
+    fn transfer_ended(&mut self, to: ReplicaId, ok: bool) {
+        self.sending.remove(&to);
+        let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(to.0, status);
+    }
+
+    fn hand_over(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        self.proposals.refuse_waiting(&Refusal::ShuttingDown, effects);
+        let under_way = self.raw.raft.lead_transferee.is_some();
+        if self.is_leader() && (under_way || self.transfer_to_best()) {
+            return;
+        }
+        self.end(shared, Stopped::Requested, effects);
+    }
+
+    /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
+    pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
+        self.pipeline.park();
+        self.installs.tell_list(self.pipeline.is_reading(), effects);
+        if shared.state.is_stopped() {
+            return;
+        }
+        if matches!(fault, Fault::Log(_)) {
+            // A replica that can keep nothing can neither vote nor append.
+            return self.end(shared, Stopped::Failed(fault), effects);
+        }
+        shared.set_state(ReplicaState::Running(Running::Parked(fault)), effects);
+        self.refuse_everything(shared, effects);
+        self.transfer_to_best();
+    }
+
+    pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
+        self.pipeline.park();
+        shared.stop(stop, effects);
+        self.refuse_everything(shared, effects);
+    }
+
+    fn refuse_everything(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
+        let refusal = shared.state.refusal().expect("a replica that ended refuses");
+        self.proposals.abandon(&refusal, effects);
+        self.reads.abandon(&refusal, effects);
+    }
+
+    /// Works out which running state this is; parked stays parked.
+    fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let running = match &shared.state {
+            ReplicaState::Stopped(_) | ReplicaState::Running(Running::Parked(_)) => return,
+            ReplicaState::Running(_) => {
+                if !shared.recovery.configuration.contains(shared.me()) {
+                    Running::Joining
+                } else if !self.pipeline.is_open() || self.installs.is_restoring() {
+                    Running::Restoring
+                } else {
+                    Running::Serving
+                }
+            }
+        };
+        shared.set_state(ReplicaState::Running(running), effects);
+    }
+}
+
+fn answer_refusal(
+    ticket: crate::ids::Ticket,
+    taken: Result<(), Refusal>,
+    effects: &mut Vec<Effect>,
+) {
+    if let Err(refusal) = taken {
+        effects.push(Effect::Answer { ticket, answer: Err(refusal) });
+    }
+}
+
+/// Every default of raft-rs that is a trap is set here.
+fn raft_config(replica: ReplicaId, applied: u64) -> Config {
+    Config {
+        id: replica.0,
+        election_tick: limits::ELECTION_TICKS_MIN,
+        heartbeat_tick: limits::HEARTBEAT_TICKS,
+        min_election_tick: limits::ELECTION_TICKS_MIN,
+        max_election_tick: limits::ELECTION_TICKS_MAX,
+        applied,
+        // 0, the default, means one entry a message.
+        max_size_per_msg: limits::APPEND_BYTES_MAX,
+        max_inflight_msgs: limits::APPEND_INFLIGHT_MAX,
+        // A leader that hears no quorum steps down; a replica cut off does not raise terms.
+        check_quorum: true,
+        pre_vote: true,
+        // raft-rs batches without a bound; packs are this host's way of batching.
+        batch_append: false,
+        max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: limits::COMMITTED_BYTES_MAX,
+        ..Config::default()
+    }
+}
+
+/// raft's own log lines say nothing that the effects do not.
+fn silent() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}

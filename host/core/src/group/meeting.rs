@@ -1,0 +1,90 @@
+//! Meeting a group: a replica with an id and no log finds out whether the group exists.
+//!
+//! - It asks every configured node. Whoever hosts the group answers `Have`, and the replica goes on
+//!   with an empty log: entry 1 and all behind it, or a snapshot, comes from the group's leader.
+//! - Only the configured node with the lowest id founds, and only when *every* configured node said
+//!   `Nothing` to this very process: a first start needs every node once.
+//! - Nothing is sent before the replica's id is durable.
+
+use std::collections::BTreeMap;
+
+use crate::entry::Install;
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::frame::{Body, Frame};
+use crate::ids::{NodeId, ReplicaId};
+use crate::limits;
+
+/// What the configured nodes said so far.
+#[derive(Default)]
+pub(super) struct Meeting {
+    nothing: BTreeMap<NodeId, ReplicaId>,
+    outcome: Option<Outcome>,
+    asked: Option<u64>,
+}
+
+/// How a meeting ends.
+pub(super) enum Outcome {
+    /// Nobody has the group: this replica founds it with this record as entry 1.
+    Found(Install),
+    /// Somebody hosts it.
+    Exists,
+}
+
+impl Meeting {
+    pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
+    }
+
+    pub(super) fn tick(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if !shared.persist.is_booted() || self.outcome.is_some() {
+            return;
+        }
+        let due = self.asked.is_none_or(|tick| shared.now >= tick + limits::JOIN_RETRY_TICKS);
+        if due {
+            self.asked = Some(shared.now);
+            let peers: Vec<NodeId> = shared.peers().collect();
+            peers.into_iter().for_each(|peer| shared.send(peer, None, Body::Probe, effects));
+        }
+        self.found_if_due(shared);
+    }
+
+    pub(super) fn frame(&mut self, shared: &mut Shared, frame: Frame, effects: &mut Vec<Effect>) {
+        if !shared.persist.is_booted() {
+            return;
+        }
+        let from = frame.from;
+        match frame.body {
+            Body::Probe => shared.send(from.node(), Some(from), Body::Nothing, effects),
+            Body::Nothing => {
+                self.nothing.insert(from.node(), from);
+                self.found_if_due(shared);
+            }
+            // Raft's frames come only from those who host the group.
+            Body::Have | Body::Raft(_) => self.outcome = Some(Outcome::Exists),
+            Body::Join | Body::NotMember { .. } | Body::Superseded { .. } => {}
+        }
+    }
+
+    fn found_if_due(&mut self, shared: &mut Shared) {
+        let lowest = shared.config.nodes.first() == Some(&shared.config.node);
+        let all = shared.peers().all(|peer| self.nothing.contains_key(&peer));
+        if !lowest || !all || self.outcome.is_some() {
+            return;
+        }
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&shared.chance.next().to_le_bytes());
+        seed[8..].copy_from_slice(&shared.chance.next().to_le_bytes());
+        let peers = shared.config.nodes.iter().filter_map(|node| self.nothing.get(node).copied());
+        let mut founders: Vec<ReplicaId> = peers.chain([shared.me()]).collect();
+        founders.sort_unstable();
+        let install = Install {
+            module: shared.config.module,
+            config: shared.config.guest_config.clone(),
+            seed,
+            profile: shared.config.profile,
+            founders,
+        };
+        self.outcome = Some(Outcome::Found(install));
+    }
+}

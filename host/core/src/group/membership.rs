@@ -1,0 +1,160 @@
+//! Who is in the group: joining, replacing a wiped node's old replica, promoting, leaving joint
+//! states.
+//!
+//! - A replica in no configuration asks to be taken in; the leader answers with one joint change
+//!   {remove the node's other ids, add this one as a learner}, and only after it heard nothing from
+//!   those other ids for two election timeouts. Repeats are harmless; a second wipe is another id.
+//! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
+//! - Any leader leaves a joint state that an earlier one left behind (raft-rs forgets when
+//!   leadership changes before the change is applied).
+//! - A frame from a non-member is answered with the index of the configuration that says so.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+
+use crate::group::Shared;
+use crate::group::effect::{Effect, Stopped};
+use crate::group::frame::Body;
+use crate::group::hosting::Hosting;
+use crate::ids::{NodeId, ReplicaId};
+use crate::limits;
+
+#[derive(Default)]
+pub(super) struct Membership {
+    /// The last request to join from each node, and when it came.
+    joins: BTreeMap<NodeId, (ReplicaId, u64)>,
+    leading_since: u64,
+    joint_since: Option<u64>,
+    told_non_member: u64,
+    was_member: bool,
+}
+
+impl Membership {
+    pub(super) fn asked_to_join(&mut self, replica: ReplicaId, now: u64) {
+        self.joins.insert(replica.node(), (replica, now));
+    }
+
+    pub(super) fn promoted(&mut self, now: u64) {
+        self.leading_since = now;
+    }
+
+    pub(super) fn stepped_down(&mut self) {
+        self.joint_since = None;
+    }
+}
+
+impl Hosting {
+    pub(super) fn tick_membership(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let member = shared.recovery.configuration.contains(shared.me());
+        if self.membership.was_member && !member {
+            return self.end(shared, Stopped::Removed, effects);
+        }
+        self.membership.was_member = member;
+        if !member && shared.now.is_multiple_of(limits::JOIN_RETRY_TICKS) {
+            let peers: Vec<NodeId> = shared.peers().collect();
+            peers.into_iter().for_each(|peer| shared.send(peer, None, Body::Join, effects));
+        }
+        let applied = self.raw.raft.raft_log.applied;
+        if self.is_leader() && applied >= self.raw.raft.pending_conf_index {
+            self.leave_joint_state(shared);
+            self.take_in(shared);
+            self.promote(shared);
+        }
+    }
+
+    pub(super) fn answer_non_member(
+        &mut self,
+        shared: &Shared,
+        to: ReplicaId,
+        effects: &mut Vec<Effect>,
+    ) {
+        // At most one a tick: a lost one is made good by the next.
+        if self.membership.told_non_member == shared.now {
+            return;
+        }
+        self.membership.told_non_member = shared.now;
+        let index = shared.recovery.configuration_index;
+        shared.send(to.node(), Some(to), Body::NotMember { configuration_index: index }, effects);
+    }
+
+    fn leave_joint_state(&mut self, shared: &Shared) {
+        if !shared.recovery.configuration.is_joint() {
+            self.membership.joint_since = None;
+            return;
+        }
+        let since = *self.membership.joint_since.get_or_insert(shared.now);
+        if shared.now >= since + limits::ELECTION_TICKS_MIN as u64 {
+            self.membership.joint_since = None;
+            let _ = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
+        }
+    }
+
+    fn take_in(&mut self, shared: &Shared) {
+        let configuration = &shared.recovery.configuration;
+        if configuration.is_joint() {
+            return;
+        }
+        self.membership.joins.retain(|_, (replica, asked)| {
+            !configuration.contains(*replica) && *asked + limits::REPLACE_TICKS >= shared.now
+        });
+        let welcome = self.membership.joins.values().map(|(replica, _)| *replica).find(|replica| {
+            let node = replica.node();
+            let silent = configuration.of_node(node).iter().all(|old| self.is_silent(shared, *old));
+            shared.config.nodes.contains(&node) && silent
+        });
+        let Some(replica) = welcome else { return };
+        let mut changes: Vec<ConfChangeSingle> = configuration
+            .of_node(replica.node())
+            .into_iter()
+            .map(|old| single(ConfChangeType::RemoveNode, old))
+            .collect();
+        changes.push(single(ConfChangeType::AddLearnerNode, replica));
+        self.propose_changes(changes);
+    }
+
+    /// Nothing came from this replica for two election timeouts of this leader's time.
+    fn is_silent(&self, shared: &Shared, replica: ReplicaId) -> bool {
+        let heard = shared.seen.get(&replica).map_or(0, |seen| seen.tick);
+        shared.now >= heard.max(self.membership.leading_since) + limits::REPLACE_TICKS
+    }
+
+    fn promote(&mut self, shared: &Shared) {
+        if shared.recovery.configuration.is_joint() {
+            return;
+        }
+        // Being near is not enough: raft takes a new learner for active before it ever said a word.
+        let last = self.raw.raft.raft_log.last_index();
+        let near = last.saturating_sub(limits::PROMOTE_LAG_ENTRIES_MAX);
+        let least = near.max(shared.recovery.configuration_index);
+        let ready = shared.recovery.configuration.learners.iter().copied().find(|learner| {
+            self.raw
+                .raft
+                .prs()
+                .get(learner.0)
+                .is_some_and(|peer| peer.recent_active && peer.matched >= least)
+        });
+        if let Some(learner) = ready {
+            self.propose_changes(vec![single(ConfChangeType::AddNode, learner)]);
+        }
+    }
+
+    fn propose_changes(&mut self, changes: Vec<ConfChangeSingle>) {
+        // A refusal shows as an empty entry; the next tick tries again.
+        let _ = self.raw.propose_conf_change(Vec::new(), change(changes));
+    }
+}
+
+/// Several changes are one joint change, left by itself once it is applied.
+pub(super) fn change(changes: Vec<ConfChangeSingle>) -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    change.set_changes(changes.into());
+    change
+}
+
+pub(super) fn single(kind: ConfChangeType, replica: ReplicaId) -> ConfChangeSingle {
+    let mut change = ConfChangeSingle::default();
+    change.set_change_type(kind);
+    change.node_id = replica.0;
+    change
+}

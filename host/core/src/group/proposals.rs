@@ -1,0 +1,153 @@
+//! Commands on their way into the log, and the tickets that wait for their answers.
+//!
+//! A ticket is paired with its answer by (index, term), never by an id of its own: an answer can
+//! only match its own proposal. Every ticket ends exactly once.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::apply::{Answer, EntryAnswers};
+use crate::entry::{Call, EntryBody, Pack};
+use crate::fault::Refusal;
+use crate::group::effect::Effect;
+use crate::ids::Ticket;
+use crate::limits;
+
+/// Commands and session openings of one group, waiting or under way.
+#[derive(Default)]
+pub(super) struct Proposals {
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// Proposed and not yet applied: index to (term, tickets in order).
+    proposed: BTreeMap<u64, (u64, Vec<Ticket>)>,
+}
+
+enum Waiting {
+    Call(Ticket, Call),
+    Open(Ticket, u64),
+}
+
+/// The next entry to propose and the tickets it answers.
+pub(super) struct Proposal {
+    pub body: EntryBody,
+    pub tickets: Vec<Ticket>,
+}
+
+impl Proposals {
+    /// Puts a command in line, or says why not.
+    pub(super) fn push_call(&mut self, ticket: Ticket, call: Call) -> Result<(), Refusal> {
+        self.admit(call.payload.len())?;
+        self.waiting.push_back(Waiting::Call(ticket, call));
+        Ok(())
+    }
+
+    pub(super) fn push_open(&mut self, ticket: Ticket, nonce: u64) -> Result<(), Refusal> {
+        self.admit(0)?;
+        self.waiting.push_back(Waiting::Open(ticket, nonce));
+        Ok(())
+    }
+
+    fn admit(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let bytes = self.waiting_bytes + bytes + limits::PACK_OVERHEAD_BYTES_MAX;
+        if bytes > limits::PROPOSALS_WAITING_BYTES_MAX
+            || self.waiting.len() >= limits::PROPOSALS_WAITING_MAX
+        {
+            return Err(Refusal::Overloaded);
+        }
+        self.waiting_bytes = bytes;
+        Ok(())
+    }
+
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Entries proposed and above `index`.
+    pub(super) fn above(&self, index: u64) -> usize {
+        self.proposed.range(index + 1..).count()
+    }
+
+    /// As many waiting commands as fit one entry; a session opening comes alone.
+    pub(super) fn next(&mut self, time_ms: u64) -> Option<Proposal> {
+        let mut calls = Vec::new();
+        let mut tickets = Vec::new();
+        let mut bytes = 0;
+        while let Some(waiting) = self.waiting.pop_front() {
+            match waiting {
+                Waiting::Open(ticket, nonce) if calls.is_empty() => {
+                    self.waiting_bytes -= limits::PACK_OVERHEAD_BYTES_MAX;
+                    let body = EntryBody::Open { time_ms, nonce };
+                    return Some(Proposal { body, tickets: vec![ticket] });
+                }
+                Waiting::Call(ticket, call)
+                    if calls.len() < limits::PACK_COMMANDS_MAX
+                        && bytes + cost(&call) <= limits::PACK_BYTES_MAX =>
+                {
+                    bytes += cost(&call);
+                    self.waiting_bytes -= cost(&call);
+                    calls.push(call);
+                    tickets.push(ticket);
+                }
+                full @ (Waiting::Open(..) | Waiting::Call(..)) => {
+                    self.waiting.push_front(full);
+                    break;
+                }
+            }
+        }
+        let body = EntryBody::Pack(Pack { time_ms, calls });
+        (!tickets.is_empty()).then_some(Proposal { body, tickets })
+    }
+
+    /// The entry of these tickets stands at (index, term) of this leader's log.
+    pub(super) fn proposed(&mut self, index: u64, term: u64, tickets: Vec<Ticket>) {
+        self.proposed.insert(index, (term, tickets));
+    }
+
+    /// Pairs answers with tickets. An entry of another term at a ticket's index means: lost, not
+    /// applied.
+    pub(super) fn applied(&mut self, entry: EntryAnswers, effects: &mut Vec<Effect>) {
+        let Some((term, tickets)) = self.proposed.remove(&entry.index) else { return };
+        if term != entry.term {
+            refuse_all(tickets, &Refusal::Lost, effects);
+            return;
+        }
+        assert_eq!(tickets.len(), entry.answers.len(), "an entry answers each of its commands");
+        for (ticket, answer) in tickets.into_iter().zip(entry.answers) {
+            effects.push(Effect::Answer { ticket, answer: Ok::<Answer, Refusal>(answer) });
+        }
+    }
+
+    /// Whatever stands at or below `index` and had no answer was replaced by another leader's
+    /// entry.
+    pub(super) fn passed(&mut self, index: u64, effects: &mut Vec<Effect>) {
+        let above = self.proposed.split_off(&(index + 1));
+        let gone = std::mem::replace(&mut self.proposed, above);
+        gone.into_values().for_each(|(_, tickets)| refuse_all(tickets, &Refusal::Lost, effects));
+    }
+
+    /// This replica no longer leads or serves: proposed commands may yet commit, waiting ones never
+    /// will.
+    pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        for (_, tickets) in std::mem::take(&mut self.proposed).into_values() {
+            refuse_all(tickets, &Refusal::Unknown, effects);
+        }
+        self.refuse_waiting(refusal, effects);
+    }
+
+    pub(super) fn refuse_waiting(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        self.waiting_bytes = 0;
+        for waiting in self.waiting.drain(..) {
+            let (Waiting::Call(ticket, _) | Waiting::Open(ticket, _)) = waiting;
+            effects.push(Effect::Answer { ticket, answer: Err(refusal.clone()) });
+        }
+    }
+}
+
+fn cost(call: &Call) -> usize {
+    call.payload.len() + limits::PACK_OVERHEAD_BYTES_MAX
+}
+
+fn refuse_all(tickets: Vec<Ticket>, refusal: &Refusal, effects: &mut Vec<Effect>) {
+    for ticket in tickets {
+        effects.push(Effect::Answer { ticket, answer: Err(refusal.clone()) });
+    }
+}

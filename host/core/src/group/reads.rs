@@ -1,0 +1,125 @@
+//! Linearizable reads by ReadIndex (raft thesis 6.4).
+//!
+//! - Reads that wait share a *round*: one context, one exchange of heartbeats.
+//! - A context is (replica, boot, counter) and is never used twice, nor sent again: a late answer
+//!   to an old attempt cannot confirm a new one (the stale reads of etcd#20418).
+//! - raft drops requests silently (no commit in its term yet, leadership lost), so a round that is
+//!   not confirmed in [`limits::READ_RETRY_TICKS`] is asked again under a new context, until the
+//!   deadline.
+//! - A read index is taken after the reads of its round arrived, never before.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::fault::Refusal;
+use crate::group::effect::Effect;
+use crate::ids::Ticket;
+use crate::limits;
+
+/// Reads of one group, by how far they are.
+#[derive(Default)]
+pub(super) struct Reads {
+    /// In no round yet.
+    waiting: Vec<Read>,
+    /// Asked for, oldest first.
+    rounds: VecDeque<Round>,
+    /// Confirmed, and waiting for the apply lane to be given everything up to the index.
+    confirmed: VecDeque<(u64, Read)>,
+    counter: u64,
+}
+
+pub(super) struct Read {
+    pub ticket: Ticket,
+    pub request: Bytes,
+    /// Tick of arrival.
+    pub since: u64,
+}
+
+struct Round {
+    context: Vec<u8>,
+    asked: u64,
+    reads: Vec<Read>,
+}
+
+/// Rounds under way at once: one travels while the next gathers.
+const ROUNDS_MAX: usize = 2;
+
+impl Reads {
+    pub(super) fn push(&mut self, read: Read) -> Result<(), Refusal> {
+        let rounds: usize = self.rounds.iter().map(|round| round.reads.len()).sum();
+        if self.waiting.len() + rounds + self.confirmed.len() >= limits::READS_WAITING_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        self.waiting.push(read);
+        Ok(())
+    }
+
+    /// Starts a round if reads wait and one may start; returns the context to ask raft with.
+    pub(super) fn start_round(&mut self, unique: (u64, u64), now: u64) -> Option<Vec<u8>> {
+        if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
+            return None;
+        }
+        self.counter += 1;
+        let mut context = Vec::with_capacity(24);
+        for part in [unique.0, unique.1, self.counter] {
+            context.extend_from_slice(&part.to_le_bytes());
+        }
+        let reads = std::mem::take(&mut self.waiting);
+        self.rounds.push_back(Round { context: context.clone(), asked: now, reads });
+        Some(context)
+    }
+
+    /// raft confirmed leadership for this context: its reads may be served at `index`.
+    pub(super) fn confirm(&mut self, context: &[u8], index: u64) {
+        let Some(place) = self.rounds.iter().position(|round| round.context == context) else {
+            return;
+        };
+        let round = self.rounds.remove(place).expect("the place was just found");
+        self.confirmed.extend(round.reads.into_iter().map(|read| (index, read)));
+    }
+
+    /// Reads whose index has been given to the apply lane.
+    pub(super) fn ready(&mut self, dispatched: u64) -> Vec<Read> {
+        let mut ready = Vec::new();
+        let mut rest = VecDeque::new();
+        for (index, read) in self.confirmed.drain(..) {
+            match index <= dispatched {
+                true => ready.push(read),
+                false => rest.push_back((index, read)),
+            }
+        }
+        self.confirmed = rest;
+        ready
+    }
+
+    /// Puts rounds without an answer back in line, and refuses reads past their deadline.
+    pub(super) fn tick(&mut self, now: u64, effects: &mut Vec<Effect>) {
+        while let Some(round) = self.rounds.front() {
+            if now < round.asked + limits::READ_RETRY_TICKS {
+                break;
+            }
+            let round = self.rounds.pop_front().expect("there is a first round");
+            self.waiting.extend(round.reads);
+        }
+        let late = |read: &Read| now >= read.since + limits::READ_DEADLINE_TICKS;
+        let mut refuse = |read: Read| {
+            effects.push(Effect::Answer { ticket: read.ticket, answer: Err(Refusal::ReadTimeout) });
+        };
+        self.waiting.extract_if(.., |read| late(read)).for_each(&mut refuse);
+        let (gone, kept) =
+            std::mem::take(&mut self.confirmed).into_iter().partition(|(_, r)| late(r));
+        self.confirmed = kept;
+        let gone: VecDeque<(u64, Read)> = gone;
+        gone.into_iter().map(|(_, read)| read).for_each(&mut refuse);
+    }
+
+    /// Leadership or service ended; all of them can be asked elsewhere.
+    pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        let rounds = self.rounds.drain(..).flat_map(|round| round.reads);
+        let confirmed = self.confirmed.drain(..).map(|(_, read)| read);
+        for read in self.waiting.drain(..).chain(rounds).chain(confirmed) {
+            effects.push(Effect::Answer { ticket: read.ticket, answer: Err(refusal.clone()) });
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The order in which a raft `Ready` is carried out. No other file knows it.
+//!
+//! 1. Messages of a leader leave at once: its appends travel while its own disk syncs (thesis
+//!    10.2.1), once its term is durable.
+//! 2. Snapshot, entries and hard state become one batch, with the recovery state as of this ready.
+//! 3. Messages that promise durability wait for that batch ([`keep_promises`]).
+//! 4. Committed entries are handed over: configuration changes take effect, the floor moves.
+//!
+//! Between `ready()` and `advance_append_async` raft is not called. A ready that only moved the
+//! commit index writes nothing: the next batch carries it, or a tick does.
+
+use protobuf::Message as _;
+use raft::StateRole;
+use raft::eraftpb::{
+    ConfChange, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+};
+
+use crate::entry::{self, EntryBody, footprint};
+use crate::fault::Fault;
+use crate::group::Shared;
+use crate::group::effect::{Effect, Stopped};
+use crate::group::frame::Body;
+use crate::group::hosting::Hosting;
+use crate::group::membership::{self, single};
+use crate::group::persist::{Listing, Promise};
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::snapshot::{Configuration, SnapshotDesc};
+
+/// Takes one ready from raft and carries it out.
+pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let mut ready = hosting.raw.ready();
+    let messages = ready.take_messages();
+    for read in ready.take_read_states() {
+        hosting.reads.confirm(&read.request_ctx, read.index);
+    }
+    let entries = ready.take_entries();
+    if let Some(state) = ready.hs() {
+        let recovery = &mut shared.recovery;
+        (recovery.term, recovery.vote, recovery.commit) = (state.term, state.vote, state.commit);
+    }
+    let listing = match ready.snapshot().is_empty() {
+        true => None,
+        false => Some(install(hosting, shared, &ready)),
+    };
+    hosting.raw.mut_store().append(&entries);
+    let committed = ready.take_committed_entries();
+    let promised = ready.take_persisted_messages();
+    let number = ready.number();
+    let must_write = ready.must_sync();
+    let stepped_down = ready.ss().is_some_and(|state| state.raft_state != StateRole::Leader);
+    let promoted = ready.ss().is_some_and(|state| state.raft_state == StateRole::Leader);
+    hosting.raw.advance_append_async(ready);
+
+    let mut promised = promised;
+    if hosting.durable_term >= shared.recovery.term {
+        send_all(hosting, shared, messages, effects);
+    } else {
+        // A single voter leads in the step that campaigns: its term is not durable yet, and a
+        // follower must not hold entries of a term that may begin twice.
+        promised.extend(messages);
+    }
+    if stepped_down {
+        hosting.stepped_down(effects);
+    }
+    if promoted {
+        hosting.membership.promoted(shared.now);
+    }
+    hand_over(hosting, shared, committed, effects);
+    if must_write {
+        hosting.unwritten_since = None;
+        shared.persist_now(entries, effects);
+    } else {
+        hosting.unwritten_since.get_or_insert(shared.now);
+    }
+    let seq = shared.persist.emitted();
+    let term = shared.recovery.term;
+    let promise = Promise { seq, term, ready: Some(number), messages: promised, listing };
+    shared.persist.promise(promise);
+}
+
+/// Releases what waited for batches that are durable now; says whether anything was released.
+pub(super) fn keep_promises(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    effects: &mut Vec<Effect>,
+) -> bool {
+    let mut any = false;
+    while let Some(promise) = shared.persist.kept() {
+        any = true;
+        hosting.durable_term = hosting.durable_term.max(promise.term);
+        if let Some(number) = promise.ready {
+            hosting.raw.on_persist_ready(number);
+        }
+        if let Some(listing) = promise.listing {
+            list(hosting, listing, effects);
+        }
+        send_all(hosting, shared, promise.messages, effects);
+    }
+    any
+}
+
+/// Lists a local snapshot and cuts the log, in one batch of its own.
+pub(super) fn list_local(
+    shared: &mut Shared,
+    snapshots: Vec<SnapshotDesc>,
+    first_index: u64,
+    previous_term: u64,
+    mut hold: Box<dyn crate::snapshot::Hold>,
+    effects: &mut Vec<Effect>,
+) {
+    hold.disarm();
+    shared.recovery.snapshots.clone_from(&snapshots);
+    shared.recovery.first_index = first_index;
+    shared.recovery.previous_term = previous_term;
+    let seq = shared.persist_now(Vec::new(), effects);
+    let listing = Some(Listing { snapshots, first_index, hold, installed: false });
+    let term = shared.recovery.term;
+    let promise = Promise { seq, term, ready: None, messages: Vec::new(), listing };
+    shared.persist.promise(promise);
+}
+
+/// raft took a snapshot: the log is reset to it in this ready's batch.
+fn install(hosting: &mut Hosting, shared: &mut Shared, ready: &raft::Ready) -> Listing {
+    let mut snapshot = hosting.installs.accepted(ready.snapshot().get_data());
+    snapshot.hold.disarm();
+    let desc = snapshot.desc;
+    hosting.raw.mut_store().reset(&desc);
+    hosting.pipeline.supersede();
+    hosting.marks.installed(desc.index);
+    let recovery = &mut shared.recovery;
+    recovery.commit = recovery.commit.max(desc.index);
+    recovery.floor = desc.index;
+    recovery.configuration = desc.configuration.clone();
+    recovery.configuration_index = desc.index;
+    recovery.first_index = desc.index + 1;
+    recovery.previous_term = desc.term;
+    recovery.snapshots = vec![desc];
+    Listing {
+        snapshots: recovery.snapshots.clone(),
+        first_index: recovery.first_index,
+        hold: snapshot.hold,
+        installed: true,
+    }
+}
+
+/// The list is durable: objects may be offered and deleted by it, and an installed one restored.
+fn list(hosting: &mut Hosting, listing: Listing, effects: &mut Vec<Effect>) {
+    let Listing { snapshots, first_index, hold, installed } = listing;
+    let log = hosting.raw.mut_store();
+    log.set_listed(&snapshots);
+    if first_index <= log.last() + 1 {
+        log.compact(first_index);
+    }
+    let newest = snapshots.first().expect("a listing lists something").clone();
+    hosting.installs.list(snapshots, hold);
+    hosting.installs.tell_list(hosting.pipeline.is_reading(), effects);
+    if installed {
+        // raft takes nothing for applied that it does not know to be persisted: only now it does.
+        hosting.raw.advance_apply_to(newest.index);
+        hosting.pipeline.restore(newest, effects);
+    }
+}
+
+/// Gives committed entries to the pipeline and lets configuration changes take effect.
+fn hand_over(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    committed: Vec<Entry>,
+    effects: &mut Vec<Effect>,
+) {
+    let Some(last) = committed.last().map(|entry| entry.index) else { return };
+    let mut range = Vec::with_capacity(committed.len());
+    for entry in committed {
+        hosting.marks.passed(&entry);
+        let mark = entry.get_entry_type() == EntryType::EntryNormal && entry::is_mark(&entry.data);
+        let changes = entry.get_entry_type() != EntryType::EntryNormal || entry.index == 1;
+        if changes
+            && entry.index > shared.recovery.configuration_index
+            && let Err(why) = change(hosting, shared, &entry)
+        {
+            let fault = Fault::Internal(format!("configuration change at {}: {why}", entry.index));
+            return hosting.end(shared, Stopped::Failed(fault), effects);
+        }
+        let (term, index) = (entry.term, entry.index);
+        range.push(entry);
+        if mark && hosting.marks.begin_capture(index) {
+            hosting.pipeline.push(std::mem::take(&mut range));
+            let configuration = shared.recovery.configuration.clone();
+            hosting.pipeline.push_capture(term, index, configuration);
+        }
+    }
+    hosting.pipeline.push(range);
+    shared.recovery.floor = last;
+    hosting.raw.advance_apply_to(last);
+    hosting.raw.mut_store().trim_window(last);
+}
+
+/// Lets the configuration that `entry` makes take effect.
+fn change(hosting: &mut Hosting, shared: &mut Shared, entry: &Entry) -> Result<(), String> {
+    let changes = match entry.get_entry_type() {
+        EntryType::EntryNormal => founders(entry)?,
+        EntryType::EntryConfChange => {
+            let change = ConfChange::parse_from_bytes(&entry.data).map_err(|e| e.to_string())?;
+            vec![membership::change(vec![single(
+                change.get_change_type(),
+                ReplicaId(change.node_id),
+            )])]
+        }
+        EntryType::EntryConfChangeV2 => {
+            vec![ConfChangeV2::parse_from_bytes(&entry.data).map_err(|e| e.to_string())?]
+        }
+    };
+    for change in changes {
+        let state = hosting.raw.apply_conf_change(&change).map_err(|e| e.to_string())?;
+        shared.recovery.configuration = Configuration::from_raft(&state);
+    }
+    shared.recovery.configuration_index = entry.index;
+    Ok(())
+}
+
+/// Entry 1 makes the first configuration: its founders, one after the other, as raft wants it.
+fn founders(entry: &Entry) -> Result<Vec<ConfChangeV2>, String> {
+    match EntryBody::decode(entry.data.clone()) {
+        Ok(EntryBody::Install(install)) => Ok(install
+            .founders
+            .into_iter()
+            .map(|founder| membership::change(vec![single(ConfChangeType::AddNode, founder)]))
+            .collect()),
+        Ok(_) => Err("entry 1 is not the founding record".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Bytes of the entries that a message carries.
+fn bytes(message: &Message) -> usize {
+    message.entries.iter().map(footprint).sum()
+}
+
+/// Sends raft's messages; a snapshot message becomes a transfer on the bulk channel.
+fn send_all(
+    hosting: &mut Hosting,
+    shared: &Shared,
+    messages: Vec<Message>,
+    effects: &mut Vec<Effect>,
+) {
+    for message in messages {
+        let to = ReplicaId(message.to);
+        if message.get_msg_type() != MessageType::MsgSnapshot {
+            debug_assert!(bytes(&message) <= limits::FRAME_BYTES_MAX, "appends are bounded");
+            shared.send(to.node(), Some(to), Body::Raft(message), effects);
+            continue;
+        }
+        let desc = SnapshotDesc::from_bytes(message.get_snapshot().data.clone())
+            .expect("raft carries the descriptor that the log gave it");
+        // One transfer a follower: the one under way reports, and raft then asks again if it must.
+        if hosting.sending.contains_key(&to) {
+            continue;
+        }
+        hosting.sending.insert(to, desc.clone());
+        effects.push(Effect::SendSnapshot { to, snapshot: desc });
+    }
+}

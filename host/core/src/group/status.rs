@@ -1,0 +1,112 @@
+//! What a replica tells of itself: the source of `lockstep status`.
+
+use raft::StateRole;
+
+use crate::group::Shared;
+use crate::group::effect::ReplicaState;
+use crate::group::hosting::Hosting;
+use crate::ids::{NodeId, ReplicaId};
+use crate::snapshot::{Configuration, SnapshotDesc};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    /// In no configuration.
+    None,
+}
+
+/// One replica's view of its group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupStatus {
+    pub name: String,
+    pub node: NodeId,
+    pub replica: ReplicaId,
+    pub boot: u64,
+    pub state: ReplicaState,
+    pub role: Role,
+    pub leader: Option<ReplicaId>,
+    pub term: u64,
+    pub commit: u64,
+    /// The guest's applied index.
+    pub applied: u64,
+    pub first_index: u64,
+    pub last_index: u64,
+    pub snapshots: Vec<SnapshotDesc>,
+    pub configuration: Configuration,
+    /// On a leader: every other replica.
+    pub peers: Vec<PeerStatus>,
+    pub reluctant: bool,
+    pub clock_is_off: bool,
+    pub marks_skipped: u64,
+    pub captures_failed: u64,
+    pub frames_misdirected: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerStatus {
+    pub replica: ReplicaId,
+    pub matched: u64,
+    pub active: bool,
+    /// A snapshot is on its way to it.
+    pub sending_snapshot: bool,
+}
+
+pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
+    let recovery = &shared.recovery;
+    let raft = hosting.map(|hosting| &hosting.raw.raft);
+    let (marks_skipped, captures_failed) = hosting.map_or((0, 0), |h| h.marks.counts());
+    GroupStatus {
+        name: shared.config.name.clone(),
+        node: shared.config.node,
+        replica: recovery.replica,
+        boot: recovery.boot,
+        state: shared.state.clone(),
+        role: role(shared, hosting),
+        leader: hosting.and_then(Hosting::leader),
+        term: raft.map_or(0, |raft| raft.term),
+        commit: raft.map_or(0, |raft| raft.raft_log.committed),
+        applied: hosting.map_or(0, |hosting| hosting.pipeline.applied()),
+        first_index: recovery.first_index,
+        last_index: raft.map_or(0, |raft| raft.raft_log.last_index()),
+        snapshots: recovery.snapshots.clone(),
+        configuration: recovery.configuration.clone(),
+        peers: hosting.filter(|hosting| hosting.is_leader()).map(peers).unwrap_or_default(),
+        reluctant: hosting.is_some_and(|hosting| hosting.election.is_reluctant()),
+        clock_is_off: shared.clock_is_off(),
+        marks_skipped,
+        captures_failed,
+        frames_misdirected: shared.misdirected,
+    }
+}
+
+fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
+    let Some(hosting) = hosting else { return Role::None };
+    let configuration = &shared.recovery.configuration;
+    match hosting.raw.raft.state {
+        StateRole::Leader => Role::Leader,
+        StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        StateRole::Follower if configuration.is_voter(shared.me()) => Role::Follower,
+        StateRole::Follower if configuration.contains(shared.me()) => Role::Learner,
+        StateRole::Follower => Role::None,
+    }
+}
+
+fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
+    let raft = &hosting.raw.raft;
+    let mut peers: Vec<PeerStatus> = raft
+        .prs()
+        .iter()
+        .filter(|(id, _)| **id != raft.id)
+        .map(|(id, peer)| PeerStatus {
+            replica: ReplicaId(*id),
+            matched: peer.matched,
+            active: peer.recent_active,
+            sending_snapshot: hosting.sending.contains_key(&ReplicaId(*id)),
+        })
+        .collect();
+    peers.sort_unstable_by_key(|peer| peer.replica);
+    peers
+}
