@@ -1,0 +1,328 @@
+//! The frames that move a snapshot between two hosts, and what a receiver checks before it takes a
+//! byte.
+//!
+//! A transfer is one exchange over a channel that is lossless or broken:
+//!
+//! ```text
+//! sender    Offer ──▶          Block × n ──▶           End ──▶
+//! receiver        ◀── Proceed            ◀── Credit        ◀── Accepted | Stale | Busy | …
+//! ```
+//!
+//! - No block leaves before `Proceed`; at most [`WINDOW_BLOCKS`] are under way without credit.
+//! - Every block but the last is full; each carries its offset and CRC32C; `End` is mandatory.
+//! - Every [`BulkReply`] but `Proceed` and `Credit` ends the transfer and tells the sender what to
+//!   do next: stop, wait or give up (I5).
+//!
+//! The bytes on the wire are the transport's business; here frames are values.
+
+use bytes::Bytes;
+
+use crate::ids::{Digest, GroupId, ModuleId, ReplicaId};
+use crate::limits;
+use crate::snapshot::SnapshotDesc;
+
+/// Blocks a sender may have under way: 4 MiB hide a round trip and stay small beside the host's
+/// memory.
+pub const WINDOW_BLOCKS: u32 = 4;
+/// Ticks without progress after which either end abandons a transfer; there is no limit on its
+/// whole time (C5).
+pub const STALL_TICKS: u32 = 300;
+/// Milliseconds a sender waits before it offers again to a receiver that was busy.
+pub const BUSY_RETRY_MS: u64 = 1_000;
+/// Milliseconds a sender waits after `NoSpace`: room comes from an operator or another group, not
+/// at once.
+pub const NO_SPACE_RETRY_MS: u64 = 10_000;
+/// Milliseconds a sender waits after a transfer broke or stalled.
+pub const BROKEN_RETRY_MS: u64 = 1_000;
+/// Bytes of the reason in [`BulkReply::Incompatible`].
+pub const REASON_BYTES_MAX: usize = 1024;
+
+const BLOCK: u64 = limits::SNAPSHOT_BLOCK_BYTES as u64;
+const _: () = assert!(
+    WINDOW_BLOCKS as usize * limits::SNAPSHOT_BLOCK_BYTES <= limits::GRPC_MESSAGE_BYTES_MAX
+);
+
+/// The first frame of a transfer: which object, from whom, for whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    pub cluster: [u8; 16],
+    pub group: GroupId,
+    pub from: ReplicaId,
+    pub to: ReplicaId,
+    /// The sender's raft term; a snapshot of a later term cannot be (P16).
+    pub term: u64,
+    pub desc: SnapshotDesc,
+}
+
+/// A block of payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// Of its first byte in the payload: a multiple of the block size.
+    pub offset: u64,
+    /// CRC32C of `data`.
+    pub crc: u32,
+    pub data: Bytes,
+}
+
+/// From the sender.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BulkRequest {
+    Offer(Offer),
+    Block(Block),
+    End { length: u64, digest: Digest },
+}
+
+/// From the receiver.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BulkReply {
+    /// Send the payload from `offset` on.
+    Proceed {
+        offset: u64,
+    },
+    /// So many more blocks may be sent; 0 says "still working".
+    Credit {
+        blocks: u32,
+    },
+    /// Stored, read back and taken by raft.
+    Accepted,
+    /// The receiver is past this snapshot.
+    Stale,
+    Busy {
+        retry_after_ms: u64,
+    },
+    NoSpace {
+        need: u64,
+        have: u64,
+    },
+    /// The bytes are not what the offer says.
+    Corrupt,
+    /// This receiver can never take it.
+    Incompatible {
+        why: String,
+    },
+    /// Another cluster, group or replica.
+    WrongGroup,
+}
+
+/// What the receiver knows when an offer arrives. Term and indexes are hints: raft decides by
+/// `step`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expected {
+    pub cluster: [u8; 16],
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub module: ModuleId,
+    /// Snapshot formats the guest reads.
+    pub formats: std::ops::RangeInclusive<u32>,
+    pub commit: u64,
+    /// A snapshot was asked for: one at or below the commit index is welcome.
+    pub requested: bool,
+}
+
+/// An offer that passed every check that needs no disk: the only key to a place to write (P15,
+/// P16).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ValidatedHeader {
+    cluster: [u8; 16],
+    group: GroupId,
+    desc: SnapshotDesc,
+}
+
+impl Offer {
+    /// Checks everything that can be known before a byte of payload is read.
+    pub fn validate(&self, expected: &Expected) -> Result<ValidatedHeader, BulkReply> {
+        let known = (expected.cluster, expected.group, expected.replica);
+        if (self.cluster, self.group, self.to) != known {
+            return Err(BulkReply::WrongGroup);
+        }
+        let desc = &self.desc;
+        if desc.index == 0 || desc.term == 0 || desc.term > self.term {
+            return Err(incompatible(format!(
+                "no snapshot can be at term {} and index {} when its sender is in term {}",
+                desc.term, desc.index, self.term
+            )));
+        }
+        if !desc.configuration.contains(self.to) {
+            return Err(incompatible(format!(
+                "the configuration at index {} does not contain replica {}; take a later snapshot",
+                desc.index, self.to
+            )));
+        }
+        if desc.module != expected.module {
+            return Err(incompatible(format!(
+                "wrong module: the snapshot is of {}, this replica runs {}",
+                desc.module, expected.module
+            )));
+        }
+        if !expected.formats.contains(&desc.format) {
+            return Err(incompatible(format!(
+                "snapshot format {} is not among those the guest reads, {} to {}",
+                desc.format,
+                expected.formats.start(),
+                expected.formats.end()
+            )));
+        }
+        if desc.index < expected.commit && !expected.requested {
+            return Err(BulkReply::Stale);
+        }
+        Ok(ValidatedHeader { cluster: self.cluster, group: self.group, desc: desc.clone() })
+    }
+}
+
+impl ValidatedHeader {
+    pub fn cluster(&self) -> [u8; 16] {
+        self.cluster
+    }
+
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub fn desc(&self) -> &SnapshotDesc {
+        &self.desc
+    }
+}
+
+impl BulkRequest {
+    /// The offer that a transfer begins with; anything else is refused before anything is written
+    /// (P1, P2).
+    pub fn into_offer(self) -> Result<Offer, BulkReply> {
+        match self {
+            Self::Offer(offer) => Ok(offer),
+            Self::Block(_) => Err(incompatible("payload came before the offer")),
+            Self::End { .. } => Err(incompatible("the end came before the offer")),
+        }
+    }
+}
+
+impl BulkReply {
+    /// Whether this ends the transfer.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Proceed { .. } | Self::Credit { .. } => false,
+            Self::Accepted
+            | Self::Stale
+            | Self::Busy { .. }
+            | Self::NoSpace { .. }
+            | Self::Corrupt
+            | Self::Incompatible { .. }
+            | Self::WrongGroup => true,
+        }
+    }
+}
+
+/// Blocks of a payload of `length` bytes.
+pub fn block_count(length: u64) -> u64 {
+    length.div_ceil(BLOCK)
+}
+
+/// Bytes of the block that begins at `offset` of a payload of `length` bytes; 0 at or behind the
+/// end.
+pub fn block_bytes(length: u64, offset: u64) -> u64 {
+    length.saturating_sub(offset).min(BLOCK)
+}
+
+pub(crate) fn incompatible(why: impl Into<String>) -> BulkReply {
+    let mut why = why.into();
+    let mut end = why.len().min(REASON_BYTES_MAX);
+    while !why.is_char_boundary(end) {
+        end -= 1;
+    }
+    why.truncate(end);
+    BulkReply::Incompatible { why }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+    use crate::snapshot::Configuration;
+
+    pub(crate) fn offer(length: u64) -> Offer {
+        let (from, to) = (ReplicaId::new(NodeId(1), 0), ReplicaId::new(NodeId(2), 0));
+        let desc = SnapshotDesc {
+            term: 2,
+            index: 10,
+            length,
+            digest: Digest([9; 32]),
+            module: ModuleId([5; 32]),
+            format: 3,
+            configuration: Configuration::of_voters([from, to]),
+        };
+        Offer { cluster: [7; 16], group: GroupId(1), from, to, term: 2, desc }
+    }
+
+    pub(crate) fn expected() -> Expected {
+        Expected {
+            cluster: [7; 16],
+            group: GroupId(1),
+            replica: ReplicaId::new(NodeId(2), 0),
+            module: ModuleId([5; 32]),
+            formats: 2..=3,
+            commit: 10,
+            requested: false,
+        }
+    }
+
+    /// The right block at `offset` of a payload of `length` equal bytes.
+    pub(crate) fn block(length: u64, offset: u64) -> Block {
+        let data = Bytes::from(vec![0xab; block_bytes(length, offset) as usize]);
+        Block { offset, crc: crc32c::crc32c(&data), data }
+    }
+
+    #[test]
+    fn p15_p16_an_offer_is_judged_by_everything_it_says() {
+        let judge = |change: &dyn Fn(&mut Offer)| {
+            let mut offer = offer(1);
+            change(&mut offer);
+            match offer.validate(&expected()) {
+                Ok(header) => {
+                    assert_eq!((header.desc(), header.group()), (&offer.desc, offer.group));
+                    "valid".to_owned()
+                }
+                Err(BulkReply::Incompatible { why }) => why,
+                Err(other) => format!("{other:?}"),
+            }
+        };
+        for (change, verdict) in [
+            ((|_| ()) as fn(&mut Offer), "valid"),
+            (|offer| offer.desc.format = 2, "valid"),
+            (|offer| offer.term = 9, "valid"),
+            (|offer| offer.cluster[3] = 0, "WrongGroup"),
+            (|offer| offer.group.0 = 2, "WrongGroup"),
+            (|offer| offer.to = offer.from, "WrongGroup"),
+            (|offer| offer.desc.term = 3, "no snapshot can be at term 3 and index 10"),
+            (|offer| offer.desc.term = 0, "no snapshot can be at term 0"),
+            (|offer| offer.desc.index = 0, "no snapshot can be at term 2 and index 0"),
+            (|offer| offer.desc.module.0[0] = 0, "wrong module"),
+            (|offer| offer.desc.format = 1, "snapshot format 1 is not among"),
+            (|offer| offer.desc.format = 4, "snapshot format 4 is not among"),
+            (|offer| offer.desc.configuration.voters.clear(), "the configuration"),
+            (|offer| offer.desc.index = 9, "Stale"),
+        ] {
+            let said = judge(&change);
+            assert!(said.starts_with(verdict), "{said} instead of {verdict}");
+        }
+        let requested = Expected { requested: true, commit: 99, ..expected() };
+        assert!(offer(1).validate(&requested).is_ok(), "what was asked for is never stale");
+    }
+
+    #[test]
+    fn reasons_are_bounded_at_a_character() {
+        let BulkReply::Incompatible { why } = incompatible("é".repeat(REASON_BYTES_MAX)) else {
+            panic!("an incompatibility")
+        };
+        assert_eq!(why.len(), REASON_BYTES_MAX);
+        assert!(!BulkReply::Credit { blocks: 1 }.is_final() && BulkReply::Stale.is_final());
+    }
+
+    #[test]
+    fn p14_block_arithmetic() {
+        for (length, count) in [(0, 0), (1, 1), (BLOCK, 1), (BLOCK + 1, 2)] {
+            assert_eq!(block_count(length), count);
+        }
+        assert_eq!(block_bytes(BLOCK + 1, 0), BLOCK);
+        assert_eq!(block_bytes(BLOCK + 1, BLOCK), 1);
+        assert_eq!(block_bytes(BLOCK + 1, 2 * BLOCK), 0);
+    }
+}

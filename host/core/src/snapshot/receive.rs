@@ -1,0 +1,334 @@
+//! [`Receiver`]: the receiving end of a transfer, without IO.
+//!
+//! It begins with an offer, so payload before metadata cannot be said. Inputs are frames and what
+//! the store did; commands are what the store shall do and the replies that leave.
+//!
+//! - Nothing is reserved before the offer was validated; nothing is written before it was admitted.
+//! - A block is written only at the expected offset, with the expected size and its checksum right.
+//! - `End` is mandatory: a transfer that ends in any other way leaves nothing.
+//! - At most one final reply leaves. Whoever drives the machine drops what was staged when it ends.
+
+use crate::limits;
+use crate::snapshot::chunk::{
+    self, Block, BulkReply, BulkRequest, Expected, Offer, STALL_TICKS, ValidatedHeader,
+    WINDOW_BLOCKS, incompatible,
+};
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value at a time, moved once; a box would only add an allocation to every frame"
+)]
+pub enum ReceiveInput {
+    Frame(BulkRequest),
+    /// [`ReceiveCommand::Admit`] was done: the payload is wanted from `offset` on.
+    Admitted {
+        offset: u64,
+    },
+    /// The block is written.
+    Written,
+    /// A part of [`ReceiveCommand::Store`] was done.
+    Working,
+    /// The object is sealed and read back.
+    Stored,
+    /// The raft side's answer to [`ReceiveCommand::Deliver`].
+    Answered(BulkReply),
+    /// The store refused at any stage.
+    Refused(BulkReply),
+    Tick,
+    Broken(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReceiveCommand {
+    /// Reserve room and create the staging file.
+    Admit(ValidatedHeader),
+    Write(Block),
+    /// Finish, seal, read back.
+    Store,
+    /// Hand the verified object to the raft side.
+    Deliver,
+    Reply(BulkReply),
+    Finish(ReceiveEnd),
+}
+
+/// Why a transfer ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReceiveEnd {
+    #[error("the raft side answered {0:?}")]
+    Answered(BulkReply),
+    #[error("refused: {0:?}")]
+    Refused(BulkReply),
+    #[error("no progress for {STALL_TICKS} ticks")]
+    Stalled,
+    #[error("the channel broke: {0}")]
+    Broken(String),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// The store was asked for room.
+    Admitting,
+    /// Blocks are awaited.
+    Streaming,
+    /// A block is being written.
+    Writing,
+    /// `End` came; the object is being sealed and read back.
+    Storing,
+    /// The raft side has it.
+    Delivering,
+    Finished,
+}
+
+/// One inbound transfer.
+#[derive(Debug)]
+pub struct Receiver {
+    stage: Stage,
+    header: Option<ValidatedHeader>,
+    /// The offset of the next block.
+    next: u64,
+    /// Blocks the sender may still send.
+    credit: u32,
+    idle_ticks: u32,
+}
+
+impl Receiver {
+    /// Begins a transfer with its offer.
+    pub fn begin(offer: &Offer, expected: &Expected) -> (Self, Vec<ReceiveCommand>) {
+        let mut receiver =
+            Self { stage: Stage::Admitting, header: None, next: 0, credit: 0, idle_ticks: 0 };
+        let commands = match offer.validate(expected) {
+            Ok(header) => {
+                receiver.header = Some(header.clone());
+                vec![ReceiveCommand::Admit(header)]
+            }
+            Err(reply) => receiver.refuse(reply),
+        };
+        (receiver, commands)
+    }
+
+    pub fn step(&mut self, input: ReceiveInput) -> Vec<ReceiveCommand> {
+        if self.stage == Stage::Finished {
+            return Vec::new();
+        }
+        match input {
+            ReceiveInput::Frame(frame) => self.on_frame(frame),
+            ReceiveInput::Admitted { offset } => {
+                self.expect(Stage::Admitting);
+                self.stage = Stage::Streaming;
+                self.next = offset;
+                self.credit = WINDOW_BLOCKS;
+                vec![ReceiveCommand::Reply(BulkReply::Proceed { offset })]
+            }
+            ReceiveInput::Written => {
+                self.expect(Stage::Writing);
+                self.stage = Stage::Streaming;
+                self.credit += 1;
+                vec![ReceiveCommand::Reply(BulkReply::Credit { blocks: 1 })]
+            }
+            ReceiveInput::Working => {
+                self.expect(Stage::Storing);
+                vec![ReceiveCommand::Reply(BulkReply::Credit { blocks: 0 })]
+            }
+            ReceiveInput::Stored => {
+                self.expect(Stage::Storing);
+                self.stage = Stage::Delivering;
+                vec![ReceiveCommand::Deliver]
+            }
+            ReceiveInput::Answered(reply) => {
+                self.expect(Stage::Delivering);
+                assert!(reply.is_final(), "the raft side gives a final answer");
+                let end = ReceiveEnd::Answered(reply.clone());
+                self.finish(Some(reply), end)
+            }
+            ReceiveInput::Refused(reply) => self.refuse(reply),
+            ReceiveInput::Tick => self.on_tick(),
+            ReceiveInput::Broken(why) => self.finish(None, ReceiveEnd::Broken(why)),
+        }
+    }
+
+    fn on_frame(&mut self, frame: BulkRequest) -> Vec<ReceiveCommand> {
+        self.idle_ticks = 0;
+        if matches!(frame, BulkRequest::Offer(_)) {
+            return self.refuse(incompatible("a second offer in one transfer"));
+        }
+        if self.stage != Stage::Streaming {
+            return self.refuse(incompatible("a frame that was not asked for"));
+        }
+        match frame {
+            BulkRequest::Offer(_) => unreachable!("refused above"),
+            BulkRequest::Block(block) => self.on_block(block),
+            BulkRequest::End { length, digest } => {
+                let header = self.header.as_ref().expect("streaming follows a valid offer");
+                let desc = header.desc();
+                if (length, digest) != (desc.length, desc.digest) || self.next != length {
+                    return self.refuse(BulkReply::Corrupt);
+                }
+                self.stage = Stage::Storing;
+                vec![ReceiveCommand::Store]
+            }
+        }
+    }
+
+    fn on_block(&mut self, block: Block) -> Vec<ReceiveCommand> {
+        let length = self.header.as_ref().expect("streaming follows a valid offer").desc().length;
+        if self.credit == 0 {
+            return self.refuse(incompatible("a block beyond the credit"));
+        }
+        if block.offset != self.next {
+            return self.refuse(incompatible(format!(
+                "a block at offset {} where {} was expected",
+                block.offset, self.next
+            )));
+        }
+        let size = chunk::block_bytes(length, self.next);
+        if size == 0 || block.data.len() as u64 != size {
+            return self.refuse(incompatible(format!(
+                "a block of {} bytes at offset {} of a payload of {length}; blocks have {} bytes",
+                block.data.len(),
+                block.offset,
+                limits::SNAPSHOT_BLOCK_BYTES
+            )));
+        }
+        if crc32c::crc32c(&block.data) != block.crc {
+            return self.refuse(BulkReply::Corrupt);
+        }
+        self.stage = Stage::Writing;
+        self.next += size;
+        self.credit -= 1;
+        vec![ReceiveCommand::Write(block)]
+    }
+
+    fn on_tick(&mut self) -> Vec<ReceiveCommand> {
+        self.idle_ticks += 1;
+        if self.idle_ticks < STALL_TICKS {
+            return Vec::new();
+        }
+        self.finish(None, ReceiveEnd::Stalled)
+    }
+
+    fn refuse(&mut self, reply: BulkReply) -> Vec<ReceiveCommand> {
+        assert!(reply.is_final(), "a refusal ends the transfer");
+        let end = ReceiveEnd::Refused(reply.clone());
+        self.finish(Some(reply), end)
+    }
+
+    fn finish(&mut self, reply: Option<BulkReply>, end: ReceiveEnd) -> Vec<ReceiveCommand> {
+        self.stage = Stage::Finished;
+        let reply = reply.map(ReceiveCommand::Reply);
+        reply.into_iter().chain([ReceiveCommand::Finish(end)]).collect()
+    }
+
+    fn expect(&self, stage: Stage) {
+        assert_eq!(self.stage, stage, "the driver answers only what was commanded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::chunk::tests::{block, expected, offer};
+
+    const BLOCK: u64 = limits::SNAPSHOT_BLOCK_BYTES as u64;
+
+    fn admitted(length: u64, offset: u64) -> Receiver {
+        let (mut receiver, commands) = Receiver::begin(&offer(length), &expected());
+        assert!(matches!(&commands[..], [ReceiveCommand::Admit(_)]), "{commands:?}");
+        let commands = receiver.step(ReceiveInput::Admitted { offset });
+        assert_eq!(commands, [ReceiveCommand::Reply(BulkReply::Proceed { offset })]);
+        receiver
+    }
+
+    fn frame(block: Block) -> ReceiveInput {
+        ReceiveInput::Frame(BulkRequest::Block(block))
+    }
+
+    fn end(length: u64) -> ReceiveInput {
+        let digest = offer(length).desc.digest;
+        ReceiveInput::Frame(BulkRequest::End { length, digest })
+    }
+
+    #[test]
+    fn p14_each_block_is_written_and_credited_and_the_answer_is_rafts() {
+        let length = 2 * BLOCK + 7;
+        let mut receiver = admitted(length, 0);
+        for offset in [0, BLOCK, 2 * BLOCK] {
+            let commands = receiver.step(frame(block(length, offset)));
+            assert_eq!(commands, [ReceiveCommand::Write(block(length, offset))]);
+            let commands = receiver.step(ReceiveInput::Written);
+            assert_eq!(commands, [ReceiveCommand::Reply(BulkReply::Credit { blocks: 1 })]);
+        }
+        assert_eq!(receiver.step(end(length)), [ReceiveCommand::Store]);
+        let working = [ReceiveCommand::Reply(BulkReply::Credit { blocks: 0 })];
+        assert_eq!(receiver.step(ReceiveInput::Working), working);
+        assert_eq!(receiver.step(ReceiveInput::Stored), [ReceiveCommand::Deliver]);
+        let reply = BulkReply::Accepted;
+        let last = [
+            ReceiveCommand::Reply(reply.clone()),
+            ReceiveCommand::Finish(ReceiveEnd::Answered(reply.clone())),
+        ];
+        assert_eq!(receiver.step(ReceiveInput::Answered(reply)), last);
+        assert_eq!(receiver.step(end(length)), [], "nothing happens behind the end");
+    }
+
+    #[test]
+    fn p14_what_a_resumed_transfer_has_is_not_sent_again() {
+        let length = BLOCK + 7;
+        let mut receiver = admitted(length, BLOCK);
+        let commands = receiver.step(frame(block(length, BLOCK)));
+        assert_eq!(commands, [ReceiveCommand::Write(block(length, BLOCK))]);
+        let mut complete = admitted(length, length);
+        assert_eq!(complete.step(end(length)), [ReceiveCommand::Store]);
+    }
+
+    /// One reply at most ends a transfer, and it is followed by its end.
+    fn check_refused(mut receiver: Receiver, input: ReceiveInput, is_corrupt: bool) {
+        let commands = receiver.step(input.clone());
+        let [ReceiveCommand::Reply(reply), ReceiveCommand::Finish(end)] = &commands[..] else {
+            panic!("{input:?}: {commands:?}")
+        };
+        assert_eq!(matches!(reply, BulkReply::Corrupt), is_corrupt, "{input:?}: {reply:?}");
+        assert_eq!(end, &ReceiveEnd::Refused(reply.clone()));
+        assert_eq!(receiver.step(input), [], "the transfer is over");
+    }
+
+    #[test]
+    fn p3_p13_p17_every_frame_against_the_rules_ends_the_transfer() {
+        let length = 2 * BLOCK + 7;
+        let mut flipped = block(length, 0);
+        flipped.crc ^= 1;
+        let mut short = block(length, 0);
+        short.data = short.data.slice(1..);
+        let offered = ReceiveInput::Frame(BulkRequest::Offer(offer(length)));
+        check_refused(admitted(length, 0), offered, false);
+        check_refused(admitted(length, 0), frame(block(length, BLOCK)), false);
+        check_refused(admitted(length, 0), frame(short), false);
+        check_refused(admitted(length, length), frame(block(length, length)), false);
+        check_refused(admitted(length, 0), frame(flipped), true);
+        check_refused(admitted(length, 0), end(length), true);
+        check_refused(admitted(length, length), end(length - 1), true);
+        let digest = crate::ids::Digest([1; 32]);
+        let other = ReceiveInput::Frame(BulkRequest::End { length, digest });
+        check_refused(admitted(length, length), other, true);
+        let corrupt = ReceiveInput::Refused(BulkReply::Corrupt);
+        check_refused(admitted(length, 0), corrupt, true);
+    }
+
+    #[test]
+    fn p4_c5_silence_and_breakage_end_without_a_reply() {
+        let mut receiver = admitted(BLOCK, 0);
+        let gone = receiver.step(ReceiveInput::Broken("gone".into()));
+        assert_eq!(gone, [ReceiveCommand::Finish(ReceiveEnd::Broken("gone".into()))]);
+        let mut receiver = admitted(2 * BLOCK, 0);
+        let quiet = |receiver: &mut Receiver| {
+            let ticks = (1..STALL_TICKS).map(|_| receiver.step(ReceiveInput::Tick));
+            assert_eq!(ticks.flatten().collect::<Vec<_>>(), []);
+        };
+        quiet(&mut receiver);
+        receiver.step(frame(block(2 * BLOCK, 0)));
+        receiver.step(ReceiveInput::Written);
+        quiet(&mut receiver);
+        let last = receiver.step(ReceiveInput::Tick);
+        assert_eq!(last, [ReceiveCommand::Finish(ReceiveEnd::Stalled)]);
+    }
+}
