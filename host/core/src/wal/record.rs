@@ -1,0 +1,432 @@
+//! The bytes of segments, batches and records.
+//!
+//! Integers are little-endian. Every checksum is a CRC32C that begins from the segment's [`Salt`]
+//! (cluster, node, segment number), so that bytes copied from elsewhere never pass.
+//!
+//! ```text
+//! segment = header (64) · batches, each at a multiple of 8; behind the last one zeros
+//! header  = magic "LSTPWAL\n" · version u32 (1) · node u32 · cluster 16 · segment u64 ·
+//!           number of its first batch u64 · file length u64 · zeros 4 ·
+//!           crc u32 (unsalted, of the 60 bytes before)
+//! batch   = magic "BTCH" · crc u32 (of the 24 bytes behind) · number u64 · body length u32 ·
+//!           body crc u32 · records u32 · zero u32 · body · zeros up to a multiple of 8
+//! body    = { length u32 · crc u32 · kind u8 · group u64 · payload }  (length, crc from kind on)
+//! state   (1) = recovery state
+//! reset   (2) = recovery state; the group's entries end here and begin anew at its first index
+//! entries (3) = first index u64 · count u32 · { type u8 · term u64 · data bytes · context bytes }
+//! moved   (4) = as entries
+//! ```
+//!
+//! Versions to come keep the 64 bytes of the segment's header and their checksum as they are, so
+//! that an old program can say that a log is newer, and is not merely damaged.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, EntryType};
+
+use crate::codec::{DecodeError, Reader, Write};
+use crate::ids::{GroupId, NodeId};
+use crate::recovery_state::RecoveryState;
+use crate::wal::BATCH_BODY_BYTES_MAX;
+
+/// Version of the log's format that is written and read.
+pub const FORMAT_VERSION: u32 = 1;
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+pub const BATCH_HEADER_BYTES: usize = 32;
+/// Batches begin at multiples of this.
+pub const BATCH_ALIGN: u64 = 8;
+/// Length, checksum, kind and group.
+pub const RECORD_OVERHEAD_BYTES: usize = 17;
+/// First index and count of an entries record.
+pub const ENTRIES_OVERHEAD_BYTES: usize = 12;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"LSTPWAL\n";
+const BATCH_MAGIC: [u8; 4] = *b"BTCH";
+const KIND_STATE: u8 = 1;
+const KIND_RESET: u8 = 2;
+const KIND_ENTRIES: u8 = 3;
+const KIND_MOVED: u8 = 4;
+/// Type, term and the lengths of data and context.
+const ENTRY_OVERHEAD_BYTES: usize = 17;
+
+/// What a segment's checksums begin from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Salt(u32);
+
+/// The first bytes of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentHeader {
+    pub cluster: [u8; 16],
+    pub node: NodeId,
+    /// The segment's own number, also in its file's name.
+    pub segment: u64,
+    /// Number of its first batch: one more than the last batch of the segment before that counts.
+    pub first_batch: u64,
+    /// Bytes its file had before it got its name: a shorter file was cut.
+    pub file_length: u64,
+}
+
+/// Why a segment's header was not taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HeaderError {
+    /// These are not the first bytes of a segment, or they were damaged.
+    Damaged(&'static str),
+    /// Written by a later program.
+    Newer { found: u32 },
+}
+
+/// The first bytes of a batch, checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchHeader {
+    pub number: u64,
+    /// Bytes of body, without the padding.
+    pub length: u32,
+    pub records: u32,
+    body_crc: u32,
+}
+
+/// One record of a batch, without the entries' contents.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub group: GroupId,
+    /// Where the record begins in the batch's body.
+    pub offset: u32,
+    /// Its bytes, from its length field on.
+    pub length: u32,
+    pub body: RecordBody,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RecordBody {
+    State { state: Box<RecoveryState>, reset: bool },
+    Entries { span: Span, moved: bool },
+}
+
+/// Which entries a record holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Span {
+    pub first: u64,
+    /// Not 0.
+    pub count: u32,
+    /// Runs of equal terms: first index and term.
+    pub terms: Vec<(u64, u64)>,
+}
+
+/// Builds the bytes of one batch.
+pub struct BatchBuilder {
+    salt: Salt,
+    number: u64,
+    bytes: Vec<u8>,
+    records: u32,
+}
+
+impl Salt {
+    pub fn new(cluster: &[u8; 16], node: NodeId, segment: u64) -> Self {
+        let crc = crc32c::crc32c(cluster);
+        let crc = crc32c::crc32c_append(crc, &node.0.to_le_bytes());
+        Self(crc32c::crc32c_append(crc, &segment.to_le_bytes()))
+    }
+
+    fn crc(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
+    }
+}
+
+impl SegmentHeader {
+    pub fn salt(&self) -> Salt {
+        Salt::new(&self.cluster, self.node, self.segment)
+    }
+
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+        out.put_raw(&SEGMENT_MAGIC);
+        out.put_u32(FORMAT_VERSION);
+        out.put_u32(u32::from(self.node.0));
+        out.put_raw(&self.cluster);
+        out.put_u64(self.segment);
+        out.put_u64(self.first_batch);
+        out.put_u64(self.file_length);
+        out.put_raw(&[0; 4]);
+        out.put_u32(crc32c::crc32c(&out));
+        out.try_into().expect("the header's fields add up to its size")
+    }
+
+    pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, HeaderError> {
+        if bytes[..8] != SEGMENT_MAGIC {
+            return Err(HeaderError::Damaged("it does not begin like a log segment"));
+        }
+        if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60) {
+            return Err(HeaderError::Damaged("the checksum of its header does not match"));
+        }
+        match u32_at(bytes, 8) {
+            FORMAT_VERSION => {}
+            found if found > FORMAT_VERSION => return Err(HeaderError::Newer { found }),
+            _zero => return Err(HeaderError::Damaged("its format version is 0")),
+        }
+        let node = u16::try_from(u32_at(bytes, 12))
+            .map_err(|_| HeaderError::Damaged("its node id is over 65,535"))?;
+        let mut cluster = [0; 16];
+        cluster.copy_from_slice(&bytes[16..32]);
+        Ok(Self {
+            cluster,
+            node: NodeId(node),
+            segment: u64_at(bytes, 32),
+            first_batch: u64_at(bytes, 40),
+            file_length: u64_at(bytes, 48),
+        })
+    }
+}
+
+impl BatchHeader {
+    /// `None` if these bytes are not the head of a batch of this segment.
+    pub fn decode(salt: Salt, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
+        let whole = bytes[..4] == BATCH_MAGIC && salt.crc(&bytes[8..]) == u32_at(bytes, 4);
+        if !whole || u32_at(bytes, 16) as usize > BATCH_BODY_BYTES_MAX {
+            return None;
+        }
+        Some(Self {
+            number: u64_at(bytes, 8),
+            length: u32_at(bytes, 16),
+            body_crc: u32_at(bytes, 20),
+            records: u32_at(bytes, 24),
+        })
+    }
+
+    /// Whether a batch may begin here: a cheap look before [`BatchHeader::decode`].
+    pub fn looks_like_one(bytes: &[u8]) -> bool {
+        bytes.starts_with(&BATCH_MAGIC)
+    }
+
+    /// The body, if what follows the header, padding included, is whole.
+    pub fn body<'a>(&self, salt: Salt, rest: &'a [u8]) -> Option<&'a [u8]> {
+        let (body, padding) = rest.split_at_checked(self.length as usize)?;
+        let padded = BATCH_HEADER_BYTES as u64 + rest.len() as u64 == self.size();
+        let whole = padded && padding.iter().all(|byte| *byte == 0);
+        (whole && salt.crc(body) == self.body_crc).then_some(body)
+    }
+
+    /// Bytes of the whole batch: header, body and padding.
+    pub fn size(&self) -> u64 {
+        batch_size(self.length as usize)
+    }
+}
+
+/// Bytes of a batch with a body of `length` bytes.
+pub fn batch_size(length: usize) -> u64 {
+    (BATCH_HEADER_BYTES as u64 + length as u64).next_multiple_of(BATCH_ALIGN)
+}
+
+/// Bytes an entry takes in an entries record.
+pub fn entry_size(entry: &Entry) -> usize {
+    ENTRY_OVERHEAD_BYTES + entry.data.len() + entry.context.len()
+}
+
+impl BatchBuilder {
+    pub fn new(salt: Salt, number: u64) -> Self {
+        Self::reusing(salt, number, Vec::new())
+    }
+
+    /// Like `new`, in a buffer that served before.
+    pub fn reusing(salt: Salt, number: u64, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.resize(BATCH_HEADER_BYTES, 0);
+        Self { salt, number, bytes, records: 0 }
+    }
+
+    /// Adds a state; returns where the record stands in the batch, and its bytes.
+    pub fn state(&mut self, group: GroupId, state: &[u8], reset: bool) -> (u32, u32) {
+        let kind = if reset { KIND_RESET } else { KIND_STATE };
+        self.record(kind, group, |out| out.put_raw(state))
+    }
+
+    /// Adds contiguous entries; returns where the record stands in the batch, and its bytes.
+    pub fn entries(&mut self, group: GroupId, entries: &[Entry], moved: bool) -> (u32, u32) {
+        assert!(!entries.is_empty(), "a record of entries holds at least one");
+        let kind = if moved { KIND_MOVED } else { KIND_ENTRIES };
+        self.record(kind, group, |out| {
+            out.put_u64(entries[0].index);
+            out.put_count(entries.len());
+            for entry in entries {
+                out.put_u8(type_byte(entry.entry_type));
+                out.put_u64(entry.term);
+                out.put_bytes(&entry.data);
+                out.put_bytes(&entry.context);
+            }
+        })
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        let length = self.bytes.len() - BATCH_HEADER_BYTES;
+        let body_crc = self.salt.crc(&self.bytes[BATCH_HEADER_BYTES..]);
+        let mut head = Vec::with_capacity(BATCH_HEADER_BYTES);
+        head.put_u64(self.number);
+        head.put_count(length);
+        head.put_u32(body_crc);
+        head.put_u32(self.records);
+        head.put_u32(0);
+        self.bytes[..4].copy_from_slice(&BATCH_MAGIC);
+        self.bytes[4..8].copy_from_slice(&self.salt.crc(&head).to_le_bytes());
+        self.bytes[8..BATCH_HEADER_BYTES].copy_from_slice(&head);
+        self.bytes.resize(self.bytes.len().next_multiple_of(BATCH_ALIGN as usize), 0);
+        self.bytes
+    }
+
+    fn record(
+        &mut self,
+        kind: u8,
+        group: GroupId,
+        payload: impl FnOnce(&mut Vec<u8>),
+    ) -> (u32, u32) {
+        let at = self.bytes.len();
+        self.bytes.put_raw(&[0; 8]);
+        self.bytes.put_u8(kind);
+        self.bytes.put_u64(group.0);
+        payload(&mut self.bytes);
+        let length = u32::try_from(self.bytes.len() - at).expect("batches stay below 4 GiB");
+        let crc = self.salt.crc(&self.bytes[at + 8..]);
+        self.bytes[at..at + 4].copy_from_slice(&(length - 8).to_le_bytes());
+        self.bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
+        self.records += 1;
+        (u32::try_from(at).expect("batches stay below 4 GiB"), length)
+    }
+}
+
+/// Decodes a body that [`BatchHeader::body`] found whole.
+pub fn decode_body(
+    salt: Salt,
+    header: &BatchHeader,
+    body: Bytes,
+) -> Result<Vec<Record>, DecodeError> {
+    let whole = body.len();
+    let mut reader = Reader::new(body, "log batch");
+    let mut records = Vec::new();
+    while reader.remaining() > 0 {
+        let offset = (whole - reader.remaining()) as u32;
+        let (mut inner, length) = open_record(salt, &mut reader)?;
+        let kind = inner.u8()?;
+        let group = GroupId(inner.u64()?);
+        let body = match kind {
+            KIND_STATE | KIND_RESET => {
+                let state = RecoveryState::decode(inner.take(inner.remaining())?)?;
+                RecordBody::State { state: Box::new(state), reset: kind == KIND_RESET }
+            }
+            KIND_ENTRIES | KIND_MOVED => {
+                let span = decode_span(&mut inner)?;
+                RecordBody::Entries { span, moved: kind == KIND_MOVED }
+            }
+            other => return Err(inner.unknown(u64::from(other))),
+        };
+        inner.finish()?;
+        records.push(Record { group, offset, length, body });
+    }
+    if records.len() != header.records as usize {
+        return Err(reader.invalid(format!("{} records, not {}", records.len(), header.records)));
+    }
+    Ok(records)
+}
+
+/// Decodes the entries of one record, read back from the log, that belong to `group`.
+pub fn decode_entries(
+    salt: Salt,
+    group: GroupId,
+    record: Bytes,
+) -> Result<Vec<Entry>, DecodeError> {
+    let mut reader = Reader::new(record, "log record");
+    let (mut inner, _length) = open_record(salt, &mut reader)?;
+    reader.finish()?;
+    let kind = inner.u8()?;
+    if kind != KIND_ENTRIES && kind != KIND_MOVED {
+        return Err(inner.unknown(u64::from(kind)));
+    }
+    let found = GroupId(inner.u64()?);
+    if found != group {
+        return Err(inner.invalid(format!("entries of group {found}, not {group}")));
+    }
+    let (first, count) = (inner.u64()?, inner.count(inner.remaining() / ENTRY_OVERHEAD_BYTES)?);
+    let mut entries = Vec::with_capacity(count);
+    for nth in 0..count as u64 {
+        let (entry_type, term, data, context) = decode_entry(&mut inner)?;
+        entries.push(Entry {
+            entry_type,
+            term,
+            index: first + nth,
+            // Copies, so that a kept entry does not keep the whole record.
+            data: Bytes::copy_from_slice(&data),
+            context: Bytes::copy_from_slice(&context),
+            ..Entry::default()
+        });
+    }
+    inner.finish()?;
+    Ok(entries)
+}
+
+/// Checks a record's length and checksum; returns what is behind them, and the whole length.
+fn open_record(salt: Salt, reader: &mut Reader) -> Result<(Reader, u32), DecodeError> {
+    let (length, crc) = (reader.u32()?, reader.u32()?);
+    let bytes = reader.take(length as usize)?;
+    if salt.crc(&bytes) != crc {
+        return Err(reader.invalid("the checksum of a record does not match"));
+    }
+    Ok((Reader::new(bytes, "log record"), length + 8))
+}
+
+fn decode_span(reader: &mut Reader) -> Result<Span, DecodeError> {
+    let first = reader.u64()?;
+    let count = reader.count(reader.remaining() / ENTRY_OVERHEAD_BYTES)?;
+    if count == 0 || first == 0 || first.checked_add(count as u64).is_none() {
+        return Err(reader.invalid(format!("{count} entries from index {first}")));
+    }
+    let mut terms: Vec<(u64, u64)> = Vec::new();
+    for nth in 0..count as u64 {
+        let (_type, term, _data, _context) = decode_entry(reader)?;
+        if terms.last().is_none_or(|run| run.1 != term) {
+            terms.push((first + nth, term));
+        }
+    }
+    Ok(Span { first, count: count as u32, terms })
+}
+
+fn decode_entry(reader: &mut Reader) -> Result<(EntryType, u64, Bytes, Bytes), DecodeError> {
+    let entry_type = match reader.u8()? {
+        0 => EntryType::EntryNormal,
+        1 => EntryType::EntryConfChange,
+        2 => EntryType::EntryConfChangeV2,
+        other => return Err(reader.unknown(u64::from(other))),
+    };
+    let term = reader.u64()?;
+    let data = reader.bytes(BATCH_BODY_BYTES_MAX)?;
+    let context = reader.bytes(BATCH_BODY_BYTES_MAX)?;
+    Ok((entry_type, term, data, context))
+}
+
+fn type_byte(entry_type: EntryType) -> u8 {
+    match entry_type {
+        EntryType::EntryNormal => 0,
+        EntryType::EntryConfChange => 1,
+        EntryType::EntryConfChangeV2 => 2,
+    }
+}
+
+impl Span {
+    pub fn of(entries: &[Entry]) -> Self {
+        let mut terms: Vec<(u64, u64)> = Vec::new();
+        for entry in entries {
+            if terms.last().is_none_or(|run| run.1 != entry.term) {
+                terms.push((entry.index, entry.term));
+            }
+        }
+        Self { first: entries[0].index, count: entries.len() as u32, terms }
+    }
+
+    /// The index behind the last one.
+    pub fn end(&self) -> u64 {
+        self.first + u64::from(self.count)
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes are asked for"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes are asked for"))
+}

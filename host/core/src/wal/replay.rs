@@ -1,0 +1,326 @@
+//! What the records of a log mean: the rules of `wal`, applied one record at a time.
+//!
+//! [`Tail`] is what a group's log looks like from outside: its state, its last index, its terms.
+//! [`GroupLog`] adds where each entry stands. The writer asks a `Tail` whether a job fits before it
+//! writes ([`Tail::judge_state`], [`Tail::judge_entries`]); replay and the writer apply the same
+//! functions after.
+//!
+//! - Nothing here is kept per entry: extents are kept per record, terms per run.
+//! - While a log is replayed whose oldest segments are gone, a group may have holes; moved entries
+//!   fill them. [`GroupLog::finish`] refuses a hole that stayed.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::Entry;
+
+use crate::ids::GroupId;
+use crate::recovery_state::RecoveryState;
+use crate::wal::record::{Record, RecordBody, Span};
+
+/// A group's log without its entries' places.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tail {
+    pub state: RecoveryState,
+    pub last_index: u64,
+    /// First index of each run of equal terms, from the entry before the first one.
+    terms: BTreeMap<u64, u64>,
+}
+
+/// Where a record of entries stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub segment: u64,
+    /// From the beginning of the segment's file.
+    pub offset: u64,
+    pub length: u32,
+    /// Entries in the record, live or not.
+    pub count: u32,
+}
+
+/// The live part of one record of entries; the map that holds it has its first index as key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// The index behind the last one.
+    pub end: u64,
+    pub place: Place,
+}
+
+/// A group's log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupLog {
+    pub tail: Tail,
+    extents: BTreeMap<u64, Extent>,
+}
+
+/// All groups' logs, while records are read in order.
+#[derive(Default, Debug)]
+pub struct Replay {
+    groups: BTreeMap<GroupId, GroupLog>,
+}
+
+impl Replay {
+    /// Applies the next record, which stands in `segment`; `offset` is that of its batch's body.
+    pub fn record(&mut self, record: Record, segment: u64, offset: u64) -> Result<(), String> {
+        let Record { group, offset: within, length, body } = record;
+        let offset = offset + u64::from(within);
+        match body {
+            RecordBody::State { state, reset } => match self.groups.get_mut(&group) {
+                None => {
+                    self.groups.insert(group, GroupLog::new(*state));
+                }
+                Some(log) if !reset && state.first_index < log.tail.state.first_index => {
+                    let (was, is) = (log.tail.state.first_index, state.first_index);
+                    return Err(format!(
+                        "the first index of group {group} falls from {was} to {is}"
+                    ));
+                }
+                Some(log) => log.state(*state, reset),
+            },
+            RecordBody::Entries { span, moved } => {
+                let log = self.groups.get_mut(&group);
+                let log = log.ok_or_else(|| format!("entries of group {group} without a state"))?;
+                if span.first < log.tail.state.first_index {
+                    return Err(format!(
+                        "entries of group {group} at {}, before its first index {}",
+                        span.first, log.tail.state.first_index
+                    ));
+                }
+                if moved && !log.agrees(&span) {
+                    return Err(format!("moved entries of group {group} at {} differ", span.first));
+                }
+                let place = Place { segment, offset, length, count: span.count };
+                if moved { log.moved(&span, place) } else { log.entries(&span, place) }
+            }
+        }
+        Ok(())
+    }
+
+    /// The logs, if every group's is without a hole.
+    pub fn finish(mut self) -> Result<BTreeMap<GroupId, GroupLog>, String> {
+        for (group, log) in &mut self.groups {
+            log.finish().map_err(|why| format!("group {group}: {why}"))?;
+        }
+        Ok(self.groups)
+    }
+}
+
+impl Tail {
+    /// A log without entries, beginning where `state` says.
+    pub fn new(state: RecoveryState) -> Self {
+        let before = state.first_index - 1;
+        let terms = BTreeMap::from([(before, state.previous_term)]);
+        Self { state, last_index: before, terms }
+    }
+
+    /// The term at `index`, from the entry before the first one to the last one.
+    pub fn term(&self, index: u64) -> Option<u64> {
+        if index > self.last_index {
+            return None;
+        }
+        self.terms.range(..=index).next_back().map(|run| *run.1)
+    }
+
+    /// Runs of equal terms: first index and term, from the entry before the first one.
+    pub fn terms(&self) -> Vec<(u64, u64)> {
+        self.terms.iter().map(|run| (*run.0, *run.1)).collect()
+    }
+
+    /// Whether `next` may follow, and if so, whether it must be marked as a reset: the log it
+    /// speaks of is another one than what stands here.
+    pub fn judge_state(&self, next: &RecoveryState) -> Result<bool, String> {
+        next.validate()?;
+        let before = next.first_index.checked_sub(1).ok_or("the first index is 0")?;
+        if next.replica != self.state.replica {
+            return Ok(true);
+        }
+        if next.first_index < self.state.first_index {
+            let (was, is) = (self.state.first_index, next.first_index);
+            return Err(format!("the first index falls from {was} to {is}"));
+        }
+        Ok(self.term(before) != Some(next.previous_term))
+    }
+
+    /// Whether `entries` may be written behind this log.
+    pub fn judge_entries(&self, entries: &[Entry]) -> Result<(), String> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        let (lowest, highest) = (self.state.first_index, self.last_index + 1);
+        if first.index < lowest || first.index > highest {
+            return Err(format!("entries at {}, outside of {lowest}..={highest}", first.index));
+        }
+        let mut before = (first.index - 1, self.term(first.index - 1).unwrap_or(0));
+        for entry in entries {
+            if entry.index != before.0 + 1 {
+                return Err(format!("entry {} behind entry {}", entry.index, before.0));
+            }
+            if entry.term < before.1 {
+                let (term, index) = (entry.term, entry.index);
+                return Err(format!("term {term} at {index} behind term {}", before.1));
+            }
+            before = (entry.index, entry.term);
+        }
+        Ok(())
+    }
+
+    /// Whether the state's commit index is covered by the log.
+    pub fn judge_commit(&self) -> Result<(), String> {
+        if self.state.commit > self.last_index {
+            let (commit, last) = (self.state.commit, self.last_index);
+            return Err(format!("commit {commit} is beyond the last entry {last}"));
+        }
+        Ok(())
+    }
+
+    pub fn apply_state(&mut self, state: RecoveryState, reset: bool) {
+        if reset {
+            *self = Self::new(state);
+            return;
+        }
+        let first = state.first_index;
+        let term = self.term(first);
+        self.terms = self.terms.split_off(&first);
+        self.terms.insert(first - 1, state.previous_term);
+        if let Some(term) = term {
+            self.terms.entry(first).or_insert(term);
+        }
+        self.last_index = self.last_index.max(first - 1);
+        self.state = state;
+        self.merge(first);
+    }
+
+    pub fn apply_entries(&mut self, span: &Span) {
+        let gap = span.first > self.last_index + 1;
+        self.terms.split_off(&span.first);
+        for (index, term) in &span.terms {
+            let same = self.terms.last_key_value().is_some_and(|run| run.1 == term);
+            if gap || !same {
+                self.terms.insert(*index, *term);
+            }
+        }
+        self.last_index = span.end() - 1;
+    }
+
+    fn apply_moved(&mut self, span: &Span) {
+        let behind = self.term(span.end());
+        let mut rest = self.terms.split_off(&span.first);
+        self.terms.extend(span.terms.iter().copied());
+        if let Some(term) = behind {
+            rest = rest.split_off(&span.end());
+            rest.entry(span.end()).or_insert(term);
+            self.terms.append(&mut rest);
+        }
+        self.last_index = self.last_index.max(span.end() - 1);
+        self.merge(span.end());
+        self.merge(span.first);
+    }
+
+    /// Removes the run that begins at `index` if it only continues the one before.
+    fn merge(&mut self, index: u64) {
+        let before = self.terms.range(..index).next_back().map(|run| *run.1);
+        if before.is_some() && self.terms.get(&index).copied() == before {
+            self.terms.remove(&index);
+        }
+    }
+
+    fn merge_all(&mut self) {
+        let mut before = None;
+        self.terms.retain(|_index, term| before.replace(*term) != Some(*term));
+    }
+}
+
+impl GroupLog {
+    pub fn new(state: RecoveryState) -> Self {
+        Self { tail: Tail::new(state), extents: BTreeMap::new() }
+    }
+
+    pub fn state(&mut self, state: RecoveryState, reset: bool) {
+        let first = state.first_index;
+        let kept = self.extents.split_off(&first);
+        let cut = self.extents.last_key_value().map(|(_from, extent)| *extent);
+        self.extents = kept;
+        if let Some(extent) = cut.filter(|extent| extent.end > first) {
+            self.extents.insert(first, extent);
+        }
+        if reset {
+            self.extents.clear();
+        }
+        self.tail.apply_state(state, reset);
+    }
+
+    pub fn entries(&mut self, span: &Span, place: Place) {
+        self.extents.split_off(&span.first);
+        if let Some(mut extent) = self.extents.last_entry() {
+            let extent = extent.get_mut();
+            extent.end = extent.end.min(span.first);
+        }
+        self.extents.insert(span.first, Extent { end: span.end(), place });
+        self.tail.apply_entries(span);
+    }
+
+    /// Entries that are live already, written once more at `place`.
+    pub fn moved(&mut self, span: &Span, place: Place) {
+        let end = span.end();
+        let mut behind = self.extents.split_off(&span.first);
+        // The extent that begins before may reach into the span, or even beyond it.
+        let before = self.extents.last_key_value().map(|(from, extent)| (*from, *extent));
+        if let Some((from, extent)) = before.filter(|(_from, extent)| extent.end > span.first) {
+            self.extents.insert(from, Extent { end: span.first, ..extent });
+            if extent.end > end {
+                behind.insert(end, extent);
+            }
+        }
+        let rest = behind.split_off(&end);
+        if let Some((_from, extent)) = behind.last_key_value().filter(|(_, e)| e.end > end) {
+            self.extents.insert(end, *extent);
+        }
+        self.extents.extend(rest);
+        self.extents.insert(span.first, Extent { end, place });
+        self.tail.apply_moved(span);
+    }
+
+    /// The live parts of records, in order: first index and extent.
+    pub fn extents(&self) -> impl Iterator<Item = (u64, Extent)> + '_ {
+        self.extents.iter().map(|(from, extent)| (*from, *extent))
+    }
+
+    /// About how many bytes of the log the live part of an extent takes.
+    pub fn live_bytes(from: u64, extent: &Extent) -> u64 {
+        let Place { length, count, .. } = extent.place;
+        u64::from(length) * (extent.end - from) / u64::from(count)
+    }
+
+    /// The extents that hold entries from `from` on, the first one cut to begin there.
+    pub fn extents_from(&self, from: u64) -> impl Iterator<Item = (u64, Extent)> + '_ {
+        let holder = self.extents.range(..=from).next_back().map_or(from, |found| *found.0);
+        let found = self.extents.range(holder..).filter(move |(_first, extent)| extent.end > from);
+        found.map(move |(first, extent)| ((*first).max(from), *extent))
+    }
+
+    /// Whether entries that both this log and `span` know have the same terms in both.
+    fn agrees(&self, span: &Span) -> bool {
+        let mut terms = span.terms.iter().copied().peekable();
+        let mut term = 0;
+        (span.first..span.end()).all(|index| {
+            if let Some(run) = terms.next_if(|run| run.0 == index) {
+                term = run.1;
+            }
+            let known = self.extents.range(..=index).next_back();
+            let known = known.is_some_and(|(_first, extent)| extent.end > index);
+            !known || self.tail.term(index) == Some(term)
+        })
+    }
+
+    fn finish(&mut self) -> Result<(), String> {
+        let mut next = self.tail.state.first_index;
+        for (first, extent) in &self.extents {
+            if *first != next {
+                return Err(format!("entries {next}..{first} are missing"));
+            }
+            next = extent.end;
+        }
+        if next != self.tail.last_index + 1 {
+            return Err(format!("entries {next}..={} are missing", self.tail.last_index));
+        }
+        self.tail.merge_all();
+        self.tail.judge_commit()
+    }
+}
