@@ -1,0 +1,458 @@
+//! A whole cluster in one thread: processes, their disks and lanes, links, transfers and a clock.
+//!
+//! Nothing happens by itself. Frames wait on their link, batches on their disk, jobs on their lane
+//! and objects on their way until a command moves them; [`Cluster::stabilize`] moves all that is
+//! not stuck.
+//!
+//! - The network loses only what a script cuts or drops; the order of a link is kept.
+//! - A crash loses what is not durable: batches, jobs, holds. Frames under way stay under way.
+//! - What a process shows is one line per thing that a reader of the story would want to know.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use lockstep_core::apply::Answer;
+use lockstep_core::fault::{Refusal, Rejection};
+use lockstep_core::group::frame::Body;
+use lockstep_core::group::{
+    Effect, Event, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy, Stopped,
+};
+use lockstep_core::ids::{ModuleId, NodeId, ReplicaId, Ticket};
+use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
+use raft::eraftpb::{Entry, MessageType};
+
+use super::checks::Checks;
+use super::disk::{Disk, Image, SharedStore, put};
+use super::lane::{Done, Lane};
+
+/// One process of a node; two processes may run copies of one node's data directory.
+pub(crate) struct Process {
+    pub(crate) node: NodeId,
+    pub(crate) config: GroupConfig,
+    pub(crate) group: Option<Group>,
+    pub(crate) disk: Disk,
+    pub(crate) store: SharedStore,
+    pub(crate) lane: Lane,
+    pub(crate) clock_ms: i64,
+    /// Role, and term and configuration index, as last told.
+    seen: (Option<Role>, (u64, u64)),
+}
+
+/// A snapshot on its way.
+struct Transfer {
+    from: String,
+    to: ReplicaId,
+    desc: SnapshotDesc,
+    bytes: Bytes,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bulk {
+    Go,
+    Hold,
+    Fail,
+}
+
+#[derive(Default)]
+pub(crate) struct Cluster {
+    pub(crate) processes: BTreeMap<String, Process>,
+    /// Which process a node's configured address leads to.
+    pub(crate) routes: BTreeMap<NodeId, String>,
+    pub(crate) links: BTreeMap<(String, String), VecDeque<Frame>>,
+    pub(crate) cut: BTreeSet<(String, String)>,
+    transfers: Vec<Transfer>,
+    pub(crate) bulk: Option<Bulk>,
+    pub(crate) time_ms: u64,
+    names: BTreeMap<ReplicaId, String>,
+    /// What each ticket asked, and whether it is a command.
+    labels: BTreeMap<Ticket, (String, bool)>,
+    /// Answers to tickets without a label, as those of a flood.
+    pub(crate) counts: BTreeMap<String, usize>,
+    pub(crate) checks: Checks,
+    starts: u64,
+    pub(crate) trace: Vec<String>,
+}
+
+impl Cluster {
+    pub(crate) fn tell(&mut self, line: impl Into<String>) {
+        self.trace.push(line.into());
+    }
+
+    pub(crate) fn add(&mut self, name: &str, node: NodeId, nodes: u16, policy: SnapshotPolicy) {
+        let config = GroupConfig {
+            name: "g".to_owned(),
+            node,
+            nodes: (1..=nodes).map(NodeId).collect(),
+            module: ModuleId([7; 32]),
+            guest_config: Bytes::from_static(b"config"),
+            profile: Default::default(),
+            snapshot_policy: policy,
+            seed: 0,
+            nonce: 0,
+        };
+        let process = Process {
+            node,
+            config,
+            group: None,
+            disk: Disk::default(),
+            store: Arc::new(Mutex::default()),
+            lane: Lane::default(),
+            clock_ms: 0,
+            seen: (None, (0, 0)),
+        };
+        self.processes.insert(name.to_owned(), process);
+        self.routes.entry(node).or_insert_with(|| name.to_owned());
+    }
+
+    /// Starts a process on what its disk holds.
+    pub(crate) fn start(&mut self, name: &str, seed: u64) {
+        self.starts += 1;
+        let process = self.processes.get_mut(name).expect("the process was added");
+        process.config.nonce = self.starts;
+        process.config.seed = seed.wrapping_add(self.starts.wrapping_mul(0x9e37_79b9));
+        process.lane = Lane::default();
+        process.seen = (None, (0, 0));
+        let recovered = process.disk.durable.as_ref().map(Image::recovered);
+        if let Some(image) = &process.disk.durable {
+            let listed = image.state().snapshots.clone();
+            process.store.lock().expect("no panic holds the lock").list(&listed);
+        }
+        let mut effects = Vec::new();
+        let group = Group::open(process.config.clone(), recovered, &mut effects);
+        let replica = group.recovery_state().replica;
+        process.group = Some(group);
+        let node = process.node;
+        let earlier = self.names.keys().filter(|id| id.node() == node && **id != replica).count();
+        let suffix = if earlier == 0 { String::new() } else { format!(".{}", earlier + 1) };
+        self.names.entry(replica).or_insert_with(|| format!("n{node}{suffix}"));
+        self.carry_out(name, effects);
+    }
+
+    /// Ends a process without a word; what was not durable is gone.
+    pub(crate) fn crash(&mut self, name: &str) {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        process.group = None;
+        process.disk.crash();
+        process.lane = Lane::default();
+        self.transfers.retain(|transfer| transfer.from != name);
+    }
+
+    pub(crate) fn event(&mut self, name: &str, event: Event) {
+        self.events(name, vec![event]);
+    }
+
+    /// Hands events to a group and flushes once, as a host drains its mailbox.
+    pub(crate) fn events(&mut self, name: &str, events: Vec<Event>) {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        let Some(group) = &mut process.group else { return };
+        let mut effects = Vec::new();
+        let plain = events.iter().all(is_plain);
+        events.into_iter().for_each(|event| group.handle(event, &mut effects));
+        group.flush(&mut effects);
+        let recovery = group.recovery_state();
+        let same = process.seen.1 == (recovery.term, recovery.configuration_index);
+        let settled = matches!(process.seen.0, Some(Role::Leader | Role::Follower));
+        self.carry_out(name, effects);
+        // Looking at a whole status after every frame would take most of the time.
+        if !(plain && same && settled) {
+            self.observe(name);
+        }
+    }
+
+    pub(crate) fn tick(&mut self, name: &str) {
+        let wall_ms = self.time_ms.saturating_add_signed(self.processes[name].clock_ms);
+        self.event(name, Event::Tick { wall_ms });
+    }
+
+    pub(crate) fn ticket(&mut self, label: String, command: bool) -> Ticket {
+        let ticket = Ticket(self.labels.len() as u64 + 1);
+        self.labels.insert(ticket, (label, command));
+        ticket
+    }
+
+    fn carry_out(&mut self, name: &str, effects: Vec<Effect>) {
+        for effect in effects {
+            let process = self.processes.get_mut(name).expect("the process was added");
+            match effect {
+                Effect::Persist { seq, job } => process.disk.queue(seq, job),
+                Effect::Fetch { from, to, bytes } => {
+                    let entries =
+                        process.disk.durable.as_ref().and_then(|d| d.read(from, to, bytes));
+                    let found = entries.as_ref().map_or(0, Vec::len);
+                    self.tell(format!("{name} reads {found} entries from {from} for a follower"));
+                    self.event(name, Event::Fetched { from, entries });
+                }
+                Effect::Apply(job) => process.lane.push(job),
+                Effect::List { snapshots, holds } => {
+                    process.store.lock().expect("no panic holds the lock").list(&snapshots);
+                    drop(holds);
+                    let indexes: Vec<u64> = snapshots.iter().map(|desc| desc.index).collect();
+                    self.tell(format!("{name} lists snapshots {indexes:?}"));
+                }
+                Effect::Send { to, frame } => {
+                    Checks::sends(&frame, process.disk.durable.as_ref());
+                    let there = self.routes.get(&to).cloned().unwrap_or_default();
+                    self.links.entry((name.to_owned(), there)).or_default().push_back(*frame);
+                }
+                Effect::SendSnapshot { to, snapshot } => self.send(name, to, snapshot),
+                Effect::Answer { ticket, answer } => self.answer(ticket, answer),
+                Effect::State(state) => {
+                    let text = describe(&state);
+                    self.tell(format!("{name} is {text}"));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, from: &str, to: ReplicaId, desc: SnapshotDesc) {
+        let twice = self.transfers.iter().any(|t| t.from == from && t.to == to);
+        assert!(!twice, "one transfer a follower at a time");
+        let store = self.processes[from].store.lock().expect("no panic holds the lock");
+        let bytes = store.get(&desc).expect("only a listed object is sent");
+        drop(store);
+        self.tell(format!("{from} sends snapshot {} to {}", desc.index, self.name_of(to)));
+        self.transfers.push(Transfer { from: from.to_owned(), to, desc, bytes });
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Refusal>) {
+        self.checks.answered(ticket);
+        let (label, command) = self.labels[&ticket].clone();
+        if command && !label.is_empty() && matches!(answer, Ok(Answer::Ok(_))) {
+            self.checks.acknowledged(label.as_bytes());
+        }
+        let text = match answer {
+            Ok(Answer::Ok(bytes)) if bytes.len() > 40 => format!("ok, {} bytes", bytes.len()),
+            Ok(Answer::Ok(bytes)) => format!("ok {}", String::from_utf8_lossy(&bytes)),
+            Ok(Answer::Opened(id)) => format!("session {id}"),
+            Ok(Answer::Rejected(rejection)) => format!("rejected: {}", brief(&rejection)),
+            Err(refusal) => format!("refused: {}", refused(&refusal)),
+        };
+        match label.is_empty() {
+            true => *self.counts.entry(text).or_default() += 1,
+            false => self.tell(format!("\"{label}\" -> {text}")),
+        }
+    }
+
+    /// Tells role and configuration when they changed.
+    fn observe(&mut self, name: &str) {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        let Some(group) = &process.group else { return };
+        let status = group.status();
+        let recovery = group.recovery_state();
+        let seen = (Some(status.role), (recovery.term, recovery.configuration_index));
+        let before = std::mem::replace(&mut process.seen, seen).0;
+        let index = recovery.configuration_index;
+        let configuration = recovery.configuration.clone();
+        if status.role == Role::Leader {
+            self.checks.leads(status.term, status.replica);
+        }
+        if self.checks.configured(index, &configuration) {
+            let text = self.configuration(&configuration);
+            self.tell(format!("configuration at {index}: {text}"));
+        }
+        let role = format!("{:?}", status.role).to_lowercase();
+        let was_quiet = matches!(before, None | Some(Role::None));
+        let is_quiet = matches!(status.role, Role::Follower | Role::None);
+        if before != Some(status.role) && !(was_quiet && is_quiet) {
+            self.tell(format!("{name} is {role} in term {}", status.term));
+        }
+    }
+
+    /// Syncs every disk, runs every lane, delivers every frame, until nothing moves any more.
+    pub(crate) fn stabilize(&mut self) {
+        for _ in 0..10_000 {
+            let mut moved = false;
+            for name in self.running() {
+                moved |= self.sync(&name, usize::MAX, false);
+                moved |= self.run_lane(&name);
+            }
+            moved |= self.deliver();
+            moved |= self.carry_objects();
+            if !moved {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    pub(crate) fn running(&self) -> Vec<String> {
+        let up = self.processes.iter().filter(|(_, process)| process.group.is_some());
+        up.map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn sync(&mut self, name: &str, batches: usize, by_hand: bool) -> bool {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        if process.disk.is_idle() && !by_hand {
+            return false;
+        }
+        let Some(seq) = process.disk.sync(batches) else { return false };
+        self.event(name, Event::Persisted { seq });
+        true
+    }
+
+    fn run_lane(&mut self, name: &str) -> bool {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        let Some(image) = process.disk.durable.as_ref().filter(|_| !process.lane.is_idle()) else {
+            return false;
+        };
+        let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
+            return false;
+        };
+        let Done { events, applied, answer } = done;
+        // The founder takes its record for committed before it is durable; nobody else knows it.
+        let durable = |entry: &Entry| image.term(entry.index) == Some(entry.term);
+        applied
+            .iter()
+            .filter(|(entry, _)| durable(entry))
+            .for_each(|(entry, digest)| self.checks.applied(entry, *digest));
+        if let Some((ticket, text)) = answer {
+            self.checks.answered(ticket);
+            let label = self.labels[&ticket].0.clone();
+            self.tell(format!("\"{label}\" -> {text}"));
+        }
+        self.events(name, events);
+        true
+    }
+
+    /// Delivers the first frame of every link.
+    pub(crate) fn deliver(&mut self) -> bool {
+        let waiting: Vec<_> = self.links.keys().cloned().collect();
+        let mut moved = false;
+        for link in waiting {
+            let Some(frame) = self.links.get_mut(&link).and_then(VecDeque::pop_front) else {
+                continue;
+            };
+            moved = true;
+            if !self.cut.contains(&link) && self.processes.contains_key(&link.1) {
+                let via = link.0.as_str().into();
+                self.event(&link.1, Event::Frame(Inbound { frame, via }));
+            }
+        }
+        moved
+    }
+
+    fn carry_objects(&mut self) -> bool {
+        if self.bulk == Some(Bulk::Hold) || self.transfers.is_empty() {
+            return false;
+        }
+        let Transfer { from, to, desc, bytes } = self.transfers.remove(0);
+        let there = self.routes.get(&to.node()).cloned().unwrap_or_default();
+        let lives = |process: &&mut Process| {
+            process.group.as_ref().is_some_and(|g| g.recovery_state().replica == to)
+        };
+        let cut = self.cut.contains(&(from.clone(), there.clone()));
+        let receiver = self.processes.get_mut(&there).filter(lives);
+        let ok = match receiver {
+            Some(process) if !cut && self.bulk != Some(Bulk::Fail) => {
+                let hold = put(&process.store, &desc, bytes);
+                let index = desc.index;
+                let before = process.group.as_ref().map(|g| g.recovery_state().snapshots.clone());
+                self.event(&there, Event::Received { snapshot: Verified { desc, hold } });
+                let after = self.snapshots(&there);
+                let taken = before != after;
+                self.tell(match taken {
+                    true => format!("{there} installs snapshot {index}"),
+                    false => format!("{there} does not need snapshot {index} now"),
+                });
+                true
+            }
+            Some(_) | None => {
+                self.tell(format!("the transfer to {} fails", self.name_of(to)));
+                false
+            }
+        };
+        self.event(&from, Event::TransferEnded { to, ok });
+        true
+    }
+
+    fn snapshots(&self, name: &str) -> Option<Vec<SnapshotDesc>> {
+        self.processes[name].group.as_ref().map(|g| g.recovery_state().snapshots.clone())
+    }
+
+    /// Checks what must hold between commands.
+    pub(crate) fn check(&self) {
+        let disks: Vec<_> = self
+            .routes
+            .values()
+            .map(|name| &self.processes[name])
+            .map(|process| process.disk.durable.as_ref())
+            .filter_map(|image| image.map(|image| (image.state().replica, Some(image))))
+            .collect();
+        self.checks.nothing_is_lost(&disks);
+        for (name, process) in &self.processes {
+            let Some(image) = &process.disk.durable else { continue };
+            let store = process.store.lock().expect("no panic holds the lock");
+            for desc in &image.state().snapshots {
+                assert!(store.get(desc).is_some(), "{name} lists {} and has it", desc.index);
+            }
+        }
+    }
+
+    pub(crate) fn name_of(&self, replica: ReplicaId) -> String {
+        self.names.get(&replica).cloned().unwrap_or_else(|| replica.to_string())
+    }
+
+    pub(crate) fn configuration(&self, configuration: &Configuration) -> String {
+        let names = |ids: &BTreeSet<ReplicaId>| {
+            let mut names: Vec<String> = ids.iter().map(|id| self.name_of(*id)).collect();
+            names.sort();
+            names
+        };
+        let mut text = names(&configuration.voters).join(" ");
+        for (word, ids) in [
+            ("learners", &configuration.learners),
+            ("leaving", &configuration.voters_outgoing),
+            ("next learners", &configuration.learners_next),
+        ] {
+            if !ids.is_empty() {
+                text += &format!(", {word} {}", names(ids).join(" "));
+            }
+        }
+        text
+    }
+}
+
+/// Events that change no role unless they change the term.
+fn is_plain(event: &Event) -> bool {
+    match event {
+        Event::Propose { .. } | Event::Applied(_) | Event::Persisted { .. } => true,
+        Event::Frame(Inbound { frame: Frame { body: Body::Raft(message), .. }, .. }) => matches!(
+            message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgAppendResponse | MessageType::MsgHeartbeat
+        ),
+        _other => false,
+    }
+}
+
+/// A state with its cause, without what differs from run to run.
+pub(crate) fn describe(state: &ReplicaState) -> String {
+    let cause = match state {
+        ReplicaState::Stopped(Stopped::Requested | Stopped::Removed) => None,
+        other => other.cause(),
+    };
+    cause.map_or_else(|| state.name().to_owned(), |cause| format!("{}: {cause}", state.name()))
+}
+
+fn brief(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::Guest(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Rejection::SessionExpired => "session expired".to_owned(),
+        Rejection::AnswerTooLarge { bytes } => format!("answer of {bytes} bytes is too large"),
+        Rejection::SessionFull => "session full".to_owned(),
+    }
+}
+
+fn refused(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NotLeader { leader: None } => "not leader, none known".to_owned(),
+        Refusal::NotLeader { leader: Some(node) } => format!("not leader, n{node} leads"),
+        Refusal::Overloaded => "overloaded".to_owned(),
+        Refusal::Lost => "lost".to_owned(),
+        Refusal::Unknown => "unknown".to_owned(),
+        Refusal::ReadTimeout => "read timeout".to_owned(),
+        Refusal::NotServing { state, cause } => format!("{state}: {cause}"),
+        Refusal::ShuttingDown => "shutting down".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,489 @@
+//! The words of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
+//!
+//! ```text
+//! cluster N [seed=S] [entries=E] [absent=NODE]   adds N nodes and starts them
+//! founded N [...]                                the same, and silently until they serve
+//! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
+//! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
+//! keep NODE · rewind NODE                        back to the disk kept, but for the count of boots
+//! tick NODE [K] · drain NODE K                   K flushed ticks; K ticks in one flush
+//! run K · run until WHAT                         ticks everywhere, each followed by stabilize
+//! stabilize · deliver [K] · sync NODE [K]
+//! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
+//! captures NODE fail|ok
+//! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
+//! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
+//! query NODE KEY · local NODE KEY · flood NODE K COMMAND
+//! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
+//! twice NODE SESSION COMMAND · hostile NODE SESSION
+//! mark|handover NODE · fault NODE WHY · unreachable NODE OTHER
+//! status [NODE] · log NODE · objects NODE · install NODE · time NODE
+//! ```
+
+use lockstep_core::entry::{Call, MarkReason};
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{Event, Frame, GroupStatus, Role, SnapshotPolicy};
+use lockstep_core::ids::{NodeId, ReplicaId};
+
+use super::cluster::{Bulk, Cluster, describe};
+use super::disk::Image;
+
+/// The cluster and what a script set once.
+#[derive(Default)]
+pub(crate) struct Session {
+    cluster: Cluster,
+    seed: u64,
+    kept: Option<Image>,
+    /// Frames that linger in the network.
+    late: Vec<((String, String), Frame)>,
+}
+
+const RUN_TICKS_MAX: usize = 2_000;
+
+impl Session {
+    /// Carries out one line and says what happened.
+    pub(crate) fn run(&mut self, line: &str) -> Vec<String> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let known = self.nodes(word, &words)
+            || self.moves(word, &words)
+            || self.faults(word, rest, &words)
+            || self.requests(word, rest, &words)
+            || self.views(word, &words);
+        assert!(known, "unknown command: {line}");
+        self.cluster.check();
+        for (text, count) in std::mem::take(&mut self.cluster.counts) {
+            self.cluster.tell(format!("{count} times {text}"));
+        }
+        std::mem::take(&mut self.cluster.trace)
+    }
+
+    fn nodes(&mut self, word: &str, words: &[&str]) -> bool {
+        let cluster = &mut self.cluster;
+        match (word, words) {
+            ("cluster", [count, options @ ..]) => {
+                let count: u16 = count.parse().expect("cluster N");
+                let option = |key: &str| {
+                    options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
+                };
+                self.seed = option("seed").map_or(1, |seed| seed.parse().expect("seed=S"));
+                let entries = option("entries").map_or(50_000, |e| e.parse().expect("entries=E"));
+                cluster.time_ms = 1_000_000;
+                for node in 1..=count {
+                    let name = format!("n{node}");
+                    let policy = SnapshotPolicy { entries, ..SnapshotPolicy::default() };
+                    cluster.add(&name, NodeId(node), count, policy);
+                    if option("absent") != Some(&name) {
+                        cluster.start(&name, self.seed);
+                    }
+                }
+            }
+            ("founded", _) => {
+                self.nodes("cluster", words);
+                self.run_until(&["serving"]);
+                (0..2).for_each(|_| self.tick_all());
+                self.cluster.trace.clear();
+            }
+            ("start", [node]) => cluster.start(node, self.seed),
+            ("crash", [node]) => cluster.crash(node),
+            ("restart", [node]) => {
+                cluster.crash(node);
+                cluster.start(node, self.seed);
+            }
+            ("wipe", [node]) => {
+                cluster.crash(node);
+                let process = cluster.processes.get_mut(*node).expect("a process");
+                process.disk = Default::default();
+                process.store = Default::default();
+                cluster.start(node, self.seed);
+            }
+            ("copy", [node, name]) => {
+                let from = &cluster.processes[*node];
+                let (id, policy) = (from.node, from.config.snapshot_policy);
+                let (count, image) = (from.config.nodes.len() as u16, from.disk.durable.clone());
+                let store = from.store.clone();
+                cluster.add(name, id, count, policy);
+                let process = cluster.processes.get_mut(*name).expect("just added");
+                (process.disk.durable, process.store) = (image, store);
+            }
+            ("route", [node, name]) => {
+                let id = cluster.processes[*node].node;
+                cluster.routes.insert(id, (*name).to_owned());
+            }
+            ("keep", [node]) => self.kept = cluster.processes[*node].disk.durable.clone(),
+            ("rewind", [node]) => {
+                cluster.crash(node);
+                let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
+                let boot = disk.durable.as_ref().expect("it had a disk").state().boot;
+                let mut image = self.kept.clone().expect("keep comes first");
+                image.set_boot(boot);
+                disk.durable = Some(image);
+                cluster.start(node, self.seed);
+            }
+            _other => return false,
+        }
+        true
+    }
+
+    fn moves(&mut self, word: &str, words: &[&str]) -> bool {
+        let cluster = &mut self.cluster;
+        match (word, words) {
+            ("tick", [node, ticks @ ..]) => {
+                for _ in 0..number(ticks, 1) {
+                    cluster.time_ms += 100;
+                    cluster.tick(node);
+                }
+            }
+            ("drain", [node, ticks]) => {
+                let wall_ms = cluster.time_ms;
+                let count = number(&[ticks], 1);
+                cluster.events(node, (0..count).map(|_| Event::Tick { wall_ms }).collect());
+            }
+            ("run", ["until", what @ ..]) => self.run_until(what),
+            ("run", ticks) => (0..number(ticks, 1)).for_each(|_| self.tick_all()),
+            ("stabilize", []) => cluster.stabilize(),
+            ("deliver", rounds) => {
+                for _ in 0..number(rounds, 1) {
+                    cluster.deliver();
+                }
+            }
+            ("sync", [node, batches @ ..]) => {
+                cluster.sync(node, number(batches, usize::MAX), true);
+            }
+            _other => return false,
+        }
+        true
+    }
+
+    fn run_until(&mut self, what: &[&str]) {
+        let came = (0..RUN_TICKS_MAX).any(|_| {
+            let here = holds(&self.cluster, what);
+            if !here {
+                self.tick_all();
+            }
+            here
+        });
+        if !came {
+            self.cluster.tell(format!("never: {}", what.join(" ")));
+        }
+    }
+
+    fn tick_all(&mut self) {
+        self.cluster.time_ms += 100;
+        for name in self.cluster.running() {
+            self.cluster.tick(&name);
+        }
+        self.cluster.stabilize();
+    }
+
+    fn faults(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
+        let cluster = &mut self.cluster;
+        match (word, words) {
+            ("clock", [node, offset]) => {
+                let seconds: i64 = offset.trim_end_matches('s').parse().expect("clock NODE +6s");
+                cluster.processes.get_mut(*node).expect("a process").clock_ms = seconds * 1000;
+            }
+            ("disk", [node, how]) => {
+                cluster.processes.get_mut(*node).expect("a process").disk.stuck = *how == "stuck";
+            }
+            ("lane", [node, how]) => {
+                cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";
+            }
+            ("captures", [node, how]) => {
+                let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
+                lane.captures_fail = *how == "fail";
+            }
+            ("bulk", [how]) => {
+                cluster.bulk = Some(match *how {
+                    "go" => Bulk::Go,
+                    "hold" => Bulk::Hold,
+                    "fail" => Bulk::Fail,
+                    other => panic!("bulk {other}"),
+                });
+            }
+            ("partition", _) => {
+                let sides: Vec<Vec<&str>> =
+                    rest.split('|').map(|side| side.split_whitespace().collect()).collect();
+                for (left, right) in pairs(&sides) {
+                    cluster.cut.insert((left, right));
+                }
+            }
+            ("cut", [link]) => {
+                cluster.cut.insert(ends(link));
+            }
+            ("drop", [link]) => {
+                let gone = cluster.links.remove(&ends(link)).map_or(0, |frames| frames.len());
+                cluster.tell(format!("{gone} frames are lost"));
+            }
+            ("late", [node]) => {
+                for (link, frames) in &mut cluster.links {
+                    if link.0 == **node {
+                        self.late
+                            .extend(std::mem::take(frames).into_iter().map(|f| (link.clone(), f)));
+                    }
+                }
+            }
+            ("arrive", []) => {
+                for (link, frame) in std::mem::take(&mut self.late) {
+                    cluster.links.entry(link).or_default().push_back(frame);
+                }
+            }
+            ("heal", []) => cluster.cut.clear(),
+            _other => return false,
+        }
+        true
+    }
+
+    fn requests(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
+        match (word, words) {
+            ("propose", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0)),
+            ("call", [node, session, sequence, lowest, ..]) => {
+                let number =
+                    |text: &str| text.parse::<u64>().expect("call NODE SESSION SEQ LOWEST");
+                let numbers = (number(session), number(sequence), number(lowest));
+                self.calls(node, after(rest, 4), numbers);
+            }
+            ("twice", [node, session, command @ ..]) => {
+                let call = (0..2).map(|_| (1, 1, command.join(" "))).collect();
+                self.pack(node, session.parse().expect("twice NODE SESSION COMMAND"), call);
+            }
+            ("hostile", [node, session]) => {
+                let claim = |sequence| (sequence, if sequence > 1000 { 1001 } else { 1 });
+                let calls = (1..=2024).map(claim).map(|(seq, low)| (seq, low, String::new()));
+                let session = session.parse().expect("hostile NODE SESSION");
+                self.pack(node, session, calls.collect());
+            }
+            ("open", [node]) => {
+                let ticket = self.cluster.ticket("open".to_owned(), false);
+                self.cluster.event(node, Event::OpenSession { ticket, nonce: ticket.0 });
+            }
+            ("query" | "local", [node, key]) => {
+                let ticket = self.cluster.ticket(format!("{word} {key}"), false);
+                let request = (*key).as_bytes().to_vec().into();
+                let linearizable = word == "query";
+                self.cluster.event(node, Event::Query { ticket, request, linearizable });
+            }
+            ("flood", [node, count, ..]) => self.flood(node, number(&[count], 1), after(rest, 2)),
+            ("sessions" | "entries", [node, count]) => {
+                for first in (0..number(&[count], 1)).step_by(16) {
+                    let places = first..number(&[count], 1).min(first + 16);
+                    let all = word == "sessions";
+                    let events = places.map(|place| self.one_entry(all || place % 2 == 1, place));
+                    let events = events.collect();
+                    self.cluster.events(node, events);
+                    self.cluster.stabilize();
+                }
+                self.cluster.counts.clear();
+            }
+            ("mark", [node]) => {
+                self.cluster.event(node, Event::Mark { reason: MarkReason::Operator });
+            }
+            ("handover", [node]) => self.cluster.event(node, Event::HandOver),
+            ("fault", [node, ..]) => {
+                let fault = Fault::Internal(after(rest, 1).to_owned());
+                self.cluster.event(node, Event::Faulted(fault));
+            }
+            ("unreachable", [node, other]) => {
+                let other = self.cluster.processes[*other].node;
+                self.cluster.event(node, Event::Unreachable(other));
+            }
+            _other => return false,
+        }
+        true
+    }
+
+    /// Commands separated by `;` arrive before one flush; in a session each has the next sequence.
+    fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64)) {
+        let (session, first, lowest_unanswered) = numbers;
+        let commands = text.split(';').map(str::trim);
+        let events = commands.enumerate().map(|(place, command)| {
+            let ticket = self.cluster.ticket(command.to_owned(), true);
+            let sequence = first + place as u64;
+            let payload = command.as_bytes().to_vec().into();
+            let call = Call { session, sequence, lowest_unanswered, payload };
+            Event::Propose { ticket, call }
+        });
+        let events = events.collect();
+        self.cluster.events(node, events);
+    }
+
+    /// Calls of one session before one flush: sequence, lowest unanswered, command.
+    fn pack(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>) {
+        let events = calls.into_iter().map(|(sequence, lowest_unanswered, command)| {
+            let ticket = self.cluster.ticket(command.clone(), true);
+            let payload = command.into_bytes().into();
+            let call = Call { session, sequence, lowest_unanswered, payload };
+            Event::Propose { ticket, call }
+        });
+        let events = events.collect();
+        self.cluster.events(node, events);
+    }
+
+    /// An entry of its own: a command between two session openings shares its entry with nobody.
+    fn one_entry(&mut self, open: bool, place: usize) -> Event {
+        let ticket = self.cluster.ticket(String::new(), false);
+        let payload = format!("set k {place}").into_bytes().into();
+        let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
+        match open {
+            true => Event::OpenSession { ticket, nonce: ticket.0 },
+            false => Event::Propose { ticket, call },
+        }
+    }
+
+    fn flood(&mut self, node: &str, count: usize, command: &str) {
+        let padding = " ".repeat(command.split_whitespace().last().map_or(0, |last| {
+            last.strip_prefix('*').and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+        }));
+        let text = format!("{command}{padding}");
+        let events = (0..count).map(|_| {
+            let ticket = self.cluster.ticket(String::new(), false);
+            let payload = text.clone().into_bytes().into();
+            let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
+            Event::Propose { ticket, call }
+        });
+        let events = events.collect();
+        self.cluster.events(node, events);
+        self.cluster.stabilize();
+    }
+
+    fn views(&mut self, word: &str, words: &[&str]) -> bool {
+        let cluster = &mut self.cluster;
+        match (word, words) {
+            ("status", []) => {
+                for name in cluster.running() {
+                    self.status(&name);
+                }
+            }
+            ("status", [node]) => self.status(node),
+            ("log", [node]) => {
+                let image = cluster.processes[*node].disk.durable.as_ref().expect("a disk");
+                let terms: Vec<String> = (image.state().first_index..=image.last())
+                    .map(|index| format!("{index}:{}", image.term(index).unwrap_or(0)))
+                    .collect();
+                let state = image.state();
+                let vote = match state.vote {
+                    0 => "nobody".to_owned(),
+                    vote => cluster.name_of(ReplicaId(vote)),
+                };
+                let text = format!(
+                    "{node} term {} voted for {} commit {} floor {} log {}",
+                    state.term,
+                    vote,
+                    state.commit,
+                    state.floor,
+                    terms.join(" ")
+                );
+                cluster.tell(text);
+            }
+            ("objects", [node]) => {
+                let store = cluster.processes[*node].store.clone();
+                let indexes = store.lock().expect("no panic holds the lock").indexes();
+                cluster.tell(format!("{node} has objects {indexes:?}"));
+            }
+            ("install", [node]) => {
+                let process = &cluster.processes[*node];
+                let install = process.lane.ledger.install().expect("the founding record");
+                let module = install.module == process.config.module;
+                let config = String::from_utf8_lossy(&install.config).into_owned();
+                let founders = install.founders.len();
+                let text =
+                    format!("{node} own module: {module}, config {config:?}, {founders} founders");
+                cluster.tell(text);
+            }
+            ("time", [node]) => {
+                let ledger = &cluster.processes[*node].lane.ledger;
+                let text = format!(
+                    "{node} log time {} sessions {}",
+                    ledger.log_time_ms(),
+                    ledger.sessions().len()
+                );
+                cluster.tell(text);
+            }
+            _other => return false,
+        }
+        true
+    }
+
+    fn status(&mut self, name: &str) {
+        let Some(group) = &self.cluster.processes[name].group else {
+            return self.cluster.tell(format!("{name} is down"));
+        };
+        let GroupStatus {
+            state,
+            role,
+            leader,
+            term,
+            applied,
+            first_index,
+            last_index,
+            snapshots,
+            ..
+        } = group.status();
+        let leader = leader.map_or("nobody".to_owned(), |id| self.cluster.name_of(id));
+        let indexes: Vec<u64> = snapshots.iter().map(|desc| desc.index).collect();
+        let status = group.status();
+        let mut text = format!(
+            "{name} {}: {role:?} of {leader} in term {term}, log {first_index}..{last_index}, \
+             applied {applied}, snapshots {indexes:?}",
+            describe(&state),
+        );
+        for (flag, word) in [
+            (status.reluctant, ", reluctant"),
+            (status.clock_is_off, ", clock off"),
+            (status.marks_skipped > 0, ", skipped a mark"),
+            (status.captures_failed > 0, ", failed a capture"),
+            (status.frames_misdirected > 0, ", got strangers' mail"),
+        ] {
+            text += if flag { word } else { "" };
+        }
+        self.cluster.tell(text);
+    }
+}
+
+/// Whether a script's `run until` has come true.
+fn holds(cluster: &Cluster, what: &[&str]) -> bool {
+    let status = |name: &str| cluster.processes.get(name)?.group.as_ref().map(|g| g.status());
+    let all = || cluster.running().into_iter().filter_map(|name| status(&name));
+    match what {
+        ["leader"] => all().any(|s| s.role == Role::Leader),
+        ["leader", name] => status(name).is_some_and(|s| s.role == Role::Leader),
+        ["serving"] => {
+            let highest = all().map(|s| s.commit).max();
+            all().any(|s| s.role == Role::Leader)
+                && all().all(|s| s.state.refusal().is_none() && Some(s.applied) == highest)
+        }
+        ["joint", name] => status(name).is_some_and(|s| s.configuration.is_joint()),
+        ["voters", names @ ..] => all().any(|s| {
+            let text = cluster.configuration(&s.configuration);
+            s.role == Role::Leader && text == names.join(" ")
+        }),
+        ["state", name, state] => status(name).is_some_and(|s| s.state.name() == *state),
+        other => panic!("run until {other:?}"),
+    }
+}
+
+fn number(words: &[&str], default: usize) -> usize {
+    words.first().map_or(default, |word| word.parse().expect("a number"))
+}
+
+/// What follows the first `count` words.
+fn after(rest: &str, count: usize) -> &str {
+    (0..count).fold(rest, |rest, _| rest.split_once(' ').map_or("", |(_, rest)| rest))
+}
+
+fn ends(link: &str) -> (String, String) {
+    let (from, to) = link.split_once("->").expect("A->B");
+    (from.to_owned(), to.to_owned())
+}
+
+/// Every ordered pair of two names of different sides.
+fn pairs(sides: &[Vec<&str>]) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (place, side) in sides.iter().enumerate() {
+        let others = sides.iter().enumerate().filter(|(other, _)| *other != place);
+        for right in others.flat_map(|(_, side)| side) {
+            pairs.extend(side.iter().map(|left| ((*left).to_owned(), (*right).to_owned())));
+        }
+    }
+    pairs
+}

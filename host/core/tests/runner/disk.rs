@@ -1,0 +1,204 @@
+//! A node's disk by hand: one log, whose batches wait until somebody syncs, and snapshot objects.
+//!
+//! The log obeys the rules of `lockstep_core::wal`: its own `Tail` judges every job.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use lockstep_core::group::Recovered;
+use lockstep_core::ids::Digest;
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::snapshot::{Hold, SnapshotDesc};
+use lockstep_core::wal::LogJob;
+use lockstep_core::wal::record::Span;
+use lockstep_core::wal::replay::Tail;
+use raft::eraftpb::Entry;
+
+/// What is durable of one group.
+#[derive(Clone)]
+pub(crate) struct Image {
+    tail: Tail,
+    entries: BTreeMap<u64, Entry>,
+}
+
+#[derive(Default)]
+pub(crate) struct Disk {
+    pub(crate) durable: Option<Image>,
+    pending: VecDeque<(u64, LogJob)>,
+    pub(crate) stuck: bool,
+}
+
+impl Image {
+    fn apply(&mut self, job: LogJob) {
+        let reset = self.tail.judge_state(&job.state).expect("the state may follow");
+        self.entries = self.entries.split_off(&job.state.first_index);
+        if reset {
+            self.entries.clear();
+        }
+        self.tail.apply_state(job.state, reset);
+        self.tail.judge_entries(&job.entries).expect("the entries may follow");
+        if let Some(head) = job.entries.first() {
+            let mut terms: Vec<(u64, u64)> = Vec::new();
+            for entry in &job.entries {
+                if terms.last().is_none_or(|run| run.1 != entry.term) {
+                    terms.push((entry.index, entry.term));
+                }
+            }
+            let count = job.entries.len() as u32;
+            self.tail.apply_entries(&Span { first: head.index, count, terms });
+            self.entries.split_off(&head.index);
+            self.entries.extend(job.entries.into_iter().map(|entry| (entry.index, entry)));
+        }
+        self.tail.judge_commit().expect("the commit index is covered");
+    }
+
+    pub(crate) fn state(&self) -> &RecoveryState {
+        &self.tail.state
+    }
+
+    /// An old copy that took over the present count of starts.
+    pub(crate) fn set_boot(&mut self, boot: u64) {
+        self.tail.state.boot = boot;
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.tail.last_index
+    }
+
+    /// The term at `index`, if the log or the snapshot before it knows.
+    pub(crate) fn term(&self, index: u64) -> Option<u64> {
+        self.tail.term(index)
+    }
+
+    /// Entries of `[from, to)`, or `None` if the log was cut behind `from`.
+    pub(crate) fn read(&self, from: u64, to: u64, bytes: u64) -> Option<Vec<Entry>> {
+        let mut left = bytes;
+        let mut out = Vec::new();
+        self.entries.get(&from)?;
+        for (_, entry) in self.entries.range(from..to) {
+            let size = entry.data.len() as u64;
+            if size > left && !out.is_empty() {
+                break;
+            }
+            left = left.saturating_sub(size);
+            out.push(entry.clone());
+        }
+        Some(out)
+    }
+
+    /// What a start finds: the state went through its bytes.
+    pub(crate) fn recovered(&self) -> Recovered {
+        let mut bytes = Vec::new();
+        self.tail.state.encode(&mut bytes);
+        let state = RecoveryState::decode(bytes.into()).expect("a durable state can be read");
+        let window = self.entries.range(state.floor..).map(|(_, entry)| entry.clone()).collect();
+        Recovered { state, terms: self.tail.terms(), window }
+    }
+}
+
+impl Disk {
+    pub(crate) fn queue(&mut self, seq: u64, job: LogJob) {
+        job.state.validate().expect("only a valid state is written");
+        self.pending.push_back((seq, job));
+    }
+
+    /// Makes up to `batches` durable; the last one's number.
+    pub(crate) fn sync(&mut self, batches: usize) -> Option<u64> {
+        let count = batches.min(self.pending.len());
+        let mut last = None;
+        for (seq, job) in self.pending.drain(..count) {
+            last = Some(seq);
+            self.durable
+                .get_or_insert_with(|| Image {
+                    tail: Tail::new(job.state.clone()),
+                    entries: BTreeMap::new(),
+                })
+                .apply(job);
+        }
+        last
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stuck || self.pending.is_empty()
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.pending.clear();
+        self.stuck = false;
+    }
+}
+
+/// Snapshot objects of a node.
+#[derive(Default, Debug)]
+pub(crate) struct Store {
+    objects: BTreeMap<Digest, Object>,
+}
+
+#[derive(Debug)]
+struct Object {
+    index: u64,
+    bytes: Bytes,
+    holds: usize,
+    listed: bool,
+}
+
+pub(crate) type SharedStore = Arc<Mutex<Store>>;
+
+/// Stands for an object in the core's hands; an armed drop discards it.
+#[derive(Debug)]
+struct StoreHold {
+    store: SharedStore,
+    digest: Digest,
+    armed: bool,
+}
+
+impl Hold for StoreHold {
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for StoreHold {
+    fn drop(&mut self) {
+        let mut store = self.store.lock().expect("no panic holds the lock");
+        let Some(object) = store.objects.get_mut(&self.digest) else { return };
+        object.holds -= 1;
+        if self.armed && object.holds == 0 && !object.listed {
+            store.objects.remove(&self.digest);
+        }
+    }
+}
+
+/// Puts an object there; the hold is its owner.
+pub(crate) fn put(store: &SharedStore, desc: &SnapshotDesc, bytes: Bytes) -> Box<dyn Hold> {
+    let mut inner = store.lock().expect("no panic holds the lock");
+    let object = inner.objects.entry(desc.digest).or_insert(Object {
+        index: desc.index,
+        bytes,
+        holds: 0,
+        listed: false,
+    });
+    object.holds += 1;
+    Box::new(StoreHold { store: Arc::clone(store), digest: desc.digest, armed: true })
+}
+
+impl Store {
+    pub(crate) fn get(&self, desc: &SnapshotDesc) -> Option<Bytes> {
+        self.objects.get(&desc.digest).map(|object| object.bytes.clone())
+    }
+
+    /// The log lists these: the rest goes, unless somebody holds it.
+    pub(crate) fn list(&mut self, snapshots: &[SnapshotDesc]) {
+        self.objects.retain(|digest, object| {
+            object.listed = snapshots.iter().any(|desc| desc.digest == *digest);
+            object.listed || object.holds > 0
+        });
+    }
+
+    pub(crate) fn indexes(&self) -> Vec<u64> {
+        let mut indexes: Vec<u64> = self.objects.values().map(|object| object.index).collect();
+        indexes.sort_unstable();
+        indexes
+    }
+}

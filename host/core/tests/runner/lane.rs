@@ -1,0 +1,188 @@
+//! The apply lane by hand: the core's `Ledger`, the scripts' machine, snapshots as bytes in memory.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use lockstep_core::apply::{Applied, EntryAnswers, Ledger, Moment, Outcome, Work};
+use lockstep_core::codec::Write;
+use lockstep_core::fault::{Fault, FaultClass, GuestFault};
+use lockstep_core::group::{ApplyJob, Event};
+use lockstep_core::ids::{Digest, ModuleId, Ticket};
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
+use raft::eraftpb::Entry;
+
+use super::disk::{Image, SharedStore, put};
+use super::machine::Machine;
+
+/// The guest's side of one replica.
+#[derive(Default)]
+pub(crate) struct Lane {
+    pub(crate) ledger: Ledger,
+    machine: Machine,
+    queue: VecDeque<ApplyJob>,
+    pub(crate) stuck: bool,
+    pub(crate) captures_fail: bool,
+    dead: bool,
+}
+
+/// What one job led to.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) events: Vec<Event>,
+    /// Each entry applied, with the state's digest after it.
+    pub(crate) applied: Vec<(Entry, Option<Digest>)>,
+    pub(crate) answer: Option<(Ticket, String)>,
+}
+
+impl Lane {
+    pub(crate) fn push(&mut self, job: ApplyJob) {
+        self.queue.push_back(job);
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stuck || self.queue.is_empty()
+    }
+
+    /// Runs the next job.
+    pub(crate) fn run(
+        &mut self,
+        image: &Image,
+        store: &SharedStore,
+        module: ModuleId,
+    ) -> Option<Done> {
+        let mut done = Done::default();
+        let job = self.queue.pop_front()?;
+        if self.dead {
+            if let ApplyJob::Query { ticket, .. } = job {
+                done.answer = Some((ticket, "refused by the lane".to_owned()));
+            }
+            return Some(done);
+        }
+        match job {
+            ApplyJob::Start { state } => self.start(&state, image, store, &mut done),
+            ApplyJob::Range { first, last, entries, .. } => {
+                let entries = match entries.is_empty() {
+                    true => image.read(first, last + 1, u64::MAX).expect("the range is in the log"),
+                    false => entries,
+                };
+                assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));
+                self.range(entries, &mut done);
+            }
+            ApplyJob::Capture { term, index, configuration } => {
+                assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
+                done.events.push(match self.captures_fail {
+                    true => Event::CaptureFailed { index, why: "told to".to_owned() },
+                    false => {
+                        Event::Captured(self.capture(term, index, configuration, module, store))
+                    }
+                });
+            }
+            ApplyJob::Restore { snapshot } => {
+                self.restore(&snapshot, store);
+                done.events.push(Event::Restored { index: snapshot.index });
+            }
+            ApplyJob::Query { ticket, request } => {
+                done.answer = Some((ticket, self.machine.query(&request)));
+            }
+        }
+        Some(done)
+    }
+
+    fn start(
+        &mut self,
+        state: &RecoveryState,
+        image: &Image,
+        store: &SharedStore,
+        done: &mut Done,
+    ) {
+        (self.ledger, self.machine) = Default::default();
+        if let Some(desc) = state.newest() {
+            self.restore(desc, store);
+        }
+        let from = self.ledger.applied() + 1;
+        if from <= state.floor {
+            let entries = image.read(from, state.floor + 1, u64::MAX).expect("the log follows");
+            self.range(entries, done);
+            done.events.retain(|event| !matches!(event, Event::Applied(_)));
+        }
+        if !self.dead {
+            done.events.push(Event::Started { applied: self.ledger.applied() });
+        }
+    }
+
+    fn restore(&mut self, desc: &SnapshotDesc, store: &SharedStore) {
+        let bytes = store.lock().expect("no panic holds the lock").get(desc);
+        let bytes = bytes.expect("a listed object is there");
+        assert_eq!(blake3::hash(&bytes).as_bytes(), &desc.digest.0, "the object is what it was");
+        let mut head = [0; 4];
+        head.copy_from_slice(&bytes[..4]);
+        let length = u32::from_le_bytes(head) as usize;
+        let envelope = bytes.slice(4..4 + length);
+        self.ledger = Ledger::decode_envelope(envelope, desc.index).expect("an envelope is valid");
+        self.machine = Machine::decode(&bytes[4 + length..]);
+    }
+
+    fn capture(
+        &self,
+        term: u64,
+        index: u64,
+        configuration: Configuration,
+        module: ModuleId,
+        store: &SharedStore,
+    ) -> Verified {
+        let bytes = Bytes::from(self.payload());
+        let digest = Digest(*blake3::hash(&bytes).as_bytes());
+        let length = bytes.len() as u64;
+        let desc = SnapshotDesc { term, index, length, digest, module, format: 1, configuration };
+        let hold = put(store, &desc, bytes);
+        Verified { desc, hold }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        let mut bytes = self.ledger.encode_envelope();
+        bytes.put_raw(&self.machine.encode());
+        bytes
+    }
+
+    fn range(&mut self, entries: Vec<Entry>, done: &mut Done) {
+        let mut applied = Applied::default();
+        for entry in entries {
+            applied.bytes += entry.data.len() + entry.context.len() + 48;
+            let (index, term) = (entry.index, entry.term);
+            let answers = match self.ledger.admit(&entry).expect("an entry can be read") {
+                Work::Done(answers) => answers,
+                Work::Init(_) => Vec::new(),
+                Work::Apply(plan) => {
+                    let Some(outcomes) = self.call(plan.moment, &plan.commands) else {
+                        return self.trap(index, done);
+                    };
+                    self.ledger.settle(plan, outcomes).expect("each command has an outcome")
+                }
+            };
+            if !answers.is_empty() {
+                applied.answers.push(EntryAnswers { index, term, answers });
+            }
+            // Many sessions make the state large: then only some of the digests are compared.
+            let digest = (self.ledger.sessions().len() < 64 || index % 256 == 0)
+                .then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
+            done.applied.push((entry, digest));
+        }
+        applied.last = self.ledger.applied();
+        done.events.push(Event::Applied(applied));
+    }
+
+    fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<Vec<Outcome>> {
+        commands.iter().map(|command| self.machine.apply(moment, command)).collect()
+    }
+
+    fn trap(&mut self, index: u64, done: &mut Done) {
+        self.dead = true;
+        done.events.push(Event::Faulted(Fault::Guest(GuestFault {
+            class: FaultClass::Trap,
+            call: "apply",
+            index: Some(index),
+            message: "told to".to_owned(),
+        })));
+    }
+}
