@@ -1,1 +1,20 @@
-//! (to be written)
+//! Hosts replicated state machines: raft, log, snapshots, transport, API and command line.
+//!
+//! Everything non-deterministic enters through four doors: [`fs::Fs`], [`clock::Clock`],
+//! [`transport::Transport`] and [`guest::Guest`].
+#![deny(unsafe_code)]
+
+pub mod bulk;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod data_dir;
+pub mod fs;
+pub mod group;
+pub mod guest;
+pub mod node;
+pub mod router;
+pub mod rpc;
+pub mod store;
+pub mod transport;
+pub mod wal;

@@ -1,0 +1,83 @@
+//! The door `Fs`: the only way to files.
+//!
+//! Synchronous and object-safe, so that a simulator can stand behind it. Two implementations:
+//! [`disk`] (the only place that names `std::fs` and `rustix`) and [`mem`] (strict: a crash loses
+//! what was not synced, names included).
+//!
+//! - A file's bytes are durable after [`File::sync`]; its *name* is durable after [`make_durable`].
+//! - A failed sync is final: the caller abandons the file and never retries (N19).
+
+use std::io;
+use std::path::Path;
+
+pub mod disk;
+pub mod mem;
+
+pub use disk::DiskFs;
+
+/// Directories and names.
+pub trait Fs: Send + Sync {
+    /// Creates a file for reading and writing; an existing one is an error.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Opens an existing file; `write` asks for writing too.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
+    /// Renames, replacing what stands at `to`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Renames; `AlreadyExists` if something stands at `to`.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Names in a directory, sorted; directories included.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable. Callers use [`make_durable`].
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+    /// Takes an exclusive lock on a file (created if missing) that lives as long as the value;
+    /// `WouldBlock` if another process holds it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+}
+
+/// Bytes of one open file.
+#[expect(clippy::len_without_is_empty, reason = "a file is no collection")]
+pub trait File: Send + Sync {
+    /// Reads at most `buf.len()` bytes; 0 at the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `buf`, extending the file where needed.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes bytes and length durable (fdatasync).
+    fn sync(&self) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+    /// Reserves space and extends the length to `len`; `StorageFull` if there is none.
+    fn preallocate(&self, len: u64) -> io::Result<()>;
+    fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Asks the system to forget cached pages, so that the next read comes from the disk. A hint.
+    fn drop_cache(&self);
+}
+
+/// Room on the filesystem of a directory, bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    pub total: u64,
+    /// What an unprivileged process may still write.
+    pub available: u64,
+}
+
+/// Makes a name that was just created, renamed or removed durable: the only place that syncs
+/// directories.
+pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
+    let parent = path.parent().ok_or_else(|| io::Error::other("a durable name has a parent"))?;
+    fs.sync_dir(parent)
+}
+
+/// Reads exactly `buf.len()` bytes at `offset`.
+pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! [`DiskFs`]: the door `Fs` on the operating system's files. The only place that names `std::fs`
+//! and `rustix`.
+//!
+//! - Every error carries what was attempted and on which path; its kind is the system's.
+//! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory.
+//! - `rename_new` never replaces: `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
+//!   filesystem does not know that.
+
+use std::fs::{DirBuilder, File as StdFile, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+
+use crate::fs::{File, Fs, Space};
+
+/// Zeros written at once where space cannot be reserved otherwise, bytes.
+const ZEROS_BYTES: usize = 1 << 20;
+const FILE_MODE: u32 = 0o640;
+const DIR_MODE: u32 = 0o750;
+
+/// The operating system's files.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct DiskFs;
+
+struct DiskFile {
+    file: StdFile,
+    path: PathBuf,
+}
+
+impl Fs for DiskFs {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(FILE_MODE);
+        let file = options.open(path).map_err(|e| named(e, "create", path))?;
+        Ok(Box::new(DiskFile { file, path: path.to_owned() }))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
+        let file = OpenOptions::new().read(true).write(write).open(path);
+        let file = file.map_err(|e| named(e, "open", path))?;
+        Ok(Box::new(DiskFile { file, path: path.to_owned() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to).map_err(|e| named_pair(e, from, to))
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            // The filesystem does not know the flag. A hard link refuses to replace as well.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                std::fs::hard_link(from, to).map_err(|e| named_pair(e, from, to))?;
+                self.remove(from)
+            }
+            Err(errno) => Err(named_pair(errno.into(), from, to)),
+        }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path).map_err(|e| named(e, "remove", path))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for item in std::fs::read_dir(dir).map_err(|e| named(e, "list", dir))? {
+            let item = item.map_err(|e| named(e, "list", dir))?;
+            names.push(item.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists().map_err(|e| named(e, "look for", path))
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
+        made.map_err(|e| named(e, "create directory", dir))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // The parent of a bare relative name is the working directory.
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let synced = StdFile::open(dir).and_then(|file| file.sync_all());
+        synced.map_err(|e| named(e, "sync directory", dir))
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(dir).map_err(|e| named(e.into(), "measure", dir))?;
+        Ok(Space {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        let file = options.open(path).map_err(|e| named(e, "open lock", path))?;
+        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        locked.map_err(|e| named(e.into(), "lock", path))?;
+        // The lock lives as long as the open file.
+        Ok(Box::new(file))
+    }
+}
+
+impl File for DiskFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(buf, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map_err(|e| named(e, "read", &self.path)),
+            }
+        }
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset).map_err(|e| named(e, "write", &self.path))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        rustix::fs::fdatasync(&self.file).map_err(|e| named(e.into(), "sync", &self.path))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let meta = self.file.metadata().map_err(|e| named(e, "measure", &self.path))?;
+        Ok(meta.len())
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        let have = self.len()?;
+        if len == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.fill_with_zeros(have, len),
+            Err(errno) => Err(named(errno.into(), "preallocate", &self.path)),
+        }
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len).map_err(|e| named(e, "truncate", &self.path))
+    }
+
+    fn drop_cache(&self) {
+        // A hint: where it is not taken, the next read comes from memory, as it may.
+        let _hint = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+    }
+}
+
+impl DiskFile {
+    /// Reserves space the slow way, from the present end on.
+    fn fill_with_zeros(&self, mut from: u64, to: u64) -> io::Result<()> {
+        let zeros = vec![0; ZEROS_BYTES];
+        while from < to {
+            let count = (to - from).min(ZEROS_BYTES as u64);
+            self.write_at(&zeros[..count as usize], from)?;
+            from += count;
+        }
+        Ok(())
+    }
+}
+
+fn named(error: io::Error, doing: &str, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
+}
+
+fn named_pair(error: io::Error, from: &Path, to: &Path) -> io::Error {
+    let (kind, from, to) = (error.kind(), from.display(), to.display());
+    io::Error::new(kind, format!("rename {from} to {to}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{make_durable, read_exact_at};
+
+    /// A directory under the system's temporary one that goes with the value.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("lockstep-{}-{name}", std::process::id()));
+            DiskFs.create_dir_all(&dir).expect("the temporary directory is writable");
+            Self(dir)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _gone = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn bytes_written_are_read_back_and_space_is_reserved() -> io::Result<()> {
+        let scratch = Scratch::new("bytes");
+        let path = scratch.0.join("a");
+        let file = DiskFs.create(&path)?;
+        file.preallocate(8192)?;
+        assert_eq!(file.len()?, 8192);
+        file.write_at(b"hello", 4094)?;
+        file.sync()?;
+        make_durable(&DiskFs, &path)?;
+        file.drop_cache();
+        let mut bytes = [0; 6];
+        read_exact_at(&*DiskFs.open(&path, false)?, &mut bytes, 4094)?;
+        assert_eq!(&bytes, b"hello\0");
+        file.truncate(3)?;
+        assert_eq!(file.read_at(&mut bytes, 3)?, 0);
+        assert!(DiskFs.space(&scratch.0)?.total > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn names_are_listed_in_order_and_never_replaced_by_accident() -> io::Result<()> {
+        let scratch = Scratch::new("names");
+        let path = |name: &str| scratch.0.join(name);
+        for name in ["b", "a", "c"] {
+            DiskFs.create(&path(name))?;
+        }
+        assert_eq!(DiskFs.list(&scratch.0)?, ["a", "b", "c"]);
+        let kind = |result: io::Result<()>| result.map_err(|e| e.kind());
+        let exists = Err(io::ErrorKind::AlreadyExists);
+        assert_eq!(kind(DiskFs.rename_new(&path("a"), &path("b"))), exists);
+        assert_eq!(kind(DiskFs.create(&path("a")).map(drop)), exists);
+        DiskFs.rename_new(&path("a"), &path("d"))?;
+        DiskFs.rename(&path("b"), &path("c"))?;
+        DiskFs.remove(&path("c"))?;
+        assert_eq!(DiskFs.list(&scratch.0)?, ["d"]);
+        assert!(!DiskFs.exists(&path("a"))?);
+        let missing = DiskFs.open(&path("a"), false).map(drop).expect_err("it was renamed");
+        assert!(missing.to_string().contains("open ") && missing.to_string().contains("/a:"));
+        Ok(())
+    }
+
+    #[test]
+    fn a_lock_is_held_once_and_as_long_as_its_value() -> io::Result<()> {
+        let scratch = Scratch::new("lock");
+        let path = scratch.0.join("LOCK");
+        let held = DiskFs.lock(&path)?;
+        let second = DiskFs.lock(&path).map(drop).map_err(|e| e.kind());
+        assert_eq!(second, Err(io::ErrorKind::WouldBlock));
+        drop(held);
+        DiskFs.lock(&path).map(drop)
+    }
+}

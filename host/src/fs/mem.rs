@@ -1,0 +1,454 @@
+//! [`MemFs`]: a disk in memory for tests. It keeps what it must and not a byte more.
+//!
+//! Fault model:
+//! - [`MemFs::crash`] loses every byte and length since the file's last `sync`, and every name
+//!   created, renamed or removed since its directory's last `sync_dir`. What stands in a directory
+//!   whose own name was lost is lost with it. Locks are released, files opened before fail for
+//!   ever.
+//! - [`MemFs::crash_keeping`] loses less: of each file's unsynced changes any subset stays, writes
+//!   torn at 512-byte sectors; of each directory's unsynced names a prefix, as in a journal.
+//! - Operations are what changes something or makes it durable, numbered from 1 and counted by
+//!   [`MemFs::ops`]. One may be made to fail, or the disk to halt behind one: each later call fails
+//!   until `crash`. Calls that only look are counted apart, by [`MemFs::reads`].
+//! - A failed write leaves the first half of its bytes. A failed sync leaves its bytes visible and
+//!   never makes them durable, whatever is synced later: that is how Linux does it. `drop_cache`
+//!   then shows what the disk has.
+//! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`.
+//! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably.
+//!
+//! Not modelled: hard links, permissions, directories that are removed or renamed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::content::{Inode, Rng};
+use self::file::{MemFile, MemLock};
+use crate::fs::{File, Fs, Space};
+
+mod content;
+mod file;
+#[cfg(test)]
+mod tests;
+
+/// What an injected failure looks like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskFault {
+    /// EIO.
+    Io,
+    /// ENOSPC.
+    Full,
+}
+
+/// A disk; clones are the same disk.
+#[derive(Clone)]
+pub struct MemFs {
+    disk: Arc<Mutex<Disk>>,
+}
+
+struct Disk {
+    names: BTreeMap<PathBuf, Node>,
+    durable: BTreeMap<PathBuf, Node>,
+    /// Name changes whose directory was not synced since, in order.
+    pending: Vec<NameChange>,
+    locks: BTreeSet<PathBuf>,
+    capacity: u64,
+    ops: u64,
+    reads: u64,
+    failing_ops: BTreeMap<u64, DiskFault>,
+    failing_reads: BTreeMap<u64, DiskFault>,
+    halt_after: Option<u64>,
+    /// Grows with each crash: what was opened in an earlier one is dead.
+    boot: u64,
+}
+
+#[derive(Clone)]
+enum Node {
+    Dir,
+    File(Arc<Mutex<Inode>>),
+}
+
+struct NameChange {
+    path: PathBuf,
+    /// What stands there from now on.
+    node: Option<Node>,
+}
+
+impl Default for MemFs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemFs {
+    /// An empty disk with nothing but its root, `/`.
+    pub fn new() -> Self {
+        let roots = [PathBuf::from("/"), PathBuf::new()].map(|root| (root, Node::Dir));
+        let disk = Disk {
+            names: roots.clone().into(),
+            durable: roots.into(),
+            pending: Vec::new(),
+            locks: BTreeSet::new(),
+            capacity: 1 << 50,
+            ops: 0,
+            reads: 0,
+            failing_ops: BTreeMap::new(),
+            failing_reads: BTreeMap::new(),
+            halt_after: None,
+            boot: 0,
+        };
+        Self { disk: Arc::new(Mutex::new(disk)) }
+    }
+
+    /// An empty disk on which `dir` exists durably.
+    pub fn with_dir(dir: &Path) -> Self {
+        let fs = Self::new();
+        {
+            let mut disk = fs.disk();
+            for dir in dir.ancestors() {
+                disk.names.insert(dir.to_owned(), Node::Dir);
+                disk.durable.insert(dir.to_owned(), Node::Dir);
+            }
+        }
+        fs
+    }
+
+    /// Sets how many bytes all files may have together.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.disk().capacity = bytes;
+    }
+
+    /// Operations so far: calls that change something or make it durable.
+    pub fn ops(&self) -> u64 {
+        self.disk().ops
+    }
+
+    /// Calls so far that only look.
+    pub fn reads(&self) -> u64 {
+        self.disk().reads
+    }
+
+    /// Makes operation number `op` fail.
+    pub fn fail_op(&self, op: u64, fault: DiskFault) {
+        self.disk().failing_ops.insert(op, fault);
+    }
+
+    /// Makes read number `read` fail.
+    pub fn fail_read(&self, read: u64, fault: DiskFault) {
+        self.disk().failing_reads.insert(read, fault);
+    }
+
+    /// Lets operation number `op` happen and nothing behind it.
+    pub fn halt_after(&self, op: u64) {
+        self.disk().halt_after = Some(op);
+    }
+
+    /// Forgets the failures that were asked for and did not happen yet.
+    pub fn heal(&self) {
+        self.disk().forget_faults();
+    }
+
+    /// Power loss and a new start: only what was made durable is left, faults are forgotten.
+    pub fn crash(&self) {
+        self.disk().crash(None);
+    }
+
+    /// Power loss that lets some unsynced changes survive, chosen by `seed`.
+    pub fn crash_keeping(&self, seed: u64) {
+        self.disk().crash(Some(Rng::new(seed)));
+    }
+
+    /// Flips one bit of a file's byte, durably.
+    pub fn corrupt(&self, path: &Path, offset: u64) -> io::Result<()> {
+        let inode = self.disk().file(path)?;
+        guard(&inode).flip(offset);
+        Ok(())
+    }
+
+    /// Cuts a file to `len` bytes, durably.
+    pub fn cut(&self, path: &Path, len: u64) -> io::Result<()> {
+        let inode = self.disk().file(path)?;
+        guard(&inode).cut(len);
+        Ok(())
+    }
+
+    /// All files with their bytes as a reader sees them, by path: to tell that nothing was touched.
+    pub fn image(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = self.disk().files();
+        files.into_iter().map(|(path, inode)| (path, guard(&inode).image())).collect()
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        guard(&self.disk)
+    }
+
+    fn handle(&self, inode: Arc<Mutex<Inode>>, path: &Path, writable: bool) -> Box<dyn File> {
+        let boot = self.disk().boot;
+        let (disk, path) = (Arc::clone(&self.disk), path.to_owned());
+        Box::new(MemFile { disk, inode, path, boot, writable })
+    }
+
+    fn rename_to(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.op("rename", from)?;
+        let inode = disk.file(from)?;
+        disk.parent(to)?;
+        match disk.names.get(to) {
+            Some(Node::Dir) => return Err(error(io::ErrorKind::IsADirectory, "rename to", to)),
+            Some(Node::File(_)) if !replace => {
+                return Err(error(io::ErrorKind::AlreadyExists, "rename to", to));
+            }
+            Some(Node::File(_)) | None => {}
+        }
+        // The new name first: a prefix of the two changes never loses the file.
+        disk.change(to, Some(Node::File(inode)));
+        disk.change(from, None);
+        Ok(())
+    }
+}
+
+impl Fs for MemFs {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        let mut disk = self.disk();
+        disk.op("create", path)?;
+        disk.parent(path)?;
+        if disk.names.contains_key(path) {
+            return Err(error(io::ErrorKind::AlreadyExists, "create", path));
+        }
+        let inode = Arc::new(Mutex::new(Inode::default()));
+        disk.change(path, Some(Node::File(Arc::clone(&inode))));
+        drop(disk);
+        Ok(self.handle(inode, path, true))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
+        let mut disk = self.disk();
+        disk.read("open", path)?;
+        let inode = disk.file(path)?;
+        drop(disk);
+        Ok(self.handle(inode, path, write))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.rename_to(from, to, true)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.rename_to(from, to, false)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.op("remove", path)?;
+        disk.file(path)?;
+        disk.change(path, None);
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut disk = self.disk();
+        disk.read("list", dir)?;
+        if !matches!(disk.names.get(dir), Some(Node::Dir)) {
+            return Err(error(io::ErrorKind::NotFound, "list", dir));
+        }
+        let children = disk.names.keys().filter(|path| is_child(path, dir));
+        let names = children.filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        let mut disk = self.disk();
+        disk.read("look for", path)?;
+        Ok(disk.names.contains_key(path))
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.op("create directory", dir)?;
+        let missing: Vec<_> = dir.ancestors().collect();
+        for dir in missing.into_iter().rev() {
+            match disk.names.get(dir) {
+                Some(Node::Dir) => {}
+                Some(Node::File(_)) => {
+                    return Err(error(io::ErrorKind::NotADirectory, "create directory", dir));
+                }
+                None => disk.change(dir, Some(Node::Dir)),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.op("sync directory", dir)?;
+        if !matches!(disk.names.get(dir), Some(Node::Dir)) {
+            return Err(error(io::ErrorKind::NotFound, "sync directory", dir));
+        }
+        let pending = std::mem::take(&mut disk.pending);
+        let (synced, rest) = pending.into_iter().partition(|change| is_child(&change.path, dir));
+        disk.pending = rest;
+        synced.into_iter().for_each(|change: NameChange| change.apply(&mut disk.durable));
+        Ok(())
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let mut disk = self.disk();
+        disk.read("measure", dir)?;
+        let available = disk.capacity.saturating_sub(disk.used());
+        Ok(Space { total: disk.capacity, available })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let mut disk = self.disk();
+        disk.op("lock", path)?;
+        disk.parent(path)?;
+        if !disk.names.contains_key(path) {
+            disk.change(path, Some(Node::File(Arc::default())));
+        }
+        if !disk.locks.insert(path.to_owned()) {
+            return Err(error(io::ErrorKind::WouldBlock, "lock", path));
+        }
+        let boot = disk.boot;
+        Ok(Box::new(MemLock { disk: Arc::clone(&self.disk), path: path.to_owned(), boot }))
+    }
+}
+
+impl Disk {
+    /// Counts an operation, and fails it if that was asked for.
+    fn op(&mut self, doing: &str, path: &Path) -> io::Result<()> {
+        self.halted(doing, path)?;
+        if self.halt_after == Some(self.ops) {
+            self.ops += 1;
+            return self.halted(doing, path);
+        }
+        self.ops += 1;
+        injected(self.failing_ops.remove(&self.ops), doing, path)
+    }
+
+    fn read(&mut self, doing: &str, path: &Path) -> io::Result<()> {
+        self.halted(doing, path)?;
+        self.reads += 1;
+        injected(self.failing_reads.remove(&self.reads), doing, path)
+    }
+
+    fn halted(&self, doing: &str, path: &Path) -> io::Result<()> {
+        match self.halt_after {
+            Some(last) if self.ops > last => Err(error(io::ErrorKind::Other, doing, path)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn change(&mut self, path: &Path, node: Option<Node>) {
+        let change = NameChange { path: path.to_owned(), node };
+        change.clone_into(&mut self.names);
+        self.pending.push(change);
+    }
+
+    fn file(&self, path: &Path) -> io::Result<Arc<Mutex<Inode>>> {
+        match self.names.get(path) {
+            Some(Node::File(inode)) => Ok(Arc::clone(inode)),
+            Some(Node::Dir) => Err(error(io::ErrorKind::IsADirectory, "open", path)),
+            None => Err(error(io::ErrorKind::NotFound, "open", path)),
+        }
+    }
+
+    fn parent(&self, path: &Path) -> io::Result<()> {
+        match path.parent().and_then(|dir| self.names.get(dir)) {
+            Some(Node::Dir) => Ok(()),
+            Some(Node::File(_)) | None => {
+                Err(error(io::ErrorKind::NotFound, "open parent of", path))
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<(PathBuf, Arc<Mutex<Inode>>)> {
+        let file = |(path, node): (&PathBuf, &Node)| match node {
+            Node::File(inode) => Some((path.clone(), Arc::clone(inode))),
+            Node::Dir => None,
+        };
+        self.names.iter().filter_map(file).collect()
+    }
+
+    fn used(&self) -> u64 {
+        self.files().iter().map(|(_path, inode)| guard(inode).len()).sum()
+    }
+
+    fn room(&self, doing: &str, path: &Path, growth: u64) -> io::Result<()> {
+        if growth > self.capacity.saturating_sub(self.used()) {
+            return injected(Some(DiskFault::Full), doing, path);
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, mut keep: Option<Rng>) {
+        // In each directory, the changes from the first unlucky one on are lost.
+        let mut lost = BTreeSet::new();
+        for change in std::mem::take(&mut self.pending) {
+            let dir = change.path.parent().map(Path::to_owned).unwrap_or_default();
+            let lucky = keep.as_mut().is_some_and(Rng::coin);
+            if lucky && !lost.contains(&dir) {
+                change.apply(&mut self.durable);
+            } else {
+                lost.insert(dir);
+            }
+        }
+        let names = &mut self.durable;
+        let orphans: Vec<_> = names
+            .keys()
+            .filter(|p| p.ancestors().any(|a| !names.contains_key(a)))
+            .cloned()
+            .collect();
+        orphans.iter().for_each(|path| drop(names.remove(path)));
+        self.names = self.durable.clone();
+        for (_path, inode) in self.files() {
+            guard(&inode).crash(keep.as_mut());
+        }
+        self.locks.clear();
+        self.forget_faults();
+        self.boot += 1;
+    }
+
+    fn forget_faults(&mut self) {
+        self.failing_ops.clear();
+        self.failing_reads.clear();
+        self.halt_after = None;
+    }
+}
+
+impl NameChange {
+    fn clone_into(&self, names: &mut BTreeMap<PathBuf, Node>) {
+        match &self.node {
+            Some(node) => drop(names.insert(self.path.clone(), node.clone())),
+            None => drop(names.remove(&self.path)),
+        }
+    }
+
+    fn apply(self, names: &mut BTreeMap<PathBuf, Node>) {
+        self.clone_into(names);
+    }
+}
+
+fn is_child(path: &Path, dir: &Path) -> bool {
+    path.parent() == Some(dir)
+}
+
+fn injected(fault: Option<DiskFault>, doing: &str, path: &Path) -> io::Result<()> {
+    match fault {
+        None => Ok(()),
+        Some(DiskFault::Io) => {
+            let text = format!("{doing} {}: input/output error", path.display());
+            Err(io::Error::other(text))
+        }
+        Some(DiskFault::Full) => Err(error(io::ErrorKind::StorageFull, doing, path)),
+    }
+}
+
+fn error(kind: io::ErrorKind, doing: &str, path: &Path) -> io::Error {
+    io::Error::new(kind, format!("{doing} {}: {kind}", path.display()))
+}
+
+/// A panic elsewhere does not make the disk's bytes worse.
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,184 @@
+//! The bytes of one file in memory: what a reader sees, what is durable, and what is between.
+//!
+//! Pages that were never written are not kept, so a preallocated file costs nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const PAGE: u64 = 4096;
+/// A disk writes whole sectors or none of one.
+const SECTOR: u64 = 512;
+
+#[derive(Default)]
+pub(super) struct Inode {
+    visible: Content,
+    durable: Content,
+    /// What was done since the last sync, in order.
+    pending: Vec<Change>,
+}
+
+#[derive(Clone, Default)]
+struct Content {
+    len: u64,
+    pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
+}
+
+enum Change {
+    Write { offset: u64, bytes: Vec<u8> },
+    Length(u64),
+}
+
+/// A small generator (splitmix64), so that one seed repeats one crash.
+pub(super) struct Rng(u64);
+
+impl Inode {
+    pub(super) fn len(&self) -> u64 {
+        self.visible.len
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> usize {
+        self.visible.read(buf, offset)
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], offset: u64) {
+        self.visible.write(bytes, offset);
+        self.pending.push(Change::Write { offset, bytes: bytes.to_vec() });
+    }
+
+    pub(super) fn set_len(&mut self, len: u64) {
+        self.visible.set_len(len);
+        self.pending.push(Change::Length(len));
+    }
+
+    pub(super) fn sync(&mut self) {
+        for change in std::mem::take(&mut self.pending) {
+            self.durable.apply(&change);
+        }
+    }
+
+    /// A sync failed: its pages are clean now and will never be written.
+    pub(super) fn lose(&mut self) {
+        self.pending.clear();
+    }
+
+    pub(super) fn drop_cache(&mut self) {
+        self.visible = self.durable.clone();
+        self.pending.iter().for_each(|change| self.visible.apply(change));
+    }
+
+    pub(super) fn crash(&mut self, keep: Option<&mut Rng>) {
+        let pending = std::mem::take(&mut self.pending);
+        if let Some(rng) = keep {
+            pending.iter().for_each(|change| self.durable.apply_partly(change, rng));
+        }
+        self.visible = self.durable.clone();
+    }
+
+    pub(super) fn flip(&mut self, offset: u64) {
+        for content in [&mut self.visible, &mut self.durable] {
+            let mut byte = [0];
+            if content.read(&mut byte, offset) == 1 {
+                content.write(&[byte[0] ^ (1 << (offset % 8))], offset);
+            }
+        }
+    }
+
+    pub(super) fn cut(&mut self, len: u64) {
+        self.visible.set_len(len);
+        self.durable.set_len(len);
+    }
+
+    pub(super) fn image(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.visible.len as usize];
+        self.visible.read(&mut bytes, 0);
+        bytes
+    }
+}
+
+impl Content {
+    fn read(&self, buf: &mut [u8], offset: u64) -> usize {
+        let count = self.len.saturating_sub(offset).min(buf.len() as u64);
+        each_page(offset, count, |page, within, at| match self.pages.get(&page) {
+            Some(bytes) => buf[at.clone()].copy_from_slice(&bytes[within..within + at.len()]),
+            None => buf[at].fill(0),
+        });
+        count as usize
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        let count = bytes.len() as u64;
+        each_page(offset, count, |page, within, at| {
+            let kept = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE as usize]));
+            Arc::make_mut(kept)[within..within + at.len()].copy_from_slice(&bytes[at]);
+        });
+        self.len = self.len.max(offset + count);
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.pages.split_off(&len.div_ceil(PAGE));
+            if let Some(page) = self.pages.get_mut(&(len / PAGE)) {
+                Arc::make_mut(page)[(len % PAGE) as usize..].fill(0);
+            }
+        }
+        self.len = len;
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Write { offset, bytes } => self.write(bytes, *offset),
+            Change::Length(len) => self.set_len(*len),
+        }
+    }
+
+    /// All, nothing, or some sectors of a change, each as likely as the others.
+    fn apply_partly(&mut self, change: &Change, rng: &mut Rng) {
+        match (rng.next() % 3, change) {
+            (0, _any) => {}
+            (1, Change::Write { offset, bytes }) => self.write_some_sectors(bytes, *offset, rng),
+            (_all, change) => self.apply(change),
+        }
+    }
+
+    fn write_some_sectors(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) {
+        let end = offset + bytes.len() as u64;
+        let mut from = offset;
+        while from < end {
+            let to = (from / SECTOR + 1).saturating_mul(SECTOR).min(end);
+            if rng.coin() {
+                self.write(&bytes[(from - offset) as usize..(to - offset) as usize], from);
+            }
+            from = to;
+        }
+    }
+}
+
+/// Calls `with` for each page of a range: the page, the offset in it, and which of the caller's
+/// bytes.
+fn each_page(offset: u64, count: u64, mut with: impl FnMut(u64, usize, std::ops::Range<usize>)) {
+    let mut done = 0;
+    while done < count {
+        let (page, within) = ((offset + done) / PAGE, (offset + done) % PAGE);
+        let step = (PAGE - within).min(count - done);
+        with(page, within as usize, done as usize..(done + step) as usize);
+        done += step;
+    }
+}
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(super) fn coin(&mut self) -> bool {
+        self.next() & 1 == 1
+    }
+}

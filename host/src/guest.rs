@@ -1,0 +1,92 @@
+//! The door `Guest`: one state machine, hosted.
+//!
+//! [`component`] runs WebAssembly components under wasmtime; [`native`] runs Rust ones behind the
+//! same door, for tests and for measuring. A guest is entered by one thread at a time.
+//!
+//! - An `Err(GuestFault)` leaves the guest unusable: the caller drops it and rebuilds.
+//! - Nothing node-local ever becomes an outcome: `Outcome` is what the guest said, or there is
+//!   none.
+
+pub mod check;
+pub mod component;
+pub mod engine;
+mod imports;
+mod limits;
+pub mod native;
+mod trap;
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::entry::Install;
+use lockstep_core::fault::GuestFault;
+use lockstep_core::ids::ModuleId;
+
+/// All a guest may know about "now"; derived from the log only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Context {
+    pub index: u64,
+    pub time_ms: u64,
+    pub seed: (u64, u64),
+}
+
+/// A replicated answer to one command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Ok(Bytes),
+    Rejected(Bytes),
+}
+
+/// What a guest says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestInfo {
+    pub name: String,
+    pub version: String,
+    pub snapshot_format: u32,
+    pub oldest_readable_format: u32,
+}
+
+/// Accompanies a snapshot stream into `restore`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotHeader {
+    pub writer_name: String,
+    pub writer_version: String,
+    pub format: u32,
+    pub index: u64,
+    pub time_ms: u64,
+}
+
+/// One live state machine.
+pub trait Guest: Send {
+    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault>;
+    /// Exactly one call per raft entry; as many outcomes as commands.
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault>;
+    /// `Ok(Err(_))` is the guest's own "no".
+    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault>;
+    /// Streams the state. An error of `out` fails the snapshot, never the guest: further writes are
+    /// swallowed and `Ok(Err(_))` is returned.
+    fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault>;
+    /// Into a fresh guest, instead of `init`. An error of `input` fails the restore.
+    fn restore(
+        &mut self,
+        header: &SnapshotHeader,
+        config: &[u8],
+        input: &mut dyn io::Read,
+    ) -> Result<(), GuestFault>;
+    /// Bytes of linear memory in use.
+    fn memory_bytes(&self) -> u64;
+}
+
+/// Makes fresh guests of one module.
+pub trait GuestModule: Send + Sync {
+    fn id(&self) -> ModuleId;
+    fn info(&self) -> &GuestInfo;
+    /// 0 for native guests; a replica refuses a group whose profile names another.
+    fn engine_major(&self) -> u32;
+    /// A fresh guest under the limits of the group's profile.
+    fn instantiate(&self, install: &Install) -> Result<Box<dyn Guest>, GuestFault>;
+}
+
+/// A module that many groups may share.
+pub type Module = Arc<dyn GuestModule>;

@@ -1,0 +1,59 @@
+//! Which groups this node hosts, by name and by id.
+
+use std::collections::BTreeMap;
+
+use lockstep_core::ids::{GroupId, NodeId};
+
+use crate::group::GroupHandle;
+
+/// A node's groups and the addresses of its peers; built once, before any service starts.
+#[derive(Clone)]
+pub struct Router {
+    node: NodeId,
+    by_name: BTreeMap<String, GroupHandle>,
+    by_id: BTreeMap<GroupId, GroupHandle>,
+    /// Where clients and peers reach each node (`host:port`), this one included.
+    addresses: BTreeMap<NodeId, String>,
+}
+
+impl Router {
+    pub fn new(
+        node: NodeId,
+        groups: impl IntoIterator<Item = GroupHandle>,
+        addresses: BTreeMap<NodeId, String>,
+    ) -> Self {
+        let by_name: BTreeMap<String, GroupHandle> =
+            groups.into_iter().map(|group| (group.name().to_owned(), group)).collect();
+        let by_id = by_name.values().map(|group| (group.id(), group.clone())).collect();
+        Self { node, by_name, by_id, addresses }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// A group by name; the empty name is the only group's, if there is just one.
+    pub fn group(&self, name: &str) -> Option<&GroupHandle> {
+        match name.is_empty() && self.by_name.len() == 1 {
+            true => self.by_name.values().next(),
+            false => self.by_name.get(name),
+        }
+    }
+
+    pub fn group_by_id(&self, id: GroupId) -> Option<&GroupHandle> {
+        self.by_id.get(&id)
+    }
+
+    /// All groups, by name.
+    pub fn groups(&self) -> impl Iterator<Item = &GroupHandle> {
+        self.by_name.values()
+    }
+
+    pub fn address(&self, node: NodeId) -> Option<&str> {
+        self.addresses.get(&node).map(String::as_str)
+    }
+
+    pub fn addresses(&self) -> &BTreeMap<NodeId, String> {
+        &self.addresses
+    }
+}
