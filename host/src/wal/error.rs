@@ -1,0 +1,62 @@
+//! [`WalError`]: what can be wrong with a log, which file it is in, and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lockstep_core::ids::{GroupId, NodeId, hex};
+use lockstep_core::wal::record::FORMAT_VERSION;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error("the log: {}", told(doing, path, source))]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("no room for a log segment of {bytes} bytes at {}; nothing was written: free space on \
+        this filesystem", path.display())]
+    Full { path: PathBuf, bytes: u64 },
+    #[error("the log is corrupt: {} at offset {offset}: {reason}; nothing was touched: restore the \
+        disk, or start with --rejoin to join as a new replica", path.display())]
+    Corrupt { path: PathBuf, offset: u64, reason: String },
+    #[error("{} belongs to node {found_node} of cluster {}, this is node {node} of cluster {}; \
+        nothing was touched: start with the data directory of this \
+        node", path.display(), hex(found_cluster), hex(cluster))]
+    Foreign {
+        path: PathBuf,
+        found_cluster: [u8; 16],
+        found_node: NodeId,
+        cluster: [u8; 16],
+        node: NodeId,
+    },
+    #[error("{} has log format {found}, this program knows {FORMAT_VERSION}; nothing was touched: \
+        start the newer program", path.display())]
+    Newer { path: PathBuf, found: u32 },
+    #[error(
+        "the log takes no more writes, an earlier one failed ({cause}): restart the node once the \
+         disk is well"
+    )]
+    Poisoned { cause: String },
+    #[error("job of group {group} does not fit its log: {reason}; nothing was written")]
+    Refused { group: GroupId, reason: String },
+    #[error("the log knows no group {group}")]
+    UnknownGroup { group: GroupId },
+    #[error("entry {index} of group {group} was compacted; the log begins at {first_index}")]
+    Compacted { group: GroupId, index: u64, first_index: u64 },
+    #[error("entry {index} of group {group} is not in the log; it ends at {last_index}")]
+    Unavailable { group: GroupId, index: u64, last_index: u64 },
+}
+
+impl WalError {
+    /// For `map_err`: adds what was attempted, and where.
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, path: path.to_owned(), source }
+    }
+
+    pub(super) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Corrupt { path: path.to_owned(), offset, reason: reason.into() }
+    }
+}
+
+/// A door's error mostly names the path itself.
+fn told(doing: &str, path: &Path, source: &io::Error) -> String {
+    let (path, text) = (path.display().to_string(), source.to_string());
+    if text.contains(&path) { text } else { format!("{doing} {path}: {text}") }
+}

@@ -1,0 +1,188 @@
+//! Which records go into which batch. Decides only: reads no file, writes none.
+//!
+//! - Jobs keep their order, and share a batch as long as they fit.
+//! - A job that is larger than a batch is cut between entries. Each part but the last carries the
+//!   job's state with the commit index held down to the part's last entry, so that after a crash
+//!   between two parts the group has a state it could have had.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::wal::record::{
+    BatchBuilder, ENTRIES_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, Span, entry_size,
+};
+use lockstep_core::wal::replay::{GroupLog, Tail};
+use lockstep_core::wal::{LogJob, RECORD_BYTES_MAX};
+use raft::eraftpb::Entry;
+
+use super::error::WalError;
+
+/// The records of one batch.
+#[derive(Default)]
+pub(super) struct Plan<'a> {
+    pub(super) pieces: Vec<Piece<'a>>,
+    pub(super) body_bytes: usize,
+    /// Whether entries die by it, so that a segment may become free.
+    pub(super) frees: bool,
+}
+
+/// One record.
+pub(super) enum Piece<'a> {
+    State { group: GroupId, state: RecoveryState, bytes: Vec<u8>, reset: bool },
+    Entries { group: GroupId, entries: Cow<'a, [Entry]>, span: Span, moved: bool },
+}
+
+/// Cuts `jobs` into batches of at most `limit` bytes of body, or refuses them all.
+pub(super) fn plan<'a>(
+    groups: &BTreeMap<GroupId, GroupLog>,
+    jobs: &'a [LogJob],
+    limit: usize,
+) -> Result<Vec<Plan<'a>>, WalError> {
+    let mut tails: BTreeMap<GroupId, Tail> = BTreeMap::new();
+    let mut plans: Vec<Plan> = Vec::new();
+    for job in jobs {
+        let group = job.group;
+        let refuse = |reason| WalError::Refused { group, reason };
+        let mut tail =
+            tails.remove(&group).or_else(|| groups.get(&group).map(|log| log.tail.clone()));
+        for part in cut(job, limit).map_err(refuse)? {
+            let part = part.judge(group, &mut tail).map_err(refuse)?;
+            match plans.last_mut() {
+                Some(plan) if plan.body_bytes + part.body_bytes <= limit => plan.join(part),
+                Some(_) | None => plans.push(part),
+            }
+        }
+        tails.extend(tail.map(|tail| (group, tail)));
+    }
+    Ok(plans)
+}
+
+/// Cuts entries into slices of at most `limit` bytes as one record; a larger entry is alone.
+pub(super) fn slices(entries: &[Entry], limit: usize) -> Vec<&[Entry]> {
+    let mut found = Vec::new();
+    let (mut begin, mut bytes) = (0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        let size = entry_size(entry);
+        if at > begin && bytes + size > limit {
+            found.push(&entries[begin..at]);
+            (begin, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    if begin < entries.len() {
+        found.push(&entries[begin..]);
+    }
+    found
+}
+
+/// A part of a job that fits in a batch.
+struct Part<'a> {
+    state: RecoveryState,
+    slices: Vec<&'a [Entry]>,
+}
+
+fn cut(job: &LogJob, limit: usize) -> Result<Vec<Part<'_>>, String> {
+    let mut state_bytes = Vec::new();
+    job.state.encode(&mut state_bytes);
+    let state_size = RECORD_OVERHEAD_BYTES + state_bytes.len();
+    let mut parts = Vec::new();
+    let (mut taken, mut size) = (Vec::new(), state_size);
+    for slice in slices(&job.entries, RECORD_BYTES_MAX.min(limit / 4)) {
+        let slice_size = record_size(slice);
+        if state_size + slice_size > limit {
+            let (index, bytes) = (slice[0].index, slice_size);
+            return Err(format!("entry {index} takes {bytes} bytes, a batch holds {limit}"));
+        }
+        if size + slice_size > limit {
+            parts.push(std::mem::take(&mut taken));
+            size = state_size;
+        }
+        taken.push(slice);
+        size += slice_size;
+    }
+    let mut cut: Vec<_> = parts.into_iter().map(|slices| Part::early(&job.state, slices)).collect();
+    cut.push(Part { state: job.state.clone(), slices: taken });
+    Ok(cut)
+}
+
+fn record_size(entries: &[Entry]) -> usize {
+    let bytes = entries.iter().map(entry_size).sum::<usize>();
+    RECORD_OVERHEAD_BYTES + ENTRIES_OVERHEAD_BYTES + bytes
+}
+
+impl<'a> Part<'a> {
+    /// A part that is not the last one: its state speaks of no entry that is still to come.
+    fn early(state: &RecoveryState, slices: Vec<&'a [Entry]>) -> Self {
+        let last = slices.last().and_then(|slice| slice.last()).map_or(0, |entry| entry.index);
+        let mut state = state.clone();
+        state.commit = state.commit.min(last);
+        state.floor = state.floor.min(last);
+        Self { state, slices }
+    }
+
+    /// Checks the part against its group's log as it will be, and takes it into account there.
+    fn judge(self, group: GroupId, tail: &mut Option<Tail>) -> Result<Plan<'a>, String> {
+        let mut plan = Plan::default();
+        let reset = match tail {
+            None => {
+                self.state.validate()?;
+                *tail = Some(Tail::new(self.state.clone()));
+                false
+            }
+            Some(tail) => {
+                let reset = tail.judge_state(&self.state)?;
+                plan.frees = reset || self.state.first_index > tail.state.first_index;
+                tail.apply_state(self.state.clone(), reset);
+                reset
+            }
+        };
+        let tail = tail.as_mut().expect("the tail was begun above");
+        plan.push(Piece::state(group, self.state, reset));
+        for slice in self.slices {
+            tail.judge_entries(slice)?;
+            let span = Span::of(slice);
+            tail.apply_entries(&span);
+            plan.push(Piece::Entries { group, entries: Cow::Borrowed(slice), span, moved: false });
+        }
+        tail.judge_commit()?;
+        Ok(plan)
+    }
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn push(&mut self, piece: Piece<'a>) {
+        self.body_bytes += piece.size();
+        self.pieces.push(piece);
+    }
+
+    fn join(&mut self, other: Self) {
+        self.body_bytes += other.body_bytes;
+        self.frees |= other.frees;
+        self.pieces.extend(other.pieces);
+    }
+}
+
+impl Piece<'_> {
+    fn state(group: GroupId, state: RecoveryState, reset: bool) -> Self {
+        let mut bytes = Vec::with_capacity(256);
+        state.encode(&mut bytes);
+        Self::State { group, state, bytes, reset }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::State { bytes, .. } => RECORD_OVERHEAD_BYTES + bytes.len(),
+            Self::Entries { entries, .. } => record_size(entries),
+        }
+    }
+
+    /// Adds the record to the batch; returns where it stands there, and its bytes.
+    pub(super) fn write(&self, batch: &mut BatchBuilder) -> (u32, u32) {
+        match self {
+            Self::State { group, bytes, reset, .. } => batch.state(*group, bytes, *reset),
+            Self::Entries { group, entries, moved, .. } => batch.entries(*group, entries, *moved),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! [`WalReader`]: reads entries back, from any thread, while the log is written.
+
+use std::sync::Arc;
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::wal::record::entry_size;
+use lockstep_core::wal::replay::Extent;
+use raft::eraftpb::Entry;
+
+use super::error::WalError;
+use super::segment::Segment;
+use super::shared::Shared;
+
+/// A handle for reading; clones share everything.
+#[derive(Clone)]
+pub struct WalReader {
+    shared: Arc<Shared>,
+}
+
+impl WalReader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The entries from `from` to before `to_exclusive`, as many as fit in `max_bytes` of log, but
+    /// at least one if any was asked for. Only durable entries are found.
+    pub fn entries(
+        &self,
+        group: GroupId,
+        from: u64,
+        to_exclusive: u64,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, WalError> {
+        let mut found: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        for (first, extent, segment) in self.find(group, from, to_exclusive, max_bytes)? {
+            let end = extent.end.min(to_exclusive);
+            for entry in segment.entries(group, &extent.place)? {
+                if entry.index < first || entry.index >= end {
+                    continue;
+                }
+                bytes += entry_size(&entry) as u64;
+                if bytes > max_bytes && !found.is_empty() {
+                    return Ok(found);
+                }
+                found.push(entry);
+            }
+        }
+        let expected = (from..to_exclusive).take(found.len());
+        assert!(found.iter().map(|entry| entry.index).eq(expected), "extents leave no hole");
+        Ok(found)
+    }
+
+    /// The extents to read, with their segments, so that no lock is held while reading.
+    fn find(
+        &self,
+        group: GroupId,
+        from: u64,
+        to_exclusive: u64,
+        max_bytes: u64,
+    ) -> Result<Vec<(u64, Extent, Arc<Segment>)>, WalError> {
+        let groups = self.shared.groups();
+        let log = groups.get(&group).ok_or(WalError::UnknownGroup { group })?;
+        let (first_index, last_index) = (log.tail.state.first_index, log.tail.last_index);
+        if from < first_index {
+            return Err(WalError::Compacted { group, index: from, first_index });
+        }
+        if to_exclusive > last_index + 1 {
+            return Err(WalError::Unavailable { group, index: to_exclusive - 1, last_index });
+        }
+        // A segment is forgotten only after no group names it, which the lock on them rules out.
+        let segments = self.shared.segments();
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for (first, extent) in log.extents_from(from) {
+            if first >= to_exclusive || bytes >= max_bytes && !found.is_empty() {
+                break;
+            }
+            bytes += u64::from(extent.place.length) * (extent.end - first)
+                / u64::from(extent.place.count);
+            let segment = segments.get(&extent.place.segment);
+            let segment = segment.expect("live entries stand in a segment that is there");
+            found.push((first, extent, Arc::clone(segment)));
+        }
+        Ok(found)
+    }
+}

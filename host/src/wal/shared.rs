@@ -1,0 +1,69 @@
+//! What the writer and its readers share: where each live entry stands, and the open segments.
+//!
+//! A lock is held for a look or a change in memory, never over IO.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::wal::replay::{GroupLog, Place};
+
+use super::plan::Piece;
+use super::segment::Segment;
+
+type Groups = BTreeMap<GroupId, GroupLog>;
+type Segments = BTreeMap<u64, Arc<Segment>>;
+
+pub(super) struct Shared {
+    groups: RwLock<Groups>,
+    segments: RwLock<Segments>,
+}
+
+impl Shared {
+    pub(super) fn new(groups: Groups, segments: Segments) -> Self {
+        Self { groups: RwLock::new(groups), segments: RwLock::new(segments) }
+    }
+
+    pub(super) fn groups(&self) -> RwLockReadGuard<'_, Groups> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn segments(&self) -> RwLockReadGuard<'_, Segments> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_segment(&self, segment: Arc<Segment>) {
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        segments.insert(segment.number(), segment);
+    }
+
+    pub(super) fn forget_segment(&self, number: u64) {
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    /// Applies a batch that became durable at `begin` in `segment`. `places` has, for each piece,
+    /// where it stands in the batch, and its bytes.
+    pub(super) fn publish(
+        &self,
+        pieces: Vec<Piece<'_>>,
+        places: &[(u32, u32)],
+        segment: u64,
+        begin: u64,
+    ) {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        for (piece, (within, length)) in pieces.into_iter().zip(places) {
+            let (offset, length) = (begin + u64::from(*within), *length);
+            match piece {
+                Piece::State { group, state, reset, .. } => match groups.get_mut(&group) {
+                    Some(log) => log.state(state, reset),
+                    None => drop(groups.insert(group, GroupLog::new(state))),
+                },
+                Piece::Entries { group, span, moved, .. } => {
+                    let log = groups.get_mut(&group).expect("a group's state comes first");
+                    let place = Place { segment, offset, length, count: span.count };
+                    if moved { log.moved(&span, place) } else { log.entries(&span, place) }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Segments go when they may; a full disk is survived.
+
+use super::*;
+
+fn append(wal: &mut Wal, group: u64, first: u64, index: u64) -> Result<(), WalError> {
+    let previous = if first == 1 { 0 } else { 1 };
+    let add = entries(index..index + 1, 1, 500);
+    wal.append(&[job(group, state(first, previous, index - 1), add)]).map(drop)
+}
+
+#[test]
+fn a_busy_group_that_truncates_keeps_few_segments() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    for index in 1..100_u64 {
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        assert!(wal.stats().segments <= 3, "{:?}", wal.stats());
+    }
+    assert_eq!(wal_files(&fs).len() as u64, wal.stats().segments);
+}
+
+#[test]
+fn an_idle_group_pins_nothing_and_keeps_its_entries() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    wal.append(&[job(2, state(1, 0, 0), entries(1..4, 1, 30))]).expect("there is room");
+    let mut highest = 0;
+    for index in 1..100_u64 {
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        highest = highest.max(wal.stats().segments);
+        if index % 25 == 0 {
+            drop(wal);
+            wal = open_well(&fs).0;
+        }
+    }
+    assert!(highest <= 3, "{highest} segments");
+    assert!(!wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    let read = wal.reader().entries(GroupId(2), 1, 4, u64::MAX).expect("they were moved");
+    assert_eq!(read, entries(1..4, 1, 30));
+    drop(wal);
+    let (wal, found) = open_well(&fs);
+    assert_eq!(found[&GroupId(2)].last_index, 3);
+    assert_eq!(wal.reader().entries(GroupId(2), 1, 4, 9999).expect("there").len(), 3);
+}
+
+#[test]
+fn much_live_data_pins_its_segment_and_says_whose_it_is() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    wal.append(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
+    for index in 1..30_u64 {
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+    }
+    assert_eq!(wal.stats().pinned_by, Some(GroupId(2)));
+    assert!(wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    wal.append(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
+    assert!(!wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    assert!(wal.stats().segments <= 3);
+}
+
+#[test]
+fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
+    let fs = disk();
+    fs.set_capacity(4 * SEGMENT_BYTES);
+    let (mut wal, _none) = open_well(&fs);
+    let mut index = 1;
+    let error = loop {
+        match append(&mut wal, 1, 1, index) {
+            Ok(()) => index += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, WalError::Full { .. }), "{error}");
+    assert!(!wal.stats().reserve && wal.stats().segments == 4);
+    let full = append(&mut wal, 1, 1, index);
+    assert!(matches!(full, Err(WalError::Full { .. })), "still full, and not poisoned: {full:?}");
+    assert!(!wal.ensure_reserve().expect("a full disk is no failure"));
+    // A small truncating job fits where a larger one did not.
+    wal.append(&[job(1, state(index, 1, index - 1), vec![])]).expect("it fits in the rest");
+    assert!(wal.stats().reserve && wal.stats().segments < 4);
+    append(&mut wal, 1, index, index).expect("there is room again");
+    drop(wal);
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, index);
+}
+
+#[test]
+fn the_reserve_is_ready_before_it_is_needed() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    let reserve = dir().join("reserve.wal");
+    for index in 1..20 {
+        assert_eq!(fs.image()[&reserve].len() as u64, SEGMENT_BYTES);
+        append(&mut wal, 1, 1, index).expect("there is room");
+    }
+}

@@ -1,0 +1,165 @@
+//! Damaged logs: corruption is told from a torn tail, and a corrupt log is not touched.
+
+use super::*;
+
+/// A log in one segment: three batches of one entry, then what `last` does. Returns where each
+/// batch begins, the end of the last one included.
+fn log(last: impl FnOnce(&mut Wal)) -> (MemFs, PathBuf, Vec<u64>) {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    let mut begins = vec![wal.end];
+    for index in 1..4 {
+        wal.append(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 30))]).expect("room");
+        begins.push(wal.end);
+    }
+    last(&mut wal);
+    (fs, dir().join("0000000000000001.wal"), begins)
+}
+
+fn last_index(recovered: &Recovered) -> u64 {
+    recovered.get(&GroupId(1)).map_or(0, |group| group.last_index)
+}
+
+/// Opening says "corrupt", names the file, and leaves the directory as it was.
+fn check_corrupt(fs: &MemFs, path: &Path, story: &str) {
+    let image = fs.image();
+    match open(fs) {
+        Err(WalError::Corrupt { path: named, .. }) => assert_eq!(named, path, "{story}"),
+        Err(other) => panic!("{story}: {other}"),
+        Ok((_wal, found)) => panic!("{story}: opened up to {}", last_index(&found)),
+    }
+    assert!(fs.image() == image, "{story}: nothing is touched");
+}
+
+#[test]
+fn a_flipped_bit_before_the_last_batch_is_corruption() {
+    let (_fs, _path, begins) = log(|_wal| {});
+    for offset in 0..begins[2] {
+        let (fs, path, _begins) = log(|_wal| {});
+        fs.corrupt(&path, offset).expect("the file is there");
+        check_corrupt(&fs, &path, &format!("bit of byte {offset}"));
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_batch_is_a_torn_tail_and_the_log_goes_on_in_a_new_segment() {
+    let (_fs, _path, begins) = log(|_wal| {});
+    for offset in begins[2]..begins[3] {
+        let (fs, path, _begins) = log(|_wal| {});
+        fs.corrupt(&path, offset).expect("the file is there");
+        let torn = fs.image()[&path].clone();
+        let (mut wal, found) = open_well(&fs);
+        assert_eq!(last_index(&found), 2, "bit of byte {offset}");
+        wal.append(&[job(1, state(1, 0, 0), entries(3..5, 2, 9))]).expect("there is room");
+        drop(wal);
+        let stays = fs.image().get(&path).is_none_or(|bytes| *bytes == torn);
+        assert!(stays, "torn bytes are not written over");
+        assert_eq!(last_index(&open_well(&fs).1), 4);
+    }
+}
+
+#[test]
+fn a_torn_tail_stays_one_as_long_as_its_segment_stays() {
+    let (fs, path, begins) = log(|_wal| {});
+    fs.corrupt(&path, begins[2]).expect("the file is there");
+    for life in 0..3 {
+        let (mut wal, found) = open_well(&fs);
+        assert_eq!(last_index(&found), 2 + life);
+        let add = entries(3 + life..4 + life, 1, 600);
+        wal.append(&[job(1, state(1, 0, 0), add)]).expect("there is room");
+    }
+}
+
+#[test]
+fn behind_a_seal_rot_in_the_last_batch_is_corruption_too() {
+    let (_fs, _path, begins) = log(|_wal| {});
+    let seal = |wal: &mut Wal| {
+        assert!(wal.seal_idle().expect("there is room"));
+        assert!(!wal.seal_idle().expect("there is nothing to do"));
+    };
+    for offset in begins[2]..begins[3] {
+        let (fs, path, _begins) = log(seal);
+        fs.corrupt(&path, offset).expect("the file is there");
+        check_corrupt(&fs, &path, &format!("bit of byte {offset}"));
+    }
+    let (fs, path, begins) = log(seal);
+    fs.corrupt(&path, begins[3] + 1).expect("the file is there");
+    assert_eq!(last_index(&open_well(&fs).1), 3, "rot in the seal loses nothing");
+}
+
+#[test]
+fn a_restarted_log_is_sealed_as_well() {
+    let (fs, _path, _begins) = log(|_wal| {});
+    let (mut wal, _found) = open_well(&fs);
+    assert!(wal.seal_idle().expect("there is room"));
+    drop(wal);
+    let (mut wal, _found) = open_well(&fs);
+    assert!(!wal.seal_idle().expect("there is nothing to do"));
+}
+
+#[test]
+fn a_cut_file_is_corruption_wherever_it_was_cut() {
+    for len in (0..SEGMENT_BYTES).step_by(13) {
+        let (fs, path, _begins) = log(|_wal| {});
+        fs.cut(&path, len).expect("the file is there");
+        check_corrupt(&fs, &path, &format!("cut to {len} bytes"));
+    }
+}
+
+/// A log of three segments that all hold live entries.
+fn long_log() -> (MemFs, Vec<PathBuf>) {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    let mut index = 1;
+    while wal.stats().segments < 3 {
+        wal.append(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 500))]).expect("room");
+        index += 1;
+    }
+    let files = wal_files(&fs);
+    assert_eq!(files.len(), 3);
+    (fs, files)
+}
+
+#[test]
+fn rot_in_an_older_segment_is_corruption_up_to_its_last_batch() {
+    let (fs, files) = long_log();
+    let image = fs.image();
+    let used =
+        image[&files[0]].iter().rposition(|byte| *byte != 0).expect("it is not empty") as u64;
+    for offset in (0..=used).rev().step_by(7) {
+        let (fs, files) = long_log();
+        fs.corrupt(&files[0], offset).expect("the file is there");
+        check_corrupt(&fs, &files[0], &format!("bit of byte {offset}"));
+    }
+}
+
+#[test]
+fn a_missing_renamed_or_copied_segment_is_corruption() {
+    let (fs, files) = long_log();
+    fs.remove(&files[1]).expect("the file is there");
+    check_corrupt(&fs, &files[2], "the middle one is missing");
+
+    let (fs, files) = long_log();
+    fs.remove(&files[0]).expect("the file is there");
+    check_corrupt(&fs, &files[2], "the oldest one is missing, and entries with it");
+
+    let (fs, files) = long_log();
+    fs.rename(&files[2], &dir().join("0000000000000004.wal")).expect("the file is there");
+    check_corrupt(&fs, &dir().join("0000000000000004.wal"), "the last one has another's name");
+
+    let (fs, files) = long_log();
+    let bytes = fs.image()[&files[0]].clone();
+    fs.open(&files[1], true).and_then(|f| f.write_at(&bytes[64..1024], 64)).expect("it is there");
+    check_corrupt(&fs, &files[1], "batches were copied from another segment");
+}
+
+#[test]
+fn rot_below_a_reader_is_an_error_and_not_an_entry() {
+    let (fs, path, begins) = log(|_wal| {});
+    let (wal, _found) = open_well(&fs);
+    let reader = wal.reader();
+    fs.corrupt(&path, begins[2] - 12).expect("the file is there");
+    let read = reader.entries(GroupId(1), 2, 3, 99);
+    assert!(matches!(read, Err(WalError::Corrupt { .. })), "{read:?}");
+    assert_eq!(reader.entries(GroupId(1), 3, 4, 99).expect("it is well").len(), 1);
+}

@@ -1,0 +1,116 @@
+//! Old segments go: deletion in order, and moving what little keeps the oldest one.
+//!
+//! Done behind an append that began a segment or let entries die, within a budget, so that a batch
+//! waits for little. Segments go oldest first, each name's removal durable before the next, so that
+//! the chain never has a hole.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::wal::record::{Span, batch_size};
+use lockstep_core::wal::replay::GroupLog;
+use lockstep_core::wal::{MOVED_BYTES_MAX, RECORD_BYTES_MAX};
+use raft::eraftpb::Entry;
+
+use super::plan::{Piece, Plan, slices};
+use super::segment::Segment;
+use super::{Wal, WalError};
+
+/// A group's live entries in one segment: group, first index, the index behind the last one.
+type Leftover = (GroupId, u64, u64);
+
+impl Wal {
+    /// Lets segments go that may, and sees to the reserve.
+    pub(super) fn tidy(&mut self) -> Result<(), WalError> {
+        if !self.untidy {
+            return Ok(());
+        }
+        self.untidy = false;
+        // In small logs of tests a whole segment would count as a leftover.
+        let mut budget = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
+        while let Some(oldest) = self.oldest() {
+            let (leftovers, bytes) = self.leftovers(oldest.number());
+            if !leftovers.is_empty() {
+                if bytes > budget || !self.move_out(&leftovers)? {
+                    break;
+                }
+                budget -= bytes;
+            }
+            self.delete(&oldest)?;
+        }
+        self.ensure_reserve().map(drop)
+    }
+
+    /// The group with the most live bytes in the oldest segment.
+    pub(super) fn pinned_by(&self) -> Option<GroupId> {
+        let number = self.oldest()?.number();
+        let groups = self.shared.groups();
+        let sizes = groups.iter().map(|(group, log)| (live_in(log, number), *group));
+        sizes.filter(|(bytes, _group)| *bytes > 0).max().map(|(_bytes, group)| group)
+    }
+
+    /// The oldest segment, unless it is the active one.
+    fn oldest(&self) -> Option<Arc<Segment>> {
+        let segments = self.shared.segments();
+        let (number, segment) = segments.first_key_value()?;
+        (*number != self.active.number()).then(|| Arc::clone(segment))
+    }
+
+    fn leftovers(&self, number: u64) -> (Vec<Leftover>, u64) {
+        let mut found: Vec<Leftover> = Vec::new();
+        let mut bytes = 0;
+        for (group, log) in self.shared.groups().iter() {
+            bytes += live_in(log, number);
+            for (from, extent) in log.extents().filter(|(_, e)| e.place.segment == number) {
+                match found.last_mut() {
+                    Some(last) if last.0 == *group && last.2 == from => last.2 = extent.end,
+                    Some(_) | None => found.push((*group, from, extent.end)),
+                }
+            }
+        }
+        (found, bytes)
+    }
+
+    /// Writes live entries once more, into the active segment. `false` if they cannot be read or do
+    /// not fit: the segment stays, nothing is lost.
+    fn move_out(&mut self, leftovers: &[Leftover]) -> Result<bool, WalError> {
+        let mut read: Vec<(GroupId, Vec<Entry>)> = Vec::new();
+        for (group, from, end) in leftovers {
+            match self.reader().entries(*group, *from, *end, u64::MAX) {
+                Ok(entries) => read.push((*group, entries)),
+                Err(error) => {
+                    tracing::error!(%group, index = from, %error, "live entries cannot be moved");
+                    return Ok(false);
+                }
+            }
+        }
+        let mut plan = Plan::default();
+        for (group, entries) in &read {
+            for slice in slices(entries, RECORD_BYTES_MAX) {
+                let (entries, span) = (Cow::Borrowed(slice), Span::of(slice));
+                plan.push(Piece::Entries { group: *group, entries, span, moved: true });
+            }
+        }
+        let fits = self.end + batch_size(plan.body_bytes) <= self.active.length;
+        if !fits || plan.body_bytes > self.batch_body_max() {
+            return Ok(false);
+        }
+        self.write(plan)?;
+        Ok(true)
+    }
+
+    fn delete(&mut self, segment: &Segment) -> Result<(), WalError> {
+        let removed = self.fs.remove(&segment.path);
+        removed.map_err(|error| self.poison(WalError::io("remove", &segment.path)(error)))?;
+        self.make_names_durable(&segment.path)?;
+        self.shared.forget_segment(segment.number());
+        tracing::debug!(segment = segment.number(), "log segment removed");
+        Ok(())
+    }
+}
+
+fn live_in(log: &GroupLog, number: u64) -> u64 {
+    let here = log.extents().filter(|(_from, extent)| extent.place.segment == number);
+    here.map(|(from, extent)| GroupLog::live_bytes(from, &extent)).sum()
+}
