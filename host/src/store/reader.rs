@@ -1,0 +1,195 @@
+//! [`SnapshotReader`]: an object opened for reading, leased, verified while it is read.
+//!
+//! - Opening checks header, trailer and file size against the descriptor; each block's checksum is
+//!   checked when it is read; length and digest when the last one is (N14).
+//! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
+//!   at seal and scrubbing all come through here (N15).
+//! - The lease keeps the name from being unlinked while the reader lives (M4).
+//! - Memory: one block at a time.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::ids::Digest;
+use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::chunk::{self, Block};
+
+use super::layout::{
+    self, BLOCK_BYTES, CRC_BYTES, HEADER_BYTES, Header, Identity, ObjectName, TRAILER_BYTES,
+    Trailer,
+};
+use super::reserve::Lease;
+use crate::fs::{File, read_exact_at};
+
+/// Why an object cannot serve.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("snapshot {name} is not there")]
+    Missing { name: String },
+    #[error("snapshot {name} could not be read: {why}")]
+    Disk { name: String, why: String },
+    #[error("snapshot {name} is bad: {why}; it is replaced by a peer's copy or a later snapshot")]
+    Bad { name: String, why: String },
+}
+
+/// An object being read. Also [`io::Read`] over its payload.
+pub struct SnapshotReader {
+    file: Box<dyn File>,
+    name: ObjectName,
+    desc: SnapshotDesc,
+    _lease: Option<Arc<Lease>>,
+    /// Blocks that went into `hasher`, from the first on without a gap.
+    hashed: u64,
+    hasher: blake3::Hasher,
+    /// The next block for [`io::Read`].
+    next: u64,
+    /// What [`io::Read`] has not handed out of the block before it.
+    rest: Bytes,
+}
+
+/// What header, trailer and size say of a file.
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) trailer: Trailer,
+}
+
+impl SnapshotReader {
+    pub(crate) fn open(
+        file: Box<dyn File>,
+        identity: Identity,
+        desc: &SnapshotDesc,
+        lease: Option<Arc<Lease>>,
+    ) -> Result<Self, OpenError> {
+        let name = ObjectName::of(desc);
+        let bad = |why: String| OpenError::Bad { name: name.file(), why };
+        let frame = read_frame(&*file).map_err(|e| open_error(name, &e))?;
+        if frame.header != Header::of(identity, desc) {
+            return Err(bad("its header does not say what its descriptor says".into()));
+        }
+        if frame.trailer != (Trailer { length: desc.length, digest: desc.digest }) {
+            return Err(bad("its length or digest is not its descriptor's".into()));
+        }
+        Ok(Self {
+            file,
+            name,
+            desc: desc.clone(),
+            _lease: lease,
+            hashed: 0,
+            hasher: blake3::Hasher::new(),
+            next: 0,
+            rest: Bytes::new(),
+        })
+    }
+
+    pub fn desc(&self) -> &SnapshotDesc {
+        &self.desc
+    }
+
+    /// Reads block `number` and checks it. Read in order from 0, the last one is given out only if
+    /// the digest of all is right.
+    pub fn read_block(&mut self, number: u64) -> Result<Block, OpenError> {
+        let offset = number.checked_mul(BLOCK_BYTES).filter(|offset| *offset < self.desc.length);
+        let offset = offset.ok_or_else(|| self.bad(format!("it has no block {number}")))?;
+        let size = chunk::block_bytes(self.desc.length, offset) as usize;
+        let mut data = vec![0; size + CRC_BYTES as usize];
+        read_exact_at(&*self.file, &mut data, layout::block_position(number))
+            .map_err(|e| open_error(self.name, &e))?;
+        let (_, crc) = data.split_last_chunk().expect("a block has its checksum behind it");
+        let crc = u32::from_le_bytes(*crc);
+        data.truncate(size);
+        if crc32c::crc32c(&data) != crc {
+            return Err(self.bad(format!("block {number} does not match its checksum")));
+        }
+        if number == self.hashed {
+            self.hasher.update(&data);
+            self.hashed += 1;
+            self.check_digest()?;
+        }
+        Ok(Block { offset, crc, data: data.into() })
+    }
+
+    /// Reads everything from the disk, calling `progress` after each block. The one answer to
+    /// "is this object recoverable?" (N15).
+    pub fn verify(mut self, progress: &mut dyn FnMut()) -> Result<(), OpenError> {
+        self.file.drop_cache();
+        (self.hashed, self.hasher) = (0, blake3::Hasher::new());
+        self.check_digest()?;
+        for number in 0..chunk::block_count(self.desc.length) {
+            self.read_block(number)?;
+            progress();
+        }
+        Ok(())
+    }
+
+    /// After the last block: the digest is that of the descriptor.
+    fn check_digest(&self) -> Result<(), OpenError> {
+        let all = self.hashed == chunk::block_count(self.desc.length);
+        if all && Digest(*self.hasher.finalize().as_bytes()) != self.desc.digest {
+            return Err(self.bad("its payload does not have its digest".into()));
+        }
+        Ok(())
+    }
+
+    fn bad(&self, why: String) -> OpenError {
+        OpenError::Bad { name: self.name.file(), why }
+    }
+}
+
+impl io::Read for SnapshotReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            if self.next == chunk::block_count(self.desc.length) {
+                self.check_digest().map_err(bad_data)?;
+                return Ok(0);
+            }
+            self.rest = self.read_block(self.next).map_err(bad_data)?.data;
+            self.next += 1;
+        }
+        let count = buf.len().min(self.rest.len());
+        buf[..count].copy_from_slice(&self.rest.split_to(count));
+        Ok(count)
+    }
+}
+
+impl std::fmt::Debug for SnapshotReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SnapshotReader({})", self.name)
+    }
+}
+
+/// Reads and checks header, trailer and size of a file; `InvalidData` says what is wrong with it.
+pub(crate) fn read_frame(file: &dyn File) -> io::Result<Frame> {
+    let bytes = file.len()?;
+    if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
+        return Err(invalid(format!("it has only {bytes} bytes")));
+    }
+    let mut head = [0; HEADER_BYTES];
+    read_exact_at(file, &mut head, 0)?;
+    let mut tail = [0; TRAILER_BYTES];
+    read_exact_at(file, &mut tail, bytes - TRAILER_BYTES as u64)?;
+    let header = Header::decode(&head).map_err(invalid)?;
+    let trailer = Trailer::decode(&tail, &head).map_err(invalid)?;
+    if layout::object_bytes(trailer.length) != Some(bytes) {
+        let length = trailer.length;
+        return Err(invalid(format!("{bytes} bytes cannot hold a payload of {length}")));
+    }
+    Ok(Frame { header, trailer })
+}
+
+pub(crate) fn open_error(name: ObjectName, error: &io::Error) -> OpenError {
+    let (name, why) = (name.file(), error.to_string());
+    match error.kind() {
+        io::ErrorKind::NotFound => OpenError::Missing { name },
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => OpenError::Bad { name, why },
+        _ => OpenError::Disk { name, why },
+    }
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn bad_data(error: OpenError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

@@ -1,0 +1,301 @@
+//! Admission: [`Budget`], and the [`Reservation`] that is the only way to a place to write.
+//!
+//! - Every byte under `snap/` is covered by a `Lease`, taken from the host's budget before the
+//!   byte is written (N8, N9). Dropping the last handle of a lease is the only way its bytes come
+//!   back.
+//! - A lease also keeps its name: the store lane unlinks a name that nobody else holds a lease of
+//!   and no log lists. Liveness is computed from the handles, never registered (decision 4).
+//! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
+//!   against what the filesystem says is free, and a fixed headroom is left to the log (C2, C3).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lockstep_core::ids::ModuleId;
+use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply};
+use lockstep_core::snapshot::{Configuration, SnapshotDesc};
+
+/// Why the store did not take an object. Nothing was left behind.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SnapshotRefusal {
+    #[error("a snapshot at or above this index is already listed")]
+    Stale,
+    #[error("another snapshot is under way; try again in {retry_after_ms} ms")]
+    Busy { retry_after_ms: u64 },
+    #[error(
+        "no space: {need} bytes are needed, {have} may be taken; free disk space or raise the \
+         snapshot budget"
+    )]
+    NoSpace { need: u64, have: u64 },
+    #[error("incompatible: {why}")]
+    Incompatible { why: String },
+    #[error("the recovery point at index {} must be unlisted first to make room", .0.index)]
+    NeedsUnlist(Box<SnapshotDesc>),
+    #[error("the snapshot is of another cluster or group")]
+    WrongGroup,
+    #[error("the payload is not what its descriptor says")]
+    Corrupt,
+    /// The disk failed; the message names the operation.
+    #[error("snapshot storage: {0}")]
+    Disk(String),
+    /// The group's store lane is gone.
+    #[error("the store is shutting down")]
+    Closed,
+}
+
+/// A local snapshot about to be taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalHeader {
+    pub term: u64,
+    pub index: u64,
+    pub module: ModuleId,
+    /// The guest's snapshot format number.
+    pub format: u32,
+    /// As of `index`.
+    pub configuration: Configuration,
+    /// Expected bytes of payload.
+    pub estimate: u64,
+    /// Whether the payload may exceed the estimate as long as there is room.
+    pub growable: bool,
+}
+
+/// What the host allows its snapshots, over all groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BudgetLimits {
+    /// Bytes of all objects and staging files.
+    pub bytes: u64,
+    /// Bytes of the filesystem that snapshots never take: they are the log's (C3).
+    pub headroom_bytes: u64,
+    /// Inbound transfers at once (C4).
+    pub inbound: usize,
+}
+
+/// The host's shared budget of snapshot bytes and inbound transfers.
+#[derive(Debug)]
+pub struct Budget {
+    limits: BudgetLimits,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Bytes that leases cover.
+    bytes: u64,
+    /// Of these, bytes not yet allocated on a disk.
+    promised: u64,
+    inbound: usize,
+}
+
+/// Bytes of the budget that one name takes, and the right to that name. Shared by all who use it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    budget: Arc<Budget>,
+    /// Changed only under the budget's lock.
+    bytes: AtomicU64,
+    /// Changed only under the budget's lock.
+    promised: AtomicU64,
+    /// The name entered a batch of the log: only the log's list decides about it now.
+    kept: AtomicBool,
+}
+
+/// The one place for a transfer of its direction in a group; free again when the last handle goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    _group: Arc<()>,
+    _host: Option<Arc<InboundSlot>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct InboundSlot(Arc<Budget>);
+
+/// The permission to write one object. Dropping it returns its bytes.
+#[derive(Debug)]
+pub struct Reservation {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) slot: Slot,
+    pub(crate) source: Source,
+}
+
+/// What is going to be written.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Received(SnapshotDesc),
+    Local(LocalHeader),
+}
+
+impl SnapshotRefusal {
+    /// The label of the refusal's metric.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Busy { .. } => "busy",
+            Self::NoSpace { .. } => "no_space",
+            Self::Incompatible { .. } => "incompatible",
+            Self::NeedsUnlist(_) => "needs_unlist",
+            Self::WrongGroup => "wrong_group",
+            Self::Corrupt => "corrupt",
+            Self::Disk(_) => "disk",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// What the sender of a received object is told.
+    pub fn to_reply(&self) -> BulkReply {
+        match self {
+            Self::Stale => BulkReply::Stale,
+            Self::Busy { retry_after_ms } => BulkReply::Busy { retry_after_ms: *retry_after_ms },
+            Self::NoSpace { need, have } => BulkReply::NoSpace { need: *need, have: *have },
+            Self::Incompatible { why } => BulkReply::Incompatible { why: why.clone() },
+            Self::WrongGroup => BulkReply::WrongGroup,
+            Self::Corrupt => BulkReply::Corrupt,
+            Self::NeedsUnlist(_) | Self::Disk(_) | Self::Closed => {
+                BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }
+            }
+        }
+    }
+
+    /// A disk error at `what`; a full disk is `NoSpace`.
+    pub(crate) fn disk(what: &str, need: u64, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { need, have: 0 }
+            }
+            _ => Self::Disk(format!("{what}: {error}")),
+        }
+    }
+}
+
+impl Budget {
+    pub fn new(limits: BudgetLimits) -> Arc<Self> {
+        Arc::new(Self { limits, taken: Mutex::default() })
+    }
+
+    pub fn limits(&self) -> BudgetLimits {
+        self.limits
+    }
+
+    /// Bytes that objects, staging files and reservations cover now.
+    pub fn used(&self) -> u64 {
+        self.taken().bytes
+    }
+
+    /// Inbound transfers under way.
+    pub fn inbound(&self) -> usize {
+        self.taken().inbound
+    }
+
+    /// Takes bytes that are on the disk already, whatever the limit says.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Lease> {
+        self.taken().bytes += bytes;
+        self.lease(bytes, 0)
+    }
+
+    /// Takes bytes that are going to be written, `available` being what the filesystem has left.
+    /// Refuses with the bytes that may be taken instead.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64, available: u64) -> Result<Arc<Lease>, u64> {
+        self.admit(bytes, available)?;
+        Ok(self.lease(bytes, bytes))
+    }
+
+    pub(crate) fn take_inbound(self: &Arc<Self>) -> Option<Arc<InboundSlot>> {
+        let mut taken = self.taken();
+        if taken.inbound >= self.limits.inbound {
+            return None;
+        }
+        taken.inbound += 1;
+        Some(Arc::new(InboundSlot(self.clone())))
+    }
+
+    fn admit(&self, bytes: u64, available: u64) -> Result<(), u64> {
+        let mut taken = self.taken();
+        let budget = self.limits.bytes.saturating_sub(taken.bytes);
+        let spoken_for = taken.promised.saturating_add(self.limits.headroom_bytes);
+        let have = budget.min(available.saturating_sub(spoken_for));
+        if bytes > have {
+            return Err(have);
+        }
+        taken.bytes += bytes;
+        taken.promised += bytes;
+        Ok(())
+    }
+
+    fn lease(self: &Arc<Self>, bytes: u64, promised: u64) -> Arc<Lease> {
+        let (bytes, promised) = (AtomicU64::new(bytes), AtomicU64::new(promised));
+        Arc::new(Lease { budget: self.clone(), bytes, promised, kept: AtomicBool::new(false) })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes more bytes for the same name.
+    pub(crate) fn grow(&self, bytes: u64, available: u64) -> Result<(), u64> {
+        self.budget.admit(bytes, available)?;
+        let _taken = self.budget.taken();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.promised.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// So many of the promised bytes are on the disk now.
+    pub(crate) fn allocated(&self, bytes: u64) {
+        let mut taken = self.budget.taken();
+        let bytes = bytes.min(self.promised.load(Ordering::Relaxed));
+        self.promised.fetch_sub(bytes, Ordering::Relaxed);
+        taken.promised -= bytes;
+    }
+
+    /// The file is finished and has exactly this size.
+    pub(crate) fn settle(&self, bytes: u64) {
+        let mut taken = self.budget.taken();
+        let promised = self.promised.swap(0, Ordering::Relaxed);
+        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        taken.promised -= promised;
+        taken.bytes = taken.bytes - before + bytes;
+    }
+
+    pub(crate) fn keep(&self, kept: bool) {
+        self.kept.store(kept, Ordering::Release);
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut taken = self.budget.taken();
+        taken.bytes -= *self.bytes.get_mut();
+        taken.promised -= *self.promised.get_mut();
+    }
+}
+
+impl Drop for InboundSlot {
+    fn drop(&mut self) {
+        self.0.taken().inbound -= 1;
+    }
+}
+
+impl Slot {
+    /// `None` if another holds `place`; the store's own handle is the only one of a free place.
+    pub(crate) fn take(place: &Arc<()>, host: Option<Arc<InboundSlot>>) -> Option<Self> {
+        (Arc::strong_count(place) == 1).then(|| Self { _group: place.clone(), _host: host })
+    }
+}
+
+impl Source {
+    pub(crate) fn position(&self) -> (u64, u64) {
+        match self {
+            Self::Received(desc) => (desc.term, desc.index),
+            Self::Local(local) => (local.term, local.index),
+        }
+    }
+}

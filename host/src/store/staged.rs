@@ -1,0 +1,331 @@
+//! From a reservation to a verified object, one type per stage:
+//! [`StagedWriter`] → [`Finished`] → (the store lane seals) → [`Staged`] → `Verified`.
+//!
+//! - Each stage owns the lease of its bytes and name. Dropping any of them, on any thread, leaves
+//!   nothing: the store lane unlinks the name at its next call, and the bytes come back with it.
+//! - Payload bytes pass through bulk workers; no stage here creates, renames or unlinks a name
+//!   (N1).
+//! - After any failed write or sync the file is abandoned, never retried (N19).
+//! - A received object is finished only with the declared length and digest (P17); a local one gets
+//!   its descriptor from what was written.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lockstep_core::ids::Digest;
+use lockstep_core::snapshot::chunk::{self, Block};
+use lockstep_core::snapshot::{Hold, SnapshotDesc, Verified};
+
+use super::layout::{
+    self, BLOCK_BYTES, CRC_BYTES, HEADER_BYTES, Header, Identity, ObjectName, Trailer,
+};
+use super::reader::{OpenError, SnapshotReader};
+use super::reserve::{Lease, Reservation, Slot, SnapshotRefusal, Source};
+use crate::fs::{File, Fs};
+
+/// A growable local snapshot takes room from the budget in steps of so many blocks.
+const GROW_BLOCKS: u64 = 8;
+/// A staging file is synced after so many blocks, so that the last sync is short and the log's are
+/// not held up.
+const SYNC_BLOCKS: u64 = 32;
+
+/// A staging file being written. [`io::Write`] takes payload in any pieces.
+pub struct StagedWriter {
+    file: Box<dyn File>,
+    part: String,
+    source: Source,
+    head: [u8; HEADER_BYTES],
+    /// Payload of the block that is not full yet.
+    buffer: Vec<u8>,
+    /// Bytes of payload in the file's blocks.
+    written: u64,
+    hasher: blake3::Hasher,
+    /// Bytes of payload that the lease covers.
+    cap: u64,
+    room: Option<Room>,
+    /// Blocks written since the last sync.
+    unsynced: u64,
+    failed: Option<SnapshotRefusal>,
+    lease: Arc<Lease>,
+    slot: Slot,
+}
+
+/// Where a growable writer asks how much is free.
+struct Room {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+}
+
+/// A whole and synced staging file, to be sealed by the store lane.
+#[derive(Debug)]
+pub struct Finished {
+    pub(crate) part: String,
+    pub(crate) desc: SnapshotDesc,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) slot: Slot,
+}
+
+/// A sealed object, not yet read back.
+pub struct Staged {
+    pub(crate) file: Box<dyn File>,
+    pub(crate) identity: Identity,
+    pub(crate) desc: SnapshotDesc,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) slot: Slot,
+}
+
+/// Keeps a verified object until the log lists it.
+#[derive(Debug)]
+struct StoreHold {
+    name: ObjectName,
+    lease: Arc<Lease>,
+    _slot: Slot,
+}
+
+impl StagedWriter {
+    /// Takes over a staging file that the store lane created. Writes the header.
+    pub(crate) fn begin(
+        file: Box<dyn File>,
+        part: String,
+        reservation: Reservation,
+        place: (Identity, &Arc<dyn Fs>, PathBuf),
+    ) -> io::Result<Self> {
+        let Reservation { lease, slot, source } = reservation;
+        let (identity, fs, dir) = place;
+        let (term, index) = source.position();
+        let (module, format, cap, room) = match &source {
+            Source::Received(desc) => (desc.module, desc.format, desc.length, None),
+            Source::Local(local) => {
+                let room = local.growable.then(|| Room { fs: fs.clone(), dir });
+                (local.module, local.format, local.estimate, room)
+            }
+        };
+        let head = Header { identity, term, index, module, format }.encode();
+        if let Source::Received(_) = source {
+            file.preallocate(lease.bytes())?;
+            lease.allocated(lease.bytes());
+        }
+        file.write_at(&head, 0)?;
+        lease.allocated(HEADER_BYTES as u64);
+        Ok(Self {
+            file,
+            part,
+            source,
+            head,
+            buffer: Vec::new(),
+            written: 0,
+            hasher: blake3::Hasher::new(),
+            cap,
+            room,
+            unsynced: 0,
+            failed: None,
+            lease,
+            slot,
+        })
+    }
+
+    /// Bytes of payload taken so far.
+    pub fn length(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
+
+    /// Writes a block that came with its checksum checked, without copying it.
+    pub fn write_block(&mut self, block: &Block) -> Result<(), SnapshotRefusal> {
+        assert!(self.buffer.is_empty(), "blocks and loose bytes are not mixed");
+        assert_eq!(block.offset, self.written, "blocks come in order");
+        self.admit(block.data.len() as u64)?;
+        self.put_block(&block.data, block.crc)
+    }
+
+    /// Writes the trailer and makes the bytes durable. The name is not, yet.
+    pub fn finish(mut self) -> Result<Finished, SnapshotRefusal> {
+        if let Some(refusal) = self.failed.take() {
+            return Err(refusal);
+        }
+        self.flush_block()?;
+        let length = self.written;
+        let digest = Digest(*self.hasher.finalize().as_bytes());
+        let desc = self.source.describe(length, digest)?;
+        let bytes = layout::object_bytes(length).expect("what was written has a size");
+        let trailer = Trailer { length, digest }.encode(&self.head);
+        let at = bytes - trailer.len() as u64;
+        let written = self.file.write_at(&trailer, at).and_then(|()| self.file.sync());
+        written.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
+        self.lease.settle(bytes);
+        Ok(Finished { part: self.part, desc, lease: self.lease, slot: self.slot })
+    }
+
+    /// Makes sure that `more` bytes of payload may be written; takes more room where that is
+    /// allowed.
+    fn admit(&mut self, more: u64) -> Result<(), SnapshotRefusal> {
+        if let Some(refusal) = &self.failed {
+            return Err(refusal.clone());
+        }
+        let length = self.length().checked_add(more);
+        if length.is_some_and(|length| length <= self.cap) {
+            return Ok(());
+        }
+        let grown = length.ok_or(SnapshotRefusal::NoSpace { need: u64::MAX, have: self.cap });
+        grown.and_then(|length| self.grow(length)).map_err(|refusal| self.fail(refusal))
+    }
+
+    /// Takes room for a payload of `length` bytes: a step ahead if there is that much, else just
+    /// enough.
+    fn grow(&mut self, length: u64) -> Result<(), SnapshotRefusal> {
+        let room = self.room.as_ref();
+        let room = room.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
+        let space = room.fs.space(&room.dir);
+        let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", 0, &e))?;
+        let step = self.cap.saturating_add(GROW_BLOCKS * BLOCK_BYTES);
+        let covered = self.lease.bytes();
+        let mut refusal = SnapshotRefusal::NoSpace { need: length, have: self.cap };
+        for cap in [length.max(step), length] {
+            let Some(bytes) = layout::object_bytes(cap) else { continue };
+            let need = bytes - covered;
+            match self.lease.grow(need, space.available) {
+                Ok(()) => {
+                    self.cap = cap;
+                    return Ok(());
+                }
+                Err(have) => refusal = SnapshotRefusal::NoSpace { need, have },
+            }
+        }
+        Err(refusal)
+    }
+
+    fn flush_block(&mut self) -> Result<(), SnapshotRefusal> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let mut data = std::mem::take(&mut self.buffer);
+        let done = self.put_block(&data, crc32c::crc32c(&data));
+        data.clear();
+        self.buffer = data;
+        done
+    }
+
+    fn put_block(&mut self, data: &[u8], crc: u32) -> Result<(), SnapshotRefusal> {
+        let at = layout::block_position(chunk::block_count(self.written));
+        let size = data.len() as u64;
+        let mut done = self.file.write_at(data, at);
+        done = done.and_then(|()| self.file.write_at(&crc.to_le_bytes(), at + size));
+        self.unsynced += 1;
+        if self.unsynced == SYNC_BLOCKS {
+            self.unsynced = 0;
+            done = done.and_then(|()| self.file.sync());
+        }
+        if let Err(error) = done {
+            let refusal = SnapshotRefusal::disk("writing a staged snapshot", size, &error);
+            return Err(self.fail(refusal));
+        }
+        self.lease.allocated(size + CRC_BYTES);
+        self.hasher.update(data);
+        self.written += size;
+        Ok(())
+    }
+
+    /// The file is abandoned from here on: later writes and `finish` give the same answer.
+    fn fail(&mut self, refusal: SnapshotRefusal) -> SnapshotRefusal {
+        self.failed = Some(refusal.clone());
+        refusal
+    }
+}
+
+impl io::Write for StagedWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let room = BLOCK_BYTES as usize - self.buffer.len();
+        let count = buf.len().min(room);
+        self.admit(count as u64).map_err(to_io)?;
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BLOCK_BYTES as usize);
+        }
+        self.buffer.extend_from_slice(&buf[..count]);
+        if self.buffer.len() as u64 == BLOCK_BYTES {
+            self.flush_block().map_err(to_io)?;
+        }
+        Ok(count)
+    }
+
+    /// Does nothing: a block is written when it is full, and made durable by
+    /// [`StagedWriter::finish`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Source {
+    /// The descriptor of what was written, unless another was declared.
+    fn describe(&self, length: u64, digest: Digest) -> Result<SnapshotDesc, SnapshotRefusal> {
+        match self {
+            Self::Received(desc) if (desc.length, desc.digest) == (length, digest) => {
+                Ok(desc.clone())
+            }
+            Self::Received(_) => Err(SnapshotRefusal::Corrupt),
+            Self::Local(local) => Ok(SnapshotDesc {
+                term: local.term,
+                index: local.index,
+                length,
+                digest,
+                module: local.module,
+                format: local.format,
+                configuration: local.configuration.clone(),
+            }),
+        }
+    }
+}
+
+impl Finished {
+    pub fn desc(&self) -> &SnapshotDesc {
+        &self.desc
+    }
+}
+
+impl Staged {
+    pub fn desc(&self) -> &SnapshotDesc {
+        &self.desc
+    }
+
+    /// Reads the whole object back from the disk, calling `progress` after each block. For a bulk
+    /// worker.
+    pub fn verify(self, progress: &mut dyn FnMut()) -> Result<Verified, OpenError> {
+        let Self { file, identity, desc, lease, slot } = self;
+        SnapshotReader::open(file, identity, &desc, Some(lease.clone()))?.verify(progress)?;
+        let hold = StoreHold { name: ObjectName::of(&desc), lease, _slot: slot };
+        Ok(Verified { desc, hold: Box::new(hold) })
+    }
+}
+
+impl Hold for StoreHold {
+    fn disarm(&mut self) {
+        tracing::debug!(object = %self.name, stage = "listing", "snapshot enters the log");
+        self.lease.keep(true);
+    }
+}
+
+impl std::fmt::Debug for StagedWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StagedWriter({}, {} bytes)", self.part, self.length())
+    }
+}
+
+impl std::fmt::Debug for Staged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Staged({})", ObjectName::of(&self.desc))
+    }
+}
+
+fn to_io(refusal: SnapshotRefusal) -> io::Error {
+    let kind = match refusal {
+        SnapshotRefusal::NoSpace { .. } => io::ErrorKind::StorageFull,
+        SnapshotRefusal::Stale
+        | SnapshotRefusal::Busy { .. }
+        | SnapshotRefusal::Incompatible { .. }
+        | SnapshotRefusal::NeedsUnlist(_)
+        | SnapshotRefusal::WrongGroup
+        | SnapshotRefusal::Corrupt
+        | SnapshotRefusal::Disk(_)
+        | SnapshotRefusal::Closed => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, refusal)
+}

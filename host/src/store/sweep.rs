@@ -1,0 +1,157 @@
+//! What lies in a snapshot directory, and what goes when the store opens.
+//!
+//! - Deleting what is unlisted happens only with an intact `RecoveryState` of this replica in hand:
+//!   `sweep` takes it as its argument (N20).
+//! - A name this project does not give is left alone and reported.
+//! - [`list_objects`] only reads: it serves `lockstep snapshot list`, beside a running node or
+//!   without one.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use lockstep_core::ids::{Digest, ModuleId};
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::snapshot::SnapshotDesc;
+
+use super::layout::{self, Identity, ObjectName};
+use super::reader;
+use crate::fs::{Fs, make_durable};
+
+/// What opening a store found and did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    /// Files that were removed: unlisted objects and staging files.
+    pub removed: Vec<String>,
+    /// Names that are not ours; left alone.
+    pub foreign: Vec<String>,
+    /// Listed snapshots without an object.
+    pub missing: Vec<SnapshotDesc>,
+    /// Removals that did not succeed, with the reason; they did not stop the others (K17).
+    pub errors: Vec<String>,
+}
+
+/// What one object's file says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectFile {
+    /// The group's directory name.
+    pub group: String,
+    pub file: String,
+    pub bytes: u64,
+    /// Header and trailer, or what is wrong with them. The payload is not read.
+    pub content: Result<ObjectContent, String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectContent {
+    pub identity: Identity,
+    pub term: u64,
+    pub index: u64,
+    pub module: ModuleId,
+    pub format: u32,
+    pub length: u64,
+    pub digest: Digest,
+}
+
+/// Every object under `groups/*/snap/` of a data directory, sorted by group and name. Touches
+/// nothing.
+pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
+    let groups = layout::groups_dir(data);
+    let mut found = Vec::new();
+    for group in names(fs, &groups)? {
+        let dir = layout::snapshot_dir_of(&groups.join(&group));
+        for file in names(fs, &dir)? {
+            if ObjectName::parse(&file).is_some() {
+                let (bytes, content) = read_object(fs, &dir, &file);
+                found.push(ObjectFile { group: group.clone(), file, bytes, content });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Removes staging files and objects that `state` does not list. Returns the sizes of those that
+/// stay.
+pub(crate) fn sweep(
+    fs: &dyn Fs,
+    dir: &Path,
+    state: &RecoveryState,
+) -> io::Result<(BTreeMap<ObjectName, u64>, Swept)> {
+    let mut swept = Swept::default();
+    let mut kept = BTreeMap::new();
+    let listed: Vec<_> = state.snapshots.iter().map(ObjectName::of).collect();
+    for file in fs.list(dir)? {
+        match ObjectName::parse(&file) {
+            Some(name) if listed.contains(&name) => {
+                kept.insert(name, fs.open(&dir.join(&file), false)?.len()?);
+            }
+            Some(_) => remove(fs, dir, file, &mut swept),
+            None if layout::is_part_dir(&file) => {}
+            None => swept.foreign.push(file),
+        }
+    }
+    let part = layout::part_dir(dir);
+    for file in fs.list(&part)? {
+        match layout::is_part_name(&file) {
+            true => remove(fs, &part, file, &mut swept),
+            false => swept.foreign.push(file),
+        }
+    }
+    if !swept.removed.is_empty() {
+        for dir in [dir, &part] {
+            if let Err(error) = make_durable(fs, &dir.join("*")) {
+                swept.errors.push(format!("{}: {error}", dir.display()));
+            }
+        }
+    }
+    let has = |desc: &SnapshotDesc| kept.contains_key(&ObjectName::of(desc));
+    swept.missing = state.snapshots.iter().filter(|desc| !has(desc)).cloned().collect();
+    Ok((kept, swept))
+}
+
+fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) {
+    match fs.remove(&dir.join(&file)) {
+        Ok(()) => swept.removed.push(file),
+        Err(error) => swept.errors.push(format!("{file}: {error}")),
+    }
+}
+
+/// Names in a directory; none if it is missing.
+fn names(fs: &dyn Fs, dir: &Path) -> io::Result<Vec<String>> {
+    match fs.list(dir) {
+        Err(error) if is_no_dir(&error) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+fn is_no_dir(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn read_object(fs: &dyn Fs, dir: &Path, file: &str) -> (u64, Result<ObjectContent, String>) {
+    let open = || {
+        let open = fs.open(&dir.join(file), false)?;
+        Ok::<_, io::Error>((open.len()?, open))
+    };
+    let (bytes, open) = match open() {
+        Ok(found) => found,
+        Err(error) => return (0, Err(error.to_string())),
+    };
+    let content = reader::read_frame(&*open).map_err(|e| e.to_string()).and_then(|frame| {
+        let (header, trailer) = (frame.header, frame.trailer);
+        let name = ObjectName::new(header.term, header.index, trailer.digest);
+        if name.file() != file {
+            return Err(format!("it is named {file}, but holds {}", name.file()));
+        }
+        Ok(ObjectContent {
+            identity: header.identity,
+            term: header.term,
+            index: header.index,
+            module: header.module,
+            format: header.format,
+            length: trailer.length,
+            digest: trailer.digest,
+        })
+    });
+    (bytes, content)
+}

@@ -1,0 +1,101 @@
+//! Every crash point, and every single failing operation, of the local flow. (The receive flow:
+//! `bulk/tests.rs`.)
+
+use super::*;
+
+/// A disk's log, as far as the store is concerned: what it durably lists.
+struct Run {
+    durable: Vec<SnapshotDesc>,
+    done: bool,
+}
+
+fn short_and_long() -> [Vec<u8>; 3] {
+    [payload(10), payload(BLOCK + 3), payload(0)]
+}
+
+/// Three local snapshots, the third of which unlists the first. Stops at the first failure.
+fn run(fs: &MemFs) -> Run {
+    let mut run = Run { durable: Vec::new(), done: false };
+    let limits = BudgetLimits { bytes: u64::MAX / 2, headroom_bytes: 0, inbound: 1 };
+    let Ok((mut store, _)) = open(fs, &Budget::new(limits), &state(&[])) else { return run };
+    for (index, bytes) in (1..).zip(short_and_long()) {
+        let Ok(mut verified) = take(&mut store, index * 10, &bytes) else { return run };
+        // The log's batch: on a disk of its own, so it happens between two operations of this one.
+        verified.hold.disarm();
+        run.durable.insert(0, verified.desc.clone());
+        run.durable.truncate(limits::RECOVERY_POINTS);
+        drop(verified);
+        store.list_durable(&run.durable);
+    }
+    run.done = true;
+    run
+}
+
+fn check_restart(fs: &MemFs, durable: &[SnapshotDesc], point: &str) {
+    let bed = Bed::reopen(fs.clone(), &state(durable));
+    for desc in durable {
+        assert_eq!(bed.store.recoverable(desc), Ok(()), "{point}: index {}", desc.index);
+    }
+    assert_eq!(bed.files().len(), durable.len(), "{point}: {:?}", bed.files());
+    assert_eq!(bed.budget.used(), bed.store.usage().listed, "{point}");
+}
+
+fn data() -> MemFs {
+    MemFs::with_dir(Path::new("/data"))
+}
+
+/// N2, N4, N7, N20, F1, F2, F3: whatever the crash, what the log lists is there and nothing else
+/// stays.
+#[test]
+fn n2_n4_n7_f1_f2_f3_every_crash_point_of_local_snapshots() {
+    let whole = data();
+    assert!(run(&whole).done);
+    let ops = whole.ops();
+    assert!(ops > 20, "{ops} operations");
+    for op in 0..=ops {
+        for seed in [None, Some(op), Some(op + 1_000)] {
+            let fs = data();
+            fs.halt_after(op);
+            let run = run(&fs);
+            match seed {
+                None => fs.crash(),
+                Some(seed) => fs.crash_keeping(seed),
+            }
+            check_restart(&fs, &run.durable, &format!("crash after op {op}, keeping {seed:?}"));
+        }
+    }
+}
+
+/// U6, I3, N19: one failing operation fails one snapshot; nothing stays, and the next attempt
+/// succeeds.
+#[test]
+fn u6_i3_n19_every_failing_operation_of_local_snapshots() {
+    let whole = data();
+    assert!(run(&whole).done);
+    let after_open = {
+        let fs = data();
+        Bed::reopen(fs.clone(), &state(&[]));
+        fs.ops()
+    };
+    for op in after_open + 1..=whole.ops() {
+        for fault in [DiskFault::Io, DiskFault::Full] {
+            let point = format!("{fault:?} at op {op}");
+            let mut bed = Bed::reopen(data(), &state(&[]));
+            bed.fs.fail_op(op, fault);
+            let mut durable: Vec<SnapshotDesc> = Vec::new();
+            for (index, bytes) in (1..).zip(short_and_long()) {
+                let first = take(&mut bed.store, index * 10, &bytes);
+                let verified = first.or_else(|_| take(&mut bed.store, index * 10, &bytes));
+                let verified = verified.unwrap_or_else(|e| panic!("{point}: a retry fails: {e}"));
+                durable.insert(0, verified.desc.clone());
+                durable.truncate(limits::RECOVERY_POINTS);
+                bed.store.list_durable(&durable);
+            }
+            bed.store.collect();
+            assert_eq!(bed.files().len(), durable.len(), "{point}: {:?}", bed.files());
+            assert_eq!(bed.budget.used(), bed.store.usage().listed, "{point}");
+            bed.fs.crash();
+            check_restart(&bed.fs, &durable, &point);
+        }
+    }
+}

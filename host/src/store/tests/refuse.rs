@@ -1,0 +1,189 @@
+//! Admission: every refusal, its reason and what it leaves.
+
+use super::*;
+
+fn frame_bytes(payload: u64) -> u64 {
+    layout::object_bytes(payload).expect("a small payload")
+}
+
+#[test]
+fn c4_n9_one_inbound_and_one_local_per_group_and_a_bound_per_host() {
+    let mut bed = Bed::new();
+    let inbound = bed.store.reserve(&header(&desc(10, b"a"))).expect("the place is free");
+    let _local = bed.store.reserve_local(local(10, 0, true)).expect("the place is free");
+    let busy = bed.store.reserve(&header(&desc(11, b"b"))).expect_err("one at a time");
+    assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
+    let busy = bed.store.reserve_local(local(11, 0, true)).expect_err("one at a time");
+    assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
+    assert_eq!(bed.store.refusals()["busy"], 2, "V1: refusals are counted");
+    assert_eq!(bed.budget.inbound(), 1, "a refused one takes no place of the host's");
+    drop(inbound);
+    let _again = bed.store.reserve(&header(&desc(11, b"b"))).expect("the place is free again");
+
+    let limits = BudgetLimits { bytes: 1 << 30, headroom_bytes: 0, inbound: 0 };
+    let (mut store, _) = open(&bed.fs, &Budget::new(limits), &state(&[])).expect("it opens");
+    let busy = store.reserve(&header(&desc(11, b"b"))).expect_err("the host takes none");
+    assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
+}
+
+#[test]
+fn m7_a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_written() {
+    let mut bed = Bed::new();
+    bed.take_listed(&[(10, b"x")]);
+    let before = bed.fs.image();
+    for index in [9, 10] {
+        let stale = bed.store.reserve_local(local(index, 0, true)).expect_err("not newer");
+        assert_eq!(stale, SnapshotRefusal::Stale);
+    }
+    assert_eq!(bed.fs.image(), before);
+}
+
+#[test]
+fn p16_an_object_of_another_cluster_or_group_is_refused() {
+    let mut bed = Bed::new();
+    let limits = bed.budget.limits();
+    let other = Identity { cluster: [8; 16], group: identity().group };
+    let fs = Arc::new(bed.fs.clone());
+    let (mut store, _) =
+        SnapshotStore::open(fs, dir(), other, Budget::new(limits), &state(&[])).expect("it opens");
+    let refusal = store.reserve(&header(&desc(10, b"a"))).expect_err("another cluster's");
+    assert_eq!(refusal, SnapshotRefusal::WrongGroup);
+    assert!(bed.store.reserve(&header(&desc(10, b"a"))).is_ok());
+}
+
+#[test]
+fn c2_c3_space_is_refused_before_a_byte_is_written_and_the_headroom_stays() {
+    let need = frame_bytes(1000);
+    let offered = header(&desc(10, &payload(1000)));
+    for (budget, disk, headroom, fits) in [
+        (need, need, 0, true),
+        (need - 1, need, 0, false),
+        (need, need - 1, 0, false),
+        (need, need + 500, 500, true),
+        (need, need + 499, 500, false),
+    ] {
+        let fs = MemFs::with_dir(Path::new("/data"));
+        fs.set_capacity(disk);
+        let mut bed = Bed::with_limits(fs, &state(&[]), budget, headroom);
+        let case = format!("budget {budget}, disk {disk}, headroom {headroom}");
+        match bed.store.reserve(&offered) {
+            Ok(reservation) => {
+                assert!(fits, "{case}");
+                let writer = bed.store.create(reservation).expect("the bytes are there");
+                let image = bed.fs.image();
+                let sizes: Vec<_> = image.values().map(|bytes| bytes.len() as u64).collect();
+                assert_eq!(sizes, [need], "{case}: preallocated whole");
+                drop(writer);
+            }
+            Err(SnapshotRefusal::NoSpace { need: needed, have }) => {
+                assert!(!fits && needed == need && have < need, "{case}");
+                assert!(bed.files().is_empty(), "{case}");
+            }
+            Err(other) => panic!("{case}: {other:?}"),
+        }
+        bed.store.collect();
+        assert_eq!(bed.budget.used(), 0, "{case}");
+    }
+}
+
+/// Bytes that are promised and not written yet count against what the disk says is free.
+#[test]
+fn n9_two_reservations_do_not_promise_the_same_free_bytes() {
+    let need = frame_bytes(1000);
+    let fs = MemFs::with_dir(Path::new("/data"));
+    fs.set_capacity(2 * need - 1);
+    let mut bed = Bed::with_limits(fs, &state(&[]), u64::MAX / 2, 0);
+    let first = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("room for one");
+    let second = bed.store.reserve_local(local(10, 1000, false)).expect_err("not for two");
+    assert_eq!(second, SnapshotRefusal::NoSpace { need, have: need - 1 });
+    drop(first);
+    bed.store.reserve_local(local(10, 1000, false)).expect("room again");
+}
+
+/// What a writer has put on the disk is not counted a second time as promised.
+#[test]
+fn n9_written_bytes_are_counted_once() {
+    let (block, rest) = (BLOCK as u64, 1000);
+    let fs = MemFs::with_dir(Path::new("/data"));
+    fs.set_capacity(frame_bytes(block + rest) + frame_bytes(rest));
+    let mut bed = Bed::with_limits(fs, &state(&[]), u64::MAX / 2, 0);
+    let reservation = bed.store.reserve_local(local(10, block + rest, false)).expect("room");
+    let mut writer = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&payload(BLOCK)).expect("as reserved");
+    let reservation = bed.store.reserve(&header(&desc(9, &payload(1000)))).expect("room for both");
+    let _other = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&payload(1000)).expect("as reserved");
+    writer.finish().expect("its room was kept");
+}
+
+#[test]
+fn c1_the_oldest_recovery_point_beyond_the_newest_makes_room() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
+    let old = bed.take(10, &payload(1000)).desc;
+    bed.store.list_durable(std::slice::from_ref(&old));
+    let mut wanted = bed.take(20, &payload(999)).desc;
+    bed.store.list_durable(&[wanted.clone(), old.clone()]);
+    wanted.index = 30;
+    wanted.length = 1000;
+    let refusal = bed.store.reserve(&header(&wanted)).expect_err("the budget holds two");
+    assert_eq!(refusal, SnapshotRefusal::NeedsUnlist(Box::new(old.clone())));
+    assert_eq!(bed.files().len(), 2, "what is listed stays until the log says otherwise");
+    let newest = bed.store.listed()[0].clone();
+    bed.store.list_durable(&[newest]);
+    bed.store.reserve(&header(&wanted)).expect("room was made");
+    // The newest is never asked for.
+    wanted.length = 4000;
+    let refusal = bed.store.reserve(&header(&wanted)).expect_err("far too big");
+    assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
+}
+
+#[test]
+fn p13_a_payload_is_capped_by_what_was_reserved() {
+    let mut bed = Bed::new();
+    let reservation = bed.store.reserve_local(local(10, 100, false)).expect("there is room");
+    let mut writer = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&payload(100)).expect("as reserved");
+    let error = writer.write_all(b"x").expect_err("one byte too many");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    // N19: what failed stays failed.
+    assert!(writer.write_all(b"").is_ok());
+    assert!(matches!(writer.finish(), Err(SnapshotRefusal::NoSpace { .. })));
+
+    let mut huge = desc(10, b"");
+    huge.length = u64::MAX;
+    let refusal = bed.store.reserve(&header(&huge)).expect_err("no such size");
+    assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
+}
+
+#[test]
+fn c2_a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let limit = frame_bytes(16 * BLOCK as u64);
+    let mut bed = Bed::with_limits(fs, &state(&[]), limit, 0);
+    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is room");
+    let mut writer = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&payload(16 * BLOCK)).expect("within the budget");
+    assert_eq!(bed.budget.used(), limit);
+    let error = writer.write_all(&payload(1)).expect_err("beyond the budget");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    drop(writer);
+    bed.store.collect();
+    assert_eq!((bed.budget.used(), bed.files().len()), (0, 0));
+}
+
+#[test]
+fn p17_bytes_that_are_not_the_declared_ones_are_not_finished() {
+    let declared = payload(100);
+    let mut flipped = declared.clone();
+    flipped[50] ^= 1;
+    for written in [&flipped[..], &declared[..99]] {
+        let mut bed = Bed::new();
+        let reservation = bed.store.reserve(&header(&desc(10, &declared))).expect("room");
+        let mut writer = bed.store.create(reservation).expect("a staging file");
+        writer.write_all(written).expect("it writes");
+        assert_eq!(writer.finish().err(), Some(SnapshotRefusal::Corrupt));
+        bed.store.collect();
+        assert!(bed.files().is_empty());
+    }
+}
