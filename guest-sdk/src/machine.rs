@@ -1,0 +1,211 @@
+//! The trait a plugin implements, and the values it deals in.
+//!
+//! Owns the Rust face of the world in `wit/fsm.wit`. Promises:
+//!
+//! * everything a machine is handed is equal on every replica;
+//! * each command of an entry has a [`Context`] of its own, so that two commands of one entry do
+//!   not draw the same random numbers;
+//! * a snapshot is either read to its last byte or refused.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use crate::{Rng, SnapshotReader, SnapshotWriter};
+
+/// A replicated state machine.
+///
+/// Every function must be deterministic: its effect and its answer depend on its arguments and on
+/// the state, and on nothing else. A panic stops the replica; to refuse a command, answer
+/// [`Outcome::Rejected`].
+pub trait StateMachine: Sized + 'static {
+    /// What this state machine is.
+    const INFO: Info;
+
+    /// What this state machine is, as the host asks for it.
+    fn describe() -> Info {
+        Self::INFO
+    }
+
+    /// The empty state under this configuration.
+    fn init(ctx: &Context, config: &[u8]) -> Result<Self, Failure>;
+
+    /// Executes one command.
+    fn apply(&mut self, ctx: &Context, command: &[u8]) -> Outcome;
+
+    /// Answers a question; `ctx` is that of the last applied entry. The error is an answer too.
+    fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>>;
+
+    /// Writes the whole state. Equal states must write equal bytes.
+    fn snapshot(&self, out: &mut SnapshotWriter) -> Result<(), Failure>;
+
+    /// The state that was written. Whoever called reports bytes left unread as corrupt.
+    fn restore(
+        header: &SnapshotHeader,
+        config: &[u8],
+        from: &mut SnapshotReader,
+    ) -> Result<Self, Failure>;
+}
+
+/// What a state machine says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// A short stable name, such as `kv`.
+    pub name: &'static str,
+    /// The plugin's version, for people: `env!("CARGO_PKG_VERSION")`.
+    pub version: &'static str,
+    /// The format that `snapshot` writes; raise it when the format changes.
+    pub snapshot_format: u32,
+    /// The oldest format that `restore` still reads.
+    pub oldest_readable_format: u32,
+}
+
+/// Everything a state machine may know about "now"; equal on every replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Index of the entry in the log. Increases from entry to entry, with gaps.
+    pub index: u64,
+    /// Position of the command in its entry, from 0 on; 0 in `init` and `query`.
+    pub position: u32,
+    /// Milliseconds since 1970, stamped by the leader; never decreases.
+    pub time_ms: u64,
+    /// Chance, derived from the cluster's seed and the index. Not secret. See [`Context::rng`].
+    pub seed: (u64, u64),
+}
+
+impl Context {
+    /// A generator for this command: the same on every replica, another for each command.
+    pub fn rng(&self) -> Rng {
+        Rng::new(self.seed, self.position)
+    }
+}
+
+/// The replicated answer to one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command was executed; the bytes are the answer.
+    Ok(Vec<u8>),
+    /// The state machine's rules refuse the command; the bytes say why.
+    Rejected(Vec<u8>),
+}
+
+impl Outcome {
+    /// Executed, with this answer.
+    pub fn ok(answer: impl Into<Vec<u8>>) -> Self {
+        Self::Ok(answer.into())
+    }
+
+    /// Refused, for this reason.
+    pub fn rejected(reason: impl Into<Vec<u8>>) -> Self {
+        Self::Rejected(reason.into())
+    }
+}
+
+/// `ok ANSWER` or `rejected REASON`, for people and tests.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (case, bytes) = match self {
+            Self::Ok(bytes) => ("ok", bytes),
+            Self::Rejected(bytes) => ("rejected", bytes),
+        };
+        write!(f, "{case} {}", String::from_utf8_lossy(bytes))
+    }
+}
+
+/// Why `init`, `snapshot` or `restore` could not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The configuration is not what the machine expects.
+    InvalidConfig(String),
+    /// The snapshot has this format, which the machine does not read.
+    UnsupportedFormat(u32),
+    /// The snapshot's bytes are not what its format promises.
+    Corrupt(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidConfig(why) => write!(f, "invalid configuration: {why}"),
+            Self::UnsupportedFormat(format) => write!(f, "unsupported snapshot format {format}"),
+            Self::Corrupt(why) => write!(f, "corrupt snapshot: {why}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What the snapshot functions of `std::io` report: too short and malformed mean corrupt.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Corrupt("it ends too early".to_owned()),
+            io::ErrorKind::InvalidData => Self::Corrupt(error.to_string()),
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// Who wrote the snapshot that is being restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotHeader {
+    /// [`Info::name`] of the writer.
+    pub writer_name: String,
+    /// [`Info::version`] of the writer.
+    pub writer_version: String,
+    /// [`Info::snapshot_format`] of the writer.
+    pub format: u32,
+    /// Index of the last entry in the snapshot.
+    pub index: u64,
+    /// [`Context::time_ms`] of that entry.
+    pub time_ms: u64,
+}
+
+/// Executes the commands of one entry in order; as many outcomes as commands.
+pub fn apply_entry<'a, M: StateMachine>(
+    machine: &mut M,
+    ctx: &Context,
+    commands: impl IntoIterator<Item = &'a [u8]>,
+) -> Vec<Outcome> {
+    let numbered = (0..).zip(commands);
+    numbered
+        .map(|(position, command)| machine.apply(&Context { position, ..*ctx }, command))
+        .collect()
+}
+
+/// Writes a machine's whole state to `sink`.
+pub fn snapshot<M: StateMachine>(machine: &M, sink: &mut dyn Write) -> Result<(), Failure> {
+    let mut out = SnapshotWriter::new(sink);
+    machine.snapshot(&mut out)?;
+    Ok(out.finish()?)
+}
+
+/// Builds a machine from all of `source`. A format outside the machine's range and bytes left
+/// over are refused here, so that no machine has to.
+pub fn restore<M: StateMachine>(
+    header: &SnapshotHeader,
+    config: &[u8],
+    source: &mut dyn Read,
+) -> Result<M, Failure> {
+    let mut from = SnapshotReader::new(source);
+    restore_from(header, config, &mut from)
+}
+
+/// [`restore`], from a reader that is there already.
+pub(crate) fn restore_from<M: StateMachine>(
+    header: &SnapshotHeader,
+    config: &[u8],
+    from: &mut SnapshotReader,
+) -> Result<M, Failure> {
+    let info = M::describe();
+    if !(info.oldest_readable_format..=info.snapshot_format).contains(&header.format) {
+        return Err(Failure::UnsupportedFormat(header.format));
+    }
+    let machine = M::restore(header, config, from)?;
+    if !from.is_at_end()? {
+        return Err(Failure::Corrupt("bytes are left over at its end".to_owned()));
+    }
+    Ok(machine)
+}

@@ -1,0 +1,226 @@
+//! The two ends of a snapshot: `io::Write` while taking one, `io::Read` while restoring one.
+//!
+//! * Memory: one chunk of at most [`CHUNK_BYTES_MAX`], however large the state.
+//! * What is written is what is read; where chunks end carries no meaning.
+//! * Numbers are little-endian; a block is its length as `u32`, then its bytes.
+//!
+//! Checksums, digests and the total size are the host's.
+
+use std::io::{self, BufRead, Read, Write};
+
+/// How much is gathered before the host is called, in bytes: a call costs about as much as
+/// copying a few KiB, so at this size it no longer shows, and two of them fit any cache.
+pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Where a state machine writes its state to.
+pub struct SnapshotWriter<'a> {
+    /// What was written and not handed on yet; always shorter than a chunk between calls.
+    chunk: Vec<u8>,
+    /// Where full chunks go.
+    sink: &'a mut dyn Write,
+}
+
+impl<'a> SnapshotWriter<'a> {
+    /// A writer that hands chunks on to `sink`.
+    pub fn new(sink: &'a mut dyn Write) -> Self {
+        Self { chunk: Vec::with_capacity(CHUNK_BYTES_MAX), sink }
+    }
+
+    /// Writes a number.
+    pub fn write_u64(&mut self, number: u64) -> io::Result<()> {
+        self.write_all(&number.to_le_bytes())
+    }
+
+    /// Writes a length and that many bytes.
+    pub fn write_block(&mut self, block: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(block.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a block over 4 GiB"))?;
+        self.write_all(&length.to_le_bytes())?;
+        self.write_all(block)
+    }
+
+    /// Hands on what is left. Without it the end of the snapshot is lost; the SDK calls it after
+    /// `StateMachine::snapshot`.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()
+    }
+
+    fn hand_on(&mut self) -> io::Result<()> {
+        self.sink.write_all(&self.chunk)?;
+        self.chunk.clear();
+        Ok(())
+    }
+}
+
+impl Write for SnapshotWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(CHUNK_BYTES_MAX - self.chunk.len());
+        self.chunk.extend_from_slice(&bytes[..taken]);
+        if self.chunk.len() == CHUNK_BYTES_MAX {
+            self.hand_on()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.chunk.is_empty() {
+            self.hand_on()?;
+        }
+        self.sink.flush()
+    }
+}
+
+/// Where a state machine reads its state from.
+pub struct SnapshotReader<'a> {
+    /// The chunk in hand.
+    chunk: Vec<u8>,
+    /// How much of it was read.
+    consumed: usize,
+    /// Whether the source said that there is no more; it is not asked again.
+    ended: bool,
+    /// Where chunks come from.
+    source: Box<dyn ChunkSource + 'a>,
+}
+
+/// Hands out a snapshot chunk by chunk; an empty chunk is the end.
+pub(crate) trait ChunkSource {
+    /// The next chunk, of at most [`CHUNK_BYTES_MAX`]. `spent` is the last one, to be reused.
+    fn next_chunk(&mut self, spent: Vec<u8>) -> io::Result<Vec<u8>>;
+}
+
+impl<'a> SnapshotReader<'a> {
+    /// A reader of all that `source` has.
+    pub fn new(source: &'a mut dyn Read) -> Self {
+        Self::from_chunks(source)
+    }
+
+    /// A reader of all the chunks that `source` has.
+    pub(crate) fn from_chunks(source: impl ChunkSource + 'a) -> Self {
+        Self { chunk: Vec::new(), consumed: 0, ended: false, source: Box::new(source) }
+    }
+
+    /// Reads a number.
+    pub fn read_u64(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        self.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Reads a length and that many bytes. A length over `bytes_max` is refused before anything
+    /// is allocated for it, for a damaged length can be anything.
+    pub fn read_block(&mut self, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > bytes_max {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a block of {length} bytes, where {bytes_max} are the limit"),
+            ));
+        }
+        let mut block = vec![0; length];
+        self.read_exact(&mut block)?;
+        Ok(block)
+    }
+
+    /// Whether everything was read.
+    pub fn is_at_end(&mut self) -> io::Result<bool> {
+        Ok(self.fill_buf()?.is_empty())
+    }
+}
+
+impl BufRead for SnapshotReader<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.consumed == self.chunk.len() && !self.ended {
+            self.chunk = self.source.next_chunk(std::mem::take(&mut self.chunk))?;
+            self.consumed = 0;
+            self.ended = self.chunk.is_empty();
+        }
+        Ok(&self.chunk[self.consumed..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        assert!(amount <= self.chunk.len() - self.consumed, "only what is there can be consumed");
+        self.consumed += amount;
+    }
+}
+
+impl Read for SnapshotReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let there = self.fill_buf()?;
+        let amount = there.len().min(into.len());
+        into[..amount].copy_from_slice(&there[..amount]);
+        self.consume(amount);
+        Ok(amount)
+    }
+}
+
+impl ChunkSource for &mut dyn Read {
+    fn next_chunk(&mut self, mut spent: Vec<u8>) -> io::Result<Vec<u8>> {
+        spent.resize(CHUNK_BYTES_MAX, 0);
+        let length = loop {
+            match self.read(&mut spent) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        spent.truncate(length);
+        Ok(spent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of every awkward size come back, and chunks are full ones.
+    #[test]
+    fn what_is_written_is_read() {
+        let sizes = [0, 1, CHUNK_BYTES_MAX - 5, CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX + 7];
+        let mut chunks = Chunks::default();
+        let mut out = SnapshotWriter::new(&mut chunks);
+        for size in sizes {
+            out.write_block(&vec![7; size]).expect("the sink takes everything");
+        }
+        out.write_u64(u64::MAX - 1).expect("the sink takes everything");
+        out.finish().expect("the sink takes everything");
+
+        let (_, full) = chunks.lengths.split_last().expect("something was written");
+        assert!(full.iter().all(|&length| length == CHUNK_BYTES_MAX));
+
+        let mut bytes = chunks.bytes.as_slice();
+        let mut from = SnapshotReader::new(&mut bytes);
+        for size in sizes {
+            assert_eq!(from.read_block(size).expect("it was written"), vec![7; size]);
+        }
+        assert!(!from.is_at_end().expect("there is a number left"));
+        assert_eq!(from.read_u64().expect("it was written"), u64::MAX - 1);
+        assert!(from.is_at_end().expect("the source is at its end"));
+    }
+
+    /// A damaged length is an error, not an allocation.
+    #[test]
+    fn a_block_over_the_limit_is_refused() {
+        let mut bytes = [0xff; 64].as_slice();
+        let error = SnapshotReader::new(&mut bytes).read_block(1024).expect_err("4 GiB");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[derive(Default)]
+    struct Chunks {
+        bytes: Vec<u8>,
+        lengths: Vec<usize>,
+    }
+
+    impl Write for Chunks {
+        fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+            self.bytes.extend_from_slice(chunk);
+            self.lengths.push(chunk.len());
+            Ok(chunk.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
