@@ -1,0 +1,134 @@
+//! The store: an ordered map, and its snapshot.
+//!
+//! A value is copied once, from the command into the map; what a command replaces is moved into
+//! its answer.
+
+use lockstep_guest::{
+    Context, DetMap, Failure, Info, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter,
+    StateMachine,
+};
+
+use crate::command::{Command, KEY_BYTES_MAX, Query};
+
+/// The longest value a snapshot may hold, in bytes: far over what the host lets through as a
+/// command, so that only a damaged length exceeds it.
+const VALUE_BYTES_MAX: usize = 256 << 20;
+
+/// Keys and their values.
+#[derive(Default)]
+pub struct Kv {
+    pairs: DetMap<Vec<u8>, Vec<u8>>,
+}
+
+impl StateMachine for Kv {
+    const INFO: Info = Info {
+        name: "kv",
+        version: env!("CARGO_PKG_VERSION"),
+        snapshot_format: 1,
+        oldest_readable_format: 1,
+    };
+
+    fn init(_: &Context, config: &[u8]) -> Result<Self, Failure> {
+        if !config.is_empty() {
+            return Err(Failure::InvalidConfig("kv has nothing to configure".to_owned()));
+        }
+        Ok(Self::default())
+    }
+
+    fn apply(&mut self, _: &Context, command: &[u8]) -> Outcome {
+        let done = Command::parse(command).and_then(|command| match command {
+            Command::Set { key, value } => Ok(self.set(key, value.to_vec())),
+            Command::Del { key } => Ok(self.pairs.remove(key).unwrap_or_default()),
+            Command::Cas { key, old, new } => self.cas(key, old, new),
+            Command::Incr { key } => self.incr(key),
+        });
+        done.map_or_else(Outcome::rejected, Outcome::Ok)
+    }
+
+    fn query(&self, _: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
+        match Query::parse(request)? {
+            Query::Get { key } => match self.pairs.get(key) {
+                Some(value) => Ok(value.clone()),
+                None => Err(format!("no key `{}`", String::from_utf8_lossy(key)).into()),
+            },
+            Query::Scan { prefix, limit } => Ok(self.scan(prefix, limit)),
+            Query::Len => Ok(self.pairs.len().to_string().into()),
+        }
+    }
+
+    fn snapshot(&self, out: &mut SnapshotWriter) -> Result<(), Failure> {
+        out.write_u64(self.pairs.len() as u64)?;
+        for (key, value) in &self.pairs {
+            out.write_block(key)?;
+            out.write_block(value)?;
+        }
+        Ok(())
+    }
+
+    fn restore(_: &SnapshotHeader, _: &[u8], from: &mut SnapshotReader) -> Result<Self, Failure> {
+        let mut pairs = DetMap::new();
+        for _ in 0..from.read_u64()? {
+            let key = from.read_block(KEY_BYTES_MAX)?;
+            let value = from.read_block(VALUE_BYTES_MAX)?;
+            // Only the canonical order is a snapshot of ours; this also finds repeated keys.
+            if pairs.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err(Failure::Corrupt("its keys are out of order".to_owned()));
+            }
+            pairs.insert(key, value);
+        }
+        Ok(Self { pairs })
+    }
+}
+
+impl Kv {
+    /// Stores a value; the one before, or empty.
+    fn set(&mut self, key: &[u8], value: Vec<u8>) -> Vec<u8> {
+        match self.pairs.get_mut(key) {
+            Some(place) => std::mem::replace(place, value),
+            None => self.pairs.insert(key.to_vec(), value).unwrap_or_default(),
+        }
+    }
+
+    fn cas(&mut self, key: &[u8], old: &[u8], new: &[u8]) -> Result<Vec<u8>, String> {
+        match self.pairs.get_mut(key) {
+            Some(place) if place == old => Ok(std::mem::replace(place, new.to_vec())),
+            Some(_) => Err("the key holds another value".to_owned()),
+            None if old.is_empty() => Ok(self.set(key, new.to_vec())),
+            None => Err("there is no such key".to_owned()),
+        }
+    }
+
+    fn incr(&mut self, key: &[u8]) -> Result<Vec<u8>, String> {
+        let number = match self.pairs.get(key) {
+            None => 0,
+            Some(value) => str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.parse::<i64>().ok())
+                .ok_or("the key does not hold a 64-bit whole number")?,
+        };
+        let next = number.checked_add(1).ok_or("the number would leave 64 bits")?.to_string();
+        self.set(key, next.clone().into());
+        Ok(next.into())
+    }
+
+    fn scan(&self, prefix: &[u8], limit: usize) -> Vec<u8> {
+        let matching = self
+            .pairs
+            .range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix));
+        let mut lines = Vec::new();
+        for (key, value) in matching.take(limit) {
+            lines.extend_from_slice(key);
+            lines.push(b' ');
+            for &byte in value {
+                match byte {
+                    b'\\' => lines.extend_from_slice(b"\\\\"),
+                    b'\n' => lines.extend_from_slice(b"\\n"),
+                    _ => lines.push(byte),
+                }
+            }
+            lines.push(b'\n');
+        }
+        lines
+    }
+}
