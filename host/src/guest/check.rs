@@ -1,0 +1,358 @@
+//! Whether a file is a state machine that this host can run, and if not, what to do about it.
+//!
+//! - Every refusal is a sentence for the plugin's author: what was found, why it cannot be, the way
+//!   out.
+//! - `lockstep check`, `serve` and `dev` ask the same question in the same way.
+//! - More exports than the world asks for are fine; not one import more is.
+//!
+//! The order: size, kind of file, validity and compilation, imports, exports, types, `describe`.
+
+use std::fmt;
+use std::time::Duration;
+
+use lockstep_core::fault::GuestFault;
+use lockstep_core::ids::ModuleId;
+use lockstep_core::limits;
+
+use super::GuestInfo;
+use super::component::ComponentModule;
+use super::engine::EngineError;
+
+/// The package of our world, and the version of it that this host speaks.
+pub const WORLD_PACKAGE: &str = "lockstep:fsm";
+pub const WORLD_VERSION: &str = "0.1.0";
+
+/// What a state machine may import of the package, and what it must export.
+const IMPORTS: [&str; 3] = ["host", "snapshot-io", "types"];
+const EXPORT: &str = "state-machine";
+
+/// Names in a refusal; the rest is counted.
+const NAMES_MAX: usize = 4;
+
+/// `info.name` and `info.version`, bytes: they appear in logs, tables and snapshot headers.
+const INFO_TEXT_BYTES_MAX: usize = 64;
+
+/// Why a file cannot be hosted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ModuleRefusal {
+    #[error(
+        "the module has {bytes} bytes, {} are the limit: strip its debug information \
+         (`wasm-tools strip`), or build it for size",
+        limits::MODULE_BYTES_MAX
+    )]
+    TooLarge { bytes: usize },
+    #[error("this is not WebAssembly: {found}; give the path of the .wasm that the build made")]
+    NotWasm { found: &'static str },
+    #[error(
+        "this is WebAssembly in text form; translate it first: \
+         `wasm-tools parse FSM.wat -o FSM.wasm`"
+    )]
+    TextForm,
+    #[error(
+        "this is a core module, not a component: componentise it, with `cargo xtask guests` in \
+         this project, or with `wasm-tools component new MODULE.wasm -o FSM.wasm`"
+    )]
+    CoreModule,
+    #[error(
+        "the component is not valid here: {reason}; build it without WebAssembly features \
+         that are not the same on every machine (threads, relaxed SIMD, garbage collection, \
+         64-bit memories), and check that the file is whole"
+    )]
+    Invalid { reason: String },
+    #[error("the compiler panicked over this component: please report it, with the component")]
+    CompilerPanicked,
+    #[error(
+        "the component imports WASI ({}), which is a clock, a file system and chance: things \
+         that differ between replicas. The usual cause is a build for wasm32-wasip1 or -wasip2, or \
+         a library that asks for files, time or randomness; build for wasm32-unknown-unknown, \
+         take time and chance from `context`, or stub WASI (componentize-py --stub-wasi)",
+        some(.imports)
+    )]
+    Wasi { imports: Vec<String> },
+    #[error(
+        "the component imports {}, which no host provides: a state machine may import \
+         {WORLD_PACKAGE}/host and {WORLD_PACKAGE}/snapshot-io, nothing else; remove the import, \
+         or compose in the component that provides it", some(.imports)
+    )]
+    ForeignImports { imports: Vec<String> },
+    #[error(
+        "the component does not export {WORLD_PACKAGE}/{EXPORT}@{WORLD_VERSION} (it exports {}): \
+         in Rust, is `lockstep_guest::export!` missing? Elsewhere, build for the world `fsm` of \
+         wit/fsm.wit", some(.exports)
+    )]
+    MissingExport { exports: Vec<String> },
+    #[error(
+        "the component was built for another version of the world: it has {found}, this host \
+         speaks {WORLD_PACKAGE}@{WORLD_VERSION}; rebuild it with the SDK, or the wit/fsm.wit, of \
+         this version of lockstep"
+    )]
+    WrongWorldVersion { found: String },
+    #[error(
+        "the component names {WORLD_PACKAGE}@{WORLD_VERSION} but does not fit it: {reason}; \
+         rebuild it with the wit/fsm.wit of this version of lockstep, unchanged"
+    )]
+    TypeMismatch { reason: String },
+    #[error(
+        "the component does not get as far as to say what it is: {0}; `describe` must answer at \
+         once, from an instance that was neither initialised nor restored"
+    )]
+    Describe(GuestFault),
+    #[error("`describe` answers what cannot be: {reason}")]
+    BadInfo { reason: String },
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+}
+
+/// What was found out about a module that can be hosted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    pub id: ModuleId,
+    pub info: GuestInfo,
+    pub bytes: usize,
+    pub names: Names,
+    /// How long it took to compile.
+    pub compiled_in: Duration,
+}
+
+/// The names a component imports and exports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// The version of the world that the component was built for.
+    pub world_version: String,
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+}
+
+/// Loads the module as `serve` would, and tells what it is.
+pub fn check(bytes: &[u8]) -> Result<Report, ModuleRefusal> {
+    ComponentModule::load(bytes).map(|module| module.report().clone())
+}
+
+/// Refuses what is not even worth compiling.
+pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
+    const MAGIC: &[u8] = b"\0asm";
+    if bytes.len() > limits::MODULE_BYTES_MAX {
+        return Err(ModuleRefusal::TooLarge { bytes: bytes.len() });
+    }
+    if !bytes.starts_with(MAGIC) {
+        let text = bytes.trim_ascii_start();
+        return Err(if bytes.is_empty() {
+            ModuleRefusal::NotWasm { found: "the file is empty" }
+        } else if [&b"(component"[..], b"(module", b";;"].iter().any(|it| text.starts_with(it)) {
+            ModuleRefusal::TextForm
+        } else if bytes.starts_with(b"\x7fELF") {
+            ModuleRefusal::NotWasm { found: "it is machine code (ELF)" }
+        } else {
+            ModuleRefusal::NotWasm { found: "it does not begin as a .wasm file does" }
+        });
+    }
+    match bytes.get(4..8) {
+        Some([1, 0, 0, 0]) => Err(ModuleRefusal::CoreModule),
+        Some(_) => Ok(()),
+        None => Err(ModuleRefusal::NotWasm { found: "the file ends within its first line" }),
+    }
+}
+
+/// Refuses names that are not of our world.
+pub(crate) fn check_names(
+    imports: Vec<String>,
+    exports: Vec<String>,
+) -> Result<Names, ModuleRefusal> {
+    let foreign = |name: &&String| !is_ours(name, &IMPORTS);
+    let (wasi, foreign): (Vec<_>, Vec<_>) =
+        imports.iter().filter(foreign).cloned().partition(|name| is_wasi(name));
+    if !wasi.is_empty() {
+        return Err(ModuleRefusal::Wasi { imports: wasi });
+    }
+    if !foreign.is_empty() {
+        return Err(ModuleRefusal::ForeignImports { imports: foreign });
+    }
+    let Some(machine) = exports.iter().find(|name| is_ours(name, &[EXPORT])) else {
+        return Err(ModuleRefusal::MissingExport { exports });
+    };
+    let world_version = version(machine).to_owned();
+    let wrong = |name: &&String| !is_spoken(version(name));
+    if let Some(name) = std::iter::once(machine).chain(&imports).find(wrong) {
+        return Err(ModuleRefusal::WrongWorldVersion { found: name.clone() });
+    }
+    Ok(Names { world_version, imports, exports })
+}
+
+/// Refuses what could not be told from something else, or would spoil a table.
+pub(crate) fn check_info(info: &GuestInfo) -> Result<(), ModuleRefusal> {
+    let refuse = |reason| Err(ModuleRefusal::BadInfo { reason });
+    for (field, text) in [("name", &info.name), ("version", &info.version)] {
+        if text.is_empty() || text.len() > INFO_TEXT_BYTES_MAX || text.chars().any(char::is_control)
+        {
+            return refuse(format!(
+                "its {field} must be of 1 to {INFO_TEXT_BYTES_MAX} bytes without control characters"
+            ));
+        }
+    }
+    if info.oldest_readable_format > info.snapshot_format {
+        return refuse(format!(
+            "the oldest snapshot format it reads, {}, is newer than the one it writes, {}",
+            info.oldest_readable_format, info.snapshot_format
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `lockstep:fsm/INTERFACE@…` names one of these interfaces.
+fn is_ours(name: &str, interfaces: &[&str]) -> bool {
+    let unversioned = name.split_once('@').map_or(name, |(unversioned, _)| unversioned);
+    unversioned
+        .strip_prefix(WORLD_PACKAGE)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .is_some_and(|interface| interfaces.contains(&interface))
+}
+
+fn is_wasi(name: &str) -> bool {
+    name.starts_with("wasi:") || name.starts_with("wasi_")
+}
+
+/// What is behind the `@`; nothing if there is none.
+fn version(name: &str) -> &str {
+    name.split_once('@').map_or("", |(_, version)| version)
+}
+
+/// Versions of one minor number below 1.0 fit each other.
+fn is_spoken(version: &str) -> bool {
+    let track = |version: &str| version.rsplit_once('.').map(|(track, _)| track.to_owned());
+    !version.contains(['-', '+']) && track(version) == track(WORLD_VERSION)
+}
+
+/// The first few names, and how many there are beyond.
+fn some(names: &[String]) -> String {
+    if names.is_empty() {
+        return "nothing".to_owned();
+    }
+    let mut text = names[..names.len().min(NAMES_MAX)].join(", ");
+    if names.len() > NAMES_MAX {
+        text.push_str(&format!(" and {} more", names.len() - NAMES_MAX));
+    }
+    text
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, info, bytes, names, compiled_in } = self;
+        writeln!(f, "{} {}", info.name, info.version)?;
+        writeln!(f, "  sha256     {id}")?;
+        writeln!(f, "  size       {bytes} bytes, compiled in {} ms", compiled_in.as_millis())?;
+        write!(f, "  snapshots  writes format {}", info.snapshot_format)?;
+        if info.oldest_readable_format < info.snapshot_format {
+            write!(f, ", reads from format {} on", info.oldest_readable_format)?;
+        }
+        writeln!(f)?;
+        writeln!(f, "  world      {WORLD_PACKAGE}@{}", names.world_version)?;
+        writeln!(f, "  imports    {}", all(&names.imports))?;
+        write!(f, "  exports    {}", all(&names.exports))
+    }
+}
+
+fn all(names: &[String]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `Ok` of the world's version, or the beginning of the refusal.
+    fn check_named(imports: &[&str], exports: &[&str], expect: Result<&str, &str>) {
+        let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        match (check_names(own(imports), own(exports)), expect) {
+            (Ok(names), Ok(version)) => assert_eq!(names.world_version, version),
+            (Err(refusal), Err(beginning)) => {
+                assert!(refusal.to_string().contains(beginning), "{refusal}");
+            }
+            (found, _) => panic!("{imports:?} and {exports:?} give {found:?}"),
+        }
+    }
+
+    #[test]
+    fn names_are_an_allow_list() {
+        const MACHINE: &str = "lockstep:fsm/state-machine@0.1.0";
+        const HOST: &str = "lockstep:fsm/host@0.1.0";
+        check_named(&[], &[MACHINE], Ok("0.1.0"));
+        check_named(&[HOST], &["init", "lockstep:fsm/state-machine@0.1.7"], Ok("0.1.7"));
+        check_named(&[HOST, "a:b/c@1.0.0"], &[MACHINE], Err("imports a:b/c@1.0.0, which no host"));
+        check_named(&["lockstep:fsm/clock@0.1.0"], &[MACHINE], Err("which no host provides"));
+        check_named(&["lockstep:fsmx/host@0.1.0"], &[MACHINE], Err("which no host provides"));
+        check_named(
+            &["a:b/c", "wasi:io/poll@0.2.9"],
+            &[MACHINE],
+            Err("imports WASI (wasi:io/poll"),
+        );
+        check_named(&[], &[], Err("it exports nothing"));
+        check_named(&[], &["run"], Err("it exports run"));
+        let newer = "lockstep:fsm/state-machine@0.2.0";
+        check_named(&[], &[newer], Err("it has lockstep:fsm/state-machine@0.2.0, this host"));
+        check_named(&["lockstep:fsm/host@1.1.0"], &[MACHINE], Err("has lockstep:fsm/host@1.1.0"));
+        check_named(&[], &["lockstep:fsm/state-machine"], Err("another version of the world"));
+        check_named(&[], &["lockstep:fsm/state-machine@0.1.0-rc"], Err("another version"));
+    }
+
+    #[test]
+    fn only_components_are_worth_compiling() {
+        let check_bytes = |bytes: &[u8], expect: &str| {
+            let refusal = check_kind(bytes).expect_err("it is no component").to_string();
+            assert!(refusal.contains(expect), "{refusal}");
+        };
+        check_bytes(b"", "the file is empty");
+        check_bytes(b"#!/bin/sh", "does not begin as a .wasm file does");
+        check_bytes(b"\x7fELF\x02", "machine code");
+        check_bytes(b"  (component)", "text form");
+        check_bytes(b"\0asm", "ends within");
+        check_bytes(b"\0asm\x01\0\0\0", "core module");
+        check_bytes(&vec![0; limits::MODULE_BYTES_MAX + 1], "are the limit");
+        assert_eq!(check_kind(b"\0asm\x0d\0\x01\0"), Ok(()));
+    }
+
+    #[test]
+    fn what_describe_says_must_make_sense() {
+        let info = GuestInfo {
+            name: "kv".to_owned(),
+            version: "1".to_owned(),
+            snapshot_format: 2,
+            oldest_readable_format: 1,
+        };
+        assert_eq!(check_info(&info), Ok(()));
+        let reversed = GuestInfo { oldest_readable_format: 3, ..info.clone() };
+        let nameless = GuestInfo { name: String::new(), ..info.clone() };
+        let endless = GuestInfo { version: "9".repeat(65), ..info.clone() };
+        let two_lines = GuestInfo { name: "a\nb".to_owned(), ..info };
+        for wrong in [reversed, nameless, endless, two_lines] {
+            check_info(&wrong).expect_err("it makes no sense");
+        }
+    }
+
+    #[test]
+    fn a_report_reads_well() {
+        let report = Report {
+            id: ModuleId([0xab; 32]),
+            info: GuestInfo {
+                name: "kv".to_owned(),
+                version: "0.1.0".to_owned(),
+                snapshot_format: 2,
+                oldest_readable_format: 1,
+            },
+            bytes: 1234,
+            names: Names {
+                world_version: "0.1.0".to_owned(),
+                imports: Vec::new(),
+                exports: vec!["lockstep:fsm/state-machine@0.1.0".to_owned()],
+            },
+            compiled_in: Duration::from_millis(56),
+        };
+        let id = "ab".repeat(32);
+        let expect = format!(
+            "kv 0.1.0\n  sha256     {id}\n  size       1234 bytes, compiled in 56 ms\n  \
+             snapshots  writes format 2, reads from format 1 on\n  world      \
+             lockstep:fsm@0.1.0\n  imports    nothing\n  exports    \
+             lockstep:fsm/state-machine@0.1.0"
+        );
+        assert_eq!(report.to_string(), expect);
+    }
+}

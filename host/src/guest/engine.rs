@@ -1,0 +1,191 @@
+//! The one wasmtime engine of the process, and every switch that keeps it deterministic.
+//!
+//! - Two replicas that run the same calls on instances with the same past get the same answers, the
+//!   same traps and the same fuel, on every machine this compiles for.
+//! - All that a guest could observe is decided here or in the group's replicated profile, never in
+//!   a node's file. Constants marked *profile* decide outcomes: changing one is a change of
+//!   [`FUEL_TABLE`] or comes with a new [`ENGINE_MAJOR`], and a replica refuses a group whose
+//!   profile names another.
+//! - Fuel is the only bound on running time. There are no epochs: they depend on the clock.
+//!
+//! Compiled code is not kept between processes; modules share the engine within one.
+
+use std::num::NonZeroUsize;
+use std::sync::OnceLock;
+
+use lockstep_core::entry::Profile;
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, OptLevel, RegallocAlgorithm, Strategy,
+    WasmBacktraceDetails,
+};
+
+/// Major version of wasmtime. Costs of operators, stack frames and bugs are per version.
+pub const ENGINE_MAJOR: u32 = 48;
+
+/// Which table of costs an entry's fuel is counted by: 1 is wasmtime's default operator costs
+/// together with every constant of this file that is marked *profile*.
+pub const FUEL_TABLE: u32 = 1;
+
+/// *Profile.* Bytes of native stack a guest may use. Frame sizes depend on the compiler and the
+/// processor, so where exactly it ends is not the same everywhere: it is generous, so that fuel or
+/// the guest's own stack in linear memory ends a runaway recursion first. Threads that enter a
+/// guest need twice as much.
+pub const STACK_BYTES_MAX: usize = 1 << 20;
+
+/// Stack of a thread that enters a guest: the guest's and as much again for the host below it.
+pub(crate) const THREAD_STACK_BYTES: usize = 2 * STACK_BYTES_MAX;
+
+/// *Profile.* Fuel of `init`, as a multiple of the profile's fuel for an entry.
+pub const INIT_ENTRIES: u64 = 20;
+
+/// *Profile.* Fuel of `snapshot` and of `restore`, as a multiple of the profile's fuel for an
+/// entry. 5e9 x 400 = 2e12; restoring 512 MiB of 100-byte values takes `kv` some 8e10.
+pub const SNAPSHOT_ENTRIES: u64 = 400;
+
+/// Fuel of a query. Not part of the profile: a query's answer is not replicated. A good tenth of a
+/// second to a third, for which the apply lane stands still.
+pub const QUERY_FUEL: u64 = 2_000_000_000;
+
+/// Fuel of `describe` on a throw-away instance, its instantiation included.
+pub const DESCRIBE_FUEL: u64 = 1_000_000_000;
+
+/// *Profile.* Elements of all tables of a guest together; an element is a pointer of host memory.
+pub const TABLE_ELEMENTS_MAX: usize = 1 << 20;
+
+/// *Profile.* Memories of a guest; QuickJS builds have three.
+pub const MEMORIES_MAX: usize = 16;
+
+/// *Profile.* Core instances and tables of a guest, each.
+pub const INSTANCES_MAX: usize = 256;
+
+/// Frames kept of a trap's backtrace; a panic takes the innermost seven for itself.
+pub(crate) const BACKTRACE_FRAMES_MAX: usize = 24;
+
+/// Why there is no engine on this machine.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the WebAssembly engine does not start on this machine: {0}")]
+pub struct EngineError(String);
+
+/// Why a group's profile cannot be honoured by this binary.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "the group's profile names wasmtime {} with fuel table {}, this binary has wasmtime \
+     {ENGINE_MAJOR} with fuel table {FUEL_TABLE}: run the version of lockstep that founded \
+     the group",
+    .profile.engine_major, .profile.fuel_table
+)]
+pub struct ProfileMismatch {
+    profile: Profile,
+}
+
+/// The engine that all modules of the process share.
+pub fn shared() -> Result<&'static Engine, EngineError> {
+    static ENGINE: OnceLock<Result<Engine, EngineError>> = OnceLock::new();
+    ENGINE
+        .get_or_init(|| Engine::new(&config()).map_err(|error| EngineError(format!("{error:#}"))))
+        .as_ref()
+        .map_err(Clone::clone)
+}
+
+/// Whether this binary counts and compiles as the profile says.
+pub fn check_profile(profile: &Profile) -> Result<(), ProfileMismatch> {
+    if profile.engine_major == ENGINE_MAJOR && profile.fuel_table == FUEL_TABLE {
+        Ok(())
+    } else {
+        Err(ProfileMismatch { profile: *profile })
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    values(&mut config);
+    proposals(&mut config);
+    limits(&mut config);
+    code(&mut config);
+    config
+}
+
+/// What an instruction yields.
+fn values(config: &mut Config) {
+    // The bits of a NaN differ between processors; every NaN becomes the same one, in f32, f64 and
+    // v128 alike. Integers are untouched.
+    config.cranelift_nan_canonicalization(true);
+    // Relaxed SIMD *means* "whatever this processor does". On by default, hence off by hand; plain
+    // SIMD stays, it is exact.
+    config.wasm_relaxed_simd(false);
+    // Were relaxed SIMD ever switched on, its deterministic form.
+    config.relaxed_simd_deterministic(true);
+}
+
+/// Which WebAssembly is accepted. Less is better: each proposal is one more thing that must cost
+/// the same fuel and end in the same trap everywhere, and no toolchain we know needs one of these.
+fn proposals(config: &mut Config) {
+    // Threads race. The crate is built without them, so there is no switch; this one is the rest.
+    config.shared_memory(false);
+    // When a collector runs and what it finds is state that nobody sees. The crate is built
+    // without any, and modules that need one are refused when they are validated.
+    config.gc_support(false);
+    config.wasm_gc(false);
+    // Memories over 4 GiB have no use under a limit of memory, and need bounds checks.
+    config.wasm_memory64(false);
+    // Growth by single bytes would go past the limiter's page arithmetic.
+    config.wasm_custom_page_sizes(false);
+    config.wasm_stack_switching(false);
+    config.wasm_wide_arithmetic(false);
+    config.wasm_tail_call(false);
+    // Several memories stay allowed: the adapters that wasmtime itself makes within a component
+    // need them, without which it panics on components that have any (48.0.8).
+    config.wasm_multi_memory(true);
+    // No async components: an event loop is an order of events. Built without; this saves the
+    // bookkeeping as well, half a microsecond a call.
+    config.concurrency_support(false);
+}
+
+/// What ends a guest that would not end.
+fn limits(config: &mut Config) {
+    // Counted by operator, independent of machine and of optimisation. The table of costs is left
+    // at wasmtime's own, see FUEL_TABLE.
+    config.consume_fuel(true);
+    // The clock ends nothing.
+    config.epoch_interruption(false);
+    config.max_wasm_stack(STACK_BYTES_MAX);
+    // A long-lived store per guest, few of them; pools would add limits of their own. Images of
+    // data segments (memory_init_cow) stay on: only custom memories would forbid them.
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+}
+
+/// How code is made. Results do not depend on it, but the size of stack frames does, and so where a
+/// stack ends; pinned so that a default or an environment variable cannot move it.
+fn code(config: &mut Config) {
+    config.strategy(Strategy::Cranelift);
+    config.cranelift_opt_level(OptLevel::Speed);
+    config.cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking);
+    // A trap names the functions it happened in; their lines would be looked up, at a cost, by an
+    // environment variable, so they are not.
+    config.wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+}
+
+const _: () = assert!(THREAD_STACK_BYTES > STACK_BYTES_MAX + (512 << 10));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The configuration is one that wasmtime accepts, and the default profile is ours.
+    #[test]
+    fn the_engine_starts_and_honours_the_default_profile() {
+        shared().expect("the engine starts on a machine that runs tests");
+        assert_eq!(check_profile(&Profile::default()), Ok(()));
+    }
+
+    #[test]
+    fn another_engine_or_fuel_table_is_refused() {
+        let other_engine = Profile { engine_major: ENGINE_MAJOR + 1, ..Profile::default() };
+        let other_table = Profile { fuel_table: FUEL_TABLE + 1, ..Profile::default() };
+        for profile in [other_engine, other_table] {
+            let refused = check_profile(&profile).expect_err("the profile is not ours");
+            assert!(refused.to_string().contains("run the version of lockstep"), "{refused}");
+        }
+    }
+}

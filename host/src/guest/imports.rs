@@ -1,0 +1,211 @@
+//! What a guest may call: the allow-list of imports, and what stands behind it.
+//!
+//! - `host.log` becomes a tracing event, shortened; nothing flows back to the guest.
+//! - `snapshot-io` is open only while the host is inside `snapshot` (write) or `restore` (read);
+//!   anywhere else it traps.
+//! - Chunks pass through a channel without a buffer: memory is a chunk or two, however large the
+//!   state, and the guest waits while its reader or writer is busy.
+//!
+//! Who feeds and drains the channels is [`component`](super::component)'s business.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use wasmtime::component::{HasSelf, Linker};
+
+use super::limits::Limiter;
+use super::trap::bounded;
+use bindings::Fsm;
+use bindings::lockstep::fsm::{host, snapshot_io, types};
+
+/// What `bindgen!` makes of `wit/fsm.wit`.
+pub(crate) mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "fsm",
+        // Commands are lowered from the buffers they arrived in.
+        ownership: Borrowing { duplicate_if_necessary: true },
+        imports: { "lockstep:fsm/snapshot-io": trappable },
+    });
+}
+
+/// Most bytes a guest may write at once to its snapshot; more traps. The SDK writes 256 KiB.
+pub(crate) const SNAPSHOT_CHUNK_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of a log message's target and of its text; the rest is cut off.
+const LOG_TARGET_BYTES_MAX: usize = 128;
+const LOG_TEXT_BYTES_MAX: usize = 1024;
+
+/// What a store holds beside the guest.
+pub(crate) struct HostState {
+    /// The module's name, for the log.
+    module: Arc<str>,
+    pub(crate) limiter: Limiter,
+    pub(crate) snapshot_io: SnapshotIo,
+    /// The last message of level `error` in this call: the SDK's panic hook speaks there.
+    pub(crate) last_error: Option<String>,
+    /// Why a call cannot go on although the guest did nothing wrong.
+    pub(crate) host_failure: Option<String>,
+}
+
+/// Whether the guest is taking a snapshot, restoring one, or neither.
+pub(crate) enum SnapshotIo {
+    Closed,
+    Write(SyncSender<Vec<u8>>),
+    Read(Incoming),
+}
+
+/// The snapshot being restored.
+pub(crate) struct Incoming {
+    /// Chunks, then an error or the end.
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    /// The chunk in hand, and how much of it the guest has.
+    chunk: Vec<u8>,
+    consumed: usize,
+}
+
+/// A guest that called what it may not call now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum Misuse {
+    #[error("snapshot-io.write was called outside of snapshot: nothing else may write")]
+    WriteOutsideSnapshot,
+    #[error("snapshot-io.read was called outside of restore: nothing else may read")]
+    ReadOutsideRestore,
+    #[error(
+        "snapshot-io.write was given {bytes} bytes at once, {SNAPSHOT_CHUNK_BYTES_MAX} are the \
+         limit: write in smaller chunks"
+    )]
+    ChunkTooLarge { bytes: usize },
+}
+
+/// A linker that knows our imports and no others.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    Fsm::add_to_linker::<HostState, HasSelf<HostState>>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+impl HostState {
+    pub(crate) fn new(module: Arc<str>, memory_bytes_max: u64) -> Self {
+        Self {
+            module,
+            limiter: Limiter::new(memory_bytes_max),
+            snapshot_io: SnapshotIo::Closed,
+            last_error: None,
+            host_failure: None,
+        }
+    }
+
+    /// Forgets what belongs to the call before.
+    pub(crate) fn begin(&mut self) {
+        self.limiter.begin();
+        self.last_error = None;
+    }
+
+    /// Why the host, not the guest, ended the call.
+    pub(crate) fn host_failure(&self) -> Option<&str> {
+        self.host_failure.as_deref().or(self.limiter.machine_refused())
+    }
+}
+
+impl Incoming {
+    pub(crate) fn new(chunks: Receiver<io::Result<Vec<u8>>>) -> Self {
+        Self { chunks, chunk: Vec::new(), consumed: 0 }
+    }
+
+    /// At most `bytes_max` bytes; none at the end.
+    fn read(&mut self, bytes_max: usize) -> io::Result<Vec<u8>> {
+        if self.consumed == self.chunk.len() {
+            // A closed channel is the end, and stays it.
+            self.chunk = self.chunks.recv().unwrap_or(Ok(Vec::new()))?;
+            self.consumed = 0;
+        }
+        let rest = &self.chunk[self.consumed..];
+        let taken = rest.len().min(bytes_max);
+        if taken == self.chunk.len() {
+            return Ok(std::mem::take(&mut self.chunk));
+        }
+        let part = rest[..taken].to_vec();
+        self.consumed += taken;
+        Ok(part)
+    }
+}
+
+impl host::Host for HostState {
+    fn log(&mut self, level: host::Level, target: String, message: String) {
+        let module = &*self.module;
+        let origin = bounded(&target, LOG_TARGET_BYTES_MAX);
+        let text = bounded(&message, LOG_TEXT_BYTES_MAX);
+        match level {
+            host::Level::Trace => tracing::trace!(module, %origin, %text, "guest log"),
+            host::Level::Debug => tracing::debug!(module, %origin, %text, "guest log"),
+            host::Level::Info => tracing::info!(module, %origin, %text, "guest log"),
+            host::Level::Warn => tracing::warn!(module, %origin, %text, "guest log"),
+            host::Level::Error => {
+                tracing::error!(module, %origin, %text, "guest log");
+                self.last_error = Some(text.into_owned());
+            }
+        }
+    }
+}
+
+impl snapshot_io::Host for HostState {
+    fn write(&mut self, chunk: Vec<u8>) -> wasmtime::Result<()> {
+        let SnapshotIo::Write(out) = &self.snapshot_io else {
+            return Err(Misuse::WriteOutsideSnapshot.into());
+        };
+        if chunk.len() > SNAPSHOT_CHUNK_BYTES_MAX {
+            return Err(Misuse::ChunkTooLarge { bytes: chunk.len() }.into());
+        }
+        // The other end takes chunks until this one closes, even after its writer failed; were it
+        // gone, nobody would want the snapshot.
+        let _unwanted = out.send(chunk);
+        Ok(())
+    }
+
+    fn read(&mut self, max_bytes: u32) -> wasmtime::Result<Vec<u8>> {
+        let SnapshotIo::Read(incoming) = &mut self.snapshot_io else {
+            return Err(Misuse::ReadOutsideRestore.into());
+        };
+        let bytes_max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        incoming.read(bytes_max).map_err(|error| {
+            self.host_failure = Some(format!("the snapshot could not be read: {error}"));
+            error.into()
+        })
+    }
+}
+
+/// Types only; nothing to call.
+impl types::Host for HostState {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    /// Every way of asking yields the same bytes, and the end stays the end.
+    #[test]
+    fn chunks_are_cut_to_what_was_asked_for() {
+        for bytes_max in [1, 2, 3, 5, 100] {
+            let (sender, receiver) = sync_channel(8);
+            for chunk in [&b"abc"[..], b"defgh", b"i"] {
+                sender.send(Ok(chunk.to_vec())).expect("there is room");
+            }
+            drop(sender);
+            let mut incoming = Incoming::new(receiver);
+            let mut all = Vec::new();
+            loop {
+                let part = incoming.read(bytes_max).expect("no chunk is an error");
+                assert!(part.len() <= bytes_max);
+                if part.is_empty() {
+                    break;
+                }
+                all.extend(part);
+            }
+            assert_eq!(all, b"abcdefghi", "{bytes_max} bytes at a time");
+            assert!(incoming.read(bytes_max).expect("the end is no error").is_empty());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A guest that misbehaves wherever it is told to.
+//!
+//! It implements the world itself, past the SDK's trait, for the SDK makes half of this
+//! impossible. What it is told, in words:
+//!
+//! * its configuration, a line each: `init DEED`, `restore DEED`;
+//! * a command: a DEED, at once; or `snapshot DEED`, once a snapshot is taken;
+//! * a query: a DEED, at once.
+//!
+//! Its state is the number of commands, of 8 bytes, then as much filling as `fill N` asked for.
+#![cfg(target_arch = "wasm32")]
+
+use std::cell::RefCell;
+use std::hint::black_box;
+
+use lockstep_guest::component::bindings;
+use lockstep_guest::{Level, log};
+
+use bindings::exports::lockstep::fsm::state_machine::{
+    Command, Context, Failure, Guest, Info, Outcome, SnapshotHeader,
+};
+use bindings::lockstep::fsm::snapshot_io;
+
+struct Hostile;
+
+bindings::__export_fsm!(Hostile with_types_in bindings);
+
+#[derive(Default)]
+struct State {
+    commands: u64,
+    fill: Vec<u8>,
+    /// What `snapshot` is to do.
+    at_snapshot: String,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::default();
+}
+
+impl Guest for Hostile {
+    fn describe() -> Info {
+        Info {
+            name: "hostile".to_owned(),
+            version: "0.1.0".to_owned(),
+            snapshot_format: 1,
+            oldest_readable_format: 1,
+        }
+    }
+
+    fn init(_: Context, config: Vec<u8>) -> Result<(), Failure> {
+        told(&config, "init")
+    }
+
+    fn apply(_: Context, commands: Vec<Command>) -> Vec<Outcome> {
+        let mut outcomes: Vec<Outcome> = commands.iter().map(|it| apply(&it.payload)).collect();
+        match commands.last().map(|last| last.payload.as_slice()) {
+            Some(b"too-few") => drop(outcomes.pop()),
+            Some(b"too-many") => outcomes.push(Outcome::Ok(Vec::new())),
+            _ => {}
+        }
+        outcomes
+    }
+
+    fn query(_: Context, request: Vec<u8>) -> Result<Vec<u8>, Vec<u8>> {
+        commit(&text(&request))
+    }
+
+    fn snapshot() -> Result<(), Failure> {
+        let (commands, fill, deed) = STATE
+            .with_borrow(|state| (state.commands, state.fill.clone(), state.at_snapshot.clone()));
+        snapshot_io::write(&commands.to_le_bytes());
+        let chunks = if deed == "one-chunk" { fill.len().max(1) } else { 65_536 };
+        fill.chunks(chunks).for_each(snapshot_io::write);
+        match deed.as_str() {
+            "fail" => Err(Failure::Other("not today".to_owned())),
+            deed => commit(deed).map(drop).map_err(|why| Failure::Other(text(&why))),
+        }
+    }
+
+    fn restore(header: SnapshotHeader, config: Vec<u8>) -> Result<(), Failure> {
+        if header.format != 1 {
+            return Err(Failure::UnsupportedFormat(header.format));
+        }
+        told(&config, "restore")?;
+        let mut bytes = Vec::new();
+        loop {
+            let chunk = snapshot_io::read(100_000);
+            if chunk.is_empty() {
+                break;
+            }
+            bytes.extend(chunk);
+        }
+        let (commands, fill) =
+            bytes.split_first_chunk().ok_or_else(|| Failure::Corrupt("too short".to_owned()))?;
+        STATE.set(State {
+            commands: u64::from_le_bytes(*commands),
+            fill: fill.to_vec(),
+            at_snapshot: String::new(),
+        });
+        Ok(())
+    }
+}
+
+fn apply(command: &[u8]) -> Outcome {
+    STATE.with_borrow_mut(|state| state.commands += 1);
+    let command = text(command);
+    if let Some(deed) = command.strip_prefix("snapshot ") {
+        STATE.with_borrow_mut(|state| state.at_snapshot = deed.to_owned());
+        return Outcome::Ok(Vec::new());
+    }
+    match commit(&command) {
+        Ok(answer) => Outcome::Ok(answer),
+        Err(reason) => Outcome::Rejected(reason),
+    }
+}
+
+/// Does what a line of the configuration asks for in this place. The first thing an instance does,
+/// hence the panic hook.
+fn told(config: &[u8], place: &str) -> Result<(), Failure> {
+    std::panic::set_hook(Box::new(|panic| log(Level::Error, "panic", &panic.to_string())));
+    for line in text(config).lines() {
+        match line.split_once(' ') {
+            Some((there, "fail")) if there == place => {
+                return Err(Failure::InvalidConfig("I was told to fail".to_owned()));
+            }
+            Some((there, deed)) if there == place => {
+                commit(deed).map_err(|why| Failure::Other(text(&why)))?;
+            }
+            _elsewhere => {}
+        }
+    }
+    Ok(())
+}
+
+/// Commits the deed; the answer if there is one.
+fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
+    let (deed, number) = deed.split_once(' ').unwrap_or((deed, ""));
+    let number: usize = number.parse().unwrap_or(0);
+    match deed {
+        "panic" => panic!("on purpose"),
+        "loop" => loop {
+            black_box(number);
+        },
+        "grow" => grow(),
+        "recurse" => return Ok(recurse(number as u64, recurse_again).to_le_bytes().to_vec()),
+        "write" => snapshot_io::write(b"contraband"),
+        "read" => drop(snapshot_io::read(1)),
+        "answer" => return Ok(vec![b'a'; number]),
+        "say" => log(Level::Warn, &"t".repeat(number), &"m".repeat(number)),
+        "fill" => STATE.with_borrow_mut(|state| state.fill = vec![b'f'; number]),
+        _ => {}
+    }
+    Ok(Vec::new())
+}
+
+/// Takes memory until there is none.
+fn grow() {
+    loop {
+        black_box(Vec::<u8>::with_capacity(16 << 20)).leak();
+    }
+}
+
+type Recurse = fn(u64, u64) -> u64;
+
+/// Calls itself without end, and without anything on the stack in linear memory.
+fn recurse(depth: u64, again: Recurse) -> u64 {
+    again(depth, black_box(1))
+}
+
+#[inline(never)]
+fn recurse_again(depth: u64, step: u64) -> u64 {
+    if depth == u64::MAX {
+        return depth;
+    }
+    recurse_again(depth + step, step).rotate_left(7) ^ depth.wrapping_mul(31)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
