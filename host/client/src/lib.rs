@@ -1,1 +1,46 @@
-//! (to be written)
+//! Async client of Lockstep: finds the leader, keeps deadlines, and retries only what is safe to
+//! retry.
+//!
+//! - [`Client::apply`] applies a command outside of any session: it is sent again only when the
+//!   node said that nothing happened; whatever else goes wrong is [`Error::Unknown`].
+//! - [`Session::apply`] applies a command once, however often it has to be sent: every attempt
+//!   carries the same session and sequence, and the first outcome is the one returned.
+//! - [`Pipeline`] is the same over one stream with many commands under way.
+//! - Every [`Reply`] says how many attempts it took and whether the leader changed between them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), lockstep_client::Error> {
+//! use lockstep_client::{Client, Options, Outcome};
+//!
+//! let client = Client::connect(["127.0.0.1:7101", "127.0.0.1:7102"], Options::default())?;
+//! let session = client.open_session().await?;
+//! let reply = session.apply("set city Basel").await?;
+//! assert!(matches!(reply.outcome, Outcome::Ok(_)));
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod attempt;
+mod client;
+mod driver;
+mod error;
+mod pipeline;
+mod routes;
+mod session;
+
+/// The wire types, as `client.proto` describes them.
+#[expect(clippy::allow_attributes_without_reason, reason = "the code generator's own")]
+pub mod v1 {
+    tonic::include_proto!("lockstep.v1");
+}
+
+pub use client::{Client, Consistency, Options, Outcome, QueryReply, Reply};
+pub use error::Error;
+pub use pipeline::{Pending, Pipeline};
+pub use session::Session;
+
+/// Commands under way in one session: the server keeps answers for no more.
+pub const SESSION_OPEN_CALLS_MAX: u64 = 1024;
+/// Commands under way on one stream: the server reads no more.
+pub const STREAM_INFLIGHT_MAX: usize = 4096;

@@ -1,0 +1,178 @@
+//! What one failed attempt means: whether the command may have been applied, and where to go next.
+
+use tonic::{Code, Status};
+
+/// A failed attempt, as far as a retry is concerned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Failed {
+    pub verdict: Verdict,
+    /// `lockstep-refusal`, or the gRPC code's name.
+    pub refusal: String,
+    pub message: String,
+    /// The leader's address, if the node told.
+    pub leader: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Nothing happened; another attempt, perhaps elsewhere, may do better.
+    Nothing,
+    /// Nothing happened because the node has more than it can do: the same node, a little later.
+    Overloaded,
+    /// It may have been applied, or may yet be.
+    Unknown,
+    /// Nothing happened, and no repetition will do better.
+    Final,
+}
+
+impl Failed {
+    pub(crate) fn of_status(status: &Status) -> Self {
+        let text = |key: &str| {
+            let value = status.metadata().get(key).and_then(|value| value.to_str().ok());
+            value.map(str::to_owned)
+        };
+        let leader = text("lockstep-leader");
+        match text("lockstep-refusal") {
+            Some(refusal) => {
+                let unknown = text("lockstep-outcome").as_deref() == Some("unknown");
+                let message = status.message().to_owned();
+                Self { verdict: judge(&refusal, unknown), refusal, message, leader }
+            }
+            None => Self {
+                verdict: judge_silent(status),
+                refusal: format!("{:?}", status.code()),
+                message: innermost(status),
+                leader,
+            },
+        }
+    }
+
+    /// A refusal within a stream.
+    pub(crate) fn of_stream(refused: crate::v1::StreamRefusal) -> Self {
+        let crate::v1::StreamRefusal { refusal, message, outcome_unknown, leader, code: _ } =
+            refused;
+        let verdict = judge(&refusal, outcome_unknown);
+        Self { verdict, refusal, message, leader: Some(leader).filter(|l| !l.is_empty()) }
+    }
+
+    /// The attempt took too long; nobody said anything.
+    pub(crate) fn timed_out() -> Self {
+        Self {
+            verdict: Verdict::Unknown,
+            refusal: "DeadlineExceeded".to_owned(),
+            message: "no answer in time".to_owned(),
+            leader: None,
+        }
+    }
+}
+
+/// By the word of a node.
+fn judge(refusal: &str, unknown: bool) -> Verdict {
+    match refusal {
+        _any if unknown => Verdict::Unknown,
+        "unknown-group" | "too-large" | "malformed" | "query-faulted" => Verdict::Final,
+        "overloaded" => Verdict::Overloaded,
+        _retryable => Verdict::Nothing,
+    }
+}
+
+/// Without a word of a node: by what the transport knows.
+fn judge_silent(status: &Status) -> Verdict {
+    if never_connected(status) {
+        return Verdict::Nothing;
+    }
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unauthenticated => Verdict::Final,
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => Verdict::Unknown,
+    }
+}
+
+/// Whether there was no connection to send anything over.
+fn never_connected(status: &Status) -> bool {
+    let mut error: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    while let Some(inner) = error {
+        if inner.is::<tonic::ConnectError>() {
+            return true;
+        }
+        error = inner.source();
+    }
+    false
+}
+
+/// The innermost error says what happened; the outer ones say "transport error".
+fn innermost(status: &Status) -> String {
+    let Some(mut inner) = std::error::Error::source(status) else {
+        return status.message().to_owned();
+    };
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::metadata::MetadataMap;
+
+    fn status(code: Code, metadata: &[(&'static str, &'static str)]) -> Status {
+        let mut map = MetadataMap::new();
+        for (key, value) in metadata {
+            map.insert(*key, value.parse().expect("a header value"));
+        }
+        Status::with_metadata(code, "why", map)
+    }
+
+    #[test]
+    fn verdicts() {
+        let check = |code, metadata: &[(&'static str, &'static str)], want| {
+            let failed = Failed::of_status(&status(code, metadata));
+            assert_eq!(failed.verdict, want, "{code:?} {metadata:?}");
+        };
+        let refusal = "lockstep-refusal";
+        let outcome = "lockstep-outcome";
+        check(Code::FailedPrecondition, &[(refusal, "not-leader")], Verdict::Nothing);
+        check(Code::Aborted, &[(refusal, "lost"), (outcome, "nothing")], Verdict::Nothing);
+        check(Code::Unavailable, &[(refusal, "unknown"), (outcome, "unknown")], Verdict::Unknown);
+        check(
+            Code::Unavailable,
+            &[(refusal, "leader-unreachable"), (outcome, "unknown")],
+            Verdict::Unknown,
+        );
+        check(
+            Code::DeadlineExceeded,
+            &[(refusal, "deadline"), (outcome, "unknown")],
+            Verdict::Unknown,
+        );
+        check(Code::ResourceExhausted, &[(refusal, "overloaded")], Verdict::Overloaded);
+        check(Code::InvalidArgument, &[(refusal, "too-large")], Verdict::Final);
+        check(Code::NotFound, &[(refusal, "unknown-group")], Verdict::Final);
+        // Nobody of ours spoke: a broken connection, a proxy, another server.
+        check(Code::Unavailable, &[], Verdict::Unknown);
+        check(Code::DeadlineExceeded, &[], Verdict::Unknown);
+        check(Code::Unimplemented, &[], Verdict::Final);
+    }
+
+    #[test]
+    fn a_refusal_names_the_leader() {
+        let metadata = [("lockstep-refusal", "not-leader"), ("lockstep-leader", "10.0.0.2:7101")];
+        let failed = Failed::of_status(&status(Code::FailedPrecondition, &metadata));
+        assert_eq!(failed.leader.as_deref(), Some("10.0.0.2:7101"));
+        assert_eq!(failed.refusal, "not-leader");
+    }
+}

@@ -1,0 +1,398 @@
+//! [`Client`]: calls with a deadline, sent to the leader, and again where that is safe.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::STREAM_INFLIGHT_MAX;
+use crate::attempt::{Failed, Verdict};
+use crate::error::{Error, Result};
+use crate::pipeline::Pipeline;
+use crate::routes::{Routes, Target};
+use crate::session::{OpenCall, Session};
+use crate::v1;
+use crate::v1::lockstep_client::LockstepClient;
+
+/// First and longest pause between attempts.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Attempts that may follow a named leader without a pause.
+const JUMPS_MAX: u32 = 2;
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The group; empty for a server's only one.
+    pub group: String,
+    /// How long a call may take, with all its attempts.
+    pub deadline: Duration,
+    /// How long one attempt may take before another node is tried.
+    pub attempt: Duration,
+    /// How long connecting may take.
+    pub connect: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            group: String::new(),
+            deadline: Duration::from_secs(10),
+            attempt: Duration::from_secs(3),
+            connect: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A connection to a cluster; cheap to clone, and calls may be made concurrently.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    routes: Routes,
+    options: Options,
+}
+
+/// What the state machine said to a command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Ok(Bytes),
+    /// The state machine's own "no", the same for every retry.
+    Rejected(Bytes),
+}
+
+/// An outcome, and what it took to get it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reply {
+    pub outcome: Outcome,
+    /// 1 when the first attempt did.
+    pub attempts: u32,
+    /// The attempt that was answered went to another leader than the first one.
+    pub leader_changed: bool,
+}
+
+/// What the state machine said to a query.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QueryReply {
+    pub outcome: Outcome,
+    /// The applied index it was asked at.
+    pub applied_index: u64,
+    pub attempts: u32,
+}
+
+/// What a query's answer reflects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Consistency {
+    /// Everything that was acknowledged before the query.
+    #[default]
+    Linearizable,
+    /// Whatever the asked node has applied.
+    Local,
+}
+
+/// What is known when an attempt failed without a verdict on the whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// The call has no effect, or the same effect however often it is made.
+    Always,
+    /// Only when nothing happened.
+    IfNothing,
+    /// Always, and whoever answers need not be the leader.
+    Anywhere,
+}
+
+/// What it took.
+struct Course {
+    attempts: u32,
+    leader_changed: bool,
+}
+
+impl Client {
+    /// Takes `host:port` of any nodes. Connects at the first call; must be called within a tokio
+    /// runtime.
+    pub fn connect<E: Into<String>>(
+        endpoints: impl IntoIterator<Item = E>,
+        options: Options,
+    ) -> Result<Self> {
+        let endpoints = endpoints.into_iter().map(Into::into).collect();
+        let routes = Routes::new(endpoints, options.connect)?;
+        Ok(Self { inner: Arc::new(Inner { routes, options }) })
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    pub fn endpoints(&self) -> &[String] {
+        self.inner.routes.endpoints()
+    }
+
+    /// The address of the leader, as far as this client knows.
+    pub fn leader(&self) -> Option<String> {
+        self.inner.routes.leader()
+    }
+
+    /// Applies a command outside of any session: never sent twice unless nothing happened.
+    pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
+        let request = v1::ApplyRequest {
+            group: self.group(),
+            session: 0,
+            sequence: 0,
+            lowest_unanswered: 0,
+            command: command.into(),
+        };
+        let (response, course) = self
+            .run(Repeat::IfNothing, |mut client, timeout| {
+                let request = timed(request.clone(), timeout);
+                async move { client.apply(request).await }
+            })
+            .await?;
+        reply(response, &course)
+    }
+
+    /// Applies a session's call.
+    pub(crate) async fn apply_as(&self, call: &OpenCall, command: Bytes) -> Result<Reply> {
+        let (response, course) = self
+            .run(Repeat::Always, |mut client, timeout| {
+                let request = v1::ApplyRequest {
+                    group: self.group(),
+                    session: call.session(),
+                    sequence: call.sequence(),
+                    lowest_unanswered: call.lowest_unanswered(),
+                    command: command.clone(),
+                };
+                async move { client.apply(timed(request, timeout)).await }
+            })
+            .await?;
+        reply(response, &course)
+    }
+
+    /// Opens a session.
+    pub async fn open_session(&self) -> Result<Session> {
+        let mut nonce = [0; 8];
+        // A nonce only tells a client's attempts apart in logs.
+        let _ = getrandom::fill(&mut nonce);
+        let request =
+            v1::OpenSessionRequest { group: self.group(), nonce: u64::from_le_bytes(nonce) };
+        let (response, _) = self
+            .run(Repeat::Always, |mut client, timeout| {
+                let request = timed(request.clone(), timeout);
+                async move { client.open_session(request).await }
+            })
+            .await?;
+        Ok(Session::new(response.session, self.clone()))
+    }
+
+    /// A stream of commands outside of any session.
+    pub fn pipeline(&self) -> Pipeline {
+        Pipeline::start(self.clone(), None, STREAM_INFLIGHT_MAX)
+    }
+
+    /// Asks the state machine.
+    pub async fn query(
+        &self,
+        request: impl Into<Bytes>,
+        consistency: Consistency,
+    ) -> Result<QueryReply> {
+        use v1::query_response::Answer;
+        let request = v1::QueryRequest {
+            group: self.group(),
+            request: request.into(),
+            local: consistency == Consistency::Local,
+        };
+        let repeat = match consistency {
+            Consistency::Linearizable => Repeat::Always,
+            Consistency::Local => Repeat::Anywhere,
+        };
+        let (response, course) = self
+            .run(repeat, |mut client, timeout| {
+                let request = timed(request.clone(), timeout);
+                async move { client.query(request).await }
+            })
+            .await?;
+        let outcome = match response.answer.ok_or(Error::Malformed("a query without an answer"))? {
+            Answer::Ok(bytes) => Outcome::Ok(bytes),
+            Answer::Rejected(message) => Outcome::Rejected(message),
+        };
+        Ok(QueryReply { outcome, applied_index: response.applied_index, attempts: course.attempts })
+    }
+
+    /// Asks the node at `endpoint` itself, whatever it has applied.
+    pub async fn query_at(&self, endpoint: &str, request: impl Into<Bytes>) -> Result<QueryReply> {
+        let alone = Self {
+            inner: Arc::new(Inner {
+                routes: Routes::new(vec![endpoint.to_owned()], self.inner.options.connect)?,
+                options: self.inner.options.clone(),
+            }),
+        };
+        alone.query(request, Consistency::Local).await
+    }
+
+    /// What the node at `endpoint` knows of its groups; of the client's group only, if it has one.
+    pub async fn status(&self, endpoint: &str) -> Result<v1::StatusResponse> {
+        let mut client = self.inner.routes.at(endpoint)?.client;
+        let message = v1::StatusRequest { group: self.group() };
+        let request = timed(message, self.inner.options.attempt);
+        match client.status(request).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(refused(Failed::of_status(&status), 1)),
+        }
+    }
+
+    /// Asks the leader for a mark: an index at which every replica takes a snapshot.
+    pub async fn mark(&self) -> Result<()> {
+        let request = v1::MarkRequest { group: self.group() };
+        self.run(Repeat::Always, |mut client, timeout| {
+            let request = timed(request.clone(), timeout);
+            async move { client.mark(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    pub(crate) fn routes(&self) -> &Routes {
+        &self.inner.routes
+    }
+
+    pub(crate) fn group(&self) -> String {
+        self.inner.options.group.clone()
+    }
+
+    /// Attempts until one is answered, the deadline passes, or there is no point in another.
+    async fn run<T, F>(
+        &self,
+        repeat: Repeat,
+        attempt: impl Fn(LockstepClient<Channel>, Duration) -> F,
+    ) -> Result<(T, Course)>
+    where
+        F: Future<Output = std::result::Result<Response<T>, Status>>,
+    {
+        let Inner { routes, options } = &*self.inner;
+        let deadline = Instant::now() + options.deadline;
+        let (mut attempts, mut jumps, mut pause) = (0, 0, PAUSE_MIN);
+        let mut first_leader: Option<String> = None;
+        let mut unknown = false;
+        loop {
+            let target = routes.target();
+            attempts += 1;
+            if target.is_leader && first_leader.is_none() {
+                first_leader = Some(target.address.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now()).min(options.attempt);
+            let answer = tokio::time::timeout(left, attempt(target.client.clone(), left)).await;
+            let failed = match answer {
+                Ok(Ok(response)) => {
+                    let answered = answered_by(&response, &target);
+                    if repeat != Repeat::Anywhere {
+                        routes.lead(&answered);
+                    }
+                    let leader_changed =
+                        attempts > 1 && first_leader.is_some_and(|first| first != answered);
+                    return Ok((response.into_inner(), Course { attempts, leader_changed }));
+                }
+                Ok(Err(status)) => Failed::of_status(&status),
+                Err(_elapsed) => Failed::timed_out(),
+            };
+            unknown |= failed.verdict == Verdict::Unknown;
+            match (failed.verdict, repeat) {
+                (Verdict::Final, _) if unknown => return Err(lost_sight(failed, attempts)),
+                (Verdict::Final, _) => return Err(refused(failed, attempts)),
+                (Verdict::Unknown, Repeat::IfNothing) => {
+                    routes.avoid(&target.address);
+                    return Err(lost_sight(failed, attempts));
+                }
+                (Verdict::Unknown, Repeat::Always | Repeat::Anywhere)
+                | (Verdict::Nothing | Verdict::Overloaded, _) => {}
+            }
+            let jump = steer(routes, &target.address, &failed) && jumps < JUMPS_MAX;
+            let rest = if jump { Duration::ZERO } else { jittered(pause) };
+            if Instant::now() + rest >= deadline {
+                return Err(match unknown {
+                    true => lost_sight(failed, attempts),
+                    false => refused(failed, attempts),
+                });
+            }
+            if jump {
+                jumps += 1;
+                continue;
+            }
+            tokio::time::sleep(rest).await;
+            (jumps, pause) = (0, (pause * 2).min(PAUSE_MAX));
+        }
+    }
+}
+
+/// Learns from a failure where to go next; true if a leader was named that was not just asked.
+pub(crate) fn steer(routes: &Routes, asked: &str, failed: &Failed) -> bool {
+    match &failed.leader {
+        Some(leader) if leader != asked => {
+            routes.lead(leader);
+            true
+        }
+        Some(_) | None => {
+            if failed.verdict != Verdict::Overloaded {
+                routes.avoid(asked);
+            }
+            false
+        }
+    }
+}
+
+/// The outcome of a command, with the answers that are none told apart.
+pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
+    use v1::rejection::Kind;
+    let kind = rejected.kind();
+    let text = || String::from_utf8_lossy(&rejected.message).into_owned();
+    match kind {
+        Kind::Guest => Ok(Outcome::Rejected(rejected.message)),
+        Kind::SessionExpired => Err(Error::SessionExpired { message: text() }),
+        Kind::AnswerTooLarge => Err(Error::AnswerTooLarge { message: text() }),
+        Kind::SessionFull => Err(Error::SessionFull { message: text() }),
+        Kind::Unspecified => Err(Error::Malformed("a rejection of an unknown kind")),
+    }
+}
+
+pub(crate) fn refused(failed: Failed, attempts: u32) -> Error {
+    let Failed { refusal, message, verdict: _, leader: _ } = failed;
+    Error::Refused { refusal, message, attempts }
+}
+
+pub(crate) fn lost_sight(failed: Failed, attempts: u32) -> Error {
+    Error::Unknown { message: failed.message, attempts }
+}
+
+/// Between half and all of it, so that clients do not knock together.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 1];
+    // Without randomness the full pause is as good.
+    let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
+    pause - pause / 2 * part / 256
+}
+
+/// Who answered: the node that was asked, or the leader it forwarded to and names.
+fn answered_by<T>(response: &Response<T>, target: &Target) -> String {
+    let forwarded = response.metadata().get("lockstep-leader").and_then(|v| v.to_str().ok());
+    forwarded.unwrap_or(&target.address).to_owned()
+}
+
+fn reply(response: v1::ApplyResponse, course: &Course) -> Result<Reply> {
+    use v1::apply_response::Outcome as Wire;
+    let outcome = match response.outcome.ok_or(Error::Malformed("an answer without an outcome"))? {
+        Wire::Ok(bytes) => Outcome::Ok(bytes),
+        Wire::Rejected(rejection) => settle(rejection)?,
+    };
+    let Course { attempts, leader_changed } = *course;
+    Ok(Reply { outcome, attempts, leader_changed })
+}
+
+fn timed<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}

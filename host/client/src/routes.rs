@@ -1,0 +1,205 @@
+//! [`Routes`]: the nodes a client knows, the one it takes for the leader, and a connection to each.
+//!
+//! - Connections are made at the first use and again when they broke.
+//! - Without a leader the endpoints are tried in turn.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::{Error, Result};
+use crate::v1::lockstep_client::LockstepClient;
+
+/// Addresses remembered beside the given ones: those that nodes named as leaders.
+const LEARNT_MAX: usize = 64;
+/// Largest message either way, bytes: as the servers have it.
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Where calls may go.
+pub(crate) struct Routes {
+    /// As the user gave them, tried in turn.
+    endpoints: Vec<String>,
+    connect_timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    clients: BTreeMap<String, LockstepClient<Channel>>,
+    leader: Option<String>,
+    /// The endpoint to try without a leader.
+    turn: usize,
+}
+
+/// One node to call.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub address: String,
+    pub client: LockstepClient<Channel>,
+    /// It was taken for the leader because a node said so or because it answered.
+    pub is_leader: bool,
+}
+
+impl Routes {
+    pub(crate) fn new(endpoints: Vec<String>, connect_timeout: Duration) -> Result<Self> {
+        if endpoints.is_empty() {
+            let why = "name at least one".to_owned();
+            return Err(Error::BadEndpoint { endpoint: String::new(), why });
+        }
+        let mut state = State::default();
+        for endpoint in &endpoints {
+            state.clients.insert(endpoint.clone(), dial(endpoint, connect_timeout)?);
+        }
+        Ok(Self { endpoints, connect_timeout, state: Mutex::new(state) })
+    }
+
+    pub(crate) fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// The leader, as far as it is known; otherwise the endpoint whose turn it is.
+    pub(crate) fn target(&self) -> Target {
+        let state = self.lock();
+        let is_leader = state.leader.is_some();
+        let turn = state.turn % self.endpoints.len();
+        let address = state.leader.as_ref().unwrap_or(&self.endpoints[turn]).clone();
+        let client = state.clients.get(&address).expect("every known address has a client").clone();
+        Target { address, client, is_leader }
+    }
+
+    /// The node at `address`, which may be new.
+    pub(crate) fn at(&self, address: &str) -> Result<Target> {
+        let mut state = self.lock();
+        let client = self.client(&mut state, address)?;
+        Ok(Target { address: address.to_owned(), client, is_leader: false })
+    }
+
+    /// `address` answered as a leader, or was named as one.
+    pub(crate) fn lead(&self, address: &str) {
+        let mut state = self.lock();
+        if state.leader.as_deref() == Some(address) {
+            return;
+        }
+        // An address that cannot be dialled leads nobody.
+        if self.client(&mut state, address).is_ok() {
+            state.leader = Some(address.to_owned());
+        }
+    }
+
+    /// `address` did not do: whoever comes next tries another one.
+    pub(crate) fn avoid(&self, address: &str) {
+        let mut state = self.lock();
+        match &state.leader {
+            Some(leader) if leader != address => return,
+            Some(_) | None => state.leader = None,
+        }
+        let turn = state.turn % self.endpoints.len();
+        // Calls under way at once all blame the same endpoint; it is passed over once.
+        if self.endpoints[turn] == address || !self.endpoints.iter().any(|e| e == address) {
+            state.turn = turn + 1;
+        }
+    }
+
+    pub(crate) fn leader(&self) -> Option<String> {
+        self.lock().leader.clone()
+    }
+
+    fn client(&self, state: &mut State, address: &str) -> Result<LockstepClient<Channel>> {
+        if let Some(client) = state.clients.get(address) {
+            return Ok(client.clone());
+        }
+        if state.clients.len() >= self.endpoints.len() + LEARNT_MAX {
+            let endpoints = &self.endpoints;
+            state.clients.retain(|known, _| endpoints.contains(known));
+            state.leader = None;
+        }
+        let client = dial(address, self.connect_timeout)?;
+        state.clients.insert(address.to_owned(), client.clone());
+        Ok(client)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Channel>> {
+    let bad = |why: String| Error::BadEndpoint { endpoint: address.to_owned(), why };
+    let uri = match address.contains("://") {
+        true => address.to_owned(),
+        false => format!("http://{address}"),
+    };
+    let endpoint = Endpoint::from_shared(uri).map_err(|e| bad(e.to_string()))?;
+    if endpoint.uri().port().is_none() {
+        return Err(bad("it has no port".to_owned()));
+    }
+    let channel = endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(connect_timeout)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .connect_lazy();
+    Ok(LockstepClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes() -> Routes {
+        let endpoints = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        Routes::new(endpoints, Duration::from_secs(1)).expect("good endpoints")
+    }
+
+    #[tokio::test]
+    async fn without_a_leader_the_endpoints_take_turns() {
+        let routes = routes();
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let target = routes.target();
+            assert!(!target.is_leader);
+            // Two calls under way at once blame it: one step, not two.
+            routes.avoid(&target.address);
+            routes.avoid(&target.address);
+            seen.push(target.address);
+        }
+        assert_eq!(seen, ["a:1", "b:1", "c:1", "a:1"]);
+    }
+
+    #[tokio::test]
+    async fn a_named_leader_is_asked_until_it_fails() {
+        let routes = routes();
+        routes.lead("d:1");
+        assert_eq!(routes.target().address, "d:1");
+        routes.avoid("a:1");
+        assert_eq!(
+            routes.target().address,
+            "d:1",
+            "a late failure of another node says nothing of it"
+        );
+        routes.avoid("d:1");
+        assert!(!routes.target().is_leader);
+        routes.lead("not an address");
+        assert!(!routes.target().is_leader);
+    }
+
+    #[tokio::test]
+    async fn bad_endpoints_are_refused() {
+        for bad in ["", "host", "a b:1", "http://"] {
+            let endpoints = vec![bad.to_owned()];
+            let made = Routes::new(endpoints, Duration::from_secs(1));
+            assert!(matches!(made, Err(Error::BadEndpoint { .. })), "{bad}");
+        }
+        assert!(Routes::new(Vec::new(), Duration::from_secs(1)).is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! [`ApplyStream`]: one client's stream of commands, and the stream of their answers.
+//!
+//! - There is no task and no channel per command: polling the answers reads commands, hands them to
+//!   the group, and collects whatever has been answered into one message.
+//! - A group answers in the order of its log, which is the order commands came in; so the oldest
+//!   unanswered command is the one to wait for. Commands refused at the door are answered at once.
+//! - At most [`STREAM_INFLIGHT_MAX`] commands are under way, and one message; the rest waits with
+//!   the client.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use lockstep_core::apply::Answer;
+use lockstep_core::entry::Call;
+use lockstep_core::fault::Refusal;
+use tokio::sync::{oneshot, watch};
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use crate::group::GroupHandle;
+use crate::router::Router;
+use crate::rpc::client_api::outcome;
+use crate::rpc::proto::client as wire;
+use crate::rpc::proto::client::stream_answer;
+use crate::rpc::refuse::{Refused, check_command};
+use crate::rpc::server::until;
+use crate::rpc::{STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
+
+/// A message takes no more answers once it has so many, or so many bytes.
+const ANSWERS_MAX: usize = 1_024;
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// The answers of one stream; polling them does all the work.
+pub(super) struct ApplyStream {
+    source: Streaming<wire::ApplyStreamRequest>,
+    router: Router,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The group and session of the first message.
+    target: Option<(GroupHandle, u64)>,
+    waiting: VecDeque<Waiting>,
+    ready: Vec<wire::StreamAnswer>,
+    ready_bytes: usize,
+    /// No more commands: the client is done, broke the rules, or the node stops.
+    ended: bool,
+    /// Said behind the last answer.
+    failure: Option<Status>,
+    /// Gave the group one more turn to answer before this message leaves.
+    lingered: bool,
+}
+
+struct Waiting {
+    tag: u64,
+    answer: oneshot::Receiver<Result<Answer, Refusal>>,
+}
+
+impl ApplyStream {
+    pub(super) fn new(
+        source: Streaming<wire::ApplyStreamRequest>,
+        router: Router,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            source,
+            router,
+            stopped: Box::pin(until(stopped)),
+            target: None,
+            waiting: VecDeque::new(),
+            ready: Vec::new(),
+            ready_bytes: 0,
+            ended: false,
+            failure: None,
+            lingered: false,
+        }
+    }
+
+    /// Takes commands for as long as there is room.
+    fn read(&mut self, cx: &mut Context<'_>) {
+        while !self.ended && self.waiting.len() < STREAM_INFLIGHT_MAX && !self.is_full() {
+            match Pin::new(&mut self.source).poll_next(cx) {
+                Poll::Ready(Some(Ok(message))) => {
+                    if let Err(refused) = self.take(message) {
+                        self.failure = Some(refused.into());
+                        self.ended = true;
+                    }
+                }
+                Poll::Ready(Some(Err(_)) | None) => self.ended = true,
+                Poll::Pending => break,
+            }
+        }
+        if !self.ended && self.stopped.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+        }
+    }
+
+    fn take(&mut self, message: wire::ApplyStreamRequest) -> Result<(), Refused> {
+        let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands } = message;
+        if commands.len() > STREAM_COMMANDS_MAX {
+            return Err(Refused::malformed(format!(
+                "a message of {} commands is over the limit of {STREAM_COMMANDS_MAX}",
+                commands.len()
+            )));
+        }
+        let (group, session) = match &self.target {
+            Some(target) => target.clone(),
+            None => {
+                let found = self.router.group(&group);
+                let found = found.ok_or_else(|| Refused::unknown_group(&group, &self.router))?;
+                self.target.insert((found.clone(), session)).clone()
+            }
+        };
+        for wire::StreamCommand { tag, sequence, command } in commands {
+            let submitted = check_command(&command).and_then(|()| {
+                let call = Call { session, sequence, lowest_unanswered, payload: command };
+                group.submit(call).map_err(|r| Refused::by_group(&r, group.name(), &self.router))
+            });
+            match submitted {
+                Ok(answer) => self.waiting.push_back(Waiting { tag, answer }),
+                Err(refused) => self.push(tag, refusal(refused)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects answers from the oldest command on, as far as they are there.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        while !self.is_full()
+            && let Some(oldest) = self.waiting.front_mut()
+            && let Poll::Ready(answer) = Pin::new(&mut oldest.answer).poll(cx)
+        {
+            let tag = oldest.tag;
+            self.waiting.pop_front();
+            let answer = self.to_wire(answer);
+            self.push(tag, answer);
+        }
+    }
+
+    fn to_wire(
+        &self,
+        answer: Result<Result<Answer, Refusal>, oneshot::error::RecvError>,
+    ) -> stream_answer::Answer {
+        use wire::apply_response::Outcome;
+        let group = self.target.as_ref().map_or("", |(group, _)| group.name());
+        match answer {
+            Ok(Ok(answer)) => match outcome(answer) {
+                Ok(Outcome::Ok(bytes)) => stream_answer::Answer::Ok(bytes),
+                Ok(Outcome::Rejected(rejection)) => stream_answer::Answer::Rejected(rejection),
+                Err(_of_another_call) => refusal(Refused::cut_off(group, &self.router)),
+            },
+            Ok(Err(refused)) => refusal(Refused::by_group(&refused, group, &self.router)),
+            Err(_gone) => refusal(Refused::cut_off(group, &self.router)),
+        }
+    }
+
+    fn push(&mut self, tag: u64, answer: stream_answer::Answer) {
+        self.ready_bytes += match &answer {
+            stream_answer::Answer::Ok(bytes) => bytes.len(),
+            stream_answer::Answer::Rejected(rejection) => rejection.message.len(),
+            stream_answer::Answer::Refused(refusal) => refusal.message.len(),
+        };
+        self.ready.push(wire::StreamAnswer { tag, answer: Some(answer) });
+    }
+
+    fn is_full(&self) -> bool {
+        self.ready.len() >= ANSWERS_MAX || self.ready_bytes >= ANSWER_BYTES_MAX
+    }
+}
+
+impl Stream for ApplyStream {
+    type Item = Result<wire::ApplyStreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.read(cx);
+        this.collect(cx);
+        if this.ready.is_empty() {
+            return match this.ended && this.waiting.is_empty() {
+                true => Poll::Ready(this.failure.take().map(Err)),
+                false => Poll::Pending,
+            };
+        }
+        // The group answers a whole pack; it is given one turn to get further than its first
+        // answer.
+        if !this.lingered && !this.waiting.is_empty() && !this.is_full() {
+            this.lingered = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.lingered = false;
+        this.ready_bytes = 0;
+        let answers = std::mem::take(&mut this.ready);
+        Poll::Ready(Some(Ok(wire::ApplyStreamResponse { answers })))
+    }
+}
+
+fn refusal(refused: Refused) -> stream_answer::Answer {
+    stream_answer::Answer::Refused(refused.into_stream())
+}

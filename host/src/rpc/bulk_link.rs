@@ -1,0 +1,146 @@
+//! Bulk channels over gRPC: a connection of their own for each transfer, so that no heartbeat
+//! queues behind a block.
+//!
+//! - [`open`] is the sender's end; [`accept`] the receiver's. Both block for bulk workers.
+//! - Between a worker and its connection at most [`BULK_FRAMES_MAX`] frames wait each way; the
+//!   window of HTTP/2 and the credit of the protocol bound the rest.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use lockstep_core::limits;
+use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, STALL_TICKS};
+use tokio::runtime::Handle;
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use crate::bulk::BulkChannel;
+use crate::rpc::pipe::{self, BlockingReader, BlockingWriter, TaskReader, TaskWriter};
+use crate::rpc::proto::peer as wire;
+use crate::rpc::proto::peer::peer_client::PeerClient;
+use crate::rpc::{BULK_FRAMES_MAX, convert, peer_link};
+
+/// How long a worker waits for a peer that takes no frames: as long as the protocol's own stall.
+pub(super) const WRITE_TIMEOUT: Duration =
+    Duration::from_millis(STALL_TICKS as u64 * limits::TICK_MS);
+
+/// One end of a bulk channel.
+pub(super) struct BulkLink<Out, In> {
+    outgoing: BlockingWriter<Out>,
+    incoming: BlockingReader<In>,
+}
+
+impl<Out, In> BulkChannel<Out, In> for BulkLink<Out, In> {
+    fn send(&mut self, frame: Out) -> io::Result<()> {
+        self.outgoing.write(frame, WRITE_TIMEOUT)
+    }
+
+    fn recv(&mut self, timeout: Duration) -> io::Result<Option<In>> {
+        self.incoming.read(timeout)
+    }
+}
+
+/// Opens a channel to the node at `address`. Blocks; not for a runtime's own threads.
+pub(super) fn open(
+    runtime: &Handle,
+    address: &str,
+) -> io::Result<BulkLink<BulkRequest, BulkReply>> {
+    let (outgoing, requests) = pipe::outward(BULK_FRAMES_MAX);
+    let (replies, incoming) = pipe::inward(BULK_FRAMES_MAX);
+    let (opened, result) = std::sync::mpsc::sync_channel(1);
+    let owned = address.to_owned();
+    runtime.spawn(async move {
+        let requests = Wire { source: requests, convert: convert::request_to_wire };
+        match dial(&owned, requests).await {
+            Ok(answers) => {
+                let _ = opened.send(Ok(()));
+                forward(answers, replies, convert::reply_from_wire).await;
+            }
+            Err(status) => {
+                let _ = opened.send(Err(status));
+            }
+        }
+    });
+    let failed = |why: String| io::Error::other(format!("open bulk channel to {address}: {why}"));
+    match result.recv_timeout(WRITE_TIMEOUT) {
+        Ok(Ok(())) => Ok(BulkLink { outgoing, incoming }),
+        Ok(Err(status)) => Err(failed(peer_link::why(&status))),
+        Err(e) => Err(failed(e.to_string())),
+    }
+}
+
+/// The receiver's end of what a peer opened, and the replies to send.
+pub(super) fn accept(
+    requests: Streaming<wire::BulkFrame>,
+) -> (BulkLink<BulkReply, BulkRequest>, BulkReplies) {
+    let (outgoing, replies) = pipe::outward(BULK_FRAMES_MAX);
+    let (frames, incoming) = pipe::inward(BULK_FRAMES_MAX);
+    tokio::spawn(forward(requests, frames, convert::request_from_wire));
+    let replies = Wire { source: replies, convert: convert::reply_to_wire };
+    (BulkLink { outgoing, incoming }, BulkReplies(replies))
+}
+
+async fn dial(
+    address: &str,
+    requests: Wire<BulkRequest, wire::BulkFrame>,
+) -> Result<Streaming<wire::BulkAnswer>, Status> {
+    let channel = peer_link::connect(address).await?;
+    let mut client = PeerClient::new(channel)
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+    Ok(client.bulk(requests).await?.into_inner())
+}
+
+/// Moves what arrives to the worker, until either is gone.
+async fn forward<W, T>(
+    mut source: Streaming<W>,
+    mut sink: TaskWriter<T>,
+    convert: fn(W) -> Result<T, convert::ConvertError>,
+) {
+    let end = loop {
+        let next = tokio::select! {
+            next = source.message() => next,
+            () = sink.abandoned() => return,
+        };
+        match next {
+            Ok(Some(message)) => match convert(message) {
+                Ok(frame) => {
+                    if !sink.write(frame).await {
+                        return;
+                    }
+                }
+                Err(error) => break Err(error.to_string()),
+            },
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(peer_link::why(&status)),
+        }
+    };
+    sink.finish(end);
+}
+
+/// What a worker sends, as wire messages.
+struct Wire<T, W> {
+    source: TaskReader<T>,
+    convert: fn(T) -> W,
+}
+
+impl<T, W> Stream for Wire<T, W> {
+    type Item = W;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<W>> {
+        self.source.poll_read(cx).map(|frame| frame.map(self.convert))
+    }
+}
+
+/// The reply stream of an accepted channel.
+pub(super) struct BulkReplies(Wire<BulkReply, wire::BulkAnswer>);
+
+impl Stream for BulkReplies {
+    type Item = Result<wire::BulkAnswer, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.0).poll_next(cx).map(|answer| answer.map(Ok))
+    }
+}

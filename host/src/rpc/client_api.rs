@@ -1,0 +1,310 @@
+//! The clients' side of the port: requests become tickets of a group, answers become messages.
+//!
+//! - Sizes and names are checked here; whatever passes is the group's to answer.
+//! - What this node may not answer because another one leads is forwarded once ([`Forward`]).
+//! - A caller's deadline ends the wait, not the command.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_core::apply::Answer;
+use lockstep_core::entry::Call;
+use lockstep_core::fault::{Refusal, Rejection};
+use lockstep_core::group::Role;
+use lockstep_core::ids::ReplicaId;
+use lockstep_core::limits;
+use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::group::{GroupHandle, QueryAnswer};
+use crate::router::Router;
+use crate::rpc::HelloInfo;
+use crate::rpc::apply_stream::ApplyStream;
+use crate::rpc::forward::{self, Forward, Leader};
+use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::proto::client as wire;
+use crate::rpc::proto::client::lockstep_client::LockstepClient;
+use crate::rpc::proto::client::lockstep_server::Lockstep;
+use crate::rpc::refuse::{LEADER, Refused, check_command};
+use crate::rpc::status::StatusSource;
+
+/// The service `lockstep.v1.Lockstep`.
+pub(super) struct ClientApi {
+    router: Router,
+    forward: Forward,
+    status: StatusSource,
+    stopped: watch::Receiver<bool>,
+}
+
+impl ClientApi {
+    pub(super) fn new(
+        router: Router,
+        hello: &HelloInfo,
+        transport: Arc<GrpcTransport>,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        let forward = Forward::new(&router);
+        Self { router, forward, status: StatusSource::new(hello, transport), stopped }
+    }
+
+    fn group(&self, name: &str) -> Result<&GroupHandle, Refused> {
+        self.router.group(name).ok_or_else(|| Refused::unknown_group(name, &self.router))
+    }
+
+    /// Where to send on what the group refused, if it refused because another node leads.
+    fn onward(
+        &self,
+        refusal: &Refusal,
+        group: &GroupHandle,
+        metadata: &MetadataMap,
+    ) -> Result<(LockstepClient<Channel>, Leader), Status> {
+        let leader = match refusal {
+            Refusal::NotLeader { leader } => *leader,
+            Refusal::Overloaded
+            | Refusal::Lost
+            | Refusal::Unknown
+            | Refusal::ReadTimeout
+            | Refusal::NotServing { .. }
+            | Refusal::QueriesRefused { .. }
+            | Refusal::QueryFaulted { .. }
+            | Refusal::ShuttingDown => None,
+        };
+        let onward = leader.and_then(|leader| self.forward.to(leader, metadata));
+        onward.ok_or_else(|| self.refuse(refusal, group))
+    }
+
+    fn refuse(&self, refusal: &Refusal, group: &GroupHandle) -> Status {
+        Refused::by_group(refusal, group.name(), &self.router).into_status()
+    }
+}
+
+#[tonic::async_trait]
+impl Lockstep for ClientApi {
+    async fn open_session(
+        &self,
+        request: Request<wire::OpenSessionRequest>,
+    ) -> Result<Response<wire::OpenSessionResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.group(&message.group)?;
+        match deadline.meet(group, group.open_session(message.nonce)).await? {
+            Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
+            Ok(other) => Err(mismatch(group, &other)),
+            Err(refusal) => {
+                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+                let call = client.open_session(forward::request(message, deadline.left()));
+                forwarded(deadline, group, leader, call).await
+            }
+        }
+    }
+
+    async fn apply(
+        &self,
+        request: Request<wire::ApplyRequest>,
+    ) -> Result<Response<wire::ApplyResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.group(&message.group)?;
+        check_command(&message.command)?;
+        let answer = group.submit(Call {
+            session: message.session,
+            sequence: message.sequence,
+            lowest_unanswered: message.lowest_unanswered,
+            payload: message.command.clone(),
+        });
+        let answer = match answer {
+            Ok(receiver) => deadline
+                .meet(group, receiver)
+                .await?
+                .map_err(|_gone| Refused::cut_off(group.name(), &self.router))?,
+            Err(refusal) => Err(refusal),
+        };
+        match answer {
+            Ok(answer) => {
+                let outcome = outcome(answer).map_err(|other| mismatch(group, &other))?;
+                Ok(Response::new(wire::ApplyResponse { outcome: Some(outcome) }))
+            }
+            Err(refusal) => {
+                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+                let call = client.apply(forward::request(message, deadline.left()));
+                forwarded(deadline, group, leader, call).await
+            }
+        }
+    }
+
+    type ApplyStreamStream = ApplyStream;
+
+    async fn apply_stream(
+        &self,
+        request: Request<Streaming<wire::ApplyStreamRequest>>,
+    ) -> Result<Response<ApplyStream>, Status> {
+        let source = request.into_inner();
+        Ok(Response::new(ApplyStream::new(source, self.router.clone(), self.stopped.clone())))
+    }
+
+    async fn query(
+        &self,
+        request: Request<wire::QueryRequest>,
+    ) -> Result<Response<wire::QueryResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.group(&message.group)?;
+        let limit = limits::COMMAND_BYTES_MAX;
+        if message.request.len() > limit {
+            return Err(Refused::too_large("query", message.request.len(), limit).into());
+        }
+        let asking = group.query(message.request.clone(), !message.local);
+        match deadline.meet(group, asking).await? {
+            Ok(answer) => Ok(Response::new(query_response(answer))),
+            Err(refusal) => {
+                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+                let call = client.query(forward::request(message, deadline.left()));
+                forwarded(deadline, group, leader, call).await
+            }
+        }
+    }
+
+    async fn status(
+        &self,
+        request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        let name = request.into_inner().group;
+        let status = match name.is_empty() {
+            true => self.status.status(&self.router, self.router.groups()),
+            false => self.status.status(&self.router, std::iter::once(self.group(&name)?)),
+        };
+        Ok(Response::new(status))
+    }
+
+    async fn mark(
+        &self,
+        request: Request<wire::MarkRequest>,
+    ) -> Result<Response<wire::MarkResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.group(&message.group)?;
+        if let Some(refusal) = group.watch().borrow().refusal() {
+            return Err(self.refuse(&refusal, group));
+        }
+        let status = group.report().status;
+        if status.role == Role::Leader {
+            group.mark();
+            return Ok(Response::new(wire::MarkResponse {}));
+        }
+        let refusal = Refusal::NotLeader { leader: status.leader.map(ReplicaId::node) };
+        let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+        let call = client.mark(forward::request(message, deadline.left()));
+        forwarded(deadline, group, leader, call).await
+    }
+}
+
+/// Waits for a forwarded call; what went wrong with it is said as this node's own words.
+async fn forwarded<T>(
+    deadline: Deadline,
+    group: &GroupHandle,
+    leader: Leader,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Response<T>, Status> {
+    match deadline.meet(group, call).await? {
+        Ok(response) => {
+            let mut response = Response::new(response.into_inner());
+            response.metadata_mut().insert(LEADER, leader.address);
+            Ok(response)
+        }
+        Err(status) => Err(forward::failed(&status, leader.node, group.name())),
+    }
+}
+
+/// A replicated answer to a command; what is none comes back.
+pub(super) fn outcome(answer: Answer) -> Result<wire::apply_response::Outcome, Answer> {
+    match answer {
+        Answer::Ok(bytes) => Ok(wire::apply_response::Outcome::Ok(bytes)),
+        Answer::Rejected(rejection) => {
+            Ok(wire::apply_response::Outcome::Rejected(rejection_to_wire(rejection)))
+        }
+        Answer::Opened(_) => Err(answer),
+    }
+}
+
+pub(super) fn rejection_to_wire(rejection: Rejection) -> wire::Rejection {
+    use wire::rejection::Kind;
+    let text = |rejection: &Rejection| Bytes::from(rejection.to_string());
+    let (kind, message) = match rejection {
+        Rejection::Guest(message) => (Kind::Guest, message),
+        Rejection::SessionExpired => (Kind::SessionExpired, text(&rejection)),
+        Rejection::AnswerTooLarge { .. } => (Kind::AnswerTooLarge, text(&rejection)),
+        Rejection::SessionFull => (Kind::SessionFull, text(&rejection)),
+    };
+    wire::Rejection { kind: kind.into(), message }
+}
+
+fn query_response(answer: QueryAnswer) -> wire::QueryResponse {
+    use wire::query_response::Answer;
+    let QueryAnswer { result, applied } = answer;
+    let answer = match result {
+        Ok(bytes) => Answer::Ok(bytes),
+        Err(message) => Answer::Rejected(message),
+    };
+    wire::QueryResponse { answer: Some(answer), applied_index: applied }
+}
+
+fn mismatch(group: &GroupHandle, answer: &Answer) -> Status {
+    Status::internal(format!(
+        "group \"{}\" gave the answer of another call: {answer:?}",
+        group.name()
+    ))
+}
+
+/// When the caller stops waiting.
+#[derive(Clone, Copy)]
+struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// Of `grpc-timeout`, a little earlier than the server itself would cut the call off without a
+    /// word.
+    fn of(metadata: &MetadataMap) -> Self {
+        const EARLIER: Duration = Duration::from_millis(5);
+        let timeout = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+        let timeout = timeout.and_then(parse_timeout);
+        Self(timeout.and_then(|t| Instant::now().checked_add(t.saturating_sub(EARLIER))))
+    }
+
+    fn left(self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    async fn meet<T>(
+        self,
+        group: &GroupHandle,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Refused> {
+        match self.0 {
+            None => Ok(work.await),
+            Some(at) => tokio::time::timeout_at(at.into(), work)
+                .await
+                .map_err(|_elapsed| Refused::deadline(group.name())),
+        }
+    }
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _unknown => None,
+    }
+}

@@ -1,0 +1,323 @@
+//! The one crossing between wire types and the core's.
+//!
+//! - What goes out is taken apart without copying entries; what comes in is checked before it is
+//!   used.
+//! - Hostile input is a [`ConvertError`], never a panic: sizes, enum values, ids and lengths are
+//!   checked.
+//! - raft's snapshot message never travels; snapshots have a channel of their own.
+
+use bytes::Bytes;
+use lockstep_core::codec::DecodeError;
+use lockstep_core::group::{Body, Frame};
+use lockstep_core::ids::{Digest, GroupId, ReplicaId};
+use lockstep_core::limits;
+use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest, Offer, REASON_BYTES_MAX};
+use prost::Message as _;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+
+use crate::rpc::proto::peer as wire;
+use crate::rpc::proto::peer::{bulk_answer, bulk_frame, frame};
+
+#[cfg(test)]
+mod tests;
+
+/// Largest encoded snapshot descriptor: fixed fields and four lists of replicas.
+const DESC_BYTES_MAX: usize = 256 + 4 * (4 + 8 * limits::REPLICAS_MAX);
+/// Largest address in a frame, bytes.
+const ADDRESS_BYTES_MAX: usize = 512;
+
+/// Why a peer's message is not one of ours.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum ConvertError {
+    #[error("{what} is missing")]
+    Missing { what: &'static str },
+    #[error("{what} has the unknown value {value}")]
+    Unknown { what: &'static str, value: u32 },
+    #[error("{what} of {have} bytes is over the limit of {limit}")]
+    TooLarge { what: &'static str, have: usize, limit: usize },
+    #[error("{what} must be {want} bytes long, not {have}")]
+    WrongLength { what: &'static str, have: usize, want: usize },
+    #[error("raft message {0:?} must not travel between nodes")]
+    MustNotTravel(MessageType),
+    #[error("{0}")]
+    Codec(#[from] DecodeError),
+}
+
+/// A frame for the wire.
+pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
+    let Frame { group, from, to, boot, nonce, wall_ms, body } = frame;
+    let body = match body {
+        Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
+        Body::Probe => frame::Body::Probe(wire::Empty {}),
+        Body::Nothing => frame::Body::Nothing(wire::Empty {}),
+        Body::Have => frame::Body::Have(wire::Empty {}),
+        Body::Join => frame::Body::Join(wire::Empty {}),
+        Body::NotMember { configuration_index } => {
+            frame::Body::NotMember(wire::NotMember { configuration_index })
+        }
+        Body::Superseded { address } => frame::Body::Superseded(wire::Superseded { address }),
+    };
+    let frame = wire::Frame {
+        group: group.0,
+        from: from.0,
+        to: to.map_or(0, |to| to.0),
+        boot,
+        nonce,
+        wall_ms,
+        body: Some(body),
+    };
+    within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
+    Ok(frame)
+}
+
+/// A frame from the wire.
+pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError> {
+    within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
+    let body = match frame.body.ok_or(ConvertError::Missing { what: "frame body" })? {
+        frame::Body::Raft(message) => Body::Raft(raft_from_wire(message)?),
+        frame::Body::Probe(wire::Empty {}) => Body::Probe,
+        frame::Body::Nothing(wire::Empty {}) => Body::Nothing,
+        frame::Body::Have(wire::Empty {}) => Body::Have,
+        frame::Body::Join(wire::Empty {}) => Body::Join,
+        frame::Body::NotMember(wire::NotMember { configuration_index }) => {
+            Body::NotMember { configuration_index }
+        }
+        frame::Body::Superseded(wire::Superseded { address }) => {
+            within("address", address.len(), ADDRESS_BYTES_MAX)?;
+            Body::Superseded { address }
+        }
+    };
+    if frame.from == 0 {
+        return Err(ConvertError::Missing { what: "frame sender" });
+    }
+    Ok(Frame {
+        group: GroupId(frame.group),
+        from: ReplicaId(frame.from),
+        to: Some(ReplicaId(frame.to)).filter(|to| to.0 != 0),
+        boot: frame.boot,
+        nonce: frame.nonce,
+        wall_ms: frame.wall_ms,
+        body,
+    })
+}
+
+/// Bytes a frame takes on the wire, nearly: what queues are bounded by.
+pub(crate) fn frame_weight(frame: &Frame) -> usize {
+    const FIXED: usize = 128;
+    let entries = match &frame.body {
+        Body::Raft(message) => {
+            message.entries.iter().map(|e| e.data.len() + e.context.len() + 32).sum()
+        }
+        Body::Probe
+        | Body::Nothing
+        | Body::Have
+        | Body::Join
+        | Body::NotMember { .. }
+        | Body::Superseded { .. } => 0,
+    };
+    FIXED + entries
+}
+
+/// Messages that a raft says only to itself, or that carry a snapshot.
+fn travels(kind: MessageType) -> Result<MessageType, ConvertError> {
+    match kind {
+        MessageType::MsgHup
+        | MessageType::MsgBeat
+        | MessageType::MsgUnreachable
+        | MessageType::MsgSnapStatus
+        | MessageType::MsgCheckQuorum
+        | MessageType::MsgSnapshot => Err(ConvertError::MustNotTravel(kind)),
+        MessageType::MsgPropose
+        | MessageType::MsgAppend
+        | MessageType::MsgAppendResponse
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgHeartbeat
+        | MessageType::MsgHeartbeatResponse
+        | MessageType::MsgTransferLeader
+        | MessageType::MsgTimeoutNow
+        | MessageType::MsgReadIndex
+        | MessageType::MsgReadIndexResp
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse => Ok(kind),
+    }
+}
+
+fn raft_to_wire(mut message: Message) -> Result<wire::Raft, ConvertError> {
+    let kind = travels(message.get_msg_type())?;
+    if message.has_snapshot() {
+        return Err(ConvertError::MustNotTravel(MessageType::MsgSnapshot));
+    }
+    let entries = message.take_entries().into_iter().map(|entry| wire::Entry {
+        kind: entry.get_entry_type() as u32,
+        term: entry.term,
+        index: entry.index,
+        data: entry.data,
+        context: entry.context,
+        sync_log: entry.sync_log,
+    });
+    Ok(wire::Raft {
+        kind: kind as u32,
+        to: message.to,
+        from: message.from,
+        term: message.term,
+        log_term: message.log_term,
+        index: message.index,
+        entries: entries.collect(),
+        commit: message.commit,
+        commit_term: message.commit_term,
+        request_snapshot: message.request_snapshot,
+        reject: message.reject,
+        reject_hint: message.reject_hint,
+        context: message.take_context(),
+        deprecated_priority: message.deprecated_priority,
+        priority: message.priority,
+    })
+}
+
+fn raft_from_wire(raft: wire::Raft) -> Result<Message, ConvertError> {
+    let mut message = Message::default();
+    message.set_msg_type(travels(message_type(raft.kind)?)?);
+    message.to = raft.to;
+    message.from = raft.from;
+    message.term = raft.term;
+    message.log_term = raft.log_term;
+    message.index = raft.index;
+    let entries: Result<Vec<Entry>, ConvertError> =
+        raft.entries.into_iter().map(entry_from_wire).collect();
+    message.set_entries(entries?.into());
+    message.commit = raft.commit;
+    message.commit_term = raft.commit_term;
+    message.request_snapshot = raft.request_snapshot;
+    message.reject = raft.reject;
+    message.reject_hint = raft.reject_hint;
+    message.context = raft.context;
+    message.deprecated_priority = raft.deprecated_priority;
+    message.priority = raft.priority;
+    Ok(message)
+}
+
+fn entry_from_wire(wire: wire::Entry) -> Result<Entry, ConvertError> {
+    let mut entry = Entry::default();
+    entry.set_entry_type(match wire.kind {
+        0 => EntryType::EntryNormal,
+        1 => EntryType::EntryConfChange,
+        2 => EntryType::EntryConfChangeV2,
+        value => return Err(ConvertError::Unknown { what: "entry type", value }),
+    });
+    entry.term = wire.term;
+    entry.index = wire.index;
+    entry.data = wire.data;
+    entry.context = wire.context;
+    entry.sync_log = wire.sync_log;
+    Ok(entry)
+}
+
+fn message_type(value: u32) -> Result<MessageType, ConvertError> {
+    use protobuf::ProtobufEnum;
+    i32::try_from(value)
+        .ok()
+        .and_then(MessageType::from_i32)
+        .ok_or(ConvertError::Unknown { what: "raft message type", value })
+}
+
+/// A bulk frame for the wire.
+pub(crate) fn request_to_wire(request: BulkRequest) -> wire::BulkFrame {
+    let frame = match request {
+        BulkRequest::Offer(offer) => bulk_frame::Frame::Offer(wire::Offer {
+            cluster: Bytes::copy_from_slice(&offer.cluster),
+            group: offer.group.0,
+            from: offer.from.0,
+            to: offer.to.0,
+            term: offer.term,
+            desc: offer.desc.to_bytes(),
+        }),
+        BulkRequest::Block(Block { offset, crc, data }) => {
+            bulk_frame::Frame::Block(wire::Block { offset, crc, data })
+        }
+        BulkRequest::End { length, digest } => {
+            bulk_frame::Frame::End(wire::End { length, digest: Bytes::copy_from_slice(&digest.0) })
+        }
+    };
+    wire::BulkFrame { frame: Some(frame) }
+}
+
+/// A bulk frame from the wire.
+pub(crate) fn request_from_wire(frame: wire::BulkFrame) -> Result<BulkRequest, ConvertError> {
+    Ok(match frame.frame.ok_or(ConvertError::Missing { what: "bulk frame" })? {
+        bulk_frame::Frame::Offer(offer) => {
+            within("snapshot descriptor", offer.desc.len(), DESC_BYTES_MAX)?;
+            BulkRequest::Offer(Offer {
+                cluster: array("cluster id", &offer.cluster)?,
+                group: GroupId(offer.group),
+                from: ReplicaId(offer.from),
+                to: ReplicaId(offer.to),
+                term: offer.term,
+                desc: SnapshotDesc::from_bytes(offer.desc)?,
+            })
+        }
+        bulk_frame::Frame::Block(wire::Block { offset, crc, data }) => {
+            within("snapshot block", data.len(), limits::SNAPSHOT_BLOCK_BYTES)?;
+            BulkRequest::Block(Block { offset, crc, data })
+        }
+        bulk_frame::Frame::End(wire::End { length, digest }) => {
+            BulkRequest::End { length, digest: Digest(array("digest", &digest)?) }
+        }
+    })
+}
+
+/// A bulk reply for the wire.
+pub(crate) fn reply_to_wire(reply: BulkReply) -> wire::BulkAnswer {
+    use bulk_answer::Answer;
+    let answer = match reply {
+        BulkReply::Proceed { offset } => Answer::Proceed(wire::Proceed { offset }),
+        BulkReply::Credit { blocks } => Answer::Credit(wire::Credit { blocks }),
+        BulkReply::Accepted => Answer::Accepted(wire::Empty {}),
+        BulkReply::Stale => Answer::Stale(wire::Empty {}),
+        BulkReply::Busy { retry_after_ms } => Answer::Busy(wire::Busy { retry_after_ms }),
+        BulkReply::NoSpace { need, have } => Answer::NoSpace(wire::NoSpace { need, have }),
+        BulkReply::Corrupt => Answer::Corrupt(wire::Empty {}),
+        BulkReply::Incompatible { why } => Answer::Incompatible(why),
+        BulkReply::WrongGroup => Answer::WrongGroup(wire::Empty {}),
+    };
+    wire::BulkAnswer { answer: Some(answer) }
+}
+
+/// A bulk reply from the wire.
+pub(crate) fn reply_from_wire(answer: wire::BulkAnswer) -> Result<BulkReply, ConvertError> {
+    use bulk_answer::Answer;
+    Ok(match answer.answer.ok_or(ConvertError::Missing { what: "bulk answer" })? {
+        Answer::Proceed(wire::Proceed { offset }) => BulkReply::Proceed { offset },
+        Answer::Credit(wire::Credit { blocks }) => BulkReply::Credit { blocks },
+        Answer::Accepted(wire::Empty {}) => BulkReply::Accepted,
+        Answer::Stale(wire::Empty {}) => BulkReply::Stale,
+        Answer::Busy(wire::Busy { retry_after_ms }) => BulkReply::Busy { retry_after_ms },
+        Answer::NoSpace(wire::NoSpace { need, have }) => BulkReply::NoSpace { need, have },
+        Answer::Corrupt(wire::Empty {}) => BulkReply::Corrupt,
+        Answer::Incompatible(why) => {
+            within("reason", why.len(), REASON_BYTES_MAX)?;
+            BulkReply::Incompatible { why }
+        }
+        Answer::WrongGroup(wire::Empty {}) => BulkReply::WrongGroup,
+    })
+}
+
+/// Exactly `N` bytes.
+pub(crate) fn array<const N: usize>(
+    what: &'static str,
+    bytes: &Bytes,
+) -> Result<[u8; N], ConvertError> {
+    <[u8; N]>::try_from(bytes.as_ref()).map_err(|_| ConvertError::WrongLength {
+        what,
+        have: bytes.len(),
+        want: N,
+    })
+}
+
+fn within(what: &'static str, have: usize, limit: usize) -> Result<(), ConvertError> {
+    match have > limit {
+        true => Err(ConvertError::TooLarge { what, have, limit }),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,382 @@
+//! [`GrpcTransport`]: the way to every peer, one ordered stream each, for all groups.
+//!
+//! - `send` never blocks: a frame for a peer that is not connected, or whose queue is full, is
+//!   dropped and counted; raft makes that good.
+//! - A task per peer keeps the stream up and packs whatever waits into one message.
+//! - When a stream is lost, or frames were dropped because its queue was full, `unreachable` is
+//!   called and raft probes the peer before it streams to it again.
+//! - What waited when a stream was lost is dropped, not delivered late.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_core::group::Frame;
+use lockstep_core::ids::NodeId;
+use lockstep_core::limits;
+use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::bulk::BulkChannel;
+use crate::rpc::convert;
+use crate::rpc::proto::peer as wire;
+use crate::rpc::proto::peer::peer_client::PeerClient;
+use crate::rpc::{
+    BATCH_BYTES_MAX, BATCH_FRAMES_MAX, CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, HelloInfo,
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX, PEER_FORMAT,
+    RECONNECT_MAX, RECONNECT_MIN, STREAM_WINDOW_BYTES, bulk_link,
+};
+use crate::transport::Transport;
+
+/// A stream that was not refused for so long will not be.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// Told of a node to which frames were lost.
+pub type OnUnreachable = Arc<dyn Fn(NodeId) + Send + Sync>;
+
+/// The production [`Transport`]. Its tasks end when it is dropped.
+pub struct GrpcTransport {
+    links: BTreeMap<NodeId, Link>,
+    runtime: Handle,
+}
+
+/// The sending side of one peer.
+struct Link {
+    queue: mpsc::Sender<Box<Frame>>,
+    address: String,
+    shared: Arc<Shared>,
+}
+
+/// What the sending side and the peer's task share.
+struct Shared {
+    node: NodeId,
+    /// A stream is up: frames are taken.
+    up: AtomicBool,
+    /// Bytes of the frames in the queue.
+    queued: AtomicUsize,
+    dropped: AtomicU64,
+    /// Frames were dropped since the task last looked, for want of room.
+    overflowed: AtomicBool,
+    /// What went wrong last; `None` once a stream stays up.
+    error: Mutex<Option<String>>,
+}
+
+impl GrpcTransport {
+    /// Connects to `peers` (`host:port`; this node's own entry is passed over) from now on, on the
+    /// runtime that this is called in.
+    pub fn start(
+        hello: HelloInfo,
+        peers: &BTreeMap<NodeId, String>,
+        unreachable: OnUnreachable,
+    ) -> Self {
+        let runtime = Handle::current();
+        let peers = peers.iter().filter(|(node, _)| **node != hello.node);
+        let links = peers.map(|(&node, address)| {
+            let (queue, frames) = mpsc::channel(LINK_FRAMES_MAX);
+            let shared = Arc::new(Shared::new(node));
+            let task = LinkTask {
+                hello: hello_to(&hello, node),
+                address: address.clone(),
+                queue: frames,
+                shared: Arc::clone(&shared),
+                unreachable: Arc::clone(&unreachable),
+            };
+            runtime.spawn(task.run());
+            (node, Link { queue, address: address.clone(), shared })
+        });
+        Self { links: links.collect(), runtime }
+    }
+
+    /// Peers without a stream, and what they or the network said.
+    pub fn peer_errors(&self) -> BTreeMap<NodeId, String> {
+        let errors = self.links.iter().map(|(node, link)| (*node, link.shared.error()));
+        errors.filter_map(|(node, error)| Some((node, error?))).collect()
+    }
+
+    /// Frames that were dropped on their way to `node`.
+    pub fn frames_dropped(&self, node: NodeId) -> u64 {
+        self.links.get(&node).map_or(0, |link| link.shared.dropped.load(Ordering::Relaxed))
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn send(&self, to: NodeId, frame: Box<Frame>) {
+        let Some(link) = self.links.get(&to) else { return };
+        let shared = &link.shared;
+        if !shared.up.load(Ordering::Acquire) {
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let weight = convert::frame_weight(&frame);
+        let room = shared.queued.fetch_add(weight, Ordering::Relaxed) + weight <= LINK_BYTES_MAX;
+        if !room || link.queue.try_send(frame).is_err() {
+            shared.queued.fetch_sub(weight, Ordering::Relaxed);
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            shared.overflowed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn bulk(&self, to: NodeId) -> io::Result<Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no node {to}"));
+        let link = self.links.get(&to).ok_or_else(unknown)?;
+        Ok(Box::new(bulk_link::open(&self.runtime, &link.address)?))
+    }
+}
+
+impl Shared {
+    fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            up: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
+            dropped: AtomicU64::new(0),
+            overflowed: AtomicBool::new(false),
+            error: Mutex::new(Some("not connected yet".to_owned())),
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        self.error.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Sets the error; whether it is another one than before.
+    fn set_error(&self, error: Option<String>) -> bool {
+        let mut current = self.error.lock().expect("no holder of this lock panics");
+        let changed = *current != error;
+        *current = error;
+        changed
+    }
+}
+
+/// Keeps one peer's stream up.
+struct LinkTask {
+    hello: wire::Hello,
+    address: String,
+    queue: mpsc::Receiver<Box<Frame>>,
+    shared: Arc<Shared>,
+    unreachable: OnUnreachable,
+}
+
+/// The transport was dropped: there is nothing more to send.
+struct Gone;
+
+impl LinkTask {
+    async fn run(mut self) {
+        let mut wait = RECONNECT_MIN;
+        loop {
+            let began = Instant::now();
+            let Err(status) = self.stream_once().await else { return };
+            self.shared.up.store(false, Ordering::Release);
+            (self.unreachable)(self.shared.node);
+            self.tell(&status);
+            wait = match began.elapsed() > RECONNECT_MAX {
+                true => RECONNECT_MIN,
+                false => (wait * 2).min(RECONNECT_MAX),
+            };
+            if let Err(Gone) = self.discard_for(jittered(wait)).await {
+                return;
+            }
+        }
+    }
+
+    /// Streams until the stream is lost, with why; `Ok` once the transport is gone.
+    async fn stream_once(&mut self) -> Result<(), Status> {
+        let channel = connect(&self.address).await?;
+        let mut client =
+            PeerClient::new(channel).max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+        // One message waits while the next gathers. Dropping this end ends the stream.
+        let (batches, body) = mpsc::channel(1);
+        let hello = wire::FrameBatch { hello: Some(self.hello.clone()), frames: Vec::new() };
+        let _ = batches.try_send(hello);
+        let mut call = pin!(client.frames(ReceiverStream::new(body)));
+        // A refusal comes at once; a stream that stays up for a while is a good one.
+        let mut settled = pin!(tokio::time::sleep(SETTLED));
+        self.shared.up.store(true, Ordering::Release);
+        loop {
+            tokio::select! {
+                answer = &mut call => {
+                    answer?;
+                    return Err(Status::unavailable("the peer ended the stream"));
+                }
+                () = &mut settled, if !settled.is_elapsed() => self.connected(),
+                batch = next_batch(&mut self.queue, &batches, &self.shared) => match batch {
+                    Ok(()) => self.tell_overflow(),
+                    Err(Gone) => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn connected(&self) {
+        if self.shared.set_error(None) {
+            tracing::info!(peer = %self.shared.node, address = %self.address, "peer connected");
+        }
+    }
+
+    fn tell_overflow(&self) {
+        if self.shared.overflowed.swap(false, Ordering::Relaxed) {
+            (self.unreachable)(self.shared.node);
+        }
+    }
+
+    fn tell(&self, status: &Status) {
+        let (peer, address) = (self.shared.node, &self.address);
+        if is_refusal(status) {
+            let text = format!("refused by {address}: {}", status.message());
+            if self.shared.set_error(Some(text)) {
+                tracing::warn!(%peer, %address, why = status.message(), "peer refuses this node");
+            }
+            return;
+        }
+        let why = why(status);
+        let text = format!("cannot reach {address}: {why}");
+        if self.shared.set_error(Some(text)) {
+            tracing::info!(%peer, %address, %why, "peer not connected");
+        }
+    }
+
+    /// Throws away what is queued, for as long as there is to wait.
+    async fn discard_for(&mut self, wait: Duration) -> Result<(), Gone> {
+        let Self { queue, shared, .. } = self;
+        let discard = async {
+            while let Some(frame) = queue.recv().await {
+                shared.taken(&frame);
+                shared.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        match tokio::time::timeout(wait, discard).await {
+            Ok(()) => Err(Gone),
+            Err(_elapsed) => Ok(()),
+        }
+    }
+}
+
+/// Waits for room and for a frame, then takes whatever else waits.
+async fn next_batch(
+    queue: &mut mpsc::Receiver<Box<Frame>>,
+    batches: &mpsc::Sender<wire::FrameBatch>,
+    shared: &Shared,
+) -> Result<(), Gone> {
+    let Ok(room) = batches.reserve().await else {
+        // The call is about to end and says why.
+        return std::future::pending().await;
+    };
+    let Some(mut frame) = queue.recv().await else { return Err(Gone) };
+    let (mut frames, mut bytes) = (Vec::new(), 0);
+    loop {
+        bytes += shared.taken(&frame);
+        frames.extend(shared.to_wire(*frame));
+        if frames.len() >= BATCH_FRAMES_MAX || bytes >= BATCH_BYTES_MAX {
+            break;
+        }
+        match queue.try_recv() {
+            Ok(next) => frame = next,
+            Err(_none) => break,
+        }
+    }
+    if !frames.is_empty() {
+        room.send(wire::FrameBatch { hello: None, frames });
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// A frame left the queue; its weight.
+    fn taken(&self, frame: &Frame) -> usize {
+        let weight = convert::frame_weight(frame);
+        self.queued.fetch_sub(weight, Ordering::Relaxed);
+        weight
+    }
+
+    fn to_wire(&self, frame: Frame) -> Option<wire::Frame> {
+        let group = frame.group;
+        convert::frame_to_wire(frame)
+            .inspect_err(|error| {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.overflowed.store(true, Ordering::Relaxed);
+                tracing::error!(peer = %self.node, %group, %error, "frame not sent");
+            })
+            .ok()
+    }
+}
+
+fn hello_to(hello: &HelloInfo, to: NodeId) -> wire::Hello {
+    wire::Hello {
+        cluster: Bytes::copy_from_slice(&hello.cluster),
+        cluster_name: hello.cluster_name.clone(),
+        node: u32::from(hello.node.0),
+        to_node: u32::from(to.0),
+        format: PEER_FORMAT,
+    }
+}
+
+/// An endpoint with this module's bounds.
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|e| Status::invalid_argument(format!("bad address {address}: {e}")))?;
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+/// Connects now, within [`CONNECT_TIMEOUT`].
+pub(super) async fn connect(address: &str) -> Result<Channel, Status> {
+    let connecting = endpoint(address)?;
+    let connected = tokio::time::timeout(2 * CONNECT_TIMEOUT, connecting.connect()).await;
+    connected
+        .map_err(|_elapsed| Status::unavailable("connecting takes too long"))?
+        .map_err(|e| Status::unavailable(root_cause(&e)))
+}
+
+/// Whether the peer itself said no, as against a network that does not carry.
+fn is_refusal(status: &Status) -> bool {
+    std::error::Error::source(status).is_none()
+        && matches!(
+            status.code(),
+            Code::FailedPrecondition
+                | Code::PermissionDenied
+                | Code::InvalidArgument
+                | Code::Unimplemented
+        )
+}
+
+/// What a status is about, without its wrapping.
+pub(super) fn why(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => root_cause(source),
+        None => status.message().to_owned(),
+    }
+}
+
+/// The innermost error says what happened; the outer ones say "transport error".
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    match inner.to_string() {
+        text if text.is_empty() => error.to_string(),
+        text => text,
+    }
+}
+
+/// Between three quarters and all of it, so that nodes do not knock together.
+fn jittered(wait: Duration) -> Duration {
+    let mut random = [0; 1];
+    // Without randomness the full wait is as good.
+    let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
+    wait - wait / 4 * part / 256
+}

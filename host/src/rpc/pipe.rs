@@ -1,0 +1,280 @@
+//! [`Pipe`]: a small bounded queue between a thread that blocks and a task that does not.
+//!
+//! - Either side may close it. What its writer closed is still read to the end; what its reader
+//!   closed is an error to the writer at once.
+//! - It knows nothing of a runtime: a worker that waits here survives the runtime's end and is
+//!   told.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// The shared queue; its ends are the halves below.
+struct Pipe<T> {
+    state: Mutex<State<T>>,
+    /// Something changed for the side that blocks.
+    changed: Condvar,
+    limit: usize,
+}
+
+struct State<T> {
+    queue: VecDeque<T>,
+    /// The writer will write no more; an error if it broke.
+    finished: Option<Result<(), String>>,
+    /// The reader is gone.
+    abandoned: bool,
+    /// The side that does not block waits.
+    waker: Option<Waker>,
+}
+
+/// Which half of which side is let go of.
+enum End {
+    Reader,
+    Writer,
+}
+
+/// A queue of at most `limit` items that a thread writes and a task reads.
+pub(super) fn outward<T>(limit: usize) -> (BlockingWriter<T>, TaskReader<T>) {
+    let pipe = Pipe::new(limit);
+    (BlockingWriter(Arc::clone(&pipe)), TaskReader(pipe))
+}
+
+/// A queue of at most `limit` items that a task writes and a thread reads.
+pub(super) fn inward<T>(limit: usize) -> (TaskWriter<T>, BlockingReader<T>) {
+    let pipe = Pipe::new(limit);
+    (TaskWriter(Arc::clone(&pipe)), BlockingReader(pipe))
+}
+
+pub(super) struct BlockingWriter<T>(Arc<Pipe<T>>);
+pub(super) struct BlockingReader<T>(Arc<Pipe<T>>);
+pub(super) struct TaskWriter<T>(Arc<Pipe<T>>);
+pub(super) struct TaskReader<T>(Arc<Pipe<T>>);
+
+impl<T> BlockingWriter<T> {
+    /// Waits for room, at most `timeout`.
+    pub(super) fn write(&mut self, item: T, timeout: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.0.lock();
+        while state.queue.len() >= self.0.limit && !state.abandoned {
+            state = self.0.wait(state, deadline).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::TimedOut, "the peer takes no frames")
+            })?;
+        }
+        if state.abandoned {
+            return Err(broken("the peer closed the channel"));
+        }
+        state.queue.push_back(item);
+        self.0.notify(state);
+        Ok(())
+    }
+}
+
+impl<T> BlockingReader<T> {
+    /// The next item; `None` after `timeout` without one; an error behind the last.
+    pub(super) fn read(&mut self, timeout: Duration) -> io::Result<Option<T>> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.0.lock();
+        loop {
+            if let Some(item) = state.queue.pop_front() {
+                self.0.notify(state);
+                return Ok(Some(item));
+            }
+            match &state.finished {
+                Some(Ok(())) => return Err(broken("the peer closed the channel")),
+                Some(Err(why)) => return Err(broken(why)),
+                None => {}
+            }
+            match self.0.wait(state, deadline) {
+                Some(woken) => state = woken,
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+impl<T> TaskWriter<T> {
+    /// Waits for room; false when the reader is gone.
+    pub(super) async fn write(&mut self, item: T) -> bool {
+        let mut item = Some(item);
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if state.abandoned {
+                return Poll::Ready(false);
+            }
+            if state.queue.len() >= self.0.limit {
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.queue.extend(item.take());
+            self.0.notify(state);
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    /// Ready once the reader is gone.
+    pub(super) async fn abandoned(&mut self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            state.waker = Some(cx.waker().clone());
+            if state.abandoned { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Says why there will be no more.
+    pub(super) fn finish(self, end: Result<(), String>) {
+        self.0.lock().finished.get_or_insert(end);
+    }
+}
+
+impl<T> TaskReader<T> {
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut state = self.0.lock();
+        if let Some(item) = state.queue.pop_front() {
+            self.0.notify(state);
+            return Poll::Ready(Some(item));
+        }
+        if state.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        state.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl<T> Pipe<T> {
+    fn new(limit: usize) -> Arc<Self> {
+        let state = State { queue: VecDeque::new(), finished: None, abandoned: false, waker: None };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), limit })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// `None` once the deadline has passed.
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State<T>>,
+        deadline: Instant,
+    ) -> Option<MutexGuard<'a, State<T>>> {
+        let left = deadline.checked_duration_since(Instant::now())?;
+        let (state, _) =
+            self.changed.wait_timeout(state, left).expect("no holder of this lock panics");
+        Some(state)
+    }
+
+    fn notify(&self, mut state: MutexGuard<'_, State<T>>) {
+        let waker = state.waker.take();
+        drop(state);
+        self.changed.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn let_go(&self, end: End) {
+        let mut state = self.lock();
+        match end {
+            End::Reader => {
+                state.abandoned = true;
+                state.queue.clear();
+            }
+            End::Writer => {
+                state.finished.get_or_insert(Ok(()));
+            }
+        }
+        self.notify(state);
+    }
+}
+
+impl<T> Drop for BlockingWriter<T> {
+    fn drop(&mut self) {
+        self.0.let_go(End::Writer);
+    }
+}
+
+impl<T> Drop for TaskWriter<T> {
+    fn drop(&mut self) {
+        self.0.let_go(End::Writer);
+    }
+}
+
+impl<T> Drop for BlockingReader<T> {
+    fn drop(&mut self) {
+        self.0.let_go(End::Reader);
+    }
+}
+
+impl<T> Drop for TaskReader<T> {
+    fn drop(&mut self) {
+        self.0.let_go(End::Reader);
+    }
+}
+
+fn broken(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_full_pipe_makes_the_writer_wait_and_a_gone_reader_stops_it() {
+        let (mut writer, mut reader) = outward(1);
+        writer.write(1, LONG).expect("there is room");
+        let full = writer.write(2, Duration::ZERO).expect_err("there is none");
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+        let waiting = std::thread::spawn(move || (writer.write(2, LONG), writer));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(reader.poll_read(&mut cx), Poll::Ready(Some(1)));
+        let (written, mut writer) = waiting.join().expect("the writer does not panic");
+        written.expect("the reader made room");
+        drop(reader);
+        let gone = writer.write(3, LONG).expect_err("nobody reads");
+        assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn what_was_written_is_read_before_the_end() {
+        let (mut writer, mut reader) = outward(4);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(reader.poll_read(&mut cx).is_pending());
+        writer.write("last", LONG).expect("there is room");
+        drop(writer);
+        assert_eq!(reader.poll_read(&mut cx), Poll::Ready(Some("last")));
+        assert_eq!(reader.poll_read(&mut cx), Poll::Ready(None));
+    }
+
+    #[tokio::test]
+    async fn a_blocked_reader_hears_items_and_the_reason_of_the_end() {
+        let (mut writer, mut reader) = inward(1);
+        let reading = std::thread::spawn(move || {
+            let first = reader.read(LONG);
+            let second = reader.read(LONG);
+            (first, second, reader.read(LONG))
+        });
+        assert!(writer.write(1).await && writer.write(2).await);
+        writer.finish(Err("the cable was cut".to_owned()));
+        let (first, second, end) = reading.join().expect("the reader does not panic");
+        assert_eq!((first.ok(), second.ok()), (Some(Some(1)), Some(Some(2))));
+        assert_eq!(end.expect_err("it broke").to_string(), "the cable was cut");
+    }
+
+    #[tokio::test]
+    async fn a_task_hears_that_its_reader_is_gone() {
+        let (mut writer, mut reader) = inward(1);
+        assert_eq!(reader.read(Duration::ZERO).ok(), Some(None), "nothing yet");
+        assert!(writer.write(1).await);
+        let dropping = std::thread::spawn(move || drop(reader));
+        writer.abandoned().await;
+        assert!(!writer.write(2).await);
+        dropping.join().expect("it only drops");
+    }
+}

@@ -1,0 +1,173 @@
+//! [`Refused`]: what a client is told when there is no answer, as a status or within a stream.
+//!
+//! The table of words, codes and ways out is at the head of `client.proto`. Every refusal says
+//! whether the command may have been applied; whoever cannot know says "unknown".
+
+use lockstep_core::fault::Refusal;
+use lockstep_core::ids::NodeId;
+use lockstep_core::limits;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Code, Status};
+
+use crate::router::Router;
+use crate::rpc::proto::client as wire;
+
+/// Metadata keys; see `client.proto`.
+pub(super) const REFUSAL: &str = "lockstep-refusal";
+const OUTCOME: &str = "lockstep-outcome";
+pub(super) const LEADER: &str = "lockstep-leader";
+const LEADER_NODE: &str = "lockstep-leader-node";
+/// How often a call was forwarded.
+pub(super) const HOP: &str = "lockstep-hop";
+
+/// A call that has no answer, and what the client is to know about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Refused {
+    code: Code,
+    /// `lockstep-refusal`.
+    word: &'static str,
+    message: String,
+    /// The command may have been applied, or may yet be.
+    unknown: bool,
+    leader: Option<(NodeId, String)>,
+}
+
+impl Refused {
+    /// A group's refusal.
+    pub(super) fn by_group(refusal: &Refusal, group: &str, router: &Router) -> Self {
+        let (code, word) = match refusal {
+            Refusal::NotLeader { .. } => (Code::FailedPrecondition, "not-leader"),
+            Refusal::Overloaded => (Code::ResourceExhausted, "overloaded"),
+            Refusal::Lost => (Code::Aborted, "lost"),
+            Refusal::Unknown => (Code::Unavailable, "unknown"),
+            Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
+            Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
+            Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
+            Refusal::QueryFaulted { .. } => (Code::Internal, "query-faulted"),
+            Refusal::ShuttingDown => (Code::Unavailable, "shutting-down"),
+        };
+        let leader = match refusal {
+            Refusal::NotLeader { leader: Some(node) } => {
+                router.address(*node).map(|address| (*node, address.to_owned()))
+            }
+            Refusal::NotLeader { leader: None }
+            | Refusal::Overloaded
+            | Refusal::Lost
+            | Refusal::Unknown
+            | Refusal::ReadTimeout
+            | Refusal::NotServing { .. }
+            | Refusal::QueriesRefused { .. }
+            | Refusal::QueryFaulted { .. }
+            | Refusal::ShuttingDown => None,
+        };
+        let unknown = matches!(refusal, Refusal::Unknown);
+        let message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
+        Self { code, word, message, unknown, leader }
+    }
+
+    /// The group's actor ended with the command in its hands.
+    pub(super) fn cut_off(group: &str, router: &Router) -> Self {
+        Self::by_group(&Refusal::Unknown, group, router)
+    }
+
+    pub(super) fn unknown_group(name: &str, router: &Router) -> Self {
+        let known: Vec<&str> = router.groups().map(|group| group.name()).collect();
+        let message = match name.is_empty() {
+            true => format!("name a group: this node has {}", known.join(", ")),
+            false => format!("unknown group \"{name}\": this node has {}", known.join(", ")),
+        };
+        Self::nothing(Code::NotFound, "unknown-group", message)
+    }
+
+    pub(super) fn too_large(what: &str, have: usize, limit: usize) -> Self {
+        let message = format!("{what} of {have} bytes is over the limit of {limit} bytes");
+        Self::nothing(Code::InvalidArgument, "too-large", message)
+    }
+
+    pub(super) fn malformed(why: impl Into<String>) -> Self {
+        Self::nothing(Code::InvalidArgument, "malformed", why.into())
+    }
+
+    pub(super) fn deadline(group: &str) -> Self {
+        let message = format!(
+            "group \"{group}\": the call's deadline passed before the answer came; \
+             a command may or may not have been applied"
+        );
+        Self { unknown: true, ..Self::nothing(Code::DeadlineExceeded, "deadline", message) }
+    }
+
+    /// The call could not be forwarded; `unknown` if it may have arrived all the same.
+    pub(super) fn unreachable(leader: NodeId, group: &str, why: &str, unknown: bool) -> Self {
+        let message = format!(
+            "group \"{group}\": its leader, node {leader}, could not be reached to forward to: \
+             {why}"
+        );
+        Self { unknown, ..Self::nothing(Code::Unavailable, "leader-unreachable", message) }
+    }
+
+    fn nothing(code: Code, word: &'static str, message: String) -> Self {
+        Self { code, word, message, unknown: false, leader: None }
+    }
+
+    pub(super) fn into_status(self) -> Status {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(REFUSAL, AsciiMetadataValue::from_static(self.word));
+        let outcome = if self.unknown { "unknown" } else { "nothing" };
+        metadata.insert(OUTCOME, AsciiMetadataValue::from_static(outcome));
+        if let Some((node, address)) = self.leader {
+            metadata.insert(LEADER_NODE, AsciiMetadataValue::from(u64::from(node.0)));
+            // An address that is no header value is left out; the text has it.
+            if let Ok(address) = AsciiMetadataValue::try_from(address) {
+                metadata.insert(LEADER, address);
+            }
+        }
+        Status::with_metadata(self.code, self.message, metadata)
+    }
+
+    pub(super) fn into_stream(self) -> wire::StreamRefusal {
+        wire::StreamRefusal {
+            code: self.code as u32,
+            refusal: self.word.to_owned(),
+            message: self.message,
+            outcome_unknown: self.unknown,
+            leader: self.leader.map(|(_, address)| address).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        refused.into_status()
+    }
+}
+
+/// A refusal that the leader gave to a forwarded call, for this node's own client.
+pub(super) fn pass_on(status: &Status) -> Status {
+    let mut metadata = MetadataMap::new();
+    for key in [REFUSAL, OUTCOME, LEADER, LEADER_NODE] {
+        if let Some(value) = status.metadata().get(key) {
+            metadata.insert(key, value.clone());
+        }
+    }
+    Status::with_metadata(status.code(), status.message(), metadata)
+}
+
+/// The check that needs no group.
+pub(super) fn check_command(command: &[u8]) -> Result<(), Refused> {
+    match command.len() > limits::COMMAND_BYTES_MAX {
+        true => Err(Refused::too_large("command", command.len(), limits::COMMAND_BYTES_MAX)),
+        false => Ok(()),
+    }
+}
+
+fn way_out(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Overloaded => "; wait a little and try again",
+        Refusal::Unknown => "; only a retry under the same session and sequence is safe",
+        Refusal::Lost | Refusal::ReadTimeout => "; try again",
+        Refusal::NotServing { .. } | Refusal::ShuttingDown => "; try another node",
+        Refusal::NotLeader { .. }
+        | Refusal::QueriesRefused { .. }
+        | Refusal::QueryFaulted { .. } => "",
+    }
+}

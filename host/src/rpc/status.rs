@@ -1,0 +1,136 @@
+//! What a node tells of itself and its groups: core and host types as `client.proto` has them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::group::{GroupStatus, PeerStatus, Role};
+use lockstep_core::ids::ReplicaId;
+use lockstep_core::snapshot::{Configuration, SnapshotDesc};
+
+use crate::group::{GroupHandle, GroupReport};
+use crate::router::Router;
+use crate::rpc::HelloInfo;
+use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::proto::client as wire;
+
+/// Where a status comes from.
+pub(super) struct StatusSource {
+    cluster: String,
+    transport: Arc<GrpcTransport>,
+}
+
+impl StatusSource {
+    pub(super) fn new(hello: &HelloInfo, transport: Arc<GrpcTransport>) -> Self {
+        Self { cluster: hello.cluster_name.clone(), transport }
+    }
+
+    /// This node's view of `groups`.
+    pub(super) fn status<'a>(
+        &self,
+        router: &Router,
+        groups: impl Iterator<Item = &'a GroupHandle>,
+    ) -> wire::StatusResponse {
+        let errors = self.transport.peer_errors().into_iter();
+        wire::StatusResponse {
+            node: u32::from(router.node().0),
+            address: router.address(router.node()).unwrap_or_default().to_owned(),
+            cluster: self.cluster.clone(),
+            groups: groups.map(|group| group_to_wire(group, router)).collect(),
+            peer_errors: errors
+                .map(|(node, error)| wire::PeerError {
+                    node: u32::from(node.0),
+                    address: router.address(node).unwrap_or_default().to_owned(),
+                    error,
+                })
+                .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
+    let report: GroupReport = group.report();
+    let status: GroupStatus = report.status;
+    // The watch cell is ahead of the report, which is only published now and then.
+    let state = group.watch().borrow().clone();
+    let leader = status.leader;
+    wire::GroupStatus {
+        name: status.name,
+        node: u32::from(status.node.0),
+        replica: status.replica.0,
+        boot: status.boot,
+        state: state.name().to_owned(),
+        cause: state.cause().unwrap_or_default(),
+        role: role_to_wire(status.role).into(),
+        leader_replica: leader.map_or(0, |leader| leader.0),
+        leader_node: leader.map_or(0, |leader| u32::from(leader.node().0)),
+        leader_address: leader.map(|leader| address(leader, router)).unwrap_or_default(),
+        term: status.term,
+        commit: status.commit,
+        applied: status.applied,
+        first_index: status.first_index,
+        last_index: status.last_index,
+        log_bytes: report.log_bytes,
+        log_fsyncs: report.log_fsyncs,
+        snapshot_bytes: report.snapshot_bytes,
+        snapshots: status.snapshots.iter().map(snapshot_to_wire).collect(),
+        configuration: Some(configuration_to_wire(&status.configuration)),
+        peers: status.peers.iter().map(|peer| peer_to_wire(peer, router)).collect(),
+        guest_memory_bytes: report.guest_memory_bytes,
+        guest_faults: report.guest_faults,
+        snapshot_stall_ms: report.snapshot_stall_ms,
+        last_capture_error: report.last_capture_error.unwrap_or_default(),
+        reluctant: status.reluctant,
+        clock_is_off: status.clock_is_off,
+        marks_skipped: status.marks_skipped,
+        captures_failed: status.captures_failed,
+        frames_misdirected: status.frames_misdirected,
+        frames_dropped: group.frames_dropped(),
+    }
+}
+
+fn role_to_wire(role: Role) -> wire::group_status::Role {
+    match role {
+        Role::Leader => wire::group_status::Role::Leader,
+        Role::Follower => wire::group_status::Role::Follower,
+        Role::Candidate => wire::group_status::Role::Candidate,
+        Role::Learner => wire::group_status::Role::Learner,
+        Role::None => wire::group_status::Role::None,
+    }
+}
+
+fn snapshot_to_wire(desc: &SnapshotDesc) -> wire::Snapshot {
+    wire::Snapshot {
+        term: desc.term,
+        index: desc.index,
+        length: desc.length,
+        digest: Bytes::copy_from_slice(&desc.digest.0),
+        module: Bytes::copy_from_slice(&desc.module.0),
+        format: desc.format,
+    }
+}
+
+fn configuration_to_wire(configuration: &Configuration) -> wire::Configuration {
+    let list = |ids: &std::collections::BTreeSet<ReplicaId>| ids.iter().map(|id| id.0).collect();
+    wire::Configuration {
+        voters: list(&configuration.voters),
+        learners: list(&configuration.learners),
+        voters_outgoing: list(&configuration.voters_outgoing),
+        learners_next: list(&configuration.learners_next),
+    }
+}
+
+fn peer_to_wire(peer: &PeerStatus, router: &Router) -> wire::Peer {
+    wire::Peer {
+        replica: peer.replica.0,
+        node: u32::from(peer.replica.node().0),
+        address: address(peer.replica, router),
+        matched: peer.matched,
+        active: peer.active,
+        sending_snapshot: peer.sending_snapshot,
+    }
+}
+
+fn address(replica: ReplicaId, router: &Router) -> String {
+    router.address(replica.node()).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,304 @@
+//! A port, its clients and its peers, with groups that answer by a script instead of by raft.
+//!
+//! All nodes of a test share one [`Machine`], so that it shows what was applied, wherever.
+
+mod calls;
+mod peers;
+mod streams;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_client::{Client, Options};
+use lockstep_core::apply::Answer;
+use lockstep_core::entry::Call;
+use lockstep_core::fault::{Refusal, Rejection};
+use lockstep_core::group::{GroupStatus, Inbound, ReplicaState, Role, Running};
+use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
+use lockstep_core::snapshot::Configuration;
+use lockstep_core::snapshot::chunk::Offer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::group::mailbox::{Mailbox, Request};
+use crate::group::{GroupHandle, GroupReport, QueryAnswer};
+use crate::router::Router;
+use crate::rpc::HelloInfo;
+use crate::rpc::peer_api::{Inbox, SnapshotInbox};
+use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::server::{Services, serve};
+
+const GROUP: &str = "bank";
+/// Only ends a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the group of all nodes has done, and what it is to do.
+#[derive(Default)]
+struct Machine {
+    leader: Option<NodeId>,
+    /// (session, sequence, command) as applied.
+    applied: Vec<(u64, u64, Bytes)>,
+    outcomes: BTreeMap<(u64, u64), Bytes>,
+    sessions: BTreeSet<u64>,
+    /// What becomes of the next commands at the leader, before things go well.
+    script: VecDeque<Turn>,
+    /// The highest "lowest unanswered" that the leader was told.
+    lowest_seen: u64,
+}
+
+/// What happens to one command.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// Applied, but the answer is lost with the leadership, which goes to another node.
+    AppliedThenLeads(u16),
+    /// Applied, and the client is told that nobody knows.
+    AppliedUnknown,
+    /// Not applied.
+    Refused(fn() -> Refusal),
+    /// Applied, and nobody says a word.
+    Silence,
+}
+
+/// A handle to what all nodes share.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Machine>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+
+    /// How often each command was applied.
+    fn counts(&self) -> BTreeMap<Bytes, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, _, command) in &self.lock().applied {
+            *counts.entry(command.clone()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+impl Machine {
+    fn apply(&mut self, call: &Call) -> Answer {
+        let key = (call.session, call.sequence);
+        self.lowest_seen = self.lowest_seen.max(call.lowest_unanswered);
+        if call.session != 0 && !self.sessions.contains(&call.session) {
+            return Answer::Rejected(Rejection::SessionExpired);
+        }
+        if call.session != 0
+            && let Some(first) = self.outcomes.get(&key)
+        {
+            return Answer::Ok(first.clone());
+        }
+        if call.payload.starts_with(b"bad") {
+            return Answer::Rejected(Rejection::Guest(Bytes::from_static(b"no")));
+        }
+        self.applied.push((call.session, call.sequence, call.payload.clone()));
+        let outcome = Bytes::from(format!("#{}", self.applied.len()));
+        self.outcomes.insert(key, outcome.clone());
+        Answer::Ok(outcome)
+    }
+}
+
+/// Plays the group's actor on one node.
+async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
+    let mut silent = Vec::new();
+    while let Some(request) = mailbox.requests.recv().await {
+        let mut machine = shared.lock();
+        let not_leader = Refusal::NotLeader { leader: machine.leader };
+        let leads = machine.leader == Some(node);
+        match request {
+            Request::Propose { call, answer } if leads => {
+                propose(&mut machine, &call, answer, &mut silent);
+            }
+            Request::OpenSession { nonce: _, answer } if leads => {
+                let id = 100 + machine.sessions.len() as u64;
+                machine.sessions.insert(id);
+                let _ = answer.send(Ok(Answer::Opened(id)));
+            }
+            Request::Propose { answer, .. } | Request::OpenSession { answer, .. } => {
+                let _ = answer.send(Err(not_leader));
+            }
+            Request::Query { request, linearizable, answer } => {
+                let result = match request.starts_with(b"bad") {
+                    true => Err(Bytes::from_static(b"no")),
+                    false => Ok(Bytes::from(format!("{node}"))),
+                };
+                let reply = QueryAnswer { result, applied: machine.applied.len() as u64 };
+                let _ =
+                    answer.send(if leads || !linearizable { Ok(reply) } else { Err(not_leader) });
+            }
+        }
+    }
+}
+
+type Proposed = oneshot::Sender<Result<Answer, Refusal>>;
+
+fn propose(machine: &mut Machine, call: &Call, answer: Proposed, silent: &mut Vec<Proposed>) {
+    let said = match machine.script.pop_front() {
+        None => Ok(machine.apply(call)),
+        Some(Turn::Refused(refusal)) => Err(refusal()),
+        Some(Turn::AppliedUnknown) => {
+            machine.apply(call);
+            Err(Refusal::Unknown)
+        }
+        Some(Turn::AppliedThenLeads(node)) => {
+            machine.apply(call);
+            machine.leader = Some(NodeId(node));
+            Err(Refusal::Unknown)
+        }
+        Some(Turn::Silence) => {
+            machine.apply(call);
+            return silent.push(answer);
+        }
+    };
+    let _ = answer.send(said);
+}
+
+/// One port with one group.
+struct Node {
+    address: String,
+    handle: GroupHandle,
+    frames: mpsc::UnboundedReceiver<Inbound>,
+    stop: oneshot::Sender<()>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+/// What a test wants of a node.
+struct Setup {
+    node: NodeId,
+    cluster: u8,
+    nodes: BTreeMap<NodeId, String>,
+    inbox: Arc<dyn SnapshotInbox>,
+}
+
+impl Setup {
+    fn hello(&self) -> HelloInfo {
+        HelloInfo {
+            cluster: [self.cluster; 16],
+            cluster_name: format!("cluster {}", self.cluster),
+            node: self.node,
+            nodes: self.nodes.keys().copied().collect(),
+        }
+    }
+}
+
+/// Takes no snapshots.
+struct NoInbox;
+
+impl SnapshotInbox for NoInbox {
+    fn begin(&self, _group: GroupId, _offer: Offer, _channel: Inbox) {}
+}
+
+fn report(node: NodeId) -> GroupReport {
+    let status = GroupStatus {
+        name: GROUP.to_owned(),
+        node,
+        replica: ReplicaId::new(node, 1),
+        boot: 1,
+        state: ReplicaState::Running(Running::Serving),
+        role: Role::Follower,
+        leader: None,
+        term: 2,
+        commit: 3,
+        applied: 3,
+        first_index: 1,
+        last_index: 4,
+        snapshots: Vec::new(),
+        configuration: Configuration::default(),
+        peers: Vec::new(),
+        reluctant: false,
+        clock_is_off: false,
+        marks_skipped: 0,
+        captures_failed: 0,
+        frames_misdirected: 0,
+    };
+    GroupReport {
+        status,
+        snapshot_bytes: 0,
+        log_bytes: 0,
+        guest_memory_bytes: 0,
+        snapshot_stall_ms: 0,
+        log_fsyncs: 0,
+        last_capture_error: None,
+        guest_faults: 0,
+    }
+}
+
+impl Node {
+    fn start(setup: Setup, listener: TcpListener, shared: Shared) -> Self {
+        let address = setup.nodes[&setup.node].clone();
+        let (state_in, state) = watch::channel(ReplicaState::Running(Running::Serving));
+        let (report_in, report) = watch::channel(report(setup.node));
+        let (handle, mut mailbox) = GroupHandle::new(GroupId::of_name(GROUP), GROUP, state, report);
+        let (frames_in, frames) = mpsc::unbounded_channel();
+        let (_, none) = mpsc::channel(1);
+        let mut inward = std::mem::replace(&mut mailbox.frames, none);
+        tokio::spawn(async move {
+            while let Some(inbound) = inward.recv().await {
+                let _ = frames_in.send(inbound);
+            }
+            drop((state_in, report_in));
+        });
+        tokio::spawn(play(setup.node, mailbox, shared));
+        let hello = setup.hello();
+        let services = Services {
+            router: Router::new(setup.node, [handle.clone()], setup.nodes),
+            inbox: setup.inbox,
+            transport: Arc::new(GrpcTransport::start(
+                hello.clone(),
+                &BTreeMap::new(),
+                Arc::new(|_| {}),
+            )),
+            hello,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(async move {
+            let stopped = async move {
+                let _ = stopped.await;
+            };
+            serve(listener, services, stopped).await.expect("the port stays open");
+        });
+        Self { address, handle, frames, stop, served }
+    }
+
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        self.served.await.expect("the server does not panic");
+    }
+}
+
+/// A cluster of `count` nodes whose leader is node 1.
+async fn cluster(count: u16) -> (Vec<Node>, Shared) {
+    let mut listeners = Vec::new();
+    let mut nodes = BTreeMap::new();
+    for id in 1..=count {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        nodes.insert(NodeId(id), address);
+        listeners.push(listener);
+    }
+    let shared = Shared::default();
+    shared.lock().leader = Some(NodeId(1));
+    let started = listeners.into_iter().zip(1..).map(|(listener, id)| {
+        let node = NodeId(id);
+        let setup = Setup { node, cluster: 1, nodes: nodes.clone(), inbox: Arc::new(NoInbox) };
+        Node::start(setup, listener, shared.clone())
+    });
+    (started.collect(), shared)
+}
+
+fn client_of(nodes: &[&Node]) -> Client {
+    let endpoints = nodes.iter().map(|node| node.address.clone());
+    let options = Options { group: GROUP.to_owned(), ..Options::default() };
+    Client::connect(endpoints, options).expect("good endpoints")
+}
+
+async fn patiently<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => done,
+        Err(_elapsed) => panic!("{what}: nothing happens"),
+    }
+}

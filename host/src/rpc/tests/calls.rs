@@ -1,0 +1,235 @@
+//! Unary calls: forwarding, refusals, and which retries a client makes.
+
+use lockstep_client::{Consistency, Error, Outcome, v1};
+use tonic::{Code, Request, Status};
+
+use super::*;
+use crate::rpc::proto::client::lockstep_client::LockstepClient;
+use crate::rpc::proto::client::{ApplyRequest, QueryRequest};
+
+fn ok(text: &str) -> Outcome {
+    Outcome::Ok(Bytes::from(text.to_owned()))
+}
+
+#[tokio::test]
+async fn a_follower_forwards_and_names_the_leader() {
+    let (nodes, shared) = cluster(3).await;
+    let client = client_of(&[&nodes[2]]);
+    let session = client.open_session().await.expect("the leader opens one");
+    assert_eq!(client.leader().as_ref(), Some(&nodes[0].address));
+
+    let unaware = client_of(&[&nodes[1]]);
+    let reply = unaware.apply("a").await.expect("it is forwarded");
+    assert_eq!((reply.outcome, reply.attempts, reply.leader_changed), (ok("#1"), 1, false));
+    assert_eq!(unaware.leader().as_ref(), Some(&nodes[0].address));
+
+    let reply = session.apply("b").await.expect("it goes to the leader");
+    assert_eq!(reply.outcome, ok("#2"));
+    let rejected = session.apply("bad").await.expect("a no is an answer");
+    assert_eq!(rejected.outcome, Outcome::Rejected(Bytes::from_static(b"no")));
+    assert_eq!(shared.lock().applied[1].0, session.id(), "session and sequence are kept");
+}
+
+#[tokio::test]
+async fn queries_are_linearizable_unless_local() {
+    let (nodes, shared) = cluster(2).await;
+    shared.lock().leader = Some(NodeId(2));
+    let client = client_of(&[&nodes[0]]);
+    let local = client.query("who", Consistency::Local).await.expect("it answers itself");
+    assert_eq!(local.outcome, ok("1"));
+    assert_eq!(client.leader(), None, "whoever answers locally need not lead");
+    let strong = client.query("who", Consistency::Linearizable).await.expect("forwarded");
+    assert_eq!((strong.outcome, strong.applied_index), (ok("2"), 0));
+    let rejected = client.query("bad", Consistency::Linearizable).await.expect("an answer");
+    assert_eq!(rejected.outcome, Outcome::Rejected(Bytes::from_static(b"no")));
+    let there = client.query_at(&nodes[0].address, "who").await.expect("that node");
+    assert_eq!(there.outcome, ok("1"));
+}
+
+#[tokio::test]
+async fn a_retry_in_a_session_returns_the_first_outcome() {
+    let (nodes, shared) = cluster(3).await;
+    let client = client_of(&[&nodes[0], &nodes[1], &nodes[2]]);
+    let session = client.open_session().await.expect("it opens");
+    session.apply("first").await.expect("it is applied");
+    shared.lock().script.push_back(Turn::AppliedUnknown);
+    let reply = session.apply("again").await.expect("retried");
+    assert_eq!((reply.outcome, reply.attempts > 1), (ok("#2"), true));
+
+    shared.lock().script.push_back(Turn::AppliedThenLeads(3));
+    let reply = session.apply("across").await.expect("retried at the new leader");
+    assert_eq!(reply.outcome, ok("#3"));
+    assert!(reply.attempts > 1 && reply.leader_changed, "{reply:?}");
+    assert!(shared.counts().values().all(|count| *count == 1), "{:?}", shared.counts());
+    assert_eq!(shared.lock().lowest_seen, 3, "1 and 2 were answered when 3 was called");
+}
+
+#[tokio::test]
+async fn outside_of_a_session_only_nothing_is_retried() {
+    let (nodes, shared) = cluster(1).await;
+    let client = client_of(&[&nodes[0]]);
+    shared.lock().script.push_back(Turn::AppliedUnknown);
+    let unknown = client.apply("a").await.expect_err("it may have been applied");
+    assert!(matches!(unknown, Error::Unknown { attempts: 1, .. }), "{unknown:?}");
+    let harmless: [fn() -> Refusal; 3] =
+        [|| Refusal::Lost, || Refusal::Overloaded, || Refusal::NotLeader { leader: None }];
+    for refusal in harmless {
+        shared.lock().script.push_back(Turn::Refused(refusal));
+    }
+    let reply = client.apply("b").await.expect("nothing had happened");
+    assert_eq!((reply.outcome, reply.attempts), (ok("#2"), 4));
+}
+
+#[tokio::test]
+async fn an_evicted_session_is_an_error_of_its_own() {
+    let (nodes, shared) = cluster(1).await;
+    let session = client_of(&[&nodes[0]]).open_session().await.expect("it opens");
+    shared.lock().sessions.clear();
+    let expired = session.apply("a").await.expect_err("nobody knows it");
+    assert!(matches!(expired, Error::SessionExpired { .. }), "{expired:?}");
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_ends_at_its_deadline() {
+    let (nodes, shared) = cluster(1).await;
+    let options = Options {
+        group: GROUP.to_owned(),
+        deadline: Duration::from_millis(100),
+        ..Options::default()
+    };
+    let client = Client::connect([nodes[0].address.clone()], options).expect("good");
+    shared.lock().script.push_back(Turn::Silence);
+    let late = client.apply("a").await.expect_err("nobody answers");
+    assert!(matches!(late, Error::Unknown { .. }), "{late:?}");
+
+    let mut raw = raw(&nodes[0]).await;
+    shared.lock().script.push_back(Turn::Silence);
+    let mut request = Request::new(apply("b"));
+    request.set_timeout(Duration::from_millis(100));
+    let status = raw.apply(request).await.expect_err("nobody answers");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_dead_leader_is_left() {
+    let (mut nodes, shared) = cluster(2).await;
+    let client = client_of(&[&nodes[0], &nodes[1]]);
+    let session = client.open_session().await.expect("it opens");
+    session.apply("a").await.expect("it is applied");
+    shared.lock().leader = Some(NodeId(2));
+    nodes.remove(0).stop().await;
+    let reply = patiently("the other leads", session.apply("b")).await.expect("retried");
+    assert_eq!(reply.outcome, ok("#2"));
+    assert!(reply.attempts > 1 && reply.leader_changed, "{reply:?}");
+}
+
+async fn raw(node: &Node) -> LockstepClient<tonic::transport::Channel> {
+    LockstepClient::connect(format!("http://{}", node.address)).await.expect("it listens")
+}
+
+fn apply(command: &str) -> ApplyRequest {
+    let command = Bytes::from(command.to_owned());
+    ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
+}
+
+fn metadata(status: &Status, key: &str) -> String {
+    let value = status.metadata().get(key).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn refusals_say_what_why_and_the_way_out() {
+    let (nodes, shared) = cluster(2).await;
+    let mut raw = raw(&nodes[0]).await;
+    let check = |status: Status, code, refusal: &str, outcome: &str, text: &str| {
+        assert_eq!(status.code(), code, "{status:?}");
+        assert_eq!(metadata(&status, "lockstep-refusal"), refusal);
+        assert_eq!(metadata(&status, "lockstep-outcome"), outcome);
+        assert!(status.message().contains(text), "{}", status.message());
+    };
+    let large = "x".repeat(limits_command() + 1);
+    let status = raw.apply(apply(&large)).await.expect_err("it is too large");
+    check(status, Code::InvalidArgument, "too-large", "nothing", "1044481 bytes");
+    let stranger = ApplyRequest { group: "bonk".to_owned(), ..apply("a") };
+    let status = raw.apply(stranger).await.expect_err("there is no such group");
+    check(status, Code::NotFound, "unknown-group", "nothing", "this node has bank");
+    let query = QueryRequest { group: "bonk".to_owned(), ..QueryRequest::default() };
+    assert_eq!(raw.query(query).await.expect_err("unknown").code(), Code::NotFound);
+
+    type Row = (fn() -> Refusal, Code, &'static str, &'static str, &'static str);
+    let refusals: [Row; 6] = [
+        (|| Refusal::Overloaded, Code::ResourceExhausted, "overloaded", "nothing", "wait a little"),
+        (|| Refusal::Lost, Code::Aborted, "lost", "nothing", "try again"),
+        (|| Refusal::Unknown, Code::Unavailable, "unknown", "unknown", "same session"),
+        (|| Refusal::ShuttingDown, Code::Unavailable, "shutting-down", "nothing", "another node"),
+        (parked, Code::Unavailable, "not-serving", "nothing", "trap in apply"),
+        (
+            || Refusal::NotLeader { leader: None },
+            Code::FailedPrecondition,
+            "not-leader",
+            "nothing",
+            "no leader is known",
+        ),
+    ];
+    for (refusal, code, word, outcome, text) in refusals {
+        shared.lock().script.push_back(Turn::Refused(refusal));
+        let status = raw.apply(apply("a")).await.expect_err("the script refuses");
+        check(status, code, word, outcome, text);
+    }
+}
+
+fn parked() -> Refusal {
+    Refusal::NotServing { state: "parked", cause: "trap in apply".to_owned() }
+}
+
+fn limits_command() -> usize {
+    lockstep_core::limits::COMMAND_BYTES_MAX
+}
+
+#[tokio::test]
+async fn a_call_is_forwarded_once() {
+    let (nodes, shared) = cluster(2).await;
+    shared.lock().leader = Some(NodeId(2));
+    let mut raw = raw(&nodes[0]).await;
+    let mut request = Request::new(apply("a"));
+    request.metadata_mut().insert("lockstep-hop", "1".parse().expect("a header value"));
+    let status = raw.apply(request).await.expect_err("it was forwarded before");
+    assert_eq!(metadata(&status, "lockstep-refusal"), "not-leader");
+    assert_eq!(metadata(&status, "lockstep-leader"), nodes[1].address);
+    assert_eq!(metadata(&status, "lockstep-leader-node"), "2");
+    let response = raw.apply(apply("b")).await.expect("it is forwarded");
+    let leader = response.metadata().get("lockstep-leader").expect("it was node 2");
+    assert_eq!(leader.as_bytes(), nodes[1].address.as_bytes());
+    assert_eq!(shared.lock().applied.len(), 1);
+}
+
+#[tokio::test]
+async fn an_unreachable_leader_is_told_apart() {
+    let (mut nodes, shared) = cluster(2).await;
+    shared.lock().leader = Some(NodeId(2));
+    nodes.remove(1).stop().await;
+    let mut raw = raw(&nodes[0]).await;
+    let status = raw.apply(apply("a")).await.expect_err("nobody listens there");
+    assert_eq!(metadata(&status, "lockstep-refusal"), "leader-unreachable");
+    assert_eq!(metadata(&status, "lockstep-outcome"), "nothing", "it was never sent: {status:?}");
+}
+
+#[tokio::test]
+async fn status_and_health_answer() {
+    use tonic_health::pb::health_client::HealthClient;
+    let (nodes, _shared) = cluster(1).await;
+    let client = client_of(&[&nodes[0]]);
+    let status = client.status(&nodes[0].address).await.expect("it tells");
+    assert_eq!((status.node, status.cluster.as_str()), (1, "cluster 1"));
+    let [group] = &status.groups[..] else { panic!("one group, not {:?}", status.groups) };
+    assert_eq!((group.name.as_str(), group.state.as_str()), (GROUP, "serving"));
+    assert_eq!(group.role(), v1::group_status::Role::Follower);
+    assert_eq!((group.term, group.last_index), (2, 4));
+
+    let channel = crate::rpc::peer_link::connect(&nodes[0].address).await.expect("it listens");
+    let mut health = HealthClient::new(channel);
+    let request = tonic_health::pb::HealthCheckRequest { service: "lockstep.v1.Lockstep".into() };
+    let answer = health.check(request).await.expect("it is registered").into_inner();
+    assert_eq!(answer.status, tonic_health::ServingStatus::Serving as i32);
+    assert!(nodes[0].handle.watch().borrow().refusal().is_none());
+}

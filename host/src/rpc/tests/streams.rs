@@ -1,0 +1,190 @@
+//! `ApplyStream` and the client's pipeline over it.
+
+use lockstep_client::{Error, Outcome};
+use tokio_stream::StreamExt;
+use tonic::Code;
+
+use super::*;
+use crate::rpc::proto::client::lockstep_client::LockstepClient;
+use crate::rpc::proto::client::stream_answer::Answer as Said;
+use crate::rpc::proto::client::{ApplyStreamRequest, StreamAnswer, StreamCommand};
+use crate::rpc::{STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
+
+fn command(n: u64) -> Bytes {
+    Bytes::from(format!("command {n}"))
+}
+
+#[tokio::test]
+async fn a_pipeline_in_a_session_applies_each_command_once() {
+    const COMMANDS: u64 = 5_000;
+    let (nodes, shared) = cluster(3).await;
+    let client = client_of(&[&nodes[1], &nodes[0], &nodes[2]]);
+    let session = client.open_session().await.expect("it opens");
+    let pipeline = session.pipeline();
+    let mut pending = Vec::new();
+    let mut retried = 0;
+    for n in 0..COMMANDS {
+        if n % 1_000 == 500 {
+            let mut machine = shared.lock();
+            let next = (n / 1_000 % 3 + 1) as u16;
+            machine.script.extend([Turn::AppliedUnknown, Turn::Refused(|| Refusal::Overloaded)]);
+            machine.script.push_back(Turn::AppliedThenLeads(next));
+        }
+        pending.push(pipeline.submit(command(n)).await.expect("it is taken"));
+    }
+    for (n, answer) in pending.into_iter().enumerate() {
+        let reply = patiently("an answer", answer).await.expect("retried until it has one");
+        let Outcome::Ok(outcome) = reply.outcome else { panic!("no command is bad: {n}") };
+        let place: usize = std::str::from_utf8(&outcome[1..])
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .expect("the place it was applied at");
+        assert_eq!(shared.lock().applied[place - 1].2, command(n as u64));
+        retried += u64::from(reply.attempts > 1);
+    }
+    assert_eq!(shared.counts().len() as u64, COMMANDS);
+    assert!(shared.counts().values().all(|count| *count == 1));
+    assert!(retried >= 15, "three commands of each of five changes: {retried}");
+}
+
+#[tokio::test]
+async fn a_pipeline_outside_of_a_session_repeats_nothing_that_may_have_happened() {
+    let (nodes, shared) = cluster(2).await;
+    let client = client_of(&[&nodes[0], &nodes[1]]);
+    let pipeline = client.pipeline();
+    let mut pending = Vec::new();
+    shared.lock().script.extend([Turn::Refused(|| Refusal::Lost), Turn::AppliedThenLeads(2)]);
+    for n in 0..100 {
+        pending.push(pipeline.submit(command(n)).await.expect("it is taken"));
+    }
+    let mut unknown = 0;
+    for answer in pending {
+        match patiently("an answer", answer).await {
+            Ok(reply) => assert!(matches!(reply.outcome, Outcome::Ok(_))),
+            Err(Error::Unknown { .. }) => unknown += 1,
+            Err(other) => panic!("nothing else went wrong: {other:?}"),
+        }
+    }
+    assert_eq!(unknown, 1, "the one whose leader left");
+    let counts = shared.counts();
+    assert_eq!(counts.len(), 100);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_pipeline_survives_the_death_of_its_node() {
+    let (mut nodes, shared) = cluster(2).await;
+    let client = client_of(&[&nodes[0], &nodes[1]]);
+    let session = client.open_session().await.expect("it opens");
+    let pipeline = session.pipeline();
+    let first = pipeline.submit(command(0)).await.expect("it is taken");
+    patiently("an answer", first).await.expect("applied");
+    // The node holds the next command and dies with it.
+    shared.lock().script.push_back(Turn::Silence);
+    let second = pipeline.submit(command(1)).await.expect("it is taken");
+    while shared.lock().applied.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    shared.lock().leader = Some(NodeId(2));
+    nodes.remove(0).stop().await;
+    let reply = patiently("an answer", second).await.expect("sent again");
+    assert_eq!(reply.outcome, Outcome::Ok(Bytes::from_static(b"#2")), "the first outcome");
+    assert!(reply.attempts > 1 && reply.leader_changed, "{reply:?}");
+}
+
+#[tokio::test]
+async fn dropping_a_pipeline_does_not_drop_its_commands() {
+    let (nodes, shared) = cluster(1).await;
+    let pipeline = client_of(&[&nodes[0]]).pipeline();
+    let answer = pipeline.submit(command(7)).await.expect("it is taken");
+    drop(pipeline);
+    patiently("an answer", answer).await.expect("it is applied");
+    assert_eq!(shared.counts().len(), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_group_ends_every_command_of_a_pipeline() {
+    let (nodes, _shared) = cluster(1).await;
+    let options = Options { group: "bonk".to_owned(), ..Options::default() };
+    let client = Client::connect([nodes[0].address.clone()], options).expect("good");
+    let answer = client.pipeline().submit("a").await.expect("it is taken");
+    let refused = patiently("an answer", answer).await.expect_err("no such group");
+    let Error::Refused { refusal, message, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal, "unknown-group");
+    assert!(message.contains("bank"), "{message}");
+}
+
+/// Sends `messages` over a raw stream and ends it; the answers, or the status at their end.
+async fn exchange(
+    node: &Node,
+    messages: Vec<ApplyStreamRequest>,
+) -> (Vec<StreamAnswer>, Option<tonic::Status>) {
+    let address = format!("http://{}", node.address);
+    let mut client = LockstepClient::connect(address).await.expect("it listens");
+    let sent = client.apply_stream(tokio_stream::iter(messages)).await.expect("it opens");
+    let mut stream = sent.into_inner();
+    let mut answers = Vec::new();
+    loop {
+        match patiently("a message", stream.next()).await {
+            Some(Ok(message)) => answers.extend(message.answers),
+            Some(Err(status)) => return (answers, Some(status)),
+            None => return (answers, None),
+        }
+    }
+}
+
+fn message(tags: std::ops::Range<u64>) -> ApplyStreamRequest {
+    let commands = tags.map(|tag| StreamCommand { tag, sequence: 0, command: command(tag) });
+    ApplyStreamRequest {
+        group: GROUP.to_owned(),
+        commands: commands.collect(),
+        ..ApplyStreamRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn every_command_of_a_stream_is_answered_by_its_tag() {
+    let (nodes, shared) = cluster(1).await;
+    let many = 3 * STREAM_INFLIGHT_MAX as u64;
+    let messages: Vec<_> = (0..many / 512).map(|n| message(n * 512..(n + 1) * 512)).collect();
+    let (answers, status) = exchange(&nodes[0], messages).await;
+    assert!(status.is_none(), "{status:?}");
+    let tags: BTreeSet<u64> = answers.iter().map(|answer| answer.tag).collect();
+    assert_eq!((answers.len() as u64, tags.len() as u64), (many, many));
+    assert!(answers.iter().all(|answer| matches!(answer.answer, Some(Said::Ok(_)))));
+    assert_eq!(shared.counts().len() as u64, many);
+}
+
+#[tokio::test]
+async fn one_bad_command_of_a_stream_is_refused_alone() {
+    let (nodes, _shared) = cluster(2).await;
+    let mut batch = message(0..3);
+    let limit = lockstep_core::limits::COMMAND_BYTES_MAX;
+    batch.commands[1].command = vec![0; limit + 1].into();
+    let (answers, status) = exchange(&nodes[0], vec![batch]).await;
+    assert!(status.is_none() && answers.len() == 3);
+    let refused = answers.iter().find(|answer| answer.tag == 1).and_then(|a| a.answer.clone());
+    let Some(Said::Refused(refusal)) = refused else { panic!("not {refused:?}") };
+    assert_eq!(
+        (refusal.code, refusal.refusal.as_str()),
+        (Code::InvalidArgument as u32, "too-large")
+    );
+    assert!(!refusal.outcome_unknown);
+
+    let (answers, _) = exchange(&nodes[1], vec![message(0..1)]).await;
+    let Some(Said::Refused(refusal)) = &answers[0].answer else { panic!("not {answers:?}") };
+    assert_eq!(refusal.refusal, "not-leader");
+    assert_eq!(refusal.leader, nodes[0].address, "streams are not forwarded");
+}
+
+#[tokio::test]
+async fn a_message_that_breaks_the_rules_ends_the_stream_behind_its_answers() {
+    let (nodes, shared) = cluster(1).await;
+    let huge = message(10..11 + STREAM_COMMANDS_MAX as u64);
+    let (answers, status) = exchange(&nodes[0], vec![message(0..4), huge]).await;
+    assert_eq!(answers.len(), 4);
+    let status = status.expect("the stream ends with a reason");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("1025"), "{}", status.message());
+    assert_eq!(shared.counts().len(), 4, "nothing of the bad message was taken");
+}
