@@ -1,0 +1,339 @@
+//! The configuration file of a node, `node.toml`: read, checked whole, and explained when wrong.
+//!
+//! ```toml
+//! cluster = "demo"                  # nodes of another cluster are refused
+//! node = 1                          # 1 to 65535
+//! data-dir = "data/1"               # relative paths are relative to this file
+//!
+//! [nodes]                           # every node of the cluster, this one included
+//! 1 = "127.0.0.1:7101"
+//! 2 = "127.0.0.1:7102"
+//! 3 = "127.0.0.1:7103"
+//!
+//! [[groups]]
+//! name = "kv"
+//! module = "kv.wasm"
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use lockstep_core::group::SnapshotPolicy;
+use lockstep_core::ids::NodeId;
+use lockstep_core::limits;
+use serde::Deserialize;
+
+/// A node's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub cluster: String,
+    pub node: NodeId,
+    pub data_dir: PathBuf,
+    /// Where this node listens; its own entry in `nodes` unless `listen` says otherwise.
+    pub listen: String,
+    pub nodes: BTreeMap<NodeId, String>,
+    pub log_segment_bytes: u64,
+    /// Bytes of all snapshot objects of this node together; `None` = what the filesystem has.
+    pub snapshot_budget_bytes: Option<u64>,
+    pub groups: Vec<GroupSpec>,
+    /// Added to this node's wall clock: for tests of what a wrong clock does.
+    pub clock_offset_ms: i64,
+}
+
+/// One group this node hosts.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    pub name: String,
+    pub module: ModuleSource,
+    /// The nodes that host it; all of the cluster's unless said otherwise.
+    pub nodes: BTreeSet<NodeId>,
+    /// Handed to the guest's `init` when the group is founded.
+    pub config: String,
+    pub snapshot_policy: SnapshotPolicy,
+    /// Where its snapshots live, if not under the data directory.
+    pub snapshot_dir: Option<PathBuf>,
+}
+
+/// Where a group's state machine comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ModuleSource {
+    /// A WebAssembly component.
+    File(PathBuf),
+    /// `native:NAME`: one that is built in, for tests and for measuring.
+    Native(String),
+}
+
+/// Why a configuration cannot be used: the file, the place and what to write instead.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {why}", file.display())]
+pub struct ConfigError {
+    pub file: PathBuf,
+    pub why: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawNode {
+    cluster: String,
+    node: u16,
+    data_dir: PathBuf,
+    listen: Option<String>,
+    nodes: BTreeMap<String, String>,
+    log_segment: Option<String>,
+    snapshot_budget: Option<String>,
+    #[serde(default)]
+    groups: Vec<RawGroup>,
+    #[serde(default)]
+    test_clock_offset_ms: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawGroup {
+    name: String,
+    module: String,
+    nodes: Option<Vec<u16>>,
+    #[serde(default)]
+    config: String,
+    snapshot_entries: Option<u64>,
+    snapshot_log_bytes: Option<String>,
+    snapshot_dir: Option<PathBuf>,
+}
+
+impl NodeConfig {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let fail = |why: String| ConfigError { file: file.to_owned(), why };
+        let text = std::fs::read_to_string(file).map_err(|e| fail(e.to_string()))?;
+        let base = file.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, base).map_err(fail)
+    }
+
+    /// Checks a configuration's text; `base` is what relative paths are relative to.
+    pub fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        let raw: RawNode = toml::from_str(text).map_err(|e| e.to_string())?;
+        name_is_plain("cluster", &raw.cluster)?;
+        let node = node_id(raw.node)?;
+        let mut nodes = BTreeMap::new();
+        for (id, address) in &raw.nodes {
+            let number: u16 =
+                id.parse().map_err(|_| format!("[nodes]: {id:?} is not a node id (1 to 65535)"))?;
+            let id = node_id(number)?;
+            check_address(&format!("[nodes] {id}"), address)?;
+            if let Some(other) = nodes.iter().find(|(_, have)| *have == address) {
+                return Err(format!(
+                    "[nodes]: nodes {} and {id} share the address {address}",
+                    other.0
+                ));
+            }
+            if nodes.insert(id, address.clone()).is_some() {
+                return Err(format!("[nodes]: node {id} is listed twice"));
+            }
+        }
+        let own = nodes.get(&node).ok_or_else(|| {
+            format!("[nodes] has no entry for this node, {node}: add {node} = \"host:port\"")
+        })?;
+        let listen = raw.listen.clone().unwrap_or_else(|| own.clone());
+        check_address("listen", &listen)?;
+        let log_segment_bytes = match &raw.log_segment {
+            None => limits::LOG_SEGMENT_BYTES,
+            Some(size) => parse_size("log-segment", size)?,
+        };
+        if log_segment_bytes < limits::LOG_SEGMENT_BYTES_MIN {
+            return Err(format!(
+                "log-segment: {log_segment_bytes} bytes is below the least of {}",
+                limits::LOG_SEGMENT_BYTES_MIN
+            ));
+        }
+        let snapshot_budget_bytes =
+            raw.snapshot_budget.as_deref().map(|s| parse_size("snapshot-budget", s)).transpose()?;
+        let groups = groups(raw.groups, node, &nodes, base)?;
+        Ok(Self {
+            cluster: raw.cluster,
+            node,
+            data_dir: base.join(raw.data_dir),
+            listen,
+            nodes,
+            log_segment_bytes,
+            snapshot_budget_bytes,
+            groups,
+            clock_offset_ms: raw.test_clock_offset_ms,
+        })
+    }
+
+    /// The cluster's id on the wire and on disk: the head of the BLAKE3 digest of its name.
+    pub fn cluster_id(&self) -> [u8; 16] {
+        let digest = blake3::hash(format!("lockstep cluster {}", self.cluster).as_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest.as_bytes()[..16]);
+        id
+    }
+}
+
+fn groups(
+    raw: Vec<RawGroup>,
+    node: NodeId,
+    nodes: &BTreeMap<NodeId, String>,
+    base: &Path,
+) -> Result<Vec<GroupSpec>, String> {
+    if raw.is_empty() {
+        return Err(
+            "no group is configured: add a [[groups]] table with name and module".to_owned()
+        );
+    }
+    let mut specs: Vec<GroupSpec> = Vec::new();
+    for group in raw {
+        let name = group.name;
+        name_is_plain("group name", &name)?;
+        if specs.iter().any(|spec| spec.name == name) {
+            return Err(format!("group {name:?} is configured twice"));
+        }
+        let members: BTreeSet<NodeId> = match group.nodes {
+            None => nodes.keys().copied().collect(),
+            Some(ids) => ids.into_iter().map(node_id).collect::<Result<_, _>>()?,
+        };
+        if let Some(stranger) = members.iter().find(|id| !nodes.contains_key(id)) {
+            return Err(format!("group {name:?}: node {stranger} is not in [nodes]"));
+        }
+        if !members.contains(&node) {
+            continue;
+        }
+        let default = SnapshotPolicy::default();
+        let log_bytes = group.snapshot_log_bytes.as_deref();
+        let log_bytes = log_bytes.map(|size| parse_size("snapshot-log-bytes", size)).transpose()?;
+        let entries = group.snapshot_entries.unwrap_or(default.entries);
+        if entries == 0 {
+            return Err(format!("group {name:?}: snapshot-entries must be at least 1"));
+        }
+        if group.config.len() > limits::GUEST_CONFIG_BYTES_MAX {
+            return Err(format!(
+                "group {name:?}: config is over {} bytes",
+                limits::GUEST_CONFIG_BYTES_MAX
+            ));
+        }
+        specs.push(GroupSpec {
+            module: match group.module.strip_prefix("native:") {
+                Some(native) => ModuleSource::Native(native.to_owned()),
+                None => ModuleSource::File(base.join(group.module)),
+            },
+            nodes: members,
+            config: group.config,
+            snapshot_policy: SnapshotPolicy {
+                entries,
+                log_bytes: log_bytes.unwrap_or(default.log_bytes),
+            },
+            snapshot_dir: group.snapshot_dir.map(|dir| base.join(dir)),
+            name,
+        });
+    }
+    match specs.is_empty() {
+        true => Err(format!("no group is hosted on node {node}")),
+        false => Ok(specs),
+    }
+}
+
+fn node_id(number: u16) -> Result<NodeId, String> {
+    match number {
+        0 => Err("node ids are 1 to 65535; 0 is nobody".to_owned()),
+        id => Ok(NodeId(id)),
+    }
+}
+
+fn name_is_plain(what: &str, name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > limits::GROUP_NAME_BYTES_MAX || !name.chars().all(plain) {
+        return Err(format!(
+            "{what} {name:?}: use 1 to {} of a-z, 0-9, - and _",
+            limits::GROUP_NAME_BYTES_MAX
+        ));
+    }
+    Ok(())
+}
+
+fn check_address(what: &str, address: &str) -> Result<(), String> {
+    let bad = || format!("{what}: {address:?} is not host:port, like 10.0.0.1:7101");
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    match (host.is_empty(), port.parse::<u16>()) {
+        (false, Ok(port)) if port != 0 => Ok(()),
+        (_, _) => Err(bad()),
+    }
+}
+
+/// Sizes are bytes, or a number with KiB, MiB or GiB.
+fn parse_size(what: &str, text: &str) -> Result<u64, String> {
+    let bad = || format!("{what}: {text:?} is not a size: write bytes, or like 64MiB, 2GiB");
+    let text = text.trim();
+    let (number, unit) =
+        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _other => return Err(bad()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        cluster = "demo"
+        node = 1
+        data-dir = "d"
+        [nodes]
+        1 = "127.0.0.1:7101"
+        2 = "127.0.0.1:7102"
+        [[groups]]
+        name = "kv"
+        module = "kv.wasm"
+    "#;
+
+    #[test]
+    fn a_small_file_gets_defaults() {
+        let config = NodeConfig::parse(GOOD, Path::new("/etc/lockstep")).expect("it is good");
+        assert_eq!(config.data_dir, Path::new("/etc/lockstep/d"));
+        assert_eq!(config.listen, "127.0.0.1:7101");
+        assert_eq!(config.groups[0].nodes.len(), 2);
+        assert_eq!(config.log_segment_bytes, limits::LOG_SEGMENT_BYTES);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        // What is replaced, by what, and what the error must say.
+        let rows = [
+            ("cluster =", "clutser =", "clutser"),
+            ("node = 1", "node = 0", "1 to 65535"),
+            ("node = 1", "node = 9", "no entry for this node, 9"),
+            ("127.0.0.1:7102", "127.0.0.1", "not host:port"),
+            ("127.0.0.1:7102", "127.0.0.1:7101", "share the address"),
+            ("2 = \"127", "x = \"127", "is not a node id"),
+            ("2 = \"127", "01 = \"127", "listed twice"),
+            ("\"kv\"", "\"K V\"", "use 1 to 64 of a-z"),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nnodes = [1, 7]", "node 7 is not in [nodes]"),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nnodes = [2]", "no group is hosted on node 1"),
+            (
+                "\"kv.wasm\"",
+                "\"kv.wasm\"\n[[groups]]\nname=\"kv\"\nmodule=\"x\"",
+                "configured twice",
+            ),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nsnapshot-log-bytes = \"1 MB\"", "is not a size"),
+            ("data-dir", "log-segment = \"1KiB\"\ndata-dir", "below the least"),
+        ];
+        for (from, to, want) in rows {
+            let text = GOOD.replacen(from, to, 1);
+            let error = NodeConfig::parse(&text, Path::new(".")).expect_err(want);
+            assert!(error.contains(want), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(parse_size("x", "3MiB"), Ok(3 << 20));
+        assert_eq!(parse_size("x", "17"), Ok(17));
+        assert!(parse_size("x", "99999999999GiB").is_err());
+    }
+}

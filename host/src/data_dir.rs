@@ -1,0 +1,193 @@
+//! The data directory of a node: its lock, and the file that says whose it is.
+//!
+//! ```text
+//! <data>/LOCK      exclusive lock, held for process life
+//! <data>/node      text: format, cluster, node, whether its log was begun; checked at each start
+//! <data>/wal/      the log
+//! <data>/groups/   snapshots
+//! ```
+//! A directory that is locked, foreign or of a newer format is refused, and nothing in it is
+//! touched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::NodeConfig;
+use crate::fs::{Fs, make_durable};
+
+/// The format of the directory as a whole.
+const FORMAT: u32 = 1;
+/// Ends the owner's line until the log has its first segment.
+const NO_LOG: &str = " log=none";
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("data directory {}: {doing}: {source}; make it writable for this process or choose \
+        another data-dir", dir.display())]
+    Io { dir: PathBuf, doing: &'static str, source: io::Error },
+    #[error("data directory {} is locked: another process uses it; stop that one, or give this \
+        node its own data-dir", .0.display())]
+    Locked(PathBuf),
+    #[error("data directory {} belongs to {have}, but the configuration says {want}; nothing was \
+        touched: point data-dir at this node's own directory", dir.display())]
+    Foreign { dir: PathBuf, have: String, want: String },
+    #[error("data directory {} has format {have}, this binary knows up to {FORMAT}; nothing was \
+        touched: use a newer lockstep", dir.display())]
+    Newer { dir: PathBuf, have: u32 },
+    #[error("data directory {} holds a log but no file `node`; nothing was touched: restore the \
+        file, or start with --rejoin to move the old data aside", .0.display())]
+    Unnamed(PathBuf),
+    #[error("data directory {}: its file `node` is damaged; nothing was touched: restore it, or \
+        start with --rejoin to move the old data aside", .0.display())]
+    Damaged(PathBuf),
+    #[error("data directory {} has lost its log (wal/ is missing or empty); nothing was touched: \
+        restore \
+        it, or start with --rejoin to join as a new replica", .0.display())]
+    NoLog(PathBuf),
+}
+
+/// An open data directory.
+pub struct DataDir {
+    path: PathBuf,
+    /// Its owner, as long as the owner's file says that no log was begun.
+    unbegun: Option<String>,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl DataDir {
+    /// Locks a directory and checks that it is this node's; a new one is marked as such.
+    pub fn open(fs: &Arc<dyn Fs>, config: &NodeConfig, rejoin: bool) -> Result<Self, DataDirError> {
+        let path = config.data_dir.clone();
+        let io = |doing| {
+            let dir = path.clone();
+            move |source| DataDirError::Io { dir, doing, source }
+        };
+        fs.create_dir_all(&path).map_err(io("create it"))?;
+        let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
+            _other => io("lock it")(e),
+        })?;
+        let mut this = Self { path: path.clone(), unbegun: None, _lock: lock };
+        if rejoin {
+            this.move_aside(&**fs).map_err(io("move the old data aside"))?;
+        }
+        this.check_owner(&**fs, config)?;
+        Ok(this)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn wal(&self) -> PathBuf {
+        self.path.join("wal")
+    }
+
+    /// The log has its first segment: from now on a directory without one has lost it.
+    pub fn log_begun(&mut self, fs: &dyn Fs) -> Result<(), DataDirError> {
+        let Some(owner) = self.unbegun.take() else { return Ok(()) };
+        let dir = self.path.clone();
+        write_owner(fs, &self.path.join("node"), &owner).map_err(|source| DataDirError::Io {
+            dir,
+            doing: "write its owner",
+            source,
+        })
+    }
+
+    fn check_owner(&mut self, fs: &dyn Fs, config: &NodeConfig) -> Result<(), DataDirError> {
+        let path = self.path.clone();
+        let dir = || path.clone();
+        let io = |doing| move |source| DataDirError::Io { dir: dir(), doing, source };
+        let file = self.path.join("node");
+        let want = format!("cluster={} node={}", config.cluster, config.node);
+        let has_log = self.has_log(fs).map_err(io("look for the log"))?;
+        if !fs.exists(&file).map_err(io("look for its owner"))? {
+            if has_log {
+                return Err(DataDirError::Unnamed(dir()));
+            }
+            write_owner(fs, &file, &format!("{want}{NO_LOG}")).map_err(io("write its owner"))?;
+        }
+        let text = read_text(fs, &file).map_err(io("read its owner"))?;
+        let (format, owner) = parse_owner(&text).ok_or_else(|| DataDirError::Damaged(dir()))?;
+        if format > FORMAT {
+            return Err(DataDirError::Newer { dir: dir(), have: format });
+        }
+        let have = owner.strip_suffix(NO_LOG).unwrap_or(owner);
+        if have != want {
+            return Err(DataDirError::Foreign { dir: dir(), have: have.to_owned(), want });
+        }
+        match owner.ends_with(NO_LOG) {
+            true => self.unbegun = Some(want),
+            false if has_log => {}
+            false => return Err(DataDirError::NoLog(dir())),
+        }
+        Ok(())
+    }
+
+    /// Whether there is a segment of a log.
+    fn has_log(&self, fs: &dyn Fs) -> io::Result<bool> {
+        if !fs.exists(&self.wal())? {
+            return Ok(false);
+        }
+        let is_segment = |name: &String| {
+            name.strip_suffix(".wal").is_some_and(|seq| u64::from_str_radix(seq, 16).is_ok())
+        };
+        Ok(fs.list(&self.wal())?.iter().any(is_segment))
+    }
+
+    /// Keeps what is there under a name nobody reads, and leaves an empty directory.
+    fn move_aside(&self, fs: &dyn Fs) -> io::Result<()> {
+        let old: Vec<String> = fs
+            .list(&self.path)?
+            .into_iter()
+            .filter(|n| n == "wal" || n == "groups" || n == "node")
+            .collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let aside = (1..)
+            .map(|number| self.path.join(format!("old-{number}")))
+            .find(|path| matches!(fs.exists(path), Ok(false)))
+            .expect("some number is free");
+        fs.create_dir_all(&aside)?;
+        // The owner's file goes first: a crash in between leaves a directory that asks for --rejoin
+        // again.
+        for name in ["node", "groups", "wal"].iter().filter(|name| old.iter().any(|o| o == *name)) {
+            fs.rename(&self.path.join(name), &aside.join(name))?;
+        }
+        make_durable(fs, &aside.join("node"))?;
+        make_durable(fs, &aside)?;
+        tracing::warn!(aside = %aside.display(), "the old data was moved aside; this node joins \
+            anew");
+        Ok(())
+    }
+}
+
+fn write_owner(fs: &dyn Fs, file: &Path, owner: &str) -> io::Result<()> {
+    let fresh = file.with_extension("new");
+    if fs.exists(&fresh)? {
+        fs.remove(&fresh)?;
+    }
+    let handle = fs.create(&fresh)?;
+    handle.write_at(format!("lockstep format={FORMAT} {owner}\n").as_bytes(), 0)?;
+    handle.sync()?;
+    fs.rename(&fresh, file)?;
+    make_durable(fs, file)
+}
+
+fn read_text(fs: &dyn Fs, file: &Path) -> io::Result<String> {
+    let handle = fs.open(file, false)?;
+    let length = handle.len()?.min(4096) as usize;
+    let mut bytes = vec![0; length];
+    crate::fs::read_exact_at(&*handle, &mut bytes, 0)?;
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
+/// `lockstep format=N cluster=NAME node=ID` into the format and what follows.
+fn parse_owner(text: &str) -> Option<(u32, &str)> {
+    let rest = text.trim_end().strip_prefix("lockstep format=")?;
+    let (format, owner) = rest.split_once(' ')?;
+    Some((format.parse().ok()?, owner))
+}

@@ -1,0 +1,346 @@
+//! Hosting one group: its actor, its mailbox and its lanes.
+//!
+//! The actor is the tokio shell around the core: it *selects* an input, hands it to
+//! [`lockstep_core::group::Group`], and carries out the effects. It decides nothing itself, and
+//! awaits nothing but its inputs.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use lockstep_core::apply::Answer;
+use lockstep_core::fault::{Fault, Refusal};
+use lockstep_core::group::{
+    ApplyJob, Effect, Event, Group, GroupStatus, Inbound, ReplicaState, Stopped,
+};
+use lockstep_core::ids::Ticket;
+use lockstep_core::limits;
+use lockstep_core::snapshot::SnapshotDesc;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::clock::Clock;
+use crate::store::{StoreHandle, on_lane};
+use crate::transport::Transport;
+
+mod apply_lane;
+mod capture;
+pub(crate) mod inbox;
+mod log_lane;
+pub(crate) mod mailbox;
+mod outbox;
+pub(crate) mod start;
+mod store_lane;
+
+pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
+
+use apply_lane::Gauges;
+pub(crate) use log_lane::LogLane;
+use log_lane::PersistJob;
+use mailbox::{Inward, Mailbox, Request};
+
+/// Inputs taken between two flushes: the group commit's bound.
+const INPUTS_PER_FLUSH_MAX: usize = 4_096;
+/// Queries of one group that may wait for their read index or the guest.
+const QUERIES_WAITING_MAX: usize = 8_192;
+/// Ticks between two published reports.
+const REPORT_TICKS: u64 = 1;
+
+/// Drives one replica.
+pub(crate) struct GroupActor {
+    group: Group,
+    handle: GroupHandle,
+    mailbox: Mailbox,
+    ticks: Interval,
+    ticked: u64,
+    tickets: BTreeMap<Ticket, Waiting>,
+    /// Of the tickets, those of queries.
+    queries: usize,
+    next_ticket: u64,
+    lanes: Lanes,
+    state: watch::Sender<ReplicaState>,
+    report: watch::Sender<GroupReport>,
+}
+
+/// Where effects go.
+pub(crate) struct Lanes {
+    pub cluster: [u8; 16],
+    pub log: LogLane,
+    pub apply: mpsc::Sender<ApplyJob>,
+    pub store: Arc<dyn StoreHandle>,
+    pub transport: Arc<dyn Transport>,
+    pub clock: Arc<dyn Clock>,
+    pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
+    pub gauges: Arc<Gauges>,
+}
+
+enum Waiting {
+    Command(oneshot::Sender<Result<Answer, Refusal>>),
+    Query(oneshot::Sender<Result<QueryAnswer, Refusal>>),
+}
+
+/// One thing that happened.
+enum Input {
+    Tick,
+    Inward(Inward),
+    Frame(Inbound),
+    Request(Request),
+    /// Nobody holds a handle any more.
+    Closed,
+}
+
+impl GroupActor {
+    pub(crate) fn new(
+        group: Group,
+        handle: GroupHandle,
+        mailbox: Mailbox,
+        lanes: Lanes,
+        state: watch::Sender<ReplicaState>,
+        report: watch::Sender<GroupReport>,
+    ) -> Self {
+        let mut ticks = interval(Duration::from_millis(limits::TICK_MS));
+        // A process that slept must not tick all that time at once: its peers did not wait for it.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            group,
+            handle,
+            mailbox,
+            ticks,
+            ticked: 0,
+            tickets: BTreeMap::new(),
+            queries: 0,
+            next_ticket: 0,
+            lanes,
+            state,
+            report,
+        }
+    }
+
+    /// Runs until the replica stopped. `first` are the effects of opening it.
+    pub(crate) async fn run(mut self, first: Vec<Effect>) {
+        self.carry_out(first);
+        while !self.group.state().is_stopped() {
+            let input = self.select().await;
+            if matches!(input, Input::Closed) {
+                break;
+            }
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(input)));
+            if let Err(panic) = turn {
+                let fault = Fault::Internal(panic_text(&*panic));
+                self.publish_state(ReplicaState::Stopped(Stopped::Failed(fault)));
+                break;
+            }
+        }
+        self.close();
+    }
+
+    /// Chooses; changes nothing.
+    async fn select(&mut self) -> Input {
+        tokio::select! {
+            biased;
+            _ = self.ticks.tick() => Input::Tick,
+            Some(inward) = self.mailbox.events.recv() => Input::Inward(inward),
+            Some(frame) = self.mailbox.frames.recv() => Input::Frame(frame),
+            Some(request) = self.mailbox.requests.recv() => Input::Request(request),
+            else => Input::Closed,
+        }
+    }
+
+    /// Takes an input and whatever else waits, then lets the core flush.
+    fn turn(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.take(input, &mut effects);
+        for _ in 0..INPUTS_PER_FLUSH_MAX {
+            let Some(input) = self.try_next() else { break };
+            self.take(input, &mut effects);
+        }
+        self.group.flush(&mut effects);
+        self.carry_out(effects);
+    }
+
+    fn try_next(&mut self) -> Option<Input> {
+        let mailbox = &mut self.mailbox;
+        let inward = mailbox.events.try_recv().ok().map(Input::Inward);
+        inward
+            .or_else(|| mailbox.frames.try_recv().ok().map(Input::Frame))
+            .or_else(|| mailbox.requests.try_recv().ok().map(Input::Request))
+    }
+
+    fn take(&mut self, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Tick => {
+                self.ticked += 1;
+                if self.ticked.is_multiple_of(REPORT_TICKS) {
+                    self.publish_report();
+                }
+                self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
+            }
+            Input::Inward(Inward::Event(event)) => self.group.handle(event, effects),
+            Input::Inward(Inward::Queried { ticket, answer }) => self.answer_query(ticket, answer),
+            Input::Frame(inbound) => self.group.handle(Event::Frame(inbound), effects),
+            Input::Request(request) => {
+                if let Some(event) = self.admit(request) {
+                    self.group.handle(event, effects);
+                }
+            }
+            Input::Closed => {}
+        }
+    }
+
+    /// Gives a request its ticket; queries beyond what may wait are refused here.
+    fn admit(&mut self, request: Request) -> Option<Event> {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        let (waiting, event) = match request {
+            Request::Propose { call, answer } => {
+                (Waiting::Command(answer), Event::Propose { ticket, call })
+            }
+            Request::OpenSession { nonce, answer } => {
+                (Waiting::Command(answer), Event::OpenSession { ticket, nonce })
+            }
+            Request::Query { answer, .. } if self.queries >= QUERIES_WAITING_MAX => {
+                drop(answer.send(Err(Refusal::Overloaded)));
+                return None;
+            }
+            Request::Query { request, linearizable, answer } => {
+                self.queries += 1;
+                (Waiting::Query(answer), Event::Query { ticket, request, linearizable })
+            }
+        };
+        self.tickets.insert(ticket, waiting);
+        Some(event)
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Persist { seq, job } => {
+                    self.lanes.log.persist(PersistJob { seq, job, group: self.handle.clone() });
+                }
+                Effect::Fetch { from, to, bytes } => self.fetch(from, to, bytes),
+                Effect::Apply(job) => {
+                    // The lane is gone only while the process goes down.
+                    let _ = self.lanes.apply.send(job);
+                }
+                Effect::List { snapshots, holds } => self.list(snapshots, holds),
+                Effect::Send { to, frame } => self.lanes.transport.send(to, frame),
+                Effect::SendSnapshot { to, snapshot } => {
+                    outbox::spawn(&self.lanes, &self.handle, &self.group, to, snapshot);
+                }
+                Effect::Answer { ticket, answer } => self.answer(ticket, answer),
+                Effect::State(state) => self.publish_state(state),
+            }
+        }
+    }
+
+    fn fetch(&self, from: u64, to: u64, bytes: u64) {
+        let (reader, handle) = (self.lanes.log.reader(), self.handle.clone());
+        tokio::task::spawn_blocking(move || {
+            let entries = reader.entries(handle.id(), from, to, bytes);
+            if let Err(error) = &entries {
+                tracing::warn!(group = handle.name(), from, %error, "entries not read for a \
+                    follower");
+            }
+            handle.raise(Event::Fetched { from, entries: entries.ok() });
+        });
+    }
+
+    fn list(
+        &self,
+        snapshots: Vec<SnapshotDesc>,
+        holds: Vec<Box<dyn lockstep_core::snapshot::Hold>>,
+    ) {
+        self.lanes.listed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&snapshots);
+        let group = self.handle.name().to_owned();
+        self.lanes.store.run(Box::new(move |store| {
+            let collected = store.list_durable(&snapshots);
+            drop(holds);
+            for error in collected.errors {
+                tracing::warn!(group, error, "an unlisted snapshot was not removed");
+            }
+        }));
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Refusal>) {
+        match (self.tickets.remove(&ticket), answer) {
+            // A receiver that is gone gave up waiting.
+            (Some(Waiting::Command(sender)), answer) => drop(sender.send(answer)),
+            (Some(Waiting::Query(sender)), Err(refusal)) => {
+                self.queries -= 1;
+                drop(sender.send(Err(refusal)));
+            }
+            (Some(Waiting::Query(_)), Ok(_)) => unreachable!("the core only refuses queries"),
+            (None, _) => unreachable!("a ticket is answered once"),
+        }
+    }
+
+    fn answer_query(&mut self, ticket: Ticket, answer: Result<QueryAnswer, Refusal>) {
+        if let Some(Waiting::Query(sender)) = self.tickets.remove(&ticket) {
+            self.queries -= 1;
+            drop(sender.send(answer));
+        }
+    }
+
+    fn publish_state(&self, state: ReplicaState) {
+        let cause = state.cause();
+        tracing::info!(group = self.handle.name(), state = state.name(), cause, "replica state");
+        self.state.send_replace(state);
+        self.publish_report();
+    }
+
+    fn publish_report(&self) {
+        self.report.send_replace(report(&self.lanes, self.group.status()));
+    }
+
+    /// Every request still waiting is told why; later ones see the state.
+    fn close(mut self) {
+        self.publish_report();
+        let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
+        for waiting in std::mem::take(&mut self.tickets).into_values() {
+            match waiting {
+                Waiting::Command(sender) => drop(sender.send(Err(refusal.clone()))),
+                Waiting::Query(sender) => drop(sender.send(Err(refusal.clone()))),
+            }
+        }
+    }
+}
+
+/// What `status` shows of a group, put together from core, log, store and guest.
+pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
+    use std::sync::atomic::Ordering::Relaxed;
+    let log = lanes.log.stats();
+    let gauges = &lanes.gauges;
+    GroupReport {
+        snapshot_bytes: status.snapshots.iter().map(|desc| desc.length).sum(),
+        status,
+        log_bytes: log.bytes,
+        guest_memory_bytes: gauges.guest_memory_bytes.load(Relaxed),
+        snapshot_stall_ms: gauges.snapshot_stall_ms.load(Relaxed),
+        log_fsyncs: log.fsyncs,
+        last_capture_error: gauges
+            .last_capture_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
+        guest_faults: gauges.guest_faults.load(Relaxed),
+    }
+}
+
+/// What a panic said, for the fault that it becomes.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panicked without a message".to_owned())
+}
+
+/// Opens an object through the lane; shared by the outbox and whoever else reads.
+pub(crate) fn open_object(
+    store: &dyn StoreHandle,
+    desc: &SnapshotDesc,
+) -> Result<crate::store::SnapshotReader, String> {
+    let desc = desc.clone();
+    on_lane(store, move |store| store.open_object(&desc))
+        .ok_or_else(|| "the store lane is gone".to_owned())?
+        .map_err(|e| e.to_string())
+}

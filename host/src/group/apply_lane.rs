@@ -1,0 +1,513 @@
+//! The apply lane: the only holder of a group's live guest, and of the ledger beside it.
+//!
+//! [`ApplyLane::run`] takes one job and returns what to tell the core; a thread per group calls it.
+//!
+//! - One guest call per entry. A guest that faults is dropped with its store, rebuilt from a
+//!   recovery point and the log, and tried once more; if it faults again the replica parks.
+//! - A rebuild is what a start is: the newest listed snapshot that restores, then the log up to the
+//!   goal.
+//! - A restored guest replaces the live one only when length, digest and the guest's own word are
+//!   good.
+//! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
+//!   lets go and waits for the restore, which is no fault.
+//! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lockstep_core::apply::{
+    Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
+};
+use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
+use lockstep_core::group::{ApplyJob, Event};
+use lockstep_core::ids::{GroupId, Ticket};
+use lockstep_core::limits;
+use lockstep_core::snapshot::{Configuration, SnapshotDesc};
+use raft::eraftpb::Entry;
+
+use crate::clock::Clock;
+use crate::group::QueryAnswer;
+use crate::group::capture::Capture;
+use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
+use crate::store::{StoreHandle, on_lane};
+use crate::wal::{WalError, WalReader};
+
+/// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
+const QUERY_TRAPS_MAX: usize = 3;
+const QUERY_WINDOW_MS: u64 = 60_000;
+/// Inline snapshots that trap in a row before no more are taken.
+const SNAPSHOT_TRAPS_MAX: u32 = 3;
+/// Entries read back from the log at once, bytes.
+const REPLAY_BYTES: u64 = 4 << 20;
+
+/// What the lane shows of itself while it works.
+#[derive(Default)]
+pub(crate) struct Gauges {
+    pub guest_memory_bytes: AtomicU64,
+    pub guest_faults: AtomicU64,
+    pub snapshot_stall_ms: AtomicU64,
+    pub last_capture_error: Mutex<Option<String>>,
+}
+
+/// What the lane works with.
+pub(crate) struct Tools {
+    pub group: GroupId,
+    pub module: Module,
+    pub log: WalReader,
+    pub store: Arc<dyn StoreHandle>,
+    pub clock: Arc<dyn Clock>,
+    /// What the log durably lists, newest first; kept by the actor.
+    pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
+    pub gauges: Arc<Gauges>,
+}
+
+/// What a job leads to.
+#[expect(clippy::large_enum_variant, reason = "events are the common case, and moved at once")]
+pub(crate) enum Output {
+    Event(Event),
+    Queried {
+        ticket: Ticket,
+        answer: Result<QueryAnswer, Refusal>,
+    },
+    /// A captured snapshot that a bulk worker has to finish, seal and read back.
+    Seal(Capture),
+}
+
+/// One group's guest and ledger.
+pub(crate) struct ApplyLane {
+    tools: Tools,
+    ledger: Ledger,
+    guest: Option<Box<dyn Guest>>,
+    /// The log begins at 1: a rebuild needs no snapshot.
+    whole_log: bool,
+    /// Why the lane applies nothing any more.
+    fault: Option<Fault>,
+    /// The log was cut under this lane for a snapshot that raft installed: there is no guest until
+    /// the restore of that snapshot comes, which is on its way.
+    overtaken: bool,
+    query_traps: Vec<u64>,
+    snapshot_traps: u32,
+}
+
+impl ApplyLane {
+    pub(crate) fn new(tools: Tools) -> Self {
+        Self {
+            tools,
+            ledger: Ledger::default(),
+            guest: None,
+            whole_log: false,
+            fault: None,
+            overtaken: false,
+            query_traps: Vec::new(),
+            snapshot_traps: 0,
+        }
+    }
+
+    /// Does one job. Most lead to one output; a rebuild that fails on the way adds the fault.
+    pub(crate) fn run(&mut self, job: ApplyJob) -> Vec<Output> {
+        let restores = matches!(job, ApplyJob::Restore { .. });
+        if self.fault.is_some() || (self.overtaken && !restores) {
+            return vec![self.refuse(job)];
+        }
+        let output = match job {
+            ApplyJob::Start { state } => {
+                self.whole_log = state.first_index == 1;
+                let floor = state.floor;
+                let started = self.rebuilt(floor).map(|()| Event::Started { applied: floor });
+                self.settle(started, Event::Started { applied: 0 })
+            }
+            ApplyJob::Range { first, last, bytes, entries } => {
+                let applied = self.range(first, last, entries);
+                let applied = applied.map(|applied| Event::Applied(Applied { bytes, ..applied }));
+                self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
+            }
+            ApplyJob::Restore { snapshot } => {
+                self.whole_log = false;
+                self.overtaken = false;
+                let index = snapshot.index;
+                let restored = self.install(&snapshot);
+                // A rebuild from now on begins here, whether or not the actor has come to say so.
+                *self.listed() = vec![snapshot];
+                self.settle(restored.map(|()| Event::Restored { index }), Event::Restored { index })
+            }
+            ApplyJob::Capture { term, index, configuration } => {
+                self.capture(term, index, configuration)
+            }
+            ApplyJob::Query { ticket, request } => {
+                Output::Queried { ticket, answer: self.query(&request) }
+            }
+        };
+        let memory = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
+        self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
+        let mut outputs = vec![output];
+        if let Some(fault) = &self.fault {
+            tracing::error!(group = %self.tools.group, %fault, "the replica parks");
+            self.guest = None;
+            outputs.push(Output::Event(Event::Faulted(fault.clone())));
+        }
+        outputs
+    }
+
+    /// What a job led to; `let_go` says so when the log was cut under it.
+    fn settle(&mut self, result: Result<Event, Fault>, let_go: Event) -> Output {
+        Output::Event(match result {
+            Ok(event) => event,
+            Err(fault) => {
+                self.lost(fault);
+                let_go
+            }
+        })
+    }
+
+    /// There is no guest any more: because the log was cut under the lane, or because of `fault`.
+    fn lost(&mut self, fault: Fault) {
+        self.guest = None;
+        self.ledger = Ledger::default();
+        if !self.overtaken {
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Applies nothing any more, for a reason from outside.
+    pub(crate) fn give_up(&mut self, fault: Fault) {
+        self.lost(fault);
+    }
+
+    fn listed(&self) -> MutexGuard<'_, Vec<SnapshotDesc>> {
+        self.tools.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, job: ApplyJob) -> Output {
+        match job {
+            ApplyJob::Query { ticket, .. } => {
+                let refusal = match &self.fault {
+                    Some(fault) => {
+                        Refusal::NotServing { state: "parked", cause: fault.to_string() }
+                    }
+                    None => Refusal::NotServing {
+                        state: "restoring",
+                        cause: "a snapshot is being installed".to_owned(),
+                    },
+                };
+                Output::Queried { ticket, answer: Err(refusal) }
+            }
+            ApplyJob::Capture { index, .. } => {
+                Output::Event(Event::CaptureFailed { index, why: "there is no guest".into() })
+            }
+            ApplyJob::Range { bytes, .. } => {
+                Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
+            }
+            ApplyJob::Start { .. } | ApplyJob::Restore { .. } => {
+                // The core parked the pipeline; what was on its way is let go.
+                Output::Event(Event::Applied(Applied::default()))
+            }
+        }
+    }
+
+    fn range(&mut self, first: u64, last: u64, entries: Vec<Entry>) -> Result<Applied, Fault> {
+        let mut applied = Applied::default();
+        let mut next = first;
+        let mut given = Some(entries).filter(|entries| !entries.is_empty());
+        while next <= last {
+            let batch = match given.take() {
+                Some(entries) => entries,
+                None => self.read(next, last + 1)?,
+            };
+            for entry in &batch {
+                if entry.index > self.ledger.applied() {
+                    let answers = self.apply_or_rebuild(entry)?;
+                    if !answers.is_empty() {
+                        let (index, term) = (entry.index, entry.term);
+                        applied.answers.push(EntryAnswers { index, term, answers });
+                    }
+                }
+                next = entry.index + 1;
+            }
+        }
+        applied.last = self.ledger.applied();
+        Ok(applied)
+    }
+
+    /// Applies an entry; a guest that faults gets one more chance, freshly built.
+    fn apply_or_rebuild(
+        &mut self,
+        entry: &Entry,
+    ) -> Result<Vec<lockstep_core::apply::Answer>, Fault> {
+        match self.apply(entry) {
+            Err(Fault::Guest(fault)) => {
+                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(group = %self.tools.group, index = entry.index, %fault,
+                    "the guest faulted; it is rebuilt and tried once more");
+                self.rebuilt(entry.index - 1)?;
+                self.apply(entry)
+            }
+            other => other,
+        }
+    }
+
+    fn apply(&mut self, entry: &Entry) -> Result<Vec<lockstep_core::apply::Answer>, Fault> {
+        let index = entry.index;
+        let work =
+            self.ledger.admit(entry).map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;
+        match work {
+            Work::Done(answers) => Ok(answers),
+            Work::Init(moment) => {
+                let mut guest = self.fresh()?;
+                let install = self.ledger.install().expect("init follows the install record");
+                guest.init(context(moment), &install.config)?;
+                self.guest = Some(guest);
+                Ok(Vec::new())
+            }
+            Work::Apply(plan) => {
+                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                let count = plan.commands.len();
+                let outcomes = guest.apply(context(plan.moment), &plan.commands)?;
+                let outcomes: Vec<Outcome> = outcomes
+                    .into_iter()
+                    .map(|outcome| match outcome {
+                        guest::Outcome::Ok(bytes) => Outcome::Ok(bytes),
+                        guest::Outcome::Rejected(bytes) => Outcome::Rejected(bytes),
+                    })
+                    .collect();
+                let got = outcomes.len();
+                self.ledger.settle(plan, outcomes).ok_or_else(|| {
+                    Fault::Guest(GuestFault {
+                        class: FaultClass::Trap,
+                        call: "apply",
+                        index: Some(index),
+                        message: format!("{got} outcomes for {count} commands"),
+                    })
+                })
+            }
+        }
+    }
+
+    /// A fresh guest for the group this ledger is of.
+    fn fresh(&self) -> Result<Box<dyn Guest>, Fault> {
+        let install = self.ledger.install().expect("the install record is there");
+        let module = &self.tools.module;
+        if install.module != module.id() {
+            return Err(Fault::WrongModule { have: module.id(), want: install.module });
+        }
+        if install.profile.engine_major != module.engine_major() {
+            return Err(Fault::Internal(format!(
+                "the group was founded on engine {}, this binary has {}",
+                install.profile.engine_major,
+                module.engine_major()
+            )));
+        }
+        Ok(module.instantiate(install)?)
+    }
+
+    /// Builds guest and ledger anew as they are after `goal`.
+    fn rebuilt(&mut self, goal: u64) -> Result<(), Fault> {
+        loop {
+            let listed = self.listed().clone();
+            let result = self.rebuilt_from(&listed, goal);
+            if !self.overtaken || *self.listed() == listed {
+                return result;
+            }
+            // A newer local snapshot was listed meanwhile, and the log cut to it: begin with that.
+            self.overtaken = false;
+        }
+    }
+
+    fn rebuilt_from(&mut self, listed: &[SnapshotDesc], goal: u64) -> Result<(), Fault> {
+        self.guest = None;
+        self.ledger = Ledger::default();
+        let mut causes = Vec::new();
+        for desc in listed.iter().filter(|desc| desc.index <= goal) {
+            match self.install(desc) {
+                Ok(()) => break,
+                Err(fault @ (Fault::WrongModule { .. } | Fault::Internal(_))) => return Err(fault),
+                Err(fault) => {
+                    tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
+                        "recovery point does not restore; trying an older one");
+                    causes.push(format!("at {}: {fault}", desc.index));
+                }
+            }
+        }
+        if self.ledger.applied() == 0 && !self.whole_log {
+            let why = match causes.is_empty() {
+                true => "none is listed".to_owned(),
+                false => causes.join("; "),
+            };
+            return Err(Fault::NoRecoverableSnapshot(why));
+        }
+        while self.ledger.applied() < goal {
+            for entry in self.read(self.ledger.applied() + 1, goal + 1)? {
+                self.apply(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores a listed object into a fresh guest, and swaps only if all of it is good.
+    fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
+        let wanted = desc.clone();
+        let mut reader = on_lane(&*self.tools.store, move |store| store.open_object(&wanted))
+            .ok_or_else(|| Fault::Restore("the store lane is gone".into()))?
+            .map_err(|e| Fault::Restore(e.to_string()))?;
+        let bad = |e: std::io::Error| Fault::Restore(e.to_string());
+        let mut length = [0; 4];
+        reader.read_exact(&mut length).map_err(bad)?;
+        let length = u32::from_le_bytes(length) as usize;
+        if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
+            return Err(Fault::Restore(format!("an envelope of {length} bytes")));
+        }
+        let mut envelope = vec![0; length];
+        reader.read_exact(&mut envelope).map_err(bad)?;
+        let ledger = Ledger::decode_envelope(Bytes::from(envelope), desc.index)
+            .map_err(|e| Fault::Restore(e.to_string()))?;
+
+        let before = std::mem::replace(&mut self.ledger, ledger);
+        let result = self.fresh().and_then(|mut guest| {
+            let header = SnapshotHeader {
+                writer_name: self.tools.module.info().name.clone(),
+                writer_version: self.tools.module.info().version.clone(),
+                format: desc.format,
+                index: desc.index,
+                time_ms: self.ledger.log_time_ms(),
+            };
+            let install = self.ledger.install().expect("fresh found the install record");
+            guest.restore(&header, &install.config, &mut reader)?;
+            // What the guest left unread counts all the same: the digest is of the whole payload.
+            std::io::copy(&mut reader, &mut std::io::sink()).map_err(bad)?;
+            Ok(guest)
+        });
+        match result {
+            Ok(guest) => {
+                self.guest = Some(guest);
+                Ok(())
+            }
+            Err(fault) => {
+                self.ledger = before;
+                Err(fault)
+            }
+        }
+    }
+
+    fn read(&mut self, from: u64, to: u64) -> Result<Vec<Entry>, Fault> {
+        let entries = self.tools.log.entries(self.tools.group, from, to, REPLAY_BYTES);
+        self.overtaken |= matches!(entries, Err(WalError::Compacted { .. }));
+        let entries = entries.map_err(|e| Fault::Internal(format!("entries from {from}: {e}")))?;
+        match entries.is_empty() {
+            true => Err(Fault::Internal(format!("the log has no entry {from}"))),
+            false => Ok(entries),
+        }
+    }
+
+    fn capture(&mut self, term: u64, index: u64, configuration: Configuration) -> Output {
+        let result = self.try_capture(term, index, configuration);
+        let noted = result.as_ref().err().cloned();
+        *self.tools.gauges.last_capture_error.lock().unwrap_or_else(PoisonError::into_inner) =
+            noted;
+        match result {
+            Ok(capture) => Output::Seal(capture),
+            Err(why) => {
+                tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
+                Output::Event(Event::CaptureFailed { index, why })
+            }
+        }
+    }
+
+    fn try_capture(
+        &mut self,
+        term: u64,
+        index: u64,
+        configuration: Configuration,
+    ) -> Result<Capture, String> {
+        if self.ledger.applied() != index {
+            return Err(format!("the guest is at {}, not at the mark", self.ledger.applied()));
+        }
+        if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX {
+            return Err("the guest's snapshot trapped three times in a row".to_owned());
+        }
+        let last = self.listed().first().map(|desc| desc.length + desc.length / 8);
+        let Some(guest) = self.guest.as_mut() else { return Err("there is no guest yet".into()) };
+        let began = self.tools.clock.wall_ms();
+        let info = self.tools.module.info();
+        let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
+        let mut capture = Capture::begin(
+            &*self.tools.store,
+            crate::store::LocalHeader {
+                term,
+                index,
+                module: self.tools.module.id(),
+                format: info.snapshot_format,
+                configuration,
+                estimate: last.unwrap_or(most),
+                growable: true,
+            },
+        )?;
+        let written = capture.write(&self.ledger.encode_envelope(), &mut **guest);
+        let stall = self.tools.clock.wall_ms().saturating_sub(began);
+        self.tools.gauges.snapshot_stall_ms.fetch_max(stall, Ordering::Relaxed);
+        match written {
+            Ok(Ok(())) => {
+                self.snapshot_traps = 0;
+                Ok(capture)
+            }
+            Ok(Err(why)) => Err(why.to_string()),
+            Err(fault) => {
+                self.snapshot_traps += 1;
+                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                let applied = self.ledger.applied();
+                self.rebuild_beside(applied);
+                Err(fault.to_string())
+            }
+        }
+    }
+
+    /// Rebuilds after a call that was no entry: what fails now parks the replica.
+    fn rebuild_beside(&mut self, applied: u64) {
+        if let Err(fault) = self.rebuilt(applied) {
+            self.lost(fault);
+        }
+    }
+
+    fn query(&mut self, request: &[u8]) -> Result<QueryAnswer, Refusal> {
+        let now = self.tools.clock.wall_ms();
+        self.query_traps.retain(|at| at + QUERY_WINDOW_MS > now);
+        if self.query_traps.len() >= QUERY_TRAPS_MAX {
+            let cause = format!("{QUERY_TRAPS_MAX} queries faulted within a minute");
+            return Err(Refusal::QueriesRefused { cause });
+        }
+        let restoring = || Refusal::NotServing { state: "restoring", cause: "no guest yet".into() };
+        let guest = self.guest.as_mut().ok_or_else(restoring)?;
+        let applied = self.ledger.applied();
+        match guest.query(context(self.ledger.moment()), request) {
+            Ok(result) => Ok(QueryAnswer { result: bounded(result), applied }),
+            Err(fault) => {
+                self.query_traps.push(now);
+                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
+                self.rebuild_beside(applied);
+                Err(Refusal::QueryFaulted { cause: fault.to_string() })
+            }
+        }
+    }
+}
+
+fn bounded(result: Result<Bytes, Bytes>) -> Result<Bytes, Bytes> {
+    match result {
+        Ok(bytes) | Err(bytes) if bytes.len() > limits::QUERY_ANSWER_BYTES_MAX => {
+            Err(Bytes::from(format!(
+                "the answer of {} bytes is over the limit of {}: ask for less",
+                bytes.len(),
+                limits::QUERY_ANSWER_BYTES_MAX
+            )))
+        }
+        fits => fits,
+    }
+}
+
+fn context(moment: Moment) -> Context {
+    Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
+}
+
+fn no_guest() -> Fault {
+    Fault::Internal("commands come after the install record".to_owned())
+}

@@ -1,0 +1,66 @@
+//! A local snapshot on its way from the guest to a sealed, read-back object.
+//!
+//! The apply lane writes it inline; finishing, sealing and reading back are a bulk worker's
+//! ([`Capture::seal`]). Dropping it at any point leaves nothing.
+
+use std::io::{self, Write};
+
+use lockstep_core::fault::GuestFault;
+use lockstep_core::group::Event;
+use lockstep_core::snapshot::Verified;
+
+use crate::guest::Guest;
+use crate::store::{LocalHeader, StagedWriter, StoreHandle, ask_lane};
+
+pub(crate) struct Capture {
+    index: u64,
+    writer: StagedWriter,
+}
+
+impl Capture {
+    /// Room and a place to write, or why there is none.
+    pub(crate) fn begin(store: &dyn StoreHandle, header: LocalHeader) -> Result<Self, String> {
+        let index = header.index;
+        let writer = ask_lane(store, move |store| {
+            let reservation = store.reserve_local(header)?;
+            store.create(reservation)
+        })
+        .map_err(|refusal| refusal.to_string())?;
+        Ok(Self { index, writer })
+    }
+
+    /// Envelope, then the guest's stream. The inner error is the disk's, the outer one the guest's.
+    pub(crate) fn write(
+        &mut self,
+        envelope: &[u8],
+        guest: &mut dyn Guest,
+    ) -> Result<io::Result<()>, GuestFault> {
+        if let Err(error) = self.writer.write_all(envelope) {
+            return Ok(Err(error));
+        }
+        guest.snapshot(&mut self.writer)
+    }
+
+    pub(crate) fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Makes the object whole, durable and verified; what to tell the core.
+    pub(crate) fn seal(self, store: &dyn StoreHandle) -> Event {
+        let Self { index, writer } = self;
+        match seal(writer, store) {
+            Ok(verified) => Event::Captured(verified),
+            Err(why) => {
+                tracing::warn!(index, why, "snapshot not sealed");
+                Event::CaptureFailed { index, why }
+            }
+        }
+    }
+}
+
+fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {
+    let finished = writer.finish().map_err(|refusal| refusal.to_string())?;
+    let staged = ask_lane(store, move |store| store.seal(finished))
+        .map_err(|refusal| refusal.to_string())?;
+    staged.verify(&mut || {}).map_err(|error| error.to_string())
+}

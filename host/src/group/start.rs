@@ -1,0 +1,285 @@
+//! Starting a hosted group: from what the log holds to a running actor and its lanes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{
+    ApplyJob, Effect, Event, Group, GroupConfig, Recovered, ReplicaState, Stopped,
+};
+use lockstep_core::ids::GroupId;
+use lockstep_core::recovery_state::RecoveryState;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::fs::Fs;
+use crate::group::apply_lane::{ApplyLane, Gauges, Output, Tools};
+use crate::group::capture::Capture;
+use crate::group::inbox::GroupInbox;
+use crate::group::mailbox::Mailbox;
+use crate::group::store_lane::StoreLane;
+use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
+use crate::guest::Module;
+use crate::store::layout::ObjectName;
+use crate::store::{Budget, Identity, SnapshotStore, StoreHandle};
+use crate::transport::Transport;
+use crate::wal::RecoveredGroup;
+
+/// Stack of an apply lane's thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
+const STACK_BYTES: usize = 4 << 20;
+
+/// What all groups of a node share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub cluster: [u8; 16],
+    pub fs: Arc<dyn Fs>,
+    pub clock: Arc<dyn Clock>,
+    pub log: LogLane,
+    pub budget: Arc<Budget>,
+}
+
+/// A group that was opened and waits for the transport to run.
+pub(crate) struct Opened {
+    pub handle: GroupHandle,
+    inbox: Option<GroupInbox>,
+    group: Group,
+    first: Vec<Effect>,
+    mailbox: Mailbox,
+    state: watch::Sender<ReplicaState>,
+    report: watch::Sender<crate::group::GroupReport>,
+    apply: mpsc::Sender<ApplyJob>,
+    store: Arc<dyn StoreHandle>,
+    listed: Arc<Mutex<Vec<lockstep_core::snapshot::SnapshotDesc>>>,
+    gauges: Arc<Gauges>,
+    shared: Shared,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How opening a group went.
+pub(crate) enum Started {
+    Opened(Box<Opened>),
+    /// Stopped from the start; the handle tells why.
+    Unusable(GroupHandle),
+}
+
+/// Opens one group on what the log recovered for it. Nothing is sent yet.
+pub(crate) fn open(
+    shared: &Shared,
+    config: GroupConfig,
+    module: Module,
+    snapshot_dir: PathBuf,
+    recovered: Option<RecoveredGroup>,
+) -> Result<Started, String> {
+    let name = config.name.clone();
+    let id = GroupId::of_name(&name);
+    let known = recovered.is_some();
+    let recovered = recovered.map(|group| read_window(shared, id, group)).transpose()?;
+    let mut first = Vec::new();
+    let group = Group::open(config, recovered, &mut first);
+
+    let state = group.recovery_state();
+    let store = match open_store(shared, id, snapshot_dir, known, state) {
+        Ok(store) => store,
+        Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
+    };
+    let listed = Arc::new(Mutex::new(state.snapshots.clone()));
+    let (store, store_thread) =
+        StoreLane::start(&name, store).map_err(|e| format!("store lane of {name:?}: {e}"))?;
+    let store: Arc<dyn StoreHandle> = Arc::new(store);
+
+    let (state_in, state_out) = watch::channel(group.state().clone());
+    let gauges = Arc::new(Gauges::default());
+    let (apply, jobs) = mpsc::channel();
+    let first_report = blank_report(&group);
+    let (report_in, report_out) = watch::channel(first_report);
+    let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
+    let tools = Tools {
+        group: id,
+        module: Arc::clone(&module),
+        log: shared.log.reader(),
+        store: Arc::clone(&store),
+        clock: Arc::clone(&shared.clock),
+        listed: Arc::clone(&listed),
+        gauges: Arc::clone(&gauges),
+    };
+    let apply_thread = start_apply_lane(&name, tools, jobs, handle.clone())
+        .map_err(|e| format!("apply lane of {name:?}: {e}"))?;
+    let inbox = GroupInbox {
+        cluster: shared.cluster,
+        handle: handle.clone(),
+        module,
+        store: Arc::clone(&store),
+    };
+    Ok(Started::Opened(Box::new(Opened {
+        handle,
+        inbox: Some(inbox),
+        group,
+        first,
+        mailbox,
+        state: state_in,
+        report: report_in,
+        apply,
+        store,
+        listed,
+        gauges,
+        shared: shared.clone(),
+        threads: vec![store_thread, apply_thread],
+    })))
+}
+
+/// Opens the group's snapshots; what the log does not list is swept only if it knows the group.
+fn open_store(
+    shared: &Shared,
+    group: GroupId,
+    dir: PathBuf,
+    known: bool,
+    state: &RecoveryState,
+) -> Result<SnapshotStore, String> {
+    let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
+    if !known {
+        refuse_strays(&*shared.fs, &dir).map_err(fail)?;
+    }
+    let identity = Identity { cluster: shared.cluster, group };
+    let (fs, budget) = (Arc::clone(&shared.fs), Arc::clone(&shared.budget));
+    let (store, _swept) =
+        SnapshotStore::open(fs, dir.clone(), identity, budget, state).map_err(fail)?;
+    Ok(store)
+}
+
+/// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
+fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
+    if !fs.exists(dir)? {
+        return Ok(());
+    }
+    match fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some()) {
+        None => Ok(()),
+        Some(name) => Err(std::io::Error::other(format!(
+            "it holds {name}, but the log knows nothing of this group; nothing was touched: \
+             restore \
+             the log, or move the snapshots away to join as a new replica"
+        ))),
+    }
+}
+
+/// A group that cannot run shows why; the node's other groups go on without it.
+fn unusable(id: GroupId, group: &Group, why: String) -> GroupHandle {
+    tracing::error!(group = group.recovery_state().group, why, "the group cannot run");
+    let state = ReplicaState::Stopped(Stopped::Failed(Fault::Unusable(why)));
+    let mut report = blank_report(group);
+    report.status.state = state.clone();
+    let (_, state) = watch::channel(state);
+    let (_, report) = watch::channel(report);
+    GroupHandle::new(id, &group.recovery_state().group, state, report).0
+}
+
+impl Opened {
+    /// The receiving end for snapshots; there is one.
+    pub(crate) fn take_inbox(&mut self) -> GroupInbox {
+        self.inbox.take().expect("the inbox is taken once")
+    }
+
+    /// Starts the actor. The lanes' threads end once it and every transfer are gone.
+    pub(crate) fn run(
+        self,
+        transport: Arc<dyn Transport>,
+    ) -> (tokio::task::JoinHandle<()>, Vec<JoinHandle<()>>) {
+        let lanes = Lanes {
+            cluster: self.shared.cluster,
+            log: self.shared.log.clone(),
+            apply: self.apply,
+            store: self.store,
+            transport,
+            clock: self.shared.clock,
+            listed: self.listed,
+            gauges: self.gauges,
+        };
+        self.report.send_replace(report(&lanes, self.group.status()));
+        let actor =
+            GroupActor::new(self.group, self.handle, self.mailbox, lanes, self.state, self.report);
+        (tokio::spawn(actor.run(self.first)), self.threads)
+    }
+}
+
+/// The end of the log that raft must find in memory: from the floor on.
+fn read_window(shared: &Shared, id: GroupId, group: RecoveredGroup) -> Result<Recovered, String> {
+    let RecoveredGroup { state, last_index, terms, .. } = group;
+    let mut next = state.first_index.max(state.floor);
+    let mut window = Vec::new();
+    while next <= last_index {
+        let entries = shared
+            .log
+            .reader()
+            .entries(id, next, last_index + 1, 16 << 20)
+            .map_err(|e| format!("log of group {:?}: {e}", state.group))?;
+        let Some(last) = entries.last() else {
+            return Err(format!("log of group {:?}: entry {next} is missing", state.group));
+        };
+        next = last.index + 1;
+        window.extend(entries);
+    }
+    Ok(Recovered { state, terms, window })
+}
+
+fn start_apply_lane(
+    name: &str,
+    tools: Tools,
+    jobs: mpsc::Receiver<ApplyJob>,
+    handle: GroupHandle,
+) -> std::io::Result<JoinHandle<()>> {
+    let store = Arc::clone(&tools.store);
+    let mut lane = ApplyLane::new(tools);
+    std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES).spawn(
+        move || {
+            for job in jobs {
+                let outputs = catch_unwind(AssertUnwindSafe(|| lane.run(job)));
+                match outputs {
+                    Ok(outputs) => {
+                        outputs.into_iter().for_each(|output| tell(&handle, &store, output))
+                    }
+                    Err(panic) => {
+                        let fault = Fault::Internal(format!("apply lane: {}", panic_text(&*panic)));
+                        lane.give_up(fault.clone());
+                        handle.raise(Event::Faulted(fault));
+                    }
+                }
+            }
+        },
+    )
+}
+
+fn tell(handle: &GroupHandle, store: &Arc<dyn StoreHandle>, output: Output) {
+    match output {
+        Output::Event(event) => handle.raise(event),
+        Output::Queried { ticket, answer } => handle.answer(ticket, answer),
+        Output::Seal(capture) => seal(handle.clone(), Arc::clone(store), capture),
+    }
+}
+
+/// Seals on a thread of its own; whatever happens there, the core hears how it ended.
+fn seal(handle: GroupHandle, store: Arc<dyn StoreHandle>, capture: Capture) {
+    let index = capture.index();
+    let failed = move |why: String| Event::CaptureFailed { index, why };
+    let told = handle.clone();
+    let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
+        let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
+        told.raise(sealed.unwrap_or_else(|panic| failed(panic_text(&*panic))));
+    });
+    if let Err(error) = spawned {
+        handle.raise(Event::CaptureFailed { index, why: format!("no thread to seal it: {error}") });
+    }
+}
+
+fn blank_report(group: &Group) -> crate::group::GroupReport {
+    crate::group::GroupReport {
+        status: group.status(),
+        snapshot_bytes: 0,
+        log_bytes: 0,
+        guest_memory_bytes: 0,
+        snapshot_stall_ms: 0,
+        log_fsyncs: 0,
+        last_capture_error: None,
+        guest_faults: 0,
+    }
+}

@@ -1,0 +1,345 @@
+//! A node: everything one process hosts, from the data directory to the open port.
+//!
+//! Start-up order, each step before anything that depends on it: data directory (lock, owner),
+//! modules, port, log, groups, transport, services, actors. What cannot start says why and touches
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{Event, GroupConfig, ReplicaState, Stopped};
+use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::limits;
+use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::bulk::BulkChannel;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{GroupSpec, ModuleSource, NodeConfig};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::fs::{DiskFs, Fs};
+use crate::group::inbox::GroupInbox;
+use crate::group::start::{self, Opened, Started};
+use crate::group::{GroupHandle, LogLane};
+use crate::guest::check::ModuleRefusal;
+use crate::guest::component::ComponentModule;
+use crate::guest::native::NativeModule;
+use crate::guest::{GuestModule, Module};
+use crate::router::Router;
+use crate::rpc::HelloInfo;
+use crate::rpc::peer_api::SnapshotInbox;
+use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::server::{ServeError, Services, serve};
+use crate::store::layout::snapshot_dir;
+use crate::store::{Budget, BudgetLimits};
+use crate::wal::{Wal, WalError, WalOptions};
+
+#[cfg(test)]
+mod tests;
+
+/// Inbound snapshots that a node takes at once.
+const INBOUND_MAX: usize = 4;
+/// How long a node tries to hand leadership over before it stops anyway.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+/// How long services and lanes may take to end after that.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error("group {group:?}: module {}: {why}", path.display())]
+    Module { group: String, path: PathBuf, why: ModuleRefusal },
+    #[error("group {group:?}: module {}: {source}; put the component there or correct \
+        `module`", path.display())]
+    ModuleFile { group: String, path: PathBuf, source: std::io::Error },
+    #[error(
+        "group {group:?}: there is no native module {name:?}; known are hash-chain, register and \
+         ballast:BYTES"
+    )]
+    NativeModule { group: String, name: String },
+    #[error(
+        "listen on {address}: {source}; another process may use the port: stop it or change \
+         `listen`"
+    )]
+    Listen { address: String, source: std::io::Error },
+    #[error("{0}")]
+    Log(#[from] WalError),
+    #[error("{0}")]
+    Group(String),
+}
+
+/// A running node.
+pub struct Node {
+    router: Router,
+    listening: std::net::SocketAddr,
+    stop: watch::Sender<bool>,
+    served: tokio::task::JoinHandle<Result<(), ServeError>>,
+    actors: Vec<tokio::task::JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    _data: DataDir,
+}
+
+/// How a node's life ended by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Every group was removed from its configuration.
+    Removed,
+    /// No group can serve any more: name and fault of each.
+    Failed(Vec<(String, Fault)>),
+}
+
+impl Node {
+    /// Starts on the machine's own files and clock.
+    pub async fn start(config: NodeConfig, rejoin: bool) -> Result<Self, StartError> {
+        let fs: Arc<dyn Fs> = Arc::new(DiskFs);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
+        let mut data = DataDir::open(&fs, &config, rejoin)?;
+        let mut modules = BTreeMap::new();
+        for spec in &config.groups {
+            modules.insert(spec.name.clone(), load_module(spec, &modules, &config)?);
+        }
+        let listener = listen(&config.listen).await?;
+        let options = WalOptions {
+            cluster: config.cluster_id(),
+            node: config.node,
+            segment_bytes: config.log_segment_bytes,
+        };
+        let (wal, mut recovered) = Wal::open(Arc::clone(&fs), &data.wal(), options)?;
+        data.log_begun(&*fs)?;
+        let (log, log_thread) =
+            LogLane::start(wal).map_err(|e| StartError::Group(e.to_string()))?;
+        let budget = Budget::new(BudgetLimits {
+            bytes: config.snapshot_budget_bytes.unwrap_or(u64::MAX),
+            headroom_bytes: 2 * config.log_segment_bytes,
+            inbound: INBOUND_MAX,
+        });
+        let shared = start::Shared { cluster: config.cluster_id(), fs, clock, log, budget };
+        let (mut opened, mut unusable) = (Vec::new(), Vec::new());
+        for spec in &config.groups {
+            let state = recovered.remove(&GroupId::of_name(&spec.name));
+            let module = Arc::clone(&modules[&spec.name]);
+            let dir =
+                spec.snapshot_dir.clone().unwrap_or_else(|| snapshot_dir(data.path(), &spec.name));
+            let group = group_config(spec, &config, &*module);
+            match start::open(&shared, group, module, dir, state).map_err(StartError::Group)? {
+                Started::Opened(group) => opened.push(*group),
+                Started::Unusable(handle) => unusable.push(handle),
+            }
+        }
+        for left in recovered.values() {
+            tracing::warn!(
+                group = left.state.group,
+                "a group on disk is not configured: kept, not run"
+            );
+        }
+        drop(shared);
+        Ok(Self::run(&config, data, listener, opened, unusable, log_thread))
+    }
+
+    fn run(
+        config: &NodeConfig,
+        data: DataDir,
+        listener: TcpListener,
+        opened: Vec<Opened>,
+        unusable: Vec<GroupHandle>,
+        log_thread: JoinHandle<()>,
+    ) -> Self {
+        let listening = listener.local_addr().expect("a bound socket has an address");
+        let handles: Vec<GroupHandle> = opened.iter().map(|group| group.handle.clone()).collect();
+        let all = handles.iter().cloned().chain(unusable);
+        let router = Router::new(config.node, all, config.nodes.clone());
+        let hello = HelloInfo {
+            cluster: config.cluster_id(),
+            cluster_name: config.cluster.clone(),
+            node: config.node,
+            nodes: config.nodes.keys().copied().collect(),
+        };
+        let lost = handles;
+        let transport = Arc::new(GrpcTransport::start(
+            hello.clone(),
+            &config.nodes,
+            Arc::new(move |node: NodeId| {
+                lost.iter().for_each(|group| group.raise(Event::Unreachable(node)));
+            }),
+        ));
+        let mut inboxes = BTreeMap::new();
+        let mut threads = vec![log_thread];
+        let mut actors = Vec::new();
+        let mut starting = Vec::new();
+        for mut group in opened {
+            inboxes.insert(group.handle.id(), group.take_inbox());
+            starting.push(group);
+        }
+        let services = Services {
+            router: router.clone(),
+            inbox: Arc::new(Inboxes(inboxes)),
+            hello,
+            transport: Arc::clone(&transport),
+        };
+        let (stop, mut stopped) = watch::channel(false);
+        let served = tokio::spawn(serve(listener, services, async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        for group in starting {
+            let (actor, lanes) = group.run(Arc::clone(&transport) as _);
+            actors.push(actor);
+            threads.extend(lanes);
+        }
+        Self { router, listening, stop, served, actors, threads, _data: data }
+    }
+
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    pub fn listening(&self) -> std::net::SocketAddr {
+        self.listening
+    }
+
+    /// Waits until no group can serve any more.
+    pub async fn ended(&self) -> Ended {
+        let mut faults = Vec::new();
+        for group in self.router.groups() {
+            let mut watch = group.watch();
+            // An error means that the actor is gone; its last state stays.
+            let _ = watch.wait_for(ReplicaState::is_stopped).await;
+            let state = watch.borrow().clone();
+            if let ReplicaState::Stopped(Stopped::Failed(fault)) = state {
+                faults.push((group.name().to_owned(), fault));
+            }
+        }
+        match faults.is_empty() {
+            true => Ended::Removed,
+            false => Ended::Failed(faults),
+        }
+    }
+
+    /// Hands leadership over, stops accepting, flushes; bounded in time.
+    pub async fn stop(self) {
+        let deadline = tokio::time::Instant::now() + HAND_OVER_MAX;
+        let all_stopped = || self.router.groups().all(|group| group.watch().borrow().is_stopped());
+        while !all_stopped() && tokio::time::Instant::now() < deadline {
+            self.router.groups().for_each(|group| group.raise(Event::HandOver));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.stop.send_replace(true);
+        let _ = tokio::time::timeout(DRAIN_MAX, self.served).await;
+        for actor in &self.actors {
+            actor.abort();
+        }
+        drop(self.router);
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in self.threads {
+                let _ = thread.join();
+            }
+        });
+        if tokio::time::timeout(DRAIN_MAX, joined).await.is_err() {
+            tracing::warn!(
+                "some lanes did not end in time; what they hold is recovered at the next start"
+            );
+        }
+    }
+}
+
+/// Routes offers to groups.
+struct Inboxes(BTreeMap<GroupId, GroupInbox>);
+
+impl SnapshotInbox for Inboxes {
+    fn begin(
+        &self,
+        group: GroupId,
+        offer: Offer,
+        mut channel: Box<dyn BulkChannel<BulkReply, BulkRequest> + Send>,
+    ) {
+        match self.0.get(&group) {
+            Some(inbox) => inbox.receive(&offer, &mut *channel),
+            // The peer hears why, or that the channel is gone.
+            None => drop(channel.send(BulkReply::WrongGroup)),
+        }
+    }
+}
+
+async fn listen(address: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen { address: address.to_owned(), source })
+}
+
+fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule) -> GroupConfig {
+    let profile =
+        lockstep_core::entry::Profile { engine_major: module.engine_major(), ..Default::default() };
+    GroupConfig {
+        name: spec.name.clone(),
+        node: config.node,
+        nodes: spec.nodes.clone(),
+        module: module.id(),
+        guest_config: spec.config.clone().into(),
+        profile,
+        snapshot_policy: spec.snapshot_policy,
+        seed: entropy(),
+        nonce: entropy(),
+    }
+}
+
+/// Real chance, for ids and nonces.
+fn entropy() -> u64 {
+    getrandom::u64().expect("the system gives randomness")
+}
+
+fn load_module(
+    spec: &GroupSpec,
+    loaded: &BTreeMap<String, Module>,
+    config: &NodeConfig,
+) -> Result<Module, StartError> {
+    // Groups of one module share it.
+    let same = config.groups.iter().find(|other| other.module == spec.module);
+    if let Some(module) = same.and_then(|other| loaded.get(&other.name)) {
+        return Ok(Arc::clone(module));
+    }
+    match &spec.module {
+        ModuleSource::File(path) => {
+            let bytes = read_module(path).map_err(|source| StartError::ModuleFile {
+                group: spec.name.clone(),
+                path: path.clone(),
+                source,
+            })?;
+            let module = ComponentModule::load(&bytes).map_err(|why| StartError::Module {
+                group: spec.name.clone(),
+                path: path.clone(),
+                why,
+            })?;
+            Ok(Arc::new(module))
+        }
+        ModuleSource::Native(name) => native(name).ok_or_else(|| StartError::NativeModule {
+            group: spec.name.clone(),
+            name: name.clone(),
+        }),
+    }
+}
+
+fn native(name: &str) -> Option<Module> {
+    Some(match name.split_once(':') {
+        None if name == "hash-chain" => Arc::new(NativeModule::hash_chain()),
+        None if name == "register" => Arc::new(NativeModule::register()),
+        Some(("ballast", bytes)) => Arc::new(NativeModule::ballast(bytes.parse().ok()?)),
+        None | Some(_) => return None,
+    })
+}
+
+/// Reads a module, but never more than a module may have.
+pub(crate) fn read_module(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    let file = DiskFs.open(path, false)?;
+    let length = file.len()?;
+    // One byte more than allowed is enough to be refused by the check, with its own words.
+    let length = length.min(limits::MODULE_BYTES_MAX as u64 + 1) as usize;
+    let mut bytes = vec![0; length];
+    crate::fs::read_exact_at(&*file, &mut bytes, 0)?;
+    Ok(bytes)
+}

@@ -1,0 +1,122 @@
+//! Three nodes in one process, with real files and sockets.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep_core::apply::Answer;
+use lockstep_core::entry::Call;
+use lockstep_core::fault::Refusal;
+use lockstep_core::group::{Role, SnapshotPolicy};
+
+use super::*;
+
+fn addresses(count: u16) -> BTreeMap<NodeId, String> {
+    let held: Vec<std::net::TcpListener> = (0..count)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a port"))
+        .collect();
+    let address = |s: &std::net::TcpListener| s.local_addr().expect("it is bound").to_string();
+    (1..=count).map(NodeId).zip(held.iter().map(address)).collect()
+}
+
+fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> NodeConfig {
+    NodeConfig {
+        cluster: "test".into(),
+        node,
+        data_dir: data.join(node.to_string()),
+        listen: addresses[&node].clone(),
+        nodes: addresses.clone(),
+        log_segment_bytes: 4 << 20,
+        snapshot_budget_bytes: None,
+        groups: vec![GroupSpec {
+            name: "reg".into(),
+            module: ModuleSource::Native("register".into()),
+            nodes: addresses.keys().copied().collect(),
+            config: String::new(),
+            snapshot_policy: SnapshotPolicy { entries: 100, log_bytes: 1 << 20 },
+            snapshot_dir: None,
+        }],
+        clock_offset_ms: 0,
+    }
+}
+
+fn call(text: String) -> Call {
+    Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: text.into() }
+}
+
+async fn leader(nodes: &[Node]) -> GroupHandle {
+    for _ in 0..200 {
+        for node in nodes {
+            let group = node.router().group("reg").expect("the group is hosted");
+            if group.report().status.role == Role::Leader
+                && group.watch().borrow().refusal().is_none()
+            {
+                return group.clone();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!(
+        "no leader: {:?}",
+        nodes
+            .iter()
+            .map(|n| n.router().group("reg").map(|g| g.report().status))
+            .collect::<Vec<_>>()
+    );
+}
+
+async fn apply(nodes: &[Node], text: &str) -> Answer {
+    for _ in 0..100 {
+        match leader(nodes).await.propose(call(text.into())).await {
+            Ok(answer) => return answer,
+            Err(Refusal::NotLeader { .. } | Refusal::Lost | Refusal::NotServing { .. }) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("{text} was never applied")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_found_a_group_snapshot_and_take_a_wiped_one_back() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let addresses = addresses(3);
+    let mut nodes = Vec::new();
+    for id in addresses.keys() {
+        nodes.push(
+            Node::start(config(*id, &addresses, data.path()), false).await.expect("it starts"),
+        );
+    }
+    for number in 0..300 {
+        let answer = apply(&nodes, &format!("set k{number} v{number}")).await;
+        assert!(matches!(answer, Answer::Ok(_)), "{answer:?}");
+    }
+    let answer = leader(&nodes).await.query("get k299".into(), true).await.expect("it is read");
+    assert_eq!(answer.result, Ok("v299".into()));
+
+    let wiped = nodes.pop().expect("there are three");
+    let old = wiped.router().group("reg").expect("hosted").report().status.replica;
+    wiped.stop().await;
+    std::fs::remove_dir_all(data.path().join("3")).expect("it is wiped");
+    let node =
+        Node::start(config(NodeId(3), &addresses, data.path()), false).await.expect("it starts");
+    nodes.push(node);
+    for number in 0..1000 {
+        let group = nodes[2].router().group("reg").expect("hosted");
+        let status = group.report().status;
+        if status.applied > 300 && status.configuration.is_voter(status.replica) {
+            assert_ne!(status.replica, old);
+            assert!(!status.snapshots.is_empty());
+            break;
+        }
+        assert!(number < 999, "{status:?} {:?}", leader(&nodes).await.report().status);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let answer =
+        nodes[2].router().group("reg").expect("hosted").query("get k7".into(), false).await;
+    assert_eq!(answer.expect("it is read").result, Ok("v7".into()));
+    for node in nodes {
+        node.stop().await;
+    }
+}
