@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `lockstep`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lockstep_host::cli::main()
+}

@@ -1,0 +1,126 @@
+//! The command line. One file per command; exit codes are 0, 1 (what was asked for failed) and
+//! 2 (usage or configuration).
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod apply;
+mod check;
+mod dev;
+mod format;
+mod query;
+mod remote;
+mod serve;
+mod snapshot;
+mod status;
+
+/// Replicates a state machine that you ship as a WebAssembly component.
+#[derive(Parser)]
+#[command(name = "lockstep", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lockstep dev target/guests/kv.wasm            a cluster of three on loopback, to try things
+  lockstep serve --config node.toml             one node of a real cluster
+  lockstep apply --endpoint 127.0.0.1:7101 'set city Basel'
+  lockstep query --endpoint 127.0.0.1:7101 'get city'
+  lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
+  lockstep check my-machine.wasm
+  lockstep snapshot list --data-dir data/1
+
+Exit codes: 0 done; 1 what was asked for failed; 2 usage or configuration.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one node.
+    Serve(serve::Args),
+    /// Run a whole cluster on loopback in this process, to try a state machine.
+    Dev(dev::Args),
+    /// Apply a command (an argument, or standard input).
+    Apply(apply::Args),
+    /// Ask a question (an argument, or standard input).
+    Query(query::Args),
+    /// Show groups: who leads, state, indexes, log and snapshots, lag.
+    Status(status::Args),
+    /// Check that a component is a state machine that a node would take.
+    Check(check::Args),
+    /// Look at snapshot objects.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+}
+
+/// How a command ended, when not well.
+pub(crate) enum Failure {
+    /// What was asked for failed.
+    Failed(String),
+    /// Usage or configuration.
+    Usage(String),
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+/// Parses the arguments, runs the command, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(why)) => {
+            eprintln!("lockstep: {why}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(why)) => {
+            eprintln!("lockstep: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    match command {
+        Command::Serve(args) => block_on(serve::run(args))?,
+        Command::Dev(args) => block_on(dev::run(args))?,
+        Command::Apply(args) => block_on(apply::run(args))?,
+        Command::Query(args) => block_on(query::run(args))?,
+        Command::Status(args) => block_on(status::run(args))?,
+        Command::Check(args) => check::run(&args),
+        Command::Snapshot(command) => snapshot::run(&command),
+    }
+}
+
+/// Runs a command on tokio. A runtime that does not start is this machine's trouble.
+fn block_on(command: impl Future<Output = Outcome>) -> Result<Outcome, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    Ok(outcome)
+}
+
+/// Logs to standard error; `LOCKSTEP_LOG` filters, like `info` or `lockstep_host=debug`.
+pub(crate) fn log_to_stderr(default: &str) {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

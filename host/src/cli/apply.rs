@@ -1,0 +1,28 @@
+//! `lockstep apply`: one command, applied once.
+
+use crate::cli::Outcome;
+use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
+
+/// Apply a command. It is sent under a session of its own, so a retry never applies it twice.
+#[derive(clap::Args)]
+#[command(after_help = "Example: lockstep apply --endpoint 127.0.0.1:7101 'set city Basel'")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Print one JSON object: ok, answer, attempts, leader_changed.
+    #[arg(long)]
+    json: bool,
+    /// The command's bytes; standard input if left out.
+    command: Option<String>,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let command = argument_or_stdin(args.command)?;
+    let client = args.target.client()?;
+    let session = client.open_session().await.map_err(call_failed)?;
+    let reply = session.apply(command).await.map_err(call_failed)?;
+    let json = args.json.then(|| {
+        serde_json::json!({ "attempts": reply.attempts, "leader_changed": reply.leader_changed })
+    });
+    print_outcome(&reply.outcome, json)
+}

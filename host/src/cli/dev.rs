@@ -1,0 +1,143 @@
+//! `lockstep dev`: a whole cluster on loopback in this process, with real files and sockets.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
+use lockstep_core::ids::NodeId;
+
+use crate::cli::serve::{not_started, told_to_stop};
+use crate::cli::{Outcome, log_to_stderr};
+use crate::config::{GroupSpec, ModuleSource, NodeConfig};
+use crate::node::Node;
+
+/// Run a cluster on loopback to try a state machine.
+#[derive(clap::Args)]
+#[command(after_help = "Example: lockstep dev target/guests/kv.wasm --data-dir data")]
+pub(crate) struct Args {
+    /// The state machine, a WebAssembly component.
+    #[arg(value_name = "FSM.wasm")]
+    module: PathBuf,
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=7))]
+    nodes: u16,
+    /// Where the nodes keep their data; a temporary directory, removed at the end, if not given.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Handed to the state machine's `init`.
+    #[arg(long, default_value = "")]
+    config: String,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    log_to_stderr("warn");
+    let temporary = match &args.data_dir {
+        Some(_) => None,
+        None => Some(tempfile::tempdir()?),
+    };
+    let data = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
+    let data = data.expect("one of the two is there");
+    let addresses = free_addresses(args.nodes)?;
+    let mut nodes = Vec::new();
+    for id in addresses.keys() {
+        let config = node_config(*id, &args, &addresses, data);
+        nodes.push(Node::start(config, false).await.map_err(not_started)?);
+    }
+    println!(
+        "{} nodes of {} are starting; data in {}",
+        args.nodes,
+        args.module.display(),
+        data.display()
+    );
+    tokio::select! {
+        () = all_serving(&nodes) => {}
+        () = told_to_stop() => return stop(nodes).await,
+    }
+    let stem = args.module.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    print_what_to_try(&addresses, &stem.unwrap_or_default());
+    told_to_stop().await;
+    println!("stopping");
+    stop(nodes).await
+}
+
+async fn stop(nodes: Vec<Node>) -> Outcome {
+    for node in nodes {
+        node.stop().await;
+    }
+    println!("stopped");
+    Ok(())
+}
+
+fn node_config(
+    id: NodeId,
+    args: &Args,
+    addresses: &BTreeMap<NodeId, String>,
+    data: &Path,
+) -> NodeConfig {
+    NodeConfig {
+        cluster: "dev".to_owned(),
+        node: id,
+        data_dir: data.join(format!("node-{id}")),
+        listen: addresses[&id].clone(),
+        nodes: addresses.clone(),
+        log_segment_bytes: 16 << 20,
+        snapshot_budget_bytes: None,
+        groups: vec![GroupSpec {
+            name: "dev".to_owned(),
+            module: ModuleSource::File(args.module.clone()),
+            nodes: addresses.keys().copied().collect(),
+            config: args.config.clone(),
+            snapshot_policy: SnapshotPolicy::default(),
+            snapshot_dir: None,
+        }],
+        clock_offset_ms: 0,
+    }
+}
+
+/// 7101 and up where they are free, so that the defaults of other commands find the cluster; else
+/// any. All are held until the last is found, so that they differ.
+fn free_addresses(count: u16) -> std::io::Result<BTreeMap<NodeId, String>> {
+    let held: Vec<TcpListener> = (0..count).map(listen_near).collect::<Result<_, _>>()?;
+    (1..=count)
+        .zip(&held)
+        .map(|(id, socket)| Ok((NodeId(id), socket.local_addr()?.to_string())))
+        .collect()
+}
+
+fn listen_near(number: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(("127.0.0.1", 7101 + number)).or_else(|_| TcpListener::bind("127.0.0.1:0"))
+}
+
+/// Waits until every replica serves or cannot.
+async fn all_serving(nodes: &[Node]) {
+    for group in nodes.iter().flat_map(|node| node.router().groups()) {
+        let mut watch = group.watch();
+        let settled = |state: &ReplicaState| match state {
+            ReplicaState::Running(Running::Serving | Running::Parked(_))
+            | ReplicaState::Stopped(_) => true,
+            ReplicaState::Running(_) => false,
+        };
+        let _ = watch.wait_for(settled).await;
+        let state = watch.borrow().clone();
+        if let Some(cause) = state.cause() {
+            println!("group {} is {}: {cause}", group.name(), state.name());
+        }
+    }
+}
+
+fn print_what_to_try(addresses: &BTreeMap<NodeId, String>, guest: &str) {
+    let endpoints: Vec<&str> = addresses.values().map(String::as_str).collect();
+    let (first, all) = (endpoints[0], endpoints.join(","));
+    let (command, question) = match guest {
+        "kv" => ("set city Basel", "get city"),
+        "counter" => ("incr", "get"),
+        "bank" => ("open alice 100", "balance alice"),
+        _other => ("COMMAND", "QUESTION"),
+    };
+    println!("\nready; in another terminal try:");
+    println!("  lockstep apply  --endpoint {first} '{command}'");
+    println!("  lockstep query  --endpoint {first} '{question}'");
+    println!("  lockstep status --endpoint {all}");
+    println!("\nCtrl-C stops the cluster.");
+}

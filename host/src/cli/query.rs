@@ -1,0 +1,32 @@
+//! `lockstep query`: one question.
+
+use lockstep_client::Consistency;
+
+use crate::cli::Outcome;
+use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
+
+/// Ask a question. Linearizable unless told otherwise: it sees every command acknowledged before
+/// it.
+#[derive(clap::Args)]
+#[command(after_help = "Example: lockstep query --endpoint 127.0.0.1:7101 'get city'")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Take what the asked node has applied so far, however old.
+    #[arg(long)]
+    local: bool,
+    /// Print one JSON object: ok, answer, applied_index.
+    #[arg(long)]
+    json: bool,
+    /// The question's bytes; standard input if left out.
+    question: Option<String>,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let question = argument_or_stdin(args.question)?;
+    let client = args.target.client()?;
+    let consistency = if args.local { Consistency::Local } else { Consistency::Linearizable };
+    let reply = client.query(question, consistency).await.map_err(call_failed)?;
+    let json = args.json.then(|| serde_json::json!({ "applied_index": reply.applied_index }));
+    print_outcome(&reply.outcome, json)
+}

@@ -1,0 +1,87 @@
+//! What the commands that talk to a cluster share: endpoints, deadlines, and where the input comes
+//! from.
+
+use std::io::Read;
+use std::time::Duration;
+
+use lockstep_client::{Client, Error, Options, Outcome};
+
+use crate::cli::Failure;
+use crate::cli::format::text_or_hex;
+
+/// How to reach a cluster.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// Nodes, as host:port, separated by commas; any one that lives will do.
+    #[arg(
+        long,
+        value_name = "HOST:PORT,…",
+        env = "LOCKSTEP_ENDPOINT",
+        default_value = "127.0.0.1:7101"
+    )]
+    endpoint: String,
+    /// The group; may be left out where there is only one.
+    #[arg(long, default_value = "")]
+    group: String,
+    /// Seconds until giving up.
+    #[arg(long, default_value_t = 10)]
+    timeout: u64,
+}
+
+impl Target {
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        let options = Options {
+            group: self.group.clone(),
+            deadline: Duration::from_secs(self.timeout.max(1)),
+            ..Options::default()
+        };
+        Client::connect(self.endpoint.split(',').map(str::trim), options)
+            .map_err(|e| Failure::Usage(e.to_string()))
+    }
+}
+
+/// The argument, or all of standard input without its last newline.
+pub(crate) fn argument_or_stdin(argument: Option<String>) -> Result<Vec<u8>, Failure> {
+    if let Some(text) = argument {
+        return Ok(text.into_bytes());
+    }
+    let mut input = Vec::new();
+    std::io::stdin().read_to_end(&mut input)?;
+    if input.last() == Some(&b'\n') {
+        input.pop();
+    }
+    Ok(input)
+}
+
+/// Prints what the state machine said; its "no" is a failure of what was asked for.
+pub(crate) fn print_outcome(
+    outcome: &Outcome,
+    json: Option<serde_json::Value>,
+) -> Result<(), Failure> {
+    let (said, ok) = match outcome {
+        Outcome::Ok(bytes) => (bytes, true),
+        Outcome::Rejected(bytes) => (bytes, false),
+    };
+    if let Some(mut object) = json {
+        object["ok"] = ok.into();
+        object["answer"] = text_or_hex(said).into();
+        println!("{object}");
+    } else if ok {
+        use std::io::Write;
+        let mut out = std::io::stdout().lock();
+        out.write_all(said)?;
+        out.write_all(b"\n")?;
+    }
+    match ok {
+        true => Ok(()),
+        false => Err(Failure::Failed(format!("rejected: {}", text_or_hex(said)))),
+    }
+}
+
+/// A call that has no outcome.
+pub(crate) fn call_failed(error: Error) -> Failure {
+    match error {
+        Error::BadEndpoint { .. } => Failure::Usage(error.to_string()),
+        other => Failure::Failed(other.to_string()),
+    }
+}

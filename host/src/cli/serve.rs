@@ -1,0 +1,72 @@
+//! `lockstep serve`: one node, until it is told to stop.
+
+use std::path::PathBuf;
+
+use crate::cli::{Failure, Outcome, log_to_stderr};
+use crate::config::NodeConfig;
+use crate::node::{Ended, Node, StartError};
+
+/// Run one node of a cluster.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example node.toml:
+  cluster = \"demo\"
+  node = 1
+  data-dir = \"data/1\"
+  [nodes]
+  1 = \"127.0.0.1:7101\"
+  2 = \"127.0.0.1:7102\"
+  3 = \"127.0.0.1:7103\"
+  [[groups]]
+  name = \"kv\"
+  module = \"kv.wasm\"")]
+pub(crate) struct Args {
+    /// The node's configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Move this node's old data aside and join its groups as a new replica.
+    #[arg(long)]
+    rejoin: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
+    log_to_stderr("info");
+    let (name, id) = (config.cluster.clone(), config.node);
+    let node = Node::start(config, args.rejoin).await.map_err(not_started)?;
+    tracing::info!(cluster = name, node = %id, listening = %node.listening(), "node started");
+    let ended = tokio::select! {
+        () = told_to_stop() => None,
+        ended = node.ended() => Some(ended),
+    };
+    node.stop().await;
+    match ended {
+        None | Some(Ended::Removed) => {
+            tracing::info!("node stopped");
+            Ok(())
+        }
+        Some(Ended::Failed(faults)) => {
+            let faults: Vec<String> =
+                faults.iter().map(|(group, fault)| format!("group {group:?}: {fault}")).collect();
+            Err(Failure::Failed(format!("no group can serve: {}", faults.join("; "))))
+        }
+    }
+}
+
+/// A module that is refused is what was asked for, failing; all else is configuration.
+pub(crate) fn not_started(error: StartError) -> Failure {
+    match error {
+        StartError::Module { .. } => Failure::Failed(error.to_string()),
+        other => Failure::Usage(other.to_string()),
+    }
+}
+
+/// SIGTERM or Ctrl-C.
+pub(crate) async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

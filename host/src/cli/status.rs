@@ -1,0 +1,207 @@
+//! `lockstep status`: who leads, how far everybody is, what lies on disk.
+
+use std::collections::BTreeMap;
+
+use lockstep_client::Client;
+use lockstep_client::v1::group_status::Role;
+use lockstep_client::v1::{GroupStatus, StatusResponse};
+use lockstep_core::ids::ReplicaId;
+
+use crate::cli::format::{size, table};
+use crate::cli::remote::Target;
+use crate::cli::{Failure, Outcome};
+
+/// Show the groups of a cluster, as every reachable node sees them.
+#[derive(clap::Args)]
+#[command(after_help = "Example: lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Print one JSON array with everything a node tells.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Outcome {
+    let client = args.target.client()?;
+    let (answers, errors) = ask_all(&client).await;
+    if answers.is_empty() {
+        let errors: Vec<String> = errors.iter().map(|(at, why)| format!("{at}: {why}")).collect();
+        return Err(Failure::Failed(errors.join("; ")));
+    }
+    if args.json {
+        let all: Vec<_> = answers.iter().flat_map(|node| node.groups.iter().map(as_json)).collect();
+        println!("{}", serde_json::Value::Array(all));
+    } else {
+        print(&answers, &errors);
+    }
+    Ok(())
+}
+
+/// Asks the given nodes, then the peers that they know of.
+async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
+    let mut answers: BTreeMap<u32, StatusResponse> = BTreeMap::new();
+    let mut errors = BTreeMap::new();
+    let mut asked = Vec::new();
+    let mut to_ask: Vec<String> = client.endpoints().to_vec();
+    while let Some(endpoint) = to_ask.pop() {
+        if asked.contains(&endpoint) {
+            continue;
+        }
+        asked.push(endpoint.clone());
+        match client.status(&endpoint).await {
+            Ok(answer) => {
+                asked.push(answer.address.clone());
+                to_ask.extend(known_addresses(&answer).filter(|at| !asked.contains(at)));
+                answers.insert(answer.node, answer);
+            }
+            Err(error) => drop(errors.insert(endpoint, error.to_string())),
+        }
+    }
+    (answers.into_values().collect(), errors)
+}
+
+fn known_addresses(answer: &StatusResponse) -> impl Iterator<Item = String> + '_ {
+    let peers =
+        answer.groups.iter().flat_map(|group| &group.peers).map(|peer| peer.address.clone());
+    let leaders = answer.groups.iter().map(|group| group.leader_address.clone());
+    peers.chain(leaders).filter(|address| !address.is_empty())
+}
+
+fn print(answers: &[StatusResponse], errors: &BTreeMap<String, String>) {
+    let heading = [
+        "GROUP",
+        "NODE",
+        "ADDRESS",
+        "ROLE",
+        "STATE",
+        "TERM",
+        "APPLIED",
+        "LAG",
+        "LOG",
+        "SNAPSHOTS",
+        "NEWEST",
+        "GUEST",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let mut all: Vec<(&StatusResponse, &GroupStatus)> =
+        answers.iter().flat_map(|node| node.groups.iter().map(move |g| (node, g))).collect();
+    all.sort_by_key(|(_, group)| (group.name.clone(), group.node));
+    let furthest = |name: &str| {
+        all.iter().filter(|(_, g)| g.name == name).map(|(_, g)| g.commit.max(g.applied)).max()
+    };
+    for (node, group) in &all {
+        rows.push(row(node, group, furthest(&group.name).unwrap_or(0)));
+    }
+    print!("{}", table(&rows));
+    for (_, group) in &all {
+        notes(group).iter().for_each(|note| println!("{} node {}: {note}", group.name, group.node));
+    }
+    for node in answers {
+        for peer in &node.peer_errors {
+            println!("node {} to node {} ({}): {}", node.node, peer.node, peer.address, peer.error);
+        }
+    }
+    for (endpoint, why) in errors {
+        println!("{endpoint}: {why}");
+    }
+}
+
+fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String> {
+    let newest = group.snapshots.first();
+    vec![
+        group.name.clone(),
+        group.node.to_string(),
+        node.address.clone(),
+        role_name(group).to_owned(),
+        group.state.clone(),
+        group.term.to_string(),
+        group.applied.to_string(),
+        furthest.saturating_sub(group.applied).to_string(),
+        size(group.log_bytes),
+        format!("{} ({})", group.snapshots.len(), size(group.snapshot_bytes)),
+        newest.map_or("-".to_owned(), |s| {
+            format!("{} {}", s.index, &lockstep_core::ids::hex(&s.digest)[..8])
+        }),
+        size(group.guest_memory_bytes),
+    ]
+}
+
+/// What a person should know beyond the table.
+fn notes(group: &GroupStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !group.cause.is_empty() {
+        notes.push(format!("{}: {}", group.state, group.cause));
+    }
+    if group.clock_is_off {
+        notes.push(
+            "its clock is more than 5 s from the others'; it does not lead while another can"
+                .into(),
+        );
+    }
+    if !group.last_capture_error.is_empty() {
+        notes.push(format!("last snapshot not taken: {}", group.last_capture_error));
+    }
+    if group.role == Role::Leader as i32 {
+        let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
+        notes.extend(sending.map(|peer| format!("is sending a snapshot to node {}", peer.node)));
+        let silent = group.peers.iter().filter(|peer| !peer.active);
+        notes.extend(silent.map(|peer| {
+            format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
+        }));
+    }
+    notes
+}
+
+fn role_name(group: &GroupStatus) -> &'static str {
+    match group.role() {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+        Role::None | Role::Unspecified => "-",
+    }
+}
+
+fn as_json(group: &GroupStatus) -> serde_json::Value {
+    let replicas =
+        |ids: &[u64]| -> Vec<String> { ids.iter().map(|id| ReplicaId(*id).to_string()).collect() };
+    let configuration = group.configuration.clone().unwrap_or_default();
+    let snapshots: Vec<_> = group
+        .snapshots
+        .iter()
+        .map(|s| {
+            serde_json::json!({
+                "term": s.term, "index": s.index, "length": s.length, "format": s.format,
+                "digest": lockstep_core::ids::hex(&s.digest),
+                "module": lockstep_core::ids::hex(&s.module),
+            })
+        })
+        .collect();
+    let peers: Vec<_> = group
+        .peers
+        .iter()
+        .map(|p| {
+            serde_json::json!({
+                "node": p.node, "replica": ReplicaId(p.replica).to_string(), "matched": p.matched,
+                "active": p.active, "sending_snapshot": p.sending_snapshot,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "group": group.name, "node": group.node, "replica": ReplicaId(group.replica).to_string(),
+        "boot": group.boot, "state": group.state, "cause": group.cause, "role": role_name(group),
+        "leader_node": group.leader_node, "leader_address": group.leader_address,
+        "term": group.term, "commit": group.commit, "applied": group.applied,
+        "first_index": group.first_index, "last_index": group.last_index,
+        "log_bytes": group.log_bytes, "log_fsyncs": group.log_fsyncs,
+        "snapshot_bytes": group.snapshot_bytes, "snapshots": snapshots,
+        "voters": replicas(&configuration.voters), "learners": replicas(&configuration.learners),
+        "voters_outgoing": replicas(&configuration.voters_outgoing), "peers": peers,
+        "guest_memory_bytes": group.guest_memory_bytes, "guest_faults": group.guest_faults,
+        "snapshot_stall_ms": group.snapshot_stall_ms,
+        "last_capture_error": group.last_capture_error, "reluctant": group.reluctant,
+        "clock_is_off": group.clock_is_off, "marks_skipped": group.marks_skipped,
+        "captures_failed": group.captures_failed,
+    })
+}
