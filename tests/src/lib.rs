@@ -1,1 +1,17 @@
-//! (to be written)
+//! End-to-end tests and measurements of Lockstep: real processes on loopback, killed and counted.
+//!
+//! The library drives clusters; `tests/it` and the programs in `src/bin` say what is to hold.
+#![forbid(unsafe_code)]
+
+pub mod bank;
+pub mod bench;
+pub mod cli;
+pub mod cluster;
+pub mod demo;
+pub mod killloop;
+pub mod observe;
+pub mod process;
+pub mod rng;
+pub mod tell;
+pub mod transfer;
+pub mod writers;

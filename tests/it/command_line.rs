@@ -1,0 +1,164 @@
+//! The commands as a person types them: what they print, and their exit codes.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lockstep_client::{Client, Options};
+use lockstep_tests::cluster::{STOP_PATIENCE, binary, guest_file, last_lines};
+use lockstep_tests::observe::PATIENCE;
+use lockstep_tests::process::Process;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::solo::{assert_says, lockstep};
+
+/// How often something is looked at while one waits for it.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Waits until something is there.
+async fn wait_for<T>(what: &str, log: &Path, condition: impl AsyncFn() -> Option<T>) -> T {
+    let since = Instant::now();
+    while since.elapsed() < PATIENCE {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    panic!("waited in vain for {what}; {}", last_lines(log, 10))
+}
+
+/// Runs a command that must end well; what it printed.
+async fn prints(args: &[&str]) -> String {
+    let output = lockstep(args).await;
+    assert_eq!(output.code, Some(0), "{args:?}: {output:?}");
+    output.stdout
+}
+
+/// `lockstep dev` of one node in a directory, once it is ready, and its endpoint.
+async fn dev(dir: &Path) -> (Process, String) {
+    let (kv, log) = (guest_file("kv").expect("it is built"), dir.join("log"));
+    let (kv, data) = (kv.display().to_string(), dir.join("data").display().to_string());
+    let args = ["dev", &kv, "--nodes", "1", "--data-dir", &data];
+    let process = Process::start(&binary().expect("it is built"), &args, &log).expect("it starts");
+    let told = async || {
+        let text = fs::read_to_string(&log).ok()?;
+        // The line is whole once the text goes on behind it.
+        let (_, rest) = text.split_once("lockstep status --endpoint ")?;
+        rest.split_once('\n').map(|(endpoint, _)| endpoint.to_owned())
+    };
+    let endpoint = wait_for("the endpoint to be printed", &log, told).await;
+    (process, endpoint)
+}
+
+fn command_from_stdin(dir: &Path, endpoint: &str, command: &str) -> String {
+    let file = dir.join("command");
+    fs::write(&file, command).expect("it can be written");
+    let output = Command::new(binary().expect("it is built"))
+        .args(["apply", "--endpoint", endpoint])
+        .stdin(Stdio::from(fs::File::open(&file).expect("it was written")))
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+#[tokio::test]
+async fn a_cluster_to_try_things_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut process, endpoint) = dev(dir.path()).await;
+    let at = ["--endpoint", &endpoint];
+    let with = |words: &[&'static str]| -> Vec<String> {
+        let (command, rest) = words.split_first().expect("there is a command");
+        [command].into_iter().chain(&at).chain(rest).map(|word| (*word).to_owned()).collect()
+    };
+    let run = async |words: &[&'static str]| {
+        let args = with(words);
+        prints(&args.iter().map(String::as_str).collect::<Vec<_>>()).await
+    };
+
+    assert_eq!(run(&["apply", "set city Basel"]).await, "\n", "there was no value before");
+    assert_eq!(run(&["apply", "set city Bern"]).await, "Basel\n");
+    assert_eq!(run(&["query", "get city"]).await, "Bern\n");
+    assert_eq!(run(&["query", "--local", "get city"]).await, "Bern\n");
+    let json = run(&["query", "--json", "get city"]).await;
+    assert_says(&json, &["\"answer\":\"Bern\"", "\"ok\":true", "\"applied_index\":"]);
+    let json = run(&["apply", "--json", "set city Chur"]).await;
+    assert_says(&json, &["\"answer\":\"Bern\"", "\"attempts\":1", "\"leader_changed\":false"]);
+    let rejected = lockstep(&["apply", at[0], at[1], "cas city Genf Zug"]).await;
+    assert_eq!(rejected.code, Some(1), "{rejected:?}");
+    assert_says(&rejected.stderr, &["rejected: "]);
+    assert_eq!(rejected.stdout, "");
+    assert_eq!(command_from_stdin(dir.path(), &endpoint, "set city Sion\n"), "Chur\n");
+    assert_eq!(run(&["query", "get city"]).await, "Sion\n", "the last newline is no part of it");
+
+    let table = run(&["status"]).await;
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 2, "a heading and a replica: {table}");
+    assert_says(lines[0], &["GROUP", "NODE", "ROLE", "STATE", "APPLIED", "SNAPSHOTS"]);
+    assert_says(lines[1], &["dev", &endpoint, "leader", "serving"]);
+    let json = run(&["status", "--json"]).await;
+    assert!(json.starts_with("[{") && json.ends_with("}]\n"), "it is an array: {json}");
+    assert_says(&json, &["\"group\":\"dev\"", "\"state\":\"serving\"", "\"role\":\"leader\""]);
+
+    let data = dir.path().join("data/node-1").display().to_string();
+    assert_says(&prints(&["snapshot", "list", "--data-dir", &data]).await, &["no snapshots in"]);
+    let client = Client::connect([endpoint.as_str()], Options::default()).expect("an address");
+    client.mark().await.expect("it leads");
+    let listed = async || {
+        let text = prints(&["snapshot", "list", "--data-dir", &data]).await;
+        (!text.starts_with("no snapshots")).then_some(text)
+    };
+    let text = wait_for("a snapshot", &dir.path().join("log"), listed).await;
+    assert_says(&text, &["GROUP", "DIGEST", "FILE", ".fsnap"]);
+    let json = prints(&["snapshot", "list", "--json", "--data-dir", &data]).await;
+    assert_eq!(json.lines().count(), 1, "one object, one line: {json}");
+    assert_says(&json, &["\"group\":\"dev\"", "\"digest\":\"", ".fsnap\""]);
+
+    let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("an id above 0");
+    kill_process(id, Signal::INT).expect("it runs");
+    let status = process.ended(STOP_PATIENCE).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{}", last_lines(&dir.path().join("log"), 10));
+    let nobody = lockstep(&["status", at[0], at[1], "--timeout", "1"]).await;
+    assert_eq!(nobody.code, Some(1), "{nobody:?}");
+    assert_says(&nobody.stderr, &[&endpoint]);
+}
+
+#[tokio::test]
+async fn every_command_has_a_help() {
+    let commands: &[&[&str]] = &[
+        &[],
+        &["serve"],
+        &["dev"],
+        &["apply"],
+        &["query"],
+        &["status"],
+        &["check"],
+        &["snapshot"],
+        &["snapshot", "list"],
+    ];
+    for command in commands {
+        let mut args = command.to_vec();
+        args.push("--help");
+        let text = prints(&args).await;
+        assert_says(&text, &[&format!("Usage: {}", [&["lockstep"], *command].concat().join(" "))]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_command_is_a_usage_error() {
+    let wrong: &[&[&str]] = &[
+        &[],
+        &["install"],
+        &["serve"],
+        &["apply", "--endpoint"],
+        &["dev", "kv.wasm", "--nodes", "8"],
+        &["apply", "--endpoint", "nowhere", "set a 1"],
+    ];
+    for args in wrong {
+        let output = lockstep(args).await;
+        assert_eq!(output.code, Some(2), "{args:?}: {output:?}");
+        assert_eq!(output.stdout, "", "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+    }
+}

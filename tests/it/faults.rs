@@ -1,0 +1,156 @@
+//! State machines that trap: tried once more, then parked with the cause, while everything beside
+//! them goes on.
+
+use std::time::Duration;
+
+use lockstep_client::v1::GroupStatus;
+use lockstep_client::{Client, Consistency, Error, Options};
+use lockstep_tests::cluster::{Cluster, GroupSpec, Spec, guest_file};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{GROUP, apply, assert_says, query, started_node};
+
+/// A client that soon gives up on what no repetition makes better.
+fn impatient(cluster: &Cluster, group: &str) -> Client {
+    let options = Options { deadline: Duration::from_secs(2), ..Options::default() };
+    cluster.client_of(group, options).expect("its address is one")
+}
+
+async fn parked(cluster: &mut Cluster, group: &str) -> GroupStatus {
+    let parked = async |cluster: &Cluster| {
+        cluster.group(1, group).await.filter(|status| status.state == "parked")
+    };
+    cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks")
+}
+
+/// Both kinds of request are refused, in words that name the cause.
+async fn assert_refuses(client: &Client, says: &[&str]) {
+    let applied = client.apply("set z 1").await.map(|reply| reply.outcome);
+    let asked = client.query("len", Consistency::Linearizable).await.map(|reply| reply.outcome);
+    for answer in [applied, asked] {
+        match answer {
+            Err(Error::Refused { refusal, message, .. }) => {
+                assert_eq!(refusal, "not-serving", "{message}");
+                assert_says(&message, &["parked"]);
+                assert_says(&message, says);
+            }
+            other => panic!("a parked group answered {other:?}"),
+        }
+    }
+}
+
+/// A node with one group of the hostile guest, which serves.
+async fn hostile_node() -> Cluster {
+    let spec = Spec::of_guest("hostile", 1).expect("it is built");
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("hostile").await.expect("it serves");
+    cluster
+}
+
+#[tokio::test]
+async fn a_command_that_faults_twice_parks_the_replica() {
+    let mut cluster = started_node(&["set a 1"]).await;
+    let client = impatient(&cluster, GROUP);
+    let pending = client.apply("fault boom").await.expect_err("it has no answer");
+    assert!(matches!(pending, Error::Unknown { .. }), "it is in the log: {pending:?}");
+    let status = parked(&mut cluster, GROUP).await;
+    assert_says(&status.cause, &["trap in apply", "boom"]);
+    assert_eq!(status.guest_faults, 2, "it was tried once more: {status:?}");
+    assert_refuses(&client, &["trap in apply", "boom"]).await;
+
+    // The entry is in the log, so another process comes no further; it says the same.
+    cluster.stop(1).await.expect("it stops");
+    cluster.start_node(1).expect("it starts");
+    let status = parked(&mut cluster, GROUP).await;
+    assert_says(&status.cause, &["trap in apply", "boom"]);
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// The cause says which limit it was, or that it was none.
+#[tokio::test]
+async fn a_component_that_faults_parks_with_the_class_of_its_fault() {
+    for (deed, class) in [("panic", "trap"), ("grow", "out of memory")] {
+        let mut cluster = hostile_node().await;
+        let client = impatient(&cluster, "hostile");
+        assert_eq!(apply(&client, "nothing").await, "");
+        client.apply(deed).await.expect_err("it has no answer");
+        let status = parked(&mut cluster, "hostile").await;
+        assert_says(&status.cause, &[&format!("{class} in apply at index")]);
+        assert_refuses(&client, &[class]).await;
+        cluster.stop_all().await.expect("it stops");
+    }
+}
+
+#[tokio::test]
+async fn an_init_that_faults_parks_its_group_alone() {
+    let hostile = guest_file("hostile").expect("it is built").display().to_string();
+    let mut spec = Spec::of_module("other", "native:register", 1);
+    let mut group = GroupSpec::new("bad", &hostile);
+    group.settings.push("config = \"init panic\"".to_owned());
+    spec.groups.push(group);
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("other").await.expect("it serves");
+    let status = parked(&mut cluster, "bad").await;
+    assert_says(&status.cause, &["trap in init", "on purpose"]);
+    assert_refuses(&impatient(&cluster, "bad"), &["trap in init"]).await;
+    let other = cluster.client_of("other", Options::default()).expect("its address is one");
+    apply(&other, "set a 1").await;
+    assert_eq!(query(&other, "get a").await, "1");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// Each trap costs a rebuild: after three the group takes no more questions for a while, and goes
+/// on applying.
+#[tokio::test]
+async fn queries_that_fault_are_refused_after_the_third() {
+    let mut cluster = started_node(&["set a 1"]).await;
+    let client = impatient(&cluster, GROUP);
+    for round in 1..=3 {
+        let error = client.query("fault riddle", Consistency::Linearizable).await;
+        match error.expect_err("it faults") {
+            Error::Refused { refusal, message, attempts } => {
+                assert_eq!((refusal.as_str(), attempts), ("query-faulted", 1), "{message}");
+                assert_says(&message, &["trap in query", "riddle"]);
+            }
+            other => panic!("query {round} was answered {other:?}"),
+        }
+    }
+    let error = client.query("get a", Consistency::Linearizable).await;
+    match error.expect_err("there were three") {
+        Error::Refused { refusal, message, .. } => {
+            assert_eq!(refusal, "queries-refused", "{message}");
+            assert_says(&message, &["3 queries faulted"]);
+        }
+        other => panic!("a good query was answered {other:?}"),
+    }
+    assert_eq!(apply(&client, "set a 2").await, "1", "the state is what it was");
+    let status = cluster.group(1, GROUP).await.expect("it answers");
+    assert_eq!((status.state.as_str(), status.guest_faults), ("serving", 3), "{status:?}");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// A snapshot that traps costs that snapshot; the group goes on, and takes the next one that works.
+#[tokio::test]
+async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
+    let mut cluster = hostile_node().await;
+    let client = impatient(&cluster, "hostile");
+    apply(&client, "snapshot panic").await;
+    client.mark().await.expect("the leader takes it");
+    let failed = async |cluster: &Cluster| {
+        let status = cluster.group(1, "hostile").await?;
+        (status.captures_failed > 0 && !status.last_capture_error.is_empty()).then_some(status)
+    };
+    let status =
+        cluster.wait_for("a capture to fail", PATIENCE, failed).await.expect("it is shown");
+    assert_says(&status.last_capture_error, &["trap in snapshot", "on purpose"]);
+    assert_eq!((status.state.as_str(), status.snapshots.len()), ("serving", 0), "{status:?}");
+    apply(&client, "snapshot nothing").await;
+    client.mark().await.expect("the leader takes it");
+    let taken = async |cluster: &Cluster| {
+        let status = cluster.group(1, "hostile").await?;
+        (status.snapshots.len() == 1).then_some(status)
+    };
+    let status = cluster.wait_for("a capture", PATIENCE, taken).await.expect("it is taken");
+    assert_eq!(status.last_capture_error, "", "it is forgotten");
+    cluster.stop_all().await.expect("it stops");
+}

@@ -1,0 +1,90 @@
+//! Components that are refused, guests that misbehave, and guests that must not differ.
+//!
+//! Files that do not even link are text in `tests/guests/*.wat`; misbehaviour at run time is the
+//! guest `tests/guests/hostile`, told what to do by its configuration, commands and queries.
+
+mod contract;
+mod faults;
+mod refusals;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use lockstep_core::entry::{Install, Profile};
+use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
+use lockstep_host::guest::{Context, Guest as _, GuestModule as _, SnapshotHeader};
+
+/// A guest that `cargo xtask guests` built.
+fn built(name: &str) -> Vec<u8> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/guests")
+        .join(name)
+        .with_extension("wasm");
+    std::fs::read(&file).unwrap_or_else(|error| {
+        panic!("{}: {error}; run `cargo xtask guests` first", file.display())
+    })
+}
+
+fn load(name: &str) -> ComponentModule {
+    ComponentModule::load(&built(name)).unwrap_or_else(|refusal| panic!("{name}: {refusal}"))
+}
+
+/// The guest that misbehaves, compiled once.
+fn hostile() -> &'static ComponentModule {
+    static MODULE: OnceLock<ComponentModule> = OnceLock::new();
+    MODULE.get_or_init(|| load("hostile"))
+}
+
+/// Small limits, so that endless things end soon: 64 MiB, and fuel for a few milliseconds.
+fn install(module: &ComponentModule, config: &str) -> Install {
+    Install {
+        module: module.id(),
+        config: Bytes::copy_from_slice(config.as_bytes()),
+        seed: [1; 16],
+        profile: Profile {
+            fuel_entry: 5_000_000,
+            fuel_command: 1_000_000,
+            memory_bytes: 64 << 20,
+            ..Profile::default()
+        },
+        founders: Vec::new(),
+    }
+}
+
+/// A fresh guest, neither initialised nor restored.
+fn fresh(module: &ComponentModule) -> ComponentGuest {
+    module.instantiate_component(&install(module, "")).expect("the limits allow an empty guest")
+}
+
+/// A guest that was initialised without a configuration.
+fn started(module: &ComponentModule) -> ComponentGuest {
+    let mut guest = fresh(module);
+    guest.init(at(1), b"").expect("no configuration is a good one");
+    guest
+}
+
+fn at(index: u64) -> Context {
+    Context { index, time_ms: 1_700_000_000_000 + index, seed: (index, !index) }
+}
+
+fn commands(texts: &[&str]) -> Vec<Bytes> {
+    texts.iter().map(|text| Bytes::copy_from_slice(text.as_bytes())).collect()
+}
+
+fn header(module: &ComponentModule, index: u64) -> SnapshotHeader {
+    let info = module.info();
+    SnapshotHeader {
+        writer_name: info.name.clone(),
+        writer_version: info.version.clone(),
+        format: info.snapshot_format,
+        index,
+        time_ms: 1_700_000_000_000 + index,
+    }
+}
+
+fn snapshot(guest: &mut ComponentGuest) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    guest.snapshot(&mut bytes).expect("no fault").expect("a vector takes everything");
+    bytes
+}

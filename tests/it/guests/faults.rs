@@ -1,0 +1,170 @@
+//! A guest that misbehaves: the right class, in the right call, and never an outcome.
+
+use std::io;
+
+use lockstep_core::fault::{FaultClass, GuestFault};
+use lockstep_host::guest::{Guest as _, Outcome};
+
+use super::{at, commands, fresh, header, hostile, install, snapshot, started};
+
+/// What was asked for, in which class it ends, and what the message must say.
+type Deed = (&'static str, FaultClass, &'static str);
+
+/// Misbehaviour that is possible everywhere.
+const DEEDS: [Deed; 4] = [
+    ("panic", FaultClass::Trap, "on purpose"),
+    ("loop", FaultClass::OutOfFuel, "used up the fuel"),
+    ("grow", FaultClass::OutOfMemory, "may have 67108864"),
+    ("recurse 1", FaultClass::StackOverflow, "call stack exhausted"),
+];
+const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of snapshot");
+const READ: Deed = ("read", FaultClass::Trap, "read was called outside of restore");
+
+fn expect(call: &str, deed: Deed, result: Result<(), GuestFault>) {
+    let (what, class, says) = deed;
+    let fault = match result {
+        Ok(()) => panic!("{what} in {call} was no fault"),
+        Err(fault) => fault,
+    };
+    assert_eq!((fault.call, fault.class), (call, class), "{what}: {fault}");
+    assert!(fault.message.contains(says), "{what} in {call}: {fault}\nlacks {says:?}");
+    assert!(fault.message.len() <= 2048, "{what} in {call}: the message has no bound");
+}
+
+#[test]
+fn in_init() {
+    for deed in DEEDS.into_iter().chain([WRITE, READ]) {
+        let config = format!("init {}", deed.0);
+        expect("init", deed, fresh(hostile()).init(at(1), config.as_bytes()));
+    }
+    let refused = ("fail", FaultClass::Refused, "invalid configuration: I was told to fail");
+    expect("init", refused, fresh(hostile()).init(at(1), b"init fail"));
+}
+
+#[test]
+fn in_apply() {
+    let too_few = ("too-few", FaultClass::Trap, "it gave 1 outcomes for 2 commands");
+    let too_many = ("too-many", FaultClass::Trap, "it gave 3 outcomes for 2 commands");
+    let too_much = ("answer 999999999", FaultClass::OutOfMemory, "may have 67108864");
+    for deed in DEEDS.into_iter().chain([WRITE, READ, too_few, too_many, too_much]) {
+        let mut guest = started(hostile());
+        let result = guest.apply(at(7), &commands(&["nothing", deed.0]));
+        let fault = result.clone().expect_err(deed.0);
+        assert_eq!(fault.index, Some(7));
+        expect("apply", deed, result.map(drop));
+
+        let again = guest.apply(at(8), &commands(&["nothing"])).expect_err("it is unusable");
+        assert_eq!(again.class, FaultClass::Host, "{again}");
+    }
+}
+
+#[test]
+fn in_query() {
+    for deed in DEEDS.into_iter().chain([WRITE, READ]) {
+        let mut guest = started(hostile());
+        expect("query", deed, guest.query(at(7), deed.0.as_bytes()).map(drop));
+    }
+}
+
+#[test]
+fn in_snapshot() {
+    for deed in DEEDS.into_iter().chain([READ]) {
+        let mut guest = started(hostile());
+        let order = format!("snapshot {}", deed.0);
+        guest.apply(at(2), &commands(&[&order])).expect("it is only told");
+        expect("snapshot", deed, guest.snapshot(&mut io::sink()).map(drop));
+    }
+    let mut guest = started(hostile());
+    let chunk = ("one-chunk", FaultClass::Trap, "4194304 are the limit");
+    guest
+        .apply(at(2), &commands(&["fill 5000000", "snapshot one-chunk"]))
+        .expect("it is only told");
+    expect("snapshot", chunk, guest.snapshot(&mut io::sink()).map(drop));
+}
+
+#[test]
+fn in_restore() {
+    let bytes = snapshot(&mut started(hostile()));
+    for deed in DEEDS.into_iter().chain([WRITE]) {
+        let config = format!("restore {}", deed.0);
+        let header = header(hostile(), 9);
+        let mut guest = fresh(hostile());
+        expect("restore", deed, guest.restore(&header, config.as_bytes(), &mut &bytes[..]));
+    }
+    let refused = ("short", FaultClass::Refused, "corrupt snapshot: too short");
+    let mut guest = fresh(hostile());
+    expect("restore", refused, guest.restore(&header(hostile(), 9), b"", &mut &bytes[..3]));
+}
+
+/// An input that fails is the host's trouble, not the guest's.
+#[test]
+fn an_unreadable_snapshot_is_a_host_failure() {
+    struct Broken;
+    impl io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("the disk is gone"))
+        }
+    }
+    let broken = ("a broken input", FaultClass::Host, "the disk is gone");
+    let mut guest = fresh(hostile());
+    expect("restore", broken, guest.restore(&header(hostile(), 9), b"", &mut Broken));
+}
+
+/// An output that fails, and a guest that politely fails, cost the snapshot and not the guest.
+#[test]
+fn a_failed_snapshot_leaves_the_guest_alone() {
+    struct Full(usize);
+    impl io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut guest = started(hostile());
+    guest.apply(at(2), &commands(&["fill 1000000"])).expect("no fault");
+    for room in [0, 8, 100_000, 999_999] {
+        let error = guest.snapshot(&mut Full(room)).expect("no fault").expect_err("it is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with room for {room}");
+    }
+    assert_eq!(snapshot(&mut guest).len(), 1_000_008);
+
+    guest.apply(at(3), &commands(&["snapshot fail"])).expect("no fault");
+    let error = guest.snapshot(&mut io::sink()).expect("no fault").expect_err("it was told to");
+    assert_eq!(error.to_string(), "the guest wrote no snapshot: not today");
+    let outcomes = guest.apply(at(4), &commands(&["answer 2"])).expect("the guest goes on");
+    assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
+}
+
+/// Memory is the sum; a group whose limit does not hold the guest cannot even make one.
+#[test]
+fn memory_is_counted_and_limited_from_the_first_page() {
+    let mut guest = started(hostile());
+    let before = guest.memory_bytes();
+    assert!(before > 0);
+    guest.apply(at(2), &commands(&["fill 4000000"])).expect("the limit allows it");
+    assert!(guest.memory_bytes() >= before + 3_900_000, "{} bytes", guest.memory_bytes());
+
+    let mut narrow = install(hostile(), "");
+    narrow.profile.memory_bytes = 64 << 10;
+    let fault = hostile().instantiate_component(&narrow).err().expect("a page is not enough");
+    assert_eq!((fault.call, fault.class), ("instantiate", FaultClass::OutOfMemory), "{fault}");
+}
+
+/// Limits come from the profile, and a profile of another engine is not run at all.
+#[test]
+fn another_engine_is_refused() {
+    let mut other = install(hostile(), "");
+    other.profile.engine_major += 1;
+    let fault = hostile().instantiate_component(&other).err().expect("it is another engine");
+    assert_eq!(fault.class, FaultClass::Host, "{fault}");
+}
+
+/// Endless words cost their reader nothing.
+#[test]
+fn what_a_guest_says_is_bounded() {
+    let mut guest = started(hostile());
+    guest.apply(at(2), &commands(&["say 1000000"])).expect("words are no fault");
+}

@@ -1,0 +1,124 @@
+//! Stopping, strangers, and clocks that are off.
+
+use lockstep_client::Options;
+use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{GROUP, MODULE, apply, apply_once, assert_says, query};
+
+async fn three() -> (Cluster, u16) {
+    let mut cluster = Cluster::start(Spec::of_module(GROUP, MODULE, 3)).expect("it starts");
+    let leader = cluster.wait_serving(GROUP).await.expect("it serves");
+    (cluster, leader)
+}
+
+/// The leader is told to stop: before it exits with 0, another one leads, by its request and not by
+/// a timeout. Nothing that was acknowledged is lost.
+#[tokio::test]
+async fn sigterm_hands_leadership_over_and_exits_with_0() {
+    let (mut cluster, leader) = three().await;
+    let client = cluster.client().expect("good addresses");
+    apply(&client, "set a 1").await;
+    let term = cluster.group(leader, GROUP).await.expect("it answers").term;
+    let status = cluster.stop(leader).await.expect("it ends within the bound");
+    assert!(status.success(), "{status}");
+    let next = cluster.wait_leader(GROUP, Some(leader)).await.expect("another one leads");
+    let after = cluster.group(next, GROUP).await.expect("it answers").term;
+    assert_eq!(after, term + 1, "one campaign was enough");
+    assert_says(&cluster.log_text(leader), &["node stopped"]);
+    assert_eq!(query(&client, "get a").await, "1");
+    cluster.start_node(leader).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves again");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// A paused leader is replaced, and follows when it goes on.
+#[tokio::test]
+async fn a_leader_that_sleeps_is_replaced() {
+    let (mut cluster, leader) = three().await;
+    let client = cluster.client().expect("good addresses");
+    // In a session, for the paused node takes a command and does not say what became of it.
+    let session = client.open_session().await.expect("a session");
+    apply_once(&session, "set a 1").await;
+    cluster.process(leader).and_then(|process| process.pause()).expect("it runs");
+    let others: Vec<u16> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
+    let replaced = async |cluster: &Cluster| {
+        for node in &others {
+            let status = cluster.group(*node, GROUP).await?;
+            if status.role() == lockstep_client::v1::group_status::Role::Leader {
+                return Some(*node);
+            }
+        }
+        None
+    };
+    cluster.wait_for("another leader", PATIENCE, replaced).await.expect("it is replaced");
+    apply_once(&session, "set a 2").await;
+    cluster.process(leader).and_then(|process| process.resume()).expect("it runs");
+    cluster.wait_serving(GROUP).await.expect("it follows");
+    assert_eq!(query(&client, "get a").await, "2");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// A process of another cluster at a known address: each side says so, and neither is disturbed.
+#[tokio::test]
+async fn a_peer_of_another_cluster_is_refused() {
+    let (mut cluster, _) = three().await;
+    cluster.kill(3).expect("it runs");
+    cluster.wipe(3).expect("it is stopped");
+    let other = cluster.configuration(3).replacen("\"test\"", "\"elsewhere\"", 1);
+    cluster.configure(3, &other).expect("it can be written");
+    cluster.start_node(3).expect("it starts");
+    for (node, peer) in [(1_u16, 3_u16), (3, 1)] {
+        let said = async |cluster: &Cluster| {
+            let errors = cluster.status(node).await?.peer_errors;
+            let error = errors.into_iter().find(|error| error.node == u32::from(peer))?.error;
+            error.contains("cluster").then_some(error)
+        };
+        let what = format!("node {node} to say what is wrong with {peer}");
+        let error = cluster.wait_for(&what, PATIENCE, said).await.expect("it says so");
+        assert_says(&error, &["test", "elsewhere"]);
+    }
+    let client = cluster.client_of("", Options::default()).expect("good addresses");
+    apply(&client, "set a 1").await;
+    let stranger = cluster.group(3, GROUP).await.expect("it answers");
+    assert_eq!(stranger.applied, 0, "it was given something: {stranger:?}");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// A node whose clock is a minute off votes and follows, and never leads while another one can.
+#[tokio::test]
+async fn a_clock_that_is_off_never_leads() {
+    let spec = Spec::of_module(GROUP, MODULE, 3);
+    let mut cluster = Cluster::prepare(spec).expect("a directory");
+    let good = cluster.configuration(1);
+    let wrong = good.replacen("node = 1\n", "node = 1\ntest-clock-offset-ms = 60000\n", 1);
+    cluster.configure(1, &wrong).expect("it can be written");
+    for node in cluster.nodes() {
+        cluster.start_node(node).expect("it starts");
+    }
+    let off = async |cluster: &Cluster| {
+        let status = cluster.group(1, GROUP).await?;
+        (status.clock_is_off && status.reluctant).then_some(())
+    };
+    cluster.wait_for("node 1 to be reluctant", PATIENCE, off).await.expect("it knows");
+    // It may have won the very first election, before it heard what time it is.
+    let others_lead = async |cluster: &Cluster| cluster.leader(GROUP).await.filter(|l| *l != 1);
+    let mut leader = cluster.wait_for("2 or 3 to lead", PATIENCE, others_lead).await.expect("one");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    for round in 0..2 {
+        apply(&client, &format!("set round {round}")).await;
+        // Who lacks an entry cannot lead, and then node 1 would have to.
+        let index = cluster.settled_index(&client).await.expect("it is served");
+        for node in cluster.nodes() {
+            cluster.wait_applied(node, GROUP, index, PATIENCE).await.expect("it follows");
+        }
+        cluster.kill(leader).expect("it runs");
+        let next = cluster.wait_leader(GROUP, Some(leader)).await.expect("there is one");
+        assert_eq!(next, 5 - leader, "only the node with a good clock may lead");
+        cluster.start_node(leader).expect("it starts");
+        cluster.wait_serving(GROUP).await.expect("it serves");
+        leader = next;
+    }
+    cluster.stop_all().await.expect("they stop");
+}

@@ -1,0 +1,17 @@
+//! The one test binary that links wasmtime and the whole host.
+//!
+//! Guests are built before: `cargo xtask guests`, which `cargo xtask test` runs first. So is
+//! the binary that the end-to-end tests start: `cargo build -p lockstep-host --bin lockstep`.
+
+mod command_line;
+mod configuration;
+mod data_dir;
+mod faults;
+mod guests;
+mod lifecycle;
+mod modules;
+mod promises;
+mod rejoin;
+mod requests;
+mod services;
+mod solo;

@@ -1,0 +1,101 @@
+//! Modules that a node refuses at its start, and one that is not the one its group was
+//! founded with.
+
+use std::fs;
+
+use lockstep_client::{Error, Options};
+use lockstep_tests::cluster::{Cluster, Spec, guest_file};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{apply, assert_says, lockstep, query, refused};
+
+/// A node whose module is this file; prepared, not started.
+fn node_with(module: &str) -> Cluster {
+    Cluster::prepare(Spec::of_module("kv", module, 1)).expect("a directory")
+}
+
+#[tokio::test]
+async fn a_module_that_is_missing_is_refused() {
+    let cluster = node_with("kv.wasm");
+    let said = refused(&cluster, 1, 2).await;
+    assert_says(&said, &["group \"kv\"", "kv.wasm", "No such file", "correct `module`"]);
+}
+
+/// A refused module is exit code 1, from `serve` and from `check`, in the same words.
+#[tokio::test]
+async fn a_module_that_is_no_component_is_refused() {
+    let cluster = node_with("core.wasm");
+    let file = cluster.config_file(1).with_file_name("core.wasm");
+    let core = wat::parse_str("(module)").expect("the smallest module there is");
+    fs::write(&file, core).expect("it can be written");
+    let said = refused(&cluster, 1, 1).await;
+    let says = ["core.wasm", "core module, not a component", "wasm-tools component new"];
+    assert_says(&said, &says);
+    assert_says(&said, &["group \"kv\""]);
+    let checked = lockstep(&["check", &file.display().to_string()]).await;
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    assert_says(&checked.stderr, &says);
+}
+
+#[tokio::test]
+async fn a_native_module_that_is_unknown_is_refused() {
+    let cluster = node_with("native:abacus");
+    let said = refused(&cluster, 1, 2).await;
+    assert_says(&said, &["\"abacus\"", "hash-chain, register and ballast:BYTES"]);
+}
+
+#[tokio::test]
+async fn a_good_module_is_shown() {
+    let file = guest_file("kv").expect("it is built").display().to_string();
+    let checked = lockstep(&["check", &file]).await;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert_says(&checked.stdout, &["kv", "lockstep:fsm"]);
+}
+
+/// One node is started with another module for one of its two groups. That group parks there, says
+/// which module it has and which it wants, and goes on elsewhere; the other group does not notice.
+#[tokio::test]
+async fn a_module_that_differs_from_the_install_entry_parks_its_group() {
+    let kv = guest_file("kv").expect("it is built").display().to_string();
+    let counter = guest_file("counter").expect("it is built").display().to_string();
+    let spec = Spec::of_module("store", &kv, 3).with_group("other", "native:register");
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("store").await.expect("it serves");
+    cluster.wait_serving("other").await.expect("it serves");
+    let store = cluster.client_of("store", Options::default()).expect("good addresses");
+    let other = cluster.client_of("other", Options::default()).expect("good addresses");
+    apply(&store, "set a 1").await;
+
+    cluster.stop(3).await.expect("it stops");
+    let good = cluster.configuration(3);
+    cluster.configure(3, &good.replacen(&kv, &counter, 1)).expect("it can be written");
+    cluster.start_node(3).expect("it starts");
+    let parked = async |cluster: &Cluster| {
+        let status = cluster.group(3, "store").await?;
+        (status.state == "parked").then_some(status.cause)
+    };
+    let cause = cluster.wait_for("node 3 to park", PATIENCE, parked).await.expect("it parks");
+    assert_says(&cause, &["wrong module", "have", "want"]);
+    let serves = async |cluster: &Cluster| {
+        (cluster.group(3, "other").await?.state == "serving").then_some(())
+    };
+    cluster.wait_for("the other group to serve", PATIENCE, serves).await.expect("it serves");
+
+    let refused = store.query_at(cluster.address(3), "get a").await.expect_err("it is parked");
+    match refused {
+        Error::Refused { refusal, message, .. } => {
+            assert_eq!(refusal, "not-serving");
+            assert_says(&message, &["\"store\"", "parked", "wrong module", "another node"]);
+        }
+        other => panic!("a parked group answered {other:?}"),
+    }
+    apply(&other, "set b 2").await;
+    apply(&store, "set a 3").await;
+    assert_eq!(query(&store, "get a").await, "3", "the group goes on without node 3");
+
+    cluster.stop(3).await.expect("it stops");
+    cluster.configure(3, &good).expect("it can be written");
+    cluster.start_node(3).expect("it starts");
+    cluster.wait_serving("store").await.expect("it serves again with the module it wanted");
+    cluster.stop_all().await.expect("they stop");
+}

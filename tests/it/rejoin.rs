@@ -1,0 +1,169 @@
+//! Files that went bad on a node that has good ones elsewhere: the log, and snapshots.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lockstep_client::v1::group_status::Role;
+use lockstep_client::{Client, Outcome};
+use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{GROUP, MODULE, apply, assert_says, contents, query, refused_untouched};
+
+/// A value of this many bytes fills the log.
+const LARGE_BYTES: usize = 1_000_000;
+/// Large values between two snapshots: more than the log's window in memory.
+const LARGE_VALUES: usize = 20;
+/// Snapshots until the log no longer begins at 1.
+const SNAPSHOTS_MAX: usize = 4;
+
+/// Flips a bit in the middle.
+fn damage(path: &Path) {
+    let mut bytes = fs::read(path).expect("it can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).expect("it can be written");
+}
+
+/// Flips a bit of the first place in a node's log that has these bytes.
+fn damage_log(cluster: &Cluster, node: u16, needle: &str) {
+    let wal = cluster.data_dir(node).join("wal");
+    for entry in fs::read_dir(&wal).expect("there is a log") {
+        let path = entry.expect("its files can be listed").path();
+        let mut bytes = fs::read(&path).expect("a segment can be read");
+        let place = bytes.windows(needle.len()).position(|bytes| bytes == needle.as_bytes());
+        if let Some(place) = place {
+            bytes[place] ^= 0x10;
+            return fs::write(&path, bytes).expect("it can be written");
+        }
+    }
+    panic!("{} does not hold {needle:?}", wal.display())
+}
+
+/// Snapshot files of a node's group, oldest first: their names begin with term and index.
+fn snapshot_files(cluster: &Cluster, group: &str) -> Vec<PathBuf> {
+    let dir = cluster.data_dir(1).join("groups").join(group).join("snap");
+    let entries = fs::read_dir(&dir).expect("there are snapshots");
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("its files can be listed").path())
+        .filter(|path| path.extension().is_some_and(|it| it == "fsnap"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn digests(files: &[PathBuf]) -> BTreeMap<PathBuf, blake3::Hash> {
+    let digest = |path: &PathBuf| blake3::hash(&fs::read(path).expect("it is there still"));
+    files.iter().map(|path| (path.clone(), digest(path))).collect()
+}
+
+/// One node of the kv store with two snapshots, the newer one behind everything else.
+async fn kv_with_two_snapshots() -> (Cluster, Client) {
+    let spec = Spec::of_guest("kv", 1).expect("it is built").with_snapshot_entries(1_000_000);
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("kv").await.expect("it serves");
+    let client = cluster.client().expect("its address is one");
+    for round in 1..=2 {
+        apply(&client, &format!("set filling {}", "f".repeat(2_000))).await;
+        apply(&client, &format!("set round {round}")).await;
+        cluster.capture(&client, "kv").await.expect("it takes a snapshot");
+    }
+    apply(&client, "set behind 3").await;
+    (cluster, client)
+}
+
+#[tokio::test]
+async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
+    let spec = Spec::of_module(GROUP, MODULE, 3);
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    for command in ["set early 1", "set needle 2", "set latest 3"] {
+        apply(&client, command).await;
+    }
+    let index = cluster.settled_index(&client).await.expect("it is served");
+    cluster.wait_applied(2, GROUP, index, PATIENCE).await.expect("it follows");
+    let old = cluster.group(2, GROUP).await.expect("it answers").replica;
+    cluster.stop(2).await.expect("it stops");
+    damage_log(&cluster, 2, "needle");
+    refused_untouched(&cluster, 2, &["corrupt", "offset", "nothing was touched", "--rejoin"]).await;
+    let damaged = contents(&cluster.data_dir(2).join("wal"));
+
+    cluster.start_node_with(2, &["--rejoin"]).expect("it starts");
+    let back = async |cluster: &Cluster| {
+        let status = cluster.group(2, GROUP).await?;
+        let voter = matches!(status.role(), Role::Follower | Role::Leader);
+        (voter && status.state == "serving" && status.applied >= index).then_some(status)
+    };
+    let status = cluster.wait_for("node 2 to be a voter", PATIENCE, back).await.expect("it is");
+    assert_ne!(status.replica, old, "it promised things it no longer knows of");
+    let voters = status.configuration.expect("there is one").voters;
+    assert!(voters.len() == 3 && voters.contains(&status.replica), "{voters:?}");
+    assert!(!voters.contains(&old), "the old replica is replaced: {voters:?}");
+    let reply = client.query_at(cluster.address(2), "get needle").await.expect("it answers");
+    assert_eq!(reply.outcome, Outcome::Ok("2".into()), "it has what the others kept");
+
+    let aside = cluster.data_dir(2).join("old-1");
+    assert!(aside.join("node").is_file(), "its owner is kept");
+    let kept: Vec<blake3::Hash> = contents(&aside.join("wal")).into_values().collect();
+    assert_eq!(kept, damaged.into_values().collect::<Vec<_>>(), "what was damaged is kept as is");
+
+    // From now on it is a node like any other.
+    cluster.stop(2).await.expect("it stops");
+    cluster.start_node(2).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let again = cluster.group(2, GROUP).await.expect("it answers");
+    assert_eq!(again.replica, status.replica);
+    cluster.stop_all().await.expect("they stop");
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
+    let (mut cluster, client) = kv_with_two_snapshots().await;
+    cluster.stop_all().await.expect("it stops");
+    let files = snapshot_files(&cluster, "kv");
+    assert_eq!(files.len(), 2, "{files:?}");
+    damage(&files[1]);
+    cluster.start_node(1).expect("it starts");
+    cluster.wait_serving("kv").await.expect("it serves");
+    assert_says(&cluster.log_text(1), &["recovery point does not restore; trying an older one"]);
+    assert_eq!(query(&client, "get round").await, "2");
+    assert_eq!(query(&client, "get behind").await, "3");
+    assert_eq!(query(&client, "len").await, "3");
+    apply(&client, "set after 4").await;
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// There is nothing left to begin with: the group says so and leaves everything to a person.
+#[tokio::test]
+async fn a_group_without_a_good_snapshot_or_a_whole_log_parks() {
+    let (mut cluster, client) = kv_with_two_snapshots().await;
+    let large = "l".repeat(LARGE_BYTES);
+    let begins_at =
+        async |cluster: &Cluster| cluster.group(1, "kv").await.expect("it answers").first_index;
+    for _ in 0..SNAPSHOTS_MAX {
+        for _ in 0..LARGE_VALUES {
+            apply(&client, &format!("set large {large}")).await;
+        }
+        cluster.capture(&client, "kv").await.expect("it takes a snapshot");
+        if begins_at(&cluster).await > 1 {
+            break;
+        }
+    }
+    assert!(begins_at(&cluster).await > 1, "the log was never cut");
+    cluster.stop_all().await.expect("it stops");
+    let files = snapshot_files(&cluster, "kv");
+    files.iter().for_each(|file| damage(file));
+    let damaged = digests(&files);
+
+    cluster.start_node(1).expect("it starts");
+    let parked = async |cluster: &Cluster| {
+        cluster.group(1, "kv").await.filter(|status| status.state == "parked")
+    };
+    let status = cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks");
+    assert_says(&status.cause, &["no recoverable snapshot", "--rejoin"]);
+    cluster.stop_all().await.expect("it stops");
+    assert_eq!(snapshot_files(&cluster, "kv"), files, "no file came or went");
+    assert_eq!(digests(&files), damaged, "no file was written");
+}

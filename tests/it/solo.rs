@@ -1,0 +1,109 @@
+//! Clusters of one node for tests of what a node refuses, and what it must leave alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_client::{Client, Outcome, Session};
+use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::process::{Output, run};
+
+/// A program that refuses does so at once; this is for a machine that does something else as well.
+pub(crate) const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The group of these clusters, and its built-in module, which needs no compiler.
+pub(crate) const GROUP: &str = "reg";
+pub(crate) const MODULE: &str = "native:register";
+
+pub(crate) fn spec() -> Spec {
+    Spec::of_module(GROUP, MODULE, 1)
+}
+
+/// A node that was started, given commands and stopped again.
+pub(crate) async fn stopped_node(commands: &[&str]) -> Cluster {
+    let mut cluster = started_node(commands).await;
+    cluster.stop_all().await.expect("it stops");
+    cluster
+}
+
+/// A node that was started and given commands.
+pub(crate) async fn started_node(commands: &[&str]) -> Cluster {
+    let mut cluster = Cluster::start(spec()).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("its address is one");
+    for command in commands {
+        apply(&client, command).await;
+    }
+    cluster
+}
+
+/// Applies a command outside of any session; the answer's text.
+pub(crate) async fn apply(client: &Client, command: &str) -> String {
+    ok(client.apply(command.to_owned()).await.map(|reply| reply.outcome), command)
+}
+
+/// Applies a command in a session; the answer's text.
+pub(crate) async fn apply_once(session: &Session, command: &str) -> String {
+    ok(session.apply(command.to_owned()).await.map(|reply| reply.outcome), command)
+}
+
+/// The answer to a linearizable query.
+pub(crate) async fn query(client: &Client, request: &str) -> String {
+    let reply = client.query(request.to_owned(), lockstep_client::Consistency::Linearizable).await;
+    ok(reply.map(|reply| reply.outcome), request)
+}
+
+fn ok(outcome: Result<Outcome, lockstep_client::Error>, what: &str) -> String {
+    match outcome {
+        Ok(Outcome::Ok(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+        other => panic!("`{what}` was answered {other:?}"),
+    }
+}
+
+/// Runs `lockstep` with these arguments to its end.
+pub(crate) async fn lockstep(args: &[&str]) -> Output {
+    let binary = lockstep_tests::cluster::binary().expect("it is built");
+    run(&binary, args, REFUSAL_PATIENCE).await.expect("it ends")
+}
+
+/// Runs `lockstep serve` with a node's configuration, which it must refuse; what it said.
+pub(crate) async fn refused(cluster: &Cluster, node: u16, code: i32) -> String {
+    let config = cluster.config_file(node).display().to_string();
+    let output = lockstep(&["serve", "--config", &config]).await;
+    assert_eq!(output.code, Some(code), "{output:?}");
+    output.stderr
+}
+
+/// The same, and nothing in the node's data directory may change; `says` must all be said.
+pub(crate) async fn refused_untouched(cluster: &Cluster, node: u16, says: &[&str]) {
+    let data = cluster.data_dir(node);
+    let before = contents(&data);
+    let said = refused(cluster, node, 2).await;
+    assert_eq!(before, contents(&data), "the data directory was touched: {said}");
+    assert_says(&said, says);
+}
+
+pub(crate) fn assert_says(said: &str, says: &[&str]) {
+    for word in says {
+        assert!(said.contains(word), "it does not say {word:?}: {said}");
+    }
+}
+
+/// Every file below a directory, with a digest of its bytes.
+pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, blake3::Hash> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory can be read") {
+            let path = entry.expect("its entries as well").path();
+            match path.is_dir() {
+                true => left.push(path),
+                false => {
+                    let bytes = std::fs::read(&path).expect("a file can be read");
+                    found.insert(path, blake3::hash(&bytes));
+                }
+            }
+        }
+    }
+    found
+}

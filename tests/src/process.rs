@@ -1,0 +1,159 @@
+//! One `lockstep serve` process: started, signalled, measured, and never left behind.
+//!
+//! - Only the child that was started here is ever signalled, by its own id.
+//! - A dropped process is killed and waited for, so that no test leaves one behind.
+//! - What it says goes to a file that outlives it; restarts append.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a process is looked at while one waits for its end.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A running node.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+/// What a program that ended left behind.
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Process {
+    /// Starts `program` with `args`; both of its outputs are appended to `log`.
+    pub fn start(program: &Path, args: &[&str], log: &Path) -> Result<Self> {
+        let out = append_to(log)?;
+        let err = out.try_clone().with_context(|| format!("{}", log.display()))?;
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        Ok(Self { child, log: log.to_owned() })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("killing a node")?;
+        self.child.wait().context("waiting for a killed node")?;
+        Ok(())
+    }
+
+    /// SIGSTOP: it keeps its connections and answers nothing.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// SIGTERM; what follows is [`Process::ended`].
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("looking at a node")
+    }
+
+    /// Waits until it ends by itself; an error if it does not within `patience`.
+    pub async fn ended(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let since = Instant::now();
+        while since.elapsed() < patience {
+            if let Some(status) = self.exited()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        bail!("process {} did not end within {patience:?}; see {}", self.id(), self.log.display())
+    }
+
+    /// The most memory it ever had resident since [`Process::forget_peak`], bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// What it has resident now, bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The kernel starts anew to remember the most memory it had.
+    pub fn forget_peak(&self) -> Result<()> {
+        let file = format!("/proc/{}/clear_refs", self.id());
+        fs::write(&file, "5").with_context(|| format!("writing {file}"))
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
+        let file = format!("/proc/{}/status", self.id());
+        let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("{file} has no {field}"))? << 10)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        let id = id.expect("a child has an id above 0");
+        kill_process(id, signal).with_context(|| format!("{signal:?} to process {}", self.id()))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error means that it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program that must end by itself within `patience`.
+pub async fn run(program: &Path, args: &[&str], patience: Duration) -> Result<Output> {
+    let dir = tempfile::tempdir().context("a directory for a program's output")?;
+    let (out, err) = (dir.path().join("out"), dir.path().join("err"));
+    let child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(append_to(&out)?)
+        .stderr(append_to(&err)?)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let mut process = Process { child, log: err.clone() };
+    let status = process.ended(patience).await;
+    let text =
+        |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let output = Output {
+        code: status.as_ref().ok().and_then(ExitStatus::code),
+        stdout: text(&out),
+        stderr: text(&err),
+    };
+    ensure!(status.is_ok(), "{} {args:?} did not end: {output:?}", program.display());
+    Ok(output)
+}
+
+fn append_to(file: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .with_context(|| format!("opening {}", file.display()))
+}
