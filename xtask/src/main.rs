@@ -1,1 +1,70 @@
-fn main() {}
+//! The project's own commands, run as `cargo xtask COMMAND` from anywhere in the checkout.
+//!
+//! One file for each command. Exit codes: 0, 1 (what was asked for failed), 2 (usage).
+
+mod bench;
+mod checkout;
+mod demo;
+mod guests;
+mod lint;
+mod mutants;
+mod steps;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  guests           build the examples to WebAssembly components, into target/guests
+  demo [--keep]    watch three processes replicate a key-value store, lose a leader and a disk
+  chaos            kill leaders under load and account for every transfer (--help for options)
+  killloop         kill one node again and again (--help for options)
+  transfer         measure the memory that a snapshot transfer takes (--help for options)
+  bench            measure beside etcd, in a release build (--help for options)
+  test [FILTER]    run all tests, or those whose names hold FILTER
+  mutants          plant mistakes in the core, count those a script catches [--seed N] [--count N]
+  lint             check format, clippy, docs and the project's own rules; change nothing
+  tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
+  fix              format and wrap, and repair what clippy knows how to
+";
+
+fn main() -> ExitCode {
+    if guests::is_rustc() {
+        return guests::run_rustc();
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["guests"] => guests::build().map(drop),
+        [program @ ("demo" | "chaos" | "killloop" | "transfer"), ref arguments @ ..] => {
+            demo::run(program, arguments)
+        }
+        ["bench", ref arguments @ ..] => bench::run(arguments),
+        ["test", ref filter @ ..] => test::test(filter),
+        ["mutants", ref arguments @ ..] => mutants::run(arguments),
+        ["lint"] => lint::lint(),
+        ["tidy"] => lint::tidy(),
+        ["tidy", "--fix"] => lint::tidy_up(),
+        ["fix"] => lint::fix(),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [] => return usage_error("no command given"),
+        [command, ..] => return usage_error(&format!("cannot run `{command}` like this")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage_error(why: &str) -> ExitCode {
+    eprint!("error: {why}\n\n{USAGE}");
+    ExitCode::from(2)
+}

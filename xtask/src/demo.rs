@@ -1,0 +1,42 @@
+//! `cargo xtask demo`, `chaos`, `killloop` and `transfer`: builds what they run on, then becomes
+//! them.
+//!
+//! The programs are binaries of `lockstep-tests`. This process is replaced by them, so that Ctrl-C
+//! reaches the one that knows what to stop.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::steps::cargo;
+use crate::{checkout, guests};
+
+/// Builds guests, host and `program`, and runs it with `arguments`. Comes back only with an error.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    guests::build()?;
+    println!("{program}: building the host");
+    build(program)?;
+    println!();
+    let error = Command::new(target_dir()?.join(program)).args(arguments).exec();
+    Err(error).with_context(|| format!("starting {program}"))
+}
+
+/// One build for both, so that what they share is built once.
+fn build(program: &str) -> Result<()> {
+    let status = cargo(&checkout::root())
+        .args(["build", "--quiet", "--locked"])
+        .args(["--package", "lockstep-host", "--bin", "lockstep"])
+        .args(["--package", "lockstep-tests", "--bin", program])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "cargo could not build the host and `{program}` ({status})");
+    Ok(())
+}
+
+/// Where cargo put this program, it puts the others.
+fn target_dir() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("where this program lies")?;
+    Ok(this.parent().context("this program lies in no folder")?.to_owned())
+}

@@ -1,0 +1,236 @@
+//! `cargo xtask mutants [--seed N] [--count N]`: plants mistakes in the core and counts the
+//! scripts' catch.
+//!
+//! * cargo-mutants lists what it could change in the files that decide what a script shows: the
+//!   group, the ledger and what is kept. A seed draws some of them; each is built and run against
+//!   all scripts and nothing else. Nine of ten must make a script fail.
+//! * Left out, because they have unit tests of their own and no script sees them: the log's format
+//!   (`wal`), the machines of a snapshot's transfer (`snapshot`), texts (`Display`, `Debug`). Also
+//!   left out: fields deleted from a struct expression, for the field then has a default that
+//!   mostly is the one wanted.
+//! * What does not build says nothing about scripts: the next of the draw takes its place.
+//! * A script that never ends has failed too; the table says so.
+//! * The same seed draws the same only from the same source.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::checkout;
+use crate::steps::cargo;
+
+const FILES: [&str; 5] = [
+    "host/core/src/group.rs",
+    "host/core/src/group/**",
+    "host/core/src/apply.rs",
+    "host/core/src/apply/**",
+    "host/core/src/retention.rs",
+];
+const LEFT_OUT: [&str; 2] = ["delete field", "<impl (fmt::)?(Debug|Display) for"];
+const OUTPUT: &str = "target/mutants";
+/// Many times what all scripts take, so that a slow machine is no hang.
+const SECONDS: &str = "60";
+const BUILD_SECONDS: &str = "600";
+
+#[derive(Clone, Copy)]
+enum Outcome {
+    Caught,
+    Hung,
+    Survived,
+    Unviable,
+}
+
+impl Outcome {
+    /// With the file in which cargo-mutants lists those that ended so.
+    const ALL: [(Self, &str); 4] = [
+        (Self::Caught, "caught.txt"),
+        (Self::Hung, "timeout.txt"),
+        (Self::Survived, "missed.txt"),
+        (Self::Unviable, "unviable.txt"),
+    ];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Caught => "caught",
+            Self::Hung => "caught (hung)",
+            Self::Survived => "SURVIVED",
+            Self::Unviable => "did not build",
+        }
+    }
+}
+
+/// Draws, runs, tells; an error if fewer than nine of ten are caught.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let (seed, count) = options(arguments)?;
+    let root = checkout::root();
+    installed(&root)?;
+    let mut rest = list(&root)?;
+    println!("mutants: seed {seed}, {count} of {}", rest.len());
+    shuffle(&mut rest, seed);
+    scripts_pass(&root)?;
+
+    let (mut caught, mut ran, mut rest) = (0, 0, rest.into_iter());
+    while ran < count {
+        let batch: Vec<String> = rest.by_ref().take(count - ran).collect();
+        ensure!(!batch.is_empty(), "only {ran} mutants can be built; ask for fewer with --count");
+        let outcomes = try_out(&root, &batch)?;
+        for name in &batch {
+            let outcome = *outcomes.get(name).with_context(|| {
+                format!("`{name}` was not run: the source changed meanwhile; run this again")
+            })?;
+            println!("{:14} {name}", outcome.word());
+            let (fails, runs) = match outcome {
+                Outcome::Caught | Outcome::Hung => (1, 1),
+                Outcome::Survived => (0, 1),
+                Outcome::Unviable => (0, 0),
+            };
+            caught += fails;
+            ran += runs;
+        }
+    }
+    let least = (count * 9).div_ceil(10);
+    println!("{caught} of {count} fail a script (seed {seed})");
+    ensure!(caught >= least, "at least {least} must fail a script; extend host/core/tests/scripts");
+    Ok(())
+}
+
+fn options(mut arguments: &[&str]) -> Result<(u64, usize)> {
+    // Any number will do that differs from run to run: it is printed.
+    let (mut seed, mut count) = (u64::from(std::process::id()), 20);
+    while let [option, rest @ ..] = arguments {
+        let number = || -> Result<u64> {
+            let word = rest.first().with_context(|| format!("{option} needs a number"))?;
+            word.parse().with_context(|| format!("{option} takes a number, not `{word}`"))
+        };
+        match *option {
+            "--seed" => seed = number()?,
+            "--count" => count = usize::try_from(number()?)?,
+            other => bail!("no option `{other}`; there are --seed N and --count N"),
+        }
+        arguments = rest.get(1..).unwrap_or_default();
+    }
+    ensure!(count > 0, "--count 0 tries nothing; ask for at least one");
+    Ok((seed, count))
+}
+
+fn installed(root: &Path) -> Result<()> {
+    let found = cargo(root).args(["mutants", "--version"]).stderr(Stdio::null()).output();
+    let there = found.is_ok_and(|output| output.status.success());
+    ensure!(there, "cargo-mutants is missing; get it with `cargo install cargo-mutants --locked`");
+    Ok(())
+}
+
+/// All there are, in the order of the source, by the names that cargo-mutants has for them.
+fn list(root: &Path) -> Result<Vec<String>> {
+    let output = mutants(root).arg("--list").stderr(Stdio::inherit()).output();
+    let output = output.context("starting cargo mutants")?;
+    ensure!(output.status.success(), "cargo mutants could not list ({})", output.status);
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+fn mutants(root: &Path) -> Command {
+    let mut mutants = cargo(root);
+    mutants.args(["mutants", "--package", "lockstep-core", "--colors", "never"]);
+    FILES.iter().for_each(|file| drop(mutants.args(["--file", file])));
+    LEFT_OUT.iter().for_each(|names| drop(mutants.args(["--exclude-re", names])));
+    mutants
+}
+
+/// Without a mistake they must pass; what they stand on is built here, once for all mutants.
+fn scripts_pass(root: &Path) -> Result<()> {
+    let status = cargo(root)
+        .args(["test", "--quiet", "--locked", "--package", "lockstep-core", "--test", "scripts"])
+        .env("CARGO_TARGET_DIR", root.join(OUTPUT).join("build"))
+        .status()
+        .context("starting cargo test")?;
+    ensure!(status.success(), "scripts fail without any mutant ({status}); mend that first");
+    Ok(())
+}
+
+/// Runs exactly these. One at a time, for they share the folder that they are built in.
+fn try_out(root: &Path, names: &[String]) -> Result<BTreeMap<String, Outcome>> {
+    let output = root.join(OUTPUT);
+    let mut mutants = mutants(root);
+    mutants.args(["--baseline", "skip", "--jobs", "1", "--timeout", SECONDS]);
+    mutants.args(["--build-timeout", BUILD_SECONDS, "--output"]).arg(&output);
+    names.iter().for_each(|name| drop(mutants.args(["--re", &exactly(name)])));
+    mutants.args(["--", "--test", "scripts"]).env("CARGO_TARGET_DIR", output.join("build"));
+    let status = mutants.status().context("starting cargo mutants")?;
+    // 2: some survived; 3: some hung. Both are what this looks for.
+    ensure!(matches!(status.code(), Some(0 | 2 | 3)), "cargo mutants failed ({status})");
+
+    let mut outcomes = BTreeMap::new();
+    for (outcome, file) in Outcome::ALL {
+        let path = output.join("mutants.out").join(file);
+        let names = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        outcomes.extend(names.lines().map(|name| (name.to_owned(), outcome)));
+    }
+    Ok(outcomes)
+}
+
+/// The expression that fits this name and no other.
+fn exactly(name: &str) -> String {
+    let mut expression = String::from("^");
+    for character in name.chars() {
+        if character.is_ascii_punctuation() && !"<>/:_'\"`,;=@!%".contains(character) {
+            expression.push('\\');
+        }
+        expression.push(character);
+    }
+    expression + "$"
+}
+
+fn shuffle(names: &mut [String], seed: u64) {
+    let mut state = seed;
+    for last in (1..names.len()).rev() {
+        let place = split_mix(&mut state) % (last as u64 + 1);
+        names.swap(last, usize::try_from(place).expect("it is at most `last`"));
+    }
+}
+
+/// SplitMix64.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_draws_the_same_and_another_seed_something_else() {
+        let drawn = |seed| {
+            let mut names: Vec<String> = (0..100).map(|name| name.to_string()).collect();
+            shuffle(&mut names, seed);
+            names
+        };
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+        let mut all = drawn(1);
+        all.sort_by_key(|name| name.parse::<u32>().ok());
+        assert!(all.iter().enumerate().all(|(place, name)| *name == place.to_string()));
+    }
+
+    #[test]
+    fn a_name_becomes_an_expression_for_itself() {
+        let name = "a.rs:9:8: replace f -> X<u64> with Ok((a && b) || [c+'_ * {d}])";
+        let want = r"^a\.rs:9:8: replace f \-> X<u64> with "
+            .to_owned()
+            + r"Ok\(\(a \&\& b\) \|\| \[c\+'_ \* \{d\}\]\)$";
+        assert_eq!(exactly(name), want);
+    }
+
+    #[test]
+    fn options_are_numbers() {
+        assert_eq!(options(&["--seed", "7", "--count", "3"]).expect("both are there"), (7, 3));
+        for wrong in [&["--seed"][..], &["--count", "x"], &["--count", "0"], &["all"]] {
+            assert!(options(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

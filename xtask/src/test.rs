@@ -1,0 +1,53 @@
+//! `cargo xtask test [FILTER...]`: builds what the tests run, then runs all tests.
+//!
+//! * Guests come first, then the `lockstep` binary: both are what the end-to-end tests start.
+//! * With cargo-nextest where it is installed, with `cargo test` elsewhere: the same tests.
+//! * Words after `test` go to the runner: parts of names, or flags, which then are that of the one
+//!   runner, so that only the workspace's tests run.
+
+use std::process::Stdio;
+
+use anyhow::Result;
+
+use crate::lint::EXAMPLES_TARGET;
+use crate::steps::{Steps, cargo};
+use crate::{checkout, guests};
+
+/// Runs all tests, or those that fit.
+pub(crate) fn test(arguments: &[&str]) -> Result<()> {
+    let root = checkout::root();
+    let mut steps = Steps::new("test");
+    steps.own("guests", || guests::build().map(|_| true))?;
+    let host = ["build", "--quiet", "--locked", "--package", "lockstep-host", "--bin", "lockstep"];
+    steps.quiet("build of lockstep", cargo(&root).args(host))?;
+    steps.stop_if_failed()?;
+
+    let nextest = cargo(&root)
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    let mut tests = cargo(&root);
+    if nextest {
+        tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
+        // A filter may fit the examples only.
+        tests.args(["--no-tests", "pass", "--hide-progress-bar"]).args(arguments);
+    } else {
+        tests.args(["test", "--locked", "--workspace", "--no-fail-fast", "--all-targets", "--"]);
+        tests.args(arguments);
+    }
+    steps.tests("tests of the workspace", &mut tests)?;
+
+    if !arguments.iter().any(|argument| argument.starts_with('-')) {
+        let docs = ["test", "--quiet", "--locked", "--workspace", "--doc", "--"];
+        steps.tests("doc tests", cargo(&root).args(docs).args(arguments))?;
+        let mut examples = cargo(&root.join("examples"));
+        examples.args(["test", "--quiet", "--locked", "--target-dir"]);
+        examples.arg(root.join(EXAMPLES_TARGET)).arg("--").args(arguments);
+        steps.tests("tests of the examples", &mut examples)?;
+    }
+    let (passed, failed) = steps.counted();
+    println!("{passed} passed, {failed} failed");
+    steps.finish()
+}

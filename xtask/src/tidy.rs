@@ -1,0 +1,121 @@
+//! What STYLE.md and ARCHITECTURE.md demand and a program can see, checked over the whole checkout.
+//!
+//! * A violation is printed as `file:line: rule: why`; [`check`] gives them sorted, all of them.
+//! * The checker reads text: comments and strings are told from code ([`source`]), names are told
+//!   by their paths, `use` trees included. It does not expand macros and resolves nothing.
+//! * Exceptions stand in [`rules`] with their reason, nowhere else.
+//!
+//! What clippy and rustc check already (`unwrap`, `allow` without a reason, missing docs) is
+//! theirs.
+
+mod docs;
+mod rules;
+mod source;
+#[cfg(test)]
+mod tests;
+mod wrap;
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+/// Folders that hold nothing of ours: what was built, and what git keeps.
+const SKIPPED: [&str; 2] = ["target", ".git"];
+
+/// Something that is not as the project's rules want it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Violation {
+    /// The file, from the checkout's root on.
+    file: String,
+    /// From 1 on.
+    line: usize,
+    /// The rule's short name.
+    rule: &'static str,
+    /// What is wrong and what to do instead.
+    why: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}: {}", self.file, self.line, self.rule, self.why)
+    }
+}
+
+/// The texts that are checked: paths from the root on, sorted, and contents.
+struct Tree {
+    files: Vec<(String, String)>,
+}
+
+/// Checks the checkout at `root`; the violations, sorted by file and line.
+pub(crate) fn check(root: &Path) -> Result<Vec<Violation>> {
+    Ok(Tree::read(root)?.check())
+}
+
+/// Wraps comments and strings in lines that are too long; how many files changed.
+pub(crate) fn wrap(root: &Path) -> Result<usize> {
+    let mut changed = 0;
+    for (path, text) in Tree::read(root)?.files.iter().filter(|(path, _)| path.ends_with(".rs")) {
+        if let Some(wrapped) = wrap::wrap(path, text, rules::COLUMNS_MAX) {
+            let file = root.join(path);
+            fs::write(&file, wrapped).with_context(|| format!("writing {}", file.display()))?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+impl Tree {
+    fn read(root: &Path) -> Result<Self> {
+        let mut files = Vec::new();
+        read_folder(root, "", &mut files)?;
+        files.sort();
+        Ok(Self { files })
+    }
+
+    fn check(&self) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for (path, text) in &self.files {
+            if path.ends_with(".rs") {
+                rules::check(&source::Source::new(path, text), &mut violations);
+            }
+        }
+        rules::check_manifests(self, &mut violations);
+        docs::check(self, &mut violations);
+        violations.sort();
+        violations.dedup();
+        violations
+    }
+
+    fn text(&self, path: &str) -> Option<&str> {
+        let at = self.files.binary_search_by(|(have, _)| have.as_str().cmp(path)).ok()?;
+        Some(&self.files[at].1)
+    }
+
+    /// Whether there is such a file, or a folder with a file in it.
+    fn has(&self, path: &str) -> bool {
+        let path = path.trim_end_matches('/');
+        let inside = |have: &str| have.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        self.files.iter().any(|(have, _)| have == path || inside(have))
+    }
+}
+
+/// Gathers all files below `folder`; what is not text counts as empty, for it only has to exist.
+fn read_folder(root: &Path, folder: &str, files: &mut Vec<(String, String)>) -> Result<()> {
+    let reading = || format!("reading {}", root.join(folder).display());
+    for entry in fs::read_dir(root.join(folder)).with_context(reading)? {
+        let entry = entry.with_context(reading)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        let kind = entry.file_type().with_context(reading)?;
+        if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+            read_folder(root, &path, files)?;
+        } else if kind.is_file() {
+            let bytes = fs::read(entry.path())
+                .with_context(|| format!("reading {}", root.join(&path).display()))?;
+            files.push((path, String::from_utf8(bytes).unwrap_or_default()));
+        }
+    }
+    Ok(())
+}
