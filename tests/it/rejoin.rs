@@ -142,9 +142,10 @@ async fn a_group_without_a_good_snapshot_or_a_whole_log_parks() {
     let large = "l".repeat(LARGE_BYTES);
     let begins_at =
         async |cluster: &Cluster| cluster.group(1, "kv").await.expect("it answers").first_index;
-    for _ in 0..SNAPSHOTS_MAX {
-        for _ in 0..LARGE_VALUES {
-            apply(&client, &format!("set large {large}")).await;
+    for round in 0..SNAPSHOTS_MAX {
+        for number in 0..LARGE_VALUES {
+            // A key of its own each: the answer is what stood there before.
+            apply(&client, &format!("set large-{round}-{number} {large}")).await;
         }
         cluster.capture(&client, "kv").await.expect("it takes a snapshot");
         if begins_at(&cluster).await > 1 {
