@@ -11,9 +11,9 @@ pub struct Pins {
     pub sending: Vec<u64>,
     /// Last index known on the slowest follower that still answers.
     pub slowest_follower: Option<u64>,
-    /// First entry that is still in memory: what is older is kept for no follower that merely lags,
-    /// so that large entries cannot make the log large.
-    pub window_first: u64,
+    /// Below this index lie entries with a window's worth of bytes behind them: they are kept for no
+    /// follower that merely lags, so that large entries cannot make the log large. 0 = none known.
+    pub outgrown: u64,
 }
 
 /// The list and the log's first index after a new snapshot.
@@ -41,7 +41,7 @@ pub fn plan(state: &RecoveryState, new: SnapshotDesc, pins: &Pins) -> Plan {
         .slowest_follower
         .map(|index| index.max(newest.saturating_sub(FOLLOWER_PIN_ENTRIES_MAX)));
     let lagging =
-        newest.saturating_sub(limits::CATCH_UP_ENTRIES).max(pins.window_first.saturating_sub(1));
+        newest.saturating_sub(limits::CATCH_UP_ENTRIES).max(pins.outgrown.saturating_sub(1));
     let needed = pins
         .sending
         .iter()
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        // listed, first index, new, sending, slowest follower, window -> kept, first index
+        // listed, first index, new, sending, slowest follower, outgrown -> kept, first index
         type Row =
             (&'static [u64], u64, u64, &'static [u64], Option<u64>, u64, &'static [u64], u64);
         let rows: &[Row] = &[
@@ -88,14 +88,14 @@ mod tests {
             (&[20_000], 9_001, 30_000, &[], Some(3), 1, &[30_000, 20_000], 10_001),
             (&[20_000], 15_001, 30_000, &[3], None, 1, &[30_000, 20_000], 15_001),
         ];
-        for (listed, first, new, sending, follower, window_first, kept, want) in rows {
+        for (listed, first, new, sending, follower, outgrown, kept, want) in rows {
             let mut state = RecoveryState::unfounded("g", ReplicaId(1));
             state.snapshots = listed.iter().map(|index| desc(*index)).collect();
             state.first_index = *first;
             let pins = Pins {
                 sending: sending.to_vec(),
                 slowest_follower: *follower,
-                window_first: *window_first,
+                outgrown: *outgrown,
             };
             let plan = plan(&state, desc(*new), &pins);
             let indexes: Vec<u64> = plan.snapshots.iter().map(|d| d.index).collect();

@@ -165,7 +165,7 @@ impl Hosting {
         Pins {
             sending: self.sending.values().map(|desc| desc.index).collect(),
             slowest_follower: followers.min(),
-            window_first: self.raw.store().window_first(),
+            outgrown: self.raw.store().outgrown(),
         }
     }
 }

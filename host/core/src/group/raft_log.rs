@@ -32,6 +32,8 @@ pub(super) struct RaftLog {
     terms: Vec<(u64, u64)>,
     window: VecDeque<Entry>,
     window_bytes: usize,
+    /// Entries below this index left the window because it was full.
+    outgrown: u64,
     /// What the log durably lists, newest first.
     listed: Vec<SnapshotDesc>,
     /// Sends that wait for entries from the log: at most one for each first index.
@@ -69,6 +71,7 @@ impl RaftLog {
             terms: terms.to_vec(),
             window_bytes: window.iter().map(footprint).sum(),
             window: window.into(),
+            outgrown: 0,
             listed: state.snapshots.clone(),
             fetches: RefCell::default(),
             fetched: Vec::new(),
@@ -130,7 +133,14 @@ impl RaftLog {
             && self.window.front().is_some_and(|entry| entry.index <= floor)
         {
             self.pop_front();
+            self.outgrown = self.window_first();
         }
+    }
+
+    /// Entries below this index were outgrown by [`limits::WINDOW_BYTES_MAX`] of later ones; 0 if
+    /// that did not happen since the start.
+    pub(super) fn outgrown(&self) -> u64 {
+        self.outgrown
     }
 
     pub(super) fn set_listed(&mut self, snapshots: &[SnapshotDesc]) {
@@ -194,8 +204,7 @@ impl RaftLog {
         }
     }
 
-    /// First entry in memory.
-    pub(super) fn window_first(&self) -> u64 {
+    fn window_first(&self) -> u64 {
         self.window.front().map_or(self.last + 1, |entry| entry.index)
     }
 }
