@@ -11,8 +11,9 @@ pub struct Pins {
     pub sending: Vec<u64>,
     /// Last index known on the slowest follower that still answers.
     pub slowest_follower: Option<u64>,
-    /// Below this index lie entries with a window's worth of bytes behind them: they are kept for no
-    /// follower that merely lags, so that large entries cannot make the log large. 0 = none known.
+    /// Below this index lie entries with a window's worth of bytes behind them: they are kept for
+    /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
+    /// known.
     pub outgrown: u64,
 }
 
