@@ -334,7 +334,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked without a message".to_owned())
 }
 
-/// Opens an object through the lane; shared by the outbox and whoever else reads.
+/// Opens an object through the lane; shared by the outbox and the apply lane.
 pub(crate) fn open_object(
     store: &dyn StoreHandle,
     desc: &SnapshotDesc,

@@ -28,10 +28,10 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
-use crate::group::QueryAnswer;
 use crate::group::capture::Capture;
+use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, on_lane};
+use crate::store::StoreHandle;
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -346,10 +346,7 @@ impl ApplyLane {
 
     /// Restores a listed object into a fresh guest, and swaps only if all of it is good.
     fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
-        let wanted = desc.clone();
-        let mut reader = on_lane(&*self.tools.store, move |store| store.open_object(&wanted))
-            .ok_or_else(|| Fault::Restore("the store lane is gone".into()))?
-            .map_err(|e| Fault::Restore(e.to_string()))?;
+        let mut reader = open_object(&*self.tools.store, desc).map_err(Fault::Restore)?;
         let bad = |e: std::io::Error| Fault::Restore(e.to_string());
         let mut length = [0; 4];
         reader.read_exact(&mut length).map_err(bad)?;
