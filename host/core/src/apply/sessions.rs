@@ -48,6 +48,11 @@ impl Sessions {
         self.sessions.is_empty()
     }
 
+    /// Bytes that the kept answers count against [`limits::SESSION_ANSWER_BYTES_MAX`].
+    pub fn answer_bytes(&self) -> usize {
+        self.answer_bytes
+    }
+
     pub(super) fn open(&mut self, id: u64) {
         while self.sessions.len() >= limits::SESSIONS_MAX {
             self.evict_oldest(None);

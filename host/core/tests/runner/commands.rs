@@ -16,6 +16,7 @@
 //! query NODE KEY · local NODE KEY · flood NODE K COMMAND
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
+//! answers NODE SESSION FIRST LAST LOWEST         a pack of calls whose answers are as long as may be
 //! mark|handover NODE · fault NODE WHY · unreachable NODE OTHER
 //! status [NODE] · log NODE · objects NODE · install NODE · time NODE
 //! ```
@@ -24,6 +25,7 @@ use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{Event, Frame, GroupStatus, Role, SnapshotPolicy};
 use lockstep_core::ids::{NodeId, ReplicaId};
+use lockstep_core::limits;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
@@ -245,13 +247,22 @@ impl Session {
             }
             ("twice", [node, session, command @ ..]) => {
                 let call = (0..2).map(|_| (1, 1, command.join(" "))).collect();
-                self.pack(node, session.parse().expect("twice NODE SESSION COMMAND"), call);
+                self.pack(node, session.parse().expect("twice NODE SESSION COMMAND"), call, true);
             }
             ("hostile", [node, session]) => {
                 let claim = |sequence| (sequence, if sequence > 1000 { 1001 } else { 1 });
                 let calls = (1..=2024).map(claim).map(|(seq, low)| (seq, low, String::new()));
                 let session = session.parse().expect("hostile NODE SESSION");
-                self.pack(node, session, calls.collect());
+                self.pack(node, session, calls.collect(), false);
+            }
+            ("answers", [node, session, first, last, lowest]) => {
+                let number =
+                    |text: &str| text.parse().expect("answers NODE SESSION FIRST LAST LOWEST");
+                let command = format!("big {}", limits::OUTCOME_BYTES_MAX);
+                let calls = (number(first)..=number(last)).map(|seq| (seq, number(lowest)));
+                let calls = calls.map(|(seq, low)| (seq, low, command.clone())).collect();
+                self.pack(node, number(session), calls, false);
+                self.cluster.stabilize();
             }
             ("open", [node]) => {
                 let ticket = self.cluster.ticket("open".to_owned(), false);
@@ -307,10 +318,12 @@ impl Session {
         self.cluster.events(node, events);
     }
 
-    /// Calls of one session before one flush: sequence, lowest unanswered, command.
-    fn pack(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>) {
+    /// Calls of one session before one flush: sequence, lowest unanswered, command. Their answers
+    /// are told one by one, or counted.
+    fn pack(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>, told: bool) {
         let events = calls.into_iter().map(|(sequence, lowest_unanswered, command)| {
-            let ticket = self.cluster.ticket(command.clone(), true);
+            let label = if told { command.clone() } else { String::new() };
+            let ticket = self.cluster.ticket(label, true);
             let payload = command.into_bytes().into();
             let call = Call { session, sequence, lowest_unanswered, payload };
             Event::Propose { ticket, call }

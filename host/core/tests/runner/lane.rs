@@ -163,8 +163,11 @@ impl Lane {
             if !answers.is_empty() {
                 applied.answers.push(EntryAnswers { index, term, answers });
             }
-            // Many sessions make the state large: then only some of the digests are compared.
-            let digest = (self.ledger.sessions().len() < 64 || index % 256 == 0)
+            // Many sessions or long answers make the state large: then only some of the digests are
+            // compared.
+            let sessions = self.ledger.sessions();
+            let small = sessions.len() < 64 && sessions.answer_bytes() < 1 << 20;
+            let digest = (small || index % 256 == 0)
                 .then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
             done.applied.push((entry, digest));
         }
