@@ -23,6 +23,8 @@ use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
 use serde::Deserialize;
 
+use crate::store::layout::snapshot_dir_of;
+
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -33,8 +35,14 @@ pub struct NodeConfig {
     pub listen: String,
     pub nodes: BTreeMap<NodeId, String>,
     pub log_segment_bytes: u64,
-    /// Bytes of all snapshot objects of this node together; `None` = what the filesystem has.
-    pub snapshot_budget_bytes: Option<u64>,
+    /// What all snapshots of this node together may take; `None` = what the filesystem has.
+    pub snapshot_budget: Option<Share>,
+    /// Bytes a second of each snapshot that is sent; 0 = as fast as it goes.
+    pub snapshot_rate_bytes: u64,
+    /// Seconds between two readings of everything on the disk; 0 = never.
+    pub scrub_seconds: u64,
+    /// Where metrics are served over HTTP, if anywhere.
+    pub metrics_listen: Option<String>,
     pub groups: Vec<GroupSpec>,
     /// Added to this node's wall clock: for tests of what a wrong clock does.
     pub clock_offset_ms: i64,
@@ -50,8 +58,27 @@ pub struct GroupSpec {
     /// Handed to the guest's `init` when the group is founded.
     pub config: String,
     pub snapshot_policy: SnapshotPolicy,
-    /// Where its snapshots live, if not under the data directory.
+    /// Where its snapshots live, if not under the data directory: this group's own directory.
     pub snapshot_dir: Option<PathBuf>,
+    /// What its snapshots may take of the node's budget.
+    pub snapshot_cap: Option<Share>,
+}
+
+/// An amount of disk: absolute, or a part of the filesystem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    Bytes(u64),
+    Percent(u8),
+}
+
+impl Share {
+    /// Bytes of a filesystem with `total`.
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => total / 100 * u64::from(percent),
+        }
+    }
 }
 
 /// Where a group's state machine comes from.
@@ -81,6 +108,9 @@ struct RawNode {
     nodes: BTreeMap<String, String>,
     log_segment: Option<String>,
     snapshot_budget: Option<String>,
+    snapshot_rate: Option<String>,
+    scrub_hours: Option<u64>,
+    metrics_listen: Option<String>,
     #[serde(default)]
     groups: Vec<RawGroup>,
     #[serde(default)]
@@ -98,7 +128,11 @@ struct RawGroup {
     snapshot_entries: Option<u64>,
     snapshot_log_bytes: Option<String>,
     snapshot_dir: Option<PathBuf>,
+    snapshot_cap: Option<String>,
 }
+
+/// Hours between two readings of everything, unless configured.
+const SCRUB_HOURS: u64 = 24;
 
 impl NodeConfig {
     /// Reads and checks a file.
@@ -145,9 +179,15 @@ impl NodeConfig {
                 limits::LOG_SEGMENT_BYTES_MIN
             ));
         }
-        let snapshot_budget_bytes =
-            raw.snapshot_budget.as_deref().map(|s| parse_size("snapshot-budget", s)).transpose()?;
-        let groups = groups(raw.groups, node, &nodes, base)?;
+        let budget = raw.snapshot_budget.as_deref();
+        let snapshot_budget = budget.map(|s| parse_share("snapshot-budget", s)).transpose()?;
+        let rate = raw.snapshot_rate.as_deref();
+        let rate = rate.map(|s| parse_size("snapshot-rate", s)).transpose()?;
+        if let Some(address) = &raw.metrics_listen {
+            check_address("metrics-listen", address)?;
+        }
+        let home = format!("{}-{node}", raw.cluster);
+        let groups = groups(raw.groups, node, &nodes, base, &home)?;
         Ok(Self {
             cluster: raw.cluster,
             node,
@@ -155,7 +195,10 @@ impl NodeConfig {
             listen,
             nodes,
             log_segment_bytes,
-            snapshot_budget_bytes,
+            snapshot_budget,
+            snapshot_rate_bytes: rate.unwrap_or(0),
+            scrub_seconds: raw.scrub_hours.unwrap_or(SCRUB_HOURS).saturating_mul(3600),
+            metrics_listen: raw.metrics_listen,
             groups,
             clock_offset_ms: raw.test_clock_offset_ms,
         })
@@ -175,6 +218,7 @@ fn groups(
     node: NodeId,
     nodes: &BTreeMap<NodeId, String>,
     base: &Path,
+    home: &str,
 ) -> Result<Vec<GroupSpec>, String> {
     if raw.is_empty() {
         return Err(
@@ -182,10 +226,11 @@ fn groups(
         );
     }
     let mut specs: Vec<GroupSpec> = Vec::new();
+    let mut names = BTreeSet::new();
     for group in raw {
         let name = group.name;
         name_is_plain("group name", &name)?;
-        if specs.iter().any(|spec| spec.name == name) {
+        if !names.insert(name.clone()) {
             return Err(format!("group {name:?} is configured twice"));
         }
         let members: BTreeSet<NodeId> = match group.nodes {
@@ -205,12 +250,12 @@ fn groups(
         if entries == 0 {
             return Err(format!("group {name:?}: snapshot-entries must be at least 1"));
         }
-        if group.config.len() > limits::GUEST_CONFIG_BYTES_MAX {
-            return Err(format!(
-                "group {name:?}: config is over {} bytes",
-                limits::GUEST_CONFIG_BYTES_MAX
-            ));
+        if log_bytes == Some(0) {
+            return Err(format!("group {name:?}: snapshot-log-bytes must be at least 1"));
         }
+        let cap = group.snapshot_cap.as_deref();
+        let snapshot_cap = cap.map(|s| parse_share("snapshot-cap", s)).transpose()?;
+        check_guest_config(&name, &group.config)?;
         specs.push(GroupSpec {
             module: match group.module.strip_prefix("native:") {
                 Some(native) => ModuleSource::Native(native.to_owned()),
@@ -222,13 +267,25 @@ fn groups(
                 entries,
                 log_bytes: log_bytes.unwrap_or(default.log_bytes),
             },
-            snapshot_dir: group.snapshot_dir.map(|dir| base.join(dir)),
+            // Groups, nodes and clusters may all be given one directory: each has its own in it.
+            snapshot_dir: group
+                .snapshot_dir
+                .map(|dir| snapshot_dir_of(&base.join(dir).join(home).join(&name))),
+            snapshot_cap,
             name,
         });
     }
     match specs.is_empty() {
         true => Err(format!("no group is hosted on node {node}")),
         false => Ok(specs),
+    }
+}
+
+fn check_guest_config(name: &str, config: &str) -> Result<(), String> {
+    let most = limits::GUEST_CONFIG_BYTES_MAX;
+    match config.len() > most {
+        true => Err(format!("group {name:?}: config is over {most} bytes")),
+        false => Ok(()),
     }
 }
 
@@ -256,6 +313,17 @@ fn check_address(what: &str, address: &str) -> Result<(), String> {
     match (host.is_empty(), port.parse::<u16>()) {
         (false, Ok(port)) if port != 0 => Ok(()),
         (_, _) => Err(bad()),
+    }
+}
+
+/// A size, or a part of the filesystem, like `60%`.
+fn parse_share(what: &str, text: &str) -> Result<Share, String> {
+    let Some(percent) = text.trim().strip_suffix('%') else {
+        return parse_size(what, text).map(Share::Bytes);
+    };
+    match percent.trim().parse() {
+        Ok(percent @ 1..=100) => Ok(Share::Percent(percent)),
+        _other => Err(format!("{what}: {text:?} is not a share: write like 60%, or a size")),
     }
 }
 
@@ -321,6 +389,15 @@ mod tests {
                 "configured twice",
             ),
             ("\"kv.wasm\"", "\"kv.wasm\"\nsnapshot-log-bytes = \"1 MB\"", "is not a size"),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nsnapshot-log-bytes = \"0\"", "must be at least 1"),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nsnapshot-cap = \"0%\"", "is not a share"),
+            ("data-dir", "snapshot-budget = \"101%\"\ndata-dir", "is not a share"),
+            ("data-dir", "metrics-listen = \"9101\"\ndata-dir", "not host:port"),
+            (
+                "\"kv.wasm\"",
+                "\"kv.wasm\"\n[[groups]]\nname=\"kv\"\nmodule=\"x\"\nnodes = [2]",
+                "configured twice",
+            ),
             ("data-dir", "log-segment = \"1KiB\"\ndata-dir", "below the least"),
         ];
         for (from, to, want) in rows {
@@ -328,6 +405,22 @@ mod tests {
             let error = NodeConfig::parse(&text, Path::new(".")).expect_err(want);
             assert!(error.contains(want), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn one_snapshot_dir_serves_many_and_mixes_nothing() {
+        let text = GOOD.replacen("\"kv.wasm\"", "\"kv.wasm\"\nsnapshot-dir = \"/mnt\"", 1);
+        let more = "\n[[groups]]\nname = \"b\"\nmodule = \"kv.wasm\"\nsnapshot-dir = \"/mnt\"";
+        let config = NodeConfig::parse(&(text + more), Path::new(".")).expect("it is good");
+        let dirs: Vec<_> = config.groups.iter().map(|group| group.snapshot_dir.clone()).collect();
+        let dir = |group: &str| Some(PathBuf::from(format!("/mnt/demo-1/{group}/snap")));
+        assert_eq!(dirs, [dir("kv"), dir("b")]);
+    }
+
+    #[test]
+    fn shares_are_absolute_or_of_the_filesystem() {
+        assert_eq!(parse_share("x", "2MiB").map(|share| share.of(1000)), Ok(2 << 20));
+        assert_eq!(parse_share("x", "60%").map(|share| share.of(1000)), Ok(600));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::config::NodeConfig;
 use crate::fs::{Fs, make_durable};
+use crate::store::list_objects;
 
 /// The format of the directory as a whole.
 const FORMAT: u32 = 1;
@@ -42,6 +43,9 @@ pub enum DataDirError {
     #[error("data directory {}: its file `node` is damaged; nothing was touched: restore it, or \
         start with --rejoin to move the old data aside", .0.display())]
     Damaged(PathBuf),
+    #[error("data directory {} holds snapshots but neither a file `node` nor a log; nothing was \
+        touched: restore them, or start with --rejoin to move the old data aside", .0.display())]
+    Strays(PathBuf),
     #[error("data directory {} has lost its log (wal/ is missing or empty); nothing was touched: \
         restore \
         it, or start with --rejoin to join as a new replica", .0.display())]
@@ -96,6 +100,22 @@ impl DataDir {
         })
     }
 
+    /// Keeps snapshots that lie elsewhere under a name nobody reads: `--rejoin` begins without any.
+    pub fn move_snapshots_aside(
+        &self,
+        fs: &dyn Fs,
+        config: &NodeConfig,
+    ) -> Result<(), DataDirError> {
+        for dir in config.groups.iter().filter_map(|group| group.snapshot_dir.as_ref()) {
+            let moved = move_directory_aside(fs, dir);
+            moved.map_err(|source| {
+                let doing = "move old snapshots aside";
+                DataDirError::Io { dir: dir.clone(), doing, source }
+            })?;
+        }
+        Ok(())
+    }
+
     fn check_owner(&mut self, fs: &dyn Fs, config: &NodeConfig) -> Result<(), DataDirError> {
         let path = self.path.clone();
         let dir = || path.clone();
@@ -106,6 +126,9 @@ impl DataDir {
         if !fs.exists(&file).map_err(io("look for its owner"))? {
             if has_log {
                 return Err(DataDirError::Unnamed(dir()));
+            }
+            if !list_objects(fs, &self.path).map_err(io("look for snapshots"))?.is_empty() {
+                return Err(DataDirError::Strays(dir()));
             }
             write_owner(fs, &file, &format!("{want}{NO_LOG}")).map_err(io("write its owner"))?;
         }
@@ -163,6 +186,19 @@ impl DataDir {
             anew");
         Ok(())
     }
+}
+
+fn move_directory_aside(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
+    if !fs.exists(dir)? {
+        return Ok(());
+    }
+    let aside = (1..)
+        .map(|number| dir.with_extension(format!("old-{number}")))
+        .find(|path| matches!(fs.exists(path), Ok(false)))
+        .expect("some number is free");
+    fs.rename(dir, &aside)?;
+    tracing::warn!(aside = %aside.display(), "old snapshots were moved aside");
+    make_durable(fs, &aside)
 }
 
 fn write_owner(fs: &dyn Fs, file: &Path, owner: &str) -> io::Result<()> {

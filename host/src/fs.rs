@@ -61,6 +61,8 @@ pub struct Space {
     pub total: u64,
     /// What an unprivileged process may still write.
     pub available: u64,
+    /// Tells filesystems apart.
+    pub device: u64,
 }
 
 /// Makes a name that was just created, renamed or removed durable: the only place that syncs

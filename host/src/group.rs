@@ -21,13 +21,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;
-use crate::store::{StoreHandle, on_lane};
+use crate::metrics::Transfers;
+use crate::store::{Budget, StoreHandle, Use, on_lane};
 use crate::transport::Transport;
 
-mod apply_lane;
+pub mod apply_lane;
 mod capture;
 pub(crate) mod inbox;
-mod log_lane;
+pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
 pub(crate) mod start;
@@ -36,16 +37,23 @@ mod store_lane;
 pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
 
 use apply_lane::Gauges;
+use inbox::Judged;
 pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
+use outbox::Outbound;
+use store_lane::StoreWatch;
 
 /// Inputs taken between two flushes: the group commit's bound.
 const INPUTS_PER_FLUSH_MAX: usize = 4_096;
 /// Queries of one group that may wait for their read index or the guest.
 const QUERIES_WAITING_MAX: usize = 8_192;
+/// Bytes of such queries.
+const QUERIES_WAITING_BYTES_MAX: usize = 64 << 20;
 /// Ticks between two published reports.
 const REPORT_TICKS: u64 = 1;
+/// Ticks between two looks of the store lane at what was parked too long.
+const TEND_TICKS: u64 = 50;
 
 /// Drives one replica.
 pub(crate) struct GroupActor {
@@ -55,8 +63,9 @@ pub(crate) struct GroupActor {
     ticks: Interval,
     ticked: u64,
     tickets: BTreeMap<Ticket, Waiting>,
-    /// Of the tickets, those of queries.
+    /// Of the tickets, those of queries, and their bytes.
     queries: usize,
+    query_bytes: usize,
     next_ticket: u64,
     lanes: Lanes,
     state: watch::Sender<ReplicaState>,
@@ -73,11 +82,17 @@ pub(crate) struct Lanes {
     pub clock: Arc<dyn Clock>,
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
+    pub judged: Judged,
+    pub budget: Arc<Budget>,
+    pub transfers: Arc<Transfers>,
+    pub stored: StoreWatch,
+    /// Bytes a second of an outbound transfer; 0 = no limit.
+    pub rate: u64,
 }
 
 enum Waiting {
     Command(oneshot::Sender<Result<Answer, Refusal>>),
-    Query(oneshot::Sender<Result<QueryAnswer, Refusal>>),
+    Query { bytes: usize, answer: oneshot::Sender<Result<QueryAnswer, Refusal>> },
 }
 
 /// One thing that happened.
@@ -110,6 +125,7 @@ impl GroupActor {
             ticked: 0,
             tickets: BTreeMap::new(),
             queries: 0,
+            query_bytes: 0,
             next_ticket: 0,
             lanes,
             state,
@@ -174,12 +190,20 @@ impl GroupActor {
                 if self.ticked.is_multiple_of(REPORT_TICKS) {
                     self.publish_report();
                 }
+                if self.ticked.is_multiple_of(TEND_TICKS) {
+                    let now = self.lanes.clock.wall_ms();
+                    self.lanes.store.run(Box::new(move |store| store.tend(now)));
+                }
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
             Input::Inward(Inward::Event(event)) => self.group.handle(event, effects),
             Input::Inward(Inward::Queried { ticket, answer }) => self.answer_query(ticket, answer),
-            Input::Frame(inbound) => self.group.handle(Event::Frame(inbound), effects),
+            Input::Frame(inbound) => {
+                self.handle.took_frame(&inbound);
+                self.group.handle(Event::Frame(inbound), effects);
+            }
             Input::Request(request) => {
+                self.handle.took_request(&request);
                 if let Some(event) = self.admit(request) {
                     self.group.handle(event, effects);
                 }
@@ -199,13 +223,19 @@ impl GroupActor {
             Request::OpenSession { nonce, answer } => {
                 (Waiting::Command(answer), Event::OpenSession { ticket, nonce })
             }
-            Request::Query { answer, .. } if self.queries >= QUERIES_WAITING_MAX => {
+            Request::Query { request, answer, .. }
+                if self.queries >= QUERIES_WAITING_MAX
+                    || self.query_bytes + request.len() > QUERIES_WAITING_BYTES_MAX =>
+            {
                 drop(answer.send(Err(Refusal::Overloaded)));
                 return None;
             }
             Request::Query { request, linearizable, answer } => {
+                let bytes = request.len();
                 self.queries += 1;
-                (Waiting::Query(answer), Event::Query { ticket, request, linearizable })
+                self.query_bytes += bytes;
+                let waiting = Waiting::Query { bytes, answer };
+                (waiting, Event::Query { ticket, request, linearizable })
             }
         };
         self.tickets.insert(ticket, waiting);
@@ -223,11 +253,15 @@ impl GroupActor {
                     // The lane is gone only while the process goes down.
                     let _ = self.lanes.apply.send(job);
                 }
-                Effect::List { snapshots, holds } => self.list(snapshots, holds),
-                Effect::Send { to, frame } => self.lanes.transport.send(to, frame),
-                Effect::SendSnapshot { to, snapshot } => {
-                    outbox::spawn(&self.lanes, &self.handle, &self.group, to, snapshot);
+                Effect::List { snapshots, promised, pressure, holds } => {
+                    self.list(snapshots, promised, pressure, holds);
                 }
+                Effect::Send { to, frame } => self.lanes.transport.send(to, frame),
+                Effect::SendSnapshot { to, snapshot, purpose, insist } => {
+                    let outbound = Outbound { to, snapshot, purpose, insist };
+                    outbox::spawn(&self.lanes, &self.handle, &self.group, outbound);
+                }
+                Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
                 Effect::State(state) => self.publish_state(state),
             }
@@ -249,12 +283,17 @@ impl GroupActor {
     fn list(
         &self,
         snapshots: Vec<SnapshotDesc>,
+        promised: Vec<SnapshotDesc>,
+        pressure: bool,
         holds: Vec<Box<dyn lockstep_core::snapshot::Hold>>,
     ) {
         self.lanes.listed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&snapshots);
         let group = self.handle.name().to_owned();
         self.lanes.store.run(Box::new(move |store| {
-            let collected = store.list_durable(&snapshots);
+            if pressure {
+                store.abandon();
+            }
+            let collected = store.list_durable(&snapshots, &promised);
             drop(holds);
             for error in collected.errors {
                 tracing::warn!(group, error, "an unlisted snapshot was not removed");
@@ -266,18 +305,22 @@ impl GroupActor {
         match (self.tickets.remove(&ticket), answer) {
             // A receiver that is gone gave up waiting.
             (Some(Waiting::Command(sender)), answer) => drop(sender.send(answer)),
-            (Some(Waiting::Query(sender)), Err(refusal)) => {
+            (Some(Waiting::Query { bytes, answer }), Err(refusal)) => {
                 self.queries -= 1;
-                drop(sender.send(Err(refusal)));
+                self.query_bytes -= bytes;
+                drop(answer.send(Err(refusal)));
             }
-            (Some(Waiting::Query(_)), Ok(_)) => unreachable!("the core only refuses queries"),
+            (Some(Waiting::Query { .. }), Ok(_)) => {
+                unreachable!("the core only refuses queries")
+            }
             (None, _) => unreachable!("a ticket is answered once"),
         }
     }
 
     fn answer_query(&mut self, ticket: Ticket, answer: Result<QueryAnswer, Refusal>) {
-        if let Some(Waiting::Query(sender)) = self.tickets.remove(&ticket) {
+        if let Some(Waiting::Query { bytes, answer: sender }) = self.tickets.remove(&ticket) {
             self.queries -= 1;
+            self.query_bytes -= bytes;
             drop(sender.send(answer));
         }
     }
@@ -293,14 +336,18 @@ impl GroupActor {
         self.report.send_replace(report(&self.lanes, self.group.status()));
     }
 
-    /// Every request still waiting is told why; later ones see the state.
+    /// Every request still waiting is told why; later ones see the state. What became of a command
+    /// that the core had in its hands, nobody knows.
     fn close(mut self) {
         self.publish_report();
         let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
         for waiting in std::mem::take(&mut self.tickets).into_values() {
             match waiting {
-                Waiting::Command(sender) => drop(sender.send(Err(refusal.clone()))),
-                Waiting::Query(sender) => drop(sender.send(Err(refusal.clone()))),
+                Waiting::Command(sender) => {
+                    let why = refusal.to_string();
+                    drop(sender.send(Err(Refusal::Unknown { why })));
+                }
+                Waiting::Query { answer, .. } => drop(answer.send(Err(refusal.clone()))),
             }
         }
     }
@@ -312,17 +359,18 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
     let log = lanes.log.stats();
     let gauges = &lanes.gauges;
     GroupReport {
+        stored: lanes.stored.now(),
+        transfers: lanes.transfers.now(),
         snapshot_bytes: status.snapshots.iter().map(|desc| desc.length).sum(),
         status,
         log_bytes: log.bytes,
         guest_memory_bytes: gauges.guest_memory_bytes.load(Relaxed),
         snapshot_stall_ms: gauges.snapshot_stall_ms.load(Relaxed),
         log_fsyncs: log.fsyncs,
-        last_capture_error: gauges
-            .last_capture_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone(),
+        log_pinned_by: log.pinned_by,
+        last_capture_ms: gauges.last_capture_ms.load(Relaxed),
+        last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
+        last_restore_ms: gauges.last_restore_ms.load(Relaxed),
         guest_faults: gauges.guest_faults.load(Relaxed),
     }
 }
@@ -338,9 +386,10 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 pub(crate) fn open_object(
     store: &dyn StoreHandle,
     desc: &SnapshotDesc,
+    purpose: Use,
 ) -> Result<crate::store::SnapshotReader, String> {
     let desc = desc.clone();
-    on_lane(store, move |store| store.open_object(&desc))
+    on_lane(store, move |store| store.open_object(&desc, purpose))
         .ok_or_else(|| "the store lane is gone".to_owned())?
         .map_err(|e| e.to_string())
 }

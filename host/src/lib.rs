@@ -12,6 +12,7 @@ pub mod data_dir;
 pub mod fs;
 pub mod group;
 pub mod guest;
+pub mod metrics;
 pub mod node;
 pub mod router;
 pub mod rpc;

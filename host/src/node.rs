@@ -5,7 +5,7 @@
 //! nothing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::bulk::BulkChannel;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::fs::{DiskFs, Fs};
+use crate::fs::{DiskFs, Fs, Space};
 use crate::group::inbox::GroupInbox;
 use crate::group::start::{self, Opened, Started};
 use crate::group::{GroupHandle, LogLane};
@@ -30,6 +30,7 @@ use crate::guest::check::ModuleRefusal;
 use crate::guest::component::ComponentModule;
 use crate::guest::native::NativeModule;
 use crate::guest::{GuestModule, Module};
+use crate::metrics::{self, NodeMetrics};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
@@ -37,13 +38,15 @@ use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::server::{ServeError, Services, serve};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
-use crate::wal::{Wal, WalError, WalOptions};
+use crate::wal::{Wal, WalError, WalOptions, WalReader};
 
+mod scrub;
 #[cfg(test)]
 mod tests;
 
-/// Inbound snapshots that a node takes at once.
+/// Snapshots that a node takes in at once, and sends at once.
 const INBOUND_MAX: usize = 4;
+const OUTBOUND_MAX: usize = 4;
 /// How long a node tries to hand leadership over before it stops anyway.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// How long services and lanes may take to end after that.
@@ -66,9 +69,9 @@ pub enum StartError {
     NativeModule { group: String, name: String },
     #[error(
         "listen on {address}: {source}; another process may use the port: stop it or change \
-         `listen`"
+         `{key}`"
     )]
-    Listen { address: String, source: std::io::Error },
+    Listen { address: String, key: &'static str, source: std::io::Error },
     #[error("{0}")]
     Log(#[from] WalError),
     #[error("{0}")]
@@ -101,34 +104,56 @@ impl Node {
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
         let mut data = DataDir::open(&fs, &config, rejoin)?;
+        if rejoin {
+            data.move_snapshots_aside(&*fs, &config)?;
+        }
         let mut modules = BTreeMap::new();
         for spec in &config.groups {
             modules.insert(spec.name.clone(), load_module(spec, &modules, &config)?);
         }
-        let listener = listen(&config.listen).await?;
+        let listener = listen(&config.listen, "listen").await?;
+        let metrics = match &config.metrics_listen {
+            Some(address) => Some(listen(address, "metrics-listen").await?),
+            None => None,
+        };
         let options = WalOptions {
             cluster: config.cluster_id(),
             node: config.node,
             segment_bytes: config.log_segment_bytes,
+            ballast_bytes: config.log_segment_bytes,
         };
         let (wal, mut recovered) = Wal::open(Arc::clone(&fs), &data.wal(), options)?;
         data.log_begun(&*fs)?;
         let (log, log_thread) =
             LogLane::start(wal).map_err(|e| StartError::Group(e.to_string()))?;
+        let log_reader = log.reader();
+        let disk = space(&*fs, data.path())?;
         let budget = Budget::new(BudgetLimits {
-            bytes: config.snapshot_budget_bytes.unwrap_or(u64::MAX),
-            headroom_bytes: 2 * config.log_segment_bytes,
+            bytes: config.snapshot_budget.map_or(u64::MAX, |share| share.of(disk.total)),
+            headroom_bytes: config.log_segment_bytes,
+            log_device: Some(disk.device),
             inbound: INBOUND_MAX,
+            outbound: OUTBOUND_MAX,
         });
-        let shared = start::Shared { cluster: config.cluster_id(), fs, clock, log, budget };
+        let shared = start::Shared {
+            cluster: config.cluster_id(),
+            fs: Arc::clone(&fs),
+            clock: Arc::clone(&clock),
+            log,
+            budget,
+            rate: config.snapshot_rate_bytes,
+        };
         let (mut opened, mut unusable) = (Vec::new(), Vec::new());
         for spec in &config.groups {
             let state = recovered.remove(&GroupId::of_name(&spec.name));
             let module = Arc::clone(&modules[&spec.name]);
-            let dir =
-                spec.snapshot_dir.clone().unwrap_or_else(|| snapshot_dir(data.path(), &spec.name));
-            let group = group_config(spec, &config, &*module);
-            match start::open(&shared, group, module, dir, state).map_err(StartError::Group)? {
+            let dir = snapshot_dir_of_group(spec, &data);
+            let space = nearest_space(&*fs, &dir)?;
+            let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
+            let mut group = group_config(spec, &config, &*module);
+            group.snapshots_share_log_disk = space.device == disk.device;
+            let place = start::Place { dir, cap };
+            match start::open(&shared, group, module, place, state).map_err(StartError::Group)? {
                 Started::Opened(group) => opened.push(*group),
                 Started::Unusable(handle) => unusable.push(handle),
             }
@@ -140,7 +165,34 @@ impl Node {
             );
         }
         drop(shared);
-        Ok(Self::run(&config, data, listener, opened, unusable, log_thread))
+        let node = Self::run(&config, data, listener, opened, unusable, log_thread);
+        node.watch_over(&config, log_reader, metrics, clock);
+        Ok(node)
+    }
+
+    /// What runs beside the groups: the metrics' port, and the scrubber.
+    fn watch_over(
+        &self,
+        config: &NodeConfig,
+        log: WalReader,
+        metrics: Option<TcpListener>,
+        clock: Arc<dyn Clock>,
+    ) {
+        if let Some(listener) = metrics {
+            let mut stopped = self.stop.subscribe();
+            let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
+            let all = NodeMetrics::new(self.router.clone(), clock);
+            tokio::spawn(async move {
+                if let Err(error) = metrics::serve::serve(listener, all, until).await {
+                    tracing::error!(%error, "metrics are served no more");
+                }
+            });
+        }
+        if config.scrub_seconds > 0 {
+            let groups: Vec<GroupHandle> = self.router.groups().cloned().collect();
+            let every = Duration::from_secs(config.scrub_seconds);
+            scrub::start(groups, log, every, self.stop.subscribe());
+        }
     }
 
     fn run(
@@ -266,10 +318,27 @@ impl SnapshotInbox for Inboxes {
     }
 }
 
-async fn listen(address: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen { address: address.to_owned(), source })
+fn space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
+    fs.space(dir).map_err(|e| StartError::Group(format!("{}: {e}", dir.display())))
+}
+
+/// Of the filesystem where `dir` will be.
+fn nearest_space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
+    let there = dir.ancestors().find(|dir| matches!(fs.exists(dir), Ok(true)));
+    space(fs, there.unwrap_or(Path::new("/")))
+}
+
+/// Where a group's snapshots lie.
+pub(crate) fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> PathBuf {
+    spec.snapshot_dir.clone().unwrap_or_else(|| snapshot_dir(data.path(), &spec.name))
+}
+
+async fn listen(address: &str, key: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen {
+        address: address.to_owned(),
+        key,
+        source,
+    })
 }
 
 fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule) -> GroupConfig {
@@ -283,6 +352,7 @@ fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule)
         guest_config: spec.config.clone().into(),
         profile,
         snapshot_policy: spec.snapshot_policy,
+        snapshots_share_log_disk: true,
         seed: entropy(),
         nonce: entropy(),
     }

@@ -10,13 +10,15 @@
 //! - An object of one name always holds the same payload (N3): sealing over a good one reuses it,
 //!   sealing over a bad one repairs it.
 //! - What is unlisted is swept at the start only with an intact `RecoveryState` in hand (N20).
+//! - Room is made in this order: what is unlisted and unleased; what is parked; then the core is
+//!   asked to unlist a recovery point. What was promised to a follower stays.
 //!
 //! Which snapshots are listed, when one is taken and who gets it is decided elsewhere.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
@@ -24,13 +26,14 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
-use self::layout::ObjectName;
-use self::reserve::{Lease, Slot, Source};
-use crate::fs::{Fs, make_durable};
+use self::layout::{Header, ObjectName};
+use self::reserve::{Held, Lease, Slot, Source};
+use crate::fs::{File, Fs, make_durable};
 
 pub mod lane;
 pub mod layout;
 pub mod reader;
+mod report;
 pub mod reserve;
 pub mod staged;
 pub mod sweep;
@@ -41,8 +44,11 @@ pub(crate) mod tests;
 pub use lane::{DirectLane, StoreHandle, StoreJob, ask_lane, on_lane};
 pub use layout::Identity;
 pub use reader::{OpenError, SnapshotReader};
-pub use reserve::{Budget, BudgetLimits, LocalHeader, Reservation, SnapshotRefusal};
-pub use staged::{Finished, Staged, StagedWriter};
+pub use report::{ObjectStatus, StoreReport, Tally, Usage};
+pub use reserve::{
+    Budget, BudgetLimits, LocalHeader, OutboundSlot, Quota, Reservation, SnapshotRefusal, Use,
+};
+pub use staged::{Finished, Parked, Staged, StagedWriter};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_objects};
 
 /// One group's snapshots.
@@ -50,17 +56,23 @@ pub struct SnapshotStore {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     identity: Identity,
-    budget: Arc<Budget>,
+    quota: Arc<Quota>,
     /// Everything under `snap/` that is ours.
     objects: BTreeMap<ObjectName, Arc<Lease>>,
+    /// What readers that may still live hold objects for.
+    uses: Vec<(ObjectName, Weak<Use>)>,
     /// Everything under `snap/part/` that is ours.
     parts: BTreeMap<String, Arc<Lease>>,
     /// What the durable `RecoveryState` lists, newest first.
     listed: Vec<SnapshotDesc>,
+    /// What followers were promised: it stays though it may be unlisted.
+    promised: Vec<SnapshotDesc>,
+    /// The one transfer that broke and may go on, until this time.
+    parked: Option<(Parked, u64)>,
     /// The only handle of a free place; see [`Slot`].
     inbound: Arc<()>,
     local: Arc<()>,
-    refusals: BTreeMap<&'static str, u64>,
+    tally: Tally,
 }
 
 /// What a round of deletion did. One failure does not stop the rest (K17).
@@ -70,36 +82,13 @@ pub struct Collected {
     pub errors: Vec<String>,
 }
 
-/// An object as `status` shows it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ObjectStatus {
-    pub file: String,
-    pub term: u64,
-    pub index: u64,
-    pub bytes: u64,
-    /// The durable log lists it.
-    pub listed: bool,
-    /// Somebody reads, sends or is about to list it.
-    pub leased: bool,
-}
-
-/// Bytes on disk by class (V4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Usage {
-    pub listed: u64,
-    /// Sealed, unlisted: about to be listed, or still leased, or not yet deleted.
-    pub unlisted: u64,
-    /// Reserved for staging files.
-    pub staged: u64,
-}
-
 impl SnapshotStore {
     /// Opens the directory and removes what `state`, this replica's intact one, does not list.
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: PathBuf,
         identity: Identity,
-        budget: Arc<Budget>,
+        quota: Arc<Quota>,
         state: &RecoveryState,
     ) -> io::Result<(Self, Swept)> {
         if GroupId::of_name(&state.group) != identity.group {
@@ -107,7 +96,7 @@ impl SnapshotStore {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         create_dirs(&*fs, &dir)?;
-        let (kept, swept) = sweep::sweep(&*fs, &dir, state)?;
+        let (kept, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
         tracing::info!(
             group = %identity.group,
             kept = kept.len(),
@@ -116,20 +105,67 @@ impl SnapshotStore {
             missing = swept.missing.len(),
             "snapshot store opened"
         );
-        let objects = kept.into_iter().map(|(name, bytes)| (name, budget.charge(bytes))).collect();
-        let store = Self {
+        let objects = kept.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
+        let mut store = Self {
             fs,
             dir,
             identity,
-            budget,
+            quota,
             objects,
+            uses: Vec::new(),
             parts: BTreeMap::new(),
             listed: state.snapshots.clone(),
+            promised: Vec::new(),
+            parked: None,
             inbound: Arc::new(()),
             local: Arc::new(()),
-            refusals: BTreeMap::new(),
+            tally: Tally::default(),
         };
+        if let Some(part) = &swept.parked {
+            store.take_up(part);
+        }
         Ok((store, swept))
+    }
+
+    /// Counts a staging file of an earlier process as parked. Its time begins when the lane is
+    /// first told the time.
+    fn take_up(&mut self, part: &str) {
+        let Some((object, length)) = layout::parse_part_in(part) else { return };
+        let bytes = layout::object_bytes(length).expect("the sweep compared its size");
+        let lease = self.quota.charge(bytes);
+        self.parts.insert(part.to_owned(), Arc::clone(&lease));
+        let parked = Parked { part: part.to_owned(), object, length, lease };
+        tracing::info!(group = %self.identity.group, %object, "a broken transfer may go on");
+        self.parked = Some((parked, u64::MAX));
+    }
+
+    /// A place to write an object that a peer offers: the parked file of the same one, or room for
+    /// a new one.
+    pub fn receive(&mut self, header: &ValidatedHeader) -> Result<StagedWriter, SnapshotRefusal> {
+        let object = ObjectName::of(header.desc());
+        let taken = match &self.parked {
+            Some((parked, _))
+                if parked.object == object && parked.length == header.desc().length =>
+            {
+                self.resume(header)
+            }
+            Some((parked, _)) if !header.displaces(parked.object()) => {
+                Err(SnapshotRefusal::Parked(parked.object()))
+            }
+            Some(_) => {
+                self.abandon();
+                Ok(None)
+            }
+            None => Ok(None),
+        };
+        match taken {
+            Ok(Some(writer)) => Ok(writer),
+            Ok(None) => self.reserve(header).and_then(|reservation| self.create(reservation)),
+            Err(refusal) => {
+                self.count("received", &refusal);
+                Err(refusal)
+            }
+        }
     }
 
     /// Room for an object that a peer offers.
@@ -139,7 +175,64 @@ impl SnapshotStore {
             true => self.admit(Source::Received(header.desc().clone()), header.desc().length),
             false => Err(SnapshotRefusal::WrongGroup),
         };
-        result.inspect_err(|refusal| self.count(refusal))
+        result.inspect_err(|refusal| self.count("received", refusal))
+    }
+
+    /// Opens the parked file for the rest of its transfer; `None` if it cannot be used after all.
+    fn resume(
+        &mut self,
+        header: &ValidatedHeader,
+    ) -> Result<Option<StagedWriter>, SnapshotRefusal> {
+        let slot = self.inbound_slot()?;
+        let Some((parked, _)) = self.parked.take() else { return Ok(None) };
+        let Parked { part, lease, .. } = parked;
+        let desc = header.desc().clone();
+        let path = layout::part_dir(&self.dir).join(&part);
+        let file = self.fs.open(&path, true);
+        let fits = |file: &Box<dyn File>| {
+            reader::read_header(&**file).is_ok_and(|have| have == Header::of(self.identity, &desc))
+        };
+        let Some(file) = file.ok().filter(fits) else {
+            drop(lease);
+            self.tally.abandoned += 1;
+            self.collect();
+            return Ok(None);
+        };
+        self.tally.resumed += 1;
+        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (lease, slot))))
+    }
+
+    /// Keeps what a broken transfer left, in place of what an earlier one did, until `until_ms`.
+    pub fn park(&mut self, parked: Parked, until_ms: u64) {
+        tracing::info!(group = %self.identity.group, object = %parked.object, "transfer parked");
+        self.abandon();
+        self.tally.parked += 1;
+        self.parked = Some((parked, until_ms));
+        self.collect();
+    }
+
+    /// Gives up the parked transfer, if there is one.
+    pub fn abandon(&mut self) {
+        if self.parked.take().is_some() {
+            self.tally.abandoned += 1;
+            self.collect();
+        }
+    }
+
+    /// To be called now and then with the time: what was parked too long goes.
+    pub fn tend(&mut self, now_ms: u64) {
+        if let Some((_, until)) = &mut self.parked {
+            *until = (*until).min(now_ms.saturating_add(limits::PARK_MS));
+            if *until <= now_ms {
+                self.abandon();
+            }
+        }
+        self.collect();
+    }
+
+    /// What is parked, and until when.
+    pub fn parked(&self) -> Option<(&Parked, u64)> {
+        self.parked.as_ref().map(|(parked, until)| (parked, *until))
     }
 
     /// Room for a snapshot of this replica.
@@ -150,7 +243,7 @@ impl SnapshotStore {
             true => self.admit(Source::Local(local), estimate),
             false => Err(SnapshotRefusal::Stale),
         };
-        result.inspect_err(|refusal| self.count(refusal))
+        result.inspect_err(|refusal| self.count("local", refusal))
     }
 
     /// Creates the staging file of a reservation.
@@ -160,18 +253,24 @@ impl SnapshotStore {
             Source::Received(desc) => layout::part_in(desc),
             Source::Local(local) => layout::part_out(local.term, local.index),
         };
+        let producer = reservation.source.producer();
         let need = reservation.lease.bytes();
         let lease = reservation.lease.clone();
         let path = layout::part_dir(&self.dir).join(&part);
+        let received = matches!(reservation.source, Source::Received(_));
         let created = self.fs.create(&path).and_then(|file| {
             self.parts.insert(part.clone(), lease);
+            if received {
+                // A power loss in the middle of a long transfer leaves what came before it.
+                make_durable(&*self.fs, &path)?;
+            }
             let place = (self.identity, &self.fs, self.dir.clone());
             StagedWriter::begin(file, part, reservation, place)
         });
         created.map_err(|e| {
             let refusal = SnapshotRefusal::disk("creating a staging file", need, &e);
             self.collect();
-            self.count(&refusal);
+            self.count(producer, &refusal);
             refusal
         })
     }
@@ -179,31 +278,51 @@ impl SnapshotStore {
     /// Gives a finished object its durable name. An equal and good one that has it already is
     /// reused, a bad one is replaced.
     pub fn seal(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
+        let producer = finished.producer;
         let result = self.publish(finished);
         self.collect();
-        result.inspect_err(|refusal| self.count(refusal))
+        result.inspect_err(|refusal| self.count(producer, refusal))
     }
 
     /// Opens an object for reading; it stays until the reader is dropped.
-    pub fn open_object(&self, desc: &SnapshotDesc) -> Result<SnapshotReader, OpenError> {
+    pub fn open_object(
+        &mut self,
+        desc: &SnapshotDesc,
+        purpose: Use,
+    ) -> Result<SnapshotReader, OpenError> {
+        let opened = self.try_open(desc, purpose);
+        if let Err(OpenError::Missing { .. } | OpenError::Bad { .. }) = &opened {
+            self.tally.verification_failures += 1;
+        }
+        opened
+    }
+
+    fn try_open(&mut self, desc: &SnapshotDesc, purpose: Use) -> Result<SnapshotReader, OpenError> {
         let name = ObjectName::of(desc);
         let lease = self.objects.get(&name);
         let lease = lease.ok_or_else(|| OpenError::Missing { name: name.file() })?.clone();
         let file = self.fs.open(&self.dir.join(name.file()), false);
         let file = file.map_err(|e| reader::open_error(name, &e))?;
-        SnapshotReader::open(file, self.identity, desc, Some(lease))
+        let hold = Held::new(lease, purpose);
+        self.uses.retain(|(_, purpose)| purpose.strong_count() > 0);
+        self.uses.push((name, hold.purpose()));
+        SnapshotReader::open(file, self.identity, desc, Some(hold))
     }
 
     /// Whether the object is there and whole: reads all of it. To do that elsewhere, open it here
     /// and call [`SnapshotReader::verify`] there.
-    pub fn recoverable(&self, desc: &SnapshotDesc) -> Result<(), OpenError> {
-        self.open_object(desc)?.verify(&mut || ())
+    pub fn recoverable(&mut self, desc: &SnapshotDesc) -> Result<(), OpenError> {
+        self.open_object(desc, Use::Verifying)?.verify(&mut || ())
     }
 
-    /// The log now durably lists exactly these. Deletes what neither it nor a lease keeps (N7).
-    /// Values that hold a newly listed object may be dropped after this, not before, unless they
-    /// were kept.
-    pub fn list_durable(&mut self, listed: &[SnapshotDesc]) -> Collected {
+    /// The log now durably lists exactly these, and these were promised to followers. Deletes what
+    /// neither of them nor a lease keeps (N7). Values that hold a newly listed object may be
+    /// dropped after this, not before, unless they were kept.
+    pub fn list_durable(
+        &mut self,
+        listed: &[SnapshotDesc],
+        promised: &[SnapshotDesc],
+    ) -> Collected {
         for desc in listed {
             match self.objects.get(&ObjectName::of(desc)) {
                 Some(lease) => lease.keep(false),
@@ -211,6 +330,7 @@ impl SnapshotStore {
             }
         }
         self.listed = listed.to_vec();
+        self.promised = promised.to_vec();
         self.collect()
     }
 
@@ -227,7 +347,10 @@ impl SnapshotStore {
             }
         }
         let free = |(name, lease): &(&ObjectName, &Arc<Lease>)| {
-            is_free(lease) && !lease.is_kept() && !self.is_listed(**name)
+            is_free(lease)
+                && !lease.is_kept()
+                && !self.is_listed(**name)
+                && !self.is_promised(**name)
         };
         let objects: Vec<_> = self.objects.iter().filter(free).map(|(name, _)| *name).collect();
         for name in objects {
@@ -238,34 +361,9 @@ impl SnapshotStore {
         collected
     }
 
-    /// Every object, oldest first.
-    pub fn list(&self) -> Vec<ObjectStatus> {
-        let status = |(name, lease): (&ObjectName, &Arc<Lease>)| ObjectStatus {
-            file: name.file(),
-            term: name.term,
-            index: name.index,
-            bytes: lease.bytes(),
-            listed: self.is_listed(*name),
-            leased: !is_free(lease),
-        };
-        self.objects.iter().map(status).collect()
-    }
-
-    pub fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for object in self.list() {
-            match object.listed {
-                true => usage.listed += object.bytes,
-                false => usage.unlisted += object.bytes,
-            }
-        }
-        usage.staged = self.parts.values().map(|lease| lease.bytes()).sum();
-        usage
-    }
-
-    /// Refusals since the start, by reason (V1).
-    pub fn refusals(&self) -> &BTreeMap<&'static str, u64> {
-        &self.refusals
+    /// An object turned out to be bad somewhere else.
+    pub fn note_bad(&mut self) {
+        self.tally.verification_failures += 1;
     }
 
     /// What the log durably lists, newest first.
@@ -275,40 +373,64 @@ impl SnapshotStore {
 
     /// The one gate of permission to write: reclaims, then takes a place and bytes.
     fn admit(&mut self, source: Source, payload: u64) -> Result<Reservation, SnapshotRefusal> {
-        self.collect();
-        let busy = SnapshotRefusal::Busy { retry_after_ms: BUSY_RETRY_MS };
+        let freed = self.collect();
         let slot = match &source {
-            Source::Received(_) => {
-                let host = self.budget.take_inbound().ok_or(busy.clone())?;
-                Slot::take(&self.inbound, Some(host)).ok_or(busy)?
-            }
-            Source::Local(_) => Slot::take(&self.local, None).ok_or(busy)?,
+            Source::Received(_) => self.inbound_slot()?,
+            Source::Local(_) => Slot::take(&self.local, None).ok_or(busy())?,
         };
-        let have = self.budget.limits().bytes;
+        *self.tally.reclaimed.entry(source.producer()).or_default() += freed.removed.len() as u64;
+        let have = self.quota.most();
         let need = layout::object_bytes(payload);
         let need = need.ok_or(SnapshotRefusal::NoSpace { need: payload, have })?;
-        let space = self.fs.space(&self.dir);
-        let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
-        let lease = self.budget.take(need, space.available);
+        let lease = match self.take(need)? {
+            Err(_) if self.parked.is_some() => {
+                self.abandon();
+                self.take(need)?
+            }
+            taken => taken,
+        };
         let lease = lease.map_err(|have| self.no_space(need, have))?;
         Ok(Reservation { lease, slot, source })
     }
 
-    /// The oldest recovery point beyond the newest is asked for if that can make enough room.
+    /// Takes bytes from the budget, or says how many it could have had.
+    fn take(&self, need: u64) -> Result<Result<Arc<Lease>, u64>, SnapshotRefusal> {
+        let space = self.fs.space(&self.dir);
+        let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
+        Ok(self.quota.take(need, space))
+    }
+
+    fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
+        let host = self.quota.budget().take_inbound().ok_or(busy())?;
+        Slot::take(&self.inbound, Some(host)).ok_or(busy())
+    }
+
+    /// A recovery point beyond the newest is asked for if that can make enough room; what is used
+    /// or promised makes room only later.
     fn no_space(&self, need: u64, have: u64) -> SnapshotRefusal {
+        let is_used = |name: ObjectName| {
+            self.is_promised(name) || self.objects.get(&name).is_some_and(|lease| !is_free(lease))
+        };
+        let bytes = |name: &ObjectName| self.objects.get(name).map_or(0, |lease| lease.bytes());
         let beyond = self.listed.get(1..).unwrap_or_default();
-        let bytes = |desc| self.objects.get(&ObjectName::of(desc)).map_or(0, |lease| lease.bytes());
-        let gain: u64 = beyond.iter().map(bytes).sum();
-        match beyond.last() {
+        let free: Vec<_> = beyond.iter().filter(|desc| !is_used(ObjectName::of(desc))).collect();
+        let gain: u64 = free.iter().map(|desc| bytes(&ObjectName::of(desc))).sum();
+        let newest = self.listed.first().map(ObjectName::of);
+        let held = self.objects.keys().filter(|name| Some(**name) != newest && is_used(**name));
+        let held: u64 = held.map(bytes).sum();
+        match free.last() {
             Some(oldest) if have.saturating_add(gain) >= need => {
-                SnapshotRefusal::NeedsUnlist(Box::new(oldest.clone()))
+                SnapshotRefusal::NeedsUnlist(Box::new((*oldest).clone()))
+            }
+            _ if held > 0 && have.saturating_add(gain).saturating_add(held) >= need => {
+                SnapshotRefusal::Held { bytes: held }
             }
             Some(_) | None => SnapshotRefusal::NoSpace { need, have },
         }
     }
 
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
-        let Finished { part, desc, lease, slot } = finished;
+        let Finished { part, desc, lease, slot, .. } = finished;
         let name = ObjectName::of(&desc);
         let from = layout::part_dir(&self.dir).join(&part);
         let to = self.dir.join(name.file());
@@ -341,8 +463,8 @@ impl SnapshotStore {
     ) -> Result<Arc<Lease>, SnapshotRefusal> {
         let name = ObjectName::of(desc);
         let to = self.dir.join(name.file());
-        let budget = &self.budget;
-        let held = self.objects.entry(name).or_insert_with(|| budget.charge(0)).clone();
+        let quota = &self.quota;
+        let held = self.objects.entry(name).or_insert_with(|| quota.charge(0)).clone();
         let checked = self.recoverable(desc);
         tracing::info!(group = %self.identity.group, index = desc.index, good = checked.is_ok(),
             "a snapshot of this name exists");
@@ -382,11 +504,26 @@ impl SnapshotStore {
         self.listed.iter().any(|desc| ObjectName::of(desc) == name)
     }
 
-    fn count(&mut self, refusal: &SnapshotRefusal) {
-        *self.refusals.entry(refusal.reason()).or_default() += 1;
+    fn is_promised(&self, name: ObjectName) -> bool {
+        self.promised.iter().any(|desc| ObjectName::of(desc) == name)
+    }
+
+    fn uses_of(&self, name: ObjectName) -> Vec<Use> {
+        let live = |(of, purpose): &(ObjectName, Weak<Use>)| {
+            (*of == name).then(|| purpose.upgrade()).flatten().map(|purpose| *purpose)
+        };
+        self.uses.iter().filter_map(live).collect()
+    }
+
+    fn count(&mut self, producer: &'static str, refusal: &SnapshotRefusal) {
+        *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
         tracing::warn!(group = %self.identity.group, reason = refusal.reason(), %refusal,
             "snapshot refused");
     }
+}
+
+fn busy() -> SnapshotRefusal {
+    SnapshotRefusal::Busy { retry_after_ms: BUSY_RETRY_MS }
 }
 
 /// Whether only the store itself knows of the name. No new handle can appear meanwhile: they are

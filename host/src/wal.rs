@@ -1,6 +1,7 @@
 //! The log of a node: one chain of segment files for all groups, one write and one sync a batch.
 //!
-//! Owns `<data>/wal/`: segments `<number:016x>.wal`, preallocated, and one spare, `reserve.wal`.
+//! Owns `<data>/wal/`: segments `<number:016x>.wal`, preallocated, one spare, `reserve.wal`, and
+//! `ballast.wal`, which gives its room to a spare on a full disk.
 //! The bytes and what they mean are `lockstep_core::wal`'s; which jobs share a batch is the log
 //! lane's.
 //!
@@ -13,14 +14,18 @@
 //! - A segment goes when no live entry stands in it and all older ones are gone. Small leftovers in
 //!   the oldest one are moved, so that an idle group pins nothing.
 //! - After a failed write, sync, rename or removal nothing is tried again: the log is poisoned.
-//!   Only a full disk, met before anything was written, leaves it as it was ([`WalError::Full`]).
+//!   Only a full disk, met before a batch was written, leaves it as it was: what could not be
+//!   written yet waits inside ([`WalError::Full`], [`Wal::resume`]).
+//! - A *shortage* is told before that happens: when the ballast had to be given up there are still
+//!   a segment and a spare for what is under way.
 //! - The index holds a few words per record of entries, shared with [`WalReader`]s, and never
 //!   speaks of entries that are not durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lockstep_core::fault::Shortage;
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
 use lockstep_core::recovery_state::RecoveryState;
@@ -46,6 +51,7 @@ mod window;
 mod tests;
 
 pub use error::WalError;
+pub use open::inspect;
 pub use reader::WalReader;
 
 /// Whose log it is, and how large its files are.
@@ -55,6 +61,8 @@ pub struct WalOptions {
     pub node: NodeId,
     /// Bytes of a segment, at least `limits::LOG_SEGMENT_BYTES_MIN` outside of tests.
     pub segment_bytes: u64,
+    /// Bytes of the ballast; 0 = none.
+    pub ballast_bytes: u64,
 }
 
 /// What the log holds of one group.
@@ -64,6 +72,8 @@ pub struct RecoveredGroup {
     pub last_index: u64,
     /// Runs of equal terms, first index and term, from the entry before the first one to the last.
     pub terms: Vec<(u64, u64)>,
+    /// Bytes of the log in pieces: first index and bytes, ascending.
+    pub sizes: Vec<(u64, u64)>,
 }
 
 /// What one append cost.
@@ -107,6 +117,10 @@ pub struct Wal {
     /// Whether rot in the last batch could not be taken for a torn tail.
     sealed: bool,
     reserve: Option<Reserve>,
+    /// Whether the ballast lies there.
+    ballast: bool,
+    /// Batches that wait for room.
+    pending: VecDeque<Plan<'static>>,
     poisoned: Option<String>,
     /// Whether a segment may have become free since the last look.
     untidy: bool,
@@ -133,7 +147,7 @@ impl Wal {
         let recover = |(group, log): (&GroupId, &GroupLog)| {
             let tail = &log.tail;
             let (state, last_index) = (tail.state.clone(), tail.last_index);
-            (*group, RecoveredGroup { state, last_index, terms: tail.terms() })
+            (*group, RecoveredGroup { state, last_index, terms: tail.terms(), sizes: log.sizes() })
         };
         let groups = wal.shared.groups().iter().map(recover).collect();
         Ok((wal, groups))
@@ -141,12 +155,22 @@ impl Wal {
 
     /// Makes the jobs durable, in order: one write and one sync for all of them, or a few if they
     /// are larger than a batch. A job that does not fit its group's log is refused with all others,
-    /// and nothing is written.
+    /// and nothing is written. After `Full` the jobs are taken all the same: [`Wal::resume`] goes
+    /// on with them, and nothing else may be appended before that succeeded.
     pub fn append(&mut self, jobs: &[LogJob]) -> Result<Appended, WalError> {
         self.healthy()?;
+        assert!(self.pending.is_empty(), "what waits for room comes first");
         let before = self.counters;
-        let plans = plan::plan(&self.shared.groups(), jobs, self.batch_body_max())?;
-        for plan in plans {
+        let mut plans =
+            VecDeque::from(plan::plan(&self.shared.groups(), jobs, self.batch_body_max())?);
+        while let Some(plan) = plans.pop_front() {
+            if let Err(error) = self.make_room(&plan) {
+                if matches!(error, WalError::Full { .. }) {
+                    plans.push_front(plan);
+                    self.pending = plans.into_iter().map(Plan::into_owned).collect();
+                }
+                return Err(error);
+            }
             self.write(plan)?;
         }
         self.tidy()?;
@@ -156,14 +180,45 @@ impl Wal {
         })
     }
 
+    /// Goes on with what waits for room; `Full` if there still is none.
+    pub fn resume(&mut self) -> Result<(), WalError> {
+        self.healthy()?;
+        while let Some(plan) = self.pending.pop_front() {
+            if let Err(error) = self.make_room(&plan) {
+                self.pending.push_front(plan);
+                return Err(error);
+            }
+            self.write(plan)?;
+        }
+        self.tidy()
+    }
+
+    /// Ends a group in this log, its entries and its state.
+    pub fn drop_group(&mut self, group: GroupId) -> Result<(), WalError> {
+        self.healthy()?;
+        if !self.shared.groups().contains_key(&group) {
+            return Err(WalError::UnknownGroup { group });
+        }
+        let mut plan = Plan { frees: true, ..Plan::default() };
+        plan.push(plan::Piece::Drop { group });
+        self.make_room(&plan)?;
+        self.write(plan)?;
+        self.tidy()
+    }
+
     /// Appends an empty batch if the last one has none behind it, so that rot in it is told from a
     /// torn tail. Returns whether it wrote.
     pub fn seal_idle(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
-        if self.sealed {
+        let plan = Plan::default();
+        if self.sealed || !self.pending.is_empty() {
             return Ok(false);
         }
-        self.write(Plan::default())?;
+        match self.make_room(&plan) {
+            Err(WalError::Full { .. }) => return Ok(false),
+            made => made?,
+        }
+        self.write(plan)?;
         self.tidy()?;
         Ok(true)
     }
@@ -175,8 +230,10 @@ impl Wal {
     pub fn stats(&self) -> WalStats {
         let segments = self.shared.segments();
         let reserve = self.reserve.as_ref().map_or(0, |reserve| reserve.length);
+        let ballast = if self.ballast { self.options.ballast_bytes } else { 0 };
+        let spare = reserve + ballast;
         WalStats {
-            bytes: segments.values().map(|segment| segment.length).sum::<u64>() + reserve,
+            bytes: segments.values().map(|segment| segment.length).sum::<u64>() + spare,
             segments: segments.len() as u64,
             room: self.active.length.saturating_sub(self.end),
             reserve: self.reserve.is_some(),
@@ -187,18 +244,53 @@ impl Wal {
         }
     }
 
-    /// Tries to have a reserve segment, and says whether there is one. The log lane asks again
-    /// while the disk is full.
-    pub fn ensure_reserve(&mut self) -> Result<bool, WalError> {
+    /// Tries to have a reserve segment, from the ballast if there is no other room, and then a
+    /// ballast. The log lane asks again while the disk is full.
+    pub fn ensure_reserve(&mut self) -> Result<(), WalError> {
         self.healthy()?;
         if self.reserve.is_none() {
-            match segment::create_reserve(&*self.fs, &self.dir, self.options.segment_bytes) {
+            let bytes = self.options.segment_bytes;
+            match self.new_reserve(bytes) {
                 Ok(reserve) => self.reserve = Some(reserve),
+                Err(WalError::Full { .. }) => return Ok(()),
+                Err(error) => return Err(self.poison(error)),
+            }
+        }
+        if !self.ballast && self.options.ballast_bytes > 0 {
+            let made = segment::create_ballast(&*self.fs, &self.dir, self.options.ballast_bytes);
+            match made {
+                Ok(()) => self.ballast = true,
                 Err(WalError::Full { .. }) => {}
                 Err(error) => return Err(self.poison(error)),
             }
         }
-        Ok(self.reserve.is_some())
+        Ok(())
+    }
+
+    /// What is missing to a log with a spare and a ballast.
+    pub fn shortage(&self) -> Option<Shortage> {
+        let reserve = if self.reserve.is_some() { 0 } else { self.options.segment_bytes };
+        let ballast = if self.ballast { 0 } else { self.options.ballast_bytes };
+        let need = reserve + ballast;
+        let have = || self.fs.space(&self.dir).map_or(0, |space| space.available);
+        (need > 0).then(|| Shortage { need, have: have() })
+    }
+
+    /// Whether something waits for room.
+    pub fn is_stalled(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn new_reserve(&mut self, bytes: u64) -> Result<Reserve, WalError> {
+        match segment::create_reserve(&*self.fs, &self.dir, bytes) {
+            Err(WalError::Full { .. }) if self.ballast => {
+                segment::remove_ballast(&*self.fs, &self.dir)?;
+                self.ballast = false;
+                tracing::warn!("the disk of the log is full: the ballast was given up");
+                segment::create_reserve(&*self.fs, &self.dir, bytes)
+            }
+            made => made,
+        }
     }
 
     fn healthy(&self) -> Result<(), WalError> {
@@ -220,12 +312,19 @@ impl Wal {
         half.min(limits::LOG_BATCH_BYTES_MAX)
     }
 
+    /// Sees to it that the active segment has room for a batch.
+    fn make_room(&mut self, plan: &Plan<'_>) -> Result<(), WalError> {
+        let size = batch_size(plan.body_bytes);
+        match self.end + size > self.active.length {
+            true => self.roll(size),
+            false => Ok(()),
+        }
+    }
+
     /// Writes one batch, makes it durable, and only then lets readers see it.
     fn write(&mut self, plan: Plan<'_>) -> Result<(), WalError> {
         let size = batch_size(plan.body_bytes);
-        if self.end + size > self.active.length {
-            self.roll(size)?;
-        }
+        assert!(self.end + size <= self.active.length, "room was made for the batch");
         let buffer = std::mem::take(&mut self.buffer);
         let mut batch = BatchBuilder::reusing(self.active.salt(), self.next_batch, buffer);
         let places: Vec<_> = plan.pieces.iter().map(|piece| piece.write(&mut batch)).collect();
@@ -295,7 +394,7 @@ impl Wal {
         let total = (header.encode().len() + head.len()) as u64 + need;
         header.file_length = total.max(self.options.segment_bytes);
         if self.reserve.is_none() {
-            let made = segment::create_reserve(&*self.fs, &self.dir, header.file_length);
+            let made = self.new_reserve(header.file_length);
             self.reserve = Some(made.map_err(|error| self.poison_unless_full(error))?);
         }
         let mut reserve = self.reserve.take().expect("a reserve was made if there was none");

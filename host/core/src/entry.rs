@@ -123,6 +123,11 @@ pub fn is_mark(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_MARK, ..])
 }
 
+/// Whether an entry's data carries commands or opens a session: what waits for room on a full disk.
+pub fn is_clients(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_PACK | KIND_OPEN, ..])
+}
+
 impl EntryBody {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_hint());

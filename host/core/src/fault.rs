@@ -41,10 +41,13 @@ pub enum Refusal {
     Overloaded,
     #[error("the command lost its place in the log and was not applied")]
     Lost,
+    #[error("{why} while the command was under way: it may or may not have been applied")]
+    Unknown { why: String },
     #[error(
-        "leadership was lost while the command was under way: it may or may not have been applied"
+        "the disk of the log is full: {need} bytes are needed, {have} are free; commands are taken \
+         again once there is room"
     )]
-    Unknown,
+    DiskFull { need: u64, have: u64 },
     #[error("no quorum confirmed the read in time")]
     ReadTimeout,
     #[error("the group is {state}: {cause}")]
@@ -55,6 +58,20 @@ pub enum Refusal {
     QueryFaulted { cause: String },
     #[error("the node is shutting down")]
     ShuttingDown,
+}
+
+/// A disk that has too little room for the log, bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shortage {
+    /// What the log wants to have free.
+    pub need: u64,
+    pub have: u64,
+}
+
+impl Shortage {
+    pub fn refusal(self) -> Refusal {
+        Refusal::DiskFull { need: self.need, have: self.have }
+    }
 }
 
 /// Why a replica had to stop.

@@ -17,10 +17,11 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::entry::Profile;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{Fault, Refusal, Shortage};
 use crate::ids::{GroupId, ModuleId, NodeId, ReplicaId};
 use crate::limits;
 use crate::recovery_state::RecoveryState;
+use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
 
 mod effect;
@@ -32,13 +33,16 @@ mod install;
 mod mark;
 mod meeting;
 mod membership;
+mod outgoing;
 mod persist;
 mod pipeline;
 mod proposals;
 mod raft_log;
 mod reads;
 mod ready;
+mod room;
 mod status;
+mod wants;
 
 pub use effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
 pub use event::Event;
@@ -62,6 +66,8 @@ pub struct GroupConfig {
     pub guest_config: Bytes,
     pub profile: Profile,
     pub snapshot_policy: SnapshotPolicy,
+    /// Deleting a snapshot gives the log room.
+    pub snapshots_share_log_disk: bool,
     /// Root of this process's chance: election timeouts, the founding seed.
     pub seed: u64,
     /// Drawn at each start of the process.
@@ -90,6 +96,8 @@ pub struct Recovered {
     pub terms: Vec<(u64, u64)>,
     /// The entries from the floor (or before it) to the end.
     pub window: Vec<Entry>,
+    /// Bytes of the log before the window, in pieces: (first index, bytes), ascending.
+    pub sizes: Vec<(u64, u64)>,
 }
 
 /// One replica.
@@ -119,6 +127,8 @@ pub(crate) struct Shared {
     /// Wall clocks of other nodes: (offset to ours in ms, tick heard).
     clocks: BTreeMap<NodeId, (i64, u64)>,
     state: ReplicaState,
+    /// The log has too little room.
+    short: Option<Shortage>,
     /// Frames dropped because they were for another replica id.
     misdirected: u64,
 }
@@ -128,6 +138,7 @@ struct Seen {
     nonce: u64,
     via: Arc<str>,
     tick: u64,
+    short: Option<Shortage>,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -156,7 +167,7 @@ impl Group {
     ) -> Self {
         let mut chance = Chance(config.seed);
         let (mut recovery, log) = match recovered {
-            Some(Recovered { state, terms, window }) => (state, Some((terms, window))),
+            Some(recovered) => (recovered.state.clone(), Some(recovered)),
             None => {
                 let replica = ReplicaId::new(config.node, chance.next());
                 (RecoveryState::unfounded(&config.name, replica), None)
@@ -173,13 +184,14 @@ impl Group {
             seen: BTreeMap::new(),
             clocks: BTreeMap::new(),
             state: ReplicaState::Running(Running::Joining),
+            short: None,
             misdirected: 0,
             config,
         };
         shared.persist_now(Vec::new(), effects);
         let stage = match log {
-            Some((terms, window)) if shared.recovery.founded => {
-                Stage::Hosting(Box::new(Hosting::open(&mut shared, &terms, window, effects)))
+            Some(recovered) if shared.recovery.founded => {
+                Stage::Hosting(Box::new(Hosting::open(&mut shared, recovered, effects)))
             }
             Some(_) | None => Stage::Meeting(Meeting::default()),
         };
@@ -196,6 +208,9 @@ impl Group {
             Event::Frame(inbound) => self.frame(inbound, effects),
             Event::Persisted { seq } => self.persisted(seq, effects),
             Event::Faulted(fault) => self.fault(fault, effects),
+            Event::Room(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
+                self.shared.short = shortage;
+            }
             other => match &mut self.stage {
                 Stage::Hosting(hosting) => hosting.handle(&mut self.shared, other, effects),
                 Stage::Meeting(_) => self.refuse(other, effects),
@@ -302,11 +317,19 @@ impl Group {
             | Event::Started { .. }
             | Event::Applied(_)
             | Event::Restored { .. }
+            | Event::CaptureWritten { .. }
+            | Event::RoomWanted { .. }
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
+            | Event::Rotten { .. }
+            | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
-            | Event::Received { .. }
+            | Event::Room(_)
             | Event::TransferEnded { .. } => return,
+            Event::Received { snapshot } => {
+                let object = ObjectRef::of(&snapshot.desc);
+                return effects.push(Effect::Judged { object, taken: false });
+            }
         };
         let refusal = self.shared.state.refusal().unwrap_or(Refusal::NotLeader { leader: None });
         effects.push(Effect::Answer { ticket, answer: Err(refusal) });
@@ -340,6 +363,7 @@ impl Shared {
             boot: self.recovery.boot,
             nonce: self.config.nonce,
             wall_ms: self.wall_ms,
+            short: self.short,
             body,
         }
     }
@@ -386,6 +410,7 @@ impl Shared {
             nonce: frame.nonce,
             via: Arc::clone(&inbound.via),
             tick: now,
+            short: frame.short,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -396,6 +421,7 @@ impl Shared {
             return Ok(false);
         }
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
+        seen.short = frame.short;
         seen.via = Arc::clone(&inbound.via);
         self.hear_clock(frame);
         Ok(true)

@@ -84,6 +84,20 @@ pub const SESSION_ANSWER_BYTES_MAX: usize = 64 * MIB;
 
 /// Recovery points kept while the budget allows.
 pub const RECOVERY_POINTS: usize = 2;
+/// A log is kept for followers and transfers up to so many times the bytes after which a snapshot
+/// is due; whoever is further behind gets a snapshot.
+pub const LOG_PIN_MARKS: u64 = 4;
+/// Milliseconds that a broken transfer is kept at both ends, so that it can go on: time for a
+/// restart of either.
+pub const PARK_MS: u64 = 600_000;
+/// Ticks between two requests for an object that this replica needs.
+pub const WANT_RETRY_TICKS: u64 = 20;
+/// While a follower is being sent a snapshot, the next one is due after so many times the usual.
+pub const MARK_PATIENCE: u64 = 2;
+/// Entries handed to the apply lane and not applied, above which a leader packs no more commands.
+pub const APPLY_BACKLOG_ENTRIES_MAX: u64 = 65_536;
+/// Bytes of such entries.
+pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
 /// Entries kept behind the newest recovery point for followers that lag a little.
 pub const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Size of a log segment, bytes, unless configured.

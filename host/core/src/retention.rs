@@ -1,23 +1,49 @@
-//! Which recovery points to keep and how far the log may be cut: one pure function.
+//! Which recovery points to keep and how far the log may be cut: pure functions.
+//!
+//! - [`plan`] after a new snapshot, [`unlist`] when another one needs room, [`shed`] when the log
+//!   does. Each gives the whole list and the log's first index, or `None` if nothing may go.
+//! - The log never starts behind a kept snapshot (N5) and never moves back.
+//! - The newest recovery point that is not rotten is never a candidate; rotten ones go first.
+//! - Who lags, and what is being sent, holds the log only within [`Pins::budget`]. Beyond it a
+//!   follower gets a snapshot, and a transfer that took too long is followed by another.
 
+use std::collections::BTreeSet;
+
+use crate::ids::ReplicaId;
 use crate::limits;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::SnapshotDesc;
+use crate::snapshot::chunk::ObjectRef;
 
 /// What else needs the log or an object.
 #[derive(Clone, Debug, Default)]
 pub struct Pins {
-    /// Indexes of snapshots that are being sent: their receivers go on from there.
-    pub sending: Vec<u64>,
+    /// Snapshots that are being sent or promised: their receivers go on from these indexes.
+    pub sending: Vec<(ReplicaId, u64)>,
     /// Last index known on the slowest follower that still answers.
-    pub slowest_follower: Option<u64>,
+    pub slowest_follower: Option<(ReplicaId, u64)>,
     /// Below this index lie entries with a window's worth of bytes behind them: they are kept for
     /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
     /// known.
     pub outgrown: u64,
+    /// From this index on the log fits in what followers and transfers may hold of it.
+    pub budget: u64,
 }
 
-/// The list and the log's first index after a new snapshot.
+/// Who keeps the log from being cut further, for `status`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pin {
+    /// The oldest recovery point: the log behind it must be there.
+    RecoveryPoint,
+    /// A follower that is behind.
+    Follower(ReplicaId),
+    /// A snapshot on its way to this replica, or promised to it.
+    Sending(ReplicaId),
+    /// A rest for followers that will lag a little.
+    CatchUp,
+}
+
+/// The list and the log's first index.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
     /// Newest first.
@@ -28,36 +54,96 @@ pub struct Plan {
 /// A follower further behind than this does not pin the log: it will get a snapshot, entries.
 const FOLLOWER_PIN_ENTRIES_MAX: u64 = 4 * limits::CATCH_UP_ENTRIES;
 
-/// Lists `new` before what is listed, keeps [`limits::RECOVERY_POINTS`], and cuts the log to the
-/// lowest index that something still needs. The log never starts behind a kept snapshot, and never
-/// moves back.
-pub fn plan(state: &RecoveryState, new: SnapshotDesc, pins: &Pins) -> Plan {
-    let newest = new.index;
-    let mut snapshots = vec![new];
-    snapshots.extend(state.snapshots.iter().filter(|desc| desc.index < newest).cloned());
+/// Lists `new` before what is listed and not rotten, keeps [`limits::RECOVERY_POINTS`], and cuts
+/// the log to the lowest index that something still needs.
+pub fn plan(
+    state: &RecoveryState,
+    new: SnapshotDesc,
+    pins: &Pins,
+    rotten: &BTreeSet<ObjectName>,
+) -> Plan {
+    let good = |desc: &&SnapshotDesc| !rotten.contains(&name(desc)) && desc.index != new.index;
+    let mut snapshots: Vec<SnapshotDesc> = state.snapshots.iter().filter(good).cloned().collect();
+    snapshots.push(new);
+    snapshots.sort_by_key(|desc| std::cmp::Reverse(desc.index));
     snapshots.truncate(limits::RECOVERY_POINTS);
+    cut(state, snapshots, pins)
+}
 
-    let oldest = snapshots.last().map_or(newest, |desc| desc.index);
-    let follower = pins
-        .slowest_follower
-        .map(|index| index.max(newest.saturating_sub(FOLLOWER_PIN_ENTRIES_MAX)));
+/// Takes `wanted` off the list, so that its object can make room; `None` if it must stay.
+pub fn unlist(
+    state: &RecoveryState,
+    wanted: &SnapshotDesc,
+    pins: &Pins,
+    rotten: &BTreeSet<ObjectName>,
+) -> Option<Plan> {
+    let spared = spared(state, rotten)?;
+    if wanted == spared || !state.snapshots.contains(wanted) {
+        return None;
+    }
+    let kept = state.snapshots.iter().filter(|desc| *desc != wanted).cloned().collect();
+    Some(cut(state, kept, pins))
+}
+
+/// Keeps only the newest good recovery point, and no log that merely saves somebody a snapshot;
+/// `None` if that frees nothing.
+pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
+    let spared = spared(state, rotten)?.clone();
+    let sending = pins.sending.iter().map(|(_, index)| (*index).max(pins.budget));
+    let needed = sending.chain([spared.index]).min().expect("the spared index is always there");
+    let first_index = state.first_index.max(needed + 1);
+    let plan = Plan { snapshots: vec![spared], first_index };
+    (plan.snapshots != state.snapshots || plan.first_index != state.first_index).then_some(plan)
+}
+
+/// What holds the log where it begins, and the index it needs.
+pub fn pinned_by(state: &RecoveryState, pins: &Pins) -> Option<(Pin, u64)> {
+    let newest = state.newest()?.index;
+    let oldest = state.snapshots.last().map_or(newest, |desc| desc.index);
+    // Of equals, the last one: only what is needed most is worth a name.
+    holders(newest, oldest, pins).into_iter().rev().min_by_key(|(_, index)| *index)
+}
+
+/// How a listed object is named in sets.
+pub type ObjectName = (u64, u64, [u8; 16]);
+
+pub fn name(desc: &SnapshotDesc) -> ObjectName {
+    let object = ObjectRef::of(desc);
+    (object.term, object.index, object.digest)
+}
+
+/// The newest recovery point that is not rotten; the newest of all if every one is.
+fn spared<'a>(state: &'a RecoveryState, rotten: &BTreeSet<ObjectName>) -> Option<&'a SnapshotDesc> {
+    let good = state.snapshots.iter().find(|desc| !rotten.contains(&name(desc)));
+    good.or(state.newest())
+}
+
+fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan {
+    let newest = snapshots.first().map_or(0, |desc| desc.index);
+    let oldest = snapshots.last().map_or(0, |desc| desc.index);
+    let needed = holders(newest, oldest, pins).into_iter().map(|(_, index)| index).min();
+    let needed = needed.expect("the oldest kept index is always there");
+    Plan { snapshots, first_index: state.first_index.max(needed + 1) }
+}
+
+/// Everybody who wants the log behind an index, with that index.
+fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
     let lagging =
         newest.saturating_sub(limits::CATCH_UP_ENTRIES).max(pins.outgrown.saturating_sub(1));
-    let needed = pins
-        .sending
-        .iter()
-        .copied()
-        .chain(follower)
-        .chain([oldest, lagging])
-        .min()
-        .expect("the oldest kept index is always there");
-    Plan { snapshots, first_index: state.first_index.max(needed + 1) }
+    let budget = pins.budget.saturating_sub(1);
+    let follower = pins.slowest_follower.map(|(id, index)| {
+        let least = newest.saturating_sub(FOLLOWER_PIN_ENTRIES_MAX).max(budget);
+        (Pin::Follower(id), index.max(least))
+    });
+    let sending = pins.sending.iter().map(|(id, index)| (Pin::Sending(*id), (*index).max(budget)));
+    let always = [(Pin::RecoveryPoint, oldest), (Pin::CatchUp, lagging)];
+    sending.chain(follower).chain(always).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Digest, ModuleId, ReplicaId};
+    use crate::ids::{Digest, ModuleId};
     use crate::snapshot::Configuration;
 
     fn desc(index: u64) -> SnapshotDesc {
@@ -72,39 +158,215 @@ mod tests {
         }
     }
 
+    fn state(listed: &[u64], first: u64) -> RecoveryState {
+        let mut state = RecoveryState::unfounded("g", ReplicaId(1));
+        state.snapshots = listed.iter().map(|index| desc(*index)).collect();
+        state.first_index = first;
+        state
+    }
+
+    fn shown(plan: &Plan) -> (Vec<u64>, u64) {
+        (plan.snapshots.iter().map(|d| d.index).collect(), plan.first_index)
+    }
+
+    fn rotten(indexes: &[u64]) -> BTreeSet<ObjectName> {
+        indexes.iter().map(|index| name(&desc(*index))).collect()
+    }
+
+    #[derive(Default)]
+    struct Row {
+        listed: &'static [u64],
+        first: u64,
+        new: u64,
+        sending: &'static [u64],
+        follower: Option<u64>,
+        outgrown: u64,
+        budget: u64,
+        rotten: &'static [u64],
+        want: (&'static [u64], u64),
+    }
+
+    const TWO: &[u64] = &[20_000, 9_000];
+
+    fn row() -> Row {
+        Row { first: 1, outgrown: 1, ..Row::default() }
+    }
+
+    fn plain_rows() -> Vec<Row> {
+        vec![
+            Row { new: 100, want: (&[100], 1), ..row() },
+            Row { new: 9_000, want: (&[9_000], 4_001), ..row() },
+            Row { new: 9_000, outgrown: 8_001, want: (&[9_000], 8_001), ..row() },
+            Row {
+                new: 9_000,
+                follower: Some(5_000),
+                outgrown: 8_001,
+                want: (&[9_000], 5_001),
+                ..row()
+            },
+            Row { listed: &[9_000], first: 4_001, new: 20_000, want: (TWO, 9_001), ..row() },
+            Row {
+                listed: TWO,
+                first: 9_001,
+                new: 30_000,
+                want: (&[30_000, 20_000], 20_001),
+                ..row()
+            },
+            Row {
+                listed: &[20_000],
+                first: 9_001,
+                new: 30_000,
+                sending: &[12_000],
+                want: (&[30_000, 20_000], 12_001),
+                ..row()
+            },
+            Row {
+                listed: &[20_000],
+                first: 9_001,
+                new: 30_000,
+                follower: Some(15_000),
+                want: (&[30_000, 20_000], 15_001),
+                ..row()
+            },
+            Row {
+                listed: &[20_000],
+                first: 9_001,
+                new: 30_000,
+                follower: Some(3),
+                want: (&[30_000, 20_000], 10_001),
+                ..row()
+            },
+            Row {
+                listed: &[20_000],
+                first: 15_001,
+                new: 30_000,
+                sending: &[3],
+                want: (&[30_000, 20_000], 15_001),
+                ..row()
+            },
+        ]
+    }
+
+    /// Beyond the budget nobody holds the log, but what is listed does; what is rotten goes before
+    /// what is old; a peer's object may be older than what is listed and rotten.
+    fn pressed_rows() -> Vec<Row> {
+        vec![
+            Row {
+                listed: &[20_000],
+                first: 9_001,
+                new: 30_000,
+                sending: &[12_000],
+                follower: Some(3),
+                budget: 18_001,
+                want: (&[30_000, 20_000], 18_001),
+                ..row()
+            },
+            Row {
+                listed: &[20_000],
+                first: 9_001,
+                new: 30_000,
+                sending: &[12_000],
+                budget: 29_000,
+                want: (&[30_000, 20_000], 20_001),
+                ..row()
+            },
+            Row {
+                listed: TWO,
+                first: 9_001,
+                new: 30_000,
+                rotten: &[20_000],
+                want: (&[30_000, 9_000], 9_001),
+                ..row()
+            },
+            Row {
+                listed: TWO,
+                first: 9_001,
+                new: 30_000,
+                rotten: TWO,
+                want: (&[30_000], 25_001),
+                ..row()
+            },
+            Row {
+                listed: TWO,
+                first: 9_001,
+                new: 15_000,
+                rotten: TWO,
+                want: (&[15_000], 10_001),
+                ..row()
+            },
+        ]
+    }
+
+    /// K1, K10, K19: what is kept after a new snapshot, and F9: how far the log goes back for it.
     #[test]
-    fn the_table() {
-        // listed, first index, new, sending, slowest follower, outgrown -> kept, first index
-        type Row =
-            (&'static [u64], u64, u64, &'static [u64], Option<u64>, u64, &'static [u64], u64);
-        let rows: &[Row] = &[
-            (&[], 1, 100, &[], None, 1, &[100], 1),
-            (&[], 1, 9_000, &[], None, 1, &[9_000], 4_001),
-            (&[], 1, 9_000, &[], None, 8_001, &[9_000], 8_001),
-            (&[], 1, 9_000, &[], Some(5_000), 8_001, &[9_000], 5_001),
-            (&[9_000], 4_001, 20_000, &[], None, 1, &[20_000, 9_000], 9_001),
-            (&[20_000, 9_000], 9_001, 30_000, &[], None, 1, &[30_000, 20_000], 20_001),
-            (&[20_000], 9_001, 30_000, &[12_000], None, 1, &[30_000, 20_000], 12_001),
-            (&[20_000], 9_001, 30_000, &[], Some(15_000), 1, &[30_000, 20_000], 15_001),
-            (&[20_000], 9_001, 30_000, &[], Some(3), 1, &[30_000, 20_000], 10_001),
-            (&[20_000], 15_001, 30_000, &[3], None, 1, &[30_000, 20_000], 15_001),
-        ];
-        for (listed, first, new, sending, follower, outgrown, kept, want) in rows {
-            let mut state = RecoveryState::unfounded("g", ReplicaId(1));
-            state.snapshots = listed.iter().map(|index| desc(*index)).collect();
-            state.first_index = *first;
-            let pins = Pins {
-                sending: sending.to_vec(),
-                slowest_follower: *follower,
-                outgrown: *outgrown,
-            };
-            let plan = plan(&state, desc(*new), &pins);
-            let indexes: Vec<u64> = plan.snapshots.iter().map(|d| d.index).collect();
-            assert_eq!(
-                (indexes.as_slice(), plan.first_index),
-                (*kept, *want),
-                "{listed:?} + {new}"
+    fn k1_k10_k19_the_table() {
+        for (at, row) in plain_rows().into_iter().chain(pressed_rows()).enumerate() {
+            let plan = plan(
+                &state(row.listed, row.first),
+                desc(row.new),
+                &pins(&row),
+                &rotten(row.rotten),
             );
+            assert_eq!(shown(&plan), (row.want.0.to_vec(), row.want.1), "row {at}");
         }
+    }
+
+    fn pins(row: &Row) -> Pins {
+        Pins {
+            sending: row.sending.iter().map(|index| (ReplicaId(2), *index)).collect(),
+            slowest_follower: row.follower.map(|index| (ReplicaId(3), index)),
+            outgrown: row.outgrown,
+            budget: row.budget,
+        }
+    }
+
+    /// K13: whoever needs room, the last recovery point stays.
+    #[test]
+    fn k13_c1_the_newest_good_one_is_never_unlisted() {
+        // listed, rotten, wanted -> kept
+        let rows: [(&[u64], &[u64], u64, Option<&[u64]>); 7] = [
+            (&[30, 20], &[], 20, Some(&[30])),
+            (&[30, 20], &[], 30, None),
+            (&[30], &[], 30, None),
+            (&[30, 20], &[30], 20, None),
+            (&[30, 20], &[30], 30, Some(&[20])),
+            (&[30, 20], &[30, 20], 20, Some(&[30])),
+            (&[30, 20], &[], 10, None),
+        ];
+        for (listed, rot, wanted, want) in rows {
+            let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &rotten(rot));
+            let kept = plan.map(|plan| shown(&plan).0);
+            assert_eq!(kept.as_deref(), want, "{listed:?} rotten {rot:?} wanted {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_sheds_all_but_the_newest_good_one_and_the_rest_of_the_log() {
+        let none = Pins::default();
+        let shed = |listed, first, pins: &Pins, rot: &[u64]| {
+            super::shed(&state(listed, first), pins, &rotten(rot)).map(|plan| shown(&plan))
+        };
+        assert_eq!(shed(&[30, 20], 5, &none, &[]), Some((vec![30], 31)));
+        assert_eq!(shed(&[30, 20], 5, &none, &[30]), Some((vec![20], 21)));
+        assert_eq!(shed(&[30], 31, &none, &[]), None, "there is nothing to shed");
+        assert_eq!(shed(&[], 1, &none, &[]), None);
+        let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
+        assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
+    }
+
+    #[test]
+    fn who_pins_the_log_is_named() {
+        let state = state(&[30_000, 20_000], 1);
+        let pins = |sending: &[u64], follower: Option<u64>| Pins {
+            sending: sending.iter().map(|index| (ReplicaId(2), *index)).collect(),
+            slowest_follower: follower.map(|index| (ReplicaId(3), index)),
+            ..Pins::default()
+        };
+        let by = |pins: Pins| pinned_by(&state, &pins);
+        assert_eq!(by(pins(&[], None)), Some((Pin::RecoveryPoint, 20_000)));
+        assert_eq!(by(pins(&[10], None)), Some((Pin::Sending(ReplicaId(2)), 10)));
+        assert_eq!(by(pins(&[], Some(12_000))), Some((Pin::Follower(ReplicaId(3)), 12_000)));
+        let nothing = RecoveryState::unfounded("g", ReplicaId(1));
+        assert_eq!(pinned_by(&nothing, &Pins::default()), None);
     }
 }

@@ -12,6 +12,7 @@
 //! - *moved* entries are live entries written once more, so that an old segment can go: they
 //!   replace equal ones, change nothing behind them, and may fill a hole that the deleted segment
 //!   left;
+//! - a *drop* ends a group in this log, its state included;
 //! - in the end a group's entries reach from its first index to its last without a hole.
 
 use raft::eraftpb::Entry;

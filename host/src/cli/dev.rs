@@ -82,7 +82,10 @@ fn node_config(
         listen: addresses[&id].clone(),
         nodes: addresses.clone(),
         log_segment_bytes: 16 << 20,
-        snapshot_budget_bytes: None,
+        snapshot_budget: None,
+        snapshot_rate_bytes: 0,
+        scrub_seconds: 0,
+        metrics_listen: None,
         groups: vec![GroupSpec {
             name: "dev".to_owned(),
             module: ModuleSource::File(args.module.clone()),
@@ -90,6 +93,7 @@ fn node_config(
             config: args.config.clone(),
             snapshot_policy: SnapshotPolicy::default(),
             snapshot_dir: None,
+            snapshot_cap: None,
         }],
         clock_offset_ms: 0,
     }

@@ -95,6 +95,7 @@ impl Fs for DiskFs {
         Ok(Space {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            device: rustix::fs::stat(dir).map_err(|e| named(e.into(), "measure", dir))?.st_dev,
         })
     }
 

@@ -14,6 +14,7 @@
 //!   never makes them durable, whatever is synced later: that is how Linux does it. `drop_cache`
 //!   then shows what the disk has.
 //! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`.
+//!   A directory may be a filesystem of its own ([`MemFs::mount`]), with its own capacity.
 //! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
@@ -54,6 +55,8 @@ struct Disk {
     pending: Vec<NameChange>,
     locks: BTreeSet<PathBuf>,
     capacity: u64,
+    /// Directories that are filesystems of their own, and their capacities.
+    mounts: BTreeMap<PathBuf, u64>,
     ops: u64,
     reads: u64,
     failing_ops: BTreeMap<u64, DiskFault>,
@@ -91,6 +94,7 @@ impl MemFs {
             pending: Vec::new(),
             locks: BTreeSet::new(),
             capacity: 1 << 50,
+            mounts: BTreeMap::new(),
             ops: 0,
             reads: 0,
             failing_ops: BTreeMap::new(),
@@ -117,6 +121,17 @@ impl MemFs {
     /// Sets how many bytes all files may have together.
     pub fn set_capacity(&self, bytes: u64) {
         self.disk().capacity = bytes;
+    }
+
+    /// Makes `dir` a filesystem of its own that holds `bytes`; a second call changes its size.
+    pub fn mount(&self, dir: &Path, bytes: u64) {
+        self.disk().mounts.insert(dir.to_owned(), bytes);
+    }
+
+    /// Bytes of all files on the filesystem of `dir`.
+    pub fn used(&self, dir: &Path) -> u64 {
+        let disk = self.disk();
+        disk.used(disk.device(dir))
     }
 
     /// Operations so far: calls that change something or make it durable.
@@ -295,8 +310,10 @@ impl Fs for MemFs {
     fn space(&self, dir: &Path) -> io::Result<Space> {
         let mut disk = self.disk();
         disk.read("measure", dir)?;
-        let available = disk.capacity.saturating_sub(disk.used());
-        Ok(Space { total: disk.capacity, available })
+        let device = disk.device(dir);
+        let total = disk.capacity(device);
+        let available = total.saturating_sub(disk.used(device));
+        Ok(Space { total, available, device: device as u64 })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
@@ -370,12 +387,35 @@ impl Disk {
         self.names.iter().filter_map(file).collect()
     }
 
-    fn used(&self) -> u64 {
-        self.files().iter().map(|(_path, inode)| guard(inode).len()).sum()
+    /// The filesystem that holds `path`: 0 is the root's.
+    fn device(&self, path: &Path) -> usize {
+        let holds = |(_, mount): &(usize, &PathBuf)| path.starts_with(mount);
+        self.mounts.keys().enumerate().filter(holds).last().map_or(0, |(place, _)| place + 1)
+    }
+
+    fn capacity(&self, device: usize) -> u64 {
+        match device {
+            0 => self.capacity,
+            place => *self.mounts.values().nth(place - 1).expect("a device that is mounted"),
+        }
+    }
+
+    fn used(&self, device: usize) -> u64 {
+        let here = |(path, node): (&PathBuf, &Node)| match node {
+            Node::File(inode) if self.mounts.is_empty() || self.device(path) == device => {
+                Some(guard(inode).len())
+            }
+            Node::File(_) | Node::Dir => None,
+        };
+        self.names.iter().filter_map(here).sum()
     }
 
     fn room(&self, doing: &str, path: &Path, growth: u64) -> io::Result<()> {
-        if growth > self.capacity.saturating_sub(self.used()) {
+        if growth == 0 {
+            return Ok(());
+        }
+        let device = self.device(path);
+        if growth > self.capacity(device).saturating_sub(self.used(device)) {
             return injected(Some(DiskFault::Full), doing, path);
         }
         Ok(())

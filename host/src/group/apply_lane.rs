@@ -10,6 +10,10 @@
 //!   good.
 //! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
 //!   lets go and waits for the restore, which is no fault.
+//! - A recovery point whose object is rotten is reported, and the next older one tried. With none
+//!   left the lane waits for another start: the core asks a peer for an object.
+//! - A capture that finds room only without an older recovery point is given back, to be tried
+//!   again at the same index: the core gives the lane nothing else meanwhile.
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
 use std::io::Read;
@@ -31,7 +35,7 @@ use crate::clock::Clock;
 use crate::group::capture::Capture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::StoreHandle;
+use crate::store::{SnapshotRefusal, StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -44,15 +48,17 @@ const REPLAY_BYTES: u64 = 4 << 20;
 
 /// What the lane shows of itself while it works.
 #[derive(Default)]
-pub(crate) struct Gauges {
+pub struct Gauges {
     pub guest_memory_bytes: AtomicU64,
     pub guest_faults: AtomicU64,
     pub snapshot_stall_ms: AtomicU64,
-    pub last_capture_error: Mutex<Option<String>>,
+    pub last_capture_ms: AtomicU64,
+    pub last_snapshot_wall_ms: AtomicU64,
+    pub last_restore_ms: AtomicU64,
 }
 
 /// What the lane works with.
-pub(crate) struct Tools {
+pub struct Tools {
     pub group: GroupId,
     pub module: Module,
     pub log: WalReader,
@@ -63,9 +69,25 @@ pub(crate) struct Tools {
     pub gauges: Arc<Gauges>,
 }
 
+/// Why a mark was not captured.
+enum NoCapture {
+    /// There is room without this recovery point.
+    Unlist(SnapshotDesc),
+    Failed(String),
+}
+
+impl From<SnapshotRefusal> for NoCapture {
+    fn from(refusal: SnapshotRefusal) -> Self {
+        match refusal {
+            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(*unlist),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
 /// What a job leads to.
 #[expect(clippy::large_enum_variant, reason = "events are the common case, and moved at once")]
-pub(crate) enum Output {
+pub enum Output {
     Event(Event),
     Queried {
         ticket: Ticket,
@@ -76,44 +98,49 @@ pub(crate) enum Output {
 }
 
 /// One group's guest and ledger.
-pub(crate) struct ApplyLane {
+pub struct ApplyLane {
     tools: Tools,
     ledger: Ledger,
     guest: Option<Box<dyn Guest>>,
-    /// The log begins at 1: a rebuild needs no snapshot.
-    whole_log: bool,
     /// Why the lane applies nothing any more.
     fault: Option<Fault>,
     /// The log was cut under this lane for a snapshot that raft installed: there is no guest until
     /// the restore of that snapshot comes, which is on its way.
     overtaken: bool,
+    /// No recovery point restores: there is no guest until a start or a restore brings one.
+    waiting: bool,
+    /// What the job under way has to tell beside its own output.
+    aside: Vec<Event>,
     query_traps: Vec<u64>,
     snapshot_traps: u32,
 }
 
 impl ApplyLane {
-    pub(crate) fn new(tools: Tools) -> Self {
+    pub fn new(tools: Tools) -> Self {
         Self {
             tools,
             ledger: Ledger::default(),
             guest: None,
-            whole_log: false,
             fault: None,
             overtaken: false,
+            waiting: false,
+            aside: Vec::new(),
             query_traps: Vec::new(),
             snapshot_traps: 0,
         }
     }
 
     /// Does one job. Most lead to one output; a rebuild that fails on the way adds the fault.
-    pub(crate) fn run(&mut self, job: ApplyJob) -> Vec<Output> {
+    pub fn run(&mut self, job: ApplyJob) -> Vec<Output> {
         let restores = matches!(job, ApplyJob::Restore { .. });
-        if self.fault.is_some() || (self.overtaken && !restores) {
+        let starts = matches!(job, ApplyJob::Start { .. });
+        let idle = (self.overtaken && !restores) || (self.waiting && !restores && !starts);
+        if self.fault.is_some() || idle {
             return vec![self.refuse(job)];
         }
+        self.waiting = false;
         let output = match job {
             ApplyJob::Start { state } => {
-                self.whole_log = state.first_index == 1;
                 let floor = state.floor;
                 let started = self.rebuilt(floor).map(|()| Event::Started { applied: floor });
                 self.settle(started, Event::Started { applied: 0 })
@@ -124,7 +151,6 @@ impl ApplyLane {
                 self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
             }
             ApplyJob::Restore { snapshot } => {
-                self.whole_log = false;
                 self.overtaken = false;
                 let index = snapshot.index;
                 let restored = self.install(&snapshot);
@@ -141,7 +167,8 @@ impl ApplyLane {
         };
         let memory = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
-        let mut outputs = vec![output];
+        let aside = std::mem::take(&mut self.aside).into_iter().map(Output::Event);
+        let mut outputs: Vec<Output> = aside.chain([output]).collect();
         if let Some(fault) = &self.fault {
             tracing::error!(group = %self.tools.group, %fault, "the replica parks");
             self.guest = None;
@@ -165,8 +192,14 @@ impl ApplyLane {
     fn lost(&mut self, fault: Fault) {
         self.guest = None;
         self.ledger = Ledger::default();
-        if !self.overtaken {
-            self.fault = Some(fault);
+        match fault {
+            _ if self.overtaken => {}
+            Fault::NoRecoverableSnapshot(why) => {
+                self.waiting = true;
+                tracing::error!(group = %self.tools.group, why, "no recovery point restores");
+                self.aside.push(Event::NeedsSnapshot { why });
+            }
+            fault => self.fault = Some(fault),
         }
     }
 
@@ -306,10 +339,10 @@ impl ApplyLane {
         loop {
             let listed = self.listed().clone();
             let result = self.rebuilt_from(&listed, goal);
-            if !self.overtaken || *self.listed() == listed {
+            if result.is_ok() || *self.listed() == listed {
                 return result;
             }
-            // A newer local snapshot was listed meanwhile, and the log cut to it: begin with that.
+            // What is listed changed meanwhile, and objects and log with it: begin with that.
             self.overtaken = false;
         }
     }
@@ -317,7 +350,7 @@ impl ApplyLane {
     fn rebuilt_from(&mut self, listed: &[SnapshotDesc], goal: u64) -> Result<(), Fault> {
         self.guest = None;
         self.ledger = Ledger::default();
-        let mut causes = Vec::new();
+        let (mut causes, mut guests) = (Vec::new(), None);
         for desc in listed.iter().filter(|desc| desc.index <= goal) {
             match self.install(desc) {
                 Ok(()) => break,
@@ -326,15 +359,24 @@ impl ApplyLane {
                     tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
                         "recovery point does not restore; trying an older one");
                     causes.push(format!("at {}: {fault}", desc.index));
+                    match fault {
+                        Fault::Restore(why) => {
+                            self.aside.push(Event::Rotten { snapshot: desc.clone(), why });
+                        }
+                        fault => guests = Some(fault),
+                    }
                 }
             }
         }
-        if self.ledger.applied() == 0 && !self.whole_log {
-            let why = match causes.is_empty() {
-                true => "none is listed".to_owned(),
-                false => causes.join("; "),
-            };
-            return Err(Fault::NoRecoverableSnapshot(why));
+        let whole_log = self.tools.log.first_index(self.tools.group) == Some(1);
+        if self.ledger.applied() == 0 && !whole_log {
+            // Another copy of what the guest refuses would be refused as well.
+            return Err(guests.unwrap_or_else(|| {
+                Fault::NoRecoverableSnapshot(match causes.is_empty() {
+                    true => "none is listed".to_owned(),
+                    false => causes.join("; "),
+                })
+            }));
         }
         while self.ledger.applied() < goal {
             for entry in self.read(self.ledger.applied() + 1, goal + 1)? {
@@ -346,7 +388,9 @@ impl ApplyLane {
 
     /// Restores a listed object into a fresh guest, and swaps only if all of it is good.
     fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
-        let mut reader = open_object(&*self.tools.store, desc).map_err(Fault::Restore)?;
+        let began = self.tools.clock.wall_ms();
+        let mut reader =
+            open_object(&*self.tools.store, desc, Use::Restoring).map_err(Fault::Restore)?;
         let bad = |e: std::io::Error| Fault::Restore(e.to_string());
         let mut length = [0; 4];
         reader.read_exact(&mut length).map_err(bad)?;
@@ -369,7 +413,12 @@ impl ApplyLane {
                 time_ms: self.ledger.log_time_ms(),
             };
             let install = self.ledger.install().expect("fresh found the install record");
-            guest.restore(&header, &install.config, &mut reader)?;
+            let restored = guest.restore(&header, &install.config, &mut reader);
+            // A guest that was fed a broken stream is not to blame for what it made of it.
+            if let Some(why) = reader.broken() {
+                return Err(Fault::Restore(why.to_owned()));
+            }
+            restored?;
             // What the guest left unread counts all the same: the digest is of the whole payload.
             std::io::copy(&mut reader, &mut std::io::sink()).map_err(bad)?;
             Ok(guest)
@@ -377,6 +426,8 @@ impl ApplyLane {
         match result {
             Ok(guest) => {
                 self.guest = Some(guest);
+                let took = self.tools.clock.wall_ms().saturating_sub(began);
+                self.tools.gauges.last_restore_ms.store(took, Ordering::Relaxed);
                 Ok(())
             }
             Err(fault) => {
@@ -397,13 +448,15 @@ impl ApplyLane {
     }
 
     fn capture(&mut self, term: u64, index: u64, configuration: Configuration) -> Output {
-        let result = self.try_capture(term, index, configuration);
-        let noted = result.as_ref().err().cloned();
-        *self.tools.gauges.last_capture_error.lock().unwrap_or_else(PoisonError::into_inner) =
-            noted;
-        match result {
-            Ok(capture) => Output::Seal(capture),
-            Err(why) => {
+        match self.try_capture(term, index, configuration) {
+            Ok(capture) => {
+                self.aside.push(Event::CaptureWritten { index });
+                Output::Seal(capture)
+            }
+            Err(NoCapture::Unlist(unlist)) => {
+                Output::Event(Event::RoomWanted { unlist, capture: Some(index) })
+            }
+            Err(NoCapture::Failed(why)) => {
                 tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
                 Output::Event(Event::CaptureFailed { index, why })
             }
@@ -415,15 +468,16 @@ impl ApplyLane {
         term: u64,
         index: u64,
         configuration: Configuration,
-    ) -> Result<Capture, String> {
+    ) -> Result<Capture, NoCapture> {
+        let failed = |why: &str| Err(NoCapture::Failed(why.to_owned()));
         if self.ledger.applied() != index {
-            return Err(format!("the guest is at {}, not at the mark", self.ledger.applied()));
+            return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
         }
         if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX {
-            return Err("the guest's snapshot trapped three times in a row".to_owned());
+            return failed("the guest's snapshot trapped three times in a row");
         }
         let last = self.listed().first().map(|desc| desc.length + desc.length / 8);
-        let Some(guest) = self.guest.as_mut() else { return Err("there is no guest yet".into()) };
+        let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
         let began = self.tools.clock.wall_ms();
         let info = self.tools.module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
@@ -447,13 +501,21 @@ impl ApplyLane {
                 self.snapshot_traps = 0;
                 Ok(capture)
             }
-            Ok(Err(why)) => Err(why.to_string()),
+            Ok(Err(error)) => {
+                // It grew beyond what was reserved: an older recovery point may make room.
+                let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
+                let full = error.kind() == std::io::ErrorKind::StorageFull;
+                Err(match beyond.filter(|_| full) {
+                    Some(unlist) => NoCapture::Unlist(unlist),
+                    None => NoCapture::Failed(error.to_string()),
+                })
+            }
             Err(fault) => {
                 self.snapshot_traps += 1;
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 let applied = self.ledger.applied();
                 self.rebuild_beside(applied);
-                Err(fault.to_string())
+                Err(NoCapture::Failed(fault.to_string()))
             }
         }
     }

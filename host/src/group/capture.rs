@@ -10,22 +10,24 @@ use lockstep_core::group::Event;
 use lockstep_core::snapshot::Verified;
 
 use crate::guest::Guest;
-use crate::store::{LocalHeader, StagedWriter, StoreHandle, ask_lane};
+use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane};
 
-pub(crate) struct Capture {
+pub struct Capture {
     index: u64,
     writer: StagedWriter,
 }
 
 impl Capture {
     /// Room and a place to write, or why there is none.
-    pub(crate) fn begin(store: &dyn StoreHandle, header: LocalHeader) -> Result<Self, String> {
+    pub(crate) fn begin(
+        store: &dyn StoreHandle,
+        header: LocalHeader,
+    ) -> Result<Self, SnapshotRefusal> {
         let index = header.index;
         let writer = ask_lane(store, move |store| {
             let reservation = store.reserve_local(header)?;
             store.create(reservation)
-        })
-        .map_err(|refusal| refusal.to_string())?;
+        })?;
         Ok(Self { index, writer })
     }
 
@@ -41,12 +43,12 @@ impl Capture {
         guest.snapshot(&mut self.writer)
     }
 
-    pub(crate) fn index(&self) -> u64 {
+    pub fn index(&self) -> u64 {
         self.index
     }
 
     /// Makes the object whole, durable and verified; what to tell the core.
-    pub(crate) fn seal(self, store: &dyn StoreHandle) -> Event {
+    pub fn seal(self, store: &dyn StoreHandle) -> Event {
         let Self { index, writer } = self;
         match seal(writer, store) {
             Ok(verified) => Event::Captured(verified),

@@ -1,15 +1,22 @@
 //! Incoming snapshots: what one group knows when an offer arrives, and where a verified object
 //! goes.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use lockstep_core::group::Event;
-use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Expected, Offer};
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{Event, GroupStatus, ReplicaState, Running};
+use lockstep_core::limits;
+use lockstep_core::snapshot::Verified;
+use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Expected, ObjectRef, Offer, Purpose};
 
-use crate::bulk::{self, BulkChannel};
+use crate::bulk::{self, BulkChannel, Judge};
+use crate::clock::Clock;
 use crate::group::GroupHandle;
 use crate::guest::Module;
-use crate::store::StoreHandle;
+use crate::metrics::Transfers;
+use crate::store::{SnapshotRefusal, StoreHandle};
 
 /// Receives for one group; any number of threads may.
 pub(crate) struct GroupInbox {
@@ -17,6 +24,50 @@ pub(crate) struct GroupInbox {
     pub handle: GroupHandle,
     pub module: Module,
     pub store: Arc<dyn StoreHandle>,
+    pub clock: Arc<dyn Clock>,
+    pub judged: Judged,
+    pub transfers: Arc<Transfers>,
+}
+
+/// Where the core's judgement of a delivered object goes: there is one inbound transfer a group.
+#[derive(Clone, Default)]
+pub(crate) struct Judged(Arc<Mutex<Option<(ObjectRef, SyncSender<bool>)>>>);
+
+impl Judged {
+    /// The core judged `object`.
+    pub(crate) fn tell(&self, object: ObjectRef, taken: bool) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, answer)) = waiting.take_if(|(waits_for, _)| *waits_for == object) {
+            let _ = answer.try_send(taken);
+        }
+    }
+
+    fn wait_for(&self, object: ObjectRef) -> Receiver<bool> {
+        let (answer, waiting) = sync_channel(1);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((object, answer));
+        waiting
+    }
+}
+
+/// Hands an object to the group and waits for what becomes of it.
+struct Delivery<'a> {
+    inbox: &'a GroupInbox,
+    waiting: Option<Receiver<bool>>,
+}
+
+impl Judge for Delivery<'_> {
+    fn deliver(&mut self, snapshot: Verified) {
+        self.waiting = Some(self.inbox.judged.wait_for(ObjectRef::of(&snapshot.desc)));
+        self.inbox.handle.raise(Event::Received { snapshot });
+    }
+
+    fn answer(&mut self, wait: Duration) -> Option<BulkReply> {
+        match self.waiting.as_ref()?.recv_timeout(wait) {
+            Ok(true) => Some(BulkReply::Accepted),
+            Ok(false) => Some(BulkReply::Stale),
+            Err(_) => None,
+        }
+    }
 }
 
 impl GroupInbox {
@@ -27,6 +78,7 @@ impl GroupInbox {
         channel: &mut (dyn BulkChannel<BulkReply, BulkRequest> + Send),
     ) {
         let status = self.handle.report().status;
+        self.judge_module(offer, &status);
         let info = self.module.info();
         let expected = Expected {
             cluster: self.cluster,
@@ -35,13 +87,33 @@ impl GroupInbox {
             module: self.module.id(),
             formats: info.oldest_readable_format..=info.snapshot_format,
             commit: status.commit,
-            requested: false,
+            wanted: status.wanted,
         };
-        let handle = self.handle.clone();
-        let mut deliver = |snapshot| {
-            handle.raise(Event::Received { snapshot });
-            BulkReply::Accepted
-        };
-        bulk::receive(offer, &expected, &*self.store, channel, &mut deliver);
+        let until = self.clock.wall_ms() + limits::PARK_MS;
+        let mut delivery = Delivery { inbox: self, waiting: None };
+        let began = self.clock.wall_ms();
+        let received = bulk::receive(offer, &expected, until, &*self.store, channel, &mut delivery);
+        let took = self.clock.wall_ms().saturating_sub(began);
+        self.transfers.received(&received, took);
+        if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
+            self.handle.raise(Event::RoomWanted { unlist: *unlist, capture: None });
+        }
+    }
+
+    /// A replica that has nothing yet, and runs another module than the group, says so and parks:
+    /// no snapshot will ever fit it.
+    fn judge_module(&self, offer: &Offer, status: &GroupStatus) {
+        let ours = (offer.cluster, offer.group, offer.to)
+            == (self.cluster, self.handle.id(), status.replica);
+        let empty = matches!(
+            status.state,
+            ReplicaState::Running(
+                Running::Joining | Running::Restoring | Running::NeedsSnapshot(_)
+            )
+        );
+        let (have, want) = (self.module.id(), offer.desc.module);
+        if ours && empty && have != want && offer.purpose == Purpose::Follow {
+            self.handle.raise(Event::Faulted(Fault::WrongModule { have, want }));
+        }
     }
 }

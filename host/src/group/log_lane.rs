@@ -3,8 +3,12 @@
 //!
 //! - Jobs of one group become durable in the order they came.
 //! - After a failed write the log is dead (N19): every group is told once, and nothing is tried
-//!   again.
+//!   again. A job that does not fit its group's log ends that group, and no other.
+//! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
+//!   shortage while there is still room for what is under way.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
+//!
+//! [`LogWriter`] is what the lane does, a step at a time; the thread around it only waits.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,14 +17,106 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lockstep_core::fault::Fault;
+use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::Event;
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
 use lockstep_core::wal::LogJob;
 
 use crate::group::{GroupHandle, panic_text};
-use crate::wal::{Wal, WalReader, WalStats};
+use crate::wal::{Wal, WalError, WalReader, WalStats};
+
+/// The log, and whom it owes a word.
+pub struct LogWriter {
+    wal: Wal,
+    /// The last batch of each group that waits for room.
+    owed: BTreeMap<GroupId, u64>,
+    short: bool,
+}
+
+/// What a step of the log lane led to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogOutput {
+    /// Every batch of the group up to this one is durable.
+    Persisted { group: GroupId, seq: u64 },
+    /// How the disk stands, for every group.
+    Room(Option<Shortage>),
+    /// The group's job does not fit its log; the others go on.
+    Refused { group: GroupId, why: String },
+}
+
+impl LogWriter {
+    pub fn new(wal: Wal) -> Self {
+        Self { wal, owed: BTreeMap::new(), short: false }
+    }
+
+    pub fn reader(&self) -> WalReader {
+        self.wal.reader()
+    }
+
+    pub fn stats(&self) -> WalStats {
+        self.wal.stats()
+    }
+
+    /// Whether jobs wait for room: nothing more may be written until [`LogWriter::tend`] got it.
+    pub fn is_stalled(&self) -> bool {
+        self.wal.is_stalled()
+    }
+
+    /// Makes a round of jobs durable. An error is the end of the log.
+    pub fn write(&mut self, round: Vec<(u64, LogJob)>) -> Result<Vec<LogOutput>, WalError> {
+        let mut outputs = Vec::new();
+        self.owed = round.iter().map(|(seq, job)| (job.group, *seq)).collect();
+        let mut jobs: Vec<LogJob> = round.into_iter().map(|(_, job)| job).collect();
+        loop {
+            match self.wal.append(&jobs) {
+                Ok(_) => {
+                    self.pay(&mut outputs);
+                    break;
+                }
+                Err(WalError::Full { .. }) => break,
+                Err(WalError::Refused { group, reason }) => {
+                    jobs.retain(|job| job.group != group);
+                    self.owed.remove(&group);
+                    outputs.push(LogOutput::Refused { group, why: reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.look_at_room(&mut outputs);
+        Ok(outputs)
+    }
+
+    /// What an idle or stalled lane does: go on with what waits, seal the last batch, keep a
+    /// reserve segment and the ballast ready.
+    pub fn tend(&mut self) -> Result<Vec<LogOutput>, WalError> {
+        let mut outputs = Vec::new();
+        self.wal.ensure_reserve()?;
+        if self.wal.is_stalled() {
+            match self.wal.resume() {
+                Ok(()) => self.pay(&mut outputs),
+                Err(WalError::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.wal.seal_idle()?;
+        self.look_at_room(&mut outputs);
+        Ok(outputs)
+    }
+
+    fn pay(&mut self, outputs: &mut Vec<LogOutput>) {
+        let owed = std::mem::take(&mut self.owed);
+        outputs.extend(owed.into_iter().map(|(group, seq)| LogOutput::Persisted { group, seq }));
+    }
+
+    fn look_at_room(&mut self, outputs: &mut Vec<LogOutput>) {
+        let shortage = self.wal.shortage();
+        if shortage.is_some() || self.short {
+            self.short = shortage.is_some();
+            outputs.push(LogOutput::Room(shortage));
+        }
+    }
+}
 
 /// One batch of one group, and who is told of it.
 pub(crate) struct PersistJob {
@@ -46,9 +142,10 @@ impl LogLane {
         let (jobs, queue) = mpsc::channel();
         let stats = Arc::new(Mutex::new(wal.stats()));
         let lane = Self { jobs, reader: wal.reader(), stats: Arc::clone(&stats) };
+        let writer = LogWriter::new(wal);
         let thread = std::thread::Builder::new()
             .name("log-lane".to_owned())
-            .spawn(move || run(wal, &queue, &stats))?;
+            .spawn(move || run(writer, &queue, &stats))?;
         Ok((lane, thread))
     }
 
@@ -66,55 +163,62 @@ impl LogLane {
     }
 }
 
-fn run(mut wal: Wal, queue: &mpsc::Receiver<PersistJob>, stats: &Mutex<WalStats>) {
-    let served = catch_unwind(AssertUnwindSafe(|| serve(&mut wal, queue, stats)));
+/// Every group that the lane ever wrote for.
+type Known = BTreeMap<GroupId, GroupHandle>;
+
+fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Mutex<WalStats>) {
+    let mut known = Known::new();
+    let served = catch_unwind(AssertUnwindSafe(|| serve(&mut writer, queue, stats, &mut known)));
     let why = match served {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic_text(&*panic),
     };
     tracing::error!(why, "the log failed; every group of this node stops");
+    for group in known.values() {
+        group.raise(Event::Faulted(Fault::Log(why.clone())));
+    }
     // Whoever comes now is told too, until the last handle is gone.
     for job in queue {
         job.group.raise(Event::Faulted(Fault::Log(why.clone())));
     }
 }
 
-/// Works until the last handle is dropped, or the log fails and all known groups are told.
+/// Works until the last handle is dropped, or the log fails.
 fn serve(
-    wal: &mut Wal,
+    writer: &mut LogWriter,
     queue: &mpsc::Receiver<PersistJob>,
     stats: &Mutex<WalStats>,
-) -> Result<(), crate::wal::WalError> {
+    known: &mut Known,
+) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
-    let mut known: BTreeMap<GroupId, GroupHandle> = BTreeMap::new();
     let mut counted = Instant::now();
     loop {
-        let result = match queue.recv_timeout(idle) {
-            Ok(first) => {
-                let round = gather(first, queue);
-                known.extend(round.iter().map(|job| (job.group.id(), job.group.clone())));
-                write(wal, round)
+        let outputs = if writer.is_stalled() {
+            std::thread::sleep(idle);
+            writer.tend()?
+        } else {
+            match queue.recv_timeout(idle) {
+                Ok(first) => writer.write(gather(first, queue, known))?,
+                Err(RecvTimeoutError::Timeout) => writer.tend()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            Err(RecvTimeoutError::Timeout) => tend(wal),
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };
-        if let Err(error) = result {
-            for group in known.values() {
-                group.raise(Event::Faulted(Fault::Log(error.to_string())));
-            }
-            return Err(error);
-        }
+        outputs.into_iter().for_each(|output| tell(output, known));
         // Counting looks at the whole index: not for every batch.
         if counted.elapsed() >= idle {
-            *stats.lock().unwrap_or_else(PoisonError::into_inner) = wal.stats();
+            *stats.lock().unwrap_or_else(PoisonError::into_inner) = writer.stats();
             counted = Instant::now();
         }
     }
 }
 
 /// Everything that queued meanwhile, up to a bound.
-fn gather(first: PersistJob, queue: &mpsc::Receiver<PersistJob>) -> Vec<PersistJob> {
+fn gather(
+    first: PersistJob,
+    queue: &mpsc::Receiver<PersistJob>,
+    known: &mut Known,
+) -> Vec<(u64, LogJob)> {
     let cost =
         |job: &PersistJob| job.job.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
     let mut bytes = cost(&first);
@@ -124,26 +228,29 @@ fn gather(first: PersistJob, queue: &mpsc::Receiver<PersistJob>) -> Vec<PersistJ
         bytes += cost(&next);
         round.push(next);
     }
-    round
-}
-
-fn write(wal: &mut Wal, round: Vec<PersistJob>) -> Result<(), crate::wal::WalError> {
-    let mut told: BTreeMap<GroupId, (GroupHandle, u64)> = BTreeMap::new();
     let mut jobs = Vec::with_capacity(round.len());
     for PersistJob { seq, job, group } in round {
-        told.insert(group.id(), (group, seq));
-        jobs.push(job);
+        known.entry(group.id()).or_insert(group);
+        jobs.push((seq, job));
     }
-    wal.append(&jobs)?;
-    for (group, seq) in told.into_values() {
-        group.raise(Event::Persisted { seq });
-    }
-    Ok(())
+    jobs
 }
 
-/// What an idle lane does: seal the last batch, keep a reserve segment ready.
-fn tend(wal: &mut Wal) -> Result<(), crate::wal::WalError> {
-    wal.seal_idle()?;
-    wal.ensure_reserve()?;
-    Ok(())
+fn tell(output: LogOutput, known: &Known) {
+    match output {
+        LogOutput::Persisted { group, seq } => {
+            if let Some(group) = known.get(&group) {
+                group.raise(Event::Persisted { seq });
+            }
+        }
+        LogOutput::Room(shortage) => {
+            known.values().for_each(|group| group.raise(Event::Room(shortage)));
+        }
+        LogOutput::Refused { group, why } => {
+            if let Some(group) = known.get(&group) {
+                let why = format!("a job does not fit the group's log: {why}");
+                group.raise(Event::Faulted(Fault::Unusable(why)));
+            }
+        }
+    }
 }

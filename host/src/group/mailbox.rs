@@ -5,8 +5,8 @@
 //! - Lane events and snapshot events have a channel of their own that never drops: their number is
 //!   bounded by the work that was given out.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
@@ -14,12 +14,19 @@ use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
 use lockstep_core::ids::{GroupId, Ticket};
+use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::metrics::TransferTally;
+use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
 
 /// Client requests that may wait in one group's mailbox.
 pub(crate) const REQUESTS_MAX: usize = 65_536;
 /// Frames that may wait in one group's mailbox.
 pub(crate) const FRAMES_MAX: usize = 4_096;
+/// Bytes of requests, and of frames, that may wait there.
+pub(crate) const REQUESTS_BYTES_MAX: usize = 64 << 20;
+pub(crate) const FRAMES_BYTES_MAX: usize = 64 << 20;
 
 /// What a guest said to a query, and the applied index it said it at.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,6 +51,17 @@ pub(crate) enum Request {
         linearizable: bool,
         answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
     },
+}
+
+impl Request {
+    /// Bytes that it holds in the mailbox.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Propose { call, .. } => call.payload.len(),
+            Self::OpenSession { .. } => 0,
+            Self::Query { request, .. } => request.len(),
+        }
+    }
 }
 
 /// What lanes and workers tell the actor.
@@ -71,8 +89,15 @@ pub struct GroupReport {
     pub snapshot_stall_ms: u64,
     /// fdatasync calls of the node's log since the start.
     pub log_fsyncs: u64,
-    /// Why marks were not captured, the last cause.
-    pub last_capture_error: Option<String>,
+    /// The group that keeps the oldest log segment of the node.
+    pub log_pinned_by: Option<GroupId>,
+    /// How long the last snapshot took from the mark to the seal, and when it was sealed.
+    pub last_capture_ms: u64,
+    pub last_snapshot_wall_ms: u64,
+    /// How long the last restore took.
+    pub last_restore_ms: u64,
+    pub stored: StoreReport,
+    pub transfers: TransferTally,
     /// Inline `snapshot` traps, queries that trapped, rebuilds of the guest.
     pub guest_faults: u64,
 }
@@ -92,6 +117,11 @@ struct Inner {
     state: watch::Receiver<ReplicaState>,
     report: watch::Receiver<GroupReport>,
     frames_dropped: AtomicU64,
+    /// Bytes that wait in the two bounded channels.
+    frame_bytes: AtomicUsize,
+    request_bytes: AtomicUsize,
+    /// The group's store lane, from when it runs on.
+    store: OnceLock<Arc<dyn StoreHandle>>,
 }
 
 /// The receiving ends, owned by the group's actor.
@@ -120,6 +150,9 @@ impl GroupHandle {
             state,
             report,
             frames_dropped: AtomicU64::new(0),
+            frame_bytes: AtomicUsize::new(0),
+            request_bytes: AtomicUsize::new(0),
+            store: OnceLock::new(),
         };
         (Self { inner: Arc::new(inner) }, Mailbox { requests, frames, events })
     }
@@ -165,15 +198,52 @@ impl GroupHandle {
 
     /// A frame from a peer; dropped (and counted) when too many wait.
     pub fn deliver(&self, inbound: Inbound) {
-        if self.inner.frames.try_send(inbound).is_err() {
+        let bytes = inbound.frame.bytes();
+        let waiting = self.inner.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if waiting > FRAMES_BYTES_MAX || self.inner.frames.try_send(inbound).is_err() {
+            self.inner.frame_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.inner.frames_dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The actor took a frame out.
+    pub(crate) fn took_frame(&self, inbound: &Inbound) {
+        self.inner.frame_bytes.fetch_sub(inbound.frame.bytes(), Ordering::Relaxed);
+    }
+
+    /// The actor took a request out.
+    pub(crate) fn took_request(&self, request: &Request) {
+        self.inner.request_bytes.fetch_sub(request.bytes(), Ordering::Relaxed);
     }
 
     /// An event that must not be lost.
     pub(crate) fn raise(&self, event: Event) {
         // The actor is gone only when the process ends or the group stopped.
         let _ = self.inner.events.send(Inward::Event(event));
+    }
+
+    /// Where the group's objects are.
+    pub(crate) fn set_store(&self, store: Arc<dyn StoreHandle>) {
+        // There is one store lane a group, and it is set once.
+        let _ = self.inner.store.set(store);
+    }
+
+    /// Reads a listed object whole, calling `progress` after each block.
+    pub(crate) fn scrub(
+        &self,
+        desc: &SnapshotDesc,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), OpenError> {
+        let Some(store) = self.inner.store.get() else { return Ok(()) };
+        let object = desc.clone();
+        let opened = on_lane(&**store, move |store| store.open_object(&object, Use::Scrubbing));
+        // Without a lane the node goes down.
+        let Some(opened) = opened else { return Ok(()) };
+        let read = opened.and_then(|reader| reader.verify(progress));
+        if read.is_err() {
+            store.run(Box::new(|store| store.note_bad()));
+        }
+        read
     }
 
     /// The apply lane's answer to a query.
@@ -196,11 +266,19 @@ impl GroupHandle {
 
     fn put(&self, request: Request) -> Result<(), Refusal> {
         use mpsc::error::TrySendError;
-        self.inner.requests.try_send(request).map_err(|e| match e {
-            TrySendError::Full(_) => Refusal::Overloaded,
-            TrySendError::Closed(_) => {
-                self.inner.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown)
-            }
+        let bytes = request.bytes();
+        let waiting = self.inner.request_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let put = match waiting > REQUESTS_BYTES_MAX {
+            true => Err(Refusal::Overloaded),
+            false => self.inner.requests.try_send(request).map_err(|e| match e {
+                TrySendError::Full(_) => Refusal::Overloaded,
+                TrySendError::Closed(_) => {
+                    self.inner.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown)
+                }
+            }),
+        };
+        put.inspect_err(|_| {
+            self.inner.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
@@ -17,11 +18,12 @@ use crate::clock::Clock;
 use crate::fs::Fs;
 use crate::group::apply_lane::{ApplyLane, Gauges, Output, Tools};
 use crate::group::capture::Capture;
-use crate::group::inbox::GroupInbox;
+use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
-use crate::group::store_lane::StoreLane;
+use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
 use crate::guest::Module;
+use crate::metrics::Transfers;
 use crate::store::layout::ObjectName;
 use crate::store::{Budget, Identity, SnapshotStore, StoreHandle};
 use crate::transport::Transport;
@@ -38,6 +40,14 @@ pub(crate) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub log: LogLane,
     pub budget: Arc<Budget>,
+    /// Bytes a second of an outbound transfer; 0 = no limit.
+    pub rate: u64,
+}
+
+/// Where a group's snapshots lie, and how many bytes they may have.
+pub(crate) struct Place {
+    pub dir: PathBuf,
+    pub cap: u64,
 }
 
 /// A group that was opened and waits for the transport to run.
@@ -53,6 +63,9 @@ pub(crate) struct Opened {
     store: Arc<dyn StoreHandle>,
     listed: Arc<Mutex<Vec<lockstep_core::snapshot::SnapshotDesc>>>,
     gauges: Arc<Gauges>,
+    judged: Judged,
+    transfers: Arc<Transfers>,
+    stored: StoreWatch,
     shared: Shared,
     threads: Vec<JoinHandle<()>>,
 }
@@ -69,7 +82,7 @@ pub(crate) fn open(
     shared: &Shared,
     config: GroupConfig,
     module: Module,
-    snapshot_dir: PathBuf,
+    place: Place,
     recovered: Option<RecoveredGroup>,
 ) -> Result<Started, String> {
     let name = config.name.clone();
@@ -80,12 +93,12 @@ pub(crate) fn open(
     let group = Group::open(config, recovered, &mut first);
 
     let state = group.recovery_state();
-    let store = match open_store(shared, id, snapshot_dir, known, state) {
+    let store = match open_store(shared, id, place, known, state) {
         Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
     let listed = Arc::new(Mutex::new(state.snapshots.clone()));
-    let (store, store_thread) =
+    let (store, stored, store_thread) =
         StoreLane::start(&name, store).map_err(|e| format!("store lane of {name:?}: {e}"))?;
     let store: Arc<dyn StoreHandle> = Arc::new(store);
 
@@ -95,6 +108,7 @@ pub(crate) fn open(
     let first_report = blank_report(&group);
     let (report_in, report_out) = watch::channel(first_report);
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
+    handle.set_store(Arc::clone(&store));
     let tools = Tools {
         group: id,
         module: Arc::clone(&module),
@@ -106,11 +120,15 @@ pub(crate) fn open(
     };
     let apply_thread = start_apply_lane(&name, tools, jobs, handle.clone())
         .map_err(|e| format!("apply lane of {name:?}: {e}"))?;
+    let (judged, transfers) = (Judged::default(), Arc::new(Transfers::default()));
     let inbox = GroupInbox {
         cluster: shared.cluster,
         handle: handle.clone(),
         module,
         store: Arc::clone(&store),
+        clock: Arc::clone(&shared.clock),
+        judged: judged.clone(),
+        transfers: Arc::clone(&transfers),
     };
     Ok(Started::Opened(Box::new(Opened {
         handle,
@@ -124,6 +142,9 @@ pub(crate) fn open(
         store,
         listed,
         gauges,
+        judged,
+        transfers,
+        stored,
         shared: shared.clone(),
         threads: vec![store_thread, apply_thread],
     })))
@@ -133,18 +154,19 @@ pub(crate) fn open(
 fn open_store(
     shared: &Shared,
     group: GroupId,
-    dir: PathBuf,
+    place: Place,
     known: bool,
     state: &RecoveryState,
 ) -> Result<SnapshotStore, String> {
+    let Place { dir, cap } = place;
     let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
     if !known {
         refuse_strays(&*shared.fs, &dir).map_err(fail)?;
     }
     let identity = Identity { cluster: shared.cluster, group };
-    let (fs, budget) = (Arc::clone(&shared.fs), Arc::clone(&shared.budget));
+    let (fs, quota) = (Arc::clone(&shared.fs), shared.budget.quota(cap));
     let (store, _swept) =
-        SnapshotStore::open(fs, dir.clone(), identity, budget, state).map_err(fail)?;
+        SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
     Ok(store)
 }
 
@@ -194,6 +216,11 @@ impl Opened {
             clock: self.shared.clock,
             listed: self.listed,
             gauges: self.gauges,
+            judged: self.judged,
+            budget: self.shared.budget,
+            transfers: self.transfers,
+            stored: self.stored,
+            rate: self.shared.rate,
         };
         self.report.send_replace(report(&lanes, self.group.status()));
         let actor =
@@ -204,7 +231,7 @@ impl Opened {
 
 /// The end of the log that raft must find in memory: from the floor on.
 fn read_window(shared: &Shared, id: GroupId, group: RecoveredGroup) -> Result<Recovered, String> {
-    let RecoveredGroup { state, last_index, terms, .. } = group;
+    let RecoveredGroup { state, last_index, terms, sizes } = group;
     let mut next = state.first_index.max(state.floor);
     let mut window = Vec::new();
     while next <= last_index {
@@ -219,7 +246,7 @@ fn read_window(shared: &Shared, id: GroupId, group: RecoveredGroup) -> Result<Re
         next = last.index + 1;
         window.extend(entries);
     }
-    Ok(Recovered { state, terms, window })
+    Ok(Recovered { state, terms, window, sizes })
 }
 
 fn start_apply_lane(
@@ -229,6 +256,7 @@ fn start_apply_lane(
     handle: GroupHandle,
 ) -> std::io::Result<JoinHandle<()>> {
     let store = Arc::clone(&tools.store);
+    let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
     let mut lane = ApplyLane::new(tools);
     std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES).spawn(
         move || {
@@ -236,7 +264,18 @@ fn start_apply_lane(
                 let outputs = catch_unwind(AssertUnwindSafe(|| lane.run(job)));
                 match outputs {
                     Ok(outputs) => {
-                        outputs.into_iter().for_each(|output| tell(&handle, &store, output))
+                        for output in outputs {
+                            match output {
+                                Output::Event(event) => handle.raise(event),
+                                Output::Queried { ticket, answer } => {
+                                    handle.answer(ticket, answer);
+                                }
+                                Output::Seal(capture) => {
+                                    let told = (handle.clone(), Arc::clone(&store));
+                                    seal(told, (Arc::clone(&clock), Arc::clone(&gauges)), capture);
+                                }
+                            }
+                        }
                     }
                     Err(panic) => {
                         let fault = Fault::Internal(format!("apply lane: {}", panic_text(&*panic)));
@@ -249,22 +288,25 @@ fn start_apply_lane(
     )
 }
 
-fn tell(handle: &GroupHandle, store: &Arc<dyn StoreHandle>, output: Output) {
-    match output {
-        Output::Event(event) => handle.raise(event),
-        Output::Queried { ticket, answer } => handle.answer(ticket, answer),
-        Output::Seal(capture) => seal(handle.clone(), Arc::clone(store), capture),
-    }
-}
-
 /// Seals on a thread of its own; whatever happens there, the core hears how it ended.
-fn seal(handle: GroupHandle, store: Arc<dyn StoreHandle>, capture: Capture) {
+fn seal(
+    (handle, store): (GroupHandle, Arc<dyn StoreHandle>),
+    (clock, gauges): (Arc<dyn Clock>, Arc<Gauges>),
+    capture: Capture,
+) {
     let index = capture.index();
     let failed = move |why: String| Event::CaptureFailed { index, why };
     let told = handle.clone();
+    let began = clock.wall_ms();
     let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
         let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
-        told.raise(sealed.unwrap_or_else(|panic| failed(panic_text(&*panic))));
+        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic)));
+        if matches!(event, Event::Captured(_)) {
+            let now = clock.wall_ms();
+            gauges.last_capture_ms.store(now.saturating_sub(began), Ordering::Relaxed);
+            gauges.last_snapshot_wall_ms.store(now, Ordering::Relaxed);
+        }
+        told.raise(event);
     });
     if let Err(error) = spawned {
         handle.raise(Event::CaptureFailed { index, why: format!("no thread to seal it: {error}") });
@@ -279,7 +321,12 @@ fn blank_report(group: &Group) -> crate::group::GroupReport {
         guest_memory_bytes: 0,
         snapshot_stall_ms: 0,
         log_fsyncs: 0,
-        last_capture_error: None,
+        log_pinned_by: None,
+        last_capture_ms: 0,
+        last_snapshot_wall_ms: 0,
+        last_restore_ms: 0,
+        stored: Default::default(),
+        transfers: Default::default(),
         guest_faults: 0,
     }
 }

@@ -27,7 +27,10 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
         listen: addresses[&node].clone(),
         nodes: addresses.clone(),
         log_segment_bytes: 4 << 20,
-        snapshot_budget_bytes: None,
+        snapshot_budget: None,
+        snapshot_rate_bytes: 0,
+        scrub_seconds: 0,
+        metrics_listen: None,
         groups: vec![GroupSpec {
             name: "reg".into(),
             module: ModuleSource::Native("register".into()),
@@ -35,6 +38,7 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
             config: String::new(),
             snapshot_policy: SnapshotPolicy { entries: 100, log_bytes: 1 << 20 },
             snapshot_dir: None,
+            snapshot_cap: None,
         }],
         clock_offset_ms: 0,
     }

@@ -66,7 +66,8 @@ impl ClientApi {
             Refusal::NotLeader { leader } => *leader,
             Refusal::Overloaded
             | Refusal::Lost
-            | Refusal::Unknown
+            | Refusal::Unknown { .. }
+            | Refusal::DiskFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }
@@ -187,7 +188,7 @@ impl Lockstep for ClientApi {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
         let group = self.group(&message.group)?;
-        if let Some(refusal) = group.watch().borrow().refusal() {
+        if let Some(refusal) = group.watch().borrow().query_refusal() {
             return Err(self.refuse(&refusal, group));
         }
         let status = group.report().status;

@@ -8,11 +8,14 @@
 
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
+use lockstep_core::fault::Shortage;
 use lockstep_core::group::{Body, Frame};
 use lockstep_core::ids::{Digest, GroupId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::SnapshotDesc;
-use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest, Offer, REASON_BYTES_MAX};
+use lockstep_core::snapshot::chunk::{
+    Block, BulkReply, BulkRequest, ObjectRef, Offer, Purpose, REASON_BYTES_MAX, Want,
+};
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
@@ -46,7 +49,7 @@ pub(crate) enum ConvertError {
 
 /// A frame for the wire.
 pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
-    let Frame { group, from, to, boot, nonce, wall_ms, body } = frame;
+    let Frame { group, from, to, boot, nonce, wall_ms, short, body } = frame;
     let body = match body {
         Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
         Body::Probe => frame::Body::Probe(wire::Empty {}),
@@ -57,6 +60,10 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
             frame::Body::NotMember(wire::NotMember { configuration_index })
         }
         Body::Superseded { address } => frame::Body::Superseded(wire::Superseded { address }),
+        Body::Want(Want { low, high, exactly }) => {
+            let exactly = exactly.map(object_to_wire);
+            frame::Body::Want(wire::Want { low, high, exactly })
+        }
     };
     let frame = wire::Frame {
         group: group.0,
@@ -65,6 +72,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         boot,
         nonce,
         wall_ms,
+        short: short.map(|short| wire::Shortage { need: short.need, have: short.have }),
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -87,6 +95,10 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
             within("address", address.len(), ADDRESS_BYTES_MAX)?;
             Body::Superseded { address }
         }
+        frame::Body::Want(wire::Want { low, high, exactly }) => {
+            let exactly = exactly.map(object_from_wire).transpose()?;
+            Body::Want(Want { low, high, exactly })
+        }
     };
     if frame.from == 0 {
         return Err(ConvertError::Missing { what: "frame sender" });
@@ -98,6 +110,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         boot: frame.boot,
         nonce: frame.nonce,
         wall_ms: frame.wall_ms,
+        short: frame.short.map(|short| Shortage { need: short.need, have: short.have }),
         body,
     })
 }
@@ -114,6 +127,7 @@ pub(crate) fn frame_weight(frame: &Frame) -> usize {
         | Body::Have
         | Body::Join
         | Body::NotMember { .. }
+        | Body::Want(_)
         | Body::Superseded { .. } => 0,
     };
     FIXED + entries
@@ -232,6 +246,8 @@ pub(crate) fn request_to_wire(request: BulkRequest) -> wire::BulkFrame {
             to: offer.to.0,
             term: offer.term,
             desc: offer.desc.to_bytes(),
+            wanted: offer.purpose == Purpose::Wanted,
+            insist: offer.insist,
         }),
         BulkRequest::Block(Block { offset, crc, data }) => {
             bulk_frame::Frame::Block(wire::Block { offset, crc, data })
@@ -255,6 +271,8 @@ pub(crate) fn request_from_wire(frame: wire::BulkFrame) -> Result<BulkRequest, C
                 to: ReplicaId(offer.to),
                 term: offer.term,
                 desc: SnapshotDesc::from_bytes(offer.desc)?,
+                purpose: if offer.wanted { Purpose::Wanted } else { Purpose::Follow },
+                insist: offer.insist,
             })
         }
         bulk_frame::Frame::Block(wire::Block { offset, crc, data }) => {
@@ -276,6 +294,7 @@ pub(crate) fn reply_to_wire(reply: BulkReply) -> wire::BulkAnswer {
         BulkReply::Accepted => Answer::Accepted(wire::Empty {}),
         BulkReply::Stale => Answer::Stale(wire::Empty {}),
         BulkReply::Busy { retry_after_ms } => Answer::Busy(wire::Busy { retry_after_ms }),
+        BulkReply::Prefer(object) => Answer::Prefer(object_to_wire(object)),
         BulkReply::NoSpace { need, have } => Answer::NoSpace(wire::NoSpace { need, have }),
         BulkReply::Corrupt => Answer::Corrupt(wire::Empty {}),
         BulkReply::Incompatible { why } => Answer::Incompatible(why),
@@ -293,6 +312,7 @@ pub(crate) fn reply_from_wire(answer: wire::BulkAnswer) -> Result<BulkReply, Con
         Answer::Accepted(wire::Empty {}) => BulkReply::Accepted,
         Answer::Stale(wire::Empty {}) => BulkReply::Stale,
         Answer::Busy(wire::Busy { retry_after_ms }) => BulkReply::Busy { retry_after_ms },
+        Answer::Prefer(object) => BulkReply::Prefer(object_from_wire(object)?),
         Answer::NoSpace(wire::NoSpace { need, have }) => BulkReply::NoSpace { need, have },
         Answer::Corrupt(wire::Empty {}) => BulkReply::Corrupt,
         Answer::Incompatible(why) => {
@@ -301,6 +321,16 @@ pub(crate) fn reply_from_wire(answer: wire::BulkAnswer) -> Result<BulkReply, Con
         }
         Answer::WrongGroup(wire::Empty {}) => BulkReply::WrongGroup,
     })
+}
+
+fn object_to_wire(object: ObjectRef) -> wire::ObjectRef {
+    let digest = Bytes::copy_from_slice(&object.digest);
+    wire::ObjectRef { term: object.term, index: object.index, digest }
+}
+
+fn object_from_wire(object: wire::ObjectRef) -> Result<ObjectRef, ConvertError> {
+    let digest = array("object digest", &object.digest)?;
+    Ok(ObjectRef { term: object.term, index: object.index, digest })
 }
 
 /// Exactly `N` bytes.

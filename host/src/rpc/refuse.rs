@@ -39,7 +39,8 @@ impl Refused {
             Refusal::NotLeader { .. } => (Code::FailedPrecondition, "not-leader"),
             Refusal::Overloaded => (Code::ResourceExhausted, "overloaded"),
             Refusal::Lost => (Code::Aborted, "lost"),
-            Refusal::Unknown => (Code::Unavailable, "unknown"),
+            Refusal::Unknown { .. } => (Code::Unavailable, "unknown"),
+            Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
@@ -53,21 +54,23 @@ impl Refused {
             Refusal::NotLeader { leader: None }
             | Refusal::Overloaded
             | Refusal::Lost
-            | Refusal::Unknown
+            | Refusal::Unknown { .. }
+            | Refusal::DiskFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }
             | Refusal::QueryFaulted { .. }
             | Refusal::ShuttingDown => None,
         };
-        let unknown = matches!(refusal, Refusal::Unknown);
+        let unknown = matches!(refusal, Refusal::Unknown { .. });
         let message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
         Self { code, word, message, unknown, leader }
     }
 
     /// The group's actor ended with the command in its hands.
     pub(super) fn cut_off(group: &str, router: &Router) -> Self {
-        Self::by_group(&Refusal::Unknown, group, router)
+        let why = "the group ended".to_owned();
+        Self::by_group(&Refusal::Unknown { why }, group, router)
     }
 
     pub(super) fn unknown_group(name: &str, router: &Router) -> Self {
@@ -163,10 +166,11 @@ pub(super) fn check_command(command: &[u8]) -> Result<(), Refused> {
 fn way_out(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::Overloaded => "; wait a little and try again",
-        Refusal::Unknown => "; only a retry under the same session and sequence is safe",
+        Refusal::Unknown { .. } => "; only a retry under the same session and sequence is safe",
         Refusal::Lost | Refusal::ReadTimeout => "; try again",
         Refusal::NotServing { .. } | Refusal::ShuttingDown => "; try another node",
         Refusal::NotLeader { .. }
+        | Refusal::DiskFull { .. }
         | Refusal::QueriesRefused { .. }
         | Refusal::QueryFaulted { .. } => "",
     }

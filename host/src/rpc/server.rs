@@ -113,7 +113,8 @@ async fn watch_health(router: &Router, reporter: &HealthReporter) -> std::conver
     use tonic_health::ServingStatus;
     let mut states: Vec<_> = router.groups().map(|group| group.watch()).collect();
     loop {
-        let serves = states.iter_mut().any(|state| state.borrow_and_update().refusal().is_none());
+        let serves =
+            states.iter_mut().any(|state| state.borrow_and_update().query_refusal().is_none());
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status(SERVICE, status).await;
         reporter.set_service_status("", status).await;

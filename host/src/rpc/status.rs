@@ -5,6 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_core::group::{GroupStatus, PeerStatus, Role};
 use lockstep_core::ids::ReplicaId;
+use lockstep_core::limits;
+use lockstep_core::retention::Pin;
+use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use crate::group::{GroupHandle, GroupReport};
@@ -12,6 +15,7 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
+use crate::store::ObjectStatus;
 
 /// Where a status comes from.
 pub(super) struct StatusSource {
@@ -79,13 +83,58 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         guest_memory_bytes: report.guest_memory_bytes,
         guest_faults: report.guest_faults,
         snapshot_stall_ms: report.snapshot_stall_ms,
-        last_capture_error: report.last_capture_error.unwrap_or_default(),
+        last_capture_error: status.capture_failure.unwrap_or_default(),
+        log_pin: status.log_pin.map(|(pin, _)| pin_word(pin)).unwrap_or_default(),
+        log_pin_index: status.log_pin.map_or(0, |(_, index)| index),
+        log_pinned_by: report
+            .log_pinned_by
+            .and_then(|id| router.group_by_id(id))
+            .map(|group| group.name().to_owned())
+            .unwrap_or_default(),
+        leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
+        objects: report
+            .stored
+            .objects
+            .iter()
+            .map(|object| object_to_wire(object, &status.rotten))
+            .collect(),
+        parked_bytes: report.stored.usage.parked,
+        budget_used: report.stored.budget_used,
+        budget: report.stored.budget,
+        disk_available: report.stored.space.map_or(0, |space| space.available),
+        disk_total: report.stored.space.map_or(0, |space| space.total),
         reluctant: status.reluctant,
         clock_is_off: status.clock_is_off,
         marks_skipped: status.marks_skipped,
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,
         frames_dropped: group.frames_dropped(),
+    }
+}
+
+fn pin_word(pin: Pin) -> String {
+    match pin {
+        Pin::RecoveryPoint => "recovery point".to_owned(),
+        Pin::CatchUp => "catch-up".to_owned(),
+        Pin::Follower(replica) => format!("follower {replica}"),
+        Pin::Sending(replica) => format!("sending to {replica}"),
+    }
+}
+
+fn object_to_wire(object: &ObjectStatus, rotten: &[ObjectRef]) -> wire::SnapshotObject {
+    let mut held: Vec<String> = object.uses.iter().map(ToString::to_string).collect();
+    if object.promised {
+        held.push("promised".to_owned());
+    }
+    if object.leased && held.is_empty() {
+        held.push("being listed".to_owned());
+    }
+    wire::SnapshotObject {
+        file: object.file.clone(),
+        bytes: object.bytes,
+        listed: object.listed,
+        held,
+        rotten: rotten.iter().any(|bad| (bad.term, bad.index) == (object.term, object.index)),
     }
 }
 

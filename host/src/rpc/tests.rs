@@ -142,12 +142,12 @@ fn propose(machine: &mut Machine, call: &Call, answer: Proposed, silent: &mut Ve
         Some(Turn::Refused(refusal)) => Err(refusal()),
         Some(Turn::AppliedUnknown) => {
             machine.apply(call);
-            Err(Refusal::Unknown)
+            Err(Refusal::Unknown { why: "it went".to_owned() })
         }
         Some(Turn::AppliedThenLeads(node)) => {
             machine.apply(call);
             machine.leader = Some(NodeId(node));
-            Err(Refusal::Unknown)
+            Err(Refusal::Unknown { why: "it went".to_owned() })
         }
         Some(Turn::Silence) => {
             machine.apply(call);
@@ -213,6 +213,12 @@ fn report(node: NodeId) -> GroupReport {
         clock_is_off: false,
         marks_skipped: 0,
         captures_failed: 0,
+        capture_failure: None,
+        log_pin: None,
+        shortage: None,
+        rotten: Vec::new(),
+        wanted: None,
+        leaderless_ticks: 0,
         frames_misdirected: 0,
     };
     GroupReport {
@@ -222,7 +228,12 @@ fn report(node: NodeId) -> GroupReport {
         guest_memory_bytes: 0,
         snapshot_stall_ms: 0,
         log_fsyncs: 0,
-        last_capture_error: None,
+        log_pinned_by: None,
+        last_capture_ms: 0,
+        last_snapshot_wall_ms: 0,
+        last_restore_ms: 0,
+        stored: Default::default(),
+        transfers: Default::default(),
         guest_faults: 0,
     }
 }

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_core::ids::{Digest, GroupId, ModuleId, hex};
 use lockstep_core::limits;
+use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{SnapshotDesc, chunk};
 
 /// Bytes of payload in a full block.
@@ -111,6 +112,14 @@ pub(crate) fn is_part_name(name: &str) -> bool {
     })
 }
 
+/// Of a staging name of a received object: which object, and the length of its payload.
+pub(crate) fn parse_part_in(name: &str) -> Option<(ObjectName, u64)> {
+    let (object, length) = name.strip_suffix(IN_SUFFIX)?.rsplit_once('-')?;
+    let object = ObjectName::parse(&format!("{object}{OBJECT_SUFFIX}"))?;
+    let length = u64::from_str_radix(length, 16).ok()?;
+    (name == format!("{object}-{length:016x}{IN_SUFFIX}")).then_some((object, length))
+}
+
 /// The staging name of an object being received.
 pub(crate) fn part_in(desc: &SnapshotDesc) -> String {
     format!("{}-{:016x}{IN_SUFFIX}", ObjectName::of(desc), desc.length)
@@ -157,6 +166,12 @@ impl ObjectName {
         let digest = u128::from_str_radix(parts.next()?, 16).ok()?.to_be_bytes();
         let name = Self { term, index, digest };
         (parts.next().is_none() && name.file() == file).then_some(name)
+    }
+}
+
+impl From<ObjectName> for ObjectRef {
+    fn from(name: ObjectName) -> Self {
+        Self { term: name.term, index: name.index, digest: name.digest }
     }
 }
 
@@ -333,6 +348,9 @@ mod tests {
             assert!(ObjectName::parse(foreign).is_none(), "{foreign}");
         }
         assert!(is_part_name(&part_out(1, 2)));
+        let part = format!("0000000000000001-0000000000000abc-{digest}-{:016x}.in", 77);
+        assert_eq!(parse_part_in(&part), Some((name, 77)));
+        assert!(is_part_name(&part) && parse_part_in(&part_out(1, 2)).is_none());
         for foreign in ["x.tmp", ".in", "notes.in", "1-.out", "lost+found"] {
             assert!(!is_part_name(foreign), "{foreign}");
         }

@@ -4,11 +4,10 @@
 //!   checked when it is read; length and digest when the last one is (N14).
 //! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
 //!   at seal and scrubbing all come through here (N15).
-//! - The lease keeps the name from being unlinked while the reader lives (M4).
+//! - Its hold keeps the name from being unlinked while the reader lives (M4).
 //! - Memory: one block at a time.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::ids::Digest;
@@ -19,7 +18,7 @@ use super::layout::{
     self, BLOCK_BYTES, CRC_BYTES, HEADER_BYTES, Header, Identity, ObjectName, TRAILER_BYTES,
     Trailer,
 };
-use super::reserve::Lease;
+use super::reserve::Held;
 use crate::fs::{File, read_exact_at};
 
 /// Why an object cannot serve.
@@ -38,7 +37,7 @@ pub struct SnapshotReader {
     file: Box<dyn File>,
     name: ObjectName,
     desc: SnapshotDesc,
-    _lease: Option<Arc<Lease>>,
+    _hold: Option<Held>,
     /// Blocks that went into `hasher`, from the first on without a gap.
     hashed: u64,
     hasher: blake3::Hasher,
@@ -46,6 +45,8 @@ pub struct SnapshotReader {
     next: u64,
     /// What [`io::Read`] has not handed out of the block before it.
     rest: Bytes,
+    /// Why [`io::Read`] failed, if it did.
+    broken: Option<String>,
 }
 
 /// What header, trailer and size say of a file.
@@ -59,7 +60,7 @@ impl SnapshotReader {
         file: Box<dyn File>,
         identity: Identity,
         desc: &SnapshotDesc,
-        lease: Option<Arc<Lease>>,
+        hold: Option<Held>,
     ) -> Result<Self, OpenError> {
         let name = ObjectName::of(desc);
         let bad = |why: String| OpenError::Bad { name: name.file(), why };
@@ -74,16 +75,22 @@ impl SnapshotReader {
             file,
             name,
             desc: desc.clone(),
-            _lease: lease,
+            _hold: hold,
             hashed: 0,
             hasher: blake3::Hasher::new(),
             next: 0,
             rest: Bytes::new(),
+            broken: None,
         })
     }
 
     pub fn desc(&self) -> &SnapshotDesc {
         &self.desc
+    }
+
+    /// Why reading as a stream failed, if it did: whoever was given the stream may not say so.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
     }
 
     /// Reads block `number` and checks it. Read in order from 0, the last one is given out only if
@@ -138,6 +145,12 @@ impl SnapshotReader {
 
 impl io::Read for SnapshotReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_on(buf).inspect_err(|error| self.broken = Some(error.to_string()))
+    }
+}
+
+impl SnapshotReader {
+    fn read_on(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.rest.is_empty() {
             if self.next == chunk::block_count(self.desc.length) {
                 self.check_digest().map_err(bad_data)?;
@@ -156,6 +169,13 @@ impl std::fmt::Debug for SnapshotReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SnapshotReader({})", self.name)
     }
+}
+
+/// Reads and checks the header of a file.
+pub(crate) fn read_header(file: &dyn File) -> io::Result<Header> {
+    let mut head = [0; HEADER_BYTES];
+    read_exact_at(file, &mut head, 0)?;
+    Header::decode(&head).map_err(invalid)
 }
 
 /// Reads and checks header, trailer and size of a file; `InvalidData` says what is wrong with it.

@@ -6,15 +6,19 @@
 //! - A lease also keeps its name: the store lane unlinks a name that nobody else holds a lease of
 //!   and no log lists. Liveness is computed from the handles, never registered (decision 4).
 //! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
-//!   against what the filesystem says is free, and a fixed headroom is left to the log (C2, C3).
+//!   against what their filesystem says is free, and a fixed headroom is left to the log (C2, C3).
+//! - A group's [`Quota`] caps its own share of the budget.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use lockstep_core::ids::ModuleId;
-use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply};
+use lockstep_core::ids::{ModuleId, ReplicaId};
+use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
+
+use crate::fs::Space;
 
 /// Why the store did not take an object. Nothing was left behind.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -32,6 +36,11 @@ pub enum SnapshotRefusal {
     Incompatible { why: String },
     #[error("the recovery point at index {} must be unlisted first to make room", .0.index)]
     NeedsUnlist(Box<SnapshotDesc>),
+    /// There will be room when objects that are still used are not used any more.
+    #[error("postponed: {bytes} bytes are of snapshots that are still being sent or read")]
+    Held { bytes: u64 },
+    #[error("a part of the snapshot at index {} is parked here", .0.index)]
+    Parked(ObjectRef),
     #[error("the snapshot is of another cluster or group")]
     WrongGroup,
     #[error("the payload is not what its descriptor says")]
@@ -67,8 +76,12 @@ pub struct BudgetLimits {
     pub bytes: u64,
     /// Bytes of the filesystem that snapshots never take: they are the log's (C3).
     pub headroom_bytes: u64,
+    /// The filesystem of the log, where the headroom is; `None` = every filesystem.
+    pub log_device: Option<u64>,
     /// Inbound transfers at once (C4).
     pub inbound: usize,
+    /// Outbound transfers at once (I7).
+    pub outbound: usize,
 }
 
 /// The host's shared budget of snapshot bytes and inbound transfers.
@@ -82,15 +95,27 @@ pub struct Budget {
 struct Taken {
     /// Bytes that leases cover.
     bytes: u64,
-    /// Of these, bytes not yet allocated on a disk.
-    promised: u64,
+    /// Of these, bytes not yet allocated on a disk, by filesystem.
+    promised: BTreeMap<u64, u64>,
     inbound: usize,
+    outbound: usize,
+}
+
+/// A group's share of the host's budget.
+#[derive(Debug)]
+pub struct Quota {
+    budget: Arc<Budget>,
+    cap: u64,
+    /// Changed only under the budget's lock.
+    bytes: AtomicU64,
 }
 
 /// Bytes of the budget that one name takes, and the right to that name. Shared by all who use it.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    budget: Arc<Budget>,
+    quota: Arc<Quota>,
+    /// The filesystem of the bytes that are promised.
+    device: u64,
     /// Changed only under the budget's lock.
     bytes: AtomicU64,
     /// Changed only under the budget's lock.
@@ -108,6 +133,26 @@ pub(crate) struct Slot {
 
 #[derive(Debug)]
 pub(crate) struct InboundSlot(Arc<Budget>);
+
+/// The place of one outbound transfer of the host; free again when it is dropped.
+#[derive(Debug)]
+pub struct OutboundSlot(Arc<Budget>);
+
+/// What an object is leased for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    Restoring,
+    Verifying,
+    Scrubbing,
+    Sending(ReplicaId),
+}
+
+/// A hold on an object's name and bytes, with its reason.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _lease: Arc<Lease>,
+    purpose: Arc<Use>,
+}
 
 /// The permission to write one object. Dropping it returns its bytes.
 #[derive(Debug)]
@@ -133,6 +178,8 @@ impl SnapshotRefusal {
             Self::NoSpace { .. } => "no_space",
             Self::Incompatible { .. } => "incompatible",
             Self::NeedsUnlist(_) => "needs_unlist",
+            Self::Held { .. } => "held",
+            Self::Parked(_) => "parked",
             Self::WrongGroup => "wrong_group",
             Self::Corrupt => "corrupt",
             Self::Disk(_) => "disk",
@@ -149,7 +196,8 @@ impl SnapshotRefusal {
             Self::Incompatible { why } => BulkReply::Incompatible { why: why.clone() },
             Self::WrongGroup => BulkReply::WrongGroup,
             Self::Corrupt => BulkReply::Corrupt,
-            Self::NeedsUnlist(_) | Self::Disk(_) | Self::Closed => {
+            Self::Parked(object) => BulkReply::Prefer(*object),
+            Self::NeedsUnlist(_) | Self::Held { .. } | Self::Disk(_) | Self::Closed => {
                 BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }
             }
         }
@@ -185,17 +233,19 @@ impl Budget {
         self.taken().inbound
     }
 
-    /// Takes bytes that are on the disk already, whatever the limit says.
-    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Lease> {
-        self.taken().bytes += bytes;
-        self.lease(bytes, 0)
+    /// The share of a group that may have at most `cap` bytes.
+    pub fn quota(self: &Arc<Self>, cap: u64) -> Arc<Quota> {
+        Arc::new(Quota { budget: Arc::clone(self), cap, bytes: AtomicU64::new(0) })
     }
 
-    /// Takes bytes that are going to be written, `available` being what the filesystem has left.
-    /// Refuses with the bytes that may be taken instead.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u64, available: u64) -> Result<Arc<Lease>, u64> {
-        self.admit(bytes, available)?;
-        Ok(self.lease(bytes, bytes))
+    /// A place for an outbound transfer, if one is free.
+    pub fn take_outbound(self: &Arc<Self>) -> Option<OutboundSlot> {
+        let mut taken = self.taken();
+        if taken.outbound >= self.limits.outbound {
+            return None;
+        }
+        taken.outbound += 1;
+        Some(OutboundSlot(Arc::clone(self)))
     }
 
     pub(crate) fn take_inbound(self: &Arc<Self>) -> Option<Arc<InboundSlot>> {
@@ -207,26 +257,91 @@ impl Budget {
         Some(Arc::new(InboundSlot(self.clone())))
     }
 
-    fn admit(&self, bytes: u64, available: u64) -> Result<(), u64> {
-        let mut taken = self.taken();
-        let budget = self.limits.bytes.saturating_sub(taken.bytes);
-        let spoken_for = taken.promised.saturating_add(self.limits.headroom_bytes);
-        let have = budget.min(available.saturating_sub(spoken_for));
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    pub(crate) fn new(lease: Arc<Lease>, purpose: Use) -> Self {
+        Self { _lease: lease, purpose: Arc::new(purpose) }
+    }
+
+    /// Tells the purpose as long as the hold lives.
+    pub(crate) fn purpose(&self) -> Weak<Use> {
+        Arc::downgrade(&self.purpose)
+    }
+}
+
+impl std::fmt::Display for Use {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Restoring => f.write_str("restoring"),
+            Self::Verifying => f.write_str("verifying"),
+            Self::Scrubbing => f.write_str("scrubbing"),
+            Self::Sending(to) => write!(f, "sending to {to}"),
+        }
+    }
+}
+
+impl Quota {
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// What all of the group may have at most.
+    pub(crate) fn most(&self) -> u64 {
+        self.cap.min(self.budget.limits.bytes)
+    }
+
+    /// Takes bytes that are on the disk already, whatever the limit says.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Lease> {
+        self.budget.taken().bytes += bytes;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.lease(bytes, 0, 0)
+    }
+
+    /// Takes bytes that are going to be written on a filesystem with this space. Refuses with the
+    /// bytes that may be taken instead.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64, space: Space) -> Result<Arc<Lease>, u64> {
+        self.admit(bytes, space)?;
+        Ok(self.lease(bytes, bytes, space.device))
+    }
+
+    fn admit(&self, bytes: u64, space: Space) -> Result<(), u64> {
+        let limits = &self.budget.limits;
+        let mut taken = self.budget.taken();
+        let budget = limits.bytes.saturating_sub(taken.bytes);
+        let quota = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        let headroom = match limits.log_device.is_none_or(|device| device == space.device) {
+            true => limits.headroom_bytes,
+            false => 0,
+        };
+        let promised = taken.promised.get(&space.device).copied().unwrap_or(0);
+        let disk = space.available.saturating_sub(promised.saturating_add(headroom));
+        let have = budget.min(quota).min(disk);
         if bytes > have {
             return Err(have);
         }
         taken.bytes += bytes;
-        taken.promised += bytes;
+        *taken.promised.entry(space.device).or_default() += bytes;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn lease(self: &Arc<Self>, bytes: u64, promised: u64) -> Arc<Lease> {
+    fn lease(self: &Arc<Self>, bytes: u64, promised: u64, device: u64) -> Arc<Lease> {
         let (bytes, promised) = (AtomicU64::new(bytes), AtomicU64::new(promised));
-        Arc::new(Lease { budget: self.clone(), bytes, promised, kept: AtomicBool::new(false) })
+        let (quota, kept) = (Arc::clone(self), AtomicBool::new(false));
+        Arc::new(Lease { quota, device, bytes, promised, kept })
     }
+}
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+impl Taken {
+    /// So many promised bytes are promised no more.
+    fn keep_promise(&mut self, device: u64, bytes: u64) {
+        if let Some(promised) = self.promised.get_mut(&device) {
+            *promised -= bytes;
+        }
     }
 }
 
@@ -236,9 +351,9 @@ impl Lease {
     }
 
     /// Takes more bytes for the same name.
-    pub(crate) fn grow(&self, bytes: u64, available: u64) -> Result<(), u64> {
-        self.budget.admit(bytes, available)?;
-        let _taken = self.budget.taken();
+    pub(crate) fn grow(&self, bytes: u64, space: Space) -> Result<(), u64> {
+        self.quota.admit(bytes, space)?;
+        let _taken = self.quota.budget.taken();
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.promised.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
@@ -246,19 +361,21 @@ impl Lease {
 
     /// So many of the promised bytes are on the disk now.
     pub(crate) fn allocated(&self, bytes: u64) {
-        let mut taken = self.budget.taken();
+        let mut taken = self.quota.budget.taken();
         let bytes = bytes.min(self.promised.load(Ordering::Relaxed));
         self.promised.fetch_sub(bytes, Ordering::Relaxed);
-        taken.promised -= bytes;
+        taken.keep_promise(self.device, bytes);
     }
 
     /// The file is finished and has exactly this size.
     pub(crate) fn settle(&self, bytes: u64) {
-        let mut taken = self.budget.taken();
+        let mut taken = self.quota.budget.taken();
         let promised = self.promised.swap(0, Ordering::Relaxed);
         let before = self.bytes.swap(bytes, Ordering::Relaxed);
-        taken.promised -= promised;
+        taken.keep_promise(self.device, promised);
         taken.bytes = taken.bytes - before + bytes;
+        let quota = self.quota.bytes.load(Ordering::Relaxed);
+        self.quota.bytes.store(quota - before + bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn keep(&self, kept: bool) {
@@ -272,15 +389,23 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut taken = self.budget.taken();
-        taken.bytes -= *self.bytes.get_mut();
-        taken.promised -= *self.promised.get_mut();
+        let mut taken = self.quota.budget.taken();
+        let bytes = *self.bytes.get_mut();
+        taken.bytes -= bytes;
+        self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        taken.keep_promise(self.device, *self.promised.get_mut());
     }
 }
 
 impl Drop for InboundSlot {
     fn drop(&mut self) {
         self.0.taken().inbound -= 1;
+    }
+}
+
+impl Drop for OutboundSlot {
+    fn drop(&mut self) {
+        self.0.taken().outbound -= 1;
     }
 }
 
@@ -292,6 +417,14 @@ impl Slot {
 }
 
 impl Source {
+    /// The label of its metrics.
+    pub(crate) fn producer(&self) -> &'static str {
+        match self {
+            Self::Received(_) => "received",
+            Self::Local(_) => "local",
+        }
+    }
+
     pub(crate) fn position(&self) -> (u64, u64) {
         match self {
             Self::Received(desc) => (desc.term, desc.index),

@@ -3,6 +3,8 @@
 //!
 //! - Each stage owns the lease of its bytes and name. Dropping any of them, on any thread, leaves
 //!   nothing: the store lane unlinks the name at its next call, and the bytes come back with it.
+//! - A received object whose transfer broke may be *parked* instead ([`StagedWriter::park`]): its
+//!   file waits for the rest. Whoever takes it up looks through the blocks that are there.
 //! - Payload bytes pass through bulk workers; no stage here creates, renames or unlinks a name
 //!   (N1).
 //! - After any failed write or sync the file is abandoned, never retried (N19).
@@ -14,15 +16,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lockstep_core::ids::Digest;
-use lockstep_core::snapshot::chunk::{self, Block};
+use lockstep_core::snapshot::chunk::{self, Block, ObjectRef};
 use lockstep_core::snapshot::{Hold, SnapshotDesc, Verified};
 
 use super::layout::{
     self, BLOCK_BYTES, CRC_BYTES, HEADER_BYTES, Header, Identity, ObjectName, Trailer,
 };
 use super::reader::{OpenError, SnapshotReader};
-use super::reserve::{Lease, Reservation, Slot, SnapshotRefusal, Source};
-use crate::fs::{File, Fs};
+use super::reserve::{Held, Lease, Reservation, Slot, SnapshotRefusal, Source, Use};
+use crate::fs::{File, Fs, read_exact_at};
 
 /// A growable local snapshot takes room from the budget in steps of so many blocks.
 const GROW_BLOCKS: u64 = 8;
@@ -57,6 +59,16 @@ struct Room {
     dir: PathBuf,
 }
 
+/// A staging file whose transfer broke.
+#[derive(Debug)]
+pub struct Parked {
+    pub(crate) part: String,
+    pub(crate) object: ObjectName,
+    /// Bytes of payload that the object has in all.
+    pub(crate) length: u64,
+    pub(crate) lease: Arc<Lease>,
+}
+
 /// A whole and synced staging file, to be sealed by the store lane.
 #[derive(Debug)]
 pub struct Finished {
@@ -64,6 +76,8 @@ pub struct Finished {
     pub(crate) desc: SnapshotDesc,
     pub(crate) lease: Arc<Lease>,
     pub(crate) slot: Slot,
+    /// Who made it, for counting.
+    pub(crate) producer: &'static str,
 }
 
 /// A sealed object, not yet read back.
@@ -125,6 +139,66 @@ impl StagedWriter {
         })
     }
 
+    /// Takes up a parked file, whose header and size are what `reservation` says. What is in it is
+    /// not known before [`StagedWriter::look_through`].
+    pub(crate) fn resume(
+        file: Box<dyn File>,
+        part: String,
+        desc: SnapshotDesc,
+        identity: Identity,
+        place: (Arc<Lease>, Slot),
+    ) -> Self {
+        let (lease, slot) = place;
+        let head = Header::of(identity, &desc).encode();
+        let cap = desc.length;
+        Self {
+            file,
+            part,
+            source: Source::Received(desc),
+            head,
+            buffer: Vec::new(),
+            written: 0,
+            hasher: blake3::Hasher::new(),
+            cap,
+            room: None,
+            unsynced: 0,
+            failed: None,
+            lease,
+            slot,
+        }
+    }
+
+    /// Reads what an earlier transfer left, up to the first block that is not whole; the payload is
+    /// wanted from there on. Calls `progress` after each block.
+    pub fn look_through(&mut self, progress: &mut dyn FnMut()) -> u64 {
+        let Source::Received(desc) = &self.source else { return 0 };
+        let length = desc.length;
+        while self.written < length {
+            let number = chunk::block_count(self.written);
+            let size = chunk::block_bytes(length, self.written) as usize;
+            let mut data = vec![0; size + CRC_BYTES as usize];
+            let read = read_exact_at(&*self.file, &mut data, layout::block_position(number));
+            let (block, crc) = data.split_at(size);
+            if read.is_err() || crc32c::crc32c(block).to_le_bytes() != *crc {
+                break;
+            }
+            self.hasher.update(block);
+            self.written += size as u64;
+            progress();
+        }
+        self.written
+    }
+
+    /// Keeps what was received for another try; `None` if there is nothing to keep.
+    pub fn park(self) -> Option<Parked> {
+        let Source::Received(desc) = &self.source else { return None };
+        if self.written == 0 || self.failed.is_some() || self.file.sync().is_err() {
+            return None;
+        }
+        let (object, length) = (ObjectName::of(desc), desc.length);
+        Some(Parked { part: self.part, object, length, lease: self.lease })
+    }
+
     /// Bytes of payload taken so far.
     pub fn length(&self) -> u64 {
         self.written + self.buffer.len() as u64
@@ -153,7 +227,8 @@ impl StagedWriter {
         let written = self.file.write_at(&trailer, at).and_then(|()| self.file.sync());
         written.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
         self.lease.settle(bytes);
-        Ok(Finished { part: self.part, desc, lease: self.lease, slot: self.slot })
+        let producer = self.source.producer();
+        Ok(Finished { part: self.part, desc, lease: self.lease, slot: self.slot, producer })
     }
 
     /// Makes sure that `more` bytes of payload may be written; takes more room where that is
@@ -183,7 +258,7 @@ impl StagedWriter {
         for cap in [length.max(step), length] {
             let Some(bytes) = layout::object_bytes(cap) else { continue };
             let need = bytes - covered;
-            match self.lease.grow(need, space.available) {
+            match self.lease.grow(need, space) {
                 Ok(()) => {
                     self.cap = cap;
                     return Ok(());
@@ -275,6 +350,17 @@ impl Source {
     }
 }
 
+impl Parked {
+    /// Which object it is a part of.
+    pub fn object(&self) -> ObjectRef {
+        self.object.into()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.lease.bytes()
+    }
+}
+
 impl Finished {
     pub fn desc(&self) -> &SnapshotDesc {
         &self.desc
@@ -290,7 +376,8 @@ impl Staged {
     /// worker.
     pub fn verify(self, progress: &mut dyn FnMut()) -> Result<Verified, OpenError> {
         let Self { file, identity, desc, lease, slot } = self;
-        SnapshotReader::open(file, identity, &desc, Some(lease.clone()))?.verify(progress)?;
+        let hold = Held::new(lease.clone(), Use::Verifying);
+        SnapshotReader::open(file, identity, &desc, Some(hold))?.verify(progress)?;
         let hold = StoreHold { name: ObjectName::of(&desc), lease, _slot: slot };
         Ok(Verified { desc, hold: Box::new(hold) })
     }
@@ -322,6 +409,8 @@ fn to_io(refusal: SnapshotRefusal) -> io::Error {
         | SnapshotRefusal::Busy { .. }
         | SnapshotRefusal::Incompatible { .. }
         | SnapshotRefusal::NeedsUnlist(_)
+        | SnapshotRefusal::Held { .. }
+        | SnapshotRefusal::Parked(_)
         | SnapshotRefusal::WrongGroup
         | SnapshotRefusal::Corrupt
         | SnapshotRefusal::Disk(_)

@@ -2,7 +2,9 @@
 //!
 //! - Deleting what is unlisted happens only with an intact `RecoveryState` of this replica in hand:
 //!   `sweep` takes it as its argument (N20).
-//! - A name this project does not give is left alone and reported.
+//! - A name this project does not give is left alone and reported; so is an object that says of
+//!   itself that it is another group's.
+//! - Of received staging files the furthest one stays, parked: its transfer may go on.
 //! - [`list_objects`] only reads: it serves `lockstep snapshot list`, beside a running node or
 //!   without one.
 
@@ -27,6 +29,8 @@ pub struct Swept {
     pub foreign: Vec<String>,
     /// Listed snapshots without an object.
     pub missing: Vec<SnapshotDesc>,
+    /// The staging file that stays.
+    pub parked: Option<String>,
     /// Removals that did not succeed, with the reason; they did not stop the others (K17).
     pub errors: Vec<String>,
 }
@@ -56,6 +60,7 @@ pub struct ObjectContent {
 /// Every object under `groups/*/snap/` of a data directory, sorted by group and name. Touches
 /// nothing.
 pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
+    fs.list(data)?;
     let groups = layout::groups_dir(data);
     let mut found = Vec::new();
     for group in names(fs, &groups)? {
@@ -75,6 +80,7 @@ pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
 pub(crate) fn sweep(
     fs: &dyn Fs,
     dir: &Path,
+    identity: Identity,
     state: &RecoveryState,
 ) -> io::Result<(BTreeMap<ObjectName, u64>, Swept)> {
     let mut swept = Swept::default();
@@ -85,14 +91,18 @@ pub(crate) fn sweep(
             Some(name) if listed.contains(&name) => {
                 kept.insert(name, fs.open(&dir.join(&file), false)?.len()?);
             }
+            Some(_) if is_foreign(fs, &dir.join(&file), identity) => swept.foreign.push(file),
             Some(_) => remove(fs, dir, file, &mut swept),
             None if layout::is_part_dir(&file) => {}
             None => swept.foreign.push(file),
         }
     }
     let part = layout::part_dir(dir);
-    for file in fs.list(&part)? {
+    let parts = fs.list(&part)?;
+    swept.parked = furthest(fs, &part, &parts, identity);
+    for file in parts {
         match layout::is_part_name(&file) {
+            true if swept.parked.as_ref() == Some(&file) => {}
             true => remove(fs, &part, file, &mut swept),
             false => swept.foreign.push(file),
         }
@@ -107,6 +117,26 @@ pub(crate) fn sweep(
     let has = |desc: &SnapshotDesc| kept.contains_key(&ObjectName::of(desc));
     swept.missing = state.snapshots.iter().filter(|desc| !has(desc)).cloned().collect();
     Ok((kept, swept))
+}
+
+/// Whether a file is a whole object of another cluster or group.
+fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
+    let header = fs.open(path, false).and_then(|file| reader::read_header(&*file));
+    header.is_ok_and(|header| header.identity != identity)
+}
+
+/// The received staging file of the highest index that can be gone on with.
+fn furthest(fs: &dyn Fs, dir: &Path, parts: &[String], identity: Identity) -> Option<String> {
+    let usable = |name: &&String| {
+        let (object, length) = layout::parse_part_in(name)?;
+        let file = fs.open(&dir.join(name), false).ok()?;
+        let header = reader::read_header(&*file).ok()?;
+        let fits = (header.identity, header.term, header.index)
+            == (identity, object.term, object.index)
+            && Some(file.len().ok()?) == layout::object_bytes(length);
+        fits.then_some((object.index, object.term))
+    };
+    parts.iter().filter(|name| usable(name).is_some()).max_by_key(usable).cloned()
 }
 
 fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) {

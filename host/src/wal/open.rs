@@ -4,7 +4,7 @@
 //! what is read is what the disk has, and not what a failed sync of an earlier process left
 //! visible.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,10 +55,14 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         let reserve = take_up_reserve(&*fs, dir, &names, options.segment_bytes)?;
         return begin_log(fs, dir, options, reserve);
     }
-    let segments = open_segments(&*fs, dir, &numbers, &options)?;
-    let found = read_segments(&*fs, segments)?;
+    let segments = open_segments(&*fs, dir, &numbers, &options, true)?;
+    let last = segments.last().expect("there is a segment");
+    last.sync()?;
+    make_durable(&*fs, &last.path).map_err(WalError::io("sync the directory of", &last.path))?;
+    let found = read_segments(segments)?;
     // From here on the log is well, and the directory may be changed.
     let reserve = take_up_reserve(&*fs, dir, &names, options.segment_bytes)?;
+    let ballast = segment::has_ballast(&*fs, dir, &names, options.ballast_bytes)?;
     let last = Arc::clone(found.segments.last().expect("there is a segment"));
     let segments = found.segments.into_iter().map(|segment| (segment.number(), segment)).collect();
     let mut wal = Wal {
@@ -71,6 +75,8 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         next_batch: found.end.next_batch,
         sealed: found.end.sealed,
         reserve,
+        ballast,
+        pending: VecDeque::new(),
         poisoned: None,
         untidy: true,
         buffer: Vec::new(),
@@ -83,6 +89,34 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
     }
     wal.tidy()?;
     Ok(wal)
+}
+
+/// Reads a log without touching it: whose it is, and what it holds of each group. For tools.
+pub fn inspect(
+    fs: &dyn Fs,
+    dir: &Path,
+) -> Result<(WalOptions, BTreeMap<GroupId, GroupLog>), WalError> {
+    let names = fs.list(dir).map_err(WalError::io("list", dir))?;
+    let numbers: Vec<u64> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
+    let Some(first) = numbers.first() else {
+        return Err(WalError::corrupt(dir, 0, "there is no log segment"));
+    };
+    let path = dir.join(segment::file_name(*first));
+    let mut head = [0; SEGMENT_HEADER_BYTES];
+    let file = fs.open(&path, false).map_err(WalError::io("open", &path))?;
+    crate::fs::read_exact_at(&*file, &mut head, 0).map_err(WalError::io("read", &path))?;
+    let header = SegmentHeader::decode(&head).map_err(|error| match error {
+        HeaderError::Newer { found } => WalError::Newer { path: path.clone(), found },
+        HeaderError::Damaged(reason) => WalError::corrupt(&path, 0, reason),
+    })?;
+    let options = WalOptions {
+        cluster: header.cluster,
+        node: header.node,
+        segment_bytes: header.file_length,
+        ballast_bytes: 0,
+    };
+    let segments = open_segments(fs, dir, &numbers, &options, false)?;
+    Ok((options, read_segments(segments)?.groups))
 }
 
 /// The first segment of a new log.
@@ -111,6 +145,8 @@ fn begin_log(
         next_batch: started.header.first_batch + 1,
         sealed: true,
         reserve: None,
+        ballast: false,
+        pending: VecDeque::new(),
         poisoned: None,
         untidy: false,
         buffer: Vec::new(),
@@ -146,11 +182,12 @@ fn open_segments(
     dir: &Path,
     numbers: &[u64],
     options: &WalOptions,
+    write: bool,
 ) -> Result<Vec<Arc<Segment>>, WalError> {
     let mut segments: Vec<Arc<Segment>> = Vec::new();
     for number in numbers {
         let path = dir.join(segment::file_name(*number));
-        let file = fs.open(&path, true).map_err(WalError::io("open", &path))?;
+        let file = fs.open(&path, write).map_err(WalError::io("open", &path))?;
         let length = file.len().map_err(WalError::io("measure", &path))?;
         let header = SegmentHeader { segment: *number, ..no_header(options) };
         let mut segment = Segment { header, path, file, length };
@@ -205,10 +242,7 @@ fn check_header(segment: &Segment, options: &WalOptions) -> Result<SegmentHeader
 }
 
 /// Reads every batch of every segment. The segments are in order and not empty.
-fn read_segments(fs: &dyn Fs, segments: Vec<Arc<Segment>>) -> Result<Found, WalError> {
-    let last = segments.last().expect("there is a segment");
-    last.sync()?;
-    make_durable(fs, &last.path).map_err(WalError::io("sync the directory of", &last.path))?;
+fn read_segments(segments: Vec<Arc<Segment>>) -> Result<Found, WalError> {
     let mut replay = Replay::default();
     let mut end = End { offset: 0, next_batch: 0, torn: false, sealed: false };
     for (at, segment) in segments.iter().enumerate() {

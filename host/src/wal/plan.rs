@@ -32,6 +32,7 @@ pub(super) struct Plan<'a> {
 pub(super) enum Piece<'a> {
     State { group: GroupId, state: RecoveryState, bytes: Vec<u8>, reset: bool },
     Entries { group: GroupId, entries: Cow<'a, [Entry]>, span: Span, moved: bool },
+    Drop { group: GroupId },
 }
 
 /// Cuts `jobs` into batches of at most `limit` bytes of body, or refuses them all.
@@ -157,6 +158,22 @@ impl<'a> Plan<'a> {
         self.pieces.push(piece);
     }
 
+    /// A plan that outlives the jobs it was made of.
+    pub(super) fn into_owned(self) -> Plan<'static> {
+        let pieces = self.pieces.into_iter().map(|piece| match piece {
+            Piece::State { group, state, bytes, reset } => {
+                Piece::State { group, state, bytes, reset }
+            }
+            Piece::Entries { group, entries, span, moved } => {
+                let entries = Cow::Owned(entries.into_owned());
+                Piece::Entries { group, entries, span, moved }
+            }
+            Piece::Drop { group } => Piece::Drop { group },
+        });
+        let pieces = pieces.collect();
+        Plan { pieces, body_bytes: self.body_bytes, frees: self.frees }
+    }
+
     fn join(&mut self, other: Self) {
         self.body_bytes += other.body_bytes;
         self.frees |= other.frees;
@@ -175,6 +192,7 @@ impl Piece<'_> {
         match self {
             Self::State { bytes, .. } => RECORD_OVERHEAD_BYTES + bytes.len(),
             Self::Entries { entries, .. } => record_size(entries),
+            Self::Drop { .. } => RECORD_OVERHEAD_BYTES,
         }
     }
 
@@ -183,6 +201,7 @@ impl Piece<'_> {
         match self {
             Self::State { group, bytes, reset, .. } => batch.state(*group, bytes, *reset),
             Self::Entries { group, entries, moved, .. } => batch.entries(*group, entries, *moved),
+            Self::Drop { group } => batch.drop_group(*group),
         }
     }
 }

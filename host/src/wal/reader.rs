@@ -51,6 +51,38 @@ impl WalReader {
         Ok(found)
     }
 
+    /// The first index that the log holds of a group.
+    pub fn first_index(&self, group: GroupId) -> Option<u64> {
+        self.shared.groups().get(&group).map(|log| log.tail.state.first_index)
+    }
+
+    /// Reads every live record of every group once more, calling `pause` after each; what is not
+    /// whole, by group and index.
+    pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<(GroupId, u64, WalError)> {
+        let groups: Vec<GroupId> = self.shared.groups().keys().copied().collect();
+        let mut bad = Vec::new();
+        for group in groups {
+            let mut next = self.first_index(group).unwrap_or(1);
+            while let Some((first, extent, segment)) = self.extent_at(group, next) {
+                if let Err(error) = segment.entries(group, &extent.place) {
+                    bad.push((group, first, error));
+                }
+                next = extent.end;
+                pause(u64::from(extent.place.length));
+            }
+        }
+        bad
+    }
+
+    /// The extent that holds `index`, or the next one.
+    fn extent_at(&self, group: GroupId, index: u64) -> Option<(u64, Extent, Arc<Segment>)> {
+        let groups = self.shared.groups();
+        let (first, extent) = groups.get(&group)?.extents_from(index).next()?;
+        let segments = self.shared.segments();
+        let segment = Arc::clone(segments.get(&extent.place.segment)?);
+        Some((first, extent, segment))
+    }
+
     /// The extents to read, with their segments, so that no lock is held while reading.
     fn find(
         &self,

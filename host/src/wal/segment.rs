@@ -13,6 +13,7 @@ use super::error::WalError;
 use crate::fs::{File, Fs, make_durable, read_exact_at};
 
 pub(super) const RESERVE_NAME: &str = "reserve.wal";
+pub(super) const BALLAST_NAME: &str = "ballast.wal";
 const SUFFIX: &str = ".wal";
 
 /// A segment with its name; open as long as anybody uses it, even behind its removal.
@@ -43,7 +44,10 @@ pub(super) fn parse_name(name: &str) -> Option<u64> {
 
 /// Preallocates a reserve. Its name and length need no sync: a crash that loses it costs nothing.
 pub(super) fn create_reserve(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<Reserve, WalError> {
-    let path = dir.join(RESERVE_NAME);
+    create_spare(fs, dir.join(RESERVE_NAME), bytes)
+}
+
+fn create_spare(fs: &dyn Fs, path: PathBuf, bytes: u64) -> Result<Reserve, WalError> {
     let file = match fs.create(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -58,6 +62,35 @@ pub(super) fn create_reserve(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<Rese
         return Err(error);
     }
     Ok(reserve)
+}
+
+/// Preallocates the ballast.
+pub(super) fn create_ballast(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<(), WalError> {
+    create_spare(fs, dir.join(BALLAST_NAME), bytes).map(drop)
+}
+
+/// Gives the ballast's room back to the disk.
+pub(super) fn remove_ballast(fs: &dyn Fs, dir: &Path) -> Result<(), WalError> {
+    let path = dir.join(BALLAST_NAME);
+    fs.remove(&path).map_err(WalError::io("remove", &path))
+}
+
+/// Whether a ballast of `bytes` lies there; another one is removed.
+pub(super) fn has_ballast(
+    fs: &dyn Fs,
+    dir: &Path,
+    names: &[String],
+    bytes: u64,
+) -> Result<bool, WalError> {
+    if !names.iter().any(|name| name == BALLAST_NAME) {
+        return Ok(false);
+    }
+    let path = dir.join(BALLAST_NAME);
+    let length = fs.open(&path, false).and_then(|file| file.len());
+    match length.map_err(WalError::io("measure", &path))? == bytes {
+        true => Ok(true),
+        false => remove_ballast(fs, dir).map(|()| false),
+    }
 }
 
 /// Makes the reserve segment `header.segment`: content first, then the name.

@@ -58,6 +58,7 @@ impl Shared {
                     Some(log) => log.state(state, reset),
                     None => drop(groups.insert(group, GroupLog::new(state))),
                 },
+                Piece::Drop { group } => drop(groups.remove(&group)),
                 Piece::Entries { group, span, moved, .. } => {
                     let log = groups.get_mut(&group).expect("a group's state comes first");
                     let place = Place { segment, offset, length, count: span.count };

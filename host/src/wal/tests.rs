@@ -34,7 +34,7 @@ fn disk() -> MemFs {
 }
 
 fn options() -> WalOptions {
-    WalOptions { cluster: [7; 16], node: NodeId(3), segment_bytes: SEGMENT_BYTES }
+    WalOptions { cluster: [7; 16], node: NodeId(3), segment_bytes: SEGMENT_BYTES, ballast_bytes: 0 }
 }
 
 fn open(fs: &MemFs) -> Result<(Wal, Recovered), WalError> {

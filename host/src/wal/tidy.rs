@@ -2,7 +2,8 @@
 //!
 //! Done behind an append that began a segment or let entries die, within a budget, so that a batch
 //! waits for little. Segments go oldest first, each name's removal durable before the next, so that
-//! the chain never has a hole.
+//! the chain never has a hole. Once the chain is long, what is more than a little is moved in
+//! parts: no group, however idle, pins the log without end.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use super::plan::{Piece, Plan, slices};
 use super::segment::Segment;
 use super::{Wal, WalError};
 
+/// Segments above which what pins the oldest one is moved, however much it is.
+const SEGMENTS_MAX: usize = 8;
+
 /// A group's live entries in one segment: group, first index, the index behind the last one.
 type Leftover = (GroupId, u64, u64);
 
@@ -30,9 +34,16 @@ impl Wal {
         // In small logs of tests a whole segment would count as a leftover.
         let mut budget = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
         while let Some(oldest) = self.oldest() {
-            let (leftovers, bytes) = self.leftovers(oldest.number());
+            let (mut leftovers, bytes) = self.leftovers(oldest.number());
             if !leftovers.is_empty() {
-                if bytes > budget || !self.move_out(&leftovers)? {
+                let part = bytes > budget;
+                let long = self.shared.segments().len() > SEGMENTS_MAX;
+                if part && long {
+                    self.cut(&mut leftovers, budget);
+                    // The rest has its turn behind the next batch.
+                    self.untidy = true;
+                }
+                if (part && !long) || !self.move_out(&leftovers)? || part {
                     break;
                 }
                 budget -= bytes;
@@ -72,6 +83,15 @@ impl Wal {
         (found, bytes)
     }
 
+    /// Leaves of `leftovers` what takes about `budget` bytes, and at least one entry.
+    fn cut(&self, leftovers: &mut Vec<Leftover>, budget: u64) {
+        let (_, first, end) = leftovers[0];
+        let entries = self.reader().entries(leftovers[0].0, first, end, budget);
+        let count = entries.map_or(1, |entries| entries.len() as u64);
+        leftovers.truncate(1);
+        leftovers[0].2 = first + count.max(1);
+    }
+
     /// Writes live entries once more, into the active segment. `false` if they cannot be read or do
     /// not fit: the segment stays, nothing is lost.
     fn move_out(&mut self, leftovers: &[Leftover]) -> Result<bool, WalError> {
@@ -92,9 +112,20 @@ impl Wal {
                 plan.push(Piece::Entries { group: *group, entries, span, moved: true });
             }
         }
-        let fits = self.end + batch_size(plan.body_bytes) <= self.active.length;
-        if !fits || plan.body_bytes > self.batch_body_max() {
+        if plan.body_bytes > self.batch_body_max() {
             return Ok(false);
+        }
+        let fits = self.end + batch_size(plan.body_bytes) <= self.active.length;
+        if !fits {
+            // A long chain is worth a new segment.
+            let long = self.shared.segments().len() > SEGMENTS_MAX;
+            match long {
+                true => match self.make_room(&plan) {
+                    Err(WalError::Full { .. }) => return Ok(false),
+                    made => made?,
+                },
+                false => return Ok(false),
+            }
         }
         self.write(plan)?;
         Ok(true)

@@ -4,10 +4,11 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::apply::Answer;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{Fault, Refusal, Shortage};
 use crate::group::frame::Frame;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::recovery_state::RecoveryState;
+use crate::snapshot::chunk::{ObjectRef, Purpose};
 use crate::snapshot::{Configuration, Hold, SnapshotDesc};
 use crate::wal::LogJob;
 
@@ -19,13 +20,21 @@ pub enum Effect {
     Fetch { from: u64, to: u64, bytes: u64 },
     /// Apply lane, in order.
     Apply(ApplyJob),
-    /// Store lane: the log lists these durably; whatever else lies there may go. `holds` may be
+    /// Store lane: the log lists these durably. Whatever else lies there may go, but for objects
+    /// that were promised to a follower; under `pressure` what is parked goes too. `holds` may be
     /// dropped after.
-    List { snapshots: Vec<SnapshotDesc>, holds: Vec<Box<dyn Hold>> },
+    List {
+        snapshots: Vec<SnapshotDesc>,
+        promised: Vec<SnapshotDesc>,
+        pressure: bool,
+        holds: Vec<Box<dyn Hold>>,
+    },
     /// Transport: may be dropped, never blocks.
     Send { to: NodeId, frame: Box<Frame> },
     /// Bulk: send this object; exactly one [`super::Event::TransferEnded`] follows.
-    SendSnapshot { to: ReplicaId, snapshot: SnapshotDesc },
+    SendSnapshot { to: ReplicaId, snapshot: SnapshotDesc, purpose: Purpose, insist: bool },
+    /// What became of a received object: `taken`, or of no use.
+    Judged { object: ObjectRef, taken: bool },
     /// The request of this ticket has its end.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
     /// The replica's state changed; the one watch cell shows it.
@@ -63,8 +72,10 @@ pub enum Running {
     Restoring,
     /// Has no log yet, or is in no configuration yet.
     Joining,
-    NeedsSnapshot,
-    DiskFull,
+    /// Votes and keeps the log, but has no object to start from; it asks its peers for one.
+    NeedsSnapshot(String),
+    /// Answers queries, votes, and takes no commands until the log has room again.
+    DiskFull(Shortage),
     /// Votes and keeps the log, but applies nothing more.
     Parked(Fault),
 }
@@ -84,8 +95,8 @@ impl ReplicaState {
             Self::Running(Running::Serving) => "serving",
             Self::Running(Running::Restoring) => "restoring",
             Self::Running(Running::Joining) => "joining",
-            Self::Running(Running::NeedsSnapshot) => "needs snapshot",
-            Self::Running(Running::DiskFull) => "disk full",
+            Self::Running(Running::NeedsSnapshot(_)) => "needs snapshot",
+            Self::Running(Running::DiskFull(_)) => "disk full",
             Self::Running(Running::Parked(_)) => "parked",
             Self::Stopped(Stopped::Requested) => "stopped",
             Self::Stopped(Stopped::Removed) => "removed",
@@ -100,22 +111,33 @@ impl ReplicaState {
                 Some(fault.to_string())
             }
             Self::Running(Running::Joining) => {
-                Some("waiting for the group's members to answer".to_owned())
+                Some("waiting for the group to take this replica in".to_owned())
             }
+            Self::Running(Running::NeedsSnapshot(why)) => {
+                Some(format!("asking the peers for a snapshot: {why}"))
+            }
+            Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Stopped(Stopped::Removed) => {
                 Some("the group's configuration no longer holds this replica".to_owned())
             }
-            Self::Running(
-                Running::Serving | Running::Restoring | Running::NeedsSnapshot | Running::DiskFull,
-            )
+            Self::Running(Running::Serving | Running::Restoring)
             | Self::Stopped(Stopped::Requested) => None,
         }
     }
 
-    /// How a request is refused in this state; `None` when it is taken.
+    /// How a query is refused in this state; `None` when it is taken.
+    pub fn query_refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Running(Running::DiskFull(_)) => None,
+            other => other.refusal(),
+        }
+    }
+
+    /// How a command is refused in this state; `None` when it is taken.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(Running::Serving) => None,
+            Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal()),
             Self::Stopped(Stopped::Requested) => Some(Refusal::ShuttingDown),
             other => Some(Refusal::NotServing {
                 state: other.name(),

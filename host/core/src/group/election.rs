@@ -17,6 +17,7 @@ use crate::group::Shared;
 use crate::group::effect::{ReplicaState, Running};
 use crate::group::hosting::Hosting;
 use crate::group::raft_log::RaftLog;
+use crate::ids::ReplicaId;
 use crate::limits;
 
 /// Election state beside raft's.
@@ -86,7 +87,7 @@ impl Hosting {
         self.election.pin(&mut self.raw, &mut shared.chance);
         if self.is_leader() {
             self.election.heard = shared.now;
-            self.hand_over_if_reluctant(shared.now);
+            self.hand_over_if_reluctant(shared);
         } else if self.election.reluctant {
             self.election.hold_back(&mut self.raw, shared.now);
         } else if alone && self.raw.raft.promotable() && self.all_persisted() {
@@ -102,7 +103,7 @@ impl Hosting {
 
     /// Asks the follower that has most of the log to take over; false if there is none. The one
     /// that was asked last comes last: it may be one that does not want to lead.
-    pub(super) fn transfer_to_best(&mut self) -> bool {
+    pub(super) fn transfer_to_best(&mut self, shared: &Shared) -> bool {
         if !self.is_leader() {
             return false;
         }
@@ -112,6 +113,7 @@ impl Hosting {
             .prs()
             .iter()
             .filter(|(id, peer)| **id != raft.id && peer.recent_active && voters.contains(**id))
+            .filter(|(id, _)| shared.shortage_of(ReplicaId(**id)).is_none())
             .max_by_key(|(id, peer)| {
                 (Some(**id) != self.election.asked, peer.matched, std::cmp::Reverse(**id))
             })
@@ -127,11 +129,12 @@ impl Hosting {
         self.raw.raft.raft_log.persisted == self.raw.raft.raft_log.last_index()
     }
 
-    fn hand_over_if_reluctant(&mut self, now: u64) {
+    fn hand_over_if_reluctant(&mut self, shared: &Shared) {
+        let now = shared.now;
         let due = now >= self.election.handed + limits::ELECTION_TICKS_MAX as u64;
         if self.election.reluctant && due {
             self.election.handed = now;
-            self.transfer_to_best();
+            self.transfer_to_best(shared);
         }
     }
 }
@@ -142,8 +145,8 @@ fn is_reluctant(shared: &Shared) -> bool {
         ReplicaState::Running(
             Running::Restoring
             | Running::Joining
-            | Running::NeedsSnapshot
-            | Running::DiskFull
+            | Running::NeedsSnapshot(_)
+            | Running::DiskFull(_)
             | Running::Parked(_),
         )
         | ReplicaState::Stopped(_) => false,

@@ -5,10 +5,11 @@ use raft::eraftpb::Entry;
 
 use crate::apply::Applied;
 use crate::entry::{Call, MarkReason};
-use crate::fault::Fault;
+use crate::fault::{Fault, Shortage};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
-use crate::snapshot::Verified;
+use crate::snapshot::chunk::{ObjectRef, Purpose};
+use crate::snapshot::{SnapshotDesc, Verified};
 
 #[derive(Debug)]
 pub enum Event {
@@ -61,6 +62,16 @@ pub enum Event {
     Restored {
         index: u64,
     },
+    /// The guest wrote its local snapshot and may go on; the object is still to be sealed.
+    CaptureWritten {
+        index: u64,
+    },
+    /// A snapshot finds room only if this recovery point is unlisted: the capture at the mark
+    /// `capture`, which waits, or a peer's, which will be offered again.
+    RoomWanted {
+        unlist: SnapshotDesc,
+        capture: Option<u64>,
+    },
     /// A local snapshot was captured, sealed and read back.
     Captured(Verified),
     /// A local snapshot was not made; the group goes on.
@@ -68,17 +79,31 @@ pub enum Event {
         index: u64,
         why: String,
     },
+    /// A listed object is not what it was: found while restoring, sending or scrubbing.
+    Rotten {
+        snapshot: SnapshotDesc,
+        why: String,
+    },
+    /// No recovery point restores, because their objects are rotten: a peer's object is needed.
+    NeedsSnapshot {
+        why: String,
+    },
     /// The group's guest or its state failed; the replica parks.
     Faulted(Fault),
+    /// The disk of the log has too little room, or room again.
+    Room(Option<Shortage>),
 
     /// A snapshot arrived from a peer, sealed and read back.
     Received {
         snapshot: Verified,
     },
-    /// A transfer to a follower ended; comes exactly once for each [`super::Effect::SendSnapshot`].
+    /// A transfer ended; comes exactly once for each [`super::Effect::SendSnapshot`].
     TransferEnded {
         to: ReplicaId,
+        purpose: Purpose,
         ok: bool,
+        /// The receiver holds a part of another object, which it would rather have.
+        prefers: Option<ObjectRef>,
     },
 
     /// Hand leadership over: the process is about to stop.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use raft::eraftpb::Message;
 
+use crate::fault::Shortage;
 use crate::ids::{GroupId, ReplicaId};
+use crate::snapshot::chunk::Want;
 
 /// One message between two replicas, with what is needed to judge its sender.
 #[derive(Clone, PartialEq, Debug)]
@@ -19,7 +21,26 @@ pub struct Frame {
     pub nonce: u64,
     /// The sender's wall clock, milliseconds since 1970.
     pub wall_ms: u64,
+    /// The sender's log has too little room: it takes no commands and does not want to lead.
+    pub short: Option<Shortage>,
     pub body: Body,
+}
+
+impl Frame {
+    /// Bytes that the frame holds in memory, about.
+    pub fn bytes(&self) -> usize {
+        let entries = match &self.body {
+            Body::Raft(message) => message.entries.iter().map(crate::entry::footprint).sum(),
+            Body::Probe
+            | Body::Nothing
+            | Body::Have
+            | Body::Join
+            | Body::NotMember { .. }
+            | Body::Want(_)
+            | Body::Superseded { .. } => 0,
+        };
+        size_of::<Self>() + entries
+    }
 }
 
 /// The payload of a [`Frame`].
@@ -38,6 +59,8 @@ pub enum Body {
     NotMember {
         configuration_index: u64,
     },
+    /// "Send me such an object": asked by a replica whose own is rotten, or that has none.
+    Want(Want),
     /// "Another process runs as you, and it started later." The frame's `boot` and `nonce` are
     /// those of the process that is told: whoever lives at the node's address by now may be
     /// somebody else.

@@ -1,9 +1,7 @@
 //! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
 
-use std::collections::BTreeMap;
-
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, SnapshotStatus, StateRole};
+use raft::{Config, RawNode, StateRole};
 
 use crate::entry::{EntryBody, Install};
 use crate::fault::{Fault, Refusal};
@@ -14,14 +12,16 @@ use crate::group::frame::{Body, Frame};
 use crate::group::install::Installs;
 use crate::group::mark::Marks;
 use crate::group::membership::Membership;
+use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
 use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
-use crate::group::{Shared, ready};
+use crate::group::wants::Wants;
+use crate::group::{Recovered, Shared, ready};
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
-use crate::snapshot::{Configuration, SnapshotDesc};
+use crate::snapshot::Configuration;
 
 /// A replica with a log.
 pub(crate) struct Hosting {
@@ -33,8 +33,12 @@ pub(crate) struct Hosting {
     pub(super) membership: Membership,
     pub(super) installs: Installs,
     pub(super) marks: Marks,
-    /// Transfers under way, by receiver.
-    pub(super) sending: BTreeMap<ReplicaId, SnapshotDesc>,
+    pub(super) outgoing: Outgoing,
+    pub(super) wants: Wants,
+    /// Bytes of log that followers and transfers may hold.
+    pub(super) log_pin_bytes: u64,
+    /// Tick at which a leader was last known.
+    pub(super) led: u64,
     /// Since when the recovery state holds a commit index that no batch carries.
     pub(super) unwritten_since: Option<u64>,
     /// The highest term known to be durable here.
@@ -48,12 +52,12 @@ impl Hosting {
     /// Goes on from what the log holds.
     pub(super) fn open(
         shared: &mut Shared,
-        terms: &[(u64, u64)],
-        window: Vec<Entry>,
+        recovered: Recovered,
         effects: &mut Vec<Effect>,
     ) -> Self {
         let state = &shared.recovery;
-        let log = RaftLog::open(state, terms, window);
+        let Recovered { terms, window, sizes, .. } = recovered;
+        let log = RaftLog::open(state, &terms, window, sizes);
         let raw = RawNode::new(&raft_config(state.replica, state.floor), log, &silent())
             .expect("the configuration is valid and the recovery state was validated");
         let floor = state.floor;
@@ -68,7 +72,11 @@ impl Hosting {
             membership: Membership::default(),
             installs: Installs::default(),
             marks: Marks::since(shared.recovery.newest().map_or(0, |desc| desc.index)),
-            sending: BTreeMap::new(),
+            outgoing: Outgoing::default(),
+            wants: Wants::default(),
+            log_pin_bytes: limits::LOG_PIN_MARKS
+                .saturating_mul(shared.config.snapshot_policy.log_bytes),
+            led: 0,
             unwritten_since: None,
             durable_term: shared.recovery.term,
             began: shared.persist.emitted(),
@@ -86,14 +94,18 @@ impl Hosting {
         (entry.index, entry.term) = (1, 1);
         entry.data = EntryBody::Install(install).encode().into();
         shared.persist_now(vec![entry.clone()], effects);
-        Self::open(shared, &[(1, 1)], vec![entry], effects)
+        let (state, terms) = (shared.recovery.clone(), vec![(1, 1)]);
+        let recovered = Recovered { state, terms, window: vec![entry], sizes: Vec::new() };
+        Self::open(shared, recovered, effects)
     }
 
     /// Begins with nothing, not even a configuration: the group's leader has it all.
     pub(super) fn join(shared: &mut Shared, effects: &mut Vec<Effect>) -> Self {
         shared.recovery.founded = true;
         shared.persist_now(Vec::new(), effects);
-        Self::open(shared, &[], Vec::new(), effects)
+        let state = shared.recovery.clone();
+        let (terms, window, sizes) = (Vec::new(), Vec::new(), Vec::new());
+        Self::open(shared, Recovered { state, terms, window, sizes }, effects)
     }
 
     fn has_entries(&self) -> bool {
@@ -116,12 +128,12 @@ impl Hosting {
         match event {
             Event::Propose { ticket, call } => {
                 let taken =
-                    self.may_lead(shared).and_then(|()| self.proposals.push_call(ticket, call));
+                    self.may_propose(shared).and_then(|()| self.proposals.push_call(ticket, call));
                 answer_refusal(ticket, taken, effects);
             }
             Event::OpenSession { ticket, nonce } => {
                 let taken =
-                    self.may_lead(shared).and_then(|()| self.proposals.push_open(ticket, nonce));
+                    self.may_propose(shared).and_then(|()| self.proposals.push_open(ticket, nonce));
                 answer_refusal(ticket, taken, effects);
             }
             Event::Query { ticket, request, linearizable: true } => {
@@ -129,14 +141,19 @@ impl Hosting {
                 let taken = self.may_lead(shared).and_then(|()| self.reads.push(read));
                 answer_refusal(ticket, taken, effects);
             }
-            Event::Query { ticket, request, linearizable: false } => match shared.state.refusal() {
-                Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
-                None => effects.push(Effect::Apply(ApplyJob::Query { ticket, request })),
-            },
+            Event::Query { ticket, request, linearizable: false } => {
+                match shared.state.query_refusal() {
+                    Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
+                    None => effects.push(Effect::Apply(ApplyJob::Query { ticket, request })),
+                }
+            }
             Event::Mark { reason } => self.marks.want(reason),
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
-            Event::TransferEnded { to, ok } => self.transfer_ended(to, ok),
+            Event::TransferEnded { to, purpose, ok, prefers } => {
+                self.transfer_ended(shared, to, purpose, ok, prefers);
+            }
+            Event::Room(shortage) => self.room(shared, shortage, effects),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
         }
@@ -147,7 +164,7 @@ impl Hosting {
         match event {
             Event::Started { applied } => {
                 self.pipeline.started(applied);
-                self.installs.tell_list(self.pipeline.is_reading(), effects);
+                self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
             Event::Applied(applied) => {
@@ -160,12 +177,19 @@ impl Hosting {
             Event::Restored { index } => {
                 self.pipeline.restored(index);
                 self.installs.restored();
-                self.installs.tell_list(self.pipeline.is_reading(), effects);
+                self.wants.met();
+                self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
-            Event::CaptureFailed { index, .. } => self.marks.capture_failed(index, shared.now),
-            Event::Received { snapshot } => self.installs.received(snapshot),
+            Event::CaptureWritten { index } => self.pipeline.captured(index),
+            Event::CaptureFailed { index, why } => self.capture_failed(shared, index, why),
+            Event::RoomWanted { unlist, capture } => {
+                self.room_wanted(shared, &unlist, capture, effects);
+            }
+            Event::Rotten { snapshot, .. } => self.found_rotten(shared, &snapshot),
+            Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
+            Event::Received { snapshot } => self.received(shared, snapshot, effects),
             Event::Tick { .. }
             | Event::Frame(_)
             | Event::Persisted { .. }
@@ -177,12 +201,13 @@ impl Hosting {
             | Event::Unreachable(_)
             | Event::Fetched { .. }
             | Event::TransferEnded { .. }
+            | Event::Room(_)
             | Event::HandOver => unreachable!("handled before the lanes' events"),
         }
     }
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        self.installs.offer(&mut self.raw);
+        self.installs.offer(&mut self.raw, effects);
         self.propose_waiting(shared, effects);
         self.ask_for_reads(shared);
         loop {
@@ -196,6 +221,7 @@ impl Hosting {
         for (from, to) in self.raw.store().take_wanted_fetches() {
             effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
         }
+        self.tell_list(effects);
         self.pipeline.dispatch(effects);
         for Read { ticket, request, .. } in self.reads.ready(self.pipeline.dispatched()) {
             effects.push(Effect::Apply(ApplyJob::Query { ticket, request }));
@@ -210,6 +236,11 @@ impl Hosting {
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
         self.tick_marks(shared);
+        self.tick_outgoing(shared);
+        self.tick_wants(shared, effects);
+        if self.leader().is_some() {
+            self.led = shared.now;
+        }
         self.settle_state(shared, effects);
         let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
         if self.unwritten_since.is_some_and(due) {
@@ -232,8 +263,13 @@ impl Hosting {
             Body::Probe if shared.persist.reached(self.began) && self.has_entries() => {
                 shared.send(from.node(), Some(from), Body::Have, effects);
             }
-            // What this replica has itself from hearsay, or not durably, proves no group.
+            // What it has itself from hearsay proves no group: it has no vote's worth of it.
+            Body::Probe if !self.has_entries() => {
+                shared.send(from.node(), Some(from), Body::Nothing, effects);
+            }
+            // What it has not durably proves none either, nor that there is none.
             Body::Probe => {}
+            Body::Want(want) => self.asked_for(from, want, effects),
             Body::Join => self.membership.asked_to_join(from, shared.now),
             Body::NotMember { configuration_index } => {
                 let member = shared.recovery.configuration.contains(shared.me());
@@ -270,7 +306,7 @@ impl Hosting {
         if !shared.recovery.configuration.contains(from) {
             self.answer_non_member(shared, from, effects);
         }
-        if self.election.drops(&message) {
+        if self.election.drops(&message) || self.waits_for_room(shared, &message) {
             return;
         }
         self.election.hear(&message, shared.now);
@@ -279,8 +315,14 @@ impl Hosting {
     }
 
     /// Whether this replica takes commands now.
+    fn may_propose(&self, shared: &Shared) -> Result<(), Refusal> {
+        self.may_lead(shared)?;
+        self.has_room(shared)
+    }
+
+    /// Whether this replica speaks for the group now.
     fn may_lead(&self, shared: &Shared) -> Result<(), Refusal> {
-        if let Some(refusal) = shared.state.refusal() {
+        if let Some(refusal) = shared.state.query_refusal() {
             return Err(refusal);
         }
         match self.is_leader() && self.raw.raft.lead_transferee.is_none() {
@@ -299,6 +341,7 @@ impl Hosting {
         let log = &self.raw.raft.raft_log;
         let settled = log.committed.min(log.persisted);
         while self.proposals.has_waiting()
+            && !self.pipeline.is_behind()
             && self.proposals.above(settled) < limits::PACKS_INFLIGHT_MAX
         {
             let Some(Proposal { body, tickets }) = self.proposals.next(shared.wall_ms) else {
@@ -352,16 +395,10 @@ impl Hosting {
         }
     }
 
-    fn transfer_ended(&mut self, to: ReplicaId, ok: bool) {
-        self.sending.remove(&to);
-        let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raw.report_snapshot(to.0, status);
-    }
-
     fn hand_over(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.proposals.refuse_waiting(&Refusal::ShuttingDown, effects);
         let under_way = self.raw.raft.lead_transferee.is_some();
-        if self.is_leader() && (under_way || self.transfer_to_best()) {
+        if self.is_leader() && (under_way || self.transfer_to_best(shared)) {
             return;
         }
         self.end(shared, Stopped::Requested, effects);
@@ -370,7 +407,7 @@ impl Hosting {
     /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.park();
-        self.installs.tell_list(self.pipeline.is_reading(), effects);
+        self.tell_list(effects);
         if shared.state.is_stopped() {
             return;
         }
@@ -380,7 +417,11 @@ impl Hosting {
         }
         shared.set_state(ReplicaState::Running(Running::Parked(fault)), effects);
         self.refuse_everything(shared, effects);
-        self.transfer_to_best();
+        self.transfer_to_best(shared);
+    }
+
+    fn tell_list(&mut self, effects: &mut Vec<Effect>) {
+        self.installs.tell_list(self.pipeline.is_reading(), &self.outgoing, effects);
     }
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
@@ -389,21 +430,25 @@ impl Hosting {
         self.refuse_everything(shared, effects);
     }
 
-    fn refuse_everything(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
+    pub(super) fn refuse_everything(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
         let refusal = shared.state.refusal().expect("a replica that ended refuses");
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
     }
 
     /// Works out which running state this is; parked stays parked.
-    fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    pub(super) fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let running = match &shared.state {
             ReplicaState::Stopped(_) | ReplicaState::Running(Running::Parked(_)) => return,
             ReplicaState::Running(_) => {
                 if !shared.recovery.configuration.contains(shared.me()) {
                     Running::Joining
+                } else if let Some(why) = self.wants.needs() {
+                    Running::NeedsSnapshot(why.to_owned())
                 } else if !self.pipeline.is_open() || self.installs.is_restoring() {
                     Running::Restoring
+                } else if let Some(shortage) = shared.short {
+                    Running::DiskFull(shortage)
                 } else {
                     Running::Serving
                 }

@@ -9,7 +9,9 @@ use raft::RawNode;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::group::effect::Effect;
+use crate::group::outgoing::Outgoing;
 use crate::group::raft_log::{RaftLog, to_raft};
+use crate::snapshot::chunk::ObjectRef;
 use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
 #[derive(Default)]
@@ -22,6 +24,8 @@ pub(super) struct Installs {
     restoring: usize,
     /// What the log lists durably and the store lane was not told yet, with the objects' holds.
     listed: Option<List>,
+    /// The disk is full: what is parked goes with the next list.
+    pressure: bool,
 }
 
 /// Recovery points that the log lists, and the holds that may be dropped once the lane knows.
@@ -32,15 +36,19 @@ struct List {
 }
 
 impl Installs {
-    pub(super) fn received(&mut self, snapshot: Verified) {
-        self.arrived = Some(snapshot);
+    pub(super) fn received(&mut self, snapshot: Verified, effects: &mut Vec<Effect>) {
+        if let Some(before) = self.arrived.replace(snapshot) {
+            judge(&before, false, effects);
+        }
     }
 
     /// Steps what arrived, once a leader is known.
-    pub(super) fn offer(&mut self, raw: &mut RawNode<RaftLog>) {
-        if raw.raft.leader_id == raw.raft.id {
+    pub(super) fn offer(&mut self, raw: &mut RawNode<RaftLog>, effects: &mut Vec<Effect>) {
+        if raw.raft.leader_id == raw.raft.id
+            && let Some(unneeded) = self.arrived.take()
+        {
             // A leader has it all; the object goes, and its place is free.
-            self.arrived = None;
+            judge(&unneeded, false, effects);
         }
         if self.arrived.is_none() || raw.raft.leader_id == 0 {
             return;
@@ -54,7 +62,9 @@ impl Installs {
         message.set_snapshot(to_raft(&snapshot.desc));
         let _ = raw.step(message);
         let data = snapshot.desc.to_bytes();
-        if raw.snap().is_some_and(|taken| taken.data == data) {
+        let taken = raw.snap().is_some_and(|taken| taken.data == data);
+        judge(&snapshot, taken, effects);
+        if taken {
             // One that was pending is superseded by this: its drop discards it.
             self.pending = Some(snapshot);
         }
@@ -69,17 +79,33 @@ impl Installs {
     }
 
     /// The log lists these durably.
-    pub(super) fn list(&mut self, snapshots: Vec<SnapshotDesc>, hold: Box<dyn Hold>) {
+    pub(super) fn list(&mut self, snapshots: Vec<SnapshotDesc>, hold: Option<Box<dyn Hold>>) {
         let list = self.listed.get_or_insert_default();
         list.snapshots = snapshots;
-        list.holds.push(hold);
+        list.holds.extend(hold);
+    }
+
+    /// What is promised changed: the store lane is told of `listed` once more.
+    pub(super) fn relist(&mut self, listed: &[SnapshotDesc]) {
+        let list = self.listed.get_or_insert_default();
+        list.snapshots = listed.to_vec();
+    }
+
+    pub(super) fn press(&mut self) {
+        self.pressure = true;
     }
 
     /// Tells the store lane what is listed, unless the apply lane still has to open an object that
     /// it was given earlier: the list would let that go.
-    pub(super) fn tell_list(&mut self, reading: bool, effects: &mut Vec<Effect>) {
+    pub(super) fn tell_list(
+        &mut self,
+        reading: bool,
+        outgoing: &Outgoing,
+        effects: &mut Vec<Effect>,
+    ) {
         if !reading && let Some(List { snapshots, holds }) = self.listed.take() {
-            effects.push(Effect::List { snapshots, holds });
+            let (promised, pressure) = (outgoing.promised(), std::mem::take(&mut self.pressure));
+            effects.push(Effect::List { snapshots, promised, pressure, holds });
         }
     }
 
@@ -90,4 +116,8 @@ impl Installs {
     pub(super) fn is_restoring(&self) -> bool {
         self.restoring > 0
     }
+}
+
+fn judge(snapshot: &Verified, taken: bool, effects: &mut Vec<Effect>) {
+    effects.push(Effect::Judged { object: ObjectRef::of(&snapshot.desc), taken });
 }

@@ -12,8 +12,10 @@ use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
+use crate::ids::ReplicaId;
+use crate::limits;
 use crate::retention::{self, Pins};
-use crate::snapshot::Verified;
+use crate::snapshot::{SnapshotDesc, Verified};
 
 /// What has been written since the last mark, and what is being captured.
 pub(super) struct Marks {
@@ -29,6 +31,10 @@ pub(super) struct Marks {
     /// Marks that passed while another was being captured.
     skipped: u64,
     failed: u64,
+    /// Why the last capture failed; `None` once one succeeded.
+    failure: Option<String>,
+    /// The index of a capture that waits for a recovery point to be unlisted.
+    waiting_for_room: Option<u64>,
     /// Captures that failed in a row, and the tick before which no further mark is proposed.
     failed_in_a_row: u32,
     not_before: u64,
@@ -51,6 +57,8 @@ impl Marks {
             capturing: None,
             skipped: 0,
             failed: 0,
+            failure: None,
+            waiting_for_room: None,
             failed_in_a_row: 0,
             not_before: 0,
         }
@@ -82,10 +90,12 @@ impl Marks {
     }
 
     /// A capture failed at tick `now`.
-    pub(super) fn capture_failed(&mut self, index: u64, now: u64) {
+    pub(super) fn capture_failed(&mut self, index: u64, why: String, now: u64) {
         if self.capturing == Some(index) {
             self.capturing = None;
+            self.waiting_for_room = None;
             self.failed += 1;
+            self.failure = Some(why);
             self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
             self.failed_in_a_row = (self.failed_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
         }
@@ -96,18 +106,32 @@ impl Marks {
         self.last = self.last.max(index);
         self.handed = self.handed.max(index);
         self.bytes = 0;
+        self.abandon_capture();
+    }
+
+    /// The lane lost its guest, and the capture with it.
+    pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
+        self.waiting_for_room = None;
+    }
+
+    /// Why the last capture failed.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.skipped, self.failed)
     }
 
-    fn due(&self, shared: &Shared) -> Option<MarkReason> {
+    /// Whether a mark is due, `patience` times later than usual.
+    fn due(&self, shared: &Shared, patience: u64) -> Option<MarkReason> {
         let policy = shared.config.snapshot_policy;
+        let entries = policy.entries.saturating_mul(patience);
+        let bytes = policy.log_bytes.saturating_mul(patience);
         self.wanted
-            .or_else(|| (self.handed - self.last >= policy.entries).then_some(MarkReason::Entries))
-            .or_else(|| (self.bytes >= policy.log_bytes).then_some(MarkReason::LogBytes))
+            .or_else(|| (self.handed - self.last >= entries).then_some(MarkReason::Entries))
+            .or_else(|| (self.bytes >= bytes).then_some(MarkReason::LogBytes))
     }
 }
 
@@ -127,7 +151,9 @@ impl Hosting {
         if self.raw.store().take_wanted_snapshot().is_some() {
             self.marks.want(MarkReason::Learner);
         }
-        let Some(reason) = self.marks.due(shared) else { return };
+        // A snapshot on its way stays of use the longer, the later the next one comes.
+        let patience = if self.outgoing.is_busy() { limits::MARK_PATIENCE } else { 1 };
+        let Some(reason) = self.marks.due(shared, patience) else { return };
         let body = EntryBody::Mark { time_ms: shared.wall_ms, reason };
         if let Some((index, term)) = self.propose(&body) {
             self.marks.proposed = Some((term, index));
@@ -147,25 +173,63 @@ impl Hosting {
             self.marks.capturing = None;
         }
         self.marks.failed_in_a_row = 0;
+        self.marks.failure = None;
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
-        let plan = retention::plan(&shared.recovery, desc, &self.pins());
-        let previous_term = self.raw.store().term_before(plan.first_index);
-        ready::list_local(shared, plan.snapshots, plan.first_index, previous_term, hold, effects);
+        let mut plan = retention::plan(&shared.recovery, desc, &self.pins(), self.wants.rotten());
+        if shared.short.is_some() {
+            plan.snapshots.truncate(1);
+        }
+        ready::list_local(self, shared, plan, Some(hold), effects);
     }
 
-    fn pins(&self) -> Pins {
+    /// A snapshot finds room only without `unlist`: it goes if it may.
+    pub(super) fn room_wanted(
+        &mut self,
+        shared: &mut Shared,
+        unlist: &SnapshotDesc,
+        capture: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let plan = retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten());
+        match (plan, capture) {
+            (Some(plan), _) => {
+                self.marks.waiting_for_room = capture.or(self.marks.waiting_for_room);
+                ready::list_local(self, shared, plan, None, effects);
+            }
+            (None, Some(index)) => {
+                let why = format!("no room, and the recovery point at {} stays", unlist.index);
+                self.capture_failed(shared, index, why);
+            }
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn capture_failed(&mut self, shared: &Shared, index: u64, why: String) {
+        self.pipeline.captured(index);
+        self.marks.capture_failed(index, why, shared.now);
+    }
+
+    /// The store lane was told what is listed: a capture that waits for that is tried again.
+    pub(super) fn retry_capture(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(index) = self.marks.waiting_for_room.take() {
+            self.pipeline.capture_again(index, effects);
+        }
+    }
+
+    pub(super) fn pins(&self) -> Pins {
         let raft = &self.raw.raft;
         let followers = raft
             .prs()
             .iter()
             .filter(|(id, peer)| self.is_leader() && **id != raft.id && peer.recent_active)
-            .map(|(_, peer)| peer.matched);
+            .map(|(id, peer)| (ReplicaId(*id), peer.matched));
         Pins {
-            sending: self.sending.values().map(|desc| desc.index).collect(),
-            slowest_follower: followers.min(),
+            sending: self.outgoing.pins(),
+            slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
             outgrown: self.raw.store().outgrown(),
+            budget: self.raw.store().within(self.log_pin_bytes),
         }
     }
 }

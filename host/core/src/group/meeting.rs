@@ -62,7 +62,7 @@ impl Meeting {
             }
             // Raft's frames come only from those who host the group.
             Body::Have | Body::Raft(_) => self.outcome = Some(Outcome::Exists),
-            Body::Join | Body::NotMember { .. } | Body::Superseded { .. } => {}
+            Body::Join | Body::NotMember { .. } | Body::Superseded { .. } | Body::Want(_) => {}
         }
     }
 

@@ -30,7 +30,8 @@ pub(super) struct Promise {
 pub(super) struct Listing {
     pub snapshots: Vec<SnapshotDesc>,
     pub first_index: u64,
-    pub hold: Box<dyn Hold>,
+    /// Of the object that is new in the list.
+    pub hold: Option<Box<dyn Hold>>,
     /// The first of `snapshots` came from a peer and replaces the guest.
     pub installed: bool,
 }

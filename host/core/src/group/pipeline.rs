@@ -30,13 +30,30 @@ pub(super) struct Pipeline {
     restores: usize,
     /// raft accepted a snapshot that the log does not list durably yet.
     installing: bool,
+    /// A capture was given to the lane; what follows waits until the guest wrote it, because it may
+    /// have to be tried again.
+    capturing: Option<Capture>,
+    /// There is nothing to build a guest from: a start will come, and cover what is handed over
+    /// until then.
+    waiting: bool,
+    /// Bytes of entries handed over and not reported back.
+    backlog_bytes: usize,
+    /// The last entry handed over.
+    handed: u64,
     /// Nothing is applied any more.
     parked: bool,
 }
 
 enum Item {
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry> },
-    Capture { term: u64, index: u64, configuration: Configuration },
+    Capture(Capture),
+}
+
+#[derive(Clone)]
+struct Capture {
+    term: u64,
+    index: u64,
+    configuration: Configuration,
 }
 
 impl Pipeline {
@@ -51,6 +68,10 @@ impl Pipeline {
             rebuilding: true,
             restores: 0,
             installing: false,
+            capturing: None,
+            waiting: false,
+            backlog_bytes: 0,
+            handed: floor,
             parked: false,
         }
     }
@@ -64,7 +85,13 @@ impl Pipeline {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !(self.rebuilding || self.installing || self.parked)
+        !(self.rebuilding || self.installing || self.waiting || self.parked)
+    }
+
+    /// Whether the lane is so far behind that a leader packs no more commands.
+    pub(super) fn is_behind(&self) -> bool {
+        self.backlog_bytes > limits::APPLY_BACKLOG_BYTES_MAX
+            || self.handed.saturating_sub(self.applied) > limits::APPLY_BACKLOG_ENTRIES_MAX
     }
 
     /// Whether the lane may still have to open a snapshot that it was given.
@@ -75,11 +102,13 @@ impl Pipeline {
     /// Committed entries, contiguous with what came before.
     pub(super) fn push(&mut self, mut entries: Vec<Entry>) {
         let (Some(head), Some(tail)) = (entries.first(), entries.last()) else { return };
-        if self.parked {
+        self.handed = tail.index;
+        if self.parked || self.waiting {
             return;
         }
         let (first, last) = (head.index, tail.index);
         let bytes = entries.iter().map(footprint).sum();
+        self.backlog_bytes += bytes;
         if self.queued_bytes + bytes > limits::WINDOW_BYTES_MAX {
             entries = Vec::new();
         } else {
@@ -90,14 +119,29 @@ impl Pipeline {
 
     /// A mark: the lane captures between the range that ends with it and the next.
     pub(super) fn push_capture(&mut self, term: u64, index: u64, configuration: Configuration) {
-        if !self.parked {
-            self.queue.push_back(Item::Capture { term, index, configuration });
+        if !self.parked && !self.waiting {
+            self.queue.push_back(Item::Capture(Capture { term, index, configuration }));
+        }
+    }
+
+    /// The guest wrote the capture at `index`, or it failed: what follows may follow.
+    pub(super) fn captured(&mut self, index: u64) {
+        self.capturing.take_if(|capture| capture.index == index);
+    }
+
+    /// Room was made: the capture at `index` is tried again.
+    pub(super) fn capture_again(&mut self, index: u64, effects: &mut Vec<Effect>) {
+        if let Some(capture) = self.capturing.clone().filter(|capture| capture.index == index) {
+            effects.push(Effect::Apply(capture.job()));
         }
     }
 
     /// Gives the lane what it may have.
     pub(super) fn dispatch(&mut self, effects: &mut Vec<Effect>) {
-        while self.is_open() && self.inflight_bytes < limits::APPLY_INFLIGHT_BYTES_MAX {
+        while self.is_open()
+            && self.capturing.is_none()
+            && self.inflight_bytes < limits::APPLY_INFLIGHT_BYTES_MAX
+        {
             let Some(item) = self.queue.pop_front() else { return };
             effects.push(Effect::Apply(match item {
                 Item::Range { first, last, bytes, entries } => {
@@ -108,8 +152,9 @@ impl Pipeline {
                     self.dispatched = last;
                     ApplyJob::Range { first, last, bytes, entries }
                 }
-                Item::Capture { term, index, configuration } => {
-                    ApplyJob::Capture { term, index, configuration }
+                Item::Capture(capture) => {
+                    self.capturing = Some(capture.clone());
+                    capture.job()
                 }
             }));
         }
@@ -123,20 +168,44 @@ impl Pipeline {
 
     pub(super) fn restored(&mut self, index: u64) {
         self.restores = self.restores.saturating_sub(1);
+        // Whatever the lane built before, this took its place.
+        self.rebuilding = false;
         self.progressed(index, 0);
     }
 
     pub(super) fn progressed(&mut self, applied: u64, bytes: usize) {
         self.inflight_bytes -= bytes.min(self.inflight_bytes);
+        self.backlog_bytes -= bytes.min(self.backlog_bytes);
         self.applied = self.applied.max(applied);
     }
 
     /// raft accepted a snapshot: what is queued lies below it; the lane waits until the log lists
     /// it.
     pub(super) fn supersede(&mut self) {
+        self.clear();
+        self.installing = true;
+    }
+
+    /// There is no guest, and nothing to build one from.
+    pub(super) fn wait_for_snapshot(&mut self) {
+        self.clear();
+        self.rebuilding = false;
+        self.waiting = true;
+    }
+
+    /// The lane builds the guest anew, up to `floor`.
+    pub(super) fn start_again(&mut self, floor: u64) {
+        self.clear();
+        self.waiting = false;
+        self.rebuilding = true;
+        self.dispatched = floor;
+    }
+
+    fn clear(&mut self) {
         self.queue.clear();
         self.queued_bytes = 0;
-        self.installing = true;
+        self.backlog_bytes = self.inflight_bytes;
+        self.capturing = None;
     }
 
     /// The log lists the snapshot durably: the lane restores it, and what follows may follow.
@@ -148,11 +217,18 @@ impl Pipeline {
         effects.push(Effect::Apply(ApplyJob::Restore { snapshot }));
         self.restores += 1;
         self.installing = false;
+        self.waiting = false;
     }
 
     pub(super) fn park(&mut self) {
-        self.queue.clear();
-        self.queued_bytes = 0;
+        self.clear();
         self.parked = true;
+    }
+}
+
+impl Capture {
+    fn job(self) -> ApplyJob {
+        let Self { term, index, configuration } = self;
+        ApplyJob::Capture { term, index, configuration }
     }
 }

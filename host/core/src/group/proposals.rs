@@ -127,8 +127,9 @@ impl Proposals {
     /// This replica no longer leads or serves: proposed commands may yet commit, waiting ones never
     /// will.
     pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        let unknown = unknown(refusal);
         for (_, tickets) in std::mem::take(&mut self.proposed).into_values() {
-            refuse_all(tickets, &Refusal::Unknown, effects);
+            refuse_all(tickets, &unknown, effects);
         }
         self.refuse_waiting(refusal, effects);
     }
@@ -140,6 +141,15 @@ impl Proposals {
             effects.push(Effect::Answer { ticket, answer: Err(refusal.clone()) });
         }
     }
+}
+
+/// What a command under way is told when new ones are refused like this.
+fn unknown(refusal: &Refusal) -> Refusal {
+    let why = match refusal {
+        Refusal::NotLeader { .. } => "leadership was lost".to_owned(),
+        other => other.to_string(),
+    };
+    Refusal::Unknown { why }
 }
 
 fn cost(call: &Call) -> usize {

@@ -11,7 +11,7 @@
 //!   receiver.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
@@ -36,6 +36,9 @@ pub(super) struct RaftLog {
     outgrown: u64,
     /// What the log durably lists, newest first.
     listed: Vec<SnapshotDesc>,
+    /// What was promised to a follower: offered to it before anything else.
+    promised: BTreeMap<ReplicaId, SnapshotDesc>,
+    sizes: Sizes,
     /// Sends that wait for entries from the log: at most one for each first index.
     fetches: RefCell<Vec<Fetch>>,
     /// Entries that came back and are being taken up.
@@ -53,7 +56,12 @@ struct Fetch {
 
 impl RaftLog {
     /// `terms` covers the log from the entry before its first; `window` its end, from the floor on.
-    pub(super) fn open(state: &RecoveryState, terms: &[(u64, u64)], window: Vec<Entry>) -> Self {
+    pub(super) fn open(
+        state: &RecoveryState,
+        terms: &[(u64, u64)],
+        window: Vec<Entry>,
+        sizes: Vec<(u64, u64)>,
+    ) -> Self {
         let mut hard_state = HardState::default();
         hard_state.set_term(state.term);
         hard_state.set_vote(state.vote);
@@ -73,11 +81,16 @@ impl RaftLog {
             window: window.into(),
             outgrown: 0,
             listed: state.snapshots.clone(),
+            promised: BTreeMap::new(),
+            sizes: Sizes { pieces: sizes.into() },
             fetches: RefCell::default(),
             fetched: Vec::new(),
             wanted: Cell::new(None),
         };
         log.compact_terms();
+        let first = log.window.front().map_or(u64::MAX, |entry| entry.index);
+        log.sizes.cut_off(first);
+        log.window.iter().for_each(|entry| log.sizes.push(entry));
         log
     }
 
@@ -92,7 +105,9 @@ impl RaftLog {
         while self.terms.last().is_some_and(|(first, _)| *first >= head.index) {
             self.terms.pop();
         }
+        self.sizes.cut_off(head.index);
         for entry in entries {
+            self.sizes.push(entry);
             if self.terms.last().is_none_or(|(_, term)| *term != entry.term) {
                 self.terms.push((entry.index, entry.term));
             }
@@ -110,6 +125,7 @@ impl RaftLog {
         self.terms.clear();
         self.window.clear();
         self.window_bytes = 0;
+        self.sizes.pieces.clear();
         self.fetches.borrow_mut().clear();
     }
 
@@ -122,6 +138,7 @@ impl RaftLog {
         self.previous_term = self.term(first - 1).expect("the entry before the cut is known");
         self.first = first;
         self.compact_terms();
+        self.sizes.compact(first);
         while self.window.front().is_some_and(|entry| entry.index < first) {
             self.pop_front();
         }
@@ -141,6 +158,19 @@ impl RaftLog {
     /// that did not happen since the start.
     pub(super) fn outgrown(&self) -> u64 {
         self.outgrown
+    }
+
+    /// The lowest index from which on the log has at most `bytes`.
+    pub(super) fn within(&self, bytes: u64) -> u64 {
+        self.sizes.within(bytes)
+    }
+
+    pub(super) fn listed(&self) -> &[SnapshotDesc] {
+        &self.listed
+    }
+
+    pub(super) fn set_promised(&mut self, promised: BTreeMap<ReplicaId, SnapshotDesc>) {
+        self.promised = promised;
     }
 
     pub(super) fn set_listed(&mut self, snapshots: &[SnapshotDesc]) {
@@ -232,8 +262,8 @@ impl Storage for RaftLog {
             return Ok(limited(range, max_size));
         }
         if self.fetched.first().is_some_and(|head| head.index == low) {
-            let count = (high - low) as usize;
-            return Ok(limited(self.fetched.iter().take(count), max_size));
+            // They were read for a send that asked for at least as much as this one.
+            return Ok(limited(self.fetched.iter(), max_size));
         }
         assert!(context.can_async(), "only sends reach behind the window");
         let mut fetches = self.fetches.borrow_mut();
@@ -273,11 +303,56 @@ impl Storage for RaftLog {
                 && desc.index + 1 >= self.first
                 && desc.configuration.contains(ReplicaId(to))
         };
-        let Some(desc) = self.listed.iter().find(fits) else {
+        let promised = self.promised.get(&ReplicaId(to)).into_iter();
+        let Some(desc) = promised.chain(&self.listed).find(fits) else {
             self.wanted.set(Some(request_index));
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
         Ok(to_raft(desc))
+    }
+}
+
+/// Bytes of the log, in pieces: enough to say from where on it fits in a budget.
+struct Sizes {
+    /// (first index, bytes), ascending.
+    pieces: VecDeque<(u64, u64)>,
+}
+
+/// A piece grows to this many bytes.
+const PIECE_BYTES: u64 = 256 << 10;
+
+impl Sizes {
+    fn push(&mut self, entry: &Entry) {
+        let bytes = footprint(entry) as u64;
+        match self.pieces.back_mut() {
+            Some((_, piece)) if *piece < PIECE_BYTES => *piece += bytes,
+            Some(_) | None => self.pieces.push_back((entry.index, bytes)),
+        }
+    }
+
+    /// The entries from `index` on are replaced; what a piece keeps of them counts on.
+    fn cut_off(&mut self, index: u64) {
+        while self.pieces.back().is_some_and(|(first, _)| *first >= index) {
+            self.pieces.pop_back();
+        }
+    }
+
+    /// The log begins at `first` now.
+    fn compact(&mut self, first: u64) {
+        while self.pieces.get(1).is_some_and(|(next, _)| *next <= first) {
+            self.pieces.pop_front();
+        }
+    }
+
+    fn within(&self, bytes: u64) -> u64 {
+        let mut left = bytes;
+        for (place, (_, piece)) in self.pieces.iter().enumerate().rev() {
+            if *piece > left {
+                return self.pieces.get(place + 1).map_or(u64::MAX, |(next, _)| *next);
+            }
+            left -= piece;
+        }
+        0
     }
 }
 

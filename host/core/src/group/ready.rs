@@ -25,7 +25,8 @@ use crate::group::membership::{self, single};
 use crate::group::persist::{Listing, Promise};
 use crate::ids::ReplicaId;
 use crate::limits;
-use crate::snapshot::{Configuration, SnapshotDesc};
+use crate::retention::Plan;
+use crate::snapshot::{Configuration, Hold, SnapshotDesc};
 
 /// Takes one ready from raft and carries it out.
 pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
@@ -93,26 +94,27 @@ pub(super) fn keep_promises(
             hosting.raw.on_persist_ready(number);
         }
         if let Some(listing) = promise.listing {
-            list(hosting, listing, effects);
+            list(hosting, shared, listing, effects);
         }
         send_all(hosting, shared, promise.messages, effects);
     }
     any
 }
 
-/// Lists a local snapshot and cuts the log, in one batch of its own.
+/// Changes the list and cuts the log, in one batch of its own. `hold` is of an object that is new
+/// in the list.
 pub(super) fn list_local(
+    hosting: &Hosting,
     shared: &mut Shared,
-    snapshots: Vec<SnapshotDesc>,
-    first_index: u64,
-    previous_term: u64,
-    mut hold: Box<dyn crate::snapshot::Hold>,
+    plan: Plan,
+    mut hold: Option<Box<dyn Hold>>,
     effects: &mut Vec<Effect>,
 ) {
-    hold.disarm();
+    let Plan { snapshots, first_index } = plan;
+    hold.iter_mut().for_each(|hold| hold.disarm());
     shared.recovery.snapshots.clone_from(&snapshots);
+    shared.recovery.previous_term = hosting.raw.store().term_before(first_index);
     shared.recovery.first_index = first_index;
-    shared.recovery.previous_term = previous_term;
     let seq = shared.persist_now(Vec::new(), effects);
     let listing = Some(Listing { snapshots, first_index, hold, installed: false });
     let term = shared.recovery.term;
@@ -139,13 +141,13 @@ fn install(hosting: &mut Hosting, shared: &mut Shared, ready: &raft::Ready) -> L
     Listing {
         snapshots: recovery.snapshots.clone(),
         first_index: recovery.first_index,
-        hold: snapshot.hold,
+        hold: Some(snapshot.hold),
         installed: true,
     }
 }
 
 /// The list is durable: objects may be offered and deleted by it, and an installed one restored.
-fn list(hosting: &mut Hosting, listing: Listing, effects: &mut Vec<Effect>) {
+fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &mut Vec<Effect>) {
     let Listing { snapshots, first_index, hold, installed } = listing;
     let log = hosting.raw.mut_store();
     log.set_listed(&snapshots);
@@ -153,8 +155,11 @@ fn list(hosting: &mut Hosting, listing: Listing, effects: &mut Vec<Effect>) {
         log.compact(first_index);
     }
     let newest = snapshots.first().expect("a listing lists something").clone();
+    hosting.wants.listed(&snapshots);
     hosting.installs.list(snapshots, hold);
-    hosting.installs.tell_list(hosting.pipeline.is_reading(), effects);
+    hosting.installs.tell_list(hosting.pipeline.is_reading(), &hosting.outgoing, effects);
+    hosting.retry_capture(effects);
+    hosting.list_is_durable(shared, effects);
     if installed {
         // raft takes nothing for applied that it does not know to be persisted: only now it does.
         hosting.raw.advance_apply_to(newest.index);
@@ -254,10 +259,7 @@ fn send_all(
         let desc = SnapshotDesc::from_bytes(message.get_snapshot().data.clone())
             .expect("raft carries the descriptor that the log gave it");
         // One transfer a follower: the one under way reports, and raft then asks again if it must.
-        if hosting.sending.contains_key(&to) {
-            continue;
-        }
-        hosting.sending.insert(to, desc.clone());
-        effects.push(Effect::SendSnapshot { to, snapshot: desc });
+        hosting.outgoing.follow(to, desc, shared.now, effects);
+        hosting.keep_promises();
     }
 }

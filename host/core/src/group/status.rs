@@ -2,10 +2,13 @@
 
 use raft::StateRole;
 
+use crate::fault::Shortage;
 use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
 use crate::ids::{NodeId, ReplicaId};
+use crate::retention::{self, Pin};
+use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +45,18 @@ pub struct GroupStatus {
     pub clock_is_off: bool,
     pub marks_skipped: u64,
     pub captures_failed: u64,
+    /// Why the last capture failed, unless one succeeded since.
+    pub capture_failure: Option<String>,
+    /// Who keeps the log from being cut, and the index it needs.
+    pub log_pin: Option<(Pin, u64)>,
+    /// The log has too little room here.
+    pub shortage: Option<Shortage>,
+    /// Listed objects that are not what they were, to be repaired.
+    pub rotten: Vec<ObjectRef>,
+    /// What this replica asks its peers for.
+    pub wanted: Option<Want>,
+    /// Ticks without a known leader.
+    pub leaderless_ticks: u64,
     pub frames_misdirected: u64,
 }
 
@@ -78,6 +93,12 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         clock_is_off: shared.clock_is_off(),
         marks_skipped,
         captures_failed,
+        capture_failure: hosting.and_then(|h| h.marks.failure()).map(str::to_owned),
+        log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins())),
+        shortage: shared.short,
+        rotten: hosting.map(rotten).unwrap_or_default(),
+        wanted: hosting.and_then(|h| h.wants.asked()),
+        leaderless_ticks: hosting.map_or(0, |h| shared.now - h.led),
         frames_misdirected: shared.misdirected,
     }
 }
@@ -94,6 +115,15 @@ fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
     }
 }
 
+fn rotten(hosting: &Hosting) -> Vec<ObjectRef> {
+    let object = |(term, index, digest): &retention::ObjectName| ObjectRef {
+        term: *term,
+        index: *index,
+        digest: *digest,
+    };
+    hosting.wants.rotten().iter().map(object).collect()
+}
+
 fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
     let raft = &hosting.raw.raft;
     let mut peers: Vec<PeerStatus> = raft
@@ -104,7 +134,7 @@ fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
             replica: ReplicaId(*id),
             matched: peer.matched,
             active: peer.recent_active,
-            sending_snapshot: hosting.sending.contains_key(&ReplicaId(*id)),
+            sending_snapshot: hosting.outgoing.is_sending_to(ReplicaId(*id)),
         })
         .collect();
     peers.sort_unstable_by_key(|peer| peer.replica);

@@ -11,7 +11,9 @@
 //! - No block leaves before `Proceed`; at most [`WINDOW_BLOCKS`] are under way without credit.
 //! - Every block but the last is full; each carries its offset and CRC32C; `End` is mandatory.
 //! - Every [`BulkReply`] but `Proceed` and `Credit` ends the transfer and tells the sender what to
-//!   do next: stop, wait or give up (I5).
+//!   do next: stop, wait, offer another object or give up (I5).
+//! - What a broken transfer left may be *parked*: an offer of the same object goes on behind the
+//!   blocks that are there, an offer of another one is asked to [`BulkReply::Prefer`] the parked.
 //!
 //! The bytes on the wire are the transport's business; here frames are values.
 
@@ -52,6 +54,27 @@ pub struct Offer {
     /// The sender's raft term; a snapshot of a later term cannot be (P16).
     pub term: u64,
     pub desc: SnapshotDesc,
+    pub purpose: Purpose,
+    /// The sender does not have what the receiver would prefer: a parked object has to yield.
+    pub insist: bool,
+}
+
+/// Why an object is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// raft's follower needs it; raft is told how it ended.
+    Follow,
+    /// The receiver asked for it with `Body::Want`; raft is not involved.
+    Wanted,
+}
+
+/// Names an object well enough to tell whether one has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectRef {
+    pub term: u64,
+    pub index: u64,
+    /// The first half of the payload's digest.
+    pub digest: [u8; 16],
 }
 
 /// A block of payload.
@@ -90,6 +113,8 @@ pub enum BulkReply {
     Busy {
         retry_after_ms: u64,
     },
+    /// The receiver holds a part of this object: offer that one if it is there, else insist.
+    Prefer(ObjectRef),
     NoSpace {
         need: u64,
         have: u64,
@@ -115,8 +140,19 @@ pub struct Expected {
     /// Snapshot formats the guest reads.
     pub formats: std::ops::RangeInclusive<u32>,
     pub commit: u64,
-    /// A snapshot was asked for: one at or below the commit index is welcome.
-    pub requested: bool,
+    /// What the receiver asked its peers for, if it did: an object that fits is welcome whatever
+    /// its index and its configuration.
+    pub wanted: Option<Want>,
+}
+
+/// A wish for an object, whoever has it: to repair a listed one, or to start from at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// The lowest and the highest index that help.
+    pub low: u64,
+    pub high: u64,
+    /// Only this object helps.
+    pub exactly: Option<ObjectRef>,
 }
 
 /// An offer that passed every check that needs no disk: the only key to a place to write (P15,
@@ -126,6 +162,31 @@ pub struct ValidatedHeader {
     cluster: [u8; 16],
     group: GroupId,
     desc: SnapshotDesc,
+    yields: Yields,
+}
+
+/// Which parked object of another digest has to yield to an offer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Yields {
+    /// One below this index: it is of no more use.
+    Below(u64),
+    /// Any.
+    All,
+}
+
+impl ObjectRef {
+    pub fn of(desc: &SnapshotDesc) -> Self {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&desc.digest.0[..16]);
+        Self { term: desc.term, index: desc.index, digest }
+    }
+}
+
+impl Want {
+    pub fn fits(&self, desc: &SnapshotDesc) -> bool {
+        (self.low..=self.high).contains(&desc.index)
+            && self.exactly.is_none_or(|object| object == ObjectRef::of(desc))
+    }
 }
 
 impl Offer {
@@ -142,7 +203,11 @@ impl Offer {
                 desc.term, desc.index, self.term
             )));
         }
-        if !desc.configuration.contains(self.to) {
+        let wanted = self.purpose == Purpose::Wanted;
+        if wanted && !expected.wanted.is_some_and(|want| want.fits(desc)) {
+            return Err(BulkReply::Stale);
+        }
+        if !wanted && !desc.configuration.contains(self.to) {
             return Err(incompatible(format!(
                 "the configuration at index {} does not contain replica {}; take a later snapshot",
                 desc.index, self.to
@@ -162,10 +227,16 @@ impl Offer {
                 expected.formats.end()
             )));
         }
-        if desc.index < expected.commit && !expected.requested {
+        if desc.index < expected.commit && !wanted {
             return Err(BulkReply::Stale);
         }
-        Ok(ValidatedHeader { cluster: self.cluster, group: self.group, desc: desc.clone() })
+        // What was asked for is needed now; otherwise a parked object yields once it is behind.
+        let yields = match self.insist || wanted {
+            true => Yields::All,
+            false => Yields::Below(expected.commit),
+        };
+        let (cluster, group) = (self.cluster, self.group);
+        Ok(ValidatedHeader { cluster, group, desc: desc.clone(), yields })
     }
 }
 
@@ -180,6 +251,14 @@ impl ValidatedHeader {
 
     pub fn desc(&self) -> &SnapshotDesc {
         &self.desc
+    }
+
+    /// Whether a parked object has to make way for this one.
+    pub fn displaces(&self, parked: ObjectRef) -> bool {
+        match self.yields {
+            Yields::All => true,
+            Yields::Below(index) => parked.index < index,
+        }
     }
 }
 
@@ -203,6 +282,7 @@ impl BulkReply {
             Self::Accepted
             | Self::Stale
             | Self::Busy { .. }
+            | Self::Prefer(_)
             | Self::NoSpace { .. }
             | Self::Corrupt
             | Self::Incompatible { .. }
@@ -249,7 +329,8 @@ pub(crate) mod tests {
             format: 3,
             configuration: Configuration::of_voters([from, to]),
         };
-        Offer { cluster: [7; 16], group: GroupId(1), from, to, term: 2, desc }
+        let (cluster, group, purpose) = ([7; 16], GroupId(1), Purpose::Follow);
+        Offer { cluster, group, from, to, term: 2, desc, purpose, insist: false }
     }
 
     pub(crate) fn expected() -> Expected {
@@ -260,7 +341,7 @@ pub(crate) mod tests {
             module: ModuleId([5; 32]),
             formats: 2..=3,
             commit: 10,
-            requested: false,
+            wanted: None,
         }
     }
 
@@ -303,8 +384,25 @@ pub(crate) mod tests {
             let said = judge(&change);
             assert!(said.starts_with(verdict), "{said} instead of {verdict}");
         }
-        let requested = Expected { requested: true, commit: 99, ..expected() };
-        assert!(offer(1).validate(&requested).is_ok(), "what was asked for is never stale");
+        let want = Want { low: 5, high: 10, exactly: None };
+        let asked = Expected { wanted: Some(want), commit: 99, ..expected() };
+        let wanted = Offer { purpose: Purpose::Wanted, ..offer(1) };
+        assert!(wanted.validate(&asked).is_ok(), "what was asked for is never stale");
+        assert_eq!(offer(1).validate(&asked), Err(BulkReply::Stale), "it was not sent as that");
+        assert_eq!(wanted.validate(&expected()), Err(BulkReply::Stale), "nothing was asked for");
+        let object = ObjectRef { digest: [1; 16], ..ObjectRef::of(&wanted.desc) };
+        let other = Expected { wanted: Some(Want { exactly: Some(object), ..want }), ..asked };
+        assert_eq!(wanted.validate(&other), Err(BulkReply::Stale), "another object was asked for");
+    }
+
+    #[test]
+    fn a_parked_object_yields_when_it_is_behind_or_the_sender_has_no_other() {
+        let parked = |index| ObjectRef { term: 1, index, digest: [0; 16] };
+        let header = offer(1).validate(&expected()).expect("it is in order");
+        assert!(header.displaces(parked(9)), "the commit index, 10, is past it");
+        assert!(!header.displaces(parked(10)));
+        let insists = Offer { insist: true, ..offer(1) };
+        assert!(insists.validate(&expected()).expect("it is in order").displaces(parked(99)));
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //!
 //! - Nothing is reserved before the offer was validated; nothing is written before it was admitted.
 //! - A block is written only at the expected offset, with the expected size and its checksum right.
-//! - `End` is mandatory: a transfer that ends in any other way leaves nothing.
-//! - At most one final reply leaves. Whoever drives the machine drops what was staged when it ends.
+//! - `End` is mandatory: a transfer that ends in any other way leaves nothing, or a parked file
+//!   ([`ReceiveEnd::parks`]).
+//! - At most one final reply leaves. Whoever drives the machine drops or parks what was staged when
+//!   it ends.
 
 use crate::limits;
 use crate::snapshot::chunk::{
@@ -27,7 +29,7 @@ pub enum ReceiveInput {
     },
     /// The block is written.
     Written,
-    /// A part of [`ReceiveCommand::Store`] was done.
+    /// A part of [`ReceiveCommand::Admit`] or [`ReceiveCommand::Store`] was done.
     Working,
     /// The object is sealed and read back.
     Stored,
@@ -41,7 +43,7 @@ pub enum ReceiveInput {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReceiveCommand {
-    /// Reserve room and create the staging file.
+    /// Reserve room and create the staging file, or take up the parked one and look through it.
     Admit(ValidatedHeader),
     Write(Block),
     /// Finish, seal, read back.
@@ -63,6 +65,17 @@ pub enum ReceiveEnd {
     Stalled,
     #[error("the channel broke: {0}")]
     Broken(String),
+}
+
+impl ReceiveEnd {
+    /// Whether what was written so far is worth keeping for another try: it was right, and the
+    /// sender did not come to its end.
+    pub fn parks(&self) -> bool {
+        match self {
+            Self::Stalled | Self::Broken(_) => true,
+            Self::Answered(_) | Self::Refused(_) => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,7 +140,8 @@ impl Receiver {
                 vec![ReceiveCommand::Reply(BulkReply::Credit { blocks: 1 })]
             }
             ReceiveInput::Working => {
-                self.expect(Stage::Storing);
+                let works = matches!(self.stage, Stage::Admitting | Stage::Storing);
+                assert!(works, "the driver works only where it was told to");
                 vec![ReceiveCommand::Reply(BulkReply::Credit { blocks: 0 })]
             }
             ReceiveInput::Stored => {

@@ -10,8 +10,8 @@
 //!   moves.
 
 use crate::snapshot::chunk::{
-    self, BROKEN_RETRY_MS, Block, BulkReply, BulkRequest, NO_SPACE_RETRY_MS, Offer, STALL_TICKS,
-    WINDOW_BLOCKS,
+    self, BROKEN_RETRY_MS, Block, BulkReply, BulkRequest, NO_SPACE_RETRY_MS, ObjectRef, Offer,
+    STALL_TICKS, WINDOW_BLOCKS,
 };
 
 /// What raft is told of a transfer.
@@ -29,6 +29,8 @@ pub enum Next {
     Wait {
         ms: u64,
     },
+    /// Report, and offer this object if it is there; else insist on one that is.
+    Prefer(ObjectRef),
     /// This object will never be taken: an operator or another object is needed.
     GiveUp,
 }
@@ -132,6 +134,8 @@ impl Sender {
             (BulkReply::Credit { blocks }, Stage::Streaming | Stage::Ended) => {
                 self.on_credit(blocks)
             }
+            // The receiver looks through what an earlier transfer left.
+            (BulkReply::Credit { blocks: 0 }, Stage::Offered) => Vec::new(),
             (BulkReply::Credit { .. }, _) => {
                 self.finish(SendEnd::Protocol("credit before proceed"))
             }
@@ -224,6 +228,7 @@ fn after_reply(reply: &BulkReply) -> (Report, Next) {
     match reply {
         BulkReply::Accepted | BulkReply::Stale => (Report::Finish, Next::Done),
         BulkReply::Busy { retry_after_ms } => (Report::Failure, Next::Wait { ms: *retry_after_ms }),
+        BulkReply::Prefer(object) => (Report::Failure, Next::Prefer(*object)),
         BulkReply::NoSpace { .. } => (Report::Failure, Next::Wait { ms: NO_SPACE_RETRY_MS }),
         BulkReply::Corrupt | BulkReply::Incompatible { .. } | BulkReply::WrongGroup => {
             (Report::Failure, Next::GiveUp)

@@ -15,6 +15,7 @@
 //! reset   (2) = recovery state; the group's entries end here and begin anew at its first index
 //! entries (3) = first index u64 · count u32 · { type u8 · term u64 · data bytes · context bytes }
 //! moved   (4) = as entries
+//! drop    (5) = nothing: the group is no longer in this log
 //! ```
 //!
 //! Versions to come keep the 64 bytes of the segment's header and their checksum as they are, so
@@ -45,6 +46,7 @@ const KIND_STATE: u8 = 1;
 const KIND_RESET: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
 const KIND_MOVED: u8 = 4;
+const KIND_DROP: u8 = 5;
 /// Type, term and the lengths of data and context.
 const ENTRY_OVERHEAD_BYTES: usize = 17;
 
@@ -99,6 +101,7 @@ pub struct Record {
 pub enum RecordBody {
     State { state: Box<RecoveryState>, reset: bool },
     Entries { span: Span, moved: bool },
+    Drop,
 }
 
 /// Which entries a record holds.
@@ -238,6 +241,11 @@ impl BatchBuilder {
         self.record(kind, group, |out| out.put_raw(state))
     }
 
+    /// Adds the end of a group; returns where the record stands in the batch, and its bytes.
+    pub fn drop_group(&mut self, group: GroupId) -> (u32, u32) {
+        self.record(KIND_DROP, group, |_| ())
+    }
+
     /// Adds contiguous entries; returns where the record stands in the batch, and its bytes.
     pub fn entries(&mut self, group: GroupId, entries: &[Entry], moved: bool) -> (u32, u32) {
         assert!(!entries.is_empty(), "a record of entries holds at least one");
@@ -313,6 +321,7 @@ pub fn decode_body(
                 let span = decode_span(&mut inner)?;
                 RecordBody::Entries { span, moved: kind == KIND_MOVED }
             }
+            KIND_DROP => RecordBody::Drop,
             other => return Err(inner.unknown(u64::from(other))),
         };
         inner.finish()?;

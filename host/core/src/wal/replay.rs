@@ -76,6 +76,7 @@ impl Replay {
                 }
                 Some(log) => log.state(*state, reset),
             },
+            RecordBody::Drop => drop(self.groups.remove(&group)),
             RecordBody::Entries { span, moved } => {
                 let log = self.groups.get_mut(&group);
                 let log = log.ok_or_else(|| format!("entries of group {group} without a state"))?;
@@ -280,6 +281,11 @@ impl GroupLog {
     /// The live parts of records, in order: first index and extent.
     pub fn extents(&self) -> impl Iterator<Item = (u64, Extent)> + '_ {
         self.extents.iter().map(|(from, extent)| (*from, *extent))
+    }
+
+    /// Bytes of the live entries in pieces: first index and bytes, ascending.
+    pub fn sizes(&self) -> Vec<(u64, u64)> {
+        self.extents().map(|(from, extent)| (from, Self::live_bytes(from, &extent))).collect()
     }
 
     /// About how many bytes of the log the live part of an extent takes.

@@ -95,7 +95,12 @@ impl Checks {
             // It echoes the count of the process that it is about.
             Body::Superseded { .. } => return,
             Body::Raft(message) => promises_are_kept(message, image),
-            Body::Probe | Body::Nothing | Body::Have | Body::Join | Body::NotMember { .. } => {}
+            Body::Probe
+            | Body::Nothing
+            | Body::Have
+            | Body::Join
+            | Body::NotMember { .. }
+            | Body::Want(_) => {}
         }
         assert_eq!(image.state().boot, frame.boot, "the boot count is durable before a frame");
     }

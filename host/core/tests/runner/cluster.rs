@@ -19,6 +19,7 @@ use lockstep_core::group::{
     Effect, Event, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy, Stopped,
 };
 use lockstep_core::ids::{ModuleId, NodeId, ReplicaId, Ticket};
+use lockstep_core::snapshot::chunk::{ObjectRef, Purpose};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
 use raft::eraftpb::{Entry, MessageType};
 
@@ -35,6 +36,10 @@ pub(crate) struct Process {
     pub(crate) store: SharedStore,
     pub(crate) lane: Lane,
     pub(crate) clock_ms: i64,
+    /// The index of the snapshot of which this process holds a part.
+    pub(crate) parked: Option<u64>,
+    /// The list that the store was last told of.
+    told: Option<Vec<u64>>,
     /// Role, and term and configuration index, as last told.
     seen: (Option<Role>, (u64, u64)),
 }
@@ -45,6 +50,8 @@ struct Transfer {
     to: ReplicaId,
     desc: SnapshotDesc,
     bytes: Bytes,
+    purpose: Purpose,
+    insist: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,6 +95,7 @@ impl Cluster {
             guest_config: Bytes::from_static(b"config"),
             profile: Default::default(),
             snapshot_policy: policy,
+            snapshots_share_log_disk: true,
             seed: 0,
             nonce: 0,
         };
@@ -99,6 +107,8 @@ impl Cluster {
             store: Arc::new(Mutex::default()),
             lane: Lane::default(),
             clock_ms: 0,
+            parked: None,
+            told: None,
             seen: (None, (0, 0)),
         };
         self.processes.insert(name.to_owned(), process);
@@ -116,7 +126,7 @@ impl Cluster {
         let recovered = process.disk.durable.as_ref().map(Image::recovered);
         if let Some(image) = &process.disk.durable {
             let listed = image.state().snapshots.clone();
-            process.store.lock().expect("no panic holds the lock").list(&listed);
+            process.store.lock().expect("no panic holds the lock").list(&listed, &[]);
         }
         let mut effects = Vec::new();
         let group = Group::open(process.config.clone(), recovered, &mut effects);
@@ -184,18 +194,36 @@ impl Cluster {
                     self.event(name, Event::Fetched { from, entries });
                 }
                 Effect::Apply(job) => process.lane.push(job),
-                Effect::List { snapshots, holds } => {
-                    process.store.lock().expect("no panic holds the lock").list(&snapshots);
+                Effect::List { snapshots, promised, pressure, holds } => {
+                    let mut store = process.store.lock().expect("no panic holds the lock");
+                    store.list(&snapshots, &promised);
+                    drop(store);
                     drop(holds);
+                    if pressure {
+                        process.parked = None;
+                    }
                     let indexes: Vec<u64> = snapshots.iter().map(|desc| desc.index).collect();
-                    self.tell(format!("{name} lists snapshots {indexes:?}"));
+                    if process.told != Some(indexes.clone()) {
+                        self.tell(format!("{name} lists snapshots {indexes:?}"));
+                    }
+                    self.processes.get_mut(name).expect("a process").told = Some(indexes);
                 }
                 Effect::Send { to, frame } => {
                     Checks::sends(&frame, process.disk.durable.as_ref());
                     let there = self.routes.get(&to).cloned().unwrap_or_default();
                     self.links.entry((name.to_owned(), there)).or_default().push_back(*frame);
                 }
-                Effect::SendSnapshot { to, snapshot } => self.send(name, to, snapshot),
+                Effect::SendSnapshot { to, snapshot, purpose, insist } => {
+                    self.send(Transfer {
+                        from: name.to_owned(),
+                        to,
+                        desc: snapshot,
+                        bytes: Bytes::new(),
+                        purpose,
+                        insist,
+                    });
+                }
+                Effect::Judged { .. } => {}
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
                 Effect::State(state) => {
                     let text = describe(&state);
@@ -205,14 +233,22 @@ impl Cluster {
         }
     }
 
-    fn send(&mut self, from: &str, to: ReplicaId, desc: SnapshotDesc) {
-        let twice = self.transfers.iter().any(|t| t.from == from && t.to == to);
-        assert!(!twice, "one transfer a follower at a time");
+    fn send(&mut self, mut transfer: Transfer) {
+        let Transfer { from, to, desc, purpose, insist, .. } = &transfer;
+        let same = |t: &&Transfer| (&t.from, t.to, t.purpose) == (from, *to, *purpose);
+        assert!(!self.transfers.iter().any(|t| same(&t)), "one transfer a follower at a time");
         let store = self.processes[from].store.lock().expect("no panic holds the lock");
-        let bytes = store.get(&desc).expect("only a listed object is sent");
+        let bytes = store.get(desc).expect("only a listed or promised object is sent");
         drop(store);
-        self.tell(format!("{from} sends snapshot {} to {}", desc.index, self.name_of(to)));
-        self.transfers.push(Transfer { from: from.to_owned(), to, desc, bytes });
+        let how = match (purpose, insist) {
+            (Purpose::Wanted, _) => " as asked",
+            (Purpose::Follow, true) => " and insists",
+            (Purpose::Follow, false) => "",
+        };
+        let text = format!("{from} sends snapshot {} to {}{how}", desc.index, self.name_of(*to));
+        self.tell(text);
+        transfer.bytes = bytes;
+        self.transfers.push(transfer);
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Refusal>) {
@@ -336,24 +372,42 @@ impl Cluster {
         if self.bulk == Some(Bulk::Hold) || self.transfers.is_empty() {
             return false;
         }
-        let Transfer { from, to, desc, bytes } = self.transfers.remove(0);
+        let Transfer { from, to, desc, bytes, purpose, insist } = self.transfers.remove(0);
         let there = self.routes.get(&to.node()).cloned().unwrap_or_default();
         let lives = |process: &&mut Process| {
             process.group.as_ref().is_some_and(|g| g.recovery_state().replica == to)
         };
         let cut = self.cut.contains(&(from.clone(), there.clone()));
         let receiver = self.processes.get_mut(&there).filter(lives);
+        let mut prefers = None;
         let ok = match receiver {
+            Some(process)
+                if process.parked.is_some_and(|index| index != desc.index) && !insist && !cut =>
+            {
+                let index = process.parked.expect("something is parked");
+                let listed = self.processes[&from].group.as_ref().map(|g| g.recovery_state());
+                let known = listed.iter().flat_map(|state| &state.snapshots);
+                let found = known.into_iter().find(|desc| desc.index == index);
+                let object = |desc: &SnapshotDesc| ObjectRef::of(desc);
+                let other = ObjectRef { term: 0, index, digest: [0; 16] };
+                prefers = Some(found.map_or(other, object));
+                self.tell(format!("{there} prefers snapshot {index}"));
+                false
+            }
             Some(process) if !cut && self.bulk != Some(Bulk::Fail) => {
                 let hold = put(&process.store, &desc, bytes);
                 let index = desc.index;
+                process.parked = None;
                 let before = process.group.as_ref().map(|g| g.recovery_state().snapshots.clone());
                 self.event(&there, Event::Received { snapshot: Verified { desc, hold } });
                 let after = self.snapshots(&there);
                 let taken = before != after;
-                self.tell(match taken {
-                    true => format!("{there} installs snapshot {index}"),
-                    false => format!("{there} does not need snapshot {index} now"),
+                self.tell(match (taken, purpose) {
+                    (_, Purpose::Wanted) => format!("{there} got snapshot {index}"),
+                    (true, Purpose::Follow) => format!("{there} installs snapshot {index}"),
+                    (false, Purpose::Follow) => {
+                        format!("{there} does not need snapshot {index} now")
+                    }
                 });
                 true
             }
@@ -362,7 +416,7 @@ impl Cluster {
                 false
             }
         };
-        self.event(&from, Event::TransferEnded { to, ok });
+        self.event(&from, Event::TransferEnded { to, purpose, ok, prefers });
         true
     }
 
@@ -387,6 +441,21 @@ impl Cluster {
                 assert!(store.get(desc).is_some(), "{name} lists {} and has it", desc.index);
             }
         }
+    }
+
+    /// A snapshot that a node's log lists: `newest`, `oldest`, or an index.
+    pub(crate) fn listed(&self, name: &str, which: &str) -> SnapshotDesc {
+        let group = self.processes[name].group.as_ref().expect("it runs");
+        let listed = &group.recovery_state().snapshots;
+        let found = match which {
+            "newest" => listed.first(),
+            "oldest" => listed.last(),
+            index => {
+                let index: u64 = index.parse().expect("an index");
+                listed.iter().find(|desc| desc.index == index)
+            }
+        };
+        found.expect("it is listed").clone()
     }
 
     pub(crate) fn name_of(&self, replica: ReplicaId) -> String {
@@ -449,7 +518,8 @@ fn refused(refusal: &Refusal) -> String {
         Refusal::NotLeader { leader: Some(node) } => format!("not leader, n{node} leads"),
         Refusal::Overloaded => "overloaded".to_owned(),
         Refusal::Lost => "lost".to_owned(),
-        Refusal::Unknown => "unknown".to_owned(),
+        Refusal::Unknown { why } => format!("unknown, {why}"),
+        Refusal::DiskFull { need, have } => format!("disk full, needs {need}, has {have}"),
         Refusal::ReadTimeout => "read timeout".to_owned(),
         Refusal::NotServing { state, cause } => format!("{state}: {cause}"),
         Refusal::ShuttingDown => "shutting down".to_owned(),

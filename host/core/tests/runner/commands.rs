@@ -10,19 +10,20 @@
 //! run K · run until WHAT                         ticks everywhere, each followed by stabilize
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
-//! captures NODE fail|ok
+//! captures NODE fail|tight|ok · room NODE short|ok · parks NODE INDEX
+//! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
 //! query NODE KEY · local NODE KEY · flood NODE K COMMAND
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
-//! answers NODE SESSION FIRST LAST LOWEST         a pack of calls whose answers are as long as may be
+//! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
 //! mark|handover NODE · fault NODE WHY · unreachable NODE OTHER
 //! status [NODE] · log NODE · objects NODE · install NODE · time NODE
 //! ```
 
 use lockstep_core::entry::{Call, MarkReason};
-use lockstep_core::fault::Fault;
+use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Frame, GroupStatus, Role, SnapshotPolicy};
 use lockstep_core::ids::{NodeId, ReplicaId};
 use lockstep_core::limits;
@@ -50,6 +51,7 @@ impl Session {
         let known = self.nodes(word, &words)
             || self.moves(word, &words)
             || self.faults(word, rest, &words)
+            || self.room_and_rot(word, &words)
             || self.requests(word, rest, &words)
             || self.views(word, &words);
         assert!(known, "unknown command: {line}");
@@ -193,7 +195,7 @@ impl Session {
             }
             ("captures", [node, how]) => {
                 let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
-                lane.captures_fail = *how == "fail";
+                (lane.captures_fail, lane.tight) = (*how == "fail", *how == "tight");
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {
@@ -231,6 +233,35 @@ impl Session {
                 }
             }
             ("heal", []) => cluster.cut.clear(),
+            _other => return false,
+        }
+        true
+    }
+
+    fn room_and_rot(&mut self, word: &str, words: &[&str]) -> bool {
+        let cluster = &mut self.cluster;
+        match (word, words) {
+            ("room", [node, how]) => {
+                let shortage = (*how == "short").then_some(Shortage { need: 64, have: 1 });
+                cluster.event(node, Event::Room(shortage));
+            }
+            ("spoil", [node, index]) => {
+                let index = cluster.listed(node, index).index;
+                let store = &cluster.processes[*node].store;
+                store.lock().expect("no panic holds the lock").spoil(index);
+            }
+            ("rotten", [node, index]) => {
+                let snapshot = cluster.listed(node, index);
+                cluster.event(node, Event::Rotten { snapshot, why: "told so".to_owned() });
+            }
+            ("parks", [node, index]) => {
+                let process = cluster.processes.get_mut(*node).expect("a process");
+                process.parked = Some(index.parse().expect("parks NODE INDEX"));
+            }
+            ("unlist", [node, index]) => {
+                let unlist = cluster.listed(node, index);
+                cluster.event(node, Event::RoomWanted { unlist, capture: None });
+            }
             _other => return false,
         }
         true
@@ -445,6 +476,8 @@ impl Session {
             (status.clock_is_off, ", clock off"),
             (status.marks_skipped > 0, ", skipped a mark"),
             (status.captures_failed > 0, ", failed a capture"),
+            (!status.rotten.is_empty(), ", has a rotten object"),
+            (status.wanted.is_some(), ", asks for an object"),
             (status.frames_misdirected > 0, ", got strangers' mail"),
         ] {
             text += if flag { word } else { "" };

@@ -93,7 +93,7 @@ impl Image {
         self.tail.state.encode(&mut bytes);
         let state = RecoveryState::decode(bytes.into()).expect("a durable state can be read");
         let window = self.entries.range(state.floor..).map(|(_, entry)| entry.clone()).collect();
-        Recovered { state, terms: self.tail.terms(), window }
+        Recovered { state, terms: self.tail.terms(), window, sizes: Vec::new() }
     }
 }
 
@@ -175,11 +175,14 @@ pub(crate) fn put(store: &SharedStore, desc: &SnapshotDesc, bytes: Bytes) -> Box
     let mut inner = store.lock().expect("no panic holds the lock");
     let object = inner.objects.entry(desc.digest).or_insert(Object {
         index: desc.index,
-        bytes,
+        bytes: bytes.clone(),
         holds: 0,
         listed: false,
     });
     object.holds += 1;
+    if blake3::hash(&object.bytes).as_bytes() != &desc.digest.0 {
+        object.bytes = bytes;
+    }
     Box::new(StoreHold { store: Arc::clone(store), digest: desc.digest, armed: true })
 }
 
@@ -188,12 +191,23 @@ impl Store {
         self.objects.get(&desc.digest).map(|object| object.bytes.clone())
     }
 
-    /// The log lists these: the rest goes, unless somebody holds it.
-    pub(crate) fn list(&mut self, snapshots: &[SnapshotDesc]) {
+    /// The log lists these: the rest goes, unless it was promised or somebody holds it.
+    pub(crate) fn list(&mut self, snapshots: &[SnapshotDesc], promised: &[SnapshotDesc]) {
+        let among = |list: &[SnapshotDesc], digest| list.iter().any(|desc| desc.digest == digest);
         self.objects.retain(|digest, object| {
-            object.listed = snapshots.iter().any(|desc| desc.digest == *digest);
-            object.listed || object.holds > 0
+            object.listed = among(snapshots, *digest);
+            object.listed || object.holds > 0 || among(promised, *digest)
         });
+    }
+
+    /// Rots the object of this index: its bytes are no longer those of its digest.
+    pub(crate) fn spoil(&mut self, index: u64) {
+        let object = self.objects.values_mut().find(|object| object.index == index);
+        object.expect("there is such an object").bytes = Bytes::from_static(b"rotten");
+    }
+
+    pub(crate) fn is_good(&self, desc: &SnapshotDesc) -> bool {
+        self.get(desc).is_some_and(|bytes| *blake3::hash(&bytes).as_bytes() == desc.digest.0)
     }
 
     pub(crate) fn indexes(&self) -> Vec<u64> {

@@ -23,7 +23,11 @@ pub(crate) struct Lane {
     queue: VecDeque<ApplyJob>,
     pub(crate) stuck: bool,
     pub(crate) captures_fail: bool,
+    /// A capture finds room only for one object beside the new one.
+    pub(crate) tight: bool,
     dead: bool,
+    /// There is no guest until a start or a restore brings one.
+    waiting: bool,
 }
 
 /// What one job led to.
@@ -53,12 +57,14 @@ impl Lane {
     ) -> Option<Done> {
         let mut done = Done::default();
         let job = self.queue.pop_front()?;
-        if self.dead {
+        let revives = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
+        if self.dead || (self.waiting && !revives) {
             if let ApplyJob::Query { ticket, .. } = job {
                 done.answer = Some((ticket, "refused by the lane".to_owned()));
             }
             return Some(done);
         }
+        self.waiting = false;
         match job {
             ApplyJob::Start { state } => self.start(&state, image, store, &mut done),
             ApplyJob::Range { first, last, entries, .. } => {
@@ -71,12 +77,19 @@ impl Lane {
             }
             ApplyJob::Capture { term, index, configuration } => {
                 assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
-                done.events.push(match self.captures_fail {
-                    true => Event::CaptureFailed { index, why: "told to".to_owned() },
-                    false => {
-                        Event::Captured(self.capture(term, index, configuration, module, store))
-                    }
-                });
+                let listed = image.state().snapshots.clone();
+                if self.captures_fail {
+                    done.events.push(Event::CaptureFailed { index, why: "told to".to_owned() });
+                } else if let Some(unlist) =
+                    listed.last().filter(|_| self.tight && listed.len() > 1)
+                {
+                    let (unlist, capture) = (unlist.clone(), Some(index));
+                    done.events.push(Event::RoomWanted { unlist, capture });
+                } else {
+                    let captured = self.capture(term, index, configuration, module, store);
+                    done.events.push(Event::CaptureWritten { index });
+                    done.events.push(Event::Captured(captured));
+                }
             }
             ApplyJob::Restore { snapshot } => {
                 self.restore(&snapshot, store);
@@ -97,8 +110,18 @@ impl Lane {
         done: &mut Done,
     ) {
         (self.ledger, self.machine) = Default::default();
-        if let Some(desc) = state.newest() {
-            self.restore(desc, store);
+        for desc in &state.snapshots {
+            if store.lock().expect("no panic holds the lock").is_good(desc) {
+                self.restore(desc, store);
+                break;
+            }
+            let (snapshot, why) = (desc.clone(), "spoilt".to_owned());
+            done.events.push(Event::Rotten { snapshot, why });
+        }
+        if self.ledger.applied() == 0 && state.first_index > 1 {
+            self.waiting = true;
+            done.events.push(Event::NeedsSnapshot { why: "all are spoilt".to_owned() });
+            return;
         }
         let from = self.ledger.applied() + 1;
         if from <= state.floor {

@@ -17,6 +17,7 @@ fn frame(body: Body) -> Frame {
         boot: 7,
         nonce: u64::MAX - 3,
         wall_ms: 1_700_000_000_123,
+        short: Some(Shortage { need: 17, have: 4 }),
         body,
     }
 }
@@ -176,6 +177,8 @@ fn offer() -> Offer {
             format: 2,
             configuration: Configuration::of_voters([replica(1), replica(2)]),
         },
+        purpose: Purpose::Wanted,
+        insist: true,
     }
 }
 

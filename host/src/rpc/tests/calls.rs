@@ -157,10 +157,17 @@ async fn refusals_say_what_why_and_the_way_out() {
     assert_eq!(raw.query(query).await.expect_err("unknown").code(), Code::NotFound);
 
     type Row = (fn() -> Refusal, Code, &'static str, &'static str, &'static str);
-    let refusals: [Row; 6] = [
+    let refusals: [Row; 7] = [
         (|| Refusal::Overloaded, Code::ResourceExhausted, "overloaded", "nothing", "wait a little"),
+        (
+            || Refusal::DiskFull { need: 64, have: 3 },
+            Code::ResourceExhausted,
+            "disk-full",
+            "nothing",
+            "64 bytes are needed, 3 are free",
+        ),
         (|| Refusal::Lost, Code::Aborted, "lost", "nothing", "try again"),
-        (|| Refusal::Unknown, Code::Unavailable, "unknown", "unknown", "same session"),
+        (unknown, Code::Unavailable, "unknown", "unknown", "same session"),
         (|| Refusal::ShuttingDown, Code::Unavailable, "shutting-down", "nothing", "another node"),
         (parked, Code::Unavailable, "not-serving", "nothing", "trap in apply"),
         (
@@ -232,4 +239,8 @@ async fn status_and_health_answer() {
     let answer = health.check(request).await.expect("it is registered").into_inner();
     assert_eq!(answer.status, tonic_health::ServingStatus::Serving as i32);
     assert!(nodes[0].handle.watch().borrow().refusal().is_none());
+}
+
+fn unknown() -> Refusal {
+    Refusal::Unknown { why: "leadership was lost".to_owned() }
 }

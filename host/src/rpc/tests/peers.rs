@@ -3,7 +3,7 @@
 use lockstep_core::group::{Body, Frame};
 use lockstep_core::ids::{Digest, ModuleId};
 use lockstep_core::snapshot::SnapshotDesc;
-use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest};
+use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest, Purpose};
 
 use super::*;
 use crate::bulk::BulkChannel;
@@ -45,6 +45,7 @@ fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         boot: 1,
         nonce: 2,
         wall_ms,
+        short: None,
         body: Body::Probe,
     })
 }
@@ -167,6 +168,8 @@ fn offer(group: &str) -> Offer {
             format: 1,
             configuration: Configuration::of_voters([from]),
         },
+        purpose: Purpose::Follow,
+        insist: false,
     }
 }
 

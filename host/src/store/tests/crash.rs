@@ -16,7 +16,7 @@ fn short_and_long() -> [Vec<u8>; 3] {
 /// Three local snapshots, the third of which unlists the first. Stops at the first failure.
 fn run(fs: &MemFs) -> Run {
     let mut run = Run { durable: Vec::new(), done: false };
-    let limits = BudgetLimits { bytes: u64::MAX / 2, headroom_bytes: 0, inbound: 1 };
+    let limits = limits_of(u64::MAX / 2, 0, 1);
     let Ok((mut store, _)) = open(fs, &Budget::new(limits), &state(&[])) else { return run };
     for (index, bytes) in (1..).zip(short_and_long()) {
         let Ok(mut verified) = take(&mut store, index * 10, &bytes) else { return run };
@@ -25,14 +25,14 @@ fn run(fs: &MemFs) -> Run {
         run.durable.insert(0, verified.desc.clone());
         run.durable.truncate(limits::RECOVERY_POINTS);
         drop(verified);
-        store.list_durable(&run.durable);
+        store.list_durable(&run.durable, &[]);
     }
     run.done = true;
     run
 }
 
 fn check_restart(fs: &MemFs, durable: &[SnapshotDesc], point: &str) {
-    let bed = Bed::reopen(fs.clone(), &state(durable));
+    let mut bed = Bed::reopen(fs.clone(), &state(durable));
     for desc in durable {
         assert_eq!(bed.store.recoverable(desc), Ok(()), "{point}: index {}", desc.index);
     }
@@ -89,7 +89,7 @@ fn u6_i3_n19_every_failing_operation_of_local_snapshots() {
                 let verified = verified.unwrap_or_else(|e| panic!("{point}: a retry fails: {e}"));
                 durable.insert(0, verified.desc.clone());
                 durable.truncate(limits::RECOVERY_POINTS);
-                bed.store.list_durable(&durable);
+                bed.store.list_durable(&durable, &[]);
             }
             bed.store.collect();
             assert_eq!(bed.files().len(), durable.len(), "{point}: {:?}", bed.files());

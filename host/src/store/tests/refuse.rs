@@ -15,12 +15,13 @@ fn c4_n9_one_inbound_and_one_local_per_group_and_a_bound_per_host() {
     assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
     let busy = bed.store.reserve_local(local(11, 0, true)).expect_err("one at a time");
     assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
-    assert_eq!(bed.store.refusals()["busy"], 2, "V1: refusals are counted");
+    let refusals = &bed.store.tally().refusals;
+    assert_eq!((refusals[&("received", "busy")], refusals[&("local", "busy")]), (1, 1), "V1");
     assert_eq!(bed.budget.inbound(), 1, "a refused one takes no place of the host's");
     drop(inbound);
     let _again = bed.store.reserve(&header(&desc(11, b"b"))).expect("the place is free again");
 
-    let limits = BudgetLimits { bytes: 1 << 30, headroom_bytes: 0, inbound: 0 };
+    let limits = limits_of(1 << 30, 0, 0);
     let (mut store, _) = open(&bed.fs, &Budget::new(limits), &state(&[])).expect("it opens");
     let busy = store.reserve(&header(&desc(11, b"b"))).expect_err("the host takes none");
     assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
@@ -45,7 +46,8 @@ fn p16_an_object_of_another_cluster_or_group_is_refused() {
     let other = Identity { cluster: [8; 16], group: identity().group };
     let fs = Arc::new(bed.fs.clone());
     let (mut store, _) =
-        SnapshotStore::open(fs, dir(), other, Budget::new(limits), &state(&[])).expect("it opens");
+        SnapshotStore::open(fs, dir(), other, Budget::new(limits).quota(1 << 40), &state(&[]))
+            .expect("it opens");
     let refusal = store.reserve(&header(&desc(10, b"a"))).expect_err("another cluster's");
     assert_eq!(refusal, SnapshotRefusal::WrongGroup);
     assert!(bed.store.reserve(&header(&desc(10, b"a"))).is_ok());
@@ -121,16 +123,16 @@ fn c1_the_oldest_recovery_point_beyond_the_newest_makes_room() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
     let old = bed.take(10, &payload(1000)).desc;
-    bed.store.list_durable(std::slice::from_ref(&old));
+    bed.store.list_durable(std::slice::from_ref(&old), &[]);
     let mut wanted = bed.take(20, &payload(999)).desc;
-    bed.store.list_durable(&[wanted.clone(), old.clone()]);
+    bed.store.list_durable(&[wanted.clone(), old.clone()], &[]);
     wanted.index = 30;
     wanted.length = 1000;
     let refusal = bed.store.reserve(&header(&wanted)).expect_err("the budget holds two");
     assert_eq!(refusal, SnapshotRefusal::NeedsUnlist(Box::new(old.clone())));
     assert_eq!(bed.files().len(), 2, "what is listed stays until the log says otherwise");
     let newest = bed.store.listed()[0].clone();
-    bed.store.list_durable(&[newest]);
+    bed.store.list_durable(&[newest], &[]);
     bed.store.reserve(&header(&wanted)).expect("room was made");
     // The newest is never asked for.
     wanted.length = 4000;
@@ -186,4 +188,62 @@ fn p17_bytes_that_are_not_the_declared_ones_are_not_finished() {
         bed.store.collect();
         assert!(bed.files().is_empty());
     }
+}
+
+/// A group's own cap holds whatever the host's budget has left, and for what is there already.
+#[test]
+fn c4_a_groups_cap_is_its_own() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let budget = Budget::new(limits_of(1 << 40, 0, 4));
+    let quota = budget.quota(frame_bytes(1000) + frame_bytes(500));
+    let open = |fs: MemFs| {
+        SnapshotStore::open(Arc::new(fs), dir(), identity(), quota.clone(), &state(&[]))
+    };
+    let (mut store, _) = open(fs).expect("it opens");
+    let first = store.reserve_local(local(10, 1000, false)).expect("room for one");
+    let refusal = store.reserve(&header(&desc(10, &payload(501)))).expect_err("over the cap");
+    let (need, have) = (frame_bytes(501), frame_bytes(500));
+    assert_eq!(refusal, SnapshotRefusal::NoSpace { need, have });
+    store.reserve(&header(&desc(10, &payload(500)))).expect("within the cap");
+    drop(first);
+    store.collect();
+    store.reserve(&header(&desc(10, &payload(1000)))).expect("what is returned can be had again");
+}
+
+/// Promised bytes, and the log's headroom, count on their own filesystem only.
+#[test]
+fn c2_another_filesystem_is_not_disturbed() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    fs.mount(&dir(), 1 << 20);
+    fs.set_capacity(10);
+    let limits = BudgetLimits { log_device: Some(0), ..limits_of(1 << 40, 1 << 30, 4) };
+    let (mut store, _) = open(&fs, &Budget::new(limits), &state(&[])).expect("it opens");
+    let need = frame_bytes(1000);
+    let _first = store.reserve_local(local(10, 1000, false)).expect("the log's disk is another");
+    let have = (1 << 20) - need;
+    let refusal = store.reserve(&header(&desc(10, &payload(1 << 20)))).expect_err("too much");
+    assert!(matches!(refusal, SnapshotRefusal::NoSpace { have: left, .. } if left == have));
+}
+
+/// C1: what is still being sent, or was promised, makes no room now: the snapshot is postponed.
+#[test]
+fn c1_u6_room_that_is_in_use_postpones() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 5, 0);
+    let listed = bed.take_listed(&[(10, &payload(1000)), (20, &payload(999))]);
+    let (new, old) = (listed[0].clone(), listed[1].clone());
+    let reader = bed.store.open_object(&old, Use::Sending(replica(2))).expect("it opens");
+    let held = SnapshotRefusal::Held { bytes: frame_bytes(1000) };
+    let refused = |bed: &mut Bed| bed.store.reserve_local(local(30, 1000, false)).err();
+    assert_eq!(refused(&mut bed), Some(held.clone()), "it is being sent");
+    let status = bed.store.list().into_iter().find(|object| object.index == 10);
+    assert_eq!(status.map(|object| object.uses), Some(vec![Use::Sending(replica(2))]));
+    drop(reader);
+    assert_eq!(refused(&mut bed), Some(SnapshotRefusal::NeedsUnlist(Box::new(old.clone()))));
+    bed.store.list_durable(std::slice::from_ref(&new), std::slice::from_ref(&old));
+    assert_eq!(refused(&mut bed), Some(held), "it is unlisted, but promised");
+    assert_eq!(bed.files().len(), 2);
+    bed.store.list_durable(&[new], &[]);
+    assert_eq!(bed.files().len(), 1);
+    assert_eq!(refused(&mut bed), None);
 }

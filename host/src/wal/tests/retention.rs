@@ -72,15 +72,91 @@ fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
     };
     assert!(matches!(error, WalError::Full { .. }), "{error}");
     assert!(!wal.stats().reserve && wal.stats().segments == 4);
-    let full = append(&mut wal, 1, 1, index);
+    let full = wal.resume();
     assert!(matches!(full, Err(WalError::Full { .. })), "still full, and not poisoned: {full:?}");
-    assert!(!wal.ensure_reserve().expect("a full disk is no failure"));
-    // A small truncating job fits where a larger one did not.
-    wal.append(&[job(1, state(index, 1, index - 1), vec![])]).expect("it fits in the rest");
+    wal.ensure_reserve().expect("a full disk is no failure");
+    assert!(wal.is_stalled() && wal.shortage().is_some());
+    assert!(!wal.seal_idle().expect("what waits comes first"));
+    fs.set_capacity(6 * SEGMENT_BYTES);
+    wal.resume().expect("what waited is written");
+    assert!(!wal.is_stalled());
+    wal.append(&[job(1, state(index, 1, index), vec![])]).expect("it fits in the rest");
     assert!(wal.stats().reserve && wal.stats().segments < 4);
-    append(&mut wal, 1, index, index).expect("there is room again");
+    append(&mut wal, 1, index, index + 1).expect("there is room again");
+    assert_eq!(wal.shortage(), None);
     drop(wal);
-    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, index);
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, index + 1);
+}
+
+/// A shortage is told while a segment and a spare are still there, and truncation ends it.
+#[test]
+fn the_ballast_gives_way_before_the_log_is_full_and_comes_back() {
+    let fs = disk();
+    fs.set_capacity(6 * SEGMENT_BYTES);
+    let with_ballast = WalOptions { ballast_bytes: SEGMENT_BYTES, ..options() };
+    let open = || Wal::open(Arc::new(fs.clone()), &dir(), with_ballast).expect("it opens").0;
+    let mut wal = open();
+    let mut index = 1;
+    while wal.shortage().is_none() {
+        append(&mut wal, 1, 1, index).expect("there is room");
+        index += 1;
+    }
+    let stats = wal.stats();
+    assert!(stats.reserve && stats.room > SEGMENT_BYTES / 2, "{stats:?}");
+    let shortage = wal.shortage().expect("it is short");
+    assert_eq!((shortage.need, shortage.have), (SEGMENT_BYTES, 0));
+    // All that is under way fits: a whole segment and the spare.
+    let (mut left, begun) = (stats.room, stats.segments);
+    while left > 1_000 {
+        append(&mut wal, 1, 1, index).expect("it was promised");
+        (index, left) = (index + 1, wal.stats().room);
+        assert_eq!(wal.stats().segments, begun);
+    }
+    drop(wal);
+    let mut wal = open();
+    assert!(wal.shortage().is_some(), "a restart makes no room");
+    wal.append(&[job(1, state(index - 1, 1, index - 1), vec![])]).expect("a truncation fits");
+    wal.ensure_reserve().expect("there is room");
+    assert_eq!(wal.shortage(), None);
+    assert!(fs.exists(&dir().join("ballast.wal")).expect("the disk works"));
+}
+
+/// An idle group pins the log only until the chain is long: then its entries move, in parts.
+#[test]
+fn an_idle_group_does_not_pin_the_log_without_end() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    let idle = entries(1..30, 1, 100);
+    wal.append(&[job(2, state(1, 0, 0), idle.clone())]).expect("there is room");
+    for index in 1..200 {
+        append(&mut wal, 1, index.max(3) - 2, index).expect("there is room");
+        assert!(wal.stats().segments <= 10, "{:?} at {index}", wal.stats());
+    }
+    let read = wal.reader().entries(GroupId(2), 1, 30, u64::MAX).expect("they moved");
+    assert_eq!(read, idle);
+    drop(wal);
+    let (wal, groups) = open_well(&fs);
+    assert_eq!(groups[&GroupId(2)].last_index, 29);
+    assert_eq!(wal.reader().entries(GroupId(2), 1, 30, u64::MAX).expect("they moved"), idle);
+}
+
+/// A dropped group is gone, for good and from every segment; the others stay.
+#[test]
+fn a_dropped_group_does_not_come_back() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    wal.append(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
+    append(&mut wal, 1, 1, 1).expect("there is room");
+    wal.drop_group(GroupId(2)).expect("it is there");
+    assert!(matches!(wal.drop_group(GroupId(2)), Err(WalError::UnknownGroup { .. })));
+    drop(wal);
+    let (mut wal, groups) = open_well(&fs);
+    assert_eq!(groups.keys().collect::<Vec<_>>(), [&GroupId(1)]);
+    for index in 2..60 {
+        append(&mut wal, 1, index - 1, index).expect("there is room");
+    }
+    drop(wal);
+    assert_eq!(open_well(&fs).1.len(), 1);
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! Snapshots on their way to other replicas, and those promised to them.
+//!
+//! - One transfer to a replica at a time for each purpose: raft asks again if it must.
+//! - What was offered to a follower stays *promised* when its transfer breaks: the object stays on
+//!   the disk and the log behind it in the log ([`crate::limits::PARK_MS`]), and it is offered
+//!   first, so that the receiver can go on where it was.
+//! - A receiver that holds a part of another object says so. That one is offered if it is listed
+//!   here; if not, the next offer insists.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::hosting::Hosting;
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::snapshot::SnapshotDesc;
+use crate::snapshot::chunk::{ObjectRef, Purpose};
+
+#[derive(Default)]
+pub(super) struct Outgoing {
+    /// Transfers for raft, by receiver.
+    following: BTreeMap<ReplicaId, SnapshotDesc>,
+    /// Transfers that their receivers asked for.
+    wanted: BTreeMap<ReplicaId, SnapshotDesc>,
+    /// What was offered to a follower, and the tick until which it is kept for it.
+    promised: BTreeMap<ReplicaId, (SnapshotDesc, u64)>,
+    /// Receivers whose preferred object is not here.
+    insist: BTreeSet<ReplicaId>,
+}
+
+const PARK_TICKS: u64 = limits::PARK_MS / limits::TICK_MS;
+
+impl Outgoing {
+    /// Whether a follower is being sent a snapshot, or is promised the rest of one.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.following.is_empty() || !self.promised.is_empty()
+    }
+
+    pub(super) fn is_sending_to(&self, to: ReplicaId) -> bool {
+        self.following.contains_key(&to)
+    }
+
+    /// Each receiver and the index from which it will go on.
+    pub(super) fn pins(&self) -> Vec<(ReplicaId, u64)> {
+        let promised = self.promised.iter().map(|(to, (desc, _))| (*to, desc.index));
+        self.following.iter().map(|(to, desc)| (*to, desc.index)).chain(promised).collect()
+    }
+
+    /// Objects that stay though the log may not list them.
+    pub(super) fn promised(&self) -> Vec<SnapshotDesc> {
+        self.promised.values().map(|(desc, _)| desc.clone()).collect()
+    }
+
+    /// Begins a transfer for raft, unless one is under way.
+    pub(super) fn follow(
+        &mut self,
+        to: ReplicaId,
+        snapshot: SnapshotDesc,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.following.contains_key(&to) {
+            return;
+        }
+        self.following.insert(to, snapshot.clone());
+        self.promised.insert(to, (snapshot.clone(), now + PARK_TICKS));
+        let insist = self.insist.remove(&to);
+        effects.push(Effect::SendSnapshot { to, snapshot, purpose: Purpose::Follow, insist });
+    }
+
+    /// Begins a transfer that its receiver asked for, unless one is under way.
+    pub(super) fn serve(
+        &mut self,
+        to: ReplicaId,
+        snapshot: SnapshotDesc,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.wanted.contains_key(&to) {
+            self.wanted.insert(to, snapshot.clone());
+            let purpose = Purpose::Wanted;
+            effects.push(Effect::SendSnapshot { to, snapshot, purpose, insist: true });
+        }
+    }
+
+    fn ended(&mut self, to: ReplicaId, purpose: Purpose, ok: bool, now: u64) {
+        match purpose {
+            Purpose::Wanted => drop(self.wanted.remove(&to)),
+            Purpose::Follow => {
+                let sent = self.following.remove(&to);
+                match (ok, sent) {
+                    (false, Some(desc)) => {
+                        self.promised.insert(to, (desc, now + PARK_TICKS));
+                    }
+                    (true, _) | (false, None) => drop(self.promised.remove(&to)),
+                }
+            }
+        }
+    }
+
+    /// The receiver would rather have `object`: it is promised if `listed` has it.
+    fn prefers(&mut self, to: ReplicaId, object: ObjectRef, listed: &[SnapshotDesc], now: u64) {
+        let promised = self.promised.values().map(|(desc, _)| desc);
+        let found = listed.iter().chain(promised).find(|desc| ObjectRef::of(desc) == object);
+        match found.cloned() {
+            Some(desc) => drop(self.promised.insert(to, (desc, now + PARK_TICKS))),
+            None => drop(self.insist.insert(to)),
+        }
+    }
+
+    /// Promises end with time, and with their receiver's place in the configuration; says whether
+    /// any did.
+    fn expire(&mut self, now: u64, is_member: impl Fn(ReplicaId) -> bool) -> bool {
+        let before = self.promised.len();
+        let following = &self.following;
+        self.promised.retain(|to, (_, until)| {
+            following.contains_key(to) || (*until > now && is_member(*to))
+        });
+        self.promised.len() < before
+    }
+}
+
+impl Hosting {
+    pub(super) fn transfer_ended(
+        &mut self,
+        shared: &Shared,
+        to: ReplicaId,
+        purpose: Purpose,
+        ok: bool,
+        prefers: Option<ObjectRef>,
+    ) {
+        self.outgoing.ended(to, purpose, ok, shared.now);
+        if let Some(object) = prefers {
+            self.outgoing.prefers(to, object, self.raw.store().listed(), shared.now);
+        }
+        self.keep_promises();
+        self.installs.relist(self.raw.store().listed());
+        if purpose == Purpose::Follow {
+            let status = match ok {
+                true => raft::SnapshotStatus::Finish,
+                false => raft::SnapshotStatus::Failure,
+            };
+            self.raw.report_snapshot(to.0, status);
+        }
+    }
+
+    pub(super) fn tick_outgoing(&mut self, shared: &Shared) {
+        let configuration = &shared.recovery.configuration;
+        if self.outgoing.expire(shared.now, |replica| configuration.contains(replica)) {
+            self.keep_promises();
+            self.installs.relist(self.raw.store().listed());
+        }
+    }
+
+    /// Lets raft offer what was promised.
+    pub(super) fn keep_promises(&mut self) {
+        let promised = self.outgoing.promised.iter();
+        let promised = promised.map(|(to, (desc, _))| (*to, desc.clone())).collect();
+        self.raw.mut_store().set_promised(promised);
+    }
+}

@@ -1,0 +1,91 @@
+//! A full disk is a state: what a replica does while the log has too little room.
+//!
+//! - It takes no commands and drops appends that carry commands before raft sees them, so that no
+//!   vote queues behind an entry that cannot be written. Both come back by themselves.
+//! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
+//!   it stands. A leader refuses commands as well while a majority of the voters has no room.
+//! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
+
+use raft::eraftpb::{EntryType, Message, MessageType};
+
+use crate::entry::{MarkReason, is_clients};
+use crate::fault::{Refusal, Shortage};
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::hosting::Hosting;
+use crate::group::ready;
+use crate::ids::ReplicaId;
+use crate::retention;
+
+impl Shared {
+    /// How a replica stands with room, as it said last.
+    pub(super) fn shortage_of(&self, replica: ReplicaId) -> Option<Shortage> {
+        match replica == self.me() {
+            true => self.short,
+            false => self.seen.get(&replica)?.short,
+        }
+    }
+}
+
+impl Hosting {
+    /// The log lane says how the disk stands.
+    pub(super) fn room(
+        &mut self,
+        shared: &mut Shared,
+        shortage: Option<Shortage>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let began = shared.short.is_none();
+        shared.short = shortage;
+        self.settle_state(shared, effects);
+        let Some(shortage) = shortage else { return };
+        if began {
+            self.proposals.refuse_waiting(&shortage.refusal(), effects);
+            self.shed(shared, effects);
+            self.marks.want(MarkReason::LogBytes);
+        }
+    }
+
+    /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
+    fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if shared.recovery.snapshots.is_empty() {
+            return;
+        }
+        self.installs.press();
+        if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())
+        {
+            if !shared.config.snapshots_share_log_disk {
+                let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
+                plan.snapshots.clone_from(&shared.recovery.snapshots);
+                plan.first_index = plan.first_index.min(oldest + 1);
+            }
+            ready::list_local(self, shared, plan, None, effects);
+        }
+    }
+
+    /// Whether commands are refused for want of room, here or on too many of the voters.
+    pub(super) fn has_room(&self, shared: &Shared) -> Result<(), Refusal> {
+        if let Some(shortage) = shared.short {
+            return Err(shortage.refusal());
+        }
+        let configuration = &shared.recovery.configuration;
+        for voters in [&configuration.voters, &configuration.voters_outgoing] {
+            let short = voters.iter().filter_map(|voter| shared.shortage_of(*voter));
+            let worst = short.clone().min_by_key(|shortage| shortage.have);
+            if let Some(worst) = worst.filter(|_| short.count() > (voters.len() - 1) / 2) {
+                return Err(worst.refusal());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an append has to wait for room.
+    pub(super) fn waits_for_room(&self, shared: &Shared, message: &Message) -> bool {
+        let carries = |entry: &raft::eraftpb::Entry| {
+            entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
+        };
+        shared.short.is_some()
+            && message.get_msg_type() == MessageType::MsgAppend
+            && message.entries.iter().any(carries)
+    }
+}

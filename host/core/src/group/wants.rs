@@ -1,0 +1,189 @@
+//! Objects that this replica needs from whoever has them, and those that others ask it for.
+//!
+//! A listed object that turned out *rotten* is asked for as it was: objects of one mark are equal
+//! on all nodes, so a peer's copy repairs it. A replica none of whose recovery points restores
+//! *needs* any object within its log; until one came it votes and appends, and applies nothing.
+//! raft takes no part in either.
+
+use std::collections::BTreeSet;
+
+use raft::Storage as _;
+
+use crate::entry::MarkReason;
+use crate::group::Shared;
+use crate::group::effect::{ApplyJob, Effect};
+use crate::group::frame::Body;
+use crate::group::hosting::Hosting;
+use crate::group::ready;
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::retention::{self, ObjectName};
+use crate::snapshot::chunk::{ObjectRef, Want};
+use crate::snapshot::{SnapshotDesc, Verified};
+
+#[derive(Default)]
+pub(super) struct Wants {
+    /// Listed objects that are not what they were.
+    rotten: BTreeSet<ObjectName>,
+    /// Why no recovery point restores.
+    needs: Option<String>,
+    /// What was last asked for, and when.
+    asked: Option<(Want, u64)>,
+    /// Whose turn it is to be asked.
+    turn: usize,
+    /// An object that ends the need is being listed.
+    listing: bool,
+}
+
+impl Wants {
+    pub(super) fn rotten(&self) -> &BTreeSet<ObjectName> {
+        &self.rotten
+    }
+
+    pub(super) fn needs(&self) -> Option<&str> {
+        self.needs.as_deref()
+    }
+
+    /// What an offer is judged by.
+    pub(super) fn asked(&self) -> Option<Want> {
+        self.asked.map(|(want, _)| want)
+    }
+
+    /// Only what is listed can be rotten.
+    pub(super) fn listed(&mut self, listed: &[SnapshotDesc]) {
+        self.rotten.retain(|name| listed.iter().any(|desc| retention::name(desc) == *name));
+    }
+
+    /// A snapshot was restored: there is a guest again.
+    pub(super) fn met(&mut self) {
+        (self.needs, self.asked, self.listing) = (None, None, false);
+    }
+}
+
+impl Hosting {
+    pub(super) fn found_rotten(&mut self, shared: &Shared, snapshot: &SnapshotDesc) {
+        if shared.recovery.snapshots.contains(snapshot) {
+            self.wants.rotten.insert(retention::name(snapshot));
+        }
+    }
+
+    /// There is no guest and nothing to build one from: what waits cannot be answered here.
+    pub(super) fn needs_snapshot(
+        &mut self,
+        shared: &mut Shared,
+        why: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.wants.needs = Some(why);
+        self.wants.listing = false;
+        self.pipeline.wait_for_snapshot();
+        self.marks.abandon_capture();
+        self.settle_state(shared, effects);
+        self.refuse_everything(shared, effects);
+    }
+
+    /// Asks one peer after the other for what is needed.
+    pub(super) fn tick_wants(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
+        let Some(want) = self.want(shared) else {
+            self.wants.asked = None;
+            return;
+        };
+        let due =
+            |(asked, at): (Want, u64)| asked != want || shared.now >= at + limits::WANT_RETRY_TICKS;
+        if !self.wants.asked.is_none_or(due) {
+            return;
+        }
+        let me = shared.me();
+        let mut peers: Vec<ReplicaId> =
+            shared.recovery.configuration.replicas().filter(|id| *id != me).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        self.wants.asked = Some((want, shared.now));
+        if peers.is_empty() {
+            return;
+        }
+        self.wants.turn = (self.wants.turn + 1) % peers.len();
+        let peer = peers[self.wants.turn];
+        shared.send(peer.node(), Some(peer), Body::Want(want), effects);
+    }
+
+    fn want(&self, shared: &Shared) -> Option<Want> {
+        if self.wants.listing {
+            return None;
+        }
+        if self.wants.needs.is_some() {
+            let low = (shared.recovery.first_index - 1).max(1);
+            return Some(Want { low, high: shared.recovery.commit, exactly: None });
+        }
+        let (term, index, digest) = *self.wants.rotten.last()?;
+        let exactly = Some(ObjectRef { term, index, digest });
+        Some(Want { low: index, high: index, exactly })
+    }
+
+    /// A peer asks for an object.
+    pub(super) fn asked_for(&mut self, from: ReplicaId, want: Want, effects: &mut Vec<Effect>) {
+        let rotten = &self.wants.rotten;
+        let serves =
+            |desc: &&SnapshotDesc| want.fits(desc) && !rotten.contains(&retention::name(desc));
+        let found = self.raw.store().listed().iter().find(serves).cloned();
+        match found {
+            Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
+            // A new mark's object lies in every log that reaches it.
+            None if want.exactly.is_none() => self.marks.want(MarkReason::Learner),
+            None => {}
+        }
+    }
+
+    /// Something arrived, sealed and read back: a repair, what is needed, or raft's.
+    pub(super) fn received(
+        &mut self,
+        shared: &mut Shared,
+        snapshot: Verified,
+        effects: &mut Vec<Effect>,
+    ) {
+        let object = ObjectRef::of(&snapshot.desc);
+        let repairs = self.wants.rotten.contains(&retention::name(&snapshot.desc));
+        if repairs {
+            self.wants.rotten.remove(&retention::name(&snapshot.desc));
+            self.wants.asked = None;
+            effects.push(Effect::Judged { object, taken: true });
+            if self.wants.needs.is_some() {
+                self.restart(shared, effects);
+            }
+        } else if self.wants.needs.is_some() && self.is_in_log(shared, &snapshot.desc) {
+            effects.push(Effect::Judged { object, taken: true });
+            self.list_needed(shared, snapshot, effects);
+        } else {
+            self.installs.received(snapshot, effects);
+        }
+    }
+
+    fn is_in_log(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
+        desc.index <= shared.recovery.commit
+            && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
+    }
+
+    /// Lists an object that this replica did not take, and starts from it once that is durable.
+    fn list_needed(&mut self, shared: &mut Shared, snapshot: Verified, effects: &mut Vec<Effect>) {
+        let Verified { desc, hold } = snapshot;
+        self.wants.listing = true;
+        let plan = retention::plan(&shared.recovery, desc, &self.pins(), &self.wants.rotten);
+        ready::list_local(self, shared, plan, Some(hold), effects);
+    }
+
+    /// What is listed became durable: a need that it ends is over.
+    pub(super) fn list_is_durable(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if self.wants.listing {
+            self.restart(shared, effects);
+        }
+    }
+
+    /// Builds the guest anew, up to what was handed over.
+    fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        self.wants.met();
+        let state = shared.recovery.clone();
+        self.pipeline.start_again(state.floor);
+        effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state) }));
+        self.settle_state(shared, effects);
+    }
+}

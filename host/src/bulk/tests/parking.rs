@@ -1,0 +1,96 @@
+//! What a broken transfer left, and when it goes.
+
+use super::*;
+
+/// A host on which a transfer of these bytes broke behind two blocks.
+fn parked(bytes: &[u8]) -> Host {
+    let host = Host::new();
+    let mut script = Script::new(frames(bytes)[..2].to_vec(), false);
+    host.receive(&offer(&desc(10, bytes)), &mut script);
+    host
+}
+
+/// Whatever happened to the parked file, the transfer goes on at the first block that is not right.
+#[test]
+fn i3_x1_a_parked_file_is_taken_up_at_the_first_block_that_is_missing_or_bad() {
+    let bytes = payload(3 * BLOCK);
+    let part = |host: &Host| {
+        let names = host.fs.image();
+        names.keys().next().expect("it is parked").clone()
+    };
+    let damage: [(&dyn Fn(&Host), usize); 5] = [
+        (&|_| (), 2),
+        (&|host| host.fs.corrupt(&part(host), 200).expect("it is there"), 0),
+        (&|host| host.fs.corrupt(&part(host), BLOCK as u64 + 500).expect("it is there"), 1),
+        // Not the header of this object any more: nothing of it is used.
+        (&|host| host.fs.corrupt(&part(host), 9).expect("it is there"), 0),
+        (&|host| host.fs.crash(), 2),
+    ];
+    for (number, (damage, from)) in damage.into_iter().enumerate() {
+        let host = parked(&bytes);
+        damage(&host);
+        let host = match number {
+            4 => Host::of(Bed::reopen(host.fs, &state(&[]))),
+            _ => host,
+        };
+        let mut script = Script::new(frames(&bytes)[from..].to_vec(), true);
+        let received = host.receive(&offer(&desc(10, &bytes)), &mut script);
+        assert_eq!(received.end, ReceiveEnd::Answered(BulkReply::Accepted), "case {number}");
+        assert_eq!(received.resumed_bytes, (from * BLOCK) as u64, "case {number}");
+        assert!(host.read(&desc(10, &bytes)) == bytes, "case {number}");
+        assert_eq!(files(&host.fs).len(), 1, "case {number}");
+    }
+}
+
+/// An offer of another object is asked to prefer the parked one, unless it insists or the parked
+/// one is behind.
+#[test]
+fn i2_another_offer_yields_to_what_is_parked_or_displaces_it() {
+    let (bytes, other) = (payload(3 * BLOCK), payload(40));
+    let desc = desc(11, &other);
+    for (insist, commit, displaces) in [(false, 0, false), (true, 0, true), (false, 11, true)] {
+        let host = parked(&bytes);
+        let offer = Offer { insist, ..offer(&desc) };
+        let expected = Expected { commit, ..expected() };
+        let mut script = Script::new(frames_of(11, &other), true);
+        let mut judge = Says::new(|verified| host.list(verified));
+        receive(&offer, &expected, PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
+        let last = script.told.last().expect("it was answered").clone();
+        let preferred = BulkReply::Prefer(ObjectRef::of(&crate::store::tests::desc(10, &bytes)));
+        match displaces {
+            true => assert_eq!(last, BulkReply::Accepted),
+            false => assert_eq!(last, preferred),
+        }
+        assert_eq!(files(&host.fs).len(), 1, "one or the other is there");
+    }
+}
+
+/// C5: what is parked too long goes, and at once where its room is needed.
+#[test]
+fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
+    let bytes = payload(3 * BLOCK);
+    let host = parked(&bytes);
+    on_lane(&host.lane, |store| store.tend(PARK_UNTIL_MS - 1));
+    assert_eq!(files(&host.fs).len(), 1);
+    on_lane(&host.lane, |store| store.tend(PARK_UNTIL_MS));
+    host.assert_empty("it was parked too long");
+
+    // After a restart its time begins anew.
+    let host = parked(&bytes);
+    let host = Host::of(Bed::reopen(host.fs, &state(&[])));
+    on_lane(&host.lane, |store| store.tend(5_000));
+    assert_eq!(files(&host.fs).len(), 1);
+    on_lane(&host.lane, |store| store.tend(5_000 + limits::PARK_MS));
+    host.assert_empty("a whole parking time passed");
+
+    let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let host = Host::of(Bed::with_limits(fs, &state(&[]), need + 10, 0));
+    let mut script = Script::new(frames(&bytes)[..1].to_vec(), false);
+    host.receive(&offer(&desc(10, &bytes)), &mut script);
+    assert_eq!(files(&host.fs).len(), 1, "it is parked");
+    let local = crate::store::tests::local(20, 100, false);
+    let reserved = on_lane(&host.lane, move |store| store.reserve_local(local));
+    assert!(reserved.expect("the lane runs").is_ok(), "the parked file gave its room");
+    assert_eq!(files(&host.fs), [""; 0]);
+}

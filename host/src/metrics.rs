@@ -1,0 +1,108 @@
+//! What a node counts of itself, and how it is exported.
+//!
+//! Counters live where things happen and come together in each group's report; [`NodeMetrics`]
+//! turns the reports into the text format of Prometheus when somebody asks. Nothing is sent
+//! anywhere.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lockstep_core::snapshot::chunk::BulkReply;
+use lockstep_core::snapshot::receive::ReceiveEnd;
+use lockstep_core::snapshot::send::{SendEnd, SendOutcome};
+
+use crate::bulk::Received;
+
+mod export;
+pub mod serve;
+
+pub use export::NodeMetrics;
+
+/// Snapshot transfers of one group, in and out.
+#[derive(Default)]
+pub struct Transfers(Mutex<TransferTally>);
+
+/// What became of transfers since the start.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TransferTally {
+    /// Outbound ones that ended, by how.
+    pub sent: BTreeMap<&'static str, u64>,
+    /// Inbound ones that ended, by how.
+    pub received: BTreeMap<&'static str, u64>,
+    /// Bytes of payload that left and came.
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    /// Inbound transfers that went on with what an earlier one left, and bytes not sent again.
+    pub resumed: u64,
+    pub resumed_bytes: u64,
+    /// How long the last one that succeeded took, milliseconds.
+    pub last_sent_ms: u64,
+    pub last_received_ms: u64,
+}
+
+impl Transfers {
+    pub fn sent(&self, outcome: &SendOutcome, bytes: u64, took: Duration) {
+        let mut tally = self.tally();
+        let end = send_end(&outcome.end);
+        *tally.sent.entry(end).or_default() += 1;
+        tally.sent_bytes += bytes;
+        if end == "accepted" {
+            tally.last_sent_ms = took.as_millis() as u64;
+        }
+    }
+
+    pub fn received(&self, received: &Received, took_ms: u64) {
+        let mut tally = self.tally();
+        let end = receive_end(&received.end);
+        *tally.received.entry(end).or_default() += 1;
+        tally.received_bytes += received.bytes;
+        if received.resumed_bytes > 0 {
+            tally.resumed += 1;
+            tally.resumed_bytes += received.resumed_bytes;
+        }
+        if end == "accepted" {
+            tally.last_received_ms = took_ms;
+        }
+    }
+
+    pub fn now(&self) -> TransferTally {
+        self.tally().clone()
+    }
+
+    fn tally(&self) -> MutexGuard<'_, TransferTally> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn send_end(end: &SendEnd) -> &'static str {
+    match end {
+        SendEnd::Replied(reply) => reply_word(reply),
+        SendEnd::Stalled => "stalled",
+        SendEnd::Broken(_) => "broken",
+        SendEnd::SourceBad(_) => "source_bad",
+        SendEnd::Protocol(_) => "protocol",
+    }
+}
+
+fn receive_end(end: &ReceiveEnd) -> &'static str {
+    match end {
+        ReceiveEnd::Answered(reply) | ReceiveEnd::Refused(reply) => reply_word(reply),
+        ReceiveEnd::Stalled => "stalled",
+        ReceiveEnd::Broken(_) => "broken",
+    }
+}
+
+fn reply_word(reply: &BulkReply) -> &'static str {
+    match reply {
+        BulkReply::Proceed { .. } | BulkReply::Credit { .. } => "under_way",
+        BulkReply::Accepted => "accepted",
+        BulkReply::Stale => "stale",
+        BulkReply::Busy { .. } => "busy",
+        BulkReply::Prefer(_) => "prefers_another",
+        BulkReply::NoSpace { .. } => "no_space",
+        BulkReply::Corrupt => "corrupt",
+        BulkReply::Incompatible { .. } => "incompatible",
+        BulkReply::WrongGroup => "wrong_group",
+    }
+}

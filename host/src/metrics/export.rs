@@ -1,0 +1,229 @@
+//! The text that Prometheus reads, made from the groups' reports at the moment of asking.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lockstep_core::limits;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::clock::Clock;
+use crate::group::GroupReport;
+use crate::router::Router;
+
+/// All metrics of a node.
+pub struct NodeMetrics(Registry);
+
+impl NodeMetrics {
+    pub fn new(router: Router, clock: Arc<dyn Clock>) -> Self {
+        let mut registry = Registry::with_prefix("lockstep");
+        registry.register_collector(Box::new(Reports { router, clock }));
+        Self(registry)
+    }
+
+    /// Everything, in the text format.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        text::encode(&mut out, &self.0).expect("a string takes everything");
+        out
+    }
+}
+
+struct Reports {
+    router: Router,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reports")
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The rows of one metric.
+struct Rows<'a, 'b> {
+    encoder: DescriptorEncoder<'a>,
+    reports: &'b [GroupReport],
+}
+
+impl Collector for Reports {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let reports: Vec<GroupReport> = self.router.groups().map(|group| group.report()).collect();
+        let mut rows = Rows { encoder, reports: &reports };
+        group_rows(&mut rows)?;
+        snapshot_rows(&mut rows, self.clock.wall_ms())?;
+        space_rows(&mut rows)?;
+        transfer_rows(&mut rows)
+    }
+}
+
+fn group_rows(rows: &mut Rows) -> fmt::Result {
+    rows.gauge("group_state", "1 for the state that the replica is in", |report| {
+        vec![(vec![("state", report.status.state.name().to_owned())], 1)]
+    })?;
+    rows.gauge("group_leads", "1 on the leader", |report| {
+        one(u64::from(report.status.role == lockstep_core::group::Role::Leader))
+    })?;
+    rows.gauge("raft_term", "The raft term", |report| one(report.status.term))?;
+    rows.gauge("raft_commit_index", "The commit index", |report| one(report.status.commit))?;
+    rows.gauge("applied_index", "The guest's applied index", |report| one(report.status.applied))?;
+    rows.gauge("log_first_index", "Where the group's log begins", |r| one(r.status.first_index))?;
+    rows.gauge("log_last_index", "Where the group's log ends", |r| one(r.status.last_index))?;
+    rows.gauge("log_bytes", "Bytes of the node's log, shared by its groups", |r| one(r.log_bytes))?;
+    rows.gauge("log_short_bytes", "Bytes that the log's disk lacks", |report| {
+        one(report.status.shortage.map_or(0, |shortage| shortage.need))
+    })?;
+    rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
+        one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
+    })?;
+    rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
+    rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
+    rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))
+}
+
+fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
+    rows.counter("snapshots_skipped", "Marks passed while another was captured", |report| {
+        one(report.status.marks_skipped)
+    })?;
+    rows.counter("snapshots_failed", "Marks that were not captured", |report| {
+        one(report.status.captures_failed)
+    })?;
+    rows.gauge(
+        "snapshot_age_seconds",
+        "Since the last good local snapshot",
+        |report| match report.last_snapshot_wall_ms {
+            0 => Vec::new(),
+            at => one(now_ms.saturating_sub(at) / 1000),
+        },
+    )?;
+    rows.gauge("snapshot_seal_milliseconds", "Sealing of the last local snapshot", |report| {
+        one(report.last_capture_ms)
+    })?;
+    rows.gauge("snapshot_stall_milliseconds", "Longest stall of apply by a snapshot", |report| {
+        one(report.snapshot_stall_ms)
+    })?;
+    rows.gauge("restore_milliseconds", "The last restore", |report| one(report.last_restore_ms))?;
+    rows.counter("verification_failures", "Objects that were not what they should be", |report| {
+        one(report.stored.tally.verification_failures)
+    })?;
+    rows.gauge("rotten_objects", "Listed objects that wait for a repair", |report| {
+        one(report.status.rotten.len() as u64)
+    })
+}
+
+fn space_rows(rows: &mut Rows) -> fmt::Result {
+    rows.gauge("snapshot_bytes", "Bytes of snapshots on disk by class", |report| {
+        let newest = report.status.snapshots.first().map(|desc| (desc.term, desc.index));
+        let live = report.stored.objects.iter().filter(|object| object.listed);
+        let live = live.filter(|object| Some((object.term, object.index)) == newest);
+        let live: u64 = live.map(|object| object.bytes).sum();
+        let usage = report.stored.usage;
+        let class = |name: &str, bytes| (vec![("class", name.to_owned())], bytes);
+        vec![
+            class("live", live),
+            class("recovery_point", usage.listed.saturating_sub(live)),
+            class("unlisted", usage.unlisted),
+            class("staged", usage.staged),
+            class("parked", usage.parked),
+        ]
+    })?;
+    rows.gauge("snapshot_budget_used_bytes", "Of the host's snapshot budget", |report| {
+        one(report.stored.budget_used)
+    })?;
+    rows.gauge("disk_available_bytes", "Of the filesystem of the group's snapshots", |report| {
+        report.stored.space.map(|space| one(space.available)).unwrap_or_default()
+    })?;
+    rows.counter("reservations_refused", "Snapshots that found no place", |report| {
+        let row = |((producer, reason), count): (&(&'static str, &'static str), &u64)| {
+            let labels = vec![("producer", (*producer).to_owned()), ("reason", (*reason).into())];
+            (labels, *count)
+        };
+        report.stored.tally.refusals.iter().map(row).collect()
+    })?;
+    rows.counter("reclaimed_files", "Files deleted to make room, by who asked", |report| {
+        by("producer", report.stored.tally.reclaimed.iter())
+    })
+}
+
+fn transfer_rows(rows: &mut Rows) -> fmt::Result {
+    rows.counter("transfers_sent", "Outbound transfers by how they ended", |report| {
+        by("end", report.transfers.sent.iter())
+    })?;
+    rows.counter("transfers_received", "Inbound transfers by how they ended", |report| {
+        by("end", report.transfers.received.iter())
+    })?;
+    rows.counter("transfer_sent_bytes", "Payload sent", |r| one(r.transfers.sent_bytes))?;
+    rows.counter("transfer_received_bytes", "Payload taken", |r| one(r.transfers.received_bytes))?;
+    rows.counter("transfers_resumed", "Inbound transfers that went on", |report| {
+        one(report.transfers.resumed)
+    })?;
+    rows.counter("transfer_resumed_bytes", "Payload that was not sent again", |report| {
+        one(report.transfers.resumed_bytes)
+    })?;
+    rows.counter("transfers_parked", "Broken inbound transfers that were kept", |report| {
+        one(report.stored.tally.parked)
+    })?;
+    rows.counter("transfers_abandoned", "Parked transfers that were given up", |report| {
+        one(report.stored.tally.abandoned)
+    })?;
+    rows.gauge("transfer_sent_milliseconds", "The last one that was accepted", |report| {
+        one(report.transfers.last_sent_ms)
+    })?;
+    rows.gauge("transfer_received_milliseconds", "The last one that was taken", |report| {
+        one(report.transfers.last_received_ms)
+    })
+}
+
+fn one(value: u64) -> Vec<(Labels, u64)> {
+    vec![(Vec::new(), value)]
+}
+
+fn by<'a>(
+    label: &'static str,
+    counts: impl Iterator<Item = (&'a &'static str, &'a u64)>,
+) -> Vec<(Labels, u64)> {
+    counts.map(|(word, count)| (vec![(label, (*word).to_owned())], *count)).collect()
+}
+
+impl Rows<'_, '_> {
+    fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
+    ) -> fmt::Result {
+        self.rows((name, help, MetricType::Gauge), of, ConstGauge::new)
+    }
+
+    fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
+    ) -> fmt::Result {
+        self.rows((name, help, MetricType::Counter), of, ConstCounter::new)
+    }
+
+    fn rows<M: EncodeMetric>(
+        &mut self,
+        (name, help, kind): (&str, &str, MetricType),
+        of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
+        metric: impl Fn(u64) -> M,
+    ) -> fmt::Result {
+        let mut encoder = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for report in self.reports {
+            for (labels, value) in of(report) {
+                let mut all = vec![("group", report.status.name.clone())];
+                all.extend(labels);
+                metric(value).encode(encoder.encode_family(&all)?)?;
+            }
+        }
+        Ok(())
+    }
+}
