@@ -10,6 +10,7 @@ mod check;
 mod dev;
 mod format;
 mod query;
+mod recover;
 mod remote;
 mod serve;
 mod snapshot;
@@ -32,6 +33,7 @@ Examples:
   lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
   lockstep check my-machine.wasm
   lockstep snapshot list --data-dir data/1
+  lockstep recover --config node.toml --group kv --keep-only-me
 
 Exit codes: 0 done; 1 what was asked for failed; 2 usage or configuration.";
 
@@ -52,6 +54,11 @@ enum Command {
     /// Look at snapshot objects.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Keep a group whose majority is lost for good.
+    Recover(recover::Args),
+    /// Look after the groups of a stopped node.
+    #[command(subcommand)]
+    Group(recover::GroupCommand),
 }
 
 /// How a command ended, when not well.
@@ -102,6 +109,8 @@ fn run(command: Command) -> Outcome {
         Command::Status(args) => block_on(status::run(args))?,
         Command::Check(args) => check::run(&args),
         Command::Snapshot(command) => snapshot::run(&command),
+        Command::Recover(args) => recover::run(&args),
+        Command::Group(command) => recover::drop_group(&command),
     }
 }
 

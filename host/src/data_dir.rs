@@ -69,6 +69,10 @@ impl DataDir {
             move |source| DataDirError::Io { dir, doing, source }
         };
         fs.create_dir_all(&path).map_err(io("create it"))?;
+        // Whatever is made durable in it is lost with it, if its own name is.
+        for dir in path.ancestors().filter(|dir| dir.parent().is_some_and(|p| p != Path::new(""))) {
+            make_durable(&**fs, dir).map_err(io("make its name durable"))?;
+        }
         let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
             _other => io("lock it")(e),

@@ -14,6 +14,7 @@ pub mod group;
 pub mod guest;
 pub mod metrics;
 pub mod node;
+pub mod recover;
 pub mod router;
 pub mod rpc;
 pub mod store;

@@ -49,7 +49,7 @@ pub use reserve::{
     Budget, BudgetLimits, LocalHeader, OutboundSlot, Quota, Reservation, SnapshotRefusal, Use,
 };
 pub use staged::{Finished, Parked, Staged, StagedWriter};
-pub use sweep::{ObjectContent, ObjectFile, Swept, list_objects};
+pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
 /// One group's snapshots.
 pub struct SnapshotStore {

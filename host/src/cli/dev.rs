@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 
-use crate::cli::serve::{not_started, told_to_stop};
-use crate::cli::{Outcome, log_to_stderr};
+use crate::cli::serve::{StopSignal, not_started};
+use crate::cli::{Failure, Outcome, log_to_stderr};
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::node::Node;
 
@@ -38,6 +38,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     };
     let data = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
     let data = data.expect("one of the two is there");
+    let mut told = StopSignal::listen();
     let addresses = free_addresses(args.nodes)?;
     let mut nodes = Vec::new();
     for id in addresses.keys() {
@@ -50,13 +51,17 @@ pub(crate) async fn run(args: Args) -> Outcome {
         args.module.display(),
         data.display()
     );
-    tokio::select! {
-        () = all_serving(&nodes) => {}
-        () = told_to_stop() => return stop(nodes).await,
+    let any_serves = tokio::select! {
+        any_serves = all_settled(&nodes) => any_serves,
+        () = told.to_stop() => return stop(nodes).await,
+    };
+    if !any_serves {
+        stop(nodes).await?;
+        return Err(Failure::Failed("no replica can serve; see above".to_owned()));
     }
     let stem = args.module.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     print_what_to_try(&addresses, &stem.unwrap_or_default());
-    told_to_stop().await;
+    told.to_stop().await;
     println!("stopping");
     stop(nodes).await
 }
@@ -113,8 +118,9 @@ fn listen_near(number: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(("127.0.0.1", 7101 + number)).or_else(|_| TcpListener::bind("127.0.0.1:0"))
 }
 
-/// Waits until every replica serves or cannot.
-async fn all_serving(nodes: &[Node]) {
+/// Waits until every replica serves or cannot; whether any does.
+async fn all_settled(nodes: &[Node]) -> bool {
+    let mut any_serves = false;
     for group in nodes.iter().flat_map(|node| node.router().groups()) {
         let mut watch = group.watch();
         let settled = |state: &ReplicaState| match state {
@@ -124,10 +130,12 @@ async fn all_serving(nodes: &[Node]) {
         };
         let _ = watch.wait_for(settled).await;
         let state = watch.borrow().clone();
+        any_serves |= state.refusal().is_none();
         if let Some(cause) = state.cause() {
             println!("group {} is {}: {cause}", group.name(), state.name());
         }
     }
+    any_serves
 }
 
 fn print_what_to_try(addresses: &BTreeMap<NodeId, String>, guest: &str) {

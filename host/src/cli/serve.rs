@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use crate::cli::{Failure, Outcome, log_to_stderr};
 use crate::config::NodeConfig;
 use crate::node::{Ended, Node, StartError};
@@ -32,11 +34,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
     log_to_stderr("info");
+    // From here on a signal is remembered: one that comes during the start ends the node behind it.
+    let mut told = StopSignal::listen();
     let (name, id) = (config.cluster.clone(), config.node);
     let node = Node::start(config, args.rejoin).await.map_err(not_started)?;
     tracing::info!(cluster = name, node = %id, listening = %node.listening(), "node started");
     let ended = tokio::select! {
-        () = told_to_stop() => None,
+        () = told.to_stop() => None,
         ended = node.ended() => Some(ended),
     };
     node.stop().await;
@@ -61,12 +65,25 @@ pub(crate) fn not_started(error: StartError) -> Failure {
     }
 }
 
-/// SIGTERM or Ctrl-C.
-pub(crate) async fn told_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+/// SIGTERM and Ctrl-C, from when it is made on.
+pub(crate) struct StopSignal {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignal {
+    pub(crate) fn listen() -> Self {
+        let signal = |kind| signal(kind).expect("signals can be handled");
+        Self {
+            terminate: signal(SignalKind::terminate()),
+            interrupt: signal(SignalKind::interrupt()),
+        }
+    }
+
+    pub(crate) async fn to_stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

@@ -1,70 +1,187 @@
 //! `lockstep snapshot`: what lies in a data directory, read without touching it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::wal::replay::GroupLog;
 
 use crate::cli::format::{size, table};
 use crate::cli::{Failure, Outcome};
+use crate::config::NodeConfig;
 use crate::fs::DiskFs;
-use crate::store::{ObjectFile, list_objects};
+use crate::store::{ObjectFile, list_directory, list_objects, verify_object};
+use crate::wal;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// List every snapshot object of a data directory; the node may be running or stopped.
+    /// List every snapshot object; the node may be running or stopped.
     #[command(after_help = "Example: lockstep snapshot list --data-dir data/1")]
-    List {
-        /// The node's data directory.
-        #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
-        /// One JSON object a line.
-        #[arg(long)]
-        json: bool,
-    },
+    List(Args),
+    /// Read every object whole; exit 1 if any is bad.
+    #[command(after_help = "Example: lockstep snapshot verify --config node.toml")]
+    Verify(Args),
+    /// Say of every object of a stopped node whether it would start from it, and if not, why not.
+    #[command(after_help = "Example: lockstep snapshot why --data-dir data/1")]
+    Why(Args),
+}
+
+/// Which node's objects.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The node's data directory.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    data_dir: Option<PathBuf>,
+    /// The node's configuration: with it, snapshots that lie elsewhere are found too.
+    #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
+    config: Option<PathBuf>,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the log of the node says, or why it cannot be read.
+type Logs = Result<BTreeMap<GroupId, GroupLog>, String>;
+
+/// An object and what became of looking at it.
+struct Row {
+    object: ObjectFile,
+    listed: Option<bool>,
+    /// What `verify` and `why` found: `None` is good.
+    verdict: Option<Result<(), String>>,
 }
 
 pub(crate) fn run(command: &Command) -> Outcome {
-    let Command::List { data_dir, json } = command;
-    let objects = list_objects(&DiskFs, data_dir)
-        .map_err(|e| Failure::Failed(format!("{}: {e}", data_dir.display())))?;
-    if *json {
-        objects.iter().for_each(|object| println!("{}", as_json(object)));
-        return Ok(());
+    let (Command::List(args) | Command::Verify(args) | Command::Why(args)) = command;
+    let (data, objects) = find(args)?;
+    let logs: Logs = wal::inspect(&DiskFs, &data.join("wal"))
+        .map(|(_, groups)| groups)
+        .map_err(|error| error.to_string());
+    let mut rows = Vec::new();
+    for object in objects {
+        let verdict = match command {
+            Command::List(_) => None,
+            Command::Verify(_) => Some(read(&object)),
+            Command::Why(_) => Some(why(&object, &logs)),
+        };
+        let listed = listed(&object, &logs);
+        rows.push(Row { object, listed, verdict });
     }
-    if objects.is_empty() {
-        println!("no snapshots in {}", data_dir.display());
-        return Ok(());
+    print(&rows, args.json);
+    let bad = rows.iter().filter(|row| matches!(row.verdict, Some(Err(_)))).count();
+    match (bad, command) {
+        (0, _) | (_, Command::List(_) | Command::Why(_)) => Ok(()),
+        (bad, Command::Verify(_)) => Err(Failure::Failed(format!("{bad} objects are bad"))),
     }
-    let heading = ["GROUP", "TERM", "INDEX", "SIZE", "DIGEST", "MODULE", "FILE"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    rows.extend(objects.iter().map(as_row));
-    print!("{}", table(&rows));
-    Ok(())
 }
 
-fn as_row(object: &ObjectFile) -> Vec<String> {
-    match &object.content {
-        Ok(content) => vec![
-            object.group.clone(),
+fn find(args: &Args) -> Result<(PathBuf, Vec<ObjectFile>), Failure> {
+    let fail = |dir: &Path, e: std::io::Error| Failure::Failed(format!("{}: {e}", dir.display()));
+    let mut elsewhere = Vec::new();
+    let data = match (&args.data_dir, &args.config) {
+        (Some(data), _) => data.clone(),
+        (None, Some(file)) => {
+            let config = NodeConfig::load(file).map_err(|e| Failure::Usage(e.to_string()))?;
+            let dirs = config.groups.into_iter();
+            elsewhere.extend(dirs.filter_map(|group| Some((group.name, group.snapshot_dir?))));
+            config.data_dir
+        }
+        (None, None) => return Err(Failure::Usage("give --data-dir or --config".to_owned())),
+    };
+    let mut objects = list_objects(&DiskFs, &data).map_err(|e| fail(&data, e))?;
+    for (group, dir) in elsewhere {
+        objects.extend(list_directory(&DiskFs, &group, &dir).map_err(|e| fail(&dir, e))?);
+    }
+    Ok((data, objects))
+}
+
+/// Reads an object whole, and says how far it is on a terminal.
+fn read(object: &ObjectFile) -> Result<(), String> {
+    let shows = std::io::stderr().is_terminal();
+    let (mut blocks, all) = (0_u64, object.bytes);
+    let result = verify_object(&DiskFs, object, &mut || {
+        blocks += 1;
+        if shows {
+            let done = (blocks << 20).min(all);
+            eprint!("\r{} {} of {}  ", object.file, size(done), size(all));
+        }
+    });
+    if shows {
+        eprint!("\r\x1b[K");
+    }
+    result
+}
+
+fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
+    let content = object.content.as_ref().ok()?;
+    let log = logs.as_ref().ok()?.get(&content.identity.group);
+    let names = |desc: &lockstep_core::snapshot::SnapshotDesc| {
+        (desc.term, desc.index, desc.digest) == (content.term, content.index, content.digest)
+    };
+    Some(log.is_some_and(|log| log.tail.state.snapshots.iter().any(names)))
+}
+
+/// Whether a node would start from it.
+fn why(object: &ObjectFile, logs: &Logs) -> Result<(), String> {
+    let content = object.content.as_ref().map_err(Clone::clone)?;
+    let logs = logs.as_ref().map_err(|error| format!("the log cannot be read: {error}"))?;
+    let Some(log) = logs.get(&content.identity.group) else {
+        return Err("the log does not know this group: nothing here would be touched".to_owned());
+    };
+    if listed(object, &Ok(logs.clone())) != Some(true) {
+        return Err("the log does not list it: it goes at the next start".to_owned());
+    }
+    let (first, last) = (log.tail.state.first_index, log.tail.last_index);
+    if content.index + 1 < first {
+        return Err(format!("the log begins at {first}, behind it"));
+    }
+    if content.index > last {
+        return Err(format!("the log ends at {last}, before it"));
+    }
+    read(object)
+}
+
+fn print(rows: &[Row], json: bool) {
+    if json {
+        rows.iter().for_each(|row| println!("{}", as_json(row)));
+        return;
+    }
+    if rows.is_empty() {
+        return println!("no snapshots");
+    }
+    let heading = ["GROUP", "TERM", "INDEX", "SIZE", "DIGEST", "MODULE", "LISTED", "FILE", ""];
+    let mut all = vec![heading.map(str::to_owned).to_vec()];
+    all.extend(rows.iter().map(as_row));
+    print!("{}", table(&all));
+}
+
+fn as_row(row: &Row) -> Vec<String> {
+    let object = &row.object;
+    let unknown = || "?".to_owned();
+    let (term, index, digest, module) = match &object.content {
+        Ok(content) => (
             content.term.to_string(),
             content.index.to_string(),
-            size(object.bytes),
             content.digest.to_string()[..16].to_owned(),
             content.module.to_string()[..12].to_owned(),
-            object.file.clone(),
-        ],
-        Err(why) => vec![
-            object.group.clone(),
-            "?".to_owned(),
-            "?".to_owned(),
-            size(object.bytes),
-            format!("bad: {why}"),
-            "?".to_owned(),
-            object.file.clone(),
-        ],
-    }
+        ),
+        Err(why) => (unknown(), unknown(), format!("bad: {why}"), unknown()),
+    };
+    let listed = row.listed.map_or("?", |listed| if listed { "yes" } else { "no" });
+    let verdict = match &row.verdict {
+        None => String::new(),
+        Some(Ok(())) => "good".to_owned(),
+        Some(Err(why)) => why.clone(),
+    };
+    let (group, file) = (object.group.clone(), object.file.clone());
+    let bytes = size(object.bytes);
+    vec![group, term, index, bytes, digest, module, listed.to_owned(), file, verdict]
 }
 
-fn as_json(object: &ObjectFile) -> serde_json::Value {
-    match &object.content {
+fn as_json(row: &Row) -> serde_json::Value {
+    let object = &row.object;
+    let mut json = match &object.content {
         Ok(content) => serde_json::json!({
             "group": object.group,
             "file": object.file,
@@ -79,5 +196,11 @@ fn as_json(object: &ObjectFile) -> serde_json::Value {
         Err(why) => serde_json::json!({
             "group": object.group, "file": object.file, "bytes": object.bytes, "bad": why,
         }),
+    };
+    json["listed"] = row.listed.into();
+    if let Some(verdict) = &row.verdict {
+        json["good"] = verdict.is_ok().into();
+        json["why"] = verdict.as_ref().err().cloned().into();
     }
+    json
 }

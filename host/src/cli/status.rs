@@ -30,7 +30,11 @@ pub(crate) async fn run(args: Args) -> Outcome {
         return Err(Failure::Failed(errors.join("; ")));
     }
     if args.json {
-        let all: Vec<_> = answers.iter().flat_map(|node| node.groups.iter().map(as_json)).collect();
+        let mut all: Vec<_> =
+            answers.iter().flat_map(|node| node.groups.iter().map(as_json)).collect();
+        all.extend(answers.iter().flat_map(peer_errors_as_json));
+        let silent = errors.iter();
+        all.extend(silent.map(|(at, why)| serde_json::json!({ "unreachable": at, "error": why })));
         println!("{}", serde_json::Value::Array(all));
     } else {
         print(&answers, &errors);
@@ -127,6 +131,9 @@ fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String>
     ]
 }
 
+/// Longer than an election takes.
+const LEADERLESS_MS: u64 = 5_000;
+
 /// What a person should know beyond the table.
 fn notes(group: &GroupStatus) -> Vec<String> {
     let mut notes = Vec::new();
@@ -135,9 +142,25 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     }
     if group.clock_is_off {
         notes.push(
-            "its clock is more than 5 s from the others'; it does not lead while another can"
+            "its clock is more than 5 s from the others': set it right (NTP); until then it does \
+             not lead while another can"
                 .into(),
         );
+    }
+    if group.leaderless_ms > LEADERLESS_MS && group.state != "joining" {
+        let seconds = group.leaderless_ms / 1000;
+        notes.push(format!(
+            "no leader for {seconds} s: a majority of the voters must be up; if it is lost for \
+             good, `lockstep recover` keeps one replica"
+        ));
+    }
+    if group.objects.iter().any(|object| object.rotten) {
+        notes.push("a snapshot here rotted; a good copy is asked for".into());
+    }
+    if !group.log_pin.is_empty() && group.log_pin != "recovery point" && group.log_pin != "catch-up"
+    {
+        notes
+            .push(format!("its log is kept from {} on for {}", group.log_pin_index, group.log_pin));
     }
     if !group.last_capture_error.is_empty() {
         notes.push(format!("last snapshot not taken: {}", group.last_capture_error));
@@ -151,6 +174,14 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         }));
     }
     notes
+}
+
+fn peer_errors_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
+    node.peer_errors.iter().map(|peer| {
+        serde_json::json!({
+            "node": node.node, "peer": peer.node, "peer_address": peer.address, "error": peer.error,
+        })
+    })
 }
 
 fn role_name(group: &GroupStatus) -> &'static str {
@@ -188,7 +219,17 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
             })
         })
         .collect();
-    serde_json::json!({
+    let objects: Vec<_> = group
+        .objects
+        .iter()
+        .map(|object| {
+            serde_json::json!({
+                "file": object.file, "bytes": object.bytes, "listed": object.listed,
+                "held": object.held, "rotten": object.rotten,
+            })
+        })
+        .collect();
+    let mut json = serde_json::json!({
         "group": group.name, "node": group.node, "replica": ReplicaId(group.replica).to_string(),
         "boot": group.boot, "state": group.state, "cause": group.cause, "role": role_name(group),
         "leader_node": group.leader_node, "leader_address": group.leader_address,
@@ -203,5 +244,17 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "last_capture_error": group.last_capture_error, "reluctant": group.reluctant,
         "clock_is_off": group.clock_is_off, "marks_skipped": group.marks_skipped,
         "captures_failed": group.captures_failed,
-    })
+    });
+    let more = serde_json::json!({
+        "log_pin": group.log_pin, "log_pin_index": group.log_pin_index,
+        "log_pinned_by": group.log_pinned_by, "leaderless_ms": group.leaderless_ms,
+        "objects": objects, "parked_bytes": group.parked_bytes,
+        "budget_used": group.budget_used, "budget": group.budget,
+        "disk_available": group.disk_available, "disk_total": group.disk_total,
+        "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
+    });
+    if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {
+        json.extend(more);
+    }
+    json
 }

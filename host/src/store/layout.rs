@@ -86,9 +86,14 @@ pub fn groups_dir(data: &Path) -> PathBuf {
     data.join("groups")
 }
 
+/// The directory of one group.
+pub fn group_dir(data: &Path, group: &str) -> PathBuf {
+    groups_dir(data).join(group)
+}
+
 /// The snapshot directory of one group, unless it is configured elsewhere.
 pub fn snapshot_dir(data: &Path, group: &str) -> PathBuf {
-    snapshot_dir_of(&groups_dir(data).join(group))
+    snapshot_dir_of(&group_dir(data, group))
 }
 
 pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {

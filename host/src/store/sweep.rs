@@ -10,14 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lockstep_core::ids::{Digest, ModuleId};
 use lockstep_core::recovery_state::RecoveryState;
-use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use super::layout::{self, Identity, ObjectName};
-use super::reader;
+use super::reader::{self, SnapshotReader};
 use crate::fs::{Fs, make_durable};
 
 /// What opening a store found and did.
@@ -40,6 +40,7 @@ pub struct Swept {
 pub struct ObjectFile {
     /// The group's directory name.
     pub group: String,
+    pub dir: PathBuf,
     pub file: String,
     pub bytes: u64,
     /// Header and trailer, or what is wrong with them. The payload is not read.
@@ -65,14 +66,43 @@ pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
     let mut found = Vec::new();
     for group in names(fs, &groups)? {
         let dir = layout::snapshot_dir_of(&groups.join(&group));
-        for file in names(fs, &dir)? {
-            if ObjectName::parse(&file).is_some() {
-                let (bytes, content) = read_object(fs, &dir, &file);
-                found.push(ObjectFile { group: group.clone(), file, bytes, content });
-            }
+        found.extend(list_directory(fs, &group, &dir)?);
+    }
+    Ok(found)
+}
+
+/// Every object in the snapshot directory of `group`; none if there is no such directory.
+pub fn list_directory(fs: &dyn Fs, group: &str, dir: &Path) -> io::Result<Vec<ObjectFile>> {
+    let mut found = Vec::new();
+    for file in names(fs, dir)? {
+        if ObjectName::parse(&file).is_some() {
+            let (bytes, content) = read_object(fs, dir, &file);
+            let (group, dir) = (group.to_owned(), dir.to_owned());
+            found.push(ObjectFile { group, dir, file, bytes, content });
         }
     }
     Ok(found)
+}
+
+/// Reads an object whole, calling `progress` after each block, and says what is wrong with it.
+pub fn verify_object(
+    fs: &dyn Fs,
+    object: &ObjectFile,
+    progress: &mut dyn FnMut(),
+) -> Result<(), String> {
+    let content = object.content.as_ref().map_err(Clone::clone)?;
+    let desc = SnapshotDesc {
+        term: content.term,
+        index: content.index,
+        length: content.length,
+        digest: content.digest,
+        module: content.module,
+        format: content.format,
+        configuration: Configuration::default(),
+    };
+    let file = fs.open(&object.dir.join(&object.file), false).map_err(|e| e.to_string())?;
+    let reader = SnapshotReader::open(file, content.identity, &desc, None);
+    reader.and_then(|reader| reader.verify(progress)).map_err(|e| e.to_string())
 }
 
 /// Removes staging files and objects that `state` does not list. Returns the sizes of those that

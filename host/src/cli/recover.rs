@@ -1,0 +1,114 @@
+//! `lockstep recover` and `lockstep group drop`: what is done to a stopped node by hand.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cli::{Failure, Outcome, log_to_stderr};
+use crate::config::NodeConfig;
+use crate::fs::DiskFs;
+use crate::recover::{RecoverError, StoppedGroup};
+
+/// Make the replica of this stopped node the whole group, when a majority is lost for good.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Choose the survivor whose last term and index are the highest: this command shows them before it \
+    asks.
+Run it on that one node only. Start the others with --rejoin afterwards, never with their old data.
+
+Example: lockstep recover --config node.toml --group kv --keep-only-me")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// The only way of recovering that there is.
+    #[arg(long, required = true)]
+    keep_only_me: bool,
+}
+
+#[derive(clap::Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Forget a group that is no longer in this stopped node's configuration, with its snapshots.
+    #[command(after_help = "Example: lockstep group drop --config node.toml --group old")]
+    Drop(Which),
+}
+
+/// A group of a stopped node.
+#[derive(clap::Args)]
+pub(crate) struct Which {
+    /// The node's configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The group.
+    #[arg(long)]
+    group: String,
+    /// The group's name once more, in place of being asked for it.
+    #[arg(long, value_name = "GROUP")]
+    confirm: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let (stopped, _) = args.which.open()?;
+    let (term, index) = stopped.last();
+    println!("group {}: this node is replica {}", args.which.group, stopped.replica());
+    println!("  its log ends at index {index} of term {term}");
+    let voters: Vec<String> =
+        stopped.configuration().voters.iter().map(ToString::to_string).collect();
+    println!("  the group's voters are {}; they will be this replica alone", voters.join(", "));
+    args.which.confirm()?;
+    stopped.keep_only_me().map_err(|error| failed(&error))?;
+    println!("done: start this node; start the others with --rejoin");
+    Ok(())
+}
+
+pub(crate) fn drop_group(command: &GroupCommand) -> Outcome {
+    let GroupCommand::Drop(which) = command;
+    let (stopped, config) = which.open()?;
+    println!("group {} and its snapshots on this node will be gone", which.group);
+    which.confirm()?;
+    stopped.forget(&config).map_err(|error| failed(&error))?;
+    println!("done");
+    Ok(())
+}
+
+impl Which {
+    fn open(&self) -> Result<(StoppedGroup, NodeConfig), Failure> {
+        log_to_stderr("warn");
+        let config = NodeConfig::load(&self.config).map_err(|e| Failure::Usage(e.to_string()))?;
+        let stopped = StoppedGroup::open(Arc::new(DiskFs), &config, &self.group);
+        Ok((stopped.map_err(|error| failed(&error))?, config))
+    }
+
+    /// The person says what is meant by typing the group's name.
+    fn confirm(&self) -> Outcome {
+        let typed = match &self.confirm {
+            Some(typed) => typed.clone(),
+            None => {
+                if std::io::stdin().is_terminal() {
+                    print!("type the group's name to go on: ");
+                    std::io::stdout().flush()?;
+                }
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line)?;
+                line.trim().to_owned()
+            }
+        };
+        match typed == self.group {
+            true => Ok(()),
+            false => Err(Failure::Usage(format!(
+                "not confirmed: {typed:?} is not {:?}; nothing was changed",
+                self.group
+            ))),
+        }
+    }
+}
+
+fn failed(error: &RecoverError) -> Failure {
+    match error {
+        RecoverError::Files { .. } => Failure::Failed(error.to_string()),
+        RecoverError::DataDir(_)
+        | RecoverError::Log(_)
+        | RecoverError::UnknownGroup { .. }
+        | RecoverError::Nothing { .. }
+        | RecoverError::Configured { .. } => Failure::Usage(error.to_string()),
+    }
+}

@@ -1,0 +1,114 @@
+use std::path::Path;
+
+use lockstep_core::ids::NodeId;
+use lockstep_core::recovery_state::RecoveryState;
+use raft::eraftpb::Entry;
+
+use super::*;
+use crate::fs::mem::MemFs;
+
+const CONFIG: &str = r#"
+    cluster = "demo"
+    node = 1
+    data-dir = "d"
+    log-segment = "4MiB"
+    [nodes]
+    1 = "127.0.0.1:7101"
+    2 = "127.0.0.1:7102"
+    3 = "127.0.0.1:7103"
+    [[groups]]
+    name = "kv"
+    module = "native:register"
+"#;
+
+fn config() -> NodeConfig {
+    NodeConfig::parse(CONFIG, Path::new("/")).expect("it is good")
+}
+
+fn replica(node: u16) -> ReplicaId {
+    ReplicaId::new(NodeId(node), 7)
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    let mut entry = Entry::default();
+    (entry.index, entry.term) = (index, term);
+    entry
+}
+
+/// A disk on which node 1 has a log of the groups `kv` (founded, three entries) and `empty`.
+fn disk() -> Arc<MemFs> {
+    let fs = Arc::new(MemFs::with_dir(Path::new("/")));
+    let shared: Arc<dyn Fs> = fs.clone();
+    let mut data = DataDir::open(&shared, &config(), false).expect("it is new");
+    let options = WalOptions {
+        cluster: config().cluster_id(),
+        node: NodeId(1),
+        segment_bytes: 4 << 20,
+        ballast_bytes: 4 << 20,
+    };
+    let (mut wal, _) = Wal::open(shared, &data.wal(), options).expect("it is new");
+    data.log_begun(&*fs).expect("the disk works");
+    let mut state = RecoveryState::unfounded("kv", replica(1));
+    state.founded = true;
+    (state.term, state.commit, state.boot) = (2, 2, 1);
+    state.configuration = Configuration::of_voters([replica(1), replica(2), replica(3)]);
+    state.configuration_index = 1;
+    let entries = vec![entry(1, 1), entry(2, 2), entry(3, 2)];
+    let kv = LogJob { group: GroupId::of_name("kv"), state, entries };
+    let state = RecoveryState::unfounded("empty", replica(1));
+    let empty = LogJob { group: GroupId::of_name("empty"), state, entries: Vec::new() };
+    wal.append(&[kv, empty]).expect("there is room");
+    fs
+}
+
+#[test]
+fn a_lost_majority_leaves_the_survivor_alone_with_all_it_has() {
+    let fs = disk();
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    assert_eq!((stopped.last(), stopped.replica()), ((2, 3), replica(1)));
+    assert_eq!(stopped.configuration().voters.len(), 3);
+    stopped.keep_only_me().expect("it can be kept");
+    fs.crash();
+    let kept = StoppedGroup::open(fs, &config(), "kv").expect("it is there");
+    let state = &kept.found.state;
+    assert_eq!(state.configuration, Configuration::of_voters([replica(1)]));
+    assert_eq!((state.commit, state.configuration_index), (3, 3));
+    assert_eq!((state.term, state.vote), (3, 0), "older messages and votes do not count");
+}
+
+#[test]
+fn what_cannot_be_done_changes_nothing() {
+    let fs = disk();
+    let before = fs.image();
+    let open = |group| StoppedGroup::open(fs.clone(), &config(), group);
+    let unknown = open("other").err().expect("there is no such group").to_string();
+    assert!(unknown.contains("knows no group \"other\"; it has"), "{unknown}");
+    let nothing = open("empty").expect("it is there").keep_only_me().expect_err("no log");
+    assert!(nothing.to_string().contains("nothing that could be kept"), "{nothing}");
+    let held = open("kv").expect("it is there");
+    let locked = open("kv").err().expect("one at a time").to_string();
+    assert!(locked.contains("is locked"), "{locked}");
+    let configured = held.forget(&config()).expect_err("it is configured");
+    assert!(configured.to_string().contains("take it out of the file first"), "{configured}");
+    let after = fs.image();
+    let logs = |image: &std::collections::BTreeMap<PathBuf, Vec<u8>>| {
+        let log = |(path, _): &(&PathBuf, &Vec<u8>)| path.to_string_lossy().contains("0001.wal");
+        image.iter().filter(log).map(|(path, bytes)| (path.clone(), bytes.clone())).collect()
+    };
+    let (before, after): (Vec<_>, Vec<_>) = (logs(&before), logs(&after));
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_group_that_is_configured_no_more_can_be_forgotten() {
+    let fs = disk();
+    let dir = snapshot_dir(Path::new("/d"), "empty");
+    fs.create_dir_all(&crate::store::layout::part_dir(&dir)).expect("the disk works");
+    Fs::create(&*fs, &dir.join("an-object")).expect("the disk works");
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "empty").expect("it is there");
+    stopped.forget(&config()).expect("it may go");
+    fs.crash();
+    assert_eq!(fs.list(&dir).unwrap_or_default(), [""; 0]);
+    let gone = StoppedGroup::open(fs, &config(), "empty").err().expect("it is gone").to_string();
+    assert!(gone.contains("it has kv"), "{gone}");
+}
