@@ -127,6 +127,7 @@ struct RawGroup {
     config: String,
     snapshot_entries: Option<u64>,
     snapshot_log_bytes: Option<String>,
+    catch_up_entries: Option<u64>,
     snapshot_dir: Option<PathBuf>,
     snapshot_cap: Option<String>,
 }
@@ -266,6 +267,7 @@ fn groups(
             snapshot_policy: SnapshotPolicy {
                 entries,
                 log_bytes: log_bytes.unwrap_or(default.log_bytes),
+                catch_up: group.catch_up_entries.unwrap_or(default.catch_up),
             },
             // Groups, nodes and clusters may all be given one directory: each has its own in it.
             snapshot_dir: group

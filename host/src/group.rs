@@ -31,6 +31,7 @@ pub(crate) mod inbox;
 pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
+pub mod reopen;
 pub(crate) mod start;
 mod store_lane;
 

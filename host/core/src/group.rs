@@ -81,11 +81,13 @@ pub struct SnapshotPolicy {
     pub entries: u64,
     /// Bytes of entries since the last mark.
     pub log_bytes: u64,
+    /// Entries kept behind the newest snapshot for followers that lag a little.
+    pub catch_up: u64,
 }
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        Self { entries: 50_000, log_bytes: 64 << 20 }
+        Self { entries: 50_000, log_bytes: 64 << 20, catch_up: limits::CATCH_UP_ENTRIES }
     }
 }
 

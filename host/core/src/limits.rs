@@ -98,7 +98,7 @@ pub const MARK_PATIENCE: u64 = 2;
 pub const APPLY_BACKLOG_ENTRIES_MAX: u64 = 65_536;
 /// Bytes of such entries.
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
-/// Entries kept behind the newest recovery point for followers that lag a little.
+/// Entries kept behind the newest snapshot for followers that lag a little, unless configured.
 pub const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Size of a log segment, bytes, unless configured.
 pub const LOG_SEGMENT_BYTES: u64 = 64 * MIB as u64;

@@ -26,6 +26,9 @@ pub struct Pins {
     /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
     /// known.
     pub outgrown: u64,
+    /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is four
+    /// times further behind does not pin the log: it will get a snapshot.
+    pub catch_up: u64,
     /// From this index on the log fits in what followers and transfers may hold of it.
     pub budget: u64,
 }
@@ -50,9 +53,6 @@ pub struct Plan {
     pub snapshots: Vec<SnapshotDesc>,
     pub first_index: u64,
 }
-
-/// A follower further behind than this does not pin the log: it will get a snapshot, entries.
-const FOLLOWER_PIN_ENTRIES_MAX: u64 = 4 * limits::CATCH_UP_ENTRIES;
 
 /// Lists `new` before what is listed and not rotten, keeps [`limits::RECOVERY_POINTS`], and cuts
 /// the log to the lowest index that something still needs.
@@ -128,11 +128,10 @@ fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan
 
 /// Everybody who wants the log behind an index, with that index.
 fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
-    let lagging =
-        newest.saturating_sub(limits::CATCH_UP_ENTRIES).max(pins.outgrown.saturating_sub(1));
+    let lagging = newest.saturating_sub(pins.catch_up).max(pins.outgrown.saturating_sub(1));
     let budget = pins.budget.saturating_sub(1);
     let follower = pins.slowest_follower.map(|(id, index)| {
-        let least = newest.saturating_sub(FOLLOWER_PIN_ENTRIES_MAX).max(budget);
+        let least = newest.saturating_sub(pins.catch_up.saturating_mul(4)).max(budget);
         (Pin::Follower(id), index.max(least))
     });
     let sending = pins.sending.iter().map(|(id, index)| (Pin::Sending(*id), (*index).max(budget)));
@@ -316,6 +315,7 @@ mod tests {
             sending: row.sending.iter().map(|index| (ReplicaId(2), *index)).collect(),
             slowest_follower: row.follower.map(|index| (ReplicaId(3), index)),
             outgrown: row.outgrown,
+            catch_up: 5_000,
             budget: row.budget,
         }
     }
@@ -360,6 +360,7 @@ mod tests {
         let pins = |sending: &[u64], follower: Option<u64>| Pins {
             sending: sending.iter().map(|index| (ReplicaId(2), *index)).collect(),
             slowest_follower: follower.map(|index| (ReplicaId(3), index)),
+            catch_up: 5_000,
             ..Pins::default()
         };
         let by = |pins: Pins| pinned_by(&state, &pins);

@@ -174,6 +174,17 @@ impl MemFs {
         self.disk().crash(Some(Rng::new(seed)));
     }
 
+    /// Whether an operation came behind the one after which the disk was to halt.
+    pub fn is_halted(&self) -> bool {
+        let disk = self.disk();
+        disk.halt_after.is_some_and(|last| disk.ops > last)
+    }
+
+    /// Paths of all files.
+    pub fn image_names(&self) -> Vec<PathBuf> {
+        self.disk().files().into_iter().map(|(path, _)| path).collect()
+    }
+
     /// Flips one bit of a file's byte, durably.
     pub fn corrupt(&self, path: &Path, offset: u64) -> io::Result<()> {
         let inode = self.disk().file(path)?;

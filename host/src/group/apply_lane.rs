@@ -32,7 +32,7 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
-use crate::group::capture::Capture;
+pub use crate::group::capture::Capture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
 use crate::store::{SnapshotRefusal, StoreHandle, Use};

@@ -1,17 +1,14 @@
 //! Starting a hosted group: from what the log holds to a running actor and its lanes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use lockstep_core::fault::Fault;
-use lockstep_core::group::{
-    ApplyJob, Effect, Event, Group, GroupConfig, Recovered, ReplicaState, Stopped,
-};
+use lockstep_core::group::{ApplyJob, Effect, Event, Group, GroupConfig, ReplicaState, Stopped};
 use lockstep_core::ids::GroupId;
-use lockstep_core::recovery_state::RecoveryState;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -20,12 +17,12 @@ use crate::group::apply_lane::{ApplyLane, Gauges, Output, Tools};
 use crate::group::capture::Capture;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
+use crate::group::reopen::{open_store, read_window};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
 use crate::guest::Module;
 use crate::metrics::Transfers;
-use crate::store::layout::ObjectName;
-use crate::store::{Budget, Identity, SnapshotStore, StoreHandle};
+use crate::store::{Budget, Identity, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::RecoveredGroup;
 
@@ -88,12 +85,16 @@ pub(crate) fn open(
     let name = config.name.clone();
     let id = GroupId::of_name(&name);
     let known = recovered.is_some();
-    let recovered = recovered.map(|group| read_window(shared, id, group)).transpose()?;
+    let recovered =
+        recovered.map(|group| read_window(&shared.log.reader(), id, group)).transpose()?;
     let mut first = Vec::new();
     let group = Group::open(config, recovered, &mut first);
 
     let state = group.recovery_state();
-    let store = match open_store(shared, id, place, known, state) {
+    let identity = Identity { cluster: shared.cluster, group: id };
+    let quota = shared.budget.quota(place.cap);
+    let opened = open_store(Arc::clone(&shared.fs), place.dir, identity, quota, known, state);
+    let store = match opened {
         Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
@@ -150,41 +151,6 @@ pub(crate) fn open(
     })))
 }
 
-/// Opens the group's snapshots; what the log does not list is swept only if it knows the group.
-fn open_store(
-    shared: &Shared,
-    group: GroupId,
-    place: Place,
-    known: bool,
-    state: &RecoveryState,
-) -> Result<SnapshotStore, String> {
-    let Place { dir, cap } = place;
-    let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
-    if !known {
-        refuse_strays(&*shared.fs, &dir).map_err(fail)?;
-    }
-    let identity = Identity { cluster: shared.cluster, group };
-    let (fs, quota) = (Arc::clone(&shared.fs), shared.budget.quota(cap));
-    let (store, _swept) =
-        SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
-    Ok(store)
-}
-
-/// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
-fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
-    if !fs.exists(dir)? {
-        return Ok(());
-    }
-    match fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some()) {
-        None => Ok(()),
-        Some(name) => Err(std::io::Error::other(format!(
-            "it holds {name}, but the log knows nothing of this group; nothing was touched: \
-             restore \
-             the log, or move the snapshots away to join as a new replica"
-        ))),
-    }
-}
-
 /// A group that cannot run shows why; the node's other groups go on without it.
 fn unusable(id: GroupId, group: &Group, why: String) -> GroupHandle {
     tracing::error!(group = group.recovery_state().group, why, "the group cannot run");
@@ -227,26 +193,6 @@ impl Opened {
             GroupActor::new(self.group, self.handle, self.mailbox, lanes, self.state, self.report);
         (tokio::spawn(actor.run(self.first)), self.threads)
     }
-}
-
-/// The end of the log that raft must find in memory: from the floor on.
-fn read_window(shared: &Shared, id: GroupId, group: RecoveredGroup) -> Result<Recovered, String> {
-    let RecoveredGroup { state, last_index, terms, sizes } = group;
-    let mut next = state.first_index.max(state.floor);
-    let mut window = Vec::new();
-    while next <= last_index {
-        let entries = shared
-            .log
-            .reader()
-            .entries(id, next, last_index + 1, 16 << 20)
-            .map_err(|e| format!("log of group {:?}: {e}", state.group))?;
-        let Some(last) = entries.last() else {
-            return Err(format!("log of group {:?}: entry {next} is missing", state.group));
-        };
-        next = last.index + 1;
-        window.extend(entries);
-    }
-    Ok(Recovered { state, terms, window, sizes })
 }
 
 fn start_apply_lane(

@@ -36,7 +36,11 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
             module: ModuleSource::Native("register".into()),
             nodes: addresses.keys().copied().collect(),
             config: String::new(),
-            snapshot_policy: SnapshotPolicy { entries: 100, log_bytes: 1 << 20 },
+            snapshot_policy: SnapshotPolicy {
+                entries: 100,
+                log_bytes: 1 << 20,
+                ..SnapshotPolicy::default()
+            },
             snapshot_dir: None,
             snapshot_cap: None,
         }],

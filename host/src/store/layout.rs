@@ -100,7 +100,8 @@ pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {
     group.join("snap")
 }
 
-pub(crate) fn part_dir(dir: &Path) -> PathBuf {
+/// Where objects of a snapshot directory are staged.
+pub fn part_dir(dir: &Path) -> PathBuf {
     dir.join(PART)
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
+use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::wal::record::entry_size;
 use lockstep_core::wal::replay::Extent;
 use raft::eraftpb::Entry;
@@ -54,6 +55,16 @@ impl WalReader {
     /// The first index that the log holds of a group.
     pub fn first_index(&self, group: GroupId) -> Option<u64> {
         self.shared.groups().get(&group).map(|log| log.tail.state.first_index)
+    }
+
+    /// The last index that the log holds of a group.
+    pub fn last_index(&self, group: GroupId) -> Option<u64> {
+        self.shared.groups().get(&group).map(|log| log.tail.last_index)
+    }
+
+    /// The durable recovery state of a group.
+    pub fn state(&self, group: GroupId) -> Option<RecoveryState> {
+        self.shared.groups().get(&group).map(|log| log.tail.state.clone())
     }
 
     /// Reads every live record of every group once more, calling `pause` after each; what is not

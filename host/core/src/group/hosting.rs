@@ -37,6 +37,8 @@ pub(crate) struct Hosting {
     pub(super) wants: Wants,
     /// Bytes of log that followers and transfers may hold.
     pub(super) log_pin_bytes: u64,
+    /// Entries kept for followers that will lag.
+    pub(super) catch_up: u64,
     /// Tick at which a leader was last known.
     pub(super) led: u64,
     /// Since when the recovery state holds a commit index that no batch carries.
@@ -76,6 +78,7 @@ impl Hosting {
             wants: Wants::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
+            catch_up: shared.config.snapshot_policy.catch_up,
             led: 0,
             unwritten_since: None,
             durable_term: shared.recovery.term,

@@ -229,6 +229,7 @@ impl Hosting {
             sending: self.outgoing.pins(),
             slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
             outgrown: self.raw.store().outgrown(),
+            catch_up: self.catch_up,
             budget: self.raw.store().within(self.log_pin_bytes),
         }
     }

@@ -1,0 +1,71 @@
+//! What a replica finds on its disk, and what is refused: the part of a start that needs no thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockstep_core::group::Recovered;
+use lockstep_core::ids::GroupId;
+use lockstep_core::recovery_state::RecoveryState;
+
+use crate::fs::Fs;
+use crate::store::layout::ObjectName;
+use crate::store::{Identity, Quota, SnapshotStore};
+use crate::wal::{RecoveredGroup, WalReader};
+
+/// Bytes of entries read at once.
+const READ_BYTES: u64 = 16 << 20;
+
+/// The end of the log that raft must find in memory: from the floor on.
+pub fn read_window(
+    log: &WalReader,
+    id: GroupId,
+    group: RecoveredGroup,
+) -> Result<Recovered, String> {
+    let RecoveredGroup { state, last_index, terms, sizes } = group;
+    let mut next = state.first_index.max(state.floor);
+    let mut window = Vec::new();
+    while next <= last_index {
+        let entries = log
+            .entries(id, next, last_index + 1, READ_BYTES)
+            .map_err(|e| format!("log of group {:?}: {e}", state.group))?;
+        let Some(last) = entries.last() else {
+            return Err(format!("log of group {:?}: entry {next} is missing", state.group));
+        };
+        next = last.index + 1;
+        window.extend(entries);
+    }
+    Ok(Recovered { state, terms, window, sizes })
+}
+
+/// Opens the group's snapshots; what the log does not list is swept only if it knows the group.
+pub fn open_store(
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    identity: Identity,
+    quota: Arc<Quota>,
+    known: bool,
+    state: &RecoveryState,
+) -> Result<SnapshotStore, String> {
+    let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
+    if !known {
+        refuse_strays(&*fs, &dir).map_err(fail)?;
+    }
+    let (store, _swept) =
+        SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
+    Ok(store)
+}
+
+/// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
+fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
+    if !fs.exists(dir)? {
+        return Ok(());
+    }
+    match fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some()) {
+        None => Ok(()),
+        Some(name) => Err(std::io::Error::other(format!(
+            "it holds {name}, but the log knows nothing of this group; nothing was touched: \
+             restore \
+             the log, or move the snapshots away to join as a new replica"
+        ))),
+    }
+}

@@ -1,0 +1,58 @@
+//! What must hold: one property a file.
+//!
+//! | file | property | source |
+//! |---|---|---|
+//! | `election` | one leader a term | raft paper, figure 3 |
+//! | `promises` | a vote, a term or an acknowledgement leaves only when it is durable | thesis 3.8 |
+//! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4; SNAPSHOTS 3.5 |
+//! | `logs` | equal index and term, equal entry; a log without a hole behind its snapshots | figure 3; N5 |
+//! | `commits` | a process's commit index never falls | figure 3 |
+//! | `states` | equal index, equal state | figure 3, state machine safety |
+//! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
+//! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
+//! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
+//! | `snapshots` | a listed object is whole; there is always a recovery point; equal marks, equal digests | N2, N6, N3 |
+//! | `space` | the budget is kept; nothing stays that nobody needs | N9, N7 |
+//! | `reports` | each transfer is reported once | N16 |
+//!
+//! Each file names a planted bug (`LOCKSTEP_MUTANT`) that it reports.
+
+use std::collections::BTreeMap;
+
+pub mod commits;
+pub mod durable;
+pub mod election;
+pub mod histories;
+pub mod logs;
+pub mod promises;
+pub mod reports;
+pub mod sessions;
+pub mod snapshots;
+pub mod space;
+pub mod states;
+pub mod votes;
+
+/// A property that did not hold: which, and what was seen.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub checker: &'static str,
+    pub what: String,
+}
+
+/// How a check ends.
+pub type Checked = Result<(), Violation>;
+
+pub fn violated<T>(checker: &'static str, what: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation { checker, what: what.into() })
+}
+
+/// Everything that checks along the way.
+#[derive(Default)]
+pub struct Checks {
+    pub elections: election::Elections,
+    pub votes: votes::Votes,
+    pub reports: reports::Reports,
+    pub marks: snapshots::Marks,
+    /// Durable logs of nodes that are down, as they were when they went.
+    pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
+}

@@ -1,0 +1,62 @@
+//! What a message promises is durable when it leaves. Planted: `acknowledge_before_sync`.
+
+use lockstep_core::group::{Body, Frame};
+use lockstep_host::wal::WalReader;
+use raft::eraftpb::{Message, MessageType};
+
+use super::{Checked, violated};
+
+/// A frame leaves a node with this log.
+pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
+    let Some(state) = log.state(frame.group) else {
+        return violated("promises", "a frame leaves before the replica's id is durable");
+    };
+    let message = match &frame.body {
+        Body::Raft(message) => message,
+        Body::Superseded { .. } => return Ok(()),
+        Body::Probe
+        | Body::Nothing
+        | Body::Have
+        | Body::Join
+        | Body::NotMember { .. }
+        | Body::Want(_) => return booted(frame, state.boot),
+    };
+    booted(frame, state.boot)?;
+    let broken = |what: &str| {
+        let kind = message.get_msg_type();
+        violated("promises", format!("{kind:?} of term {} leaves: {what}", message.term))
+    };
+    let voted =
+        |vote: u64| state.term > message.term || (state.term == message.term && state.vote == vote);
+    match message.get_msg_type() {
+        MessageType::MsgAppendResponse if !message.reject => {
+            let last = log.last_index(frame.group).unwrap_or(0);
+            match state.term >= message.term && last >= message.index {
+                true => Ok(()),
+                false => broken("what it acknowledges is not durable"),
+            }
+        }
+        MessageType::MsgRequestVoteResponse if !message.reject && !voted(message.to) => {
+            broken("the vote is not durable")
+        }
+        MessageType::MsgRequestVote if !voted(message.from) => {
+            broken("the candidate's own vote is not durable")
+        }
+        MessageType::MsgAppend | MessageType::MsgHeartbeat if state.term < message.term => {
+            broken("the leader's term is not durable")
+        }
+        _other => Ok(()),
+    }
+}
+
+fn booted(frame: &Frame, boot: u64) -> Checked {
+    match frame.boot == boot {
+        true => Ok(()),
+        false => violated("promises", "the boot count is not durable"),
+    }
+}
+
+/// Whether a message is one that a leader sends to everybody.
+pub fn is_leaders(message: &Message) -> bool {
+    matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat)
+}

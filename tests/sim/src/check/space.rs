@@ -1,0 +1,59 @@
+//! The budget is kept at all times; once all is quiet, nothing lies on the disk that nobody needs.
+//! Planted: `forget_reservation`, `leak_unlisted`.
+
+use lockstep_host::fs::Fs as _;
+use lockstep_host::store::layout::part_dir;
+
+use super::{Checked, violated};
+use crate::node::{Node, Replica};
+
+/// What the store believes it has, and what there is.
+pub fn budget(node: &Node, limit: u64) -> Checked {
+    let Some(process) = &node.process else { return Ok(()) };
+    let used = process.budget.used();
+    if used > limit {
+        return violated("space", format!("{used} bytes are taken of a budget of {limit}"));
+    }
+    Ok(())
+}
+
+/// The files of a group are those that its store accounts for.
+pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
+    let dir = node.snapshots(name);
+    let mut bytes = 0;
+    for dir in [part_dir(&dir), dir] {
+        for file in node.fs.list(&dir).unwrap_or_default() {
+            let opened = node.fs.open(&dir.join(&file), false);
+            bytes += opened.and_then(|file| file.len()).unwrap_or(0);
+        }
+    }
+    let usage = replica.with_store(|store| store.usage());
+    let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
+    match bytes <= counted {
+        true => Ok(()),
+        false => violated("space", format!("{bytes} bytes lie there, {counted} are accounted for")),
+    }
+}
+
+/// All is quiet: what lies there is listed, promised, or the one parked transfer.
+pub fn nothing_leaks(node: &Node, name: &str, replica: &Replica) -> Checked {
+    let (objects, staged) = replica.with_store(|store| {
+        store.collect();
+        (store.list(), store.usage().staged)
+    });
+    let needless = objects.iter().find(|object| !object.listed && !object.promised);
+    if let Some(object) = needless {
+        return violated("space", format!("{} stays and nobody needs it", object.file));
+    }
+    if staged > 0 {
+        return violated("space", format!("{staged} bytes are staged and nothing is under way"));
+    }
+    let dir = node.snapshots(name);
+    let objects_there =
+        node.fs.list(&dir).unwrap_or_default().iter().filter(|f| f.ends_with("snap")).count();
+    let parts = node.fs.list(&part_dir(&dir)).unwrap_or_default().len();
+    match objects_there <= objects.len() && parts <= 1 {
+        true => Ok(()),
+        false => violated("space", format!("{objects_there} objects and {parts} parts lie there")),
+    }
+}

@@ -1,0 +1,12 @@
+//! Equal index, equal state: a chain of hashes over everything applied, restarts and restores
+//! included. Planted: `apply_twice_after_restore`.
+
+use super::{Checked, violated};
+use crate::guest::{SharedObserved, lock};
+
+pub fn agree(observed: &SharedObserved) -> Checked {
+    match &lock(observed).violation {
+        None => Ok(()),
+        Some(why) => violated("states", why.clone()),
+    }
+}

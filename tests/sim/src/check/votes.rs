@@ -1,0 +1,41 @@
+//! A replica votes once a term, restarts included, and a replica whose disk is gone says nothing any
+//! more. Planted: `wiped_replica_votes`, `forget_vote`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_core::group::{Body, Frame};
+use lockstep_core::ids::{GroupId, ReplicaId};
+use raft::eraftpb::MessageType;
+
+use super::{Checked, violated};
+
+#[derive(Default)]
+pub struct Votes {
+    given: BTreeMap<(GroupId, ReplicaId, u64), u64>,
+    gone: BTreeSet<ReplicaId>,
+}
+
+impl Votes {
+    pub fn wiped(&mut self, replica: ReplicaId) {
+        self.gone.insert(replica);
+    }
+
+    pub fn sends(&mut self, frame: &Frame) -> Checked {
+        if self.gone.contains(&frame.from) {
+            return violated("votes", format!("{} speaks, though its disk is gone", frame.from));
+        }
+        let Body::Raft(message) = &frame.body else { return Ok(()) };
+        if message.get_msg_type() != MessageType::MsgRequestVoteResponse || message.reject {
+            return Ok(());
+        }
+        let key = (frame.group, frame.from, message.term);
+        let given = *self.given.entry(key).or_insert(message.to);
+        match given == message.to {
+            true => Ok(()),
+            false => {
+                let (from, term) = (frame.from, message.term);
+                violated("votes", format!("{from} voted twice in term {term}"))
+            }
+        }
+    }
+}

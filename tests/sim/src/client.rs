@@ -1,0 +1,145 @@
+//! Clients: one operation at a time, in a session, retried until its fate is known.
+
+use bytes::Bytes;
+use lockstep_core::apply::Answer;
+use lockstep_core::entry::Call;
+use lockstep_core::fault::{Refusal, Rejection};
+use lockstep_core::ids::{GroupId, NodeId};
+
+use crate::rng::Rng;
+
+/// An operation and its fate, as its client knows it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub id: u64,
+    pub group: GroupId,
+    pub key: u64,
+    /// What was to be written; `None` for a read.
+    pub value: Option<u64>,
+    pub start_us: u64,
+    /// When the answer came.
+    pub end_us: Option<u64>,
+    /// The value before a write, or the value read.
+    pub answer: Option<u64>,
+    /// Applied index at which a read was served.
+    pub applied: u64,
+}
+
+/// What a client does next.
+pub enum Request {
+    Open { nonce: u64 },
+    Write { call: Call },
+    Read { request: Bytes },
+}
+
+pub struct Client {
+    pub group: GroupId,
+    rng: Rng,
+    session: Option<u64>,
+    sequence: u64,
+    /// Index of the record under way.
+    record: Option<usize>,
+    pub target: NodeId,
+    /// Counts attempts, so that a late answer is told from one to this attempt.
+    pub attempt: u64,
+    /// Issues nothing new.
+    pub done: bool,
+}
+
+/// Keys that clients fight over.
+const KEYS: u64 = 5;
+
+impl Client {
+    pub fn new(group: GroupId, target: NodeId, rng: Rng) -> Self {
+        let (session, record) = (None, None);
+        Self { group, rng, session, sequence: 0, record, target, attempt: 0, done: false }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// The next attempt: of the operation under way, or of a new one.
+    pub fn next(&mut self, now_us: u64, records: &mut Vec<Record>) -> Option<Request> {
+        if self.record.is_none() && self.done {
+            return None;
+        }
+        self.attempt += 1;
+        let Some(session) = self.session else {
+            return Some(Request::Open { nonce: self.rng.next_u64() });
+        };
+        let at = *self.record.get_or_insert_with(|| {
+            let id = records.len() as u64 + 1;
+            let write = self.rng.percent(70);
+            records.push(Record {
+                id,
+                group: self.group,
+                key: self.rng.below(KEYS),
+                value: write.then_some(id),
+                start_us: now_us,
+                end_us: None,
+                answer: None,
+                applied: 0,
+            });
+            self.sequence += u64::from(write);
+            records.len() - 1
+        });
+        let record = &records[at];
+        Some(match record.value {
+            Some(value) => {
+                let numbers = [record.id, record.key, value];
+                let payload: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+                let (sequence, lowest_unanswered) = (self.sequence, self.sequence);
+                let payload = payload.into();
+                Request::Write { call: Call { session, sequence, lowest_unanswered, payload } }
+            }
+            None => Request::Read { request: Bytes::copy_from_slice(&record.key.to_le_bytes()) },
+        })
+    }
+
+    /// An answer to the present attempt; says whether it came to its end.
+    pub fn answered(
+        &mut self,
+        answer: Result<Answer, Refusal>,
+        now_us: u64,
+        records: &mut [Record],
+    ) -> bool {
+        match answer {
+            Ok(Answer::Opened(session)) => {
+                (self.session, self.sequence) = (Some(session), 0);
+                true
+            }
+            Ok(Answer::Ok(old)) => self.ended(&old, 0, now_us, records),
+            Ok(Answer::Rejected(Rejection::SessionExpired | Rejection::SessionFull)) => {
+                // What became of the operation is not known.
+                (self.session, self.record) = (None, None);
+                true
+            }
+            Ok(Answer::Rejected(Rejection::Guest(_) | Rejection::AnswerTooLarge { .. })) => {
+                unreachable!("the guest rejects nothing and answers with eight bytes")
+            }
+            Err(Refusal::NotLeader { leader: Some(leader) }) => {
+                self.target = leader;
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// A read was served.
+    pub fn read(&mut self, value: &Bytes, applied: u64, now_us: u64, records: &mut [Record]) {
+        self.ended(value, applied, now_us, records);
+    }
+
+    fn ended(&mut self, bytes: &Bytes, applied: u64, now: u64, records: &mut [Record]) -> bool {
+        let Some(at) = self.record.take() else { return true };
+        let record = &mut records[at];
+        record.answer = bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        (record.end_us, record.applied) = (Some(now), applied);
+        true
+    }
+
+    pub fn record(&self) -> Option<usize> {
+        self.record
+    }
+}

@@ -1,0 +1,78 @@
+//! What took place in a run: a seed proves something only if its faults happened.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+#[derive(Clone, Default, Debug)]
+pub struct Counters(BTreeMap<&'static str, u64>);
+
+/// What must have happened at least once over all seeds of a run of some length.
+pub const WANTED: [&str; 31] = [
+    "acknowledged",
+    "bit rot in a log",
+    "bit rot in a snapshot",
+    "clock jumps",
+    "crashes",
+    "crashes at an operation",
+    "disk fills up",
+    "disk full state",
+    "duplicated frames",
+    "fallback starts",
+    "frames cut off",
+    "frames dropped",
+    "guest traps",
+    "installs",
+    "io errors",
+    "links cut",
+    "local snapshots",
+    "log rejoins",
+    "one-way cuts",
+    "parked transfers",
+    "pauses",
+    "rejoins",
+    "reordered frames",
+    "repairs",
+    "resumed transfers",
+    "session retries answered",
+    "stalled disks",
+    "stalled transfers",
+    "transfers",
+    "transfers cut",
+    "wipes",
+];
+
+impl Counters {
+    pub fn add(&mut self, what: &'static str) {
+        self.add_many(what, 1);
+    }
+
+    pub fn add_many(&mut self, what: &'static str, count: u64) {
+        if count > 0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+
+    pub fn get(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            self.add_many(what, *count);
+        }
+    }
+
+    /// What did not happen though it should.
+    pub fn missing(&self) -> Vec<&'static str> {
+        WANTED.into_iter().filter(|what| self.get(what) == 0).collect()
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (what, count) in &self.0 {
+            writeln!(f, "  {count:>12}  {what}")?;
+        }
+        Ok(())
+    }
+}

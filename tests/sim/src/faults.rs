@@ -1,0 +1,352 @@
+//! What goes wrong, when, and how it ends.
+//!
+//! One node at a time may have lost or damaged its disk, and only while everybody else is whole:
+//! more than that no replication survives. Everything else strikes whom it will.
+
+use std::path::Path;
+
+use lockstep_core::group::ReplicaState;
+use lockstep_core::ids::NodeId;
+use lockstep_host::fs::Fs as _;
+use lockstep_host::fs::mem::DiskFault;
+
+use crate::check::{Checked, logs, snapshots, space, violated};
+use crate::node::DATA;
+use crate::world::{Action, MS, Mend, SECOND, World};
+
+impl World {
+    pub(crate) fn fault_step(&mut self) {
+        if self.calm {
+            return;
+        }
+        let next = self.rng.between(200 * MS, 2_500 * MS);
+        self.after(next, Action::Fault);
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let node = *self.rng.pick(&ids);
+        match self.rng.below(100) {
+            0..12 => self.crash(node),
+            12..22 => self.crash_at_an_operation(node),
+            22..30 => self.cut_links(&ids),
+            30..38 => self.bad_weather(),
+            38..46 => self.pause(node),
+            46..52 => self.clock(node),
+            52..60 => self.fail_an_operation(node),
+            60..68 => self.fill_disk(node),
+            68..80 => self.trouble_transfers(),
+            80..84 => self.trap(node),
+            84..90 => self.rot(node),
+            90..96 => self.wipe(node),
+            _ => {}
+        }
+    }
+
+    fn crash(&mut self, node: NodeId) {
+        if self.nodes[&node].process.is_some() {
+            self.counters.add("crashes");
+            self.fall(node, false);
+            let down = self.rng.between(100 * MS, 5 * SECOND);
+            self.after(down, Action::Start { node });
+        }
+    }
+
+    /// The disk halts behind the k-th operation from now on; the process falls when it notices.
+    fn crash_at_an_operation(&mut self, node: NodeId) {
+        let op = self.rng.between(1, 40);
+        let fs = &self.nodes[&node].fs;
+        fs.halt_after(fs.ops() + op);
+        self.counters.add("crashes at an operation");
+    }
+
+    pub(crate) fn fall_if_halted(&mut self, node: NodeId) {
+        if self.nodes[&node].fs.is_halted() {
+            self.fall(node, false);
+            let down = self.rng.between(100 * MS, 5 * SECOND);
+            self.after(down, Action::Start { node });
+        }
+    }
+
+    /// The process is gone, and unless it `ended` by itself, the power too.
+    pub(crate) fn fall(&mut self, id: NodeId, ended: bool) {
+        let views = self.views_of(id);
+        let node = self.nodes.get_mut(&id).expect("a node");
+        match (ended, self.rng.percent(50)) {
+            (true, _) => {}
+            (false, true) => node.fs.crash(),
+            (false, false) => node.fs.crash_keeping(self.rng.next_u64()),
+        }
+        let Some(process) = node.process.take() else { return };
+        self.checks.down.insert(id, views);
+        let epoch = process.epoch;
+        drop(process);
+        if ended {
+            // Its files are closed; what it did not sync may still be lost later.
+            let node = &self.nodes[&id];
+            node.fs.heal();
+        }
+        self.forget_transfers_of(id, epoch);
+    }
+
+    fn cut_links(&mut self, ids: &[NodeId]) {
+        let lonely = *self.rng.pick(ids);
+        let one_way = self.rng.percent(40);
+        for other in ids.iter().copied().filter(|other| *other != lonely) {
+            self.network.cut.insert((lonely, other));
+            if !one_way {
+                self.network.cut.insert((other, lonely));
+            }
+        }
+        self.counters.add(if one_way { "one-way cuts" } else { "links cut" });
+        let until = self.rng.between(SECOND, 8 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Links });
+    }
+
+    fn bad_weather(&mut self) {
+        let weather = &mut self.network.weather;
+        weather.drop = self.rng.below(25);
+        weather.duplicate = self.rng.below(10);
+        weather.reorder = self.rng.below(15);
+        let until = self.rng.between(SECOND, 6 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Weather });
+    }
+
+    fn pause(&mut self, node: NodeId) {
+        let most = if self.rng.percent(15) { 60 * SECOND } else { 3 * SECOND };
+        let until = self.now + self.rng.between(200 * MS, most);
+        self.nodes.get_mut(&node).expect("a node").paused_until = until;
+        self.counters.add("pauses");
+    }
+
+    fn clock(&mut self, node: NodeId) {
+        let jump = self.rng.between(0, 7_200_000) as i64 - 3_600_000;
+        self.nodes.get_mut(&node).expect("a node").clock_ms = jump;
+        self.counters.add("clock jumps");
+        let until = self.rng.between(SECOND, 20 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Clock(node) });
+    }
+
+    fn fail_an_operation(&mut self, node: NodeId) {
+        let fault = if self.rng.percent(50) { DiskFault::Io } else { DiskFault::Full };
+        let op = self.rng.between(1, 60);
+        let fs = &self.nodes[&node].fs;
+        fs.fail_op(fs.ops() + op, fault);
+        self.counters.add("operations told to fail");
+    }
+
+    /// Something else takes the rest of the disk.
+    fn fill_disk(&mut self, node: NodeId) {
+        let fs = &self.nodes[&node].fs;
+        let left = self.rng.below(3 * self.setup.segment_bytes);
+        fs.set_capacity(fs.used(Path::new(DATA)) + left);
+        self.counters.add("disk fills up");
+        let until = self.rng.between(SECOND, 15 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Disk(node) });
+    }
+
+    fn trouble_transfers(&mut self) {
+        let ids: Vec<u64> = self.transfers.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = *self.rng.pick(&ids);
+        if self.rng.percent(70) {
+            self.counters.add("transfers cut");
+            return self.cut_transfer(id);
+        }
+        self.counters.add("stalled transfers");
+        let until = self.now + self.rng.between(SECOND, 45 * SECOND);
+        if let Some(transfer) = self.transfers.get_mut(&id) {
+            transfer.stalled_until = until;
+        }
+    }
+
+    fn trap(&mut self, node: NodeId) {
+        *self.nodes[&node].traps.lock().expect("no panic holds it") = 1;
+        self.counters.add("guest traps");
+    }
+
+    /// Whether the disk of `node` may be lost or damaged now.
+    fn may_weaken(&self, node: NodeId) -> bool {
+        let groups: Vec<_> = self
+            .setup
+            .groups
+            .iter()
+            .map(|name| lockstep_core::ids::GroupId::of_name(name))
+            .collect();
+        let sound = |group| {
+            self.nodes.values().all(|other| {
+                let Some(process) = &other.process else { return false };
+                let status = process.replicas[&group].group.status();
+                !status.configuration.is_joint()
+                    && status.configuration.voters.len() == self.nodes.len()
+                    && status.configuration.is_voter(status.replica)
+                    && matches!(status.state, ReplicaState::Running(_))
+                    && status.state.query_refusal().is_none()
+                    && !(other.rotted && other.id != node)
+            })
+        };
+        groups.into_iter().all(sound)
+    }
+
+    /// Flips a bit of an object or of the log.
+    fn rot(&mut self, id: NodeId) {
+        if !self.may_weaken(id) {
+            return;
+        }
+        let in_log = self.rng.percent(30);
+        let files = self.nodes[&id].fs.image_names();
+        let fits = |path: &&std::path::PathBuf| {
+            let name = path.to_string_lossy();
+            if in_log { name.ends_with("1.wal") } else { name.ends_with("snap") }
+        };
+        let candidates: Vec<_> = files.iter().filter(fits).collect();
+        if candidates.is_empty() {
+            return;
+        }
+        let path = (*self.rng.pick(&candidates)).clone();
+        let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
+        // The front of a log is older than what a torn tail may be.
+        let reach = if in_log { length.min(2_000) } else { length };
+        let offset = self.rng.below(reach.max(1));
+        let node = self.nodes.get_mut(&id).expect("a node");
+        if node.fs.corrupt(&path, offset).is_ok() {
+            node.rotted = true;
+            self.weak = Some(id);
+            self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
+            if self.rng.percent(70) {
+                self.crash(id);
+            }
+        }
+    }
+
+    fn wipe(&mut self, id: NodeId) {
+        if !self.may_weaken(id) || self.nodes.values().any(|node| node.rotted && node.id != id) {
+            return;
+        }
+        self.counters.add("wipes");
+        self.fall(id, false);
+        self.lose_disk(id, "rejoins");
+        let down = self.rng.between(100 * MS, 3 * SECOND);
+        self.after(down, Action::Start { node: id });
+    }
+
+    /// The node's disk is empty from now on; who lived there is gone.
+    pub(crate) fn lose_disk(&mut self, id: NodeId, counted: &'static str) {
+        let lost: Vec<_> = self
+            .checks
+            .down
+            .remove(&id)
+            .into_iter()
+            .flatten()
+            .map(|(_, view)| view.replica)
+            .collect();
+        let setup = self.setup.clone();
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.wipe(&setup);
+        node.gone.extend(lost.iter().copied());
+        lost.into_iter().for_each(|replica| self.checks.votes.wiped(replica));
+        self.counters.add(counted);
+    }
+
+    pub(crate) fn mend(&mut self, what: Mend) {
+        match what {
+            Mend::Links => self.network.cut.clear(),
+            Mend::Weather => self.network.weather = Default::default(),
+            Mend::Disk(node) => self.nodes[&node].fs.set_capacity(self.setup.disk_bytes),
+            Mend::Clock(node) => self.nodes.get_mut(&node).expect("a node").clock_ms = 0,
+        }
+    }
+
+    /// A look around, once a second.
+    pub(crate) fn look(&mut self) {
+        self.after(SECOND, Action::Look);
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in ids {
+            let node = &self.nodes[&id];
+            let kept = space::budget(node, self.setup.budget_bytes);
+            let mut checked = vec![kept];
+            if let Some(process) = &node.process {
+                for (name, replica) in self.setup.groups.iter().zip(process.replicas.values()) {
+                    let named = self.setup.groups.iter().find(|name| {
+                        lockstep_core::ids::GroupId::of_name(name)
+                            == lockstep_core::ids::GroupId::of_name(
+                                &replica.group.recovery_state().group,
+                            )
+                    });
+                    checked.push(space::accounted(node, named.unwrap_or(name), replica));
+                }
+            }
+            checked.into_iter().for_each(|result| self.check(result));
+            let repaired = self.nodes[&id].process.as_ref().is_some_and(|process| {
+                process.replicas.values().all(|replica| {
+                    let status = replica.group.status();
+                    status.rotten.is_empty() && status.state.query_refusal().is_none()
+                })
+            });
+            let node = self.nodes.get_mut(&id).expect("a node");
+            if node.rotted && repaired && self.is_whole(id) {
+                self.nodes.get_mut(&id).expect("a node").rotted = false;
+            }
+        }
+    }
+
+    /// Whether everything on a node's disk verifies.
+    fn is_whole(&self, id: NodeId) -> bool {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return false };
+        let objects = process.replicas.values().all(|replica| {
+            snapshots::whole(replica.group.recovery_state(), replica, false).is_ok()
+        });
+        objects && process.reader.scrub(&mut |_| ()).is_empty()
+    }
+
+    /// A process just opened its disk: what it goes on from is whole.
+    pub(crate) fn check_start(&mut self, id: NodeId) {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return };
+        let checked: Vec<Checked> = process
+            .replicas
+            .values()
+            .map(|replica| snapshots::whole(replica.group.recovery_state(), replica, node.rotted))
+            .collect();
+        let fallback = node.rotted
+            && process.replicas.values().any(|replica| {
+                let state = replica.group.recovery_state();
+                let newest = state.snapshots.first().cloned();
+                state.snapshots.len() > 1
+                    && newest.is_some_and(|desc| {
+                        replica.with_store(move |store| store.recoverable(&desc)).is_err()
+                    })
+            });
+        if fallback {
+            self.counters.add("fallback starts");
+        }
+        checked.into_iter().for_each(|result| self.check(result));
+    }
+
+    /// Everything, once all is quiet.
+    pub(crate) fn finish(&mut self) -> Checked {
+        let names = self.setup.groups.clone();
+        for name in &names {
+            let group = lockstep_core::ids::GroupId::of_name(name);
+            let mut seen = logs::Entries::default();
+            for node in self.nodes.values() {
+                let Some(process) = &node.process else {
+                    return violated("liveness", format!("node {} is down", node.id));
+                };
+                let replica = &process.replicas[&group];
+                logs::whole(group, &process.reader, &mut seen)?;
+                snapshots::whole(replica.group.recovery_state(), replica, node.rotted)?;
+                space::accounted(node, name, replica)?;
+                space::nothing_leaks(node, name, replica)?;
+            }
+            let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();
+            let observed = crate::guest::lock(&self.observed);
+            if let Some(applied) = observed.group(group) {
+                crate::check::sessions::exactly_once(&records, applied)?;
+                crate::check::histories::linearizable(&records, applied)?;
+            }
+        }
+        let transfers = &self.transfers;
+        self.checks.reports.finish(|id| transfers.contains_key(&id))
+    }
+}

@@ -1,0 +1,239 @@
+//! The simulator's guest: registers, a chain of hashes over everything applied, how often each
+//! operation was applied, and ballast that makes snapshots as large as wanted.
+//!
+//! It tells [`Observed`] what it applies, so that every replica's history can be compared, and traps
+//! when it is told to: a trap is this replica's alone, and its second try succeeds.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use lockstep_core::entry::Install;
+use lockstep_core::fault::{FaultClass, GuestFault};
+use lockstep_core::ids::{GroupId, ModuleId};
+use lockstep_host::guest::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader};
+
+/// What was applied, as the first replica that got there saw it.
+#[derive(Default)]
+pub struct Observed {
+    groups: BTreeMap<GroupId, Applied>,
+    /// The first disagreement of two replicas.
+    pub violation: Option<String>,
+}
+
+/// One group's history.
+#[derive(Default)]
+pub struct Applied {
+    /// Chain of hashes behind each index.
+    pub digests: BTreeMap<u64, [u8; 32]>,
+    /// Every operation that reached a guest: index and what it did.
+    pub operations: BTreeMap<u64, Vec<Operation>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Operation {
+    pub id: u64,
+    pub key: u64,
+    pub value: u64,
+    /// What the key held before; 0 = nothing.
+    pub old: u64,
+}
+
+/// Shared by all guests of a cluster.
+pub type SharedObserved = Arc<Mutex<Observed>>;
+
+pub fn lock(observed: &SharedObserved) -> MutexGuard<'_, Observed> {
+    observed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Observed {
+    pub fn group(&self, group: GroupId) -> Option<&Applied> {
+        self.groups.get(&group)
+    }
+
+    fn applied(&mut self, group: GroupId, index: u64, digest: [u8; 32], done: Vec<Operation>) {
+        let history = self.groups.entry(group).or_default();
+        let known = history.digests.entry(index).or_insert(digest);
+        if *known != digest {
+            let why = format!("state machines disagree at index {index} of group {group}");
+            self.violation.get_or_insert(why);
+            return;
+        }
+        history.operations.entry(index).or_insert(done);
+    }
+}
+
+/// How many of the next applies of a node trap.
+pub type Traps = Arc<Mutex<u32>>;
+
+pub struct SimModule {
+    pub group: GroupId,
+    pub observed: SharedObserved,
+    pub traps: Traps,
+    /// Bytes of ballast in the state.
+    pub ballast: usize,
+    info: GuestInfo,
+}
+
+impl SimModule {
+    pub fn new(group: GroupId, observed: SharedObserved, traps: Traps, ballast: usize) -> Self {
+        let info = GuestInfo {
+            name: "sim".to_owned(),
+            version: "1".to_owned(),
+            snapshot_format: 1,
+            oldest_readable_format: 1,
+        };
+        Self { group, observed, traps, ballast, info }
+    }
+}
+
+impl GuestModule for SimModule {
+    fn id(&self) -> ModuleId {
+        ModuleId([9; 32])
+    }
+
+    fn info(&self) -> &GuestInfo {
+        &self.info
+    }
+
+    fn engine_major(&self) -> u32 {
+        0
+    }
+
+    fn instantiate(&self, _: &Install) -> Result<Box<dyn Guest>, GuestFault> {
+        Ok(Box::new(SimGuest {
+            group: self.group,
+            observed: Arc::clone(&self.observed),
+            traps: Arc::clone(&self.traps),
+            ballast: self.ballast,
+            state: State::default(),
+            dead: false,
+        }))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    chain: [u8; 32],
+    registers: BTreeMap<u64, u64>,
+    counts: BTreeMap<u64, u64>,
+}
+
+struct SimGuest {
+    group: GroupId,
+    observed: SharedObserved,
+    traps: Traps,
+    ballast: usize,
+    state: State,
+    dead: bool,
+}
+
+impl SimGuest {
+    fn trap(&mut self, call: &'static str, index: u64) -> Result<(), GuestFault> {
+        let mut traps = self.traps.lock().unwrap_or_else(PoisonError::into_inner);
+        if *traps == 0 && !self.dead {
+            return Ok(());
+        }
+        *traps = traps.saturating_sub(1);
+        self.dead = true;
+        let (class, message) = (FaultClass::Trap, "told to".to_owned());
+        Err(GuestFault { class, call, index: Some(index), message })
+    }
+
+    fn ballast(&self) -> impl Iterator<Item = [u8; 4096]> + '_ {
+        let seed = u64::from_le_bytes(*self.state.chain.first_chunk().expect("32 bytes"));
+        (0..self.ballast / 4096).map(move |page| {
+            let word = (seed ^ page as u64).to_le_bytes();
+            let mut bytes = [0; 4096];
+            bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&word));
+            bytes
+        })
+    }
+}
+
+impl Guest for SimGuest {
+    fn init(&mut self, _: Context, config: &[u8]) -> Result<(), GuestFault> {
+        self.state.chain = *blake3::hash(config).as_bytes();
+        Ok(())
+    }
+
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
+        self.trap("apply", ctx.index)?;
+        let state = &mut self.state;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&state.chain);
+        hasher.update(&ctx.index.to_le_bytes());
+        hasher.update(&ctx.time_ms.to_le_bytes());
+        let (mut done, mut outcomes) = (Vec::new(), Vec::new());
+        for command in commands {
+            hasher.update(command);
+            let mut numbers = command
+                .chunks_exact(8)
+                .map(|chunk| u64::from_le_bytes(*chunk.first_chunk().expect("eight bytes")));
+            let mut next = || numbers.next().unwrap_or(0);
+            let (id, key, value) = (next(), next(), next());
+            let old = state.registers.insert(key, value).unwrap_or(0);
+            *state.counts.entry(id).or_default() += 1;
+            done.push(Operation { id, key, value, old });
+            outcomes.push(Outcome::Ok(Bytes::copy_from_slice(&old.to_le_bytes())));
+        }
+        state.chain = *hasher.finalize().as_bytes();
+        lock(&self.observed).applied(self.group, ctx.index, state.chain, done);
+        Ok(outcomes)
+    }
+
+    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
+        self.trap("query", ctx.index)?;
+        let key = request.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let value = self.state.registers.get(&key).copied().unwrap_or(0);
+        Ok(Ok(Bytes::copy_from_slice(&value.to_le_bytes())))
+    }
+
+    fn snapshot(&mut self, out: &mut dyn Write) -> Result<io::Result<()>, GuestFault> {
+        self.trap("snapshot", 0)?;
+        let mut bytes = self.state.chain.to_vec();
+        for map in [&self.state.registers, &self.state.counts] {
+            bytes.extend((map.len() as u64).to_le_bytes());
+            for (key, value) in map {
+                bytes.extend(key.to_le_bytes());
+                bytes.extend(value.to_le_bytes());
+            }
+        }
+        let written = out.write_all(&bytes);
+        Ok(written.and_then(|()| self.ballast().try_for_each(|page| out.write_all(&page))))
+    }
+
+    fn restore(
+        &mut self,
+        header: &SnapshotHeader,
+        _: &[u8],
+        input: &mut dyn Read,
+    ) -> Result<(), GuestFault> {
+        let refused = |error: io::Error| GuestFault {
+            class: FaultClass::Refused,
+            call: "restore",
+            index: Some(header.index),
+            message: error.to_string(),
+        };
+        input.read_exact(&mut self.state.chain).map_err(refused)?;
+        for map in [&mut self.state.registers, &mut self.state.counts] {
+            for _ in 0..number(input).map_err(refused)? {
+                let key = number(input).map_err(refused)?;
+                map.insert(key, number(input).map_err(refused)?);
+            }
+        }
+        io::copy(input, &mut io::sink()).map_err(refused)?;
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.ballast as u64 + 4096
+    }
+}
+
+fn number(input: &mut dyn Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    input.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}

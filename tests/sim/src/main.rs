@@ -1,0 +1,169 @@
+//! `sim`: runs seeds, and says what was checked. See `--help`.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lockstep_sim::counters::Counters;
+use lockstep_sim::world::{ACKNOWLEDGED_MIN, EVENTS_MIN};
+use lockstep_sim::{Run, run};
+
+const USAGE: &str = "\
+usage: sim [--seed S] [--seeds N] [--minutes M] [--twice] [--verbose] [--counters]
+
+  --seed S      run this seed, or begin with it; without it seeds begin with the time
+  --seeds N     run this many seeds (1, if nothing says how long)
+  --minutes M   run seeds for so long
+  --twice       run each seed twice and compare the traces
+  --verbose     tell every action
+  --counters    print what took place, and fail if any kind of it did not
+
+Exit codes: 0 nothing was violated; 1 something was, and the last lines say how to see it again.";
+
+struct Options {
+    seed: u64,
+    seeds: u64,
+    time: Option<Duration>,
+    twice: bool,
+    verbose: bool,
+    counters: bool,
+}
+
+fn options() -> Result<Options, String> {
+    let began = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_secs());
+    let mut options = Options {
+        seed: began.wrapping_mul(1_000_003) % 1_000_000_000,
+        seeds: 0,
+        time: None,
+        twice: false,
+        verbose: false,
+        counters: false,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut number = || {
+            let text = words.next().ok_or(format!("{word} needs a number"))?;
+            text.parse::<f64>().map_err(|_| format!("{word} takes a number, not {text:?}"))
+        };
+        match word.as_str() {
+            "--seed" => options.seed = number()? as u64,
+            "--seeds" => options.seeds = number()? as u64,
+            "--minutes" => options.time = Some(Duration::from_secs_f64(number()? * 60.0)),
+            "--twice" => options.twice = true,
+            "--verbose" => options.verbose = true,
+            "--counters" => options.counters = true,
+            "--help" | "-h" => return Err(String::new()),
+            other => return Err(format!("there is no option {other}")),
+        }
+    }
+    if options.seeds == 0 && options.time.is_none() {
+        options.seeds = 1;
+    }
+    Ok(options)
+}
+
+/// What all threads add up.
+#[derive(Default)]
+struct Sum {
+    counters: Counters,
+    seeds: u64,
+    events: u64,
+    acknowledged: u64,
+    seconds: u64,
+    failed: Vec<u64>,
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(why) => {
+            eprintln!("{why}\n{USAGE}");
+            return ExitCode::from(if why.is_empty() { 0 } else { 2 });
+        }
+    };
+    // A violation is told below, with its seed; a panic is one of them.
+    if !options.verbose {
+        std::panic::set_hook(Box::new(|_| ()));
+    }
+    println!("sim: seed {}", options.seed);
+    let began = Instant::now();
+    let (next, stop) = (AtomicU64::new(options.seed), AtomicBool::new(false));
+    let sum = Mutex::new(Sum::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| work(&options, began, &next, &stop, &sum));
+        }
+    });
+    let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    report(&options, &sum, began.elapsed())
+}
+
+fn work(options: &Options, began: Instant, next: &AtomicU64, stop: &AtomicBool, sum: &Mutex<Sum>) {
+    while !stop.load(Ordering::Relaxed) {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        let out_of_seeds = options.seeds > 0 && seed >= options.seed + options.seeds;
+        let out_of_time = options.time.is_some_and(|time| began.elapsed() >= time);
+        if out_of_seeds || out_of_time {
+            return;
+        }
+        let done = run(seed, options.verbose);
+        let again = options.twice.then(|| run(seed, false).trace);
+        let differs = again.is_some_and(|trace| trace != done.trace);
+        let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if differs {
+            println!("seed {seed}: two runs differ");
+        }
+        if tell(&done) || differs {
+            sum.failed.push(seed);
+            stop.store(!options.counters, Ordering::Relaxed);
+        }
+        sum.seeds += 1;
+        sum.events += done.events;
+        sum.acknowledged += done.acknowledged;
+        sum.seconds += done.seconds;
+        sum.counters.merge(&done.counters);
+    }
+}
+
+/// Says what a seed violated; whether it did.
+fn tell(done: &Run) -> bool {
+    if let Some(violation) = &done.violation {
+        println!("seed {}: {}: {}", done.seed, violation.checker, violation.what);
+        return true;
+    }
+    if done.events < EVENTS_MIN || done.acknowledged < ACKNOWLEDGED_MIN {
+        println!("seed {}: too little happened to count", done.seed);
+        return true;
+    }
+    false
+}
+
+fn report(options: &Options, sum: &Sum, took: Duration) -> ExitCode {
+    let per_second = sum.events as f64 / took.as_secs_f64();
+    println!(
+        "{} seeds, {} events ({per_second:.0} a second), {} acknowledged operations, {:.1} \
+         simulated hours in {:.1} s ({:.1} hours an hour)",
+        sum.seeds,
+        sum.events,
+        sum.acknowledged,
+        sum.seconds as f64 / 3600.0,
+        took.as_secs_f64(),
+        sum.seconds as f64 / took.as_secs_f64(),
+    );
+    let mut failed = !sum.failed.is_empty();
+    if options.counters {
+        print!("{}", sum.counters);
+        let missing = sum.counters.missing();
+        if !missing.is_empty() {
+            println!("never happened: {}", missing.join(", "));
+            failed = true;
+        }
+    }
+    for seed in &sum.failed {
+        println!("to see it again: cargo xtask sim --seed {seed}");
+    }
+    println!("{} passed, {} failed", sum.seeds - sum.failed.len() as u64, sum.failed.len());
+    ExitCode::from(u8::from(failed))
+}

@@ -1,0 +1,264 @@
+//! One node: a disk, and while its process runs, the production log, stores, lanes and cores.
+//!
+//! Nothing here moves by itself: the world runs one step of one lane at a time. A crash drops the
+//! process and whatever its disk did not make durable.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use lockstep_core::entry::Profile;
+use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig, SnapshotPolicy};
+use lockstep_core::ids::{GroupId, NodeId, ReplicaId, Ticket};
+use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::chunk::ObjectRef;
+use lockstep_core::wal::LogJob;
+use lockstep_host::clock::Clock;
+use lockstep_host::fs::mem::MemFs;
+use lockstep_host::fs::{Fs, make_durable};
+use lockstep_host::group::apply_lane::{ApplyLane, Gauges, Tools};
+use lockstep_host::group::log_lane::LogWriter;
+use lockstep_host::group::reopen::{open_store, read_window};
+use lockstep_host::guest::Module;
+use lockstep_host::store::layout::snapshot_dir;
+use lockstep_host::store::{Budget, BudgetLimits, DirectLane, Identity, StoreHandle, on_lane};
+use lockstep_host::wal::{Wal, WalError, WalOptions, WalReader};
+
+use crate::guest::{SharedObserved, SimModule, Traps};
+
+pub const CLUSTER: [u8; 16] = [5; 16];
+pub const DATA: &str = "/data";
+
+/// What all nodes of a run have in common.
+#[derive(Clone)]
+pub struct Setup {
+    pub nodes: u16,
+    pub groups: Vec<String>,
+    pub segment_bytes: u64,
+    pub policy: SnapshotPolicy,
+    pub ballast: usize,
+    pub budget_bytes: u64,
+    pub disk_bytes: u64,
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub fs: MemFs,
+    pub process: Option<Process>,
+    /// Wall clock minus simulated time.
+    pub clock_ms: i64,
+    pub time: SimClock,
+    /// Runs nothing until then.
+    pub paused_until: u64,
+    pub traps: Traps,
+    /// Replica ids that lived on disks that are gone.
+    pub gone: Vec<ReplicaId>,
+    /// Bits were flipped: what does not verify is not a bug.
+    pub rotted: bool,
+}
+
+/// A process, from start to crash.
+pub struct Process {
+    /// Tells processes apart: what was begun by an earlier one does not reach this.
+    pub epoch: u64,
+    pub log: LogWriter,
+    pub reader: WalReader,
+    pub queue: Vec<(u64, LogJob)>,
+    pub log_scheduled: bool,
+    pub budget: Arc<Budget>,
+    pub replicas: BTreeMap<GroupId, Replica>,
+}
+
+pub struct Replica {
+    pub group: Group,
+    pub lane: ApplyLane,
+    pub jobs: VecDeque<ApplyJob>,
+    pub lane_scheduled: bool,
+    pub store: Arc<DirectLane>,
+    pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
+    /// Client and attempt that wait for each ticket.
+    pub tickets: BTreeMap<Ticket, (usize, u64)>,
+    pub next_ticket: u64,
+    /// The transfer that waits for the core's word, and on what.
+    pub judged: Option<(ObjectRef, u64)>,
+    pub commit_seen: u64,
+}
+
+/// The simulated wall clock of one node.
+#[derive(Clone, Default)]
+pub struct SimClock(Arc<Mutex<u64>>);
+
+impl SimClock {
+    pub fn set(&self, wall_ms: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = wall_ms;
+    }
+}
+
+impl Clock for SimClock {
+    fn wall_ms(&self) -> u64 {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a process did not come up.
+pub enum NoStart {
+    /// The disk failed or halted meanwhile: try again.
+    Disk(String),
+    /// The log is damaged: the replica is dead.
+    Damaged(String),
+    /// A group's snapshots are there, but its log is not.
+    Strays(String),
+}
+
+impl Node {
+    pub fn new(id: NodeId, setup: &Setup) -> Self {
+        let fs = MemFs::with_dir(Path::new("/"));
+        fs.set_capacity(setup.disk_bytes);
+        Self {
+            id,
+            fs,
+            process: None,
+            clock_ms: 0,
+            time: SimClock::default(),
+            paused_until: 0,
+            traps: Traps::default(),
+            gone: Vec::new(),
+            rotted: false,
+        }
+    }
+
+    /// A disk without anything.
+    pub fn wipe(&mut self, setup: &Setup) {
+        self.process = None;
+        self.fs = MemFs::with_dir(Path::new("/"));
+        self.fs.set_capacity(setup.disk_bytes);
+        self.rotted = false;
+    }
+
+    /// Starts a process on what the disk holds; the effects of opening each group.
+    pub fn start(
+        &mut self,
+        setup: &Setup,
+        observed: &SharedObserved,
+        epoch: u64,
+        seed: u64,
+    ) -> Result<Vec<(GroupId, Vec<Effect>)>, NoStart> {
+        let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
+        let disk = |error: std::io::Error| NoStart::Disk(error.to_string());
+        let data = Path::new(DATA);
+        fs.create_dir_all(data).map_err(disk)?;
+        make_durable(&*fs, data).map_err(disk)?;
+        let options = WalOptions {
+            cluster: CLUSTER,
+            node: self.id,
+            segment_bytes: setup.segment_bytes,
+            ballast_bytes: setup.segment_bytes,
+        };
+        let opened = Wal::open(Arc::clone(&fs), &data.join("wal"), options);
+        let (wal, mut recovered) = opened.map_err(|error| match error {
+            WalError::Corrupt { .. } => NoStart::Damaged(error.to_string()),
+            other => NoStart::Disk(other.to_string()),
+        })?;
+        let log = LogWriter::new(wal);
+        let reader = log.reader();
+        let budget = Budget::new(BudgetLimits {
+            bytes: setup.budget_bytes,
+            headroom_bytes: setup.segment_bytes,
+            log_device: Some(0),
+            inbound: 2,
+            outbound: 2,
+        });
+        let (mut replicas, mut first) = (BTreeMap::new(), Vec::new());
+        for name in &setup.groups {
+            let id = GroupId::of_name(name);
+            let found = recovered.remove(&id);
+            let known = found.is_some();
+            let window = found.map(|found| read_window(&reader, id, found)).transpose();
+            let window = window.map_err(NoStart::Damaged)?;
+            let mut effects = Vec::new();
+            let config = self.config(setup, name, seed ^ id.0, epoch);
+            let group = Group::open(config, window, &mut effects);
+            let state = group.recovery_state();
+            let identity = Identity { cluster: CLUSTER, group: id };
+            let quota = budget.quota(u64::MAX);
+            let dir = self.snapshots(name);
+            let store = open_store(Arc::clone(&fs), dir, identity, quota, known, state);
+            let store = Arc::new(DirectLane::new(store.map_err(|why| match known {
+                true => NoStart::Disk(why),
+                false => NoStart::Strays(why),
+            })?));
+            let listed = Arc::new(Mutex::new(state.snapshots.clone()));
+            let tools = Tools {
+                group: id,
+                module: self.module(setup, id, observed),
+                log: reader.clone(),
+                store: Arc::clone(&store) as Arc<dyn StoreHandle>,
+                clock: Arc::new(self.time.clone()),
+                listed: Arc::clone(&listed),
+                gauges: Arc::new(Gauges::default()),
+            };
+            let replica = Replica {
+                commit_seen: 0,
+                group,
+                lane: ApplyLane::new(tools),
+                jobs: VecDeque::new(),
+                lane_scheduled: false,
+                store,
+                listed,
+                tickets: BTreeMap::new(),
+                next_ticket: 0,
+                judged: None,
+            };
+            replicas.insert(id, replica);
+            first.push((id, effects));
+        }
+        let queue = Vec::new();
+        let log_scheduled = false;
+        self.process = Some(Process { epoch, log, reader, queue, log_scheduled, budget, replicas });
+        Ok(first)
+    }
+
+    pub fn snapshots(&self, group: &str) -> PathBuf {
+        snapshot_dir(Path::new(DATA), group)
+    }
+
+    pub fn module(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Module {
+        let (observed, traps) = (Arc::clone(observed), Arc::clone(&self.traps));
+        Arc::new(SimModule::new(group, observed, traps, setup.ballast))
+    }
+
+    fn config(&self, setup: &Setup, name: &str, seed: u64, epoch: u64) -> GroupConfig {
+        let observed = SharedObserved::default();
+        let module = self.module(setup, GroupId::of_name(name), &observed);
+        GroupConfig {
+            name: name.to_owned(),
+            node: self.id,
+            nodes: (1..=setup.nodes).map(NodeId).collect(),
+            module: module.id(),
+            guest_config: Bytes::from_static(b"config"),
+            profile: Profile { engine_major: 0, ..Profile::default() },
+            snapshot_policy: setup.policy,
+            snapshots_share_log_disk: true,
+            seed,
+            nonce: epoch,
+        }
+    }
+}
+
+impl Process {
+    /// The replica of a group that lives here now.
+    pub fn replica_id(&self, group: GroupId) -> Option<ReplicaId> {
+        Some(self.replicas.get(&group)?.group.recovery_state().replica)
+    }
+}
+
+impl Replica {
+    /// Has the store lane do something.
+    pub fn with_store<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut lockstep_host::store::SnapshotStore) -> R + Send + 'static,
+    ) -> R {
+        on_lane(&*self.store, job).expect("a direct lane runs its jobs")
+    }
+}

@@ -1,0 +1,577 @@
+//! One step of one lane, and where its effects go.
+
+use bytes::Bytes;
+use lockstep_core::apply::Answer;
+use lockstep_core::fault::{Fault, Refusal};
+use lockstep_core::group::{Body, Effect, Event, Frame, Inbound, ReplicaState, Role, Stopped};
+use lockstep_core::ids::{GroupId, NodeId, Ticket};
+use lockstep_host::group::QueryAnswer;
+use lockstep_host::group::apply_lane::Output;
+use lockstep_host::group::log_lane::LogOutput;
+use lockstep_host::store::StoreHandle as _;
+
+use crate::check::durable::{self, View, Views};
+use crate::check::{commits, promises, states};
+use crate::client::Request;
+use crate::guest::lock;
+use crate::node::{NoStart, Process, Replica};
+use crate::world::{Action, Captured, MS, SECOND, World};
+
+/// Client waits this long for an answer before it tries elsewhere.
+const PATIENCE_US: u64 = 3 * SECOND;
+
+impl World {
+    pub(crate) fn act(&mut self, action: Action) {
+        match action {
+            Action::Tick { node } => self.tick(node),
+            Action::Deliver { to, inbound } => self.deliver(to, *inbound),
+            Action::Log { node, epoch } => self.log_step(node, epoch),
+            Action::Apply { node, epoch, group } => self.apply_step(node, epoch, group),
+            Action::Event { node, epoch, group, event } => {
+                if self.process(node, epoch).is_some() {
+                    self.event(node, group, vec![*event]);
+                }
+            }
+            Action::Fetch { node, epoch, group, from, to, bytes } => {
+                let Some(process) = self.process(node, epoch) else { return };
+                let entries = process.reader.entries(group, from, to, bytes).ok();
+                self.event(node, group, vec![Event::Fetched { from, entries }]);
+            }
+            Action::Seal { node, epoch, group, capture } => {
+                self.seal_step(node, epoch, group, capture);
+            }
+            Action::Bulk { transfer, to_receiver } => self.bulk_step(transfer, to_receiver),
+            Action::BulkTick { transfer } => self.bulk_tick(transfer),
+            Action::Report { transfer, node, epoch, group, event } => {
+                if self.process(node, epoch).is_some() {
+                    let reported = self.checks.reports.reported(transfer);
+                    self.check(reported);
+                    self.event(node, group, vec![*event]);
+                }
+            }
+            Action::Client { client } => self.client_step(client),
+            Action::Timeout { client, attempt } => self.client_timeout(client, attempt),
+            Action::Fault => self.fault_step(),
+            Action::Start { node } => self.start(node),
+            Action::Mend { what } => self.mend(what),
+            Action::Look => self.look(),
+        }
+    }
+
+    /// The process of a node, if it is still the one of `epoch` and not paused.
+    pub(crate) fn process(&mut self, node: NodeId, epoch: u64) -> Option<&mut Process> {
+        let node = self.nodes.get_mut(&node)?;
+        node.process.as_mut().filter(|process| process.epoch == epoch)
+    }
+
+    fn is_paused(&self, node: NodeId) -> bool {
+        self.nodes[&node].paused_until > self.now
+    }
+
+    /// Puts an action of a paused node off.
+    fn put_off(&mut self, node: NodeId, action: Action) {
+        let until = self.nodes[&node].paused_until;
+        self.at(until + 1, action);
+    }
+
+    fn tick(&mut self, id: NodeId) {
+        self.after(100 * MS, Action::Tick { node: id });
+        if self.is_paused(id) {
+            return;
+        }
+        let node = self.nodes.get_mut(&id).expect("a node");
+        let wall_ms = (self.now / MS).saturating_add_signed(node.clock_ms);
+        node.time.set(wall_ms);
+        let Some(process) = &mut node.process else { return };
+        let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
+        for replica in process.replicas.values() {
+            replica.with_store(move |store| store.tend(wall_ms));
+        }
+        if !process.log_scheduled && self.now / (100 * MS) % 3 == 0 {
+            self.schedule_log(id);
+        }
+        for group in groups {
+            self.event(id, group, vec![Event::Tick { wall_ms }]);
+        }
+    }
+
+    fn deliver(&mut self, to: NodeId, inbound: Inbound) {
+        if self.is_paused(to) {
+            return self.put_off(to, Action::Deliver { to, inbound: Box::new(inbound) });
+        }
+        let group = inbound.frame.group;
+        if self.nodes[&to].process.is_some() {
+            self.event(to, group, vec![Event::Frame(inbound)]);
+        }
+    }
+
+    /// Hands events to a group, flushes, carries out what follows, and looks at it.
+    pub(crate) fn event(&mut self, node: NodeId, group: GroupId, events: Vec<Event>) {
+        let Some(process) = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut()) else {
+            return;
+        };
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        let mut effects = Vec::new();
+        for event in events {
+            replica.group.handle(event, &mut effects);
+        }
+        replica.group.flush(&mut effects);
+        self.carry_out(node, group, effects);
+        self.observe(node, group);
+        self.fall_if_halted(node);
+    }
+
+    fn observe(&mut self, node: NodeId, group: GroupId) {
+        let Some(process) = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut()) else {
+            return;
+        };
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        let status = replica.group.status();
+        let moved = commits::moves(&mut replica.commit_seen, &status);
+        self.check(moved);
+        if status.role == Role::Leader {
+            let leads = self.checks.elections.leads(group, status.term, status.replica);
+            self.check(leads);
+        }
+        let marks = self.checks.marks.listed(group, &status.snapshots);
+        self.check(marks);
+        let agreed = states::agree(&self.observed);
+        self.check(agreed);
+    }
+
+    pub(crate) fn carry_out(&mut self, node: NodeId, group: GroupId, effects: Vec<Effect>) {
+        for effect in effects {
+            let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
+                return;
+            };
+            let epoch = process.epoch;
+            let replica = process.replicas.get_mut(&group).expect("a group of this node");
+            match effect {
+                Effect::Persist { seq, job } => {
+                    process.queue.push((seq, job));
+                    self.schedule_log(node);
+                }
+                Effect::Fetch { from, to, bytes } => {
+                    let delay = self.rng.between(100, 5 * MS);
+                    self.after(delay, Action::Fetch { node, epoch, group, from, to, bytes });
+                }
+                Effect::Apply(job) => {
+                    replica.jobs.push_back(job);
+                    self.schedule_apply(node, group);
+                }
+                Effect::List { snapshots, promised, pressure, holds } => {
+                    replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
+                    replica.store.run(Box::new(move |store| {
+                        if pressure {
+                            store.abandon();
+                        }
+                        store.list_durable(&snapshots, &promised);
+                        drop(holds);
+                    }));
+                }
+                Effect::Send { to, frame } => self.send(node, to, *frame),
+                Effect::SendSnapshot { to, snapshot, purpose, insist } => {
+                    self.begin_transfer(node, group, (to, snapshot, purpose, insist));
+                }
+                Effect::Judged { object, taken } => {
+                    if let Some((_, transfer)) = replica.judged.take_if(|(o, _)| *o == object) {
+                        self.judged(transfer, taken);
+                    }
+                }
+                Effect::Answer { ticket, answer } => {
+                    if let Some(to) = replica.tickets.remove(&ticket) {
+                        self.answer(to, node, group, answer);
+                    }
+                }
+                Effect::State(state) => self.state(node, group, &state),
+            }
+        }
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
+        let process = self.nodes[&from].process.as_ref().expect("it sends");
+        let promised = promises::sends(&frame, &process.reader);
+        self.check(promised);
+        let voted = self.checks.votes.sends(&frame);
+        self.check(voted);
+        if matches!(frame.body, Body::Want(_)) {
+            self.counters.add("wants");
+        }
+        let mut rng = self.rng.fork();
+        let arrivals = self.network.arrivals(from, to, self.now, &mut rng, &mut self.counters);
+        for at in arrivals {
+            let via = format!("node-{from}").into();
+            let inbound = Box::new(Inbound { frame: frame.clone(), via });
+            self.at(at, Action::Deliver { to, inbound });
+        }
+    }
+
+    fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
+        match state {
+            ReplicaState::Stopped(Stopped::Failed(fault)) => {
+                self.counters.add("stopped replicas");
+                match fault {
+                    // The process is told to start again once its disk is well.
+                    Fault::Log(_) => self.after(200 * MS, Action::Start { node }),
+                    Fault::RolledBack { .. }
+                    | Fault::Superseded { .. }
+                    | Fault::Internal(_)
+                    | Fault::Unusable(_)
+                    | Fault::Restore(_)
+                    | Fault::NoRecoverableSnapshot(_)
+                    | Fault::WrongModule { .. }
+                    | Fault::Guest(_) => {
+                        let what = format!("node {node}, group {group} failed: {fault}");
+                        self.check(crate::check::violated("liveness", what));
+                    }
+                }
+            }
+            // Its node joins as somebody new.
+            ReplicaState::Stopped(Stopped::Removed) => {
+                self.counters.add("removed replicas");
+                self.after(SECOND, Action::Start { node });
+            }
+            ReplicaState::Running(lockstep_core::group::Running::Parked(_)) => {
+                self.counters.add("parked replicas");
+                self.after(2 * SECOND, Action::Start { node });
+            }
+            ReplicaState::Running(lockstep_core::group::Running::DiskFull(_)) => {
+                self.counters.add("disk full state");
+            }
+            ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
+                self.counters.add("needs snapshot state");
+            }
+            ReplicaState::Stopped(Stopped::Requested)
+            | ReplicaState::Running(
+                lockstep_core::group::Running::Serving
+                | lockstep_core::group::Running::Restoring
+                | lockstep_core::group::Running::Joining,
+            ) => {}
+        }
+    }
+
+    pub(crate) fn schedule_log(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).expect("a node");
+        let Some(process) = node.process.as_mut().filter(|p| !p.log_scheduled) else { return };
+        process.log_scheduled = true;
+        let epoch = process.epoch;
+        let slow = self.rng.percent(1) && !self.calm;
+        if slow {
+            self.counters.add("stalled disks");
+        }
+        let delay =
+            if slow { self.rng.between(SECOND, 4 * SECOND) } else { self.rng.below(4 * MS) };
+        self.after(delay, Action::Log { node: id, epoch });
+    }
+
+    fn log_step(&mut self, id: NodeId, epoch: u64) {
+        if self.is_paused(id) {
+            return self.put_off(id, Action::Log { node: id, epoch });
+        }
+        let Some(process) = self.process(id, epoch) else { return };
+        process.log_scheduled = false;
+        let stepped = match process.log.is_stalled() || process.queue.is_empty() {
+            true => process.log.tend(),
+            false => {
+                let round = std::mem::take(&mut process.queue);
+                process.log.write(round)
+            }
+        };
+        let again = process.log.is_stalled() || !process.queue.is_empty();
+        let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
+        if again {
+            self.schedule_log(id);
+        }
+        self.fall_if_halted(id);
+        if self.process(id, epoch).is_none() {
+            return;
+        }
+        let mut events: Vec<(GroupId, Event)> = Vec::new();
+        match stepped {
+            Ok(outputs) => {
+                for output in outputs {
+                    match output {
+                        LogOutput::Persisted { group, seq } => {
+                            events.push((group, Event::Persisted { seq }));
+                        }
+                        LogOutput::Room(shortage) => {
+                            events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
+                        }
+                        LogOutput::Refused { group, why } => {
+                            let what = format!("group {group}: {why}");
+                            self.check(crate::check::violated("logs", what));
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                self.counters.add("io errors");
+                let fault =
+                    |group: &GroupId| (*group, Event::Faulted(Fault::Log(error.to_string())));
+                events.extend(groups.iter().map(fault));
+            }
+        }
+        for (group, event) in events {
+            self.event(id, group, vec![event]);
+        }
+    }
+
+    fn schedule_apply(&mut self, node: NodeId, group: GroupId) {
+        let delay = match self.rng.percent(2) && !self.calm {
+            true => self.rng.between(50 * MS, 600 * MS),
+            false => self.rng.below(2 * MS),
+        };
+        let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
+            return;
+        };
+        let epoch = process.epoch;
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        if !replica.lane_scheduled && !replica.jobs.is_empty() {
+            replica.lane_scheduled = true;
+            self.after(delay, Action::Apply { node, epoch, group });
+        }
+    }
+
+    fn apply_step(&mut self, node: NodeId, epoch: u64, group: GroupId) {
+        if self.is_paused(node) {
+            return self.put_off(node, Action::Apply { node, epoch, group });
+        }
+        let Some(process) = self.process(node, epoch) else { return };
+        let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        replica.lane_scheduled = false;
+        let Some(job) = replica.jobs.pop_front() else { return };
+        let outputs = replica.lane.run(job);
+        self.schedule_apply(node, group);
+        self.fall_if_halted(node);
+        for output in outputs {
+            match output {
+                Output::Event(event) => {
+                    self.count_event(&event);
+                    if self.process(node, epoch).is_some() {
+                        self.event(node, group, vec![event]);
+                    }
+                }
+                Output::Queried { ticket, answer } => {
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
+                    if let Some(to) = replica.tickets.remove(&ticket) {
+                        self.queried(to, answer);
+                    }
+                }
+                Output::Seal(capture) => {
+                    let delay = self.rng.between(MS, 300 * MS);
+                    let capture = Captured(capture);
+                    self.after(delay, Action::Seal { node, epoch, group, capture });
+                }
+            }
+        }
+    }
+
+    fn count_event(&mut self, event: &Event) {
+        match event {
+            Event::Restored { .. } => self.counters.add("installs"),
+            Event::Rotten { .. } => self.counters.add("rotten objects found"),
+            Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for room"),
+            Event::CaptureFailed { .. } => self.counters.add("captures failed"),
+            _other => {}
+        }
+    }
+
+    fn seal_step(&mut self, node: NodeId, epoch: u64, group: GroupId, capture: Captured) {
+        if self.is_paused(node) {
+            return self.put_off(node, Action::Seal { node, epoch, group, capture });
+        }
+        let Some(process) = self.process(node, epoch) else { return };
+        let store = std::sync::Arc::clone(&process.replicas[&group].store);
+        let event = capture.0.seal(&*store);
+        if matches!(event, Event::Captured(_)) {
+            self.counters.add("local snapshots");
+        }
+        self.fall_if_halted(node);
+        if self.process(node, epoch).is_some() {
+            self.event(node, group, vec![event]);
+        }
+    }
+
+    pub(crate) fn start(&mut self, id: NodeId) {
+        let running = self.nodes[&id].process.as_ref().map(|process| process.epoch);
+        if running.is_some() {
+            let node = &self.nodes[&id];
+            let process = node.process.as_ref().expect("it runs");
+            let states: Vec<ReplicaState> =
+                process.replicas.values().map(|r| r.group.state().clone()).collect();
+            let removed =
+                states.iter().any(|s| matches!(s, ReplicaState::Stopped(Stopped::Removed)));
+            let ended = states.iter().any(ReplicaState::is_stopped);
+            let parked = states.iter().any(|s| s.name() == "parked");
+            if !ended && !parked {
+                return;
+            }
+            self.fall(id, true);
+            if removed {
+                self.lose_disk(id, "rejoins");
+            }
+        }
+        self.ids += 1;
+        let (epoch, seed) = (self.ids, self.rng.next_u64());
+        let wall_ms = self.now / MS;
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.time.set(wall_ms.saturating_add_signed(node.clock_ms));
+        match node.start(&self.setup, &self.observed, epoch, seed) {
+            Ok(first) => {
+                self.checks.down.remove(&id);
+                self.counters.add("starts");
+                self.check_start(id);
+                for (group, effects) in first {
+                    self.carry_out(id, group, effects);
+                }
+            }
+            Err(NoStart::Disk(_)) => {
+                self.counters.add("starts failed");
+                self.nodes[&id].fs.crash();
+                let again = self.rng.between(100 * MS, SECOND);
+                self.after(again, Action::Start { node: id });
+            }
+            Err(NoStart::Damaged(why) | NoStart::Strays(why)) => {
+                if !self.nodes[&id].rotted {
+                    let what = format!("node {id} does not start, though no bit rotted: {why}");
+                    return self.check(crate::check::violated("logs", what));
+                }
+                self.counters.add("log rejoins");
+                self.lose_disk(id, "rejoins");
+                self.after(SECOND, Action::Start { node: id });
+            }
+        }
+        self.fall_if_halted(id);
+    }
+
+    pub(crate) fn client_step(&mut self, client: usize) {
+        let now = self.now;
+        let Some(request) = self.clients[client].next(now, &mut self.records) else { return };
+        let (group, target) = (self.clients[client].group, self.clients[client].target);
+        let attempt = self.clients[client].attempt;
+        self.after(PATIENCE_US, Action::Timeout { client, attempt });
+        if self.is_paused(target) {
+            return;
+        }
+        let Some(process) = self.nodes.get_mut(&target).and_then(|n| n.process.as_mut()) else {
+            return;
+        };
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        let event = ticketed(replica, (client, attempt), request);
+        self.event(target, group, vec![event]);
+    }
+
+    fn client_timeout(&mut self, client: usize, attempt: u64) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        if self.clients[client].is_idle() && self.clients[client].done {
+            return;
+        }
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        self.clients[client].target = *self.rng.pick(&ids);
+        self.client_step(client);
+    }
+
+    /// A command's end.
+    fn answer(
+        &mut self,
+        (client, attempt): (usize, u64),
+        node: NodeId,
+        group: GroupId,
+        answer: Result<Answer, Refusal>,
+    ) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        let record = self.clients[client].record();
+        if let (Ok(Answer::Ok(_)), Some(record)) = (&answer, record) {
+            self.acknowledge(node, group, self.records[record].id);
+        }
+        let now = self.now;
+        let ended = self.clients[client].answered(answer, now, &mut self.records);
+        self.next_attempt(client, ended);
+    }
+
+    fn queried(&mut self, (client, attempt): (usize, u64), answer: Result<QueryAnswer, Refusal>) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        let ended = answer.is_ok();
+        if let Ok(QueryAnswer { result, applied }) = answer {
+            let value: Bytes = result.unwrap_or_default();
+            let now = self.now;
+            self.clients[client].read(&value, applied, now, &mut self.records);
+            self.counters.add("acknowledged");
+        }
+        self.next_attempt(client, ended);
+    }
+
+    fn next_attempt(&mut self, client: usize, ended: bool) {
+        // The attempt is over: its timeout finds another one.
+        self.clients[client].attempt += 1;
+        let delay = match ended {
+            true => self.rng.below(250 * MS),
+            false => self.rng.between(30 * MS, 300 * MS),
+        };
+        if !(ended && self.clients[client].done) {
+            self.after(delay, Action::Client { client });
+        }
+    }
+
+    fn acknowledge(&mut self, node: NodeId, group: GroupId, operation: u64) {
+        self.counters.add("acknowledged");
+        let index = {
+            let observed = lock(&self.observed);
+            let applied = observed.group(group);
+            let found = applied.and_then(|applied| {
+                let has = |(_, done): &(&u64, &Vec<crate::guest::Operation>)| {
+                    done.iter().any(|one| one.id == operation)
+                };
+                applied.operations.iter().rev().find(has).map(|(index, _)| *index)
+            });
+            found
+        };
+        let Some(index) = index else {
+            let what = format!("operation {operation} was acknowledged and applied nowhere");
+            return self.check(crate::check::violated("histories", what));
+        };
+        let process = self.nodes[&node].process.as_ref().expect("it answers");
+        let configuration = process.replicas[&group].group.recovery_state().configuration.clone();
+        let views: Vec<View> = self.views(group);
+        let gone = |replica| self.nodes.values().any(|node| node.gone.contains(&replica));
+        let durable = durable::acknowledged(index, &configuration, &views, gone);
+        self.check(durable);
+    }
+
+    fn views(&self, group: GroupId) -> Vec<View> {
+        let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
+        let up = self.nodes.values().filter_map(|node| node.process.as_ref());
+        up.filter_map(|process| view(process, group)).chain(down).collect()
+    }
+
+    /// What a node's durable logs are like.
+    pub(crate) fn views_of(&self, node: NodeId) -> Views {
+        let Some(process) = &self.nodes[&node].process else { return Views::new() };
+        let groups = process.replicas.keys();
+        groups.filter_map(|group| Some((*group, view(process, *group)?))).collect()
+    }
+}
+
+fn view(process: &Process, group: GroupId) -> Option<View> {
+    let state = process.reader.state(group)?;
+    let last_index = process.reader.last_index(group)?;
+    Some(View { replica: state.replica, first_index: state.first_index, last_index })
+}
+
+fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event {
+    replica.next_ticket += 1;
+    let ticket = Ticket(replica.next_ticket);
+    replica.tickets.insert(ticket, to);
+    match request {
+        Request::Open { nonce } => Event::OpenSession { ticket, nonce },
+        Request::Write { call } => Event::Propose { ticket, call },
+        Request::Read { request } => Event::Query { ticket, request, linearizable: true },
+    }
+}

@@ -1,0 +1,367 @@
+//! The scheduler: simulated time, one queue of actions, and the phases of a run.
+//!
+//! *Safety*: faults strike until there were events and acknowledged operations enough. *Heal*: all
+//! faults end. *Liveness*: within a bounded time everybody serves and agrees. Then everything is
+//! checked once more.
+
+use std::collections::BTreeMap;
+
+use lockstep_core::group::{Event, Frame, Inbound, SnapshotPolicy};
+use lockstep_core::ids::{GroupId, NodeId};
+
+use crate::check::{Checked, Checks, Violation, violated};
+use crate::client::{Client, Record};
+use crate::counters::Counters;
+use crate::guest::SharedObserved;
+use crate::network::Network;
+use crate::node::{Node, Setup};
+use crate::rng::Rng;
+use crate::transfer::Transfer;
+
+/// Microseconds of simulated time.
+pub const MS: u64 = 1_000;
+pub const SECOND: u64 = 1_000 * MS;
+/// What a seed must do to count.
+pub const EVENTS_MIN: u64 = 20_000;
+pub const ACKNOWLEDGED_MIN: u64 = 500;
+/// Faults strike at least for so long.
+const SAFETY_MIN: u64 = 150 * SECOND;
+/// A run that cannot get there in this time is stuck.
+const SAFETY_MAX: u64 = 3_600 * SECOND;
+/// Ticks (of 100 ms) within which a healed cluster must serve and agree.
+pub const CONVERGE_TICKS: u64 = 1_500;
+
+/// One thing that happens.
+#[derive(Debug)]
+pub enum Action {
+    Tick { node: NodeId },
+    Deliver { to: NodeId, inbound: Box<Inbound> },
+    Log { node: NodeId, epoch: u64 },
+    Apply { node: NodeId, epoch: u64, group: GroupId },
+    Event { node: NodeId, epoch: u64, group: GroupId, event: Box<Event> },
+    Fetch { node: NodeId, epoch: u64, group: GroupId, from: u64, to: u64, bytes: u64 },
+    Seal { node: NodeId, epoch: u64, group: GroupId, capture: Captured },
+    Bulk { transfer: u64, to_receiver: bool },
+    BulkTick { transfer: u64 },
+    Report { transfer: u64, node: NodeId, epoch: u64, group: GroupId, event: Box<Event> },
+    Client { client: usize },
+    Timeout { client: usize, attempt: u64 },
+    Fault,
+    Start { node: NodeId },
+    Mend { what: Mend },
+    Look,
+}
+
+/// A capture that waits for its seal.
+pub struct Captured(pub lockstep_host::group::apply_lane::Capture);
+
+impl std::fmt::Debug for Captured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Captured")
+    }
+}
+
+/// The end of a fault.
+#[derive(Clone, Copy, Debug)]
+pub enum Mend {
+    Links,
+    Weather,
+    Disk(NodeId),
+    Clock(NodeId),
+}
+
+pub struct World {
+    pub seed: u64,
+    pub setup: Setup,
+    pub now: u64,
+    pub rng: Rng,
+    queue: BTreeMap<(u64, u64), Action>,
+    order: u64,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub network: Network,
+    pub clients: Vec<Client>,
+    pub records: Vec<Record>,
+    pub transfers: BTreeMap<u64, Transfer>,
+    pub observed: SharedObserved,
+    pub checks: Checks,
+    pub counters: Counters,
+    pub events: u64,
+    /// Grows with each process and each transfer.
+    pub ids: u64,
+    pub trace: u64,
+    pub calm: bool,
+    /// The first property that did not hold.
+    pub violation: Option<Violation>,
+    /// Log every action.
+    pub verbose: bool,
+    /// The node whose disk is lost or damaged; there is one at a time.
+    pub weak: Option<NodeId>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let setup = setup(&mut rng);
+        let nodes =
+            (1..=setup.nodes).map(|id| (NodeId(id), Node::new(NodeId(id), &setup))).collect();
+        let mut world = Self {
+            seed,
+            now: 1_000 * SECOND,
+            queue: BTreeMap::new(),
+            order: 0,
+            nodes,
+            network: Network::default(),
+            clients: Vec::new(),
+            records: Vec::new(),
+            transfers: BTreeMap::new(),
+            observed: SharedObserved::default(),
+            checks: Checks::default(),
+            counters: Counters::default(),
+            events: 0,
+            ids: 0,
+            trace: 0xcbf2_9ce4_8422_2325,
+            calm: false,
+            violation: None,
+            verbose: false,
+            weak: None,
+            setup,
+            rng,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for node in &ids {
+            let late = self.rng.below(3 * SECOND);
+            self.after(late, Action::Start { node: *node });
+            let phase = self.rng.below(100 * MS);
+            self.after(phase, Action::Tick { node: *node });
+        }
+        let groups: Vec<GroupId> =
+            self.setup.groups.iter().map(|name| GroupId::of_name(name)).collect();
+        for number in 0..6 {
+            let group = groups[number % groups.len()];
+            let target = *self.rng.pick(&ids);
+            let rng = self.rng.fork();
+            self.clients.push(Client::new(group, target, rng));
+            self.after(5 * SECOND, Action::Client { client: number });
+        }
+        self.after(8 * SECOND, Action::Fault);
+        self.after(SECOND, Action::Look);
+    }
+
+    /// The whole run.
+    pub fn run(&mut self) -> Result<(), Violation> {
+        let until = self.now + SAFETY_MAX;
+        let least = self.now + SAFETY_MIN;
+        while self.events < EVENTS_MIN || self.acknowledged() < ACKNOWLEDGED_MIN || self.now < least
+        {
+            if self.now > until {
+                return violated("liveness", "too little happened in an hour");
+            }
+            self.step()?;
+        }
+        self.heal();
+        self.converge()?;
+        self.finish()
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.counters.get("acknowledged")
+    }
+
+    fn step(&mut self) -> Checked {
+        let Some(((at, _), action)) = self.queue.pop_first() else {
+            return violated("liveness", "nothing is left to do");
+        };
+        self.now = self.now.max(at);
+        self.events += 1;
+        self.note(&action);
+        self.act(action);
+        match self.violation.take() {
+            None => Ok(()),
+            Some(violation) => Err(violation),
+        }
+    }
+
+    pub fn after(&mut self, delay: u64, action: Action) {
+        self.at(self.now + delay, action);
+    }
+
+    pub fn at(&mut self, time: u64, action: Action) {
+        self.order += 1;
+        self.queue.insert((time, self.order), action);
+    }
+
+    /// Remembers the first violation.
+    pub fn check(&mut self, checked: Checked) {
+        if let Err(violation) = checked {
+            self.violation.get_or_insert(violation);
+        }
+    }
+
+    /// Mixes what happens into the trace's hash.
+    fn note(&mut self, action: &Action) {
+        let (kind, node, more): (u64, u64, u64) = match action {
+            Action::Tick { node } => (1, node.0.into(), 0),
+            Action::Deliver { to, inbound } => (2, to.0.into(), frame_mark(&inbound.frame)),
+            Action::Log { node, epoch } => (3, node.0.into(), *epoch),
+            Action::Apply { node, group, .. } => (4, node.0.into(), group.0),
+            Action::Event { node, group, .. } => (5, node.0.into(), group.0),
+            Action::Fetch { node, from, .. } => (6, node.0.into(), *from),
+            Action::Seal { node, group, .. } => (7, node.0.into(), group.0),
+            Action::Bulk { transfer, to_receiver } => (8, *transfer, u64::from(*to_receiver)),
+            Action::BulkTick { transfer } => (9, *transfer, 0),
+            Action::Report { transfer, .. } => (10, *transfer, 0),
+            Action::Client { client } => (11, *client as u64, 0),
+            Action::Timeout { client, attempt } => (12, *client as u64, *attempt),
+            Action::Fault => (13, 0, 0),
+            Action::Start { node } => (14, node.0.into(), 0),
+            Action::Mend { .. } => (15, 0, 0),
+            Action::Look => (16, 0, 0),
+        };
+        for word in [self.now, kind, node, more] {
+            self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.verbose {
+            eprintln!("{:>12} {action:?}", self.now);
+        }
+    }
+
+    fn heal(&mut self) {
+        self.calm = true;
+        self.network.cut.clear();
+        self.network.weather = Default::default();
+        let now = self.now;
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in ids {
+            let disk_bytes = self.setup.disk_bytes;
+            let node = self.nodes.get_mut(&id).expect("a node");
+            node.fs.heal();
+            node.fs.set_capacity(disk_bytes);
+            (node.clock_ms, node.paused_until) = (0, now);
+            *node.traps.lock().expect("no panic holds it") = 0;
+            if node.process.is_none() {
+                self.after(0, Action::Start { node: id });
+            }
+        }
+        for transfer in self.transfers.values_mut() {
+            transfer.stalled_until = now;
+        }
+    }
+
+    /// Everybody serves, has applied the same, and takes a command, within the bound.
+    fn converge(&mut self) -> Checked {
+        let deadline = self.now + CONVERGE_TICKS * 100 * MS;
+        for client in &mut self.clients {
+            client.done = true;
+        }
+        let mut quiet_since = None;
+        while self.now < deadline {
+            self.step()?;
+            let agreed = self.is_converged();
+            match (agreed, quiet_since) {
+                (false, _) => quiet_since = None,
+                (true, None) => quiet_since = Some(self.now),
+                // Long enough for whatever is under way to end.
+                (true, Some(since)) if self.now > since + 10 * SECOND => return Ok(()),
+                (true, Some(_)) => {}
+            }
+        }
+        violated("liveness", self.describe())
+    }
+
+    fn is_converged(&self) -> bool {
+        let groups: Vec<GroupId> = self.setup.groups.iter().map(|n| GroupId::of_name(n)).collect();
+        self.clients.iter().all(Client::is_idle)
+            && groups.into_iter().all(|group| self.agrees(group))
+    }
+
+    fn agrees(&self, group: GroupId) -> bool {
+        let mut applied = Vec::new();
+        for node in self.nodes.values() {
+            let Some(process) = &node.process else { return false };
+            let status = process.replicas[&group].group.status();
+            if status.state.refusal().is_some() || status.configuration.is_joint() {
+                return false;
+            }
+            if status.configuration.voters.len() != self.nodes.len() {
+                return false;
+            }
+            applied.push((status.applied, status.commit));
+        }
+        applied.iter().all(|(a, c)| a == c && *a == applied[0].0)
+    }
+
+    pub fn describe(&self) -> String {
+        let mut text = "the cluster does not come to rest:".to_owned();
+        for node in self.nodes.values() {
+            match &node.process {
+                None => text += &format!("\n  node {} is down", node.id),
+                Some(process) => {
+                    for replica in process.replicas.values() {
+                        let s = replica.group.status();
+                        text += &format!(
+                            "\n  node {} {}: {:?} {:?} term {} log {}..{} commit {} applied {} \
+                             snapshots {:?} voters {:?} learners {:?} cause {:?}",
+                            node.id,
+                            s.name,
+                            s.role,
+                            s.state.name(),
+                            s.term,
+                            s.first_index,
+                            s.last_index,
+                            s.commit,
+                            s.applied,
+                            s.snapshots.iter().map(|d| d.index).collect::<Vec<_>>(),
+                            s.configuration.voters,
+                            s.configuration.learners,
+                            s.state.cause(),
+                        );
+                    }
+                }
+            }
+        }
+        let waiting = self.clients.iter().filter(|client| !client.is_idle()).count();
+        text + &format!("\n  {waiting} clients wait, {} transfers", self.transfers.len())
+    }
+}
+
+/// What tells frames apart in the trace.
+fn frame_mark(frame: &Frame) -> u64 {
+    let body = match &frame.body {
+        lockstep_core::group::Body::Raft(message) => {
+            message.term ^ (message.index << 20) ^ ((message.entries.len() as u64) << 50)
+        }
+        _other => 7,
+    };
+    frame.from.0 ^ body
+}
+
+fn setup(rng: &mut Rng) -> Setup {
+    let nodes = if rng.percent(80) { 3 } else { 5 };
+    let big = rng.percent(25);
+    let segment_bytes = 64 << 10;
+    let ballast = if big { (2 << 20) + 4096 * rng.below(300) as usize } else { 0 };
+    let object = ballast as u64 + (64 << 10);
+    let tight = rng.percent(50);
+    // The first snapshot of a guest is expected to have the size of its memory and a block.
+    let first = ballast as u64 + (1 << 20) + (64 << 10);
+    let budget_bytes = if tight { (object * 23 / 10).max(first) } else { first * 8 };
+    let entries = rng.between(40, 200);
+    let catch_up = rng.below(100);
+    Setup {
+        nodes,
+        groups: match rng.percent(30) {
+            true => vec!["a".to_owned(), "b".to_owned()],
+            false => vec!["a".to_owned()],
+        },
+        segment_bytes,
+        policy: SnapshotPolicy { entries, log_bytes: 64 << 10, catch_up },
+        ballast,
+        budget_bytes,
+        disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
+    }
+}
