@@ -192,8 +192,12 @@ impl GroupActor {
                     self.publish_report();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
-                    let now = self.lanes.clock.wall_ms();
-                    self.lanes.store.run(Box::new(move |store| store.tend(now)));
+                    let (now, handle) = (self.lanes.clock.wall_ms(), self.handle.clone());
+                    self.lanes.store.run(Box::new(move |store| {
+                        if let Some(unlist) = store.tend(now) {
+                            handle.raise(Event::RoomWanted { unlist, capture: None });
+                        }
+                    }));
                 }
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }

@@ -28,7 +28,7 @@ use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
 use self::layout::{Header, ObjectName};
 use self::reserve::{Held, Lease, Slot, Source};
-use crate::fs::{File, Fs, make_durable};
+use crate::fs::{File, Fs, Space, make_durable};
 
 pub mod lane;
 pub mod layout;
@@ -127,12 +127,19 @@ impl SnapshotStore {
         Ok((store, swept))
     }
 
-    /// Counts a staging file of an earlier process as parked. Its time begins when the lane is
-    /// first told the time.
+    /// Counts a staging file of an earlier process as parked, if the budget has room for it. Its
+    /// time begins when the lane is first told the time.
     fn take_up(&mut self, part: &str) {
         let Some((object, length)) = layout::parse_part_in(part) else { return };
         let bytes = layout::object_bytes(length).expect("the sweep compared its size");
-        let lease = self.quota.charge(bytes);
+        // It is on the disk already: of that only the budget is asked.
+        let there = Space { total: u64::MAX, available: u64::MAX, device: 0 };
+        let Ok(lease) = self.quota.take(bytes, there) else {
+            let path = layout::part_dir(&self.dir);
+            self.unlink(&path, part, &mut Collected::default());
+            return;
+        };
+        lease.allocated(bytes);
         self.parts.insert(part.to_owned(), Arc::clone(&lease));
         let parked = Parked { part: part.to_owned(), object, length, lease };
         tracing::info!(group = %self.identity.group, %object, "a broken transfer may go on");
@@ -219,8 +226,9 @@ impl SnapshotStore {
         }
     }
 
-    /// To be called now and then with the time: what was parked too long goes.
-    pub fn tend(&mut self, now_ms: u64) {
+    /// To be called now and then with the time: what was parked too long goes. Returns a recovery
+    /// point that should be unlisted because another group of the host needs its room.
+    pub fn tend(&mut self, now_ms: u64) -> Option<SnapshotDesc> {
         if let Some((_, until)) = &mut self.parked {
             *until = (*until).min(now_ms.saturating_add(limits::PARK_MS));
             if *until <= now_ms {
@@ -228,6 +236,18 @@ impl SnapshotStore {
             }
         }
         self.collect();
+        let spare = self.spare().last().cloned()?;
+        self.quota.budget().take_pressure().then_some(spare)
+    }
+
+    /// Listed beyond the newest, and used by nobody.
+    fn spare(&self) -> Vec<SnapshotDesc> {
+        let beyond = self.listed.get(1..).unwrap_or_default();
+        beyond.iter().filter(|desc| !self.is_used(ObjectName::of(desc))).cloned().collect()
+    }
+
+    fn is_used(&self, name: ObjectName) -> bool {
+        self.is_promised(name) || self.objects.get(&name).is_some_and(|lease| !is_free(lease))
     }
 
     /// What is parked, and until when.
@@ -408,24 +428,24 @@ impl SnapshotStore {
     /// A recovery point beyond the newest is asked for if that can make enough room; what is used
     /// or promised makes room only later.
     fn no_space(&self, need: u64, have: u64) -> SnapshotRefusal {
-        let is_used = |name: ObjectName| {
-            self.is_promised(name) || self.objects.get(&name).is_some_and(|lease| !is_free(lease))
-        };
         let bytes = |name: &ObjectName| self.objects.get(name).map_or(0, |lease| lease.bytes());
-        let beyond = self.listed.get(1..).unwrap_or_default();
-        let free: Vec<_> = beyond.iter().filter(|desc| !is_used(ObjectName::of(desc))).collect();
+        let free = self.spare();
         let gain: u64 = free.iter().map(|desc| bytes(&ObjectName::of(desc))).sum();
         let newest = self.listed.first().map(ObjectName::of);
-        let held = self.objects.keys().filter(|name| Some(**name) != newest && is_used(**name));
+        let held =
+            self.objects.keys().filter(|name| Some(**name) != newest && self.is_used(**name));
         let held: u64 = held.map(bytes).sum();
         match free.last() {
             Some(oldest) if have.saturating_add(gain) >= need => {
-                SnapshotRefusal::NeedsUnlist(Box::new((*oldest).clone()))
+                SnapshotRefusal::NeedsUnlist(Box::new(oldest.clone()))
             }
             _ if held > 0 && have.saturating_add(gain).saturating_add(held) >= need => {
                 SnapshotRefusal::Held { bytes: held }
             }
-            Some(_) | None => SnapshotRefusal::NoSpace { need, have },
+            Some(_) | None => {
+                self.quota.budget().press();
+                SnapshotRefusal::NoSpace { need, have }
+            }
         }
     }
 
@@ -447,6 +467,8 @@ impl SnapshotStore {
             Err(error) => return Err(disk(error)),
         };
         make_durable(&*self.fs, &to).map_err(disk)?;
+        // The staging name is gone for good: a stale one would be taken for a parked transfer.
+        make_durable(&*self.fs, &from).map_err(disk)?;
         let file = self.fs.open(&to, false).map_err(disk)?;
         tracing::info!(group = %self.identity.group, term = desc.term, index = desc.index,
             bytes = lease.bytes(), stage = "sealed", "snapshot sealed");

@@ -180,6 +180,11 @@ impl MemFs {
         disk.halt_after.is_some_and(|last| disk.ops > last)
     }
 
+    /// Whether there is such a file now.
+    pub fn has(&self, path: &Path) -> bool {
+        self.disk().names.contains_key(path)
+    }
+
     /// Paths of all files.
     pub fn image_names(&self) -> Vec<PathBuf> {
         self.disk().files().into_iter().map(|(path, _)| path).collect()

@@ -2,8 +2,8 @@
 //!
 //! - Each listed object is read whole; one that is not what it was is told to its group, which asks
 //!   a peer for a good copy.
-//! - Each live record of the log is read; a bad one is told to its group, whose next snapshot cuts
-//!   it off. Until then the node goes on, and must not restart: the log's error says so then.
+//! - Each segment of the log that is written no more is read; if one is bad, every group is asked
+//!   for a snapshot, so that the segment can go. Until then the node goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
 
 use std::time::Duration;
@@ -63,12 +63,12 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
             }
         }
     }
-    for (group, index, error) in log.scrub(&mut |bytes| pace.read(bytes)) {
-        tracing::error!(%group, index, %error, "the log is damaged: do not restart this node \
-            before its next snapshot");
-        if let Some(group) = groups.iter().find(|handle| handle.id() == group) {
+    for error in log.scrub(&mut |bytes| pace.read(bytes)) {
+        tracing::error!(%error, "the log is damaged, and would not be opened again: this node asks \
+            for snapshots, so that the segment can go");
+        groups.iter().for_each(|group| {
             group.raise(Event::Mark { reason: MarkReason::Operator });
-        }
+        });
     }
 }
 

@@ -89,6 +89,8 @@ pub struct BudgetLimits {
 pub struct Budget {
     limits: BudgetLimits,
     taken: Mutex<Taken>,
+    /// Somebody found no room and had nothing of its own to give up.
+    pressed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -216,7 +218,7 @@ impl SnapshotRefusal {
 
 impl Budget {
     pub fn new(limits: BudgetLimits) -> Arc<Self> {
-        Arc::new(Self { limits, taken: Mutex::default() })
+        Arc::new(Self { limits, taken: Mutex::default(), pressed: AtomicBool::new(false) })
     }
 
     pub fn limits(&self) -> BudgetLimits {
@@ -231,6 +233,16 @@ impl Budget {
     /// Inbound transfers under way.
     pub fn inbound(&self) -> usize {
         self.taken().inbound
+    }
+
+    /// Asks the host's other groups for room: each may have a recovery point to spare.
+    pub(crate) fn press(&self) {
+        self.pressed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody needs room; whoever asks is the one who gives.
+    pub(crate) fn take_pressure(&self) -> bool {
+        self.pressed.swap(false, Ordering::Relaxed)
     }
 
     /// The share of a group that may have at most `cap` bytes.

@@ -129,7 +129,7 @@ pub(crate) fn sweep(
     }
     let part = layout::part_dir(dir);
     let parts = fs.list(&part)?;
-    swept.parked = furthest(fs, &part, &parts, identity);
+    swept.parked = furthest(fs, &part, &parts, identity, &kept);
     for file in parts {
         match layout::is_part_name(&file) {
             true if swept.parked.as_ref() == Some(&file) => {}
@@ -155,10 +155,20 @@ fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
     header.is_ok_and(|header| header.identity != identity)
 }
 
-/// The received staging file of the highest index that can be gone on with.
-fn furthest(fs: &dyn Fs, dir: &Path, parts: &[String], identity: Identity) -> Option<String> {
+/// The received staging file of the highest index that can be gone on with; not one whose object is
+/// there already.
+fn furthest(
+    fs: &dyn Fs,
+    dir: &Path,
+    parts: &[String],
+    identity: Identity,
+    kept: &BTreeMap<ObjectName, u64>,
+) -> Option<String> {
     let usable = |name: &&String| {
         let (object, length) = layout::parse_part_in(name)?;
+        if kept.contains_key(&object) {
+            return None;
+        }
         let file = fs.open(&dir.join(name), false).ok()?;
         let header = reader::read_header(&*file).ok()?;
         let fits = (header.identity, header.term, header.index)

@@ -267,6 +267,28 @@ fn read_segments(segments: Vec<Arc<Segment>>) -> Result<Found, WalError> {
     Ok(Found { segments, groups, end })
 }
 
+/// Checks a segment that another one follows: header, every batch, and that none is missing.
+pub(super) fn check_sealed(segment: &Segment, next: &Segment) -> Result<(), WalError> {
+    segment.file.drop_cache();
+    let mut head = [0; SEGMENT_HEADER_BYTES];
+    crate::fs::read_exact_at(&*segment.file, &mut head, 0)
+        .map_err(WalError::io("read", &segment.path))?;
+    if SegmentHeader::decode(&head).ok() != Some(segment.header) {
+        return Err(WalError::corrupt(&segment.path, 0, "its header is damaged"));
+    }
+    let first = segment.header.first_batch;
+    let mut window = Window::new(segment);
+    let (mut offset, mut batch) = (SEGMENT_HEADER_BYTES as u64, first);
+    while let Look::Whole { header, .. } = look(segment, &mut window, offset)? {
+        offset += header.size();
+        batch += 1;
+    }
+    match batch == next.header.first_batch {
+        true => Ok(()),
+        false => Err(WalError::corrupt(&segment.path, offset, format!("batch {batch} is damaged"))),
+    }
+}
+
 /// Reads the batches of one segment up to what is none, or not whole.
 fn read_segment(segment: &Segment, replay: &mut Replay) -> Result<End, WalError> {
     let first = segment.header.first_batch;

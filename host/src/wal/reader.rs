@@ -9,6 +9,7 @@ use lockstep_core::wal::replay::Extent;
 use raft::eraftpb::Entry;
 
 use super::error::WalError;
+use super::open;
 use super::segment::Segment;
 use super::shared::Shared;
 
@@ -67,31 +68,25 @@ impl WalReader {
         self.shared.groups().get(&group).map(|log| log.tail.state.clone())
     }
 
-    /// Reads every live record of every group once more, calling `pause` after each; what is not
-    /// whole, by group and index.
-    pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<(GroupId, u64, WalError)> {
-        let groups: Vec<GroupId> = self.shared.groups().keys().copied().collect();
+    /// Reads every segment that is written no more as a start would, live or not: what would keep
+    /// this log from being opened. Calls `pause` with the bytes after each.
+    pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<WalError> {
+        let segments: Vec<Arc<Segment>> = self.shared.segments().values().cloned().collect();
         let mut bad = Vec::new();
-        for group in groups {
-            let mut next = self.first_index(group).unwrap_or(1);
-            while let Some((first, extent, segment)) = self.extent_at(group, next) {
-                if let Err(error) = segment.entries(group, &extent.place) {
-                    bad.push((group, first, error));
-                }
-                next = extent.end;
-                pause(u64::from(extent.place.length));
+        for pair in segments.windows(2) {
+            if let Err(error) = open::check_sealed(&pair[0], &pair[1]) {
+                // It may have been removed meanwhile; then nobody will read it again.
+                let there = self.shared.segments().contains_key(&pair[0].number());
+                bad.extend(there.then_some(error));
             }
+            pause(pair[0].length);
         }
         bad
     }
 
-    /// The extent that holds `index`, or the next one.
-    fn extent_at(&self, group: GroupId, index: u64) -> Option<(u64, Extent, Arc<Segment>)> {
-        let groups = self.shared.groups();
-        let (first, extent) = groups.get(&group)?.extents_from(index).next()?;
-        let segments = self.shared.segments();
-        let segment = Arc::clone(segments.get(&extent.place.segment)?);
-        Some((first, extent, segment))
+    /// Groups with live entries in this log, the one with the most in the oldest segment first.
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.shared.groups().keys().copied().collect()
     }
 
     /// The extents to read, with their segments, so that no lock is held while reading.

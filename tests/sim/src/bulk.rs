@@ -119,6 +119,8 @@ impl World {
             self.counters.add("transfers");
         }
         let event = Box::new(Event::TransferEnded { to, purpose, ok, prefers });
+        let coming = self.checks.reports.coming(id);
+        self.check(coming);
         self.after(delay, Action::Report { transfer: id, node, epoch, group, event });
         // The channel closes: a receiver that still waits sees it.
         self.break_receiver(id);

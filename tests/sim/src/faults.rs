@@ -210,6 +210,7 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("a node");
         if node.fs.corrupt(&path, offset).is_ok() {
             node.rotted = true;
+            node.rotten_log = in_log.then_some(path);
             self.weak = Some(id);
             self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
             if self.rng.percent(70) {
@@ -282,9 +283,11 @@ impl World {
                     status.rotten.is_empty() && status.state.query_refusal().is_none()
                 })
             });
-            let node = self.nodes.get_mut(&id).expect("a node");
-            if node.rotted && repaired && self.is_whole(id) {
-                self.nodes.get_mut(&id).expect("a node").rotted = false;
+            let node = &self.nodes[&id];
+            let log_gone = node.rotten_log.as_ref().is_none_or(|path| !node.fs.has(path));
+            if node.rotted && repaired && log_gone && self.is_whole(id) {
+                let node = self.nodes.get_mut(&id).expect("a node");
+                (node.rotted, node.rotten_log) = (false, None);
             }
         }
     }

@@ -56,6 +56,8 @@ pub struct Node {
     pub gone: Vec<ReplicaId>,
     /// Bits were flipped: what does not verify is not a bug.
     pub rotted: bool,
+    /// The log's file whose bit it was.
+    pub rotten_log: Option<PathBuf>,
 }
 
 /// A process, from start to crash.
@@ -125,6 +127,7 @@ impl Node {
             traps: Traps::default(),
             gone: Vec::new(),
             rotted: false,
+            rotten_log: None,
         }
     }
 
@@ -133,7 +136,7 @@ impl Node {
         self.process = None;
         self.fs = MemFs::with_dir(Path::new("/"));
         self.fs.set_capacity(setup.disk_bytes);
-        self.rotted = false;
+        (self.rotted, self.rotten_log) = (false, None);
     }
 
     /// Starts a process on what the disk holds; the effects of opening each group.
@@ -175,7 +178,10 @@ impl Node {
             let found = recovered.remove(&id);
             let known = found.is_some();
             let window = found.map(|found| read_window(&reader, id, found)).transpose();
-            let window = window.map_err(NoStart::Damaged)?;
+            let window = window.map_err(|why| match self.fs.is_halted() {
+                true => NoStart::Disk(why),
+                false => NoStart::Damaged(why),
+            })?;
             let mut effects = Vec::new();
             let config = self.config(setup, name, seed ^ id.0, epoch);
             let group = Group::open(config, window, &mut effects);
@@ -184,9 +190,10 @@ impl Node {
             let quota = budget.quota(u64::MAX);
             let dir = self.snapshots(name);
             let store = open_store(Arc::clone(&fs), dir, identity, quota, known, state);
-            let store = Arc::new(DirectLane::new(store.map_err(|why| match known {
-                true => NoStart::Disk(why),
-                false => NoStart::Strays(why),
+            let strays = |why: &String| why.contains("the log knows nothing of this group");
+            let store = Arc::new(DirectLane::new(store.map_err(|why| match strays(&why) {
+                true => NoStart::Strays(why),
+                false => NoStart::Disk(why),
             })?));
             let listed = Arc::new(Mutex::new(state.snapshots.clone()));
             let tools = Tools {

@@ -84,11 +84,17 @@ impl World {
         node.time.set(wall_ms);
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
-        for replica in process.replicas.values() {
-            replica.with_store(move |store| store.tend(wall_ms));
+        let mut wanted = Vec::new();
+        for (group, replica) in &process.replicas {
+            let unlist = replica.with_store(move |store| store.tend(wall_ms));
+            wanted.extend(unlist.map(|unlist| (*group, unlist)));
         }
         if !process.log_scheduled && self.now / (100 * MS) % 3 == 0 {
             self.schedule_log(id);
+        }
+        for (group, unlist) in wanted {
+            self.counters.add("recovery points given to other groups");
+            self.event(id, group, vec![Event::RoomWanted { unlist, capture: None }]);
         }
         for group in groups {
             self.event(id, group, vec![Event::Tick { wall_ms }]);
@@ -421,6 +427,7 @@ impl World {
             Ok(first) => {
                 self.checks.down.remove(&id);
                 self.counters.add("starts");
+                self.fall_if_halted(id);
                 self.check_start(id);
                 for (group, effects) in first {
                     self.carry_out(id, group, effects);

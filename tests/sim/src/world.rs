@@ -349,15 +349,16 @@ fn setup(rng: &mut Rng) -> Setup {
     let tight = rng.percent(50);
     // The first snapshot of a guest is expected to have the size of its memory and a block.
     let first = ballast as u64 + (1 << 20) + (64 << 10);
-    let budget_bytes = if tight { (object * 23 / 10).max(first) } else { first * 8 };
+    let two = rng.percent(30);
+    let groups: &[&str] = if two { &["a", "b"] } else { &["a"] };
+    // One recovery point a group, and the incoming one.
+    let least = object * (10 * groups.len() as u64 + 13) / 10;
+    let budget_bytes = if tight { least.max(first) } else { first * 8 };
     let entries = rng.between(40, 200);
     let catch_up = rng.below(100);
     Setup {
         nodes,
-        groups: match rng.percent(30) {
-            true => vec!["a".to_owned(), "b".to_owned()],
-            false => vec!["a".to_owned()],
-        },
+        groups: groups.iter().map(|name| (*name).to_owned()).collect(),
         segment_bytes,
         policy: SnapshotPolicy { entries, log_bytes: 64 << 10, catch_up },
         ballast,

@@ -12,7 +12,11 @@ pub fn budget(node: &Node, limit: u64) -> Checked {
     let Some(process) = &node.process else { return Ok(()) };
     let used = process.budget.used();
     if used > limit {
-        return violated("space", format!("{used} bytes are taken of a budget of {limit}"));
+        let mut what = format!("node {}: {used} bytes of a budget of {limit}:", node.id);
+        for replica in process.replicas.values() {
+            what += &format!(" {:?}", replica.with_store(|store| store.report()));
+        }
+        return violated("space", what);
     }
     Ok(())
 }
