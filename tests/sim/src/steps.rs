@@ -43,7 +43,9 @@ impl World {
             Action::Bulk { transfer, to_receiver } => self.bulk_step(transfer, to_receiver),
             Action::BulkTick { transfer } => self.bulk_tick(transfer),
             Action::Report { transfer, node, epoch, group, event } => {
-                if self.process(node, epoch).is_some() {
+                if self.process(node, epoch).is_none() {
+                    self.checks.reports.forgotten(transfer);
+                } else {
                     let reported = self.checks.reports.reported(transfer);
                     self.check(reported);
                     self.event(node, group, vec![*event]);

@@ -305,7 +305,7 @@ impl World {
                         let s = replica.group.status();
                         text += &format!(
                             "\n  node {} {}: {:?} {:?} term {} log {}..{} commit {} applied {} \
-                             snapshots {:?} voters {:?} learners {:?} cause {:?}",
+                             snapshots {:?} voters {:?} learners {:?} cause {:?} peers {:?} wanted {:?} jobs {} {:?} {:?}",
                             node.id,
                             s.name,
                             s.role,
@@ -319,6 +319,11 @@ impl World {
                             s.configuration.voters,
                             s.configuration.learners,
                             s.state.cause(),
+                            s.peers,
+                            s.wanted,
+                            replica.jobs.len(),
+                            replica.with_store(|store| store.tally().clone()),
+                            replica.with_store(|store| store.usage()),
                         );
                     }
                 }

@@ -43,8 +43,9 @@ pub(super) struct Marks {
 /// Ticks between a failed capture and the next mark this leader proposes; doubled with each
 /// failure.
 const RETRY_TICKS: u64 = 10;
-/// Doublings of that wait, at most: ten minutes.
-const RETRY_DOUBLINGS_MAX: u32 = 9;
+/// Doublings of that wait, at most: half a minute, for room may be there again at any time and
+/// somebody may be waiting for the snapshot.
+const RETRY_DOUBLINGS_MAX: u32 = 5;
 
 impl Marks {
     pub(super) fn since(index: u64) -> Self {

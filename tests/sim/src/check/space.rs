@@ -24,18 +24,23 @@ pub fn budget(node: &Node, limit: u64) -> Checked {
 /// The files of a group are those that its store accounts for.
 pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
     let dir = node.snapshots(name);
-    let mut bytes = 0;
+    let (mut bytes, mut files) = (0, Vec::new());
     for dir in [part_dir(&dir), dir] {
         for file in node.fs.list(&dir).unwrap_or_default() {
             let opened = node.fs.open(&dir.join(&file), false);
             bytes += opened.and_then(|file| file.len()).unwrap_or(0);
+            files.push(file);
         }
     }
     let usage = replica.with_store(|store| store.usage());
     let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
     match bytes <= counted {
         true => Ok(()),
-        false => violated("space", format!("{bytes} bytes lie there, {counted} are accounted for")),
+        false => violated("space", format!(
+            "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} {usage:?} {:?}",
+            node.id,
+            replica.with_store(|store| store.list()),
+        )),
     }
 }
 
@@ -50,7 +55,9 @@ pub fn nothing_leaks(node: &Node, name: &str, replica: &Replica) -> Checked {
         return violated("space", format!("{} stays and nobody needs it", object.file));
     }
     if staged > 0 {
-        return violated("space", format!("{staged} bytes are staged and nothing is under way"));
+        let parts = node.fs.list(&part_dir(&node.snapshots(name)));
+        let what = format!("node {}: {staged} bytes are staged for nothing: {parts:?}", node.id);
+        return violated("space", what);
     }
     let dir = node.snapshots(name);
     let objects_there =
