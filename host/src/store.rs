@@ -96,16 +96,18 @@ impl SnapshotStore {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         create_dirs(&*fs, &dir)?;
-        let (kept, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
+        let (stays, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
         tracing::info!(
             group = %identity.group,
-            kept = kept.len(),
+            kept = stays.objects.len(),
             removed = swept.removed.len(),
             foreign = swept.foreign.len(),
             missing = swept.missing.len(),
             "snapshot store opened"
         );
-        let objects = kept.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
+        let sweep::Stays { objects, parts } = stays;
+        let objects = objects.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
+        let parts = parts.into_iter().map(|(part, bytes)| (part, quota.charge(bytes))).collect();
         let mut store = Self {
             fs,
             dir,
@@ -113,7 +115,7 @@ impl SnapshotStore {
             quota,
             objects,
             uses: Vec::new(),
-            parts: BTreeMap::new(),
+            parts,
             listed: state.snapshots.clone(),
             promised: Vec::new(),
             parked: None,

@@ -70,7 +70,8 @@ pub fn plan(
     cut(state, snapshots, pins)
 }
 
-/// Takes `wanted` off the list, so that its object can make room; `None` if it must stay.
+/// Takes `wanted` off the list, so that its object can make room, or a rotten one in its place;
+/// `None` if all must stay.
 pub fn unlist(
     state: &RecoveryState,
     wanted: &SnapshotDesc,
@@ -78,10 +79,11 @@ pub fn unlist(
     rotten: &BTreeSet<ObjectName>,
 ) -> Option<Plan> {
     let spared = spared(state, rotten)?;
-    if wanted == spared || !state.snapshots.contains(wanted) {
-        return None;
-    }
-    let kept = state.snapshots.iter().filter(|desc| *desc != wanted).cloned().collect();
+    let may_go = |desc: &&SnapshotDesc| *desc != spared;
+    let is_rotten = |desc: &&SnapshotDesc| rotten.contains(&name(desc));
+    let listed = || state.snapshots.iter().filter(may_go);
+    let victim = listed().find(is_rotten).or_else(|| listed().find(|desc| *desc == wanted))?;
+    let kept = state.snapshots.iter().filter(|desc| *desc != victim).cloned().collect();
     Some(cut(state, kept, pins))
 }
 
@@ -328,7 +330,8 @@ mod tests {
             (&[30, 20], &[], 20, Some(&[30])),
             (&[30, 20], &[], 30, None),
             (&[30], &[], 30, None),
-            (&[30, 20], &[30], 20, None),
+            // A rotten one goes in place of the one that stays.
+            (&[30, 20], &[30], 20, Some(&[20])),
             (&[30, 20], &[30], 30, Some(&[20])),
             (&[30, 20], &[30, 20], 20, Some(&[30])),
             (&[30, 20], &[], 10, None),

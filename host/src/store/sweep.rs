@@ -105,35 +105,48 @@ pub fn verify_object(
     reader.and_then(|reader| reader.verify(progress)).map_err(|e| e.to_string())
 }
 
-/// Removes staging files and objects that `state` does not list. Returns the sizes of those that
-/// stay.
+/// The sizes of what stays in a directory: listed, parked, or not to be removed just now.
+#[derive(Default)]
+pub(crate) struct Stays {
+    pub objects: BTreeMap<ObjectName, u64>,
+    /// Staging files that nobody needs, and that would not go.
+    pub parts: BTreeMap<String, u64>,
+}
+
+/// Removes staging files and objects that `state` does not list.
 pub(crate) fn sweep(
     fs: &dyn Fs,
     dir: &Path,
     identity: Identity,
     state: &RecoveryState,
-) -> io::Result<(BTreeMap<ObjectName, u64>, Swept)> {
+) -> io::Result<(Stays, Swept)> {
     let mut swept = Swept::default();
-    let mut kept = BTreeMap::new();
+    let mut stays = Stays::default();
     let listed: Vec<_> = state.snapshots.iter().map(ObjectName::of).collect();
     for file in fs.list(dir)? {
         match ObjectName::parse(&file) {
             Some(name) if listed.contains(&name) => {
-                kept.insert(name, fs.open(&dir.join(&file), false)?.len()?);
+                stays.objects.insert(name, fs.open(&dir.join(&file), false)?.len()?);
             }
             Some(_) if is_foreign(fs, &dir.join(&file), identity) => swept.foreign.push(file),
-            Some(_) => remove(fs, dir, file, &mut swept),
+            Some(name) => {
+                let left = remove(fs, dir, file, &mut swept);
+                stays.objects.extend(left.map(|bytes| (name, bytes)));
+            }
             None if layout::is_part_dir(&file) => {}
             None => swept.foreign.push(file),
         }
     }
     let part = layout::part_dir(dir);
     let parts = fs.list(&part)?;
-    swept.parked = furthest(fs, &part, &parts, identity, &kept);
+    swept.parked = furthest(fs, &part, &parts, identity, &stays.objects);
     for file in parts {
         match layout::is_part_name(&file) {
             true if swept.parked.as_ref() == Some(&file) => {}
-            true => remove(fs, &part, file, &mut swept),
+            true => {
+                let left = remove(fs, &part, file.clone(), &mut swept);
+                stays.parts.extend(left.map(|bytes| (file, bytes)));
+            }
             false => swept.foreign.push(file),
         }
     }
@@ -144,9 +157,9 @@ pub(crate) fn sweep(
             }
         }
     }
-    let has = |desc: &SnapshotDesc| kept.contains_key(&ObjectName::of(desc));
+    let has = |desc: &SnapshotDesc| stays.objects.contains_key(&ObjectName::of(desc));
     swept.missing = state.snapshots.iter().filter(|desc| !has(desc)).cloned().collect();
-    Ok((kept, swept))
+    Ok((stays, swept))
 }
 
 /// Whether a file is a whole object of another cluster or group.
@@ -179,10 +192,18 @@ fn furthest(
     parts.iter().filter(|name| usable(name).is_some()).max_by_key(usable).cloned()
 }
 
-fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) {
-    match fs.remove(&dir.join(&file)) {
-        Ok(()) => swept.removed.push(file),
-        Err(error) => swept.errors.push(format!("{file}: {error}")),
+/// Removes a file; the size of one that stays all the same.
+fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) -> Option<u64> {
+    let path = dir.join(&file);
+    match fs.remove(&path) {
+        Ok(()) => {
+            swept.removed.push(file);
+            None
+        }
+        Err(error) => {
+            swept.errors.push(format!("{file}: {error}"));
+            Some(fs.open(&path, false).and_then(|file| file.len()).unwrap_or(0))
+        }
     }
 }
 

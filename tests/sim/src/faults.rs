@@ -9,6 +9,7 @@ use lockstep_core::group::ReplicaState;
 use lockstep_core::ids::NodeId;
 use lockstep_host::fs::Fs as _;
 use lockstep_host::fs::mem::DiskFault;
+use lockstep_host::store::{list_directory, verify_object};
 
 use crate::check::{Checked, logs, snapshots, space, violated};
 use crate::node::DATA;
@@ -299,7 +300,11 @@ impl World {
         let objects = process.replicas.values().all(|replica| {
             snapshots::whole(replica.group.recovery_state(), replica, false).is_ok()
         });
-        objects && process.reader.scrub(&mut |_| ()).is_empty()
+        let unlisted = self.setup.groups.iter().all(|name| {
+            let files = list_directory(&node.fs, name, &node.snapshots(name)).unwrap_or_default();
+            files.iter().all(|file| verify_object(&node.fs, file, &mut || ()).is_ok())
+        });
+        objects && unlisted && process.reader.scrub(&mut |_| ()).is_empty()
     }
 
     /// A process just opened its disk: what it goes on from is whole.
@@ -340,7 +345,11 @@ impl World {
                 logs::whole(group, &process.reader, &mut seen)?;
                 snapshots::whole(replica.group.recovery_state(), replica, node.rotted)?;
                 space::accounted(node, name, replica)?;
-                space::nothing_leaks(node, name, replica)?;
+                let receives = |transfer: &crate::transfer::Transfer| {
+                    transfer.to.0 == node.id && transfer.group == group
+                };
+                let receives = self.transfers.values().any(receives);
+                space::nothing_leaks(node, name, replica, receives)?;
             }
             let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();
             let observed = crate::guest::lock(&self.observed);

@@ -85,6 +85,8 @@ pub struct Replica {
     /// The transfer that waits for the core's word, and on what.
     pub judged: Option<(ObjectRef, u64)>,
     pub commit_seen: u64,
+    /// Captures that are written and wait for their seal.
+    pub sealing: usize,
 }
 
 /// The simulated wall clock of one node.
@@ -216,6 +218,7 @@ impl Node {
                 tickets: BTreeMap::new(),
                 next_ticket: 0,
                 judged: None,
+                sealing: 0,
             };
             replicas.insert(id, replica);
             first.push((id, effects));

@@ -369,6 +369,8 @@ impl World {
                 Output::Seal(capture) => {
                     let delay = self.rng.between(MS, 300 * MS);
                     let capture = Captured(capture);
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    process.replicas.get_mut(&group).expect("it captured").sealing += 1;
                     self.after(delay, Action::Seal { node, epoch, group, capture });
                 }
             }
@@ -390,7 +392,9 @@ impl World {
             return self.put_off(node, Action::Seal { node, epoch, group, capture });
         }
         let Some(process) = self.process(node, epoch) else { return };
-        let store = std::sync::Arc::clone(&process.replicas[&group].store);
+        let replica = process.replicas.get_mut(&group).expect("it captured");
+        replica.sealing -= 1;
+        let store = std::sync::Arc::clone(&replica.store);
         let event = capture.0.seal(&*store);
         if matches!(event, Event::Captured(_)) {
             self.counters.add("local snapshots");

@@ -99,6 +99,15 @@ impl Pipeline {
         !self.parked && (self.rebuilding || self.restores > 0)
     }
 
+    /// Whether a snapshot that was installed takes the place of whatever is being rebuilt.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.installing || self.restores > 0
+    }
+
+    pub(super) fn give_up_rebuilding(&mut self) {
+        self.rebuilding = false;
+    }
+
     /// Committed entries, contiguous with what came before.
     pub(super) fn push(&mut self, mut entries: Vec<Entry>) {
         let (Some(head), Some(tail)) = (entries.first(), entries.last()) else { return };

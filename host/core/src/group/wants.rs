@@ -74,6 +74,10 @@ impl Hosting {
         why: String,
         effects: &mut Vec<Effect>,
     ) {
+        if self.pipeline.is_superseded() {
+            // A newer snapshot is being installed anyway.
+            return self.pipeline.give_up_rebuilding();
+        }
         self.wants.needs = Some(why);
         self.wants.listing = false;
         self.pipeline.wait_for_snapshot();
@@ -98,6 +102,10 @@ impl Hosting {
             shared.recovery.configuration.replicas().filter(|id| *id != me).collect();
         peers.sort_unstable();
         peers.dedup();
+        if self.wants.asked.is_some() && self.wants.needs.is_none() {
+            // Perhaps nobody has it any more: a new mark's object takes its place.
+            self.marks.want(MarkReason::Learner);
+        }
         self.wants.asked = Some((want, shared.now));
         if peers.is_empty() {
             return;
@@ -129,8 +137,7 @@ impl Hosting {
         match found {
             Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
             // A new mark's object lies in every log that reaches it.
-            None if want.exactly.is_none() => self.marks.want(MarkReason::Learner),
-            None => {}
+            None => self.marks.want(MarkReason::Learner),
         }
     }
 
