@@ -22,6 +22,7 @@ use std::sync::{Arc, Weak};
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
@@ -364,15 +365,16 @@ impl SnapshotStore {
         let parts: Vec<_> = parts.into_iter().map(|(part, _)| part.clone()).collect();
         let part_dir = layout::part_dir(&self.dir);
         for part in parts {
-            if self.unlink(&part_dir, &part, &mut collected) {
+            if !planted("leak_parts") && self.unlink(&part_dir, &part, &mut collected) {
                 self.parts.remove(&part);
             }
         }
         let free = |(name, lease): &(&ObjectName, &Arc<Lease>)| {
-            is_free(lease)
+            (is_free(lease) || planted("delete_leased"))
+                && !planted("leak_unlisted")
                 && !lease.is_kept()
                 && !self.is_listed(**name)
-                && !self.is_promised(**name)
+                && (!self.is_promised(**name) || planted("delete_promised"))
         };
         let objects: Vec<_> = self.objects.iter().filter(free).map(|(name, _)| *name).collect();
         for name in objects {
@@ -468,7 +470,9 @@ impl SnapshotStore {
             }
             Err(error) => return Err(disk(error)),
         };
-        make_durable(&*self.fs, &to).map_err(disk)?;
+        if !planted("skip_snapshot_directory_sync") {
+            make_durable(&*self.fs, &to).map_err(disk)?;
+        }
         // The staging name is gone for good: a stale one would be taken for a parked transfer.
         make_durable(&*self.fs, &from).map_err(disk)?;
         let file = self.fs.open(&to, false).map_err(disk)?;
@@ -489,7 +493,10 @@ impl SnapshotStore {
         let to = self.dir.join(name.file());
         let quota = &self.quota;
         let held = self.objects.entry(name).or_insert_with(|| quota.charge(0)).clone();
-        let checked = self.recoverable(desc);
+        let checked = match planted("reuse_a_bad_object") {
+            true => Ok(()),
+            false => self.recoverable(desc),
+        };
         tracing::info!(group = %self.identity.group, index = desc.index, good = checked.is_ok(),
             "a snapshot of this name exists");
         if checked.is_err() {

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use lockstep_core::fault::Shortage;
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::wal::LogJob;
 use lockstep_core::wal::record::{BatchBuilder, SegmentHeader, batch_size};
@@ -331,7 +332,15 @@ impl Wal {
         let bytes = batch.finish();
         assert_eq!(bytes.len() as u64, size, "a plan knows the size of its batch");
         let active = Arc::clone(&self.active);
-        let written = active.write(&bytes, self.end).and_then(|()| active.sync());
+        let synced = || match planted("skip_fsync") {
+            true => Ok(()),
+            false => active.sync(),
+        };
+        let written = active.write(&bytes, self.end).and_then(|()| synced());
+        let written = written.or_else(|error| match planted("retry_failed_sync") {
+            true => active.sync(),
+            false => Err(error),
+        });
         written.map_err(|error| self.poison(error))?;
         self.counters.fsyncs += 1;
         self.counters.batches += 1;

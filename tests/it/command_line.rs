@@ -102,7 +102,7 @@ async fn a_cluster_to_try_things_on() {
     assert_says(&json, &["\"group\":\"dev\"", "\"state\":\"serving\"", "\"role\":\"leader\""]);
 
     let data = dir.path().join("data/node-1").display().to_string();
-    assert_says(&prints(&["snapshot", "list", "--data-dir", &data]).await, &["no snapshots in"]);
+    assert_says(&prints(&["snapshot", "list", "--data-dir", &data]).await, &["no snapshots"]);
     let client = Client::connect([endpoint.as_str()], Options::default()).expect("an address");
     client.mark().await.expect("it leads");
     let listed = async || {

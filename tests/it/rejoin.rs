@@ -137,7 +137,7 @@ async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
 
 /// There is nothing left to begin with: the group says so and leaves everything to a person.
 #[tokio::test]
-async fn a_group_without_a_good_snapshot_or_a_whole_log_parks() {
+async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     let (mut cluster, client) = kv_with_two_snapshots().await;
     let large = "l".repeat(LARGE_BYTES);
     let begins_at =
@@ -159,11 +159,11 @@ async fn a_group_without_a_good_snapshot_or_a_whole_log_parks() {
     let damaged = digests(&files);
 
     cluster.start_node(1).expect("it starts");
-    let parked = async |cluster: &Cluster| {
-        cluster.group(1, "kv").await.filter(|status| status.state == "parked")
+    let needs = async |cluster: &Cluster| {
+        cluster.group(1, "kv").await.filter(|status| status.state == "needs snapshot")
     };
-    let status = cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks");
-    assert_says(&status.cause, &["no recoverable snapshot", "--rejoin"]);
+    let status = cluster.wait_for("the group to say so", PATIENCE, needs).await.expect("it says");
+    assert_says(&status.cause, &["no peer to ask", "from a copy", "does not match its checksum"]);
     cluster.stop_all().await.expect("it stops");
     assert_eq!(snapshot_files(&cluster, "kv"), files, "no file came or went");
     assert_eq!(digests(&files), damaged, "no file was written");

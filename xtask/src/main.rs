@@ -8,6 +8,8 @@ mod demo;
 mod guests;
 mod lint;
 mod mutants;
+mod planted;
+mod sim;
 mod steps;
 mod test;
 mod tidy;
@@ -24,7 +26,10 @@ usage: cargo xtask COMMAND
   transfer         measure the memory that a snapshot transfer takes (--help for options)
   bench            measure beside etcd, in a release build (--help for options)
   test [FILTER]    run all tests, or those whose names hold FILTER
-  mutants          plant mistakes in the core, count those a script catches [--seed N] [--count N]
+  sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
+  soak --minutes M run fresh seeds for so long, and keep those that fail
+  mutants [NAME]   put each planted bug into the program and say who catches it [--seeds N]
+  mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count N]
   lint             check format, clippy, docs and the project's own rules; change nothing
   tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
   fix              format and wrap, and repair what clippy knows how to
@@ -43,7 +48,10 @@ fn main() -> ExitCode {
         }
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["test", ref filter @ ..] => test::test(filter),
-        ["mutants", ref arguments @ ..] => mutants::run(arguments),
+        ["sim", ref arguments @ ..] => sim::sim(arguments),
+        ["soak", ref arguments @ ..] => sim::soak(arguments),
+        ["mutants", "drawn", ref arguments @ ..] => mutants::run(arguments),
+        ["mutants", ref arguments @ ..] => planted::run(arguments),
         ["lint"] => lint::lint(),
         ["tidy"] => lint::tidy(),
         ["tidy", "--fix"] => lint::tidy_up(),

@@ -1,4 +1,4 @@
-//! `cargo xtask mutants [--seed N] [--count N]`: plants mistakes in the core and counts the
+//! `cargo xtask mutants drawn [--seed N] [--count N]`: plants mistakes in the core and counts the
 //! scripts' catch.
 //!
 //! * cargo-mutants lists what it could change in the files that decide what a script shows: the

@@ -2,6 +2,7 @@
 //!
 //! * Guests come first, then the `lockstep` binary: both are what the end-to-end tests start.
 //! * With cargo-nextest where it is installed, with `cargo test` elsewhere: the same tests.
+//! * Then the simulator: seeds that once failed, and fresh ones for some minutes.
 //! * Words after `test` go to the runner: parts of names, or flags, which then are that of the one
 //!   runner, so that only the workspace's tests run.
 
@@ -11,7 +12,7 @@ use anyhow::Result;
 
 use crate::lint::EXAMPLES_TARGET;
 use crate::steps::{Steps, cargo};
-use crate::{checkout, guests};
+use crate::{checkout, guests, sim};
 
 /// Runs all tests, or those that fit.
 pub(crate) fn test(arguments: &[&str]) -> Result<()> {
@@ -38,6 +39,9 @@ pub(crate) fn test(arguments: &[&str]) -> Result<()> {
         tests.args(arguments);
     }
     steps.tests("tests of the workspace", &mut tests)?;
+    if arguments.is_empty() {
+        sim::steps(&mut steps)?;
+    }
 
     if !arguments.iter().any(|argument| argument.starts_with('-')) {
         let docs = ["test", "--quiet", "--locked", "--workspace", "--doc", "--"];

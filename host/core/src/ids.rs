@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::mutant::planted;
+
 /// A configured node: one process on one machine. 1 to 65,535.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeId(pub u16);
@@ -39,6 +41,7 @@ impl GroupId {
 impl ReplicaId {
     /// A fresh id for `node`; `random` supplies the lower 48 bits.
     pub fn new(node: NodeId, random: u64) -> Self {
+        let random = if planted("wiped_replica_votes") { 0 } else { random };
         // The lowest bit is set so that no id is ever 0, raft's "nobody".
         Self(u64::from(node.0) << 48 | (random >> 16) | 1)
     }

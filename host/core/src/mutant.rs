@@ -1,16 +1,62 @@
 //! Bugs planted on purpose, so that checkers can be checked.
 //!
-//! Each has a name and stands in the code as `if planted("name")`. Without the feature `mutants`
-//! that is a constant `false`, and nothing of it is left in the program. With it, one of them can be
-//! chosen once a process; who chooses reads `LOCKSTEP_MUTANT`.
+//! Each has a name in [`ALL`] and stands in the code as `planted("name")`. Without the feature
+//! `mutants` that is a constant `false`, and nothing of it is left in the program. With it,
+//! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask planted` tries all of them.
+
+/// Every planted bug: its name, and what it breaks.
+pub const ALL: [(&str, &str); 36] = [
+    ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
+    ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
+    ("apply_again", "entries that the guest has seen reach it again"),
+    ("apply_repeated_calls", "a repeated call of a session is applied again"),
+    ("capture_early", "a mark's snapshot is taken before the mark is applied"),
+    ("clock_in_apply", "the guest sees the machine's clock instead of the log's"),
+    ("commit_falls", "the commit index is told from the state of the last batch"),
+    ("delete_before_unlist", "objects go before the log durably lists others"),
+    ("delete_leased", "objects go while somebody reads them"),
+    ("delete_promised", "objects go that a follower was promised"),
+    ("forget_reservation", "staging files take nothing from the budget"),
+    ("forget_vote", "the vote is not written"),
+    ("full_for_ever", "nobody hears that there is room again"),
+    ("keep_conflicting_suffix", "entries of a deposed leader stay in the window"),
+    ("leak_parts", "broken transfers leave their staging files"),
+    ("leak_unlisted", "objects stay that nobody needs"),
+    ("list_before_verify", "sealed objects are not read back"),
+    ("never_ask", "a replica without a good snapshot asks nobody"),
+    ("never_report", "raft hears of no transfer's end"),
+    ("no_fallback", "a start tries the newest recovery point only"),
+    ("read_before_applied", "reads do not wait for the apply lane"),
+    ("read_without_quorum", "reads do not wait for the followers' word"),
+    ("resume_unverified", "blocks of a parked transfer are taken unseen"),
+    ("retry_failed_sync", "a failed sync is tried again and taken for good"),
+    ("reuse_a_bad_object", "a bad object of the same name is kept"),
+    ("sessions_forget", "sessions do not outlive a restore"),
+    ("skip_fsync", "batches are written and not synced"),
+    ("skip_segment_directory_sync", "a segment's name is not synced"),
+    ("skip_snapshot_directory_sync", "an object's name is not synced"),
+    ("sweep_without_state", "snapshots go though the log does not know their group"),
+    ("take_any_snapshot", "a snapshot whose configuration lacks the receiver is taken"),
+    ("truncate_too_far", "the log is cut up to the newest recovery point"),
+    ("two_votes", "the vote is forgotten at a start"),
+    ("wiped_replica_votes", "a wiped node comes back under its old id"),
+    ("skip_want_digest", "any object repairs a rotten one"),
+    ("unchecked_segment", "a log record's checksum is not looked at"),
+];
 
 #[cfg(feature = "mutants")]
-static CHOSEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
 
 /// Whether the bug of this name is in the program now.
 #[cfg(feature = "mutants")]
 pub fn planted(name: &str) -> bool {
-    CHOSEN.get().is_some_and(|chosen| chosen == name)
+    debug_assert!(ALL.iter().any(|(known, _)| *known == name), "{name} is not in the list");
+    let chosen = CHOSEN.get_or_init(|| {
+        let chosen = std::env::var("LOCKSTEP_MUTANT").ok()?;
+        assert!(ALL.iter().any(|(known, _)| *known == chosen), "there is no bug {chosen:?}");
+        Some(chosen)
+    });
+    chosen.as_deref() == Some(name)
 }
 
 /// Whether the bug of this name is in the program now: never.
@@ -18,10 +64,4 @@ pub fn planted(name: &str) -> bool {
 #[inline(always)]
 pub const fn planted(_name: &str) -> bool {
     false
-}
-
-/// Chooses the bug of this process; only the first choice counts.
-#[cfg(feature = "mutants")]
-pub fn choose(name: &str) {
-    let _ = CHOSEN.set(name.to_owned());
 }

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::SnapshotDesc;
 use crate::snapshot::chunk::ObjectRef;
@@ -125,6 +126,7 @@ fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan
     let oldest = snapshots.last().map_or(0, |desc| desc.index);
     let needed = holders(newest, oldest, pins).into_iter().map(|(_, index)| index).min();
     let needed = needed.expect("the oldest kept index is always there");
+    let needed = if planted("truncate_too_far") { newest } else { needed };
     Plan { snapshots, first_index: state.first_index.max(needed + 1) }
 }
 

@@ -28,6 +28,7 @@ use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use raft::eraftpb::Entry;
 
@@ -249,7 +250,7 @@ impl ApplyLane {
                 None => self.read(next, last + 1)?,
             };
             for entry in &batch {
-                if entry.index > self.ledger.applied() {
+                if entry.index > self.ledger.applied() || planted("apply_again") {
                     let answers = self.apply_or_rebuild(entry)?;
                     if !answers.is_empty() {
                         let (index, term) = (entry.index, entry.term);
@@ -295,6 +296,10 @@ impl ApplyLane {
             }
             Work::Apply(plan) => {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                let mut plan = plan;
+                if planted("clock_in_apply") {
+                    plan.moment.time_ms = self.tools.clock.wall_ms();
+                }
                 let count = plan.commands.len();
                 let outcomes = guest.apply(context(plan.moment), &plan.commands)?;
                 let outcomes: Vec<Outcome> = outcomes
@@ -359,6 +364,9 @@ impl ApplyLane {
                     tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
                         "recovery point does not restore; trying an older one");
                     causes.push(format!("at {}: {fault}", desc.index));
+                    if planted("no_fallback") {
+                        break;
+                    }
                     match fault {
                         Fault::Restore(why) => {
                             self.aside.push(Event::Rotten { snapshot: desc.clone(), why });

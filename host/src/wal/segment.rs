@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lockstep_core::ids::GroupId;
+use lockstep_core::mutant::planted;
 use lockstep_core::wal::record::{self, Salt, SegmentHeader};
 use lockstep_core::wal::replay::Place;
 use raft::eraftpb::Entry;
@@ -106,7 +107,9 @@ pub(super) fn name(
     file.sync().map_err(WalError::io("sync", &from))?;
     let path = dir.join(file_name(header.segment));
     fs.rename_new(&from, &path).map_err(WalError::io("name", &path))?;
-    make_durable(fs, &path).map_err(WalError::io("sync the directory of", &path))?;
+    if !planted("skip_segment_directory_sync") {
+        make_durable(fs, &path).map_err(WalError::io("sync the directory of", &path))?;
+    }
     Ok(Segment { header, path, file, length })
 }
 

@@ -14,6 +14,7 @@ use crate::apply::Answer;
 use crate::codec::{DecodeError, Reader, Write};
 use crate::fault::Rejection;
 use crate::limits;
+use crate::mutant::planted;
 
 /// All sessions of a group.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -81,7 +82,9 @@ impl Sessions {
         if sequence < session.lowest {
             return Admission::Refused(Rejection::SessionExpired);
         }
-        if let Some(answer) = session.answers.get(&sequence) {
+        if let Some(answer) = session.answers.get(&sequence)
+            && !planted("apply_repeated_calls")
+        {
             return Admission::Answered(answer.clone());
         }
         if sequence - session.lowest >= limits::SESSION_OPEN_CALLS_MAX as u64 {
@@ -144,6 +147,9 @@ impl Sessions {
             }
             all.by_age.insert((session.last_call, id));
             all.sessions.insert(id, session);
+        }
+        if planted("sessions_forget") {
+            return Ok(Self::default());
         }
         Ok(all)
     }

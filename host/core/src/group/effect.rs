@@ -113,9 +113,7 @@ impl ReplicaState {
             Self::Running(Running::Joining) => {
                 Some("waiting for the group to take this replica in".to_owned())
             }
-            Self::Running(Running::NeedsSnapshot(why)) => {
-                Some(format!("asking the peers for a snapshot: {why}"))
-            }
+            Self::Running(Running::NeedsSnapshot(why)) => Some(why.clone()),
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Stopped(Stopped::Removed) => {
                 Some("the group's configuration no longer holds this replica".to_owned())

@@ -21,6 +21,7 @@ use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared, ready};
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
+use crate::mutant::planted;
 use crate::snapshot::Configuration;
 
 /// A replica with a log.
@@ -372,6 +373,9 @@ impl Hosting {
         if self.is_leader()
             && let Some(context) = self.reads.start_round(unique, shared.now)
         {
+            if planted("read_without_quorum") {
+                self.reads.confirm(&context, self.raw.raft.raft_log.committed);
+            }
             self.raw.read_index(context);
         }
     }

@@ -19,6 +19,7 @@ use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use crate::entry::footprint;
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::SnapshotDesc;
 
@@ -64,7 +65,7 @@ impl RaftLog {
     ) -> Self {
         let mut hard_state = HardState::default();
         hard_state.set_term(state.term);
-        hard_state.set_vote(state.vote);
+        hard_state.set_vote(if planted("two_votes") { 0 } else { state.vote });
         hard_state.set_commit(state.commit);
         let last = window.last().map_or(state.first_index - 1, |entry| entry.index);
         assert!(
@@ -98,7 +99,8 @@ impl RaftLog {
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(head) = entries.first() else { return };
         assert!(head.index > self.first - 1 && head.index <= self.last + 1, "no gap in the log");
-        while self.window.back().is_some_and(|entry| entry.index >= head.index) {
+        let keeps = planted("keep_conflicting_suffix");
+        while !keeps && self.window.back().is_some_and(|entry| entry.index >= head.index) {
             let gone = self.window.pop_back().expect("there is a last entry");
             self.window_bytes -= footprint(&gone);
         }

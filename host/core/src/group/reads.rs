@@ -16,6 +16,7 @@ use crate::fault::Refusal;
 use crate::group::effect::Effect;
 use crate::ids::Ticket;
 use crate::limits;
+use crate::mutant::planted;
 
 /// Reads of one group, by how far they are.
 #[derive(Default)]
@@ -84,7 +85,7 @@ impl Reads {
         let mut ready = Vec::new();
         let mut rest = VecDeque::new();
         for (index, read) in self.confirmed.drain(..) {
-            match index <= dispatched {
+            match index <= dispatched || planted("read_before_applied") {
                 true => ready.push(read),
                 false => rest.push_back((index, read)),
             }

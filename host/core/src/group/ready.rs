@@ -25,6 +25,7 @@ use crate::group::membership::{self, single};
 use crate::group::persist::{Listing, Promise};
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::retention::Plan;
 use crate::snapshot::{Configuration, Hold, SnapshotDesc};
 
@@ -39,6 +40,9 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     if let Some(state) = ready.hs() {
         let recovery = &mut shared.recovery;
         (recovery.term, recovery.vote, recovery.commit) = (state.term, state.vote, state.commit);
+        if planted("forget_vote") {
+            recovery.vote = 0;
+        }
     }
     let listing = match ready.snapshot().is_empty() {
         true => None,
@@ -54,6 +58,9 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.raw.advance_append_async(ready);
 
     let mut promised = promised;
+    if planted("acknowledge_before_sync") {
+        send_all(hosting, shared, std::mem::take(&mut promised), effects);
+    }
     if hosting.durable_term >= shared.recovery.term {
         send_all(hosting, shared, messages, effects);
     } else {
@@ -112,6 +119,11 @@ pub(super) fn list_local(
 ) {
     let Plan { snapshots, first_index } = plan;
     hold.iter_mut().for_each(|hold| hold.disarm());
+    if planted("delete_before_unlist") {
+        let (promised, pressure, holds) = (Vec::new(), false, Vec::new());
+        let snapshots = snapshots.clone();
+        effects.push(Effect::List { snapshots, promised, pressure, holds });
+    }
     shared.recovery.snapshots.clone_from(&snapshots);
     shared.recovery.previous_term = hosting.raw.store().term_before(first_index);
     shared.recovery.first_index = first_index;
@@ -190,7 +202,9 @@ fn hand_over(
         let (term, index) = (entry.term, entry.index);
         range.push(entry);
         if mark && hosting.marks.begin_capture(index) {
-            hosting.pipeline.push(std::mem::take(&mut range));
+            if !planted("capture_early") {
+                hosting.pipeline.push(std::mem::take(&mut range));
+            }
             let configuration = shared.recovery.configuration.clone();
             hosting.pipeline.push_capture(term, index, configuration);
         }

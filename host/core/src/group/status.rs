@@ -7,6 +7,7 @@ use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
 use crate::ids::{NodeId, ReplicaId};
+use crate::mutant::planted;
 use crate::retention::{self, Pin};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{Configuration, SnapshotDesc};
@@ -82,7 +83,10 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         role: role(shared, hosting),
         leader: hosting.and_then(Hosting::leader),
         term: raft.map_or(0, |raft| raft.term),
-        commit: raft.map_or(0, |raft| raft.raft_log.committed),
+        commit: match planted("commit_falls") {
+            true => shared.recovery.commit,
+            false => raft.map_or(0, |raft| raft.raft_log.committed),
+        },
         applied: hosting.map_or(0, |hosting| hosting.pipeline.applied()),
         first_index: recovery.first_index,
         last_index: raft.map_or(0, |raft| raft.raft_log.last_index()),

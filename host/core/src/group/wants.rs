@@ -17,9 +17,14 @@ use crate::group::hosting::Hosting;
 use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::retention::{self, ObjectName};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
+
+/// The way out of a group of one.
+const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot; put this group's files back \
+                             from a copy, or give it up with `lockstep group drop`";
 
 #[derive(Default)]
 pub(super) struct Wants {
@@ -78,7 +83,11 @@ impl Hosting {
             // A newer snapshot is being installed anyway.
             return self.pipeline.give_up_rebuilding();
         }
-        self.wants.needs = Some(why);
+        let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
+        self.wants.needs = Some(match alone {
+            true => format!("{NOBODY_TO_ASK}: {why}"),
+            false => format!("asking the peers for a snapshot: {why}"),
+        });
         self.wants.listing = false;
         self.pipeline.wait_for_snapshot();
         self.marks.abandon_capture();
@@ -88,7 +97,8 @@ impl Hosting {
 
     /// Asks one peer after the other for what is needed.
     pub(super) fn tick_wants(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
-        let Some(want) = self.want(shared) else {
+        let want = self.want(shared).filter(|_| !planted("never_ask"));
+        let Some(want) = want else {
             self.wants.asked = None;
             return;
         };

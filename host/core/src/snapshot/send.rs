@@ -9,6 +9,7 @@
 //! - Time is counted in ticks without progress, never in all: a big snapshot may take as long as it
 //!   moves.
 
+use crate::mutant::planted;
 use crate::snapshot::chunk::{
     self, BROKEN_RETRY_MS, Block, BulkReply, BulkRequest, NO_SPACE_RETRY_MS, ObjectRef, Offer,
     STALL_TICKS, WINDOW_BLOCKS,
@@ -204,6 +205,9 @@ impl Sender {
 
     fn finish(&mut self, end: SendEnd) -> Vec<SendCommand> {
         self.stage = Stage::Finished;
+        if planted("never_report") {
+            return Vec::new();
+        }
         vec![SendCommand::Finish(SendOutcome::of(end))]
     }
 }

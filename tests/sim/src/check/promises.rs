@@ -31,7 +31,10 @@ pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
     match message.get_msg_type() {
         MessageType::MsgAppendResponse if !message.reject => {
             let last = log.last_index(frame.group).unwrap_or(0);
-            match state.term >= message.term && last >= message.index {
+            // A later leader may have overwritten it in the same batch: who has that leader's term
+            // took part in choosing it, or could not have hindered it.
+            match state.term > message.term || (state.term == message.term && last >= message.index)
+            {
                 true => Ok(()),
                 false => broken("what it acknowledges is not durable"),
             }

@@ -1,0 +1,219 @@
+//! `cargo xtask mutants [--seeds N] [NAME...]`: puts each planted bug into the program and says who
+//! catches it.
+//!
+//! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
+//!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
+//! * The simulator has up to N seeds (1000); the tests of the core and the host run once with each
+//!   bug. A bug that neither catches is an error.
+//! * The result is written to `docs/planted-bugs.md` when all of them ran.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::checkout;
+use crate::sim;
+use crate::steps::cargo;
+
+const SOURCE: &str = "host/core/src/mutant.rs";
+const TABLE: &str = "docs/planted-bugs.md";
+/// A bug may well make a program hang; that catches nothing.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What one bug led to.
+struct Caught {
+    name: String,
+    what: String,
+    /// The checker and the number of seeds it took.
+    sim: Option<(String, u64)>,
+    tests: Vec<String>,
+}
+
+/// Tries the named bugs, or all.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let (seeds, names) = options(arguments)?;
+    let root = checkout::root();
+    let bugs = list(&root)?;
+    for name in &names {
+        ensure!(bugs.iter().any(|(known, _)| known == name), "no bug {name:?} in {SOURCE}");
+    }
+    println!("mutants: {} bugs are planted; building with them", bugs.len());
+    let simulator = sim::build(&root, true)?;
+    let tests = build_tests(&root)?;
+    let mut caught = Vec::new();
+    for (name, what) in bugs.iter().filter(|(n, _)| names.is_empty() || names.contains(&&**n)) {
+        let sim = simulate(&simulator, name, seeds)?;
+        let tests = failing(&root, &tests, name)?;
+        let one = Caught { name: name.clone(), what: what.clone(), sim, tests };
+        println!("{}", line(&one));
+        caught.push(one);
+    }
+    if names.is_empty() {
+        std::fs::write(root.join(TABLE), table(&caught)).context(TABLE)?;
+        println!("written to {TABLE}");
+    }
+    let missed = caught.iter().filter(|one| one.sim.is_none() && one.tests.is_empty());
+    let missed: Vec<&str> = missed.map(|one| &*one.name).collect();
+    println!("{} of {} are caught", caught.len() - missed.len(), caught.len());
+    ensure!(missed.is_empty(), "nobody catches {}", missed.join(", "));
+    Ok(())
+}
+
+fn options<'a>(mut arguments: &[&'a str]) -> Result<(u64, Vec<&'a str>)> {
+    let (mut seeds, mut names) = (1000, Vec::new());
+    while let [word, rest @ ..] = arguments {
+        arguments = rest;
+        if *word != "--seeds" {
+            names.push(*word);
+            continue;
+        }
+        let [number, rest @ ..] = rest else { bail!("--seeds needs a number") };
+        seeds = number.parse().with_context(|| format!("--seeds takes a number, not {number:?}"))?;
+        arguments = rest;
+    }
+    Ok((seeds, names))
+}
+
+/// Names and descriptions, as they stand in the source.
+fn list(root: &Path) -> Result<Vec<(String, String)>> {
+    let source = std::fs::read_to_string(root.join(SOURCE)).context(SOURCE)?;
+    let pair = |line: &str| {
+        let inner = line.trim().strip_prefix("(\"")?.strip_suffix("\"),")?;
+        let (name, what) = inner.split_once("\", \"")?;
+        Some((name.to_owned(), what.to_owned()))
+    };
+    let found: Vec<_> = source.lines().filter_map(pair).collect();
+    ensure!(!found.is_empty(), "{SOURCE} lists no bug");
+    Ok(found)
+}
+
+/// Builds the test programs with the bugs, and says where they lie.
+fn build_tests(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut build = cargo(root);
+    build.args(["test", "--locked", "--no-run", "--message-format", "json"]);
+    build.args(["--package", "lockstep-core", "--package", "lockstep-host", "--lib"]);
+    build.args(["--test", "scripts", "--features", "lockstep-core/mutants,lockstep-host/mutants"]);
+    build.arg("--target-dir").arg(sim::target_dir(root).join("planted"));
+    let output = build.stderr(Stdio::null()).output().context("starting cargo test")?;
+    ensure!(output.status.success(), "cargo could not build the tests ({})", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let program = |line: &str| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        line.contains("\"test\":true").then_some(PathBuf::from(rest.split_once('"')?.0))
+    };
+    Ok(text.lines().filter_map(program).collect())
+}
+
+/// Runs seeds until one fails.
+fn simulate(simulator: &Path, name: &str, seeds: u64) -> Result<Option<(String, u64)>> {
+    let mut run = Command::new(simulator);
+    run.args(["--seed", "1", "--seeds", &seeds.to_string()]);
+    let output = bounded(run.env("LOCKSTEP_MUTANT", name))?;
+    let found = output.lines().find_map(|line| {
+        let (seed, rest) = line.strip_prefix("seed ")?.split_once(": ")?;
+        let checker = rest.split_once(':').map_or(rest, |(checker, _)| checker);
+        Some((checker.to_owned(), seed.parse().ok()?))
+    });
+    Ok(found)
+}
+
+/// Which tests fail.
+fn failing(root: &Path, programs: &[PathBuf], name: &str) -> Result<Vec<String>> {
+    let mut failed = Vec::new();
+    for program in programs {
+        let mut run = Command::new(program);
+        run.env("LOCKSTEP_MUTANT", name).env("RUST_BACKTRACE", "0");
+        let crate_dir = if program.to_string_lossy().contains("lockstep_host") { "host" } else { "host/core" };
+        let output = bounded(run.current_dir(root.join(crate_dir)))?;
+        let fails = output.lines().filter_map(|line| {
+            Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned())
+        });
+        failed.extend(fails);
+    }
+    failed.sort();
+    Ok(failed)
+}
+
+/// What a program prints, as far as it gets in its time.
+fn bounded(program: &mut Command) -> Result<String> {
+    let mut child = program
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting {program:?}"))?;
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = std::io::Read::read_to_string(&mut stdout, &mut text);
+        text
+    });
+    let until = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > until {
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(reader.join().expect("reading does not panic"))
+}
+
+fn line(one: &Caught) -> String {
+    let sim = one.sim.as_ref().map_or("-".to_owned(), |(checker, seeds)| {
+        format!("checker {checker} at seed {seeds}")
+    });
+    format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
+}
+
+fn table(caught: &[Caught]) -> String {
+    let mut text = "# Planted bugs\n\n".to_owned();
+    text += "Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into \
+             the program by\nitself. *Simulator*: the checker that reported it and the first of the \
+             seeds from 1 on that did.\n*Tests*: those of the core and the host that failed.\n\n";
+    text += "| bug | what it breaks | simulator | tests |\n|---|---|---|---|\n";
+    for one in caught {
+        let sim = one.sim.as_ref().map_or("-".to_owned(), |(c, s)| format!("{c}, seed {s}"));
+        let tests = match one.tests.is_empty() {
+            true => "-".to_owned(),
+            false => one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>"),
+        };
+        let _ = writeln!(text, "| `{}` | {} | {sim} | {tests} |", one.name, one.what);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_of_the_list_is_planted_and_every_planted_one_is_listed() {
+        let root = checkout::root();
+        let listed: Vec<String> = list(&root).expect("a list").into_iter().map(|b| b.0).collect();
+        let mut planted = Vec::new();
+        for dir in ["host/core/src", "host/src"] {
+            collect(&root.join(dir), &mut planted);
+        }
+        planted.sort();
+        planted.dedup();
+        let mut sorted = listed.clone();
+        sorted.sort();
+        assert_eq!(planted, sorted);
+    }
+
+    fn collect(dir: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|ext| ext == "rs") && !path.ends_with("mutant.rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                let names = text.split("planted(\"").skip(1);
+                found.extend(names.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask sim [...]` and `soak --minutes M`: builds the simulator and runs seeds.
+//!
+//! * `sim` hands its words on; `sim --help` says which there are.
+//! * `soak` runs fresh seeds for so long and keeps those that failed, with the command that replays
+//!   each, in `target/soak/failed.txt`.
+//! * `test` runs [`REGRESSION_SEEDS`], each of which once found something, and fresh seeds.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::checkout;
+use crate::steps::{Steps, cargo};
+
+/// Seeds that once found something: what they found is told in the commits that name them.
+const REGRESSION_SEEDS: [u64; 15] =
+    [1, 42, 1001, 1189, 1258, 1300, 1417, 1630, 3081, 7, 11, 100, 500, 900, 1999];
+/// How long the tests look for more.
+const FRESH_MINUTES: &str = "3";
+const KEPT: &str = "target/soak/failed.txt";
+
+/// Builds the simulator and becomes what it says.
+pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
+    let program = build(&checkout::root(), false)?;
+    let status = Command::new(program).args(arguments).status().context("starting the simulator")?;
+    ensure!(status.success(), "the simulator ended with {status}");
+    Ok(())
+}
+
+/// Runs fresh seeds for so long, and keeps the ones that fail.
+pub(crate) fn soak(arguments: &[&str]) -> Result<()> {
+    let ["--minutes", minutes] = arguments else { bail!("soak takes --minutes M") };
+    let root = checkout::root();
+    let program = build(&root, false)?;
+    let mut soak = Command::new(program);
+    soak.args(["--minutes", minutes, "--counters"]).stdin(Stdio::null());
+    let output = soak.stderr(Stdio::inherit()).output().context("starting the simulator")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    let failed: Vec<&str> = text.lines().filter(|l| l.starts_with("to see it again")).collect();
+    if !failed.is_empty() {
+        let kept = root.join(KEPT);
+        std::fs::create_dir_all(kept.parent().expect("it lies in a folder"))?;
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&kept)?;
+        failed.iter().try_for_each(|line| writeln!(file, "{line}"))?;
+        println!("kept in {KEPT}");
+    }
+    ensure!(output.status.success(), "the simulator ended with {}", output.status);
+    Ok(())
+}
+
+/// The part of `cargo xtask test` that is the simulator's.
+pub(crate) fn steps(steps: &mut Steps) -> Result<()> {
+    let root = checkout::root();
+    let mut program = None;
+    steps.own("build of the simulator", || {
+        program = Some(build(&root, false)?);
+        Ok(true)
+    })?;
+    let Some(program) = program else { return Ok(()) };
+    let known = || {
+        let run = |seed: &u64| Command::new(&program).args(["--twice", "--seed", &seed.to_string()]).output();
+        let mut good = true;
+        for seed in &REGRESSION_SEEDS {
+            let output = run(seed).context("starting the simulator")?;
+            if !output.status.success() {
+                print!("{}", String::from_utf8_lossy(&output.stdout));
+                good = false;
+            }
+        }
+        Ok(good)
+    };
+    steps.own("simulator, seeds that once failed", known)?;
+    let fresh = || {
+        let mut fresh = Command::new(&program);
+        fresh.args(["--minutes", FRESH_MINUTES, "--counters"]).stdin(Stdio::null());
+        Ok(fresh.status().context("starting the simulator")?.success())
+    };
+    steps.own("simulator, fresh seeds", fresh)
+}
+
+/// Builds the simulator, with planted bugs to choose from or without, and says where it lies.
+pub(crate) fn build(root: &Path, mutants: bool) -> Result<PathBuf> {
+    let mut build = cargo(root);
+    build.args(["build", "--quiet", "--locked", "--package", "lockstep-sim"]);
+    let mut target = target_dir(root);
+    if mutants {
+        target = target.join("planted");
+        build.args(["--features", "mutants"]).arg("--target-dir").arg(&target);
+    }
+    let status = build.status().context("starting cargo build")?;
+    ensure!(status.success(), "cargo could not build the simulator ({status})");
+    Ok(target.join("debug/lockstep-sim"))
+}
+
+pub(crate) fn target_dir(root: &Path) -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root.join(dir),
+        None => root.join("target"),
+    }
+}
