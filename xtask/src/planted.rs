@@ -96,7 +96,6 @@ fn build_tests(root: &Path) -> Result<Vec<PathBuf>> {
     build.args(["test", "--locked", "--no-run", "--message-format", "json"]);
     build.args(["--package", "lockstep-core", "--package", "lockstep-host", "--lib"]);
     build.args(["--test", "scripts", "--features", "lockstep-core/mutants,lockstep-host/mutants"]);
-    build.arg("--target-dir").arg(sim::target_dir(root).join("planted"));
     let output = build.stderr(Stdio::null()).output().context("starting cargo test")?;
     ensure!(output.status.success(), "cargo could not build the tests ({})", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
