@@ -72,6 +72,11 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     fs.sync_dir(parent)
 }
 
+/// Whether an error means that there is no room: on the disk, or within a quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Reads exactly `buf.len()` bytes at `offset`.
 pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;

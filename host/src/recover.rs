@@ -3,7 +3,7 @@
 //! Both lock the directory like a node does, change the log in one batch, and say what they found
 //! first, so that a person can decide.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockstep_core::ids::{GroupId, ReplicaId};
@@ -13,7 +13,7 @@ use lockstep_core::wal::LogJob;
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::{Fs, make_durable};
-use crate::store::layout::{group_dir, snapshot_dir};
+use crate::store::layout::{self, group_dir, snapshot_dir};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
 /// Why nothing was changed.
@@ -23,6 +23,8 @@ pub enum RecoverError {
     DataDir(#[from] DataDirError),
     #[error("{0}")]
     Log(#[from] WalError),
+    #[error("{} is no data directory of a node that ran: nothing was touched", .0.display())]
+    NoData(PathBuf),
     #[error("the log in {} knows no group {group:?}; it has {known}", data.display())]
     UnknownGroup { group: String, data: PathBuf, known: String },
     #[error(
@@ -49,6 +51,9 @@ pub struct StoppedGroup {
 impl StoppedGroup {
     /// Locks the directory and reads the log.
     pub fn open(fs: Arc<dyn Fs>, config: &NodeConfig, group: &str) -> Result<Self, RecoverError> {
+        if !fs.exists(&config.data_dir.join("node")).is_ok_and(|there| there) {
+            return Err(RecoverError::NoData(config.data_dir.clone()));
+        }
         let data = DataDir::open(&fs, config, false)?;
         let options = WalOptions {
             cluster: config.cluster_id(),
@@ -114,15 +119,15 @@ impl StoppedGroup {
     }
 }
 
-/// Removes what lies in a snapshot directory and its staging directory.
-fn remove_files(fs: &dyn Fs, dir: &std::path::Path) -> std::io::Result<()> {
-    for dir in [crate::store::layout::part_dir(dir), dir.to_owned()] {
+/// Removes the snapshots and staging files of a snapshot directory; what has another name stays.
+fn remove_files(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
+    for dir in [layout::part_dir(dir), dir.to_owned()] {
         if !fs.exists(&dir)? {
             continue;
         }
         for name in fs.list(&dir)? {
             let path = dir.join(&name);
-            if !crate::store::layout::is_part_dir(&name) {
+            if layout::ObjectName::parse(&name).is_some() || layout::is_part_name(&name) {
                 fs.remove(&path)?;
             }
         }

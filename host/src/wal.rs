@@ -88,7 +88,7 @@ pub struct Appended {
 /// The log in figures.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WalStats {
-    /// Bytes of all segments and the reserve, as preallocated.
+    /// Bytes of all segments, the reserve and the ballast, as preallocated.
     pub bytes: u64,
     pub segments: u64,
     /// Bytes that the active segment has left.
@@ -285,13 +285,18 @@ impl Wal {
     fn new_reserve(&mut self, bytes: u64) -> Result<Reserve, WalError> {
         match segment::create_reserve(&*self.fs, &self.dir, bytes) {
             Err(WalError::Full { .. }) if self.ballast => {
-                segment::remove_ballast(&*self.fs, &self.dir)?;
-                self.ballast = false;
-                tracing::warn!("the disk of the log is full: the ballast was given up");
+                self.give_up_ballast()?;
                 segment::create_reserve(&*self.fs, &self.dir, bytes)
             }
             made => made,
         }
+    }
+
+    fn give_up_ballast(&mut self) -> Result<(), WalError> {
+        segment::remove_ballast(&*self.fs, &self.dir)?;
+        self.ballast = false;
+        tracing::warn!("the disk of the log is full: the ballast was given up");
+        Ok(())
     }
 
     fn healthy(&self) -> Result<(), WalError> {
@@ -407,7 +412,13 @@ impl Wal {
             self.reserve = Some(made.map_err(|error| self.poison_unless_full(error))?);
         }
         let mut reserve = self.reserve.take().expect("a reserve was made if there was none");
-        if let Err(error) = reserve.grow(header.file_length) {
+        let grown = match reserve.grow(header.file_length) {
+            Err(WalError::Full { .. }) if self.ballast => {
+                self.give_up_ballast().and_then(|()| reserve.grow(header.file_length))
+            }
+            grown => grown,
+        };
+        if let Err(error) = grown {
             self.reserve = Some(reserve);
             return Err(self.poison_unless_full(error));
         }

@@ -124,9 +124,14 @@ async fn all_settled(nodes: &[Node]) -> bool {
     for group in nodes.iter().flat_map(|node| node.router().groups()) {
         let mut watch = group.watch();
         let settled = |state: &ReplicaState| match state {
-            ReplicaState::Running(Running::Serving | Running::Parked(_))
+            ReplicaState::Running(
+                Running::Serving
+                | Running::Parked(_)
+                | Running::DiskFull(_)
+                | Running::NeedsSnapshot(_),
+            )
             | ReplicaState::Stopped(_) => true,
-            ReplicaState::Running(_) => false,
+            ReplicaState::Running(Running::Restoring | Running::Joining) => false,
         };
         let _ = watch.wait_for(settled).await;
         let state = watch.borrow().clone();

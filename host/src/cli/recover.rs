@@ -107,6 +107,7 @@ fn failed(error: &RecoverError) -> Failure {
         RecoverError::Files { .. } => Failure::Failed(error.to_string()),
         RecoverError::DataDir(_)
         | RecoverError::Log(_)
+        | RecoverError::NoData(_)
         | RecoverError::UnknownGroup { .. }
         | RecoverError::Nothing { .. }
         | RecoverError::Configured { .. } => Failure::Usage(error.to_string()),

@@ -172,7 +172,7 @@ impl LogLane {
 /// Every group that the lane ever wrote for.
 type Known = BTreeMap<GroupId, GroupHandle>;
 
-fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Mutex<WalStats>) {
+fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Arc<Mutex<WalStats>>) {
     let mut known = Known::new();
     let served = catch_unwind(AssertUnwindSafe(|| serve(&mut writer, queue, stats, &mut known)));
     let why = match served {
@@ -194,13 +194,17 @@ fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Mutex<
 fn serve(
     writer: &mut LogWriter,
     queue: &mpsc::Receiver<PersistJob>,
-    stats: &Mutex<WalStats>,
+    stats: &Arc<Mutex<WalStats>>,
     known: &mut Known,
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
     let mut counted = Instant::now();
     loop {
         let outputs = if writer.is_stalled() {
+            if Arc::strong_count(stats) == 1 {
+                // Nobody waits any more for what waits for room.
+                return Ok(());
+            }
             std::thread::sleep(idle);
             writer.tend()?
         } else {

@@ -239,11 +239,17 @@ impl GroupHandle {
         let opened = on_lane(&**store, move |store| store.open_object(&object, Use::Scrubbing));
         // Without a lane the node goes down.
         let Some(opened) = opened else { return Ok(()) };
-        let read = opened.and_then(|reader| reader.verify(progress));
+        // What does not open was counted there.
+        let read = opened?.verify(progress);
         if read.is_err() {
             store.run(Box::new(|store| store.note_bad()));
         }
         read
+    }
+
+    /// Whether the log lists the object now.
+    pub(crate) fn lists(&self, desc: &SnapshotDesc) -> bool {
+        self.report().status.snapshots.contains(desc)
     }
 
     /// The apply lane's answer to a query.

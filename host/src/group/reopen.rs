@@ -7,6 +7,7 @@ use lockstep_core::group::Recovered;
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::snapshot::SnapshotDesc;
 
 use crate::fs::Fs;
 use crate::store::layout::ObjectName;
@@ -38,7 +39,8 @@ pub fn read_window(
     Ok(Recovered { state, terms, window, sizes })
 }
 
-/// Opens the group's snapshots; what the log does not list is swept only if it knows the group.
+/// Opens the group's snapshots, and says which listed ones have no file. What the log does not list
+/// is swept only if it knows the group.
 pub fn open_store(
     fs: Arc<dyn Fs>,
     dir: PathBuf,
@@ -46,14 +48,14 @@ pub fn open_store(
     quota: Arc<Quota>,
     known: bool,
     state: &RecoveryState,
-) -> Result<SnapshotStore, String> {
+) -> Result<(SnapshotStore, Vec<SnapshotDesc>), String> {
     let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
     if !known && !planted("sweep_without_state") {
         refuse_strays(&*fs, &dir).map_err(fail)?;
     }
-    let (store, _swept) =
+    let (store, swept) =
         SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
-    Ok(store)
+    Ok((store, swept.missing))
 }
 
 /// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).

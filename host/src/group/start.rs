@@ -94,8 +94,8 @@ pub(crate) fn open(
     let identity = Identity { cluster: shared.cluster, group: id };
     let quota = shared.budget.quota(place.cap);
     let opened = open_store(Arc::clone(&shared.fs), place.dir, identity, quota, known, state);
-    let store = match opened {
-        Ok(store) => store,
+    let (store, missing) = match opened {
+        Ok(opened) => opened,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
     let listed = Arc::new(Mutex::new(state.snapshots.clone()));
@@ -110,6 +110,9 @@ pub(crate) fn open(
     let (report_in, report_out) = watch::channel(first_report);
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
     handle.set_store(Arc::clone(&store));
+    for snapshot in missing {
+        handle.raise(Event::Rotten { snapshot, why: "its file is missing".to_owned() });
+    }
     let tools = Tools {
         group: id,
         module: Arc::clone(&module),

@@ -53,10 +53,17 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
             }
             let bytes = desc.length;
             match group.scrub(&desc, &mut || pace.read(1 << 20)) {
-                Err(OpenError::Bad { why, .. } | OpenError::Disk { why, .. }) => {
+                Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
+                    let why = error.to_string();
                     tracing::error!(group = group.name(), index = desc.index, why, "rotten");
                     group.raise(Event::Rotten { snapshot: desc, why });
                 }
+                Err(error @ OpenError::Missing { .. }) if group.lists(&desc) => {
+                    let why = error.to_string();
+                    tracing::error!(group = group.name(), index = desc.index, why, "missing");
+                    group.raise(Event::Rotten { snapshot: desc, why });
+                }
+                // One that was unlisted meanwhile may be gone.
                 Err(OpenError::Missing { .. }) | Ok(()) => {
                     tracing::debug!(group = group.name(), index = desc.index, bytes, "scrubbed");
                 }

@@ -19,7 +19,7 @@ use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
-use crate::fs::Space;
+use crate::fs::{Space, is_full};
 
 /// Why the store did not take an object. Nothing was left behind.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -208,11 +208,9 @@ impl SnapshotRefusal {
 
     /// A disk error at `what`; a full disk is `NoSpace`.
     pub(crate) fn disk(what: &str, need: u64, error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::NoSpace { need, have: 0 }
-            }
-            _ => Self::Disk(format!("{what}: {error}")),
+        match is_full(error) {
+            true => Self::NoSpace { need, have: 0 },
+            false => Self::Disk(format!("{what}: {error}")),
         }
     }
 }

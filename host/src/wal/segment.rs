@@ -11,7 +11,7 @@ use lockstep_core::wal::replay::Place;
 use raft::eraftpb::Entry;
 
 use super::error::WalError;
-use crate::fs::{File, Fs, make_durable, read_exact_at};
+use crate::fs::{File, Fs, is_full, make_durable, read_exact_at};
 
 pub(super) const RESERVE_NAME: &str = "reserve.wal";
 pub(super) const BALLAST_NAME: &str = "ballast.wal";
@@ -51,7 +51,7 @@ pub(super) fn create_reserve(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<Rese
 fn create_spare(fs: &dyn Fs, path: PathBuf, bytes: u64) -> Result<Reserve, WalError> {
     let file = match fs.create(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+        Err(error) if is_full(&error) => {
             return Err(WalError::Full { path, bytes });
         }
         Err(error) => return Err(WalError::io("create", &path)(error)),
@@ -124,7 +124,7 @@ impl Reserve {
                 self.length = bytes;
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => {
                 Err(WalError::Full { path: self.path.clone(), bytes })
             }
             Err(error) => Err(WalError::io("preallocate", &self.path)(error)),

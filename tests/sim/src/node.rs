@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::entry::Profile;
-use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig, SnapshotPolicy};
+use lockstep_core::group::{ApplyJob, Effect, Event, Group, GroupConfig, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId, Ticket};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -186,18 +186,23 @@ impl Node {
             })?;
             let mut effects = Vec::new();
             let config = self.config(setup, name, seed ^ id.0, epoch);
-            let group = Group::open(config, window, &mut effects);
+            let mut group = Group::open(config, window, &mut effects);
             let state = group.recovery_state();
             let identity = Identity { cluster: CLUSTER, group: id };
             let quota = budget.quota(u64::MAX);
             let dir = self.snapshots(name);
             let store = open_store(Arc::clone(&fs), dir, identity, quota, known, state);
             let strays = |why: &String| why.contains("the log knows nothing of this group");
-            let store = Arc::new(DirectLane::new(store.map_err(|why| match strays(&why) {
+            let (store, missing) = store.map_err(|why| match strays(&why) {
                 true => NoStart::Strays(why),
                 false => NoStart::Disk(why),
-            })?));
+            })?;
+            let store = Arc::new(DirectLane::new(store));
             let listed = Arc::new(Mutex::new(state.snapshots.clone()));
+            for snapshot in missing {
+                let why = "its file is missing".to_owned();
+                group.handle(Event::Rotten { snapshot, why }, &mut effects);
+            }
             let tools = Tools {
                 group: id,
                 module: self.module(setup, id, observed),

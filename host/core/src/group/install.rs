@@ -91,8 +91,10 @@ impl Installs {
         list.snapshots = listed.to_vec();
     }
 
-    pub(super) fn press(&mut self) {
+    /// The disk is full: the store lane is told so, with `listed` once more.
+    pub(super) fn press(&mut self, listed: &[SnapshotDesc]) {
         self.pressure = true;
+        self.relist(listed);
     }
 
     /// Tells the store lane what is listed, unless the apply lane still has to open an object that

@@ -112,7 +112,7 @@ impl Pipeline {
     pub(super) fn push(&mut self, mut entries: Vec<Entry>) {
         let (Some(head), Some(tail)) = (entries.first(), entries.last()) else { return };
         self.handed = tail.index;
-        if self.parked || self.waiting {
+        if !self.captures() {
             return;
         }
         let (first, last) = (head.index, tail.index);
@@ -126,11 +126,14 @@ impl Pipeline {
         self.queue.push_back(Item::Range { first, last, bytes, entries });
     }
 
+    /// Whether there is, or will be, a guest to capture at what is handed over now.
+    pub(super) fn captures(&self) -> bool {
+        !self.parked && !self.waiting
+    }
+
     /// A mark: the lane captures between the range that ends with it and the next.
     pub(super) fn push_capture(&mut self, term: u64, index: u64, configuration: Configuration) {
-        if !self.parked && !self.waiting {
-            self.queue.push_back(Item::Capture(Capture { term, index, configuration }));
-        }
+        self.queue.push_back(Item::Capture(Capture { term, index, configuration }));
     }
 
     /// The guest wrote the capture at `index`, or it failed: what follows may follow.

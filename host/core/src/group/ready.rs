@@ -201,7 +201,7 @@ fn hand_over(
         }
         let (term, index) = (entry.term, entry.index);
         range.push(entry);
-        if mark && hosting.marks.begin_capture(index) {
+        if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index) {
             if !planted("capture_early") {
                 hosting.pipeline.push(std::mem::take(&mut range));
             }

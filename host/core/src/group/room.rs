@@ -48,10 +48,12 @@ impl Hosting {
 
     /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
     fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if shared.config.snapshots_share_log_disk {
+            self.installs.press(self.raw.store().listed());
+        }
         if shared.recovery.snapshots.is_empty() {
             return;
         }
-        self.installs.press();
         if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())
         {
             if !shared.config.snapshots_share_log_disk {

@@ -199,6 +199,7 @@ impl Hosting {
     fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
         let state = shared.recovery.clone();
+        self.marks.abandon_capture();
         self.pipeline.start_again(state.floor);
         effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state) }));
         self.settle_state(shared, effects);
