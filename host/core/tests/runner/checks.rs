@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use lockstep_core::entry::EntryBody;
 use lockstep_core::group::Frame;
 use lockstep_core::group::frame::Body;
@@ -19,10 +20,10 @@ use super::disk::Image;
 pub(crate) struct Checks {
     leaders: BTreeMap<u64, ReplicaId>,
     /// Committed entries by index: term and data.
-    committed: BTreeMap<u64, (u64, Digest)>,
+    committed: BTreeMap<u64, (u64, Bytes)>,
     digests: BTreeMap<u64, Digest>,
     /// The highest index of each command that was applied.
-    payloads: BTreeMap<Vec<u8>, u64>,
+    payloads: BTreeMap<Bytes, u64>,
     answered: BTreeSet<Ticket>,
     /// The highest index whose command was acknowledged.
     acknowledged: u64,
@@ -36,16 +37,16 @@ impl Checks {
     }
 
     pub(crate) fn applied(&mut self, entry: &Entry, state: Option<Digest>) {
-        let data = Digest(*blake3::hash(&entry.data).as_bytes());
-        let known = *self.committed.entry(entry.index).or_insert((entry.term, data));
-        assert_eq!(known, (entry.term, data), "committed entries agree at {}", entry.index);
+        let (index, here) = (entry.index, (entry.term, entry.data.clone()));
+        let known = self.committed.entry(index).or_insert_with(|| here.clone());
+        assert!(*known == here, "committed entries agree at {index}");
         if let Some(state) = state {
             let known = *self.digests.entry(entry.index).or_insert(state);
             assert_eq!(known, state, "states agree at {}", entry.index);
         }
         if let Ok(EntryBody::Pack(pack)) = EntryBody::decode(entry.data.clone()) {
             for call in pack.calls {
-                let highest = self.payloads.entry(call.payload.to_vec()).or_default();
+                let highest = self.payloads.entry(call.payload).or_default();
                 *highest = entry.index.max(*highest);
             }
         }

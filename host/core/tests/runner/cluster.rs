@@ -335,7 +335,7 @@ impl Cluster {
         let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
             return false;
         };
-        let Done { events, applied, answer } = done;
+        let Done { events, applied, answer, read } = done;
         // The founder takes its record for committed before it is durable; nobody else knows it.
         let durable = |entry: &Entry| image.term(entry.index) == Some(entry.term);
         applied
@@ -346,6 +346,9 @@ impl Cluster {
             self.checks.answered(ticket);
             let label = self.labels[&ticket].0.clone();
             self.tell(format!("\"{label}\" -> {text}"));
+        }
+        if let Some((first, last)) = read {
+            self.tell(format!("{name} reads entries {first} to {last} back for its guest"));
         }
         self.events(name, events);
         true

@@ -1,7 +1,8 @@
 //! The words of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
 //!
 //! ```text
-//! cluster N [seed=S] [entries=E] [absent=NODE]   adds N nodes and starts them
+//! cluster N [seed=S] [absent=NODE] [POLICY]      adds N nodes and starts them; of the policy
+//!                                                entries=E log_bytes=B catch_up=E
 //! founded N [...]                                the same, and silently until they serve
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
 //! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
@@ -70,12 +71,19 @@ impl Session {
                 let option = |key: &str| {
                     options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
                 };
-                self.seed = option("seed").map_or(1, |seed| seed.parse().expect("seed=S"));
-                let entries = option("entries").map_or(50_000, |e| e.parse().expect("entries=E"));
+                let number = |key: &str, default: u64| {
+                    option(key).map_or(default, |number| number.parse().expect("KEY=NUMBER"))
+                };
+                self.seed = number("seed", 1);
+                let default = SnapshotPolicy::default();
+                let policy = SnapshotPolicy {
+                    entries: number("entries", default.entries),
+                    log_bytes: number("log_bytes", default.log_bytes),
+                    catch_up: number("catch_up", default.catch_up),
+                };
                 cluster.time_ms = 1_000_000;
                 for node in 1..=count {
                     let name = format!("n{node}");
-                    let policy = SnapshotPolicy { entries, ..SnapshotPolicy::default() };
                     cluster.add(&name, NodeId(node), count, policy);
                     if option("absent") != Some(&name) {
                         cluster.start(&name, self.seed);

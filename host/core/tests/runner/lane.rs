@@ -37,6 +37,8 @@ pub(crate) struct Done {
     /// Each entry applied, with the state's digest after it.
     pub(crate) applied: Vec<(Entry, Option<Digest>)>,
     pub(crate) answer: Option<(Ticket, String)>,
+    /// What the lane had to read back: the core no longer held it in memory.
+    pub(crate) read: Option<(u64, u64)>,
 }
 
 impl Lane {
@@ -69,7 +71,10 @@ impl Lane {
             ApplyJob::Start { state } => self.start(&state, image, store, &mut done),
             ApplyJob::Range { first, last, entries, .. } => {
                 let entries = match entries.is_empty() {
-                    true => image.read(first, last + 1, u64::MAX).expect("the range is in the log"),
+                    true => {
+                        done.read = Some((first, last));
+                        image.read(first, last + 1, u64::MAX).expect("the range is in the log")
+                    }
                     false => entries,
                 };
                 assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));

@@ -16,7 +16,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// `None` is a trap.
     pub(crate) fn apply(&mut self, moment: Moment, command: &[u8]) -> Option<Outcome> {
-        let text = String::from_utf8_lossy(command).into_owned();
+        let text = String::from_utf8_lossy(command.trim_ascii_end()).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
         Some(match words.as_slice() {
             ["set", key, value] => {
