@@ -186,13 +186,10 @@ impl Cluster {
             let process = self.processes.get_mut(name).expect("the process was added");
             match effect {
                 Effect::Persist { seq, job } => process.disk.queue(seq, job),
-                Effect::Fetch { from, to, bytes } => {
-                    let entries =
-                        process.disk.durable.as_ref().and_then(|d| d.read(from, to, bytes));
-                    let found = entries.as_ref().map_or(0, Vec::len);
-                    self.tell(format!("{name} reads {found} entries from {from} for a follower"));
-                    self.event(name, Event::Fetched { from, entries });
-                }
+                Effect::Fetch { from, to, bytes } => match &mut process.disk.reads {
+                    Some(waiting) => waiting.push((from, to, bytes)),
+                    None => self.fetch(name, (from, to, bytes)),
+                },
                 Effect::Apply(job) => process.lane.push(job),
                 Effect::List { snapshots, promised, pressure, holds } => {
                     let mut store = process.store.lock().expect("no panic holds the lock");
@@ -231,6 +228,15 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Reads entries of the log back, and hands them to the group.
+    pub(crate) fn fetch(&mut self, name: &str, (from, to, bytes): (u64, u64, u64)) {
+        let image = self.processes[name].disk.durable.as_ref();
+        let entries = image.and_then(|image| image.read(from, to, bytes));
+        let found = entries.as_ref().map_or(0, Vec::len);
+        self.tell(format!("{name} reads {found} entries from {from} for a follower"));
+        self.event(name, Event::Fetched { from, entries });
     }
 
     fn send(&mut self, mut transfer: Transfer) {

@@ -11,6 +11,7 @@
 //! run K · run until WHAT                         ticks everywhere, each followed by stabilize
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
+//! reads NODE hold|go                             go: the last one that waits is the first answered
 //! captures NODE fail|tight|ok · room NODE short|ok · parks NODE INDEX
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
@@ -197,6 +198,15 @@ impl Session {
             }
             ("disk", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").disk.stuck = *how == "stuck";
+            }
+            ("reads", [node, "hold"]) => {
+                let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
+                disk.reads = Some(Vec::new());
+            }
+            ("reads", [node, "go"]) => {
+                let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
+                let waiting = disk.reads.take().unwrap_or_default();
+                waiting.into_iter().rev().for_each(|read| cluster.fetch(node, read));
             }
             ("lane", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";

@@ -27,6 +27,8 @@ pub(crate) struct Disk {
     pub(crate) durable: Option<Image>,
     pending: VecDeque<(u64, LogJob)>,
     pub(crate) stuck: bool,
+    /// Reads that are kept waiting: from, to, bytes.
+    pub(crate) reads: Option<Vec<(u64, u64, u64)>>,
 }
 
 impl Image {
@@ -126,6 +128,7 @@ impl Disk {
     pub(crate) fn crash(&mut self) {
         self.pending.clear();
         self.stuck = false;
+        self.reads = None;
     }
 }
 
