@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cluster N [seed=S] [absent=NODE] [POLICY]      adds N nodes and starts them; of the policy
-//!                                                entries=E log_bytes=B catch_up=E
+//!                                                entries=E log_bytes=B catch_up=E; snapshots=apart
+//!                                                puts them on a disk of their own
 //! founded N [...]                                the same, and silently until they serve
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
 //! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
@@ -86,6 +87,8 @@ impl Session {
                 for node in 1..=count {
                     let name = format!("n{node}");
                     cluster.add(&name, NodeId(node), count, policy);
+                    let config = &mut cluster.processes.get_mut(&name).expect("just added").config;
+                    config.snapshots_share_log_disk = option("snapshots") != Some("apart");
                     if option("absent") != Some(&name) {
                         cluster.start(&name, self.seed);
                     }
