@@ -1,9 +1,9 @@
 //! The words of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
 //!
 //! ```text
-//! cluster N [seed=S] [absent=NODE] [POLICY]      adds N nodes and starts them; of the policy
-//!                                                entries=E log_bytes=B catch_up=E; snapshots=apart
-//!                                                puts them on a disk of their own
+//! cluster N [seed=S] [absent=NODE] [POLICY]      adds N nodes and starts them;
+//!                                                policy: entries=E log_bytes=B catch_up=E,
+//!                                                and snapshots=apart: on a disk of their own
 //! founded N [...]                                the same, and silently until they serve
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
 //! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
@@ -68,32 +68,7 @@ impl Session {
     fn nodes(&mut self, word: &str, words: &[&str]) -> bool {
         let cluster = &mut self.cluster;
         match (word, words) {
-            ("cluster", [count, options @ ..]) => {
-                let count: u16 = count.parse().expect("cluster N");
-                let option = |key: &str| {
-                    options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
-                };
-                let number = |key: &str, default: u64| {
-                    option(key).map_or(default, |number| number.parse().expect("KEY=NUMBER"))
-                };
-                self.seed = number("seed", 1);
-                let default = SnapshotPolicy::default();
-                let policy = SnapshotPolicy {
-                    entries: number("entries", default.entries),
-                    log_bytes: number("log_bytes", default.log_bytes),
-                    catch_up: number("catch_up", default.catch_up),
-                };
-                cluster.time_ms = 1_000_000;
-                for node in 1..=count {
-                    let name = format!("n{node}");
-                    cluster.add(&name, NodeId(node), count, policy);
-                    let config = &mut cluster.processes.get_mut(&name).expect("just added").config;
-                    config.snapshots_share_log_disk = option("snapshots") != Some("apart");
-                    if option("absent") != Some(&name) {
-                        cluster.start(&name, self.seed);
-                    }
-                }
-            }
+            ("cluster", [count, options @ ..]) => self.add_nodes(count, options),
             ("founded", _) => {
                 self.nodes("cluster", words);
                 self.run_until(&["serving"]);
@@ -139,6 +114,33 @@ impl Session {
             _other => return false,
         }
         true
+    }
+
+    fn add_nodes(&mut self, count: &str, options: &[&str]) {
+        let count: u16 = count.parse().expect("cluster N");
+        let option = |key: &str| {
+            options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
+        };
+        let number = |key: &str, default: u64| {
+            option(key).map_or(default, |number| number.parse().expect("KEY=NUMBER"))
+        };
+        self.seed = number("seed", 1);
+        let default = SnapshotPolicy::default();
+        let policy = SnapshotPolicy {
+            entries: number("entries", default.entries),
+            log_bytes: number("log_bytes", default.log_bytes),
+            catch_up: number("catch_up", default.catch_up),
+        };
+        self.cluster.time_ms = 1_000_000;
+        for node in 1..=count {
+            let name = format!("n{node}");
+            self.cluster.add(&name, NodeId(node), count, policy);
+            let config = &mut self.cluster.processes.get_mut(&name).expect("just added").config;
+            config.snapshots_share_log_disk = option("snapshots") != Some("apart");
+            if option("absent") != Some(&name) {
+                self.cluster.start(&name, self.seed);
+            }
+        }
     }
 
     fn moves(&mut self, word: &str, words: &[&str]) -> bool {
@@ -203,8 +205,7 @@ impl Session {
                 cluster.processes.get_mut(*node).expect("a process").disk.stuck = *how == "stuck";
             }
             ("reads", [node, "hold"]) => {
-                let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
-                disk.reads = Some(Vec::new());
+                cluster.processes.get_mut(*node).expect("a process").disk.reads = Some(Vec::new());
             }
             ("reads", [node, "go"]) => {
                 let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
