@@ -22,8 +22,12 @@ mod disk;
 mod lane;
 #[path = "runner/machine.rs"]
 mod machine;
+#[path = "runner/more.rs"]
+mod more;
 #[path = "runner/script.rs"]
 mod script;
+#[path = "runner/setup.rs"]
+mod setup;
 
 #[test]
 fn every_story_goes_as_told() {

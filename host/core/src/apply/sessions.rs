@@ -41,12 +41,8 @@ pub(super) enum Admission {
 }
 
 impl Sessions {
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.sessions.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
     }
 
     /// Bytes that the kept answers count against [`limits::SESSION_ANSWER_BYTES_MAX`].

@@ -132,9 +132,10 @@ impl Hosting {
     fn hand_over_if_reluctant(&mut self, shared: &Shared) {
         let now = shared.now;
         let due = now >= self.election.handed + limits::ELECTION_TICKS_MAX as u64;
-        if self.election.reluctant && due {
+        // A try that found nobody is no try: the next may come in another phase of the heartbeats,
+        // when somebody is known to be active.
+        if self.election.reluctant && due && self.transfer_to_best(shared) {
             self.election.handed = now;
-            self.transfer_to_best(shared);
         }
     }
 }

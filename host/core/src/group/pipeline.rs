@@ -85,7 +85,8 @@ impl Pipeline {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !(self.rebuilding || self.installing || self.waiting || self.parked)
+        // While it waits or is parked nothing is queued.
+        !(self.rebuilding || self.installing)
     }
 
     /// Whether the lane is so far behind that a leader packs no more commands.

@@ -92,6 +92,7 @@ impl Checks {
     /// A frame is about to leave a node with this disk.
     pub(crate) fn sends(frame: &Frame, image: Option<&Image>) {
         let image = image.expect("the replica's id is durable before its first frame");
+        assert!(frame.bytes() > carried(frame), "a frame counts what it carries and its head");
         match &frame.body {
             // It echoes the count of the process that it is about.
             Body::Superseded { .. } => return,
@@ -104,6 +105,14 @@ impl Checks {
             | Body::Want(_) => {}
         }
         assert_eq!(image.state().boot, frame.boot, "the boot count is durable before a frame");
+    }
+}
+
+/// Bytes of a frame's commands.
+fn carried(frame: &Frame) -> usize {
+    match &frame.body {
+        Body::Raft(message) => message.entries.iter().map(|entry| entry.data.len()).sum(),
+        _other => 0,
     }
 }
 

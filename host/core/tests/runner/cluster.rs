@@ -38,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) clock_ms: i64,
     /// The index of the snapshot of which this process holds a part.
     pub(crate) parked: Option<u64>,
+    /// What became of the objects that came, as `more` shows it.
+    pub(crate) judged: Vec<String>,
     /// The list that the store was last told of.
     told: Option<Vec<u64>>,
     /// Role, and term and configuration index, as last told.
@@ -108,6 +110,7 @@ impl Cluster {
             lane: Lane::default(),
             clock_ms: 0,
             parked: None,
+            judged: Vec::new(),
             told: None,
             seen: (None, (0, 0)),
         };
@@ -220,7 +223,10 @@ impl Cluster {
                         insist,
                     });
                 }
-                Effect::Judged { .. } => {}
+                Effect::Judged { object, taken } => {
+                    let word = if taken { "taken" } else { "left" };
+                    process.judged.push(format!("{}:{word}", object.index));
+                }
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
                 Effect::State(state) => {
                     let text = describe(&state);

@@ -1,10 +1,12 @@
 //! The words of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
 //!
 //! ```text
-//! cluster N [seed=S] [absent=NODE] [POLICY]      adds N nodes and starts them;
-//!                                                policy: entries=E log_bytes=B catch_up=E,
-//!                                                and snapshots=apart: on a disk of their own
+//! cluster N [seed=S] [absent=NODE] [OPTIONS]     adds N nodes and starts them; options:
+//!                                                entries=E log_bytes=B catch_up=E: the policy,
+//!                                                snapshots=apart: on a disk of their own,
+//!                                                config=L: the length of the group's config
 //! founded N [...]                                the same, and silently until they serve
+//! grow N                                         N nodes; known to each at its next start
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
 //! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
 //! keep NODE · rewind NODE                        back to the disk kept, but for the count of boots
@@ -22,17 +24,18 @@
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
 //! mark|handover NODE · fault NODE WHY · unreachable NODE OTHER
-//! status [NODE] · log NODE · objects NODE · install NODE · time NODE
+//! status [NODE] · more NODE · log NODE · objects NODE · install NODE · time NODE
 //! ```
 
 use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::{Fault, Shortage};
-use lockstep_core::group::{Event, Frame, GroupStatus, Role, SnapshotPolicy};
-use lockstep_core::ids::{NodeId, ReplicaId};
+use lockstep_core::group::{Event, Frame, GroupStatus, Role};
+use lockstep_core::ids::ReplicaId;
 use lockstep_core::limits;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
+use super::{more, setup};
 
 /// The cluster and what a script set once.
 #[derive(Default)]
@@ -68,13 +71,14 @@ impl Session {
     fn nodes(&mut self, word: &str, words: &[&str]) -> bool {
         let cluster = &mut self.cluster;
         match (word, words) {
-            ("cluster", [count, options @ ..]) => self.add_nodes(count, options),
+            ("cluster", [count, options @ ..]) => self.seed = setup::add(cluster, count, options),
             ("founded", _) => {
                 self.nodes("cluster", words);
                 self.run_until(&["serving"]);
                 (0..2).for_each(|_| self.tick_all());
                 self.cluster.trace.clear();
             }
+            ("grow", [count]) => setup::grow(cluster, count),
             ("start", [node]) => cluster.start(node, self.seed),
             ("crash", [node]) => cluster.crash(node),
             ("restart", [node]) => {
@@ -114,33 +118,6 @@ impl Session {
             _other => return false,
         }
         true
-    }
-
-    fn add_nodes(&mut self, count: &str, options: &[&str]) {
-        let count: u16 = count.parse().expect("cluster N");
-        let option = |key: &str| {
-            options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
-        };
-        let number = |key: &str, default: u64| {
-            option(key).map_or(default, |number| number.parse().expect("KEY=NUMBER"))
-        };
-        self.seed = number("seed", 1);
-        let default = SnapshotPolicy::default();
-        let policy = SnapshotPolicy {
-            entries: number("entries", default.entries),
-            log_bytes: number("log_bytes", default.log_bytes),
-            catch_up: number("catch_up", default.catch_up),
-        };
-        self.cluster.time_ms = 1_000_000;
-        for node in 1..=count {
-            let name = format!("n{node}");
-            self.cluster.add(&name, NodeId(node), count, policy);
-            let config = &mut self.cluster.processes.get_mut(&name).expect("just added").config;
-            config.snapshots_share_log_disk = option("snapshots") != Some("apart");
-            if option("absent") != Some(&name) {
-                self.cluster.start(&name, self.seed);
-            }
-        }
     }
 
     fn moves(&mut self, word: &str, words: &[&str]) -> bool {
@@ -421,6 +398,7 @@ impl Session {
                 }
             }
             ("status", [node]) => self.status(node),
+            ("more", [node]) => more::tell(cluster, node),
             ("log", [node]) => {
                 let image = cluster.processes[*node].disk.durable.as_ref().expect("a disk");
                 let terms: Vec<String> = (image.state().first_index..=image.last())
@@ -461,7 +439,7 @@ impl Session {
                 let text = format!(
                     "{node} log time {} sessions {}",
                     ledger.log_time_ms(),
-                    ledger.sessions().len()
+                    ledger.sessions().count()
                 );
                 cluster.tell(text);
             }

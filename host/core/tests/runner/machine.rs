@@ -1,7 +1,7 @@
 //! The guest of the scripts: a few registers, and commands that provoke what a guest may do.
 //!
 //! `set KEY VALUE` answers the old value, `no` rejects, `time` answers the entry's log time,
-//! `big BYTES` answers that many bytes, `trap` traps on every replica.
+//! `dice` answers its chance, `big BYTES` answers that many bytes, `trap` traps on every replica.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +25,7 @@ impl Machine {
             }
             ["no"] => Outcome::Rejected(Bytes::from_static(b"no")),
             ["time"] => Outcome::Ok(Bytes::from(moment.time_ms.to_string())),
+            ["dice"] => Outcome::Ok(Bytes::from(format!("{:x?}", moment.seed))),
             ["big", bytes, ..] => {
                 Outcome::Ok(Bytes::from(vec![b'x'; bytes.parse().expect("big BYTES")]))
             }

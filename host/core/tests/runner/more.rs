@@ -1,0 +1,41 @@
+//! What `more NODE` shows: the rest of a replica's status.
+
+use lockstep_core::group::{GroupStatus, PeerStatus};
+use lockstep_core::retention::Pin;
+
+use super::cluster::Cluster;
+
+pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
+    let process = &cluster.processes[name];
+    let GroupStatus { commit, leaderless_ticks, log_pin, capture_failure, peers, .. } =
+        process.group.as_ref().expect("it runs").status();
+    let mut text = format!("{name} commit {commit}");
+    if leaderless_ticks > 0 {
+        text += &format!(", without a leader for {leaderless_ticks} ticks");
+    }
+    if let Some((pin, index)) = log_pin {
+        let whom = match pin {
+            Pin::RecoveryPoint => "a recovery point".to_owned(),
+            Pin::CatchUp => "whoever lags".to_owned(),
+            Pin::Follower(id) => cluster.name_of(id),
+            Pin::Sending(id) => format!("what {} is sent", cluster.name_of(id)),
+        };
+        text += &format!(", keeps the log behind {index} for {whom}");
+    }
+    if let Some(why) = capture_failure {
+        text += &format!(", could not capture: {why}");
+    }
+    let sessions = process.lane.ledger.sessions();
+    if sessions.answer_bytes() > 0 {
+        text += &format!(", keeps {} bytes of answers", sessions.answer_bytes());
+    }
+    if !process.judged.is_empty() {
+        text += &format!(", judged {}", process.judged.join(" "));
+    }
+    for PeerStatus { replica, matched, active, sending_snapshot } in peers {
+        text += &format!(", knows {} at {matched}", cluster.name_of(replica));
+        text += if active { "" } else { " silent" };
+        text += if sending_snapshot { " receiving" } else { "" };
+    }
+    cluster.tell(text);
+}
