@@ -107,7 +107,8 @@ impl SnapshotStore {
             "snapshot store opened"
         );
         let sweep::Stays { objects, parts } = stays;
-        let objects = objects.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
+        let objects =
+            objects.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
         let parts = parts.into_iter().map(|(part, bytes)| (part, quota.charge(bytes))).collect();
         let mut store = Self {
             fs,

@@ -29,7 +29,8 @@ usage: cargo xtask COMMAND
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
   soak --minutes M run fresh seeds for so long, and keep those that fail
   mutants [NAME]   put each planted bug into the program and say who catches it [--seeds N]
-  mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count N]
+  mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count \
+  N]
   lint             check format, clippy, docs and the project's own rules; change nothing
   tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
   fix              format and wrap, and repair what clippy knows how to

@@ -21,7 +21,7 @@ use crate::steps::cargo;
 const SOURCE: &str = "host/core/src/mutant.rs";
 const TABLE: &str = "docs/planted-bugs.md";
 /// A bug may well make a program hang; that catches nothing.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What one bug led to.
 struct Caught {
@@ -71,7 +71,8 @@ fn options<'a>(mut arguments: &[&'a str]) -> Result<(u64, Vec<&'a str>)> {
             continue;
         }
         let [number, rest @ ..] = rest else { bail!("--seeds needs a number") };
-        seeds = number.parse().with_context(|| format!("--seeds takes a number, not {number:?}"))?;
+        seeds =
+            number.parse().with_context(|| format!("--seeds takes a number, not {number:?}"))?;
         arguments = rest;
     }
     Ok((seeds, names))
@@ -125,7 +126,8 @@ fn failing(root: &Path, programs: &[PathBuf], name: &str) -> Result<Vec<String>>
     for program in programs {
         let mut run = Command::new(program);
         run.env("LOCKSTEP_MUTANT", name).env("RUST_BACKTRACE", "0");
-        let crate_dir = if program.to_string_lossy().contains("lockstep_host") { "host" } else { "host/core" };
+        let crate_dir =
+            if program.to_string_lossy().contains("lockstep_host") { "host" } else { "host/core" };
         let output = bounded(run.current_dir(root.join(crate_dir)))?;
         let fails = output.lines().filter_map(|line| {
             Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned())
@@ -161,23 +163,27 @@ fn bounded(program: &mut Command) -> Result<String> {
 }
 
 fn line(one: &Caught) -> String {
-    let sim = one.sim.as_ref().map_or("-".to_owned(), |(checker, seeds)| {
-        format!("checker {checker} at seed {seeds}")
-    });
+    let sim = one
+        .sim
+        .as_ref()
+        .map_or("-".to_owned(), |(checker, seeds)| format!("checker {checker} at seed {seeds}"));
     format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
 }
 
 fn table(caught: &[Caught]) -> String {
     let mut text = "# Planted bugs\n\n".to_owned();
     text += "Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into \
-             the program by\nitself. *Simulator*: the checker that reported it and the first of the \
+             the program by\nitself. *Simulator*: the checker that reported it and the first of \
+             the \
              seeds from 1 on that did.\n*Tests*: those of the core and the host that failed.\n\n";
     text += "| bug | what it breaks | simulator | tests |\n|---|---|---|---|\n";
     for one in caught {
         let sim = one.sim.as_ref().map_or("-".to_owned(), |(c, s)| format!("{c}, seed {s}"));
         let tests = match one.tests.is_empty() {
             true => "-".to_owned(),
-            false => one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>"),
+            false => {
+                one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>")
+            }
         };
         let _ = writeln!(text, "| `{}` | {} | {sim} | {tests} |", one.name, one.what);
     }
@@ -208,7 +214,9 @@ mod tests {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 collect(&path, found);
-            } else if path.extension().is_some_and(|ext| ext == "rs") && !path.ends_with("mutant.rs") {
+            } else if path.extension().is_some_and(|ext| ext == "rs")
+                && !path.ends_with("mutant.rs")
+            {
                 let text = std::fs::read_to_string(&path).expect("text");
                 let names = text.split("planted(\"").skip(1);
                 found.extend(names.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));

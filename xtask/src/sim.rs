@@ -24,7 +24,8 @@ const KEPT: &str = "target/soak/failed.txt";
 /// Builds the simulator and becomes what it says.
 pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
     let program = build(&checkout::root(), false)?;
-    let status = Command::new(program).args(arguments).status().context("starting the simulator")?;
+    let status =
+        Command::new(program).args(arguments).status().context("starting the simulator")?;
     ensure!(status.success(), "the simulator ended with {status}");
     Ok(())
 }
@@ -61,7 +62,9 @@ pub(crate) fn steps(steps: &mut Steps) -> Result<()> {
     })?;
     let Some(program) = program else { return Ok(()) };
     let known = || {
-        let run = |seed: &u64| Command::new(&program).args(["--twice", "--seed", &seed.to_string()]).output();
+        let run = |seed: &u64| {
+            Command::new(&program).args(["--twice", "--seed", &seed.to_string()]).output()
+        };
         let mut good = true;
         for seed in &REGRESSION_SEEDS {
             let output = run(seed).context("starting the simulator")?;

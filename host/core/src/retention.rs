@@ -27,8 +27,8 @@ pub struct Pins {
     /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
     /// known.
     pub outgrown: u64,
-    /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is four
-    /// times further behind does not pin the log: it will get a snapshot.
+    /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is
+    /// four times further behind does not pin the log: it will get a snapshot.
     pub catch_up: u64,
     /// From this index on the log fits in what followers and transfers may hold of it.
     pub budget: u64,

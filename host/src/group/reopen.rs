@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lockstep_core::group::Recovered;
+use lockstep_core::group::{Effect, Event, Group, GroupConfig, Recovered};
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
@@ -17,12 +17,51 @@ use crate::wal::{RecoveredGroup, WalReader};
 /// Bytes of entries read at once.
 const READ_BYTES: u64 = 16 << 20;
 
+/// A replica's part of its node's disk.
+pub struct Disk {
+    pub fs: Arc<dyn Fs>,
+    pub log: WalReader,
+    pub cluster: [u8; 16],
+    /// Its snapshot directory, and what may lie there.
+    pub snapshots: PathBuf,
+    pub quota: Arc<Quota>,
+}
+
+/// A replica as its disk left it.
+pub struct Reopened {
+    pub group: Group,
+    /// What opening it led to.
+    pub first: Vec<Effect>,
+    /// Its snapshots, or why the group cannot run.
+    pub store: Result<SnapshotStore, String>,
+}
+
+/// Opens what the log recovered of a group. An error is the log's.
+pub fn reopen(
+    disk: Disk,
+    config: GroupConfig,
+    recovered: Option<RecoveredGroup>,
+) -> Result<Reopened, String> {
+    let id = GroupId::of_name(&config.name);
+    let known = recovered.is_some();
+    let recovered = recovered.map(|group| read_window(&disk.log, id, group)).transpose()?;
+    let mut first = Vec::new();
+    let mut group = Group::open(config, recovered, &mut first);
+    let identity = Identity { cluster: disk.cluster, group: id };
+    let state = group.recovery_state();
+    let opened = open_store(disk.fs, disk.snapshots, identity, disk.quota, known, state);
+    let store = opened.map(|(store, missing)| {
+        for snapshot in missing {
+            let why = "its file is missing".to_owned();
+            group.handle(Event::Rotten { snapshot, why }, &mut first);
+        }
+        store
+    });
+    Ok(Reopened { group, first, store })
+}
+
 /// The end of the log that raft must find in memory: from the floor on.
-pub fn read_window(
-    log: &WalReader,
-    id: GroupId,
-    group: RecoveredGroup,
-) -> Result<Recovered, String> {
+fn read_window(log: &WalReader, id: GroupId, group: RecoveredGroup) -> Result<Recovered, String> {
     let RecoveredGroup { state, last_index, terms, sizes } = group;
     let mut next = state.first_index.max(state.floor);
     let mut window = Vec::new();
@@ -41,7 +80,7 @@ pub fn read_window(
 
 /// Opens the group's snapshots, and says which listed ones have no file. What the log does not list
 /// is swept only if it knows the group.
-pub fn open_store(
+fn open_store(
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     identity: Identity,

@@ -17,12 +17,12 @@ use crate::group::apply_lane::{ApplyLane, Gauges, Output, Tools};
 use crate::group::capture::Capture;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
-use crate::group::reopen::{open_store, read_window};
+use crate::group::reopen::{Disk, Reopened, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
 use crate::guest::Module;
 use crate::metrics::Transfers;
-use crate::store::{Budget, Identity, StoreHandle};
+use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::RecoveredGroup;
 
@@ -84,21 +84,19 @@ pub(crate) fn open(
 ) -> Result<Started, String> {
     let name = config.name.clone();
     let id = GroupId::of_name(&name);
-    let known = recovered.is_some();
-    let recovered =
-        recovered.map(|group| read_window(&shared.log.reader(), id, group)).transpose()?;
-    let mut first = Vec::new();
-    let group = Group::open(config, recovered, &mut first);
-
-    let state = group.recovery_state();
-    let identity = Identity { cluster: shared.cluster, group: id };
-    let quota = shared.budget.quota(place.cap);
-    let opened = open_store(Arc::clone(&shared.fs), place.dir, identity, quota, known, state);
-    let (store, missing) = match opened {
-        Ok(opened) => opened,
+    let disk = Disk {
+        fs: Arc::clone(&shared.fs),
+        log: shared.log.reader(),
+        cluster: shared.cluster,
+        snapshots: place.dir,
+        quota: shared.budget.quota(place.cap),
+    };
+    let Reopened { group, first, store } = reopen(disk, config, recovered)?;
+    let store = match store {
+        Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
-    let listed = Arc::new(Mutex::new(state.snapshots.clone()));
+    let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
     let (store, stored, store_thread) =
         StoreLane::start(&name, store).map_err(|e| format!("store lane of {name:?}: {e}"))?;
     let store: Arc<dyn StoreHandle> = Arc::new(store);
@@ -110,9 +108,6 @@ pub(crate) fn open(
     let (report_in, report_out) = watch::channel(first_report);
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
     handle.set_store(Arc::clone(&store));
-    for snapshot in missing {
-        handle.raise(Event::Rotten { snapshot, why: "its file is missing".to_owned() });
-    }
     let tools = Tools {
         group: id,
         module: Arc::clone(&module),

@@ -180,8 +180,7 @@ impl StagedWriter {
             let mut data = vec![0; size + CRC_BYTES as usize];
             let read = read_exact_at(&*self.file, &mut data, layout::block_position(number));
             let (block, crc) = data.split_at(size);
-            let whole =
-                planted("resume_unverified") || crc32c::crc32c(block).to_le_bytes() == *crc;
+            let whole = planted("resume_unverified") || crc32c::crc32c(block).to_le_bytes() == *crc;
             if read.is_err() || !whole {
                 break;
             }

@@ -124,9 +124,7 @@ impl Reserve {
                 self.length = bytes;
                 Ok(())
             }
-            Err(error) if is_full(&error) => {
-                Err(WalError::Full { path: self.path.clone(), bytes })
-            }
+            Err(error) if is_full(&error) => Err(WalError::Full { path: self.path.clone(), bytes }),
             Err(error) => Err(WalError::io("preallocate", &self.path)(error)),
         }
     }

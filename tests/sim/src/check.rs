@@ -3,15 +3,15 @@
 //! | file | property | source |
 //! |---|---|---|
 //! | `election` | one leader a term | raft paper, figure 3 |
-//! | `promises` | a vote, a term or an acknowledgement leaves only when it is durable | thesis 3.8 |
+//! | `promises` | votes, terms and acknowledgements leave only when durable | thesis 3.8 |
 //! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4; SNAPSHOTS 3.5 |
-//! | `logs` | equal index and term, equal entry; a log without a hole behind its snapshots | figure 3; N5 |
+//! | `logs` | equal index and term, equal entry; no hole behind a snapshot | figure 3; N5 |
 //! | `commits` | a process's commit index never falls | figure 3 |
 //! | `states` | equal index, equal state | figure 3, state machine safety |
 //! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
 //! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
-//! | `snapshots` | a listed object is whole; there is always a recovery point; equal marks, equal digests | N2, N6, N3 |
+//! | `snapshots` | listed objects are whole; always one; equal marks, equal digests | N2, N6, N3 |
 //! | `space` | the budget is kept; nothing stays that nobody needs | N9, N7 |
 //! | `reports` | each transfer is reported once | N16 |
 //!

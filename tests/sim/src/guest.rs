@@ -1,8 +1,8 @@
 //! The simulator's guest: registers, a chain of hashes over everything applied, how often each
 //! operation was applied, and ballast that makes snapshots as large as wanted.
 //!
-//! It tells [`Observed`] what it applies, so that every replica's history can be compared, and traps
-//! when it is told to: a trap is this replica's alone, and its second try succeeds.
+//! It tells [`Observed`] what it applies, so that every replica's history can be compared, and
+//! traps when it is told to: a trap is this replica's alone, and its second try succeeds.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

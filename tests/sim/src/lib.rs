@@ -4,6 +4,7 @@
 //! ([`lockstep_host::fs::mem`]), network, clock and guest. There is no async runtime and no thread;
 //! whatever happens, happens because the scheduler drew it, and the same seed draws the same.
 
+pub mod asking;
 pub mod bulk;
 pub mod check;
 pub mod client;

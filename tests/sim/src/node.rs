@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::entry::Profile;
-use lockstep_core::group::{ApplyJob, Effect, Event, Group, GroupConfig, SnapshotPolicy};
+use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId, Ticket};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -19,11 +19,11 @@ use lockstep_host::fs::mem::MemFs;
 use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Gauges, Tools};
 use lockstep_host::group::log_lane::LogWriter;
-use lockstep_host::group::reopen::{open_store, read_window};
+use lockstep_host::group::reopen::{Disk, Reopened, reopen};
 use lockstep_host::guest::Module;
 use lockstep_host::store::layout::snapshot_dir;
-use lockstep_host::store::{Budget, BudgetLimits, DirectLane, Identity, StoreHandle, on_lane};
-use lockstep_host::wal::{Wal, WalError, WalOptions, WalReader};
+use lockstep_host::store::{Budget, BudgetLimits, DirectLane, StoreHandle, on_lane};
+use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::guest::{SharedObserved, SimModule, Traps};
 
@@ -105,6 +105,9 @@ impl Clock for SimClock {
     }
 }
 
+/// The log, and what it holds of each group.
+type OpenedLog = (Wal, BTreeMap<GroupId, RecoveredGroup>);
+
 /// Why a process did not come up.
 pub enum NoStart {
     /// The disk failed or halted meanwhile: try again.
@@ -150,21 +153,7 @@ impl Node {
         seed: u64,
     ) -> Result<Vec<(GroupId, Vec<Effect>)>, NoStart> {
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
-        let disk = |error: std::io::Error| NoStart::Disk(error.to_string());
-        let data = Path::new(DATA);
-        fs.create_dir_all(data).map_err(disk)?;
-        make_durable(&*fs, data).map_err(disk)?;
-        let options = WalOptions {
-            cluster: CLUSTER,
-            node: self.id,
-            segment_bytes: setup.segment_bytes,
-            ballast_bytes: setup.segment_bytes,
-        };
-        let opened = Wal::open(Arc::clone(&fs), &data.join("wal"), options);
-        let (wal, mut recovered) = opened.map_err(|error| match error {
-            WalError::Corrupt { .. } => NoStart::Damaged(error.to_string()),
-            other => NoStart::Disk(other.to_string()),
-        })?;
+        let (wal, mut recovered) = self.open_log(setup, &fs)?;
         let log = LogWriter::new(wal);
         let reader = log.reader();
         let budget = Budget::new(BudgetLimits {
@@ -177,32 +166,26 @@ impl Node {
         let (mut replicas, mut first) = (BTreeMap::new(), Vec::new());
         for name in &setup.groups {
             let id = GroupId::of_name(name);
-            let found = recovered.remove(&id);
-            let known = found.is_some();
-            let window = found.map(|found| read_window(&reader, id, found)).transpose();
-            let window = window.map_err(|why| match self.fs.is_halted() {
-                true => NoStart::Disk(why),
-                false => NoStart::Damaged(why),
-            })?;
-            let mut effects = Vec::new();
             let config = self.config(setup, name, seed ^ id.0, epoch);
-            let mut group = Group::open(config, window, &mut effects);
-            let state = group.recovery_state();
-            let identity = Identity { cluster: CLUSTER, group: id };
-            let quota = budget.quota(u64::MAX);
-            let dir = self.snapshots(name);
-            let store = open_store(Arc::clone(&fs), dir, identity, quota, known, state);
+            let disk = Disk {
+                fs: Arc::clone(&fs),
+                log: reader.clone(),
+                cluster: CLUSTER,
+                snapshots: self.snapshots(name),
+                quota: budget.quota(u64::MAX),
+            };
+            let opened = reopen(disk, config, recovered.remove(&id));
+            let Reopened { group, first: effects, store } =
+                opened.map_err(|why| match self.fs.is_halted() {
+                    true => NoStart::Disk(why),
+                    false => NoStart::Damaged(why),
+                })?;
             let strays = |why: &String| why.contains("the log knows nothing of this group");
-            let (store, missing) = store.map_err(|why| match strays(&why) {
+            let store = Arc::new(DirectLane::new(store.map_err(|why| match strays(&why) {
                 true => NoStart::Strays(why),
                 false => NoStart::Disk(why),
-            })?;
-            let store = Arc::new(DirectLane::new(store));
-            let listed = Arc::new(Mutex::new(state.snapshots.clone()));
-            for snapshot in missing {
-                let why = "its file is missing".to_owned();
-                group.handle(Event::Rotten { snapshot, why }, &mut effects);
-            }
+            })?));
+            let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
             let tools = Tools {
                 group: id,
                 module: self.module(setup, id, observed),
@@ -232,6 +215,24 @@ impl Node {
         let log_scheduled = false;
         self.process = Some(Process { epoch, log, reader, queue, log_scheduled, budget, replicas });
         Ok(first)
+    }
+
+    fn open_log(&self, setup: &Setup, fs: &Arc<dyn Fs>) -> Result<OpenedLog, NoStart> {
+        let disk = |error: std::io::Error| NoStart::Disk(error.to_string());
+        let data = Path::new(DATA);
+        fs.create_dir_all(data).map_err(disk)?;
+        make_durable(&**fs, data).map_err(disk)?;
+        let options = WalOptions {
+            cluster: CLUSTER,
+            node: self.id,
+            segment_bytes: setup.segment_bytes,
+            ballast_bytes: setup.segment_bytes,
+        };
+        let opened = Wal::open(Arc::clone(fs), &data.join("wal"), options);
+        opened.map_err(|error| match error {
+            WalError::Corrupt { .. } => NoStart::Damaged(error.to_string()),
+            other => NoStart::Disk(other.to_string()),
+        })
     }
 
     pub fn snapshots(&self, group: &str) -> PathBuf {

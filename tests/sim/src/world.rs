@@ -305,7 +305,8 @@ impl World {
                         let s = replica.group.status();
                         text += &format!(
                             "\n  node {} {}: {:?} {:?} term {} log {}..{} commit {} applied {} \
-                             snapshots {:?} voters {:?} learners {:?} cause {:?} peers {:?} wanted {:?} jobs {} {:?} {:?}",
+                             snapshots {:?} voters {:?} learners {:?} cause {:?} peers {:?} wanted \
+                             {:?} jobs {} {:?} {:?}",
                             node.id,
                             s.name,
                             s.role,

@@ -36,11 +36,15 @@ pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
     let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
     match bytes <= counted {
         true => Ok(()),
-        false => violated("space", format!(
-            "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} {usage:?} {:?}",
-            node.id,
-            replica.with_store(|store| store.list()),
-        )),
+        false => violated(
+            "space",
+            format!(
+                "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} \
+                 {usage:?} {:?}",
+                node.id,
+                replica.with_store(|store| store.list()),
+            ),
+        ),
     }
 }
 

@@ -1,0 +1,137 @@
+//! What clients do and hear: one request, one answer, one timeout at a time.
+
+use bytes::Bytes;
+use lockstep_core::apply::Answer;
+use lockstep_core::fault::Refusal;
+use lockstep_core::group::Event;
+use lockstep_core::ids::{GroupId, NodeId, Ticket};
+use lockstep_host::group::QueryAnswer;
+
+use crate::check::durable::{self, View};
+use crate::client::{Client, Request};
+use crate::guest::lock;
+use crate::node::Replica;
+use crate::steps::view;
+use crate::world::{Action, MS, SECOND, World};
+
+/// Client waits this long for an answer before it tries elsewhere.
+const PATIENCE_US: u64 = 3 * SECOND;
+
+impl World {
+    pub(crate) fn client_step(&mut self, client: usize) {
+        let now = self.now;
+        let Some(request) = self.clients[client].next(now, &mut self.records) else { return };
+        let (group, target) = (self.clients[client].group, self.clients[client].target);
+        let attempt = self.clients[client].attempt;
+        self.after(PATIENCE_US, Action::Timeout { client, attempt });
+        if self.is_paused(target) {
+            return;
+        }
+        let Some(process) = self.nodes.get_mut(&target).and_then(|n| n.process.as_mut()) else {
+            return;
+        };
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        let event = ticketed(replica, (client, attempt), request);
+        self.event(target, group, vec![event]);
+    }
+
+    fn client_timeout(&mut self, client: usize, attempt: u64) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        if self.clients[client].is_idle() && self.clients[client].done {
+            return;
+        }
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        self.clients[client].target = *self.rng.pick(&ids);
+        self.client_step(client);
+    }
+
+    /// A command's end.
+    fn answer(
+        &mut self,
+        (client, attempt): (usize, u64),
+        node: NodeId,
+        group: GroupId,
+        answer: Result<Answer, Refusal>,
+    ) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        let record = self.clients[client].record();
+        if let (Ok(Answer::Ok(_)), Some(record)) = (&answer, record) {
+            self.acknowledge(node, group, self.records[record].id);
+        }
+        let now = self.now;
+        let ended = self.clients[client].answered(answer, now, &mut self.records);
+        self.next_attempt(client, ended);
+    }
+
+    fn queried(&mut self, (client, attempt): (usize, u64), answer: Result<QueryAnswer, Refusal>) {
+        if self.clients[client].attempt != attempt {
+            return;
+        }
+        let ended = answer.is_ok();
+        if let Ok(QueryAnswer { result, applied }) = answer {
+            let value: Bytes = result.unwrap_or_default();
+            let now = self.now;
+            self.clients[client].read(&value, applied, now, &mut self.records);
+            self.counters.add("acknowledged");
+        }
+        self.next_attempt(client, ended);
+    }
+
+    fn next_attempt(&mut self, client: usize, ended: bool) {
+        // The attempt is over: its timeout finds another one.
+        self.clients[client].attempt += 1;
+        let delay = match ended {
+            true => self.rng.below(250 * MS),
+            false => self.rng.between(30 * MS, 300 * MS),
+        };
+        if !(ended && self.clients[client].done) {
+            self.after(delay, Action::Client { client });
+        }
+    }
+
+    fn acknowledge(&mut self, node: NodeId, group: GroupId, operation: u64) {
+        self.counters.add("acknowledged");
+        let index = {
+            let observed = lock(&self.observed);
+            let applied = observed.group(group);
+            let found = applied.and_then(|applied| {
+                let has = |(_, done): &(&u64, &Vec<crate::guest::Operation>)| {
+                    done.iter().any(|one| one.id == operation)
+                };
+                applied.operations.iter().rev().find(has).map(|(index, _)| *index)
+            });
+            found
+        };
+        let Some(index) = index else {
+            let what = format!("operation {operation} was acknowledged and applied nowhere");
+            return self.check(crate::check::violated("histories", what));
+        };
+        let process = self.nodes[&node].process.as_ref().expect("it answers");
+        let configuration = process.replicas[&group].group.recovery_state().configuration.clone();
+        let views: Vec<View> = self.views(group);
+        let gone = |replica| self.nodes.values().any(|node| node.gone.contains(&replica));
+        let durable = durable::acknowledged(index, &configuration, &views, gone);
+        self.check(durable);
+    }
+
+    fn views(&self, group: GroupId) -> Vec<View> {
+        let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
+        let up = self.nodes.values().filter_map(|node| node.process.as_ref());
+        up.filter_map(|process| view(process, group)).chain(down).collect()
+    }
+}
+
+fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event {
+    replica.next_ticket += 1;
+    let ticket = Ticket(replica.next_ticket);
+    replica.tickets.insert(ticket, to);
+    match request {
+        Request::Open { nonce } => Event::OpenSession { ticket, nonce },
+        Request::Write { call } => Event::Propose { ticket, call },
+        Request::Read { request } => Event::Query { ticket, request, linearizable: true },
+    }
+}
