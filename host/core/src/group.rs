@@ -324,6 +324,7 @@ impl Group {
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
             | Event::Rotten { .. }
+            | Event::Overtaken
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
             | Event::Room(_)

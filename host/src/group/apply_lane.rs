@@ -105,8 +105,8 @@ pub struct ApplyLane {
     guest: Option<Box<dyn Guest>>,
     /// Why the lane applies nothing any more.
     fault: Option<Fault>,
-    /// The log was cut under this lane for a snapshot that raft installed: there is no guest until
-    /// the restore of that snapshot comes, which is on its way.
+    /// The log was cut under this lane: there is no guest until the restore of the snapshot that
+    /// raft installed comes, or another start.
     overtaken: bool,
     /// No recovery point restores: there is no guest until a start or a restore brings one.
     waiting: bool,
@@ -135,7 +135,7 @@ impl ApplyLane {
     pub fn run(&mut self, job: ApplyJob) -> Vec<Output> {
         let restores = matches!(job, ApplyJob::Restore { .. });
         let starts = matches!(job, ApplyJob::Start { .. });
-        let idle = (self.overtaken && !restores) || (self.waiting && !restores && !starts);
+        let idle = (self.overtaken || self.waiting) && !restores && !starts;
         if self.fault.is_some() || idle {
             return vec![self.refuse(job)];
         }
@@ -143,6 +143,8 @@ impl ApplyLane {
         let output = match job {
             ApplyJob::Start { state } => {
                 let floor = state.floor;
+                self.overtaken = false;
+                *self.listed() = state.snapshots;
                 let started = self.rebuilt(floor).map(|()| Event::Started { applied: floor });
                 self.settle(started, Event::Started { applied: 0 })
             }
@@ -169,7 +171,9 @@ impl ApplyLane {
         let memory = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
         let aside = std::mem::take(&mut self.aside).into_iter().map(Output::Event);
-        let mut outputs: Vec<Output> = aside.chain([output]).collect();
+        // A start that was overtaken has not come to an end.
+        let ended = (!(starts && self.overtaken)).then_some(output);
+        let mut outputs: Vec<Output> = aside.chain(ended).collect();
         if let Some(fault) = &self.fault {
             tracing::error!(group = %self.tools.group, %fault, "the replica parks");
             self.guest = None;
@@ -194,7 +198,7 @@ impl ApplyLane {
         self.guest = None;
         self.ledger = Ledger::default();
         match fault {
-            _ if self.overtaken => {}
+            _ if self.overtaken => self.aside.push(Event::Overtaken),
             Fault::NoRecoverableSnapshot(why) => {
                 self.waiting = true;
                 tracing::error!(group = %self.tools.group, why, "no recovery point restores");

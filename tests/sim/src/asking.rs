@@ -8,7 +8,7 @@ use lockstep_core::ids::{GroupId, NodeId, Ticket};
 use lockstep_host::group::QueryAnswer;
 
 use crate::check::durable::{self, View};
-use crate::client::{Client, Request};
+use crate::client::Request;
 use crate::guest::lock;
 use crate::node::Replica;
 use crate::steps::view;
@@ -35,7 +35,7 @@ impl World {
         self.event(target, group, vec![event]);
     }
 
-    fn client_timeout(&mut self, client: usize, attempt: u64) {
+    pub(crate) fn client_timeout(&mut self, client: usize, attempt: u64) {
         if self.clients[client].attempt != attempt {
             return;
         }
@@ -48,7 +48,7 @@ impl World {
     }
 
     /// A command's end.
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         (client, attempt): (usize, u64),
         node: NodeId,
@@ -67,7 +67,11 @@ impl World {
         self.next_attempt(client, ended);
     }
 
-    fn queried(&mut self, (client, attempt): (usize, u64), answer: Result<QueryAnswer, Refusal>) {
+    pub(crate) fn queried(
+        &mut self,
+        (client, attempt): (usize, u64),
+        answer: Result<QueryAnswer, Refusal>,
+    ) {
         if self.clients[client].attempt != attempt {
             return;
         }

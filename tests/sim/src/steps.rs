@@ -1,20 +1,15 @@
 //! One step of one lane, and where its effects go.
 
-use bytes::Bytes;
-use lockstep_core::apply::Answer;
-use lockstep_core::fault::{Fault, Refusal};
+use lockstep_core::fault::Fault;
 use lockstep_core::group::{Body, Effect, Event, Frame, Inbound, ReplicaState, Role, Stopped};
-use lockstep_core::ids::{GroupId, NodeId, Ticket};
-use lockstep_host::group::QueryAnswer;
+use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 use lockstep_host::store::StoreHandle as _;
 
-use crate::check::durable::{self, View, Views};
+use crate::check::durable::{View, Views};
 use crate::check::{commits, promises, states};
-use crate::client::Request;
-use crate::guest::lock;
-use crate::node::{NoStart, Process, Replica};
+use crate::node::{NoStart, Process};
 use crate::world::{Action, Captured, MS, SECOND, World};
 
 impl World {
@@ -63,7 +58,7 @@ impl World {
         node.process.as_mut().filter(|process| process.epoch == epoch)
     }
 
-    fn is_paused(&self, node: NodeId) -> bool {
+    pub(crate) fn is_paused(&self, node: NodeId) -> bool {
         self.nodes[&node].paused_until > self.now
     }
 
@@ -118,6 +113,9 @@ impl World {
         let Some(replica) = process.replicas.get_mut(&group) else { return };
         let mut effects = Vec::new();
         for event in events {
+            if self.verbose && !matches!(event, Event::Tick { .. } | Event::Frame(_)) {
+                eprintln!("{:>12}   node {node} hears {event:?}", self.now);
+            }
             replica.group.handle(event, &mut effects);
         }
         replica.group.flush(&mut effects);

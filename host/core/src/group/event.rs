@@ -84,6 +84,8 @@ pub enum Event {
         snapshot: SnapshotDesc,
         why: String,
     },
+    /// The log was cut while the lane rebuilt its guest from it.
+    Overtaken,
     /// No recovery point restores, because their objects are rotten: a peer's object is needed.
     NeedsSnapshot {
         why: String,

@@ -192,6 +192,7 @@ impl Hosting {
                 self.room_wanted(shared, &unlist, capture, effects);
             }
             Event::Rotten { snapshot, .. } => self.found_rotten(shared, &snapshot),
+            Event::Overtaken => self.overtaken(shared, effects),
             Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
             Event::Received { snapshot } => self.received(shared, snapshot, effects),
             Event::Tick { .. }

@@ -193,7 +193,12 @@ impl Hosting {
         capture: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
-        let plan = retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten());
+        // Until the newest one proved good the others are needed.
+        let may = !self.pipeline.is_reading();
+        let plan = may.then(|| {
+            retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten())
+        });
+        let plan = plan.flatten();
         match (plan, capture) {
             (Some(plan), _) => {
                 self.marks.waiting_for_room = capture.or(self.marks.waiting_for_room);

@@ -41,17 +41,18 @@ impl Hosting {
         let Some(shortage) = shortage else { return };
         if began {
             self.proposals.refuse_waiting(&shortage.refusal(), effects);
-            self.shed(shared, effects);
+            if shared.config.snapshots_share_log_disk {
+                self.installs.press(self.raw.store().listed());
+            }
             self.marks.want(MarkReason::LogBytes);
         }
+        self.shed(shared, effects);
     }
 
     /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
     fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        if shared.config.snapshots_share_log_disk {
-            self.installs.press(self.raw.store().listed());
-        }
-        if shared.recovery.snapshots.is_empty() {
+        // Until the newest one proved good the others are needed.
+        if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
             return;
         }
         if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())

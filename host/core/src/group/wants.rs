@@ -195,6 +195,15 @@ impl Hosting {
         }
     }
 
+    /// The lane has no guest. If a snapshot is being installed that one brings it; else the list
+    /// changed under the rebuild, and it begins with what is listed now.
+    pub(super) fn overtaken(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        match self.pipeline.is_superseded() {
+            true => self.pipeline.give_up_rebuilding(),
+            false => self.restart(shared, effects),
+        }
+    }
+
     /// Builds the guest anew, up to what was handed over.
     fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
