@@ -34,9 +34,10 @@ use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
 pub use crate::group::capture::Capture;
+use crate::group::capture::NoCapture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{SnapshotRefusal, StoreHandle, Use};
+use crate::store::{StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -68,22 +69,6 @@ pub struct Tools {
     /// What the log durably lists, newest first; kept by the actor.
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
-}
-
-/// Why a mark was not captured.
-enum NoCapture {
-    /// There is room without this recovery point.
-    Unlist(SnapshotDesc),
-    Failed(String),
-}
-
-impl From<SnapshotRefusal> for NoCapture {
-    fn from(refusal: SnapshotRefusal) -> Self {
-        match refusal {
-            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(*unlist),
-            other => Self::Failed(other.to_string()),
-        }
-    }
 }
 
 /// What a job leads to.
@@ -149,8 +134,9 @@ impl ApplyLane {
                 self.settle(started, Event::Started { applied: 0 })
             }
             ApplyJob::Range { first, last, bytes, entries } => {
-                let applied = self.range(first, last, entries);
-                let applied = applied.map(|applied| Event::Applied(Applied { bytes, ..applied }));
+                let applied =
+                    self.range(first, last, entries).map(|applied| Applied { bytes, ..applied });
+                let applied = applied.map(Event::Applied);
                 self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
             }
             ApplyJob::Restore { snapshot } => {
@@ -417,9 +403,10 @@ impl ApplyLane {
 
         let before = std::mem::replace(&mut self.ledger, ledger);
         let result = self.fresh().and_then(|mut guest| {
+            let info = self.tools.module.info();
             let header = SnapshotHeader {
-                writer_name: self.tools.module.info().name.clone(),
-                writer_version: self.tools.module.info().version.clone(),
+                writer_name: info.name.clone(),
+                writer_version: info.version.clone(),
                 format: desc.format,
                 index: desc.index,
                 time_ms: self.ledger.log_time_ms(),

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use lockstep_core::fault::GuestFault;
 use lockstep_core::group::Event;
-use lockstep_core::snapshot::Verified;
+use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
 use crate::guest::Guest;
 use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane};
@@ -15,6 +15,22 @@ use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_
 pub struct Capture {
     index: u64,
     writer: StagedWriter,
+}
+
+/// Why a mark was not captured.
+pub(super) enum NoCapture {
+    /// There is room without this recovery point.
+    Unlist(SnapshotDesc),
+    Failed(String),
+}
+
+impl From<SnapshotRefusal> for NoCapture {
+    fn from(refusal: SnapshotRefusal) -> Self {
+        match refusal {
+            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(*unlist),
+            other => Self::Failed(other.to_string()),
+        }
+    }
 }
 
 impl Capture {

@@ -82,8 +82,7 @@ pub(crate) fn open(
     place: Place,
     recovered: Option<RecoveredGroup>,
 ) -> Result<Started, String> {
-    let name = config.name.clone();
-    let id = GroupId::of_name(&name);
+    let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
     let disk = Disk {
         fs: Arc::clone(&shared.fs),
         log: shared.log.reader(),
@@ -104,8 +103,7 @@ pub(crate) fn open(
     let (state_in, state_out) = watch::channel(group.state().clone());
     let gauges = Arc::new(Gauges::default());
     let (apply, jobs) = mpsc::channel();
-    let first_report = blank_report(&group);
-    let (report_in, report_out) = watch::channel(first_report);
+    let (report_in, report_out) = watch::channel(blank_report(&group));
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
     handle.set_store(Arc::clone(&store));
     let tools = Tools {

@@ -211,8 +211,7 @@ impl Node {
             replicas.insert(id, replica);
             first.push((id, effects));
         }
-        let queue = Vec::new();
-        let log_scheduled = false;
+        let (queue, log_scheduled) = (Vec::new(), false);
         self.process = Some(Process { epoch, log, reader, queue, log_scheduled, budget, replicas });
         Ok(first)
     }
