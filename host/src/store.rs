@@ -200,10 +200,10 @@ impl SnapshotStore {
         let desc = header.desc().clone();
         let path = layout::part_dir(&self.dir).join(&part);
         let file = self.fs.open(&path, true);
-        let fits = |file: &Box<dyn File>| {
-            reader::read_header(&**file).is_ok_and(|have| have == Header::of(self.identity, &desc))
+        let fits = |file: &dyn File| {
+            reader::read_header(file).is_ok_and(|have| have == Header::of(self.identity, &desc))
         };
-        let Some(file) = file.ok().filter(fits) else {
+        let Some(file) = file.ok().filter(|file| fits(&**file)) else {
             drop(lease);
             self.tally.abandoned += 1;
             self.collect();

@@ -328,7 +328,8 @@ mod tests {
     #[test]
     fn k13_c1_the_newest_good_one_is_never_unlisted() {
         // listed, rotten, wanted -> kept
-        let rows: [(&[u64], &[u64], u64, Option<&[u64]>); 7] = [
+        type Row<'a> = (&'a [u64], &'a [u64], u64, Option<&'a [u64]>);
+        let rows: [Row; 7] = [
             (&[30, 20], &[], 20, Some(&[30])),
             (&[30, 20], &[], 30, None),
             (&[30], &[], 30, None),

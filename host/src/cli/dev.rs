@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     );
     let any_serves = tokio::select! {
         any_serves = all_settled(&nodes) => any_serves,
-        () = told.to_stop() => return stop(nodes).await,
+        () = told.wait() => return stop(nodes).await,
     };
     if !any_serves {
         stop(nodes).await?;
@@ -61,7 +61,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     }
     let stem = args.module.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     print_what_to_try(&addresses, &stem.unwrap_or_default());
-    told.to_stop().await;
+    told.wait().await;
     println!("stopping");
     stop(nodes).await
 }

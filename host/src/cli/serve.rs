@@ -40,7 +40,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let node = Node::start(config, args.rejoin).await.map_err(not_started)?;
     tracing::info!(cluster = name, node = %id, listening = %node.listening(), "node started");
     let ended = tokio::select! {
-        () = told.to_stop() => None,
+        () = told.wait() => None,
         ended = node.ended() => Some(ended),
     };
     node.stop().await;
@@ -80,7 +80,7 @@ impl StopSignal {
         }
     }
 
-    pub(crate) async fn to_stop(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -406,7 +406,7 @@ impl Disk {
     /// The filesystem that holds `path`: 0 is the root's.
     fn device(&self, path: &Path) -> usize {
         let holds = |(_, mount): &(usize, &PathBuf)| path.starts_with(mount);
-        self.mounts.keys().enumerate().filter(holds).last().map_or(0, |(place, _)| place + 1)
+        self.mounts.keys().enumerate().rfind(holds).map_or(0, |(place, _)| place + 1)
     }
 
     fn capacity(&self, device: usize) -> u64 {

@@ -33,6 +33,7 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
+use crate::fs::is_full;
 pub use crate::group::capture::Capture;
 use crate::group::capture::NoCapture;
 use crate::group::{QueryAnswer, open_object};
@@ -453,7 +454,7 @@ impl ApplyLane {
                 Output::Seal(capture)
             }
             Err(NoCapture::Unlist(unlist)) => {
-                Output::Event(Event::RoomWanted { unlist, capture: Some(index) })
+                Output::Event(Event::RoomWanted { unlist: *unlist, capture: Some(index) })
             }
             Err(NoCapture::Failed(why)) => {
                 tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
@@ -503,9 +504,9 @@ impl ApplyLane {
             Ok(Err(error)) => {
                 // It grew beyond what was reserved: an older recovery point may make room.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
-                let full = error.kind() == std::io::ErrorKind::StorageFull;
+                let full = is_full(&error);
                 Err(match beyond.filter(|_| full) {
-                    Some(unlist) => NoCapture::Unlist(unlist),
+                    Some(unlist) => NoCapture::Unlist(Box::new(unlist)),
                     None => NoCapture::Failed(error.to_string()),
                 })
             }

@@ -20,14 +20,14 @@ pub struct Capture {
 /// Why a mark was not captured.
 pub(super) enum NoCapture {
     /// There is room without this recovery point.
-    Unlist(SnapshotDesc),
+    Unlist(Box<SnapshotDesc>),
     Failed(String),
 }
 
 impl From<SnapshotRefusal> for NoCapture {
     fn from(refusal: SnapshotRefusal) -> Self {
         match refusal {
-            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(*unlist),
+            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(unlist),
             other => Self::Failed(other.to_string()),
         }
     }

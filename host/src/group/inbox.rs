@@ -31,7 +31,10 @@ pub(crate) struct GroupInbox {
 
 /// Where the core's judgement of a delivered object goes: there is one inbound transfer a group.
 #[derive(Clone, Default)]
-pub(crate) struct Judged(Arc<Mutex<Option<(ObjectRef, SyncSender<bool>)>>>);
+pub(crate) struct Judged(Arc<Mutex<Option<Waiting>>>);
+
+/// The object that is judged, and who waits for the word.
+type Waiting = (ObjectRef, SyncSender<bool>);
 
 impl Judged {
     /// The core judged `object`.

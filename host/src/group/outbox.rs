@@ -107,8 +107,8 @@ impl Paced {
 impl BulkChannel<BulkRequest, BulkReply> for Paced {
     fn send(&mut self, frame: BulkRequest) -> std::io::Result<()> {
         if let BulkRequest::Block(block) = &frame {
-            if self.rate > 0 {
-                let due = Duration::from_millis(self.bytes.saturating_mul(1000) / self.rate);
+            if let Some(due) = self.bytes.saturating_mul(1000).checked_div(self.rate) {
+                let due = Duration::from_millis(due);
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }
             self.bytes += block.data.len() as u64;

@@ -43,7 +43,10 @@ impl Wal {
                     // The rest has its turn behind the next batch.
                     self.untidy = true;
                 }
-                if (part && !long) || !self.move_out(&leftovers)? || part {
+                if part && !long {
+                    break;
+                }
+                if !self.move_out(&leftovers)? || part {
                     break;
                 }
                 budget -= bytes;

@@ -102,13 +102,12 @@ impl World {
         let index = {
             let observed = lock(&self.observed);
             let applied = observed.group(group);
-            let found = applied.and_then(|applied| {
+            applied.and_then(|applied| {
                 let has = |(_, done): &(&u64, &Vec<crate::guest::Operation>)| {
                     done.iter().any(|one| one.id == operation)
                 };
                 applied.operations.iter().rev().find(has).map(|(index, _)| *index)
-            });
-            found
+            })
         };
         let Some(index) = index else {
             let what = format!("operation {operation} was acknowledged and applied nowhere");

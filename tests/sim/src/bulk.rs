@@ -134,12 +134,12 @@ impl World {
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
         match to_receiver {
-            true => self.to_receiver(id),
-            false => self.to_sender(id),
+            true => self.receiver_hears(id),
+            false => self.sender_hears(id),
         }
     }
 
-    fn to_receiver(&mut self, id: u64) {
+    fn receiver_hears(&mut self, id: u64) {
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
         let Some(frame) = transfer.requests.pop_front() else { return };
         if transfer.receiver_broken {
@@ -246,7 +246,7 @@ impl World {
         self.receiver_input(id, ReceiveInput::Answered(reply));
     }
 
-    fn to_sender(&mut self, id: u64) {
+    fn sender_hears(&mut self, id: u64) {
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
         let Some(reply) = transfer.replies.pop_front() else { return };
         if transfer.sender_broken {

@@ -83,7 +83,7 @@ impl World {
             let unlist = replica.with_store(move |store| store.tend(wall_ms));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
         }
-        if !process.log_scheduled && self.now / (100 * MS) % 3 == 0 {
+        if !process.log_scheduled && (self.now / (100 * MS)).is_multiple_of(3) {
             self.schedule_log(id);
         }
         for (group, unlist) in wanted {

@@ -33,6 +33,7 @@ pub const CONVERGE_TICKS: u64 = 1_500;
 
 /// One thing that happens.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a capture is rare, and moved once")]
 pub enum Action {
     Tick { node: NodeId },
     Deliver { to: NodeId, inbound: Box<Inbound> },

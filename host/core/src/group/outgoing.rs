@@ -7,6 +7,7 @@
 //! - A receiver that holds a part of another object says so. That one is offered if it is listed
 //!   here; if not, the next offer insists.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::group::Shared;
@@ -76,8 +77,8 @@ impl Outgoing {
         snapshot: SnapshotDesc,
         effects: &mut Vec<Effect>,
     ) {
-        if !self.wanted.contains_key(&to) {
-            self.wanted.insert(to, snapshot.clone());
+        if let Entry::Vacant(free) = self.wanted.entry(to) {
+            free.insert(snapshot.clone());
             let purpose = Purpose::Wanted;
             effects.push(Effect::SendSnapshot { to, snapshot, purpose, insist: true });
         }
@@ -108,13 +109,13 @@ impl Outgoing {
         }
     }
 
-    /// Promises end with time, and with their receiver's place in the configuration; says whether
+    /// Promises end with time, and when their receiver does not need them any more; says whether
     /// any did.
-    fn expire(&mut self, now: u64, is_member: impl Fn(ReplicaId) -> bool) -> bool {
+    fn expire(&mut self, now: u64, needs: impl Fn(ReplicaId, &SnapshotDesc) -> bool) -> bool {
         let before = self.promised.len();
         let following = &self.following;
-        self.promised.retain(|to, (_, until)| {
-            following.contains_key(to) || (*until > now && is_member(*to))
+        self.promised.retain(|to, (desc, until)| {
+            following.contains_key(to) || (*until > now && needs(*to, desc))
         });
         self.promised.len() < before
     }
@@ -145,8 +146,12 @@ impl Hosting {
     }
 
     pub(super) fn tick_outgoing(&mut self, shared: &Shared) {
-        let configuration = &shared.recovery.configuration;
-        if self.outgoing.expire(shared.now, |replica| configuration.contains(replica)) {
+        let (raft, leads) = (&self.raw.raft, self.is_leader());
+        // Whoever leads now has promises of its own to make.
+        let needs = |to: ReplicaId, desc: &SnapshotDesc| {
+            leads && raft.prs().get(to.0).is_some_and(|progress| progress.matched < desc.index)
+        };
+        if self.outgoing.expire(shared.now, needs) {
             self.keep_promises();
             self.installs.relist(self.raw.store().listed());
         }

@@ -90,6 +90,10 @@ pub struct Block {
 
 /// From the sender.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one offer begins a stream of blocks; a box would only add an allocation"
+)]
 pub enum BulkRequest {
     Offer(Offer),
     Block(Block),

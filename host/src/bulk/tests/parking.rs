@@ -18,7 +18,8 @@ fn i3_x1_a_parked_file_is_taken_up_at_the_first_block_that_is_missing_or_bad() {
         let names = host.fs.image();
         names.keys().next().expect("it is parked").clone()
     };
-    let damage: [(&dyn Fn(&Host), usize); 5] = [
+    type Damage<'a> = &'a dyn Fn(&Host);
+    let damage: [(Damage, usize); 5] = [
         (&|_| (), 2),
         (&|host| host.fs.corrupt(&part(host), 200).expect("it is there"), 0),
         (&|host| host.fs.corrupt(&part(host), BLOCK as u64 + 500).expect("it is there"), 1),
