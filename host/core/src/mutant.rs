@@ -2,7 +2,7 @@
 //!
 //! Each has a name in [`ALL`] and stands in the code as `planted("name")`. Without the feature
 //! `mutants` that is a constant `false`, and nothing of it is left in the program. With it,
-//! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask planted` tries all of them.
+//! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
 pub const ALL: [(&str, &str); 36] = [

@@ -60,6 +60,9 @@ impl World {
         }
         let record = self.clients[client].record();
         if let (Ok(Answer::Ok(_)), Some(record)) = (&answer, record) {
+            if self.records[record].tries > 1 {
+                self.counters.add("retried commands acknowledged");
+            }
             self.acknowledge(node, group, self.records[record].id);
         }
         let now = self.now;

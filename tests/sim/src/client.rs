@@ -23,6 +23,8 @@ pub struct Record {
     pub answer: Option<u64>,
     /// Applied index at which a read was served.
     pub applied: u64,
+    /// How often it was asked.
+    pub tries: u32,
 }
 
 /// What a client does next.
@@ -80,11 +82,13 @@ impl Client {
                 end_us: None,
                 answer: None,
                 applied: 0,
+                tries: 0,
             });
             self.sequence += u64::from(write);
             records.len() - 1
         });
-        let record = &records[at];
+        let record = &mut records[at];
+        record.tries += 1;
         Some(match record.value {
             Some(value) => {
                 let numbers = [record.id, record.key, value];

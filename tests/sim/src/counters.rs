@@ -33,7 +33,7 @@ pub const WANTED: [&str; 31] = [
     "reordered frames",
     "repairs",
     "resumed transfers",
-    "session retries answered",
+    "retried commands acknowledged",
     "stalled disks",
     "stalled transfers",
     "transfers",
