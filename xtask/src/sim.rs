@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::checkout;
 use crate::steps::{Steps, cargo};
 
-/// Seeds that once found something: what they found is told in the commits that name them.
+/// Seeds that once found something. What a seed does changes with the simulator; what they found
+/// has scripts of its own.
 const REGRESSION_SEEDS: [u64; 12] =
     [1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1630, 3081, 5040, 7663];
 /// How long the tests look for more.

@@ -80,6 +80,10 @@ impl World {
         };
         self.transfers.insert(id, transfer);
         self.after(100 * MS, Action::BulkTick { transfer: id });
+        if std::mem::take(&mut self.ambush) {
+            let delay = self.rng.between(5 * MS, 80 * MS);
+            self.after(delay, Action::Trouble { transfer: id });
+        }
         self.sent(id, sent);
     }
 

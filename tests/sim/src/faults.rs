@@ -145,10 +145,21 @@ impl World {
 
     fn trouble_transfers(&mut self) {
         let ids: Vec<u64> = self.transfers.keys().copied().collect();
-        if ids.is_empty() {
+        match ids.is_empty() {
+            // Few are under way at any time: the next one will not get through.
+            true => self.ambush = true,
+            false => {
+                let id = *self.rng.pick(&ids);
+                self.trouble(id);
+            }
+        }
+    }
+
+    /// Cuts a transfer, or stalls it for a while.
+    pub(crate) fn trouble(&mut self, id: u64) {
+        if !self.transfers.contains_key(&id) || self.calm {
             return;
         }
-        let id = *self.rng.pick(&ids);
         if self.rng.percent(70) {
             self.counters.add("transfers cut");
             return self.cut_transfer(id);

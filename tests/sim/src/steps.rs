@@ -43,6 +43,7 @@ impl World {
                     self.event(node, group, vec![*event]);
                 }
             }
+            Action::Trouble { transfer } => self.trouble(transfer),
             Action::Client { client } => self.client_step(client),
             Action::Timeout { client, attempt } => self.client_timeout(client, attempt),
             Action::Fault => self.fault_step(),

@@ -45,6 +45,7 @@ pub enum Action {
     Bulk { transfer: u64, to_receiver: bool },
     BulkTick { transfer: u64 },
     Report { transfer: u64, node: NodeId, epoch: u64, group: GroupId, event: Box<Event> },
+    Trouble { transfer: u64 },
     Client { client: usize },
     Timeout { client: usize, attempt: u64 },
     Fault,
@@ -93,6 +94,8 @@ pub struct World {
     pub calm: bool,
     /// The first property that did not hold.
     pub violation: Option<Violation>,
+    /// The next transfer gets into trouble.
+    pub ambush: bool,
     /// Log every action.
     pub verbose: bool,
     /// The node whose disk is lost or damaged; there is one at a time.
@@ -123,6 +126,7 @@ impl World {
             trace: 0xcbf2_9ce4_8422_2325,
             calm: false,
             violation: None,
+            ambush: false,
             verbose: false,
             weak: None,
             setup,
@@ -216,6 +220,7 @@ impl World {
             Action::Bulk { transfer, to_receiver } => (8, *transfer, u64::from(*to_receiver)),
             Action::BulkTick { transfer } => (9, *transfer, 0),
             Action::Report { transfer, .. } => (10, *transfer, 0),
+            Action::Trouble { transfer } => (17, *transfer, 0),
             Action::Client { client } => (11, *client as u64, 0),
             Action::Timeout { client, attempt } => (12, *client as u64, *attempt),
             Action::Fault => (13, 0, 0),
