@@ -1,4 +1,5 @@
-//! A process's commit index never falls, and never passes its log. Planted: `commit_falls`.
+//! A process's commit index never falls, and never passes its log. Planted: `commit_falls`
+//! (nothing has made this one fire yet).
 
 use lockstep_core::group::GroupStatus;
 

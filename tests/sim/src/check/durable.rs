@@ -1,5 +1,5 @@
 //! What was acknowledged is on the disks of a majority, disks that are gone counted in. Planted:
-//! `truncate_before_verify`, `acknowledge_before_sync`.
+//! `acknowledge_when_full` (nothing has made this one fire yet).
 
 use std::collections::BTreeMap;
 

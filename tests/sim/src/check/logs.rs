@@ -1,5 +1,6 @@
 //! Equal index and term, equal entry; and the log goes on without a hole behind every listed
-//! snapshot. Planted: `truncate_too_far`, `keep_conflicting_suffix`.
+//! snapshot. Planted: `skip_fsync`, `retry_failed_sync`, `skip_segment_directory_sync`,
+//! `unchecked_segment`.
 
 use std::collections::BTreeMap;
 

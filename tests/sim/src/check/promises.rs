@@ -1,4 +1,5 @@
-//! What a message promises is durable when it leaves. Planted: `acknowledge_before_sync`.
+//! What a message promises is durable when it leaves. Planted: `acknowledge_before_sync`,
+//! `forget_vote`.
 
 use lockstep_core::group::{Body, Frame};
 use lockstep_host::wal::WalReader;

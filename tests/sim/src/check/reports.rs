@@ -1,4 +1,5 @@
-//! Each outbound transfer is reported to the core once. Planted: `report_twice`.
+//! Each outbound transfer is reported to the core once. Planted: `never_report` (the
+//! cluster then does not come to rest, which is told first).
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! An acknowledged operation was applied exactly once, any other at most once. Planted:
-//! `sessions_forget`.
+//! `apply_repeated_calls`.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Every listed object is there and whole, there is always a recovery point, and objects of one
-//! mark are equal on all nodes. Planted: `delete_before_unlist`, `list_before_seal`,
-//! `capture_late`.
+//! mark are equal on all nodes. Planted: `delete_before_unlist`, `delete_leased`,
+//! `skip_snapshot_directory_sync`.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 //! The budget is kept at all times; once all is quiet, nothing lies on the disk that nobody needs.
-//! Planted: `forget_reservation`, `leak_unlisted`.
+//! Planted: `forget_reservation`, `leak_unlisted`, `leak_parts`.
 
 use lockstep_host::fs::Fs as _;
 use lockstep_host::store::layout::part_dir;
