@@ -194,11 +194,10 @@ impl Hosting {
         effects: &mut Vec<Effect>,
     ) {
         // Until the newest one proved good the others are needed.
-        let may = !self.pipeline.is_reading();
-        let plan = may.then(|| {
-            retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten())
-        });
-        let plan = plan.flatten();
+        let plan = match self.pipeline.is_reading() {
+            true => None,
+            false => retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten()),
+        };
         match (plan, capture) {
             (Some(plan), _) => {
                 self.marks.waiting_for_room = capture.or(self.marks.waiting_for_room);

@@ -3,7 +3,8 @@
 //! - One transfer to a replica at a time for each purpose: raft asks again if it must.
 //! - What was offered to a follower stays *promised* when its transfer breaks: the object stays on
 //!   the disk and the log behind it in the log ([`crate::limits::PARK_MS`]), and it is offered
-//!   first, so that the receiver can go on where it was.
+//!   first, so that the receiver can go on where it was. It ends sooner when the follower is past
+//!   it, or somebody else leads.
 //! - A receiver that holds a part of another object says so. That one is offered if it is listed
 //!   here; if not, the next offer insists.
 
