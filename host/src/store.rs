@@ -240,8 +240,9 @@ impl SnapshotStore {
             }
         }
         self.collect();
+        self.quota.budget().tend(now_ms);
         let spare = self.spare().last().cloned()?;
-        self.quota.budget().take_pressure().then_some(spare)
+        self.quota.take_pressure().then_some(spare)
     }
 
     /// Listed beyond the newest, and used by nobody.
@@ -448,7 +449,7 @@ impl SnapshotStore {
                 SnapshotRefusal::Held { bytes: held }
             }
             Some(_) | None => {
-                self.quota.budget().press();
+                self.quota.claim(need);
                 SnapshotRefusal::NoSpace { need, have }
             }
         }

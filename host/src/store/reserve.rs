@@ -8,6 +8,9 @@
 //! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
 //!   against what their filesystem says is free, and a fixed headroom is left to the log (C2, C3).
 //! - A group's [`Quota`] caps its own share of the budget.
+//! - A group that finds no room [claims](Quota::claim) it: others give up what they can spare, and
+//!   what becomes free is kept for it, or groups that write often would starve one that seldom
+//!   does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -90,8 +93,6 @@ pub struct BudgetLimits {
 pub struct Budget {
     limits: BudgetLimits,
     taken: Mutex<Taken>,
-    /// Somebody found no room and had nothing of its own to give up.
-    pressed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +103,22 @@ struct Taken {
     promised: BTreeMap<u64, u64>,
     inbound: usize,
     outbound: usize,
+    claim: Option<Claim>,
 }
+
+/// A group found no room and had nothing of its own to give up. There is one at a time.
+#[derive(Debug)]
+struct Claim {
+    by: Weak<Quota>,
+    bytes: u64,
+    until_ms: u64,
+    /// Nobody gave anything since it was last made.
+    pressing: bool,
+}
+
+/// Wall time for which a claim stands: more than the longest wait between two captures that find no
+/// room.
+const CLAIM_MS: u64 = 60_000;
 
 /// A group's share of the host's budget.
 #[derive(Debug)]
@@ -217,7 +233,7 @@ impl SnapshotRefusal {
 
 impl Budget {
     pub fn new(limits: BudgetLimits) -> Arc<Self> {
-        Arc::new(Self { limits, taken: Mutex::default(), pressed: AtomicBool::new(false) })
+        Arc::new(Self { limits, taken: Mutex::default() })
     }
 
     pub fn limits(&self) -> BudgetLimits {
@@ -234,14 +250,12 @@ impl Budget {
         self.taken().inbound
     }
 
-    /// Asks the host's other groups for room: each may have a recovery point to spare.
-    pub(crate) fn press(&self) {
-        self.pressed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether somebody needs room; whoever asks is the one who gives.
-    pub(crate) fn take_pressure(&self) -> bool {
-        self.pressed.swap(false, Ordering::Relaxed)
+    /// To be told the time now and then: a claim is over some time after this first saw it.
+    pub(crate) fn tend(&self, now_ms: u64) {
+        self.taken().claim.take_if(|claim| {
+            claim.until_ms = claim.until_ms.min(now_ms.saturating_add(CLAIM_MS));
+            claim.until_ms <= now_ms
+        });
     }
 
     /// The share of a group that may have at most `cap` bytes.
@@ -305,6 +319,25 @@ impl Quota {
         self.cap.min(self.budget.limits.bytes)
     }
 
+    /// Claims room that the host's other groups may have to spare, unless another claim stands or
+    /// the group's own cap is what is in the way.
+    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) {
+        let mut taken = self.budget.taken();
+        let within_cap = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed)) >= bytes;
+        if within_cap && taken.claimed_by_others(self) == 0 {
+            let by = Arc::downgrade(self);
+            taken.claim = Some(Claim { by, bytes, until_ms: u64::MAX, pressing: true });
+        }
+    }
+
+    /// Whether another group claims room and nobody gave any yet; whoever asks is the one who
+    /// gives.
+    pub(crate) fn take_pressure(&self) -> bool {
+        let mut taken = self.budget.taken();
+        let others = taken.claimed_by_others(self) > 0;
+        others && taken.claim.as_mut().is_some_and(|claim| std::mem::take(&mut claim.pressing))
+    }
+
     /// Takes bytes that are on the disk already, whatever the limit says.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Lease> {
         self.budget.taken().bytes += bytes;
@@ -319,13 +352,15 @@ impl Quota {
             return Ok(self.lease(0, 0, space.device));
         }
         self.admit(bytes, space)?;
+        self.budget.taken().claim.take_if(|claim| claim.is_by(self));
         Ok(self.lease(bytes, bytes, space.device))
     }
 
     fn admit(&self, bytes: u64, space: Space) -> Result<(), u64> {
         let limits = &self.budget.limits;
         let mut taken = self.budget.taken();
-        let budget = limits.bytes.saturating_sub(taken.bytes);
+        let claimed = taken.claimed_by_others(self);
+        let budget = limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed));
         let quota = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
         let headroom = match limits.log_device.is_none_or(|device| device == space.device) {
             true => limits.headroom_bytes,
@@ -350,7 +385,18 @@ impl Quota {
     }
 }
 
+impl Claim {
+    fn is_by(&self, quota: &Quota) -> bool {
+        std::ptr::eq(self.by.as_ptr(), quota)
+    }
+}
+
 impl Taken {
+    fn claimed_by_others(&self, quota: &Quota) -> u64 {
+        let claim = self.claim.as_ref().filter(|claim| claim.by.strong_count() > 0);
+        claim.filter(|claim| !claim.is_by(quota)).map_or(0, |claim| claim.bytes)
+    }
+
     /// So many promised bytes are promised no more.
     fn keep_promise(&mut self, device: u64, bytes: u64) {
         if let Some(promised) = self.promised.get_mut(&device) {

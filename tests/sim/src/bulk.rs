@@ -134,7 +134,8 @@ impl World {
         let now = self.now;
         let Some(transfer) = self.transfers.get(&id) else { return };
         if transfer.stalled_until > now {
-            let until = transfer.stalled_until;
+            // Not later: healing ends the stall early.
+            let until = transfer.stalled_until.min(now + 100 * MS);
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
         match to_receiver {

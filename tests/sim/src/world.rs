@@ -282,6 +282,7 @@ impl World {
     fn is_converged(&self) -> bool {
         let groups: Vec<GroupId> = self.setup.groups.iter().map(|n| GroupId::of_name(n)).collect();
         self.clients.iter().all(Client::is_idle)
+            && self.transfers.is_empty()
             && groups.into_iter().all(|group| self.agrees(group))
     }
 

@@ -140,6 +140,67 @@ fn c1_the_oldest_recovery_point_beyond_the_newest_makes_room() {
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
 }
 
+/// A store of another group on the same budget.
+fn neighbour(bed: &Bed) -> SnapshotStore {
+    let name = "h";
+    let identity = Identity { cluster: CLUSTER, group: GroupId::of_name(name) };
+    let mut state = state(&[]);
+    state.group = name.to_owned();
+    let dir = layout::snapshot_dir(Path::new("/data"), name);
+    let quota = bed.budget.quota(u64::MAX);
+    let opened = SnapshotStore::open(Arc::new(bed.fs.clone()), dir, identity, quota, &state);
+    opened.expect("the store opens").0
+}
+
+/// Two groups share room for three objects. Whoever is refused gets what the other gives up, though
+/// the other writes again at once.
+#[test]
+fn c1_room_that_a_group_claims_is_kept_for_it() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut seldom = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) + 10, 0);
+    let mut often = neighbour(&seldom);
+    seldom.take_listed(&[(10, &payload(1000))]);
+    let mut listed = Vec::new();
+    for index in [10, 20] {
+        let verified = take(&mut often, index, &payload(1000)).expect("there is room");
+        listed.insert(0, verified.desc.clone());
+        often.list_durable(&listed, &[]);
+    }
+    let room = |store: &mut SnapshotStore, index| store.reserve_local(local(index, 1000, false));
+    let refused = room(&mut seldom.store, 20).expect_err("three objects lie there");
+    assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
+    assert_eq!(seldom.store.tend(0), None, "it has none to spare itself");
+    assert_eq!(often.tend(0), Some(listed[1].clone()), "the other is asked for one");
+    assert_eq!(often.tend(0), None, "for one");
+    listed.truncate(1);
+    often.list_durable(&listed, &[]);
+    let refused = room(&mut often, 30).expect_err("what it gave up is not for itself");
+    assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
+    drop(room(&mut seldom.store, 20).expect("it was kept for the one that claimed it"));
+    seldom.store.collect();
+    drop(room(&mut often, 30).expect("a claim that was met is over"));
+}
+
+/// A claim that nobody comes back for ends, and one that no other group could meet is none.
+#[test]
+fn c1_a_claim_ends_with_time() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 10, 0);
+    let mut other = neighbour(&bed);
+    bed.take_listed(&[(10, &payload(1000))]);
+    let held = take(&mut other, 10, &payload(1000)).expect("there is room");
+    let room = |store: &mut SnapshotStore| store.reserve_local(local(20, 1000, false));
+    room(&mut bed.store).expect_err("two objects lie there");
+    drop(held);
+    other.collect();
+    room(&mut other).expect_err("it is claimed");
+    other.tend(1_000);
+    other.tend(60_999);
+    room(&mut other).expect_err("the claim stands for a minute");
+    other.tend(61_000);
+    drop(room(&mut other).expect("it is over"));
+}
+
 #[test]
 fn p13_a_payload_is_capped_by_what_was_reserved() {
     let mut bed = Bed::new();

@@ -56,7 +56,11 @@ pub fn nothing_leaks(node: &Node, name: &str, replica: &Replica, receives: bool)
     });
     let needless = objects.iter().find(|object| !object.listed && !object.promised);
     if let Some(object) = needless {
-        return violated("space", format!("{} stays and nobody needs it", object.file));
+        let what = format!("node {}: {} stays and nobody needs it", node.id, object.file);
+        return violated(
+            "space",
+            format!("{what}: {:?}", replica.with_store(|store| store.report())),
+        );
     }
     let writes = receives || replica.sealing > 0;
     if staged > 0 && !writes {
