@@ -135,7 +135,8 @@ impl Sending {
 /// Sends the object that `reader` leases, as `offer` names it. Whoever called reports the outcome
 /// to raft, at once or after the wait it asks for.
 pub fn send(reader: SnapshotReader, offer: Offer, channel: &mut SendChannel) -> SendOutcome {
-    let (group, index, length) = (offer.group, offer.desc.index, offer.desc.length);
+    let (group, to) = (offer.group, offer.to);
+    let (index, length) = (offer.desc.index, offer.desc.length);
     let (mut sending, mut sent) = Sending::begin(reader, offer);
     let outcome = loop {
         let mut broken = None;
@@ -156,7 +157,7 @@ pub fn send(reader: SnapshotReader, offer: Offer, channel: &mut SendChannel) -> 
         };
         sent = sending.step(input);
     };
-    tracing::info!(%group, index, length, outcome = ?outcome.next, end = %outcome.end,
+    tracing::info!(%group, %to, index, length, outcome = ?outcome.next, end = %outcome.end,
         "snapshot transfer ended");
     outcome
 }
@@ -395,8 +396,8 @@ pub fn receive(
     };
     let desc = &offer.desc;
     tracing::info!(group = %offer.group, from = %offer.from, index = desc.index,
-        length = desc.length, resumed = received.resumed_bytes, end = %received.end,
-        "snapshot reception ended");
+        length = desc.length, bytes = received.bytes, resumed = received.resumed_bytes,
+        end = %received.end, "snapshot reception ended");
     received
 }
 

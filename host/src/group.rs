@@ -35,6 +35,9 @@ pub mod reopen;
 pub(crate) mod start;
 mod store_lane;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
 
 use apply_lane::Gauges;
@@ -342,10 +345,14 @@ impl GroupActor {
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command
-    /// that the core had in its hands, nobody knows.
+    /// that the core had in its hands, nobody knows; the ones that it never saw were not applied.
     fn close(mut self) {
         self.publish_report();
         let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
+        self.mailbox.requests.close();
+        while let Ok(request) = self.mailbox.requests.try_recv() {
+            request.refuse(refusal.clone());
+        }
         for waiting in std::mem::take(&mut self.tickets).into_values() {
             match waiting {
                 Waiting::Command(sender) => {

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lockstep_core::fault::Fault;
-use lockstep_core::group::{Event, GroupConfig, ReplicaState, Stopped};
+use lockstep_core::group::{Event, GroupConfig};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
@@ -87,15 +86,6 @@ pub struct Node {
     actors: Vec<tokio::task::JoinHandle<()>>,
     threads: Vec<JoinHandle<()>>,
     _data: DataDir,
-}
-
-/// How a node's life ended by itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ended {
-    /// Every group was removed from its configuration.
-    Removed,
-    /// No group can serve any more: name and fault of each.
-    Failed(Vec<(String, Fault)>),
 }
 
 impl Node {
@@ -253,24 +243,6 @@ impl Node {
 
     pub fn listening(&self) -> std::net::SocketAddr {
         self.listening
-    }
-
-    /// Waits until no group can serve any more.
-    pub async fn ended(&self) -> Ended {
-        let mut faults = Vec::new();
-        for group in self.router.groups() {
-            let mut watch = group.watch();
-            // An error means that the actor is gone; its last state stays.
-            let _ = watch.wait_for(ReplicaState::is_stopped).await;
-            let state = watch.borrow().clone();
-            if let ReplicaState::Stopped(Stopped::Failed(fault)) = state {
-                faults.push((group.name().to_owned(), fault));
-            }
-        }
-        match faults.is_empty() {
-            true => Ended::Removed,
-            false => Ended::Failed(faults),
-        }
     }
 
     /// Hands leadership over, stops accepting, flushes; bounded in time.

@@ -1,10 +1,24 @@
-//! Which groups this node hosts, by name and by id.
+//! Which groups this node hosts, by name and by id, and how all of them ended.
 
 use std::collections::BTreeMap;
 
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 
 use crate::group::GroupHandle;
+
+#[cfg(test)]
+mod tests;
+
+/// How the groups of a node ended by themselves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Each left its configuration, or was asked to stop.
+    Removed,
+    /// No group can serve any more: name and fault of each that failed.
+    Failed(Vec<(String, Fault)>),
+}
 
 /// A node's groups and the addresses of its peers; built once, before any service starts.
 #[derive(Clone)]
@@ -47,6 +61,24 @@ impl Router {
     /// All groups, by name.
     pub fn groups(&self) -> impl Iterator<Item = &GroupHandle> {
         self.by_name.values()
+    }
+
+    /// Waits until no group can serve any more. Whoever asks hears it, however late.
+    pub async fn ended(&self) -> Ended {
+        let mut faults = Vec::new();
+        for group in self.groups() {
+            let mut watch = group.watch();
+            // An error means that the actor is gone; its last state stays.
+            let _ = watch.wait_for(ReplicaState::is_stopped).await;
+            let state = watch.borrow().clone();
+            if let ReplicaState::Stopped(Stopped::Failed(fault)) = state {
+                faults.push((group.name().to_owned(), fault));
+            }
+        }
+        match faults.is_empty() {
+            true => Ended::Removed,
+            false => Ended::Failed(faults),
+        }
     }
 
     pub fn address(&self, node: NodeId) -> Option<&str> {

@@ -173,7 +173,7 @@ impl SnapshotStore {
             Ok(Some(writer)) => Ok(writer),
             Ok(None) => self.reserve(header).and_then(|reservation| self.create(reservation)),
             Err(refusal) => {
-                self.count("received", &refusal);
+                self.count("received", header.desc().index, &refusal);
                 Err(refusal)
             }
         }
@@ -186,7 +186,7 @@ impl SnapshotStore {
             true => self.admit(Source::Received(header.desc().clone()), header.desc().length),
             false => Err(SnapshotRefusal::WrongGroup),
         };
-        result.inspect_err(|refusal| self.count("received", refusal))
+        result.inspect_err(|refusal| self.count("received", header.desc().index, refusal))
     }
 
     /// Opens the parked file for the rest of its transfer; `None` if it cannot be used after all.
@@ -263,12 +263,12 @@ impl SnapshotStore {
     /// Room for a snapshot of this replica.
     pub fn reserve_local(&mut self, local: LocalHeader) -> Result<Reservation, SnapshotRefusal> {
         let newest = self.listed.first().map_or(0, |desc| desc.index);
-        let estimate = local.estimate;
-        let result = match local.index > newest {
+        let (index, estimate) = (local.index, local.estimate);
+        let result = match index > newest {
             true => self.admit(Source::Local(local), estimate),
             false => Err(SnapshotRefusal::Stale),
         };
-        result.inspect_err(|refusal| self.count("local", refusal))
+        result.inspect_err(|refusal| self.count("local", index, refusal))
     }
 
     /// Creates the staging file of a reservation.
@@ -278,7 +278,7 @@ impl SnapshotStore {
             Source::Received(desc) => layout::part_in(desc),
             Source::Local(local) => layout::part_out(local.term, local.index),
         };
-        let producer = reservation.source.producer();
+        let (producer, (_, index)) = (reservation.source.producer(), reservation.source.position());
         let need = reservation.lease.bytes();
         let lease = reservation.lease.clone();
         let path = layout::part_dir(&self.dir).join(&part);
@@ -295,7 +295,7 @@ impl SnapshotStore {
         created.map_err(|e| {
             let refusal = SnapshotRefusal::disk("creating a staging file", need, &e);
             self.collect();
-            self.count(producer, &refusal);
+            self.count(producer, index, &refusal);
             refusal
         })
     }
@@ -303,10 +303,10 @@ impl SnapshotStore {
     /// Gives a finished object its durable name. An equal and good one that has it already is
     /// reused, a bad one is replaced.
     pub fn seal(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
-        let producer = finished.producer;
+        let (producer, index) = (finished.producer, finished.desc.index);
         let result = self.publish(finished);
         self.collect();
-        result.inspect_err(|refusal| self.count(producer, refusal))
+        result.inspect_err(|refusal| self.count(producer, index, refusal))
     }
 
     /// Opens an object for reading; it stays until the reader is dropped.
@@ -548,10 +548,10 @@ impl SnapshotStore {
         self.uses.iter().filter_map(live).collect()
     }
 
-    fn count(&mut self, producer: &'static str, refusal: &SnapshotRefusal) {
+    fn count(&mut self, producer: &'static str, index: u64, refusal: &SnapshotRefusal) {
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
-        tracing::warn!(group = %self.identity.group, reason = refusal.reason(), %refusal,
-            "snapshot refused");
+        tracing::warn!(group = %self.identity.group, producer, index, reason = refusal.reason(),
+            %refusal, "snapshot refused");
     }
 }
 

@@ -119,7 +119,7 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
 }
 
 #[tokio::test]
-async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
+async fn u4_a_damaged_snapshot_is_passed_over_for_an_older_one() {
     let (mut cluster, client) = kv_with_two_snapshots().await;
     cluster.stop_all().await.expect("it stops");
     let files = snapshot_files(&cluster, "kv");

@@ -93,8 +93,12 @@ pub(crate) fn tidy_up() -> Result<()> {
     tidy()
 }
 
-/// Formats code, and wraps comments and strings, which rustfmt leaves as they are.
+/// Fills in documents, formats code, and wraps comments and strings, which rustfmt leaves as they
+/// are.
 fn format(root: &Path, steps: &mut Steps) -> Result<()> {
+    if tidy::fill_in(root)? {
+        println!("filled in the table of requirements");
+    }
     steps.quiet("fmt of the examples", &mut fmt_examples(root))?;
     // rustfmt skips a statement with a string that is too long, and may indent what was wrapped.
     for _round in 0..FORMAT_ROUNDS_MAX {

@@ -9,6 +9,7 @@
 //!   nothing.
 //! * The result is written to `docs/planted-bugs.md` when all of them ran.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +23,8 @@ use crate::steps::cargo;
 
 const SOURCE: &str = "host/core/src/mutant.rs";
 const TABLE: &str = "docs/planted-bugs.md";
+const SCRIPTS: &str = "host/core/tests/scripts";
+const ALL_SCRIPTS: &str = "every_story_goes_as_told";
 /// A bug may well make a program hang; that catches nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -130,6 +133,11 @@ fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Opti
 
 /// Which tests fail.
 fn failing(root: &Path, programs: &[PathBuf], name: &str) -> Result<Vec<String>> {
+    let stem = |entry: std::io::Result<std::fs::DirEntry>| {
+        Some(entry.ok()?.path().file_stem()?.to_string_lossy().into_owned())
+    };
+    let folder = std::fs::read_dir(root.join(SCRIPTS)).context(SCRIPTS)?;
+    let scripts: BTreeSet<String> = folder.filter_map(stem).collect();
     let mut failed = Vec::new();
     for program in programs {
         let mut run = Command::new(program);
@@ -140,10 +148,21 @@ fn failing(root: &Path, programs: &[PathBuf], name: &str) -> Result<Vec<String>>
         let fails = output.lines().filter_map(|line| {
             Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned())
         });
-        failed.extend(fails);
+        let fails: Vec<String> = fails.collect();
+        let told = stories(&scripts, &output);
+        // All scripts are one test, which names those that went wrong.
+        failed.extend(fails.into_iter().filter(|test| test != ALL_SCRIPTS || told.is_empty()));
+        failed.extend(told);
     }
     failed.sort();
+    failed.dedup();
     Ok(failed)
+}
+
+/// The scripts that a failed test names, as files.
+fn stories(scripts: &BTreeSet<String>, output: &str) -> Vec<String> {
+    let named = output.lines().filter_map(|line| Some(line.split_once(": ")?.0));
+    named.filter(|name| scripts.contains(*name)).map(|name| format!("{name}.txt")).collect()
 }
 
 /// Puts a bug into a program; none, if it has no name.
@@ -209,6 +228,14 @@ fn table(caught: &[Caught]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scripts_that_went_wrong_are_named_as_files() {
+        let scripts = ["a_story", "another"].map(str::to_owned).into();
+        let output = "---- every_story_goes_as_told stdout ----\n\na_story: line 12\n  told:\n    \
+                      n1: another\n";
+        assert_eq!(stories(&scripts, output), ["a_story.txt"]);
+    }
 
     #[test]
     fn every_bug_of_the_list_is_planted_and_every_planted_one_is_listed() {

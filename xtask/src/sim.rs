@@ -3,7 +3,8 @@
 //! * `sim` hands its words on; `sim --help` says which there are.
 //! * `soak` runs fresh seeds for so long and keeps those that failed, with the command that replays
 //!   each, in `target/soak/failed.txt`.
-//! * `test` runs [`REGRESSION_SEEDS`], each of which once found something, and fresh seeds.
+//! * `test` runs [`REGRESSION_SEEDS`], each of which once found something, every crash point of one
+//!   story, and fresh seeds.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use crate::steps::{Steps, cargo};
 /// has scripts of its own.
 const REGRESSION_SEEDS: [u64; 12] =
     [1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1630, 3081, 5040, 7663];
+/// The story whose crash points the tests enumerate.
+const POINTS_SEED: &str = "1";
 /// How long the tests look for more.
 const FRESH_MINUTES: &str = "3";
 const KEPT: &str = "target/soak/failed.txt";
@@ -77,6 +80,12 @@ pub(crate) fn steps(steps: &mut Steps) -> Result<()> {
         Ok(good)
     };
     steps.own("simulator, seeds that once failed", known)?;
+    let points = || {
+        let mut points = Command::new(&program);
+        points.args(["--points", "--seed", POINTS_SEED]).stdin(Stdio::null());
+        Ok(points.status().context("starting the simulator")?.success())
+    };
+    steps.own("simulator, every crash point of a story", points)?;
     let fresh = || {
         let mut fresh = Command::new(&program);
         fresh.args(["--minutes", FRESH_MINUTES, "--counters"]).stdin(Stdio::null());

@@ -9,6 +9,7 @@
 //! theirs.
 
 mod docs;
+mod requirements;
 mod rules;
 mod source;
 #[cfg(test)]
@@ -66,6 +67,14 @@ pub(crate) fn wrap(root: &Path) -> Result<usize> {
     Ok(changed)
 }
 
+/// Fills in what documents say of the tests; whether anything changed.
+pub(crate) fn fill_in(root: &Path) -> Result<bool> {
+    let Some((path, text)) = requirements::update(&Tree::read(root)?) else { return Ok(false) };
+    let file = root.join(path);
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    Ok(true)
+}
+
 impl Tree {
     fn read(root: &Path) -> Result<Self> {
         let mut files = Vec::new();
@@ -83,6 +92,7 @@ impl Tree {
         }
         rules::check_manifests(self, &mut violations);
         docs::check(self, &mut violations);
+        requirements::check(self, &mut violations);
         violations.sort();
         violations.dedup();
         violations

@@ -326,7 +326,7 @@ mod tests {
 
     /// K13: whoever needs room, the last recovery point stays.
     #[test]
-    fn k13_c1_the_newest_good_one_is_never_unlisted() {
+    fn k12_k13_c1_the_newest_good_one_is_never_unlisted() {
         // listed, rotten, wanted -> kept
         type Row<'a> = (&'a [u64], &'a [u64], u64, Option<&'a [u64]>);
         let rows: [Row; 7] = [
@@ -343,6 +343,45 @@ mod tests {
             let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &rotten(rot));
             let kept = plan.map(|plan| shown(&plan).0);
             assert_eq!(kept.as_deref(), want, "{listed:?} rotten {rot:?} wanted {wanted}");
+        }
+    }
+
+    /// Whatever a plan keeps is listed or new, and the log goes on behind all of it.
+    #[test]
+    fn k11_k16_f9_a_plan_keeps_what_is_listed_and_the_log_behind_it() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
+        for round in 0..10_000 {
+            let newest = 1_000 + below(1_000);
+            let listed = [newest, newest - 1 - below(500)];
+            let listed = &listed[..below(3) as usize];
+            let state = state(listed, 1 + below(400));
+            let rot: Vec<u64> = listed.iter().copied().filter(|_| below(4) == 0).collect();
+            let pins = Pins {
+                sending: (0..below(3)).map(|to| (ReplicaId(to), below(2_500))).collect(),
+                slowest_follower: (below(2) == 0).then(|| (ReplicaId(9), below(2_500))),
+                outgrown: below(2_500),
+                catch_up: below(2_000),
+                budget: below(3_000),
+            };
+            let new = desc(800 + below(1_800));
+            let plan = plan(&state, new.clone(), &pins, &rotten(&rot));
+            let kept: Vec<u64> = plan.snapshots.iter().map(|desc| desc.index).collect();
+            let case = format!("round {round}: {listed:?} rotten {rot:?} new {}", new.index);
+            let known = |index: &u64| *index == new.index || listed.contains(index);
+            assert!(kept.iter().all(known), "{case}: {kept:?}");
+            assert!(kept.len() <= limits::RECOVERY_POINTS && !kept.is_empty(), "{case}: {kept:?}");
+            assert!(kept.windows(2).all(|pair| pair[0] > pair[1]), "{case}: {kept:?}");
+            assert!(kept.iter().any(|index| !rot.contains(index) || *index == new.index), "{case}");
+            let oldest = kept.last().expect("it is not empty");
+            let first = plan.first_index;
+            assert!(first >= state.first_index, "{case}: the log never moves back");
+            assert!(first <= (oldest + 1).max(state.first_index), "{case}: from {first}");
         }
     }
 

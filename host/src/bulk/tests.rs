@@ -75,6 +75,7 @@ impl<Out, In> BulkChannel<Out, In> for Script<Out, In> {
 }
 
 mod parking;
+mod raft_side;
 
 /// Until when the tests park.
 const PARK_UNTIL_MS: u64 = 1_000;
@@ -400,22 +401,6 @@ fn p17_n14_a_block_that_rotted_at_the_sender_is_not_sent() {
     assert_eq!(host.taken.lock().expect("not poisoned").len(), 0);
     on_lane(&host.lane, |store| store.abandon());
     host.assert_empty("after the sender's rot");
-}
-
-/// X2–X8, X14 by intent: whatever raft answers, what it does not take is gone.
-#[test]
-fn x2_x3_x4_x6_x7_what_raft_does_not_take_is_gone() {
-    let bytes = payload(BLOCK + 1);
-    for answer in [BulkReply::Stale, BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }] {
-        let host = Host::new();
-        let mut script = Script::new(frames(&bytes), true);
-        let mut judge = Says::new(|_ignored| answer.clone());
-        let offer = offer(&desc(10, &bytes));
-        let end = receive(&offer, &expected(), PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
-        assert_eq!(end.end, ReceiveEnd::Answered(answer.clone()));
-        assert_eq!(script.told.last(), Some(&answer));
-        host.assert_empty(&format!("{answer:?}"));
-    }
 }
 
 #[test]

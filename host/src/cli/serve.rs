@@ -6,7 +6,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, Outcome, log_to_stderr};
 use crate::config::NodeConfig;
-use crate::node::{Ended, Node, StartError};
+use crate::node::{Node, StartError};
+use crate::router::Ended;
 
 /// Run one node of a cluster.
 #[derive(clap::Args)]
@@ -39,10 +40,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let (name, id) = (config.cluster.clone(), config.node);
     let node = Node::start(config, args.rejoin).await.map_err(not_started)?;
     tracing::info!(cluster = name, node = %id, listening = %node.listening(), "node started");
-    let ended = tokio::select! {
-        () = told.wait() => None,
-        ended = node.ended() => Some(ended),
-    };
+    let ended = first_of(told.wait(), node.router().ended()).await;
     node.stop().await;
     match ended {
         None | Some(Ended::Removed) => {
@@ -54,6 +52,18 @@ pub(crate) async fn run(args: Args) -> Outcome {
                 faults.iter().map(|(group, fault)| format!("group {group:?}: {fault}")).collect();
             Err(Failure::Failed(format!("no group can serve: {}", faults.join("; "))))
         }
+    }
+}
+
+/// How the groups ended, unless the process was told to stop before, or by then.
+async fn first_of(
+    told: impl Future<Output = ()>,
+    ended: impl Future<Output = Ended>,
+) -> Option<Ended> {
+    tokio::select! {
+        biased;
+        () = told => None,
+        ended = ended => Some(ended),
     }
 }
 
@@ -85,5 +95,22 @@ impl StopSignal {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    /// A requested stop is no failure, though groups may end because of it in the same moment.
+    #[tokio::test]
+    async fn l6_l7_a_stop_that_was_asked_for_comes_first() {
+        let failed = || ready(Ended::Failed(Vec::new()));
+        assert_eq!(first_of(ready(()), failed()).await, None, "both at once");
+        assert_eq!(first_of(ready(()), pending()).await, None);
+        assert_eq!(first_of(pending(), failed()).await, Some(Ended::Failed(Vec::new())));
+        assert_eq!(first_of(pending(), ready(Ended::Removed)).await, Some(Ended::Removed));
     }
 }

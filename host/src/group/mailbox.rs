@@ -54,6 +54,16 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// Answers it with a no.
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Propose { answer, .. } | Self::OpenSession { answer, .. } => {
+                drop(answer.send(Err(refusal)));
+            }
+            Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
+        }
+    }
+
     /// Bytes that it holds in the mailbox.
     fn bytes(&self) -> usize {
         match self {

@@ -255,7 +255,7 @@ fn seal(
     }
 }
 
-fn blank_report(group: &Group) -> crate::group::GroupReport {
+pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
     crate::group::GroupReport {
         status: group.status(),
         snapshot_bytes: 0,

@@ -9,10 +9,13 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::chunk::{Expected, Offer, Purpose, ValidatedHeader};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
 
+use self::holding::{At, reach};
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 
 mod crash;
+mod holding;
+mod opening;
 mod refuse;
 
 pub(crate) const CLUSTER: [u8; 16] = [7; 16];
@@ -138,6 +141,26 @@ pub(crate) fn payload(length: usize) -> Vec<u8> {
     bytes
 }
 
+/// What is logged meanwhile on this thread.
+pub(crate) fn logged(run: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let sink = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || sink.clone()).with_ansi(false);
+    tracing::subscriber::with_default(subscriber.finish(), run);
+    let bytes = lines.0.lock().expect("not poisoned").clone();
+    String::from_utf8(bytes).expect("logs are text")
+}
+
 /// The descriptor that an object of this payload has.
 pub(crate) fn desc(index: u64, payload: &[u8]) -> SnapshotDesc {
     SnapshotDesc {
@@ -192,87 +215,35 @@ fn p14_every_length_is_written_read_and_verified() {
     }
 }
 
-/// The stages of a snapshot, in order.
-#[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
-enum At {
-    Reserved,
-    Created,
-    HalfWritten,
-    Finished,
-    Staged,
-    Verified,
-}
-
-const STAGES: [At; 6] =
-    [At::Reserved, At::Created, At::HalfWritten, At::Finished, At::Staged, At::Verified];
-
-/// A value of one stage.
-fn reach(store: &mut SnapshotStore, at: At, received: bool) -> Box<dyn std::any::Any + Send> {
-    let bytes = payload(BLOCK + 5);
-    let reservation = match received {
-        true => store.reserve(&header(&desc(10, &bytes))),
-        false => store.reserve_local(local(10, 0, true)),
-    };
-    let reservation = reservation.expect("there is room");
-    if at == At::Reserved {
-        return Box::new(reservation);
-    }
-    let mut writer = store.create(reservation).expect("a staging file");
-    if at == At::Created {
-        return Box::new(writer);
-    }
-    let count = if at == At::HalfWritten { BLOCK + 1 } else { bytes.len() };
-    writer.write_all(&bytes[..count]).expect("it writes");
-    if at == At::HalfWritten {
-        return Box::new(writer);
-    }
-    let finished = writer.finish().expect("it is whole");
-    if at == At::Finished {
-        return Box::new(finished);
-    }
-    let staged = store.seal(finished).expect("it is sealed");
-    if at == At::Staged {
-        return Box::new(staged);
-    }
-    Box::new(staged.verify(&mut || ()).expect("it is good"))
-}
-
-/// By intent: a value dropped at any stage leaves no object and returns its bytes.
+/// Checked or not is no matter of a number: zero is a digest like any other, and a wrong one.
 #[test]
-fn g1_g7_x1_x2_x15_dropped_at_any_stage_nothing_is_left() {
-    for (at, received) in STAGES.into_iter().flat_map(|at| [(at, true), (at, false)]) {
-        let mut bed = Bed::new();
-        let value = reach(&mut bed.store, at, received);
-        assert!(bed.budget.used() > 0, "{at:?} holds bytes");
-        bed.store.collect();
-        let kept = usize::from(at > At::Reserved);
-        assert_eq!(bed.files().len(), kept, "{at:?} keeps its name while it lives");
-        // Another thread only lets go; the unlink is the lane's.
-        std::thread::spawn(move || drop(value)).join().expect("a drop does not panic");
-        assert_eq!(bed.files().len(), kept, "{at:?}: no other thread unlinks");
-        bed.store.collect();
-        assert_eq!(bed.files(), [""; 0], "{at:?} left a name");
-        assert_eq!(bed.budget.used(), 0, "{at:?} left bytes");
-        assert_eq!(bed.budget.inbound(), 0, "{at:?} left its place taken");
-        // I3: a later attempt at the same index finds nothing in its way.
-        reach(&mut bed.store, At::Verified, received);
-    }
+fn k7_no_digest_means_unchecked() {
+    let bytes = payload(100);
+    let mut bed = Bed::new();
+    let mut zero = bed.take_listed(&[(10, &bytes)]).remove(0);
+    zero.digest = Digest([0; 32]);
+    assert!(matches!(bed.store.recoverable(&zero), Err(OpenError::Missing { .. })));
+    zero.index = 20;
+    let reservation = bed.store.reserve(&header(&zero)).expect("there is room");
+    let mut writer = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&bytes).expect("it writes");
+    assert_eq!(writer.finish().err(), Some(SnapshotRefusal::Corrupt));
+    // An empty payload has a digest too.
+    let empty = bed.take(30, b"").desc;
+    assert_ne!(empty.digest, Digest([0; 32]));
 }
 
-/// N10: a value that is forgotten costs space until the next start, never more.
+/// A staging file lies beneath the folder of its final name, on whatever filesystem that is.
 #[test]
-fn n10_x16_what_is_forgotten_goes_at_the_next_start() {
-    for at in STAGES {
-        let mut bed = Bed::new();
-        let listed = bed.take_listed(&[(5, b"old")]);
-        std::mem::forget(reach(&mut bed.store, at, true));
-        bed.store.collect();
-        let mut bed = Bed::reopen(bed.fs, &state(&listed));
-        // What of a transfer can be gone on with is parked, not leaked: it goes when it must.
-        bed.store.abandon();
-        assert_eq!(bed.files().len(), 1, "{at:?}");
-        assert_eq!(bed.store.recoverable(&listed[0]), Ok(()), "{at:?}");
-    }
+fn p11_staging_lies_on_the_filesystem_of_the_object() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    fs.mount(&dir(), 4 << 20);
+    let mut bed = Bed::reopen(fs, &state(&[]));
+    let elsewhere = bed.fs.used(Path::new("/data"));
+    let writer = reach(&mut bed.store, At::HalfWritten, true);
+    assert!(bed.fs.used(&dir()) > BLOCK as u64);
+    assert_eq!(bed.fs.used(Path::new("/data")), elsewhere);
+    drop(writer);
 }
 
 #[test]
@@ -395,102 +366,6 @@ fn f4_deletions_are_durable() {
     bed.store.list_durable(&listed, &[]);
     bed.fs.crash();
     assert_eq!(bed.files(), [ObjectName::of(&listed[0]).file()]);
-}
-
-#[test]
-fn n7_m4_a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
-    let mut bed = Bed::new();
-    let old = bed.take_listed(&[(10, b"old")]).remove(0);
-    let mut reader = bed.store.open_object(&old, Use::Verifying).expect("it opens");
-    let new = bed.take(20, b"new").desc;
-    bed.store.list_durable(std::slice::from_ref(&new), &[]);
-    assert!(bed.store.list().iter().any(|object| !object.listed && object.leased));
-    let mut read = Vec::new();
-    reader.read_to_end(&mut read).expect("unlisting does not hurt a reader");
-    assert_eq!(read, b"old");
-    drop(reader);
-    bed.store.collect();
-    assert_eq!(bed.files(), [ObjectName::of(&new).file()]);
-}
-
-#[test]
-fn n7_k1_deleting_spares_what_is_listed_leased_or_on_its_way_to_the_log() {
-    let mut bed = Bed::new();
-    let first = bed.take_listed(&[(10, b"first")]).remove(0);
-    let mut second = bed.take(20, b"second");
-    let reader = bed.store.open_object(&first, Use::Verifying).expect("it opens");
-    // An answer about an older batch: the second is not in it yet, but a batch with it is under
-    // way.
-    second.hold.disarm();
-    let second_desc = second.desc.clone();
-    drop(second);
-    bed.store.list_durable(std::slice::from_ref(&first), &[]);
-    assert_eq!(bed.files().len(), 2, "dropping after disarm discards nothing");
-    bed.store.list_durable(std::slice::from_ref(&second_desc), &[]);
-    assert_eq!(bed.files().len(), 2, "the first is unlisted, but leased");
-    drop(reader);
-    bed.store.list_durable(std::slice::from_ref(&second_desc), &[]);
-    assert_eq!(bed.files(), [ObjectName::of(&second_desc).file()]);
-    // Listed once, it is like any other: unlisting deletes it.
-    let collected = bed.store.list_durable(&[], &[]);
-    assert_eq!(collected.removed, [ObjectName::of(&second_desc).file()]);
-}
-
-#[test]
-fn k17_one_failing_deletion_does_not_stop_the_rest() {
-    let mut bed = Bed::new();
-    bed.take_listed(&[(10, b"a"), (20, b"b")]);
-    bed.fs.fail_op(bed.fs.ops() + 1, DiskFault::Io);
-    let collected = bed.store.list_durable(&[], &[]);
-    assert_eq!((collected.removed.len(), collected.errors.len()), (1, 1), "{collected:?}");
-    // It is tried again at the next call, and only then are its bytes given back.
-    assert!(bed.budget.used() > 0);
-    bed.store.collect();
-    assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
-}
-
-#[test]
-fn o1_o2_o3_o6_o7_opening_removes_what_is_unlisted_and_nothing_else() {
-    let mut bed = Bed::new();
-    let listed = bed.take_listed(&[(10, b"listed")]);
-    std::mem::forget(reach(&mut bed.store, At::Staged, true));
-    std::mem::forget(bed.store.reserve_local(local(30, 9, true)).and_then(|r| bed.store.create(r)));
-    for foreign in ["notes.txt", "part/x.tmp", "part/README.in"] {
-        Fs::create(&bed.fs, &dir().join(foreign)).expect("a file of somebody else's");
-    }
-    let (_, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
-    assert_eq!((swept.removed.len(), swept.errors.len()), (2, 0), "{swept:?}");
-    assert_eq!(swept.foreign, ["notes.txt", "README.in", "x.tmp"]);
-    assert_eq!(swept.missing, []);
-    assert_eq!(bed.files().len(), 1 + 3);
-    // O3: with nothing listed, everything of ours goes.
-    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
-    assert_eq!(swept.removed.len(), 1);
-    assert_eq!(bed.files().len(), 3);
-}
-
-#[test]
-fn n20_o8_without_this_groups_own_state_nothing_is_touched() {
-    let mut bed = Bed::new();
-    bed.take_listed(&[(10, b"precious")]);
-    let before = bed.fs.image();
-    let mut foreign = state(&[]);
-    foreign.group = "another".into();
-    let error = open(&bed.fs, &bed.budget, &foreign).err().expect("another group's state");
-    assert!(error.to_string().contains("another"), "{error}");
-    let listed = list_objects(&bed.fs, Path::new("/data")).expect("it lists");
-    assert_eq!(listed.len(), 1);
-    assert_eq!(bed.fs.image(), before);
-}
-
-#[test]
-fn k2_a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
-    let mut bed = Bed::new();
-    let listed = bed.take_listed(&[(10, b"x")]);
-    Fs::remove(&bed.fs, &bed.path(&listed[0])).expect("it was there");
-    let (mut store, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
-    assert_eq!(swept.missing, listed);
-    assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Missing { .. })));
 }
 
 #[test]

@@ -70,10 +70,13 @@ impl World {
     pub(crate) fn fall(&mut self, id: NodeId, ended: bool) {
         let views = self.views_of(id);
         let node = self.nodes.get_mut(&id).expect("a node");
-        match (ended, self.rng.percent(50)) {
-            (true, _) => {}
-            (false, true) => node.fs.crash(),
-            (false, false) => node.fs.crash_keeping(self.rng.next_u64()),
+        let drawn = (self.rng.percent(50), self.rng.next_u64());
+        match (ended, self.keep, drawn) {
+            (true, _, _) => {}
+            (false, Some(None), _) | (false, None, (true, _)) => node.fs.crash(),
+            (false, Some(Some(seed)), _) | (false, None, (false, seed)) => {
+                node.fs.crash_keeping(seed);
+            }
         }
         let Some(process) = node.process.take() else { return };
         self.checks.down.insert(id, views);

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod guest;
 pub mod network;
 pub mod node;
+pub mod points;
 pub mod rng;
 pub mod steps;
 pub mod transfer;

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use lockstep_sim::counters::Counters;
 use lockstep_sim::world::{ACKNOWLEDGED_MIN, EVENTS_MIN};
-use lockstep_sim::{Run, run};
+use lockstep_sim::{Run, points, run};
 
 const USAGE: &str = "\
 usage: sim [--seed S] [--seeds N] [--minutes M] [--twice] [--verbose] [--counters]
+       sim [--seed S] --points
 
   --seed S      run this seed, or begin with it; without it seeds begin with the time
   --seeds N     run this many seeds (1, if nothing says how long)
@@ -18,6 +19,7 @@ usage: sim [--seed S] [--seeds N] [--minutes M] [--twice] [--verbose] [--counter
   --twice       run each seed twice and compare the traces
   --verbose     tell every action
   --counters    print what took place, and fail if any kind of it did not
+  --points      tell one story with one node's disk struck at each operation, in every way
 
 Exit codes: 0 nothing was violated; 1 something was, and the last lines say how to see it again.";
 
@@ -28,6 +30,7 @@ struct Options {
     twice: bool,
     verbose: bool,
     counters: bool,
+    points: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -39,6 +42,7 @@ fn options() -> Result<Options, String> {
         twice: false,
         verbose: false,
         counters: false,
+        points: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -53,6 +57,7 @@ fn options() -> Result<Options, String> {
             "--twice" => options.twice = true,
             "--verbose" => options.verbose = true,
             "--counters" => options.counters = true,
+            "--points" => options.points = true,
             "--help" | "-h" => return Err(String::new()),
             other => return Err(format!("there is no option {other}")),
         }
@@ -61,6 +66,20 @@ fn options() -> Result<Options, String> {
         options.seeds = 1;
     }
     Ok(options)
+}
+
+fn report_points(struck: Result<u64, String>, took: Duration) -> ExitCode {
+    match struck {
+        Ok(ops) => {
+            let (ways, took) = (points::STRIKES.len(), took.as_secs_f64());
+            println!("{ops} operations of one node, each struck in {ways} ways, in {took:.1} s");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            println!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What all threads add up.
@@ -88,6 +107,9 @@ fn main() -> ExitCode {
     }
     println!("sim: seed {}", options.seed);
     let began = Instant::now();
+    if options.points {
+        return report_points(points::every_point(options.seed), began.elapsed());
+    }
     let (next, stop) = (AtomicU64::new(options.seed), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -100,12 +100,23 @@ pub struct World {
     pub verbose: bool,
     /// The node whose disk is lost or damaged; there is one at a time.
     pub weak: Option<NodeId>,
+    /// What stays of what was not synced when a disk halts, if it is not to be drawn.
+    pub keep: Option<Option<u64>>,
 }
 
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let setup = setup(&mut rng);
+        Self::of(seed, rng, setup)
+    }
+
+    /// A world of this setup, whatever the seed would draw.
+    pub fn with_setup(seed: u64, setup: Setup) -> Self {
+        Self::of(seed, Rng::new(seed), setup)
+    }
+
+    fn of(seed: u64, rng: Rng, setup: Setup) -> Self {
         let nodes =
             (1..=setup.nodes).map(|id| (NodeId(id), Node::new(NodeId(id), &setup))).collect();
         let mut world = Self {
@@ -129,6 +140,7 @@ impl World {
             ambush: false,
             verbose: false,
             weak: None,
+            keep: None,
             setup,
             rng,
         };
@@ -177,7 +189,7 @@ impl World {
         self.counters.get("acknowledged")
     }
 
-    fn step(&mut self) -> Checked {
+    pub(crate) fn step(&mut self) -> Checked {
         let Some(((at, _), action)) = self.queue.pop_first() else {
             return violated("liveness", "nothing is left to do");
         };
@@ -259,7 +271,7 @@ impl World {
     }
 
     /// Everybody serves, has applied the same, and takes a command, within the bound.
-    fn converge(&mut self) -> Checked {
+    pub(crate) fn converge(&mut self) -> Checked {
         let deadline = self.now + CONVERGE_TICKS * 100 * MS;
         for client in &mut self.clients {
             client.done = true;

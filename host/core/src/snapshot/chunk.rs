@@ -358,7 +358,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn p15_p16_an_offer_is_judged_by_everything_it_says() {
+    fn p15_p16_g8_an_offer_is_judged_by_everything_it_says() {
         let judge = |change: &dyn Fn(&mut Offer)| {
             let mut offer = offer(1);
             change(&mut offer);

@@ -253,6 +253,31 @@ mod tests {
         receiver
     }
 
+    /// Room is asked for once, for what the offer names, and before any byte is taken.
+    #[test]
+    fn p6_p8_room_is_asked_for_once_and_before_any_byte() {
+        let length = 2 * BLOCK;
+        let (mut receiver, commands) = Receiver::begin(&offer(length), &expected());
+        let [ReceiveCommand::Admit(header)] = &commands[..] else { panic!("{commands:?}") };
+        assert_eq!(header.desc(), &offer(length).desc);
+        let early = receiver.step(frame(block(length, 0)));
+        let refused = ReceiveCommand::Reply(incompatible("a frame that was not asked for"));
+        assert_eq!(early[0], refused, "there is no room yet");
+
+        let mut receiver = admitted(length, 0);
+        let inputs = [
+            frame(block(length, 0)),
+            ReceiveInput::Written,
+            frame(block(length, BLOCK)),
+            ReceiveInput::Written,
+            end(length),
+            ReceiveInput::Stored,
+        ];
+        let told: Vec<_> = inputs.into_iter().flat_map(|input| receiver.step(input)).collect();
+        assert_eq!(told.last(), Some(&ReceiveCommand::Deliver));
+        assert!(!told.iter().any(|command| matches!(command, ReceiveCommand::Admit(_))));
+    }
+
     fn frame(block: Block) -> ReceiveInput {
         ReceiveInput::Frame(BulkRequest::Block(block))
     }

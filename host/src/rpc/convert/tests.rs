@@ -183,7 +183,7 @@ fn offer() -> Offer {
 }
 
 #[test]
-fn bulk_frames_survive_the_wire() {
+fn p5_bulk_frames_survive_the_wire_and_hold_one_thing_each() {
     let data = Bytes::from(vec![7; limits::SNAPSHOT_BLOCK_BYTES]);
     let requests = [
         BulkRequest::Offer(offer()),

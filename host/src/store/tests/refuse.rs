@@ -28,7 +28,7 @@ fn c4_n9_one_inbound_and_one_local_per_group_and_a_bound_per_host() {
 }
 
 #[test]
-fn m7_a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_written() {
+fn m7_g4_a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_written() {
     let mut bed = Bed::new();
     bed.take_listed(&[(10, b"x")]);
     let before = bed.fs.image();
@@ -119,7 +119,7 @@ fn n9_written_bytes_are_counted_once() {
 }
 
 #[test]
-fn c1_the_oldest_recovery_point_beyond_the_newest_makes_room() {
+fn c1_k15_the_oldest_recovery_point_beyond_the_newest_makes_room() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
     let old = bed.take(10, &payload(1000)).desc;
@@ -138,6 +138,57 @@ fn c1_the_oldest_recovery_point_beyond_the_newest_makes_room() {
     wanted.length = 4000;
     let refusal = bed.store.reserve(&header(&wanted)).expect_err("far too big");
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
+}
+
+/// Room is made, then taken, and only then is there a name.
+#[test]
+fn p7_c1_what_nobody_needs_goes_before_a_name_is_made() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), frame_bytes(1000), 0);
+    drop(bed.take(5, &payload(900)));
+    assert_eq!(bed.files().len(), 1, "nobody needs it, and nobody has looked since");
+    let reservation = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("room is made");
+    assert_eq!(bed.files(), [""; 0], "there is room, and no name yet");
+    assert_eq!(bed.store.tally().reclaimed["received"], 1);
+    let _writer = bed.store.create(reservation).expect("a staging file");
+    assert_eq!(bed.files().len(), 1);
+}
+
+/// Local and received objects pass the same gate; what it refuses is not written.
+#[test]
+fn p9_p10_v1_a_refusal_is_typed_counted_and_writes_nothing() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 10, 0);
+    let received = bed.store.reserve(&header(&desc(10, b"a"))).map(drop);
+    let local = bed.store.reserve_local(local(10, 1, true)).map(drop);
+    let need = frame_bytes(1);
+    assert_eq!((&received, &local), (&local, &Err(SnapshotRefusal::NoSpace { need, have: 10 })));
+    let refusals = &bed.store.tally().refusals;
+    assert_eq!((refusals[&("received", "no_space")], refusals[&("local", "no_space")]), (1, 1));
+    assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
+}
+
+#[test]
+fn v2_a_refusal_is_a_warning_with_group_index_and_cause() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 10, 0);
+    let told = logged(|| drop(bed.store.reserve_local(local(77, 1, true)).err()));
+    for part in
+        ["WARN", "index=77", "producer=\"local\"", "no space", &identity().group.to_string()]
+    {
+        assert!(told.contains(part), "{part:?} is not in {told}");
+    }
+}
+
+#[test]
+fn i7_outbound_transfers_are_bounded() {
+    let bed = Bed::new();
+    let most = bed.budget.limits().outbound;
+    let mut slots: Vec<_> = (0..most).map(|_| bed.budget.take_outbound()).collect();
+    assert!(slots.iter().all(Option::is_some));
+    assert!(bed.budget.take_outbound().is_none(), "{most} at once");
+    slots.pop();
+    assert!(bed.budget.take_outbound().is_some());
 }
 
 /// A store of another group on the same budget.

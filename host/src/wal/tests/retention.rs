@@ -9,7 +9,7 @@ fn append(wal: &mut Wal, group: u64, first: u64, index: u64) -> Result<(), WalEr
 }
 
 #[test]
-fn a_busy_group_that_truncates_keeps_few_segments() {
+fn f8_a_busy_group_that_truncates_keeps_few_segments() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     for index in 1..100_u64 {

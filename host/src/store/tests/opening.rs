@@ -1,0 +1,105 @@
+//! What a start finds in a snapshot directory, and what it removes.
+
+use super::*;
+
+/// Names with the characters of patterns are names.
+#[test]
+fn o9_directory_names_are_no_patterns() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let (odd, other) = (Path::new("/data/g[1]*?"), Path::new("/data/g1xx"));
+    let open = |dir: &Path| {
+        let quota = Budget::new(limits_of(1 << 40, 0, 4)).quota(u64::MAX);
+        SnapshotStore::open(Arc::new(fs.clone()), dir.into(), identity(), quota, &state(&[]))
+    };
+    let (mut odd_store, _) = open(odd).expect("the store opens");
+    let (mut other_store, _) = open(other).expect("the store opens");
+    std::mem::forget(take(&mut odd_store, 10, b"garbage").expect("it is taken"));
+    let kept = take(&mut other_store, 10, b"in use").expect("it is taken");
+    let (_, swept) = open(odd).expect("the store opens");
+    assert_eq!(swept.removed.len(), 1, "its own garbage went");
+    assert_eq!(other_store.recoverable(&kept.desc), Ok(()), "and nobody else's object");
+}
+
+/// A listed object, an unlisted one, a staging file, and files of somebody else's.
+fn littered() -> (Bed, Vec<SnapshotDesc>) {
+    let mut bed = Bed::new();
+    let listed = bed.take_listed(&[(10, b"listed")]);
+    std::mem::forget(reach(&mut bed.store, At::Staged, true));
+    std::mem::forget(bed.store.reserve_local(local(30, 9, true)).and_then(|r| bed.store.create(r)));
+    for foreign in ["notes.txt", "part/x.tmp", "part/README.in"] {
+        Fs::create(&bed.fs, &dir().join(foreign)).expect("a file of somebody else's");
+    }
+    (bed, listed)
+}
+
+#[test]
+fn o1_o2_o6_opening_removes_what_is_unlisted_and_nothing_else() {
+    let (bed, listed) = littered();
+    let (_, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
+    assert_eq!((swept.removed.len(), swept.errors.len()), (2, 0), "{swept:?}");
+    assert_eq!(swept.foreign, ["notes.txt", "README.in", "x.tmp"]);
+    assert_eq!(swept.missing, []);
+    assert_eq!(bed.files().len(), 1 + 3);
+}
+
+#[test]
+fn o3_o7_with_nothing_listed_everything_of_ours_goes() {
+    let (bed, _) = littered();
+    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
+    assert_eq!(swept.removed.len(), 3, "{swept:?}");
+    assert_eq!(bed.files().len(), 3);
+}
+
+/// What is unlisted goes whatever its index: above and below what is listed.
+#[test]
+fn o4_the_index_of_what_is_unlisted_does_not_matter() {
+    for index in [1, 9, 11, 1 << 40] {
+        let mut bed = Bed::new();
+        let listed = bed.take_listed(&[(10, b"listed")]);
+        let reservation = bed.store.reserve(&header(&desc(index, b"stray"))).expect("room");
+        let mut writer = bed.store.create(reservation).expect("a staging file");
+        writer.write_all(b"stray").expect("it writes");
+        std::mem::forget(bed.store.seal(writer.finish().expect("whole")).expect("it is sealed"));
+        let (_, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
+        assert_eq!(swept.removed.len(), 1, "index {index}");
+        assert_eq!(bed.files(), [ObjectName::of(&listed[0]).file()]);
+    }
+}
+
+/// Opening reads no payload; whoever restores reads and judges all of it.
+#[test]
+fn o10_k18_opening_leaves_judging_to_whoever_restores() {
+    let mut bed = Bed::new();
+    let listed = bed.take_listed(&[(10, &payload(BLOCK)), (20, &payload(BLOCK + 1))]);
+    bed.fs.corrupt(&bed.path(&listed[0]), BLOCK as u64 / 2).expect("the file is there");
+    let (mut store, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("it opens");
+    assert_eq!((swept.missing.len(), swept.removed.len()), (0, 0));
+    assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Bad { .. })));
+    assert_eq!(store.recoverable(&listed[1]), Ok(()), "the one to fall back on");
+    let mut reader = store.open_object(&listed[0], Use::Restoring).expect("its header is good");
+    assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a restore comes to the same verdict");
+}
+
+#[test]
+fn n20_o8_without_this_groups_own_state_nothing_is_touched() {
+    let mut bed = Bed::new();
+    bed.take_listed(&[(10, b"precious")]);
+    let before = bed.fs.image();
+    let mut foreign = state(&[]);
+    foreign.group = "another".into();
+    let error = open(&bed.fs, &bed.budget, &foreign).err().expect("another group's state");
+    assert!(error.to_string().contains("another"), "{error}");
+    let listed = list_objects(&bed.fs, Path::new("/data")).expect("it lists");
+    assert_eq!(listed.len(), 1);
+    assert_eq!(bed.fs.image(), before);
+}
+
+#[test]
+fn k2_a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
+    let mut bed = Bed::new();
+    let listed = bed.take_listed(&[(10, b"x")]);
+    Fs::remove(&bed.fs, &bed.path(&listed[0])).expect("it was there");
+    let (mut store, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
+    assert_eq!(swept.missing, listed);
+    assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Missing { .. })));
+}

@@ -1,0 +1,180 @@
+//! Crash points: the same story again and again, with one node's disk struck at each of its
+//! operations.
+//!
+//! The story of that node takes in what touches the disk: it falls behind, gets a snapshot whose
+//! transfer breaks and goes on, installs it, appends and rolls segments, captures, unlists an older
+//! recovery point for room, cuts its log, and starts again. Nothing else goes wrong. Afterwards the
+//! cluster must converge, and every checker is asked.
+//!
+//! The disk halts behind the operation (and what was not synced is lost, or any part of it stays),
+//! or the operation fails.
+
+use lockstep_core::group::SnapshotPolicy;
+use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_host::fs::mem::DiskFault;
+
+use crate::check::{Checked, Violation, violated};
+use crate::counters::Counters;
+use crate::node::Setup;
+use crate::world::{Action, CONVERGE_TICKS, MS, World};
+
+const VICTIM: NodeId = NodeId(3);
+const GROUP: &str = "a";
+const BALLAST: usize = (2 << 20) + 777;
+
+/// What the disk does at the operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Strike {
+    /// Power goes; what was not synced is lost, or a part of it drawn from this number stays.
+    Crash(Option<u64>),
+    Fail(DiskFault),
+}
+
+/// Every way in which an operation is struck.
+pub const STRIKES: [Strike; 5] = [
+    Strike::Crash(None),
+    Strike::Crash(Some(1)),
+    Strike::Crash(Some(2)),
+    Strike::Fail(DiskFault::Io),
+    Strike::Fail(DiskFault::Full),
+];
+
+/// What the story must have in it, as the counters call it.
+const CHAPTERS: [&str; 6] = [
+    "parked transfers",
+    "resumed transfers",
+    "installs",
+    "local snapshots",
+    "recovery points unlisted for room",
+    "starts",
+];
+
+/// How many operations there were to strike, and what took place.
+pub struct Told {
+    pub ops: u64,
+    pub counters: Counters,
+}
+
+/// Tells the story, striking the operation of this number, from 1 on.
+pub fn story(seed: u64, strike: Option<(u64, Strike)>) -> Result<Told, Violation> {
+    let mut world = World::with_setup(seed, setup());
+    world.calm = true;
+    if let Some((_, Strike::Crash(keep))) = strike {
+        world.keep = Some(keep);
+    }
+    let ops = world.tell(strike)?;
+    world.converge()?;
+    world.finish()?;
+    Ok(Told { ops, counters: world.counters })
+}
+
+fn setup() -> Setup {
+    let object = BALLAST as u64 + (64 << 10);
+    let segment_bytes = 32 << 10;
+    // Room for two objects and a little; the first one is expected to be larger than it is.
+    let budget_bytes = (object * 23 / 10).max(BALLAST as u64 + (1 << 20) + (64 << 10));
+    Setup {
+        nodes: 3,
+        groups: vec![GROUP.to_owned()],
+        segment_bytes,
+        policy: SnapshotPolicy { entries: 60, log_bytes: 64 << 10, catch_up: 5 },
+        ballast: BALLAST,
+        budget_bytes,
+        disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
+    }
+}
+
+impl World {
+    fn tell(&mut self, strike: Option<(u64, Strike)>) -> Result<u64, Violation> {
+        self.until("sixty commands", |world| world.acknowledged() >= 60)?;
+        for other in [NodeId(1), NodeId(2)] {
+            self.network.cut.extend([(other, VICTIM), (VICTIM, other)]);
+        }
+        let before = self.acknowledged();
+        self.until("two marks without it", |world| world.acknowledged() >= before + 200)?;
+        let fs = self.nodes[&VICTIM].fs.clone();
+        let base = fs.ops();
+        match strike {
+            Some((op, Strike::Crash(_))) => fs.halt_after(base + op),
+            Some((op, Strike::Fail(fault))) => fs.fail_op(base + op, fault),
+            None => {}
+        }
+        self.network.cut.clear();
+        self.until("a transfer to it", |world| {
+            world.transfers.values().any(|transfer| transfer.to.0 == VICTIM)
+        })?;
+        let then = self.now + 25 * MS;
+        self.until("a few blocks", |world| world.now >= then)?;
+        let sends = |transfer: &crate::transfer::Transfer| transfer.to.0 == VICTIM;
+        let under_way = self.transfers.iter().find(|(_, transfer)| sends(transfer));
+        if let Some(id) = under_way.map(|(id, _)| *id) {
+            self.cut_transfer(id);
+        }
+        self.until("what it missed", |world| world.serves_with(1))?;
+        let before = self.acknowledged();
+        self.until("marks of its own", |world| {
+            world.acknowledged() >= before + 150 && world.serves_with(2)
+        })?;
+        if self.nodes[&VICTIM].process.is_some() {
+            self.fall(VICTIM, false);
+            self.after(100 * MS, Action::Start { node: VICTIM });
+        }
+        self.until("another start", |world| world.serves_with(1))?;
+        Ok(fs.ops() - base)
+    }
+
+    /// Whether the victim serves, near the others, with so many recovery points.
+    fn serves_with(&self, recovery_points: usize) -> bool {
+        let group = GroupId::of_name(GROUP);
+        let status = |node: NodeId| {
+            let process = self.nodes[&node].process.as_ref()?;
+            Some(process.replicas.get(&group)?.group.status())
+        };
+        let (Some(it), Some(other)) = (status(VICTIM), status(NodeId(1))) else { return false };
+        it.state.refusal().is_none()
+            && it.applied + 20 >= other.commit
+            && it.snapshots.len() >= recovery_points
+    }
+
+    fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) -> Checked {
+        let deadline = self.now + CONVERGE_TICKS * 100 * MS;
+        while !there(self) {
+            if self.now > deadline {
+                return violated("liveness", format!("{what}: in vain; {}", self.describe()));
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+}
+
+/// Strikes every operation of the story in every way, on as many threads as there are; the number
+/// of operations, and what went wrong first.
+pub fn every_point(seed: u64) -> Result<u64, String> {
+    let undisturbed = story(seed, None);
+    let Told { ops, counters } =
+        undisturbed.map_err(|v| format!("undisturbed: {}: {}", v.checker, v.what))?;
+    if let Some(missing) = CHAPTERS.iter().find(|chapter| counters.get(chapter) == 0) {
+        return Err(format!("the story of seed {seed} has no {missing} in it"));
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let strike_some = |first: u64| -> Result<(), String> {
+        for op in (1 + first..=ops).step_by(threads as usize) {
+            for strike in STRIKES {
+                let said = |v: Violation| format!("{strike:?} at {op}: {}: {}", v.checker, v.what);
+                let told = std::panic::catch_unwind(|| story(seed, Some((op, strike))));
+                let told = told.map_err(|_| format!("{strike:?} at {op}: it panics"))?;
+                drop(told.map_err(said)?);
+            }
+        }
+        Ok(())
+    };
+    let strike_some = &strike_some;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..threads).map(|first| scope.spawn(move || strike_some(first))).collect();
+        let results = workers.into_iter().map(|worker| worker.join().expect("panics are caught"));
+        results.collect::<Result<Vec<()>, String>>()
+    })?;
+    Ok(ops)
+}
