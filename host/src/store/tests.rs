@@ -141,24 +141,36 @@ pub(crate) fn payload(length: usize) -> Vec<u8> {
     bytes
 }
 
+thread_local! {
+    /// What is logged on this thread, while somebody wants it.
+    static LINES: std::cell::RefCell<Option<Vec<u8>>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Writes to [`LINES`]. One subscriber serves all threads: those that come and go with a thread
+/// make others miss lines.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LINES.with_borrow_mut(|lines| lines.iter_mut().for_each(|lines| lines.extend(bytes)));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What is logged meanwhile on this thread.
 pub(crate) fn logged(run: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let lines = Lines::default();
-    let sink = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || sink.clone()).with_ansi(false);
-    tracing::subscriber::with_default(subscriber.finish(), run);
-    let bytes = lines.0.lock().expect("not poisoned").clone();
-    String::from_utf8(bytes).expect("logs are text")
+    static SUBSCRIBER: std::sync::Once = std::sync::Once::new();
+    SUBSCRIBER.call_once(|| {
+        tracing_subscriber::fmt().with_writer(|| Lines).with_ansi(false).init();
+    });
+    LINES.set(Some(Vec::new()));
+    run();
+    let lines = LINES.take().expect("it was set above");
+    String::from_utf8(lines).expect("logs are text")
 }
 
 /// The descriptor that an object of this payload has.
