@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::mutant::planted;
 
 use crate::group::GroupHandle;
 
@@ -71,8 +72,14 @@ impl Router {
             // An error means that the actor is gone; its last state stays.
             let _ = watch.wait_for(ReplicaState::is_stopped).await;
             let state = watch.borrow().clone();
-            if let ReplicaState::Stopped(Stopped::Failed(fault)) = state {
-                faults.push((group.name().to_owned(), fault));
+            match state {
+                ReplicaState::Stopped(Stopped::Failed(fault)) => {
+                    faults.push((group.name().to_owned(), fault));
+                }
+                ReplicaState::Stopped(Stopped::Removed) if planted("removed_is_failed") => {
+                    faults.push((group.name().to_owned(), Fault::Internal("removed".to_owned())));
+                }
+                ReplicaState::Stopped(_) | ReplicaState::Running(_) => {}
             }
         }
         match faults.is_empty() {

@@ -363,7 +363,8 @@ impl SnapshotStore {
     /// it; call it when the lane is idle to get space back early.
     pub fn collect(&mut self) -> Collected {
         let mut collected = Collected::default();
-        let parts: Vec<_> = self.parts.iter().filter(|(_, lease)| is_free(lease)).collect();
+        let unused = |lease| is_free(lease) || planted("delete_staging");
+        let parts: Vec<_> = self.parts.iter().filter(|(_, lease)| unused(lease)).collect();
         let parts: Vec<_> = parts.into_iter().map(|(part, _)| part.clone()).collect();
         let part_dir = layout::part_dir(&self.dir);
         for part in parts {
@@ -399,7 +400,10 @@ impl SnapshotStore {
 
     /// The one gate of permission to write: reclaims, then takes a place and bytes.
     fn admit(&mut self, source: Source, payload: u64) -> Result<Reservation, SnapshotRefusal> {
-        let freed = self.collect();
+        let freed = match planted("collect_late") {
+            true => Collected::default(),
+            false => self.collect(),
+        };
         let slot = match &source {
             Source::Received(_) => self.inbound_slot()?,
             Source::Local(_) => Slot::take(&self.local, None).ok_or(busy())?,
@@ -549,6 +553,9 @@ impl SnapshotStore {
     }
 
     fn count(&mut self, producer: &'static str, index: u64, refusal: &SnapshotRefusal) {
+        if planted("refuse_silently") {
+            return;
+        }
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
         tracing::warn!(group = %self.identity.group, producer, index, reason = refusal.reason(),
             %refusal, "snapshot refused");

@@ -11,6 +11,7 @@ use std::io;
 
 use bytes::Bytes;
 use lockstep_core::ids::Digest;
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{self, Block};
 
@@ -119,6 +120,9 @@ impl SnapshotReader {
     /// Reads everything from the disk, calling `progress` after each block. The one answer to
     /// "is this object recoverable?" (N15).
     pub fn verify(mut self, progress: &mut dyn FnMut()) -> Result<(), OpenError> {
+        if planted("believe_the_header") {
+            return Ok(());
+        }
         self.file.drop_cache();
         (self.hashed, self.hasher) = (0, blake3::Hasher::new());
         self.check_digest()?;

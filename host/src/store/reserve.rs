@@ -362,7 +362,8 @@ impl Quota {
         let claimed = taken.claimed_by_others(self);
         let budget = limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed));
         let quota = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
-        let headroom = match limits.log_device.is_none_or(|device| device == space.device) {
+        let of_the_log = limits.log_device.is_none_or(|device| device == space.device);
+        let headroom = match of_the_log && !planted("no_headroom") {
             true => limits.headroom_bytes,
             false => 0,
         };

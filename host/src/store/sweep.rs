@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use lockstep_core::ids::{Digest, ModuleId};
+use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
@@ -123,8 +124,11 @@ pub(crate) fn sweep(
     let mut swept = Swept::default();
     let mut stays = Stays::default();
     let listed: Vec<_> = state.snapshots.iter().map(ObjectName::of).collect();
+    let newest = state.newest().map_or(u64::MAX, |desc| desc.index);
     for file in fs.list(dir)? {
         match ObjectName::parse(&file) {
+            Some(name) if planted("sweep_below_newest") && name.index > newest => {}
+            Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
             Some(name) if listed.contains(&name) => {
                 stays.objects.insert(name, fs.open(&dir.join(&file), false)?.len()?);
             }

@@ -26,7 +26,7 @@ impl World {
         let (to, desc, purpose, insist) = wish;
         self.ids += 1;
         let id = self.ids;
-        self.checks.reports.begun(id);
+        self.checks.reports.begun(id, self.now);
         self.counters.add("transfers begun");
         let process = self.nodes[&node].process.as_ref().expect("it sends");
         let (epoch, budget) = (process.epoch, std::sync::Arc::clone(&process.budget));

@@ -288,6 +288,7 @@ impl World {
                 (true, Some(_)) => {}
             }
         }
+        self.checks.reports.overdue(self.now)?;
         violated("liveness", self.describe())
     }
 

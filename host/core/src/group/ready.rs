@@ -99,6 +99,10 @@ pub(super) fn keep_promises(
         hosting.durable_term = hosting.durable_term.max(promise.term);
         if let Some(number) = promise.ready {
             hosting.raw.on_persist_ready(number);
+            if planted("commit_alone") && hosting.is_leader() {
+                let log = &mut hosting.raw.raft.raft_log;
+                log.commit_to(log.persisted);
+            }
         }
         if let Some(listing) = promise.listing {
             list(hosting, shared, listing, effects);

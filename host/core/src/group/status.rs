@@ -83,8 +83,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         role: role(shared, hosting),
         leader: hosting.and_then(Hosting::leader),
         term: raft.map_or(0, |raft| raft.term),
-        commit: match planted("commit_falls") {
-            true => shared.recovery.commit,
+        commit: match planted("commit_falls") && hosting.is_some_and(Hosting::is_leader) {
+            true => hosting.map_or(0, |hosting| hosting.pipeline.applied()),
             false => raft.map_or(0, |raft| raft.raft_log.committed),
         },
         applied: hosting.map_or(0, |hosting| hosting.pipeline.applied()),

@@ -115,7 +115,8 @@ impl Sender {
     }
 
     pub fn step(&mut self, input: SendInput) -> Vec<SendCommand> {
-        if self.stage == Stage::Finished {
+        let again = planted("report_twice") && matches!(input, SendInput::Broken(_));
+        if self.stage == Stage::Finished && !again {
             return Vec::new();
         }
         match input {

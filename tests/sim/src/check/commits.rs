@@ -1,5 +1,4 @@
-//! A process's commit index never falls, and never passes its log. Planted: `commit_falls`
-//! (nothing has made this one fire yet).
+//! A process's commit index never falls, and never passes its log. Planted: `commit_falls`.
 
 use lockstep_core::group::GroupStatus;
 

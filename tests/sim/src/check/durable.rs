@@ -1,5 +1,5 @@
 //! What was acknowledged is on the disks of a majority, disks that are gone counted in. Planted:
-//! `acknowledge_when_full` (nothing has made this one fire yet).
+//! `commit_alone`.
 
 use std::collections::BTreeMap;
 

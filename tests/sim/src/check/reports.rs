@@ -1,12 +1,18 @@
-//! Each outbound transfer is reported to the core once. Planted: `never_report` (the
-//! cluster then does not come to rest, which is told first).
+//! Each outbound transfer is reported to the core once. Planted: `never_report`.
 
 use std::collections::BTreeMap;
 
 use super::{Checked, violated};
 
 #[derive(Default)]
-pub struct Reports(BTreeMap<u64, Report>);
+pub struct Reports {
+    transfers: BTreeMap<u64, Report>,
+    /// When each began.
+    began: BTreeMap<u64, u64>,
+}
+
+/// In a healed cluster no transfer takes so long.
+const OVERDUE_US: u64 = 100 * crate::world::SECOND;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Report {
@@ -17,12 +23,22 @@ enum Report {
 }
 
 impl Reports {
-    pub fn begun(&mut self, transfer: u64) {
-        self.0.insert(transfer, Report::Owed);
+    pub fn begun(&mut self, transfer: u64, now: u64) {
+        self.transfers.insert(transfer, Report::Owed);
+        self.began.insert(transfer, now);
+    }
+
+    /// The cluster is healed and does not come to rest: perhaps because of a transfer.
+    pub fn overdue(&self, now: u64) -> Checked {
+        let mut owed = self.transfers.iter().filter(|(_, report)| **report == Report::Owed);
+        match owed.find(|(id, _)| self.began[id] + OVERDUE_US < now) {
+            None => Ok(()),
+            Some((id, _)) => violated("reports", format!("transfer {id} was never reported")),
+        }
     }
 
     pub fn coming(&mut self, transfer: u64) -> Checked {
-        match self.0.insert(transfer, Report::Coming) {
+        match self.transfers.insert(transfer, Report::Coming) {
             Some(Report::Owed) => Ok(()),
             Some(Report::Coming | Report::Told) | None => {
                 violated("reports", format!("transfer {transfer} ends twice"))
@@ -31,7 +47,7 @@ impl Reports {
     }
 
     pub fn reported(&mut self, transfer: u64) -> Checked {
-        match self.0.insert(transfer, Report::Told) {
+        match self.transfers.insert(transfer, Report::Told) {
             Some(Report::Owed | Report::Coming) => Ok(()),
             Some(Report::Told) => {
                 violated("reports", format!("transfer {transfer} is reported twice"))
@@ -42,12 +58,13 @@ impl Reports {
 
     /// Its process is gone: nobody is owed a report.
     pub fn forgotten(&mut self, transfer: u64) {
-        self.0.insert(transfer, Report::Told);
+        self.transfers.insert(transfer, Report::Told);
     }
 
     /// At the end everything was reported, but for what is under way.
     pub fn finish(&self, under_way: impl Fn(u64) -> bool) -> Checked {
-        let owed = self.0.iter().find(|(id, report)| **report == Report::Owed && !under_way(**id));
+        let owed =
+            self.transfers.iter().find(|(id, report)| **report == Report::Owed && !under_way(**id));
         match owed {
             None => Ok(()),
             Some((id, _)) => violated("reports", format!("transfer {id} was never reported")),
