@@ -16,7 +16,6 @@ use lockstep_core::group::{
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
-use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -349,8 +348,7 @@ impl GroupActor {
     /// that the core had in its hands, nobody knows; the ones that it never saw were not applied.
     fn close(mut self) {
         self.publish_report();
-        let refusal = self.state.borrow().refusal().filter(|_| !planted("lose_the_cause"));
-        let refusal = refusal.unwrap_or(Refusal::ShuttingDown);
+        let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
         self.mailbox.requests.close();
         while let Ok(request) = self.mailbox.requests.try_recv() {
             request.refuse(refusal.clone());

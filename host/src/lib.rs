@@ -10,6 +10,8 @@ pub mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod fs;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod group;
 pub mod guest;
 pub mod metrics;

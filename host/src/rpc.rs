@@ -15,6 +15,8 @@ mod apply_stream;
 mod bulk_link;
 mod client_api;
 mod forward;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub mod peer_api;
 pub mod peer_link;
 mod pipe;

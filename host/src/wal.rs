@@ -136,6 +136,12 @@ struct Counters {
     written_bytes: u64,
 }
 
+/// How the file of the first segment is named; for fuzzers.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn first_segment_name() -> String {
+    segment::file_name(1)
+}
+
 impl Wal {
     /// Opens the log in `dir`, or begins one if there is none, and says what each group has in it.
     /// A log that cannot be taken as it is, is left as it is.

@@ -5,13 +5,18 @@
 
 pub mod bank;
 pub mod bench;
+pub mod breaks;
 pub mod cli;
 pub mod cluster;
 pub mod demo;
+pub mod disk;
 pub mod killloop;
 pub mod observe;
 pub mod process;
+pub mod proxy;
 pub mod rng;
+pub mod steady;
 pub mod tell;
+pub mod tight;
 pub mod transfer;
 pub mod writers;

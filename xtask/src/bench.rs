@@ -12,8 +12,11 @@ use anyhow::{Context as _, Result, ensure};
 use crate::steps::cargo;
 use crate::{checkout, guests};
 
-/// Comes back only with an error.
+/// Comes back only with an error, or from `snapshots`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    if let ["snapshots", mib @ ..] = arguments {
+        return snapshots(mib);
+    }
     guests::build()?;
     println!("bench: building the host with --release, which takes minutes the first time");
     let status = cargo(&checkout::root())
@@ -26,6 +29,18 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     println!();
     let error = Command::new(release_dir()?.join("bench")).args(arguments).exec();
     Err(error).context("starting the bench")
+}
+
+/// What snapshots cost beside what the disk can do.
+fn snapshots(mib: &[&str]) -> Result<()> {
+    let status = cargo(&checkout::root())
+        .args(["bench", "--quiet", "--locked", "--package", "lockstep-host"])
+        .args(["--bench", "snapshots", "--"])
+        .args(mib)
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the bench of snapshots failed ({status})");
+    Ok(())
 }
 
 /// Beside the folder that cargo put this program in.

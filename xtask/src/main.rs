@@ -5,6 +5,7 @@
 mod bench;
 mod checkout;
 mod demo;
+mod fuzz;
 mod guests;
 mod lint;
 mod mutants;
@@ -24,13 +25,17 @@ usage: cargo xtask COMMAND
   chaos            kill leaders under load and account for every transfer (--help for options)
   killloop         kill one node again and again (--help for options)
   transfer         measure the memory that a snapshot transfer takes (--help for options)
+  tight            take snapshots on disks of little more than two of them, then fill the disks
+  breaks           send a snapshot through broken transfers (--help for options)
   bench            measure beside etcd, in a release build (--help for options)
+  bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
   test [FILTER]    run all tests, or those whose names hold FILTER
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
   soak --minutes M run fresh seeds for so long, and keep those that fail
   mutants [NAME]   put each planted bug into the program and say who catches it [--seeds N]
   mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count \
   N]
+  fuzz [TARGET]    feed the decoders what nobody would write, on nightly [--seconds N]
   lint             check format, clippy, docs and the project's own rules; change nothing
   tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
   fix              format and wrap, and repair what clippy knows how to
@@ -44,11 +49,13 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["guests"] => guests::build().map(drop),
-        [program @ ("demo" | "chaos" | "killloop" | "transfer"), ref arguments @ ..] => {
-            demo::run(program, arguments)
-        }
+        [
+            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "breaks"),
+            ref arguments @ ..,
+        ] => demo::run(program, arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["test", ref filter @ ..] => test::test(filter),
+        ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
         ["sim", ref arguments @ ..] => sim::sim(arguments),
         ["soak", ref arguments @ ..] => sim::soak(arguments),
         ["mutants", "drawn", ref arguments @ ..] => mutants::run(arguments),

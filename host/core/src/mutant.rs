@@ -8,7 +8,7 @@
 pub const ALL: [(&str, &str); 49] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
-    ("apply_again", "entries that the guest has seen reach it again"),
+    ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
     ("apply_repeated_calls", "a repeated call of a session is applied again"),
     ("believe_the_header", "an object is taken for good unread"),
     ("capture_early", "a mark's snapshot is taken before the mark is applied"),

@@ -14,6 +14,7 @@ use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
 use lockstep_core::ids::{GroupId, Ticket};
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -289,7 +290,8 @@ impl GroupHandle {
             false => self.inner.requests.try_send(request).map_err(|e| match e {
                 TrySendError::Full(_) => Refusal::Overloaded,
                 TrySendError::Closed(_) => {
-                    self.inner.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown)
+                    let cause = self.inner.state.borrow().refusal();
+                    cause.filter(|_| !planted("lose_the_cause")).unwrap_or(Refusal::ShuttingDown)
                 }
             }),
         };

@@ -20,6 +20,7 @@ use crate::store::BudgetLimits;
 use crate::wal::{Wal, WalOptions};
 
 const CLUSTER: [u8; 16] = [7; 16];
+const SNAPSHOTS: &str = "/data/groups/g/snap";
 /// Only ends a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,9 +62,8 @@ struct Hosted {
     actor: tokio::task::JoinHandle<()>,
 }
 
-/// A group of one that serves.
-async fn hosted() -> Hosted {
-    let fs = MemFs::with_dir(Path::new("/data"));
+/// Opens the group on what this disk has.
+fn open(fs: &MemFs) -> Started {
     let doors: Arc<dyn Fs> = Arc::new(fs.clone());
     let options = WalOptions {
         cluster: CLUSTER,
@@ -83,10 +83,15 @@ async fn hosted() -> Hosted {
     let clock = Arc::new(SystemClock { offset_ms: 0 });
     let budget = Budget::new(limits);
     let shared = Shared { cluster: CLUSTER, fs: doors, clock, log, budget, rate: 0 };
-    let place = Place { dir: "/data/groups/g/snap".into(), cap: u64::MAX };
+    let place = Place { dir: SNAPSHOTS.into(), cap: u64::MAX };
     let module = Arc::new(NativeModule::register());
-    let started = start::open(&shared, config("g"), module, place, None).expect("it opens");
-    let Started::Opened(opened) = started else { panic!("it can run") };
+    start::open(&shared, config("g"), module, place, None).expect("the log is whole")
+}
+
+/// A group of one that serves.
+async fn hosted() -> Hosted {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let Started::Opened(opened) = open(&fs) else { panic!("it can run") };
     let mut opened: Opened = *opened;
     drop(opened.take_inbox());
     let handle = opened.handle.clone();
@@ -153,4 +158,21 @@ async fn l10_everybody_who_waits_is_told_the_cause() {
     assert!(later.to_string().contains(cause), "{later}");
     let query = hosted.handle.query("get a".into(), false).await.expect_err("it has failed");
     assert!(query.to_string().contains(cause), "{query}");
+}
+
+/// The log was lost, or is another's: what lies there is somebody's state. The group says so, and
+/// so it is at the next start.
+#[test]
+fn o8_snapshots_that_the_log_knows_nothing_of_stay() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let desc = crate::store::tests::desc(10, b"precious");
+    let object = Path::new(SNAPSHOTS).join(crate::store::layout::ObjectName::of(&desc).file());
+    fs.create_dir_all(Path::new(SNAPSHOTS)).expect("a folder");
+    Fs::create(&fs, &object).and_then(|file| file.write_at(b"precious", 0)).expect("a file");
+    for start in 1..=2 {
+        let Started::Unusable(handle) = open(&fs) else { panic!("start {start}: it runs") };
+        let cause = handle.watch().borrow().cause().expect("it has one");
+        assert!(cause.contains("nothing was touched"), "start {start}: {cause}");
+        assert_eq!(fs.image()[&object], b"precious", "start {start}");
+    }
 }

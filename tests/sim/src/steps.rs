@@ -8,7 +8,7 @@ use lockstep_host::group::log_lane::LogOutput;
 use lockstep_host::store::StoreHandle as _;
 
 use crate::check::durable::{View, Views};
-use crate::check::{commits, promises, states};
+use crate::check::{commits, promises, snapshots, states};
 use crate::node::{NoStart, Process};
 use crate::world::{Action, Captured, MS, SECOND, World};
 
@@ -244,6 +244,10 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
+                let process = self.nodes[&node].process.as_ref();
+                let needs = process.and_then(|process| process.replicas.get(&group));
+                let checked = needs.map_or(Ok(()), snapshots::needs_one);
+                self.check(checked);
             }
             ReplicaState::Stopped(Stopped::Requested)
             | ReplicaState::Running(

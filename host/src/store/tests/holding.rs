@@ -240,3 +240,19 @@ fn k17_one_failing_deletion_does_not_stop_the_rest() {
     bed.store.collect();
     assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
 }
+
+/// What the disk made of the bytes is found before the object counts.
+#[test]
+fn k3_f3_a_sealed_object_is_read_back_before_it_is_listed() {
+    let mut bed = Bed::new();
+    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is room");
+    let mut writer = bed.store.create(reservation).expect("a staging file");
+    writer.write_all(&payload(BLOCK + 5)).expect("it writes");
+    let staged = bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed");
+    let file = bed.files().remove(0);
+    bed.fs.corrupt(&dir().join(file), BLOCK as u64 / 2).expect("the file is there");
+    let bad = staged.verify(&mut || ()).expect_err("a bit rotted");
+    assert!(bad.to_string().contains("checksum"), "{bad}");
+    bed.store.collect();
+    assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
+}

@@ -45,3 +45,16 @@ pub fn whole(state: &RecoveryState, replica: &Replica, rotted: bool) -> Checked 
     }
     Ok(())
 }
+
+/// A replica says that it needs a snapshot: none that it lists restores.
+pub fn needs_one(replica: &Replica) -> Checked {
+    let state = replica.group.recovery_state();
+    for desc in state.snapshots.iter().filter(|desc| desc.index <= state.floor) {
+        let object = desc.clone();
+        if replica.with_store(move |store| store.recoverable(&object)).is_ok() {
+            let what = format!("a snapshot is asked for, and the one at {} is good", desc.index);
+            return violated("snapshots", what);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! One large snapshot through many broken transfers, to a voter that fell behind: cut connections,
+//! a killed receiver, killed senders whose place another leader takes. Hardly a byte may be sent
+//! twice.
+//!
+//! What is sent to the receiver goes through proxies, which count it and can be cut.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lockstep_client::{Client, Options};
+
+use crate::cluster::{Cluster, Spec};
+use crate::proxy::Proxy;
+use crate::steady::Steady;
+use crate::tell::{Teller, mebibytes, thousands};
+
+const GROUP: &str = "ballast";
+const RECEIVER: u16 = 3;
+/// The whole state may take this long to be captured, or to pass between two breaks.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Every tenth break is a killed sender, and those in the middle between a killed receiver.
+const KILL_EVERY: u32 = 10;
+/// Pace of the commands meanwhile.
+const PAUSE_MS: u64 = 20;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub state_bytes: u64,
+    pub breaks: u32,
+    /// Payload a second.
+    pub rate: u64,
+    /// Bytes sent beyond the object's size, per mille of it.
+    pub limit_per_mille: u64,
+}
+
+pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
+    tell.step(&format!("Start three nodes with {}", mebibytes(plan.state_bytes.into())));
+    let module = format!("native:ballast:{}", plan.state_bytes);
+    let mut spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(1_000_000_000);
+    spec.settings = vec![
+        "log-segment = \"16MiB\"".into(),
+        format!("snapshot-rate = \"{}KiB\"", plan.rate >> 10),
+    ];
+    spec.groups[0].settings.push("snapshot-log-bytes = \"1000GiB\"".to_owned());
+    spec.groups[0].settings.push("catch-up-entries = 10".to_owned());
+    let mut cluster = Cluster::prepare(spec)?;
+    let receiver = cluster.address(RECEIVER).to_owned();
+    let host = receiver.split(':').next().context("an address has a host")?.to_owned();
+    let mut proxies = Vec::new();
+    for node in cluster.nodes().into_iter().filter(|node| *node != RECEIVER) {
+        let proxy = Proxy::start(&host, &receiver).await?;
+        let text = cluster.configuration(node).replace(&receiver, proxy.address());
+        cluster.configure(node, &text)?;
+        proxies.push(proxy);
+    }
+    let done = all(&mut cluster, &proxies, plan, tell).await;
+    if done.is_err() {
+        cluster.keep_files();
+    }
+    done.with_context(|| format!("logs in {}", cluster.root().display()))
+}
+
+async fn all(
+    cluster: &mut Cluster,
+    proxies: &[Proxy],
+    plan: Plan,
+    tell: &mut Teller,
+) -> Result<()> {
+    for node in cluster.nodes() {
+        cluster.start_node(node)?;
+    }
+    let leader = cluster.wait_serving(GROUP).await?;
+    if leader == RECEIVER {
+        cluster.stop(RECEIVER).await?;
+        cluster.start_node(RECEIVER)?;
+        cluster.wait_serving(GROUP).await?;
+    }
+    let (deadline, attempt) = (Duration::from_secs(60), Duration::from_secs(20));
+    let options = || Options { deadline, attempt, ..Options::default() };
+    let client = cluster.client_of(GROUP, options())?;
+    let writer = Steady::start(cluster.client_of(GROUP, options())?, PAUSE_MS);
+    fall_behind(cluster, &client, &writer).await?;
+    tell.shown(format!("node {RECEIVER} is a voter whose log ends before the others' begin"));
+
+    tell.step(&format!("Start node {RECEIVER}, and break its transfer {} times", plan.breaks));
+    let sent_before: u64 = proxies.iter().map(Proxy::forwarded).sum();
+    let sent = || proxies.iter().map(Proxy::forwarded).sum::<u64>() - sent_before;
+    cluster.start_node(RECEIVER)?;
+    let broken = break_it(cluster, proxies, plan, &sent, tell).await?;
+    let index = cluster.settled_index(&client).await?;
+    cluster.wait_applied(RECEIVER, GROUP, index, PATIENCE).await?;
+    let status = cluster.group(RECEIVER, GROUP).await.context("the receiver's status")?;
+    ensure!(status.configuration.is_some_and(|now| now.voters.len() == 3), "three voters stay");
+    let object = status.snapshots.first().context("it lists what arrived")?.length;
+    let beyond = sent().saturating_sub(object);
+    let per_mille = beyond as f64 * 1000.0 / object as f64;
+    let line = format!(
+        "{} arrived through {} cuts, {} restarts of the receiver and {} of senders; {} were sent \
+         beyond it, {:.2} %, raft's own messages included",
+        mebibytes(object.into()),
+        broken.cuts,
+        broken.receivers,
+        broken.senders,
+        mebibytes(beyond.into()),
+        per_mille / 10.0,
+    );
+    ensure!(per_mille <= plan.limit_per_mille as f64, "{line}");
+    tell.shown(line);
+
+    tell.step("Look for what was acknowledged");
+    let counted = writer.stop(&client).await?;
+    tell.shown(format!(
+        "{} commands were acknowledged meanwhile, {} had no answer; the guest applied {}",
+        thousands(counted.acknowledged),
+        counted.unknown,
+        thousands(counted.last - 1),
+    ));
+    cluster.wait_serving(GROUP).await?;
+    cluster.capture(&client, GROUP).await?.equal()?;
+    cluster.stop_all().await?;
+    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
+    Ok(())
+}
+
+/// Stops the receiver until the others' logs begin behind what it has.
+async fn fall_behind(cluster: &mut Cluster, client: &Client, writer: &Steady) -> Result<()> {
+    cluster.stop(RECEIVER).await?;
+    let before = writer.acknowledged();
+    let more = async |_: &Cluster| (writer.acknowledged() > before + 200).then_some(());
+    cluster.wait_for("commands that it misses", PATIENCE, more).await?;
+    cluster.capture(client, GROUP).await?;
+    for node in cluster.running() {
+        let status = cluster.group(node, GROUP).await.context("a node's status")?;
+        ensure!(status.first_index > 1, "the log of node {node} begins at 1");
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Broken {
+    cuts: u32,
+    receivers: u32,
+    senders: u32,
+}
+
+/// Breaks the transfer each time another part of it has passed.
+async fn break_it(
+    cluster: &mut Cluster,
+    proxies: &[Proxy],
+    plan: Plan,
+    sent: &impl Fn() -> u64,
+    tell: &Teller,
+) -> Result<Broken> {
+    let mut broken = Broken::default();
+    for number in 1..=plan.breaks {
+        let part = plan.state_bytes * u64::from(number) / u64::from(plan.breaks + 1);
+        let passed = async |_: &Cluster| (sent() >= part).then_some(());
+        let what = format!("the first {part} bytes to pass");
+        cluster.wait_for(&what, PATIENCE, passed).await?;
+        if number % KILL_EVERY == 0 {
+            let leader = cluster.wait_leader(GROUP, None).await?;
+            cluster.kill(leader)?;
+            cluster.wait_leader(GROUP, Some(leader)).await?;
+            cluster.start_node(leader)?;
+            broken.senders += 1;
+        } else if number % KILL_EVERY == KILL_EVERY / 2 {
+            cluster.kill(RECEIVER)?;
+            cluster.start_node(RECEIVER)?;
+            broken.receivers += 1;
+        } else {
+            proxies.iter().for_each(Proxy::cut);
+            broken.cuts += 1;
+        }
+        if number % KILL_EVERY == 0 {
+            tell.say(format!("break {number}: {} passed", mebibytes(sent().into())));
+        }
+    }
+    Ok(broken)
+}

@@ -1,0 +1,117 @@
+//! One writer at a steady pace that counts what it is told, on a guest that counts what it applies
+//! (`native:ballast:BYTES`): the count shows whether anything was lost or applied twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lockstep_client::{Client, Error, Outcome};
+use tokio::task::JoinHandle;
+
+/// Bytes of a command.
+pub const COMMAND_BYTES: usize = 4 << 10;
+
+/// A writer at work.
+pub struct Steady {
+    shared: Arc<Shared>,
+    task: JoinHandle<Result<Counted>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    /// Refused for want of room, and not applied.
+    refused: AtomicU64,
+    /// Milliseconds between two commands.
+    pause_ms: AtomicU64,
+}
+
+/// What the writer was told in all.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counted {
+    pub acknowledged: u64,
+    /// May or may not have been applied.
+    pub unknown: u64,
+    /// The guest's count at the last acknowledgement.
+    pub last: u64,
+}
+
+impl Steady {
+    /// Writes until [`Steady::stop`], so many milliseconds apart.
+    pub fn start(client: Client, pause_ms: u64) -> Self {
+        let shared = Arc::new(Shared { pause_ms: pause_ms.into(), ..Shared::default() });
+        let task = tokio::spawn(write(client, Arc::clone(&shared)));
+        Self { shared, task }
+    }
+
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    pub fn pace(&self, pause_ms: u64) {
+        self.shared.pause_ms.store(pause_ms, Ordering::Relaxed);
+    }
+
+    /// Stops, writes once more, and compares the guest's count with what was acknowledged.
+    pub async fn stop(self, client: &Client) -> Result<Counted> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let counted = self.task.await.context("the writer panicked")??;
+        let session = client.open_session().await?;
+        let last = count(session.apply("the last one").await.context("the last write")?.outcome)?;
+        let (least, most) = (counted.acknowledged, counted.acknowledged + counted.unknown);
+        ensure!(
+            (least + 1..=most + 1).contains(&last),
+            "the guest applied {} commands; {least} were acknowledged and {} may have been",
+            last - 1,
+            counted.unknown
+        );
+        Ok(Counted { last, ..counted })
+    }
+}
+
+async fn write(client: Client, shared: Arc<Shared>) -> Result<Counted> {
+    let mut counted = Counted::default();
+    let mut session = client.open_session().await?;
+    for number in 0_u64.. {
+        if shared.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let command = format!("{number:016x}").repeat(COMMAND_BYTES / 16);
+        match session.apply(command).await {
+            Ok(reply) => {
+                let applied = count(reply.outcome)?;
+                ensure!(
+                    applied > counted.last,
+                    "the guest counts {applied} after {}",
+                    counted.last
+                );
+                (counted.last, counted.acknowledged) = (applied, counted.acknowledged + 1);
+                shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Error::Refused { refusal, .. }) => {
+                if refusal == "disk-full" {
+                    shared.refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Err(Error::Unknown { .. }) => counted.unknown += 1,
+            Err(Error::SessionExpired { .. }) => {
+                counted.unknown += 1;
+                session = client.open_session().await?;
+            }
+            Err(other) => bail!("a write failed: {other}"),
+        }
+        tokio::time::sleep(Duration::from_millis(shared.pause_ms.load(Ordering::Relaxed))).await;
+    }
+    Ok(counted)
+}
+
+fn count(outcome: Outcome) -> Result<u64> {
+    let Outcome::Ok(answer) = outcome else { bail!("a write was answered {outcome:?}") };
+    std::str::from_utf8(&answer).ok().and_then(|text| text.parse().ok()).context("a count")
+}

@@ -1,0 +1,263 @@
+//! Disks that are little more than two snapshots, each a filesystem of its own: many snapshots
+//! under load, with followers that lose their disks; then disks that something else fills up.
+//!
+//! - While snapshots are taken nobody may run out of room: no command is refused for it, and no
+//!   snapshot either. One may be postponed while an older object is still being sent.
+//! - When the disks fill up commands stop, and come back by themselves; nothing acknowledged is
+//!   lost.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lockstep_client::v1::group_status::Role;
+use lockstep_client::{Client, Options};
+
+use crate::cluster::{Cluster, Spec};
+use crate::disk::Disk;
+use crate::observe::PATIENCE;
+use crate::steady::{COMMAND_BYTES, Steady};
+use crate::tell::{Teller, mebibytes, thousands};
+
+const GROUP: &str = "ballast";
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// A mark, and the objects of three nodes behind it, may take this long on a busy machine.
+const CYCLE_PATIENCE: Duration = Duration::from_secs(240);
+/// A state may take this long to arrive.
+const REJOIN_PATIENCE: Duration = Duration::from_secs(600);
+/// Cycles between two lost disks.
+const WIPE_EVERY: u32 = 10;
+/// Between two commands, while snapshots are taken and while disks fill up.
+const PAUSE_MS: u64 = 2;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub state_bytes: u64,
+    pub cycles: u32,
+    /// How often something else fills the disks.
+    pub fills: u32,
+}
+
+impl Plan {
+    /// 2.3 times the state.
+    fn disk_bytes(self) -> u64 {
+        self.state_bytes * 23 / 10
+    }
+}
+
+/// What was seen.
+#[derive(Clone, Copy, Default, Debug)]
+struct Seen {
+    highest_use: u64,
+    postponed: u64,
+    wipes: u32,
+    /// Bytes of commands in the longest cycle.
+    most_logged: u64,
+}
+
+pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
+    let state = mebibytes(plan.state_bytes.into());
+    tell.step(&format!("Start three nodes with a state of {state}"));
+    let module = format!("native:ballast:{}", plan.state_bytes);
+    let mut spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(1_000_000_000);
+    spec.settings = vec![format!("log-segment = \"{}MiB\"", SEGMENT_BYTES >> 20)];
+    // Marks are asked for; should the log outgrow this, one comes by itself.
+    let log_bytes = plan.state_bytes / 20;
+    spec.groups[0].settings.push(format!("snapshot-log-bytes = \"{}KiB\"", log_bytes >> 10));
+    let mut cluster = Cluster::prepare(spec)?;
+    let mut disks = Vec::new();
+    for node in cluster.nodes() {
+        disks.push(Disk::mount(&cluster.data_dir(node), plan.disk_bytes())?);
+    }
+    let done = all(&mut cluster, &disks, plan, tell).await;
+    if done.is_err() {
+        cluster.keep_files();
+    }
+    done.with_context(|| format!("logs in {}", cluster.root().display()))
+}
+
+async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Teller) -> Result<()> {
+    for node in cluster.nodes() {
+        cluster.start_node(node)?;
+    }
+    cluster.wait_serving(GROUP).await?;
+    let disk = mebibytes(plan.disk_bytes().into());
+    tell.shown(format!("each on a disk of {disk}, of which segment, reserve and ballast take 48"));
+    let client = cluster.client_of(GROUP, patient())?;
+    let writer = Steady::start(cluster.client_of(GROUP, patient())?, PAUSE_MS);
+
+    tell.step(&format!("Take {} snapshots under load; every tenth time wipe a node", plan.cycles));
+    let seen = cycles(cluster, disks, plan, (&client, &writer), tell).await?;
+    no_shortage(cluster, &writer)?;
+    tell.shown(format!(
+        "{} commands; nobody was short of room; {} lost disks came back; a snapshot was \
+         postponed {} times",
+        thousands(writer.acknowledged()),
+        seen.wipes,
+        seen.postponed,
+    ));
+    let share = seen.most_logged as f64 * 100.0 / plan.state_bytes as f64;
+    tell.shown(format!(
+        "the highest use of a disk was {} of {disk}; at the most {} of commands a cycle, \
+         {share:.1} \
+         % of the state",
+        mebibytes(seen.highest_use.into()),
+        mebibytes(seen.most_logged.into()),
+    ));
+
+    tell.step(&format!("Fill the disks with something else, {} times", plan.fills));
+    for fill in 1..=plan.fills {
+        fill_up(cluster, disks, &writer).await.with_context(|| format!("fill {fill}"))?;
+    }
+    tell.shown(format!(
+        "{} times of {} commands stopped and came back; {} were refused",
+        plan.fills,
+        plan.fills,
+        thousands(writer.refused()),
+    ));
+
+    tell.step("Look for what was acknowledged");
+    let counted = writer.stop(&client).await?;
+    tell.shown(format!(
+        "{} acknowledged, {} without an answer; the guest applied {}",
+        thousands(counted.acknowledged),
+        counted.unknown,
+        thousands(counted.last - 1),
+    ));
+    cluster.wait_serving(GROUP).await?;
+    cluster.capture(&client, GROUP).await?.equal()?;
+    cluster.stop_all().await?;
+    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
+    Ok(())
+}
+
+/// Calls wait out a change of leader, and a guest that is busy with a snapshot.
+fn patient() -> Options {
+    let (deadline, attempt) = (Duration::from_secs(60), Duration::from_secs(20));
+    Options { deadline, attempt, ..Options::default() }
+}
+
+async fn cycles(
+    cluster: &mut Cluster,
+    disks: &[Disk],
+    plan: Plan,
+    (client, writer): (&Client, &Steady),
+    tell: &Teller,
+) -> Result<Seen> {
+    let mut seen = Seen::default();
+    for cycle in 1..=plan.cycles {
+        let before = writer.acknowledged();
+        if cycle % WIPE_EVERY == 0 {
+            wipe_one(cluster, disks, cycle).await.with_context(|| format!("cycle {cycle}"))?;
+            seen.wipes += 1;
+        }
+        let postponed = one_cycle(cluster, disks, client, &mut seen.highest_use).await;
+        seen.postponed += postponed.with_context(|| format!("cycle {cycle}"))?;
+        let logged = (writer.acknowledged() - before) * COMMAND_BYTES as u64;
+        seen.most_logged = seen.most_logged.max(logged);
+        if cycle % 20 == 0 {
+            let most = mebibytes(seen.highest_use.into());
+            let commands = thousands(writer.acknowledged());
+            tell.say(format!("cycle {cycle}: {commands} commands, at the most {most} in use"));
+        }
+    }
+    Ok(seen)
+}
+
+/// A follower loses its disk; the last one that did is a voter again.
+async fn wipe_one(cluster: &mut Cluster, disks: &[Disk], cycle: u32) -> Result<()> {
+    let voters = async |cluster: &Cluster| {
+        for node in cluster.nodes() {
+            let status = cluster.group(node, GROUP).await?;
+            let voter = matches!(status.role(), Role::Leader | Role::Follower);
+            (voter && status.state == "serving").then_some(())?;
+        }
+        cluster.leader(GROUP).await
+    };
+    let leader = cluster.wait_for("three voters", REJOIN_PATIENCE, voters).await?;
+    let followers: Vec<u16> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
+    let node = followers[(cycle / WIPE_EVERY) as usize % followers.len()];
+    cluster.kill(node)?;
+    disks[usize::from(node) - 1].wipe()?;
+    cluster.start_node(node)
+}
+
+/// A mark, until each voter captured it, let it pass or put it off; how many put it off.
+async fn one_cycle(
+    cluster: &mut Cluster,
+    disks: &[Disk],
+    client: &Client,
+    highest: &mut u64,
+) -> Result<u64> {
+    let mut before = Vec::new();
+    for node in cluster.nodes() {
+        before.push(cluster.group(node, GROUP).await);
+    }
+    let floor = cluster.settled_index(client).await?;
+    client.mark().await.context("asking for a mark")?;
+    let watched = std::cell::Cell::new(0);
+    let done = async |cluster: &Cluster| {
+        for disk in disks {
+            watched.set(watched.get().max(disk.used().unwrap_or(0)));
+        }
+        let mut postponed = 0;
+        for (node, before) in cluster.nodes().into_iter().zip(&before) {
+            let Some(now) = cluster.group(node, GROUP).await else { continue };
+            // Whoever joins has no object of its own to take yet.
+            if !matches!(now.role(), Role::Leader | Role::Follower) || now.state != "serving" {
+                continue;
+            }
+            let (failed, skipped) =
+                before.as_ref().map_or((0, 0), |was| (was.captures_failed, was.marks_skipped));
+            let taken = now.snapshots.first().is_some_and(|s| s.index > floor);
+            match (taken, now.captures_failed > failed, now.marks_skipped > skipped) {
+                (true, _, _) | (false, false, true) => {}
+                (false, true, _) => postponed += 1,
+                (false, false, false) => return None,
+            }
+        }
+        Some(postponed)
+    };
+    let postponed = cluster.wait_for("all to capture the mark", CYCLE_PATIENCE, done).await?;
+    *highest = (*highest).max(watched.get());
+    Ok(postponed)
+}
+
+/// Nobody said that there was no room.
+fn no_shortage(cluster: &Cluster, writer: &Steady) -> Result<()> {
+    ensure!(writer.refused() == 0, "{} commands were refused for want of room", writer.refused());
+    for node in cluster.nodes() {
+        let log = cluster.log_text(node);
+        let short = |line: &&str| line.contains("disk full") || line.contains("no_space");
+        if let Some(line) = log.lines().find(short) {
+            anyhow::bail!("node {node} was short of room: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// All disks are full, until commands stop; then there is room again, until commands come back.
+async fn fill_up(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Result<()> {
+    writer.pace(0);
+    let refused = writer.refused();
+    for disk in disks {
+        disk.fill(64 << 10)?;
+    }
+    let stopped = async |cluster: &Cluster| {
+        let mut short = 0;
+        for node in cluster.nodes() {
+            short += u32::from(cluster.group(node, GROUP).await?.state == "disk full");
+        }
+        (short >= 2 || writer.refused() > refused).then_some(())
+    };
+    let filled = cluster.wait_for("commands to stop", CYCLE_PATIENCE, stopped).await;
+    for disk in disks {
+        disk.empty()?;
+    }
+    filled?;
+    cluster.wait_serving(GROUP).await?;
+    let before = writer.acknowledged();
+    let goes_on = async |_: &Cluster| (writer.acknowledged() > before + 10).then_some(());
+    cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
+    writer.pace(PAUSE_MS);
+    Ok(())
+}
