@@ -20,7 +20,8 @@ const RECEIVER: u16 = 3;
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Every tenth break is a killed sender, and those in the middle between a killed receiver.
 const KILL_EVERY: u32 = 10;
-/// Pace of the commands meanwhile.
+/// The commands meanwhile: small, for they reach the receiver on the same road later.
+const COMMAND_BYTES: usize = 64;
 const PAUSE_MS: u64 = 20;
 
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,7 @@ async fn all(
     let (deadline, attempt) = (Duration::from_secs(60), Duration::from_secs(20));
     let options = || Options { deadline, attempt, ..Options::default() };
     let client = cluster.client_of(GROUP, options())?;
-    let writer = Steady::start(cluster.client_of(GROUP, options())?, PAUSE_MS);
+    let writer = Steady::start(cluster.client_of(GROUP, options())?, COMMAND_BYTES, PAUSE_MS);
     fall_behind(cluster, &client, &writer).await?;
     tell.shown(format!("node {RECEIVER} is a voter whose log ends before the others' begin"));
 

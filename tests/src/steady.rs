@@ -9,9 +9,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lockstep_client::{Client, Error, Outcome};
 use tokio::task::JoinHandle;
 
-/// Bytes of a command.
-pub const COMMAND_BYTES: usize = 4 << 10;
-
 /// A writer at work.
 pub struct Steady {
     shared: Arc<Shared>,
@@ -26,6 +23,7 @@ struct Shared {
     refused: AtomicU64,
     /// Milliseconds between two commands.
     pause_ms: AtomicU64,
+    command_bytes: usize,
 }
 
 /// What the writer was told in all.
@@ -39,9 +37,10 @@ pub struct Counted {
 }
 
 impl Steady {
-    /// Writes until [`Steady::stop`], so many milliseconds apart.
-    pub fn start(client: Client, pause_ms: u64) -> Self {
-        let shared = Arc::new(Shared { pause_ms: pause_ms.into(), ..Shared::default() });
+    /// Writes commands of so many bytes, so many milliseconds apart, until [`Steady::stop`].
+    pub fn start(client: Client, command_bytes: usize, pause_ms: u64) -> Self {
+        let pause_ms = pause_ms.into();
+        let shared = Arc::new(Shared { pause_ms, command_bytes, ..Shared::default() });
         let task = tokio::spawn(write(client, Arc::clone(&shared)));
         Self { shared, task }
     }
@@ -82,7 +81,7 @@ async fn write(client: Client, shared: Arc<Shared>) -> Result<Counted> {
         if shared.stop.load(Ordering::Relaxed) {
             break;
         }
-        let command = format!("{number:016x}").repeat(COMMAND_BYTES / 16);
+        let command = format!("{number:016x}").repeat(shared.command_bytes / 16);
         match session.apply(command).await {
             Ok(reply) => {
                 let applied = count(reply.outcome)?;

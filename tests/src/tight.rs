@@ -15,7 +15,7 @@ use lockstep_client::{Client, Options};
 use crate::cluster::{Cluster, Spec};
 use crate::disk::Disk;
 use crate::observe::PATIENCE;
-use crate::steady::{COMMAND_BYTES, Steady};
+use crate::steady::Steady;
 use crate::tell::{Teller, mebibytes, thousands};
 
 const GROUP: &str = "ballast";
@@ -26,6 +26,7 @@ const CYCLE_PATIENCE: Duration = Duration::from_secs(240);
 const REJOIN_PATIENCE: Duration = Duration::from_secs(600);
 /// Cycles between two lost disks.
 const WIPE_EVERY: u32 = 10;
+const COMMAND_BYTES: usize = 4 << 10;
 /// Between two commands, while snapshots are taken and while disks fill up.
 const PAUSE_MS: u64 = 2;
 
@@ -83,7 +84,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     let disk = mebibytes(plan.disk_bytes().into());
     tell.shown(format!("each on a disk of {disk}, of which segment, reserve and ballast take 48"));
     let client = cluster.client_of(GROUP, patient())?;
-    let writer = Steady::start(cluster.client_of(GROUP, patient())?, PAUSE_MS);
+    let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
 
     tell.step(&format!("Take {} snapshots under load; every tenth time wipe a node", plan.cycles));
     let seen = cycles(cluster, disks, plan, (&client, &writer), tell).await?;

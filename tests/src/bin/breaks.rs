@@ -16,11 +16,11 @@ killed, and else the connection is cut. Commands go on meanwhile.
 
   --mib N              size of the state, MiB (1024)
   --breaks N           how often it breaks (30)
-  --rate-mib N         payload a second, MiB (96)
+  --rate-mib N         payload a second, MiB (40)
   --limit-per-mille N  what may be sent beyond the object's size, per mille of it (20)";
 
 const NUMBERS: [(&str, u64); 4] =
-    [("mib", 1024), ("breaks", 30), ("rate-mib", 96), ("limit-per-mille", 20)];
+    [("mib", 1024), ("breaks", 30), ("rate-mib", 40), ("limit-per-mille", 20)];
 
 fn main() -> ExitCode {
     cli::main(HELP, &NUMBERS, &[], run)
