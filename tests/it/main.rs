@@ -15,3 +15,4 @@ mod rejoin;
 mod requests;
 mod services;
 mod solo;
+mod start;

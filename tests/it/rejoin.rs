@@ -19,7 +19,7 @@ const LARGE_VALUES: usize = 20;
 const SNAPSHOTS_MAX: usize = 4;
 
 /// Flips a bit in the middle.
-fn damage(path: &Path) {
+pub(crate) fn damage(path: &Path) {
     let mut bytes = fs::read(path).expect("it can be read");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
@@ -42,8 +42,8 @@ fn damage_log(cluster: &Cluster, node: u16, needle: &str) {
 }
 
 /// Snapshot files of a node's group, oldest first: their names begin with term and index.
-fn snapshot_files(cluster: &Cluster, group: &str) -> Vec<PathBuf> {
-    let dir = cluster.data_dir(1).join("groups").join(group).join("snap");
+pub(crate) fn snapshot_files(cluster: &Cluster, node: u16, group: &str) -> Vec<PathBuf> {
+    let dir = cluster.data_dir(node).join("groups").join(group).join("snap");
     let entries = fs::read_dir(&dir).expect("there are snapshots");
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.expect("its files can be listed").path())
@@ -53,7 +53,7 @@ fn snapshot_files(cluster: &Cluster, group: &str) -> Vec<PathBuf> {
     files
 }
 
-fn digests(files: &[PathBuf]) -> BTreeMap<PathBuf, blake3::Hash> {
+pub(crate) fn digests(files: &[PathBuf]) -> BTreeMap<PathBuf, blake3::Hash> {
     let digest = |path: &PathBuf| blake3::hash(&fs::read(path).expect("it is there still"));
     files.iter().map(|path| (path.clone(), digest(path))).collect()
 }
@@ -122,7 +122,7 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
 async fn u4_a_damaged_snapshot_is_passed_over_for_an_older_one() {
     let (mut cluster, client) = kv_with_two_snapshots().await;
     cluster.stop_all().await.expect("it stops");
-    let files = snapshot_files(&cluster, "kv");
+    let files = snapshot_files(&cluster, 1, "kv");
     assert_eq!(files.len(), 2, "{files:?}");
     damage(&files[1]);
     cluster.start_node(1).expect("it starts");
@@ -154,7 +154,7 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     }
     assert!(begins_at(&cluster).await > 1, "the log was never cut");
     cluster.stop_all().await.expect("it stops");
-    let files = snapshot_files(&cluster, "kv");
+    let files = snapshot_files(&cluster, 1, "kv");
     files.iter().for_each(|file| damage(file));
     let damaged = digests(&files);
 
@@ -165,6 +165,6 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     let status = cluster.wait_for("the group to say so", PATIENCE, needs).await.expect("it says");
     assert_says(&status.cause, &["no peer to ask", "from a copy", "does not match its checksum"]);
     cluster.stop_all().await.expect("it stops");
-    assert_eq!(snapshot_files(&cluster, "kv"), files, "no file came or went");
+    assert_eq!(snapshot_files(&cluster, 1, "kv"), files, "no file came or went");
     assert_eq!(digests(&files), damaged, "no file was written");
 }

@@ -26,7 +26,7 @@ const CYCLE_PATIENCE: Duration = Duration::from_secs(240);
 const REJOIN_PATIENCE: Duration = Duration::from_secs(600);
 /// Cycles between two lost disks.
 const WIPE_EVERY: u32 = 10;
-const COMMAND_BYTES: usize = 4 << 10;
+const COMMAND_BYTES: usize = 64 << 10;
 /// Between two commands, while snapshots are taken and while disks fill up.
 const PAUSE_MS: u64 = 2;
 

@@ -1,0 +1,217 @@
+//! What a start finds that should not be so, and how it goes on: what the user sees, and that
+//! nothing is deleted.
+
+use std::fs;
+use std::time::Duration;
+
+use lockstep_client::v1::group_status::Role;
+use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::rejoin::{damage, digests, snapshot_files};
+use crate::solo::{
+    GROUP, MODULE, apply, assert_says, contents, lockstep, query, refused_untouched,
+};
+
+/// Three nodes with two recovery points each, and logs that begin behind the older one.
+async fn three_with_cut_logs() -> Cluster {
+    let mut spec = Spec::of_module(GROUP, MODULE, 3).with_snapshot_entries(1_000_000);
+    spec.groups[0].settings.push("catch-up-entries = 0".to_owned());
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    for round in 1..=3 {
+        apply(&client, &format!("set round {round}")).await;
+        cluster.capture(&client, GROUP).await.expect("it takes a snapshot");
+    }
+    apply(&client, "set behind 4").await;
+    let status = cluster.group(3, GROUP).await.expect("it answers");
+    assert!(status.first_index > 1, "the log was never cut: {status:?}");
+    cluster
+}
+
+/// All recovery points of a node are spoilt: it votes and appends, and a peer's object brings it
+/// back. The bad files stay until good ones take their place.
+#[tokio::test]
+async fn u4_u1_a_node_whose_snapshots_are_all_bad_asks_its_peers() {
+    let mut cluster = three_with_cut_logs().await;
+    let old = cluster.group(3, GROUP).await.expect("it answers").replica;
+    cluster.stop(3).await.expect("it stops");
+    let files = snapshot_files(&cluster, 3, GROUP);
+    assert_eq!(files.len(), 2, "{files:?}");
+    files.iter().for_each(|file| damage(file));
+    cluster.start_node(3).expect("it starts");
+    let serves = async |cluster: &Cluster| {
+        cluster.group(3, GROUP).await.filter(|status| status.state == "serving")
+    };
+    let status = cluster.wait_for("node 3 to serve", PATIENCE, serves).await.expect("it does");
+    assert_eq!(status.replica, old, "it is who it was: it never lost its vote or its log");
+    let says = ["recovery point does not restore", "asking the peers for a snapshot"];
+    assert_says(&cluster.log_text(3), &says);
+    let client = cluster.client().expect("good addresses");
+    assert_eq!(query(&client, "get behind").await, "4");
+    cluster.capture(&client, GROUP).await.expect("all take a snapshot").equal().expect("one state");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// The same in a group of two that lost its other node: it says what it waits for, and deletes
+/// nothing.
+#[tokio::test]
+async fn k13_bad_snapshots_that_nobody_can_replace_stay() {
+    let mut cluster = three_with_cut_logs().await;
+    for node in 1..=3 {
+        cluster.stop(node).await.expect("it stops");
+    }
+    let files = snapshot_files(&cluster, 3, GROUP);
+    files.iter().for_each(|file| damage(file));
+    let damaged = digests(&files);
+    cluster.start_node(3).expect("it starts");
+    let needs = async |cluster: &Cluster| {
+        cluster.group(3, GROUP).await.filter(|status| status.state == "needs snapshot")
+    };
+    let status = cluster.wait_for("it to say so", PATIENCE, needs).await.expect("it says");
+    assert_says(&status.cause, &["asking the peers for a snapshot", "checksum"]);
+    cluster.stop_all().await.expect("it stops");
+    assert_eq!(digests(&files), damaged, "no file came, went or was written");
+}
+
+#[tokio::test]
+async fn a_hole_in_the_log_is_refused() {
+    let spec = Spec::of_module(GROUP, MODULE, 1).with_snapshot_entries(1_000_000);
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    for number in 0..14 {
+        apply(&client, &format!("set large-{number} {}", "x".repeat(900_000))).await;
+    }
+    cluster.stop_all().await.expect("it stops");
+    let wal = cluster.data_dir(1).join("wal");
+    let mut segments: Vec<_> = fs::read_dir(&wal)
+        .expect("there is a log")
+        .map(|entry| entry.expect("its files can be listed").path())
+        .filter(|path| path.file_stem().is_some_and(|s| s.to_string_lossy().starts_with("0000")))
+        .collect();
+    segments.sort();
+    assert!(segments.len() >= 3, "{segments:?}");
+    fs::remove_file(&segments[1]).expect("it was there");
+    refused_untouched(&cluster, 1, &["/wal", "missing", "nothing was touched", "--rejoin"]).await;
+}
+
+/// A first start needs every node once; whoever is early waits.
+#[tokio::test]
+async fn a_group_is_founded_with_a_node_that_comes_30_seconds_late() {
+    let mut cluster = Cluster::prepare(Spec::of_module(GROUP, MODULE, 3)).expect("a directory");
+    for node in [1, 2] {
+        cluster.start_node(node).expect("it starts");
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for node in [1, 2] {
+        let status = cluster.group(node, GROUP).await.expect("it answers");
+        assert_eq!((&*status.state, status.commit), ("joining", 0), "nobody founds without all");
+    }
+    cluster.start_node(3).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    apply(&client, "set a 1").await;
+    cluster.stop_all().await.expect("they stop");
+}
+
+#[tokio::test]
+async fn a_node_that_is_wiped_twice_in_a_row_comes_back() {
+    let mut cluster = three_with_cut_logs().await;
+    for _ in 0..2 {
+        cluster.kill(3).expect("it runs");
+        cluster.wipe(3).expect("it is stopped");
+        cluster.start_node(3).expect("it starts");
+        let answers = async |cluster: &Cluster| cluster.group(3, GROUP).await;
+        cluster.wait_for("it to answer", PATIENCE, answers).await.expect("it does");
+    }
+    cluster.wait_serving(GROUP).await.expect("it is a voter again");
+    let status = cluster.group(3, GROUP).await.expect("it answers");
+    let voters = status.configuration.expect("there is one").voters;
+    assert!(voters.len() == 3 && voters.contains(&status.replica), "{voters:?}");
+    let client = cluster.client().expect("good addresses");
+    assert_eq!(query(&client, "get behind").await, "4");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// One of two lost its disk: no quorum can take it in again. Both say that they wait, nothing is
+/// lost, and a person may make the survivor the group.
+#[tokio::test]
+async fn a_wiped_node_of_two_waits_until_somebody_decides() {
+    let mut cluster = Cluster::start(Spec::of_module(GROUP, MODULE, 2)).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    apply(&client, "set a 1").await;
+    let index = cluster.settled_index(&client).await.expect("it is served");
+    cluster.wait_applied(1, GROUP, index, PATIENCE).await.expect("it follows");
+    cluster.kill(2).expect("it runs");
+    cluster.wipe(2).expect("it is stopped");
+    cluster.start_node(2).expect("it starts");
+    let waits = async |cluster: &Cluster| {
+        let (one, two) = (cluster.group(1, GROUP).await?, cluster.group(2, GROUP).await?);
+        (one.role() != Role::Leader && two.state == "joining").then_some(two)
+    };
+    let two = cluster.wait_for("both to wait", PATIENCE, waits).await.expect("they do");
+    assert_says(&two.cause, &["waiting for the group to take this replica in"]);
+    assert_eq!(two.applied, 0);
+
+    cluster.stop(1).await.expect("it stops");
+    cluster.kill(2).expect("it runs");
+    let config = cluster.config_file(1).display().to_string();
+    let args = ["recover", "--config", &config, "--group", GROUP, "--confirm", GROUP];
+    let done = lockstep(&[&args[..], &["--keep-only-me"]].concat()).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    cluster.start_node(1).expect("it starts");
+    let leads = async |cluster: &Cluster| cluster.leader(GROUP).await;
+    cluster.wait_for("node 1 to lead", PATIENCE, leads).await.expect("it leads alone");
+    assert_eq!(query(&client, "get a").await, "1", "nothing was lost");
+    cluster.start_node(2).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it is taken in");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// The data directory of a node, copied to another: it is refused there, and nothing of it changes.
+#[tokio::test]
+async fn a_directory_that_was_copied_to_another_node_is_refused() {
+    let mut cluster = three_with_cut_logs().await;
+    for node in [1, 2] {
+        cluster.stop(node).await.expect("it stops");
+    }
+    cluster.wipe(2).expect("it is stopped");
+    copy(&cluster.data_dir(1), &cluster.data_dir(2));
+    let before = contents(&cluster.data_dir(1));
+    refused_untouched(&cluster, 2, &["node=1", "node=2", "nothing was touched"]).await;
+    assert_eq!(contents(&cluster.data_dir(1)), before);
+    cluster.wipe(2).expect("it is stopped");
+    for node in [1, 2] {
+        cluster.start_node(node).expect("it starts");
+    }
+    cluster.wait_serving(GROUP).await.expect("it serves with its own again");
+    cluster.stop_all().await.expect("they stop");
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("it can be read") {
+        let path = entry.expect("its entries as well").path();
+        let target = to.join(path.file_name().expect("it has a name"));
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(fs::copy(&path, &target).expect("it can be copied")),
+        }
+    }
+}
+
+/// No group can serve: the process ends with 1, and names each with its cause.
+#[tokio::test]
+async fn l4_a_process_without_a_group_that_can_serve_ends_and_says_why() {
+    let cluster = crate::solo::stopped_node(&["set a 1"]).await;
+    let groups = cluster.data_dir(1).join("groups");
+    let snapshots = groups.join(GROUP).join("snap");
+    fs::remove_dir_all(&snapshots).expect("it is there");
+    fs::write(&snapshots, "a file where a folder must be").expect("it can be written");
+    let said = crate::solo::refused(&cluster, 1, 1).await;
+    assert_says(&said, &["no group can serve", GROUP, "snapshot directory"]);
+    assert!(snapshots.is_file(), "nothing was touched");
+}
