@@ -11,6 +11,10 @@ use rustix::fs::FallocateFlags;
 /// The file that something else fills the disk with.
 const FILLER: &str = "filler";
 
+/// It grows by so many bytes at a time, in the end by less.
+const FILL_STEP: u64 = 16 << 20;
+const FILL_LEAST: u64 = 16 << 10;
+
 /// A mounted filesystem.
 #[derive(Debug)]
 pub struct Disk {
@@ -42,11 +46,17 @@ impl Disk {
 
     /// Something else takes all but so many bytes.
     pub fn fill(&self, leave: u64) -> Result<()> {
-        let take = self.free()?.saturating_sub(leave);
         let file = File::create(self.dir.join(FILLER)).context("creating the filler")?;
-        if take > 0 {
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, take)
-                .context("filling the disk")?;
+        let (mut taken, mut step) = (0, FILL_STEP);
+        // The node writes meanwhile: what was free a moment ago may be so no more.
+        while step >= FILL_LEAST {
+            let free = self.free()?.saturating_sub(leave);
+            step = step.min(free);
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), taken, step.max(1)) {
+                Ok(()) => taken += step,
+                Err(rustix::io::Errno::NOSPC) => step /= 2,
+                Err(error) => return Err(error).context("filling the disk"),
+            }
         }
         Ok(())
     }

@@ -480,7 +480,7 @@ impl ApplyLane {
         // A state that grew takes more room as it is written; a disk sized for two has none to
         // spare.
         let block = limits::SNAPSHOT_BLOCK_BYTES as u64;
-        let last = self.listed().first().map(|desc| desc.length + block);
+        let last = self.listed().first().map(|desc| desc.length + (desc.length / 8).min(block));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
         let began = self.tools.clock.wall_ms();
         let info = self.tools.module.info();
