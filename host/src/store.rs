@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use lockstep_core::fault::Shortage;
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
@@ -391,6 +392,12 @@ impl SnapshotStore {
     /// An object turned out to be bad somewhere else.
     pub fn note_bad(&mut self) {
         self.tally.verification_failures += 1;
+    }
+
+    /// How the disk stands if it is too small for so many bytes, whatever the limits are.
+    pub fn disk_shortage(&self, need: u64) -> Option<Shortage> {
+        let have = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
+        (have < need).then_some(Shortage { need, have })
     }
 
     /// What the log durably lists, newest first.

@@ -129,7 +129,11 @@ pub(crate) struct Shared {
     /// Wall clocks of other nodes: (offset to ours in ms, tick heard).
     clocks: BTreeMap<NodeId, (i64, u64)>,
     state: ReplicaState,
-    /// The log has too little room.
+    /// The disk has too little room for the log.
+    log_short: Option<Shortage>,
+    /// It has too little room for a snapshot that is overdue.
+    overdue: Option<Shortage>,
+    /// One of the two.
     short: Option<Shortage>,
     /// Frames dropped because they were for another replica id.
     misdirected: u64,
@@ -186,6 +190,8 @@ impl Group {
             seen: BTreeMap::new(),
             clocks: BTreeMap::new(),
             state: ReplicaState::Running(Running::Joining),
+            log_short: None,
+            overdue: None,
             short: None,
             misdirected: 0,
             config,
@@ -211,7 +217,7 @@ impl Group {
             Event::Persisted { seq } => self.persisted(seq, effects),
             Event::Faulted(fault) => self.fault(fault, effects),
             Event::Room(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
-                self.shared.short = shortage;
+                (self.shared.log_short, self.shared.short) = (shortage, shortage);
             }
             other => match &mut self.stage {
                 Stage::Hosting(hosting) => hosting.handle(&mut self.shared, other, effects),

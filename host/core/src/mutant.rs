@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 49] = [
+pub const ALL: [(&str, &str); 50] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -28,6 +28,7 @@ pub const ALL: [(&str, &str); 49] = [
     ("leak_parts", "broken transfers leave their staging files"),
     ("leak_unlisted", "objects stay that nobody needs"),
     ("list_before_verify", "sealed objects are not read back"),
+    ("log_without_bound", "the log takes the room that the next snapshot needs"),
     ("lose_the_cause", "a group that failed says that the node shuts down"),
     ("never_ask", "a replica without a good snapshot asks nobody"),
     ("never_report", "raft hears of no transfer's end"),

@@ -38,7 +38,7 @@ pub use crate::group::capture::Capture;
 use crate::group::capture::NoCapture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use};
+use crate::store::{StoreHandle, Use, on_lane};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -219,7 +219,8 @@ impl ApplyLane {
                 Output::Queried { ticket, answer: Err(refusal) }
             }
             ApplyJob::Capture { index, .. } => {
-                Output::Event(Event::CaptureFailed { index, why: "there is no guest".into() })
+                let why = "there is no guest".into();
+                Output::Event(Event::CaptureFailed { index, why, no_room: None })
             }
             ApplyJob::Range { bytes, .. } => {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
@@ -457,9 +458,9 @@ impl ApplyLane {
             Err(NoCapture::Unlist(unlist)) => {
                 Output::Event(Event::RoomWanted { unlist: *unlist, capture: Some(index) })
             }
-            Err(NoCapture::Failed(why)) => {
+            Err(NoCapture::Failed(why, no_room)) => {
                 tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
-                Output::Event(Event::CaptureFailed { index, why })
+                Output::Event(Event::CaptureFailed { index, why, no_room })
             }
         }
     }
@@ -470,7 +471,7 @@ impl ApplyLane {
         index: u64,
         configuration: Configuration,
     ) -> Result<Capture, NoCapture> {
-        let failed = |why: &str| Err(NoCapture::Failed(why.to_owned()));
+        let failed = |why: &str| Err(NoCapture::because(why));
         if self.ledger.applied() != index {
             return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
         }
@@ -509,17 +510,19 @@ impl ApplyLane {
                 // It grew beyond what was reserved: an older recovery point may make room.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
                 let full = is_full(&error);
-                Err(match beyond.filter(|_| full) {
-                    Some(unlist) => NoCapture::Unlist(Box::new(unlist)),
-                    None => NoCapture::Failed(error.to_string()),
-                })
+                if let Some(unlist) = beyond.filter(|_| full) {
+                    return Err(NoCapture::Unlist(Box::new(unlist)));
+                }
+                let need = last.unwrap_or(most);
+                let short = || on_lane(&*self.tools.store, move |store| store.disk_shortage(need));
+                Err(NoCapture::Failed(error.to_string(), full.then(short).flatten().flatten()))
             }
             Err(fault) => {
                 self.snapshot_traps += 1;
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 let applied = self.ledger.applied();
                 self.rebuild_beside(applied);
-                Err(NoCapture::Failed(fault.to_string()))
+                Err(NoCapture::because(fault.to_string()))
             }
         }
     }

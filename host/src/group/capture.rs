@@ -5,12 +5,12 @@
 
 use std::io::{self, Write};
 
-use lockstep_core::fault::GuestFault;
+use lockstep_core::fault::{GuestFault, Shortage};
 use lockstep_core::group::Event;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
 use crate::guest::Guest;
-use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane};
+use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
 
 pub struct Capture {
     index: u64,
@@ -21,30 +21,36 @@ pub struct Capture {
 pub(super) enum NoCapture {
     /// There is room without this recovery point.
     Unlist(Box<SnapshotDesc>),
-    Failed(String),
+    /// Why, and how the disk stands if it is the disk that has no room.
+    Failed(String, Option<Shortage>),
 }
 
-impl From<SnapshotRefusal> for NoCapture {
-    fn from(refusal: SnapshotRefusal) -> Self {
-        match refusal {
-            SnapshotRefusal::NeedsUnlist(unlist) => Self::Unlist(unlist),
-            other => Self::Failed(other.to_string()),
-        }
+impl NoCapture {
+    pub(super) fn because(why: impl Into<String>) -> Self {
+        Self::Failed(why.into(), None)
     }
 }
 
 impl Capture {
     /// Room and a place to write, or why there is none.
-    pub(crate) fn begin(
-        store: &dyn StoreHandle,
-        header: LocalHeader,
-    ) -> Result<Self, SnapshotRefusal> {
+    pub(super) fn begin(store: &dyn StoreHandle, header: LocalHeader) -> Result<Self, NoCapture> {
         let index = header.index;
         let writer = ask_lane(store, move |store| {
             let reservation = store.reserve_local(header)?;
             store.create(reservation)
-        })?;
-        Ok(Self { index, writer })
+        });
+        match writer {
+            Ok(writer) => Ok(Self { index, writer }),
+            Err(SnapshotRefusal::NeedsUnlist(unlist)) => Err(NoCapture::Unlist(unlist)),
+            Err(refusal) => {
+                let need = match &refusal {
+                    SnapshotRefusal::NoSpace { need, .. } => *need,
+                    _other => 0,
+                };
+                let short = on_lane(store, move |store| store.disk_shortage(need)).flatten();
+                Err(NoCapture::Failed(refusal.to_string(), short))
+            }
+        }
     }
 
     /// Envelope, then the guest's stream. The inner error is the disk's, the outer one the guest's.
@@ -70,7 +76,7 @@ impl Capture {
             Ok(verified) => Event::Captured(verified),
             Err(why) => {
                 tracing::warn!(index, why, "snapshot not sealed");
-                Event::CaptureFailed { index, why }
+                Event::CaptureFailed { index, why, no_room: None }
             }
         }
     }

@@ -237,7 +237,7 @@ fn seal(
     capture: Capture,
 ) {
     let index = capture.index();
-    let failed = move |why: String| Event::CaptureFailed { index, why };
+    let failed = move |why: String| Event::CaptureFailed { index, why, no_room: None };
     let told = handle.clone();
     let began = clock.wall_ms();
     let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
@@ -251,7 +251,8 @@ fn seal(
         told.raise(event);
     });
     if let Err(error) = spawned {
-        handle.raise(Event::CaptureFailed { index, why: format!("no thread to seal it: {error}") });
+        let why = format!("no thread to seal it: {error}");
+        handle.raise(Event::CaptureFailed { index, why, no_room: None });
     }
 }
 

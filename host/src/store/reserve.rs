@@ -287,6 +287,19 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// What a filesystem has left beside what is promised already and what is the log's.
+    fn disk_room(&self, taken: &Taken, space: Space) -> u64 {
+        let of_the_log = self.limits.log_device.is_none_or(|device| device == space.device);
+        let headroom = match of_the_log && !planted("no_headroom") {
+            true => self.limits.headroom_bytes,
+            false => 0,
+        };
+        let promised = taken.promised.get(&space.device).copied().unwrap_or(0);
+        space.available.saturating_sub(promised.saturating_add(headroom))
+    }
+}
+
 impl Held {
     pub(crate) fn new(lease: Arc<Lease>, purpose: Use) -> Self {
         Self { _lease: lease, purpose: Arc::new(purpose) }
@@ -312,6 +325,11 @@ impl std::fmt::Display for Use {
 impl Quota {
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// What the filesystem has left for snapshots.
+    pub(crate) fn disk_room(&self, space: Space) -> u64 {
+        self.budget.disk_room(&self.budget.taken(), space)
     }
 
     /// What all of the group may have at most.
@@ -362,13 +380,7 @@ impl Quota {
         let claimed = taken.claimed_by_others(self);
         let budget = limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed));
         let quota = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
-        let of_the_log = limits.log_device.is_none_or(|device| device == space.device);
-        let headroom = match of_the_log && !planted("no_headroom") {
-            true => limits.headroom_bytes,
-            false => 0,
-        };
-        let promised = taken.promised.get(&space.device).copied().unwrap_or(0);
-        let disk = space.available.saturating_sub(promised.saturating_add(headroom));
+        let disk = self.budget.disk_room(&taken, space);
         let have = budget.min(quota).min(disk);
         if bytes > have {
             return Err(have);

@@ -78,6 +78,8 @@ pub enum Event {
     CaptureFailed {
         index: u64,
         why: String,
+        /// It was for want of room on the disk, not of any limit.
+        no_room: Option<Shortage>,
     },
     /// A listed object is not what it was: found while restoring, sending or scrubbing.
     Rotten {

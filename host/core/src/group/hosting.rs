@@ -187,7 +187,9 @@ impl Hosting {
             }
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
             Event::CaptureWritten { index } => self.pipeline.captured(index),
-            Event::CaptureFailed { index, why } => self.capture_failed(shared, index, why),
+            Event::CaptureFailed { index, why, no_room } => {
+                self.capture_failed(shared, index, why, no_room);
+            }
             Event::RoomWanted { unlist, capture } => {
                 self.room_wanted(shared, &unlist, capture, effects);
             }
@@ -241,6 +243,7 @@ impl Hosting {
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
         self.tick_marks(shared);
+        self.tick_room(shared, effects);
         self.tick_outgoing(shared);
         self.tick_wants(shared, effects);
         if self.leader().is_some() {

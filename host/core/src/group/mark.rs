@@ -8,6 +8,7 @@
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::entry::{self, EntryBody, MarkReason, footprint};
+use crate::fault::Shortage;
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
@@ -33,6 +34,8 @@ pub(super) struct Marks {
     failed: u64,
     /// Why the last capture failed; `None` once one succeeded.
     failure: Option<String>,
+    /// If that was for want of room on the disk.
+    no_room: Option<Shortage>,
     /// The index of a capture that waits for a recovery point to be unlisted.
     waiting_for_room: Option<u64>,
     /// Captures that failed in a row, and the tick before which no further mark is proposed.
@@ -59,6 +62,7 @@ impl Marks {
             skipped: 0,
             failed: 0,
             failure: None,
+            no_room: None,
             waiting_for_room: None,
             failed_in_a_row: 0,
             not_before: 0,
@@ -91,12 +95,12 @@ impl Marks {
     }
 
     /// A capture failed at tick `now`.
-    pub(super) fn capture_failed(&mut self, index: u64, why: String, now: u64) {
+    fn capture_failed(&mut self, index: u64, why: String, no_room: Option<Shortage>, now: u64) {
         if self.capturing == Some(index) {
             self.capturing = None;
             self.waiting_for_room = None;
             self.failed += 1;
-            self.failure = Some(why);
+            (self.failure, self.no_room) = (Some(why), no_room);
             self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
             self.failed_in_a_row = (self.failed_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
         }
@@ -107,6 +111,7 @@ impl Marks {
         self.last = self.last.max(index);
         self.handed = self.handed.max(index);
         self.bytes = 0;
+        self.no_room = None;
         self.abandon_capture();
     }
 
@@ -114,6 +119,11 @@ impl Marks {
     pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
         self.waiting_for_room = None;
+    }
+
+    /// What the last capture found of the disk, if that was too little.
+    pub(super) fn no_room(&self) -> Option<Shortage> {
+        self.no_room
     }
 
     /// Why the last capture failed.
@@ -145,12 +155,19 @@ impl Hosting {
         }
         let term = self.raw.raft.term;
         let under_way = self.marks.proposed.is_some_and(|(proposed, _)| proposed == term);
-        let too_soon = shared.now < self.marks.not_before;
+        // While commands are refused for want of room, here or on others, a snapshot may be what
+        // makes some, and nothing else asks for it.
+        let again = shared.now.is_multiple_of(limits::STARVED_MARK_TICKS);
+        let starved = again && self.has_room(shared).is_err();
+        let too_soon = shared.now < self.marks.not_before && !starved;
         if under_way || too_soon || self.marks.capturing.is_some() {
             return;
         }
         if self.raw.store().take_wanted_snapshot().is_some() {
             self.marks.want(MarkReason::Learner);
+        }
+        if starved {
+            self.marks.want(MarkReason::LogBytes);
         }
         // A snapshot on its way stays of use the longer, the later the next one comes.
         let patience = if self.outgoing.is_busy() { limits::MARK_PATIENCE } else { 1 };
@@ -174,7 +191,7 @@ impl Hosting {
             self.marks.capturing = None;
         }
         self.marks.failed_in_a_row = 0;
-        self.marks.failure = None;
+        (self.marks.failure, self.marks.no_room) = (None, None);
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
@@ -205,15 +222,21 @@ impl Hosting {
             }
             (None, Some(index)) => {
                 let why = format!("no room, and the recovery point at {} stays", unlist.index);
-                self.capture_failed(shared, index, why);
+                self.capture_failed(shared, index, why, None);
             }
             (None, None) => {}
         }
     }
 
-    pub(super) fn capture_failed(&mut self, shared: &Shared, index: u64, why: String) {
+    pub(super) fn capture_failed(
+        &mut self,
+        shared: &Shared,
+        index: u64,
+        why: String,
+        no_room: Option<Shortage>,
+    ) {
         self.pipeline.captured(index);
-        self.marks.capture_failed(index, why, shared.now);
+        self.marks.capture_failed(index, why, no_room, shared.now);
     }
 
     /// The store lane was told what is listed: a capture that waits for that is tried again.

@@ -1,4 +1,5 @@
-//! A full disk is a state: what a replica does while the log has too little room.
+//! A full disk is a state: what a replica does while the log has too little room, or would take the
+//! room that the next snapshot needs.
 //!
 //! - It takes no commands and drops appends that carry commands before raft sees them, so that no
 //!   vote queues behind an entry that cannot be written. Both come back by themselves.
@@ -15,6 +16,8 @@ use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
 use crate::ids::ReplicaId;
+use crate::limits;
+use crate::mutant::planted;
 use crate::retention;
 
 impl Shared {
@@ -35,18 +38,41 @@ impl Hosting {
         shortage: Option<Shortage>,
         effects: &mut Vec<Effect>,
     ) {
-        let began = shared.short.is_none();
-        shared.short = shortage;
-        self.settle_state(shared, effects);
-        let Some(shortage) = shortage else { return };
-        if began {
-            self.proposals.refuse_waiting(&shortage.refusal(), effects);
-            if shared.config.snapshots_share_log_disk {
-                self.installs.press(self.raw.store().listed());
-            }
-            self.marks.want(MarkReason::LogBytes);
+        let began = shared.log_short.is_none();
+        shared.log_short = shortage;
+        self.settle_room(shared, effects);
+        if shortage.is_none() {
+            return;
+        }
+        if began && shared.config.snapshots_share_log_disk {
+            self.installs.press(self.raw.store().listed());
         }
         self.shed(shared, effects);
+    }
+
+    /// A snapshot is overdue if the disk had no room for it and the log has grown since: commands
+    /// wait until one fits, or the log would take that room for good.
+    pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        let most =
+            limits::LOG_OVERDUE_MARKS.saturating_mul(shared.config.snapshot_policy.log_bytes);
+        let outgrew = || self.raw.store().within(most) > newest + 1;
+        let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
+        let overdue = self.marks.no_room().filter(|_| shares && outgrew());
+        if overdue != shared.overdue {
+            shared.overdue = overdue;
+            self.settle_room(shared, effects);
+        }
+    }
+
+    fn settle_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let began = shared.short.is_none();
+        shared.short = shared.log_short.or(shared.overdue);
+        self.settle_state(shared, effects);
+        if let Some(shortage) = shared.short.filter(|_| began) {
+            self.proposals.refuse_waiting(&shortage.refusal(), effects);
+            self.marks.want(MarkReason::LogBytes);
+        }
     }
 
     /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
@@ -87,7 +113,7 @@ impl Hosting {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
         };
-        shared.short.is_some()
+        shared.log_short.is_some()
             && message.get_msg_type() == MessageType::MsgAppend
             && message.entries.iter().any(carries)
     }

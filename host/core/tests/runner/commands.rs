@@ -15,7 +15,7 @@
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|ok · room NODE short|ok · parks NODE INDEX
+//! captures NODE fail|tight|full|ok · room NODE short|ok · parks NODE INDEX
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
@@ -195,6 +195,7 @@ impl Session {
             ("captures", [node, how]) => {
                 let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
                 (lane.captures_fail, lane.tight) = (*how == "fail", *how == "tight");
+                lane.full = *how == "full";
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {
