@@ -8,8 +8,8 @@
 //! - Memory: one block at a time.
 
 use std::io;
+use std::sync::{Arc, mpsc};
 
-use bytes::Bytes;
 use lockstep_core::ids::Digest;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -33,9 +33,67 @@ pub enum OpenError {
     Bad { name: String, why: String },
 }
 
+/// An object of more blocks is read on a thread of its own, so many blocks before they are checked.
+const AHEAD_FROM_BLOCKS: u64 = 32;
+const AHEAD_BLOCKS: usize = 4;
+
+/// Reads an object's blocks in order, beside whoever checks them.
+struct Ahead {
+    next: u64,
+    blocks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    /// Buffers that were used.
+    spare: mpsc::Sender<Vec<u8>>,
+}
+
+impl Ahead {
+    /// `None` for a small object, or if there is no thread to be had.
+    fn start(file: &Arc<dyn File>, length: u64) -> Option<Self> {
+        let count = chunk::block_count(length);
+        if count < AHEAD_FROM_BLOCKS {
+            return None;
+        }
+        let (full, blocks) = mpsc::sync_channel(AHEAD_BLOCKS);
+        let (spare, used) = mpsc::channel::<Vec<u8>>();
+        let file = Arc::clone(file);
+        let read = move || {
+            for number in 0..count {
+                let mut data = used.try_recv().unwrap_or_default();
+                let read = read_raw(&*file, number, length, &mut data).map(|()| data);
+                let failed = read.is_err();
+                // Nobody takes them any more, or nothing may follow.
+                if full.send(read).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("read-ahead".to_owned()).spawn(read).ok()?;
+        Some(Self { next: 0, blocks, spare })
+    }
+
+    /// The next block, in place of a buffer that was used.
+    fn take(&mut self, data: &mut Vec<u8>) -> io::Result<()> {
+        let ended = |_| io::Error::other("reading ahead ended early");
+        let block = self.blocks.recv().map_err(ended)??;
+        let used = std::mem::replace(data, block);
+        // The reader of the last blocks is gone already.
+        let _ = self.spare.send(used);
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// Reads a block and its checksum.
+fn read_raw(file: &dyn File, number: u64, length: u64, data: &mut Vec<u8>) -> io::Result<()> {
+    let size = chunk::block_bytes(length, number * BLOCK_BYTES) + CRC_BYTES;
+    data.resize(size as usize, 0);
+    read_exact_at(file, data, layout::block_position(number))
+}
+
 /// An object being read. Also [`io::Read`] over its payload.
 pub struct SnapshotReader {
-    file: Box<dyn File>,
+    file: Arc<dyn File>,
+    /// Reads the next blocks of a large object.
+    ahead: Option<Ahead>,
     name: ObjectName,
     desc: SnapshotDesc,
     _hold: Option<Held>,
@@ -44,8 +102,10 @@ pub struct SnapshotReader {
     hasher: blake3::Hasher,
     /// The next block for [`io::Read`].
     next: u64,
-    /// What [`io::Read`] has not handed out of the block before it.
-    rest: Bytes,
+    /// The last block that was read here: its bytes, and from where on [`io::Read`] has not handed
+    /// them out. One buffer serves all.
+    buffer: Vec<u8>,
+    handed: usize,
     /// Why [`io::Read`] failed, if it did.
     broken: Option<String>,
 }
@@ -73,14 +133,16 @@ impl SnapshotReader {
             return Err(bad("its length or digest is not its descriptor's".into()));
         }
         Ok(Self {
-            file,
+            file: file.into(),
+            ahead: None,
             name,
             desc: desc.clone(),
             _hold: hold,
             hashed: 0,
             hasher: blake3::Hasher::new(),
             next: 0,
-            rest: Bytes::new(),
+            buffer: Vec::new(),
+            handed: 0,
             broken: None,
         })
     }
@@ -97,24 +159,33 @@ impl SnapshotReader {
     /// Reads block `number` and checks it. Read in order from 0, the last one is given out only if
     /// the digest of all is right.
     pub fn read_block(&mut self, number: u64) -> Result<Block, OpenError> {
+        let mut data = Vec::new();
+        let crc = self.read_into(number, &mut data)?;
+        Ok(Block { offset: number * BLOCK_BYTES, crc, data: data.into() })
+    }
+
+    /// The same, into a buffer; the block's checksum.
+    fn read_into(&mut self, number: u64, data: &mut Vec<u8>) -> Result<u32, OpenError> {
         let offset = number.checked_mul(BLOCK_BYTES).filter(|offset| *offset < self.desc.length);
         let offset = offset.ok_or_else(|| self.bad(format!("it has no block {number}")))?;
         let size = chunk::block_bytes(self.desc.length, offset) as usize;
-        let mut data = vec![0; size + CRC_BYTES as usize];
-        read_exact_at(&*self.file, &mut data, layout::block_position(number))
-            .map_err(|e| open_error(self.name, &e))?;
+        let read = match self.ahead.as_mut().filter(|ahead| ahead.next == number) {
+            Some(ahead) => ahead.take(data),
+            None => read_raw(&*self.file, number, self.desc.length, data),
+        };
+        read.map_err(|e| open_error(self.name, &e))?;
         let (_, crc) = data.split_last_chunk().expect("a block has its checksum behind it");
         let crc = u32::from_le_bytes(*crc);
         data.truncate(size);
-        if crc32c::crc32c(&data) != crc {
+        if crc32c::crc32c(data) != crc {
             return Err(self.bad(format!("block {number} does not match its checksum")));
         }
         if number == self.hashed {
-            self.hasher.update(&data);
+            self.hasher.update(data);
             self.hashed += 1;
             self.check_digest()?;
         }
-        Ok(Block { offset, crc, data: data.into() })
+        Ok(crc)
     }
 
     /// Reads everything from the disk, calling `progress` after each block. The one answer to
@@ -126,8 +197,10 @@ impl SnapshotReader {
         self.file.drop_cache();
         (self.hashed, self.hasher) = (0, blake3::Hasher::new());
         self.check_digest()?;
+        self.ahead = Ahead::start(&self.file, self.desc.length);
+        let mut buffer = Vec::new();
         for number in 0..chunk::block_count(self.desc.length) {
-            self.read_block(number)?;
+            self.read_into(number, &mut buffer)?;
             progress();
         }
         Ok(())
@@ -155,16 +228,24 @@ impl io::Read for SnapshotReader {
 
 impl SnapshotReader {
     fn read_on(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.rest.is_empty() {
+        if self.handed == self.buffer.len() {
             if self.next == chunk::block_count(self.desc.length) {
                 self.check_digest().map_err(bad_data)?;
                 return Ok(0);
             }
-            self.rest = self.read_block(self.next).map_err(bad_data)?.data;
+            if self.next == 0 {
+                self.ahead = Ahead::start(&self.file, self.desc.length);
+            }
+            let mut buffer = std::mem::take(&mut self.buffer);
+            self.handed = 0;
+            self.read_into(self.next, &mut buffer).map_err(bad_data)?;
+            self.buffer = buffer;
             self.next += 1;
         }
-        let count = buf.len().min(self.rest.len());
-        buf[..count].copy_from_slice(&self.rest.split_to(count));
+        let rest = &self.buffer[self.handed..];
+        let count = buf.len().min(rest.len());
+        buf[..count].copy_from_slice(&rest[..count]);
+        self.handed += count;
         Ok(count)
     }
 }

@@ -14,6 +14,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use lockstep_core::ids::Digest;
 use lockstep_core::mutant::planted;
@@ -29,13 +30,13 @@ use crate::fs::{File, Fs, read_exact_at};
 
 /// A growable local snapshot takes room from the budget in steps of so many blocks.
 const GROW_BLOCKS: u64 = 8;
-/// A staging file is synced after so many blocks, so that the last sync is short and the log's are
-/// not held up.
+/// A staging file is synced after so many blocks, beside the writing of the next ones, so that the
+/// last sync is short and the log's are not held up.
 const SYNC_BLOCKS: u64 = 32;
 
 /// A staging file being written. [`io::Write`] takes payload in any pieces.
 pub struct StagedWriter {
-    file: Box<dyn File>,
+    file: Arc<dyn File>,
     part: String,
     source: Source,
     head: [u8; HEADER_BYTES],
@@ -47,8 +48,9 @@ pub struct StagedWriter {
     /// Bytes of payload that the lease covers.
     cap: u64,
     room: Option<Room>,
-    /// Blocks written since the last sync.
+    /// Blocks written since the last sync began, and what becomes of that one.
     unsynced: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
     failed: Option<SnapshotRefusal>,
     lease: Arc<Lease>,
     slot: Slot,
@@ -124,7 +126,7 @@ impl StagedWriter {
         file.write_at(&head, 0)?;
         lease.allocated(HEADER_BYTES as u64);
         Ok(Self {
-            file,
+            file: file.into(),
             part,
             source,
             head,
@@ -134,6 +136,7 @@ impl StagedWriter {
             cap,
             room,
             unsynced: 0,
+            syncing: None,
             failed: None,
             lease,
             slot,
@@ -153,7 +156,7 @@ impl StagedWriter {
         let head = Header::of(identity, &desc).encode();
         let cap = desc.length;
         Self {
-            file,
+            file: file.into(),
             part,
             source: Source::Received(desc),
             head,
@@ -163,6 +166,7 @@ impl StagedWriter {
             cap,
             room: None,
             unsynced: 0,
+            syncing: None,
             failed: None,
             lease,
             slot,
@@ -192,9 +196,10 @@ impl StagedWriter {
     }
 
     /// Keeps what was received for another try; `None` if there is nothing to keep.
-    pub fn park(self) -> Option<Parked> {
+    pub fn park(mut self) -> Option<Parked> {
+        let synced = self.join_sync().and_then(|()| self.file.sync());
         let Source::Received(desc) = &self.source else { return None };
-        if self.written == 0 || self.failed.is_some() || self.file.sync().is_err() {
+        if self.written == 0 || self.failed.is_some() || synced.is_err() {
             return None;
         }
         let (object, length) = (ObjectName::of(desc), desc.length);
@@ -226,7 +231,9 @@ impl StagedWriter {
         let bytes = layout::object_bytes(length).expect("what was written has a size");
         let trailer = Trailer { length, digest }.encode(&self.head);
         let at = bytes - trailer.len() as u64;
-        let written = self.file.write_at(&trailer, at).and_then(|()| self.file.sync());
+        let synced = self.join_sync();
+        let written = synced.and_then(|()| self.file.write_at(&trailer, at));
+        let written = written.and_then(|()| self.file.sync());
         written.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
         self.lease.settle(bytes);
         let producer = self.source.producer();
@@ -290,7 +297,7 @@ impl StagedWriter {
         self.unsynced += 1;
         if self.unsynced == SYNC_BLOCKS {
             self.unsynced = 0;
-            done = done.and_then(|()| self.file.sync());
+            done = done.and_then(|()| self.begin_sync());
         }
         if let Err(error) = done {
             let refusal = SnapshotRefusal::disk("writing a staged snapshot", size, &error);
@@ -300,6 +307,22 @@ impl StagedWriter {
         self.hasher.update(data);
         self.written += size;
         Ok(())
+    }
+
+    /// Syncs beside further writing; one at a time.
+    fn begin_sync(&mut self) -> io::Result<()> {
+        self.join_sync()?;
+        let file = Arc::clone(&self.file);
+        let spawned =
+            std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync());
+        self.syncing = Some(spawned?);
+        Ok(())
+    }
+
+    /// What became of the sync under way.
+    fn join_sync(&mut self) -> io::Result<()> {
+        let Some(syncing) = self.syncing.take() else { return Ok(()) };
+        syncing.join().unwrap_or_else(|_| Err(io::Error::other("a sync panicked")))
     }
 
     /// The file is abandoned from here on: later writes and `finish` give the same answer.
