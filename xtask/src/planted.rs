@@ -7,10 +7,9 @@
 //!   (1000), or 60 if a test caught it. A bug that neither catches is an error.
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
 //!   nothing.
-//! * The result is written to `docs/planted-bugs.md` when all of them ran.
+//! * The result is written to `docs/planted-bugs.md`, in place of the rows of those that ran.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,10 +65,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         println!("{}", line(&one));
         caught.push(one);
     }
-    if names.is_empty() {
-        std::fs::write(root.join(TABLE), table(&caught)).context(TABLE)?;
-        println!("written to {TABLE}");
-    }
+    write_table(&root, &bugs, &caught)?;
     let missed = caught.iter().filter(|one| one.sim.is_none() && one.tests.is_empty());
     let missed: Vec<&str> = missed.map(|one| &*one.name).collect();
     println!("{} of {} are caught", caught.len() - missed.len(), caught.len());
@@ -209,24 +205,42 @@ fn line(one: &Caught) -> String {
     format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
 }
 
-fn table(caught: &[Caught]) -> String {
-    let mut text = "# Planted bugs\n\n".to_owned();
-    text += "Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into \
-             the program by\nitself. *Simulator*: the checker that reported it and the first of \
-             the \
-             seeds from 1 on that did.\n*Tests*: those of the core and the host that failed.\n\n";
-    text += "| bug | what it breaks | simulator | tests |\n|---|---|---|---|\n";
-    for one in caught {
-        let sim = one.sim.as_ref().map_or("-".to_owned(), |(c, s)| format!("{c}, seed {s}"));
-        let tests = match one.tests.is_empty() {
-            true => "-".to_owned(),
-            false => {
-                one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>")
-            }
-        };
-        let _ = writeln!(text, "| `{}` | {} | {sim} | {tests} |", one.name, one.what);
+/// Writes the rows of those that were tried; the others' stay, once every bug has one.
+fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Result<()> {
+    let path = root.join(TABLE);
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    let mut rows: BTreeMap<String, String> =
+        before.lines().filter_map(|line| Some((name(line)?, line.to_owned()))).collect();
+    rows.extend(caught.iter().map(|one| (one.name.clone(), row(one))));
+    let rows: Option<Vec<&str>> =
+        bugs.iter().map(|(name, _)| rows.get(name).map(String::as_str)).collect();
+    if let Some(rows) = rows {
+        let text = HEAD.to_owned() + &rows.join("\n") + "\n";
+        std::fs::write(&path, text).context(TABLE)?;
+        println!("written to {TABLE}");
     }
-    text
+    Ok(())
+}
+
+const HEAD: &str = "\
+# Planted bugs
+
+Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into the program by
+itself. *Simulator*: the checker that reported it and the first of the seeds from 1 on that did.
+*Tests*: those of the core and the host that failed, and scripts.
+
+| bug | what it breaks | simulator | tests |
+|---|---|---|---|
+";
+
+fn row(one: &Caught) -> String {
+    let sim = one.sim.as_ref().map_or("-".to_owned(), |(c, s)| format!("{c}, seed {s}"));
+    let tests = match one.tests.is_empty() {
+        true => "-".to_owned(),
+        false => one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>"),
+    };
+    format!("| `{}` | {} | {sim} | {tests} |", one.name, one.what)
 }
 
 #[cfg(test)]

@@ -131,7 +131,8 @@ impl Hosting {
         }
         if self.wants.needs.is_some() {
             let low = (shared.recovery.first_index - 1).max(1);
-            return Some(Want { low, high: shared.recovery.commit, exactly: None });
+            // What raft has not handed over yet must not be cut off the log under it.
+            return Some(Want { low, high: shared.recovery.floor, exactly: None });
         }
         let (term, index, digest) = *self.wants.rotten.last()?;
         let exactly = Some(ObjectRef { term, index, digest });
@@ -176,7 +177,7 @@ impl Hosting {
     }
 
     fn is_in_log(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
-        desc.index <= shared.recovery.commit
+        desc.index <= shared.recovery.floor
             && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
