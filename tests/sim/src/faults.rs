@@ -191,7 +191,13 @@ impl World {
             self.nodes.values().all(|other| {
                 let Some(process) = &other.process else { return false };
                 let status = process.replicas[&group].group.status();
-                !status.configuration.is_joint()
+                // A configuration that only memory knows may be forgotten with the next crash.
+                let known = process
+                    .reader
+                    .state(group)
+                    .is_some_and(|durable| durable.configuration == status.configuration);
+                known
+                    && !status.configuration.is_joint()
                     && status.configuration.voters.len() == self.nodes.len()
                     && status.configuration.is_voter(status.replica)
                     && matches!(status.state, ReplicaState::Running(_))

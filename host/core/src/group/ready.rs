@@ -74,7 +74,11 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     if promoted {
         hosting.membership.promoted(shared.now);
     }
+    let configured = shared.recovery.configuration_index;
     hand_over(hosting, shared, committed, effects);
+    // Who restarts counts quorums by the configuration that it knows of: with an older one it may
+    // wait for a replica that was replaced since.
+    let must_write = must_write || shared.recovery.configuration_index != configured;
     if must_write {
         hosting.unwritten_since = None;
         shared.persist_now(entries, effects);

@@ -136,7 +136,12 @@ impl Lane {
         }
         let from = self.ledger.applied() + 1;
         if from <= state.floor {
-            let entries = image.read(from, state.floor + 1, u64::MAX).expect("the log follows");
+            let Some(entries) = image.read(from, state.floor + 1, u64::MAX) else {
+                // The log was cut under the rebuild: a snapshot is being installed.
+                self.waiting = true;
+                done.events.push(Event::Overtaken);
+                return;
+            };
             self.range(entries, done);
             done.events.retain(|event| !matches!(event, Event::Applied(_)));
         }

@@ -1,4 +1,4 @@
-//! One leader a term. Planted: `two_votes`.
+//! One leader a term. Planted: `skip_segment_directory_sync`.
 
 use std::collections::BTreeMap;
 

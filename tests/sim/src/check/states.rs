@@ -1,5 +1,5 @@
 //! Equal index, equal state: a chain of hashes over everything applied, restarts and restores
-//! included. Planted: `clock_in_apply`, `sessions_forget`.
+//! included. Planted: `clock_in_apply`.
 
 use super::{Checked, violated};
 use crate::guest::{SharedObserved, lock};

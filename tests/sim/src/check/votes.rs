@@ -1,5 +1,5 @@
 //! A replica votes once a term, restarts included, and a replica whose disk is gone says nothing
-//! any more. Planted: `wiped_replica_votes` (a log that was rolled back is told first).
+//! any more. Planted: `wiped_replica_votes`, `two_votes`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
