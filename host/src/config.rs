@@ -286,7 +286,10 @@ fn groups(
 fn check_guest_config(name: &str, config: &str) -> Result<(), String> {
     let most = limits::GUEST_CONFIG_BYTES_MAX;
     match config.len() > most {
-        true => Err(format!("group {name:?}: config is over {most} bytes")),
+        true => Err(format!(
+            "group {name:?}: config has {} bytes, {most} are the limit: shorten it",
+            config.len()
+        )),
         false => Ok(()),
     }
 }
@@ -312,9 +315,14 @@ fn name_is_plain(what: &str, name: &str) -> Result<(), String> {
 fn check_address(what: &str, address: &str) -> Result<(), String> {
     let bad = || format!("{what}: {address:?} is not host:port, like 10.0.0.1:7101");
     let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    match (host.is_empty(), port.parse::<u16>()) {
-        (false, Ok(port)) if port != 0 => Ok(()),
-        (_, _) => Err(bad()),
+    let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(is_name),
+    };
+    match port.parse::<u16>() {
+        Ok(port) if is_host && port != 0 => Ok(()),
+        Ok(_) | Err(_) => Err(bad()),
     }
 }
 
@@ -379,6 +387,9 @@ mod tests {
             ("node = 1", "node = 0", "1 to 65535"),
             ("node = 1", "node = 9", "no entry for this node, 9"),
             ("127.0.0.1:7102", "127.0.0.1", "not host:port"),
+            ("127.0.0.1:7102", "http://127.0.0.1:7102", "not host:port"),
+            ("127.0.0.1:7102", "two words:7102", "not host:port"),
+            ("127.0.0.1:7102", "::1:7102", "not host:port"),
             ("127.0.0.1:7102", "127.0.0.1:7101", "share the address"),
             ("2 = \"127", "x = \"127", "is not a node id"),
             ("2 = \"127", "01 = \"127", "listed twice"),

@@ -68,20 +68,42 @@ impl DataDir {
             let dir = path.clone();
             move |source| DataDirError::Io { dir, doing, source }
         };
+        let is_there = |dir: &&Path| matches!(fs.exists(dir), Ok(true));
+        let there: Vec<&Path> = path.ancestors().filter(is_there).collect();
         fs.create_dir_all(&path).map_err(io("create it"))?;
         // Whatever is made durable in it is lost with it, if its own name is.
         for dir in path.ancestors().filter(|dir| dir.parent().is_some_and(|p| p != Path::new(""))) {
-            make_durable(&**fs, dir).map_err(io("make its name durable"))?;
+            match make_durable(&**fs, dir) {
+                // Somebody else made it, in a directory that is not ours to open.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && there.contains(&dir) => {}
+                durable => durable.map_err(io("make its name durable"))?,
+            }
         }
         let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
             _other => io("lock it")(e),
         })?;
         let mut this = Self { path: path.clone(), unbegun: None, _lock: lock };
-        if rejoin {
-            this.move_aside(&**fs).map_err(io("move the old data aside"))?;
+        let judged = this.judge(&**fs, config);
+        let lost = |error: &DataDirError| {
+            use DataDirError::{Damaged, NoLog, Strays, Unnamed};
+            matches!(error, Damaged(_) | NoLog(_) | Strays(_) | Unnamed(_))
+        };
+        // What is another's is no business of `--rejoin`.
+        let aside = rejoin && judged.as_ref().map_or_else(lost, |owner| *owner != Owner::Nobody);
+        let owner = match aside {
+            true => {
+                this.move_aside(&**fs).map_err(io("move the old data aside"))?;
+                this.judge(&**fs, config)?
+            }
+            false => judged?,
+        };
+        let name = owner_of(config);
+        if owner == Owner::Nobody {
+            let file = path.join("node");
+            write_owner(&**fs, &file, &format!("{name}{NO_LOG}")).map_err(io("write its owner"))?;
         }
-        this.check_owner(&**fs, config)?;
+        this.unbegun = (owner != Owner::WithLog).then_some(name);
         Ok(this)
     }
 
@@ -120,12 +142,13 @@ impl DataDir {
         Ok(())
     }
 
-    fn check_owner(&mut self, fs: &dyn Fs, config: &NodeConfig) -> Result<(), DataDirError> {
+    /// Whose directory it is, or why it cannot be used; touches nothing.
+    fn judge(&self, fs: &dyn Fs, config: &NodeConfig) -> Result<Owner, DataDirError> {
         let path = self.path.clone();
         let dir = || path.clone();
         let io = |doing| move |source| DataDirError::Io { dir: dir(), doing, source };
         let file = self.path.join("node");
-        let want = format!("cluster={} node={}", config.cluster, config.node);
+        let want = owner_of(config);
         let has_log = self.has_log(fs).map_err(io("look for the log"))?;
         if !fs.exists(&file).map_err(io("look for its owner"))? {
             if has_log {
@@ -134,7 +157,7 @@ impl DataDir {
             if !list_objects(fs, &self.path).map_err(io("look for snapshots"))?.is_empty() {
                 return Err(DataDirError::Strays(dir()));
             }
-            write_owner(fs, &file, &format!("{want}{NO_LOG}")).map_err(io("write its owner"))?;
+            return Ok(Owner::Nobody);
         }
         let text = read_text(fs, &file).map_err(io("read its owner"))?;
         let (format, owner) = parse_owner(&text).ok_or_else(|| DataDirError::Damaged(dir()))?;
@@ -146,11 +169,10 @@ impl DataDir {
             return Err(DataDirError::Foreign { dir: dir(), have: have.to_owned(), want });
         }
         match owner.ends_with(NO_LOG) {
-            true => self.unbegun = Some(want),
-            false if has_log => {}
-            false => return Err(DataDirError::NoLog(dir())),
+            true => Ok(Owner::WithoutLog),
+            false if has_log => Ok(Owner::WithLog),
+            false => Err(DataDirError::NoLog(dir())),
         }
-        Ok(())
     }
 
     /// Whether there is a segment of a log.
@@ -192,6 +214,20 @@ impl DataDir {
     }
 }
 
+/// Whose a directory is that this node may use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// It is new.
+    Nobody,
+    /// This node's, before its log had a segment.
+    WithoutLog,
+    WithLog,
+}
+
+fn owner_of(config: &NodeConfig) -> String {
+    format!("cluster={} node={}", config.cluster, config.node)
+}
+
 fn move_directory_aside(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     if !fs.exists(dir)? {
         return Ok(());
@@ -222,7 +258,8 @@ fn read_text(fs: &dyn Fs, file: &Path) -> io::Result<String> {
     let length = handle.len()?.min(4096) as usize;
     let mut bytes = vec![0; length];
     crate::fs::read_exact_at(&*handle, &mut bytes, 0)?;
-    String::from_utf8(bytes).map_err(io::Error::other)
+    // What is no text is damaged, which shows where it is read.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// `lockstep format=N cluster=NAME node=ID` into the format and what follows.

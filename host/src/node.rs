@@ -1,7 +1,7 @@
 //! A node: everything one process hosts, from the data directory to the open port.
 //!
-//! Start-up order, each step before anything that depends on it: data directory (lock, owner),
-//! modules, port, log, groups, transport, services, actors. What cannot start says why and touches
+//! Start-up order, each step before anything that depends on it: modules, data directory (lock,
+//! owner), port, log, groups, transport, services, actors. What cannot start says why and touches
 //! nothing.
 
 use std::collections::BTreeMap;
@@ -66,15 +66,22 @@ pub enum StartError {
          ballast:BYTES"
     )]
     NativeModule { group: String, name: String },
-    #[error(
-        "listen on {address}: {source}; another process may use the port: stop it or change \
-         `{key}`"
-    )]
+    #[error("listen on {address}: {source}; {} `{key}`", listen_way_out(source))]
     Listen { address: String, key: &'static str, source: std::io::Error },
     #[error("{0}")]
     Log(#[from] WalError),
     #[error("{0}")]
     Group(String),
+}
+
+fn listen_way_out(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+    match error.kind() {
+        AddrInUse => "another process uses the port: stop it or change",
+        AddrNotAvailable => "this machine has no such address: change",
+        PermissionDenied => "this user may not take that port: take one from 1024 on in",
+        _other => "check the name and the port in",
+    }
 }
 
 /// A running node.
@@ -93,13 +100,13 @@ impl Node {
     pub async fn start(config: NodeConfig, rejoin: bool) -> Result<Self, StartError> {
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
-        let mut data = DataDir::open(&fs, &config, rejoin)?;
-        if rejoin {
-            data.move_snapshots_aside(&*fs, &config)?;
-        }
         let mut modules = BTreeMap::new();
         for spec in &config.groups {
             modules.insert(spec.name.clone(), load_module(spec, &modules, &config)?);
+        }
+        let mut data = DataDir::open(&fs, &config, rejoin)?;
+        if rejoin {
+            data.move_snapshots_aside(&*fs, &config)?;
         }
         let listener = listen(&config.listen, "listen").await?;
         let metrics = match &config.metrics_listen {

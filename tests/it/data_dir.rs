@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use lockstep_tests::cluster::Cluster;
 
 use crate::solo::{
-    GROUP, apply, assert_says, query, refused, refused_untouched, started_node, stopped_node,
+    GROUP, apply, assert_says, contents, lockstep, query, refused, refused_untouched, spec,
+    started_node, stopped_node,
 };
 
 /// Changes one line of a node's configuration.
@@ -112,6 +113,29 @@ async fn a_directory_without_its_owner_is_refused() {
     refused_untouched(&cluster, 1, &["/data", "no file `node`", "nothing was touched"]).await;
     fs::write(cluster.data_dir(1).join("node"), "what").expect("it can be written");
     refused_untouched(&cluster, 1, &["/data", "`node` is damaged", "nothing was touched"]).await;
+}
+
+/// `--rejoin` gives up this node's own data, never that of another.
+#[tokio::test]
+async fn rejoin_does_not_touch_what_is_anothers() {
+    let cluster = stopped_node(&["set a 1"]).await;
+    reconfigure(&cluster, "cluster = \"test\"", "cluster = \"elsewhere\"");
+    let before = contents(&cluster.data_dir(1));
+    let config = cluster.config_file(1).display().to_string();
+    let output = lockstep(&["serve", "--config", &config, "--rejoin"]).await;
+    assert_eq!(output.code, Some(2), "{output:?}");
+    assert_says(&output.stderr, &["cluster=test", "cluster=elsewhere", "nothing was touched"]);
+    assert_eq!(contents(&cluster.data_dir(1)), before);
+}
+
+/// A module that is refused leaves no directory behind.
+#[tokio::test]
+async fn a_start_that_is_refused_for_its_module_makes_no_directory() {
+    let cluster = Cluster::prepare(spec()).expect("a directory");
+    reconfigure(&cluster, "native:register", "nowhere.wasm");
+    let said = refused(&cluster, 1, 2).await;
+    assert_says(&said, &["nowhere.wasm", "correct `module`"]);
+    assert!(!cluster.data_dir(1).exists(), "nothing was touched");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use lockstep_client::v1::lockstep_client::LockstepClient;
 use lockstep_client::v1::{ApplyRequest, QueryRequest, query_response};
-use lockstep_client::{Client, Error, Options};
+use lockstep_client::{Client, Consistency, Error, Options};
 use lockstep_core::limits;
 use lockstep_tests::cluster::{Cluster, Spec};
 use tonic::transport::Channel;
@@ -73,6 +73,42 @@ async fn a_command_over_the_limit_is_refused() {
     let limit = limits::COMMAND_BYTES_MAX.to_string();
     assert_refused(&status, Code::InvalidArgument, "too-large", &["command of", &limit]);
     assert_eq!(query(&client, "len").await, "1", "only the first was applied");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// What no message holds is refused before it is sent, and not taken for lost on the way.
+#[tokio::test]
+async fn what_no_message_holds_is_refused_by_the_client() {
+    let (mut cluster, client) = kv_node().await;
+    let huge = "x".repeat(9 << 20);
+    let session = client.open_session().await.expect("a session");
+    let refused = [
+        client.apply(huge.clone()).await.map(drop),
+        session.apply(huge.clone()).await.map(drop),
+        client.query(huge, Consistency::Linearizable).await.map(drop),
+    ];
+    for refused in refused {
+        match refused {
+            Err(Error::Refused { refusal, message, .. }) => {
+                assert_eq!(refusal, "too-large");
+                assert_says(&message, &["9437184 bytes", "no message holds"]);
+            }
+            other => panic!("nine mebibytes came back as {other:?}"),
+        }
+    }
+    assert_eq!(query(&client, "len").await, "0");
+    cluster.stop_all().await.expect("it stops");
+}
+
+#[tokio::test]
+async fn a_query_over_the_limit_is_refused() {
+    let (mut cluster, client) = kv_node().await;
+    let over = "x".repeat(limits::COMMAND_BYTES_MAX + 1);
+    let request = QueryRequest { request: over.into(), ..Default::default() };
+    let status = wire(&cluster).await.query(request).await.expect_err("it is over the limit");
+    let limit = limits::COMMAND_BYTES_MAX.to_string();
+    assert_refused(&status, Code::InvalidArgument, "too-large", &["query of", &limit, "split it"]);
+    assert_eq!(query(&client, "len").await, "0", "others go on");
     cluster.stop_all().await.expect("it stops");
 }
 

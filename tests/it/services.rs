@@ -9,7 +9,10 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::solo::started_node;
+use lockstep_tests::cluster::Cluster;
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{GROUP, started_node};
 
 const SERVICE: &str = "lockstep.v1.Lockstep";
 
@@ -42,6 +45,28 @@ async fn health_and_reflection_answer() {
             assert!(names.iter().any(|name| name == "grpc.health.v1.Health"), "{names:?}");
         }
         other => panic!("the services were listed as {other:?}"),
+    }
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// A node whose only group is parked does not serve, and says so to whoever balances load.
+#[tokio::test]
+async fn a_parked_node_is_not_serving() {
+    let mut cluster = started_node(&["set a 1"]).await;
+    let client = cluster.client().expect("its address is one");
+    let fault = client.apply("fault purpose").await;
+    assert!(fault.is_err(), "{fault:?}");
+    let parked = async |cluster: &Cluster| {
+        cluster.group(1, GROUP).await.filter(|status| status.state == "parked")
+    };
+    cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks");
+    let address = format!("http://{}", cluster.address(1));
+    let channel = Channel::from_shared(address).expect("an address").connect().await;
+    let mut health = HealthClient::new(channel.expect("it listens"));
+    for service in ["", SERVICE] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(request).await.expect("it is answered").into_inner();
+        assert_eq!(answer.status(), ServingStatus::NotServing, "{service:?}");
     }
     cluster.stop_all().await.expect("it stops");
 }

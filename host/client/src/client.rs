@@ -13,7 +13,7 @@ use crate::STREAM_INFLIGHT_MAX;
 use crate::attempt::{Failed, Verdict};
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
-use crate::routes::{Routes, Target};
+use crate::routes::{MESSAGE_BYTES_MAX, Routes, Target};
 use crate::session::{OpenCall, Session};
 use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
@@ -45,6 +45,20 @@ impl Default for Options {
             attempt: Duration::from_secs(3),
             connect: Duration::from_secs(1),
         }
+    }
+}
+
+/// What no message holds is refused here, with the servers' word: there it would break the call.
+pub(crate) fn fits(what: &str, bytes: &Bytes) -> Result<()> {
+    const REST_BYTES: usize = 1 << 10;
+    let most = MESSAGE_BYTES_MAX - REST_BYTES;
+    match bytes.len() > most {
+        false => Ok(()),
+        true => Err(Error::Refused {
+            refusal: "too-large".to_owned(),
+            message: format!("{what} of {} bytes: no message holds more than {most}", bytes.len()),
+            attempts: 0,
+        }),
     }
 }
 
@@ -140,12 +154,14 @@ impl Client {
 
     /// Applies a command outside of any session: never sent twice unless nothing happened.
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
+        let command = command.into();
+        fits("command", &command)?;
         let request = v1::ApplyRequest {
             group: self.group(),
             session: 0,
             sequence: 0,
             lowest_unanswered: 0,
-            command: command.into(),
+            command,
         };
         let (response, course) = self
             .run(Repeat::IfNothing, |mut client, timeout| {
@@ -201,9 +217,11 @@ impl Client {
         consistency: Consistency,
     ) -> Result<QueryReply> {
         use v1::query_response::Answer;
+        let request = request.into();
+        fits("query", &request)?;
         let request = v1::QueryRequest {
             group: self.group(),
-            request: request.into(),
+            request,
             local: consistency == Consistency::Local,
         };
         let repeat = match consistency {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::client::{Client, Reply};
+use crate::client::{Client, Reply, fits};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::session::{OpenCall, Session};
@@ -56,6 +56,8 @@ impl Pipeline {
 
     /// Hands a command in, waiting while too many are under way.
     pub async fn submit(&self, command: impl Into<Bytes>) -> Result<Pending> {
+        let command = command.into();
+        fits("command", &command)?;
         let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Closed)?;
         let call = match &self.session {
             Some(session) => Some(session.begin().await),
@@ -63,7 +65,7 @@ impl Pipeline {
         };
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + self.client.options().deadline;
-        let job = Job { command: command.into(), call, deadline, answer, room };
+        let job = Job { command, call, deadline, answer, room };
         self.jobs.send(job).await.map_err(|_| Error::Closed)?;
         Ok(Pending { answer: receiver })
     }

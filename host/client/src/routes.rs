@@ -15,7 +15,7 @@ use crate::v1::lockstep_client::LockstepClient;
 /// Addresses remembered beside the given ones: those that nodes named as leaders.
 const LEARNT_MAX: usize = 64;
 /// Largest message either way, bytes: as the servers have it.
-const MESSAGE_BYTES_MAX: usize = 8 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);

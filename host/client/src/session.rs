@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::client::{Client, Reply};
+use crate::client::{Client, Reply, fits};
 use crate::error::Result;
 use crate::pipeline::Pipeline;
 use crate::{SESSION_OPEN_CALLS_MAX, STREAM_INFLIGHT_MAX};
@@ -43,8 +43,10 @@ impl Session {
 
     /// Applies a command once. Retried until the deadline; the first outcome is returned.
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
+        let command = command.into();
+        fits("command", &command)?;
         let call = self.begin().await;
-        self.inner.client.apply_as(&call, command.into()).await
+        self.inner.client.apply_as(&call, command).await
     }
 
     /// A stream of commands within this session.

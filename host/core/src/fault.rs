@@ -19,7 +19,7 @@ pub enum Rejection {
     SessionExpired,
     #[error(
         "the state machine's answer of {bytes} bytes is over the limit of {} bytes; the command \
-         was applied",
+         was applied: a query can ask for less of it",
         crate::limits::OUTCOME_BYTES_MAX
     )]
     AnswerTooLarge { bytes: u64 },

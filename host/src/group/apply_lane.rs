@@ -322,8 +322,8 @@ impl ApplyLane {
             return Err(Fault::WrongModule { have: module.id(), want: install.module });
         }
         if install.profile.engine_major != module.engine_major() {
-            return Err(Fault::Internal(format!(
-                "the group was founded on engine {}, this binary has {}",
+            return Err(Fault::Unusable(format!(
+                "the group was founded on engine {}, this binary has {}; start one that has it",
                 install.profile.engine_major,
                 module.engine_major()
             )));
@@ -351,7 +351,9 @@ impl ApplyLane {
         for desc in listed.iter().filter(|desc| desc.index <= goal) {
             match self.install(desc) {
                 Ok(()) => break,
-                Err(fault @ (Fault::WrongModule { .. } | Fault::Internal(_))) => return Err(fault),
+                Err(
+                    fault @ (Fault::WrongModule { .. } | Fault::Unusable(_) | Fault::Internal(_)),
+                ) => return Err(fault),
                 Err(fault) => {
                     tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
                         "recovery point does not restore; trying an older one");

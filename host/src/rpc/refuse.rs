@@ -83,7 +83,8 @@ impl Refused {
     }
 
     pub(super) fn too_large(what: &str, have: usize, limit: usize) -> Self {
-        let message = format!("{what} of {have} bytes is over the limit of {limit} bytes");
+        let message =
+            format!("{what} of {have} bytes is over the limit of {limit} bytes; split it");
         Self::nothing(Code::InvalidArgument, "too-large", message)
     }
 
@@ -94,7 +95,8 @@ impl Refused {
     pub(super) fn deadline(group: &str) -> Self {
         let message = format!(
             "group \"{group}\": the call's deadline passed before the answer came; \
-             a command may or may not have been applied"
+             a command may or may not have been applied: only a retry under the same session and \
+             sequence is safe"
         );
         Self { unknown: true, ..Self::nothing(Code::DeadlineExceeded, "deadline", message) }
     }
@@ -103,7 +105,7 @@ impl Refused {
     pub(super) fn unreachable(leader: NodeId, group: &str, why: &str, unknown: bool) -> Self {
         let message = format!(
             "group \"{group}\": its leader, node {leader}, could not be reached to forward to: \
-             {why}"
+             {why}; ask it, or try again"
         );
         Self { unknown, ..Self::nothing(Code::Unavailable, "leader-unreachable", message) }
     }
