@@ -231,6 +231,11 @@ impl Receiving {
         }
     }
 
+    /// Bytes of payload that came so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes one input.
     pub fn step(
         &mut self,

@@ -362,7 +362,10 @@ impl World {
                     return violated("liveness", format!("node {} is down", node.id));
                 };
                 let replica = &process.replicas[&group];
-                logs::whole(group, &process.reader, &mut seen)?;
+                // Rot that nobody has met yet says nothing of the program.
+                if node.rotten_log.as_ref().is_none_or(|path| !node.fs.has(path)) {
+                    logs::whole(group, &process.reader, &mut seen)?;
+                }
                 snapshots::whole(replica.group.recovery_state(), replica, node.rotted)?;
                 space::accounted(node, name, replica)?;
                 let receives = |transfer: &crate::transfer::Transfer| {

@@ -16,6 +16,7 @@ use lockstep_host::fs::mem::DiskFault;
 use crate::check::{Checked, Violation, violated};
 use crate::counters::Counters;
 use crate::node::Setup;
+use crate::transfer::Transfer;
 use crate::world::{Action, CONVERGE_TICKS, MS, World};
 
 const VICTIM: NodeId = NodeId(3);
@@ -100,14 +101,18 @@ impl World {
             None => {}
         }
         self.network.cut.clear();
-        self.until("a transfer to it", |world| {
-            world.transfers.values().any(|transfer| transfer.to.0 == VICTIM)
+        let coming = |world: &Self| {
+            let is_half = |transfer: &Transfer| {
+                let receiving = transfer.receiving.as_ref();
+                transfer.to.0 == VICTIM && receiving.is_some_and(|half| half.bytes() > 0)
+            };
+            world.transfers.iter().find(|(_, transfer)| is_half(transfer)).map(|(id, _)| *id)
+        };
+        // Struck, it may come whole, or by the log.
+        self.until("a part of a snapshot", |world| {
+            coming(world).is_some() || strike.is_some() && world.serves_with(1)
         })?;
-        let then = self.now + 25 * MS;
-        self.until("a few blocks", |world| world.now >= then)?;
-        let sends = |transfer: &crate::transfer::Transfer| transfer.to.0 == VICTIM;
-        let under_way = self.transfers.iter().find(|(_, transfer)| sends(transfer));
-        if let Some(id) = under_way.map(|(id, _)| *id) {
+        if let Some(id) = coming(self) {
             self.cut_transfer(id);
         }
         self.until("what it missed", |world| world.serves_with(1))?;
