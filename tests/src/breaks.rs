@@ -12,7 +12,7 @@ use lockstep_client::{Client, Options};
 use crate::cluster::{Cluster, Spec};
 use crate::proxy::Proxy;
 use crate::steady::Steady;
-use crate::tell::{Teller, mebibytes, thousands};
+use crate::tell::{Teller, mebibytes};
 
 const GROUP: &str = "ballast";
 const RECEIVER: u16 = 3;
@@ -108,19 +108,7 @@ async fn all(
     ensure!(per_mille <= plan.limit_per_mille as f64, "{line}");
     tell.shown(line);
 
-    tell.step("Look for what was acknowledged");
-    let counted = writer.stop(&client).await?;
-    tell.shown(format!(
-        "{} commands were acknowledged meanwhile, {} had no answer; the guest applied {}",
-        thousands(counted.acknowledged),
-        counted.unknown,
-        thousands(counted.last - 1),
-    ));
-    cluster.wait_serving(GROUP).await?;
-    cluster.capture(&client, GROUP).await?.equal()?;
-    cluster.stop_all().await?;
-    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
-    Ok(())
+    writer.account(cluster, (&client, GROUP), tell).await
 }
 
 /// Stops the receiver until the others' logs begin behind what it has.

@@ -113,6 +113,11 @@ impl Cluster {
 
     /// Waits until every running node serves the group as a voter and one of them leads it; which.
     pub async fn wait_serving(&mut self, group: &str) -> Result<u16> {
+        self.wait_serving_within(group, PATIENCE).await
+    }
+
+    /// The same, with another patience.
+    pub async fn wait_serving_within(&mut self, group: &str, patience: Duration) -> Result<u16> {
         let all_serve = async |cluster: &Self| {
             for node in cluster.running() {
                 let status = cluster.group(node, group).await?;
@@ -121,7 +126,7 @@ impl Cluster {
             }
             cluster.leader(group).await
         };
-        self.wait_for(&format!("every node to serve {group}"), PATIENCE, all_serve).await
+        self.wait_for(&format!("every node to serve {group}"), patience, all_serve).await
     }
 
     /// Waits until a node serves and has applied everything up to `index`.

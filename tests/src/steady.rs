@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lockstep_client::{Client, Error, Outcome};
 use tokio::task::JoinHandle;
 
+use crate::cluster::Cluster;
+use crate::tell::{Teller, thousands};
+
 /// A writer at work.
 pub struct Steady {
     shared: Arc<Shared>,
@@ -28,12 +31,12 @@ struct Shared {
 
 /// What the writer was told in all.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Counted {
-    pub acknowledged: u64,
+struct Counted {
+    acknowledged: u64,
     /// May or may not have been applied.
-    pub unknown: u64,
+    unknown: u64,
     /// The guest's count at the last acknowledgement.
-    pub last: u64,
+    last: u64,
 }
 
 impl Steady {
@@ -57,8 +60,33 @@ impl Steady {
         self.shared.pause_ms.store(pause_ms, Ordering::Relaxed);
     }
 
+    /// The last step of a story: nothing acknowledged is lost, nothing was applied twice, the
+    /// nodes are equal, and they stop as they should.
+    pub async fn account(
+        self,
+        cluster: &mut Cluster,
+        (client, group): (&Client, &str),
+        tell: &mut Teller,
+    ) -> Result<()> {
+        tell.step("Look for what was acknowledged");
+        let counted = self.stop(client).await?;
+        tell.shown(format!(
+            "{} commands were acknowledged, {} had no answer; the guest applied {}",
+            thousands(counted.acknowledged),
+            counted.unknown,
+            thousands(counted.last - 1),
+        ));
+        cluster.wait_serving(group).await?;
+        cluster.capture(client, group).await?.equal()?;
+        cluster.stop_all().await?;
+        tell.shown(
+            "the snapshots of all nodes at one mark are equal; all stopped with exit code 0",
+        );
+        Ok(())
+    }
+
     /// Stops, writes once more, and compares the guest's count with what was acknowledged.
-    pub async fn stop(self, client: &Client) -> Result<Counted> {
+    async fn stop(self, client: &Client) -> Result<Counted> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let counted = self.task.await.context("the writer panicked")??;
         let session = client.open_session().await?;

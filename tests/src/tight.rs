@@ -111,19 +111,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     }
     tell.shown(format!("{0} times of {0} commands stopped and came back", plan.fills));
 
-    tell.step("Look for what was acknowledged");
-    let counted = writer.stop(&client).await?;
-    tell.shown(format!(
-        "{} acknowledged, {} without an answer; the guest applied {}",
-        thousands(counted.acknowledged),
-        counted.unknown,
-        thousands(counted.last - 1),
-    ));
-    cluster.wait_serving(GROUP).await?;
-    cluster.capture(&client, GROUP).await?.equal()?;
-    cluster.stop_all().await?;
-    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
-    Ok(())
+    writer.account(cluster, (&client, GROUP), tell).await
 }
 
 /// Calls wait out a change of leader, and a guest that is busy with a snapshot.
@@ -161,15 +149,7 @@ async fn cycles(
 
 /// A follower loses its disk; the last one that did is a voter again.
 async fn wipe_one(cluster: &mut Cluster, disks: &[Disk], cycle: u32) -> Result<()> {
-    let voters = async |cluster: &Cluster| {
-        for node in cluster.nodes() {
-            let status = cluster.group(node, GROUP).await?;
-            let voter = matches!(status.role(), Role::Leader | Role::Follower);
-            (voter && status.state == "serving").then_some(())?;
-        }
-        cluster.leader(GROUP).await
-    };
-    let leader = cluster.wait_for("three voters", REJOIN_PATIENCE, voters).await?;
+    let leader = cluster.wait_serving_within(GROUP, REJOIN_PATIENCE).await?;
     let followers: Vec<u16> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
     let node = followers[(cycle / WIPE_EVERY) as usize % followers.len()];
     cluster.kill(node)?;

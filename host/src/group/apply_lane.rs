@@ -35,10 +35,10 @@ use raft::eraftpb::Entry;
 use crate::clock::Clock;
 use crate::fs::is_full;
 pub use crate::group::capture::Capture;
-use crate::group::capture::NoCapture;
+use crate::group::capture::{NoCapture, disk_shortage};
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use, on_lane};
+use crate::store::{StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -515,9 +515,8 @@ impl ApplyLane {
                 if let Some(unlist) = beyond.filter(|_| full) {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
-                let need = last.unwrap_or(most);
-                let short = || on_lane(&*self.tools.store, move |store| store.disk_shortage(need));
-                Err(NoCapture::Failed(error.to_string(), full.then(short).flatten().flatten()))
+                let short = || disk_shortage(&*self.tools.store, last.unwrap_or(most));
+                Err(NoCapture::Failed(error.to_string(), full.then(short).flatten()))
             }
             Err(fault) => {
                 self.snapshot_traps += 1;

@@ -43,11 +43,10 @@ impl Capture {
             Ok(writer) => Ok(Self { index, writer }),
             Err(SnapshotRefusal::NeedsUnlist(unlist)) => Err(NoCapture::Unlist(unlist)),
             Err(refusal) => {
-                let need = match &refusal {
-                    SnapshotRefusal::NoSpace { need, .. } => *need,
-                    _other => 0,
+                let short = match &refusal {
+                    SnapshotRefusal::NoSpace { need, .. } => disk_shortage(store, *need),
+                    _of_no_disk => None,
                 };
-                let short = on_lane(store, move |store| store.disk_shortage(need)).flatten();
                 Err(NoCapture::Failed(refusal.to_string(), short))
             }
         }
@@ -80,6 +79,11 @@ impl Capture {
             }
         }
     }
+}
+
+/// How the disk stands if it is too small for so many bytes.
+pub(super) fn disk_shortage(store: &dyn StoreHandle, need: u64) -> Option<Shortage> {
+    on_lane(store, move |store| store.disk_shortage(need)).flatten()
 }
 
 fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {

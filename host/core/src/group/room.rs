@@ -1,8 +1,9 @@
 //! A full disk is a state: what a replica does while the log has too little room, or would take the
 //! room that the next snapshot needs.
 //!
-//! - It takes no commands and drops appends that carry commands before raft sees them, so that no
-//!   vote queues behind an entry that cannot be written. Both come back by themselves.
+//! - It takes no commands. While the log has no room it drops appends that carry commands before
+//!   raft sees them, so that no vote queues behind an entry that cannot be written. Both come back
+//!   by themselves.
 //! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
 //!   it stands. A leader refuses commands as well while a majority of the voters has no room.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.

@@ -1,6 +1,6 @@
 //! Clients' histories are linearizable, with the log's order as the witness: every answer is what
 //! that order gives, and no operation stands before one that had ended when it began. Planted:
-//! `read_without_quorum`, `read_before_applied`.
+//! `read_without_quorum`.
 
 use std::collections::BTreeMap;
 
