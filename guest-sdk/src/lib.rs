@@ -8,17 +8,11 @@
 //! struct Longest(Vec<u8>);
 //!
 //! impl StateMachine for Longest {
-//!     const INFO: Info = Info {
-//!         name: "longest",
-//!         version: "0.1.0",
-//!         snapshot_format: 1,
-//!         oldest_readable_format: 1,
-//!     };
+//!     const INFO: Info = Info::new("longest", "0.1.0");
 //!
 //!     fn init(_: &Context, _: &[u8]) -> Result<Self, Failure> {
 //!         Ok(Self(Vec::new()))
 //!     }
-//!
 //!     fn apply(&mut self, _: &Context, command: &[u8]) -> Outcome {
 //!         if command.len() <= self.0.len() {
 //!             return Outcome::rejected("not longer than what is there");
@@ -26,20 +20,14 @@
 //!         self.0 = command.to_vec();
 //!         Outcome::ok("the longest so far")
 //!     }
-//!
 //!     fn query(&self, _: &Context, _: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
 //!         Ok(self.0.clone())
 //!     }
-//!
 //!     fn snapshot(&self, out: &mut SnapshotWriter) -> Result<(), Failure> {
 //!         Ok(out.write_block(&self.0)?)
 //!     }
-//!
-//!     fn restore(
-//!         _: &SnapshotHeader,
-//!         _: &[u8],
-//!         from: &mut SnapshotReader,
-//!     ) -> Result<Self, Failure> {
+//!     fn restore(_: &SnapshotHeader, _: &[u8], from: &mut SnapshotReader)
+//!     -> Result<Self, Failure> {
 //!         Ok(Self(from.read_block(1 << 20)?))
 //!     }
 //! }

@@ -59,6 +59,13 @@ pub struct Info {
     pub oldest_readable_format: u32,
 }
 
+impl Info {
+    /// Of a state machine whose snapshots have had one format so far, 1.
+    pub const fn new(name: &'static str, version: &'static str) -> Self {
+        Self { name, version, snapshot_format: 1, oldest_readable_format: 1 }
+    }
+}
+
 /// Everything a state machine may know about "now"; equal on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {

@@ -17,6 +17,9 @@ use crate::config::NodeConfig;
 use crate::fs::{Fs, make_durable};
 use crate::store::list_objects;
 
+#[cfg(test)]
+mod tests;
+
 /// The format of the directory as a whole.
 const FORMAT: u32 = 1;
 /// Ends the owner's line until the log has its first segment.

@@ -58,6 +58,12 @@ const QUERIES_WAITING_BYTES_MAX: usize = 64 << 20;
 const REPORT_TICKS: u64 = 1;
 /// Ticks between two looks of the store lane at what was parked too long.
 const TEND_TICKS: u64 = 50;
+/// Ticks between two looks for the room that a snapshot did not find.
+const ROOM_TICKS: u64 = 5;
+
+/// What a person is told of a node whose clock is off.
+pub(crate) const CLOCK_IS_OFF: &str = "this node's clock is more than 5 s from the others': set it \
+    right (NTP); until then it does not lead while another can";
 
 /// Drives one replica.
 pub(crate) struct GroupActor {
@@ -71,6 +77,8 @@ pub(crate) struct GroupActor {
     queries: usize,
     query_bytes: usize,
     next_ticket: u64,
+    /// As the log said it last.
+    clock_is_off: bool,
     lanes: Lanes,
     state: watch::Sender<ReplicaState>,
     report: watch::Sender<GroupReport>,
@@ -131,6 +139,7 @@ impl GroupActor {
             queries: 0,
             query_bytes: 0,
             next_ticket: 0,
+            clock_is_off: false,
             lanes,
             state,
             report,
@@ -193,12 +202,21 @@ impl GroupActor {
                 self.ticked += 1;
                 if self.ticked.is_multiple_of(REPORT_TICKS) {
                     self.publish_report();
+                    self.tell_of_the_clock();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let (now, handle) = (self.lanes.clock.wall_ms(), self.handle.clone());
                     self.lanes.store.run(Box::new(move |store| {
                         if let Some(unlist) = store.tend(now) {
                             handle.raise(Event::RoomWanted { unlist, capture: None });
+                        }
+                    }));
+                }
+                if self.ticked.is_multiple_of(ROOM_TICKS) {
+                    let handle = self.handle.clone();
+                    self.lanes.store.run(Box::new(move |store| {
+                        if let Some(shortage) = store.look_for_room() {
+                            handle.raise(Event::SnapshotRoom(shortage));
                         }
                     }));
                 }
@@ -342,6 +360,18 @@ impl GroupActor {
 
     fn publish_report(&self) {
         self.report.send_replace(report(&self.lanes, self.group.status()));
+    }
+
+    /// Says once when this node's clock goes wrong, and once when it is right again.
+    fn tell_of_the_clock(&mut self) {
+        let (group, off) = (self.handle.name(), self.report.borrow().status.clock_is_off);
+        if std::mem::replace(&mut self.clock_is_off, off) == off {
+            return;
+        }
+        match off {
+            true => tracing::warn!(group, "{CLOCK_IS_OFF}"),
+            false => tracing::info!(group, "this node's clock agrees with the others' again"),
+        }
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command

@@ -68,10 +68,29 @@ pub enum StartError {
     NativeModule { group: String, name: String },
     #[error("listen on {address}: {source}; {} `{key}`", listen_way_out(source))]
     Listen { address: String, key: &'static str, source: std::io::Error },
-    #[error("{0}")]
+    #[error("{}{}", .0, log_way_out(.0))]
     Log(#[from] WalError),
-    #[error("{0}")]
+    #[error("how much room {} has cannot be told: {source}; see that it is mounted and may be \
+        read", dir.display())]
+    Space { dir: PathBuf, source: std::io::Error },
+    #[error("{lane}: no thread for it: {source}; let this user have more threads")]
+    Thread { lane: String, source: std::io::Error },
+    #[error(
+        "{0}; nothing was touched: start again once the disk is well, or with --rejoin to join \
+        as a new replica"
+    )]
     Group(String),
+}
+
+/// Other errors of a log say themselves what to do.
+fn log_way_out(error: &WalError) -> &'static str {
+    match error {
+        WalError::Io { .. } => {
+            "; nothing acknowledged is lost by it: start again once this user \
+            may read and write the file and the disk is well"
+        }
+        _other => "",
+    }
 }
 
 fn listen_way_out(error: &std::io::Error) -> &'static str {
@@ -88,6 +107,8 @@ fn listen_way_out(error: &std::io::Error) -> &'static str {
 pub struct Node {
     router: Router,
     listening: std::net::SocketAddr,
+    /// Clients are turned away.
+    closing: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<Result<(), ServeError>>,
     actors: Vec<tokio::task::JoinHandle<()>>,
@@ -121,8 +142,7 @@ impl Node {
         };
         let (wal, mut recovered) = Wal::open(Arc::clone(&fs), &data.wal(), options)?;
         data.log_begun(&*fs)?;
-        let (log, log_thread) =
-            LogLane::start(wal).map_err(|e| StartError::Group(e.to_string()))?;
+        let (log, log_thread) = LogLane::start(wal).map_err(|source| thread("log lane", source))?;
         let log_reader = log.reader();
         let disk = space(&*fs, data.path())?;
         let budget = Budget::new(BudgetLimits {
@@ -150,7 +170,7 @@ impl Node {
             let mut group = group_config(spec, &config, &*module);
             group.snapshots_share_log_disk = space.device == disk.device;
             let place = start::Place { dir, cap };
-            match start::open(&shared, group, module, place, state).map_err(StartError::Group)? {
+            match start::open(&shared, group, module, place, state)? {
                 Started::Opened(group) => opened.push(*group),
                 Started::Unusable(handle) => unusable.push(handle),
             }
@@ -226,7 +246,9 @@ impl Node {
             inboxes.insert(group.handle.id(), group.take_inbox());
             starting.push(group);
         }
+        let (closing, closed) = watch::channel(false);
         let services = Services {
+            closing: closed,
             router: router.clone(),
             inbox: Arc::new(Inboxes(inboxes)),
             hello,
@@ -241,7 +263,7 @@ impl Node {
             actors.push(actor);
             threads.extend(lanes);
         }
-        Self { router, listening, stop, served, actors, threads, _data: data }
+        Self { router, listening, closing, stop, served, actors, threads, _data: data }
     }
 
     pub fn router(&self) -> &Router {
@@ -252,8 +274,10 @@ impl Node {
         self.listening
     }
 
-    /// Hands leadership over, stops accepting, flushes; bounded in time.
+    /// Takes no more requests, hands leadership over, stops serving its peers, flushes; bounded in
+    /// time.
     pub async fn stop(self) {
+        self.closing.send_replace(true);
         let deadline = tokio::time::Instant::now() + HAND_OVER_MAX;
         let all_stopped = || self.router.groups().all(|group| group.watch().borrow().is_stopped());
         while !all_stopped() && tokio::time::Instant::now() < deadline {
@@ -298,7 +322,11 @@ impl SnapshotInbox for Inboxes {
 }
 
 fn space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
-    fs.space(dir).map_err(|e| StartError::Group(format!("{}: {e}", dir.display())))
+    fs.space(dir).map_err(|source| StartError::Space { dir: dir.to_owned(), source })
+}
+
+pub(crate) fn thread(lane: impl Into<String>, source: std::io::Error) -> StartError {
+    StartError::Thread { lane: lane.into(), source }
 }
 
 /// Of the filesystem where `dir` will be.
@@ -354,17 +382,12 @@ fn load_module(
     }
     match &spec.module {
         ModuleSource::File(path) => {
-            let bytes = read_module(path).map_err(|source| StartError::ModuleFile {
-                group: spec.name.clone(),
-                path: path.clone(),
-                source,
-            })?;
-            let module = ComponentModule::load(&bytes).map_err(|why| StartError::Module {
-                group: spec.name.clone(),
-                path: path.clone(),
-                why,
-            })?;
-            Ok(Arc::new(module))
+            let (group, path) = (spec.name.clone(), path.clone());
+            match load_component(&path) {
+                Ok(Ok(module)) => Ok(Arc::new(module)),
+                Ok(Err(why)) => Err(StartError::Module { group, path, why }),
+                Err(source) => Err(StartError::ModuleFile { group, path, source }),
+            }
         }
         ModuleSource::Native(name) => native(name).ok_or_else(|| StartError::NativeModule {
             group: spec.name.clone(),
@@ -382,13 +405,16 @@ fn native(name: &str) -> Option<Module> {
     })
 }
 
-/// Reads a module, but never more than a module may have.
-pub(crate) fn read_module(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+/// Reads and compiles a component; a file over the limit is not even read.
+pub(crate) fn load_component(
+    path: &Path,
+) -> std::io::Result<Result<ComponentModule, ModuleRefusal>> {
     let file = DiskFs.open(path, false)?;
-    let length = file.len()?;
-    // One byte more than allowed is enough to be refused by the check, with its own words.
-    let length = length.min(limits::MODULE_BYTES_MAX as u64 + 1) as usize;
-    let mut bytes = vec![0; length];
-    crate::fs::read_exact_at(&*file, &mut bytes, 0)?;
-    Ok(bytes)
+    let bytes = file.len()?;
+    if bytes > limits::MODULE_BYTES_MAX as u64 {
+        return Ok(Err(ModuleRefusal::TooLarge { bytes }));
+    }
+    let mut module = vec![0; bytes as usize];
+    crate::fs::read_exact_at(&*file, &mut module, 0)?;
+    Ok(ComponentModule::load(&module))
 }

@@ -20,7 +20,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use lockstep_core::fault::Shortage;
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
@@ -37,6 +36,7 @@ pub mod layout;
 pub mod reader;
 mod report;
 pub mod reserve;
+mod room;
 pub mod staged;
 pub mod sweep;
 
@@ -71,6 +71,8 @@ pub struct SnapshotStore {
     promised: Vec<SnapshotDesc>,
     /// The one transfer that broke and may go on, until this time.
     parked: Option<(Parked, u64)>,
+    /// Bytes of a local snapshot for which the disk had no room, until it has.
+    wanted: Option<u64>,
     /// The only handle of a free place; see [`Slot`].
     inbound: Arc<()>,
     local: Arc<()>,
@@ -122,6 +124,7 @@ impl SnapshotStore {
             listed: state.snapshots.clone(),
             promised: Vec::new(),
             parked: None,
+            wanted: None,
             inbound: Arc::new(()),
             local: Arc::new(()),
             tally: Tally::default(),
@@ -246,16 +249,6 @@ impl SnapshotStore {
         self.quota.take_pressure().then_some(spare)
     }
 
-    /// Listed beyond the newest, and used by nobody.
-    fn spare(&self) -> Vec<SnapshotDesc> {
-        let beyond = self.listed.get(1..).unwrap_or_default();
-        beyond.iter().filter(|desc| !self.is_used(ObjectName::of(desc))).cloned().collect()
-    }
-
-    fn is_used(&self, name: ObjectName) -> bool {
-        self.is_promised(name) || self.objects.get(&name).is_some_and(|lease| !is_free(lease))
-    }
-
     /// What is parked, and until when.
     pub fn parked(&self) -> Option<(&Parked, u64)> {
         self.parked.as_ref().map(|(parked, until)| (parked, *until))
@@ -268,6 +261,13 @@ impl SnapshotStore {
         let result = match index > newest {
             true => self.admit(Source::Local(local), estimate),
             false => Err(SnapshotRefusal::Stale),
+        };
+        self.wanted = match &result {
+            Err(SnapshotRefusal::NoSpace { need, .. }) => {
+                Some(*need).filter(|need| self.disk_shortage(*need).is_some())
+            }
+            Err(SnapshotRefusal::Busy { .. }) => self.wanted,
+            _found_room_or_needs_none => None,
         };
         result.inspect_err(|refusal| self.count("local", index, refusal))
     }
@@ -394,12 +394,6 @@ impl SnapshotStore {
         self.tally.verification_failures += 1;
     }
 
-    /// How the disk stands if it is too small for so many bytes, whatever the limits are.
-    pub fn disk_shortage(&self, need: u64) -> Option<Shortage> {
-        let have = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
-        (have < need).then_some(Shortage { need, have })
-    }
-
     /// What the log durably lists, newest first.
     pub fn listed(&self) -> &[SnapshotDesc] {
         &self.listed
@@ -440,30 +434,6 @@ impl SnapshotStore {
     fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
         let host = self.quota.budget().take_inbound().ok_or(busy())?;
         Slot::take(&self.inbound, Some(host)).ok_or(busy())
-    }
-
-    /// A recovery point beyond the newest is asked for if that can make enough room; what is used
-    /// or promised makes room only later.
-    fn no_space(&self, need: u64, have: u64) -> SnapshotRefusal {
-        let bytes = |name: &ObjectName| self.objects.get(name).map_or(0, |lease| lease.bytes());
-        let free = self.spare();
-        let gain: u64 = free.iter().map(|desc| bytes(&ObjectName::of(desc))).sum();
-        let newest = self.listed.first().map(ObjectName::of);
-        let held =
-            self.objects.keys().filter(|name| Some(**name) != newest && self.is_used(**name));
-        let held: u64 = held.map(bytes).sum();
-        match free.last() {
-            Some(oldest) if have.saturating_add(gain) >= need => {
-                SnapshotRefusal::NeedsUnlist(Box::new(oldest.clone()))
-            }
-            _ if held > 0 && have.saturating_add(gain).saturating_add(held) >= need => {
-                SnapshotRefusal::Held { bytes: held }
-            }
-            Some(_) | None => {
-                self.quota.claim(need);
-                SnapshotRefusal::NoSpace { need, have }
-            }
-        }
     }
 
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {

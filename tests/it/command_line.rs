@@ -35,11 +35,11 @@ async fn prints(args: &[&str]) -> String {
     output.stdout
 }
 
-/// `lockstep dev` of one node in a directory, once it is ready, and its endpoint.
-async fn dev(dir: &Path) -> (Process, String) {
+/// `lockstep dev` of so many nodes in a directory, once it is ready, and their endpoints.
+async fn dev(dir: &Path, nodes: &str) -> (Process, String) {
     let (kv, log) = (guest_file("kv").expect("it is built"), dir.join("log"));
     let (kv, data) = (kv.display().to_string(), dir.join("data").display().to_string());
-    let args = ["dev", &kv, "--nodes", "1", "--data-dir", &data];
+    let args = ["dev", &kv, "--nodes", nodes, "--data-dir", &data];
     let process = Process::start(&binary().expect("it is built"), &args, &log).expect("it starts");
     let told = async || {
         let text = fs::read_to_string(&log).ok()?;
@@ -66,7 +66,7 @@ fn command_from_stdin(dir: &Path, endpoint: &str, command: &str) -> String {
 #[tokio::test]
 async fn a_cluster_to_try_things_on() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut process, endpoint) = dev(dir.path()).await;
+    let (mut process, endpoint) = dev(dir.path(), "1").await;
     let at = ["--endpoint", &endpoint];
     let with = |words: &[&'static str]| -> Vec<String> {
         let (command, rest) = words.split_first().expect("there is a command");
@@ -115,13 +115,71 @@ async fn a_cluster_to_try_things_on() {
     assert_eq!(json.lines().count(), 1, "one object, one line: {json}");
     assert_says(&json, &["\"group\":\"dev\"", "\"digest\":\"", ".fsnap\""]);
 
-    let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("an id above 0");
-    kill_process(id, Signal::INT).expect("it runs");
-    let status = process.ended(STOP_PATIENCE).await.expect("it ends");
-    assert_eq!(status.code(), Some(0), "{}", last_lines(&dir.path().join("log"), 10));
+    interrupt(&mut process, dir.path()).await;
     let nobody = lockstep(&["status", at[0], at[1], "--timeout", "1"]).await;
     assert_eq!(nobody.code, Some(1), "{nobody:?}");
     assert_says(&nobody.stderr, &[&endpoint]);
+}
+
+/// Ctrl-C, and the end that it must lead to.
+async fn interrupt(process: &mut Process, dir: &Path) {
+    let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("an id above 0");
+    kill_process(id, Signal::INT).expect("it runs");
+    let status = process.ended(STOP_PATIENCE).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{}", last_lines(&dir.join("log"), 10));
+}
+
+/// Three nodes in one process replicate to each other, and all their data are there the next time.
+#[tokio::test]
+async fn a_cluster_of_three_in_one_process() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut process, endpoints) = dev(dir.path(), "3").await;
+    let all: Vec<&str> = endpoints.split(',').collect();
+    assert_eq!(all.len(), 3, "{endpoints}");
+    for (number, endpoint) in all.iter().enumerate() {
+        let command = format!("set from-{number} {number}");
+        assert_eq!(prints(&["apply", "--endpoint", endpoint, &command]).await, "\n");
+    }
+    for endpoint in &all {
+        assert_eq!(prints(&["query", "--endpoint", endpoint, "get from-2"]).await, "2\n");
+    }
+    let table = prints(&["status", "--endpoint", all[0]]).await;
+    assert_eq!(table.matches("serving").count(), 3, "one of them knows of all: {table}");
+    assert_eq!(table.matches("leader").count(), 1, "{table}");
+    interrupt(&mut process, dir.path()).await;
+
+    let (mut process, endpoints) = dev(dir.path(), "3").await;
+    assert_eq!(prints(&["query", "--endpoint", &endpoints, "get from-1"]).await, "1\n");
+    interrupt(&mut process, dir.path()).await;
+}
+
+/// A module that no node takes, and nodes whose state machine does not come up: exit code 1.
+#[tokio::test]
+async fn a_cluster_that_cannot_serve_says_why() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, data) = (dir.path().join("fsm.wasm"), dir.path().join("data"));
+    fs::write(&file, wat::parse_str("(module)").expect("it is a module")).expect("it is written");
+    let (file, data) = (file.display().to_string(), data.display().to_string());
+    let refused = lockstep(&["dev", &file, "--data-dir", &data]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_says(&refused.stderr, &[&file, "core module, not a component"]);
+    assert!(!Path::new(&data).exists(), "nothing was made");
+
+    let hostile = guest_file("hostile").expect("it is built").display().to_string();
+    let parked = lockstep(&["dev", &hostile, "--nodes", "1", "--config", "init fail"]).await;
+    assert_eq!(parked.code, Some(1), "{parked:?}");
+    assert_says(&parked.stdout, &["group dev is parked", "refused in init", "ask its author"]);
+    assert_says(&parked.stderr, &["no replica can serve"]);
+}
+
+/// Directories that hold nothing of ours, for the commands that look at a disk.
+#[tokio::test]
+async fn a_directory_that_is_not_there_is_named() {
+    for command in ["list", "verify", "why"] {
+        let output = lockstep(&["snapshot", command, "--data-dir", "/nowhere/at/all"]).await;
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert_says(&output.stderr, &["/nowhere/at/all", "give a node's data directory"]);
+    }
 }
 
 #[tokio::test]
@@ -136,13 +194,18 @@ async fn every_command_has_a_help() {
         &["check"],
         &["snapshot"],
         &["snapshot", "list"],
+        &["snapshot", "verify"],
+        &["snapshot", "why"],
+        &["recover"],
+        &["group"],
+        &["group", "drop"],
     ];
     for command in commands {
         let mut args = command.to_vec();
         args.push("--help");
         let text = prints(&args).await;
         let usage = format!("Usage: lockstep {}", command.join(" "));
-        assert_says(&text, &[usage.trim_end()]);
+        assert_says(&text, &[usage.trim_end(), "Example"]);
     }
 }
 

@@ -78,6 +78,7 @@ async fn a_directory_of_a_newer_format_is_refused() {
 
 #[tokio::test]
 async fn a_log_of_a_newer_format_is_refused() {
+    let says = ["/wal/", "log format 99", "nothing was touched", "start the newer program"];
     let cluster = stopped_node(&["set needle 1"]).await;
     let (segment, _) = find_in_log(&cluster, "needle");
     change(&segment, |bytes| {
@@ -86,7 +87,7 @@ async fn a_log_of_a_newer_format_is_refused() {
         let sum = crc32c::crc32c(&bytes[..60]).to_le_bytes();
         bytes[60..64].copy_from_slice(&sum);
     });
-    refused_untouched(&cluster, 1, &["/wal/", "log format 99", "nothing was touched"]).await;
+    refused_untouched(&cluster, 1, &says).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use lockstep_client::{Client, Consistency, Error, Options};
 use lockstep_tests::cluster::{Cluster, GroupSpec, Spec, guest_file};
 use lockstep_tests::observe::PATIENCE;
 
-use crate::solo::{GROUP, apply, assert_says, query, started_node};
+use crate::solo::{GROUP, apply, assert_says, lockstep, query, started_node};
 
 /// A client that soon gives up on what no repetition makes better.
 fn impatient(cluster: &Cluster, group: &str) -> Client {
@@ -66,17 +66,22 @@ async fn a_command_that_faults_twice_parks_the_replica() {
     cluster.stop_all().await.expect("it stops");
 }
 
+/// What the hostile guest can be told, and the class of what becomes of it.
+const DEEDS: [(&str, &str); 3] =
+    [("panic", "trap"), ("grow", "out of memory"), ("loop", "out of fuel")];
+
 /// The cause says which limit it was, or that it was none.
 #[tokio::test]
 async fn a_component_that_faults_parks_with_the_class_of_its_fault() {
-    for (deed, class) in [("panic", "trap"), ("grow", "out of memory")] {
+    for (deed, class) in DEEDS {
         let mut cluster = hostile_node().await;
         let client = impatient(&cluster, "hostile");
         assert_eq!(apply(&client, "nothing").await, "");
         client.apply(deed).await.expect_err("it has no answer");
         let status = parked(&mut cluster, "hostile").await;
-        assert_says(&status.cause, &[&format!("{class} in apply at index")]);
-        assert_refuses(&client, &[class]).await;
+        let way_out = "if every replica parks so, ask the state machine's author";
+        assert_says(&status.cause, &[&format!("{class} in apply at index"), way_out]);
+        assert_refuses(&client, &[class, way_out, "try another node"]).await;
         cluster.stop_all().await.expect("it stops");
     }
 }
@@ -85,14 +90,19 @@ async fn a_component_that_faults_parks_with_the_class_of_its_fault() {
 async fn an_init_that_faults_parks_its_group_alone() {
     let hostile = guest_file("hostile").expect("it is built").display().to_string();
     let mut spec = Spec::of_module("other", "native:register", 1);
-    let mut group = GroupSpec::new("bad", &hostile);
-    group.settings.push("config = \"init panic\"".to_owned());
-    spec.groups.push(group);
+    for (deed, _class) in DEEDS {
+        let mut group = GroupSpec::new(deed, &hostile);
+        group.settings.push(format!("config = \"init {deed}\""));
+        spec.groups.push(group);
+    }
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("other").await.expect("it serves");
-    let status = parked(&mut cluster, "bad").await;
-    assert_says(&status.cause, &["trap in init", "on purpose"]);
-    assert_refuses(&impatient(&cluster, "bad"), &["trap in init"]).await;
+    for (deed, class) in DEEDS {
+        let status = parked(&mut cluster, deed).await;
+        let says = format!("{class} in init");
+        assert_says(&status.cause, &[&says]);
+        assert_refuses(&impatient(&cluster, deed), &[&says]).await;
+    }
     let other = cluster.client_of("other", Options::default()).expect("its address is one");
     apply(&other, "set a 1").await;
     assert_eq!(query(&other, "get a").await, "1");
@@ -110,7 +120,7 @@ async fn queries_that_fault_are_refused_after_the_third() {
         match error.expect_err("it faults") {
             Error::Refused { refusal, message, attempts } => {
                 assert_eq!((refusal.as_str(), attempts), ("query-faulted", 1), "{message}");
-                assert_says(&message, &["trap in query", "riddle"]);
+                assert_says(&message, &["trap in query", "riddle", "do not repeat it"]);
             }
             other => panic!("query {round} was answered {other:?}"),
         }
@@ -119,7 +129,7 @@ async fn queries_that_fault_are_refused_after_the_third() {
     match error.expect_err("there were three") {
         Error::Refused { refusal, message, .. } => {
             assert_eq!(refusal, "queries-refused", "{message}");
-            assert_says(&message, &["3 queries faulted"]);
+            assert_says(&message, &["3 queries faulted", "ask again in a minute"]);
         }
         other => panic!("a good query was answered {other:?}"),
     }
@@ -129,21 +139,43 @@ async fn queries_that_fault_are_refused_after_the_third() {
     cluster.stop_all().await.expect("it stops");
 }
 
+/// A query that loops or takes all memory ends by its limits, and says which; commands go on.
+#[tokio::test]
+async fn a_query_ends_by_the_limit_that_it_meets() {
+    let mut cluster = hostile_node().await;
+    let client = impatient(&cluster, "hostile");
+    for (deed, class) in [("loop", "out of fuel"), ("grow", "out of memory")] {
+        match client.query(deed, Consistency::Linearizable).await {
+            Err(Error::Refused { refusal, message, .. }) => {
+                assert_eq!(refusal, "query-faulted", "{message}");
+                assert_says(&message, &[&format!("{class} in query"), "do not repeat it"]);
+            }
+            other => panic!("{deed} was answered {other:?}"),
+        }
+        assert_eq!(apply(&client, "nothing").await, "", "the group goes on");
+    }
+    cluster.stop_all().await.expect("it stops");
+}
+
 /// A snapshot that traps costs that snapshot; the group goes on, and takes the next one that works.
 #[tokio::test]
 async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
     let mut cluster = hostile_node().await;
     let client = impatient(&cluster, "hostile");
-    apply(&client, "snapshot panic").await;
-    client.mark().await.expect("the leader takes it");
-    let failed = async |cluster: &Cluster| {
-        let status = cluster.group(1, "hostile").await?;
-        (status.captures_failed > 0 && !status.last_capture_error.is_empty()).then_some(status)
-    };
-    let status =
-        cluster.wait_for("a capture to fail", PATIENCE, failed).await.expect("it is shown");
-    assert_says(&status.last_capture_error, &["trap in snapshot", "on purpose"]);
-    assert_eq!((status.state.as_str(), status.snapshots.len()), ("serving", 0), "{status:?}");
+    for (round, (deed, class)) in DEEDS.into_iter().enumerate() {
+        apply(&client, &format!("snapshot {deed}")).await;
+        client.mark().await.expect("the leader takes it");
+        let failed = async |cluster: &Cluster| {
+            let status = cluster.group(1, "hostile").await?;
+            (status.captures_failed > round as u64).then_some(status)
+        };
+        let status =
+            cluster.wait_for("a capture to fail", PATIENCE, failed).await.expect("it is shown");
+        assert_says(&status.last_capture_error, &[&format!("{class} in snapshot")]);
+        assert_eq!((status.state.as_str(), status.snapshots.len()), ("serving", 0), "{status:?}");
+    }
+    let shown = lockstep(&["status", "--endpoint", cluster.address(1)]).await;
+    assert_says(&shown.stdout, &["last snapshot not taken: ", "the next mark tries again"]);
     apply(&client, "snapshot nothing").await;
     client.mark().await.expect("the leader takes it");
     let taken = async |cluster: &Cluster| {

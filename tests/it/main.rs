@@ -16,3 +16,4 @@ mod requests;
 mod services;
 mod solo;
 mod start;
+mod streams;

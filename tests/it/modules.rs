@@ -37,6 +37,45 @@ async fn a_module_that_is_no_component_is_refused() {
     assert_says(&checked.stderr, &says);
 }
 
+/// What `check` and `serve` refuse, they refuse alike: the sentence, exit code 1, and no directory
+/// is made.
+#[tokio::test]
+async fn modules_that_do_not_fit_are_refused_by_both_commands() {
+    let cluster = node_with("bad.wasm");
+    let file = cluster.config_file(1).with_file_name("bad.wasm");
+    let guests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
+    let component = |name: &str| wat::parse_file(guests.join(name)).expect("it is well-formed");
+    let limit = 64 << 20;
+    type Row = (&'static str, Option<Vec<u8>>, &'static [&'static str]);
+    let rows: [Row; 5] = [
+        ("wasi", Some(component("wasi.wat")), &["imports WASI", "wasm32-unknown-unknown"]),
+        ("world", Some(component("wrong-version.wat")), &["another version of the world", "SDK"]),
+        ("export", Some(component("missing-export.wat")), &["does not export", "export!"]),
+        ("text", Some(b"(component)".to_vec()), &["text form", "wasm-tools parse"]),
+        // Sparse: it is refused by its size, and not read.
+        ("large", None, &["the module has 68719476736 bytes, 67108864 are the limit", "strip"]),
+    ];
+    for (what, bytes, says) in rows {
+        match bytes {
+            Some(bytes) => fs::write(&file, bytes).expect("it can be written"),
+            None => {
+                let large = fs::File::create(&file).expect("it can be written");
+                large.set_len(1024 * limit).expect("the filesystem takes holes");
+            }
+        }
+        let said = refused(&cluster, 1, 1).await;
+        assert_says(&said, says);
+        assert_says(&said, &["group \"kv\"", "bad.wasm"]);
+        let checked = lockstep(&["check", &file.display().to_string()]).await;
+        assert_eq!(checked.code, Some(1), "{what}: {checked:?}");
+        assert_says(&checked.stderr, says);
+        assert!(!cluster.data_dir(1).exists(), "{what}: nothing was made");
+    }
+    let missing = lockstep(&["check", "nowhere.wasm"]).await;
+    assert_eq!(missing.code, Some(1), "{missing:?}");
+    assert_says(&missing.stderr, &["nowhere.wasm", "No such file", "give the path"]);
+}
+
 #[tokio::test]
 async fn a_native_module_that_is_unknown_is_refused() {
     let cluster = node_with("native:abacus");
@@ -75,7 +114,7 @@ async fn a_module_that_differs_from_the_install_entry_parks_its_group() {
         (status.state == "parked").then_some(status.cause)
     };
     let cause = cluster.wait_for("node 3 to park", PATIENCE, parked).await.expect("it parks");
-    assert_says(&cause, &["wrong module", "have", "want"]);
+    assert_says(&cause, &["wrong module", "have", "want", "put the wanted component in place"]);
     let serves = async |cluster: &Cluster| {
         (cluster.group(3, "other").await?.state == "serving").then_some(())
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lockstep_client::v1::lockstep_client::LockstepClient;
 use lockstep_client::v1::{ApplyRequest, OpenSessionRequest, apply_response};
 use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::demo::Demo;
 use lockstep_tests::rng;
 use lockstep_tests::tell::Teller;
 use lockstep_tests::{bank, killloop, transfer};
@@ -41,6 +42,14 @@ async fn a_transfer_takes_little_memory() {
     let figures =
         transfer::run(plan, &mut Teller::new("transfer")).await.expect("every promise is kept");
     assert!(figures.snapshot_bytes >= plan.state_bytes, "{figures:?}");
+}
+
+/// What `cargo xtask demo` tells, told here.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_comes_true() {
+    let mut demo = Demo::start(Teller::new("demo")).await.expect("it starts");
+    demo.tell().await.expect("every step comes true");
+    demo.stop().await.expect("all exit with 0");
 }
 
 /// A client's answer is lost with the leader. It asks the next one under the same session and

@@ -68,6 +68,41 @@ pub(crate) fn build() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Builds one guest in a copy of the checkout, and whether it has the bytes that it has here.
+pub(crate) fn same_elsewhere() -> Result<bool> {
+    const GUEST: &str = "counter";
+    let here = checkout::root();
+    let root = here.join("target/elsewhere/checkout");
+    copy(&here, &root)?;
+    let target_dir = here.join("target/elsewhere/build");
+    let build = Build { toolchain: toolchain::find()?, root, target_dir };
+    build.run(&[GUEST.to_owned()])?;
+    let there = sha256(&encode(&build.core_module(GUEST))?);
+    let file = here.join("target/guests").join(GUEST).with_extension("wasm");
+    let ours = sha256(&fs::read(&file).with_context(|| format!("reading {}", file.display()))?);
+    println!("guests: {GUEST} built in {}: sha256 {there}", build.root.display());
+    Ok(there == ours)
+}
+
+/// Copies the checkout, but for what is built or hidden; what has not changed is not written.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copying = || format!("copying {}", from.display());
+    fs::create_dir_all(to).with_context(copying)?;
+    for entry in fs::read_dir(from).with_context(copying)? {
+        let path = entry.with_context(copying)?.path();
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let hidden = name.to_string_lossy().starts_with('.') && name != ".cargo";
+        let target = to.join(&name);
+        if path.is_dir() && name != "target" && !hidden {
+            copy(&path, &target)?;
+        } else if path.is_file() {
+            let bytes = fs::read(&path).with_context(copying)?;
+            write(&target, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
 /// The names of the guests in a folder, sorted: those of its folders that hold a crate.
 fn guests(parent: &Path) -> Result<Vec<String>> {
     let reading = || format!("reading {}", parent.display());

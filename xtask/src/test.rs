@@ -19,6 +19,9 @@ pub(crate) fn test(arguments: &[&str]) -> Result<()> {
     let root = checkout::root();
     let mut steps = Steps::new("test");
     steps.own("guests", || guests::build().map(|_| true))?;
+    if arguments.is_empty() {
+        steps.own("the same guest from another checkout", guests::same_elsewhere)?;
+    }
     let host = ["build", "--quiet", "--locked", "--package", "lockstep-host", "--bin", "lockstep"];
     steps.quiet("build of lockstep", cargo(&root).args(host))?;
     steps.stop_if_failed()?;

@@ -11,6 +11,8 @@ use bytes::Bytes;
 pub enum DecodeError {
     #[error("{what}: ends early")]
     Short { what: &'static str },
+    #[error("{what}: it has version {version}, this program knows {known}")]
+    Newer { what: &'static str, version: u8, known: u8 },
     #[error("{what}: unknown value {value}")]
     Unknown { what: &'static str, value: u64 },
     #[error("{what}: {count} is over the limit of {limit}")]
@@ -94,6 +96,9 @@ impl Reader {
     pub fn version(&mut self, known: u8) -> Result<(), DecodeError> {
         match self.u8()? {
             version if version == known => Ok(()),
+            version if version > known => {
+                Err(DecodeError::Newer { what: self.what, version, known })
+            }
             other => Err(self.unknown(u64::from(other))),
         }
     }

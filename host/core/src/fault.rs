@@ -44,7 +44,7 @@ pub enum Refusal {
     #[error("{why} while the command was under way: it may or may not have been applied")]
     Unknown { why: String },
     #[error(
-        "the disk of the log is full: {need} bytes are needed, {have} are free; commands are taken \
+        "the disk is full: {need} bytes are needed, {have} are free; commands are taken \
          again once there is room"
     )]
     DiskFull { need: u64, have: u64 },
@@ -77,7 +77,7 @@ impl Shortage {
 /// Why a replica had to stop.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
-    #[error("{0}")]
+    #[error("{}; {}", .0, .0.class.way_out())]
     Guest(#[from] GuestFault),
     #[error(
         "wrong module: have {have}, want {want}; put the wanted component in place and restart"
@@ -100,11 +100,11 @@ pub enum Fault {
          directory, start this one with --rejoin"
     )]
     Superseded { address: String },
-    #[error("snapshot could not be restored: {0}")]
+    #[error("snapshot could not be restored: {0}; another one is looked for")]
     Restore(String),
     #[error("cannot run: {0}")]
     Unusable(String),
-    #[error("internal: {0}")]
+    #[error("internal: {0}; restart the node, and please report it with its log")]
     Internal(String),
 }
 
@@ -136,6 +136,20 @@ pub enum FaultClass {
     Refused,
     /// The host could not go on: the machine's memory, a bug.
     Host,
+}
+
+impl FaultClass {
+    /// What an operator can do about a replica that parked so.
+    fn way_out(self) -> &'static str {
+        match self {
+            Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
+                "if every replica parks so, ask the state machine's author; if this one alone \
+                 does, restart the node"
+            }
+            Self::Refused => "the state machine says why: ask its author",
+            Self::Host => "restart the node once the machine is well",
+        }
+    }
 }
 
 impl std::fmt::Display for FaultClass {

@@ -334,6 +334,7 @@ impl Group {
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
             | Event::Room(_)
+            | Event::SnapshotRoom(_)
             | Event::TransferEnded { .. } => return,
             Event::Received { snapshot } => {
                 let object = ObjectRef::of(&snapshot.desc);

@@ -90,10 +90,6 @@ pub const LOG_PIN_MARKS: u64 = 4;
 /// Milliseconds that a broken transfer is kept at both ends, so that it can go on: time for a
 /// restart of either.
 pub const PARK_MS: u64 = 600_000;
-/// If the disk has no room for the next snapshot, commands are taken until the log behind the
-/// newest one has so many times the bytes after which one is due: it must not take the room that
-/// another needs.
-pub const LOG_OVERDUE_MARKS: u64 = 2;
 /// Ticks between two marks of a leader that takes no commands for want of room.
 pub const STARVED_MARK_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs.

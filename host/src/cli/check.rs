@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::{Failure, Outcome};
-use crate::guest::check::check;
-use crate::node::read_module;
+use crate::node::load_component;
 
 /// Check a component with the engine that nodes use.
 #[derive(clap::Args)]
@@ -17,8 +16,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let path = args.module.display();
-    let bytes = read_module(&args.module).map_err(|e| Failure::Failed(format!("{path}: {e}")))?;
-    let report = check(&bytes).map_err(|e| Failure::Failed(format!("{path}: {e}")))?;
-    println!("{report}");
+    let module = load_component(&args.module).map_err(|e| {
+        Failure::Failed(format!("{path}: {e}; give the path of the .wasm that the build made"))
+    })?;
+    let module = module.map_err(|why| Failure::Failed(format!("{path}: {why}")))?;
+    println!("{}", module.report());
     Ok(())
 }

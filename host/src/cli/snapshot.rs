@@ -77,7 +77,9 @@ pub(crate) fn run(command: &Command) -> Outcome {
 }
 
 fn find(args: &Args) -> Result<(PathBuf, Vec<ObjectFile>), Failure> {
-    let fail = |dir: &Path, e: std::io::Error| Failure::Failed(format!("{}: {e}", dir.display()));
+    let fail = |dir: &Path, e: std::io::Error| {
+        Failure::Failed(format!("{}: {e}; give a node's data directory", dir.display()))
+    };
     let mut elsewhere = Vec::new();
     let data = match (&args.data_dir, &args.config) {
         (Some(data), _) => data.clone(),

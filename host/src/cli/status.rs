@@ -10,6 +10,7 @@ use lockstep_core::ids::ReplicaId;
 use crate::cli::format::{size, table};
 use crate::cli::remote::Target;
 use crate::cli::{Failure, Outcome};
+use crate::group::CLOCK_IS_OFF;
 
 /// Show the groups of a cluster, as every reachable node sees them.
 #[derive(clap::Args)]
@@ -141,11 +142,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         notes.push(format!("{}: {}", group.state, group.cause));
     }
     if group.clock_is_off {
-        notes.push(
-            "its clock is more than 5 s from the others': set it right (NTP); until then it does \
-             not lead while another can"
-                .into(),
-        );
+        notes.push(CLOCK_IS_OFF.to_owned());
     }
     if group.leaderless_ms > LEADERLESS_MS && group.state != "joining" {
         let seconds = group.leaderless_ms / 1000;
@@ -163,7 +160,10 @@ fn notes(group: &GroupStatus) -> Vec<String> {
             .push(format!("its log is kept from {} on for {}", group.log_pin_index, group.log_pin));
     }
     if !group.last_capture_error.is_empty() {
-        notes.push(format!("last snapshot not taken: {}", group.last_capture_error));
+        notes.push(format!(
+            "last snapshot not taken: {}; the next mark tries again",
+            group.last_capture_error
+        ));
     }
     if group.role == Role::Leader as i32 {
         let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);

@@ -40,6 +40,8 @@ pub enum DiskFault {
     Io,
     /// ENOSPC.
     Full,
+    /// EACCES.
+    Denied,
 }
 
 /// A disk; clones are the same disk.
@@ -497,6 +499,7 @@ fn injected(fault: Option<DiskFault>, doing: &str, path: &Path) -> io::Result<()
             Err(io::Error::other(text))
         }
         Some(DiskFault::Full) => Err(error(io::ErrorKind::StorageFull, doing, path)),
+        Some(DiskFault::Denied) => Err(error(io::ErrorKind::PermissionDenied, doing, path)),
     }
 }
 

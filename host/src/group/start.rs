@@ -22,6 +22,7 @@ use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
 use crate::guest::Module;
 use crate::metrics::Transfers;
+use crate::node::{StartError, thread};
 use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::RecoveredGroup;
@@ -81,7 +82,7 @@ pub(crate) fn open(
     module: Module,
     place: Place,
     recovered: Option<RecoveredGroup>,
-) -> Result<Started, String> {
+) -> Result<Started, StartError> {
     let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
     let disk = Disk {
         fs: Arc::clone(&shared.fs),
@@ -90,18 +91,19 @@ pub(crate) fn open(
         snapshots: place.dir,
         quota: shared.budget.quota(place.cap),
     };
-    let Reopened { group, first, store } = reopen(disk, config, recovered)?;
+    let Reopened { group, first, store } =
+        reopen(disk, config, recovered).map_err(StartError::Group)?;
     let store = match store {
         Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
     let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
     let (store, stored, store_thread) =
-        StoreLane::start(&name, store).map_err(|e| format!("store lane of {name:?}: {e}"))?;
+        StoreLane::start(&name, store).map_err(|e| thread(format!("store lane of {name:?}"), e))?;
     let store: Arc<dyn StoreHandle> = Arc::new(store);
 
     let (state_in, state_out) = watch::channel(group.state().clone());
-    let gauges = Arc::new(Gauges::default());
+    let gauges = Arc::<Gauges>::default();
     let (apply, jobs) = mpsc::channel();
     let (report_in, report_out) = watch::channel(blank_report(&group));
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
@@ -115,8 +117,7 @@ pub(crate) fn open(
         listed: Arc::clone(&listed),
         gauges: Arc::clone(&gauges),
     };
-    let apply_thread = start_apply_lane(&name, tools, jobs, handle.clone())
-        .map_err(|e| format!("apply lane of {name:?}: {e}"))?;
+    let apply_thread = start_apply_lane(&name, tools, jobs, handle.clone())?;
     let (judged, transfers) = (Judged::default(), Arc::new(Transfers::default()));
     let inbox = GroupInbox {
         cluster: shared.cluster,
@@ -196,38 +197,38 @@ fn start_apply_lane(
     tools: Tools,
     jobs: mpsc::Receiver<ApplyJob>,
     handle: GroupHandle,
-) -> std::io::Result<JoinHandle<()>> {
+) -> Result<JoinHandle<()>, StartError> {
     let store = Arc::clone(&tools.store);
     let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
     let mut lane = ApplyLane::new(tools);
-    std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES).spawn(
-        move || {
-            for job in jobs {
-                let outputs = catch_unwind(AssertUnwindSafe(|| lane.run(job)));
-                match outputs {
-                    Ok(outputs) => {
-                        for output in outputs {
-                            match output {
-                                Output::Event(event) => handle.raise(event),
-                                Output::Queried { ticket, answer } => {
-                                    handle.answer(ticket, answer);
-                                }
-                                Output::Seal(capture) => {
-                                    let told = (handle.clone(), Arc::clone(&store));
-                                    seal(told, (Arc::clone(&clock), Arc::clone(&gauges)), capture);
-                                }
+    let builder = std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES);
+    let started = builder.spawn(move || {
+        for job in jobs {
+            let outputs = catch_unwind(AssertUnwindSafe(|| lane.run(job)));
+            match outputs {
+                Ok(outputs) => {
+                    for output in outputs {
+                        match output {
+                            Output::Event(event) => handle.raise(event),
+                            Output::Queried { ticket, answer } => {
+                                handle.answer(ticket, answer);
+                            }
+                            Output::Seal(capture) => {
+                                let told = (handle.clone(), Arc::clone(&store));
+                                seal(told, (Arc::clone(&clock), Arc::clone(&gauges)), capture);
                             }
                         }
                     }
-                    Err(panic) => {
-                        let fault = Fault::Internal(format!("apply lane: {}", panic_text(&*panic)));
-                        lane.give_up(fault.clone());
-                        handle.raise(Event::Faulted(fault));
-                    }
+                }
+                Err(panic) => {
+                    let fault = Fault::Internal(format!("apply lane: {}", panic_text(&*panic)));
+                    lane.give_up(fault.clone());
+                    handle.raise(Event::Faulted(fault));
                 }
             }
-        },
-    )
+        }
+    });
+    started.map_err(|e| thread(format!("apply lane of {name:?}"), e))
 }
 
 /// Seals on a thread of its own; whatever happens there, the core hears how it ended.

@@ -40,7 +40,7 @@ pub enum ModuleRefusal {
          (`wasm-tools strip`), or build it for size",
         limits::MODULE_BYTES_MAX
     )]
-    TooLarge { bytes: usize },
+    TooLarge { bytes: u64 },
     #[error("this is not WebAssembly: {found}; give the path of the .wasm that the build made")]
     NotWasm { found: &'static str },
     #[error(
@@ -132,7 +132,7 @@ pub fn check(bytes: &[u8]) -> Result<Report, ModuleRefusal> {
 pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
     const MAGIC: &[u8] = b"\0asm";
     if bytes.len() > limits::MODULE_BYTES_MAX {
-        return Err(ModuleRefusal::TooLarge { bytes: bytes.len() });
+        return Err(ModuleRefusal::TooLarge { bytes: bytes.len() as u64 });
     }
     if !bytes.starts_with(MAGIC) {
         let text = bytes.trim_ascii_start();

@@ -36,7 +36,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 pub(super) struct ApplyStream {
     source: Streaming<wire::ApplyStreamRequest>,
     router: Router,
-    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The group and session of the first message.
     target: Option<(GroupHandle, u64)>,
     waiting: VecDeque<Waiting>,
@@ -59,12 +59,12 @@ impl ApplyStream {
     pub(super) fn new(
         source: Streaming<wire::ApplyStreamRequest>,
         router: Router,
-        stopped: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
     ) -> Self {
         Self {
             source,
             router,
-            stopped: Box::pin(until(stopped)),
+            closing: Box::pin(until(closing)),
             target: None,
             waiting: VecDeque::new(),
             ready: Vec::new(),
@@ -89,7 +89,7 @@ impl ApplyStream {
                 Poll::Pending => break,
             }
         }
-        if !self.ended && self.stopped.as_mut().poll(cx).is_ready() {
+        if !self.ended && self.closing.as_mut().poll(cx).is_ready() {
             self.ended = true;
         }
     }

@@ -37,7 +37,8 @@ pub(super) struct ClientApi {
     router: Router,
     forward: Forward,
     status: StatusSource,
-    stopped: watch::Receiver<bool>,
+    /// True once the node is about to stop: it hands leadership over, and takes nothing more.
+    closing: watch::Receiver<bool>,
 }
 
 impl ClientApi {
@@ -45,10 +46,19 @@ impl ClientApi {
         router: Router,
         hello: &HelloInfo,
         transport: Arc<GrpcTransport>,
-        stopped: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
     ) -> Self {
         let forward = Forward::new(&router);
-        Self { router, forward, status: StatusSource::new(hello, transport), stopped }
+        Self { router, forward, status: StatusSource::new(hello, transport), closing }
+    }
+
+    /// A group that a request may be put to.
+    fn open_group(&self, name: &str) -> Result<&GroupHandle, Refused> {
+        let group = self.group(name)?;
+        match *self.closing.borrow() {
+            true => Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router)),
+            false => Ok(group),
+        }
     }
 
     fn group(&self, name: &str) -> Result<&GroupHandle, Refused> {
@@ -91,7 +101,7 @@ impl Lockstep for ClientApi {
     ) -> Result<Response<wire::OpenSessionResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
-        let group = self.group(&message.group)?;
+        let group = self.open_group(&message.group)?;
         match deadline.meet(group, group.open_session(message.nonce)).await? {
             Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
             Ok(other) => Err(mismatch(group, &other)),
@@ -109,7 +119,7 @@ impl Lockstep for ClientApi {
     ) -> Result<Response<wire::ApplyResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
-        let group = self.group(&message.group)?;
+        let group = self.open_group(&message.group)?;
         check_command(&message.command)?;
         let answer = group.submit(Call {
             session: message.session,
@@ -144,7 +154,7 @@ impl Lockstep for ClientApi {
         request: Request<Streaming<wire::ApplyStreamRequest>>,
     ) -> Result<Response<ApplyStream>, Status> {
         let source = request.into_inner();
-        Ok(Response::new(ApplyStream::new(source, self.router.clone(), self.stopped.clone())))
+        Ok(Response::new(ApplyStream::new(source, self.router.clone(), self.closing.clone())))
     }
 
     async fn query(
@@ -153,7 +163,7 @@ impl Lockstep for ClientApi {
     ) -> Result<Response<wire::QueryResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
-        let group = self.group(&message.group)?;
+        let group = self.open_group(&message.group)?;
         let limit = limits::COMMAND_BYTES_MAX;
         if message.request.len() > limit {
             return Err(Refused::too_large("query", message.request.len(), limit).into());
@@ -187,7 +197,7 @@ impl Lockstep for ClientApi {
     ) -> Result<Response<wire::MarkResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
-        let group = self.group(&message.group)?;
+        let group = self.open_group(&message.group)?;
         if let Some(refusal) = group.watch().borrow().query_refusal() {
             return Err(self.refuse(&refusal, group));
         }

@@ -171,9 +171,8 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::Unknown { .. } => "; only a retry under the same session and sequence is safe",
         Refusal::Lost | Refusal::ReadTimeout => "; try again",
         Refusal::NotServing { .. } | Refusal::ShuttingDown => "; try another node",
-        Refusal::NotLeader { .. }
-        | Refusal::DiskFull { .. }
-        | Refusal::QueriesRefused { .. }
-        | Refusal::QueryFaulted { .. } => "",
+        Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
+        Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
+        Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
     }
 }

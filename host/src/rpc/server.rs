@@ -38,6 +38,8 @@ pub struct Services {
     pub hello: HelloInfo,
     /// Its errors are shown in the status.
     pub transport: Arc<GrpcTransport>,
+    /// True once clients are to be turned away; peers are served on.
+    pub closing: watch::Receiver<bool>,
 }
 
 /// Why serving ended before it was told to.
@@ -56,7 +58,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string());
-    let Services { router, inbox, hello, transport } = services;
+    let Services { router, inbox, hello, transport, closing } = services;
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -64,7 +66,7 @@ pub async fn serve(
         .build_v1()?;
     let (stop, stopped) = watch::channel(false);
     let client_api =
-        ClientApi::new(router.clone(), &hello, Arc::clone(&transport), stopped.clone());
+        ClientApi::new(router.clone(), &hello, Arc::clone(&transport), closing.clone());
     let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
     let serving = Server::builder()
         .tcp_nodelay(true)
@@ -100,7 +102,7 @@ pub async fn serve(
             served.map_err(|source| ServeError::Transport { address, source })
         }
         () = told => Ok(()),
-        never = watch_health(&router, &reporter) => match never {},
+        never = watch_health(&router, closing, &reporter) => match never {},
     }
 }
 
@@ -109,16 +111,23 @@ pub(super) async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-async fn watch_health(router: &Router, reporter: &HealthReporter) -> std::convert::Infallible {
+async fn watch_health(
+    router: &Router,
+    mut closing: watch::Receiver<bool>,
+    reporter: &HealthReporter,
+) -> std::convert::Infallible {
     use tonic_health::ServingStatus;
     let mut states: Vec<_> = router.groups().map(|group| group.watch()).collect();
     loop {
-        let serves =
-            states.iter_mut().any(|state| state.borrow_and_update().query_refusal().is_none());
+        let serves = !*closing.borrow_and_update()
+            && states.iter_mut().any(|state| state.borrow_and_update().query_refusal().is_none());
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status(SERVICE, status).await;
         reporter.set_service_status("", status).await;
-        any_change(&mut states).await;
+        tokio::select! {
+            () = any_change(&mut states) => {}
+            Ok(()) = closing.changed() => {}
+        }
     }
 }
 

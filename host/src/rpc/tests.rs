@@ -162,6 +162,7 @@ struct Node {
     address: String,
     handle: GroupHandle,
     frames: mpsc::UnboundedReceiver<Inbound>,
+    closing: watch::Sender<bool>,
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<()>,
 }
@@ -255,7 +256,9 @@ impl Node {
         });
         tokio::spawn(play(setup.node, mailbox, shared));
         let hello = setup.hello();
+        let (closing, closed) = watch::channel(false);
         let services = Services {
+            closing: closed,
             router: Router::new(setup.node, [handle.clone()], setup.nodes),
             inbox: setup.inbox,
             transport: Arc::new(GrpcTransport::start(
@@ -272,10 +275,11 @@ impl Node {
             };
             serve(listener, services, stopped).await.expect("the port stays open");
         });
-        Self { address, handle, frames, stop, served }
+        Self { address, handle, frames, closing, stop, served }
     }
 
     async fn stop(self) {
+        self.closing.send_replace(true);
         let _ = self.stop.send(());
         self.served.await.expect("the server does not panic");
     }

@@ -29,6 +29,9 @@ pub enum WalError {
     #[error("{} has log format {found}, this program knows {FORMAT_VERSION}; nothing was touched: \
         start the newer program", path.display())]
     Newer { path: PathBuf, found: u32 },
+    #[error("{} holds a {what} of version {found}, this program knows {known}; nothing was \
+        touched: start the newer program", path.display())]
+    NewerRecord { path: PathBuf, what: &'static str, found: u8, known: u8 },
     #[error(
         "the log takes no more writes, an earlier one failed ({cause}): restart the node once the \
          disk is well"

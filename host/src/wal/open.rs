@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::codec::DecodeError;
 use lockstep_core::ids::GroupId;
 use lockstep_core::wal::record::{
     self, BATCH_ALIGN, BATCH_HEADER_BYTES, BatchHeader, HeaderError, SEGMENT_HEADER_BYTES,
@@ -302,7 +303,13 @@ fn read_segment(segment: &Segment, replay: &mut Replay) -> Result<End, WalError>
             return Err(corrupt(format!("batch {is} stands where {should} should")));
         }
         let records = record::decode_body(segment.salt(), &header, body);
-        let records = records.map_err(|why| corrupt(why.to_string()))?;
+        let records = records.map_err(|why| match why {
+            DecodeError::Newer { what, version, known } => {
+                let path = segment.path.clone();
+                WalError::NewerRecord { path, what, found: version, known }
+            }
+            why => corrupt(why.to_string()),
+        })?;
         end.sealed = header.number == first || records.is_empty();
         let body_at = end.offset + BATCH_HEADER_BYTES as u64;
         for record in records {

@@ -79,10 +79,12 @@ impl World {
         node.time.set(wall_ms);
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
         for (group, replica) in &process.replicas {
-            let unlist = replica.with_store(move |store| store.tend(wall_ms));
+            let (unlist, room) =
+                replica.with_store(move |store| (store.tend(wall_ms), store.look_for_room()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
+            rooms.extend(room.map(|room| (*group, room)));
         }
         if !process.log_scheduled && (self.now / (100 * MS)).is_multiple_of(3) {
             self.schedule_log(id);
@@ -90,6 +92,9 @@ impl World {
         for (group, unlist) in wanted {
             self.counters.add("recovery points given to other groups");
             self.event(id, group, vec![Event::RoomWanted { unlist, capture: None }]);
+        }
+        for (group, room) in rooms {
+            self.event(id, group, vec![Event::SnapshotRoom(room)]);
         }
         for group in groups {
             self.event(id, group, vec![Event::Tick { wall_ms }]);

@@ -96,6 +96,8 @@ pub enum Event {
     Faulted(Fault),
     /// The disk of the log has too little room, or room again.
     Room(Option<Shortage>),
+    /// How the disk of the snapshots stands since a capture found no room there.
+    SnapshotRoom(Option<Shortage>),
 
     /// A snapshot arrived from a peer, sealed and read back.
     Received {

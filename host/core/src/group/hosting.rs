@@ -158,6 +158,7 @@ impl Hosting {
                 self.transfer_ended(shared, to, purpose, ok, prefers);
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
+            Event::SnapshotRoom(shortage) => self.marks.room_for_one(shortage, shared.now),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
         }
@@ -209,6 +210,7 @@ impl Hosting {
             | Event::Fetched { .. }
             | Event::TransferEnded { .. }
             | Event::Room(_)
+            | Event::SnapshotRoom(_)
             | Event::HandOver => unreachable!("handled before the lanes' events"),
         }
     }

@@ -121,9 +121,22 @@ impl Marks {
         self.waiting_for_room = None;
     }
 
-    /// What the last capture found of the disk, if that was too little.
+    /// How the disk stands if the last capture found too little room, and there still is.
     pub(super) fn no_room(&self) -> Option<Shortage> {
         self.no_room
+    }
+
+    /// How the disk stands since a capture found no room. Once there is room the next mark comes
+    /// without delay.
+    pub(super) fn room_for_one(&mut self, shortage: Option<Shortage>, now: u64) {
+        if self.no_room.is_none() {
+            return;
+        }
+        self.no_room = shortage;
+        if shortage.is_none() {
+            self.not_before = now;
+            self.want(MarkReason::LogBytes);
+        }
     }
 
     /// Why the last capture failed.

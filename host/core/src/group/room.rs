@@ -1,9 +1,9 @@
 //! A full disk is a state: what a replica does while the log has too little room, or would take the
 //! room that the next snapshot needs.
 //!
-//! - It takes no commands. While the log has no room it drops appends that carry commands before
-//!   raft sees them, so that no vote queues behind an entry that cannot be written. Both come back
-//!   by themselves.
+//! - It takes no commands, and drops appends that carry commands before raft sees them: no vote
+//!   queues behind an entry that cannot be written, and the log of a replica that the group goes on
+//!   without takes no room that its next snapshot needs. Both come back by themselves.
 //! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
 //!   it stands. A leader refuses commands as well while a majority of the voters has no room.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
@@ -17,7 +17,6 @@ use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
 use crate::ids::ReplicaId;
-use crate::limits;
 use crate::mutant::planted;
 use crate::retention;
 
@@ -51,18 +50,21 @@ impl Hosting {
         self.shed(shared, effects);
     }
 
-    /// A snapshot is overdue if the disk had no room for it and the log has grown since: commands
-    /// wait until one fits, or the log would take that room for good.
+    /// A snapshot is overdue if the disk has no room for it and the log is as long as it may be
+    /// without one: commands wait until one fits, or the log would take that room for good.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        let most =
-            limits::LOG_OVERDUE_MARKS.saturating_mul(shared.config.snapshot_policy.log_bytes);
+        let most = shared.config.snapshot_policy.log_bytes;
         let outgrew = || self.raw.store().within(most) > newest + 1;
         let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
         let overdue = self.marks.no_room().filter(|_| shares && outgrew());
         if overdue != shared.overdue {
+            let begins = shared.overdue.is_none();
             shared.overdue = overdue;
             self.settle_room(shared, effects);
+            if begins {
+                self.shed(shared, effects);
+            }
         }
     }
 
@@ -114,7 +116,7 @@ impl Hosting {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
         };
-        shared.log_short.is_some()
+        shared.short.is_some()
             && message.get_msg_type() == MessageType::MsgAppend
             && message.entries.iter().any(carries)
     }

@@ -195,7 +195,9 @@ impl Session {
             ("captures", [node, how]) => {
                 let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
                 (lane.captures_fail, lane.tight) = (*how == "fail", *how == "tight");
-                lane.full = *how == "full";
+                if std::mem::replace(&mut lane.full, *how == "full") && *how == "ok" {
+                    cluster.event(node, Event::SnapshotRoom(None));
+                }
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {

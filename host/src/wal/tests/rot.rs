@@ -1,5 +1,7 @@
 //! Damaged logs: corruption is told from a torn tail, and a corrupt log is not touched.
 
+use lockstep_core::wal::record::{BatchBuilder, SegmentHeader};
+
 use super::*;
 
 /// A log in one segment: three batches of one entry, then what `last` does. Returns where each
@@ -162,4 +164,57 @@ fn rot_below_a_reader_is_an_error_and_not_an_entry() {
     let read = reader.entries(GroupId(1), 2, 3, 99);
     assert!(matches!(read, Err(WalError::Corrupt { .. })), "{read:?}");
     assert_eq!(reader.entries(GroupId(1), 3, 4, 99).expect("it is well").len(), 1);
+}
+
+/// A log of one batch that holds a state of these bytes; every checksum is good.
+fn log_of_a_state(state: &[u8]) -> (MemFs, PathBuf) {
+    let (fs, path, _begins) = log(|_wal| {});
+    let bytes = fs.image()[&path].clone();
+    let head = bytes[..64].try_into().expect("a segment has a header");
+    let header = SegmentHeader::decode(head).expect("it was just written");
+    let mut batch = BatchBuilder::new(header.salt(), header.first_batch);
+    batch.state(GroupId(1), state, false);
+    let mut whole = batch.finish();
+    whole.resize(bytes.len() - 64, 0);
+    let file = fs.open(&path, true).expect("it is there");
+    file.write_at(&whole, 64).expect("there is room");
+    file.sync().expect("the disk is well");
+    (fs, path)
+}
+
+fn encoded(state: &RecoveryState) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    state.encode(&mut bytes);
+    bytes
+}
+
+/// Good checksums around a state that cannot be: somebody wrote nonsense, and it is not guessed
+/// what was meant.
+#[test]
+fn a_state_that_breaks_its_own_rules_is_corruption() {
+    assert!(open(&log_of_a_state(&encoded(&state(1, 0, 0))).0).is_ok(), "this one is good");
+    let mut without_snapshot = state(9, 1, 9);
+    without_snapshot.snapshots.clear();
+    let mut uncommitted_floor = state(1, 0, 3);
+    uncommitted_floor.floor = 4;
+    let short = encoded(&state(1, 0, 0)).split_off(1);
+    let longer = [encoded(&state(1, 0, 0)), vec![0]].concat();
+    for bad in [encoded(&without_snapshot), encoded(&uncommitted_floor), short, longer] {
+        let (fs, path) = log_of_a_state(&bad);
+        check_corrupt(&fs, &path, "a state that cannot be");
+    }
+}
+
+/// What a later program wrote is not called damaged: nobody should throw it away.
+#[test]
+fn a_state_of_a_later_version_is_newer_and_not_corrupt() {
+    let mut bytes = encoded(&state(1, 0, 0));
+    bytes[0] = 9;
+    let (fs, _path) = log_of_a_state(&bytes);
+    let image = fs.image();
+    let said = open(&fs).err().expect("it is newer").to_string();
+    for word in ["recovery state of version 9", "knows 1", "touched", "start the newer program"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(fs.image() == image, "nothing is touched");
 }

@@ -1,0 +1,57 @@
+//! A directory that this process may not use, whatever it is that is denied.
+
+use super::*;
+use crate::fs::mem::{DiskFault, MemFs};
+
+fn config() -> NodeConfig {
+    let text = "cluster = \"c\"\nnode = 1\ndata-dir = \"/srv/data\"\n[nodes]\n1 = \
+        \"127.0.0.1:7101\"\n\
+        [[groups]]\nname = \"g\"\nmodule = \"native:register\"\n";
+    NodeConfig::parse(text, Path::new("/")).expect("it is complete")
+}
+
+fn open(fs: &MemFs) -> Result<DataDir, DataDirError> {
+    let door: Arc<dyn Fs> = Arc::new(fs.clone());
+    let mut data = DataDir::open(&door, &config(), false)?;
+    data.log_begun(fs)?;
+    Ok(data)
+}
+
+/// Each step of a first start, and of a second one, is denied once: it says so, and a start that is
+/// not denied finds nothing spoilt.
+#[test]
+fn what_is_denied_is_said_and_spoils_nothing() {
+    for again in [false, true] {
+        let fresh = || {
+            let fs = MemFs::with_dir(Path::new("/srv"));
+            if again {
+                drop(open(&fs).expect("nothing is denied"));
+                let wal = Path::new("/srv/data/wal");
+                fs.create_dir_all(wal).expect("nothing is denied");
+                drop(fs.create(&wal.join("0000000000000001.wal")).expect("nothing is denied"));
+            }
+            fs
+        };
+        let mut denied = 0;
+        for (ops, reads) in (1..40).map(|n| (n, 0)).chain((1..40).map(|n| (0, n))) {
+            let fs = fresh();
+            match ops {
+                0 => fs.fail_read(fs.reads() + reads, DiskFault::Denied),
+                ops => fs.fail_op(fs.ops() + ops, DiskFault::Denied),
+            }
+            let before = fs.image();
+            let Err(error) = open(&fs) else { continue };
+            denied += 1;
+            let said = error.to_string();
+            for word in ["/srv/data", "make it writable", "another data-dir"] {
+                assert!(said.contains(word), "operation {ops}, read {reads}: {said}");
+            }
+            let lock = Path::new("/srv/data/LOCK");
+            let touched = fs.image().into_iter().filter(|(path, _)| path != lock);
+            assert!(!again || touched.eq(before), "operation {ops}, read {reads}: {said}");
+            fs.heal();
+            drop(open(&fs).unwrap_or_else(|e| panic!("operation {ops}, read {reads}: {e}")));
+        }
+        assert!(denied > 5, "{denied} steps were denied");
+    }
+}
