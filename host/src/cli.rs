@@ -52,12 +52,12 @@ enum Command {
     /// Check that a component is a state machine that a node would take.
     Check(check::Args),
     /// Look at snapshot objects.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
     /// Keep a group whose majority is lost for good.
     Recover(recover::Args),
     /// Look after the groups of a stopped node.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: lockstep group drop --config node.toml --group g")]
     Group(recover::GroupCommand),
 }
 

@@ -168,7 +168,10 @@ async fn a_cluster_that_cannot_serve_says_why() {
     let hostile = guest_file("hostile").expect("it is built").display().to_string();
     let parked = lockstep(&["dev", &hostile, "--nodes", "1", "--config", "init fail"]).await;
     assert_eq!(parked.code, Some(1), "{parked:?}");
-    assert_says(&parked.stdout, &["group dev is parked", "refused in init", "ask its author"]);
+    assert_says(
+        &parked.stdout,
+        &["the replica at 127.0.0.1:", "is parked: refused in init", "ask its author"],
+    );
     assert_says(&parked.stderr, &["no replica can serve"]);
 }
 

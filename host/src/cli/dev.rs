@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
@@ -10,6 +11,7 @@ use lockstep_core::ids::NodeId;
 use crate::cli::serve::{StopSignal, not_started};
 use crate::cli::{Failure, Outcome, log_to_stderr};
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
+use crate::group::GroupHandle;
 use crate::node::Node;
 
 /// Run a cluster on loopback to try a state machine.
@@ -61,7 +63,10 @@ pub(crate) async fn run(args: Args) -> Outcome {
     }
     let stem = args.module.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     print_what_to_try(&addresses, &stem.unwrap_or_default());
-    told.wait().await;
+    tokio::select! {
+        () = told.wait() => {}
+        never = tell_of_faults(&nodes) => match never {},
+    }
     println!("stopping");
     stop(nodes).await
 }
@@ -118,29 +123,55 @@ fn listen_near(number: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(("127.0.0.1", 7101 + number)).or_else(|_| TcpListener::bind("127.0.0.1:0"))
 }
 
-/// Waits until every replica serves or cannot; whether any does.
+/// How often replicas are looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until every replica serves or cannot; whether any does. One that has applied nothing yet
+/// has not seen what its state machine makes of the configuration.
 async fn all_settled(nodes: &[Node]) -> bool {
+    let settled = |group: &GroupHandle| match &*group.watch().borrow() {
+        ReplicaState::Running(Running::Serving) => group.report().status.applied > 0,
+        ReplicaState::Running(Running::Restoring | Running::Joining) => false,
+        ReplicaState::Running(_) | ReplicaState::Stopped(_) => true,
+    };
     let mut any_serves = false;
-    for group in nodes.iter().flat_map(|node| node.router().groups()) {
-        let mut watch = group.watch();
-        let settled = |state: &ReplicaState| match state {
-            ReplicaState::Running(
-                Running::Serving
-                | Running::Parked(_)
-                | Running::DiskFull(_)
-                | Running::NeedsSnapshot(_),
-            )
-            | ReplicaState::Stopped(_) => true,
-            ReplicaState::Running(Running::Restoring | Running::Joining) => false,
-        };
-        let _ = watch.wait_for(settled).await;
-        let state = watch.borrow().clone();
-        any_serves |= state.refusal().is_none();
-        if let Some(cause) = state.cause() {
-            println!("group {} is {}: {cause}", group.name(), state.name());
+    for (node, group) in replicas(nodes) {
+        while !settled(group) {
+            tokio::time::sleep(LOOK).await;
         }
+        let state = group.watch().borrow().clone();
+        any_serves |= state.refusal().is_none();
+        tell_of(node, &state);
     }
     any_serves
+}
+
+/// Says what becomes of the replicas from now on.
+async fn tell_of_faults(nodes: &[Node]) -> std::convert::Infallible {
+    let mut watches: Vec<_> = replicas(nodes).map(|(node, group)| (node, group.watch())).collect();
+    loop {
+        for (node, watch) in &mut watches {
+            if watch.has_changed().unwrap_or(false) {
+                tell_of(node, &watch.borrow_and_update());
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Each replica, and the address of its node.
+fn replicas(nodes: &[Node]) -> impl Iterator<Item = (&str, &GroupHandle)> {
+    nodes.iter().flat_map(|node| {
+        let router = node.router();
+        let address = router.address(router.node()).unwrap_or_default();
+        router.groups().map(move |group| (address, group))
+    })
+}
+
+fn tell_of(node: &str, state: &ReplicaState) {
+    if let Some(cause) = state.cause() {
+        println!("the replica at {node} is {}: {cause}", state.name());
+    }
 }
 
 fn print_what_to_try(addresses: &BTreeMap<NodeId, String>, guest: &str) {
