@@ -58,8 +58,6 @@ const QUERIES_WAITING_BYTES_MAX: usize = 64 << 20;
 const REPORT_TICKS: u64 = 1;
 /// Ticks between two looks of the store lane at what was parked too long.
 const TEND_TICKS: u64 = 50;
-/// Ticks between two looks for the room that a snapshot did not find.
-const ROOM_TICKS: u64 = 5;
 
 /// What a person is told of a node whose clock is off.
 pub(crate) const CLOCK_IS_OFF: &str = "this node's clock is more than 5 s from the others': set it \
@@ -212,14 +210,12 @@ impl GroupActor {
                         }
                     }));
                 }
-                if self.ticked.is_multiple_of(ROOM_TICKS) {
-                    let handle = self.handle.clone();
-                    self.lanes.store.run(Box::new(move |store| {
-                        if let Some(shortage) = store.look_for_room() {
-                            handle.raise(Event::SnapshotRoom(shortage));
-                        }
-                    }));
-                }
+                let handle = self.handle.clone();
+                self.lanes.store.run(Box::new(move |store| {
+                    if let Some(room) = store.next_room() {
+                        handle.raise(Event::SnapshotRoom(room));
+                    }
+                }));
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
             Input::Inward(Inward::Event(event)) => self.group.handle(event, effects),

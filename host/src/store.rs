@@ -50,6 +50,7 @@ pub use report::{ObjectStatus, StoreReport, Tally, Usage};
 pub use reserve::{
     Budget, BudgetLimits, LocalHeader, OutboundSlot, Quota, Reservation, SnapshotRefusal, Use,
 };
+pub(crate) use room::next_length;
 pub use staged::{Finished, Parked, Staged, StagedWriter};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
@@ -71,8 +72,10 @@ pub struct SnapshotStore {
     promised: Vec<SnapshotDesc>,
     /// The one transfer that broke and may go on, until this time.
     parked: Option<(Parked, u64)>,
-    /// Bytes of a local snapshot for which the disk had no room, until it has.
+    /// Bytes that the last local snapshot was refused.
     wanted: Option<u64>,
+    /// The last word on room for the next one was that there is too little.
+    told_short: bool,
     /// The only handle of a free place; see [`Slot`].
     inbound: Arc<()>,
     local: Arc<()>,
@@ -125,6 +128,7 @@ impl SnapshotStore {
             promised: Vec::new(),
             parked: None,
             wanted: None,
+            told_short: false,
             inbound: Arc::new(()),
             local: Arc::new(()),
             tally: Tally::default(),
@@ -262,13 +266,9 @@ impl SnapshotStore {
             true => self.admit(Source::Local(local), estimate),
             false => Err(SnapshotRefusal::Stale),
         };
-        self.wanted = match &result {
-            Err(SnapshotRefusal::NoSpace { need, .. }) => {
-                Some(*need).filter(|need| self.disk_shortage(*need).is_some())
-            }
-            Err(SnapshotRefusal::Busy { .. }) => self.wanted,
-            _found_room_or_needs_none => None,
-        };
+        if let Err(SnapshotRefusal::NoSpace { need, .. }) = &result {
+            self.wanted = Some(*need);
+        }
         result.inspect_err(|refusal| self.count("local", index, refusal))
     }
 
@@ -377,7 +377,7 @@ impl SnapshotStore {
             (is_free(lease) || planted("delete_leased"))
                 && !planted("leak_unlisted")
                 && !lease.is_kept()
-                && !self.is_listed(**name)
+                && (!self.is_listed(**name) || planted("delete_listed"))
                 && (!self.is_promised(**name) || planted("delete_promised"))
         };
         let objects: Vec<_> = self.objects.iter().filter(free).map(|(name, _)| *name).collect();

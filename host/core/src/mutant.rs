@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 50] = [
+pub const ALL: [(&str, &str); 54] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -13,11 +13,14 @@ pub const ALL: [(&str, &str); 50] = [
     ("believe_the_header", "an object is taken for good unread"),
     ("capture_early", "a mark's snapshot is taken before the mark is applied"),
     ("clock_in_apply", "the guest sees the machine's clock instead of the log's"),
+    ("clock_in_snapshot", "the machine's clock stands in a snapshot"),
     ("collect_late", "room is asked for before what nobody needs was removed"),
     ("commit_alone", "a leader commits what it has durably itself"),
     ("commit_falls", "a leader tells what it applied for what is committed"),
     ("delete_before_unlist", "objects go before the log durably lists others"),
+    ("delete_a_needed_segment", "a log segment goes that holds live entries"),
     ("delete_leased", "objects go while somebody reads them"),
+    ("delete_listed", "objects go that the log lists"),
     ("delete_promised", "objects go that a follower was promised"),
     ("delete_staging", "staging files go while somebody writes them"),
     ("forget_reservation", "staging files take nothing from the budget"),
@@ -53,6 +56,7 @@ pub const ALL: [(&str, &str); 50] = [
     ("take_any_snapshot", "a snapshot whose configuration lacks the receiver is taken"),
     ("truncate_too_far", "the log is cut up to the newest recovery point"),
     ("two_votes", "the vote is forgotten at a start"),
+    ("wait_for_a_mark", "a replica short of room takes a snapshot at marks only"),
     ("wiped_replica_votes", "a wiped node comes back under its old id"),
     ("skip_want_digest", "any object repairs a rotten one"),
     ("unchecked_segment", "a log record's checksum is not looked at"),

@@ -5,6 +5,8 @@ pub mod desc;
 pub mod receive;
 pub mod send;
 
+use crate::fault::Shortage;
+
 pub use desc::{Configuration, SnapshotDesc};
 
 /// A sealed and read-back snapshot object that the host holds for the core.
@@ -15,6 +17,30 @@ pub trait Hold: Send + std::fmt::Debug {
     /// From now on the drop does nothing: the object is in a batch on its way to the log, and only
     /// the log decides whether it is listed.
     fn disarm(&mut self);
+}
+
+/// How the disk stands with the next snapshot beside the newest one, bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// What the next one takes.
+    pub need: u64,
+    /// What it may have once all older ones are gone.
+    pub have: u64,
+    /// What the log may still take while it is told to stop.
+    pub margin: u64,
+}
+
+impl Room {
+    pub fn fits(self) -> bool {
+        self.have >= self.need
+    }
+
+    /// What is lacking if the log is to take no more.
+    pub fn shortage(self) -> Option<Shortage> {
+        let Self { need, have, margin } = self;
+        let need = need.saturating_add(margin);
+        (have < need).then_some(Shortage { need, have })
+    }
 }
 
 /// A verified object on its way into the log's list.

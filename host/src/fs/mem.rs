@@ -64,6 +64,8 @@ struct Disk {
     failing_ops: BTreeMap<u64, DiskFault>,
     failing_reads: BTreeMap<u64, DiskFault>,
     halt_after: Option<u64>,
+    /// What was asked for and took place, by name.
+    struck: BTreeMap<&'static str, u64>,
     /// Grows with each crash: what was opened in an earlier one is dead.
     boot: u64,
 }
@@ -102,6 +104,7 @@ impl MemFs {
             failing_ops: BTreeMap::new(),
             failing_reads: BTreeMap::new(),
             halt_after: None,
+            struck: BTreeMap::new(),
             boot: 0,
         };
         Self { disk: Arc::new(Mutex::new(disk)) }
@@ -180,6 +183,12 @@ impl MemFs {
     pub fn is_halted(&self) -> bool {
         let disk = self.disk();
         disk.halt_after.is_some_and(|last| disk.ops > last)
+    }
+
+    /// What took place of the faults that were asked for, and how often: failures by kind, and
+    /// writes torn by a crash.
+    pub fn struck(&self) -> BTreeMap<&'static str, u64> {
+        self.disk().struck.clone()
     }
 
     /// Whether there is such a file now.
@@ -358,13 +367,29 @@ impl Disk {
             return self.halted(doing, path);
         }
         self.ops += 1;
-        injected(self.failing_ops.remove(&self.ops), doing, path)
+        let fault = self.failing_ops.remove(&self.ops);
+        match fault {
+            Some(_) if doing == "sync" => self.strike("failed syncs"),
+            Some(DiskFault::Io) => self.strike("failed operations"),
+            Some(DiskFault::Full) => self.strike("operations without room"),
+            Some(DiskFault::Denied) => self.strike("denied operations"),
+            None => {}
+        }
+        injected(fault, doing, path)
+    }
+
+    fn strike(&mut self, what: &'static str) {
+        *self.struck.entry(what).or_default() += 1;
     }
 
     fn read(&mut self, doing: &str, path: &Path) -> io::Result<()> {
         self.halted(doing, path)?;
         self.reads += 1;
-        injected(self.failing_reads.remove(&self.reads), doing, path)
+        let fault = self.failing_reads.remove(&self.reads);
+        if fault.is_some() {
+            self.strike("failed reads");
+        }
+        injected(fault, doing, path)
     }
 
     fn halted(&self, doing: &str, path: &Path) -> io::Result<()> {
@@ -460,7 +485,10 @@ impl Disk {
         orphans.iter().for_each(|path| drop(names.remove(path)));
         self.names = self.durable.clone();
         for (_path, inode) in self.files() {
-            guard(&inode).crash(keep.as_mut());
+            let torn = guard(&inode).crash(keep.as_mut());
+            if torn > 0 {
+                *self.struck.entry("torn writes").or_default() += torn;
+            }
         }
         self.locks.clear();
         self.forget_faults();

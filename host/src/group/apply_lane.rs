@@ -35,10 +35,10 @@ use raft::eraftpb::Entry;
 use crate::clock::Clock;
 use crate::fs::is_full;
 pub use crate::group::capture::Capture;
-use crate::group::capture::{NoCapture, disk_shortage};
+use crate::group::capture::NoCapture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use};
+use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -220,7 +220,7 @@ impl ApplyLane {
             }
             ApplyJob::Capture { index, .. } => {
                 let why = "there is no guest".into();
-                Output::Event(Event::CaptureFailed { index, why, no_room: None })
+                Output::Event(Event::CaptureFailed { index, why })
             }
             ApplyJob::Range { bytes, .. } => {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
@@ -460,9 +460,9 @@ impl ApplyLane {
             Err(NoCapture::Unlist(unlist)) => {
                 Output::Event(Event::RoomWanted { unlist: *unlist, capture: Some(index) })
             }
-            Err(NoCapture::Failed(why, no_room)) => {
+            Err(NoCapture::Failed(why)) => {
                 tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
-                Output::Event(Event::CaptureFailed { index, why, no_room })
+                Output::Event(Event::CaptureFailed { index, why })
             }
         }
     }
@@ -480,14 +480,11 @@ impl ApplyLane {
         if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX {
             return failed("the guest's snapshot trapped three times in a row");
         }
-        // A state that grew takes more room as it is written; a disk sized for two has none to
-        // spare.
-        let block = limits::SNAPSHOT_BLOCK_BYTES as u64;
-        let last = self.listed().first().map(|desc| desc.length + (desc.length / 8).min(block));
+        let last = self.listed().first().map(|desc| next_length(desc.length));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
         let began = self.tools.clock.wall_ms();
         let info = self.tools.module.info();
-        let most = guest.memory_bytes() + block;
+        let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
         let mut capture = Capture::begin(
             &*self.tools.store,
             crate::store::LocalHeader {
@@ -515,8 +512,7 @@ impl ApplyLane {
                 if let Some(unlist) = beyond.filter(|_| full) {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
-                let short = || disk_shortage(&*self.tools.store, last.unwrap_or(most));
-                Err(NoCapture::Failed(error.to_string(), full.then(short).flatten()))
+                Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {
                 self.snapshot_traps += 1;

@@ -5,12 +5,13 @@
 
 use std::io::{self, Write};
 
-use lockstep_core::fault::{GuestFault, Shortage};
+use lockstep_core::fault::GuestFault;
 use lockstep_core::group::Event;
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
 use crate::guest::Guest;
-use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
+use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane};
 
 pub struct Capture {
     index: u64,
@@ -21,13 +22,12 @@ pub struct Capture {
 pub(super) enum NoCapture {
     /// There is room without this recovery point.
     Unlist(Box<SnapshotDesc>),
-    /// Why, and how the disk stands if it is the disk that has no room.
-    Failed(String, Option<Shortage>),
+    Failed(String),
 }
 
 impl NoCapture {
     pub(super) fn because(why: impl Into<String>) -> Self {
-        Self::Failed(why.into(), None)
+        Self::Failed(why.into())
     }
 }
 
@@ -42,13 +42,7 @@ impl Capture {
         match writer {
             Ok(writer) => Ok(Self { index, writer }),
             Err(SnapshotRefusal::NeedsUnlist(unlist)) => Err(NoCapture::Unlist(unlist)),
-            Err(refusal) => {
-                let short = match &refusal {
-                    SnapshotRefusal::NoSpace { need, .. } => disk_shortage(store, *need),
-                    _of_no_disk => None,
-                };
-                Err(NoCapture::Failed(refusal.to_string(), short))
-            }
+            Err(refusal) => Err(NoCapture::because(refusal.to_string())),
         }
     }
 
@@ -61,7 +55,12 @@ impl Capture {
         if let Err(error) = self.writer.write_all(envelope) {
             return Ok(Err(error));
         }
-        guest.snapshot(&mut self.writer)
+        let written = guest.snapshot(&mut self.writer)?;
+        if planted("clock_in_snapshot") {
+            let now = std::time::Instant::now();
+            return Ok(written.and_then(|()| self.writer.write_all(format!("{now:?}").as_bytes())));
+        }
+        Ok(written)
     }
 
     pub fn index(&self) -> u64 {
@@ -75,15 +74,10 @@ impl Capture {
             Ok(verified) => Event::Captured(verified),
             Err(why) => {
                 tracing::warn!(index, why, "snapshot not sealed");
-                Event::CaptureFailed { index, why, no_room: None }
+                Event::CaptureFailed { index, why }
             }
         }
     }
-}
-
-/// How the disk stands if it is too small for so many bytes.
-pub(super) fn disk_shortage(store: &dyn StoreHandle, need: u64) -> Option<Shortage> {
-    on_lane(store, move |store| store.disk_shortage(need)).flatten()
 }
 
 fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {

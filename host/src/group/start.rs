@@ -238,7 +238,7 @@ fn seal(
     capture: Capture,
 ) {
     let index = capture.index();
-    let failed = move |why: String| Event::CaptureFailed { index, why, no_room: None };
+    let failed = move |why: String| Event::CaptureFailed { index, why };
     let told = handle.clone();
     let began = clock.wall_ms();
     let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
@@ -253,7 +253,7 @@ fn seal(
     });
     if let Err(error) = spawned {
         let why = format!("no thread to seal it: {error}");
-        handle.raise(Event::CaptureFailed { index, why, no_room: None });
+        handle.raise(Event::CaptureFailed { index, why });
     }
 }
 

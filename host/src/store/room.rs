@@ -1,30 +1,45 @@
 //! Whether there is room, and what a group could give up to make some.
 
-use lockstep_core::fault::Shortage;
-use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::limits;
+use lockstep_core::snapshot::{Room, SnapshotDesc};
 
 use super::SnapshotStore;
 use super::is_free;
-use super::layout::ObjectName;
+use super::layout::{ObjectName, object_bytes};
 use super::reserve::SnapshotRefusal;
 
+/// Bytes of payload that a local snapshot is expected to have behind one of `last` bytes. A state
+/// that grew takes more room as it is written; a disk sized for two has none to spare.
+pub(crate) fn next_length(last: u64) -> u64 {
+    last.saturating_add((last / 8).min(limits::SNAPSHOT_BLOCK_BYTES as u64))
+}
+
 impl SnapshotStore {
-    /// How the disk stands if it is too small for so many bytes, whatever the limits are, and
-    /// though the group gave up what it can spare.
-    pub fn disk_shortage(&self, need: u64) -> Option<Shortage> {
-        let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
-        let parked = self.parked.as_ref().map_or(0, |(parked, _)| parked.lease.bytes());
-        let have = free.saturating_add(parked).saturating_add(self.gain());
-        (have < need).then_some(Shortage { need, have })
+    /// To be called at every tick: how the disk stands with the next local snapshot beside the
+    /// newest object, as long as that is too little, and once when it is enough again.
+    pub fn next_room(&mut self) -> Option<Room> {
+        let room = self.room()?;
+        let short = room.shortage().is_some();
+        let was = std::mem::replace(&mut self.told_short, short);
+        (short || was).then_some(room)
     }
 
-    /// To be called now and then: how the disk stands with the snapshot for which it had no room,
-    /// `None` if there is none such.
-    pub fn look_for_room(&mut self) -> Option<Option<Shortage>> {
-        let need = self.wanted?;
-        let short = self.disk_shortage(need);
-        self.wanted = short.map(|_| need);
-        Some(short)
+    /// Objects that are still being sent count as room: it comes back, while what the log takes
+    /// meanwhile does not.
+    fn room(&self) -> Option<Room> {
+        let newest = self.listed.first();
+        let need = match newest {
+            Some(desc) => object_bytes(next_length(desc.length))?,
+            None => self.wanted?,
+        };
+        let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
+        let usage = self.usage();
+        let all = usage.listed + usage.unlisted + usage.staged + usage.parked;
+        let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
+        let have = free.saturating_add(all).saturating_sub(stays.max(usage.staged));
+        // As much as the log takes at a time, while it is filled and told to stop.
+        let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
+        Some(Room { need, have, margin })
     }
 
     /// Bytes of what may be unlisted and is used by nobody.

@@ -63,6 +63,17 @@ impl WalReader {
         self.shared.groups().get(&group).map(|log| log.tail.last_index)
     }
 
+    /// The term of an entry that the log holds of a group, or of the one before the first.
+    pub fn term(&self, group: GroupId, index: u64) -> Option<u64> {
+        self.shared.groups().get(&group)?.tail.term(index)
+    }
+
+    /// Runs of equal terms in a group's log: first index and term, from the entry before the first
+    /// one.
+    pub fn terms(&self, group: GroupId) -> Option<Vec<(u64, u64)>> {
+        Some(self.shared.groups().get(&group)?.tail.terms())
+    }
+
     /// The durable recovery state of a group.
     pub fn state(&self, group: GroupId) -> Option<RecoveryState> {
         self.shared.groups().get(&group).map(|log| log.tail.state.clone())

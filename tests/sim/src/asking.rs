@@ -42,7 +42,7 @@ impl World {
         if self.clients[client].is_idle() && self.clients[client].done {
             return;
         }
-        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let ids = self.member_ids();
         self.clients[client].target = *self.rng.pick(&ids);
         self.client_step(client);
     }
@@ -118,9 +118,10 @@ impl World {
         };
         let process = self.nodes[&node].process.as_ref().expect("it answers");
         let configuration = process.replicas[&group].group.recovery_state().configuration.clone();
+        let Some(term) = process.reader.term(group, index) else { return };
         let views: Vec<View> = self.views(group);
         let gone = |replica| self.nodes.values().any(|node| node.gone.contains(&replica));
-        let durable = durable::acknowledged(index, &configuration, &views, gone);
+        let durable = durable::acknowledged((index, term), &configuration, &views, gone);
         self.check(durable);
     }
 

@@ -138,6 +138,11 @@ impl World {
             let until = transfer.stalled_until.min(now + 100 * MS);
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
+        let node = if to_receiver { transfer.to.0 } else { transfer.from.0 };
+        if self.is_paused(node) {
+            let until = self.nodes[&node].paused_until.min(now + 100 * MS) + 1;
+            return self.at(until, Action::Bulk { transfer: id, to_receiver });
+        }
         match to_receiver {
             true => self.receiver_hears(id),
             false => self.sender_hears(id),
@@ -276,10 +281,14 @@ impl World {
     pub(crate) fn bulk_tick(&mut self, id: u64) {
         let Some(transfer) = self.transfers.get(&id) else { return };
         let (from, to) = (transfer.from, transfer.to);
-        if transfer.receiving.is_some() && self.process(to.0, to.1).is_some() {
+        let receives = transfer.receiving.is_some() && !self.is_paused(to.0);
+        if receives && self.process(to.0, to.1).is_some() {
             self.receiver_input(id, ReceiveInput::Tick);
         }
-        self.sender_input(id, SendInput::Tick);
+        match self.is_paused(from.0) {
+            true => self.counters.add("transfers of paused nodes"),
+            false => self.sender_input(id, SendInput::Tick),
+        }
         if self.process(from.0, from.1).is_none() {
             self.break_receiver(id);
         }

@@ -5,30 +5,38 @@
 //! | `election` | one leader a term | raft paper, figure 3 |
 //! | `promises` | votes, terms and acknowledgements leave only when durable | thesis 3.8 |
 //! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4; SNAPSHOTS 3.5 |
-//! | `logs` | equal index and term, equal entry; no hole behind a snapshot | figure 3; N5 |
+//! | `logs` | equal index and term, equal entry | figure 3, log matching |
+//! | `gapless` | no hole from the log's first entry on, which follows a snapshot | N5 |
 //! | `commits` | a process's commit index never falls | figure 3 |
 //! | `states` | equal index, equal state | figure 3, state machine safety |
 //! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
 //! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
-//! | `snapshots` | listed objects are whole; always one; equal marks, equal digests | N2, N6, N3 |
-//! | `space` | the budget is kept; nothing stays that nobody needs | N9, N7 |
+//! | `snapshots` | listed objects are whole | N2 |
+//! | `recovery_points` | there is always one to start from | N6, K13 |
+//! | `marks` | equal index, equal digest of the snapshot | N3 |
+//! | `budget` | the budget is kept, and every byte is counted in it | N9 |
+//! | `leaks` | nothing stays that nobody needs | N7 |
 //! | `reports` | each transfer is reported once | N16 |
 //!
 //! Each file names a planted bug (`LOCKSTEP_MUTANT`) that it reports.
 
 use std::collections::BTreeMap;
 
+pub mod budget;
 pub mod commits;
 pub mod durable;
 pub mod election;
+pub mod gapless;
 pub mod histories;
+pub mod leaks;
 pub mod logs;
+pub mod marks;
 pub mod promises;
+pub mod recovery_points;
 pub mod reports;
 pub mod sessions;
 pub mod snapshots;
-pub mod space;
 pub mod states;
 pub mod votes;
 
@@ -52,7 +60,8 @@ pub struct Checks {
     pub elections: election::Elections,
     pub votes: votes::Votes,
     pub reports: reports::Reports,
-    pub marks: snapshots::Marks,
+    pub marks: marks::Marks,
+    pub entries: logs::Entries,
     /// Durable logs of nodes that are down, as they were when they went.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
 }

@@ -5,14 +5,14 @@
 
 use std::path::Path;
 
-use lockstep_core::group::ReplicaState;
-use lockstep_core::ids::NodeId;
+use lockstep_core::group::{Event, ReplicaState};
+use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::Fs as _;
 use lockstep_host::fs::mem::DiskFault;
-use lockstep_host::store::{list_directory, verify_object};
+use lockstep_host::store::{Use, list_directory, verify_object};
 
-use crate::check::{Checked, logs, snapshots, space, violated};
-use crate::node::DATA;
+use crate::check::{Checked, budget, gapless, leaks, snapshots, violated};
+use crate::node::{DATA, SNAPSHOTS};
 use crate::world::{Action, MS, Mend, SECOND, World};
 
 impl World {
@@ -22,22 +22,43 @@ impl World {
         }
         let next = self.rng.between(200 * MS, 2_500 * MS);
         self.after(next, Action::Fault);
-        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
         match self.rng.below(100) {
-            0..12 => self.crash(node),
-            12..22 => self.crash_at_an_operation(node),
-            22..30 => self.cut_links(&ids),
-            30..38 => self.bad_weather(),
-            38..46 => self.pause(node),
-            46..52 => self.clock(node),
-            52..60 => self.fail_an_operation(node),
-            60..68 => self.fill_disk(node),
-            68..80 => self.trouble_transfers(),
+            0..11 => self.crash(node),
+            11..20 => self.crash_at_an_operation(node),
+            20..27 => self.cut_links(&ids),
+            27..34 => self.bad_weather(),
+            34..41 => self.pause(node),
+            41..46 => self.clock(node),
+            46..50 => self.drift(node),
+            50..58 => self.fail_an_operation(node),
+            58..62 => self.fail_a_read(node),
+            62..69 => self.fill_disk(node),
+            69..80 => self.trouble_transfers(),
             80..84 => self.trap(node),
             84..90 => self.rot(node),
             90..96 => self.wipe(node),
+            96..98 => self.grow(),
             _ => {}
+        }
+    }
+
+    /// Every node belongs to the groups from now on: each starts again with the configuration that
+    /// says so.
+    pub(crate) fn grow(&mut self) {
+        if self.members == self.setup.nodes {
+            return;
+        }
+        self.counters.add("members added");
+        self.members = self.setup.nodes;
+        for id in self.member_ids() {
+            self.nodes.get_mut(&id).expect("a node").members = self.members;
+            if self.nodes[&id].process.is_some() {
+                self.fall(id, true);
+            }
+            let late = self.rng.between(100 * MS, 3 * SECOND);
+            self.after(late, Action::Start { node: id });
         }
     }
 
@@ -78,14 +99,17 @@ impl World {
                 node.fs.crash_keeping(seed);
             }
         }
+        // A crash forgets what was to fail.
+        node.unreadable &= ended;
         let Some(process) = node.process.take() else { return };
         self.checks.down.insert(id, views);
         let epoch = process.epoch;
         drop(process);
         if ended {
             // Its files are closed; what it did not sync may still be lost later.
-            let node = &self.nodes[&id];
+            let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
+            node.unreadable = false;
         }
         self.forget_transfers_of(id, epoch);
     }
@@ -120,6 +144,17 @@ impl World {
         self.counters.add("pauses");
     }
 
+    /// Its clock goes up to a tenth too fast or too slow.
+    fn drift(&mut self, node: NodeId) {
+        let drift = self.rng.between(0, 200_000) as i64 - 100_000;
+        let since = self.now;
+        let drifting = self.nodes.get_mut(&node).expect("a node");
+        (drifting.drift, drifting.drift_since) = (drift, since);
+        self.counters.add("clock drifts");
+        let until = self.rng.between(10 * SECOND, 90 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Clock(node) });
+    }
+
     fn clock(&mut self, node: NodeId) {
         let jump = self.rng.between(0, 7_200_000) as i64 - 3_600_000;
         self.nodes.get_mut(&node).expect("a node").clock_ms = jump;
@@ -136,12 +171,35 @@ impl World {
         self.counters.add("operations told to fail");
     }
 
-    /// Something else takes the rest of the disk.
+    /// One of the next reads fails.
+    fn fail_a_read(&mut self, node: NodeId) {
+        if self.nodes[&node].process.is_none() {
+            return;
+        }
+        let read = self.rng.between(1, 60);
+        let node = self.nodes.get_mut(&node).expect("a node");
+        node.fs.fail_read(node.fs.reads() + read, DiskFault::Io);
+        node.unreadable = true;
+        self.counters.add("reads told to fail");
+    }
+
+    /// Something else takes the rest of the disk, or of the one that snapshots have of their own.
     fn fill_disk(&mut self, node: NodeId) {
-        let fs = &self.nodes[&node].fs;
         let left = self.rng.below(3 * self.setup.segment_bytes);
-        fs.set_capacity(fs.used(Path::new(DATA)) + left);
-        self.counters.add("disk fills up");
+        let of_snapshots = self.setup.apart && self.rng.percent(60);
+        let filled = self.nodes.get_mut(&node).expect("a node");
+        match of_snapshots {
+            true => {
+                let dir = Path::new(SNAPSHOTS);
+                filled.fs.mount(dir, filled.fs.used(dir) + left);
+                self.counters.add("disks of snapshots fill up");
+            }
+            false => {
+                filled.fs.set_capacity(filled.fs.used(Path::new(DATA)) + left);
+                filled.log_filled = true;
+                self.counters.add("disk fills up");
+            }
+        }
         let until = self.rng.between(SECOND, 15 * SECOND);
         self.after(until, Action::Mend { what: Mend::Disk(node) });
     }
@@ -188,7 +246,7 @@ impl World {
             .map(|name| lockstep_core::ids::GroupId::of_name(name))
             .collect();
         let sound = |group| {
-            self.nodes.values().all(|other| {
+            self.nodes.values().filter(|other| other.id.0 <= self.members).all(|other| {
                 let Some(process) = &other.process else { return false };
                 let status = process.replicas[&group].group.status();
                 // A configuration that only memory knows may be forgotten with the next crash.
@@ -198,7 +256,7 @@ impl World {
                     .is_some_and(|durable| durable.configuration == status.configuration);
                 known
                     && !status.configuration.is_joint()
-                    && status.configuration.voters.len() == self.nodes.len()
+                    && status.configuration.voters.len() == usize::from(self.members)
                     && status.configuration.is_voter(status.replica)
                     && matches!(status.state, ReplicaState::Running(_))
                     && status.state.query_refusal().is_none()
@@ -262,6 +320,7 @@ impl World {
             .map(|(_, view)| view.replica)
             .collect();
         let setup = self.setup.clone();
+        self.count_strikes(id);
         let node = self.nodes.get_mut(&id).expect("a node");
         node.wipe(&setup);
         node.gone.extend(lost.iter().copied());
@@ -273,8 +332,14 @@ impl World {
         match what {
             Mend::Links => self.network.cut.clear(),
             Mend::Weather => self.network.weather = Default::default(),
-            Mend::Disk(node) => self.nodes[&node].fs.set_capacity(self.setup.disk_bytes),
-            Mend::Clock(node) => self.nodes.get_mut(&node).expect("a node").clock_ms = 0,
+            Mend::Disk(node) => {
+                let bytes = self.setup.disk_bytes;
+                self.nodes.get_mut(&node).expect("a node").free_disk(bytes);
+            }
+            Mend::Clock(node) => {
+                let node = self.nodes.get_mut(&node).expect("a node");
+                (node.clock_ms, node.drift) = (0, 0);
+            }
         }
     }
 
@@ -282,9 +347,14 @@ impl World {
     pub(crate) fn look(&mut self) {
         self.after(SECOND, Action::Look);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        self.looks += 1;
+        // One node's logs a look, in turn: reading them is what costs.
+        let turn = ids[self.looks as usize % ids.len()];
+        let read = self.read_logs(turn);
+        self.check(read);
         for id in ids {
             let node = &self.nodes[&id];
-            let kept = space::budget(node, self.setup.budget_bytes);
+            let kept = budget::kept(node, self.setup.budget_bytes);
             let mut checked = vec![kept];
             if let Some(process) = &node.process {
                 for (name, replica) in self.setup.groups.iter().zip(process.replicas.values()) {
@@ -294,7 +364,7 @@ impl World {
                                 &replica.group.recovery_state().group,
                             )
                     });
-                    checked.push(space::accounted(node, named.unwrap_or(name), replica));
+                    checked.push(budget::accounted(node, named.unwrap_or(name), replica));
                 }
             }
             checked.into_iter().for_each(|result| self.check(result));
@@ -334,7 +404,10 @@ impl World {
         let checked: Vec<Checked> = process
             .replicas
             .values()
-            .map(|replica| snapshots::whole(replica.group.recovery_state(), replica, node.rotted))
+            .map(|replica| {
+                let doubtful = node.is_doubtful();
+                snapshots::whole(replica.group.recovery_state(), replica, doubtful)
+            })
             .collect();
         let fallback = node.rotted
             && process.replicas.values().any(|replica| {
@@ -351,28 +424,90 @@ impl World {
         checked.into_iter().for_each(|result| self.check(result));
     }
 
+    /// Reads the durable logs of a node whole, and compares them with what others have.
+    fn read_logs(&mut self, id: NodeId) -> Checked {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return Ok(()) };
+        // Rot that nobody has met yet says nothing of the program.
+        let rots = node.rotten_log.as_ref().is_some_and(|path| node.fs.has(path));
+        if rots || node.unreadable || node.fs.is_halted() {
+            return Ok(());
+        }
+        for group in process.replicas.keys() {
+            let entries = gapless::whole(*group, &process.reader)?;
+            self.checks.entries.agree(*group, &entries)?;
+        }
+        Ok(())
+    }
+
+    /// What the disk of a node did, and how far its log got.
+    fn count_strikes(&mut self, id: NodeId) {
+        let fs = self.nodes[&id].fs.clone();
+        fs.struck().into_iter().for_each(|(what, count)| self.counters.add_many(what, count));
+        let number = |path: &std::path::PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_suffix(".wal")?;
+            u64::from_str_radix(name, 16).ok()
+        };
+        let last = fs.image_names().iter().filter_map(number).max().unwrap_or(1);
+        self.counters.add_many("segments rolled", last.saturating_sub(1));
+    }
+
+    /// What the scrubber does in a node: rot is told to the group, a bad segment asks for marks.
+    pub(crate) fn scrub(&mut self, id: NodeId) {
+        let next = self.rng.between(20 * SECOND, 60 * SECOND);
+        self.after(next, Action::Scrub { node: id });
+        if self.is_paused(id) {
+            return;
+        }
+        let Some(process) = &self.nodes[&id].process else { return };
+        let mut events = Vec::new();
+        for (group, replica) in &process.replicas {
+            for desc in replica.group.status().snapshots {
+                let object = desc.clone();
+                let read = replica.with_store(move |store| {
+                    store.open_object(&object, Use::Scrubbing)?.verify(&mut || ())
+                });
+                if let Err(error) = read {
+                    let why = error.to_string();
+                    events.push((*group, Event::Rotten { snapshot: desc, why }));
+                }
+            }
+        }
+        if !process.reader.scrub(&mut |_| ()).is_empty() {
+            let mark = |group: &GroupId| {
+                (*group, Event::Mark { reason: lockstep_core::entry::MarkReason::Operator })
+            };
+            events.extend(process.replicas.keys().map(mark));
+        }
+        self.counters.add("scrubs");
+        self.counters.add_many("rot found by scrubbing", events.len() as u64);
+        self.fall_if_halted(id);
+        for (group, event) in events {
+            self.event(id, group, vec![event]);
+        }
+    }
+
     /// Everything, once all is quiet.
     pub(crate) fn finish(&mut self) -> Checked {
         let names = self.setup.groups.clone();
+        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.read_logs(node)?;
+            self.count_strikes(node);
+        }
         for name in &names {
             let group = lockstep_core::ids::GroupId::of_name(name);
-            let mut seen = logs::Entries::default();
             for node in self.nodes.values() {
                 let Some(process) = &node.process else {
                     return violated("liveness", format!("node {} is down", node.id));
                 };
                 let replica = &process.replicas[&group];
-                // Rot that nobody has met yet says nothing of the program.
-                if node.rotten_log.as_ref().is_none_or(|path| !node.fs.has(path)) {
-                    logs::whole(group, &process.reader, &mut seen)?;
-                }
-                snapshots::whole(replica.group.recovery_state(), replica, node.rotted)?;
-                space::accounted(node, name, replica)?;
+                snapshots::whole(replica.group.recovery_state(), replica, node.is_doubtful())?;
+                budget::accounted(node, name, replica)?;
                 let receives = |transfer: &crate::transfer::Transfer| {
                     transfer.to.0 == node.id && transfer.group == group
                 };
                 let receives = self.transfers.values().any(receives);
-                space::nothing_leaks(node, name, replica, receives)?;
+                leaks::none(node, name, replica, receives)?;
             }
             let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();
             let observed = crate::guest::lock(&self.observed);

@@ -29,6 +29,8 @@ use crate::guest::{SharedObserved, SimModule, Traps};
 
 pub const CLUSTER: [u8; 16] = [5; 16];
 pub const DATA: &str = "/data";
+/// Where snapshots lie if they lie apart.
+pub const SNAPSHOTS: &str = "/snapshots";
 
 /// What all nodes of a run have in common.
 #[derive(Clone)]
@@ -40,14 +42,23 @@ pub struct Setup {
     pub ballast: usize,
     pub budget_bytes: u64,
     pub disk_bytes: u64,
+    /// Snapshots lie on a filesystem of their own.
+    pub apart: bool,
+    /// Nodes up to this found the groups; the others are added to them later.
+    pub founders: u16,
 }
 
 pub struct Node {
     pub id: NodeId,
     pub fs: MemFs,
     pub process: Option<Process>,
-    /// Wall clock minus simulated time.
+    /// Nodes that its configuration names: 1 to this.
+    pub members: u16,
+    /// Wall clock minus simulated time, when it was last set.
     pub clock_ms: i64,
+    /// How much faster than time its clock goes, in millionths, and since when.
+    pub drift: i64,
+    pub drift_since: u64,
     pub time: SimClock,
     /// Runs nothing until then.
     pub paused_until: u64,
@@ -58,6 +69,10 @@ pub struct Node {
     pub rotted: bool,
     /// The log's file whose bit it was.
     pub rotten_log: Option<PathBuf>,
+    /// A read was told to fail in this life of the process.
+    pub unreadable: bool,
+    /// Something else takes the disk of its log.
+    pub log_filled: bool,
 }
 
 /// A process, from start to crash.
@@ -120,27 +135,51 @@ pub enum NoStart {
 
 impl Node {
     pub fn new(id: NodeId, setup: &Setup) -> Self {
-        let fs = MemFs::with_dir(Path::new("/"));
-        fs.set_capacity(setup.disk_bytes);
         Self {
             id,
-            fs,
+            fs: disk(setup),
             process: None,
+            members: setup.founders,
             clock_ms: 0,
+            drift: 0,
+            drift_since: 0,
             time: SimClock::default(),
             paused_until: 0,
             traps: Traps::default(),
             gone: Vec::new(),
             rotted: false,
             rotten_log: None,
+            unreadable: false,
+            log_filled: false,
         }
+    }
+
+    /// What its clock says.
+    pub fn wall_ms(&self, now: u64) -> u64 {
+        let gone = i64::try_from(now.saturating_sub(self.drift_since)).unwrap_or(i64::MAX);
+        let drifted = gone / 1_000 * self.drift / 1_000_000;
+        (now / 1_000).saturating_add_signed(self.clock_ms + drifted)
+    }
+
+    /// Whatever else took its disks gives them back.
+    pub fn free_disk(&mut self, disk_bytes: u64) {
+        self.fs.set_capacity(disk_bytes);
+        if self.fs.has(Path::new(SNAPSHOTS)) {
+            self.fs.mount(Path::new(SNAPSHOTS), disk_bytes);
+        }
+        self.log_filled = false;
+    }
+
+    /// What does not verify here is not the program's doing.
+    pub fn is_doubtful(&self) -> bool {
+        self.rotted || self.unreadable
     }
 
     /// A disk without anything.
     pub fn wipe(&mut self, setup: &Setup) {
         self.process = None;
-        self.fs = MemFs::with_dir(Path::new("/"));
-        self.fs.set_capacity(setup.disk_bytes);
+        self.fs = disk(setup);
+        self.log_filled = false;
         (self.rotted, self.rotten_log) = (false, None);
     }
 
@@ -176,7 +215,7 @@ impl Node {
             };
             let opened = reopen(disk, config, recovered.remove(&id));
             let Reopened { group, first: effects, store } =
-                opened.map_err(|why| match self.fs.is_halted() {
+                opened.map_err(|why| match self.fs.is_halted() || self.unreadable {
                     true => NoStart::Disk(why),
                     false => NoStart::Damaged(why),
                 })?;
@@ -235,7 +274,8 @@ impl Node {
     }
 
     pub fn snapshots(&self, group: &str) -> PathBuf {
-        snapshot_dir(Path::new(DATA), group)
+        let apart = self.fs.has(Path::new(SNAPSHOTS));
+        snapshot_dir(Path::new(if apart { SNAPSHOTS } else { DATA }), group)
     }
 
     pub fn module(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Module {
@@ -249,16 +289,29 @@ impl Node {
         GroupConfig {
             name: name.to_owned(),
             node: self.id,
-            nodes: (1..=setup.nodes).map(NodeId).collect(),
+            nodes: (1..=self.members).map(NodeId).collect(),
             module: module.id(),
             guest_config: Bytes::from_static(b"config"),
             profile: Profile { engine_major: 0, ..Profile::default() },
             snapshot_policy: setup.policy,
-            snapshots_share_log_disk: true,
+            snapshots_share_log_disk: !setup.apart,
             seed,
             nonce: epoch,
         }
     }
+}
+
+/// An empty disk, or two.
+fn disk(setup: &Setup) -> MemFs {
+    let fs = match setup.apart {
+        true => MemFs::with_dir(Path::new(SNAPSHOTS)),
+        false => MemFs::with_dir(Path::new("/")),
+    };
+    fs.set_capacity(setup.disk_bytes);
+    if setup.apart {
+        fs.mount(Path::new(SNAPSHOTS), setup.disk_bytes);
+    }
+    fs
 }
 
 impl Process {

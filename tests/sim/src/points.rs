@@ -82,6 +82,8 @@ fn setup() -> Setup {
         ballast: BALLAST,
         budget_bytes,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
+        apart: false,
+        founders: 3,
     }
 }
 

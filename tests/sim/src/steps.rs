@@ -3,18 +3,26 @@
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{Body, Effect, Event, Frame, Inbound, ReplicaState, Role, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 use lockstep_host::store::StoreHandle as _;
 
 use crate::check::durable::{View, Views};
-use crate::check::{commits, promises, snapshots, states};
+use crate::check::{budget, commits, promises, recovery_points, snapshots, states};
 use crate::node::{NoStart, Process};
 use crate::world::{Action, Captured, MS, SECOND, World};
 
 impl World {
     pub(crate) fn act(&mut self, action: Action) {
         match action {
+            Action::Event { node, .. }
+            | Action::Report { node, .. }
+            | Action::Fetch { node, .. }
+                if self.is_paused(node) =>
+            {
+                self.put_off(node, action);
+            }
             Action::Tick { node } => self.tick(node),
             Action::Deliver { to, inbound } => self.deliver(to, *inbound),
             Action::Log { node, epoch } => self.log_step(node, epoch),
@@ -50,6 +58,7 @@ impl World {
             Action::Start { node } => self.start(node),
             Action::Mend { what } => self.mend(what),
             Action::Look => self.look(),
+            Action::Scrub { node } => self.scrub(node),
         }
     }
 
@@ -75,14 +84,14 @@ impl World {
             return;
         }
         let node = self.nodes.get_mut(&id).expect("a node");
-        let wall_ms = (self.now / MS).saturating_add_signed(node.clock_ms);
+        let wall_ms = node.wall_ms(self.now);
         node.time.set(wall_ms);
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
         for (group, replica) in &process.replicas {
             let (unlist, room) =
-                replica.with_store(move |store| (store.tend(wall_ms), store.look_for_room()));
+                replica.with_store(move |store| (store.tend(wall_ms), store.next_room()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
             rooms.extend(room.map(|room| (*group, room)));
         }
@@ -169,14 +178,8 @@ impl World {
                     self.schedule_apply(node, group);
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
-                    replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
-                    replica.store.run(Box::new(move |store| {
-                        if pressure {
-                            store.abandon();
-                        }
-                        store.list_durable(&snapshots, &promised);
-                        drop(holds);
-                    }));
+                    let rotted = self.nodes[&node].is_doubtful();
+                    self.list(node, group, rotted, (snapshots, promised), (pressure, holds));
                 }
                 Effect::Send { to, frame } => self.send(node, to, *frame),
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
@@ -194,6 +197,35 @@ impl World {
                 }
                 Effect::State(state) => self.state(node, group, &state),
             }
+        }
+    }
+
+    /// The store lane is told the list, deletes, and there is still something to start from.
+    fn list(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        rotted: bool,
+        (snapshots, promised): (Vec<SnapshotDesc>, Vec<SnapshotDesc>),
+        (pressure, holds): (bool, Vec<Box<dyn Hold>>),
+    ) {
+        let Some(process) = &self.nodes[&node].process else { return };
+        let replica = &process.replicas[&group];
+        let before = replica.with_store(|store| store.listed().to_vec());
+        let had = !rotted || recovery_points::any_good(replica, &before);
+        replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
+        let listed = snapshots.clone();
+        replica.store.run(Box::new(move |store| {
+            if pressure {
+                store.abandon();
+            }
+            store.list_durable(&snapshots, &promised);
+            drop(holds);
+        }));
+        let first_index = process.reader.first_index(group).unwrap_or(1);
+        if listed != before && !self.nodes[&node].fs.is_halted() {
+            let checked = recovery_points::listed(replica, first_index, (had, rotted), &listed);
+            self.check(checked);
         }
     }
 
@@ -246,6 +278,8 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskFull(_)) => {
                 self.counters.add("disk full state");
+                let kept = budget::undisturbed(&self.nodes[&node], self.setup.apart);
+                self.check(kept);
             }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
@@ -312,7 +346,7 @@ impl World {
                         }
                         LogOutput::Refused { group, why } => {
                             let what = format!("group {group}: {why}");
-                            self.check(crate::check::violated("logs", what));
+                            self.check(crate::check::violated("gapless", what));
                         }
                     }
                 }
@@ -331,7 +365,10 @@ impl World {
 
     fn schedule_apply(&mut self, node: NodeId, group: GroupId) {
         let delay = match self.rng.percent(2) && !self.calm {
-            true => self.rng.between(50 * MS, 600 * MS),
+            true => {
+                self.counters.add("slow guests");
+                self.rng.between(50 * MS, 600 * MS)
+            }
             false => self.rng.below(2 * MS),
         };
         let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
@@ -372,7 +409,12 @@ impl World {
                     }
                 }
                 Output::Seal(capture) => {
-                    let delay = self.rng.between(MS, 300 * MS);
+                    let stalls = self.rng.percent(5) && !self.calm;
+                    if stalls {
+                        self.counters.add("stalled stores");
+                    }
+                    let most = if stalls { 10 * SECOND } else { 300 * MS };
+                    let delay = self.rng.between(MS, most);
                     let capture = Captured(capture);
                     let Some(process) = self.process(node, epoch) else { continue };
                     process.replicas.get_mut(&group).expect("it captured").sealing += 1;
@@ -431,9 +473,8 @@ impl World {
         }
         self.ids += 1;
         let (epoch, seed) = (self.ids, self.rng.next_u64());
-        let wall_ms = self.now / MS;
         let node = self.nodes.get_mut(&id).expect("a node");
-        node.time.set(wall_ms.saturating_add_signed(node.clock_ms));
+        node.time.set(node.wall_ms(self.now));
         match node.start(&self.setup, &self.observed, epoch, seed) {
             Ok(first) => {
                 self.checks.down.remove(&id);
@@ -453,7 +494,7 @@ impl World {
             Err(NoStart::Damaged(why) | NoStart::Strays(why)) => {
                 if !self.nodes[&id].rotted {
                     let what = format!("node {id} does not start, though no bit rotted: {why}");
-                    return self.check(crate::check::violated("logs", what));
+                    return self.check(crate::check::violated("gapless", what));
                 }
                 self.counters.add("log rejoins");
                 self.lose_disk(id, "rejoins");
@@ -474,5 +515,6 @@ impl World {
 pub(crate) fn view(process: &Process, group: GroupId) -> Option<View> {
     let state = process.reader.state(group)?;
     let last_index = process.reader.last_index(group)?;
-    Some(View { replica: state.replica, first_index: state.first_index, last_index })
+    let terms = process.reader.terms(group)?;
+    Some(View { replica: state.replica, first_index: state.first_index, terms, last_index })
 }

@@ -35,23 +35,78 @@ pub const CONVERGE_TICKS: u64 = 1_500;
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a capture is rare, and moved once")]
 pub enum Action {
-    Tick { node: NodeId },
-    Deliver { to: NodeId, inbound: Box<Inbound> },
-    Log { node: NodeId, epoch: u64 },
-    Apply { node: NodeId, epoch: u64, group: GroupId },
-    Event { node: NodeId, epoch: u64, group: GroupId, event: Box<Event> },
-    Fetch { node: NodeId, epoch: u64, group: GroupId, from: u64, to: u64, bytes: u64 },
-    Seal { node: NodeId, epoch: u64, group: GroupId, capture: Captured },
-    Bulk { transfer: u64, to_receiver: bool },
-    BulkTick { transfer: u64 },
-    Report { transfer: u64, node: NodeId, epoch: u64, group: GroupId, event: Box<Event> },
-    Trouble { transfer: u64 },
-    Client { client: usize },
-    Timeout { client: usize, attempt: u64 },
+    Tick {
+        node: NodeId,
+    },
+    Deliver {
+        to: NodeId,
+        inbound: Box<Inbound>,
+    },
+    Log {
+        node: NodeId,
+        epoch: u64,
+    },
+    Apply {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+    },
+    Event {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        event: Box<Event>,
+    },
+    Fetch {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        from: u64,
+        to: u64,
+        bytes: u64,
+    },
+    Seal {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        capture: Captured,
+    },
+    Bulk {
+        transfer: u64,
+        to_receiver: bool,
+    },
+    BulkTick {
+        transfer: u64,
+    },
+    Report {
+        transfer: u64,
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        event: Box<Event>,
+    },
+    Trouble {
+        transfer: u64,
+    },
+    Client {
+        client: usize,
+    },
+    Timeout {
+        client: usize,
+        attempt: u64,
+    },
     Fault,
-    Start { node: NodeId },
-    Mend { what: Mend },
+    Start {
+        node: NodeId,
+    },
+    Mend {
+        what: Mend,
+    },
     Look,
+    /// A node reads again what lies on its disk.
+    Scrub {
+        node: NodeId,
+    },
 }
 
 /// A capture that waits for its seal.
@@ -100,6 +155,10 @@ pub struct World {
     pub verbose: bool,
     /// The node whose disk is lost or damaged; there is one at a time.
     pub weak: Option<NodeId>,
+    /// Nodes that belong to the groups: 1 to this.
+    pub members: u16,
+    /// Looks so far.
+    pub looks: u64,
     /// What stays of what was not synced when a disk halts, if it is not to be drawn.
     pub keep: Option<Option<u64>>,
 }
@@ -141,6 +200,8 @@ impl World {
             verbose: false,
             weak: None,
             keep: None,
+            members: setup.founders,
+            looks: 0,
             setup,
             rng,
         };
@@ -152,7 +213,11 @@ impl World {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for node in &ids {
             let late = self.rng.below(3 * SECOND);
-            self.after(late, Action::Start { node: *node });
+            if node.0 <= self.members {
+                self.after(late, Action::Start { node: *node });
+            }
+            let scrub = self.rng.between(20 * SECOND, 60 * SECOND);
+            self.after(scrub, Action::Scrub { node: *node });
             let phase = self.rng.below(100 * MS);
             self.after(phase, Action::Tick { node: *node });
         }
@@ -160,7 +225,7 @@ impl World {
             self.setup.groups.iter().map(|name| GroupId::of_name(name)).collect();
         for number in 0..6 {
             let group = groups[number % groups.len()];
-            let target = *self.rng.pick(&ids);
+            let target = *self.rng.pick(&self.member_ids());
             let rng = self.rng.fork();
             self.clients.push(Client::new(group, target, rng));
             self.after(5 * SECOND, Action::Client { client: number });
@@ -183,6 +248,10 @@ impl World {
         self.heal();
         self.converge()?;
         self.finish()
+    }
+
+    pub fn member_ids(&self) -> Vec<NodeId> {
+        (1..=self.members).map(NodeId).collect()
     }
 
     pub fn acknowledged(&self) -> u64 {
@@ -239,6 +308,7 @@ impl World {
             Action::Start { node } => (14, node.0.into(), 0),
             Action::Mend { .. } => (15, 0, 0),
             Action::Look => (16, 0, 0),
+            Action::Scrub { node } => (18, node.0.into(), 0),
         };
         for word in [self.now, kind, node, more] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
@@ -252,14 +322,15 @@ impl World {
         self.calm = true;
         self.network.cut.clear();
         self.network.weather = Default::default();
+        self.grow();
         let now = self.now;
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for id in ids {
             let disk_bytes = self.setup.disk_bytes;
             let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
-            node.fs.set_capacity(disk_bytes);
-            (node.clock_ms, node.paused_until) = (0, now);
+            node.free_disk(disk_bytes);
+            (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
             *node.traps.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });
@@ -307,7 +378,7 @@ impl World {
             if status.state.refusal().is_some() || status.configuration.is_joint() {
                 return false;
             }
-            if status.configuration.voters.len() != self.nodes.len() {
+            if status.configuration.voters.len() != usize::from(self.members) {
                 return false;
             }
             applied.push((status.applied, status.commit));
@@ -367,7 +438,7 @@ fn frame_mark(frame: &Frame) -> u64 {
 }
 
 fn setup(rng: &mut Rng) -> Setup {
-    let nodes = if rng.percent(80) { 3 } else { 5 };
+    let nodes = *rng.pick(&[3, 3, 3, 3, 3, 4, 5]);
     let big = rng.percent(25);
     let segment_bytes = 64 << 10;
     let ballast = if big { (2 << 20) + 4096 * rng.below(300) as usize } else { 0 };
@@ -390,5 +461,7 @@ fn setup(rng: &mut Rng) -> Setup {
         ballast,
         budget_bytes,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
+        apart: rng.percent(20),
+        founders: if rng.percent(15) { nodes - 1 } else { nodes },
     }
 }

@@ -9,7 +9,7 @@ use crate::fault::{Fault, Shortage};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
-use crate::snapshot::{SnapshotDesc, Verified};
+use crate::snapshot::{Room, SnapshotDesc, Verified};
 
 #[derive(Debug)]
 pub enum Event {
@@ -78,8 +78,6 @@ pub enum Event {
     CaptureFailed {
         index: u64,
         why: String,
-        /// It was for want of room on the disk, not of any limit.
-        no_room: Option<Shortage>,
     },
     /// A listed object is not what it was: found while restoring, sending or scrubbing.
     Rotten {
@@ -96,8 +94,9 @@ pub enum Event {
     Faulted(Fault),
     /// The disk of the log has too little room, or room again.
     Room(Option<Shortage>),
-    /// How the disk of the snapshots stands since a capture found no room there.
-    SnapshotRoom(Option<Shortage>),
+    /// How the disk stands with the next snapshot: told while there is too little room, and once
+    /// when there is enough again.
+    SnapshotRoom(Room),
 
     /// A snapshot arrived from a peer, sealed and read back.
     Received {

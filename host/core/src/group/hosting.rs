@@ -158,7 +158,7 @@ impl Hosting {
                 self.transfer_ended(shared, to, purpose, ok, prefers);
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
-            Event::SnapshotRoom(shortage) => self.marks.room_for_one(shortage, shared.now),
+            Event::SnapshotRoom(room) => self.marks.told_of_room(room),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
         }
@@ -188,9 +188,7 @@ impl Hosting {
             }
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
             Event::CaptureWritten { index } => self.pipeline.captured(index),
-            Event::CaptureFailed { index, why, no_room } => {
-                self.capture_failed(shared, index, why, no_room);
-            }
+            Event::CaptureFailed { index, why } => self.capture_failed(shared, index, why),
             Event::RoomWanted { unlist, capture } => {
                 self.room_wanted(shared, &unlist, capture, effects);
             }

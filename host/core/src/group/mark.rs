@@ -3,12 +3,12 @@
 //! So the objects of one mark are equal on all nodes: any peer can serve any other, a transfer
 //! survives a change of leader, and unequal digests at a mark tell of divergence. A replica that is
 //! still capturing when the next mark comes lets that one pass; a failed capture costs nothing but
-//! the chance.
+//! the chance. One whose log would soon take the room of its next snapshot does not wait for a mark.
 
+use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::entry::{self, EntryBody, MarkReason, footprint};
-use crate::fault::Shortage;
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
@@ -16,7 +16,7 @@ use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::retention::{self, Pins};
-use crate::snapshot::{SnapshotDesc, Verified};
+use crate::snapshot::{Room, SnapshotDesc, Verified};
 
 /// What has been written since the last mark, and what is being captured.
 pub(super) struct Marks {
@@ -34,8 +34,8 @@ pub(super) struct Marks {
     failed: u64,
     /// Why the last capture failed; `None` once one succeeded.
     failure: Option<String>,
-    /// If that was for want of room on the disk.
-    no_room: Option<Shortage>,
+    /// How the disk stands with the next one, as it was told last.
+    room: Option<Room>,
     /// The index of a capture that waits for a recovery point to be unlisted.
     waiting_for_room: Option<u64>,
     /// Captures that failed in a row, and the tick before which no further mark is proposed.
@@ -62,7 +62,7 @@ impl Marks {
             skipped: 0,
             failed: 0,
             failure: None,
-            no_room: None,
+            room: None,
             waiting_for_room: None,
             failed_in_a_row: 0,
             not_before: 0,
@@ -95,12 +95,12 @@ impl Marks {
     }
 
     /// A capture failed at tick `now`.
-    fn capture_failed(&mut self, index: u64, why: String, no_room: Option<Shortage>, now: u64) {
+    fn capture_failed(&mut self, index: u64, why: String, now: u64) {
         if self.capturing == Some(index) {
             self.capturing = None;
             self.waiting_for_room = None;
             self.failed += 1;
-            (self.failure, self.no_room) = (Some(why), no_room);
+            self.failure = Some(why);
             self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
             self.failed_in_a_row = (self.failed_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
         }
@@ -111,7 +111,6 @@ impl Marks {
         self.last = self.last.max(index);
         self.handed = self.handed.max(index);
         self.bytes = 0;
-        self.no_room = None;
         self.abandon_capture();
     }
 
@@ -121,22 +120,13 @@ impl Marks {
         self.waiting_for_room = None;
     }
 
-    /// How the disk stands if the last capture found too little room, and there still is.
-    pub(super) fn no_room(&self) -> Option<Shortage> {
-        self.no_room
+    /// How the disk stands with the next snapshot, if that is known.
+    pub(super) fn room(&self) -> Option<Room> {
+        self.room
     }
 
-    /// How the disk stands since a capture found no room. Once there is room the next mark comes
-    /// without delay.
-    pub(super) fn room_for_one(&mut self, shortage: Option<Shortage>, now: u64) {
-        if self.no_room.is_none() {
-            return;
-        }
-        self.no_room = shortage;
-        if shortage.is_none() {
-            self.not_before = now;
-            self.want(MarkReason::LogBytes);
-        }
+    pub(super) fn told_of_room(&mut self, room: Room) {
+        self.room = Some(room);
     }
 
     /// Why the last capture failed.
@@ -204,7 +194,7 @@ impl Hosting {
             self.marks.capturing = None;
         }
         self.marks.failed_in_a_row = 0;
-        (self.marks.failure, self.marks.no_room) = (None, None);
+        self.marks.failure = None;
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
@@ -235,21 +225,29 @@ impl Hosting {
             }
             (None, Some(index)) => {
                 let why = format!("no room, and the recovery point at {} stays", unlist.index);
-                self.capture_failed(shared, index, why, None);
+                self.capture_failed(shared, index, why);
             }
             (None, None) => {}
         }
     }
 
-    pub(super) fn capture_failed(
-        &mut self,
-        shared: &Shared,
-        index: u64,
-        why: String,
-        no_room: Option<Shortage>,
-    ) {
+    pub(super) fn capture_failed(&mut self, shared: &Shared, index: u64, why: String) {
         self.pipeline.captured(index);
-        self.marks.capture_failed(index, why, no_room, shared.now);
+        self.marks.capture_failed(index, why, shared.now);
+    }
+
+    /// Captures where this replica is now, between two marks: the log has to be cut before it takes
+    /// the room for that.
+    pub(super) fn capture_here(&mut self, shared: &Shared) {
+        let index = shared.recovery.floor;
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        let waits = self.marks.capturing.is_some() || shared.now < self.marks.not_before;
+        if waits || index <= newest || !self.pipeline.captures() {
+            return;
+        }
+        let Ok(term) = self.raw.store().term(index) else { return };
+        self.marks.begin_capture(index);
+        self.pipeline.push_capture(term, index, shared.recovery.configuration.clone());
     }
 
     /// The store lane was told what is listed: a capture that waits for that is tried again.

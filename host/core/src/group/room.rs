@@ -19,6 +19,7 @@ use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 use crate::retention;
+use crate::snapshot::Room;
 
 impl Shared {
     /// How a replica stands with room, as it said last.
@@ -50,21 +51,26 @@ impl Hosting {
         self.shed(shared, effects);
     }
 
-    /// A snapshot is overdue if the disk has no room for it and the log is as long as it may be
-    /// without one: commands wait until one fits, or the log would take that room for good.
+    /// A snapshot is overdue if the log is as long as it may be without one, and close to taking the
+    /// room that the next one needs: it is taken at once if it still fits, and commands wait.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
         let most = shared.config.snapshot_policy.log_bytes;
         let outgrew = || self.raw.store().within(most) > newest + 1;
         let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
-        let overdue = self.marks.no_room().filter(|_| shares && outgrew());
+        let room = self.marks.room().filter(|room| shares && room.shortage().is_some());
+        let room = room.filter(|_| outgrew());
+        let overdue = room.and_then(Room::shortage);
+        let begins = overdue.is_some() && shared.overdue.is_none();
         if overdue != shared.overdue {
-            let begins = shared.overdue.is_none();
             shared.overdue = overdue;
             self.settle_room(shared, effects);
-            if begins {
-                self.shed(shared, effects);
-            }
+        }
+        if begins {
+            self.shed(shared, effects);
+        }
+        if room.is_some_and(Room::fits) && !planted("wait_for_a_mark") {
+            self.capture_here(shared);
         }
     }
 

@@ -15,7 +15,7 @@
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|full|ok · room NODE short|ok · parks NODE INDEX
+//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|ok · parks NODE INDEX
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
@@ -32,6 +32,7 @@ use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Frame, GroupStatus, Role};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::limits;
+use lockstep_core::snapshot::Room;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
@@ -195,9 +196,6 @@ impl Session {
             ("captures", [node, how]) => {
                 let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
                 (lane.captures_fail, lane.tight) = (*how == "fail", *how == "tight");
-                if std::mem::replace(&mut lane.full, *how == "full") && *how == "ok" {
-                    cluster.event(node, Event::SnapshotRoom(None));
-                }
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {
@@ -246,6 +244,15 @@ impl Session {
             ("room", [node, how]) => {
                 let shortage = (*how == "short").then_some(Shortage { need: 64, have: 1 });
                 cluster.event(node, Event::Room(shortage));
+            }
+            ("next", [node, how]) => {
+                let have = match *how {
+                    "short" => 100,
+                    "near" => 950,
+                    "ok" => 2_000,
+                    other => panic!("next NODE {other}"),
+                };
+                cluster.event(node, Event::SnapshotRoom(Room { need: 900, have, margin: 100 }));
             }
             ("spoil", [node, index]) => {
                 let index = cluster.listed(node, index).index;

@@ -7,7 +7,7 @@ use lockstep_core::apply::{
     Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
-use lockstep_core::fault::{Fault, FaultClass, GuestFault, Shortage};
+use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
 use lockstep_core::recovery_state::RecoveryState;
@@ -27,8 +27,6 @@ pub(crate) struct Lane {
     pub(crate) captures_fail: bool,
     /// A capture finds room only for one object beside the new one.
     pub(crate) tight: bool,
-    /// Captures find no room on the disk.
-    pub(crate) full: bool,
     dead: bool,
     /// There is no guest until a start or a restore brings one.
     waiting: bool,
@@ -87,10 +85,9 @@ impl Lane {
             ApplyJob::Capture { term, index, configuration } => {
                 assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
                 let listed = image.state().snapshots.clone();
-                if self.captures_fail || self.full {
-                    let no_room = self.full.then_some(Shortage { need: 900, have: 100 });
+                if self.captures_fail {
                     let why = "told to".to_owned();
-                    done.events.push(Event::CaptureFailed { index, why, no_room });
+                    done.events.push(Event::CaptureFailed { index, why });
                 } else if let Some(unlist) =
                     listed.last().filter(|_| self.tight && listed.len() > 1)
                 {

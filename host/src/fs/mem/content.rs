@@ -66,12 +66,16 @@ impl Inode {
         self.pending.iter().for_each(|change| self.visible.apply(change));
     }
 
-    pub(super) fn crash(&mut self, keep: Option<&mut Rng>) {
+    /// Says how many writes were torn.
+    pub(super) fn crash(&mut self, keep: Option<&mut Rng>) -> u64 {
         let pending = std::mem::take(&mut self.pending);
+        let mut torn = 0;
         if let Some(rng) = keep {
-            pending.iter().for_each(|change| self.durable.apply_partly(change, rng));
+            let kept = pending.iter().map(|change| self.durable.apply_partly(change, rng));
+            torn = kept.map(u64::from).sum();
         }
         self.visible = self.durable.clone();
+        torn
     }
 
     pub(super) fn flip(&mut self, offset: u64) {
@@ -131,25 +135,33 @@ impl Content {
         }
     }
 
-    /// All, nothing, or some sectors of a change, each as likely as the others.
-    fn apply_partly(&mut self, change: &Change, rng: &mut Rng) {
+    /// All, nothing, or some sectors of a change, each as likely as the others; whether it is torn.
+    fn apply_partly(&mut self, change: &Change, rng: &mut Rng) -> bool {
         match (rng.next() % 3, change) {
-            (0, _any) => {}
+            (0, _any) => false,
             (1, Change::Write { offset, bytes }) => self.write_some_sectors(bytes, *offset, rng),
-            (_all, change) => self.apply(change),
+            (_all, change) => {
+                self.apply(change);
+                false
+            }
         }
     }
 
-    fn write_some_sectors(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) {
+    /// Whether some were written and some were not.
+    fn write_some_sectors(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) -> bool {
         let end = offset + bytes.len() as u64;
+        let (mut written, mut lost) = (false, false);
         let mut from = offset;
         while from < end {
             let to = (from / SECTOR + 1).saturating_mul(SECTOR).min(end);
-            if rng.coin() {
+            let keeps = rng.coin();
+            if keeps {
                 self.write(&bytes[(from - offset) as usize..(to - offset) as usize], from);
             }
+            (written, lost) = (written || keeps, lost || !keeps);
             from = to;
         }
+        written && lost
     }
 }
 

@@ -1,0 +1,57 @@
+//! The budget is kept at all times, and every byte that lies there is counted in it; snapshots that
+//! have a filesystem of their own disturb nobody by filling it. Planted: `forget_reservation`.
+
+use lockstep_host::fs::Fs as _;
+use lockstep_host::store::layout::part_dir;
+
+use super::{Checked, violated};
+use crate::node::{Node, Replica};
+
+/// What the store believes it has, and what there is.
+pub fn kept(node: &Node, limit: u64) -> Checked {
+    let Some(process) = &node.process else { return Ok(()) };
+    let used = process.budget.used();
+    if used > limit {
+        let mut what = format!("node {}: {used} bytes of a budget of {limit}:", node.id);
+        for replica in process.replicas.values() {
+            what += &format!(" {:?}", replica.with_store(|store| store.report()));
+        }
+        return violated("budget", what);
+    }
+    Ok(())
+}
+
+/// The files of a group are those that its store accounts for.
+pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
+    let dir = node.snapshots(name);
+    let (mut bytes, mut files) = (0, Vec::new());
+    for dir in [part_dir(&dir), dir] {
+        for file in node.fs.list(&dir).unwrap_or_default() {
+            let opened = node.fs.open(&dir.join(&file), false);
+            bytes += opened.and_then(|file| file.len()).unwrap_or(0);
+            files.push(file);
+        }
+    }
+    let usage = replica.with_store(|store| store.usage());
+    let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
+    match bytes <= counted {
+        true => Ok(()),
+        false => violated(
+            "budget",
+            format!(
+                "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} \
+                 {usage:?} {:?}",
+                node.id,
+                replica.with_store(|store| store.list()),
+            ),
+        ),
+    }
+}
+
+/// Snapshots lie apart, and the log's own disk has room: commands are taken.
+pub fn undisturbed(node: &Node, apart: bool) -> Checked {
+    match apart && !node.log_filled {
+        true => violated("budget", format!("node {} is short, and its log has room", node.id)),
+        false => Ok(()),
+    }
+}

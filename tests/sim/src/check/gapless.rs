@@ -1,0 +1,29 @@
+//! The log goes on without a hole from its first entry to its last, and it begins at or before the
+//! entry behind every listed snapshot. Planted: `delete_a_needed_segment`.
+
+use lockstep_core::ids::GroupId;
+use lockstep_host::wal::WalReader;
+use raft::eraftpb::Entry;
+
+use super::violated;
+
+/// Reads a replica's whole durable log; the entries, if none is missing.
+pub fn whole(group: GroupId, log: &WalReader) -> Result<Vec<Entry>, super::Violation> {
+    let Some(state) = log.state(group) else { return Ok(Vec::new()) };
+    if let Err(why) = state.validate() {
+        return violated("gapless", why);
+    }
+    let last = log.last_index(group).unwrap_or(0);
+    let (mut next, mut all) = (state.first_index, Vec::new());
+    while next <= last {
+        match log.entries(group, next, last + 1, 1 << 20) {
+            Ok(entries) if entries.first().is_some_and(|entry| entry.index == next) => {
+                next += entries.len() as u64;
+                all.extend(entries);
+            }
+            Ok(_) => return violated("gapless", format!("entry {next} is missing")),
+            Err(error) => return violated("gapless", format!("entry {next}: {error}")),
+        }
+    }
+    Ok(all)
+}
