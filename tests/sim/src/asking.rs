@@ -117,11 +117,16 @@ impl World {
             return self.check(crate::check::violated("histories", what));
         };
         let process = self.nodes[&node].process.as_ref().expect("it answers");
-        let configuration = process.replicas[&group].group.recovery_state().configuration.clone();
+        let state = process.replicas[&group].group.recovery_state();
+        // Another configuration may have chosen it.
+        if state.configuration_index > index {
+            return;
+        }
+        let configurations = self.checks.configurations.of(group, state.configuration_index);
         let Some(term) = process.reader.term(group, index) else { return };
         let views: Vec<View> = self.views(group);
         let gone = |replica| self.nodes.values().any(|node| node.gone.contains(&replica));
-        let durable = durable::acknowledged((index, term), &configuration, &views, gone);
+        let durable = durable::acknowledged((index, term), &configurations, &views, gone);
         self.check(durable);
     }
 

@@ -62,6 +62,7 @@ pub struct Checks {
     pub reports: reports::Reports,
     pub marks: marks::Marks,
     pub entries: logs::Entries,
+    pub configurations: durable::Configurations,
     /// Durable logs of nodes that are down, as they were when they went.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
 }

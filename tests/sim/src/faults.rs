@@ -24,7 +24,11 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        match self.rng.below(100) {
+        let kind = self.rng.below(100);
+        if self.verbose {
+            eprintln!("{:>12}   fault {kind} of node {node}", self.now);
+        }
+        match kind {
             0..11 => self.crash(node),
             11..20 => self.crash_at_an_operation(node),
             20..27 => self.cut_links(&ids),
@@ -166,8 +170,10 @@ impl World {
     fn fail_an_operation(&mut self, node: NodeId) {
         let fault = if self.rng.percent(50) { DiskFault::Io } else { DiskFault::Full };
         let op = self.rng.between(1, 60);
-        let fs = &self.nodes[&node].fs;
-        fs.fail_op(fs.ops() + op, fault);
+        let node = self.nodes.get_mut(&node).expect("a node");
+        node.fs.fail_op(node.fs.ops() + op, fault);
+        // A full disk, as far as its log can tell.
+        node.log_filled |= fault == DiskFault::Full;
         self.counters.add("operations told to fail");
     }
 

@@ -100,6 +100,8 @@ pub struct Replica {
     /// The transfer that waits for the core's word, and on what.
     pub judged: Option<(ObjectRef, u64)>,
     pub commit_seen: u64,
+    /// What it knew to be rotten when it was last looked at.
+    pub rotten_seen: Vec<ObjectRef>,
     /// Captures that are written and wait for their seal.
     pub sealing: usize,
 }
@@ -236,6 +238,7 @@ impl Node {
             };
             let replica = Replica {
                 commit_seen: 0,
+                rotten_seen: Vec::new(),
                 group,
                 lane: ApplyLane::new(tools),
                 jobs: VecDeque::new(),

@@ -145,6 +145,10 @@ impl World {
         };
         let Some(replica) = process.replicas.get_mut(&group) else { return };
         let status = replica.group.status();
+        let state = replica.group.recovery_state();
+        let made_by = state.configuration_index;
+        self.checks.configurations.seen(group, made_by, &state.configuration);
+        replica.rotten_seen.clone_from(&status.rotten);
         let moved = commits::moves(&mut replica.commit_seen, &status);
         self.check(moved);
         if status.role == Role::Leader {
@@ -178,7 +182,7 @@ impl World {
                     self.schedule_apply(node, group);
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
-                    let rotted = self.nodes[&node].is_doubtful();
+                    let rotted = self.nodes[&node].rotted;
                     self.list(node, group, rotted, (snapshots, promised), (pressure, holds));
                 }
                 Effect::Send { to, frame } => self.send(node, to, *frame),
@@ -212,7 +216,6 @@ impl World {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];
         let before = replica.with_store(|store| store.listed().to_vec());
-        let had = !rotted || recovery_points::any_good(replica, &before);
         replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
         let listed = snapshots.clone();
         replica.store.run(Box::new(move |store| {
@@ -223,8 +226,9 @@ impl World {
             drop(holds);
         }));
         let first_index = process.reader.first_index(group).unwrap_or(1);
-        if listed != before && !self.nodes[&node].fs.is_halted() {
-            let checked = recovery_points::listed(replica, first_index, (had, rotted), &listed);
+        let at = &self.nodes[&node];
+        if listed != before && !at.fs.is_halted() && !at.unreadable {
+            let checked = recovery_points::listed(replica, first_index, rotted, (&before, &listed));
             self.check(checked);
         }
     }
@@ -276,15 +280,17 @@ impl World {
                 self.counters.add("parked replicas");
                 self.after(2 * SECOND, Action::Start { node });
             }
-            ReplicaState::Running(lockstep_core::group::Running::DiskFull(_)) => {
+            ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {
                 self.counters.add("disk full state");
-                let kept = budget::undisturbed(&self.nodes[&node], self.setup.apart);
+                let apart = self.setup.apart;
+                let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);
                 self.check(kept);
             }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
                 let process = self.nodes[&node].process.as_ref();
                 let needs = process.and_then(|process| process.replicas.get(&group));
+                let needs = needs.filter(|_| !self.nodes[&node].unreadable);
                 let checked = needs.map_or(Ok(()), snapshots::needs_one);
                 self.check(checked);
             }

@@ -1,6 +1,7 @@
 //! The budget is kept at all times, and every byte that lies there is counted in it; snapshots that
 //! have a filesystem of their own disturb nobody by filling it. Planted: `forget_reservation`.
 
+use lockstep_core::fault::Shortage;
 use lockstep_host::fs::Fs as _;
 use lockstep_host::store::layout::part_dir;
 
@@ -49,8 +50,9 @@ pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
 }
 
 /// Snapshots lie apart, and the log's own disk has room: commands are taken.
-pub fn undisturbed(node: &Node, apart: bool) -> Checked {
-    match apart && !node.log_filled {
+pub fn undisturbed(node: &Node, apart: bool, shortage: Shortage) -> Checked {
+    // The log looks now and then: there may be room since.
+    match apart && !node.log_filled && !node.unreadable && shortage.have < shortage.need {
         true => violated("budget", format!("node {} is short, and its log has room", node.id)),
         false => Ok(()),
     }

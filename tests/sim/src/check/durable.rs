@@ -26,14 +26,48 @@ impl View {
     }
 }
 
+/// Every configuration that a group had, by the index of the entry that made it.
+#[derive(Default)]
+pub struct Configurations(BTreeMap<(GroupId, u64), Configuration>);
+
+impl Configurations {
+    pub fn seen(&mut self, group: GroupId, index: u64, configuration: &Configuration) {
+        self.0.entry((group, index)).or_insert_with(|| configuration.clone());
+    }
+
+    /// Those that may have chosen an entry that is applied under the one of `index`: raft counts
+    /// by a configuration until the entry that ends it is applied.
+    pub fn of(&self, group: GroupId, index: u64) -> Vec<Configuration> {
+        let before = self.0.range((group, 0)..=(group, index)).rev().take(2);
+        before.map(|(_, configuration)| configuration.clone()).collect()
+    }
+}
+
 pub type Views = BTreeMap<GroupId, View>;
 
-/// The entry of `term` at `index` was acknowledged to a client by a group with this configuration.
+/// The entry of `term` at `index` was acknowledged to a client by a group with one of these
+/// configurations.
 pub fn acknowledged(
+    (index, term): (u64, u64),
+    configurations: &[Configuration],
+    views: &[View],
+    is_gone: impl Fn(ReplicaId) -> bool,
+) -> Checked {
+    let mut broken = None;
+    for configuration in configurations {
+        match chosen((index, term), configuration, views, &is_gone) {
+            Ok(()) => return Ok(()),
+            Err(violation) => broken = Some(violation),
+        }
+    }
+    broken.map_or(Ok(()), Err)
+}
+
+fn chosen(
     (index, term): (u64, u64),
     configuration: &Configuration,
     views: &[View],
-    is_gone: impl Fn(ReplicaId) -> bool,
+    is_gone: &impl Fn(ReplicaId) -> bool,
 ) -> Checked {
     for voters in [&configuration.voters, &configuration.voters_outgoing] {
         let gone = voters.iter().filter(|voter| is_gone(**voter)).count();

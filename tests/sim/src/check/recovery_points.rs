@@ -3,28 +3,43 @@
 //! Planted: `delete_listed`, `keep_a_rotten_one`.
 
 use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::chunk::ObjectRef;
 
 use super::{Checked, violated};
 use crate::node::Replica;
 
-/// Whether one of these is whole.
-pub fn any_good(replica: &Replica, snapshots: &[SnapshotDesc]) -> bool {
-    snapshots.iter().any(|desc| {
-        let object = desc.clone();
-        replica.with_store(move |store| store.recoverable(&object)).is_ok()
-    })
-}
-
-/// The log durably lists others now, and what nobody needs was deleted.
+/// The log durably lists these now, instead of `before`, and what nobody needs was deleted.
+/// `rotted`: bits were flipped on this disk; then only what the program knows of counts.
 pub fn listed(
     replica: &Replica,
     first_index: u64,
-    (had, rotted): (bool, bool),
-    snapshots: &[SnapshotDesc],
+    rotted: bool,
+    (before, after): (&[SnapshotDesc], &[SnapshotDesc]),
 ) -> Checked {
-    if first_index == 1 || (rotted && !had) || any_good(replica, snapshots) {
+    if first_index == 1 {
         return Ok(());
     }
-    let listed: Vec<u64> = snapshots.iter().map(|desc| desc.index).collect();
-    violated("recovery_points", format!("none of {listed:?} is whole, the log has {first_index}.."))
+    if rotted {
+        let now = replica.group.status().rotten;
+        let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
+            listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
+        };
+        return match any_good(&replica.rotten_seen, before) && !any_good(&now, after) {
+            true => violated("recovery_points", "the last one that was not known to rot is gone"),
+            false => Ok(()),
+        };
+    }
+    let read = |desc: &SnapshotDesc| {
+        let object = desc.clone();
+        replica.with_store(move |store| store.recoverable(&object)).err()
+    };
+    let bad: Vec<String> = after.iter().filter_map(read).map(|error| error.to_string()).collect();
+    match bad.len() < after.len() {
+        true => Ok(()),
+        false => {
+            let why = bad.join("; ");
+            let what = format!("none is whole, the log begins at {first_index}: {why}");
+            violated("recovery_points", what)
+        }
+    }
 }
