@@ -9,6 +9,7 @@ mod data_dir;
 mod faults;
 mod guests;
 mod lifecycle;
+mod metrics;
 mod modules;
 mod promises;
 mod rejoin;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_core::recovery_state::RecoveryState;
-use lockstep_core::snapshot::chunk::{self, BUSY_RETRY_MS, NO_SPACE_RETRY_MS};
+use lockstep_core::snapshot::chunk::{self, BUSY_RETRY_MS, NO_SPACE_RETRY_MS, RETRY_MAX_MS};
 use lockstep_core::snapshot::send::{Next, SendEnd};
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
@@ -220,8 +220,10 @@ fn i5_i6_each_answer_has_its_report_and_next_action() {
     let give_up = (Report::Failure, Next::GiveUp);
     for (reply, wanted) in [
         (BulkReply::Stale, finish),
-        (BulkReply::Busy { retry_after_ms: 77 }, wait(77)),
-        (BulkReply::NoSpace { need: 2, have: 1 }, wait(NO_SPACE_RETRY_MS)),
+        (BulkReply::Busy { retry_after_ms: 1_077 }, wait(1_077)),
+        (BulkReply::NoSpace { need: 2, have: 1, retry_after_ms: 5_000 }, wait(5_000)),
+        (BulkReply::NoSpace { need: 2, have: 1, retry_after_ms: 0 }, wait(BUSY_RETRY_MS)),
+        (BulkReply::NoSpace { need: 2, have: 1, retry_after_ms: u64::MAX }, wait(RETRY_MAX_MS)),
         (BulkReply::Corrupt, give_up),
         (BulkReply::Incompatible { why: "no".into() }, give_up),
         (BulkReply::WrongGroup, give_up),
@@ -411,7 +413,8 @@ fn c4_v1_what_the_store_refuses_reaches_the_sender() {
     let host = Host::of(Bed::with_limits(fs, &state(&[]), need - 1, 0));
     let mut script = Script::new(frames(&bytes), true);
     let received = host.receive(&offer(&desc(10, &bytes)), &mut script);
-    let no_space = BulkReply::NoSpace { need, have: need - 1 };
+    let retry_after_ms = NO_SPACE_RETRY_MS;
+    let no_space = BulkReply::NoSpace { need, have: need - 1, retry_after_ms };
     assert_eq!(script.told, [no_space]);
     assert!(matches!(received.refusal, Some(SnapshotRefusal::NoSpace { .. })), "{received:?}");
 

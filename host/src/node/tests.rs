@@ -48,6 +48,33 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
     }
 }
 
+/// Waits until something is so.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("waited in vain: {what}");
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).expect("it can be read");
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).expect("it can be written");
+}
+
+/// Files below a directory whose names end so, the oldest first.
+fn files(dir: &Path, ends: &str) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(dir).expect("it is there").map(|e| e.expect("its files").path());
+    let fits = |path: &PathBuf| path.to_string_lossy().ends_with(ends);
+    let mut found: Vec<PathBuf> = entries.filter(fits).collect();
+    found.sort();
+    found
+}
+
 fn call(text: String) -> Call {
     Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: text.into() }
 }
@@ -124,6 +151,54 @@ async fn three_nodes_found_a_group_snapshot_and_take_a_wiped_one_back() {
     let answer =
         nodes[2].router().group("reg").expect("hosted").query("get k7".into(), false).await;
     assert_eq!(answer.expect("it is read").result, Ok("v7".into()));
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+/// Nobody reads what rotted but the scrubber: a snapshot gets a peer's bytes, and a segment of the
+/// log goes, because snapshots are taken that make it needless.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scrubber_finds_rot_and_has_it_repaired() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let addresses = addresses(3);
+    let mut nodes = Vec::new();
+    for id in addresses.keys() {
+        let scrubbed = NodeConfig { scrub_seconds: 1, ..config(*id, &addresses, data.path()) };
+        nodes.push(Node::start(scrubbed, false).await.expect("it starts"));
+    }
+    let large = "x".repeat(64 << 10);
+    for number in 0..150 {
+        apply(&nodes, &format!("set k{number} {large}")).await;
+    }
+    let leads = leader(&nodes).await.report().status.replica.node();
+    let other = nodes.iter().find(|node| node.router().node() != leads).expect("there are three");
+    let (id, group) = (other.router().node(), other.router().group("reg").expect("hosted").clone());
+    let dir = data.path().join(id.to_string());
+    let snapshots = snapshot_dir(&dir, "reg");
+    until("two snapshots", || group.report().status.snapshots.len() == 2).await;
+    // Marks go on as long as the log is large: it has to come to rest first.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let newest = files(&snapshots, ".fsnap").pop().expect("there are two");
+    let good = std::fs::read(&newest).expect("it is there");
+    flip(&newest, good.len() / 2);
+    until("the snapshot to be repaired", || {
+        std::fs::read(&newest).is_ok_and(|bytes| bytes == good)
+            && group.report().status.rotten.is_empty()
+    })
+    .await;
+
+    let led = leader(&nodes).await;
+    let wal = data.path().join(leads.to_string()).join("wal");
+    let named = |path: &PathBuf| path.to_string_lossy().contains("/wal/0000");
+    let segments: Vec<PathBuf> = files(&wal, ".wal").into_iter().filter(named).collect();
+    assert!(segments.len() > 1, "the oldest is written no more: {segments:?}");
+    let newest = |group: &GroupHandle| group.report().status.snapshots[0].index;
+    let before = newest(&led);
+    flip(&segments[0], 5_000);
+    until("snapshots to be taken for it", || newest(&led) > before + 1).await;
+    assert_eq!(led.watch().borrow().name(), "serving", "it goes on");
+    assert_eq!(group.watch().borrow().name(), "serving", "it goes on");
     for node in nodes {
         node.stop().await;
     }

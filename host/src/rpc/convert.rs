@@ -295,7 +295,9 @@ pub(crate) fn reply_to_wire(reply: BulkReply) -> wire::BulkAnswer {
         BulkReply::Stale => Answer::Stale(wire::Empty {}),
         BulkReply::Busy { retry_after_ms } => Answer::Busy(wire::Busy { retry_after_ms }),
         BulkReply::Prefer(object) => Answer::Prefer(object_to_wire(object)),
-        BulkReply::NoSpace { need, have } => Answer::NoSpace(wire::NoSpace { need, have }),
+        BulkReply::NoSpace { need, have, retry_after_ms } => {
+            Answer::NoSpace(wire::NoSpace { need, have, retry_after_ms })
+        }
         BulkReply::Corrupt => Answer::Corrupt(wire::Empty {}),
         BulkReply::Incompatible { why } => Answer::Incompatible(why),
         BulkReply::WrongGroup => Answer::WrongGroup(wire::Empty {}),
@@ -313,7 +315,9 @@ pub(crate) fn reply_from_wire(answer: wire::BulkAnswer) -> Result<BulkReply, Con
         Answer::Stale(wire::Empty {}) => BulkReply::Stale,
         Answer::Busy(wire::Busy { retry_after_ms }) => BulkReply::Busy { retry_after_ms },
         Answer::Prefer(object) => BulkReply::Prefer(object_from_wire(object)?),
-        Answer::NoSpace(wire::NoSpace { need, have }) => BulkReply::NoSpace { need, have },
+        Answer::NoSpace(wire::NoSpace { need, have, retry_after_ms }) => {
+            BulkReply::NoSpace { need, have, retry_after_ms }
+        }
         Answer::Corrupt(wire::Empty {}) => BulkReply::Corrupt,
         Answer::Incompatible(why) => {
             within("reason", why.len(), REASON_BYTES_MAX)?;

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lockstep_core::ids::{ModuleId, ReplicaId};
 use lockstep_core::mutant::planted;
-use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, ObjectRef};
+use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, NO_SPACE_RETRY_MS, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use crate::fs::{Space, is_full};
@@ -33,7 +33,8 @@ pub enum SnapshotRefusal {
     Busy { retry_after_ms: u64 },
     #[error(
         "no space: {need} bytes are needed, {have} may be taken; free disk space or raise the \
-         snapshot budget"
+         snapshot budget: it is tried again, at the latest in {} s",
+        RETRY_S_MAX
     )]
     NoSpace { need: u64, have: u64 },
     #[error("incompatible: {why}")]
@@ -41,7 +42,11 @@ pub enum SnapshotRefusal {
     #[error("the recovery point at index {} must be unlisted first to make room", .0.index)]
     NeedsUnlist(Box<SnapshotDesc>),
     /// There will be room when objects that are still used are not used any more.
-    #[error("postponed: {bytes} bytes are of snapshots that are still being sent or read")]
+    #[error(
+        "postponed: {bytes} bytes are of snapshots that are still being sent or read; the next \
+         mark \
+         tries again"
+    )]
     Held { bytes: u64 },
     #[error("a part of the snapshot at index {} is parked here", .0.index)]
     Parked(ObjectRef),
@@ -56,6 +61,10 @@ pub enum SnapshotRefusal {
     #[error("the store is shutting down")]
     Closed,
 }
+
+/// Seconds after which a snapshot that found no room is tried again: a capture at the latest by the
+/// mark that a leader proposes then, a transfer in a third of that.
+const RETRY_S_MAX: u64 = 32;
 
 /// A local snapshot about to be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -211,7 +220,9 @@ impl SnapshotRefusal {
         match self {
             Self::Stale => BulkReply::Stale,
             Self::Busy { retry_after_ms } => BulkReply::Busy { retry_after_ms: *retry_after_ms },
-            Self::NoSpace { need, have } => BulkReply::NoSpace { need: *need, have: *have },
+            Self::NoSpace { need, have } => {
+                BulkReply::NoSpace { need: *need, have: *have, retry_after_ms: NO_SPACE_RETRY_MS }
+            }
             Self::Incompatible { why } => BulkReply::Incompatible { why: why.clone() },
             Self::WrongGroup => BulkReply::WrongGroup,
             Self::Corrupt => BulkReply::Corrupt,

@@ -3,15 +3,15 @@
 //!
 //! The story of that node takes in what touches the disk: it falls behind, gets a snapshot whose
 //! transfer breaks and goes on, installs it, appends and rolls segments, captures, unlists an older
-//! recovery point for room, cuts its log, and starts again. Nothing else goes wrong. Afterwards the
-//! cluster must converge, and every checker is asked.
+//! recovery point for room, cuts its log and lets segments go, and starts again. Nothing else goes
+//! wrong. Afterwards the cluster must converge, and every checker is asked.
 //!
 //! The disk halts behind the operation (and what was not synced is lost, or any part of it stays),
 //! or the operation fails.
 
 use lockstep_core::group::SnapshotPolicy;
 use lockstep_core::ids::{GroupId, NodeId};
-use lockstep_host::fs::mem::DiskFault;
+use lockstep_host::fs::mem::{DiskFault, MemFs};
 
 use crate::check::{Checked, Violation, violated};
 use crate::counters::Counters;
@@ -32,21 +32,25 @@ pub enum Strike {
 }
 
 /// Every way in which an operation is struck.
-pub const STRIKES: [Strike; 5] = [
+pub const STRIKES: [Strike; 7] = [
     Strike::Crash(None),
     Strike::Crash(Some(1)),
     Strike::Crash(Some(2)),
+    Strike::Crash(Some(3)),
+    Strike::Crash(Some(4)),
     Strike::Fail(DiskFault::Io),
     Strike::Fail(DiskFault::Full),
 ];
 
 /// What the story must have in it, as the counters call it.
-const CHAPTERS: [&str; 6] = [
+const CHAPTERS: [&str; 8] = [
     "parked transfers",
     "resumed transfers",
     "installs",
     "local snapshots",
     "recovery points unlisted for room",
+    "segments rolled",
+    "segments removed",
     "starts",
 ];
 
@@ -97,11 +101,7 @@ impl World {
         self.until("two marks without it", |world| world.acknowledged() >= before + 200)?;
         let fs = self.nodes[&VICTIM].fs.clone();
         let base = fs.ops();
-        match strike {
-            Some((op, Strike::Crash(_))) => fs.halt_after(base + op),
-            Some((op, Strike::Fail(fault))) => fs.fail_op(base + op, fault),
-            None => {}
-        }
+        arm(&fs, base, strike);
         self.network.cut.clear();
         let coming = |world: &Self| {
             let is_half = |transfer: &Transfer| {
@@ -126,8 +126,18 @@ impl World {
             self.fall(VICTIM, false);
             self.after(100 * MS, Action::Start { node: VICTIM });
         }
+        // The fall forgot what was still to come: it strikes the start.
+        arm(&fs, base, strike);
         self.until("another start", |world| world.serves_with(1))?;
-        Ok(fs.ops() - base)
+        let ops = fs.ops() - base;
+        if let Some((op, _)) = strike.filter(|(op, _)| *op > ops) {
+            return violated("points", format!("there were {ops} operations: none was the {op}th"));
+        }
+        let segments = fs.image_names();
+        let first = segments.iter().filter_map(|path| path.to_str()?.strip_suffix(".wal"));
+        let removed = first.filter(|name| name.ends_with("/wal/0000000000000001")).count() == 0;
+        self.counters.add_many("segments removed", u64::from(removed));
+        Ok(ops)
     }
 
     /// Whether the victim serves, near the others, with so many recovery points.
@@ -152,6 +162,15 @@ impl World {
             self.step()?;
         }
         Ok(())
+    }
+}
+
+/// The disk will do it, if the operation is still to come.
+fn arm(fs: &MemFs, base: u64, strike: Option<(u64, Strike)>) {
+    match strike.filter(|(op, _)| base + op > fs.ops()) {
+        Some((op, Strike::Crash(_))) => fs.halt_after(base + op - 1),
+        Some((op, Strike::Fail(fault))) => fs.fail_op(base + op, fault),
+        None => {}
     }
 }
 

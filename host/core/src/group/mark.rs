@@ -3,7 +3,8 @@
 //! So the objects of one mark are equal on all nodes: any peer can serve any other, a transfer
 //! survives a change of leader, and unequal digests at a mark tell of divergence. A replica that is
 //! still capturing when the next mark comes lets that one pass; a failed capture costs nothing but
-//! the chance. One whose log would soon take the room of its next snapshot does not wait for a mark.
+//! the chance. One whose log would soon take the room of its next snapshot does not wait for a
+//! mark.
 
 use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};

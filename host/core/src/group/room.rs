@@ -51,8 +51,8 @@ impl Hosting {
         self.shed(shared, effects);
     }
 
-    /// A snapshot is overdue if the log is as long as it may be without one, and close to taking the
-    /// room that the next one needs: it is taken at once if it still fits, and commands wait.
+    /// A snapshot is overdue if the log is as long as it may be without one, and close to taking
+    /// the room that the next one needs: it is taken at once if it still fits, and commands wait.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
         let most = shared.config.snapshot_policy.log_bytes;

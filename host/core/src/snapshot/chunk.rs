@@ -32,9 +32,11 @@ pub const WINDOW_BLOCKS: u32 = 4;
 pub const STALL_TICKS: u32 = 300;
 /// Milliseconds a sender waits before it offers again to a receiver that was busy.
 pub const BUSY_RETRY_MS: u64 = 1_000;
-/// Milliseconds a sender waits after `NoSpace`: room comes from an operator or another group, not
-/// at once.
+/// Milliseconds that a receiver asks for with `NoSpace`: room comes from an operator or another
+/// group, not at once.
 pub const NO_SPACE_RETRY_MS: u64 = 10_000;
+/// Milliseconds that a sender waits at the most, whatever it is asked for.
+pub const RETRY_MAX_MS: u64 = 60_000;
 /// Milliseconds a sender waits after a transfer broke or stalled.
 pub const BROKEN_RETRY_MS: u64 = 1_000;
 /// Bytes of the reason in [`BulkReply::Incompatible`].
@@ -123,6 +125,7 @@ pub enum BulkReply {
     NoSpace {
         need: u64,
         have: u64,
+        retry_after_ms: u64,
     },
     /// The bytes are not what the offer says.
     Corrupt,

@@ -11,8 +11,8 @@
 
 use crate::mutant::planted;
 use crate::snapshot::chunk::{
-    self, BROKEN_RETRY_MS, Block, BulkReply, BulkRequest, NO_SPACE_RETRY_MS, ObjectRef, Offer,
-    STALL_TICKS, WINDOW_BLOCKS,
+    self, BROKEN_RETRY_MS, BUSY_RETRY_MS, Block, BulkReply, BulkRequest, ObjectRef, Offer,
+    RETRY_MAX_MS, STALL_TICKS, WINDOW_BLOCKS,
 };
 
 /// What raft is told of a transfer.
@@ -232,9 +232,12 @@ impl SendOutcome {
 fn after_reply(reply: &BulkReply) -> (Report, Next) {
     match reply {
         BulkReply::Accepted | BulkReply::Stale => (Report::Finish, Next::Done),
-        BulkReply::Busy { retry_after_ms } => (Report::Failure, Next::Wait { ms: *retry_after_ms }),
+        BulkReply::Busy { retry_after_ms } | BulkReply::NoSpace { retry_after_ms, .. } => {
+            // Whoever lies about it is asked again all the same.
+            let ms = (*retry_after_ms).clamp(BUSY_RETRY_MS, RETRY_MAX_MS);
+            (Report::Failure, Next::Wait { ms })
+        }
         BulkReply::Prefer(object) => (Report::Failure, Next::Prefer(*object)),
-        BulkReply::NoSpace { .. } => (Report::Failure, Next::Wait { ms: NO_SPACE_RETRY_MS }),
         BulkReply::Corrupt | BulkReply::Incompatible { .. } | BulkReply::WrongGroup => {
             (Report::Failure, Next::GiveUp)
         }

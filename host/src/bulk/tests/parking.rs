@@ -95,3 +95,50 @@ fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
     assert!(reserved.expect("the lane runs").is_ok(), "the parked file gave its room");
     assert_eq!(files(&host.fs), [""; 0]);
 }
+
+/// Room that is taken from a parked file, with the disk struck at each operation: a start finds one
+/// snapshot or none, and nothing that nobody counts.
+#[test]
+fn c1_k1_every_crash_point_of_reclaiming_what_is_parked() {
+    let bytes = payload(3 * BLOCK);
+    let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
+    let reclaim = |strike: Option<u64>| {
+        let fs = MemFs::with_dir(Path::new("/data"));
+        let host = Host::of(Bed::with_limits(fs.clone(), &state(&[]), need + 10, 0));
+        let mut script = Script::new(frames(&bytes)[..1].to_vec(), false);
+        host.receive(&offer(&desc(10, &bytes)), &mut script);
+        assert_eq!(files(&fs).len(), 1, "it is parked");
+        let base = fs.ops();
+        if let Some(op) = strike {
+            fs.halt_after(base + op);
+        }
+        let local = crate::store::tests::local(20, 100, false);
+        let taken = on_lane(&host.lane, move |store| {
+            let reservation = store.reserve_local(local)?;
+            let mut writer = store.create(reservation)?;
+            std::io::Write::write_all(&mut writer, b"small")
+                .map_err(|e| SnapshotRefusal::Disk(e.to_string()))?;
+            store.seal(writer.finish()?)
+        });
+        (fs.clone(), fs.ops() - base, taken.expect("the lane runs").is_ok())
+    };
+    let (_fs, ops, taken) = reclaim(None);
+    assert!(taken && ops > 5, "{ops} operations");
+    for op in 0..=ops {
+        for keep in [None, Some(op), Some(op + 1_000), Some(op + 2_000)] {
+            let (fs, _ops, _taken) = reclaim(Some(op));
+            match keep {
+                None => fs.crash(),
+                Some(seed) => fs.crash_keeping(seed),
+            }
+            let bed = Bed::with_limits(fs.clone(), &state(&[]), need + 10, 0);
+            let (usage, there) = (bed.store.usage(), files(&fs));
+            let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
+            let lies: u64 = fs.image().values().map(|bytes| bytes.len() as u64).sum();
+            let point = format!("operation {op}, keeping {keep:?}: {there:?}");
+            assert!(lies <= counted, "{point}: {lies} bytes, {counted} are counted");
+            assert!(there.len() <= 1, "{point}");
+            assert_eq!(bed.budget.used(), counted, "{point}");
+        }
+    }
+}

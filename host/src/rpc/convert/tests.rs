@@ -201,7 +201,7 @@ fn p5_bulk_frames_survive_the_wire_and_hold_one_thing_each() {
         BulkReply::Accepted,
         BulkReply::Stale,
         BulkReply::Busy { retry_after_ms: 1000 },
-        BulkReply::NoSpace { need: 10, have: 9 },
+        BulkReply::NoSpace { need: 10, have: 9, retry_after_ms: 500 },
         BulkReply::Corrupt,
         BulkReply::Incompatible { why: "another module".to_owned() },
         BulkReply::WrongGroup,

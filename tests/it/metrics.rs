@@ -1,0 +1,100 @@
+//! The metrics' port, as a scraper sees it.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use lockstep_tests::cluster::Cluster;
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{GROUP, apply, assert_says, spec};
+
+/// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
+const NAMES: [&str; 26] = [
+    "lockstep_group_state",
+    "lockstep_group_leads",
+    "lockstep_leaderless_seconds",
+    "lockstep_raft_term",
+    "lockstep_raft_commit_index",
+    "lockstep_applied_index",
+    "lockstep_log_first_index",
+    "lockstep_log_last_index",
+    "lockstep_log_bytes",
+    "lockstep_log_short_bytes",
+    "lockstep_log_fsyncs_total",
+    "lockstep_guest_faults_total",
+    "lockstep_guest_memory_bytes",
+    "lockstep_snapshots_skipped_total",
+    "lockstep_snapshots_failed_total",
+    "lockstep_snapshot_age_seconds",
+    "lockstep_snapshot_seal_milliseconds",
+    "lockstep_snapshot_stall_milliseconds",
+    "lockstep_restore_milliseconds",
+    "lockstep_verification_failures_total",
+    "lockstep_rotten_objects",
+    "lockstep_snapshot_bytes",
+    "lockstep_snapshot_budget_used_bytes",
+    "lockstep_disk_available_bytes",
+    "lockstep_transfers_resumed_total",
+    "lockstep_transfers_parked_total",
+];
+
+/// The status line, the headers and the text.
+fn scrape(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    let host = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(host.as_bytes()).expect("it takes a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers and ends");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("headers and a body");
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+/// The value of the row that begins so.
+fn value(text: &str, row: &str) -> f64 {
+    let found = text.lines().find(|line| line.starts_with(row));
+    let line = found.unwrap_or_else(|| panic!("there is no {row}: {text}"));
+    line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).expect("a value")
+}
+
+#[tokio::test]
+async fn v1_v4_metrics_are_served_and_count() {
+    // Free until a moment ago; the node says so if it is no more.
+    let held = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = held.local_addr().expect("it is bound").to_string();
+    drop(held);
+    let mut spec = spec();
+    spec.settings.push(format!("metrics-listen = \"{address}\""));
+    spec.settings.push("snapshot-budget = \"64MiB\"".to_owned());
+    // The second snapshot finds no room under this cap.
+    spec.groups[0].settings.push("snapshot-cap = \"8KiB\"".to_owned());
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("its address is one");
+    apply(&client, "set a 1").await;
+    client.mark().await.expect("it leads");
+    let failed = async |cluster: &Cluster| {
+        (cluster.group(1, GROUP).await?.captures_failed > 0).then_some(())
+    };
+    cluster.wait_for("a capture without room", PATIENCE, failed).await.expect("it fails");
+
+    let (head, text) = scrape(&address, "/metrics");
+    assert_says(&head, &["200 ok", "content-type: application/openmetrics-text"]);
+    assert!(text.ends_with("# EOF\n"), "it is whole: {text}");
+    for name in NAMES.iter().filter(|name| !name.contains("age_seconds")) {
+        assert!(text.contains(&format!("# TYPE {} ", name.trim_end_matches("_total"))), "{name}");
+    }
+    let of = |name: &str, more: &str| format!("{name}{{group=\"{GROUP}\"{more}}}");
+    assert_eq!(value(&text, &of("lockstep_group_leads", "")), 1.0);
+    assert_eq!(value(&text, &of("lockstep_group_state", ",state=\"serving\"")), 1.0);
+    assert!(value(&text, &of("lockstep_applied_index", "")) >= 2.0);
+    assert!(value(&text, &of("lockstep_snapshots_failed_total", "")) >= 1.0);
+    let refused = ",producer=\"local\",reason=\"no_space\"";
+    assert!(value(&text, &of("lockstep_reservations_refused_total", refused)) >= 1.0);
+    assert_eq!(value(&text, &of("lockstep_snapshot_bytes", ",class=\"live\"")), 0.0);
+    assert!(value(&text, &of("lockstep_disk_available_bytes", "")) > 0.0);
+    let (head, _) = scrape(&address, "/elsewhere");
+    assert_says(&head, &["404"]);
+    cluster.stop_all().await.expect("it stops");
+}
