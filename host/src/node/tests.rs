@@ -179,7 +179,7 @@ async fn the_scrubber_finds_rot_and_has_it_repaired() {
     until("two snapshots", || group.report().status.snapshots.len() == 2).await;
     // Marks go on as long as the log is large: it has to come to rest first.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let newest = files(&snapshots, ".fsnap").pop().expect("there are two");
+    let newest = files(&snapshots, "snap").pop().expect("there are two");
     let good = std::fs::read(&newest).expect("it is there");
     flip(&newest, good.len() / 2);
     until("the snapshot to be repaired", || {

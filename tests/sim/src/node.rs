@@ -99,11 +99,17 @@ pub struct Replica {
     pub next_ticket: u64,
     /// The transfer that waits for the core's word, and on what.
     pub judged: Option<(ObjectRef, u64)>,
-    pub commit_seen: u64,
-    /// What it knew to be rotten when it was last looked at.
-    pub rotten_seen: Vec<ObjectRef>,
+    pub seen: Seen,
     /// Captures that are written and wait for their seal.
     pub sealing: usize,
+}
+
+/// What a replica told when it was last looked at.
+#[derive(Default)]
+pub struct Seen {
+    pub commit: u64,
+    /// What it knew to be rotten.
+    pub rotten: Vec<ObjectRef>,
 }
 
 /// The simulated wall clock of one node.
@@ -237,8 +243,7 @@ impl Node {
                 gauges: Arc::new(Gauges::default()),
             };
             let replica = Replica {
-                commit_seen: 0,
-                rotten_seen: Vec::new(),
+                seen: Seen::default(),
                 group,
                 lane: ApplyLane::new(tools),
                 jobs: VecDeque::new(),

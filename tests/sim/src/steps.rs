@@ -148,8 +148,8 @@ impl World {
         let state = replica.group.recovery_state();
         let made_by = state.configuration_index;
         self.checks.configurations.seen(group, made_by, &state.configuration);
-        replica.rotten_seen.clone_from(&status.rotten);
-        let moved = commits::moves(&mut replica.commit_seen, &status);
+        replica.seen.rotten.clone_from(&status.rotten);
+        let moved = commits::moves(&mut replica.seen.commit, &status);
         self.check(moved);
         if status.role == Role::Leader {
             let leads = self.checks.elections.leads(group, status.term, status.replica);

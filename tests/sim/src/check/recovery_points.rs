@@ -24,7 +24,7 @@ pub fn listed(
         let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
             listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
         };
-        return match any_good(&replica.rotten_seen, before) && !any_good(&now, after) {
+        return match any_good(&replica.seen.rotten, before) && !any_good(&now, after) {
             true => violated("recovery_points", "the last one that was not known to rot is gone"),
             false => Ok(()),
         };
