@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lockstep_core::ids::ReplicaId;
 use lockstep_core::snapshot::chunk::BulkReply;
 use lockstep_core::snapshot::receive::ReceiveEnd;
 use lockstep_core::snapshot::send::{SendEnd, SendOutcome};
@@ -39,11 +40,19 @@ pub struct TransferTally {
     /// How long the last one that succeeded took, milliseconds.
     pub last_sent_ms: u64,
     pub last_received_ms: u64,
+    /// Outbound ones under way: how far each is, and of how much, bytes.
+    pub under_way: BTreeMap<ReplicaId, (u64, u64)>,
 }
 
 impl Transfers {
-    pub fn sent(&self, outcome: &SendOutcome, bytes: u64, took: Duration) {
+    /// So many bytes of `length` are on their way to a replica, or there.
+    pub fn is_at(&self, to: ReplicaId, bytes: u64, length: u64) {
+        self.tally().under_way.insert(to, (bytes, length));
+    }
+
+    pub fn sent(&self, to: ReplicaId, outcome: &SendOutcome, bytes: u64, took: Duration) {
         let mut tally = self.tally();
+        tally.under_way.remove(&to);
         let end = send_end(&outcome.end);
         *tally.sent.entry(end).or_default() += 1;
         tally.sent_bytes += bytes;

@@ -76,6 +76,8 @@ pub struct SnapshotStore {
     wanted: Option<u64>,
     /// The last word on room for the next one was that there is too little.
     told_short: bool,
+    /// Whoever asked for a recovery point to be unlisted: what then goes is reclaimed for it.
+    asked: Option<&'static str>,
     /// The only handle of a free place; see [`Slot`].
     inbound: Arc<()>,
     local: Arc<()>,
@@ -129,6 +131,7 @@ impl SnapshotStore {
             parked: None,
             wanted: None,
             told_short: false,
+            asked: None,
             inbound: Arc::new(()),
             local: Arc::new(()),
             tally: Tally::default(),
@@ -231,11 +234,12 @@ impl SnapshotStore {
     }
 
     /// Gives up the parked transfer, if there is one.
-    pub fn abandon(&mut self) {
-        if self.parked.take().is_some() {
-            self.tally.abandoned += 1;
-            self.collect();
+    pub fn abandon(&mut self) -> Collected {
+        if self.parked.take().is_none() {
+            return Collected::default();
         }
+        self.tally.abandoned += 1;
+        self.collect()
     }
 
     /// To be called now and then with the time: what was parked too long goes. Returns a recovery
@@ -357,7 +361,15 @@ impl SnapshotStore {
         }
         self.listed = listed.to_vec();
         self.promised = promised.to_vec();
-        self.collect()
+        let collected = self.collect();
+        if let Some(producer) = self.asked.take() {
+            self.reclaimed(producer, &collected);
+        }
+        collected
+    }
+
+    fn reclaimed(&mut self, producer: &'static str, collected: &Collected) {
+        *self.tally.reclaimed.entry(producer).or_default() += collected.removed.len() as u64;
     }
 
     /// Unlinks every name that nobody needs, and so returns its bytes. Every other call begins with
@@ -409,18 +421,23 @@ impl SnapshotStore {
             Source::Received(_) => self.inbound_slot()?,
             Source::Local(_) => Slot::take(&self.local, None).ok_or(busy())?,
         };
-        *self.tally.reclaimed.entry(source.producer()).or_default() += freed.removed.len() as u64;
+        self.reclaimed(source.producer(), &freed);
         let have = self.quota.most();
         let need = layout::object_bytes(payload);
         let need = need.ok_or(SnapshotRefusal::NoSpace { need: payload, have })?;
         let lease = match self.take(need)? {
             Err(_) if self.parked.is_some() => {
-                self.abandon();
+                let freed = self.abandon();
+                self.reclaimed(source.producer(), &freed);
                 self.take(need)?
             }
             taken => taken,
         };
-        let lease = lease.map_err(|have| self.no_space(need, have))?;
+        let lease = lease.map_err(|have| self.no_space(need, have)).inspect_err(|refusal| {
+            if matches!(refusal, SnapshotRefusal::NeedsUnlist(_)) {
+                self.asked = Some(source.producer());
+            }
+        })?;
         Ok(Reservation { lease, slot, source })
     }
 

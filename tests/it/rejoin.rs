@@ -168,3 +168,33 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     assert_eq!(snapshot_files(&cluster, 1, "kv"), files, "no file came or went");
     assert_eq!(digests(&files), damaged, "no file was written");
 }
+
+/// While a snapshot is on its way the leader's status says how far it is.
+#[tokio::test]
+async fn a_transfer_shows_how_far_it_is() {
+    let mut spec = Spec::of_module(GROUP, "native:ballast:25165824", 3);
+    spec.settings.push("snapshot-rate = \"4MiB\"".to_owned());
+    spec.groups[0].settings.push("catch-up-entries = 0".to_owned());
+    let mut cluster = Cluster::start(spec.with_snapshot_entries(1_000_000)).expect("it starts");
+    let leader = cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("good addresses");
+    for _ in 0..3 {
+        apply(&client, "more").await;
+        cluster.capture(&client, GROUP).await.expect("it takes a snapshot");
+    }
+    let other = cluster.nodes().into_iter().find(|node| *node != leader).expect("there are three");
+    cluster.kill(other).expect("it runs");
+    cluster.wipe(other).expect("it is stopped");
+    cluster.start_node(other).expect("it starts");
+    let half_way = async |cluster: &Cluster| {
+        let status = cluster.group(leader, GROUP).await?;
+        let mut sent = status.peers.iter().map(|p| (p.snapshot_sent_bytes, p.snapshot_bytes));
+        sent.find(|(sent, all)| *sent > 0 && sent < all)
+    };
+    let (_, all) = cluster.wait_for("a transfer", PATIENCE, half_way).await.expect("it is shown");
+    assert!(all > 24 << 20, "{all} bytes");
+    let shown = crate::solo::lockstep(&["status", "--endpoint", cluster.address(leader)]).await;
+    assert_says(&shown.stdout, &[&format!("is sending a snapshot to node {other}: "), "MiB of "]);
+    cluster.wait_serving(GROUP).await.expect("it arrives");
+    cluster.stop_all().await.expect("they stop");
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lockstep_client::Client;
 use lockstep_client::v1::group_status::Role;
-use lockstep_client::v1::{GroupStatus, StatusResponse};
+use lockstep_client::v1::{GroupStatus, Peer, StatusResponse};
 use lockstep_core::ids::ReplicaId;
 
 use crate::cli::format::{size, table};
@@ -167,13 +167,25 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     }
     if group.role == Role::Leader as i32 {
         let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
-        notes.extend(sending.map(|peer| format!("is sending a snapshot to node {}", peer.node)));
+        notes.extend(sending.map(sending_note));
         let silent = group.peers.iter().filter(|peer| !peer.active);
         notes.extend(silent.map(|peer| {
             format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
         }));
     }
     notes
+}
+
+fn sending_note(peer: &Peer) -> String {
+    let Peer { node, snapshot_sent_bytes: sent, snapshot_bytes: all, .. } = peer;
+    match sent.saturating_mul(100).checked_div(*all) {
+        None => format!("is sending a snapshot to node {node}"),
+        Some(share) => format!(
+            "is sending a snapshot to node {node}: {} of {}, {share} %",
+            size(*sent),
+            size(*all)
+        ),
+    }
 }
 
 fn peer_errors_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
@@ -216,6 +228,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
             serde_json::json!({
                 "node": p.node, "replica": ReplicaId(p.replica).to_string(), "matched": p.matched,
                 "active": p.active, "sending_snapshot": p.sending_snapshot,
+                "snapshot_sent_bytes": p.snapshot_sent_bytes, "snapshot_bytes": p.snapshot_bytes,
             })
         })
         .collect();
@@ -257,4 +270,18 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         json.extend(more);
     }
     json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_says_how_far_it_is() {
+        let peer = Peer { node: 2, sending_snapshot: true, ..Peer::default() };
+        assert_eq!(sending_note(&peer), "is sending a snapshot to node 2");
+        let peer = Peer { snapshot_sent_bytes: 3 << 20, snapshot_bytes: 12 << 20, ..peer };
+        let said = "is sending a snapshot to node 2: 3.0 MiB of 12 MiB, 25 %";
+        assert_eq!(sending_note(&peer), said);
+    }
 }

@@ -57,10 +57,14 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
         let channel = transport.bulk(to.node());
         match (reader, channel) {
             (Ok(reader), Ok(channel)) => {
-                let mut channel = Paced::new(channel, rate);
+                let at: Progress = Box::new({
+                    let (transfers, length) = (Arc::clone(&transfers), desc.length);
+                    move |bytes| transfers.is_at(to, bytes, length)
+                });
+                let mut channel = Paced::new(channel, rate, at);
                 let began = Instant::now();
                 let outcome = bulk::send(reader, offer, &mut channel);
-                transfers.sent(&outcome, channel.bytes, began.elapsed());
+                transfers.sent(to, &outcome, channel.bytes, began.elapsed());
                 if let SendEnd::SourceBad(why) = &outcome.end {
                     handle.raise(Event::Rotten { snapshot: desc, why: why.clone() });
                 }
@@ -88,6 +92,9 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
     });
 }
 
+/// Told how many bytes of the payload are sent.
+type Progress = Box<dyn Fn(u64) + Send>;
+
 /// A channel that lets blocks pass no faster than they may.
 struct Paced {
     inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>,
@@ -96,11 +103,16 @@ struct Paced {
     began: Instant,
     /// Bytes of blocks so far.
     bytes: u64,
+    at: Progress,
 }
 
 impl Paced {
-    fn new(inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>, rate: u64) -> Self {
-        Self { inner, rate, began: Instant::now(), bytes: 0 }
+    fn new(
+        inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>,
+        rate: u64,
+        at: Progress,
+    ) -> Self {
+        Self { inner, rate, began: Instant::now(), bytes: 0, at }
     }
 }
 
@@ -112,6 +124,7 @@ impl BulkChannel<BulkRequest, BulkReply> for Paced {
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }
             self.bytes += block.data.len() as u64;
+            (self.at)(block.offset + block.data.len() as u64);
         }
         self.inner.send(frame)
     }

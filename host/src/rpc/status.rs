@@ -11,6 +11,7 @@ use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use crate::group::{GroupHandle, GroupReport};
+use crate::metrics::TransferTally;
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_link::GrpcTransport;
@@ -79,7 +80,11 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         snapshot_bytes: report.snapshot_bytes,
         snapshots: status.snapshots.iter().map(snapshot_to_wire).collect(),
         configuration: Some(configuration_to_wire(&status.configuration)),
-        peers: status.peers.iter().map(|peer| peer_to_wire(peer, router)).collect(),
+        peers: status
+            .peers
+            .iter()
+            .map(|peer| peer_to_wire(peer, &report.transfers, router))
+            .collect(),
         guest_memory_bytes: report.guest_memory_bytes,
         guest_faults: report.guest_faults,
         snapshot_stall_ms: report.snapshot_stall_ms,
@@ -169,8 +174,11 @@ fn configuration_to_wire(configuration: &Configuration) -> wire::Configuration {
     }
 }
 
-fn peer_to_wire(peer: &PeerStatus, router: &Router) -> wire::Peer {
+fn peer_to_wire(peer: &PeerStatus, transfers: &TransferTally, router: &Router) -> wire::Peer {
+    let (sent, length) = transfers.under_way.get(&peer.replica).copied().unwrap_or_default();
     wire::Peer {
+        snapshot_sent_bytes: sent,
+        snapshot_bytes: length,
         replica: peer.replica.0,
         node: u32::from(peer.replica.node().0),
         address: address(peer.replica, router),

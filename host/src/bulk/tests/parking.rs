@@ -93,6 +93,8 @@ fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
     let local = crate::store::tests::local(20, 100, false);
     let reserved = on_lane(&host.lane, move |store| store.reserve_local(local));
     assert!(reserved.expect("the lane runs").is_ok(), "the parked file gave its room");
+    let reclaimed = on_lane(&host.lane, |store| store.tally().reclaimed["local"]);
+    assert_eq!(reclaimed, Some(1), "it is counted for whom it went");
     assert_eq!(files(&host.fs), [""; 0]);
 }
 
