@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub(crate) struct GroupActor {
     next_ticket: u64,
     /// As the log said it last.
     clock_is_off: bool,
+    /// The store lane is to look for room.
+    looking: Arc<AtomicBool>,
     lanes: Lanes,
     state: watch::Sender<ReplicaState>,
     report: watch::Sender<GroupReport>,
@@ -138,6 +141,7 @@ impl GroupActor {
             query_bytes: 0,
             next_ticket: 0,
             clock_is_off: false,
+            looking: Arc::default(),
             lanes,
             state,
             report,
@@ -210,12 +214,7 @@ impl GroupActor {
                         }
                     }));
                 }
-                let handle = self.handle.clone();
-                self.lanes.store.run(Box::new(move |store| {
-                    if let Some(room) = store.next_room() {
-                        handle.raise(Event::SnapshotRoom(room));
-                    }
-                }));
+                self.look_for_room();
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
             Input::Inward(Inward::Event(event)) => self.group.handle(event, effects),
@@ -232,6 +231,21 @@ impl GroupActor {
             }
             Input::Closed => {}
         }
+    }
+
+    /// Asks the store lane how the disk stands with the next snapshot, unless it was asked and has
+    /// not come to it yet.
+    fn look_for_room(&self) {
+        if self.looking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (handle, looking) = (self.handle.clone(), Arc::clone(&self.looking));
+        self.lanes.store.run(Box::new(move |store| {
+            looking.store(false, Ordering::Relaxed);
+            if let Some(room) = store.next_room() {
+                handle.raise(Event::SnapshotRoom(room));
+            }
+        }));
     }
 
     /// Gives a request its ticket; queries beyond what may wait are refused here.

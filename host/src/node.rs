@@ -76,7 +76,7 @@ pub enum StartError {
     #[error("{lane}: no thread for it: {source}; let this user have more threads")]
     Thread { lane: String, source: std::io::Error },
     #[error(
-        "{0}; nothing was touched: start again once the disk is well, or with --rejoin to join \
+        "{0}; start again once the disk is well, or with --rejoin to join \
         as a new replica"
     )]
     Group(String),
@@ -119,6 +119,22 @@ pub struct Node {
 impl Node {
     /// Starts on the machine's own files and clock.
     pub async fn start(config: NodeConfig, rejoin: bool) -> Result<Self, StartError> {
+        Self::start_with(None, config, rejoin).await
+    }
+
+    /// The same, on a socket that listens already.
+    pub async fn start_on(
+        socket: std::net::TcpListener,
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
+        Self::start_with(Some(socket), config, false).await
+    }
+
+    async fn start_with(
+        socket: Option<std::net::TcpListener>,
+        config: NodeConfig,
+        rejoin: bool,
+    ) -> Result<Self, StartError> {
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
         let mut modules = BTreeMap::new();
@@ -129,7 +145,7 @@ impl Node {
         if rejoin {
             data.move_snapshots_aside(&*fs, &config)?;
         }
-        let listener = listen(&config.listen, "listen").await?;
+        let listener = listen_on(socket, &config.listen).await?;
         let metrics = match &config.metrics_listen {
             Some(address) => Some(listen(address, "metrics-listen").await?),
             None => None,
@@ -145,13 +161,7 @@ impl Node {
         let (log, log_thread) = LogLane::start(wal).map_err(|source| thread("log lane", source))?;
         let log_reader = log.reader();
         let disk = space(&*fs, data.path())?;
-        let budget = Budget::new(BudgetLimits {
-            bytes: config.snapshot_budget.map_or(u64::MAX, |share| share.of(disk.total)),
-            headroom_bytes: config.log_segment_bytes,
-            log_device: Some(disk.device),
-            inbound: INBOUND_MAX,
-            outbound: OUTBOUND_MAX,
-        });
+        let budget = Budget::new(budget_limits(&config, disk));
         let shared = start::Shared {
             cluster: config.cluster_id(),
             fs: Arc::clone(&fs),
@@ -346,6 +356,27 @@ async fn listen(address: &str, key: &'static str) -> Result<TcpListener, StartEr
         key,
         source,
     })
+}
+
+fn budget_limits(config: &NodeConfig, disk: Space) -> BudgetLimits {
+    BudgetLimits {
+        bytes: config.snapshot_budget.map_or(u64::MAX, |share| share.of(disk.total)),
+        headroom_bytes: config.log_segment_bytes,
+        log_device: Some(disk.device),
+        inbound: INBOUND_MAX,
+        outbound: OUTBOUND_MAX,
+    }
+}
+
+/// A socket that listens already, or one of this address.
+async fn listen_on(
+    socket: Option<std::net::TcpListener>,
+    address: &str,
+) -> Result<TcpListener, StartError> {
+    let Some(socket) = socket else { return listen(address, "listen").await };
+    let taken = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
+    let (address, key) = (address.to_owned(), "listen");
+    taken.map_err(|source| StartError::Listen { address, key, source })
 }
 
 fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule) -> GroupConfig {

@@ -359,6 +359,9 @@ impl SnapshotStore {
                 None => tracing::error!(index = desc.index, "a listed snapshot has no object"),
             }
         }
+        if self.listed.first() != listed.first() {
+            self.wanted = None;
+        }
         self.listed = listed.to_vec();
         self.promised = promised.to_vec();
         let collected = self.collect();

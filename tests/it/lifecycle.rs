@@ -1,9 +1,7 @@
 //! Stopping, strangers, and clocks that are off.
 
 use lockstep_client::Options;
-use lockstep_client::v1::QueryRequest;
-use lockstep_client::v1::lockstep_client::LockstepClient;
-use lockstep_tests::cluster::{Cluster, STOP_PATIENCE, Spec};
+use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, apply_once, assert_says, lockstep, query};
@@ -31,36 +29,6 @@ async fn sigterm_hands_leadership_over_and_exits_with_0() {
     assert_eq!(query(&client, "get a").await, "1");
     cluster.start_node(leader).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves again");
-    cluster.stop_all().await.expect("they stop");
-}
-
-/// A node that is told to stop takes no more requests, though it still hands over: clients are told
-/// at once to go elsewhere, and health checks that it does not serve.
-#[tokio::test]
-async fn a_node_that_stops_turns_clients_away_first() {
-    let mut cluster = Cluster::start(Spec::of_module(GROUP, MODULE, 3)).expect("it starts");
-    let leader = cluster.wait_serving(GROUP).await.expect("it serves");
-    let others: Vec<u16> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
-    // Nobody takes leadership over, so that it goes on trying for its three seconds.
-    for node in &others {
-        cluster.process(*node).and_then(|process| process.pause()).expect("it runs");
-    }
-    let address = format!("http://{}", cluster.address(leader));
-    let wire = LockstepClient::connect(address).await.expect("it listens");
-    cluster.process(leader).and_then(|process| process.terminate()).expect("it runs");
-    let refused = async |_: &Cluster| {
-        let request = QueryRequest { request: "get a".into(), local: true, ..Default::default() };
-        let status = wire.clone().query(request).await.err()?;
-        let word = status.metadata().get("lockstep-refusal")?.to_str().ok()?.to_owned();
-        (word == "shutting-down").then(|| status.message().to_owned())
-    };
-    let said = cluster.wait_for("it to refuse", PATIENCE, refused).await.expect("it does");
-    assert_says(&said, &["shutting down", "try another node"]);
-    let ended = cluster.ended(leader, STOP_PATIENCE).await.expect("it ends within the bound");
-    assert!(ended.success(), "{ended}");
-    for node in &others {
-        cluster.process(*node).and_then(|process| process.resume()).expect("it runs");
-    }
     cluster.stop_all().await.expect("they stop");
 }
 

@@ -1,7 +1,7 @@
 //! The metrics' port, as a scraper sees it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use lockstep_tests::cluster::Cluster;
@@ -60,16 +60,17 @@ fn value(text: &str, row: &str) -> f64 {
 
 #[tokio::test]
 async fn v1_v4_metrics_are_served_and_count() {
-    // Free until a moment ago; the node says so if it is no more.
-    let held = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = held.local_addr().expect("it is bound").to_string();
-    drop(held);
     let mut spec = spec();
-    spec.settings.push(format!("metrics-listen = \"{address}\""));
     spec.settings.push("snapshot-budget = \"64MiB\"".to_owned());
     // The second snapshot finds no room under this cap.
     spec.groups[0].settings.push("snapshot-cap = \"8KiB\"".to_owned());
-    let mut cluster = Cluster::start(spec).expect("it starts");
+    let mut cluster = Cluster::prepare(spec).expect("a directory");
+    // The address is this cluster's own, and so are the next few ports.
+    let (host, port) = cluster.address(1).rsplit_once(':').expect("host:port");
+    let address = format!("{host}:{}", port.parse::<u16>().expect("a port") + 8);
+    let listens = format!("metrics-listen = \"{address}\"\n{}", cluster.configuration(1));
+    cluster.configure(1, &listens).expect("it can be written");
+    cluster.start_node(1).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
     let client = cluster.client().expect("its address is one");
     apply(&client, "set a 1").await;

@@ -187,6 +187,7 @@ async fn a_transfer_shows_how_far_it_is() {
     cluster.wipe(other).expect("it is stopped");
     cluster.start_node(other).expect("it starts");
     let half_way = async |cluster: &Cluster| {
+        let leader = cluster.leader(GROUP).await?;
         let status = cluster.group(leader, GROUP).await?;
         let mut sent = status.peers.iter().map(|p| (p.snapshot_sent_bytes, p.snapshot_bytes));
         sent.find(|(sent, all)| *sent > 0 && sent < all)

@@ -212,6 +212,7 @@ async fn l4_a_process_without_a_group_that_can_serve_ends_and_says_why() {
     fs::remove_dir_all(&snapshots).expect("it is there");
     fs::write(&snapshots, "a file where a folder must be").expect("it can be written");
     let said = crate::solo::refused(&cluster, 1, 1).await;
-    assert_says(&said, &["no group can serve", GROUP, "snapshot directory"]);
+    let says = ["no group can serve", GROUP, "snapshot directory", "may read and write it"];
+    assert_says(&said, &says);
     assert!(snapshots.is_file(), "nothing was touched");
 }

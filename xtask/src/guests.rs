@@ -68,23 +68,31 @@ pub(crate) fn build() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Builds one guest in a copy of the checkout, and whether it has the bytes that it has here.
+/// Builds the examples in a copy of the checkout, and whether they have the bytes that they have
+/// here.
 pub(crate) fn same_elsewhere() -> Result<bool> {
-    const GUEST: &str = "counter";
     let here = checkout::root();
     let root = here.join("target/elsewhere/checkout");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
+    }
     copy(&here, &root)?;
+    let names = guests(&here.join("examples"))?;
     let target_dir = here.join("target/elsewhere/build");
     let build = Build { toolchain: toolchain::find()?, root, target_dir };
-    build.run(&[GUEST.to_owned()])?;
-    let there = sha256(&encode(&build.core_module(GUEST))?);
-    let file = here.join("target/guests").join(GUEST).with_extension("wasm");
-    let ours = sha256(&fs::read(&file).with_context(|| format!("reading {}", file.display()))?);
-    println!("guests: {GUEST} built in {}: sha256 {there}", build.root.display());
-    Ok(there == ours)
+    build.run(&names)?;
+    let mut same = true;
+    for name in names {
+        let there = sha256(&encode(&build.core_module(&name))?);
+        let file = here.join("target/guests").join(&name).with_extension("wasm");
+        let ours = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        println!("guests: {name} built in {}: sha256 {there}", build.root.display());
+        same &= there == sha256(&ours);
+    }
+    Ok(same)
 }
 
-/// Copies the checkout, but for what is built or hidden; what has not changed is not written.
+/// Copies the checkout, but for what is built or hidden.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let copying = || format!("copying {}", from.display());
     fs::create_dir_all(to).with_context(copying)?;
@@ -96,8 +104,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if path.is_dir() && name != "target" && !hidden {
             copy(&path, &target)?;
         } else if path.is_file() {
-            let bytes = fs::read(&path).with_context(copying)?;
-            write(&target, &bytes)?;
+            fs::copy(&path, &target).with_context(copying)?;
         }
     }
     Ok(())

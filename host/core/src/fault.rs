@@ -146,7 +146,11 @@ impl FaultClass {
                 "if every replica parks so, ask the state machine's author; if this one alone \
                  does, restart the node"
             }
-            Self::Refused => "the state machine says why: ask its author",
+            Self::Refused => {
+                "the state machine says why: found the group anew with another `config`, or ask \
+                 its \
+                 author"
+            }
             Self::Host => "restart the node once the machine is well",
         }
     }

@@ -90,6 +90,9 @@ pub const LOG_PIN_MARKS: u64 = 4;
 /// Milliseconds that a broken transfer is kept at both ends, so that it can go on: time for a
 /// restart of either.
 pub const PARK_MS: u64 = 600_000;
+/// Ticks that a replica whose log comes near the room of its next snapshot waits for a mark, before
+/// it takes one where it is.
+pub const OVERDUE_MARK_TICKS: u64 = 10;
 /// Ticks between two marks of a leader that takes no commands for want of room.
 pub const STARVED_MARK_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs.

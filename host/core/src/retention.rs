@@ -71,6 +71,11 @@ pub fn plan(
     cut(state, snapshots, pins)
 }
 
+/// Lists `new` and nothing else, and cuts the log to what it and others need: room is short.
+pub fn plan_alone(state: &RecoveryState, new: SnapshotDesc, pins: &Pins) -> Plan {
+    cut(state, vec![new], pins)
+}
+
 /// Takes `wanted` off the list, so that its object can make room, or a rotten one in its place;
 /// `None` if all must stay.
 pub fn unlist(

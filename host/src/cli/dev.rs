@@ -41,11 +41,15 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let data = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
     let data = data.expect("one of the two is there");
     let mut told = StopSignal::listen();
-    let addresses = free_addresses(args.nodes)?;
+    let sockets: Vec<TcpListener> = (0..args.nodes).map(listen_near).collect::<Result<_, _>>()?;
+    let addresses = (1..).map(NodeId).zip(&sockets);
+    let addresses: BTreeMap<NodeId, String> = addresses
+        .map(|(id, socket)| Ok((id, socket.local_addr()?.to_string())))
+        .collect::<std::io::Result<_>>()?;
     let mut nodes = Vec::new();
-    for id in addresses.keys() {
+    for (id, socket) in addresses.keys().zip(sockets) {
         let config = node_config(*id, &args, &addresses, data);
-        nodes.push(Node::start(config, false).await.map_err(not_started)?);
+        nodes.push(Node::start_on(socket, config).await.map_err(not_started)?);
     }
     println!(
         "{} nodes of {} are starting; data in {}",
@@ -110,15 +114,7 @@ fn node_config(
 }
 
 /// 7101 and up where they are free, so that the defaults of other commands find the cluster; else
-/// any. All are held until the last is found, so that they differ.
-fn free_addresses(count: u16) -> std::io::Result<BTreeMap<NodeId, String>> {
-    let held: Vec<TcpListener> = (0..count).map(listen_near).collect::<Result<_, _>>()?;
-    (1..=count)
-        .zip(&held)
-        .map(|(id, socket)| Ok((NodeId(id), socket.local_addr()?.to_string())))
-        .collect()
-}
-
+/// any.
 fn listen_near(number: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(("127.0.0.1", 7101 + number)).or_else(|_| TcpListener::bind("127.0.0.1:0"))
 }
@@ -149,6 +145,8 @@ async fn all_settled(nodes: &[Node]) -> bool {
 /// Says what becomes of the replicas from now on.
 async fn tell_of_faults(nodes: &[Node]) -> std::convert::Infallible {
     let mut watches: Vec<_> = replicas(nodes).map(|(node, group)| (node, group.watch())).collect();
+    // What they are now was told.
+    watches.iter_mut().for_each(|(_, watch)| watch.mark_unchanged());
     loop {
         for (node, watch) in &mut watches {
             if watch.has_changed().unwrap_or(false) {

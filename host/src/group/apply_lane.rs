@@ -38,7 +38,7 @@ pub use crate::group::capture::Capture;
 use crate::group::capture::NoCapture;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use, next_length};
+use crate::store::{StoreHandle, Use, next_length, on_lane};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -512,6 +512,8 @@ impl ApplyLane {
                 if let Some(unlist) = beyond.filter(|_| full) {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
+                let estimate = last.unwrap_or(most);
+                let _ = on_lane(&*self.tools.store, move |store| store.outgrew(estimate, full));
                 Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {

@@ -88,7 +88,13 @@ fn open_store(
     known: bool,
     state: &RecoveryState,
 ) -> Result<(SnapshotStore, Vec<SnapshotDesc>), String> {
-    let fail = |e: std::io::Error| format!("snapshot directory {}: {e}", dir.display());
+    let fail = |e: std::io::Error| {
+        format!(
+            "snapshot directory {}: {e}; see that this user may read and write it, then start \
+             again",
+            dir.display()
+        )
+    };
     if !known && !planted("sweep_without_state") {
         refuse_strays(&*fs, &dir).map_err(fail)?;
     }

@@ -62,7 +62,9 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).expect("it can be read");
     bytes[at] ^= 0x10;
-    std::fs::write(path, bytes).expect("it can be written");
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("it can be written");
+    let place = at as u64;
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..=at], place).expect("a byte");
 }
 
 /// Files below a directory whose names end so, the oldest first.
@@ -178,7 +180,12 @@ async fn the_scrubber_finds_rot_and_has_it_repaired() {
     let snapshots = snapshot_dir(&dir, "reg");
     until("two snapshots", || group.report().status.snapshots.len() == 2).await;
     // Marks go on as long as the log is large: it has to come to rest first.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let listed = || group.report().status.snapshots;
+    let mut before = Vec::new();
+    while before != listed() {
+        before = listed();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
     let newest = files(&snapshots, "snap").pop().expect("there are two");
     let good = std::fs::read(&newest).expect("it is there");
     flip(&newest, good.len() / 2);

@@ -36,7 +36,9 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 pub(super) struct ApplyStream {
     source: Streaming<wire::ApplyStreamRequest>,
     router: Router,
-    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// True once commands are refused: the node is about to stop.
+    closing: watch::Receiver<bool>,
     /// The group and session of the first message.
     target: Option<(GroupHandle, u64)>,
     waiting: VecDeque<Waiting>,
@@ -60,11 +62,13 @@ impl ApplyStream {
         source: Streaming<wire::ApplyStreamRequest>,
         router: Router,
         closing: watch::Receiver<bool>,
+        stopped: watch::Receiver<bool>,
     ) -> Self {
         Self {
             source,
             router,
-            closing: Box::pin(until(closing)),
+            stopped: Box::pin(until(stopped)),
+            closing,
             target: None,
             waiting: VecDeque::new(),
             ready: Vec::new(),
@@ -89,7 +93,7 @@ impl ApplyStream {
                 Poll::Pending => break,
             }
         }
-        if !self.ended && self.closing.as_mut().poll(cx).is_ready() {
+        if !self.ended && self.stopped.as_mut().poll(cx).is_ready() {
             self.ended = true;
         }
     }
@@ -110,8 +114,13 @@ impl ApplyStream {
                 self.target.insert((found.clone(), session)).clone()
             }
         };
+        let closing = *self.closing.borrow();
         for wire::StreamCommand { tag, sequence, command } in commands {
-            let submitted = check_command(&command).and_then(|()| {
+            let open = match closing {
+                true => Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router)),
+                false => check_command(&command),
+            };
+            let submitted = open.and_then(|()| {
                 let call = Call { session, sequence, lowest_unanswered, payload: command };
                 group.submit(call).map_err(|r| Refused::by_group(&r, group.name(), &self.router))
             });

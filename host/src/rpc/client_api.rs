@@ -39,6 +39,7 @@ pub(super) struct ClientApi {
     status: StatusSource,
     /// True once the node is about to stop: it hands leadership over, and takes nothing more.
     closing: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 }
 
 impl ClientApi {
@@ -47,9 +48,10 @@ impl ClientApi {
         hello: &HelloInfo,
         transport: Arc<GrpcTransport>,
         closing: watch::Receiver<bool>,
+        stopped: watch::Receiver<bool>,
     ) -> Self {
         let forward = Forward::new(&router);
-        Self { router, forward, status: StatusSource::new(hello, transport), closing }
+        Self { router, forward, status: StatusSource::new(hello, transport), closing, stopped }
     }
 
     /// A group that a request may be put to.
@@ -154,7 +156,12 @@ impl Lockstep for ClientApi {
         request: Request<Streaming<wire::ApplyStreamRequest>>,
     ) -> Result<Response<ApplyStream>, Status> {
         let source = request.into_inner();
-        Ok(Response::new(ApplyStream::new(source, self.router.clone(), self.closing.clone())))
+        Ok(Response::new(ApplyStream::new(
+            source,
+            self.router.clone(),
+            self.closing.clone(),
+            self.stopped.clone(),
+        )))
     }
 
     async fn query(

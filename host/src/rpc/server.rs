@@ -65,8 +65,13 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let (stop, stopped) = watch::channel(false);
-    let client_api =
-        ClientApi::new(router.clone(), &hello, Arc::clone(&transport), closing.clone());
+    let client_api = ClientApi::new(
+        router.clone(),
+        &hello,
+        Arc::clone(&transport),
+        closing.clone(),
+        stopped.clone(),
+    );
     let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
     let serving = Server::builder()
         .tcp_nodelay(true)

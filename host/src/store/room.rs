@@ -19,19 +19,29 @@ impl SnapshotStore {
     /// newest object, as long as that is too little, and once when it is enough again.
     pub fn next_room(&mut self) -> Option<Room> {
         let room = self.room()?;
+        if !room.fits() {
+            // Other groups of the host may have room to spare.
+            self.quota.claim(room.need);
+        }
         let short = room.shortage().is_some();
         let was = std::mem::replace(&mut self.told_short, short);
         (short || was).then_some(room)
+    }
+
+    /// A local snapshot failed. If it outgrew what was reserved for it, and there was no more, the
+    /// next one needs a quarter more than that.
+    pub fn outgrew(&mut self, estimate: u64, full: bool) {
+        if full {
+            self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
+        }
     }
 
     /// Objects that are still being sent count as room: it comes back, while what the log takes
     /// meanwhile does not.
     fn room(&self) -> Option<Room> {
         let newest = self.listed.first();
-        let need = match newest {
-            Some(desc) => object_bytes(next_length(desc.length))?,
-            None => self.wanted?,
-        };
+        let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
+        let need = next.max(self.wanted)?;
         let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
         let usage = self.usage();
         let all = usage.listed + usage.unlisted + usage.staged + usage.parked;

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 46] = [
+pub const WANTED: [&str; 48] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
@@ -31,6 +31,7 @@ pub const WANTED: [&str; 46] = [
     "links cut",
     "local snapshots",
     "log rejoins",
+    "logs near the next snapshot's room",
     "members added",
     "one-way cuts",
     "operations without room",
@@ -46,6 +47,7 @@ pub const WANTED: [&str; 46] = [
     "scrubs",
     "segments rolled",
     "slow guests",
+    "snapshots between marks",
     "stalled disks",
     "stalled stores",
     "stalled transfers",

@@ -54,7 +54,9 @@ impl World {
         if self.members == self.setup.nodes {
             return;
         }
-        self.counters.add("members added");
+        if !self.calm {
+            self.counters.add("members added");
+        }
         self.members = self.setup.nodes;
         for id in self.member_ids() {
             self.nodes.get_mut(&id).expect("a node").members = self.members;
@@ -191,7 +193,9 @@ impl World {
 
     /// Something else takes the rest of the disk, or of the one that snapshots have of their own.
     fn fill_disk(&mut self, node: NodeId) {
-        let left = self.rng.below(3 * self.setup.segment_bytes);
+        // Sometimes so that the next snapshot just fits.
+        let most = *self.rng.pick(&[3, 9]);
+        let left = self.rng.below(most * self.setup.segment_bytes);
         let of_snapshots = self.setup.apart && self.rng.percent(60);
         let filled = self.nodes.get_mut(&node).expect("a node");
         match of_snapshots {
@@ -466,7 +470,7 @@ impl World {
             return;
         }
         let Some(process) = &self.nodes[&id].process else { return };
-        let mut events = Vec::new();
+        let (mut events, mut found) = (Vec::new(), 0);
         for (group, replica) in &process.replicas {
             for desc in replica.group.status().snapshots {
                 let object = desc.clone();
@@ -475,6 +479,7 @@ impl World {
                 });
                 if let Err(error) = read {
                     let why = error.to_string();
+                    found += u64::from(self.nodes[&id].rotted);
                     events.push((*group, Event::Rotten { snapshot: desc, why }));
                 }
             }
@@ -486,7 +491,7 @@ impl World {
             events.extend(process.replicas.keys().map(mark));
         }
         self.counters.add("scrubs");
-        self.counters.add_many("rot found by scrubbing", events.len() as u64);
+        self.counters.add_many("rot found by scrubbing", found);
         self.fall_if_halted(id);
         for (group, event) in events {
             self.event(id, group, vec![event]);

@@ -11,6 +11,7 @@ pub mod client;
 pub mod counters;
 pub mod faults;
 pub mod guest;
+pub mod looking;
 pub mod network;
 pub mod node;
 pub mod points;

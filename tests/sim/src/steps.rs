@@ -1,15 +1,14 @@
 //! One step of one lane, and where its effects go.
 
+use lockstep_core::entry::is_mark;
 use lockstep_core::fault::Fault;
-use lockstep_core::group::{Body, Effect, Event, Frame, Inbound, ReplicaState, Role, Stopped};
+use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
-use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
-use lockstep_host::store::StoreHandle as _;
 
 use crate::check::durable::{View, Views};
-use crate::check::{budget, commits, promises, recovery_points, snapshots, states};
+use crate::check::promises;
 use crate::node::{NoStart, Process};
 use crate::world::{Action, Captured, MS, SECOND, World};
 
@@ -139,28 +138,6 @@ impl World {
         self.fall_if_halted(node);
     }
 
-    fn observe(&mut self, node: NodeId, group: GroupId) {
-        let Some(process) = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut()) else {
-            return;
-        };
-        let Some(replica) = process.replicas.get_mut(&group) else { return };
-        let status = replica.group.status();
-        let state = replica.group.recovery_state();
-        let made_by = state.configuration_index;
-        self.checks.configurations.seen(group, made_by, &state.configuration);
-        replica.seen.rotten.clone_from(&status.rotten);
-        let moved = commits::moves(&mut replica.seen.commit, &status);
-        self.check(moved);
-        if status.role == Role::Leader {
-            let leads = self.checks.elections.leads(group, status.term, status.replica);
-            self.check(leads);
-        }
-        let marks = self.checks.marks.listed(group, &status.snapshots);
-        self.check(marks);
-        let agreed = states::agree(&self.observed);
-        self.check(agreed);
-    }
-
     pub(crate) fn carry_out(&mut self, node: NodeId, group: GroupId, effects: Vec<Effect>) {
         for effect in effects {
             let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
@@ -178,6 +155,12 @@ impl World {
                     self.after(delay, Action::Fetch { node, epoch, group, from, to, bytes });
                 }
                 Effect::Apply(job) => {
+                    if let ApplyJob::Capture { index, .. } = &job
+                        && let Ok(entries) = process.reader.entries(group, *index, *index + 1, 1)
+                        && !entries.iter().any(|entry| is_mark(&entry.data))
+                    {
+                        self.counters.add("snapshots between marks");
+                    }
                     replica.jobs.push_back(job);
                     self.schedule_apply(node, group);
                 }
@@ -204,35 +187,6 @@ impl World {
         }
     }
 
-    /// The store lane is told the list, deletes, and there is still something to start from.
-    fn list(
-        &mut self,
-        node: NodeId,
-        group: GroupId,
-        rotted: bool,
-        (snapshots, promised): (Vec<SnapshotDesc>, Vec<SnapshotDesc>),
-        (pressure, holds): (bool, Vec<Box<dyn Hold>>),
-    ) {
-        let Some(process) = &self.nodes[&node].process else { return };
-        let replica = &process.replicas[&group];
-        let before = replica.with_store(|store| store.listed().to_vec());
-        replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
-        let listed = snapshots.clone();
-        replica.store.run(Box::new(move |store| {
-            if pressure {
-                store.abandon();
-            }
-            store.list_durable(&snapshots, &promised);
-            drop(holds);
-        }));
-        let first_index = process.reader.first_index(group).unwrap_or(1);
-        let at = &self.nodes[&node];
-        if listed != before && !at.fs.is_halted() && !at.unreadable {
-            let checked = recovery_points::listed(replica, first_index, rotted, (&before, &listed));
-            self.check(checked);
-        }
-    }
-
     fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let process = self.nodes[&from].process.as_ref().expect("it sends");
         let promised = promises::sends(&frame, &process.reader);
@@ -248,58 +202,6 @@ impl World {
             let via = format!("node-{from}").into();
             let inbound = Box::new(Inbound { frame: frame.clone(), via });
             self.at(at, Action::Deliver { to, inbound });
-        }
-    }
-
-    fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
-        match state {
-            ReplicaState::Stopped(Stopped::Failed(fault)) => {
-                self.counters.add("stopped replicas");
-                match fault {
-                    // The process is told to start again once its disk is well.
-                    Fault::Log(_) => self.after(200 * MS, Action::Start { node }),
-                    Fault::RolledBack { .. }
-                    | Fault::Superseded { .. }
-                    | Fault::Internal(_)
-                    | Fault::Unusable(_)
-                    | Fault::Restore(_)
-                    | Fault::NoRecoverableSnapshot(_)
-                    | Fault::WrongModule { .. }
-                    | Fault::Guest(_) => {
-                        let what = format!("node {node}, group {group} failed: {fault}");
-                        self.check(crate::check::violated("liveness", what));
-                    }
-                }
-            }
-            // Its node joins as somebody new.
-            ReplicaState::Stopped(Stopped::Removed) => {
-                self.counters.add("removed replicas");
-                self.after(SECOND, Action::Start { node });
-            }
-            ReplicaState::Running(lockstep_core::group::Running::Parked(_)) => {
-                self.counters.add("parked replicas");
-                self.after(2 * SECOND, Action::Start { node });
-            }
-            ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {
-                self.counters.add("disk full state");
-                let apart = self.setup.apart;
-                let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);
-                self.check(kept);
-            }
-            ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
-                self.counters.add("needs snapshot state");
-                let process = self.nodes[&node].process.as_ref();
-                let needs = process.and_then(|process| process.replicas.get(&group));
-                let needs = needs.filter(|_| !self.nodes[&node].unreadable);
-                let checked = needs.map_or(Ok(()), snapshots::needs_one);
-                self.check(checked);
-            }
-            ReplicaState::Stopped(Stopped::Requested)
-            | ReplicaState::Running(
-                lockstep_core::group::Running::Serving
-                | lockstep_core::group::Running::Restoring
-                | lockstep_core::group::Running::Joining,
-            ) => {}
         }
     }
 

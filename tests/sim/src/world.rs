@@ -453,15 +453,21 @@ fn setup(rng: &mut Rng) -> Setup {
     let least = object * (10 * groups.len() as u64 + 13) / 10;
     let budget_bytes = if tight { least.max(first) } else { first * 8 };
     let entries = rng.between(40, 200);
+    // A disk of little more than two objects, whose log must leave room for the next one.
+    let narrow = big && !two && rng.percent(50);
+    let log_bytes = if narrow { 3 << 10 } else { 64 << 10 };
     let catch_up = rng.below(100);
     Setup {
         nodes,
         groups: groups.iter().map(|name| (*name).to_owned()).collect(),
         segment_bytes,
-        policy: SnapshotPolicy { entries, log_bytes: 64 << 10, catch_up },
+        policy: SnapshotPolicy { entries, log_bytes, catch_up },
         ballast,
         budget_bytes,
-        disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
+        disk_bytes: match narrow {
+            true => object * 23 / 10 + 10 * segment_bytes,
+            false => 2 * budget_bytes + 64 * segment_bytes,
+        },
         apart: rng.percent(20),
         // Of two, none may lose its disk.
         founders: if nodes > 3 && rng.percent(50) { nodes - 1 } else { nodes },

@@ -60,7 +60,9 @@ impl Hosting {
     ) -> Self {
         let state = &shared.recovery;
         let Recovered { terms, window, sizes, .. } = recovered;
-        let log = RaftLog::open(state, &terms, window, sizes);
+        // Fine enough to tell whether a snapshot is due.
+        let piece_bytes = (shared.config.snapshot_policy.log_bytes / 256).clamp(256, 256 << 10);
+        let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
         let raw = RawNode::new(&raft_config(state.replica, state.floor), log, &silent())
             .expect("the configuration is valid and the recovery state was validated");
         let floor = state.floor;

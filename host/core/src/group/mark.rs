@@ -37,6 +37,8 @@ pub(super) struct Marks {
     failure: Option<String>,
     /// How the disk stands with the next one, as it was told last.
     room: Option<Room>,
+    /// The tick at which the next one became overdue.
+    overdue_since: Option<u64>,
     /// The index of a capture that waits for a recovery point to be unlisted.
     waiting_for_room: Option<u64>,
     /// Captures that failed in a row, and the tick before which no further mark is proposed.
@@ -64,6 +66,7 @@ impl Marks {
             failed: 0,
             failure: None,
             room: None,
+            overdue_since: None,
             waiting_for_room: None,
             failed_in_a_row: 0,
             not_before: 0,
@@ -128,6 +131,12 @@ impl Marks {
 
     pub(super) fn told_of_room(&mut self, room: Room) {
         self.room = Some(room);
+    }
+
+    /// Since when the next one is overdue.
+    pub(super) fn overdue_since(&mut self, overdue: bool, now: u64) -> Option<u64> {
+        self.overdue_since = self.overdue_since.or(Some(now)).filter(|_| overdue);
+        self.overdue_since
     }
 
     /// Why the last capture failed.
@@ -199,10 +208,11 @@ impl Hosting {
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
-        let mut plan = retention::plan(&shared.recovery, desc, &self.pins(), self.wants.rotten());
-        if shared.short.is_some() {
-            plan.snapshots.truncate(1);
-        }
+        let (pins, rotten) = (self.pins(), self.wants.rotten());
+        let plan = match shared.short {
+            None => retention::plan(&shared.recovery, desc, &pins, rotten),
+            Some(_) => retention::plan_alone(&shared.recovery, desc, &pins),
+        };
         ready::list_local(self, shared, plan, Some(hold), effects);
     }
 

@@ -62,6 +62,7 @@ impl RaftLog {
         terms: &[(u64, u64)],
         window: Vec<Entry>,
         sizes: Vec<(u64, u64)>,
+        piece_bytes: u64,
     ) -> Self {
         let mut hard_state = HardState::default();
         hard_state.set_term(state.term);
@@ -83,7 +84,7 @@ impl RaftLog {
             outgrown: 0,
             listed: state.snapshots.clone(),
             promised: BTreeMap::new(),
-            sizes: Sizes { pieces: sizes.into() },
+            sizes: Sizes { pieces: sizes.into(), piece_bytes },
             fetches: RefCell::default(),
             fetched: Vec::new(),
             wanted: Cell::new(None),
@@ -165,6 +166,11 @@ impl RaftLog {
     /// The lowest index from which on the log has at most `bytes`.
     pub(super) fn within(&self, bytes: u64) -> u64 {
         self.sizes.within(bytes)
+    }
+
+    /// Bytes of the entries behind `after`, up to `last`; at most a piece too few.
+    pub(super) fn bytes_between(&self, after: u64, last: u64) -> u64 {
+        self.sizes.between(after, last)
     }
 
     pub(super) fn listed(&self) -> &[SnapshotDesc] {
@@ -318,16 +324,15 @@ impl Storage for RaftLog {
 struct Sizes {
     /// (first index, bytes), ascending.
     pieces: VecDeque<(u64, u64)>,
+    /// A piece grows to this many bytes.
+    piece_bytes: u64,
 }
-
-/// A piece grows to this many bytes.
-const PIECE_BYTES: u64 = 256 << 10;
 
 impl Sizes {
     fn push(&mut self, entry: &Entry) {
         let bytes = footprint(entry) as u64;
         match self.pieces.back_mut() {
-            Some((_, piece)) if *piece < PIECE_BYTES => *piece += bytes,
+            Some((_, piece)) if *piece < self.piece_bytes => *piece += bytes,
             Some(_) | None => self.pieces.push_back((entry.index, bytes)),
         }
     }
@@ -344,6 +349,12 @@ impl Sizes {
         while self.pieces.get(1).is_some_and(|(next, _)| *next <= first) {
             self.pieces.pop_front();
         }
+    }
+
+    /// Bytes of the pieces that begin behind `after` and not behind `last`.
+    fn between(&self, after: u64, last: u64) -> u64 {
+        let inside = |(first, _): &&(u64, u64)| *first > after && *first <= last;
+        self.pieces.iter().filter(inside).map(|(_, bytes)| bytes).sum()
     }
 
     fn within(&self, bytes: u64) -> u64 {

@@ -17,6 +17,7 @@ use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
 use crate::ids::ReplicaId;
+use crate::limits;
 use crate::mutant::planted;
 use crate::retention;
 use crate::snapshot::Room;
@@ -28,6 +29,12 @@ impl Shared {
             true => self.short,
             false => self.seen.get(&replica)?.short,
         }
+    }
+
+    /// Whether another replica was not heard for longer than an election takes.
+    fn is_silent(&self, replica: ReplicaId) -> bool {
+        let heard = self.seen.get(&replica).map_or(0, |seen| seen.tick);
+        replica != self.me() && self.now >= heard + 2 * limits::ELECTION_TICKS_MIN as u64
     }
 }
 
@@ -51,25 +58,26 @@ impl Hosting {
         self.shed(shared, effects);
     }
 
-    /// A snapshot is overdue if the log is as long as it may be without one, and close to taking
-    /// the room that the next one needs: it is taken at once if it still fits, and commands wait.
+    /// A snapshot is overdue if the log behind the newest one is as long as it may be, and close to
+    /// taking the room that the next one needs: commands wait, a mark is asked for, and if none
+    /// comes the snapshot is taken here, if it still fits.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        let most = shared.config.snapshot_policy.log_bytes;
-        let outgrew = || self.raw.store().within(most) > newest + 1;
+        // What raft may still take back does not count: it can be cut by no snapshot.
+        let bytes = self.raw.store().bytes_between(newest, shared.recovery.floor);
+        let outgrew = bytes > shared.config.snapshot_policy.log_bytes;
         let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
-        let room = self.marks.room().filter(|room| shares && room.shortage().is_some());
-        let room = room.filter(|_| outgrew());
+        let room = self.marks.room().filter(|_| shares && outgrew);
         let overdue = room.and_then(Room::shortage);
-        let begins = overdue.is_some() && shared.overdue.is_none();
         if overdue != shared.overdue {
             shared.overdue = overdue;
             self.settle_room(shared, effects);
         }
-        if begins {
-            self.shed(shared, effects);
-        }
-        if room.is_some_and(Room::fits) && !planted("wait_for_a_mark") {
+        let Some(since) = self.marks.overdue_since(overdue.is_some(), shared.now) else { return };
+        // At each tick: what a transfer held, or a start still needed, may go later.
+        self.shed(shared, effects);
+        let waited = shared.now >= since + limits::OVERDUE_MARK_TICKS;
+        if waited && room.is_some_and(Room::fits) && !planted("wait_for_a_mark") {
             self.capture_here(shared);
         }
     }
@@ -106,11 +114,16 @@ impl Hosting {
         if let Some(shortage) = shared.short {
             return Err(shortage.refusal());
         }
+        // A voter without room takes no commands, and one that is not heard takes none either.
         let configuration = &shared.recovery.configuration;
         for voters in [&configuration.voters, &configuration.voters_outgoing] {
             let short = voters.iter().filter_map(|voter| shared.shortage_of(*voter));
             let worst = short.clone().min_by_key(|shortage| shortage.have);
-            if let Some(worst) = worst.filter(|_| short.count() > (voters.len() - 1) / 2) {
+            let silent = voters
+                .iter()
+                .filter(|voter| shared.shortage_of(**voter).is_none() && shared.is_silent(**voter));
+            let lacking = short.count() + silent.count();
+            if let Some(worst) = worst.filter(|_| lacking > (voters.len() - 1) / 2) {
                 return Err(worst.refusal());
             }
         }

@@ -1,11 +1,17 @@
 //! Unary calls: forwarding, refusals, and which retries a client makes.
 
 use lockstep_client::{Consistency, Error, Outcome, v1};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
+use crate::rpc::proto::client::StatusRequest;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::{ApplyRequest, QueryRequest};
+use crate::rpc::refuse::REFUSAL;
 
 fn ok(text: &str) -> Outcome {
     Outcome::Ok(Bytes::from(text.to_owned()))
@@ -243,4 +249,45 @@ async fn status_and_health_answer() {
 
 fn unknown() -> Refusal {
     Refusal::Unknown { why: "leadership was lost".to_owned() }
+}
+
+/// A node about to stop: calls and streams of clients are refused unharmed, one of a stream by one,
+/// and go to another node; the status is still told, and health checks hear of it.
+#[tokio::test]
+async fn a_node_about_to_stop_turns_clients_away() {
+    let (nodes, shared) = cluster(2).await;
+    let address = format!("http://{}", nodes[0].address);
+    let mut wire = LockstepClient::connect(address.clone()).await.expect("it listens");
+    let channel = Channel::from_shared(address).expect("an address").connect().await;
+    let health = HealthClient::new(channel.expect("it listens"));
+    let pipeline = client_of(&[&nodes[0], &nodes[1]]).pipeline();
+    let first = pipeline.submit("before").await.expect("it is taken");
+    patiently("an answer", first).await.expect("applied");
+
+    nodes[0].closing.send_replace(true);
+    let request = QueryRequest { request: "q".into(), local: true, ..QueryRequest::default() };
+    let refused = wire.query(request).await.expect_err("it is about to stop");
+    let word = refused.metadata().get(REFUSAL).and_then(|word| word.to_str().ok());
+    assert_eq!((refused.code(), word), (Code::Unavailable, Some("shutting-down")));
+    assert!(refused.message().contains("try another node"), "{refused}");
+    wire.status(StatusRequest::default()).await.expect("the status is told");
+    let serving = async || {
+        let request = HealthCheckRequest { service: String::new() };
+        health.clone().check(request).await.map(|answer| answer.into_inner().status())
+    };
+    while serving().await.expect("it is answered") == ServingStatus::Serving {
+        tokio::task::yield_now().await;
+    }
+
+    // Outside of a session, so that what may have been applied would end as unknown.
+    let mut pending = Vec::new();
+    for n in 0..50 {
+        pending.push(pipeline.submit(format!("command {n}")).await.expect("it is taken"));
+    }
+    shared.lock().leader = Some(NodeId(2));
+    for answer in pending {
+        patiently("an answer", answer).await.expect("the other node applies it");
+    }
+    assert!(shared.counts().values().all(|count| *count == 1), "{:?}", shared.counts());
+    assert_eq!(shared.counts().len(), 51);
 }
