@@ -95,7 +95,7 @@ impl World {
             true => self.rng.below(250 * MS),
             false => self.rng.between(30 * MS, 300 * MS),
         };
-        if !(ended && self.clients[client].done) {
+        if !(ended && self.clients[client].done && self.clients[client].is_idle()) {
             self.after(delay, Action::Client { client });
         }
     }

@@ -44,8 +44,9 @@ pub struct Client {
     pub target: NodeId,
     /// Counts attempts, so that a late answer is told from one to this attempt.
     pub attempt: u64,
-    /// Issues nothing new.
+    /// Issues nothing new but `more` operations.
     pub done: bool,
+    pub more: u32,
 }
 
 /// Keys that clients fight over.
@@ -54,17 +55,22 @@ const KEYS: u64 = 5;
 impl Client {
     pub fn new(group: GroupId, target: NodeId, rng: Rng) -> Self {
         let (session, record) = (None, None);
-        Self { group, rng, session, sequence: 0, record, target, attempt: 0, done: false }
+        Self { group, rng, session, sequence: 0, record, target, attempt: 0, done: false, more: 0 }
     }
 
     pub fn is_idle(&self) -> bool {
-        self.record.is_none()
+        self.record.is_none() && self.more == 0
+    }
+
+    /// Comes to its end: one more operation, which a healed cluster must serve.
+    pub fn end(&mut self) {
+        (self.done, self.more) = (true, 1);
     }
 
     /// The next attempt: of the operation under way, or of a new one.
     pub fn next(&mut self, now_us: u64, records: &mut Vec<Record>) -> Option<Request> {
-        if self.record.is_none() && self.done {
-            return None;
+        if self.record.is_none() && self.done && self.session.is_some() {
+            self.more = self.more.checked_sub(1)?;
         }
         self.attempt += 1;
         let Some(session) = self.session else {

@@ -346,7 +346,7 @@ impl World {
     pub(crate) fn converge(&mut self) -> Checked {
         let deadline = self.now + CONVERGE_TICKS * 100 * MS;
         for client in &mut self.clients {
-            client.done = true;
+            client.end();
         }
         let mut quiet_since = None;
         while self.now < deadline {
