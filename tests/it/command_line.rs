@@ -37,6 +37,8 @@ async fn prints(args: &[&str]) -> String {
 
 /// `lockstep dev` of so many nodes in a directory, once it is ready, and their endpoints.
 async fn dev(dir: &Path, nodes: &str) -> (Process, String) {
+    // What an earlier one said is not taken for this one's.
+    let _ = fs::remove_file(dir.join("log"));
     let (kv, log) = (guest_file("kv").expect("it is built"), dir.join("log"));
     let (kv, data) = (kv.display().to_string(), dir.join("data").display().to_string());
     let args = ["dev", &kv, "--nodes", nodes, "--data-dir", &data];

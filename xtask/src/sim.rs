@@ -17,9 +17,26 @@ use crate::steps::{Steps, cargo};
 
 /// Seeds that once found something. What a seed does changes with the simulator; what they found
 /// has scripts of its own.
-const REGRESSION_SEEDS: [u64; 17] = [
-    1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1630, 3081, 5040, 7663, 500213, 501282, 109529270,
-    109530379, 163556474,
+const REGRESSION_SEEDS: [u64; 19] = [
+    1,
+    42,
+    108,
+    1001,
+    1189,
+    1258,
+    1300,
+    1417,
+    1630,
+    3081,
+    5040,
+    7663,
+    500213,
+    501282,
+    109529270,
+    109530379,
+    163556474,
+    959_588_802,
+    959_589_153,
 ];
 /// The story whose crash points the tests enumerate.
 const POINTS_SEED: &str = "1";

@@ -5,6 +5,8 @@
 //!   the disk and the log behind it in the log ([`crate::limits::PARK_MS`]), and it is offered
 //!   first, so that the receiver can go on where it was. It ends sooner when the follower is past
 //!   it, or somebody else leads.
+//! - A promised object that rots while the log lists it no more is repaired by nobody, and promised
+//!   no more.
 //! - A receiver that holds a part of another object says so. That one is offered if it is listed
 //!   here; if not, the next offer insists.
 
@@ -29,6 +31,9 @@ pub(super) struct Outgoing {
     promised: BTreeMap<ReplicaId, (SnapshotDesc, u64)>,
     /// Receivers whose preferred object is not here.
     insist: BTreeSet<ReplicaId>,
+    /// Objects under way that are not listed any more and turned out to be bad: nobody repairs
+    /// them.
+    spoilt: Vec<ObjectRef>,
 }
 
 const PARK_TICKS: u64 = limits::PARK_MS / limits::TICK_MS;
@@ -90,13 +95,25 @@ impl Outgoing {
             Purpose::Wanted => drop(self.wanted.remove(&to)),
             Purpose::Follow => {
                 let sent = self.following.remove(&to);
-                match (ok, sent) {
-                    (false, Some(desc)) => {
-                        self.promised.insert(to, (desc, now + PARK_TICKS));
-                    }
-                    (true, _) | (false, None) => drop(self.promised.remove(&to)),
+                let goes_on = |desc: &SnapshotDesc| !self.spoilt.contains(&ObjectRef::of(desc));
+                match sent.filter(|desc| !ok && goes_on(desc)) {
+                    Some(desc) => drop(self.promised.insert(to, (desc, now + PARK_TICKS))),
+                    None => drop(self.promised.remove(&to)),
                 }
+                let under_way = |object: &ObjectRef| {
+                    self.following.values().any(|desc| ObjectRef::of(desc) == *object)
+                };
+                self.spoilt.retain(under_way);
             }
+        }
+    }
+
+    /// A promised object that the log does not list is bad: it is promised to nobody any more.
+    fn spoil(&mut self, snapshot: &SnapshotDesc) {
+        let object = ObjectRef::of(snapshot);
+        self.promised.retain(|_, (desc, _)| ObjectRef::of(desc) != object);
+        if !self.spoilt.contains(&object) {
+            self.spoilt.push(object);
         }
     }
 
@@ -144,6 +161,13 @@ impl Hosting {
             };
             self.raw.report_snapshot(to.0, status);
         }
+    }
+
+    /// What was found rotten is listed no more: whoever it was promised to gets another.
+    pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc) {
+        self.outgoing.spoil(snapshot);
+        self.keep_promises();
+        self.installs.relist(self.raw.store().listed());
     }
 
     pub(super) fn tick_outgoing(&mut self, shared: &Shared) {

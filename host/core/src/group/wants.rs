@@ -67,8 +67,9 @@ impl Wants {
 
 impl Hosting {
     pub(super) fn found_rotten(&mut self, shared: &Shared, snapshot: &SnapshotDesc) {
-        if shared.recovery.snapshots.contains(snapshot) {
-            self.wants.rotten.insert(retention::name(snapshot));
+        match shared.recovery.snapshots.contains(snapshot) {
+            true => drop(self.wants.rotten.insert(retention::name(snapshot))),
+            false => self.promise_rotted(snapshot),
         }
     }
 
