@@ -16,7 +16,7 @@ use crate::checkout;
 use crate::steps::{Steps, cargo};
 
 /// Seeds that once found something. What a seed does changes with the simulator; what they found
-/// has scripts of its own.
+/// has a script or a test of its own.
 const REGRESSION_SEEDS: [u64; 19] = [
     1,
     42,

@@ -189,3 +189,43 @@ impl Hosting {
         self.raw.mut_store().set_promised(promised);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Digest, ModuleId};
+    use crate::snapshot::Configuration;
+
+    fn desc(index: u64) -> SnapshotDesc {
+        SnapshotDesc {
+            term: 1,
+            index,
+            length: 10,
+            digest: Digest([index as u8; 32]),
+            module: ModuleId([0; 32]),
+            format: 1,
+            configuration: Configuration::default(),
+        }
+    }
+
+    /// A transfer breaks because its object rotted and is listed no more: it is not offered again,
+    /// while any other that breaks is.
+    #[test]
+    fn a_promise_that_rots_ends() {
+        let (to, mut effects) = (ReplicaId(7), Vec::new());
+        let mut outgoing = Outgoing::default();
+        outgoing.follow(to, desc(10), 0, &mut effects);
+        outgoing.ended(to, Purpose::Follow, false, 1);
+        assert_eq!(outgoing.promised(), [desc(10)], "it broke, and may go on");
+
+        outgoing.follow(to, desc(10), 2, &mut effects);
+        outgoing.spoil(&desc(10));
+        outgoing.ended(to, Purpose::Follow, false, 3);
+        assert_eq!(outgoing.promised(), [], "there is nothing to go on with");
+        assert_eq!(outgoing.spoilt, [], "it is forgotten with its transfer");
+
+        outgoing.follow(to, desc(20), 4, &mut effects);
+        outgoing.ended(to, Purpose::Follow, false, 5);
+        assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as ever");
+    }
+}
