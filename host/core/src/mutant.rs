@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 54] = [
+pub const ALL: [(&str, &str); 55] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -57,6 +57,7 @@ pub const ALL: [(&str, &str); 54] = [
     ("truncate_too_far", "the log is cut up to the newest recovery point"),
     ("two_votes", "the vote is forgotten at a start"),
     ("wait_for_a_mark", "a replica short of room takes a snapshot at marks only"),
+    ("write_other_bytes", "the log holds other bytes than were handed in"),
     ("wiped_replica_votes", "a wiped node comes back under its old id"),
     ("skip_want_digest", "any object repairs a rotten one"),
     ("unchecked_segment", "a log record's checksum is not looked at"),

@@ -1,5 +1,5 @@
-//! Equal index and term, equal entry, on all disks and at all times. Planted: `skip_fsync`,
-//! `retry_failed_sync`.
+//! Equal index and term, equal entry, on all disks and at all times. Planted:
+//! `write_other_bytes`.
 
 use std::collections::BTreeMap;
 
