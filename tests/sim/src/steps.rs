@@ -73,7 +73,8 @@ impl World {
 
     /// Puts an action of a paused node off.
     fn put_off(&mut self, node: NodeId, action: Action) {
-        let until = self.nodes[&node].paused_until;
+        // Not until its end: healing ends the pause early.
+        let until = self.nodes[&node].paused_until.min(self.now + SECOND);
         self.at(until + 1, action);
     }
 
