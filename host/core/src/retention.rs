@@ -150,12 +150,12 @@ fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::ids::{Digest, ModuleId};
     use crate::snapshot::Configuration;
 
-    fn desc(index: u64) -> SnapshotDesc {
+    pub(crate) fn desc(index: u64) -> SnapshotDesc {
         SnapshotDesc {
             term: 1,
             index,

@@ -35,10 +35,10 @@ use raft::eraftpb::Entry;
 use crate::clock::Clock;
 use crate::fs::is_full;
 pub use crate::group::capture::Capture;
-use crate::group::capture::NoCapture;
+use crate::group::capture::{self, NoCapture};
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use, next_length, on_lane};
+use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
@@ -512,8 +512,9 @@ impl ApplyLane {
                 if let Some(unlist) = beyond.filter(|_| full) {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
-                let estimate = last.unwrap_or(most);
-                let _ = on_lane(&*self.tools.store, move |store| store.outgrew(estimate, full));
+                if full {
+                    capture::outgrew(&*self.tools.store, last.unwrap_or(most));
+                }
                 Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {

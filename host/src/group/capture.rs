@@ -11,7 +11,7 @@ use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
 use crate::guest::Guest;
-use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane};
+use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
 
 pub struct Capture {
     index: u64,
@@ -78,6 +78,11 @@ impl Capture {
             }
         }
     }
+}
+
+/// A capture outgrew what was reserved for it, and there was no more.
+pub(super) fn outgrew(store: &dyn StoreHandle, estimate: u64) {
+    let _ = on_lane(store, move |store| store.outgrew(estimate));
 }
 
 fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {

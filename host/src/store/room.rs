@@ -28,12 +28,10 @@ impl SnapshotStore {
         (short || was).then_some(room)
     }
 
-    /// A local snapshot failed. If it outgrew what was reserved for it, and there was no more, the
-    /// next one needs a quarter more than that.
-    pub fn outgrew(&mut self, estimate: u64, full: bool) {
-        if full {
-            self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
-        }
+    /// A local snapshot outgrew what was reserved for it, and there was no more: the next one needs
+    /// a quarter more than that.
+    pub fn outgrew(&mut self, estimate: u64) {
+        self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
     }
 
     /// Objects that are still being sent count as room: it comes back, while what the log takes

@@ -193,20 +193,7 @@ impl Hosting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Digest, ModuleId};
-    use crate::snapshot::Configuration;
-
-    fn desc(index: u64) -> SnapshotDesc {
-        SnapshotDesc {
-            term: 1,
-            index,
-            length: 10,
-            digest: Digest([index as u8; 32]),
-            module: ModuleId([0; 32]),
-            format: 1,
-            configuration: Configuration::default(),
-        }
-    }
+    use crate::retention::tests::desc;
 
     /// A transfer breaks because its object rotted and is listed no more: it is not offered again,
     /// while any other that breaks is.
