@@ -73,8 +73,13 @@ fn segment(mut input: &[u8]) -> Vec<u8> {
         let group = GroupId(u64::from(head[1] % 4));
         match head[0] % 6 {
             kind @ (0 | 1) => drop(batch.state(group, payload, kind == 1)),
-            kind @ (2 | 3) => drop(batch.entries(group, &entries(payload), kind == 3)),
-            4 => drop(batch.drop_group(group)),
+            kind @ (2 | 3) => {
+                let entries = entries(payload);
+                if !entries.is_empty() {
+                    batch.entries(group, &entries, kind == 3);
+                }
+            }
+            4 => batch.any(head[0] / 6, group, payload),
             _end => {
                 batches.extend(
                     std::mem::replace(&mut batch, BatchBuilder::new(salt, number + 1)).finish(),

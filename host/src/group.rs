@@ -420,6 +420,7 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         snapshot_stall_ms: gauges.snapshot_stall_ms.load(Relaxed),
         log_fsyncs: log.fsyncs,
         log_pinned_by: log.pinned_by,
+        log_damaged: log.damaged,
         last_capture_ms: gauges.last_capture_ms.load(Relaxed),
         last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),

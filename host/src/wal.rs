@@ -21,7 +21,7 @@
 //! - The index holds a few words per record of entries, shared with [`WalReader`]s, and never
 //!   speaks of entries that are not durable.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,6 +103,8 @@ pub struct WalStats {
     pub written_bytes: u64,
     /// The group with the most live bytes in the oldest segment, unless that is the active one.
     pub pinned_by: Option<GroupId>,
+    /// Segments that turned out not to be what was written: a start would refuse them.
+    pub damaged: u64,
 }
 
 /// The writer; there is one, in the log lane.
@@ -259,6 +261,7 @@ impl Wal {
             batches: self.counters.batches,
             written_bytes: self.counters.written_bytes,
             pinned_by: self.pinned_by(),
+            damaged: self.shared.damaged().len() as u64,
         }
     }
 
@@ -292,6 +295,21 @@ impl Wal {
         let need = reserve + ballast;
         let have = || self.fs.space(&self.dir).map_or(0, |space| space.available);
         (need > 0).then(|| Shortage { need, have: have() })
+    }
+
+    /// Segments that turned out not to be what was written, and are still there.
+    pub fn damaged(&self) -> BTreeSet<u64> {
+        self.shared.damaged().clone()
+    }
+
+    /// What has to go so that segments up to this one can: for each group with live entries in
+    /// them, the index behind the last of these.
+    pub fn live_up_to(&self, segment: u64) -> Vec<(GroupId, u64)> {
+        let below = |(group, log): (&GroupId, &GroupLog)| {
+            let here = log.extents().filter(|(_, extent)| extent.place.segment <= segment);
+            here.map(|(_, extent)| extent.end).max().map(|end| (*group, end))
+        };
+        self.shared.groups().iter().filter_map(below).collect()
     }
 
     /// Whether something waits for room.

@@ -24,6 +24,7 @@ use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
 
+mod damage;
 mod effect;
 mod election;
 mod event;
@@ -322,6 +323,7 @@ impl Group {
             | Event::Mark { .. }
             | Event::Persisted { .. }
             | Event::Fetched { .. }
+            | Event::LogDamaged { .. }
             | Event::Started { .. }
             | Event::Applied(_)
             | Event::Restored { .. }

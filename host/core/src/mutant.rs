@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 55] = [
+pub const ALL: [(&str, &str); 56] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -23,6 +23,7 @@ pub const ALL: [(&str, &str); 55] = [
     ("delete_listed", "objects go that the log lists"),
     ("delete_promised", "objects go that a follower was promised"),
     ("delete_staging", "staging files go while somebody writes them"),
+    ("forget_cap", "a group may take more than its cap"),
     ("forget_reservation", "staging files take nothing from the budget"),
     ("forget_vote", "the vote is not written"),
     ("full_for_ever", "nobody hears that there is room again"),

@@ -6,6 +6,8 @@
 //! - The newest recovery point that is not rotten is never a candidate; rotten ones go first.
 //! - Who lags, and what is being sent, holds the log only within [`Pins::budget`]. Beyond it a
 //!   follower gets a snapshot, and a transfer that took too long is followed by another.
+//! - Log that cannot be read is kept for nobody, nor a snapshot that needs it behind itself once
+//!   there is one that does not: [`past`].
 
 use std::collections::BTreeSet;
 
@@ -27,6 +29,8 @@ pub struct Pins {
     /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
     /// known.
     pub outgrown: u64,
+    /// Below this index entries may not be readable. 0 = all are.
+    pub unreadable: u64,
     /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is
     /// four times further behind does not pin the log: it will get a snapshot.
     pub catch_up: u64,
@@ -63,7 +67,12 @@ pub fn plan(
     pins: &Pins,
     rotten: &BTreeSet<ObjectName>,
 ) -> Plan {
-    let good = |desc: &&SnapshotDesc| !rotten.contains(&name(desc)) && desc.index != new.index;
+    let readable = |index: u64| index + 1 >= pins.unreadable;
+    let good = |desc: &&SnapshotDesc| {
+        !rotten.contains(&name(desc))
+            && desc.index != new.index
+            && (readable(desc.index) || !readable(new.index))
+    };
     let mut snapshots: Vec<SnapshotDesc> = state.snapshots.iter().filter(good).cloned().collect();
     snapshots.push(new);
     snapshots.sort_by_key(|desc| std::cmp::Reverse(desc.index));
@@ -97,11 +106,25 @@ pub fn unlist(
 /// `None` if that frees nothing.
 pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
     let spared = spared(state, rotten)?.clone();
-    let sending = pins.sending.iter().map(|(_, index)| (*index).max(pins.budget));
+    let least = pins.budget.max(pins.unreadable.saturating_sub(1));
+    let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
     let needed = sending.chain([spared.index]).min().expect("the spared index is always there");
     let first_index = state.first_index.max(needed + 1);
     let plan = Plan { snapshots: vec![spared], first_index };
     (plan.snapshots != state.snapshots || plan.first_index != state.first_index).then_some(plan)
+}
+
+/// Keeps what needs nothing of the log that cannot be read, and cuts that off; `None` if no good
+/// one is listed that can do without it.
+pub fn past(
+    state: &RecoveryState,
+    pins: &Pins,
+    rotten: &BTreeSet<ObjectName>,
+) -> Option<Plan> {
+    let readable = |desc: &&SnapshotDesc| desc.index + 1 >= pins.unreadable;
+    let kept: Vec<SnapshotDesc> = state.snapshots.iter().filter(readable).cloned().collect();
+    let good = kept.iter().any(|desc| !rotten.contains(&name(desc)));
+    good.then(|| cut(state, kept, pins))
 }
 
 /// What holds the log where it begins, and the index it needs.
@@ -138,8 +161,10 @@ fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan
 
 /// Everybody who wants the log behind an index, with that index.
 fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
-    let lagging = newest.saturating_sub(pins.catch_up).max(pins.outgrown.saturating_sub(1));
-    let budget = pins.budget.saturating_sub(1);
+    let unreadable = pins.unreadable.saturating_sub(1);
+    let outgrown = pins.outgrown.saturating_sub(1).max(unreadable);
+    let lagging = newest.saturating_sub(pins.catch_up).max(outgrown);
+    let budget = pins.budget.saturating_sub(1).max(unreadable);
     let follower = pins.slowest_follower.map(|(id, index)| {
         let least = newest.saturating_sub(pins.catch_up.saturating_mul(4)).max(budget);
         (Pin::Follower(id), index.max(least))
@@ -325,6 +350,7 @@ pub(crate) mod tests {
             sending: row.sending.iter().map(|index| (ReplicaId(2), *index)).collect(),
             slowest_follower: row.follower.map(|index| (ReplicaId(3), index)),
             outgrown: row.outgrown,
+            unreadable: 0,
             catch_up: 5_000,
             budget: row.budget,
         }
@@ -372,6 +398,7 @@ pub(crate) mod tests {
                 sending: (0..below(3)).map(|to| (ReplicaId(to), below(2_500))).collect(),
                 slowest_follower: (below(2) == 0).then(|| (ReplicaId(9), below(2_500))),
                 outgrown: below(2_500),
+                unreadable: if below(4) == 0 { below(2_500) } else { 0 },
                 catch_up: below(2_000),
                 budget: below(3_000),
             };
@@ -403,6 +430,35 @@ pub(crate) mod tests {
         assert_eq!(shed(&[], 1, &none, &[]), None);
         let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
         assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
+    }
+
+    /// What a hole in the log makes useless goes once something takes its place, whoever wants it.
+    #[test]
+    fn n5_f9_log_that_cannot_be_read_is_kept_for_nobody() {
+        let pins = |unreadable| Pins {
+            sending: vec![(ReplicaId(2), 5)],
+            slowest_follower: Some((ReplicaId(3), 7)),
+            catch_up: 5_000,
+            unreadable,
+            ..Pins::default()
+        };
+        let past = |listed, unreadable, rot: &[u64]| {
+            let plan = super::past(&state(listed, 5), &pins(unreadable), &rotten(rot));
+            plan.map(|plan| shown(&plan))
+        };
+        assert_eq!(past(&[30, 20], 25, &[]), Some((vec![30], 25)));
+        assert_eq!(past(&[30, 20], 21, &[]), Some((vec![30, 20], 21)));
+        assert_eq!(past(&[30, 20], 31, &[]), Some((vec![30], 31)));
+        assert_eq!(past(&[30, 20], 32, &[]), None, "the newest needs what is damaged");
+        assert_eq!(past(&[30, 20], 25, &[30]), None, "the good one needs what is damaged");
+        let plan = |unreadable, new| {
+            let plan = super::plan(&state(&[20], 5), desc(new), &pins(unreadable), &rotten(&[]));
+            shown(&plan)
+        };
+        assert_eq!(plan(25, 30), (vec![30], 25));
+        assert_eq!(plan(35, 30), (vec![30, 20], 21), "neither can do without");
+        let shed = super::shed(&state(&[30, 20], 5), &pins(25), &rotten(&[]));
+        assert_eq!(shed.map(|plan| shown(&plan)), Some((vec![30], 25)));
     }
 
     #[test]

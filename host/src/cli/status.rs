@@ -151,6 +151,9 @@ fn notes(group: &GroupStatus) -> Vec<String> {
              good, `lockstep recover` keeps one replica"
         ));
     }
+    if group.log_damaged_segments > 0 {
+        notes.push("its log is damaged: do not stop it before a snapshot took its place".into());
+    }
     if group.objects.iter().any(|object| object.rotten) {
         notes.push("a snapshot here rotted; a good copy is asked for".into());
     }
@@ -260,7 +263,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
     });
     let more = serde_json::json!({
         "log_pin": group.log_pin, "log_pin_index": group.log_pin_index,
-        "log_pinned_by": group.log_pinned_by, "leaderless_ms": group.leaderless_ms,
+        "log_pinned_by": group.log_pinned_by,
+        "log_damaged_segments": group.log_damaged_segments, "leaderless_ms": group.leaderless_ms,
         "objects": objects, "parked_bytes": group.parked_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,

@@ -6,11 +6,12 @@
 //!   again. A job that does not fit its group's log ends that group, and no other.
 //! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
 //!   shortage while there is still room for what is under way.
+//! - A damaged segment is told to each group whose entries keep it, so that it can go.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
 //!
 //! [`LogWriter`] is what the lane does, a step at a time; the thread around it only waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,8 @@ pub struct LogWriter {
     /// The last batch of each group that waits for room.
     owed: BTreeMap<GroupId, u64>,
     short: bool,
+    /// Damaged segments that the groups were told of.
+    damaged: BTreeSet<u64>,
 }
 
 /// What a step of the log lane led to.
@@ -42,13 +45,15 @@ pub enum LogOutput {
     Persisted { group: GroupId, seq: u64 },
     /// How the disk stands, for every group.
     Room(Option<Shortage>),
+    /// Of the group's log what is below this index has to go: it keeps a damaged segment.
+    Damaged { group: GroupId, below: u64 },
     /// The group's job does not fit its log; the others go on.
     Refused { group: GroupId, why: String },
 }
 
 impl LogWriter {
     pub fn new(wal: Wal) -> Self {
-        Self { wal, owed: BTreeMap::new(), short: false }
+        Self { wal, owed: BTreeMap::new(), short: false, damaged: BTreeSet::new() }
     }
 
     pub fn reader(&self) -> WalReader {
@@ -89,7 +94,7 @@ impl LogWriter {
                 Err(error) => return Err(error),
             }
         }
-        self.look_at_room(&mut outputs);
+        self.look(&mut outputs);
         Ok(outputs)
     }
 
@@ -106,7 +111,7 @@ impl LogWriter {
             }
         }
         self.wal.seal_idle()?;
-        self.look_at_room(&mut outputs);
+        self.look(&mut outputs);
         Ok(outputs)
     }
 
@@ -115,12 +120,18 @@ impl LogWriter {
         outputs.extend(owed.into_iter().map(|(group, seq)| LogOutput::Persisted { group, seq }));
     }
 
-    fn look_at_room(&mut self, outputs: &mut Vec<LogOutput>) {
+    fn look(&mut self, outputs: &mut Vec<LogOutput>) {
         let shortage = self.wal.shortage();
         if shortage.is_some() || (self.short && !planted("full_for_ever")) {
             self.short = shortage.is_some();
             outputs.push(LogOutput::Room(shortage));
         }
+        let damaged = self.wal.damaged();
+        if let Some(newest) = damaged.difference(&self.damaged).max() {
+            let keeping = self.wal.live_up_to(*newest).into_iter();
+            outputs.extend(keeping.map(|(group, below)| LogOutput::Damaged { group, below }));
+        }
+        self.damaged = damaged;
     }
 }
 
@@ -255,6 +266,11 @@ fn tell(output: LogOutput, known: &Known) {
         }
         LogOutput::Room(shortage) => {
             known.values().for_each(|group| group.raise(Event::Room(shortage)));
+        }
+        LogOutput::Damaged { group, below } => {
+            if let Some(group) = known.get(&group) {
+                group.raise(Event::LogDamaged { below });
+            }
         }
         LogOutput::Refused { group, why } => {
             if let Some(group) = known.get(&group) {

@@ -102,6 +102,8 @@ pub struct GroupReport {
     pub log_fsyncs: u64,
     /// The group that keeps the oldest log segment of the node.
     pub log_pinned_by: Option<GroupId>,
+    /// Damaged log segments of the node that are still there.
+    pub log_damaged: u64,
     /// How long the last snapshot took from the mark to the seal, and when it was sealed.
     pub last_capture_ms: u64,
     pub last_snapshot_wall_ms: u64,

@@ -82,6 +82,9 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
     })?;
+    rows.gauge("log_damaged_segments", "Segments that a start would refuse", |report| {
+        one(report.log_damaged)
+    })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
     rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))

@@ -2,13 +2,12 @@
 //!
 //! - Each listed object is read whole; one that is not what it was is told to its group, which asks
 //!   a peer for a good copy.
-//! - Each segment of the log that is written no more is read; if one is bad, every group is asked
-//!   for a snapshot, so that the segment can go. Until then the node goes on.
+//! - Each segment of the log that is written no more is read; if one is bad, the log lane tells each
+//!   group that keeps it, which snapshots and lets go. Until then the node goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
 
 use std::time::Duration;
 
-use lockstep_core::entry::MarkReason;
 use lockstep_core::group::Event;
 use tokio::sync::watch;
 
@@ -71,11 +70,8 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
         }
     }
     for error in log.scrub(&mut |bytes| pace.read(bytes)) {
-        tracing::error!(%error, "the log is damaged, and would not be opened again: this node asks \
-            for snapshots, so that the segment can go");
-        groups.iter().for_each(|group| {
-            group.raise(Event::Mark { reason: MarkReason::Operator });
-        });
+        tracing::error!(%error, "the log is damaged, and would not be opened again: its groups take \
+            snapshots, so that the segment can go");
     }
 }
 

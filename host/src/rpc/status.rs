@@ -96,6 +96,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
             .and_then(|id| router.group_by_id(id))
             .map(|group| group.name().to_owned())
             .unwrap_or_default(),
+        log_damaged_segments: report.log_damaged,
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
         objects: report
             .stored

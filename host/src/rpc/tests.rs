@@ -230,6 +230,7 @@ fn report(node: NodeId) -> GroupReport {
         snapshot_stall_ms: 0,
         log_fsyncs: 0,
         log_pinned_by: None,
+        log_damaged: 0,
         last_capture_ms: 0,
         last_snapshot_wall_ms: 0,
         last_restore_ms: 0,

@@ -37,7 +37,7 @@ impl WalReader {
         let mut bytes = 0;
         for (first, extent, segment) in self.find(group, from, to_exclusive, max_bytes)? {
             let end = extent.end.min(to_exclusive);
-            for entry in segment.entries(group, &extent.place)? {
+            for entry in self.read(group, &extent, &segment)? {
                 if entry.index < first || entry.index >= end {
                     continue;
                 }
@@ -80,15 +80,19 @@ impl WalReader {
     }
 
     /// Reads every segment that is written no more as a start would, live or not: what would keep
-    /// this log from being opened. Calls `pause` with the bytes after each.
+    /// this log from being opened, and is from now on known to be damaged. Calls `pause` with the
+    /// bytes after each.
     pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<WalError> {
         let segments: Vec<Arc<Segment>> = self.shared.segments().values().cloned().collect();
         let mut bad = Vec::new();
         for pair in segments.windows(2) {
             if let Err(error) = open::check_sealed(&pair[0], &pair[1]) {
                 // It may have been removed meanwhile; then nobody will read it again.
-                let there = self.shared.segments().contains_key(&pair[0].number());
-                bad.extend(there.then_some(error));
+                let number = pair[0].number();
+                if self.shared.segments().contains_key(&number) {
+                    self.shared.damaged().insert(number);
+                    bad.push(error);
+                }
             }
             pause(pair[0].length);
         }
@@ -98,6 +102,20 @@ impl WalReader {
     /// Groups with live entries in this log, the one with the most in the oldest segment first.
     pub fn groups(&self) -> Vec<GroupId> {
         self.shared.groups().keys().copied().collect()
+    }
+
+    /// Reads one record; what is not as it was written is known to be damaged from now on.
+    fn read(
+        &self,
+        group: GroupId,
+        extent: &Extent,
+        segment: &Segment,
+    ) -> Result<Vec<Entry>, WalError> {
+        let entries = segment.entries(group, &extent.place);
+        if matches!(entries, Err(WalError::Corrupt { .. })) {
+            self.shared.damaged().insert(segment.number());
+        }
+        entries
     }
 
     /// The extents to read, with their segments, so that no lock is held while reading.

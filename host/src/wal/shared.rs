@@ -2,8 +2,8 @@
 //!
 //! A lock is held for a look or a change in memory, never over IO.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::wal::replay::{GroupLog, Place};
@@ -17,11 +17,13 @@ type Segments = BTreeMap<u64, Arc<Segment>>;
 pub(super) struct Shared {
     groups: RwLock<Groups>,
     segments: RwLock<Segments>,
+    damaged: Mutex<BTreeSet<u64>>,
 }
 
 impl Shared {
     pub(super) fn new(groups: Groups, segments: Segments) -> Self {
-        Self { groups: RwLock::new(groups), segments: RwLock::new(segments) }
+        let (groups, segments) = (RwLock::new(groups), RwLock::new(segments));
+        Self { groups, segments, damaged: Mutex::default() }
     }
 
     pub(super) fn groups(&self) -> RwLockReadGuard<'_, Groups> {
@@ -39,6 +41,12 @@ impl Shared {
 
     pub(super) fn forget_segment(&self, number: u64) {
         self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.damaged().remove(&number);
+    }
+
+    /// Numbers of the segments that turned out not to be what was written.
+    pub(super) fn damaged(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Applies a batch that became durable at `begin` in `segment`. `places` has, for each piece,

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 48] = [
+pub const WANTED: [&str; 49] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
@@ -43,6 +43,7 @@ pub const WANTED: [&str; 48] = [
     "repairs",
     "resumed transfers",
     "retried commands acknowledged",
+    "damaged segments",
     "rot found by scrubbing",
     "scrubs",
     "segments rolled",

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use lockstep_core::group::{Event, ReplicaState};
-use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::ids::NodeId;
 use lockstep_host::fs::Fs as _;
 use lockstep_host::fs::mem::DiskFault;
 use lockstep_host::store::{Use, list_directory, verify_object};
@@ -366,18 +366,10 @@ impl World {
         }
         for id in ids {
             let node = &self.nodes[&id];
-            let kept = budget::kept(node, self.setup.budget_bytes);
-            let mut checked = vec![kept];
+            let mut checked = vec![budget::kept(node, &self.setup)];
             if let Some(process) = &node.process {
-                for (name, replica) in self.setup.groups.iter().zip(process.replicas.values()) {
-                    let named = self.setup.groups.iter().find(|name| {
-                        lockstep_core::ids::GroupId::of_name(name)
-                            == lockstep_core::ids::GroupId::of_name(
-                                &replica.group.recovery_state().group,
-                            )
-                    });
-                    checked.push(budget::accounted(node, named.unwrap_or(name), replica));
-                }
+                let replicas = process.replicas.values();
+                checked.extend(replicas.map(|replica| budget::accounted(node, replica)));
             }
             checked.into_iter().for_each(|result| self.check(result));
             let repaired = self.nodes[&id].process.as_ref().is_some_and(|process| {
@@ -464,7 +456,7 @@ impl World {
         self.counters.add_many("segments rolled", last.saturating_sub(1));
     }
 
-    /// What the scrubber does in a node: rot is told to the group, a bad segment asks for marks.
+    /// What the scrubber does in a node: rot is told to the group, a bad segment to the log.
     pub(crate) fn scrub(&mut self, id: NodeId) {
         let next = self.rng.between(20 * SECOND, 60 * SECOND);
         self.after(next, Action::Scrub { node: id });
@@ -487,10 +479,8 @@ impl World {
             }
         }
         if !process.reader.scrub(&mut |_| ()).is_empty() {
-            let mark = |group: &GroupId| {
-                (*group, Event::Mark { reason: lockstep_core::entry::MarkReason::Operator })
-            };
-            events.extend(process.replicas.keys().map(mark));
+            self.counters.add("damaged segments");
+            self.schedule_log(id);
         }
         self.counters.add("scrubs");
         self.counters.add_many("rot found by scrubbing", found);
@@ -515,7 +505,7 @@ impl World {
                 };
                 let replica = &process.replicas[&group];
                 snapshots::whole(replica.group.recovery_state(), replica, node.is_doubtful())?;
-                budget::accounted(node, name, replica)?;
+                budget::accounted(node, replica)?;
                 let receives = |transfer: &crate::transfer::Transfer| {
                     transfer.to.0 == node.id && transfer.group == group
                 };

@@ -41,6 +41,8 @@ pub struct Setup {
     pub policy: SnapshotPolicy,
     pub ballast: usize,
     pub budget_bytes: u64,
+    /// What one group may have of it.
+    pub cap_bytes: u64,
     pub disk_bytes: u64,
     /// Snapshots lie on a filesystem of their own.
     pub apart: bool,
@@ -219,7 +221,7 @@ impl Node {
                 log: reader.clone(),
                 cluster: CLUSTER,
                 snapshots: self.snapshots(name),
-                quota: budget.quota(u64::MAX),
+                quota: budget.quota(setup.cap_bytes),
             };
             let opened = reopen(disk, config, recovered.remove(&id));
             let Reopened { group, first: effects, store } =

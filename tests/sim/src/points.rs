@@ -85,6 +85,7 @@ fn setup() -> Setup {
         policy: SnapshotPolicy { entries: 60, log_bytes: 64 << 10, catch_up: 5 },
         ballast: BALLAST,
         budget_bytes,
+        cap_bytes: budget_bytes,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
         apart: false,
         founders: 3,

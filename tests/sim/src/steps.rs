@@ -253,6 +253,9 @@ impl World {
                         LogOutput::Room(shortage) => {
                             events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
                         }
+                        LogOutput::Damaged { group, below } => {
+                            events.push((group, Event::LogDamaged { below }));
+                        }
                         LogOutput::Refused { group, why } => {
                             let what = format!("group {group}: {why}");
                             self.check(crate::check::violated("gapless", what));

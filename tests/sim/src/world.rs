@@ -166,7 +166,8 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let setup = setup(&mut rng);
+        let mut setup = setup(&mut rng);
+        cap(&mut setup, &mut Rng::new(!seed));
         Self::of(seed, rng, setup)
     }
 
@@ -464,6 +465,7 @@ fn setup(rng: &mut Rng) -> Setup {
         policy: SnapshotPolicy { entries, log_bytes, catch_up },
         ballast,
         budget_bytes,
+        cap_bytes: u64::MAX,
         disk_bytes: match narrow {
             true => object * 23 / 10 + 10 * segment_bytes,
             false => 2 * budget_bytes + 64 * segment_bytes,
@@ -471,5 +473,14 @@ fn setup(rng: &mut Rng) -> Setup {
         apart: rng.percent(20),
         // Of two, none may lose its disk.
         founders: if nodes > 3 && rng.percent(50) { nodes - 1 } else { nodes },
+    }
+}
+
+/// Each group may have no more than two objects need, whatever the budget has left.
+fn cap(setup: &mut Setup, rng: &mut Rng) {
+    if rng.percent(30) {
+        let object = setup.ballast as u64 + (64 << 10);
+        let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
+        setup.cap_bytes = (object * 23 / 10).max(first);
     }
 }

@@ -52,6 +52,11 @@ pub enum Event {
         entries: Option<Vec<Entry>>,
     },
 
+    /// Entries below this index cannot be read back from the log any more, or not all of them.
+    LogDamaged {
+        below: u64,
+    },
+
     /// The apply lane rebuilt the guest up to `applied`.
     Started {
         applied: u64,

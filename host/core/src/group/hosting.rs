@@ -156,6 +156,7 @@ impl Hosting {
             Event::Mark { reason } => self.marks.want(reason),
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
+            Event::LogDamaged { below } => self.log_is_damaged(below),
             Event::TransferEnded { to, purpose, ok, prefers } => {
                 self.transfer_ended(shared, to, purpose, ok, prefers);
             }
@@ -208,6 +209,7 @@ impl Hosting {
             | Event::Mark { .. }
             | Event::Unreachable(_)
             | Event::Fetched { .. }
+            | Event::LogDamaged { .. }
             | Event::TransferEnded { .. }
             | Event::Room(_)
             | Event::SnapshotRoom(_)
@@ -246,6 +248,7 @@ impl Hosting {
         self.tick_membership(shared, effects);
         self.tick_marks(shared);
         self.tick_room(shared, effects);
+        self.tick_damage(shared, effects);
         self.tick_outgoing(shared);
         self.tick_wants(shared, effects);
         if self.leader().is_some() {

@@ -248,7 +248,7 @@ impl Hosting {
     }
 
     /// Captures where this replica is now, between two marks: the log has to be cut before it takes
-    /// the room for that.
+    /// the room for that, or behind what is damaged.
     pub(super) fn capture_here(&mut self, shared: &Shared) {
         let index = shared.recovery.floor;
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
@@ -279,6 +279,7 @@ impl Hosting {
             sending: self.outgoing.pins(),
             slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
             outgrown: self.raw.store().outgrown(),
+            unreadable: self.raw.store().unreadable(),
             catch_up: self.catch_up,
             budget: self.raw.store().within(self.log_pin_bytes),
         }

@@ -35,6 +35,8 @@ pub(super) struct RaftLog {
     window_bytes: usize,
     /// Entries below this index left the window because it was full.
     outgrown: u64,
+    /// Entries below this index may not be readable any more.
+    unreadable: u64,
     /// What the log durably lists, newest first.
     listed: Vec<SnapshotDesc>,
     /// What was promised to a follower: offered to it before anything else.
@@ -82,6 +84,7 @@ impl RaftLog {
             window_bytes: window.iter().map(footprint).sum(),
             window: window.into(),
             outgrown: 0,
+            unreadable: 0,
             listed: state.snapshots.clone(),
             promised: BTreeMap::new(),
             sizes: Sizes { pieces: sizes.into(), piece_bytes },
@@ -161,6 +164,15 @@ impl RaftLog {
     /// that did not happen since the start.
     pub(super) fn outgrown(&self) -> u64 {
         self.outgrown
+    }
+
+    pub(super) fn set_unreadable(&mut self, below: u64) {
+        self.unreadable = self.unreadable.max(below.min(self.last + 1));
+    }
+
+    /// Entries below this index may not be readable any more; 0 if all are.
+    pub(super) fn unreadable(&self) -> u64 {
+        self.unreadable
     }
 
     /// The lowest index from which on the log has at most `bytes`.
@@ -274,6 +286,10 @@ impl Storage for RaftLog {
             return Ok(limited(self.fetched.iter(), max_size));
         }
         assert!(context.can_async(), "only sends reach behind the window");
+        if low < self.unreadable {
+            // Whoever lacks them needs a snapshot.
+            return Err(Error::Store(StorageError::Compacted));
+        }
         let mut fetches = self.fetches.borrow_mut();
         if !fetches.iter().any(|fetch| fetch.from == low) {
             // Only what lies behind the window is surely durable, and can be read back.

@@ -131,7 +131,8 @@ impl Hosting {
             return None;
         }
         if self.wants.needs.is_some() {
-            let low = (shared.recovery.first_index - 1).max(1);
+            let readable = shared.recovery.first_index.max(self.raw.store().unreadable());
+            let low = (readable - 1).max(1);
             // What raft has not handed over yet must not be cut off the log under it.
             return Some(Want { low, high: shared.recovery.floor, exactly: None });
         }

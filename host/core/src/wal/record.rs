@@ -263,6 +263,11 @@ impl BatchBuilder {
         })
     }
 
+    /// Adds a record of whatever kind and payload, as a reader may come across.
+    pub fn any(&mut self, kind: u8, group: GroupId, payload: &[u8]) {
+        self.record(kind, group, |out| out.put_raw(payload));
+    }
+
     pub fn finish(mut self) -> Vec<u8> {
         let length = self.bytes.len() - BATCH_HEADER_BYTES;
         let body_crc = self.salt.crc(&self.bytes[BATCH_HEADER_BYTES..]);

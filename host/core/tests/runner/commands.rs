@@ -16,6 +16,7 @@
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
 //! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|ok · parks NODE INDEX
+//! damage NODE INDEX                             log below it cannot be read any more
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
@@ -253,6 +254,10 @@ impl Session {
                     other => panic!("next NODE {other}"),
                 };
                 cluster.event(node, Event::SnapshotRoom(Room { need: 900, have, margin: 100 }));
+            }
+            ("damage", [node, below]) => {
+                let below = below.parse().expect("damage NODE INDEX");
+                cluster.event(node, Event::LogDamaged { below });
             }
             ("spoil", [node, index]) => {
                 let index = cluster.listed(node, index).index;

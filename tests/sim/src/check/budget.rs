@@ -1,17 +1,18 @@
-//! The budget is kept at all times, and every byte that lies there is counted in it; snapshots that
-//! have a filesystem of their own disturb nobody by filling it. Planted: `forget_reservation`.
+//! The budget and each group's cap are kept at all times, and every byte that lies there is counted
+//! in them; snapshots that have a filesystem of their own disturb nobody by filling it. Planted:
+//! `forget_reservation`, `forget_cap`.
 
 use lockstep_core::fault::Shortage;
 use lockstep_host::fs::Fs as _;
 use lockstep_host::store::layout::part_dir;
 
 use super::{Checked, violated};
-use crate::node::{Node, Replica};
+use crate::node::{Node, Replica, Setup};
 
 /// What the store believes it has, and what there is.
-pub fn kept(node: &Node, limit: u64) -> Checked {
+pub fn kept(node: &Node, setup: &Setup) -> Checked {
     let Some(process) = &node.process else { return Ok(()) };
-    let used = process.budget.used();
+    let (used, limit) = (process.budget.used(), setup.budget_bytes);
     if used > limit {
         let mut what = format!("node {}: {used} bytes of a budget of {limit}:", node.id);
         for replica in process.replicas.values() {
@@ -19,12 +20,26 @@ pub fn kept(node: &Node, limit: u64) -> Checked {
         }
         return violated("budget", what);
     }
+    for replica in process.replicas.values() {
+        let (used, cap) = (counted(replica), setup.cap_bytes);
+        if used > cap {
+            let report = replica.with_store(|store| store.report());
+            let what = format!("node {}: {used} bytes of a cap of {cap}: {report:?}", node.id);
+            return violated("budget", what);
+        }
+    }
     Ok(())
 }
 
+/// Bytes that a group's store accounts for.
+fn counted(replica: &Replica) -> u64 {
+    let usage = replica.with_store(|store| store.usage());
+    usage.listed + usage.unlisted + usage.staged + usage.parked
+}
+
 /// The files of a group are those that its store accounts for.
-pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
-    let dir = node.snapshots(name);
+pub fn accounted(node: &Node, replica: &Replica) -> Checked {
+    let dir = node.snapshots(&replica.group.recovery_state().group);
     let (mut bytes, mut files) = (0, Vec::new());
     for dir in [part_dir(&dir), dir] {
         for file in node.fs.list(&dir).unwrap_or_default() {
@@ -33,17 +48,16 @@ pub fn accounted(node: &Node, name: &str, replica: &Replica) -> Checked {
             files.push(file);
         }
     }
-    let usage = replica.with_store(|store| store.usage());
-    let counted = usage.listed + usage.unlisted + usage.staged + usage.parked;
+    let counted = counted(replica);
     match bytes <= counted {
         true => Ok(()),
         false => violated(
             "budget",
             format!(
                 "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} \
-                 {usage:?} {:?}",
+                 {:?}",
                 node.id,
-                replica.with_store(|store| store.list()),
+                replica.with_store(|store| store.report()),
             ),
         ),
     }
