@@ -201,8 +201,6 @@ pub struct Receiving {
     commands: VecDeque<ReceiveCommand>,
     stage: Stage,
     refusal: Option<SnapshotRefusal>,
-    /// Wall time until which a broken transfer may be kept.
-    park_until_ms: u64,
     bytes: u64,
     resumed_bytes: u64,
 }
@@ -218,14 +216,13 @@ pub type ReplySink<'a> = dyn FnMut(BulkReply) -> io::Result<()> + 'a;
 
 impl Receiving {
     /// Begins with an offer; [`Receiving::advance`] carries out what follows from it.
-    pub fn begin(offer: &Offer, expected: &Expected, park_until_ms: u64) -> Self {
+    pub fn begin(offer: &Offer, expected: &Expected) -> Self {
         let (machine, commands) = Receiver::begin(offer, expected);
         Self {
             machine,
             commands: commands.into(),
             stage: Stage::Empty,
             refusal: None,
-            park_until_ms,
             bytes: 0,
             resumed_bytes: 0,
         }
@@ -345,9 +342,8 @@ impl Receiving {
             }
             Stage::Verified(_) | Stage::Empty => None,
         };
-        let until = self.park_until_ms;
         let _ = on_lane(store, move |store| match parked {
-            Some(parked) => store.park(parked, until),
+            Some(parked) => store.park(parked),
             None => drop(store.collect()),
         });
         let refusal = self.refusal.take();
@@ -377,12 +373,11 @@ pub trait Judge {
 pub fn receive(
     offer: &Offer,
     expected: &Expected,
-    park_until_ms: u64,
     store: &dyn StoreHandle,
     channel: &mut ReceiveChannel,
     judge: &mut dyn Judge,
 ) -> Received {
-    let mut receiving = Receiving::begin(offer, expected, park_until_ms);
+    let mut receiving = Receiving::begin(offer, expected);
     let mut step = receiving.advance(store, &mut |reply| channel.send(reply));
     let received = loop {
         let input = match step {

@@ -321,7 +321,7 @@ impl GroupActor {
         snapshots: Vec<SnapshotDesc>,
         promised: Vec<SnapshotDesc>,
         pressure: bool,
-        holds: Vec<Box<dyn lockstep_core::snapshot::Hold>>,
+        mut holds: Vec<Box<dyn lockstep_core::snapshot::Hold>>,
     ) {
         self.lanes.listed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&snapshots);
         let group = self.handle.name().to_owned();
@@ -330,6 +330,7 @@ impl GroupActor {
                 store.abandon();
             }
             let collected = store.list_durable(&snapshots, &promised);
+            holds.iter_mut().for_each(|hold| hold.listed());
             drop(holds);
             for error in collected.errors {
                 tracing::warn!(group, error, "an unlisted snapshot was not removed");

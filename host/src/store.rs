@@ -54,6 +54,9 @@ pub(crate) use room::next_length;
 pub use staged::{Finished, Parked, Staged, StagedWriter};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
+/// A first snapshot is begun with this much room, if there is no more.
+const FIRST_BYTES: u64 = 2 * limits::SNAPSHOT_BLOCK_BYTES as u64;
+
 /// One group's snapshots.
 pub struct SnapshotStore {
     fs: Arc<dyn Fs>,
@@ -174,10 +177,8 @@ impl SnapshotStore {
             Some((parked, _)) if !header.displaces(parked.object()) => {
                 Err(SnapshotRefusal::Parked(parked.object()))
             }
-            Some(_) => {
-                self.abandon();
-                Ok(None)
-            }
+            // Without a place for the new one the old one stays.
+            Some(_) => self.inbound_slot().map(|_free| self.abandon()).map(|_gone| None),
             None => Ok(None),
         };
         match taken {
@@ -224,12 +225,13 @@ impl SnapshotStore {
         Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (lease, slot))))
     }
 
-    /// Keeps what a broken transfer left, in place of what an earlier one did, until `until_ms`.
-    pub fn park(&mut self, parked: Parked, until_ms: u64) {
+    /// Keeps what a broken transfer left, in place of what an earlier one did. Its time begins when
+    /// the lane is next told the time.
+    pub fn park(&mut self, parked: Parked) {
         tracing::info!(group = %self.identity.group, object = %parked.object, "transfer parked");
         self.abandon();
         self.tally.parked += 1;
-        self.parked = Some((parked, until_ms));
+        self.parked = Some((parked, u64::MAX));
         self.collect();
     }
 
@@ -254,7 +256,8 @@ impl SnapshotStore {
         self.collect();
         self.quota.budget().tend(now_ms);
         let spare = self.spare().last().cloned()?;
-        self.quota.take_pressure().then_some(spare)
+        let device = self.fs.space(&self.dir).ok().map(|space| space.device);
+        self.quota.take_pressure(device).then_some(spare)
     }
 
     /// What is parked, and until when.
@@ -266,8 +269,16 @@ impl SnapshotStore {
     pub fn reserve_local(&mut self, local: LocalHeader) -> Result<Reservation, SnapshotRefusal> {
         let newest = self.listed.first().map_or(0, |desc| desc.index);
         let (index, estimate) = (local.index, local.estimate);
+        let first = self.listed.is_empty() && local.growable;
         let result = match index > newest {
-            true => self.admit(Source::Local(local), estimate),
+            true => match self.admit(Source::Local(local.clone()), estimate) {
+                // Nothing says how long the first one is, and it may grow: what there is will do.
+                Err(SnapshotRefusal::NoSpace { have, .. }) if first && have >= FIRST_BYTES => {
+                    let estimate = layout::payload_in(have).min(estimate);
+                    self.admit(Source::Local(LocalHeader { estimate, ..local }), estimate)
+                }
+                result => result,
+            },
             false => Err(SnapshotRefusal::Stale),
         };
         if let Err(SnapshotRefusal::NoSpace { need, .. }) = &result {
@@ -321,8 +332,8 @@ impl SnapshotStore {
         purpose: Use,
     ) -> Result<SnapshotReader, OpenError> {
         let opened = self.try_open(desc, purpose);
-        if let Err(OpenError::Missing { .. } | OpenError::Bad { .. }) = &opened {
-            self.tally.verification_failures += 1;
+        if let Err(OpenError::Missing { .. }) = &opened {
+            self.quota.note_bad();
         }
         opened
     }
@@ -402,11 +413,6 @@ impl SnapshotStore {
             }
         }
         collected
-    }
-
-    /// An object turned out to be bad somewhere else.
-    pub fn note_bad(&mut self) {
-        self.tally.verification_failures += 1;
     }
 
     /// What the log durably lists, newest first.

@@ -294,7 +294,7 @@ impl Wal {
         let ballast = if self.ballast { 0 } else { self.options.ballast_bytes };
         let need = reserve + ballast;
         let have = || self.fs.space(&self.dir).map_or(0, |space| space.available);
-        (need > 0).then(|| Shortage { need, have: have() })
+        (need > 0).then(|| Shortage::Disk { need, have: have() })
     }
 
     /// Segments that turned out not to be what was written, and are still there.

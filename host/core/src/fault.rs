@@ -48,6 +48,11 @@ pub enum Refusal {
          again once there is room"
     )]
     DiskFull { need: u64, have: u64 },
+    #[error(
+        "the log behind the newest snapshot has {bytes} bytes and may have {bound}, for no next one \
+         succeeds; commands are taken again once one did"
+    )]
+    LogFull { bytes: u64, bound: u64 },
     #[error("no quorum confirmed the read in time")]
     ReadTimeout,
     #[error("the group is {state}: {cause}")]
@@ -60,17 +65,27 @@ pub enum Refusal {
     ShuttingDown,
 }
 
-/// A disk that has too little room for the log, bytes.
+/// What a replica lacks to take commands, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shortage {
-    /// What the log wants to have free.
-    pub need: u64,
-    pub have: u64,
+pub enum Shortage {
+    /// The log wants `need` free on its disk.
+    Disk { need: u64, have: u64 },
+    /// The log behind the newest snapshot is longer than its bound, and no next one succeeds.
+    Log { bytes: u64, bound: u64 },
 }
 
 impl Shortage {
     pub fn refusal(self) -> Refusal {
-        Refusal::DiskFull { need: self.need, have: self.have }
+        match self {
+            Self::Disk { need, have } => Refusal::DiskFull { need, have },
+            Self::Log { bytes, bound } => Refusal::LogFull { bytes, bound },
+        }
+    }
+
+    /// How many bytes are lacking.
+    pub fn lacks(self) -> u64 {
+        let (Self::Disk { need: more, have: less } | Self::Log { bytes: more, bound: less }) = self;
+        more.saturating_sub(less)
     }
 }
 

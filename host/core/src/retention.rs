@@ -99,13 +99,18 @@ pub fn unlist(
     let listed = || state.snapshots.iter().filter(may_go);
     let victim = listed().find(is_rotten).or_else(|| listed().find(|desc| *desc == wanted))?;
     let kept = state.snapshots.iter().filter(|desc| *desc != victim).cloned().collect();
-    Some(cut(state, kept, pins))
+    let mut plan = cut(state, kept, pins);
+    if rotten.contains(&name(spared)) {
+        // The log may be all that there is.
+        plan.first_index = state.first_index;
+    }
+    Some(plan)
 }
 
 /// Keeps only the newest good recovery point, and no log that merely saves somebody a snapshot;
-/// `None` if that frees nothing.
+/// `None` if that frees nothing, or none is good.
 pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let spared = spared(state, rotten)?.clone();
+    let spared = spared(state, rotten).filter(|desc| !rotten.contains(&name(desc)))?.clone();
     let least = pins.budget.max(pins.unreadable.saturating_sub(1));
     let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
     let needed = sending.chain([spared.index]).min().expect("the spared index is always there");
@@ -373,6 +378,9 @@ pub(crate) mod tests {
         ];
         for (listed, rot, wanted, want) in rows {
             let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &rotten(rot));
+            let all_rotten = listed.iter().all(|index| rot.contains(index));
+            let cut = plan.as_ref().is_some_and(|plan| plan.first_index > 5);
+            assert!(!(all_rotten && cut), "the log may be all that there is");
             let kept = plan.map(|plan| shown(&plan).0);
             assert_eq!(kept.as_deref(), want, "{listed:?} rotten {rot:?} wanted {wanted}");
         }
@@ -428,6 +436,7 @@ pub(crate) mod tests {
         assert_eq!(shed(&[30, 20], 5, &none, &[30]), Some((vec![20], 21)));
         assert_eq!(shed(&[30], 31, &none, &[]), None, "there is nothing to shed");
         assert_eq!(shed(&[], 1, &none, &[]), None);
+        assert_eq!(shed(&[30], 1, &none, &[30]), None, "the log may be all that there is");
         let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
         assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
     }

@@ -17,29 +17,34 @@ pub trait Hold: Send + std::fmt::Debug {
     /// From now on the drop does nothing: the object is in a batch on its way to the log, and only
     /// the log decides whether it is listed.
     fn disarm(&mut self);
+
+    /// The list that it entered is durable, or one behind it: what is not listed now may go.
+    fn listed(&mut self) {}
 }
 
-/// How the disk stands with the next snapshot beside the newest one, bytes.
+/// How disk, budget and cap stand with the next snapshot beside the newest one, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
     /// What the next one takes.
     pub need: u64,
-    /// What it may have once all older ones are gone.
+    /// What the disk has for it once all older ones are gone.
     pub have: u64,
+    /// What budget and cap have for it then.
+    pub quota: u64,
     /// What the log may still take while it is told to stop.
     pub margin: u64,
 }
 
 impl Room {
     pub fn fits(self) -> bool {
-        self.have >= self.need
+        self.have.min(self.quota) >= self.need
     }
 
-    /// What is lacking if the log is to take no more.
+    /// What the disk lacks if the log is to take no more.
     pub fn shortage(self) -> Option<Shortage> {
-        let Self { need, have, margin } = self;
+        let Self { need, have, margin, quota: _ } = self;
         let need = need.saturating_add(margin);
-        (have < need).then_some(Shortage { need, have })
+        (have < need).then_some(Shortage::Disk { need, have })
     }
 }
 

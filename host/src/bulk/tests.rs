@@ -78,7 +78,6 @@ mod parking;
 mod raft_side;
 
 /// Until when the tests park.
-const PARK_UNTIL_MS: u64 = 1_000;
 
 /// The raft side, as a function.
 struct Says<F> {
@@ -130,7 +129,7 @@ impl Host {
 
     fn receive(&self, offer: &Offer, channel: &mut ReceiveChannel) -> Received {
         let mut judge = Says::new(|verified| self.list(verified));
-        receive(offer, &expected(), PARK_UNTIL_MS, &self.lane, channel, &mut judge)
+        receive(offer, &expected(), &self.lane, channel, &mut judge)
     }
 
     fn read(&self, desc: &SnapshotDesc) -> Vec<u8> {
@@ -276,7 +275,7 @@ fn p15_p16_i1_an_offer_is_judged_before_any_payload() {
         let mut script = Script::new([], true);
         let expected = Expected { commit: 5, ..expected() };
         let mut judge = Says::new(|_| BulkReply::Accepted);
-        receive(case, &expected, PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
+        receive(case, &expected, &host.lane, &mut script, &mut judge);
         let [reply] = &script.told[..] else { panic!("case {number}: {:?}", script.told) };
         let right = match number {
             0..3 => wrong(reply),

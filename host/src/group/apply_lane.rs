@@ -220,7 +220,7 @@ impl ApplyLane {
             }
             ApplyJob::Capture { index, .. } => {
                 let why = "there is no guest".into();
-                Output::Event(Event::CaptureFailed { index, why })
+                Output::Event(Event::CaptureFailed { index, why, postponed: false })
             }
             ApplyJob::Range { bytes, .. } => {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
@@ -444,7 +444,11 @@ impl ApplyLane {
     fn read(&mut self, from: u64, to: u64) -> Result<Vec<Entry>, Fault> {
         let entries = self.tools.log.entries(self.tools.group, from, to, REPLAY_BYTES);
         self.overtaken |= matches!(entries, Err(WalError::Compacted { .. }));
-        let entries = entries.map_err(|e| Fault::Internal(format!("entries from {from}: {e}")))?;
+        let entries = entries.map_err(|error| match error {
+            // A peer's snapshot behind them does without.
+            WalError::Corrupt { .. } => Fault::NoRecoverableSnapshot(format!("{error}")),
+            error => Fault::Internal(format!("entries from {from}: {error}")),
+        })?;
         match entries.is_empty() {
             true => Err(Fault::Internal(format!("the log has no entry {from}"))),
             false => Ok(entries),
@@ -460,9 +464,13 @@ impl ApplyLane {
             Err(NoCapture::Unlist(unlist)) => {
                 Output::Event(Event::RoomWanted { unlist: *unlist, capture: Some(index) })
             }
+            Err(NoCapture::Postponed(why)) => {
+                tracing::info!(group = %self.tools.group, index, why, "snapshot postponed");
+                Output::Event(Event::CaptureFailed { index, why, postponed: true })
+            }
             Err(NoCapture::Failed(why)) => {
                 tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
-                Output::Event(Event::CaptureFailed { index, why })
+                Output::Event(Event::CaptureFailed { index, why, postponed: false })
             }
         }
     }
@@ -513,7 +521,8 @@ impl ApplyLane {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
                 if full {
-                    capture::outgrew(&*self.tools.store, last.unwrap_or(most));
+                    let written = capture.length();
+                    capture::outgrew(&*self.tools.store, last.unwrap_or(0).max(written));
                 }
                 Err(NoCapture::because(error.to_string()))
             }

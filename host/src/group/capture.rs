@@ -22,6 +22,8 @@ pub struct Capture {
 pub(super) enum NoCapture {
     /// There is room without this recovery point.
     Unlist(Box<SnapshotDesc>),
+    /// There will be, once what holds it is done.
+    Postponed(String),
     Failed(String),
 }
 
@@ -42,6 +44,7 @@ impl Capture {
         match writer {
             Ok(writer) => Ok(Self { index, writer }),
             Err(SnapshotRefusal::NeedsUnlist(unlist)) => Err(NoCapture::Unlist(unlist)),
+            Err(held @ SnapshotRefusal::Held { .. }) => Err(NoCapture::Postponed(held.to_string())),
             Err(refusal) => Err(NoCapture::because(refusal.to_string())),
         }
     }
@@ -63,6 +66,11 @@ impl Capture {
         Ok(written)
     }
 
+    /// Bytes of payload written so far.
+    pub(super) fn length(&self) -> u64 {
+        self.writer.length()
+    }
+
     pub fn index(&self) -> u64 {
         self.index
     }
@@ -74,7 +82,7 @@ impl Capture {
             Ok(verified) => Event::Captured(verified),
             Err(why) => {
                 tracing::warn!(index, why, "snapshot not sealed");
-                Event::CaptureFailed { index, why }
+                Event::CaptureFailed { index, why, postponed: false }
             }
         }
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{Event, GroupStatus, ReplicaState, Running};
-use lockstep_core::limits;
 use lockstep_core::snapshot::Verified;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Expected, ObjectRef, Offer, Purpose};
 
@@ -92,10 +91,9 @@ impl GroupInbox {
             commit: status.commit,
             wanted: status.wanted,
         };
-        let until = self.clock.wall_ms() + limits::PARK_MS;
         let mut delivery = Delivery { inbox: self, waiting: None };
         let began = self.clock.wall_ms();
-        let received = bulk::receive(offer, &expected, until, &*self.store, channel, &mut delivery);
+        let received = bulk::receive(offer, &expected, &*self.store, channel, &mut delivery);
         let took = self.clock.wall_ms().saturating_sub(began);
         self.transfers.received(&received, took);
         if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {

@@ -252,12 +252,7 @@ impl GroupHandle {
         let opened = on_lane(&**store, move |store| store.open_object(&object, Use::Scrubbing));
         // Without a lane the node goes down.
         let Some(opened) = opened else { return Ok(()) };
-        // What does not open was counted there.
-        let read = opened?.verify(progress);
-        if read.is_err() {
-            store.run(Box::new(|store| store.note_bad()));
-        }
-        read
+        opened?.verify(progress)
     }
 
     /// Whether the log lists the object now.

@@ -1,6 +1,7 @@
 //! Outgoing snapshots: one worker a transfer, and exactly one report to raft.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_core::group::{Event, Group};
@@ -28,10 +29,11 @@ pub(crate) struct Outbound {
 /// Starts sending.
 pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound: Outbound) {
     let Outbound { to, snapshot, purpose, insist } = outbound;
-    let teller = handle.clone();
+    let (teller, moved) = (handle.clone(), Arc::new(AtomicBool::new(false)));
+    let moves = Arc::clone(&moved);
     let report = OutboundReport::new(move |report, prefers| {
-        let ok = report == Report::Finish;
-        teller.raise(Event::TransferEnded { to, purpose, ok, prefers });
+        let (ok, moved) = (report == Report::Finish, moved.load(Ordering::Relaxed));
+        teller.raise(Event::TransferEnded { to, purpose, ok, moved, prefers });
     });
     let offer = Offer {
         cluster: lanes.cluster,
@@ -49,17 +51,18 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
     tokio::task::spawn_blocking(move || {
         let (group, desc) = (offer.group, offer.desc.clone());
         let index = desc.index;
-        let Some(_slot) = budget.take_outbound() else {
-            std::thread::sleep(Duration::from_millis(BUSY_RETRY_MS));
-            return;
-        };
+        let busy = Duration::from_millis(BUSY_RETRY_MS);
+        let Some(slot) = budget.take_outbound() else { return std::thread::sleep(busy) };
         let reader = open_object(&*store, &desc, Use::Sending(to));
         let channel = transport.bulk(to.node());
         match (reader, channel) {
             (Ok(reader), Ok(channel)) => {
                 let at: Progress = Box::new({
                     let (transfers, length) = (Arc::clone(&transfers), desc.length);
-                    move |bytes| transfers.is_at(to, bytes, length)
+                    move |bytes| {
+                        moves.store(true, Ordering::Relaxed);
+                        transfers.is_at(to, bytes, length);
+                    }
                 });
                 let mut channel = Paced::new(channel, rate, at);
                 let began = Instant::now();
@@ -68,6 +71,8 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
                 if let SendEnd::SourceBad(why) = &outcome.end {
                     handle.raise(Event::Rotten { snapshot: desc, why: why.clone() });
                 }
+                // Whoever waits holds no place.
+                drop(slot);
                 match outcome.next {
                     Next::Done => report.report(outcome.report, None),
                     Next::Prefer(object) => report.report(outcome.report, Some(object)),
@@ -84,6 +89,7 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
             (Err(error), _) => {
                 tracing::warn!(%group, %to, index, error, "snapshot not sent: the object is bad");
                 handle.raise(Event::Rotten { snapshot: desc, why: error });
+                std::thread::sleep(busy);
             }
             (_, Err(error)) => {
                 tracing::warn!(%group, %to, index, %error, "snapshot not sent: no channel");

@@ -238,7 +238,7 @@ fn seal(
     capture: Capture,
 ) {
     let index = capture.index();
-    let failed = move |why: String| Event::CaptureFailed { index, why };
+    let failed = move |why: String| Event::CaptureFailed { index, why, postponed: false };
     let told = handle.clone();
     let began = clock.wall_ms();
     let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
@@ -252,8 +252,7 @@ fn seal(
         told.raise(event);
     });
     if let Err(error) = spawned {
-        let why = format!("no thread to seal it: {error}");
-        handle.raise(Event::CaptureFailed { index, why });
+        handle.raise(failed(format!("no thread to seal it: {error}")));
     }
 }
 

@@ -76,8 +76,8 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("log_first_index", "Where the group's log begins", |r| one(r.status.first_index))?;
     rows.gauge("log_last_index", "Where the group's log ends", |r| one(r.status.last_index))?;
     rows.gauge("log_bytes", "Bytes of the node's log, shared by its groups", |r| one(r.log_bytes))?;
-    rows.gauge("log_short_bytes", "Bytes that the log's disk lacks", |report| {
-        one(report.status.shortage.map_or(0, |shortage| shortage.need))
+    rows.gauge("log_short_bytes", "Bytes that the log lacks to take commands", |report| {
+        one(report.status.shortage.map_or(0, |shortage| shortage.lacks()))
     })?;
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
@@ -113,7 +113,7 @@ fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
     })?;
     rows.gauge("restore_milliseconds", "The last restore", |report| one(report.last_restore_ms))?;
     rows.counter("verification_failures", "Objects that were not what they should be", |report| {
-        one(report.stored.tally.verification_failures)
+        one(report.stored.verification_failures)
     })?;
     rows.gauge("rotten_objects", "Listed objects that wait for a repair", |report| {
         one(report.status.rotten.len() as u64)

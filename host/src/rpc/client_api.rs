@@ -80,6 +80,7 @@ impl ClientApi {
             | Refusal::Lost
             | Refusal::Unknown { .. }
             | Refusal::DiskFull { .. }
+            | Refusal::LogFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }

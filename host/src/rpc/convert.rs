@@ -72,7 +72,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         boot,
         nonce,
         wall_ms,
-        short: short.map(|short| wire::Shortage { need: short.need, have: short.have }),
+        short: short.map(shortage_to_wire),
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -110,7 +110,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         boot: frame.boot,
         nonce: frame.nonce,
         wall_ms: frame.wall_ms,
-        short: frame.short.map(|short| Shortage { need: short.need, have: short.have }),
+        short: frame.short.map(shortage_from_wire),
         body,
     })
 }
@@ -134,6 +134,22 @@ pub(crate) fn frame_weight(frame: &Frame) -> usize {
 }
 
 /// Messages that a raft says only to itself, or that carry a snapshot.
+fn shortage_to_wire(shortage: Shortage) -> wire::Shortage {
+    let (need, have, log) = match shortage {
+        Shortage::Disk { need, have } => (need, have, false),
+        Shortage::Log { bytes, bound } => (bytes, bound, true),
+    };
+    wire::Shortage { need, have, log }
+}
+
+fn shortage_from_wire(shortage: wire::Shortage) -> Shortage {
+    let wire::Shortage { need, have, log } = shortage;
+    match log {
+        false => Shortage::Disk { need, have },
+        true => Shortage::Log { bytes: need, bound: have },
+    }
+}
+
 fn travels(kind: MessageType) -> Result<MessageType, ConvertError> {
     match kind {
         MessageType::MsgHup

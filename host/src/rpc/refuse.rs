@@ -41,6 +41,7 @@ impl Refused {
             Refusal::Lost => (Code::Aborted, "lost"),
             Refusal::Unknown { .. } => (Code::Unavailable, "unknown"),
             Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
+            Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
@@ -56,6 +57,7 @@ impl Refused {
             | Refusal::Lost
             | Refusal::Unknown { .. }
             | Refusal::DiskFull { .. }
+            | Refusal::LogFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }
@@ -174,5 +176,6 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
         Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
+        Refusal::LogFull { .. } => ": `lockstep status` says why it fails",
     }
 }

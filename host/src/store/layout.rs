@@ -143,6 +143,12 @@ pub(crate) fn object_bytes(length: u64) -> Option<u64> {
     length.checked_add(checks)?.checked_add(frame).filter(|bytes| i64::try_from(*bytes).is_ok())
 }
 
+/// Bytes of payload that an object of at most `bytes` can have.
+pub(crate) fn payload_in(bytes: u64) -> u64 {
+    let blocks = bytes.saturating_sub((HEADER_BYTES + TRAILER_BYTES) as u64);
+    blocks.saturating_sub(blocks.div_ceil(BLOCK_BYTES + CRC_BYTES) * CRC_BYTES)
+}
+
 /// Where block `number` begins in the file.
 pub(crate) fn block_position(number: u64) -> u64 {
     HEADER_BYTES as u64 + number * (BLOCK_BYTES + CRC_BYTES)
@@ -370,6 +376,10 @@ mod tests {
         assert_eq!(object_bytes(1), Some(frame + 1 + 4));
         assert_eq!(object_bytes(BLOCK_BYTES), Some(frame + BLOCK_BYTES + 4));
         assert_eq!(object_bytes(BLOCK_BYTES + 1), Some(frame + BLOCK_BYTES + 1 + 8));
+        for length in [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, 7 * BLOCK_BYTES + 9] {
+            assert_eq!(object_bytes(length).map(payload_in), Some(length));
+        }
+        assert_eq!(payload_in(frame + 3), 0, "less than a checksum");
         assert_eq!(object_bytes(u64::MAX), None);
         assert_eq!(object_bytes(i64::MAX as u64), None);
     }

@@ -4,6 +4,7 @@
 //!   checked when it is read; length and digest when the last one is (N14).
 //! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
 //!   at seal and scrubbing all come through here (N15).
+//! - What is bad is counted, whoever reads it.
 //! - Its hold keeps the name from being unlinked while the reader lives (M4).
 //! - Memory: one block at a time.
 
@@ -96,7 +97,7 @@ pub struct SnapshotReader {
     ahead: Option<Ahead>,
     name: ObjectName,
     desc: SnapshotDesc,
-    _hold: Option<Held>,
+    hold: Option<Held>,
     /// Blocks that went into `hasher`, from the first on without a gap.
     hashed: u64,
     hasher: blake3::Hasher,
@@ -124,8 +125,14 @@ impl SnapshotReader {
         hold: Option<Held>,
     ) -> Result<Self, OpenError> {
         let name = ObjectName::of(desc);
-        let bad = |why: String| OpenError::Bad { name: name.file(), why };
-        let frame = read_frame(&*file).map_err(|e| open_error(name, &e))?;
+        let bad = |why: String| {
+            note_bad(hold.as_ref());
+            OpenError::Bad { name: name.file(), why }
+        };
+        let frame = read_frame(&*file).map_err(|e| match open_error(name, &e) {
+            OpenError::Bad { why, .. } => bad(why),
+            error => error,
+        })?;
         if frame.header != Header::of(identity, desc) {
             return Err(bad("its header does not say what its descriptor says".into()));
         }
@@ -137,7 +144,7 @@ impl SnapshotReader {
             ahead: None,
             name,
             desc: desc.clone(),
-            _hold: hold,
+            hold,
             hashed: 0,
             hasher: blake3::Hasher::new(),
             next: 0,
@@ -173,7 +180,10 @@ impl SnapshotReader {
             Some(ahead) => ahead.take(data),
             None => read_raw(&*self.file, number, self.desc.length, data),
         };
-        read.map_err(|e| open_error(self.name, &e))?;
+        read.map_err(|e| match open_error(self.name, &e) {
+            OpenError::Bad { why, .. } => self.bad(why),
+            error => error,
+        })?;
         let (_, crc) = data.split_last_chunk().expect("a block has its checksum behind it");
         let crc = u32::from_le_bytes(*crc);
         data.truncate(size);
@@ -216,6 +226,7 @@ impl SnapshotReader {
     }
 
     fn bad(&self, why: String) -> OpenError {
+        note_bad(self.hold.as_ref());
         OpenError::Bad { name: self.name.file(), why }
     }
 }
@@ -253,6 +264,12 @@ impl SnapshotReader {
 impl std::fmt::Debug for SnapshotReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SnapshotReader({})", self.name)
+    }
+}
+
+fn note_bad(hold: Option<&Held>) {
+    if let Some(hold) = hold {
+        hold.note_bad();
     }
 }
 

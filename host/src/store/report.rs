@@ -17,8 +17,6 @@ pub struct Tally {
     pub refusals: BTreeMap<(&'static str, &'static str), u64>,
     /// Files deleted to make room or because nobody needs them, by producer that asked or `idle`.
     pub reclaimed: BTreeMap<&'static str, u64>,
-    /// Objects that were not what they should be.
-    pub verification_failures: u64,
     pub parked: u64,
     pub resumed: u64,
     /// Parked transfers that were given up.
@@ -67,6 +65,8 @@ pub struct StoreReport {
     /// Bytes of the host's budget that are taken, and that there are.
     pub budget_used: u64,
     pub budget: u64,
+    /// Objects that were not what they should be, since the start.
+    pub verification_failures: u64,
 }
 
 impl SnapshotStore {
@@ -107,6 +107,7 @@ impl SnapshotStore {
     pub fn report(&self) -> StoreReport {
         let budget = self.quota.budget();
         StoreReport {
+            verification_failures: self.quota.bad(),
             objects: self.list(),
             usage: self.usage(),
             tally: self.tally.clone(),

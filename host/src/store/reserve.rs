@@ -8,9 +8,10 @@
 //! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
 //!   against what their filesystem says is free, and a fixed headroom is left to the log (C2, C3).
 //! - A group's [`Quota`] caps its own share of the budget.
-//! - A group that finds no room [claims](Quota::claim) it: others give up what they can spare, and
-//!   what becomes free is kept for it, or groups that write often would starve one that seldom
-//!   does.
+//! - A group that finds no room [claims](Quota::claim) it: others that can give it give up what they
+//!   can spare, and what becomes free is kept for it, or groups that write often would starve one
+//!   that seldom does. A claim is of the budget, of a disk, or of both: whoever has nothing of that
+//!   is not disturbed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -112,6 +113,8 @@ struct Taken {
     inbound: usize,
     outbound: usize,
     claim: Option<Claim>,
+    /// The time, as it was told last.
+    now_ms: u64,
 }
 
 /// A group found no room and had nothing of its own to give up. There is one at a time.
@@ -119,13 +122,17 @@ struct Taken {
 struct Claim {
     by: Weak<Quota>,
     bytes: u64,
+    /// The budget is short.
+    of_budget: bool,
+    /// This filesystem is.
+    device: Option<u64>,
     until_ms: u64,
     /// Nobody gave anything since it was last made.
     pressing: bool,
 }
 
-/// Wall time for which a claim stands: more than the longest wait between two captures that find no
-/// room.
+/// Wall time for which a claim stands, and then rests: more than the longest wait between two
+/// captures that find no room.
 const CLAIM_MS: u64 = 60_000;
 
 /// A group's share of the host's budget.
@@ -135,6 +142,11 @@ pub struct Quota {
     cap: u64,
     /// Changed only under the budget's lock.
     bytes: AtomicU64,
+    /// Until then nothing is claimed: the last claim was met by nobody. Changed only under the
+    /// budget's lock.
+    rests_until_ms: AtomicU64,
+    /// Objects that were not what they should be.
+    bad: AtomicU64,
 }
 
 /// Bytes of the budget that one name takes, and the right to that name. Shared by all who use it.
@@ -177,7 +189,7 @@ pub enum Use {
 /// A hold on an object's name and bytes, with its reason.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
     purpose: Arc<Use>,
 }
 
@@ -262,15 +274,21 @@ impl Budget {
 
     /// To be told the time now and then: a claim is over some time after this first saw it.
     pub(crate) fn tend(&self, now_ms: u64) {
-        self.taken().claim.take_if(|claim| {
+        let mut taken = self.taken();
+        taken.now_ms = now_ms;
+        let over = taken.claim.take_if(|claim| {
             claim.until_ms = claim.until_ms.min(now_ms.saturating_add(CLAIM_MS));
             claim.until_ms <= now_ms
         });
+        if let Some(quota) = over.and_then(|claim| claim.by.upgrade()) {
+            quota.rests_until_ms.store(now_ms.saturating_add(CLAIM_MS), Ordering::Relaxed);
+        }
     }
 
     /// The share of a group that may have at most `cap` bytes.
     pub fn quota(self: &Arc<Self>, cap: u64) -> Arc<Quota> {
-        Arc::new(Quota { budget: Arc::clone(self), cap, bytes: AtomicU64::new(0) })
+        let (bytes, bad, rests_until_ms) = Default::default();
+        Arc::new(Quota { budget: Arc::clone(self), cap, bytes, rests_until_ms, bad })
     }
 
     /// A place for an outbound transfer, if one is free.
@@ -312,7 +330,12 @@ impl Budget {
 
 impl Held {
     pub(crate) fn new(lease: Arc<Lease>, purpose: Use) -> Self {
-        Self { _lease: lease, purpose: Arc::new(purpose) }
+        Self { lease, purpose: Arc::new(purpose) }
+    }
+
+    /// The object is not what it should be.
+    pub(crate) fn note_bad(&self) {
+        self.lease.quota.note_bad();
     }
 
     /// Tells the purpose as long as the hold lives.
@@ -347,23 +370,59 @@ impl Quota {
         self.cap.min(self.budget.limits.bytes)
     }
 
-    /// Claims room that the host's other groups may have to spare, unless another claim stands or
-    /// the group's own cap is what is in the way.
-    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) {
-        let mut taken = self.budget.taken();
-        let within_cap = self.cap.saturating_sub(self.bytes.load(Ordering::Relaxed)) >= bytes;
-        if within_cap && taken.claimed_by_others(self) == 0 {
-            let by = Arc::downgrade(self);
-            taken.claim = Some(Claim { by, bytes, until_ms: u64::MAX, pressing: true });
-        }
+    /// What budget and cap have left.
+    pub(crate) fn left(&self) -> u64 {
+        self.left_of(&self.budget.taken())
     }
 
-    /// Whether another group claims room and nobody gave any yet; whoever asks is the one who
-    /// gives.
-    pub(crate) fn take_pressure(&self) -> bool {
+    fn left_of(&self, taken: &Taken) -> u64 {
+        let claimed = taken.claim_of_others(self).filter(|claim| claim.of_budget);
+        let claimed = claimed.map_or(0, |claim| claim.bytes);
+        let cap = if planted("forget_cap") { u64::MAX } else { self.cap };
+        let cap = cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        cap.min(self.budget.limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed)))
+    }
+
+    /// Objects that were not what they should be, since the start.
+    pub(crate) fn bad(&self) -> u64 {
+        self.bad.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_bad(&self) {
+        self.bad.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Claims room, on a filesystem with this space, that the host's other groups may have to
+    /// spare; unless another claim stands, the last one of this group was met by nobody just now, or
+    /// no other group could help.
+    pub(crate) fn claim(self: &Arc<Self>, bytes: u64, space: Space) {
         let mut taken = self.budget.taken();
-        let others = taken.claimed_by_others(self) > 0;
-        others && taken.claim.as_mut().is_some_and(|claim| std::mem::take(&mut claim.pressing))
+        let own = self.bytes.load(Ordering::Relaxed);
+        let rests = self.rests_until_ms.load(Ordering::Relaxed) > taken.now_ms;
+        let possible = self.most().saturating_sub(own) >= bytes;
+        if rests || !possible || taken.claim_of_others(self).is_some() {
+            return;
+        }
+        let of_budget = self.budget.limits.bytes.saturating_sub(taken.bytes) < bytes;
+        let device = (self.budget.disk_room(&taken, space) < bytes).then_some(space.device);
+        if !of_budget && device.is_none() {
+            return;
+        }
+        // Whoever repeats a claim does not prolong it.
+        let until_ms = taken.claim.as_ref().map_or(u64::MAX, |claim| claim.until_ms);
+        let by = Arc::downgrade(self);
+        taken.claim = Some(Claim { by, bytes, of_budget, device, until_ms, pressing: true });
+    }
+
+    /// Whether another group claims room that may be had here, on this filesystem, and nobody gave
+    /// any yet; whoever asks is the one who gives.
+    pub(crate) fn take_pressure(&self, device: Option<u64>) -> bool {
+        let mut taken = self.budget.taken();
+        let here = |claim: &Claim| {
+            claim.of_budget || claim.device.is_some_and(|short| Some(short) == device)
+        };
+        let mine = taken.claim_of_others(self).is_some_and(here);
+        mine && taken.claim.as_mut().is_some_and(|claim| std::mem::take(&mut claim.pressing))
     }
 
     /// Takes bytes that are on the disk already, whatever the limit says.
@@ -385,14 +444,12 @@ impl Quota {
     }
 
     fn admit(&self, bytes: u64, space: Space) -> Result<(), u64> {
-        let limits = &self.budget.limits;
         let mut taken = self.budget.taken();
-        let claimed = taken.claimed_by_others(self);
-        let budget = limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed));
-        let cap = if planted("forget_cap") { u64::MAX } else { self.cap };
-        let quota = cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        let claim = taken.claim_of_others(self);
+        let claimed = claim.filter(|claim| claim.device == Some(space.device));
         let disk = self.budget.disk_room(&taken, space);
-        let have = budget.min(quota).min(disk);
+        let disk = disk.saturating_sub(claimed.map_or(0, |claim| claim.bytes));
+        let have = self.left_of(&taken).min(disk);
         if bytes > have {
             return Err(have);
         }
@@ -416,9 +473,9 @@ impl Claim {
 }
 
 impl Taken {
-    fn claimed_by_others(&self, quota: &Quota) -> u64 {
+    fn claim_of_others(&self, quota: &Quota) -> Option<&Claim> {
         let claim = self.claim.as_ref().filter(|claim| claim.by.strong_count() > 0);
-        claim.filter(|claim| !claim.is_by(quota)).map_or(0, |claim| claim.bytes)
+        claim.filter(|claim| !claim.is_by(quota))
     }
 
     /// So many promised bytes are promised no more.

@@ -15,15 +15,14 @@ pub(crate) fn next_length(last: u64) -> u64 {
 }
 
 impl SnapshotStore {
-    /// To be called at every tick: how the disk stands with the next local snapshot beside the
+    /// To be called at every tick: how disk and quota stand with the next local snapshot beside the
     /// newest object, as long as that is too little, and once when it is enough again.
     pub fn next_room(&mut self) -> Option<Room> {
         let room = self.room()?;
         if !room.fits() {
-            // Other groups of the host may have room to spare.
-            self.quota.claim(room.need);
+            self.claim(room.need);
         }
-        let short = room.shortage().is_some();
+        let short = room.shortage().is_some() || !room.fits();
         let was = std::mem::replace(&mut self.told_short, short);
         (short || was).then_some(room)
     }
@@ -44,10 +43,19 @@ impl SnapshotStore {
         let usage = self.usage();
         let all = usage.listed + usage.unlisted + usage.staged + usage.parked;
         let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
-        let have = free.saturating_add(all).saturating_sub(stays.max(usage.staged));
+        let comes_back = all.saturating_sub(stays.max(usage.staged));
+        let have = free.saturating_add(comes_back);
+        let quota = self.quota.left().saturating_add(comes_back);
         // As much as the log takes at a time, while it is filled and told to stop.
         let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
-        Some(Room { need, have, margin })
+        Some(Room { need, have, quota, margin })
+    }
+
+    /// Other groups of the host may have room to spare.
+    fn claim(&self, bytes: u64) {
+        if let Ok(space) = self.fs.space(&self.dir) {
+            self.quota.claim(bytes, space);
+        }
     }
 
     /// Bytes of what may be unlisted and is used by nobody.
@@ -85,7 +93,7 @@ impl SnapshotStore {
                 SnapshotRefusal::Held { bytes: held }
             }
             Some(_) | None => {
-                self.quota.claim(need);
+                self.claim(need);
                 SnapshotRefusal::NoSpace { need, have }
             }
         }

@@ -416,6 +416,10 @@ impl Hold for StoreHold {
         tracing::debug!(object = %self.name, stage = "listing", "snapshot enters the log");
         self.lease.keep(true);
     }
+
+    fn listed(&mut self) {
+        self.lease.keep(false);
+    }
 }
 
 impl std::fmt::Debug for StagedWriter {

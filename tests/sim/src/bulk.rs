@@ -33,7 +33,10 @@ impl World {
         let replica = &process.replicas[&group];
         let status = replica.group.recovery_state();
         let (from, term) = (status.replica, status.term);
-        let failed = |prefers| Event::TransferEnded { to, purpose, ok: false, prefers };
+        let failed = |prefers| {
+            let (ok, moved) = (false, false);
+            Event::TransferEnded { to, purpose, ok, moved, prefers }
+        };
         let report = |event: Event| Action::Report {
             transfer: id,
             node,
@@ -72,6 +75,7 @@ impl World {
             sending: Some(sending),
             receiving: None,
             _slot: slot,
+            moved: false,
             requests: Default::default(),
             replies: Default::default(),
             receiver_broken: false,
@@ -91,6 +95,7 @@ impl World {
     fn sent(&mut self, id: u64, sent: Sent) {
         for frame in sent.frames {
             let Some(transfer) = self.transfers.get_mut(&id) else { return };
+            transfer.moved |= matches!(frame, chunk::BulkRequest::Block(_));
             transfer.requests.push_back(frame);
             let delay = self.rng.between(BLOCK_US.0, BLOCK_US.1);
             self.after(delay, Action::Bulk { transfer: id, to_receiver: true });
@@ -102,6 +107,7 @@ impl World {
 
     fn sender_ended(&mut self, id: u64, outcome: SendOutcome) {
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
+        let moved = transfer.moved;
         transfer.sending = None;
         let ((node, epoch), group) = (transfer.from, transfer.group);
         let (to, purpose, snapshot) = (transfer.receiver, transfer.purpose, transfer.desc.clone());
@@ -122,7 +128,7 @@ impl World {
         if ok {
             self.counters.add("transfers");
         }
-        let event = Box::new(Event::TransferEnded { to, purpose, ok, prefers });
+        let event = Box::new(Event::TransferEnded { to, purpose, ok, moved, prefers });
         let coming = self.checks.reports.coming(id);
         self.check(coming);
         self.after(delay, Action::Report { transfer: id, node, epoch, group, event });
@@ -182,8 +188,7 @@ impl World {
             commit: status.commit,
             wanted: status.wanted,
         };
-        let until = self.now / MS + lockstep_core::limits::PARK_MS;
-        let receiving = Receiving::begin(&offer, &expected, until);
+        let receiving = Receiving::begin(&offer, &expected);
         let transfer = self.transfers.get_mut(&id).expect("it is under way");
         transfer.receiving = Some(receiving);
         self.receiver_advance(id, None);

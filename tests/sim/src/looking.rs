@@ -1,6 +1,6 @@
 //! What is checked of a replica as it goes: behind each event, at each list, in each state.
 
-use lockstep_core::fault::Fault;
+use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{ReplicaState, Role, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
@@ -39,7 +39,7 @@ impl World {
         group: GroupId,
         rotted: bool,
         (snapshots, promised): (Vec<SnapshotDesc>, Vec<SnapshotDesc>),
-        (pressure, holds): (bool, Vec<Box<dyn Hold>>),
+        (pressure, mut holds): (bool, Vec<Box<dyn Hold>>),
     ) {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];
@@ -51,6 +51,7 @@ impl World {
                 store.abandon();
             }
             store.list_durable(&snapshots, &promised);
+            holds.iter_mut().for_each(|hold| hold.listed());
             drop(holds);
         }));
         let first_index = process.reader.first_index(group).unwrap_or(1);
@@ -92,9 +93,13 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {
                 self.counters.add("disk full state");
-                // The log asks for two segments at the most.
-                if shortage.need > 2 * self.setup.segment_bytes {
-                    self.counters.add("logs near the next snapshot's room");
+                match shortage {
+                    // The log asks for two segments at the most.
+                    Shortage::Disk { need, .. } if *need > 2 * self.setup.segment_bytes => {
+                        self.counters.add("logs near the next snapshot's room");
+                    }
+                    Shortage::Disk { .. } => {}
+                    Shortage::Log { .. } => self.counters.add("logs at their bound"),
                 }
                 let apart = self.setup.apart;
                 let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);

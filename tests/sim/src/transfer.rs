@@ -21,6 +21,8 @@ pub struct Transfer {
     pub sending: Option<Sending>,
     pub receiving: Option<Receiving>,
     pub _slot: OutboundSlot,
+    /// Some of the payload went out.
+    pub moved: bool,
     pub requests: VecDeque<BulkRequest>,
     pub replies: VecDeque<BulkReply>,
     /// The receiver is gone or refuses to go on: what is under way to it is lost.

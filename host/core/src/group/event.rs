@@ -83,6 +83,8 @@ pub enum Event {
     CaptureFailed {
         index: u64,
         why: String,
+        /// There will be room: it is in use.
+        postponed: bool,
     },
     /// A listed object is not what it was: found while restoring, sending or scrubbing.
     Rotten {
@@ -112,6 +114,8 @@ pub enum Event {
         to: ReplicaId,
         purpose: Purpose,
         ok: bool,
+        /// Some of the payload went out.
+        moved: bool,
         /// The receiver holds a part of another object, which it would rather have.
         prefers: Option<ObjectRef>,
     },

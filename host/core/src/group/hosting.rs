@@ -63,6 +63,8 @@ impl Hosting {
         // Fine enough to tell whether a snapshot is due.
         let piece_bytes = (shared.config.snapshot_policy.log_bytes / 256).clamp(256, 256 << 10);
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
+        let newest = state.newest().map_or(0, |desc| desc.index);
+        let marks = Marks::since(newest, log.bytes_between(newest, state.floor));
         let raw = RawNode::new(&raft_config(state.replica, state.floor), log, &silent())
             .expect("the configuration is valid and the recovery state was validated");
         let floor = state.floor;
@@ -76,7 +78,7 @@ impl Hosting {
             election: Election::default(),
             membership: Membership::default(),
             installs: Installs::default(),
-            marks: Marks::since(shared.recovery.newest().map_or(0, |desc| desc.index)),
+            marks,
             outgoing: Outgoing::default(),
             wants: Wants::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
@@ -157,8 +159,8 @@ impl Hosting {
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
             Event::LogDamaged { below } => self.log_is_damaged(below),
-            Event::TransferEnded { to, purpose, ok, prefers } => {
-                self.transfer_ended(shared, to, purpose, ok, prefers);
+            Event::TransferEnded { to, purpose, ok, moved, prefers } => {
+                self.transfer_ended(shared, (to, purpose), (ok, moved), prefers);
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
             Event::SnapshotRoom(room) => self.marks.told_of_room(room),
@@ -191,7 +193,9 @@ impl Hosting {
             }
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
             Event::CaptureWritten { index } => self.pipeline.captured(index),
-            Event::CaptureFailed { index, why } => self.capture_failed(shared, index, why),
+            Event::CaptureFailed { index, why, postponed } => {
+                self.capture_failed(shared, index, why, postponed);
+            }
             Event::RoomWanted { unlist, capture } => {
                 self.room_wanted(shared, &unlist, capture, effects);
             }

@@ -35,6 +35,8 @@ pub(super) struct Marks {
     failed: u64,
     /// Why the last capture failed; `None` once one succeeded.
     failure: Option<String>,
+    /// That was only because of room that is in use.
+    postponed: bool,
     /// How the disk stands with the next one, as it was told last.
     room: Option<Room>,
     /// The tick at which the next one became overdue.
@@ -54,17 +56,19 @@ const RETRY_TICKS: u64 = 10;
 const RETRY_DOUBLINGS_MAX: u32 = 5;
 
 impl Marks {
-    pub(super) fn since(index: u64) -> Self {
+    /// `bytes` are of the log behind the snapshot at `index`, as far as it was handed over.
+    pub(super) fn since(index: u64, bytes: u64) -> Self {
         Self {
             last: index,
             handed: index,
-            bytes: 0,
+            bytes,
             wanted: None,
             proposed: None,
             capturing: None,
             skipped: 0,
             failed: 0,
             failure: None,
+            postponed: false,
             room: None,
             overdue_since: None,
             waiting_for_room: None,
@@ -99,12 +103,12 @@ impl Marks {
     }
 
     /// A capture failed at tick `now`.
-    fn capture_failed(&mut self, index: u64, why: String, now: u64) {
+    fn capture_failed(&mut self, index: u64, why: String, postponed: bool, now: u64) {
         if self.capturing == Some(index) {
             self.capturing = None;
             self.waiting_for_room = None;
             self.failed += 1;
-            self.failure = Some(why);
+            (self.failure, self.postponed) = (Some(why), postponed);
             self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
             self.failed_in_a_row = (self.failed_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
         }
@@ -142,6 +146,11 @@ impl Marks {
     /// Why the last capture failed.
     pub(super) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
+    }
+
+    /// Whether the last capture failed, and not only for now.
+    pub(super) fn fails(&self) -> bool {
+        self.failure.is_some() && !self.postponed
     }
 
     pub(super) fn counts(&self) -> (u64, u64) {
@@ -211,7 +220,10 @@ impl Hosting {
         let (pins, rotten) = (self.pins(), self.wants.rotten());
         let plan = match shared.short {
             None => retention::plan(&shared.recovery, desc, &pins, rotten),
-            Some(_) => retention::plan_alone(&shared.recovery, desc, &pins),
+            Some(_) if shared.config.snapshots_share_log_disk => {
+                retention::plan_alone(&shared.recovery, desc, &pins)
+            }
+            Some(_) => retention::plan(&shared.recovery, desc, &pins, rotten),
         };
         ready::list_local(self, shared, plan, Some(hold), effects);
     }
@@ -236,15 +248,21 @@ impl Hosting {
             }
             (None, Some(index)) => {
                 let why = format!("no room, and the recovery point at {} stays", unlist.index);
-                self.capture_failed(shared, index, why);
+                self.capture_failed(shared, index, why, false);
             }
             (None, None) => {}
         }
     }
 
-    pub(super) fn capture_failed(&mut self, shared: &Shared, index: u64, why: String) {
+    pub(super) fn capture_failed(
+        &mut self,
+        shared: &Shared,
+        index: u64,
+        why: String,
+        postponed: bool,
+    ) {
         self.pipeline.captured(index);
-        self.marks.capture_failed(index, why, shared.now);
+        self.marks.capture_failed(index, why, postponed, shared.now);
     }
 
     /// Captures where this replica is now, between two marks: the log has to be cut before it takes

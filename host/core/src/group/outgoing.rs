@@ -4,7 +4,7 @@
 //! - What was offered to a follower stays *promised* when its transfer breaks: the object stays on
 //!   the disk and the log behind it in the log ([`crate::limits::PARK_MS`]), and it is offered
 //!   first, so that the receiver can go on where it was. It ends sooner when the follower is past
-//!   it, or somebody else leads.
+//!   it, or somebody else leads; offers that move nothing make it last no longer.
 //! - A promised object that rots while the log lists it no more is repaired by nobody, and promised
 //!   no more.
 //! - A receiver that holds a part of another object says so. That one is offered if it is listed
@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
+use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::snapshot::SnapshotDesc;
@@ -71,7 +72,10 @@ impl Outgoing {
             return;
         }
         self.following.insert(to, snapshot.clone());
-        self.promised.insert(to, (snapshot.clone(), now + PARK_TICKS));
+        // A receiver that refuses the same one again and again holds it no longer for that.
+        let before = self.promised.get(&to).filter(|(desc, _)| *desc == snapshot);
+        let until = before.map_or(now + PARK_TICKS, |(_, until)| *until);
+        self.promised.insert(to, (snapshot.clone(), until));
         let insist = self.insist.remove(&to);
         effects.push(Effect::SendSnapshot { to, snapshot, purpose: Purpose::Follow, insist });
     }
@@ -90,14 +94,18 @@ impl Outgoing {
         }
     }
 
-    fn ended(&mut self, to: ReplicaId, purpose: Purpose, ok: bool, now: u64) {
+    fn ended(&mut self, (to, purpose): (ReplicaId, Purpose), (ok, moved): (bool, bool), now: u64) {
         match purpose {
             Purpose::Wanted => drop(self.wanted.remove(&to)),
             Purpose::Follow => {
                 let sent = self.following.remove(&to);
                 let goes_on = |desc: &SnapshotDesc| !self.spoilt.contains(&ObjectRef::of(desc));
                 match sent.filter(|desc| !ok && goes_on(desc)) {
-                    Some(desc) => drop(self.promised.insert(to, (desc, now + PARK_TICKS))),
+                    Some(desc) if moved => {
+                        self.promised.insert(to, (desc, now + PARK_TICKS));
+                    }
+                    // Its time goes on.
+                    Some(_) => {}
                     None => drop(self.promised.remove(&to)),
                 }
                 let under_way = |object: &ObjectRef| {
@@ -117,9 +125,12 @@ impl Outgoing {
         }
     }
 
-    /// The receiver would rather have `object`: it is promised if `listed` has it.
-    fn prefers(&mut self, to: ReplicaId, object: ObjectRef, listed: &[SnapshotDesc], now: u64) {
+    /// The receiver would rather have `object`: it is promised if `listed` has it, or somebody was
+    /// promised it and the log still begins before it.
+    fn prefers(&mut self, to: ReplicaId, object: ObjectRef, log: &RaftLog, now: u64) {
+        let listed = log.listed();
         let promised = self.promised.values().map(|(desc, _)| desc);
+        let promised = promised.filter(|desc| log.goes_on_behind(desc));
         let found = listed.iter().chain(promised).find(|desc| ObjectRef::of(desc) == object);
         match found.cloned() {
             Some(desc) => drop(self.promised.insert(to, (desc, now + PARK_TICKS))),
@@ -143,14 +154,13 @@ impl Hosting {
     pub(super) fn transfer_ended(
         &mut self,
         shared: &Shared,
-        to: ReplicaId,
-        purpose: Purpose,
-        ok: bool,
+        (to, purpose): (ReplicaId, Purpose),
+        (ok, moved): (bool, bool),
         prefers: Option<ObjectRef>,
     ) {
-        self.outgoing.ended(to, purpose, ok, shared.now);
+        self.outgoing.ended((to, purpose), (ok, moved), shared.now);
         if let Some(object) = prefers {
-            self.outgoing.prefers(to, object, self.raw.store().listed(), shared.now);
+            self.outgoing.prefers(to, object, self.raw.store(), shared.now);
         }
         self.keep_promises();
         self.installs.relist(self.raw.store().listed());
@@ -202,17 +212,39 @@ mod tests {
         let (to, mut effects) = (ReplicaId(7), Vec::new());
         let mut outgoing = Outgoing::default();
         outgoing.follow(to, desc(10), 0, &mut effects);
-        outgoing.ended(to, Purpose::Follow, false, 1);
+        outgoing.ended((to, Purpose::Follow), (false, true), 1);
         assert_eq!(outgoing.promised(), [desc(10)], "it broke, and may go on");
 
         outgoing.follow(to, desc(10), 2, &mut effects);
         outgoing.spoil(&desc(10));
-        outgoing.ended(to, Purpose::Follow, false, 3);
+        outgoing.ended((to, Purpose::Follow), (false, true), 3);
         assert_eq!(outgoing.promised(), [], "there is nothing to go on with");
         assert_eq!(outgoing.spoilt, [], "it is forgotten with its transfer");
 
         outgoing.follow(to, desc(20), 4, &mut effects);
-        outgoing.ended(to, Purpose::Follow, false, 5);
+        outgoing.ended((to, Purpose::Follow), (false, true), 5);
         assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as ever");
+    }
+
+    /// A receiver that refuses each offer is promised the object for a time; one that takes a part
+    /// of it now and then, for as long as it does.
+    #[test]
+    fn c5_a_promise_lasts_as_long_as_something_moves() {
+        for moved in [false, true] {
+            let (to, mut effects) = (ReplicaId(7), Vec::new());
+            let mut outgoing = Outgoing::default();
+            let mut now = 0;
+            while now < 3 * PARK_TICKS {
+                outgoing.follow(to, desc(10), now, &mut effects);
+                now += PARK_TICKS / 2;
+                outgoing.ended((to, Purpose::Follow), (false, moved), now);
+                outgoing.expire(now, |_, _| true);
+                if outgoing.promised().is_empty() {
+                    break;
+                }
+            }
+            let lasted = if moved { 3 * PARK_TICKS } else { PARK_TICKS };
+            assert_eq!(now, lasted, "moved: {moved}");
+        }
     }
 }

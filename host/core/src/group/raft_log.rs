@@ -185,6 +185,11 @@ impl RaftLog {
         self.sizes.between(after, last)
     }
 
+    /// Whether the log has every entry behind a snapshot.
+    pub(super) fn goes_on_behind(&self, desc: &SnapshotDesc) -> bool {
+        desc.index + 1 >= self.first
+    }
+
     pub(super) fn listed(&self) -> &[SnapshotDesc] {
         &self.listed
     }
@@ -324,7 +329,7 @@ impl Storage for RaftLog {
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let fits = |desc: &&SnapshotDesc| {
             desc.index >= request_index
-                && desc.index + 1 >= self.first
+                && self.goes_on_behind(desc)
                 && desc.configuration.contains(ReplicaId(to))
         };
         let promised = self.promised.get(&ReplicaId(to)).into_iter();

@@ -7,6 +7,10 @@
 //! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
 //!   it stands. A leader refuses commands as well while a majority of the voters has no room.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
+//!
+//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), the log
+//! behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`] marks' worth of it the
+//! replica takes no more either, and tries again by itself.
 
 use raft::eraftpb::{EntryType, Message, MessageType};
 
@@ -19,7 +23,7 @@ use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention;
+use crate::retention::{self, Plan};
 use crate::snapshot::Room;
 
 impl Shared {
@@ -59,16 +63,21 @@ impl Hosting {
     }
 
     /// A snapshot is overdue if the log behind the newest one is as long as it may be, and close to
-    /// taking the room that the next one needs: commands wait, a mark is asked for, and if none
-    /// comes the snapshot is taken here, if it still fits.
+    /// taking the room that the next one needs; or if it is longer than anybody may make it, and
+    /// none succeeds. Commands wait, a mark is asked for, and if none comes the snapshot is taken
+    /// here, if it still fits.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
         // What raft may still take back does not count: it can be cut by no snapshot.
         let bytes = self.raw.store().bytes_between(newest, shared.recovery.floor);
         let outgrew = bytes > shared.config.snapshot_policy.log_bytes;
         let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
-        let room = self.marks.room().filter(|_| shares && outgrew);
-        let overdue = room.and_then(Room::shortage);
+        let room = self.marks.room();
+        let disk = room.filter(|_| shares && outgrew).and_then(Room::shortage);
+        let bound = self.log_pin_bytes;
+        let fails = self.marks.fails() || room.is_some_and(|room| !room.fits());
+        let stuck = fails && bytes > bound && !planted("log_without_bound");
+        let overdue = disk.or(stuck.then_some(Shortage::Log { bytes, bound }));
         if overdue != shared.overdue {
             shared.overdue = overdue;
             self.settle_room(shared, effects);
@@ -77,7 +86,7 @@ impl Hosting {
         // At each tick: what a transfer held, or a start still needed, may go later.
         self.shed(shared, effects);
         let waited = shared.now >= since + limits::OVERDUE_MARK_TICKS;
-        if waited && room.is_some_and(Room::fits) && !planted("wait_for_a_mark") {
+        if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_mark") {
             self.capture_here(shared);
         }
     }
@@ -98,6 +107,10 @@ impl Hosting {
         if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
             return;
         }
+        let now = |plan: &Plan| {
+            plan.snapshots == shared.recovery.snapshots
+                && plan.first_index == shared.recovery.first_index
+        };
         if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())
         {
             if !shared.config.snapshots_share_log_disk {
@@ -105,7 +118,10 @@ impl Hosting {
                 plan.snapshots.clone_from(&shared.recovery.snapshots);
                 plan.first_index = plan.first_index.min(oldest + 1);
             }
-            ready::list_local(self, shared, plan, None, effects);
+            // A list that says the same again would only cost room.
+            if !now(&plan) {
+                ready::list_local(self, shared, plan, None, effects);
+            }
         }
     }
 
@@ -118,7 +134,7 @@ impl Hosting {
         let configuration = &shared.recovery.configuration;
         for voters in [&configuration.voters, &configuration.voters_outgoing] {
             let short = voters.iter().filter_map(|voter| shared.shortage_of(*voter));
-            let worst = short.clone().min_by_key(|shortage| shortage.have);
+            let worst = short.clone().max_by_key(|shortage| shortage.lacks());
             let silent = voters
                 .iter()
                 .filter(|voter| shared.shortage_of(**voter).is_none() && shared.is_silent(**voter));

@@ -431,7 +431,8 @@ impl Cluster {
                 false
             }
         };
-        self.event(&from, Event::TransferEnded { to, purpose, ok, prefers });
+        let moved = prefers.is_none();
+        self.event(&from, Event::TransferEnded { to, purpose, ok, moved, prefers });
         true
     }
 

@@ -15,7 +15,7 @@
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|ok · parks NODE INDEX
+//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|over|ok · parks NODE INDEX
 //! damage NODE INDEX                             log below it cannot be read any more
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
@@ -243,17 +243,19 @@ impl Session {
         let cluster = &mut self.cluster;
         match (word, words) {
             ("room", [node, how]) => {
-                let shortage = (*how == "short").then_some(Shortage { need: 64, have: 1 });
+                let shortage = (*how == "short").then_some(Shortage::Disk { need: 64, have: 1 });
                 cluster.event(node, Event::Room(shortage));
             }
             ("next", [node, how]) => {
-                let have = match *how {
-                    "short" => 100,
-                    "near" => 950,
-                    "ok" => 2_000,
+                let (have, quota) = match *how {
+                    "short" => (100, 2_000),
+                    "near" => (950, 2_000),
+                    "over" => (2_000, 100),
+                    "ok" => (2_000, 2_000),
                     other => panic!("next NODE {other}"),
                 };
-                cluster.event(node, Event::SnapshotRoom(Room { need: 900, have, margin: 100 }));
+                let room = Room { need: 900, have, quota, margin: 100 };
+                cluster.event(node, Event::SnapshotRoom(room));
             }
             ("damage", [node, below]) => {
                 let below = below.parse().expect("damage NODE INDEX");

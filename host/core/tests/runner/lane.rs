@@ -87,7 +87,7 @@ impl Lane {
                 let listed = image.state().snapshots.clone();
                 if self.captures_fail {
                     let why = "told to".to_owned();
-                    done.events.push(Event::CaptureFailed { index, why });
+                    done.events.push(Event::CaptureFailed { index, why, postponed: false });
                 } else if let Some(unlist) =
                     listed.last().filter(|_| self.tight && listed.len() > 1)
                 {

@@ -55,7 +55,7 @@ fn i2_another_offer_yields_to_what_is_parked_or_displaces_it() {
         let expected = Expected { commit, ..expected() };
         let mut script = Script::new(frames_of(11, &other), true);
         let mut judge = Says::new(|verified| host.list(verified));
-        receive(&offer, &expected, PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
+        receive(&offer, &expected, &host.lane, &mut script, &mut judge);
         let last = script.told.last().expect("it was answered").clone();
         let preferred = BulkReply::Prefer(ObjectRef::of(&crate::store::tests::desc(10, &bytes)));
         match displaces {
@@ -71,9 +71,12 @@ fn i2_another_offer_yields_to_what_is_parked_or_displaces_it() {
 fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
     let bytes = payload(3 * BLOCK);
     let host = parked(&bytes);
-    on_lane(&host.lane, |store| store.tend(PARK_UNTIL_MS - 1));
+    // Its time begins when it is parked, however long the transfer took.
+    let parked_at = 10 * limits::PARK_MS;
+    on_lane(&host.lane, move |store| store.tend(parked_at));
+    on_lane(&host.lane, move |store| store.tend(parked_at + limits::PARK_MS - 1));
     assert_eq!(files(&host.fs).len(), 1);
-    on_lane(&host.lane, |store| store.tend(PARK_UNTIL_MS));
+    on_lane(&host.lane, move |store| store.tend(parked_at + limits::PARK_MS));
     host.assert_empty("it was parked too long");
 
     // After a restart its time begins anew.

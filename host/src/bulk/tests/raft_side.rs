@@ -11,7 +11,7 @@ fn x3_x6_x7_what_raft_does_not_take_is_gone() {
         let mut script = Script::new(frames(&bytes), true);
         let mut judge = Says::new(|_ignored| answer.clone());
         let offer = offer(&desc(10, &bytes));
-        let end = receive(&offer, &expected(), PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
+        let end = receive(&offer, &expected(), &host.lane, &mut script, &mut judge);
         assert_eq!(end.end, ReceiveEnd::Answered(answer.clone()));
         assert_eq!(script.told.last(), Some(&answer));
         host.assert_empty(&format!("{answer:?}"));
@@ -32,7 +32,7 @@ fn i4_i1_a_repeated_transfer_ends_with_a_defined_answer() {
     let mut script = Script::new(frames(&bytes), true);
     let mut judge = Says::new(|_raft_has_it| BulkReply::Stale);
     let offer = offer(&desc);
-    let again = receive(&offer, &expected(), PARK_UNTIL_MS, &host.lane, &mut script, &mut judge);
+    let again = receive(&offer, &expected(), &host.lane, &mut script, &mut judge);
     assert_eq!(again.end, ReceiveEnd::Answered(BulkReply::Stale));
     assert!(host.read(&desc) == bytes, "what is there stays");
     let (outcome, _) = send_to(vec![BulkReply::Stale], true);
@@ -57,7 +57,7 @@ fn i8_what_was_received_waits_for_the_raft_side() {
     let mut script = Script::new(frames(&bytes), true);
     let offer = offer(&desc(10, &bytes));
     let (lane, expected) = (&host.lane, expected());
-    let end = receive(&offer, &expected, PARK_UNTIL_MS, lane, &mut script, &mut Late(50));
+    let end = receive(&offer, &expected, lane, &mut script, &mut Late(50));
     assert_eq!(end.end, ReceiveEnd::Answered(BulkReply::Accepted));
     let alive = script.told.iter().filter(|told| **told == BulkReply::Credit { blocks: 0 });
     assert!(alive.count() >= 49, "{:?}", script.told);

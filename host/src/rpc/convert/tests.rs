@@ -17,7 +17,7 @@ fn frame(body: Body) -> Frame {
         boot: 7,
         nonce: u64::MAX - 3,
         wall_ms: 1_700_000_000_123,
-        short: Some(Shortage { need: 17, have: 4 }),
+        short: Some(Shortage::Disk { need: 17, have: 4 }),
         body,
     }
 }

@@ -65,8 +65,9 @@ pub fn accounted(node: &Node, replica: &Replica) -> Checked {
 
 /// Snapshots lie apart, and the log's own disk has room: commands are taken.
 pub fn undisturbed(node: &Node, apart: bool, shortage: Shortage) -> Checked {
-    // The log looks now and then: there may be room since.
-    match apart && !node.log_filled && !node.unreadable && shortage.have < shortage.need {
+    // The log looks now and then: there may be room since. Its own bound is another matter.
+    let lacks = matches!(shortage, Shortage::Disk { need, have } if have < need);
+    match apart && !node.log_filled && !node.unreadable && lacks {
         true => violated("budget", format!("node {} is short, and its log has room", node.id)),
         false => Ok(()),
     }
