@@ -125,15 +125,16 @@ impl World {
         let configurations = self.checks.configurations.of(group, state.configuration_index);
         let Some(term) = process.reader.term(group, index) else { return };
         let views: Vec<View> = self.views(group);
-        let gone = |replica| self.nodes.values().any(|node| node.gone.contains(&replica));
-        let durable = durable::acknowledged((index, term), &configurations, &views, gone);
+        let durable = durable::acknowledged((index, term), &configurations, &views);
         self.check(durable);
     }
 
     fn views(&self, group: GroupId) -> Vec<View> {
+        let lost = self.checks.lost.iter().filter(|(of, _)| *of == group);
+        let lost = lost.map(|(_, view)| view.clone());
         let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
         let up = self.nodes.values().filter_map(|node| node.process.as_ref());
-        up.filter_map(|process| view(process, group)).chain(down).collect()
+        up.filter_map(|process| view(process, group)).chain(down).chain(lost).collect()
     }
 }
 

@@ -5,7 +5,7 @@ use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
 use lockstep_core::snapshot::chunk::{
     BUSY_RETRY_MS, BulkReply, Expected, ObjectRef, Offer, Purpose,
 };
-use lockstep_core::snapshot::receive::ReceiveInput;
+use lockstep_core::snapshot::receive::{ReceiveEnd, ReceiveInput};
 use lockstep_core::snapshot::send::{Next, Report, SendEnd, SendInput, SendOutcome};
 use lockstep_core::snapshot::{SnapshotDesc, chunk};
 use lockstep_host::bulk::{Receiving, Sending, Sent, Step};
@@ -144,7 +144,11 @@ impl World {
             let until = transfer.stalled_until.min(now + 100 * MS);
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
-        let node = if to_receiver { transfer.to.0 } else { transfer.from.0 };
+        let ends = (transfer.from.0, transfer.to.0);
+        let (sender, node) = if to_receiver { ends } else { (ends.1, ends.0) };
+        if self.network.is_cut(sender, node) {
+            return self.at(now + 100 * MS, Action::Bulk { transfer: id, to_receiver });
+        }
         if self.is_paused(node) {
             let until = self.nodes[&node].paused_until.min(now + 100 * MS) + 1;
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
@@ -230,7 +234,8 @@ impl World {
                 self.event(node, group, vec![Event::Received { snapshot }]);
             }
             Step::Ended(received) => {
-                if received.resumed_bytes > 0 {
+                let accepted = ReceiveEnd::Answered(BulkReply::Accepted);
+                if received.resumed_bytes > 0 && received.end == accepted {
                     self.counters.add("resumed transfers");
                 }
                 if received.end.parks() && received.bytes + received.resumed_bytes > 0 {

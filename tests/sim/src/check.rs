@@ -65,4 +65,6 @@ pub struct Checks {
     pub configurations: durable::Configurations,
     /// Durable logs of nodes that are down, as they were when they went.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
+    /// Durable logs of disks that are gone, as they were when they went.
+    pub lost: Vec<(lockstep_core::ids::GroupId, durable::View)>,
 }

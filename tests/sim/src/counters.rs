@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 49] = [
+pub const WANTED: [&str; 50] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
@@ -28,6 +28,7 @@ pub const WANTED: [&str; 49] = [
     "guest traps",
     "installs",
     "io errors",
+    "kills",
     "links cut",
     "local snapshots",
     "log rejoins",

@@ -11,7 +11,7 @@ use lockstep_host::fs::Fs as _;
 use lockstep_host::fs::mem::DiskFault;
 use lockstep_host::store::{Use, list_directory, verify_object};
 
-use crate::check::{Checked, budget, gapless, leaks, snapshots, violated};
+use crate::check::{Checked, budget, gapless, leaks, recovery_points, snapshots, violated};
 use crate::node::{DATA, SNAPSHOTS};
 use crate::world::{Action, MS, Mend, SECOND, World};
 
@@ -71,7 +71,11 @@ impl World {
     fn crash(&mut self, node: NodeId) {
         if self.nodes[&node].process.is_some() {
             self.counters.add("crashes");
-            self.fall(node, false);
+            let killed = self.rng.percent(30);
+            if killed {
+                self.counters.add("kills");
+            }
+            self.fall(node, killed);
             let down = self.rng.between(100 * MS, 5 * SECOND);
             self.after(down, Action::Start { node });
         }
@@ -82,18 +86,18 @@ impl World {
         let op = self.rng.between(1, 40);
         let fs = &self.nodes[&node].fs;
         fs.halt_after(fs.ops() + op);
-        self.counters.add("crashes at an operation");
     }
 
     pub(crate) fn fall_if_halted(&mut self, node: NodeId) {
         if self.nodes[&node].fs.is_halted() {
+            self.counters.add("crashes at an operation");
             self.fall(node, false);
             let down = self.rng.between(100 * MS, 5 * SECOND);
             self.after(down, Action::Start { node });
         }
     }
 
-    /// The process is gone, and unless it `ended` by itself, the power too.
+    /// The process is gone, and unless it `ended` by itself or was killed, the power too.
     pub(crate) fn fall(&mut self, id: NodeId, ended: bool) {
         let views = self.views_of(id);
         let node = self.nodes.get_mut(&id).expect("a node");
@@ -285,24 +289,30 @@ impl World {
         let files = self.nodes[&id].fs.image_names();
         let fits = |path: &&std::path::PathBuf| {
             let name = path.to_string_lossy();
-            if in_log { name.ends_with("1.wal") } else { name.ends_with("snap") }
+            if in_log { segment_number(path).is_some() } else { name.ends_with("snap") }
         };
-        let candidates: Vec<_> = files.iter().filter(fits).collect();
+        let mut candidates: Vec<_> = files.iter().filter(fits).collect();
+        if in_log {
+            // The last segment's end may be a torn tail.
+            candidates.sort_by_key(|path| segment_number(path));
+            candidates.pop();
+        }
         if candidates.is_empty() {
             return;
         }
         let path = (*self.rng.pick(&candidates)).clone();
         let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
-        // The front of a log is older than what a torn tail may be.
-        let reach = if in_log { length.min(2_000) } else { length };
-        let offset = self.rng.below(reach.max(1));
+        let offset = self.rng.below(length.max(1));
         let node = self.nodes.get_mut(&id).expect("a node");
         if node.fs.corrupt(&path, offset).is_ok() {
             node.rotted = true;
-            node.rotten_log = in_log.then_some(path);
+            if in_log {
+                node.rotten_log = Some(path);
+            }
             self.weak = Some(id);
             self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
-            if self.rng.percent(70) {
+            // One that runs on has its scrubber to find it.
+            if self.rng.percent(if in_log { 30 } else { 70 }) {
                 self.crash(id);
             }
         }
@@ -314,28 +324,22 @@ impl World {
         }
         self.counters.add("wipes");
         self.fall(id, false);
-        self.lose_disk(id, "rejoins");
+        self.lose_disk(id);
         let down = self.rng.between(100 * MS, 3 * SECOND);
         self.after(down, Action::Start { node: id });
     }
 
     /// The node's disk is empty from now on; who lived there is gone.
-    pub(crate) fn lose_disk(&mut self, id: NodeId, counted: &'static str) {
-        let lost: Vec<_> = self
-            .checks
-            .down
-            .remove(&id)
-            .into_iter()
-            .flatten()
-            .map(|(_, view)| view.replica)
-            .collect();
+    pub(crate) fn lose_disk(&mut self, id: NodeId) {
+        let views: Vec<_> = self.checks.down.remove(&id).into_iter().flatten().collect();
+        let lost: Vec<_> = views.iter().map(|(_, view)| view.replica).collect();
+        self.checks.lost.extend(views);
         let setup = self.setup.clone();
         self.count_strikes(id);
         let node = self.nodes.get_mut(&id).expect("a node");
         node.wipe(&setup);
         node.gone.extend(lost.iter().copied());
         lost.into_iter().for_each(|replica| self.checks.votes.wiped(replica));
-        self.counters.add(counted);
     }
 
     pub(crate) fn mend(&mut self, what: Mend) {
@@ -363,6 +367,7 @@ impl World {
             let turn = ids[(self.looks / 4) as usize % ids.len()];
             let read = self.read_logs(turn);
             self.check(read);
+            self.check_recovery_points(turn);
         }
         for id in ids {
             let node = &self.nodes[&id];
@@ -385,6 +390,22 @@ impl World {
                 (node.rotted, node.rotten_log) = (false, None);
             }
         }
+    }
+
+    /// There is something to start from, whether or not the list changed just now.
+    fn check_recovery_points(&mut self, id: NodeId) {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return };
+        if node.is_doubtful() || node.fs.is_halted() {
+            return;
+        }
+        let check = |(group, replica): (&lockstep_core::ids::GroupId, &crate::node::Replica)| {
+            let first_index = process.reader.first_index(*group).unwrap_or(1);
+            let listed = replica.with_store(|store| store.listed().to_vec());
+            recovery_points::listed(replica, first_index, false, (&listed, &listed))
+        };
+        let checked: Vec<Checked> = process.replicas.iter().map(check).collect();
+        checked.into_iter().for_each(|result| self.check(result));
     }
 
     /// Whether everything on a node's disk verifies.
@@ -413,18 +434,6 @@ impl World {
                 snapshots::whole(replica.group.recovery_state(), replica, doubtful)
             })
             .collect();
-        let fallback = node.rotted
-            && process.replicas.values().any(|replica| {
-                let state = replica.group.recovery_state();
-                let newest = state.snapshots.first().cloned();
-                state.snapshots.len() > 1
-                    && newest.is_some_and(|desc| {
-                        replica.with_store(move |store| store.recoverable(&desc)).is_err()
-                    })
-            });
-        if fallback {
-            self.counters.add("fallback starts");
-        }
         checked.into_iter().for_each(|result| self.check(result));
     }
 
@@ -439,7 +448,8 @@ impl World {
         }
         for group in process.replicas.keys() {
             let entries = gapless::whole(*group, &process.reader)?;
-            self.checks.entries.agree(*group, &entries)?;
+            let before = process.reader.state(*group).map_or(0, |state| state.previous_term);
+            self.checks.entries.agree(*group, before, &entries)?;
         }
         Ok(())
     }
@@ -448,11 +458,8 @@ impl World {
     fn count_strikes(&mut self, id: NodeId) {
         let fs = self.nodes[&id].fs.clone();
         fs.struck().into_iter().for_each(|(what, count)| self.counters.add_many(what, count));
-        let number = |path: &std::path::PathBuf| {
-            let name = path.file_name()?.to_str()?.strip_suffix(".wal")?;
-            u64::from_str_radix(name, 16).ok()
-        };
-        let last = fs.image_names().iter().filter_map(number).max().unwrap_or(1);
+        let last = fs.image_names().iter().filter_map(|path| segment_number(path)).max();
+        let last = last.unwrap_or(1);
         self.counters.add_many("segments rolled", last.saturating_sub(1));
     }
 
@@ -496,6 +503,11 @@ impl World {
         for node in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.read_logs(node)?;
             self.count_strikes(node);
+
+            if !self.nodes[&node].gone.is_empty() {
+                // Somebody new lives there, and it came to rest with the others.
+                self.counters.add("rejoins");
+            }
         }
         for name in &names {
             let group = lockstep_core::ids::GroupId::of_name(name);
@@ -522,4 +534,10 @@ impl World {
         let transfers = &self.transfers;
         self.checks.reports.finish(|id| transfers.contains_key(&id))
     }
+}
+
+/// The number of a log segment.
+fn segment_number(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".wal")?;
+    u64::from_str_radix(name, 16).ok()
 }

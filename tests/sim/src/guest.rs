@@ -174,6 +174,7 @@ impl Guest for SimGuest {
             let mut next = || numbers.next().unwrap_or(0);
             let (id, key, value) = (next(), next(), next());
             let old = state.registers.insert(key, value).unwrap_or(0);
+            hasher.update(&old.to_le_bytes());
             *state.counts.entry(id).or_default() += 1;
             done.push(Operation { id, key, value, old });
             outcomes.push(Outcome::Ok(Bytes::copy_from_slice(&old.to_le_bytes())));

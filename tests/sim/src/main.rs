@@ -68,11 +68,14 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-fn report_points(struck: Result<u64, String>, took: Duration) -> ExitCode {
+fn report_points(struck: Result<(u64, u64), String>, took: Duration) -> ExitCode {
     match struck {
-        Ok(ops) => {
-            let (ways, took) = (points::STRIKES.len(), took.as_secs_f64());
-            println!("{ops} operations of one node, each struck in {ways} ways, in {took:.1} s");
+        Ok((ops, reads)) => {
+            let (ways, took) = (points::STRIKES.len() - 1, took.as_secs_f64());
+            println!(
+                "{ops} operations of one node, each struck in {ways} ways, and {reads} reads failed, in \
+                 {took:.1} s"
+            );
             ExitCode::SUCCESS
         }
         Err(why) => {

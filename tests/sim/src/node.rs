@@ -171,6 +171,12 @@ impl Node {
         (now / 1_000).saturating_add_signed(self.clock_ms + drifted)
     }
 
+    /// Time between two of its ticks: a fast clock has more of them.
+    pub fn tick_us(&self) -> u64 {
+        let share = 1_000_000_i64.saturating_add(self.drift).max(1).unsigned_abs();
+        100_000 * 1_000_000 / share
+    }
+
     /// Whatever else took its disks gives them back.
     pub fn free_disk(&mut self, disk_bytes: u64) {
         self.fs.set_capacity(disk_bytes);

@@ -7,7 +7,7 @@
 //! wrong. Afterwards the cluster must converge, and every checker is asked.
 //!
 //! The disk halts behind the operation (and what was not synced is lost, or any part of it stays),
-//! or the operation fails.
+//! or the operation fails, or a read does.
 
 use lockstep_core::group::SnapshotPolicy;
 use lockstep_core::ids::{GroupId, NodeId};
@@ -29,10 +29,12 @@ pub enum Strike {
     /// Power goes; what was not synced is lost, or a part of it drawn from this number stays.
     Crash(Option<u64>),
     Fail(DiskFault),
+    /// The read of this number fails; reads are counted by themselves.
+    FailRead,
 }
 
 /// Every way in which an operation is struck.
-pub const STRIKES: [Strike; 7] = [
+pub const STRIKES: [Strike; 8] = [
     Strike::Crash(None),
     Strike::Crash(Some(1)),
     Strike::Crash(Some(2)),
@@ -40,6 +42,7 @@ pub const STRIKES: [Strike; 7] = [
     Strike::Crash(Some(4)),
     Strike::Fail(DiskFault::Io),
     Strike::Fail(DiskFault::Full),
+    Strike::FailRead,
 ];
 
 /// What the story must have in it, as the counters call it.
@@ -60,14 +63,12 @@ pub struct Told {
     pub counters: Counters,
 }
 
-/// Tells the story, striking the operation of this number, from 1 on.
-pub fn story(seed: u64, strike: Option<(u64, Strike)>) -> Result<Told, Violation> {
+/// Tells the story, striking the operation of this number, from 1 on, in this way.
+pub fn story(seed: u64, strike: Strike, op: Option<u64>) -> Result<Told, Violation> {
     let mut world = World::with_setup(seed, setup());
     world.calm = true;
-    if let Some((_, Strike::Crash(keep))) = strike {
-        world.keep = Some(keep);
-    }
-    let ops = world.tell(strike)?;
+    world.keep = strike.keeps(op.unwrap_or(0));
+    let ops = world.tell(strike, op)?;
     world.converge()?;
     world.finish()?;
     Ok(Told { ops, counters: world.counters })
@@ -92,8 +93,39 @@ fn setup() -> Setup {
     }
 }
 
+impl Strike {
+    /// What stays of what was not synced when the disk halts behind this operation, unless that is
+    /// to be drawn: not the same at each.
+    fn keeps(self, op: u64) -> Option<Option<u64>> {
+        match self {
+            Self::Crash(keep) => Some(keep.map(|number| number * 1_000_003 + op)),
+            Self::Fail(_) | Self::FailRead => None,
+        }
+    }
+
+    /// Operations of the kind that it strikes, so far.
+    fn count(self, fs: &MemFs) -> u64 {
+        match self {
+            Self::Crash(_) | Self::Fail(_) => fs.ops(),
+            Self::FailRead => fs.reads(),
+        }
+    }
+
+    /// The disk will do it at the operation `at`, if that is still to come.
+    fn arm(self, fs: &MemFs, at: u64) {
+        if at <= self.count(fs) {
+            return;
+        }
+        match self {
+            Self::Crash(_) => fs.halt_after(at - 1),
+            Self::Fail(fault) => fs.fail_op(at, fault),
+            Self::FailRead => fs.fail_read(at, DiskFault::Io),
+        }
+    }
+}
+
 impl World {
-    fn tell(&mut self, strike: Option<(u64, Strike)>) -> Result<u64, Violation> {
+    fn tell(&mut self, strike: Strike, op: Option<u64>) -> Result<u64, Violation> {
         self.until("sixty commands", |world| world.acknowledged() >= 60)?;
         for other in [NodeId(1), NodeId(2)] {
             self.network.cut.extend([(other, VICTIM), (VICTIM, other)]);
@@ -101,8 +133,9 @@ impl World {
         let before = self.acknowledged();
         self.until("two marks without it", |world| world.acknowledged() >= before + 200)?;
         let fs = self.nodes[&VICTIM].fs.clone();
-        let base = fs.ops();
-        arm(&fs, base, strike);
+        let base = strike.count(&fs);
+        let arm = || op.into_iter().for_each(|op| strike.arm(&fs, base + op));
+        arm();
         self.network.cut.clear();
         let coming = |world: &Self| {
             let is_half = |transfer: &Transfer| {
@@ -113,7 +146,7 @@ impl World {
         };
         // Struck, it may come whole, or by the log.
         self.until("a part of a snapshot", |world| {
-            coming(world).is_some() || strike.is_some() && world.serves_with(1)
+            coming(world).is_some() || op.is_some() && world.serves_with(1)
         })?;
         if let Some(id) = coming(self) {
             self.cut_transfer(id);
@@ -124,16 +157,18 @@ impl World {
             world.acknowledged() >= before + 150 && world.serves_with(2)
         })?;
         if self.nodes[&VICTIM].process.is_some() {
+            // This fall is the same whichever operation is struck.
+            let keep = std::mem::replace(&mut self.keep, strike.keeps(0));
             self.fall(VICTIM, false);
+            self.keep = keep;
             self.after(100 * MS, Action::Start { node: VICTIM });
         }
-        let fallen = fs.ops() - base;
         // The fall forgot what was still to come: it strikes the start.
-        arm(&fs, base, strike);
+        arm();
         self.until("another start", |world| world.serves_with(1))?;
-        let ops = fs.ops() - base;
-        // What a start does depends on what the fall kept: it may be shorter than the one untold.
-        if let Some((op, _)) = strike.filter(|(op, _)| *op > ops && *op <= fallen) {
+        let ops = strike.count(&fs) - base;
+        // Up to the strike all is as it was without it.
+        if let Some(op) = op.filter(|op| *op > ops) {
             return violated("points", format!("there were {ops} operations: none was the {op}th"));
         }
         let segments = fs.image_names();
@@ -168,33 +203,30 @@ impl World {
     }
 }
 
-/// The disk will do it, if the operation is still to come.
-fn arm(fs: &MemFs, base: u64, strike: Option<(u64, Strike)>) {
-    match strike.filter(|(op, _)| base + op > fs.ops()) {
-        Some((op, Strike::Crash(_))) => fs.halt_after(base + op - 1),
-        Some((op, Strike::Fail(fault))) => fs.fail_op(base + op, fault),
-        None => {}
-    }
-}
-
 /// Strikes every operation of the story in every way, on as many threads as there are; the number
-/// of operations, and what went wrong first.
-pub fn every_point(seed: u64) -> Result<u64, String> {
-    let undisturbed = story(seed, None);
-    let Told { ops, counters } =
-        undisturbed.map_err(|v| format!("undisturbed: {}: {}", v.checker, v.what))?;
-    if let Some(missing) = CHAPTERS.iter().find(|chapter| counters.get(chapter) == 0) {
-        return Err(format!("the story of seed {seed} has no {missing} in it"));
+/// of operations and of reads, and what went wrong first.
+pub fn every_point(seed: u64) -> Result<(u64, u64), String> {
+    let (mut points, mut most) = (Vec::new(), (0, 0));
+    for strike in STRIKES {
+        let undisturbed = story(seed, strike, None);
+        let Told { ops, counters } =
+            undisturbed.map_err(|v| format!("undisturbed: {}: {}", v.checker, v.what))?;
+        if let Some(missing) = CHAPTERS.iter().find(|chapter| counters.get(chapter) == 0) {
+            return Err(format!("the story of seed {seed} has no {missing} in it"));
+        }
+        match strike {
+            Strike::FailRead => most.1 = ops,
+            Strike::Crash(_) | Strike::Fail(_) => most.0 = ops.max(most.0),
+        }
+        points.extend((1..=ops).map(|op| (strike, op)));
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let strike_some = |first: u64| -> Result<(), String> {
-        for op in (1 + first..=ops).step_by(threads as usize) {
-            for strike in STRIKES {
-                let said = |v: Violation| format!("{strike:?} at {op}: {}: {}", v.checker, v.what);
-                let told = std::panic::catch_unwind(|| story(seed, Some((op, strike))));
-                let told = told.map_err(|_| format!("{strike:?} at {op}: it panics"))?;
-                drop(told.map_err(said)?);
-            }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let strike_some = |first: usize| -> Result<(), String> {
+        for (strike, op) in points.iter().copied().skip(first).step_by(threads) {
+            let said = |v: Violation| format!("{strike:?} at {op}: {}: {}", v.checker, v.what);
+            let told = std::panic::catch_unwind(|| story(seed, strike, Some(op)));
+            let told = told.map_err(|_| format!("{strike:?} at {op}: it panics"))?;
+            drop(told.map_err(said)?);
         }
         Ok(())
     };
@@ -205,5 +237,5 @@ pub fn every_point(seed: u64) -> Result<u64, String> {
         let results = workers.into_iter().map(|worker| worker.join().expect("panics are caught"));
         results.collect::<Result<Vec<()>, String>>()
     })?;
-    Ok(ops)
+    Ok(most)
 }

@@ -7,7 +7,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
-use crate::check::durable::{View, Views};
+use crate::check::durable::{self, View, Views};
 use crate::check::promises;
 use crate::node::{NoStart, Process};
 use crate::world::{Action, Captured, MS, SECOND, World};
@@ -79,7 +79,9 @@ impl World {
     }
 
     fn tick(&mut self, id: NodeId) {
-        self.after(100 * MS, Action::Tick { node: id });
+        let node = self.nodes.get_mut(&id).expect("a node");
+        let every = node.tick_us();
+        self.after(every, Action::Tick { node: id });
         if self.is_paused(id) {
             return;
         }
@@ -302,7 +304,9 @@ impl World {
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
         replica.lane_scheduled = false;
         let Some(job) = replica.jobs.pop_front() else { return };
+        let starts = matches!(job, ApplyJob::Start { .. });
         let outputs = replica.lane.run(job);
+        self.count_outputs(starts, &outputs);
         self.schedule_apply(node, group);
         self.fall_if_halted(node);
         for output in outputs {
@@ -336,9 +340,25 @@ impl World {
         }
     }
 
+    /// A start that took an older recovery point, and an install that brought a guest.
+    fn count_outputs(&mut self, starts: bool, outputs: &[Output]) {
+        let any = |is: fn(&Event) -> bool| {
+            outputs.iter().any(|output| matches!(output, Output::Event(event) if is(event)))
+        };
+        let rotten = any(|event| matches!(event, Event::Rotten { .. }));
+        if starts && rotten && any(|event| matches!(event, Event::Started { applied: 1.. })) {
+            self.counters.add("fallback starts");
+        }
+        let lost = any(|event| {
+            matches!(event, Event::Faulted(_) | Event::NeedsSnapshot { .. } | Event::Overtaken)
+        });
+        if !lost && any(|event| matches!(event, Event::Restored { .. })) {
+            self.counters.add("installs");
+        }
+    }
+
     fn count_event(&mut self, event: &Event) {
         match event {
-            Event::Restored { .. } => self.counters.add("installs"),
             Event::Rotten { .. } => self.counters.add("rotten objects found"),
             Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for room"),
             Event::CaptureFailed { .. } => self.counters.add("captures failed"),
@@ -380,7 +400,7 @@ impl World {
             }
             self.fall(id, true);
             if removed {
-                self.lose_disk(id, "rejoins");
+                self.lose_disk(id);
             }
         }
         self.ids += 1;
@@ -389,7 +409,11 @@ impl World {
         node.time.set(node.wall_ms(self.now));
         match node.start(&self.setup, &self.observed, epoch, seed) {
             Ok(first) => {
-                self.checks.down.remove(&id);
+                let before = self.checks.down.remove(&id).filter(|_| !self.nodes[&id].is_doubtful());
+                if let Some(before) = before {
+                    let kept = durable::kept(&before, &self.views_of(id));
+                    self.check(kept);
+                }
                 self.counters.add("starts");
                 self.fall_if_halted(id);
                 self.check_start(id);
@@ -403,13 +427,18 @@ impl World {
                 let again = self.rng.between(100 * MS, SECOND);
                 self.after(again, Action::Start { node: id });
             }
-            Err(NoStart::Damaged(why) | NoStart::Strays(why)) => {
-                if !self.nodes[&id].rotted {
+            Err(ref refused @ (NoStart::Damaged(ref why) | NoStart::Strays(ref why))) => {
+                let node = &self.nodes[&id];
+                let excused = match refused {
+                    NoStart::Strays(_) => node.rotted,
+                    NoStart::Damaged(_) | NoStart::Disk(_) => node.rotten_log.is_some(),
+                };
+                if !excused {
                     let what = format!("node {id} does not start, though no bit rotted: {why}");
                     return self.check(crate::check::violated("gapless", what));
                 }
                 self.counters.add("log rejoins");
-                self.lose_disk(id, "rejoins");
+                self.lose_disk(id);
                 self.after(SECOND, Action::Start { node: id });
             }
         }
@@ -428,5 +457,13 @@ pub(crate) fn view(process: &Process, group: GroupId) -> Option<View> {
     let state = process.reader.state(group)?;
     let last_index = process.reader.last_index(group)?;
     let terms = process.reader.terms(group)?;
-    Some(View { replica: state.replica, first_index: state.first_index, terms, last_index })
+    Some(View {
+        replica: state.replica,
+        term: state.term,
+        vote: state.vote,
+        commit: state.commit,
+        first_index: state.first_index,
+        terms,
+        last_index,
+    })
 }

@@ -333,6 +333,7 @@ impl World {
             node.fs.heal();
             node.free_disk(disk_bytes);
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
+            node.unreadable = false;
             *node.traps.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });
@@ -376,6 +377,10 @@ impl World {
         let mut applied = Vec::new();
         for node in self.nodes.values() {
             let Some(process) = &node.process else { return false };
+            // A rotten object is found and repaired; a segment goes when the log is cut.
+            if node.rotted && node.rotten_log.is_none() {
+                return false;
+            }
             let status = process.replicas[&group].group.status();
             if status.state.refusal().is_some() || status.configuration.is_joint() {
                 return false;

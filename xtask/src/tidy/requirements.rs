@@ -32,6 +32,10 @@ const SECTIONS: [(char, usize); 12] = [
 ];
 const IDS_MAX: usize = 3;
 const KINDS: [&str; 3] = ["as written", "by intent", "superseded"];
+/// The ids that another rule replaces; no others may be.
+const SUPERSEDED: [&str; 14] = [
+    "L8", "P10", "G6", "X14", "K11", "K13", "K16", "K19", "O4", "O10", "I1", "F4", "F6", "F7",
+];
 /// How the lines begin that hold the counts.
 const COUNTS: &str = "**Counts.**";
 const UNPROVEN: &str = "**No planted bug makes these fail.**";
@@ -76,6 +80,10 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
         let kind = line.split('|').nth(2).map_or("", str::trim);
         if !KINDS.contains(&kind) {
             report(TABLE, at + 1, format!("{kind:?} is none of {}", KINDS.join(", ")));
+        }
+        let id = row_id(line).unwrap_or_default();
+        if SUPERSEDED.contains(&id) != (kind == "superseded") {
+            report(TABLE, at + 1, format!("{id} is {kind}: superseded are {SUPERSEDED:?}"));
         }
     }
     let filled = fill(tree, text);

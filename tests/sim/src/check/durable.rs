@@ -1,5 +1,5 @@
-//! What was acknowledged is on the disks of a majority, disks that are gone counted in. Planted:
-//! `commit_alone`.
+//! What was acknowledged is on the disks of a majority, or was when a disk went; and what was durable
+//! when a process fell is there at its next start. Planted: `commit_alone`, `skip_fsync`.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +12,9 @@ use super::{Checked, violated};
 #[derive(Clone, Debug)]
 pub struct View {
     pub replica: ReplicaId,
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
     pub first_index: u64,
     /// Runs of equal terms: first index and term, from the entry before the first one.
     pub terms: Vec<(u64, u64)>,
@@ -45,17 +48,34 @@ impl Configurations {
 
 pub type Views = BTreeMap<GroupId, View>;
 
+/// A process fell with `before` on its disk, and the next one finds `now`.
+pub fn kept(before: &Views, now: &Views) -> Checked {
+    for (group, before) in before {
+        let Some(now) = now.get(group).filter(|now| now.replica == before.replica) else {
+            return violated("durable", format!("group {group}: {} is gone", before.replica));
+        };
+        // Beyond the commit index what was not synced yet may have stayed instead.
+        let committed = before.commit.min(before.last_index);
+        let run = before.terms.iter().rev().find(|run| run.0 <= committed);
+        let has = run.is_none_or(|run| now.has(committed, run.1));
+        let voted = now.term > before.term || before.vote == 0 || now.vote == before.vote;
+        if !has || !voted || now.term < before.term || now.commit < before.commit {
+            return violated("durable", format!("fell with {before:?}, starts with {now:?}"));
+        }
+    }
+    Ok(())
+}
+
 /// The entry of `term` at `index` was acknowledged to a client by a group with one of these
 /// configurations.
 pub fn acknowledged(
     (index, term): (u64, u64),
     configurations: &[Configuration],
     views: &[View],
-    is_gone: impl Fn(ReplicaId) -> bool,
 ) -> Checked {
     let mut broken = None;
     for configuration in configurations {
-        match chosen((index, term), configuration, views, &is_gone) {
+        match chosen((index, term), configuration, views) {
             Ok(()) => return Ok(()),
             Err(violation) => broken = Some(violation),
         }
@@ -67,14 +87,12 @@ fn chosen(
     (index, term): (u64, u64),
     configuration: &Configuration,
     views: &[View],
-    is_gone: &impl Fn(ReplicaId) -> bool,
 ) -> Checked {
     for voters in [&configuration.voters, &configuration.voters_outgoing] {
-        let gone = voters.iter().filter(|voter| is_gone(**voter)).count();
         let has = |view: &&View| view.has(index, term);
         let have = views.iter().filter(|view| voters.contains(&view.replica)).filter(has).count();
         let majority = voters.len() / 2 + 1;
-        if !voters.is_empty() && have + gone < majority {
+        if !voters.is_empty() && have < majority {
             let what = format!(
                 "entry {index} of term {term} was acknowledged, {have} of {voters:?} have it"
             );

@@ -1,5 +1,5 @@
-//! Equal index and term, equal entry, on all disks and at all times. Planted:
-//! `write_other_bytes`.
+//! Equal index and term, equal entry and equal term before it, on all disks and at all times (log
+//! matching). Planted: `write_other_bytes`.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,16 @@ use super::{Checked, violated};
 pub struct Entries(BTreeMap<(GroupId, u64, u64), [u8; 32]>);
 
 impl Entries {
-    pub fn agree(&mut self, group: GroupId, entries: &[Entry]) -> Checked {
+    /// `before` is the term of the entry before the first of them.
+    pub fn agree(&mut self, group: GroupId, mut before: u64, entries: &[Entry]) -> Checked {
         for entry in entries {
-            let digest = *blake3::hash(&entry.data).as_bytes();
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&before.to_le_bytes());
+            hasher.update(&[entry.get_entry_type() as u8]);
+            hasher.update(&(entry.data.len() as u64).to_le_bytes());
+            hasher.update(&entry.data).update(&entry.context);
+            let digest = *hasher.finalize().as_bytes();
+            before = entry.term;
             let key = (group, entry.index, entry.term);
             if *self.0.entry(key).or_insert(digest) != digest {
                 let what = format!("entry {} of term {} differs", entry.index, entry.term);

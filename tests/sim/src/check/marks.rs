@@ -7,17 +7,17 @@ use lockstep_core::snapshot::SnapshotDesc;
 
 use super::{Checked, violated};
 
-/// Digests by group, term and index.
+/// Term and digest by group and index.
 #[derive(Default)]
-pub struct Marks(BTreeMap<(GroupId, u64, u64), Digest>);
+pub struct Marks(BTreeMap<(GroupId, u64), (u64, Digest)>);
 
 impl Marks {
     pub fn listed(&mut self, group: GroupId, snapshots: &[SnapshotDesc]) -> Checked {
         for desc in snapshots {
-            let key = (group, desc.term, desc.index);
-            let known = *self.0.entry(key).or_insert(desc.digest);
-            if known != desc.digest {
-                let what = format!("two digests at the mark {} of term {}", desc.index, desc.term);
+            let found = (desc.term, desc.digest);
+            let known = *self.0.entry((group, desc.index)).or_insert(found);
+            if known != found {
+                let what = format!("two snapshots at {}: {known:?} and {found:?}", desc.index);
                 return violated("marks", what);
             }
         }

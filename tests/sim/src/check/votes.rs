@@ -25,12 +25,15 @@ impl Votes {
             return violated("votes", format!("{} speaks, though its disk is gone", frame.from));
         }
         let Body::Raft(message) = &frame.body else { return Ok(()) };
-        if message.get_msg_type() != MessageType::MsgRequestVoteResponse || message.reject {
-            return Ok(());
-        }
+        let to = match message.get_msg_type() {
+            MessageType::MsgRequestVoteResponse if !message.reject => message.to,
+            // A candidate has its own vote.
+            MessageType::MsgRequestVote => message.from,
+            _other => return Ok(()),
+        };
         let key = (frame.group, frame.from, message.term);
-        let given = *self.given.entry(key).or_insert(message.to);
-        match given == message.to {
+        let given = *self.given.entry(key).or_insert(to);
+        match given == to {
             true => Ok(()),
             false => {
                 let (from, term) = (frame.from, message.term);
