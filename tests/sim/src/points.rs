@@ -136,6 +136,9 @@ impl World {
         let base = strike.count(&fs);
         let arm = || op.into_iter().for_each(|op| strike.arm(&fs, base + op));
         arm();
+        // A checker may be the one whose read fails.
+        let unreadable = strike == Strike::FailRead;
+        self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
         self.network.cut.clear();
         let coming = |world: &Self| {
             let is_half = |transfer: &Transfer| {
@@ -165,7 +168,9 @@ impl World {
         }
         // The fall forgot what was still to come: it strikes the start.
         arm();
+        self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
         self.until("another start", |world| world.serves_with(1))?;
+        self.nodes.get_mut(&VICTIM).expect("the third").unreadable = false;
         let ops = strike.count(&fs) - base;
         // Up to the strike all is as it was without it.
         if let Some(op) = op.filter(|op| *op > ops) {
