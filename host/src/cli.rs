@@ -108,7 +108,7 @@ fn run(command: Command) -> Outcome {
         Command::Query(args) => block_on(query::run(args))?,
         Command::Status(args) => block_on(status::run(args))?,
         Command::Check(args) => check::run(&args),
-        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),
     }

@@ -134,6 +134,8 @@ struct RawGroup {
 
 /// Hours between two readings of everything, unless configured.
 const SCRUB_HOURS: u64 = 24;
+/// A block takes half the time after which a transfer counts as stalled.
+const SNAPSHOT_RATE_MIN: u64 = 64 << 10;
 
 impl NodeConfig {
     /// Reads and checks a file.
@@ -184,6 +186,12 @@ impl NodeConfig {
         let snapshot_budget = budget.map(|s| parse_share("snapshot-budget", s)).transpose()?;
         let rate = raw.snapshot_rate.as_deref();
         let rate = rate.map(|s| parse_size("snapshot-rate", s)).transpose()?;
+        if rate.is_some_and(|rate| (1..SNAPSHOT_RATE_MIN).contains(&rate)) {
+            return Err(format!(
+                "snapshot-rate: below {SNAPSHOT_RATE_MIN} bytes a second a transfer would count as \
+                 stalled; 0 is no limit"
+            ));
+        }
         if let Some(address) = &raw.metrics_listen {
             check_address("metrics-listen", address)?;
         }

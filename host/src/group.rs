@@ -13,7 +13,7 @@ use std::time::Duration;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{
-    ApplyJob, Effect, Event, Group, GroupStatus, Inbound, ReplicaState, Stopped,
+    ApplyJob, Effect, Event, Group, GroupStatus, Inbound, ReplicaState, Running, Stopped,
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
@@ -28,6 +28,7 @@ use crate::transport::Transport;
 
 pub mod apply_lane;
 mod capture;
+pub mod gauges;
 pub(crate) mod inbox;
 pub mod log_lane;
 pub(crate) mod mailbox;
@@ -41,7 +42,7 @@ pub(crate) mod tests;
 
 pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
 
-use apply_lane::Gauges;
+use gauges::Gauges;
 use inbox::Judged;
 pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
@@ -364,7 +365,18 @@ impl GroupActor {
 
     fn publish_state(&self, state: ReplicaState) {
         let cause = state.cause();
-        tracing::info!(group = self.handle.name(), state = state.name(), cause, "replica state");
+        let group = self.handle.name();
+        match &state {
+            ReplicaState::Stopped(Stopped::Failed(_)) => {
+                tracing::error!(group, state = state.name(), cause, "replica state");
+            }
+            ReplicaState::Running(Running::Parked(_) | Running::DiskFull(_)) => {
+                tracing::warn!(group, state = state.name(), cause, "replica state");
+            }
+            ReplicaState::Running(_) | ReplicaState::Stopped(_) => {
+                tracing::info!(group, state = state.name(), cause, "replica state");
+            }
+        }
         self.state.send_replace(state);
         self.publish_report();
     }
@@ -422,6 +434,7 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         log_fsyncs: log.fsyncs,
         log_pinned_by: log.pinned_by,
         log_damaged: log.damaged,
+        log_disk_available: log.available,
         last_capture_ms: gauges.last_capture_ms.load(Relaxed),
         last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),

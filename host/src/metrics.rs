@@ -84,6 +84,35 @@ impl Transfers {
     }
 }
 
+/// How an outbound transfer may end.
+pub(crate) const SEND_ENDS: [&str; 12] = [
+    "accepted",
+    "stale",
+    "busy",
+    "prefers_another",
+    "no_space",
+    "corrupt",
+    "incompatible",
+    "wrong_group",
+    "stalled",
+    "broken",
+    "source_bad",
+    "protocol",
+];
+/// How an inbound one may.
+pub(crate) const RECEIVE_ENDS: [&str; 10] = [
+    "accepted",
+    "stale",
+    "busy",
+    "prefers_another",
+    "no_space",
+    "corrupt",
+    "incompatible",
+    "wrong_group",
+    "stalled",
+    "broken",
+];
+
 fn send_end(end: &SendEnd) -> &'static str {
     match end {
         SendEnd::Replied(reply) => reply_word(reply),

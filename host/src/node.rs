@@ -103,6 +103,26 @@ fn listen_way_out(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// The node's own port, and that of its metrics.
+type Taken = (TcpListener, Option<TcpListener>);
+
+enum Ports {
+    Taken(Taken),
+    Free(Option<std::net::TcpListener>),
+}
+
+async fn take_ports(
+    socket: Option<std::net::TcpListener>,
+    config: &NodeConfig,
+) -> Result<Taken, StartError> {
+    let listener = listen_on(socket, &config.listen).await?;
+    let metrics = match &config.metrics_listen {
+        Some(address) => Some(listen(address, "metrics-listen").await?),
+        None => None,
+    };
+    Ok((listener, metrics))
+}
+
 /// A running node.
 pub struct Node {
     router: Router,
@@ -141,14 +161,18 @@ impl Node {
         for spec in &config.groups {
             modules.insert(spec.name.clone(), load_module(spec, &modules, &config)?);
         }
+        // Nothing is moved aside for a node that could not be reached.
+        let ports = match (rejoin, socket) {
+            (true, socket) => Ports::Taken(take_ports(socket, &config).await?),
+            (false, socket) => Ports::Free(socket),
+        };
         let mut data = DataDir::open(&fs, &config, rejoin)?;
         if rejoin {
             data.move_snapshots_aside(&*fs, &config)?;
         }
-        let listener = listen_on(socket, &config.listen).await?;
-        let metrics = match &config.metrics_listen {
-            Some(address) => Some(listen(address, "metrics-listen").await?),
-            None => None,
+        let (listener, metrics) = match ports {
+            Ports::Taken(taken) => taken,
+            Ports::Free(socket) => take_ports(socket, &config).await?,
         };
         let options = WalOptions {
             cluster: config.cluster_id(),

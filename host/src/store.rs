@@ -117,6 +117,13 @@ impl SnapshotStore {
             missing = swept.missing.len(),
             "snapshot store opened"
         );
+        for error in &swept.errors {
+            tracing::warn!(group = %identity.group, error, "a snapshot file was left as it is");
+        }
+        if !swept.foreign.is_empty() {
+            tracing::warn!(group = %identity.group, dir = %dir.display(), files = ?swept.foreign,
+                "these are no snapshots of this group: left alone");
+        }
         let sweep::Stays { objects, parts } = stays;
         let objects =
             objects.into_iter().map(|(name, bytes)| (name, quota.charge(bytes))).collect();
@@ -412,6 +419,7 @@ impl SnapshotStore {
                 self.objects.remove(&name);
             }
         }
+        self.tally.unremoved += collected.errors.len() as u64;
         collected
     }
 

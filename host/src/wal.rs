@@ -105,6 +105,8 @@ pub struct WalStats {
     pub pinned_by: Option<GroupId>,
     /// Segments that turned out not to be what was written: a start would refuse them.
     pub damaged: u64,
+    /// Bytes that its filesystem has left.
+    pub available: u64,
 }
 
 /// The writer; there is one, in the log lane.
@@ -262,6 +264,7 @@ impl Wal {
             written_bytes: self.counters.written_bytes,
             pinned_by: self.pinned_by(),
             damaged: self.shared.damaged().len() as u64,
+            available: self.fs.space(&self.dir).map_or(0, |space| space.available),
         }
     }
 

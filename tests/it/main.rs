@@ -15,6 +15,7 @@ mod promises;
 mod rejoin;
 mod requests;
 mod services;
+mod snapshots;
 mod solo;
 mod start;
 mod streams;

@@ -10,7 +10,10 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 29] = [
+    "lockstep_log_damaged_segments",
+    "lockstep_log_disk_available_bytes",
+    "lockstep_removals_failed_total",
     "lockstep_group_state",
     "lockstep_group_leads",
     "lockstep_leaderless_seconds",

@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 56] = [
+pub const ALL: [(&str, &str); 57] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -28,6 +28,7 @@ pub const ALL: [(&str, &str); 56] = [
     ("forget_vote", "the vote is not written"),
     ("full_for_ever", "nobody hears that there is room again"),
     ("keep_a_rotten_one", "the newest recovery point is spared though it is rotten"),
+    ("keep_damaged_log", "log that cannot be read stays"),
     ("keep_conflicting_suffix", "entries of a deposed leader stay in the window"),
     ("leak_parts", "broken transfers leave their staging files"),
     ("leak_unlisted", "objects stay that nobody needs"),

@@ -121,11 +121,7 @@ pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -
 
 /// Keeps what needs nothing of the log that cannot be read, and cuts that off; `None` if no good
 /// one is listed that can do without it.
-pub fn past(
-    state: &RecoveryState,
-    pins: &Pins,
-    rotten: &BTreeSet<ObjectName>,
-) -> Option<Plan> {
+pub fn past(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
     let readable = |desc: &&SnapshotDesc| desc.index + 1 >= pins.unreadable;
     let kept: Vec<SnapshotDesc> = state.snapshots.iter().filter(readable).cloned().collect();
     let good = kept.iter().any(|desc| !rotten.contains(&name(desc)));

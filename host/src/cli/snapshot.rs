@@ -1,17 +1,26 @@
 //! `lockstep snapshot`: what lies in a data directory, read without touching it.
+//!
+//! A listed snapshot without a file has a row as well. Who holds an object only the running node
+//! knows: it is asked for it if its configuration or its address was given.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use lockstep_client::{Client, Options};
 use lockstep_core::ids::GroupId;
+use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::wal::replay::GroupLog;
 
 use crate::cli::format::{size, table};
 use crate::cli::{Failure, Outcome};
 use crate::config::NodeConfig;
 use crate::fs::DiskFs;
-use crate::store::{ObjectFile, list_directory, list_objects, verify_object};
+use crate::store::layout::{ObjectName, snapshot_dir};
+use crate::store::{
+    Identity, ObjectContent, ObjectFile, list_directory, list_objects, verify_object,
+};
 use crate::wal;
 
 #[derive(clap::Subcommand)]
@@ -36,10 +45,23 @@ pub(crate) struct Args {
     /// The node's configuration: with it, snapshots that lie elsewhere are found too.
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     config: Option<PathBuf>,
+    /// The running node, to say who holds an object; with --config it is known.
+    #[arg(long, value_name = "HOST:PORT")]
+    endpoint: Option<String>,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
 }
+
+/// What was found, and where to ask who holds it.
+struct Found {
+    data: PathBuf,
+    objects: Vec<ObjectFile>,
+    endpoint: Option<String>,
+}
+
+/// By group and file: what an object is held for, as the running node says.
+type Holders = BTreeMap<(String, String), String>;
 
 /// What the log of the node says, or why it cannot be read.
 type Logs = Result<BTreeMap<GroupId, GroupLog>, String>;
@@ -48,16 +70,29 @@ type Logs = Result<BTreeMap<GroupId, GroupLog>, String>;
 struct Row {
     object: ObjectFile,
     listed: Option<bool>,
+    /// `None` if no node was there to say.
+    held: Option<String>,
     /// What `verify` and `why` found: `None` is good.
     verdict: Option<Result<(), String>>,
 }
 
-pub(crate) fn run(command: &Command) -> Outcome {
+/// The running node answers at once, or is not there.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(command: &Command) -> Outcome {
     let (Command::List(args) | Command::Verify(args) | Command::Why(args)) = command;
-    let (data, objects) = find(args)?;
+    let Found { data, objects, endpoint } = find(args)?;
     let logs: Logs = wal::inspect(&DiskFs, &data.join("wal"))
         .map(|(_, groups)| groups)
         .map_err(|error| error.to_string());
+    if let Err(why) = &logs {
+        eprintln!("what is listed is not known: {why}");
+    }
+    let holders = match &endpoint {
+        Some(endpoint) => holders(endpoint).await,
+        None => None,
+    };
+    let missing = missing(&data, &objects, &logs);
     let mut rows = Vec::new();
     for object in objects {
         let verdict = match command {
@@ -66,8 +101,11 @@ pub(crate) fn run(command: &Command) -> Outcome {
             Command::Why(_) => Some(why(&object, &logs)),
         };
         let listed = listed(&object, &logs);
-        rows.push(Row { object, listed, verdict });
+        let name = (object.group.clone(), object.file.clone());
+        let held = holders.as_ref().map(|all| all.get(&name).cloned().unwrap_or_default());
+        rows.push(Row { object, listed, held, verdict });
     }
+    rows.extend(missing);
     print(&rows, args.json);
     let bad = rows.iter().filter(|row| matches!(row.verdict, Some(Err(_)))).count();
     match (bad, command) {
@@ -76,15 +114,17 @@ pub(crate) fn run(command: &Command) -> Outcome {
     }
 }
 
-fn find(args: &Args) -> Result<(PathBuf, Vec<ObjectFile>), Failure> {
+fn find(args: &Args) -> Result<Found, Failure> {
     let fail = |dir: &Path, e: std::io::Error| {
         Failure::Failed(format!("{}: {e}; give a node's data directory", dir.display()))
     };
     let mut elsewhere = Vec::new();
+    let mut endpoint = args.endpoint.clone();
     let data = match (&args.data_dir, &args.config) {
         (Some(data), _) => data.clone(),
         (None, Some(file)) => {
-            let config = NodeConfig::load(file).map_err(|e| Failure::Usage(e.to_string()))?;
+            let mut config = NodeConfig::load(file).map_err(|e| Failure::Usage(e.to_string()))?;
+            endpoint = endpoint.or_else(|| config.nodes.remove(&config.node));
             let dirs = config.groups.into_iter();
             elsewhere.extend(dirs.filter_map(|group| Some((group.name, group.snapshot_dir?))));
             config.data_dir
@@ -95,7 +135,59 @@ fn find(args: &Args) -> Result<(PathBuf, Vec<ObjectFile>), Failure> {
     for (group, dir) in elsewhere {
         objects.extend(list_directory(&DiskFs, &group, &dir).map_err(|e| fail(&dir, e))?);
     }
-    Ok((data, objects))
+    Ok(Found { data, objects, endpoint })
+}
+
+/// Asks the node there who holds what; `None` if it does not say.
+async fn holders(endpoint: &str) -> Option<Holders> {
+    let options = Options { deadline: PATIENCE, ..Options::default() };
+    let client = Client::connect([endpoint], options).ok()?;
+    let answer = tokio::time::timeout(PATIENCE, client.status(endpoint)).await.ok()?.ok()?;
+    let objects = answer.groups.into_iter().flat_map(|group| {
+        let name = group.name;
+        group.objects.into_iter().map(move |object| {
+            let held = if object.held.is_empty() { "-".to_owned() } else { object.held.join(", ") };
+            ((name.clone(), object.file), held)
+        })
+    });
+    Some(objects.collect())
+}
+
+/// What the log lists and has no file.
+fn missing(data: &Path, objects: &[ObjectFile], logs: &Logs) -> Vec<Row> {
+    let Ok(logs) = logs else { return Vec::new() };
+    let mut rows = Vec::new();
+    for (id, log) in logs {
+        let state = &log.tail.state;
+        for desc in &state.snapshots {
+            let file = ObjectName::of(desc).file();
+            let is_it = |object: &&ObjectFile| {
+                GroupId::of_name(&object.group) == *id && object.file == file
+            };
+            if objects.iter().any(|object| is_it(&object)) {
+                continue;
+            }
+            let dir = snapshot_dir(data, &state.group);
+            let content = Ok(content_of(*id, desc));
+            let object = ObjectFile { group: state.group.clone(), dir, file, bytes: 0, content };
+            let why = "not there; if its group has a snapshot-dir, give --config".to_owned();
+            let (listed, held) = (Some(true), None);
+            rows.push(Row { object, listed, held, verdict: Some(Err(why)) });
+        }
+    }
+    rows
+}
+
+fn content_of(group: GroupId, desc: &SnapshotDesc) -> ObjectContent {
+    ObjectContent {
+        identity: Identity { cluster: [0; 16], group },
+        term: desc.term,
+        index: desc.index,
+        module: desc.module,
+        format: desc.format,
+        length: desc.length,
+        digest: desc.digest,
+    }
 }
 
 /// Reads an object whole, and says how far it is on a terminal.
@@ -118,7 +210,7 @@ fn read(object: &ObjectFile) -> Result<(), String> {
 fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
     let content = object.content.as_ref().ok()?;
     let log = logs.as_ref().ok()?.get(&content.identity.group);
-    let names = |desc: &lockstep_core::snapshot::SnapshotDesc| {
+    let names = |desc: &SnapshotDesc| {
         (desc.term, desc.index, desc.digest) == (content.term, content.index, content.digest)
     };
     Some(log.is_some_and(|log| log.tail.state.snapshots.iter().any(names)))
@@ -128,6 +220,9 @@ fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
 fn why(object: &ObjectFile, logs: &Logs) -> Result<(), String> {
     let content = object.content.as_ref().map_err(Clone::clone)?;
     let logs = logs.as_ref().map_err(|error| format!("the log cannot be read: {error}"))?;
+    if content.identity.group != GroupId::of_name(&object.group) {
+        return Err("it says that it is another group's: it is left alone".to_owned());
+    }
     let Some(log) = logs.get(&content.identity.group) else {
         return Err("the log does not know this group: nothing here would be touched".to_owned());
     };
@@ -152,7 +247,8 @@ fn print(rows: &[Row], json: bool) {
     if rows.is_empty() {
         return println!("no snapshots");
     }
-    let heading = ["GROUP", "TERM", "INDEX", "SIZE", "DIGEST", "MODULE", "LISTED", "FILE", ""];
+    let heading =
+        ["GROUP", "TERM", "INDEX", "SIZE", "DIGEST", "MODULE", "LISTED", "HELD", "FILE", ""];
     let mut all = vec![heading.map(str::to_owned).to_vec()];
     all.extend(rows.iter().map(as_row));
     print!("{}", table(&all));
@@ -178,7 +274,8 @@ fn as_row(row: &Row) -> Vec<String> {
     };
     let (group, file) = (object.group.clone(), object.file.clone());
     let bytes = size(object.bytes);
-    vec![group, term, index, bytes, digest, module, listed.to_owned(), file, verdict]
+    let held = row.held.clone().unwrap_or_else(unknown);
+    vec![group, term, index, bytes, digest, module, listed.to_owned(), held, file, verdict]
 }
 
 fn as_json(row: &Row) -> serde_json::Value {
@@ -200,6 +297,7 @@ fn as_json(row: &Row) -> serde_json::Value {
         }),
     };
     json["listed"] = row.listed.into();
+    json["held"] = row.held.clone().into();
     if let Some(verdict) = &row.verdict {
         json["good"] = verdict.is_ok().into();
         json["why"] = verdict.as_ref().err().cloned().into();

@@ -162,6 +162,10 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         notes
             .push(format!("its log is kept from {} on for {}", group.log_pin_index, group.log_pin));
     }
+    if !group.log_pinned_by.is_empty() && group.log_pinned_by != group.name {
+        notes
+            .push(format!("the oldest part of its node's log is kept for {}", group.log_pinned_by));
+    }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
             "last snapshot not taken: {}; the next mark tries again",

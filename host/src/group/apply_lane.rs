@@ -17,7 +17,7 @@
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -36,6 +36,7 @@ use crate::clock::Clock;
 use crate::fs::is_full;
 pub use crate::group::capture::Capture;
 use crate::group::capture::{self, NoCapture};
+use crate::group::gauges::Gauges;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
 use crate::store::{StoreHandle, Use, next_length};
@@ -44,21 +45,12 @@ use crate::wal::{WalError, WalReader};
 /// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
 const QUERY_TRAPS_MAX: usize = 3;
 const QUERY_WINDOW_MS: u64 = 60_000;
-/// Inline snapshots that trap in a row before no more are taken.
+/// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE_MS`]: each costs a
+/// rebuild of the guest.
 const SNAPSHOT_TRAPS_MAX: u32 = 3;
+const SNAPSHOT_PAUSE_MS: u64 = 600_000;
 /// Entries read back from the log at once, bytes.
 const REPLAY_BYTES: u64 = 4 << 20;
-
-/// What the lane shows of itself while it works.
-#[derive(Default)]
-pub struct Gauges {
-    pub guest_memory_bytes: AtomicU64,
-    pub guest_faults: AtomicU64,
-    pub snapshot_stall_ms: AtomicU64,
-    pub last_capture_ms: AtomicU64,
-    pub last_snapshot_wall_ms: AtomicU64,
-    pub last_restore_ms: AtomicU64,
-}
 
 /// What the lane works with.
 pub struct Tools {
@@ -100,6 +92,8 @@ pub struct ApplyLane {
     aside: Vec<Event>,
     query_traps: Vec<u64>,
     snapshot_traps: u32,
+    /// When the last one did.
+    trapped_ms: u64,
 }
 
 impl ApplyLane {
@@ -114,6 +108,7 @@ impl ApplyLane {
             aside: Vec::new(),
             query_traps: Vec::new(),
             snapshot_traps: 0,
+            trapped_ms: 0,
         }
     }
 
@@ -431,7 +426,7 @@ impl ApplyLane {
             Ok(guest) => {
                 self.guest = Some(guest);
                 let took = self.tools.clock.wall_ms().saturating_sub(began);
-                self.tools.gauges.last_restore_ms.store(took, Ordering::Relaxed);
+                self.tools.gauges.restored(took, self.ledger.log_time_ms());
                 Ok(())
             }
             Err(fault) => {
@@ -461,17 +456,7 @@ impl ApplyLane {
                 self.aside.push(Event::CaptureWritten { index });
                 Output::Seal(capture)
             }
-            Err(NoCapture::Unlist(unlist)) => {
-                Output::Event(Event::RoomWanted { unlist: *unlist, capture: Some(index) })
-            }
-            Err(NoCapture::Postponed(why)) => {
-                tracing::info!(group = %self.tools.group, index, why, "snapshot postponed");
-                Output::Event(Event::CaptureFailed { index, why, postponed: true })
-            }
-            Err(NoCapture::Failed(why)) => {
-                tracing::warn!(group = %self.tools.group, index, why, "snapshot not captured");
-                Output::Event(Event::CaptureFailed { index, why, postponed: false })
-            }
+            Err(why) => Output::Event(why.told(self.tools.group, index)),
         }
     }
 
@@ -485,12 +470,17 @@ impl ApplyLane {
         if self.ledger.applied() != index {
             return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
         }
-        if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX {
-            return failed("the guest's snapshot trapped three times in a row");
+        let now = self.tools.clock.wall_ms();
+        if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX
+            && now.abs_diff(self.trapped_ms) < SNAPSHOT_PAUSE_MS
+        {
+            return failed(
+                "the guest's snapshot trapped three times in a row; tried again in 10 min",
+            );
         }
         let last = self.listed().first().map(|desc| next_length(desc.length));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
-        let began = self.tools.clock.wall_ms();
+        let began = now;
         let info = self.tools.module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
         let mut capture = Capture::begin(
@@ -527,7 +517,7 @@ impl ApplyLane {
                 Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {
-                self.snapshot_traps += 1;
+                (self.snapshot_traps, self.trapped_ms) = (self.snapshot_traps + 1, now);
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 let applied = self.ledger.applied();
                 self.rebuild_beside(applied);

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 
 use lockstep_core::fault::GuestFault;
 use lockstep_core::group::Event;
+use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
@@ -30,6 +31,19 @@ pub(super) enum NoCapture {
 impl NoCapture {
     pub(super) fn because(why: impl Into<String>) -> Self {
         Self::Failed(why.into())
+    }
+
+    /// What the core hears of it.
+    pub(super) fn told(self, group: GroupId, index: u64) -> Event {
+        let (why, postponed) = match self {
+            Self::Unlist(unlist) => {
+                return Event::RoomWanted { unlist: *unlist, capture: Some(index) };
+            }
+            Self::Postponed(why) => (why, true),
+            Self::Failed(why) => (why, false),
+        };
+        tracing::warn!(%group, index, why, postponed, "snapshot not captured");
+        Event::CaptureFailed { index, why, postponed }
     }
 }
 

@@ -104,6 +104,8 @@ pub struct GroupReport {
     pub log_pinned_by: Option<GroupId>,
     /// Damaged log segments of the node that are still there.
     pub log_damaged: u64,
+    /// Bytes that the filesystem of the node's log has left.
+    pub log_disk_available: u64,
     /// How long the last snapshot took from the mark to the seal, and when it was sealed.
     pub last_capture_ms: u64,
     pub last_snapshot_wall_ms: u64,

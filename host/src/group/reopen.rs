@@ -96,7 +96,7 @@ fn open_store(
         )
     };
     if !known && !planted("sweep_without_state") {
-        refuse_strays(&*fs, &dir).map_err(fail)?;
+        refuse_strays(&*fs, &dir).map_err(fail)??;
     }
     let (store, swept) =
         SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
@@ -104,16 +104,17 @@ fn open_store(
 }
 
 /// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
-fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
+fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<Result<(), String>> {
     if !fs.exists(dir)? {
-        return Ok(());
+        return Ok(Ok(()));
     }
     match fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some()) {
-        None => Ok(()),
-        Some(name) => Err(std::io::Error::other(format!(
-            "it holds {name}, but the log knows nothing of this group; nothing was touched: \
-             restore \
-             the log, or move the snapshots away to join as a new replica"
+        None => Ok(Ok(())),
+        Some(name) => Ok(Err(format!(
+            "snapshot directory {}: it holds {name}, but the log knows nothing of this group; \
+             nothing was touched: restore the log, or move the snapshots away to join as a new \
+             replica",
+            dir.display()
         ))),
     }
 }

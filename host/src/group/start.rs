@@ -13,8 +13,9 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::fs::Fs;
-use crate::group::apply_lane::{ApplyLane, Gauges, Output, Tools};
+use crate::group::apply_lane::{ApplyLane, Output, Tools};
 use crate::group::capture::Capture;
+use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
 use crate::group::reopen::{Disk, Reopened, reopen};
@@ -266,6 +267,7 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         log_fsyncs: 0,
         log_pinned_by: None,
         log_damaged: 0,
+        log_disk_available: 0,
         last_capture_ms: 0,
         last_snapshot_wall_ms: 0,
         last_restore_ms: 0,

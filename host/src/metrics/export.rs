@@ -1,5 +1,6 @@
 //! The text that Prometheus reads, made from the groups' reports at the moment of asking.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,8 +13,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
-use crate::group::GroupReport;
+use crate::group::{GroupHandle, GroupReport};
+use crate::metrics::{RECEIVE_ENDS, SEND_ENDS};
 use crate::router::Router;
+use crate::store::reserve::{PRODUCERS, REASONS};
 
 /// All metrics of a node.
 pub struct NodeMetrics(Registry);
@@ -54,7 +57,13 @@ struct Rows<'a, 'b> {
 
 impl Collector for Reports {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let reports: Vec<GroupReport> = self.router.groups().map(|group| group.report()).collect();
+        let report = |group: &GroupHandle| {
+            let mut report = group.report();
+            // The last word of a group that ended is not in its report.
+            report.status.state = group.watch().borrow().clone();
+            report
+        };
+        let reports: Vec<GroupReport> = self.router.groups().map(report).collect();
         let mut rows = Rows { encoder, reports: &reports };
         group_rows(&mut rows)?;
         snapshot_rows(&mut rows, self.clock.wall_ms())?;
@@ -68,7 +77,8 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         vec![(vec![("state", report.status.state.name().to_owned())], 1)]
     })?;
     rows.gauge("group_leads", "1 on the leader", |report| {
-        one(u64::from(report.status.role == lockstep_core::group::Role::Leader))
+        let leads = report.status.role == lockstep_core::group::Role::Leader;
+        one(u64::from(leads && !report.status.state.is_stopped()))
     })?;
     rows.gauge("raft_term", "The raft term", |report| one(report.status.term))?;
     rows.gauge("raft_commit_index", "The commit index", |report| one(report.status.commit))?;
@@ -139,27 +149,36 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("snapshot_budget_used_bytes", "Of the host's snapshot budget", |report| {
         one(report.stored.budget_used)
     })?;
+    rows.gauge("log_disk_available_bytes", "Of the filesystem of the node's log", |report| {
+        one(report.log_disk_available)
+    })?;
     rows.gauge("disk_available_bytes", "Of the filesystem of the group's snapshots", |report| {
         report.stored.space.map(|space| one(space.available)).unwrap_or_default()
     })?;
     rows.counter("reservations_refused", "Snapshots that found no place", |report| {
-        let row = |((producer, reason), count): (&(&'static str, &'static str), &u64)| {
-            let labels = vec![("producer", (*producer).to_owned()), ("reason", (*reason).into())];
-            (labels, *count)
+        // All of them from the start: what appears at 1 has not increased for whoever scrapes.
+        let all = PRODUCERS.iter().flat_map(|p| REASONS.iter().map(|reason| (*p, *reason)));
+        let row = |(producer, reason): (&'static str, &'static str)| {
+            let count = report.stored.tally.refusals.get(&(producer, reason)).copied();
+            let labels = vec![("producer", producer.to_owned()), ("reason", reason.to_owned())];
+            (labels, count.unwrap_or(0))
         };
-        report.stored.tally.refusals.iter().map(row).collect()
+        all.map(row).collect()
+    })?;
+    rows.counter("removals_failed", "Snapshot files that could not be removed", |report| {
+        one(report.stored.tally.unremoved)
     })?;
     rows.counter("reclaimed_files", "Files deleted to make room, by who asked", |report| {
-        by("producer", report.stored.tally.reclaimed.iter())
+        by("producer", &PRODUCERS, &report.stored.tally.reclaimed)
     })
 }
 
 fn transfer_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("transfers_sent", "Outbound transfers by how they ended", |report| {
-        by("end", report.transfers.sent.iter())
+        by("end", &SEND_ENDS, &report.transfers.sent)
     })?;
     rows.counter("transfers_received", "Inbound transfers by how they ended", |report| {
-        by("end", report.transfers.received.iter())
+        by("end", &RECEIVE_ENDS, &report.transfers.received)
     })?;
     rows.counter("transfer_sent_bytes", "Payload sent", |r| one(r.transfers.sent_bytes))?;
     rows.counter("transfer_received_bytes", "Payload taken", |r| one(r.transfers.received_bytes))?;
@@ -187,11 +206,16 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
     vec![(Vec::new(), value)]
 }
 
-fn by<'a>(
+/// A row for each word that there may be, and for any other that was counted.
+fn by(
     label: &'static str,
-    counts: impl Iterator<Item = (&'a &'static str, &'a u64)>,
+    known: &[&'static str],
+    counts: &BTreeMap<&'static str, u64>,
 ) -> Vec<(Labels, u64)> {
-    counts.map(|(word, count)| (vec![(label, (*word).to_owned())], *count)).collect()
+    let zeros = known.iter().map(|word| (*word, 0));
+    let all: BTreeMap<&str, u64> =
+        zeros.chain(counts.iter().map(|(word, count)| (*word, *count))).collect();
+    all.into_iter().map(|(word, count)| (vec![(label, word.to_owned())], count)).collect()
 }
 
 impl Rows<'_, '_> {

@@ -2,8 +2,8 @@
 //!
 //! - Each listed object is read whole; one that is not what it was is told to its group, which asks
 //!   a peer for a good copy.
-//! - Each segment of the log that is written no more is read; if one is bad, the log lane tells each
-//!   group that keeps it, which snapshots and lets go. Until then the node goes on.
+//! - Each segment of the log that is written no more is read; if one is bad, the log lane tells
+//!   each group that keeps it, which snapshots and lets go. Until then the node goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
 
 use std::time::Duration;
@@ -70,7 +70,8 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
         }
     }
     for error in log.scrub(&mut |bytes| pace.read(bytes)) {
-        tracing::error!(%error, "the log is damaged, and would not be opened again: its groups take \
+        tracing::error!(%error, "the log is damaged, and would not be opened again: its groups \
+            take \
             snapshots, so that the segment can go");
     }
 }

@@ -231,6 +231,7 @@ fn report(node: NodeId) -> GroupReport {
         log_fsyncs: 0,
         log_pinned_by: None,
         log_damaged: 0,
+        log_disk_available: 0,
         last_capture_ms: 0,
         last_snapshot_wall_ms: 0,
         last_restore_ms: 0,

@@ -17,6 +17,8 @@ pub struct Tally {
     pub refusals: BTreeMap<(&'static str, &'static str), u64>,
     /// Files deleted to make room or because nobody needs them, by producer that asked or `idle`.
     pub reclaimed: BTreeMap<&'static str, u64>,
+    /// Removals that failed; each is tried again.
+    pub unremoved: u64,
     pub parked: u64,
     pub resumed: u64,
     /// Parked transfers that were given up.

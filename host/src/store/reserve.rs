@@ -8,10 +8,10 @@
 //! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
 //!   against what their filesystem says is free, and a fixed headroom is left to the log (C2, C3).
 //! - A group's [`Quota`] caps its own share of the budget.
-//! - A group that finds no room [claims](Quota::claim) it: others that can give it give up what they
-//!   can spare, and what becomes free is kept for it, or groups that write often would starve one
-//!   that seldom does. A claim is of the budget, of a disk, or of both: whoever has nothing of that
-//!   is not disturbed.
+//! - A group that finds no room [claims](Quota::claim) it: others that can give it give up what
+//!   they can spare, and what becomes free is kept for it, or groups that write often would starve
+//!   one that seldom does. A claim is of the budget, of a disk, or of both: whoever has nothing of
+//!   that is not disturbed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,8 +34,7 @@ pub enum SnapshotRefusal {
     Busy { retry_after_ms: u64 },
     #[error(
         "no space: {need} bytes are needed, {have} may be taken; free disk space or raise the \
-         snapshot budget: it is tried again, at the latest in {} s",
-        RETRY_S_MAX
+         snapshot budget: the next mark or offer tries again"
     )]
     NoSpace { need: u64, have: u64 },
     #[error("incompatible: {why}")]
@@ -61,10 +60,6 @@ pub enum SnapshotRefusal {
     #[error("the store is shutting down")]
     Closed,
 }
-
-/// Seconds after which a snapshot that found no room is tried again: a capture at the latest by the
-/// mark that a leader proposes then, a transfer in a third of that.
-const RETRY_S_MAX: u64 = 32;
 
 /// A local snapshot about to be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -207,6 +202,23 @@ pub(crate) enum Source {
     Received(SnapshotDesc),
     Local(LocalHeader),
 }
+
+/// Who asks for room.
+pub const PRODUCERS: [&str; 2] = ["local", "received"];
+/// What [`SnapshotRefusal::reason`] may say.
+pub const REASONS: [&str; 11] = [
+    "stale",
+    "busy",
+    "no_space",
+    "incompatible",
+    "needs_unlist",
+    "held",
+    "parked",
+    "wrong_group",
+    "corrupt",
+    "disk",
+    "closed",
+];
 
 impl SnapshotRefusal {
     /// The label of the refusal's metric.
@@ -393,11 +405,14 @@ impl Quota {
     }
 
     /// Claims room, on a filesystem with this space, that the host's other groups may have to
-    /// spare; unless another claim stands, the last one of this group was met by nobody just now, or
-    /// no other group could help.
+    /// spare; unless another claim stands, the last one of this group was met by nobody just now,
+    /// or no other group could help.
     pub(crate) fn claim(self: &Arc<Self>, bytes: u64, space: Space) {
         let mut taken = self.budget.taken();
         let own = self.bytes.load(Ordering::Relaxed);
+        // A clock that went back makes no rest longer.
+        let latest = taken.now_ms.saturating_add(CLAIM_MS);
+        self.rests_until_ms.fetch_min(latest, Ordering::Relaxed);
         let rests = self.rests_until_ms.load(Ordering::Relaxed) > taken.now_ms;
         let possible = self.most().saturating_sub(own) >= bytes;
         if rests || !possible || taken.claim_of_others(self).is_some() {

@@ -38,11 +38,13 @@ impl SnapshotStore {
     fn room(&self) -> Option<Room> {
         let newest = self.listed.first();
         let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
-        let need = next.max(self.wanted)?;
+        let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
+        // No guess is more than there can ever be.
+        let wanted = self.wanted.map(|wanted| wanted.min(self.quota.most().saturating_sub(stays)));
+        let need = next.max(wanted)?;
         let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
         let usage = self.usage();
         let all = usage.listed + usage.unlisted + usage.staged + usage.parked;
-        let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
         let comes_back = all.saturating_sub(stays.max(usage.staged));
         let have = free.saturating_add(comes_back);
         let quota = self.quota.left().saturating_add(comes_back);

@@ -32,7 +32,8 @@ pub struct Swept {
     pub missing: Vec<SnapshotDesc>,
     /// The staging file that stays.
     pub parked: Option<String>,
-    /// Removals that did not succeed, with the reason; they did not stop the others (K17).
+    /// Removals and looks that did not succeed, with the reason; they did not stop the others
+    /// (K17).
     pub errors: Vec<String>,
 }
 
@@ -130,7 +131,13 @@ pub(crate) fn sweep(
             Some(name) if planted("sweep_below_newest") && name.index > newest => {}
             Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
             Some(name) if listed.contains(&name) => {
-                stays.objects.insert(name, fs.open(&dir.join(&file), false)?.len()?);
+                // One that cannot be looked at now counts as empty: its reader finds out.
+                let length = fs.open(&dir.join(&file), false).and_then(|open| open.len());
+                let length = length.unwrap_or_else(|error| {
+                    swept.errors.push(format!("{file}: {error}"));
+                    0
+                });
+                stays.objects.insert(name, length);
             }
             Some(_) if is_foreign(fs, &dir.join(&file), identity) => swept.foreign.push(file),
             Some(name) => {

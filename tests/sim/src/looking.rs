@@ -109,7 +109,11 @@ impl World {
                 self.counters.add("needs snapshot state");
                 let process = self.nodes[&node].process.as_ref();
                 let needs = process.and_then(|process| process.replicas.get(&group));
-                let needs = needs.filter(|_| !self.nodes[&node].unreadable);
+                let needs = needs.filter(|_| {
+                    // The log behind a good one may be what is damaged.
+                    let node = &self.nodes[&node];
+                    !node.unreadable && node.rotten_log.is_none()
+                });
                 let checked = needs.map_or(Ok(()), snapshots::needs_one);
                 self.check(checked);
             }

@@ -73,7 +73,8 @@ fn report_points(struck: Result<(u64, u64), String>, took: Duration) -> ExitCode
         Ok((ops, reads)) => {
             let (ways, took) = (points::STRIKES.len() - 1, took.as_secs_f64());
             println!(
-                "{ops} operations of one node, each struck in {ways} ways, and {reads} reads failed, in \
+                "{ops} operations of one node, each struck in {ways} ways, and {reads} reads \
+                 failed, in \
                  {took:.1} s"
             );
             ExitCode::SUCCESS

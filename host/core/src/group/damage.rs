@@ -9,6 +9,7 @@ use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
+use crate::mutant::planted;
 use crate::retention;
 
 impl Hosting {
@@ -19,7 +20,8 @@ impl Hosting {
 
     pub(super) fn tick_damage(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         // Until the newest one proved good the others are needed.
-        if self.raw.store().unreadable() <= shared.recovery.first_index
+        if planted("keep_damaged_log")
+            || self.raw.store().unreadable() <= shared.recovery.first_index
             || self.pipeline.is_reading()
         {
             return;

@@ -112,10 +112,13 @@ impl Hosting {
         let best = raft
             .prs()
             .iter()
-            .filter(|(id, peer)| **id != raft.id && peer.recent_active && voters.contains(**id))
+            // Not raft's own word alone, which each quorum check takes back.
+            .filter(|(id, _)| **id != raft.id && voters.contains(**id))
+            .filter(|(id, _)| !shared.is_silent(ReplicaId(**id)))
             .filter(|(id, _)| shared.shortage_of(ReplicaId(**id)).is_none())
             .max_by_key(|(id, peer)| {
-                (Some(**id) != self.election.asked, peer.matched, std::cmp::Reverse(**id))
+                let again = Some(**id) == self.election.asked;
+                (!again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
             })
             .map(|(id, _)| *id);
         if let Some(id) = best {

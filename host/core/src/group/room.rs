@@ -8,9 +8,9 @@
 //!   it stands. A leader refuses commands as well while a majority of the voters has no room.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
 //!
-//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), the log
-//! behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`] marks' worth of it the
-//! replica takes no more either, and tries again by itself.
+//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), the
+//! log behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`] marks' worth of
+//! it the replica takes no more either, and tries again by itself.
 
 use raft::eraftpb::{EntryType, Message, MessageType};
 
@@ -36,7 +36,7 @@ impl Shared {
     }
 
     /// Whether another replica was not heard for longer than an election takes.
-    fn is_silent(&self, replica: ReplicaId) -> bool {
+    pub(super) fn is_silent(&self, replica: ReplicaId) -> bool {
         let heard = self.seen.get(&replica).map_or(0, |seen| seen.tick);
         replica != self.me() && self.now >= heard + 2 * limits::ELECTION_TICKS_MIN as u64
     }

@@ -108,7 +108,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
 }
 
 fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
-    let Some(hosting) = hosting else { return Role::None };
+    let Some(hosting) = hosting.filter(|_| !shared.state.is_stopped()) else { return Role::None };
     let configuration = &shared.recovery.configuration;
     match hosting.raw.raft.state {
         StateRole::Leader => Role::Leader,

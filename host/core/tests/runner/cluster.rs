@@ -302,7 +302,9 @@ impl Cluster {
         let role = format!("{:?}", status.role).to_lowercase();
         let was_quiet = matches!(before, None | Some(Role::None));
         let is_quiet = matches!(status.role, Role::Follower | Role::None);
-        if before != Some(status.role) && !(was_quiet && is_quiet) {
+        // That it stopped is told already.
+        let ended = status.state.is_stopped();
+        if before != Some(status.role) && !(was_quiet && is_quiet) && !ended {
             self.tell(format!("{name} is {role} in term {}", status.term));
         }
     }

@@ -15,8 +15,8 @@
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|over|ok · parks NODE INDEX
-//! damage NODE INDEX                             log below it cannot be read any more
+//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|over|ok
+//! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE

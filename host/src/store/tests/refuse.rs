@@ -252,6 +252,51 @@ fn c1_a_claim_ends_with_time() {
     drop(room(&mut other).expect("it is over"));
 }
 
+/// A claim asks only those for room that have some of what is short, and does not stand for ever
+/// though it is repeated at each tick.
+#[test]
+fn c1_a_claim_disturbs_nobody_who_cannot_help() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    fs.mount(&dir(), 2 * frame_bytes(1000) + 10);
+    let mut bed = Bed::with_limits(fs, &state(&[]), 100 * frame_bytes(1000), 0);
+    let mut elsewhere = neighbour(&bed);
+    let mut listed = Vec::new();
+    for index in [10, 20] {
+        let verified = take(&mut elsewhere, index, &payload(1000)).expect("there is room");
+        listed.insert(0, verified.desc.clone());
+        elsewhere.list_durable(&listed, &[]);
+    }
+    bed.take_listed(&[(10, &payload(1000))]);
+    bed.fs.mount(&dir(), frame_bytes(1000) + 10);
+    let room = bed.store.next_room().expect("it is short");
+    assert!(!room.fits() && room.have < room.need && room.quota > room.need, "{room:?}");
+    assert_eq!(elsewhere.tend(0), None, "another filesystem is short, not the budget");
+    drop(
+        elsewhere.reserve_local(local(30, 1000, false)).expect("nothing is taken from its budget"),
+    );
+
+    // The budget, as it is claimed again and again, is free for others after a minute.
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 300, 0);
+    let mut other = neighbour(&bed);
+    bed.take_listed(&[(10, &payload(1000))]);
+    let held = take(&mut other, 10, &payload(1000)).expect("there is room");
+    other.tend(1_000);
+    assert!(bed.store.next_room().is_some_and(|room| room.quota < room.need));
+    drop(held);
+    other.collect();
+    let mut refused_until = 1_000;
+    for now in (1_000..200_000).step_by(1_000) {
+        other.tend(now);
+        drop(bed.store.next_room());
+        match other.reserve_local(local(20, 1000, false)) {
+            Ok(_) => break,
+            Err(_) => refused_until = now,
+        }
+    }
+    assert!((30_000..=62_000).contains(&refused_until), "{refused_until}");
+}
+
 #[test]
 fn p13_a_payload_is_capped_by_what_was_reserved() {
     let mut bed = Bed::new();

@@ -1,5 +1,5 @@
-//! What was acknowledged is on the disks of a majority, or was when a disk went; and what was durable
-//! when a process fell is there at its next start. Planted: `commit_alone`, `skip_fsync`.
+//! What was acknowledged is on the disks of a majority, or was when a disk went; and what was
+//! durable when a process fell is there at its next start. Planted: `commit_alone`, `skip_fsync`.
 
 use std::collections::BTreeMap;
 
@@ -83,11 +83,7 @@ pub fn acknowledged(
     broken.map_or(Ok(()), Err)
 }
 
-fn chosen(
-    (index, term): (u64, u64),
-    configuration: &Configuration,
-    views: &[View],
-) -> Checked {
+fn chosen((index, term): (u64, u64), configuration: &Configuration, views: &[View]) -> Checked {
     for voters in [&configuration.voters, &configuration.voters_outgoing] {
         let has = |view: &&View| view.has(index, term);
         let have = views.iter().filter(|view| voters.contains(&view.replica)).filter(has).count();

@@ -1,0 +1,24 @@
+//! [`Gauges`]: what a group's lanes and workers show of themselves while they work.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Read at any time, from any thread.
+#[derive(Default)]
+pub struct Gauges {
+    pub guest_memory_bytes: AtomicU64,
+    pub guest_faults: AtomicU64,
+    pub snapshot_stall_ms: AtomicU64,
+    pub last_capture_ms: AtomicU64,
+    pub last_snapshot_wall_ms: AtomicU64,
+    pub last_restore_ms: AtomicU64,
+}
+
+impl Gauges {
+    /// A restore took so long, of a snapshot that stands for what was known at this time. Until one
+    /// is taken here, that is its age.
+    pub(super) fn restored(&self, took_ms: u64, stands_for_ms: u64) {
+        self.last_restore_ms.store(took_ms, Ordering::Relaxed);
+        let (taken, order) = (&self.last_snapshot_wall_ms, Ordering::Relaxed);
+        let _ = taken.compare_exchange(0, stands_for_ms, order, order);
+    }
+}
