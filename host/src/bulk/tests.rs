@@ -77,8 +77,6 @@ impl<Out, In> BulkChannel<Out, In> for Script<Out, In> {
 mod parking;
 mod raft_side;
 
-/// Until when the tests park.
-
 /// The raft side, as a function.
 struct Says<F> {
     judge: F,

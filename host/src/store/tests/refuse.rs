@@ -288,7 +288,7 @@ fn c1_a_claim_disturbs_nobody_who_cannot_help() {
     let mut refused_until = 1_000;
     for now in (1_000..200_000).step_by(1_000) {
         other.tend(now);
-        drop(bed.store.next_room());
+        let _claims = bed.store.next_room();
         match other.reserve_local(local(20, 1000, false)) {
             Ok(_) => break,
             Err(_) => refused_until = now,
