@@ -23,6 +23,7 @@ use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::{DiskFs, Fs, Space};
 use crate::group::inbox::GroupInbox;
+use crate::group::reopen::SnapshotDir;
 use crate::group::start::{self, Opened, Started};
 use crate::group::{GroupHandle, LogLane};
 use crate::guest::check::ModuleRefusal;
@@ -199,7 +200,7 @@ impl Node {
             let state = recovered.remove(&GroupId::of_name(&spec.name));
             let module = Arc::clone(&modules[&spec.name]);
             let dir = snapshot_dir_of_group(spec, &data);
-            let space = nearest_space(&*fs, &dir)?;
+            let space = nearest_space(&*fs, dir.path())?;
             let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
             let mut group = group_config(spec, &config, &*module);
             group.snapshots_share_log_disk = space.device == disk.device;
@@ -370,8 +371,11 @@ fn nearest_space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
 }
 
 /// Where a group's snapshots lie.
-pub(crate) fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> PathBuf {
-    spec.snapshot_dir.clone().unwrap_or_else(|| snapshot_dir(data.path(), &spec.name))
+fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> SnapshotDir {
+    match &spec.snapshot_dir {
+        Some(dir) => SnapshotDir::Apart(dir.clone()),
+        None => SnapshotDir::Inside(snapshot_dir(data.path(), &spec.name)),
+    }
 }
 
 async fn listen(address: &str, key: &'static str) -> Result<TcpListener, StartError> {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockstep_core::ids::{GroupId, ReplicaId};
-use lockstep_core::snapshot::Configuration;
+use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use lockstep_core::wal::LogJob;
 
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::{Fs, make_durable};
-use crate::store::layout::{self, group_dir, snapshot_dir};
+use crate::store::layout::{self, ObjectName, group_dir, snapshot_dir};
+use crate::store::{Identity, SnapshotReader};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
 /// Why nothing was changed.
@@ -32,6 +33,11 @@ pub enum RecoverError {
          group on a node that does"
     )]
     Nothing { group: String },
+    #[error(
+        "group {group:?} could not start from what is here ({why}); nothing was changed: keep the \
+         group on another survivor, or put its snapshots back from a copy"
+    )]
+    NoSnapshot { group: String, why: String },
     #[error("group {group:?} is configured on this node; take it out of the file first")]
     Configured { group: String },
     #[error("{}: {source}; the group is out of the log, remove the directory by \
@@ -45,6 +51,8 @@ pub struct StoppedGroup {
     data: DataDir,
     wal: Wal,
     group: String,
+    snapshots: PathBuf,
+    cluster: [u8; 16],
     found: RecoveredGroup,
 }
 
@@ -69,7 +77,11 @@ impl StoppedGroup {
             let (group, data) = (group.to_owned(), data.path().to_owned());
             RecoverError::UnknownGroup { group, data, known }
         })?;
-        Ok(Self { fs, data, wal, group: group.to_owned(), found })
+        let spec = config.groups.iter().find(|spec| spec.name == group);
+        let apart = spec.and_then(|spec| spec.snapshot_dir.clone());
+        let cluster = config.cluster_id();
+        let snapshots = apart.unwrap_or_else(|| snapshot_dir(data.path(), group));
+        Ok(Self { fs, data, wal, group: group.to_owned(), snapshots, cluster, found })
     }
 
     /// Term and index of the last entry: the survivor with the highest should be kept.
@@ -86,13 +98,43 @@ impl StoppedGroup {
         &self.found.state.configuration
     }
 
+    /// The index of the snapshot that a start would begin with, which was read whole; `None` if it
+    /// has the log from its first entry on.
+    pub fn starts_from(&self) -> Result<Option<u64>, RecoverError> {
+        let state = &self.found.state;
+        let mut causes = Vec::new();
+        for desc in &state.snapshots {
+            match self.read(desc) {
+                Ok(()) => return Ok(Some(desc.index)),
+                Err(why) => causes.push(why),
+            }
+        }
+        match state.first_index {
+            1 => Ok(None),
+            _cut => {
+                let (group, why) = (self.group.clone(), causes.join("; "));
+                Err(RecoverError::NoSnapshot { group, why })
+            }
+        }
+    }
+
+    fn read(&self, desc: &SnapshotDesc) -> Result<(), String> {
+        let group = GroupId::of_name(&self.group);
+        let identity = Identity { cluster: self.cluster, group };
+        let path = self.snapshots.join(ObjectName::of(desc).file());
+        let file = self.fs.open(&path, false).map_err(|e| format!("{}: {e}", path.display()))?;
+        let reader = SnapshotReader::open(file, identity, desc, None);
+        reader.and_then(|reader| reader.verify(&mut || ())).map_err(|error| error.to_string())
+    }
+
     /// Makes this replica the whole group. Everything in its log counts as committed.
     pub fn keep_only_me(mut self) -> Result<(), RecoverError> {
         let (_, last) = self.last();
-        let mut state = self.found.state;
+        let mut state = self.found.state.clone();
         if !state.founded || last == 0 {
             return Err(RecoverError::Nothing { group: self.group });
         }
+        self.starts_from()?;
         state.configuration = Configuration::of_voters([state.replica]);
         // Changes of configuration in the log speak of a group that is no more.
         state.configuration_index = last;

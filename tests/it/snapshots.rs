@@ -101,3 +101,33 @@ async fn each_object_is_told_what_it_is_good_for() {
     assert_says(line(&text, newest), &[" ? ", "the log cannot be read", "corrupt"]);
     assert_says(&text, &["what is listed is not known"]);
 }
+
+/// A disk of snapshots that is not mounted is not replaced by a folder on another one.
+#[tokio::test]
+async fn a_snapshot_directory_that_is_gone_is_named() {
+    let elsewhere = tempfile::tempdir().expect("a temporary directory");
+    let mut spec = spec();
+    let mounted = elsewhere.path().join("mounted");
+    std::fs::create_dir(&mounted).expect("it is made");
+    spec.groups[0].settings.push(format!("snapshot-dir = {:?}", mounted.display().to_string()));
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let client = cluster.client().expect("its address is one");
+    apply(&client, "set a 1").await;
+    cluster.capture(&client, GROUP).await.expect("it takes a snapshot");
+    cluster.stop_all().await.expect("it stops");
+
+    let away = elsewhere.path().join("away");
+    std::fs::rename(&mounted, &away).expect("it goes");
+    std::fs::create_dir(&mounted).expect("the mount point is left");
+    let config = cluster.config_file(1).display().to_string();
+    let refused = lockstep(&["serve", "--config", &config]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_says(&refused.stderr, &["is not there", "lists 1 snapshots", "mount its filesystem"]);
+    assert!(contents(&mounted).is_empty(), "nothing was made there");
+
+    std::fs::remove_dir(&mounted).and_then(|()| std::fs::rename(&away, &mounted)).expect("back");
+    cluster.start_node(1).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    cluster.stop_all().await.expect("it stops");
+}

@@ -429,7 +429,10 @@ impl Shared {
             let body = Body::Superseded { address: seen.via.to_string() };
             let mut answer = self.address(Some(frame.from), body);
             (answer.boot, answer.nonce) = (frame.boot, frame.nonce);
-            effects.push(Effect::Send { to: frame.from.node(), frame: Box::new(answer) });
+            // Nobody hears of a replica whose id is not durable yet.
+            if self.persist.is_booted() {
+                effects.push(Effect::Send { to: frame.from.node(), frame: Box::new(answer) });
+            }
             return Ok(false);
         }
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);

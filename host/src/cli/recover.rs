@@ -51,6 +51,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (term, index) = stopped.last();
     println!("group {}: this node is replica {}", args.which.group, stopped.replica());
     println!("  its log ends at index {index} of term {term}");
+    match stopped.starts_from().map_err(|error| failed(&error))? {
+        Some(snapshot) => {
+            println!("  it starts from the snapshot at {snapshot}, which was read whole")
+        }
+        None => println!("  it starts from the first entry of its log"),
+    }
     let voters: Vec<String> =
         stopped.configuration().voters.iter().map(ToString::to_string).collect();
     println!("  the group's voters are {}; they will be this replica alone", voters.join(", "));
@@ -108,6 +114,7 @@ fn failed(error: &RecoverError) -> Failure {
         RecoverError::DataDir(_)
         | RecoverError::Log(_)
         | RecoverError::NoData(_)
+        | RecoverError::NoSnapshot { .. }
         | RecoverError::UnknownGroup { .. }
         | RecoverError::Nothing { .. }
         | RecoverError::Configured { .. } => Failure::Usage(error.to_string()),

@@ -23,8 +23,23 @@ pub struct Disk {
     pub log: WalReader,
     pub cluster: [u8; 16],
     /// Its snapshot directory, and what may lie there.
-    pub snapshots: PathBuf,
+    pub snapshots: SnapshotDir,
     pub quota: Arc<Quota>,
+}
+
+/// Where a group's snapshots lie.
+pub enum SnapshotDir {
+    /// In the data directory.
+    Inside(PathBuf),
+    /// Where the configuration says: perhaps on a filesystem that is not mounted.
+    Apart(PathBuf),
+}
+
+impl SnapshotDir {
+    pub fn path(&self) -> &Path {
+        let (Self::Inside(path) | Self::Apart(path)) = self;
+        path
+    }
 }
 
 /// A replica as its disk left it.
@@ -49,7 +64,13 @@ pub fn reopen(
     let mut group = Group::open(config, recovered, &mut first);
     let identity = Identity { cluster: disk.cluster, group: id };
     let state = group.recovery_state();
-    let opened = open_store(disk.fs, disk.snapshots, identity, disk.quota, known, state);
+    let opened = match unmounted(&disk, state) {
+        Some(why) => Err(why),
+        None => {
+            let dir = disk.snapshots.path().to_owned();
+            open_store(disk.fs, dir, identity, disk.quota, known, state)
+        }
+    };
     let store = opened.map(|(store, missing)| {
         for snapshot in missing {
             let why = "its file is missing".to_owned();
@@ -101,6 +122,22 @@ fn open_store(
     let (store, swept) =
         SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
     Ok((store, swept.missing))
+}
+
+/// Why a snapshot directory that ought to be there is not made anew: what is listed would be
+/// fetched to another filesystem, and be missing from this one's when that is back.
+fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
+    let SnapshotDir::Apart(dir) = &disk.snapshots else { return None };
+    let gone = !state.snapshots.is_empty() && !disk.fs.exists(dir).unwrap_or(true);
+    gone.then(|| {
+        let (dir, count) = (dir.display(), state.snapshots.len());
+        format!(
+            "snapshot directory {dir} is not there, and the log lists {count} snapshots in it; \
+             nothing was touched: mount its filesystem, or make the directory for the peers to \
+             send \
+             copies"
+        )
+    })
 }
 
 /// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).

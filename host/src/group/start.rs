@@ -1,7 +1,6 @@
 //! Starting a hosted group: from what the log holds to a running actor and its lanes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -18,7 +17,7 @@ use crate::group::capture::Capture;
 use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
-use crate::group::reopen::{Disk, Reopened, reopen};
+use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
 use crate::guest::Module;
@@ -45,7 +44,7 @@ pub(crate) struct Shared {
 
 /// Where a group's snapshots lie, and how many bytes they may have.
 pub(crate) struct Place {
-    pub dir: PathBuf,
+    pub dir: SnapshotDir,
     pub cap: u64,
 }
 

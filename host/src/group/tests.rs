@@ -8,6 +8,7 @@ use lockstep_core::group::{Frame, GroupConfig, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest};
 
+use super::reopen::SnapshotDir;
 use super::start::{self, Opened, Place, Shared, Started};
 use super::*;
 use crate::bulk::BulkChannel;
@@ -83,7 +84,7 @@ fn open(fs: &MemFs) -> Started {
     let clock = Arc::new(SystemClock { offset_ms: 0 });
     let budget = Budget::new(limits);
     let shared = Shared { cluster: CLUSTER, fs: doors, clock, log, budget, rate: 0 };
-    let place = Place { dir: SNAPSHOTS.into(), cap: u64::MAX };
+    let place = Place { dir: SnapshotDir::Inside(SNAPSHOTS.into()), cap: u64::MAX };
     let module = Arc::new(NativeModule::register());
     start::open(&shared, config("g"), module, place, None).expect("the log is whole")
 }

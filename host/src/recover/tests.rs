@@ -99,6 +99,33 @@ fn what_cannot_be_done_changes_nothing() {
     assert_eq!(before, after);
 }
 
+/// A survivor whose snapshots are bad would never serve: it is not made the group.
+#[test]
+fn what_no_start_could_begin_with_is_not_kept() {
+    let fs = disk();
+    let mut stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    assert_eq!(stopped.starts_from().expect("the log is whole"), None);
+    let mut state = stopped.found.state.clone();
+    state.snapshots = vec![lockstep_core::snapshot::SnapshotDesc {
+        term: 2,
+        index: 2,
+        length: 9,
+        digest: lockstep_core::ids::Digest([1; 32]),
+        module: lockstep_core::ids::ModuleId([1; 32]),
+        format: 1,
+        configuration: state.configuration.clone(),
+    }];
+    (state.first_index, state.previous_term, state.floor) = (3, 2, 2);
+    let group = GroupId::of_name("kv");
+    stopped.wal.append(&[LogJob { group, state, entries: Vec::new() }]).expect("there is room");
+    drop(stopped);
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    let why = stopped.keep_only_me().expect_err("its snapshot is not there").to_string();
+    assert!(why.contains("could not start") && why.contains("another survivor"), "{why}");
+    let after = StoppedGroup::open(fs, &config(), "kv").expect("it is there");
+    assert_eq!(after.configuration().voters.len(), 3, "nothing was changed");
+}
+
 #[test]
 fn a_group_that_is_configured_no_more_can_be_forgotten() {
     let fs = disk();

@@ -20,7 +20,7 @@ use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Tools};
 use lockstep_host::group::gauges::Gauges;
 use lockstep_host::group::log_lane::LogWriter;
-use lockstep_host::group::reopen::{Disk, Reopened, reopen};
+use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use lockstep_host::guest::Module;
 use lockstep_host::store::layout::snapshot_dir;
 use lockstep_host::store::{Budget, BudgetLimits, DirectLane, StoreHandle, on_lane};
@@ -227,7 +227,7 @@ impl Node {
                 fs: Arc::clone(&fs),
                 log: reader.clone(),
                 cluster: CLUSTER,
-                snapshots: self.snapshots(name),
+                snapshots: SnapshotDir::Inside(self.snapshots(name)),
                 quota: budget.quota(setup.cap_bytes),
             };
             let opened = reopen(disk, config, recovered.remove(&id));
