@@ -131,11 +131,12 @@ pub(crate) fn sweep(
             Some(name) if planted("sweep_below_newest") && name.index > newest => {}
             Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
             Some(name) if listed.contains(&name) => {
-                // One that cannot be looked at now counts as empty: its reader finds out.
                 let length = fs.open(&dir.join(&file), false).and_then(|open| open.len());
+                // One that cannot be looked at counts as what it ought to be: its reader finds out.
                 let length = length.unwrap_or_else(|error| {
                     swept.errors.push(format!("{file}: {error}"));
-                    0
+                    let of = state.snapshots.iter().find(|desc| ObjectName::of(desc) == name);
+                    of.and_then(|desc| layout::object_bytes(desc.length)).unwrap_or(0)
                 });
                 stays.objects.insert(name, length);
             }
