@@ -50,8 +50,7 @@ pub enum Refusal {
     DiskFull { need: u64, have: u64 },
     #[error(
         "the log behind the newest snapshot has {bytes} bytes and may have {bound}, for no next \
-         one \
-         succeeds; commands are taken again once one did"
+         one succeeds; commands are taken again once one did"
     )]
     LogFull { bytes: u64, bound: u64 },
     #[error("no quorum confirmed the read in time")]

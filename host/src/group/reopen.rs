@@ -133,8 +133,7 @@ fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
         let (dir, count) = (dir.display(), state.snapshots.len());
         format!(
             "snapshot directory {dir} is not there, and the log lists {count} snapshots in it; \
-             nothing was touched: mount its filesystem, or make the directory for the peers to \
-             send \
+             nothing was touched: mount its filesystem, or make the directory, and the peers send \
              copies"
         )
     })

@@ -71,8 +71,7 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
     }
     for error in log.scrub(&mut |bytes| pace.read(bytes)) {
         tracing::error!(%error, "the log is damaged, and would not be opened again: its groups \
-            take \
-            snapshots, so that the segment can go");
+            take snapshots, so that the segment can go");
     }
 }
 

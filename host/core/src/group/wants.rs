@@ -24,9 +24,9 @@ use crate::snapshot::{SnapshotDesc, Verified};
 
 /// The way out of a group of one.
 const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot; restart the node if its disk \
-    is \
-                             well again, put this group's files back from a copy, or take it out \
-                             of the configuration and give it up with `lockstep group drop`";
+    is well again, put this \
+     group's files back from a copy, or take it out of the configuration and give it up with \
+     `lockstep group drop`";
 
 #[derive(Default)]
 pub(super) struct Wants {
