@@ -1,5 +1,5 @@
 //! The log goes on without a hole from its first entry to its last, and it begins at or before the
-//! entry behind every listed snapshot. Planted: `skip_fsync`, `retry_failed_sync`.
+//! entry behind every listed snapshot. Planted: `retry_failed_sync`.
 
 use lockstep_core::ids::GroupId;
 use lockstep_host::wal::WalReader;

@@ -1,6 +1,6 @@
 //! There is always something to start from: the log from its first entry on, or a snapshot that the
 //! log lists and that is whole. Where bits rotted, the program never gives up the last good one.
-//! Planted: `delete_listed`, `keep_a_rotten_one`.
+//! Planted: `delete_leased`.
 
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;

@@ -1,4 +1,4 @@
-//! Every listed object is there and whole. Planted: `delete_before_unlist`, `delete_leased`,
+//! Every listed object is there and whole. Planted: `delete_before_unlist`, `delete_listed`,
 //! `skip_snapshot_directory_sync`.
 
 use lockstep_core::recovery_state::RecoveryState;
