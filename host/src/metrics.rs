@@ -84,8 +84,8 @@ impl Transfers {
     }
 }
 
-/// How an outbound transfer may end.
-pub(crate) const SEND_ENDS: [&str; 12] = [
+/// What a receiver may say at the end, beside which either side may find its own.
+pub(crate) const REPLY_ENDS: [&str; 8] = [
     "accepted",
     "stale",
     "busy",
@@ -94,24 +94,9 @@ pub(crate) const SEND_ENDS: [&str; 12] = [
     "corrupt",
     "incompatible",
     "wrong_group",
-    "stalled",
-    "broken",
-    "source_bad",
-    "protocol",
 ];
-/// How an inbound one may.
-pub(crate) const RECEIVE_ENDS: [&str; 10] = [
-    "accepted",
-    "stale",
-    "busy",
-    "prefers_another",
-    "no_space",
-    "corrupt",
-    "incompatible",
-    "wrong_group",
-    "stalled",
-    "broken",
-];
+pub(crate) const SEND_ENDS: [&str; 4] = ["stalled", "broken", "source_bad", "protocol"];
+pub(crate) const RECEIVE_ENDS: [&str; 2] = ["stalled", "broken"];
 
 fn send_end(end: &SendEnd) -> &'static str {
     match end {

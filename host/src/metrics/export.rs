@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
 use crate::group::{GroupHandle, GroupReport};
-use crate::metrics::{RECEIVE_ENDS, SEND_ENDS};
+use crate::metrics::{RECEIVE_ENDS, REPLY_ENDS, SEND_ENDS};
 use crate::router::Router;
 use crate::store::reserve::{PRODUCERS, REASONS};
 
@@ -169,16 +169,16 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
         one(report.stored.tally.unremoved)
     })?;
     rows.counter("reclaimed_files", "Files deleted to make room, by who asked", |report| {
-        by("producer", &PRODUCERS, &report.stored.tally.reclaimed)
+        by("producer", PRODUCERS, &report.stored.tally.reclaimed)
     })
 }
 
 fn transfer_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("transfers_sent", "Outbound transfers by how they ended", |report| {
-        by("end", &SEND_ENDS, &report.transfers.sent)
+        by("end", REPLY_ENDS.into_iter().chain(SEND_ENDS), &report.transfers.sent)
     })?;
     rows.counter("transfers_received", "Inbound transfers by how they ended", |report| {
-        by("end", &RECEIVE_ENDS, &report.transfers.received)
+        by("end", REPLY_ENDS.into_iter().chain(RECEIVE_ENDS), &report.transfers.received)
     })?;
     rows.counter("transfer_sent_bytes", "Payload sent", |r| one(r.transfers.sent_bytes))?;
     rows.counter("transfer_received_bytes", "Payload taken", |r| one(r.transfers.received_bytes))?;
@@ -209,10 +209,10 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
 /// A row for each word that there may be, and for any other that was counted.
 fn by(
     label: &'static str,
-    known: &[&'static str],
+    known: impl IntoIterator<Item = &'static str>,
     counts: &BTreeMap<&'static str, u64>,
 ) -> Vec<(Labels, u64)> {
-    let zeros = known.iter().map(|word| (*word, 0));
+    let zeros = known.into_iter().map(|word| (word, 0));
     let all: BTreeMap<&str, u64> =
         zeros.chain(counts.iter().map(|(word, count)| (*word, *count))).collect();
     all.into_iter().map(|(word, count)| (vec![(label, word.to_owned())], count)).collect()
