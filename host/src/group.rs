@@ -293,6 +293,7 @@ impl GroupActor {
                 Effect::List { snapshots, promised, pressure, holds } => {
                     self.list(snapshots, promised, pressure, holds);
                 }
+                Effect::Prove { snapshot } => self.read_whole(snapshot),
                 Effect::Send { to, frame } => self.lanes.transport.send(to, frame),
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
                     let outbound = Outbound { to, snapshot, purpose, insist };
@@ -314,6 +315,19 @@ impl GroupActor {
                     follower");
             }
             handle.raise(Event::Fetched { from, entries: entries.ok() });
+        });
+    }
+
+    /// Reads a listed object, and says whether it is what it was.
+    fn read_whole(&self, snapshot: SnapshotDesc) {
+        let handle = self.handle.clone();
+        tokio::task::spawn_blocking(move || {
+            let read = handle.scrub(&snapshot, &mut || ());
+            let bad = read.err().map(|error| error.to_string());
+            if let Some(why) = bad.as_ref().filter(|_| handle.lists(&snapshot)) {
+                tracing::error!(group = handle.name(), index = snapshot.index, why, "rotten");
+            }
+            handle.raise(Event::Read { snapshot, bad });
         });
     }
 

@@ -37,6 +37,7 @@ mod membership;
 mod outgoing;
 mod persist;
 mod pipeline;
+mod proof;
 mod proposals;
 mod raft_log;
 mod reads;
@@ -332,6 +333,7 @@ impl Group {
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
             | Event::Rotten { .. }
+            | Event::Read { .. }
             | Event::Overtaken
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)

@@ -95,6 +95,8 @@ pub const PARK_MS: u64 = 600_000;
 pub const OVERDUE_MARK_TICKS: u64 = 10;
 /// Ticks between two marks of a leader that takes no commands for want of room.
 pub const STARVED_MARK_TICKS: u64 = 100;
+/// Ticks after which a recovery point is read again before another is given up for it.
+pub const PROOF_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs.
 pub const WANT_RETRY_TICKS: u64 = 20;
 /// While a follower is being sent a snapshot, the next one is due after so many times the usual.

@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 57] = [
+pub const ALL: [(&str, &str); 59] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -27,9 +27,11 @@ pub const ALL: [(&str, &str); 57] = [
     ("forget_reservation", "staging files take nothing from the budget"),
     ("forget_vote", "the vote is not written"),
     ("full_for_ever", "nobody hears that there is room again"),
+    ("give_up_unread", "an older recovery point goes and the newest was not read again"),
     ("keep_a_rotten_one", "the newest recovery point is spared though it is rotten"),
     ("keep_damaged_log", "log that cannot be read stays"),
     ("keep_conflicting_suffix", "entries of a deposed leader stay in the window"),
+    ("lead_without_votes", "whoever campaigns leads"),
     ("leak_parts", "broken transfers leave their staging files"),
     ("leak_unlisted", "objects stay that nobody needs"),
     ("list_before_verify", "sealed objects are not read back"),

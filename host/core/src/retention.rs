@@ -93,7 +93,7 @@ pub fn unlist(
     pins: &Pins,
     rotten: &BTreeSet<ObjectName>,
 ) -> Option<Plan> {
-    let spared = spared(state, rotten)?;
+    let spared = newest_good(state, rotten).or(state.newest())?;
     let may_go = |desc: &&SnapshotDesc| *desc != spared;
     let is_rotten = |desc: &&SnapshotDesc| rotten.contains(&name(desc));
     let listed = || state.snapshots.iter().filter(may_go);
@@ -110,7 +110,7 @@ pub fn unlist(
 /// Keeps only the newest good recovery point, and no log that merely saves somebody a snapshot;
 /// `None` if that frees nothing, or none is good.
 pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let spared = spared(state, rotten).filter(|desc| !rotten.contains(&name(desc)))?.clone();
+    let spared = newest_good(state, rotten)?.clone();
     let least = pins.budget.max(pins.unreadable.saturating_sub(1));
     let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
     let needed = sending.chain([spared.index]).min().expect("the spared index is always there");
@@ -144,11 +144,13 @@ pub fn name(desc: &SnapshotDesc) -> ObjectName {
     (object.term, object.index, object.digest)
 }
 
-/// The newest recovery point that is not rotten; the newest of all if every one is.
-fn spared<'a>(state: &'a RecoveryState, rotten: &BTreeSet<ObjectName>) -> Option<&'a SnapshotDesc> {
+/// The newest recovery point that is not rotten.
+pub fn newest_good<'a>(
+    state: &'a RecoveryState,
+    rotten: &BTreeSet<ObjectName>,
+) -> Option<&'a SnapshotDesc> {
     let spoilt = |desc: &&SnapshotDesc| rotten.contains(&name(desc));
-    let good = state.snapshots.iter().find(|desc| !spoilt(desc) || planted("keep_a_rotten_one"));
-    good.or(state.newest())
+    state.snapshots.iter().find(|desc| !spoilt(desc) || planted("keep_a_rotten_one"))
 }
 
 fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan {

@@ -300,14 +300,20 @@ impl World {
         if candidates.is_empty() {
             return;
         }
-        let path = (*self.rng.pick(&candidates)).clone();
+        let path = match !in_log && self.rng.percent(50) {
+            // The newest: what others would be given up for.
+            true => candidates.iter().max_by_key(|path| path.file_name()),
+            false => Some(self.rng.pick(&candidates)),
+        };
+        let Some(path) = path.map(|path| path.to_path_buf()) else { return };
         let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
         let offset = self.rng.below(length.max(1));
         let node = self.nodes.get_mut(&id).expect("a node");
         if node.fs.corrupt(&path, offset).is_ok() {
             node.rotted = true;
-            if in_log {
-                node.rotten_log = Some(path);
+            match in_log {
+                true => node.rotten_log = Some(path),
+                false => node.snapshot_rotted_at = self.now,
             }
             self.weak = Some(id);
             self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
@@ -401,8 +407,7 @@ impl World {
         }
         let check = |(group, replica): (&lockstep_core::ids::GroupId, &crate::node::Replica)| {
             let first_index = process.reader.first_index(*group).unwrap_or(1);
-            let listed = replica.with_store(|store| store.listed().to_vec());
-            recovery_points::listed(replica, first_index, false, (&listed, &listed))
+            recovery_points::stand(replica, first_index)
         };
         let checked: Vec<Checked> = process.replicas.iter().map(check).collect();
         checked.into_iter().for_each(|result| self.check(result));

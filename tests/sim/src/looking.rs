@@ -37,13 +37,12 @@ impl World {
         &mut self,
         node: NodeId,
         group: GroupId,
-        rotted: bool,
         (snapshots, promised): (Vec<SnapshotDesc>, Vec<SnapshotDesc>),
         (pressure, mut holds): (bool, Vec<Box<dyn Hold>>),
     ) {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];
-        let before = replica.with_store(|store| store.listed().to_vec());
+        let before = recovery_points::Before::of(replica);
         replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
         let listed = snapshots.clone();
         replica.store.run(Box::new(move |store| {
@@ -56,7 +55,10 @@ impl World {
         }));
         let first_index = process.reader.first_index(group).unwrap_or(1);
         let at = &self.nodes[&node];
-        if listed != before && !at.fs.is_halted() && !at.unreadable {
+        if before.differs(&listed) && !at.fs.is_halted() && !at.unreadable {
+            // A pause is no time to read in.
+            let since = at.snapshot_rotted_at.max(at.paused_until);
+            let rotted = at.rotted.then(|| self.now.saturating_sub(since));
             let checked = recovery_points::listed(replica, first_index, rotted, (&before, &listed));
             self.check(checked);
         }

@@ -70,6 +70,8 @@ pub struct Node {
     pub gone: Vec<ReplicaId>,
     /// Bits were flipped: what does not verify is not a bug.
     pub rotted: bool,
+    /// When a bit of a snapshot was, last.
+    pub snapshot_rotted_at: u64,
     /// The log's file whose bit it was.
     pub rotten_log: Option<PathBuf>,
     /// A read was told to fail in this life of the process.
@@ -159,6 +161,7 @@ impl Node {
             traps: Traps::default(),
             gone: Vec::new(),
             rotted: false,
+            snapshot_rotted_at: 0,
             rotten_log: None,
             unreadable: false,
             log_filled: false,

@@ -4,6 +4,7 @@ use lockstep_core::entry::is_mark;
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
@@ -18,6 +19,7 @@ impl World {
             Action::Event { node, .. }
             | Action::Report { node, .. }
             | Action::Fetch { node, .. }
+            | Action::Prove { node, .. }
                 if self.is_paused(node) =>
             {
                 self.put_off(node, action);
@@ -38,6 +40,9 @@ impl World {
             }
             Action::Seal { node, epoch, group, capture } => {
                 self.seal_step(node, epoch, group, capture);
+            }
+            Action::Prove { node, epoch, group, snapshot } => {
+                self.prove(node, epoch, group, snapshot);
             }
             Action::Bulk { transfer, to_receiver } => self.bulk_step(transfer, to_receiver),
             Action::BulkTick { transfer } => self.bulk_tick(transfer),
@@ -168,8 +173,11 @@ impl World {
                     self.schedule_apply(node, group);
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
-                    let rotted = self.nodes[&node].rotted;
-                    self.list(node, group, rotted, (snapshots, promised), (pressure, holds));
+                    self.list(node, group, (snapshots, promised), (pressure, holds));
+                }
+                Effect::Prove { snapshot } => {
+                    let delay = self.rng.between(MS, 500 * MS);
+                    self.after(delay, Action::Prove { node, epoch, group, snapshot });
                 }
                 Effect::Send { to, frame } => self.send(node, to, *frame),
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
@@ -364,6 +372,21 @@ impl World {
             Event::CaptureFailed { .. } => self.counters.add("captures failed"),
             _other => {}
         }
+    }
+
+    /// Reads a recovery point before others are given up for it.
+    fn prove(&mut self, node: NodeId, epoch: u64, group: GroupId, snapshot: SnapshotDesc) {
+        let Some(process) = self.process(node, epoch) else { return };
+        let object = snapshot.clone();
+        let replica = &process.replicas[&group];
+        let read = replica.with_store(move |store| store.recoverable(&object));
+        self.fall_if_halted(node);
+        self.counters.add("recovery points read before others went");
+        if self.nodes[&node].rotted && read.is_err() {
+            self.counters.add("rot found before others went");
+        }
+        let bad = read.err().map(|error| error.to_string());
+        self.event(node, group, vec![Event::Read { snapshot, bad }]);
     }
 
     fn seal_step(&mut self, node: NodeId, epoch: u64, group: GroupId, capture: Captured) {

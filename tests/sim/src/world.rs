@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use lockstep_core::group::{Event, Frame, Inbound, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::snapshot::SnapshotDesc;
 
 use crate::check::{Checked, Checks, Violation, violated};
 use crate::client::{Client, Record};
@@ -70,6 +71,12 @@ pub enum Action {
         epoch: u64,
         group: GroupId,
         capture: Captured,
+    },
+    Prove {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        snapshot: SnapshotDesc,
     },
     Bulk {
         transfer: u64,
@@ -311,6 +318,7 @@ impl World {
             Action::Mend { .. } => (15, 0, 0),
             Action::Look => (16, 0, 0),
             Action::Scrub { node } => (18, node.0.into(), 0),
+            Action::Prove { node, group, .. } => (19, node.0.into(), group.0),
         };
         for word in [self.now, kind, node, more] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);

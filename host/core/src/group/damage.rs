@@ -27,7 +27,10 @@ impl Hosting {
             return;
         }
         match retention::past(&shared.recovery, &self.pins(), self.wants.rotten()) {
-            Some(plan) => ready::list_local(self, shared, plan, None, effects),
+            Some(plan) if self.is_proven(shared, effects) => {
+                ready::list_local(self, shared, plan, None, effects);
+            }
+            Some(_) => {}
             None => self.capture_here(shared),
         }
     }

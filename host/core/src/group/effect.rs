@@ -29,6 +29,8 @@ pub enum Effect {
         pressure: bool,
         holds: Vec<Box<dyn Hold>>,
     },
+    /// Bulk: read this listed object whole; one [`super::Event::Read`] follows.
+    Prove { snapshot: SnapshotDesc },
     /// Transport: may be dropped, never blocks.
     Send { to: NodeId, frame: Box<Frame> },
     /// Bulk: send this object; exactly one [`super::Event::TransferEnded`] follows.

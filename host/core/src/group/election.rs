@@ -19,6 +19,7 @@ use crate::group::hosting::Hosting;
 use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 
 /// Election state beside raft's.
 #[derive(Default)]
@@ -98,6 +99,9 @@ impl Hosting {
         // A single voter leads in the step that campaigns, and raft then demands a persisted log.
         if !alone || log.persisted == log.last_index() {
             self.raw.tick();
+        }
+        if planted("lead_without_votes") && self.raw.raft.state == StateRole::Candidate {
+            self.raw.raft.become_leader();
         }
     }
 

@@ -91,6 +91,11 @@ pub enum Event {
         snapshot: SnapshotDesc,
         why: String,
     },
+    /// A recovery point was read whole, or `bad` says why it could not be.
+    Read {
+        snapshot: SnapshotDesc,
+        bad: Option<String>,
+    },
     /// The log was cut while the lane rebuilt its guest from it.
     Overtaken,
     /// No recovery point restores, because their objects are rotten: a peer's object is needed.

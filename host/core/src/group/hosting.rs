@@ -14,6 +14,7 @@ use crate::group::mark::Marks;
 use crate::group::membership::Membership;
 use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
+use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
@@ -36,6 +37,7 @@ pub(crate) struct Hosting {
     pub(super) marks: Marks,
     pub(super) outgoing: Outgoing,
     pub(super) wants: Wants,
+    pub(super) proof: Proof,
     /// Bytes of log that followers and transfers may hold.
     pub(super) log_pin_bytes: u64,
     /// Entries kept for followers that will lag.
@@ -81,6 +83,7 @@ impl Hosting {
             marks,
             outgoing: Outgoing::default(),
             wants: Wants::default(),
+            proof: Proof::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
             catch_up: shared.config.snapshot_policy.catch_up,
@@ -200,6 +203,7 @@ impl Hosting {
                 self.room_wanted(shared, &unlist, capture, effects);
             }
             Event::Rotten { snapshot, .. } => self.found_rotten(shared, &snapshot),
+            Event::Read { snapshot, bad } => self.was_read(shared, &snapshot, bad, effects),
             Event::Overtaken => self.overtaken(shared, effects),
             Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
             Event::Received { snapshot } => self.received(shared, snapshot, effects),

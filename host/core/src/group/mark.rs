@@ -214,6 +214,7 @@ impl Hosting {
         }
         self.marks.failed_in_a_row = 0;
         self.marks.failure = None;
+        self.proof.is_whole(&desc, shared.now);
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
@@ -228,7 +229,7 @@ impl Hosting {
         ready::list_local(self, shared, plan, Some(hold), effects);
     }
 
-    /// A snapshot finds room only without `unlist`: it goes if it may.
+    /// A snapshot finds room only without `unlist`: it goes if it may, once what stays was read.
     pub(super) fn room_wanted(
         &mut self,
         shared: &mut Shared,
@@ -236,12 +237,17 @@ impl Hosting {
         capture: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
+        if capture.is_some() && capture != self.marks.capturing {
+            // Whoever wanted it is gone.
+            return;
+        }
         // Until the newest one proved good the others are needed.
         let plan = match self.pipeline.is_reading() {
             true => None,
             false => retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten()),
         };
         match (plan, capture) {
+            (Some(_), _) if !self.is_proven(shared, effects) => self.proof.wait(unlist, capture),
             (Some(plan), _) => {
                 self.marks.waiting_for_room = capture.or(self.marks.waiting_for_room);
                 ready::list_local(self, shared, plan, None, effects);

@@ -102,7 +102,7 @@ impl Hosting {
     }
 
     /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
-    fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    pub(super) fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         // Until the newest one proved good the others are needed.
         if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
             return;
@@ -119,7 +119,7 @@ impl Hosting {
                 plan.first_index = plan.first_index.min(oldest + 1);
             }
             // A list that says the same again would only cost room.
-            if !now(&plan) {
+            if !now(&plan) && self.is_proven(shared, effects) {
                 ready::list_local(self, shared, plan, None, effects);
             }
         }

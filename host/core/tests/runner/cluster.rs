@@ -38,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) clock_ms: i64,
     /// The index of the snapshot of which this process holds a part.
     pub(crate) parked: Option<u64>,
+    /// Recovery points that are to be read before others go.
+    pub(crate) proofs: VecDeque<SnapshotDesc>,
     /// What became of the objects that came, as `more` shows it.
     pub(crate) judged: Vec<String>,
     /// The list that the store was last told of.
@@ -110,6 +112,7 @@ impl Cluster {
             lane: Lane::default(),
             clock_ms: 0,
             parked: None,
+            proofs: VecDeque::new(),
             judged: Vec::new(),
             told: None,
             seen: (None, (0, 0)),
@@ -148,6 +151,7 @@ impl Cluster {
         process.group = None;
         process.disk.crash();
         process.lane = Lane::default();
+        process.proofs.clear();
         self.transfers.retain(|transfer| transfer.from != name);
     }
 
@@ -208,6 +212,7 @@ impl Cluster {
                     }
                     self.processes.get_mut(name).expect("a process").told = Some(indexes);
                 }
+                Effect::Prove { snapshot } => process.proofs.push_back(snapshot),
                 Effect::Send { to, frame } => {
                     Checks::sends(&frame, process.disk.durable.as_ref());
                     let there = self.routes.get(&to).cloned().unwrap_or_default();
@@ -316,6 +321,7 @@ impl Cluster {
             for name in self.running() {
                 moved |= self.sync(&name, usize::MAX, false);
                 moved |= self.run_lane(&name);
+                moved |= self.prove(&name);
             }
             moved |= self.deliver();
             moved |= self.carry_objects();
@@ -365,6 +371,19 @@ impl Cluster {
             self.tell(format!("{name} reads entries {first} to {last} back for its guest"));
         }
         self.events(name, events);
+        true
+    }
+
+    /// Reads a recovery point before others are given up for it.
+    fn prove(&mut self, name: &str) -> bool {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        let Some(snapshot) = process.proofs.pop_front() else { return false };
+        let store = process.store.lock().expect("no panic holds the lock");
+        let bad = (!store.is_good(&snapshot)).then(|| "spoilt".to_owned());
+        drop(store);
+        let what = if bad.is_some() { "spoilt" } else { "whole" };
+        self.tell(format!("{name} reads snapshot {} before another goes: {what}", snapshot.index));
+        self.event(name, Event::Read { snapshot, bad });
         true
     }
 

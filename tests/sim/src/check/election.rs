@@ -1,4 +1,4 @@
-//! One leader a term. Planted: `skip_segment_directory_sync`.
+//! One leader a term. Planted: `lead_without_votes`.
 
 use std::collections::BTreeMap;
 

@@ -1,45 +1,85 @@
 //! There is always something to start from: the log from its first entry on, or a snapshot that the
-//! log lists and that is whole. Where bits rotted, the program never gives up the last good one.
-//! Planted: `delete_leased`.
+//! log lists and that is whole. Where bits rotted, the program never gives up the last one that it
+//! does not know to be bad, nor the last one that is whole, if there was time to see what became of
+//! the others. Planted: `delete_leased`.
 
+use lockstep_core::limits;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 
 use super::{Checked, violated};
 use crate::node::Replica;
+use crate::world::MS;
 
-/// The log durably lists these now, instead of `before`, and what nobody needs was deleted.
-/// `rotted`: bits were flipped on this disk; then only what the program knows of counts.
+/// What was read within [`limits::PROOF_TICKS`] is not read again before another goes for it; and
+/// what follows the reading takes its time.
+const READ_LATELY: u64 = 2 * limits::PROOF_TICKS * limits::TICK_MS * MS;
+
+/// A list before another takes its place.
+pub struct Before {
+    listed: Vec<SnapshotDesc>,
+    /// Whether one was whole.
+    whole: bool,
+}
+
+impl Before {
+    pub fn of(replica: &Replica) -> Self {
+        let listed = replica.with_store(|store| store.listed().to_vec());
+        let whole = bad(replica, &listed).len() < listed.len();
+        Self { listed, whole }
+    }
+
+    pub fn differs(&self, after: &[SnapshotDesc]) -> bool {
+        self.listed != after
+    }
+}
+
+/// There is something to start from, on a disk where no bit rotted.
+pub fn stand(replica: &Replica, first_index: u64) -> Checked {
+    match first_index {
+        1 => Ok(()),
+        _ => one_is_whole(replica, &replica.with_store(|store| store.listed().to_vec())),
+    }
+}
+
+/// The log durably lists these now, and what nobody needs was deleted. `rotted`: since when this disk was
+/// left alone, if bits were flipped on it.
 pub fn listed(
     replica: &Replica,
     first_index: u64,
-    rotted: bool,
-    (before, after): (&[SnapshotDesc], &[SnapshotDesc]),
+    rotted: Option<u64>,
+    (before, after): (&Before, &[SnapshotDesc]),
 ) -> Checked {
     if first_index == 1 {
         return Ok(());
     }
-    if rotted {
-        let now = replica.group.status().rotten;
-        let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
-            listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
-        };
-        return match any_good(&replica.seen.rotten, before) && !any_good(&now, after) {
-            true => violated("recovery_points", "the last one that was not known to rot is gone"),
-            false => Ok(()),
-        };
+    let Some(ago) = rotted else { return one_is_whole(replica, after) };
+    if before.whole && ago > READ_LATELY {
+        one_is_whole(replica, after)?;
     }
+    let now = replica.group.status().rotten;
+    let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
+        listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
+    };
+    match any_good(&replica.seen.rotten, &before.listed) && !any_good(&now, after) {
+        true => violated("recovery_points", "the last one that was not known to rot is gone"),
+        false => Ok(()),
+    }
+}
+
+fn one_is_whole(replica: &Replica, listed: &[SnapshotDesc]) -> Checked {
+    let bad = bad(replica, listed);
+    match bad.len() < listed.len() {
+        true => Ok(()),
+        false => violated("recovery_points", format!("none is whole: {}", bad.join("; "))),
+    }
+}
+
+/// Why objects are not whole, of each that is not.
+fn bad(replica: &Replica, listed: &[SnapshotDesc]) -> Vec<String> {
     let read = |desc: &SnapshotDesc| {
         let object = desc.clone();
         replica.with_store(move |store| store.recoverable(&object)).err()
     };
-    let bad: Vec<String> = after.iter().filter_map(read).map(|error| error.to_string()).collect();
-    match bad.len() < after.len() {
-        true => Ok(()),
-        false => {
-            let why = bad.join("; ");
-            let what = format!("none is whole, the log begins at {first_index}: {why}");
-            violated("recovery_points", what)
-        }
-    }
+    listed.iter().filter_map(read).map(|error| error.to_string()).collect()
 }
