@@ -137,6 +137,8 @@ pub(crate) struct Shared {
     overdue: Option<Shortage>,
     /// One of the two.
     short: Option<Shortage>,
+    /// The tick since which one of them is there.
+    short_since: u64,
     /// Frames dropped because they were for another replica id.
     misdirected: u64,
 }
@@ -195,6 +197,7 @@ impl Group {
             log_short: None,
             overdue: None,
             short: None,
+            short_since: 0,
             misdirected: 0,
             config,
         };

@@ -177,19 +177,12 @@ impl Hosting {
         }
         let term = self.raw.raft.term;
         let under_way = self.marks.proposed.is_some_and(|(proposed, _)| proposed == term);
-        // While commands are refused for want of room, here or on others, a snapshot may be what
-        // makes some, and nothing else asks for it.
-        let again = shared.now.is_multiple_of(limits::STARVED_MARK_TICKS);
-        let starved = again && self.has_room(shared).is_err();
-        let too_soon = shared.now < self.marks.not_before && !starved;
+        let too_soon = shared.now < self.marks.not_before;
         if under_way || too_soon || self.marks.capturing.is_some() {
             return;
         }
         if self.raw.store().take_wanted_snapshot().is_some() {
             self.marks.want(MarkReason::Learner);
-        }
-        if starved {
-            self.marks.want(MarkReason::LogBytes);
         }
         // A snapshot on its way stays of use the longer, the later the next one comes.
         let patience = if self.outgoing.is_busy() { limits::MARK_PATIENCE } else { 1 };

@@ -82,6 +82,9 @@ impl Hosting {
             shared.overdue = overdue;
             self.settle_room(shared, effects);
         }
+        if self.tries_anyway(shared, bytes) {
+            self.capture_here(shared);
+        }
         let Some(since) = self.marks.overdue_since(overdue.is_some(), shared.now) else { return };
         // At each tick: what a transfer held, or a start still needed, may go later.
         self.shed(shared, effects);
@@ -91,11 +94,24 @@ impl Hosting {
         }
     }
 
+    /// While room is short a snapshot that cuts these bytes of the log may be what makes some, and
+    /// no mark comes while commands are refused. Whether it fits is only a guess.
+    fn tries_anyway(&self, shared: &Shared, bytes: u64) -> bool {
+        let due = shared.config.snapshot_policy.log_bytes;
+        let ticks = shared.now - shared.short_since;
+        shared.short.is_some()
+            && bytes > due / limits::SHORT_CAPTURE_SHARE
+            && ticks > 0
+            && ticks.is_multiple_of(limits::SHORT_CAPTURE_TICKS)
+            && !planted("wait_for_a_mark")
+    }
+
     fn settle_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let began = shared.short.is_none();
         shared.short = shared.log_short.or(shared.overdue);
         self.settle_state(shared, effects);
         if let Some(shortage) = shared.short.filter(|_| began) {
+            shared.short_since = shared.now;
             self.proposals.refuse_waiting(&shortage.refusal(), effects);
             self.marks.want(MarkReason::LogBytes);
         }

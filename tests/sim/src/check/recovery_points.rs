@@ -42,8 +42,8 @@ pub fn stand(replica: &Replica, first_index: u64) -> Checked {
     }
 }
 
-/// The log durably lists these now, and what nobody needs was deleted. `rotted`: since when this disk was
-/// left alone, if bits were flipped on it.
+/// The log durably lists these now, and what nobody needs was deleted. `rotted`: since when this
+/// disk was left alone, if bits were flipped on it.
 pub fn listed(
     replica: &Replica,
     first_index: u64,
