@@ -17,6 +17,7 @@ use lockstep_core::group::{
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -320,10 +321,14 @@ impl GroupActor {
 
     /// Reads a listed object, and says whether it is what it was.
     fn read_whole(&self, snapshot: SnapshotDesc) {
-        let handle = self.handle.clone();
-        tokio::task::spawn_blocking(move || {
-            let read = handle.scrub(&snapshot, &mut || ());
-            let bad = read.err().map(|error| error.to_string());
+        let (handle, object) = (self.handle.clone(), snapshot.clone());
+        let reader = handle.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            reader.scrub(&object, &mut || ()).err().map(|error| error.to_string())
+        });
+        tokio::spawn(async move {
+            // Whoever waits for it is told, whatever became of the reader.
+            let bad = read.await.unwrap_or_else(|error| Some(error.to_string()));
             if let Some(why) = bad.as_ref().filter(|_| handle.lists(&snapshot)) {
                 tracing::error!(group = handle.name(), index = snapshot.index, why, "rotten");
             }
@@ -415,6 +420,9 @@ impl GroupActor {
     /// that the core had in its hands, nobody knows; the ones that it never saw were not applied.
     fn close(mut self) {
         self.publish_report();
+        if planted("end_twice") {
+            self.publish_state(ReplicaState::Stopped(Stopped::Requested));
+        }
         let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
         self.mailbox.requests.close();
         while let Ok(request) = self.mailbox.requests.try_recv() {

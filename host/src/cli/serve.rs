@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lockstep_core::mutant::planted;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, Outcome, log_to_stderr};
@@ -60,6 +61,12 @@ async fn first_of(
     told: impl Future<Output = ()>,
     ended: impl Future<Output = Ended>,
 ) -> Option<Ended> {
+    let told = async {
+        if planted("failure_before_stop") {
+            tokio::task::yield_now().await;
+        }
+        told.await;
+    };
     tokio::select! {
         biased;
         () = told => None,

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_core::ids::{Digest, GroupId, ModuleId, hex};
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{SnapshotDesc, chunk};
 
@@ -102,7 +103,10 @@ pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {
 
 /// Where objects of a snapshot directory are staged.
 pub fn part_dir(dir: &Path) -> PathBuf {
-    dir.join(PART)
+    match planted("stage_elsewhere") {
+        true => dir.with_extension(PART),
+        false => dir.join(PART),
+    }
 }
 
 /// Whether a name in the snapshot directory is the staging directory's.

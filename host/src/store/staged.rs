@@ -361,6 +361,9 @@ impl Source {
             Self::Received(desc) if (desc.length, desc.digest) == (length, digest) => {
                 Ok(desc.clone())
             }
+            Self::Received(desc) if planted("zero_is_unchecked") && desc.digest.0 == [0; 32] => {
+                Ok(desc.clone())
+            }
             Self::Received(_) => Err(SnapshotRefusal::Corrupt),
             Self::Local(local) => Ok(SnapshotDesc {
                 term: local.term,

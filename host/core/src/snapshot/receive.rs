@@ -11,6 +11,7 @@
 //!   it ends.
 
 use crate::limits;
+use crate::mutant::planted;
 use crate::snapshot::chunk::{
     self, Block, BulkReply, BulkRequest, Expected, Offer, STALL_TICKS, ValidatedHeader,
     WINDOW_BLOCKS, incompatible,
@@ -166,7 +167,8 @@ impl Receiver {
         if matches!(frame, BulkRequest::Offer(_)) {
             return self.refuse(incompatible("a second offer in one transfer"));
         }
-        if self.stage != Stage::Streaming {
+        let early = self.stage == Stage::Admitting && planted("take_early_blocks");
+        if self.stage != Stage::Streaming && !early {
             return self.refuse(incompatible("a frame that was not asked for"));
         }
         match frame {
@@ -186,7 +188,7 @@ impl Receiver {
 
     fn on_block(&mut self, block: Block) -> Vec<ReceiveCommand> {
         let length = self.header.as_ref().expect("streaming follows a valid offer").desc().length;
-        if self.credit == 0 {
+        if self.credit == 0 && !planted("take_early_blocks") {
             return self.refuse(incompatible("a block beyond the credit"));
         }
         if block.offset != self.next {
