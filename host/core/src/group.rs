@@ -137,8 +137,8 @@ pub(crate) struct Shared {
     overdue: Option<Shortage>,
     /// One of the two.
     short: Option<Shortage>,
-    /// The tick since which one of them is there.
-    short_since: u64,
+    /// The tick from which on a snapshot is tried although no mark comes.
+    tries_at: u64,
     /// Frames dropped because they were for another replica id.
     misdirected: u64,
 }
@@ -197,7 +197,7 @@ impl Group {
             log_short: None,
             overdue: None,
             short: None,
-            short_since: 0,
+            tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
             config,
         };

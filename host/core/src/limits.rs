@@ -93,11 +93,8 @@ pub const PARK_MS: u64 = 600_000;
 /// Ticks that a replica whose log comes near the room of its next snapshot waits for a mark, before
 /// it takes one where it is.
 pub const OVERDUE_MARK_TICKS: u64 = 10;
-/// Ticks between two snapshots that a replica tries where it is while it has too little room: while
-/// commands are refused no mark comes.
+/// Ticks between two snapshots that a replica tries where it is while it has too little room.
 pub const SHORT_CAPTURE_TICKS: u64 = 100;
-/// It does not if that cuts less of the log than the bytes that make a snapshot due, over this.
-pub const SHORT_CAPTURE_SHARE: u64 = 16;
 /// Ticks after which a recovery point is read again before another is given up for it.
 pub const PROOF_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs.

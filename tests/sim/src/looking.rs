@@ -42,7 +42,10 @@ impl World {
     ) {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];
-        let before = recovery_points::Before::of(replica);
+        let before = replica.with_store(|store| store.listed().to_vec());
+        let at = &self.nodes[&node];
+        let looks = snapshots != before && !at.fs.is_halted() && !at.unreadable;
+        let before = looks.then(|| recovery_points::Before::of(replica, before));
         replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
         let listed = snapshots.clone();
         replica.store.run(Box::new(move |store| {
@@ -55,11 +58,11 @@ impl World {
         }));
         let first_index = process.reader.first_index(group).unwrap_or(1);
         let at = &self.nodes[&node];
-        if before.differs(&listed) && !at.fs.is_halted() && !at.unreadable {
+        if let Some(before) = before.filter(|_| !at.fs.is_halted() && !at.unreadable) {
             // A pause is no time to read in.
             let since = at.snapshot_rotted_at.max(at.paused_until);
             let rotted = at.rotted.then(|| self.now.saturating_sub(since));
-            let checked = recovery_points::listed(replica, first_index, rotted, (&before, &listed));
+            let checked = recovery_points::listed(replica, first_index, rotted, &before, &listed);
             self.check(checked);
         }
     }

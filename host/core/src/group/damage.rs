@@ -31,7 +31,7 @@ impl Hosting {
                 ready::list_local(self, shared, plan, None, effects);
             }
             Some(_) => {}
-            None => self.capture_here(shared),
+            None => drop(self.capture_here(shared)),
         }
     }
 }

@@ -431,6 +431,7 @@ impl Hosting {
     /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.park();
+        self.marks.abandon_capture();
         self.tell_list(effects);
         if shared.state.is_stopped() {
             return;

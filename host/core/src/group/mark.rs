@@ -3,8 +3,7 @@
 //! So the objects of one mark are equal on all nodes: any peer can serve any other, a transfer
 //! survives a change of leader, and unequal digests at a mark tell of divergence. A replica that is
 //! still capturing when the next mark comes lets that one pass; a failed capture costs nothing but
-//! the chance. One whose log would soon take the room of its next snapshot does not wait for a
-//! mark.
+//! the chance. One that is short of room, or would soon be, does not wait for a mark.
 
 use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};
@@ -212,12 +211,9 @@ impl Hosting {
             return;
         }
         let (pins, rotten) = (self.pins(), self.wants.rotten());
-        let plan = match shared.short {
-            None => retention::plan(&shared.recovery, desc, &pins, rotten),
-            Some(_) if shared.config.snapshots_share_log_disk => {
-                retention::plan_alone(&shared.recovery, desc, &pins)
-            }
-            Some(_) => retention::plan(&shared.recovery, desc, &pins, rotten),
+        let plan = match shared.keeps_one() {
+            true => retention::plan_alone(&shared.recovery, desc, &pins),
+            false => retention::plan(&shared.recovery, desc, &pins, rotten),
         };
         ready::list_local(self, shared, plan, Some(hold), effects);
     }
@@ -230,9 +226,8 @@ impl Hosting {
         capture: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
-        if capture.is_some() && capture != self.marks.capturing {
-            // Whoever wanted it is gone.
-            return;
+        if let Some(gone) = capture.filter(|index| self.marks.capturing != Some(*index)) {
+            return self.pipeline.captured(gone);
         }
         // Until the newest one proved good the others are needed.
         let plan = match self.pipeline.is_reading() {
@@ -265,17 +260,18 @@ impl Hosting {
     }
 
     /// Captures where this replica is now, between two marks: the log has to be cut before it takes
-    /// the room for that, or behind what is damaged.
-    pub(super) fn capture_here(&mut self, shared: &Shared) {
+    /// the room for that, or behind what is damaged. False if it does not.
+    pub(super) fn capture_here(&mut self, shared: &Shared) -> bool {
         let index = shared.recovery.floor;
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
         let waits = self.marks.capturing.is_some() || shared.now < self.marks.not_before;
         if waits || index <= newest || !self.pipeline.captures() {
-            return;
+            return false;
         }
-        let Ok(term) = self.raw.store().term(index) else { return };
+        let Ok(term) = self.raw.store().term(index) else { return false };
         self.marks.begin_capture(index);
         self.pipeline.push_capture(term, index, shared.recovery.configuration.clone());
+        true
     }
 
     /// The store lane was told what is listed: a capture that waits for that is tried again.

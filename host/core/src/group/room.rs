@@ -35,6 +35,13 @@ impl Shared {
         }
     }
 
+    /// Whether one recovery point has to do: an older one takes room itself, or keeps log for which
+    /// there is none.
+    pub(super) fn keeps_one(&self) -> bool {
+        let shares = self.config.snapshots_share_log_disk;
+        self.log_short.is_some() || (shares && self.short.is_some())
+    }
+
     /// Whether another replica was not heard for longer than an election takes.
     pub(super) fn is_silent(&self, replica: ReplicaId) -> bool {
         let heard = self.seen.get(&replica).map_or(0, |seen| seen.tick);
@@ -82,28 +89,18 @@ impl Hosting {
             shared.overdue = overdue;
             self.settle_room(shared, effects);
         }
-        if self.tries_anyway(shared, bytes) {
-            self.capture_here(shared);
+        let tries = shared.short.is_some() && bytes > 0 && shared.now >= shared.tries_at;
+        // While commands are refused no mark comes. Whether it fits is only a guess.
+        if tries && !planted("wait_for_a_mark") && self.capture_here(shared) {
+            shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
         }
         let Some(since) = self.marks.overdue_since(overdue.is_some(), shared.now) else { return };
         // At each tick: what a transfer held, or a start still needed, may go later.
         self.shed(shared, effects);
         let waited = shared.now >= since + limits::OVERDUE_MARK_TICKS;
         if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_mark") {
-            self.capture_here(shared);
+            let _ = self.capture_here(shared);
         }
-    }
-
-    /// While room is short a snapshot that cuts these bytes of the log may be what makes some, and
-    /// no mark comes while commands are refused. Whether it fits is only a guess.
-    fn tries_anyway(&self, shared: &Shared, bytes: u64) -> bool {
-        let due = shared.config.snapshot_policy.log_bytes;
-        let ticks = shared.now - shared.short_since;
-        shared.short.is_some()
-            && bytes > due / limits::SHORT_CAPTURE_SHARE
-            && ticks > 0
-            && ticks.is_multiple_of(limits::SHORT_CAPTURE_TICKS)
-            && !planted("wait_for_a_mark")
     }
 
     fn settle_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
@@ -111,13 +108,14 @@ impl Hosting {
         shared.short = shared.log_short.or(shared.overdue);
         self.settle_state(shared, effects);
         if let Some(shortage) = shared.short.filter(|_| began) {
-            shared.short_since = shared.now;
+            shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
             self.proposals.refuse_waiting(&shortage.refusal(), effects);
             self.marks.want(MarkReason::LogBytes);
         }
     }
 
-    /// Frees what is kept only for comfort, if snapshots share the log's disk; else only the log.
+    /// Frees what is kept only for comfort; where a snapshot is overdue and snapshots have a disk
+    /// of their own, only the log.
     pub(super) fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         // Until the newest one proved good the others are needed.
         if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
@@ -129,7 +127,7 @@ impl Hosting {
         };
         if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())
         {
-            if !shared.config.snapshots_share_log_disk {
+            if !shared.keeps_one() {
                 let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
                 plan.snapshots.clone_from(&shared.recovery.snapshots);
                 plan.first_index = plan.first_index.min(oldest + 1);

@@ -12,8 +12,8 @@ use crate::node::Replica;
 use crate::world::MS;
 
 /// What was read within [`limits::PROOF_TICKS`] is not read again before another goes for it; and
-/// what follows the reading takes its time.
-const READ_LATELY: u64 = 2 * limits::PROOF_TICKS * limits::TICK_MS * MS;
+/// it takes its time until that is durable.
+const READ_LATELY: u64 = 4 * limits::PROOF_TICKS * limits::TICK_MS * MS;
 
 /// A list before another takes its place.
 pub struct Before {
@@ -23,14 +23,14 @@ pub struct Before {
 }
 
 impl Before {
-    pub fn of(replica: &Replica) -> Self {
-        let listed = replica.with_store(|store| store.listed().to_vec());
+    pub fn of(replica: &Replica, listed: Vec<SnapshotDesc>) -> Self {
         let whole = bad(replica, &listed).len() < listed.len();
         Self { listed, whole }
     }
 
-    pub fn differs(&self, after: &[SnapshotDesc]) -> bool {
-        self.listed != after
+    /// Nothing came that may have rotted since it was sealed.
+    fn holds(&self, after: &[SnapshotDesc]) -> bool {
+        after.iter().all(|desc| self.listed.contains(desc))
     }
 }
 
@@ -48,13 +48,14 @@ pub fn listed(
     replica: &Replica,
     first_index: u64,
     rotted: Option<u64>,
-    (before, after): (&Before, &[SnapshotDesc]),
+    before: &Before,
+    after: &[SnapshotDesc],
 ) -> Checked {
     if first_index == 1 {
         return Ok(());
     }
     let Some(ago) = rotted else { return one_is_whole(replica, after) };
-    if before.whole && ago > READ_LATELY {
+    if before.whole && before.holds(after) && ago > READ_LATELY {
         one_is_whole(replica, after)?;
     }
     let now = replica.group.status().rotten;
