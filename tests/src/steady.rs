@@ -12,13 +12,15 @@ use tokio::task::JoinHandle;
 use crate::cluster::Cluster;
 use crate::tell::{Teller, thousands};
 
+/// Between two looks whether it may go on.
+const REST: Duration = Duration::from_millis(2);
+
 /// A writer at work.
 pub struct Steady {
     shared: Arc<Shared>,
     task: JoinHandle<Result<Counted>>,
 }
 
-#[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
@@ -26,6 +28,8 @@ struct Shared {
     refused: AtomicU64,
     /// Milliseconds between two commands.
     pause_ms: AtomicU64,
+    /// It rests once so many commands are acknowledged.
+    rests_at: AtomicU64,
     command_bytes: usize,
 }
 
@@ -39,11 +43,24 @@ struct Counted {
     last: u64,
 }
 
+impl Shared {
+    fn rests(&self) -> bool {
+        let enough = self.rests_at.load(Ordering::Relaxed);
+        self.acknowledged.load(Ordering::Relaxed) >= enough && !self.stop.load(Ordering::Relaxed)
+    }
+}
+
 impl Steady {
     /// Writes commands of so many bytes, so many milliseconds apart, until [`Steady::stop`].
     pub fn start(client: Client, command_bytes: usize, pause_ms: u64) -> Self {
-        let pause_ms = pause_ms.into();
-        let shared = Arc::new(Shared { pause_ms, command_bytes, ..Shared::default() });
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            pause_ms: pause_ms.into(),
+            rests_at: AtomicU64::new(u64::MAX),
+            command_bytes,
+        });
         let task = tokio::spawn(write(client, Arc::clone(&shared)));
         Self { shared, task }
     }
@@ -58,6 +75,11 @@ impl Steady {
 
     pub fn pace(&self, pause_ms: u64) {
         self.shared.pause_ms.store(pause_ms, Ordering::Relaxed);
+    }
+
+    /// Rests once so many commands are acknowledged, until it may go on.
+    pub fn rest_at(&self, acknowledged: u64) {
+        self.shared.rests_at.store(acknowledged, Ordering::Relaxed);
     }
 
     /// The last step of a story: nothing acknowledged is lost, nothing was applied twice, the
@@ -106,6 +128,9 @@ async fn write(client: Client, shared: Arc<Shared>) -> Result<Counted> {
     let mut counted = Counted::default();
     let mut session = client.open_session().await?;
     for number in 0_u64.. {
+        while shared.rests() {
+            tokio::time::sleep(REST).await;
+        }
         if shared.stop.load(Ordering::Relaxed) {
             break;
         }

@@ -43,6 +43,11 @@ impl Plan {
     fn disk_bytes(self) -> u64 {
         self.state_bytes * 23 / 10
     }
+
+    /// Bytes of log between two snapshots, at most: 5 % of the state.
+    fn log_bytes(self) -> u64 {
+        self.state_bytes / 20
+    }
 }
 
 /// What was seen.
@@ -62,8 +67,8 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     let mut spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(1_000_000_000);
     spec.settings = vec![format!("log-segment = \"{}MiB\"", SEGMENT_BYTES >> 20)];
     // Marks are asked for; should the log outgrow this, one comes by itself.
-    let log_bytes = plan.state_bytes / 20;
-    spec.groups[0].settings.push(format!("snapshot-log-bytes = \"{}KiB\"", log_bytes >> 10));
+    let log_kib = plan.log_bytes() >> 10;
+    spec.groups[0].settings.push(format!("snapshot-log-bytes = \"{log_kib}KiB\""));
     let mut cluster = Cluster::prepare(spec)?;
     let mut disks = Vec::new();
     for node in cluster.nodes() {
@@ -130,6 +135,8 @@ async fn cycles(
     let mut seen = Seen::default();
     for cycle in 1..=plan.cycles {
         let before = writer.acknowledged();
+        // One may be under way.
+        writer.rest_at(before + plan.log_bytes() / COMMAND_BYTES as u64 - 1);
         if cycle % WIPE_EVERY == 0 {
             wipe_one(cluster, disks, cycle).await.with_context(|| format!("cycle {cycle}"))?;
             seen.wipes += 1;
@@ -144,6 +151,7 @@ async fn cycles(
             tell.say(format!("cycle {cycle}: {commands} commands, at the most {most} in use"));
         }
     }
+    writer.rest_at(u64::MAX);
     Ok(seen)
 }
 
