@@ -19,8 +19,9 @@ impl World {
         let state = replica.group.recovery_state();
         let made_by = state.configuration_index;
         self.checks.configurations.seen(group, made_by, &state.configuration);
-        replica.seen.rotten.clone_from(&status.rotten);
+        let kept = recovery_points::decided(&mut replica.seen, state.first_index, &status);
         let moved = commits::moves(&mut replica.seen.commit, &status);
+        self.check(kept);
         self.check(moved);
         if status.role == Role::Leader {
             let leads = self.checks.elections.leads(group, status.term, status.replica);

@@ -113,7 +113,8 @@ pub struct Replica {
 #[derive(Default)]
 pub struct Seen {
     pub commit: u64,
-    /// What it knew to be rotten.
+    /// What it lists, and what it knows to be rotten of that.
+    pub listed: Vec<SnapshotDesc>,
     pub rotten: Vec<ObjectRef>,
 }
 

@@ -3,12 +3,13 @@
 //! does not know to be bad, nor the last one that is whole, if there was time to see what became of
 //! the others. Planted: `delete_leased`.
 
+use lockstep_core::group::GroupStatus;
 use lockstep_core::limits;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 
 use super::{Checked, violated};
-use crate::node::Replica;
+use crate::node::{Replica, Seen};
 use crate::world::MS;
 
 /// What was read within [`limits::PROOF_TICKS`] is not read again before another goes for it; and
@@ -58,11 +59,19 @@ pub fn listed(
     if before.whole && before.holds(after) && ago > READ_LATELY {
         one_is_whole(replica, after)?;
     }
-    let now = replica.group.status().rotten;
+    Ok(())
+}
+
+/// What the log is to list from now on, and what is known of that.
+pub fn decided(seen: &mut Seen, first_index: u64, status: &GroupStatus) -> Checked {
     let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
         listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
     };
-    match any_good(&replica.seen.rotten, &before.listed) && !any_good(&now, after) {
+    let had = any_good(&seen.rotten, &seen.listed);
+    let changes = seen.listed != status.snapshots;
+    seen.listed.clone_from(&status.snapshots);
+    seen.rotten.clone_from(&status.rotten);
+    match changes && had && !any_good(&seen.rotten, &seen.listed) && first_index > 1 {
         true => violated("recovery_points", "the last one that was not known to rot is gone"),
         false => Ok(()),
     }
