@@ -17,7 +17,7 @@ use crate::steps::{Steps, cargo};
 
 /// Seeds that once found something. What a seed does changes with the simulator; what they found
 /// has a script or a test of its own.
-const REGRESSION_SEEDS: [u64; 24] = [
+const REGRESSION_SEEDS: [u64; 25] = [
     1,
     42,
     108,
@@ -45,6 +45,7 @@ const REGRESSION_SEEDS: [u64; 24] = [
     100_083,
     200_259,
     6_517,
+    7_559,
 ];
 /// The story whose crash points the tests enumerate.
 const POINTS_SEED: &str = "1";

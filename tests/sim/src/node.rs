@@ -113,7 +113,7 @@ pub struct Replica {
 #[derive(Default)]
 pub struct Seen {
     pub commit: u64,
-    /// What it lists, and what it knows to be rotten of that.
+    /// What it lists, and what it knows, or is being told, to be rotten of that.
     pub listed: Vec<SnapshotDesc>,
     pub rotten: Vec<ObjectRef>,
 }

@@ -5,6 +5,7 @@ use lockstep_core::fault::Fault;
 use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
@@ -137,6 +138,10 @@ impl World {
         for event in events {
             if self.verbose && !matches!(event, Event::Tick { .. } | Event::Frame(_)) {
                 eprintln!("{:>12}   node {node} hears {event:?}", self.now);
+            }
+            if let Event::Rotten { snapshot, .. } | Event::Read { snapshot, bad: Some(_) } = &event
+            {
+                replica.seen.rotten.push(ObjectRef::of(snapshot));
             }
             replica.group.handle(event, &mut effects);
         }
