@@ -55,11 +55,11 @@ pub fn listed(
     if first_index == 1 {
         return Ok(());
     }
-    let Some(ago) = rotted else { return one_is_whole(replica, after) };
-    if before.whole && before.holds(after) && ago > READ_LATELY {
-        one_is_whole(replica, after)?;
+    let judged = |ago| ago > READ_LATELY && before.whole && before.holds(after);
+    match rotted.is_none_or(judged) {
+        true => one_is_whole(replica, after),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// What the log is to list from now on, and what is known of that.
