@@ -3,16 +3,22 @@
 //! [`component`] runs WebAssembly components under wasmtime; [`native`] runs Rust ones behind the
 //! same door, for tests and for measuring. A guest is entered by one thread at a time.
 //!
-//! - An `Err(GuestFault)` leaves the guest unusable: the caller drops it and rebuilds.
+//! - An `Err(GuestFault)` leaves the guest unusable, unless it says otherwise: the caller drops it
+//!   and rebuilds. After `query` and `snapshot` it mostly says otherwise.
 //! - Nothing node-local ever becomes an outcome: `Outcome` is what the guest said, or there is
 //!   none.
 
 pub mod check;
 pub mod component;
+mod copy;
 pub mod engine;
 mod imports;
+mod instance;
 mod limits;
+#[expect(unsafe_code, reason = "memories are mapped here; each block has its SAFETY note")]
+mod memory;
 pub mod native;
+mod shape;
 mod trap;
 
 use std::io;
@@ -76,6 +82,8 @@ pub trait Guest: Send {
     ) -> Result<(), GuestFault>;
     /// Bytes of linear memory in use.
     fn memory_bytes(&self) -> u64;
+    /// Whether it may be entered again: no fault took it with it.
+    fn is_usable(&self) -> bool;
 }
 
 /// Makes fresh guests of one module.

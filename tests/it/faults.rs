@@ -139,12 +139,14 @@ async fn queries_that_fault_are_refused_after_the_third() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A query that loops or takes all memory ends by its limits, and says which; commands go on.
+/// A query that loops or takes all memory ends by its limits, and says which; commands and other
+/// queries go on, however many there are of it.
 #[tokio::test]
 async fn a_query_ends_by_the_limit_that_it_meets() {
     let mut cluster = hostile_node().await;
     let client = impatient(&cluster, "hostile");
-    for (deed, class) in [("loop", "out of fuel"), ("grow", "out of memory")] {
+    let deeds = [("loop", "out of fuel"), ("grow", "out of memory"), ("panic", "trap")];
+    for (deed, class) in deeds.into_iter().cycle().take(6) {
         match client.query(deed, Consistency::Linearizable).await {
             Err(Error::Refused { refusal, message, .. }) => {
                 assert_eq!(refusal, "query-faulted", "{message}");
@@ -153,6 +155,7 @@ async fn a_query_ends_by_the_limit_that_it_meets() {
             other => panic!("{deed} was answered {other:?}"),
         }
         assert_eq!(apply(&client, "nothing").await, "", "the group goes on");
+        assert_eq!(query(&client, "answer 3").await, "aaa", "and answers");
     }
     cluster.stop_all().await.expect("it stops");
 }

@@ -4,6 +4,7 @@
 //! guest `tests/guests/hostile`, told what to do by its configuration, commands and queries.
 
 mod contract;
+mod copies;
 mod faults;
 mod refusals;
 

@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 70] = [
+pub const ALL: [(&str, &str); 71] = [
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
@@ -43,6 +43,7 @@ pub const ALL: [(&str, &str); 70] = [
     ("lose_the_cause", "a group that failed says that the node shuts down"),
     ("lose_the_unbegun", "a transfer that never began is reported by nobody"),
     ("miss_what_was", "whoever asks later does not hear how a group ended"),
+    ("mirrors_remember", "the copy of a guest keeps what a query wrote"),
     ("never_ask", "a replica without a good snapshot asks nobody"),
     ("never_report", "raft hears of no transfer's end"),
     ("no_fallback", "a start tries the newest recovery point only"),

@@ -42,7 +42,8 @@ use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
 use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
-/// Queries that trap within [`QUERY_WINDOW_MS`] before the group refuses queries for as long.
+/// Queries that take the guest with them within [`QUERY_WINDOW_MS`] before the group refuses
+/// queries for as long.
 const QUERY_TRAPS_MAX: usize = 3;
 const QUERY_WINDOW_MS: u64 = 60_000;
 /// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE_MS`]: each costs a
@@ -519,18 +520,20 @@ impl ApplyLane {
             Err(fault) => {
                 (self.snapshot_traps, self.trapped_ms) = (self.snapshot_traps + 1, now);
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
-                let applied = self.ledger.applied();
-                self.rebuild_beside(applied);
+                self.rebuild_if_spoilt();
                 Err(NoCapture::because(fault.to_string()))
             }
         }
     }
 
-    /// Rebuilds after a call that was no entry: what fails now parks the replica.
-    fn rebuild_beside(&mut self, applied: u64) {
-        if let Err(fault) = self.rebuilt(applied) {
+    /// Rebuilds if a call that was no entry took the guest with it, and says whether it did: what
+    /// fails now parks the replica.
+    fn rebuild_if_spoilt(&mut self) -> bool {
+        let spoilt = !self.guest.as_ref().is_some_and(|guest| guest.is_usable());
+        if spoilt && let Err(fault) = self.rebuilt(self.ledger.applied()) {
             self.lost(fault);
         }
+        spoilt
     }
 
     fn query(&mut self, request: &[u8]) -> Result<QueryAnswer, Refusal> {
@@ -546,10 +549,11 @@ impl ApplyLane {
         match guest.query(context(self.ledger.moment()), request) {
             Ok(result) => Ok(QueryAnswer { result: bounded(result), applied }),
             Err(fault) => {
-                self.query_traps.push(now);
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
-                self.rebuild_beside(applied);
+                if self.rebuild_if_spoilt() {
+                    self.query_traps.push(now);
+                }
                 Err(Refusal::QueryFaulted { cause: fault.to_string() })
             }
         }

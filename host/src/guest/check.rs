@@ -112,6 +112,8 @@ pub struct Report {
     pub names: Names,
     /// How long it took to compile.
     pub compiled_in: Duration,
+    /// Queries and snapshots are answered by a copy of the guest, or why they cannot be.
+    pub copied: Result<(), &'static str>,
 }
 
 /// The names a component imports and exports.
@@ -236,7 +238,7 @@ fn some(names: &[String]) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, info, bytes, names, compiled_in } = self;
+        let Self { id, info, bytes, names, compiled_in, copied } = self;
         writeln!(f, "{} {}", info.name, info.version)?;
         writeln!(f, "  sha256     {id}")?;
         writeln!(f, "  size       {bytes} bytes, compiled in {} ms", compiled_in.as_millis())?;
@@ -245,6 +247,13 @@ impl fmt::Display for Report {
             write!(f, ", reads from format {} on", info.oldest_readable_format)?;
         }
         writeln!(f)?;
+        match copied {
+            Ok(()) => writeln!(f, "  queries    are put to a copy: they cannot harm the guest")?,
+            Err(why) => {
+                writeln!(f, "  queries    are put to the live guest, for {why}: one that traps")?;
+                writeln!(f, "             costs a rebuild")?;
+            }
+        }
         writeln!(f, "  world      {WORLD_PACKAGE}@{}", names.world_version)?;
         writeln!(f, "  imports    {}", all(&names.imports))?;
         write!(f, "  exports    {}", all(&names.exports))
@@ -345,13 +354,15 @@ mod tests {
                 exports: vec!["lockstep:fsm/state-machine@0.1.0".to_owned()],
             },
             compiled_in: Duration::from_millis(56),
+            copied: Ok(()),
         };
         let id = "ab".repeat(32);
         let expect = format!(
             "kv 0.1.0\n  sha256     {id}\n  size       1234 bytes, compiled in 56 ms\n  \
-             snapshots  writes format 2, reads from format 1 on\n  world      \
-             lockstep:fsm@0.1.0\n  imports    nothing\n  exports    \
-             lockstep:fsm/state-machine@0.1.0"
+             snapshots  writes format 2, reads from format 1 on\n  \
+             queries    are put to a copy: they cannot harm the guest\n  \
+             world      lockstep:fsm@0.1.0\n  imports    nothing\n  \
+             exports    lockstep:fsm/state-machine@0.1.0"
         );
         assert_eq!(report.to_string(), expect);
     }

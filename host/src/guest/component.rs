@@ -2,37 +2,36 @@
 //!
 //! - One store per guest, dropped whole: a trap anywhere makes the store unusable, and so does a
 //!   guest's own failure in `init` or `restore`.
-//! - Every call has a budget of fuel of its own; what one call leaves is not the next one's.
+//! - `query` and `snapshot` are called on a copy ([`Copy`]) where all that the guest remembers lies
+//!   in its memory: they can neither change nor spoil the live one.
 //! - `snapshot` and `restore` run on a thread of their own, while the caller's thread does the
 //!   writing or the reading: the guest's side owns nothing that is borrowed, and memory is two
 //!   chunks. No state of the host outlives the call.
 //!
 //! Rebuilding after a fault and limits of answers are the caller's.
 
-use std::any::Any;
 use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 use std::time::Instant;
 
 use bytes::Bytes;
 use lockstep_core::entry::{Install, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::ModuleId;
-use lockstep_core::limits;
 use sha2::{Digest as _, Sha256};
-use wasmtime::Store;
 use wasmtime::component::Component;
 
 use super::check::{self, ModuleRefusal, Report};
+use super::copy::Copy;
 use super::engine;
 use super::imports::bindings::lockstep::fsm::types;
 use super::imports::bindings::{Fsm, FsmPre};
 use super::imports::{self, HostState, Incoming, SnapshotIo};
+use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::trap::{self, Call};
-use super::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader};
+use super::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader, memory, shape};
 
 /// Bytes of a snapshot handed to the guest's reader at once, but for the last.
 const RESTORE_CHUNK_BYTES: usize = 256 << 10;
@@ -47,13 +46,10 @@ pub struct ComponentModule {
 
 /// A live component.
 pub struct ComponentGuest {
-    store: Store<HostState>,
-    fsm: Fsm,
+    live: Instance,
+    /// For calls that change nothing; without one they are made on the live instance.
+    copy: Option<Copy>,
     budgets: Budgets,
-    /// Fuel that all calls together used.
-    fuel_used: u64,
-    /// Whether a call ended with a fault; no other one is made then.
-    faulted: bool,
 }
 
 /// Fuel of each kind of call.
@@ -96,7 +92,8 @@ impl ComponentModule {
         let info = describe(&pre)?;
         check::check_info(&info)?;
         let name = info.name.as_str().into();
-        let report = Report { id, info, bytes: bytes.len(), names, compiled_in };
+        let copied = shape::keeps_all_in_memory(bytes);
+        let report = Report { id, info, bytes: bytes.len(), names, compiled_in, copied };
         Ok(Self { report, name, pre })
     }
 
@@ -111,14 +108,16 @@ impl ComponentModule {
         engine::check_profile(&install.profile)
             .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
         let budgets = Budgets::of(&install.profile);
-        let state = HostState::new(Arc::clone(&self.name), install.profile.memory_bytes);
-        let mut store = new_store(&self.pre, state, budgets.init);
-        let fsm = self
-            .pre
-            .instantiate(&mut store)
-            .map_err(|error| instantiate_fault(call, &error, store.data()))?;
-        let fuel_used = budgets.init - remaining_fuel(&store);
-        Ok(ComponentGuest { store, fsm, budgets, fuel_used, faulted: false })
+        let recipe = Recipe {
+            pre: self.pre.clone(),
+            name: Arc::clone(&self.name),
+            memory_bytes_max: install.profile.memory_bytes,
+            fuel: budgets.init,
+        };
+        let (live, memories) = memory::live(|| recipe.make());
+        let copied = self.report.copied.is_ok() && memories.have_files();
+        let copy = copied.then(|| Copy::new(recipe, memories));
+        Ok(ComponentGuest { live: live?, copy, budgets })
     }
 }
 
@@ -141,75 +140,35 @@ impl GuestModule for ComponentModule {
 }
 
 impl ComponentGuest {
-    /// Fuel that all calls so far used, instantiation included.
+    /// Fuel that all calls so far used, instantiation included; that of copies is not.
     pub fn fuel_used(&self) -> u64 {
-        self.fuel_used
+        self.live.fuel_used + self.copy.as_ref().map_or(0, Copy::fuel_used)
     }
 
-    /// Makes one call. The guest counts as faulted until it has returned well.
-    fn enter<R>(
+    /// The live instance, to be changed.
+    fn change(&mut self) -> &mut Instance {
+        if let Some(copy) = &mut self.copy {
+            copy.falls_behind();
+        }
+        &mut self.live
+    }
+
+    /// Makes a call that changes nothing: on a copy, if the guest can have one.
+    fn look<R>(
         &mut self,
         call: Call,
-        fuel: u64,
-        work: impl FnOnce(&mut Store<HostState>, &Fsm) -> wasmtime::Result<R>,
+        work: impl FnOnce(&mut Instance) -> Result<R, GuestFault>,
     ) -> Result<R, GuestFault> {
-        if self.faulted {
-            return Err(call.fault(FaultClass::Host, "the guest was entered after a fault"));
+        match &mut self.copy {
+            Some(_) if self.live.faulted => Err(Instance::spent(call)),
+            Some(copy) => copy.enter(call, self.live.store.data().limiter.memory_bytes(), work),
+            None => work(&mut self.live),
         }
-        self.faulted = true;
-        self.store.data_mut().begin();
-        set_fuel(&mut self.store, fuel);
-        let result = work(&mut self.store, &self.fsm);
-        self.fuel_used += fuel - remaining_fuel(&self.store);
-        match result {
-            Ok(returned) => {
-                self.faulted = false;
-                Ok(returned)
-            }
-            Err(error) => Err(trap::fault(call, &error, self.store.data())),
-        }
-    }
-
-    /// [`Self::enter`] on a thread that is not the caller's, whose `beside` runs meanwhile. `Err`
-    /// of the outer kind: there is no thread, and the guest was not entered.
-    fn enter_beside<R: Send, B>(
-        &mut self,
-        call: Call,
-        snapshot_io: SnapshotIo,
-        work: impl FnOnce(&mut Store<HostState>, &Fsm) -> wasmtime::Result<R> + Send,
-        beside: impl FnOnce() -> B,
-    ) -> io::Result<(Result<R, GuestFault>, B)> {
-        let fuel = self.budgets.snapshot;
-        let span = tracing::Span::current();
-        self.store.data_mut().snapshot_io = snapshot_io;
-        let guest = &mut *self;
-        let run = move || {
-            let _span = span.enter();
-            let result = catch_unwind(AssertUnwindSafe(|| guest.enter(call, fuel, work)));
-            // Ends the loop on the caller's side; a panic must not leave it waiting.
-            guest.store.data_mut().snapshot_io = SnapshotIo::Closed;
-            result
-        };
-        let builder = thread::Builder::new()
-            .name(format!("guest-{}", call.name))
-            .stack_size(engine::THREAD_STACK_BYTES);
-        let ended = thread::scope(|scope| {
-            let guest = builder.spawn_scoped(scope, run)?;
-            let beside = beside();
-            io::Result::Ok((guest.join().and_then(|caught| caught), beside))
-        });
-        self.store.data_mut().snapshot_io = SnapshotIo::Closed;
-        let (result, beside) = ended?;
-        let result = result.unwrap_or_else(|panic| {
-            let message = format!("the engine panicked: {}", panic_text(&*panic));
-            Err(call.fault(FaultClass::Host, message))
-        });
-        Ok((result, beside))
     }
 
     /// What a guest's own failure is where none may happen.
     fn refused(&mut self, call: Call, failure: &types::Failure) -> GuestFault {
-        self.faulted = true;
+        self.live.faulted = true;
         call.fault(FaultClass::Refused, failure_text(failure))
     }
 }
@@ -218,21 +177,22 @@ impl Guest for ComponentGuest {
     fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault> {
         let call = Call::at("init", ctx.index);
         let fuel = self.budgets.init;
-        self.enter(call, fuel, |store, fsm| {
-            fsm.lockstep_fsm_state_machine().call_init(store, ctx.into(), config)
-        })?
-        .map_err(|failure| self.refused(call, &failure))
+        self.change()
+            .enter(call, fuel, |store, fsm| {
+                fsm.lockstep_fsm_state_machine().call_init(store, ctx.into(), config)
+            })?
+            .map_err(|failure| self.refused(call, &failure))
     }
 
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
         let call = Call::at("apply", ctx.index);
         let lent: Vec<_> = commands.iter().map(|payload| types::Command { payload }).collect();
         let fuel = self.budgets.apply(commands.len());
-        let outcomes = self.enter(call, fuel, |store, fsm| {
+        let outcomes = self.change().enter(call, fuel, |store, fsm| {
             fsm.lockstep_fsm_state_machine().call_apply(store, ctx.into(), &lent)
         })?;
         if outcomes.len() != commands.len() {
-            self.faulted = true;
+            self.live.faulted = true;
             let message = format!(
                 "it gave {} outcomes for {} commands: `apply` must answer every command, in order",
                 outcomes.len(),
@@ -245,8 +205,10 @@ impl Guest for ComponentGuest {
 
     fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
         let call = Call::at("query", ctx.index);
-        let answer = self.enter(call, engine::QUERY_FUEL, |store, fsm| {
-            fsm.lockstep_fsm_state_machine().call_query(store, ctx.into(), request)
+        let answer = self.look(call, |instance| {
+            instance.enter(call, engine::QUERY_FUEL, |store, fsm| {
+                fsm.lockstep_fsm_state_machine().call_query(store, ctx.into(), request)
+            })
         })?;
         Ok(answer.map(Bytes::from).map_err(Bytes::from))
     }
@@ -254,19 +216,30 @@ impl Guest for ComponentGuest {
     /// A failure the guest reports is one of the snapshot: the guest goes on.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault> {
         let call = Call::anywhere("snapshot");
-        let (sender, chunks) = sync_channel(0);
-        let ran = self.enter_beside(
-            call,
-            SnapshotIo::Write(sender),
-            |store, fsm| fsm.lockstep_fsm_state_machine().call_snapshot(store),
-            // It owns its end of the channel: should the writer panic, the guest must not wait.
-            move || drain(chunks, out),
-        );
-        let (result, written) = match ran {
+        let fuel = self.budgets.snapshot;
+        if let Some(copy) = &mut self.copy {
+            // What queries wrote is no state.
+            copy.falls_behind();
+        }
+        let ran = self.look(call, |instance| {
+            let (sender, chunks) = sync_channel(0);
+            let ran = instance.enter_beside(
+                (call, fuel),
+                SnapshotIo::Write(sender),
+                |store, fsm| fsm.lockstep_fsm_state_machine().call_snapshot(store),
+                // It owns its end of the channel: should the writer panic, the guest must not wait.
+                move || drain(chunks, out),
+            );
+            match ran {
+                Ok((result, written)) => Ok(Ok((result?, written))),
+                Err(error) => Ok(Err(error)),
+            }
+        });
+        let (told, written) = match ran? {
             Ok(ended) => ended,
             Err(error) => return Ok(Err(error)),
         };
-        let told = result?.map_err(|failure| {
+        let told = told.map_err(|failure| {
             io::Error::other(format!("the guest wrote no snapshot: {}", failure_text(&failure)))
         });
         Ok(written.and(told))
@@ -280,9 +253,11 @@ impl Guest for ComponentGuest {
     ) -> Result<(), GuestFault> {
         let call = Call::at("restore", header.index);
         let (chunks, receiver) = sync_channel(0);
+        let fuel = self.budgets.snapshot;
         let (result, ()) = self
+            .change()
             .enter_beside(
-                call,
+                (call, fuel),
                 SnapshotIo::Read(Incoming::new(receiver)),
                 |store, fsm| {
                     let machine = fsm.lockstep_fsm_state_machine();
@@ -295,7 +270,11 @@ impl Guest for ComponentGuest {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.store.data().limiter.memory_bytes()
+        self.live.store.data().limiter.memory_bytes()
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.live.faulted
     }
 }
 
@@ -341,32 +320,6 @@ fn describe(pre: &FsmPre<HostState>) -> Result<GuestInfo, ModuleRefusal> {
     })
 }
 
-fn new_store(pre: &FsmPre<HostState>, state: HostState, fuel: u64) -> Store<HostState> {
-    let mut store = Store::new(pre.engine(), state);
-    store.limiter(|state| &mut state.limiter);
-    store.set_hostcall_fuel(limits::HOSTCALL_BYTES_MAX);
-    set_fuel(&mut store, fuel);
-    store
-}
-
-/// Without a trap and without a refused memory, what fails an instantiation is the machine.
-fn instantiate_fault(call: Call, error: &wasmtime::Error, state: &HostState) -> GuestFault {
-    let guests_doing = error.is::<wasmtime::Trap>() || state.limiter.refused().is_some();
-    if guests_doing {
-        trap::fault(call, error, state)
-    } else {
-        call.fault(FaultClass::Host, one_line(error))
-    }
-}
-
-fn set_fuel(store: &mut Store<HostState>, fuel: u64) {
-    store.set_fuel(fuel).expect("the engine counts fuel");
-}
-
-fn remaining_fuel(store: &Store<HostState>) -> u64 {
-    store.get_fuel().expect("the engine counts fuel")
-}
-
 /// Takes chunks until the guest closes the channel. After an error they are swallowed: a full disk
 /// here must not become a trap there.
 fn drain(chunks: Receiver<Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
@@ -408,16 +361,8 @@ fn failure_text(failure: &types::Failure) -> String {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("without a message")
-}
-
 /// The whole chain of causes, bounded.
-fn one_line(error: &wasmtime::Error) -> String {
+pub(super) fn one_line(error: &wasmtime::Error) -> String {
     const BYTES_MAX: usize = 1024;
     let text = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
     trap::bounded(&text, BYTES_MAX).into_owned()

@@ -11,7 +11,7 @@
 //! Compiled code is not kept between processes; modules share the engine within one.
 
 use std::num::NonZeroUsize;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use lockstep_core::entry::Profile;
 use wasmtime::{
@@ -149,9 +149,13 @@ fn limits(config: &mut Config) {
     // The clock ends nothing.
     config.epoch_interruption(false);
     config.max_wasm_stack(STACK_BYTES_MAX);
-    // A long-lived store per guest, few of them; pools would add limits of their own. Images of
-    // data segments (memory_init_cow) stay on: only custom memories would forbid them.
+    // A long-lived store per guest, few of them; pools would add limits of their own, and have no
+    // place for memories of ours.
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    // Memories that a second instance may look into. wasmtime's images of data segments do not go
+    // together with them (48.0.8 panics): segments are copied.
+    config.with_host_memory(Arc::new(super::memory::Creator));
+    config.memory_init_cow(false);
 }
 
 /// How code is made. Results do not depend on it, but the size of stack frames does, and so where a

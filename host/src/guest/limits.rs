@@ -34,6 +34,11 @@ impl Limiter {
         }
     }
 
+    /// So many bytes are in use, whatever was counted, and so many may be.
+    pub(crate) fn stands_at(&mut self, memory_bytes: u64, memory_bytes_max: u64) {
+        (self.memory_bytes, self.memory_bytes_max) = (memory_bytes, memory_bytes_max);
+    }
+
     /// Forgets the refusals of earlier calls.
     pub(crate) fn begin(&mut self) {
         self.refused = None;

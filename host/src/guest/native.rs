@@ -154,6 +154,10 @@ impl Guest for NativeGuest {
     fn memory_bytes(&self) -> u64 {
         self.machine.memory_bytes()
     }
+
+    fn is_usable(&self) -> bool {
+        !self.faulted
+    }
 }
 
 /// `chain = sha256(chain ‖ index ‖ time ‖ seed ‖ command)`.

@@ -14,7 +14,7 @@ type Deed = (&'static str, FaultClass, &'static str);
 const DEEDS: [Deed; 4] = [
     ("panic", FaultClass::Trap, "on purpose"),
     ("loop", FaultClass::OutOfFuel, "used up the fuel"),
-    ("grow", FaultClass::OutOfMemory, "may have 67108864"),
+    ("grow", FaultClass::OutOfMemory, "bytes of memory, has"),
     ("recurse 1", FaultClass::StackOverflow, "call stack exhausted"),
 ];
 const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of snapshot");

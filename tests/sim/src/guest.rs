@@ -231,6 +231,10 @@ impl Guest for SimGuest {
     fn memory_bytes(&self) -> u64 {
         self.ballast as u64 + 4096
     }
+
+    fn is_usable(&self) -> bool {
+        !self.dead
+    }
 }
 
 fn number(input: &mut dyn Read) -> io::Result<u64> {
