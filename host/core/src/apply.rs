@@ -41,6 +41,8 @@ pub enum Answer {
 pub struct Applied {
     /// The guest's applied index now.
     pub last: u64,
+    /// The log's time there.
+    pub time_ms: u64,
     /// Bytes of the entries just applied; returns them to the lane's allowance.
     pub bytes: usize,
     /// Answers of the entries that carried commands, by (index, term).

@@ -44,6 +44,7 @@ mod reads;
 mod ready;
 mod room;
 mod status;
+mod time;
 mod wants;
 
 pub use effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
@@ -54,6 +55,7 @@ pub use status::{GroupStatus, PeerStatus, Role};
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
 use persist::PersistQueue;
+use time::LogTime;
 
 /// What a replica is started with.
 #[derive(Clone, Debug)]
@@ -128,8 +130,7 @@ pub(crate) struct Shared {
     chance: Chance,
     /// The last process heard of each replica.
     seen: BTreeMap<ReplicaId, Seen>,
-    /// Wall clocks of other nodes: (offset to ours in ms, tick heard).
-    clocks: BTreeMap<NodeId, (i64, u64)>,
+    log_time: LogTime,
     state: ReplicaState,
     /// The disk has too little room for the log.
     log_short: Option<Shortage>,
@@ -148,6 +149,8 @@ struct Seen {
     nonce: u64,
     via: Arc<str>,
     tick: u64,
+    /// What its clock said then, and what ours did; 0 of a clock that was not read yet.
+    clocks: (u64, u64),
     short: Option<Shortage>,
 }
 
@@ -192,7 +195,7 @@ impl Group {
             wall_ms: 0,
             chance,
             seen: BTreeMap::new(),
-            clocks: BTreeMap::new(),
+            log_time: LogTime::default(),
             state: ReplicaState::Running(Running::Joining),
             log_short: None,
             overdue: None,
@@ -427,6 +430,7 @@ impl Shared {
             nonce: frame.nonce,
             via: Arc::clone(&inbound.via),
             tick: now,
+            clocks: (0, 0),
             short: frame.short,
         });
         let older = frame.boot < seen.boot;
@@ -441,9 +445,8 @@ impl Shared {
             return Ok(false);
         }
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
-        seen.short = frame.short;
+        (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
         seen.via = Arc::clone(&inbound.via);
-        self.hear_clock(frame);
         Ok(true)
     }
 
@@ -455,26 +458,5 @@ impl Shared {
             true => Err(Fault::Superseded { address: inbound.via.to_string() }),
             false => Ok(false),
         }
-    }
-
-    fn hear_clock(&mut self, frame: &Frame) {
-        if self.wall_ms != 0 && frame.wall_ms != 0 {
-            let offset = frame.wall_ms as i64 - self.wall_ms as i64;
-            self.clocks.insert(frame.from.node(), (offset, self.now));
-        }
-    }
-
-    /// Whether this node's clock is far from the median of all clocks heard lately, its own
-    /// included. Of two medians the nearer one counts: a follower hears no clock but its leader's,
-    /// and that one alone proves nothing. Else all would refuse to take over from a leader whose
-    /// clock is slow.
-    fn clock_is_off(&self) -> bool {
-        let fresh = |tick: u64| tick + 10 * limits::ELECTION_TICKS_MAX as u64 >= self.now;
-        let heard =
-            self.clocks.values().filter(|(_, tick)| fresh(*tick)).map(|(offset, _)| *offset);
-        let mut offsets: Vec<i64> = heard.chain([0]).collect();
-        offsets.sort_unstable();
-        let (lower, upper) = (offsets[(offsets.len() - 1) / 2], offsets[offsets.len() / 2]);
-        lower.abs().min(upper.abs()) > limits::CLOCK_SKEW_MS_MAX
     }
 }

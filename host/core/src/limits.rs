@@ -60,7 +60,10 @@ pub const ELECTION_TICKS_MAX: usize = 20;
 /// Election timeouts that a reluctant replica waits without a leader before it campaigns.
 pub const RELUCTANT_TIMEOUTS: usize = 10;
 /// A clock further than this from the median of all nodes heard makes a replica reluctant, ms.
-pub const CLOCK_SKEW_MS_MAX: i64 = 5_000;
+pub const CLOCK_SKEW_MS_MAX: u64 = 5_000;
+/// Milliseconds of log time that a leader's stamps go ahead in a tick, at most: where clocks jump,
+/// log time follows a hundred times as fast as time goes.
+pub const LOG_TIME_TICK_MS_MAX: u64 = 100 * TICK_MS;
 /// Ticks before an unanswered read index is asked for again under a new context.
 pub const READ_RETRY_TICKS: u64 = 5;
 /// Ticks before a waiting read is refused.

@@ -64,6 +64,7 @@ pub const ALL: [(&str, &str); 71] = [
     ("skip_snapshot_directory_sync", "an object's name is not synced"),
     ("skip_want_digest", "any object repairs a rotten one"),
     ("stage_elsewhere", "staging files lie beside the group's directory"),
+    ("stamp_own_clock", "a leader stamps whatever its own clock says"),
     ("sweep_below_newest", "a start leaves what lies above the newest recovery point"),
     ("sweep_if_listed", "a start removes nothing if nothing is listed"),
     ("sweep_without_state", "snapshots go though the log does not know their group"),

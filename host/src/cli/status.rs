@@ -1,11 +1,13 @@
 //! `lockstep status`: who leads, how far everybody is, what lies on disk.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use lockstep_client::Client;
 use lockstep_client::v1::group_status::Role;
 use lockstep_client::v1::{GroupStatus, Peer, StatusResponse};
 use lockstep_core::ids::ReplicaId;
+use lockstep_core::limits;
 
 use crate::cli::format::{size, table};
 use crate::cli::remote::Target;
@@ -144,6 +146,15 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
+    if group.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
+        let ahead = Duration::from_millis(group.log_time_ahead_ms);
+        notes.push(format!(
+            "its time is {} ahead of the nodes' clocks, which were wrong, or are: it goes on at \
+             half speed until they reach it, in about {}",
+            span(ahead),
+            span(2 * ahead)
+        ));
+    }
     if group.leaderless_ms > LEADERLESS_MS && group.state != "joining" {
         let seconds = group.leaderless_ms / 1000;
         notes.push(format!(
@@ -181,6 +192,20 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         }));
     }
     notes
+}
+
+/// A span of time in its two largest units.
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
+    let first = units.iter().position(|(_, unit)| seconds >= *unit).unwrap_or(3);
+    let mut left = seconds;
+    let parts = units[first..].iter().take(2).map(|(name, unit)| {
+        let count = left / unit;
+        left %= unit;
+        format!("{count} {name}")
+    });
+    parts.collect::<Vec<_>>().join(" ")
 }
 
 fn sending_note(peer: &Peer) -> String {
@@ -272,6 +297,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "objects": objects, "parked_bytes": group.parked_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
+        "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
         "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
     });
     if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {
@@ -283,6 +309,15 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_have_two_units() {
+        let rows = [(0, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (7_200, "2 h 0 min")];
+        let days = [(86_399, "23 h 59 min"), (90_000_061, "1041 d 16 h")];
+        for (seconds, said) in rows.into_iter().chain(days) {
+            assert_eq!(span(Duration::from_secs(seconds)), said);
+        }
+    }
 
     #[test]
     fn a_transfer_says_how_far_it_is() {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::apply::{
-    Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
+    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
@@ -127,14 +127,15 @@ impl ApplyLane {
                 let floor = state.floor;
                 self.overtaken = false;
                 *self.listed() = state.snapshots;
-                let started = self.rebuilt(floor).map(|()| Event::Started { applied: floor });
-                self.settle(started, Event::Started { applied: 0 })
+                let applied = self.rebuilt(floor).map(|()| floor);
+                let time_ms = self.ledger.log_time_ms();
+                let started = |applied| Event::Started { applied, time_ms };
+                self.settle(applied.map(started), started(0))
             }
             ApplyJob::Range { first, last, bytes, entries } => {
-                let applied =
-                    self.range(first, last, entries).map(|applied| Applied { bytes, ..applied });
-                let applied = applied.map(Event::Applied);
-                self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
+                let event = |applied| Event::Applied(Applied { bytes, ..applied });
+                let applied = self.range(first, last, entries).map(event);
+                self.settle(applied, event(Applied::default()))
             }
             ApplyJob::Restore { snapshot } => {
                 self.overtaken = false;
@@ -142,7 +143,9 @@ impl ApplyLane {
                 let restored = self.install(&snapshot);
                 // A rebuild from now on begins here, whether or not the actor has come to say so.
                 *self.listed() = vec![snapshot];
-                self.settle(restored.map(|()| Event::Restored { index }), Event::Restored { index })
+                let time_ms = self.ledger.log_time_ms();
+                let event = || Event::Restored { index, time_ms };
+                self.settle(restored.map(|()| event()), event())
             }
             ApplyJob::Capture { term, index, configuration } => {
                 self.capture(term, index, configuration)
@@ -248,15 +251,12 @@ impl ApplyLane {
                 next = entry.index + 1;
             }
         }
-        applied.last = self.ledger.applied();
+        (applied.last, applied.time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
         Ok(applied)
     }
 
     /// Applies an entry; a guest that faults gets one more chance, freshly built.
-    fn apply_or_rebuild(
-        &mut self,
-        entry: &Entry,
-    ) -> Result<Vec<lockstep_core::apply::Answer>, Fault> {
+    fn apply_or_rebuild(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         match self.apply(entry) {
             Err(Fault::Guest(fault)) => {
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
@@ -269,7 +269,7 @@ impl ApplyLane {
         }
     }
 
-    fn apply(&mut self, entry: &Entry) -> Result<Vec<lockstep_core::apply::Answer>, Fault> {
+    fn apply(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         let index = entry.index;
         let work =
             self.ledger.admit(entry).map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;

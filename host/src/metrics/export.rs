@@ -92,6 +92,9 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
     })?;
+    rows.gauge("log_time_ahead_seconds", "Log time ahead of the voters' clocks", |report| {
+        one(report.status.log_time_ahead_ms / 1000)
+    })?;
     rows.gauge("log_damaged_segments", "Segments that a start would refuse", |report| {
         one(report.log_damaged)
     })?;

@@ -111,6 +111,8 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         disk_total: report.stored.space.map_or(0, |space| space.total),
         reluctant: status.reluctant,
         clock_is_off: status.clock_is_off,
+        log_time_ms: status.log_time_ms,
+        log_time_ahead_ms: status.log_time_ahead_ms,
         marks_skipped: status.marks_skipped,
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,

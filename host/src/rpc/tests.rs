@@ -212,6 +212,8 @@ fn report(node: NodeId) -> GroupReport {
         peers: Vec::new(),
         reluctant: false,
         clock_is_off: false,
+        log_time_ms: 0,
+        log_time_ahead_ms: 0,
         marks_skipped: 0,
         captures_failed: 0,
         capture_failure: None,

@@ -359,7 +359,7 @@ impl World {
             outputs.iter().any(|output| matches!(output, Output::Event(event) if is(event)))
         };
         let rotten = any(|event| matches!(event, Event::Rotten { .. }));
-        if starts && rotten && any(|event| matches!(event, Event::Started { applied: 1.. })) {
+        if starts && rotten && any(|event| matches!(event, Event::Started { applied: 1.., .. })) {
             self.counters.add("fallback starts");
         }
         let lost = any(|event| {

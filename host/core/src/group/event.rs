@@ -57,15 +57,17 @@ pub enum Event {
         below: u64,
     },
 
-    /// The apply lane rebuilt the guest up to `applied`.
+    /// The apply lane rebuilt the guest up to `applied`; the log's time there.
     Started {
         applied: u64,
+        time_ms: u64,
     },
     /// The apply lane went on.
     Applied(Applied),
-    /// An installed snapshot lives in the guest.
+    /// An installed snapshot lives in the guest; the log's time there.
     Restored {
         index: u64,
+        time_ms: u64,
     },
     /// The guest wrote its local snapshot and may go on; the object is still to be sealed.
     CaptureWritten {

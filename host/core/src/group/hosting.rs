@@ -175,20 +175,23 @@ impl Hosting {
     /// Events that the apply lane and the bulk workers raise.
     fn lane_event(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Started { applied } => {
+            Event::Started { applied, time_ms } => {
                 self.pipeline.started(applied);
+                shared.log_time.applied(time_ms);
                 self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
             Event::Applied(applied) => {
                 self.pipeline.progressed(applied.last, applied.bytes);
+                shared.log_time.applied(applied.time_ms);
                 for entry in applied.answers {
                     self.proposals.applied(entry, effects);
                 }
                 self.proposals.passed(applied.last, effects);
             }
-            Event::Restored { index } => {
+            Event::Restored { index, time_ms } => {
                 self.pipeline.restored(index);
+                shared.log_time.applied(time_ms);
                 self.installs.restored();
                 self.wants.met();
                 self.tell_list(effects);
@@ -252,6 +255,9 @@ impl Hosting {
             return;
         }
         self.tick_raft(shared);
+        if self.is_leader() {
+            shared.tick_log_time();
+        }
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
         self.tick_marks(shared);
@@ -365,7 +371,7 @@ impl Hosting {
             && !self.pipeline.is_behind()
             && self.proposals.above(settled) < limits::PACKS_INFLIGHT_MAX
         {
-            let Some(Proposal { body, tickets }) = self.proposals.next(shared.wall_ms) else {
+            let Some(Proposal { body, tickets }) = self.proposals.next(shared.stamp()) else {
                 break;
             };
             match self.propose(&body) {
@@ -398,7 +404,8 @@ impl Hosting {
     }
 
     /// Leadership was lost: what was under way has no certain end here.
-    pub(super) fn stepped_down(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn stepped_down(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        shared.log_time.stepped_down();
         let refusal = self.not_leader();
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);

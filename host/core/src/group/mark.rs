@@ -169,7 +169,7 @@ impl Marks {
 
 impl Hosting {
     /// A leader proposes a mark when one is due; a follower in need of a snapshot makes one due.
-    pub(super) fn tick_marks(&mut self, shared: &Shared) {
+    pub(super) fn tick_marks(&mut self, shared: &mut Shared) {
         if !self.is_leader() {
             self.marks.proposed = None;
             return;
@@ -186,7 +186,7 @@ impl Hosting {
         // A snapshot on its way stays of use the longer, the later the next one comes.
         let patience = if self.outgoing.is_busy() { limits::MARK_PATIENCE } else { 1 };
         let Some(reason) = self.marks.due(shared, patience) else { return };
-        let body = EntryBody::Mark { time_ms: shared.wall_ms, reason };
+        let body = EntryBody::Mark { time_ms: shared.stamp(), reason };
         if let Some((index, term)) = self.propose(&body) {
             self.marks.proposed = Some((term, index));
             self.marks.wanted = None;

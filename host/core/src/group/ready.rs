@@ -69,7 +69,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
         promised.extend(messages);
     }
     if stepped_down {
-        hosting.stepped_down(effects);
+        hosting.stepped_down(shared, effects);
     }
     if promoted {
         hosting.membership.promoted(shared.now);

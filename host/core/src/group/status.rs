@@ -44,6 +44,10 @@ pub struct GroupStatus {
     pub peers: Vec<PeerStatus>,
     pub reluctant: bool,
     pub clock_is_off: bool,
+    /// The log's time, milliseconds since 1970.
+    pub log_time_ms: u64,
+    /// How far it is ahead of the voters' clocks.
+    pub log_time_ahead_ms: u64,
     pub marks_skipped: u64,
     pub captures_failed: u64,
     /// Why the last capture failed, unless one succeeded since.
@@ -95,6 +99,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         peers: hosting.filter(|hosting| hosting.is_leader()).map(peers).unwrap_or_default(),
         reluctant: hosting.is_some_and(|hosting| hosting.election.is_reluctant()),
         clock_is_off: shared.clock_is_off(),
+        log_time_ms: shared.log_time.applied_ms(),
+        log_time_ahead_ms: shared.log_time_ahead_ms(),
         marks_skipped,
         captures_failed,
         capture_failure: hosting.and_then(|h| h.marks.failure()).map(str::to_owned),

@@ -488,6 +488,9 @@ impl Session {
              applied {applied}, snapshots {indexes:?}",
             describe(&state),
         );
+        if status.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
+            text += &format!(", log time {} ms ahead", status.log_time_ahead_ms);
+        }
         for (flag, word) in [
             (status.reluctant, ", reluctant"),
             (status.clock_is_off, ", clock off"),

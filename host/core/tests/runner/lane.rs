@@ -101,7 +101,8 @@ impl Lane {
             }
             ApplyJob::Restore { snapshot } => {
                 self.restore(&snapshot, store);
-                done.events.push(Event::Restored { index: snapshot.index });
+                let time_ms = self.ledger.log_time_ms();
+                done.events.push(Event::Restored { index: snapshot.index, time_ms });
             }
             ApplyJob::Query { ticket, request } => {
                 done.answer = Some((ticket, self.machine.query(&request)));
@@ -143,7 +144,8 @@ impl Lane {
             done.events.retain(|event| !matches!(event, Event::Applied(_)));
         }
         if !self.dead {
-            done.events.push(Event::Started { applied: self.ledger.applied() });
+            let (applied, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
+            done.events.push(Event::Started { applied, time_ms });
         }
     }
 
@@ -208,7 +210,7 @@ impl Lane {
                 .then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
             done.applied.push((entry, digest));
         }
-        applied.last = self.ledger.applied();
+        (applied.last, applied.time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
         done.events.push(Event::Applied(applied));
     }
 
