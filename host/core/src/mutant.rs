@@ -5,7 +5,7 @@
 //! `LOCKSTEP_MUTANT=name` puts one of them into a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
-pub const ALL: [(&str, &str); 71] = [
+pub const ALL: &[(&str, &str)] = &[
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
