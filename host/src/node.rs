@@ -35,6 +35,7 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::port::PortLimits;
 use crate::rpc::server::{ServeError, Services, serve};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
@@ -288,6 +289,7 @@ impl Node {
             inbox: Arc::new(Inboxes(inboxes)),
             hello,
             transport: Arc::clone(&transport),
+            limits: PortLimits::default(),
         };
         let (stop, mut stopped) = watch::channel(false);
         let served = tokio::spawn(serve(listener, services, async move {

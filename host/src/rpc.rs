@@ -12,14 +12,20 @@
 pub(crate) mod convert;
 
 mod apply_stream;
+mod body;
+mod budget;
 mod bulk_link;
+mod call;
 mod client_api;
+mod connection;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+mod links;
 pub mod peer_api;
 pub mod peer_link;
 mod pipe;
+pub mod port;
 mod refuse;
 pub mod server;
 mod status;
@@ -57,7 +63,14 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Concurrent calls on one connection.
-const CALLS_MAX: u32 = 16_384;
+const CALLS_MAX: u32 = 4_096;
+/// Calls of one connection that may have been given up before this node came to them. Clients have
+/// deadlines: all of their calls may end at once, and as many that followed, in what a busy node
+/// reads in one piece.
+const PENDING_RESETS_MAX: usize = 2 * CALLS_MAX as usize;
+/// Calls of one connection that this node may have to reset in the life of the connection, because
+/// frames came for what had ended here. It bounds what a client provokes and does not read.
+const LOCAL_RESETS_MAX: usize = 16_384;
 /// Commands under way on one `ApplyStream`.
 const STREAM_INFLIGHT_MAX: usize = 4_096;
 /// Commands in one message of an `ApplyStream`.

@@ -18,6 +18,8 @@ const LEARNT_MAX: usize = 64;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Calls given up that a connection remembers, so that their late answers are passed over.
+const RESET_CALLS_KEPT: usize = 4_096;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -144,6 +146,10 @@ fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Chann
         .connect_timeout(connect_timeout)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        // Calls are given up by their deadlines, and answers to them still come: that must never
+        // end the connection that other calls use.
+        .http2_max_concurrent_reset_streams(RESET_CALLS_KEPT)
+        .http2_max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect_lazy();

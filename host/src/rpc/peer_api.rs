@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::bulk::BulkChannel;
 use crate::router::Router;
 use crate::rpc::bulk_link::{self, BulkReplies};
+use crate::rpc::links::Link;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_server::Peer;
 use crate::rpc::server::until;
@@ -58,11 +59,15 @@ impl PeerApi {
         &self,
         mut source: Streaming<wire::FrameBatch>,
         via: &Arc<str>,
+        link: Option<Arc<Link>>,
     ) -> Result<(), Status> {
         let first = source.message().await?;
         let hello = first.and_then(|batch| batch.hello);
         let hello = hello.ok_or_else(|| Status::invalid_argument("a stream begins with Hello"))?;
         let node = check_hello(&self.hello, &hello)?;
+        if let Some(link) = link {
+            link.is_a_peers();
+        }
         while let Some(batch) = source.message().await? {
             for frame in batch.frames {
                 self.deliver(node, frame, via)?;
@@ -95,8 +100,9 @@ impl Peer for PeerApi {
         request: Request<Streaming<wire::FrameBatch>>,
     ) -> Result<Response<wire::FramesEnd>, Status> {
         let via: Arc<str> = remote(&request).into();
+        let link = request.extensions().get::<Arc<Link>>().cloned();
         let ended = tokio::select! {
-            ended = self.read(request.into_inner(), &via) => ended,
+            ended = self.read(request.into_inner(), &via, link) => ended,
             () = until(self.stopped.clone()) => {
                 return Err(Status::unavailable("the node is shutting down"));
             }

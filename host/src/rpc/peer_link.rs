@@ -30,8 +30,8 @@ use crate::rpc::convert;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
 use crate::rpc::{
-    BATCH_BYTES_MAX, BATCH_FRAMES_MAX, CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, HelloInfo,
-    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX, PEER_FORMAT,
+    BATCH_BYTES_MAX, BATCH_FRAMES_MAX, CALLS_MAX, CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES,
+    HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX, PEER_FORMAT,
     RECONNECT_MAX, RECONNECT_MIN, STREAM_WINDOW_BYTES, bulk_link,
 };
 use crate::transport::Transport;
@@ -328,6 +328,10 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, Status> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        // Calls are given up by their deadlines, and answers to them still come: that must never
+        // end a connection that others use.
+        .http2_max_concurrent_reset_streams(CALLS_MAX as usize)
+        .http2_max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }

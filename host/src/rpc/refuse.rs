@@ -103,6 +103,39 @@ impl Refused {
         Self { unknown: true, ..Self::nothing(Code::DeadlineExceeded, "deadline", message) }
     }
 
+    /// The budgets have no room for so many bytes more.
+    pub(super) fn no_room(bytes: usize) -> Self {
+        let message = format!(
+            "overloaded: calls hold as much memory as they may, and this one needs {bytes} bytes; \
+             wait a little and try again"
+        );
+        Self::nothing(Code::ResourceExhausted, "overloaded", message)
+    }
+
+    /// Clients have as many connections as they may.
+    pub(super) fn no_place(connections: usize) -> Self {
+        let message = format!(
+            "overloaded: {connections} connections are open, all of them busy; try another node, \
+             or raise `connections`"
+        );
+        Self::nothing(Code::ResourceExhausted, "overloaded", message)
+    }
+
+    /// A message began, or a call, and the rest did not come in time.
+    pub(super) fn half_sent() -> Self {
+        let message = "the request did not come to its end in time: nothing was done with it";
+        Self::nothing(Code::DeadlineExceeded, "deadline", message.to_owned())
+    }
+
+    /// The connection's answers wait for their readers, and there is no room for one more.
+    pub(super) fn unread() -> Self {
+        let message = "the answer was thrown away, for those before it on this connection were \
+             not read; a command was or was not applied: only a retry under the same session and \
+             sequence is safe";
+        let code = Code::ResourceExhausted;
+        Self { unknown: true, ..Self::nothing(code, "unread", message.to_owned()) }
+    }
+
     /// The call could not be forwarded; `unknown` if it may have arrived all the same.
     pub(super) fn unreachable(leader: NodeId, group: &str, why: &str, unknown: bool) -> Self {
         let message = format!(

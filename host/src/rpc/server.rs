@@ -11,21 +11,18 @@ use std::sync::Arc;
 use lockstep_core::limits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use crate::router::Router;
 use crate::rpc::client_api::ClientApi;
 use crate::rpc::peer_api::{PeerApi, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::port::{Port, PortLimits};
 use crate::rpc::proto::DESCRIPTORS;
 use crate::rpc::proto::client::lockstep_server::LockstepServer;
 use crate::rpc::proto::peer::peer_server::PeerServer;
-use crate::rpc::{
-    CALLS_MAX, CONNECTION_WINDOW_BYTES, HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    SHUTDOWN_MAX, STREAM_WINDOW_BYTES,
-};
+use crate::rpc::{HelloInfo, SHUTDOWN_MAX};
 
 /// The name that health checks ask for.
 const SERVICE: &str = "lockstep.v1.Lockstep";
@@ -40,13 +37,12 @@ pub struct Services {
     pub transport: Arc<GrpcTransport>,
     /// True once clients are to be turned away; peers are served on.
     pub closing: watch::Receiver<bool>,
+    pub limits: PortLimits,
 }
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("serve on {address}: {source}")]
-    Transport { address: String, source: tonic::transport::Error },
     #[error("serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -57,8 +53,7 @@ pub async fn serve(
     services: Services,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let address = listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string());
-    let Services { router, inbox, hello, transport, closing } = services;
+    let Services { router, inbox, hello, transport, closing, limits: port_limits } = services;
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -72,15 +67,9 @@ pub async fn serve(
         closing.clone(),
         stopped.clone(),
     );
+    let peers = hello.nodes.len();
     let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
-    let serving = Server::builder()
-        .tcp_nodelay(true)
-        .max_concurrent_streams(CALLS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(health)
+    let routes = Routes::new(health)
         .add_service(reflection)
         .add_service(
             LockstepServer::new(client_api)
@@ -91,11 +80,8 @@ pub async fn serve(
             PeerServer::new(peer_api)
                 .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
-        )
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            until(stopped.clone()),
         );
+    let serving = Port::new(routes, port_limits, peers).run(listener, stopped);
     let told = async {
         shutdown.await;
         // Streams that would never end by themselves see this and end.
@@ -103,9 +89,7 @@ pub async fn serve(
         tokio::time::sleep(SHUTDOWN_MAX).await;
     };
     tokio::select! {
-        served = serving => {
-            served.map_err(|source| ServeError::Transport { address, source })
-        }
+        () = serving => Ok(()),
         () = told => Ok(()),
         never = watch_health(&router, closing, &reporter) => match never {},
     }

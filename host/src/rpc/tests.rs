@@ -3,7 +3,9 @@
 //! All nodes of a test share one [`Machine`], so that it shows what was applied, wherever.
 
 mod calls;
+mod crowds;
 mod peers;
+mod raw;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +30,7 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::{Inbox, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::port::PortLimits;
 use crate::rpc::server::{Services, serve};
 
 const GROUP: &str = "bank";
@@ -46,6 +49,8 @@ struct Machine {
     script: VecDeque<Turn>,
     /// The highest "lowest unanswered" that the leader was told.
     lowest_seen: u64,
+    /// Commands that wait, while somebody holds them back.
+    held: Option<Vec<(Call, Proposed)>>,
 }
 
 /// What happens to one command.
@@ -68,6 +73,14 @@ struct Shared(Arc<Mutex<Machine>>);
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Machine> {
         self.0.lock().expect("no holder of this lock panics")
+    }
+
+    /// Applies what was held back, and holds nothing back any more.
+    fn release(&self) {
+        let held = self.lock().held.take().unwrap_or_default();
+        for (call, answer) in held {
+            let _ = answer.send(Ok(self.lock().apply(&call)));
+        }
     }
 
     /// How often each command was applied.
@@ -110,6 +123,9 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
         let not_leader = Refusal::NotLeader { leader: machine.leader };
         let leads = machine.leader == Some(node);
         match request {
+            Request::Propose { call, answer } if leads && machine.held.is_some() => {
+                machine.held.get_or_insert_default().push((call, answer));
+            }
             Request::Propose { call, answer } if leads => {
                 propose(&mut machine, &call, answer, &mut silent);
             }
@@ -173,6 +189,7 @@ struct Setup {
     cluster: u8,
     nodes: BTreeMap<NodeId, String>,
     inbox: Arc<dyn SnapshotInbox>,
+    limits: PortLimits,
 }
 
 impl Setup {
@@ -271,6 +288,7 @@ impl Node {
                 Arc::new(|_| {}),
             )),
             hello,
+            limits: setup.limits,
         };
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
@@ -303,7 +321,8 @@ async fn cluster(count: u16) -> (Vec<Node>, Shared) {
     shared.lock().leader = Some(NodeId(1));
     let started = listeners.into_iter().zip(1..).map(|(listener, id)| {
         let node = NodeId(id);
-        let setup = Setup { node, cluster: 1, nodes: nodes.clone(), inbox: Arc::new(NoInbox) };
+        let (inbox, limits) = (Arc::new(NoInbox), PortLimits::default());
+        let setup = Setup { node, cluster: 1, nodes: nodes.clone(), inbox, limits };
         Node::start(setup, listener, shared.clone())
     });
     (started.collect(), shared)

@@ -76,11 +76,11 @@ const FENCES: [Fence; 6] = [
     Fence {
         rule: "wire-in-rpc",
         within: &["host/src/", "host/core/"],
-        names: &["prost", "tonic", "tonic_prost", "tonic_health", "tonic_reflection"],
+        names: &["prost", "tonic", "tonic_prost", "tonic_health", "tonic_reflection", "h2"],
         but: &[],
         doors: &["host/src/rpc.rs", "host/src/rpc/"],
         tests_may: false,
-        why: "only rpc knows prost and tonic; rpc/convert.rs is the crossing",
+        why: "only rpc knows prost, tonic and h2; rpc/convert.rs is the crossing",
     },
     Fence {
         rule: "raft-in-group",

@@ -18,7 +18,9 @@ async fn receiver(cluster: u8, inbox: Arc<dyn SnapshotInbox>) -> Node {
 fn receiver_on(listener: TcpListener, cluster: u8, inbox: Arc<dyn SnapshotInbox>) -> Node {
     let address = listener.local_addr().expect("it is bound").to_string();
     let nodes = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), address)]);
-    Node::start(Setup { node: NodeId(2), cluster, nodes, inbox }, listener, Shared::default())
+    let limits = PortLimits::default();
+    let setup = Setup { node: NodeId(2), cluster, nodes, inbox, limits };
+    Node::start(setup, listener, Shared::default())
 }
 
 /// The sending side as node `me`, and what it was told to be unreachable.

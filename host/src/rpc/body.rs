@@ -1,0 +1,261 @@
+//! [`RequestBody`]: what a call's caller sends, on its way to whoever decodes it.
+//!
+//! - gRPC says the length of a message before the message: it is refused or given room then, before
+//!   a byte of it is kept. Room that is not there is waited for, not for long.
+//! - A message that has begun comes to its end in time, and the first one of a peer begins in time.
+//! - The flow-control window is given back as soon as bytes are read here: from then on the
+//!   message's charge bounds them. The charge is held until the next message begins, or for as long
+//!   as the call lives.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http_body::Frame;
+use lockstep_core::limits;
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use crate::rpc::budget::Charge;
+use crate::rpc::links::{CallKind, Link};
+use crate::rpc::refuse::Refused;
+
+/// gRPC's flag and length in front of each message.
+const HEAD_BYTES: usize = 5;
+/// Room for what stands beside the largest field of a message.
+const REST_BYTES: usize = 4 << 10;
+/// Largest request of a call that carries names and numbers only.
+const SMALL_BYTES: usize = 16 << 10;
+/// How long a peer may take to say who it is.
+const FIRST_MAX: Duration = Duration::from_secs(5);
+/// How long a message may take to come, besides a second for each so many of its bytes.
+const MESSAGE_MAX: Duration = Duration::from_secs(10);
+const BYTES_A_SECOND_MIN: usize = 64 << 10;
+/// How long room for a message is waited for, by a call and by a stream, and how often it is looked
+/// for.
+const CALL_ROOM_MAX: Duration = Duration::from_secs(1);
+const STREAM_ROOM_MAX: Duration = Duration::from_secs(10);
+const ROOM_LOOK: Duration = Duration::from_millis(20);
+
+/// What is taken of one method's caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Method {
+    pub kind: CallKind,
+    /// Largest first message, and largest of those that follow.
+    first: usize,
+    later: usize,
+    /// How long the first message may take to begin.
+    patience: Option<Duration>,
+    /// Only peers call it.
+    pub peers: bool,
+}
+
+impl Method {
+    pub(super) fn of(path: &str) -> Self {
+        let call = |largest: usize| Self {
+            kind: CallKind::Unary,
+            first: largest,
+            later: 0,
+            patience: Some(MESSAGE_MAX),
+            peers: false,
+        };
+        let stream =
+            |first, later| Self { kind: CallKind::Stream, first, later, patience: None, ..call(0) };
+        let peers =
+            |later| Self { patience: Some(FIRST_MAX), peers: true, ..stream(SMALL_BYTES, later) };
+        const MESSAGE: usize = limits::GRPC_MESSAGE_BYTES_MAX;
+        match path {
+            "/lockstep.v1.Lockstep/Apply" | "/lockstep.v1.Lockstep/Query" => {
+                call(limits::COMMAND_BYTES_MAX + REST_BYTES)
+            }
+            "/lockstep.v1.Lockstep/ApplyStream" => stream(MESSAGE, MESSAGE),
+            "/lockstep.peer.v1.Peer/Frames" => peers(MESSAGE),
+            "/lockstep.peer.v1.Peer/Bulk" => peers(limits::SNAPSHOT_BLOCK_BYTES + REST_BYTES),
+            other if other.starts_with("/lockstep.v1.") => call(SMALL_BYTES),
+            // Health and reflection.
+            _other => stream(SMALL_BYTES, SMALL_BYTES),
+        }
+    }
+}
+
+/// The body of one call's request.
+pub(super) struct RequestBody {
+    source: RecvStream,
+    link: Arc<Link>,
+    method: Method,
+    /// When what is awaited must have come.
+    deadline: Option<Instant>,
+    /// Read, and not looked at.
+    pending: Bytes,
+    /// Of a head that came in pieces, those that went on.
+    head: Vec<u8>,
+    /// Bytes of the message under way that are still to come.
+    missing: usize,
+    /// Messages that began.
+    begun: u64,
+    /// Until when the room of the next message is waited for.
+    room_until: Option<Instant>,
+    charge: Option<Charge>,
+    timer: Timer,
+}
+
+/// One alarm at a time.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Ready at `at`.
+    fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if sleep.deadline() != at {
+            sleep.as_mut().reset(at);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+impl RequestBody {
+    /// `timeout` is the caller's own.
+    pub(super) fn new(
+        source: RecvStream,
+        link: Arc<Link>,
+        method: Method,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let timeout = timeout.filter(|_| method.kind == CallKind::Unary);
+        let patience = method.patience.into_iter().chain(timeout).min();
+        Self {
+            source,
+            link,
+            method,
+            deadline: patience.and_then(|patience| Instant::now().checked_add(patience)),
+            pending: Bytes::new(),
+            head: Vec::new(),
+            missing: 0,
+            begun: 0,
+            room_until: None,
+            charge: None,
+            timer: Timer::default(),
+        }
+    }
+
+    /// How many of the bytes that are here may go on: all before a head whose message has no room.
+    fn look(&mut self) -> Result<usize, Status> {
+        let mut at = 0;
+        while at < self.pending.len() {
+            let rest = self.pending.len() - at;
+            if self.missing > 0 {
+                let part = self.missing.min(rest);
+                self.missing -= part;
+                at += part;
+                if self.missing == 0 {
+                    self.deadline = None;
+                }
+                continue;
+            }
+            let part = HEAD_BYTES - self.head.len();
+            if rest < part {
+                self.head.extend_from_slice(&self.pending[at..]);
+                return Ok(at + rest);
+            }
+            let mut head = [0; HEAD_BYTES];
+            head[..self.head.len()].copy_from_slice(&self.head);
+            head[HEAD_BYTES - part..].copy_from_slice(&self.pending[at..at + part]);
+            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let limit = if self.begun == 0 { self.method.first } else { self.method.later };
+            if length > limit {
+                return Err(Refused::too_large("message", length, limit).into_status());
+            }
+            if !self.begin(length)? {
+                break;
+            }
+            self.head.clear();
+            at += part;
+        }
+        Ok(at)
+    }
+
+    /// Begins a message, if there is room for it; an error once it was waited for long enough.
+    fn begin(&mut self, length: usize) -> Result<bool, Status> {
+        self.charge = None;
+        self.charge = self.link.share.take(length);
+        let now = Instant::now();
+        if self.charge.is_none() {
+            let wait = match self.method.kind {
+                CallKind::Unary => CALL_ROOM_MAX,
+                CallKind::Stream => STREAM_ROOM_MAX,
+            };
+            return match now < *self.room_until.get_or_insert(now + wait) {
+                true => Ok(false),
+                false => Err(Refused::no_room(length).into_status()),
+            };
+        }
+        self.room_until = None;
+        self.missing = length;
+        self.begun += 1;
+        let seconds = (length / BYTES_A_SECOND_MIN) as u64;
+        let due = now + MESSAGE_MAX + Duration::from_secs(seconds);
+        let own = self.deadline.filter(|_| self.method.kind == CallKind::Unary);
+        self.deadline = (length > 0).then(|| own.map_or(due, |own| own.min(due)));
+        Ok(true)
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        loop {
+            if self.pending.is_empty() {
+                let bytes = match self.source.poll_data(cx) {
+                    Poll::Ready(Some(Ok(bytes))) => bytes,
+                    Poll::Ready(Some(Err(error))) => {
+                        return Poll::Ready(Some(Err(Status::from_error(error.into()))));
+                    }
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Pending => return self.poll_deadline(cx),
+                };
+                // The charge bounds what is kept; an error means that the call is over.
+                let _ = self.source.flow_control().release_capacity(bytes.len());
+                self.link.received(bytes.len());
+                self.pending = bytes;
+            }
+            let ready = match self.look() {
+                Ok(ready) => ready,
+                Err(status) => return Poll::Ready(Some(Err(status))),
+            };
+            if ready > 0 {
+                return Poll::Ready(Some(Ok(self.pending.split_to(ready))));
+            }
+            if !self.pending.is_empty()
+                && self.timer.poll(Instant::now() + ROOM_LOOK, cx).is_pending()
+            {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        match self.timer.poll(deadline, cx) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(Refused::half_sent().into_status()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.poll_bytes(cx).map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pending.is_empty() && self.source.is_end_stream()
+    }
+}

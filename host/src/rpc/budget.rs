@@ -1,0 +1,166 @@
+//! What calls may hold of this process's memory, and the one place that says no.
+//!
+//! - A [`Budget`] bounds a kind of caller, clients or peers, all their connections together. A
+//!   [`Share`] is one connection's part, with a bound of its own.
+//! - Whoever holds bytes for a call holds a [`Charge`] for them; dropped, it gives them back.
+//! - [`Share::take`] asks for what may be refused: the room of a message that is to come. What is
+//!   there already is charged without asking ([`Share::owe`]), and the next who asks pays for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// What all connections of one kind may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    /// How often somebody was told no.
+    refused: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0), refused: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// The budgets of a port.
+#[derive(Clone, Debug)]
+pub(crate) struct Budgets {
+    pub clients: Arc<Budget>,
+    pub peers: Arc<Budget>,
+}
+
+/// One connection's part.
+#[derive(Debug)]
+pub(crate) struct Share {
+    budgets: Budgets,
+    limit: usize,
+    used: AtomicUsize,
+    /// It turned out to be a peer's.
+    peer: AtomicBool,
+}
+
+impl Share {
+    pub(crate) fn new(budgets: Budgets, limit: usize) -> Arc<Self> {
+        let (used, peer) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Arc::new(Self { budgets, limit, used, peer })
+    }
+
+    /// From here on the peers' budget pays.
+    pub(crate) fn belongs_to_a_peer(&self) {
+        self.peer.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn budget(&self) -> &Arc<Budget> {
+        match self.peer.load(Ordering::Relaxed) {
+            true => &self.budgets.peers,
+            false => &self.budgets.clients,
+        }
+    }
+
+    /// Room for `bytes`, unless this connection or all of its kind hold too much already.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        let charge = self.owe(bytes);
+        let fits = self.used() <= self.limit && charge.budget.used() <= charge.budget.limit;
+        if !fits {
+            charge.budget.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        fits.then_some(charge)
+    }
+
+    /// Whether this connection, or all of its kind, hold more than they may.
+    pub(crate) fn is_over(&self) -> bool {
+        let budget = self.budget();
+        self.used() > self.limit || budget.used() > budget.limit
+    }
+
+    /// Charges what is there already.
+    pub(crate) fn owe(self: &Arc<Self>, bytes: usize) -> Charge {
+        let budget = Arc::clone(self.budget());
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        budget.used.fetch_add(bytes, Ordering::Relaxed);
+        Charge { share: Arc::clone(self), budget, bytes }
+    }
+}
+
+/// Bytes that are held, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    share: Arc<Share>,
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Some of it is held no longer.
+    pub(crate) fn give_back(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.share.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budgets(clients: usize, peers: usize) -> Budgets {
+        Budgets { clients: Budget::new(clients), peers: Budget::new(peers) }
+    }
+
+    #[test]
+    fn a_share_and_the_whole_say_no_and_what_is_given_back_is_there_again() {
+        let budgets = budgets(100, 50);
+        let (one, other) = (Share::new(budgets.clone(), 70), Share::new(budgets.clone(), 70));
+        let first = one.take(60).expect("there is room");
+        assert!(one.take(11).is_none(), "its own bound");
+        assert!(other.take(41).is_none(), "everybody's bound");
+        let second = other.take(40).expect("exactly the rest");
+        assert_eq!(
+            (budgets.clients.used(), budgets.clients.refused.load(Ordering::Relaxed)),
+            (100, 2)
+        );
+        drop(first);
+        assert_eq!((one.used(), budgets.clients.used()), (0, 40));
+        drop(second);
+        assert_eq!(budgets.clients.used(), 0);
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_by_whoever_asks_next() {
+        let budgets = budgets(100, 50);
+        let share = Share::new(budgets.clone(), 100);
+        let mut owed = share.owe(150);
+        assert!(share.is_over() && share.take(1).is_none());
+        owed.give_back(100);
+        assert!(!share.is_over() && share.take(50).is_some());
+    }
+
+    #[test]
+    fn a_peer_has_a_budget_of_its_own() {
+        let budgets = budgets(10, 50);
+        let share = Share::new(budgets.clone(), 100);
+        let hello = share.take(10).expect("it begins like a client");
+        share.belongs_to_a_peer();
+        let batch = share.take(50).expect("the peers' room");
+        assert_eq!((budgets.clients.used(), budgets.peers.used()), (10, 50));
+        drop((hello, batch));
+        assert_eq!((budgets.clients.used(), budgets.peers.used()), (0, 0));
+    }
+}

@@ -1,0 +1,209 @@
+//! One call on a connection, from its headers to the last byte of its answer.
+//!
+//! - A caller that goes away ends its call: what is done for it is dropped where it stands.
+//! - An answer is charged until it has left this process. A caller that does not take its answer
+//!   is cut off: a chunk has so long, and a second more for each so many of its bytes.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response};
+use http_body::Body as _;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::service::Routes;
+use tonic::transport::server::TcpConnectInfo;
+
+use crate::rpc::body::{Method, RequestBody};
+use crate::rpc::budget::Charge;
+use crate::rpc::client_api::parse_timeout;
+use crate::rpc::links::{CallKind, Link};
+use crate::rpc::port::Port;
+use crate::rpc::refuse::Refused;
+
+/// What a call holds beside its messages: its task, its headers. Bytes.
+const CALL_BYTES: usize = 4 << 10;
+/// How long a chunk of an answer may wait for its reader, besides a second for each so many of its
+/// bytes.
+const CHUNK_MAX: Duration = Duration::from_secs(10);
+const BYTES_A_SECOND_MIN: usize = 64 << 10;
+
+/// The caller is gone, or was cut off.
+struct Gone;
+
+/// A chunk of an answer and its charge: both go when the chunk has left.
+struct Charged {
+    bytes: Bytes,
+    _charge: Charge,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Carries out one call.
+pub(super) async fn serve(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    port: Arc<Port>,
+    link: Arc<Link>,
+    info: TcpConnectInfo,
+) {
+    let method = Method::of(request.uri().path());
+    let _open = link.begin(method.kind);
+    let Some(_charge) = admit(&mut respond, method, &port, &link) else { return };
+    let answer = {
+        let answering = dispatch(request, method, port.routes.clone(), &link, info);
+        let mut answering = pin!(answering);
+        let answered = std::future::poll_fn(|cx| {
+            if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            respond.poll_reset(cx).map(|_reason| None)
+        });
+        answered.await
+    };
+    let Some(mut answer) = answer else { return };
+    if method.kind == CallKind::Unary && link.share.is_over() {
+        answer = Refused::unread().into_status().into_http();
+    }
+    link.touch();
+    if let Err(Gone) = send(answer, respond, &port, &link).await {
+        tracing::debug!(remote = %link.remote, "a call's answer was not taken to its end");
+    }
+}
+
+/// Whether the call may go on; if not, its caller is told.
+fn admit(
+    respond: &mut SendResponse<Bytes>,
+    method: Method,
+    port: &Port,
+    link: &Arc<Link>,
+) -> Option<Charge> {
+    let refused = match link.is_on_probation() && !method.peers {
+        true => Refused::no_place(port.links.count().0),
+        false => match link.share.take(CALL_BYTES) {
+            Some(charge) => return Some(charge),
+            None => Refused::no_room(CALL_BYTES),
+        },
+    };
+    let (head, ()) = refused.into_status().into_http::<()>().into_parts();
+    // A caller that is gone needs no answer.
+    let _ = respond.send_response(Response::from_parts(head, ()), true);
+    None
+}
+
+async fn dispatch(
+    request: Request<RecvStream>,
+    method: Method,
+    mut routes: Routes,
+    link: &Arc<Link>,
+    info: TcpConnectInfo,
+) -> Response<Body> {
+    let timeout = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let timeout = timeout.and_then(parse_timeout);
+    let mut request = request
+        .map(|source| Body::new(RequestBody::new(source, Arc::clone(link), method, timeout)));
+    request.extensions_mut().insert(info);
+    request.extensions_mut().insert(Arc::clone(link));
+    let ready = std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut routes, cx));
+    let Ok(()) = ready.await;
+    let Ok(response) = routes.call(request).await;
+    response
+}
+
+/// Sends an answer as fast as its reader takes it.
+async fn send(
+    answer: Response<Body>,
+    mut respond: SendResponse<Bytes>,
+    port: &Port,
+    link: &Arc<Link>,
+) -> Result<(), Gone> {
+    let (head, mut body) = answer.into_parts();
+    let ends = body.is_end_stream();
+    let head = Response::from_parts(head, ());
+    let mut sink = respond.send_response(head, ends).map_err(|_gone| Gone)?;
+    if ends {
+        return Ok(());
+    }
+    loop {
+        let next = std::future::poll_fn(|cx| {
+            if sink.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Gone));
+            }
+            Pin::new(&mut body).poll_frame(cx).map(Ok)
+        });
+        match next.await? {
+            None => return sink.send_data(Bytes::new(), true).map_err(|_gone| Gone),
+            Some(Err(_status)) => {
+                sink.send_reset(Reason::INTERNAL_ERROR);
+                return Err(Gone);
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) => {
+                    let charge = link.share.owe(bytes.len());
+                    let chunk = Bytes::from_owner(Charged { bytes, _charge: charge });
+                    send_chunk(&mut sink, chunk, port).await?;
+                    link.touch();
+                }
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return sink.send_trailers(trailers).map_err(|_gone| Gone);
+                }
+            },
+        }
+    }
+}
+
+async fn send_chunk(
+    sink: &mut SendStream<Bytes>,
+    mut chunk: Bytes,
+    port: &Port,
+) -> Result<(), Gone> {
+    let seconds = (chunk.len() / BYTES_A_SECOND_MIN) as u64;
+    let mut due = None;
+    while !chunk.is_empty() {
+        sink.reserve_capacity(chunk.len());
+        let mut room = sink.capacity();
+        if room == 0 {
+            let due = *due.get_or_insert_with(|| {
+                tokio::time::Instant::now() + CHUNK_MAX + Duration::from_secs(seconds)
+            });
+            match tokio::time::timeout_at(due, capacity(sink)).await {
+                Ok(granted) => room = granted?,
+                Err(_elapsed) => {
+                    port.cut_off.fetch_add(1, Ordering::Relaxed);
+                    sink.send_reset(Reason::ENHANCE_YOUR_CALM);
+                    return Err(Gone);
+                }
+            }
+        }
+        let part = chunk.split_to(room.min(chunk.len()));
+        sink.send_data(part, false).map_err(|_gone| Gone)?;
+    }
+    Ok(())
+}
+
+/// Waits until the reader has room for something.
+async fn capacity(sink: &mut SendStream<Bytes>) -> Result<usize, Gone> {
+    std::future::poll_fn(|cx| {
+        if sink.poll_reset(cx).is_ready() {
+            return Poll::Ready(Err(Gone));
+        }
+        match sink.poll_capacity(cx) {
+            Poll::Ready(Some(Ok(0))) | Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
+            Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(Gone)),
+        }
+    })
+    .await
+}

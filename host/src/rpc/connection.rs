@@ -1,0 +1,363 @@
+//! One connection: HTTP/2 with limits for servers whose clients have deadlines, and for clients
+//! that mean no good.
+//!
+//! - It begins with small windows. More is lent, out of the budget, while it carries much in large
+//!   pieces, and peers are lent it at once; a connection that went quiet gives it back.
+//! - It ends when it breaks, when nobody answers a ping, when no call was made for long, when the
+//!   place is needed, or when the node stops; but for the first two, calls under way have a moment
+//!   to end, and the caller is told that no further one is taken.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::transport::server::TcpConnectInfo;
+
+use crate::rpc::budget::Charge;
+use crate::rpc::call;
+use crate::rpc::links::Link;
+use crate::rpc::port::Port;
+use crate::rpc::server::until;
+use crate::rpc::{
+    CALLS_MAX, CONNECTION_WINDOW_BYTES, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, STREAM_WINDOW_BYTES,
+};
+
+/// How long the first bytes of HTTP/2 may take to come.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// A connection is asked for a sign of life this often, and is dead if there was none by the next
+/// time.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection without a call for so long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// How long one on probation may take to say Hello.
+const PROBATION_MAX: Duration = Duration::from_secs(5);
+/// How long calls under way have once the connection is to go.
+const GRACE: Duration = Duration::from_secs(1);
+/// What every connection may have under way without being read, bytes.
+const WINDOW_BYTES_MIN: u32 = 256 << 10;
+/// What HTTP/2 allows a window.
+const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
+/// A connection's window is so many of a stream's. Each open stream widens it by one more, so that
+/// streams which are not read do not stop the calls beside them.
+const STREAMS_PER_WINDOW: u32 = CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES;
+/// Within this time two windows must pass for a larger one to be lent.
+const BUSY: Duration = Duration::from_secs(1);
+/// Bytes of a DATA frame, on average, from which on a larger window is of use.
+const DENSE_BYTES: u64 = 1 << 10;
+/// What h2 may hold of frames under 256 bytes that nobody has read yet, counted in the bytes that
+/// each is smaller: enough for the windows of 16 streams, if a frame is a command of a few bytes.
+const SMALL_FRAMES_BUDGET: usize = 8 << 20;
+/// Bytes of answers that wait in h2 for the socket, for each call.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+type H2 = Connection<TcpStream, Bytes>;
+
+/// Serves a connection to its end.
+pub(super) async fn serve(
+    socket: TcpStream,
+    link: Arc<Link>,
+    port: Arc<Port>,
+    stopped: watch::Receiver<bool>,
+) {
+    // Small answers leave at once; a socket that cannot be told so is as good as closed.
+    let _ = socket.set_nodelay(true);
+    let info = TcpConnectInfo {
+        local_addr: socket.local_addr().ok(),
+        remote_addr: socket.peer_addr().ok(),
+    };
+    if let Some(connection) = handshake(socket, &link).await {
+        let mut served = Served::new(connection, link, port, info);
+        served.run(stopped).await;
+    }
+}
+
+/// `None` if it is no HTTP/2, or takes too long about it.
+async fn handshake(socket: TcpStream, link: &Link) -> Option<H2> {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(WINDOW_BYTES_MIN / STREAMS_PER_WINDOW)
+        .initial_connection_window_size(WINDOW_BYTES_MIN)
+        .max_concurrent_streams(CALLS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
+        .max_concurrent_reset_streams(CALLS_MAX as usize)
+        .max_header_list_size(HEADERS_BYTES_MAX)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .data_frame_budget(SMALL_FRAMES_BUDGET);
+    let shaken = tokio::time::timeout(HANDSHAKE_MAX, builder.handshake(socket));
+    tokio::select! {
+        shaken = shaken => shaken.ok()?.ok(),
+        () = link.wake.notified() => None,
+    }
+}
+
+/// Headers of one call, bytes.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+
+struct Served {
+    connection: H2,
+    link: Arc<Link>,
+    port: Arc<Port>,
+    info: TcpConnectInfo,
+    ping: Option<PingPong>,
+    /// A ping has no answer yet.
+    asked: bool,
+    window: Window,
+    /// Streams that the window has room for.
+    streams: usize,
+    /// What the window has above the least.
+    lent: Option<Charge>,
+    /// Set once it is to go: when at the latest.
+    closing: Option<Instant>,
+}
+
+/// What the connection's task has to see to.
+#[expect(clippy::large_enum_variant, reason = "calls are the common case")]
+enum Event {
+    Call(Request<RecvStream>, SendResponse<Bytes>),
+    Closed,
+    Woken,
+    Tick,
+    Pong,
+    Stop,
+    Over,
+}
+
+impl Served {
+    fn new(mut connection: H2, link: Arc<Link>, port: Arc<Port>, info: TcpConnectInfo) -> Self {
+        let ping = connection.ping_pong();
+        let window = Window::new(Instant::now());
+        link.look_after(window.next_look());
+        Self {
+            connection,
+            link,
+            port,
+            info,
+            ping,
+            asked: false,
+            window,
+            streams: 0,
+            lent: None,
+            closing: None,
+        }
+    }
+
+    async fn run(&mut self, stopped: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopped = std::pin::pin!(until(stopped));
+        let mut stopping = false;
+        let probation = Instant::now() + PROBATION_MAX;
+        loop {
+            let event = self.next(&mut ticks, stopped.as_mut(), stopping, probation).await;
+            match event {
+                Event::Call(request, respond) => {
+                    let (port, link) = (Arc::clone(&self.port), Arc::clone(&self.link));
+                    tokio::spawn(call::serve(request, respond, port, link, self.info.clone()));
+                }
+                Event::Closed | Event::Over => return,
+                Event::Woken => self.look(),
+                Event::Pong => self.asked = false,
+                Event::Tick if self.is_dead() => return,
+                Event::Tick => {
+                    self.look();
+                    let silent = self.link.silent_for(std::time::Instant::now());
+                    if !self.link.has_calls() && silent > IDLE_MAX && !self.link.is_peer() {
+                        self.close(Some(GRACE));
+                    }
+                }
+                Event::Stop => {
+                    stopping = true;
+                    self.close(None);
+                }
+            }
+        }
+    }
+
+    /// Chooses; changes nothing but the connection's own state.
+    async fn next(
+        &mut self,
+        ticks: &mut Interval,
+        stopped: std::pin::Pin<&mut impl Future<Output = ()>>,
+        stopping: bool,
+        probation: Instant,
+    ) -> Event {
+        let ping = &mut self.ping;
+        let asked = self.asked;
+        let pong = async {
+            match ping {
+                Some(ping) if asked => std::future::poll_fn(|cx| ping.poll_pong(cx)).await.is_ok(),
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        let over = match self.closing {
+            Some(at) => Some(at),
+            None => self.link.is_on_probation().then_some(probation),
+        };
+        tokio::select! {
+            biased;
+            call = self.connection.accept() => match call {
+                Some(Ok((request, respond))) => Event::Call(request, respond),
+                Some(Err(error)) => {
+                    tracing::debug!(remote = %self.link.remote, %error, "connection failed");
+                    Event::Closed
+                }
+                None => Event::Closed,
+            },
+            () = self.link.wake.notified() => Event::Woken,
+            true = pong => Event::Pong,
+            _ = ticks.tick() => Event::Tick,
+            () = stopped, if !stopping => Event::Stop,
+            () = tokio::time::sleep_until(over.unwrap_or(probation)), if over.is_some() => {
+                Event::Over
+            }
+        }
+    }
+
+    /// Asks for a sign of life; true if the last one did not come.
+    fn is_dead(&mut self) -> bool {
+        let Some(ping) = &mut self.ping else { return false };
+        if std::mem::replace(&mut self.asked, true) {
+            tracing::debug!(remote = %self.link.remote, "connection is dead");
+            return true;
+        }
+        ping.send_ping(Ping::opaque()).is_err()
+    }
+
+    /// Ends it, within `grace` if that is given.
+    fn close(&mut self, grace: Option<Duration>) {
+        if self.closing.is_none() {
+            self.connection.graceful_shutdown();
+        }
+        self.closing = grace.map(|grace| Instant::now() + grace).or(self.closing);
+    }
+
+    /// Sees what others have to say of it, and what it carries.
+    fn look(&mut self) {
+        if self.link.is_leaving() && self.closing.is_none() {
+            self.close(Some(GRACE));
+        }
+        let size = match self.link.is_peer() {
+            true => self.window.open(),
+            false => self.window.look(self.link.traffic(), Instant::now()),
+        };
+        let streams = self.link.streams();
+        if size.is_some() || streams != self.streams {
+            self.streams = streams;
+            self.lend(size.unwrap_or(self.window.size));
+        }
+        self.link.look_after(self.window.next_look());
+    }
+
+    /// Gives the connection a window of `size`, and as much more as its streams may leave unread;
+    /// the least, if there is no room for that.
+    fn lend(&mut self, size: u32) {
+        let streams = u32::try_from(self.streams).unwrap_or(u32::MAX);
+        let whole = |size: u32| {
+            (size / STREAMS_PER_WINDOW)
+                .saturating_mul(streams)
+                .saturating_add(size)
+                .min(WINDOW_BYTES_MAX)
+        };
+        let share = &self.link.share;
+        // What was lent before goes back first.
+        self.lent = None;
+        let sizes = [size, WINDOW_BYTES_MIN];
+        let lent = sizes.into_iter().find_map(|size| {
+            let more = (whole(size) - WINDOW_BYTES_MIN) as usize;
+            let charge = match self.link.is_peer() {
+                true => Some(share.owe(more)),
+                false => share.take(more),
+            };
+            charge.map(|charge| (size, whole(size), charge))
+        });
+        let (size, whole) = match lent {
+            Some((size, whole, charge)) => {
+                self.lent = Some(charge);
+                (size, whole)
+            }
+            None => (WINDOW_BYTES_MIN, WINDOW_BYTES_MIN),
+        };
+        self.connection.set_target_window_size(whole);
+        if std::mem::replace(&mut self.window.size, size) != size {
+            // One such change may be under way already: then streams have theirs later.
+            let _ = self.connection.set_initial_window_size(size / STREAMS_PER_WINDOW);
+        }
+    }
+}
+
+/// How large a window the traffic of a connection is worth.
+struct Window {
+    size: u32,
+    since: Instant,
+    /// Traffic by then.
+    bytes: u64,
+    frames: u64,
+}
+
+impl Window {
+    fn new(now: Instant) -> Self {
+        Self { size: WINDOW_BYTES_MIN, since: now, bytes: 0, frames: 0 }
+    }
+
+    /// After how many bytes of traffic it is to be looked at again.
+    fn next_look(&self) -> u64 {
+        match self.size < CONNECTION_WINDOW_BYTES {
+            true => self.bytes + 2 * u64::from(self.size),
+            false => u64::MAX,
+        }
+    }
+
+    /// The largest at once.
+    fn open(&mut self) -> Option<u32> {
+        (self.size < CONNECTION_WINDOW_BYTES).then_some(CONNECTION_WINDOW_BYTES)
+    }
+
+    /// The size that it is to have from now on, if that is another.
+    fn look(&mut self, (bytes, frames): (u64, u64), now: Instant) -> Option<u32> {
+        let came = bytes - self.bytes;
+        let dense = came >= (frames - self.frames) * DENSE_BYTES;
+        let took = now - self.since;
+        let enough = came >= 2 * u64::from(self.size);
+        if !enough && took < PING_INTERVAL / 2 {
+            return None;
+        }
+        (self.since, self.bytes, self.frames) = (now, bytes, frames);
+        if enough && took <= BUSY && dense {
+            let more = (2 * self.size).min(CONNECTION_WINDOW_BYTES);
+            return (more != self.size).then_some(more);
+        }
+        let quiet = came < u64::from(self.size) && self.size > WINDOW_BYTES_MIN;
+        quiet.then_some(WINDOW_BYTES_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_grows_with_dense_traffic_and_goes_back_in_silence() {
+        let begin = Instant::now();
+        let mut window = Window::new(begin);
+        let at = |ms| begin + Duration::from_millis(ms);
+        let least = u64::from(WINDOW_BYTES_MIN);
+        assert_eq!(window.look((least, 16), at(10)), None, "not yet two windows");
+        let grown = window.look((2 * least, 32), at(20)).expect("two windows in a moment");
+        assert_eq!(grown, 2 * WINDOW_BYTES_MIN);
+        window.size = grown;
+        assert_eq!(window.look((6 * least, 40_000), at(30)), None, "of small frames no more");
+        assert_eq!(window.look((10 * least, 40_100), at(2_000)), None, "slow enough as it is");
+        assert_eq!(window.look((10 * least, 40_100), at(3_000)), None, "a pause is no silence");
+        assert_eq!(window.look((10 * least, 40_100), at(8_000)), Some(WINDOW_BYTES_MIN));
+        window.size = WINDOW_BYTES_MIN;
+        assert_eq!(window.look((10 * least, 40_100), at(20_000)), None, "it has the least");
+    }
+}

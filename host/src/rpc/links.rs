@@ -1,0 +1,368 @@
+//! [`Links`]: who is connected, and who goes when there is no room for another.
+//!
+//! - Peers have no bound here: there are as many as are configured. A connection is a peer's once
+//!   it has said a good Hello, and until then it counts as a client's.
+//! - One address has at most three quarters of the places.
+//! - Without a free place, a connection on which nobody waits for an answer makes room: of the
+//!   address that has most, the one that was silent longest. If there is none, the newcomer is let
+//!   in *on probation*: it may say Hello, and every call of a client is refused there.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::rpc::budget::Share;
+
+/// Connections on probation; one more takes the place of the oldest.
+const PROBATION_MAX: usize = 16;
+/// A connection with open streams counts as silent when nothing was said on them for so long.
+const SILENT: Duration = Duration::from_secs(30);
+
+/// One connection, as others see it.
+pub(super) struct Link {
+    pub id: u64,
+    pub remote: IpAddr,
+    pub share: Arc<Share>,
+    began: Instant,
+    on_probation: AtomicBool,
+    peer: AtomicBool,
+    /// Calls that have no answer yet; streams do not count.
+    waiting: AtomicUsize,
+    /// Streams that are open.
+    streams: AtomicUsize,
+    /// Milliseconds from `began` to when something was last said.
+    active: AtomicU64,
+    leaving: AtomicBool,
+    /// Bytes of requests that came, and DATA frames that brought them.
+    received: AtomicU64,
+    frames: AtomicU64,
+    /// The connection's own task wants to look once `received` has come to this.
+    look_at: AtomicU64,
+    /// Somebody wants the connection's own task to look.
+    pub wake: Notify,
+}
+
+/// What kind of call is under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CallKind {
+    /// A request and its answer.
+    Unary,
+    /// Messages for as long as somebody has any.
+    Stream,
+}
+
+impl Link {
+    fn new(id: u64, remote: IpAddr, share: Arc<Share>, on_probation: bool, now: Instant) -> Self {
+        Self {
+            id,
+            remote,
+            share,
+            began: now,
+            on_probation: AtomicBool::new(on_probation),
+            peer: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
+            active: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            look_at: AtomicU64::new(u64::MAX),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Its owner proved to be a peer.
+    pub(super) fn is_a_peers(&self) {
+        self.share.belongs_to_a_peer();
+        self.on_probation.store(false, Ordering::Relaxed);
+        if !self.peer.swap(true, Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn is_peer(&self) -> bool {
+        self.peer.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_on_probation(&self) -> bool {
+        self.on_probation.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Another needs the place.
+    fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Something was said, either way.
+    pub(super) fn touch(&self) {
+        let at = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.active.store(at, Ordering::Relaxed);
+    }
+
+    /// A frame with so many bytes of a request came.
+    pub(super) fn received(&self, bytes: usize) {
+        let received = self.received.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.touch();
+        if received >= self.look_at.load(Ordering::Relaxed) {
+            self.look_at.store(u64::MAX, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Wakes the connection's own task once so many bytes of requests have come.
+    pub(super) fn look_after(&self, bytes: u64) {
+        self.look_at.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of requests that came so far, and frames that brought them.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.frames.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn begin(self: &Arc<Self>, kind: CallKind) -> OpenCall {
+        self.count(kind).fetch_add(1, Ordering::Relaxed);
+        self.touch();
+        if kind == CallKind::Stream {
+            self.wake.notify_one();
+        }
+        OpenCall { link: Arc::clone(self), kind }
+    }
+
+    fn count(&self, kind: CallKind) -> &AtomicUsize {
+        match kind {
+            CallKind::Unary => &self.waiting,
+            CallKind::Stream => &self.streams,
+        }
+    }
+
+    /// Streams that are open.
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Whether any call is open.
+    pub(super) fn has_calls(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) + self.streams.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long nothing was said.
+    pub(super) fn silent_for(&self, now: Instant) -> Duration {
+        let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.began + active)
+    }
+
+    /// Whether it may go for another's sake.
+    fn may_go(&self, now: Instant) -> bool {
+        let silent = !self.has_calls() || self.silent_for(now) > SILENT;
+        self.waiting.load(Ordering::Relaxed) == 0 && silent && !self.is_peer()
+    }
+}
+
+/// A call that is under way, until it is dropped.
+pub(super) struct OpenCall {
+    link: Arc<Link>,
+    kind: CallKind,
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.link.count(self.kind).fetch_sub(1, Ordering::Relaxed);
+        self.link.touch();
+        if self.kind == CallKind::Stream {
+            self.link.wake.notify_one();
+        }
+    }
+}
+
+/// All connections of a port.
+pub(super) struct Links {
+    /// Places for clients.
+    limit: usize,
+    state: Mutex<State>,
+    /// Connections that went for another's sake, and newcomers that found no place.
+    pub evicted: AtomicU64,
+    pub refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    next_id: u64,
+    links: BTreeMap<u64, Arc<Link>>,
+}
+
+impl Links {
+    pub(super) fn new(limit: usize) -> Self {
+        let (evicted, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { limit, state: Mutex::default(), evicted, refused }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// Lets a connection in, and makes room for it.
+    pub(super) fn admit(&self, remote: IpAddr, share: Arc<Share>, now: Instant) -> Arc<Link> {
+        let mut state = self.lock();
+        let here = || state.links.values().filter(|link| !link.is_peer() && !link.is_leaving());
+        let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        here().for_each(|link| *held.entry(link.remote).or_default() += 1);
+        let own = held.get(&remote).copied().unwrap_or(0);
+        let own_full = own >= (self.limit - self.limit / 4).max(1);
+        let full = here().filter(|link| !link.is_on_probation()).count() >= self.limit;
+        let mut on_probation = false;
+        if full || own_full {
+            let candidates = here().filter(|link| link.may_go(now) && !link.is_on_probation());
+            let candidates = candidates.filter(|link| !own_full || link.remote == remote);
+            let most = |link: &Arc<Link>| (held[&link.remote], link.silent_for(now));
+            match candidates.max_by_key(|link| most(link)).cloned() {
+                Some(victim) => {
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                    victim.leave();
+                }
+                None => {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    on_probation = true;
+                    let waiting: Vec<_> = here().filter(|link| link.is_on_probation()).collect();
+                    if waiting.len() >= PROBATION_MAX {
+                        // They are in the order that they came in.
+                        waiting[0].leave();
+                    }
+                }
+            }
+        }
+        state.next_id += 1;
+        let link = Arc::new(Link::new(state.next_id, remote, share, on_probation, now));
+        state.links.insert(link.id, Arc::clone(&link));
+        link
+    }
+
+    /// The connection is closed.
+    pub(super) fn gone(&self, link: &Link) {
+        self.lock().links.remove(&link.id);
+    }
+
+    /// Makes one that may go, go; for a process that has no descriptor left.
+    pub(super) fn make_room(&self, now: Instant) {
+        let state = self.lock();
+        let mut idle = state.links.values().filter(|link| link.may_go(now) && !link.is_leaving());
+        if let Some(first) = idle.next() {
+            let longest = idle.fold(first, |longest, link| {
+                if link.silent_for(now) > longest.silent_for(now) { link } else { longest }
+            });
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            longest.leave();
+        }
+    }
+
+    /// Connections of clients, and of peers.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let state = self.lock();
+        let peers = state.links.values().filter(|link| link.is_peer()).count();
+        (state.links.len() - peers, peers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::budget::{Budget, Budgets};
+
+    struct Port {
+        links: Links,
+        budgets: Budgets,
+        now: Instant,
+        all: Vec<Arc<Link>>,
+    }
+
+    impl Port {
+        fn new(limit: usize) -> Self {
+            let budgets = Budgets { clients: Budget::new(1), peers: Budget::new(1) };
+            Self { links: Links::new(limit), budgets, now: Instant::now(), all: Vec::new() }
+        }
+
+        /// One from 10.0.0.`host`, a second after the one before.
+        fn connect(&mut self, host: u8) -> Arc<Link> {
+            self.now += Duration::from_secs(1);
+            let share = Share::new(self.budgets.clone(), 1);
+            let link = self.links.admit([10, 0, 0, host].into(), share, self.now);
+            self.all.push(Arc::clone(&link));
+            link
+        }
+
+        /// The numbers, in order, of those that are told to leave.
+        fn leaving(&self) -> Vec<u64> {
+            self.all.iter().filter(|link| link.is_leaving()).map(|link| link.id).collect()
+        }
+    }
+
+    #[test]
+    fn the_longest_silent_of_the_greediest_address_goes_first() {
+        let mut port = Port::new(4);
+        for host in [1, 2, 2, 3] {
+            port.connect(host);
+        }
+        assert_eq!(port.leaving(), [0; 0]);
+        assert!(!port.connect(4).is_on_probation());
+        assert_eq!(port.leaving(), [2], "of two of one address the older");
+        port.connect(5);
+        assert_eq!(port.leaving(), [1, 2], "now all have one: the oldest");
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_stays_and_the_newcomer_is_on_probation() {
+        let mut port = Port::new(2);
+        let calls: Vec<_> = [1, 2].map(|host| port.connect(host).begin(CallKind::Unary)).into();
+        let newcomer = port.connect(3);
+        assert!(newcomer.is_on_probation() && port.leaving().is_empty());
+        newcomer.is_a_peers();
+        assert!(!newcomer.is_on_probation());
+        for _ in 0..PROBATION_MAX + 1 {
+            assert!(port.connect(4).is_on_probation());
+        }
+        assert_eq!(port.leaving(), [4], "the first on probation that was no peer");
+        drop(calls);
+        assert!(!port.connect(5).is_on_probation(), "somebody may go again");
+    }
+
+    #[test]
+    fn a_silent_stream_holds_no_place() {
+        let mut port = Port::new(1);
+        let stream = port.connect(1).begin(CallKind::Stream);
+        assert!(port.connect(2).is_on_probation(), "something was said a moment ago");
+        port.now += SILENT;
+        assert!(!port.connect(3).is_on_probation());
+        assert_eq!(port.leaving(), [1]);
+        drop(stream);
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_places() {
+        let mut port = Port::new(8);
+        let calls: Vec<_> = (0..6).map(|_| port.connect(1).begin(CallKind::Unary)).collect();
+        assert!(port.connect(1).is_on_probation(), "six of eight are its part");
+        assert!(!port.connect(2).is_on_probation());
+        drop(calls);
+        assert!(!port.connect(1).is_on_probation());
+        assert_eq!(port.leaving(), [1], "one of its own made room");
+    }
+
+    #[test]
+    fn peers_take_no_place() {
+        let mut port = Port::new(1);
+        port.connect(1).is_a_peers();
+        assert!(!port.connect(2).is_on_probation());
+        assert_eq!((port.leaving().len(), port.links.count()), (0, (1, 1)));
+        port.links.make_room(port.now);
+        assert_eq!(port.leaving(), [2], "no peer goes for want of descriptors");
+    }
+}

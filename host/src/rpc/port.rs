@@ -1,0 +1,134 @@
+//! [`Port`]: what all connections of a node's port share, and how they come in.
+//!
+//! - A connection costs a place and a share of the budget before it costs anything else.
+//! - Taking connections goes on whatever fails: without descriptors it waits until one is free, and
+//!   sends an idle connection away.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use crate::rpc::budget::{Budget, Budgets, Share};
+use crate::rpc::connection;
+use crate::rpc::links::Links;
+use crate::rpc::server::until;
+
+/// What one connection may hold at a time, bytes.
+const SHARE_BYTES: usize = 32 << 20;
+/// What each peer may hold at a time, bytes: frames and a transfer, their windows included.
+const PEER_BYTES: usize = 2 * SHARE_BYTES;
+/// How long taking connections pauses when this machine has none to give.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Between two complaints about it.
+const COMPLAIN: Duration = Duration::from_secs(10);
+
+/// What a port may take of the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortLimits {
+    /// Connections of clients.
+    pub connections: usize,
+    /// Bytes that calls of clients may hold, all together.
+    pub client_bytes: usize,
+}
+
+impl Default for PortLimits {
+    fn default() -> Self {
+        Self { connections: 4_096, client_bytes: 256 << 20 }
+    }
+}
+
+pub(super) struct Port {
+    pub routes: Routes,
+    pub links: Links,
+    pub budgets: Budgets,
+    /// Callers that did not take their answers.
+    pub cut_off: AtomicU64,
+}
+
+impl Port {
+    pub(super) fn new(routes: Routes, limits: PortLimits, peers: usize) -> Arc<Self> {
+        let budgets = Budgets {
+            clients: Budget::new(limits.client_bytes),
+            peers: Budget::new(peers.max(1) * PEER_BYTES),
+        };
+        let links = Links::new(limits.connections.max(1));
+        Arc::new(Self { routes: routes.prepare(), links, budgets, cut_off: AtomicU64::new(0) })
+    }
+
+    /// Takes connections until `stopped` says so, then waits for those that are there to end.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stopped: watch::Receiver<bool>,
+    ) {
+        let mut connections = JoinSet::new();
+        let mut complained: Option<Instant> = None;
+        let mut over = std::pin::pin!(until(stopped.clone()));
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, remote)) => {
+                        let port = Arc::clone(&self);
+                        connections.spawn(port.serve(socket, remote.ip(), stopped.clone()));
+                    }
+                    Err(error) if is_of_the_connection(&error) => {}
+                    Err(error) => {
+                        self.links.make_room(Instant::now());
+                        if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
+                            complained = Some(Instant::now());
+                            tracing::warn!(%error, "connections are not taken for the moment; \
+                                let this process have more descriptors, or lower `connections`");
+                        }
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                },
+                Some(_ended) = connections.join_next() => {}
+                () = &mut over => break,
+            }
+        }
+        // Nobody is to wait in a queue that is not read any more.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        socket: tokio::net::TcpStream,
+        remote: IpAddr,
+        stopped: watch::Receiver<bool>,
+    ) {
+        let share = Share::new(self.budgets.clone(), SHARE_BYTES);
+        let link = self.links.admit(remote.to_canonical(), share, Instant::now());
+        let here = Here { port: Arc::clone(&self), link: Arc::clone(&link) };
+        connection::serve(socket, link, self, stopped).await;
+        drop(here);
+    }
+}
+
+/// The place of a connection, until it is dropped.
+struct Here {
+    port: Arc<Port>,
+    link: Arc<crate::rpc::links::Link>,
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.port.links.gone(&self.link);
+    }
+}
+
+/// Whether an error of `accept` concerns only the one connection that was to be taken.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, Interrupted, TimedOut};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | Interrupted | TimedOut
+    )
+}
