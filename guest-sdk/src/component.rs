@@ -80,7 +80,7 @@ trait Running {
 impl<M: StateMachine> Running for M {
     fn apply(&mut self, ctx: &Context, commands: &[wit::Command]) -> Vec<wit::Outcome> {
         let payloads = commands.iter().map(|command| command.payload.as_slice());
-        machine::apply_entry(self, ctx, payloads).into_iter().map(Into::into).collect()
+        machine::apply_each(self, ctx, payloads).map(|outcome| outcome.told().into()).collect()
     }
 
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>> {

@@ -59,7 +59,8 @@ pub mod testing;
 
 pub use log::{Level, log};
 pub use machine::{
-    Context, Failure, Info, Outcome, SnapshotHeader, StateMachine, apply_entry, restore, snapshot,
+    Context, Failure, Info, OUTCOME_BYTES_MAX, Outcome, SnapshotHeader, StateMachine, apply_entry,
+    restore, snapshot,
 };
 pub use rng::Rng;
 pub use snapshot::{CHUNK_BYTES_MAX, SnapshotReader, SnapshotWriter};

@@ -86,7 +86,18 @@ impl Context {
     }
 }
 
-/// The replicated answer to one command.
+/// The longest answer to a command that a client is told, in bytes. Of a longer one it is told that
+/// the command was executed, and how long the answer was.
+pub const OUTCOME_BYTES_MAX: usize = 64 << 10;
+
+/// Opens what goes up instead of a longer answer; its length follows. See `outcome` in
+/// `wit/fsm.wit`.
+#[cfg(any(target_arch = "wasm32", test))]
+const TOO_LONG_MARK: [u8; 16] = [
+    0xd3, 0x1e, 0x9a, 0x47, 0x05, 0xc8, 0x6b, 0xf2, 0x7d, 0x30, 0xb4, 0x8c, 0xe9, 0x51, 0x26, 0xaf,
+];
+
+/// The replicated answer to one command. At most [`OUTCOME_BYTES_MAX`] bytes of it reach a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The command was executed; the bytes are the answer.
@@ -104,6 +115,18 @@ impl Outcome {
     /// Refused, for this reason.
     pub fn rejected(reason: impl Into<Vec<u8>>) -> Self {
         Self::Rejected(reason.into())
+    }
+
+    /// The outcome as it goes up to the host: of an answer that is too long to be told, only its
+    /// length. The bytes are given back at once, so that an entry of long answers takes no more
+    /// memory than one of short ones.
+    #[cfg(any(target_arch = "wasm32", test))]
+    pub(crate) fn told(self) -> Self {
+        let (Self::Ok(bytes) | Self::Rejected(bytes)) = &self;
+        match bytes.len() {
+            ..=OUTCOME_BYTES_MAX => self,
+            length => Self::Rejected([&TOO_LONG_MARK[..], &(length as u64).to_le_bytes()].concat()),
+        }
     }
 }
 
@@ -176,10 +199,18 @@ pub fn apply_entry<'a, M: StateMachine>(
     ctx: &Context,
     commands: impl IntoIterator<Item = &'a [u8]>,
 ) -> Vec<Outcome> {
+    apply_each(machine, ctx, commands).collect()
+}
+
+/// [`apply_entry`], a command at a time: whoever asks for the next outcome may have let go of the
+/// one before.
+pub(crate) fn apply_each<'a, M: StateMachine>(
+    machine: &mut M,
+    ctx: &Context,
+    commands: impl IntoIterator<Item = &'a [u8]>,
+) -> impl Iterator<Item = Outcome> {
     let numbered = (0..).zip(commands);
-    numbered
-        .map(|(position, command)| machine.apply(&Context { position, ..*ctx }, command))
-        .collect()
+    numbered.map(move |(position, command)| machine.apply(&Context { position, ..*ctx }, command))
 }
 
 /// Writes a machine's whole state to `sink`.
@@ -215,4 +246,23 @@ pub(crate) fn restore_from<M: StateMachine>(
         return Err(Failure::Corrupt("bytes are left over at its end".to_owned()));
     }
     Ok(machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told is never longer than what may be; the host knows these bytes.
+    #[test]
+    fn of_a_long_answer_the_length_is_told() {
+        let longest = vec![b'a'; OUTCOME_BYTES_MAX];
+        for whole in [Outcome::ok("a"), Outcome::Ok(longest.clone()), Outcome::Rejected(longest)] {
+            assert_eq!(whole.clone().told(), whole);
+        }
+        let expect = [&TOO_LONG_MARK[..], &[1, 0, 1, 0, 0, 0, 0, 0]].concat();
+        for long in [Outcome::Ok, Outcome::Rejected] {
+            let told = long(vec![b'a'; OUTCOME_BYTES_MAX + 1]).told();
+            assert_eq!(told, Outcome::Rejected(expect.clone()));
+        }
+    }
 }

@@ -14,17 +14,21 @@ mod copy;
 pub mod engine;
 mod imports;
 mod instance;
+#[expect(unsafe_code, reason = "wasmtime's traits for what a guest hands over are unsafe")]
+mod lift;
 mod limits;
 #[expect(unsafe_code, reason = "memories are mapped here; each block has its SAFETY note")]
 mod memory;
 pub mod native;
 mod shape;
 mod trap;
+mod world;
 
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::apply;
 use lockstep_core::entry::Install;
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::ModuleId;
@@ -42,6 +46,20 @@ pub struct Context {
 pub enum Outcome {
     Ok(Bytes),
     Rejected(Bytes),
+    /// The command was executed; its answer is longer than one may be, and nobody has its bytes.
+    TooLong {
+        bytes: u64,
+    },
+}
+
+impl From<Outcome> for apply::Outcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Ok(bytes) => Self::Ok(bytes),
+            Outcome::Rejected(bytes) => Self::Rejected(bytes),
+            Outcome::TooLong { bytes } => Self::TooLong { bytes },
+        }
+    }
 }
 
 /// What a guest says of itself.

@@ -6,6 +6,7 @@
 mod contract;
 mod copies;
 mod faults;
+mod limits;
 mod refusals;
 
 use std::path::Path;
@@ -56,6 +57,23 @@ fn install(module: &ComponentModule, config: &str) -> Install {
 /// A fresh guest, neither initialised nor restored.
 fn fresh(module: &ComponentModule) -> ComponentGuest {
     module.instantiate_component(&install(module, "")).expect("the limits allow an empty guest")
+}
+
+/// The limits that a group has unless it is told otherwise.
+fn roomy_install(module: &ComponentModule) -> Install {
+    Install { profile: Profile::default(), ..install(module, "") }
+}
+
+/// A guest under those limits, neither initialised nor restored.
+fn unused(module: &ComponentModule) -> ComponentGuest {
+    module.instantiate_component(&roomy_install(module)).expect("the limits allow an empty guest")
+}
+
+/// A guest under those limits, initialised without a configuration.
+fn roomy(module: &ComponentModule) -> ComponentGuest {
+    let mut guest = unused(module);
+    guest.init(at(1), b"").expect("no configuration is a good one");
+    guest
 }
 
 /// A guest that was initialised without a configuration.

@@ -101,6 +101,10 @@ enum Slot {
 pub enum Outcome {
     Ok(Bytes),
     Rejected(Bytes),
+    /// So many bytes, which nobody took.
+    TooLong {
+        bytes: u64,
+    },
 }
 
 /// The replicated state that the host keeps beside the guest's.
@@ -277,6 +281,7 @@ fn bounded(outcome: Outcome, limit: usize) -> Answer {
         Outcome::Ok(bytes) | Outcome::Rejected(bytes) if bytes.len() > limit => {
             Answer::Rejected(Rejection::AnswerTooLarge { bytes: bytes.len() as u64 })
         }
+        Outcome::TooLong { bytes } => Answer::Rejected(Rejection::AnswerTooLarge { bytes }),
         Outcome::Ok(bytes) => Answer::Ok(bytes),
         Outcome::Rejected(bytes) => Answer::Rejected(Rejection::Guest(bytes)),
     }

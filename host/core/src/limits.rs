@@ -16,9 +16,10 @@ pub const PACK_OVERHEAD_BYTES_MAX: usize = 64;
 pub const OUTCOME_BYTES_MAX: usize = 64 * KIB;
 /// Largest answer of a query, bytes.
 pub const QUERY_ANSWER_BYTES_MAX: usize = MIB;
-/// Bytes a guest may hand to the host in one call (wasmtime's hostcall fuel): a full pack of full
-/// outcomes.
-pub const HOSTCALL_BYTES_MAX: usize = PACK_COMMANDS_MAX * OUTCOME_BYTES_MAX + 2 * MIB;
+/// Bytes that the host copies of what a guest hands over in one call (wasmtime's hostcall fuel): a
+/// full pack of full outcomes, and what each takes on the host's side. Never reached, because each
+/// value is cut to its own limit before it is copied.
+pub const HOSTCALL_BYTES_MAX: usize = PACK_COMMANDS_MAX * (OUTCOME_BYTES_MAX + 64);
 /// Largest raft message on the wire, bytes.
 pub const FRAME_BYTES_MAX: usize = 4 * MIB;
 /// Entries raft puts in one append message, bytes.
@@ -127,7 +128,6 @@ pub const GROUP_NAME_BYTES_MAX: usize = 64;
 pub const GUEST_CONFIG_BYTES_MAX: usize = 64 * KIB;
 
 const _: () = assert!(COMMAND_BYTES_MAX + PACK_OVERHEAD_BYTES_MAX < PACK_BYTES_MAX);
-const _: () = assert!(HOSTCALL_BYTES_MAX > PACK_COMMANDS_MAX * OUTCOME_BYTES_MAX + MIB);
 const _: () = assert!(APPEND_BYTES_MAX as usize + PACK_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_BLOCK_BYTES < GRPC_MESSAGE_BYTES_MAX);

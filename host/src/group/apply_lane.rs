@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::apply::{
-    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
+    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Work,
 };
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
@@ -38,7 +38,7 @@ pub use crate::group::capture::Capture;
 use crate::group::capture::{self, NoCapture};
 use crate::group::gauges::Gauges;
 use crate::group::{QueryAnswer, open_object};
-use crate::guest::{self, Context, Guest, Module, SnapshotHeader};
+use crate::guest::{Context, Guest, Module, SnapshotHeader};
 use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
@@ -290,13 +290,7 @@ impl ApplyLane {
                 }
                 let count = plan.commands.len();
                 let outcomes = guest.apply(context(plan.moment), &plan.commands)?;
-                let outcomes: Vec<Outcome> = outcomes
-                    .into_iter()
-                    .map(|outcome| match outcome {
-                        guest::Outcome::Ok(bytes) => Outcome::Ok(bytes),
-                        guest::Outcome::Rejected(bytes) => Outcome::Rejected(bytes),
-                    })
-                    .collect();
+                let outcomes: Vec<_> = outcomes.into_iter().map(Into::into).collect();
                 let got = outcomes.len();
                 self.ledger.settle(plan, outcomes).ok_or_else(|| {
                     Fault::Guest(GuestFault {

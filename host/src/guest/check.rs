@@ -24,7 +24,7 @@ pub const WORLD_VERSION: &str = "0.1.0";
 
 /// What a state machine may import of the package, and what it must export.
 const IMPORTS: [&str; 3] = ["host", "snapshot-io", "types"];
-const EXPORT: &str = "state-machine";
+pub(crate) const EXPORT: &str = "state-machine";
 
 /// Names in a refusal; the rest is counted.
 const NAMES_MAX: usize = 4;
@@ -198,6 +198,11 @@ pub(crate) fn check_info(info: &GuestInfo) -> Result<(), ModuleRefusal> {
         ));
     }
     Ok(())
+}
+
+/// An interface of the package, as this host speaks it.
+pub(crate) fn interface(name: &str) -> String {
+    format!("{WORLD_PACKAGE}/{name}@{WORLD_VERSION}")
 }
 
 /// Whether `lockstep:fsm/INTERFACE@…` names one of these interfaces.

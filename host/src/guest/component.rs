@@ -8,7 +8,8 @@
 //!   writing or the reading: the guest's side owns nothing that is borrowed, and memory is two
 //!   chunks. No state of the host outlives the call.
 //!
-//! Rebuilding after a fault and limits of answers are the caller's.
+//! Rebuilding after a fault is the caller's. What crosses, and how long it may be, is
+//! [`world`](super::world)'s.
 
 use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,11 +27,10 @@ use wasmtime::component::Component;
 use super::check::{self, ModuleRefusal, Report};
 use super::copy::Copy;
 use super::engine;
-use super::imports::bindings::lockstep::fsm::types;
-use super::imports::bindings::{Fsm, FsmPre};
 use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::trap::{self, Call};
+use super::world::{Failure, MachinePre};
 use super::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader, memory, shape};
 
 /// Bytes of a snapshot handed to the guest's reader at once, but for the last.
@@ -41,7 +41,7 @@ pub struct ComponentModule {
     report: Report,
     /// The module's name as the guests' logs say it.
     name: Arc<str>,
-    pre: FsmPre<HostState>,
+    pre: MachinePre,
 }
 
 /// A live component.
@@ -88,7 +88,7 @@ impl ComponentModule {
         let mismatch =
             |error: wasmtime::Error| ModuleRefusal::TypeMismatch { reason: one_line(&error) };
         let linked = imports::linker(engine).and_then(|linker| linker.instantiate_pre(&component));
-        let pre = linked.and_then(FsmPre::new).map_err(mismatch)?;
+        let pre = linked.and_then(MachinePre::new).map_err(mismatch)?;
         let info = describe(&pre)?;
         check::check_info(&info)?;
         let name = info.name.as_str().into();
@@ -167,9 +167,9 @@ impl ComponentGuest {
     }
 
     /// What a guest's own failure is where none may happen.
-    fn refused(&mut self, call: Call, failure: &types::Failure) -> GuestFault {
+    fn refused(&mut self, call: Call, failure: &Failure) -> GuestFault {
         self.live.faulted = true;
-        call.fault(FaultClass::Refused, failure_text(failure))
+        call.fault(FaultClass::Refused, failure.text())
     }
 }
 
@@ -178,39 +178,38 @@ impl Guest for ComponentGuest {
         let call = Call::at("init", ctx.index);
         let fuel = self.budgets.init;
         self.change()
-            .enter(call, fuel, |store, fsm| {
-                fsm.lockstep_fsm_state_machine().call_init(store, ctx.into(), config)
-            })?
+            .enter(call, fuel, |store, machine| machine.init(store, ctx, config))?
             .map_err(|failure| self.refused(call, &failure))
     }
 
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
         let call = Call::at("apply", ctx.index);
-        let lent: Vec<_> = commands.iter().map(|payload| types::Command { payload }).collect();
         let fuel = self.budgets.apply(commands.len());
-        let outcomes = self.change().enter(call, fuel, |store, fsm| {
-            fsm.lockstep_fsm_state_machine().call_apply(store, ctx.into(), &lent)
-        })?;
-        if outcomes.len() != commands.len() {
-            self.live.faulted = true;
-            let message = format!(
-                "it gave {} outcomes for {} commands: `apply` must answer every command, in order",
-                outcomes.len(),
-                commands.len()
-            );
-            return Err(call.fault(FaultClass::Trap, message));
+        let told = self
+            .change()
+            .enter(call, fuel, |store, machine| machine.apply(store, ctx, commands))?;
+        let count = told.as_ref().map_or_else(|count| *count, Vec::len);
+        match told {
+            Ok(outcomes) if count == commands.len() => Ok(outcomes),
+            _ => {
+                self.live.faulted = true;
+                let message = format!(
+                    "it gave {count} outcomes for {} commands: `apply` must answer every command, \
+                     in order",
+                    commands.len()
+                );
+                Err(call.fault(FaultClass::Trap, message))
+            }
         }
-        Ok(outcomes.into_iter().map(Into::into).collect())
     }
 
     fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
         let call = Call::at("query", ctx.index);
-        let answer = self.look(call, |instance| {
-            instance.enter(call, engine::QUERY_FUEL, |store, fsm| {
-                fsm.lockstep_fsm_state_machine().call_query(store, ctx.into(), request)
+        self.look(call, |instance| {
+            instance.enter(call, engine::QUERY_FUEL, |store, machine| {
+                machine.query(store, ctx, request)
             })
-        })?;
-        Ok(answer.map(Bytes::from).map_err(Bytes::from))
+        })
     }
 
     /// A failure the guest reports is one of the snapshot: the guest goes on.
@@ -226,7 +225,7 @@ impl Guest for ComponentGuest {
             let ran = instance.enter_beside(
                 (call, fuel),
                 SnapshotIo::Write(sender),
-                |store, fsm| fsm.lockstep_fsm_state_machine().call_snapshot(store),
+                |store, machine| machine.snapshot(store),
                 // It owns its end of the channel: should the writer panic, the guest must not wait.
                 move || drain(chunks, out),
             );
@@ -240,7 +239,7 @@ impl Guest for ComponentGuest {
             Err(error) => return Ok(Err(error)),
         };
         let told = told.map_err(|failure| {
-            io::Error::other(format!("the guest wrote no snapshot: {}", failure_text(&failure)))
+            io::Error::other(format!("the guest wrote no snapshot: {}", failure.text()))
         });
         Ok(written.and(told))
     }
@@ -259,10 +258,7 @@ impl Guest for ComponentGuest {
             .enter_beside(
                 (call, fuel),
                 SnapshotIo::Read(Incoming::new(receiver)),
-                |store, fsm| {
-                    let machine = fsm.lockstep_fsm_state_machine();
-                    machine.call_restore(store, header.into(), config)
-                },
+                |store, machine| machine.restore(store, header, config),
                 move || feed(input, chunks),
             )
             .map_err(|error| call.fault(FaultClass::Host, format!("no thread: {error}")))?;
@@ -294,11 +290,11 @@ impl Budgets {
 }
 
 /// Asks a throw-away instance what it is.
-fn describe(pre: &FsmPre<HostState>) -> Result<GuestInfo, ModuleRefusal> {
+fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
     let call = Call::anywhere("describe");
     let state = HostState::new("(unknown)".into(), Profile::default().memory_bytes);
     let mut store = new_store(pre, state, engine::DESCRIBE_FUEL);
-    let instance = pre.instance_pre().instantiate(&mut store).map_err(|error| {
+    let machine = pre.instantiate(&mut store).map_err(|error| {
         ModuleRefusal::Describe(instantiate_fault(
             Call::anywhere("instantiate"),
             &error,
@@ -306,18 +302,12 @@ fn describe(pre: &FsmPre<HostState>) -> Result<GuestInfo, ModuleRefusal> {
         ))
     })?;
     // The exports' types are compared here, names only were before.
-    let fsm = Fsm::new(&mut store, &instance)
+    machine
+        .check(&mut store)
         .map_err(|error| ModuleRefusal::TypeMismatch { reason: one_line(&error) })?;
-    let info = fsm
-        .lockstep_fsm_state_machine()
-        .call_describe(&mut store)
-        .map_err(|error| ModuleRefusal::Describe(trap::fault(call, &error, store.data())))?;
-    Ok(GuestInfo {
-        name: info.name,
-        version: info.version,
-        snapshot_format: info.snapshot_format,
-        oldest_readable_format: info.oldest_readable_format,
-    })
+    machine
+        .describe(&mut store)
+        .map_err(|error| ModuleRefusal::Describe(trap::fault(call, &error, store.data())))
 }
 
 /// Takes chunks until the guest closes the channel. After an error they are swallowed: a full disk
@@ -350,47 +340,9 @@ fn next_chunk(input: &mut dyn io::Read) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
-fn failure_text(failure: &types::Failure) -> String {
-    match failure {
-        types::Failure::InvalidConfig(why) => format!("invalid configuration: {why}"),
-        types::Failure::UnsupportedFormat(format) => {
-            format!("it does not read snapshots of format {format}")
-        }
-        types::Failure::Corrupt(why) => format!("corrupt snapshot: {why}"),
-        types::Failure::Other(why) => why.clone(),
-    }
-}
-
 /// The whole chain of causes, bounded.
 pub(super) fn one_line(error: &wasmtime::Error) -> String {
     const BYTES_MAX: usize = 1024;
     let text = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
     trap::bounded(&text, BYTES_MAX).into_owned()
-}
-
-impl From<Context> for types::Context {
-    fn from(ctx: Context) -> Self {
-        Self { index: ctx.index, time_ms: ctx.time_ms, seed: ctx.seed }
-    }
-}
-
-impl<'a> From<&'a SnapshotHeader> for types::SnapshotHeader<'a> {
-    fn from(header: &'a SnapshotHeader) -> Self {
-        Self {
-            writer_name: &header.writer_name,
-            writer_version: &header.writer_version,
-            format: header.format,
-            index: header.index,
-            time_ms: header.time_ms,
-        }
-    }
-}
-
-impl From<types::Outcome> for Outcome {
-    fn from(outcome: types::Outcome) -> Self {
-        match outcome {
-            types::Outcome::Ok(answer) => Self::Ok(answer.into()),
-            types::Outcome::Rejected(reason) => Self::Rejected(reason.into()),
-        }
-    }
 }

@@ -12,23 +12,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use wasmtime::component::{HasSelf, Linker};
+use lockstep_core::limits;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker};
 
+use super::check::interface;
+use super::lift::{AtMost, Text};
 use super::limits::Limiter;
-use super::trap::bounded;
-use bindings::Fsm;
-use bindings::lockstep::fsm::{host, snapshot_io, types};
-
-/// What `bindgen!` makes of `wit/fsm.wit`.
-pub(crate) mod bindings {
-    wasmtime::component::bindgen!({
-        path: "../wit",
-        world: "fsm",
-        // Commands are lowered from the buffers they arrived in.
-        ownership: Borrowing { duplicate_if_necessary: true },
-        imports: { "lockstep:fsm/snapshot-io": trappable },
-    });
-}
 
 /// Most bytes a guest may write at once to its snapshot; more traps. The SDK writes 256 KiB.
 pub(crate) const SNAPSHOT_CHUNK_BYTES_MAX: usize = 4 << 20;
@@ -79,10 +69,48 @@ pub(crate) enum Misuse {
     ChunkTooLarge { bytes: usize },
 }
 
+/// How important a log message is.
+#[derive(Clone, Copy, ComponentType, Lift)]
+#[component(enum)]
+#[repr(u8)]
+#[expect(dead_code, reason = "the guest makes them")]
+enum Level {
+    #[component(name = "trace")]
+    Trace,
+    #[component(name = "debug")]
+    Debug,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "error")]
+    Error,
+}
+
+type Target = Text<LOG_TARGET_BYTES_MAX>;
+type Message = Text<LOG_TEXT_BYTES_MAX>;
+type Chunk = AtMost<SNAPSHOT_CHUNK_BYTES_MAX>;
+
 /// A linker that knows our imports and no others.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
+    type Store<'a> = StoreContextMut<'a, HostState>;
     let mut linker = Linker::new(engine);
-    Fsm::add_to_linker::<HostState, HasSelf<HostState>>(&mut linker, |state| state)?;
+    // Types only; nothing to call.
+    linker.instance(&interface("types"))?;
+    linker.instance(&interface("host"))?.func_wrap(
+        "log",
+        |mut store: Store<'_>, (level, target, message): (Level, Target, Message)| {
+            store.data_mut().log(level, &target.text, message.text);
+            Ok(())
+        },
+    )?;
+    let mut snapshot_io = linker.instance(&interface("snapshot-io"))?;
+    snapshot_io.func_wrap("write", |mut store: Store<'_>, (chunk,): (Chunk,)| {
+        store.data_mut().write(chunk)
+    })?;
+    snapshot_io.func_wrap("read", |mut store: Store<'_>, (max_bytes,): (u32,)| {
+        store.data_mut().read(max_bytes).map(|chunk| (chunk,))
+    })?;
     Ok(linker)
 }
 
@@ -132,36 +160,34 @@ impl Incoming {
     }
 }
 
-impl host::Host for HostState {
-    fn log(&mut self, level: host::Level, target: String, message: String) {
+impl HostState {
+    fn log(&mut self, level: Level, origin: &str, text: String) {
         let module = &*self.module;
-        let origin = bounded(&target, LOG_TARGET_BYTES_MAX);
-        let text = bounded(&message, LOG_TEXT_BYTES_MAX);
         match level {
-            host::Level::Trace => tracing::trace!(module, %origin, %text, "guest log"),
-            host::Level::Debug => tracing::debug!(module, %origin, %text, "guest log"),
-            host::Level::Info => tracing::info!(module, %origin, %text, "guest log"),
-            host::Level::Warn => tracing::warn!(module, %origin, %text, "guest log"),
-            host::Level::Error => {
+            Level::Trace => tracing::trace!(module, %origin, %text, "guest log"),
+            Level::Debug => tracing::debug!(module, %origin, %text, "guest log"),
+            Level::Info => tracing::info!(module, %origin, %text, "guest log"),
+            Level::Warn => tracing::warn!(module, %origin, %text, "guest log"),
+            Level::Error => {
                 tracing::error!(module, %origin, %text, "guest log");
-                self.last_error = Some(text.into_owned());
+                self.last_error = Some(text);
             }
         }
     }
-}
 
-impl snapshot_io::Host for HostState {
-    fn write(&mut self, chunk: Vec<u8>) -> wasmtime::Result<()> {
+    fn write(&mut self, chunk: Chunk) -> wasmtime::Result<()> {
         let SnapshotIo::Write(out) = &self.snapshot_io else {
             return Err(Misuse::WriteOutsideSnapshot.into());
         };
-        if chunk.len() > SNAPSHOT_CHUNK_BYTES_MAX {
-            return Err(Misuse::ChunkTooLarge { bytes: chunk.len() }.into());
+        match chunk {
+            Chunk::Whole(chunk) => {
+                // The other end takes chunks until this one closes, even after its writer failed;
+                // were it gone, nobody would want the snapshot.
+                let _unwanted = out.send(chunk);
+                Ok(())
+            }
+            Chunk::TooLong(bytes) => Err(Misuse::ChunkTooLarge { bytes }.into()),
         }
-        // The other end takes chunks until this one closes, even after its writer failed; were it
-        // gone, nobody would want the snapshot.
-        let _unwanted = out.send(chunk);
-        Ok(())
     }
 
     fn read(&mut self, max_bytes: u32) -> wasmtime::Result<Vec<u8>> {
@@ -176,8 +202,7 @@ impl snapshot_io::Host for HostState {
     }
 }
 
-/// Types only; nothing to call.
-impl types::Host for HostState {}
+const _: () = assert!(SNAPSHOT_CHUNK_BYTES_MAX <= limits::HOSTCALL_BYTES_MAX);
 
 #[cfg(test)]
 mod tests {

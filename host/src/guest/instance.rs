@@ -15,14 +15,14 @@ use wasmtime::Store;
 
 use super::component::one_line;
 use super::engine;
-use super::imports::bindings::{Fsm, FsmPre};
 use super::imports::{HostState, SnapshotIo};
 use super::trap::{self, Call};
+use super::world::{Machine, MachinePre};
 
 /// How instances of one component are made for one group.
 #[derive(Clone)]
 pub(super) struct Recipe {
-    pub(super) pre: FsmPre<HostState>,
+    pub(super) pre: MachinePre,
     /// The module's name as the guests' logs say it.
     pub(super) name: Arc<str>,
     pub(super) memory_bytes_max: u64,
@@ -33,7 +33,7 @@ pub(super) struct Recipe {
 /// A component that can be called.
 pub(super) struct Instance {
     pub(super) store: Store<HostState>,
-    fsm: Fsm,
+    machine: Machine,
     /// Fuel that all calls together used.
     pub(super) fuel_used: u64,
     /// Whether a call ended with a fault; no other one is made then.
@@ -44,11 +44,11 @@ impl Recipe {
     pub(super) fn make(&self) -> Result<Instance, GuestFault> {
         let state = HostState::new(Arc::clone(&self.name), self.memory_bytes_max);
         let mut store = new_store(&self.pre, state, self.fuel);
-        let fsm = self.pre.instantiate(&mut store).map_err(|error| {
+        let machine = self.pre.instantiate(&mut store).map_err(|error| {
             instantiate_fault(Call::anywhere("instantiate"), &error, store.data())
         })?;
         let fuel_used = self.fuel - remaining_fuel(&store);
-        Ok(Instance { store, fsm, fuel_used, faulted: false })
+        Ok(Instance { store, machine, fuel_used, faulted: false })
     }
 }
 
@@ -63,7 +63,7 @@ impl Instance {
         &mut self,
         call: Call,
         fuel: u64,
-        work: impl FnOnce(&mut Store<HostState>, &Fsm) -> wasmtime::Result<R>,
+        work: impl FnOnce(&mut Store<HostState>, &Machine) -> wasmtime::Result<R>,
     ) -> Result<R, GuestFault> {
         if self.faulted {
             return Err(Self::spent(call));
@@ -71,7 +71,7 @@ impl Instance {
         self.faulted = true;
         self.store.data_mut().begin();
         set_fuel(&mut self.store, fuel);
-        let result = work(&mut self.store, &self.fsm);
+        let result = work(&mut self.store, &self.machine);
         self.fuel_used += fuel - remaining_fuel(&self.store);
         match result {
             Ok(returned) => {
@@ -88,7 +88,7 @@ impl Instance {
         &mut self,
         (call, fuel): (Call, u64),
         snapshot_io: SnapshotIo,
-        work: impl FnOnce(&mut Store<HostState>, &Fsm) -> wasmtime::Result<R> + Send,
+        work: impl FnOnce(&mut Store<HostState>, &Machine) -> wasmtime::Result<R> + Send,
         beside: impl FnOnce() -> B,
     ) -> io::Result<(Result<R, GuestFault>, B)> {
         let span = tracing::Span::current();
@@ -119,7 +119,7 @@ impl Instance {
     }
 }
 
-pub(super) fn new_store(pre: &FsmPre<HostState>, state: HostState, fuel: u64) -> Store<HostState> {
+pub(super) fn new_store(pre: &MachinePre, state: HostState, fuel: u64) -> Store<HostState> {
     let mut store = Store::new(pre.engine(), state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(limits::HOSTCALL_BYTES_MAX);

@@ -77,7 +77,7 @@ fn in_snapshot() {
     let mut guest = started(hostile());
     let chunk = ("one-chunk", FaultClass::Trap, "4194304 are the limit");
     guest
-        .apply(at(2), &commands(&["fill 5000000", "snapshot one-chunk"]))
+        .apply(at(2), &commands(&["fill 5000000", "snapshot chunks 5000000"]))
         .expect("it is only told");
     expect("snapshot", chunk, guest.snapshot(&mut io::sink()).map(drop));
 }

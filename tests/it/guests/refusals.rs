@@ -8,7 +8,7 @@ use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
 /// The text in `tests/guests`.
-fn text(name: &str) -> String {
+pub(crate) fn text(name: &str) -> String {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(name).with_extension("wat");
     std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
@@ -29,8 +29,12 @@ fn refuse_text(name: &str, expect: &str) {
 
 /// A component of the right shape, with this memory and this `describe`.
 fn shell(memory: &str, describe: &str) -> Vec<u8> {
-    let module = text("shell").replace("$MEMORY", memory).replace("$DESCRIBE", describe);
-    let mut module = wat::parse_str(module).expect("the text is a module");
+    component(text("shell").replace("$MEMORY", memory).replace("$DESCRIBE", describe))
+}
+
+/// A core module's text, as a component of the world.
+pub(crate) fn component(text: String) -> Vec<u8> {
+    let mut module = wat::parse_str(text).expect("the text is a module");
     let mut resolve = Resolve::default();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
     let (package, _) = resolve.push_dir(wit).expect("wit/fsm.wit is valid");

@@ -7,6 +7,8 @@
 //! * a command: a DEED, at once; or `snapshot DEED`, once a snapshot is taken;
 //! * a query: a DEED, at once.
 //!
+//! A DEED is a word, and often a number behind it; what follows is padding.
+//!
 //! Its state is the number of commands, of 8 bytes, then as much filling as `fill N` asked for.
 #![cfg(target_arch = "wasm32")]
 
@@ -69,11 +71,15 @@ impl Guest for Hostile {
         let (commands, fill, deed) = STATE
             .with_borrow(|state| (state.commands, state.fill.clone(), state.at_snapshot.clone()));
         snapshot_io::write(&commands.to_le_bytes());
-        let chunks = if deed == "one-chunk" { fill.len().max(1) } else { 65_536 };
-        fill.chunks(chunks).for_each(snapshot_io::write);
-        match deed.as_str() {
-            "fail" => Err(Failure::Other("not today".to_owned())),
-            deed => commit(deed).map(drop).map_err(|why| Failure::Other(text(&why))),
+        let chunk = match numbered(&deed) {
+            ("chunks", length) => length,
+            _ => 65_536,
+        };
+        fill.chunks(chunk).for_each(snapshot_io::write);
+        match numbered(&deed) {
+            ("fail", 0) => Err(Failure::Other("not today".to_owned())),
+            ("fail", length) => Err(Failure::Corrupt("e".repeat(length))),
+            _ => commit(&deed).map(drop).map_err(|why| Failure::Other(text(&why))),
         }
     }
 
@@ -134,8 +140,7 @@ fn told(config: &[u8], place: &str) -> Result<(), Failure> {
 
 /// Commits the deed; the answer if there is one.
 fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
-    let (deed, number) = deed.split_once(' ').unwrap_or((deed, ""));
-    let number: usize = number.parse().unwrap_or(0);
+    let (deed, number) = numbered(deed);
     match deed {
         "panic" => panic!("on purpose"),
         "loop" => loop {
@@ -146,11 +151,19 @@ fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
         "write" => snapshot_io::write(b"contraband"),
         "read" => drop(snapshot_io::read(1)),
         "answer" => return Ok(vec![b'a'; number]),
+        "reject" => return Err(vec![b'r'; number]),
         "say" => log(Level::Warn, &"t".repeat(number), &"m".repeat(number)),
         "fill" => STATE.with_borrow_mut(|state| state.fill = vec![b'f'; number]),
         _ => {}
     }
     Ok(Vec::new())
+}
+
+/// A deed's word and its number.
+fn numbered(deed: &str) -> (&str, usize) {
+    let mut words = deed.splitn(3, ' ');
+    let (word, number) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    (word, number.parse().unwrap_or(0))
 }
 
 /// Takes memory until there is none.

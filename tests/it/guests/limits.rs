@@ -1,0 +1,279 @@
+//! What the limits allow is no fault, at the corners of all of them at once.
+
+use bytes::Bytes;
+use lockstep_core::apply::{Answer, Ledger, Work};
+use lockstep_core::entry::{Call, EntryBody, Pack};
+use lockstep_core::fault::Rejection;
+use lockstep_core::limits::{
+    COMMAND_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_BYTES_MAX, PACK_COMMANDS_MAX,
+    PACK_OVERHEAD_BYTES_MAX, QUERY_ANSWER_BYTES_MAX,
+};
+use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
+use lockstep_host::guest::{Guest as _, Outcome};
+use lockstep_tests::rng::{Rng, seed};
+use raft::eraftpb::Entry;
+
+use super::{at, header, hostile, load, roomy, roomy_install, unused};
+
+const MEGABYTE: usize = 1_000_000;
+
+fn too_long(bytes: usize) -> Outcome {
+    Outcome::TooLong { bytes: bytes as u64 }
+}
+
+/// Ninety long values, and one entry that deletes them: each answer is the value that was there.
+#[test]
+fn long_answers_of_one_entry_are_no_fault() {
+    let mut guest = roomy(&load("kv"));
+    let set = |key: usize| [format!("set {key} ").into_bytes(), vec![b'v'; MEGABYTE]].concat();
+    for key in 0..90 {
+        let outcomes = guest.apply(at(2 + key as u64), &[set(key).into()]).expect("it is legal");
+        assert_eq!(outcomes, [Outcome::Ok(Bytes::new())]);
+    }
+    let deletes: Vec<Bytes> = (0..90).map(|key| format!("del {key}").into()).collect();
+    let outcomes = guest.apply(at(100), &deletes).expect("the limits allow it");
+    assert_eq!(outcomes, vec![too_long(MEGABYTE); 90]);
+    assert_eq!(guest.query(at(100), b"len"), Ok(Ok("0".into())));
+}
+
+/// The limit is where it is said to be, for a guest that cuts and for one that does not.
+#[test]
+fn an_answer_may_have_so_many_bytes_and_not_one_more() {
+    let mut kv = roomy(&load("kv"));
+    let mut foreign = roomy(hostile());
+    for (index, length) in (2..).step_by(2).zip([0, 1, OUTCOME_BYTES_MAX, OUTCOME_BYTES_MAX + 1]) {
+        let expect = |case: fn(Bytes) -> Outcome, byte| match length {
+            ..=OUTCOME_BYTES_MAX => case(vec![byte; length].into()),
+            _ => too_long(length),
+        };
+        let value = [&b"set key "[..], &vec![b'v'; length]].concat();
+        kv.apply(at(index), &[value.into()]).expect("it is legal");
+        let deleted = kv.apply(at(index + 1), &["del key".into()]).expect("it is legal");
+        assert_eq!(deleted, [expect(Outcome::Ok, b'v')]);
+
+        let deeds = [format!("answer {length}").into(), format!("reject {length}").into()];
+        let outcomes = foreign.apply(at(index), &deeds).expect("it is legal");
+        assert_eq!(outcomes, [expect(Outcome::Ok, b'a'), expect(Outcome::Rejected, b'r')]);
+    }
+}
+
+/// A guest may show the host one place of its memory as often as it likes: 1,024 answers of 60 MiB
+/// cost the host nothing, and a million outcomes are counted, not read.
+#[test]
+fn what_is_too_long_is_not_copied() {
+    let module = super::refusals::component(super::refusals::text("aliases"));
+    let module = ComponentModule::load(&module).unwrap_or_else(|refusal| panic!("{refusal}"));
+    let mut guest = roomy(&module);
+    let commands = vec![Bytes::new(); PACK_COMMANDS_MAX];
+    let outcomes = guest.apply(at(2), &commands).expect("it is legal");
+    assert_eq!(outcomes, vec![too_long(60 << 20); PACK_COMMANDS_MAX]);
+
+    let answer = guest.query(at(2), b"").expect("it is legal").expect_err("it is too long");
+    let expect = "the answer of 62914560 bytes is over the limit of 1048576: ask for less";
+    assert_eq!(answer, expect.as_bytes());
+
+    let fault = guest.apply(at(3), &["many".into()]).expect_err("it is not legal");
+    assert!(fault.message.contains("it gave 1000000 outcomes for 1 commands"), "{fault}");
+}
+
+/// Entries, outcomes, queries, snapshots and texts, drawn where limits end, all at once.
+#[test]
+fn nothing_that_the_limits_allow_is_a_fault() {
+    let mut rng = Rng::new(seed(10));
+    for _ in 0..8 {
+        Corners::of(Kind::Foreign, &mut rng).run(12);
+        Corners::of(Kind::Kv, &mut rng).run(12);
+    }
+}
+
+/// Which guest, hence which words.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    /// Answers at whatever length it is told to, and does not cut.
+    Foreign,
+    /// Made with the SDK: answers a command with the value that it replaces.
+    Kv,
+}
+
+/// A guest, its ledger, and what is known of both.
+struct Corners<'a> {
+    kind: Kind,
+    rng: &'a mut Rng,
+    module: ComponentModule,
+    guest: ComponentGuest,
+    ledger: Ledger,
+    /// Lengths of the values that `kv` holds.
+    values: Vec<usize>,
+}
+
+/// One command and the length that its answer will have.
+struct Drawn {
+    payload: Vec<u8>,
+    answer: Result<usize, usize>,
+}
+
+impl<'a> Corners<'a> {
+    fn of(kind: Kind, rng: &'a mut Rng) -> Self {
+        let module = load(match kind {
+            Kind::Foreign => "hostile",
+            Kind::Kv => "kv",
+        });
+        let mut ledger = Ledger::default();
+        let install = EntryBody::Install(roomy_install(&module));
+        ledger.admit(&entry(1, &install)).expect("it was just encoded");
+        let guest = roomy(&module);
+        Self { kind, rng, module, guest, ledger, values: vec![0; 40] }
+    }
+
+    fn run(&mut self, entries: u64) {
+        for index in 2..2 + entries {
+            self.entry(index);
+            match self.rng.below(4) {
+                0 => self.query(index),
+                1 => self.snapshot(index),
+                _ => {}
+            }
+        }
+    }
+
+    /// A length at or beside a limit, or anything.
+    fn near(&mut self, limits: &[usize], most: usize) -> usize {
+        let limit = limits[self.rng.below(limits.len() as u64) as usize];
+        let length = match self.rng.below(4) {
+            0 => limit,
+            1 => limit.saturating_sub(1),
+            2 => limit + 1,
+            _ => self.rng.below(limit as u64 + 1) as usize,
+        };
+        length.min(most)
+    }
+
+    /// One entry, as full as a pack may be in bytes, in commands, or in neither.
+    fn entry(&mut self, index: u64) {
+        let count = match self.rng.below(4) {
+            0 => PACK_COMMANDS_MAX,
+            1 => 1,
+            _ => 1 + self.rng.below(PACK_COMMANDS_MAX as u64) as usize,
+        };
+        let (mut drawn, mut room) = (Vec::new(), PACK_BYTES_MAX);
+        // All answers of an entry are in a foreign guest's memory at once; 600 MiB of its 1 GiB.
+        let mut memory = 600 << 20;
+        while drawn.len() < count && room >= 1024 + PACK_OVERHEAD_BYTES_MAX {
+            let most = (room - PACK_OVERHEAD_BYTES_MAX).min(COMMAND_BYTES_MAX);
+            let command = self.command(most, &mut memory);
+            room -= command.payload.len() + PACK_OVERHEAD_BYTES_MAX;
+            drawn.push(command);
+        }
+        let calls = drawn.iter().zip(1..).map(|(command, sequence)| Call {
+            session: 0,
+            sequence,
+            lowest_unanswered: 0,
+            payload: command.payload.clone().into(),
+        });
+        let pack = Pack { time_ms: index, calls: calls.collect() };
+        let work = self.ledger.admit(&entry(index, &EntryBody::Pack(pack))).expect("it is legal");
+        let Work::Apply(plan) = work else { panic!("commands are applied") };
+        let outcomes = self.guest.apply(at(index), &plan.commands);
+        let outcomes = outcomes.unwrap_or_else(|fault| panic!("{:?}: {fault}", self.kind));
+        let told = outcomes.into_iter().map(Into::into).collect();
+        let answers = self.ledger.settle(plan, told).expect("one outcome a command");
+        for (command, answer) in drawn.iter().zip(&answers) {
+            let expect = command.answer;
+            let found = match answer {
+                Answer::Ok(bytes) => Ok(bytes.len()),
+                Answer::Rejected(Rejection::Guest(bytes)) => Err(bytes.len()),
+                Answer::Rejected(Rejection::AnswerTooLarge { bytes }) => {
+                    assert!(*bytes > OUTCOME_BYTES_MAX as u64);
+                    match expect {
+                        Ok(_) => Ok(*bytes as usize),
+                        Err(_) => Err(*bytes as usize),
+                    }
+                }
+                other => panic!("a command was answered {other:?}"),
+            };
+            assert_eq!(found, expect, "{:?}", self.kind);
+        }
+    }
+
+    fn command(&mut self, most: usize, memory: &mut usize) -> Drawn {
+        let long = [1, OUTCOME_BYTES_MAX, MEGABYTE, 20 << 20];
+        let length = self.near(&[64, OUTCOME_BYTES_MAX, COMMAND_BYTES_MAX], most).max(40);
+        let padded =
+            |text: String| [text.into_bytes(), vec![b' '; length]].concat()[..length].to_vec();
+        match self.kind {
+            Kind::Foreign => {
+                let answer = self.near(&long, *memory);
+                *memory -= answer;
+                let (deed, number, answer) = match self.rng.below(3) {
+                    0 => ("reject", answer, Err(answer)),
+                    1 => ("answer", answer, Ok(answer)),
+                    _ => ("say", self.near(&[1, 4096, MEGABYTE], MEGABYTE), Ok(0)),
+                };
+                Drawn { payload: padded(format!("{deed} {number} ")), answer }
+            }
+            Kind::Kv => {
+                let key = self.rng.below(self.values.len() as u64) as usize;
+                let before = self.values[key];
+                let (payload, after) = match self.rng.below(3) {
+                    0 => (format!("del {key}").into_bytes(), 0),
+                    _ => {
+                        let text = format!("set {key} ");
+                        let value = length - text.len();
+                        (padded(text), value)
+                    }
+                };
+                self.values[key] = after;
+                Drawn { payload, answer: Ok(before) }
+            }
+        }
+    }
+
+    fn query(&mut self, index: u64) {
+        // A query may take 64 MiB beyond what its guest has.
+        let length = self.near(&[1, QUERY_ANSWER_BYTES_MAX, 40 << 20], 40 << 20);
+        let request = match self.kind {
+            Kind::Foreign => format!("answer {length} "),
+            Kind::Kv => "len".to_owned(),
+        };
+        let answer = self.guest.query(at(index), request.as_bytes());
+        let answer = answer.unwrap_or_else(|fault| panic!("{:?}: {fault}", self.kind));
+        if self.kind == Kind::Foreign {
+            assert_eq!(answer.is_ok(), length <= QUERY_ANSWER_BYTES_MAX, "{length}");
+        }
+    }
+
+    /// A snapshot in chunks of any legal length, and a guest restored from it, which goes on.
+    fn snapshot(&mut self, index: u64) {
+        let foreign = self.kind == Kind::Foreign;
+        let apply = |guest: &mut ComponentGuest, orders: &[Bytes]| {
+            guest.apply(at(index), orders).expect("it is only told");
+        };
+        if foreign {
+            let chunk = self.near(&[1 << 16, 4 << 20], 4 << 20).max(4096);
+            let fill = self.near(&[1, 10 << 20], 10 << 20);
+            let orders = [format!("fill {fill}").into(), format!("snapshot chunks {chunk}").into()];
+            apply(&mut self.guest, &orders);
+        }
+        let bytes = super::snapshot(&mut self.guest);
+        let mut restored = unused(&self.module);
+        restored.restore(&header(&self.module, index), b"", &mut &bytes[..]).expect("its own");
+        assert!(super::snapshot(&mut restored) == bytes, "{:?}: another snapshot", self.kind);
+        if foreign {
+            let length = self.near(&[2048, MEGABYTE], MEGABYTE).max(1);
+            apply(&mut restored, &[format!("snapshot fail {length}").into()]);
+            let failed = restored.snapshot(&mut std::io::sink()).expect("it is no fault");
+            let told = failed.expect_err("it was told to fail").to_string();
+            assert!(told.len() <= 4096, "{} bytes of its words", told.len());
+            apply(&mut restored, &["snapshot nothing".into()]);
+        }
+        self.guest = restored;
+    }
+}
+
+/// An entry as raft would hand it over.
+fn entry(index: u64, body: &EntryBody) -> Entry {
+    let mut entry = Entry::default();
+    (entry.index, entry.term) = (index, 1);
+    entry.data = body.encode().into();
+    entry
+}
