@@ -1,11 +1,16 @@
-//! The door `Clock`: wall time for stamps, nothing else. Ticks come from the actor's own timer.
+//! The door `Clock`: wall time for stamps, and how long something takes. Ticks come from the
+//! actor's own timer.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Tells wall time.
+/// Tells time.
 pub trait Clock: Send + Sync {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970: what a stamp holds. It may jump, forward and back.
     fn wall_ms(&self) -> u64;
+    /// Time since some moment of this process: it goes forward only, and at its own pace. Whatever
+    /// is measured or waited for goes by this.
+    fn running(&self) -> Duration;
 }
 
 /// The machine's clock, shifted by a constant (0 but in tests of clock skew).
@@ -18,5 +23,10 @@ impl Clock for SystemClock {
         #[expect(clippy::disallowed_methods, reason = "this is the door for wall time")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         (now.as_millis() as u64).saturating_add_signed(self.offset_ms)
+    }
+
+    fn running(&self) -> Duration {
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGAN.elapsed()
     }
 }

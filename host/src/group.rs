@@ -4,12 +4,13 @@
 //! [`lockstep_core::group::Group`], and carries out the effects. It decides nothing itself, and
 //! awaits nothing but its inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{
@@ -27,7 +28,10 @@ use crate::metrics::Transfers;
 use crate::store::{Budget, StoreHandle, Use, on_lane};
 use crate::transport::Transport;
 
+mod agenda;
 pub mod apply_lane;
+mod apply_thread;
+pub(crate) mod askers;
 mod capture;
 pub mod gauges;
 pub(crate) mod inbox;
@@ -35,14 +39,18 @@ pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
 pub mod reopen;
+mod spoilers;
 pub(crate) mod start;
 mod store_lane;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use askers::Asker;
 pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
 
+use agenda::Query;
+use askers::{Asked, Places};
 use gauges::Gauges;
 use inbox::Judged;
 pub(crate) use log_lane::LogLane;
@@ -53,10 +61,6 @@ use store_lane::StoreWatch;
 
 /// Inputs taken between two flushes: the group commit's bound.
 const INPUTS_PER_FLUSH_MAX: usize = 4_096;
-/// Queries of one group that may wait for their read index or the guest.
-const QUERIES_WAITING_MAX: usize = 8_192;
-/// Bytes of such queries.
-const QUERIES_WAITING_BYTES_MAX: usize = 64 << 20;
 /// Ticks between two published reports.
 const REPORT_TICKS: u64 = 1;
 /// Ticks between two looks of the store lane at what was parked too long.
@@ -74,9 +78,8 @@ pub(crate) struct GroupActor {
     ticks: Interval,
     ticked: u64,
     tickets: BTreeMap<Ticket, Waiting>,
-    /// Of the tickets, those of queries, and their bytes.
-    queries: usize,
-    query_bytes: usize,
+    /// Of the queries that wait, here or in the apply lane.
+    places: Places,
     next_ticket: u64,
     /// As the log said it last.
     clock_is_off: bool,
@@ -91,7 +94,7 @@ pub(crate) struct GroupActor {
 pub(crate) struct Lanes {
     pub cluster: [u8; 16],
     pub log: LogLane,
-    pub apply: mpsc::Sender<ApplyJob>,
+    pub apply: mpsc::Sender<LaneJob>,
     pub store: Arc<dyn StoreHandle>,
     pub transport: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
@@ -105,9 +108,25 @@ pub(crate) struct Lanes {
     pub rate: u64,
 }
 
+/// What the apply lane's thread is given.
+pub(crate) enum LaneJob {
+    Do(ApplyJob),
+    Ask(Query),
+}
+
 enum Waiting {
     Command(oneshot::Sender<Result<Answer, Refusal>>),
-    Query { bytes: usize, answer: oneshot::Sender<Result<QueryAnswer, Refusal>> },
+    Query(Asked),
+}
+
+impl Waiting {
+    /// Whether whoever asked is still there.
+    fn waits(&self) -> bool {
+        match self {
+            Self::Command(answer) => !answer.is_closed(),
+            Self::Query(asked) => asked.waits(),
+        }
+    }
 }
 
 /// One thing that happened.
@@ -139,8 +158,7 @@ impl GroupActor {
             ticks,
             ticked: 0,
             tickets: BTreeMap::new(),
-            queries: 0,
-            query_bytes: 0,
+            places: Places::default(),
             next_ticket: 0,
             clock_is_off: false,
             looking: Arc::default(),
@@ -209,7 +227,8 @@ impl GroupActor {
                     self.tell_of_the_clock();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
-                    let (now, handle) = (self.lanes.clock.wall_ms(), self.handle.clone());
+                    let handle = self.handle.clone();
+                    let now = self.lanes.clock.running().as_millis() as u64;
                     self.lanes.store.run(Box::new(move |store| {
                         if let Some(unlist) = store.tend(now) {
                             handle.raise(Event::RoomWanted { unlist, capture: None });
@@ -217,10 +236,10 @@ impl GroupActor {
                     }));
                 }
                 self.look_for_room();
+                self.forget_the_gone(effects);
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
-            Input::Inward(Inward::Event(event)) => self.group.handle(event, effects),
-            Input::Inward(Inward::Queried { ticket, answer }) => self.answer_query(ticket, answer),
+            Input::Inward(Inward(event)) => self.group.handle(event, effects),
             Input::Frame(inbound) => {
                 self.handle.took_frame(&inbound);
                 self.group.handle(Event::Frame(inbound), effects);
@@ -250,8 +269,21 @@ impl GroupActor {
         }));
     }
 
-    /// Gives a request its ticket; queries beyond what may wait are refused here.
+    /// Tells the core whose callers left, so that it does nothing more for them.
+    fn forget_the_gone(&mut self, effects: &mut Vec<Effect>) {
+        let gone = self.tickets.iter().filter(|(_, waiting)| !waiting.waits());
+        let tickets: BTreeSet<Ticket> = gone.map(|(ticket, _)| *ticket).collect();
+        if !tickets.is_empty() {
+            self.group.handle(Event::Gone { tickets }, effects);
+        }
+    }
+
+    /// Gives a request its ticket; queries beyond what may wait are refused here, and what nobody
+    /// waits for is dropped.
     fn admit(&mut self, request: Request) -> Option<Event> {
+        if !request.waits() && !planted("propose_for_nobody") {
+            return None;
+        }
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let (waiting, event) = match request {
@@ -261,18 +293,12 @@ impl GroupActor {
             Request::OpenSession { nonce, answer } => {
                 (Waiting::Command(answer), Event::OpenSession { ticket, nonce })
             }
-            Request::Query { request, answer, .. }
-                if self.queries >= QUERIES_WAITING_MAX
-                    || self.query_bytes + request.len() > QUERIES_WAITING_BYTES_MAX =>
-            {
-                drop(answer.send(Err(Refusal::Overloaded)));
-                return None;
-            }
-            Request::Query { request, linearizable, answer } => {
-                let bytes = request.len();
-                self.queries += 1;
-                self.query_bytes += bytes;
-                let waiting = Waiting::Query { bytes, answer };
+            Request::Query { request, linearizable, asker, answer } => {
+                let Some(place) = self.places.take(asker, request.len()) else {
+                    drop(answer.send(Err(Refusal::Overloaded)));
+                    return None;
+                };
+                let waiting = Waiting::Query(Asked { asker, answer, _place: place });
                 (waiting, Event::Query { ticket, request, linearizable })
             }
         };
@@ -287,9 +313,12 @@ impl GroupActor {
                     self.lanes.log.persist(PersistJob { seq, job, group: self.handle.clone() });
                 }
                 Effect::Fetch { from, to, bytes } => self.fetch(from, to, bytes),
+                Effect::Apply(ApplyJob::Query { ticket, request, index }) => {
+                    self.ask(ticket, request, index);
+                }
                 Effect::Apply(job) => {
                     // The lane is gone only while the process goes down.
-                    let _ = self.lanes.apply.send(job);
+                    let _ = self.lanes.apply.send(LaneJob::Do(job));
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
                     self.list(snapshots, promised, pressure, holds);
@@ -362,23 +391,21 @@ impl GroupActor {
         match (self.tickets.remove(&ticket), answer) {
             // A receiver that is gone gave up waiting.
             (Some(Waiting::Command(sender)), answer) => drop(sender.send(answer)),
-            (Some(Waiting::Query { bytes, answer }), Err(refusal)) => {
-                self.queries -= 1;
-                self.query_bytes -= bytes;
-                drop(answer.send(Err(refusal)));
-            }
-            (Some(Waiting::Query { .. }), Ok(_)) => {
+            (Some(Waiting::Query(asked)), Err(refusal)) => asked.answer(Err(refusal)),
+            (Some(Waiting::Query(_)), Ok(_)) => {
                 unreachable!("the core only refuses queries")
             }
             (None, _) => unreachable!("a ticket is answered once"),
         }
     }
 
-    fn answer_query(&mut self, ticket: Ticket, answer: Result<QueryAnswer, Refusal>) {
-        if let Some(Waiting::Query { bytes, answer: sender }) = self.tickets.remove(&ticket) {
-            self.queries -= 1;
-            self.query_bytes -= bytes;
-            drop(sender.send(answer));
+    /// The lane answers it; nobody else has its ticket any more.
+    fn ask(&mut self, ticket: Ticket, request: Bytes, index: u64) {
+        match self.tickets.remove(&ticket) {
+            Some(Waiting::Query(asked)) => {
+                let _ = self.lanes.apply.send(LaneJob::Ask(Query { request, index, asked }));
+            }
+            Some(Waiting::Command(_)) | None => unreachable!("a query's ticket is a query's"),
         }
     }
 
@@ -434,7 +461,7 @@ impl GroupActor {
                     let why = refusal.to_string();
                     drop(sender.send(Err(Refusal::Unknown { why })));
                 }
-                Waiting::Query { answer, .. } => drop(answer.send(Err(refusal.clone()))),
+                Waiting::Query(asked) => asked.answer(Err(refusal.clone())),
             }
         }
     }

@@ -70,7 +70,9 @@ impl Failed {
 fn judge(refusal: &str, unknown: bool) -> Verdict {
     match refusal {
         _any if unknown => Verdict::Unknown,
-        "unknown-group" | "too-large" | "malformed" | "query-faulted" => Verdict::Final,
+        "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much" => {
+            Verdict::Final
+        }
         "overloaded" => Verdict::Overloaded,
         _retryable => Verdict::Nothing,
     }

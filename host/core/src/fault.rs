@@ -57,10 +57,12 @@ pub enum Refusal {
     ReadTimeout,
     #[error("the group is {state}: {cause}")]
     NotServing { state: &'static str, cause: String },
-    #[error("the group refuses queries for a minute: {cause}")]
+    #[error("the query is not put to the state machine for a minute: {cause}")]
     QueriesRefused { cause: String },
     #[error("the query faulted and was not answered: {cause}")]
     QueryFaulted { cause: String },
+    #[error("the query takes too much and was not answered: {cause}")]
+    QueryTooMuch { cause: String },
     #[error("the node is shutting down")]
     ShuttingDown,
 }

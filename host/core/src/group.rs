@@ -327,6 +327,7 @@ impl Group {
             Event::Tick { .. }
             | Event::Frame(_)
             | Event::Unreachable(_)
+            | Event::Gone { .. }
             | Event::Mark { .. }
             | Event::Persisted { .. }
             | Event::Fetched { .. }

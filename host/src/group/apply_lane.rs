@@ -19,6 +19,7 @@
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::apply::{
@@ -34,24 +35,29 @@ use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
 use crate::fs::is_full;
+use crate::group::askers::Asker;
 pub use crate::group::capture::Capture;
 use crate::group::capture::{self, NoCapture};
 use crate::group::gauges::Gauges;
+use crate::group::spoilers::Spoilers;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, Module, SnapshotHeader};
 use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
-/// Queries that take the guest with them within [`QUERY_WINDOW_MS`] before the group refuses
-/// queries for as long.
-const QUERY_TRAPS_MAX: usize = 3;
-const QUERY_WINDOW_MS: u64 = 60_000;
-/// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE_MS`]: each costs a
-/// rebuild of the guest.
+mod asking;
+
+/// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE`]: each stalls the
+/// lane, and may cost a rebuild of the guest.
 const SNAPSHOT_TRAPS_MAX: u32 = 3;
-const SNAPSHOT_PAUSE_MS: u64 = 600_000;
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(600);
+/// How long a range of entries is applied before others have their turn.
+const SLICE: Duration = Duration::from_millis(5);
 /// Entries read back from the log at once, bytes.
 const REPLAY_BYTES: u64 = 4 << 20;
+
+/// Where to go on with a range, and with which entries.
+type Left = Option<(u64, Vec<Entry>)>;
 
 /// What the lane works with.
 pub struct Tools {
@@ -73,6 +79,8 @@ pub enum Output {
         ticket: Ticket,
         answer: Result<QueryAnswer, Refusal>,
     },
+    /// What is left of the job. It comes before any other work; queries may be asked meanwhile.
+    Rest(ApplyJob),
     /// A captured snapshot that a bulk worker has to finish, seal and read back.
     Seal(Capture),
 }
@@ -91,10 +99,10 @@ pub struct ApplyLane {
     waiting: bool,
     /// What the job under way has to tell beside its own output.
     aside: Vec<Event>,
-    query_traps: Vec<u64>,
+    spoilers: Spoilers,
     snapshot_traps: u32,
     /// When the last one did.
-    trapped_ms: u64,
+    trapped: Duration,
 }
 
 impl ApplyLane {
@@ -107,14 +115,24 @@ impl ApplyLane {
             overtaken: false,
             waiting: false,
             aside: Vec::new(),
-            query_traps: Vec::new(),
+            spoilers: Spoilers::default(),
             snapshot_traps: 0,
-            trapped_ms: 0,
+            trapped: Duration::ZERO,
         }
+    }
+
+    /// The last entry that the guest applied.
+    pub fn applied(&self) -> u64 {
+        self.ledger.applied()
     }
 
     /// Does one job. Most lead to one output; a rebuild that fails on the way adds the fault.
     pub fn run(&mut self, job: ApplyJob) -> Vec<Output> {
+        if let ApplyJob::Query { ticket, request, index } = job {
+            let (answer, mut outputs) = self.ask(Asker::default(), &request, index);
+            outputs.insert(0, Output::Queried { ticket, answer });
+            return outputs;
+        }
         let restores = matches!(job, ApplyJob::Restore { .. });
         let starts = matches!(job, ApplyJob::Start { .. });
         let idle = (self.overtaken || self.waiting) && !restores && !starts;
@@ -122,6 +140,7 @@ impl ApplyLane {
             return vec![self.refuse(job)];
         }
         self.waiting = false;
+        let mut rest = None;
         let output = match job {
             ApplyJob::Start { state } => {
                 let floor = state.floor;
@@ -133,9 +152,17 @@ impl ApplyLane {
                 self.settle(applied.map(started), started(0))
             }
             ApplyJob::Range { first, last, bytes, entries } => {
-                let event = |applied| Event::Applied(Applied { bytes, ..applied });
-                let applied = self.range(first, last, entries).map(event);
-                self.settle(applied, event(Applied::default()))
+                let began = self.tools.clock.running();
+                let applied = self.range((first, last), entries, began);
+                let applied = applied.map(|(applied, left)| match left {
+                    None => Applied { bytes, ..applied },
+                    Some((first, entries)) => {
+                        rest = Some(ApplyJob::Range { first, last, bytes, entries });
+                        applied
+                    }
+                });
+                let applied = applied.map(Event::Applied);
+                self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
             }
             ApplyJob::Restore { snapshot } => {
                 self.overtaken = false;
@@ -150,16 +177,19 @@ impl ApplyLane {
             ApplyJob::Capture { term, index, configuration } => {
                 self.capture(term, index, configuration)
             }
-            ApplyJob::Query { ticket, request } => {
-                Output::Queried { ticket, answer: self.query(&request) }
-            }
+            ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
+        // A start that was overtaken has not come to an end.
+        let ended = (!(starts && self.overtaken)).then_some(output);
+        self.end(ended.into_iter().chain(rest.map(Output::Rest)))
+    }
+
+    /// All that a job led to.
+    fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         let memory = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
         let aside = std::mem::take(&mut self.aside).into_iter().map(Output::Event);
-        // A start that was overtaken has not come to an end.
-        let ended = (!(starts && self.overtaken)).then_some(output);
-        let mut outputs: Vec<Output> = aside.chain(ended).collect();
+        let mut outputs: Vec<Output> = aside.chain(outputs).collect();
         if let Some(fault) = &self.fault {
             tracing::error!(group = %self.tools.group, %fault, "the replica parks");
             self.guest = None;
@@ -205,18 +235,7 @@ impl ApplyLane {
 
     fn refuse(&self, job: ApplyJob) -> Output {
         match job {
-            ApplyJob::Query { ticket, .. } => {
-                let refusal = match &self.fault {
-                    Some(fault) => {
-                        Refusal::NotServing { state: "parked", cause: fault.to_string() }
-                    }
-                    None => Refusal::NotServing {
-                        state: "restoring",
-                        cause: "a snapshot is being installed".to_owned(),
-                    },
-                };
-                Output::Queried { ticket, answer: Err(refusal) }
-            }
+            ApplyJob::Query { .. } => unreachable!("queries are refused one by one"),
             ApplyJob::Capture { index, .. } => {
                 let why = "there is no guest".into();
                 Output::Event(Event::CaptureFailed { index, why, postponed: false })
@@ -231,28 +250,40 @@ impl ApplyLane {
         }
     }
 
-    fn range(&mut self, first: u64, last: u64, entries: Vec<Entry>) -> Result<Applied, Fault> {
-        let mut applied = Applied::default();
+    /// Applies entries for a while; what was, and where to go on.
+    fn range(
+        &mut self,
+        (first, last): (u64, u64),
+        entries: Vec<Entry>,
+        began: Duration,
+    ) -> Result<(Applied, Left), Fault> {
+        let until = began.saturating_add(SLICE);
+        let mut answered = Vec::new();
+        let mut left = None;
         let mut next = first;
         let mut given = Some(entries).filter(|entries| !entries.is_empty());
-        while next <= last {
+        while next <= last && left.is_none() {
             let batch = match given.take() {
                 Some(entries) => entries,
                 None => self.read(next, last + 1)?,
             };
-            for entry in &batch {
+            let mut batch = batch.into_iter();
+            while let Some(entry) = batch.next() {
                 if entry.index > self.ledger.applied() {
-                    let answers = self.apply_or_rebuild(entry)?;
+                    let answers = self.apply_or_rebuild(&entry)?;
                     if !answers.is_empty() {
                         let (index, term) = (entry.index, entry.term);
-                        applied.answers.push(EntryAnswers { index, term, answers });
+                        answered.push(EntryAnswers { index, term, answers });
                     }
                 }
                 next = entry.index + 1;
+                if next <= last && self.tools.clock.running() >= until {
+                    left = Some((next, batch.by_ref().collect()));
+                }
             }
         }
-        (applied.last, applied.time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
-        Ok(applied)
+        let (last, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
+        Ok((Applied { last, time_ms, bytes: 0, answers: answered }, left))
     }
 
     /// Applies an entry; a guest that faults gets one more chance, freshly built.
@@ -381,7 +412,7 @@ impl ApplyLane {
 
     /// Restores a listed object into a fresh guest, and swaps only if all of it is good.
     fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
-        let began = self.tools.clock.wall_ms();
+        let began = self.tools.clock.running();
         let mut reader =
             open_object(&*self.tools.store, desc, Use::Restoring).map_err(Fault::Restore)?;
         let bad = |e: std::io::Error| Fault::Restore(e.to_string());
@@ -420,7 +451,7 @@ impl ApplyLane {
         match result {
             Ok(guest) => {
                 self.guest = Some(guest);
-                let took = self.tools.clock.wall_ms().saturating_sub(began);
+                let took = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
                 self.tools.gauges.restored(took, self.ledger.log_time_ms());
                 Ok(())
             }
@@ -465,9 +496,9 @@ impl ApplyLane {
         if self.ledger.applied() != index {
             return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
         }
-        let now = self.tools.clock.wall_ms();
+        let now = self.tools.clock.running();
         if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX
-            && now.abs_diff(self.trapped_ms) < SNAPSHOT_PAUSE_MS
+            && now.saturating_sub(self.trapped) < SNAPSHOT_PAUSE
         {
             return failed(
                 "the guest's snapshot trapped three times in a row; tried again in 10 min",
@@ -491,7 +522,7 @@ impl ApplyLane {
             },
         )?;
         let written = capture.write(&self.ledger.encode_envelope(), &mut **guest);
-        let stall = self.tools.clock.wall_ms().saturating_sub(began);
+        let stall = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
         self.tools.gauges.snapshot_stall_ms.fetch_max(stall, Ordering::Relaxed);
         match written {
             Ok(Ok(())) => {
@@ -512,7 +543,7 @@ impl ApplyLane {
                 Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {
-                (self.snapshot_traps, self.trapped_ms) = (self.snapshot_traps + 1, now);
+                (self.snapshot_traps, self.trapped) = (self.snapshot_traps + 1, now);
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 self.rebuild_if_spoilt();
                 Err(NoCapture::because(fault.to_string()))
@@ -528,42 +559,6 @@ impl ApplyLane {
             self.lost(fault);
         }
         spoilt
-    }
-
-    fn query(&mut self, request: &[u8]) -> Result<QueryAnswer, Refusal> {
-        let now = self.tools.clock.wall_ms();
-        self.query_traps.retain(|at| at + QUERY_WINDOW_MS > now);
-        if self.query_traps.len() >= QUERY_TRAPS_MAX {
-            let cause = format!("{QUERY_TRAPS_MAX} queries faulted within a minute");
-            return Err(Refusal::QueriesRefused { cause });
-        }
-        let restoring = || Refusal::NotServing { state: "restoring", cause: "no guest yet".into() };
-        let guest = self.guest.as_mut().ok_or_else(restoring)?;
-        let applied = self.ledger.applied();
-        match guest.query(context(self.ledger.moment()), request) {
-            Ok(result) => Ok(QueryAnswer { result: bounded(result), applied }),
-            Err(fault) => {
-                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
-                if self.rebuild_if_spoilt() {
-                    self.query_traps.push(now);
-                }
-                Err(Refusal::QueryFaulted { cause: fault.to_string() })
-            }
-        }
-    }
-}
-
-fn bounded(result: Result<Bytes, Bytes>) -> Result<Bytes, Bytes> {
-    match result {
-        Ok(bytes) | Err(bytes) if bytes.len() > limits::QUERY_ANSWER_BYTES_MAX => {
-            Err(Bytes::from(format!(
-                "the answer of {} bytes is over the limit of {}: ask for less",
-                bytes.len(),
-                limits::QUERY_ANSWER_BYTES_MAX
-            )))
-        }
-        fits => fits,
     }
 }
 

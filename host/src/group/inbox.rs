@@ -92,10 +92,10 @@ impl GroupInbox {
             wanted: status.wanted,
         };
         let mut delivery = Delivery { inbox: self, waiting: None };
-        let began = self.clock.wall_ms();
+        let began = self.clock.running();
         let received = bulk::receive(offer, &expected, &*self.store, channel, &mut delivery);
-        let took = self.clock.wall_ms().saturating_sub(began);
-        self.transfers.received(&received, took);
+        let took = self.clock.running().saturating_sub(began);
+        self.transfers.received(&received, took.as_millis() as u64);
         if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
             self.handle.raise(Event::RoomWanted { unlist: *unlist, capture: None });
         }

@@ -13,11 +13,12 @@ use lockstep_core::apply::Answer;
 use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
-use lockstep_core::ids::{GroupId, Ticket};
+use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::group::askers::Asker;
 use crate::metrics::TransferTally;
 use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
 
@@ -50,6 +51,7 @@ pub(crate) enum Request {
     Query {
         request: Bytes,
         linearizable: bool,
+        asker: Asker,
         answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
     },
 }
@@ -65,6 +67,14 @@ impl Request {
         }
     }
 
+    /// Whether whoever sent it is still there.
+    pub(crate) fn waits(&self) -> bool {
+        match self {
+            Self::Propose { answer, .. } | Self::OpenSession { answer, .. } => !answer.is_closed(),
+            Self::Query { answer, .. } => !answer.is_closed(),
+        }
+    }
+
     /// Bytes that it holds in the mailbox.
     fn bytes(&self) -> usize {
         match self {
@@ -76,15 +86,7 @@ impl Request {
 }
 
 /// What lanes and workers tell the actor.
-#[expect(clippy::large_enum_variant, reason = "events are the common case")]
-pub(crate) enum Inward {
-    Event(Event),
-    /// The guest answered a query.
-    Queried {
-        ticket: Ticket,
-        answer: Result<QueryAnswer, Refusal>,
-    },
-}
+pub(crate) struct Inward(pub Event);
 
 /// A status of one group on one node, as last published (at least once a second).
 #[derive(Clone, Debug)]
@@ -200,9 +202,19 @@ impl GroupHandle {
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
+    /// Asks for nobody in particular.
     pub async fn query(&self, request: Bytes, linearizable: bool) -> Result<QueryAnswer, Refusal> {
+        self.query_by(Asker::default(), request, linearizable).await
+    }
+
+    pub async fn query_by(
+        &self,
+        asker: Asker,
+        request: Bytes,
+        linearizable: bool,
+    ) -> Result<QueryAnswer, Refusal> {
         let (answer, receiver) = oneshot::channel();
-        self.put(Request::Query { request, linearizable, answer })?;
+        self.put(Request::Query { request, linearizable, asker, answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
@@ -234,7 +246,7 @@ impl GroupHandle {
     /// An event that must not be lost.
     pub(crate) fn raise(&self, event: Event) {
         // The actor is gone only when the process ends or the group stopped.
-        let _ = self.inner.events.send(Inward::Event(event));
+        let _ = self.inner.events.send(Inward(event));
     }
 
     /// Where the group's objects are.
@@ -260,11 +272,6 @@ impl GroupHandle {
     /// Whether the log lists the object now.
     pub(crate) fn lists(&self, desc: &SnapshotDesc) -> bool {
         self.report().status.snapshots.contains(desc)
-    }
-
-    /// The apply lane's answer to a query.
-    pub(crate) fn answer(&self, ticket: Ticket, answer: Result<QueryAnswer, Refusal>) {
-        let _ = self.inner.events.send(Inward::Queried { ticket, answer });
     }
 
     /// The replica's state, now and as it changes; any number may watch.

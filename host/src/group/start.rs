@@ -1,34 +1,29 @@
 //! Starting a hosted group: from what the log holds to a running actor and its lanes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use lockstep_core::fault::Fault;
-use lockstep_core::group::{ApplyJob, Effect, Event, Group, GroupConfig, ReplicaState, Stopped};
+use lockstep_core::group::{Effect, Group, GroupConfig, ReplicaState, Stopped};
 use lockstep_core::ids::GroupId;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::fs::Fs;
-use crate::group::apply_lane::{ApplyLane, Output, Tools};
-use crate::group::capture::Capture;
+use crate::group::apply_lane::Tools;
+use crate::group::apply_thread;
 use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
 use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
-use crate::group::{GroupActor, GroupHandle, Lanes, LogLane, panic_text, report};
+use crate::group::{GroupActor, GroupHandle, LaneJob, Lanes, LogLane, report};
 use crate::guest::Module;
 use crate::metrics::Transfers;
 use crate::node::{StartError, thread};
 use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::RecoveredGroup;
-
-/// Stack of an apply lane's thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
-const STACK_BYTES: usize = 4 << 20;
 
 /// What all groups of a node share.
 #[derive(Clone)]
@@ -57,7 +52,7 @@ pub(crate) struct Opened {
     mailbox: Mailbox,
     state: watch::Sender<ReplicaState>,
     report: watch::Sender<crate::group::GroupReport>,
-    apply: mpsc::Sender<ApplyJob>,
+    apply: mpsc::Sender<LaneJob>,
     store: Arc<dyn StoreHandle>,
     listed: Arc<Mutex<Vec<lockstep_core::snapshot::SnapshotDesc>>>,
     gauges: Arc<Gauges>,
@@ -117,7 +112,7 @@ pub(crate) fn open(
         listed: Arc::clone(&listed),
         gauges: Arc::clone(&gauges),
     };
-    let apply_thread = start_apply_lane(&name, tools, jobs, handle.clone())?;
+    let apply_thread = apply_thread::start(&name, tools, jobs, handle.clone())?;
     let (judged, transfers) = (Judged::default(), Arc::new(Transfers::default()));
     let inbox = GroupInbox {
         cluster: shared.cluster,
@@ -189,70 +184,6 @@ impl Opened {
         let actor =
             GroupActor::new(self.group, self.handle, self.mailbox, lanes, self.state, self.report);
         (tokio::spawn(actor.run(self.first)), self.threads)
-    }
-}
-
-fn start_apply_lane(
-    name: &str,
-    tools: Tools,
-    jobs: mpsc::Receiver<ApplyJob>,
-    handle: GroupHandle,
-) -> Result<JoinHandle<()>, StartError> {
-    let store = Arc::clone(&tools.store);
-    let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
-    let mut lane = ApplyLane::new(tools);
-    let builder = std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES);
-    let started = builder.spawn(move || {
-        for job in jobs {
-            let outputs = catch_unwind(AssertUnwindSafe(|| lane.run(job)));
-            match outputs {
-                Ok(outputs) => {
-                    for output in outputs {
-                        match output {
-                            Output::Event(event) => handle.raise(event),
-                            Output::Queried { ticket, answer } => {
-                                handle.answer(ticket, answer);
-                            }
-                            Output::Seal(capture) => {
-                                let told = (handle.clone(), Arc::clone(&store));
-                                seal(told, (Arc::clone(&clock), Arc::clone(&gauges)), capture);
-                            }
-                        }
-                    }
-                }
-                Err(panic) => {
-                    let fault = Fault::Internal(format!("apply lane: {}", panic_text(&*panic)));
-                    lane.give_up(fault.clone());
-                    handle.raise(Event::Faulted(fault));
-                }
-            }
-        }
-    });
-    started.map_err(|e| thread(format!("apply lane of {name:?}"), e))
-}
-
-/// Seals on a thread of its own; whatever happens there, the core hears how it ended.
-fn seal(
-    (handle, store): (GroupHandle, Arc<dyn StoreHandle>),
-    (clock, gauges): (Arc<dyn Clock>, Arc<Gauges>),
-    capture: Capture,
-) {
-    let index = capture.index();
-    let failed = move |why: String| Event::CaptureFailed { index, why, postponed: false };
-    let told = handle.clone();
-    let began = clock.wall_ms();
-    let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
-        let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
-        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic)));
-        if matches!(event, Event::Captured(_)) {
-            let now = clock.wall_ms();
-            gauges.last_capture_ms.store(now.saturating_sub(began), Ordering::Relaxed);
-            gauges.last_snapshot_wall_ms.store(now, Ordering::Relaxed);
-        }
-        told.raise(event);
-    });
-    if let Err(error) = spawned {
-        handle.raise(failed(format!("no thread to seal it: {error}")));
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 
 use lockstep_core::entry::{Call, Profile};
 use lockstep_core::group::{Frame, GroupConfig, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest};
+use tokio::task::JoinSet;
 
 use super::reopen::SnapshotDir;
 use super::start::{self, Opened, Place, Shared, Started};
@@ -15,8 +17,8 @@ use crate::bulk::BulkChannel;
 use crate::clock::SystemClock;
 use crate::fs::Fs;
 use crate::fs::mem::MemFs;
-use crate::guest::GuestModule;
-use crate::guest::native::NativeModule;
+use crate::guest::native::{NativeMachine, NativeModule};
+use crate::guest::{Context, GuestModule as _, Module, Outcome};
 use crate::store::BudgetLimits;
 use crate::wal::{Wal, WalOptions};
 
@@ -65,6 +67,10 @@ struct Hosted {
 
 /// Opens the group on what this disk has.
 fn open(fs: &MemFs) -> Started {
+    open_with(fs, Arc::new(NativeModule::register()))
+}
+
+fn open_with(fs: &MemFs, module: Module) -> Started {
     let doors: Arc<dyn Fs> = Arc::new(fs.clone());
     let options = WalOptions {
         cluster: CLUSTER,
@@ -85,14 +91,18 @@ fn open(fs: &MemFs) -> Started {
     let budget = Budget::new(limits);
     let shared = Shared { cluster: CLUSTER, fs: doors, clock, log, budget, rate: 0 };
     let place = Place { dir: SnapshotDir::Inside(SNAPSHOTS.into()), cap: u64::MAX };
-    let module = Arc::new(NativeModule::register());
-    start::open(&shared, config("g"), module, place, None).expect("the log is whole")
+    let config = GroupConfig { module: module.id(), ..config("g") };
+    start::open(&shared, config, module, place, None).expect("the log is whole")
 }
 
 /// A group of one that serves.
 async fn hosted() -> Hosted {
+    hosted_with(Arc::new(NativeModule::register())).await
+}
+
+async fn hosted_with(module: Module) -> Hosted {
     let fs = MemFs::with_dir(Path::new("/data"));
-    let Started::Opened(opened) = open(&fs) else { panic!("it can run") };
+    let Started::Opened(opened) = open_with(&fs, module) else { panic!("it can run") };
     let mut opened: Opened = *opened;
     drop(opened.take_inbox());
     let handle = opened.handle.clone();
@@ -176,4 +186,119 @@ fn o8_snapshots_that_the_log_knows_nothing_of_stay() {
         assert!(cause.contains("nothing was touched"), "start {start}: {cause}");
         assert_eq!(fs.image()[&object], b"precious", "start {start}");
     }
+}
+
+/// A machine whose queries take as long as the test wants: each waits to be let go.
+struct Held {
+    go: Arc<Mutex<mpsc::Receiver<()>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl NativeMachine for Held {
+    fn init(&mut self, _: Context, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn apply(&mut self, _: Context, _: &[u8]) -> Result<Outcome, String> {
+        Ok(Outcome::Ok(Bytes::new()))
+    }
+
+    fn query(&self, _: Context, _: &[u8]) -> Result<Result<Bytes, Bytes>, String> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let go = self.go.lock().unwrap_or_else(PoisonError::into_inner);
+        go.recv_timeout(PATIENCE).map_err(|error| error.to_string())?;
+        Ok(Ok(Bytes::new()))
+    }
+
+    fn snapshot(&self, _: &mut dyn io::Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn restore(&mut self, _: &[u8], _: &mut dyn io::Read) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// A group with such a machine, so many local queries of one caller under way, and the first of
+/// them being answered.
+async fn held(queries: usize) -> (Hosted, mpsc::Sender<()>, Arc<AtomicUsize>, JoinSet<bool>) {
+    let (let_go, go) = mpsc::channel();
+    let (go, asked) = (Arc::new(Mutex::new(go)), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&asked);
+    let make = move || Held { go: Arc::clone(&go), asked: Arc::clone(&counted) };
+    let hosted = hosted_with(Arc::new(NativeModule::new("held", make))).await;
+    let mut waiting = JoinSet::new();
+    for _ in 0..queries {
+        let handle = hosted.handle.clone();
+        waiting.spawn(async move { handle.query_by(Asker(1), Bytes::new(), false).await.is_ok() });
+    }
+    until(|| asked.load(Ordering::SeqCst) == 1).await;
+    (hosted, let_go, asked, waiting)
+}
+
+async fn until(done: impl Fn() -> bool) {
+    let done = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, done).await.expect("in time");
+}
+
+/// However many queries wait, a command waits for the one that is being answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_does_not_wait_for_queries() {
+    let (hosted, go, asked, mut waiting) = held(100).await;
+    let handle = hosted.handle.clone();
+    let command = tokio::spawn(async move {
+        let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
+        handle.propose(call).await
+    });
+    let commit = hosted.handle.report().status.commit;
+    until(|| hosted.handle.report().status.commit > commit).await;
+    go.send(()).expect("somebody waits for it");
+    let answer = tokio::time::timeout(PATIENCE, command).await.expect("in time");
+    answer.expect("no panic").expect("it is applied");
+    assert!(asked.load(Ordering::SeqCst) <= 2, "{asked:?}");
+    (0..99).for_each(|_| go.send(()).expect("somebody waits for it"));
+    while let Some(answered) = waiting.join_next().await {
+        assert!(answered.expect("no panic"), "it is answered");
+    }
+}
+
+/// A query whose caller left is not put to the guest, and neither is a command proposed.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_for_those_who_left() {
+    let (hosted, go, asked, mut waiting) = held(100).await;
+    waiting.shutdown().await;
+    let mut left = Vec::new();
+    for _ in 0..100 {
+        let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
+        // The receiver goes at once.
+        left.push(hosted.handle.submit(call).expect("there is room"));
+        left.clear();
+    }
+    let last = hosted.handle.report().status.last_index;
+    go.send(()).expect("somebody waits for it");
+    go.send(()).expect("somebody waits for it");
+    let answer = hosted.handle.query_by(Asker(2), Bytes::new(), false);
+    let answer = tokio::time::timeout(PATIENCE, answer).await.expect("in time");
+    answer.expect("it is answered");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "the first, and the last");
+    hosted.propose("y").await.expect("it is applied");
+    let status = hosted.handle.report().status;
+    assert!(status.last_index <= last + 2, "{last} {status:?}");
+}
+
+/// A clock that is set back an hour changes nothing of what is waited for (it is not asked).
+#[test]
+fn the_time_that_passes_is_not_wall_time() {
+    let clocks = [0, -3_600_000, i64::MAX, i64::MIN].map(|offset_ms| SystemClock { offset_ms });
+    let times = clocks.map(|clock| crate::clock::Clock::running(&clock));
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(times[3] - times[0] < PATIENCE, "{times:?}");
 }

@@ -20,7 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::group::{GroupHandle, QueryAnswer};
+use crate::group::{Asker, GroupHandle, QueryAnswer};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
@@ -85,6 +85,7 @@ impl ClientApi {
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }
             | Refusal::QueryFaulted { .. }
+            | Refusal::QueryTooMuch { .. }
             | Refusal::ShuttingDown => None,
         };
         let onward = leader.and_then(|leader| self.forward.to(leader, metadata));
@@ -169,6 +170,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::QueryRequest>,
     ) -> Result<Response<wire::QueryResponse>, Status> {
+        let asker = request.remote_addr().map(Asker::at).unwrap_or_default();
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
         let group = self.open_group(&message.group)?;
@@ -176,7 +178,7 @@ impl Lockstep for ClientApi {
         if message.request.len() > limit {
             return Err(Refused::too_large("query", message.request.len(), limit).into());
         }
-        let asking = group.query(message.request.clone(), !message.local);
+        let asking = group.query_by(asker, message.request.clone(), !message.local);
         match deadline.meet(group, asking).await? {
             Ok(answer) => Ok(Response::new(query_response(answer))),
             Err(refusal) => {

@@ -46,6 +46,7 @@ impl Refused {
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
             Refusal::QueryFaulted { .. } => (Code::Internal, "query-faulted"),
+            Refusal::QueryTooMuch { .. } => (Code::InvalidArgument, "query-too-much"),
             Refusal::ShuttingDown => (Code::Unavailable, "shutting-down"),
         };
         let leader = match refusal {
@@ -62,6 +63,7 @@ impl Refused {
             | Refusal::NotServing { .. }
             | Refusal::QueriesRefused { .. }
             | Refusal::QueryFaulted { .. }
+            | Refusal::QueryTooMuch { .. }
             | Refusal::ShuttingDown => None,
         };
         let unknown = matches!(refusal, Refusal::Unknown { .. });
@@ -207,6 +209,7 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::Lost | Refusal::ReadTimeout => "; try again",
         Refusal::NotServing { .. } | Refusal::ShuttingDown => "; try another node",
         Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
+        Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
         Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
         Refusal::LogFull { .. } => ": `lockstep status` says why it fails",

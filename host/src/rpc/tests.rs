@@ -137,7 +137,7 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
             Request::Propose { answer, .. } | Request::OpenSession { answer, .. } => {
                 let _ = answer.send(Err(not_leader));
             }
-            Request::Query { request, linearizable, answer } => {
+            Request::Query { request, linearizable, answer, .. } => {
                 let result = match request.starts_with(b"bad") {
                     true => Err(Bytes::from_static(b"no")),
                     false => Ok(Bytes::from(format!("{node}"))),

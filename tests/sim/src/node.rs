@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::entry::Profile;
@@ -118,19 +119,23 @@ pub struct Seen {
     pub rotten: Vec<ObjectRef>,
 }
 
-/// The simulated wall clock of one node.
+/// The simulated clock of one node: wall time, and microseconds of the simulation.
 #[derive(Clone, Default)]
-pub struct SimClock(Arc<Mutex<u64>>);
+pub struct SimClock(Arc<Mutex<(u64, u64)>>);
 
 impl SimClock {
-    pub fn set(&self, wall_ms: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = wall_ms;
+    pub fn set(&self, wall_ms: u64, now: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (wall_ms, now);
     }
 }
 
 impl Clock for SimClock {
     fn wall_ms(&self) -> u64 {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn running(&self) -> Duration {
+        Duration::from_micros(self.0.lock().unwrap_or_else(PoisonError::into_inner).1)
     }
 }
 

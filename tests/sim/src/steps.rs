@@ -93,13 +93,14 @@ impl World {
         }
         let node = self.nodes.get_mut(&id).expect("a node");
         let wall_ms = node.wall_ms(self.now);
-        node.time.set(wall_ms);
+        node.time.set(wall_ms, self.now);
+        let running_ms = self.now / MS;
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
         for (group, replica) in &process.replicas {
             let (unlist, room) =
-                replica.with_store(move |store| (store.tend(wall_ms), store.next_room()));
+                replica.with_store(move |store| (store.tend(running_ms), store.next_room()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
             rooms.extend(room.map(|room| (*group, room)));
         }
@@ -337,6 +338,12 @@ impl World {
                         self.queried(to, answer);
                     }
                 }
+                Output::Rest(job) => {
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
+                    replica.jobs.push_front(job);
+                    self.schedule_apply(node, group);
+                }
                 Output::Seal(capture) => {
                     let stalls = self.rng.percent(5) && !self.calm;
                     if stalls {
@@ -434,7 +441,7 @@ impl World {
         self.ids += 1;
         let (epoch, seed) = (self.ids, self.rng.next_u64());
         let node = self.nodes.get_mut(&id).expect("a node");
-        node.time.set(node.wall_ms(self.now));
+        node.time.set(node.wall_ms(self.now), self.now);
         match node.start(&self.setup, &self.observed, epoch, seed) {
             Ok(first) => {
                 let before =

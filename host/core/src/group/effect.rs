@@ -55,8 +55,8 @@ pub enum ApplyJob {
     Capture { term: u64, index: u64, configuration: Configuration },
     /// Replace the guest by what this listed snapshot holds.
     Restore { snapshot: SnapshotDesc },
-    /// Ask the guest, after everything before this job was applied.
-    Query { ticket: Ticket, request: Bytes },
+    /// Ask the guest, once it has applied everything up to `index`.
+    Query { ticket: Ticket, request: Bytes, index: u64 },
 }
 
 /// What a replica is, in one value.

@@ -1,5 +1,7 @@
 //! [`Event`]: everything that can happen to a replica. A closed list.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
@@ -36,6 +38,10 @@ pub enum Event {
         ticket: Ticket,
         request: Bytes,
         linearizable: bool,
+    },
+    /// Whoever sent these requests waits for their answers no more.
+    Gone {
+        tickets: BTreeSet<Ticket>,
     },
     /// An operator wants a snapshot.
     Mark {

@@ -155,8 +155,15 @@ impl Hosting {
             Event::Query { ticket, request, linearizable: false } => {
                 match shared.state.query_refusal() {
                     Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
-                    None => effects.push(Effect::Apply(ApplyJob::Query { ticket, request })),
+                    None => {
+                        let job = ApplyJob::Query { ticket, request, index: 0 };
+                        effects.push(Effect::Apply(job));
+                    }
                 }
+            }
+            Event::Gone { tickets } => {
+                self.proposals.forget(&tickets, effects);
+                self.reads.forget(&tickets, effects);
             }
             Event::Mark { reason } => self.marks.want(reason),
             Event::Unreachable(node) => self.unreachable(node),
@@ -217,6 +224,7 @@ impl Hosting {
             | Event::Propose { .. }
             | Event::OpenSession { .. }
             | Event::Query { .. }
+            | Event::Gone { .. }
             | Event::Mark { .. }
             | Event::Unreachable(_)
             | Event::Fetched { .. }
@@ -245,8 +253,9 @@ impl Hosting {
         }
         self.tell_list(effects);
         self.pipeline.dispatch(effects);
-        for Read { ticket, request, .. } in self.reads.ready(self.pipeline.dispatched()) {
-            effects.push(Effect::Apply(ApplyJob::Query { ticket, request }));
+        for (index, read) in self.reads.ready(self.pipeline.dispatched()) {
+            let Read { ticket, request, .. } = read;
+            effects.push(Effect::Apply(ApplyJob::Query { ticket, request, index }));
         }
     }
 

@@ -3,7 +3,7 @@
 //! A ticket is paired with its answer by (index, term), never by an id of its own: an answer can
 //! only match its own proposal. Every ticket ends exactly once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::apply::{Answer, EntryAnswers};
 use crate::entry::{Call, EntryBody, Pack};
@@ -11,6 +11,7 @@ use crate::fault::Refusal;
 use crate::group::effect::Effect;
 use crate::ids::Ticket;
 use crate::limits;
+use crate::mutant::planted;
 
 /// Commands and session openings of one group, waiting or under way.
 #[derive(Default)]
@@ -24,6 +25,21 @@ pub(super) struct Proposals {
 enum Waiting {
     Call(Ticket, Call),
     Open(Ticket, u64),
+}
+
+impl Waiting {
+    fn ticket(&self) -> Ticket {
+        let (Self::Call(ticket, _) | Self::Open(ticket, _)) = self;
+        *ticket
+    }
+
+    /// What it takes of the bytes that may wait.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Call(_, call) => cost(call),
+            Self::Open(..) => limits::PACK_OVERHEAD_BYTES_MAX,
+        }
+    }
 }
 
 /// The next entry to propose and the tickets it answers.
@@ -97,6 +113,22 @@ impl Proposals {
         (!tickets.is_empty()).then_some(Proposal { body, tickets })
     }
 
+    /// Nobody waits for these any more: those that are not proposed yet never will be.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
+        if planted("propose_for_nobody") {
+            return;
+        }
+        let (left, kept): (VecDeque<_>, _) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| gone.contains(&waiting.ticket()));
+        self.waiting = kept;
+        for waiting in left {
+            self.waiting_bytes -= waiting.cost();
+            let answer = Err(Refusal::Overloaded);
+            effects.push(Effect::Answer { ticket: waiting.ticket(), answer });
+        }
+    }
+
     /// The entry of these tickets stands at (index, term) of this leader's log.
     pub(super) fn proposed(&mut self, index: u64, term: u64, tickets: Vec<Ticket>) {
         self.proposed.insert(index, (term, tickets));
@@ -137,8 +169,8 @@ impl Proposals {
     pub(super) fn refuse_waiting(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         self.waiting_bytes = 0;
         for waiting in self.waiting.drain(..) {
-            let (Waiting::Call(ticket, _) | Waiting::Open(ticket, _)) = waiting;
-            effects.push(Effect::Answer { ticket, answer: Err(refusal.clone()) });
+            let (ticket, answer) = (waiting.ticket(), Err(refusal.clone()));
+            effects.push(Effect::Answer { ticket, answer });
         }
     }
 }

@@ -8,7 +8,7 @@
 //!   deadline.
 //! - A read index is taken after the reads of its round arrived, never before.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -80,13 +80,13 @@ impl Reads {
         self.confirmed.extend(round.reads.into_iter().map(|read| (index, read)));
     }
 
-    /// Reads whose index has been given to the apply lane.
-    pub(super) fn ready(&mut self, dispatched: u64) -> Vec<Read> {
+    /// Reads whose index has been given to the apply lane, and that index.
+    pub(super) fn ready(&mut self, dispatched: u64) -> Vec<(u64, Read)> {
         let mut ready = Vec::new();
         let mut rest = VecDeque::new();
         for (index, read) in self.confirmed.drain(..) {
             match index <= dispatched || planted("read_before_applied") {
-                true => ready.push(read),
+                true => ready.push((index, read)),
                 false => rest.push_back((index, read)),
             }
         }
@@ -113,6 +113,21 @@ impl Reads {
         self.confirmed = kept;
         let gone: VecDeque<(u64, Read)> = gone;
         gone.into_iter().map(|(_, read)| read).for_each(&mut refuse);
+    }
+
+    /// Nobody waits for these any more.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
+        let gone = |read: &Read| gone.contains(&read.ticket);
+        let mut dropped: Vec<Read> = self.waiting.extract_if(.., |read| gone(read)).collect();
+        for round in &mut self.rounds {
+            dropped.extend(round.reads.extract_if(.., |read| gone(read)));
+        }
+        let (left, kept): (VecDeque<_>, _) =
+            std::mem::take(&mut self.confirmed).into_iter().partition(|(_, read)| gone(read));
+        self.confirmed = kept;
+        for read in dropped.into_iter().chain(left.into_iter().map(|(_, read)| read)) {
+            effects.push(Effect::Answer { ticket: read.ticket, answer: Err(Refusal::ReadTimeout) });
+        }
     }
 
     /// Leadership or service ended; all of them can be asked elsewhere.

@@ -52,6 +52,10 @@ impl Checks {
         }
     }
 
+    pub(crate) fn has_answer(&self, ticket: Ticket) -> bool {
+        self.answered.contains(&ticket)
+    }
+
     pub(crate) fn answered(&mut self, ticket: Ticket) {
         assert!(self.answered.insert(ticket), "{ticket:?} is answered once");
     }

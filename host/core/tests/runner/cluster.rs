@@ -188,6 +188,11 @@ impl Cluster {
         ticket
     }
 
+    /// Requests without an answer so far.
+    pub(crate) fn open_tickets(&self) -> BTreeSet<Ticket> {
+        self.labels.keys().copied().filter(|ticket| !self.checks.has_answer(*ticket)).collect()
+    }
+
     fn carry_out(&mut self, name: &str, effects: Vec<Effect>) {
         for effect in effects {
             let process = self.processes.get_mut(name).expect("the process was added");

@@ -20,7 +20,7 @@
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
-//! query NODE KEY · local NODE KEY · flood NODE K COMMAND
+//! query NODE KEY · local NODE KEY · flood NODE K COMMAND · leave NODE    leave: nobody waits
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
@@ -320,6 +320,10 @@ impl Session {
                 let request = (*key).as_bytes().to_vec().into();
                 let linearizable = word == "query";
                 self.cluster.event(node, Event::Query { ticket, request, linearizable });
+            }
+            ("leave", [node]) => {
+                let tickets = self.cluster.open_tickets();
+                self.cluster.event(node, Event::Gone { tickets });
             }
             ("flood", [node, count, ..]) => self.flood(node, number(&[count], 1), after(rest, 2)),
             ("sessions" | "entries", [node, count]) => {

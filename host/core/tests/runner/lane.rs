@@ -104,8 +104,14 @@ impl Lane {
                 let time_ms = self.ledger.log_time_ms();
                 done.events.push(Event::Restored { index: snapshot.index, time_ms });
             }
-            ApplyJob::Query { ticket, request } => {
-                done.answer = Some((ticket, self.machine.query(&request)));
+            ApplyJob::Query { ticket, request, index } => {
+                let late = index > self.ledger.applied();
+                let answer = if late {
+                    "refused by the lane".to_owned()
+                } else {
+                    self.machine.query(&request)
+                };
+                done.answer = Some((ticket, answer));
             }
         }
         Some(done)

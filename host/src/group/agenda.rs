@@ -1,0 +1,360 @@
+//! What the apply lane does next: commands and queries share its thread in time.
+//!
+//! - Work that changes the guest is done in the order it came. Queries are asked in between, each
+//!   once the guest has applied what it must have seen.
+//! - Work and queries each have half of the time while both wait: whoever had less of it is next,
+//!   so that a command waits for one query, and a query for one piece of work. Who was idle is owed
+//!   nothing.
+//! - Callers share the queries' half in the same way, so that one who asks much, or much at a time,
+//!   makes none of the others wait longer than for one query.
+//! - A query that nobody waits for any more is dropped unasked.
+//!
+//! How long something took is told from outside; the agenda knows no clock.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_core::group::ApplyJob;
+use lockstep_core::mutant::planted;
+
+use crate::group::askers::{Asked, Asker};
+
+/// A question to the guest, and who waits for the answer.
+pub(crate) struct Query {
+    pub request: Bytes,
+    /// What the guest must have applied before it is asked.
+    pub index: u64,
+    pub asked: Asked,
+}
+
+pub(crate) enum Next {
+    Work(ApplyJob),
+    Ask(Query),
+}
+
+#[derive(Default)]
+pub(crate) struct Agenda {
+    work: VecDeque<ApplyJob>,
+    /// Time that work, and queries, had so far; only their difference counts.
+    work_time: Duration,
+    query_time: Duration,
+    /// Callers with queries, and some without, who are ahead of the others.
+    lines: BTreeMap<Asker, Line>,
+    /// Those with queries, by the time that they had.
+    order: BTreeSet<(Duration, Asker)>,
+    /// Queries in all lines.
+    queries: usize,
+    /// What the line had that was last taken from: where a new one begins.
+    lines_time: Duration,
+    /// Queries taken since it was last looked who still waits.
+    taken: usize,
+}
+
+/// The queries of one caller, and the time that they had.
+#[derive(Default)]
+struct Line {
+    time: Duration,
+    queries: VecDeque<Query>,
+}
+
+/// Lines without queries that are kept beside those with.
+const IDLE_LINES_MAX: usize = 256;
+
+impl Agenda {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.work.is_empty() && self.queries == 0
+    }
+
+    pub(crate) fn add_work(&mut self, job: ApplyJob) {
+        if self.work.is_empty() {
+            self.work_time = self.work_time.max(self.query_time);
+        }
+        self.work.push_back(job);
+    }
+
+    /// Work that is not done yet, and comes first.
+    pub(crate) fn give_back(&mut self, job: ApplyJob) {
+        self.work.push_front(job);
+    }
+
+    pub(crate) fn add_query(&mut self, query: Query) {
+        if self.queries == 0 {
+            self.query_time = self.query_time.max(self.work_time);
+        }
+        self.queries += 1;
+        let asker = query.asked.asker;
+        let line = self.lines.entry(asker).or_default();
+        if line.queries.is_empty() {
+            line.time = line.time.max(self.lines_time);
+            self.order.insert((line.time, asker));
+        }
+        line.queries.push_back(query);
+    }
+
+    /// What is to be done now, if anything is; the guest has applied everything up to `applied`.
+    pub(crate) fn next(&mut self, applied: u64) -> Option<Next> {
+        // Each query is looked at once while as many are taken.
+        if self.taken > self.queries {
+            self.taken = 0;
+            self.forget_the_gone();
+        }
+        loop {
+            let first = self.first_line(applied);
+            let work_first = match planted("queries_first") {
+                true => first.is_none(),
+                false => self.work_time <= self.query_time,
+            };
+            let work = self.work.front().is_some_and(|_| work_first || first.is_none());
+            match first.filter(|_| !work) {
+                None => return self.work.pop_front().map(Next::Work),
+                Some(line) => {
+                    if let Some(query) = self.take(line) {
+                        return Some(Next::Ask(query));
+                    }
+                }
+            }
+        }
+    }
+
+    /// That work took so long.
+    pub(crate) fn worked(&mut self, took: Duration) {
+        self.work_time += took;
+    }
+
+    /// That query of this caller took so long.
+    pub(crate) fn asked(&mut self, asker: Asker, took: Duration) {
+        self.query_time += took;
+        let Some(line) = self.lines.get_mut(&asker) else { return };
+        let listed = self.order.remove(&(line.time, asker));
+        line.time += took;
+        if listed {
+            self.order.insert((line.time, asker));
+        }
+        if self.lines.len() > self.order.len() + IDLE_LINES_MAX {
+            let now = self.lines_time;
+            self.lines.retain(|_, line| !line.queries.is_empty() || line.time > now);
+        }
+    }
+
+    /// The line that had the least time, of those whose first query may be asked.
+    fn first_line(&self, applied: u64) -> Option<(Duration, Asker)> {
+        let ready = |(_, asker): &&(Duration, Asker)| {
+            let first = self.lines.get(asker).and_then(|line| line.queries.front());
+            // Without work nothing more will be applied: the guest's keeper knows what to say.
+            first.is_some_and(|query| query.index <= applied || self.work.is_empty())
+        };
+        self.order.iter().find(ready).copied()
+    }
+
+    /// The first query of a line that somebody waits for.
+    fn take(&mut self, (time, asker): (Duration, Asker)) -> Option<Query> {
+        let line = self.lines.get_mut(&asker)?;
+        self.lines_time = self.lines_time.max(time);
+        let mut found = None;
+        while found.is_none()
+            && let Some(query) = line.queries.pop_front()
+        {
+            self.queries -= 1;
+            self.taken += 1;
+            found = Some(query).filter(is_waited_for);
+        }
+        if line.queries.is_empty() {
+            self.order.remove(&(time, asker));
+        }
+        found
+    }
+
+    fn forget_the_gone(&mut self) {
+        for (asker, line) in &mut self.lines {
+            let before = line.queries.len();
+            line.queries.retain(is_waited_for);
+            self.queries -= before - line.queries.len();
+            if before > 0 && line.queries.is_empty() {
+                self.order.remove(&(line.time, *asker));
+            }
+        }
+    }
+}
+
+fn is_waited_for(query: &Query) -> bool {
+    query.asked.waits() || planted("ask_for_nobody")
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::fault::Refusal;
+    use tokio::sync::oneshot::{Receiver, channel};
+
+    use super::*;
+    use crate::group::QueryAnswer;
+    use crate::group::askers::Places;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// An agenda whose work and queries take as long as their names say.
+    #[derive(Default)]
+    struct Story {
+        agenda: Agenda,
+        places: Places,
+        waiting: Vec<Receiver<Result<QueryAnswer, Refusal>>>,
+        now: Duration,
+    }
+
+    impl Story {
+        /// A piece of work of so many milliseconds.
+        fn work(&mut self, ms: u32) {
+            let (first, last, bytes, entries) = (u64::from(ms), 0, 0, Vec::new());
+            self.agenda.add_work(ApplyJob::Range { first, last, bytes, entries });
+        }
+
+        /// A query of so many milliseconds, asked behind that index.
+        fn ask_behind(&mut self, asker: u64, ms: u32, index: u64) {
+            let request = Bytes::from(ms.to_string());
+            let place = self.places.take(Asker(asker), request.len()).expect("there is a place");
+            let (answer, waiting) = channel();
+            let asked = Asked { asker: Asker(asker), answer, _place: place };
+            self.agenda.add_query(Query { request, index, asked });
+            self.waiting.push(waiting);
+        }
+
+        fn ask(&mut self, asker: u64, ms: u32) {
+            self.ask_behind(asker, ms, 0);
+        }
+
+        /// What is done next: `w` of work, or the number of who asked.
+        fn step(&mut self, applied: u64) -> Option<String> {
+            Some(match self.agenda.next(applied)? {
+                Next::Work(ApplyJob::Range { first, .. }) => {
+                    let took = MS * u32::try_from(first).expect("it is short");
+                    self.agenda.worked(took);
+                    self.now += took;
+                    "w".to_owned()
+                }
+                Next::Work(other) => panic!("nobody asked for {other:?}"),
+                Next::Ask(query) => {
+                    let ms: u32 = str::from_utf8(&query.request)
+                        .expect("a number")
+                        .parse()
+                        .expect("a number");
+                    self.agenda.asked(query.asked.asker, MS * ms);
+                    self.now += MS * ms;
+                    query.asked.asker.0.to_string()
+                }
+            })
+        }
+
+        fn all(&mut self) -> String {
+            std::iter::from_fn(|| self.step(0)).collect::<Vec<_>>().join("")
+        }
+    }
+
+    /// Whatever waits, a command that comes is next, and waits for one query at most.
+    #[test]
+    fn work_that_comes_among_queries_is_next() {
+        let mut story = Story::default();
+        (0..1_000).for_each(|_| story.ask(1, 15));
+        for _ in 0..100 {
+            story.step(0);
+            story.work(1);
+            assert_eq!(story.step(0).as_deref(), Some("w"));
+        }
+    }
+
+    /// Both waiting, each has half of the time, not of the turns.
+    #[test]
+    fn work_and_queries_have_the_same_time() {
+        let mut story = Story::default();
+        (0..10).for_each(|_| story.ask(1, 15));
+        (0..200).for_each(|_| story.work(1));
+        let order: String = (0..64).filter_map(|_| story.step(0)).collect();
+        assert_eq!(order.matches('1').count(), 4, "{order}");
+        assert!(!order.contains("wwwwwwwwwwwwwwwww"), "{order}");
+        assert!(!order.contains("11"), "{order}");
+    }
+
+    /// Long work keeps no query waiting for the next piece.
+    #[test]
+    fn a_query_waits_for_one_piece_of_work() {
+        let mut story = Story::default();
+        (0..100).for_each(|_| story.work(20));
+        story.step(0);
+        for _ in 0..20 {
+            story.ask(1, 1);
+            let order: String = (0..2).filter_map(|_| story.step(0)).collect();
+            assert!(order.contains('1'), "{order}");
+        }
+    }
+
+    /// Who was idle for long is owed nothing.
+    #[test]
+    fn idle_time_is_not_saved() {
+        let mut story = Story::default();
+        (0..100).for_each(|_| story.ask(1, 10));
+        story.all();
+        (0..10).for_each(|_| story.work(1));
+        (0..10).for_each(|_| story.ask(1, 1));
+        assert_eq!(story.all(), "w1w1w1w1w1w1w1w1w1w1");
+    }
+
+    /// One caller with much to ask, or much at a time, is one of many.
+    #[test]
+    fn callers_share_the_time_of_queries() {
+        let mut story = Story::default();
+        (0..1_000).for_each(|_| story.ask(1, 15));
+        story.step(0);
+        story.ask(2, 1);
+        assert_eq!(story.step(0).as_deref(), Some("2"), "it has had nothing yet");
+        // Two that ask anew as soon as they are answered, one at length.
+        let mut story = Story::default();
+        story.ask(1, 100);
+        story.ask(2, 1);
+        let mut order = String::new();
+        for _ in 0..200 {
+            let who = story.step(0).expect("both always ask");
+            story.ask(who.parse().expect("a number"), if who == "1" { 100 } else { 1 });
+            order.push_str(&who);
+        }
+        assert!(order.matches('1').count() <= 3, "{order}");
+    }
+
+    /// What nobody waits for takes no time, and no place either.
+    #[test]
+    fn what_nobody_waits_for_is_not_asked() {
+        let mut story = Story::default();
+        (0..100).for_each(|_| story.ask(1, 15));
+        story.ask(2, 15);
+        (0..50).for_each(|_| story.ask(3, 15));
+        story.waiting.drain(..100);
+        story.waiting.drain(1..);
+        assert_eq!(story.all(), "2");
+        assert!(story.agenda.is_empty());
+        assert_eq!(story.places.taken(), (0, 0));
+    }
+
+    /// Those who left give their places back though their turn does not come.
+    #[test]
+    fn places_of_those_who_left_are_free_soon() {
+        let mut story = Story::default();
+        (0..100).for_each(|_| story.ask(1, 1_000));
+        story.step(0);
+        story.waiting.clear();
+        (0..200).for_each(|_| story.ask(2, 1));
+        for _ in 0..190 {
+            assert_eq!(story.step(0).as_deref(), Some("2"));
+        }
+        assert_eq!(story.places.taken().0, 10, "nobody of the first caller is left");
+    }
+
+    /// A query is asked once the guest has applied what was committed when it came.
+    #[test]
+    fn a_query_waits_for_what_it_must_see() {
+        let mut story = Story::default();
+        story.ask_behind(1, 1, 7);
+        (0..3).for_each(|_| story.work(50));
+        story.ask(2, 500);
+        let order: Vec<_> =
+            [0, 0, 0, 6, 7].map(|applied| story.step(applied)).into_iter().flatten().collect();
+        assert_eq!(order.join(""), "w2ww1");
+    }
+}

@@ -1,0 +1,90 @@
+//! Questions to the guest: when it may be asked, and what a bad one costs.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use lockstep_core::fault::{FaultClass, Refusal};
+use lockstep_core::limits;
+use lockstep_core::mutant::planted;
+
+use super::{ApplyLane, Output, context};
+use crate::group::QueryAnswer;
+use crate::group::askers::Asker;
+
+impl ApplyLane {
+    /// Puts a question to the guest once it has applied `index`; the answer, and what else it led
+    /// to.
+    pub(crate) fn ask(
+        &mut self,
+        asker: Asker,
+        request: &[u8],
+        index: u64,
+    ) -> (Result<QueryAnswer, Refusal>, Vec<Output>) {
+        if let Some(refusal) = self.query_refusal(index) {
+            return (Err(refusal), Vec::new());
+        }
+        let answer = self.query(asker, request);
+        (answer, self.end([]))
+    }
+
+    /// Why no question is put to the guest now.
+    fn query_refusal(&self, index: u64) -> Option<Refusal> {
+        let restoring =
+            |cause: &str| Refusal::NotServing { state: "restoring", cause: cause.to_owned() };
+        match &self.fault {
+            Some(fault) => Some(Refusal::NotServing { state: "parked", cause: fault.to_string() }),
+            None if self.overtaken || self.waiting => {
+                Some(restoring("a snapshot is being installed"))
+            }
+            None if self.guest.is_none() => Some(restoring("there is no guest yet")),
+            None if self.applied() < index && !planted("read_before_applied") => {
+                Some(restoring("it has not applied yet what the read must see"))
+            }
+            None => None,
+        }
+    }
+
+    fn query(&mut self, asker: Asker, request: &[u8]) -> Result<QueryAnswer, Refusal> {
+        let now = self.tools.clock.running();
+        if let Some(cause) = self.spoilers.refusal(now, asker, request) {
+            return Err(Refusal::QueriesRefused { cause });
+        }
+        let moment = self.ledger.moment();
+        let guest = self.guest.as_mut().expect("without a guest it was refused");
+        match guest.query(context(moment), request) {
+            Ok(result) => {
+                self.spoilers.answered(now, asker);
+                Ok(QueryAnswer { result: bounded(result)?, applied: moment.index })
+            }
+            Err(fault) => {
+                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
+                if self.rebuild_if_spoilt() {
+                    let after = self.tools.clock.running();
+                    self.spoilers.spoilt(after, asker, request, after.saturating_sub(now));
+                }
+                let cause = fault.to_string();
+                Err(match fault.class {
+                    FaultClass::OutOfFuel | FaultClass::OutOfMemory => {
+                        Refusal::QueryTooMuch { cause }
+                    }
+                    FaultClass::Trap
+                    | FaultClass::StackOverflow
+                    | FaultClass::Refused
+                    | FaultClass::Host => Refusal::QueryFaulted { cause },
+                })
+            }
+        }
+    }
+}
+
+fn bounded(result: Result<Bytes, Bytes>) -> Result<Result<Bytes, Bytes>, Refusal> {
+    match &result {
+        Ok(bytes) | Err(bytes) if bytes.len() > limits::QUERY_ANSWER_BYTES_MAX => {
+            let (bytes, limit) = (bytes.len(), limits::QUERY_ANSWER_BYTES_MAX);
+            let cause = format!("its answer of {bytes} bytes is over the limit of {limit}");
+            Err(Refusal::QueryTooMuch { cause })
+        }
+        Ok(_) | Err(_) => Ok(result),
+    }
+}

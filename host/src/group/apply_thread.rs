@@ -1,0 +1,151 @@
+//! The apply lane's thread: takes what comes, and does what the agenda says.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use lockstep_core::fault::Fault;
+use lockstep_core::group::Event;
+
+use crate::clock::Clock;
+use crate::group::agenda::{Agenda, Next, Query};
+use crate::group::apply_lane::{ApplyLane, Output, Tools};
+use crate::group::capture::Capture;
+use crate::group::gauges::Gauges;
+use crate::group::{GroupHandle, LaneJob, panic_text};
+use crate::node::{StartError, thread};
+use crate::store::StoreHandle;
+
+/// Stack of the thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
+const STACK_BYTES: usize = 4 << 20;
+
+/// The lane, and where its outputs go.
+struct Worker {
+    lane: ApplyLane,
+    agenda: Agenda,
+    handle: GroupHandle,
+    store: Arc<dyn StoreHandle>,
+    clock: Arc<dyn Clock>,
+    gauges: Arc<Gauges>,
+}
+
+/// Starts the thread; it ends once nobody can give it a job any more.
+pub(super) fn start(
+    name: &str,
+    tools: Tools,
+    jobs: Receiver<LaneJob>,
+    handle: GroupHandle,
+) -> Result<JoinHandle<()>, StartError> {
+    let store = Arc::clone(&tools.store);
+    let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
+    let (lane, agenda) = (ApplyLane::new(tools), Agenda::default());
+    let mut worker = Worker { lane, agenda, handle, store, clock, gauges };
+    let builder = std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES);
+    let started = builder.spawn(move || {
+        while worker.gather(&jobs) {
+            worker.step()
+        }
+    });
+    started.map_err(|e| thread(format!("apply lane of {name:?}"), e))
+}
+
+impl Worker {
+    /// Takes all that came, and waits if nothing did; false at the end.
+    fn gather(&mut self, jobs: &Receiver<LaneJob>) -> bool {
+        if self.agenda.is_empty() {
+            match jobs.recv() {
+                Ok(job) => self.add(job),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match jobs.try_recv() {
+                Ok(job) => self.add(job),
+                Err(TryRecvError::Empty) => return true,
+                // Whoever waits for what is left is told by the drop of it.
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn add(&mut self, job: LaneJob) {
+        match job {
+            LaneJob::Do(job) => self.agenda.add_work(job),
+            LaneJob::Ask(query) => self.agenda.add_query(query),
+        }
+    }
+
+    fn step(&mut self) {
+        let began = Instant::now();
+        match self.agenda.next(self.lane.applied()) {
+            None => {}
+            Some(Next::Work(job)) => {
+                let outputs = self.guarded(|lane| lane.run(job));
+                self.agenda.worked(began.elapsed());
+                self.pass_on(outputs.unwrap_or_default());
+            }
+            Some(Next::Ask(Query { request, index, asked })) => {
+                let asker = asked.asker;
+                let answered = self.guarded(|lane| lane.ask(asker, &request, index));
+                self.agenda.asked(asker, began.elapsed());
+                if let Some((answer, outputs)) = answered {
+                    asked.answer(answer);
+                    self.pass_on(outputs);
+                }
+            }
+        }
+    }
+
+    /// Has the lane do something; should it panic, the replica is at its end.
+    fn guarded<R>(&mut self, work: impl FnOnce(&mut ApplyLane) -> R) -> Option<R> {
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut self.lane)));
+        done.inspect_err(|panic| {
+            let fault = Fault::Internal(format!("apply lane: {}", panic_text(&**panic)));
+            self.lane.give_up(fault.clone());
+            self.handle.raise(Event::Faulted(fault));
+        })
+        .ok()
+    }
+
+    fn pass_on(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Event(event) => self.handle.raise(event),
+                Output::Rest(job) => self.agenda.give_back(job),
+                Output::Seal(capture) => {
+                    let told = (self.handle.clone(), Arc::clone(&self.store));
+                    seal(told, (Arc::clone(&self.clock), Arc::clone(&self.gauges)), capture);
+                }
+                Output::Queried { .. } => unreachable!("queries are asked one by one"),
+            }
+        }
+    }
+}
+
+/// Seals on a thread of its own; whatever happens there, the core hears how it ended.
+fn seal(
+    (handle, store): (GroupHandle, Arc<dyn StoreHandle>),
+    (clock, gauges): (Arc<dyn Clock>, Arc<Gauges>),
+    capture: Capture,
+) {
+    let index = capture.index();
+    let failed = move |why: String| Event::CaptureFailed { index, why, postponed: false };
+    let told = handle.clone();
+    let began = clock.running();
+    let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
+        let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
+        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic)));
+        if matches!(event, Event::Captured(_)) {
+            let took = clock.running().saturating_sub(began).as_millis() as u64;
+            gauges.last_capture_ms.store(took, Ordering::Relaxed);
+            gauges.last_snapshot_wall_ms.store(clock.wall_ms(), Ordering::Relaxed);
+        }
+        told.raise(event);
+    });
+    if let Err(error) = spawned {
+        handle.raise(failed(format!("no thread to seal it: {error}")));
+    }
+}
