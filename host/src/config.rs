@@ -25,6 +25,10 @@ use serde::Deserialize;
 
 use crate::store::layout::snapshot_dir_of;
 
+pub mod clients;
+
+pub use clients::ClientSettings;
+
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -43,6 +47,7 @@ pub struct NodeConfig {
     pub scrub_seconds: u64,
     /// Where metrics are served over HTTP, if anywhere.
     pub metrics_listen: Option<String>,
+    pub clients: ClientSettings,
     pub groups: Vec<GroupSpec>,
     /// Added to this node's wall clock: for tests of what a wrong clock does.
     pub clock_offset_ms: i64,
@@ -111,6 +116,10 @@ struct RawNode {
     snapshot_rate: Option<String>,
     scrub_hours: Option<u64>,
     metrics_listen: Option<String>,
+    connections: Option<u64>,
+    client_memory: Option<String>,
+    #[serde(default)]
+    advertise: BTreeMap<String, String>,
     #[serde(default)]
     groups: Vec<RawGroup>,
     #[serde(default)]
@@ -195,6 +204,8 @@ impl NodeConfig {
         if let Some(address) = &raw.metrics_listen {
             check_address("metrics-listen", address)?;
         }
+        let memory = raw.client_memory.as_deref();
+        let clients = clients::settings(raw.connections, memory, &raw.advertise, &nodes)?;
         let home = format!("{}-{node}", raw.cluster);
         let groups = groups(raw.groups, node, &nodes, base, &home)?;
         Ok(Self {
@@ -208,6 +219,7 @@ impl NodeConfig {
             snapshot_rate_bytes: rate.unwrap_or(0),
             scrub_seconds: raw.scrub_hours.unwrap_or(SCRUB_HOURS).saturating_mul(3600),
             metrics_listen: raw.metrics_listen,
+            clients,
             groups,
             clock_offset_ms: raw.test_clock_offset_ms,
         })

@@ -16,6 +16,7 @@ use lockstep_core::snapshot::send::{SendEnd, SendOutcome};
 use crate::bulk::Received;
 
 mod export;
+mod port;
 pub mod serve;
 
 pub use export::NodeMetrics;

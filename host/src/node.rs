@@ -21,6 +21,7 @@ use crate::bulk::BulkChannel;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
+use crate::fs::disk::raise_descriptor_limit;
 use crate::fs::{DiskFs, Fs, Space};
 use crate::group::inbox::GroupInbox;
 use crate::group::reopen::SnapshotDir;
@@ -35,12 +36,13 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
-use crate::rpc::port::PortLimits;
+use crate::rpc::port::PortState;
 use crate::rpc::server::{ServeError, Services, serve};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{Wal, WalError, WalOptions, WalReader};
 
+mod clients;
 mod scrub;
 #[cfg(test)]
 mod tests;
@@ -128,6 +130,7 @@ async fn take_ports(
 /// A running node.
 pub struct Node {
     router: Router,
+    port: Arc<PortState>,
     listening: std::net::SocketAddr,
     /// Clients are turned away.
     closing: watch::Sender<bool>,
@@ -157,6 +160,7 @@ impl Node {
         config: NodeConfig,
         rejoin: bool,
     ) -> Result<Self, StartError> {
+        raise_descriptor_limit();
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
         let mut modules = BTreeMap::new();
@@ -234,7 +238,7 @@ impl Node {
         if let Some(listener) = metrics {
             let mut stopped = self.stop.subscribe();
             let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let all = NodeMetrics::new(self.router.clone(), clock);
+            let all = NodeMetrics::new(self.router.clone(), Arc::clone(&self.port), clock);
             tokio::spawn(async move {
                 if let Err(error) = metrics::serve::serve(listener, all, until).await {
                     tracing::error!(%error, "metrics are served no more");
@@ -283,13 +287,14 @@ impl Node {
             starting.push(group);
         }
         let (closing, closed) = watch::channel(false);
+        let port = PortState::new(clients::port_limits(config), config.nodes.len());
         let services = Services {
             closing: closed,
             router: router.clone(),
             inbox: Arc::new(Inboxes(inboxes)),
             hello,
             transport: Arc::clone(&transport),
-            limits: PortLimits::default(),
+            port: Arc::clone(&port),
         };
         let (stop, mut stopped) = watch::channel(false);
         let served = tokio::spawn(serve(listener, services, async move {
@@ -300,7 +305,7 @@ impl Node {
             actors.push(actor);
             threads.extend(lanes);
         }
-        Self { router, listening, closing, stop, served, actors, threads, _data: data }
+        Self { router, port, listening, closing, stop, served, actors, threads, _data: data }
     }
 
     pub fn router(&self) -> &Router {

@@ -17,6 +17,7 @@ mod budget;
 mod bulk_link;
 mod call;
 mod client_api;
+pub(crate) mod codec;
 mod connection;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]

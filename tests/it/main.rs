@@ -5,6 +5,7 @@
 
 mod command_line;
 mod configuration;
+mod crowds;
 mod data_dir;
 mod faults;
 mod guests;

@@ -10,7 +10,13 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 35] = [
+    "lockstep_connections",
+    "lockstep_client_memory_bytes",
+    "lockstep_connections_evicted_total",
+    "lockstep_connections_turned_away_total",
+    "lockstep_requests_without_room_total",
+    "lockstep_answers_cut_off_total",
     "lockstep_log_damaged_segments",
     "lockstep_log_disk_available_bytes",
     "lockstep_removals_failed_total",

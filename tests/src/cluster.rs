@@ -219,6 +219,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a node that may have no more than so many descriptors.
+    pub fn start_node_limited(&mut self, node: u16, descriptors: u32) -> Result<()> {
+        ensure!(!self.processes.contains_key(&node), "node {node} runs already");
+        let (binary, config) = (self.binary.display().to_string(), self.config_file(node));
+        let limited = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        let config = config.display().to_string();
+        let args = ["-c", &limited, &binary, "serve", "--config", &config];
+        let process = Process::start(Path::new("/bin/sh"), &args, &self.log_file(node))?;
+        self.processes.insert(node, process);
+        Ok(())
+    }
+
     pub fn process(&self, node: u16) -> Result<&Process> {
         self.processes.get(&node).with_context(|| format!("node {node} does not run"))
     }

@@ -10,7 +10,7 @@ use lockstep_core::ids::NodeId;
 
 use crate::cli::serve::{StopSignal, not_started};
 use crate::cli::{Failure, Outcome, log_to_stderr};
-use crate::config::{GroupSpec, ModuleSource, NodeConfig};
+use crate::config::{ClientSettings, GroupSpec, ModuleSource, NodeConfig};
 use crate::group::GroupHandle;
 use crate::node::Node;
 
@@ -100,6 +100,7 @@ fn node_config(
         snapshot_rate_bytes: 0,
         scrub_seconds: 0,
         metrics_listen: None,
+        clients: ClientSettings::default(),
         groups: vec![GroupSpec {
             name: "dev".to_owned(),
             module: ModuleSource::File(args.module.clone()),

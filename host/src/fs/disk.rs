@@ -110,6 +110,18 @@ impl Fs for DiskFs {
     }
 }
 
+/// Lets this process have as many descriptors as it may; how many those are.
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    // Without a limit there is nothing to raise, and a limit that stays is the one that counts.
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum.unwrap_or(u64::MAX),
+        Err(_refused) => current.unwrap_or(u64::MAX),
+    }
+}
+
 impl File for DiskFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         loop {

@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 use lockstep_core::group::{Event, Group};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::snapshot::SnapshotDesc;
-use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, BulkRequest, Offer, Purpose};
+use lockstep_core::snapshot::chunk::{
+    BUSY_RETRY_MS, BulkReply, BulkRequest, ObjectRef, Offer, Purpose,
+};
 use lockstep_core::snapshot::send::{Next, Report, SendEnd};
+use tokio::sync::oneshot;
 
 use crate::bulk::{self, BulkChannel, OutboundReport};
 use crate::group::{GroupHandle, Lanes, open_object};
-use crate::store::Use;
+use crate::metrics::Transfers;
+use crate::store::{StoreHandle, Use};
+use crate::transport::Transport;
 
 /// The wait before raft hears of an object that can never be taken, so that it does not offer at
 /// once.
@@ -46,56 +51,93 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
         insist,
     };
     let (store, transport) = (Arc::clone(&lanes.store), Arc::clone(&lanes.transport));
-    let (budget, transfers) = (Arc::clone(&lanes.budget), Arc::clone(&lanes.transfers));
-    let (rate, handle) = (lanes.rate, handle.clone());
-    tokio::task::spawn_blocking(move || {
-        let (group, desc) = (offer.group, offer.desc.clone());
-        let index = desc.index;
+    let transfers = Arc::clone(&lanes.transfers);
+    let work = Work { store, transport, transfers, rate: lanes.rate, handle: handle.clone() };
+    let budget = Arc::clone(&lanes.budget);
+    // Whoever waits is a task and holds no place; a thread is taken for the transfer alone.
+    tokio::spawn(async move {
         let busy = Duration::from_millis(BUSY_RETRY_MS);
-        let Some(slot) = budget.take_outbound() else { return std::thread::sleep(busy) };
-        let reader = open_object(&*store, &desc, Use::Sending(to));
-        let channel = transport.bulk(to.node());
-        match (reader, channel) {
-            (Ok(reader), Ok(channel)) => {
-                let at: Progress = Box::new({
-                    let (transfers, length) = (Arc::clone(&transfers), desc.length);
-                    move |bytes| {
-                        moves.store(true, Ordering::Relaxed);
-                        transfers.is_at(to, bytes, length);
-                    }
-                });
-                let mut channel = Paced::new(channel, rate, at);
-                let began = Instant::now();
-                let outcome = bulk::send(reader, offer, &mut channel);
-                transfers.sent(to, &outcome, channel.bytes, began.elapsed());
-                if let SendEnd::SourceBad(why) = &outcome.end {
-                    handle.raise(Event::Rotten { snapshot: desc, why: why.clone() });
-                }
-                // Whoever waits holds no place.
-                drop(slot);
-                match outcome.next {
-                    Next::Done => report.report(outcome.report, None),
-                    Next::Prefer(object) => report.report(outcome.report, Some(object)),
-                    Next::Wait { ms } => {
-                        std::thread::sleep(Duration::from_millis(ms));
-                        report.report(outcome.report, None);
-                    }
-                    Next::GiveUp => {
-                        std::thread::sleep(GIVE_UP_WAIT);
-                        report.report(outcome.report, None);
-                    }
-                }
-            }
-            (Err(error), _) => {
-                tracing::warn!(%group, %to, index, error, "snapshot not sent: the object is bad");
-                handle.raise(Event::Rotten { snapshot: desc, why: error });
-                std::thread::sleep(busy);
-            }
-            (_, Err(error)) => {
-                tracing::warn!(%group, %to, index, %error, "snapshot not sent: no channel");
-            }
+        let Some(slot) = budget.take_outbound() else { return tokio::time::sleep(busy).await };
+        let (ended_in, ended) = oneshot::channel();
+        let started = std::thread::Builder::new().name("send".to_owned()).spawn(move || {
+            let end = work.carry_out(offer, &moves);
+            drop(slot);
+            let _ = ended_in.send(end);
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "snapshot not sent: no thread for it");
+            return tokio::time::sleep(busy).await;
+        }
+        // A worker that panicked ends the transfer like one that broke.
+        let Ok(end) = ended.await else { return };
+        tokio::time::sleep(end.wait).await;
+        if let Some((told, prefers)) = end.report {
+            report.report(told, prefers);
         }
     });
+}
+
+/// How a transfer ended.
+struct End {
+    /// The wait before raft hears of it.
+    wait: Duration,
+    /// What it hears; without a word of its own, that it failed.
+    report: Option<(Report, Option<ObjectRef>)>,
+}
+
+/// What a transfer needs.
+struct Work {
+    store: Arc<dyn StoreHandle>,
+    transport: Arc<dyn Transport>,
+    transfers: Arc<Transfers>,
+    /// Bytes a second; 0 = as fast as they go.
+    rate: u64,
+    handle: GroupHandle,
+}
+
+impl Work {
+    /// Sends what is offered. Blocks.
+    fn carry_out(&self, offer: Offer, moves: &Arc<AtomicBool>) -> End {
+        let (group, to, desc) = (offer.group, offer.to, offer.desc.clone());
+        let index = desc.index;
+        let reader = match open_object(&*self.store, &desc, Use::Sending(to)) {
+            Ok(reader) => reader,
+            Err(error) => {
+                tracing::warn!(%group, %to, index, error, "snapshot not sent: the object is bad");
+                self.handle.raise(Event::Rotten { snapshot: desc, why: error });
+                return End { wait: Duration::from_millis(BUSY_RETRY_MS), report: None };
+            }
+        };
+        let channel = match self.transport.bulk(to.node()) {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::warn!(%group, %to, index, %error, "snapshot not sent: no channel");
+                return End { wait: Duration::ZERO, report: None };
+            }
+        };
+        let at: Progress = Box::new({
+            let (transfers, moves) = (Arc::clone(&self.transfers), Arc::clone(moves));
+            let length = desc.length;
+            move |bytes| {
+                moves.store(true, Ordering::Relaxed);
+                transfers.is_at(to, bytes, length);
+            }
+        });
+        let mut channel = Paced::new(channel, self.rate, at);
+        let began = Instant::now();
+        let outcome = bulk::send(reader, offer, &mut channel);
+        self.transfers.sent(to, &outcome, channel.bytes, began.elapsed());
+        if let SendEnd::SourceBad(why) = &outcome.end {
+            self.handle.raise(Event::Rotten { snapshot: desc, why: why.clone() });
+        }
+        let (wait, prefers) = match outcome.next {
+            Next::Done => (Duration::ZERO, None),
+            Next::Prefer(object) => (Duration::ZERO, Some(object)),
+            Next::Wait { ms } => (Duration::from_millis(ms), None),
+            Next::GiveUp => (GIVE_UP_WAIT, None),
+        };
+        End { wait, report: Some((outcome.report, prefers)) }
+    }
 }
 
 /// Told how many bytes of the payload are sent.

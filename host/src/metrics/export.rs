@@ -14,16 +14,19 @@ use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
 use crate::group::{GroupHandle, GroupReport};
+use crate::metrics::port::PortRows;
 use crate::metrics::{RECEIVE_ENDS, REPLY_ENDS, SEND_ENDS};
 use crate::router::Router;
+use crate::rpc::port::PortState;
 use crate::store::reserve::{PRODUCERS, REASONS};
 
 /// All metrics of a node.
 pub struct NodeMetrics(Registry);
 
 impl NodeMetrics {
-    pub fn new(router: Router, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(router: Router, port: Arc<PortState>, clock: Arc<dyn Clock>) -> Self {
         let mut registry = Registry::with_prefix("lockstep");
+        registry.register_collector(Box::new(PortRows(port)));
         registry.register_collector(Box::new(Reports { router, clock }));
         Self(registry)
     }

@@ -31,6 +31,7 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
         snapshot_rate_bytes: 0,
         scrub_seconds: 0,
         metrics_listen: None,
+        clients: Default::default(),
         groups: vec![GroupSpec {
             name: "reg".into(),
             module: ModuleSource::Native("register".into()),

@@ -89,7 +89,11 @@ impl ApplyStream {
                         self.ended = true;
                     }
                 }
-                Poll::Ready(Some(Err(_)) | None) => self.ended = true,
+                Poll::Ready(Some(Err(status))) => {
+                    self.failure = Some(status);
+                    self.ended = true;
+                }
+                Poll::Ready(None) => self.ended = true,
                 Poll::Pending => break,
             }
         }

@@ -22,6 +22,7 @@ use tonic::Status;
 
 use crate::rpc::budget::Charge;
 use crate::rpc::links::{CallKind, Link};
+use crate::rpc::port::patience_for;
 use crate::rpc::refuse::Refused;
 
 /// gRPC's flag and length in front of each message.
@@ -30,11 +31,10 @@ const HEAD_BYTES: usize = 5;
 const REST_BYTES: usize = 4 << 10;
 /// Largest request of a call that carries names and numbers only.
 const SMALL_BYTES: usize = 16 << 10;
-/// How long a peer may take to say who it is.
-const FIRST_MAX: Duration = Duration::from_secs(5);
-/// How long a message may take to come, besides a second for each so many of its bytes.
-const MESSAGE_MAX: Duration = Duration::from_secs(10);
-const BYTES_A_SECOND_MIN: usize = 64 << 10;
+/// How long the message of a call may take to begin, and a peer to say who it is, if the port has
+/// as much patience.
+const CALL_FIRST_MAX: Duration = Duration::from_secs(10);
+const PEER_FIRST_MAX: Duration = Duration::from_secs(5);
 /// How long room for a message is waited for, by a call and by a stream, and how often it is looked
 /// for.
 const CALL_ROOM_MAX: Duration = Duration::from_secs(1);
@@ -48,8 +48,8 @@ pub(super) struct Method {
     /// Largest first message, and largest of those that follow.
     first: usize,
     later: usize,
-    /// How long the first message may take to begin.
-    patience: Option<Duration>,
+    /// The first message has to begin in time, and how long that is at most.
+    first_max: Option<Duration>,
     /// Only peers call it.
     pub peers: bool,
 }
@@ -60,13 +60,21 @@ impl Method {
             kind: CallKind::Unary,
             first: largest,
             later: 0,
-            patience: Some(MESSAGE_MAX),
+            first_max: Some(CALL_FIRST_MAX),
             peers: false,
         };
-        let stream =
-            |first, later| Self { kind: CallKind::Stream, first, later, patience: None, ..call(0) };
-        let peers =
-            |later| Self { patience: Some(FIRST_MAX), peers: true, ..stream(SMALL_BYTES, later) };
+        let stream = |first, later| Self {
+            kind: CallKind::Stream,
+            first,
+            later,
+            first_max: None,
+            ..call(0)
+        };
+        let peers = |later| Self {
+            first_max: Some(PEER_FIRST_MAX),
+            peers: true,
+            ..stream(SMALL_BYTES, later)
+        };
         const MESSAGE: usize = limits::GRPC_MESSAGE_BYTES_MAX;
         match path {
             "/lockstep.v1.Lockstep/Apply" | "/lockstep.v1.Lockstep/Query" => {
@@ -87,6 +95,9 @@ pub(super) struct RequestBody {
     source: RecvStream,
     link: Arc<Link>,
     method: Method,
+    patience: Duration,
+    /// The caller's own deadline, for a call.
+    caller: Option<Instant>,
     /// When what is awaited must have come.
     deadline: Option<Instant>,
     /// Read, and not looked at.
@@ -119,20 +130,25 @@ impl Timer {
 }
 
 impl RequestBody {
-    /// `timeout` is the caller's own.
+    /// `patience` is the port's, `timeout` the caller's own.
     pub(super) fn new(
         source: RecvStream,
         link: Arc<Link>,
         method: Method,
+        patience: Duration,
         timeout: Option<Duration>,
     ) -> Self {
         let timeout = timeout.filter(|_| method.kind == CallKind::Unary);
-        let patience = method.patience.into_iter().chain(timeout).min();
+        let now = Instant::now();
+        let caller = timeout.and_then(|timeout| now.checked_add(timeout));
+        let first = method.first_max.map(|most| now + most.min(patience));
         Self {
             source,
             link,
             method,
-            deadline: patience.and_then(|patience| Instant::now().checked_add(patience)),
+            patience,
+            caller,
+            deadline: first.into_iter().chain(caller).min(),
             pending: Bytes::new(),
             head: Vec::new(),
             missing: 0,
@@ -189,7 +205,7 @@ impl RequestBody {
                 CallKind::Unary => CALL_ROOM_MAX,
                 CallKind::Stream => STREAM_ROOM_MAX,
             };
-            return match now < *self.room_until.get_or_insert(now + wait) {
+            return match now < *self.room_until.get_or_insert(now + wait.min(self.patience / 2)) {
                 true => Ok(false),
                 false => Err(Refused::no_room(length).into_status()),
             };
@@ -197,10 +213,9 @@ impl RequestBody {
         self.room_until = None;
         self.missing = length;
         self.begun += 1;
-        let seconds = (length / BYTES_A_SECOND_MIN) as u64;
-        let due = now + MESSAGE_MAX + Duration::from_secs(seconds);
-        let own = self.deadline.filter(|_| self.method.kind == CallKind::Unary);
-        self.deadline = (length > 0).then(|| own.map_or(due, |own| own.min(due)));
+        let due = now + patience_for(self.patience, length);
+        let due = self.caller.map_or(due, |caller| caller.min(due));
+        self.deadline = (length > 0).then_some(due);
         Ok(true)
     }
 

@@ -26,6 +26,10 @@ impl Budget {
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
 }
 
 /// The budgets of a port.
@@ -132,10 +136,7 @@ mod tests {
         assert!(one.take(11).is_none(), "its own bound");
         assert!(other.take(41).is_none(), "everybody's bound");
         let second = other.take(40).expect("exactly the rest");
-        assert_eq!(
-            (budgets.clients.used(), budgets.clients.refused.load(Ordering::Relaxed)),
-            (100, 2)
-        );
+        assert_eq!((budgets.clients.used(), budgets.clients.refused()), (100, 2));
         drop(first);
         assert_eq!((one.used(), budgets.clients.used()), (0, 40));
         drop(second);

@@ -1,7 +1,8 @@
 //! Bulk channels over gRPC: a connection of their own for each transfer, so that no heartbeat
 //! queues behind a block.
 //!
-//! - [`open`] is the sender's end; [`accept`] the receiver's. Both block for bulk workers.
+//! - [`open`] is the sender's end, and blocks; [`accept`] gives the receiver's, which a worker may
+//!   block on once the first frame was read.
 //! - Between a worker and its connection at most [`BULK_FRAMES_MAX`] frames wait each way; the
 //!   window of HTTP/2 and the credit of the protocol bound the rest.
 
@@ -71,15 +72,46 @@ pub(super) fn open(
     }
 }
 
-/// The receiver's end of what a peer opened, and the replies to send.
-pub(super) fn accept(
+/// The receiver's end of what a peer opened, until a worker takes it.
+pub(super) struct Opened {
     requests: Streaming<wire::BulkFrame>,
-) -> (BulkLink<BulkReply, BulkRequest>, BulkReplies) {
+    outgoing: BlockingWriter<BulkReply>,
+}
+
+/// Takes what a peer opened, and the replies to send.
+pub(super) fn accept(requests: Streaming<wire::BulkFrame>) -> (Opened, BulkReplies) {
     let (outgoing, replies) = pipe::outward(BULK_FRAMES_MAX);
-    let (frames, incoming) = pipe::inward(BULK_FRAMES_MAX);
-    tokio::spawn(forward(requests, frames, convert::request_from_wire));
     let replies = Wire { source: replies, convert: convert::reply_to_wire };
-    (BulkLink { outgoing, incoming }, BulkReplies(replies))
+    (Opened { requests, outgoing }, BulkReplies(replies))
+}
+
+impl Opened {
+    /// The frame that it begins with, if one comes.
+    pub(super) async fn first(&mut self) -> Option<BulkRequest> {
+        let why = match self.requests.message().await {
+            Ok(Some(message)) => match convert::request_from_wire(message) {
+                Ok(frame) => return Some(frame),
+                Err(error) => error.to_string(),
+            },
+            Ok(None) => "the peer closed the channel".to_owned(),
+            Err(status) => peer_link::why(&status),
+        };
+        tracing::info!(why, "bulk channel ended before its offer");
+        None
+    }
+
+    /// Ends it with a reply.
+    pub(super) fn refuse(mut self, reply: BulkReply) {
+        // There is room for the first reply; a peer that is gone needs none.
+        let _ = self.outgoing.write(reply, Duration::ZERO);
+    }
+
+    /// The worker's end.
+    pub(super) fn into_channel(self) -> BulkLink<BulkReply, BulkRequest> {
+        let (frames, incoming) = pipe::inward(BULK_FRAMES_MAX);
+        tokio::spawn(forward(self.requests, frames, convert::request_from_wire));
+        BulkLink { outgoing: self.outgoing, incoming }
+    }
 }
 
 async fn dial(

@@ -9,31 +9,26 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body as _;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::Service;
-use tonic::service::Routes;
 use tonic::transport::server::TcpConnectInfo;
 
 use crate::rpc::body::{Method, RequestBody};
 use crate::rpc::budget::Charge;
 use crate::rpc::client_api::parse_timeout;
 use crate::rpc::links::{CallKind, Link};
-use crate::rpc::port::Port;
+use crate::rpc::port::{Port, patience_for};
 use crate::rpc::refuse::Refused;
 
-/// What a call holds beside its messages: its task, its headers. Bytes.
-const CALL_BYTES: usize = 4 << 10;
-/// How long a chunk of an answer may wait for its reader, besides a second for each so many of its
-/// bytes.
-const CHUNK_MAX: Duration = Duration::from_secs(10);
-const BYTES_A_SECOND_MIN: usize = 64 << 10;
+/// What a call holds beside its messages: its task, its headers, its buffers. Bytes.
+const CALL_BYTES: usize = 8 << 10;
 
 /// The caller is gone, or was cut off.
 struct Gone;
@@ -62,7 +57,7 @@ pub(super) async fn serve(
     let _open = link.begin(method.kind);
     let Some(_charge) = admit(&mut respond, method, &port, &link) else { return };
     let answer = {
-        let answering = dispatch(request, method, port.routes.clone(), &link, info);
+        let answering = dispatch(request, method, &port, &link, info);
         let mut answering = pin!(answering);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
@@ -90,7 +85,7 @@ fn admit(
     link: &Arc<Link>,
 ) -> Option<Charge> {
     let refused = match link.is_on_probation() && !method.peers {
-        true => Refused::no_place(port.links.count().0),
+        true => Refused::no_place(port.state.links.count().0),
         false => match link.share.take(CALL_BYTES) {
             Some(charge) => return Some(charge),
             None => Refused::no_room(CALL_BYTES),
@@ -105,16 +100,20 @@ fn admit(
 async fn dispatch(
     request: Request<RecvStream>,
     method: Method,
-    mut routes: Routes,
+    port: &Port,
     link: &Arc<Link>,
     info: TcpConnectInfo,
 ) -> Response<Body> {
     let timeout = request.headers().get("grpc-timeout").and_then(|value| value.to_str().ok());
     let timeout = timeout.and_then(parse_timeout);
-    let mut request = request
-        .map(|source| Body::new(RequestBody::new(source, Arc::clone(link), method, timeout)));
+    let (patience, link) = (port.state.patience, Arc::clone(link));
+    let mut request = request.map(|source| {
+        let own = Arc::clone(&link);
+        Body::new(RequestBody::new(source, own, method, patience, timeout))
+    });
     request.extensions_mut().insert(info);
-    request.extensions_mut().insert(Arc::clone(link));
+    request.extensions_mut().insert(link);
+    let mut routes = port.routes.clone();
     let ready = std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut routes, cx));
     let Ok(()) = ready.await;
     let Ok(response) = routes.call(request).await;
@@ -169,19 +168,17 @@ async fn send_chunk(
     mut chunk: Bytes,
     port: &Port,
 ) -> Result<(), Gone> {
-    let seconds = (chunk.len() / BYTES_A_SECOND_MIN) as u64;
+    let patience = patience_for(port.state.patience, chunk.len());
     let mut due = None;
     while !chunk.is_empty() {
         sink.reserve_capacity(chunk.len());
         let mut room = sink.capacity();
         if room == 0 {
-            let due = *due.get_or_insert_with(|| {
-                tokio::time::Instant::now() + CHUNK_MAX + Duration::from_secs(seconds)
-            });
+            let due = *due.get_or_insert_with(|| Instant::now() + patience);
             match tokio::time::timeout_at(due, capacity(sink)).await {
                 Ok(granted) => room = granted?,
                 Err(_elapsed) => {
-                    port.cut_off.fetch_add(1, Ordering::Relaxed);
+                    port.state.cut_off.fetch_add(1, Ordering::Relaxed);
                     sink.send_reset(Reason::ENHANCE_YOUR_CALM);
                     return Err(Gone);
                 }

@@ -9,12 +9,15 @@ use prost::Message as _;
 
 use crate::fuzz::{CLUSTER, entry};
 use crate::rpc::client_api::parse_timeout;
+use crate::rpc::codec::Bounded as _;
 use crate::rpc::convert;
 use crate::rpc::proto::{client, peer};
 
 /// What a peer sends on either channel.
 pub fn peer(input: &[u8]) {
-    if let Ok(batch) = peer::FrameBatch::decode(input) {
+    if peer::FrameBatch::check(input).is_ok()
+        && let Ok(batch) = peer::FrameBatch::decode(input)
+    {
         for frame in batch.frames.into_iter().filter_map(|f| convert::frame_from_wire(f).ok()) {
             if let Body::Raft(message) = &frame.body {
                 message.entries.iter().for_each(|one| entry(&one.data));
@@ -57,7 +60,9 @@ pub fn client(input: &[u8]) {
         let client::ApplyRequest { session, sequence, lowest_unanswered, command, .. } = request;
         calls.push((session, sequence, lowest_unanswered, command));
     }
-    if let Ok(message) = client::ApplyStreamRequest::decode(input) {
+    if client::ApplyStreamRequest::check(input).is_ok()
+        && let Ok(message) = client::ApplyStreamRequest::decode(input)
+    {
         let (session, lowest) = (message.session, message.lowest_unanswered);
         let commands = message.commands.into_iter();
         calls.extend(commands.map(|one| (session, one.sequence, lowest, one.command)));

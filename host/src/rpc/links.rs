@@ -191,7 +191,7 @@ pub(super) struct Links {
     state: Mutex<State>,
     /// Connections that went for another's sake, and newcomers that found no place.
     pub evicted: AtomicU64,
-    pub refused: AtomicU64,
+    pub turned_away: AtomicU64,
 }
 
 #[derive(Default)]
@@ -202,8 +202,8 @@ struct State {
 
 impl Links {
     pub(super) fn new(limit: usize) -> Self {
-        let (evicted, refused) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { limit, state: Mutex::default(), evicted, refused }
+        let (evicted, turned_away) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { limit, state: Mutex::default(), evicted, turned_away }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -230,7 +230,7 @@ impl Links {
                     victim.leave();
                 }
                 None => {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    self.turned_away.fetch_add(1, Ordering::Relaxed);
                     on_probation = true;
                     let waiting: Vec<_> = here().filter(|link| link.is_on_probation()).collect();
                     if waiting.len() >= PROBATION_MAX {

@@ -6,24 +6,29 @@
 //! - A peer speaks for its own replicas only. A batch that breaks a rule ends the stream and is
 //!   counted.
 //! - Delivering never waits: a full mailbox drops, and raft makes that good.
+//! - A transfer takes a thread once its offer was read and judged, and there are few such threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep_core::group::Inbound;
 use lockstep_core::ids::{GroupId, NodeId};
-use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
-use tokio::sync::watch;
+use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, BulkRequest, Offer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::bulk::BulkChannel;
 use crate::router::Router;
-use crate::rpc::bulk_link::{self, BulkReplies};
+use crate::rpc::bulk_link::{self, BulkReplies, Opened};
 use crate::rpc::links::Link;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_server::Peer;
 use crate::rpc::server::until;
 use crate::rpc::{HelloInfo, PEER_FORMAT, convert};
+
+/// Transfers that have a thread here at a time: more than the store lets in, so that it is the
+/// store that says why not.
+const TRANSFERS_MAX: usize = 16;
 
 /// The receiving end of a bulk channel.
 pub type Inbox = Box<dyn BulkChannel<BulkReply, BulkRequest> + Send>;
@@ -42,6 +47,8 @@ pub(super) struct PeerApi {
     inbox: Arc<dyn SnapshotInbox>,
     stopped: watch::Receiver<bool>,
     refused: AtomicU64,
+    /// For transfers under way.
+    places: Arc<Semaphore>,
 }
 
 impl PeerApi {
@@ -51,7 +58,8 @@ impl PeerApi {
         inbox: Arc<dyn SnapshotInbox>,
         stopped: watch::Receiver<bool>,
     ) -> Self {
-        Self { router, hello, inbox, stopped, refused: AtomicU64::new(0) }
+        let places = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        Self { router, hello, inbox, stopped, refused: AtomicU64::new(0), places }
     }
 
     /// Reads frames until the peer ends the stream or breaks a rule.
@@ -122,35 +130,68 @@ impl Peer for PeerApi {
         &self,
         request: Request<Streaming<wire::BulkFrame>>,
     ) -> Result<Response<BulkReplies>, Status> {
-        let (mut channel, replies) = bulk_link::accept(request.into_inner());
-        let inbox = Arc::clone(&self.inbox);
-        let groups = self.router.clone();
-        tokio::task::spawn_blocking(move || {
-            let refusal = match first_offer(&mut channel) {
-                Ok(offer) if groups.group_by_id(offer.group).is_some() => {
-                    return inbox.begin(offer.group, offer, Box::new(channel));
-                }
-                Ok(_unknown) => BulkReply::WrongGroup,
-                Err(Some(reply)) => reply,
-                Err(None) => return,
-            };
-            // A peer that is gone needs no answer.
-            let _ = channel.send(refusal);
+        let link = request.extensions().get::<Arc<Link>>().cloned();
+        let (mut opened, replies) = bulk_link::accept(request.into_inner());
+        let intake = Intake {
+            inbox: Arc::clone(&self.inbox),
+            router: self.router.clone(),
+            hello: self.hello.clone(),
+            places: Arc::clone(&self.places),
+        };
+        // The first frame is waited for by a task; a thread is taken for work alone.
+        tokio::spawn(async move {
+            let Some(first) = opened.first().await else { return };
+            match intake.judge(first, link.as_deref()) {
+                Ok((offer, place)) => intake.begin(offer, place, opened),
+                Err(reply) => opened.refuse(reply),
+            }
         });
         Ok(Response::new(replies))
     }
 }
 
-/// The offer that a transfer begins with; or the reply to what came instead, if anything did.
-fn first_offer(
-    channel: &mut impl BulkChannel<BulkReply, BulkRequest>,
-) -> Result<Offer, Option<BulkReply>> {
-    match channel.recv(bulk_link::WRITE_TIMEOUT) {
-        Ok(Some(frame)) => frame.into_offer().map_err(Some),
-        Ok(None) => Err(None),
-        Err(error) => {
-            tracing::info!(%error, "bulk channel ended before its offer");
-            Err(None)
+/// What a transfer has to pass before it gets a thread.
+struct Intake {
+    inbox: Arc<dyn SnapshotInbox>,
+    router: Router,
+    hello: HelloInfo,
+    places: Arc<Semaphore>,
+}
+
+impl Intake {
+    /// The offer and a place for the transfer, or the reply to what came instead.
+    fn judge(
+        &self,
+        first: BulkRequest,
+        link: Option<&Link>,
+    ) -> Result<(Offer, OwnedSemaphorePermit), BulkReply> {
+        let offer = first.into_offer()?;
+        let from = offer.from.node();
+        let known = self.hello.nodes.contains(&from) && from != self.hello.node;
+        if !known || self.router.group_by_id(offer.group).is_none() {
+            return Err(BulkReply::WrongGroup);
+        }
+        if let Some(link) = link
+            && offer.cluster == self.hello.cluster
+        {
+            link.is_a_peers();
+        }
+        let busy = BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS };
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_all_taken| busy)?;
+        Ok((offer, place))
+    }
+
+    /// Runs the transfer on a thread of its own.
+    fn begin(&self, offer: Offer, place: OwnedSemaphorePermit, opened: Opened) {
+        let (inbox, channel) = (Arc::clone(&self.inbox), opened.into_channel());
+        let builder = std::thread::Builder::new().name("receive".to_owned());
+        let started = builder.spawn(move || {
+            inbox.begin(offer.group, offer, Box::new(channel));
+            drop(place);
+        });
+        // The peer sees its channel end, and tries again.
+        if let Err(error) = started {
+            tracing::warn!(%error, "snapshot not received: no thread for it");
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -17,9 +17,11 @@ use tonic::service::Routes;
 
 use crate::rpc::budget::{Budget, Budgets, Share};
 use crate::rpc::connection;
-use crate::rpc::links::Links;
+use crate::rpc::links::{Link, Links};
 use crate::rpc::server::until;
 
+/// Bytes for which a message, or a part of an answer, gets the port's patience once more.
+const BYTES_PER_PATIENCE: u32 = 640 << 10;
 /// What one connection may hold at a time, bytes.
 const SHARE_BYTES: usize = 32 << 20;
 /// What each peer may hold at a time, bytes: frames and a transfer, their windows included.
@@ -36,30 +38,81 @@ pub struct PortLimits {
     pub connections: usize,
     /// Bytes that calls of clients may hold, all together.
     pub client_bytes: usize,
+    /// How long a message may take to come, and a part of an answer to be taken; as long again for
+    /// each so many of its bytes.
+    pub patience: Duration,
 }
 
 impl Default for PortLimits {
     fn default() -> Self {
-        Self { connections: 4_096, client_bytes: 256 << 20 }
+        Self { connections: 4_096, client_bytes: 256 << 20, patience: Duration::from_secs(10) }
     }
 }
 
-pub(super) struct Port {
-    pub routes: Routes,
-    pub links: Links,
-    pub budgets: Budgets,
+/// What a port holds at the moment, and has done since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortReport {
+    /// Connections of clients, and of peers.
+    pub clients: u64,
+    pub peers: u64,
+    /// Bytes that calls of clients hold.
+    pub client_bytes: u64,
+    /// Connections that went for another's sake, and newcomers that found no place.
+    pub evicted: u64,
+    pub turned_away: u64,
+    /// Messages that found no room.
+    pub no_room: u64,
     /// Callers that did not take their answers.
-    pub cut_off: AtomicU64,
+    pub cut_off: u64,
 }
 
-impl Port {
-    pub(super) fn new(routes: Routes, limits: PortLimits, peers: usize) -> Arc<Self> {
+/// The part of a port that others look at.
+pub struct PortState {
+    pub(super) links: Links,
+    pub(super) budgets: Budgets,
+    pub(super) patience: Duration,
+    pub(super) cut_off: AtomicU64,
+}
+
+impl PortState {
+    /// For a port with so many peers.
+    pub fn new(limits: PortLimits, peers: usize) -> Arc<Self> {
         let budgets = Budgets {
             clients: Budget::new(limits.client_bytes),
             peers: Budget::new(peers.max(1) * PEER_BYTES),
         };
         let links = Links::new(limits.connections.max(1));
-        Arc::new(Self { routes: routes.prepare(), links, budgets, cut_off: AtomicU64::new(0) })
+        Arc::new(Self { links, budgets, patience: limits.patience, cut_off: AtomicU64::new(0) })
+    }
+
+    pub fn now(&self) -> PortReport {
+        let (clients, peers) = self.links.count();
+        PortReport {
+            clients: clients as u64,
+            peers: peers as u64,
+            client_bytes: self.budgets.clients.used() as u64,
+            evicted: self.links.evicted.load(Ordering::Relaxed),
+            turned_away: self.links.turned_away.load(Ordering::Relaxed),
+            no_room: self.budgets.clients.refused(),
+            cut_off: self.cut_off.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How long so many bytes may take on their way.
+pub(super) fn patience_for(patience: Duration, bytes: usize) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    patience + patience.mul_f64(f64::from(bytes) / f64::from(BYTES_PER_PATIENCE))
+}
+
+pub(super) struct Port {
+    pub routes: Routes,
+    pub state: Arc<PortState>,
+}
+
+impl Port {
+    pub(super) fn new(routes: Routes, state: Arc<PortState>) -> Arc<Self> {
+        Arc::new(Self { routes: routes.prepare(), state })
     }
 
     /// Takes connections until `stopped` says so, then waits for those that are there to end.
@@ -80,7 +133,7 @@ impl Port {
                     }
                     Err(error) if is_of_the_connection(&error) => {}
                     Err(error) => {
-                        self.links.make_room(Instant::now());
+                        self.state.links.make_room(Instant::now());
                         if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
                             complained = Some(Instant::now());
                             tracing::warn!(%error, "connections are not taken for the moment; \
@@ -104,9 +157,9 @@ impl Port {
         remote: IpAddr,
         stopped: watch::Receiver<bool>,
     ) {
-        let share = Share::new(self.budgets.clone(), SHARE_BYTES);
-        let link = self.links.admit(remote.to_canonical(), share, Instant::now());
-        let here = Here { port: Arc::clone(&self), link: Arc::clone(&link) };
+        let share = Share::new(self.state.budgets.clone(), SHARE_BYTES);
+        let link = self.state.links.admit(remote.to_canonical(), share, Instant::now());
+        let here = Here { state: Arc::clone(&self.state), link: Arc::clone(&link) };
         connection::serve(socket, link, self, stopped).await;
         drop(here);
     }
@@ -114,13 +167,13 @@ impl Port {
 
 /// The place of a connection, until it is dropped.
 struct Here {
-    port: Arc<Port>,
-    link: Arc<crate::rpc::links::Link>,
+    state: Arc<PortState>,
+    link: Arc<Link>,
 }
 
 impl Drop for Here {
     fn drop(&mut self) {
-        self.port.links.gone(&self.link);
+        self.state.links.gone(&self.link);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::router::Router;
 use crate::rpc::client_api::ClientApi;
 use crate::rpc::peer_api::{PeerApi, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
-use crate::rpc::port::{Port, PortLimits};
+use crate::rpc::port::{Port, PortState};
 use crate::rpc::proto::DESCRIPTORS;
 use crate::rpc::proto::client::lockstep_server::LockstepServer;
 use crate::rpc::proto::peer::peer_server::PeerServer;
@@ -37,7 +37,7 @@ pub struct Services {
     pub transport: Arc<GrpcTransport>,
     /// True once clients are to be turned away; peers are served on.
     pub closing: watch::Receiver<bool>,
-    pub limits: PortLimits,
+    pub port: Arc<PortState>,
 }
 
 /// Why serving ended before it was told to.
@@ -53,7 +53,7 @@ pub async fn serve(
     services: Services,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let Services { router, inbox, hello, transport, closing, limits: port_limits } = services;
+    let Services { router, inbox, hello, transport, closing, port } = services;
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -67,7 +67,6 @@ pub async fn serve(
         closing.clone(),
         stopped.clone(),
     );
-    let peers = hello.nodes.len();
     let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
     let routes = Routes::new(health)
         .add_service(reflection)
@@ -81,7 +80,7 @@ pub async fn serve(
                 .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
         );
-    let serving = Port::new(routes, port_limits, peers).run(listener, stopped);
+    let serving = Port::new(routes, port).run(listener, stopped);
     let told = async {
         shutdown.await;
         // Streams that would never end by themselves see this and end.

@@ -4,6 +4,7 @@
 
 mod calls;
 mod crowds;
+mod hostile;
 mod peers;
 mod raw;
 mod streams;
@@ -19,6 +20,7 @@ use lockstep_core::entry::Call;
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::group::{GroupStatus, Inbound, ReplicaState, Role, Running};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
+use lockstep_core::limits;
 use lockstep_core::snapshot::Configuration;
 use lockstep_core::snapshot::chunk::Offer;
 use tokio::net::TcpListener;
@@ -30,7 +32,7 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::{Inbox, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
-use crate::rpc::port::PortLimits;
+use crate::rpc::port::{PortLimits, PortState};
 use crate::rpc::server::{Services, serve};
 
 const GROUP: &str = "bank";
@@ -109,7 +111,10 @@ impl Machine {
             return Answer::Rejected(Rejection::Guest(Bytes::from_static(b"no")));
         }
         self.applied.push((call.session, call.sequence, call.payload.clone()));
-        let outcome = Bytes::from(format!("#{}", self.applied.len()));
+        let outcome = match call.payload.starts_with(b"big") {
+            true => Bytes::from(vec![b'#'; limits::OUTCOME_BYTES_MAX]),
+            false => Bytes::from(format!("#{}", self.applied.len())),
+        };
         self.outcomes.insert(key, outcome.clone());
         Answer::Ok(outcome)
     }
@@ -178,6 +183,7 @@ struct Node {
     address: String,
     handle: GroupHandle,
     frames: mpsc::UnboundedReceiver<Inbound>,
+    port: Arc<PortState>,
     closing: watch::Sender<bool>,
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<()>,
@@ -278,6 +284,7 @@ impl Node {
         tokio::spawn(play(setup.node, mailbox, shared));
         let hello = setup.hello();
         let (closing, closed) = watch::channel(false);
+        let port = PortState::new(setup.limits, 2);
         let services = Services {
             closing: closed,
             router: Router::new(setup.node, [handle.clone()], setup.nodes),
@@ -288,7 +295,7 @@ impl Node {
                 Arc::new(|_| {}),
             )),
             hello,
-            limits: setup.limits,
+            port: Arc::clone(&port),
         };
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(async move {
@@ -297,7 +304,7 @@ impl Node {
             };
             serve(listener, services, stopped).await.expect("the port stays open");
         });
-        Self { address, handle, frames, closing, stop, served }
+        Self { address, handle, frames, port, closing, stop, served }
     }
 
     async fn stop(self) {
@@ -309,6 +316,10 @@ impl Node {
 
 /// A cluster of `count` nodes whose leader is node 1.
 async fn cluster(count: u16) -> (Vec<Node>, Shared) {
+    cluster_with(count, PortLimits::default()).await
+}
+
+async fn cluster_with(count: u16, limits: PortLimits) -> (Vec<Node>, Shared) {
     let mut listeners = Vec::new();
     let mut nodes = BTreeMap::new();
     for id in 1..=count {
@@ -321,7 +332,7 @@ async fn cluster(count: u16) -> (Vec<Node>, Shared) {
     shared.lock().leader = Some(NodeId(1));
     let started = listeners.into_iter().zip(1..).map(|(listener, id)| {
         let node = NodeId(id);
-        let (inbox, limits) = (Arc::new(NoInbox), PortLimits::default());
+        let inbox = Arc::new(NoInbox);
         let setup = Setup { node, cluster: 1, nodes: nodes.clone(), inbox, limits };
         Node::start(setup, listener, shared.clone())
     });

@@ -25,21 +25,29 @@ fn receiver_on(listener: TcpListener, cluster: u8, inbox: Arc<dyn SnapshotInbox>
 
 /// The sending side as node `me`, and what it was told to be unreachable.
 fn sender(me: u16, address: &str) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
+    sender_to(me, 2, address)
+}
+
+pub(super) fn sender_to(
+    me: u16,
+    to: u16,
+    address: &str,
+) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
     let (lost_in, lost) = mpsc::unbounded_channel();
     let hello = HelloInfo {
         cluster: [1; 16],
         cluster_name: "cluster 1".to_owned(),
         node: NodeId(me),
-        nodes: BTreeSet::from([NodeId(me), NodeId(2)]),
+        nodes: BTreeSet::from([NodeId(me), NodeId(to)]),
     };
-    let peers = BTreeMap::from([(NodeId(2), address.to_owned())]);
+    let peers = BTreeMap::from([(NodeId(to), address.to_owned())]);
     let unreachable = Arc::new(move |node| {
         let _ = lost_in.send(node);
     });
     (GrpcTransport::start(hello, &peers, unreachable), lost)
 }
 
-fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
+pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
     Box::new(Frame {
         group: GroupId::of_name(GROUP),
         from: ReplicaId::new(NodeId(from), 0),

@@ -1,0 +1,46 @@
+//! What a node's port tells: connections, and who was told no.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::rpc::port::PortState;
+
+/// The rows of the port, without labels: there is one a node.
+pub(super) struct PortRows(pub Arc<PortState>);
+
+impl fmt::Debug for PortRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PortRows")
+    }
+}
+
+impl Collector for PortRows {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let now = self.0.now();
+        let help = "Connections, by whose they are";
+        let mut all = encoder.encode_descriptor("connections", help, None, MetricType::Gauge)?;
+        for (whose, count) in [("client", now.clients), ("peer", now.peers)] {
+            ConstGauge::new(count).encode(all.encode_family(&[("whose", whose)])?)?;
+        }
+        let help = "Memory that calls of clients hold";
+        let bytes = encoder.encode_descriptor("client_memory_bytes", help, None, MetricType::Gauge);
+        ConstGauge::new(now.client_bytes).encode(bytes?)?;
+        let counters = [
+            ("connections_evicted", "Connections that made room for another", now.evicted),
+            ("connections_turned_away", "Connections that found no place", now.turned_away),
+            ("requests_without_room", "Requests that found no memory", now.no_room),
+            ("answers_cut_off", "Calls whose callers did not take the answer", now.cut_off),
+        ];
+        for (name, help, count) in counters {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(counter)?;
+        }
+        Ok(())
+    }
+}

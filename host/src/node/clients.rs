@@ -1,0 +1,37 @@
+//! What clients may take of the process.
+
+use crate::config::NodeConfig;
+use crate::fs::disk::raise_descriptor_limit;
+use crate::rpc::port::PortLimits;
+
+/// Connections of clients, unless configured.
+const CONNECTIONS: usize = 4_096;
+/// Clients get so many, however few descriptors there are.
+const CONNECTIONS_MIN: usize = 8;
+/// Descriptors that are not given to clients' connections: for the process and its log, for a
+/// group's snapshots and lanes, for the connections with each node, and for those that are about to
+/// be closed.
+const DESCRIPTORS_KEPT: usize = 56;
+const DESCRIPTORS_A_GROUP: usize = 8;
+const DESCRIPTORS_A_NODE: usize = 4;
+
+/// What is left for clients: descriptors are kept for the log, for snapshots and for peers.
+pub(super) fn port_limits(config: &NodeConfig) -> PortLimits {
+    let descriptors = usize::try_from(raise_descriptor_limit()).unwrap_or(usize::MAX);
+    let kept = DESCRIPTORS_KEPT
+        + DESCRIPTORS_A_GROUP * config.groups.len()
+        + DESCRIPTORS_A_NODE * config.nodes.len();
+    let most = descriptors.saturating_sub(kept).max(CONNECTIONS_MIN);
+    let wanted = config.clients.connections.unwrap_or(CONNECTIONS);
+    if config.clients.connections.is_some_and(|wanted| wanted > most) {
+        tracing::warn!(
+            wanted,
+            most,
+            descriptors,
+            "fewer connections are taken than `connections` has: let this process have more \
+             descriptors"
+        );
+    }
+    let client_bytes = usize::try_from(config.clients.memory_bytes).unwrap_or(usize::MAX);
+    PortLimits { connections: wanted.min(most), client_bytes, ..PortLimits::default() }
+}

@@ -1,0 +1,223 @@
+//! [`BoundedCodec`]: prost's encoding, with a look at a message before it is decoded.
+//!
+//! A field of two bytes on the wire may be a struct of a hundred in memory. So the parts of
+//! messages that hold many are counted first, and too many are refused before anything is made of
+//! them.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+use crate::rpc::proto::{client, peer};
+use crate::rpc::refuse::Refused;
+use crate::rpc::{BATCH_FRAMES_MAX, STREAM_COMMANDS_MAX};
+
+/// Entries in all frames of one batch: more than its bytes hold if each has anything in it.
+const BATCH_ENTRIES_MAX: usize = 1 << 18;
+/// Bytes with which a call's buffers begin: most messages are small, and there are many calls.
+const BUFFER_BYTES: usize = 1 << 10;
+/// Bytes of encoded messages that are handed on at once.
+const YIELD_BYTES: usize = 32 << 10;
+
+/// What may be decoded.
+pub(crate) trait Bounded {
+    /// Looks at the encoded message.
+    fn check(_encoded: &[u8]) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl Bounded for client::ApplyStreamRequest {
+    fn check(encoded: &[u8]) -> Result<(), Status> {
+        const COMMANDS: u32 = 4;
+        let commands = count(encoded, COMMANDS, &mut |_command| Ok(()))?;
+        match commands > STREAM_COMMANDS_MAX {
+            true => Err(Refused::malformed(format!(
+                "a message of {commands} commands is over the limit of {STREAM_COMMANDS_MAX}"
+            ))
+            .into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Bounded for peer::FrameBatch {
+    fn check(encoded: &[u8]) -> Result<(), Status> {
+        const FRAMES: u32 = 2;
+        const RAFT: u32 = 7;
+        const ENTRIES: u32 = 7;
+        let mut entries = 0;
+        let frames = count(encoded, FRAMES, &mut |frame| {
+            count(frame, RAFT, &mut |raft| {
+                entries += count(raft, ENTRIES, &mut |_entry| Ok(()))?;
+                Ok(())
+            })
+            .map(drop)
+        })?;
+        let too_many = |what, have, limit| {
+            let why = format!("a batch of {have} {what} is over the limit of {limit}");
+            Err(Status::invalid_argument(why))
+        };
+        if frames > BATCH_FRAMES_MAX {
+            return too_many("frames", frames, BATCH_FRAMES_MAX);
+        }
+        if entries > BATCH_ENTRIES_MAX {
+            return too_many("entries", entries, BATCH_ENTRIES_MAX);
+        }
+        Ok(())
+    }
+}
+
+// Each of these holds a bounded number of fields, or was made by this node's own kind.
+impl Bounded for client::OpenSessionRequest {}
+impl Bounded for client::OpenSessionResponse {}
+impl Bounded for client::ApplyRequest {}
+impl Bounded for client::ApplyResponse {}
+impl Bounded for client::ApplyStreamResponse {}
+impl Bounded for client::QueryRequest {}
+impl Bounded for client::QueryResponse {}
+impl Bounded for client::StatusRequest {}
+impl Bounded for client::StatusResponse {}
+impl Bounded for client::MarkRequest {}
+impl Bounded for client::MarkResponse {}
+impl Bounded for peer::FramesEnd {}
+impl Bounded for peer::BulkFrame {}
+impl Bounded for peer::BulkAnswer {}
+
+/// How often a field of embedded messages stands in a message; each is shown to `look`.
+fn count(
+    mut encoded: &[u8],
+    field: u32,
+    look: &mut dyn FnMut(&[u8]) -> Result<(), Status>,
+) -> Result<usize, Status> {
+    let broken = |error: prost::DecodeError| Status::from(Refused::malformed(error.to_string()));
+    let cut_off = || Status::from(Refused::malformed("a message is cut off"));
+    let mut found = 0;
+    while !encoded.is_empty() {
+        let (tag, wire) = decode_key(&mut encoded).map_err(broken)?;
+        let length = match wire {
+            WireType::Varint => {
+                decode_varint(&mut encoded).map_err(broken)?;
+                0
+            }
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => decode_varint(&mut encoded).map_err(broken)?,
+            WireType::StartGroup | WireType::EndGroup => {
+                return Err(Refused::malformed("there are no groups in this protocol").into());
+            }
+        };
+        let length = usize::try_from(length).map_err(|_| cut_off())?;
+        let (value, rest) = encoded.split_at_checked(length).ok_or_else(cut_off)?;
+        if tag == field && wire == WireType::LengthDelimited {
+            found += 1;
+            look(value)?;
+        }
+        encoded = rest;
+    }
+    Ok(found)
+}
+
+/// The codec of both services.
+pub(crate) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for BoundedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for BoundedCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Bounded + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BoundedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        let settings = BufferSettings::new(BUFFER_BYTES, YIELD_BYTES);
+        BoundedDecoder(ProstCodec::<T, U>::raw_decoder(settings))
+    }
+}
+
+/// Looks, then decodes.
+pub(crate) struct BoundedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + Bounded> Decoder for BoundedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, encoded: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        use bytes::Buf;
+        // One message lies in one piece.
+        U::check(encoded.chunk())?;
+        self.0.decode(encoded)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream_of(commands: usize) -> Vec<u8> {
+        let commands = vec![client::StreamCommand::default(); commands];
+        let request = client::ApplyStreamRequest { session: 7, commands, ..Default::default() };
+        request.encode_to_vec()
+    }
+
+    fn batch_of(frames: usize, entries: usize) -> Vec<u8> {
+        let entries = vec![peer::Entry::default(); entries];
+        let raft = peer::Raft { entries, ..Default::default() };
+        let body = Some(peer::frame::Body::Raft(raft));
+        let frame = peer::Frame { boot: 1, body, ..Default::default() };
+        let mut all = vec![peer::Frame::default(); frames - 1];
+        all.push(frame);
+        peer::FrameBatch { hello: None, frames: all }.encode_to_vec()
+    }
+
+    /// B6: what is small on the wire and large in memory.
+    #[test]
+    fn many_small_parts_are_refused_before_they_are_decoded() {
+        let check = |encoded: &[u8], check: fn(&[u8]) -> Result<(), Status>, want: &str| {
+            let said = check(encoded).err().map(|status| status.message().to_owned());
+            assert_eq!(said.unwrap_or_default(), want);
+        };
+        let stream = client::ApplyStreamRequest::check;
+        check(&stream_of(STREAM_COMMANDS_MAX), stream, "");
+        let much = "a message of 1025 commands is over the limit of 1024";
+        check(&stream_of(STREAM_COMMANDS_MAX + 1), stream, much);
+        let batch = peer::FrameBatch::check;
+        check(&batch_of(BATCH_FRAMES_MAX, BATCH_ENTRIES_MAX), batch, "");
+        let much = "a batch of 257 frames is over the limit of 256";
+        check(&batch_of(BATCH_FRAMES_MAX + 1, 0), batch, much);
+        let much = "a batch of 262145 entries is over the limit of 262144";
+        check(&batch_of(1, BATCH_ENTRIES_MAX + 1), batch, much);
+    }
+
+    #[test]
+    fn broken_bytes_are_refused_wherever_they_are_cut() {
+        let whole = batch_of(3, 2);
+        for cut in 1..whole.len() {
+            // What is a whole message all the same is prost's to judge.
+            let _ = peer::FrameBatch::check(&whole[..cut]);
+        }
+        assert!(peer::FrameBatch::check(&[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err());
+        assert!(peer::FrameBatch::check(&[0x13]).is_err(), "a group");
+        assert!(peer::FrameBatch::check(&[0x80]).is_err());
+    }
+}

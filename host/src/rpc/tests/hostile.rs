@@ -1,0 +1,235 @@
+//! Clients that mean no good, or are broken: what they do is felt by nobody else, and what they
+//! hold has a bound.
+
+use tokio::net::TcpStream;
+use tonic::Code;
+
+use super::raw::{GOAWAY, RESET, Raw};
+use super::*;
+use crate::rpc::proto::client::lockstep_client::LockstepClient;
+use crate::rpc::proto::client::{ApplyRequest, ApplyStreamRequest, StreamCommand};
+use crate::transport::Transport;
+
+const APPLY: &str = "/lockstep.v1.Lockstep/Apply";
+const APPLY_STREAM: &str = "/lockstep.v1.Lockstep/ApplyStream";
+const FRAMES: &str = "/lockstep.peer.v1.Peer/Frames";
+const BULK: &str = "/lockstep.peer.v1.Peer/Bulk";
+
+/// Little of everything, so that its end is seen.
+fn narrow() -> PortLimits {
+    let patience = Duration::from_millis(200);
+    PortLimits { connections: 8, client_bytes: 4 << 20, patience }
+}
+
+async fn connect(node: &Node) -> LockstepClient<tonic::transport::Channel> {
+    LockstepClient::connect(format!("http://{}", node.address)).await.expect("it listens")
+}
+
+fn apply(command: &'static str) -> ApplyRequest {
+    let command = Bytes::from_static(command.as_bytes());
+    ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
+}
+
+/// B12: connections on which nothing is said keep nobody out.
+#[tokio::test]
+async fn idle_connections_make_room_for_others() {
+    let (nodes, _shared) = cluster_with(1, narrow()).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(TcpStream::connect(&nodes[0].address).await.expect("it listens"));
+    }
+    let mut quiet = Vec::new();
+    for _ in 0..20 {
+        quiet.push(connect(&nodes[0]).await);
+    }
+    let mut caller = connect(&nodes[0]).await;
+    caller.apply(apply("a")).await.expect("there is room");
+    for client in &mut quiet[18..] {
+        client.apply(apply("b")).await.expect("the youngest stayed");
+    }
+    let few = async {
+        while nodes[0].port.now().clients > 16 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    patiently("the others to go", few).await;
+    assert!(nodes[0].port.now().evicted >= 100, "{:?}", nodes[0].port.now());
+}
+
+/// B12: where all places are busy, a client hears so, and a peer gets in.
+#[tokio::test]
+async fn busy_connections_keep_clients_out_but_no_peer() {
+    let (mut nodes, shared) = cluster_with(2, narrow()).await;
+    shared.lock().held = Some(Vec::new());
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let mut client = connect(&nodes[0]).await;
+        calls.spawn(async move { client.apply(apply("held")).await });
+    }
+    let all_held = async {
+        while shared.lock().held.as_ref().map_or(0, Vec::len) < 6 {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("six calls", all_held).await;
+    let status = connect(&nodes[0]).await.apply(apply("more")).await.expect_err("no place");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("try another node"), "{status:?}");
+
+    let (transport, _lost) = super::peers::sender_to(2, 1, &nodes[0].address);
+    let arrival = async {
+        loop {
+            transport.send(NodeId(1), super::peers::frame(2, 7));
+            let pause = Duration::from_millis(5);
+            if tokio::time::timeout(pause, nodes[0].frames.recv()).await.is_ok() {
+                return;
+            }
+        }
+    };
+    patiently("a frame of a peer", arrival).await;
+    assert_eq!(nodes[0].port.now().peers, 1);
+    shared.release();
+    for call in calls.join_all().await {
+        call.expect("nobody who waited was sent away");
+    }
+}
+
+/// B6: what was begun ends in time, and gives back what was kept for it.
+#[tokio::test]
+async fn half_sent_requests_end() {
+    let (nodes, shared) = cluster_with(1, narrow()).await;
+    let mut raw = Raw::connect(&nodes[0].address).await;
+    let silent = raw.open(APPLY, &[]);
+    let begun = raw.open(APPLY, &[]);
+    raw.part(begun, 900_000, b"the first few", false);
+    let in_a_stream = raw.open(APPLY_STREAM, &[]);
+    raw.part(in_a_stream, 900_000, b"the first few", false);
+    let peer = raw.open(FRAMES, &[]);
+    let bulk = raw.open(BULK, &[]);
+    raw.part(bulk, 100, b"an", false);
+    raw.flush().await;
+    let mut open = vec![silent, begun, in_a_stream, peer, bulk];
+    while !open.is_empty() {
+        let frame = patiently("an end", raw.next()).await.expect("the connection stays");
+        assert_ne!(frame.kind, GOAWAY);
+        if frame.ends_stream() {
+            open.retain(|stream| *stream != frame.stream);
+        }
+    }
+    let calm = raw.open(APPLY, &[]);
+    raw.message(calm, &apply("calm"), true);
+    raw.flush().await;
+    assert!(patiently("an answer", raw.is_answered(calm)).await);
+    assert_eq!(shared.lock().applied.len(), 1, "nothing was made of halves");
+    drop(raw);
+    given_back(&nodes[0]).await;
+}
+
+async fn given_back(node: &Node) {
+    let empty = async {
+        while node.port.now().client_bytes > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    patiently("the budget is whole again", empty).await;
+}
+
+/// B6: bytes that are announced are counted before they come, and refused where there is no room.
+#[tokio::test]
+async fn requests_without_room_are_refused() {
+    let (nodes, _shared) = cluster_with(1, narrow()).await;
+    let mut hog = Raw::connect(&nodes[0].address).await;
+    for _ in 0..4 {
+        let begun = hog.open(APPLY, &[]);
+        hog.part(begun, 1_000_000, b"", false);
+    }
+    hog.flush().await;
+    let full = async {
+        while nodes[0].port.now().client_bytes < 4_000_000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("a full budget", full).await;
+    let large = ApplyRequest { command: vec![0; 500_000].into(), ..apply("") };
+    let status = connect(&nodes[0]).await.apply(large).await.expect_err("there is no room");
+    let word = status.metadata().get("lockstep-refusal").and_then(|word| word.to_str().ok());
+    assert_eq!((status.code(), word), (Code::ResourceExhausted, Some("overloaded")));
+    assert!(nodes[0].port.now().no_room > 0);
+    drop(hog);
+    given_back(&nodes[0]).await;
+    let large = ApplyRequest { command: vec![0; 500_000].into(), ..apply("") };
+    connect(&nodes[0]).await.apply(large).await.expect("there is room again");
+}
+
+/// B6: before Hello a peer may say as much as Hello takes; a client no more than a command.
+#[tokio::test]
+async fn lengths_are_judged_before_anything_is_kept() {
+    let (nodes, _shared) = cluster_with(1, PortLimits::default()).await;
+    let mut raw = Raw::connect(&nodes[0].address).await;
+    for (path, length) in [(APPLY, 2 << 20), (FRAMES, 1 << 20), (BULK, 1 << 20)] {
+        let stream = raw.open(path, &[]);
+        raw.part(stream, length, b"", false);
+        raw.flush().await;
+        assert!(!patiently(path, raw.is_answered(stream)).await);
+    }
+    let mut client = connect(&nodes[0]).await;
+    let large = ApplyRequest { command: vec![0; 2 << 20].into(), ..apply("") };
+    let status = client.apply(large).await.expect_err("it is too large");
+    let word = status.metadata().get("lockstep-refusal").and_then(|word| word.to_str().ok());
+    assert_eq!((status.code(), word), (Code::InvalidArgument, Some("too-large")));
+}
+
+/// B6: a client that does not read its answers is cut off, and what they held is given back.
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_cut_off() {
+    let (nodes, shared) = cluster_with(1, narrow()).await;
+    let mut raw = Raw::connect(&nodes[0].address).await;
+    let stream = raw.open(APPLY_STREAM, &[]);
+    let commands = (0..100).map(|tag| {
+        let command = Bytes::from_static(b"big");
+        StreamCommand { tag, sequence: 0, command }
+    });
+    let message = ApplyStreamRequest {
+        group: GROUP.to_owned(),
+        commands: commands.collect(),
+        ..Default::default()
+    };
+    raw.message(stream, &message, false);
+    raw.flush().await;
+    loop {
+        let frame = patiently("the end", raw.next()).await.expect("the connection stays");
+        if frame.kind == RESET {
+            assert_eq!((frame.stream, &frame.payload[..]), (stream, &[0, 0, 0, 11][..]));
+            break;
+        }
+    }
+    assert_eq!(nodes[0].port.now().cut_off, 1);
+    assert!(shared.lock().applied.len() <= 100);
+    drop(raw);
+    given_back(&nodes[0]).await;
+    connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
+}
+
+/// B7: channels on which nothing is offered take no thread.
+#[test]
+fn silent_transfers_take_no_thread() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let (nodes, _shared) = cluster(1).await;
+        let mut raw = Raw::connect(&nodes[0].address).await;
+        for _ in 0..64 {
+            raw.open(BULK, &[]);
+        }
+        let last = raw.open(APPLY, &[]);
+        raw.message(last, &apply("a"), true);
+        raw.flush().await;
+        assert!(patiently("an answer", raw.is_answered(last)).await, "all were read");
+        let work = tokio::task::spawn_blocking(|| 7);
+        let done = tokio::time::timeout(Duration::from_secs(3), work).await;
+        assert_eq!(done.expect("there is a thread").expect("it does not panic"), 7);
+    });
+}
