@@ -1,6 +1,8 @@
 ;; A core module of the right shape. The test puts a memory and the body of `describe` in place.
 (module
   (memory (export "memory") $MEMORY)
+  (table $small 1 8 funcref)
+  (table $large 1 funcref)
   (func $describe (export "lockstep:fsm/state-machine@0.1.0#describe") (result i32) $DESCRIBE)
   (func (export "lockstep:fsm/state-machine@0.1.0#init")
     (param i64 i64 i64 i64 i32 i32) (result i32) unreachable)

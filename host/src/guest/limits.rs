@@ -1,9 +1,12 @@
 //! How much memory a guest may have, and who said no.
 //!
 //! - The limit is of all linear memories together, for a component may hold several.
-//! - A refusal by the limit is deterministic: `memory.grow` answers -1, and a flag stays so that
-//!   the abort which usually follows is told from any other trap.
-//! - A refusal by the machine is not: the guest is stopped at once and never sees it.
+//! - No guest sees a refusal. What is in use when a limit is met is not the same on every replica:
+//!   one that restored a snapshot has another heap than one that replayed, and so would another
+//!   `memory.grow` of the two have answered -1. Such an answer in an outcome would part the
+//!   replicas in silence. So growth beyond a limit ends the call, be it the group's limit, that of
+//!   all tables, or the maximum that a memory or a table declares itself.
+//! - A refusal by the machine ends it as well, and is told from those.
 
 use wasmtime::ResourceLimiter;
 
@@ -48,6 +51,13 @@ impl Limiter {
         self.memory_bytes
     }
 
+    /// Ends the call.
+    fn refuse<R>(&mut self, why: String) -> wasmtime::Result<R> {
+        let error = wasmtime::Error::msg(why.clone());
+        self.refused = Some(why);
+        Err(error)
+    }
+
     /// What the limit refused in this call, if it did.
     pub(crate) fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
@@ -68,17 +78,18 @@ impl ResourceLimiter for Limiter {
     ) -> wasmtime::Result<bool> {
         let growth = desired.saturating_sub(current) as u64;
         let total = self.memory_bytes.saturating_add(growth);
-        // A memory's own maximum is checked here as well, so that whatever fails after this is the
-        // machine's doing.
-        let over_own = maximum.is_some_and(|maximum| desired > maximum);
-        if over_own || total > self.memory_bytes_max {
-            let limit =
-                if over_own { maximum.map_or(0, |m| m as u64) } else { self.memory_bytes_max };
-            self.refused = Some(format!(
-                "it asked for {growth} more bytes of memory, has {} and may have {limit}",
-                self.memory_bytes
+        let has = self.memory_bytes;
+        if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
+            return self.refuse(format!(
+                "it asked for {growth} more bytes of a memory that has {current} and declares \
+                 itself that it may have {maximum}"
             ));
-            return Ok(false);
+        }
+        if total > self.memory_bytes_max {
+            let most = self.memory_bytes_max;
+            return self.refuse(format!(
+                "it asked for {growth} more bytes of memory, has {has} and may have {most}"
+            ));
         }
         self.memory_bytes = total;
         Ok(true)
@@ -94,19 +105,27 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // A table's own maximum is left to the engine: a refusal by it allocates nothing, so that
-        // counting it costs the guest only room under a limit it broke.
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
+            return self.refuse(format!(
+                "it asked for a table of {desired} elements, which declares itself that it may \
+                 have {maximum}"
+            ));
+        }
         if total > TABLE_ELEMENTS_MAX {
-            self.refused = Some(format!(
+            return self.refuse(format!(
                 "it asked for tables of {total} elements and may have {TABLE_ELEMENTS_MAX}"
             ));
-            return Ok(false);
         }
         self.table_elements = total;
         Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Its size would not be a number; where the machine has no room the engine traps by itself.
+        self.refuse(format!("it asked for a table that cannot be: {error:#}"))
     }
 
     fn instances(&self) -> usize {
@@ -128,21 +147,37 @@ mod tests {
 
     const PAGE: usize = 64 << 10;
 
-    /// Two memories share one limit; what was refused does not count as used.
+    /// Two memories share one limit; what was refused does not count as used, and ends the call.
     #[test]
     fn memories_are_summed() {
         let mut limiter = Limiter::new(4 * PAGE as u64);
         let mut grow = |current, desired, maximum| {
             limiter.begin();
             let allowed = limiter.memory_growing(current * PAGE, desired * PAGE, maximum);
-            (allowed.expect("the limiter never traps"), limiter.refused().is_some())
+            assert_eq!(allowed.is_err(), limiter.refused().is_some(), "no guest sees a refusal");
+            allowed.unwrap_or(false)
         };
-        assert_eq!(grow(0, 2, None), (true, false), "the first memory");
-        assert_eq!(grow(0, 1, None), (true, false), "the second one");
-        assert_eq!(grow(2, 4, None), (false, true), "five pages, where four are the limit");
-        assert_eq!(grow(1, 2, Some(PAGE)), (false, true), "over the memory's own maximum");
-        assert_eq!(grow(2, 3, None), (true, false), "the last page");
+        assert!(grow(0, 2, None), "the first memory");
+        assert!(grow(0, 1, None), "the second one");
+        assert!(!grow(2, 4, None), "five pages, where four are the limit");
+        assert!(!grow(1, 2, Some(PAGE)), "over the memory's own maximum");
+        assert!(grow(2, 3, None), "the last page");
         assert_eq!(limiter.memory_bytes(), 4 * PAGE as u64);
+    }
+
+    #[test]
+    fn tables_are_summed() {
+        let mut limiter = Limiter::new(0);
+        let mut grow = |current, desired, maximum| {
+            limiter.begin();
+            let allowed = limiter.table_growing(current, desired, maximum);
+            assert_eq!(allowed.is_err(), limiter.refused().is_some(), "no guest sees a refusal");
+            allowed.unwrap_or(false)
+        };
+        assert!(grow(0, TABLE_ELEMENTS_MAX - 1, None), "the first table");
+        assert!(!grow(0, 2, None), "more than both may have");
+        assert!(!grow(0, 1, Some(0)), "over the table's own maximum");
+        assert!(grow(0, 1, Some(1)), "the last element");
     }
 
     #[test]

@@ -5,16 +5,19 @@ use std::io;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_host::guest::{Guest as _, Outcome};
 
-use super::{at, commands, fresh, header, hostile, install, snapshot, started};
+use super::{at, commands, fresh, header, hostile, install, refusals, snapshot, started};
 
 /// What was asked for, in which class it ends, and what the message must say.
 type Deed = (&'static str, FaultClass, &'static str);
 
 /// Misbehaviour that is possible everywhere.
-const DEEDS: [Deed; 4] = [
+const DEEDS: [Deed; 7] = [
     ("panic", FaultClass::Trap, "on purpose"),
     ("loop", FaultClass::OutOfFuel, "used up the fuel"),
     ("grow", FaultClass::OutOfMemory, "bytes of memory, has"),
+    ("reserve", FaultClass::OutOfMemory, "more bytes of memory, has"),
+    ("pages 2048", FaultClass::OutOfMemory, "134217728 more bytes of memory, has"),
+    ("pages 65535", FaultClass::OutOfMemory, "declares itself that it may have 4294967296"),
     ("recurse 1", FaultClass::StackOverflow, "call stack exhausted"),
 ];
 const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of snapshot");
@@ -151,6 +154,40 @@ fn memory_is_counted_and_limited_from_the_first_page() {
     narrow.profile.memory_bytes = 64 << 10;
     let fault = hostile().instantiate_component(&narrow).err().expect("a page is not enough");
     assert_eq!((fault.call, fault.class), ("instantiate", FaultClass::OutOfMemory), "{fault}");
+}
+
+/// A heap's holes are not in the snapshot: where memory ends for one replica, another has some
+/// left. Whoever comes there stops; nobody answers with what it was refused.
+#[test]
+fn no_outcome_tells_of_a_refusal() {
+    let mut live = started(hostile());
+    live.apply(at(2), &commands(&["fragment 500"])).expect("the limit allows it");
+    let mut restored = fresh(hostile());
+    restored.restore(&header(hostile(), 2), b"", &mut &snapshot(&mut live)[..]).expect("its own");
+    assert!(restored.memory_bytes() < live.memory_bytes() / 2, "the restored one has no holes");
+
+    for guest in [&mut live, &mut restored] {
+        let fault = guest.apply(at(3), &commands(&["reserve"])).expect_err("memory ends");
+        assert_eq!(fault.class, FaultClass::OutOfMemory, "{fault}");
+    }
+}
+
+/// A memory or a table that declares a maximum of its own is stopped there as well, whatever the
+/// group's limit: how large it was before is not the same on every replica.
+#[test]
+fn a_maximum_of_its_own_is_no_answer_either() {
+    let check = |memory: &str, describe: &str, says: &str| {
+        let refused = refusals::shell_refused(memory, describe);
+        assert!(refused.contains("out of memory in describe"), "{refused}");
+        assert!(refused.contains(says), "{refused}");
+    };
+    let growth = "(memory.grow (i32.const 2))";
+    check("1 2", growth, "131072 more bytes of a memory that has 65536 and declares itself");
+    check("1", "(memory.grow (i32.const 65536))", "declares itself that it may have 4294967296");
+    let table = "(table.grow $small (ref.null func) (i32.const 9))";
+    check("1", table, "a table of 10 elements, which declares itself that it may have 8");
+    let table = "(table.grow $large (ref.null func) (i32.const 2000000))";
+    check("1", table, "tables of 2000002 elements and may have 1048576");
 }
 
 /// Limits come from the profile, and a profile of another engine is not run at all.

@@ -47,6 +47,11 @@ pub(crate) fn component(text: String) -> Vec<u8> {
         .expect("the module has the world's shape")
 }
 
+/// The sentence that such a component is refused with.
+pub(crate) fn shell_refused(memory: &str, describe: &str) -> String {
+    check(&shell(memory, describe)).expect_err("it does not describe itself").to_string()
+}
+
 #[test]
 fn other_files_are_refused_by_what_they_are() {
     refuse(b"", "the file is empty");

@@ -12,6 +12,7 @@
 //! Its state is the number of commands, of 8 bytes, then as much filling as `fill N` asked for.
 #![cfg(target_arch = "wasm32")]
 
+use core::arch::wasm32::memory_grow;
 use std::cell::RefCell;
 use std::hint::black_box;
 
@@ -147,6 +148,10 @@ fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
             black_box(number);
         },
         "grow" => grow(),
+        // The size before, in pages of 64 KiB, or u32::MAX: what a refusal looks like to a guest.
+        "pages" => return Ok(memory_grow::<0>(number).to_string().into()),
+        "fragment" => fragment(number),
+        "reserve" => return Ok(reserve().to_string().into()),
         "recurse" => return Ok(recurse(number as u64, recurse_again).to_le_bytes().to_vec()),
         "write" => snapshot_io::write(b"contraband"),
         "read" => drop(snapshot_io::read(1)),
@@ -164,6 +169,31 @@ fn numbered(deed: &str) -> (&str, usize) {
     let mut words = deed.splitn(3, ' ');
     let (word, number) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
     (word, number.parse().unwrap_or(0))
+}
+
+/// Allocates so many blocks of 64 KiB with a small one behind each, and frees the large ones: the
+/// heap has room that no larger block fits in, until it is restored elsewhere.
+fn fragment(blocks: usize) {
+    let large: Vec<_> = (0..blocks)
+        .map(|_| {
+            let large = Vec::<u8>::with_capacity(64 << 10);
+            black_box(Vec::<u8>::with_capacity(16)).leak();
+            large
+        })
+        .collect();
+    drop(black_box(large));
+}
+
+/// Reserves blocks of 1 MiB until one is refused; how many there were.
+fn reserve() -> usize {
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut block = Vec::new();
+        if block.try_reserve_exact(1 << 20).is_err() {
+            return blocks.len();
+        }
+        blocks.push(black_box(block));
+    }
 }
 
 /// Takes memory until there is none.
