@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::logging;
+
 mod apply;
 mod check;
 mod dev;
@@ -87,17 +89,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Failed(why)) => {
-            eprintln!("lockstep: {why}");
-            ExitCode::from(1)
-        }
-        Err(Failure::Usage(why)) => {
-            eprintln!("lockstep: {why}");
-            ExitCode::from(2)
-        }
-    }
+    let (code, why) = match (run(cli.command), logging::unwritten()) {
+        (Ok(()), None) => (0, None),
+        (Ok(()), Some(error)) => (1, Some(format!("standard output: {error}"))),
+        (Err(Failure::Failed(why)), _) => (1, Some(why)),
+        (Err(Failure::Usage(why)), _) => (2, Some(why)),
+    };
+    logging::last_words(why.as_deref());
+    ExitCode::from(code)
 }
 
 fn run(command: Command) -> Outcome {
@@ -120,16 +119,4 @@ fn block_on(command: impl Future<Output = Outcome>) -> Result<Outcome, Failure> 
     let outcome = runtime.block_on(command);
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     Ok(outcome)
-}
-
-/// Logs to standard error; `LOCKSTEP_LOG` filters, like `info` or `lockstep_host=debug`.
-pub(crate) fn log_to_stderr(default: &str) {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }

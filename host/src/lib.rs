@@ -3,6 +3,8 @@
 //! Everything non-deterministic enters through four doors: [`fs::Fs`], [`clock::Clock`],
 //! [`transport::Transport`] and [`guest::Guest`].
 #![deny(unsafe_code)]
+// They panic when nobody reads, and wait for who does not: see `logging`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod bulk;
 pub mod cli;
@@ -14,6 +16,7 @@ pub mod fs;
 pub mod fuzz;
 pub mod group;
 pub mod guest;
+pub(crate) mod logging;
 pub mod metrics;
 pub mod node;
 pub mod recover;

@@ -10,6 +10,7 @@ mod data_dir;
 mod faults;
 mod guests;
 mod lifecycle;
+mod logging;
 mod metrics;
 mod modules;
 mod promises;

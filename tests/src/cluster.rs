@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -210,11 +210,22 @@ impl Cluster {
 
     /// Starts a node with more arguments.
     pub fn start_node_with(&mut self, node: u16, more: &[&str]) -> Result<()> {
+        self.start_node_as(node, more, |_| {})
+    }
+
+    /// The same, with a last word on the process' surroundings.
+    pub fn start_node_as(
+        &mut self,
+        node: u16,
+        more: &[&str],
+        surround: impl FnOnce(&mut Command),
+    ) -> Result<()> {
         ensure!(!self.processes.contains_key(&node), "node {node} runs already");
         let config = self.config_file(node).display().to_string();
         let args: Vec<&str> =
             ["serve", "--config", &config].into_iter().chain(more.iter().copied()).collect();
-        let process = Process::start(&self.binary, &args, &self.log_file(node))?;
+        let log = self.log_file(node);
+        let process = Process::start_as(&self.binary, &args, &log, surround)?;
         self.processes.insert(node, process);
         Ok(())
     }

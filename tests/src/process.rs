@@ -32,15 +32,22 @@ pub struct Output {
 impl Process {
     /// Starts `program` with `args`; both of its outputs are appended to `log`.
     pub fn start(program: &Path, args: &[&str], log: &Path) -> Result<Self> {
+        Self::start_as(program, args, log, |_| {})
+    }
+
+    /// The same, with a last word on its surroundings.
+    pub fn start_as(
+        program: &Path,
+        args: &[&str],
+        log: &Path,
+        surround: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
         let out = append_to(log)?;
         let err = out.try_clone().with_context(|| format!("{}", log.display()))?;
-        let child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+        surround(&mut command);
+        let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
         Ok(Self { child, log: log.to_owned() })
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::{Failure, Outcome};
+use crate::logging::out;
 use crate::node::load_component;
 
 /// Check a component with the engine that nodes use.
@@ -20,6 +21,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Failure::Failed(format!("{path}: {e}; give the path of the .wasm that the build made"))
     })?;
     let module = module.map_err(|why| Failure::Failed(format!("{path}: {why}")))?;
-    println!("{}", module.report());
+    out!("{}", module.report());
     Ok(())
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 
-use crate::cli::serve::{StopSignal, not_started};
-use crate::cli::{Failure, Outcome, log_to_stderr};
+use crate::cli::serve::{LogArgs, StopSignal, not_started};
+use crate::cli::{Failure, Outcome};
 use crate::config::{ClientSettings, GroupSpec, ModuleSource, NodeConfig};
 use crate::group::GroupHandle;
+use crate::logging::{self, say};
 use crate::node::Node;
 
 /// Run a cluster on loopback to try a state machine.
@@ -30,10 +31,12 @@ pub(crate) struct Args {
     /// Handed to the state machine's `init`.
     #[arg(long, default_value = "")]
     config: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    log_to_stderr("warn");
+    logging::start("warn", args.log.format)?;
     let temporary = match &args.data_dir {
         Some(_) => None,
         None => Some(tempfile::tempdir()?),
@@ -51,12 +54,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
         let config = node_config(*id, &args, &addresses, data);
         nodes.push(Node::start_on(socket, config).await.map_err(not_started)?);
     }
-    println!(
-        "{} nodes of {} are starting; data in {}",
-        args.nodes,
-        args.module.display(),
-        data.display()
-    );
+    let (module, data) = (args.module.display(), data.display());
+    say(&format!("{} nodes of {module} are starting; data in {data}", args.nodes));
     let any_serves = tokio::select! {
         any_serves = all_settled(&nodes) => any_serves,
         () = told.wait() => return stop(nodes).await,
@@ -71,7 +70,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         () = told.wait() => {}
         never = tell_of_faults(&nodes) => match never {},
     }
-    println!("stopping");
+    say("stopping");
     stop(nodes).await
 }
 
@@ -79,7 +78,7 @@ async fn stop(nodes: Vec<Node>) -> Outcome {
     for node in nodes {
         node.stop().await;
     }
-    println!("stopped");
+    say("stopped");
     Ok(())
 }
 
@@ -169,7 +168,7 @@ fn replicas(nodes: &[Node]) -> impl Iterator<Item = (&str, &GroupHandle)> {
 
 fn tell_of(node: &str, state: &ReplicaState) {
     if let Some(cause) = state.cause() {
-        println!("the replica at {node} is {}: {cause}", state.name());
+        say(&format!("the replica at {node} is {}: {cause}", state.name()));
     }
 }
 
@@ -182,9 +181,9 @@ fn print_what_to_try(addresses: &BTreeMap<NodeId, String>, guest: &str) {
         "bank" => ("open alice 100", "balance alice"),
         _other => ("COMMAND", "QUESTION"),
     };
-    println!("\nready; in another terminal try:");
-    println!("  lockstep apply  --endpoint {first} '{command}'");
-    println!("  lockstep query  --endpoint {first} '{question}'");
-    println!("  lockstep status --endpoint {all}");
-    println!("\nCtrl-C stops the cluster.");
+    say("\nready; in another terminal try:");
+    say(&format!("  lockstep apply  --endpoint {first} '{command}'"));
+    say(&format!("  lockstep query  --endpoint {first} '{question}'"));
+    say(&format!("  lockstep status --endpoint {all}"));
+    say("\nCtrl-C stops the cluster.");
 }

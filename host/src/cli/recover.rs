@@ -4,9 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cli::{Failure, Outcome, log_to_stderr};
+use crate::cli::{Failure, Outcome};
 use crate::config::NodeConfig;
 use crate::fs::DiskFs;
+use crate::logging::{self, out};
 use crate::recover::{RecoverError, StoppedGroup};
 
 /// Make the replica of this stopped node the whole group, when a majority is lost for good.
@@ -49,36 +50,36 @@ pub(crate) struct Which {
 pub(crate) fn run(args: &Args) -> Outcome {
     let (stopped, _) = args.which.open()?;
     let (term, index) = stopped.last();
-    println!("group {}: this node is replica {}", args.which.group, stopped.replica());
-    println!("  its log ends at index {index} of term {term}");
+    out!("group {}: this node is replica {}", args.which.group, stopped.replica());
+    out!("  its log ends at index {index} of term {term}");
     match stopped.starts_from().map_err(|error| failed(&error))? {
         Some(snapshot) => {
-            println!("  it starts from the snapshot at {snapshot}, which was read whole")
+            out!("  it starts from the snapshot at {snapshot}, which was read whole")
         }
-        None => println!("  it starts from the first entry of its log"),
+        None => out!("  it starts from the first entry of its log"),
     }
     let voters: Vec<String> =
         stopped.configuration().voters.iter().map(ToString::to_string).collect();
-    println!("  the group's voters are {}; they will be this replica alone", voters.join(", "));
+    out!("  the group's voters are {}; they will be this replica alone", voters.join(", "));
     args.which.confirm()?;
     stopped.keep_only_me().map_err(|error| failed(&error))?;
-    println!("done: start this node; start the others with --rejoin");
+    out!("done: start this node; start the others with --rejoin");
     Ok(())
 }
 
 pub(crate) fn drop_group(command: &GroupCommand) -> Outcome {
     let GroupCommand::Drop(which) = command;
     let (stopped, config) = which.open()?;
-    println!("group {} and its snapshots on this node will be gone", which.group);
+    out!("group {} and its snapshots on this node will be gone", which.group);
     which.confirm()?;
     stopped.forget(&config).map_err(|error| failed(&error))?;
-    println!("done");
+    out!("done");
     Ok(())
 }
 
 impl Which {
     fn open(&self) -> Result<(StoppedGroup, NodeConfig), Failure> {
-        log_to_stderr("warn");
+        logging::start("warn", logging::Format::Text)?;
         let config = NodeConfig::load(&self.config).map_err(|e| Failure::Usage(e.to_string()))?;
         let stopped = StoppedGroup::open(Arc::new(DiskFs), &config, &self.group);
         Ok((stopped.map_err(|error| failed(&error))?, config))
@@ -90,8 +91,9 @@ impl Which {
             Some(typed) => typed.clone(),
             None => {
                 if std::io::stdin().is_terminal() {
-                    print!("type the group's name to go on: ");
-                    std::io::stdout().flush()?;
+                    let mut out = std::io::stdout();
+                    write!(out, "type the group's name to go on: ")?;
+                    out.flush()?;
                 }
                 let mut line = String::new();
                 std::io::stdin().read_line(&mut line)?;

@@ -8,6 +8,7 @@ use lockstep_client::{Client, Error, Options, Outcome};
 
 use crate::cli::Failure;
 use crate::cli::format::text_or_hex;
+use crate::logging::out;
 
 /// How to reach a cluster.
 #[derive(clap::Args)]
@@ -65,7 +66,7 @@ pub(crate) fn print_outcome(
     if let Some(mut object) = json {
         object["ok"] = ok.into();
         object["answer"] = text_or_hex(said).into();
-        println!("{object}");
+        out!("{object}");
     } else if ok {
         use std::io::Write;
         let mut out = std::io::stdout().lock();

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use lockstep_core::mutant::planted;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{Failure, Outcome, log_to_stderr};
+use crate::cli::{Failure, Outcome};
 use crate::config::NodeConfig;
+use crate::logging;
 use crate::node::{Node, StartError};
 use crate::router::Ended;
 
@@ -31,11 +32,21 @@ pub(crate) struct Args {
     /// Move this node's old data aside and join its groups as a new replica.
     #[arg(long)]
     rejoin: bool,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// How a command that hosts nodes logs.
+#[derive(clap::Args)]
+pub(crate) struct LogArgs {
+    /// How lines of the log look, on standard error.
+    #[arg(long = "log-format", value_enum, default_value_t, env = "LOCKSTEP_LOG_FORMAT")]
+    pub format: logging::Format,
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
     let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
-    log_to_stderr("info");
+    logging::start("info", args.log.format)?;
     // From here on a signal is remembered: one that comes during the start ends the node behind it.
     let mut told = StopSignal::listen();
     let (name, id) = (config.cluster.clone(), config.node);

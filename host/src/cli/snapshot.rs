@@ -4,7 +4,7 @@
 //! knows: it is asked for it if its configuration or its address was given.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::cli::format::{size, table};
 use crate::cli::{Failure, Outcome};
 use crate::config::NodeConfig;
 use crate::fs::DiskFs;
+use crate::logging::out;
 use crate::store::layout::{ObjectName, snapshot_dir};
 use crate::store::{
     Identity, ObjectContent, ObjectFile, list_directory, list_objects, verify_object,
@@ -86,7 +87,7 @@ pub(crate) async fn run(command: &Command) -> Outcome {
         .map(|(_, groups)| groups)
         .map_err(|error| error.to_string());
     if let Err(why) = &logs {
-        eprintln!("what is listed is not known: {why}");
+        note(&format!("what is listed is not known: {why}\n"));
     }
     let holders = match &endpoint {
         Some(endpoint) => holders(endpoint).await,
@@ -198,13 +199,18 @@ fn read(object: &ObjectFile) -> Result<(), String> {
         blocks += 1;
         if shows {
             let done = (blocks << 20).min(all);
-            eprint!("\r{} {} of {}  ", object.file, size(done), size(all));
+            note(&format!("\r{} {} of {}  ", object.file, size(done), size(all)));
         }
     });
     if shows {
-        eprint!("\r\x1b[K");
+        note("\r\x1b[K");
     }
     result
+}
+
+/// A word aside, to whoever may see it.
+fn note(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
@@ -241,17 +247,17 @@ fn why(object: &ObjectFile, logs: &Logs) -> Result<(), String> {
 
 fn print(rows: &[Row], json: bool) {
     if json {
-        rows.iter().for_each(|row| println!("{}", as_json(row)));
+        rows.iter().for_each(|row| out!("{}", as_json(row)));
         return;
     }
     if rows.is_empty() {
-        return println!("no snapshots");
+        return out!("no snapshots");
     }
     let heading =
         ["GROUP", "TERM", "INDEX", "SIZE", "DIGEST", "MODULE", "LISTED", "HELD", "FILE", ""];
     let mut all = vec![heading.map(str::to_owned).to_vec()];
     all.extend(rows.iter().map(as_row));
-    print!("{}", table(&all));
+    out!("{}", table(&all).trim_end());
 }
 
 fn as_row(row: &Row) -> Vec<String> {

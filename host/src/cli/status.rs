@@ -13,6 +13,7 @@ use crate::cli::format::{size, table};
 use crate::cli::remote::Target;
 use crate::cli::{Failure, Outcome};
 use crate::group::CLOCK_IS_OFF;
+use crate::logging::out;
 
 /// Show the groups of a cluster, as every reachable node sees them.
 #[derive(clap::Args)]
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         all.extend(answers.iter().flat_map(peer_errors_as_json));
         let silent = errors.iter();
         all.extend(silent.map(|(at, why)| serde_json::json!({ "unreachable": at, "error": why })));
-        println!("{}", serde_json::Value::Array(all));
+        out!("{}", serde_json::Value::Array(all));
     } else {
         print(&answers, &errors);
     }
@@ -100,17 +101,17 @@ fn print(answers: &[StatusResponse], errors: &BTreeMap<String, String>) {
     for (node, group) in &all {
         rows.push(row(node, group, furthest(&group.name).unwrap_or(0)));
     }
-    print!("{}", table(&rows));
+    out!("{}", table(&rows).trim_end());
     for (_, group) in &all {
-        notes(group).iter().for_each(|note| println!("{} node {}: {note}", group.name, group.node));
+        notes(group).iter().for_each(|note| out!("{} node {}: {note}", group.name, group.node));
     }
     for node in answers {
         for peer in &node.peer_errors {
-            println!("node {} to node {} ({}): {}", node.node, peer.node, peer.address, peer.error);
+            out!("node {} to node {} ({}): {}", node.node, peer.node, peer.address, peer.error);
         }
     }
     for (endpoint, why) in errors {
-        println!("{endpoint}: {why}");
+        out!("{endpoint}: {why}");
     }
 }
 

@@ -68,6 +68,8 @@ impl Collector for Reports {
         };
         let reports: Vec<GroupReport> = self.router.groups().map(report).collect();
         let mut rows = Rows { encoder, reports: &reports };
+        let lost = crate::logging::lines_lost();
+        rows.of_process("stderr_lines_lost", "Lines for standard error that nobody took", lost)?;
         group_rows(&mut rows)?;
         snapshot_rows(&mut rows, self.clock.wall_ms())?;
         space_rows(&mut rows)?;
@@ -225,6 +227,13 @@ fn by(
 }
 
 impl Rows<'_, '_> {
+    /// A counter of the whole process.
+    fn of_process(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
+        let counter = MetricType::Counter;
+        let encoder = self.encoder.encode_descriptor(name, help, None, counter)?;
+        ConstCounter::new(count).encode(encoder)
+    }
+
     fn gauge(
         &mut self,
         name: &str,

@@ -63,6 +63,8 @@ const FENCES: [Fence; 6] = [
             "host/src/fs/disk.rs",
             // Memory is mapped there: its files have no name, and lie on no disk.
             "host/src/guest/memory.rs",
+            // What the process says of itself goes to descriptors that it was born with.
+            "host/src/logging.rs",
             // The configuration is read before there is a door.
             "host/src/config.rs",
             // Commands that run beside a node, on files that are not a node's.

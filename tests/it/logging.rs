@@ -1,0 +1,77 @@
+//! What a node says on standard error, and who reads it.
+
+use std::io::{BufRead as _, BufReader, PipeReader};
+
+use lockstep_tests::cluster::Cluster;
+use lockstep_tests::process::run;
+
+use crate::solo::{GROUP, REFUSAL_PATIENCE, apply, spec};
+
+/// A node that says more than a pipe takes, and the reading end of its standard error.
+async fn talkative(more: &[&str]) -> (Cluster, PipeReader) {
+    let mut cluster = Cluster::prepare(spec()).expect("a directory");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let surround = |command: &mut std::process::Command| {
+        command.env("LOCKSTEP_LOG", "trace").stderr(writer);
+    };
+    cluster.start_node_as(1, more, surround).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    (cluster, reader)
+}
+
+async fn serves_and_stops(mut cluster: Cluster) {
+    let client = cluster.client().expect("its address is one");
+    for number in 0..200 {
+        apply(&client, &format!("set a {number}")).await;
+    }
+    cluster.stop_all().await.expect("it stops in time, with 0");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_stops_nothing() {
+    let (cluster, reader) = talkative(&[]).await;
+    serves_and_stops(cluster).await;
+    drop(reader);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_gone_ends_nothing() {
+    let (cluster, reader) = talkative(&[]).await;
+    drop(reader);
+    serves_and_stops(cluster).await;
+}
+
+#[tokio::test]
+async fn lines_are_objects_for_who_wants_them() {
+    let (cluster, reader) = talkative(&["--log-format", "json"]).await;
+    let lines = std::thread::spawn(move || {
+        let lines = BufReader::new(reader).lines().map(|line| line.expect("it is read"));
+        let objects = lines.map(|line| {
+            let object = serde_json::from_str::<serde_json::Value>(&line);
+            object.unwrap_or_else(|error| panic!("{error}: {line}"))
+        });
+        objects.filter(|object| object["message"] == "node started").count()
+    });
+    serves_and_stops(cluster).await;
+    assert_eq!(lines.join().expect("all are objects"), 1);
+}
+
+/// What prints for a person ends well if that person has seen enough, and not if it got lost.
+#[tokio::test]
+async fn a_command_whose_output_nobody_takes_does_not_panic() {
+    let mut cluster = crate::solo::started_node(&[]).await;
+    let shell = |to: &str| {
+        let binary = cluster.binary().display();
+        format!("{binary} status --endpoint {} {to}", cluster.address(1))
+    };
+    let away = format!("set -o pipefail; {}", shell("| true"));
+    let full = shell("> /dev/full");
+    for (line, code, says) in [(away, 0, ""), (full, 1, "standard output: ")] {
+        let bash = std::path::Path::new("/bin/bash");
+        let output = run(bash, &["-c", &line], REFUSAL_PATIENCE).await.expect("it ends");
+        assert_eq!(output.code, Some(code), "{line}: {output:?}");
+        assert!(output.stderr.contains(says), "{line}: {output:?}");
+        assert!(!output.stderr.contains("panic"), "{line}: {output:?}");
+    }
+    cluster.stop_all().await.expect("it stops");
+}
