@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::NodeConfig;
-use crate::fs::{Fs, make_durable};
+use crate::fs::{Fs, create_dirs, is_short, make_durable};
 use crate::store::list_objects;
 
 #[cfg(test)]
@@ -55,6 +55,13 @@ pub enum DataDirError {
     NoLog(PathBuf),
 }
 
+impl DataDirError {
+    /// Whether the same may succeed once somebody gives something back: room, descriptors, memory.
+    pub fn is_short(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_short(source))
+    }
+}
+
 /// An open data directory.
 pub struct DataDir {
     path: PathBuf,
@@ -71,17 +78,8 @@ impl DataDir {
             let dir = path.clone();
             move |source| DataDirError::Io { dir, doing, source }
         };
-        let is_there = |dir: &&Path| matches!(fs.exists(dir), Ok(true));
-        let there: Vec<&Path> = path.ancestors().filter(is_there).collect();
-        fs.create_dir_all(&path).map_err(io("create it"))?;
         // Whatever is made durable in it is lost with it, if its own name is.
-        for dir in path.ancestors().filter(|dir| dir.parent().is_some_and(|p| p != Path::new(""))) {
-            match make_durable(&**fs, dir) {
-                // Somebody else made it, in a directory that is not ours to open.
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && there.contains(&dir) => {}
-                durable => durable.map_err(io("make its name durable"))?,
-            }
-        }
+        create_dirs(&**fs, &path).map_err(io("create it"))?;
         let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
             _other => io("lock it")(e),
@@ -120,13 +118,12 @@ impl DataDir {
 
     /// The log has its first segment: from now on a directory without one has lost it.
     pub fn log_begun(&mut self, fs: &dyn Fs) -> Result<(), DataDirError> {
-        let Some(owner) = self.unbegun.take() else { return Ok(()) };
+        let Some(owner) = &self.unbegun else { return Ok(()) };
         let dir = self.path.clone();
-        write_owner(fs, &self.path.join("node"), &owner).map_err(|source| DataDirError::Io {
-            dir,
-            doing: "write its owner",
-            source,
-        })
+        let written = write_owner(fs, &self.path.join("node"), owner);
+        written.map_err(|source| DataDirError::Io { dir, doing: "write its owner", source })?;
+        self.unbegun = None;
+        Ok(())
     }
 
     /// Keeps snapshots that lie elsewhere under a name nobody reads: `--rejoin` begins without any.

@@ -19,6 +19,9 @@ pub use disk::DiskFs;
 pub trait Fs: Send + Sync {
     /// Creates a file for reading and writing; an existing one is an error.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
+    /// Like `create`, and asks the filesystem to write over the file's blocks where they are, and
+    /// not elsewhere: so that writing over them needs no room. A wish; see [`Fs::promise`].
+    fn create_in_place(&self, path: &Path) -> io::Result<Box<dyn File>>;
     /// Opens an existing file; `write` asks for writing too.
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
     /// Renames, replacing what stands at `to`.
@@ -32,10 +35,29 @@ pub trait Fs: Send + Sync {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable. Callers use [`make_durable`].
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Opens a directory, so that its names can be made durable when no descriptor is to be had.
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn Dir>>;
+    /// What the filesystem does with the blocks of this file when they are written again.
+    fn promise(&self, path: &Path) -> io::Result<Promise>;
     fn space(&self, dir: &Path) -> io::Result<Space>;
     /// Takes an exclusive lock on a file (created if missing) that lives as long as the value;
     /// `WouldBlock` if another process holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+}
+
+/// An open directory.
+pub trait Dir: Send + Sync {
+    /// Makes the names in it durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// What a filesystem promises about a file's blocks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Promise {
+    /// What it is called.
+    pub filesystem: String,
+    /// They are written where they are: that needs no room, so it works on a full disk.
+    pub in_place: bool,
 }
 
 /// Bytes of one open file.
@@ -72,10 +94,65 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     fs.sync_dir(parent)
 }
 
+/// Creates a directory and what is missing above it, each with a durable name before the next. Of
+/// those that were there the lowest may be an earlier process's that came no further: its name is
+/// synced as far as that goes, for it may as well be somebody else's.
+pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
+    let missing = |dir: &&Path| matches!(fs.exists(dir), Ok(false));
+    let missing: Vec<&Path> = dir.ancestors().take_while(missing).collect();
+    if let Some(there) = dir.ancestors().nth(missing.len())
+        && there.parent().is_some()
+    {
+        let _as_far_as_it_goes = make_durable(fs, there);
+    }
+    for dir in missing.into_iter().rev() {
+        fs.create_dir_all(dir)?;
+        make_durable(fs, dir)?;
+    }
+    Ok(())
+}
+
 /// Whether an error means that there is no room: on the disk, or within a quota.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
+
+/// Whether an operation that failed like this may succeed once somebody gives something back: room,
+/// descriptors, memory.
+pub fn is_short(error: &io::Error) -> bool {
+    let descriptors = os_code(error).is_some_and(|code| NO_DESCRIPTORS.contains(&code));
+    is_full(error) || descriptors || error.kind() == io::ErrorKind::OutOfMemory
+}
+
+/// ENFILE and EMFILE, which have no kind of their own.
+const NO_DESCRIPTORS: [i32; 2] = [23, 24];
+
+/// The system's number of an error, also behind a door's own words.
+fn os_code(error: &io::Error) -> Option<i32> {
+    let named = || error.get_ref()?.downcast_ref::<Named>()?.code;
+    error.raw_os_error().or_else(named)
+}
+
+/// An error of the system with a door's own words.
+#[derive(Debug)]
+struct Named {
+    text: String,
+    code: Option<i32>,
+}
+
+impl Named {
+    fn error(text: String, of: &io::Error) -> io::Error {
+        io::Error::new(of.kind(), Self { text, code: os_code(of) })
+    }
+}
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Named {}
 
 /// Reads exactly `buf.len()` bytes at `offset`.
 pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ use lockstep_core::apply::Ledger;
 use lockstep_core::entry::EntryBody;
 use lockstep_core::ids::{Digest, GroupId, ModuleId, NodeId};
 use lockstep_core::recovery_state::RecoveryState;
-use lockstep_core::wal::record::{BatchBuilder, SEGMENT_HEADER_BYTES, SegmentHeader};
+use lockstep_core::wal::record::{BatchBuilder, BatchPlace, FileHeader};
 use raft::eraftpb::Entry;
 
 use crate::config::NodeConfig;
@@ -27,6 +27,8 @@ use crate::wal::{Wal, WalOptions};
 
 pub(crate) const CLUSTER: [u8; 16] = [3; 16];
 const NODE: NodeId = NodeId(1);
+/// As large as a file's header, so that nothing stands between it and the head.
+const BLOCK: u32 = 64;
 
 /// A log: as a file, or as records that are put into good batches.
 pub fn log(input: &[u8]) {
@@ -39,14 +41,13 @@ pub fn log(input: &[u8]) {
         _ => segment(rest),
     };
     let fs = MemFs::with_dir(Path::new("/wal"));
-    let name = crate::wal::first_segment_name();
+    let name = crate::wal::first_file_name();
     let written = fs.create(&Path::new("/wal").join(name)).and_then(|open| {
         open.write_at(&file, 0)?;
         open.sync()
     });
     written.expect("a disk in memory takes it");
-    let options =
-        WalOptions { cluster: CLUSTER, node: NODE, segment_bytes: 1 << 16, ballast_bytes: 0 };
+    let options = WalOptions { block_bytes: BLOCK, ..WalOptions::new(CLUSTER, NODE, 1 << 16, 1) };
     let doors: Arc<dyn Fs> = Arc::new(fs);
     let Ok((wal, groups)) = Wal::open(doors, Path::new("/wal"), options) else { return };
     let reader = wal.reader();
@@ -61,11 +62,11 @@ pub fn log(input: &[u8]) {
 /// A segment whose batches are right, of what the input says: a byte for the kind, one for the
 /// group, two for the length, and so much payload.
 fn segment(mut input: &[u8]) -> Vec<u8> {
-    let mut header =
-        SegmentHeader { cluster: CLUSTER, node: NODE, segment: 1, first_batch: 1, file_length: 0 };
-    let (salt, mut number) = (header.salt(), header.first_batch);
+    let (cluster, node, block_bytes) = (CLUSTER, NODE, BLOCK);
+    let mut header = FileHeader { cluster, node, block_bytes, file: 1, nonce: 1, length: 0 };
+    let mut place = BatchPlace { number: 1, segment: 1, previous: 0, oldest: 1 };
     let mut batches = Vec::new();
-    let mut batch = BatchBuilder::new(salt, number);
+    let mut batch = BatchBuilder::new(&header, place);
     while let Some((head, rest)) = input.split_at_checked(4) {
         let length = usize::from(u16::from_le_bytes([head[2], head[3]])).min(rest.len());
         let (payload, rest) = rest.split_at(length);
@@ -81,15 +82,14 @@ fn segment(mut input: &[u8]) -> Vec<u8> {
             }
             4 => batch.any(head[0] / 6, group, payload),
             _end => {
-                batches.extend(
-                    std::mem::replace(&mut batch, BatchBuilder::new(salt, number + 1)).finish(),
-                );
-                number += 1;
+                place.number += 1;
+                let next = BatchBuilder::new(&header, place);
+                batches.extend(std::mem::replace(&mut batch, next).finish());
             }
         }
     }
     batches.extend(batch.finish());
-    header.file_length = (SEGMENT_HEADER_BYTES + batches.len()) as u64;
+    header.length = (BLOCK as usize + batches.len()) as u64;
     [&header.encode()[..], &batches[..]].concat()
 }
 

@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::disk::raise_descriptor_limit;
-use crate::fs::{DiskFs, Fs, Space};
+use crate::fs::{DiskFs, Fs, Promise, Space};
 use crate::group::inbox::GroupInbox;
 use crate::group::reopen::SnapshotDir;
 use crate::group::start::{self, Opened, Started};
@@ -40,7 +40,7 @@ use crate::rpc::port::PortState;
 use crate::rpc::server::{ServeError, Services, serve};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
-use crate::wal::{Wal, WalError, WalOptions, WalReader};
+use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 mod clients;
 mod scrub;
@@ -172,7 +172,9 @@ impl Node {
             (true, socket) => Ports::Taken(take_ports(socket, &config).await?),
             (false, socket) => Ports::Free(socket),
         };
-        let mut data = DataDir::open(&fs, &config, rejoin)?;
+        let mut data =
+            once_there_is_room(DataDirError::is_short, || DataDir::open(&fs, &config, rejoin))
+                .await?;
         if rejoin {
             data.move_snapshots_aside(&*fs, &config)?;
         }
@@ -180,14 +182,7 @@ impl Node {
             Ports::Taken(taken) => taken,
             Ports::Free(socket) => take_ports(socket, &config).await?,
         };
-        let options = WalOptions {
-            cluster: config.cluster_id(),
-            node: config.node,
-            segment_bytes: config.log_segment_bytes,
-            ballast_bytes: config.log_segment_bytes,
-        };
-        let (wal, mut recovered) = Wal::open(Arc::clone(&fs), &data.wal(), options)?;
-        data.log_begun(&*fs)?;
+        let (wal, mut recovered) = open_log(&fs, &config, &mut data).await?;
         let (log, log_thread) = LogLane::start(wal).map_err(|source| thread("log lane", source))?;
         let log_reader = log.reader();
         let disk = space(&*fs, data.path())?;
@@ -345,6 +340,64 @@ impl Node {
     }
 }
 
+/// How long a start rests that found no room.
+const START_RETRY: Duration = Duration::from_secs(1);
+/// Tries between two lines about it.
+const START_RETRIES_A_LINE: u32 = 60;
+
+/// A step of a start. What is short is waited for: a full disk ends no node, and keeps none from
+/// starting once there is room.
+async fn once_there_is_room<T, E: std::fmt::Display>(
+    is_short: impl Fn(&E) -> bool,
+    mut step: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let mut tries = 0_u32;
+    loop {
+        match step() {
+            Err(error) if is_short(&error) => {
+                if tries.is_multiple_of(START_RETRIES_A_LINE) {
+                    tracing::warn!(%error, "the node cannot start for want of room: it goes on by \
+                        itself once there is some");
+                }
+                tries += 1;
+                tokio::time::sleep(START_RETRY).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Opens the log, and says in the data directory that there is one.
+async fn open_log(
+    fs: &Arc<dyn Fs>,
+    config: &NodeConfig,
+    data: &mut DataDir,
+) -> Result<(Wal, BTreeMap<GroupId, RecoveredGroup>), StartError> {
+    let segment_bytes = config.log_segment_bytes;
+    let options = WalOptions::new(config.cluster_id(), config.node, segment_bytes, entropy());
+    let open = || Wal::open(Arc::clone(fs), &data.wal(), options);
+    let (wal, recovered) = once_there_is_room(WalError::is_short, open).await?;
+    tell_promise(&**fs, &wal);
+    once_there_is_room(DataDirError::is_short, || data.log_begun(&**fs)).await?;
+    Ok((wal, recovered))
+}
+
+/// Says what a full disk will mean here.
+fn tell_promise(fs: &dyn Fs, wal: &Wal) {
+    match fs.promise(&wal.active_path()) {
+        Ok(Promise { filesystem, in_place: true }) => tracing::info!(
+            filesystem,
+            "the log is written in place: on a full disk it still takes what is under way"
+        ),
+        Ok(Promise { filesystem, in_place: false }) => tracing::warn!(
+            filesystem,
+            "this filesystem may have no room for what the log has reserved: on a full disk \
+            writes wait before they are told to"
+        ),
+        Err(error) => tracing::warn!(%error, "what the filesystem of the log promises is unknown"),
+    }
+}
+
 /// Routes offers to groups.
 struct Inboxes(BTreeMap<GroupId, GroupInbox>);
 
@@ -432,7 +485,7 @@ fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule)
 }
 
 /// Real chance, for ids and nonces.
-fn entropy() -> u64 {
+pub(crate) fn entropy() -> u64 {
     getrandom::u64().expect("the system gives randomness")
 }
 

@@ -13,6 +13,7 @@ use lockstep_core::wal::LogJob;
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::{Fs, make_durable};
+use crate::node::entropy;
 use crate::store::layout::{self, ObjectName, group_dir, snapshot_dir};
 use crate::store::{Identity, SnapshotReader};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
@@ -63,12 +64,8 @@ impl StoppedGroup {
             return Err(RecoverError::NoData(config.data_dir.clone()));
         }
         let data = DataDir::open(&fs, config, false)?;
-        let options = WalOptions {
-            cluster: config.cluster_id(),
-            node: config.node,
-            segment_bytes: config.log_segment_bytes,
-            ballast_bytes: config.log_segment_bytes,
-        };
+        let (cluster, segment_bytes) = (config.cluster_id(), config.log_segment_bytes);
+        let options = WalOptions::new(cluster, config.node, segment_bytes, entropy());
         let (wal, mut groups) = Wal::open(Arc::clone(&fs), &data.wal(), options)?;
         let found = groups.remove(&GroupId::of_name(group));
         let found = found.ok_or_else(|| {

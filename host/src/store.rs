@@ -29,7 +29,7 @@ use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
 use self::layout::{Header, ObjectName};
 use self::reserve::{Held, Lease, Slot, Source};
-use crate::fs::{File, Fs, Space, make_durable};
+use crate::fs::{File, Fs, Space, create_dirs, is_short, make_durable};
 
 pub mod lane;
 pub mod layout;
@@ -107,7 +107,12 @@ impl SnapshotStore {
             let why = format!("the recovery state is of group {:?}, not of this one", state.group);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        create_dirs(&*fs, &dir)?;
+        match create_dirs(&*fs, &layout::part_dir(&dir)) {
+            // It is tried again when there is something to write.
+            Err(error) if is_short(&error) => tracing::warn!(group = %identity.group, %error,
+                "there is no room for the directory of the snapshots yet"),
+            created => created?,
+        }
         let (stays, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
         tracing::info!(
             group = %identity.group,
@@ -460,6 +465,12 @@ impl SnapshotStore {
 
     /// Takes bytes from the budget, or says how many it could have had.
     fn take(&self, need: u64) -> Result<Result<Arc<Lease>, u64>, SnapshotRefusal> {
+        // There may have been no room for it at the start.
+        let part_dir = layout::part_dir(&self.dir);
+        if !self.fs.exists(&part_dir).unwrap_or(true) {
+            let made = create_dirs(&*self.fs, &part_dir);
+            made.map_err(|e| SnapshotRefusal::disk("creating the directory", need, &e))?;
+        }
         let space = self.fs.space(&self.dir);
         let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
         Ok(self.quota.take(need, space))
@@ -581,16 +592,6 @@ fn busy() -> SnapshotRefusal {
 /// all cloned on this lane or from a handle that exists.
 fn is_free(lease: &Arc<Lease>) -> bool {
     Arc::strong_count(lease) == 1
-}
-
-/// Makes the directory, its staging directory and their names durable, up to the data directory.
-fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    let part = layout::part_dir(dir);
-    fs.create_dir_all(&part)?;
-    part.ancestors()
-        .take(4)
-        .filter(|dir| dir.parent().is_some())
-        .try_for_each(|dir| make_durable(fs, dir))
 }
 
 const _: () = assert!(limits::RECOVERY_POINTS >= 1);

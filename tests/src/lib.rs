@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod demo;
 pub mod disk;
+pub mod filled;
 pub mod killloop;
 pub mod observe;
 pub mod process;

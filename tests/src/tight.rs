@@ -13,7 +13,7 @@ use lockstep_client::v1::group_status::Role;
 use lockstep_client::{Client, Options};
 
 use crate::cluster::{Cluster, Spec};
-use crate::disk::Disk;
+use crate::disk::{Disk, Filesystem};
 use crate::observe::PATIENCE;
 use crate::steady::Steady;
 use crate::tell::{Teller, mebibytes, thousands};
@@ -72,7 +72,8 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     let mut cluster = Cluster::prepare(spec)?;
     let mut disks = Vec::new();
     for node in cluster.nodes() {
-        disks.push(Disk::mount(&cluster.data_dir(node), plan.disk_bytes())?);
+        let dir = cluster.data_dir(node);
+        disks.push(Disk::mount(&dir, Filesystem::Tmpfs, plan.disk_bytes())?);
     }
     let done = all(&mut cluster, &disks, plan, tell).await;
     if done.is_err() {
@@ -87,7 +88,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     }
     cluster.wait_serving(GROUP).await?;
     let disk = mebibytes(plan.disk_bytes().into());
-    tell.shown(format!("each on a disk of {disk}, of which segment, reserve and ballast take 48"));
+    tell.shown(format!("each on a disk of {disk}, of which segment and spares take 48"));
     let client = cluster.client_of(GROUP, patient())?;
     let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
 

@@ -36,7 +36,7 @@ fn build(program: &str) -> Result<()> {
 }
 
 /// Where cargo put this program, it puts the others.
-fn target_dir() -> Result<PathBuf> {
+pub(crate) fn target_dir() -> Result<PathBuf> {
     let this = std::env::current_exe().context("where this program lies")?;
     Ok(this.parent().context("this program lies in no folder")?.to_owned())
 }

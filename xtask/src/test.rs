@@ -2,17 +2,28 @@
 //!
 //! * Guests come first, then the `lockstep` binary: both are what the end-to-end tests start.
 //! * With cargo-nextest where it is installed, with `cargo test` elsewhere: the same tests.
+//! * Then full disks of the filesystems that servers have, where this machine can mount them.
 //! * Then the simulator: seeds that once failed, and fresh ones for some minutes.
 //! * Words after `test` go to the runner: parts of names, or flags, which then are that of the one
 //!   runner, so that only the workspace's tests run.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 
 use crate::lint::EXAMPLES_TARGET;
 use crate::steps::{Steps, cargo};
-use crate::{checkout, guests, sim};
+use crate::{checkout, demo, guests, sim};
+
+/// The short form of `cargo xtask tight`: ext4, xfs and btrfs, filled to the last byte. What this
+/// machine cannot mount it says itself.
+fn full_disks(steps: &mut Steps) -> Result<()> {
+    let build = ["build", "--quiet", "--locked", "--package", "lockstep-tests", "--bin", "tight"];
+    steps.quiet("build of tight", cargo(&checkout::root()).args(build))?;
+    steps.stop_if_failed()?;
+    let mut tight = Command::new(demo::target_dir()?.join("tight"));
+    steps.tests("full disks of ext4, xfs and btrfs", tight.arg("--quick"))
+}
 
 /// Runs all tests, or those that fit.
 pub(crate) fn test(arguments: &[&str]) -> Result<()> {
@@ -43,6 +54,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result<()> {
     }
     steps.tests("tests of the workspace", &mut tests)?;
     if arguments.is_empty() {
+        full_disks(&mut steps)?;
         sim::steps(&mut steps)?;
     }
 

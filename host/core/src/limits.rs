@@ -115,6 +115,12 @@ pub const CATCH_UP_ENTRIES: u64 = 5_000;
 pub const LOG_SEGMENT_BYTES: u64 = 64 * MIB as u64;
 /// Smallest log segment that may be configured: two packs and a recovery state.
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 4 * MIB as u64;
+/// Batches of the log begin at multiples of this, bytes: a page, which is what filesystems write at
+/// once, so that no acknowledged byte is ever written again.
+pub const LOG_BLOCK_BYTES: u32 = 4096;
+/// Files that wait to be the next segments: one for what is under way when the other cannot be
+/// replaced.
+pub const LOG_SPARES: usize = 2;
 /// Largest batch of the log, bytes.
 pub const LOG_BATCH_BYTES_MAX: usize = 3 * MIB;
 /// An idle log proves that its last batch is whole by an empty one after this time, ms.

@@ -3,9 +3,9 @@
 //! Owns the format ([`record`]) and what a sequence of records means ([`replay`]). Files, syncs and
 //! the choice of moments are the host's (`wal` there).
 //!
-//! A log is a chain of segments, a segment a header and a chain of batches, a batch a header and
-//! records. Batches are numbered without a gap through all segments; batch k+1 is written only
-//! after batch k is durable. Rules of one group, in log order:
+//! A log is a chain of segments, a segment a chain of batches, a batch a header and records.
+//! Batches are numbered without a gap through all segments; batch k+1 is written only after batch k
+//! is durable. Rules of one group, in log order:
 //!
 //! - a *state* drops the entries before its first index; one marked *reset* drops all entries;
 //! - *entries* at index i drop what stood at i and behind, and stand there instead;

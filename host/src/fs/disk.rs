@@ -2,7 +2,8 @@
 //! and `rustix`.
 //!
 //! - Every error carries what was attempted and on which path; its kind is the system's.
-//! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory.
+//! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory. Where the
+//!   filesystem knows no sync of directories, its names are as durable as it makes them.
 //! - `rename_new` never replaces: `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
 //!   filesystem does not know that.
 
@@ -11,10 +12,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, RenameFlags};
+use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, FsWord, IFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::fs::{File, Fs, Space};
+use crate::fs::{Dir, File, Fs, Named, Promise, Space};
 
 /// Zeros written at once where space cannot be reserved otherwise, bytes.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -30,11 +31,40 @@ struct DiskFile {
     path: PathBuf,
 }
 
+struct DiskDir(DiskFile);
+
+/// Filesystems by the numbers that statfs(2) calls them, and whether they write in place.
+const FILESYSTEMS: [(FsWord, &str, bool); 9] = [
+    (0xef53, "ext4", true),
+    (0x5846_5342, "xfs", true),
+    (0x0102_1994, "tmpfs", true),
+    // Unless the file is marked.
+    (BTRFS, "btrfs", false),
+    (0x6969, "nfs", false),
+    (0x2fc1_2fc1, "zfs", false),
+    (0x794c_7630, "overlayfs", false),
+    (0xf2f5_2010, "f2fs", false),
+    (0xca45_1a4e, "bcachefs", false),
+];
+const BTRFS: FsWord = 0x9123_683e;
+
 impl Fs for DiskFs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(FILE_MODE);
         let file = options.open(path).map_err(|e| named(e, "create", path))?;
+        Ok(Box::new(DiskFile { file, path: path.to_owned() }))
+    }
+
+    fn create_in_place(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(FILE_MODE);
+        let file = options.open(path).map_err(|e| named(e, "create", path))?;
+        // Only btrfs knows this mark, and only an empty file takes it. Without it the file is as
+        // good as any other there.
+        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
+            let _wish = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
+        }
         Ok(Box::new(DiskFile { file, path: path.to_owned() }))
     }
 
@@ -75,6 +105,8 @@ impl Fs for DiskFs {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
+        // As above.
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         path.try_exists().map_err(|e| named(e, "look for", path))
     }
 
@@ -84,10 +116,30 @@ impl Fs for DiskFs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.open_dir(dir)?.sync()
+    }
+
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn Dir>> {
         // The parent of a bare relative name is the working directory.
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let synced = StdFile::open(dir).and_then(|file| file.sync_all());
-        synced.map_err(|e| named(e, "sync directory", dir))
+        let path = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let file = StdFile::open(path).map_err(|e| named(e, "open directory", dir))?;
+        Ok(Box::new(DiskDir(DiskFile { file, path: dir.to_owned() })))
+    }
+
+    fn promise(&self, path: &Path) -> io::Result<Promise> {
+        let file = StdFile::open(path).map_err(|e| named(e, "open", path))?;
+        let stat = rustix::fs::fstatfs(&file).map_err(|e| named(e.into(), "measure", path))?;
+        let of_type = stat.f_type & 0xffff_ffff;
+        let Some((_, name, in_place)) = FILESYSTEMS.iter().find(|known| known.0 == of_type) else {
+            let filesystem = format!("a filesystem of type {of_type:#x}");
+            return Ok(Promise { filesystem, in_place: false });
+        };
+        let marked = || {
+            let flags = rustix::fs::ioctl_getflags(&file);
+            flags.is_ok_and(|flags| flags.contains(IFlags::NOCOW))
+        };
+        let in_place = *in_place || of_type == BTRFS && marked();
+        Ok(Promise { filesystem: (*name).to_owned(), in_place })
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
@@ -119,6 +171,17 @@ pub fn raise_descriptor_limit() -> u64 {
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum.unwrap_or(u64::MAX),
         Err(_refused) => current.unwrap_or(u64::MAX),
+    }
+}
+
+impl Dir for DiskDir {
+    fn sync(&self) -> io::Result<()> {
+        let Self(DiskFile { file, path }) = self;
+        match rustix::fs::fsync(file) {
+            // The filesystem has no such thing: names are its own business.
+            Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(named(errno.into(), "sync directory", path)),
+        }
     }
 }
 
@@ -181,12 +244,12 @@ impl DiskFile {
 }
 
 fn named(error: io::Error, doing: &str, path: &Path) -> io::Error {
-    io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
+    Named::error(format!("{doing} {}: {error}", path.display()), &error)
 }
 
 fn named_pair(error: io::Error, from: &Path, to: &Path) -> io::Error {
-    let (kind, from, to) = (error.kind(), from.display(), to.display());
-    io::Error::new(kind, format!("rename {from} to {to}: {error}"))
+    let (from, to) = (from.display(), to.display());
+    Named::error(format!("rename {from} to {to}: {error}"), &error)
 }
 
 #[cfg(test)]

@@ -12,9 +12,12 @@
 //!   until `crash`. Calls that only look are counted apart, by [`MemFs::reads`].
 //! - A failed write leaves the first half of its bytes. A failed sync leaves its bytes visible and
 //!   never makes them durable, whatever is synced later: that is how Linux does it. `drop_cache`
-//!   then shows what the disk has.
+//!   then shows what the disk has. One that fails for want of room makes any part of them durable.
 //! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`.
 //!   A directory may be a filesystem of its own ([`MemFs::mount`]), with its own capacity.
+//! - That is a filesystem that keeps every promise. Others, once there is no room left, say so at
+//!   further operations ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a
+//!   sync, a removal, a sync of a directory.
 //! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
@@ -25,13 +28,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::content::{Inode, Rng};
-use self::file::{MemFile, MemLock};
-use crate::fs::{File, Fs, Space};
+use self::file::{MemDir, MemFile, MemLock};
+use crate::fs::{Dir, File, Fs, Named, Promise, Space};
 
 mod content;
 mod file;
 #[cfg(test)]
 mod tests;
+
+/// A filesystem with less than that left is full.
+const FULL_BYTES: u64 = 4096;
 
 /// What an injected failure looks like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +48,46 @@ pub enum DiskFault {
     Full,
     /// EACCES.
     Denied,
+    /// EMFILE.
+    Descriptors,
+}
+
+/// At which operations a full filesystem says that it is full, beside those that take room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LateFull {
+    /// A new name, by creating or by renaming: its directory would need a block.
+    pub name: bool,
+    /// A write over bytes that the file has: copy on write.
+    pub write: bool,
+    pub sync: bool,
+    pub remove: bool,
+    pub sync_dir: bool,
+}
+
+impl LateFull {
+    /// Each kind alone, and all of them.
+    pub const EACH: [Self; 6] = {
+        let none = Self { name: false, write: false, sync: false, remove: false, sync_dir: false };
+        [
+            Self { name: true, ..none },
+            Self { write: true, ..none },
+            Self { sync: true, ..none },
+            Self { remove: true, ..none },
+            Self { sync_dir: true, ..none },
+            Self { name: true, write: true, sync: true, remove: true, sync_dir: true },
+        ]
+    };
+
+    fn strikes(self, doing: &str) -> bool {
+        match doing {
+            "create" | "create directory" | "rename" => self.name,
+            "write" => self.write,
+            "sync" => self.sync,
+            "remove" => self.remove,
+            "sync directory" => self.sync_dir,
+            _other => false,
+        }
+    }
 }
 
 /// A disk; clones are the same disk.
@@ -64,6 +110,7 @@ struct Disk {
     failing_ops: BTreeMap<u64, DiskFault>,
     failing_reads: BTreeMap<u64, DiskFault>,
     halt_after: Option<u64>,
+    late: LateFull,
     /// What was asked for and took place, by name.
     struck: BTreeMap<&'static str, u64>,
     /// Grows with each crash: what was opened in an earlier one is dead.
@@ -104,6 +151,7 @@ impl MemFs {
             failing_ops: BTreeMap::new(),
             failing_reads: BTreeMap::new(),
             halt_after: None,
+            late: LateFull::default(),
             struck: BTreeMap::new(),
             boot: 0,
         };
@@ -131,6 +179,11 @@ impl MemFs {
     /// Makes `dir` a filesystem of its own that holds `bytes`; a second call changes its size.
     pub fn mount(&self, dir: &Path, bytes: u64) {
         self.disk().mounts.insert(dir.to_owned(), bytes);
+    }
+
+    /// From now on each filesystem that has less than a block left fails these as well.
+    pub fn set_late_full(&self, late: LateFull) {
+        self.disk().late = late;
     }
 
     /// Bytes of all files on the filesystem of `dir`.
@@ -264,6 +317,10 @@ impl Fs for MemFs {
         Ok(self.handle(inode, path, true))
     }
 
+    fn create_in_place(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        self.create(path)
+    }
+
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
         let mut disk = self.disk();
         disk.read("open", path)?;
@@ -322,16 +379,24 @@ impl Fs for MemFs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk().sync_dir(dir)
+    }
+
+    fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn Dir>> {
         let mut disk = self.disk();
-        disk.op("sync directory", dir)?;
+        disk.read("open", dir)?;
         if !matches!(disk.names.get(dir), Some(Node::Dir)) {
-            return Err(error(io::ErrorKind::NotFound, "sync directory", dir));
+            return Err(error(io::ErrorKind::NotFound, "open", dir));
         }
-        let pending = std::mem::take(&mut disk.pending);
-        let (synced, rest) = pending.into_iter().partition(|change| is_child(&change.path, dir));
-        disk.pending = rest;
-        synced.into_iter().for_each(|change: NameChange| change.apply(&mut disk.durable));
-        Ok(())
+        let (boot, path) = (disk.boot, dir.to_owned());
+        Ok(Box::new(MemDir { disk: Arc::clone(&self.disk), path, boot }))
+    }
+
+    fn promise(&self, path: &Path) -> io::Result<Promise> {
+        let mut disk = self.disk();
+        disk.read("open", path)?;
+        let in_place = !disk.late.write && !disk.late.sync;
+        Ok(Promise { filesystem: "memory".to_owned(), in_place })
     }
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
@@ -367,15 +432,29 @@ impl Disk {
             return self.halted(doing, path);
         }
         self.ops += 1;
-        let fault = self.failing_ops.remove(&self.ops);
+        let late = self.late.strikes(doing) && self.is_full(path);
+        let fault = self.failing_ops.remove(&self.ops).or(late.then_some(DiskFault::Full));
         match fault {
             Some(_) if doing == "sync" => self.strike("failed syncs"),
             Some(DiskFault::Io) => self.strike("failed operations"),
             Some(DiskFault::Full) => self.strike("operations without room"),
             Some(DiskFault::Denied) => self.strike("denied operations"),
+            Some(DiskFault::Descriptors) => self.strike("operations without descriptors"),
             None => {}
         }
         injected(fault, doing, path)
+    }
+
+    fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {
+        self.op("sync directory", dir)?;
+        if !matches!(self.names.get(dir), Some(Node::Dir)) {
+            return Err(error(io::ErrorKind::NotFound, "sync directory", dir));
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let (synced, rest) = pending.into_iter().partition(|change| is_child(&change.path, dir));
+        self.pending = rest;
+        synced.into_iter().for_each(|change: NameChange| change.apply(&mut self.durable));
+        Ok(())
     }
 
     fn strike(&mut self, what: &'static str) {
@@ -453,6 +532,12 @@ impl Disk {
         self.names.iter().filter_map(here).sum()
     }
 
+    /// Whether the filesystem of `path` has no block left.
+    fn is_full(&self, path: &Path) -> bool {
+        let device = self.device(path);
+        self.capacity(device).saturating_sub(self.used(device)) < FULL_BYTES
+    }
+
     fn room(&self, doing: &str, path: &Path, growth: u64) -> io::Result<()> {
         if growth == 0 {
             return Ok(());
@@ -528,6 +613,10 @@ fn injected(fault: Option<DiskFault>, doing: &str, path: &Path) -> io::Result<()
         }
         Some(DiskFault::Full) => Err(error(io::ErrorKind::StorageFull, doing, path)),
         Some(DiskFault::Denied) => Err(error(io::ErrorKind::PermissionDenied, doing, path)),
+        Some(DiskFault::Descriptors) => {
+            let of = io::Error::from_raw_os_error(24);
+            Err(Named::error(format!("{doing} {}: {of}", path.display()), &of))
+        }
     }
 }
 

@@ -98,8 +98,8 @@ impl LogWriter {
         Ok(outputs)
     }
 
-    /// What an idle or stalled lane does: go on with what waits, seal the last batch, keep a
-    /// reserve segment and the ballast ready.
+    /// What an idle or stalled lane does: go on with what waits, seal the last batch, keep the
+    /// spare files ready.
     pub fn tend(&mut self) -> Result<Vec<LogOutput>, WalError> {
         let mut outputs = Vec::new();
         self.wal.ensure_reserve()?;

@@ -72,12 +72,7 @@ fn open(fs: &MemFs) -> Started {
 
 fn open_with(fs: &MemFs, module: Module) -> Started {
     let doors: Arc<dyn Fs> = Arc::new(fs.clone());
-    let options = WalOptions {
-        cluster: CLUSTER,
-        node: NodeId(1),
-        segment_bytes: 1 << 20,
-        ballast_bytes: 1 << 20,
-    };
+    let options = WalOptions::new(CLUSTER, NodeId(1), 1 << 20, 1);
     let (wal, _) = Wal::open(Arc::clone(&doors), Path::new("/data/wal"), options).expect("a log");
     let (log, _) = LogLane::start(wal).expect("a thread");
     let limits = BudgetLimits {

@@ -40,12 +40,7 @@ fn disk() -> Arc<MemFs> {
     let fs = Arc::new(MemFs::with_dir(Path::new("/")));
     let shared: Arc<dyn Fs> = fs.clone();
     let mut data = DataDir::open(&shared, &config(), false).expect("it is new");
-    let options = WalOptions {
-        cluster: config().cluster_id(),
-        node: NodeId(1),
-        segment_bytes: 4 << 20,
-        ballast_bytes: 4 << 20,
-    };
+    let options = WalOptions::new(config().cluster_id(), NodeId(1), 4 << 20, 1);
     let (mut wal, _) = Wal::open(shared, &data.wal(), options).expect("it is new");
     data.log_begun(&*fs).expect("the disk works");
     let mut state = RecoveryState::unfounded("kv", replica(1));

@@ -23,7 +23,7 @@ use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, NO_SPACE_RETRY_MS, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
-use crate::fs::{Space, is_full};
+use crate::fs::{Space, is_short};
 
 /// Why the store did not take an object. Nothing was left behind.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -256,9 +256,9 @@ impl SnapshotRefusal {
         }
     }
 
-    /// A disk error at `what`; a full disk is `NoSpace`.
+    /// A disk error at `what`; a full disk is `NoSpace`, and so is a want of descriptors or memory.
     pub(crate) fn disk(what: &str, need: u64, error: &io::Error) -> Self {
-        match is_full(error) {
+        match is_short(error) {
             true => Self::NoSpace { need, have: 0 },
             false => Self::Disk(format!("{what}: {error}")),
         }

@@ -126,7 +126,7 @@ pub(crate) fn sweep(
     let mut stays = Stays::default();
     let listed: Vec<_> = state.snapshots.iter().map(ObjectName::of).collect();
     let newest = state.newest().map_or(u64::MAX, |desc| desc.index);
-    for file in fs.list(dir)? {
+    for file in names(fs, dir)? {
         match ObjectName::parse(&file) {
             Some(name) if planted("sweep_below_newest") && name.index > newest => {}
             Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
@@ -150,7 +150,7 @@ pub(crate) fn sweep(
         }
     }
     let part = layout::part_dir(dir);
-    let parts = fs.list(&part)?;
+    let parts = names(fs, &part)?;
     swept.parked = furthest(fs, &part, &parts, identity, &stays.objects);
     for file in parts {
         match layout::is_part_name(&file) {

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use lockstep_core::ids::{GroupId, NodeId, hex};
 use lockstep_core::wal::record::FORMAT_VERSION;
 
+use crate::fs::is_short;
+
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
     #[error("the log: {}", told(doing, path, source))]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("no room for a log segment of {bytes} bytes at {}; nothing was written: free space on \
-        this filesystem", path.display())]
-    Full { path: PathBuf, bytes: u64 },
+    #[error("no room for {bytes} bytes of log in {}: {why}; nothing is lost: what waits is written \
+        once there is room", path.display())]
+    Full { path: PathBuf, bytes: u64, why: String },
     #[error("the log is corrupt: {} at offset {offset}: {reason}; nothing was touched: restore the \
         disk, or start with --rejoin to join as a new replica", path.display())]
     Corrupt { path: PathBuf, offset: u64, reason: String },
@@ -51,6 +53,19 @@ impl WalError {
     /// For `map_err`: adds what was attempted, and where.
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, path: path.to_owned(), source }
+    }
+
+    pub(super) fn full(path: &Path, bytes: u64, error: &io::Error) -> Self {
+        Self::Full { path: path.to_owned(), bytes, why: error.to_string() }
+    }
+
+    /// Whether the same may succeed once somebody gives something back: room, descriptors, memory.
+    pub fn is_short(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => is_short(source),
+            _other => false,
+        }
     }
 
     pub(super) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> Self {

@@ -1,8 +1,20 @@
 //! Opens a log: looks at everything, and changes something only if all of it is well.
 //!
-//! Before it is read, the last segment is synced, and pages are dropped from the system's memory:
+//! Before it is read, the newest segment is synced, and pages are dropped from the system's memory:
 //! what is read is what the disk has, and not what a failed sync of an earlier process left
 //! visible.
+//!
+//! - The file whose head names the highest segment is the active one. Each head names the segment
+//!   before; the chain ends at the oldest that counted when the last batch was written, or where
+//!   there is no further one. Whether entries are missing then, the replay tells.
+//! - A segment ends before the batch that the next one's head has the number of. What is behind, if
+//!   a write there found no room, was acknowledged to nobody.
+//! - The last segment ends before the first batch that is not whole, and the log goes on there.
+//!   The head of a later batch behind that, whole or not, is corruption: it was begun only when
+//!   the one before it was durable.
+//! - All other files are spares: they hold no segment, one that ended, or one that was never begun
+//!   to the end. One without a head, but with batches of a segment newer than the chain's, has lost
+//!   its head: corruption.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -12,22 +24,28 @@ use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::ids::GroupId;
 use lockstep_core::wal::record::{
-    self, BATCH_ALIGN, BATCH_HEADER_BYTES, BatchHeader, HeaderError, SEGMENT_HEADER_BYTES,
-    SegmentHeader,
+    self, BATCH_HEADER_BYTES, BatchHeader, BatchPlace, FILE_HEADER_BYTES, FileHeader, HeaderError,
 };
 use lockstep_core::wal::replay::{GroupLog, Replay};
 
-use super::segment::{self, RESERVE_NAME, Reserve, Segment};
+use super::files::Files;
+use super::segment::{self, LogFile, Segment};
 use super::shared::Shared;
 use super::window::Window;
-use super::{Counters, Started, Wal, WalError, WalOptions};
-use crate::fs::{Fs, make_durable};
+use super::{Counters, Wal, WalError, WalOptions};
+use crate::fs::{Fs, create_dirs};
 
 /// How the whole log was found.
 struct Found {
+    /// In order; none if no segment was ever begun.
     segments: Vec<Arc<Segment>>,
     groups: BTreeMap<GroupId, GroupLog>,
     end: End,
+    spares: Vec<LogFile>,
+    /// The segment before the last one.
+    previous: u64,
+    /// Higher than every one that a head names.
+    next_segment: u64,
 }
 
 /// How a segment ends.
@@ -35,61 +53,97 @@ struct End {
     /// Behind the last whole batch.
     offset: u64,
     next_batch: u64,
-    /// Whether something that is not a batch stands there.
-    torn: bool,
     /// Whether the last batch is empty, or the segment's head.
     sealed: bool,
 }
 
 /// One look at where a batch should be.
 enum Look {
-    Whole { header: BatchHeader, body: Bytes },
-    Bad,
+    Whole {
+        header: BatchHeader,
+        body: Bytes,
+    },
+    /// The header of one, and not what it says.
+    Torn {
+        header: BatchHeader,
+    },
+    Nothing,
+}
+
+/// The files that segments are in, oldest segment first, and the others.
+struct Chain {
+    files: Vec<(LogFile, BatchPlace)>,
+    spares: Vec<LogFile>,
+    next_segment: u64,
+    /// Where the chain ended before its end: a segment that no head names, and a file without a
+    /// head that has batches of it.
+    broken: Option<(u64, Option<std::path::PathBuf>)>,
 }
 
 pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<Wal, WalError> {
-    fs.create_dir_all(dir).map_err(WalError::io("create directory", dir))?;
-    make_durable(&*fs, dir).map_err(WalError::io("sync the parent of", dir))?;
-    let names = fs.list(dir).map_err(WalError::io("list", dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
-    if numbers.is_empty() {
-        let reserve = take_up_reserve(&*fs, dir, &names, options.segment_bytes)?;
-        return begin_log(fs, dir, options, reserve);
-    }
-    let segments = open_segments(&*fs, dir, &numbers, &options, true)?;
-    let last = segments.last().expect("there is a segment");
-    last.sync()?;
-    make_durable(&*fs, &last.path).map_err(WalError::io("sync the directory of", &last.path))?;
-    let found = read_segments(segments)?;
+    let numbers = match fs.exists(dir).map_err(WalError::io("look for", dir))? {
+        true => file_numbers(&*fs, dir)?,
+        false => Vec::new(),
+    };
+    let files = open_files(&*fs, dir, &numbers, &options, true)?;
+    settle(&files)?;
+    let found = read_log(files)?;
     // From here on the log is well, and the directory may be changed.
-    let reserve = take_up_reserve(&*fs, dir, &names, options.segment_bytes)?;
-    let ballast = segment::has_ballast(&*fs, dir, &names, options.ballast_bytes)?;
-    let last = Arc::clone(found.segments.last().expect("there is a segment"));
-    let segments = found.segments.into_iter().map(|segment| (segment.number(), segment)).collect();
+    if found.segments.is_empty() {
+        // There may be one that an earlier process made and did not make durable.
+        create_dirs(&*fs, dir).map_err(WalError::io("create directory", dir))?;
+    }
+    let next_file = numbers.last().map_or(1, |last| last + 1);
+    let mut files = Files::open(fs, dir, options, next_file)?;
+    let Found { segments, groups, mut end, mut spares, previous, next_segment } = found;
+    let mut counters = Counters::default();
+    let active = match segments.last() {
+        Some(last) => Arc::clone(last),
+        None => {
+            let (first, offset) = begin_log(&mut files, &mut spares, next_segment)?;
+            end = End { offset, next_batch: 2, sealed: true };
+            counters = Counters { fsyncs: 1, batches: 1, written_bytes: offset };
+            Arc::new(first)
+        }
+    };
+    let next_segment = next_segment.max(active.number() + 1);
+    let mut all = BTreeMap::from([(active.number(), Arc::clone(&active))]);
+    all.extend(segments.into_iter().map(|segment| (segment.number(), segment)));
     let mut wal = Wal {
-        fs,
-        dir: dir.to_owned(),
         options,
-        shared: Arc::new(Shared::new(found.groups, segments)),
-        active: last,
-        end: found.end.offset,
-        next_batch: found.end.next_batch,
-        sealed: found.end.sealed,
-        reserve,
-        ballast,
+        files,
+        shared: Arc::new(Shared::new(groups, all)),
+        active,
+        end: end.offset,
+        given_up: false,
+        previous,
+        next_segment,
+        next_batch: end.next_batch,
+        sealed: end.sealed,
+        spares: Vec::new(),
+        lacking: None,
         pending: VecDeque::new(),
         poisoned: None,
         untidy: true,
         buffer: Vec::new(),
-        counters: Counters::default(),
+        counters,
     };
-    if found.end.torn {
-        let segment = wal.active.number();
-        tracing::warn!(segment, offset = wal.end, "the log has a torn tail and goes on behind it");
-        wal.roll(0)?;
-    }
+    wal.take_over(spares)?;
     wal.tidy()?;
     Ok(wal)
+}
+
+impl Wal {
+    /// Keeps an earlier process's spares, as many as there may be, of the size that is usual now.
+    fn take_over(&mut self, spares: Vec<LogFile>) -> Result<(), WalError> {
+        for file in spares {
+            match self.is_usual(&file) && self.spares.len() < self.spares_max() {
+                true => self.spares.push(file),
+                false => self.files.remove(file.path)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads a log without touching it: whose it is, and what it holds of each group. For tools.
@@ -97,285 +151,367 @@ pub fn inspect(
     fs: &dyn Fs,
     dir: &Path,
 ) -> Result<(WalOptions, BTreeMap<GroupId, GroupLog>), WalError> {
-    let names = fs.list(dir).map_err(WalError::io("list", dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
+    let numbers = file_numbers(fs, dir)?;
     let Some(first) = numbers.first() else {
-        return Err(WalError::corrupt(dir, 0, "there is no log segment"));
+        return Err(WalError::corrupt(dir, 0, "there is no log file"));
     };
     let path = dir.join(segment::file_name(*first));
-    let mut head = [0; SEGMENT_HEADER_BYTES];
     let file = fs.open(&path, false).map_err(WalError::io("open", &path))?;
-    crate::fs::read_exact_at(&*file, &mut head, 0).map_err(WalError::io("read", &path))?;
-    let header = SegmentHeader::decode(&head).map_err(|error| match error {
-        HeaderError::Newer { found } => WalError::Newer { path: path.clone(), found },
-        HeaderError::Damaged(reason) => WalError::corrupt(&path, 0, reason),
-    })?;
-    let options = WalOptions {
-        cluster: header.cluster,
-        node: header.node,
-        segment_bytes: header.file_length,
-        ballast_bytes: 0,
-    };
-    let segments = open_segments(fs, dir, &numbers, &options, false)?;
-    Ok((options, read_segments(segments)?.groups))
+    let header = read_header(&*file, &path)?;
+    let options = WalOptions::new(header.cluster, header.node, header.length, 0);
+    let files = open_files(fs, dir, &numbers, &options, false)?;
+    Ok((options, read_log(files)?.groups))
 }
 
-/// The first segment of a new log.
+/// The first segment of a new log, and where it ends.
 fn begin_log(
-    fs: Arc<dyn Fs>,
-    dir: &Path,
-    options: WalOptions,
-    reserve: Option<Reserve>,
-) -> Result<Wal, WalError> {
-    let reserve = match reserve {
-        Some(reserve) => reserve,
-        None => segment::create_reserve(&*fs, dir, options.segment_bytes)?,
+    files: &mut Files,
+    spares: &mut Vec<LogFile>,
+    segment: u64,
+) -> Result<(Segment, u64), WalError> {
+    let length = files.options().segment_bytes;
+    let file = match spares.pop() {
+        Some(spare) => files.settle_names().map(|()| spare)?,
+        None => files.make(length)?,
     };
-    let started = Started::first(&options, reserve.length);
-    let named = segment::name(&*fs, dir, reserve, started.header, &started.bytes)?;
-    let active = Arc::new(named);
-    let segments = BTreeMap::from([(active.number(), Arc::clone(&active))]);
-    let written_bytes = started.bytes.len() as u64;
-    let mut wal = Wal {
-        fs,
-        dir: dir.to_owned(),
-        options,
-        shared: Arc::new(Shared::new(BTreeMap::new(), segments)),
-        active,
-        end: written_bytes,
-        next_batch: started.header.first_batch + 1,
-        sealed: true,
-        reserve: None,
-        ballast: false,
-        pending: VecDeque::new(),
-        poisoned: None,
-        untidy: false,
-        buffer: Vec::new(),
-        counters: Counters { fsyncs: 2, batches: 1, written_bytes },
-    };
-    wal.ensure_reserve()?;
-    Ok(wal)
+    let place = BatchPlace { number: 1, segment, previous: 0, oldest: segment };
+    let (head, at) = (file.head(place, &[]), file.header.head_offset());
+    file.write(&head, at).map_err(WalError::io("write", &file.path))?;
+    file.sync().map_err(WalError::io("sync", &file.path))?;
+    Ok((Segment::new(file, place), at + head.len() as u64))
 }
 
-/// Takes an earlier process's reserve if it is as good as a new one, or removes it.
-fn take_up_reserve(
-    fs: &dyn Fs,
-    dir: &Path,
-    names: &[String],
-    bytes: u64,
-) -> Result<Option<Reserve>, WalError> {
-    if !names.iter().any(|name| name == RESERVE_NAME) {
-        return Ok(None);
-    }
-    // It may have been on its way to becoming a segment. Zeros behind the last batch are what
-    // tells a clean end from a torn one, so a used reserve is not used again.
-    let path = dir.join(RESERVE_NAME);
-    fs.remove(&path).map_err(WalError::io("remove", &path))?;
-    match segment::create_reserve(fs, dir, bytes) {
-        Ok(reserve) => Ok(Some(reserve)),
-        Err(WalError::Full { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// The numbers of all log files, ascending.
+fn file_numbers(fs: &dyn Fs, dir: &Path) -> Result<Vec<u64>, WalError> {
+    let names = fs.list(dir).map_err(WalError::io("list", dir))?;
+    Ok(names.iter().filter_map(|name| segment::parse_name(name)).collect())
 }
 
-fn open_segments(
+fn open_files(
     fs: &dyn Fs,
     dir: &Path,
     numbers: &[u64],
     options: &WalOptions,
     write: bool,
-) -> Result<Vec<Arc<Segment>>, WalError> {
-    let mut segments: Vec<Arc<Segment>> = Vec::new();
-    for number in numbers {
+) -> Result<Vec<LogFile>, WalError> {
+    let open = |number: &u64| {
         let path = dir.join(segment::file_name(*number));
         let file = fs.open(&path, write).map_err(WalError::io("open", &path))?;
         let length = file.len().map_err(WalError::io("measure", &path))?;
-        let header = SegmentHeader { segment: *number, ..no_header(options) };
-        let mut segment = Segment { header, path, file, length };
-        segment.header = check_header(&segment, options)?;
-        if let Some(before) = segments.last().filter(|s| s.number() + 1 != *number) {
-            let missing = segment::file_name(before.number() + 1);
-            let reason = format!("the segment before it, {missing}, is missing");
-            return Err(WalError::corrupt(&segment.path, 0, reason));
+        file.drop_cache();
+        let header = read_header(&*file, &path)?;
+        check_header(&header, *number, length, &path, options)?;
+        Ok(LogFile { header, path, file, length })
+    };
+    numbers.iter().map(open).collect()
+}
+
+fn read_header(file: &dyn crate::fs::File, path: &Path) -> Result<FileHeader, WalError> {
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    match crate::fs::read_exact_at(file, &mut bytes, 0) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            return Err(WalError::corrupt(path, 0, "the file ends in its header"));
         }
-        segments.push(Arc::new(segment));
+        read => read.map_err(WalError::io("read", path))?,
     }
-    Ok(segments)
+    FileHeader::decode(&bytes).map_err(|error| match error {
+        HeaderError::Newer { found } => WalError::Newer { path: path.to_owned(), found },
+        HeaderError::Damaged(reason) => WalError::corrupt(path, 0, reason),
+    })
 }
 
-fn no_header(options: &WalOptions) -> SegmentHeader {
-    let WalOptions { cluster, node, .. } = *options;
-    SegmentHeader { cluster, node, segment: 0, first_batch: 0, file_length: 0 }
-}
-
-fn check_header(segment: &Segment, options: &WalOptions) -> Result<SegmentHeader, WalError> {
-    let path = &segment.path;
-    let mut window = Window::new(segment);
-    let Some(bytes) = window.get(0, SEGMENT_HEADER_BYTES as u64)? else {
-        return Err(WalError::corrupt(path, segment.length, "the file ends in its header"));
-    };
-    let bytes = bytes.try_into().expect("as many bytes were asked for");
-    let header = match SegmentHeader::decode(bytes) {
-        Ok(header) => header,
-        Err(HeaderError::Newer { found }) => {
-            return Err(WalError::Newer { path: path.clone(), found });
-        }
-        Err(HeaderError::Damaged(reason)) => return Err(WalError::corrupt(path, 0, reason)),
-    };
+fn check_header(
+    header: &FileHeader,
+    number: u64,
+    length: u64,
+    path: &Path,
+    options: &WalOptions,
+) -> Result<(), WalError> {
     if (header.cluster, header.node) != (options.cluster, options.node) {
         return Err(WalError::Foreign {
-            path: path.clone(),
+            path: path.to_owned(),
             found_cluster: header.cluster,
             found_node: header.node,
             cluster: options.cluster,
             node: options.node,
         });
     }
-    if header.segment != segment.number() {
-        let reason = format!("it says it is {}", segment::file_name(header.segment));
+    if header.file != number {
+        let reason = format!("it says it is {}", segment::file_name(header.file));
         return Err(WalError::corrupt(path, 0, reason));
     }
-    if segment.length < header.file_length {
-        let reason = format!("the file was cut, it had {} bytes", header.file_length);
-        return Err(WalError::corrupt(path, segment.length, reason));
+    if length < header.length {
+        let reason = format!("the file was cut, it had {} bytes", header.length);
+        return Err(WalError::corrupt(path, length, reason));
     }
-    Ok(header)
+    Ok(())
 }
 
-/// Reads every batch of every segment. The segments are in order and not empty.
-fn read_segments(segments: Vec<Arc<Segment>>) -> Result<Found, WalError> {
+/// What an earlier process wrote last may be in the system's memory only, and a failed sync may
+/// have left there what is not on the disk. Syncs the newest segment, and looks again at what the
+/// disk has, until that is the newest.
+fn settle(files: &[LogFile]) -> Result<(), WalError> {
+    let mut heads = files.iter().map(read_head).collect::<Result<Vec<_>, _>>()?;
+    let mut settled = vec![false; files.len()];
+    let newest = |heads: &[Option<BatchHeader>]| {
+        let numbers = heads.iter().enumerate().filter_map(|(at, head)| Some((head.as_ref()?, at)));
+        numbers.max_by_key(|(head, _)| head.place.segment).map(|(_, at)| at)
+    };
+    while let Some(at) = newest(&heads).filter(|at| !settled[*at]) {
+        let file = &files[at];
+        file.sync().map_err(WalError::io("sync", &file.path))?;
+        file.file.drop_cache();
+        heads[at] = read_head(file)?;
+        settled[at] = true;
+    }
+    Ok(())
+}
+
+/// The header of a whole head, if there is one.
+fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
+    match look(file, &mut Window::new(file), file.header.head_offset())? {
+        Look::Whole { header, .. } => Ok(Some(header)),
+        Look::Torn { .. } | Look::Nothing => Ok(None),
+    }
+}
+
+/// Reads every batch of every segment that counts.
+fn read_log(files: Vec<LogFile>) -> Result<Found, WalError> {
+    let Chain { files, spares, next_segment, broken } = chain(files)?;
+    let segments: Vec<_> =
+        files.into_iter().map(|(file, head)| (Arc::new(Segment::new(file, head)), head)).collect();
     let mut replay = Replay::default();
-    let mut end = End { offset: 0, next_batch: 0, torn: false, sealed: false };
-    for (at, segment) in segments.iter().enumerate() {
-        segment.file.drop_cache();
-        end = read_segment(segment, &mut replay)?;
-        match segments.get(at + 1).map(|next| next.header.first_batch) {
-            Some(next) if next == end.next_batch => {}
-            Some(next) => {
-                let reason = format!(
-                    "batch {} should begin here, up to {} were written",
-                    end.next_batch,
-                    next.saturating_sub(1)
-                );
-                return Err(WalError::corrupt(&segment.path, end.offset, reason));
-            }
-            None => end.torn = look_behind(segment, &end)?,
+    let mut end = End { offset: 0, next_batch: 1, sealed: true };
+    for (at, (segment, _)) in segments.iter().enumerate() {
+        let next = segments.get(at + 1).map(|(next, _)| next.first_batch);
+        end = read_segment(segment, next, &mut replay)?;
+    }
+    let groups = replay.finish().map_err(|why| missing(&segments, end.offset, broken, why))?;
+    let previous = segments.last().map_or(0, |(_, head)| head.previous);
+    let segments = segments.into_iter().map(|(segment, _)| segment).collect();
+    Ok(Found { segments, groups, end, spares, previous, next_segment })
+}
+
+/// Entries are missing: names the file that lost them, if there is one.
+fn missing(
+    segments: &[(Arc<Segment>, BatchPlace)],
+    offset: u64,
+    broken: Option<(u64, Option<std::path::PathBuf>)>,
+    why: String,
+) -> WalError {
+    let last = segments.last().map(|(segment, _)| segment.path());
+    let last = last.unwrap_or(Path::new("")).to_owned();
+    match broken {
+        None => WalError::corrupt(&last, offset, why),
+        Some((segment, None)) => {
+            let reason = format!("segment {segment} before this one is missing: {why}");
+            let first = segments.first().map_or(&*last, |(first, _)| first.path());
+            WalError::corrupt(first, 0, reason)
+        }
+        Some((segment, Some(path))) => {
+            let reason = format!("the head of segment {segment} in it is damaged: {why}");
+            WalError::corrupt(&path, 0, reason)
         }
     }
-    let last = segments.last().expect("there is a segment");
-    let groups = replay.finish();
-    let groups = groups.map_err(|why| WalError::corrupt(&last.path, end.offset, why))?;
-    Ok(Found { segments, groups, end })
+}
+
+/// Finds the segments that count.
+fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
+    let mut by_segment: BTreeMap<u64, (LogFile, BatchPlace)> = BTreeMap::new();
+    let mut headless = Vec::new();
+    for file in files {
+        match read_head(&file)? {
+            None => headless.push(file),
+            Some(BatchHeader { place, .. }) => {
+                if let Some((other, _)) = by_segment.get(&place.segment) {
+                    let (segment, other) = (place.segment, other.path.display());
+                    let reason = format!("segment {segment} is in {other} as well");
+                    return Err(file.corrupt(file.header.head_offset(), reason));
+                }
+                by_segment.insert(place.segment, (file, place));
+            }
+        }
+    }
+    let newest = by_segment.last_key_value().map_or(0, |(segment, _)| *segment);
+    let mut files = Vec::new();
+    let (mut next, mut oldest) = (newest, u64::MAX);
+    if let Some((file, place)) = by_segment.get(&newest) {
+        oldest = last_oldest(file, place)?;
+    }
+    while next >= oldest
+        && let Some((file, place)) = by_segment.remove(&next)
+    {
+        next = place.previous;
+        files.push((file, place));
+    }
+    let is_broken = !files.is_empty() && next >= oldest && next > 0;
+    files.reverse();
+    let mut lost = None;
+    for file in &headless {
+        for BatchPlace { segment, number, .. } in batches_behind(file, file.header.head_offset())? {
+            if segment > newest {
+                let reason = format!(
+                    "the head of segment {segment} is damaged, but batch {number} behind it is \
+                     there"
+                );
+                return Err(file.corrupt(file.header.head_offset(), reason));
+            }
+            if segment == next {
+                lost = Some(file.path.clone());
+            }
+        }
+    }
+    let spares = by_segment.into_values().map(|(file, _)| file).chain(headless).collect();
+    let broken = is_broken.then_some((next, lost));
+    Ok(Chain { files, spares, next_segment: newest + 1, broken })
+}
+
+/// The oldest segment that counted when the last batch in this file was begun.
+fn last_oldest(file: &LogFile, head: &BatchPlace) -> Result<u64, WalError> {
+    let mut window = Window::new(file);
+    let (mut offset, mut expected, mut oldest) = (file.header.head_offset(), head.number, 0);
+    while let Some(header) = look_at_header(file, &mut window, offset)?
+        && (header.place.segment, header.place.number) == (head.segment, expected)
+    {
+        oldest = header.place.oldest;
+        expected += 1;
+        offset += header.size(file.header.block_bytes);
+    }
+    Ok(oldest)
+}
+
+/// Every header of a batch, of whatever segment, that stands behind `offset`.
+fn batches_behind(file: &LogFile, offset: u64) -> Result<Vec<BatchPlace>, WalError> {
+    let mut window = Window::new(file);
+    let block = u64::from(file.header.block_bytes);
+    let mut found = Vec::new();
+    let mut at = offset + block;
+    while at < file.length {
+        let header = look_at_header(file, &mut window, at)?;
+        found.extend(header.map(|header| header.place));
+        at += block;
+    }
+    Ok(found)
 }
 
 /// Checks a segment that another one follows: header, every batch, and that none is missing.
 pub(super) fn check_sealed(segment: &Segment, next: &Segment) -> Result<(), WalError> {
-    segment.file.drop_cache();
-    let mut head = [0; SEGMENT_HEADER_BYTES];
-    crate::fs::read_exact_at(&*segment.file, &mut head, 0)
-        .map_err(WalError::io("read", &segment.path))?;
-    if SegmentHeader::decode(&head).ok() != Some(segment.header) {
-        return Err(WalError::corrupt(&segment.path, 0, "its header is damaged"));
+    let file = &segment.file;
+    file.file.drop_cache();
+    if read_header(&*file.file, &file.path)? != file.header {
+        return Err(file.corrupt(0, "its header is damaged"));
     }
-    let first = segment.header.first_batch;
-    let mut window = Window::new(segment);
-    let (mut offset, mut batch) = (SEGMENT_HEADER_BYTES as u64, first);
-    while let Look::Whole { header, .. } = look(segment, &mut window, offset)? {
-        offset += header.size();
-        batch += 1;
+    let mut window = Window::new(file);
+    let (mut offset, mut batch) = (file.header.head_offset(), segment.first_batch);
+    while batch < next.first_batch {
+        match look(file, &mut window, offset)? {
+            Look::Whole { header, .. }
+                if (header.place.segment, header.place.number) == (segment.number, batch) =>
+            {
+                offset += header.size(file.header.block_bytes);
+                batch += 1;
+            }
+            Look::Whole { .. } | Look::Torn { .. } | Look::Nothing => {
+                return Err(file.corrupt(offset, format!("batch {batch} is damaged")));
+            }
+        }
     }
-    match batch == next.header.first_batch {
-        true => Ok(()),
-        false => Err(WalError::corrupt(&segment.path, offset, format!("batch {batch} is damaged"))),
-    }
+    Ok(())
 }
 
-/// Reads the batches of one segment up to what is none, or not whole.
-fn read_segment(segment: &Segment, replay: &mut Replay) -> Result<End, WalError> {
-    let first = segment.header.first_batch;
-    let begin = SEGMENT_HEADER_BYTES as u64;
-    let mut end = End { offset: begin, next_batch: first, torn: false, sealed: true };
-    let mut window = Window::new(segment);
-    while let Look::Whole { header, body } = look(segment, &mut window, end.offset)? {
-        let corrupt = |why: String| WalError::corrupt(&segment.path, end.offset, why);
-        if header.number != end.next_batch {
-            let (is, should) = (header.number, end.next_batch);
+/// Reads the batches of one segment: up to the one that the next segment begins with, or if there
+/// is no next one, up to what is none, or not whole.
+fn read_segment(
+    segment: &Segment,
+    next: Option<u64>,
+    replay: &mut Replay,
+) -> Result<End, WalError> {
+    let (file, first) = (&segment.file, segment.first_batch);
+    file.file.drop_cache();
+    let mut end = End { offset: file.header.head_offset(), next_batch: first, sealed: true };
+    let mut window = Window::new(file);
+    while next != Some(end.next_batch) {
+        let (header, body) = match look(file, &mut window, end.offset)? {
+            Look::Whole { header, body } if header.place.segment == segment.number => {
+                (header, body)
+            }
+            found => {
+                check_end(segment, &end, next, &found)?;
+                break;
+            }
+        };
+        let corrupt = |why: String| file.corrupt(end.offset, why);
+        if header.place.number != end.next_batch {
+            let (is, should) = (header.place.number, end.next_batch);
             return Err(corrupt(format!("batch {is} stands where {should} should")));
         }
         let records = record::decode_body(segment.salt(), &header, body);
         let records = records.map_err(|why| match why {
             DecodeError::Newer { what, version, known } => {
-                let path = segment.path.clone();
+                let path = file.path.clone();
                 WalError::NewerRecord { path, what, found: version, known }
             }
             why => corrupt(why.to_string()),
         })?;
-        end.sealed = header.number == first || records.is_empty();
+        end.sealed = header.place.number == first || records.is_empty();
         let body_at = end.offset + BATCH_HEADER_BYTES as u64;
         for record in records {
-            replay.record(record, segment.number(), body_at).map_err(corrupt)?;
+            replay.record(record, segment.number, body_at).map_err(corrupt)?;
         }
-        end.offset += header.size();
+        end.offset += header.size(file.header.block_bytes);
         end.next_batch += 1;
-    }
-    if end.next_batch == first {
-        // It was durable before the segment got its name.
-        return Err(WalError::corrupt(&segment.path, begin, "the segment's head is damaged"));
     }
     Ok(end)
 }
 
-fn look(segment: &Segment, window: &mut Window<'_>, offset: u64) -> Result<Look, WalError> {
-    let Some(bytes) = window.get(offset, BATCH_HEADER_BYTES as u64)? else {
-        return Ok(Look::Bad);
-    };
+/// There is no batch where one could be. Whether a later one was begun, or the next segment says
+/// that there was one: then it was durable.
+fn check_end(
+    segment: &Segment,
+    end: &End,
+    next: Option<u64>,
+    found: &Look,
+) -> Result<(), WalError> {
+    let (file, batch) = (&segment.file, end.next_batch);
+    if let Some(next) = next {
+        let reason = format!("batch {batch} is damaged, but up to {} were written", next - 1);
+        return Err(file.corrupt(end.offset, reason));
+    }
+    for BatchPlace { segment: of, number, .. } in batches_behind(file, end.offset)? {
+        if of == segment.number && number > batch {
+            let reason =
+                format!("batch {batch} is damaged, but batch {number} behind it was begun");
+            return Err(file.corrupt(end.offset, reason));
+        }
+    }
+    if let Look::Torn { header } = found
+        && header.place.segment == segment.number
+    {
+        let (segment, offset) = (segment.number, end.offset);
+        tracing::warn!(segment, offset, batch, "the log has a torn tail and goes on over it");
+    }
+    Ok(())
+}
+
+fn look_at_header(
+    file: &LogFile,
+    window: &mut Window<'_>,
+    offset: u64,
+) -> Result<Option<BatchHeader>, WalError> {
+    let Some(bytes) = window.get(offset, BATCH_HEADER_BYTES as u64)? else { return Ok(None) };
     if !BatchHeader::looks_like_one(bytes) {
-        return Ok(Look::Bad);
+        return Ok(None);
     }
     let bytes = bytes.try_into().expect("as many bytes were asked for");
-    let Some(header) = BatchHeader::decode(segment.salt(), bytes) else {
-        return Ok(Look::Bad);
-    };
+    Ok(BatchHeader::decode(&file.header, bytes))
+}
+
+fn look(file: &LogFile, window: &mut Window<'_>, offset: u64) -> Result<Look, WalError> {
+    let Some(header) = look_at_header(file, window, offset)? else { return Ok(Look::Nothing) };
     let behind = BATCH_HEADER_BYTES as u64;
-    let rest = window.get(offset + behind, header.size() - behind)?;
-    match rest.and_then(|rest| header.body(segment.salt(), rest)) {
-        Some(body) => Ok(Look::Whole { header, body: Bytes::copy_from_slice(body) }),
-        None => Ok(Look::Bad),
-    }
-}
-
-/// Whether the last segment has a torn tail. A whole batch behind the place where one is missing
-/// was written after that one was durable: then it is corruption.
-fn look_behind(segment: &Segment, end: &End) -> Result<bool, WalError> {
-    let mut window = Window::new(segment);
-    let mut offset = end.offset;
-    let mut torn = false;
-    while let Some(found) = window.first_non_zero(offset)? {
-        torn = true;
-        // Batches begin at multiples of `BATCH_ALIGN`, and none begins with a zero.
-        offset = found.next_multiple_of(BATCH_ALIGN);
-        if let Look::Whole { header, .. } = look(segment, &mut window, offset)?
-            && header.number > end.next_batch
-        {
-            let reason = format!(
-                "batch {} is damaged, but batch {} behind it, at offset {offset}, is whole",
-                end.next_batch, header.number
-            );
-            return Err(WalError::corrupt(&segment.path, end.offset, reason));
-        }
-        if found == offset {
-            offset += BATCH_ALIGN;
-        }
-    }
-    Ok(torn)
-}
-
-impl Started {
-    fn first(options: &WalOptions, file_length: u64) -> Self {
-        let header =
-            SegmentHeader { segment: 1, first_batch: 1, file_length, ..no_header(options) };
-        let mut bytes = header.encode().to_vec();
-        bytes.extend(record::BatchBuilder::new(header.salt(), header.first_batch).finish());
-        Self { header, bytes }
-    }
+    let rest = window.get(offset + behind, header.size(file.header.block_bytes) - behind)?;
+    Ok(match rest.and_then(|rest| header.body(&file.header, rest)) {
+        Some(body) => Look::Whole { header, body: Bytes::copy_from_slice(body) },
+        None => Look::Torn { header },
+    })
 }

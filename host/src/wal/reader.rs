@@ -1,5 +1,6 @@
 //! [`WalReader`]: reads entries back, from any thread, while the log is written.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
@@ -88,15 +89,20 @@ impl WalReader {
         for pair in segments.windows(2) {
             if let Err(error) = open::check_sealed(&pair[0], &pair[1]) {
                 // It may have been removed meanwhile; then nobody will read it again.
-                let number = pair[0].number();
-                if self.shared.segments().contains_key(&number) {
-                    self.shared.damaged().insert(number);
+                if self.shared.note_damage(pair[0].number()) {
                     bad.push(error);
                 }
             }
-            pause(pair[0].length);
+            pause(pair[0].file.length);
         }
         bad
+    }
+
+    /// The segments that count, oldest first, with the files that they are in; the last one is
+    /// being written.
+    pub fn segments(&self) -> Vec<(u64, PathBuf)> {
+        let segments = self.shared.segments();
+        segments.iter().map(|(number, segment)| (*number, segment.path().to_owned())).collect()
     }
 
     /// Groups with live entries in this log, the one with the most in the oldest segment first.
@@ -113,7 +119,7 @@ impl WalReader {
     ) -> Result<Vec<Entry>, WalError> {
         let entries = segment.entries(group, &extent.place);
         if matches!(entries, Err(WalError::Corrupt { .. })) {
-            self.shared.damaged().insert(segment.number());
+            self.shared.note_damage(segment.number());
         }
         entries
     }

@@ -1,163 +1,114 @@
-//! Segment files: their names, how one begins, and the reserve from which it does.
+//! Log files, and the segments that are in them.
+//!
+//! A file is made once, under a name of its own, and serves many segments one after the other:
+//! which one is in it now, its head says. So a new segment needs no new name and no new block.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lockstep_core::ids::GroupId;
-use lockstep_core::mutant::planted;
-use lockstep_core::wal::record::{self, Salt, SegmentHeader};
+use lockstep_core::wal::record::{
+    self, BatchBuilder, BatchPlace, FILE_HEADER_BYTES, FileHeader, Salt,
+};
 use lockstep_core::wal::replay::Place;
 use raft::eraftpb::Entry;
 
 use super::error::WalError;
-use crate::fs::{File, Fs, is_full, make_durable, read_exact_at};
+use crate::fs::{File, read_exact_at};
 
-pub(super) const RESERVE_NAME: &str = "reserve.wal";
-pub(super) const BALLAST_NAME: &str = "ballast.wal";
 const SUFFIX: &str = ".wal";
 
-/// A segment with its name; open as long as anybody uses it, even behind its removal.
-pub(super) struct Segment {
-    pub(super) header: SegmentHeader,
+/// An open log file.
+pub(super) struct LogFile {
+    pub(super) header: FileHeader,
     pub(super) path: PathBuf,
     pub(super) file: Box<dyn File>,
     /// Bytes of the file.
     pub(super) length: u64,
 }
 
-/// A preallocated file without content, under [`RESERVE_NAME`].
-pub(super) struct Reserve {
-    pub(super) file: Box<dyn File>,
-    pub(super) path: PathBuf,
-    pub(super) length: u64,
+/// A segment in its file; the file stays what it is as long as anybody uses the segment.
+pub(super) struct Segment {
+    pub(super) number: u64,
+    /// The number of its first batch, the head.
+    pub(super) first_batch: u64,
+    pub(super) file: LogFile,
+    salt: Salt,
 }
 
-pub(super) fn file_name(number: u64) -> String {
-    format!("{number:016x}{SUFFIX}")
+pub(super) fn file_name(file: u64) -> String {
+    format!("{file:016x}{SUFFIX}")
 }
 
-/// The number of a segment's file name; `None` for other names.
+/// The number of a log file's name; `None` for other names.
 pub(super) fn parse_name(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(SUFFIX)?, 16).ok()?;
     (file_name(number) == name).then_some(number)
 }
 
-/// Preallocates a reserve. Its name and length need no sync: a crash that loses it costs nothing.
-pub(super) fn create_reserve(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<Reserve, WalError> {
-    create_spare(fs, dir.join(RESERVE_NAME), bytes)
-}
-
-fn create_spare(fs: &dyn Fs, path: PathBuf, bytes: u64) -> Result<Reserve, WalError> {
-    let file = match fs.create(&path) {
-        Ok(file) => file,
-        Err(error) if is_full(&error) => {
-            return Err(WalError::Full { path, bytes });
+impl LogFile {
+    /// The bytes of a head: where the segment belongs, and the state of every group.
+    pub(super) fn head(&self, place: BatchPlace, states: &[(GroupId, Vec<u8>)]) -> Vec<u8> {
+        let mut head = BatchBuilder::new(&self.header, place);
+        for (group, state) in states {
+            head.state(*group, state, false);
         }
-        Err(error) => return Err(WalError::io("create", &path)(error)),
-    };
-    let mut reserve = Reserve { file, path, length: 0 };
-    if let Err(error) = reserve.grow(bytes) {
-        // A part of a reserve is of no use, and the disk needs the room.
-        fs.remove(&reserve.path).map_err(WalError::io("remove", &reserve.path))?;
-        return Err(error);
+        head.finish()
     }
-    Ok(reserve)
-}
 
-/// Preallocates the ballast.
-pub(super) fn create_ballast(fs: &dyn Fs, dir: &Path, bytes: u64) -> Result<(), WalError> {
-    create_spare(fs, dir.join(BALLAST_NAME), bytes).map(drop)
-}
-
-/// Gives the ballast's room back to the disk.
-pub(super) fn remove_ballast(fs: &dyn Fs, dir: &Path) -> Result<(), WalError> {
-    let path = dir.join(BALLAST_NAME);
-    fs.remove(&path).map_err(WalError::io("remove", &path))
-}
-
-/// Whether a ballast of `bytes` lies there; another one is removed.
-pub(super) fn has_ballast(
-    fs: &dyn Fs,
-    dir: &Path,
-    names: &[String],
-    bytes: u64,
-) -> Result<bool, WalError> {
-    if !names.iter().any(|name| name == BALLAST_NAME) {
-        return Ok(false);
+    /// Whether its header is still what it was when the file was opened.
+    pub(super) fn is_sound(&self) -> bool {
+        let mut bytes = [0; FILE_HEADER_BYTES];
+        self.file.drop_cache();
+        let read = read_exact_at(&*self.file, &mut bytes, 0);
+        read.is_ok() && FileHeader::decode(&bytes) == Ok(self.header)
     }
-    let path = dir.join(BALLAST_NAME);
-    let length = fs.open(&path, false).and_then(|file| file.len());
-    match length.map_err(WalError::io("measure", &path))? == bytes {
-        true => Ok(true),
-        false => remove_ballast(fs, dir).map(|()| false),
-    }
-}
 
-/// Makes the reserve segment `header.segment`: content first, then the name.
-pub(super) fn name(
-    fs: &dyn Fs,
-    dir: &Path,
-    reserve: Reserve,
-    header: SegmentHeader,
-    bytes: &[u8],
-) -> Result<Segment, WalError> {
-    let Reserve { file, path: from, length } = reserve;
-    file.write_at(bytes, 0).map_err(WalError::io("write", &from))?;
-    file.sync().map_err(WalError::io("sync", &from))?;
-    let path = dir.join(file_name(header.segment));
-    fs.rename_new(&from, &path).map_err(WalError::io("name", &path))?;
-    if !planted("skip_segment_directory_sync") {
-        make_durable(fs, &path).map_err(WalError::io("sync the directory of", &path))?;
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_at(bytes, offset)
     }
-    Ok(Segment { header, path, file, length })
-}
 
-impl Reserve {
-    /// Makes it at least `bytes` long.
-    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), WalError> {
-        if bytes <= self.length {
-            return Ok(());
-        }
-        match self.file.preallocate(bytes) {
-            Ok(()) => {
-                self.length = bytes;
-                Ok(())
-            }
-            Err(error) if is_full(&error) => Err(WalError::Full { path: self.path.clone(), bytes }),
-            Err(error) => Err(WalError::io("preallocate", &self.path)(error)),
-        }
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    pub(super) fn corrupt(&self, offset: u64, reason: impl Into<String>) -> WalError {
+        WalError::corrupt(&self.path, offset, reason)
     }
 }
 
 impl Segment {
+    /// The segment whose head, at this place, is in the file.
+    pub(super) fn new(file: LogFile, head: BatchPlace) -> Self {
+        let (number, first_batch) = (head.segment, head.number);
+        let salt = file.header.salt(number);
+        Self { number, first_batch, file, salt }
+    }
+
     pub(super) fn number(&self) -> u64 {
-        self.header.segment
+        self.number
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.file.path
     }
 
     pub(super) fn salt(&self) -> Salt {
-        self.header.salt()
-    }
-
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), WalError> {
-        self.file.write_at(bytes, offset).map_err(WalError::io("write", &self.path))
-    }
-
-    pub(super) fn sync(&self) -> Result<(), WalError> {
-        self.file.sync().map_err(WalError::io("sync", &self.path))
+        self.salt
     }
 
     /// Reads one record of entries back; its checksum is looked at each time.
     pub(super) fn entries(&self, group: GroupId, place: &Place) -> Result<Vec<Entry>, WalError> {
         let mut bytes = vec![0; place.length as usize];
-        match read_exact_at(&*self.file, &mut bytes, place.offset) {
+        match read_exact_at(&*self.file.file, &mut bytes, place.offset) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(WalError::corrupt(&self.path, place.offset, "the file was cut"));
+                return Err(self.file.corrupt(place.offset, "the file was cut"));
             }
-            Err(error) => return Err(WalError::io("read", &self.path)(error)),
+            Err(error) => return Err(WalError::io("read", self.path())(error)),
         }
-        let entries = record::decode_entries(self.salt(), group, Bytes::from(bytes));
-        entries.map_err(|why| WalError::corrupt(&self.path, place.offset, why.to_string()))
+        let entries = record::decode_entries(self.salt, group, Bytes::from(bytes));
+        entries.map_err(|why| self.file.corrupt(place.offset, why.to_string()))
     }
 }

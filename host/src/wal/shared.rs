@@ -39,9 +39,21 @@ impl Shared {
         segments.insert(segment.number(), segment);
     }
 
-    pub(super) fn forget_segment(&self, number: u64) {
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        self.damaged().remove(&number);
+    /// The segment, which nobody finds any more, and whether it was damaged.
+    pub(super) fn forget_segment(&self, number: u64) -> (Option<Arc<Segment>>, bool) {
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        (segments.remove(&number), self.damaged().remove(&number))
+    }
+
+    /// The segment turned out not to be what was written; whether it is still there. Whoever read
+    /// one that was removed meanwhile says nothing of the log.
+    pub(super) fn note_damage(&self, number: u64) -> bool {
+        let segments = self.segments();
+        let there = segments.contains_key(&number);
+        if there {
+            self.damaged().insert(number);
+        }
+        there
     }
 
     /// Numbers of the segments that turned out not to be what was written.

@@ -17,11 +17,14 @@ use crate::fs::mem::MemFs;
 
 mod basics;
 mod crash;
+mod full;
 mod random;
 mod retention;
 mod rot;
 
-const SEGMENT_BYTES: u64 = 4096;
+const SEGMENT_BYTES: u64 = 8192;
+/// A sector of the disk in memory.
+const BLOCK_BYTES: u32 = 512;
 
 type Recovered = BTreeMap<GroupId, RecoveredGroup>;
 
@@ -34,7 +37,9 @@ fn disk() -> MemFs {
 }
 
 fn options() -> WalOptions {
-    WalOptions { cluster: [7; 16], node: NodeId(3), segment_bytes: SEGMENT_BYTES, ballast_bytes: 0 }
+    let (block_bytes, spares) = (BLOCK_BYTES, 1);
+    let of = WalOptions::new([7; 16], NodeId(3), SEGMENT_BYTES, 5);
+    WalOptions { block_bytes, spares, ..of }
 }
 
 fn open(fs: &MemFs) -> Result<(Wal, Recovered), WalError> {
@@ -154,6 +159,12 @@ fn models(steps: &[Step]) -> Vec<Model> {
     models
 }
 
+/// Goes on with what waits for room; there is some again.
+fn go_on(wal: &mut Wal) -> Result<(), WalError> {
+    wal.ensure_reserve()?;
+    wal.resume()
+}
+
 /// Runs steps until one fails. Returns how many succeeded, and the log if one was open.
 fn run(fs: &MemFs, steps: &[Step]) -> (usize, Option<Wal>, Option<WalError>) {
     let mut wal = match open(fs) {
@@ -225,7 +236,13 @@ fn scenario() -> Vec<Step> {
     steps
 }
 
-fn wal_files(fs: &MemFs) -> Vec<PathBuf> {
-    let names = fs.list(&dir()).expect("the directory is there");
-    names.iter().filter(|name| *name != "reserve.wal").map(|name| dir().join(name)).collect()
+/// The files of the segments, oldest first.
+fn wal_files(wal: &Wal) -> Vec<PathBuf> {
+    let segments = wal.shared.segments();
+    segments.values().map(|segment| segment.path().to_owned()).collect()
+}
+
+/// Every file that is there.
+fn all_files(fs: &MemFs) -> Vec<String> {
+    fs.list(&dir()).expect("the directory is there")
 }

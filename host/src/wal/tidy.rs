@@ -1,16 +1,16 @@
 //! Old segments go: deletion in order, and moving what little keeps the oldest one.
 //!
 //! Done behind an append that began a segment or let entries die, within a budget, so that a batch
-//! waits for little. Segments go oldest first, each name's removal durable before the next, so that
-//! the chain never has a hole. Once the chain is long, what is more than a little is moved in
-//! parts: no group, however idle, pins the log without end.
+//! waits for little. Segments go oldest first. Once the chain is long, what is more than a little
+//! is moved in parts: no group, however idle, pins the log without end.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
-use lockstep_core::wal::record::{Span, batch_size};
+use lockstep_core::wal::record::Span;
 use lockstep_core::wal::replay::GroupLog;
 use lockstep_core::wal::{MOVED_BYTES_MAX, RECORD_BYTES_MAX};
 use raft::eraftpb::Entry;
@@ -53,7 +53,9 @@ impl Wal {
                 }
                 budget -= bytes;
             }
-            self.delete(&oldest)?;
+            let number = oldest.number();
+            drop(oldest);
+            self.free(number)?;
         }
         self.ensure_reserve().map(drop)
     }
@@ -120,29 +122,36 @@ impl Wal {
         if plan.body_bytes > self.batch_body_max() {
             return Ok(false);
         }
-        let fits = self.end + batch_size(plan.body_bytes) <= self.active.length;
-        if !fits {
-            // A long chain is worth a new segment.
-            let long = self.shared.segments().len() > SEGMENTS_MAX;
-            match long {
-                true => match self.make_room(&plan) {
-                    Err(WalError::Full { .. }) => return Ok(false),
-                    made => made?,
-                },
-                false => return Ok(false),
-            }
+        // A long chain is worth a new segment.
+        if !self.fits(&plan) && self.shared.segments().len() <= SEGMENTS_MAX {
+            return Ok(false);
         }
-        self.write(plan)?;
-        Ok(true)
+        match self.commit(&mut VecDeque::from([plan])) {
+            Err(WalError::Full { .. }) => Ok(false),
+            committed => committed.map(|()| true),
+        }
     }
 
-    fn delete(&mut self, segment: &Segment) -> Result<(), WalError> {
-        let removed = self.fs.remove(&segment.path);
-        removed.map_err(|error| self.poison(WalError::io("remove", &segment.path)(error)))?;
-        self.make_names_durable(&segment.path)?;
-        self.shared.forget_segment(segment.number());
-        tracing::debug!(segment = segment.number(), "log segment removed");
-        Ok(())
+    /// The segment counts no more. Its file serves a later one, unless there are enough of them,
+    /// somebody still reads it, or it is not to be trusted.
+    fn free(&mut self, number: u64) -> Result<(), WalError> {
+        let (segment, damaged) = self.shared.forget_segment(number);
+        let segment = segment.expect("a segment is freed once");
+        // The next batch says so, and the last one is to have one behind it.
+        self.sealed = false;
+        let path = segment.path().to_owned();
+        let wanted = !damaged && self.spares.len() < self.spares_max();
+        match Arc::try_unwrap(segment) {
+            Ok(segment) if wanted && self.is_usual(&segment.file) && segment.file.is_sound() => {
+                tracing::debug!(segment = number, "log segment ended, its file stays");
+                self.spares.push(segment.file);
+                Ok(())
+            }
+            Ok(_) | Err(_) => {
+                tracing::debug!(segment = number, "log segment ended, its file goes");
+                self.files.remove(path).map_err(|error| self.poison(error))
+            }
+        }
     }
 }
 

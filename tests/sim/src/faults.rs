@@ -287,16 +287,16 @@ impl World {
         }
         let in_log = self.rng.percent(30);
         let files = self.nodes[&id].fs.image_names();
-        let fits = |path: &&std::path::PathBuf| {
-            let name = path.to_string_lossy();
-            if in_log { segment_number(path).is_some() } else { name.ends_with("snap") }
+        let mut segments = match &self.nodes[&id].process {
+            Some(process) => process.reader.segments(),
+            None => Vec::new(),
         };
-        let mut candidates: Vec<_> = files.iter().filter(fits).collect();
-        if in_log {
-            // The last segment's end may be a torn tail.
-            candidates.sort_by_key(|path| segment_number(path));
-            candidates.pop();
-        }
+        // The last segment's end may be a torn tail.
+        segments.pop();
+        let candidates: Vec<_> = match in_log {
+            true => segments.iter().map(|(_, path)| path).collect(),
+            false => files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect(),
+        };
         if candidates.is_empty() {
             return;
         }
@@ -312,7 +312,10 @@ impl World {
         if node.fs.corrupt(&path, offset).is_ok() {
             node.rotted = true;
             match in_log {
-                true => node.rotten_log = Some(path),
+                true => {
+                    let segment = segments.iter().find(|(_, at)| *at == path);
+                    node.rotten_log = segment.cloned();
+                }
                 false => node.snapshot_rotted_at = self.now,
             }
             self.weak = Some(id);
@@ -390,8 +393,7 @@ impl World {
                 })
             });
             let node = &self.nodes[&id];
-            let log_gone = node.rotten_log.as_ref().is_none_or(|path| !node.fs.has(path));
-            if node.rotted && repaired && log_gone && self.is_whole(id) {
+            if node.rotted && repaired && !node.log_rots() && self.is_whole(id) {
                 let node = self.nodes.get_mut(&id).expect("a node");
                 (node.rotted, node.rotten_log) = (false, None);
             }
@@ -447,8 +449,7 @@ impl World {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };
         // Rot that nobody has met yet says nothing of the program.
-        let rots = node.rotten_log.as_ref().is_some_and(|path| node.fs.has(path));
-        if rots || node.unreadable || node.fs.is_halted() {
+        if node.log_rots() || node.unreadable || node.fs.is_halted() {
             return Ok(());
         }
         for group in process.replicas.keys() {
@@ -463,7 +464,8 @@ impl World {
     fn count_strikes(&mut self, id: NodeId) {
         let fs = self.nodes[&id].fs.clone();
         fs.struck().into_iter().for_each(|(what, count)| self.counters.add_many(what, count));
-        let last = fs.image_names().iter().filter_map(|path| segment_number(path)).max();
+        let process = self.nodes[&id].process.as_ref();
+        let last = process.and_then(|process| Some(process.reader.segments().last()?.0));
         let last = last.unwrap_or(1);
         self.counters.add_many("segments rolled", last.saturating_sub(1));
     }
@@ -539,10 +541,4 @@ impl World {
         let transfers = &self.transfers;
         self.checks.reports.finish(|id| transfers.contains_key(&id))
     }
-}
-
-/// The number of a log segment.
-fn segment_number(path: &Path) -> Option<u64> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".wal")?;
-    u64::from_str_radix(name, 16).ok()
 }

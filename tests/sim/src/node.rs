@@ -73,8 +73,8 @@ pub struct Node {
     pub rotted: bool,
     /// When a bit of a snapshot was, last.
     pub snapshot_rotted_at: u64,
-    /// The log's file whose bit it was.
-    pub rotten_log: Option<PathBuf>,
+    /// The log's file whose bit it was, and the segment in it then.
+    pub rotten_log: Option<(u64, PathBuf)>,
     /// A read was told to fail in this life of the process.
     pub unreadable: bool,
     /// Something else takes the disk of its log.
@@ -196,6 +196,15 @@ impl Node {
         self.log_filled = false;
     }
 
+    /// Whether the segment with the flipped bit may still be met.
+    pub fn log_rots(&self) -> bool {
+        let Some((segment, path)) = &self.rotten_log else { return false };
+        let counts = |process: &Process| {
+            process.reader.segments().iter().any(|(number, _)| number == segment)
+        };
+        self.fs.has(path) && self.process.as_ref().is_none_or(counts)
+    }
+
     /// What does not verify here is not the program's doing.
     pub fn is_doubtful(&self) -> bool {
         self.rotted || self.unreadable
@@ -218,7 +227,7 @@ impl Node {
         seed: u64,
     ) -> Result<Vec<(GroupId, Vec<Effect>)>, NoStart> {
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
-        let (wal, mut recovered) = self.open_log(setup, &fs)?;
+        let (wal, mut recovered) = self.open_log(setup, &fs, seed ^ epoch)?;
         let log = LogWriter::new(wal);
         let reader = log.reader();
         let budget = Budget::new(BudgetLimits {
@@ -281,7 +290,7 @@ impl Node {
         Ok(first)
     }
 
-    fn open_log(&self, setup: &Setup, fs: &Arc<dyn Fs>) -> Result<OpenedLog, NoStart> {
+    fn open_log(&self, setup: &Setup, fs: &Arc<dyn Fs>, nonce: u64) -> Result<OpenedLog, NoStart> {
         let disk = |error: std::io::Error| NoStart::Disk(error.to_string());
         let data = Path::new(DATA);
         fs.create_dir_all(data).map_err(disk)?;
@@ -290,7 +299,10 @@ impl Node {
             cluster: CLUSTER,
             node: self.id,
             segment_bytes: setup.segment_bytes,
-            ballast_bytes: setup.segment_bytes,
+            // A sector of its disks, for its segments are small.
+            block_bytes: 512,
+            spares: 2,
+            nonce,
         };
         let opened = Wal::open(Arc::clone(fs), &data.join("wal"), options);
         opened.map_err(|error| match error {

@@ -1,15 +1,18 @@
-//! The bytes of segments, batches and records.
+//! The bytes of log files, batches and records.
 //!
-//! Integers are little-endian. Every checksum is a CRC32C that begins from the segment's [`Salt`]
-//! (cluster, node, segment number), so that bytes copied from elsewhere never pass.
+//! Integers are little-endian. Every checksum of a batch is a CRC32C that begins from a [`Salt`]
+//! (cluster, node, file, the file's nonce, segment number), so that bytes copied from elsewhere, or
+//! left by an earlier use of the file, never pass, and nobody can make up bytes that do.
 //!
 //! ```text
-//! segment = header (64) · batches, each at a multiple of 8; behind the last one zeros
-//! header  = magic "LSTPWAL\n" · version u32 (1) · node u32 · cluster 16 · segment u64 ·
-//!           number of its first batch u64 · file length u64 · zeros 4 ·
-//!           crc u32 (unsalted, of the 60 bytes before)
-//! batch   = magic "BTCH" · crc u32 (of the 24 bytes behind) · number u64 · body length u32 ·
-//!           body crc u32 · records u32 · zero u32 · body · zeros up to a multiple of 8
+//! file    = header (one block) · head · batches, each at a multiple of the block; behind the last
+//!           one anything: zeros, or what an earlier segment in this file left
+//! header  = magic "LSTPWAL\n" · version u32 (2) · node u16 · block u8 (its binary logarithm) ·
+//!           zero u8 · cluster 16 · file u64 · nonce u64 · file length u64 · zeros 4 ·
+//!           crc u32 (unsalted, of the 60 bytes before) · zeros up to the block's end
+//! batch   = magic "BTCH" · crc u32 (of the 48 bytes behind) · number u64 · segment u64 ·
+//!           previous u64 · oldest u64 · body length u32 · body crc u32 · records u32 · zero u32 ·
+//!           body · zeros up to a multiple of the block
 //! body    = { length u32 · crc u32 · kind u8 · group u64 · payload }  (length, crc from kind on)
 //! state   (1) = recovery state
 //! reset   (2) = recovery state; the group's entries end here and begin anew at its first index
@@ -18,8 +21,11 @@
 //! drop    (5) = nothing: the group is no longer in this log
 //! ```
 //!
-//! Versions to come keep the 64 bytes of the segment's header and their checksum as they are, so
-//! that an old program can say that a log is newer, and is not merely damaged.
+//! The header is written once, when the file is made, and is the file's. Which segment is in it, if
+//! any, its *head* says: the batch in the second block, with the state of every group.
+//!
+//! Versions to come keep the 64 bytes of the header and their checksum as they are, so that an old
+//! program can say that a log is newer, and is not merely damaged.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
@@ -31,17 +37,19 @@ use crate::recovery_state::RecoveryState;
 use crate::wal::BATCH_BODY_BYTES_MAX;
 
 /// Version of the log's format that is written and read.
-pub const FORMAT_VERSION: u32 = 1;
-pub const SEGMENT_HEADER_BYTES: usize = 64;
-pub const BATCH_HEADER_BYTES: usize = 32;
-/// Batches begin at multiples of this.
-pub const BATCH_ALIGN: u64 = 8;
+pub const FORMAT_VERSION: u32 = 2;
+/// Of a file's header; it has a block to itself.
+pub const FILE_HEADER_BYTES: usize = 64;
+pub const BATCH_HEADER_BYTES: usize = 56;
+/// Bytes of a block, smallest and largest.
+pub const BLOCK_BYTES_MIN: u32 = 64;
+pub const BLOCK_BYTES_MAX: u32 = 1 << 16;
 /// Length, checksum, kind and group.
 pub const RECORD_OVERHEAD_BYTES: usize = 17;
 /// First index and count of an entries record.
 pub const ENTRIES_OVERHEAD_BYTES: usize = 12;
 
-const SEGMENT_MAGIC: [u8; 8] = *b"LSTPWAL\n";
+const FILE_MAGIC: [u8; 8] = *b"LSTPWAL\n";
 const BATCH_MAGIC: [u8; 4] = *b"BTCH";
 const KIND_STATE: u8 = 1;
 const KIND_RESET: u8 = 2;
@@ -55,32 +63,47 @@ const ENTRY_OVERHEAD_BYTES: usize = 17;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Salt(u32);
 
-/// The first bytes of a segment.
+/// The first bytes of a log file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SegmentHeader {
+pub struct FileHeader {
     pub cluster: [u8; 16],
     pub node: NodeId,
-    /// The segment's own number, also in its file's name.
-    pub segment: u64,
-    /// Number of its first batch: one more than the last batch of the segment before that counts.
-    pub first_batch: u64,
-    /// Bytes its file had before it got its name: a shorter file was cut.
-    pub file_length: u64,
+    /// Batches begin at multiples of it: a power of two.
+    pub block_bytes: u32,
+    /// The file's own number, also in its name.
+    pub file: u64,
+    /// Drawn when the file was made.
+    pub nonce: u64,
+    /// Bytes the file had when it was made: a shorter file was cut.
+    pub length: u64,
 }
 
-/// Why a segment's header was not taken.
+/// Why a file's header was not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HeaderError {
-    /// These are not the first bytes of a segment, or they were damaged.
+    /// These are not the first bytes of a log file, or they were damaged.
     Damaged(&'static str),
     /// Written by a later program.
     Newer { found: u32 },
 }
 
+/// Where a batch belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchPlace {
+    /// The batch's own number, without a gap through all segments.
+    pub number: u64,
+    /// Its segment.
+    pub segment: u64,
+    /// The segment before that one; 0 for the first.
+    pub previous: u64,
+    /// The oldest segment that counted when the batch was written.
+    pub oldest: u64,
+}
+
 /// The first bytes of a batch, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchHeader {
-    pub number: u64,
+    pub place: BatchPlace,
     /// Bytes of body, without the padding.
     pub length: u32,
     pub records: u32,
@@ -118,45 +141,51 @@ pub struct Span {
 /// Builds the bytes of one batch.
 pub struct BatchBuilder {
     salt: Salt,
-    number: u64,
+    block_bytes: u32,
+    place: BatchPlace,
     bytes: Vec<u8>,
     records: u32,
 }
 
 impl Salt {
-    pub fn new(cluster: &[u8; 16], node: NodeId, segment: u64) -> Self {
-        let crc = crc32c::crc32c(cluster);
-        let crc = crc32c::crc32c_append(crc, &node.0.to_le_bytes());
-        Self(crc32c::crc32c_append(crc, &segment.to_le_bytes()))
-    }
-
     fn crc(self, bytes: &[u8]) -> u32 {
         crc32c::crc32c_append(self.0, bytes)
     }
 }
 
-impl SegmentHeader {
-    pub fn salt(&self) -> Salt {
-        Salt::new(&self.cluster, self.node, self.segment)
+impl FileHeader {
+    /// Of this segment, as long as it is in this file.
+    pub fn salt(&self, segment: u64) -> Salt {
+        let crc = crc32c::crc32c(&self.cluster);
+        let crc = crc32c::crc32c_append(crc, &self.node.0.to_le_bytes());
+        let numbers = [self.file, self.nonce, segment].map(u64::to_le_bytes);
+        Salt(crc32c::crc32c_append(crc, numbers.as_flattened()))
     }
 
-    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
-        out.put_raw(&SEGMENT_MAGIC);
+    /// Where the head of a segment begins.
+    pub fn head_offset(&self) -> u64 {
+        self.block_bytes.into()
+    }
+
+    pub fn encode(&self) -> [u8; FILE_HEADER_BYTES] {
+        let mut out = Vec::with_capacity(FILE_HEADER_BYTES);
+        out.put_raw(&FILE_MAGIC);
         out.put_u32(FORMAT_VERSION);
-        out.put_u32(u32::from(self.node.0));
+        out.put_raw(&self.node.0.to_le_bytes());
+        out.put_u8(self.block_bytes.trailing_zeros() as u8);
+        out.put_u8(0);
         out.put_raw(&self.cluster);
-        out.put_u64(self.segment);
-        out.put_u64(self.first_batch);
-        out.put_u64(self.file_length);
+        out.put_u64(self.file);
+        out.put_u64(self.nonce);
+        out.put_u64(self.length);
         out.put_raw(&[0; 4]);
         out.put_u32(crc32c::crc32c(&out));
         out.try_into().expect("the header's fields add up to its size")
     }
 
-    pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, HeaderError> {
-        if bytes[..8] != SEGMENT_MAGIC {
-            return Err(HeaderError::Damaged("it does not begin like a log segment"));
+    pub fn decode(bytes: &[u8; FILE_HEADER_BYTES]) -> Result<Self, HeaderError> {
+        if bytes[..8] != FILE_MAGIC {
+            return Err(HeaderError::Damaged("it does not begin like a log file"));
         }
         if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60) {
             return Err(HeaderError::Damaged("the checksum of its header does not match"));
@@ -164,34 +193,42 @@ impl SegmentHeader {
         match u32_at(bytes, 8) {
             FORMAT_VERSION => {}
             found if found > FORMAT_VERSION => return Err(HeaderError::Newer { found }),
-            _zero => return Err(HeaderError::Damaged("its format version is 0")),
+            _older => return Err(HeaderError::Damaged("its format was never released")),
         }
-        let node = u16::try_from(u32_at(bytes, 12))
-            .map_err(|_| HeaderError::Damaged("its node id is over 65,535"))?;
+        let block_bytes = 1_u32.checked_shl(bytes[14].into()).unwrap_or(0);
+        if !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
+            return Err(HeaderError::Damaged("there is no block of its size"));
+        }
         let mut cluster = [0; 16];
         cluster.copy_from_slice(&bytes[16..32]);
         Ok(Self {
             cluster,
-            node: NodeId(node),
-            segment: u64_at(bytes, 32),
-            first_batch: u64_at(bytes, 40),
-            file_length: u64_at(bytes, 48),
+            node: NodeId(u16::from_le_bytes([bytes[12], bytes[13]])),
+            block_bytes,
+            file: u64_at(bytes, 32),
+            nonce: u64_at(bytes, 40),
+            length: u64_at(bytes, 48),
         })
     }
 }
 
 impl BatchHeader {
-    /// `None` if these bytes are not the head of a batch of this segment.
-    pub fn decode(salt: Salt, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
-        let whole = bytes[..4] == BATCH_MAGIC && salt.crc(&bytes[8..]) == u32_at(bytes, 4);
-        if !whole || u32_at(bytes, 16) as usize > BATCH_BODY_BYTES_MAX {
-            return None;
-        }
-        Some(Self {
-            number: u64_at(bytes, 8),
-            length: u32_at(bytes, 16),
-            body_crc: u32_at(bytes, 20),
-            records: u32_at(bytes, 24),
+    /// `None` if these bytes are not the head of a batch in this file, of whatever segment.
+    pub fn decode(file: &FileHeader, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
+        let segment = u64_at(bytes, 16);
+        let whole = bytes[..4] == BATCH_MAGIC
+            && file.salt(segment).crc(&bytes[8..]) == u32_at(bytes, 4)
+            && u32_at(bytes, 40) as usize <= BATCH_BODY_BYTES_MAX;
+        whole.then(|| Self {
+            place: BatchPlace {
+                number: u64_at(bytes, 8),
+                segment,
+                previous: u64_at(bytes, 24),
+                oldest: u64_at(bytes, 32),
+            },
+            length: u32_at(bytes, 40),
+            body_crc: u32_at(bytes, 44),
+            records: u32_at(bytes, 48),
         })
     }
 
@@ -201,22 +238,24 @@ impl BatchHeader {
     }
 
     /// The body, if what follows the header, padding included, is whole.
-    pub fn body<'a>(&self, salt: Salt, rest: &'a [u8]) -> Option<&'a [u8]> {
+    pub fn body<'a>(&self, file: &FileHeader, rest: &'a [u8]) -> Option<&'a [u8]> {
         let (body, padding) = rest.split_at_checked(self.length as usize)?;
-        let padded = BATCH_HEADER_BYTES as u64 + rest.len() as u64 == self.size();
+        let size = self.size(file.block_bytes);
+        let padded = BATCH_HEADER_BYTES as u64 + rest.len() as u64 == size;
         let whole = padded && padding.iter().all(|byte| *byte == 0);
-        (whole && (salt.crc(body) == self.body_crc || planted("unchecked_segment"))).then_some(body)
+        let good = || file.salt(self.place.segment).crc(body) == self.body_crc;
+        (whole && (good() || planted("unchecked_segment"))).then_some(body)
     }
 
     /// Bytes of the whole batch: header, body and padding.
-    pub fn size(&self) -> u64 {
-        batch_size(self.length as usize)
+    pub fn size(&self, block_bytes: u32) -> u64 {
+        batch_size(self.length as usize, block_bytes)
     }
 }
 
 /// Bytes of a batch with a body of `length` bytes.
-pub fn batch_size(length: usize) -> u64 {
-    (BATCH_HEADER_BYTES as u64 + length as u64).next_multiple_of(BATCH_ALIGN)
+pub fn batch_size(length: usize, block_bytes: u32) -> u64 {
+    (BATCH_HEADER_BYTES as u64 + length as u64).next_multiple_of(block_bytes.into())
 }
 
 /// Bytes an entry takes in an entries record.
@@ -225,15 +264,16 @@ pub fn entry_size(entry: &Entry) -> usize {
 }
 
 impl BatchBuilder {
-    pub fn new(salt: Salt, number: u64) -> Self {
-        Self::reusing(salt, number, Vec::new())
+    pub fn new(file: &FileHeader, place: BatchPlace) -> Self {
+        Self::reusing(file, place, Vec::new())
     }
 
     /// Like `new`, in a buffer that served before.
-    pub fn reusing(salt: Salt, number: u64, mut bytes: Vec<u8>) -> Self {
+    pub fn reusing(file: &FileHeader, place: BatchPlace, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
         bytes.resize(BATCH_HEADER_BYTES, 0);
-        Self { salt, number, bytes, records: 0 }
+        let (salt, block_bytes) = (file.salt(place.segment), file.block_bytes);
+        Self { salt, block_bytes, place, bytes, records: 0 }
     }
 
     /// Adds a state; returns where the record stands in the batch, and its bytes.
@@ -272,7 +312,8 @@ impl BatchBuilder {
         let length = self.bytes.len() - BATCH_HEADER_BYTES;
         let body_crc = self.salt.crc(&self.bytes[BATCH_HEADER_BYTES..]);
         let mut head = Vec::with_capacity(BATCH_HEADER_BYTES);
-        head.put_u64(self.number);
+        let BatchPlace { number, segment, previous, oldest } = self.place;
+        [number, segment, previous, oldest].into_iter().for_each(|field| head.put_u64(field));
         head.put_count(length);
         head.put_u32(body_crc);
         head.put_u32(self.records);
@@ -280,7 +321,7 @@ impl BatchBuilder {
         self.bytes[..4].copy_from_slice(&BATCH_MAGIC);
         self.bytes[4..8].copy_from_slice(&self.salt.crc(&head).to_le_bytes());
         self.bytes[8..BATCH_HEADER_BYTES].copy_from_slice(&head);
-        self.bytes.resize(self.bytes.len().next_multiple_of(BATCH_ALIGN as usize), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(self.block_bytes as usize), 0);
         self.bytes
     }
 

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use super::record::{
-    BATCH_HEADER_BYTES, BatchBuilder, BatchHeader, HeaderError, Record, RecordBody, Salt,
-    SegmentHeader, Span, decode_body, decode_entries,
+    BATCH_HEADER_BYTES, BatchBuilder, BatchHeader, BatchPlace, FileHeader, HeaderError, Record,
+    RecordBody, Salt, Span, decode_body, decode_entries,
 };
 use super::replay::{GroupLog, Replay, Tail};
 use crate::ids::{Digest, GroupId, ModuleId, NodeId, ReplicaId, hex};
@@ -42,12 +42,19 @@ fn state(first: u64, previous: u64) -> RecoveryState {
     state
 }
 
+const PLACE: BatchPlace = BatchPlace { number: 6, segment: 5, previous: 4, oldest: 2 };
+
+fn file() -> FileHeader {
+    let (cluster, node) = ([7; 16], NodeId(3));
+    FileHeader { cluster, node, block_bytes: 64, file: 8, nonce: 0x1122, length: 4096 }
+}
+
 fn salt() -> Salt {
-    Salt::new(&[7; 16], NodeId(3), 5)
+    file().salt(PLACE.segment)
 }
 
 fn batch() -> Vec<u8> {
-    let mut batch = BatchBuilder::new(salt(), 6);
+    let mut batch = BatchBuilder::new(&file(), PLACE);
     batch.state(GROUP, &encoded(&state(1, 0)), false);
     batch.entries(GROUP, &[entry(1, 2, b"ab"), entry(2, 3, b"")], false);
     batch.finish()
@@ -61,25 +68,28 @@ fn encoded(state: &RecoveryState) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Option<Vec<Record>> {
     let (head, rest) = bytes.split_first_chunk::<BATCH_HEADER_BYTES>()?;
-    let header = BatchHeader::decode(salt(), head)?;
-    let body = header.body(salt(), rest)?;
+    let header = BatchHeader::decode(&file(), head)?;
+    let body = header.body(&file(), rest)?;
     decode_body(salt(), &header, Bytes::copy_from_slice(body)).ok()
 }
 
 #[test]
 fn the_bytes_of_a_batch_are_golden() {
-    let mut batch = BatchBuilder::new(salt(), 6);
+    let mut batch = BatchBuilder::new(&file(), PLACE);
     batch.entries(GROUP, &[entry(1, 2, b"ab"), entry(2, 3, b"")], false);
     let golden = concat!(
         "42544348",
-        "eeb5436b",
+        "a4315666",
         "0600000000000000",
+        "0500000000000000",
+        "0400000000000000",
+        "0200000000000000",
         "41000000",
-        "ee91d6af",
+        "5fe833a9",
         "01000000",
         "00000000",
         "39000000",
-        "e393a4df",
+        "fb2051cb",
         "03",
         "0807060504030201",
         "0100000000000000",
@@ -99,41 +109,35 @@ fn the_bytes_of_a_batch_are_golden() {
 }
 
 #[test]
-fn the_bytes_of_a_segment_header_are_golden() {
-    let header = SegmentHeader {
-        cluster: [7; 16],
-        node: NodeId(3),
-        segment: 5,
-        first_batch: 6,
-        file_length: 4096,
-    };
+fn the_bytes_of_a_file_header_are_golden() {
+    let header = file();
     let bytes = header.encode();
     assert_eq!(
         hex(&bytes),
         concat!(
             "4c53545057414c0a",
-            "01000000",
-            "03000000",
+            "02000000",
+            "03000600",
             "07070707070707070707070707070707",
-            "0500000000000000",
-            "0600000000000000",
+            "0800000000000000",
+            "2211000000000000",
             "0010000000000000",
             "00000000",
-            "7f3f5b2d",
+            "08692340",
         )
     );
-    assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+    assert_eq!(FileHeader::decode(&bytes), Ok(header));
     for at in 0..bytes.len() {
         let mut rotten = bytes;
         rotten[at] ^= 1;
-        let found = SegmentHeader::decode(&rotten);
+        let found = FileHeader::decode(&rotten);
         assert!(matches!(found, Err(HeaderError::Damaged(_))), "bit of byte {at}: {found:?}");
     }
     let mut newer = bytes;
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c::crc32c(&newer[..60]);
     newer[60..].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(SegmentHeader::decode(&newer), Err(HeaderError::Newer { found: 2 }));
+    assert_eq!(FileHeader::decode(&newer), Err(HeaderError::Newer { found: 3 }));
 }
 
 #[test]
@@ -149,9 +153,10 @@ fn a_batch_survives_the_disk_and_no_flipped_bit_passes() {
         assert_eq!(decode(&rotten), None, "bit of byte {at}");
         assert_eq!(decode(&bytes[..at]), None, "cut at {at}");
     }
-    let elsewhere = Salt::new(&[7; 16], NodeId(3), 6);
     let head = bytes.first_chunk().expect("a batch has a header");
-    assert_eq!(BatchHeader::decode(elsewhere, head), None, "another segment's bytes");
+    for elsewhere in [FileHeader { file: 9, ..file() }, FileHeader { nonce: 9, ..file() }] {
+        assert_eq!(BatchHeader::decode(&elsewhere, head), None, "another file's bytes");
+    }
 }
 
 #[test]

@@ -61,6 +61,13 @@ impl Inode {
         self.pending.clear();
     }
 
+    /// The same, for want of room: some of them were written before it ran out.
+    pub(super) fn lose_partly(&mut self, rng: &mut Rng) {
+        for change in std::mem::take(&mut self.pending) {
+            self.durable.apply_partly(&change, rng);
+        }
+    }
+
     pub(super) fn drop_cache(&mut self) {
         self.visible = self.durable.clone();
         self.pending.iter().for_each(|change| self.visible.apply(change));

@@ -4,9 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::content::Inode;
+use super::content::{Inode, Rng};
 use super::{Disk, error, guard};
-use crate::fs::File;
+use crate::fs::{Dir, File, is_full};
 
 pub(super) struct MemFile {
     pub(super) disk: Arc<Mutex<Disk>>,
@@ -14,6 +14,12 @@ pub(super) struct MemFile {
     pub(super) path: PathBuf,
     pub(super) boot: u64,
     pub(super) writable: bool,
+}
+
+pub(super) struct MemDir {
+    pub(super) disk: Arc<Mutex<Disk>>,
+    pub(super) path: PathBuf,
+    pub(super) boot: u64,
 }
 
 pub(super) struct MemLock {
@@ -52,6 +58,7 @@ impl File for MemFile {
         match &done {
             Ok(()) => inode.sync(),
             Err(_) if disk.halt_after.is_some() => {}
+            Err(error) if is_full(error) => inode.lose_partly(&mut Rng::new(disk.ops)),
             Err(_) => inode.lose(),
         }
         done
@@ -84,6 +91,17 @@ impl File for MemFile {
         if self.live().is_ok() {
             guard(&self.inode).drop_cache();
         }
+    }
+}
+
+impl Dir for MemDir {
+    fn sync(&self) -> io::Result<()> {
+        let mut disk = guard(&self.disk);
+        if disk.boot != self.boot {
+            let what = "use of a directory from before the crash";
+            return Err(error(io::ErrorKind::Other, what, &self.path));
+        }
+        disk.sync_dir(&self.path)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a start finds in a snapshot directory, and what it removes.
 
 use super::*;
+use crate::fs::mem::LateFull;
 
 /// Names with the characters of patterns are names.
 #[test]
@@ -102,4 +103,49 @@ fn k2_a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
     let (mut store, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
     assert_eq!(swept.missing, listed);
     assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Missing { .. })));
+}
+
+/// A start on a full disk needs no directory yet; the first snapshot makes it, once there is room.
+#[test]
+fn u6_a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let budget = Budget::new(limits_of(1 << 40, 0, 4));
+    for op in 1..40 {
+        let fs = MemFs::with_dir(Path::new("/data"));
+        fs.fail_op(op, DiskFault::Full);
+        open(&fs, &budget, &state(&[])).unwrap_or_else(|error| panic!("operation {op}: {error}"));
+    }
+    fs.set_capacity(0);
+    fs.set_late_full(LateFull { name: true, ..LateFull::default() });
+    let (mut store, _) = open(&fs, &budget, &state(&[])).expect("the store opens");
+    let refused = take(&mut store, 10, b"x").expect_err("the disk is full");
+    assert_eq!(refused.reason(), "no_space");
+    fs.set_capacity(1 << 40);
+    let taken = take(&mut store, 10, b"x").expect("there is room");
+    assert_eq!(store.recoverable(&taken.desc), Ok(()));
+}
+
+/// No room is no broken disk, at whichever operation it shows: whoever wanted to write is told so.
+#[test]
+fn c1_an_operation_without_room_is_no_space() {
+    let mut refused = 0;
+    for (op, fault) in (1..40).flat_map(|op| [(op, DiskFault::Full), (op, DiskFault::Descriptors)])
+    {
+        let mut bed = Bed::new();
+        bed.fs.fail_op(bed.fs.ops() + op, fault);
+        match take(&mut bed.store, 10, &payload(3 * BLOCK)) {
+            Ok(_) => {}
+            Err(refusal) => {
+                assert_eq!(refusal.reason(), "no_space", "operation {op}, {fault:?}: {refusal}");
+                refused += 1;
+            }
+        }
+        bed.fs.heal();
+        let taken = take(&mut bed.store, 20, b"later").expect("there is room");
+        assert_eq!(bed.store.recoverable(&taken.desc), Ok(()));
+        drop(taken);
+        bed.store.collect();
+        assert_eq!(bed.files().len(), 0, "operation {op}, {fault:?}: nothing is left behind");
+    }
+    assert!(refused > 10, "{refused}");
 }

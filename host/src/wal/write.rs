@@ -1,0 +1,278 @@
+//! Writing: a batch into the active segment, and the next segment once that one takes no more.
+//!
+//! What finds no room changes nothing that counts, at whichever operation it shows:
+//!
+//! - A batch whose write or sync found none was acknowledged to nobody. The active segment ends
+//!   before it: nothing is written or synced there again, and the batch goes into the next one,
+//!   under the same number. That one's head says which number the batches before it reached.
+//! - A file that does not take a head holds no segment. If a write failed it may be tried again; if
+//!   a sync did, nobody knows what the file holds: it goes. The number is not used again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lockstep_core::ids::GroupId;
+use lockstep_core::mutant::planted;
+use lockstep_core::wal::record::{BatchBuilder, BatchPlace, RECORD_OVERHEAD_BYTES, batch_size};
+
+use super::plan::Plan;
+use super::segment::{LogFile, Segment};
+use super::{Wal, WalError};
+use crate::fs::{is_full, is_short};
+
+/// Files that are kept beside the active one while the disk has plenty of room: one that was
+/// written before takes a sync of a third of the time that a new one takes.
+const SPARES_MAX: usize = 4;
+/// Plenty of room, in segments.
+const PLENTY_SEGMENTS: u64 = 16;
+
+/// Where a batch was written.
+struct Written {
+    begin: u64,
+    /// For each piece, where it stands in the batch, and its bytes.
+    places: Vec<(u32, u32)>,
+}
+
+impl Wal {
+    /// Writes the batches, one after the other; those that were written are taken out. What is left
+    /// after `Full` can be written later.
+    pub(super) fn commit(&mut self, plans: &mut VecDeque<Plan<'_>>) -> Result<(), WalError> {
+        while let Some(plan) = plans.front() {
+            let written = self.put(plan)?;
+            let plan = plans.pop_front().expect("it was just written");
+            self.sealed = plan.pieces.is_empty();
+            self.untidy |= plan.frees;
+            let Written { begin, places } = written;
+            self.shared.publish(plan.pieces, &places, self.active.number(), begin);
+        }
+        Ok(())
+    }
+
+    /// Whether the active segment takes the batch.
+    pub(super) fn fits(&self, plan: &Plan<'_>) -> bool {
+        let size = batch_size(plan.body_bytes, self.active.file.header.block_bytes);
+        !self.given_up && self.end + size <= self.active.file.length
+    }
+
+    /// Makes one batch durable, in the next segment if the active one has no room for it. If that
+    /// shows in the attempt, there is one more.
+    fn put(&mut self, plan: &Plan<'_>) -> Result<Written, WalError> {
+        for last in [false, true] {
+            if !self.fits(plan) {
+                self.roll(plan)?;
+            }
+            match self.write(plan) {
+                Err(WalError::Full { .. }) if !last && self.given_up => {}
+                written => return written,
+            }
+        }
+        unreachable!("the second attempt is the last")
+    }
+
+    fn write(&mut self, plan: &Plan<'_>) -> Result<Written, WalError> {
+        let active = Arc::clone(&self.active);
+        let place = BatchPlace {
+            number: self.next_batch,
+            segment: active.number(),
+            previous: self.previous,
+            oldest: self.oldest_number(),
+        };
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut batch = BatchBuilder::reusing(&active.file.header, place, buffer);
+        let places: Vec<_> = plan.pieces.iter().map(|piece| piece.write(&mut batch)).collect();
+        let bytes = batch.finish();
+        let size = bytes.len() as u64;
+        let expected = batch_size(plan.body_bytes, active.file.header.block_bytes);
+        assert_eq!(size, expected, "a plan knows the size of its batch");
+        assert!(self.end + size <= active.file.length, "room was made for the batch");
+        match active.file.write(&bytes, self.end) {
+            Err(error) if is_short(&error) => {
+                self.given_up = is_full(&error);
+                return Err(self.short(size, &error));
+            }
+            written => written.map_err(|error| self.failed("write", &active.file, error))?,
+        }
+        let synced = || match planted("skip_fsync") {
+            true => Ok(()),
+            false => active.file.sync(),
+        };
+        let retried = |error| match planted("retry_failed_sync") {
+            true => active.file.sync(),
+            false => Err(error),
+        };
+        match synced().or_else(retried) {
+            Err(error) if is_full(&error) => {
+                self.given_up = true;
+                return Err(self.short(size, &error));
+            }
+            synced => synced.map_err(|error| self.failed("sync", &active.file, error))?,
+        }
+        self.counters.fsyncs += 1;
+        self.counters.batches += 1;
+        self.counters.written_bytes += size;
+        self.buffer = bytes;
+        self.next_batch += 1;
+        let begin = self.end;
+        self.end += size;
+        Ok(Written { begin, places })
+    }
+
+    /// Begins the next segment, with room for a batch behind its head. Every spare is tried.
+    fn roll(&mut self, plan: &Plan<'_>) -> Result<(), WalError> {
+        let mut states = Vec::new();
+        for (group, log) in self.shared.groups().iter() {
+            let mut state = Vec::new();
+            log.tail.state.encode(&mut state);
+            states.push((*group, state));
+        }
+        for left in (0..self.spares.len().max(1)).rev() {
+            let place = BatchPlace {
+                number: self.next_batch,
+                segment: self.next_segment,
+                previous: self.active.number(),
+                oldest: self.oldest_number(),
+            };
+            let file = self.take_spare(plan, &states)?;
+            let head = file.head(place, &states);
+            self.next_segment += 1;
+            match self.begin(file, place, &head) {
+                Err(WalError::Full { .. }) if left > 0 => {}
+                begun => return begun,
+            }
+        }
+        unreachable!("there is a last attempt")
+    }
+
+    /// Makes a file the active segment. One sync, and no name.
+    fn begin(&mut self, file: LogFile, place: BatchPlace, head: &[u8]) -> Result<(), WalError> {
+        match file.write(head, file.header.head_offset()) {
+            Err(error) if is_short(&error) => {
+                self.spares.insert(0, file);
+                return Err(self.short(head.len() as u64, &error));
+            }
+            written => written.map_err(|error| self.failed("write", &file, error))?,
+        }
+        match file.sync() {
+            Err(error) if is_full(&error) => {
+                let path = file.path.clone();
+                drop(file);
+                self.files.remove(path).map_err(|error| self.poison(error))?;
+                return Err(self.short(head.len() as u64, &error));
+            }
+            synced => synced.map_err(|error| self.failed("sync", &file, error))?,
+        }
+        self.counters.fsyncs += 1;
+        self.counters.batches += 1;
+        self.counters.written_bytes += head.len() as u64;
+        self.end = file.header.head_offset() + head.len() as u64;
+        self.next_batch += 1;
+        self.previous = place.previous;
+        (self.given_up, self.sealed, self.untidy) = (false, true, true);
+        self.active = Arc::new(Segment::new(file, place));
+        self.shared.add_segment(Arc::clone(&self.active));
+        Ok(())
+    }
+
+    /// A file with room for a head and a batch. `Full` leaves the log as it was.
+    fn take_spare(
+        &mut self,
+        plan: &Plan<'_>,
+        states: &[(GroupId, Vec<u8>)],
+    ) -> Result<LogFile, WalError> {
+        let block = self.options.block_bytes;
+        let state = |(_, bytes): &(_, Vec<u8>)| RECORD_OVERHEAD_BYTES + bytes.len();
+        let head = batch_size(states.iter().map(state).sum(), block);
+        let need = u64::from(block) + head + batch_size(plan.body_bytes, block);
+        if let Some(at) = self.spares.iter().rposition(|file| file.length >= need) {
+            match self.files.settle_names() {
+                Err(WalError::Full { path, bytes, why }) => {
+                    self.lacks(&why);
+                    return Err(WalError::Full { path, bytes, why });
+                }
+                settled => settled.map_err(|error| self.poison(error))?,
+            }
+            return Ok(self.spares.remove(at));
+        }
+        self.make_file(need.max(self.options.segment_bytes))
+    }
+
+    /// Tries to have as many spares as there should be. The log lane asks again while the disk is
+    /// full.
+    pub fn ensure_reserve(&mut self) -> Result<(), WalError> {
+        self.healthy()?;
+        self.files.sweep().map_err(|error| self.poison(error))?;
+        while self.spares.len() < self.options.spares {
+            match self.make_file(self.options.segment_bytes) {
+                // What was written before is taken first.
+                Ok(file) => self.spares.insert(0, file),
+                Err(WalError::Full { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        while self.spares.len() > self.options.spares && self.spares.len() > self.spares_max() {
+            let path = self.spares.remove(0).path;
+            self.files.remove(path).map_err(|error| self.poison(error))?;
+        }
+        if self.lacking.take().is_some() {
+            tracing::info!("the log has room again");
+        }
+        Ok(())
+    }
+
+    /// How many spares may stay now: whoever else needs the room gets it.
+    pub(super) fn spares_max(&self) -> usize {
+        let plenty = PLENTY_SEGMENTS.saturating_mul(self.options.segment_bytes);
+        match self.files.available() >= plenty {
+            true => self.options.spares.max(SPARES_MAX),
+            false => self.options.spares,
+        }
+    }
+
+    /// Whether a file is as files are made now.
+    pub(super) fn is_usual(&self, file: &LogFile) -> bool {
+        let (length, block) = (self.options.segment_bytes, self.options.block_bytes);
+        file.length == length && file.header.block_bytes == block
+    }
+
+    fn make_file(&mut self, length: u64) -> Result<LogFile, WalError> {
+        let made = self.files.make(length);
+        match made {
+            Ok(file) => {
+                self.counters.fsyncs += 2;
+                Ok(file)
+            }
+            Err(WalError::Full { path, bytes, why }) => {
+                self.lacks(&why);
+                Err(WalError::Full { path, bytes, why })
+            }
+            Err(error) => Err(self.poison(error)),
+        }
+    }
+
+    /// The number of the oldest segment.
+    fn oldest_number(&self) -> u64 {
+        let segments = self.shared.segments();
+        segments.first_key_value().map_or(self.next_segment, |(number, _)| *number)
+    }
+
+    fn short(&mut self, bytes: u64, error: &std::io::Error) -> WalError {
+        let full = WalError::full(self.files.dir(), bytes, error);
+        self.lacks(&error.to_string());
+        full
+    }
+
+    /// The log lacks something that may come back.
+    fn lacks(&mut self, why: &str) {
+        if self.lacking.is_none() {
+            tracing::warn!(
+                why,
+                "the log is short of room: what waits is written once there is some"
+            );
+        }
+        self.lacking = Some(why.to_owned());
+    }
+
+    fn failed(&mut self, doing: &'static str, file: &LogFile, error: std::io::Error) -> WalError {
+        self.poison(WalError::io(doing, &file.path)(error))
+    }
+}

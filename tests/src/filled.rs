@@ -1,0 +1,141 @@
+//! Disks that something else fills to the last byte, again and again, on the filesystems that
+//! servers have: each node on an image of its own, with small segments, so that the log has to go
+//! on in the next one while there is no room.
+//!
+//! - A full disk is a state: commands stop, and come back by themselves once there is room. No node
+//!   ends of it.
+//! - A node that starts while its disk is full says so, and goes on by itself.
+//! - Nothing acknowledged is lost.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lockstep_client::Options;
+
+use crate::cluster::{Cluster, Spec};
+use crate::disk::{Disk, Filesystem};
+use crate::observe::PATIENCE;
+use crate::steady::Steady;
+use crate::tell::{Teller, mebibytes, seconds};
+
+const GROUP: &str = "ballast";
+const STATE_BYTES: u64 = 8 << 20;
+const COMMAND_BYTES: usize = 16 << 10;
+/// Snapshots come after so many entries.
+const SNAPSHOT_ENTRIES: u64 = 300;
+/// Commands between two fills: more than a snapshot's worth, and several segments.
+const COMMANDS_BETWEEN: u64 = 600;
+const PAUSE_MS: u64 = 1;
+/// How long it may take until commands stop, or come back.
+const TURN_PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub filesystem: Filesystem,
+    pub disk_bytes: u64,
+    pub fills: u32,
+}
+
+pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
+    let Plan { filesystem, disk_bytes, fills } = plan;
+    let (name, size) = (filesystem.name(), mebibytes(disk_bytes.into()));
+    tell.step(&format!("Fill three disks of {name}, {size} each, {fills} times"));
+    let module = format!("native:ballast:{STATE_BYTES}");
+    let spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(SNAPSHOT_ENTRIES);
+    let mut cluster = Cluster::prepare(spec)?;
+    let mut disks = Vec::new();
+    for node in cluster.nodes() {
+        disks.push(Disk::mount(&cluster.data_dir(node), filesystem, disk_bytes)?);
+    }
+    let done = all(&mut cluster, &disks, fills, tell).await;
+    if done.is_err() {
+        cluster.keep_files();
+    }
+    // Before their disks go.
+    let done = done.with_context(|| format!("{name}; logs in {}", cluster.root().display()));
+    drop(cluster);
+    done
+}
+
+async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Teller) -> Result<()> {
+    for node in cluster.nodes() {
+        cluster.start_node(node)?;
+    }
+    cluster.wait_serving(GROUP).await?;
+    let client = cluster.client_of(GROUP, patient())?;
+    let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
+    for fill in 1..=fills {
+        let began = std::time::Instant::now();
+        let before = writer.acknowledged();
+        let written =
+            async |_: &Cluster| (writer.acknowledged() > before + COMMANDS_BETWEEN).then_some(());
+        cluster.wait_for("commands in between", TURN_PATIENCE, written).await?;
+        one_fill(cluster, disks, &writer).await.with_context(|| format!("fill {fill}"))?;
+        if fill % 5 == 0 {
+            let (commands, took) = (writer.acknowledged(), seconds(began.elapsed()));
+            tell.say(format!("fill {fill}: {commands} commands so far; this one took {took}"));
+        }
+    }
+    tell.shown(format!(
+        "{fills} times of {fills} commands stopped and came back, with a node restarted in \
+         between; no node ended"
+    ));
+    writer.account(cluster, (&client, GROUP), tell).await
+}
+
+/// All disks are full, until commands stop; a node starts anew meanwhile; then there is room again,
+/// until commands come back.
+async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Result<()> {
+    writer.pace(0);
+    let refused = writer.refused();
+    let stopped = async |cluster: &Cluster| {
+        // Whatever the nodes give up is taken as well.
+        disks.iter().try_for_each(Disk::fill_to_the_last_byte).ok()?;
+        let mut short = None;
+        for node in cluster.nodes() {
+            if cluster.group(node, GROUP).await?.state == "disk full" {
+                short = Some(node);
+            }
+        }
+        short.filter(|_| writer.refused() > refused)
+    };
+    let filled = cluster.wait_for("commands to stop", TURN_PATIENCE, stopped).await;
+    let restarted = match filled {
+        Ok(short) => restart(cluster, disks, short).await,
+        Err(error) => Err(error),
+    };
+    for disk in disks {
+        disk.empty()?;
+    }
+    restarted?;
+    cluster.wait_serving(GROUP).await?;
+    let before = writer.acknowledged();
+    let goes_on = async |_: &Cluster| (writer.acknowledged() > before + 10).then_some(());
+    cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
+    writer.pace(PAUSE_MS);
+    Ok(())
+}
+
+/// Kills a node whose disk is full and starts it again: it says what is the matter, and stays.
+async fn restart(cluster: &mut Cluster, disks: &[Disk], node: u16) -> Result<()> {
+    let said = cluster.log_text(node).len();
+    cluster.kill(node)?;
+    disks[usize::from(node) - 1].fill_to_the_last_byte()?;
+    cluster.start_node(node)?;
+    let says_so = async |cluster: &Cluster| {
+        disks[usize::from(node) - 1].fill_to_the_last_byte().ok()?;
+        let full = cluster.group(node, GROUP).await.is_some_and(|of| of.state == "disk full");
+        let text = cluster.log_text(node);
+        (full && text[said..].contains("short of room")).then_some(())
+    };
+    let what = "the node that was started on a full disk to say so";
+    cluster.wait_for(what, TURN_PATIENCE, says_so).await?;
+    ensure!(cluster.running().contains(&node), "node {node} runs");
+    Ok(())
+}
+
+/// Calls wait out a change of leader; a refusal for want of room is to show soon.
+fn patient() -> Options {
+    let (deadline, attempt) = (Duration::from_secs(4), Duration::from_secs(2));
+    Options { deadline, attempt, ..Options::default() }
+}
