@@ -1,5 +1,5 @@
-//! The command line. One file per command; exit codes are 0, 1 (what was asked for failed) and
-//! 2 (usage or configuration).
+//! The command line. One file per command; exit codes are 0, 1 (what was asked for failed), 2
+//! (usage or configuration), and those of `status`.
 
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ Examples:
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
 
-Exit codes: 0 done; 1 what was asked for failed; 2 usage or configuration.";
+Exit codes: 0 done; 1 what was asked for failed; 2 usage or configuration; `status` has more.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -69,6 +69,8 @@ pub(crate) enum Failure {
     Failed(String),
     /// Usage or configuration.
     Usage(String),
+    /// What was printed is not well; the code says how.
+    Unwell(u8),
 }
 
 impl<E: std::error::Error> From<E> for Failure {
@@ -91,9 +93,12 @@ pub fn main() -> ExitCode {
     };
     let (code, why) = match (run(cli.command), logging::unwritten()) {
         (Ok(()), None) => (0, None),
-        (Ok(()), Some(error)) => (1, Some(format!("standard output: {error}"))),
+        (Ok(()) | Err(Failure::Unwell(_)), Some(error)) => {
+            (1, Some(format!("standard output: {error}")))
+        }
         (Err(Failure::Failed(why)), _) => (1, Some(why)),
         (Err(Failure::Usage(why)), _) => (2, Some(why)),
+        (Err(Failure::Unwell(code)), None) => (code, None),
     };
     logging::last_words(why.as_deref());
     ExitCode::from(code)

@@ -284,6 +284,11 @@ impl GroupActor {
         if !request.waits() && !planted("propose_for_nobody") {
             return None;
         }
+        if let Request::Report { done } = request {
+            self.publish_report();
+            let _ = done.send(());
+            return None;
+        }
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let (waiting, event) = match request {
@@ -301,6 +306,7 @@ impl GroupActor {
                 let waiting = Waiting::Query(Asked { asker, answer, _place: place });
                 (waiting, Event::Query { ticket, request, linearizable })
             }
+            Request::Report { .. } => unreachable!("done above"),
         };
         self.tickets.insert(ticket, waiting);
         Some(event)

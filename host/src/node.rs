@@ -1,10 +1,11 @@
 //! A node: everything one process hosts, from the data directory to the open port.
 //!
-//! Start-up order, each step before anything that depends on it: modules, data directory (lock,
-//! owner), port, log, groups, transport, services, actors. What cannot start says why and touches
-//! nothing.
+//! Start-up order, each step before anything that depends on it: ports (health is answered from
+//! here on), modules, data directory (lock, owner), log, groups, transport, services, actors. What
+//! cannot start says why and touches nothing.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::bulk::BulkChannel;
 use crate::clock::{Clock, SystemClock};
@@ -37,7 +38,7 @@ use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
-use crate::rpc::server::{ServeError, Services, serve};
+use crate::rpc::server::{Front, ServeError, Services};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
@@ -77,6 +78,10 @@ pub enum StartError {
     #[error("how much room {} has cannot be told: {source}; see that it is mounted and may be \
         read", dir.display())]
     Space { dir: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("the start broke off; the log has the panic")]
+    Broke,
     #[error("{lane}: no thread for it: {source}; let this user have more threads")]
     Thread { lane: String, source: std::io::Error },
     #[error(
@@ -107,35 +112,23 @@ fn listen_way_out(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// The node's own port, and that of its metrics.
-type Taken = (TcpListener, Option<TcpListener>);
-
-enum Ports {
-    Taken(Taken),
-    Free(Option<std::net::TcpListener>),
-}
-
-async fn take_ports(
-    socket: Option<std::net::TcpListener>,
-    config: &NodeConfig,
-) -> Result<Taken, StartError> {
-    let listener = listen_on(socket, &config.listen).await?;
-    let metrics = match &config.metrics_listen {
-        Some(address) => Some(listen(address, "metrics-listen").await?),
-        None => None,
-    };
-    Ok((listener, metrics))
+/// What is open before anything else.
+struct Ports {
+    port: Arc<PortState>,
+    front: Front,
+    listening: SocketAddr,
+    metrics: Option<TcpListener>,
 }
 
 /// A running node.
 pub struct Node {
     router: Router,
     port: Arc<PortState>,
-    listening: std::net::SocketAddr,
+    front: Front,
+    listening: SocketAddr,
     /// Clients are turned away.
     closing: watch::Sender<bool>,
     stop: watch::Sender<bool>,
-    served: tokio::task::JoinHandle<Result<(), ServeError>>,
     actors: Vec<tokio::task::JoinHandle<()>>,
     threads: Vec<JoinHandle<()>>,
     _data: DataDir,
@@ -161,32 +154,44 @@ impl Node {
         rejoin: bool,
     ) -> Result<Self, StartError> {
         raise_descriptor_limit();
+        let listener = listen_on(socket, &config.listen).await?;
+        let listening = listener.local_addr().expect("a bound socket has an address");
+        let metrics = match &config.metrics_listen {
+            Some(address) => Some(listen(address, "metrics-listen").await?),
+            None => None,
+        };
+        let port = PortState::new(clients::port_limits(&config), config.nodes.len());
+        let front = Front::open(listener, Arc::clone(&port)).await?;
+        let ports = Ports { port, front, listening, metrics };
+        // Compiling and reading take their time, and nobody else's: signals and probes are answered
+        // meanwhile, and whoever does not want the node any more leaves the thread to itself.
+        let (tell, told) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let started = std::thread::Builder::new().name("start".to_owned()).spawn(move || {
+            let _inside = runtime.enter();
+            drop(tell.send(Self::start_behind(ports, &config, rejoin)));
+        });
+        started.map_err(|source| thread("start", source))?;
+        told.await.map_err(|_panicked| StartError::Broke)?
+    }
+
+    fn start_behind(ports: Ports, config: &NodeConfig, rejoin: bool) -> Result<Self, StartError> {
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
         let mut modules = BTreeMap::new();
         for spec in &config.groups {
-            modules.insert(spec.name.clone(), load_module(spec, &modules, &config)?);
+            modules.insert(spec.name.clone(), load_module(spec, &modules, config)?);
         }
-        // Nothing is moved aside for a node that could not be reached.
-        let ports = match (rejoin, socket) {
-            (true, socket) => Ports::Taken(take_ports(socket, &config).await?),
-            (false, socket) => Ports::Free(socket),
-        };
         let mut data =
-            once_there_is_room(DataDirError::is_short, || DataDir::open(&fs, &config, rejoin))
-                .await?;
+            once_there_is_room(DataDirError::is_short, || DataDir::open(&fs, config, rejoin))?;
         if rejoin {
-            data.move_snapshots_aside(&*fs, &config)?;
+            data.move_snapshots_aside(&*fs, config)?;
         }
-        let (listener, metrics) = match ports {
-            Ports::Taken(taken) => taken,
-            Ports::Free(socket) => take_ports(socket, &config).await?,
-        };
-        let (wal, mut recovered) = open_log(&fs, &config, &mut data).await?;
+        let (wal, mut recovered) = open_log(&fs, config, &mut data)?;
         let (log, log_thread) = LogLane::start(wal).map_err(|source| thread("log lane", source))?;
         let log_reader = log.reader();
         let disk = space(&*fs, data.path())?;
-        let budget = Budget::new(budget_limits(&config, disk));
+        let budget = Budget::new(budget_limits(config, disk));
         let shared = start::Shared {
             cluster: config.cluster_id(),
             fs: Arc::clone(&fs),
@@ -202,7 +207,7 @@ impl Node {
             let dir = snapshot_dir_of_group(spec, &data);
             let space = nearest_space(&*fs, dir.path())?;
             let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
-            let mut group = group_config(spec, &config, &*module);
+            let mut group = group_config(spec, config, &*module);
             group.snapshots_share_log_disk = space.device == disk.device;
             let place = start::Place { dir, cap };
             match start::open(&shared, group, module, place, state)? {
@@ -217,8 +222,9 @@ impl Node {
             );
         }
         drop(shared);
-        let node = Self::run(&config, data, listener, opened, unusable, log_thread);
-        node.watch_over(&config, log_reader, metrics, clock);
+        let Ports { port, front, listening, metrics } = ports;
+        let node = Self::run(config, data, (port, front, listening), opened, unusable, log_thread);
+        node.watch_over(config, log_reader, metrics, clock);
         Ok(node)
     }
 
@@ -250,12 +256,11 @@ impl Node {
     fn run(
         config: &NodeConfig,
         data: DataDir,
-        listener: TcpListener,
+        (port, front, listening): (Arc<PortState>, Front, SocketAddr),
         opened: Vec<Opened>,
         unusable: Vec<GroupHandle>,
         log_thread: JoinHandle<()>,
     ) -> Self {
-        let listening = listener.local_addr().expect("a bound socket has an address");
         let handles: Vec<GroupHandle> = opened.iter().map(|group| group.handle.clone()).collect();
         let all = handles.iter().cloned().chain(unusable);
         let router = Router::new(config.node, all, config.nodes.clone());
@@ -282,32 +287,28 @@ impl Node {
             starting.push(group);
         }
         let (closing, closed) = watch::channel(false);
-        let port = PortState::new(clients::port_limits(config), config.nodes.len());
         let services = Services {
             closing: closed,
             router: router.clone(),
             inbox: Arc::new(Inboxes(inboxes)),
             hello,
             transport: Arc::clone(&transport),
-            port: Arc::clone(&port),
         };
-        let (stop, mut stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(listener, services, async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }));
+        let (stop, _) = watch::channel(false);
+        front.offer(services);
         for group in starting {
             let (actor, lanes) = group.run(Arc::clone(&transport) as _);
             actors.push(actor);
             threads.extend(lanes);
         }
-        Self { router, port, listening, closing, stop, served, actors, threads, _data: data }
+        Self { router, port, listening, closing, stop, front, actors, threads, _data: data }
     }
 
     pub fn router(&self) -> &Router {
         &self.router
     }
 
-    pub fn listening(&self) -> std::net::SocketAddr {
+    pub fn listening(&self) -> SocketAddr {
         self.listening
     }
 
@@ -322,7 +323,7 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.stop.send_replace(true);
-        let _ = tokio::time::timeout(DRAIN_MAX, self.served).await;
+        let _ = tokio::time::timeout(DRAIN_MAX, self.front.close()).await;
         for actor in &self.actors {
             actor.abort();
         }
@@ -347,7 +348,7 @@ const START_RETRIES_A_LINE: u32 = 60;
 
 /// A step of a start. What is short is waited for: a full disk ends no node, and keeps none from
 /// starting once there is room.
-async fn once_there_is_room<T, E: std::fmt::Display>(
+fn once_there_is_room<T, E: std::fmt::Display>(
     is_short: impl Fn(&E) -> bool,
     mut step: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
@@ -360,7 +361,7 @@ async fn once_there_is_room<T, E: std::fmt::Display>(
                         itself once there is some");
                 }
                 tries += 1;
-                tokio::time::sleep(START_RETRY).await;
+                std::thread::sleep(START_RETRY);
             }
             done => return done,
         }
@@ -368,7 +369,7 @@ async fn once_there_is_room<T, E: std::fmt::Display>(
 }
 
 /// Opens the log, and says in the data directory that there is one.
-async fn open_log(
+fn open_log(
     fs: &Arc<dyn Fs>,
     config: &NodeConfig,
     data: &mut DataDir,
@@ -376,9 +377,9 @@ async fn open_log(
     let segment_bytes = config.log_segment_bytes;
     let options = WalOptions::new(config.cluster_id(), config.node, segment_bytes, entropy());
     let open = || Wal::open(Arc::clone(fs), &data.wal(), options);
-    let (wal, recovered) = once_there_is_room(WalError::is_short, open).await?;
+    let (wal, recovered) = once_there_is_room(WalError::is_short, open)?;
     tell_promise(&**fs, &wal);
-    once_there_is_room(DataDirError::is_short, || data.log_begun(&**fs)).await?;
+    once_there_is_room(DataDirError::is_short, || data.log_begun(&**fs))?;
     Ok((wal, recovered))
 }
 

@@ -29,7 +29,7 @@ mod pipe;
 pub mod port;
 mod refuse;
 pub mod server;
-mod status;
+pub(crate) mod status;
 
 #[cfg(test)]
 mod tests;

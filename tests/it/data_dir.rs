@@ -41,6 +41,13 @@ fn change(path: &PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
 #[tokio::test]
 async fn a_directory_that_another_process_uses_is_refused() {
     let mut cluster = started_node(&["set a 1"]).await;
+    let configuration = cluster.configuration(1);
+    let said = refused(&cluster, 1, 2).await;
+    assert_says(&said, &["listen on", "another process uses the port", "`listen`"]);
+    let (host, port) = cluster.address(1).rsplit_once(':').expect("host:port");
+    let other = format!("{host}:{}", port.parse::<u16>().expect("a port") + 8);
+    let elsewhere = format!("listen = \"{other}\"\n{configuration}");
+    cluster.configure(1, &elsewhere).expect("it can be written");
     let said = refused(&cluster, 1, 2).await;
     assert_says(&said, &["/data", "locked", "another process", "its own data-dir"]);
     let client = cluster.client().expect("its address is one");

@@ -3,6 +3,10 @@
 use lockstep_client::Options;
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::solo::{GROUP, MODULE, apply, apply_once, assert_says, lockstep, query};
 
@@ -30,6 +34,56 @@ async fn sigterm_hands_leadership_over_and_exits_with_0() {
     cluster.start_node(leader).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves again");
     cluster.stop_all().await.expect("they stop");
+}
+
+/// SIGHUP, by habit of whoever rotates logs or closes a terminal: nothing ends.
+#[tokio::test]
+async fn sighup_ends_nothing() {
+    let mut cluster = crate::solo::started_node(&["set a 1"]).await;
+    signal(&cluster, Signal::HUP);
+    let said = async |cluster: &Cluster| cluster.log_text(1).contains("SIGHUP").then_some(());
+    cluster.wait_for("the node to say so", PATIENCE, said).await.expect("it does");
+    let client = cluster.client().expect("its address is one");
+    assert_eq!(query(&client, "get a").await, "1");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// A start that takes for ever, here because its module is a pipe that nobody writes to: health is
+/// answered, clients and peers are told, and SIGTERM ends it.
+#[tokio::test]
+async fn a_start_that_takes_long_is_answered_for_and_can_be_stopped() {
+    let mut cluster = Cluster::prepare(Spec::of_module(GROUP, "pipe.wasm", 1)).expect("a place");
+    let pipe = cluster.config_file(1).with_file_name("pipe.wasm");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("it is there");
+    assert!(made.success(), "{made}");
+    cluster.start_node(1).expect("it starts");
+    let channel = async |cluster: &Cluster| {
+        let address = format!("http://{}", cluster.address(1));
+        tonic::transport::Channel::from_shared(address).expect("an address").connect().await.ok()
+    };
+    let channel = cluster.wait_for("its port", PATIENCE, channel).await.expect("it is open");
+    let mut health = HealthClient::new(channel);
+    for (service, status) in [
+        ("", ServingStatus::NotServing),
+        ("readiness", ServingStatus::NotServing),
+        ("liveness", ServingStatus::Serving),
+    ] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(request).await.expect("it is answered").into_inner();
+        assert_eq!(answer.status(), status, "{service:?}");
+    }
+    let told = lockstep(&["query", "--endpoint", cluster.address(1), "--timeout", "1", "x"]).await;
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert_says(&told.stderr, &["this node starts"]);
+    let status = cluster.stop(1).await.expect("it ends");
+    assert_eq!(status.code(), Some(0));
+    assert!(!cluster.data_dir(1).exists(), "nothing was made");
+}
+
+fn signal(cluster: &Cluster, signal: Signal) {
+    let id = cluster.process(1).expect("it runs").id();
+    let id = i32::try_from(id).ok().and_then(Pid::from_raw).expect("an id above 0");
+    kill_process(id, signal).expect("it runs");
 }
 
 /// A paused leader is replaced, and follows when it goes on.

@@ -37,9 +37,9 @@ const NAMES: [&str; 36] = [
     "lockstep_snapshots_skipped_total",
     "lockstep_snapshots_failed_total",
     "lockstep_snapshot_age_seconds",
-    "lockstep_snapshot_seal_milliseconds",
-    "lockstep_snapshot_stall_milliseconds",
-    "lockstep_restore_milliseconds",
+    "lockstep_snapshot_seal_seconds",
+    "lockstep_snapshot_stall_seconds",
+    "lockstep_restore_seconds",
     "lockstep_verification_failures_total",
     "lockstep_rotten_objects",
     "lockstep_snapshot_bytes",
@@ -50,11 +50,13 @@ const NAMES: [&str; 36] = [
 ];
 
 /// The status line, the headers and the text.
-fn scrape(address: &str, path: &str) -> (String, String) {
+fn scrape(address: &str, path: &str, accept: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-    let host = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(host.as_bytes()).expect("it takes a request");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("it takes a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers and ends");
     let (head, body) = answer.split_once("\r\n\r\n").expect("headers and a body");
@@ -66,6 +68,22 @@ fn value(text: &str, row: &str) -> f64 {
     let found = text.lines().find(|line| line.starts_with(row));
     let line = found.unwrap_or_else(|| panic!("there is no {row}: {text}"));
     line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).expect("a value")
+}
+
+/// What `promtool check metrics` objects to, as far as it concerns this text.
+fn check_metrics(text: &str) {
+    let described = |kind: &str, name: &str| text.contains(&format!("# {kind} {name} "));
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().expect("a name");
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let name = family.filter(|family| described("TYPE", family)).unwrap_or(name);
+        assert!(described("HELP", name) && described("TYPE", name), "{name} is not described");
+        let is_counter = text.contains(&format!("# TYPE {name} counter"));
+        assert_eq!(is_counter, name.ends_with("_total"), "{name}");
+        for unit in ["milliseconds", "_ms", "_minutes", "kilobytes", "_mib"] {
+            assert!(!name.contains(unit), "{name}: seconds and bytes are the base units");
+        }
+    }
 }
 
 #[tokio::test]
@@ -90,7 +108,7 @@ async fn v1_v4_metrics_are_served_and_count() {
     };
     cluster.wait_for("a capture without room", PATIENCE, failed).await.expect("it fails");
 
-    let (head, text) = scrape(&address, "/metrics");
+    let (head, text) = scrape(&address, "/metrics", "application/openmetrics-text;q=0.5,*/*;q=0.1");
     assert_says(&head, &["200 ok", "content-type: application/openmetrics-text"]);
     assert!(text.ends_with("# EOF\n"), "it is whole: {text}");
     for name in NAMES.iter().filter(|name| !name.contains("age_seconds")) {
@@ -105,7 +123,10 @@ async fn v1_v4_metrics_are_served_and_count() {
     assert!(value(&text, &of("lockstep_reservations_refused_total", refused)) >= 1.0);
     assert_eq!(value(&text, &of("lockstep_snapshot_bytes", ",class=\"live\"")), 0.0);
     assert!(value(&text, &of("lockstep_disk_available_bytes", "")) > 0.0);
-    let (head, _) = scrape(&address, "/elsewhere");
+    let (head, text) = scrape(&address, "/metrics", "*/*");
+    assert_says(&head, &["200 ok", "content-type: text/plain; version=0.0.4"]);
+    check_metrics(&text);
+    let (head, _) = scrape(&address, "/elsewhere", "*/*");
     assert_says(&head, &["404"]);
     cluster.stop_all().await.expect("it stops");
 }

@@ -4,10 +4,7 @@ use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
-use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::{v1, v1alpha};
 
 use lockstep_tests::cluster::Cluster;
 use lockstep_tests::observe::PATIENCE;
@@ -15,6 +12,17 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, started_node};
 
 const SERVICE: &str = "lockstep.v1.Lockstep";
+
+async fn check(health: &mut HealthClient<Channel>, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    health.check(request).await.expect("it is answered").into_inner().status()
+}
+
+fn assert_lists(services: &str) {
+    for name in [SERVICE, "grpc.health.v1.Health"] {
+        assert!(services.contains(&format!("{name:?}")), "{name} is not listed: {services}");
+    }
+}
 
 #[tokio::test]
 async fn health_and_reflection_answer() {
@@ -24,28 +32,31 @@ async fn health_and_reflection_answer() {
     let channel = channel.expect("it listens");
 
     let mut health = HealthClient::new(channel.clone());
-    for service in ["", SERVICE] {
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let answer = health.check(request).await.expect("it is answered").into_inner();
-        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+    for service in ["", SERVICE, "readiness", "liveness"] {
+        assert_eq!(check(&mut health, service).await, ServingStatus::Serving, "{service:?}");
     }
 
-    let request = ServerReflectionRequest {
+    let mut reflection = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let stream = tokio_stream::once(v1::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut reflection = ServerReflectionClient::new(channel);
-    let stream = tokio_stream::once(request);
-    let answer = reflection.server_reflection_info(stream).await.expect("it is answered");
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
+    });
+    let answer = reflection.server_reflection_info(stream).await.expect("v1 is answered");
     let first = answer.into_inner().message().await.expect("a message").expect("at least one");
-    match first.message_response {
-        Some(MessageResponse::ListServicesResponse(list)) => {
-            let names: Vec<String> = list.service.into_iter().map(|one| one.name).collect();
-            assert!(names.iter().any(|name| name == SERVICE), "{names:?}");
-            assert!(names.iter().any(|name| name == "grpc.health.v1.Health"), "{names:?}");
-        }
-        other => panic!("the services were listed as {other:?}"),
-    }
+    assert_lists(&format!("{:?}", first.message_response));
+
+    let mut reflection = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let stream = tokio_stream::once(v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
+    });
+    let answer = reflection.server_reflection_info(stream).await.expect("v1alpha is answered");
+    let first = answer.into_inner().message().await.expect("a message").expect("at least one");
+    assert_lists(&format!("{:?}", first.message_response));
     cluster.stop_all().await.expect("it stops");
 }
 
@@ -63,10 +74,9 @@ async fn a_parked_node_is_not_serving() {
     let address = format!("http://{}", cluster.address(1));
     let channel = Channel::from_shared(address).expect("an address").connect().await;
     let mut health = HealthClient::new(channel.expect("it listens"));
-    for service in ["", SERVICE] {
-        let request = HealthCheckRequest { service: service.to_owned() };
-        let answer = health.check(request).await.expect("it is answered").into_inner();
-        assert_eq!(answer.status(), ServingStatus::NotServing, "{service:?}");
+    for service in ["", SERVICE, "readiness"] {
+        assert_eq!(check(&mut health, service).await, ServingStatus::NotServing, "{service:?}");
     }
+    assert_eq!(check(&mut health, "liveness").await, ServingStatus::Serving, "it need not restart");
     cluster.stop_all().await.expect("it stops");
 }

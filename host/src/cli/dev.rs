@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 
-use crate::cli::serve::{LogArgs, StopSignal, not_started};
+use crate::cli::serve::{LogArgs, StopSignal, not_started, stop_all};
 use crate::cli::{Failure, Outcome};
 use crate::config::{ClientSettings, GroupSpec, ModuleSource, NodeConfig};
 use crate::group::GroupHandle;
@@ -52,16 +52,21 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let mut nodes = Vec::new();
     for (id, socket) in addresses.keys().zip(sockets) {
         let config = node_config(*id, &args, &addresses, data);
-        nodes.push(Node::start_on(socket, config).await.map_err(not_started)?);
+        let node = tokio::select! {
+            biased;
+            () = told.wait() => return stop(nodes, &mut told).await,
+            node = Node::start_on(socket, config) => node.map_err(not_started)?,
+        };
+        nodes.push(node);
     }
     let (module, data) = (args.module.display(), data.display());
     say(&format!("{} nodes of {module} are starting; data in {data}", args.nodes));
     let any_serves = tokio::select! {
         any_serves = all_settled(&nodes) => any_serves,
-        () = told.wait() => return stop(nodes).await,
+        () = told.wait() => return stop(nodes, &mut told).await,
     };
     if !any_serves {
-        stop(nodes).await?;
+        stop(nodes, &mut told).await?;
         return Err(Failure::Failed("no replica can serve; see above".to_owned()));
     }
     let stem = args.module.file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -71,13 +76,11 @@ pub(crate) async fn run(args: Args) -> Outcome {
         never = tell_of_faults(&nodes) => match never {},
     }
     say("stopping");
-    stop(nodes).await
+    stop(nodes, &mut told).await
 }
 
-async fn stop(nodes: Vec<Node>) -> Outcome {
-    for node in nodes {
-        node.stop().await;
-    }
+async fn stop(nodes: Vec<Node>, told: &mut StopSignal) -> Outcome {
+    stop_all(nodes, told).await?;
     say("stopped");
     Ok(())
 }

@@ -45,15 +45,23 @@ pub(crate) struct LogArgs {
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
+    // Before anything that takes time: the first process of a container ignores signals that nobody
+    // listens to.
+    let mut told = StopSignal::listen();
     let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
     logging::start("info", args.log.format)?;
-    // From here on a signal is remembered: one that comes during the start ends the node behind it.
-    let mut told = StopSignal::listen();
     let (name, id) = (config.cluster.clone(), config.node);
-    let node = Node::start(config, args.rejoin).await.map_err(not_started)?;
+    let node = tokio::select! {
+        biased;
+        () = told.wait() => {
+            tracing::info!("told to stop before the node had started");
+            return Ok(());
+        }
+        node = Node::start(config, args.rejoin) => node.map_err(not_started)?,
+    };
     tracing::info!(cluster = name, node = %id, listening = %node.listening(), "node started");
     let ended = first_of(told.wait(), node.router().ended()).await;
-    node.stop().await;
+    stop_all([node], &mut told).await?;
     match ended {
         None | Some(Ended::Removed) => {
             tracing::info!("node stopped");
@@ -64,6 +72,31 @@ pub(crate) async fn run(args: Args) -> Outcome {
                 faults.iter().map(|(group, fault)| format!("group {group:?}: {fault}")).collect();
             Err(Failure::Failed(format!("no group can serve: {}", faults.join("; "))))
         }
+    }
+}
+
+/// Stops nodes, unless told once more: then the process ends as it is.
+pub(crate) async fn stop_all(
+    nodes: impl IntoIterator<Item = Node>,
+    told: &mut StopSignal,
+) -> Outcome {
+    let all = async {
+        for node in nodes {
+            node.stop().await;
+        }
+    };
+    unless_told(all, told.wait()).await
+}
+
+async fn unless_told(all: impl Future<Output = ()>, told: impl Future<Output = ()>) -> Outcome {
+    tokio::select! {
+        biased;
+        () = all => Ok(()),
+        () = told => Err(Failure::Failed(
+            "told to stop a second time: stopped at once; what the log holds is there at the next \
+             start"
+                .to_owned(),
+        )),
     }
 }
 
@@ -93,10 +126,12 @@ pub(crate) fn not_started(error: StartError) -> Failure {
     }
 }
 
-/// SIGTERM and Ctrl-C, from when it is made on.
+/// SIGTERM and Ctrl-C, from when it is made on. SIGHUP, which tells a daemon to read its files
+/// again, or that a terminal is gone, is no reason to end: there is nothing to read again.
 pub(crate) struct StopSignal {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl StopSignal {
@@ -105,13 +140,18 @@ impl StopSignal {
         Self {
             terminate: signal(SignalKind::terminate()),
             interrupt: signal(SignalKind::interrupt()),
+            hangup: signal(SignalKind::hangup()),
         }
     }
 
     pub(crate) async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => tracing::info!("SIGHUP changes nothing: node.toml is \
+                    read at a start only"),
+            }
         }
     }
 }
@@ -121,6 +161,14 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
+
+    /// Who does not want to wait for the stop that was asked for does not have to.
+    #[tokio::test]
+    async fn a_second_signal_ends_a_stop_at_once() {
+        assert!(unless_told(ready(()), ready(())).await.is_ok(), "it had ended by itself");
+        assert!(unless_told(ready(()), pending()).await.is_ok());
+        assert!(matches!(unless_told(pending(), ready(())).await, Err(Failure::Failed(_))));
+    }
 
     /// A requested stop is no failure, though groups may end because of it in the same moment.
     #[tokio::test]

@@ -17,7 +17,11 @@ use crate::logging::out;
 
 /// Show the groups of a cluster, as every reachable node sees them.
 #[derive(clap::Args)]
-#[command(after_help = "Example: lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102")]
+#[command(after_help = "\
+Example: lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102
+
+Exit codes: 0 every group has a leader, and every node answers and serves; 1 nobody answers;
+2 usage; 3 a group has no leader; 4 every group has one, but a node does not answer or serve.")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
@@ -43,7 +47,30 @@ pub(crate) async fn run(args: Args) -> Outcome {
     } else {
         print(&answers, &errors);
     }
-    Ok(())
+    match health(&answers, !errors.is_empty()) {
+        0 => Ok(()),
+        code => Err(Failure::Unwell(code)),
+    }
+}
+
+/// The exit code: how the cluster is, as far as anybody told.
+fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
+    const LEADERLESS: u8 = 3;
+    const IMPAIRED: u8 = 4;
+    let groups = || answers.iter().flat_map(|node| &node.groups);
+    let is_led = |name: &str| {
+        groups().any(|group| {
+            let running = !matches!(group.state.as_str(), "stopped" | "removed" | "failed");
+            group.name == name && group.leader_node != 0 && running
+        })
+    };
+    if groups().any(|group| !is_led(&group.name)) {
+        LEADERLESS
+    } else if is_silent || groups().any(|group| group.state != "serving") {
+        IMPAIRED
+    } else {
+        0
+    }
 }
 
 /// Asks the given nodes, then the peers that they know of.
@@ -310,6 +337,27 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_exit_code_says_how_the_cluster_is() {
+        let group = |state: &str, leader_node| GroupStatus {
+            name: "g".to_owned(),
+            state: state.to_owned(),
+            leader_node,
+            ..GroupStatus::default()
+        };
+        let node = |group| StatusResponse { groups: vec![group], ..StatusResponse::default() };
+        let (leads, alone) = (|| node(group("serving", 1)), || node(group("serving", 0)));
+        assert_eq!(health(&[leads(), leads()], false), 0);
+        assert_eq!(health(&[leads(), alone()], false), 0, "somebody knows the leader");
+        assert_eq!(health(&[leads()], true), 4, "a node is silent");
+        assert_eq!(health(&[leads(), node(group("parked", 1))], false), 4);
+        assert_eq!(health(&[alone(), alone()], true), 3);
+        assert_eq!(health(&[node(group("failed", 1))], false), 3, "what it knew is old");
+        let other = GroupStatus { name: "h".to_owned(), ..group("serving", 0) };
+        let two = StatusResponse { groups: vec![group("serving", 1), other], ..leads() };
+        assert_eq!(health(&[two], false), 3, "every group counts");
+    }
 
     #[test]
     fn spans_have_two_units() {

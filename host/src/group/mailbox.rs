@@ -54,6 +54,10 @@ pub(crate) enum Request {
         asker: Asker,
         answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
     },
+    /// The report is to be as of now.
+    Report {
+        done: oneshot::Sender<()>,
+    },
 }
 
 impl Request {
@@ -64,6 +68,7 @@ impl Request {
                 drop(answer.send(Err(refusal)));
             }
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
+            Self::Report { done } => drop(done),
         }
     }
 
@@ -72,6 +77,7 @@ impl Request {
         match self {
             Self::Propose { answer, .. } | Self::OpenSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
+            Self::Report { done } => !done.is_closed(),
         }
     }
 
@@ -79,7 +85,7 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Self::Propose { call, .. } => call.payload.len(),
-            Self::OpenSession { .. } => 0,
+            Self::OpenSession { .. } | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
         }
     }
@@ -216,6 +222,14 @@ impl GroupHandle {
         let (answer, receiver) = oneshot::channel();
         self.put(Request::Query { request, linearizable, asker, answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// The report is as of now when this returns, unless the actor is gone or too busy to be asked.
+    pub async fn freshen(&self) {
+        let (done, fresh) = oneshot::channel();
+        if self.put(Request::Report { done }).is_ok() {
+            let _ = fresh.await;
+        }
     }
 
     /// Asks the leader for a mark; nothing happens on another node.

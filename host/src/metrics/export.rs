@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_core::limits;
 use prometheus_client::collector::Collector;
@@ -18,6 +19,7 @@ use crate::metrics::port::PortRows;
 use crate::metrics::{RECEIVE_ENDS, REPLY_ENDS, SEND_ENDS};
 use crate::router::Router;
 use crate::rpc::port::PortState;
+use crate::rpc::status::state_word;
 use crate::store::reserve::{PRODUCERS, REASONS};
 
 /// All metrics of a node.
@@ -31,12 +33,35 @@ impl NodeMetrics {
         Self(registry)
     }
 
-    /// Everything, in the text format.
+    /// Everything, in the text format of OpenMetrics.
     pub fn text(&self) -> String {
         let mut out = String::new();
         text::encode(&mut out, &self.0).expect("a string takes everything");
         out
     }
+}
+
+/// The same in the text format that was before OpenMetrics: there a counter is described by the
+/// name that its rows have, and there are neither units nor an end.
+pub(super) fn classic(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = Some(described);
+        } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = typed.split_once(' ').unwrap_or((typed, "untyped"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            if let Some((_, words)) = help.take().and_then(|help| help.split_once(' ')) {
+                out.push_str(&format!("# HELP {name}{suffix} {words}\n"));
+            }
+            out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+        } else if !line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
 }
 
 struct Reports {
@@ -79,7 +104,8 @@ impl Collector for Reports {
 
 fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("group_state", "1 for the state that the replica is in", |report| {
-        vec![(vec![("state", report.status.state.name().to_owned())], 1)]
+        let state = state_word(&report.status.state, report.status.leaderless_ticks);
+        vec![(vec![("state", state.to_owned())], 1)]
     })?;
     rows.gauge("group_leads", "1 on the leader", |report| {
         let leads = report.status.role == lockstep_core::group::Role::Leader;
@@ -123,13 +149,13 @@ fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
             at => one(now_ms.saturating_sub(at) / 1000),
         },
     )?;
-    rows.gauge("snapshot_seal_milliseconds", "Sealing of the last local snapshot", |report| {
+    rows.seconds("snapshot_seal_seconds", "Sealing of the last local snapshot", |report| {
         one(report.last_capture_ms)
     })?;
-    rows.gauge("snapshot_stall_milliseconds", "Longest stall of apply by a snapshot", |report| {
+    rows.seconds("snapshot_stall_seconds", "Longest stall of apply by a snapshot", |report| {
         one(report.snapshot_stall_ms)
     })?;
-    rows.gauge("restore_milliseconds", "The last restore", |report| one(report.last_restore_ms))?;
+    rows.seconds("restore_seconds", "The last restore", |report| one(report.last_restore_ms))?;
     rows.counter("verification_failures", "Objects that were not what they should be", |report| {
         one(report.stored.verification_failures)
     })?;
@@ -202,10 +228,10 @@ fn transfer_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("transfers_abandoned", "Parked transfers that were given up", |report| {
         one(report.stored.tally.abandoned)
     })?;
-    rows.gauge("transfer_sent_milliseconds", "The last one that was accepted", |report| {
+    rows.seconds("transfer_sent_seconds", "The last one that was accepted", |report| {
         one(report.transfers.last_sent_ms)
     })?;
-    rows.gauge("transfer_received_milliseconds", "The last one that was taken", |report| {
+    rows.seconds("transfer_received_seconds", "The last one that was taken", |report| {
         one(report.transfers.last_received_ms)
     })
 }
@@ -243,6 +269,17 @@ impl Rows<'_, '_> {
         self.rows((name, help, MetricType::Gauge), of, ConstGauge::new)
     }
 
+    /// A gauge whose values come in milliseconds.
+    fn seconds(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
+    ) -> fmt::Result {
+        let seconds = |ms: u64| ConstGauge::new(Duration::from_millis(ms).as_secs_f64());
+        self.rows((name, help, MetricType::Gauge), of, seconds)
+    }
+
     fn counter(
         &mut self,
         name: &str,
@@ -267,5 +304,20 @@ impl Rows<'_, '_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_describes_counters_by_their_rows() {
+        let open = "# HELP a_b Things\n# TYPE a_b counter\na_b_total{g=\"x\"} 1\n\
+            # HELP c_seconds Time\n# TYPE c_seconds gauge\n# UNIT c_seconds seconds\n\
+            c_seconds 0.5\n# EOF\n";
+        let old = "# HELP a_b_total Things\n# TYPE a_b_total counter\na_b_total{g=\"x\"} 1\n\
+            # HELP c_seconds Time\n# TYPE c_seconds gauge\nc_seconds 0.5\n";
+        assert_eq!(classic(open), old);
     }
 }

@@ -4,14 +4,18 @@ use std::future::Future;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::NodeMetrics;
+use super::export::classic;
 
 /// The media type of what [`NodeMetrics::text`] gives.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of the format before it.
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves until `shutdown` is ready.
 pub async fn serve(
@@ -20,7 +24,13 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let metrics = Arc::new(metrics);
-    let text = move || async move { ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text()) };
+    let text = move |headers: HeaderMap| async move {
+        let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+        match accepts.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+            true => ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text()),
+            false => ([(CONTENT_TYPE, CLASSIC)], classic(&metrics.text())),
+        }
+    };
     let routes = Router::new().route("/metrics", get(text));
     axum::serve(listener, routes).with_graceful_shutdown(shutdown).await
 }

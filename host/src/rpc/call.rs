@@ -113,7 +113,9 @@ async fn dispatch(
     });
     request.extensions_mut().insert(info);
     request.extensions_mut().insert(link);
-    let mut routes = port.routes.clone();
+    let Some(mut routes) = port.routes(request.uri().path()) else {
+        return Refused::starting().into_status().into_http();
+    };
     let ready = std::future::poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut routes, cx));
     let Ok(()) = ready.await;
     let Ok(response) = routes.call(request).await;

@@ -32,6 +32,9 @@ use crate::rpc::proto::client::lockstep_server::Lockstep;
 use crate::rpc::refuse::{LEADER, Refused, check_command};
 use crate::rpc::status::StatusSource;
 
+/// How long a status waits for the groups to say how they are now.
+const FRESH_MAX: Duration = Duration::from_millis(500);
+
 /// The service `lockstep.v1.Lockstep`.
 pub(super) struct ClientApi {
     router: Router,
@@ -194,11 +197,18 @@ impl Lockstep for ClientApi {
         request: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::StatusResponse>, Status> {
         let name = request.into_inner().group;
-        let status = match name.is_empty() {
-            true => self.status.status(&self.router, self.router.groups()),
-            false => self.status.status(&self.router, std::iter::once(self.group(&name)?)),
+        let groups: Vec<&GroupHandle> = match name.is_empty() {
+            true => self.router.groups().collect(),
+            false => vec![self.group(&name)?],
         };
-        Ok(Response::new(status))
+        // What was answered just now is to be seen. Who cannot say it shows what it said last.
+        let freshen = async {
+            for group in &groups {
+                group.freshen().await;
+            }
+        };
+        let _ = tokio::time::timeout(FRESH_MAX, freshen).await;
+        Ok(Response::new(self.status.status(&self.router, groups.into_iter())))
     }
 
     async fn mark(
@@ -211,6 +221,7 @@ impl Lockstep for ClientApi {
         if let Some(refusal) = group.watch().borrow().query_refusal() {
             return Err(self.refuse(&refusal, group));
         }
+        let _ = tokio::time::timeout(FRESH_MAX, group.freshen()).await;
         let status = group.report().status;
         if status.role == Role::Leader {
             group.mark();

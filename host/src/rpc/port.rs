@@ -6,8 +6,8 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -106,13 +106,28 @@ pub(super) fn patience_for(patience: Duration, bytes: usize) -> Duration {
 }
 
 pub(super) struct Port {
-    pub routes: Routes,
+    /// What is answered from the first moment.
+    early: Routes,
+    /// Everything, from when the node has started.
+    full: OnceLock<Routes>,
     pub state: Arc<PortState>,
 }
 
 impl Port {
-    pub(super) fn new(routes: Routes, state: Arc<PortState>) -> Arc<Self> {
-        Arc::new(Self { routes: routes.prepare(), state })
+    pub(super) fn new(early: Routes, state: Arc<PortState>) -> Arc<Self> {
+        Arc::new(Self { early: early.prepare(), full: OnceLock::new(), state })
+    }
+
+    /// From now on these are offered.
+    pub(super) fn offer(&self, routes: Routes) {
+        // A node starts once.
+        let _ = self.full.set(routes.prepare());
+    }
+
+    /// What answers a call to this path; nothing does so far if the node starts.
+    pub(super) fn routes(&self, path: &str) -> Option<Routes> {
+        let early = || path.starts_with("/grpc.").then_some(&self.early);
+        self.full.get().or_else(early).cloned()
     }
 
     /// Takes connections until `stopped` says so, then waits for those that are there to end.

@@ -77,6 +77,13 @@ impl Refused {
         Self::by_group(&Refusal::Unknown { why }, group, router)
     }
 
+    /// There are no groups yet.
+    pub(super) fn starting() -> Self {
+        let message = "this node starts: it reads its modules and its log; try another node, or \
+            this one in a moment";
+        Self::nothing(Code::Unavailable, "starting", message.to_owned())
+    }
+
     pub(super) fn unknown_group(name: &str, router: &Router) -> Self {
         let known: Vec<&str> = router.groups().map(|group| group.name()).collect();
         let message = match name.is_empty() {

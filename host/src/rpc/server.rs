@@ -2,18 +2,25 @@
 //!
 //! - The listener is bound by the caller, so that "port in use" is its error and a test may take
 //!   port 0.
-//! - `lockstep.v1.Lockstep` is `SERVING` to health checks while any group takes requests.
+//! - Health is answered from the first moment of a start; whatever else is asked is told
+//!   `starting` until the groups run.
+//! - `readiness`, `lockstep.v1.Lockstep` and the whole server are `SERVING` while any group takes
+//!   requests and has a leader; `liveness` is as long as the process answers at all.
 //! - A shutdown stops accepting at once and waits for calls under way, but not for long.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_core::limits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::group::GroupHandle;
 use crate::router::Router;
 use crate::rpc::client_api::ClientApi;
 use crate::rpc::peer_api::{PeerApi, SnapshotInbox};
@@ -22,12 +29,17 @@ use crate::rpc::port::{Port, PortState};
 use crate::rpc::proto::DESCRIPTORS;
 use crate::rpc::proto::client::lockstep_server::LockstepServer;
 use crate::rpc::proto::peer::peer_server::PeerServer;
+use crate::rpc::status::LEADERLESS_MS;
 use crate::rpc::{HelloInfo, SHUTDOWN_MAX};
 
-/// The name that health checks ask for.
+/// The names that health checks ask for: of the service, and of what probes want to know.
 const SERVICE: &str = "lockstep.v1.Lockstep";
+const LIVENESS: &str = "liveness";
+const READINESS: &str = "readiness";
+/// How often health looks at what no change of state tells.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// What [`serve`] offers, and to whom.
+/// What [`Front::offer`] offers, and to whom.
 pub struct Services {
     pub router: Router,
     /// Takes snapshots that peers send.
@@ -37,60 +49,89 @@ pub struct Services {
     pub transport: Arc<GrpcTransport>,
     /// True once clients are to be turned away; peers are served on.
     pub closing: watch::Receiver<bool>,
-    pub port: Arc<PortState>,
 }
 
-/// Why serving ended before it was told to.
+/// Why nothing can be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves until `shutdown` is ready, then at most [`SHUTDOWN_MAX`] longer.
-pub async fn serve(
-    listener: TcpListener,
-    services: Services,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
-    let Services { router, inbox, hello, transport, closing, port } = services;
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let (stop, stopped) = watch::channel(false);
-    let client_api = ClientApi::new(
-        router.clone(),
-        &hello,
-        Arc::clone(&transport),
-        closing.clone(),
-        stopped.clone(),
-    );
-    let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
-    let routes = Routes::new(health)
-        .add_service(reflection)
-        .add_service(
-            LockstepServer::new(client_api)
-                .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            PeerServer::new(peer_api)
-                .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
+/// A node's port, from the first moment of its start.
+pub struct Front {
+    port: Arc<Port>,
+    early: Routes,
+    reporter: HealthReporter,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Front {
+    /// Answers health and reflection, and tells all others that the node starts.
+    pub async fn open(listener: TcpListener, state: Arc<PortState>) -> Result<Self, ServeError> {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        for service in ["", SERVICE, READINESS] {
+            reporter.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let early = Routes::new(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let port = Port::new(early.clone(), state);
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(Arc::clone(&port).run(listener, stopped));
+        Ok(Self { port, early, reporter, stop, accepting })
+    }
+
+    /// From now on everything is offered.
+    pub fn offer(&self, services: Services) {
+        let Services { router, inbox, hello, transport, closing } = services;
+        let stopped = self.stop.subscribe();
+        let client_api = ClientApi::new(
+            router.clone(),
+            &hello,
+            Arc::clone(&transport),
+            closing.clone(),
+            stopped.clone(),
         );
-    let serving = Port::new(routes, port).run(listener, stopped);
-    let told = async {
-        shutdown.await;
+        let peer_api = PeerApi::new(router.clone(), hello, inbox, stopped.clone());
+        let routes = self
+            .early
+            .clone()
+            .add_service(
+                LockstepServer::new(client_api)
+                    .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                PeerServer::new(peer_api)
+                    .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX),
+            );
+        self.port.offer(routes);
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = until(stopped) => {}
+                never = watch_health(&router, closing, &reporter) => match never {},
+            }
+        });
+    }
+
+    /// Takes no further connection, and waits at most [`SHUTDOWN_MAX`] for calls under way.
+    pub async fn close(self) {
         // Streams that would never end by themselves see this and end.
-        let _ = stop.send(true);
-        tokio::time::sleep(SHUTDOWN_MAX).await;
-    };
-    tokio::select! {
-        () = serving => Ok(()),
-        () = told => Ok(()),
-        never = watch_health(&router, closing, &reporter) => match never {},
+        self.stop.send_replace(true);
+        let mut accepting = self.accepting;
+        if tokio::time::timeout(SHUTDOWN_MAX, &mut accepting).await.is_err() {
+            accepting.abort();
+        }
     }
 }
 
@@ -104,19 +145,26 @@ async fn watch_health(
     mut closing: watch::Receiver<bool>,
     reporter: &HealthReporter,
 ) -> std::convert::Infallible {
-    use tonic_health::ServingStatus;
     let mut states: Vec<_> = router.groups().map(|group| group.watch()).collect();
     loop {
-        let serves = !*closing.borrow_and_update()
-            && states.iter_mut().any(|state| state.borrow_and_update().query_refusal().is_none());
+        states.iter_mut().for_each(|state| drop(state.borrow_and_update()));
+        let serves = !*closing.borrow_and_update() && router.groups().any(serves);
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status(SERVICE, status).await;
-        reporter.set_service_status("", status).await;
+        for service in ["", SERVICE, READINESS] {
+            reporter.set_service_status(service, status).await;
+        }
         tokio::select! {
             () = any_change(&mut states) => {}
             Ok(()) = closing.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// Whether a group takes requests, as far as this node can tell.
+fn serves(group: &GroupHandle) -> bool {
+    let takes = group.watch().borrow().query_refusal().is_none();
+    takes && group.report().status.leaderless_ticks * limits::TICK_MS <= LEADERLESS_MS
 }
 
 /// Ready when any of the states changed. A state whose owner is gone changes no more.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::group::{GroupStatus, PeerStatus, Role};
+use lockstep_core::group::{GroupStatus, PeerStatus, ReplicaState, Role, Running};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::limits;
 use lockstep_core::retention::Pin;
@@ -64,7 +64,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         node: u32::from(status.node.0),
         replica: status.replica.0,
         boot: status.boot,
-        state: state.name().to_owned(),
+        state: state_word(&state, status.leaderless_ticks).to_owned(),
         cause: state.cause().unwrap_or_default(),
         role: role_to_wire(status.role).into(),
         leader_replica: leader.map_or(0, |leader| leader.0),
@@ -117,6 +117,21 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,
         frames_dropped: group.frames_dropped(),
+    }
+}
+
+/// Longer than an election takes: a replica that knows no leader for so long serves nobody.
+pub(crate) const LEADERLESS_MS: u64 = 5_000;
+
+/// A state's name, as people are told it.
+pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'static str {
+    match state {
+        ReplicaState::Running(Running::Serving)
+            if leaderless_ticks * limits::TICK_MS > LEADERLESS_MS =>
+        {
+            "no leader"
+        }
+        other => other.name(),
     }
 }
 

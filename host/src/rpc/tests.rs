@@ -33,7 +33,7 @@ use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::{Inbox, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::{PortLimits, PortState};
-use crate::rpc::server::{Services, serve};
+use crate::rpc::server::{Front, Services};
 
 const GROUP: &str = "bank";
 /// Only ends a test that hangs.
@@ -142,6 +142,7 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
             Request::Propose { answer, .. } | Request::OpenSession { answer, .. } => {
                 let _ = answer.send(Err(not_leader));
             }
+            Request::Report { done } => drop(done),
             Request::Query { request, linearizable, answer, .. } => {
                 let result = match request.starts_with(b"bad") {
                     true => Err(Bytes::from_static(b"no")),
@@ -295,14 +296,17 @@ impl Node {
                 Arc::new(|_| {}),
             )),
             hello,
-            port: Arc::clone(&port),
         };
         let (stop, stopped) = oneshot::channel();
+        let state = Arc::clone(&port);
         let served = tokio::spawn(async move {
             let stopped = async move {
                 let _ = stopped.await;
             };
-            serve(listener, services, stopped).await.expect("the port stays open");
+            let front = Front::open(listener, state).await.expect("it opens");
+            front.offer(services);
+            stopped.await;
+            front.close().await;
         });
         Self { address, handle, frames, port, closing, stop, served }
     }
