@@ -52,6 +52,15 @@ pub enum Outcome {
     },
 }
 
+/// Why a query that did not fault has no answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NoAnswer {
+    /// The guest's own "no", in its words.
+    Rejected(Bytes),
+    /// What it answered, or its "no", is longer than one may be, and nobody has its bytes.
+    TooLong { bytes: u64 },
+}
+
 impl From<Outcome> for apply::Outcome {
     fn from(outcome: Outcome) -> Self {
         match outcome {
@@ -86,8 +95,12 @@ pub trait Guest: Send {
     fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault>;
     /// Exactly one call per raft entry; as many outcomes as commands.
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault>;
-    /// `Ok(Err(_))` is the guest's own "no".
-    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault>;
+    /// A query that is not answered leaves the guest as it was.
+    fn query(
+        &mut self,
+        ctx: Context,
+        request: &[u8],
+    ) -> Result<Result<Bytes, NoAnswer>, GuestFault>;
     /// Streams the state. An error of `out` fails the snapshot, never the guest: further writes are
     /// swallowed and `Ok(Err(_))` is returned.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault>;

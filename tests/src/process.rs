@@ -7,6 +7,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -14,11 +17,19 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How often a process is looked at while one waits for its end.
 const POLL: Duration = Duration::from_millis(10);
+/// Between two looks at the memory of a process.
+const MEMORY_POLL: Duration = Duration::from_millis(5);
 
 /// A running node.
 pub struct Process {
     child: Child,
     log: PathBuf,
+}
+
+/// Looks at the memory of a process again and again.
+pub struct MemoryWatch {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
 }
 
 /// What a program that ended left behind.
@@ -94,28 +105,25 @@ impl Process {
         bail!("process {} did not end within {patience:?}; see {}", self.id(), self.log.display())
     }
 
-    /// The most memory it ever had resident since [`Process::forget_peak`], bytes.
-    pub fn peak_bytes(&self) -> Result<u64> {
-        self.memory("VmHWM:")
+    /// What it has in memory now, bytes.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        memory_bytes(self.id())
     }
 
-    /// What it has resident now, bytes.
-    pub fn resident_bytes(&self) -> Result<u64> {
-        self.memory("VmRSS:")
-    }
-
-    /// The kernel starts anew to remember the most memory it had.
-    pub fn forget_peak(&self) -> Result<()> {
-        let file = format!("/proc/{}/clear_refs", self.id());
-        fs::write(&file, "5").with_context(|| format!("writing {file}"))
-    }
-
-    fn memory(&self, field: &str) -> Result<u64> {
-        let file = format!("/proc/{}/status", self.id());
-        let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix(field));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        Ok(kib.with_context(|| format!("{file} has no {field}"))? << 10)
+    /// Looks at its memory until the watch is asked for the most that it saw.
+    pub fn watch_memory(&self) -> MemoryWatch {
+        let (id, ended) = (self.id(), Arc::new(AtomicBool::new(false)));
+        let seen = Arc::clone(&ended);
+        let thread = thread::spawn(move || {
+            let mut peak = 0;
+            // A process that is gone has no memory; its end is somebody else's to tell.
+            while !seen.load(Ordering::Relaxed) {
+                peak = peak.max(memory_bytes(id).unwrap_or(0));
+                thread::sleep(MEMORY_POLL);
+            }
+            peak
+        });
+        MemoryWatch { ended, thread }
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -123,6 +131,24 @@ impl Process {
         let id = id.expect("a child has an id above 0");
         kill_process(id, signal).with_context(|| format!("{signal:?} to process {}", self.id()))
     }
+}
+
+impl MemoryWatch {
+    /// The most memory that was seen, bytes.
+    pub fn peak(self) -> u64 {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.join().expect("looking does not panic")
+    }
+}
+
+/// A page that a process maps twice counts once: the copy of a guest that writes snapshots maps the
+/// pages of the live one, which the kernel's own peak of resident memory counts again.
+fn memory_bytes(process: u32) -> Result<u64> {
+    let file = format!("/proc/{process}/smaps_rollup");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("{file} has no Pss"))? << 10)
 }
 
 impl Drop for Process {

@@ -1,8 +1,8 @@
 //! What a snapshot transfer costs in memory: a large state streams to a follower that lost its
 //! disk.
 //!
-//! For every host that takes part: peak resident memory during the transfer, minus what was
-//! resident before, minus the growth of the guest's linear memory, which is the state itself.
+//! For every host that takes part: the most memory seen during the transfer, minus what it had
+//! before, minus the growth of the guest's linear memory, which is the state itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use lockstep_client::v1::group_status::Role;
 use lockstep_client::{Client, Outcome};
 
 use crate::cluster::{Cluster, Spec};
+use crate::process::MemoryWatch;
 use crate::tell::{Teller, mebibytes, thousands};
 use crate::writers::{Load, Writers};
 
@@ -48,7 +49,7 @@ pub struct Figures {
 /// Of one host, bytes.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Cost {
-    pub resident_before: u64,
+    pub before: u64,
     pub peak: u64,
     pub guest_before: u64,
     pub guest_after: u64,
@@ -58,7 +59,7 @@ impl Cost {
     /// What the transfer took beside the guest's own memory.
     pub fn beside_guest(&self) -> i128 {
         let grown = i128::from(self.guest_after) - i128::from(self.guest_before);
-        i128::from(self.peak) - i128::from(self.resident_before) - grown
+        i128::from(self.peak) - i128::from(self.before) - grown
     }
 }
 
@@ -92,16 +93,16 @@ async fn measure(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result
     let old = cluster.group(receiver, GROUP).await.context("the follower's status")?.replica;
     cluster.kill(receiver)?;
     cluster.wipe(receiver)?;
-    let mut by_node = BTreeMap::new();
+    let mut watched = BTreeMap::new();
     for node in cluster.running() {
-        by_node.insert(node, before(cluster, node).await?);
+        watched.insert(node, before(cluster, node).await?);
     }
     cluster.start_node(receiver)?;
     let answers = async |cluster: &Cluster| cluster.group(receiver, GROUP).await;
     let joining = cluster.wait_for("the wiped node to answer", TRANSFER_PATIENCE, answers).await?;
     ensure!(joining.replica != old, "the wiped node has its old replica id");
     ensure!(joining.state == "joining", "the wiped node is {} from the start", joining.state);
-    by_node.insert(receiver, before(cluster, receiver).await?);
+    watched.insert(receiver, before(cluster, receiver).await?);
 
     let index = cluster.settled_index(&client).await?;
     let back = async |cluster: &Cluster| {
@@ -111,10 +112,12 @@ async fn measure(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result
     };
     let status = cluster.wait_for("the wiped node to serve again", TRANSFER_PATIENCE, back).await?;
     ensure!(status.first_index > 1, "the wiped node came back by the log, not by a snapshot");
-    for (node, cost) in &mut by_node {
-        cost.peak = cluster.process(*node)?.peak_bytes()?;
-        let group = cluster.group(*node, GROUP).await.context("a node's status")?;
+    let mut by_node = BTreeMap::new();
+    for (node, (mut cost, watch)) in watched {
+        cost.peak = watch.peak();
+        let group = cluster.group(node, GROUP).await.context("a node's status")?;
         cost.guest_after = group.guest_memory_bytes;
+        by_node.insert(node, cost);
     }
     let leader = cluster.leader(GROUP).await;
     ensure!(leader == Some(sender), "the leader changed meanwhile, to {leader:?}");
@@ -144,9 +147,9 @@ fn report(
             _bystander => "looks on",
         };
         let line = format!(
-            "node {node} {part}: resident {} before, {} at the most; guest {} before, {} after; \
-             beside the guest {}",
-            mebibytes(cost.resident_before.into()),
+            "node {node} {part}: {} before, {} at the most; guest {} before, {} after; beside the \
+             guest {}",
+            mebibytes(cost.before.into()),
             mebibytes(cost.peak.into()),
             mebibytes(cost.guest_before.into()),
             mebibytes(cost.guest_after.into()),
@@ -159,15 +162,15 @@ fn report(
     Ok(())
 }
 
-async fn before(cluster: &Cluster, node: u16) -> Result<Cost> {
+async fn before(cluster: &Cluster, node: u16) -> Result<(Cost, MemoryWatch)> {
     let group = cluster.group(node, GROUP).await.context("a node's status")?;
     let process = cluster.process(node)?;
-    process.forget_peak()?;
-    Ok(Cost {
-        resident_before: process.resident_bytes()?,
+    let cost = Cost {
+        before: process.memory_bytes()?,
         guest_before: group.guest_memory_bytes,
         ..Cost::default()
-    })
+    };
+    Ok((cost, process.watch_memory()))
 }
 
 /// Stores values that differ.

@@ -31,7 +31,9 @@ use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::trap::{self, Call};
 use super::world::{Failure, MachinePre};
-use super::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader, memory, shape};
+use super::{
+    Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader, memory, shape,
+};
 
 /// Bytes of a snapshot handed to the guest's reader at once, but for the last.
 const RESTORE_CHUNK_BYTES: usize = 256 << 10;
@@ -203,7 +205,11 @@ impl Guest for ComponentGuest {
         }
     }
 
-    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
+    fn query(
+        &mut self,
+        ctx: Context,
+        request: &[u8],
+    ) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
         let call = Call::at("query", ctx.index);
         self.look(call, |instance| {
             instance.enter(call, engine::QUERY_FUEL, |store, machine| {

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use lockstep_core::entry::Install;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{ModuleId, hex};
+use lockstep_core::limits;
 use sha2::{Digest as _, Sha256};
 
 use super::trap::Call;
-use super::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader};
+use super::{Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader};
 
 /// A state machine in Rust. An `Err` of `init`, `apply`, `query` and `restore` is a fault.
 pub trait NativeMachine: Send {
@@ -130,9 +131,19 @@ impl Guest for NativeGuest {
         })
     }
 
-    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
+    fn query(
+        &mut self,
+        ctx: Context,
+        request: &[u8],
+    ) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
         let call = Call::at("query", ctx.index);
-        self.enter(call, FaultClass::Trap, |machine| machine.query(ctx, request))
+        let answer = self.enter(call, FaultClass::Trap, |machine| machine.query(ctx, request))?;
+        Ok(match answer {
+            Ok(bytes) | Err(bytes) if bytes.len() > limits::QUERY_ANSWER_BYTES_MAX => {
+                Err(NoAnswer::TooLong { bytes: bytes.len() as u64 })
+            }
+            answer => answer.map_err(NoAnswer::Rejected),
+        })
     }
 
     fn snapshot(&mut self, out: &mut dyn Write) -> Result<io::Result<()>, GuestFault> {

@@ -20,7 +20,7 @@ use wasmtime::component::{
 use super::check::{EXPORT, interface};
 use super::imports::HostState;
 use super::lift::{AtMost, ListOf, Text};
-use super::{GuestInfo, Outcome, SnapshotHeader};
+use super::{GuestInfo, NoAnswer, Outcome, SnapshotHeader};
 
 /// Longest text that a failure may have, bytes; the rest is cut off.
 const FAILURE_BYTES_MAX: usize = 2 << 10;
@@ -217,12 +217,14 @@ impl Machine {
         store: &mut Store<HostState>,
         ctx: super::Context,
         request: &[u8],
-    ) -> wasmtime::Result<Result<Bytes, Bytes>> {
+    ) -> wasmtime::Result<Result<Bytes, NoAnswer>> {
         let function = typed::<Query<'_>, (Result<Reply, Reply>,)>(store, self.query, "query")?;
         Ok(match function.call(store, (ctx.into(), request))?.0 {
             Ok(Reply::Whole(answer)) => Ok(answer.into()),
-            Err(Reply::Whole(reason)) => Err(reason.into()),
-            Ok(Reply::TooLong(bytes)) | Err(Reply::TooLong(bytes)) => Err(too_long(bytes)),
+            Err(Reply::Whole(reason)) => Err(NoAnswer::Rejected(reason.into())),
+            Ok(Reply::TooLong(bytes)) | Err(Reply::TooLong(bytes)) => {
+                Err(NoAnswer::TooLong { bytes: bytes as u64 })
+            }
         })
     }
 
@@ -263,12 +265,6 @@ where
     Results: ComponentNamedList + Lift,
 {
     function.typed(store).map_err(|error| error.context(format!("function `{name}`")))
-}
-
-/// What a query is answered whose answer is too long.
-fn too_long(bytes: usize) -> Bytes {
-    let most = limits::QUERY_ANSWER_BYTES_MAX;
-    format!("the answer of {bytes} bytes is over the limit of {most}: ask for less").into()
 }
 
 impl From<super::Context> for Context {

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use lockstep_core::entry::Install;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
-use lockstep_host::guest::{Context, Guest, GuestInfo, GuestModule, Outcome, SnapshotHeader};
+use lockstep_host::guest::{
+    Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader,
+};
 
 /// What was applied, as the first replica that got there saw it.
 #[derive(Default)]
@@ -184,7 +186,11 @@ impl Guest for SimGuest {
         Ok(outcomes)
     }
 
-    fn query(&mut self, ctx: Context, request: &[u8]) -> Result<Result<Bytes, Bytes>, GuestFault> {
+    fn query(
+        &mut self,
+        ctx: Context,
+        request: &[u8],
+    ) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
         self.trap("query", ctx.index)?;
         let key = request.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let value = self.state.registers.get(&key).copied().unwrap_or(0);

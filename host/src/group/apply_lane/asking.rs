@@ -10,6 +10,7 @@ use lockstep_core::mutant::planted;
 use super::{ApplyLane, Output, context};
 use crate::group::QueryAnswer;
 use crate::group::askers::Asker;
+use crate::guest::NoAnswer;
 
 impl ApplyLane {
     /// Puts a question to the guest once it has applied `index`; the answer, and what else it led
@@ -54,7 +55,7 @@ impl ApplyLane {
         match guest.query(context(moment), request) {
             Ok(result) => {
                 self.spoilers.answered(now, asker);
-                Ok(QueryAnswer { result: bounded(result)?, applied: moment.index })
+                Ok(QueryAnswer { result: answered(result)?, applied: moment.index })
             }
             Err(fault) => {
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
@@ -78,13 +79,15 @@ impl ApplyLane {
     }
 }
 
-fn bounded(result: Result<Bytes, Bytes>) -> Result<Result<Bytes, Bytes>, Refusal> {
-    match &result {
-        Ok(bytes) | Err(bytes) if bytes.len() > limits::QUERY_ANSWER_BYTES_MAX => {
-            let (bytes, limit) = (bytes.len(), limits::QUERY_ANSWER_BYTES_MAX);
+/// The guest's "no" is an answer; one that is too long is this node's refusal.
+fn answered(result: Result<Bytes, NoAnswer>) -> Result<Result<Bytes, Bytes>, Refusal> {
+    match result {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(NoAnswer::Rejected(reason)) => Ok(Err(reason)),
+        Err(NoAnswer::TooLong { bytes }) => {
+            let limit = limits::QUERY_ANSWER_BYTES_MAX;
             let cause = format!("its answer of {bytes} bytes is over the limit of {limit}");
             Err(Refusal::QueryTooMuch { cause })
         }
-        Ok(_) | Err(_) => Ok(result),
     }
 }
