@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{
-    ApplyJob, Effect, Event, Group, GroupStatus, Inbound, ReplicaState, Running, Stopped,
+    ApplyJob, Effect, Event, Group, GroupStatus, Halt, Inbound, ReplicaState, Running, Stopped,
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
@@ -47,7 +47,7 @@ mod store_lane;
 pub(crate) mod tests;
 
 pub use askers::Asker;
-pub use mailbox::{GroupHandle, GroupReport, QueryAnswer};
+pub use mailbox::{GroupHandle, GroupReport, HaltedAt, QueryAnswer};
 
 use agenda::Query;
 use askers::{Asked, Places};
@@ -422,7 +422,10 @@ impl GroupActor {
             ReplicaState::Stopped(Stopped::Failed(_)) => {
                 tracing::error!(group, state = state.name(), cause, "replica state");
             }
-            ReplicaState::Running(Running::Parked(_) | Running::DiskFull(_)) => {
+            ReplicaState::Running(Running::Halted(Halt { applied_by: Some(_), .. })) => {
+                tracing::error!(group, state = state.name(), cause, "replica state");
+            }
+            ReplicaState::Running(Running::Halted(_) | Running::DiskFull(_)) => {
                 tracing::warn!(group, state = state.name(), cause, "replica state");
             }
             ReplicaState::Running(_) | ReplicaState::Stopped(_) => {

@@ -168,13 +168,13 @@ async fn a_cluster_that_cannot_serve_says_why() {
     assert!(!Path::new(&data).exists(), "nothing was made");
 
     let hostile = guest_file("hostile").expect("it is built").display().to_string();
-    let parked = lockstep(&["dev", &hostile, "--nodes", "1", "--config", "init fail"]).await;
-    assert_eq!(parked.code, Some(1), "{parked:?}");
+    let halted = lockstep(&["dev", &hostile, "--nodes", "1", "--config", "init fail"]).await;
+    assert_eq!(halted.code, Some(1), "{halted:?}");
     assert_says(
-        &parked.stdout,
-        &["the replica at 127.0.0.1:", "is parked: refused in init", "ask its author"],
+        &halted.stdout,
+        &["the replica at 127.0.0.1:", "is halted: refused in init", "ask its author"],
     );
-    assert_says(&parked.stderr, &["no replica can serve"]);
+    assert_says(&halted.stderr, &["no replica can serve"]);
 }
 
 /// Directories that hold nothing of ours, for the commands that look at a disk.

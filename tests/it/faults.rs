@@ -1,10 +1,10 @@
-//! State machines that trap: tried once more, then parked with the cause, while everything beside
+//! State machines that trap: tried once more, then halted with the cause, while everything beside
 //! them goes on.
 
 use std::time::Duration;
 
 use lockstep_client::v1::GroupStatus;
-use lockstep_client::{Client, Consistency, Error, Options};
+use lockstep_client::{Client, Consistency, Error, Options, Outcome};
 use lockstep_tests::cluster::{Cluster, GroupSpec, Spec, guest_file};
 use lockstep_tests::observe::PATIENCE;
 
@@ -16,11 +16,11 @@ fn impatient(cluster: &Cluster, group: &str) -> Client {
     cluster.client_of(group, options).expect("its address is one")
 }
 
-async fn parked(cluster: &mut Cluster, group: &str) -> GroupStatus {
-    let parked = async |cluster: &Cluster| {
-        cluster.group(1, group).await.filter(|status| status.state == "parked")
+async fn halted(cluster: &mut Cluster, group: &str) -> GroupStatus {
+    let halted = async |cluster: &Cluster| {
+        cluster.group(1, group).await.filter(|status| status.state == "halted")
     };
-    cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks")
+    cluster.wait_for("the group to halt", PATIENCE, halted).await.expect("it halts")
 }
 
 /// Both kinds of request are refused, in words that name the cause.
@@ -30,11 +30,10 @@ async fn assert_refuses(client: &Client, says: &[&str]) {
     for answer in [applied, asked] {
         match answer {
             Err(Error::Refused { refusal, message, .. }) => {
-                assert_eq!(refusal, "not-serving", "{message}");
-                assert_says(&message, &["parked"]);
+                assert_eq!(refusal, "halted", "{message}");
                 assert_says(&message, says);
             }
-            other => panic!("a parked group answered {other:?}"),
+            other => panic!("a halted group answered {other:?}"),
         }
     }
 }
@@ -48,22 +47,42 @@ async fn hostile_node() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_command_that_faults_twice_parks_the_replica() {
+async fn a_command_that_faults_twice_halts_the_replica() {
     let mut cluster = started_node(&["set a 1"]).await;
     let client = impatient(&cluster, GROUP);
     let pending = client.apply("fault boom").await.expect_err("it has no answer");
     assert!(matches!(pending, Error::Unknown { .. }), "it is in the log: {pending:?}");
-    let status = parked(&mut cluster, GROUP).await;
+    let status = halted(&mut cluster, GROUP).await;
     assert_says(&status.cause, &["trap in apply", "boom"]);
     assert!(status.guest_faults > 0, "it is counted: {status:?}");
     assert_refuses(&client, &["trap in apply", "boom"]).await;
+    assert_answers_from_before(&mut cluster).await;
 
     // The entry is in the log, so another process comes no further; it says the same.
     cluster.stop(1).await.expect("it stops");
     cluster.start_node(1).expect("it starts");
-    let status = parked(&mut cluster, GROUP).await;
+    let status = halted(&mut cluster, GROUP).await;
     assert_says(&status.cause, &["trap in apply", "boom"]);
+    assert_answers_from_before(&mut cluster).await;
     cluster.stop_all().await.expect("it stops");
+}
+
+/// Local queries are answered from the state before the entry, and the answers say so.
+async fn assert_answers_from_before(cluster: &mut Cluster) {
+    let stands = async |cluster: &Cluster| {
+        let status = cluster.group(1, GROUP).await?;
+        status.cause.contains("local queries are answered as of entry").then_some(status)
+    };
+    let status = cluster.wait_for("the state before", PATIENCE, stands).await.expect("it is built");
+    let client = impatient(cluster, GROUP);
+    let reply = client.query("get a", Consistency::Local).await.expect("it is answered");
+    assert_eq!(reply.outcome, Outcome::Ok("1".into()));
+    assert_eq!(reply.applied_index, status.applied);
+    assert_says(&reply.halted.expect("it says so"), &["trap in apply", "boom"]);
+    let shown = ["query", "--endpoint", cluster.address(1), "--group", GROUP, "--local", "get a"];
+    let shown = lockstep(&shown).await;
+    assert_says(&shown.stdout, &["1"]);
+    assert_says(&shown.stderr, &["the replica is halted at", "boom"]);
 }
 
 /// What the hostile guest can be told, and the class of what becomes of it.
@@ -72,14 +91,14 @@ const DEEDS: [(&str, &str); 3] =
 
 /// The cause says which limit it was, or that it was none.
 #[tokio::test]
-async fn a_component_that_faults_parks_with_the_class_of_its_fault() {
+async fn a_component_that_faults_halts_with_the_class_of_its_fault() {
     for (deed, class) in DEEDS {
         let mut cluster = hostile_node().await;
         let client = impatient(&cluster, "hostile");
         assert_eq!(apply(&client, "nothing").await, "");
         client.apply(deed).await.expect_err("it has no answer");
-        let status = parked(&mut cluster, "hostile").await;
-        let way_out = "if every replica parks so, ask the state machine's author";
+        let status = halted(&mut cluster, "hostile").await;
+        let way_out = "if every replica halts there, ask the state machine's author";
         assert_says(&status.cause, &[&format!("{class} in apply at index"), way_out]);
         assert_refuses(&client, &[class, way_out, "try another node"]).await;
         cluster.stop_all().await.expect("it stops");
@@ -87,7 +106,7 @@ async fn a_component_that_faults_parks_with_the_class_of_its_fault() {
 }
 
 #[tokio::test]
-async fn an_init_that_faults_parks_its_group_alone() {
+async fn an_init_that_faults_halts_its_group_alone() {
     let hostile = guest_file("hostile").expect("it is built").display().to_string();
     let mut spec = Spec::of_module("other", "native:register", 1);
     for (deed, _class) in DEEDS {
@@ -98,7 +117,7 @@ async fn an_init_that_faults_parks_its_group_alone() {
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("other").await.expect("it serves");
     for (deed, class) in DEEDS {
-        let status = parked(&mut cluster, deed).await;
+        let status = halted(&mut cluster, deed).await;
         let says = format!("{class} in init");
         assert_says(&status.cause, &[&says]);
         assert_refuses(&impatient(&cluster, deed), &[&says]).await;

@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 36] = [
+const NAMES: [&str; 37] = [
     "lockstep_stderr_lines_lost_total",
     "lockstep_connections",
     "lockstep_client_memory_bytes",
@@ -33,6 +33,7 @@ const NAMES: [&str; 36] = [
     "lockstep_log_short_bytes",
     "lockstep_log_fsyncs_total",
     "lockstep_guest_faults_total",
+    "lockstep_divergence_alarms_total",
     "lockstep_guest_memory_bytes",
     "lockstep_snapshots_skipped_total",
     "lockstep_snapshots_failed_total",

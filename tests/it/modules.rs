@@ -91,10 +91,10 @@ async fn a_good_module_is_shown() {
     assert_says(&checked.stdout, &["kv", "lockstep:fsm"]);
 }
 
-/// One node is started with another module for one of its two groups. That group parks there, says
+/// One node is started with another module for one of its two groups. That group halts there, says
 /// which module it has and which it wants, and goes on elsewhere; the other group does not notice.
 #[tokio::test]
-async fn a_module_that_differs_from_the_install_entry_parks_its_group() {
+async fn a_module_that_differs_from_the_install_entry_halts_its_group() {
     let kv = guest_file("kv").expect("it is built").display().to_string();
     let counter = guest_file("counter").expect("it is built").display().to_string();
     let spec = Spec::of_module("store", &kv, 3).with_group("other", "native:register");
@@ -109,24 +109,24 @@ async fn a_module_that_differs_from_the_install_entry_parks_its_group() {
     let good = cluster.configuration(3);
     cluster.configure(3, &good.replacen(&kv, &counter, 1)).expect("it can be written");
     cluster.start_node(3).expect("it starts");
-    let parked = async |cluster: &Cluster| {
+    let halted = async |cluster: &Cluster| {
         let status = cluster.group(3, "store").await?;
-        (status.state == "parked").then_some(status.cause)
+        (status.state == "halted").then_some(status.cause)
     };
-    let cause = cluster.wait_for("node 3 to park", PATIENCE, parked).await.expect("it parks");
+    let cause = cluster.wait_for("node 3 to halt", PATIENCE, halted).await.expect("it halts");
     assert_says(&cause, &["wrong module", "have", "want", "put the wanted component in place"]);
     let serves = async |cluster: &Cluster| {
         (cluster.group(3, "other").await?.state == "serving").then_some(())
     };
     cluster.wait_for("the other group to serve", PATIENCE, serves).await.expect("it serves");
 
-    let refused = store.query_at(cluster.address(3), "get a").await.expect_err("it is parked");
+    let refused = store.query_at(cluster.address(3), "get a").await.expect_err("it is halted");
     match refused {
         Error::Refused { refusal, message, .. } => {
-            assert_eq!(refusal, "not-serving");
-            assert_says(&message, &["\"store\"", "parked", "wrong module", "another node"]);
+            assert_eq!(refusal, "halted");
+            assert_says(&message, &["\"store\"", "halted", "wrong module", "another node"]);
         }
-        other => panic!("a parked group answered {other:?}"),
+        other => panic!("a halted group answered {other:?}"),
     }
     apply(&other, "set b 2").await;
     apply(&store, "set a 3").await;

@@ -60,17 +60,17 @@ async fn health_and_reflection_answer() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A node whose only group is parked does not serve, and says so to whoever balances load.
+/// A node whose only group is halted does not serve, and says so to whoever balances load.
 #[tokio::test]
-async fn a_parked_node_is_not_serving() {
+async fn a_halted_node_is_not_serving() {
     let mut cluster = started_node(&["set a 1"]).await;
     let client = cluster.client().expect("its address is one");
     let fault = client.apply("fault purpose").await;
     assert!(fault.is_err(), "{fault:?}");
-    let parked = async |cluster: &Cluster| {
-        cluster.group(1, GROUP).await.filter(|status| status.state == "parked")
+    let halted = async |cluster: &Cluster| {
+        cluster.group(1, GROUP).await.filter(|status| status.state == "halted")
     };
-    cluster.wait_for("the group to park", PATIENCE, parked).await.expect("it parks");
+    cluster.wait_for("the group to halt", PATIENCE, halted).await.expect("it halts");
     let address = format!("http://{}", cluster.address(1));
     let channel = Channel::from_shared(address).expect("an address").connect().await;
     let mut health = HealthClient::new(channel.expect("it listens"));

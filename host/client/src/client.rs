@@ -97,6 +97,8 @@ pub struct QueryReply {
     pub outcome: Outcome,
     /// The applied index it was asked at.
     pub applied_index: u64,
+    /// Why the replica is halted that answered, if it is: its state stands still.
+    pub halted: Option<String>,
     pub attempts: u32,
 }
 
@@ -238,7 +240,12 @@ impl Client {
             Answer::Ok(bytes) => Outcome::Ok(bytes),
             Answer::Rejected(message) => Outcome::Rejected(message),
         };
-        Ok(QueryReply { outcome, applied_index: response.applied_index, attempts: course.attempts })
+        Ok(QueryReply {
+            outcome,
+            applied_index: response.applied_index,
+            halted: response.halted.map(|halted| halted.cause),
+            attempts: course.attempts,
+        })
     }
 
     /// Asks the node at `endpoint` itself, whatever it has applied.

@@ -57,6 +57,9 @@ pub enum Refusal {
     ReadTimeout,
     #[error("the group is {state}: {cause}")]
     NotServing { state: &'static str, cause: String },
+    /// An entry, or the guest itself, keeps this replica from applying anything more.
+    #[error("the group is halted: {cause}")]
+    Halted { cause: String },
     #[error("the query is not put to the state machine for a minute: {cause}")]
     QueriesRefused { cause: String },
     #[error("the query faulted and was not answered: {cause}")]
@@ -117,12 +120,30 @@ pub enum Fault {
          directory, start this one with --rejoin"
     )]
     Superseded { address: String },
-    #[error("snapshot could not be restored: {0}; another one is looked for")]
+    #[error("snapshot could not be read: {0}")]
     Restore(String),
     #[error("cannot run: {0}")]
     Unusable(String),
     #[error("internal: {0}; restart the node, and please report it with its log")]
     Internal(String),
+}
+
+impl Fault {
+    /// The entry that could not be applied, if it was one.
+    pub fn entry(&self) -> Option<u64> {
+        match self {
+            Self::Guest(fault) if fault.call == "apply" => fault.index.filter(|index| *index > 1),
+            Self::Guest(_)
+            | Self::WrongModule { .. }
+            | Self::Log(_)
+            | Self::NoRecoverableSnapshot(_)
+            | Self::RolledBack { .. }
+            | Self::Superseded { .. }
+            | Self::Restore(_)
+            | Self::Unusable(_)
+            | Self::Internal(_) => None,
+        }
+    }
 }
 
 /// How a guest failed. Which class it is decides nothing about the outcome: all of them are faults.
@@ -156,19 +177,19 @@ pub enum FaultClass {
 }
 
 impl FaultClass {
-    /// What an operator can do about a replica that parked so.
+    /// What an operator can do about a replica that halted so.
     fn way_out(self) -> &'static str {
         match self {
             Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
-                "if every replica parks so, ask the state machine's author; if this one alone \
-                 does, restart the node"
+                "if every replica halts there, ask the state machine's author; one that halts \
+                 alone goes on from another's snapshot"
             }
             Self::Refused => {
                 "the state machine says why: found the group anew with another `config`, or ask \
                  its \
                  author"
             }
-            Self::Host => "restart the node once the machine is well",
+            Self::Host => "it is tried again when the machine may be well",
         }
     }
 }

@@ -29,6 +29,7 @@ mod effect;
 mod election;
 mod event;
 pub mod frame;
+mod halt;
 mod hosting;
 mod install;
 mod mark;
@@ -47,7 +48,7 @@ mod status;
 mod time;
 mod wants;
 
-pub use effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
+pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 pub use event::Event;
 pub use frame::{Body, Frame, Inbound};
 pub use status::{GroupStatus, PeerStatus, Role};
@@ -142,6 +143,8 @@ pub(crate) struct Shared {
     tries_at: u64,
     /// Frames dropped because they were for another replica id.
     misdirected: u64,
+    /// What the guest applied last, as told in frames.
+    applied: u64,
 }
 
 struct Seen {
@@ -152,6 +155,9 @@ struct Seen {
     /// What its clock said then, and what ours did; 0 of a clock that was not read yet.
     clocks: (u64, u64),
     short: Option<Shortage>,
+    /// The entry that it has applied, and whether it applies no more.
+    applied: u64,
+    halted: bool,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -202,6 +208,7 @@ impl Group {
             short: None,
             tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
+            applied: 0,
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -335,6 +342,8 @@ impl Group {
             | Event::Started { .. }
             | Event::Applied(_)
             | Event::Restored { .. }
+            | Event::NotRestored { .. }
+            | Event::Stands { .. }
             | Event::CaptureWritten { .. }
             | Event::RoomWanted { .. }
             | Event::Captured(_)
@@ -385,6 +394,8 @@ impl Shared {
             nonce: self.config.nonce,
             wall_ms: self.wall_ms,
             short: self.short,
+            applied: self.applied,
+            halted: self.halt().is_some(),
             body,
         }
     }
@@ -433,6 +444,8 @@ impl Shared {
             tick: now,
             clocks: (0, 0),
             short: frame.short,
+            applied: frame.applied,
+            halted: frame.halted,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -446,6 +459,7 @@ impl Shared {
             return Ok(false);
         }
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
+        (seen.applied, seen.halted) = (frame.applied, frame.halted);
         (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
         seen.via = Arc::clone(&inbound.via);
         Ok(true)

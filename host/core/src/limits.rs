@@ -103,6 +103,10 @@ pub const SHORT_CAPTURE_TICKS: u64 = 100;
 pub const PROOF_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs.
 pub const WANT_RETRY_TICKS: u64 = 20;
+/// Ticks before a replica that its machine halted tries again; doubled each time.
+pub const HALT_RETRY_TICKS: u64 = 100;
+/// Doublings of that wait, at most: five minutes.
+pub const HALT_RETRY_DOUBLINGS_MAX: u32 = 5;
 /// While a follower is being sent a snapshot, the next one is due after so many times the usual.
 pub const MARK_PATIENCE: u64 = 2;
 /// Entries handed to the apply lane and not applied, above which a leader packs no more commands.

@@ -1,5 +1,7 @@
 //! `lockstep query`: one question.
 
+use std::io::Write as _;
+
 use lockstep_client::Consistency;
 
 use crate::cli::Outcome;
@@ -15,7 +17,7 @@ pub(crate) struct Args {
     /// Take what the asked node has applied so far, however old.
     #[arg(long)]
     local: bool,
-    /// Print one JSON object: ok, answer, applied_index.
+    /// Print one JSON object: ok, answer, applied_index, halted.
     #[arg(long)]
     json: bool,
     /// The question's bytes; standard input if left out.
@@ -27,6 +29,13 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let client = args.target.client()?;
     let consistency = if args.local { Consistency::Local } else { Consistency::Linearizable };
     let reply = client.query(question, consistency).await.map_err(call_failed)?;
-    let json = args.json.then(|| serde_json::json!({ "applied_index": reply.applied_index }));
+    if let Some(cause) = &reply.halted {
+        let aside = format!("the replica is halted at {}: {cause}\n", reply.applied_index);
+        // Who sees no standard error has the answer all the same.
+        let _ = std::io::stderr().write_all(aside.as_bytes());
+    }
+    let json = args.json.then(
+        || serde_json::json!({ "applied_index": reply.applied_index, "halted": reply.halted }),
+    );
     print_outcome(&reply.outcome, json)
 }

@@ -205,6 +205,9 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         notes
             .push(format!("the oldest part of its node's log is kept for {}", group.log_pinned_by));
     }
+    if !group.divergence_alarm.is_empty() {
+        notes.push(format!("ALARM: {}", group.divergence_alarm));
+    }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
             "last snapshot not taken: {}; the next mark tries again",

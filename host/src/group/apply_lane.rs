@@ -46,6 +46,7 @@ use crate::store::{StoreHandle, Use, next_length};
 use crate::wal::{WalError, WalReader};
 
 mod asking;
+mod halted;
 
 /// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE`]: each stalls the
 /// lane, and may cost a rebuild of the guest.
@@ -92,6 +93,8 @@ pub struct ApplyLane {
     guest: Option<Box<dyn Guest>>,
     /// Why the lane applies nothing any more.
     fault: Option<Fault>,
+    /// That was not told yet.
+    untold: Option<Fault>,
     /// The log was cut under this lane: there is no guest until the restore of the snapshot that
     /// raft installed comes, or another start.
     overtaken: bool,
@@ -112,6 +115,7 @@ impl ApplyLane {
             ledger: Ledger::default(),
             guest: None,
             fault: None,
+            untold: None,
             overtaken: false,
             waiting: false,
             aside: Vec::new(),
@@ -133,23 +137,23 @@ impl ApplyLane {
             outputs.insert(0, Output::Queried { ticket, answer });
             return outputs;
         }
-        let restores = matches!(job, ApplyJob::Restore { .. });
-        let starts = matches!(job, ApplyJob::Start { .. });
-        let idle = (self.overtaken || self.waiting) && !restores && !starts;
-        if self.fault.is_some() || idle {
+        let begins = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
+        let stands = matches!(job, ApplyJob::Stand { .. });
+        let idle = self.overtaken || self.waiting || self.fault.is_some();
+        if idle && !begins && !stands {
             return vec![self.refuse(job)];
         }
-        self.waiting = false;
+        if begins {
+            (self.waiting, self.overtaken, self.fault) = (false, false, None);
+        }
         let mut rest = None;
         let output = match job {
             ApplyJob::Start { state } => {
                 let floor = state.floor;
-                self.overtaken = false;
                 *self.listed() = state.snapshots;
-                let applied = self.rebuilt(floor).map(|()| floor);
+                let started = self.rebuilt(floor);
                 let time_ms = self.ledger.log_time_ms();
-                let started = |applied| Event::Started { applied, time_ms };
-                self.settle(applied.map(started), started(0))
+                self.begun(started, Event::Started { applied: floor, time_ms })
             }
             ApplyJob::Range { first, last, bytes, entries } => {
                 let began = self.tools.clock.running();
@@ -162,26 +166,40 @@ impl ApplyLane {
                     }
                 });
                 let applied = applied.map(Event::Applied);
-                self.settle(applied, Event::Applied(Applied { bytes, ..Applied::default() }))
+                let let_go = Event::Applied(Applied { bytes, ..Applied::default() });
+                Some(self.settle(applied, let_go))
             }
             ApplyJob::Restore { snapshot } => {
-                self.overtaken = false;
                 let index = snapshot.index;
                 let restored = self.install(&snapshot);
                 // A rebuild from now on begins here, whether or not the actor has come to say so.
-                *self.listed() = vec![snapshot];
+                *self.listed() = vec![snapshot.clone()];
                 let time_ms = self.ledger.log_time_ms();
-                let event = || Event::Restored { index, time_ms };
-                self.settle(restored.map(|()| event()), event())
+                match restored {
+                    Err(Fault::Restore(why)) if !planted("unread_restore_halts") => {
+                        Some(self.not_restored(snapshot, why))
+                    }
+                    other => self.begun(other, Event::Restored { index, time_ms }),
+                }
             }
+            ApplyJob::Stand { goal } => Some(self.stand(goal)),
             ApplyJob::Capture { term, index, configuration } => {
-                self.capture(term, index, configuration)
+                Some(self.capture(term, index, configuration))
             }
             ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
-        // A start that was overtaken has not come to an end.
-        let ended = (!(starts && self.overtaken)).then_some(output);
-        self.end(ended.into_iter().chain(rest.map(Output::Rest)))
+        self.end(output.into_iter().chain(rest.map(Output::Rest)))
+    }
+
+    /// A start or a restore came to its end; nothing is told of one that did not.
+    fn begun(&mut self, result: Result<(), Fault>, event: Event) -> Option<Output> {
+        match result {
+            Ok(()) => Some(Output::Event(event)),
+            Err(fault) => {
+                self.lost(fault);
+                None
+            }
+        }
     }
 
     /// All that a job led to.
@@ -190,10 +208,9 @@ impl ApplyLane {
         self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
         let aside = std::mem::take(&mut self.aside).into_iter().map(Output::Event);
         let mut outputs: Vec<Output> = aside.chain(outputs).collect();
-        if let Some(fault) = &self.fault {
-            tracing::error!(group = %self.tools.group, %fault, "the replica parks");
-            self.guest = None;
-            outputs.push(Output::Event(Event::Faulted(fault.clone())));
+        if let Some(fault) = self.untold.take() {
+            tracing::error!(group = %self.tools.group, %fault, "the replica halts");
+            outputs.push(Output::Event(Event::Faulted(fault)));
         }
         outputs
     }
@@ -220,7 +237,7 @@ impl ApplyLane {
                 tracing::error!(group = %self.tools.group, why, "no recovery point restores");
                 self.aside.push(Event::NeedsSnapshot { why });
             }
-            fault => self.fault = Some(fault),
+            fault => (self.fault, self.untold) = (Some(fault.clone()), Some(fault)),
         }
     }
 
@@ -243,8 +260,8 @@ impl ApplyLane {
             ApplyJob::Range { bytes, .. } => {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
             }
-            ApplyJob::Start { .. } | ApplyJob::Restore { .. } => {
-                // The core parked the pipeline; what was on its way is let go.
+            ApplyJob::Start { .. } | ApplyJob::Restore { .. } | ApplyJob::Stand { .. } => {
+                // The core halted the pipeline; what was on its way is let go.
                 Output::Event(Event::Applied(Applied::default()))
             }
         }

@@ -36,6 +36,16 @@ pub struct QueryAnswer {
     /// `Err` is the guest's own "no".
     pub result: Result<Bytes, Bytes>,
     pub applied: u64,
+    /// The replica is halted: what it answers from stands still.
+    pub halted: Option<HaltedAt>,
+}
+
+/// What an answer of a halted replica comes with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HaltedAt {
+    /// The entry that cannot be applied; 0: it is none.
+    pub entry: u64,
+    pub cause: String,
 }
 
 /// One client request, with the place its answer goes.

@@ -131,6 +131,8 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
+    let alarms = "Entries that could not be applied here and were by another replica";
+    rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
     rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))
 }
 

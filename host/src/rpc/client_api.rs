@@ -20,7 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::group::{Asker, GroupHandle, QueryAnswer};
+use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
@@ -86,6 +86,7 @@ impl ClientApi {
             | Refusal::LogFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
+            | Refusal::Halted { .. }
             | Refusal::QueriesRefused { .. }
             | Refusal::QueryFaulted { .. }
             | Refusal::QueryTooMuch { .. }
@@ -276,12 +277,13 @@ pub(super) fn rejection_to_wire(rejection: Rejection) -> wire::Rejection {
 
 fn query_response(answer: QueryAnswer) -> wire::QueryResponse {
     use wire::query_response::Answer;
-    let QueryAnswer { result, applied } = answer;
+    let QueryAnswer { result, applied, halted } = answer;
     let answer = match result {
         Ok(bytes) => Answer::Ok(bytes),
         Err(message) => Answer::Rejected(message),
     };
-    wire::QueryResponse { answer: Some(answer), applied_index: applied }
+    let halted = halted.map(|HaltedAt { entry, cause }| wire::Halted { entry, cause });
+    wire::QueryResponse { answer: Some(answer), applied_index: applied, halted }
 }
 
 fn mismatch(group: &GroupHandle, answer: &Answer) -> Status {

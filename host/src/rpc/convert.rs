@@ -49,7 +49,7 @@ pub(crate) enum ConvertError {
 
 /// A frame for the wire.
 pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
-    let Frame { group, from, to, boot, nonce, wall_ms, short, body } = frame;
+    let Frame { group, from, to, boot, nonce, wall_ms, short, applied, halted, body } = frame;
     let body = match body {
         Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
         Body::Probe => frame::Body::Probe(wire::Empty {}),
@@ -73,6 +73,8 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         nonce,
         wall_ms,
         short: short.map(shortage_to_wire),
+        applied,
+        halted,
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -111,6 +113,8 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         nonce: frame.nonce,
         wall_ms: frame.wall_ms,
         short: frame.short.map(shortage_from_wire),
+        applied: frame.applied,
+        halted: frame.halted,
         body,
     })
 }

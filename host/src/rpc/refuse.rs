@@ -44,6 +44,7 @@ impl Refused {
             Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
+            Refusal::Halted { .. } => (Code::Unavailable, "halted"),
             Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
             Refusal::QueryFaulted { .. } => (Code::Internal, "query-faulted"),
             Refusal::QueryTooMuch { .. } => (Code::InvalidArgument, "query-too-much"),
@@ -61,6 +62,7 @@ impl Refused {
             | Refusal::LogFull { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
+            | Refusal::Halted { .. }
             | Refusal::QueriesRefused { .. }
             | Refusal::QueryFaulted { .. }
             | Refusal::QueryTooMuch { .. }
@@ -214,7 +216,9 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::Overloaded => "; wait a little and try again",
         Refusal::Unknown { .. } => "; only a retry under the same session and sequence is safe",
         Refusal::Lost | Refusal::ReadTimeout => "; try again",
-        Refusal::NotServing { .. } | Refusal::ShuttingDown => "; try another node",
+        Refusal::NotServing { .. } | Refusal::Halted { .. } | Refusal::ShuttingDown => {
+            "; try another node"
+        }
         Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
         Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",

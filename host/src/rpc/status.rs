@@ -104,6 +104,8 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
             .iter()
             .map(|object| object_to_wire(object, &status.rotten))
             .collect(),
+        divergence_alarms: status.alarms,
+        divergence_alarm: status.alarm.clone().unwrap_or_default(),
         parked_bytes: report.stored.usage.parked,
         budget_used: report.stored.budget_used,
         budget: report.stored.budget,

@@ -148,7 +148,8 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
                     true => Err(Bytes::from_static(b"no")),
                     false => Ok(Bytes::from(format!("{node}"))),
                 };
-                let reply = QueryAnswer { result, applied: machine.applied.len() as u64 };
+                let reply =
+                    QueryAnswer { result, applied: machine.applied.len() as u64, halted: None };
                 let _ =
                     answer.send(if leads || !linearizable { Ok(reply) } else { Err(not_leader) });
             }
@@ -245,6 +246,8 @@ fn report(node: NodeId) -> GroupReport {
         shortage: None,
         rotten: Vec::new(),
         wanted: None,
+        alarms: 0,
+        alarm: None,
         leaderless_ticks: 0,
         frames_misdirected: 0,
     };

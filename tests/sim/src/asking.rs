@@ -79,7 +79,7 @@ impl World {
             return;
         }
         let ended = answer.is_ok();
-        if let Ok(QueryAnswer { result, applied }) = answer {
+        if let Ok(QueryAnswer { result, applied, .. }) = answer {
             let value: Bytes = result.unwrap_or_default();
             let now = self.now;
             self.clients[client].read(&value, applied, now, &mut self.records);

@@ -93,8 +93,8 @@ impl World {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
             }
-            ReplicaState::Running(lockstep_core::group::Running::Parked(_)) => {
-                self.counters.add("parked replicas");
+            ReplicaState::Running(lockstep_core::group::Running::Halted(_)) => {
+                self.counters.add("halted replicas");
                 self.after(2 * SECOND, Action::Start { node });
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {

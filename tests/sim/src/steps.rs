@@ -429,8 +429,8 @@ impl World {
             let removed =
                 states.iter().any(|s| matches!(s, ReplicaState::Stopped(Stopped::Removed)));
             let ended = states.iter().any(ReplicaState::is_stopped);
-            let parked = states.iter().any(|s| s.name() == "parked");
-            if !ended && !parked {
+            let halted = states.iter().any(|s| s.name() == "halted");
+            if !ended && !halted {
                 return;
             }
             self.fall(id, true);

@@ -55,7 +55,10 @@ pub enum ApplyJob {
     Capture { term: u64, index: u64, configuration: Configuration },
     /// Replace the guest by what this listed snapshot holds.
     Restore { snapshot: SnapshotDesc },
-    /// Ask the guest, once it has applied everything up to `index`.
+    /// Build the guest of a halted replica as it was after `goal`, to be asked and nothing else.
+    Stand { goal: u64 },
+    /// Ask the guest, once it has applied everything up to `index`; a halted replica's as well, if
+    /// that is 0.
     Query { ticket: Ticket, request: Bytes, index: u64 },
 }
 
@@ -79,7 +82,50 @@ pub enum Running {
     /// Answers queries, votes, and takes no commands until the log has room again.
     DiskFull(Shortage),
     /// Votes and keeps the log, but applies nothing more.
-    Parked(Fault),
+    Halted(Halt),
+}
+
+/// Why a replica applies nothing more, and what it can still be asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Halt {
+    pub fault: Fault,
+    pub stands: Stands,
+    /// Another replica applied the entry at which this one halted.
+    pub applied_by: Option<ReplicaId>,
+}
+
+/// The state that a halted replica answers local queries from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stands {
+    /// It is being built.
+    Coming,
+    /// As it was after this entry.
+    At(u64),
+    /// There is none.
+    Nowhere,
+}
+
+impl Halt {
+    /// The whole story.
+    pub fn cause(&self) -> String {
+        let mut text = match self.fault.entry() {
+            Some(entry) => format!("entry {entry} cannot be applied: {}", self.fault),
+            None => self.fault.to_string(),
+        };
+        text.push_str(&match self.stands {
+            Stands::Coming => "; the state before it is being built, for local queries".to_owned(),
+            Stands::At(index) => format!("; local queries are answered as of entry {index}"),
+            Stands::Nowhere => "; there is no state to ask here".to_owned(),
+        });
+        if let Some(replica) = self.applied_by {
+            let node = replica.node();
+            text.push_str(&format!(
+                "; node {node} applied it, so this replica differs from the others: it asks for a \
+                 snapshot behind the entry"
+            ));
+        }
+        text
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -100,7 +146,7 @@ impl ReplicaState {
             Self::Running(Running::NeedsSnapshot(_)) => "needs snapshot",
             Self::Running(Running::DiskFull(Shortage::Disk { .. })) => "disk full",
             Self::Running(Running::DiskFull(Shortage::Log { .. })) => "log full",
-            Self::Running(Running::Parked(_)) => "parked",
+            Self::Running(Running::Halted(_)) => "halted",
             Self::Stopped(Stopped::Requested) => "stopped",
             Self::Stopped(Stopped::Removed) => "removed",
             Self::Stopped(Stopped::Failed(_)) => "failed",
@@ -110,9 +156,8 @@ impl ReplicaState {
     /// Why it does not serve, if there is a cause.
     pub fn cause(&self) -> Option<String> {
         match self {
-            Self::Running(Running::Parked(fault)) | Self::Stopped(Stopped::Failed(fault)) => {
-                Some(fault.to_string())
-            }
+            Self::Running(Running::Halted(halt)) => Some(halt.cause()),
+            Self::Stopped(Stopped::Failed(fault)) => Some(fault.to_string()),
             Self::Running(Running::Joining) => {
                 Some("waiting for the group to take this replica in".to_owned())
             }
@@ -126,7 +171,15 @@ impl ReplicaState {
         }
     }
 
-    /// How a query is refused in this state; `None` when it is taken.
+    /// How a local query is refused in this state; `None` when it is taken.
+    pub fn local_refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Running(Running::Halted(Halt { stands: Stands::At(_), .. })) => None,
+            other => other.query_refusal(),
+        }
+    }
+
+    /// How a linearizable query is refused in this state; `None` when it is taken.
     pub fn query_refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(Running::DiskFull(_)) => None,
@@ -139,6 +192,7 @@ impl ReplicaState {
         match self {
             Self::Running(Running::Serving) => None,
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal()),
+            Self::Running(Running::Halted(halt)) => Some(Refusal::Halted { cause: halt.cause() }),
             Self::Stopped(Stopped::Requested) => Some(Refusal::ShuttingDown),
             other => Some(Refusal::NotServing {
                 state: other.name(),

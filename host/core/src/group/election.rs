@@ -120,6 +120,7 @@ impl Hosting {
             .filter(|(id, _)| **id != raft.id && voters.contains(**id))
             .filter(|(id, _)| !shared.is_silent(ReplicaId(**id)))
             .filter(|(id, _)| shared.shortage_of(ReplicaId(**id)).is_none())
+            .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
             .max_by_key(|(id, peer)| {
                 let again = Some(**id) == self.election.asked;
                 (!again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
@@ -155,7 +156,7 @@ fn is_reluctant(shared: &Shared) -> bool {
             | Running::Joining
             | Running::NeedsSnapshot(_)
             | Running::DiskFull(_)
-            | Running::Parked(_),
+            | Running::Halted(_),
         )
         | ReplicaState::Stopped(_) => false,
     };

@@ -79,6 +79,15 @@ pub enum Event {
     CaptureWritten {
         index: u64,
     },
+    /// The snapshot that was to replace the guest cannot be read, and there is no guest now.
+    NotRestored {
+        index: u64,
+        why: String,
+    },
+    /// The guest of a halted replica is as it was after this entry; `None`: it could not be built.
+    Stands {
+        at: Option<u64>,
+    },
     /// A snapshot finds room only if this recovery point is unlisted: the capture at the mark
     /// `capture`, which waits, or a peer's, which will be offered again.
     RoomWanted {
@@ -110,7 +119,7 @@ pub enum Event {
     NeedsSnapshot {
         why: String,
     },
-    /// The group's guest or its state failed; the replica parks.
+    /// The group's guest or its state failed; the replica halts.
     Faulted(Fault),
     /// The disk of the log has too little room, or room again.
     Room(Option<Shortage>),

@@ -23,6 +23,10 @@ pub struct Frame {
     pub wall_ms: u64,
     /// The sender's log has too little room: it takes no commands and does not want to lead.
     pub short: Option<Shortage>,
+    /// The last entry that the sender's guest applied.
+    pub applied: u64,
+    /// The sender applies nothing more.
+    pub halted: bool,
     pub body: Body,
 }
 

@@ -9,6 +9,7 @@ use crate::group::effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
 use crate::group::event::Event;
 use crate::group::frame::{Body, Frame};
+use crate::group::halt::Halts;
 use crate::group::install::Installs;
 use crate::group::mark::Marks;
 use crate::group::membership::Membership;
@@ -37,6 +38,7 @@ pub(crate) struct Hosting {
     pub(super) marks: Marks,
     pub(super) outgoing: Outgoing,
     pub(super) wants: Wants,
+    pub(super) halts: Halts,
     pub(super) proof: Proof,
     /// Bytes of log that followers and transfers may hold.
     pub(super) log_pin_bytes: u64,
@@ -83,6 +85,7 @@ impl Hosting {
             marks,
             outgoing: Outgoing::default(),
             wants: Wants::default(),
+            halts: Halts::default(),
             proof: Proof::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
@@ -153,7 +156,7 @@ impl Hosting {
                 answer_refusal(ticket, taken, effects);
             }
             Event::Query { ticket, request, linearizable: false } => {
-                match shared.state.query_refusal() {
+                match shared.state.local_refusal() {
                     Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
                     None => {
                         let job = ApplyJob::Query { ticket, request, index: 0 };
@@ -184,6 +187,7 @@ impl Hosting {
         match event {
             Event::Started { applied, time_ms } => {
                 self.pipeline.started(applied);
+                self.halts.over();
                 shared.log_time.applied(time_ms);
                 self.tell_list(effects);
                 self.settle_state(shared, effects);
@@ -204,6 +208,13 @@ impl Hosting {
                 self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
+            Event::NotRestored { why, .. } => {
+                self.pipeline.not_restored();
+                self.installs.restored();
+                self.tell_list(effects);
+                self.needs_snapshot(shared, why, effects);
+            }
+            Event::Stands { at } => self.stands(shared, at, effects),
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
             Event::CaptureWritten { index } => self.pipeline.captured(index),
             Event::CaptureFailed { index, why, postponed } => {
@@ -237,6 +248,7 @@ impl Hosting {
     }
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        shared.applied = self.pipeline.applied();
         self.installs.offer(&mut self.raw, effects);
         self.propose_waiting(shared, effects);
         self.ask_for_reads(shared);
@@ -273,6 +285,7 @@ impl Hosting {
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
         self.tick_outgoing(shared);
+        self.tick_halt(shared, effects);
         self.tick_wants(shared, effects);
         if self.leader().is_some() {
             self.led = shared.now;
@@ -444,29 +457,12 @@ impl Hosting {
         self.end(shared, Stopped::Requested, effects);
     }
 
-    /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
-    pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
-        self.pipeline.park();
-        self.marks.abandon_capture();
-        self.tell_list(effects);
-        if shared.state.is_stopped() {
-            return;
-        }
-        if matches!(fault, Fault::Log(_)) {
-            // A replica that can keep nothing can neither vote nor append.
-            return self.end(shared, Stopped::Failed(fault), effects);
-        }
-        shared.set_state(ReplicaState::Running(Running::Parked(fault)), effects);
-        self.refuse_everything(shared, effects);
-        self.transfer_to_best(shared);
-    }
-
-    fn tell_list(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn tell_list(&mut self, effects: &mut Vec<Effect>) {
         self.installs.tell_list(self.pipeline.is_reading(), &self.outgoing, effects);
     }
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
-        self.pipeline.park();
+        self.pipeline.halt();
         shared.stop(stop, effects);
         self.refuse_everything(shared, effects);
     }
@@ -477,10 +473,11 @@ impl Hosting {
         self.reads.abandon(&refusal, effects);
     }
 
-    /// Works out which running state this is; parked stays parked.
+    /// Works out which running state this is; halted stays halted.
     pub(super) fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let running = match &shared.state {
-            ReplicaState::Stopped(_) | ReplicaState::Running(Running::Parked(_)) => return,
+            ReplicaState::Stopped(_) => return,
+            ReplicaState::Running(_) if self.pipeline.is_halted() => return,
             ReplicaState::Running(_) => {
                 if !shared.recovery.configuration.contains(shared.me()) {
                     Running::Joining

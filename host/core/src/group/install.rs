@@ -115,6 +115,11 @@ impl Installs {
         self.restoring = self.restoring.saturating_sub(1);
     }
 
+    /// There is no guest, and none is restored any more.
+    pub(super) fn give_up_restoring(&mut self) {
+        self.restoring = 0;
+    }
+
     pub(super) fn is_restoring(&self) -> bool {
         self.restoring > 0
     }

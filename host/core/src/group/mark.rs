@@ -1,9 +1,9 @@
 //! Snapshots at marks: the log names the indexes at which every replica captures.
 //!
 //! So the objects of one mark are equal on all nodes: any peer can serve any other, a transfer
-//! survives a change of leader, and unequal digests at a mark tell of divergence. A replica that is
-//! still capturing when the next mark comes lets that one pass; a failed capture costs nothing but
-//! the chance. One that is short of room, or would soon be, does not wait for a mark.
+//! survives a change of leader, and unequal digests at a mark would tell of divergence. A replica
+//! that is still capturing when the next mark comes lets that one pass; a failed capture costs
+//! nothing but the chance. One that is short of room, or would soon be, does not wait for a mark.
 
 use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};

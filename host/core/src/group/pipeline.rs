@@ -40,8 +40,10 @@ pub(super) struct Pipeline {
     backlog_bytes: usize,
     /// The last entry handed over.
     handed: u64,
-    /// Nothing is applied any more.
-    parked: bool,
+    /// Nothing is applied any more: what is handed over is known by its bounds only.
+    halted: bool,
+    /// The lane builds the guest of a halted replica, to be asked.
+    standing: bool,
 }
 
 enum Item {
@@ -72,7 +74,8 @@ impl Pipeline {
             waiting: false,
             backlog_bytes: 0,
             handed: floor,
-            parked: false,
+            halted: false,
+            standing: false,
         }
     }
 
@@ -85,7 +88,7 @@ impl Pipeline {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        // While it waits or is parked nothing is queued.
+        // While it waits or is halted nothing is queued.
         !(self.rebuilding || self.installing)
     }
 
@@ -97,7 +100,7 @@ impl Pipeline {
 
     /// Whether the lane may still have to open a snapshot that it was given.
     pub(super) fn is_reading(&self) -> bool {
-        !self.parked && (self.rebuilding || self.restores > 0)
+        self.standing || self.rebuilding || self.restores > 0
     }
 
     /// Whether a snapshot that was installed takes the place of whatever is being rebuilt.
@@ -129,7 +132,7 @@ impl Pipeline {
 
     /// Whether there is, or will be, a guest to capture at what is handed over now.
     pub(super) fn captures(&self) -> bool {
-        !self.parked && !self.waiting
+        !self.halted && !self.waiting
     }
 
     /// A mark: the lane captures between the range that ends with it and the next.
@@ -183,6 +186,7 @@ impl Pipeline {
         self.restores = self.restores.saturating_sub(1);
         // Whatever the lane built before, this took its place.
         self.rebuilding = false;
+        self.go_on();
         self.progressed(index, 0);
     }
 
@@ -199,6 +203,11 @@ impl Pipeline {
         self.installing = true;
     }
 
+    /// What the lane was to restore is not there any more.
+    pub(super) fn not_restored(&mut self) {
+        self.restores = self.restores.saturating_sub(1);
+    }
+
     /// There is no guest, and nothing to build one from.
     pub(super) fn wait_for_snapshot(&mut self) {
         self.clear();
@@ -209,9 +218,13 @@ impl Pipeline {
     /// The lane builds the guest anew, up to `floor`.
     pub(super) fn start_again(&mut self, floor: u64) {
         self.clear();
-        self.waiting = false;
+        self.go_on();
         self.rebuilding = true;
         self.dispatched = floor;
+    }
+
+    fn go_on(&mut self) {
+        (self.waiting, self.halted, self.standing) = (false, false, false);
     }
 
     fn clear(&mut self) {
@@ -223,19 +236,34 @@ impl Pipeline {
 
     /// The log lists the snapshot durably: the lane restores it, and what follows may follow.
     pub(super) fn restore(&mut self, snapshot: SnapshotDesc, effects: &mut Vec<Effect>) {
-        if self.parked {
-            return;
-        }
         self.dispatched = snapshot.index;
         effects.push(Effect::Apply(ApplyJob::Restore { snapshot }));
         self.restores += 1;
         self.installing = false;
-        self.waiting = false;
+        self.go_on();
     }
 
-    pub(super) fn park(&mut self) {
+    /// Nothing is applied any more, until the lane is given a start or a restore.
+    pub(super) fn halt(&mut self) {
         self.clear();
-        self.parked = true;
+        (self.rebuilding, self.restores) = (false, 0);
+        (self.halted, self.standing) = (true, false);
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// The lane builds the guest of a halted replica.
+    pub(super) fn stand(&mut self) {
+        self.standing = true;
+    }
+
+    /// It did, as of this entry, or could not.
+    pub(super) fn stands(&mut self, at: Option<u64>) {
+        if std::mem::take(&mut self.standing) {
+            self.applied = at.unwrap_or(self.applied);
+        }
     }
 }
 

@@ -60,6 +60,10 @@ pub struct GroupStatus {
     pub rotten: Vec<ObjectRef>,
     /// What this replica asks its peers for.
     pub wanted: Option<Want>,
+    /// Entries that could not be applied here and were by another replica, since the start, and the
+    /// last of them in words.
+    pub alarms: u64,
+    pub alarm: Option<String>,
     /// Ticks without a known leader.
     pub leaderless_ticks: u64,
     pub frames_misdirected: u64,
@@ -108,6 +112,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         shortage: shared.short,
         rotten: hosting.map(rotten).unwrap_or_default(),
         wanted: hosting.and_then(|h| h.wants.asked()),
+        alarms: hosting.map_or(0, |h| h.halts.alarms().0),
+        alarm: hosting.and_then(|h| h.halts.alarms().1).map(str::to_owned),
         leaderless_ticks: hosting.map_or(0, |h| shared.now - h.led),
         frames_misdirected: shared.misdirected,
     }

@@ -132,6 +132,9 @@ impl Hosting {
         if self.wants.listing {
             return None;
         }
+        if let Some(want) = self.want_beyond(shared) {
+            return Some(want);
+        }
         if self.wants.needs.is_some() {
             let readable = shared.recovery.first_index.max(self.raw.store().unreadable());
             let low = (readable - 1).max(1);
@@ -172,7 +175,7 @@ impl Hosting {
             if self.wants.needs.is_some() {
                 self.restart(shared, effects);
             }
-        } else if self.wants.needs.is_some() && self.is_in_log(shared, &snapshot.desc) {
+        } else if self.is_needed(shared, &snapshot.desc) {
             effects.push(Effect::Judged { object, taken: true });
             self.list_needed(shared, snapshot, effects);
         } else {
@@ -180,8 +183,11 @@ impl Hosting {
         }
     }
 
-    fn is_in_log(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
-        desc.index <= shared.recovery.floor
+    /// Whether an object that this replica did not take itself lets it go on.
+    fn is_needed(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
+        let beyond = self.want_beyond(shared).is_some_and(|want| want.fits(desc));
+        (beyond || self.wants.needs.is_some())
+            && desc.index <= shared.recovery.floor
             && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
@@ -210,7 +216,7 @@ impl Hosting {
     }
 
     /// Builds the guest anew, up to what was handed over.
-    fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    pub(super) fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
         let state = shared.recovery.clone();
         self.marks.abandon_capture();

@@ -15,7 +15,8 @@
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|ok · room NODE short|ok · next NODE short|near|over|ok
+//! captures NODE fail|tight|ok · restores NODE fail|ok · traps NODE
+//! room NODE short|ok · next NODE short|near|over|ok
 //! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
@@ -194,9 +195,8 @@ impl Session {
             ("lane", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";
             }
-            ("captures", [node, how]) => {
-                let lane = &mut cluster.processes.get_mut(*node).expect("a process").lane;
-                (lane.captures_fail, lane.tight) = (*how == "fail", *how == "tight");
+            ("captures" | "restores" | "traps", [node, how @ ..]) => {
+                cluster.processes.get_mut(*node).expect("a process").lane.told(word, how);
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {

@@ -24,9 +24,13 @@ pub(crate) struct Lane {
     machine: Machine,
     queue: VecDeque<ApplyJob>,
     pub(crate) stuck: bool,
-    pub(crate) captures_fail: bool,
+    captures_fail: bool,
+    /// What is applied next traps, on this replica alone.
+    traps: bool,
+    /// The next restore finds its object unreadable.
+    restores_fail: bool,
     /// A capture finds room only for one object beside the new one.
-    pub(crate) tight: bool,
+    tight: bool,
     dead: bool,
     /// There is no guest until a start or a restore brings one.
     waiting: bool,
@@ -62,7 +66,13 @@ impl Lane {
         let mut done = Done::default();
         let job = self.queue.pop_front()?;
         let revives = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
-        if self.dead || (self.waiting && !revives) {
+        let stands = matches!(job, ApplyJob::Stand { .. });
+        let asked = matches!(job, ApplyJob::Query { index, .. } if index <= self.ledger.applied());
+        let asked = asked && self.ledger.applied() > 0;
+        if revives {
+            self.dead = false;
+        }
+        if (self.dead && !stands && !asked) || (self.waiting && !revives) {
             if let ApplyJob::Query { ticket, .. } = job {
                 done.answer = Some((ticket, "refused by the lane".to_owned()));
             }
@@ -99,22 +109,50 @@ impl Lane {
                     done.events.push(Event::Captured(captured));
                 }
             }
+            ApplyJob::Stand { goal } => {
+                let at = self.stand(goal, image, store);
+                done.events.push(Event::Stands { at });
+            }
+            ApplyJob::Restore { snapshot } if self.restores_fail => {
+                self.lose(snapshot, &mut done);
+            }
             ApplyJob::Restore { snapshot } => {
                 self.restore(&snapshot, store);
                 let time_ms = self.ledger.log_time_ms();
                 done.events.push(Event::Restored { index: snapshot.index, time_ms });
             }
             ApplyJob::Query { ticket, request, index } => {
-                let late = index > self.ledger.applied();
-                let answer = if late {
-                    "refused by the lane".to_owned()
-                } else {
-                    self.machine.query(&request)
-                };
-                done.answer = Some((ticket, answer));
+                done.answer = Some((ticket, self.ask(&request, index)));
             }
         }
         Some(done)
+    }
+
+    /// What a script tells of captures, restores and traps.
+    pub(crate) fn told(&mut self, what: &str, how: &[&str]) {
+        let is = |word: &str| how.first() == Some(&word);
+        match what {
+            "captures" => (self.captures_fail, self.tight) = (is("fail"), is("tight")),
+            "restores" => self.restores_fail = is("fail"),
+            _traps => self.traps = true,
+        }
+    }
+
+    /// Builds a guest as it was after `goal`, to be asked.
+    fn stand(&mut self, goal: u64, image: &Image, store: &SharedStore) -> Option<u64> {
+        let state = RecoveryState { floor: goal, ..image.state().clone() };
+        self.dead = false;
+        self.start(&state, image, store, &mut Done::default());
+        let good = !std::mem::replace(&mut self.dead, true);
+        Some(goal).filter(|_| good && self.ledger.applied() == goal)
+    }
+
+    /// A restore whose object cannot be read.
+    fn lose(&mut self, snapshot: SnapshotDesc, done: &mut Done) {
+        let (index, why) = (snapshot.index, "told to".to_owned());
+        (self.ledger, self.machine, self.waiting) = (Ledger::default(), Machine::default(), true);
+        done.events.push(Event::Rotten { snapshot, why: why.clone() });
+        done.events.push(Event::NotRestored { index, why });
     }
 
     fn start(
@@ -165,6 +203,13 @@ impl Lane {
         let envelope = bytes.slice(4..4 + length);
         self.ledger = Ledger::decode_envelope(envelope, desc.index).expect("an envelope is valid");
         self.machine = Machine::decode(&bytes[4 + length..]);
+    }
+
+    fn ask(&self, request: &[u8], index: u64) -> String {
+        match index > self.ledger.applied() {
+            true => "refused by the lane".to_owned(),
+            false => self.machine.query(request),
+        }
     }
 
     fn capture(
@@ -221,6 +266,9 @@ impl Lane {
     }
 
     fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<Vec<Outcome>> {
+        if std::mem::take(&mut self.traps) {
+            return None;
+        }
         commands.iter().map(|command| self.machine.apply(moment, command)).collect()
     }
 

@@ -33,7 +33,7 @@ impl ApplyLane {
         let restoring =
             |cause: &str| Refusal::NotServing { state: "restoring", cause: cause.to_owned() };
         match &self.fault {
-            Some(fault) => Some(Refusal::NotServing { state: "parked", cause: fault.to_string() }),
+            Some(fault) => self.halted_refusal(fault, index),
             None if self.overtaken || self.waiting => {
                 Some(restoring("a snapshot is being installed"))
             }
@@ -55,7 +55,8 @@ impl ApplyLane {
         match guest.query(context(moment), request) {
             Ok(result) => {
                 self.spoilers.answered(now, asker);
-                Ok(QueryAnswer { result: answered(result)?, applied: moment.index })
+                let halted = self.halted_at();
+                Ok(QueryAnswer { result: answered(result)?, applied: moment.index, halted })
             }
             Err(fault) => {
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);

@@ -18,6 +18,8 @@ fn frame(body: Body) -> Frame {
         nonce: u64::MAX - 3,
         wall_ms: 1_700_000_000_123,
         short: Some(Shortage::Disk { need: 17, have: 4 }),
+        applied: 41,
+        halted: true,
         body,
     }
 }

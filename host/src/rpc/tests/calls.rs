@@ -175,7 +175,7 @@ async fn refusals_say_what_why_and_the_way_out() {
         (|| Refusal::Lost, Code::Aborted, "lost", "nothing", "try again"),
         (unknown, Code::Unavailable, "unknown", "unknown", "same session"),
         (|| Refusal::ShuttingDown, Code::Unavailable, "shutting-down", "nothing", "another node"),
-        (parked, Code::Unavailable, "not-serving", "nothing", "trap in apply"),
+        (halted, Code::Unavailable, "not-serving", "nothing", "trap in apply"),
         (
             || Refusal::NotLeader { leader: None },
             Code::FailedPrecondition,
@@ -191,8 +191,8 @@ async fn refusals_say_what_why_and_the_way_out() {
     }
 }
 
-fn parked() -> Refusal {
-    Refusal::NotServing { state: "parked", cause: "trap in apply".to_owned() }
+fn halted() -> Refusal {
+    Refusal::NotServing { state: "halted", cause: "trap in apply".to_owned() }
 }
 
 fn limits_command() -> usize {

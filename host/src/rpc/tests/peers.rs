@@ -56,6 +56,8 @@ pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         nonce: 2,
         wall_ms,
         short: None,
+        applied: 0,
+        halted: false,
         body: Body::Probe,
     })
 }
