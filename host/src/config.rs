@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lockstep_core::group::SnapshotPolicy;
-use lockstep_core::ids::NodeId;
+use lockstep_core::ids::{Lineage, NodeId};
 use lockstep_core::limits;
 use serde::Deserialize;
 
@@ -58,6 +58,8 @@ pub struct NodeConfig {
 pub struct GroupSpec {
     pub name: String,
     pub module: ModuleSource,
+    /// The group to join, if only that one of its name will do.
+    pub lineage: Option<Lineage>,
     /// The nodes that host it; all of the cluster's unless said otherwise.
     pub nodes: BTreeSet<NodeId>,
     /// Handed to the guest's `init` when the group is founded.
@@ -131,6 +133,7 @@ struct RawNode {
 struct RawGroup {
     name: String,
     module: String,
+    lineage: Option<String>,
     nodes: Option<Vec<u16>>,
     #[serde(default)]
     config: String,
@@ -282,6 +285,7 @@ fn groups(
                 Some(native) => ModuleSource::Native(native.to_owned()),
                 None => ModuleSource::File(base.join(group.module)),
             },
+            lineage: group.lineage.as_deref().map(parse_lineage).transpose()?,
             nodes: members,
             config: group.config,
             snapshot_policy: SnapshotPolicy {
@@ -343,6 +347,18 @@ fn check_address(what: &str, address: &str) -> Result<(), String> {
     match port.parse::<u16>() {
         Ok(port) if is_host && port != 0 => Ok(()),
         Ok(_) | Err(_) => Err(bad()),
+    }
+}
+
+/// 32 hexadecimal digits, as `lockstep status` shows them.
+fn parse_lineage(text: &str) -> Result<Lineage, String> {
+    let bad = || {
+        format!("lineage: {text:?} is not one: write the 32 digits that `lockstep status` shows")
+    };
+    let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match digits.then(|| u128::from_str_radix(text, 16)) {
+        Some(Ok(number)) if number != 0 => Ok(Lineage(number.to_be_bytes())),
+        _other => Err(bad()),
     }
 }
 
@@ -431,6 +447,7 @@ mod tests {
                 "\"kv.wasm\"\n[[groups]]\nname=\"kv\"\nmodule=\"x\"\nnodes = [2]",
                 "configured twice",
             ),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nlineage = \"5f0a\"", "lineage: \"5f0a\" is not one"),
             ("data-dir", "log-segment = \"1KiB\"\ndata-dir", "below the least"),
         ];
         for (from, to, want) in rows {
@@ -448,6 +465,14 @@ mod tests {
         let dirs: Vec<_> = config.groups.iter().map(|group| group.snapshot_dir.clone()).collect();
         let dir = |group: &str| Some(PathBuf::from(format!("/mnt/demo-1/{group}/snap")));
         assert_eq!(dirs, [dir("kv"), dir("b")]);
+    }
+
+    #[test]
+    fn a_lineage_reads_as_it_is_shown() {
+        let lineage = Lineage(std::array::from_fn(|place| place as u8 * 17));
+        assert_eq!(parse_lineage(&lineage.to_string()), Ok(lineage));
+        assert!(parse_lineage(&"0".repeat(32)).is_err(), "it would mean none");
+        assert!(parse_lineage(&format!("+{}", "1".repeat(31))).is_err());
     }
 
     #[test]

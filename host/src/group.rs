@@ -16,7 +16,7 @@ use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{
     ApplyJob, Effect, Event, Group, GroupStatus, Halt, Inbound, ReplicaState, Running, Stopped,
 };
-use lockstep_core::ids::Ticket;
+use lockstep_core::ids::{Lineage, NodeId, Ticket};
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -83,6 +83,7 @@ pub(crate) struct GroupActor {
     next_ticket: u64,
     /// As the log said it last.
     clock_is_off: bool,
+    strangers: Vec<(NodeId, Lineage)>,
     /// The store lane is to look for room.
     looking: Arc<AtomicBool>,
     lanes: Lanes,
@@ -161,6 +162,7 @@ impl GroupActor {
             places: Places::default(),
             next_ticket: 0,
             clock_is_off: false,
+            strangers: Vec::new(),
             looking: Arc::default(),
             lanes,
             state,
@@ -225,6 +227,7 @@ impl GroupActor {
                 if self.ticked.is_multiple_of(REPORT_TICKS) {
                     self.publish_report();
                     self.tell_of_the_clock();
+                    self.tell_of_strangers();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();
@@ -450,6 +453,18 @@ impl GroupActor {
             true => tracing::warn!(group, "{CLOCK_IS_OFF}"),
             false => tracing::info!(group, "this node's clock agrees with the others' again"),
         }
+    }
+
+    /// Says once when a node speaks for another group of the name.
+    fn tell_of_strangers(&mut self) {
+        let report = self.report.borrow();
+        let (now, ours) = (&report.status.strangers, report.status.lineage);
+        for (node, theirs) in now.iter().filter(|stranger| !self.strangers.contains(stranger)) {
+            let ours = ours.map(|lineage| lineage.to_string());
+            tracing::warn!(group = self.handle.name(), %node, %theirs, ours,
+                "a node speaks for another group of this name: correct [nodes] where it is wrong");
+        }
+        self.strangers.clone_from(now);
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command

@@ -476,6 +476,7 @@ fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule)
         node: config.node,
         nodes: spec.nodes.clone(),
         module: module.id(),
+        lineage: spec.lineage,
         guest_config: spec.config.clone().into(),
         profile,
         snapshot_policy: spec.snapshot_policy,

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lockstep_core::ids::{GroupId, ReplicaId};
+use lockstep_core::ids::{GroupId, Lineage, ReplicaId};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use lockstep_core::wal::LogJob;
 
@@ -14,7 +14,7 @@ use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::{Fs, make_durable};
 use crate::node::entropy;
-use crate::store::layout::{self, ObjectName, group_dir, snapshot_dir};
+use crate::store::layout::{self, ObjectName, snapshot_dir};
 use crate::store::{Identity, SnapshotReader};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
@@ -49,9 +49,10 @@ pub enum RecoverError {
 /// A stopped node's directory, locked, with one of its groups.
 pub struct StoppedGroup {
     fs: Arc<dyn Fs>,
-    data: DataDir,
+    _data: DataDir,
     wal: Wal,
     group: String,
+    /// Where they lie, as far as the configuration still says it.
     snapshots: PathBuf,
     cluster: [u8; 16],
     found: RecoveredGroup,
@@ -78,7 +79,7 @@ impl StoppedGroup {
         let apart = spec.and_then(|spec| spec.snapshot_dir.clone());
         let cluster = config.cluster_id();
         let snapshots = apart.unwrap_or_else(|| snapshot_dir(data.path(), group));
-        Ok(Self { fs, data, wal, group: group.to_owned(), snapshots, cluster, found })
+        Ok(Self { fs, _data: data, wal, group: group.to_owned(), snapshots, cluster, found })
     }
 
     /// Term and index of the last entry: the survivor with the highest should be kept.
@@ -136,6 +137,10 @@ impl StoppedGroup {
         // Changes of configuration in the log speak of a group that is no more.
         state.configuration_index = last;
         state.commit = last;
+        // Nobody takes the old group's replicas for this one's.
+        let mut lineage = [0; 16];
+        getrandom::fill(&mut lineage).expect("the system gives randomness");
+        state.lineage = Some(Lineage(lineage));
         // Messages and votes of that group are old from now on.
         (state.term, state.vote) = (state.term + 1, 0);
         let group = GroupId::of_name(&self.group);
@@ -143,18 +148,16 @@ impl StoppedGroup {
         Ok(())
     }
 
-    /// Takes the group out of the log, then removes its snapshots.
+    /// Takes the group out of the log, then removes its snapshots. One that goes on without this
+    /// replica may be configured: the node joins it anew.
     pub fn forget(mut self, config: &NodeConfig) -> Result<(), RecoverError> {
-        if config.groups.iter().any(|spec| spec.name == self.group) {
+        let configured = config.groups.iter().any(|spec| spec.name == self.group);
+        if configured && !self.found.state.removed {
             return Err(RecoverError::Configured { group: self.group });
         }
         self.wal.drop_group(GroupId::of_name(&self.group))?;
-        let dir = snapshot_dir(self.data.path(), &self.group);
-        let removed = remove_files(&*self.fs, &dir);
-        removed.map_err(|source| {
-            let dir = group_dir(self.data.path(), &self.group);
-            RecoverError::Files { dir, source }
-        })
+        let dir = self.snapshots;
+        remove_files(&*self.fs, &dir).map_err(|source| RecoverError::Files { dir, source })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Stopping, strangers, and clocks that are off.
 
 use lockstep_client::Options;
+use lockstep_core::ids::hex;
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 use rustix::process::{Pid, Signal, kill_process};
@@ -136,6 +137,49 @@ async fn a_peer_of_another_cluster_is_refused() {
     apply(&client, "set a 1").await;
     let stranger = cluster.group(3, GROUP).await.expect("it answers");
     assert_eq!(stranger.applied, 0, "it was given something: {stranger:?}");
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// A disk of another group of the same name, at this one's addresses: both sides say whom they met,
+/// and neither takes a word from the other.
+#[tokio::test]
+async fn d1_a_disk_of_another_founding_is_a_stranger() {
+    let (mut cluster, _) = three().await;
+    let first = cluster.group(1, GROUP).await.expect("it answers").lineage;
+    cluster.stop_all().await.expect("they stop");
+    let data = cluster.data_dir(3);
+    let kept = data.with_extension("kept");
+    std::fs::rename(&data, &kept).expect("it can be moved");
+    cluster.wipe(1).expect("it is stopped");
+    cluster.wipe(2).expect("it is stopped");
+    for node in cluster.nodes() {
+        cluster.start_node(node).expect("it starts");
+    }
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    let second = cluster.group(1, GROUP).await.expect("it answers").lineage;
+    assert_ne!(first, second);
+    cluster.kill(3).expect("it runs");
+    cluster.wipe(3).expect("it is stopped");
+    std::fs::rename(&kept, &data).expect("it can be moved");
+    cluster.start_node(3).expect("it starts");
+    for (node, peer, theirs) in [(3_u16, 1_u32, &second), (1, 3, &first)] {
+        let said = async |cluster: &Cluster| {
+            let strangers = cluster.group(node, GROUP).await?.strangers;
+            strangers.into_iter().find(|stranger| stranger.node == peer)
+        };
+        let what = format!("node {node} to say that {peer} is a stranger");
+        let stranger = cluster.wait_for(&what, PATIENCE, said).await.expect("it says so");
+        assert_eq!(stranger.lineage, theirs);
+        let shown = lockstep(&["status", "--endpoint", cluster.address(node)]).await;
+        let (ours, theirs) = if node == 3 { (&first, &second) } else { (&second, &first) };
+        assert_says(&shown.stdout, &["speaks for another group", &hex(ours), &hex(theirs)]);
+        let logged = async |cluster: &Cluster| {
+            cluster.log_text(node).contains("speaks for another group of this name").then_some(())
+        };
+        cluster.wait_for("it to log that", PATIENCE, logged).await.expect("it is in the log");
+    }
+    let client = cluster.client().expect("good addresses");
+    apply(&client, "set a 1").await;
     cluster.stop_all().await.expect("they stop");
 }
 

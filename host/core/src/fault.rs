@@ -4,7 +4,7 @@
 //! - [`Refusal`]: this node did not do it, or cannot say; the caller may try again.
 //! - [`Fault`]: this replica must stop serving. It is never turned into an answer.
 
-use crate::ids::{ModuleId, NodeId};
+use crate::ids::{Lineage, ModuleId, NodeId};
 
 /// A replicated answer that says no.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -103,6 +103,12 @@ pub enum Fault {
         "wrong module: have {have}, want {want}; put the wanted component in place and restart"
     )]
     WrongModule { have: ModuleId, want: ModuleId },
+    #[error(
+        "wrong lineage: what lies here belongs to the group {have}, `lineage` says {want}; point \
+         data-dir at the right directory, correct `lineage`, or start with --rejoin to join that \
+         group as a new replica"
+    )]
+    WrongLineage { have: Lineage, want: Lineage },
     #[error(
         "the log could not be written: {0}; the file is abandoned, restart the node once the disk \
          is well"

@@ -18,7 +18,7 @@ use raft::eraftpb::Entry;
 
 use crate::entry::Profile;
 use crate::fault::{Fault, Refusal, Shortage};
-use crate::ids::{GroupId, ModuleId, NodeId, ReplicaId};
+use crate::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
 use crate::limits;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::ObjectRef;
@@ -45,6 +45,7 @@ mod reads;
 mod ready;
 mod room;
 mod status;
+mod strangers;
 mod time;
 mod wants;
 
@@ -56,6 +57,7 @@ pub use status::{GroupStatus, PeerStatus, Role};
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
 use persist::PersistQueue;
+use strangers::Strangers;
 use time::LogTime;
 
 /// What a replica is started with.
@@ -67,6 +69,8 @@ pub struct GroupConfig {
     pub nodes: BTreeSet<NodeId>,
     /// The module this node would run; founding records it.
     pub module: ModuleId,
+    /// The group to join, if only that one of its name will do; it is not founded then.
+    pub lineage: Option<Lineage>,
     /// Handed to the guest; founding records it.
     pub guest_config: Bytes,
     pub profile: Profile,
@@ -132,6 +136,7 @@ pub(crate) struct Shared {
     /// The last process heard of each replica.
     seen: BTreeMap<ReplicaId, Seen>,
     log_time: LogTime,
+    strangers: Strangers,
     state: ReplicaState,
     /// The disk has too little room for the log.
     log_short: Option<Shortage>,
@@ -202,6 +207,7 @@ impl Group {
             chance,
             seen: BTreeMap::new(),
             log_time: LogTime::default(),
+            strangers: Strangers::default(),
             state: ReplicaState::Running(Running::Joining),
             log_short: None,
             overdue: None,
@@ -218,6 +224,9 @@ impl Group {
             }
             Some(_) | None => Stage::Meeting(Meeting::default()),
         };
+        if let Some(stopped) = shared.must_not_run() {
+            shared.stop(stopped, effects);
+        }
         Self { shared, stage }
     }
 
@@ -253,7 +262,9 @@ impl Group {
                     Some(Outcome::Found(install)) => {
                         Hosting::found(&mut self.shared, install, effects)
                     }
-                    Some(Outcome::Exists) => Hosting::join(&mut self.shared, effects),
+                    Some(Outcome::Exists(lineage)) => {
+                        Hosting::join(&mut self.shared, lineage, effects)
+                    }
                 };
                 self.stage = Stage::Hosting(Box::new(hosting));
                 self.flush(effects);
@@ -288,6 +299,9 @@ impl Group {
     }
 
     fn frame(&mut self, inbound: Inbound, effects: &mut Vec<Effect>) {
+        if matches!(&self.stage, Stage::Hosting(hosting) if !hosting.has_entries()) {
+            self.shared.hear_say(&inbound.frame, effects);
+        }
         match self.shared.admit(&inbound, effects) {
             Ok(true) => {}
             Ok(false) => return,
@@ -388,6 +402,11 @@ impl Shared {
     fn address(&self, to: Option<ReplicaId>, body: Body) -> Frame {
         Frame {
             group: self.id,
+            // From hearsay nobody knows that there is a group.
+            lineage: match matches!(body, Body::Nothing) {
+                true => self.config.lineage,
+                false => self.lineage(),
+            },
             from: self.me(),
             to,
             boot: self.recovery.boot,
@@ -425,6 +444,10 @@ impl Shared {
         let frame = &inbound.frame;
         if frame.group != self.id || frame.from.node() == self.config.node {
             return self.judge_our_own(inbound);
+        }
+        if self.is_strange(frame, effects) {
+            self.misdirected += 1;
+            return Ok(false);
         }
         if frame.to.is_some_and(|to| to != self.me()) {
             self.misdirected += 1;

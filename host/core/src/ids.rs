@@ -25,6 +25,12 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModuleId(pub [u8; 32]);
 
+/// Which founding a group goes back to: the head of the digest of its first entry, whose seed is
+/// drawn; or drawn itself, where a lost majority was given up. Groups of one name are told apart by
+/// it (docs/decisions/0029).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lineage(pub [u8; 16]);
+
 /// BLAKE3-256 of a snapshot's payload.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
@@ -35,6 +41,18 @@ impl GroupId {
         let mut head = [0; 8];
         head.copy_from_slice(&digest.as_bytes()[..8]);
         Self(u64::from_be_bytes(head))
+    }
+}
+
+impl Lineage {
+    /// Of a group that begins with this entry.
+    pub fn founded_with(entry: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"lockstep lineage");
+        hasher.update(entry);
+        let mut head = [0; 16];
+        head.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(head)
     }
 }
 
@@ -105,6 +123,7 @@ macro_rules! hex_id {
         }
     };
 }
+hex_id!(Lineage);
 hex_id!(ModuleId);
 hex_id!(Digest);
 

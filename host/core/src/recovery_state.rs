@@ -9,10 +9,12 @@
 //! - the commit index is not below the newest listed snapshot's index;
 //! - the floor is not above the commit index;
 //! - the log starts at or before the entry behind every listed snapshot (N5);
-//! - snapshots are listed newest first, each index once.
+//! - snapshots are listed newest first, each index once;
+//! - a replica that has a log knows its group's lineage.
 //!
 //! ```text
-//! state = version u8 (1) · name bytes · replica u64 · boot u64 · founded u8 ·
+//! state = version u8 (1) · name bytes · replica u64 · boot u64 ·
+//!         stage u8 (0 met, 1 hosted, 2 removed) · lineage 16 (0 while not known) ·
 //!         term u64 · vote u64 · commit u64 · configuration · configuration index u64 ·
 //!         floor u64 · first index u64 · previous term u64 · count u32 · descs
 //! ```
@@ -20,7 +22,7 @@
 use bytes::Bytes;
 
 use crate::codec::{DecodeError, Reader, Write};
-use crate::ids::ReplicaId;
+use crate::ids::{Lineage, ReplicaId};
 use crate::limits;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
@@ -37,6 +39,10 @@ pub struct RecoveryState {
     pub boot: u64,
     /// False while the replica has an id but no log: it may neither vote nor lead.
     pub founded: bool,
+    /// The group went on without this replica: it takes no part any more.
+    pub removed: bool,
+    /// Which founding the group goes back to; known as soon as there is a log.
+    pub lineage: Option<Lineage>,
     pub term: u64,
     /// Whom this replica voted for in `term`; 0 = nobody.
     pub vote: u64,
@@ -62,6 +68,8 @@ impl RecoveryState {
             replica,
             boot: 0,
             founded: false,
+            removed: false,
+            lineage: None,
             term: 0,
             vote: 0,
             commit: 0,
@@ -83,6 +91,9 @@ impl RecoveryState {
     pub fn validate(&self) -> Result<(), String> {
         let newest = self.newest().map_or(0, |desc| desc.index);
         let oldest = self.snapshots.last().map_or(0, |desc| desc.index);
+        if self.founded != self.lineage.is_some() || (self.removed && !self.founded) {
+            return Err("a log and its group's lineage are not there together".to_owned());
+        }
         if self.snapshots.is_empty() && self.first_index != 1 {
             return Err(format!(
                 "no snapshot is listed, but the log starts at {}",
@@ -115,7 +126,8 @@ impl RecoveryState {
         out.put_bytes(self.group.as_bytes());
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
-        out.put_u8(u8::from(self.founded));
+        out.put_u8(u8::from(self.founded) + u8::from(self.removed));
+        out.put_raw(&self.lineage.map_or([0; 16], |lineage| lineage.0));
         out.put_u64(self.term);
         out.put_u64(self.vote);
         out.put_u64(self.commit);
@@ -131,11 +143,21 @@ impl RecoveryState {
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes, "recovery state");
         reader.version(VERSION)?;
+        let group = reader.string(limits::GROUP_NAME_BYTES_MAX)?;
+        let (replica, boot) = (ReplicaId(reader.u64()?), reader.u64()?);
+        let (founded, removed) = match reader.u8()? {
+            0 => (false, false),
+            1 => (true, false),
+            2 => (true, true),
+            other => return Err(reader.unknown(u64::from(other))),
+        };
         let state = Self {
-            group: reader.string(limits::GROUP_NAME_BYTES_MAX)?,
-            replica: ReplicaId(reader.u64()?),
-            boot: reader.u64()?,
-            founded: reader.u8()? != 0,
+            group,
+            replica,
+            boot,
+            founded,
+            removed,
+            lineage: Some(Lineage(reader.array()?)).filter(|lineage| lineage.0 != [0; 16]),
             term: reader.u64()?,
             vote: reader.u64()?,
             commit: reader.u64()?,

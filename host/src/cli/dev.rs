@@ -105,6 +105,7 @@ fn node_config(
         clients: ClientSettings::default(),
         groups: vec![GroupSpec {
             name: "dev".to_owned(),
+            lineage: None,
             module: ModuleSource::File(args.module.clone()),
             nodes: addresses.keys().copied().collect(),
             config: args.config.clone(),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lockstep_client::Client;
 use lockstep_client::v1::group_status::Role;
-use lockstep_client::v1::{GroupStatus, Peer, StatusResponse};
-use lockstep_core::ids::ReplicaId;
+use lockstep_client::v1::{GroupStatus, Peer, Snapshot, StatusResponse, Stranger};
+use lockstep_core::ids::{ReplicaId, hex};
 use lockstep_core::limits;
 
 use crate::cli::format::{size, table};
@@ -132,6 +132,11 @@ fn print(answers: &[StatusResponse], errors: &BTreeMap<String, String>) {
     for (_, group) in &all {
         notes(group).iter().for_each(|note| out!("{} node {}: {note}", group.name, group.node));
     }
+    let mut lineages: Vec<_> = all.iter().map(|(_, g)| (&g.name, hex(&g.lineage))).collect();
+    lineages.dedup();
+    for (name, lineage) in lineages.iter().filter(|(_, lineage)| !lineage.is_empty()) {
+        out!("{name} has the lineage {lineage}");
+    }
     for node in answers {
         for peer in &node.peer_errors {
             out!("node {} to node {} ({}): {}", node.node, peer.node, peer.address, peer.error);
@@ -155,9 +160,7 @@ fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String>
         furthest.saturating_sub(group.applied).to_string(),
         size(group.log_bytes),
         format!("{} ({})", group.snapshots.len(), size(group.snapshot_bytes)),
-        newest.map_or("-".to_owned(), |s| {
-            format!("{} {}", s.index, &lockstep_core::ids::hex(&s.digest)[..8])
-        }),
+        newest.map_or("-".to_owned(), |s| format!("{} {}", s.index, &hex(&s.digest)[..8])),
         size(group.guest_memory_bytes),
     ]
 }
@@ -171,6 +174,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if !group.cause.is_empty() {
         notes.push(format!("{}: {}", group.state, group.cause));
     }
+    notes.extend(group.strangers.iter().map(|stranger| stranger_note(group, stranger)));
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
@@ -225,6 +229,16 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     notes
 }
 
+fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
+    let (theirs, ours) = (hex(&stranger.lineage), hex(&group.lineage));
+    format!(
+        "node {} ({}) speaks for another group {:?}: its lineage is {theirs}, this one's {ours}; \
+         correct [nodes] where it is wrong, or give the node that does not belong here an empty \
+         data-dir",
+        stranger.node, stranger.address, group.name
+    )
+}
+
 /// A span of time in its two largest units.
 fn span(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -269,21 +283,25 @@ fn role_name(group: &GroupStatus) -> &'static str {
     }
 }
 
+fn strangers_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
+    let one = |s: &Stranger| serde_json::json!({ "node": s.node, "lineage": hex(&s.lineage) });
+    group.strangers.iter().map(one).collect()
+}
+
+fn snapshots_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
+    let one = |s: &Snapshot| {
+        serde_json::json!({
+            "term": s.term, "index": s.index, "length": s.length, "format": s.format,
+            "digest": hex(&s.digest), "module": hex(&s.module),
+        })
+    };
+    group.snapshots.iter().map(one).collect()
+}
+
 fn as_json(group: &GroupStatus) -> serde_json::Value {
     let replicas =
         |ids: &[u64]| -> Vec<String> { ids.iter().map(|id| ReplicaId(*id).to_string()).collect() };
     let configuration = group.configuration.clone().unwrap_or_default();
-    let snapshots: Vec<_> = group
-        .snapshots
-        .iter()
-        .map(|s| {
-            serde_json::json!({
-                "term": s.term, "index": s.index, "length": s.length, "format": s.format,
-                "digest": lockstep_core::ids::hex(&s.digest),
-                "module": lockstep_core::ids::hex(&s.module),
-            })
-        })
-        .collect();
     let peers: Vec<_> = group
         .peers
         .iter()
@@ -312,7 +330,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "term": group.term, "commit": group.commit, "applied": group.applied,
         "first_index": group.first_index, "last_index": group.last_index,
         "log_bytes": group.log_bytes, "log_fsyncs": group.log_fsyncs,
-        "snapshot_bytes": group.snapshot_bytes, "snapshots": snapshots,
+        "snapshot_bytes": group.snapshot_bytes, "snapshots": snapshots_as_json(group),
         "voters": replicas(&configuration.voters), "learners": replicas(&configuration.learners),
         "voters_outgoing": replicas(&configuration.voters_outgoing), "peers": peers,
         "guest_memory_bytes": group.guest_memory_bytes, "guest_faults": group.guest_faults,
@@ -328,6 +346,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "objects": objects, "parked_bytes": group.parked_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
+        "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
         "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
     });

@@ -45,6 +45,7 @@ fn config(name: &str) -> GroupConfig {
         node: NodeId(1),
         nodes: [NodeId(1)].into(),
         module: module.id(),
+        lineage: None,
         guest_config: bytes::Bytes::new(),
         profile: Profile { engine_major: module.engine_major(), ..Profile::default() },
         snapshot_policy: SnapshotPolicy::default(),

@@ -34,6 +34,7 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
         clients: Default::default(),
         groups: vec![GroupSpec {
             name: "reg".into(),
+            lineage: None,
             module: ModuleSource::Native("register".into()),
             nodes: addresses.keys().copied().collect(),
             config: String::new(),

@@ -44,7 +44,7 @@ fn disk() -> Arc<MemFs> {
     let (mut wal, _) = Wal::open(shared, &data.wal(), options).expect("it is new");
     data.log_begun(&*fs).expect("the disk works");
     let mut state = RecoveryState::unfounded("kv", replica(1));
-    state.founded = true;
+    (state.founded, state.lineage) = (true, Some(Lineage([3; 16])));
     (state.term, state.commit, state.boot) = (2, 2, 1);
     state.configuration = Configuration::of_voters([replica(1), replica(2), replica(3)]);
     state.configuration_index = 1;
@@ -69,6 +69,7 @@ fn a_lost_majority_leaves_the_survivor_alone_with_all_it_has() {
     assert_eq!(state.configuration, Configuration::of_voters([replica(1)]));
     assert_eq!((state.commit, state.configuration_index), (3, 3));
     assert_eq!((state.term, state.vote), (3, 0), "older messages and votes do not count");
+    assert_ne!(state.lineage, Some(Lineage([3; 16])), "the lost ones are strangers from now on");
 }
 
 #[test]
@@ -119,6 +120,23 @@ fn what_no_start_could_begin_with_is_not_kept() {
     assert!(why.contains("could not start") && why.contains("another survivor"), "{why}");
     let after = StoppedGroup::open(fs, &config(), "kv").expect("it is there");
     assert_eq!(after.configuration().voters.len(), 3, "nothing was changed");
+}
+
+/// A replica that its group removed is forgotten though the group is configured: how else would its
+/// node come back without giving up its other groups?
+#[test]
+fn a_removed_replica_can_be_forgotten() {
+    let fs = disk();
+    let mut stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    let state = RecoveryState { removed: true, ..stopped.found.state.clone() };
+    let group = GroupId::of_name("kv");
+    stopped.wal.append(&[LogJob { group, state, entries: Vec::new() }]).expect("there is room");
+    drop(stopped);
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    stopped.forget(&config()).expect("it may go");
+    fs.crash();
+    let gone = StoppedGroup::open(fs, &config(), "kv").err().expect("it is gone").to_string();
+    assert!(gone.contains("it has empty"), "{gone}");
 }
 
 #[test]

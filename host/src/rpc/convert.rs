@@ -10,7 +10,7 @@ use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::fault::Shortage;
 use lockstep_core::group::{Body, Frame};
-use lockstep_core::ids::{Digest, GroupId, ReplicaId};
+use lockstep_core::ids::{Digest, GroupId, Lineage, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{
@@ -49,7 +49,8 @@ pub(crate) enum ConvertError {
 
 /// A frame for the wire.
 pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
-    let Frame { group, from, to, boot, nonce, wall_ms, short, applied, halted, body } = frame;
+    let Frame { group, lineage, from, to, boot, nonce, wall_ms, short, applied, halted, body } =
+        frame;
     let body = match body {
         Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
         Body::Probe => frame::Body::Probe(wire::Empty {}),
@@ -59,6 +60,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         Body::NotMember { configuration_index } => {
             frame::Body::NotMember(wire::NotMember { configuration_index })
         }
+        Body::Stranger => frame::Body::Stranger(wire::Empty {}),
         Body::Superseded { address } => frame::Body::Superseded(wire::Superseded { address }),
         Body::Want(Want { low, high, exactly }) => {
             let exactly = exactly.map(object_to_wire);
@@ -75,6 +77,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         short: short.map(shortage_to_wire),
         applied,
         halted,
+        lineage: lineage.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -93,6 +96,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         frame::Body::NotMember(wire::NotMember { configuration_index }) => {
             Body::NotMember { configuration_index }
         }
+        frame::Body::Stranger(wire::Empty {}) => Body::Stranger,
         frame::Body::Superseded(wire::Superseded { address }) => {
             within("address", address.len(), ADDRESS_BYTES_MAX)?;
             Body::Superseded { address }
@@ -105,8 +109,13 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
     if frame.from == 0 {
         return Err(ConvertError::Missing { what: "frame sender" });
     }
+    let lineage = match frame.lineage.is_empty() {
+        true => None,
+        false => Some(Lineage(array("lineage", &frame.lineage)?)),
+    };
     Ok(Frame {
         group: GroupId(frame.group),
+        lineage,
         from: ReplicaId(frame.from),
         to: Some(ReplicaId(frame.to)).filter(|to| to.0 != 0),
         boot: frame.boot,
@@ -132,6 +141,7 @@ pub(crate) fn frame_weight(frame: &Frame) -> usize {
         | Body::Join
         | Body::NotMember { .. }
         | Body::Want(_)
+        | Body::Stranger
         | Body::Superseded { .. } => 0,
     };
     FIXED + entries

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::group::{GroupStatus, PeerStatus, ReplicaState, Role, Running};
-use lockstep_core::ids::ReplicaId;
+use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::retention::Pin;
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -64,6 +64,8 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         node: u32::from(status.node.0),
         replica: status.replica.0,
         boot: status.boot,
+        lineage: status.lineage.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
+        strangers: strangers_to_wire(&status.strangers, router),
         state: state_word(&state, status.leaderless_ticks).to_owned(),
         cause: state.cause().unwrap_or_default(),
         role: role_to_wire(status.role).into(),
@@ -135,6 +137,15 @@ pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'stati
         }
         other => other.name(),
     }
+}
+
+fn strangers_to_wire(strangers: &[(NodeId, Lineage)], router: &Router) -> Vec<wire::Stranger> {
+    let stranger = |(node, lineage): &(NodeId, Lineage)| wire::Stranger {
+        node: u32::from(node.0),
+        address: router.address(*node).unwrap_or_default().to_owned(),
+        lineage: Bytes::copy_from_slice(&lineage.0),
+    };
+    strangers.iter().map(stranger).collect()
 }
 
 fn pin_word(pin: Pin) -> String {

@@ -224,6 +224,8 @@ fn report(node: NodeId) -> GroupReport {
         node,
         replica: ReplicaId::new(node, 1),
         boot: 1,
+        lineage: None,
+        strangers: Vec::new(),
         state: ReplicaState::Running(Running::Serving),
         role: Role::Follower,
         leader: None,

@@ -29,6 +29,10 @@ pub(super) struct Plan<'a> {
 }
 
 /// One record.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is a state in nearly every batch, and few pieces"
+)]
 pub(super) enum Piece<'a> {
     State { group: GroupId, state: RecoveryState, bytes: Vec<u8>, reset: bool },
     Entries { group: GroupId, entries: Cow<'a, [Entry]>, span: Span, moved: bool },

@@ -82,6 +82,7 @@ impl World {
                     | Fault::Restore(_)
                     | Fault::NoRecoverableSnapshot(_)
                     | Fault::WrongModule { .. }
+                    | Fault::WrongLineage { .. }
                     | Fault::Guest(_) => {
                         let what = format!("node {node}, group {group} failed: {fault}");
                         self.check(crate::check::violated("liveness", what));

@@ -329,6 +329,7 @@ impl Node {
             node: self.id,
             nodes: (1..=self.members).map(NodeId).collect(),
             module: module.id(),
+            lineage: None,
             guest_config: Bytes::from_static(b"config"),
             profile: Profile { engine_major: 0, ..Profile::default() },
             snapshot_policy: setup.policy,

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use raft::eraftpb::Message;
 
 use crate::fault::Shortage;
-use crate::ids::{GroupId, ReplicaId};
+use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::snapshot::chunk::Want;
 
 /// One message between two replicas, with what is needed to judge its sender.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Frame {
     pub group: GroupId,
+    /// Which founding of the group the sender belongs to, or was told to join; `None` while any
+    /// will do.
+    pub lineage: Option<Lineage>,
     pub from: ReplicaId,
     /// Whom it is for; `None` while the sender does not know who lives there.
     pub to: Option<ReplicaId>,
@@ -41,6 +44,7 @@ impl Frame {
             | Body::Join
             | Body::NotMember { .. }
             | Body::Want(_)
+            | Body::Stranger
             | Body::Superseded { .. } => 0,
         };
         size_of::<Self>() + entries
@@ -65,6 +69,9 @@ pub enum Body {
     },
     /// "Send me such an object": asked by a replica whose own is rotten, or that has none.
     Want(Want),
+    /// "Yours is another group of this name": the frame's lineage is not the one of the replica
+    /// that is told.
+    Stranger,
     /// "Another process runs as you, and it started later." The frame's `boot` and `nonce` are
     /// those of the process that is told: whoever lives at the node's address by now may be
     /// somebody else.

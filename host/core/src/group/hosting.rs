@@ -21,7 +21,7 @@ use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared, ready};
-use crate::ids::{NodeId, ReplicaId};
+use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::Configuration;
@@ -99,14 +99,16 @@ impl Hosting {
 
     /// Begins the group's log with its entry 1, committed in term 1 by the founders.
     pub(super) fn found(shared: &mut Shared, install: Install, effects: &mut Vec<Effect>) -> Self {
+        let founders = Configuration::of_voters(install.founders.iter().copied());
         let state = &mut shared.recovery;
+        let data = EntryBody::Install(install).encode();
         state.founded = true;
+        state.lineage = Some(Lineage::founded_with(&data));
         (state.term, state.commit) = (1, 1);
-        state.configuration = Configuration::of_voters(install.founders.iter().copied());
-        state.configuration_index = 1;
+        (state.configuration, state.configuration_index) = (founders, 1);
         let mut entry = Entry::default();
         (entry.index, entry.term) = (1, 1);
-        entry.data = EntryBody::Install(install).encode().into();
+        entry.data = data.into();
         shared.persist_now(vec![entry.clone()], effects);
         let (state, terms) = (shared.recovery.clone(), vec![(1, 1)]);
         let recovered = Recovered { state, terms, window: vec![entry], sizes: Vec::new() };
@@ -114,15 +116,16 @@ impl Hosting {
     }
 
     /// Begins with nothing, not even a configuration: the group's leader has it all.
-    pub(super) fn join(shared: &mut Shared, effects: &mut Vec<Effect>) -> Self {
+    pub(super) fn join(shared: &mut Shared, lineage: Lineage, effects: &mut Vec<Effect>) -> Self {
         shared.recovery.founded = true;
+        shared.belong_to(lineage);
         shared.persist_now(Vec::new(), effects);
         let state = shared.recovery.clone();
         let (terms, window, sizes) = (Vec::new(), Vec::new(), Vec::new());
         Self::open(shared, Recovered { state, terms, window, sizes }, effects)
     }
 
-    fn has_entries(&self) -> bool {
+    pub(super) fn has_entries(&self) -> bool {
         self.raw.raft.raft_log.last_index() > 0
     }
 
@@ -326,7 +329,7 @@ impl Hosting {
                     self.end(shared, Stopped::Removed, effects);
                 }
             }
-            Body::Nothing | Body::Have | Body::Superseded { .. } => {}
+            Body::Nothing | Body::Have | Body::Stranger | Body::Superseded { .. } => {}
         }
     }
 
@@ -463,6 +466,11 @@ impl Hosting {
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
         self.pipeline.halt();
+        if stop == Stopped::Removed {
+            // Else it would ask to be taken in again at its next start.
+            shared.recovery.removed = true;
+            shared.persist_now(Vec::new(), effects);
+        }
         shared.stop(stop, effects);
         self.refuse_everything(shared, effects);
     }

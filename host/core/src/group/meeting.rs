@@ -2,8 +2,10 @@
 //!
 //! - It asks every configured node. Whoever hosts the group answers `Have`, and the replica goes on
 //!   with an empty log: entry 1 and all behind it, or a snapshot, comes from the group's leader.
+//!   From then on it belongs to the lineage that the answer named.
 //! - Only the configured node with the lowest id founds, and only when *every* configured node said
-//!   `Nothing` to this very process: a first start needs every node once.
+//!   `Nothing` to this very process: a first start needs every node once. Nobody founds a group of
+//!   a name whose lineage somebody was told.
 //! - Nothing is sent before the replica's id is durable.
 
 use std::collections::BTreeMap;
@@ -12,7 +14,7 @@ use crate::entry::Install;
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::frame::{Body, Frame};
-use crate::ids::{NodeId, ReplicaId};
+use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
 
 /// What the configured nodes said so far.
@@ -27,8 +29,8 @@ pub(super) struct Meeting {
 pub(super) enum Outcome {
     /// Nobody has the group: this replica founds it with this record as entry 1.
     Found(Install),
-    /// Somebody hosts it.
-    Exists,
+    /// Somebody hosts it: the group of this lineage.
+    Exists(Lineage),
 }
 
 impl Meeting {
@@ -56,20 +58,26 @@ impl Meeting {
         let from = frame.from;
         match frame.body {
             Body::Probe => shared.send(from.node(), Some(from), Body::Nothing, effects),
+            // Who was told which group to join says that there is one.
+            Body::Nothing if frame.lineage.is_some() => drop(self.nothing.remove(&from.node())),
             Body::Nothing => {
                 self.nothing.insert(from.node(), from);
                 self.found_if_due(shared);
             }
             // Raft's frames come only from those who host the group.
-            Body::Have | Body::Raft(_) => self.outcome = Some(Outcome::Exists),
-            Body::Join | Body::NotMember { .. } | Body::Superseded { .. } | Body::Want(_) => {}
+            Body::Have | Body::Raft(_) => self.outcome = frame.lineage.map(Outcome::Exists),
+            Body::Join
+            | Body::NotMember { .. }
+            | Body::Superseded { .. }
+            | Body::Stranger
+            | Body::Want(_) => {}
         }
     }
 
     fn found_if_due(&mut self, shared: &mut Shared) {
         let lowest = shared.config.nodes.first() == Some(&shared.config.node);
         let all = shared.peers().all(|peer| self.nothing.contains_key(&peer));
-        if !lowest || !all || self.outcome.is_some() {
+        if !lowest || !all || self.outcome.is_some() || shared.config.lineage.is_some() {
             return;
         }
         let mut seed = [0; 16];

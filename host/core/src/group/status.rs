@@ -6,7 +6,7 @@ use crate::fault::Shortage;
 use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
-use crate::ids::{NodeId, ReplicaId};
+use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::mutant::planted;
 use crate::retention::{self, Pin};
 use crate::snapshot::chunk::{ObjectRef, Want};
@@ -29,6 +29,10 @@ pub struct GroupStatus {
     pub node: NodeId,
     pub replica: ReplicaId,
     pub boot: u64,
+    /// Which founding the group goes back to; `None` before this replica met it.
+    pub lineage: Option<Lineage>,
+    /// Configured nodes that spoke for another group of the name lately.
+    pub strangers: Vec<(NodeId, Lineage)>,
     pub state: ReplicaState,
     pub role: Role,
     pub leader: Option<ReplicaId>,
@@ -87,6 +91,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         node: shared.config.node,
         replica: recovery.replica,
         boot: recovery.boot,
+        lineage: shared.lineage(),
+        strangers: shared.strangers.list(shared.now),
         state: shared.state.clone(),
         role: role(shared, hosting),
         leader: hosting.and_then(Hosting::leader),

@@ -31,6 +31,11 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
+    /// What follows is another group's.
+    pub(crate) fn begin_anew(&mut self) {
+        *self = Self { answered: std::mem::take(&mut self.answered), ..Self::default() };
+    }
+
     pub(crate) fn leads(&mut self, term: u64, replica: ReplicaId) {
         let leader = *self.leaders.entry(term).or_insert(replica);
         assert_eq!(leader, replica, "one leader in term {term}");
@@ -106,6 +111,7 @@ impl Checks {
             | Body::Have
             | Body::Join
             | Body::NotMember { .. }
+            | Body::Stranger
             | Body::Want(_) => {}
         }
         assert_eq!(image.state().boot, frame.boot, "the boot count is durable before a frame");

@@ -96,6 +96,7 @@ impl Cluster {
             node,
             nodes: (1..=nodes).map(NodeId).collect(),
             module: ModuleId([7; 32]),
+            lineage: None,
             guest_config: Bytes::from_static(b"config"),
             profile: Default::default(),
             snapshot_policy: policy,

@@ -8,6 +8,8 @@
 //! founded N [...]                                the same, and silently until they serve
 //! grow N                                         N nodes; known to each at its next start
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
+//! expect NODE wrong|right · anew                 the group that its file says to join; a second
+//!                                                founding begins
 //! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
 //! keep NODE · rewind NODE                        back to the disk kept, but for the count of boots
 //! tick NODE [K] · drain NODE K                   K flushed ticks; K ticks in one flush
@@ -32,7 +34,7 @@
 use lockstep_core::entry::{Call, MarkReason};
 use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Frame, GroupStatus, Role};
-use lockstep_core::ids::ReplicaId;
+use lockstep_core::ids::Lineage;
 use lockstep_core::limits;
 use lockstep_core::snapshot::Room;
 
@@ -108,6 +110,15 @@ impl Session {
                 let id = cluster.processes[*node].node;
                 cluster.routes.insert(id, (*name).to_owned());
             }
+            ("expect", [node, which]) => {
+                let mut all = cluster.processes.values().filter_map(|p| p.disk.durable.as_ref());
+                let lineage = match *which {
+                    "right" => all.find_map(|image| image.state().lineage),
+                    _wrong => Some(Lineage([0xee; 16])),
+                };
+                cluster.processes.get_mut(*node).expect("a process").config.lineage = lineage;
+            }
+            ("anew", []) => cluster.checks.begin_anew(),
             ("keep", [node]) => self.kept = cluster.processes[*node].disk.durable.clone(),
             ("rewind", [node]) => {
                 cluster.crash(node);
@@ -420,26 +431,7 @@ impl Session {
             }
             ("status", [node]) => self.status(node),
             ("more", [node]) => more::tell(cluster, node),
-            ("log", [node]) => {
-                let image = cluster.processes[*node].disk.durable.as_ref().expect("a disk");
-                let terms: Vec<String> = (image.state().first_index..=image.last())
-                    .map(|index| format!("{index}:{}", image.term(index).unwrap_or(0)))
-                    .collect();
-                let state = image.state();
-                let vote = match state.vote {
-                    0 => "nobody".to_owned(),
-                    vote => cluster.name_of(ReplicaId(vote)),
-                };
-                let text = format!(
-                    "{node} term {} voted for {} commit {} floor {} log {}",
-                    state.term,
-                    vote,
-                    state.commit,
-                    state.floor,
-                    terms.join(" ")
-                );
-                cluster.tell(text);
-            }
+            ("log", [node]) => more::log(cluster, node),
             ("objects", [node]) => {
                 let store = cluster.processes[*node].store.clone();
                 let indexes = store.lock().expect("no panic holds the lock").indexes();
@@ -494,6 +486,10 @@ impl Session {
         );
         if status.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
             text += &format!(", log time {} ms ahead", status.log_time_ahead_ms);
+        }
+        for (node, lineage) in &status.strangers {
+            assert_ne!(Some(*lineage), status.lineage, "a stranger is of another group");
+            text += &format!(", n{node} is a stranger");
         }
         for (flag, word) in [
             (status.reluctant, ", reluctant"),

@@ -1,6 +1,7 @@
-//! What `more NODE` shows: the rest of a replica's status.
+//! What `more NODE` shows, the rest of a replica's status, and `log NODE`.
 
 use lockstep_core::group::{GroupStatus, PeerStatus};
+use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
 
 use super::cluster::Cluster;
@@ -37,5 +38,27 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
         text += if active { "" } else { " silent" };
         text += if sending_snapshot { " receiving" } else { "" };
     }
+    cluster.tell(text);
+}
+
+/// Shows what a node's disk holds of the log.
+pub(crate) fn log(cluster: &mut Cluster, node: &str) {
+    let image = cluster.processes[node].disk.durable.as_ref().expect("a disk");
+    let terms: Vec<String> = (image.state().first_index..=image.last())
+        .map(|index| format!("{index}:{}", image.term(index).unwrap_or(0)))
+        .collect();
+    let state = image.state();
+    let vote = match state.vote {
+        0 => "nobody".to_owned(),
+        vote => cluster.name_of(ReplicaId(vote)),
+    };
+    let text = format!(
+        "{node} term {} voted for {} commit {} floor {} log {}",
+        state.term,
+        vote,
+        state.commit,
+        state.floor,
+        terms.join(" ")
+    );
     cluster.tell(text);
 }

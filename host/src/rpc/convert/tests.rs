@@ -12,6 +12,7 @@ fn replica(node: u16) -> ReplicaId {
 fn frame(body: Body) -> Frame {
     Frame {
         group: GroupId::of_name("bank"),
+        lineage: Some(Lineage([5; 16])),
         from: replica(1),
         to: Some(replica(2)),
         boot: 7,
@@ -75,6 +76,7 @@ fn every_body_survives_the_wire() {
         Body::Have,
         Body::Join,
         Body::NotMember { configuration_index: 12 },
+        Body::Stranger,
         Body::Superseded { address: "10.0.0.1:7101".to_owned() },
         Body::Raft(Message::default()).with_kind(MessageType::MsgAppend),
     ];
@@ -82,7 +84,7 @@ fn every_body_survives_the_wire() {
         let frame = frame(body);
         assert_eq!(round_trip(&frame), frame);
     }
-    let to_nobody = Frame { to: None, ..frame(Body::Probe) };
+    let to_nobody = Frame { to: None, lineage: None, ..frame(Body::Probe) };
     assert_eq!(round_trip(&to_nobody), to_nobody);
 }
 

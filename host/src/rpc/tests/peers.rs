@@ -50,6 +50,7 @@ pub(super) fn sender_to(
 pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
     Box::new(Frame {
         group: GroupId::of_name(GROUP),
+        lineage: None,
         from: ReplicaId::new(NodeId(from), 0),
         to: None,
         boot: 1,

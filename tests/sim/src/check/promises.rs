@@ -20,6 +20,7 @@ pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
         | Body::Have
         | Body::Join
         | Body::NotMember { .. }
+        | Body::Stranger
         | Body::Want(_) => return booted(frame, state.boot),
     };
     booted(frame, state.boot)?;
