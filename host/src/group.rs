@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
-use lockstep_core::fault::{Fault, Refusal};
+use lockstep_core::fault::{Fault, Refusal, Stall};
 use lockstep_core::group::{
     ApplyJob, Effect, Event, Group, GroupStatus, Halt, Inbound, ReplicaState, Running, Stopped,
 };
@@ -33,6 +33,7 @@ pub mod apply_lane;
 mod apply_thread;
 pub(crate) mod askers;
 mod capture;
+pub(crate) mod disk_watch;
 pub mod gauges;
 pub(crate) mod inbox;
 pub mod log_lane;
@@ -51,6 +52,7 @@ pub use mailbox::{GroupHandle, GroupReport, HaltedAt, QueryAnswer};
 
 use agenda::Query;
 use askers::{Asked, Places};
+use disk_watch::Hanging;
 use gauges::Gauges;
 use inbox::Judged;
 pub(crate) use log_lane::LogLane;
@@ -84,6 +86,8 @@ pub(crate) struct GroupActor {
     /// As the log said it last.
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
+    /// As the core was told last.
+    stall: Option<Stall>,
     /// The store lane is to look for room.
     looking: Arc<AtomicBool>,
     lanes: Lanes,
@@ -163,6 +167,7 @@ impl GroupActor {
             next_ticket: 0,
             clock_is_off: false,
             strangers: Vec::new(),
+            stall: None,
             looking: Arc::default(),
             lanes,
             state,
@@ -240,6 +245,7 @@ impl GroupActor {
                 }
                 self.look_for_room();
                 self.forget_the_gone(effects);
+                self.look_at_the_disk(effects);
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
             Input::Inward(Inward(event)) => self.group.handle(event, effects),
@@ -278,6 +284,15 @@ impl GroupActor {
         let tickets: BTreeSet<Ticket> = gone.map(|(ticket, _)| *ticket).collect();
         if !tickets.is_empty() {
             self.group.handle(Event::Gone { tickets }, effects);
+        }
+    }
+
+    /// Tells the core when the log lane hangs in an operation, and when it is back.
+    fn look_at_the_disk(&mut self, effects: &mut Vec<Effect>) {
+        let stall = self.lanes.log.hanging().map(Hanging::stall);
+        if stall != self.stall {
+            self.stall.clone_from(&stall);
+            self.group.handle(Event::DiskStalled(stall), effects);
         }
     }
 
@@ -428,7 +443,9 @@ impl GroupActor {
             ReplicaState::Running(Running::Halted(Halt { applied_by: Some(_), .. })) => {
                 tracing::error!(group, state = state.name(), cause, "replica state");
             }
-            ReplicaState::Running(Running::Halted(_) | Running::DiskFull(_)) => {
+            ReplicaState::Running(
+                Running::Halted(_) | Running::DiskFull(_) | Running::DiskStalled(_),
+            ) => {
                 tracing::warn!(group, state = state.name(), cause, "replica state");
             }
             ReplicaState::Running(_) | ReplicaState::Stopped(_) => {
@@ -508,6 +525,7 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         log_pinned_by: log.pinned_by,
         log_damaged: log.damaged,
         log_disk_available: log.available,
+        log_hangs: lanes.log.hanging(),
         last_capture_ms: gauges.last_capture_ms.load(Relaxed),
         last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),

@@ -15,6 +15,7 @@ use lockstep_core::group::{Event, GroupConfig};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
@@ -188,8 +189,8 @@ impl Node {
             data.move_snapshots_aside(&*fs, config)?;
         }
         let (wal, mut recovered) = open_log(&fs, config, &mut data)?;
-        let (log, log_thread) = LogLane::start(wal).map_err(|source| thread("log lane", source))?;
-        let log_reader = log.reader();
+        let (log, log_thread) = start_log(wal, &data)?;
+        let (log_reader, log_writes) = (log.reader(), log.writes());
         let disk = space(&*fs, data.path())?;
         let budget = Budget::new(budget_limits(config, disk));
         let shared = start::Shared {
@@ -224,7 +225,7 @@ impl Node {
         drop(shared);
         let Ports { port, front, listening, metrics } = ports;
         let node = Self::run(config, data, (port, front, listening), opened, unusable, log_thread);
-        node.watch_over(config, log_reader, metrics, clock);
+        node.watch_over(config, (log_reader, log_writes), metrics, clock);
         Ok(node)
     }
 
@@ -232,14 +233,15 @@ impl Node {
     fn watch_over(
         &self,
         config: &NodeConfig,
-        log: WalReader,
+        (log, log_writes): (WalReader, Histogram),
         metrics: Option<TcpListener>,
         clock: Arc<dyn Clock>,
     ) {
         if let Some(listener) = metrics {
             let mut stopped = self.stop.subscribe();
             let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let all = NodeMetrics::new(self.router.clone(), Arc::clone(&self.port), clock);
+            let port = Arc::clone(&self.port);
+            let all = NodeMetrics::new(self.router.clone(), port, clock, log_writes);
             tokio::spawn(async move {
                 if let Err(error) = metrics::serve::serve(listener, all, until).await {
                     tracing::error!(%error, "metrics are served no more");
@@ -419,6 +421,10 @@ impl SnapshotInbox for Inboxes {
 
 fn space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
     fs.space(dir).map_err(|source| StartError::Space { dir: dir.to_owned(), source })
+}
+
+fn start_log(wal: Wal, data: &DataDir) -> Result<(LogLane, JoinHandle<()>), StartError> {
+    LogLane::start(wal, &data.wal()).map_err(|source| thread("log lane", source))
 }
 
 pub(crate) fn thread(lane: impl Into<String>, source: std::io::Error) -> StartError {

@@ -19,5 +19,6 @@ mod requests;
 mod services;
 mod snapshots;
 mod solo;
+mod stalls;
 mod start;
 mod streams;

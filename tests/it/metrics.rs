@@ -32,6 +32,7 @@ const NAMES: [&str; 37] = [
     "lockstep_log_bytes",
     "lockstep_log_short_bytes",
     "lockstep_log_fsyncs_total",
+    "lockstep_log_write_seconds_count",
     "lockstep_guest_faults_total",
     "lockstep_divergence_alarms_total",
     "lockstep_guest_memory_bytes",

@@ -16,6 +16,7 @@ pub mod observe;
 pub mod process;
 pub mod proxy;
 pub mod rng;
+pub mod stall;
 pub mod steady;
 pub mod tell;
 pub mod tight;

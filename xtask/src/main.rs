@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   killloop         kill one node again and again (--help for options)
   transfer         measure the memory that a snapshot transfer takes (--help for options)
   tight            take snapshots on disks of little more than two of them, then fill the disks
+  stall            let disks hang under their nodes (--help for options); needs root
   breaks           send a snapshot through broken transfers (--help for options)
   bench            measure beside etcd, in a release build (--help for options)
   bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["guests"] => guests::build().map(drop),
         [
-            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "breaks"),
+            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "stall" | "breaks"),
             ref arguments @ ..,
         ] => demo::run(program, arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),

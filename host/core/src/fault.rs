@@ -94,6 +94,24 @@ impl Shortage {
     }
 }
 
+/// An operation on the log's disk that has been under way for longer than an election takes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stall {
+    /// The directory in which it is.
+    pub path: String,
+}
+
+impl std::fmt::Display for Stall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the disk of {} does not answer: an operation on it hangs; commands are taken again \
+             once it comes back",
+            self.path
+        )
+    }
+}
+
 /// Why a replica had to stop.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {

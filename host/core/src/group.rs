@@ -17,7 +17,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::entry::Profile;
-use crate::fault::{Fault, Refusal, Shortage};
+use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
 use crate::limits;
 use crate::recovery_state::RecoveryState;
@@ -44,6 +44,7 @@ mod raft_log;
 mod reads;
 mod ready;
 mod room;
+mod stall;
 mod status;
 mod strangers;
 mod time;
@@ -144,6 +145,8 @@ pub(crate) struct Shared {
     overdue: Option<Shortage>,
     /// One of the two.
     short: Option<Shortage>,
+    /// The disk of the log hangs.
+    stalled: Option<Stall>,
     /// The tick from which on a snapshot is tried although no mark comes.
     tries_at: u64,
     /// Frames dropped because they were for another replica id.
@@ -163,6 +166,7 @@ struct Seen {
     /// The entry that it has applied, and whether it applies no more.
     applied: u64,
     halted: bool,
+    stalled: bool,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -212,6 +216,7 @@ impl Group {
             log_short: None,
             overdue: None,
             short: None,
+            stalled: None,
             tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
             applied: 0,
@@ -242,6 +247,9 @@ impl Group {
             Event::Faulted(fault) => self.fault(fault, effects),
             Event::Room(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
                 (self.shared.log_short, self.shared.short) = (shortage, shortage);
+            }
+            Event::DiskStalled(stall) if matches!(self.stage, Stage::Meeting(_)) => {
+                self.shared.stalled = stall;
             }
             other => match &mut self.stage {
                 Stage::Hosting(hosting) => hosting.handle(&mut self.shared, other, effects),
@@ -368,6 +376,7 @@ impl Group {
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
             | Event::Room(_)
+            | Event::DiskStalled(_)
             | Event::SnapshotRoom(_)
             | Event::TransferEnded { .. } => return,
             Event::Received { snapshot } => {
@@ -415,6 +424,7 @@ impl Shared {
             short: self.short,
             applied: self.applied,
             halted: self.halt().is_some(),
+            stalled: self.stalled.is_some(),
             body,
         }
     }
@@ -469,6 +479,7 @@ impl Shared {
             short: frame.short,
             applied: frame.applied,
             halted: frame.halted,
+            stalled: frame.stalled,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -484,6 +495,7 @@ impl Shared {
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
         (seen.applied, seen.halted) = (frame.applied, frame.halted);
         (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
+        seen.stalled = frame.stalled;
         seen.via = Arc::clone(&inbound.via);
         Ok(true)
     }

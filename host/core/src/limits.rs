@@ -58,6 +58,12 @@ pub const HEARTBEAT_TICKS: usize = 2;
 pub const ELECTION_TICKS_MIN: usize = 10;
 /// Most ticks without a leader before a campaign, exclusive.
 pub const ELECTION_TICKS_MAX: usize = 20;
+/// A disk operation that takes longer, ms, is a stall: by then the group could have another leader.
+pub const DISK_STALL_MS: u64 = ELECTION_TICKS_MIN as u64 * TICK_MS;
+/// Times that a leader with a stalled disk tries to hand over before it steps down.
+pub const STALLED_HAND_OVERS_MAX: u32 = 2;
+/// Answers to raft messages that wait for batches to be durable; beyond it messages are dropped.
+pub const PROMISES_WAITING_MAX: usize = 4_096;
 /// Election timeouts that a reluctant replica waits without a leader before it campaigns.
 pub const RELUCTANT_TIMEOUTS: usize = 10;
 /// A clock further than this from the median of all nodes heard makes a replica reluctant, ms.

@@ -39,6 +39,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("keep_conflicting_suffix", "entries of a deposed leader stay in the window"),
     ("keep_damaged_log", "log that cannot be read stays"),
     ("keep_every_segment", "log segments stay that nobody needs"),
+    ("lead_with_a_stalled_disk", "a leader whose disk hangs goes on leading"),
     ("lead_without_votes", "whoever campaigns leads"),
     ("leak_parts", "broken transfers leave their staging files"),
     ("leak_unlisted", "objects stay that nobody needs"),

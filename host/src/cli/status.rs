@@ -175,6 +175,14 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         notes.push(format!("{}: {}", group.state, group.cause));
     }
     notes.extend(group.strangers.iter().map(|stranger| stranger_note(group, stranger)));
+    if group.log_stalled_ms > 0 {
+        notes.push(format!(
+            "the disk of {} has not answered for {}: it takes no commands, and does not lead while \
+             another can",
+            group.log_stalled_directory,
+            span(Duration::from_millis(group.log_stalled_ms))
+        ));
+    }
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
@@ -348,6 +356,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "disk_available": group.disk_available, "disk_total": group.disk_total,
         "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
+        "log_stalled_ms": group.log_stalled_ms,
+        "log_stalled_directory": group.log_stalled_directory,
         "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
     });
     if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {

@@ -7,12 +7,15 @@
 //! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
 //!   shortage while there is still room for what is under way.
 //! - A damaged segment is told to each group whose entries keep it, so that it can go.
+//! - Whether the thread hangs in an operation is seen from outside ([`DiskWatch`]): it can say
+//!   nothing itself.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
 //!
 //! [`LogWriter`] is what the lane does, a step at a time; the thread around it only waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -24,7 +27,9 @@ use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use lockstep_core::wal::LogJob;
+use prometheus_client::metrics::histogram::Histogram;
 
+use crate::group::disk_watch::{DiskWatch, Hanging};
 use crate::group::{GroupHandle, panic_text};
 use crate::wal::{Wal, WalError, WalReader, WalStats};
 
@@ -148,6 +153,7 @@ pub(crate) struct LogLane {
     jobs: mpsc::Sender<PersistJob>,
     reader: WalReader,
     stats: Arc<Mutex<WalStats>>,
+    watch: Arc<DiskWatch>,
 }
 
 /// Bytes of entries taken into one round; the rest waits for the next.
@@ -155,14 +161,16 @@ const ROUND_BYTES_MAX: usize = 2 * limits::LOG_BATCH_BYTES_MAX;
 
 impl LogLane {
     /// Starts the lane; it ends when the last handle is dropped and everything queued is durable.
-    pub(crate) fn start(wal: Wal) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(wal: Wal, dir: &Path) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel();
         let stats = Arc::new(Mutex::new(wal.stats()));
-        let lane = Self { jobs, reader: wal.reader(), stats: Arc::clone(&stats) };
+        let watch = Arc::new(DiskWatch::new(dir));
+        let shown = (Arc::clone(&stats), Arc::clone(&watch));
+        let lane = Self { jobs, reader: wal.reader(), stats, watch };
         let writer = LogWriter::new(wal);
         let thread = std::thread::Builder::new()
             .name("log-lane".to_owned())
-            .spawn(move || run(writer, &queue, &stats))?;
+            .spawn(move || run(writer, &queue, &shown.0, &shown.1))?;
         Ok((lane, thread))
     }
 
@@ -175,6 +183,16 @@ impl LogLane {
         self.reader.clone()
     }
 
+    /// The operation that hangs, if one does.
+    pub(crate) fn hanging(&self) -> Option<Hanging> {
+        self.watch.hanging()
+    }
+
+    /// How long jobs took to become durable, seconds.
+    pub(crate) fn writes(&self) -> Histogram {
+        self.watch.writes()
+    }
+
     pub(crate) fn stats(&self) -> WalStats {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -183,9 +201,15 @@ impl LogLane {
 /// Every group that the lane ever wrote for.
 type Known = BTreeMap<GroupId, GroupHandle>;
 
-fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Arc<Mutex<WalStats>>) {
+fn run(
+    mut writer: LogWriter,
+    queue: &mpsc::Receiver<PersistJob>,
+    stats: &Arc<Mutex<WalStats>>,
+    watch: &DiskWatch,
+) {
     let mut known = Known::new();
-    let served = catch_unwind(AssertUnwindSafe(|| serve(&mut writer, queue, stats, &mut known)));
+    let serve = || serve(&mut writer, queue, (stats, watch), &mut known);
+    let served = catch_unwind(AssertUnwindSafe(serve));
     let why = match served {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
@@ -205,7 +229,7 @@ fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, stats: &Arc<Mu
 fn serve(
     writer: &mut LogWriter,
     queue: &mpsc::Receiver<PersistJob>,
-    stats: &Arc<Mutex<WalStats>>,
+    (stats, watch): (&Arc<Mutex<WalStats>>, &DiskWatch),
     known: &mut Known,
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
@@ -217,18 +241,22 @@ fn serve(
                 return Ok(());
             }
             std::thread::sleep(idle);
-            writer.tend()?
+            watch.housekeeping(|| writer.tend())?
         } else {
             match queue.recv_timeout(idle) {
-                Ok(first) => writer.write(gather(first, queue, known))?,
-                Err(RecvTimeoutError::Timeout) => writer.tend()?,
+                Ok(first) => {
+                    let round = gather(first, queue, known);
+                    watch.write(|| writer.write(round))?
+                }
+                Err(RecvTimeoutError::Timeout) => watch.housekeeping(|| writer.tend())?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         };
         outputs.into_iter().for_each(|output| tell(output, known));
         // Counting looks at the whole index: not for every batch.
         if counted.elapsed() >= idle {
-            *stats.lock().unwrap_or_else(PoisonError::into_inner) = writer.stats();
+            let figures = watch.housekeeping(|| writer.stats());
+            *stats.lock().unwrap_or_else(PoisonError::into_inner) = figures;
             counted = Instant::now();
         }
     }

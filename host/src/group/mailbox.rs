@@ -19,6 +19,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::group::askers::Asker;
+use crate::group::disk_watch::Hanging;
 use crate::metrics::TransferTally;
 use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
 
@@ -124,6 +125,8 @@ pub struct GroupReport {
     pub log_damaged: u64,
     /// Bytes that the filesystem of the node's log has left.
     pub log_disk_available: u64,
+    /// The operation that the node's log hangs in.
+    pub log_hangs: Option<Hanging>,
     /// How long the last snapshot took from the mark to the seal, and when it was sealed.
     pub last_capture_ms: u64,
     pub last_snapshot_wall_ms: u64,

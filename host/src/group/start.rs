@@ -198,6 +198,7 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         log_pinned_by: None,
         log_damaged: 0,
         log_disk_available: 0,
+        log_hangs: None,
         last_capture_ms: 0,
         last_snapshot_wall_ms: 0,
         last_restore_ms: 0,

@@ -75,7 +75,7 @@ fn open_with(fs: &MemFs, module: Module) -> Started {
     let doors: Arc<dyn Fs> = Arc::new(fs.clone());
     let options = WalOptions::new(CLUSTER, NodeId(1), 1 << 20, 1);
     let (wal, _) = Wal::open(Arc::clone(&doors), Path::new("/data/wal"), options).expect("a log");
-    let (log, _) = LogLane::start(wal).expect("a thread");
+    let (log, _) = LogLane::start(wal, Path::new("/data/wal")).expect("a thread");
     let limits = BudgetLimits {
         bytes: u64::MAX,
         headroom_bytes: 0,

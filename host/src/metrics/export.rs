@@ -11,6 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::clock::Clock;
@@ -26,9 +27,20 @@ use crate::store::reserve::{PRODUCERS, REASONS};
 pub struct NodeMetrics(Registry);
 
 impl NodeMetrics {
-    pub fn new(router: Router, port: Arc<PortState>, clock: Arc<dyn Clock>) -> Self {
+    /// `log_writes` is how long jobs took to become durable, seconds.
+    pub fn new(
+        router: Router,
+        port: Arc<PortState>,
+        clock: Arc<dyn Clock>,
+        log_writes: Histogram,
+    ) -> Self {
         let mut registry = Registry::with_prefix("lockstep");
         registry.register_collector(Box::new(PortRows(port)));
+        registry.register(
+            "log_write_seconds",
+            "Writing and syncing what waited for the node's log",
+            log_writes,
+        );
         registry.register_collector(Box::new(Reports { router, clock }));
         Self(registry)
     }
@@ -119,6 +131,10 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("log_bytes", "Bytes of the node's log, shared by its groups", |r| one(r.log_bytes))?;
     rows.gauge("log_short_bytes", "Bytes that the log lacks to take commands", |report| {
         one(report.status.shortage.map_or(0, |shortage| shortage.lacks()))
+    })?;
+    rows.gauge("log_stalled_seconds", "For how long an operation of the log hangs", |report| {
+        let labels = |dir: &str| vec![("directory", dir.to_owned())];
+        report.log_hangs.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)

@@ -49,8 +49,20 @@ pub(crate) enum ConvertError {
 
 /// A frame for the wire.
 pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
-    let Frame { group, lineage, from, to, boot, nonce, wall_ms, short, applied, halted, body } =
-        frame;
+    let Frame {
+        group,
+        lineage,
+        from,
+        to,
+        boot,
+        nonce,
+        wall_ms,
+        short,
+        stalled,
+        applied,
+        halted,
+        body,
+    } = frame;
     let body = match body {
         Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
         Body::Probe => frame::Body::Probe(wire::Empty {}),
@@ -78,6 +90,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         applied,
         halted,
         lineage: lineage.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
+        stalled,
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -124,6 +137,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         short: frame.short.map(shortage_from_wire),
         applied: frame.applied,
         halted: frame.halted,
+        stalled: frame.stalled,
         body,
     })
 }

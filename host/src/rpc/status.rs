@@ -99,6 +99,8 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
             .map(|group| group.name().to_owned())
             .unwrap_or_default(),
         log_damaged_segments: report.log_damaged,
+        log_stalled_ms: report.log_hangs.as_ref().map_or(0, |hangs| hangs.ms),
+        log_stalled_directory: report.log_hangs.map(|hangs| hangs.dir).unwrap_or_default(),
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
         objects: report
             .stored

@@ -254,6 +254,7 @@ fn report(node: NodeId) -> GroupReport {
         frames_misdirected: 0,
     };
     GroupReport {
+        log_hangs: None,
         status,
         snapshot_bytes: 0,
         log_bytes: 0,

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 50] = [
+pub const WANTED: [&str; 53] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
@@ -15,9 +15,11 @@ pub const WANTED: [&str; 50] = [
     "clock jumps",
     "crashes",
     "crashes at an operation",
+    "disk stalled state",
     "disk fills up",
     "disk full state",
     "disks of snapshots fill up",
+    "disks that hang to the end",
     "duplicated frames",
     "failed operations",
     "failed reads",
@@ -26,6 +28,7 @@ pub const WANTED: [&str; 50] = [
     "frames cut off",
     "frames dropped",
     "guest traps",
+    "hanging disks",
     "installs",
     "io errors",
     "kills",

@@ -44,6 +44,7 @@ impl World {
             84..90 => self.rot(node),
             90..96 => self.wipe(node),
             96..98 => self.grow(),
+            98..100 => self.hang(node),
             _ => {}
         }
     }
@@ -218,6 +219,23 @@ impl World {
         self.after(until, Action::Mend { what: Mend::Disk(node) });
     }
 
+    /// Nothing on its disk comes back, for a while or until all faults end.
+    fn hang(&mut self, node: NodeId) {
+        if self.nodes.values().any(|node| node.hangs_since.is_some()) {
+            return;
+        }
+        self.counters.add("hanging disks");
+        // Without it and another one that lost its disk there may be no majority.
+        let stays = self.rng.percent(30) && self.may_weaken(node);
+        self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
+        if stays {
+            self.counters.add("disks that hang to the end");
+        } else {
+            let until = self.rng.between(SECOND, 60 * SECOND);
+            self.after(until, Action::Mend { what: Mend::Hang(node) });
+        }
+    }
+
     fn trouble_transfers(&mut self) {
         let ids: Vec<u64> = self.transfers.keys().copied().collect();
         match ids.is_empty() {
@@ -253,6 +271,9 @@ impl World {
 
     /// Whether the disk of `node` may be lost or damaged now.
     fn may_weaken(&self, node: NodeId) -> bool {
+        if self.nodes.values().any(|node| node.hangs_since.is_some()) {
+            return false;
+        }
         let groups: Vec<_> = self
             .setup
             .groups
@@ -358,6 +379,9 @@ impl World {
             Mend::Disk(node) => {
                 let bytes = self.setup.disk_bytes;
                 self.nodes.get_mut(&node).expect("a node").free_disk(bytes);
+            }
+            Mend::Hang(node) => {
+                self.nodes.get_mut(&node).expect("a node").hangs_since = None;
             }
             Mend::Clock(node) => {
                 let node = self.nodes.get_mut(&node).expect("a node");

@@ -16,6 +16,7 @@ pub mod network;
 pub mod node;
 pub mod points;
 pub mod rng;
+pub mod stalls;
 pub mod steps;
 pub mod transfer;
 pub mod world;

@@ -112,6 +112,9 @@ impl World {
                 let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);
                 self.check(kept);
             }
+            ReplicaState::Running(lockstep_core::group::Running::DiskStalled(_)) => {
+                self.counters.add("disk stalled state");
+            }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
                 let process = self.nodes[&node].process.as_ref();

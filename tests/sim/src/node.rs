@@ -12,6 +12,7 @@ use bytes::Bytes;
 use lockstep_core::entry::Profile;
 use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId, Ticket};
+use lockstep_core::limits::DISK_STALL_MS;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::wal::LogJob;
@@ -79,6 +80,8 @@ pub struct Node {
     pub unreadable: bool,
     /// Something else takes the disk of its log.
     pub log_filled: bool,
+    /// Since when that disk hangs: no operation on it comes back.
+    pub hangs_since: Option<u64>,
 }
 
 /// A process, from start to crash.
@@ -89,6 +92,8 @@ pub struct Process {
     pub reader: WalReader,
     pub queue: Vec<(u64, LogJob)>,
     pub log_scheduled: bool,
+    /// As the replicas were told last.
+    pub stalled: bool,
     pub budget: Arc<Budget>,
     pub replicas: BTreeMap<GroupId, Replica>,
 }
@@ -152,6 +157,19 @@ pub enum NoStart {
     Strays(String),
 }
 
+impl Process {
+    fn new(
+        epoch: u64,
+        log: LogWriter,
+        budget: Arc<Budget>,
+        replicas: BTreeMap<GroupId, Replica>,
+    ) -> Self {
+        let (reader, queue) = (log.reader(), Vec::new());
+        let (log_scheduled, stalled) = (false, false);
+        Self { epoch, log, reader, queue, log_scheduled, stalled, budget, replicas }
+    }
+}
+
 impl Node {
     pub fn new(id: NodeId, setup: &Setup) -> Self {
         Self {
@@ -171,7 +189,13 @@ impl Node {
             rotten_log: None,
             unreadable: false,
             log_filled: false,
+            hangs_since: None,
         }
+    }
+
+    /// Whether an operation on its disk hangs for so long that the process takes notice.
+    pub fn is_stalled(&self, now: u64) -> bool {
+        self.hangs_since.is_some_and(|since| now > since + DISK_STALL_MS * 1_000)
     }
 
     /// What its clock says.
@@ -285,8 +309,7 @@ impl Node {
             replicas.insert(id, replica);
             first.push((id, effects));
         }
-        let (queue, log_scheduled) = (Vec::new(), false);
-        self.process = Some(Process { epoch, log, reader, queue, log_scheduled, budget, replicas });
+        self.process = Some(Process::new(epoch, log, budget, replicas));
         Ok(first)
     }
 

@@ -195,7 +195,7 @@ impl World {
             && it.snapshots.len() >= recovery_points
     }
 
-    fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) -> Checked {
+    pub(crate) fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) -> Checked {
         let deadline = self.now + CONVERGE_TICKS * 100 * MS;
         while !there(self) {
             if self.now > deadline {

@@ -1,7 +1,7 @@
 //! One step of one lane, and where its effects go.
 
 use lockstep_core::entry::is_mark;
-use lockstep_core::fault::Fault;
+use lockstep_core::fault::{Fault, Stall};
 use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
@@ -11,8 +11,12 @@ use lockstep_host::group::log_lane::LogOutput;
 
 use crate::check::durable::{self, View, Views};
 use crate::check::promises;
-use crate::node::{NoStart, Process};
+use crate::node::{DATA, NoStart, Process};
+use crate::stalls::needs_disk;
 use crate::world::{Action, Captured, MS, SECOND, World};
+
+/// How soon it is looked again whether a disk that hangs is back.
+const HANGS_AGAIN: u64 = 100 * MS;
 
 impl World {
     pub(crate) fn act(&mut self, action: Action) {
@@ -95,10 +99,13 @@ impl World {
         let wall_ms = node.wall_ms(self.now);
         node.time.set(wall_ms, self.now);
         let running_ms = self.now / MS;
+        let (hangs, stalled) = (node.hangs_since.is_some(), node.is_stalled(self.now));
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
+        let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;
         let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
-        for (group, replica) in &process.replicas {
+        // The store lane hangs as well.
+        for (group, replica) in process.replicas.iter().filter(|_| !hangs) {
             let (unlist, room) =
                 replica.with_store(move |store| (store.tend(running_ms), store.next_room()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
@@ -115,6 +122,10 @@ impl World {
             self.event(id, group, vec![Event::SnapshotRoom(room)]);
         }
         for group in groups {
+            if changed {
+                let stall = stalled.then(|| Stall { path: DATA.to_owned() });
+                self.event(id, group, vec![Event::DiskStalled(stall)]);
+            }
             self.event(id, group, vec![Event::Tick { wall_ms }]);
         }
     }
@@ -240,6 +251,9 @@ impl World {
         if self.is_paused(id) {
             return self.put_off(id, Action::Log { node: id, epoch });
         }
+        if self.nodes[&id].hangs_since.is_some() {
+            return self.after(HANGS_AGAIN, Action::Log { node: id, epoch });
+        }
         let Some(process) = self.process(id, epoch) else { return };
         process.log_scheduled = false;
         let stepped = match process.log.is_stalled() || process.queue.is_empty() {
@@ -314,8 +328,13 @@ impl World {
         if self.is_paused(node) {
             return self.put_off(node, Action::Apply { node, epoch, group });
         }
+        let hangs = self.nodes[&node].hangs_since.is_some();
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        // The guest lives in memory, but snapshots do not.
+        if hangs && replica.jobs.front().is_some_and(needs_disk) {
+            return self.after(HANGS_AGAIN, Action::Apply { node, epoch, group });
+        }
         replica.lane_scheduled = false;
         let Some(job) = replica.jobs.pop_front() else { return };
         let starts = matches!(job, ApplyJob::Start { .. });
@@ -405,6 +424,9 @@ impl World {
         if self.is_paused(node) {
             return self.put_off(node, Action::Seal { node, epoch, group, capture });
         }
+        if self.nodes[&node].hangs_since.is_some() {
+            return self.after(HANGS_AGAIN, Action::Seal { node, epoch, group, capture });
+        }
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("it captured");
         replica.sealing -= 1;
@@ -437,6 +459,9 @@ impl World {
             if removed {
                 self.lose_disk(id);
             }
+        }
+        if self.nodes[&id].hangs_since.is_some() {
+            return self.after(SECOND, Action::Start { node: id });
         }
         self.ids += 1;
         let (epoch, seed) = (self.ids, self.rng.next_u64());

@@ -132,6 +132,8 @@ pub enum Mend {
     Weather,
     Disk(NodeId),
     Clock(NodeId),
+    /// A disk answers again.
+    Hang(NodeId),
 }
 
 pub struct World {
@@ -341,7 +343,7 @@ impl World {
             node.fs.heal();
             node.free_disk(disk_bytes);
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
-            node.unreadable = false;
+            (node.unreadable, node.hangs_since) = (false, None);
             *node.traps.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::apply::Answer;
-use crate::fault::{Fault, Refusal, Shortage};
+use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::group::frame::Frame;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::recovery_state::RecoveryState;
@@ -81,6 +81,9 @@ pub enum Running {
     NeedsSnapshot(String),
     /// Answers queries, votes, and takes no commands until the log has room again.
     DiskFull(Shortage),
+    /// Answers queries; its log writes nothing until the disk answers, and it does not lead while
+    /// another can.
+    DiskStalled(Stall),
     /// Votes and keeps the log, but applies nothing more.
     Halted(Halt),
 }
@@ -147,6 +150,7 @@ impl ReplicaState {
             Self::Running(Running::DiskFull(Shortage::Disk { .. })) => "disk full",
             Self::Running(Running::DiskFull(Shortage::Log { .. })) => "log full",
             Self::Running(Running::Halted(_)) => "halted",
+            Self::Running(Running::DiskStalled(_)) => "disk stalled",
             Self::Stopped(Stopped::Requested) => "stopped",
             Self::Stopped(Stopped::Removed) => "removed",
             Self::Stopped(Stopped::Failed(_)) => "failed",
@@ -163,6 +167,7 @@ impl ReplicaState {
             }
             Self::Running(Running::NeedsSnapshot(why)) => Some(why.clone()),
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
+            Self::Running(Running::DiskStalled(stall)) => Some(stall.to_string()),
             Self::Stopped(Stopped::Removed) => {
                 Some("the group's configuration no longer holds this replica".to_owned())
             }
@@ -182,7 +187,7 @@ impl ReplicaState {
     /// How a linearizable query is refused in this state; `None` when it is taken.
     pub fn query_refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Running(Running::DiskFull(_)) => None,
+            Self::Running(Running::DiskFull(_) | Running::DiskStalled(_)) => None,
             other => other.refusal(),
         }
     }

@@ -7,6 +7,9 @@
 //!   appends, but its election timer is held just below the timeout until ten timeouts passed
 //!   without a leader; if it leads all the same, it hands over. The last resort must lead: a group
 //!   of one is never reluctant.
+//! - One whose disk hangs is reluctant too, and never campaigns: what it has to say could not
+//!   leave. A leader hands over if the others are a majority, and after a few tries in vain it
+//!   steps down.
 //! - Ticks are never withheld: a replica without ticks keeps its lease and refuses every vote.
 
 use raft::eraftpb::{Message, MessageType};
@@ -33,6 +36,8 @@ pub(super) struct Election {
     handed: u64,
     /// Who was last asked to take over.
     asked: Option<u64>,
+    /// Attempts to hand over since the disk hangs.
+    tries: u32,
 }
 
 /// The longest timeout raft accepts here.
@@ -71,9 +76,9 @@ impl Election {
         raw.raft.set_randomized_election_timeout(timeout);
     }
 
-    fn hold_back(&self, raw: &mut RawNode<RaftLog>, now: u64) {
+    fn hold_back(&self, raw: &mut RawNode<RaftLog>, shared: &Shared) {
         let patience = (limits::RELUCTANT_TIMEOUTS * limits::ELECTION_TICKS_MAX) as u64;
-        if now >= self.heard + patience {
+        if shared.now >= self.heard + patience && shared.stalled.is_none() {
             return;
         }
         raw.raft.set_randomized_election_timeout(TIMEOUT_MAX);
@@ -90,7 +95,7 @@ impl Hosting {
             self.election.heard = shared.now;
             self.hand_over_if_reluctant(shared);
         } else if self.election.reluctant {
-            self.election.hold_back(&mut self.raw, shared.now);
+            self.election.hold_back(&mut self.raw, shared);
         } else if alone && self.raw.raft.promotable() && self.all_persisted() {
             // A group of one has nobody to wait for.
             let _ = self.raw.campaign();
@@ -113,17 +118,21 @@ impl Hosting {
         }
         let raft = &self.raw.raft;
         let voters = raft.prs().conf().voters();
+        // One without room takes no commands, but whoever cannot write does not even answer.
+        let stalled = shared.stalled.is_some();
+        let has_room = |id: &u64| shared.shortage_of(ReplicaId(*id)).is_none();
         let best = raft
             .prs()
             .iter()
             // Not raft's own word alone, which each quorum check takes back.
             .filter(|(id, _)| **id != raft.id && voters.contains(**id))
             .filter(|(id, _)| !shared.is_silent(ReplicaId(**id)))
-            .filter(|(id, _)| shared.shortage_of(ReplicaId(**id)).is_none())
             .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
+            .filter(|(id, _)| !shared.is_stalled(ReplicaId(**id)))
+            .filter(|(id, _)| stalled || has_room(id))
             .max_by_key(|(id, peer)| {
                 let again = Some(**id) == self.election.asked;
-                (!again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
+                (has_room(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
             })
             .map(|(id, _)| *id);
         if let Some(id) = best {
@@ -138,19 +147,37 @@ impl Hosting {
     }
 
     fn hand_over_if_reluctant(&mut self, shared: &Shared) {
-        let now = shared.now;
+        let (now, stalled) = (shared.now, shared.stalled.is_some());
+        if !stalled {
+            self.election.tries = 0;
+        }
         let due = now >= self.election.handed + limits::ELECTION_TICKS_MAX as u64;
+        if !self.election.reluctant || !due || stalled && !shared.others_suffice() {
+            return;
+        }
+        if stalled && self.election.tries >= limits::STALLED_HAND_OVERS_MAX {
+            self.election.tries = 0;
+            return self.step_down();
+        }
         // A try that found nobody is no try: the next may come in another phase of the heartbeats,
         // when somebody is known to be active.
-        if self.election.reluctant && due && self.transfer_to_best(shared) {
+        if self.transfer_to_best(shared) {
             self.election.handed = now;
+            self.election.tries += u32::from(stalled);
         }
+    }
+
+    /// Leads no more, so that the others elect somebody: a transfer may be lost, or its heir not
+    /// want to lead.
+    fn step_down(&mut self) {
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
     }
 }
 
 fn is_reluctant(shared: &Shared) -> bool {
     let able = match &shared.state {
-        ReplicaState::Running(Running::Serving) => true,
+        ReplicaState::Running(Running::Serving | Running::DiskStalled(_)) => true,
         ReplicaState::Running(
             Running::Restoring
             | Running::Joining
@@ -160,5 +187,6 @@ fn is_reluctant(shared: &Shared) -> bool {
         )
         | ReplicaState::Stopped(_) => false,
     };
-    !able || shared.clock_is_off()
+    let stalled = shared.stalled.is_some() && !planted("lead_with_a_stalled_disk");
+    !able || stalled || shared.clock_is_off()
 }

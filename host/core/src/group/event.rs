@@ -7,7 +7,7 @@ use raft::eraftpb::Entry;
 
 use crate::apply::Applied;
 use crate::entry::{Call, MarkReason};
-use crate::fault::{Fault, Shortage};
+use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
@@ -123,6 +123,8 @@ pub enum Event {
     Faulted(Fault),
     /// The disk of the log has too little room, or room again.
     Room(Option<Shortage>),
+    /// The disk of the log hangs, or answers again.
+    DiskStalled(Option<Stall>),
     /// How the disk stands with the next snapshot: told while there is too little room, and once
     /// when there is enough again.
     SnapshotRoom(Room),

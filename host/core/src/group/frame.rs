@@ -30,6 +30,8 @@ pub struct Frame {
     pub applied: u64,
     /// The sender applies nothing more.
     pub halted: bool,
+    /// The disk of the sender's log hangs: it does not want to lead.
+    pub stalled: bool,
     pub body: Body,
 }
 

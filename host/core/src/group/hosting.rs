@@ -179,6 +179,7 @@ impl Hosting {
                 self.transfer_ended(shared, (to, purpose), (ok, moved), prefers);
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
+            Event::DiskStalled(stall) => self.disk_stalled(shared, stall, effects),
             Event::SnapshotRoom(room) => self.marks.told_of_room(room),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
@@ -245,6 +246,7 @@ impl Hosting {
             | Event::LogDamaged { .. }
             | Event::TransferEnded { .. }
             | Event::Room(_)
+            | Event::DiskStalled(_)
             | Event::SnapshotRoom(_)
             | Event::HandOver => unreachable!("handled before the lanes' events"),
         }
@@ -295,7 +297,8 @@ impl Hosting {
         }
         self.settle_state(shared, effects);
         let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
-        if self.unwritten_since.is_some_and(due) {
+        // Behind a disk that hangs such batches would only gather.
+        if self.unwritten_since.is_some_and(due) && shared.persist.is_idle() {
             self.unwritten_since = None;
             shared.persist_now(Vec::new(), effects);
         }
@@ -362,6 +365,10 @@ impl Hosting {
             return;
         }
         self.election.hear(&message, shared.now);
+        if shared.persist.is_full() {
+            // What it would answer could not leave.
+            return;
+        }
         // An error means: not for this configuration or term. raft answers what needs an answer.
         let _ = self.raw.step(message);
     }
@@ -369,6 +376,7 @@ impl Hosting {
     /// Whether this replica takes commands now.
     fn may_propose(&self, shared: &Shared) -> Result<(), Refusal> {
         self.may_lead(shared)?;
+        shared.may_write()?;
         self.has_room(shared)
     }
 
@@ -493,6 +501,8 @@ impl Hosting {
                     Running::NeedsSnapshot(why.to_owned())
                 } else if !self.pipeline.is_open() || self.installs.is_restoring() {
                     Running::Restoring
+                } else if let Some(stall) = &shared.stalled {
+                    Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.short {
                     Running::DiskFull(shortage)
                 } else {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::Message;
 
+use crate::limits;
 use crate::snapshot::{Hold, SnapshotDesc};
 
 /// Batches emitted and not yet durable, in order.
@@ -50,6 +51,16 @@ impl PersistQueue {
     /// Whether this replica's boot count, the first batch of every start, is durable.
     pub(super) fn is_booted(&self) -> bool {
         self.durable > 0
+    }
+
+    /// Whether everything emitted is durable.
+    pub(super) fn is_idle(&self) -> bool {
+        self.durable == self.emitted
+    }
+
+    /// Whether so much waits for batches that no more may be promised.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= limits::PROMISES_WAITING_MAX
     }
 
     pub(super) fn reached(&self, seq: u64) -> bool {

@@ -16,6 +16,7 @@
 //! run K · run until WHAT                         ticks everywhere, each followed by stabilize
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
+//! stall|unstall NODE                             its disk hangs, and it knows; answers again
 //! reads NODE hold|go                             go: the last one that waits is the first answered
 //! captures NODE fail|tight|ok · restores NODE fail|ok · traps NODE
 //! room NODE short|ok · next NODE short|near|over|ok
@@ -257,6 +258,7 @@ impl Session {
                 let shortage = (*how == "short").then_some(Shortage::Disk { need: 64, have: 1 });
                 cluster.event(node, Event::Room(shortage));
             }
+            ("stall" | "unstall", [node]) => more::stall(cluster, node, word == "stall"),
             ("next", [node, how]) => {
                 let (have, quota) = match *how {
                     "short" => (100, 2_000),

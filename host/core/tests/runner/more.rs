@@ -1,10 +1,18 @@
-//! What `more NODE` shows, the rest of a replica's status, and `log NODE`.
+//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And disks that hang.
 
-use lockstep_core::group::{GroupStatus, PeerStatus};
+use lockstep_core::fault::Stall;
+use lockstep_core::group::{Event, GroupStatus, PeerStatus};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
 
 use super::cluster::Cluster;
+
+/// The disk of a node hangs, and its replica knows; or it answers again.
+pub(crate) fn stall(cluster: &mut Cluster, name: &str, hangs: bool) {
+    cluster.processes.get_mut(name).expect("a process").disk.stuck = hangs;
+    let stall = hangs.then(|| Stall { path: "wal".to_owned() });
+    cluster.event(name, Event::DiskStalled(stall));
+}
 
 pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     let process = &cluster.processes[name];

@@ -21,6 +21,7 @@ fn frame(body: Body) -> Frame {
         short: Some(Shortage::Disk { need: 17, have: 4 }),
         applied: 41,
         halted: true,
+        stalled: true,
         body,
     }
 }

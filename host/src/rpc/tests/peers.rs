@@ -59,6 +59,7 @@ pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         short: None,
         applied: 0,
         halted: false,
+        stalled: false,
         body: Body::Probe,
     })
 }

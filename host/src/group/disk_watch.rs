@@ -1,0 +1,125 @@
+//! [`DiskWatch`]: how long the log lane has been in one operation, for those who cannot ask it.
+//!
+//! A thread that hangs in the system answers nobody and cannot be interrupted. So it writes down
+//! when it goes to the disk and when it is back, and everybody else only reads that.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use lockstep_core::fault::Stall;
+use lockstep_core::limits;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+/// What the lane is at.
+pub(crate) struct DiskWatch {
+    dir: PathBuf,
+    epoch: Instant,
+    /// When it went to the disk, milliseconds from `epoch`; [`AWAY`] while it waits for work.
+    since_ms: AtomicU64,
+    /// How long it took to make jobs durable, seconds.
+    writes: Histogram,
+}
+
+/// The lane is not at the disk.
+const AWAY: u64 = u64::MAX;
+
+/// An operation that hangs, and for how long by now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hanging {
+    /// The directory of the log.
+    pub dir: String,
+    pub ms: u64,
+}
+
+impl DiskWatch {
+    pub(crate) fn new(dir: &Path) -> Self {
+        // From 50 microseconds to 26 s.
+        let writes = Histogram::new(exponential_buckets(50e-6, 2.0, 20));
+        let (epoch, since_ms) = (Instant::now(), AtomicU64::new(AWAY));
+        Self { dir: dir.to_owned(), epoch, since_ms, writes }
+    }
+
+    /// How long jobs took to become durable.
+    pub(crate) fn writes(&self) -> Histogram {
+        self.writes.clone()
+    }
+
+    /// Does what makes jobs durable.
+    pub(crate) fn write<T>(&self, operation: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = self.housekeeping(operation);
+        self.writes.observe(began.elapsed().as_secs_f64());
+        done
+    }
+
+    /// Does what else the lane has to do at the disk.
+    pub(crate) fn housekeeping<T>(&self, operation: impl FnOnce() -> T) -> T {
+        self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+        let back = Back(self);
+        let done = operation();
+        drop(back);
+        done
+    }
+
+    /// What hangs now.
+    pub(crate) fn hanging(&self) -> Option<Hanging> {
+        let ms = under_way(self.since_ms.load(Ordering::Relaxed), self.now_ms());
+        let dir = || self.dir.display().to_string();
+        (ms > limits::DISK_STALL_MS).then(|| Hanging { dir: dir(), ms })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
+    }
+}
+
+impl Hanging {
+    /// As the core is told of it: the same for as long as it lasts.
+    pub(crate) fn stall(self) -> Stall {
+        Stall { path: self.dir }
+    }
+}
+
+/// Writes down that the lane is back, even if it panicked.
+struct Back<'a>(&'a DiskWatch);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        let watch = self.0;
+        let ms = under_way(watch.since_ms.swap(AWAY, Ordering::Relaxed), watch.now_ms());
+        if ms > limits::DISK_STALL_MS {
+            let dir = watch.dir.display();
+            tracing::warn!(%dir, ms, "the disk of the log hung, and answers again");
+        }
+    }
+}
+
+fn under_way(since_ms: u64, now_ms: u64) -> u64 {
+    if since_ms == AWAY { 0 } else { now_ms.saturating_sub(since_ms) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_seen_from_outside() {
+        assert_eq!(under_way(AWAY, 7_000), 0, "it waits for work");
+        assert_eq!(under_way(2_000, 7_000), 5_000);
+        assert_eq!(under_way(7_001, 7_000), 0, "two threads need not agree on the millisecond");
+
+        let mut watch = DiskWatch::new(Path::new("/data/wal"));
+        watch.epoch = Instant::now().checked_sub(Duration::from_secs(60)).expect("it ran so long");
+        assert_eq!(watch.hanging(), None);
+        watch.since_ms.store(10_000, Ordering::Relaxed);
+        let hanging = watch.hanging().expect("for 50 s by now");
+        assert_eq!(hanging.dir, "/data/wal");
+        assert!(hanging.ms >= 50_000);
+        watch.write(|| assert_eq!(watch.hanging(), None, "it only began"));
+        assert_eq!(watch.hanging(), None);
+        assert_eq!(watch.since_ms.load(Ordering::Relaxed), AWAY);
+    }
+}

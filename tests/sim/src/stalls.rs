@@ -1,0 +1,123 @@
+//! One disk hangs, and the group does not.
+//!
+//! Nothing else goes wrong. First the leader's disk hangs, then a follower's, each for a minute.
+//! Commands are answered throughout, but for one election when it was the leader's.
+
+use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
+use lockstep_core::ids::{GroupId, NodeId};
+
+use crate::check::{Checked, violated};
+use crate::node::Setup;
+use crate::world::{MS, SECOND, World};
+
+const GROUP: &str = "a";
+/// For so long a disk hangs.
+const HANGS: u64 = 60 * SECOND;
+/// Ticks between two commands that are answered: when the leader's disk hangs it takes one second
+/// to notice, some to be led by another, and clients look for it; a follower is not missed.
+const LEADER_TICKS_MAX: u64 = 60;
+const FOLLOWER_TICKS_MAX: u64 = 20;
+
+/// Tells it.
+pub fn story(seed: u64) -> Checked {
+    let mut world = World::with_setup(seed, setup());
+    world.calm = true;
+    world.until("sixty commands", |world| world.acknowledged() >= 60)?;
+    let leader = world.leads().expect("somebody answered");
+    world.hangs(leader, LEADER_TICKS_MAX)?;
+    let led = world.leads();
+    if led.is_none_or(|led| led == leader) {
+        let what = format!("{led:?} leads, the disk of {leader} hangs: {}", world.describe());
+        return violated("stalls", what);
+    }
+    world.until("its return", |world| {
+        world.member_ids().into_iter().all(|node| world.serves(node))
+    })?;
+    let leader = world.leads();
+    let follower = world.member_ids().into_iter().find(|node| Some(*node) != leader);
+    world.hangs(follower.expect("two of them follow"), FOLLOWER_TICKS_MAX)?;
+    if world.leads() != leader {
+        return violated("stalls", "a follower's disk hung, and another one leads".to_owned());
+    }
+    world.converge()?;
+    world.finish()
+}
+
+fn setup() -> Setup {
+    Setup {
+        nodes: 3,
+        groups: vec![GROUP.to_owned()],
+        segment_bytes: 64 << 10,
+        policy: SnapshotPolicy { entries: 100, log_bytes: 64 << 10, catch_up: 20 },
+        ballast: 0,
+        budget_bytes: 16 << 20,
+        cap_bytes: u64::MAX,
+        disk_bytes: 64 << 20,
+        apart: false,
+        founders: 3,
+    }
+}
+
+impl World {
+    /// The disk of `node` hangs for a minute; nobody may wait longer than `ticks` for the next
+    /// answer to anybody.
+    fn hangs(&mut self, node: NodeId, ticks: u64) -> Checked {
+        let until = self.now + HANGS;
+        self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
+        let (mut answered, mut at) = (self.acknowledged(), self.now);
+        while self.now < until {
+            self.step()?;
+            if self.acknowledged() > answered {
+                (answered, at) = (self.acknowledged(), self.now);
+            }
+            if self.now > at + ticks * 100 * MS {
+                let waited = (self.now - at) / MS;
+                let what = format!("{waited} ms without an answer: {}", self.describe());
+                return violated("stalls", what);
+            }
+        }
+        self.nodes.get_mut(&node).expect("a node").hangs_since = None;
+        Ok(())
+    }
+
+    /// Who leads by its own word, in the highest term.
+    fn leads(&self) -> Option<NodeId> {
+        let group = GroupId::of_name(GROUP);
+        let statuses = self
+            .nodes
+            .values()
+            .filter_map(|node| Some(node.process.as_ref()?.replicas.get(&group)?.group.status()));
+        let leaders = statuses.filter(|status| status.role == Role::Leader);
+        leaders.max_by_key(|status| status.term).map(|status| status.node)
+    }
+
+    fn serves(&self, node: NodeId) -> bool {
+        let group = GroupId::of_name(GROUP);
+        let process = self.nodes[&node].process.as_ref();
+        let replica = process.and_then(|process| process.replicas.get(&group));
+        replica.is_some_and(|replica| replica.group.state().refusal().is_none())
+    }
+}
+
+/// Whether a job of the apply lane hangs with the disk: the guest lives in memory, but snapshots do
+/// not.
+pub(crate) fn needs_disk(job: &ApplyJob) -> bool {
+    match job {
+        ApplyJob::Start { .. } | ApplyJob::Capture { .. } | ApplyJob::Restore { .. } => true,
+        ApplyJob::Range { .. } | ApplyJob::Query { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hanging_disk_holds_nobody_up() {
+        for seed in 1..=10 {
+            if let Err(violation) = story(seed) {
+                panic!("seed {seed}: {}: {}", violation.checker, violation.what);
+            }
+        }
+    }
+}

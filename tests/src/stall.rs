@@ -1,0 +1,225 @@
+//! Disks that hang: each node on a filesystem of its own, which is frozen (`fsfreeze`) under it. No
+//! operation fails; what writes does not come back.
+//!
+//! - When it is the leader's disk, another node leads soon, and commands are answered.
+//! - When it is a follower's, nobody notices.
+//! - A node whose disk hangs says so, and stops when it is told to.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lockstep_client::Options;
+use lockstep_client::v1::GroupStatus;
+
+use crate::cluster::{Cluster, STOP_PATIENCE, Spec};
+use crate::observe::PATIENCE;
+use crate::steady::Steady;
+use crate::tell::{Teller, seconds};
+
+const GROUP: &str = "ballast";
+const MODULE: &str = "native:ballast:65536";
+const DISK_BYTES: u64 = 96 << 20;
+const COMMAND_BYTES: usize = 1 << 10;
+const PAUSE_MS: u64 = 5;
+/// The longest that the writer may wait for an answer: a second until a node takes notice, an
+/// election, and a client that looks for the new leader.
+const LEADER_GAP_MAX: Duration = Duration::from_secs(8);
+/// The same when nobody should notice, on a busy machine.
+const FOLLOWER_GAP_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at what was answered.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A filesystem that can be frozen. It is thawed before it goes.
+struct Freezer {
+    dir: PathBuf,
+    image: PathBuf,
+}
+
+/// What this machine lacks for it; `None` if nothing.
+pub fn lacks() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("mounting and freezing a filesystem needs root".to_owned());
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("there are no loop devices".to_owned());
+    }
+    let installed = |program: &&&str| {
+        let mut version = Command::new(program);
+        version.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        version.status().is_err()
+    };
+    let missing = ["mkfs.ext4", "fsfreeze"];
+    missing.iter().find(installed).map(|program| format!("{program} is not installed"))
+}
+
+/// Lets disks hang for so many seconds each.
+pub async fn run(hang_seconds: u64, tell: &mut Teller) -> Result<()> {
+    tell.step("Start three nodes, each on a filesystem of its own");
+    let mut cluster = Cluster::prepare(Spec::of_module(GROUP, MODULE, 3))?;
+    let mut disks = Vec::new();
+    for node in cluster.nodes() {
+        disks.push(Freezer::mount(&cluster.data_dir(node))?);
+        let listens = format!("metrics-listen = \"{}\"\n", metrics_address(&cluster, node));
+        cluster.configure(node, &(listens + &cluster.configuration(node)))?;
+        cluster.start_node(node)?;
+    }
+    let hangs = Duration::from_secs(hang_seconds);
+    let done = all(&mut cluster, &disks, hangs, tell).await;
+    if done.is_err() {
+        cluster.keep_files();
+    }
+    done.with_context(|| format!("logs in {}", cluster.root().display()))
+}
+
+async fn all(
+    cluster: &mut Cluster,
+    disks: &[Freezer],
+    hangs: Duration,
+    tell: &mut Teller,
+) -> Result<()> {
+    cluster.wait_serving(GROUP).await?;
+    let client = cluster.client_of(GROUP, Options::default())?;
+    let writer =
+        Steady::start(cluster.client_of(GROUP, Options::default())?, COMMAND_BYTES, PAUSE_MS);
+
+    tell.step(&format!("The leader's disk hangs for {}", seconds(hangs)));
+    let leader = cluster.wait_leader(GROUP, None).await?;
+    let gap = hang(cluster, &disks[usize::from(leader) - 1], leader, hangs, &writer).await?;
+    ensure!(gap <= LEADER_GAP_MAX, "nobody was answered for {gap:?}");
+    tell.shown(format!(
+        "another node leads; nobody waited for more than {}; the node told of its disk",
+        seconds(gap)
+    ));
+
+    tell.step(&format!("A follower's disk hangs for {}", seconds(hangs / 3)));
+    let leader = cluster.wait_serving(GROUP).await?;
+    let follower = cluster.nodes().into_iter().find(|node| *node != leader).expect("two follow");
+    let disk = &disks[usize::from(follower) - 1];
+    let gap = hang(cluster, disk, follower, hangs / 3, &writer).await?;
+    ensure!(gap <= FOLLOWER_GAP_MAX, "nobody was answered for {gap:?}");
+    tell.shown(format!("nobody waited for more than {}", seconds(gap)));
+
+    tell.step("The leader's disk hangs, and the node is told to stop");
+    let leader = cluster.wait_serving(GROUP).await?;
+    stop(cluster, &disks[usize::from(leader) - 1], leader, tell).await?;
+    cluster.start_node(leader)?;
+
+    writer.account(cluster, (&client, GROUP), tell).await
+}
+
+/// The disk of `node` hangs for so long; the longest time without an answer to the writer.
+async fn hang(
+    cluster: &mut Cluster,
+    disk: &Freezer,
+    node: u16,
+    hangs: Duration,
+    writer: &Steady,
+) -> Result<Duration> {
+    disk.freeze()?;
+    let began = Instant::now();
+    let (mut answered, mut at, mut longest) = (writer.acknowledged(), began, Duration::ZERO);
+    while began.elapsed() < hangs {
+        tokio::time::sleep(LOOK).await;
+        longest = longest.max(at.elapsed());
+        if writer.acknowledged() > answered {
+            (answered, at) = (writer.acknowledged(), Instant::now());
+        }
+    }
+    let status = cluster.group(node, GROUP).await.context("the node says nothing")?;
+    tells_of_its_disk(&status, &scrape(&metrics_address(cluster, node))?)?;
+    let leader = cluster.leader(GROUP).await.context("nobody leads")?;
+    ensure!(leader != node, "node {node} leads, and its disk hangs");
+    disk.thaw()?;
+    cluster.wait_serving(GROUP).await?;
+    Ok(longest)
+}
+
+fn tells_of_its_disk(status: &GroupStatus, metrics: &str) -> Result<()> {
+    let GroupStatus { state, cause, log_stalled_ms, log_stalled_directory, .. } = status;
+    ensure!(state == "disk stalled" && !cause.is_empty(), "its state is {state}: {cause}");
+    ensure!(*log_stalled_ms > 1_000, "its disk hangs for {log_stalled_ms} ms");
+    ensure!(log_stalled_directory.ends_with("wal"), "in {log_stalled_directory:?}");
+    let row = metrics.lines().find(|line| line.starts_with("lockstep_log_stalled_seconds{"));
+    let row = row.with_context(|| format!("no metric tells of it: {metrics}"))?;
+    ensure!(row.contains(log_stalled_directory) && !row.ends_with(" 0"), "{row}");
+    Ok(())
+}
+
+/// A node whose disk hangs is told to stop. A thread that the system holds keeps the process from
+/// vanishing, but nobody is served by it any more.
+async fn stop(cluster: &mut Cluster, disk: &Freezer, node: u16, tell: &Teller) -> Result<()> {
+    disk.freeze()?;
+    let address = cluster.address(node).to_owned();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    cluster.process(node)?.terminate()?;
+    let ended = async |cluster: &Cluster| {
+        let said = cluster.log_text(node).contains("node stopped");
+        (said && TcpStream::connect(&address).is_err()).then_some(())
+    };
+    cluster.wait_for("the node's end", STOP_PATIENCE, ended).await?;
+    let took = began.elapsed();
+    disk.thaw()?;
+    let status = cluster.ended(node, PATIENCE).await?;
+    ensure!(status.success(), "it was told to stop and ended with {status}");
+    tell.shown(format!("it stopped within {}", seconds(took)));
+    Ok(())
+}
+
+/// The cluster's addresses are its own, and so are the ports behind.
+fn metrics_address(cluster: &Cluster, node: u16) -> String {
+    let (host, port) = cluster.address(node).rsplit_once(':').expect("host:port");
+    format!("{host}:{}", port.parse::<u16>().expect("a port") + 8)
+}
+
+fn scrape(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).context("the metrics' port")?;
+    stream.set_read_timeout(Some(PATIENCE)).context("a timeout")?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("asking for metrics")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading metrics")?;
+    Ok(answer)
+}
+
+impl Freezer {
+    fn mount(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        let image = dir.with_extension("img");
+        let file = std::fs::File::create(&image).context("creating an image")?;
+        file.set_len(DISK_BYTES).context("making the image as large as the disk")?;
+        run_quietly(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+        run_quietly(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(dir))?;
+        Ok(Self { dir: dir.to_owned(), image })
+    }
+
+    fn freeze(&self) -> Result<()> {
+        run_quietly(Command::new("fsfreeze").arg("-f").arg(&self.dir))
+    }
+
+    fn thaw(&self) -> Result<()> {
+        run_quietly(Command::new("fsfreeze").arg("-u").arg(&self.dir))
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        // It is mostly not frozen. One that is would keep its processes for ever.
+        let _not_frozen = self.thaw();
+        // Lazily: a process that is about to be killed may still have files open.
+        let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+        let _ = std::fs::remove_file(&self.image);
+    }
+}
+
+/// Runs a program that says nothing if it succeeds.
+fn run_quietly(command: &mut Command) -> Result<()> {
+    let done = command.output().with_context(|| format!("starting {command:?}"))?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "{command:?} failed ({}): {}", done.status, said.trim());
+    Ok(())
+}
