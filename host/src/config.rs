@@ -26,8 +26,10 @@ use serde::Deserialize;
 use crate::store::layout::snapshot_dir_of;
 
 pub mod clients;
+pub mod guest;
 
 pub use clients::ClientSettings;
+pub use guest::GuestLimits;
 
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub struct GroupSpec {
     pub nodes: BTreeSet<NodeId>,
     /// Handed to the guest's `init` when the group is founded.
     pub config: String,
+    /// Recorded when the group is founded.
+    pub limits: GuestLimits,
     pub snapshot_policy: SnapshotPolicy,
     /// Where its snapshots live, if not under the data directory: this group's own directory.
     pub snapshot_dir: Option<PathBuf>,
@@ -137,6 +141,9 @@ struct RawGroup {
     nodes: Option<Vec<u16>>,
     #[serde(default)]
     config: String,
+    memory: Option<String>,
+    entry_fuel: Option<u64>,
+    command_fuel: Option<u64>,
     snapshot_entries: Option<u64>,
     snapshot_log_bytes: Option<String>,
     catch_up_entries: Option<u64>,
@@ -280,6 +287,8 @@ fn groups(
         let cap = group.snapshot_cap.as_deref();
         let snapshot_cap = cap.map(|s| parse_share("snapshot-cap", s)).transpose()?;
         check_guest_config(&name, &group.config)?;
+        let (memory, fuel) = (group.memory.as_deref(), (group.entry_fuel, group.command_fuel));
+        let limits = GuestLimits::parse(&name, memory, fuel.0, fuel.1)?;
         specs.push(GroupSpec {
             module: match group.module.strip_prefix("native:") {
                 Some(native) => ModuleSource::Native(native.to_owned()),
@@ -288,6 +297,7 @@ fn groups(
             lineage: group.lineage.as_deref().map(parse_lineage).transpose()?,
             nodes: members,
             config: group.config,
+            limits,
             snapshot_policy: SnapshotPolicy {
                 entries,
                 log_bytes: log_bytes.unwrap_or(default.log_bytes),

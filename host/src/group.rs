@@ -88,6 +88,8 @@ pub(crate) struct GroupActor {
     strangers: Vec<(NodeId, Lineage)>,
     /// As the core was told last.
     stall: Option<Stall>,
+    /// The state machine's memory is near the bound, as the log said it last.
+    memory_is_near: bool,
     /// The store lane is to look for room.
     looking: Arc<AtomicBool>,
     lanes: Lanes,
@@ -168,6 +170,7 @@ impl GroupActor {
             clock_is_off: false,
             strangers: Vec::new(),
             stall: None,
+            memory_is_near: false,
             looking: Arc::default(),
             lanes,
             state,
@@ -233,6 +236,7 @@ impl GroupActor {
                     self.publish_report();
                     self.tell_of_the_clock();
                     self.tell_of_strangers();
+                    self.tell_of_memory();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();
@@ -310,8 +314,8 @@ impl GroupActor {
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let (waiting, event) = match request {
-            Request::Propose { call, answer } => {
-                (Waiting::Command(answer), Event::Propose { ticket, call })
+            Request::Propose { call, relief, answer } => {
+                (Waiting::Command(answer), Event::Propose { ticket, call, relief })
             }
             Request::OpenSession { nonce, answer } => {
                 (Waiting::Command(answer), Event::OpenSession { ticket, nonce })
@@ -444,7 +448,10 @@ impl GroupActor {
                 tracing::error!(group, state = state.name(), cause, "replica state");
             }
             ReplicaState::Running(
-                Running::Halted(_) | Running::DiskFull(_) | Running::DiskStalled(_),
+                Running::Halted(_)
+                | Running::DiskFull(_)
+                | Running::DiskStalled(_)
+                | Running::MemoryHigh(_),
             ) => {
                 tracing::warn!(group, state = state.name(), cause, "replica state");
             }
@@ -482,6 +489,27 @@ impl GroupActor {
                 "a node speaks for another group of this name: correct [nodes] where it is wrong");
         }
         self.strangers.clone_from(now);
+    }
+
+    /// Says once when memory comes near the bound at which commands are refused, and once when it is
+    /// far from it again.
+    fn tell_of_memory(&mut self) {
+        let Some(memory) = self.report.borrow().status.memory else { return };
+        let near = memory.bytes >= memory.warning();
+        if std::mem::replace(&mut self.memory_is_near, near) == near {
+            return;
+        }
+        let (group, bytes, soft) = (self.handle.name(), memory.bytes, memory.soft());
+        match near {
+            true => tracing::warn!(
+                group,
+                bytes,
+                refused_from = soft,
+                most = memory.most,
+                "the state machine's memory grows near to where commands are refused"
+            ),
+            false => tracing::info!(group, bytes, refused_from = soft, "memory is well again"),
+        }
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command

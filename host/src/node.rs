@@ -475,8 +475,6 @@ async fn listen_on(
 }
 
 fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule) -> GroupConfig {
-    let profile =
-        lockstep_core::entry::Profile { engine_major: module.engine_major(), ..Default::default() };
     GroupConfig {
         name: spec.name.clone(),
         node: config.node,
@@ -484,7 +482,7 @@ fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule)
         module: module.id(),
         lineage: spec.lineage,
         guest_config: spec.config.clone().into(),
-        profile,
+        profile: spec.limits.profile(&spec.module, module.engine_major()),
         snapshot_policy: spec.snapshot_policy,
         snapshots_share_log_disk: true,
         seed: entropy(),

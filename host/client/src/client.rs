@@ -35,6 +35,9 @@ pub struct Options {
     pub attempt: Duration,
     /// How long connecting may take.
     pub connect: Duration,
+    /// The commands make room in the state machine's memory: they are taken, up to a bound, while
+    /// others are refused as `memory-high`.
+    pub relief: bool,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             deadline: Duration::from_secs(10),
             attempt: Duration::from_secs(3),
             connect: Duration::from_secs(1),
+            relief: false,
         }
     }
 }
@@ -164,6 +168,7 @@ impl Client {
             sequence: 0,
             lowest_unanswered: 0,
             command,
+            relief: self.options().relief,
         };
         let (response, course) = self
             .run(Repeat::IfNothing, |mut client, timeout| {
@@ -184,6 +189,7 @@ impl Client {
                     sequence: call.sequence(),
                     lowest_unanswered: call.lowest_unanswered(),
                     command: command.clone(),
+                    relief: self.options().relief,
                 };
                 async move { client.apply(timed(request, timeout)).await }
             })

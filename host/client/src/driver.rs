@@ -256,6 +256,7 @@ impl Driver {
             session: self.session,
             lowest_unanswered: lowest,
             commands,
+            relief: self.client.options().relief,
         })
     }
 

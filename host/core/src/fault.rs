@@ -53,6 +53,11 @@ pub enum Refusal {
          one succeeds; commands are taken again once one did"
     )]
     LogFull { bytes: u64, bound: u64 },
+    #[error(
+        "the state machine has {bytes} bytes of memory and may have {most}; commands are refused \
+         from {bound} on, but for those that make room"
+    )]
+    MemoryHigh { bytes: u64, bound: u64, most: u64 },
     #[error("no quorum confirmed the read in time")]
     ReadTimeout,
     #[error("the group is {state}: {cause}")]

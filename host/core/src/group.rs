@@ -20,6 +20,7 @@ use crate::entry::Profile;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
 use crate::limits;
+use crate::memory::MemoryUse;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
@@ -35,6 +36,7 @@ mod install;
 mod mark;
 mod meeting;
 mod membership;
+mod memory;
 mod outgoing;
 mod persist;
 mod pipeline;
@@ -147,6 +149,8 @@ pub(crate) struct Shared {
     short: Option<Shortage>,
     /// The disk of the log hangs.
     stalled: Option<Stall>,
+    /// What the guest has of its memory, as the apply lane said last.
+    memory: Option<MemoryUse>,
     /// The tick from which on a snapshot is tried although no mark comes.
     tries_at: u64,
     /// Frames dropped because they were for another replica id.
@@ -167,6 +171,7 @@ struct Seen {
     applied: u64,
     halted: bool,
     stalled: bool,
+    memory: Option<MemoryUse>,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -217,6 +222,7 @@ impl Group {
             overdue: None,
             short: None,
             stalled: None,
+            memory: None,
             tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
             applied: 0,
@@ -375,6 +381,7 @@ impl Group {
             | Event::Overtaken
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
+            | Event::Memory(_)
             | Event::Room(_)
             | Event::DiskStalled(_)
             | Event::SnapshotRoom(_)
@@ -425,6 +432,7 @@ impl Shared {
             applied: self.applied,
             halted: self.halt().is_some(),
             stalled: self.stalled.is_some(),
+            memory: self.memory,
             body,
         }
     }
@@ -480,6 +488,7 @@ impl Shared {
             applied: frame.applied,
             halted: frame.halted,
             stalled: frame.stalled,
+            memory: frame.memory,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -496,6 +505,7 @@ impl Shared {
         (seen.applied, seen.halted) = (frame.applied, frame.halted);
         (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
         seen.stalled = frame.stalled;
+        seen.memory = frame.memory;
         seen.via = Arc::clone(&inbound.via);
         Ok(true)
     }

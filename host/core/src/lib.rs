@@ -15,6 +15,7 @@ pub mod fault;
 pub mod group;
 pub mod ids;
 pub mod limits;
+pub mod memory;
 pub mod mutant;
 pub mod recovery_state;
 pub mod retention;

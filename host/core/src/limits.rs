@@ -50,6 +50,19 @@ pub const COMMITTED_BYTES_MAX: u64 = 4 * MIB as u64;
 /// Entries proposed and not committed that a leader holds, bytes.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
 
+/// Of the memory that a guest may have, the part at which commands are refused. The quarter above is
+/// for what is under way then: one pack of at most [`PACK_BYTES_MAX`], by the rule of
+/// [`MEMORY_UNDER_WAY_PARTS`], which at the default of 1 GiB may take 256 times its size; for what
+/// guests that grow a buffer by doubling it ask for at once; and for commands that make room.
+pub const MEMORY_SOFT_PERCENT: u64 = 75;
+/// The part at which commands that make room are refused, too.
+pub const MEMORY_RELIEF_PERCENT: u64 = 87;
+/// Of the soft bound, the part at which status, metrics and log warn.
+pub const MEMORY_WARNING_PERCENT: u64 = 80;
+/// Of what is left below the bound, no more than one such part is under way as commands; a single
+/// pack always may be.
+pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
+
 /// Milliseconds of one tick.
 pub const TICK_MS: u64 = 100;
 /// Ticks between heartbeats.
@@ -144,6 +157,7 @@ pub const GROUP_NAME_BYTES_MAX: usize = 64;
 pub const GUEST_CONFIG_BYTES_MAX: usize = 64 * KIB;
 
 const _: () = assert!(COMMAND_BYTES_MAX + PACK_OVERHEAD_BYTES_MAX < PACK_BYTES_MAX);
+const _: () = assert!(MEMORY_SOFT_PERCENT < MEMORY_RELIEF_PERCENT && MEMORY_RELIEF_PERCENT < 100);
 const _: () = assert!(APPEND_BYTES_MAX as usize + PACK_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_BLOCK_BYTES < GRPC_MESSAGE_BYTES_MAX);

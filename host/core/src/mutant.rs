@@ -48,6 +48,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("lose_the_cause", "a group that failed says that the node shuts down"),
     ("lose_the_unbegun", "a transfer that never began is reported by nobody"),
     ("miss_what_was", "whoever asks later does not hear how a group ended"),
+    ("memory_without_bound", "commands are taken although memory is high"),
     ("mirrors_remember", "the copy of a guest keeps what a query wrote"),
     ("never_ask", "a replica without a good snapshot asks nobody"),
     ("never_report", "raft hears of no transfer's end"),

@@ -9,6 +9,10 @@ use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
+    /// The command makes room: it is taken, up to a bound, while commands are refused because the
+    /// state machine has little memory left (`memory-high`).
+    #[arg(long)]
+    relief: bool,
     /// Print one JSON object: ok, answer, attempts, leader_changed.
     #[arg(long)]
     json: bool,
@@ -18,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Outcome {
     let command = argument_or_stdin(args.command)?;
-    let client = args.target.client()?;
+    let client = args.target.client_with(|options| options.relief = args.relief)?;
     let session = client.open_session().await.map_err(call_failed)?;
     let reply = session.apply(command).await.map_err(call_failed)?;
     let json = args.json.then(|| {

@@ -108,6 +108,7 @@ fn node_config(
             lineage: None,
             module: ModuleSource::File(args.module.clone()),
             nodes: addresses.keys().copied().collect(),
+            limits: Default::default(),
             config: args.config.clone(),
             snapshot_policy: SnapshotPolicy::default(),
             snapshot_dir: None,

@@ -31,11 +31,16 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        let options = Options {
+        self.client_with(|_| ())
+    }
+
+    pub(crate) fn client_with(&self, change: impl FnOnce(&mut Options)) -> Result<Client, Failure> {
+        let mut options = Options {
             group: self.group.clone(),
             deadline: Duration::from_secs(self.timeout.max(1)),
             ..Options::default()
         };
+        change(&mut options);
         Client::connect(self.endpoint.split(',').map(str::trim), options)
             .map_err(|e| Failure::Usage(e.to_string()))
     }

@@ -186,6 +186,12 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
+    if group.guest_memory_bytes >= group.memory_warning_bytes.max(1)
+        && group.memory_warning_bytes > 0
+        && group.state != "memory high"
+    {
+        notes.push(memory_note(group));
+    }
     if group.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
         let ahead = Duration::from_millis(group.log_time_ahead_ms);
         notes.push(format!(
@@ -244,6 +250,15 @@ fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
          correct [nodes] where it is wrong, or give the node that does not belong here an empty \
          data-dir",
         stranger.node, stranger.address, group.name
+    )
+}
+
+fn memory_note(group: &GroupStatus) -> String {
+    format!(
+        "its state machine has {} of {} memory; from {} on commands are refused",
+        size(group.guest_memory_bytes),
+        size(group.guest_memory_most),
+        size(group.memory_soft_bytes)
     )
 }
 
@@ -355,6 +370,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
         "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
+        "guest_memory_most": group.guest_memory_most,
+        "memory_soft_bytes": group.memory_soft_bytes, "relief_commands": group.relief_commands,
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
         "log_stalled_ms": group.log_stalled_ms,
         "log_stalled_directory": group.log_stalled_directory,

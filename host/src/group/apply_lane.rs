@@ -29,6 +29,7 @@ use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use raft::eraftpb::Entry;
@@ -102,6 +103,8 @@ pub struct ApplyLane {
     waiting: bool,
     /// What the job under way has to tell beside its own output.
     aside: Vec<Event>,
+    /// What the core was told last of the guest's memory.
+    told_memory: Option<MemoryUse>,
     spoilers: Spoilers,
     snapshot_traps: u32,
     /// When the last one did.
@@ -119,6 +122,7 @@ impl ApplyLane {
             overtaken: false,
             waiting: false,
             aside: Vec::new(),
+            told_memory: None,
             spoilers: Spoilers::default(),
             snapshot_traps: 0,
             trapped: Duration::ZERO,
@@ -204,10 +208,17 @@ impl ApplyLane {
 
     /// All that a job led to.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
-        let memory = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
-        self.tools.gauges.guest_memory_bytes.store(memory, Ordering::Relaxed);
-        let aside = std::mem::take(&mut self.aside).into_iter().map(Output::Event);
-        let mut outputs: Vec<Output> = aside.chain(outputs).collect();
+        let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
+        self.tools.gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
+        let most = self.ledger.install().map(|install| install.profile.memory_bytes);
+        // A machine that is built in may have all there is, unless it was told otherwise.
+        let bounded = |most: &u64| bytes > 0 && *most < u64::MAX;
+        let memory = most.filter(bounded).map(|most| MemoryUse { bytes, most });
+        let news = memory.filter(|memory| self.told_memory != Some(*memory)).map(Event::Memory);
+        self.told_memory = memory.or(self.told_memory);
+        let aside = std::mem::take(&mut self.aside).into_iter();
+        let mut outputs: Vec<Output> =
+            news.into_iter().chain(aside).map(Output::Event).chain(outputs).collect();
         if let Some(fault) = self.untold.take() {
             tracing::error!(group = %self.tools.group, %fault, "the replica halts");
             outputs.push(Output::Event(Event::Faulted(fault)));

@@ -53,6 +53,8 @@ pub struct HaltedAt {
 pub(crate) enum Request {
     Propose {
         call: Call,
+        /// It is to make room.
+        relief: bool,
         answer: oneshot::Sender<Result<Answer, Refusal>>,
     },
     OpenSession {
@@ -202,17 +204,19 @@ impl GroupHandle {
     }
 
     /// Puts a command in; the answer comes through the receiver. A dropped sender means shutdown.
+    /// `relief`: it is to make room.
     pub fn submit(
         &self,
         call: Call,
+        relief: bool,
     ) -> Result<oneshot::Receiver<Result<Answer, Refusal>>, Refusal> {
         let (answer, receiver) = oneshot::channel();
-        self.put(Request::Propose { call, answer })?;
+        self.put(Request::Propose { call, relief, answer })?;
         Ok(receiver)
     }
 
     pub async fn propose(&self, call: Call) -> Result<Answer, Refusal> {
-        self.submit(call)?.await.unwrap_or(Err(Refusal::ShuttingDown))
+        self.submit(call, false)?.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
     pub async fn open_session(&self, nonce: u64) -> Result<Answer, Refusal> {

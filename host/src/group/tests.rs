@@ -275,7 +275,7 @@ async fn nothing_is_done_for_those_who_left() {
     for _ in 0..100 {
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
         // The receiver goes at once.
-        left.push(hosted.handle.submit(call).expect("there is room"));
+        left.push(hosted.handle.submit(call, false).expect("there is room"));
         left.clear();
     }
     let last = hosted.handle.report().status.last_index;

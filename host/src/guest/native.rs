@@ -1,7 +1,8 @@
 //! State machines in Rust behind the same door, for tests and for measuring.
 //!
 //! - A [`NativeMachine`] keeps the contract of `wit/fsm.wit`, but nothing enforces it: no fuel, no
-//!   limit of memory, no isolation. `Err` is its way to trap.
+//!   isolation. `Err` is its way to trap. Its memory is what it says, and is looked at behind each
+//!   call.
 //! - A module's id is the SHA-256 of its name, so that the same name is the same module everywhere.
 //! - Machines provided here: a chain of hashes (any difference in what was applied shows for ever),
 //!   a register of keys and values (words to test clients with), ballast (a state of any size that
@@ -90,8 +91,9 @@ impl GuestModule for NativeModule {
         0
     }
 
-    fn instantiate(&self, _install: &Install) -> Result<Box<dyn Guest>, GuestFault> {
-        Ok(Box::new(NativeGuest { machine: (self.make)(), faulted: false }))
+    fn instantiate(&self, install: &Install) -> Result<Box<dyn Guest>, GuestFault> {
+        let (machine, most) = ((self.make)(), install.profile.memory_bytes);
+        Ok(Box::new(NativeGuest { machine, faulted: false, memory: 0, most }))
     }
 }
 
@@ -99,6 +101,9 @@ impl GuestModule for NativeModule {
 struct NativeGuest {
     machine: Box<dyn NativeMachine>,
     faulted: bool,
+    /// The most that the machine had so far: like linear memory it never shrinks. Bytes.
+    memory: u64,
+    most: u64,
 }
 
 impl NativeGuest {
@@ -112,10 +117,17 @@ impl NativeGuest {
         if self.faulted {
             return Err(call.fault(FaultClass::Host, "the guest was entered after a fault"));
         }
-        work(&mut *self.machine).map_err(|why| {
+        let done = work(&mut *self.machine).map_err(|why| {
             self.faulted = true;
             call.fault(class, why)
-        })
+        })?;
+        self.memory = self.memory.max(self.machine.memory_bytes());
+        if self.memory > self.most {
+            self.faulted = true;
+            let why = format!("it has {} bytes of memory and may have {}", self.memory, self.most);
+            return Err(call.fault(FaultClass::OutOfMemory, why));
+        }
+        Ok(done)
     }
 }
 
@@ -163,7 +175,7 @@ impl Guest for NativeGuest {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.machine.memory_bytes()
+        self.memory
     }
 
     fn is_usable(&self) -> bool {

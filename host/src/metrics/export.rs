@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -149,7 +150,19 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
     let alarms = "Entries that could not be applied here and were by another replica";
     rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
-    rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))
+    rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))?;
+    let memory = |report: &GroupReport, bytes: fn(MemoryUse) -> u64| {
+        report.status.memory.map(bytes).map_or(Vec::new(), one)
+    };
+    rows.gauge("guest_memory_limit_bytes", "The most memory that the guest may have", |report| {
+        memory(report, |memory| memory.most)
+    })?;
+    rows.gauge("guest_memory_soft_bytes", "Memory from which on commands are refused", |report| {
+        memory(report, MemoryUse::soft)
+    })?;
+    rows.counter("relief_commands", "Commands taken here that were to make room", |report| {
+        one(report.status.relief_commands)
+    })
 }
 
 fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {

@@ -37,6 +37,7 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
             lineage: None,
             module: ModuleSource::Native("register".into()),
             nodes: addresses.keys().copied().collect(),
+            limits: Default::default(),
             config: String::new(),
             snapshot_policy: SnapshotPolicy {
                 entries: 100,

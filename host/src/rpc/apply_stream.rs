@@ -103,7 +103,8 @@ impl ApplyStream {
     }
 
     fn take(&mut self, message: wire::ApplyStreamRequest) -> Result<(), Refused> {
-        let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands } = message;
+        let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands, relief } =
+            message;
         if commands.len() > STREAM_COMMANDS_MAX {
             return Err(Refused::malformed(format!(
                 "a message of {} commands is over the limit of {STREAM_COMMANDS_MAX}",
@@ -126,7 +127,8 @@ impl ApplyStream {
             };
             let submitted = open.and_then(|()| {
                 let call = Call { session, sequence, lowest_unanswered, payload: command };
-                group.submit(call).map_err(|r| Refused::by_group(&r, group.name(), &self.router))
+                let taken = group.submit(call, relief);
+                taken.map_err(|r| Refused::by_group(&r, group.name(), &self.router))
             });
             match submitted {
                 Ok(answer) => self.waiting.push_back(Waiting { tag, answer }),

@@ -84,6 +84,7 @@ impl ClientApi {
             | Refusal::Unknown { .. }
             | Refusal::DiskFull { .. }
             | Refusal::LogFull { .. }
+            | Refusal::MemoryHigh { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::Halted { .. }
@@ -129,12 +130,13 @@ impl Lockstep for ClientApi {
         let deadline = Deadline::of(&metadata);
         let group = self.open_group(&message.group)?;
         check_command(&message.command)?;
-        let answer = group.submit(Call {
+        let call = Call {
             session: message.session,
             sequence: message.sequence,
             lowest_unanswered: message.lowest_unanswered,
             payload: message.command.clone(),
-        });
+        };
+        let answer = group.submit(call, message.relief);
         let answer = match answer {
             Ok(receiver) => deadline
                 .meet(group, receiver)

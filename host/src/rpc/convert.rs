@@ -12,6 +12,7 @@ use lockstep_core::fault::Shortage;
 use lockstep_core::group::{Body, Frame};
 use lockstep_core::ids::{Digest, GroupId, Lineage, ReplicaId};
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{
     Block, BulkReply, BulkRequest, ObjectRef, Offer, Purpose, REASON_BYTES_MAX, Want,
@@ -61,6 +62,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         stalled,
         applied,
         halted,
+        memory,
         body,
     } = frame;
     let body = match body {
@@ -91,6 +93,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         halted,
         lineage: lineage.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
         stalled,
+        memory: memory.map(|MemoryUse { bytes, most }| wire::Memory { bytes, most }),
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -138,6 +141,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         applied: frame.applied,
         halted: frame.halted,
         stalled: frame.stalled,
+        memory: frame.memory.map(|wire::Memory { bytes, most }| MemoryUse { bytes, most }),
         body,
     })
 }

@@ -42,6 +42,7 @@ impl Refused {
             Refusal::Unknown { .. } => (Code::Unavailable, "unknown"),
             Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
             Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
+            Refusal::MemoryHigh { .. } => (Code::ResourceExhausted, "memory-high"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::Halted { .. } => (Code::Unavailable, "halted"),
@@ -60,6 +61,7 @@ impl Refused {
             | Refusal::Unknown { .. }
             | Refusal::DiskFull { .. }
             | Refusal::LogFull { .. }
+            | Refusal::MemoryHigh { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::Halted { .. }
@@ -224,5 +226,6 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
         Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
         Refusal::LogFull { .. } => ": `lockstep status` says why it fails",
+        Refusal::MemoryHigh { .. } => ": `lockstep apply --relief` sends one",
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use lockstep_core::group::{GroupStatus, PeerStatus, ReplicaState, Role, Running};
 use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use lockstep_core::retention::Pin;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
@@ -119,6 +120,10 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         clock_is_off: status.clock_is_off,
         log_time_ms: status.log_time_ms,
         log_time_ahead_ms: status.log_time_ahead_ms,
+        guest_memory_most: status.memory.map_or(0, |memory| memory.most),
+        memory_soft_bytes: status.memory.map_or(0, MemoryUse::soft),
+        memory_warning_bytes: status.memory.map_or(0, MemoryUse::warning),
+        relief_commands: status.relief_commands,
         marks_skipped: status.marks_skipped,
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,

@@ -128,10 +128,10 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
         let not_leader = Refusal::NotLeader { leader: machine.leader };
         let leads = machine.leader == Some(node);
         match request {
-            Request::Propose { call, answer } if leads && machine.held.is_some() => {
+            Request::Propose { call, answer, .. } if leads && machine.held.is_some() => {
                 machine.held.get_or_insert_default().push((call, answer));
             }
-            Request::Propose { call, answer } if leads => {
+            Request::Propose { call, answer, .. } if leads => {
                 propose(&mut machine, &call, answer, &mut silent);
             }
             Request::OpenSession { nonce: _, answer } if leads => {
@@ -246,6 +246,8 @@ fn report(node: NodeId) -> GroupReport {
         capture_failure: None,
         log_pin: None,
         shortage: None,
+        memory: None,
+        relief_commands: 0,
         rotten: Vec::new(),
         wanted: None,
         alarms: 0,

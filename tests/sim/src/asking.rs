@@ -144,7 +144,7 @@ fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event 
     replica.tickets.insert(ticket, to);
     match request {
         Request::Open { nonce } => Event::OpenSession { ticket, nonce },
-        Request::Write { call } => Event::Propose { ticket, call },
+        Request::Write { call } => Event::Propose { ticket, call, relief: false },
         Request::Read { request } => Event::Query { ticket, request, linearizable: true },
     }
 }

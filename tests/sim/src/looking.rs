@@ -114,6 +114,8 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskStalled(_)) => {
                 self.counters.add("disk stalled state");
+            ReplicaState::Running(lockstep_core::group::Running::MemoryHigh(_)) => {
+                self.counters.add("memory high state");
             }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");

@@ -219,6 +219,7 @@ async fn write(
             sequence,
             lowest_unanswered: sequence,
             command: keys.set(),
+            relief: false,
         };
         let answer = client.apply(request).await.map_err(|status| status.to_string());
         let applied = answer.and_then(|answer| match answer.into_inner().outcome {
@@ -268,7 +269,7 @@ async fn stream(
             next += 1;
         }
         let lowest_unanswered = open.first_key_value().map_or(next, |(lowest, _)| *lowest);
-        v1::ApplyStreamRequest { group: String::new(), session, lowest_unanswered, commands }
+        v1::ApplyStreamRequest { session, lowest_unanswered, commands, ..Default::default() }
     };
     // No more messages wait than commands are under way.
     let (outgoing, body) = mpsc::channel(in_flight);

@@ -7,6 +7,7 @@ use crate::apply::Answer;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::group::frame::Frame;
 use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::memory::MemoryUse;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::{ObjectRef, Purpose};
 use crate::snapshot::{Configuration, Hold, SnapshotDesc};
@@ -84,6 +85,8 @@ pub enum Running {
     /// Answers queries; its log writes nothing until the disk answers, and it does not lead while
     /// another can.
     DiskStalled(Stall),
+    /// Answers queries, votes, and takes no commands but those that make room.
+    MemoryHigh(MemoryUse),
     /// Votes and keeps the log, but applies nothing more.
     Halted(Halt),
 }
@@ -151,6 +154,7 @@ impl ReplicaState {
             Self::Running(Running::DiskFull(Shortage::Log { .. })) => "log full",
             Self::Running(Running::Halted(_)) => "halted",
             Self::Running(Running::DiskStalled(_)) => "disk stalled",
+            Self::Running(Running::MemoryHigh(_)) => "memory high",
             Self::Stopped(Stopped::Requested) => "stopped",
             Self::Stopped(Stopped::Removed) => "removed",
             Self::Stopped(Stopped::Failed(_)) => "failed",
@@ -168,6 +172,7 @@ impl ReplicaState {
             Self::Running(Running::NeedsSnapshot(why)) => Some(why.clone()),
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Running(Running::DiskStalled(stall)) => Some(stall.to_string()),
+            Self::Running(Running::MemoryHigh(memory)) => Some(memory.refusal(false).to_string()),
             Self::Stopped(Stopped::Removed) => {
                 Some("the group's configuration no longer holds this replica".to_owned())
             }
@@ -187,7 +192,9 @@ impl ReplicaState {
     /// How a linearizable query is refused in this state; `None` when it is taken.
     pub fn query_refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Running(Running::DiskFull(_) | Running::DiskStalled(_)) => None,
+            Self::Running(
+                Running::DiskFull(_) | Running::DiskStalled(_) | Running::MemoryHigh(_),
+            ) => None,
             other => other.refusal(),
         }
     }
@@ -198,6 +205,7 @@ impl ReplicaState {
             Self::Running(Running::Serving) => None,
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal()),
             Self::Running(Running::Halted(halt)) => Some(Refusal::Halted { cause: halt.cause() }),
+            Self::Running(Running::MemoryHigh(memory)) => Some(memory.refusal(false)),
             Self::Stopped(Stopped::Requested) => Some(Refusal::ShuttingDown),
             other => Some(Refusal::NotServing {
                 state: other.name(),

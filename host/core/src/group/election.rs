@@ -130,6 +130,7 @@ impl Hosting {
             .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
             .filter(|(id, _)| !shared.is_stalled(ReplicaId(**id)))
             .filter(|(id, _)| stalled || has_room(id))
+            .filter(|(id, _)| stalled || !shared.is_memory_high(ReplicaId(**id)))
             .max_by_key(|(id, peer)| {
                 let again = Some(**id) == self.election.asked;
                 (has_room(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
@@ -178,6 +179,7 @@ impl Hosting {
 fn is_reluctant(shared: &Shared) -> bool {
     let able = match &shared.state {
         ReplicaState::Running(Running::Serving | Running::DiskStalled(_)) => true,
+        ReplicaState::Running(Running::MemoryHigh(_)) => !shared.leads_for_memory(),
         ReplicaState::Running(
             Running::Restoring
             | Running::Joining

@@ -10,6 +10,7 @@ use crate::entry::{Call, MarkReason};
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::memory::MemoryUse;
 use crate::snapshot::chunk::{ObjectRef, Purpose};
 use crate::snapshot::{Room, SnapshotDesc, Verified};
 
@@ -23,10 +24,11 @@ pub enum Event {
     /// The transport lost its stream to a node; frames may have been dropped.
     Unreachable(NodeId),
 
-    /// A client's command.
+    /// A client's command; `relief`: it is to make room, and is taken while memory is high.
     Propose {
         ticket: Ticket,
         call: Call,
+        relief: bool,
     },
     /// A client wants a session; `nonce` tells its attempts apart.
     OpenSession {
@@ -121,6 +123,8 @@ pub enum Event {
     },
     /// The group's guest or its state failed; the replica halts.
     Faulted(Fault),
+    /// What the guest has of its memory changed. Told before whatever changed it.
+    Memory(MemoryUse),
     /// The disk of the log has too little room, or room again.
     Room(Option<Shortage>),
     /// The disk of the log hangs, or answers again.

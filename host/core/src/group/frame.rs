@@ -6,6 +6,7 @@ use raft::eraftpb::Message;
 
 use crate::fault::Shortage;
 use crate::ids::{GroupId, Lineage, ReplicaId};
+use crate::memory::MemoryUse;
 use crate::snapshot::chunk::Want;
 
 /// One message between two replicas, with what is needed to judge its sender.
@@ -32,6 +33,8 @@ pub struct Frame {
     pub halted: bool,
     /// The disk of the sender's log hangs: it does not want to lead.
     pub stalled: bool,
+    /// What the sender's guest has of its memory, once it has one.
+    pub memory: Option<MemoryUse>,
     pub body: Body,
 }
 

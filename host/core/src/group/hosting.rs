@@ -143,9 +143,11 @@ impl Hosting {
 
     pub(super) fn handle(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Propose { ticket, call } => {
-                let taken =
-                    self.may_propose(shared).and_then(|()| self.proposals.push_call(ticket, call));
+            Event::Propose { ticket, call, relief } => {
+                let taken = self
+                    .may_propose(shared)
+                    .and_then(|()| self.has_memory(shared, relief))
+                    .and_then(|()| self.proposals.push_call(ticket, call, relief));
                 answer_refusal(ticket, taken, effects);
             }
             Event::OpenSession { ticket, nonce } => {
@@ -180,6 +182,7 @@ impl Hosting {
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
             Event::DiskStalled(stall) => self.disk_stalled(shared, stall, effects),
+            Event::Memory(memory) => self.memory(shared, memory, effects),
             Event::SnapshotRoom(room) => self.marks.told_of_room(room),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
@@ -245,6 +248,7 @@ impl Hosting {
             | Event::Fetched { .. }
             | Event::LogDamaged { .. }
             | Event::TransferEnded { .. }
+            | Event::Memory(_)
             | Event::Room(_)
             | Event::DiskStalled(_)
             | Event::SnapshotRoom(_)
@@ -403,12 +407,14 @@ impl Hosting {
         while self.proposals.has_waiting()
             && !self.pipeline.is_behind()
             && self.proposals.above(settled) < limits::PACKS_INFLIGHT_MAX
+            && self.has_memory_for_more(shared)
         {
-            let Some(Proposal { body, tickets }) = self.proposals.next(shared.stamp()) else {
+            let Some(Proposal { body, tickets, bytes }) = self.proposals.next(shared.stamp())
+            else {
                 break;
             };
             match self.propose(&body) {
-                Some((index, term)) => self.proposals.proposed(index, term, tickets),
+                Some(place) => self.proposals.proposed(place, tickets, bytes),
                 None => {
                     for ticket in tickets {
                         answer_refusal(ticket, Err(Refusal::Overloaded), effects);
@@ -505,6 +511,8 @@ impl Hosting {
                     Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.short {
                     Running::DiskFull(shortage)
+                } else if let Some(high) = shared.memory_high() {
+                    Running::MemoryHigh(high)
                 } else {
                     Running::Serving
                 }

@@ -92,6 +92,11 @@ impl Pipeline {
         !(self.rebuilding || self.installing)
     }
 
+    /// Bytes of entries handed over and not applied yet.
+    pub(super) fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
+    }
+
     /// Whether the lane is so far behind that a leader packs no more commands.
     pub(super) fn is_behind(&self) -> bool {
         self.backlog_bytes > limits::APPLY_BACKLOG_BYTES_MAX

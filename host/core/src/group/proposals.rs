@@ -18,27 +18,44 @@ use crate::mutant::planted;
 pub(super) struct Proposals {
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// Proposed and not yet applied: index to (term, tickets in order).
-    proposed: BTreeMap<u64, (u64, Vec<Ticket>)>,
+    /// Proposed and not yet applied, by index.
+    proposed: BTreeMap<u64, Proposed>,
+    /// Bytes of those.
+    proposed_bytes: usize,
+    /// Commands taken that are to make room.
+    relieved: u64,
 }
 
 enum Waiting {
-    Call(Ticket, Call),
+    Call { ticket: Ticket, call: Call, relief: bool },
     Open(Ticket, u64),
+}
+
+/// An entry with commands, on its way.
+struct Proposed {
+    term: u64,
+    /// In the order of its commands.
+    tickets: Vec<Ticket>,
+    bytes: usize,
 }
 
 impl Waiting {
     fn ticket(&self) -> Ticket {
-        let (Self::Call(ticket, _) | Self::Open(ticket, _)) = self;
+        let (Self::Call { ticket, .. } | Self::Open(ticket, _)) = self;
         *ticket
     }
 
     /// What it takes of the bytes that may wait.
     fn cost(&self) -> usize {
         match self {
-            Self::Call(_, call) => cost(call),
+            Self::Call { call, .. } => cost(call),
             Self::Open(..) => limits::PACK_OVERHEAD_BYTES_MAX,
         }
+    }
+
+    /// Whether it is taken while memory is high: an opened session is not the guest's.
+    fn needs_no_memory(&self) -> bool {
+        matches!(self, Self::Call { relief: true, .. } | Self::Open(..))
     }
 }
 
@@ -46,13 +63,21 @@ impl Waiting {
 pub(super) struct Proposal {
     pub body: EntryBody,
     pub tickets: Vec<Ticket>,
+    /// What its commands take of a pack.
+    pub bytes: usize,
 }
 
 impl Proposals {
     /// Puts a command in line, or says why not.
-    pub(super) fn push_call(&mut self, ticket: Ticket, call: Call) -> Result<(), Refusal> {
+    pub(super) fn push_call(
+        &mut self,
+        ticket: Ticket,
+        call: Call,
+        relief: bool,
+    ) -> Result<(), Refusal> {
         self.admit(call.payload.len())?;
-        self.waiting.push_back(Waiting::Call(ticket, call));
+        self.relieved += u64::from(relief);
+        self.waiting.push_back(Waiting::Call { ticket, call, relief });
         Ok(())
     }
 
@@ -82,6 +107,15 @@ impl Proposals {
         self.proposed.range(index + 1..).count()
     }
 
+    /// Bytes of commands that are proposed and not yet applied.
+    pub(super) fn bytes(&self) -> usize {
+        self.proposed_bytes
+    }
+
+    pub(super) fn relieved(&self) -> u64 {
+        self.relieved
+    }
+
     /// As many waiting commands as fit one entry; a session opening comes alone.
     pub(super) fn next(&mut self, time_ms: u64) -> Option<Proposal> {
         let mut calls = Vec::new();
@@ -92,9 +126,9 @@ impl Proposals {
                 Waiting::Open(ticket, nonce) if calls.is_empty() => {
                     self.waiting_bytes -= limits::PACK_OVERHEAD_BYTES_MAX;
                     let body = EntryBody::Open { time_ms, nonce };
-                    return Some(Proposal { body, tickets: vec![ticket] });
+                    return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
                 }
-                Waiting::Call(ticket, call)
+                Waiting::Call { ticket, call, relief: _ }
                     if calls.len() < limits::PACK_COMMANDS_MAX
                         && bytes + cost(&call) <= limits::PACK_BYTES_MAX =>
                 {
@@ -103,14 +137,14 @@ impl Proposals {
                     calls.push(call);
                     tickets.push(ticket);
                 }
-                full @ (Waiting::Open(..) | Waiting::Call(..)) => {
+                full @ (Waiting::Open(..) | Waiting::Call { .. }) => {
                     self.waiting.push_front(full);
                     break;
                 }
             }
         }
         let body = EntryBody::Pack(Pack { time_ms, calls });
-        (!tickets.is_empty()).then_some(Proposal { body, tickets })
+        (!tickets.is_empty()).then_some(Proposal { body, tickets, bytes })
     }
 
     /// Nobody waits for these any more: those that are not proposed yet never will be.
@@ -130,14 +164,25 @@ impl Proposals {
     }
 
     /// The entry of these tickets stands at (index, term) of this leader's log.
-    pub(super) fn proposed(&mut self, index: u64, term: u64, tickets: Vec<Ticket>) {
-        self.proposed.insert(index, (term, tickets));
+    pub(super) fn proposed(
+        &mut self,
+        (index, term): (u64, u64),
+        tickets: Vec<Ticket>,
+        bytes: usize,
+    ) {
+        self.proposed_bytes += bytes;
+        if let Some(before) = self.proposed.insert(index, Proposed { term, tickets, bytes }) {
+            self.proposed_bytes -= before.bytes;
+        }
     }
 
     /// Pairs answers with tickets. An entry of another term at a ticket's index means: lost, not
     /// applied.
     pub(super) fn applied(&mut self, entry: EntryAnswers, effects: &mut Vec<Effect>) {
-        let Some((term, tickets)) = self.proposed.remove(&entry.index) else { return };
+        let Some(Proposed { term, tickets, bytes }) = self.proposed.remove(&entry.index) else {
+            return;
+        };
+        self.proposed_bytes -= bytes;
         if term != entry.term {
             refuse_all(tickets, &Refusal::Lost, effects);
             return;
@@ -153,17 +198,32 @@ impl Proposals {
     pub(super) fn passed(&mut self, index: u64, effects: &mut Vec<Effect>) {
         let above = self.proposed.split_off(&(index + 1));
         let gone = std::mem::replace(&mut self.proposed, above);
-        gone.into_values().for_each(|(_, tickets)| refuse_all(tickets, &Refusal::Lost, effects));
+        for Proposed { tickets, bytes, .. } in gone.into_values() {
+            self.proposed_bytes -= bytes;
+            refuse_all(tickets, &Refusal::Lost, effects);
+        }
     }
 
     /// This replica no longer leads or serves: proposed commands may yet commit, waiting ones never
     /// will.
     pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         let unknown = unknown(refusal);
-        for (_, tickets) in std::mem::take(&mut self.proposed).into_values() {
+        self.proposed_bytes = 0;
+        for Proposed { tickets, .. } in std::mem::take(&mut self.proposed).into_values() {
             refuse_all(tickets, &unknown, effects);
         }
         self.refuse_waiting(refusal, effects);
+    }
+
+    /// Memory is high: what would take more of it does not wait for that to change.
+    pub(super) fn refuse_all_but_relief(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        let (kept, refused) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.needs_no_memory());
+        self.waiting = refused;
+        self.refuse_waiting(refusal, effects);
+        self.waiting = kept;
+        self.waiting_bytes = self.waiting.iter().map(Waiting::cost).sum();
     }
 
     pub(super) fn refuse_waiting(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {

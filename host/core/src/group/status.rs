@@ -7,6 +7,7 @@ use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
 use crate::ids::{Lineage, NodeId, ReplicaId};
+use crate::memory::MemoryUse;
 use crate::mutant::planted;
 use crate::retention::{self, Pin};
 use crate::snapshot::chunk::{ObjectRef, Want};
@@ -60,6 +61,10 @@ pub struct GroupStatus {
     pub log_pin: Option<(Pin, u64)>,
     /// The log has too little room here.
     pub shortage: Option<Shortage>,
+    /// What the guest has of its memory, once there is one.
+    pub memory: Option<MemoryUse>,
+    /// Commands taken here that were to make room.
+    pub relief_commands: u64,
     /// Listed objects that are not what they were, to be repaired.
     pub rotten: Vec<ObjectRef>,
     /// What this replica asks its peers for.
@@ -116,6 +121,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         capture_failure: hosting.and_then(|h| h.marks.failure()).map(str::to_owned),
         log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins())),
         shortage: shared.short,
+        memory: shared.memory,
+        relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
         rotten: hosting.map(rotten).unwrap_or_default(),
         wanted: hosting.and_then(|h| h.wants.asked()),
         alarms: hosting.map_or(0, |h| h.halts.alarms().0),

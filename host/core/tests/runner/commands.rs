@@ -20,10 +20,11 @@
 //! reads NODE hold|go                             go: the last one that waits is the first answered
 //! captures NODE fail|tight|ok · restores NODE fail|ok · traps NODE
 //! room NODE short|ok · next NODE short|near|over|ok
+//! memory NODE BYTES                              what its guest has, of 1000
 //! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
-//! propose NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
+//! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
 //! query NODE KEY · local NODE KEY · flood NODE K COMMAND · leave NODE    leave: nobody waits
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
@@ -37,6 +38,7 @@ use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Frame, GroupStatus, Role};
 use lockstep_core::ids::Lineage;
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use lockstep_core::snapshot::Room;
 
 use super::cluster::{Bulk, Cluster, describe};
@@ -54,6 +56,8 @@ pub(crate) struct Session {
 }
 
 const RUN_TICKS_MAX: usize = 2_000;
+/// Of every guest.
+const MEMORY_BYTES: u64 = 1_000;
 
 impl Session {
     /// Carries out one line and says what happened.
@@ -259,6 +263,10 @@ impl Session {
                 cluster.event(node, Event::Room(shortage));
             }
             ("stall" | "unstall", [node]) => more::stall(cluster, node, word == "stall"),
+            ("memory", [node, bytes]) => {
+                let bytes = bytes.parse().expect("memory NODE BYTES");
+                cluster.event(node, Event::Memory(MemoryUse { bytes, most: MEMORY_BYTES }));
+            }
             ("next", [node, how]) => {
                 let (have, quota) = match *how {
                     "short" => (100, 2_000),
@@ -298,12 +306,13 @@ impl Session {
 
     fn requests(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
         match (word, words) {
-            ("propose", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0)),
+            ("propose", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0), false),
+            ("relief", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0), true),
             ("call", [node, session, sequence, lowest, ..]) => {
                 let number =
                     |text: &str| text.parse::<u64>().expect("call NODE SESSION SEQ LOWEST");
                 let numbers = (number(session), number(sequence), number(lowest));
-                self.calls(node, after(rest, 4), numbers);
+                self.calls(node, after(rest, 4), numbers, false);
             }
             ("twice", [node, session, command @ ..]) => {
                 let call = (0..2).map(|_| (1, 1, command.join(" "))).collect();
@@ -368,7 +377,7 @@ impl Session {
     }
 
     /// Commands separated by `;` arrive before one flush; in a session each has the next sequence.
-    fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64)) {
+    fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64), relief: bool) {
         let (session, first, lowest_unanswered) = numbers;
         let commands = text.split(';').map(str::trim);
         let events = commands.enumerate().map(|(place, command)| {
@@ -376,7 +385,7 @@ impl Session {
             let sequence = first + place as u64;
             let payload = command.as_bytes().to_vec().into();
             let call = Call { session, sequence, lowest_unanswered, payload };
-            Event::Propose { ticket, call }
+            Event::Propose { ticket, call, relief }
         });
         let events = events.collect();
         self.cluster.events(node, events);
@@ -390,7 +399,7 @@ impl Session {
             let ticket = self.cluster.ticket(label, true);
             let payload = command.into_bytes().into();
             let call = Call { session, sequence, lowest_unanswered, payload };
-            Event::Propose { ticket, call }
+            Event::Propose { ticket, call, relief: false }
         });
         let events = events.collect();
         self.cluster.events(node, events);
@@ -403,7 +412,7 @@ impl Session {
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
         match open {
             true => Event::OpenSession { ticket, nonce: ticket.0 },
-            false => Event::Propose { ticket, call },
+            false => Event::Propose { ticket, call, relief: false },
         }
     }
 
@@ -416,7 +425,7 @@ impl Session {
             let ticket = self.cluster.ticket(String::new(), false);
             let payload = text.clone().into_bytes().into();
             let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
-            Event::Propose { ticket, call }
+            Event::Propose { ticket, call, relief: false }
         });
         let events = events.collect();
         self.cluster.events(node, events);

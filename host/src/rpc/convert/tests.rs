@@ -22,6 +22,7 @@ fn frame(body: Body) -> Frame {
         applied: 41,
         halted: true,
         stalled: true,
+        memory: Some(MemoryUse { bytes: 11, most: 12 }),
         body,
     }
 }

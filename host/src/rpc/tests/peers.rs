@@ -60,6 +60,7 @@ pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         applied: 0,
         halted: false,
         stalled: false,
+        memory: None,
         body: Body::Probe,
     })
 }
