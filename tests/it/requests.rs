@@ -76,9 +76,9 @@ async fn a_command_over_the_limit_is_refused() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// What no message holds is refused before it is sent, and not taken for lost on the way.
+/// What no server takes is refused before it is sent, and not taken for lost on the way.
 #[tokio::test]
-async fn what_no_message_holds_is_refused_by_the_client() {
+async fn what_no_server_takes_is_refused_by_the_client() {
     let (mut cluster, client) = kv_node().await;
     let huge = "x".repeat(9 << 20);
     let session = client.open_session().await.expect("a session");
@@ -91,7 +91,7 @@ async fn what_no_message_holds_is_refused_by_the_client() {
         match refused {
             Err(Error::Refused { refusal, message, .. }) => {
                 assert_eq!(refusal, "too-large");
-                assert_says(&message, &["9437184 bytes", "no message holds"]);
+                assert_says(&message, &["9437184 bytes", "over the limit"]);
             }
             other => panic!("nine mebibytes came back as {other:?}"),
         }

@@ -58,7 +58,7 @@ impl Cluster {
 
     /// What a node says of itself; `None` if it says nothing.
     pub async fn status(&self, node: u16) -> Option<StatusResponse> {
-        let options = Options { attempt: Duration::from_secs(2), ..Options::default() };
+        let options = Options { deadline: Duration::from_secs(2), ..Options::default() };
         let client = Client::connect([self.address(node)], options).ok()?;
         client.status(self.address(node)).await.ok()
     }

@@ -13,16 +13,23 @@ pub(crate) struct Failed {
     pub leader: Option<String>,
 }
 
+/// What is known of an attempt, and what a repetition is good for: `retry` in `client.proto`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// Nothing happened; another attempt, perhaps elsewhere, may do better.
     Nothing,
     /// Nothing happened because the node has more than it can do: the same node, a little later.
     Overloaded,
+    /// Nothing happened, and it takes a while before anything does.
+    Slowly,
+    /// Nothing happened, and nothing will at this node before a person acted.
+    Once,
     /// It may have been applied, or may yet be.
     Unknown,
     /// Nothing happened, and no repetition will do better.
     Final,
+    /// Not a node's word: it may have been applied, and no repetition will do better.
+    Foreign,
 }
 
 impl Failed {
@@ -74,24 +81,28 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
             Verdict::Final
         }
         "overloaded" => Verdict::Overloaded,
+        "not-serving" | "halted" => Verdict::Slowly,
+        "disk-full" | "log-full" | "memory-high" | "queries-refused" => Verdict::Once,
         _retryable => Verdict::Nothing,
     }
 }
 
-/// Without a word of a node: by what the transport knows.
+/// Without a word of a node: by what the transport knows. Whatever was sent may have arrived, even
+/// where somebody on the way said no.
 fn judge_silent(status: &Status) -> Verdict {
     if never_connected(status) {
         return Verdict::Nothing;
     }
     match status.code() {
+        // There is no such call: nobody can have carried it out.
+        Code::Unimplemented => Verdict::Final,
         Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Unauthenticated => Verdict::Final,
+        | Code::Unauthenticated => Verdict::Foreign,
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
@@ -150,12 +161,7 @@ mod tests {
         let outcome = "lockstep-outcome";
         check(Code::FailedPrecondition, &[(refusal, "not-leader")], Verdict::Nothing);
         check(Code::Aborted, &[(refusal, "lost"), (outcome, "nothing")], Verdict::Nothing);
-        check(Code::Unavailable, &[(refusal, "unknown"), (outcome, "unknown")], Verdict::Unknown);
-        check(
-            Code::Unavailable,
-            &[(refusal, "leader-unreachable"), (outcome, "unknown")],
-            Verdict::Unknown,
-        );
+        check(Code::Unknown, &[(refusal, "unknown"), (outcome, "unknown")], Verdict::Unknown);
         check(
             Code::DeadlineExceeded,
             &[(refusal, "deadline"), (outcome, "unknown")],
@@ -168,6 +174,33 @@ mod tests {
         check(Code::Unavailable, &[], Verdict::Unknown);
         check(Code::DeadlineExceeded, &[], Verdict::Unknown);
         check(Code::Unimplemented, &[], Verdict::Final);
+        check(Code::PermissionDenied, &[], Verdict::Foreign);
+        check(Code::InvalidArgument, &[], Verdict::Foreign);
+    }
+
+    /// B10: this client does what the table at the head of `client.proto` says.
+    #[test]
+    fn the_table_of_the_protocol_is_kept() {
+        let proto = include_str!("../../proto/client.proto");
+        let rows =
+            proto.lines().skip_while(|line| !line.starts_with("//   lockstep-refusal    code"));
+        let rows = rows.skip(1).take_while(|line| line.starts_with("//   "));
+        let mut count = 0;
+        for row in rows.filter(|row| !row.starts_with("//     ")) {
+            let words: Vec<&str> = row.trim_start_matches("//").split_whitespace().collect();
+            let want = match words[2] {
+                "elsewhere" => Verdict::Nothing,
+                "later" => Verdict::Overloaded,
+                "slowly" => Verdict::Slowly,
+                "once" => Verdict::Once,
+                "never" => Verdict::Final,
+                "session" => Verdict::Unknown,
+                other => panic!("{other} is no kind of retry: {row}"),
+            };
+            assert_eq!(judge(words[0], want == Verdict::Unknown), want, "{row}");
+            count += 1;
+        }
+        assert_eq!(count, 19, "all rows were read");
     }
 
     #[test]

@@ -9,18 +9,20 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::STREAM_INFLIGHT_MAX;
 use crate::attempt::{Failed, Verdict};
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
-use crate::routes::{MESSAGE_BYTES_MAX, Routes, Target};
+use crate::routes::{Routes, Target};
 use crate::session::{OpenCall, Session};
 use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
+use crate::{COMMAND_BYTES_MAX, STREAM_INFLIGHT_MAX};
 
 /// First and longest pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Longest pause where it takes a while, or a person, before anything changes.
+pub(crate) const LONG_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Attempts that may follow a named leader without a pause.
 const JUMPS_MAX: u32 = 2;
 
@@ -52,15 +54,15 @@ impl Default for Options {
     }
 }
 
-/// What no message holds is refused here, with the servers' word: there it would break the call.
+/// What no server takes is refused here, with the servers' word: in a stream it would break the
+/// message that others are in.
 pub(crate) fn fits(what: &str, bytes: &Bytes) -> Result<()> {
-    const REST_BYTES: usize = 1 << 10;
-    let most = MESSAGE_BYTES_MAX - REST_BYTES;
-    match bytes.len() > most {
+    let (have, most) = (bytes.len(), COMMAND_BYTES_MAX);
+    match have > most {
         false => Ok(()),
         true => Err(Error::Refused {
             refusal: "too-large".to_owned(),
-            message: format!("{what} of {} bytes: no message holds more than {most}", bytes.len()),
+            message: format!("{what} of {have} bytes is over the limit of {most} bytes; split it"),
             attempts: 0,
         }),
     }
@@ -180,9 +182,14 @@ impl Client {
     }
 
     /// Applies a session's call.
-    pub(crate) async fn apply_as(&self, call: &OpenCall, command: Bytes) -> Result<Reply> {
+    pub(crate) async fn apply_as(
+        &self,
+        call: &OpenCall,
+        command: Bytes,
+        until: Instant,
+    ) -> Result<Reply> {
         let (response, course) = self
-            .run(Repeat::Always, |mut client, timeout| {
+            .run_until(until, Repeat::Always, |mut client, timeout| {
                 let request = v1::ApplyRequest {
                     group: self.group(),
                     session: call.session(),
@@ -269,10 +276,12 @@ impl Client {
     pub async fn status(&self, endpoint: &str) -> Result<v1::StatusResponse> {
         let mut client = self.inner.routes.at(endpoint)?.client;
         let message = v1::StatusRequest { group: self.group() };
-        let request = timed(message, self.inner.options.attempt);
-        match client.status(request).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(refused(Failed::of_status(&status), 1)),
+        let deadline = self.inner.options.deadline;
+        let asking = client.status(timed(message, deadline));
+        match tokio::time::timeout(deadline, asking).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
+            Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
         }
     }
 
@@ -295,7 +304,6 @@ impl Client {
         self.inner.options.group.clone()
     }
 
-    /// Attempts until one is answered, the deadline passes, or there is no point in another.
     async fn run<T, F>(
         &self,
         repeat: Repeat,
@@ -304,9 +312,22 @@ impl Client {
     where
         F: Future<Output = std::result::Result<Response<T>, Status>>,
     {
+        self.run_until(Instant::now() + self.inner.options.deadline, repeat, attempt).await
+    }
+
+    /// Attempts until one is answered, the deadline passes, or there is no point in another.
+    async fn run_until<T, F>(
+        &self,
+        deadline: Instant,
+        repeat: Repeat,
+        attempt: impl Fn(LockstepClient<Channel>, Duration) -> F,
+    ) -> Result<(T, Course)>
+    where
+        F: Future<Output = std::result::Result<Response<T>, Status>>,
+    {
         let Inner { routes, options } = &*self.inner;
-        let deadline = Instant::now() + options.deadline;
         let (mut attempts, mut jumps, mut pause) = (0, 0, PAUSE_MIN);
+        let mut hopeless = 0;
         let mut first_leader: Option<String> = None;
         let mut unknown = false;
         loop {
@@ -330,31 +351,32 @@ impl Client {
                 Ok(Err(status)) => Failed::of_status(&status),
                 Err(_elapsed) => Failed::timed_out(),
             };
-            unknown |= failed.verdict == Verdict::Unknown;
-            match (failed.verdict, repeat) {
-                (Verdict::Final, _) if unknown => return Err(lost_sight(failed, attempts)),
-                (Verdict::Final, _) => return Err(refused(failed, attempts)),
-                (Verdict::Unknown, Repeat::IfNothing) => {
+            unknown |= matches!(failed.verdict, Verdict::Unknown | Verdict::Foreign);
+            hopeless += usize::from(failed.verdict == Verdict::Once);
+            let over = match failed.verdict {
+                Verdict::Final | Verdict::Foreign => true,
+                // Each node was asked, and a named leader perhaps beside them.
+                Verdict::Once => hopeless >= routes.endpoints().len().max(2),
+                Verdict::Unknown => repeat == Repeat::IfNothing,
+                Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly => false,
+            };
+            if over {
+                if failed.verdict == Verdict::Unknown {
                     routes.avoid(&target.address);
-                    return Err(lost_sight(failed, attempts));
                 }
-                (Verdict::Unknown, Repeat::Always | Repeat::Anywhere)
-                | (Verdict::Nothing | Verdict::Overloaded, _) => {}
+                return Err(ended(unknown, failed, attempts));
             }
             let jump = steer(routes, &target.address, &failed) && jumps < JUMPS_MAX;
             let rest = if jump { Duration::ZERO } else { jittered(pause) };
             if Instant::now() + rest >= deadline {
-                return Err(match unknown {
-                    true => lost_sight(failed, attempts),
-                    false => refused(failed, attempts),
-                });
+                return Err(ended(unknown, failed, attempts));
             }
             if jump {
                 jumps += 1;
                 continue;
             }
             tokio::time::sleep(rest).await;
-            (jumps, pause) = (0, (pause * 2).min(PAUSE_MAX));
+            (jumps, pause) = (0, longer(pause, failed.verdict));
         }
     }
 }
@@ -386,6 +408,25 @@ pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
         Kind::AnswerTooLarge => Err(Error::AnswerTooLarge { message: text() }),
         Kind::SessionFull => Err(Error::SessionFull { message: text() }),
         Kind::Unspecified => Err(Error::Malformed("a rejection of an unknown kind")),
+    }
+}
+
+/// The pause behind one of this length.
+pub(crate) fn longer(pause: Duration, verdict: Verdict) -> Duration {
+    match verdict {
+        Verdict::Slowly | Verdict::Once => (pause * 4).min(LONG_PAUSE_MAX),
+        Verdict::Nothing
+        | Verdict::Overloaded
+        | Verdict::Unknown
+        | Verdict::Final
+        | Verdict::Foreign => (pause * 2).min(PAUSE_MAX),
+    }
+}
+
+fn ended(unknown: bool, failed: Failed, attempts: u32) -> Error {
+    match unknown {
+        true => lost_sight(failed, attempts),
+        false => refused(failed, attempts),
     }
 }
 

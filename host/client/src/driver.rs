@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::attempt::{Failed, Verdict};
-use crate::client::{Client, Outcome, Reply, jittered, lost_sight, refused, settle, steer};
+use crate::client::{Client, Outcome, Reply, jittered, longer, lost_sight, refused, settle, steer};
 use crate::error::{Error, Result};
 use crate::pipeline::Job;
 use crate::routes::Target;
@@ -34,9 +34,8 @@ const MESSAGES_WAITING_MAX: usize = 2;
 const TICK: Duration = Duration::from_millis(20);
 /// How long answers are waited for at a node that is being left.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// First and longest pause between streams.
+/// First pause between streams.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// All of a pipeline's state.
 pub(crate) struct Driver {
@@ -124,11 +123,12 @@ impl Driver {
                 Ended::Left { failed, useful } => (failed, useful),
             };
             let jump = steer(self.client.routes(), &address, &failed);
+            let verdict = failed.verdict;
             self.leave(failed);
             pause = if useful { PAUSE_MIN } else { pause };
             if !jump {
                 tokio::time::sleep(jittered(pause)).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                pause = longer(pause, verdict);
             }
             self.expire();
         }
@@ -289,7 +289,16 @@ impl Driver {
         let Some(command) = self.commands.get_mut(&tag) else { return };
         match failed.verdict {
             Verdict::Overloaded => self.again.push(tag),
-            Verdict::Nothing => {
+            Verdict::Once if command.attempts as usize > self.client.endpoints().len() => {
+                let attempts = command.attempts;
+                let error = match command.unknown {
+                    true => lost_sight(failed.clone(), attempts),
+                    false => refused(failed.clone(), attempts),
+                };
+                self.finish(tag, Err(error), None);
+                stream.leave(failed);
+            }
+            Verdict::Nothing | Verdict::Slowly | Verdict::Once => {
                 self.queued.push_back(tag);
                 stream.leave(failed);
             }
@@ -303,7 +312,7 @@ impl Driver {
                 self.finish(tag, Err(lost_sight(failed.clone(), attempts)), None);
                 stream.leave(failed);
             }
-            Verdict::Final => {
+            Verdict::Final | Verdict::Foreign => {
                 let attempts = command.attempts;
                 let error = match command.unknown {
                     true => lost_sight(failed, attempts),
@@ -324,9 +333,18 @@ impl Driver {
             let was_under_way = std::mem::take(&mut command.under_way);
             let attempts = command.attempts;
             let error = match failed.verdict {
-                Verdict::Final if command.unknown => lost_sight(failed.clone(), attempts),
-                Verdict::Final => refused(failed.clone(), attempts),
-                Verdict::Nothing | Verdict::Overloaded | Verdict::Unknown => {
+                // A node ends a stream behind its answers: it took nothing that has none. Of
+                // anybody else's end that is not known.
+                Verdict::Foreign if was_under_way => lost_sight(failed.clone(), attempts),
+                Verdict::Final | Verdict::Foreign if command.unknown => {
+                    lost_sight(failed.clone(), attempts)
+                }
+                Verdict::Final | Verdict::Foreign => refused(failed.clone(), attempts),
+                Verdict::Nothing
+                | Verdict::Overloaded
+                | Verdict::Slowly
+                | Verdict::Once
+                | Verdict::Unknown => {
                     command.unknown |= was_under_way;
                     if !was_under_way || command.call.is_some() {
                         continue;
@@ -394,5 +412,40 @@ impl Stream {
                 leader: None,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::client::Options;
+
+    /// B10: somebody on the way ends the stream with a no that is no node's.
+    #[tokio::test]
+    async fn what_was_sent_may_have_been_applied_whoever_ends_the_stream() {
+        let client = Client::connect(["127.0.0.1:1"], Options::default()).expect("good");
+        let (_jobs, queue) = mpsc::channel(1);
+        let mut driver = Driver::new(client.clone(), 0, queue);
+        let room = Arc::new(Semaphore::new(2));
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let (answer, receiver) = oneshot::channel();
+            let room = Arc::clone(&room).acquire_owned().await.expect("it is open");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let command = Bytes::from_static(b"a");
+            driver.admit(Job { command, call: None, deadline, answer, room });
+            answers.push(receiver);
+        }
+        driver.commands.get_mut(&1).expect("the first").under_way = true;
+        driver.under_way = 1;
+        let status = tonic::Status::permission_denied("the gateway says no");
+        driver.leave(Failed::of_status(&status));
+        let (sent, kept) = (answers.remove(0).await, answers.remove(0).await);
+        assert!(matches!(sent, Ok(Err(Error::Unknown { .. }))), "{sent:?}");
+        assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
     }
 }

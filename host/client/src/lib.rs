@@ -40,6 +40,8 @@ pub use error::Error;
 pub use pipeline::{Pending, Pipeline};
 pub use session::Session;
 
+/// Largest command, and largest query, that a server takes, bytes.
+pub const COMMAND_BYTES_MAX: usize = (1 << 20) - (4 << 10);
 /// Commands under way in one session: the server keeps answers for no more.
 pub const SESSION_OPEN_CALLS_MAX: u64 = 1024;
 /// Commands under way on one stream: the server reads no more.

@@ -58,17 +58,25 @@ impl Pipeline {
     pub async fn submit(&self, command: impl Into<Bytes>) -> Result<Pending> {
         let command = command.into();
         fits("command", &command)?;
-        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Closed)?;
+        let deadline = Instant::now() + self.client.options().deadline;
+        let room = Arc::clone(&self.room).acquire_owned();
+        let room = tokio::time::timeout_at(deadline, room).await.map_err(|_elapsed| no_room())?;
+        let room = room.map_err(|_| Error::Closed)?;
         let call = match &self.session {
-            Some(session) => Some(session.begin().await),
+            Some(session) => Some(session.begin_until(deadline).await?),
             None => None,
         };
         let (answer, receiver) = oneshot::channel();
-        let deadline = Instant::now() + self.client.options().deadline;
         let job = Job { command, call, deadline, answer, room };
         self.jobs.send(job).await.map_err(|_| Error::Closed)?;
         Ok(Pending { answer: receiver })
     }
+}
+
+/// The pipeline was full for the whole of a command's time.
+fn no_room() -> Error {
+    let message = "nothing under way in the pipeline came to its end in time".to_owned();
+    Error::Refused { refusal: "overloaded".to_owned(), message, attempts: 0 }
 }
 
 impl Future for Pending {

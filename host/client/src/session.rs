@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::client::{Client, Reply, fits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::{SESSION_OPEN_CALLS_MAX, STREAM_INFLIGHT_MAX};
 
@@ -45,14 +46,23 @@ impl Session {
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
         let command = command.into();
         fits("command", &command)?;
-        let call = self.begin().await;
-        self.inner.client.apply_as(&call, command).await
+        let until = Instant::now() + self.inner.client.options().deadline;
+        let call = self.begin_until(until).await?;
+        self.inner.client.apply_as(&call, command, until).await
     }
 
     /// A stream of commands within this session.
     pub fn pipeline(&self) -> Pipeline {
         let limit = STREAM_INFLIGHT_MAX.min(SESSION_OPEN_CALLS_MAX as usize);
         Pipeline::start(self.inner.client.clone(), Some(self.clone()), limit)
+    }
+
+    /// The same, but for no longer than that.
+    pub(crate) async fn begin_until(&self, until: Instant) -> Result<OpenCall> {
+        let begun = tokio::time::timeout_at(until, self.begin()).await;
+        begun.map_err(|_elapsed| Error::SessionFull {
+            message: "no earlier call of the session came to its end in time".to_owned(),
+        })
     }
 
     /// Waits until the window has room, and opens a call.

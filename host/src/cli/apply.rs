@@ -1,7 +1,7 @@
 //! `lockstep apply`: one command, applied once.
 
-use crate::cli::Outcome;
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
+use crate::cli::{Failure, Outcome};
 
 /// Apply a command. It is sent under a session of its own, so a retry never applies it twice.
 #[derive(clap::Args)]
@@ -23,8 +23,18 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Outcome {
     let command = argument_or_stdin(args.command)?;
     let client = args.target.client_with(|options| options.relief = args.relief)?;
-    let session = client.open_session().await.map_err(call_failed)?;
-    let reply = session.apply(command).await.map_err(call_failed)?;
+    let once = async {
+        let session = client.open_session().await?;
+        session.apply(command).await
+    };
+    // Each of the two calls has the whole time; together they have no more.
+    let reply = match tokio::time::timeout(client.options().deadline, once).await {
+        Ok(reply) => reply.map_err(call_failed)?,
+        Err(_elapsed) => {
+            let why = "no outcome in time: the command may have been applied, or may yet be";
+            return Err(Failure::Failed(why.to_owned()));
+        }
+    };
     let json = args.json.then(|| {
         serde_json::json!({ "attempts": reply.attempts, "leader_changed": reply.leader_changed })
     });

@@ -46,17 +46,25 @@ impl Target {
     }
 }
 
-/// The argument, or all of standard input without its last newline.
+/// The argument, or all of standard input; of a text without its last newline, which is no part of
+/// a line that somebody typed or echoed.
 pub(crate) fn argument_or_stdin(argument: Option<String>) -> Result<Vec<u8>, Failure> {
     if let Some(text) = argument {
         return Ok(text.into_bytes());
     }
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
-    if input.last() == Some(&b'\n') {
+    Ok(without_last_newline(input))
+}
+
+/// Bytes that are no text keep every byte.
+fn without_last_newline(mut input: Vec<u8>) -> Vec<u8> {
+    let is_text = std::str::from_utf8(&input)
+        .is_ok_and(|text| text.chars().all(|c| !c.is_control() || "\n\r\t".contains(c)));
+    if is_text && input.last() == Some(&b'\n') {
         input.pop();
     }
-    Ok(input)
+    input
 }
 
 /// Prints what the state machine said; its "no" is a failure of what was asked for.
@@ -89,5 +97,25 @@ pub(crate) fn call_failed(error: Error) -> Failure {
     match error {
         Error::BadEndpoint { .. } => Failure::Usage(error.to_string()),
         other => Failure::Failed(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// B11: a binary command that ends with the byte of a newline.
+    #[test]
+    fn only_a_text_loses_its_last_newline() {
+        let rows: [(&[u8], &[u8]); 5] = [
+            (b"set a 1\n", b"set a 1"),
+            (b"two\nlines\n\n", b"two\nlines\n"),
+            (b"\x00\x01\n", b"\x00\x01\n"),
+            (b"\xff\n", b"\xff\n"),
+            (b"", b""),
+        ];
+        for (input, want) in rows {
+            assert_eq!(without_last_newline(input.to_vec()), want);
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::router::Router;
 use crate::rpc::client_api::outcome;
 use crate::rpc::proto::client as wire;
 use crate::rpc::proto::client::stream_answer;
-use crate::rpc::refuse::{Refused, check_command};
+use crate::rpc::refuse::{Refused, check_command, check_sequence};
 use crate::rpc::server::until;
 use crate::rpc::{STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
 
@@ -123,7 +123,7 @@ impl ApplyStream {
         for wire::StreamCommand { tag, sequence, command } in commands {
             let open = match closing {
                 true => Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router)),
-                false => check_command(&command),
+                false => check_command(&command).and_then(|()| check_sequence(session, sequence)),
             };
             let submitted = open.and_then(|()| {
                 let call = Call { session, sequence, lowest_unanswered, payload: command };

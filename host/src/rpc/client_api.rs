@@ -29,7 +29,7 @@ use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::lockstep_server::Lockstep;
-use crate::rpc::refuse::{LEADER, Refused, check_command};
+use crate::rpc::refuse::{LEADER, Refused, check_command, check_sequence};
 use crate::rpc::status::StatusSource;
 
 /// How long a status waits for the groups to say how they are now.
@@ -130,6 +130,7 @@ impl Lockstep for ClientApi {
         let deadline = Deadline::of(&metadata);
         let group = self.open_group(&message.group)?;
         check_command(&message.command)?;
+        check_sequence(message.session, message.sequence)?;
         let call = Call {
             session: message.session,
             sequence: message.sequence,

@@ -1,7 +1,8 @@
 //! [`Refused`]: what a client is told when there is no answer, as a status or within a stream.
 //!
-//! The table of words, codes and ways out is at the head of `client.proto`. Every refusal says
-//! whether the command may have been applied; whoever cannot know says "unknown".
+//! The table of words, codes and ways out is at the head of `client.proto`, and a test holds this
+//! file against it. Every refusal says whether the command may have been applied; whoever cannot
+//! know says "unknown", with a code that no proxy and no library repeats by itself.
 
 use lockstep_core::fault::Refusal;
 use lockstep_core::ids::NodeId;
@@ -39,7 +40,7 @@ impl Refused {
             Refusal::NotLeader { .. } => (Code::FailedPrecondition, "not-leader"),
             Refusal::Overloaded => (Code::ResourceExhausted, "overloaded"),
             Refusal::Lost => (Code::Aborted, "lost"),
-            Refusal::Unknown { .. } => (Code::Unavailable, "unknown"),
+            Refusal::Unknown { .. } => (Code::Unknown, "unknown"),
             Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
             Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
             Refusal::MemoryHigh { .. } => (Code::ResourceExhausted, "memory-high"),
@@ -145,8 +146,7 @@ impl Refused {
         let message = "the answer was thrown away, for those before it on this connection were \
              not read; a command was or was not applied: only a retry under the same session and \
              sequence is safe";
-        let code = Code::ResourceExhausted;
-        Self { unknown: true, ..Self::nothing(code, "unread", message.to_owned()) }
+        Self { unknown: true, ..Self::nothing(Code::Unknown, "unread", message.to_owned()) }
     }
 
     /// The call could not be forwarded; `unknown` if it may have arrived all the same.
@@ -155,7 +155,10 @@ impl Refused {
             "group \"{group}\": its leader, node {leader}, could not be reached to forward to: \
              {why}; ask it, or try again"
         );
-        Self { unknown, ..Self::nothing(Code::Unavailable, "leader-unreachable", message) }
+        match unknown {
+            true => Self { unknown, ..Self::nothing(Code::Unknown, "unknown", message) },
+            false => Self::nothing(Code::Unavailable, "leader-unreachable", message),
+        }
     }
 
     fn nothing(code: Code, word: &'static str, message: String) -> Self {
@@ -213,6 +216,14 @@ pub(super) fn check_command(command: &[u8]) -> Result<(), Refused> {
     }
 }
 
+/// A call of a session has a sequence: 0 would be one call for all of them.
+pub(super) fn check_sequence(session: u64, sequence: u64) -> Result<(), Refused> {
+    match session != 0 && sequence == 0 {
+        true => Err(Refused::malformed("calls of a session are numbered from 1, not 0")),
+        false => Ok(()),
+    }
+}
+
 fn way_out(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::Overloaded => "; wait a little and try again",
@@ -227,5 +238,83 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
         Refusal::LogFull { .. } => ": `lockstep status` says why it fails",
         Refusal::MemoryHigh { .. } => ": `lockstep apply --relief` sends one",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// Word to code, as the head of `client.proto` has it.
+    fn table() -> BTreeMap<&'static str, &'static str> {
+        let proto = include_str!("../../proto/client.proto");
+        let rows =
+            proto.lines().skip_while(|line| !line.starts_with("//   lockstep-refusal    code"));
+        let rows = rows.skip(1).take_while(|line| line.starts_with("//   "));
+        let rows = rows.filter(|line| !line.starts_with("//     "));
+        let words = |row: &'static str| {
+            let mut words = row.trim_start_matches("//").split_whitespace();
+            Some((words.next()?, words.next()?))
+        };
+        rows.filter_map(words).collect()
+    }
+
+    fn all() -> Vec<Refused> {
+        let router = Router::new(NodeId(1), [], BTreeMap::new());
+        let why = String::new;
+        let groups = [
+            Refusal::NotLeader { leader: None },
+            Refusal::Overloaded,
+            Refusal::Lost,
+            Refusal::Unknown { why: why() },
+            Refusal::DiskFull { need: 1, have: 0 },
+            Refusal::LogFull { bytes: 1, bound: 0 },
+            Refusal::ReadTimeout,
+            Refusal::NotServing { state: "parked", cause: why() },
+            Refusal::QueriesRefused { cause: why() },
+            Refusal::QueryFaulted { cause: why() },
+            Refusal::QueryTooMuch { cause: why() },
+            Refusal::ShuttingDown,
+        ];
+        let groups = groups.iter().map(|refusal| Refused::by_group(refusal, "g", &router));
+        groups
+            .chain([
+                Refused::cut_off("g", &router),
+                Refused::unknown_group("g", &router),
+                Refused::too_large("command", 2, 1),
+                Refused::malformed("so"),
+                Refused::deadline("g"),
+                Refused::no_room(1),
+                Refused::no_place(1),
+                Refused::half_sent(),
+                Refused::starting(),
+                Refused::unread(),
+                Refused::unreachable(NodeId(2), "g", "why", true),
+                Refused::unreachable(NodeId(2), "g", "why", false),
+            ])
+            .collect()
+    }
+
+    /// B10: what this file says stands in the table, and nothing else does.
+    #[test]
+    fn every_refusal_stands_in_the_table() {
+        let table = table();
+        for refused in all() {
+            let code = format!("{:?}", refused.code).to_uppercase();
+            let told = table.get(refused.word).map(|code| code.replace('_', ""));
+            assert_eq!(told, Some(code), "{refused:?}");
+        }
+        let said: BTreeSet<&str> = all().iter().map(|refused| refused.word).collect();
+        assert_eq!(said, table.into_keys().collect());
+    }
+
+    /// B10: whoever may have been applied is not repeated by somebody who knows only gRPC's codes.
+    #[test]
+    fn what_may_have_happened_has_a_code_that_nobody_repeats() {
+        for refused in all().into_iter().filter(|refused| refused.unknown) {
+            assert!(matches!(refused.code, Code::Unknown | Code::DeadlineExceeded), "{refused:?}");
+        }
     }
 }

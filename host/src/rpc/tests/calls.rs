@@ -173,7 +173,7 @@ async fn refusals_say_what_why_and_the_way_out() {
             "64 bytes are needed, 3 are free",
         ),
         (|| Refusal::Lost, Code::Aborted, "lost", "nothing", "try again"),
-        (unknown, Code::Unavailable, "unknown", "unknown", "same session"),
+        (unknown, Code::Unknown, "unknown", "unknown", "same session"),
         (|| Refusal::ShuttingDown, Code::Unavailable, "shutting-down", "nothing", "another node"),
         (halted, Code::Unavailable, "not-serving", "nothing", "trap in apply"),
         (
@@ -290,4 +290,48 @@ async fn a_node_about_to_stop_turns_clients_away() {
     }
     assert!(shared.counts().values().all(|count| *count == 1), "{:?}", shared.counts());
     assert_eq!(shared.counts().len(), 51);
+}
+
+/// B11: a session's calls are numbered from 1; number 0 would be one call for all that have it.
+#[tokio::test]
+async fn a_call_of_a_session_without_a_number_is_refused() {
+    let (nodes, shared) = cluster(1).await;
+    let mut raw = raw(&nodes[0]).await;
+    let request = ApplyRequest { session: 7, sequence: 0, ..apply("a") };
+    let status = raw.apply(request).await.expect_err("it has no number");
+    assert_eq!(metadata(&status, "lockstep-refusal"), "malformed");
+    assert!(shared.lock().applied.is_empty());
+}
+
+/// B10: a refusal that nobody but a person can mend is told soon, not after forty attempts.
+#[tokio::test]
+async fn a_hopeless_refusal_is_told_soon() {
+    let (nodes, shared) = cluster(1).await;
+    let client = client_of(&[&nodes[0]]);
+    for _ in 0..8 {
+        let full = || Refusal::DiskFull { need: 64, have: 3 };
+        shared.lock().script.push_back(Turn::Refused(full));
+    }
+    let refused = client.apply("a").await.expect_err("the disk is full");
+    assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
+    let pipeline = client.pipeline();
+    let answer = pipeline.submit("b").await.expect("it is taken");
+    let refused = patiently("an answer", answer).await.expect_err("the disk is full");
+    assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
+}
+
+/// B9: what no server takes does not travel, and its neighbours do.
+#[tokio::test]
+async fn an_oversized_command_harms_no_neighbour() {
+    let (nodes, shared) = cluster(1).await;
+    let session = client_of(&[&nodes[0]]).open_session().await.expect("it opens");
+    let pipeline = session.pipeline();
+    let before = pipeline.submit(vec![1; 500_000]).await.expect("it is taken");
+    let refused = pipeline.submit(vec![2; 8_380_000]).await.err().expect("it is too large");
+    assert!(matches!(&refused, Error::Refused { refusal, .. } if refusal == "too-large"));
+    let after = pipeline.submit(vec![3; limits_command()]).await.expect("it is taken");
+    patiently("an answer", before).await.expect("applied");
+    patiently("an answer", after).await.expect("applied");
+    assert_eq!(shared.lock().applied.len(), 2);
+    assert_eq!(lockstep_client::COMMAND_BYTES_MAX, limits_command());
 }
