@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 37] = [
+const NAMES: [&str; 41] = [
     "lockstep_stderr_lines_lost_total",
     "lockstep_connections",
     "lockstep_client_memory_bytes",

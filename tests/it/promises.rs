@@ -75,6 +75,7 @@ async fn a_retry_across_a_change_of_leader_gets_the_first_outcome() {
         sequence: 1,
         lowest_unanswered: 1,
         command: "transfer once a b 10".into(),
+        relief: false,
     };
     let first = wire(&cluster, leader).await.apply(request.clone()).await.expect("an answer");
     let first = first.into_inner();

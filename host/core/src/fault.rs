@@ -164,6 +164,7 @@ impl Fault {
             Self::Guest(fault) if fault.call == "apply" => fault.index.filter(|index| *index > 1),
             Self::Guest(_)
             | Self::WrongModule { .. }
+            | Self::WrongLineage { .. }
             | Self::Log(_)
             | Self::NoRecoverableSnapshot(_)
             | Self::RolledBack { .. }

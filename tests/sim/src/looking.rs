@@ -114,6 +114,7 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskStalled(_)) => {
                 self.counters.add("disk stalled state");
+            }
             ReplicaState::Running(lockstep_core::group::Running::MemoryHigh(_)) => {
                 self.counters.add("memory high state");
             }

@@ -103,7 +103,10 @@ impl World {
 /// not.
 pub(crate) fn needs_disk(job: &ApplyJob) -> bool {
     match job {
-        ApplyJob::Start { .. } | ApplyJob::Capture { .. } | ApplyJob::Restore { .. } => true,
+        ApplyJob::Start { .. }
+        | ApplyJob::Stand { .. }
+        | ApplyJob::Capture { .. }
+        | ApplyJob::Restore { .. } => true,
         ApplyJob::Range { .. } | ApplyJob::Query { .. } => false,
     }
 }
