@@ -264,13 +264,7 @@ fn groups(
         if !names.insert(name.clone()) {
             return Err(format!("group {name:?} is configured twice"));
         }
-        let members: BTreeSet<NodeId> = match group.nodes {
-            None => nodes.keys().copied().collect(),
-            Some(ids) => ids.into_iter().map(node_id).collect::<Result<_, _>>()?,
-        };
-        if let Some(stranger) = members.iter().find(|id| !nodes.contains_key(id)) {
-            return Err(format!("group {name:?}: node {stranger} is not in [nodes]"));
-        }
+        let members = members(&name, group.nodes, nodes)?;
         if !members.contains(&node) {
             continue;
         }
@@ -314,6 +308,29 @@ fn groups(
     match specs.is_empty() {
         true => Err(format!("no group is hosted on node {node}")),
         false => Ok(specs),
+    }
+}
+
+/// The nodes that host a group.
+fn members(
+    name: &str,
+    listed: Option<Vec<u16>>,
+    nodes: &BTreeMap<NodeId, String>,
+) -> Result<BTreeSet<NodeId>, String> {
+    let members: BTreeSet<NodeId> = match listed {
+        None => nodes.keys().copied().collect(),
+        Some(ids) => ids.into_iter().map(node_id).collect::<Result<_, _>>()?,
+    };
+    if let Some(stranger) = members.iter().find(|id| !nodes.contains_key(id)) {
+        return Err(format!("group {name:?}: node {stranger} is not in [nodes]"));
+    }
+    let (count, most) = (members.len(), limits::REPLICAS_MAX);
+    match count > most {
+        true => Err(format!(
+            "group {name:?}: {count} nodes are to host it, {most} are the limit: list fewer in \
+             `nodes`"
+        )),
+        false => Ok(members),
     }
 }
 
@@ -475,6 +492,19 @@ mod tests {
         let dirs: Vec<_> = config.groups.iter().map(|group| group.snapshot_dir.clone()).collect();
         let dir = |group: &str| Some(PathBuf::from(format!("/mnt/demo-1/{group}/snap")));
         assert_eq!(dirs, [dir("kv"), dir("b")]);
+    }
+
+    #[test]
+    fn d3_a_group_has_a_bounded_number_of_nodes() {
+        let nodes = |count: u16| {
+            let line = |node| format!("{node} = \"127.0.0.1:{}\"\n", 7100 + node);
+            let lines: String = (3..=count).map(line).collect();
+            GOOD.replacen("[[groups]]", &format!("{lines}[[groups]]"), 1)
+        };
+        let most = limits::REPLICAS_MAX as u16;
+        assert!(NodeConfig::parse(&nodes(most), Path::new(".")).is_ok());
+        let error = NodeConfig::parse(&nodes(most + 1), Path::new(".")).expect_err("too many");
+        assert!(error.contains("33 nodes are to host it, 32 are the limit"), "{error}");
     }
 
     #[test]

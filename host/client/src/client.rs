@@ -207,7 +207,7 @@ impl Client {
     /// Opens a session.
     pub async fn open_session(&self) -> Result<Session> {
         let mut nonce = [0; 8];
-        // A nonce only tells a client's attempts apart in logs.
+        // It makes the session's id its own.
         let _ = getrandom::fill(&mut nonce);
         let request =
             v1::OpenSessionRequest { group: self.group(), nonce: u64::from_le_bytes(nonce) };

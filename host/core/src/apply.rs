@@ -157,10 +157,10 @@ impl Ledger {
                 self.advance_time(time_ms);
                 Work::Done(Vec::new())
             }
-            EntryBody::Open { time_ms, nonce: _ } => {
+            EntryBody::Open { time_ms, nonce } => {
                 self.advance_time(time_ms);
-                self.sessions.open(entry.index);
-                Work::Done(vec![Answer::Opened(entry.index)])
+                let id = self.sessions.open(entry.index, entry.term, nonce);
+                Work::Done(vec![Answer::Opened(id)])
             }
             EntryBody::Pack(pack) => self.admit_pack(pack),
         })

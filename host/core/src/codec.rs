@@ -126,6 +126,16 @@ pub trait Write {
     fn put_raw(&mut self, bytes: &[u8]);
     fn put_bytes(&mut self, bytes: &[u8]);
     fn put_count(&mut self, count: usize);
+    /// What [`Reader::count`] of `limit` reads back: nothing is written that no reader takes.
+    fn put_count_within(&mut self, count: usize, limit: usize) {
+        assert!(count <= limit, "{count} where {limit} are the limit");
+        self.put_count(count);
+    }
+    /// The same for [`Reader::bytes`].
+    fn put_bytes_within(&mut self, bytes: &[u8], limit: usize) {
+        assert!(bytes.len() <= limit, "{} bytes where {limit} are the limit", bytes.len());
+        self.put_bytes(bytes);
+    }
 }
 
 impl Write for Vec<u8> {

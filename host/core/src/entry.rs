@@ -31,7 +31,7 @@ pub enum EntryBody {
     /// Entry 1 of every group: all that decides outcomes and is not a command.
     Install(Install),
     Pack(Pack),
-    /// Opens a session whose id is this entry's index.
+    /// Opens a session; the client drew the nonce, and the session's id depends on it.
     Open {
         time_ms: u64,
         nonce: u64,
@@ -140,12 +140,12 @@ impl EntryBody {
             Self::Pack(pack) => {
                 out.put_raw(&[VERSION, KIND_PACK]);
                 out.put_u64(pack.time_ms);
-                out.put_count(pack.calls.len());
+                out.put_count_within(pack.calls.len(), limits::PACK_COMMANDS_MAX);
                 for call in &pack.calls {
                     out.put_u64(call.session);
                     out.put_u64(call.sequence);
                     out.put_u64(call.lowest_unanswered);
-                    out.put_bytes(&call.payload);
+                    out.put_bytes_within(&call.payload, limits::COMMAND_BYTES_MAX);
                 }
             }
             Self::Open { time_ms, nonce } => {
@@ -215,10 +215,10 @@ fn decode_reason(reader: &mut Reader) -> Result<MarkReason, DecodeError> {
 impl Install {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_raw(&self.module.0);
-        out.put_bytes(&self.config);
+        out.put_bytes_within(&self.config, limits::GUEST_CONFIG_BYTES_MAX);
         out.put_raw(&self.seed);
         self.profile.encode(out);
-        out.put_count(self.founders.len());
+        out.put_count_within(self.founders.len(), limits::REPLICAS_MAX);
         for founder in &self.founders {
             out.put_u64(founder.0);
         }

@@ -123,7 +123,7 @@ impl RecoveryState {
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(VERSION);
-        out.put_bytes(self.group.as_bytes());
+        out.put_bytes_within(self.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
         out.put_u8(u8::from(self.founded) + u8::from(self.removed));
@@ -136,7 +136,7 @@ impl RecoveryState {
         out.put_u64(self.floor);
         out.put_u64(self.first_index);
         out.put_u64(self.previous_term);
-        out.put_count(self.snapshots.len());
+        out.put_count_within(self.snapshots.len(), SNAPSHOTS_MAX);
         self.snapshots.iter().for_each(|desc| desc.encode(out));
     }
 

@@ -111,7 +111,7 @@ impl Lockstep for ClientApi {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
         let group = self.open_group(&message.group)?;
-        match deadline.meet(group, group.open_session(message.nonce)).await? {
+        match deadline.meet(group, group.open_session(nonce_of(message.nonce))).await? {
             Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
             Ok(other) => Err(mismatch(group, &other)),
             Err(refusal) => {
@@ -325,6 +325,14 @@ impl Deadline {
                 .await
                 .map_err(|_elapsed| Refused::deadline(group.name())),
         }
+    }
+}
+
+/// What makes a session's id its own; drawn here for a client that draws none.
+fn nonce_of(drawn: u64) -> u64 {
+    match drawn {
+        0 => getrandom::u64().expect("the system gives randomness"),
+        drawn => drawn,
     }
 }
 

@@ -1,7 +1,11 @@
 //! Sessions: why a retried command is applied once.
 //!
-//! A session's id is the index of the entry that opened it. A client numbers its calls and says
-//! with each the lowest sequence it still waits for; answers from there on are kept.
+//! A session's id is a digest of the index and term of the entry that opened it and of the nonce
+//! that its client drew: where a lost majority was given up, another client's entry may come to
+//! stand at the same place, and its session must not be taken for the lost one.
+//!
+//! A client numbers its calls and says with each the lowest sequence it still waits for; answers
+//! from there on are kept.
 //!
 //! - A sequence is new, kept, or below the client's own lowest: the last is refused, never applied
 //!   again.
@@ -50,12 +54,17 @@ impl Sessions {
         self.answer_bytes
     }
 
-    pub(super) fn open(&mut self, id: u64) {
+    /// Opens a session by the entry at (`index`, `term`); its id.
+    pub(super) fn open(&mut self, index: u64, term: u64, nonce: u64) -> u64 {
+        let free = |id: &u64| *id != 0 && !self.sessions.contains_key(id);
+        let ids = (0..).map(|attempt| session_id([index, term, nonce, attempt]));
+        let id = ids.into_iter().find(free).expect("there are more ids than sessions");
         while self.sessions.len() >= limits::SESSIONS_MAX {
             self.evict_oldest(None);
         }
-        self.sessions.insert(id, Session { last_call: id, ..Session::default() });
-        self.by_age.insert((id, id));
+        self.sessions.insert(id, Session { last_call: index, ..Session::default() });
+        self.by_age.insert((index, id));
+        id
     }
 
     /// Judges a call that the entry at `index` carries. Session 0 is nobody's: always new.
@@ -113,12 +122,12 @@ impl Sessions {
 
     /// `count u32 · { id · last call · lowest · count u32 · { sequence · kind u8 · ... } }`
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        out.put_count(self.sessions.len());
+        out.put_count_within(self.sessions.len(), limits::SESSIONS_MAX);
         for (id, session) in &self.sessions {
             out.put_u64(*id);
             out.put_u64(session.last_call);
             out.put_u64(session.lowest);
-            out.put_count(session.answers.len());
+            out.put_count_within(session.answers.len(), limits::SESSION_OPEN_CALLS_MAX);
             for (sequence, answer) in &session.answers {
                 out.put_u64(*sequence);
                 encode_answer(answer, out);
@@ -149,6 +158,19 @@ impl Sessions {
         }
         Ok(all)
     }
+}
+
+fn session_id(parts: [u64; 4]) -> u64 {
+    if planted("session_is_its_index") {
+        return parts[0];
+    }
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&part.to_le_bytes());
+    }
+    let mut head = [0; 8];
+    head.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(head)
 }
 
 /// Bytes an answer counts against the group's limit.
@@ -192,4 +214,22 @@ fn decode_answer(reader: &mut Reader) -> Result<Answer, DecodeError> {
         5 => Answer::Opened(reader.u64()?),
         other => return Err(reader.unknown(u64::from(other))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a lost majority was given up, another client's session is opened by an entry at the
+    /// place of the lost one, in the same term even.
+    #[test]
+    fn d2_a_session_at_a_lost_ones_place_is_another() {
+        let (mut lost, mut kept) = (Sessions::default(), Sessions::default());
+        let first = lost.open(17, 6, 0x51);
+        let second = kept.open(17, 6, 0x52);
+        assert_ne!(first, second);
+        let admission = kept.admit(18, first, 1, 1);
+        assert!(matches!(admission, Admission::Refused(Rejection::SessionExpired)));
+        assert!(matches!(kept.admit(19, second, 1, 1), Admission::New));
+    }
 }

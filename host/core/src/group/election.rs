@@ -10,7 +10,8 @@
 //! - One whose disk hangs is reluctant too, and never campaigns: what it has to say could not
 //!   leave. A leader hands over if the others are a majority, and after a few tries in vain it
 //!   steps down.
-//! - Ticks are never withheld: a replica without ticks keeps its lease and refuses every vote.
+//! - Ticks are never withheld: a replica without ticks keeps its lease and refuses every vote. Only
+//!   a single voter that does not lead waits for its own disk first.
 
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
@@ -102,7 +103,8 @@ impl Hosting {
         }
         let log = &self.raw.raft.raft_log;
         // A single voter leads in the step that campaigns, and raft then demands a persisted log.
-        if !alone || log.persisted == log.last_index() {
+        // Whoever leads ticks always: its learners wait for its heartbeats.
+        if !alone || self.is_leader() || log.persisted == log.last_index() {
             self.raw.tick();
         }
         if planted("lead_without_votes") && self.raw.raft.state == StateRole::Candidate {

@@ -1,7 +1,7 @@
 //! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
 
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, StateRole};
+use raft::{Config, RawNode, StateRole, Storage as _};
 
 use crate::entry::{EntryBody, Install};
 use crate::fault::{Fault, Refusal};
@@ -205,7 +205,7 @@ impl Hosting {
                 for entry in applied.answers {
                     self.proposals.applied(entry, effects);
                 }
-                self.proposals.passed(applied.last, effects);
+                self.pass(applied.last, effects);
             }
             Event::Restored { index, time_ms } => {
                 self.pipeline.restored(index);
@@ -377,6 +377,12 @@ impl Hosting {
         let _ = self.raw.step(message);
     }
 
+    /// No answer comes any more to what stands at or below `index`.
+    pub(super) fn pass(&mut self, index: u64, effects: &mut Vec<Effect>) {
+        let log = self.raw.store();
+        self.proposals.passed(index, |index| log.term(index).ok(), effects);
+    }
+
     /// Whether this replica takes commands now.
     fn may_propose(&self, shared: &Shared) -> Result<(), Refusal> {
         self.may_lead(shared)?;
@@ -432,7 +438,9 @@ impl Hosting {
 
     fn ask_for_reads(&mut self, shared: &Shared) {
         let unique = (shared.me().0, shared.recovery.boot);
+        // Before its first commit raft drops them silently.
         if self.is_leader()
+            && self.raw.raft.commit_to_current_term()
             && let Some(context) = self.reads.start_round(unique, shared.now)
         {
             if planted("read_without_quorum") {
@@ -452,7 +460,7 @@ impl Hosting {
     }
 
     fn fetched(&mut self, from: u64, entries: Option<Vec<Entry>>) {
-        if let Some(context) = self.raw.mut_store().fetched(from, entries) {
+        for context in self.raw.mut_store().fetched(from, entries) {
             self.raw.on_entries_fetched(context);
         }
         self.raw.mut_store().forget_fetched();

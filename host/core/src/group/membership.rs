@@ -4,12 +4,13 @@
 //! - A replica in no configuration asks to be taken in; the leader answers with one joint change
 //!   {remove the node's other ids, add this one as a learner}, and only after it heard nothing from
 //!   those other ids for two election timeouts. Repeats are harmless; a second wipe is another id.
+//!   It takes in no more than [`limits::REPLICAS_MAX`].
 //! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
 //! - Any leader leaves a joint state that an earlier one left behind (raft-rs forgets when
 //!   leadership changes before the change is applied).
 //! - A frame from a non-member is answered with the index of the configuration that says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 
@@ -101,7 +102,10 @@ impl Hosting {
         let welcome = self.membership.joins.values().map(|(replica, _)| *replica).find(|replica| {
             let node = replica.node();
             let silent = configuration.of_node(node).iter().all(|old| self.is_silent(shared, *old));
-            shared.config.nodes.contains(&node) && silent
+            let others = configuration.replicas().filter(|id| id.node() != node);
+            let others: BTreeSet<ReplicaId> = others.collect();
+            let room = others.len() < limits::REPLICAS_MAX;
+            shared.config.nodes.contains(&node) && silent && room
         });
         let Some(replica) = welcome else { return };
         let mut changes: Vec<ConfChangeSingle> = configuration

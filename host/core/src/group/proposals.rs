@@ -193,14 +193,23 @@ impl Proposals {
         }
     }
 
-    /// Whatever stands at or below `index` and had no answer was replaced by another leader's
-    /// entry.
-    pub(super) fn passed(&mut self, index: u64, effects: &mut Vec<Effect>) {
+    /// Whatever stands at or below `index` has no answer any more. Lost is only what the log does
+    /// not hold: `term_at` says what it holds.
+    pub(super) fn passed(
+        &mut self,
+        index: u64,
+        term_at: impl Fn(u64) -> Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
         let above = self.proposed.split_off(&(index + 1));
         let gone = std::mem::replace(&mut self.proposed, above);
-        for Proposed { tickets, bytes, .. } in gone.into_values() {
+        for (index, Proposed { term, tickets, bytes, .. }) in gone {
             self.proposed_bytes -= bytes;
-            refuse_all(tickets, &Refusal::Lost, effects);
+            let lost = term_at(index).is_some_and(|there| there != term);
+            let lost = lost || planted("not_answered_is_lost");
+            let why = "the state machine was built anew".to_owned();
+            let refusal = if lost { Refusal::Lost } else { Refusal::Unknown { why } };
+            refuse_all(tickets, &refusal, effects);
         }
     }
 

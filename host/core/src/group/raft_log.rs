@@ -23,6 +23,9 @@ use crate::mutant::planted;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::SnapshotDesc;
 
+/// Sends that may wait for one read of the log: more than there are followers.
+const SENDS_WAITING_MAX: usize = 2 * limits::REPLICAS_MAX;
+
 /// The log as raft sees it.
 pub(super) struct RaftLog {
     initial: RaftState,
@@ -54,7 +57,8 @@ struct Fetch {
     from: u64,
     to: u64,
     asked: bool,
-    context: GetEntriesContext,
+    /// The sends that wait for it.
+    contexts: Vec<GetEntriesContext>,
 }
 
 impl RaftLog {
@@ -223,17 +227,23 @@ impl RaftLog {
         wanted
     }
 
-    /// Entries from `from` are there (or cannot be had): gives back the send that waited for them.
+    /// Entries from `from` are there (or cannot be had): gives back the sends that waited for them.
     pub(super) fn fetched(
         &mut self,
         from: u64,
         entries: Option<Vec<Entry>>,
-    ) -> Option<GetEntriesContext> {
+    ) -> Vec<GetEntriesContext> {
         let mut fetches = self.fetches.borrow_mut();
-        let place = fetches.iter().position(|fetch| fetch.from == from && fetch.asked)?;
+        let place = fetches.iter().position(|fetch| fetch.from == from && fetch.asked);
+        let (Some(place), entries) = (place, entries.unwrap_or_default()) else {
+            return Vec::new();
+        };
         let fetch = fetches.remove(place);
-        self.fetched = entries?;
-        Some(fetch.context)
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        self.fetched = entries;
+        fetch.contexts
     }
 
     pub(super) fn forget_fetched(&mut self) {
@@ -296,10 +306,15 @@ impl Storage for RaftLog {
             return Err(Error::Store(StorageError::Compacted));
         }
         let mut fetches = self.fetches.borrow_mut();
-        if !fetches.iter().any(|fetch| fetch.from == low) {
-            // Only what lies behind the window is surely durable, and can be read back.
-            let to = high.min(self.window_first());
-            fetches.push(Fetch { from: low, to, asked: false, context });
+        match fetches.iter_mut().find(|fetch| fetch.from == low) {
+            Some(fetch) if fetch.contexts.len() < SENDS_WAITING_MAX => fetch.contexts.push(context),
+            // The next heartbeat tries again.
+            Some(_full) => {}
+            None => {
+                // Only what lies behind the window is surely durable, and can be read back.
+                let to = high.min(self.window_first());
+                fetches.push(Fetch { from: low, to, asked: false, contexts: vec![context] });
+            }
         }
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }

@@ -79,6 +79,11 @@ impl Shared {
         if self.recovery.removed {
             return Some(Stopped::Removed);
         }
+        let (count, most) = (self.config.nodes.len(), limits::REPLICAS_MAX);
+        if count > most {
+            let why = format!("{count} nodes are to host the group, {most} are the limit");
+            return Some(Stopped::Failed(Fault::Unusable(why)));
+        }
         match (self.recovery.lineage, self.config.lineage) {
             (Some(have), Some(want)) if have != want => {
                 Some(Stopped::Failed(Fault::WrongLineage { have, want }))

@@ -221,6 +221,8 @@ impl Hosting {
         let state = shared.recovery.clone();
         self.marks.abandon_capture();
         self.pipeline.start_again(state.floor);
+        // The rebuild applies these, and has answers for nobody.
+        self.pass(state.floor, effects);
         effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state) }));
         self.settle_state(shared, effects);
     }

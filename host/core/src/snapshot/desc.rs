@@ -97,7 +97,7 @@ impl Configuration {
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         for ids in [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next] {
-            out.put_count(ids.len());
+            out.put_count_within(ids.len(), limits::REPLICAS_MAX);
             ids.iter().for_each(|id| out.put_u64(id.0));
         }
         out.put_u8(u8::from(self.auto_leave));

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
-use lockstep_core::fault::{Refusal, Rejection};
+use lockstep_core::fault::Refusal;
 use lockstep_core::group::frame::Body;
 use lockstep_core::group::{
     Effect, Event, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy, Stopped,
@@ -26,6 +26,7 @@ use raft::eraftpb::{Entry, MessageType};
 use super::checks::Checks;
 use super::disk::{Disk, Image, SharedStore, put};
 use super::lane::{Done, Lane};
+use super::more::{brief, refused};
 
 /// One process of a node; two processes may run copies of one node's data directory.
 pub(crate) struct Process {
@@ -76,6 +77,8 @@ pub(crate) struct Cluster {
     pub(crate) bulk: Option<Bulk>,
     pub(crate) time_ms: u64,
     names: BTreeMap<ReplicaId, String>,
+    /// The id of each session, by the index of the entry that opened it: what scripts call it by.
+    pub(crate) sessions: BTreeMap<u64, u64>,
     /// What each ticket asked, and whether it is a command.
     labels: BTreeMap<Ticket, (String, bool)>,
     /// Answers to tickets without a label, as those of a flood.
@@ -183,6 +186,11 @@ impl Cluster {
         self.event(name, Event::Tick { wall_ms });
     }
 
+    /// The id of the session that the entry at `index` opened; of one that never was, its number.
+    pub(crate) fn session(&self, index: u64) -> u64 {
+        self.sessions.get(&index).copied().unwrap_or(index)
+    }
+
     pub(crate) fn ticket(&mut self, label: String, command: bool) -> Ticket {
         let ticket = Ticket(self.labels.len() as u64 + 1);
         self.labels.insert(ticket, (label, command));
@@ -283,7 +291,10 @@ impl Cluster {
         let text = match answer {
             Ok(Answer::Ok(bytes)) if bytes.len() > 40 => format!("ok, {} bytes", bytes.len()),
             Ok(Answer::Ok(bytes)) => format!("ok {}", String::from_utf8_lossy(&bytes)),
-            Ok(Answer::Opened(id)) => format!("session {id}"),
+            Ok(Answer::Opened(id)) => {
+                let by_index = self.sessions.iter().find(|(_, known)| **known == id);
+                format!("session {}", by_index.expect("the lane told it").0)
+            }
             Ok(Answer::Rejected(rejection)) => format!("rejected: {}", brief(&rejection)),
             Err(refusal) => format!("refused: {}", refused(&refusal)),
         };
@@ -361,7 +372,8 @@ impl Cluster {
         let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
             return false;
         };
-        let Done { events, applied, answer, read } = done;
+        let Done { events, applied, answer, opened, read } = done;
+        self.sessions.extend(opened);
         // The founder takes its record for committed before it is durable; nobody else knows it.
         let durable = |entry: &Entry| image.term(entry.index) == Some(entry.term);
         applied
@@ -544,28 +556,4 @@ pub(crate) fn describe(state: &ReplicaState) -> String {
         other => other.cause(),
     };
     cause.map_or_else(|| state.name().to_owned(), |cause| format!("{}: {cause}", state.name()))
-}
-
-fn brief(rejection: &Rejection) -> String {
-    match rejection {
-        Rejection::Guest(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Rejection::SessionExpired => "session expired".to_owned(),
-        Rejection::AnswerTooLarge { bytes } => format!("answer of {bytes} bytes is too large"),
-        Rejection::SessionFull => "session full".to_owned(),
-    }
-}
-
-fn refused(refusal: &Refusal) -> String {
-    match refusal {
-        Refusal::NotLeader { leader: None } => "not leader, none known".to_owned(),
-        Refusal::NotLeader { leader: Some(node) } => format!("not leader, n{node} leads"),
-        Refusal::Overloaded => "overloaded".to_owned(),
-        Refusal::Lost => "lost".to_owned(),
-        Refusal::Unknown { why } => format!("unknown, {why}"),
-        Refusal::DiskFull { need, have } => format!("disk full, needs {need}, has {have}"),
-        Refusal::ReadTimeout => "read timeout".to_owned(),
-        Refusal::NotServing { state, cause } => format!("{state}: {cause}"),
-        Refusal::ShuttingDown => "shutting down".to_owned(),
-        other => other.to_string(),
-    }
 }

@@ -22,6 +22,7 @@
 //! room NODE short|ok · next NODE short|near|over|ok
 //! memory NODE BYTES                              what its guest has, of 1000
 //! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
+//! overtaken NODE                                 its lane lost the guest: it is built anew
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
@@ -291,6 +292,7 @@ impl Session {
                 let snapshot = cluster.listed(node, index);
                 cluster.event(node, Event::Rotten { snapshot, why: "told so".to_owned() });
             }
+            ("overtaken", [node]) => cluster.event(node, Event::Overtaken),
             ("parks", [node, index]) => {
                 let process = cluster.processes.get_mut(*node).expect("a process");
                 process.parked = Some(index.parse().expect("parks NODE INDEX"));
@@ -379,6 +381,7 @@ impl Session {
     /// Commands separated by `;` arrive before one flush; in a session each has the next sequence.
     fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64), relief: bool) {
         let (session, first, lowest_unanswered) = numbers;
+        let session = self.cluster.session(session);
         let commands = text.split(';').map(str::trim);
         let events = commands.enumerate().map(|(place, command)| {
             let ticket = self.cluster.ticket(command.to_owned(), true);
@@ -394,6 +397,7 @@ impl Session {
     /// Calls of one session before one flush: sequence, lowest unanswered, command. Their answers
     /// are told one by one, or counted.
     fn pack(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>, told: bool) {
+        let session = self.cluster.session(session);
         let events = calls.into_iter().map(|(sequence, lowest_unanswered, command)| {
             let label = if told { command.clone() } else { String::new() };
             let ticket = self.cluster.ticket(label, true);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use lockstep_core::apply::{
-    Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
+    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
@@ -43,6 +43,8 @@ pub(crate) struct Done {
     /// Each entry applied, with the state's digest after it.
     pub(crate) applied: Vec<(Entry, Option<Digest>)>,
     pub(crate) answer: Option<(Ticket, String)>,
+    /// Sessions opened: the entry's index, and the id.
+    pub(crate) opened: Vec<(u64, u64)>,
     /// What the lane had to read back: the core no longer held it in memory.
     pub(crate) read: Option<(u64, u64)>,
 }
@@ -250,6 +252,11 @@ impl Lane {
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
                 }
             };
+            let ids = answers.iter().filter_map(|answer| match answer {
+                Answer::Opened(id) => Some((index, *id)),
+                Answer::Ok(_) | Answer::Rejected(_) => None,
+            });
+            done.opened.extend(ids);
             if !answers.is_empty() {
                 applied.answers.push(EntryAnswers { index, term, answers });
             }

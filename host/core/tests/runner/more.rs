@@ -1,6 +1,6 @@
 //! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And disks that hang.
 
-use lockstep_core::fault::Stall;
+use lockstep_core::fault::{Refusal, Rejection, Stall};
 use lockstep_core::group::{Event, GroupStatus, PeerStatus};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
@@ -69,4 +69,30 @@ pub(crate) fn log(cluster: &mut Cluster, node: &str) {
         terms.join(" ")
     );
     cluster.tell(text);
+}
+
+/// A rejection, in few words.
+pub(crate) fn brief(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::Guest(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Rejection::SessionExpired => "session expired".to_owned(),
+        Rejection::AnswerTooLarge { bytes } => format!("answer of {bytes} bytes is too large"),
+        Rejection::SessionFull => "session full".to_owned(),
+    }
+}
+
+/// A refusal, in few words.
+pub(crate) fn refused(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NotLeader { leader: None } => "not leader, none known".to_owned(),
+        Refusal::NotLeader { leader: Some(node) } => format!("not leader, n{node} leads"),
+        Refusal::Overloaded => "overloaded".to_owned(),
+        Refusal::Lost => "lost".to_owned(),
+        Refusal::Unknown { why } => format!("unknown, {why}"),
+        Refusal::DiskFull { need, have } => format!("disk full, needs {need}, has {have}"),
+        Refusal::ReadTimeout => "read timeout".to_owned(),
+        Refusal::NotServing { state, cause } => format!("{state}: {cause}"),
+        Refusal::ShuttingDown => "shutting down".to_owned(),
+        other => other.to_string(),
+    }
 }
