@@ -98,7 +98,8 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
 /// those that were there the lowest may be an earlier process's that came no further: its name is
 /// synced as far as that goes, for it may as well be somebody else's.
 pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    let missing = |dir: &&Path| matches!(fs.exists(dir), Ok(false));
+    // What cannot be looked at, as what lies in a file, is not there: creating it says why.
+    let missing = |dir: &&Path| !matches!(fs.exists(dir), Ok(true));
     let missing: Vec<&Path> = dir.ancestors().take_while(missing).collect();
     if let Some(there) = dir.ancestors().nth(missing.len())
         && there.parent().is_some()

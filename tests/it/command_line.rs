@@ -96,9 +96,10 @@ async fn a_cluster_to_try_things_on() {
 
     let table = run(&["status"]).await;
     let lines: Vec<&str> = table.lines().collect();
-    assert_eq!(lines.len(), 2, "a heading and a replica: {table}");
+    assert_eq!(lines.len(), 3, "a heading, a replica and the group's lineage: {table}");
     assert_says(lines[0], &["GROUP", "NODE", "ROLE", "STATE", "APPLIED", "SNAPSHOTS"]);
     assert_says(lines[1], &["dev", &endpoint, "leader", "serving"]);
+    assert_says(lines[2], &["dev has the lineage "]);
     let json = run(&["status", "--json"]).await;
     assert!(json.starts_with("[{") && json.ends_with("}]\n"), "it is an array: {json}");
     assert_says(&json, &["\"group\":\"dev\"", "\"state\":\"serving\"", "\"role\":\"leader\""]);

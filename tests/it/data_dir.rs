@@ -19,7 +19,7 @@ fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
 }
 
 /// The segment that has these bytes, and where they are.
-fn find_in_log(cluster: &Cluster, needle: &str) -> (PathBuf, usize) {
+pub(crate) fn find_in_log(cluster: &Cluster, needle: &str) -> (PathBuf, usize) {
     let wal = cluster.data_dir(1).join("wal");
     for entry in fs::read_dir(&wal).expect("there is a log") {
         let path = entry.expect("its files can be listed").path();
