@@ -491,8 +491,8 @@ impl GroupActor {
         self.strangers.clone_from(now);
     }
 
-    /// Says once when memory comes near the bound at which commands are refused, and once when it is
-    /// far from it again.
+    /// Says once when memory comes near the bound at which commands are refused, and once when it
+    /// is far from it again.
     fn tell_of_memory(&mut self) {
         let Some(memory) = self.report.borrow().status.memory else { return };
         let near = memory.bytes >= memory.warning();

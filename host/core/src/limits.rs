@@ -50,8 +50,8 @@ pub const COMMITTED_BYTES_MAX: u64 = 4 * MIB as u64;
 /// Entries proposed and not committed that a leader holds, bytes.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
 
-/// Of the memory that a guest may have, the part at which commands are refused. The quarter above is
-/// for what is under way then: one pack of at most [`PACK_BYTES_MAX`], by the rule of
+/// Of the memory that a guest may have, the part at which commands are refused. The quarter above
+/// is for what is under way then: one pack of at most [`PACK_BYTES_MAX`], by the rule of
 /// [`MEMORY_UNDER_WAY_PARTS`], which at the default of 1 GiB may take 256 times its size; for what
 /// guests that grow a buffer by doubling it ask for at once; and for commands that make room.
 pub const MEMORY_SOFT_PERCENT: u64 = 75;

@@ -232,15 +232,21 @@ fn notes(group: &GroupStatus) -> Vec<String> {
             group.last_capture_error
         ));
     }
-    if group.role == Role::Leader as i32 {
-        let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
-        notes.extend(sending.map(sending_note));
-        let silent = group.peers.iter().filter(|peer| !peer.active);
-        notes.extend(silent.map(|peer| {
-            format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
-        }));
-    }
+    notes.extend(peer_notes(group));
     notes
+}
+
+/// What a leader says of the others.
+fn peer_notes(group: &GroupStatus) -> Vec<String> {
+    if group.role != Role::Leader as i32 {
+        return Vec::new();
+    }
+    let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
+    let silent = group.peers.iter().filter(|peer| !peer.active);
+    let silent = silent.map(|peer| {
+        format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
+    });
+    sending.map(sending_note).chain(silent).collect()
 }
 
 fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {

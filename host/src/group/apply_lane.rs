@@ -28,31 +28,25 @@ use lockstep_core::apply::{
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
-use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::mutant::planted;
-use lockstep_core::snapshot::{Configuration, SnapshotDesc};
+use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::Entry;
 
 use crate::clock::Clock;
-use crate::fs::is_full;
 use crate::group::askers::Asker;
 pub use crate::group::capture::Capture;
-use crate::group::capture::{self, NoCapture};
 use crate::group::gauges::Gauges;
 use crate::group::spoilers::Spoilers;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use, next_length};
+use crate::store::{StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
 mod asking;
+mod capturing;
 mod halted;
 
-/// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE`]: each stalls the
-/// lane, and may cost a rebuild of the guest.
-const SNAPSHOT_TRAPS_MAX: u32 = 3;
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(600);
 /// How long a range of entries is applied before others have their turn.
 const SLICE: Duration = Duration::from_millis(5);
 /// Entries read back from the log at once, bytes.
@@ -501,81 +495,6 @@ impl ApplyLane {
         match entries.is_empty() {
             true => Err(Fault::Internal(format!("the log has no entry {from}"))),
             false => Ok(entries),
-        }
-    }
-
-    fn capture(&mut self, term: u64, index: u64, configuration: Configuration) -> Output {
-        match self.try_capture(term, index, configuration) {
-            Ok(capture) => {
-                self.aside.push(Event::CaptureWritten { index });
-                Output::Seal(capture)
-            }
-            Err(why) => Output::Event(why.told(self.tools.group, index)),
-        }
-    }
-
-    fn try_capture(
-        &mut self,
-        term: u64,
-        index: u64,
-        configuration: Configuration,
-    ) -> Result<Capture, NoCapture> {
-        let failed = |why: &str| Err(NoCapture::because(why));
-        if self.ledger.applied() != index {
-            return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
-        }
-        let now = self.tools.clock.running();
-        if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX
-            && now.saturating_sub(self.trapped) < SNAPSHOT_PAUSE
-        {
-            return failed(
-                "the guest's snapshot trapped three times in a row; tried again in 10 min",
-            );
-        }
-        let last = self.listed().first().map(|desc| next_length(desc.length));
-        let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
-        let began = now;
-        let info = self.tools.module.info();
-        let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
-        let mut capture = Capture::begin(
-            &*self.tools.store,
-            crate::store::LocalHeader {
-                term,
-                index,
-                module: self.tools.module.id(),
-                format: info.snapshot_format,
-                configuration,
-                estimate: last.unwrap_or(most),
-                growable: true,
-            },
-        )?;
-        let written = capture.write(&self.ledger.encode_envelope(), &mut **guest);
-        let stall = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
-        self.tools.gauges.snapshot_stall_ms.fetch_max(stall, Ordering::Relaxed);
-        match written {
-            Ok(Ok(())) => {
-                self.snapshot_traps = 0;
-                Ok(capture)
-            }
-            Ok(Err(error)) => {
-                // It grew beyond what was reserved: an older recovery point may make room.
-                let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
-                let full = is_full(&error);
-                if let Some(unlist) = beyond.filter(|_| full) {
-                    return Err(NoCapture::Unlist(Box::new(unlist)));
-                }
-                if full {
-                    let written = capture.length();
-                    capture::outgrew(&*self.tools.store, last.unwrap_or(0).max(written));
-                }
-                Err(NoCapture::because(error.to_string()))
-            }
-            Err(fault) => {
-                (self.snapshot_traps, self.trapped) = (self.snapshot_traps + 1, now);
-                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
-                self.rebuild_if_spoilt();
-                Err(NoCapture::because(fault.to_string()))
-            }
         }
     }
 

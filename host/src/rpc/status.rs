@@ -60,6 +60,11 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     // The watch cell is ahead of the report, which is only published now and then.
     let state = group.watch().borrow().clone();
     let leader = status.leader;
+    let peer = |peer| peer_to_wire(peer, &report.transfers, router);
+    let peers = status.peers.iter().map(peer).collect();
+    let objects = report.stored.objects.iter();
+    let objects = objects.map(|object| object_to_wire(object, &status.rotten)).collect();
+    let pinned_by = report.log_pinned_by.and_then(|id| router.group_by_id(id));
     wire::GroupStatus {
         name: status.name,
         node: u32::from(status.node.0),
@@ -83,32 +88,19 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         snapshot_bytes: report.snapshot_bytes,
         snapshots: status.snapshots.iter().map(snapshot_to_wire).collect(),
         configuration: Some(configuration_to_wire(&status.configuration)),
-        peers: status
-            .peers
-            .iter()
-            .map(|peer| peer_to_wire(peer, &report.transfers, router))
-            .collect(),
+        peers,
         guest_memory_bytes: report.guest_memory_bytes,
         guest_faults: report.guest_faults,
         snapshot_stall_ms: report.snapshot_stall_ms,
         last_capture_error: status.capture_failure.unwrap_or_default(),
         log_pin: status.log_pin.map(|(pin, _)| pin_word(pin)).unwrap_or_default(),
         log_pin_index: status.log_pin.map_or(0, |(_, index)| index),
-        log_pinned_by: report
-            .log_pinned_by
-            .and_then(|id| router.group_by_id(id))
-            .map(|group| group.name().to_owned())
-            .unwrap_or_default(),
+        log_pinned_by: pinned_by.map(|group| group.name().to_owned()).unwrap_or_default(),
         log_damaged_segments: report.log_damaged,
         log_stalled_ms: report.log_hangs.as_ref().map_or(0, |hangs| hangs.ms),
         log_stalled_directory: report.log_hangs.map(|hangs| hangs.dir).unwrap_or_default(),
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
-        objects: report
-            .stored
-            .objects
-            .iter()
-            .map(|object| object_to_wire(object, &status.rotten))
-            .collect(),
+        objects,
         divergence_alarms: status.alarms,
         divergence_alarm: status.alarm.clone().unwrap_or_default(),
         parked_bytes: report.stored.usage.parked,

@@ -2,8 +2,8 @@
 //!
 //! - From the soft bound on it takes no commands but those that are to make room, which are counted
 //!   and go on to a second bound. A leader refuses as well while a majority of the voters has come
-//!   there: by the same rule as for a full disk. Unlike there, what is appended is taken: it will be
-//!   applied sooner or later.
+//!   there: by the same rule as for a full disk. Unlike there, what is appended is taken: it will
+//!   be applied sooner or later.
 //! - It answers queries, votes, and does not lead while a voter with memory can.
 //! - Near the bound a leader has less and less under way, at last one pack: what that took is known
 //!   before the next one is packed.

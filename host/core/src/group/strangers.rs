@@ -6,7 +6,8 @@
 //! for `status`, and the sender hears that it is a stranger here.
 //!
 //! What a replica without entries was told is hearsay. It follows another word once nobody proved
-//! the first one for a while: the founder may have lost everything before anybody had a part of it.
+//! the first one for a while: the founder may have lost everything before anybody had a part of it,
+//! or whoever was left was made to go on alone, under a lineage of its own.
 
 use std::collections::BTreeMap;
 
@@ -61,9 +62,10 @@ impl Shared {
     /// A frame came to a replica without entries, which may have been told of a group that is no
     /// more.
     pub(super) fn hear_say(&mut self, frame: &Frame, effects: &mut Vec<Effect>) {
-        let proves = matches!(frame.body, Body::Have | Body::Raft(_));
+        // Whoever asks to be taken in hears no more than that it is a stranger.
+        let names = matches!(frame.body, Body::Have | Body::Raft(_) | Body::Stranger);
         let ours = frame.group == self.id && frame.to == Some(self.me());
-        let Some(lineage) = frame.lineage.filter(|_| proves && ours) else { return };
+        let Some(lineage) = frame.lineage.filter(|_| names && ours) else { return };
         if Some(lineage) == self.recovery.lineage {
             self.strangers.proved = self.now;
         } else if self.config.lineage.is_none()

@@ -25,8 +25,8 @@
 //! overtaken NODE                                 its lane lost the guest: it is built anew
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
-//! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...] · open NODE
-//! query NODE KEY · local NODE KEY · flood NODE K COMMAND · leave NODE    leave: nobody waits
+//! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...]
+//! open NODE · query|local NODE KEY · flood NODE K COMMAND · leave NODE   leave: nobody waits
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
@@ -339,12 +339,7 @@ impl Session {
                 let ticket = self.cluster.ticket("open".to_owned(), false);
                 self.cluster.event(node, Event::OpenSession { ticket, nonce: ticket.0 });
             }
-            ("query" | "local", [node, key]) => {
-                let ticket = self.cluster.ticket(format!("{word} {key}"), false);
-                let request = (*key).as_bytes().to_vec().into();
-                let linearizable = word == "query";
-                self.cluster.event(node, Event::Query { ticket, request, linearizable });
-            }
+            ("query" | "local", [node, key]) => more::query(&mut self.cluster, word, node, key),
             ("leave", [node]) => {
                 let tickets = self.cluster.open_tickets();
                 self.cluster.event(node, Event::Gone { tickets });

@@ -7,6 +7,13 @@ use lockstep_core::retention::Pin;
 
 use super::cluster::Cluster;
 
+/// Asks a replica for a key: in the order of commands, or where it stands.
+pub(crate) fn query(cluster: &mut Cluster, word: &str, node: &str, key: &str) {
+    let ticket = cluster.ticket(format!("{word} {key}"), false);
+    let request = key.as_bytes().to_vec().into();
+    cluster.event(node, Event::Query { ticket, request, linearizable: word == "query" });
+}
+
 /// The disk of a node hangs, and its replica knows; or it answers again.
 pub(crate) fn stall(cluster: &mut Cluster, name: &str, hangs: bool) {
     cluster.processes.get_mut(name).expect("a process").disk.stuck = hangs;
