@@ -70,8 +70,12 @@ pub trait File: Send + Sync {
     /// Makes bytes and length durable (fdatasync).
     fn sync(&self) -> io::Result<()>;
     fn len(&self) -> io::Result<u64>;
-    /// Reserves space and extends the length to `len`; `StorageFull` if there is none.
+    /// Reserves space and extends the length to `len`; `StorageFull` if there is none. Where the
+    /// filesystem cannot reserve any, it is written: that takes its time.
     fn preallocate(&self, len: u64) -> io::Result<()>;
+    /// Extends the length to `len`, and reserves space where the filesystem can; whether it did.
+    /// Takes no time that grows with the length; `StorageFull` if there is none to reserve.
+    fn extend(&self, len: u64) -> io::Result<bool>;
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Asks the system to forget cached pages, so that the next read comes from the disk. A hint.
     fn drop_cache(&self);

@@ -70,6 +70,11 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Telle
         let written =
             async |_: &Cluster| (writer.acknowledged() > before + COMMANDS_BETWEEN).then_some(());
         cluster.wait_for("commands in between", TURN_PATIENCE, written).await?;
+        // One that still waits for a snapshot would have no log to write.
+        let settled = cluster.settled_index(&client).await?;
+        for node in cluster.nodes() {
+            cluster.wait_applied(node, GROUP, settled, TURN_PATIENCE).await?;
+        }
         one_fill(cluster, disks, &writer).await.with_context(|| format!("fill {fill}"))?;
         if fill % 5 == 0 {
             let (commands, took) = (writer.acknowledged(), seconds(began.elapsed()));

@@ -62,3 +62,20 @@ fn what_is_denied_is_said_and_spoils_nothing() {
         assert!(denied > 5, "{denied} steps were denied");
     }
 }
+
+/// Directories above that somebody else made need not be syncable: squashfs and autofs know no such
+/// thing. What is made here has to be.
+#[test]
+fn only_directories_that_are_made_here_have_to_be_synced() {
+    let fs = MemFs::with_dir(Path::new("/srv"));
+    fs.fail_op(1, DiskFault::Io);
+    drop(open(&fs).expect("the first is of /srv, which was there"));
+    assert_eq!(fs.struck()["failed operations"], 1);
+    let fs = MemFs::with_dir(Path::new("/srv"));
+    fs.fail_op(3, DiskFault::Io);
+    assert!(open(&fs).is_err(), "the name of /srv/data");
+    fs.heal();
+    drop(open(&fs).expect("the second time"));
+    fs.crash();
+    assert!(fs.has(Path::new("/srv/data/node")), "its name is durable");
+}

@@ -220,6 +220,20 @@ impl File for DiskFile {
         }
     }
 
+    fn extend(&self, len: u64) -> io::Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => match self.len()? < len {
+                true => self.truncate(len).map(|()| false),
+                false => Ok(false),
+            },
+            Err(errno) => Err(named(errno.into(), "preallocate", &self.path)),
+        }
+    }
+
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len).map_err(|e| named(e, "truncate", &self.path))
     }
@@ -325,5 +339,26 @@ mod tests {
         assert_eq!(second, Err(io::ErrorKind::WouldBlock));
         drop(held);
         DiskFs.lock(&path).map(drop)
+    }
+
+    /// /proc answers EINVAL, as squashfs and autofs do.
+    #[test]
+    fn a_filesystem_that_cannot_sync_directories_is_taken_as_it_is() -> io::Result<()> {
+        assert!(StdFile::open("/proc")?.sync_all().is_err(), "it cannot");
+        DiskFs.sync_dir(Path::new("/proc"))
+    }
+
+    #[test]
+    fn what_the_filesystem_promises_is_told() -> io::Result<()> {
+        let scratch = Scratch::new("promise");
+        let path = scratch.0.join("a");
+        let file = DiskFs.create_in_place(&path)?;
+        file.preallocate(4096)?;
+        assert!(file.extend(8192)? || file.len()? == 8192);
+        let promise = DiskFs.promise(&path)?;
+        assert!(!promise.filesystem.is_empty());
+        let plain = ["ext4", "xfs", "tmpfs", "btrfs"].contains(&&*promise.filesystem);
+        assert_eq!(promise.in_place, plain, "{promise:?}");
+        Ok(())
     }
 }

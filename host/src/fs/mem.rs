@@ -6,7 +6,8 @@
 //!   whose own name was lost is lost with it. Locks are released, files opened before fail for
 //!   ever.
 //! - [`MemFs::crash_keeping`] loses less: of each file's unsynced changes any subset stays, writes
-//!   torn at 512-byte sectors; of each directory's unsynced names a prefix, as in a journal.
+//!   torn at 512-byte sectors, and of those that were not written some have lost what they had; of
+//!   each directory's unsynced names a prefix, as in a journal.
 //! - Operations are what changes something or makes it durable, numbered from 1 and counted by
 //!   [`MemFs::ops`]. One may be made to fail, or the disk to halt behind one: each later call fails
 //!   until `crash`. Calls that only look are counted apart, by [`MemFs::reads`].
@@ -111,6 +112,8 @@ struct Disk {
     failing_reads: BTreeMap<u64, DiskFault>,
     halt_after: Option<u64>,
     late: LateFull,
+    /// The filesystem cannot reserve space.
+    unreserved: bool,
     /// What was asked for and took place, by name.
     struck: BTreeMap<&'static str, u64>,
     /// Grows with each crash: what was opened in an earlier one is dead.
@@ -152,6 +155,7 @@ impl MemFs {
             failing_reads: BTreeMap::new(),
             halt_after: None,
             late: LateFull::default(),
+            unreserved: false,
             struck: BTreeMap::new(),
             boot: 0,
         };
@@ -184,6 +188,11 @@ impl MemFs {
     /// From now on each filesystem that has less than a block left fails these as well.
     pub fn set_late_full(&self, late: LateFull) {
         self.disk().late = late;
+    }
+
+    /// From now on space cannot be reserved: what is to be preallocated is written.
+    pub fn cannot_reserve(&self) {
+        self.disk().unreserved = true;
     }
 
     /// Bytes of all files on the filesystem of `dir`.

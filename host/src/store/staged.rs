@@ -119,8 +119,11 @@ impl StagedWriter {
             }
         };
         let head = Header { identity, term, index, module, format }.encode();
-        if let Source::Received(_) = source {
-            file.preallocate(lease.bytes())?;
+        // Where nothing can be reserved the promise stays one until the bytes are written: zeros
+        // would take as long as the object itself, and no sender waits for them.
+        if let Source::Received(_) = source
+            && file.extend(lease.bytes())?
+        {
             lease.allocated(lease.bytes());
         }
         file.write_at(&head, 0)?;

@@ -64,7 +64,7 @@ impl Inode {
     /// The same, for want of room: some of them were written before it ran out.
     pub(super) fn lose_partly(&mut self, rng: &mut Rng) {
         for change in std::mem::take(&mut self.pending) {
-            self.durable.apply_partly(&change, rng);
+            self.durable.apply_partly(&change, rng, false);
         }
     }
 
@@ -78,7 +78,7 @@ impl Inode {
         let pending = std::mem::take(&mut self.pending);
         let mut torn = 0;
         if let Some(rng) = keep {
-            let kept = pending.iter().map(|change| self.durable.apply_partly(change, rng));
+            let kept = pending.iter().map(|change| self.durable.apply_partly(change, rng, true));
             torn = kept.map(u64::from).sum();
         }
         self.visible = self.durable.clone();
@@ -143,10 +143,13 @@ impl Content {
     }
 
     /// All, nothing, or some sectors of a change, each as likely as the others; whether it is torn.
-    fn apply_partly(&mut self, change: &Change, rng: &mut Rng) -> bool {
+    /// `spoils`: power went, so that a sector may have lost what it had.
+    fn apply_partly(&mut self, change: &Change, rng: &mut Rng, spoils: bool) -> bool {
         match (rng.next() % 3, change) {
             (0, _any) => false,
-            (1, Change::Write { offset, bytes }) => self.write_some_sectors(bytes, *offset, rng),
+            (1, Change::Write { offset, bytes }) => {
+                self.write_some_sectors(bytes, *offset, rng, spoils)
+            }
             (_all, change) => {
                 self.apply(change);
                 false
@@ -154,8 +157,20 @@ impl Content {
         }
     }
 
+    /// Power went while this sector was written: what stood in it before is gone as well.
+    fn spoil(&mut self, sector: u64) {
+        let length = self.len.saturating_sub(sector).min(SECTOR);
+        self.write(&vec![0xa5; length as usize], sector);
+    }
+
     /// Whether some were written and some were not.
-    fn write_some_sectors(&mut self, bytes: &[u8], offset: u64, rng: &mut Rng) -> bool {
+    fn write_some_sectors(
+        &mut self,
+        bytes: &[u8],
+        offset: u64,
+        rng: &mut Rng,
+        spoils: bool,
+    ) -> bool {
         let end = offset + bytes.len() as u64;
         let (mut written, mut lost) = (false, false);
         let mut from = offset;
@@ -164,6 +179,8 @@ impl Content {
             let keeps = rng.coin();
             if keeps {
                 self.write(&bytes[(from - offset) as usize..(to - offset) as usize], from);
+            } else if spoils && rng.next().is_multiple_of(4) {
+                self.spoil(from / SECTOR * SECTOR);
             }
             (written, lost) = (written || keeps, lost || !keeps);
             from = to;

@@ -8,6 +8,9 @@ use super::content::{Inode, Rng};
 use super::{Disk, error, guard};
 use crate::fs::{Dir, File, is_full};
 
+/// Zeros written at once where space cannot be reserved, bytes.
+const ZEROS_BYTES: usize = 1 << 20;
+
 pub(super) struct MemFile {
     pub(super) disk: Arc<Mutex<Disk>>,
     pub(super) inode: Arc<Mutex<Inode>>,
@@ -72,12 +75,34 @@ impl File for MemFile {
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let mut disk = self.live_for_writing("preallocate")?;
         disk.op("preallocate", &self.path)?;
+        let have = guard(&self.inode).len();
+        let growth = len.saturating_sub(have);
+        disk.room("preallocate", &self.path, growth)?;
+        let unreserved = disk.unreserved;
+        drop(disk);
+        match (growth, unreserved) {
+            (0, _) => {}
+            (_, false) => guard(&self.inode).set_len(len),
+            (_, true) => {
+                let zeros = vec![0; ZEROS_BYTES];
+                for offset in (have..len).step_by(ZEROS_BYTES) {
+                    let count = (len - offset).min(ZEROS_BYTES as u64);
+                    self.write_at(&zeros[..count as usize], offset)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn extend(&self, len: u64) -> io::Result<bool> {
+        let mut disk = self.live_for_writing("preallocate")?;
+        disk.op("preallocate", &self.path)?;
         let growth = len.saturating_sub(guard(&self.inode).len());
         disk.room("preallocate", &self.path, growth)?;
         if growth > 0 {
             guard(&self.inode).set_len(len);
         }
-        Ok(())
+        Ok(!disk.unreserved)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {

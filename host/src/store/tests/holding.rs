@@ -256,3 +256,21 @@ fn k3_f3_a_sealed_object_is_read_back_before_it_is_listed() {
     bed.store.collect();
     assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
 }
+
+/// A filesystem that reserves nothing takes a large object as soon as any other: nobody waits for
+/// zeros. What is not written yet stays promised.
+#[test]
+fn p8_a_large_object_is_begun_at_once_where_nothing_can_be_reserved() {
+    let mut bed = Bed::new();
+    bed.fs.cannot_reserve();
+    let mut large = desc(10, &payload(1000));
+    large.length = 6 << 30;
+    let reservation = bed.store.reserve(&header(&large)).expect("there is room");
+    let before = bed.fs.ops();
+    let writer = bed.store.create(reservation).expect("a staging file");
+    assert!(bed.fs.ops() - before < 10, "{} operations", bed.fs.ops() - before);
+    assert_eq!(bed.fs.image_names().len(), 1, "the staging file");
+    drop(writer);
+    bed.store.collect();
+    assert_eq!(bed.files().len(), 0);
+}

@@ -149,3 +149,16 @@ fn c1_an_operation_without_room_is_no_space() {
     }
     assert!(refused > 10, "{refused}");
 }
+
+/// A snapshot directory that a start made, however deep, is there after a power loss.
+#[test]
+fn f2_a_fresh_directory_is_durable() {
+    let fs = MemFs::with_dir(Path::new("/mnt"));
+    let dir = Path::new("/mnt/a/b/c/d/e/g/snap");
+    let quota = Budget::new(limits_of(1 << 40, 0, 4)).quota(u64::MAX);
+    let opened =
+        SnapshotStore::open(Arc::new(fs.clone()), dir.into(), identity(), quota, &state(&[]));
+    drop(opened.expect("the store opens"));
+    fs.crash();
+    assert!(fs.has(&layout::part_dir(dir)));
+}

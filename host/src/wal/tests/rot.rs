@@ -88,6 +88,32 @@ fn behind_a_seal_rot_in_the_last_batch_is_corruption_too() {
     assert_eq!(last_index(&open_well(&fs).1), 3, "rot in the seal loses nothing");
 }
 
+/// Batch k rots, and a crash tore batch k+1 behind it: the head of that one says that k was
+/// durable.
+#[test]
+fn the_head_of_a_torn_batch_proves_the_one_before_it() {
+    for (torn, from) in [("end", 100), ("whole body", 56)] {
+        let (_fs, _path, begins) = log(|_wal| {});
+        for offset in begins[1]..begins[2] {
+            let (fs, path, _begins) = log(|_wal| {});
+            fs.corrupt(&path, offset).expect("the file is there");
+            let zeros = vec![0; (begins[3] - begins[2] - from) as usize];
+            let file = fs.open(&path, true).expect("it is there");
+            file.write_at(&zeros, begins[2] + from)
+                .and_then(|()| file.sync())
+                .expect("the disk works");
+            check_corrupt(&fs, &path, &format!("bit of byte {offset}, {torn} of the next torn"));
+        }
+    }
+}
+
+/// No block that holds a part of an acknowledged batch is written again.
+#[test]
+fn batches_share_no_block() {
+    let (_fs, _path, begins) = log(|_wal| {});
+    assert!(begins.iter().all(|at| at % u64::from(BLOCK_BYTES) == 0), "{begins:?}");
+}
+
 #[test]
 fn a_restarted_log_is_sealed_as_well() {
     let (fs, _path, _begins) = log(|_wal| {});
@@ -219,4 +245,22 @@ fn a_state_of_a_later_version_is_newer_and_not_corrupt() {
         assert!(said.contains(word), "{said}");
     }
     assert!(fs.image() == image, "nothing is touched");
+}
+
+/// Who finds a segment damaged after it went says nothing of the log: no start would read it.
+#[test]
+fn damage_of_a_segment_that_went_is_forgotten() {
+    let (fs, files) = long_log();
+    let (mut wal, _found) = open_well(&fs);
+    let late = Arc::clone(&wal.shared.segments()[&1]);
+    let place = wal.shared.groups()[&GroupId(1)].extents().next().expect("entry 1").1.place;
+    fs.corrupt(&files[0], place.offset + 40).expect("the file is there");
+    assert!(wal.reader().entries(GroupId(1), 1, 2, 99).is_err());
+    assert_eq!((wal.stats().damaged, wal.damaged().len()), (1, 1));
+    let last = wal.reader().last_index(GroupId(1)).expect("it is there");
+    wal.append(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    assert!(!fs.has(&files[0]), "a file that is not to be trusted is not used again");
+    assert!(late.entries(GroupId(1), &place).is_err());
+    assert!(!wal.shared.note_damage(1), "it is gone");
+    assert_eq!((wal.stats().damaged, wal.damaged().len()), (0, 0));
 }
