@@ -1,6 +1,6 @@
 //! gRPC: the only place that knows prost and tonic.
 //!
-//! - [`server::serve`] offers everything on one port: clients (`lockstep.v1`), peers, health,
+//! - [`server`] offers everything on one port: clients (`lockstep.v1`), peers, health,
 //!   reflection.
 //! - [`peer_link::GrpcTransport`] is the production door [`crate::transport::Transport`].
 //! - [`convert`] is the one crossing between wire types and the core's; what a peer sent is checked

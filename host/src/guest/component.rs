@@ -2,7 +2,7 @@
 //!
 //! - One store per guest, dropped whole: a trap anywhere makes the store unusable, and so does a
 //!   guest's own failure in `init` or `restore`.
-//! - `query` and `snapshot` are called on a copy ([`Copy`]) where all that the guest remembers lies
+//! - `query` and `snapshot` run on a copy (`copy.rs`) where all that the guest remembers lies
 //!   in its memory: they can neither change nor spoil the live one.
 //! - `snapshot` and `restore` run on a thread of their own, while the caller's thread does the
 //!   writing or the reading: the guest's side owns nothing that is borrowed, and memory is two
