@@ -21,7 +21,7 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use lockstep_host::fs::{DiskFs, Fs};
 use lockstep_host::guest::native::{NativeMachine, NativeModule};
-use lockstep_host::guest::{Context, Guest, GuestModule, Outcome, SnapshotHeader};
+use lockstep_host::guest::{Context, Guest, GuestLog, GuestModule, Outcome, SnapshotHeader};
 use lockstep_host::store::{Budget, BudgetLimits, Identity, LocalHeader, SnapshotStore, Use};
 
 const GROUP: &str = "bench";
@@ -82,7 +82,9 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&dir)?;
     println!("snapshots of {mib} MiB, {ROUNDS} rounds, files in {}", dir.display());
     let module = NativeModule::ballast(mib << 20);
-    let mut guest = module.instantiate(&install(&module)).map_err(anyhow::Error::new)?;
+    let mut guest = module
+        .instantiate(&install(&module), &GuestLog::of_no_group())
+        .map_err(anyhow::Error::new)?;
     guest.init(Context { index: 1, time_ms: 0, seed: (1, 2) }, b"")?;
     let rounds = (0..ROUNDS)
         .map(|number| round(&dir, &module, &mut *guest, number, mib))
@@ -195,7 +197,9 @@ fn restore(
     desc: &SnapshotDesc,
     mib: usize,
 ) -> Result<f64> {
-    let mut fresh = module.instantiate(&install(module)).map_err(anyhow::Error::new)?;
+    let mut fresh = module
+        .instantiate(&install(module), &GuestLog::of_no_group())
+        .map_err(anyhow::Error::new)?;
     let info = module.info();
     let header = SnapshotHeader {
         writer_name: info.name.clone(),

@@ -558,6 +558,7 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),
         guest_faults: gauges.guest_faults.load(Relaxed),
+        guest_log_dropped: gauges.guest_log_dropped.load(Relaxed),
     }
 }
 

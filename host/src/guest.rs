@@ -17,12 +17,15 @@ mod instance;
 #[expect(unsafe_code, reason = "wasmtime's traits for what a guest hands over are unsafe")]
 mod lift;
 mod limits;
+mod log;
 #[expect(unsafe_code, reason = "memories are mapped here; each block has its SAFETY note")]
 mod memory;
 pub mod native;
 mod shape;
 mod trap;
 mod world;
+
+pub use self::log::GuestLog;
 
 use std::io;
 use std::sync::Arc;
@@ -123,8 +126,12 @@ pub trait GuestModule: Send + Sync {
     fn info(&self) -> &GuestInfo;
     /// 0 for native guests; a replica refuses a group whose profile names another.
     fn engine_major(&self) -> u32;
-    /// A fresh guest under the limits of the group's profile.
-    fn instantiate(&self, install: &Install) -> Result<Box<dyn Guest>, GuestFault>;
+    /// A fresh guest under the limits of the group's profile; `log` takes what it says.
+    fn instantiate(
+        &self,
+        install: &Install,
+        log: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault>;
 }
 
 /// A module that many groups may share.

@@ -6,6 +6,7 @@
 mod contract;
 mod copies;
 mod faults;
+mod host_calls;
 mod limits;
 mod refusals;
 
@@ -14,8 +15,9 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use lockstep_core::entry::{Install, Profile};
+use lockstep_core::fault::GuestFault;
 use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
-use lockstep_host::guest::{Context, Guest as _, GuestModule as _, SnapshotHeader};
+use lockstep_host::guest::{Context, Guest as _, GuestLog, GuestModule as _, SnapshotHeader};
 
 /// A guest that `cargo xtask guests` built.
 fn built(name: &str) -> Vec<u8> {
@@ -54,9 +56,14 @@ fn install(module: &ComponentModule, config: &str) -> Install {
     }
 }
 
+/// A guest under these limits, if they allow one.
+fn made(module: &ComponentModule, install: &Install) -> Result<ComponentGuest, GuestFault> {
+    module.instantiate_component(install, &GuestLog::of_no_group())
+}
+
 /// A fresh guest, neither initialised nor restored.
 fn fresh(module: &ComponentModule) -> ComponentGuest {
-    module.instantiate_component(&install(module, "")).expect("the limits allow an empty guest")
+    made(module, &install(module, "")).expect("the limits allow an empty guest")
 }
 
 /// The limits that a group has unless it is told otherwise.
@@ -66,7 +73,7 @@ fn roomy_install(module: &ComponentModule) -> Install {
 
 /// A guest under those limits, neither initialised nor restored.
 fn unused(module: &ComponentModule) -> ComponentGuest {
-    module.instantiate_component(&roomy_install(module)).expect("the limits allow an empty guest")
+    made(module, &roomy_install(module)).expect("the limits allow an empty guest")
 }
 
 /// A guest under those limits, initialised without a configuration.

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead as _, BufReader, PipeReader};
 
-use lockstep_tests::cluster::Cluster;
+use lockstep_client::Options;
+use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::process::run;
 
 use crate::solo::{GROUP, REFUSAL_PATIENCE, apply, spec};
@@ -54,6 +55,42 @@ async fn lines_are_objects_for_who_wants_them() {
     });
     serves_and_stops(cluster).await;
     assert_eq!(lines.join().expect("all are objects"), 1);
+}
+
+/// A guest may say so much a second; the rest is counted, and that is said.
+#[tokio::test]
+async fn a_guest_that_says_too_much_is_cut_short() {
+    let spec = Spec::of_guest("hostile", 1).expect("it is built");
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("hostile").await.expect("it serves");
+    let client = cluster.client_of("hostile", Options::default()).expect("its address is one");
+    apply(&client, "say-often 20000").await;
+    let log = cluster.log_text(1);
+    let lines = log.matches("guest log").count();
+    assert!((1..2_000).contains(&lines), "{lines} lines");
+    assert_eq!(log.matches("the guest says too much").count(), 1, "{log}");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// What a guest said of an entry it does not say again because the node was started again.
+#[tokio::test]
+async fn a_replay_is_silent() {
+    let spec = Spec::of_guest("hostile", 1).expect("it is built");
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("hostile").await.expect("it serves");
+    let client = cluster.client_of("hostile", Options::default()).expect("its address is one");
+    for _ in 0..3 {
+        apply(&client, "say 3").await;
+    }
+    for _ in 0..2 {
+        cluster.stop(1).await.expect("it stops");
+        cluster.start_node(1).expect("it starts");
+        cluster.wait_serving("hostile").await.expect("it serves");
+    }
+    apply(&client, "say 4").await;
+    let log = cluster.log_text(1);
+    assert_eq!(log.matches("mmm").count(), 4, "{log}");
+    cluster.stop_all().await.expect("it stops");
 }
 
 /// What prints for a person ends well if that person has seen enough, and not if it got lost.

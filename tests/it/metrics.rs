@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 41] = [
+const NAMES: [&str; 42] = [
     "lockstep_stderr_lines_lost_total",
     "lockstep_connections",
     "lockstep_client_memory_bytes",
@@ -34,6 +34,7 @@ const NAMES: [&str; 41] = [
     "lockstep_log_fsyncs_total",
     "lockstep_log_write_seconds_count",
     "lockstep_guest_faults_total",
+    "lockstep_guest_log_lines_dropped_total",
     "lockstep_divergence_alarms_total",
     "lockstep_guest_memory_bytes",
     "lockstep_guest_memory_limit_bytes",

@@ -79,7 +79,7 @@ impl Default for Profile {
             fuel_command: 50_000_000,
             memory_bytes: 1 << 30,
             outcome_bytes: limits::OUTCOME_BYTES_MAX as u32,
-            fuel_table: 1,
+            fuel_table: 2,
             engine_major: 48,
         }
     }

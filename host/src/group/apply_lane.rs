@@ -14,6 +14,7 @@
 //!   left the lane waits for another start: the core asks a peer for an object.
 //! - A capture that finds room only without an older recovery point is given back, to be tried
 //!   again at the same index: the core gives the lane nothing else meanwhile.
+//! - A guest that applies what it had applied before is not heard.
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
 use std::io::Read;
@@ -39,7 +40,7 @@ pub use crate::group::capture::Capture;
 use crate::group::gauges::Gauges;
 use crate::group::spoilers::Spoilers;
 use crate::group::{QueryAnswer, open_object};
-use crate::guest::{Context, Guest, Module, SnapshotHeader};
+use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
 use crate::store::{StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
@@ -86,6 +87,10 @@ pub struct ApplyLane {
     tools: Tools,
     ledger: Ledger,
     guest: Option<Box<dyn Guest>>,
+    guest_log: Arc<GuestLog>,
+    /// The last entry that a guest of this replica is known to have applied, in this process or an
+    /// earlier one.
+    heard: u64,
     /// Why the lane applies nothing any more.
     fault: Option<Fault>,
     /// That was not told yet.
@@ -108,9 +113,11 @@ pub struct ApplyLane {
 impl ApplyLane {
     pub fn new(tools: Tools) -> Self {
         Self {
+            guest_log: GuestLog::new(tools.group, Arc::clone(&tools.clock)),
             tools,
             ledger: Ledger::default(),
             guest: None,
+            heard: 0,
             fault: None,
             untold: None,
             overtaken: false,
@@ -148,6 +155,7 @@ impl ApplyLane {
         let output = match job {
             ApplyJob::Start { state } => {
                 let floor = state.floor;
+                self.heard = self.heard.max(state.commit);
                 *self.listed() = state.snapshots;
                 let started = self.rebuilt(floor);
                 let time_ms = self.ledger.log_time_ms();
@@ -203,7 +211,9 @@ impl ApplyLane {
     /// All that a job led to.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
-        self.tools.gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
+        let gauges = &self.tools.gauges;
+        gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
+        gauges.guest_log_dropped.store(self.guest_log.lines_dropped(), Ordering::Relaxed);
         let most = self.ledger.install().map(|install| install.profile.memory_bytes);
         // A machine that is built in may have all there is, unless it was told otherwise.
         let bounded = |most: &u64| bytes > 0 && *most < u64::MAX;
@@ -326,6 +336,14 @@ impl ApplyLane {
         let index = entry.index;
         let work =
             self.ledger.admit(entry).map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;
+        let again = index <= self.heard;
+        let log = Arc::clone(&self.guest_log);
+        let answers = log.silent_if(again, || self.work(index, work))?;
+        self.heard = self.heard.max(index);
+        Ok(answers)
+    }
+
+    fn work(&mut self, index: u64, work: Work) -> Result<Vec<Answer>, Fault> {
         match work {
             Work::Done(answers) => Ok(answers),
             Work::Init(moment) => {
@@ -371,7 +389,7 @@ impl ApplyLane {
                 module.engine_major()
             )));
         }
-        Ok(module.instantiate(install)?)
+        Ok(module.instantiate(install, &self.guest_log)?)
     }
 
     /// Builds guest and ledger anew as they are after `goal`.

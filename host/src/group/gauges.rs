@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Gauges {
     pub guest_memory_bytes: AtomicU64,
     pub guest_faults: AtomicU64,
+    /// Lines that the guest said and nobody reads, for they were too many.
+    pub guest_log_dropped: AtomicU64,
     pub snapshot_stall_ms: AtomicU64,
     pub last_capture_ms: AtomicU64,
     pub last_snapshot_wall_ms: AtomicU64,

@@ -138,6 +138,8 @@ pub struct GroupReport {
     pub transfers: TransferTally,
     /// Inline `snapshot` traps, queries that trapped, rebuilds of the guest.
     pub guest_faults: u64,
+    /// Lines of the guest that were too many for the node's log.
+    pub guest_log_dropped: u64,
 }
 
 /// A handle to one hosted group; cheap to clone.

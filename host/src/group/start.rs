@@ -205,5 +205,6 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         stored: Default::default(),
         transfers: Default::default(),
         guest_faults: 0,
+        guest_log_dropped: 0,
     }
 }

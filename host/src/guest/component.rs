@@ -29,6 +29,7 @@ use super::copy::Copy;
 use super::engine;
 use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
+use super::log::GuestLog;
 use super::trap::{self, Call};
 use super::world::{Failure, MachinePre};
 use super::{
@@ -105,7 +106,11 @@ impl ComponentModule {
     }
 
     /// A fresh guest, with what only a component can tell.
-    pub fn instantiate_component(&self, install: &Install) -> Result<ComponentGuest, GuestFault> {
+    pub fn instantiate_component(
+        &self,
+        install: &Install,
+        log: &Arc<GuestLog>,
+    ) -> Result<ComponentGuest, GuestFault> {
         let call = Call::anywhere("instantiate");
         engine::check_profile(&install.profile)
             .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
@@ -113,6 +118,7 @@ impl ComponentModule {
         let recipe = Recipe {
             pre: self.pre.clone(),
             name: Arc::clone(&self.name),
+            log: Arc::clone(log),
             memory_bytes_max: install.profile.memory_bytes,
             fuel: budgets.init,
         };
@@ -136,8 +142,12 @@ impl GuestModule for ComponentModule {
         engine::ENGINE_MAJOR
     }
 
-    fn instantiate(&self, install: &Install) -> Result<Box<dyn Guest>, GuestFault> {
-        Ok(Box::new(self.instantiate_component(install)?))
+    fn instantiate(
+        &self,
+        install: &Install,
+        log: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
+        Ok(Box::new(self.instantiate_component(install, log)?))
     }
 }
 
@@ -298,7 +308,11 @@ impl Budgets {
 /// Asks a throw-away instance what it is.
 fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
     let call = Call::anywhere("describe");
-    let state = HostState::new("(unknown)".into(), Profile::default().memory_bytes);
+    let state = HostState::new(
+        "(unknown)".into(),
+        GuestLog::of_no_group(),
+        Profile::default().memory_bytes,
+    );
     let mut store = new_store(pre, state, engine::DESCRIBE_FUEL);
     let machine = pre.instantiate(&mut store).map_err(|error| {
         ModuleRefusal::Describe(instantiate_fault(

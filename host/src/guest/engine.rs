@@ -23,8 +23,17 @@ use wasmtime::{
 pub const ENGINE_MAJOR: u32 = 48;
 
 /// Which table of costs an entry's fuel is counted by: 1 is wasmtime's default operator costs
-/// together with every constant of this file that is marked *profile*.
-pub const FUEL_TABLE: u32 = 1;
+/// together with every constant of this file that was marked *profile* then; 2 adds the prices of
+/// the host's functions.
+pub const FUEL_TABLE: u32 = 2;
+
+/// *Profile.* Fuel of one call of a function of the host, whatever comes of it: a message may be
+/// dropped on one node and passed on by another. Some microseconds, as the call itself.
+pub const HOST_CALL_FUEL: u64 = 50_000;
+
+/// *Profile.* Fuel of each byte that such a call hands over in either direction, also of what the
+/// host then cuts off: what an instruction costs that moves a byte.
+pub const HOST_BYTE_FUEL: u64 = 1;
 
 /// *Profile.* Bytes of native stack a guest may use. Frame sizes depend on the compiler and the
 /// processor, so where exactly it ends is not the same everywhere: it is generous, so that fuel or

@@ -1,6 +1,9 @@
 //! What a guest may call: the allow-list of imports, and what stands behind it.
 //!
-//! - `host.log` becomes a tracing event, shortened; nothing flows back to the guest.
+//! - Every call is paid for, by its caller's fuel and by the byte ([`engine`]), whatever the host
+//!   then does: so the price is the same on all nodes.
+//! - `host.log` becomes a line of the node's log ([`GuestLog`]), shortened; nothing flows back to the
+//!   guest.
 //! - `snapshot-io` is open only while the host is inside `snapshot` (write) or `restore` (read);
 //!   anywhere else it traps.
 //! - Chunks pass through a channel without a buffer: memory is a chunk or two, however large the
@@ -13,24 +16,27 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use lockstep_core::limits;
-use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker};
+use wasmtime::{StoreContextMut, Trap};
 
 use super::check::interface;
+use super::engine;
 use super::lift::{AtMost, Text};
 use super::limits::Limiter;
+use super::log::GuestLog;
 
 /// Most bytes a guest may write at once to its snapshot; more traps. The SDK writes 256 KiB.
 pub(crate) const SNAPSHOT_CHUNK_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of a log message's target and of its text; the rest is cut off.
-const LOG_TARGET_BYTES_MAX: usize = 128;
-const LOG_TEXT_BYTES_MAX: usize = 1024;
+pub(crate) const LOG_TARGET_BYTES_MAX: usize = 128;
+pub(crate) const LOG_TEXT_BYTES_MAX: usize = 1024;
 
 /// What a store holds beside the guest.
 pub(crate) struct HostState {
     /// The module's name, for the log.
     module: Arc<str>,
+    log: Arc<GuestLog>,
     pub(crate) limiter: Limiter,
     pub(crate) snapshot_io: SnapshotIo,
     /// The last message of level `error` in this call: the SDK's panic hook speaks there.
@@ -87,37 +93,51 @@ enum Level {
     Error,
 }
 
+type Store<'a> = StoreContextMut<'a, HostState>;
 type Target = Text<LOG_TARGET_BYTES_MAX>;
 type Message = Text<LOG_TEXT_BYTES_MAX>;
 type Chunk = AtMost<SNAPSHOT_CHUNK_BYTES_MAX>;
 
 /// A linker that knows our imports and no others.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
-    type Store<'a> = StoreContextMut<'a, HostState>;
     let mut linker = Linker::new(engine);
     // Types only; nothing to call.
     linker.instance(&interface("types"))?;
     linker.instance(&interface("host"))?.func_wrap(
         "log",
         |mut store: Store<'_>, (level, target, message): (Level, Target, Message)| {
+            pay(&mut store, target.bytes.saturating_add(message.bytes))?;
             store.data_mut().log(level, &target.text, message.text);
             Ok(())
         },
     )?;
     let mut snapshot_io = linker.instance(&interface("snapshot-io"))?;
     snapshot_io.func_wrap("write", |mut store: Store<'_>, (chunk,): (Chunk,)| {
+        pay(&mut store, chunk.length())?;
         store.data_mut().write(chunk)
     })?;
     snapshot_io.func_wrap("read", |mut store: Store<'_>, (max_bytes,): (u32,)| {
-        store.data_mut().read(max_bytes).map(|chunk| (chunk,))
+        let chunk = store.data_mut().read(max_bytes)?;
+        pay(&mut store, chunk.len())?;
+        Ok((chunk,))
     })?;
     Ok(linker)
 }
 
+/// Takes the price of a call with so many bytes from the fuel of the call under way.
+fn pay(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
+    let price = engine::HOST_BYTE_FUEL.saturating_mul(bytes as u64);
+    let price = price.saturating_add(engine::HOST_CALL_FUEL);
+    let left = store.get_fuel()?.checked_sub(price);
+    store.set_fuel(left.unwrap_or(0))?;
+    left.map(drop).ok_or_else(|| Trap::OutOfFuel.into())
+}
+
 impl HostState {
-    pub(crate) fn new(module: Arc<str>, memory_bytes_max: u64) -> Self {
+    pub(crate) fn new(module: Arc<str>, log: Arc<GuestLog>, memory_bytes_max: u64) -> Self {
         Self {
             module,
+            log,
             limiter: Limiter::new(memory_bytes_max),
             snapshot_io: SnapshotIo::Closed,
             last_error: None,
@@ -162,16 +182,16 @@ impl Incoming {
 
 impl HostState {
     fn log(&mut self, level: Level, origin: &str, text: String) {
-        let module = &*self.module;
-        match level {
-            Level::Trace => tracing::trace!(module, %origin, %text, "guest log"),
-            Level::Debug => tracing::debug!(module, %origin, %text, "guest log"),
-            Level::Info => tracing::info!(module, %origin, %text, "guest log"),
-            Level::Warn => tracing::warn!(module, %origin, %text, "guest log"),
-            Level::Error => {
-                tracing::error!(module, %origin, %text, "guest log");
-                self.last_error = Some(text);
-            }
+        let traced = match level {
+            Level::Trace => tracing::Level::TRACE,
+            Level::Debug => tracing::Level::DEBUG,
+            Level::Info => tracing::Level::INFO,
+            Level::Warn => tracing::Level::WARN,
+            Level::Error => tracing::Level::ERROR,
+        };
+        self.log.say(&self.module, traced, origin, &text);
+        if let Level::Error = level {
+            self.last_error = Some(text);
         }
     }
 

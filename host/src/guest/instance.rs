@@ -16,6 +16,7 @@ use wasmtime::Store;
 use super::component::one_line;
 use super::engine;
 use super::imports::{HostState, SnapshotIo};
+use super::log::GuestLog;
 use super::trap::{self, Call};
 use super::world::{Machine, MachinePre};
 
@@ -25,6 +26,7 @@ pub(super) struct Recipe {
     pub(super) pre: MachinePre,
     /// The module's name as the guests' logs say it.
     pub(super) name: Arc<str>,
+    pub(super) log: Arc<GuestLog>,
     pub(super) memory_bytes_max: u64,
     /// Fuel of the instantiation.
     pub(super) fuel: u64,
@@ -42,7 +44,8 @@ pub(super) struct Instance {
 
 impl Recipe {
     pub(super) fn make(&self) -> Result<Instance, GuestFault> {
-        let state = HostState::new(Arc::clone(&self.name), self.memory_bytes_max);
+        let state =
+            HostState::new(Arc::clone(&self.name), Arc::clone(&self.log), self.memory_bytes_max);
         let mut store = new_store(&self.pre, state, self.fuel);
         let machine = self.pre.instantiate(&mut store).map_err(|error| {
             instantiate_fault(Call::anywhere("instantiate"), &error, store.data())

@@ -35,6 +35,8 @@ pub(crate) enum ListOf<T, const MAX: usize> {
 #[derive(Debug)]
 pub(crate) struct Text<const BYTES_MAX: usize> {
     pub(crate) text: String,
+    /// What was handed over takes so many bytes in the guest's memory.
+    pub(crate) bytes: usize,
 }
 
 /// Where a list or a string lies in memory, and its length in units of its own.
@@ -73,6 +75,14 @@ fn outside() -> wasmtime::Error {
 }
 
 impl<const BYTES_MAX: usize> AtMost<BYTES_MAX> {
+    /// How long the list is that was handed over.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::TooLong(length) => *length,
+        }
+    }
+
     fn lift(cx: &mut LiftContext<'_>, place: Place) -> wasmtime::Result<Self> {
         let bytes = place.bytes(cx, place.length)?;
         if bytes.len() > BYTES_MAX {
@@ -158,7 +168,8 @@ impl<const BYTES_MAX: usize> Text<BYTES_MAX> {
                 let bytes = place.bytes(cx, place.length)?;
                 // A byte more, so that a cut shows as one.
                 let text = String::from_utf8_lossy(&bytes[..bytes.len().min(BYTES_MAX + 1)]);
-                return Ok(Self { text: bounded(&text, BYTES_MAX).into_owned() });
+                let text = bounded(&text, BYTES_MAX).into_owned();
+                return Ok(Self { text, bytes: place.length });
             }
             StringEncoding::Utf16 => (place.length, true),
             StringEncoding::CompactUtf16 => (place.length & !WIDE, place.length & WIDE != 0),
@@ -173,7 +184,7 @@ impl<const BYTES_MAX: usize> Text<BYTES_MAX> {
             }
             false => bytes.iter().take(BYTES_MAX + 1).copied().map(char::from).collect(),
         };
-        Ok(Self { text: bounded(&text, BYTES_MAX).into_owned() })
+        Ok(Self { text: bounded(&text, BYTES_MAX).into_owned(), bytes: bytes.len() })
     }
 }
 

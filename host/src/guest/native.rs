@@ -20,7 +20,7 @@ use lockstep_core::limits;
 use sha2::{Digest as _, Sha256};
 
 use super::trap::Call;
-use super::{Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader};
+use super::{Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader};
 
 /// A state machine in Rust. An `Err` of `init`, `apply`, `query` and `restore` is a fault.
 pub trait NativeMachine: Send {
@@ -91,7 +91,11 @@ impl GuestModule for NativeModule {
         0
     }
 
-    fn instantiate(&self, install: &Install) -> Result<Box<dyn Guest>, GuestFault> {
+    fn instantiate(
+        &self,
+        install: &Install,
+        _: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
         let (machine, most) = ((self.make)(), install.profile.memory_bytes);
         Ok(Box::new(NativeGuest { machine, faulted: false, memory: 0, most }))
     }
@@ -401,7 +405,9 @@ mod tests {
             profile: Profile { engine_major: 0, ..Profile::default() },
             founders: Vec::new(),
         };
-        module.instantiate(&install).expect("a native guest needs nothing")
+        module
+            .instantiate(&install, &GuestLog::of_no_group())
+            .expect("a native guest needs nothing")
     }
 
     fn at(index: u64) -> Context {

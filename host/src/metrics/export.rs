@@ -148,6 +148,9 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
+    rows.counter("guest_log_lines_dropped", "Lines of the guest that were too many", |report| {
+        one(report.guest_log_dropped)
+    })?;
     let alarms = "Entries that could not be applied here and were by another replica";
     rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
     rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))?;

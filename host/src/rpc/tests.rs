@@ -272,6 +272,7 @@ fn report(node: NodeId) -> GroupReport {
         stored: Default::default(),
         transfers: Default::default(),
         guest_faults: 0,
+        guest_log_dropped: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_host::guest::{Guest as _, Outcome};
 
-use super::{at, commands, fresh, header, hostile, install, refusals, snapshot, started};
+use super::{at, commands, fresh, header, hostile, install, made, refusals, snapshot, started};
 
 /// What was asked for, in which class it ends, and what the message must say.
 type Deed = (&'static str, FaultClass, &'static str);
@@ -152,7 +152,7 @@ fn memory_is_counted_and_limited_from_the_first_page() {
 
     let mut narrow = install(hostile(), "");
     narrow.profile.memory_bytes = 64 << 10;
-    let fault = hostile().instantiate_component(&narrow).err().expect("a page is not enough");
+    let fault = made(hostile(), &narrow).err().expect("a page is not enough");
     assert_eq!((fault.call, fault.class), ("instantiate", FaultClass::OutOfMemory), "{fault}");
 }
 
@@ -195,7 +195,7 @@ fn a_maximum_of_its_own_is_no_answer_either() {
 fn another_engine_is_refused() {
     let mut other = install(hostile(), "");
     other.profile.engine_major += 1;
-    let fault = hostile().instantiate_component(&other).err().expect("it is another engine");
+    let fault = made(hostile(), &other).err().expect("it is another engine");
     assert_eq!(fault.class, FaultClass::Host, "{fault}");
 }
 

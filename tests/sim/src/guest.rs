@@ -13,7 +13,7 @@ use lockstep_core::entry::Install;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
-    Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader,
+    Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
 };
 
 /// What was applied, as the first replica that got there saw it.
@@ -103,7 +103,7 @@ impl GuestModule for SimModule {
         0
     }
 
-    fn instantiate(&self, _: &Install) -> Result<Box<dyn Guest>, GuestFault> {
+    fn instantiate(&self, _: &Install, _: &Arc<GuestLog>) -> Result<Box<dyn Guest>, GuestFault> {
         Ok(Box::new(SimGuest {
             group: self.group,
             observed: Arc::clone(&self.observed),

@@ -158,6 +158,11 @@ fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
         "answer" => return Ok(vec![b'a'; number]),
         "reject" => return Err(vec![b'r'; number]),
         "say" => log(Level::Warn, &"t".repeat(number), &"m".repeat(number)),
+        "say-long" => say_long(number),
+        "say-often" => (0..number).for_each(|line| log(Level::Info, "often", &line.to_string())),
+        "trickle" => loop {
+            snapshot_io::write(b"trickle.");
+        },
         "fill" => STATE.with_borrow_mut(|state| state.fill = vec![b'f'; number]),
         _ => {}
     }
@@ -194,6 +199,12 @@ fn reserve() -> usize {
         }
         blocks.push(black_box(block));
     }
+}
+
+/// Says so many times the same mebibyte.
+fn say_long(times: usize) {
+    let text = "m".repeat(1 << 20);
+    (0..times).for_each(|_| log(Level::Warn, "long", &text));
 }
 
 /// Takes memory until there is none.
