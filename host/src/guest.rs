@@ -104,8 +104,8 @@ pub trait Guest: Send {
         ctx: Context,
         request: &[u8],
     ) -> Result<Result<Bytes, NoAnswer>, GuestFault>;
-    /// Streams the state. An error of `out` fails the snapshot, never the guest: further writes are
-    /// swallowed and `Ok(Err(_))` is returned.
+    /// Streams the state. An error of `out` fails the snapshot, never the guest, and is returned as
+    /// `Ok(Err(_))`.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault>;
     /// Into a fresh guest, instead of `init`. An error of `input` fails the restore.
     fn restore(

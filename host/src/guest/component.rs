@@ -228,7 +228,9 @@ impl Guest for ComponentGuest {
         })
     }
 
-    /// A failure the guest reports is one of the snapshot: the guest goes on.
+    /// A failure the guest reports is one of the snapshot: the guest goes on. A copy is interrupted
+    /// at the first write that fails. The live guest is not, for that would cost a rebuild on this
+    /// node: it writes to its end, as it would have, and its chunks are swallowed.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault> {
         let call = Call::anywhere("snapshot");
         let fuel = self.budgets.snapshot;
@@ -236,23 +238,28 @@ impl Guest for ComponentGuest {
             // What queries wrote is no state.
             copy.falls_behind();
         }
+        let on_copy = self.copy.is_some();
         let ran = self.look(call, |instance| {
             let (sender, chunks) = sync_channel(0);
-            let ran = instance.enter_beside(
+            Ok(instance.enter_beside(
                 (call, fuel),
                 SnapshotIo::Write(sender),
                 |store, machine| machine.snapshot(store),
                 // It owns its end of the channel: should the writer panic, the guest must not wait.
-                move || drain(chunks, out),
-            );
-            match ran {
-                Ok((result, written)) => Ok(Ok((result?, written))),
-                Err(error) => Ok(Err(error)),
-            }
+                move || match on_copy {
+                    true => pass_on(&chunks, out),
+                    false => pass_on(&chunks, out).inspect_err(|_| chunks.iter().for_each(drop)),
+                },
+            ))
         });
         let (told, written) = match ran? {
             Ok(ended) => ended,
             Err(error) => return Ok(Err(error)),
+        };
+        let told = match told {
+            // It was interrupted for this, or did not come to its end for a reason that comes after.
+            Err(_) if on_copy && written.is_err() => return Ok(written),
+            told => told?,
         };
         let told = told.map_err(|failure| {
             io::Error::other(format!("the guest wrote no snapshot: {}", failure.text()))
@@ -330,16 +337,9 @@ fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
         .map_err(|error| ModuleRefusal::Describe(trap::fault(call, &error, store.data())))
 }
 
-/// Takes chunks until the guest closes the channel. After an error they are swallowed: a full disk
-/// here must not become a trap there.
-fn drain(chunks: Receiver<Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
-    let mut written = Ok(());
-    for chunk in chunks {
-        if written.is_ok() {
-            written = out.write_all(&chunk);
-        }
-    }
-    written
+/// Writes chunks until the guest closes the channel, or one cannot be written.
+fn pass_on(chunks: &Receiver<Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
+    chunks.iter().try_for_each(|chunk| out.write_all(&chunk))
 }
 
 /// Hands over the input until it ends, fails, or the guest has had enough.

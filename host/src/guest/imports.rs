@@ -75,6 +75,11 @@ pub(crate) enum Misuse {
     ChunkTooLarge { bytes: usize },
 }
 
+/// A snapshot that cannot be kept any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("nobody takes the snapshot any more")]
+pub(crate) struct Unwanted;
+
 /// How important a log message is.
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(enum)]
@@ -201,10 +206,8 @@ impl HostState {
         };
         match chunk {
             Chunk::Whole(chunk) => {
-                // The other end takes chunks until this one closes, even after its writer failed;
-                // were it gone, nobody would want the snapshot.
-                let _unwanted = out.send(chunk);
-                Ok(())
+                // Whoever takes chunks and cannot keep them goes, if the guest may be interrupted.
+                out.send(chunk).map_err(|_| Unwanted.into())
             }
             Chunk::TooLong(bytes) => Err(Misuse::ChunkTooLarge { bytes }.into()),
         }

@@ -1,5 +1,7 @@
 //! Queries and snapshots are put to a copy: whatever they do, the live guest is as it was.
 
+use std::io::ErrorKind;
+
 use lockstep_core::fault::FaultClass;
 use lockstep_host::guest::{Guest as _, Outcome};
 
@@ -72,6 +74,33 @@ fn a_snapshot_cannot_spoil_the_guest() {
         assert!(guest.is_usable(), "{deed}");
     }
     let outcomes = guest.apply(at(5), &commands(&["answer 2"])).expect("it applies");
+    assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
+}
+
+/// A snapshot whose bytes nobody can keep ends at the first write that fails, whatever the guest
+/// would still do.
+#[test]
+fn a_snapshot_ends_with_the_first_write_that_fails() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut guest = started(hostile());
+    guest.apply(at(2), &commands(&["snapshot trickle"])).expect("it is only told");
+    for _ in 0..3 {
+        let before = guest.fuel_used();
+        let error = guest.snapshot(&mut Full).expect("no fault").expect_err("it is full");
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        let used = guest.fuel_used() - before;
+        assert!(used < 1_000_000, "it went on for {used} of fuel");
+        assert!(guest.is_usable());
+    }
+    let outcomes = guest.apply(at(3), &commands(&["answer 2"])).expect("it applies");
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 
