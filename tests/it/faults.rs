@@ -128,6 +128,39 @@ async fn an_init_that_faults_halts_its_group_alone() {
     cluster.stop_all().await.expect("it stops");
 }
 
+/// However much a guest says of why it fails, a replica's status holds a part of it and is told.
+#[tokio::test]
+async fn endless_reasons_leave_the_status_small() {
+    let mut spec = Spec::of_guest("hostile", 1).expect("it is built");
+    let mut group = spec.groups[0].clone();
+    group.name = "wordy".to_owned();
+    group.settings.push("config = \"init reject 60000000\"".to_owned());
+    spec.groups.push(group);
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving("hostile").await.expect("it serves");
+    let status = halted(&mut cluster, "wordy").await;
+    assert_says(&status.cause, &["refused in init", "rrrr"]);
+    assert!(status.cause.len() < 4096, "{} bytes", status.cause.len());
+
+    // A snapshot says its reason in another place.
+    let client = impatient(&cluster, "hostile");
+    apply(&client, "snapshot fail 60000000").await;
+    client.mark().await.expect("the leader takes it");
+    let failed = async |cluster: &Cluster| {
+        let status = cluster.group(1, "hostile").await?;
+        (status.captures_failed > 0).then_some(status)
+    };
+    let status =
+        cluster.wait_for("a capture to fail", PATIENCE, failed).await.expect("it is shown");
+    assert_says(&status.last_capture_error, &["the guest wrote no snapshot", "eeee"]);
+    assert!(status.last_capture_error.len() < 4096, "{} bytes", status.last_capture_error.len());
+
+    let shown = lockstep(&["status", "--endpoint", cluster.address(1)]).await;
+    assert!(shown.stdout.len() < 16_384, "{} bytes", shown.stdout.len());
+    assert!(cluster.log_text(1).len() < 65_536, "{} bytes", cluster.log_text(1).len());
+    cluster.stop_all().await.expect("it stops");
+}
+
 /// Where a query takes the state machine with it, that costs a rebuild: for a minute neither it nor
 /// its caller is asked for, and everybody else is.
 #[tokio::test]
