@@ -33,6 +33,7 @@ pub mod apply_lane;
 mod apply_thread;
 pub(crate) mod askers;
 mod capture;
+mod deliveries;
 pub(crate) mod disk_watch;
 pub mod gauges;
 pub(crate) mod inbox;
@@ -52,6 +53,7 @@ pub use mailbox::{GroupHandle, GroupReport, HaltedAt, QueryAnswer};
 
 use agenda::Query;
 use askers::{Asked, Places};
+use deliveries::Delivery;
 use disk_watch::Hanging;
 use gauges::Gauges;
 use inbox::Judged;
@@ -83,6 +85,8 @@ pub(crate) struct GroupActor {
     /// Of the queries that wait, here or in the apply lane.
     places: Places,
     next_ticket: u64,
+    /// Answers of this turn, until they are handed over.
+    delivering: Vec<Delivery>,
     /// As the log said it last.
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
@@ -167,6 +171,7 @@ impl GroupActor {
             tickets: BTreeMap::new(),
             places: Places::default(),
             next_ticket: 0,
+            delivering: Vec::new(),
             clock_is_off: false,
             strangers: Vec::new(),
             stall: None,
@@ -218,6 +223,7 @@ impl GroupActor {
         }
         self.group.flush(&mut effects);
         self.carry_out(effects);
+        self.delivering.clear();
     }
 
     fn try_next(&mut self) -> Option<Input> {
@@ -252,7 +258,10 @@ impl GroupActor {
                 self.look_at_the_disk(effects);
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
             }
-            Input::Inward(Inward(event)) => self.group.handle(event, effects),
+            Input::Inward(Inward { event, delivery }) => {
+                self.delivering.extend(delivery);
+                self.group.handle(event, effects);
+            }
             Input::Frame(inbound) => {
                 self.handle.took_frame(&inbound);
                 self.group.handle(Event::Frame(inbound), effects);

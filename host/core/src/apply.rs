@@ -36,6 +36,16 @@ pub enum Answer {
     Opened(u64),
 }
 
+impl Answer {
+    /// Bytes that it holds of what the guest said.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Ok(bytes) | Self::Rejected(Rejection::Guest(bytes)) => bytes.len(),
+            Self::Rejected(_) | Self::Opened(_) => 0,
+        }
+    }
+}
+
 /// What the apply lane reports after a range.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Applied {

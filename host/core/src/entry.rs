@@ -66,7 +66,7 @@ pub struct Profile {
     /// Linear memory of all the guest's memories together, bytes.
     pub memory_bytes: u64,
     pub outcome_bytes: u32,
-    /// Which table of fuel costs; 1 = wasmtime's default operator costs.
+    /// Which table of fuel costs: what the host of the founders counted by.
     pub fuel_table: u32,
     /// Major version of wasmtime; 0 for a native guest.
     pub engine_major: u32,

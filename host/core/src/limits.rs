@@ -132,6 +132,9 @@ pub const MARK_PATIENCE: u64 = 2;
 pub const APPLY_BACKLOG_ENTRIES_MAX: u64 = 65_536;
 /// Bytes of such entries.
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
+/// Answers that the apply lane gathers before it tells them, and that wait for the actor to take them,
+/// bytes each; those of one entry may be more.
+pub const APPLY_ANSWERS_BYTES_MAX: usize = 4 * MIB;
 /// Entries kept behind the newest snapshot for followers that lag a little, unless configured.
 pub const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Size of a log segment, bytes, unless configured.

@@ -12,6 +12,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
     ("apply_repeated_calls", "a repeated call of a session is applied again"),
     ("ask_for_nobody", "queries are asked although whoever sent them left"),
+    ("await_nothing", "the apply lane is told that nobody waits for what it applies"),
     ("believe_the_header", "an object is taken for good unread"),
     ("capture_early", "a mark's snapshot is taken before the mark is applied"),
     ("capture_what_is_old", "a local snapshot is written though a newer one is listed"),

@@ -205,7 +205,8 @@ mod tests {
         /// A piece of work of so many milliseconds.
         fn work(&mut self, ms: u32) {
             let (first, last, bytes, entries) = (u64::from(ms), 0, 0, Vec::new());
-            self.agenda.add_work(ApplyJob::Range { first, last, bytes, entries });
+            let awaited = BTreeSet::new();
+            self.agenda.add_work(ApplyJob::Range { first, last, bytes, entries, awaited });
         }
 
         /// A query of so many milliseconds, asked behind that index.

@@ -2,6 +2,7 @@
 //!
 //! [`ApplyLane::run`] takes one job and returns what to tell the core; a thread per group calls it.
 //!
+//! - Answers that somebody waits for are told before they are many; the others are not kept.
 //! - One guest call per entry. A guest that faults is dropped with its store, rebuilt from a
 //!   recovery point and the log, and tried once more; if it faults again the replica parks.
 //! - A rebuild is what a start is: the newest listed snapshot that restores, then the log up to the
@@ -17,6 +18,7 @@
 //! - A guest that applies what it had applied before is not heard.
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +31,7 @@ use lockstep_core::apply::{
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
+use lockstep_core::limits::APPLY_ANSWERS_BYTES_MAX;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -47,6 +50,8 @@ use crate::wal::{WalError, WalReader};
 mod asking;
 mod capturing;
 mod halted;
+#[cfg(test)]
+mod tests;
 
 /// How long a range of entries is applied before others have their turn.
 const SLICE: Duration = Duration::from_millis(5);
@@ -161,13 +166,13 @@ impl ApplyLane {
                 let time_ms = self.ledger.log_time_ms();
                 self.begun(started, Event::Started { applied: floor, time_ms })
             }
-            ApplyJob::Range { first, last, bytes, entries } => {
+            ApplyJob::Range { first, last, bytes, entries, awaited } => {
                 let began = self.tools.clock.running();
-                let applied = self.range((first, last), entries, began);
+                let applied = self.range((first, last), entries, &awaited, began);
                 let applied = applied.map(|(applied, left)| match left {
                     None => Applied { bytes, ..applied },
                     Some((first, entries)) => {
-                        rest = Some(ApplyJob::Range { first, last, bytes, entries });
+                        rest = Some(ApplyJob::Range { first, last, bytes, entries, awaited });
                         applied
                     }
                 });
@@ -282,15 +287,16 @@ impl ApplyLane {
         }
     }
 
-    /// Applies entries for a while; what was, and where to go on.
+    /// Applies entries for a while, or until there is much to tell; what was, and where to go on.
     fn range(
         &mut self,
         (first, last): (u64, u64),
         entries: Vec<Entry>,
+        awaited: &BTreeSet<u64>,
         began: Duration,
     ) -> Result<(Applied, Left), Fault> {
         let until = began.saturating_add(SLICE);
-        let mut answered = Vec::new();
+        let (mut answered, mut answered_bytes) = (Vec::new(), 0);
         let mut left = None;
         let mut next = first;
         let mut given = Some(entries).filter(|entries| !entries.is_empty());
@@ -303,13 +309,16 @@ impl ApplyLane {
             while let Some(entry) = batch.next() {
                 if entry.index > self.ledger.applied() {
                     let answers = self.apply_or_rebuild(&entry)?;
-                    if !answers.is_empty() {
+                    if !answers.is_empty() && awaited.contains(&entry.index) {
+                        answered_bytes += answers.iter().map(Answer::bytes).sum::<usize>();
                         let (index, term) = (entry.index, entry.term);
                         answered.push(EntryAnswers { index, term, answers });
                     }
                 }
                 next = entry.index + 1;
-                if next <= last && self.tools.clock.running() >= until {
+                let enough = answered_bytes >= APPLY_ANSWERS_BYTES_MAX
+                    || self.tools.clock.running() >= until;
+                if next <= last && enough {
                     left = Some((next, batch.by_ref().collect()));
                 }
             }

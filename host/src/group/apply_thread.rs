@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use lockstep_core::apply::Answer;
 use lockstep_core::fault::Fault;
 use lockstep_core::group::Event;
 
@@ -14,6 +15,7 @@ use crate::clock::Clock;
 use crate::group::agenda::{Agenda, Next, Query};
 use crate::group::apply_lane::{ApplyLane, Output, Tools};
 use crate::group::capture::Capture;
+use crate::group::deliveries::Deliveries;
 use crate::group::gauges::Gauges;
 use crate::group::{GroupHandle, LaneJob, panic_text};
 use crate::node::{StartError, thread};
@@ -27,6 +29,7 @@ struct Worker {
     lane: ApplyLane,
     agenda: Agenda,
     handle: GroupHandle,
+    deliveries: Arc<Deliveries>,
     store: Arc<dyn StoreHandle>,
     clock: Arc<dyn Clock>,
     gauges: Arc<Gauges>,
@@ -42,7 +45,8 @@ pub(super) fn start(
     let store = Arc::clone(&tools.store);
     let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
     let (lane, agenda) = (ApplyLane::new(tools), Agenda::default());
-    let mut worker = Worker { lane, agenda, handle, store, clock, gauges };
+    let deliveries = Arc::default();
+    let mut worker = Worker { lane, agenda, handle, deliveries, store, clock, gauges };
     let builder = std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES);
     let started = builder.spawn(move || {
         while worker.gather(&jobs) {
@@ -113,7 +117,10 @@ impl Worker {
     fn pass_on(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
-                Output::Event(event) => self.handle.raise(event),
+                Output::Event(event) => match answer_bytes(&event) {
+                    0 => self.handle.raise(event),
+                    bytes => self.handle.raise_with(event, self.deliveries.begin(bytes)),
+                },
                 Output::Rest(job) => self.agenda.give_back(job),
                 Output::Seal(capture) => {
                     let told = (self.handle.clone(), Arc::clone(&self.store));
@@ -123,6 +130,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Bytes of the answers that it brings.
+fn answer_bytes(event: &Event) -> usize {
+    let Event::Applied(applied) = event else { return 0 };
+    applied.answers.iter().flat_map(|entry| &entry.answers).map(Answer::bytes).sum()
 }
 
 /// Seals on a thread of its own; whatever happens there, the core hears how it ended.

@@ -19,6 +19,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::group::askers::Asker;
+use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
 use crate::metrics::TransferTally;
 use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
@@ -105,7 +106,11 @@ impl Request {
 }
 
 /// What lanes and workers tell the actor.
-pub(crate) struct Inward(pub Event);
+pub(crate) struct Inward {
+    pub event: Event,
+    /// What the answers in it count as.
+    pub delivery: Option<Delivery>,
+}
 
 /// A status of one group on one node, as last published (at least once a second).
 #[derive(Clone, Debug)]
@@ -279,7 +284,13 @@ impl GroupHandle {
     /// An event that must not be lost.
     pub(crate) fn raise(&self, event: Event) {
         // The actor is gone only when the process ends or the group stopped.
-        let _ = self.inner.events.send(Inward(event));
+        let _ = self.inner.events.send(Inward { event, delivery: None });
+    }
+
+    /// One that brings answers.
+    pub(crate) fn raise_with(&self, event: Event, delivery: Delivery) {
+        // As above.
+        let _ = self.inner.events.send(Inward { event, delivery: Some(delivery) });
     }
 
     /// Where the group's objects are.

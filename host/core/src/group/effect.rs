@@ -1,5 +1,7 @@
 //! [`Effect`]: everything a replica can ask its host to do. Effects of one lane keep their order.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
@@ -50,8 +52,8 @@ pub enum ApplyJob {
     /// Build the guest from the newest recovery point that restores and replay to the floor.
     Start { state: Box<RecoveryState> },
     /// Apply `[first, last]`. `entries` is empty if they have to be read from the log; `bytes`
-    /// comes back in the report.
-    Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry> },
+    /// comes back in the report. Only the answers of `awaited` entries are wanted.
+    Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
     /// Capture a snapshot of what has been applied: exactly `index`.
     Capture { term: u64, index: u64, configuration: Configuration },
     /// Replace the guest by what this listed snapshot holds.

@@ -4,7 +4,7 @@
 //! [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way; what has to wait longer keeps only its
 //! indexes, and the lane reads those entries from the log.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::Entry;
 
@@ -47,7 +47,7 @@ pub(super) struct Pipeline {
 }
 
 enum Item {
-    Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry> },
+    Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
     Capture(Capture),
 }
 
@@ -117,8 +117,8 @@ impl Pipeline {
         self.rebuilding = false;
     }
 
-    /// Committed entries, contiguous with what came before.
-    pub(super) fn push(&mut self, mut entries: Vec<Entry>) {
+    /// Committed entries, contiguous with what came before; tickets wait for `awaited` ones.
+    pub(super) fn push(&mut self, mut entries: Vec<Entry>, awaited: BTreeSet<u64>) {
         let (Some(head), Some(tail)) = (entries.first(), entries.last()) else { return };
         self.handed = tail.index;
         if !self.captures() {
@@ -132,7 +132,7 @@ impl Pipeline {
         } else {
             self.queued_bytes += bytes;
         }
-        self.queue.push_back(Item::Range { first, last, bytes, entries });
+        self.queue.push_back(Item::Range { first, last, bytes, entries, awaited });
     }
 
     /// Whether there is, or will be, a guest to capture at what is handed over now.
@@ -165,13 +165,13 @@ impl Pipeline {
         {
             let Some(item) = self.queue.pop_front() else { return };
             effects.push(Effect::Apply(match item {
-                Item::Range { first, last, bytes, entries } => {
+                Item::Range { first, last, bytes, entries, awaited } => {
                     if !entries.is_empty() {
                         self.queued_bytes -= bytes;
                     }
                     self.inflight_bytes += bytes;
                     self.dispatched = last;
-                    ApplyJob::Range { first, last, bytes, entries }
+                    ApplyJob::Range { first, last, bytes, entries, awaited }
                 }
                 Item::Capture(capture) => {
                     self.capturing = Some(capture.clone());

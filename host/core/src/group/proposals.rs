@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use raft::eraftpb::Entry;
+
 use crate::apply::{Answer, EntryAnswers};
 use crate::entry::{Call, EntryBody, Pack};
 use crate::fault::Refusal;
@@ -174,6 +176,15 @@ impl Proposals {
         if let Some(before) = self.proposed.insert(index, Proposed { term, tickets, bytes }) {
             self.proposed_bytes -= before.bytes;
         }
+    }
+
+    /// Which of these entries have tickets that wait for them.
+    pub(super) fn awaited(&self, entries: &[Entry]) -> BTreeSet<u64> {
+        if planted("await_nothing") {
+            return BTreeSet::new();
+        }
+        let indexes = entries.iter().map(|entry| entry.index);
+        indexes.filter(|index| self.proposed.contains_key(index)).collect()
     }
 
     /// Pairs answers with tickets. An entry of another term at a ticket's index means: lost, not

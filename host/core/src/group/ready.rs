@@ -211,13 +211,13 @@ fn hand_over(
         range.push(entry);
         if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index) {
             if !planted("capture_early") {
-                hosting.pipeline.push(std::mem::take(&mut range));
+                hosting.apply(std::mem::take(&mut range));
             }
             let configuration = shared.recovery.configuration.clone();
             hosting.pipeline.push_capture(term, index, configuration);
         }
     }
-    hosting.pipeline.push(range);
+    hosting.apply(range);
     shared.recovery.floor = last;
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);

@@ -1,6 +1,6 @@
 //! The apply lane by hand: the core's `Ledger`, the scripts' machine, snapshots as bytes in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use lockstep_core::apply::{
@@ -83,7 +83,7 @@ impl Lane {
         self.waiting = false;
         match job {
             ApplyJob::Start { state } => self.start(&state, image, store, &mut done),
-            ApplyJob::Range { first, last, entries, .. } => {
+            ApplyJob::Range { first, last, entries, awaited, .. } => {
                 let entries = match entries.is_empty() {
                     true => {
                         done.read = Some((first, last));
@@ -92,7 +92,7 @@ impl Lane {
                     false => entries,
                 };
                 assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));
-                self.range(entries, &mut done);
+                self.range(entries, &awaited, &mut done);
             }
             ApplyJob::Capture { term, index, configuration } => {
                 assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
@@ -186,7 +186,7 @@ impl Lane {
                 done.events.push(Event::Overtaken);
                 return;
             };
-            self.range(entries, done);
+            self.range(entries, &BTreeSet::new(), done);
             done.events.retain(|event| !matches!(event, Event::Applied(_)));
         }
         if !self.dead {
@@ -237,7 +237,7 @@ impl Lane {
         bytes
     }
 
-    fn range(&mut self, entries: Vec<Entry>, done: &mut Done) {
+    fn range(&mut self, entries: Vec<Entry>, awaited: &BTreeSet<u64>, done: &mut Done) {
         let mut applied = Applied::default();
         for entry in entries {
             applied.bytes += entry.data.len() + entry.context.len() + 48;
@@ -257,7 +257,7 @@ impl Lane {
                 Answer::Ok(_) | Answer::Rejected(_) => None,
             });
             done.opened.extend(ids);
-            if !answers.is_empty() {
+            if !answers.is_empty() && awaited.contains(&index) {
                 applied.answers.push(EntryAnswers { index, term, answers });
             }
             // Many sessions or long answers make the state large: then only some of the digests are
