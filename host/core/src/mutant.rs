@@ -67,6 +67,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("refuse_silently", "refusals are neither counted nor logged"),
     ("removed_is_failed", "a replica that left its group is taken for a failed one"),
     ("report_twice", "a transfer that ended ends again when its channel breaks"),
+    ("restore_beside", "the old guest stays while a snapshot is restored into another"),
     ("resume_unverified", "blocks of a parked transfer are taken unseen"),
     ("retry_failed_sync", "a failed sync is tried again and taken for good"),
     ("reuse_a_bad_object", "a bad object of the same name is kept"),

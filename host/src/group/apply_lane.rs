@@ -7,8 +7,8 @@
 //!   recovery point and the log, and tried once more; if it faults again the replica parks.
 //! - A rebuild is what a start is: the newest listed snapshot that restores, then the log up to the
 //!   goal.
-//! - A restored guest replaces the live one only when length, digest and the guest's own word are
-//!   good.
+//! - There is one guest at a time: the old one goes before another is made. A restored one is kept
+//!   only if length, digest and the guest's own word are good.
 //! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
 //!   lets go and waits for the restore, which is no fault.
 //! - A recovery point whose object is rotten is reported, and the next older one tried. With none
@@ -248,8 +248,7 @@ impl ApplyLane {
 
     /// There is no guest any more: because the log was cut under the lane, or because of `fault`.
     fn lost(&mut self, fault: Fault) {
-        self.guest = None;
-        self.ledger = Ledger::default();
+        self.clear();
         match fault {
             _ if self.overtaken => self.aside.push(Event::Overtaken),
             Fault::NoRecoverableSnapshot(why) => {
@@ -415,8 +414,7 @@ impl ApplyLane {
     }
 
     fn rebuilt_from(&mut self, listed: &[SnapshotDesc], goal: u64) -> Result<(), Fault> {
-        self.guest = None;
-        self.ledger = Ledger::default();
+        self.clear();
         let (mut causes, mut guests) = (Vec::new(), None);
         for desc in listed.iter().filter(|desc| desc.index <= goal) {
             match self.install(desc) {
@@ -459,8 +457,16 @@ impl ApplyLane {
         Ok(())
     }
 
-    /// Restores a listed object into a fresh guest, and swaps only if all of it is good.
+    /// There is neither guest nor ledger.
+    fn clear(&mut self) {
+        (self.guest, self.ledger) = (None, Ledger::default());
+    }
+
+    /// Restores a listed object into a fresh guest; there is none if not all of it is good. The one
+    /// before is of no use by then, for its log is gone or it faulted, and two might not have room.
     fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
+        let _beside = self.guest.take().filter(|_| planted("restore_beside"));
+        self.clear();
         let began = self.tools.clock.running();
         let mut reader =
             open_object(&*self.tools.store, desc, Use::Restoring).map_err(Fault::Restore)?;
@@ -473,10 +479,8 @@ impl ApplyLane {
         }
         let mut envelope = vec![0; length];
         reader.read_exact(&mut envelope).map_err(bad)?;
-        let ledger = Ledger::decode_envelope(Bytes::from(envelope), desc.index)
+        self.ledger = Ledger::decode_envelope(Bytes::from(envelope), desc.index)
             .map_err(|e| Fault::Restore(e.to_string()))?;
-
-        let before = std::mem::replace(&mut self.ledger, ledger);
         let result = self.fresh().and_then(|mut guest| {
             let info = self.tools.module.info();
             let header = SnapshotHeader {
@@ -505,7 +509,7 @@ impl ApplyLane {
                 Ok(())
             }
             Err(fault) => {
-                self.ledger = before;
+                self.clear();
                 Err(fault)
             }
         }

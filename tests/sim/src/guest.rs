@@ -2,7 +2,8 @@
 //! operation was applied, and ballast that makes snapshots as large as wanted.
 //!
 //! It tells [`Observed`] what it applies, so that every replica's history can be compared, and
-//! traps when it is told to: a trap is this replica's alone, and its second try succeeds.
+//! traps when it is told to: a trap is this replica's alone, and its second try succeeds. That a
+//! replica has two guests at a time is a violation as well. Planted: `restore_beside`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -75,6 +76,8 @@ pub struct SimModule {
     pub traps: Traps,
     /// Bytes of ballast in the state.
     pub ballast: usize,
+    /// Whoever holds it has the replica's guest.
+    alive: Arc<()>,
     info: GuestInfo,
 }
 
@@ -86,7 +89,7 @@ impl SimModule {
             snapshot_format: 1,
             oldest_readable_format: 1,
         };
-        Self { group, observed, traps, ballast, info }
+        Self { group, observed, traps, ballast, alive: Arc::default(), info }
     }
 }
 
@@ -104,7 +107,12 @@ impl GuestModule for SimModule {
     }
 
     fn instantiate(&self, _: &Install, _: &Arc<GuestLog>) -> Result<Box<dyn Guest>, GuestFault> {
+        if Arc::strong_count(&self.alive) > 1 {
+            let why = format!("a replica of group {} has two guests at a time", self.group);
+            lock(&self.observed).violation.get_or_insert(why);
+        }
         Ok(Box::new(SimGuest {
+            _alive: Arc::clone(&self.alive),
             group: self.group,
             observed: Arc::clone(&self.observed),
             traps: Arc::clone(&self.traps),
@@ -123,6 +131,7 @@ struct State {
 }
 
 struct SimGuest {
+    _alive: Arc<()>,
     group: GroupId,
     observed: SharedObserved,
     traps: Traps,

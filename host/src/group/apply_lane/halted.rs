@@ -5,7 +5,7 @@ use lockstep_core::fault::{Fault, GuestFault, Refusal};
 use lockstep_core::group::Event;
 use lockstep_core::snapshot::SnapshotDesc;
 
-use super::{ApplyLane, Ledger, Output};
+use super::{ApplyLane, Output};
 use crate::group::HaltedAt;
 
 /// A rebuild may itself fail at an earlier entry (what a guest has of memory depends on how it was
@@ -20,7 +20,7 @@ impl ApplyLane {
             Some(at) => tracing::info!(group = %self.tools.group, at, "the halted state is there"),
             None => {
                 tracing::warn!(group = %self.tools.group, goal, "there is no state to ask");
-                (self.guest, self.ledger) = (None, Ledger::default());
+                self.clear();
             }
         }
         Output::Event(Event::Stands { at })
@@ -45,7 +45,8 @@ impl ApplyLane {
     pub(super) fn not_restored(&mut self, snapshot: SnapshotDesc, why: String) -> Output {
         let index = snapshot.index;
         tracing::error!(group = %self.tools.group, index, why, "the snapshot does not restore");
-        (self.guest, self.ledger, self.waiting) = (None, Ledger::default(), true);
+        self.clear();
+        self.waiting = true;
         self.aside.push(Event::Rotten { snapshot, why: why.clone() });
         Output::Event(Event::NotRestored { index, why })
     }
