@@ -21,7 +21,7 @@ use wasmtime::{StoreContextMut, Trap};
 
 use super::check::interface;
 use super::engine;
-use super::lift::{AtMost, Text};
+use super::lift::{AtMost, Cut, Text};
 use super::limits::Limiter;
 use super::log::GuestLog;
 
@@ -99,8 +99,8 @@ enum Level {
 }
 
 type Store<'a> = StoreContextMut<'a, HostState>;
-type Target = Text<LOG_TARGET_BYTES_MAX>;
-type Message = Text<LOG_TEXT_BYTES_MAX>;
+type Target = Cut<Text<LOG_TARGET_BYTES_MAX>>;
+type Message = Cut<Text<LOG_TEXT_BYTES_MAX>>;
 type Chunk = AtMost<SNAPSHOT_CHUNK_BYTES_MAX>;
 
 /// A linker that knows our imports and no others.
@@ -110,14 +110,14 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostS
     linker.instance(&interface("types"))?;
     linker.instance(&interface("host"))?.func_wrap(
         "log",
-        |mut store: Store<'_>, (level, target, message): (Level, Target, Message)| {
+        |mut store: Store<'_>, (level, Cut(target), Cut(message)): (Level, Target, Message)| {
             pay(&mut store, target.bytes.saturating_add(message.bytes))?;
             store.data_mut().log(level, &target.text, message.text);
             Ok(())
         },
     )?;
     let mut snapshot_io = linker.instance(&interface("snapshot-io"))?;
-    snapshot_io.func_wrap("write", |mut store: Store<'_>, (chunk,): (Chunk,)| {
+    snapshot_io.func_wrap("write", |mut store: Store<'_>, (Cut(chunk),): (Cut<Chunk>,)| {
         pay(&mut store, chunk.length())?;
         store.data_mut().write(chunk)
     })?;

@@ -1,14 +1,13 @@
 //! Bytes and texts that a guest hands over, bounded before anything is copied.
 //!
 //! - A guest may hand over whatever its memory holds, and the same place of it many times in one
-//!   call. [`AtMost`], [`ListOf`] and [`Text`] look at the length first: of what is too long only
-//!   the length, or the beginning, reaches the host. So it costs the host nothing, and need not be
-//!   a fault.
+//!   call. What is [`Cut`] is looked at by its length first: of what is too long only the length, or
+//!   the beginning, reaches the host. So it costs the host nothing, and need not be a fault.
 //! - A list that lies outside of memory is a trap, as anywhere.
 //!
 //! wasmtime's own types for lists copy first. Its traits can be implemented by hand; they are
-//! `unsafe`, for a type must say truly how it is laid out. These three are lists or strings, and
-//! say what wasmtime says of those.
+//! `unsafe`, for a type must say truly how it is laid out. [`Cut`] is a list or a string, and says
+//! what wasmtime says of those.
 
 use wasmtime::ValRaw;
 use wasmtime::component::__internal::wasmtime_environ::component::StringEncoding;
@@ -16,6 +15,53 @@ use wasmtime::component::__internal::{CanonicalAbiInfo, InstanceType, InterfaceT
 use wasmtime::component::{ComponentType, Lift};
 
 use super::trap::bounded;
+
+/// What is made of a list or a string: [`AtMost`], [`ListOf`] or [`Text`].
+#[derive(Debug)]
+pub(crate) struct Cut<T>(pub(crate) T);
+
+/// What a list or a string can be cut to.
+pub(crate) trait FromPlace: Sized + Send + Sync {
+    /// What wasmtime takes it for.
+    type Like: ComponentType + ?Sized;
+
+    /// Reads no more than it keeps.
+    fn from_place(
+        cx: &mut LiftContext<'_>,
+        ty: InterfaceType,
+        place: Place,
+    ) -> wasmtime::Result<Self>;
+}
+
+// SAFETY: the layout of a list and of a string is a pointer and a length, whatever it is of; which
+// types fit is what wasmtime says.
+unsafe impl<T: FromPlace> ComponentType for Cut<T> {
+    type Lower = [ValRaw; 2];
+    const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
+
+    fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
+        <T::Like as ComponentType>::typecheck(ty, types)
+    }
+}
+
+// SAFETY: reads no memory but through slices, and through wasmtime's own `Lift`.
+unsafe impl<T: FromPlace> Lift for Cut<T> {
+    fn linear_lift_from_flat(
+        cx: &mut LiftContext<'_>,
+        ty: InterfaceType,
+        pair: &[ValRaw; 2],
+    ) -> wasmtime::Result<Self> {
+        T::from_place(cx, ty, Place::of_flat(pair)).map(Self)
+    }
+
+    fn linear_lift_from_memory(
+        cx: &mut LiftContext<'_>,
+        ty: InterfaceType,
+        pair: &[u8],
+    ) -> wasmtime::Result<Self> {
+        T::from_place(cx, ty, Place::in_memory(pair)?).map(Self)
+    }
+}
 
 /// A list of bytes; nothing but the length of one that is longer than `BYTES_MAX`.
 #[derive(Debug)]
@@ -41,7 +87,7 @@ pub(crate) struct Text<const BYTES_MAX: usize> {
 
 /// Where a list or a string lies in memory, and its length in units of its own.
 #[derive(Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     at: usize,
     length: usize,
 }
@@ -63,6 +109,10 @@ impl Place {
         }
     }
 
+    fn flat(self) -> [ValRaw; 2] {
+        [ValRaw::u32(self.at as u32), ValRaw::u32(self.length as u32)]
+    }
+
     /// So many bytes from here on.
     fn bytes<'a>(self, cx: &LiftContext<'a>, length: usize) -> wasmtime::Result<&'a [u8]> {
         let rest = cx.memory().get(self.at..);
@@ -82,8 +132,16 @@ impl<const BYTES_MAX: usize> AtMost<BYTES_MAX> {
             Self::TooLong(length) => *length,
         }
     }
+}
 
-    fn lift(cx: &mut LiftContext<'_>, place: Place) -> wasmtime::Result<Self> {
+impl<const BYTES_MAX: usize> FromPlace for AtMost<BYTES_MAX> {
+    type Like = [u8];
+
+    fn from_place(
+        cx: &mut LiftContext<'_>,
+        _: InterfaceType,
+        place: Place,
+    ) -> wasmtime::Result<Self> {
         let bytes = place.bytes(cx, place.length)?;
         if bytes.len() > BYTES_MAX {
             return Ok(Self::TooLong(bytes.len()));
@@ -93,74 +151,29 @@ impl<const BYTES_MAX: usize> AtMost<BYTES_MAX> {
     }
 }
 
-// SAFETY: a list's layout is a pointer and a length, whatever it is a list of; which types fit is
-// what wasmtime says of a list of bytes.
-unsafe impl<const BYTES_MAX: usize> ComponentType for AtMost<BYTES_MAX> {
-    type Lower = [ValRaw; 2];
-    const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
+impl<T: Lift, const MAX: usize> FromPlace for ListOf<T, MAX> {
+    type Like = [T];
 
-    fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
-        <[u8] as ComponentType>::typecheck(ty, types)
-    }
-}
-
-// SAFETY: reads no memory but through slices.
-unsafe impl<const BYTES_MAX: usize> Lift for AtMost<BYTES_MAX> {
-    fn linear_lift_from_flat(
-        cx: &mut LiftContext<'_>,
-        _: InterfaceType,
-        pair: &[ValRaw; 2],
-    ) -> wasmtime::Result<Self> {
-        Self::lift(cx, Place::of_flat(pair))
-    }
-
-    fn linear_lift_from_memory(
-        cx: &mut LiftContext<'_>,
-        _: InterfaceType,
-        pair: &[u8],
-    ) -> wasmtime::Result<Self> {
-        Self::lift(cx, Place::in_memory(pair)?)
-    }
-}
-
-// SAFETY: a list's layout is a pointer and a length, whatever it is a list of; which types fit is
-// what wasmtime says of a list of `T`.
-unsafe impl<T: ComponentType, const MAX: usize> ComponentType for ListOf<T, MAX> {
-    type Lower = [ValRaw; 2];
-    const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
-
-    fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
-        <[T] as ComponentType>::typecheck(ty, types)
-    }
-}
-
-// SAFETY: reads no memory itself; what is short enough is wasmtime's to read.
-unsafe impl<T: Lift, const MAX: usize> Lift for ListOf<T, MAX> {
-    fn linear_lift_from_flat(
+    fn from_place(
         cx: &mut LiftContext<'_>,
         ty: InterfaceType,
-        pair: &[ValRaw; 2],
+        place: Place,
     ) -> wasmtime::Result<Self> {
-        match Place::of_flat(pair).length {
+        match place.length {
             length if length > MAX => Ok(Self::TooLong(length)),
-            _ => Vec::linear_lift_from_flat(cx, ty, pair).map(Self::Whole),
-        }
-    }
-
-    fn linear_lift_from_memory(
-        cx: &mut LiftContext<'_>,
-        ty: InterfaceType,
-        pair: &[u8],
-    ) -> wasmtime::Result<Self> {
-        match Place::in_memory(pair)?.length {
-            length if length > MAX => Ok(Self::TooLong(length)),
-            _ => Vec::linear_lift_from_memory(cx, ty, pair).map(Self::Whole),
+            _ => Vec::linear_lift_from_flat(cx, ty, &place.flat()).map(Self::Whole),
         }
     }
 }
 
-impl<const BYTES_MAX: usize> Text<BYTES_MAX> {
-    fn lift(cx: &mut LiftContext<'_>, place: Place) -> wasmtime::Result<Self> {
+impl<const BYTES_MAX: usize> FromPlace for Text<BYTES_MAX> {
+    type Like = str;
+
+    fn from_place(
+        cx: &mut LiftContext<'_>,
+        _: InterfaceType,
+        place: Place,
+    ) -> wasmtime::Result<Self> {
         /// Marks a string of the encoding `latin1+utf16` as being of 16-bit units.
         const WIDE: usize = 1 << 31;
         let (length, wide) = match cx.options().string_encoding {
@@ -185,34 +198,5 @@ impl<const BYTES_MAX: usize> Text<BYTES_MAX> {
             false => bytes.iter().take(BYTES_MAX + 1).copied().map(char::from).collect(),
         };
         Ok(Self { text: bounded(&text, BYTES_MAX).into_owned(), bytes: bytes.len() })
-    }
-}
-
-// SAFETY: a string's layout is a pointer and a length; which types fit is what wasmtime says.
-unsafe impl<const BYTES_MAX: usize> ComponentType for Text<BYTES_MAX> {
-    type Lower = [ValRaw; 2];
-    const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
-
-    fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
-        <str as ComponentType>::typecheck(ty, types)
-    }
-}
-
-// SAFETY: reads no memory but through slices.
-unsafe impl<const BYTES_MAX: usize> Lift for Text<BYTES_MAX> {
-    fn linear_lift_from_flat(
-        cx: &mut LiftContext<'_>,
-        _: InterfaceType,
-        pair: &[ValRaw; 2],
-    ) -> wasmtime::Result<Self> {
-        Self::lift(cx, Place::of_flat(pair))
-    }
-
-    fn linear_lift_from_memory(
-        cx: &mut LiftContext<'_>,
-        _: InterfaceType,
-        pair: &[u8],
-    ) -> wasmtime::Result<Self> {
-        Self::lift(cx, Place::in_memory(pair)?)
     }
 }

@@ -19,7 +19,7 @@ use wasmtime::component::{
 
 use super::check::{EXPORT, interface};
 use super::imports::HostState;
-use super::lift::{AtMost, ListOf, Text};
+use super::lift::{AtMost, Cut, ListOf, Text};
 use super::{GuestInfo, NoAnswer, Outcome, SnapshotHeader};
 
 /// Longest text that a failure may have, bytes; the rest is cut off.
@@ -61,8 +61,9 @@ struct Header<'a> {
     time_ms: u64,
 }
 
-type Answer = AtMost<{ limits::OUTCOME_BYTES_MAX }>;
+type Answer = Cut<AtMost<{ limits::OUTCOME_BYTES_MAX }>>;
 type Reply = AtMost<{ limits::QUERY_ANSWER_BYTES_MAX }>;
+type Replied = Result<Cut<Reply>, Cut<Reply>>;
 
 #[derive(ComponentType, Lift)]
 #[component(variant)]
@@ -73,7 +74,7 @@ enum Told {
     Rejected(Answer),
 }
 
-type Words = Text<FAILURE_BYTES_MAX>;
+type Words = Cut<Text<FAILURE_BYTES_MAX>>;
 
 /// Why `init`, `snapshot` or `restore` could not do what was asked.
 #[derive(ComponentType, Lift)]
@@ -92,15 +93,15 @@ pub(crate) enum Failure {
 #[derive(ComponentType, Lift)]
 #[component(record)]
 struct Info {
-    name: Text<INFO_BYTES_MAX>,
-    version: Text<INFO_BYTES_MAX>,
+    name: Cut<Text<INFO_BYTES_MAX>>,
+    version: Cut<Text<INFO_BYTES_MAX>>,
     #[component(name = "snapshot-format")]
     snapshot_format: u32,
     #[component(name = "oldest-readable-format")]
     oldest_readable_format: u32,
 }
 
-type Outcomes = ListOf<Told, { limits::PACK_COMMANDS_MAX }>;
+type Outcomes = Cut<ListOf<Told, { limits::PACK_COMMANDS_MAX }>>;
 
 type Init<'a> = (Context, &'a [u8]);
 type Apply<'a> = (Context, &'a [Command<'a>]);
@@ -170,7 +171,7 @@ impl Machine {
         typed::<(), (Info,)>(store, self.describe, "describe")?;
         typed::<Init<'_>, Done>(store, self.init, "init")?;
         typed::<Apply<'_>, (Outcomes,)>(store, self.apply, "apply")?;
-        typed::<Query<'_>, (Result<Reply, Reply>,)>(store, self.query, "query")?;
+        typed::<Query<'_>, (Replied,)>(store, self.query, "query")?;
         typed::<(), Done>(store, self.snapshot, "snapshot")?;
         typed::<Restore<'_>, Done>(store, self.restore, "restore")?;
         Ok(())
@@ -180,8 +181,8 @@ impl Machine {
         let function = typed::<(), (Info,)>(store, self.describe, "describe")?;
         let (info,) = function.call(store, ())?;
         Ok(GuestInfo {
-            name: info.name.text,
-            version: info.version.text,
+            name: info.name.0.text,
+            version: info.version.0.text,
             snapshot_format: info.snapshot_format,
             oldest_readable_format: info.oldest_readable_format,
         })
@@ -206,7 +207,8 @@ impl Machine {
     ) -> wasmtime::Result<Result<Vec<Outcome>, usize>> {
         let lent: Vec<_> = commands.iter().map(|payload| Command { payload }).collect();
         let function = typed::<Apply<'_>, (Outcomes,)>(store, self.apply, "apply")?;
-        Ok(match function.call(store, (ctx.into(), &lent))?.0 {
+        let (Cut(outcomes),) = function.call(store, (ctx.into(), &lent))?;
+        Ok(match outcomes {
             ListOf::Whole(told) => Ok(told.into_iter().map(Outcome::from).collect()),
             ListOf::TooLong(count) => Err(count),
         })
@@ -218,11 +220,11 @@ impl Machine {
         ctx: super::Context,
         request: &[u8],
     ) -> wasmtime::Result<Result<Bytes, NoAnswer>> {
-        let function = typed::<Query<'_>, (Result<Reply, Reply>,)>(store, self.query, "query")?;
+        let function = typed::<Query<'_>, (Replied,)>(store, self.query, "query")?;
         Ok(match function.call(store, (ctx.into(), request))?.0 {
-            Ok(Reply::Whole(answer)) => Ok(answer.into()),
-            Err(Reply::Whole(reason)) => Err(NoAnswer::Rejected(reason.into())),
-            Ok(Reply::TooLong(bytes)) | Err(Reply::TooLong(bytes)) => {
+            Ok(Cut(Reply::Whole(answer))) => Ok(answer.into()),
+            Err(Cut(Reply::Whole(reason))) => Err(NoAnswer::Rejected(reason.into())),
+            Ok(Cut(Reply::TooLong(bytes))) | Err(Cut(Reply::TooLong(bytes))) => {
                 Err(NoAnswer::TooLong { bytes: bytes as u64 })
             }
         })
@@ -276,12 +278,12 @@ impl From<super::Context> for Context {
 impl From<Told> for Outcome {
     fn from(told: Told) -> Self {
         match told {
-            Told::Ok(AtMost::Whole(answer)) => Self::Ok(answer.into()),
-            Told::Rejected(AtMost::Whole(reason)) => match told_length(&reason) {
+            Told::Ok(Cut(AtMost::Whole(answer))) => Self::Ok(answer.into()),
+            Told::Rejected(Cut(AtMost::Whole(reason))) => match told_length(&reason) {
                 Some(bytes) => Self::TooLong { bytes },
                 None => Self::Rejected(reason.into()),
             },
-            Told::Ok(AtMost::TooLong(bytes)) | Told::Rejected(AtMost::TooLong(bytes)) => {
+            Told::Ok(Cut(AtMost::TooLong(bytes))) | Told::Rejected(Cut(AtMost::TooLong(bytes))) => {
                 Self::TooLong { bytes: bytes as u64 }
             }
         }
@@ -299,12 +301,12 @@ fn told_length(reason: &[u8]) -> Option<u64> {
 impl Failure {
     pub(crate) fn text(&self) -> String {
         match self {
-            Self::InvalidConfig(why) => format!("invalid configuration: {}", why.text),
+            Self::InvalidConfig(why) => format!("invalid configuration: {}", why.0.text),
             Self::UnsupportedFormat(format) => {
                 format!("it does not read snapshots of format {format}")
             }
-            Self::Corrupt(why) => format!("corrupt snapshot: {}", why.text),
-            Self::Other(why) => why.text.clone(),
+            Self::Corrupt(why) => format!("corrupt snapshot: {}", why.0.text),
+            Self::Other(why) => why.0.text.clone(),
         }
     }
 }
