@@ -137,6 +137,11 @@ pub enum Fault {
          is well"
     )]
     Log(String),
+    #[error(
+        "the log does not take what this replica wants to write: {0}; restart the node, and if it \
+         comes again, start with --rejoin; please report it with its log"
+    )]
+    LogRefused(String),
     #[error("no recoverable snapshot: {0}; start with --rejoin to join as a new replica")]
     NoRecoverableSnapshot(String),
     #[error(
@@ -166,6 +171,7 @@ impl Fault {
             | Self::WrongModule { .. }
             | Self::WrongLineage { .. }
             | Self::Log(_)
+            | Self::LogRefused(_)
             | Self::NoRecoverableSnapshot(_)
             | Self::RolledBack { .. }
             | Self::Superseded { .. }

@@ -41,6 +41,8 @@ pub struct LogWriter {
     short: bool,
     /// Damaged segments that the groups were told of.
     damaged: BTreeSet<u64>,
+    /// Groups of which a job was refused. What they queued before they heard of it goes nowhere.
+    refused: BTreeSet<GroupId>,
 }
 
 /// What a step of the log lane led to.
@@ -58,7 +60,8 @@ pub enum LogOutput {
 
 impl LogWriter {
     pub fn new(wal: Wal) -> Self {
-        Self { wal, owed: BTreeMap::new(), short: false, damaged: BTreeSet::new() }
+        let (owed, damaged, refused) = Default::default();
+        Self { wal, owed, short: false, damaged, refused }
     }
 
     pub fn reader(&self) -> WalReader {
@@ -75,8 +78,9 @@ impl LogWriter {
     }
 
     /// Makes a round of jobs durable. An error is the end of the log.
-    pub fn write(&mut self, round: Vec<(u64, LogJob)>) -> Result<Vec<LogOutput>, WalError> {
+    pub fn write(&mut self, mut round: Vec<(u64, LogJob)>) -> Result<Vec<LogOutput>, WalError> {
         let mut outputs = Vec::new();
+        round.retain(|(_, job)| !self.refused.contains(&job.group));
         self.owed = round.iter().map(|(seq, job)| (job.group, *seq)).collect();
         let mut jobs: Vec<LogJob> = round.into_iter().map(|(_, job)| job).collect();
         loop {
@@ -94,6 +98,7 @@ impl LogWriter {
                 Err(WalError::Refused { group, reason }) => {
                     jobs.retain(|job| job.group != group);
                     self.owed.remove(&group);
+                    self.refused.insert(group);
                     outputs.push(LogOutput::Refused { group, why: reason });
                 }
                 Err(error) => return Err(error),
@@ -302,9 +307,11 @@ fn tell(output: LogOutput, known: &Known) {
         }
         LogOutput::Refused { group, why } => {
             if let Some(group) = known.get(&group) {
-                let why = format!("a job does not fit the group's log: {why}");
-                group.raise(Event::Faulted(Fault::Unusable(why)));
+                group.raise(Event::Faulted(Fault::LogRefused(why)));
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

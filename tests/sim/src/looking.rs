@@ -78,6 +78,7 @@ impl World {
                     Fault::RolledBack { .. }
                     | Fault::Superseded { .. }
                     | Fault::Internal(_)
+                    | Fault::LogRefused(_)
                     | Fault::Unusable(_)
                     | Fault::Restore(_)
                     | Fault::NoRecoverableSnapshot(_)

@@ -73,8 +73,10 @@ impl Hosting {
         if shared.state.is_stopped() {
             return self.tell_list(effects);
         }
-        if matches!(fault, Fault::Log(_)) {
-            // A replica that can keep nothing can neither vote nor append.
+        let refused = matches!(fault, Fault::LogRefused(_)) && !planted("outlive_a_refusal");
+        if refused || matches!(fault, Fault::Log(_)) {
+            // A replica that can keep nothing can neither vote nor append, and what waits for the
+            // log was never written: no later batch may release it.
             self.tell_list(effects);
             return self.end(shared, Stopped::Failed(fault), effects);
         }

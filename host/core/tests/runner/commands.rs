@@ -264,6 +264,7 @@ impl Session {
                 cluster.event(node, Event::Room(shortage));
             }
             ("stall" | "unstall", [node]) => more::stall(cluster, node, word == "stall"),
+            ("refuse", [node]) => more::refuse(cluster, node),
             ("memory", [node, bytes]) => {
                 let bytes = bytes.parse().expect("memory NODE BYTES");
                 cluster.event(node, Event::Memory(MemoryUse { bytes, most: MEMORY_BYTES }));

@@ -121,6 +121,13 @@ impl Disk {
         last
     }
 
+    /// Refuses the jobs that carry entries; what only changes the state stays.
+    pub(crate) fn refuse(&mut self) {
+        let before = self.pending.len();
+        self.pending.retain(|(_, job)| job.entries.is_empty());
+        assert!(self.pending.len() < before, "there is a job to refuse");
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.stuck || self.pending.is_empty()
     }

@@ -1,6 +1,7 @@
-//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And disks that hang.
+//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And disks that hang, and
+//! logs that refuse a job.
 
-use lockstep_core::fault::{Refusal, Rejection, Stall};
+use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
 use lockstep_core::group::{Event, GroupStatus, PeerStatus};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
@@ -19,6 +20,13 @@ pub(crate) fn stall(cluster: &mut Cluster, name: &str, hangs: bool) {
     cluster.processes.get_mut(name).expect("a process").disk.stuck = hangs;
     let stall = hangs.then(|| Stall { path: "wal".to_owned() });
     cluster.event(name, Event::DiskStalled(stall));
+}
+
+/// The log of a node refuses what it has not written yet, and its replica is told.
+pub(crate) fn refuse(cluster: &mut Cluster, name: &str) {
+    cluster.processes.get_mut(name).expect("a process").disk.refuse();
+    let fault = Fault::LogRefused("entries behind a gap".to_owned());
+    cluster.event(name, Event::Faulted(fault));
 }
 
 pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
