@@ -144,7 +144,7 @@ impl StoppedGroup {
         // Messages and votes of that group are old from now on.
         (state.term, state.vote) = (state.term + 1, 0);
         let group = GroupId::of_name(&self.group);
-        self.wal.append(&[LogJob { group, state, entries: Vec::new() }])?;
+        self.wal.append(&[LogJob { group, state, entries: Vec::new() }], &mut |_jobs| {})?;
         Ok(())
     }
 
@@ -156,6 +156,7 @@ impl StoppedGroup {
             return Err(RecoverError::Configured { group: self.group });
         }
         self.wal.drop_group(GroupId::of_name(&self.group))?;
+        self.wal.housekeep()?;
         let dir = self.snapshots;
         remove_files(&*self.fs, &dir).map_err(|source| RecoverError::Files { dir, source })
     }

@@ -186,10 +186,15 @@ impl Wal {
     }
 
     /// Makes the jobs durable, in order: one write and one sync for all of them, or a few if they
-    /// are larger than a batch. A job that does not fit its group's log is refused with all others,
-    /// and nothing is written. After `Full` the jobs are taken all the same: [`Wal::resume`] goes
-    /// on with them, and nothing else may be appended before that succeeded.
-    pub fn append(&mut self, jobs: &[LogJob]) -> Result<Appended, WalError> {
+    /// are larger than a batch. After each, `durable` hears how many jobs more are whole by it. A
+    /// job that does not fit its group's log is refused with all others, and nothing is written.
+    /// After `Full` the jobs are taken all the same: [`Wal::resume`] goes on with them, and nothing
+    /// else may be appended before that succeeded.
+    pub fn append(
+        &mut self,
+        jobs: &[LogJob],
+        durable: &mut dyn FnMut(usize),
+    ) -> Result<Appended, WalError> {
         self.healthy()?;
         assert!(self.pending.is_empty(), "what waits for room comes first");
         let before = self.counters;
@@ -197,13 +202,12 @@ impl Wal {
         let jobs = spoilt.as_deref().unwrap_or(jobs);
         let mut plans =
             VecDeque::from(plan::plan(&self.shared.groups(), jobs, self.batch_body_max())?);
-        if let Err(error) = self.commit(&mut plans) {
+        if let Err(error) = self.commit(&mut plans, durable) {
             if matches!(error, WalError::Full { .. }) {
                 self.pending = plans.into_iter().map(Plan::into_owned).collect();
             }
             return Err(error);
         }
-        self.tidy()?;
         Ok(Appended {
             bytes: self.counters.written_bytes - before.written_bytes,
             syncs: self.counters.fsyncs - before.fsyncs,
@@ -220,13 +224,12 @@ impl Wal {
     }
 
     /// Goes on with what waits for room; `Full` if there still is none.
-    pub fn resume(&mut self) -> Result<(), WalError> {
+    pub fn resume(&mut self, durable: &mut dyn FnMut(usize)) -> Result<(), WalError> {
         self.healthy()?;
         let mut pending = std::mem::take(&mut self.pending);
-        let written = self.commit(&mut pending);
+        let written = self.commit(&mut pending, durable);
         self.pending = pending;
-        written?;
-        self.tidy()
+        written
     }
 
     /// Ends a group in this log, its entries and its state.
@@ -237,8 +240,7 @@ impl Wal {
         }
         let mut plan = Plan { frees: true, ..Plan::default() };
         plan.push(plan::Piece::Drop { group });
-        self.commit(&mut VecDeque::from([plan]))?;
-        self.tidy()
+        self.commit(&mut VecDeque::from([plan]), &mut |_jobs| {})
     }
 
     /// Appends an empty batch if the last one has none behind it, so that rot in it is told from a
@@ -248,12 +250,7 @@ impl Wal {
         if self.sealed || !self.pending.is_empty() {
             return Ok(false);
         }
-        match self.commit(&mut VecDeque::from([Plan::default()])) {
-            Err(WalError::Full { .. }) => return Ok(false),
-            sealed => sealed?,
-        }
-        self.tidy()?;
-        Ok(true)
+        self.commit_own(Plan::default())
     }
 
     /// The file that is written now.

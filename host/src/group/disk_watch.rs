@@ -15,9 +15,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 pub(crate) struct DiskWatch {
     dir: PathBuf,
     epoch: Instant,
-    /// When it went to the disk, milliseconds from `epoch`; [`AWAY`] while it waits for work.
-    since_ms: AtomicU64,
-    /// How long it took to make jobs durable, seconds.
+    /// When it went to the disk or last got an answer from there, microseconds from `epoch`;
+    /// [`AWAY`] while it waits for work.
+    since_us: AtomicU64,
+    /// How long it took to make a batch durable, seconds.
     writes: Histogram,
 }
 
@@ -36,41 +37,40 @@ impl DiskWatch {
     pub(crate) fn new(dir: &Path) -> Self {
         // From 50 microseconds to 26 s.
         let writes = Histogram::new(exponential_buckets(50e-6, 2.0, 20));
-        let (epoch, since_ms) = (Instant::now(), AtomicU64::new(AWAY));
-        Self { dir: dir.to_owned(), epoch, since_ms, writes }
+        let (epoch, since_us) = (Instant::now(), AtomicU64::new(AWAY));
+        Self { dir: dir.to_owned(), epoch, since_us, writes }
     }
 
-    /// How long jobs took to become durable.
+    /// How long batches took to become durable.
     pub(crate) fn writes(&self) -> Histogram {
         self.writes.clone()
     }
 
-    /// Does what makes jobs durable.
-    pub(crate) fn write<T>(&self, operation: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
-        let done = self.housekeeping(operation);
-        self.writes.observe(began.elapsed().as_secs_f64());
-        done
-    }
-
-    /// Does what else the lane has to do at the disk.
-    pub(crate) fn housekeeping<T>(&self, operation: impl FnOnce() -> T) -> T {
-        self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+    /// Does what the lane has to do at the disk.
+    pub(crate) fn at_disk<T>(&self, operation: impl FnOnce() -> T) -> T {
+        self.since_us.store(self.now_us(), Ordering::Relaxed);
         let back = Back(self);
         let done = operation();
         drop(back);
         done
     }
 
+    /// The lane is at the disk, and made a batch durable there.
+    pub(crate) fn batch(&self) {
+        let now = self.now_us();
+        let took = under_way(self.since_us.swap(now, Ordering::Relaxed), now);
+        self.writes.observe(took as f64 / 1e6);
+    }
+
     /// What hangs now.
     pub(crate) fn hanging(&self) -> Option<Hanging> {
-        let ms = under_way(self.since_ms.load(Ordering::Relaxed), self.now_ms());
+        let ms = under_way(self.since_us.load(Ordering::Relaxed), self.now_us()) / 1000;
         let dir = || self.dir.display().to_string();
         (ms > limits::DISK_STALL_MS).then(|| Hanging { dir: dir(), ms })
     }
 
-    fn now_ms(&self) -> u64 {
-        self.epoch.elapsed().as_millis() as u64
+    fn now_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
     }
 }
 
@@ -87,7 +87,7 @@ struct Back<'a>(&'a DiskWatch);
 impl Drop for Back<'_> {
     fn drop(&mut self) {
         let watch = self.0;
-        let ms = under_way(watch.since_ms.swap(AWAY, Ordering::Relaxed), watch.now_ms());
+        let ms = under_way(watch.since_us.swap(AWAY, Ordering::Relaxed), watch.now_us()) / 1000;
         if ms > limits::DISK_STALL_MS {
             let dir = watch.dir.display();
             tracing::warn!(%dir, ms, "the disk of the log hung, and answers again");
@@ -95,8 +95,8 @@ impl Drop for Back<'_> {
     }
 }
 
-fn under_way(since_ms: u64, now_ms: u64) -> u64 {
-    if since_ms == AWAY { 0 } else { now_ms.saturating_sub(since_ms) }
+fn under_way(since_us: u64, now_us: u64) -> u64 {
+    if since_us == AWAY { 0 } else { now_us.saturating_sub(since_us) }
 }
 
 #[cfg(test)]
@@ -109,17 +109,23 @@ mod tests {
     fn what_hangs_is_seen_from_outside() {
         assert_eq!(under_way(AWAY, 7_000), 0, "it waits for work");
         assert_eq!(under_way(2_000, 7_000), 5_000);
-        assert_eq!(under_way(7_001, 7_000), 0, "two threads need not agree on the millisecond");
+        assert_eq!(under_way(7_001, 7_000), 0, "two threads need not agree on the microsecond");
 
         let mut watch = DiskWatch::new(Path::new("/data/wal"));
         watch.epoch = Instant::now().checked_sub(Duration::from_secs(60)).expect("it ran so long");
         assert_eq!(watch.hanging(), None);
-        watch.since_ms.store(10_000, Ordering::Relaxed);
+        watch.since_us.store(10_000_000, Ordering::Relaxed);
         let hanging = watch.hanging().expect("for 50 s by now");
         assert_eq!(hanging.dir, "/data/wal");
         assert!(hanging.ms >= 50_000);
-        watch.write(|| assert_eq!(watch.hanging(), None, "it only began"));
+        watch.at_disk(|| assert_eq!(watch.hanging(), None, "it only began"));
         assert_eq!(watch.hanging(), None);
-        assert_eq!(watch.since_ms.load(Ordering::Relaxed), AWAY);
+        assert_eq!(watch.since_us.load(Ordering::Relaxed), AWAY);
+        watch.at_disk(|| {
+            // A round of many batches is no operation that hangs.
+            watch.since_us.store(10_000_000, Ordering::Relaxed);
+            watch.batch();
+            assert_eq!(watch.hanging(), None);
+        });
     }
 }

@@ -1,7 +1,10 @@
 //! The log lane: one thread per node that turns whatever all groups queued into one write and one
 //! fdatasync.
 //!
-//! - Jobs of one group become durable in the order they came.
+//! - Jobs of one group become durable in the order they came, and are told with the batch that they
+//!   are whole by, whatever the lane still has to do.
+//! - Housekeeping (segments that go, spares) is done while no job waits, or behind
+//!   [`WRITES_IN_A_ROW_MAX`] rounds.
 //! - After a failed write the log is dead (N19): every group is told once, and nothing is tried
 //!   again. A job that does not fit its group's log ends that group, and no other.
 //! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
@@ -13,10 +16,10 @@
 //!
 //! [`LogWriter`] is what the lane does, a step at a time; the thread around it only waits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,8 +39,8 @@ use crate::wal::{Wal, WalError, WalReader, WalStats};
 /// The log, and whom it owes a word.
 pub struct LogWriter {
     wal: Wal,
-    /// The last batch of each group that waits for room.
-    owed: BTreeMap<GroupId, u64>,
+    /// Group and number of each job that is not durable yet, in order.
+    owed: VecDeque<(GroupId, u64)>,
     short: bool,
     /// Damaged segments that the groups were told of.
     damaged: BTreeSet<u64>,
@@ -48,7 +51,7 @@ pub struct LogWriter {
 /// What a step of the log lane led to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LogOutput {
-    /// Every batch of the group up to this one is durable.
+    /// Every job of the group up to this one is durable.
     Persisted { group: GroupId, seq: u64 },
     /// How the disk stands, for every group.
     Room(Option<Shortage>),
@@ -77,27 +80,30 @@ impl LogWriter {
         self.wal.is_stalled()
     }
 
-    /// Makes a round of jobs durable. An error is the end of the log.
-    pub fn write(&mut self, mut round: Vec<(u64, LogJob)>) -> Result<Vec<LogOutput>, WalError> {
+    /// Makes a round of jobs durable. After each batch, `durable` hears which ones are; what is
+    /// returned concerns no batch. An error is the end of the log.
+    pub fn write(
+        &mut self,
+        mut round: Vec<(u64, LogJob)>,
+        durable: &mut dyn FnMut(Vec<LogOutput>),
+    ) -> Result<Vec<LogOutput>, WalError> {
         let mut outputs = Vec::new();
         round.retain(|(_, job)| !self.refused.contains(&job.group));
-        self.owed = round.iter().map(|(seq, job)| (job.group, *seq)).collect();
-        let mut jobs: Vec<LogJob> = round.into_iter().map(|(_, job)| job).collect();
+        let (numbers, mut jobs): (Vec<u64>, Vec<LogJob>) = round.into_iter().unzip();
+        self.owed = jobs.iter().map(|job| job.group).zip(numbers).collect();
         loop {
-            match self.wal.append(&jobs) {
-                Ok(_) => {
-                    self.pay(&mut outputs);
-                    break;
-                }
+            let owed = &mut self.owed;
+            match self.wal.append(&jobs, &mut |jobs| durable(pay(owed, jobs))) {
+                Ok(_) => break,
                 Err(WalError::Full { .. }) => {
                     if planted("acknowledge_when_full") {
-                        self.pay(&mut outputs);
+                        durable(pay(&mut self.owed, usize::MAX));
                     }
                     break;
                 }
                 Err(WalError::Refused { group, reason }) => {
                     jobs.retain(|job| job.group != group);
-                    self.owed.remove(&group);
+                    self.owed.retain(|(of, _)| *of != group);
                     self.refused.insert(group);
                     outputs.push(LogOutput::Refused { group, why: reason });
                 }
@@ -108,26 +114,32 @@ impl LogWriter {
         Ok(outputs)
     }
 
-    /// What an idle or stalled lane does: go on with what waits, seal the last batch, keep the
-    /// spare files ready.
-    pub fn tend(&mut self) -> Result<Vec<LogOutput>, WalError> {
+    /// What is done while no job waits: segments that nobody needs go, spare files are made.
+    pub fn housekeep(&mut self) -> Result<Vec<LogOutput>, WalError> {
         let mut outputs = Vec::new();
-        self.wal.ensure_reserve()?;
+        self.wal.housekeep()?;
+        self.look(&mut outputs);
+        Ok(outputs)
+    }
+
+    /// What an idle or stalled lane does: keep house, go on with what waits for room, seal the last
+    /// batch.
+    pub fn tend(
+        &mut self,
+        durable: &mut dyn FnMut(Vec<LogOutput>),
+    ) -> Result<Vec<LogOutput>, WalError> {
+        let mut outputs = Vec::new();
+        self.wal.housekeep()?;
         if self.wal.is_stalled() {
-            match self.wal.resume() {
-                Ok(()) => self.pay(&mut outputs),
-                Err(WalError::Full { .. }) => {}
+            let owed = &mut self.owed;
+            match self.wal.resume(&mut |jobs| durable(pay(owed, jobs))) {
+                Ok(()) | Err(WalError::Full { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         self.wal.seal_idle()?;
         self.look(&mut outputs);
         Ok(outputs)
-    }
-
-    fn pay(&mut self, outputs: &mut Vec<LogOutput>) {
-        let owed = std::mem::take(&mut self.owed);
-        outputs.extend(owed.into_iter().map(|(group, seq)| LogOutput::Persisted { group, seq }));
     }
 
     fn look(&mut self, outputs: &mut Vec<LogOutput>) {
@@ -145,7 +157,13 @@ impl LogWriter {
     }
 }
 
-/// One batch of one group, and who is told of it.
+/// The next jobs that were owed are durable. Of each group the last one stands for all.
+fn pay(owed: &mut VecDeque<(GroupId, u64)>, jobs: usize) -> Vec<LogOutput> {
+    let paid: BTreeMap<GroupId, u64> = owed.drain(..jobs.min(owed.len())).collect();
+    paid.into_iter().map(|(group, seq)| LogOutput::Persisted { group, seq }).collect()
+}
+
+/// One job of one group, and who is told of it.
 pub(crate) struct PersistJob {
     pub seq: u64,
     pub job: LogJob,
@@ -163,6 +181,9 @@ pub(crate) struct LogLane {
 
 /// Bytes of entries taken into one round; the rest waits for the next.
 const ROUND_BYTES_MAX: usize = 2 * limits::LOG_BATCH_BYTES_MAX;
+/// Rounds that are written one after the other before the house is kept although jobs wait. Less
+/// than the spares have room for.
+const WRITES_IN_A_ROW_MAX: usize = 8;
 
 impl LogLane {
     /// Starts the lane; it ends when the last handle is dropped and everything queued is durable.
@@ -193,7 +214,7 @@ impl LogLane {
         self.watch.hanging()
     }
 
-    /// How long jobs took to become durable, seconds.
+    /// How long batches took to become durable, seconds.
     pub(crate) fn writes(&self) -> Histogram {
         self.watch.writes()
     }
@@ -239,31 +260,72 @@ fn serve(
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
     let mut counted = Instant::now();
+    // Rounds since the house was kept.
+    let mut rounds = 0;
     loop {
-        let outputs = if writer.is_stalled() {
-            if Arc::strong_count(stats) == 1 {
-                // Nobody waits any more for what waits for room.
-                return Ok(());
+        let step = match writer.is_stalled() {
+            // Nobody waits any more for what waits for room.
+            true if Arc::strong_count(stats) == 1 => Step::End,
+            true => {
+                std::thread::sleep(idle);
+                Step::Tend
             }
-            std::thread::sleep(idle);
-            watch.housekeeping(|| writer.tend())?
-        } else {
-            match queue.recv_timeout(idle) {
-                Ok(first) => {
-                    let round = gather(first, queue, known);
-                    watch.write(|| writer.write(round))?
-                }
-                Err(RecvTimeoutError::Timeout) => watch.housekeeping(|| writer.tend())?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            false => next(queue, known, rounds, idle),
+        };
+        let mut durable = |outputs: Vec<LogOutput>| {
+            watch.batch();
+            outputs.into_iter().for_each(|output| tell(output, known));
+        };
+        let outputs = match step {
+            Step::Write(round) => {
+                rounds += 1;
+                watch.at_disk(|| writer.write(round, &mut durable))?
             }
+            Step::Housekeep => {
+                rounds = 0;
+                watch.at_disk(|| writer.housekeep())?
+            }
+            Step::Tend => watch.at_disk(|| writer.tend(&mut durable))?,
+            Step::End => return Ok(()),
         };
         outputs.into_iter().for_each(|output| tell(output, known));
-        // Counting looks at the whole index: not for every batch.
         if counted.elapsed() >= idle {
-            let figures = watch.housekeeping(|| writer.stats());
+            let figures = watch.at_disk(|| writer.stats());
             *stats.lock().unwrap_or_else(PoisonError::into_inner) = figures;
             counted = Instant::now();
         }
+    }
+}
+
+/// What the lane does next.
+enum Step {
+    Write(Vec<(u64, LogJob)>),
+    Housekeep,
+    Tend,
+    End,
+}
+
+fn next(
+    queue: &mpsc::Receiver<PersistJob>,
+    known: &mut Known,
+    rounds: usize,
+    idle: Duration,
+) -> Step {
+    if rounds >= WRITES_IN_A_ROW_MAX {
+        return Step::Housekeep;
+    }
+    let first = match rounds {
+        0 => queue.recv_timeout(idle),
+        _some => queue.try_recv().map_err(|none| match none {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        }),
+    };
+    match first {
+        Ok(first) => Step::Write(gather(first, queue, known)),
+        Err(RecvTimeoutError::Timeout) if rounds == 0 => Step::Tend,
+        Err(RecvTimeoutError::Timeout) => Step::Housekeep,
+        Err(RecvTimeoutError::Disconnected) => Step::End,
     }
 }
 

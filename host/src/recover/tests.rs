@@ -52,7 +52,7 @@ fn disk() -> Arc<MemFs> {
     let kv = LogJob { group: GroupId::of_name("kv"), state, entries };
     let state = RecoveryState::unfounded("empty", replica(1));
     let empty = LogJob { group: GroupId::of_name("empty"), state, entries: Vec::new() };
-    wal.append(&[kv, empty]).expect("there is room");
+    wal.append(&[kv, empty], &mut |_| {}).expect("there is room");
     fs
 }
 
@@ -113,7 +113,10 @@ fn what_no_start_could_begin_with_is_not_kept() {
     }];
     (state.first_index, state.previous_term, state.floor) = (3, 2, 2);
     let group = GroupId::of_name("kv");
-    stopped.wal.append(&[LogJob { group, state, entries: Vec::new() }]).expect("there is room");
+    stopped
+        .wal
+        .append(&[LogJob { group, state, entries: Vec::new() }], &mut |_| {})
+        .expect("there is room");
     drop(stopped);
     let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     let why = stopped.keep_only_me().expect_err("its snapshot is not there").to_string();
@@ -130,7 +133,10 @@ fn a_removed_replica_can_be_forgotten() {
     let mut stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     let state = RecoveryState { removed: true, ..stopped.found.state.clone() };
     let group = GroupId::of_name("kv");
-    stopped.wal.append(&[LogJob { group, state, entries: Vec::new() }]).expect("there is room");
+    stopped
+        .wal
+        .append(&[LogJob { group, state, entries: Vec::new() }], &mut |_| {})
+        .expect("there is room");
     drop(stopped);
     let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     stopped.forget(&config()).expect("it may go");

@@ -129,7 +129,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         counters,
     };
     wal.take_over(spares)?;
-    wal.tidy()?;
+    wal.housekeep()?;
     Ok(wal)
 }
 

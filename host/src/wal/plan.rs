@@ -24,6 +24,8 @@ use super::error::WalError;
 pub(super) struct Plan<'a> {
     pub(super) pieces: Vec<Piece<'a>>,
     pub(super) body_bytes: usize,
+    /// Jobs that are whole with this batch and were not before.
+    pub(super) completes: usize,
     /// Whether entries die by it, so that a segment may become free.
     pub(super) frees: bool,
 }
@@ -52,8 +54,10 @@ pub(super) fn plan<'a>(
         let refuse = |reason| WalError::Refused { group, reason };
         let mut tail =
             tails.remove(&group).or_else(|| groups.get(&group).map(|log| log.tail.clone()));
-        for part in cut(job, limit).map_err(refuse)? {
-            let part = part.judge(group, &mut tail).map_err(refuse)?;
+        let mut parts = cut(job, limit).map_err(refuse)?.into_iter().peekable();
+        while let Some(part) = parts.next() {
+            let mut part = part.judge(group, &mut tail).map_err(refuse)?;
+            part.completes = usize::from(parts.peek().is_none());
             match plans.last_mut() {
                 Some(plan) if plan.body_bytes + part.body_bytes <= limit => plan.join(part),
                 Some(_) | None => plans.push(part),
@@ -164,7 +168,8 @@ impl<'a> Plan<'a> {
 
     /// A plan that outlives the jobs it was made of.
     pub(super) fn into_owned(self) -> Plan<'static> {
-        let pieces = self.pieces.into_iter().map(|piece| match piece {
+        let Plan { pieces, body_bytes, completes, frees } = self;
+        let pieces = pieces.into_iter().map(|piece| match piece {
             Piece::State { group, state, bytes, reset } => {
                 Piece::State { group, state, bytes, reset }
             }
@@ -175,11 +180,12 @@ impl<'a> Plan<'a> {
             Piece::Drop { group } => Piece::Drop { group },
         });
         let pieces = pieces.collect();
-        Plan { pieces, body_bytes: self.body_bytes, frees: self.frees }
+        Plan { pieces, body_bytes, completes, frees }
     }
 
     fn join(&mut self, other: Self) {
         self.body_bytes += other.body_bytes;
+        self.completes += other.completes;
         self.frees |= other.frees;
         self.pieces.extend(other.pieces);
     }

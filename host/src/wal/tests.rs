@@ -11,7 +11,7 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use lockstep_core::wal::LogJob;
 use raft::eraftpb::Entry;
 
-use super::{RecoveredGroup, Wal, WalError, WalOptions};
+use super::{Appended, RecoveredGroup, Wal, WalError, WalOptions};
 use crate::fs::Fs;
 use crate::fs::mem::MemFs;
 
@@ -77,6 +77,15 @@ fn entries(range: std::ops::Range<u64>, term: u64, bytes: usize) -> Vec<Entry> {
 
 fn job(group: u64, state: RecoveryState, entries: Vec<Entry>) -> LogJob {
     LogJob { group: GroupId(group), state, entries }
+}
+
+impl Wal {
+    /// As the log lane does while nothing else waits.
+    fn append_and_tidy(&mut self, jobs: &[LogJob]) -> Result<Appended, WalError> {
+        let appended = self.append(jobs, &mut |_| {})?;
+        self.housekeep()?;
+        Ok(appended)
+    }
 }
 
 /// What a log should hold: the rules in their simplest form.
@@ -162,7 +171,7 @@ fn models(steps: &[Step]) -> Vec<Model> {
 /// Goes on with what waits for room; there is some again.
 fn go_on(wal: &mut Wal) -> Result<(), WalError> {
     wal.ensure_reserve()?;
-    wal.resume()
+    wal.resume(&mut |_| {})
 }
 
 /// Runs steps until one fails. Returns how many succeeded, and the log if one was open.
@@ -173,7 +182,7 @@ fn run(fs: &MemFs, steps: &[Step]) -> (usize, Option<Wal>, Option<WalError>) {
     };
     for (at, step) in steps.iter().enumerate() {
         let done = match step {
-            Step::Append(jobs) => wal.append(jobs).map(drop),
+            Step::Append(jobs) => wal.append_and_tidy(jobs).map(drop),
             Step::Seal => wal.seal_idle().map(drop),
             Step::Reopen => {
                 drop(wal);

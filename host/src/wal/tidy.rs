@@ -1,11 +1,10 @@
 //! Old segments go: deletion in order, and moving what little keeps the oldest one.
 //!
-//! Done behind an append that began a segment or let entries die, within a budget, so that a batch
-//! waits for little. Segments go oldest first. Once the chain is long, what is more than a little
+//! Done behind batches that began a segment or let entries die, when nobody waits for the log, and
+//! within a budget, so that the next batch waits for little. Segments go oldest first. Once the chain is long, what is more than a little
 //! is moved in parts: no group, however idle, pins the log without end.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
@@ -26,12 +25,12 @@ const SEGMENTS_MAX: usize = 8;
 type Leftover = (GroupId, u64, u64);
 
 impl Wal {
-    /// Lets segments go that may, and sees to the reserve.
-    pub(super) fn tidy(&mut self) -> Result<(), WalError> {
-        if !self.untidy {
-            return Ok(());
+    /// Lets segments go that may, and sees to the spares. Nothing that was appended waits for it.
+    pub fn housekeep(&mut self) -> Result<(), WalError> {
+        self.healthy()?;
+        if !std::mem::take(&mut self.untidy) {
+            return self.ensure_reserve();
         }
-        self.untidy = false;
         // In small logs of tests a whole segment would count as a leftover.
         let mut budget = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
         while let Some(oldest) = self.oldest().filter(|_| !planted("keep_every_segment")) {
@@ -57,7 +56,7 @@ impl Wal {
             drop(oldest);
             self.free(number)?;
         }
-        self.ensure_reserve().map(drop)
+        self.ensure_reserve()
     }
 
     /// The group with the most live bytes in the oldest segment.
@@ -126,10 +125,7 @@ impl Wal {
         if !self.fits(&plan) && self.shared.segments().len() <= SEGMENTS_MAX {
             return Ok(false);
         }
-        match self.commit(&mut VecDeque::from([plan])) {
-            Err(WalError::Full { .. }) => Ok(false),
-            committed => committed.map(|()| true),
-        }
+        self.commit_own(plan)
     }
 
     /// The segment counts no more. Its file serves a later one, unless there are enough of them,

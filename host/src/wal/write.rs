@@ -35,8 +35,12 @@ struct Written {
 
 impl Wal {
     /// Writes the batches, one after the other; those that were written are taken out. What is left
-    /// after `Full` can be written later.
-    pub(super) fn commit(&mut self, plans: &mut VecDeque<Plan<'_>>) -> Result<(), WalError> {
+    /// after `Full` can be written later. Says after each how many jobs are durable by it.
+    pub(super) fn commit(
+        &mut self,
+        plans: &mut VecDeque<Plan<'_>>,
+        durable: &mut dyn FnMut(usize),
+    ) -> Result<(), WalError> {
         while let Some(plan) = plans.front() {
             let written = self.put(plan)?;
             let plan = plans.pop_front().expect("it was just written");
@@ -44,8 +48,17 @@ impl Wal {
             self.untidy |= plan.frees;
             let Written { begin, places } = written;
             self.shared.publish(plan.pieces, &places, self.active.number(), begin);
+            durable(plan.completes);
         }
         Ok(())
+    }
+
+    /// Makes a batch durable that no job waits for. `false`: there is no room for it now.
+    pub(super) fn commit_own(&mut self, plan: Plan<'_>) -> Result<bool, WalError> {
+        match self.commit(&mut VecDeque::from([plan]), &mut |_jobs| {}) {
+            Err(WalError::Full { .. }) => Ok(false),
+            committed => committed.map(|()| true),
+        }
     }
 
     /// Whether the active segment takes the batch.

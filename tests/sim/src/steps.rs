@@ -256,11 +256,14 @@ impl World {
         }
         let Some(process) = self.process(id, epoch) else { return };
         process.log_scheduled = false;
+        let mut outputs = Vec::new();
+        let durable = &mut |batch| outputs.extend(batch);
         let stepped = match process.log.is_stalled() || process.queue.is_empty() {
-            true => process.log.tend(),
+            true => process.log.tend(durable),
             false => {
                 let round = std::mem::take(&mut process.queue);
-                process.log.write(round)
+                let written = process.log.write(round, durable);
+                written.and_then(|rest| Ok([rest, process.log.housekeep()?].concat()))
             }
         };
         let again = process.log.is_stalled() || !process.queue.is_empty();
@@ -272,33 +275,34 @@ impl World {
         if self.process(id, epoch).is_none() {
             return;
         }
-        let mut events: Vec<(GroupId, Event)> = Vec::new();
-        match stepped {
-            Ok(outputs) => {
-                for output in outputs {
-                    match output {
-                        LogOutput::Persisted { group, seq } => {
-                            events.push((group, Event::Persisted { seq }));
-                        }
-                        LogOutput::Room(shortage) => {
-                            events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
-                        }
-                        LogOutput::Damaged { group, below } => {
-                            events.push((group, Event::LogDamaged { below }));
-                        }
-                        LogOutput::Refused { group, why } => {
-                            let what = format!("group {group}: {why}");
-                            self.check(crate::check::violated("gapless", what));
-                        }
-                    }
+        let failed = match stepped {
+            Ok(rest) => {
+                outputs.extend(rest);
+                None
+            }
+            Err(error) => Some(Fault::Log(error.to_string())),
+        };
+        let mut events = Vec::new();
+        for output in outputs {
+            match output {
+                LogOutput::Persisted { group, seq } => {
+                    events.push((group, Event::Persisted { seq }));
+                }
+                LogOutput::Room(shortage) => {
+                    events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
+                }
+                LogOutput::Damaged { group, below } => {
+                    events.push((group, Event::LogDamaged { below }));
+                }
+                LogOutput::Refused { group, why } => {
+                    let what = format!("group {group}: {why}");
+                    self.check(crate::check::violated("gapless", what));
                 }
             }
-            Err(error) => {
-                self.counters.add("io errors");
-                let fault =
-                    |group: &GroupId| (*group, Event::Faulted(Fault::Log(error.to_string())));
-                events.extend(groups.iter().map(fault));
-            }
+        }
+        if let Some(fault) = failed {
+            self.counters.add("io errors");
+            events.extend(groups.iter().map(|group| (*group, Event::Faulted(fault.clone()))));
         }
         for (group, event) in events {
             self.event(id, group, vec![event]);

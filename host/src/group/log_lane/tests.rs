@@ -9,6 +9,7 @@ use lockstep_core::wal::LogJob;
 use raft::eraftpb::Entry;
 
 use super::*;
+use crate::fs::Fs as _;
 use crate::fs::mem::MemFs;
 use crate::wal::WalOptions;
 
@@ -37,15 +38,23 @@ fn persisted(group: u64, seq: u64) -> LogOutput {
     LogOutput::Persisted { group: GroupId(group), seq }
 }
 
+/// What the batches of a round lead to, one after the other, and at last what concerns none.
+fn write(writer: &mut LogWriter, round: Vec<(u64, LogJob)>) -> Vec<Vec<LogOutput>> {
+    let mut told = Vec::new();
+    let rest = writer.write(round, &mut |outputs| told.push(outputs));
+    told.push(rest.expect("the disk is well"));
+    told
+}
+
 /// E12: a refused job ends its group. What that had queued behind it is not written, not even if it
 /// fits; the others go on.
 #[test]
 fn behind_a_refused_job_nothing_of_its_group_is_written() {
     let mut writer = writer(&disk());
-    let mut write = |round| writer.write(round).expect("the disk is well");
+    let mut write = |round| write(&mut writer, round).concat();
     assert_eq!(write(vec![(1, job(1, 1..3, 10))]), [persisted(1, 1)]);
     let outputs = write(vec![(2, job(1, 9..10, 10)), (1, job(2, 1..2, 10))]);
-    let [LogOutput::Refused { group: GroupId(1), why }, other] = &outputs[..] else {
+    let [other, LogOutput::Refused { group: GroupId(1), why }] = &outputs[..] else {
         panic!("{outputs:?}")
     };
     assert!(why.contains("entries at 9"), "{why}");
@@ -53,4 +62,56 @@ fn behind_a_refused_job_nothing_of_its_group_is_written() {
     let state_only = job(1, 0..0, 0);
     assert_eq!(write(vec![(3, state_only), (2, job(2, 2..3, 10))]), [persisted(2, 2)]);
     assert_eq!(writer.reader().last_index(GroupId(1)), Some(2));
+}
+
+/// E2: each job is told with the batch that it is whole by, and waits for none behind it. Batches
+/// are cut across jobs: of one that begins in a batch and ends in the next, nothing is told before.
+#[test]
+fn each_job_is_told_with_its_batch() {
+    let fs = disk();
+    let mut writer = writer(&fs);
+    // A batch holds half a segment.
+    let round = vec![
+        (1, job(1, 1..2, 100)),
+        (1, job(2, 1..2, 100)),
+        (2, job(1, 2..8, 900)),
+        (2, job(2, 2..3, 100)),
+        (3, job(2, 3..4, 3500)),
+        (4, job(2, 4..4, 0)),
+    ];
+    let expected = [
+        vec![persisted(1, 1), persisted(2, 1)],
+        // Only a part of the third job.
+        vec![],
+        vec![persisted(1, 2), persisted(2, 2)],
+        vec![persisted(2, 4)],
+        vec![],
+    ];
+    let found = write(&mut writer, round);
+    assert_eq!(found, expected);
+    assert_eq!(writer.stats().batches - 1, 4 + 1, "and the head of a second segment");
+}
+
+/// E2: between a batch and its word nothing else is done at the disk: no file is made, none goes.
+#[test]
+fn a_batch_does_not_wait_for_housekeeping() {
+    let fs = disk();
+    let mut writer = writer(&fs);
+    let mut seen = Vec::new();
+    for index in 1..40 {
+        let state = RecoveryState { commit: index - 1, ..job(1, 0..0, 0).state };
+        let mut round = job(1, index..index + 1, 2500);
+        round.state = state;
+        let (names, before) = (fs.list(Path::new("/d/wal")).expect("it is there"), fs.ops());
+        let rest = writer.write(vec![(index, round)], &mut |_outputs| seen.push(fs.ops() - before));
+        assert!(rest.expect("the disk is well").iter().all(|o| matches!(o, LogOutput::Room(_))));
+        assert_eq!(fs.list(Path::new("/d/wal")).expect("it is there"), names);
+        assert_eq!(fs.ops() - before, seen[seen.len() - 1], "nothing is done behind the word");
+        writer.housekeep().expect("the disk is well");
+    }
+    assert!(
+        seen.iter().all(|ops| [2, 4].contains(ops)),
+        "a write and a sync, or with a head: {seen:?}"
+    );
+    assert!(seen.contains(&4), "segments began");
 }

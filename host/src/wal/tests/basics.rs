@@ -20,9 +20,9 @@ fn one_append_is_one_write_and_one_sync_however_many_groups() {
     let before = (wal.stats().fsyncs, fs.ops());
     let jobs: Vec<_> =
         (1..6).map(|group| job(group, state(1, 0, 0), entries(1..3, 1, 9))).collect();
-    let appended = wal.append(&jobs).expect("there is room");
+    let appended = wal.append_and_tidy(&jobs).expect("there is room");
     assert_eq!((appended.syncs, wal.stats().fsyncs, fs.ops()), (1, before.0 + 1, before.1 + 2));
-    assert_eq!(wal.append(&[]).expect("nothing to do").syncs, 0);
+    assert_eq!(wal.append_and_tidy(&[]).expect("nothing to do").syncs, 0);
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn a_job_larger_than_a_batch_is_cut_and_each_part_is_a_state_of_its_own() {
         let fs = disk();
         let (mut wal, _none) = open_well(&fs);
         fs.halt_after(fs.ops() + halt);
-        let done = wal.append(&jobs).is_ok();
+        let done = wal.append_and_tidy(&jobs).is_ok();
         fs.crash();
         let (wal, recovered) = open_well(&fs);
         let log = Model::of(&wal, &recovered).groups;
@@ -55,10 +55,11 @@ fn a_job_that_does_not_fit_is_refused_and_nothing_is_written() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let well = job(1, state(1, 0, 0), entries(1..4, 2, 9));
-    wal.append(std::slice::from_ref(&well)).expect("there is room");
+    wal.append_and_tidy(std::slice::from_ref(&well)).expect("there is room");
     let mut check = |bad: LogJob, expect: &str| {
         let image = fs.image();
-        let error = wal.append(&[well.clone(), bad]).expect_err("it does not fit").to_string();
+        let error =
+            wal.append_and_tidy(&[well.clone(), bad]).expect_err("it does not fit").to_string();
         assert!(error.contains(expect), "{error}");
         assert!(error.contains("nothing was written") && fs.image() == image);
     };
@@ -69,7 +70,8 @@ fn a_job_that_does_not_fit_is_refused_and_nothing_is_written() {
     let mut unlisted = state(3, 2, 3);
     unlisted.snapshots.clear();
     check(job(1, unlisted, vec![]), "no snapshot is listed, but the log starts at 3");
-    wal.append(&[job(1, state(1, 0, 3), entries(4..5, 2, 9))]).expect("it is not poisoned");
+    wal.append_and_tidy(&[job(1, state(1, 0, 3), entries(4..5, 2, 9))])
+        .expect("it is not poisoned");
 }
 
 #[test]
@@ -79,9 +81,9 @@ fn a_reader_gets_what_it_asks_for_or_hears_why_not() {
     let reader = wal.reader();
     for index in 1..12 {
         let job = job(1, state(1, 0, 0), entries(index..index + 1, 1, 100));
-        wal.append(&[job]).expect("there is room");
+        wal.append_and_tidy(&[job]).expect("there is room");
     }
-    wal.append(&[job(1, state(5, 1, 5), entries(12..15, 1, 100))]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(5, 1, 5), entries(12..15, 1, 100))]).expect("there is room");
     let read = |from, to, bytes| {
         let read = reader.entries(GroupId(1), from, to, bytes)?;
         Ok::<Vec<u64>, WalError>(read.iter().map(|entry| entry.index).collect())
@@ -104,9 +106,10 @@ fn a_reader_gets_what_it_asks_for_or_hears_why_not() {
 fn a_reader_sees_nothing_of_a_batch_that_failed() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append(&[job(1, state(1, 0, 0), entries(1..3, 1, 9))]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..3, 1, 9))]).expect("there is room");
     fs.fail_op(fs.ops() + 2, crate::fs::mem::DiskFault::Io);
-    wal.append(&[job(1, state(1, 0, 0), entries(3..4, 1, 9))]).expect_err("the sync fails");
+    wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..4, 1, 9))])
+        .expect_err("the sync fails");
     let read = wal.reader().entries(GroupId(1), 3, 4, 99);
     assert!(matches!(read, Err(WalError::Unavailable { .. })), "{read:?}");
 }

@@ -72,7 +72,7 @@ fn any_operation_may_fail_and_the_log_is_poisoned_until_a_restart() {
             if let Some(mut wal) = wal {
                 let (ops, cause) = (fs.ops(), error.to_string());
                 for _again in 0..2 {
-                    let again = wal.append(&[]).expect_err("it is poisoned");
+                    let again = wal.append_and_tidy(&[]).expect_err("it is poisoned");
                     assert!(matches!(&again, WalError::Poisoned { cause: c } if *c == cause));
                 }
                 assert!(wal.seal_idle().is_err() && wal.ensure_reserve().is_err());

@@ -8,7 +8,7 @@ use crate::fs::mem::{DiskFault, LateFull};
 /// in the same process.
 fn survive(fs: &MemFs, wal: &mut Wal, step: &Step, relieved: &dyn Fn(&mut Wal)) -> bool {
     let done = match step {
-        Step::Append(jobs) => wal.append(jobs).map(drop),
+        Step::Append(jobs) => wal.append_and_tidy(jobs).map(drop),
         Step::Seal => wal.seal_idle().map(drop),
         Step::Reopen => open(fs).map(|(opened, _recovered)| *wal = opened),
     };
@@ -163,7 +163,7 @@ fn a_full_disk_takes_what_the_files_hold() {
     let mut write = |wal: &mut Wal| {
         let add = entries(index..index + 1, 1, 700);
         index += 1;
-        wal.append(&[job(1, state(1, 0, index - 2), add)]).map(drop)
+        wal.append_and_tidy(&[job(1, state(1, 0, index - 2), add)]).map(drop)
     };
     let before = (all_files(&fs), wal.stats().segments);
     while wal.stats().segments < before.1 + 2 {
@@ -185,7 +185,7 @@ fn a_full_disk_takes_what_the_files_hold() {
     let opened = Wal::open(Arc::new(fs.clone()), &dir(), with_spares);
     let (mut wal, found) = opened.expect("a start needs no room");
     assert_eq!(found[&GroupId(1)].last_index + 1, index - 1);
-    let cut = wal.append(&[job(1, state(index - 2, 1, index - 2), vec![])]);
+    let cut = wal.append_and_tidy(&[job(1, state(index - 2, 1, index - 2), vec![])]);
     assert!(matches!(cut, Err(WalError::Full { .. })), "not even that fits: {cut:?}");
 }
 
@@ -201,11 +201,13 @@ fn what_a_given_up_segment_has_behind_its_end_does_not_count() {
             fs.lock(Path::new("/d/turn")).expect("nobody holds it");
         }
         let (mut wal, _none) = open_well(&fs);
-        wal.append(&[job(1, state(1, 0, 0), entries(1..3, 1, 700))]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..3, 1, 700))])
+            .expect("there is room");
         fs.fail_op(fs.ops() + 2, DiskFault::Full);
         let end = wal.end;
-        wal.append(&[job(1, state(1, 0, 0), entries(3..5, 1, 900))]).expect("in the next one");
-        wal.append(&[job(1, state(1, 0, 0), entries(5..6, 1, 9))]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..5, 1, 900))])
+            .expect("in the next one");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(5..6, 1, 9))]).expect("there is room");
         assert_eq!(wal.stats().segments, 2, "the next segment has it");
         let first = wal_files(&wal)[0].clone();
         drop(wal);

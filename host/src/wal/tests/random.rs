@@ -79,7 +79,7 @@ fn life(seed: u64) {
             _none => {}
         }
         let done = wal
-            .append(&jobs)
+            .append_and_tidy(&jobs)
             .and_then(|_cost| if rng.below(4) == 0 { wal.seal_idle() } else { Ok(false) });
         let died = match (&done, trouble) {
             (Err(error), 3..) => panic!("{}: {error}", story()),

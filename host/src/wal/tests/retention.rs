@@ -5,7 +5,7 @@ use super::*;
 fn append(wal: &mut Wal, group: u64, first: u64, index: u64) -> Result<(), WalError> {
     let previous = if first == 1 { 0 } else { 1 };
     let add = entries(index..index + 1, 1, 500);
-    wal.append(&[job(group, state(first, previous, index - 1), add)]).map(drop)
+    wal.append_and_tidy(&[job(group, state(first, previous, index - 1), add)]).map(drop)
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn f8_a_busy_group_that_truncates_keeps_few_segments() {
 fn an_idle_group_pins_nothing_and_keeps_its_entries() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append(&[job(2, state(1, 0, 0), entries(1..4, 1, 30))]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..4, 1, 30))]).expect("there is room");
     let mut highest = 0;
     for index in 1..100_u64 {
         append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
@@ -47,13 +47,13 @@ fn an_idle_group_pins_nothing_and_keeps_its_entries() {
 fn much_live_data_pins_its_segment_and_says_whose_it_is() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
     for index in 1..30_u64 {
         append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
     }
     assert_eq!(wal.stats().pinned_by, Some(GroupId(2)));
     assert!(wal.shared.segments().contains_key(&1));
-    wal.append(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
     assert!(!wal.shared.segments().contains_key(&1));
     assert!(wal.stats().segments <= 3);
 }
@@ -72,15 +72,15 @@ fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
     };
     assert!(matches!(error, WalError::Full { .. }), "{error}");
     assert!(!wal.stats().reserve && wal.stats().segments == 4);
-    let full = wal.resume();
+    let full = wal.resume(&mut |_| {});
     assert!(matches!(full, Err(WalError::Full { .. })), "still full, and not poisoned: {full:?}");
     wal.ensure_reserve().expect("a full disk is no failure");
     assert!(wal.is_stalled() && wal.shortage().is_some());
     assert!(!wal.seal_idle().expect("what waits comes first"));
     fs.set_capacity(6 * SEGMENT_BYTES);
-    wal.resume().expect("what waited is written");
+    wal.resume(&mut |_| {}).expect("what waited is written");
     assert!(!wal.is_stalled());
-    wal.append(&[job(1, state(index, 1, index), vec![])]).expect("it fits in the rest");
+    wal.append_and_tidy(&[job(1, state(index, 1, index), vec![])]).expect("it fits in the rest");
     assert!(wal.stats().reserve && wal.stats().segments < 4);
     append(&mut wal, 1, index, index + 1).expect("there is room again");
     assert_eq!(wal.shortage(), None);
@@ -115,7 +115,8 @@ fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     drop(wal);
     let mut wal = open();
     assert!(wal.shortage().is_some(), "a restart makes no room");
-    wal.append(&[job(1, state(index - 1, 1, index - 1), vec![])]).expect("a truncation fits");
+    wal.append_and_tidy(&[job(1, state(index - 1, 1, index - 1), vec![])])
+        .expect("a truncation fits");
     wal.ensure_reserve().expect("there is room");
     assert_eq!(wal.shortage(), None);
     assert_eq!(wal.spares.len(), 2);
@@ -127,7 +128,7 @@ fn an_idle_group_does_not_pin_the_log_without_end() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let idle = entries(1..30, 1, 100);
-    wal.append(&[job(2, state(1, 0, 0), idle.clone())]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), idle.clone())]).expect("there is room");
     for index in 1..200 {
         append(&mut wal, 1, index.max(3) - 2, index).expect("there is room");
         assert!(wal.stats().segments <= 10, "{:?} at {index}", wal.stats());
@@ -145,7 +146,7 @@ fn an_idle_group_does_not_pin_the_log_without_end() {
 fn a_dropped_group_does_not_come_back() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
     append(&mut wal, 1, 1, 1).expect("there is room");
     wal.drop_group(GroupId(2)).expect("it is there");
     assert!(matches!(wal.drop_group(GroupId(2)), Err(WalError::UnknownGroup { .. })));

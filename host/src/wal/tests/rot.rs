@@ -11,7 +11,8 @@ fn log(last: impl FnOnce(&mut Wal)) -> (MemFs, PathBuf, Vec<u64>) {
     let (mut wal, _none) = open_well(&fs);
     let mut begins = vec![wal.end];
     for index in 1..4 {
-        wal.append(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 30))]).expect("room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 30))])
+            .expect("room");
         begins.push(wal.end);
     }
     last(&mut wal);
@@ -52,7 +53,7 @@ fn a_flipped_bit_in_the_last_batch_is_a_torn_tail_and_the_log_goes_on_over_it() 
         fs.corrupt(&path, offset).expect("the file is there");
         let (mut wal, found) = open_well(&fs);
         assert_eq!(last_index(&found), 2, "bit of byte {offset}");
-        wal.append(&[job(1, state(1, 0, 0), entries(3..5, 2, 9))]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..5, 2, 9))]).expect("there is room");
         assert_eq!(wal.stats().segments, 1, "nothing is rolled for it");
         drop(wal);
         assert_eq!(last_index(&open_well(&fs).1), 4);
@@ -67,7 +68,7 @@ fn u2_a_torn_tail_stays_one_as_long_as_its_segment_stays() {
         let (mut wal, found) = open_well(&fs);
         assert_eq!(last_index(&found), 2 + life);
         let add = entries(3 + life..4 + life, 1, 600);
-        wal.append(&[job(1, state(1, 0, 0), add)]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), add)]).expect("there is room");
     }
 }
 
@@ -139,7 +140,8 @@ fn long_log() -> (MemFs, Vec<PathBuf>) {
     let (mut wal, _none) = open_well(&fs);
     let mut index = 1;
     while wal.stats().segments < 3 {
-        wal.append(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 500))]).expect("room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 500))])
+            .expect("room");
         index += 1;
     }
     let files = wal_files(&wal);
@@ -258,7 +260,7 @@ fn damage_of_a_segment_that_went_is_forgotten() {
     assert!(wal.reader().entries(GroupId(1), 1, 2, 99).is_err());
     assert_eq!((wal.stats().damaged, wal.damaged().len()), (1, 1));
     let last = wal.reader().last_index(GroupId(1)).expect("it is there");
-    wal.append(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
     assert!(!fs.has(&files[0]), "a file that is not to be trusted is not used again");
     assert!(late.entries(GroupId(1), &place).is_err());
     assert!(!wal.shared.note_damage(1), "it is gone");
