@@ -14,7 +14,6 @@ use lockstep_client::Options;
 
 use crate::cluster::{Cluster, Spec};
 use crate::disk::{Disk, Filesystem};
-use crate::observe::PATIENCE;
 use crate::steady::Steady;
 use crate::tell::{Teller, mebibytes, seconds};
 
@@ -113,12 +112,7 @@ async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Res
         disk.empty()?;
     }
     restarted?;
-    cluster.wait_serving(GROUP).await?;
-    let before = writer.acknowledged();
-    let goes_on = async |_: &Cluster| (writer.acknowledged() > before + 10).then_some(());
-    cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
-    writer.pace(PAUSE_MS);
-    Ok(())
+    writer.comes_back(cluster, GROUP, PAUSE_MS).await
 }
 
 /// Kills a node whose disk is full and starts it again: it says what is the matter, and stays.

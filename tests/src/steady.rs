@@ -10,6 +10,7 @@ use lockstep_client::{Client, Error, Outcome};
 use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;
+use crate::observe::PATIENCE;
 use crate::tell::{Teller, thousands};
 
 /// Between two looks whether it may go on.
@@ -80,6 +81,21 @@ impl Steady {
     /// Rests once so many commands are acknowledged, until it may go on.
     pub fn rest_at(&self, acknowledged: u64) {
         self.shared.rests_at.store(acknowledged, Ordering::Relaxed);
+    }
+
+    /// There is room again: commands come back by themselves, and go on at this pace.
+    pub async fn comes_back(
+        &self,
+        cluster: &mut Cluster,
+        group: &str,
+        pause_ms: u64,
+    ) -> Result<()> {
+        cluster.wait_serving(group).await?;
+        let before = self.acknowledged();
+        let goes_on = async |_: &Cluster| (self.acknowledged() > before + 10).then_some(());
+        cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
+        self.pace(pause_ms);
+        Ok(())
     }
 
     /// The last step of a story: nothing acknowledged is lost, nothing was applied twice, the

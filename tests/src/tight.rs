@@ -14,7 +14,6 @@ use lockstep_client::{Client, Options};
 
 use crate::cluster::{Cluster, Spec};
 use crate::disk::{Disk, Filesystem};
-use crate::observe::PATIENCE;
 use crate::steady::Steady;
 use crate::tell::{Teller, mebibytes, thousands};
 
@@ -239,10 +238,5 @@ async fn fill_up(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Resu
         disk.empty()?;
     }
     filled?;
-    cluster.wait_serving(GROUP).await?;
-    let before = writer.acknowledged();
-    let goes_on = async |_: &Cluster| (writer.acknowledged() > before + 10).then_some(());
-    cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
-    writer.pace(PAUSE_MS);
-    Ok(())
+    writer.comes_back(cluster, GROUP, PAUSE_MS).await
 }

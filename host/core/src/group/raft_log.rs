@@ -208,6 +208,10 @@ impl RaftLog {
         self.wanted.set(None);
     }
 
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
     pub(super) fn last(&self) -> u64 {
         self.last
     }

@@ -5,13 +5,15 @@
 //!   queues behind an entry that cannot be written, and the log of a replica that the group goes on
 //!   without takes no room that its next snapshot needs. Both come back by themselves.
 //! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
-//!   it stands. A leader refuses commands as well while a majority of the voters has no room.
+//!   it stands. A leader refuses commands as well while a majority of the voters can take none for
+//!   want of room, or for another reason: silent, stalled, or waiting for a snapshot.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
 //!
 //! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), the
 //! log behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`] marks' worth of
 //! it the replica takes no more either, and tries again by itself.
 
+use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 use crate::entry::{MarkReason, is_clients};
@@ -74,6 +76,9 @@ impl Hosting {
     /// none succeeds. Commands wait, a mark is asked for, and if none comes the snapshot is taken
     /// here, if it still fits.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        if let Err(refusal) = self.has_room(shared) {
+            self.proposals.refuse_waiting(&refusal, effects);
+        }
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
         // What raft may still take back does not count: it can be cut by no snapshot.
         let bytes = self.raw.store().bytes_between(newest, shared.recovery.floor);
@@ -144,20 +149,32 @@ impl Hosting {
         if let Some(shortage) = shared.short {
             return Err(shortage.refusal());
         }
-        // A voter without room takes no commands, and one that is not heard takes none either.
         let configuration = &shared.recovery.configuration;
         for voters in [&configuration.voters, &configuration.voters_outgoing] {
             let short = voters.iter().filter_map(|voter| shared.shortage_of(*voter));
             let worst = short.clone().max_by_key(|shortage| shortage.lacks());
-            let silent = voters
+            let others = voters
                 .iter()
-                .filter(|voter| shared.shortage_of(**voter).is_none() && shared.is_silent(**voter));
-            let lacking = short.count() + silent.count();
+                .filter(|voter| shared.shortage_of(**voter).is_none())
+                .filter(|voter| self.takes_nothing(shared, **voter));
+            let lacking = short.count() + others.count();
             if let Some(worst) = worst.filter(|_| lacking > (voters.len() - 1) / 2) {
                 return Err(worst.refusal());
             }
         }
         Ok(())
+    }
+
+    /// Whether another replica takes no entries now, whatever room it has: it is not heard, its
+    /// disk hangs, or what it needs next is not in this leader's log.
+    fn takes_nothing(&self, shared: &Shared, replica: ReplicaId) -> bool {
+        let log = self.raw.store();
+        let waits =
+            self.raw.raft.prs().get(replica.0).filter(|_| self.is_leader()).is_some_and(|peer| {
+                peer.state == ProgressState::Snapshot || peer.next_idx < log.first()
+            });
+        let waits = waits && !planted("who_waits_has_room");
+        shared.is_silent(replica) || shared.is_stalled(replica) || waits
     }
 
     /// Whether an append has to wait for room.
