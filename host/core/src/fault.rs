@@ -49,8 +49,8 @@ pub enum Refusal {
     )]
     DiskFull { need: u64, have: u64 },
     #[error(
-        "the log behind the newest snapshot has {bytes} bytes and may have {bound}, for no next \
-         one succeeds; commands are taken again once one did"
+        "the log behind the newest snapshot has {bytes} bytes and may have {bound}, and no next \
+         one is made; commands are taken again once one is"
     )]
     LogFull { bytes: u64, bound: u64 },
     #[error(
@@ -80,7 +80,8 @@ pub enum Refusal {
 pub enum Shortage {
     /// The log wants `need` free on its disk.
     Disk { need: u64, have: u64 },
-    /// The log behind the newest snapshot is longer than its bound, and no next one succeeds.
+    /// The log behind the newest snapshot is longer than its bound, and no next one succeeds, or
+    /// none can be taken.
     Log { bytes: u64, bound: u64 },
 }
 

@@ -135,6 +135,10 @@ pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
 /// Answers that the apply lane gathers before it tells them, and that wait for the actor to take them,
 /// bytes each; those of one entry may be more.
 pub const APPLY_ANSWERS_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of log that a replica may have handed to its guest and not applied, once the log behind its
+/// newest snapshot is at its bound: more than a leader's own may be behind, so that only a replica
+/// that is slower than the group comes to it.
+pub const APPLY_LAG_BYTES_MAX: u64 = 2 * APPLY_BACKLOG_BYTES_MAX as u64;
 /// Entries kept behind the newest snapshot for followers that lag a little, unless configured.
 pub const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Size of a log segment, bytes, unless configured.

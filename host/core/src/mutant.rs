@@ -9,6 +9,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
     ("any_lineage", "frames of another group of the name are taken"),
+    ("append_without_applying", "a replica that applies nothing appends without a bound"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),
     ("apply_repeated_calls", "a repeated call of a session is applied again"),
     ("ask_for_nobody", "queries are asked although whoever sent them left"),

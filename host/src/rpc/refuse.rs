@@ -236,7 +236,7 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
         Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
-        Refusal::LogFull { .. } => ": `lockstep status` says why it fails",
+        Refusal::LogFull { .. } => ": `lockstep status` says why",
         Refusal::MemoryHigh { .. } => ": `lockstep apply --relief` sends one",
     }
 }

@@ -92,6 +92,11 @@ impl Pipeline {
         !(self.rebuilding || self.installing)
     }
 
+    /// Whether a guest applies what is handed over.
+    pub(super) fn is_applying(&self) -> bool {
+        self.is_open() && self.restores == 0 && self.captures()
+    }
+
     /// Bytes of entries handed over and not applied yet.
     pub(super) fn backlog_bytes(&self) -> usize {
         self.backlog_bytes

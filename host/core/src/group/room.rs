@@ -9,9 +9,11 @@
 //!   want of room, or for another reason: silent, stalled, or waiting for a snapshot.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
 //!
-//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), the
-//! log behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`] marks' worth of
-//! it the replica takes no more either, and tries again by itself.
+//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), or none
+//! can be taken (the replica is halted, needs a snapshot, restores, or applies slower than the group
+//! commits), the log behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`]
+//! marks' worth of it the replica takes no more either, and tries again by itself. The group goes on
+//! without it, and gives it a snapshot once it has cut what that replica lacks.
 
 use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};
@@ -87,8 +89,7 @@ impl Hosting {
         let room = self.marks.room();
         let disk = room.filter(|_| shares && outgrew).and_then(Room::shortage);
         let bound = self.log_pin_bytes;
-        let fails = self.marks.fails() || room.is_some_and(|room| !room.fits());
-        let stuck = fails && bytes > bound && !planted("log_without_bound");
+        let stuck = bytes > bound && !self.snapshots_come(shared) && !planted("log_without_bound");
         let overdue = disk.or(stuck.then_some(Shortage::Log { bytes, bound }));
         if overdue != shared.overdue {
             shared.overdue = overdue;
@@ -106,6 +107,21 @@ impl Hosting {
         if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_mark") {
             let _ = self.capture_here(shared);
         }
+    }
+
+    /// Whether the next snapshot will cut the log before long: none fails, and a guest applies what
+    /// is handed over, as fast as it comes.
+    fn snapshots_come(&self, shared: &Shared) -> bool {
+        let fails = self.marks.fails() || self.marks.room().is_some_and(|room| !room.fits());
+        let log = self.raw.store();
+        let lag_bytes = log.bytes_between(self.pipeline.applied(), shared.recovery.floor);
+        // Once it is too far behind it takes no more before half of that is done.
+        let most = match shared.overdue {
+            Some(Shortage::Log { .. }) => limits::APPLY_LAG_BYTES_MAX / 2,
+            Some(Shortage::Disk { .. }) | None => limits::APPLY_LAG_BYTES_MAX,
+        };
+        let applies = self.pipeline.is_applying() && lag_bytes <= most;
+        !fails && (applies || planted("append_without_applying"))
     }
 
     fn settle_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
