@@ -50,6 +50,7 @@ mod stall;
 mod status;
 mod strangers;
 mod time;
+mod vet;
 mod wants;
 
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
@@ -153,7 +154,8 @@ pub(crate) struct Shared {
     memory: Option<MemoryUse>,
     /// The tick from which on a snapshot is tried although no mark comes.
     tries_at: u64,
-    /// Frames dropped because they were for another replica id.
+    /// Frames dropped because they were for another replica, or no replica that keeps to the rules
+    /// sends such.
     misdirected: u64,
     /// What the guest applied last, as told in frames.
     applied: u64,
@@ -476,6 +478,16 @@ impl Shared {
             let told = (frame.boot, frame.nonce) == (self.recovery.boot, self.config.nonce);
             let fault = Fault::Superseded { address: address.clone() };
             return if told { Err(fault) } else { Ok(false) };
+        }
+        match self.seen.get(&frame.from).map(|seen| seen.boot) {
+            None => self.make_place(),
+            Some(known) if vet::is_countable(frame.boot, known) => {}
+            Some(known) if frame.boot > known => {
+                self.misdirected += 1;
+                return Ok(false);
+            }
+            // What was known was never counted.
+            Some(_) => drop(self.seen.remove(&frame.from)),
         }
         let now = self.now;
         let seen = self.seen.entry(frame.from).or_insert_with(|| Seen {

@@ -158,6 +158,13 @@ pub const LOG_IDLE_SEAL_MS: u64 = 100;
 
 /// Replicas in one configuration, learners included.
 pub const REPLICAS_MAX: usize = 32;
+/// Replicas whose process is remembered: members, those that were and those that will be.
+pub const REPLICAS_SEEN_MAX: usize = 4 * REPLICAS_MAX;
+/// Starts that a process may be ahead of another one of its replica: a day of a start each tenth of
+/// a second. A count further ahead was never counted.
+pub const BOOTS_AHEAD_MAX: u64 = 1 << 20;
+/// Terms that a message may be ahead: an election each second for a century.
+pub const TERMS_AHEAD_MAX: u64 = 1 << 32;
 /// Group names: 1 to this many bytes of `[a-z0-9_-]`.
 pub const GROUP_NAME_BYTES_MAX: usize = 64;
 /// Configuration bytes handed to a guest's `init`.

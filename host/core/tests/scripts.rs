@@ -18,6 +18,8 @@ mod cluster;
 mod commands;
 #[path = "runner/disk.rs"]
 mod disk;
+#[path = "runner/forge.rs"]
+mod forge;
 #[path = "runner/lane.rs"]
 mod lane;
 #[path = "runner/machine.rs"]

@@ -19,6 +19,7 @@ use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
+use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared, ready};
 use crate::ids::{Lineage, NodeId, ReplicaId};
@@ -40,6 +41,7 @@ pub(crate) struct Hosting {
     pub(super) wants: Wants,
     pub(super) halts: Halts,
     pub(super) proof: Proof,
+    pub(super) non_member: NonMember,
     /// Bytes of log that followers and transfers may hold.
     pub(super) log_pin_bytes: u64,
     /// Entries kept for followers that will lag.
@@ -87,6 +89,7 @@ impl Hosting {
             wants: Wants::default(),
             halts: Halts::default(),
             proof: Proof::default(),
+            non_member: NonMember::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
             catch_up: shared.config.snapshot_policy.catch_up,
@@ -327,6 +330,9 @@ impl Hosting {
             Body::Raft(message) => self.raft_message(shared, from, message, effects),
             Body::Probe if shared.persist.reached(self.began) && self.has_entries() => {
                 shared.send(from.node(), Some(from), Body::Have, effects);
+                if !shared.recovery.configuration.contains(from) {
+                    self.answer_non_member(shared, from, effects);
+                }
             }
             // What it has itself from hearsay proves no group: it has no vote's worth of it.
             Body::Probe if !self.has_entries() => {
@@ -334,13 +340,13 @@ impl Hosting {
             }
             // What it has not durably proves none either, nor that there is none.
             Body::Probe => {}
-            Body::Want(want) => self.asked_for(from, want, effects),
-            Body::Join => self.membership.asked_to_join(from, shared.now),
+            Body::Want(want) if shared.recovery.configuration.contains(from) => {
+                self.asked_for(from, want, effects);
+            }
+            Body::Want(_) => {}
+            Body::Join => self.asked_to_join(shared, from),
             Body::NotMember { configuration_index } => {
-                let member = shared.recovery.configuration.contains(shared.me());
-                if member && configuration_index > shared.recovery.configuration_index {
-                    self.end(shared, Stopped::Removed, effects);
-                }
+                self.told_non_member(shared, from.node(), configuration_index, effects);
             }
             Body::Nothing | Body::Have | Body::Stranger | Body::Superseded { .. } => {}
         }
@@ -353,18 +359,14 @@ impl Hosting {
         message: Message,
         effects: &mut Vec<Effect>,
     ) {
-        let last = self.raw.raft.raft_log.last_index();
         let expected = message.from == from.0 && message.to == shared.me().0;
-        let by_us_only = matches!(
-            message.get_msg_type(),
-            // Snapshots travel on the bulk channel; proposals and read indexes are never forwarded
-            // by raft.
-            MessageType::MsgSnapshot | MessageType::MsgPropose | MessageType::MsgReadIndex
-        );
-        if !expected || by_us_only {
+        if !expected || !self.is_sound(shared, &message) {
+            shared.misdirected += 1;
             return;
         }
-        if message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > last {
+        let (last, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        let beats = message.get_msg_type() == MessageType::MsgHeartbeat;
+        if beats && message.commit > last && message.term >= term {
             let fault = Fault::RolledBack { last, matched: message.commit };
             return self.end(shared, Stopped::Failed(fault), effects);
         }

@@ -60,6 +60,7 @@ impl Meeting {
             Body::Probe => shared.send(from.node(), Some(from), Body::Nothing, effects),
             // Who was told which group to join says that there is one.
             Body::Nothing if frame.lineage.is_some() => drop(self.nothing.remove(&from.node())),
+            Body::Nothing if !shared.config.nodes.contains(&from.node()) => {}
             Body::Nothing => {
                 self.nothing.insert(from.node(), from);
                 self.found_if_due(shared);

@@ -8,7 +8,8 @@
 //! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
 //! - Any leader leaves a joint state that an earlier one left behind (raft-rs forgets when
 //!   leadership changes before the change is applied).
-//! - A frame from a non-member is answered with the index of the configuration that says so.
+//! - A raft message or a probe from a non-member is answered with the index of the configuration that
+//!   says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,10 +33,6 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    pub(super) fn asked_to_join(&mut self, replica: ReplicaId, now: u64) {
-        self.joins.insert(replica.node(), (replica, now));
-    }
-
     pub(super) fn promoted(&mut self, now: u64) {
         self.leading_since = now;
     }
@@ -46,6 +43,13 @@ impl Membership {
 }
 
 impl Hosting {
+    /// Only who is configured here can be taken in.
+    pub(super) fn asked_to_join(&mut self, shared: &Shared, replica: ReplicaId) {
+        if shared.config.nodes.contains(&replica.node()) {
+            self.membership.joins.insert(replica.node(), (replica, shared.now));
+        }
+    }
+
     pub(super) fn tick_membership(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let member = shared.recovery.configuration.contains(shared.me());
         if self.membership.was_member && !member {
@@ -105,7 +109,7 @@ impl Hosting {
             let others = configuration.replicas().filter(|id| id.node() != node);
             let others: BTreeSet<ReplicaId> = others.collect();
             let room = others.len() < limits::REPLICAS_MAX;
-            shared.config.nodes.contains(&node) && silent && room
+            silent && room
         });
         let Some(replica) = welcome else { return };
         let mut changes: Vec<ConfChangeSingle> = configuration

@@ -75,6 +75,7 @@ pub struct GroupStatus {
     pub alarm: Option<String>,
     /// Ticks without a known leader.
     pub leaderless_ticks: u64,
+    /// Frames dropped: for another replica, or such as none sends that keeps to the rules.
     pub frames_misdirected: u64,
 }
 

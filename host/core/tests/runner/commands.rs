@@ -24,6 +24,7 @@
 //! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
 //! overtaken NODE                                 its lane lost the guest: it is built anew
 //! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
+//! forge A->B WHAT [KEY=NUMBER]...                a frame that A never sent: `forge.rs`
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...]
 //! open NODE · query|local NODE KEY · flood NODE K COMMAND · leave NODE   leave: nobody waits
@@ -44,7 +45,7 @@ use lockstep_core::snapshot::Room;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
-use super::{more, setup};
+use super::{forge, more, setup};
 
 /// The cluster and what a script set once.
 #[derive(Default)]
@@ -251,6 +252,7 @@ impl Session {
                 }
             }
             ("heal", []) => cluster.cut.clear(),
+            ("forge", [link, what, options @ ..]) => forge::forge(cluster, link, what, options),
             _other => return false,
         }
         true

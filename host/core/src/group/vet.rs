@@ -1,0 +1,222 @@
+//! What peers say is looked at before it is believed: a peer may be confused, or somebody else may
+//! speak in its name.
+//!
+//! A replica trusts the voters of its group, as raft does; what no replica that keeps to the rules
+//! can say is dropped, and what would end this replica or another for good needs more than one
+//! node's word.
+//!
+//! - A count of starts that is ahead of another by more than [`limits::BOOTS_AHEAD_MAX`] was never
+//!   counted: the lower one is believed, and nobody is told that it is superseded.
+//! - A term is not followed further than [`limits::TERMS_AHEAD_MAX`] at once: near the end of its
+//!   range no election could follow.
+//! - An acknowledgement of entries that this replica never had is none, and entries that leave a
+//!   gap or stand against what is committed come from no leader.
+//! - That this log was rolled back is only its leader's to say.
+//! - That this replica was removed is believed of a majority of the other nodes, for by then it can
+//!   know no leader. Whoever did not say so yet is asked.
+//! - What is remembered of peers is bounded.
+
+use std::collections::BTreeMap;
+
+use raft::Storage as _;
+use raft::eraftpb::{Message, MessageType};
+
+use crate::group::Shared;
+use crate::group::effect::{Effect, Stopped};
+use crate::group::frame::Body;
+use crate::group::hosting::Hosting;
+use crate::ids::{NodeId, ReplicaId};
+use crate::limits;
+use crate::mutant::planted;
+
+/// Nodes that said that this replica is no member: the index of the configuration that says so, and
+/// the tick at which they did.
+#[derive(Default)]
+pub(super) struct NonMember {
+    said: BTreeMap<NodeId, (u64, u64)>,
+    /// When the others were last asked.
+    asked: Option<u64>,
+}
+
+/// Whether a count of starts can follow another one.
+pub(super) fn is_countable(boot: u64, known: u64) -> bool {
+    boot.abs_diff(known) <= limits::BOOTS_AHEAD_MAX || planted("believe_any_count")
+}
+
+impl Shared {
+    /// Makes place for what is to be remembered of one more replica.
+    pub(super) fn make_place(&mut self) {
+        if self.seen.len() < limits::REPLICAS_SEEN_MAX {
+            return;
+        }
+        let members = &self.recovery.configuration;
+        let others = self.seen.iter().filter(|(replica, _)| !members.contains(**replica));
+        let oldest = others.min_by_key(|(_, seen)| seen.tick).map(|(replica, _)| *replica);
+        // There are fewer members than places.
+        oldest.map(|replica| self.seen.remove(&replica));
+    }
+}
+
+impl Hosting {
+    /// Whether a replica that keeps to the rules can have sent this.
+    pub(super) fn is_sound(&self, shared: &Shared, message: &Message) -> bool {
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        // Without a term raft would take it for its own.
+        let terms = 1..=raft.term.saturating_add(limits::TERMS_AHEAD_MAX);
+        let follows = terms.contains(&message.term);
+        let sound = follows
+            && match message.get_msg_type() {
+                MessageType::MsgAppend => self.can_be_appended(message),
+                MessageType::MsgAppendResponse => {
+                    // Nobody asks for snapshots in this way here.
+                    message.index.max(message.reject_hint) <= last && message.request_snapshot == 0
+                }
+                // Snapshots travel on the bulk channel; proposals, read indexes and wishes to lead
+                // are never forwarded by raft.
+                MessageType::MsgSnapshot
+                | MessageType::MsgPropose
+                | MessageType::MsgReadIndex
+                | MessageType::MsgReadIndexResp
+                | MessageType::MsgTransferLeader => false,
+                MessageType::MsgHeartbeat => {
+                    message.commit <= last
+                        || message.term < raft.term
+                        || self.leads(shared, message)
+                }
+                MessageType::MsgHeartbeatResponse
+                | MessageType::MsgRequestVote
+                | MessageType::MsgRequestVoteResponse
+                | MessageType::MsgRequestPreVote
+                | MessageType::MsgRequestPreVoteResponse
+                | MessageType::MsgTimeoutNow => true,
+                // Never sent at all.
+                MessageType::MsgHup
+                | MessageType::MsgBeat
+                | MessageType::MsgUnreachable
+                | MessageType::MsgSnapStatus
+                | MessageType::MsgCheckQuorum => false,
+            };
+        sound || planted("believe_any_message")
+    }
+
+    /// Whether the entries follow each other, and stand against nothing that is committed.
+    fn can_be_appended(&self, message: &Message) -> bool {
+        if (message.index == 0) != (message.log_term == 0) {
+            return false;
+        }
+        let committed = self.raw.raft.raft_log.committed;
+        let (mut index, mut term) = (message.index, message.log_term);
+        message.entries.iter().all(|entry| {
+            let follows = Some(entry.index) == index.checked_add(1)
+                && (term..=message.term).contains(&entry.term);
+            (index, term) = (entry.index, entry.term);
+            let stands = || self.raw.store().term(entry.index).is_ok_and(|here| here != entry.term);
+            follows && (entry.index > committed || !stands())
+        })
+    }
+
+    /// Whether the sender may lead in the message's term, for all that is known here.
+    fn leads(&self, shared: &Shared, message: &Message) -> bool {
+        let (raft, from) = (&self.raw.raft, ReplicaId(message.from));
+        let known = shared.recovery.configuration.contains(from)
+            || shared.config.nodes.contains(&from.node());
+        let others =
+            message.term == raft.term && ![raft::INVALID_ID, from.0].contains(&raft.leader_id);
+        known && !others
+    }
+
+    /// A node says that this replica is no member.
+    pub(super) fn told_non_member(
+        &mut self,
+        shared: &mut Shared,
+        node: NodeId,
+        index: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let mine = shared.recovery.configuration_index;
+        if !shared.recovery.configuration.contains(shared.me()) || index <= mine {
+            return;
+        }
+        let (now, nodes) = (shared.now, shared.config.nodes.clone());
+        let words = &mut self.non_member;
+        words.said.insert(node, (index, now));
+        words.said.retain(|node, (index, at)| {
+            nodes.contains(node) && *index > mine && now <= *at + limits::REPLACE_TICKS
+        });
+        let peers = nodes.len().saturating_sub(1);
+        if words.said.len() > peers / 2 || planted("removed_by_one_word") {
+            return self.end(shared, Stopped::Removed, effects);
+        }
+        if words.asked.is_none_or(|asked| now >= asked + limits::JOIN_RETRY_TICKS) {
+            words.asked = Some(now);
+            let others: Vec<NodeId> =
+                shared.peers().filter(|peer| !words.said.contains_key(peer)).collect();
+            others.into_iter().for_each(|peer| shared.send(peer, None, Body::Probe, effects));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::group::{Body, Event, Frame, Group, GroupConfig, Inbound, SnapshotPolicy};
+    use crate::ids::{GroupId, ModuleId};
+    use crate::snapshot::Configuration;
+
+    fn group() -> Group {
+        let config = GroupConfig {
+            name: "g".to_owned(),
+            node: NodeId(1),
+            nodes: BTreeSet::from([NodeId(1), NodeId(2)]),
+            module: ModuleId([7; 32]),
+            lineage: None,
+            guest_config: Bytes::new(),
+            profile: Default::default(),
+            snapshot_policy: SnapshotPolicy::default(),
+            snapshots_share_log_disk: true,
+            seed: 1,
+            nonce: 1,
+        };
+        Group::open(config, None, &mut Vec::new())
+    }
+
+    fn probe(from: ReplicaId) -> Event {
+        let frame = Frame {
+            group: GroupId::of_name("g"),
+            lineage: None,
+            from,
+            to: None,
+            boot: 1,
+            nonce: 2,
+            wall_ms: 0,
+            short: None,
+            applied: 0,
+            halted: false,
+            stalled: false,
+            memory: None,
+            body: Body::Probe,
+        };
+        Event::Frame(Inbound { frame, via: "n2".into() })
+    }
+
+    /// Ever other replicas of a peer find no more than so many places, and put out no member.
+    #[test]
+    fn what_is_remembered_of_replicas_is_bounded() {
+        let (mut group, mut effects) = (group(), Vec::new());
+        let replica = |number: u64| ReplicaId::new(NodeId(2), number << 20);
+        group.shared.recovery.configuration = Configuration::of_voters([replica(1)]);
+        let many = 10 * limits::REPLICAS_SEEN_MAX as u64;
+        for number in 1..=many {
+            group.handle(probe(replica(number)), &mut effects);
+            group.handle(Event::Tick { wall_ms: 0 }, &mut effects);
+        }
+        assert_eq!(group.shared.seen.len(), limits::REPLICAS_SEEN_MAX);
+        assert!(group.shared.seen.contains_key(&replica(1)), "a member is not forgotten");
+        assert!(group.shared.seen.contains_key(&replica(many)), "who speaks now is remembered");
+    }
+}
