@@ -120,8 +120,11 @@ pub const OVERDUE_MARK_TICKS: u64 = 10;
 pub const SHORT_CAPTURE_TICKS: u64 = 100;
 /// Ticks after which a recovery point is read again before another is given up for it.
 pub const PROOF_TICKS: u64 = 100;
-/// Ticks between two requests for an object that this replica needs.
+/// Ticks between two requests for an object that this replica needs; doubled once all peers were
+/// asked in vain.
 pub const WANT_RETRY_TICKS: u64 = 20;
+/// Doublings of that wait, at most: a minute.
+pub const WANT_RETRY_DOUBLINGS_MAX: u32 = 5;
 /// Ticks before a replica that its machine halted tries again; doubled each time.
 pub const HALT_RETRY_TICKS: u64 = 100;
 /// Doublings of that wait, at most: five minutes.

@@ -465,6 +465,7 @@ impl Hosting {
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
         self.membership.stepped_down();
+        self.wants.stepped_down();
     }
 
     fn fetched(&mut self, from: u64, entries: Option<Vec<Entry>>) {

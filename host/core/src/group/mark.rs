@@ -76,6 +76,16 @@ impl Marks {
         }
     }
 
+    /// The last mark that passed, or the snapshot that stands in for it.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether a mark is on its way through the log, or its snapshot is being taken here.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.proposed.is_some() || self.capturing.is_some()
+    }
+
     pub(super) fn want(&mut self, reason: MarkReason) {
         self.wanted.get_or_insert(reason);
     }

@@ -4,8 +4,13 @@
 //! on all nodes, so a peer's copy repairs it. A replica none of whose recovery points restores
 //! *needs* any object within its log; until one came it votes and appends, and applies nothing.
 //! raft takes no part in either.
+//!
+//! - Peers are asked one after the other, at once whenever there is something new to ask for, and
+//!   ever more seldom while nobody has it.
+//! - A leader that has it neither makes a mark, whose object takes its place: one for each replica
+//!   and object, unless that mark's snapshot failed here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::Storage as _;
 
@@ -34,12 +39,48 @@ pub(super) struct Wants {
     rotten: BTreeSet<ObjectName>,
     /// Why no recovery point restores.
     needs: Option<String>,
-    /// What was last asked for, and when.
-    asked: Option<(Want, u64)>,
+    /// What was last asked for.
+    asked: Option<Asked>,
     /// Whose turn it is to be asked.
     turn: usize,
     /// An object that ends the need is being listed.
     listing: bool,
+    /// What this leader made marks for, by who asked, and the newest snapshot that was listed here
+    /// then.
+    marked: BTreeMap<ReplicaId, (About, u64)>,
+}
+
+struct Asked {
+    want: Want,
+    about: About,
+    /// The last request, and how many there were.
+    at: u64,
+    times: u32,
+}
+
+/// What tells one need from another: the least index, the object, and for a need of any object the
+/// last mark, whose object is one more to ask for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct About {
+    low: u64,
+    exactly: Option<ObjectRef>,
+    mark: u64,
+}
+
+impl About {
+    fn of(want: &Want, mark: u64) -> Self {
+        let Want { low, exactly, .. } = *want;
+        Self { low, exactly, mark: exactly.map_or(mark, |_| 0) }
+    }
+}
+
+impl Asked {
+    /// The tick of the next request: later and later once all peers were asked.
+    fn next(&self, peers: usize) -> u64 {
+        let rounds = self.times.saturating_sub(1) / u32::try_from(peers.max(1)).unwrap_or(u32::MAX);
+        let rounds = if planted("ask_without_end") { 0 } else { rounds };
+        self.at + (limits::WANT_RETRY_TICKS << rounds.min(limits::WANT_RETRY_DOUBLINGS_MAX))
+    }
 }
 
 impl Wants {
@@ -53,7 +94,7 @@ impl Wants {
 
     /// What an offer is judged by.
     pub(super) fn asked(&self) -> Option<Want> {
-        self.asked.map(|(want, _)| want)
+        self.asked.as_ref().map(|asked| asked.want)
     }
 
     /// Only what is listed can be rotten.
@@ -64,6 +105,11 @@ impl Wants {
     /// A snapshot was restored: there is a guest again.
     pub(super) fn met(&mut self) {
         (self.needs, self.asked, self.listing) = (None, None, false);
+    }
+
+    /// Whoever leads now makes marks of its own.
+    pub(super) fn stepped_down(&mut self) {
+        self.marked.clear();
     }
 }
 
@@ -105,21 +151,22 @@ impl Hosting {
             self.wants.asked = None;
             return;
         };
-        let due =
-            |(asked, at): (Want, u64)| asked != want || shared.now >= at + limits::WANT_RETRY_TICKS;
-        if !self.wants.asked.is_none_or(due) {
-            return;
-        }
         let me = shared.me();
         let mut peers: Vec<ReplicaId> =
             shared.recovery.configuration.replicas().filter(|id| *id != me).collect();
         peers.sort_unstable();
         peers.dedup();
-        if self.wants.asked.is_some() && self.wants.needs.is_none() {
-            // Perhaps nobody has it any more: a new mark's object takes its place.
-            self.marks.want(MarkReason::Learner);
+        let about = About::of(&want, self.marks.last());
+        let before = self.wants.asked.as_ref().filter(|asked| asked.about == about);
+        if before.is_some_and(|asked| shared.now < asked.next(peers.len())) {
+            return;
         }
-        self.wants.asked = Some((want, shared.now));
+        let times = before.map_or(0, |asked| asked.times);
+        if times > 0 && self.wants.needs.is_none() {
+            // Perhaps nobody has it any more.
+            self.mark_for(me, &want);
+        }
+        self.wants.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
         if peers.is_empty() {
             return;
         }
@@ -154,9 +201,23 @@ impl Hosting {
         let found = self.raw.store().listed().iter().find(serves).cloned();
         match found {
             Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
-            // A new mark's object lies in every log that reaches it.
-            None => self.marks.want(MarkReason::Learner),
+            None => self.mark_for(from, &want),
         }
+    }
+
+    /// What a replica wants is not here: a new mark's object lies in every log that reaches it.
+    fn mark_for(&mut self, replica: ReplicaId, want: &Want) {
+        if !self.is_leader() || self.marks.is_under_way() {
+            return;
+        }
+        let newest = self.raw.store().listed().first().map_or(0, |desc| desc.index);
+        let about = About::of(want, 0);
+        let done = |(of, then): &(About, u64)| *of == about && *then != newest;
+        if self.wants.marked.get(&replica).is_some_and(done) && !planted("mark_for_each_want") {
+            return;
+        }
+        self.wants.marked.insert(replica, (about, newest));
+        self.marks.want(MarkReason::Learner);
     }
 
     /// Something arrived, sealed and read back: a repair, what is needed, or raft's.

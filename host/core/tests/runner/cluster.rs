@@ -43,6 +43,8 @@ pub(crate) struct Process {
     pub(crate) proofs: VecDeque<SnapshotDesc>,
     /// What became of the objects that came, as `more` shows it.
     pub(crate) judged: Vec<String>,
+    /// Requests for objects that it sent, as `more` shows it.
+    pub(crate) asked: usize,
     /// The list that the store was last told of.
     told: Option<Vec<u64>>,
     /// Role, and term and configuration index, as last told.
@@ -118,6 +120,7 @@ impl Cluster {
             parked: None,
             proofs: VecDeque::new(),
             judged: Vec::new(),
+            asked: 0,
             told: None,
             seen: (None, (0, 0)),
         };
@@ -229,6 +232,7 @@ impl Cluster {
                 Effect::Prove { snapshot } => process.proofs.push_back(snapshot),
                 Effect::Send { to, frame } => {
                     Checks::sends(&frame, process.disk.durable.as_ref());
+                    process.asked += usize::from(matches!(frame.body, Body::Want(_)));
                     let there = self.routes.get(&to).cloned().unwrap_or_default();
                     self.links.entry((name.to_owned(), there)).or_default().push_back(*frame);
                 }

@@ -53,6 +53,9 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     if sessions.answer_bytes() > 0 {
         text += &format!(", keeps {} bytes of answers", sessions.answer_bytes());
     }
+    if process.asked > 0 {
+        text += &format!(", asked for objects {} times", process.asked);
+    }
     if !process.judged.is_empty() {
         text += &format!(", judged {}", process.judged.join(" "));
     }
