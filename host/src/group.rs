@@ -329,6 +329,9 @@ impl GroupActor {
             Request::OpenSession { nonce, answer } => {
                 (Waiting::Command(answer), Event::OpenSession { ticket, nonce })
             }
+            Request::CloseSession { session, answer } => {
+                (Waiting::Command(answer), Event::CloseSession { ticket, session })
+            }
             Request::Query { request, linearizable, asker, answer } => {
                 let Some(place) = self.places.take(asker, request.len()) else {
                     drop(answer.send(Err(Refusal::Overloaded)));
@@ -568,6 +571,9 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),
         guest_faults: gauges.guest_faults.load(Relaxed),
         guest_log_dropped: gauges.guest_log_dropped.load(Relaxed),
+        sessions: gauges.sessions.load(Relaxed),
+        sessions_evicted: gauges.sessions_evicted.load(Relaxed),
+        sessions_refused: gauges.sessions_refused.load(Relaxed),
     }
 }
 

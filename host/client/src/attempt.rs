@@ -81,7 +81,7 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
             Verdict::Final
         }
         "overloaded" => Verdict::Overloaded,
-        "not-serving" | "halted" => Verdict::Slowly,
+        "not-serving" | "halted" | "sessions-full" => Verdict::Slowly,
         "disk-full" | "log-full" | "memory-high" | "queries-refused" => Verdict::Once,
         _retryable => Verdict::Nothing,
     }
@@ -200,7 +200,7 @@ mod tests {
             assert_eq!(judge(words[0], want == Verdict::Unknown), want, "{row}");
             count += 1;
         }
-        assert_eq!(count, 21, "all rows were read");
+        assert_eq!(count, 22, "all rows were read");
     }
 
     #[test]

@@ -220,6 +220,17 @@ impl Client {
         Ok(Session::new(response.session, self.clone()))
     }
 
+    /// Closes a session. Closing it twice does nothing.
+    pub(crate) async fn close_session(&self, session: u64) -> Result<()> {
+        let request = v1::CloseSessionRequest { group: self.group(), session };
+        self.run(Repeat::Always, |mut client, timeout| {
+            let request = timed(request.clone(), timeout);
+            async move { client.close_session(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
     /// A stream of commands outside of any session.
     pub fn pipeline(&self) -> Pipeline {
         Pipeline::start(self.clone(), None, STREAM_INFLIGHT_MAX)

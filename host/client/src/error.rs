@@ -22,10 +22,10 @@ pub enum Error {
     /// The session was evicted; outcomes of its unanswered calls are unknown. Open a new one.
     #[error("the session expired: {message}")]
     SessionExpired { message: String },
-    /// The command was applied, but its answer is over the limit.
+    /// The command was applied, but its answer is over the limit, or was not kept for a repetition.
     #[error("{message}")]
     AnswerTooLarge { message: String },
-    /// More calls are open in the session than a server keeps answers for.
+    /// More calls are open in the session, or longer answers, than a server keeps. Not applied.
     #[error("{message}")]
     SessionFull { message: String },
     /// A node answered what no version of the protocol says.

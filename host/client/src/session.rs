@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::{SESSION_OPEN_CALLS_MAX, STREAM_INFLIGHT_MAX};
 
-/// A session; cheap to clone, and calls may be made concurrently.
+/// A session; cheap to clone, and calls may be made concurrently. A group has room for 4,096: who is
+/// done with one closes it ([`Session::close`]).
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
@@ -37,7 +38,7 @@ impl Session {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The log index of the entry that opened it.
+    /// Its name at the servers.
     pub fn id(&self) -> u64 {
         self.inner.id
     }
@@ -49,6 +50,12 @@ impl Session {
         let until = Instant::now() + self.inner.client.options().deadline;
         let call = self.begin_until(until).await?;
         self.inner.client.apply_as(&call, command, until).await
+    }
+
+    /// Closes it: the group keeps nothing for it any more, and has room for another session. Calls
+    /// that are under way end with [`Error::SessionExpired`].
+    pub async fn close(self) -> Result<()> {
+        self.inner.client.close_session(self.id()).await
     }
 
     /// A stream of commands within this session.

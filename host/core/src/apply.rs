@@ -24,8 +24,11 @@ use sessions::Admission;
 pub use sessions::Sessions;
 
 const ENVELOPE_VERSION: u8 = 1;
-/// Largest envelope: kept answers, their framing, the session table and the install record.
-pub const ENVELOPE_BYTES_MAX: usize = 2 * limits::SESSION_ANSWER_BYTES_MAX;
+/// Largest envelope: kept answers (what is lent, and each session's own), the session table, the
+/// install record.
+pub const ENVELOPE_BYTES_MAX: usize = limits::SESSION_ANSWER_BYTES_MAX
+    + limits::SESSIONS_MAX * (limits::SESSION_OWN_ANSWER_BYTES + 64)
+    + 2 * limits::GUEST_CONFIG_BYTES_MAX;
 
 /// A replicated answer to a command.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -169,8 +172,15 @@ impl Ledger {
             }
             EntryBody::Open { time_ms, nonce } => {
                 self.advance_time(time_ms);
-                let id = self.sessions.open(entry.index, entry.term, nonce);
-                Work::Done(vec![Answer::Opened(id)])
+                let place = (entry.index, entry.term);
+                let id = self.sessions.open(place, nonce, self.log_time_ms);
+                let full = Answer::Rejected(Rejection::TooManySessions);
+                Work::Done(vec![id.map_or(full, Answer::Opened)])
+            }
+            EntryBody::Close { time_ms, session } => {
+                self.advance_time(time_ms);
+                self.sessions.close(session);
+                Work::Done(vec![Answer::Ok(Bytes::new())])
             }
             EntryBody::Pack(pack) => self.admit_pack(pack),
         })
@@ -189,7 +199,7 @@ impl Ledger {
                 Slot::Same(earlier) => answers[earlier].clone(),
                 Slot::Run { session, sequence } => {
                     let answer = bounded(outcomes.next()?, self.outcome_bytes_max());
-                    self.sessions.keep(session, sequence, &answer);
+                    self.sessions.keep(session, sequence, &answer, self.log_time_ms);
                     answer
                 }
             };
@@ -204,8 +214,8 @@ impl Ledger {
         let mut running = std::collections::BTreeMap::new();
         for call in pack.calls {
             let Call { session, sequence, lowest_unanswered, payload } = call;
-            let slot = match self.sessions.admit(self.applied, session, sequence, lowest_unanswered)
-            {
+            let now_ms = self.log_time_ms;
+            let slot = match self.sessions.admit(now_ms, session, sequence, lowest_unanswered) {
                 Admission::Refused(rejection) => Slot::Known(Answer::Rejected(rejection)),
                 Admission::Answered(answer) => Slot::Known(answer),
                 Admission::New => match running.get(&(session, sequence)) {
@@ -213,6 +223,7 @@ impl Ledger {
                     Some(_) | None => {
                         running.insert((session, sequence), plan.slots.len());
                         plan.commands.push(payload);
+                        self.sessions.begin(session);
                         Slot::Run { session, sequence }
                     }
                 },

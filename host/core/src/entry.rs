@@ -7,6 +7,7 @@
 //! call        = session u64 · sequence u64 · lowest unanswered u64 · payload bytes
 //! open    (3) = time ms u64 · nonce u64
 //! mark    (4) = time ms u64 · reason u8
+//! close   (5) = time ms u64 · session u64
 //! ```
 //! An empty entry is raft's own (a new leader's first). Integers are little-endian, `bytes` has a
 //! u32 length.
@@ -22,6 +23,7 @@ const KIND_INSTALL: u8 = 1;
 const KIND_PACK: u8 = 2;
 const KIND_OPEN: u8 = 3;
 const KIND_MARK: u8 = 4;
+const KIND_CLOSE: u8 = 5;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +37,11 @@ pub enum EntryBody {
     Open {
         time_ms: u64,
         nonce: u64,
+    },
+    /// Closes a session: its answers are kept no more.
+    Close {
+        time_ms: u64,
+        session: u64,
     },
     /// Every replica captures a snapshot at this index, or counts why it did not.
     Mark {
@@ -123,9 +130,10 @@ pub fn is_mark(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_MARK, ..])
 }
 
-/// Whether an entry's data carries commands or opens a session: what waits for room on a full disk.
+/// Whether an entry's data carries commands, opens or closes a session: what waits for room on a
+/// full disk.
 pub fn is_clients(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_PACK | KIND_OPEN, ..])
+    matches!(data, [VERSION, KIND_PACK | KIND_OPEN | KIND_CLOSE, ..])
 }
 
 impl EntryBody {
@@ -153,6 +161,11 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 out.put_u64(*nonce);
             }
+            Self::Close { time_ms, session } => {
+                out.put_raw(&[VERSION, KIND_CLOSE]);
+                out.put_u64(*time_ms);
+                out.put_u64(*session);
+            }
             Self::Mark { time_ms, reason } => {
                 out.put_raw(&[VERSION, KIND_MARK]);
                 out.put_u64(*time_ms);
@@ -172,6 +185,7 @@ impl EntryBody {
             KIND_INSTALL => Self::Install(Install::decode(&mut reader)?),
             KIND_PACK => Self::Pack(decode_pack(&mut reader)?),
             KIND_OPEN => Self::Open { time_ms: reader.u64()?, nonce: reader.u64()? },
+            KIND_CLOSE => Self::Close { time_ms: reader.u64()?, session: reader.u64()? },
             KIND_MARK => Self::Mark { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? },
             other => return Err(reader.unknown(u64::from(other))),
         };
@@ -282,6 +296,7 @@ mod tests {
         };
         check(EntryBody::Pack(Pack { time_ms: 12, calls: vec![call(3), call(4)] }));
         check(EntryBody::Open { time_ms: 1, nonce: 2 });
+        check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Learner });
         check(EntryBody::Install(Install {
             module: ModuleId([3; 32]),

@@ -23,12 +23,24 @@ pub enum Rejection {
         crate::limits::OUTCOME_BYTES_MAX
     )]
     AnswerTooLarge { bytes: u64 },
+    /// Told to a repeated call only.
     #[error(
-        "the session has {} unanswered calls: acknowledge answers by sending the lowest unanswered \
-         sequence",
+        "the command was applied, and its answer is gone: {bytes} bytes found no room among the \
+         answers that sessions did not acknowledge; a query can ask what became of it"
+    )]
+    AnswerNotKept { bytes: u64 },
+    #[error(
+        "the session has {} unanswered calls, or as many bytes of unacknowledged answers as it may: \
+         acknowledge answers by sending the lowest unanswered sequence",
         crate::limits::SESSION_OPEN_CALLS_MAX
     )]
     SessionFull,
+    #[error(
+        "the group has {} sessions, and none is old enough to make room: close sessions that are \
+         needed no more, or try again in a while",
+        crate::limits::SESSIONS_MAX
+    )]
+    TooManySessions,
 }
 
 /// Why this node did not do what was asked. Retryable.

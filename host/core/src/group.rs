@@ -358,6 +358,7 @@ impl Group {
         let ticket = match event {
             Event::Propose { ticket, .. }
             | Event::OpenSession { ticket, .. }
+            | Event::CloseSession { ticket, .. }
             | Event::Query { ticket, .. } => ticket,
             Event::HandOver if self.shared.state.is_stopped() => return,
             Event::HandOver => return self.shared.stop(Stopped::Requested, effects),

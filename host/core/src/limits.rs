@@ -100,10 +100,21 @@ pub const LAZY_STATE_TICKS: u64 = 10;
 
 /// Open calls that one session may have.
 pub const SESSION_OPEN_CALLS_MAX: usize = 1024;
-/// Sessions of one group; the one with the oldest last call makes room.
+/// Sessions of one group; of those that may go, the one that may go longest makes room.
 pub const SESSIONS_MAX: usize = 4096;
-/// Kept answers of one group, bytes.
-pub const SESSION_ANSWER_BYTES_MAX: usize = 64 * MIB;
+/// Milliseconds of log time from its last call in which a session is not evicted; clients that
+/// retry are long done.
+pub const SESSION_KEPT_MS: u64 = 600_000;
+/// The same, from its opening, for one in which no call was made: nothing is lost with it.
+pub const SESSION_UNUSED_MS: u64 = 30_000;
+/// What a kept answer counts beside its own bytes; in a snapshot it takes less.
+pub const SESSION_ANSWER_OVERHEAD_BYTES: usize = 32;
+/// Kept answers of one group that are lent to its sessions, bytes: enough for one that has all its
+/// calls open with the longest answers, and half of it to spare, which stays for the others.
+pub const SESSION_ANSWER_BYTES_MAX: usize =
+    2 * SESSION_OPEN_CALLS_MAX * (OUTCOME_BYTES_MAX + SESSION_ANSWER_OVERHEAD_BYTES);
+/// Kept answers that a session may have whatever the others have, bytes: 64 MiB of all together.
+pub const SESSION_OWN_ANSWER_BYTES: usize = 16 * KIB;
 
 /// Recovery points kept while the budget allows.
 pub const RECOVERY_POINTS: usize = 2;

@@ -32,6 +32,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("delete_promised", "objects go that a follower was promised"),
     ("delete_staging", "staging files go while somebody writes them"),
     ("end_twice", "a group that failed says behind it that it was told to stop"),
+    ("evict_young_sessions", "a session makes room for another before its time"),
     ("failure_before_stop", "a node that was told to stop says that its groups failed"),
     ("forget_cap", "a group may take more than its cap"),
     ("forget_reservation", "staging files take nothing from the budget"),

@@ -1,5 +1,10 @@
 //! `lockstep apply`: one command, applied once.
 
+use std::time::Duration;
+
+use lockstep_client::Session;
+use tokio::time::Instant;
+
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
 use crate::cli::{Failure, Outcome};
 
@@ -20,23 +25,35 @@ pub(crate) struct Args {
     command: Option<String>,
 }
 
+/// How long closing the session may take.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(args: Args) -> Outcome {
     let command = argument_or_stdin(args.command)?;
     let client = args.target.client_with(|options| options.relief = args.relief)?;
+    // Each of the calls has the whole time; together they have no more.
+    let until = Instant::now() + client.options().deadline;
     let once = async {
         let session = client.open_session().await?;
-        session.apply(command).await
+        let reply = session.apply(command).await;
+        Ok((session, reply?))
     };
-    // Each of the two calls has the whole time; together they have no more.
-    let reply = match tokio::time::timeout(client.options().deadline, once).await {
-        Ok(reply) => reply.map_err(call_failed)?,
+    let (session, reply) = match tokio::time::timeout_at(until, once).await {
+        Ok(done) => done.map_err(call_failed)?,
         Err(_elapsed) => {
             let why = "no outcome in time: the command may have been applied, or may yet be";
             return Err(Failure::Failed(why.to_owned()));
         }
     };
+    close(session, until).await;
     let json = args.json.then(|| {
         serde_json::json!({ "attempts": reply.attempts, "leader_changed": reply.leader_changed })
     });
     print_outcome(&reply.outcome, json)
+}
+
+/// The outcome is known, whatever becomes of this: a session that stays open goes by itself, later.
+async fn close(session: Session, until: Instant) {
+    let until = until.min(Instant::now() + CLOSE_MAX);
+    let _ = tokio::time::timeout_at(until, session.close()).await;
 }

@@ -323,6 +323,7 @@ impl ApplyLane {
             }
         }
         let (last, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
+        self.tools.gauges.count(self.ledger.sessions());
         Ok((Applied { last, time_ms, bytes: 0, answers: answered }, left))
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lockstep_core::apply::Sessions;
+
 /// Read at any time, from any thread.
 #[derive(Default)]
 pub struct Gauges {
@@ -13,9 +15,19 @@ pub struct Gauges {
     pub last_capture_ms: AtomicU64,
     pub last_snapshot_wall_ms: AtomicU64,
     pub last_restore_ms: AtomicU64,
+    pub sessions: AtomicU64,
+    pub sessions_evicted: AtomicU64,
+    pub sessions_refused: AtomicU64,
 }
 
 impl Gauges {
+    /// How the group's sessions stand.
+    pub(super) fn count(&self, sessions: &Sessions) {
+        self.sessions.store(sessions.count() as u64, Ordering::Relaxed);
+        self.sessions_evicted.store(sessions.evicted(), Ordering::Relaxed);
+        self.sessions_refused.store(sessions.refused(), Ordering::Relaxed);
+    }
+
     /// A restore took so long, of a snapshot that stands for what was known at this time. Until one
     /// is taken here, that is its age.
     pub(super) fn restored(&self, took_ms: u64, stands_for_ms: u64) {

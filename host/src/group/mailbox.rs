@@ -62,6 +62,10 @@ pub(crate) enum Request {
         nonce: u64,
         answer: oneshot::Sender<Result<Answer, Refusal>>,
     },
+    CloseSession {
+        session: u64,
+        answer: oneshot::Sender<Result<Answer, Refusal>>,
+    },
     Query {
         request: Bytes,
         linearizable: bool,
@@ -78,7 +82,9 @@ impl Request {
     /// Answers it with a no.
     pub(crate) fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Propose { answer, .. } | Self::OpenSession { answer, .. } => {
+            Self::Propose { answer, .. }
+            | Self::OpenSession { answer, .. }
+            | Self::CloseSession { answer, .. } => {
                 drop(answer.send(Err(refusal)));
             }
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
@@ -89,7 +95,9 @@ impl Request {
     /// Whether whoever sent it is still there.
     pub(crate) fn waits(&self) -> bool {
         match self {
-            Self::Propose { answer, .. } | Self::OpenSession { answer, .. } => !answer.is_closed(),
+            Self::Propose { answer, .. }
+            | Self::OpenSession { answer, .. }
+            | Self::CloseSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
             Self::Report { done } => !done.is_closed(),
         }
@@ -99,7 +107,7 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Self::Propose { call, .. } => call.payload.len(),
-            Self::OpenSession { .. } | Self::Report { .. } => 0,
+            Self::OpenSession { .. } | Self::CloseSession { .. } | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
         }
     }
@@ -145,6 +153,11 @@ pub struct GroupReport {
     pub guest_faults: u64,
     /// Lines of the guest that were too many for the node's log.
     pub guest_log_dropped: u64,
+    /// Sessions of the group; those that made room for others, and openings that found none, since
+    /// the founding.
+    pub sessions: u64,
+    pub sessions_evicted: u64,
+    pub sessions_refused: u64,
 }
 
 /// A handle to one hosted group; cheap to clone.
@@ -229,6 +242,12 @@ impl GroupHandle {
     pub async fn open_session(&self, nonce: u64) -> Result<Answer, Refusal> {
         let (answer, receiver) = oneshot::channel();
         self.put(Request::OpenSession { nonce, answer })?;
+        receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    pub async fn close_session(&self, session: u64) -> Result<Answer, Refusal> {
+        let (answer, receiver) = oneshot::channel();
+        self.put(Request::CloseSession { session, answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 

@@ -206,5 +206,8 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         transfers: Default::default(),
         guest_faults: 0,
         guest_log_dropped: 0,
+        sessions: 0,
+        sessions_evicted: 0,
+        sessions_refused: 0,
     }
 }

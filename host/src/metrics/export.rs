@@ -147,6 +147,7 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         one(report.log_damaged)
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
+    session_rows(rows)?;
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
     rows.counter("guest_log_lines_dropped", "Lines of the guest that were too many", |report| {
         one(report.guest_log_dropped)
@@ -165,6 +166,16 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("relief_commands", "Commands taken here that were to make room", |report| {
         one(report.status.relief_commands)
+    })
+}
+
+fn session_rows(rows: &mut Rows) -> fmt::Result {
+    rows.gauge("sessions", "Sessions of the group", |report| one(report.sessions))?;
+    rows.counter("sessions_evicted", "Sessions that made room for others", |report| {
+        one(report.sessions_evicted)
+    })?;
+    rows.counter("sessions_refused", "Openings that found no room", |report| {
+        one(report.sessions_refused)
     })
 }
 

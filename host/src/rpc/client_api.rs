@@ -113,10 +113,30 @@ impl Lockstep for ClientApi {
         let group = self.open_group(&message.group)?;
         match deadline.meet(group, group.open_session(nonce_of(message.nonce))).await? {
             Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
+            Ok(Answer::Rejected(full @ Rejection::TooManySessions)) => {
+                Err(Refused::sessions_full(group.name(), &full).into())
+            }
             Ok(other) => Err(mismatch(group, &other)),
             Err(refusal) => {
                 let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
                 let call = client.open_session(forward::request(message, deadline.left()));
+                forwarded(deadline, group, leader, call).await
+            }
+        }
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<wire::CloseSessionRequest>,
+    ) -> Result<Response<wire::CloseSessionResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.open_group(&message.group)?;
+        match deadline.meet(group, group.close_session(message.session)).await? {
+            Ok(_closed) => Ok(Response::new(wire::CloseSessionResponse {})),
+            Err(refusal) => {
+                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+                let call = client.close_session(forward::request(message, deadline.left()));
                 forwarded(deadline, group, leader, call).await
             }
         }
@@ -272,8 +292,12 @@ pub(super) fn rejection_to_wire(rejection: Rejection) -> wire::Rejection {
     let (kind, message) = match rejection {
         Rejection::Guest(message) => (Kind::Guest, message),
         Rejection::SessionExpired => (Kind::SessionExpired, text(&rejection)),
-        Rejection::AnswerTooLarge { .. } => (Kind::AnswerTooLarge, text(&rejection)),
-        Rejection::SessionFull => (Kind::SessionFull, text(&rejection)),
+        Rejection::AnswerTooLarge { .. } | Rejection::AnswerNotKept { .. } => {
+            (Kind::AnswerTooLarge, text(&rejection))
+        }
+        Rejection::SessionFull | Rejection::TooManySessions => {
+            (Kind::SessionFull, text(&rejection))
+        }
     };
     wire::Rejection { kind: kind.into(), message }
 }

@@ -75,6 +75,8 @@ impl Bounded for peer::FrameBatch {
 // Each of these holds a bounded number of fields, or was made by this node's own kind.
 impl Bounded for client::OpenSessionRequest {}
 impl Bounded for client::OpenSessionResponse {}
+impl Bounded for client::CloseSessionRequest {}
+impl Bounded for client::CloseSessionResponse {}
 impl Bounded for client::ApplyRequest {}
 impl Bounded for client::ApplyResponse {}
 impl Bounded for client::ApplyStreamResponse {}

@@ -69,6 +69,7 @@ pub fn client(input: &[u8]) {
     }
     let _ = client::QueryRequest::decode(input);
     let _ = client::OpenSessionRequest::decode(input);
+    let _ = client::CloseSessionRequest::decode(input);
     let _ = client::StatusRequest::decode(input);
     let _ = client::MarkRequest::decode(input);
     if let Ok(text) = std::str::from_utf8(input) {

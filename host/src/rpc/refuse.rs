@@ -4,7 +4,7 @@
 //! file against it. Every refusal says whether the command may have been applied; whoever cannot
 //! know says "unknown", with a code that no proxy and no library repeats by itself.
 
-use lockstep_core::fault::Refusal;
+use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -124,6 +124,12 @@ impl Refused {
              wait a little and try again"
         );
         Self::nothing(Code::ResourceExhausted, "overloaded", message)
+    }
+
+    /// A group has as many sessions as it may, and none may go.
+    pub(super) fn sessions_full(group: &str, rejection: &Rejection) -> Self {
+        let message = format!("group \"{group}\": {rejection}");
+        Self::nothing(Code::ResourceExhausted, "sessions-full", message)
     }
 
     /// Clients have as many connections as they may.
@@ -292,6 +298,7 @@ mod tests {
                 Refused::no_place(1),
                 Refused::half_sent(),
                 Refused::starting(),
+                Refused::sessions_full("g", &Rejection::TooManySessions),
                 Refused::unread(),
                 Refused::unreachable(NodeId(2), "g", "why", true),
                 Refused::unreachable(NodeId(2), "g", "why", false),

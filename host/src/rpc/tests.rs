@@ -47,6 +47,10 @@ struct Machine {
     applied: Vec<(u64, u64, Bytes)>,
     outcomes: BTreeMap<(u64, u64), Bytes>,
     sessions: BTreeSet<u64>,
+    /// Sessions that were ever opened.
+    opened: u64,
+    /// So many at a time and no more.
+    sessions_max: Option<usize>,
     /// What becomes of the next commands at the leader, before things go well.
     script: VecDeque<Turn>,
     /// The highest "lowest unanswered" that the leader was told.
@@ -134,12 +138,24 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
             Request::Propose { call, answer, .. } if leads => {
                 propose(&mut machine, &call, answer, &mut silent);
             }
+            Request::OpenSession { nonce: _, answer }
+                if leads && machine.sessions_max.is_some_and(|m| m <= machine.sessions.len()) =>
+            {
+                let _ = answer.send(Ok(Answer::Rejected(Rejection::TooManySessions)));
+            }
             Request::OpenSession { nonce: _, answer } if leads => {
-                let id = 100 + machine.sessions.len() as u64;
+                machine.opened += 1;
+                let id = 99 + machine.opened;
                 machine.sessions.insert(id);
                 let _ = answer.send(Ok(Answer::Opened(id)));
             }
-            Request::Propose { answer, .. } | Request::OpenSession { answer, .. } => {
+            Request::CloseSession { session, answer } if leads => {
+                machine.sessions.remove(&session);
+                let _ = answer.send(Ok(Answer::Ok(Bytes::new())));
+            }
+            Request::Propose { answer, .. }
+            | Request::OpenSession { answer, .. }
+            | Request::CloseSession { answer, .. } => {
                 let _ = answer.send(Err(not_leader));
             }
             Request::Report { done } => drop(done),
@@ -273,6 +289,9 @@ fn report(node: NodeId) -> GroupReport {
         transfers: Default::default(),
         guest_faults: 0,
         guest_log_dropped: 0,
+        sessions: 0,
+        sessions_evicted: 0,
+        sessions_refused: 0,
     }
 }
 

@@ -59,6 +59,9 @@ impl World {
             return;
         }
         let record = self.clients[client].record();
+        if answer.is_ok() && self.clients[client].is_closing() {
+            self.counters.add("sessions closed");
+        }
         if let (Ok(Answer::Ok(_)), Some(record)) = (&answer, record) {
             if self.records[record].tries > 1 {
                 self.counters.add("retried commands acknowledged");
@@ -144,6 +147,7 @@ fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event 
     replica.tickets.insert(ticket, to);
     match request {
         Request::Open { nonce } => Event::OpenSession { ticket, nonce },
+        Request::Close { session } => Event::CloseSession { ticket, session },
         Request::Write { call } => Event::Propose { ticket, call, relief: false },
         Request::Read { request } => Event::Query { ticket, request, linearizable: true },
     }

@@ -30,6 +30,7 @@ pub struct Record {
 /// What a client does next.
 pub enum Request {
     Open { nonce: u64 },
+    Close { session: u64 },
     Write { call: Call },
     Read { request: Bytes },
 }
@@ -39,6 +40,8 @@ pub struct Client {
     rng: Rng,
     session: Option<u64>,
     sequence: u64,
+    /// Writes after which the session is closed, and another one opened.
+    writes: u64,
     /// Index of the record under way.
     record: Option<usize>,
     pub target: NodeId,
@@ -51,11 +54,14 @@ pub struct Client {
 
 /// Keys that clients fight over.
 const KEYS: u64 = 5;
+/// A session has between one and so many writes.
+const WRITES_MAX: u64 = 64;
 
 impl Client {
     pub fn new(group: GroupId, target: NodeId, rng: Rng) -> Self {
         let (session, record) = (None, None);
-        Self { group, rng, session, sequence: 0, record, target, attempt: 0, done: false, more: 0 }
+        let (sequence, writes, attempt, done, more) = (0, 0, 0, false, 0);
+        Self { group, rng, session, sequence, writes, record, target, attempt, done, more }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -69,13 +75,19 @@ impl Client {
 
     /// The next attempt: of the operation under way, or of a new one.
     pub fn next(&mut self, now_us: u64, records: &mut Vec<Record>) -> Option<Request> {
-        if self.record.is_none() && self.done && self.session.is_some() {
+        let closing = self.is_closing();
+        if self.record.is_none() && self.done && self.session.is_some() && !closing {
             self.more = self.more.checked_sub(1)?;
         }
         self.attempt += 1;
         let Some(session) = self.session else {
-            return Some(Request::Open { nonce: self.rng.next_u64() });
+            let nonce = self.rng.next_u64();
+            self.writes = nonce % WRITES_MAX + 1;
+            return Some(Request::Open { nonce });
         };
+        if closing {
+            return Some(Request::Close { session });
+        }
         let at = *self.record.get_or_insert_with(|| {
             let id = records.len() as u64 + 1;
             let write = self.rng.percent(70);
@@ -119,14 +131,25 @@ impl Client {
                 (self.session, self.sequence) = (Some(session), 0);
                 true
             }
+            Ok(Answer::Ok(_)) if self.is_closing() => {
+                self.session = None;
+                true
+            }
             Ok(Answer::Ok(old)) => self.ended(&old, 0, now_us, records),
             Ok(Answer::Rejected(Rejection::SessionExpired | Rejection::SessionFull)) => {
                 // What became of the operation is not known.
                 (self.session, self.record) = (None, None);
                 true
             }
-            Ok(Answer::Rejected(Rejection::Guest(_) | Rejection::AnswerTooLarge { .. })) => {
-                unreachable!("the guest rejects nothing and answers with eight bytes")
+            Ok(Answer::Rejected(
+                Rejection::Guest(_)
+                | Rejection::AnswerTooLarge { .. }
+                | Rejection::AnswerNotKept { .. }
+                | Rejection::TooManySessions,
+            )) => {
+                unreachable!(
+                    "the guest rejects nothing, answers with eight bytes, and has few clients"
+                )
             }
             Err(Refusal::NotLeader { leader: Some(leader) }) => {
                 self.target = leader;
@@ -134,6 +157,11 @@ impl Client {
             }
             Err(_) => false,
         }
+    }
+
+    /// All writes of its session are done; it says so until it is heard.
+    pub fn is_closing(&self) -> bool {
+        self.session.is_some() && self.record.is_none() && self.sequence >= self.writes
     }
 
     /// A read was served.

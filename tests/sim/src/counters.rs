@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 53] = [
+pub const WANTED: [&str; 54] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
@@ -51,6 +51,7 @@ pub const WANTED: [&str; 53] = [
     "rot found by scrubbing",
     "scrubs",
     "segments rolled",
+    "sessions closed",
     "slow guests",
     "snapshots between marks",
     "stalled disks",

@@ -9,8 +9,12 @@
 //!
 //! - A sequence is new, kept, or below the client's own lowest: the last is refused, never applied
 //!   again.
-//! - Only whole sessions are evicted (oldest last call first), never single answers: an evicted
-//!   client is told `SessionExpired` and knows that it does not know.
+//! - Only whole sessions are evicted, never single answers: an evicted client is told
+//!   `SessionExpired` and knows that it does not know.
+//! - None is evicted before its time, which is log time: whoever opens one more, or wants more
+//!   answers kept, is refused instead. So nobody who calls now and then loses a session to others.
+//! - Kept answers have a bound in bytes. Each session has a part of it for its own; what is left
+//!   is lent, to nobody more than the rest that stays.
 
 use std::collections::BTreeMap;
 
@@ -24,15 +28,20 @@ use crate::mutant::planted;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sessions {
     sessions: BTreeMap<u64, Session>,
-    /// (last call, id) of every session: the first is the next to go.
-    by_age: std::collections::BTreeSet<(u64, u64)>,
+    /// (expiry, id) of every session: the first is the next to go.
+    by_expiry: std::collections::BTreeSet<(u64, u64)>,
     answer_bytes: usize,
+    /// Sessions that made room for others, and openings that found none, since the founding.
+    evicted: u64,
+    refused: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Session {
-    /// Index of the entry that last called in it.
-    last_call: u64,
+    /// The log's time from which it may make room for others, ms.
+    expires_ms: u64,
+    /// What its kept answers count, and those of the calls under way.
+    answer_bytes: usize,
     /// Sequences below it are answered and acknowledged.
     lowest: u64,
     answers: BTreeMap<u64, Answer>,
@@ -54,35 +63,57 @@ impl Sessions {
         self.answer_bytes
     }
 
-    /// Opens a session by the entry at (`index`, `term`); its id.
-    pub(super) fn open(&mut self, index: u64, term: u64, nonce: u64) -> u64 {
+    /// Sessions that made room for others so far.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Openings that were refused so far.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Opens a session by the entry at (`index`, `term`); its id, if there is room or can be.
+    pub(super) fn open(&mut self, place: (u64, u64), nonce: u64, now_ms: u64) -> Option<u64> {
+        if self.sessions.len() >= limits::SESSIONS_MAX && !self.evict(now_ms) {
+            self.refused += 1;
+            return None;
+        }
+        let (index, term) = place;
         let free = |id: &u64| *id != 0 && !self.sessions.contains_key(id);
         let ids = (0..).map(|attempt| session_id([index, term, nonce, attempt]));
         let id = ids.into_iter().find(free).expect("there are more ids than sessions");
-        while self.sessions.len() >= limits::SESSIONS_MAX {
-            self.evict_oldest(None);
-        }
-        self.sessions.insert(id, Session { last_call: index, ..Session::default() });
-        self.by_age.insert((index, id));
-        id
+        let expires_ms = now_ms.saturating_add(limits::SESSION_UNUSED_MS);
+        self.sessions.insert(id, Session { expires_ms, ..Session::default() });
+        self.by_expiry.insert((expires_ms, id));
+        Some(id)
     }
 
-    /// Judges a call that the entry at `index` carries. Session 0 is nobody's: always new.
-    pub(super) fn admit(&mut self, index: u64, id: u64, sequence: u64, lowest: u64) -> Admission {
+    /// Its client needs it no more. One that is not there is closed already.
+    pub(super) fn close(&mut self, id: u64) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        self.by_expiry.remove(&(session.expires_ms, id));
+        self.answer_bytes -= session.answer_bytes;
+    }
+
+    /// Judges a call at this time of the log. Session 0 is nobody's: always new.
+    pub(super) fn admit(&mut self, now_ms: u64, id: u64, sequence: u64, lowest: u64) -> Admission {
         if id == 0 {
             return Admission::New;
         }
         let Some(session) = self.sessions.get_mut(&id) else {
             return Admission::Refused(Rejection::SessionExpired);
         };
-        self.by_age.remove(&(session.last_call, id));
-        session.last_call = index;
-        self.by_age.insert((index, id));
+        self.by_expiry.remove(&(session.expires_ms, id));
+        session.expires_ms = now_ms.saturating_add(limits::SESSION_KEPT_MS);
+        self.by_expiry.insert((session.expires_ms, id));
         if lowest > session.lowest {
             session.lowest = lowest;
             let kept = session.answers.split_off(&lowest);
             let gone = std::mem::replace(&mut session.answers, kept);
-            self.answer_bytes -= gone.values().map(cost).sum::<usize>();
+            let gone = gone.values().map(cost).sum::<usize>();
+            session.answer_bytes -= gone;
+            self.answer_bytes -= gone;
         }
         if sequence < session.lowest {
             return Admission::Refused(Rejection::SessionExpired);
@@ -95,37 +126,75 @@ impl Sessions {
         if sequence - session.lowest >= limits::SESSION_OPEN_CALLS_MAX as u64 {
             return Admission::Refused(Rejection::SessionFull);
         }
+        if !self.has_room(id, limits::SESSION_ANSWER_OVERHEAD_BYTES, now_ms) {
+            return Admission::Refused(Rejection::SessionFull);
+        }
         Admission::New
     }
 
-    /// Keeps the answer of a call that was admitted as new, unless a later call of its pack said
-    /// that nobody waits for it: kept answers lie within one window of open calls.
-    pub(super) fn keep(&mut self, id: u64, sequence: u64, answer: &Answer) {
+    /// A call that was admitted as new is under way: room for the shortest answer is taken.
+    pub(super) fn begin(&mut self, id: u64) {
+        self.charge(id, limits::SESSION_ANSWER_OVERHEAD_BYTES);
+    }
+
+    /// Keeps the answer of a call that began, unless a later call of its pack said that nobody
+    /// waits for it: kept answers lie within one window of open calls.
+    pub(super) fn keep(&mut self, id: u64, sequence: u64, answer: &Answer, now_ms: u64) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.answer_bytes -= limits::SESSION_ANSWER_OVERHEAD_BYTES;
+        self.answer_bytes -= limits::SESSION_ANSWER_OVERHEAD_BYTES;
         if sequence < session.lowest {
             return;
         }
-        session.answers.insert(sequence, answer.clone());
-        self.answer_bytes += cost(answer);
-        while self.answer_bytes > limits::SESSION_ANSWER_BYTES_MAX && self.sessions.len() > 1 {
-            self.evict_oldest(Some(id));
+        let kept = match self.has_room(id, cost(answer), now_ms) {
+            true => answer.clone(),
+            false => Answer::Rejected(Rejection::AnswerNotKept { bytes: length(answer) as u64 }),
+        };
+        self.charge(id, cost(&kept));
+        let session = self.sessions.get_mut(&id).expect("whoever called just now is not evicted");
+        session.answers.insert(sequence, kept);
+    }
+
+    fn charge(&mut self, id: u64, bytes: usize) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.answer_bytes += bytes;
+        self.answer_bytes += bytes;
+    }
+
+    /// Whether this session may have so many more bytes of answers kept. Old sessions make room.
+    fn has_room(&mut self, id: u64, bytes: usize, now_ms: u64) -> bool {
+        loop {
+            let left = limits::SESSION_ANSWER_BYTES_MAX.saturating_sub(self.answer_bytes);
+            let own = self.sessions.get(&id).map_or(0, |session| session.answer_bytes);
+            if own + bytes <= left.max(limits::SESSION_OWN_ANSWER_BYTES) {
+                return true;
+            }
+            if !self.evict(now_ms) {
+                return false;
+            }
         }
     }
 
-    fn evict_oldest(&mut self, spare: Option<u64>) {
-        let oldest = self.by_age.iter().find(|(_, id)| Some(*id) != spare).copied();
-        let (last_call, id) = oldest.expect("there is another session to evict");
-        self.by_age.remove(&(last_call, id));
-        let session = self.sessions.remove(&id).expect("both indexes name the same sessions");
-        self.answer_bytes -= session.answers.values().map(cost).sum::<usize>();
+    /// Makes room; false if no session's time has come.
+    fn evict(&mut self, now_ms: u64) -> bool {
+        let Some(&(expires_ms, id)) = self.by_expiry.first() else { return false };
+        if expires_ms > now_ms && !planted("evict_young_sessions") {
+            return false;
+        }
+        self.close(id);
+        self.evicted += 1;
+        true
     }
 
-    /// `count u32 · { id · last call · lowest · count u32 · { sequence · kind u8 · ... } }`
+    /// `evicted u64 · refused u64 · count u32 · { id · expires ms · lowest · count u32 ·
+    /// { sequence · kind u8 · ... } }`
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.evicted);
+        out.put_u64(self.refused);
         out.put_count_within(self.sessions.len(), limits::SESSIONS_MAX);
         for (id, session) in &self.sessions {
             out.put_u64(*id);
-            out.put_u64(session.last_call);
+            out.put_u64(session.expires_ms);
             out.put_u64(session.lowest);
             out.put_count_within(session.answers.len(), limits::SESSION_OPEN_CALLS_MAX);
             for (sequence, answer) in &session.answers {
@@ -136,21 +205,24 @@ impl Sessions {
     }
 
     pub(super) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
-        let mut all = Self::default();
+        let (evicted, refused) = (reader.u64()?, reader.u64()?);
+        let mut all = Self { evicted, refused, ..Self::default() };
         for _ in 0..reader.count(limits::SESSIONS_MAX)? {
             let id = reader.u64()?;
             let mut session = Session {
-                last_call: reader.u64()?,
+                expires_ms: reader.u64()?,
+                answer_bytes: 0,
                 lowest: reader.u64()?,
                 answers: BTreeMap::new(),
             };
             for _ in 0..reader.count(limits::SESSION_OPEN_CALLS_MAX)? {
                 let sequence = reader.u64()?;
                 let answer = decode_answer(reader)?;
-                all.answer_bytes += cost(&answer);
+                session.answer_bytes += cost(&answer);
                 session.answers.insert(sequence, answer);
             }
-            all.by_age.insert((session.last_call, id));
+            all.answer_bytes += session.answer_bytes;
+            all.by_expiry.insert((session.expires_ms, id));
             all.sessions.insert(id, session);
         }
         if planted("sessions_forget") {
@@ -175,7 +247,11 @@ fn session_id(parts: [u64; 4]) -> u64 {
 
 /// Bytes an answer counts against the group's limit.
 fn cost(answer: &Answer) -> usize {
-    32 + match answer {
+    limits::SESSION_ANSWER_OVERHEAD_BYTES + length(answer)
+}
+
+fn length(answer: &Answer) -> usize {
+    match answer {
         Answer::Ok(bytes) | Answer::Rejected(Rejection::Guest(bytes)) => bytes.len(),
         Answer::Rejected(_) | Answer::Opened(_) => 0,
     }
@@ -201,6 +277,11 @@ fn encode_answer(answer: &Answer, out: &mut Vec<u8>) {
             out.put_u8(5);
             out.put_u64(*id);
         }
+        Answer::Rejected(Rejection::TooManySessions) => out.put_u8(6),
+        Answer::Rejected(Rejection::AnswerNotKept { bytes }) => {
+            out.put_u8(7);
+            out.put_u64(*bytes);
+        }
     }
 }
 
@@ -212,6 +293,8 @@ fn decode_answer(reader: &mut Reader) -> Result<Answer, DecodeError> {
         3 => Answer::Rejected(Rejection::SessionExpired),
         4 => Answer::Rejected(Rejection::SessionFull),
         5 => Answer::Opened(reader.u64()?),
+        6 => Answer::Rejected(Rejection::TooManySessions),
+        7 => Answer::Rejected(Rejection::AnswerNotKept { bytes: reader.u64()? }),
         other => return Err(reader.unknown(u64::from(other))),
     })
 }
@@ -225,11 +308,11 @@ mod tests {
     #[test]
     fn d2_a_session_at_a_lost_ones_place_is_another() {
         let (mut lost, mut kept) = (Sessions::default(), Sessions::default());
-        let first = lost.open(17, 6, 0x51);
-        let second = kept.open(17, 6, 0x52);
+        let first = lost.open((17, 6), 0x51, 0).expect("there is room");
+        let second = kept.open((17, 6), 0x52, 0).expect("there is room");
         assert_ne!(first, second);
-        let admission = kept.admit(18, first, 1, 1);
+        let admission = kept.admit(1, first, 1, 1);
         assert!(matches!(admission, Admission::Refused(Rejection::SessionExpired)));
-        assert!(matches!(kept.admit(19, second, 1, 1), Admission::New));
+        assert!(matches!(kept.admit(1, second, 1, 1), Admission::New));
     }
 }

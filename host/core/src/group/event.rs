@@ -30,6 +30,11 @@ pub enum Event {
         call: Call,
         relief: bool,
     },
+    /// A client needs a session no more.
+    CloseSession {
+        ticket: Ticket,
+        session: u64,
+    },
     /// A client wants a session; `nonce` tells its attempts apart.
     OpenSession {
         ticket: Ticket,

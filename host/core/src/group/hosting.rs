@@ -164,6 +164,11 @@ impl Hosting {
                     self.may_propose(shared).and_then(|()| self.proposals.push_open(ticket, nonce));
                 answer_refusal(ticket, taken, effects);
             }
+            Event::CloseSession { ticket, session } => {
+                let taken = self.may_propose(shared);
+                let taken = taken.and_then(|()| self.proposals.push_close(ticket, session));
+                answer_refusal(ticket, taken, effects);
+            }
             Event::Query { ticket, request, linearizable: true } => {
                 let read = Read { ticket, request, since: shared.now };
                 let taken = self.may_lead(shared).and_then(|()| self.reads.push(read));
@@ -250,6 +255,7 @@ impl Hosting {
             | Event::Faulted(_)
             | Event::Propose { .. }
             | Event::OpenSession { .. }
+            | Event::CloseSession { .. }
             | Event::Query { .. }
             | Event::Gone { .. }
             | Event::Mark { .. }

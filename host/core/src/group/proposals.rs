@@ -31,6 +31,7 @@ pub(super) struct Proposals {
 enum Waiting {
     Call { ticket: Ticket, call: Call, relief: bool },
     Open(Ticket, u64),
+    Close(Ticket, u64),
 }
 
 /// An entry with commands, on its way.
@@ -43,7 +44,7 @@ struct Proposed {
 
 impl Waiting {
     fn ticket(&self) -> Ticket {
-        let (Self::Call { ticket, .. } | Self::Open(ticket, _)) = self;
+        let (Self::Call { ticket, .. } | Self::Open(ticket, _) | Self::Close(ticket, _)) = self;
         *ticket
     }
 
@@ -51,13 +52,13 @@ impl Waiting {
     fn cost(&self) -> usize {
         match self {
             Self::Call { call, .. } => cost(call),
-            Self::Open(..) => limits::PACK_OVERHEAD_BYTES_MAX,
+            Self::Open(..) | Self::Close(..) => limits::PACK_OVERHEAD_BYTES_MAX,
         }
     }
 
-    /// Whether it is taken while memory is high: an opened session is not the guest's.
+    /// Whether it is taken while memory is high: sessions are not the guest's.
     fn needs_no_memory(&self) -> bool {
-        matches!(self, Self::Call { relief: true, .. } | Self::Open(..))
+        matches!(self, Self::Call { relief: true, .. } | Self::Open(..) | Self::Close(..))
     }
 }
 
@@ -86,6 +87,12 @@ impl Proposals {
     pub(super) fn push_open(&mut self, ticket: Ticket, nonce: u64) -> Result<(), Refusal> {
         self.admit(0)?;
         self.waiting.push_back(Waiting::Open(ticket, nonce));
+        Ok(())
+    }
+
+    pub(super) fn push_close(&mut self, ticket: Ticket, session: u64) -> Result<(), Refusal> {
+        self.admit(0)?;
+        self.waiting.push_back(Waiting::Close(ticket, session));
         Ok(())
     }
 
@@ -118,7 +125,7 @@ impl Proposals {
         self.relieved
     }
 
-    /// As many waiting commands as fit one entry; a session opening comes alone.
+    /// As many waiting commands as fit one entry; opening and closing a session come alone.
     pub(super) fn next(&mut self, time_ms: u64) -> Option<Proposal> {
         let mut calls = Vec::new();
         let mut tickets = Vec::new();
@@ -130,6 +137,11 @@ impl Proposals {
                     let body = EntryBody::Open { time_ms, nonce };
                     return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
                 }
+                Waiting::Close(ticket, session) if calls.is_empty() => {
+                    self.waiting_bytes -= limits::PACK_OVERHEAD_BYTES_MAX;
+                    let body = EntryBody::Close { time_ms, session };
+                    return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
+                }
                 Waiting::Call { ticket, call, relief: _ }
                     if calls.len() < limits::PACK_COMMANDS_MAX
                         && bytes + cost(&call) <= limits::PACK_BYTES_MAX =>
@@ -139,7 +151,7 @@ impl Proposals {
                     calls.push(call);
                     tickets.push(ticket);
                 }
-                full @ (Waiting::Open(..) | Waiting::Call { .. }) => {
+                full @ (Waiting::Open(..) | Waiting::Close(..) | Waiting::Call { .. }) => {
                     self.waiting.push_front(full);
                     break;
                 }

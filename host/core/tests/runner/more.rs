@@ -95,7 +95,9 @@ pub(crate) fn brief(rejection: &Rejection) -> String {
         Rejection::Guest(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Rejection::SessionExpired => "session expired".to_owned(),
         Rejection::AnswerTooLarge { bytes } => format!("answer of {bytes} bytes is too large"),
+        Rejection::AnswerNotKept { bytes } => format!("answer of {bytes} bytes was not kept"),
         Rejection::SessionFull => "session full".to_owned(),
+        Rejection::TooManySessions => "too many sessions".to_owned(),
     }
 }
 

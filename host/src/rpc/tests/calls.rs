@@ -335,3 +335,29 @@ async fn an_oversized_command_harms_no_neighbour() {
     assert_eq!(shared.lock().applied.len(), 2);
     assert_eq!(lockstep_client::COMMAND_BYTES_MAX, limits_command());
 }
+
+/// B3: what is full refuses whoever comes next, and nobody else loses anything.
+#[tokio::test]
+async fn a_session_finds_room_once_another_is_closed() {
+    let (nodes, shared) = cluster(2).await;
+    shared.lock().sessions_max = Some(1);
+    let client = client_of(&[&nodes[1], &nodes[0]]);
+    let first = client.open_session().await.expect("there is room for one");
+    let options = Options {
+        deadline: Duration::from_millis(100),
+        group: GROUP.to_owned(),
+        ..Options::default()
+    };
+    let hasty = Client::connect([nodes[1].address.clone()], options).expect("good");
+    let refused = patiently("an answer", hasty.open_session()).await.err().expect("it is full");
+    let Error::Refused { refusal, message, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal, "sessions-full");
+    assert!(message.contains("4096 sessions"), "{message}");
+
+    let other = client.clone();
+    let opening = tokio::spawn(async move { other.open_session().await });
+    patiently("an answer", first.apply("a")).await.expect("it is as it was");
+    patiently("an answer", first.close()).await.expect("it closes");
+    let second = patiently("a session", opening).await.expect("no panic").expect("there is room");
+    patiently("an answer", second.apply("b")).await.expect("it is applied");
+}
