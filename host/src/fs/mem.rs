@@ -443,6 +443,9 @@ impl Disk {
         self.ops += 1;
         let late = self.late.strikes(doing) && self.is_full(path);
         let fault = self.failing_ops.remove(&self.ops).or(late.then_some(DiskFault::Full));
+        if late {
+            self.strike("operations without room behind what takes it");
+        }
         match fault {
             Some(_) if doing == "sync" => self.strike("failed syncs"),
             Some(DiskFault::Io) => self.strike("failed operations"),

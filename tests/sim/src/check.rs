@@ -17,6 +17,7 @@
 //! | `marks` | equal index, equal digest of the snapshot | N3 |
 //! | `budget` | the budget is kept, and every byte is counted in it | N9 |
 //! | `leaks` | nothing stays that nobody needs | N7 |
+//! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
 //! | `reports` | each transfer is reported once | N16 |
 //!
 //! Each file names a planted bug (`LOCKSTEP_MUTANT`) that it reports.
@@ -38,6 +39,7 @@ pub mod reports;
 pub mod sessions;
 pub mod snapshots;
 pub mod states;
+pub mod time;
 pub mod votes;
 
 /// A property that did not hold: which, and what was seen.
@@ -63,6 +65,7 @@ pub struct Checks {
     pub marks: marks::Marks,
     pub entries: logs::Entries,
     pub configurations: durable::Configurations,
+    pub times: time::Times,
     /// Durable logs of nodes that are down, as they were when they went.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
     /// Durable logs of disks that are gone, as they were when they went.

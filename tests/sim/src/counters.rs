@@ -7,12 +7,13 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 54] = [
+pub const WANTED: [&str; 58] = [
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
     "clock drifts",
     "clock jumps",
+    "clock jumps by a year",
     "crashes",
     "crashes at an operation",
     "disk stalled state",
@@ -27,6 +28,8 @@ pub const WANTED: [&str; 54] = [
     "fallback starts",
     "frames cut off",
     "frames dropped",
+    "groups of one",
+    "groups of two",
     "guest traps",
     "hanging disks",
     "installs",
@@ -39,6 +42,7 @@ pub const WANTED: [&str; 54] = [
     "members added",
     "one-way cuts",
     "operations without room",
+    "operations without room behind what takes it",
     "parked transfers",
     "pauses",
     "reads told to fail",

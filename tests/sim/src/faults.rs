@@ -167,9 +167,12 @@ impl World {
     }
 
     fn clock(&mut self, node: NodeId) {
-        let jump = self.rng.between(0, 7_200_000) as i64 - 3_600_000;
+        let jump = match self.rng.percent(15) {
+            true => 365 * 86_400_000,
+            false => self.rng.between(0, 7_200_000) as i64 - 3_600_000,
+        };
         self.nodes.get_mut(&node).expect("a node").clock_ms = jump;
-        self.counters.add("clock jumps");
+        self.counters.add(if jump > 3_600_000 { "clock jumps by a year" } else { "clock jumps" });
         let until = self.rng.between(SECOND, 20 * SECOND);
         self.after(until, Action::Mend { what: Mend::Clock(node) });
     }
@@ -200,7 +203,10 @@ impl World {
     fn fill_disk(&mut self, node: NodeId) {
         // Sometimes so that the next snapshot just fits.
         let most = *self.rng.pick(&[3, 9]);
-        let left = self.rng.below(most * self.setup.segment_bytes);
+        let left = match self.rng.percent(30) {
+            true => 0,
+            false => self.rng.below(most * self.setup.segment_bytes),
+        };
         let of_snapshots = self.setup.apart && self.rng.percent(60);
         let filled = self.nodes.get_mut(&node).expect("a node");
         match of_snapshots {
@@ -271,7 +277,9 @@ impl World {
 
     /// Whether the disk of `node` may be lost or damaged now.
     fn may_weaken(&self, node: NodeId) -> bool {
-        if self.nodes.values().any(|node| node.hangs_since.is_some()) {
+        // Of two none may go, and of one there is nothing else.
+        let few = self.members < 3;
+        if few || self.nodes.values().any(|node| node.hangs_since.is_some()) {
             return false;
         }
         let groups: Vec<_> = self

@@ -1,7 +1,7 @@
 //! What is checked of a replica as it goes: behind each event, at each list, in each state.
 
 use lockstep_core::fault::{Fault, Shortage};
-use lockstep_core::group::{ReplicaState, Role, Stopped};
+use lockstep_core::group::{Event, ReplicaState, Role, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::store::StoreHandle as _;
@@ -10,6 +10,27 @@ use crate::check::{budget, commits, recovery_points, snapshots, states};
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {
+    /// Works out how far each group's log time may be by now.
+    pub(crate) fn lift_times(&mut self) {
+        for process in self.nodes.values().filter_map(|node| node.process.as_ref()) {
+            for (group, replica) in &process.replicas {
+                let configuration = &replica.group.recovery_state().configuration;
+                self.checks.times.lift(*group, self.now, configuration);
+            }
+        }
+    }
+
+    /// An apply lane went on, to a time that its clocks allow.
+    pub(crate) fn check_time(&mut self, group: GroupId, event: &Event) {
+        let Event::Applied(applied) = event else { return };
+        if self.checks.times.applied(group, applied.time_ms).is_err() {
+            // What came between two ticks.
+            self.lift_times();
+            let plausible = self.checks.times.applied(group, applied.time_ms);
+            self.check(plausible);
+        }
+    }
+
     pub(crate) fn observe(&mut self, node: NodeId, group: GroupId) {
         let Some(process) = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut()) else {
             return;

@@ -17,7 +17,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::wal::LogJob;
 use lockstep_host::clock::Clock;
-use lockstep_host::fs::mem::MemFs;
+use lockstep_host::fs::mem::{LateFull, MemFs};
 use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Tools};
 use lockstep_host::group::gauges::Gauges;
@@ -51,6 +51,8 @@ pub struct Setup {
     pub apart: bool,
     /// Nodes up to this found the groups; the others are added to them later.
     pub founders: u16,
+    /// What the disks say no to, once they are full.
+    pub late: LateFull,
 }
 
 pub struct Node {
@@ -370,6 +372,7 @@ fn disk(setup: &Setup) -> MemFs {
         false => MemFs::with_dir(Path::new("/")),
     };
     fs.set_capacity(setup.disk_bytes);
+    fs.set_late_full(setup.late);
     if setup.apart {
         fs.mount(Path::new(SNAPSHOTS), setup.disk_bytes);
     }

@@ -11,7 +11,7 @@
 
 use lockstep_core::group::SnapshotPolicy;
 use lockstep_core::ids::{GroupId, NodeId};
-use lockstep_host::fs::mem::{DiskFault, MemFs};
+use lockstep_host::fs::mem::{DiskFault, LateFull, MemFs};
 
 use crate::check::{Checked, Violation, violated};
 use crate::counters::Counters;
@@ -90,6 +90,7 @@ fn setup() -> Setup {
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
         apart: false,
         founders: 3,
+        late: LateFull::default(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_host::fs::mem::LateFull;
 
 use crate::check::{Checked, violated};
 use crate::node::Setup;
@@ -55,6 +56,7 @@ fn setup() -> Setup {
         disk_bytes: 64 << 20,
         apart: false,
         founders: 3,
+        late: LateFull::default(),
     }
 }
 

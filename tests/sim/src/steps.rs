@@ -98,6 +98,9 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("a node");
         let wall_ms = node.wall_ms(self.now);
         node.time.set(wall_ms, self.now);
+        self.checks.times.ticks(id, self.now, wall_ms);
+        self.lift_times();
+        let node = self.nodes.get_mut(&id).expect("a node");
         let running_ms = self.now / MS;
         let (hangs, stalled) = (node.hangs_since.is_some(), node.is_stalled(self.now));
         let Some(process) = &mut node.process else { return };
@@ -350,6 +353,7 @@ impl World {
             match output {
                 Output::Event(event) => {
                     self.count_event(&event);
+                    self.check_time(group, &event);
                     if self.process(node, epoch).is_some() {
                         self.event(node, group, vec![event]);
                     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use lockstep_core::group::{Event, Frame, Inbound, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_host::fs::mem::LateFull;
 
 use crate::check::{Checked, Checks, Violation, violated};
 use crate::client::{Client, Record};
@@ -220,6 +221,11 @@ impl World {
     }
 
     fn begin(&mut self) {
+        match self.members {
+            1 => self.counters.add("groups of one"),
+            2 => self.counters.add("groups of two"),
+            _more => {}
+        }
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for node in &ids {
             let late = self.rng.below(3 * SECOND);
@@ -455,7 +461,7 @@ fn frame_mark(frame: &Frame) -> u64 {
 }
 
 fn setup(rng: &mut Rng) -> Setup {
-    let nodes = *rng.pick(&[3, 3, 3, 3, 3, 4, 5]);
+    let nodes = *rng.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]);
     let big = rng.percent(25);
     let segment_bytes = 64 << 10;
     let ballast = if big { (2 << 20) + 4096 * rng.below(300) as usize } else { 0 };
@@ -486,8 +492,14 @@ fn setup(rng: &mut Rng) -> Setup {
             false => 2 * budget_bytes + 64 * segment_bytes,
         },
         apart: rng.percent(20),
-        // Of two, none may lose its disk.
-        founders: if nodes > 3 && rng.percent(50) { nodes - 1 } else { nodes },
+        founders: match rng.percent(40) {
+            true => rng.between(1, nodes.into()) as u16,
+            false => nodes,
+        },
+        late: match rng.percent(50) {
+            true => *rng.pick(&LateFull::EACH),
+            false => LateFull::default(),
+        },
     }
 }
 
