@@ -54,6 +54,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("log_without_bound", "the log takes the room that the next snapshot needs"),
     ("lose_the_cause", "a group that failed says that the node shuts down"),
     ("lose_the_unbegun", "a transfer that never began is reported by nobody"),
+    ("lost_if_unknown", "whoever is deposed says that what it proposed was not applied"),
     ("miss_what_was", "whoever asks later does not hear how a group ended"),
     ("mark_for_each_want", "a leader makes a mark for each request that it cannot meet"),
     ("memory_without_bound", "commands are taken although memory is high"),

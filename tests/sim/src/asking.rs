@@ -42,6 +42,7 @@ impl World {
         if self.clients[client].is_idle() && self.clients[client].done {
             return;
         }
+        self.clients[client].give_up(&self.records);
         let ids = self.member_ids();
         self.clients[client].target = *self.rng.pick(&ids);
         self.client_step(client);
@@ -55,6 +56,14 @@ impl World {
         group: GroupId,
         answer: Result<Answer, Refusal>,
     ) {
+        if let Err(refusal) = &answer {
+            if *refusal == Refusal::Lost {
+                self.counters.add("commands lost");
+            }
+            if self.clients[client].told(attempt, refusal, &mut self.records) {
+                self.counters.add("commands refused for good");
+            }
+        }
         if self.clients[client].attempt != attempt {
             return;
         }

@@ -12,6 +12,7 @@
 //! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
 //! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
+//! | `fates` | what a client was told was not applied never is | `fault::Refusal` |
 //! | `snapshots` | listed objects are whole | N2 |
 //! | `recovery_points` | there is always one to start from | N6, K13 |
 //! | `marks` | equal index, equal digest of the snapshot | N3 |
@@ -28,6 +29,7 @@ pub mod budget;
 pub mod commits;
 pub mod durable;
 pub mod election;
+pub mod fates;
 pub mod gapless;
 pub mod histories;
 pub mod leaks;

@@ -1,4 +1,7 @@
-//! Clients: one operation at a time, in a session, retried until its fate is known.
+//! Clients: one operation at a time. Most have a session, and repeat a command until its fate is
+//! known; others have none, and send each command once.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
@@ -25,6 +28,8 @@ pub struct Record {
     pub applied: u64,
     /// How often it was asked.
     pub tries: u32,
+    /// The refusal that said that it was not applied.
+    pub refused: Option<String>,
 }
 
 /// What a client does next.
@@ -38,12 +43,16 @@ pub enum Request {
 pub struct Client {
     pub group: GroupId,
     rng: Rng,
+    /// Sends commands outside of any session, each of them once.
+    plain: bool,
     session: Option<u64>,
     sequence: u64,
     /// Writes after which the session is closed, and another one opened.
     writes: u64,
     /// Index of the record under way.
     record: Option<usize>,
+    /// Commands that were sent once, by attempt, while nobody has said what became of them.
+    once: BTreeMap<u64, usize>,
     pub target: NodeId,
     /// Counts attempts, so that a late answer is told from one to this attempt.
     pub attempt: u64,
@@ -58,10 +67,22 @@ const KEYS: u64 = 5;
 const WRITES_MAX: u64 = 64;
 
 impl Client {
-    pub fn new(group: GroupId, target: NodeId, rng: Rng) -> Self {
-        let (session, record) = (None, None);
-        let (sequence, writes, attempt, done, more) = (0, 0, 0, false, 0);
-        Self { group, rng, session, sequence, writes, record, target, attempt, done, more }
+    pub fn new(group: GroupId, target: NodeId, rng: Rng, plain: bool) -> Self {
+        Self {
+            group,
+            rng,
+            plain,
+            // Session 0 is none.
+            session: plain.then_some(0),
+            sequence: 0,
+            writes: 0,
+            record: None,
+            once: BTreeMap::new(),
+            target,
+            attempt: 0,
+            done: false,
+            more: 0,
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -101,10 +122,14 @@ impl Client {
                 answer: None,
                 applied: 0,
                 tries: 0,
+                refused: None,
             });
-            self.sequence += u64::from(write);
+            self.sequence += u64::from(write && !self.plain);
             records.len() - 1
         });
+        if self.plain && records[at].value.is_some() {
+            self.once.insert(self.attempt, at);
+        }
         let record = &mut records[at];
         record.tries += 1;
         Some(match record.value {
@@ -151,17 +176,38 @@ impl Client {
                     "the guest rejects nothing, answers with eight bytes, and has few clients"
                 )
             }
-            Err(Refusal::NotLeader { leader: Some(leader) }) => {
-                self.target = leader;
+            Err(refusal) => {
+                if let Refusal::NotLeader { leader: Some(leader) } = refusal {
+                    self.target = leader;
+                }
+                self.give_up(records);
                 false
             }
-            Err(_) => false,
+        }
+    }
+
+    /// Whatever answer comes to an attempt, late ones too: a refusal of a command that was sent
+    /// once says whether it may have been applied.
+    pub fn told(&mut self, attempt: u64, refusal: &Refusal, records: &mut [Record]) -> bool {
+        let Some(at) = self.once.remove(&attempt) else { return false };
+        if matches!(refusal, Refusal::Unknown { .. }) {
+            return false;
+        }
+        records[at].refused = Some(refusal.to_string());
+        true
+    }
+
+    /// The attempt came to nothing: what may not be repeated is not tried again.
+    pub fn give_up(&mut self, records: &[Record]) {
+        if self.plain && self.record.take_if(|at| records[*at].value.is_some()).is_some() {
+            self.more += u32::from(self.done);
         }
     }
 
     /// All writes of its session are done; it says so until it is heard.
     pub fn is_closing(&self) -> bool {
-        self.session.is_some() && self.record.is_none() && self.sequence >= self.writes
+        let open = self.session.is_some() && !self.plain;
+        open && self.record.is_none() && self.sequence >= self.writes
     }
 
     /// A read was served.

@@ -7,13 +7,15 @@ use std::fmt;
 pub struct Counters(BTreeMap<&'static str, u64>);
 
 /// What must have happened at least once over all seeds of a run of some length.
-pub const WANTED: [&str; 58] = [
+pub const WANTED: &[&str] = &[
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
     "clock drifts",
     "clock jumps",
     "clock jumps by a year",
+    "commands lost",
+    "commands refused for good",
     "crashes",
     "crashes at an operation",
     "disk stalled state",
@@ -91,7 +93,7 @@ impl Counters {
 
     /// What did not happen though it should.
     pub fn missing(&self) -> Vec<&'static str> {
-        WANTED.into_iter().filter(|what| self.get(what) == 0).collect()
+        WANTED.iter().copied().filter(|what| self.get(what) == 0).collect()
     }
 }
 

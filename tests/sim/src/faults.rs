@@ -567,6 +567,7 @@ impl World {
             let observed = crate::guest::lock(&self.observed);
             if let Some(applied) = observed.group(group) {
                 crate::check::sessions::exactly_once(&records, applied)?;
+                crate::check::fates::kept(&records, applied)?;
                 crate::check::histories::linearizable(&records, applied)?;
             }
         }

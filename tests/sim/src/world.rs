@@ -243,7 +243,9 @@ impl World {
             let group = groups[number % groups.len()];
             let target = *self.rng.pick(&self.member_ids());
             let rng = self.rng.fork();
-            self.clients.push(Client::new(group, target, rng));
+            // Every third one of a group.
+            let plain = number / groups.len() % 3 == 2;
+            self.clients.push(Client::new(group, target, rng, plain));
             self.after(5 * SECOND, Action::Client { client: number });
         }
         self.after(8 * SECOND, Action::Fault);

@@ -239,7 +239,10 @@ impl Proposals {
     /// This replica no longer leads or serves: proposed commands may yet commit, waiting ones never
     /// will.
     pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
-        let unknown = unknown(refusal);
+        let unknown = match planted("lost_if_unknown") {
+            true => Refusal::Lost,
+            false => unknown(refusal),
+        };
         self.proposed_bytes = 0;
         for Proposed { tickets, .. } in std::mem::take(&mut self.proposed).into_values() {
             refuse_all(tickets, &unknown, effects);
