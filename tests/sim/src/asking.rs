@@ -91,11 +91,16 @@ impl World {
             return;
         }
         let ended = answer.is_ok();
+        let record = self.clients[client].record();
+        let local = record.is_some_and(|record| self.records[record].local);
         if let Ok(QueryAnswer { result, applied, .. }) = answer {
             let value: Bytes = result.unwrap_or_default();
             let now = self.now;
             self.clients[client].read(&value, applied, now, &mut self.records);
             self.counters.add("acknowledged");
+            if local {
+                self.counters.add("local reads");
+            }
         }
         self.next_attempt(client, ended);
     }
@@ -158,6 +163,6 @@ fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event 
         Request::Open { nonce } => Event::OpenSession { ticket, nonce },
         Request::Close { session } => Event::CloseSession { ticket, session },
         Request::Write { call } => Event::Propose { ticket, call, relief: false },
-        Request::Read { request } => Event::Query { ticket, request, linearizable: true },
+        Request::Read { request, linearizable } => Event::Query { ticket, request, linearizable },
     }
 }

@@ -19,6 +19,8 @@ pub struct Record {
     pub key: u64,
     /// What was to be written; `None` for a read.
     pub value: Option<u64>,
+    /// A read that takes what the asked node has.
+    pub local: bool,
     pub start_us: u64,
     /// When the answer came.
     pub end_us: Option<u64>,
@@ -37,7 +39,7 @@ pub enum Request {
     Open { nonce: u64 },
     Close { session: u64 },
     Write { call: Call },
-    Read { request: Bytes },
+    Read { request: Bytes, linearizable: bool },
 }
 
 pub struct Client {
@@ -117,6 +119,7 @@ impl Client {
                 group: self.group,
                 key: self.rng.below(KEYS),
                 value: write.then_some(id),
+                local: !write && !self.done && self.rng.percent(25),
                 start_us: now_us,
                 end_us: None,
                 answer: None,
@@ -140,7 +143,10 @@ impl Client {
                 let payload = payload.into();
                 Request::Write { call: Call { session, sequence, lowest_unanswered, payload } }
             }
-            None => Request::Read { request: Bytes::copy_from_slice(&record.key.to_le_bytes()) },
+            None => Request::Read {
+                request: Bytes::copy_from_slice(&record.key.to_le_bytes()),
+                linearizable: !record.local,
+            },
         })
     }
 

@@ -271,7 +271,9 @@ impl World {
     }
 
     fn trap(&mut self, node: NodeId) {
-        *self.nodes[&node].traps.lock().expect("no panic holds it") = 1;
+        // The second in a row halts the replica.
+        let traps = *self.rng.pick(&[1, 1, 2, 2, 3, 7]);
+        *self.nodes[&node].traps.lock().expect("no panic holds it") = traps;
         self.counters.add("guest traps");
     }
 

@@ -116,9 +116,21 @@ impl World {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
             }
-            ReplicaState::Running(lockstep_core::group::Running::Halted(_)) => {
-                self.counters.add("halted replicas");
-                self.after(2 * SECOND, Action::Start { node });
+            ReplicaState::Running(lockstep_core::group::Running::Halted(halt)) => {
+                let trapped = matches!(halt.fault, Fault::Guest(_));
+                match halt.applied_by {
+                    // A log that cannot be read now.
+                    _ if !trapped && !self.nodes[&node].unreadable => {
+                        let what = format!("node {node}, group {group} halts: {}", halt.fault);
+                        self.check(crate::check::violated("liveness", what));
+                    }
+                    // Nobody starts it again: a peer's snapshot takes it on.
+                    Some(_) => self.counters.add("replicas halted alone"),
+                    None => {
+                        self.counters.add("halted replicas");
+                        self.after(30 * SECOND, Action::Start { node });
+                    }
+                }
             }
             ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {
                 self.counters.add("disk full state");

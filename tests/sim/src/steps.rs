@@ -2,7 +2,9 @@
 
 use lockstep_core::entry::is_mark;
 use lockstep_core::fault::{Fault, Stall};
-use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Stopped};
+use lockstep_core::group::{
+    ApplyJob, Body, Effect, Event, Frame, Inbound, ReplicaState, Running, Stopped,
+};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -459,8 +461,12 @@ impl World {
             let removed =
                 states.iter().any(|s| matches!(s, ReplicaState::Stopped(Stopped::Removed)));
             let ended = states.iter().any(ReplicaState::is_stopped);
-            let halted = states.iter().any(|s| s.name() == "halted");
-            if !ended && !halted {
+            // Nobody has what it could go on from.
+            let halted = |state: &ReplicaState| {
+                matches!(state, ReplicaState::Running(Running::Halted(halt))
+                    if halt.applied_by.is_none())
+            };
+            if !ended && !states.iter().any(halted) {
                 return;
             }
             self.fall(id, true);
