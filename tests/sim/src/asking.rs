@@ -11,7 +11,7 @@ use crate::check::durable::{self, View};
 use crate::client::Request;
 use crate::guest::lock;
 use crate::node::Replica;
-use crate::steps::view;
+use crate::starting::view;
 use crate::world::{Action, MS, SECOND, World};
 
 /// Client waits this long for an answer before it tries elsewhere.

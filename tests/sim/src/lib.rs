@@ -5,18 +5,23 @@
 //! whatever happens, happens because the scheduler drew it, and the same seed draws the same.
 
 pub mod asking;
+pub mod audit;
 pub mod bulk;
 pub mod check;
 pub mod client;
 pub mod counters;
+pub mod disks;
 pub mod faults;
 pub mod guest;
+pub mod lanes;
 pub mod looking;
 pub mod network;
 pub mod node;
 pub mod points;
 pub mod rng;
+pub mod setup;
 pub mod stalls;
+pub mod starting;
 pub mod steps;
 pub mod transfer;
 pub mod world;

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::entry::Profile;
-use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig, SnapshotPolicy};
+use lockstep_core::group::{ApplyJob, Effect, Group, GroupConfig};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId, Ticket};
 use lockstep_core::limits::DISK_STALL_MS;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::wal::LogJob;
 use lockstep_host::clock::Clock;
-use lockstep_host::fs::mem::{LateFull, MemFs};
+use lockstep_host::fs::mem::MemFs;
 use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Tools};
 use lockstep_host::group::gauges::Gauges;
@@ -29,31 +29,12 @@ use lockstep_host::store::{Budget, BudgetLimits, DirectLane, StoreHandle, on_lan
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::guest::{SharedObserved, SimModule, Traps};
+use crate::setup::Setup;
 
 pub const CLUSTER: [u8; 16] = [5; 16];
 pub const DATA: &str = "/data";
 /// Where snapshots lie if they lie apart.
 pub const SNAPSHOTS: &str = "/snapshots";
-
-/// What all nodes of a run have in common.
-#[derive(Clone)]
-pub struct Setup {
-    pub nodes: u16,
-    pub groups: Vec<String>,
-    pub segment_bytes: u64,
-    pub policy: SnapshotPolicy,
-    pub ballast: usize,
-    pub budget_bytes: u64,
-    /// What one group may have of it.
-    pub cap_bytes: u64,
-    pub disk_bytes: u64,
-    /// Snapshots lie on a filesystem of their own.
-    pub apart: bool,
-    /// Nodes up to this found the groups; the others are added to them later.
-    pub founders: u16,
-    /// What the disks say no to, once they are full.
-    pub late: LateFull,
-}
 
 pub struct Node {
     pub id: NodeId,

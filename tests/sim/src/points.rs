@@ -15,7 +15,7 @@ use lockstep_host::fs::mem::{DiskFault, LateFull, MemFs};
 
 use crate::check::{Checked, Violation, violated};
 use crate::counters::Counters;
-use crate::node::Setup;
+use crate::setup::Setup;
 use crate::transfer::Transfer;
 use crate::world::{Action, CONVERGE_TICKS, MS, World};
 

@@ -8,7 +8,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::mem::LateFull;
 
 use crate::check::{Checked, violated};
-use crate::node::Setup;
+use crate::setup::Setup;
 use crate::world::{MS, SECOND, World};
 
 const GROUP: &str = "a";

@@ -7,7 +7,8 @@ use lockstep_host::fs::Fs as _;
 use lockstep_host::store::layout::part_dir;
 
 use super::{Checked, violated};
-use crate::node::{Node, Replica, Setup};
+use crate::node::{Node, Replica};
+use crate::setup::Setup;
 
 /// What the store believes it has, and what there is.
 pub fn kept(node: &Node, setup: &Setup) -> Checked {

@@ -1,0 +1,188 @@
+//! What is checked of whole nodes: once a second, when their scrubbers read, at each start, and at
+//! the end.
+
+use lockstep_core::group::Event;
+use lockstep_core::ids::NodeId;
+use lockstep_host::store::{Use, list_directory, verify_object};
+
+use crate::check::{Checked, budget, gapless, leaks, recovery_points, snapshots, violated};
+use crate::world::{Action, SECOND, World};
+
+impl World {
+    /// A look around, once a second.
+    pub(crate) fn look(&mut self) {
+        self.after(SECOND, Action::Look);
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        self.looks += 1;
+        // One node's logs now and then, in turn: reading them is what costs.
+        if self.looks.is_multiple_of(4) {
+            let turn = ids[(self.looks / 4) as usize % ids.len()];
+            let read = self.read_logs(turn);
+            self.check(read);
+            self.check_recovery_points(turn);
+        }
+        for id in ids {
+            let node = &self.nodes[&id];
+            let mut checked = vec![budget::kept(node, &self.setup)];
+            if let Some(process) = &node.process {
+                let replicas = process.replicas.values();
+                checked.extend(replicas.map(|replica| budget::accounted(node, replica)));
+            }
+            checked.into_iter().for_each(|result| self.check(result));
+            let repaired = self.nodes[&id].process.as_ref().is_some_and(|process| {
+                process.replicas.values().all(|replica| {
+                    let status = replica.group.status();
+                    status.rotten.is_empty() && status.state.query_refusal().is_none()
+                })
+            });
+            let node = &self.nodes[&id];
+            if node.rotted && repaired && !node.log_rots() && self.is_whole(id) {
+                let node = self.nodes.get_mut(&id).expect("a node");
+                (node.rotted, node.rotten_log) = (false, None);
+            }
+        }
+    }
+
+    /// There is something to start from, whether or not the list changed just now.
+    fn check_recovery_points(&mut self, id: NodeId) {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return };
+        if node.is_doubtful() || node.fs.is_halted() {
+            return;
+        }
+        let check = |(group, replica): (&lockstep_core::ids::GroupId, &crate::node::Replica)| {
+            let first_index = process.reader.first_index(*group).unwrap_or(1);
+            recovery_points::stand(replica, first_index)
+        };
+        let checked: Vec<Checked> = process.replicas.iter().map(check).collect();
+        checked.into_iter().for_each(|result| self.check(result));
+    }
+
+    /// Whether everything on a node's disk verifies.
+    fn is_whole(&self, id: NodeId) -> bool {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return false };
+        let objects = process.replicas.values().all(|replica| {
+            snapshots::whole(replica.group.recovery_state(), replica, false).is_ok()
+        });
+        let unlisted = self.setup.groups.iter().all(|name| {
+            let files = list_directory(&node.fs, name, &node.snapshots(name)).unwrap_or_default();
+            files.iter().all(|file| verify_object(&node.fs, file, &mut || ()).is_ok())
+        });
+        objects && unlisted && process.reader.scrub(&mut |_| ()).is_empty()
+    }
+
+    /// A process just opened its disk: what it goes on from is whole.
+    pub(crate) fn check_start(&mut self, id: NodeId) {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return };
+        let checked: Vec<Checked> = process
+            .replicas
+            .values()
+            .map(|replica| {
+                let doubtful = node.is_doubtful();
+                snapshots::whole(replica.group.recovery_state(), replica, doubtful)
+            })
+            .collect();
+        checked.into_iter().for_each(|result| self.check(result));
+    }
+
+    /// Reads the durable logs of a node whole, and compares them with what others have.
+    fn read_logs(&mut self, id: NodeId) -> Checked {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return Ok(()) };
+        // Rot that nobody has met yet says nothing of the program.
+        if node.log_rots() || node.unreadable || node.fs.is_halted() {
+            return Ok(());
+        }
+        for group in process.replicas.keys() {
+            let entries = gapless::whole(*group, &process.reader)?;
+            let before = process.reader.state(*group).map_or(0, |state| state.previous_term);
+            self.checks.entries.agree(*group, before, &entries)?;
+        }
+        Ok(())
+    }
+
+    /// What the disk of a node did, and how far its log got.
+    pub(crate) fn count_strikes(&mut self, id: NodeId) {
+        let fs = self.nodes[&id].fs.clone();
+        fs.struck().into_iter().for_each(|(what, count)| self.counters.add_many(what, count));
+        let process = self.nodes[&id].process.as_ref();
+        let last = process.and_then(|process| Some(process.reader.segments().last()?.0));
+        let last = last.unwrap_or(1);
+        self.counters.add_many("segments rolled", last.saturating_sub(1));
+    }
+
+    /// What the scrubber does in a node: rot is told to the group, a bad segment to the log.
+    pub(crate) fn scrub(&mut self, id: NodeId) {
+        let next = self.rng.between(20 * SECOND, 60 * SECOND);
+        self.after(next, Action::Scrub { node: id });
+        if self.is_paused(id) {
+            return;
+        }
+        let Some(process) = &self.nodes[&id].process else { return };
+        let (mut events, mut found) = (Vec::new(), 0);
+        for (group, replica) in &process.replicas {
+            for desc in replica.group.status().snapshots {
+                let object = desc.clone();
+                let read = replica.with_store(move |store| {
+                    store.open_object(&object, Use::Scrubbing)?.verify(&mut || ())
+                });
+                if let Err(error) = read {
+                    let why = error.to_string();
+                    found += u64::from(self.nodes[&id].rotted);
+                    events.push((*group, Event::Rotten { snapshot: desc, why }));
+                }
+            }
+        }
+        if !process.reader.scrub(&mut |_| ()).is_empty() {
+            self.counters.add("damaged segments");
+            self.schedule_log(id);
+        }
+        self.counters.add("scrubs");
+        self.counters.add_many("rot found by scrubbing", found);
+        self.fall_if_halted(id);
+        for (group, event) in events {
+            self.event(id, group, vec![event]);
+        }
+    }
+
+    /// Everything, once all is quiet.
+    pub(crate) fn finish(&mut self) -> Checked {
+        let names = self.setup.groups.clone();
+        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.read_logs(node)?;
+            self.count_strikes(node);
+
+            if !self.nodes[&node].gone.is_empty() {
+                // Somebody new lives there, and it came to rest with the others.
+                self.counters.add("rejoins");
+            }
+        }
+        for name in &names {
+            let group = lockstep_core::ids::GroupId::of_name(name);
+            for node in self.nodes.values() {
+                let Some(process) = &node.process else {
+                    return violated("liveness", format!("node {} is down", node.id));
+                };
+                let replica = &process.replicas[&group];
+                snapshots::whole(replica.group.recovery_state(), replica, node.is_doubtful())?;
+                budget::accounted(node, replica)?;
+                let receives = |transfer: &crate::transfer::Transfer| {
+                    transfer.to.0 == node.id && transfer.group == group
+                };
+                let receives = self.transfers.values().any(receives);
+                leaks::none(node, name, replica, receives)?;
+            }
+            let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();
+            let observed = crate::guest::lock(&self.observed);
+            if let Some(applied) = observed.group(group) {
+                crate::check::sessions::exactly_once(&records, applied)?;
+                crate::check::fates::kept(&records, applied)?;
+                crate::check::histories::linearizable(&records, applied)?;
+            }
+        }
+        let transfers = &self.transfers;
+        self.checks.reports.finish(|id| transfers.contains_key(&id))
+    }
+}

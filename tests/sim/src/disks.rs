@@ -1,0 +1,183 @@
+//! What goes wrong with disks: operations and reads that fail, no room, no answer, rot, and loss.
+
+use std::path::Path;
+
+use lockstep_core::group::ReplicaState;
+use lockstep_core::ids::NodeId;
+use lockstep_host::fs::Fs as _;
+use lockstep_host::fs::mem::DiskFault;
+
+use crate::node::{DATA, SNAPSHOTS};
+use crate::world::{Action, MS, Mend, SECOND, World};
+
+impl World {
+    pub(crate) fn fail_an_operation(&mut self, node: NodeId) {
+        let fault = if self.rng.percent(50) { DiskFault::Io } else { DiskFault::Full };
+        let op = self.rng.between(1, 60);
+        let node = self.nodes.get_mut(&node).expect("a node");
+        node.fs.fail_op(node.fs.ops() + op, fault);
+        // A full disk, as far as its log can tell.
+        node.log_filled |= fault == DiskFault::Full;
+        self.counters.add("operations told to fail");
+    }
+
+    /// One of the next reads fails.
+    pub(crate) fn fail_a_read(&mut self, node: NodeId) {
+        if self.nodes[&node].process.is_none() {
+            return;
+        }
+        let read = self.rng.between(1, 60);
+        let node = self.nodes.get_mut(&node).expect("a node");
+        node.fs.fail_read(node.fs.reads() + read, DiskFault::Io);
+        node.unreadable = true;
+        self.counters.add("reads told to fail");
+    }
+
+    /// Something else takes the rest of the disk, or of the one that snapshots have of their own.
+    pub(crate) fn fill_disk(&mut self, node: NodeId) {
+        // Sometimes so that the next snapshot just fits.
+        let most = *self.rng.pick(&[3, 9]);
+        let left = match self.rng.percent(30) {
+            true => 0,
+            false => self.rng.below(most * self.setup.segment_bytes),
+        };
+        let of_snapshots = self.setup.apart && self.rng.percent(60);
+        let filled = self.nodes.get_mut(&node).expect("a node");
+        match of_snapshots {
+            true => {
+                let dir = Path::new(SNAPSHOTS);
+                filled.fs.mount(dir, filled.fs.used(dir) + left);
+                self.counters.add("disks of snapshots fill up");
+            }
+            false => {
+                filled.fs.set_capacity(filled.fs.used(Path::new(DATA)) + left);
+                filled.log_filled = true;
+                self.counters.add("disk fills up");
+            }
+        }
+        let until = self.rng.between(SECOND, 15 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Disk(node) });
+    }
+
+    /// Nothing on its disk comes back, for a while or until all faults end.
+    pub(crate) fn hang(&mut self, node: NodeId) {
+        if self.nodes.values().any(|node| node.hangs_since.is_some()) {
+            return;
+        }
+        self.counters.add("hanging disks");
+        // Without it and another one that lost its disk there may be no majority.
+        let stays = self.rng.percent(30) && self.may_weaken(node);
+        self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
+        if stays {
+            self.counters.add("disks that hang to the end");
+        } else {
+            let until = self.rng.between(SECOND, 60 * SECOND);
+            self.after(until, Action::Mend { what: Mend::Hang(node) });
+        }
+    }
+
+    /// Whether the disk of `node` may be lost or damaged now.
+    fn may_weaken(&self, node: NodeId) -> bool {
+        // Of two none may go, and of one there is nothing else.
+        let few = self.members < 3;
+        if few || self.nodes.values().any(|node| node.hangs_since.is_some()) {
+            return false;
+        }
+        let groups: Vec<_> = self
+            .setup
+            .groups
+            .iter()
+            .map(|name| lockstep_core::ids::GroupId::of_name(name))
+            .collect();
+        let sound = |group| {
+            self.nodes.values().filter(|other| other.id.0 <= self.members).all(|other| {
+                let Some(process) = &other.process else { return false };
+                let status = process.replicas[&group].group.status();
+                // A configuration that only memory knows may be forgotten with the next crash.
+                let known = process
+                    .reader
+                    .state(group)
+                    .is_some_and(|durable| durable.configuration == status.configuration);
+                known
+                    && !status.configuration.is_joint()
+                    && status.configuration.voters.len() == usize::from(self.members)
+                    && status.configuration.is_voter(status.replica)
+                    && matches!(status.state, ReplicaState::Running(_))
+                    && status.state.query_refusal().is_none()
+                    && !(other.rotted && other.id != node)
+            })
+        };
+        groups.into_iter().all(sound)
+    }
+
+    /// Flips a bit of an object or of the log.
+    pub(crate) fn rot(&mut self, id: NodeId) {
+        if !self.may_weaken(id) {
+            return;
+        }
+        let in_log = self.rng.percent(30);
+        let files = self.nodes[&id].fs.image_names();
+        let mut segments = match &self.nodes[&id].process {
+            Some(process) => process.reader.segments(),
+            None => Vec::new(),
+        };
+        // The last segment's end may be a torn tail.
+        segments.pop();
+        let candidates: Vec<_> = match in_log {
+            true => segments.iter().map(|(_, path)| path).collect(),
+            false => files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect(),
+        };
+        if candidates.is_empty() {
+            return;
+        }
+        let path = match !in_log && self.rng.percent(50) {
+            // The newest: what others would be given up for.
+            true => candidates.iter().max_by_key(|path| path.file_name()),
+            false => Some(self.rng.pick(&candidates)),
+        };
+        let Some(path) = path.map(|path| path.to_path_buf()) else { return };
+        let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
+        let offset = self.rng.below(length.max(1));
+        let node = self.nodes.get_mut(&id).expect("a node");
+        if node.fs.corrupt(&path, offset).is_ok() {
+            node.rotted = true;
+            match in_log {
+                true => {
+                    let segment = segments.iter().find(|(_, at)| *at == path);
+                    node.rotten_log = segment.cloned();
+                }
+                false => node.snapshot_rotted_at = self.now,
+            }
+            self.weak = Some(id);
+            self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
+            // One that runs on has its scrubber to find it.
+            if self.rng.percent(if in_log { 30 } else { 70 }) {
+                self.crash(id);
+            }
+        }
+    }
+
+    pub(crate) fn wipe(&mut self, id: NodeId) {
+        if !self.may_weaken(id) || self.nodes.values().any(|node| node.rotted && node.id != id) {
+            return;
+        }
+        self.counters.add("wipes");
+        self.fall(id, false);
+        self.lose_disk(id);
+        let down = self.rng.between(100 * MS, 3 * SECOND);
+        self.after(down, Action::Start { node: id });
+    }
+
+    /// The node's disk is empty from now on; who lived there is gone.
+    pub(crate) fn lose_disk(&mut self, id: NodeId) {
+        let views: Vec<_> = self.checks.down.remove(&id).into_iter().flatten().collect();
+        let lost: Vec<_> = views.iter().map(|(_, view)| view.replica).collect();
+        self.checks.lost.extend(views);
+        let setup = self.setup.clone();
+        self.count_strikes(id);
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.wipe(&setup);
+        node.gone.extend(lost.iter().copied());
+        lost.into_iter().for_each(|replica| self.checks.votes.wiped(replica));
+    }
+}

@@ -1,0 +1,241 @@
+//! One step of one lane of a node, and what comes of it.
+
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{ApplyJob, Event};
+use lockstep_core::ids::{GroupId, NodeId};
+use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_host::group::apply_lane::Output;
+use lockstep_host::group::log_lane::LogOutput;
+
+use crate::stalls::needs_disk;
+use crate::world::{Action, Captured, MS, SECOND, World};
+
+/// How soon it is looked again whether a disk that hangs is back.
+const HANGS_AGAIN: u64 = 100 * MS;
+
+impl World {
+    pub(crate) fn schedule_log(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).expect("a node");
+        let Some(process) = node.process.as_mut().filter(|p| !p.log_scheduled) else { return };
+        process.log_scheduled = true;
+        let epoch = process.epoch;
+        let slow = self.rng.percent(1) && !self.calm;
+        if slow {
+            self.counters.add("stalled disks");
+        }
+        let delay =
+            if slow { self.rng.between(SECOND, 4 * SECOND) } else { self.rng.below(4 * MS) };
+        self.after(delay, Action::Log { node: id, epoch });
+    }
+
+    pub(crate) fn log_step(&mut self, id: NodeId, epoch: u64) {
+        if self.is_paused(id) {
+            return self.put_off(id, Action::Log { node: id, epoch });
+        }
+        if self.nodes[&id].hangs_since.is_some() {
+            return self.after(HANGS_AGAIN, Action::Log { node: id, epoch });
+        }
+        let Some(process) = self.process(id, epoch) else { return };
+        process.log_scheduled = false;
+        let mut outputs = Vec::new();
+        let durable = &mut |batch| outputs.extend(batch);
+        let stepped = match process.log.is_stalled() || process.queue.is_empty() {
+            true => process.log.tend(durable),
+            false => {
+                let round = std::mem::take(&mut process.queue);
+                let written = process.log.write(round, durable);
+                written.and_then(|rest| Ok([rest, process.log.housekeep()?].concat()))
+            }
+        };
+        let again = process.log.is_stalled() || !process.queue.is_empty();
+        let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
+        if again {
+            self.schedule_log(id);
+        }
+        self.fall_if_halted(id);
+        if self.process(id, epoch).is_none() {
+            return;
+        }
+        let failed = match stepped {
+            Ok(rest) => {
+                outputs.extend(rest);
+                None
+            }
+            Err(error) => Some(Fault::Log(error.to_string())),
+        };
+        let mut events = Vec::new();
+        for output in outputs {
+            match output {
+                LogOutput::Persisted { group, seq } => {
+                    events.push((group, Event::Persisted { seq }));
+                }
+                LogOutput::Room(shortage) => {
+                    events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
+                }
+                LogOutput::Damaged { group, below } => {
+                    events.push((group, Event::LogDamaged { below }));
+                }
+                LogOutput::Refused { group, why } => {
+                    let what = format!("group {group}: {why}");
+                    self.check(crate::check::violated("gapless", what));
+                }
+            }
+        }
+        if let Some(fault) = failed {
+            self.counters.add("io errors");
+            events.extend(groups.iter().map(|group| (*group, Event::Faulted(fault.clone()))));
+        }
+        for (group, event) in events {
+            self.event(id, group, vec![event]);
+        }
+    }
+
+    pub(crate) fn schedule_apply(&mut self, node: NodeId, group: GroupId) {
+        let delay = match self.rng.percent(2) && !self.calm {
+            true => {
+                self.counters.add("slow guests");
+                self.rng.between(50 * MS, 600 * MS)
+            }
+            false => self.rng.below(2 * MS),
+        };
+        let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
+            return;
+        };
+        let epoch = process.epoch;
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        if !replica.lane_scheduled && !replica.jobs.is_empty() {
+            replica.lane_scheduled = true;
+            self.after(delay, Action::Apply { node, epoch, group });
+        }
+    }
+
+    pub(crate) fn apply_step(&mut self, node: NodeId, epoch: u64, group: GroupId) {
+        if self.is_paused(node) {
+            return self.put_off(node, Action::Apply { node, epoch, group });
+        }
+        let hangs = self.nodes[&node].hangs_since.is_some();
+        let Some(process) = self.process(node, epoch) else { return };
+        let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        // The guest lives in memory, but snapshots do not.
+        if hangs && replica.jobs.front().is_some_and(needs_disk) {
+            return self.after(HANGS_AGAIN, Action::Apply { node, epoch, group });
+        }
+        replica.lane_scheduled = false;
+        let Some(job) = replica.jobs.pop_front() else { return };
+        let starts = matches!(job, ApplyJob::Start { .. });
+        let outputs = replica.lane.run(job);
+        self.count_outputs(starts, &outputs);
+        self.schedule_apply(node, group);
+        self.fall_if_halted(node);
+        for output in outputs {
+            match output {
+                Output::Event(event) => {
+                    self.count_event(&event);
+                    self.check_time(group, &event);
+                    if self.process(node, epoch).is_some() {
+                        self.event(node, group, vec![event]);
+                    }
+                }
+                Output::Queried { ticket, answer } => {
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
+                    if let Some(to) = replica.tickets.remove(&ticket) {
+                        self.queried(to, answer);
+                    }
+                }
+                Output::Rest(job) => {
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
+                    replica.jobs.push_front(job);
+                    self.schedule_apply(node, group);
+                }
+                Output::Seal(capture) => {
+                    let stalls = self.rng.percent(5) && !self.calm;
+                    if stalls {
+                        self.counters.add("stalled stores");
+                    }
+                    let most = if stalls { 10 * SECOND } else { 300 * MS };
+                    let delay = self.rng.between(MS, most);
+                    let capture = Captured(capture);
+                    let Some(process) = self.process(node, epoch) else { continue };
+                    process.replicas.get_mut(&group).expect("it captured").sealing += 1;
+                    self.after(delay, Action::Seal { node, epoch, group, capture });
+                }
+            }
+        }
+    }
+
+    /// A start that took an older recovery point, and an install that brought a guest.
+    fn count_outputs(&mut self, starts: bool, outputs: &[Output]) {
+        let any = |is: fn(&Event) -> bool| {
+            outputs.iter().any(|output| matches!(output, Output::Event(event) if is(event)))
+        };
+        let rotten = any(|event| matches!(event, Event::Rotten { .. }));
+        if starts && rotten && any(|event| matches!(event, Event::Started { applied: 1.., .. })) {
+            self.counters.add("fallback starts");
+        }
+        let lost = any(|event| {
+            matches!(event, Event::Faulted(_) | Event::NeedsSnapshot { .. } | Event::Overtaken)
+        });
+        if !lost && any(|event| matches!(event, Event::Restored { .. })) {
+            self.counters.add("installs");
+        }
+    }
+
+    fn count_event(&mut self, event: &Event) {
+        match event {
+            Event::Rotten { .. } => self.counters.add("rotten objects found"),
+            Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for room"),
+            Event::CaptureFailed { .. } => self.counters.add("captures failed"),
+            _other => {}
+        }
+    }
+
+    /// Reads a recovery point before others are given up for it.
+    pub(crate) fn prove(
+        &mut self,
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        snapshot: SnapshotDesc,
+    ) {
+        let Some(process) = self.process(node, epoch) else { return };
+        let object = snapshot.clone();
+        let replica = &process.replicas[&group];
+        let read = replica.with_store(move |store| store.recoverable(&object));
+        self.fall_if_halted(node);
+        self.counters.add("recovery points read before others went");
+        if self.nodes[&node].rotted && read.is_err() {
+            self.counters.add("rot found before others went");
+        }
+        let bad = read.err().map(|error| error.to_string());
+        self.event(node, group, vec![Event::Read { snapshot, bad }]);
+    }
+
+    pub(crate) fn seal_step(
+        &mut self,
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+        capture: Captured,
+    ) {
+        if self.is_paused(node) {
+            return self.put_off(node, Action::Seal { node, epoch, group, capture });
+        }
+        if self.nodes[&node].hangs_since.is_some() {
+            return self.after(HANGS_AGAIN, Action::Seal { node, epoch, group, capture });
+        }
+        let Some(process) = self.process(node, epoch) else { return };
+        let replica = process.replicas.get_mut(&group).expect("it captured");
+        replica.sealing -= 1;
+        let store = std::sync::Arc::clone(&replica.store);
+        let event = capture.0.seal(&*store);
+        if matches!(event, Event::Captured(_)) {
+            self.counters.add("local snapshots");
+        }
+        self.fall_if_halted(node);
+        if self.process(node, epoch).is_some() {
+            self.event(node, group, vec![event]);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a seed draws before anything happens: the cluster, its groups, and their limits.
+
+use lockstep_core::group::SnapshotPolicy;
+use lockstep_host::fs::mem::LateFull;
+
+use crate::rng::Rng;
+
+/// What all nodes of a run have in common.
+#[derive(Clone)]
+pub struct Setup {
+    pub nodes: u16,
+    pub groups: Vec<String>,
+    pub segment_bytes: u64,
+    pub policy: SnapshotPolicy,
+    pub ballast: usize,
+    pub budget_bytes: u64,
+    /// What one group may have of it.
+    pub cap_bytes: u64,
+    pub disk_bytes: u64,
+    /// Snapshots lie on a filesystem of their own.
+    pub apart: bool,
+    /// Nodes up to this found the groups; the others are added to them later.
+    pub founders: u16,
+    /// What the disks say no to, once they are full.
+    pub late: LateFull,
+}
+
+impl Setup {
+    /// What this seed has.
+    pub fn drawn(seed: u64, rng: &mut Rng) -> Self {
+        let mut setup = setup(rng);
+        cap(&mut setup, &mut Rng::new(!seed));
+        setup
+    }
+}
+
+fn setup(rng: &mut Rng) -> Setup {
+    let nodes = *rng.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]);
+    let big = rng.percent(25);
+    let segment_bytes = 64 << 10;
+    let ballast = if big { (2 << 20) + 4096 * rng.below(300) as usize } else { 0 };
+    let object = ballast as u64 + (64 << 10);
+    let tight = rng.percent(50);
+    // The first snapshot of a guest is expected to have the size of its memory and a block.
+    let first = ballast as u64 + (1 << 20) + (64 << 10);
+    let two = rng.percent(30);
+    let groups: &[&str] = if two { &["a", "b"] } else { &["a"] };
+    // One recovery point a group, and the incoming one.
+    let least = object * (10 * groups.len() as u64 + 13) / 10;
+    let budget_bytes = if tight { least.max(first) } else { first * 8 };
+    let entries = rng.between(40, 200);
+    // A disk of little more than two objects, whose log must leave room for the next one.
+    let narrow = big && !two && rng.percent(50);
+    let log_bytes = if narrow { 3 << 10 } else { 64 << 10 };
+    let catch_up = rng.below(100);
+    Setup {
+        nodes,
+        groups: groups.iter().map(|name| (*name).to_owned()).collect(),
+        segment_bytes,
+        policy: SnapshotPolicy { entries, log_bytes, catch_up },
+        ballast,
+        budget_bytes,
+        cap_bytes: u64::MAX,
+        disk_bytes: match narrow {
+            true => object * 23 / 10 + 10 * segment_bytes,
+            false => 2 * budget_bytes + 64 * segment_bytes,
+        },
+        apart: rng.percent(20),
+        founders: match rng.percent(40) {
+            true => rng.between(1, nodes.into()) as u16,
+            false => nodes,
+        },
+        late: match rng.percent(50) {
+            true => *rng.pick(&LateFull::EACH),
+            false => LateFull::default(),
+        },
+    }
+}
+
+/// Each group may have no more than two objects need, whatever the budget has left.
+fn cap(setup: &mut Setup, rng: &mut Rng) {
+    if rng.percent(30) {
+        let object = setup.ballast as u64 + (64 << 10);
+        let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
+        setup.cap_bytes = (object * 23 / 10).max(first);
+    }
+}

@@ -1,0 +1,101 @@
+//! A process comes up on what its disk holds, or does not.
+
+use lockstep_core::group::{ReplicaState, Running, Stopped};
+use lockstep_core::ids::{GroupId, NodeId};
+
+use crate::check::durable::{self, View, Views};
+use crate::node::{NoStart, Process};
+use crate::world::{Action, MS, SECOND, World};
+
+impl World {
+    pub(crate) fn start(&mut self, id: NodeId) {
+        let running = self.nodes[&id].process.as_ref().map(|process| process.epoch);
+        if running.is_some() {
+            let node = &self.nodes[&id];
+            let process = node.process.as_ref().expect("it runs");
+            let states: Vec<ReplicaState> =
+                process.replicas.values().map(|r| r.group.state().clone()).collect();
+            let removed =
+                states.iter().any(|s| matches!(s, ReplicaState::Stopped(Stopped::Removed)));
+            let ended = states.iter().any(ReplicaState::is_stopped);
+            // Nobody has what it could go on from.
+            let halted = |state: &ReplicaState| {
+                matches!(state, ReplicaState::Running(Running::Halted(halt))
+                    if halt.applied_by.is_none())
+            };
+            if !ended && !states.iter().any(halted) {
+                return;
+            }
+            self.fall(id, true);
+            if removed {
+                self.lose_disk(id);
+            }
+        }
+        if self.nodes[&id].hangs_since.is_some() {
+            return self.after(SECOND, Action::Start { node: id });
+        }
+        self.ids += 1;
+        let (epoch, seed) = (self.ids, self.rng.next_u64());
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.time.set(node.wall_ms(self.now), self.now);
+        match node.start(&self.setup, &self.observed, epoch, seed) {
+            Ok(first) => {
+                let before =
+                    self.checks.down.remove(&id).filter(|_| !self.nodes[&id].is_doubtful());
+                if let Some(before) = before {
+                    let kept = durable::kept(&before, &self.views_of(id));
+                    self.check(kept);
+                }
+                self.counters.add("starts");
+                self.fall_if_halted(id);
+                self.check_start(id);
+                for (group, effects) in first {
+                    self.carry_out(id, group, effects);
+                }
+            }
+            Err(NoStart::Disk(_)) => {
+                self.counters.add("starts failed");
+                self.nodes[&id].fs.crash();
+                let again = self.rng.between(100 * MS, SECOND);
+                self.after(again, Action::Start { node: id });
+            }
+            Err(ref refused @ (NoStart::Damaged(ref why) | NoStart::Strays(ref why))) => {
+                let node = &self.nodes[&id];
+                let excused = match refused {
+                    NoStart::Strays(_) => node.rotted,
+                    NoStart::Damaged(_) | NoStart::Disk(_) => node.rotten_log.is_some(),
+                };
+                if !excused {
+                    let what = format!("node {id} does not start, though no bit rotted: {why}");
+                    return self.check(crate::check::violated("gapless", what));
+                }
+                self.counters.add("log rejoins");
+                self.lose_disk(id);
+                self.after(SECOND, Action::Start { node: id });
+            }
+        }
+        self.fall_if_halted(id);
+    }
+
+    /// What a node's durable logs are like.
+    pub(crate) fn views_of(&self, node: NodeId) -> Views {
+        let Some(process) = &self.nodes[&node].process else { return Views::new() };
+        let groups = process.replicas.keys();
+        groups.filter_map(|group| Some((*group, view(process, *group)?))).collect()
+    }
+}
+
+pub(crate) fn view(process: &Process, group: GroupId) -> Option<View> {
+    let state = process.reader.state(group)?;
+    let last_index = process.reader.last_index(group)?;
+    let terms = process.reader.terms(group)?;
+    Some(View {
+        replica: state.replica,
+        term: state.term,
+        vote: state.vote,
+        commit: state.commit,
+        first_index: state.first_index,
+        terms,
+        last_index,
+    })
+}
