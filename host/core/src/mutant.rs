@@ -31,6 +31,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("delete_listed", "objects go that the log lists"),
     ("delete_promised", "objects go that a follower was promised"),
     ("delete_staging", "staging files go while somebody writes them"),
+    ("descriptors_end_the_log", "a log that can open nothing is taken for broken"),
     ("end_twice", "a group that failed says behind it that it was told to stop"),
     ("evict_young_sessions", "a session makes room for another before its time"),
     ("failure_before_stop", "a node that was told to stop says that its groups failed"),

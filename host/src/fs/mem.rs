@@ -19,6 +19,7 @@
 //! - That is a filesystem that keeps every promise. Others, once there is no room left, say so at
 //!   further operations ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a
 //!   sync, a removal, a sync of a directory.
+//! - A process may have no descriptor left ([`MemFs::set_descriptors`]): what is open goes on.
 //! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
@@ -112,6 +113,8 @@ struct Disk {
     failing_reads: BTreeMap<u64, DiskFault>,
     halt_after: Option<u64>,
     late: LateFull,
+    /// Nothing can be opened.
+    no_descriptors: bool,
     /// The filesystem cannot reserve space.
     unreserved: bool,
     /// What was asked for and took place, by name.
@@ -155,6 +158,7 @@ impl MemFs {
             failing_reads: BTreeMap::new(),
             halt_after: None,
             late: LateFull::default(),
+            no_descriptors: false,
             unreserved: false,
             struck: BTreeMap::new(),
             boot: 0,
@@ -188,6 +192,11 @@ impl MemFs {
     /// From now on each filesystem that has less than a block left fails these as well.
     pub fn set_late_full(&self, late: LateFull) {
         self.disk().late = late;
+    }
+
+    /// Whether whoever uses this disk has descriptors left, to open files and directories with.
+    pub fn set_descriptors(&self, any: bool) {
+        self.disk().no_descriptors = !any;
     }
 
     /// From now on space cannot be reserved: what is to be preallocated is written.
@@ -315,6 +324,7 @@ impl MemFs {
 impl Fs for MemFs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let mut disk = self.disk();
+        disk.descriptor("create", path)?;
         disk.op("create", path)?;
         disk.parent(path)?;
         if disk.names.contains_key(path) {
@@ -332,6 +342,7 @@ impl Fs for MemFs {
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
         let mut disk = self.disk();
+        disk.descriptor("open", path)?;
         disk.read("open", path)?;
         let inode = disk.file(path)?;
         drop(disk);
@@ -356,6 +367,7 @@ impl Fs for MemFs {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut disk = self.disk();
+        disk.descriptor("list", dir)?;
         disk.read("list", dir)?;
         if !matches!(disk.names.get(dir), Some(Node::Dir)) {
             return Err(error(io::ErrorKind::NotFound, "list", dir));
@@ -388,11 +400,14 @@ impl Fs for MemFs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk().sync_dir(dir)
+        let mut disk = self.disk();
+        disk.descriptor("sync directory", dir)?;
+        disk.sync_dir(dir)
     }
 
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn Dir>> {
         let mut disk = self.disk();
+        disk.descriptor("open", dir)?;
         disk.read("open", dir)?;
         if !matches!(disk.names.get(dir), Some(Node::Dir)) {
             return Err(error(io::ErrorKind::NotFound, "open", dir));
@@ -419,6 +434,7 @@ impl Fs for MemFs {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut disk = self.disk();
+        disk.descriptor("lock", path)?;
         disk.op("lock", path)?;
         disk.parent(path)?;
         if !disk.names.contains_key(path) {
@@ -455,6 +471,15 @@ impl Disk {
             None => {}
         }
         injected(fault, doing, path)
+    }
+
+    /// What opens something takes a descriptor.
+    fn descriptor(&mut self, doing: &str, path: &Path) -> io::Result<()> {
+        if !self.no_descriptors {
+            return Ok(());
+        }
+        self.strike("operations without descriptors");
+        injected(Some(DiskFault::Descriptors), doing, path)
     }
 
     fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {

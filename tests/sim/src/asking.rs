@@ -9,7 +9,7 @@ use lockstep_host::group::QueryAnswer;
 
 use crate::check::durable::{self, View};
 use crate::client::Request;
-use crate::guest::lock;
+use crate::guest::{ENDLESS_KEY, FATAL_KEY, lock};
 use crate::node::Replica;
 use crate::starting::view;
 use crate::world::{Action, MS, SECOND, World};
@@ -31,6 +31,9 @@ impl World {
             return;
         };
         let Some(replica) = process.replicas.get_mut(&group) else { return };
+        if matches!(request, Request::Write { relief: true, .. }) {
+            self.counters.add("commands that make room");
+        }
         let event = ticketed(replica, (client, attempt), request);
         self.event(target, group, vec![event]);
     }
@@ -80,6 +83,22 @@ impl World {
         let now = self.now;
         let ended = self.clients[client].answered(answer, now, &mut self.records);
         self.next_attempt(client, ended);
+    }
+
+    /// Somebody who is no client asks what the guest cannot answer.
+    pub(crate) fn ask_badly(&mut self, node: NodeId) {
+        let names = self.setup.groups.clone();
+        let group = GroupId::of_name(self.rng.pick::<String>(&names));
+        let key = *self.rng.pick(&[FATAL_KEY, ENDLESS_KEY]);
+        let process = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut());
+        let Some(replica) = process.and_then(|process| process.replicas.get_mut(&group)) else {
+            return;
+        };
+        replica.next_ticket += 1;
+        let ticket = Ticket(replica.next_ticket);
+        // No two are the same.
+        let request = [key, self.ids, ticket.0].iter().flat_map(|n| n.to_le_bytes()).collect();
+        self.event(node, group, vec![Event::Query { ticket, request, linearizable: false }]);
     }
 
     pub(crate) fn queried(
@@ -162,7 +181,7 @@ fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event 
     match request {
         Request::Open { nonce } => Event::OpenSession { ticket, nonce },
         Request::Close { session } => Event::CloseSession { ticket, session },
-        Request::Write { call } => Event::Propose { ticket, call, relief: false },
+        Request::Write { call, relief } => Event::Propose { ticket, call, relief },
         Request::Read { request, linearizable } => Event::Query { ticket, request, linearizable },
     }
 }

@@ -117,7 +117,7 @@ impl World {
     pub(crate) fn scrub(&mut self, id: NodeId) {
         let next = self.rng.between(20 * SECOND, 60 * SECOND);
         self.after(next, Action::Scrub { node: id });
-        if self.is_paused(id) {
+        if self.is_paused(id) || self.nodes[&id].store_is_hanging() {
             return;
         }
         let Some(process) = &self.nodes[&id].process else { return };

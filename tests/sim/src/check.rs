@@ -18,6 +18,8 @@
 //! | `marks` | equal index, equal digest of the snapshot | N3 |
 //! | `budget` | the budget is kept, and every byte is counted in it | N9 |
 //! | `leaks` | nothing stays that nobody needs | N7 |
+//! | `memory` | commands are refused before memory ends | `memory` in the core |
+//! | `descriptors` | a log waits for descriptors as it does for room | `fs::is_short` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
 //! | `reports` | each transfer is reported once | N16 |
 //!
@@ -27,6 +29,7 @@ use std::collections::BTreeMap;
 
 pub mod budget;
 pub mod commits;
+pub mod descriptors;
 pub mod durable;
 pub mod election;
 pub mod fates;
@@ -35,6 +38,7 @@ pub mod histories;
 pub mod leaks;
 pub mod logs;
 pub mod marks;
+pub mod memory;
 pub mod promises;
 pub mod recovery_points;
 pub mod reports;

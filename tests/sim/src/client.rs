@@ -38,7 +38,7 @@ pub struct Record {
 pub enum Request {
     Open { nonce: u64 },
     Close { session: u64 },
-    Write { call: Call },
+    Write { call: Call, relief: bool },
     Read { request: Bytes, linearizable: bool },
 }
 
@@ -58,6 +58,10 @@ pub struct Client {
     pub target: NodeId,
     /// Counts attempts, so that a late answer is told from one to this attempt.
     pub attempt: u64,
+    /// Bytes of each command, at least.
+    command_bytes: usize,
+    /// The next command is to make room.
+    relief: bool,
     /// Issues nothing new but `more` operations.
     pub done: bool,
     pub more: u32,
@@ -69,7 +73,13 @@ const KEYS: u64 = 5;
 const WRITES_MAX: u64 = 64;
 
 impl Client {
-    pub fn new(group: GroupId, target: NodeId, rng: Rng, plain: bool) -> Self {
+    pub fn new(
+        group: GroupId,
+        target: NodeId,
+        rng: Rng,
+        plain: bool,
+        command_bytes: usize,
+    ) -> Self {
         Self {
             group,
             rng,
@@ -82,6 +92,8 @@ impl Client {
             once: BTreeMap::new(),
             target,
             attempt: 0,
+            command_bytes,
+            relief: false,
             done: false,
             more: 0,
         }
@@ -137,11 +149,14 @@ impl Client {
         record.tries += 1;
         Some(match record.value {
             Some(value) => {
-                let numbers = [record.id, record.key, value];
-                let payload: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+                let relief = std::mem::take(&mut self.relief);
+                let numbers = [record.id, record.key, value, u64::from(relief)];
+                let mut payload: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+                payload.resize(payload.len().max(self.command_bytes), 0);
                 let (sequence, lowest_unanswered) = (self.sequence, self.sequence);
                 let payload = payload.into();
-                Request::Write { call: Call { session, sequence, lowest_unanswered, payload } }
+                let call = Call { session, sequence, lowest_unanswered, payload };
+                Request::Write { call, relief }
             }
             None => Request::Read {
                 request: Bytes::copy_from_slice(&record.key.to_le_bytes()),
@@ -183,6 +198,7 @@ impl Client {
                 )
             }
             Err(refusal) => {
+                self.relief = matches!(refusal, Refusal::MemoryHigh { .. });
                 if let Refusal::NotLeader { leader: Some(leader) } = refusal {
                     self.target = leader;
                 }

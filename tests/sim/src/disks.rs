@@ -33,6 +33,20 @@ impl World {
         self.counters.add("reads told to fail");
     }
 
+    /// Whatever else the process does takes all descriptors: nothing more can be opened.
+    pub(crate) fn take_descriptors(&mut self, node: NodeId) {
+        if self.nodes[&node].process.is_none() {
+            return;
+        }
+        let taken = self.nodes.get_mut(&node).expect("a node");
+        taken.fs.set_descriptors(false);
+        // Nor by a checker.
+        taken.unreadable = true;
+        self.counters.add("processes without descriptors");
+        let until = self.rng.between(100 * MS, 5 * SECOND);
+        self.after(until, Action::Mend { what: Mend::Descriptors(node) });
+    }
+
     /// Something else takes the rest of the disk, or of the one that snapshots have of their own.
     pub(crate) fn fill_disk(&mut self, node: NodeId) {
         // Sometimes so that the next snapshot just fits.
@@ -74,6 +88,17 @@ impl World {
             let until = self.rng.between(SECOND, 60 * SECOND);
             self.after(until, Action::Mend { what: Mend::Hang(node) });
         }
+    }
+
+    /// Nothing on the disk that its snapshots have of their own comes back, for a while.
+    pub(crate) fn hang_store(&mut self, node: NodeId) {
+        if !self.setup.apart || self.nodes[&node].store_hangs {
+            return;
+        }
+        self.counters.add("hanging disks of snapshots");
+        self.nodes.get_mut(&node).expect("a node").store_hangs = true;
+        let until = self.rng.between(SECOND, 60 * SECOND);
+        self.after(until, Action::Mend { what: Mend::StoreHang(node) });
     }
 
     /// Whether the disk of `node` may be lost or damaged now.

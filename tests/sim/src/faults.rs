@@ -16,7 +16,7 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        let kind = self.rng.below(100);
+        let kind = self.rng.below(108);
         if self.verbose {
             eprintln!("{:>12}   fault {kind} of node {node}", self.now);
         }
@@ -37,6 +37,9 @@ impl World {
             90..96 => self.wipe(node),
             96..98 => self.grow(),
             98..100 => self.hang(node),
+            100..104 => self.ask_badly(node),
+            104..106 => self.take_descriptors(node),
+            106..108 => self.hang_store(node),
             _ => {}
         }
     }
@@ -104,6 +107,8 @@ impl World {
         }
         // A crash forgets what was to fail.
         node.unreadable &= ended;
+        // Its descriptors go with it.
+        node.fs.set_descriptors(true);
         let Some(process) = node.process.take() else { return };
         self.checks.down.insert(id, views);
         let epoch = process.epoch;
@@ -215,6 +220,10 @@ impl World {
             Mend::Hang(node) => {
                 self.nodes.get_mut(&node).expect("a node").hangs_since = None;
             }
+            Mend::StoreHang(node) => {
+                self.nodes.get_mut(&node).expect("a node").store_hangs = false;
+            }
+            Mend::Descriptors(node) => self.nodes[&node].fs.set_descriptors(true),
             Mend::Clock(node) => {
                 let node = self.nodes.get_mut(&node).expect("a node");
                 (node.clock_ms, node.drift) = (0, 0);

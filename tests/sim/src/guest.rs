@@ -4,6 +4,9 @@
 //! It tells [`Observed`] what it applies, so that every replica's history can be compared, and
 //! traps when it is told to: a trap is this replica's alone, and its second try succeeds. That a
 //! replica has two guests at a time is a violation as well. Planted: `restore_beside`.
+//!
+//! Where it is to, it takes memory with each command, until one makes room; and some questions are
+//! bad.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -16,6 +19,8 @@ use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
     Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
 };
+
+use crate::setup::Setup;
 
 /// What was applied, as the first replica that got there saw it.
 #[derive(Default)]
@@ -76,20 +81,27 @@ pub struct SimModule {
     pub traps: Traps,
     /// Bytes of ballast in the state.
     pub ballast: usize,
+    /// Bytes of memory that a command takes.
+    pub grows: u64,
     /// Whoever holds it has the replica's guest.
     alive: Arc<()>,
     info: GuestInfo,
 }
 
+/// The key of a question that takes the guest with it, and of one that takes too much fuel.
+pub const FATAL_KEY: u64 = u64::MAX;
+pub const ENDLESS_KEY: u64 = u64::MAX - 1;
+
 impl SimModule {
-    pub fn new(group: GroupId, observed: SharedObserved, traps: Traps, ballast: usize) -> Self {
+    pub fn new(group: GroupId, observed: SharedObserved, traps: Traps, setup: &Setup) -> Self {
         let info = GuestInfo {
             name: "sim".to_owned(),
             version: "1".to_owned(),
             snapshot_format: 1,
             oldest_readable_format: 1,
         };
-        Self { group, observed, traps, ballast, alive: Arc::default(), info }
+        let (ballast, grows) = (setup.ballast, setup.grows);
+        Self { group, observed, traps, ballast, grows, alive: Arc::default(), info }
     }
 }
 
@@ -106,7 +118,11 @@ impl GuestModule for SimModule {
         0
     }
 
-    fn instantiate(&self, _: &Install, _: &Arc<GuestLog>) -> Result<Box<dyn Guest>, GuestFault> {
+    fn instantiate(
+        &self,
+        install: &Install,
+        _: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
         if Arc::strong_count(&self.alive) > 1 {
             let why = format!("a replica of group {} has two guests at a time", self.group);
             lock(&self.observed).violation.get_or_insert(why);
@@ -117,6 +133,8 @@ impl GuestModule for SimModule {
             observed: Arc::clone(&self.observed),
             traps: Arc::clone(&self.traps),
             ballast: self.ballast,
+            grows: self.grows,
+            most: install.profile.memory_bytes,
             state: State::default(),
             dead: false,
         }))
@@ -128,6 +146,8 @@ struct State {
     chain: [u8; 32],
     registers: BTreeMap<u64, u64>,
     counts: BTreeMap<u64, u64>,
+    /// Bytes of memory that commands took since one made room.
+    grown: u64,
 }
 
 struct SimGuest {
@@ -136,6 +156,9 @@ struct SimGuest {
     observed: SharedObserved,
     traps: Traps,
     ballast: usize,
+    grows: u64,
+    /// Bytes of memory that it may have.
+    most: u64,
     state: State,
     dead: bool,
 }
@@ -148,8 +171,7 @@ impl SimGuest {
         }
         *traps = traps.saturating_sub(1);
         self.dead = true;
-        let (class, message) = (FaultClass::Trap, "told to".to_owned());
-        Err(GuestFault { class, call, index: Some(index), message })
+        Err(fault(FaultClass::Trap, call, index))
     }
 
     fn ballast(&self) -> impl Iterator<Item = [u8; 4096]> + '_ {
@@ -171,6 +193,10 @@ impl Guest for SimGuest {
 
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
         self.trap("apply", ctx.index)?;
+        if self.memory_bytes() > self.most {
+            self.dead = true;
+            return Err(fault(FaultClass::OutOfMemory, "apply", ctx.index));
+        }
         let state = &mut self.state;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&state.chain);
@@ -183,7 +209,8 @@ impl Guest for SimGuest {
                 .chunks_exact(8)
                 .map(|chunk| u64::from_le_bytes(*chunk.first_chunk().expect("eight bytes")));
             let mut next = || numbers.next().unwrap_or(0);
-            let (id, key, value) = (next(), next(), next());
+            let (id, key, value, makes_room) = (next(), next(), next(), next() == 1);
+            state.grown = if makes_room { 0 } else { state.grown + self.grows };
             let old = state.registers.insert(key, value).unwrap_or(0);
             hasher.update(&old.to_le_bytes());
             *state.counts.entry(id).or_default() += 1;
@@ -202,13 +229,26 @@ impl Guest for SimGuest {
     ) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
         self.trap("query", ctx.index)?;
         let key = request.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        match key {
+            FATAL_KEY => {
+                self.dead = true;
+                return Err(fault(FaultClass::Trap, "query", ctx.index));
+            }
+            ENDLESS_KEY => return Err(fault(FaultClass::OutOfFuel, "query", ctx.index)),
+            _key => {}
+        }
         let value = self.state.registers.get(&key).copied().unwrap_or(0);
         Ok(Ok(Bytes::copy_from_slice(&value.to_le_bytes())))
     }
 
     fn snapshot(&mut self, out: &mut dyn Write) -> Result<io::Result<()>, GuestFault> {
-        self.trap("snapshot", 0)?;
+        if let Err(fault) = self.trap("snapshot", 0) {
+            // Not again and again: for ten minutes nobody would try another one.
+            *self.traps.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+            return Err(fault);
+        }
         let mut bytes = self.state.chain.to_vec();
+        bytes.extend(self.state.grown.to_le_bytes());
         for map in [&self.state.registers, &self.state.counts] {
             bytes.extend((map.len() as u64).to_le_bytes());
             for (key, value) in map {
@@ -233,6 +273,7 @@ impl Guest for SimGuest {
             message: error.to_string(),
         };
         input.read_exact(&mut self.state.chain).map_err(refused)?;
+        self.state.grown = number(input).map_err(refused)?;
         for map in [&mut self.state.registers, &mut self.state.counts] {
             for _ in 0..number(input).map_err(refused)? {
                 let key = number(input).map_err(refused)?;
@@ -244,12 +285,16 @@ impl Guest for SimGuest {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.ballast as u64 + 4096
+        self.ballast as u64 + 4096 + self.state.grown
     }
 
     fn is_usable(&self) -> bool {
         !self.dead
     }
+}
+
+fn fault(class: FaultClass, call: &'static str, index: u64) -> GuestFault {
+    GuestFault { class, call, index: Some(index), message: "told to".to_owned() }
 }
 
 fn number(input: &mut dyn Read) -> io::Result<u64> {

@@ -1,9 +1,10 @@
 //! One step of one lane of a node, and what comes of it.
 
-use lockstep_core::fault::Fault;
+use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
+use lockstep_host::group::Asker;
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
@@ -12,6 +13,8 @@ use crate::world::{Action, Captured, MS, SECOND, World};
 
 /// How soon it is looked again whether a disk that hangs is back.
 const HANGS_AGAIN: u64 = 100 * MS;
+/// Who asks and is no client counts from here.
+const STRANGERS: u64 = 1_000;
 
 impl World {
     pub(crate) fn schedule_log(&mut self, id: NodeId) {
@@ -113,7 +116,7 @@ impl World {
         if self.is_paused(node) {
             return self.put_off(node, Action::Apply { node, epoch, group });
         }
-        let hangs = self.nodes[&node].hangs_since.is_some();
+        let hangs = self.nodes[&node].store_is_hanging();
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
         // The guest lives in memory, but snapshots do not.
@@ -123,7 +126,16 @@ impl World {
         replica.lane_scheduled = false;
         let Some(job) = replica.jobs.pop_front() else { return };
         let starts = matches!(job, ApplyJob::Start { .. });
-        let outputs = replica.lane.run(job);
+        let outputs = match job {
+            ApplyJob::Query { ticket, request, index } => {
+                let client = replica.tickets.get(&ticket).map(|(client, _)| *client as u64);
+                let asker = Asker(client.unwrap_or(STRANGERS + ticket.0));
+                let (answer, mut outputs) = replica.lane.ask(asker, &request, index);
+                outputs.insert(0, Output::Queried { ticket, answer });
+                outputs
+            }
+            job => replica.lane.run(job),
+        };
         self.count_outputs(starts, &outputs);
         self.schedule_apply(node, group);
         self.fall_if_halted(node);
@@ -139,8 +151,15 @@ impl World {
                 Output::Queried { ticket, answer } => {
                     let Some(process) = self.process(node, epoch) else { continue };
                     let replica = process.replicas.get_mut(&group).expect("a group of this node");
-                    if let Some(to) = replica.tickets.remove(&ticket) {
-                        self.queried(to, answer);
+                    match (replica.tickets.remove(&ticket), answer) {
+                        (Some(to), answer) => self.queried(to, answer),
+                        (None, Err(Refusal::QueryFaulted { .. })) => {
+                            self.counters.add("queries that took the guest with them");
+                        }
+                        (None, Err(Refusal::QueryTooMuch { .. })) => {
+                            self.counters.add("queries that took too much");
+                        }
+                        (None, _) => {}
                     }
                 }
                 Output::Rest(job) => {
@@ -199,6 +218,9 @@ impl World {
         group: GroupId,
         snapshot: SnapshotDesc,
     ) {
+        if self.nodes[&node].store_is_hanging() {
+            return self.after(HANGS_AGAIN, Action::Prove { node, epoch, group, snapshot });
+        }
         let Some(process) = self.process(node, epoch) else { return };
         let object = snapshot.clone();
         let replica = &process.replicas[&group];
@@ -222,7 +244,7 @@ impl World {
         if self.is_paused(node) {
             return self.put_off(node, Action::Seal { node, epoch, group, capture });
         }
-        if self.nodes[&node].hangs_since.is_some() {
+        if self.nodes[&node].store_is_hanging() {
             return self.after(HANGS_AGAIN, Action::Seal { node, epoch, group, capture });
         }
         let Some(process) = self.process(node, epoch) else { return };

@@ -6,7 +6,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::store::StoreHandle as _;
 
-use crate::check::{budget, commits, recovery_points, snapshots, states};
+use crate::check::{budget, commits, descriptors, memory, recovery_points, snapshots, states};
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {
@@ -95,7 +95,11 @@ impl World {
                 self.counters.add("stopped replicas");
                 match fault {
                     // The process is told to start again once its disk is well.
-                    Fault::Log(_) => self.after(200 * MS, Action::Start { node }),
+                    Fault::Log(why) => {
+                        self.after(200 * MS, Action::Start { node });
+                        let waited = descriptors::waited_for(why);
+                        self.check(waited);
+                    }
                     Fault::RolledBack { .. }
                     | Fault::Superseded { .. }
                     | Fault::Internal(_)
@@ -117,7 +121,9 @@ impl World {
                 self.after(SECOND, Action::Start { node });
             }
             ReplicaState::Running(lockstep_core::group::Running::Halted(halt)) => {
-                let trapped = matches!(halt.fault, Fault::Guest(_));
+                let had_memory = memory::had(&halt.fault);
+                self.check(had_memory);
+                let trapped = halt.fault.entry().is_some();
                 match halt.applied_by {
                     // A log that cannot be read now.
                     _ if !trapped && !self.nodes[&node].unreadable => {
@@ -154,6 +160,10 @@ impl World {
             }
             ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
+                if self.members == 1 {
+                    // There is nobody to ask: its operator starts it again.
+                    self.after(30 * SECOND, Action::Start { node });
+                }
                 let process = self.nodes[&node].process.as_ref();
                 let needs = process.and_then(|process| process.replicas.get(&group));
                 let needs = needs.filter(|_| {

@@ -65,6 +65,8 @@ pub struct Node {
     pub log_filled: bool,
     /// Since when that disk hangs: no operation on it comes back.
     pub hangs_since: Option<u64>,
+    /// The disk that its snapshots have of their own does.
+    pub store_hangs: bool,
 }
 
 /// A process, from start to crash.
@@ -173,12 +175,18 @@ impl Node {
             unreadable: false,
             log_filled: false,
             hangs_since: None,
+            store_hangs: false,
         }
     }
 
     /// Whether an operation on its disk hangs for so long that the process takes notice.
     pub fn is_stalled(&self, now: u64) -> bool {
         self.hangs_since.is_some_and(|since| now > since + DISK_STALL_MS * 1_000)
+    }
+
+    /// Whether an operation on its snapshots would hang.
+    pub fn store_is_hanging(&self) -> bool {
+        self.store_hangs || self.hangs_since.is_some()
     }
 
     /// What its clock says.
@@ -324,7 +332,7 @@ impl Node {
 
     pub fn module(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Module {
         let (observed, traps) = (Arc::clone(observed), Arc::clone(&self.traps));
-        Arc::new(SimModule::new(group, observed, traps, setup.ballast))
+        Arc::new(SimModule::new(group, observed, traps, setup))
     }
 
     fn config(&self, setup: &Setup, name: &str, seed: u64, epoch: u64) -> GroupConfig {
@@ -337,7 +345,11 @@ impl Node {
             module: module.id(),
             lineage: None,
             guest_config: Bytes::from_static(b"config"),
-            profile: Profile { engine_major: 0, ..Profile::default() },
+            profile: Profile {
+                engine_major: 0,
+                memory_bytes: setup.memory_bytes,
+                ..Profile::default()
+            },
             snapshot_policy: setup.policy,
             snapshots_share_log_disk: !setup.apart,
             seed,

@@ -9,6 +9,7 @@
 //! The disk halts behind the operation (and what was not synced is lost, or any part of it stays),
 //! or the operation fails, or a read does.
 
+use lockstep_core::entry::Profile;
 use lockstep_core::group::SnapshotPolicy;
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::mem::{DiskFault, LateFull, MemFs};
@@ -85,6 +86,8 @@ fn setup() -> Setup {
         segment_bytes,
         policy: SnapshotPolicy { entries: 60, log_bytes: 64 << 10, catch_up: 5 },
         ballast: BALLAST,
+        grows: 0,
+        memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: budget_bytes,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,

@@ -1,9 +1,14 @@
 //! What a seed draws before anything happens: the cluster, its groups, and their limits.
 
+use lockstep_core::entry::Profile;
 use lockstep_core::group::SnapshotPolicy;
 use lockstep_host::fs::mem::LateFull;
 
 use crate::rng::Rng;
+
+/// Bytes of a command where guests grow, and of memory for each of them.
+pub const COMMAND_BYTES: usize = 1024;
+const GROWTH_BYTES: u64 = 8;
 
 /// What all nodes of a run have in common.
 #[derive(Clone)]
@@ -13,6 +18,9 @@ pub struct Setup {
     pub segment_bytes: u64,
     pub policy: SnapshotPolicy,
     pub ballast: usize,
+    /// Bytes of memory that each command takes, and what a guest may have.
+    pub grows: u64,
+    pub memory_bytes: u64,
     pub budget_bytes: u64,
     /// What one group may have of it.
     pub cap_bytes: u64,
@@ -29,7 +37,9 @@ impl Setup {
     /// What this seed has.
     pub fn drawn(seed: u64, rng: &mut Rng) -> Self {
         let mut setup = setup(rng);
-        cap(&mut setup, &mut Rng::new(!seed));
+        let mut more = Rng::new(!seed);
+        cap(&mut setup, &mut more);
+        grow(&mut setup, &mut more);
         setup
     }
 }
@@ -59,6 +69,8 @@ fn setup(rng: &mut Rng) -> Setup {
         segment_bytes,
         policy: SnapshotPolicy { entries, log_bytes, catch_up },
         ballast,
+        grows: 0,
+        memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: u64::MAX,
         disk_bytes: match narrow {
@@ -74,6 +86,18 @@ fn setup(rng: &mut Rng) -> Setup {
             true => *rng.pick(&LateFull::EACH),
             false => LateFull::default(),
         },
+    }
+}
+
+/// Guests take memory and come near its bound, where there is room for the snapshot that their
+/// memory makes a store expect.
+fn grow(setup: &mut Setup, rng: &mut Rng) {
+    let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
+    let roomy = setup.budget_bytes >= 8 * first && setup.disk_bytes >= 2 * setup.budget_bytes;
+    if rng.percent(25) && roomy && setup.cap_bytes == u64::MAX {
+        // No more of memory than a guest may well take for a byte of a command.
+        setup.grows = GROWTH_BYTES * COMMAND_BYTES as u64;
+        setup.memory_bytes = setup.ballast as u64 * 4 / 3 + (1 << 20);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing else goes wrong. First the leader's disk hangs, then a follower's, each for a minute.
 //! Commands are answered throughout, but for one election when it was the leader's.
 
+use lockstep_core::entry::Profile;
 use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::mem::LateFull;
@@ -51,6 +52,8 @@ fn setup() -> Setup {
         segment_bytes: 64 << 10,
         policy: SnapshotPolicy { entries: 100, log_bytes: 64 << 10, catch_up: 20 },
         ballast: 0,
+        grows: 0,
+        memory_bytes: Profile::default().memory_bytes,
         budget_bytes: 16 << 20,
         cap_bytes: u64::MAX,
         disk_bytes: 64 << 20,

@@ -23,7 +23,11 @@ impl World {
                 matches!(state, ReplicaState::Running(Running::Halted(halt))
                     if halt.applied_by.is_none())
             };
-            if !ended && !states.iter().any(halted) {
+            let alone = |state: &ReplicaState| {
+                matches!(state, ReplicaState::Running(Running::NeedsSnapshot(_)))
+            };
+            let alone = self.members == 1 && states.iter().any(alone);
+            if !ended && !alone && !states.iter().any(halted) {
                 return;
             }
             self.fall(id, true);
@@ -31,7 +35,7 @@ impl World {
                 self.lose_disk(id);
             }
         }
-        if self.nodes[&id].hangs_since.is_some() {
+        if self.nodes[&id].store_is_hanging() {
             return self.after(SECOND, Action::Start { node: id });
         }
         self.ids += 1;

@@ -94,7 +94,7 @@ impl World {
         self.lift_times();
         let node = self.nodes.get_mut(&id).expect("a node");
         let running_ms = self.now / MS;
-        let (hangs, stalled) = (node.hangs_since.is_some(), node.is_stalled(self.now));
+        let (hangs, stalled) = (node.store_is_hanging(), node.is_stalled(self.now));
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;

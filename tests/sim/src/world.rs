@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_core::group::{Event, Frame, Inbound};
+use lockstep_core::group::{Event, Frame, Inbound, ReplicaState, Running};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
 
@@ -17,7 +17,7 @@ use crate::guest::SharedObserved;
 use crate::network::Network;
 use crate::node::Node;
 use crate::rng::Rng;
-use crate::setup::Setup;
+use crate::setup::{COMMAND_BYTES, Setup};
 use crate::transfer::Transfer;
 
 /// Microseconds of simulated time.
@@ -133,8 +133,11 @@ pub enum Mend {
     Weather,
     Disk(NodeId),
     Clock(NodeId),
-    /// A disk answers again.
+    /// A disk answers again; the one of snapshots does.
     Hang(NodeId),
+    StoreHang(NodeId),
+    /// There are descriptors again.
+    Descriptors(NodeId),
 }
 
 pub struct World {
@@ -225,6 +228,9 @@ impl World {
             2 => self.counters.add("groups of two"),
             _more => {}
         }
+        if self.setup.cap_bytes < u64::MAX {
+            self.counters.add("groups with a cap");
+        }
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for node in &ids {
             let late = self.rng.below(3 * SECOND);
@@ -244,7 +250,8 @@ impl World {
             let rng = self.rng.fork();
             // Every third one of a group.
             let plain = number / groups.len() % 3 == 2;
-            self.clients.push(Client::new(group, target, rng, plain));
+            let bytes = if self.setup.grows > 0 { COMMAND_BYTES } else { 0 };
+            self.clients.push(Client::new(group, target, rng, plain, bytes));
             self.after(5 * SECOND, Action::Client { client: number });
         }
         self.after(8 * SECOND, Action::Fault);
@@ -349,8 +356,9 @@ impl World {
             let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
             node.free_disk(disk_bytes);
+            node.fs.set_descriptors(true);
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
-            (node.unreadable, node.hangs_since) = (false, None);
+            (node.unreadable, node.hangs_since, node.store_hangs) = (false, None, false);
             *node.traps.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });
@@ -399,7 +407,10 @@ impl World {
                 return false;
             }
             let status = process.replicas[&group].group.status();
-            if status.state.refusal().is_some() || status.configuration.is_joint() {
+            // Whoever needs memory makes room for it.
+            let high = matches!(status.state, ReplicaState::Running(Running::MemoryHigh(_)));
+            let serves = high || status.state.refusal().is_none();
+            if !serves || status.configuration.is_joint() {
                 return false;
             }
             if status.configuration.voters.len() != usize::from(self.members) {

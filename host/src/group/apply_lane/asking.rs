@@ -15,7 +15,7 @@ use crate::guest::NoAnswer;
 impl ApplyLane {
     /// Puts a question to the guest once it has applied `index`; the answer, and what else it led
     /// to.
-    pub(crate) fn ask(
+    pub fn ask(
         &mut self,
         asker: Asker,
         request: &[u8],
