@@ -51,8 +51,8 @@ impl World {
             return;
         }
         let check = |(group, replica): (&lockstep_core::ids::GroupId, &crate::node::Replica)| {
-            let first_index = process.reader.first_index(*group).unwrap_or(1);
-            recovery_points::stand(replica, first_index)
+            let state = process.reader.state(*group);
+            state.map_or(Ok(()), |state| recovery_points::stand(replica, &state))
         };
         let checked: Vec<Checked> = process.replicas.iter().map(check).collect();
         checked.into_iter().for_each(|result| self.check(result));

@@ -18,6 +18,7 @@ pub const WANTED: &[&str] = &[
     "commands refused for good",
     "crashes",
     "crashes at an operation",
+    "deletions that wait",
     "disk stalled state",
     "disk fills up",
     "disk full state",

@@ -93,6 +93,40 @@ impl World {
         }
     }
 
+    pub(crate) fn schedule_store(&mut self, node: NodeId, group: GroupId) {
+        let slow = self.rng.percent(10) && !self.calm;
+        let delay = match slow {
+            true => self.rng.between(50 * MS, 3 * SECOND),
+            false => self.rng.below(3 * MS),
+        };
+        let process = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut());
+        let Some(process) = process else { return };
+        let epoch = process.epoch;
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        if !replica.store_scheduled && !replica.store.is_idle() {
+            replica.store_scheduled = true;
+            if slow {
+                self.counters.add("deletions that wait");
+            }
+            self.after(delay, Action::Store { node, epoch, group });
+        }
+    }
+
+    pub(crate) fn store_step(&mut self, node: NodeId, epoch: u64, group: GroupId) {
+        if self.is_paused(node) {
+            return self.put_off(node, Action::Store { node, epoch, group });
+        }
+        if self.nodes[&node].store_is_hanging() {
+            return self.after(HANGS_AGAIN, Action::Store { node, epoch, group });
+        }
+        let Some(process) = self.process(node, epoch) else { return };
+        let Some(replica) = process.replicas.get_mut(&group) else { return };
+        replica.store_scheduled = false;
+        self.list_now(node, group);
+        self.fall_if_halted(node);
+        self.schedule_store(node, group);
+    }
+
     pub(crate) fn schedule_apply(&mut self, node: NodeId, group: GroupId) {
         let delay = match self.rng.percent(2) && !self.calm {
             true => {

@@ -23,6 +23,7 @@ pub mod setup;
 pub mod stalls;
 pub mod starting;
 pub mod steps;
+pub mod store;
 pub mod transfer;
 pub mod world;
 

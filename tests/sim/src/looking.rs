@@ -4,7 +4,7 @@ use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, ReplicaState, Role, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
-use lockstep_host::store::StoreHandle as _;
+use lockstep_host::store::SnapshotStore;
 
 use crate::check::{budget, commits, descriptors, memory, recovery_points, snapshots, states};
 use crate::world::{Action, MS, SECOND, World};
@@ -54,7 +54,7 @@ impl World {
         self.check(agreed);
     }
 
-    /// The store lane is told the list, deletes, and there is still something to start from.
+    /// The store lane is told the list, and will delete what nobody needs.
     pub(crate) fn list(
         &mut self,
         node: NodeId,
@@ -64,22 +64,31 @@ impl World {
     ) {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];
-        let before = replica.with_store(|store| store.listed().to_vec());
-        let at = &self.nodes[&node];
-        let looks = snapshots != before && !at.fs.is_halted() && !at.unreadable;
-        let before = looks.then(|| recovery_points::Before::of(replica, before));
         replica.listed.lock().expect("no panic holds it").clone_from(&snapshots);
         let listed = snapshots.clone();
-        replica.store.run(Box::new(move |store| {
+        let job = move |store: &mut SnapshotStore| {
             if pressure {
                 store.abandon();
             }
             store.list_durable(&snapshots, &promised);
             holds.iter_mut().for_each(|hold| hold.listed());
             drop(holds);
-        }));
+        };
         let first_index = process.reader.first_index(group).unwrap_or(1);
+        replica.store.list_later(listed, first_index, Box::new(job));
+        self.schedule_store(node, group);
+    }
+
+    /// It was, and there is still something to start from.
+    pub(crate) fn list_now(&mut self, node: NodeId, group: GroupId) {
         let at = &self.nodes[&node];
+        let Some(process) = &at.process else { return };
+        let replica = &process.replicas[&group];
+        let Some((listed, first_index)) = replica.store.next_list() else { return };
+        let before = replica.store.peek(|store| store.listed().to_vec());
+        let looks = listed != before && !at.fs.is_halted() && !at.unreadable;
+        let before = looks.then(|| recovery_points::Before::of(replica, before));
+        replica.store.step();
         if let Some(before) = before.filter(|_| !at.fs.is_halted() && !at.unreadable) {
             // A pause is no time to read in.
             let since = at.snapshot_rotted_at.max(at.paused_until);

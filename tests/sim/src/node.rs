@@ -25,11 +25,12 @@ use lockstep_host::group::log_lane::LogWriter;
 use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use lockstep_host::guest::Module;
 use lockstep_host::store::layout::snapshot_dir;
-use lockstep_host::store::{Budget, BudgetLimits, DirectLane, StoreHandle, on_lane};
+use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::guest::{SharedObserved, SimModule, Traps};
 use crate::setup::Setup;
+use crate::store::StoreQueue;
 
 pub const CLUSTER: [u8; 16] = [5; 16];
 pub const DATA: &str = "/data";
@@ -88,7 +89,8 @@ pub struct Replica {
     pub lane: ApplyLane,
     pub jobs: VecDeque<ApplyJob>,
     pub lane_scheduled: bool,
-    pub store: Arc<DirectLane>,
+    pub store: Arc<StoreQueue>,
+    pub store_scheduled: bool,
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     /// Client and attempt that wait for each ticket.
     pub tickets: BTreeMap<Ticket, (usize, u64)>,
@@ -270,7 +272,7 @@ impl Node {
                     false => NoStart::Damaged(why),
                 })?;
             let strays = |why: &String| why.contains("the log knows nothing of this group");
-            let store = Arc::new(DirectLane::new(store.map_err(|why| match strays(&why) {
+            let store = Arc::new(StoreQueue::new(store.map_err(|why| match strays(&why) {
                 true => NoStart::Strays(why),
                 false => NoStart::Disk(why),
             })?));
@@ -291,6 +293,7 @@ impl Node {
                 jobs: VecDeque::new(),
                 lane_scheduled: false,
                 store,
+                store_scheduled: false,
                 listed,
                 tickets: BTreeMap::new(),
                 next_ticket: 0,
@@ -380,11 +383,11 @@ impl Process {
 }
 
 impl Replica {
-    /// Has the store lane do something.
+    /// Has the store lane do something, behind all that is in line there.
     pub fn with_store<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut lockstep_host::store::SnapshotStore) -> R + Send + 'static,
     ) -> R {
-        on_lane(&*self.store, job).expect("a direct lane runs its jobs")
+        on_lane(&*self.store, job).expect("the lane does its jobs")
     }
 }

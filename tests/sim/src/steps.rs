@@ -38,6 +38,7 @@ impl World {
             Action::Seal { node, epoch, group, capture } => {
                 self.seal_step(node, epoch, group, capture);
             }
+            Action::Store { node, epoch, group } => self.store_step(node, epoch, group),
             Action::Prove { node, epoch, group, snapshot } => {
                 self.prove(node, epoch, group, snapshot);
             }
@@ -99,8 +100,9 @@ impl World {
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;
         let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
-        // The store lane hangs as well.
-        for (group, replica) in process.replicas.iter().filter(|_| !hangs) {
+        // The store lane may hang, or have something else to do.
+        for (group, replica) in process.replicas.iter().filter(|(_, r)| !hangs && r.store.is_idle())
+        {
             let (unlist, room) =
                 replica.with_store(move |store| (store.tend(running_ms), store.next_room()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));

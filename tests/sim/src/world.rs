@@ -73,6 +73,11 @@ pub enum Action {
         group: GroupId,
         capture: Captured,
     },
+    Store {
+        node: NodeId,
+        epoch: u64,
+        group: GroupId,
+    },
     Prove {
         node: NodeId,
         epoch: u64,
@@ -335,6 +340,7 @@ impl World {
             Action::Look => (16, 0, 0),
             Action::Scrub { node } => (18, node.0.into(), 0),
             Action::Prove { node, group, .. } => (19, node.0.into(), group.0),
+            Action::Store { node, group, .. } => (20, node.0.into(), group.0),
         };
         for word in [self.now, kind, node, more] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
@@ -406,11 +412,12 @@ impl World {
             if node.rotted && node.rotten_log.is_none() {
                 return false;
             }
-            let status = process.replicas[&group].group.status();
+            let replica = &process.replicas[&group];
+            let status = replica.group.status();
             // Whoever needs memory makes room for it.
             let high = matches!(status.state, ReplicaState::Running(Running::MemoryHigh(_)));
             let serves = high || status.state.refusal().is_none();
-            if !serves || status.configuration.is_joint() {
+            if !serves || !replica.store.is_idle() || status.configuration.is_joint() {
                 return false;
             }
             if status.configuration.voters.len() != usize::from(self.members) {
@@ -449,8 +456,8 @@ impl World {
                             s.peers,
                             s.wanted,
                             replica.jobs.len(),
-                            replica.with_store(|store| store.tally().clone()),
-                            replica.with_store(|store| store.usage()),
+                            replica.store.peek(|store| store.tally().clone()),
+                            replica.store.peek(|store| store.usage()),
                         );
                     }
                 }

@@ -17,14 +17,14 @@ pub fn kept(node: &Node, setup: &Setup) -> Checked {
     if used > limit {
         let mut what = format!("node {}: {used} bytes of a budget of {limit}:", node.id);
         for replica in process.replicas.values() {
-            what += &format!(" {:?}", replica.with_store(|store| store.report()));
+            what += &format!(" {:?}", replica.store.peek(|store| store.report()));
         }
         return violated("budget", what);
     }
     for replica in process.replicas.values() {
         let (used, cap) = (counted(replica), setup.cap_bytes);
         if used > cap {
-            let report = replica.with_store(|store| store.report());
+            let report = replica.store.peek(|store| store.report());
             let what = format!("node {}: {used} bytes of a cap of {cap}: {report:?}", node.id);
             return violated("budget", what);
         }
@@ -34,7 +34,7 @@ pub fn kept(node: &Node, setup: &Setup) -> Checked {
 
 /// Bytes that a group's store accounts for.
 fn counted(replica: &Replica) -> u64 {
-    let usage = replica.with_store(|store| store.usage());
+    let usage = replica.store.peek(|store| store.usage());
     usage.listed + usage.unlisted + usage.staged + usage.parked
 }
 
@@ -58,7 +58,7 @@ pub fn accounted(node: &Node, replica: &Replica) -> Checked {
                 "node {}: {bytes} bytes lie there, {counted} are accounted for: {files:?} \
                  {:?}",
                 node.id,
-                replica.with_store(|store| store.report()),
+                replica.store.peek(|store| store.report()),
             ),
         ),
     }

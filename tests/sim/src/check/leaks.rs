@@ -9,13 +9,13 @@ use crate::node::{Node, Replica};
 
 /// All is quiet: what lies there is listed, promised, or the one parked transfer.
 pub fn none(node: &Node, name: &str, replica: &Replica, receives: bool) -> Checked {
-    let (objects, staged) = replica.with_store(|store| (store.list(), store.usage().staged));
+    let (objects, staged) = replica.store.peek(|store| (store.list(), store.usage().staged));
     let needless = objects.iter().find(|object| !object.listed && !object.promised);
     if let Some(object) = needless {
         let what = format!("node {}: {} stays and nobody needs it", node.id, object.file);
         return violated(
             "leaks",
-            format!("{what}: {:?}", replica.with_store(|store| store.report())),
+            format!("{what}: {:?}", replica.store.peek(|store| store.report())),
         );
     }
     let writes = receives || replica.sealing > 0;

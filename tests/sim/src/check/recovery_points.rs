@@ -5,6 +5,7 @@
 
 use lockstep_core::group::GroupStatus;
 use lockstep_core::limits;
+use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 
@@ -35,11 +36,11 @@ impl Before {
     }
 }
 
-/// There is something to start from, on a disk where no bit rotted.
-pub fn stand(replica: &Replica, first_index: u64) -> Checked {
-    match first_index {
+/// There is something to start from, on a disk where no bit rotted: of what the log lists.
+pub fn stand(replica: &Replica, state: &RecoveryState) -> Checked {
+    match state.first_index {
         1 => Ok(()),
-        _ => one_is_whole(replica, &replica.with_store(|store| store.listed().to_vec())),
+        _ => one_is_whole(replica, &state.snapshots),
     }
 }
 
@@ -89,7 +90,7 @@ fn one_is_whole(replica: &Replica, listed: &[SnapshotDesc]) -> Checked {
 fn bad(replica: &Replica, listed: &[SnapshotDesc]) -> Vec<String> {
     let read = |desc: &SnapshotDesc| {
         let object = desc.clone();
-        replica.with_store(move |store| store.recoverable(&object)).err()
+        replica.store.peek(|store| store.recoverable(&object)).err()
     };
     listed.iter().filter_map(read).map(|error| error.to_string()).collect()
 }

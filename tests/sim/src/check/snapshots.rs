@@ -14,7 +14,7 @@ pub fn whole(state: &RecoveryState, replica: &Replica, doubtful: bool) -> Checke
     }
     for desc in &state.snapshots {
         let object = desc.clone();
-        if let Err(error) = replica.with_store(move |store| store.recoverable(&object)) {
+        if let Err(error) = replica.store.peek(|store| store.recoverable(&object)) {
             return violated("snapshots", format!("a listed object is bad: {error}"));
         }
     }
@@ -26,7 +26,7 @@ pub fn needs_one(replica: &Replica) -> Checked {
     let state = replica.group.recovery_state();
     for desc in state.snapshots.iter().filter(|desc| desc.index <= state.floor) {
         let object = desc.clone();
-        if replica.with_store(move |store| store.recoverable(&object)).is_ok() {
+        if replica.store.peek(|store| store.recoverable(&object)).is_ok() {
             let what = format!("a snapshot is asked for, and the one at {} is good", desc.index);
             return violated("snapshots", what);
         }
