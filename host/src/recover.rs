@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lockstep_core::group::alone::alone;
 use lockstep_core::ids::{GroupId, Lineage, ReplicaId};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
-use lockstep_core::wal::LogJob;
+use raft::eraftpb::Entry;
 
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
@@ -16,7 +17,10 @@ use crate::fs::{Fs, make_durable};
 use crate::node::entropy;
 use crate::store::layout::{self, ObjectName, snapshot_dir};
 use crate::store::{Identity, SnapshotReader};
-use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
+use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
+
+/// Bytes of entries read at once.
+const READ_BYTES: u64 = 16 << 20;
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,8 @@ pub enum RecoverError {
          group on another survivor, or put its snapshots back from a copy"
     )]
     NoSnapshot { group: String, why: String },
+    #[error("the log of group {group:?} cannot be read: {why}; nothing was changed")]
+    Unreadable { group: String, why: String },
     #[error("group {group:?} is configured on this node; take it out of the file first")]
     Configured { group: String },
     #[error("{}: {source}; the group is out of the log, remove the directory by \
@@ -128,23 +134,17 @@ impl StoppedGroup {
     /// Makes this replica the whole group. Everything in its log counts as committed.
     pub fn keep_only_me(mut self) -> Result<(), RecoverError> {
         let (_, last) = self.last();
-        let mut state = self.found.state.clone();
+        let state = &self.found.state;
         if !state.founded || last == 0 {
             return Err(RecoverError::Nothing { group: self.group });
         }
         self.starts_from()?;
-        state.configuration = Configuration::of_voters([state.replica]);
-        // Changes of configuration in the log speak of a group that is no more.
-        state.configuration_index = last;
-        state.commit = last;
-        // Nobody takes the old group's replicas for this one's.
         let mut lineage = [0; 16];
         getrandom::fill(&mut lineage).expect("the system gives randomness");
-        state.lineage = Some(Lineage(lineage));
-        // Messages and votes of that group are old from now on.
-        (state.term, state.vote) = (state.term + 1, 0);
-        let group = GroupId::of_name(&self.group);
-        self.wal.append(&[LogJob { group, state, entries: Vec::new() }], &mut |_jobs| {})?;
+        let rest = rest(&self.wal.reader(), &self.group, state.floor, last)?;
+        let job = alone(state, last, &rest, Lineage(lineage))
+            .map_err(|why| RecoverError::Unreadable { group: self.group.clone(), why })?;
+        self.wal.append(&[job], &mut |_jobs| {})?;
         Ok(())
     }
 
@@ -160,6 +160,25 @@ impl StoppedGroup {
         let dir = self.snapshots;
         remove_files(&*self.fs, &dir).map_err(|source| RecoverError::Files { dir, source })
     }
+}
+
+/// The entries behind the floor.
+pub fn rest(
+    log: &WalReader,
+    group: &str,
+    floor: u64,
+    last: u64,
+) -> Result<Vec<Entry>, RecoverError> {
+    let mut rest: Vec<Entry> = Vec::new();
+    while let Some(next) = Some(floor + 1 + rest.len() as u64).filter(|next| *next <= last) {
+        let read = log.entries(GroupId::of_name(group), next, last + 1, READ_BYTES)?;
+        if read.is_empty() {
+            let why = format!("entry {next} is missing");
+            return Err(RecoverError::Unreadable { group: group.to_owned(), why });
+        }
+        rest.extend(read);
+    }
+    Ok(rest)
 }
 
 /// Removes the snapshots and staging files of a snapshot directory; what has another name stays.

@@ -25,6 +25,7 @@ use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
 
+pub mod alone;
 mod damage;
 mod effect;
 mod election;

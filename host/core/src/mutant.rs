@@ -8,6 +8,7 @@
 pub const ALL: &[(&str, &str)] = &[
     ("acknowledge_before_sync", "raft's promises leave before the batch is durable"),
     ("acknowledge_when_full", "a batch that waits for room is told to be durable"),
+    ("alone_in_state_only", "a log does not say that all but one of its replicas are lost"),
     ("any_lineage", "frames of another group of the name are taken"),
     ("append_without_applying", "a replica that applies nothing appends without a bound"),
     ("apply_again", "a rebuild begins with the last entry that is in the snapshot"),

@@ -119,6 +119,7 @@ fn failed(error: &RecoverError) -> Failure {
         | RecoverError::NoSnapshot { .. }
         | RecoverError::UnknownGroup { .. }
         | RecoverError::Nothing { .. }
+        | RecoverError::Unreadable { .. }
         | RecoverError::Configured { .. } => Failure::Usage(error.to_string()),
     }
 }

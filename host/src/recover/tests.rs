@@ -2,6 +2,7 @@ use std::path::Path;
 
 use lockstep_core::ids::NodeId;
 use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::wal::LogJob;
 use raft::eraftpb::Entry;
 
 use super::*;
@@ -67,7 +68,8 @@ fn a_lost_majority_leaves_the_survivor_alone_with_all_it_has() {
     let kept = StoppedGroup::open(fs, &config(), "kv").expect("it is there");
     let state = &kept.found.state;
     assert_eq!(state.configuration, Configuration::of_voters([replica(1)]));
-    assert_eq!((state.commit, state.configuration_index), (3, 3));
+    assert_eq!((state.commit, state.configuration_index), (5, 5), "the log says it, too");
+    assert_eq!(kept.last(), (3, 5));
     assert_eq!((state.term, state.vote), (3, 0), "older messages and votes do not count");
     assert_ne!(state.lineage, Some(Lineage([3; 16])), "the lost ones are strangers from now on");
 }
