@@ -46,6 +46,7 @@ pub const WANTED: &[&str] = &[
     "local reads",
     "log rejoins",
     "logs near the next snapshot's room",
+    "majorities lost",
     "members added",
     "memory high state",
     "one-way cuts",

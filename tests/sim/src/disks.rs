@@ -102,7 +102,7 @@ impl World {
     }
 
     /// Whether the disk of `node` may be lost or damaged now.
-    fn may_weaken(&self, node: NodeId) -> bool {
+    pub(crate) fn may_weaken(&self, node: NodeId) -> bool {
         // Of two none may go, and of one there is nothing else.
         let few = self.members < 3;
         if few || self.nodes.values().any(|node| node.hangs_since.is_some()) {

@@ -16,7 +16,7 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        let kind = self.rng.below(108);
+        let kind = self.rng.below(110);
         if self.verbose {
             eprintln!("{:>12}   fault {kind} of node {node}", self.now);
         }
@@ -40,6 +40,7 @@ impl World {
             100..104 => self.ask_badly(node),
             104..106 => self.take_descriptors(node),
             106..108 => self.hang_store(node),
+            108..110 => self.lose_the_majority(node),
             _ => {}
         }
     }

@@ -18,6 +18,7 @@ pub mod looking;
 pub mod network;
 pub mod node;
 pub mod points;
+pub mod recover;
 pub mod rng;
 pub mod setup;
 pub mod stalls;

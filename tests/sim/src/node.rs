@@ -132,7 +132,7 @@ impl Clock for SimClock {
 }
 
 /// The log, and what it holds of each group.
-type OpenedLog = (Wal, BTreeMap<GroupId, RecoveredGroup>);
+pub type OpenedLog = (Wal, BTreeMap<GroupId, RecoveredGroup>);
 
 /// Why a process did not come up.
 pub enum NoStart {
@@ -305,6 +305,12 @@ impl Node {
         }
         self.process = Some(Process::new(epoch, log, budget, replicas));
         Ok(first)
+    }
+
+    /// Opens the log of a node that is down.
+    pub fn open(&self, setup: &Setup, nonce: u64) -> Result<OpenedLog, NoStart> {
+        let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
+        self.open_log(setup, &fs, nonce)
     }
 
     fn open_log(&self, setup: &Setup, fs: &Arc<dyn Fs>, nonce: u64) -> Result<OpenedLog, NoStart> {

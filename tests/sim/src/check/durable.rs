@@ -38,6 +38,12 @@ impl Configurations {
         self.0.entry((group, index)).or_insert_with(|| configuration.clone());
     }
 
+    /// By hand a replica was made the whole group, as of this entry.
+    pub fn replaced(&mut self, group: GroupId, index: u64, alone: Configuration) {
+        self.0.retain(|(of, at), _| *of != group || *at < index);
+        self.0.insert((group, index), alone);
+    }
+
     /// Those that may have chosen an entry that is applied under the one of `index`: raft counts
     /// by a configuration until the entry that ends it is applied.
     pub fn of(&self, group: GroupId, index: u64) -> Vec<Configuration> {

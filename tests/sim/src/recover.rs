@@ -1,0 +1,76 @@
+//! A majority is lost, and an operator keeps one replica as the whole group, as `recover
+//! --keep-only-me` does: the one whose log is the newest of all, so that nothing acknowledged is
+//! lost. The others come again with empty disks, and join it.
+
+use lockstep_core::group::alone::alone;
+use lockstep_core::ids::{GroupId, Lineage, NodeId};
+use lockstep_core::snapshot::Configuration;
+use lockstep_core::wal::LogJob;
+use lockstep_host::recover::rest;
+
+use crate::world::{Action, MS, SECOND, World};
+
+impl World {
+    pub(crate) fn lose_the_majority(&mut self, node: NodeId) {
+        if self.members < 2 || !self.may_weaken(node) {
+            return;
+        }
+        let ids = self.member_ids();
+        for id in &ids {
+            let killed = self.rng.percent(50);
+            self.fall(*id, killed);
+            let down = self.rng.between(100 * MS, 5 * SECOND);
+            self.after(down, Action::Start { node: *id });
+        }
+        // Else it was no more than a loss of power everywhere.
+        let Some(keeper) = self.newest(&ids) else { return };
+        if !self.keep_only(keeper) {
+            return;
+        }
+        self.counters.add("majorities lost");
+        for id in ids.into_iter().filter(|id| *id != keeper) {
+            self.lose_disk(id);
+        }
+    }
+
+    /// Who has the newest log of each group.
+    fn newest(&self, ids: &[NodeId]) -> Option<NodeId> {
+        let groups = self.setup.groups.iter().map(|name| GroupId::of_name(name));
+        let newest = groups.map(|group| {
+            let of = |id: &NodeId| {
+                let view = self.checks.down.get(id)?.get(&group)?;
+                Some((view.terms.last()?.1, view.last_index, *id))
+            };
+            let logs: Option<Vec<_>> = ids.iter().map(of).collect();
+            logs?.into_iter().max().map(|(_, _, id)| id)
+        });
+        let newest: Option<Vec<NodeId>> = newest.collect();
+        let newest = newest?;
+        newest.iter().all(|id| *id == newest[0]).then_some(newest[0])
+    }
+
+    /// Does what the command does, and says whether the disk took it.
+    fn keep_only(&mut self, id: NodeId) -> bool {
+        let nonce = self.rng.next_u64();
+        let Ok((mut wal, groups)) = self.nodes[&id].open(&self.setup, nonce) else { return false };
+        let mut jobs: Vec<LogJob> = Vec::new();
+        for found in groups.into_values() {
+            let mut lineage = [0; 16];
+            lineage[..8].copy_from_slice(&self.rng.next_u64().to_le_bytes());
+            let (state, last) = (&found.state, found.last_index);
+            let Ok(rest) = rest(&wal.reader(), &state.group, state.floor, last) else {
+                return false;
+            };
+            jobs.extend(alone(state, last, &rest, Lineage(lineage)));
+        }
+        if wal.append(&jobs, &mut |_jobs| {}).is_err() {
+            return false;
+        }
+        for LogJob { group, state, .. } in jobs {
+            let alone = Configuration::of_voters([state.replica]);
+            self.checks.configurations.replaced(group, state.configuration_index, alone);
+            self.checks.elections.replaced(group);
+        }
+        true
+    }
+}
