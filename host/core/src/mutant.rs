@@ -82,6 +82,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("resume_unverified", "blocks of a parked transfer are taken unseen"),
     ("retry_failed_sync", "a failed sync is tried again and taken for good"),
     ("reuse_a_bad_object", "a bad object of the same name is kept"),
+    ("rot_is_a_tear", "a damaged batch of the last segment ends the log, whatever is behind it"),
     ("session_is_its_index", "a session is known by its entry's index alone"),
     ("sessions_forget", "sessions do not outlive a restore"),
     ("skip_fsync", "batches are written and not synced"),

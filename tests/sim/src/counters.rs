@@ -11,6 +11,8 @@ pub const WANTED: &[&str] = &[
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
+    "bit rot before a tear",
+    "bit rot in the last segment",
     "clock drifts",
     "clock jumps",
     "clock jumps by a year",

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use lockstep_core::group::ReplicaState;
 use lockstep_core::ids::NodeId;
-use lockstep_host::fs::Fs as _;
 use lockstep_host::fs::mem::DiskFault;
 
 use crate::node::{DATA, SNAPSHOTS};
@@ -133,53 +132,6 @@ impl World {
             })
         };
         groups.into_iter().all(sound)
-    }
-
-    /// Flips a bit of an object or of the log.
-    pub(crate) fn rot(&mut self, id: NodeId) {
-        if !self.may_weaken(id) {
-            return;
-        }
-        let in_log = self.rng.percent(30);
-        let files = self.nodes[&id].fs.image_names();
-        let mut segments = match &self.nodes[&id].process {
-            Some(process) => process.reader.segments(),
-            None => Vec::new(),
-        };
-        // The last segment's end may be a torn tail.
-        segments.pop();
-        let candidates: Vec<_> = match in_log {
-            true => segments.iter().map(|(_, path)| path).collect(),
-            false => files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect(),
-        };
-        if candidates.is_empty() {
-            return;
-        }
-        let path = match !in_log && self.rng.percent(50) {
-            // The newest: what others would be given up for.
-            true => candidates.iter().max_by_key(|path| path.file_name()),
-            false => Some(self.rng.pick(&candidates)),
-        };
-        let Some(path) = path.map(|path| path.to_path_buf()) else { return };
-        let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
-        let offset = self.rng.below(length.max(1));
-        let node = self.nodes.get_mut(&id).expect("a node");
-        if node.fs.corrupt(&path, offset).is_ok() {
-            node.rotted = true;
-            match in_log {
-                true => {
-                    let segment = segments.iter().find(|(_, at)| *at == path);
-                    node.rotten_log = segment.cloned();
-                }
-                false => node.snapshot_rotted_at = self.now,
-            }
-            self.weak = Some(id);
-            self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
-            // One that runs on has its scrubber to find it.
-            if self.rng.percent(if in_log { 30 } else { 70 }) {
-                self.crash(id);
-            }
-        }
     }
 
     pub(crate) fn wipe(&mut self, id: NodeId) {

@@ -16,7 +16,7 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        let kind = self.rng.below(110);
+        let kind = self.rng.below(113);
         if self.verbose {
             eprintln!("{:>12}   fault {kind} of node {node}", self.now);
         }
@@ -41,6 +41,7 @@ impl World {
             104..106 => self.take_descriptors(node),
             106..108 => self.hang_store(node),
             108..110 => self.lose_the_majority(node),
+            110..113 => self.rot_a_batch(node),
             _ => {}
         }
     }
@@ -110,6 +111,7 @@ impl World {
         node.unreadable &= ended;
         // Its descriptors go with it.
         node.fs.set_descriptors(true);
+        node.batch = None;
         let Some(process) = node.process.take() else { return };
         self.checks.down.insert(id, views);
         let epoch = process.epoch;

@@ -38,6 +38,7 @@ impl World {
         if self.nodes[&id].hangs_since.is_some() {
             return self.after(HANGS_AGAIN, Action::Log { node: id, epoch });
         }
+        let watched = self.before_a_batch(id);
         let Some(process) = self.process(id, epoch) else { return };
         process.log_scheduled = false;
         let mut outputs = Vec::new();
@@ -66,6 +67,11 @@ impl World {
             }
             Err(error) => Some(Fault::Log(error.to_string())),
         };
+        let persisted = |output: &LogOutput| matches!(output, LogOutput::Persisted { .. });
+        let durable = failed.is_none() && outputs.iter().any(persisted);
+        if let Some(before) = watched.filter(|_| durable) {
+            self.batch_written(id, before);
+        }
         let mut events = Vec::new();
         for output in outputs {
             match output {

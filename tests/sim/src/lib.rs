@@ -20,6 +20,7 @@ pub mod node;
 pub mod points;
 pub mod recover;
 pub mod rng;
+pub mod rot;
 pub mod setup;
 pub mod stalls;
 pub mod starting;

@@ -29,6 +29,7 @@ use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::guest::{SharedObserved, SimModule, Traps};
+use crate::rot::Batch;
 use crate::setup::Setup;
 use crate::store::StoreQueue;
 
@@ -60,6 +61,8 @@ pub struct Node {
     pub snapshot_rotted_at: u64,
     /// The log's file whose bit it was, and the segment in it then.
     pub rotten_log: Option<(u64, PathBuf)>,
+    /// A batch of the last segment that is to rot.
+    pub batch: Option<Batch>,
     /// A read was told to fail in this life of the process.
     pub unreadable: bool,
     /// Something else takes the disk of its log.
@@ -174,6 +177,7 @@ impl Node {
             rotted: false,
             snapshot_rotted_at: 0,
             rotten_log: None,
+            batch: None,
             unreadable: false,
             log_filled: false,
             hangs_since: None,

@@ -44,8 +44,8 @@ impl World {
         node.time.set(node.wall_ms(self.now), self.now);
         match node.start(&self.setup, &self.observed, epoch, seed) {
             Ok(first) => {
-                let before =
-                    self.checks.down.remove(&id).filter(|_| !self.nodes[&id].is_doubtful());
+                // Rot is refused, or it took nothing.
+                let before = self.checks.down.remove(&id).filter(|_| !self.nodes[&id].unreadable);
                 if let Some(before) = before {
                     let kept = durable::kept(&before, &self.views_of(id));
                     self.check(kept);

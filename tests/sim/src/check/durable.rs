@@ -1,5 +1,6 @@
 //! What was acknowledged is on the disks of a majority, or was when a disk went; and what was
-//! durable when a process fell is there at its next start. Planted: `commit_alone`, `skip_fsync`.
+//! durable when a process fell is there at its next start, or that is refused. Planted:
+//! `commit_alone`, `skip_fsync`, `rot_is_a_tear`.
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,139 @@
+//! Bits that flip: in an object, in a segment of the log, and in the last one before a tear.
+//!
+//! Of the last segment it is a batch that another durable one stands behind: what is wrong with the
+//! very last one looks like a tear, whatever it was.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use lockstep_core::ids::NodeId;
+use lockstep_host::fs::Fs as _;
+use lockstep_host::fs::mem::MemFs;
+
+use crate::node::Process;
+use crate::world::World;
+
+/// A batch of the last segment that is to rot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Batch {
+    /// The next one that is written.
+    Next,
+    /// It was: the segment, its file, and where in it. It waits for another one behind it.
+    Written(u64, PathBuf, Range<u64>),
+}
+
+impl World {
+    /// Flips a bit of an object or of the log.
+    pub(crate) fn rot(&mut self, id: NodeId) {
+        if !self.may_weaken(id) {
+            return;
+        }
+        let in_log = self.rng.percent(30);
+        let files = self.nodes[&id].fs.image_names();
+        let mut segments = match &self.nodes[&id].process {
+            Some(process) => process.reader.segments(),
+            None => Vec::new(),
+        };
+        // The last segment's end may be a torn tail.
+        segments.pop();
+        let candidates: Vec<_> = match in_log {
+            true => segments.iter().map(|(_, path)| path).collect(),
+            false => files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect(),
+        };
+        if candidates.is_empty() {
+            return;
+        }
+        let path = match !in_log && self.rng.percent(50) {
+            // The newest: what others would be given up for.
+            true => candidates.iter().max_by_key(|path| path.file_name()),
+            false => Some(self.rng.pick(&candidates)),
+        };
+        let Some(path) = path.map(|path| path.to_path_buf()) else { return };
+        let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
+        let offset = self.rng.below(length.max(1));
+        let node = self.nodes.get_mut(&id).expect("a node");
+        if node.fs.corrupt(&path, offset).is_ok() {
+            node.rotted = true;
+            match in_log {
+                true => {
+                    let segment = segments.iter().find(|(_, at)| *at == path);
+                    node.rotten_log = segment.cloned();
+                }
+                false => node.snapshot_rotted_at = self.now,
+            }
+            self.weak = Some(id);
+            self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
+            // One that runs on has its scrubber to find it.
+            if self.rng.percent(if in_log { 30 } else { 70 }) {
+                self.crash(id);
+            }
+        }
+    }
+
+    /// A batch of the log is to rot once the next one is durable.
+    pub(crate) fn rot_a_batch(&mut self, id: NodeId) {
+        if self.may_weaken(id) {
+            self.nodes.get_mut(&id).expect("a node").batch = Some(Batch::Next);
+        }
+    }
+
+    /// The last segment before something is written, if that matters.
+    pub(crate) fn before_a_batch(&self, id: NodeId) -> Option<(u64, PathBuf, Vec<u8>)> {
+        let node = &self.nodes[&id];
+        let process = node.process.as_ref().filter(|_| node.batch.is_some())?;
+        let (number, path) = process.reader.segments().pop()?;
+        let bytes = content(&node.fs, &path)?;
+        Some((number, path, bytes))
+    }
+
+    /// A batch is durable: it is the one that rots, or the one behind it.
+    pub(crate) fn batch_written(&mut self, id: NodeId, before: (u64, PathBuf, Vec<u8>)) {
+        let (number, path, bytes) = before;
+        let node = &self.nodes[&id];
+        let last = |process: &Process| process.reader.segments().pop().map(|(last, _)| last);
+        let goes_on = node.process.as_ref().and_then(last) == Some(number);
+        let batch = match (node.batch.clone(), content(&node.fs, &path)) {
+            (Some(Batch::Next), Some(now)) if goes_on => {
+                let differs = |at: &usize| bytes.get(*at) != now.get(*at);
+                let (first, last) = ((0..now.len()).find(differs), (0..now.len()).rfind(differs));
+                let range = first.zip(last).map(|(first, last)| first as u64..last as u64 + 1);
+                range.map(|range| Batch::Written(number, path, range))
+            }
+            (Some(Batch::Written(of, _, range)), Some(_)) if goes_on && of == number => {
+                if self.may_weaken(id) {
+                    self.rot_now(id, number, &path, &range);
+                }
+                None
+            }
+            _gone => None,
+        };
+        self.nodes.get_mut(&id).expect("a node").batch = batch;
+    }
+
+    fn rot_now(&mut self, id: NodeId, number: u64, path: &Path, range: &Range<u64>) {
+        let offset = range.start + self.rng.below(range.end - range.start);
+        let torn = self.rng.percent(60).then(|| self.rng.between(1, 3));
+        let node = self.nodes.get_mut(&id).expect("a node");
+        if node.fs.corrupt(path, offset).is_err() {
+            return;
+        }
+        (node.rotted, node.rotten_log) = (true, Some((number, path.to_owned())));
+        self.weak = Some(id);
+        self.counters.add("bit rot in the last segment");
+        match torn {
+            // Power goes in the midst of what comes next.
+            Some(ops) => {
+                self.counters.add("bit rot before a tear");
+                node.fs.halt_after(node.fs.ops() + ops);
+            }
+            None => self.crash(id),
+        }
+    }
+}
+
+fn content(fs: &MemFs, path: &Path) -> Option<Vec<u8>> {
+    let file = fs.open(path, false).ok()?;
+    let mut bytes = vec![0; usize::try_from(file.len().ok()?).ok()?];
+    file.read_at(&mut bytes, 0).ok()?;
+    Some(bytes)
+}
