@@ -25,6 +25,7 @@ pub const WANTED: &[&str] = &[
     "disk fills up",
     "disk full state",
     "disks of snapshots fill up",
+    "disks with many groups",
     "disks that hang to the end",
     "duplicated frames",
     "failed operations",

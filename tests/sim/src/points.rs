@@ -86,6 +86,7 @@ fn setup() -> Setup {
         segment_bytes,
         policy: SnapshotPolicy { entries: 60, log_bytes: 64 << 10, catch_up: 5 },
         ballast: BALLAST,
+        command_bytes: 0,
         grows: 0,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,

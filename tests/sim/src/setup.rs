@@ -6,8 +6,7 @@ use lockstep_host::fs::mem::LateFull;
 
 use crate::rng::Rng;
 
-/// Bytes of a command where guests grow, and of memory for each of them.
-pub const COMMAND_BYTES: usize = 1024;
+/// Bytes of memory that a guest that grows takes for a byte of a command.
 const GROWTH_BYTES: u64 = 8;
 
 /// What all nodes of a run have in common.
@@ -18,6 +17,8 @@ pub struct Setup {
     pub segment_bytes: u64,
     pub policy: SnapshotPolicy,
     pub ballast: usize,
+    /// Bytes of each command, at least.
+    pub command_bytes: usize,
     /// Bytes of memory that each command takes, and what a guest may have.
     pub grows: u64,
     pub memory_bytes: u64,
@@ -40,6 +41,7 @@ impl Setup {
         let mut more = Rng::new(!seed);
         cap(&mut setup, &mut more);
         grow(&mut setup, &mut more);
+        crowd(&mut setup, &mut more);
         setup
     }
 }
@@ -69,6 +71,7 @@ fn setup(rng: &mut Rng) -> Setup {
         segment_bytes,
         policy: SnapshotPolicy { entries, log_bytes, catch_up },
         ballast,
+        command_bytes: 0,
         grows: 0,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
@@ -95,9 +98,25 @@ fn grow(setup: &mut Setup, rng: &mut Rng) {
     let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
     let roomy = setup.budget_bytes >= 8 * first && setup.disk_bytes >= 2 * setup.budget_bytes;
     if rng.percent(25) && roomy && setup.cap_bytes == u64::MAX {
-        // No more of memory than a guest may well take for a byte of a command.
-        setup.grows = GROWTH_BYTES * COMMAND_BYTES as u64;
+        setup.command_bytes = 1 << 10;
+        setup.grows = GROWTH_BYTES * setup.command_bytes as u64;
         setup.memory_bytes = setup.ballast as u64 * 4 / 3 + (1 << 20);
+    }
+}
+
+/// Many groups have their logs on one disk, each of them many segments.
+fn crowd(setup: &mut Setup, rng: &mut Rng) {
+    let roomy = setup.disk_bytes >= 2 * setup.budget_bytes && setup.grows == 0;
+    if rng.percent(8) && roomy {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let count = rng.between(4, 6);
+        setup.groups = names.iter().take(count as usize).map(|name| (*name).to_owned()).collect();
+        setup.command_bytes = 4 << 10;
+        setup.policy.log_bytes = 256 << 10;
+        let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
+        setup.budget_bytes = setup.budget_bytes.max((count + 2) * 2 * first);
+        // What a group may keep of its log, and then some.
+        setup.disk_bytes = 2 * setup.budget_bytes + (64 + count * 16) * setup.segment_bytes;
     }
 }
 

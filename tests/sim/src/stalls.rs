@@ -52,6 +52,7 @@ fn setup() -> Setup {
         segment_bytes: 64 << 10,
         policy: SnapshotPolicy { entries: 100, log_bytes: 64 << 10, catch_up: 20 },
         ballast: 0,
+        command_bytes: 0,
         grows: 0,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes: 16 << 20,

@@ -17,7 +17,7 @@ use crate::guest::SharedObserved;
 use crate::network::Network;
 use crate::node::Node;
 use crate::rng::Rng;
-use crate::setup::{COMMAND_BYTES, Setup};
+use crate::setup::Setup;
 use crate::transfer::Transfer;
 
 /// Microseconds of simulated time.
@@ -233,6 +233,9 @@ impl World {
             2 => self.counters.add("groups of two"),
             _more => {}
         }
+        if self.setup.groups.len() > 2 {
+            self.counters.add("disks with many groups");
+        }
         if self.setup.cap_bytes < u64::MAX {
             self.counters.add("groups with a cap");
         }
@@ -255,8 +258,7 @@ impl World {
             let rng = self.rng.fork();
             // Every third one of a group.
             let plain = number / groups.len() % 3 == 2;
-            let bytes = if self.setup.grows > 0 { COMMAND_BYTES } else { 0 };
-            self.clients.push(Client::new(group, target, rng, plain, bytes));
+            self.clients.push(Client::new(group, target, rng, plain, self.setup.command_bytes));
             self.after(5 * SECOND, Action::Client { client: number });
         }
         self.after(8 * SECOND, Action::Fault);
