@@ -33,6 +33,7 @@ pub mod apply_lane;
 mod apply_thread;
 pub(crate) mod askers;
 mod capture;
+mod commits;
 mod deliveries;
 pub(crate) mod disk_watch;
 pub mod gauges;
@@ -53,6 +54,7 @@ pub use mailbox::{GroupHandle, GroupReport, HaltedAt, QueryAnswer};
 
 use agenda::Query;
 use askers::{Asked, Places};
+use commits::Commits;
 use deliveries::Delivery;
 use disk_watch::Hanging;
 use gauges::Gauges;
@@ -87,6 +89,7 @@ pub(crate) struct GroupActor {
     next_ticket: u64,
     /// Answers of this turn, until they are handed over.
     delivering: Vec<Delivery>,
+    commits: Commits,
     /// As the log said it last.
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
@@ -172,6 +175,7 @@ impl GroupActor {
             places: Places::default(),
             next_ticket: 0,
             delivering: Vec::new(),
+            commits: Commits::default(),
             clock_is_off: false,
             strangers: Vec::new(),
             stall: None,
@@ -222,6 +226,9 @@ impl GroupActor {
             self.take(input, &mut effects);
         }
         self.group.flush(&mut effects);
+        let (leads, now) = (self.group.leads(), self.lanes.clock.running());
+        let commits = &self.lanes.gauges.commits;
+        self.commits.look(leads, now).iter().for_each(|took| commits.observe(took.as_secs_f64()));
         self.carry_out(effects);
         self.delivering.clear();
     }
@@ -574,6 +581,8 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         sessions: gauges.sessions.load(Relaxed),
         sessions_evicted: gauges.sessions_evicted.load(Relaxed),
         sessions_refused: gauges.sessions_refused.load(Relaxed),
+        commits: gauges.commits.clone(),
+        applies: gauges.applies.clone(),
     }
 }
 

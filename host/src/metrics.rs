@@ -13,6 +13,8 @@ use lockstep_core::snapshot::chunk::BulkReply;
 use lockstep_core::snapshot::receive::ReceiveEnd;
 use lockstep_core::snapshot::send::{SendEnd, SendOutcome};
 
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
 use crate::bulk::Received;
 
 mod export;
@@ -20,6 +22,12 @@ mod port;
 pub mod serve;
 
 pub use export::NodeMetrics;
+pub(crate) use export::Sources;
+
+/// For what takes from 50 microseconds to 26 seconds.
+pub(crate) fn seconds_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(50e-6, 2.0, 20))
+}
 
 /// Snapshot transfers of one group, in and out.
 #[derive(Default)]

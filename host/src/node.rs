@@ -15,7 +15,6 @@ use lockstep_core::group::{Event, GroupConfig};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Offer};
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
@@ -33,7 +32,7 @@ use crate::guest::check::ModuleRefusal;
 use crate::guest::component::ComponentModule;
 use crate::guest::native::NativeModule;
 use crate::guest::{GuestModule, Module};
-use crate::metrics::{self, NodeMetrics};
+use crate::metrics::{self, NodeMetrics, Sources};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
@@ -42,7 +41,7 @@ use crate::rpc::port::PortState;
 use crate::rpc::server::{Front, ServeError, Services};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
-use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
+use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
 mod clients;
 mod scrub;
@@ -115,16 +114,16 @@ fn listen_way_out(error: &std::io::Error) -> &'static str {
 
 /// What is open before anything else.
 struct Ports {
-    port: Arc<PortState>,
     front: Front,
     listening: SocketAddr,
-    metrics: Option<TcpListener>,
+    metrics: Arc<NodeMetrics>,
+    /// Ends what serves the metrics, when it is sent to or dropped.
+    stop: watch::Sender<bool>,
 }
 
 /// A running node.
 pub struct Node {
     router: Router,
-    port: Arc<PortState>,
     front: Front,
     listening: SocketAddr,
     /// Clients are turned away.
@@ -163,7 +162,12 @@ impl Node {
         };
         let port = PortState::new(clients::port_limits(&config), config.nodes.len());
         let front = Front::open(listener, Arc::clone(&port)).await?;
-        let ports = Ports { port, front, listening, metrics };
+        let (stop, stopped) = watch::channel(false);
+        let all = Arc::new(NodeMetrics::new(Arc::clone(&port)));
+        if let Some(listener) = metrics {
+            serve_metrics(listener, Arc::clone(&all), stopped);
+        }
+        let ports = Ports { front, listening, metrics: all, stop };
         // Compiling and reading take their time, and nobody else's: signals and probes are answered
         // meanwhile, and whoever does not want the node any more leaves the thread to itself.
         let (tell, told) = oneshot::channel();
@@ -190,7 +194,7 @@ impl Node {
         }
         let (wal, mut recovered) = open_log(&fs, config, &mut data)?;
         let (log, log_thread) = start_log(wal, &data)?;
-        let (log_reader, log_writes) = (log.reader(), log.writes());
+        let (log_reader, log_times) = (log.reader(), log.times());
         let disk = space(&*fs, data.path())?;
         let budget = Budget::new(budget_limits(config, disk));
         let shared = start::Shared {
@@ -223,42 +227,22 @@ impl Node {
             );
         }
         drop(shared);
-        let Ports { port, front, listening, metrics } = ports;
-        let node = Self::run(config, data, (port, front, listening), opened, unusable, log_thread);
-        node.watch_over(config, (log_reader, log_writes), metrics, clock);
-        Ok(node)
-    }
-
-    /// What runs beside the groups: the metrics' port, and the scrubber.
-    fn watch_over(
-        &self,
-        config: &NodeConfig,
-        (log, log_writes): (WalReader, Histogram),
-        metrics: Option<TcpListener>,
-        clock: Arc<dyn Clock>,
-    ) {
-        if let Some(listener) = metrics {
-            let mut stopped = self.stop.subscribe();
-            let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let port = Arc::clone(&self.port);
-            let all = NodeMetrics::new(self.router.clone(), port, clock, log_writes);
-            tokio::spawn(async move {
-                if let Err(error) = metrics::serve::serve(listener, all, until).await {
-                    tracing::error!(%error, "metrics are served no more");
-                }
-            });
-        }
+        let metrics = Arc::clone(&ports.metrics);
+        let node = Self::run(config, data, ports, opened, unusable, log_thread);
+        let (router, closing) = (node.router.clone(), node.closing.subscribe());
+        metrics.started(Sources { router, clock, log: log_times, closing });
         if config.scrub_seconds > 0 {
-            let groups: Vec<GroupHandle> = self.router.groups().cloned().collect();
+            let groups: Vec<GroupHandle> = node.router.groups().cloned().collect();
             let every = Duration::from_secs(config.scrub_seconds);
-            scrub::start(groups, log, every, self.stop.subscribe());
+            scrub::start(groups, log_reader, every, node.stop.subscribe());
         }
+        Ok(node)
     }
 
     fn run(
         config: &NodeConfig,
         data: DataDir,
-        (port, front, listening): (Arc<PortState>, Front, SocketAddr),
+        ports: Ports,
         opened: Vec<Opened>,
         unusable: Vec<GroupHandle>,
         log_thread: JoinHandle<()>,
@@ -296,14 +280,14 @@ impl Node {
             hello,
             transport: Arc::clone(&transport),
         };
-        let (stop, _) = watch::channel(false);
+        let Ports { front, listening, stop, .. } = ports;
         front.offer(services);
         for group in starting {
             let (actor, lanes) = group.run(Arc::clone(&transport) as _);
             actors.push(actor);
             threads.extend(lanes);
         }
-        Self { router, port, listening, closing, stop, front, actors, threads, _data: data }
+        Self { router, listening, closing, stop, front, actors, threads, _data: data }
     }
 
     pub fn router(&self) -> &Router {
@@ -443,6 +427,16 @@ fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> SnapshotDir {
         Some(dir) => SnapshotDir::Apart(dir.clone()),
         None => SnapshotDir::Inside(snapshot_dir(data.path(), &spec.name)),
     }
+}
+
+/// Shows metrics from the first moment of a start.
+fn serve_metrics(listener: TcpListener, all: Arc<NodeMetrics>, mut stopped: watch::Receiver<bool>) {
+    let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
+    tokio::spawn(async move {
+        if let Err(error) = metrics::serve::serve(listener, all, until).await {
+            tracing::error!(%error, "metrics are served no more");
+        }
+    });
 }
 
 async fn listen(address: &str, key: &'static str) -> Result<TcpListener, StartError> {

@@ -28,6 +28,7 @@ pub mod peer_link;
 mod pipe;
 pub mod port;
 mod refuse;
+pub(crate) mod requests;
 pub mod server;
 pub(crate) mod status;
 

@@ -35,6 +35,8 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::wal::LogJob;
 use lockstep_core::wal::replay::GroupLog;
 
+use prometheus_client::metrics::histogram::Histogram;
+
 use self::files::Files;
 use self::plan::Plan;
 use self::segment::{LogFile, Segment};
@@ -152,6 +154,8 @@ pub struct Wal {
     untidy: bool,
     buffer: Vec<u8>,
     counters: Counters,
+    /// How long it took to sync batches and heads, seconds.
+    syncs: Histogram,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -260,6 +264,11 @@ impl Wal {
 
     pub fn reader(&self) -> WalReader {
         WalReader::new(Arc::clone(&self.shared))
+    }
+
+    /// How long the syncs took that batches wait for, seconds.
+    pub fn syncs(&self) -> Histogram {
+        self.syncs.clone()
     }
 
     pub fn stats(&self) -> WalStats {

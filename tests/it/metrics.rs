@@ -7,11 +7,19 @@ use std::time::Duration;
 use lockstep_tests::cluster::Cluster;
 use lockstep_tests::observe::PATIENCE;
 
-use crate::solo::{GROUP, apply, assert_says, spec};
+use crate::solo::{GROUP, MODULE, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 50] = [
+    "lockstep_build_info",
+    "lockstep_ready",
     "lockstep_stderr_lines_lost_total",
+    "lockstep_requests_total",
+    "lockstep_request_seconds_count",
+    "lockstep_log_fsync_seconds_count",
+    "lockstep_commit_seconds_count",
+    "lockstep_apply_seconds_count",
+    "lockstep_leader_changes_total",
     "lockstep_connections",
     "lockstep_client_memory_bytes",
     "lockstep_connections_evicted_total",
@@ -92,6 +100,40 @@ fn check_metrics(text: &str) {
     }
 }
 
+/// Where this cluster's only node is to show its metrics: the address is the cluster's own, and so
+/// are the next few ports.
+fn metrics_of(cluster: &Cluster) -> String {
+    let (host, port) = cluster.address(1).rsplit_once(':').expect("host:port");
+    let address = format!("{host}:{}", port.parse::<u16>().expect("a port") + 8);
+    let listens = format!("metrics-listen = \"{address}\"\n{}", cluster.configuration(1));
+    cluster.configure(1, &listens).expect("it can be written");
+    address
+}
+
+/// A start may take long; whoever scrapes sees that the process lives and is not ready.
+#[tokio::test]
+async fn a_node_that_starts_shows_that_it_does() {
+    let mut cluster = Cluster::prepare(spec()).expect("a directory");
+    let address = metrics_of(&cluster);
+    // Its start reads the module, and this one gives it nothing to read yet.
+    let module = cluster.root().join("slow.wasm");
+    let made = std::process::Command::new("mkfifo").arg(&module).status();
+    assert!(made.expect("mkfifo runs").success());
+    let configured = cluster.configuration(1).replace(MODULE, &module.display().to_string());
+    let listens = format!("metrics-listen = \"{address}\"\n{configured}");
+    cluster.configure(1, &listens).expect("it can be written");
+    cluster.start_node(1).expect("it starts");
+    let listening = async |_: &Cluster| TcpStream::connect(&address).ok();
+    cluster.wait_for("the metrics' port", PATIENCE, listening).await.expect("it listens");
+    let (head, text) = scrape(&address, "/metrics", "*/*");
+    assert_says(&head, &["200 ok"]);
+    check_metrics(&text);
+    assert_eq!(value(&text, "lockstep_ready "), 0.0);
+    assert_eq!(value(&text, "lockstep_stderr_lines_lost_total "), 0.0);
+    assert!(!text.contains("lockstep_group_state"), "nothing is known of its groups: {text}");
+    cluster.stop(1).await.expect("it ends while it starts");
+}
+
 #[tokio::test]
 async fn v1_v4_metrics_are_served_and_count() {
     let mut spec = spec();
@@ -99,11 +141,7 @@ async fn v1_v4_metrics_are_served_and_count() {
     // The second snapshot finds no room under this cap.
     spec.groups[0].settings.push("snapshot-cap = \"8KiB\"".to_owned());
     let mut cluster = Cluster::prepare(spec).expect("a directory");
-    // The address is this cluster's own, and so are the next few ports.
-    let (host, port) = cluster.address(1).rsplit_once(':').expect("host:port");
-    let address = format!("{host}:{}", port.parse::<u16>().expect("a port") + 8);
-    let listens = format!("metrics-listen = \"{address}\"\n{}", cluster.configuration(1));
-    cluster.configure(1, &listens).expect("it can be written");
+    let address = metrics_of(&cluster);
     cluster.start_node(1).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
     let client = cluster.client().expect("its address is one");
@@ -122,7 +160,16 @@ async fn v1_v4_metrics_are_served_and_count() {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
     }
     let of = |name: &str, more: &str| format!("{name}{{group=\"{GROUP}\"{more}}}");
+    assert_eq!(value(&text, "lockstep_ready "), 1.0);
     assert_eq!(value(&text, &of("lockstep_group_leads", "")), 1.0);
+    assert!(value(&text, &of("lockstep_leader_changes_total", "")) >= 1.0);
+    for times in ["commit", "apply"] {
+        assert!(value(&text, &of(&format!("lockstep_{times}_seconds_count"), "")) >= 1.0);
+    }
+    assert!(value(&text, "lockstep_log_fsync_seconds_count ") >= 1.0);
+    let method = |name: &str, code: &str| format!("{name}{{method=\"Apply\"{code}}}");
+    assert!(value(&text, &method("lockstep_request_seconds_count", "")) >= 1.0);
+    assert!(value(&text, &method("lockstep_requests_total", ",code=\"OK\"")) >= 1.0);
     assert_eq!(value(&text, &of("lockstep_group_state", ",state=\"serving\"")), 1.0);
     assert!(value(&text, &of("lockstep_applied_index", "")) >= 2.0);
     assert!(value(&text, &of("lockstep_snapshots_failed_total", "")) >= 1.0);

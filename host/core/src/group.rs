@@ -57,7 +57,7 @@ mod wants;
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 pub use event::Event;
 pub use frame::{Body, Frame, Inbound};
-pub use status::{GroupStatus, PeerStatus, Role};
+pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
@@ -304,6 +304,14 @@ impl Group {
             Stage::Meeting(_) => None,
         };
         status::of(&self.shared, hosting)
+    }
+
+    /// Where the log stands, if this replica leads.
+    pub fn leads(&self) -> Option<Leads> {
+        match &self.stage {
+            Stage::Hosting(hosting) => hosting.leads(),
+            Stage::Meeting(_) => None,
+        }
     }
 
     fn tick(&mut self, wall_ms: u64, effects: &mut Vec<Effect>) {

@@ -113,6 +113,8 @@ pub struct ApplyLane {
     snapshot_traps: u32,
     /// When the last one did.
     trapped: Duration,
+    /// Since when a capture holds up whatever else is to be applied.
+    stalled: Option<Duration>,
 }
 
 impl ApplyLane {
@@ -132,6 +134,7 @@ impl ApplyLane {
             spoilers: Spoilers::default(),
             snapshot_traps: 0,
             trapped: Duration::ZERO,
+            stalled: None,
         }
     }
 
@@ -146,6 +149,10 @@ impl ApplyLane {
             let (answer, mut outputs) = self.ask(Asker::default(), &request, index);
             outputs.insert(0, Output::Queried { ticket, answer });
             return outputs;
+        }
+        if !matches!(job, ApplyJob::Capture { .. }) {
+            // The capture that waited for room was given up.
+            self.goes_on();
         }
         let begins = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
         let stands = matches!(job, ApplyJob::Stand { .. });
@@ -307,7 +314,10 @@ impl ApplyLane {
             let mut batch = batch.into_iter();
             while let Some(entry) = batch.next() {
                 if entry.index > self.ledger.applied() {
+                    let began = self.tools.clock.running();
                     let answers = self.apply_or_rebuild(&entry)?;
+                    let took = self.tools.clock.running().saturating_sub(began);
+                    self.tools.gauges.applies.observe(took.as_secs_f64());
                     if !answers.is_empty() && awaited.contains(&entry.index) {
                         answered_bytes += answers.iter().map(Answer::bytes).sum::<usize>();
                         let (index, term) = (entry.index, entry.term);

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use lockstep_core::fault::Stall;
 use lockstep_core::limits;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::metrics::seconds_histogram;
 
 /// What the lane is at.
 pub(crate) struct DiskWatch {
@@ -35,8 +37,7 @@ pub struct Hanging {
 
 impl DiskWatch {
     pub(crate) fn new(dir: &Path) -> Self {
-        // From 50 microseconds to 26 s.
-        let writes = Histogram::new(exponential_buckets(50e-6, 2.0, 20));
+        let writes = seconds_histogram();
         let (epoch, since_us) = (Instant::now(), AtomicU64::new(AWAY));
         Self { dir: dir.to_owned(), epoch, since_us, writes }
     }

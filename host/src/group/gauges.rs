@@ -3,14 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep_core::apply::Sessions;
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::metrics::seconds_histogram;
 
 /// Read at any time, from any thread.
-#[derive(Default)]
 pub struct Gauges {
     pub guest_memory_bytes: AtomicU64,
     pub guest_faults: AtomicU64,
     /// Lines that the guest said and nobody reads, for they were too many.
     pub guest_log_dropped: AtomicU64,
+    /// Of the last snapshot that was taken here.
     pub snapshot_stall_ms: AtomicU64,
     pub last_capture_ms: AtomicU64,
     pub last_snapshot_wall_ms: AtomicU64,
@@ -18,6 +21,28 @@ pub struct Gauges {
     pub sessions: AtomicU64,
     pub sessions_evicted: AtomicU64,
     pub sessions_refused: AtomicU64,
+    /// From proposals to their commit, on a leader; and applying an entry. Seconds.
+    pub commits: Histogram,
+    pub applies: Histogram,
+}
+
+impl Default for Gauges {
+    fn default() -> Self {
+        Self {
+            guest_memory_bytes: AtomicU64::new(0),
+            guest_faults: AtomicU64::new(0),
+            guest_log_dropped: AtomicU64::new(0),
+            snapshot_stall_ms: AtomicU64::new(0),
+            last_capture_ms: AtomicU64::new(0),
+            last_snapshot_wall_ms: AtomicU64::new(0),
+            last_restore_ms: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
+            sessions_evicted: AtomicU64::new(0),
+            sessions_refused: AtomicU64::new(0),
+            commits: seconds_histogram(),
+            applies: seconds_histogram(),
+        }
+    }
 }
 
 impl Gauges {

@@ -177,6 +177,13 @@ pub(crate) struct LogLane {
     reader: WalReader,
     stats: Arc<Mutex<WalStats>>,
     watch: Arc<DiskWatch>,
+    syncs: Histogram,
+}
+
+/// What the log took, seconds.
+pub(crate) struct LogTimes {
+    pub writes: Histogram,
+    pub syncs: Histogram,
 }
 
 /// Bytes of entries taken into one round; the rest waits for the next.
@@ -192,7 +199,8 @@ impl LogLane {
         let stats = Arc::new(Mutex::new(wal.stats()));
         let watch = Arc::new(DiskWatch::new(dir));
         let shown = (Arc::clone(&stats), Arc::clone(&watch));
-        let lane = Self { jobs, reader: wal.reader(), stats, watch };
+        let (reader, syncs) = (wal.reader(), wal.syncs());
+        let lane = Self { jobs, reader, stats, watch, syncs };
         let writer = LogWriter::new(wal);
         let thread = std::thread::Builder::new()
             .name("log-lane".to_owned())
@@ -214,9 +222,9 @@ impl LogLane {
         self.watch.hanging()
     }
 
-    /// How long batches took to become durable, seconds.
-    pub(crate) fn writes(&self) -> Histogram {
-        self.watch.writes()
+    /// How long batches took to become durable, and how long the syncs of that, seconds.
+    pub(crate) fn times(&self) -> LogTimes {
+        LogTimes { writes: self.watch.writes(), syncs: self.syncs.clone() }
     }
 
     pub(crate) fn stats(&self) -> WalStats {

@@ -16,6 +16,7 @@ use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::group::askers::Asker;
@@ -130,7 +131,8 @@ pub struct GroupReport {
     pub log_bytes: u64,
     /// Guest linear memory, bytes.
     pub guest_memory_bytes: u64,
-    /// The longest stall of apply by an inline snapshot so far, milliseconds.
+    /// For how long the last inline snapshot held up apply, waiting for room included,
+    /// milliseconds.
     pub snapshot_stall_ms: u64,
     /// fdatasync calls of the node's log since the start.
     pub log_fsyncs: u64,
@@ -158,6 +160,9 @@ pub struct GroupReport {
     pub sessions: u64,
     pub sessions_evicted: u64,
     pub sessions_refused: u64,
+    /// From proposals to their commit, on a leader; and applying an entry. Seconds.
+    pub commits: Histogram,
+    pub applies: Histogram,
 }
 
 /// A handle to one hosted group; cheap to clone.

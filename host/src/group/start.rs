@@ -19,7 +19,7 @@ use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, LaneJob, Lanes, LogLane, report};
 use crate::guest::Module;
-use crate::metrics::Transfers;
+use crate::metrics::{Transfers, seconds_histogram};
 use crate::node::{StartError, thread};
 use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
@@ -209,5 +209,7 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         sessions: 0,
         sessions_evicted: 0,
         sessions_refused: 0,
+        commits: seconds_histogram(),
+        applies: seconds_histogram(),
     }
 }

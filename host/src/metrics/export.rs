@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockstep_core::limits;
@@ -14,42 +14,53 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::group::log_lane::LogTimes;
 use crate::group::{GroupHandle, GroupReport};
 use crate::metrics::port::PortRows;
 use crate::metrics::{RECEIVE_ENDS, REPLY_ENDS, SEND_ENDS};
 use crate::router::Router;
 use crate::rpc::port::PortState;
+use crate::rpc::server::is_ready;
 use crate::rpc::status::state_word;
 use crate::store::reserve::{PRODUCERS, REASONS};
 
-/// All metrics of a node.
-pub struct NodeMetrics(Registry);
+/// All metrics of a node. While it starts there are those of the process and of its port.
+pub struct NodeMetrics {
+    registry: Registry,
+    sources: Arc<OnceLock<Sources>>,
+}
+
+/// What a node that has started is asked for.
+pub(crate) struct Sources {
+    pub router: Router,
+    pub clock: Arc<dyn Clock>,
+    pub log: LogTimes,
+    /// Clients are turned away.
+    pub closing: watch::Receiver<bool>,
+}
 
 impl NodeMetrics {
-    /// `log_writes` is how long jobs took to become durable, seconds.
-    pub fn new(
-        router: Router,
-        port: Arc<PortState>,
-        clock: Arc<dyn Clock>,
-        log_writes: Histogram,
-    ) -> Self {
+    pub fn new(port: Arc<PortState>) -> Self {
         let mut registry = Registry::with_prefix("lockstep");
+        let sources = Arc::<OnceLock<Sources>>::default();
         registry.register_collector(Box::new(PortRows(port)));
-        registry.register(
-            "log_write_seconds",
-            "Writing and syncing what waited for the node's log",
-            log_writes,
-        );
-        registry.register_collector(Box::new(Reports { router, clock }));
-        Self(registry)
+        registry.register_collector(Box::new(Reports(Arc::clone(&sources))));
+        Self { registry, sources }
+    }
+
+    /// From now on the groups are shown.
+    pub(crate) fn started(&self, sources: Sources) {
+        // A node starts once.
+        let _ = self.sources.set(sources);
     }
 
     /// Everything, in the text format of OpenMetrics.
     pub fn text(&self) -> String {
         let mut out = String::new();
-        text::encode(&mut out, &self.0).expect("a string takes everything");
+        text::encode(&mut out, &self.registry).expect("a string takes everything");
         out
     }
 }
@@ -77,10 +88,7 @@ pub(super) fn classic(text: &str) -> String {
     out
 }
 
-struct Reports {
-    router: Router,
-    clock: Arc<dyn Clock>,
-}
+struct Reports(Arc<OnceLock<Sources>>);
 
 impl fmt::Debug for Reports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,18 +106,22 @@ struct Rows<'a, 'b> {
 
 impl Collector for Reports {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut rows = Rows { encoder, reports: &[] };
+        let sources = self.0.get();
+        rows.of_process(sources)?;
+        let Some(Sources { router, clock, log, closing: _ }) = sources else { return Ok(()) };
         let report = |group: &GroupHandle| {
             let mut report = group.report();
             // The last word of a group that ended is not in its report.
             report.status.state = group.watch().borrow().clone();
             report
         };
-        let reports: Vec<GroupReport> = self.router.groups().map(report).collect();
+        let reports: Vec<GroupReport> = router.groups().map(report).collect();
+        let Rows { encoder, .. } = rows;
         let mut rows = Rows { encoder, reports: &reports };
-        let lost = crate::logging::lines_lost();
-        rows.of_process("stderr_lines_lost", "Lines for standard error that nobody took", lost)?;
+        rows.of_log(log)?;
         group_rows(&mut rows)?;
-        snapshot_rows(&mut rows, self.clock.wall_ms())?;
+        snapshot_rows(&mut rows, clock.wall_ms())?;
         space_rows(&mut rows)?;
         transfer_rows(&mut rows)
     }
@@ -124,6 +136,11 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let leads = report.status.role == lockstep_core::group::Role::Leader;
         one(u64::from(leads && !report.status.state.is_stopped()))
     })?;
+    rows.counter("leader_changes", "Leaders that this process learnt of", |report| {
+        one(report.status.leader_changes)
+    })?;
+    rows.times("commit_seconds", "From proposals to their commit, on a leader", |r| &r.commits)?;
+    rows.times("apply_seconds", "Applying one entry", |report| &report.applies)?;
     rows.gauge("raft_term", "The raft term", |report| one(report.status.term))?;
     rows.gauge("raft_commit_index", "The commit index", |report| one(report.status.commit))?;
     rows.gauge("applied_index", "The guest's applied index", |report| one(report.status.applied))?;
@@ -197,7 +214,7 @@ fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
     rows.seconds("snapshot_seal_seconds", "Sealing of the last local snapshot", |report| {
         one(report.last_capture_ms)
     })?;
-    rows.seconds("snapshot_stall_seconds", "Longest stall of apply by a snapshot", |report| {
+    rows.seconds("snapshot_stall_seconds", "Stall of apply by the last snapshot", |report| {
         one(report.snapshot_stall_ms)
     })?;
     rows.seconds("restore_seconds", "The last restore", |report| one(report.last_restore_ms))?;
@@ -298,11 +315,43 @@ fn by(
 }
 
 impl Rows<'_, '_> {
-    /// A counter of the whole process.
-    fn of_process(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
-        let counter = MetricType::Counter;
-        let encoder = self.encoder.encode_descriptor(name, help, None, counter)?;
-        ConstCounter::new(count).encode(encoder)
+    /// What there is from the first moment of a start.
+    fn of_process(&mut self, started: Option<&Sources>) -> fmt::Result {
+        let help = "The version that runs";
+        let gauge = MetricType::Gauge;
+        let mut build = self.encoder.encode_descriptor("build_info", help, None, gauge)?;
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        ConstGauge::new(1_u64).encode(build.encode_family(&version)?)?;
+        let (name, help) = ("ready", "1 while a group takes requests, 0 during a start and a stop");
+        let row = self.encoder.encode_descriptor(name, help, None, gauge)?;
+        let ready = started.is_some_and(|node| is_ready(&node.router, *node.closing.borrow()));
+        ConstGauge::new(u64::from(ready)).encode(row)?;
+        let (name, help) = ("stderr_lines_lost", "Lines for standard error that nobody took");
+        let counter = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(crate::logging::lines_lost()).encode(counter)
+    }
+
+    fn of_log(&mut self, log: &LogTimes) -> fmt::Result {
+        let all = [
+            ("log_write_seconds", "Writing and syncing what waited for the log", &log.writes),
+            ("log_fsync_seconds", "Syncs of the log that batches waited for", &log.syncs),
+        ];
+        for (name, help, times) in all {
+            let kind = MetricType::Histogram;
+            times.encode(self.encoder.encode_descriptor(name, help, None, kind)?)?;
+        }
+        Ok(())
+    }
+
+    /// A histogram for each group.
+    fn times(&mut self, name: &str, help: &str, of: fn(&GroupReport) -> &Histogram) -> fmt::Result {
+        let mut encoder =
+            self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for report in self.reports {
+            let labels = [("group", report.status.name.as_str())];
+            of(report).encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 
     fn gauge(

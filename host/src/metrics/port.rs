@@ -41,6 +41,17 @@ impl Collector for PortRows {
             let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(count).encode(counter)?;
         }
+        let help = "Calls that ended, by method and gRPC code";
+        let mut calls = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+        for (method, code, count) in self.0.requests.counts() {
+            let labels = [("method", method), ("code", code)];
+            ConstCounter::new(count).encode(calls.encode_family(&labels)?)?;
+        }
+        let (name, help) = ("request_seconds", "Calls that are no streams, to their last byte");
+        let mut times = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (method, took) in self.0.requests.times() {
+            took.encode(times.encode_family(&[("method", method)])?)?;
+        }
         Ok(())
     }
 }

@@ -20,10 +20,9 @@ const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Serves until `shutdown` is ready.
 pub async fn serve(
     listener: TcpListener,
-    metrics: NodeMetrics,
+    metrics: Arc<NodeMetrics>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let metrics = Arc::new(metrics);
     let text = move |headers: HeaderMap| async move {
         let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
         match accepts.is_some_and(|accept| accept.contains("application/openmetrics-text")) {

@@ -26,6 +26,7 @@ use crate::rpc::client_api::parse_timeout;
 use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::{Port, patience_for};
 use crate::rpc::refuse::Refused;
+use crate::rpc::requests::Counted;
 
 /// What a call holds beside its messages: its task, its headers, its buffers. Bytes.
 const CALL_BYTES: usize = 8 << 10;
@@ -54,8 +55,10 @@ pub(super) async fn serve(
     info: TcpConnectInfo,
 ) {
     let method = Method::of(request.uri().path());
+    let mut counted = Counted::begin(&port.state.requests, request.uri().path());
     let _open = link.begin(method.kind);
-    let Some(_charge) = admit(&mut respond, method, &port, &link) else { return };
+    let admitted = admit(&mut respond, method, (&port, &link), &mut counted);
+    let Some(_charge) = admitted else { return };
     let answer = {
         let answering = dispatch(request, method, &port, &link, info);
         let mut answering = pin!(answering);
@@ -72,7 +75,7 @@ pub(super) async fn serve(
         answer = Refused::unread().into_status().into_http();
     }
     link.touch();
-    if let Err(Gone) = send(answer, respond, &port, &link).await {
+    if let Err(Gone) = send(answer, respond, (&port, &link), &mut counted).await {
         tracing::debug!(remote = %link.remote, "a call's answer was not taken to its end");
     }
 }
@@ -81,8 +84,8 @@ pub(super) async fn serve(
 fn admit(
     respond: &mut SendResponse<Bytes>,
     method: Method,
-    port: &Port,
-    link: &Arc<Link>,
+    (port, link): (&Port, &Arc<Link>),
+    counted: &mut Counted,
 ) -> Option<Charge> {
     let refused = match link.is_on_probation() && !method.peers {
         true => Refused::no_place(port.state.links.count().0),
@@ -92,6 +95,7 @@ fn admit(
         },
     };
     let (head, ()) = refused.into_status().into_http::<()>().into_parts();
+    counted.told(&head.headers);
     // A caller that is gone needs no answer.
     let _ = respond.send_response(Response::from_parts(head, ()), true);
     None
@@ -126,11 +130,12 @@ async fn dispatch(
 async fn send(
     answer: Response<Body>,
     mut respond: SendResponse<Bytes>,
-    port: &Port,
-    link: &Arc<Link>,
+    (port, link): (&Port, &Arc<Link>),
+    counted: &mut Counted,
 ) -> Result<(), Gone> {
     let (head, mut body) = answer.into_parts();
     let ends = body.is_end_stream();
+    counted.told(&head.headers);
     let head = Response::from_parts(head, ());
     let mut sink = respond.send_response(head, ends).map_err(|_gone| Gone)?;
     if ends {
@@ -158,6 +163,7 @@ async fn send(
                 }
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
+                    counted.told(&trailers);
                     return sink.send_trailers(trailers).map_err(|_gone| Gone);
                 }
             },

@@ -18,6 +18,7 @@ use tonic::service::Routes;
 use crate::rpc::budget::{Budget, Budgets, Share};
 use crate::rpc::connection;
 use crate::rpc::links::{Link, Links};
+use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
 
 /// Bytes for which a message, or a part of an answer, gets the port's patience once more.
@@ -72,6 +73,7 @@ pub struct PortState {
     pub(super) budgets: Budgets,
     pub(super) patience: Duration,
     pub(super) cut_off: AtomicU64,
+    pub(crate) requests: Arc<Requests>,
 }
 
 impl PortState {
@@ -82,7 +84,13 @@ impl PortState {
             peers: Budget::new(peers.max(1) * PEER_BYTES),
         };
         let links = Links::new(limits.connections.max(1));
-        Arc::new(Self { links, budgets, patience: limits.patience, cut_off: AtomicU64::new(0) })
+        Arc::new(Self {
+            links,
+            budgets,
+            patience: limits.patience,
+            cut_off: AtomicU64::new(0),
+            requests: Arc::default(),
+        })
     }
 
     pub fn now(&self) -> PortReport {

@@ -148,8 +148,8 @@ async fn watch_health(
     let mut states: Vec<_> = router.groups().map(|group| group.watch()).collect();
     loop {
         states.iter_mut().for_each(|state| drop(state.borrow_and_update()));
-        let serves = !*closing.borrow_and_update() && router.groups().any(serves);
-        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let ready = is_ready(router, *closing.borrow_and_update());
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", SERVICE, READINESS] {
             reporter.set_service_status(service, status).await;
         }
@@ -159,6 +159,11 @@ async fn watch_health(
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// Whether a node that has started is to be asked at all.
+pub(crate) fn is_ready(router: &Router, closing: bool) -> bool {
+    !closing && router.groups().any(serves)
 }
 
 /// Whether a group takes requests, as far as this node can tell.

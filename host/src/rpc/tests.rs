@@ -269,6 +269,7 @@ fn report(node: NodeId) -> GroupReport {
         alarms: 0,
         alarm: None,
         leaderless_ticks: 0,
+        leader_changes: 0,
         frames_misdirected: 0,
     };
     GroupReport {
@@ -292,6 +293,8 @@ fn report(node: NodeId) -> GroupReport {
         sessions: 0,
         sessions_evicted: 0,
         sessions_refused: 0,
+        commits: crate::metrics::seconds_histogram(),
+        applies: crate::metrics::seconds_histogram(),
     }
 }
 

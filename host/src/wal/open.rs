@@ -128,6 +128,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         untidy: true,
         buffer: Vec::new(),
         counters,
+        syncs: crate::metrics::seconds_histogram(),
     };
     wal.take_over(spares)?;
     wal.housekeep()?;

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
@@ -107,10 +108,10 @@ impl Wal {
         }
         let synced = || match planted("skip_fsync") {
             true => Ok(()),
-            false => active.file.sync(),
+            false => self.sync(&active.file),
         };
         let retried = |error| match planted("retry_failed_sync") {
-            true => active.file.sync(),
+            true => self.sync(&active.file),
             false => Err(error),
         };
         match synced().or_else(retried) {
@@ -128,6 +129,12 @@ impl Wal {
         let begin = self.end;
         self.end += size;
         Ok(Written { begin, places })
+    }
+
+    /// Syncs what an acknowledgement waits for.
+    fn sync(&self, file: &LogFile) -> std::io::Result<()> {
+        let began = Instant::now();
+        file.sync().inspect(|()| self.syncs.observe(began.elapsed().as_secs_f64()))
     }
 
     /// Begins the next segment, with room for a batch behind its head. Every spare is tried.
@@ -165,7 +172,7 @@ impl Wal {
             }
             written => written.map_err(|error| self.failed("write", &file, error))?,
         }
-        match file.sync() {
+        match self.sync(&file) {
             Err(error) if is_full(&error) => {
                 let path = file.path.clone();
                 drop(file);

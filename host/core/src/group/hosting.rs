@@ -19,6 +19,7 @@ use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
+use crate::group::status::Leads;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared, ready};
@@ -48,6 +49,8 @@ pub(crate) struct Hosting {
     pub(super) catch_up: u64,
     /// Tick at which a leader was last known.
     pub(super) led: u64,
+    /// Leaders that this process learnt of, and the last one's term.
+    pub(super) leaders: (u64, u64),
     /// Since when the recovery state holds a commit index that no batch carries.
     pub(super) unwritten_since: Option<u64>,
     /// The highest term known to be durable here.
@@ -94,6 +97,7 @@ impl Hosting {
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
             catch_up: shared.config.snapshot_policy.catch_up,
             led: 0,
+            leaders: (0, 0),
             unwritten_since: None,
             durable_term: shared.recovery.term,
             began: shared.persist.emitted(),
@@ -144,6 +148,21 @@ impl Hosting {
 
     pub(super) fn leader(&self) -> Option<ReplicaId> {
         Some(self.raw.raft.leader_id).filter(|id| *id != 0).map(ReplicaId)
+    }
+
+    /// Counts the leader that raft knows now. A term has one at most.
+    pub(super) fn count_leader(&mut self) {
+        let term = self.raw.raft.term;
+        if self.leader().is_some() && self.leaders.1 != term {
+            self.leaders = (self.leaders.0 + 1, term);
+        }
+    }
+
+    /// How far this leader's log goes, and how much of it is committed.
+    pub(super) fn leads(&self) -> Option<Leads> {
+        let raft = &self.raw.raft;
+        let (last_index, commit) = (raft.raft_log.last_index(), raft.raft_log.committed);
+        self.is_leader().then_some(Leads { term: raft.term, last_index, commit })
     }
 
     fn not_leader(&self) -> Refusal {

@@ -56,6 +56,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     let stepped_down = ready.ss().is_some_and(|state| state.raft_state != StateRole::Leader);
     let promoted = ready.ss().is_some_and(|state| state.raft_state == StateRole::Leader);
     hosting.raw.advance_append_async(ready);
+    hosting.count_leader();
 
     let mut promised = promised;
     if planted("acknowledge_before_sync") {

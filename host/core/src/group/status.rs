@@ -75,6 +75,8 @@ pub struct GroupStatus {
     pub alarm: Option<String>,
     /// Ticks without a known leader.
     pub leaderless_ticks: u64,
+    /// Leaders that this process learnt of.
+    pub leader_changes: u64,
     /// Frames dropped: for another replica, or such as none sends that keeps to the rules.
     pub frames_misdirected: u64,
 }
@@ -86,6 +88,14 @@ pub struct PeerStatus {
     pub active: bool,
     /// A snapshot is on its way to it.
     pub sending_snapshot: bool,
+}
+
+/// Where a leader's log stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leads {
+    pub term: u64,
+    pub last_index: u64,
+    pub commit: u64,
 }
 
 pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
@@ -129,6 +139,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         alarms: hosting.map_or(0, |h| h.halts.alarms().0),
         alarm: hosting.and_then(|h| h.halts.alarms().1).map(str::to_owned),
         leaderless_ticks: hosting.map_or(0, |h| shared.now - h.led),
+        leader_changes: hosting.map_or(0, |h| h.leaders.0),
         frames_misdirected: shared.misdirected,
     }
 }

@@ -31,11 +31,21 @@ pub(crate) fn refuse(cluster: &mut Cluster, name: &str) {
 
 pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     let process = &cluster.processes[name];
-    let GroupStatus { commit, leaderless_ticks, log_pin, capture_failure, peers, .. } =
-        process.group.as_ref().expect("it runs").status();
+    let GroupStatus {
+        commit,
+        leaderless_ticks,
+        leader_changes,
+        log_pin,
+        capture_failure,
+        peers,
+        ..
+    } = process.group.as_ref().expect("it runs").status();
     let mut text = format!("{name} commit {commit}");
     if leaderless_ticks > 0 {
         text += &format!(", without a leader for {leaderless_ticks} ticks");
+    }
+    if leader_changes > 1 {
+        text += &format!(", had {leader_changes} leaders");
     }
     if let Some((pin, index)) = log_pin {
         let whom = match pin {

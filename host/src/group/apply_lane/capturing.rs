@@ -27,12 +27,26 @@ impl ApplyLane {
         index: u64,
         configuration: Configuration,
     ) -> Output {
-        match self.try_capture(term, index, configuration) {
+        self.stalled = self.stalled.or_else(|| Some(self.tools.clock.running()));
+        let captured = self.try_capture(term, index, configuration);
+        if !matches!(captured, Err(NoCapture::Unlist(_))) {
+            self.goes_on();
+        }
+        match captured {
             Ok(capture) => {
                 self.aside.push(Event::CaptureWritten { index });
                 Output::Seal(capture)
             }
             Err(why) => Output::Event(why.told(self.tools.group, index)),
+        }
+    }
+
+    /// No capture holds up the lane any more, neither one that is written nor one that waits for
+    /// room.
+    pub(super) fn goes_on(&mut self) {
+        if let Some(since) = self.stalled.take() {
+            let stall = self.tools.clock.running().saturating_sub(since).as_millis() as u64;
+            self.tools.gauges.snapshot_stall_ms.store(stall, Ordering::Relaxed);
         }
     }
 
@@ -56,7 +70,6 @@ impl ApplyLane {
         }
         let last = self.listed().first().map(|desc| next_length(desc.length));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
-        let began = now;
         let info = self.tools.module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
         let mut capture = Capture::begin(
@@ -72,8 +85,6 @@ impl ApplyLane {
             },
         )?;
         let written = capture.write(&self.ledger.encode_envelope(), &mut **guest);
-        let stall = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
-        self.tools.gauges.snapshot_stall_ms.fetch_max(stall, Ordering::Relaxed);
         match written {
             Ok(Ok(())) => {
                 self.snapshot_traps = 0;
@@ -99,5 +110,84 @@ impl ApplyLane {
                 Err(NoCapture::because(fault.to_string()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use lockstep_core::group::ApplyJob;
+    use lockstep_core::ids::{GroupId, NodeId};
+
+    use super::super::Tools;
+    use super::*;
+    use crate::clock::Clock;
+    use crate::fs::mem::MemFs;
+    use crate::guest::native::NativeModule;
+    use crate::store::{StoreHandle, StoreJob};
+    use crate::wal::{Wal, WalOptions};
+
+    /// A clock that goes when it is told to.
+    #[derive(Default)]
+    struct Told(AtomicU64);
+
+    impl Clock for Told {
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+
+        fn running(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    struct NoStore;
+
+    impl StoreHandle for NoStore {
+        fn run(&self, _: StoreJob) {}
+    }
+
+    fn lane(clock: &Arc<Told>) -> ApplyLane {
+        let fs = Arc::new(MemFs::with_dir(Path::new("/data")));
+        let options = WalOptions::new([7; 16], NodeId(1), 1 << 20, 1);
+        let (wal, _) = Wal::open(fs, Path::new("/data/wal"), options).expect("a log");
+        ApplyLane::new(Tools {
+            group: GroupId(1),
+            module: Arc::new(NativeModule::register()),
+            log: wal.reader(),
+            store: Arc::new(NoStore),
+            clock: Arc::clone(clock) as _,
+            listed: Arc::default(),
+            gauges: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn the_last_stall_is_told_with_the_wait_for_room() {
+        let clock = Arc::<Told>::default();
+        let mut lane = lane(&clock);
+        let gauges = Arc::clone(&lane.tools.gauges);
+        let told = || gauges.snapshot_stall_ms.load(Ordering::Relaxed);
+        let capture =
+            || ApplyJob::Capture { term: 1, index: 9, configuration: Configuration::default() };
+        let go = |ms| clock.0.store(ms, Ordering::Relaxed);
+
+        // It waits for room since then, and fails for another reason at last.
+        lane.stalled = Some(Duration::from_secs(4));
+        go(10_000);
+        lane.run(capture());
+        assert_eq!(told(), 6_000);
+        lane.run(capture());
+        assert_eq!(told(), 0, "the last one did not take long");
+        // What is applied behind it says that nobody waits for room any more.
+        lane.stalled = Some(Duration::from_secs(10));
+        go(13_000);
+        lane.run(ApplyJob::Range { first: 1, last: 0, bytes: 0, entries: Vec::new() });
+        assert_eq!(told(), 3_000);
+        lane.run(ApplyJob::Range { first: 1, last: 0, bytes: 0, entries: Vec::new() });
+        assert_eq!(told(), 3_000, "it is the last one's until there is another");
     }
 }

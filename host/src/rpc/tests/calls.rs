@@ -37,6 +37,46 @@ async fn a_follower_forwards_and_names_the_leader() {
 }
 
 #[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let (nodes, shared) = cluster(2).await;
+    let channel = Channel::from_shared(format!("http://{}", nodes[0].address));
+    let channel = channel.expect("an address").connect().await.expect("it listens");
+    let mut raw = LockstepClient::new(channel.clone());
+    let request = |group: &str| ApplyRequest { group: group.to_owned(), ..ApplyRequest::default() };
+    raw.apply(request(GROUP)).await.expect("it is applied");
+    let unknown = raw.apply(request("nobody's")).await.expect_err("there is no such group");
+    shared.lock().leader = None;
+    raw.query(QueryRequest { group: GROUP.to_owned(), ..QueryRequest::default() })
+        .await
+        .expect_err("nobody leads");
+    HealthClient::new(channel).check(HealthCheckRequest::default()).await.expect("it answers");
+    let counts = || -> Vec<(&str, &str, u64)> {
+        nodes[0].port.requests.counts().filter(|(.., count)| *count > 0).collect()
+    };
+    // A call is counted behind its last byte.
+    let all = || counts().iter().map(|(.., count)| count).sum::<u64>() == 4;
+    patiently("four calls counted", async {
+        while !all() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(unknown.code(), Code::NotFound);
+    let expected = [
+        ("Apply", "OK", 1),
+        ("Apply", "NOT_FOUND", 1),
+        ("Query", "FAILED_PRECONDITION", 1),
+        ("Health", "OK", 1),
+    ];
+    assert_eq!(counts(), expected);
+    let timed = nodes[0].port.requests.times().map(|(method, _)| method);
+    assert_eq!(
+        timed.collect::<Vec<_>>(),
+        ["Apply", "Query", "OpenSession", "CloseSession", "Status", "Mark"]
+    );
+}
+
+#[tokio::test]
 async fn queries_are_linearizable_unless_local() {
     let (nodes, shared) = cluster(2).await;
     shared.lock().leader = Some(NodeId(2));

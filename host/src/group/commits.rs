@@ -1,0 +1,86 @@
+//! [`Commits`]: how long a leader's proposals take to be committed.
+//!
+//! The core tells no time, so its actor looks where the log stands after each turn: what one turn
+//! appended was proposed together, and is timed together.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use lockstep_core::group::Leads;
+
+/// Turns that are timed at once; what is proposed beyond them is not.
+const WAITING_MAX: usize = 1_024;
+
+/// What a leader appended and does not know to be committed.
+#[derive(Default)]
+pub(super) struct Commits {
+    term: u64,
+    /// Where the log ended after a turn, and when that was; ascending.
+    waiting: VecDeque<(u64, Duration)>,
+    last_index: u64,
+}
+
+impl Commits {
+    /// Where the log stands at `now`, if this replica leads; what took how long since then.
+    pub(super) fn look(&mut self, leads: Option<Leads>, now: Duration) -> Vec<Duration> {
+        let Some(Leads { term, last_index, commit }) = leads else {
+            *self = Self::default();
+            return Vec::new();
+        };
+        if term != self.term {
+            // What the log held before is not this leader's, and nobody knows since when.
+            *self = Self { term, last_index, ..Self::default() };
+        }
+        if last_index > self.last_index && self.waiting.len() < WAITING_MAX {
+            self.waiting.push_back((last_index, now));
+        }
+        self.last_index = last_index;
+        let done = self.waiting.iter().take_while(|(index, _)| *index <= commit).count();
+        self.waiting.drain(..done).map(|(_, since)| now.saturating_sub(since)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(commits: &mut Commits, term: u64, last_index: u64, commit: u64, ms: u64) -> Vec<u128> {
+        let leads = (term > 0).then_some(Leads { term, last_index, commit });
+        let took = commits.look(leads, Duration::from_millis(ms));
+        took.iter().map(Duration::as_millis).collect()
+    }
+
+    #[test]
+    fn what_a_turn_appended_is_timed_until_all_of_it_is_committed() {
+        let mut commits = Commits::default();
+        assert_eq!(look(&mut commits, 2, 10, 8, 0), [], "from before it led");
+        assert_eq!(look(&mut commits, 2, 13, 10, 5), []);
+        assert_eq!(look(&mut commits, 2, 13, 12, 7), [], "a part of it is not all");
+        assert_eq!(look(&mut commits, 2, 14, 12, 9), []);
+        assert_eq!(look(&mut commits, 2, 14, 14, 15), [10, 6]);
+        assert_eq!(look(&mut commits, 2, 14, 14, 99), []);
+    }
+
+    #[test]
+    fn what_another_leader_commits_is_not_counted() {
+        let mut commits = Commits::default();
+        look(&mut commits, 2, 10, 10, 0);
+        look(&mut commits, 2, 11, 10, 1);
+        assert_eq!(look(&mut commits, 0, 0, 0, 2), []);
+        assert_eq!(look(&mut commits, 5, 12, 12, 3), []);
+        assert_eq!(look(&mut commits, 5, 13, 13, 4), [0], "a group of one commits at once");
+        look(&mut commits, 5, 14, 13, 5);
+        assert_eq!(look(&mut commits, 7, 15, 15, 6), [], "it led twice, and never heard of it");
+    }
+
+    #[test]
+    fn waiting_is_bounded() {
+        let mut commits = Commits::default();
+        look(&mut commits, 1, 0, 0, 0);
+        for index in 1..=2 * WAITING_MAX as u64 {
+            look(&mut commits, 1, index, 0, index);
+        }
+        assert_eq!(commits.waiting.len(), WAITING_MAX);
+        assert_eq!(look(&mut commits, 1, 9_999, 9_999, 9_999).len(), WAITING_MAX);
+    }
+}
