@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::apply;
-use lockstep_core::entry::Install;
+use lockstep_core::entry::{Install, Profile};
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::ModuleId;
 
@@ -124,8 +124,18 @@ pub trait Guest: Send {
 pub trait GuestModule: Send + Sync {
     fn id(&self) -> ModuleId;
     fn info(&self) -> &GuestInfo;
-    /// 0 for native guests; a replica refuses a group whose profile names another.
+    /// What a group that is founded with it records; 0 for native guests.
     fn engine_major(&self) -> u32;
+    /// Whether it does in a group of this profile what it does in others of it; if not, why.
+    fn check_profile(&self, profile: &Profile) -> Result<(), String> {
+        match (self.engine_major(), profile.engine_major) {
+            (ours, theirs) if ours == theirs => Ok(()),
+            (ours, theirs) => Err(format!(
+                "the group was founded on engine {theirs}, and this module runs on {ours}: \
+                 configure the module that it was founded with"
+            )),
+        }
+    }
     /// A fresh guest under the limits of the group's profile; `log` takes what it says.
     fn instantiate(
         &self,

@@ -39,6 +39,7 @@ use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
 use crate::rpc::server::{Front, ServeError, Services};
+use crate::rpc::versions::PeerVersions;
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
@@ -255,6 +256,7 @@ impl Node {
             cluster_name: config.cluster.clone(),
             node: config.node,
             nodes: config.nodes.keys().copied().collect(),
+            versions: PeerVersions::OURS,
         };
         let lost = handles;
         let transport = Arc::new(GrpcTransport::start(

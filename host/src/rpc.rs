@@ -31,6 +31,7 @@ mod refuse;
 pub(crate) mod requests;
 pub mod server;
 pub(crate) mod status;
+pub mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -41,8 +42,10 @@ use std::time::Duration;
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
 
-/// Version of the peers' protocol; both sides of a stream must have the same.
-const PEER_FORMAT: u32 = 1;
+use crate::rpc::versions::PeerVersions;
+
+/// What names the version of a transfer.
+const VERSION_KEY: &str = "lockstep-peer-version";
 /// Frames that may wait for one peer.
 const LINK_FRAMES_MAX: usize = 4_096;
 /// Bytes of frames that may wait for one peer: what raft may have in flight to it in one group.
@@ -106,7 +109,8 @@ pub(crate) mod proto {
         include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-/// Who this node is to its peers; a peer with another cluster or format is refused.
+/// Who this node is to its peers; a peer of another cluster is refused, and one without a common
+/// version.
 #[derive(Clone, Debug)]
 pub struct HelloInfo {
     pub cluster: [u8; 16],
@@ -114,4 +118,5 @@ pub struct HelloInfo {
     pub node: NodeId,
     /// Every configured node, this one included.
     pub nodes: BTreeSet<NodeId>,
+    pub versions: PeerVersions,
 }

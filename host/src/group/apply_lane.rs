@@ -401,13 +401,7 @@ impl ApplyLane {
         if install.module != module.id() {
             return Err(Fault::WrongModule { have: module.id(), want: install.module });
         }
-        if install.profile.engine_major != module.engine_major() {
-            return Err(Fault::Unusable(format!(
-                "the group was founded on engine {}, this binary has {}; start one that has it",
-                install.profile.engine_major,
-                module.engine_major()
-            )));
-        }
+        module.check_profile(&install.profile).map_err(Fault::Unusable)?;
         Ok(module.instantiate(install, &self.guest_log)?)
     }
 

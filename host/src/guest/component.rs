@@ -142,6 +142,10 @@ impl GuestModule for ComponentModule {
         engine::ENGINE_MAJOR
     }
 
+    fn check_profile(&self, profile: &Profile) -> Result<(), String> {
+        engine::check_profile(profile).map_err(|mismatch| mismatch.to_string())
+    }
+
     fn instantiate(
         &self,
         install: &Install,

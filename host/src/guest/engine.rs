@@ -22,6 +22,10 @@ use wasmtime::{
 /// Major version of wasmtime. Costs of operators, stack frames and bugs are per version.
 pub const ENGINE_MAJOR: u32 = 48;
 
+/// Versions whose groups this program runs as well: they count by the same table, give the same
+/// values, and were run side by side with this one ([`FUEL_TABLE`], decision 0040).
+const ENGINES_RUN: &[u32] = &[ENGINE_MAJOR];
+
 /// Which table of costs an entry's fuel is counted by: 1 is wasmtime's default operator costs
 /// together with every constant of this file that was marked *profile* then; 2 adds the prices of
 /// the host's functions.
@@ -78,13 +82,18 @@ pub struct EngineError(String);
 /// Why a group's profile cannot be honoured by this binary.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "the group's profile names wasmtime {} with fuel table {}, this binary has wasmtime \
-     {ENGINE_MAJOR} with fuel table {FUEL_TABLE}: run the version of lockstep that founded \
-     the group",
-    .profile.engine_major, .profile.fuel_table
+    "the group was founded on wasmtime {} with fuel table {}, and this program runs groups of \
+     wasmtime {} with fuel table {FUEL_TABLE}: start a release of lockstep that runs the former on \
+     this node; nothing was applied",
+    .profile.engine_major, .profile.fuel_table, list(.engines)
 )]
 pub struct ProfileMismatch {
     profile: Profile,
+    engines: &'static [u32],
+}
+
+fn list(engines: &[u32]) -> String {
+    engines.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The engine that all modules of the process share.
@@ -96,12 +105,15 @@ pub fn shared() -> Result<&'static Engine, EngineError> {
         .map_err(Clone::clone)
 }
 
-/// Whether this binary counts and compiles as the profile says.
+/// Whether this program counts and computes as the profile says.
 pub fn check_profile(profile: &Profile) -> Result<(), ProfileMismatch> {
-    if profile.engine_major == ENGINE_MAJOR && profile.fuel_table == FUEL_TABLE {
-        Ok(())
-    } else {
-        Err(ProfileMismatch { profile: *profile })
+    check_among(ENGINES_RUN, profile)
+}
+
+fn check_among(engines: &'static [u32], profile: &Profile) -> Result<(), ProfileMismatch> {
+    match engines.contains(&profile.engine_major) && profile.fuel_table == FUEL_TABLE {
+        true => Ok(()),
+        false => Err(ProfileMismatch { profile: *profile, engines }),
     }
 }
 
@@ -198,7 +210,52 @@ mod tests {
         let other_table = Profile { fuel_table: FUEL_TABLE + 1, ..Profile::default() };
         for profile in [other_engine, other_table] {
             let refused = check_profile(&profile).expect_err("the profile is not ours");
-            assert!(refused.to_string().contains("run the version of lockstep"), "{refused}");
+            assert!(refused.to_string().contains("start a release of lockstep"), "{refused}");
         }
+    }
+
+    /// A group goes on under a later engine that is known to do the same, and only under that.
+    #[test]
+    fn an_engine_that_is_listed_runs_the_groups_of_another() {
+        let of = |engine_major| Profile { engine_major, ..Profile::default() };
+        for engine in [48, 50] {
+            assert_eq!(check_among(&[48, 50], &of(engine)), Ok(()));
+        }
+        let refused = check_among(&[48, 50], &of(49)).expect_err("it is not listed");
+        let says = "founded on wasmtime 49 with fuel table 1, and this program runs groups of \
+            wasmtime 48, 50 with fuel table 1";
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+
+    /// What an update of the engine must not change unnoticed: if this fails, it counts by another
+    /// table, and groups of the one before cannot be run ([`ENGINES_RUN`], [`FUEL_TABLE`]).
+    #[test]
+    fn the_fuel_of_a_known_program_is_golden() {
+        let program = wat::parse_str(
+            "(module (memory 1) (table 1 funcref) (type $f (func (param i64) (result i64)))
+               (elem (i32.const 0) $square)
+               (func $square (param i64) (result i64) (i64.mul (local.get 0) (local.get 0)))
+               (func (export \"run\") (param $n i32) (result i64) (local $sum i64)
+                 (loop $again
+                   (local.set $sum (i64.add (local.get $sum)
+                     (call_indirect (type $f) (i64.extend_i32_u (local.get $n)) (i32.const 0))))
+                   (i64.store (i32.const 8) (local.get $sum))
+                   (memory.copy (i32.const 64) (i32.const 0) (i32.const 48))
+                   (memory.fill (i32.const 128) (i32.const 7) (i32.const 32))
+                   (f64.store (i32.const 16) (f64.sqrt (f64.load (i32.const 8))))
+                   (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+                 (drop (memory.grow (i32.const 1)))
+                 (local.get $sum)))",
+        );
+        let engine = shared().expect("the engine starts");
+        let program = wasmtime::Module::new(engine, program.expect("it is a module"));
+        let mut store = wasmtime::Store::new(engine, ());
+        store.set_fuel(1_000_000).expect("fuel is counted");
+        let program = program.expect("it compiles");
+        let instance = wasmtime::Instance::new(&mut store, &program, &[]).expect("no imports");
+        let run = instance.get_typed_func::<i32, i64>(&mut store, "run").expect("it is there");
+        assert_eq!(run.call(&mut store, 100).expect("it ends"), 338_350);
+        let used = 1_000_000 - store.get_fuel().expect("fuel is counted");
+        assert_eq!((ENGINE_MAJOR, FUEL_TABLE, used), (48, 1, 11_204));
     }
 }

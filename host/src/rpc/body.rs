@@ -81,6 +81,7 @@ impl Method {
                 call(limits::COMMAND_BYTES_MAX + REST_BYTES)
             }
             "/lockstep.v1.Lockstep/ApplyStream" => stream(MESSAGE, MESSAGE),
+            "/lockstep.peer.v1.Peer/Meet" => Self { peers: true, ..call(SMALL_BYTES) },
             "/lockstep.peer.v1.Peer/Frames" => peers(MESSAGE),
             "/lockstep.peer.v1.Peer/Bulk" => peers(limits::SNAPSHOT_BLOCK_BYTES + REST_BYTES),
             other if other.starts_with("/lockstep.v1.") => call(SMALL_BYTES),

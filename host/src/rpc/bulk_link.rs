@@ -15,13 +15,13 @@ use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, STALL_TICKS};
 use tokio::runtime::Handle;
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::bulk::BulkChannel;
 use crate::rpc::pipe::{self, BlockingReader, BlockingWriter, TaskReader, TaskWriter};
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
-use crate::rpc::{BULK_FRAMES_MAX, convert, peer_link};
+use crate::rpc::{BULK_FRAMES_MAX, VERSION_KEY, convert, peer_link};
 
 /// How long a worker waits for a peer that takes no frames: as long as the protocol's own stall.
 pub(super) const WRITE_TIMEOUT: Duration =
@@ -43,10 +43,11 @@ impl<Out, In> BulkChannel<Out, In> for BulkLink<Out, In> {
     }
 }
 
-/// Opens a channel to the node at `address`. Blocks; not for a runtime's own threads.
+/// Opens a channel to the node at `address`, in a version that it knows. Blocks; not for a runtime's own threads.
 pub(super) fn open(
     runtime: &Handle,
     address: &str,
+    version: u32,
 ) -> io::Result<BulkLink<BulkRequest, BulkReply>> {
     let (outgoing, requests) = pipe::outward(BULK_FRAMES_MAX);
     let (replies, incoming) = pipe::inward(BULK_FRAMES_MAX);
@@ -54,7 +55,7 @@ pub(super) fn open(
     let owned = address.to_owned();
     runtime.spawn(async move {
         let requests = Wire { source: requests, convert: convert::request_to_wire };
-        match dial(&owned, requests).await {
+        match dial(&owned, version, requests).await {
             Ok(answers) => {
                 let _ = opened.send(Ok(()));
                 forward(answers, replies, convert::reply_from_wire).await;
@@ -116,13 +117,16 @@ impl Opened {
 
 async fn dial(
     address: &str,
+    version: u32,
     requests: Wire<BulkRequest, wire::BulkFrame>,
 ) -> Result<Streaming<wire::BulkAnswer>, Status> {
     let channel = peer_link::connect(address).await?;
     let mut client = PeerClient::new(channel)
         .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
-    Ok(client.bulk(requests).await?.into_inner())
+    let mut request = Request::new(requests);
+    request.metadata_mut().insert(VERSION_KEY, version.into());
+    Ok(client.bulk(request).await?.into_inner())
 }
 
 /// Moves what arrives to the worker, until either is gone.

@@ -86,6 +86,8 @@ impl Bounded for client::StatusRequest {}
 impl Bounded for client::StatusResponse {}
 impl Bounded for client::MarkRequest {}
 impl Bounded for client::MarkResponse {}
+impl Bounded for peer::Hello {}
+impl Bounded for peer::Welcome {}
 impl Bounded for peer::FramesEnd {}
 impl Bounded for peer::BulkFrame {}
 impl Bounded for peer::BulkAnswer {}

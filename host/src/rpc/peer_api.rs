@@ -1,8 +1,8 @@
 //! The peers' side of the port: frames into mailboxes, offers of snapshots to whoever takes them
 //! in.
 //!
-//! - A stream begins with Hello; another cluster, format or addressee is refused before a frame is
-//!   read.
+//! - A node is met, and then a stream begins with Hello; another cluster or addressee is refused
+//!   before a frame is read, and so is a version that is not the common one.
 //! - A peer speaks for its own replicas only. A batch that breaks a rule ends the stream and is
 //!   counted.
 //! - Delivering never waits: a full mailbox drops, and raft makes that good.
@@ -15,6 +15,7 @@ use lockstep_core::group::Inbound;
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, BulkRequest, Offer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::bulk::BulkChannel;
@@ -24,7 +25,8 @@ use crate::rpc::links::Link;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_server::Peer;
 use crate::rpc::server::until;
-use crate::rpc::{HelloInfo, PEER_FORMAT, convert};
+use crate::rpc::versions::{PeerVersions, agree};
+use crate::rpc::{HelloInfo, VERSION_KEY, convert};
 
 /// Transfers that have a thread here at a time: more than the store lets in, so that it is the
 /// store that says why not.
@@ -72,7 +74,14 @@ impl PeerApi {
         let first = source.message().await?;
         let hello = first.and_then(|batch| batch.hello);
         let hello = hello.ok_or_else(|| Status::invalid_argument("a stream begins with Hello"))?;
-        let node = check_hello(&self.hello, &hello)?;
+        let (node, version) = check_hello(&self.hello, &hello)?;
+        if hello.version != version {
+            return Err(Status::failed_precondition(format!(
+                "the stream speaks version {} of the peers' protocol, and version {version} is the \
+                 newest that both know",
+                hello.version
+            )));
+        }
         if let Some(link) = link {
             link.is_a_peers();
         }
@@ -103,6 +112,11 @@ impl PeerApi {
 
 #[tonic::async_trait]
 impl Peer for PeerApi {
+    async fn meet(&self, request: Request<wire::Hello>) -> Result<Response<wire::Welcome>, Status> {
+        let (_node, version) = check_hello(&self.hello, request.get_ref())?;
+        Ok(Response::new(wire::Welcome { version }))
+    }
+
     async fn frames(
         &self,
         request: Request<Streaming<wire::FrameBatch>>,
@@ -130,6 +144,7 @@ impl Peer for PeerApi {
         &self,
         request: Request<Streaming<wire::BulkFrame>>,
     ) -> Result<Response<BulkReplies>, Status> {
+        check_version(&self.hello, request.metadata())?;
         let link = request.extensions().get::<Arc<Link>>().cloned();
         let (mut opened, replies) = bulk_link::accept(request.into_inner());
         let intake = Intake {
@@ -196,15 +211,27 @@ impl Intake {
     }
 }
 
-/// Who speaks, if it may.
-fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<NodeId, Status> {
-    if hello.format != PEER_FORMAT {
-        return Err(Status::failed_precondition(format!(
-            "peer format {} is not {PEER_FORMAT}, which this node speaks; run the same version \
-             everywhere",
-            hello.format
-        )));
+/// Whether a transfer is in a version that this node knows.
+fn check_version(me: &HelloInfo, metadata: &MetadataMap) -> Result<(), Status> {
+    let named = metadata.get(VERSION_KEY).map(|version| version.to_str().map(str::parse));
+    let version = match named {
+        None => Some(1),
+        Some(Ok(Ok(version))) => Some(version),
+        Some(_) => None,
+    };
+    match version.is_some_and(|version| me.versions.know(version)) {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!(
+            "node {} speaks {} of the peers' protocol, and the transfer another one",
+            me.node, me.versions
+        ))),
     }
+}
+
+/// Who speaks, if it may, and in which version.
+fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId, u32), Status> {
+    let theirs = PeerVersions { oldest: hello.oldest, newest: hello.newest };
+    let version = agree((u32::from(me.node.0), me.versions), (hello.node, theirs))?;
     if hello.cluster != me.cluster[..] {
         return Err(Status::failed_precondition(format!(
             "this is node {} of cluster \"{}\", not of \"{}\"; check the addresses, or the data \
@@ -220,7 +247,7 @@ fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<NodeId, Status> {
     }
     let node = u16::try_from(hello.node).ok().map(NodeId);
     match node.filter(|node| me.nodes.contains(node) && *node != me.node) {
-        Some(node) => Ok(node),
+        Some(node) => Ok((node, version)),
         None => Err(Status::failed_precondition(format!(
             "node {} is not a peer of node {}; add it to the configuration",
             hello.node, me.node

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,9 +29,10 @@ use crate::bulk::BulkChannel;
 use crate::rpc::convert;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
+use crate::rpc::versions::PeerVersions;
 use crate::rpc::{
     BATCH_BYTES_MAX, BATCH_FRAMES_MAX, CALLS_MAX, CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES,
-    HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX, PEER_FORMAT,
+    HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX,
     RECONNECT_MAX, RECONNECT_MIN, STREAM_WINDOW_BYTES, bulk_link,
 };
 use crate::transport::Transport;
@@ -45,6 +46,7 @@ pub type OnUnreachable = Arc<dyn Fn(NodeId) + Send + Sync>;
 /// The production [`Transport`]. Its tasks end when it is dropped.
 pub struct GrpcTransport {
     links: BTreeMap<NodeId, Link>,
+    versions: PeerVersions,
     runtime: Handle,
 }
 
@@ -65,6 +67,8 @@ struct Shared {
     dropped: AtomicU64,
     /// Frames were dropped since the task last looked, for want of room.
     overflowed: AtomicBool,
+    /// The version that the peer and this node speak; 0 before they met.
+    version: AtomicU32,
     /// What went wrong last; `None` once a stream stays up.
     error: Mutex<Option<String>>,
 }
@@ -84,6 +88,7 @@ impl GrpcTransport {
             let shared = Arc::new(Shared::new(node));
             let task = LinkTask {
                 hello: hello_to(&hello, node),
+                versions: hello.versions,
                 address: address.clone(),
                 queue: frames,
                 shared: Arc::clone(&shared),
@@ -92,13 +97,20 @@ impl GrpcTransport {
             runtime.spawn(task.run());
             (node, Link { queue, address: address.clone(), shared })
         });
-        Self { links: links.collect(), runtime }
+        let links = links.collect();
+        Self { links, versions: hello.versions, runtime }
     }
 
     /// Peers without a stream, and what they or the network said.
     pub fn peer_errors(&self) -> BTreeMap<NodeId, String> {
         let errors = self.links.iter().map(|(node, link)| (*node, link.shared.error()));
         errors.filter_map(|(node, error)| Some((node, error?))).collect()
+    }
+
+    /// The version that is spoken with `node`, once they met.
+    pub fn version(&self, node: NodeId) -> Option<u32> {
+        let version = self.links.get(&node)?.shared.version.load(Ordering::Relaxed);
+        Some(version).filter(|version| *version != 0)
     }
 
     /// Frames that were dropped on their way to `node`.
@@ -127,7 +139,8 @@ impl Transport for GrpcTransport {
     fn bulk(&self, to: NodeId) -> io::Result<Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>> {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no node {to}"));
         let link = self.links.get(&to).ok_or_else(unknown)?;
-        Ok(Box::new(bulk_link::open(&self.runtime, &link.address)?))
+        let version = self.version(to).unwrap_or(self.versions.oldest);
+        Ok(Box::new(bulk_link::open(&self.runtime, &link.address, version)?))
     }
 }
 
@@ -139,6 +152,7 @@ impl Shared {
             queued: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             overflowed: AtomicBool::new(false),
+            version: AtomicU32::new(0),
             error: Mutex::new(Some("not connected yet".to_owned())),
         }
     }
@@ -159,6 +173,7 @@ impl Shared {
 /// Keeps one peer's stream up.
 struct LinkTask {
     hello: wire::Hello,
+    versions: PeerVersions,
     address: String,
     queue: mpsc::Receiver<Box<Frame>>,
     shared: Arc<Shared>,
@@ -192,9 +207,11 @@ impl LinkTask {
         let channel = connect(&self.address).await?;
         let mut client =
             PeerClient::new(channel).max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+        let version = self.meet(&mut client).await?;
         // One message waits while the next gathers. Dropping this end ends the stream.
         let (batches, body) = mpsc::channel(1);
-        let hello = wire::FrameBatch { hello: Some(self.hello.clone()), frames: Vec::new() };
+        let hello = wire::Hello { version, ..self.hello.clone() };
+        let hello = wire::FrameBatch { hello: Some(hello), frames: Vec::new() };
         let _ = batches.try_send(hello);
         let mut call = pin!(client.frames(ReceiverStream::new(body)));
         // A refusal comes at once; a stream that stays up for a while is a good one.
@@ -215,9 +232,26 @@ impl LinkTask {
         }
     }
 
+    /// Agrees with the peer on a version.
+    async fn meet(&self, client: &mut PeerClient<Channel>) -> Result<u32, Status> {
+        let meeting = client.meet(self.hello.clone());
+        let met = tokio::time::timeout(2 * CONNECT_TIMEOUT, meeting).await;
+        let met = met.map_err(|_elapsed| Status::unavailable("the peer does not answer"))??;
+        let version = met.into_inner().version;
+        if !self.versions.know(version) {
+            return Err(Status::failed_precondition(format!(
+                "the peer wants version {version} of the peers' protocol, this node speaks {}",
+                self.versions
+            )));
+        }
+        self.shared.version.store(version, Ordering::Relaxed);
+        Ok(version)
+    }
+
     fn connected(&self) {
         if self.shared.set_error(None) {
-            tracing::info!(peer = %self.shared.node, address = %self.address, "peer connected");
+            let (peer, version) = (self.shared.node, self.shared.version.load(Ordering::Relaxed));
+            tracing::info!(%peer, address = %self.address, version, "peer connected");
         }
     }
 
@@ -314,7 +348,9 @@ fn hello_to(hello: &HelloInfo, to: NodeId) -> wire::Hello {
         cluster_name: hello.cluster_name.clone(),
         node: u32::from(hello.node.0),
         to_node: u32::from(to.0),
-        format: PEER_FORMAT,
+        oldest: hello.versions.oldest,
+        newest: hello.versions.newest,
+        version: 0,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - The methods are a closed list: no caller makes a row of its own.
 //! - A call is counted once, when it ends, however it ends; a caller that is gone cancelled it.
-//! - Streams are counted, and not timed: they last as long as their callers like.
+//! - Streams are counted, and not timed: they last as long as their callers like. Nor is what only
+//!   peers and probes call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +15,8 @@ use tonic::Code;
 
 use crate::metrics::seconds_histogram;
 
-/// The methods that are told apart, by their paths, and whether they are streams.
-const METHODS: [(&str, &str, bool); 12] = [
+/// The methods that are told apart, by their paths, and whether they are not timed.
+const METHODS: [(&str, &str, bool); 13] = [
     ("Apply", "/lockstep.v1.Lockstep/Apply", false),
     ("Query", "/lockstep.v1.Lockstep/Query", false),
     ("OpenSession", "/lockstep.v1.Lockstep/OpenSession", false),
@@ -23,6 +24,7 @@ const METHODS: [(&str, &str, bool); 12] = [
     ("Status", "/lockstep.v1.Lockstep/Status", false),
     ("Mark", "/lockstep.v1.Lockstep/Mark", false),
     ("ApplyStream", "/lockstep.v1.Lockstep/ApplyStream", true),
+    ("Meet", "/lockstep.peer.v1.Peer/Meet", true),
     ("Frames", "/lockstep.peer.v1.Peer/Frames", true),
     ("Bulk", "/lockstep.peer.v1.Peer/Bulk", true),
     ("Health", "/grpc.health.v1.Health/", true),

@@ -34,6 +34,7 @@ use crate::rpc::peer_api::{Inbox, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::{PortLimits, PortState};
 use crate::rpc::server::{Front, Services};
+use crate::rpc::versions::PeerVersions;
 
 const GROUP: &str = "bank";
 /// Only ends a test that hangs.
@@ -214,6 +215,7 @@ struct Setup {
     nodes: BTreeMap<NodeId, String>,
     inbox: Arc<dyn SnapshotInbox>,
     limits: PortLimits,
+    versions: PeerVersions,
 }
 
 impl Setup {
@@ -223,6 +225,7 @@ impl Setup {
             cluster_name: format!("cluster {}", self.cluster),
             node: self.node,
             nodes: self.nodes.keys().copied().collect(),
+            versions: self.versions,
         }
     }
 }
@@ -368,7 +371,8 @@ async fn cluster_with(count: u16, limits: PortLimits) -> (Vec<Node>, Shared) {
     let started = listeners.into_iter().zip(1..).map(|(listener, id)| {
         let node = NodeId(id);
         let inbox = Arc::new(NoInbox);
-        let setup = Setup { node, cluster: 1, nodes: nodes.clone(), inbox, limits };
+        let (nodes, versions) = (nodes.clone(), PeerVersions::OURS);
+        let setup = Setup { node, cluster: 1, nodes, inbox, limits, versions };
         Node::start(setup, listener, shared.clone())
     });
     (started.collect(), shared)

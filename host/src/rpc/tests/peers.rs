@@ -12,14 +12,19 @@ use crate::transport::Transport;
 /// A port for node 2 whose only peer is node 1.
 async fn receiver(cluster: u8, inbox: Arc<dyn SnapshotInbox>) -> Node {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    receiver_on(listener, cluster, inbox)
+    receiver_on(listener, cluster, inbox, PeerVersions::OURS)
 }
 
-fn receiver_on(listener: TcpListener, cluster: u8, inbox: Arc<dyn SnapshotInbox>) -> Node {
+fn receiver_on(
+    listener: TcpListener,
+    cluster: u8,
+    inbox: Arc<dyn SnapshotInbox>,
+    versions: PeerVersions,
+) -> Node {
     let address = listener.local_addr().expect("it is bound").to_string();
     let nodes = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), address)]);
     let limits = PortLimits::default();
-    let setup = Setup { node: NodeId(2), cluster, nodes, inbox, limits };
+    let setup = Setup { node: NodeId(2), cluster, nodes, inbox, limits, versions };
     Node::start(setup, listener, Shared::default())
 }
 
@@ -33,12 +38,21 @@ pub(super) fn sender_to(
     to: u16,
     address: &str,
 ) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
+    sender_in(PeerVersions::OURS, (me, to), address)
+}
+
+fn sender_in(
+    versions: PeerVersions,
+    (me, to): (u16, u16),
+    address: &str,
+) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
     let (lost_in, lost) = mpsc::unbounded_channel();
     let hello = HelloInfo {
         cluster: [1; 16],
         cluster_name: "cluster 1".to_owned(),
         node: NodeId(me),
         nodes: BTreeSet::from([NodeId(me), NodeId(to)]),
+        versions,
     };
     let peers = BTreeMap::from([(NodeId(to), address.to_owned())]);
     let unreachable = Arc::new(move |node| {
@@ -134,6 +148,43 @@ async fn strangers_are_refused_with_a_reason() {
     error_with(&transport, "this is node 1, not node 2").await;
 }
 
+/// A node of the next release beside one that speaks a version less, each way round: frames and
+/// transfers go on, in the older version. Once both are new they speak the newer one.
+#[tokio::test]
+async fn nodes_speak_the_newest_version_that_both_know() {
+    let versions = |(oldest, newest)| PeerVersions { oldest, newest };
+    for (ours, theirs, spoken) in [((1, 2), (1, 1), 1), ((1, 1), (1, 2), 1), ((1, 2), (2, 3), 2)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut node = receiver_on(listener, 1, Arc::new(Echo), versions(theirs));
+        let (transport, _lost) = sender_in(versions(ours), (1, 2), &node.address);
+        first_arrival(&transport, &mut node).await;
+        assert_eq!(transport.version(NodeId(2)), Some(spoken), "{ours:?} {theirs:?}");
+        let transfer = tokio::task::spawn_blocking(move || {
+            let mut channel = transport.bulk(NodeId(2)).expect("the node listens");
+            channel.send(BulkRequest::Offer(offer(GROUP))).expect("sent");
+            assert_eq!(reply(&mut channel), BulkReply::Proceed { offset: 0 });
+        });
+        patiently("the transfer", transfer).await.expect("the worker does not panic");
+    }
+}
+
+#[tokio::test]
+async fn nodes_without_a_common_version_are_told_both_and_the_way_out() {
+    let (old, new) = (PeerVersions { oldest: 1, newest: 1 }, PeerVersions { oldest: 2, newest: 3 });
+    for (ours, theirs, older) in [(old, new, 1), (new, old, 2)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let node = receiver_on(listener, 1, Arc::new(NoInbox), theirs);
+        let (transport, _lost) = sender_in(ours, (1, 2), &node.address);
+        let both = format!("node 2 speaks {theirs} of the peers' protocol, node 1 speaks {ours}");
+        error_with(&transport, &both).await;
+        error_with(&transport, &format!("a release on node {older} that speaks version 2")).await;
+        let transfer = tokio::task::spawn_blocking(move || transport.bulk(NodeId(2)).err());
+        let refused = patiently("the transfer", transfer).await.expect("it only fails");
+        let refused = refused.expect("its version is not known there").to_string();
+        assert!(refused.contains(&format!("node 2 speaks {theirs}")), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn a_peer_speaks_for_its_own_replicas_only() {
     let mut node = receiver(1, Arc::new(NoInbox)).await;
@@ -161,7 +212,7 @@ async fn a_lost_peer_is_reported_and_found_again() {
     assert_eq!(transport.frames_dropped(NodeId(2)), dropped + 1, "not kept for later");
 
     let listener = TcpListener::bind(&address).await.expect("the port is free again");
-    let mut again = receiver_on(listener, 1, Arc::new(NoInbox));
+    let mut again = receiver_on(listener, 1, Arc::new(NoInbox), PeerVersions::OURS);
     let first = first_arrival(&transport, &mut again).await;
     assert_ne!(first.frame.wall_ms, 8);
 }

@@ -1,0 +1,95 @@
+//! [`PeerVersions`]: which versions of the peers' protocol a node knows, and which one two nodes
+//! speak.
+//!
+//! A version fixes what its messages mean, and the formats of what travels in them: entries, and
+//! descriptors and envelopes of snapshots. Decision 0040 says how a new one comes.
+
+use std::fmt;
+
+use tonic::Status;
+
+/// The versions that a node knows, all of them from the oldest to the newest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerVersions {
+    pub oldest: u32,
+    pub newest: u32,
+}
+
+impl PeerVersions {
+    /// Of this program.
+    pub const OURS: Self = Self { oldest: 1, newest: 1 };
+
+    pub(super) fn know(self, version: u32) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+
+    /// The newest one that both know.
+    pub(super) fn common(self, other: Self) -> Option<u32> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+impl fmt::Display for PeerVersions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.oldest == self.newest {
+            true => write!(f, "version {}", self.newest),
+            false => write!(f, "versions {} to {}", self.oldest, self.newest),
+        }
+    }
+}
+
+/// The version that node `here` and its peer speak, or what has to be done about it.
+pub(super) fn agree(
+    (here, ours): (u32, PeerVersions),
+    (there, theirs): (u32, PeerVersions),
+) -> Result<u32, Status> {
+    ours.common(theirs).ok_or_else(|| {
+        let older = if ours.newest < theirs.newest { here } else { there };
+        let least = ours.oldest.max(theirs.oldest);
+        Status::failed_precondition(format!(
+            "node {here} speaks {ours} of the peers' protocol, node {there} speaks {theirs}: none \
+             is common; run a release on node {older} that speaks version {least}"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn versions((oldest, newest): (u32, u32)) -> PeerVersions {
+        PeerVersions { oldest, newest }
+    }
+
+    #[test]
+    fn the_newest_version_that_both_know_is_spoken() {
+        let rows = [
+            ((1, 1), (1, 1), Some(1)),
+            ((1, 2), (1, 1), Some(1)),
+            ((1, 2), (1, 2), Some(2)),
+            ((1, 3), (2, 5), Some(3)),
+            ((2, 3), (1, 1), None),
+            // What only an enemy says.
+            ((1, 1), (0, 0), None),
+            ((1, 2), (2, 1), None),
+            ((1, 2), (0, u32::MAX), Some(2)),
+        ];
+        for (one, other, common) in rows {
+            assert_eq!(versions(one).common(versions(other)), common, "{one:?} {other:?}");
+            assert_eq!(versions(other).common(versions(one)), common, "{other:?} {one:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_older_is_told_what_to_run() {
+        for (here, there, older) in [((1, 1), (2, 3), "node 7"), ((2, 3), (1, 1), "node 9")] {
+            let refused = agree((7, versions(here)), (9, versions(there))).expect_err("none");
+            let text = refused.message();
+            assert!(text.contains("version 1 of") || text.contains("speaks version 1:"), "{text}");
+            assert!(text.contains("versions 2 to 3"), "{text}");
+            let way = format!("a release on {older} that speaks version 2");
+            assert!(text.contains(&way), "{text}");
+        }
+    }
+}
