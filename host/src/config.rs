@@ -25,11 +25,14 @@ use serde::Deserialize;
 
 use crate::store::layout::snapshot_dir_of;
 
+pub mod address;
 pub mod clients;
 pub mod guest;
 
 pub use clients::ClientSettings;
 pub use guest::GuestLimits;
+
+use address::{Place, check_address};
 
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
@@ -170,17 +173,21 @@ impl NodeConfig {
         let raw: RawNode = toml::from_str(text).map_err(|e| e.to_string())?;
         name_is_plain("cluster", &raw.cluster)?;
         let node = node_id(raw.node)?;
-        let mut nodes = BTreeMap::new();
+        let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
         for (id, address) in &raw.nodes {
             let number: u16 =
                 id.parse().map_err(|_| format!("[nodes]: {id:?} is not a node id (1 to 65535)"))?;
             let id = node_id(number)?;
             check_address(&format!("[nodes] {id}"), address)?;
-            if let Some(other) = nodes.iter().find(|(_, have)| *have == address) {
-                return Err(format!(
-                    "[nodes]: nodes {} and {id} share the address {address}",
-                    other.0
-                ));
+            let same = nodes.iter().find(|(_, have)| Place::of(have) == Place::of(address));
+            if let Some((other, have)) = same {
+                return Err(match have == address {
+                    true => format!("[nodes]: nodes {other} and {id} share the address {address}"),
+                    false => format!(
+                        "[nodes]: {have} of node {other} and {address} of node {id} are the same \
+                         address"
+                    ),
+                });
             }
             if nodes.insert(id, address.clone()).is_some() {
                 return Err(format!("[nodes]: node {id} is listed twice"));
@@ -213,6 +220,12 @@ impl NodeConfig {
         }
         if let Some(address) = &raw.metrics_listen {
             check_address("metrics-listen", address)?;
+            if Place::of(address) == Place::of(&listen) {
+                return Err(format!(
+                    "metrics-listen: {address} is where this node listens for its cluster: metrics \
+                     take a port of their own"
+                ));
+            }
         }
         let memory = raw.client_memory.as_deref();
         let clients = clients::settings(raw.connections, memory, &raw.advertise, &nodes)?;
@@ -363,20 +376,6 @@ fn name_is_plain(what: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_address(what: &str, address: &str) -> Result<(), String> {
-    let bad = || format!("{what}: {address:?} is not host:port, like 10.0.0.1:7101");
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
-    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.chars().all(is_name),
-    };
-    match port.parse::<u16>() {
-        Ok(port) if is_host && port != 0 => Ok(()),
-        Ok(_) | Err(_) => Err(bad()),
-    }
-}
-
 /// 32 hexadecimal digits, as `lockstep status` shows them.
 fn parse_lineage(text: &str) -> Result<Lineage, String> {
     let bad = || {
@@ -454,6 +453,7 @@ mod tests {
             ("127.0.0.1:7102", "two words:7102", "not host:port"),
             ("127.0.0.1:7102", "::1:7102", "not host:port"),
             ("127.0.0.1:7102", "127.0.0.1:7101", "share the address"),
+            ("data-dir", "metrics-listen = \"127.0.0.1:7101\"\ndata-dir", "a port of their own"),
             ("2 = \"127", "x = \"127", "is not a node id"),
             ("2 = \"127", "01 = \"127", "listed twice"),
             ("\"kv\"", "\"K V\"", "use 1 to 64 of a-z"),
@@ -482,6 +482,19 @@ mod tests {
             let error = NodeConfig::parse(&text, Path::new(".")).expect_err(want);
             assert!(error.contains(want), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn d4_nodes_do_not_share_an_address_in_two_spellings() {
+        let both = |one: &str, other: &str| {
+            let text = GOOD.replacen("127.0.0.1:7101", one, 1).replacen("127.0.0.1:7102", other, 1);
+            NodeConfig::parse(&text, Path::new("."))
+        };
+        let error = both("[::1]:7101", "[0:0:0:0:0:0:0:1]:7101").expect_err("they are one");
+        let says = "[::1]:7101 of node 1 and [0:0:0:0:0:0:0:1]:7101 of node 2 are the same address";
+        assert!(error.contains(says), "{error}");
+        assert!(both("node-1:7101", "Node-1:7101").is_err());
+        assert!(both("node-1:7101", "node-2:7101").is_ok());
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod deliveries;
 pub(crate) mod disk_watch;
 pub mod gauges;
 pub(crate) mod inbox;
+pub(crate) mod join_watch;
 pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
@@ -59,6 +60,7 @@ use deliveries::Delivery;
 use disk_watch::Hanging;
 use gauges::Gauges;
 use inbox::Judged;
+use join_watch::JoinWatch;
 pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
@@ -93,6 +95,7 @@ pub(crate) struct GroupActor {
     /// As the log said it last.
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
+    joins: JoinWatch,
     /// As the core was told last.
     stall: Option<Stall>,
     /// The state machine's memory is near the bound, as the log said it last.
@@ -178,6 +181,7 @@ impl GroupActor {
             commits: Commits::default(),
             clock_is_off: false,
             strangers: Vec::new(),
+            joins: JoinWatch::default(),
             stall: None,
             memory_is_near: false,
             looking: Arc::default(),
@@ -249,6 +253,7 @@ impl GroupActor {
                     self.publish_report();
                     self.tell_of_the_clock();
                     self.tell_of_strangers();
+                    self.joins.look(&self.report.borrow().status, &*self.lanes.transport);
                     self.tell_of_memory();
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::bulk::BulkChannel;
 use crate::clock::{Clock, SystemClock};
+use crate::config::address::out_of_reach;
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::disk::raise_descriptor_limit;
@@ -157,6 +158,7 @@ impl Node {
         raise_descriptor_limit();
         let listener = listen_on(socket, &config.listen).await?;
         let listening = listener.local_addr().expect("a bound socket has an address");
+        tokio::spawn(tell_if_out_of_reach(config.listen.clone(), listening, peers_of(&config)));
         let metrics = match &config.metrics_listen {
             Some(address) => Some(listen(address, "metrics-listen").await?),
             None => None,
@@ -447,6 +449,30 @@ async fn listen(address: &str, key: &'static str) -> Result<TcpListener, StartEr
         key,
         source,
     })
+}
+
+/// The other nodes' addresses.
+fn peers_of(config: &NodeConfig) -> BTreeMap<NodeId, String> {
+    let peers = config.nodes.iter().filter(|(node, _)| **node != config.node);
+    peers.map(|(node, address)| (*node, address.clone())).collect()
+}
+
+/// Warns of an address that other machines cannot come to. Names may take their time, so nothing
+/// waits for it.
+async fn tell_if_out_of_reach(
+    listen: String,
+    bound: SocketAddr,
+    addresses: BTreeMap<NodeId, String>,
+) {
+    let mut peers = BTreeMap::new();
+    for (node, address) in addresses {
+        // Whoever is not found is told of when it is connected to.
+        let found = tokio::net::lookup_host(address).await;
+        peers.insert(node, found.map(Iterator::collect).unwrap_or_default());
+    }
+    if let Some(why) = out_of_reach((&listen, bound), &peers) {
+        tracing::warn!("{why}");
+    }
 }
 
 fn budget_limits(config: &NodeConfig, disk: Space) -> BudgetLimits {

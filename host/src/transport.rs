@@ -12,6 +12,10 @@ use crate::bulk::BulkChannel;
 pub trait Transport: Send + Sync {
     /// Sends a frame: never blocks, bounded, may drop. Frames to one node keep their order.
     fn send(&self, to: NodeId, frame: Box<Frame>);
+    /// What keeps frames from a peer, if that is known.
+    fn trouble_with(&self, _peer: NodeId) -> Option<String> {
+        None
+    }
     /// Opens a bulk channel on the peer's bulk connection: lossless until it breaks. Blocks; for
     /// bulk workers.
     fn bulk(&self, to: NodeId) -> io::Result<Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>>;

@@ -109,6 +109,16 @@ async fn a_group_is_founded_with_a_node_that_comes_30_seconds_late() {
         let status = cluster.group(node, GROUP).await.expect("it answers");
         assert_eq!((&*status.state, status.commit), ("joining", 0), "nobody founds without all");
     }
+    // Who is waited for, and why, is said where people look.
+    let address = cluster.address(3).to_owned();
+    let refused = format!("cannot reach {address}: Connection refused");
+    for node in [1, 2] {
+        let cause = cluster.group(node, GROUP).await.expect("it answers").cause;
+        assert_says(&cause, &[&format!("node 3 ({address}) does not answer: {refused}")]);
+        assert!(!cause.contains("node 1") && !cause.contains("node 2"), "{cause}");
+        let waits = ["joining waits for a node that does not answer", "node=3", &refused];
+        assert_says(&cluster.log_text(node), &waits);
+    }
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
     let client = cluster.client().expect("good addresses");

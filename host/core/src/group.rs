@@ -454,6 +454,14 @@ impl Shared {
         self.config.nodes.iter().copied().filter(|node| *node != self.config.node)
     }
 
+    /// Configured nodes that said nothing for longer than whoever waits takes between two questions.
+    fn unheard(&self) -> Vec<NodeId> {
+        let lately = |seen: &Seen| self.now < seen.tick + 2 * limits::JOIN_RETRY_TICKS;
+        let heard = self.seen.iter().filter(|(_, seen)| lately(seen));
+        let heard: BTreeSet<NodeId> = heard.map(|(replica, _)| replica.node()).collect();
+        self.peers().filter(|node| !heard.contains(node)).collect()
+    }
+
     /// The one setter of the replica's state.
     fn set_state(&mut self, state: ReplicaState, effects: &mut Vec<Effect>) {
         if self.state == state {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use lockstep_core::ids::NodeId;
 
-use crate::config::{check_address, node_id, parse_size};
+use crate::config::address::check_address;
+use crate::config::{node_id, parse_size};
 
 /// Bytes that calls of clients may hold together, unless configured, and at least.
 const MEMORY_BYTES: u64 = 256 << 20;

@@ -136,6 +136,10 @@ impl Transport for GrpcTransport {
         }
     }
 
+    fn trouble_with(&self, peer: NodeId) -> Option<String> {
+        self.links.get(&peer)?.shared.error()
+    }
+
     fn bulk(&self, to: NodeId) -> io::Result<Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>> {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no node {to}"));
         let link = self.links.get(&to).ok_or_else(unknown)?;

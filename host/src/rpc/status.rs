@@ -11,6 +11,7 @@ use lockstep_core::retention::Pin;
 use lockstep_core::snapshot::chunk::ObjectRef;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
+use crate::group::join_watch::unheard;
 use crate::group::{GroupHandle, GroupReport};
 use crate::metrics::TransferTally;
 use crate::router::Router;
@@ -18,6 +19,7 @@ use crate::rpc::HelloInfo;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
 use crate::store::ObjectStatus;
+use crate::transport::Transport as _;
 
 /// Where a status comes from.
 pub(super) struct StatusSource {
@@ -28,6 +30,18 @@ pub(super) struct StatusSource {
 impl StatusSource {
     pub(super) fn new(hello: &HelloInfo, transport: Arc<GrpcTransport>) -> Self {
         Self { cluster: hello.cluster_name.clone(), transport }
+    }
+
+    fn group(&self, group: &GroupHandle, router: &Router) -> wire::GroupStatus {
+        let mut shown = group_to_wire(group, router);
+        if *group.watch().borrow() == ReplicaState::Running(Running::Joining) {
+            let address = |node| router.address(node).unwrap_or_default().to_owned();
+            let nodes = group.report().status.unheard.into_iter();
+            shown.cause += &waits_for(
+                nodes.map(|node| (node, address(node), self.transport.trouble_with(node))),
+            );
+        }
+        shown
     }
 
     /// This node's view of `groups`.
@@ -41,7 +55,7 @@ impl StatusSource {
             node: u32::from(router.node().0),
             address: router.address(router.node()).unwrap_or_default().to_owned(),
             cluster: self.cluster.clone(),
-            groups: groups.map(|group| group_to_wire(group, router)).collect(),
+            groups: groups.map(|group| self.group(group, router)).collect(),
             peer_errors: errors
                 .map(|(node, error)| wire::PeerError {
                     node: u32::from(node.0),
@@ -52,6 +66,15 @@ impl StatusSource {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// Whom a replica waits for that has not met its group.
+fn waits_for(nodes: impl Iterator<Item = (NodeId, String, Option<String>)>) -> String {
+    nodes
+        .map(|(node, address, trouble)| {
+            format!("; node {node} ({address}) does not answer: {}", unheard(trouble))
+        })
+        .collect()
 }
 
 fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {

@@ -271,6 +271,7 @@ fn report(node: NodeId) -> GroupReport {
         wanted: None,
         alarms: 0,
         alarm: None,
+        unheard: Vec::new(),
         leaderless_ticks: 0,
         leader_changes: 0,
         frames_misdirected: 0,

@@ -73,6 +73,8 @@ pub struct GroupStatus {
     /// last of them in words.
     pub alarms: u64,
     pub alarm: Option<String>,
+    /// Configured nodes that said nothing lately.
+    pub unheard: Vec<NodeId>,
     /// Ticks without a known leader.
     pub leaderless_ticks: u64,
     /// Leaders that this process learnt of.
@@ -138,6 +140,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         wanted: hosting.and_then(|h| h.wants.asked()),
         alarms: hosting.map_or(0, |h| h.halts.alarms().0),
         alarm: hosting.and_then(|h| h.halts.alarms().1).map(str::to_owned),
+        unheard: shared.unheard(),
         leaderless_ticks: hosting.map_or(0, |h| shared.now - h.led),
         leader_changes: hosting.map_or(0, |h| h.leaders.0),
         frames_misdirected: shared.misdirected,
