@@ -84,6 +84,13 @@ impl Reader {
         Ok(count)
     }
 
+    /// A number of at most `limit`.
+    pub fn number(&mut self, limit: u32) -> Result<u32, DecodeError> {
+        let number = self.u32()?;
+        self.within(u64::from(number), u64::from(limit))?;
+        Ok(number)
+    }
+
     pub fn unknown(&self, value: u64) -> DecodeError {
         DecodeError::Unknown { what: self.what, value }
     }
@@ -130,6 +137,11 @@ pub trait Write {
     fn put_count_within(&mut self, count: usize, limit: usize) {
         assert!(count <= limit, "{count} where {limit} are the limit");
         self.put_count(count);
+    }
+    /// The same for [`Reader::number`].
+    fn put_number_within(&mut self, number: u32, limit: u32) {
+        assert!(number <= limit, "{number} where {limit} are the limit");
+        self.put_u32(number);
     }
     /// The same for [`Reader::bytes`].
     fn put_bytes_within(&mut self, bytes: &[u8], limit: usize) {

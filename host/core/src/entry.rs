@@ -72,6 +72,7 @@ pub struct Profile {
     pub fuel_command: u64,
     /// Linear memory of all the guest's memories together, bytes.
     pub memory_bytes: u64,
+    /// Of one command, at most [`limits::OUTCOME_BYTES_MAX`]: sessions keep no longer ones.
     pub outcome_bytes: u32,
     /// Which table of fuel costs: what the host of the founders counted by.
     pub fuel_table: u32,
@@ -254,7 +255,7 @@ impl Profile {
         out.put_u64(self.fuel_entry);
         out.put_u64(self.fuel_command);
         out.put_u64(self.memory_bytes);
-        out.put_u32(self.outcome_bytes);
+        out.put_number_within(self.outcome_bytes, limits::OUTCOME_BYTES_MAX as u32);
         out.put_u32(self.fuel_table);
         out.put_u32(self.engine_major);
     }
@@ -264,7 +265,7 @@ impl Profile {
             fuel_entry: reader.u64()?,
             fuel_command: reader.u64()?,
             memory_bytes: reader.u64()?,
-            outcome_bytes: reader.u32()?,
+            outcome_bytes: reader.number(limits::OUTCOME_BYTES_MAX as u32)?,
             fuel_table: reader.u32()?,
             engine_major: reader.u32()?,
         })
@@ -305,6 +306,33 @@ mod tests {
             profile: Profile::default(),
             founders: vec![ReplicaId(1), ReplicaId(2)],
         }));
+    }
+
+    fn install(outcome_bytes: u32) -> EntryBody {
+        EntryBody::Install(Install {
+            module: ModuleId([3; 32]),
+            config: Bytes::new(),
+            seed: [9; 16],
+            profile: Profile { outcome_bytes, ..Profile::default() },
+            founders: vec![ReplicaId(1)],
+        })
+    }
+
+    /// A longer answer would be kept by a session, and no snapshot with it restores.
+    #[test]
+    fn d3_longer_outcomes_than_sessions_keep_are_not_agreed_on() {
+        let most = limits::OUTCOME_BYTES_MAX as u32;
+        check(install(most));
+        let mut bytes = install(most).encode();
+        let place = bytes.windows(4).position(|bytes| *bytes == most.to_le_bytes());
+        bytes[place.expect("it is in there")] += 1;
+        assert!(matches!(EntryBody::decode(bytes.into()), Err(DecodeError::TooLarge { .. })));
+    }
+
+    #[test]
+    #[should_panic(expected = "65537 where 65536 are the limit")]
+    fn d3_and_are_not_written() {
+        install(limits::OUTCOME_BYTES_MAX as u32 + 1).encode();
     }
 
     #[test]

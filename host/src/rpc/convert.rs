@@ -75,7 +75,10 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
             frame::Body::NotMember(wire::NotMember { configuration_index })
         }
         Body::Stranger => frame::Body::Stranger(wire::Empty {}),
-        Body::Superseded { address } => frame::Body::Superseded(wire::Superseded { address }),
+        Body::Superseded { address } => {
+            within("address", address.len(), ADDRESS_BYTES_MAX)?;
+            frame::Body::Superseded(wire::Superseded { address })
+        }
         Body::Want(Want { low, high, exactly }) => {
             let exactly = exactly.map(object_to_wire);
             frame::Body::Want(wire::Want { low, high, exactly })

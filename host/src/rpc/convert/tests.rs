@@ -165,6 +165,12 @@ fn an_oversized_frame_is_not_sent() {
     message.mut_entries()[0].data = vec![0; limits::FRAME_BYTES_MAX].into();
     let refused = frame_to_wire(frame(Body::Raft(message)));
     assert!(matches!(refused, Err(ConvertError::TooLarge { what: "frame", .. })));
+    // What the other side would not take does not leave either.
+    let superseded = |bytes| frame_to_wire(frame(Body::Superseded { address: "a".repeat(bytes) }));
+    let refused = superseded(ADDRESS_BYTES_MAX + 1);
+    assert!(matches!(refused, Err(ConvertError::TooLarge { what: "address", .. })));
+    let longest = superseded(ADDRESS_BYTES_MAX).expect("it may travel");
+    assert!(frame_from_wire(longest).is_ok());
 }
 
 fn offer() -> Offer {
