@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -42,6 +41,8 @@ pub(crate) mod join_watch;
 pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
+mod pen;
+pub(crate) mod readers;
 pub mod reopen;
 mod spoilers;
 pub(crate) mod start;
@@ -65,7 +66,8 @@ pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
 use outbox::Outbound;
-use store_lane::StoreWatch;
+use readers::Readers;
+use store_lane::{Standing, StoreWatch};
 
 /// Inputs taken between two flushes: the group commit's bound.
 const INPUTS_PER_FLUSH_MAX: usize = 4_096;
@@ -100,8 +102,9 @@ pub(crate) struct GroupActor {
     stall: Option<Stall>,
     /// The state machine's memory is near the bound, as the log said it last.
     memory_is_near: bool,
-    /// The store lane is to look for room.
-    looking: Arc<AtomicBool>,
+    /// What the store lane is asked again and again: for room, and to tidy up.
+    looks: Standing,
+    tends: Standing,
     lanes: Lanes,
     state: watch::Sender<ReplicaState>,
     report: watch::Sender<GroupReport>,
@@ -123,6 +126,7 @@ pub(crate) struct Lanes {
     pub stored: StoreWatch,
     /// Bytes a second of an outbound transfer; 0 = no limit.
     pub rate: u64,
+    pub readers: Readers,
 }
 
 /// What the apply lane's thread is given.
@@ -184,7 +188,8 @@ impl GroupActor {
             joins: JoinWatch::default(),
             stall: None,
             memory_is_near: false,
-            looking: Arc::default(),
+            looks: Standing::default(),
+            tends: Standing::default(),
             lanes,
             state,
             report,
@@ -259,11 +264,11 @@ impl GroupActor {
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();
                     let now = self.lanes.clock.running().as_millis() as u64;
-                    self.lanes.store.run(Box::new(move |store| {
+                    self.tends.ask(&*self.lanes.store, move |store| {
                         if let Some(unlist) = store.tend(now) {
                             handle.raise(Event::RoomWanted { unlist, capture: None });
                         }
-                    }));
+                    });
                 }
                 self.look_for_room();
                 self.forget_the_gone(effects);
@@ -288,19 +293,14 @@ impl GroupActor {
         }
     }
 
-    /// Asks the store lane how the disk stands with the next snapshot, unless it was asked and has
-    /// not come to it yet.
+    /// Asks the store lane how the disk stands with the next snapshot.
     fn look_for_room(&self) {
-        if self.looking.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let (handle, looking) = (self.handle.clone(), Arc::clone(&self.looking));
-        self.lanes.store.run(Box::new(move |store| {
-            looking.store(false, Ordering::Relaxed);
+        let handle = self.handle.clone();
+        self.looks.ask(&*self.lanes.store, move |store| {
             if let Some(room) = store.next_room() {
                 handle.raise(Event::SnapshotRoom(room));
             }
-        }));
+        });
     }
 
     /// Tells the core whose callers left, so that it does nothing more for them.
@@ -390,26 +390,26 @@ impl GroupActor {
 
     fn fetch(&self, from: u64, to: u64, bytes: u64) {
         let (reader, handle) = (self.lanes.log.reader(), self.handle.clone());
-        tokio::task::spawn_blocking(move || {
+        tokio::spawn(readers::read(Arc::clone(&self.lanes.readers.log), move || {
             let entries = reader.entries(handle.id(), from, to, bytes);
             if let Err(error) = &entries {
                 tracing::warn!(group = handle.name(), from, %error, "entries not read for a \
                     follower");
             }
             handle.raise(Event::Fetched { from, entries: entries.ok() });
-        });
+        }));
     }
 
     /// Reads a listed object, and says whether it is what it was.
     fn read_whole(&self, snapshot: SnapshotDesc) {
         let (handle, object) = (self.handle.clone(), snapshot.clone());
         let reader = handle.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = readers::read(Arc::clone(&self.lanes.readers.snapshots), move || {
             reader.scrub(&object, &mut || ()).err().map(|error| error.to_string())
         });
         tokio::spawn(async move {
             // Whoever waits for it is told, whatever became of the reader.
-            let bad = read.await.unwrap_or_else(|error| Some(error.to_string()));
+            let bad = read.await.unwrap_or_else(|| Some("its reader panicked".to_owned()));
             if let Some(why) = bad.as_ref().filter(|_| handle.lists(&snapshot)) {
                 tracing::error!(group = handle.name(), index = snapshot.index, why, "rotten");
             }
@@ -578,6 +578,7 @@ pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
         log_damaged: log.damaged,
         log_disk_available: log.available,
         log_hangs: lanes.log.hanging(),
+        snapshots_hang: gauges.snapshots_hang(),
         last_capture_ms: gauges.last_capture_ms.load(Relaxed),
         last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
         last_restore_ms: gauges.last_restore_ms.load(Relaxed),

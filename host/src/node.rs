@@ -26,6 +26,7 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::disk::raise_descriptor_limit;
 use crate::fs::{DiskFs, Fs, Promise, Space};
 use crate::group::inbox::GroupInbox;
+use crate::group::readers::Readers;
 use crate::group::reopen::SnapshotDir;
 use crate::group::start::{self, Opened, Started};
 use crate::group::{GroupHandle, LogLane};
@@ -207,6 +208,7 @@ impl Node {
             log,
             budget,
             rate: config.snapshot_rate_bytes,
+            readers: Readers::default(),
         };
         let (mut opened, mut unusable) = (Vec::new(), Vec::new());
         for spec in &config.groups {

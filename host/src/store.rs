@@ -43,7 +43,7 @@ pub mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use lane::{DirectLane, StoreHandle, StoreJob, ask_lane, on_lane};
+pub use lane::{DirectLane, StoreHandle, StoreJob, ask_lane, on_lane, on_lane_within};
 pub use layout::Identity;
 pub use reader::{OpenError, SnapshotReader};
 pub use report::{ObjectStatus, StoreReport, Tally, Usage};

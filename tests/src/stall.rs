@@ -3,6 +3,7 @@
 //!
 //! - When it is the leader's disk, another node leads soon, and commands are answered.
 //! - When it is a follower's, nobody notices.
+//! - When it is the disk of the leader's snapshots, on its own, commands wait for a moment at most.
 //! - A node whose disk hangs says so, and stops when it is told to.
 
 use std::io::{Read as _, Write as _};
@@ -12,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lockstep_client::Options;
 use lockstep_client::v1::GroupStatus;
+use lockstep_client::{Client, Options};
 
 use crate::cluster::{Cluster, STOP_PATIENCE, Spec};
 use crate::observe::PATIENCE;
@@ -30,8 +31,18 @@ const PAUSE_MS: u64 = 5;
 const LEADER_GAP_MAX: Duration = Duration::from_secs(8);
 /// The same when nobody should notice, on a busy machine.
 const FOLLOWER_GAP_MAX: Duration = Duration::from_secs(2);
+/// The same when a mark finds the disk of the leader's snapshots hanging.
+const SNAPSHOT_GAP_MAX: Duration = Duration::from_secs(6);
+/// Where a node keeps its snapshots, beside its configuration.
+const SNAPSHOTS: &str = "snapshots";
 /// Between two looks at what was answered.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// What one node has.
+struct Disks {
+    data: Freezer,
+    snapshots: Freezer,
+}
 
 /// A filesystem that can be frozen. It is thawed before it goes.
 struct Freezer {
@@ -59,10 +70,16 @@ pub fn lacks() -> Option<String> {
 /// Lets disks hang for so many seconds each.
 pub async fn run(hang_seconds: u64, tell: &mut Teller) -> Result<()> {
     tell.step("Start three nodes, each on a filesystem of its own");
-    let mut cluster = Cluster::prepare(Spec::of_module(GROUP, MODULE, 3))?;
+    let mut spec = Spec::of_module(GROUP, MODULE, 3).with_snapshot_entries(1_000_000);
+    spec.groups[0].settings.push(format!("snapshot-dir = \"{SNAPSHOTS}\""));
+    let mut cluster = Cluster::prepare(spec)?;
     let mut disks = Vec::new();
     for node in cluster.nodes() {
-        disks.push(Freezer::mount(&cluster.data_dir(node))?);
+        let snapshots = cluster.config_file(node).with_file_name(SNAPSHOTS);
+        disks.push(Disks {
+            data: Freezer::mount(&cluster.data_dir(node))?,
+            snapshots: Freezer::mount(&snapshots)?,
+        });
         let listens = format!("metrics-listen = \"{}\"\n", metrics_address(&cluster, node));
         cluster.configure(node, &(listens + &cluster.configuration(node)))?;
         cluster.start_node(node)?;
@@ -77,7 +94,7 @@ pub async fn run(hang_seconds: u64, tell: &mut Teller) -> Result<()> {
 
 async fn all(
     cluster: &mut Cluster,
-    disks: &[Freezer],
+    disks: &[Disks],
     hangs: Duration,
     tell: &mut Teller,
 ) -> Result<()> {
@@ -88,7 +105,7 @@ async fn all(
 
     tell.step(&format!("The leader's disk hangs for {}", seconds(hangs)));
     let leader = cluster.wait_leader(GROUP, None).await?;
-    let gap = hang(cluster, &disks[usize::from(leader) - 1], leader, hangs, &writer).await?;
+    let gap = hang(cluster, &disks[usize::from(leader) - 1].data, leader, hangs, &writer).await?;
     ensure!(gap <= LEADER_GAP_MAX, "nobody was answered for {gap:?}");
     tell.shown(format!(
         "another node leads; nobody waited for more than {}; the node told of its disk",
@@ -98,17 +115,69 @@ async fn all(
     tell.step(&format!("A follower's disk hangs for {}", seconds(hangs / 3)));
     let leader = cluster.wait_serving(GROUP).await?;
     let follower = cluster.nodes().into_iter().find(|node| *node != leader).expect("two follow");
-    let disk = &disks[usize::from(follower) - 1];
+    let disk = &disks[usize::from(follower) - 1].data;
     let gap = hang(cluster, disk, follower, hangs / 3, &writer).await?;
     ensure!(gap <= FOLLOWER_GAP_MAX, "nobody was answered for {gap:?}");
     tell.shown(format!("nobody waited for more than {}", seconds(gap)));
 
+    tell.step(&format!("The disk of the leader's snapshots hangs for {}", seconds(hangs / 3)));
+    let leader = cluster.wait_serving(GROUP).await?;
+    let disk = &disks[usize::from(leader) - 1].snapshots;
+    let gap = hang_snapshots(cluster, disk, leader, hangs / 3, (&client, &writer)).await?;
+    ensure!(gap <= SNAPSHOT_GAP_MAX, "nobody was answered for {gap:?}");
+    tell.shown(format!(
+        "nobody waited for more than {}; the node told of its disk, and took snapshots afterwards",
+        seconds(gap)
+    ));
+
     tell.step("The leader's disk hangs, and the node is told to stop");
     let leader = cluster.wait_serving(GROUP).await?;
-    stop(cluster, &disks[usize::from(leader) - 1], leader, tell).await?;
+    stop(cluster, &disks[usize::from(leader) - 1].data, leader, tell).await?;
     cluster.start_node(leader)?;
 
     writer.account(cluster, (&client, GROUP), tell).await
+}
+
+/// The disk of the snapshots of `node`, which leads, hangs for so long, and a snapshot is asked for; the
+/// longest time without an answer to the writer.
+async fn hang_snapshots(
+    cluster: &mut Cluster,
+    disk: &Freezer,
+    node: u16,
+    hangs: Duration,
+    (client, writer): (&Client, &Steady),
+) -> Result<Duration> {
+    disk.freeze()?;
+    client.mark().await.context("asking for a snapshot")?;
+    let longest = longest_gap(writer, hangs).await;
+    let status = cluster.group(node, GROUP).await.context("the node says nothing")?;
+    let GroupStatus { state, snapshots_stalled_ms, snapshots_stalled_directory, .. } = &status;
+    ensure!(state == "serving", "its state is {state}: {}", status.cause);
+    ensure!(*snapshots_stalled_ms > 1_000, "its disk hangs for {snapshots_stalled_ms} ms");
+    ensure!(snapshots_stalled_directory.contains(SNAPSHOTS), "in {snapshots_stalled_directory:?}");
+    let metrics = scrape(&metrics_address(cluster, node))?;
+    let row = metrics.lines().find(|line| line.starts_with("lockstep_snapshots_stalled_seconds{"));
+    let row = row.with_context(|| format!("no metric tells of it: {metrics}"))?;
+    ensure!(row.contains(snapshots_stalled_directory) && !row.ends_with(" 0"), "{row}");
+    let leader = cluster.leader(GROUP).await.context("nobody leads")?;
+    ensure!(leader == node, "node {node} does not lead any more, and its log is well");
+    disk.thaw()?;
+    cluster.capture(client, GROUP).await?.equal()?;
+    Ok(longest)
+}
+
+/// The longest time without an answer to the writer, of so much.
+async fn longest_gap(writer: &Steady, time: Duration) -> Duration {
+    let began = Instant::now();
+    let (mut answered, mut at, mut longest) = (writer.acknowledged(), began, Duration::ZERO);
+    while began.elapsed() < time {
+        tokio::time::sleep(LOOK).await;
+        longest = longest.max(at.elapsed());
+        if writer.acknowledged() > answered {
+            (answered, at) = (writer.acknowledged(), Instant::now());
+        }
+    }
+    longest
 }
 
 /// The disk of `node` hangs for so long; the longest time without an answer to the writer.
@@ -120,15 +189,7 @@ async fn hang(
     writer: &Steady,
 ) -> Result<Duration> {
     disk.freeze()?;
-    let began = Instant::now();
-    let (mut answered, mut at, mut longest) = (writer.acknowledged(), began, Duration::ZERO);
-    while began.elapsed() < hangs {
-        tokio::time::sleep(LOOK).await;
-        longest = longest.max(at.elapsed());
-        if writer.acknowledged() > answered {
-            (answered, at) = (writer.acknowledged(), Instant::now());
-        }
-    }
+    let longest = longest_gap(writer, hangs).await;
     let status = cluster.group(node, GROUP).await.context("the node says nothing")?;
     tells_of_its_disk(&status, &scrape(&metrics_address(cluster, node))?)?;
     let leader = cluster.leader(GROUP).await.context("nobody leads")?;

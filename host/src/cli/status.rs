@@ -183,6 +183,14 @@ fn notes(group: &GroupStatus) -> Vec<String> {
             span(Duration::from_millis(group.log_stalled_ms))
         ));
     }
+    if group.snapshots_stalled_ms > 0 {
+        notes.push(format!(
+            "the disk of {} has not answered for {}: no snapshot is taken until it does, and the log \
+             grows",
+            group.snapshots_stalled_directory,
+            span(Duration::from_millis(group.snapshots_stalled_ms))
+        ));
+    }
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
@@ -381,6 +389,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
         "log_stalled_ms": group.log_stalled_ms,
         "log_stalled_directory": group.log_stalled_directory,
+        "snapshots_stalled_ms": group.snapshots_stalled_ms,
+        "snapshots_stalled_directory": group.snapshots_stalled_directory,
         "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
     });
     if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {

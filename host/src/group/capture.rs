@@ -1,9 +1,13 @@
 //! A local snapshot on its way from the guest to a sealed, read-back object.
 //!
-//! The apply lane writes it inline; finishing, sealing and reading back are a bulk worker's
-//! ([`Capture::seal`]). Dropping it at any point leaves nothing.
+//! The apply lane has the guest write it, through a [`Pen`]; finishing, sealing and reading back are a
+//! bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing, and nothing waits for a
+//! disk for longer than [`DISK_PATIENCE`].
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use lockstep_core::fault::GuestFault;
 use lockstep_core::group::Event;
@@ -11,12 +15,33 @@ use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
+use crate::group::disk_watch::DiskWatch;
+use crate::group::pen::Pen;
 use crate::guest::Guest;
-use crate::store::{LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
+use crate::store::{
+    LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
+};
 
+/// How long the apply lane waits for the disk of the snapshots: it takes longer than a disk does for
+/// a block that is only busy, and less than clients wait.
+const DISK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Room, and a place to write.
+pub(super) struct Begun {
+    index: u64,
+    writer: StagedWriter,
+}
+
+/// Written, and not durable yet.
 pub struct Capture {
     index: u64,
     writer: StagedWriter,
+}
+
+/// What the disk said instead, and how many bytes there were by then.
+pub(super) struct Unwritten {
+    pub error: io::Error,
+    pub bytes: u64,
 }
 
 /// Why a mark was not captured.
@@ -47,44 +72,62 @@ impl NoCapture {
     }
 }
 
-impl Capture {
+impl Begun {
     /// Room and a place to write, or why there is none.
-    pub(super) fn begin(store: &dyn StoreHandle, header: LocalHeader) -> Result<Self, NoCapture> {
+    pub(super) fn begin(
+        store: &dyn StoreHandle,
+        watch: &DiskWatch,
+        header: LocalHeader,
+    ) -> Result<Self, NoCapture> {
         let index = header.index;
-        let writer = ask_lane(store, move |store| {
+        let writer = on_lane_within(store, DISK_PATIENCE, move |store| {
             let reservation = store.reserve_local(header)?;
             store.create(reservation)
         });
         match writer {
-            Ok(writer) => Ok(Self { index, writer }),
-            Err(SnapshotRefusal::NeedsUnlist(unlist)) => Err(NoCapture::Unlist(unlist)),
-            Err(held @ SnapshotRefusal::Held { .. }) => Err(NoCapture::Postponed(held.to_string())),
-            Err(refusal) => Err(NoCapture::because(refusal.to_string())),
+            Ok(Ok(writer)) => Ok(Self { index, writer }),
+            Ok(Err(SnapshotRefusal::NeedsUnlist(unlist))) => Err(NoCapture::Unlist(unlist)),
+            Ok(Err(held @ SnapshotRefusal::Held { .. })) => {
+                Err(NoCapture::Postponed(held.to_string()))
+            }
+            Ok(Err(refusal)) => Err(NoCapture::because(refusal.to_string())),
+            Err(RecvTimeoutError::Timeout) => Err(NoCapture::because(watch.not_answering())),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(NoCapture::because(SnapshotRefusal::Closed.to_string()))
+            }
         }
     }
 
     /// Envelope, then the guest's stream. The inner error is the disk's, the outer one the guest's.
-    pub(crate) fn write(
-        &mut self,
+    pub(super) fn write(
+        self,
         envelope: &[u8],
         guest: &mut dyn Guest,
-    ) -> Result<io::Result<()>, GuestFault> {
-        if let Err(error) = self.writer.write_all(envelope) {
-            return Ok(Err(error));
-        }
-        let written = guest.snapshot(&mut self.writer)?;
+        watch: &Arc<DiskWatch>,
+    ) -> Result<Result<Capture, Unwritten>, GuestFault> {
+        let Self { index, writer } = self;
+        let mut pen = match Pen::take(writer, watch, DISK_PATIENCE) {
+            Ok(pen) => pen,
+            Err(error) => return Ok(Err(Unwritten { error, bytes: 0 })),
+        };
+        let mut written = match pen.write_all(envelope) {
+            Ok(()) => guest.snapshot(&mut pen)?,
+            Err(error) => Err(error),
+        };
         if planted("clock_in_snapshot") {
             let now = std::time::Instant::now();
-            return Ok(written.and_then(|()| self.writer.write_all(format!("{now:?}").as_bytes())));
+            written = written.and_then(|()| pen.write_all(format!("{now:?}").as_bytes()));
         }
-        Ok(written)
+        let bytes = pen.length();
+        // The writer's own error says more than that it is gone.
+        Ok(match (pen.end(), written) {
+            (Ok(writer), Ok(())) => Ok(Capture { index, writer }),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(Unwritten { error, bytes }),
+        })
     }
+}
 
-    /// Bytes of payload written so far.
-    pub(super) fn length(&self) -> u64 {
-        self.writer.length()
-    }
-
+impl Capture {
     pub fn index(&self) -> u64 {
         self.index
     }
@@ -104,7 +147,7 @@ impl Capture {
 
 /// A capture outgrew what was reserved for it, and there was no more.
 pub(super) fn outgrew(store: &dyn StoreHandle, estimate: u64) {
-    let _ = on_lane(store, move |store| store.outgrew(estimate));
+    store.run(Box::new(move |store| store.outgrew(estimate)));
 }
 
 fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {

@@ -1,53 +1,44 @@
-//! [`DiskWatch`]: how long the log lane has been in one operation, for those who cannot ask it.
+//! [`DiskWatch`]: how long a thread has been in one operation at a disk, for those who cannot ask it.
 //!
 //! A thread that hangs in the system answers nobody and cannot be interrupted. So it writes down
 //! when it goes to the disk and when it is back, and everybody else only reads that.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_core::fault::Stall;
 use lockstep_core::limits;
-use prometheus_client::metrics::histogram::Histogram;
 
-use crate::metrics::seconds_histogram;
-
-/// What the lane is at.
+/// What a thread is at.
 pub(crate) struct DiskWatch {
+    /// What lies there.
+    what: &'static str,
     dir: PathBuf,
     epoch: Instant,
     /// When it went to the disk or last got an answer from there, microseconds from `epoch`;
     /// [`AWAY`] while it waits for work.
     since_us: AtomicU64,
-    /// How long it took to make a batch durable, seconds.
-    writes: Histogram,
 }
 
-/// The lane is not at the disk.
+/// The thread is not at the disk.
 const AWAY: u64 = u64::MAX;
 
 /// An operation that hangs, and for how long by now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hanging {
-    /// The directory of the log.
+    /// The directory of the log, or of the snapshots.
     pub dir: String,
     pub ms: u64,
 }
 
 impl DiskWatch {
-    pub(crate) fn new(dir: &Path) -> Self {
-        let writes = seconds_histogram();
+    pub(crate) fn new(what: &'static str, dir: &Path) -> Self {
         let (epoch, since_us) = (Instant::now(), AtomicU64::new(AWAY));
-        Self { dir: dir.to_owned(), epoch, since_us, writes }
+        Self { what, dir: dir.to_owned(), epoch, since_us }
     }
 
-    /// How long batches took to become durable.
-    pub(crate) fn writes(&self) -> Histogram {
-        self.writes.clone()
-    }
-
-    /// Does what the lane has to do at the disk.
+    /// Does something at the disk.
     pub(crate) fn at_disk<T>(&self, operation: impl FnOnce() -> T) -> T {
         self.since_us.store(self.now_us(), Ordering::Relaxed);
         let back = Back(self);
@@ -56,16 +47,26 @@ impl DiskWatch {
         done
     }
 
-    /// The lane is at the disk, and made a batch durable there.
-    pub(crate) fn batch(&self) {
+    /// The thread is at the disk, and has an answer of several from there; how long it took.
+    pub(crate) fn answered(&self) -> Duration {
         let now = self.now_us();
-        let took = under_way(self.since_us.swap(now, Ordering::Relaxed), now);
-        self.writes.observe(took as f64 / 1e6);
+        Duration::from_micros(under_way(self.since_us.swap(now, Ordering::Relaxed), now))
+    }
+
+    /// How long the operation takes that is under way.
+    pub(crate) fn under_way(&self) -> Duration {
+        Duration::from_micros(under_way(self.since_us.load(Ordering::Relaxed), self.now_us()))
+    }
+
+    /// For people.
+    pub(crate) fn not_answering(&self) -> String {
+        let seconds = self.under_way().as_secs();
+        format!("the disk of {} has not answered for {seconds} s", self.dir.display())
     }
 
     /// What hangs now.
     pub(crate) fn hanging(&self) -> Option<Hanging> {
-        let ms = under_way(self.since_us.load(Ordering::Relaxed), self.now_us()) / 1000;
+        let ms = self.under_way().as_millis() as u64;
         let dir = || self.dir.display().to_string();
         (ms > limits::DISK_STALL_MS).then(|| Hanging { dir: dir(), ms })
     }
@@ -90,8 +91,8 @@ impl Drop for Back<'_> {
         let watch = self.0;
         let ms = under_way(watch.since_us.swap(AWAY, Ordering::Relaxed), watch.now_us()) / 1000;
         if ms > limits::DISK_STALL_MS {
-            let dir = watch.dir.display();
-            tracing::warn!(%dir, ms, "the disk of the log hung, and answers again");
+            let (dir, what) = (watch.dir.display(), watch.what);
+            tracing::warn!(%dir, ms, "the disk of the {what} hung, and answers again");
         }
     }
 }
@@ -102,8 +103,6 @@ fn under_way(since_us: u64, now_us: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -112,7 +111,7 @@ mod tests {
         assert_eq!(under_way(2_000, 7_000), 5_000);
         assert_eq!(under_way(7_001, 7_000), 0, "two threads need not agree on the microsecond");
 
-        let mut watch = DiskWatch::new(Path::new("/data/wal"));
+        let mut watch = DiskWatch::new("log", Path::new("/data/wal"));
         watch.epoch = Instant::now().checked_sub(Duration::from_secs(60)).expect("it ran so long");
         assert_eq!(watch.hanging(), None);
         watch.since_us.store(10_000_000, Ordering::Relaxed);
@@ -125,7 +124,7 @@ mod tests {
         watch.at_disk(|| {
             // A round of many batches is no operation that hangs.
             watch.since_us.store(10_000_000, Ordering::Relaxed);
-            watch.batch();
+            assert!(watch.answered() >= Duration::from_secs(50));
             assert_eq!(watch.hanging(), None);
         });
     }

@@ -1,10 +1,13 @@
 //! [`Gauges`]: what a group's lanes and workers show of themselves while they work.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep_core::apply::Sessions;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::group::disk_watch::{DiskWatch, Hanging};
 use crate::metrics::seconds_histogram;
 
 /// Read at any time, from any thread.
@@ -24,10 +27,21 @@ pub struct Gauges {
     /// From proposals to their commit, on a leader; and applying an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
+    /// The store lane, and whoever writes a snapshot, at the disk of the snapshots.
+    pub(super) store: DiskWatch,
+    pub(super) pen: Arc<DiskWatch>,
 }
 
 impl Default for Gauges {
     fn default() -> Self {
+        Self::of(Path::new(""))
+    }
+}
+
+impl Gauges {
+    /// Of a group whose snapshots lie in `snapshots`.
+    pub(super) fn of(snapshots: &Path) -> Self {
+        let watch = || DiskWatch::new("snapshots", snapshots);
         Self {
             guest_memory_bytes: AtomicU64::new(0),
             guest_faults: AtomicU64::new(0),
@@ -41,16 +55,30 @@ impl Default for Gauges {
             sessions_refused: AtomicU64::new(0),
             commits: seconds_histogram(),
             applies: seconds_histogram(),
+            store: watch(),
+            pen: Arc::new(watch()),
         }
     }
-}
 
-impl Gauges {
     /// How the group's sessions stand.
     pub(super) fn count(&self, sessions: &Sessions) {
         self.sessions.store(sessions.count() as u64, Ordering::Relaxed);
         self.sessions_evicted.store(sessions.evicted(), Ordering::Relaxed);
         self.sessions_refused.store(sessions.refused(), Ordering::Relaxed);
+    }
+
+    /// For people, when something hangs there.
+    pub(super) fn not_answering(&self) -> String {
+        match self.store.under_way() > self.pen.under_way() {
+            true => self.store.not_answering(),
+            false => self.pen.not_answering(),
+        }
+    }
+
+    /// What hangs at the disk of the snapshots, the longest of it.
+    pub(super) fn snapshots_hang(&self) -> Option<Hanging> {
+        let both = [self.store.hanging(), self.pen.hanging()];
+        both.into_iter().flatten().max_by_key(|hanging| hanging.ms)
     }
 
     /// A restore took so long, of a snapshot that stands for what was known at this time. Until one

@@ -34,6 +34,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::group::disk_watch::{DiskWatch, Hanging};
 use crate::group::{GroupHandle, panic_text};
+use crate::metrics::seconds_histogram;
 use crate::wal::{Wal, WalError, WalReader, WalStats};
 
 /// The log, and whom it owes a word.
@@ -177,10 +178,11 @@ pub(crate) struct LogLane {
     reader: WalReader,
     stats: Arc<Mutex<WalStats>>,
     watch: Arc<DiskWatch>,
-    syncs: Histogram,
+    times: LogTimes,
 }
 
-/// What the log took, seconds.
+/// How long the log took to make jobs durable, and how long the syncs of that, seconds.
+#[derive(Clone)]
 pub(crate) struct LogTimes {
     pub writes: Histogram,
     pub syncs: Histogram,
@@ -197,14 +199,18 @@ impl LogLane {
     pub(crate) fn start(wal: Wal, dir: &Path) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel();
         let stats = Arc::new(Mutex::new(wal.stats()));
-        let watch = Arc::new(DiskWatch::new(dir));
-        let shown = (Arc::clone(&stats), Arc::clone(&watch));
-        let (reader, syncs) = (wal.reader(), wal.syncs());
-        let lane = Self { jobs, reader, stats, watch, syncs };
+        let watch = Arc::new(DiskWatch::new("log", dir));
+        let times = LogTimes { writes: seconds_histogram(), syncs: wal.syncs() };
+        let shown = Shown {
+            stats: Arc::clone(&stats),
+            watch: Arc::clone(&watch),
+            writes: times.writes.clone(),
+        };
+        let lane = Self { jobs, reader: wal.reader(), stats, watch, times };
         let writer = LogWriter::new(wal);
         let thread = std::thread::Builder::new()
             .name("log-lane".to_owned())
-            .spawn(move || run(writer, &queue, &shown.0, &shown.1))?;
+            .spawn(move || run(writer, &queue, &shown))?;
         Ok((lane, thread))
     }
 
@@ -222,9 +228,8 @@ impl LogLane {
         self.watch.hanging()
     }
 
-    /// How long batches took to become durable, and how long the syncs of that, seconds.
     pub(crate) fn times(&self) -> LogTimes {
-        LogTimes { writes: self.watch.writes(), syncs: self.syncs.clone() }
+        self.times.clone()
     }
 
     pub(crate) fn stats(&self) -> WalStats {
@@ -235,14 +240,16 @@ impl LogLane {
 /// Every group that the lane ever wrote for.
 type Known = BTreeMap<GroupId, GroupHandle>;
 
-fn run(
-    mut writer: LogWriter,
-    queue: &mpsc::Receiver<PersistJob>,
-    stats: &Arc<Mutex<WalStats>>,
-    watch: &DiskWatch,
-) {
+/// What the thread shows of itself.
+struct Shown {
+    stats: Arc<Mutex<WalStats>>,
+    watch: Arc<DiskWatch>,
+    writes: Histogram,
+}
+
+fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, shown: &Shown) {
     let mut known = Known::new();
-    let serve = || serve(&mut writer, queue, (stats, watch), &mut known);
+    let serve = || serve(&mut writer, queue, shown, &mut known);
     let served = catch_unwind(AssertUnwindSafe(serve));
     let why = match served {
         Ok(Ok(())) => return,
@@ -263,7 +270,7 @@ fn run(
 fn serve(
     writer: &mut LogWriter,
     queue: &mpsc::Receiver<PersistJob>,
-    (stats, watch): (&Arc<Mutex<WalStats>>, &DiskWatch),
+    Shown { stats, watch, writes }: &Shown,
     known: &mut Known,
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
@@ -281,7 +288,7 @@ fn serve(
             false => next(queue, known, rounds, idle),
         };
         let mut durable = |outputs: Vec<LogOutput>| {
-            watch.batch();
+            writes.observe(watch.answered().as_secs_f64());
             outputs.into_iter().for_each(|output| tell(output, known));
         };
         let outputs = match step {

@@ -144,6 +144,8 @@ pub struct GroupReport {
     pub log_disk_available: u64,
     /// The operation that the node's log hangs in.
     pub log_hangs: Option<Hanging>,
+    /// The one that something hangs in at the disk of the group's snapshots.
+    pub snapshots_hang: Option<Hanging>,
     /// How long the last snapshot took from the mark to the seal, and when it was sealed.
     pub last_capture_ms: u64,
     pub last_snapshot_wall_ms: u64,

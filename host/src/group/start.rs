@@ -15,6 +15,7 @@ use crate::group::apply_thread;
 use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
+use crate::group::readers::Readers;
 use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, LaneJob, Lanes, LogLane, report};
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub budget: Arc<Budget>,
     /// Bytes a second of an outbound transfer; 0 = no limit.
     pub rate: u64,
+    pub readers: Readers,
 }
 
 /// Where a group's snapshots lie, and how many bytes they may have.
@@ -79,6 +81,7 @@ pub(crate) fn open(
     recovered: Option<RecoveredGroup>,
 ) -> Result<Started, StartError> {
     let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
+    let gauges = Arc::new(Gauges::of(place.dir.path()));
     let disk = Disk {
         fs: Arc::clone(&shared.fs),
         log: shared.log.reader(),
@@ -93,12 +96,11 @@ pub(crate) fn open(
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
     };
     let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
-    let (store, stored, store_thread) =
-        StoreLane::start(&name, store).map_err(|e| thread(format!("store lane of {name:?}"), e))?;
+    let (store, stored, store_thread) = StoreLane::start(&name, store, Arc::clone(&gauges))
+        .map_err(|e| thread(format!("store lane of {name:?}"), e))?;
     let store: Arc<dyn StoreHandle> = Arc::new(store);
 
     let (state_in, state_out) = watch::channel(group.state().clone());
-    let gauges = Arc::<Gauges>::default();
     let (apply, jobs) = mpsc::channel();
     let (report_in, report_out) = watch::channel(blank_report(&group));
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
@@ -179,6 +181,7 @@ impl Opened {
             transfers: self.transfers,
             stored: self.stored,
             rate: self.shared.rate,
+            readers: self.shared.readers,
         };
         self.report.send_replace(report(&lanes, self.group.status()));
         let actor =
@@ -199,6 +202,7 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         log_damaged: 0,
         log_disk_available: 0,
         log_hangs: None,
+        snapshots_hang: None,
         last_capture_ms: 0,
         last_snapshot_wall_ms: 0,
         last_restore_ms: 0,

@@ -1,8 +1,10 @@
 //! The store lane: one thread per group, the only one that touches names in `snap/`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
+use crate::group::gauges::Gauges;
 use crate::store::{SnapshotStore, StoreHandle, StoreJob, StoreReport};
 
 /// The way to one group's store lane.
@@ -30,6 +32,7 @@ impl StoreLane {
     pub(crate) fn start(
         group: &str,
         mut store: SnapshotStore,
+        gauges: Arc<Gauges>,
     ) -> std::io::Result<(Self, StoreWatch, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel::<StoreJob>();
         let watch = StoreWatch::default();
@@ -38,11 +41,36 @@ impl StoreLane {
         let thread =
             std::thread::Builder::new().name(format!("store-{group}")).spawn(move || {
                 for job in queue {
-                    job(&mut store);
-                    shown.set(store.report());
+                    gauges.store.at_disk(|| {
+                        job(&mut store);
+                        shown.set(store.report());
+                    });
                 }
             })?;
         Ok((Self { jobs }, watch, thread))
+    }
+}
+
+/// A question that is put to the lane again and again, but not before it came to the last one: while
+/// its disk hangs, nothing piles up.
+#[derive(Default)]
+pub(super) struct Standing(Arc<AtomicBool>);
+
+impl Standing {
+    /// Puts it, unless the last one still waits.
+    pub(super) fn ask(
+        &self,
+        store: &dyn StoreHandle,
+        job: impl FnOnce(&mut SnapshotStore) + Send + 'static,
+    ) {
+        if self.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let asked = Arc::clone(&self.0);
+        store.run(Box::new(move |store| {
+            asked.store(false, Ordering::Relaxed);
+            job(store);
+        }));
     }
 }
 
@@ -50,5 +78,37 @@ impl StoreHandle for StoreLane {
     fn run(&self, job: StoreJob) {
         // A lane that is gone drops the job, and whoever waits sees that.
         let _ = self.jobs.send(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lane whose disk hangs.
+    #[derive(Default)]
+    struct Hangs(Mutex<Vec<StoreJob>>);
+
+    impl StoreHandle for Hangs {
+        fn run(&self, job: StoreJob) {
+            self.0.lock().expect("nobody panics").push(job);
+        }
+    }
+
+    #[test]
+    fn a_question_waits_once() {
+        let (lane, tend, look) = (Hangs::default(), Standing::default(), Standing::default());
+        let waiting = || lane.0.lock().expect("nobody panics").len();
+        for _ in 0..100 {
+            tend.ask(&lane, |_| ());
+            look.ask(&lane, |_| ());
+        }
+        assert_eq!(waiting(), 2);
+        // The first one is come to.
+        let job = lane.0.lock().expect("nobody panics").remove(0);
+        job(&mut crate::store::tests::Bed::new().store);
+        tend.ask(&lane, |_| ());
+        look.ask(&lane, |_| ());
+        assert_eq!(waiting(), 2);
     }
 }

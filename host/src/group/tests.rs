@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_core::entry::{Call, Profile};
 use lockstep_core::group::{Frame, GroupConfig, SnapshotPolicy};
@@ -85,7 +85,15 @@ fn open_with(fs: &MemFs, module: Module) -> Started {
     };
     let clock = Arc::new(SystemClock { offset_ms: 0 });
     let budget = Budget::new(limits);
-    let shared = Shared { cluster: CLUSTER, fs: doors, clock, log, budget, rate: 0 };
+    let shared = Shared {
+        cluster: CLUSTER,
+        fs: doors,
+        clock,
+        log,
+        budget,
+        rate: 0,
+        readers: Default::default(),
+    };
     let place = Place { dir: SnapshotDir::Inside(SNAPSHOTS.into()), cap: u64::MAX };
     let config = GroupConfig { module: module.id(), ..config("g") };
     start::open(&shared, config, module, place, None).expect("the log is whole")

@@ -154,6 +154,10 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let labels = |dir: &str| vec![("directory", dir.to_owned())];
         report.log_hangs.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
+    rows.gauge("snapshots_stalled_seconds", "For how long a snapshot's disk hangs", |report| {
+        let labels = |dir: &str| vec![("directory", dir.to_owned())];
+        report.snapshots_hang.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
+    })?;
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
     })?;

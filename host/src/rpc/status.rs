@@ -125,6 +125,11 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         log_damaged_segments: report.log_damaged,
         log_stalled_ms: report.log_hangs.as_ref().map_or(0, |hangs| hangs.ms),
         log_stalled_directory: report.log_hangs.map(|hangs| hangs.dir).unwrap_or_default(),
+        snapshots_stalled_ms: report.snapshots_hang.as_ref().map_or(0, |hangs| hangs.ms),
+        snapshots_stalled_directory: report
+            .snapshots_hang
+            .map(|hangs| hangs.dir)
+            .unwrap_or_default(),
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
         objects,
         divergence_alarms: status.alarms,

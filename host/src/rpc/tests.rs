@@ -278,6 +278,7 @@ fn report(node: NodeId) -> GroupReport {
     };
     GroupReport {
         log_hangs: None,
+        snapshots_hang: None,
         status,
         snapshot_bytes: 0,
         log_bytes: 0,

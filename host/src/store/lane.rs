@@ -1,6 +1,7 @@
 //! [`StoreHandle`]: how bulk workers and other lanes have the store lane do what only it may do.
 
 use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use super::SnapshotStore;
 use super::reserve::SnapshotRefusal;
@@ -25,6 +26,20 @@ pub fn on_lane<R: Send + 'static>(
         let _ = answer.send(job(store));
     }));
     waiting.recv().ok()
+}
+
+/// [`on_lane`] for those who do not wait for longer than `patience`. What comes later is dropped.
+pub fn on_lane_within<R: Send + 'static>(
+    handle: &dyn StoreHandle,
+    patience: Duration,
+    job: impl FnOnce(&mut SnapshotStore) -> R + Send + 'static,
+) -> Result<R, mpsc::RecvTimeoutError> {
+    let (answer, waiting) = mpsc::sync_channel(1);
+    handle.run(Box::new(move |store| {
+        // Nobody waits any more if this took too long, or that thread is going down.
+        let _ = answer.send(job(store));
+    }));
+    waiting.recv_timeout(patience)
 }
 
 /// [`on_lane`] for jobs that may be refused; a lane that is gone refuses with `Closed`.

@@ -12,7 +12,7 @@ use lockstep_core::snapshot::Configuration;
 
 use super::{ApplyLane, Output};
 use crate::fs::is_full;
-use crate::group::capture::{self, Capture, NoCapture};
+use crate::group::capture::{self, Begun, Capture, NoCapture, Unwritten};
 use crate::store::next_length;
 
 /// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE`]: each stalls the
@@ -68,29 +68,31 @@ impl ApplyLane {
                 "the guest's snapshot trapped three times in a row; tried again in 10 min",
             );
         }
+        if self.tools.gauges.snapshots_hang().is_some() {
+            return failed(&self.tools.gauges.not_answering());
+        }
         let last = self.listed().first().map(|desc| next_length(desc.length));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
         let info = self.tools.module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
-        let mut capture = Capture::begin(
-            &*self.tools.store,
-            crate::store::LocalHeader {
-                term,
-                index,
-                module: self.tools.module.id(),
-                format: info.snapshot_format,
-                configuration,
-                estimate: last.unwrap_or(most),
-                growable: true,
-            },
-        )?;
-        let written = capture.write(&self.ledger.encode_envelope(), &mut **guest);
+        let header = crate::store::LocalHeader {
+            term,
+            index,
+            module: self.tools.module.id(),
+            format: info.snapshot_format,
+            configuration,
+            estimate: last.unwrap_or(most),
+            growable: true,
+        };
+        let gauges = &self.tools.gauges;
+        let begun = Begun::begin(&*self.tools.store, &gauges.store, header)?;
+        let written = begun.write(&self.ledger.encode_envelope(), &mut **guest, &gauges.pen);
         match written {
-            Ok(Ok(())) => {
+            Ok(Ok(capture)) => {
                 self.snapshot_traps = 0;
                 Ok(capture)
             }
-            Ok(Err(error)) => {
+            Ok(Err(Unwritten { error, bytes })) => {
                 // It grew beyond what was reserved: an older recovery point may make room.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
                 let full = is_full(&error);
@@ -98,8 +100,7 @@ impl ApplyLane {
                     return Err(NoCapture::Unlist(Box::new(unlist)));
                 }
                 if full {
-                    let written = capture.length();
-                    capture::outgrew(&*self.tools.store, last.unwrap_or(0).max(written));
+                    capture::outgrew(&*self.tools.store, last.unwrap_or(0).max(bytes));
                 }
                 Err(NoCapture::because(error.to_string()))
             }

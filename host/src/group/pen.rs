@@ -1,0 +1,288 @@
+//! [`Pen`]: writes a snapshot beside the apply lane, so that a disk that hangs does not hold the lane.
+//!
+//! - Blocks go round: one is filled while the other is written. Whoever fills them waits for one to
+//!   come back, and gives the pen up once the disk did not answer for so long.
+//! - A pen that was given up ends when its disk answers, and what it wrote goes with it.
+//! - Otherwise nothing happens behind the back of whoever holds it: the thread has ended, and its
+//!   writer is back or gone, when the pen is.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lockstep_core::limits;
+
+use crate::group::disk_watch::DiskWatch;
+
+/// Blocks that go round.
+const BLOCKS: usize = 2;
+/// Bytes of a block.
+const BLOCK_BYTES: usize = limits::SNAPSHOT_BLOCK_BYTES;
+/// Between two looks at a disk that does not answer.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a thread hands back: its writer, and how it went.
+type Ended<W> = (W, io::Result<()>);
+
+pub(super) struct Pen<W> {
+    /// Gone once all was handed in.
+    full: Option<Sender<Vec<u8>>>,
+    back: Receiver<Vec<u8>>,
+    /// Being filled.
+    block: Vec<u8>,
+    /// Blocks that were made.
+    made: usize,
+    /// Gone once it was waited for, or given up.
+    thread: Option<JoinHandle<Ended<W>>>,
+    watch: Arc<DiskWatch>,
+    patience: Duration,
+    length: u64,
+}
+
+impl<W: Write + Send + 'static> Pen<W> {
+    /// Writes with `writer`, and waits for a disk for no longer than `patience`; `watch` is for this
+    /// pen alone as long as it writes.
+    pub(super) fn take(writer: W, watch: &Arc<DiskWatch>, patience: Duration) -> io::Result<Self> {
+        let (full, blocks) = channel();
+        let (give_back, back) = channel();
+        let seen = Arc::clone(watch);
+        let write = move || write(writer, &blocks, &give_back, &seen);
+        let thread = std::thread::Builder::new().name("snapshot".to_owned()).spawn(write)?;
+        let (full, thread, watch) = (Some(full), Some(thread), Arc::clone(watch));
+        Ok(Self { full, back, block: Vec::new(), made: 0, thread, watch, patience, length: 0 })
+    }
+
+    /// Bytes that were handed in.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The writer, once it has written everything.
+    pub(super) fn end(mut self) -> io::Result<W> {
+        let handed = self.hand_in();
+        match self.wait() {
+            Some((writer, written)) => written.and(handed).map(|()| writer),
+            None => Err(self.gave_up()),
+        }
+    }
+
+    /// Gives the block to the thread.
+    fn hand_in(&mut self) -> io::Result<()> {
+        let block = std::mem::take(&mut self.block);
+        if block.is_empty() {
+            return Ok(());
+        }
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the snapshot's writer ended");
+        self.full.as_ref().ok_or_else(gone)?.send(block).map_err(|_ended| gone())
+    }
+
+    /// Has an empty block to fill.
+    fn take_block(&mut self) -> io::Result<()> {
+        if self.made < BLOCKS {
+            self.made += 1;
+            self.block = Vec::with_capacity(BLOCK_BYTES);
+            return Ok(());
+        }
+        while self.thread.is_some() {
+            match self.back.recv_timeout(LOOK) {
+                Ok(block) => {
+                    self.block = block;
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => self.give_up_if_it_hangs(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::new(io::ErrorKind::BrokenPipe, "its writer ended"));
+                }
+            }
+        }
+        Err(self.gave_up())
+    }
+
+    /// Waits for the thread's end; `None` if that was given up.
+    fn wait(&mut self) -> Option<Ended<W>> {
+        self.full = None;
+        while self.thread.is_some() {
+            match self.back.recv_timeout(LOOK) {
+                Ok(_block) => {}
+                Err(RecvTimeoutError::Timeout) => self.give_up_if_it_hangs(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    // A panic has been told by then; what it held is gone.
+                    return self.thread.take()?.join().ok();
+                }
+            }
+        }
+        None
+    }
+
+    fn give_up_if_it_hangs(&mut self) {
+        if self.watch.under_way() >= self.patience {
+            self.full = None;
+            self.thread = None;
+        }
+    }
+
+    fn gave_up(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, self.watch.not_answering())
+    }
+}
+
+/// Until all was written, the writer failed, or nobody waits any more.
+fn write<W: Write>(
+    mut writer: W,
+    blocks: &Receiver<Vec<u8>>,
+    back: &Sender<Vec<u8>>,
+    watch: &DiskWatch,
+) -> Ended<W> {
+    for mut block in blocks {
+        if let Err(error) = watch.at_disk(|| writer.write_all(&block)) {
+            return (writer, Err(error));
+        }
+        block.clear();
+        if back.send(block).is_err() {
+            break;
+        }
+    }
+    (writer, Ok(()))
+}
+
+impl<W: Write + Send + 'static> Write for Pen<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.block.capacity() == 0 {
+            self.take_block()?;
+        }
+        let count = bytes.len().min(BLOCK_BYTES - self.block.len());
+        self.block.extend_from_slice(&bytes[..count]);
+        self.length += count as u64;
+        if self.block.len() == BLOCK_BYTES {
+            self.hand_in()?;
+        }
+        Ok(count)
+    }
+
+    /// Does nothing: [`Pen::end`] writes everything.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W> Drop for Pen<W> {
+    fn drop(&mut self) {
+        self.full = None;
+        // What is under way is waited for, unless it hangs.
+        while self.thread.is_some() {
+            match self.back.recv_timeout(LOOK) {
+                Ok(_block) => {}
+                Err(RecvTimeoutError::Timeout) if self.watch.under_way() >= self.patience => {
+                    self.thread = None;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    drop(self.thread.take().map(JoinHandle::join));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn watch() -> Arc<DiskWatch> {
+        Arc::new(DiskWatch::new("snapshots", Path::new("/snap")))
+    }
+
+    /// A disk whose writes come back when they are let go.
+    struct Gate {
+        go: Arc<Mutex<Receiver<()>>>,
+        written: Arc<Mutex<Vec<u8>>>,
+        alive: Arc<AtomicUsize>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let go = self.go.lock().expect("nobody panics");
+            go.recv().map_err(|_gone| io::Error::from(io::ErrorKind::StorageFull))?;
+            self.written.lock().expect("nobody panics").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Drop for Gate {
+        fn drop(&mut self) {
+            self.alive.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn gate() -> (Gate, Sender<()>) {
+        let (let_go, go) = channel();
+        let (go, alive) = (Arc::new(Mutex::new(go)), Arc::new(AtomicUsize::new(1)));
+        (Gate { go, written: Arc::default(), alive }, let_go)
+    }
+
+    #[test]
+    fn what_is_written_arrives_whole_and_the_writer_comes_back() {
+        let bytes: Vec<u8> = (0..5 * BLOCK_BYTES / 2).map(|place| (place % 251) as u8).collect();
+        let mut pen = Pen::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
+        for piece in bytes.chunks(70_001) {
+            pen.write_all(piece).expect("it is written");
+        }
+        assert_eq!(pen.length(), bytes.len() as u64);
+        assert!(pen.end().expect("it is whole") == bytes);
+        let empty = Pen::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
+        assert_eq!(empty.end().expect("nothing is whole"), b"");
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_given_up_and_what_it_had_goes_later() {
+        let (gate, let_go) = gate();
+        let alive = Arc::clone(&gate.alive);
+        let watch = watch();
+        let mut pen = Pen::take(gate, &watch, Duration::ZERO).expect("a thread");
+        let block = vec![7; BLOCK_BYTES];
+        let error = (0..).find_map(|_| pen.write_all(&block).err()).expect("it ends");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("the disk of /snap has not answered"), "{error}");
+        assert_eq!(pen.write_all(&block).expect_err("for good").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(pen.end().err().expect("for good").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(alive.load(Ordering::SeqCst), 1, "its thread hangs");
+        drop(let_go);
+        while alive.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_writers_own_error_is_told() {
+        let (gate, let_go) = gate();
+        let alive = Arc::clone(&gate.alive);
+        let_go.send(()).expect("it listens");
+        drop(let_go);
+        let mut pen = Pen::take(gate, &watch(), Duration::MAX).expect("a thread");
+        let block = vec![7; BLOCK_BYTES];
+        (0..).find_map(|_| pen.write_all(&block).err()).expect("the second one fails");
+        assert_eq!(pen.end().err().expect("it failed").kind(), io::ErrorKind::StorageFull);
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "it is gone when the pen is");
+    }
+
+    #[test]
+    fn a_pen_that_is_dropped_has_ended() {
+        let (gate, let_go) = gate();
+        let alive = Arc::clone(&gate.alive);
+        let mut pen = Pen::take(gate, &watch(), Duration::MAX).expect("a thread");
+        pen.write_all(&vec![7; BLOCK_BYTES]).expect("it is on its way");
+        let_go.send(()).expect("it listens");
+        drop(pen);
+        assert_eq!(alive.load(Ordering::SeqCst), 0);
+    }
+}
