@@ -5,6 +5,7 @@
 //! - Clients talk to the leader, over the same number of connections.
 //! - Processes that were started here are ended here, whatever happens; no others are touched.
 
+mod beside;
 mod echo;
 mod etcd;
 mod figures;
@@ -139,6 +140,16 @@ pub async fn run(options: &Options) -> Result<()> {
     println!("\nmedians of {} rounds\n\n{}", options.rounds, table::medians(&rows));
     println!("{}\n{}", table::goals(&rows), options.out.display());
     Ok(())
+}
+
+/// Measures what queries cost commands.
+pub async fn beside(options: &Options) -> Result<()> {
+    ensure!(options.rounds > 0 && options.seconds > 0, "rounds and seconds are at least 1");
+    ensure!(options.connections > 0, "there is at least one connection");
+    fs::create_dir_all(&options.dir)
+        .with_context(|| format!("creating {}", options.dir.display()))?;
+    machine::refuse_tmpfs(&options.dir)?;
+    beside::run(options).await
 }
 
 /// Says what is about to happen, and drops what cannot.

@@ -106,7 +106,7 @@ impl Figures {
 }
 
 /// The middle one, or the mean of the two in the middle; 0 of none.
-fn median(mut numbers: Vec<f64>) -> f64 {
+pub(super) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     let (low, high) = (numbers.len().saturating_sub(1) / 2, numbers.len() / 2);
     match (numbers.get(low), numbers.get(high)) {

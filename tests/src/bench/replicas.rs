@@ -159,6 +159,16 @@ impl Replicas {
         Ok(clients)
     }
 
+    /// Clients of one of them, each with a connection of its own.
+    pub(crate) async fn connect(
+        &self,
+        node: usize,
+        connections: usize,
+    ) -> Result<Vec<LockstepClient<Channel>>> {
+        let channels = load::dial(&self.addresses[node], connections).await?;
+        Ok(channels.into_iter().map(connect).collect())
+    }
+
     /// What each of them synced of its log, as it counts itself. Only good once all is quiet.
     pub(crate) async fn fsyncs(&self) -> Result<Vec<u64>> {
         tokio::time::sleep(STATUS_AGE).await;
@@ -197,7 +207,10 @@ fn connect(channel: Channel) -> LockstepClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-async fn open_session(client: &mut LockstepClient<Channel>, number: usize) -> Result<u64> {
+pub(super) async fn open_session(
+    client: &mut LockstepClient<Channel>,
+    number: usize,
+) -> Result<u64> {
     let request = v1::OpenSessionRequest { group: String::new(), nonce: number as u64 };
     let response = client.open_session(request).await.context("opening a session")?;
     Ok(response.into_inner().session)

@@ -8,6 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "\
 usage: cargo xtask bench [OPTIONS]
+       cargo xtask bench beside [OPTIONS]    what queries cost commands; --seconds, --rounds,
+                                             --connections, --dir and --keep
 
   --seconds N      how long each case is measured in each round (8)
   --rounds N       rounds, of which the medians are told (5)
@@ -31,7 +33,10 @@ fn main() -> ExitCode {
     }
     let done = match &words[..] {
         [serve, address] if serve == bench::SERVE => block_on(bench::serve(address)),
-        words => match parse(words) {
+        words => match parse(words.strip_prefix(&["beside".to_owned()]).unwrap_or(words)) {
+            Ok(options) if words.first().is_some_and(|word| word == "beside") => {
+                block_on(bench::beside(&options))
+            }
             Ok(options) => block_on(bench::run(&options)),
             Err(error) => {
                 eprint!("error: {error:#}\n\n{USAGE}");
