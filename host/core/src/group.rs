@@ -309,7 +309,7 @@ impl Group {
     /// Where the log stands, if this replica leads.
     pub fn leads(&self) -> Option<Leads> {
         match &self.stage {
-            Stage::Hosting(hosting) => hosting.leads(),
+            Stage::Hosting(hosting) => hosting.leading(),
             Stage::Meeting(_) => None,
         }
     }

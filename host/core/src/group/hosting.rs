@@ -159,7 +159,7 @@ impl Hosting {
     }
 
     /// How far this leader's log goes, and how much of it is committed.
-    pub(super) fn leads(&self) -> Option<Leads> {
+    pub(super) fn leading(&self) -> Option<Leads> {
         let raft = &self.raw.raft;
         let (last_index, commit) = (raft.raft_log.last_index(), raft.raft_log.committed);
         self.is_leader().then_some(Leads { term: raft.term, last_index, commit })
