@@ -174,6 +174,13 @@ mod tests {
         let told = || gauges.snapshot_stall_ms.load(Ordering::Relaxed);
         let capture =
             || ApplyJob::Capture { term: 1, index: 9, configuration: Configuration::default() };
+        let nothing = || ApplyJob::Range {
+            first: 1,
+            last: 0,
+            bytes: 0,
+            entries: Vec::new(),
+            awaited: Default::default(),
+        };
         let go = |ms| clock.0.store(ms, Ordering::Relaxed);
 
         // It waits for room since then, and fails for another reason at last.
@@ -186,9 +193,9 @@ mod tests {
         // What is applied behind it says that nobody waits for room any more.
         lane.stalled = Some(Duration::from_secs(10));
         go(13_000);
-        lane.run(ApplyJob::Range { first: 1, last: 0, bytes: 0, entries: Vec::new() });
+        lane.run(nothing());
         assert_eq!(told(), 3_000);
-        lane.run(ApplyJob::Range { first: 1, last: 0, bytes: 0, entries: Vec::new() });
+        lane.run(nothing());
         assert_eq!(told(), 3_000, "it is the last one's until there is another");
     }
 }
