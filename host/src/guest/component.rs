@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::component::Component;
 
 use super::check::{self, ModuleRefusal, Report};
-use super::copy::Copy;
+use super::copy::GuestCopy;
 use super::engine;
 use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
@@ -51,7 +51,7 @@ pub struct ComponentModule {
 pub struct ComponentGuest {
     live: Instance,
     /// For calls that change nothing; without one they are made on the live instance.
-    copy: Option<Copy>,
+    copy: Option<GuestCopy>,
     budgets: Budgets,
 }
 
@@ -124,7 +124,7 @@ impl ComponentModule {
         };
         let (live, memories) = memory::live(|| recipe.make());
         let copied = self.report.copied.is_ok() && memories.have_files();
-        let copy = copied.then(|| Copy::new(recipe, memories));
+        let copy = copied.then(|| GuestCopy::new(recipe, memories));
         Ok(ComponentGuest { live: live?, copy, budgets })
     }
 }
@@ -158,7 +158,7 @@ impl GuestModule for ComponentModule {
 impl ComponentGuest {
     /// Fuel that all calls so far used, instantiation included; that of copies is not.
     pub fn fuel_used(&self) -> u64 {
-        self.live.fuel_used + self.copy.as_ref().map_or(0, Copy::fuel_used)
+        self.live.fuel_used + self.copy.as_ref().map_or(0, GuestCopy::fuel_used)
     }
 
     /// The live instance, to be changed.

@@ -14,13 +14,13 @@ use super::memory::{Memories, Mirrored};
 use super::trap::Call;
 
 /// Bytes of memory that a call may have beyond what the live guest has.
-const GROWTH_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const GROWTH_BYTES_MAX: u64 = 64 << 20;
 /// Fuel of one call, and of all calls together, after which what they wrote is forgotten.
 const CALL_FUEL_MAX: u64 = 1_000_000;
 const CALLS_FUEL_MAX: u64 = 20_000_000_000;
 
 /// The copy of one live guest, and how one is made.
-pub(super) struct Copy {
+pub(super) struct GuestCopy {
     recipe: Recipe,
     /// The live guest's.
     memories: Memories,
@@ -30,7 +30,7 @@ pub(super) struct Copy {
     fuel_used: u64,
 }
 
-impl Copy {
+impl GuestCopy {
     pub(super) fn new(recipe: Recipe, memories: Memories) -> Self {
         Self { recipe, memories, made: None, since: None, fuel_used: 0 }
     }
