@@ -11,6 +11,8 @@
 pub mod check;
 pub mod component;
 mod copy;
+#[cfg(test)]
+mod documented;
 pub mod engine;
 mod imports;
 mod instance;

@@ -8,8 +8,8 @@ use crate::config::address::check_address;
 use crate::config::{node_id, parse_size};
 
 /// Bytes that calls of clients may hold together, unless configured, and at least.
-const MEMORY_BYTES: u64 = 256 << 20;
-const MEMORY_BYTES_MIN: u64 = 64 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 256 << 20;
+pub(crate) const MEMORY_BYTES_MIN: u64 = 64 << 20;
 /// Most connections that may be configured.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 

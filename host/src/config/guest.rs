@@ -17,12 +17,12 @@ pub struct GuestLimits {
 }
 
 /// Less than this holds no guest of any use; more than this no 16 memories of 4 GiB can have.
-const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(64 << 30);
+pub(crate) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(64 << 30);
 /// Below this nothing of use is done; above it an entry may take a quarter of an hour, and a
 /// snapshot days.
-const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
+pub(crate) const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
 /// A full pack has 1,024 commands.
-const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000;
+pub(crate) const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000;
 
 impl GuestLimits {
     pub(super) fn parse(

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use crate::group::mailbox::QueryAnswer;
 
 /// Queries of one group that may wait for their read index or the guest, and their bytes.
-const QUERIES_MAX: usize = 8_192;
-const BYTES_MAX: usize = 64 << 20;
+pub(crate) const QUERIES_MAX: usize = 8_192;
+pub(crate) const BYTES_MAX: usize = 64 << 20;
 
 /// Somebody who asks: a connection, or nobody in particular.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

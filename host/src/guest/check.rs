@@ -30,7 +30,7 @@ pub(crate) const EXPORT: &str = "state-machine";
 const NAMES_MAX: usize = 4;
 
 /// `info.name` and `info.version`, bytes: they appear in logs, tables and snapshot headers.
-const INFO_TEXT_BYTES_MAX: usize = 64;
+pub(crate) const INFO_TEXT_BYTES_MAX: usize = 64;
 
 /// Why a file cannot be hosted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -23,7 +23,7 @@ use super::lift::{AtMost, Cut, ListOf, Text};
 use super::{GuestInfo, NoAnswer, Outcome, SnapshotHeader};
 
 /// Longest text that a failure may have, bytes; the rest is cut off.
-const FAILURE_BYTES_MAX: usize = 2 << 10;
+pub(crate) const FAILURE_BYTES_MAX: usize = 2 << 10;
 /// Bytes looked at of a name and of a version; far more than either may have.
 const INFO_BYTES_MAX: usize = 256;
 

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use lockstep_core::fault::FaultClass;
 use lockstep_host::guest::{Guest as _, Outcome};
 
-use super::{at, commands, hostile, load, snapshot, started};
+use super::{Disk, at, commands, hostile, load, snapshot, started};
 
 /// A query that ends badly costs itself.
 #[test]
@@ -81,20 +81,11 @@ fn a_snapshot_cannot_spoil_the_guest() {
 /// would still do.
 #[test]
 fn a_snapshot_ends_with_the_first_write_that_fails() {
-    struct Full;
-    impl std::io::Write for Full {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(ErrorKind::StorageFull.into())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let mut guest = started(hostile());
     guest.apply(at(2), &commands(&["snapshot trickle"])).expect("it is only told");
     for _ in 0..3 {
         let before = guest.fuel_used();
-        let error = guest.snapshot(&mut Full).expect("no fault").expect_err("it is full");
+        let error = guest.snapshot(&mut Disk(0)).expect("no fault").expect_err("it is full");
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         let used = guest.fuel_used() - before;
         assert!(used < 1_000_000, "it went on for {used} of fuel");

@@ -5,7 +5,9 @@ use std::io;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_host::guest::{Guest as _, Outcome};
 
-use super::{at, commands, fresh, header, hostile, install, made, refusals, snapshot, started};
+use super::{
+    Disk, at, commands, fresh, header, hostile, install, made, refusals, snapshot, started,
+};
 
 /// What was asked for, in which class it ends, and what the message must say.
 type Deed = (&'static str, FaultClass, &'static str);
@@ -116,20 +118,10 @@ fn an_unreadable_snapshot_is_a_host_failure() {
 /// An output that fails, and a guest that politely fails, cost the snapshot and not the guest.
 #[test]
 fn a_failed_snapshot_leaves_the_guest_alone() {
-    struct Full(usize);
-    impl io::Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
     let mut guest = started(hostile());
     guest.apply(at(2), &commands(&["fill 1000000"])).expect("no fault");
     for room in [0, 8, 100_000, 999_999] {
-        let error = guest.snapshot(&mut Full(room)).expect("no fault").expect_err("it is full");
+        let error = guest.snapshot(&mut Disk(room)).expect("no fault").expect_err("it is full");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with room for {room}");
     }
     assert_eq!(snapshot(&mut guest).len(), 1_000_008);

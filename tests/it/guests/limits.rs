@@ -1,19 +1,19 @@
 //! What the limits allow is no fault, at the corners of all of them at once.
 
 use bytes::Bytes;
-use lockstep_core::apply::{Answer, Ledger, Work};
-use lockstep_core::entry::{Call, EntryBody, Pack};
+use lockstep_core::apply::{Answer, ENVELOPE_BYTES_MAX, Ledger, Work};
+use lockstep_core::entry::{Call, EntryBody, Install, Pack};
 use lockstep_core::fault::Rejection;
 use lockstep_core::limits::{
-    COMMAND_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_BYTES_MAX, PACK_COMMANDS_MAX,
-    PACK_OVERHEAD_BYTES_MAX, QUERY_ANSWER_BYTES_MAX,
+    COMMAND_BYTES_MAX, GUEST_CONFIG_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_BYTES_MAX,
+    PACK_COMMANDS_MAX, PACK_OVERHEAD_BYTES_MAX, QUERY_ANSWER_BYTES_MAX,
 };
 use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
 use lockstep_host::guest::{Guest as _, NoAnswer, Outcome};
 use lockstep_tests::rng::{Rng, seed};
 use raft::eraftpb::Entry;
 
-use super::{at, header, hostile, load, roomy, roomy_install, unused};
+use super::{Disk, at, header, hostile, load, roomy, roomy_install, unused};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -75,7 +75,8 @@ fn what_is_too_long_is_not_copied() {
     assert!(fault.message.contains("it gave 1000000 outcomes for 1 commands"), "{fault}");
 }
 
-/// Entries, outcomes, queries, snapshots and texts, drawn where limits end, all at once.
+/// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts, drawn where
+/// limits end, all at once.
 #[test]
 fn nothing_that_the_limits_allow_is_a_fault() {
     let mut rng = Rng::new(seed(10));
@@ -101,6 +102,10 @@ struct Corners<'a> {
     module: ComponentModule,
     guest: ComponentGuest,
     ledger: Ledger,
+    config: Bytes,
+    /// Whose calls they are, and how many there were.
+    session: u64,
+    calls: u64,
     /// Lengths of the values that `kv` holds.
     values: Vec<usize>,
 }
@@ -117,15 +122,40 @@ impl<'a> Corners<'a> {
             Kind::Foreign => "hostile",
             Kind::Kv => "kv",
         });
-        let mut ledger = Ledger::default();
-        let install = EntryBody::Install(roomy_install(&module));
-        ledger.admit(&entry(1, &install)).expect("it was just encoded");
-        let guest = roomy(&module);
-        Self { kind, rng, module, guest, ledger, values: vec![0; 40] }
+        let mut corners = Self {
+            kind,
+            rng,
+            guest: unused(&module),
+            module,
+            ledger: Ledger::default(),
+            config: Bytes::new(),
+            session: 0,
+            calls: 0,
+            values: vec![0; 40],
+        };
+        corners.begin();
+        corners
+    }
+
+    /// The first entry, and perhaps a session: its answers are kept until the next entry.
+    fn begin(&mut self) {
+        let length = self.near(&[GUEST_CONFIG_BYTES_MAX], GUEST_CONFIG_BYTES_MAX);
+        // `kv` has nothing to configure.
+        let length = if self.kind == Kind::Foreign { length } else { 0 };
+        self.config = vec![b' '; length].into();
+        let install = Install { config: self.config.clone(), ..roomy_install(&self.module) };
+        let admitted = self.ledger.admit(&entry(1, &EntryBody::Install(install)));
+        admitted.expect("it was just encoded");
+        self.guest.init(at(1), &self.config).expect("it is padding");
+        let open = EntryBody::Open { time_ms: 1, nonce: 1 };
+        let opened = self.ledger.admit(&entry(2, &open)).expect("it was just encoded");
+        let Work::Done(answers) = opened else { panic!("it is not the guest's") };
+        let [Answer::Opened(session)] = answers[..] else { panic!("it is opened") };
+        self.session = self.rng.below(2) * session;
     }
 
     fn run(&mut self, entries: u64) {
-        for index in 2..2 + entries {
+        for index in 3..3 + entries {
             self.entry(index);
             match self.rng.below(4) {
                 0 => self.query(index),
@@ -163,13 +193,15 @@ impl<'a> Corners<'a> {
             room -= command.payload.len() + PACK_OVERHEAD_BYTES_MAX;
             drawn.push(command);
         }
-        let calls = drawn.iter().zip(1..).map(|(command, sequence)| Call {
-            session: 0,
+        let (session, lowest_unanswered) = (self.session, self.calls + 1);
+        let calls = drawn.iter().zip(lowest_unanswered..).map(|(command, sequence)| Call {
+            session,
             sequence,
-            lowest_unanswered: 0,
+            lowest_unanswered,
             payload: command.payload.clone().into(),
         });
         let pack = Pack { time_ms: index, calls: calls.collect() };
+        self.calls += drawn.len() as u64;
         let work = self.ledger.admit(&entry(index, &EntryBody::Pack(pack))).expect("it is legal");
         let Work::Apply(plan) = work else { panic!("commands are applied") };
         let outcomes = self.guest.apply(at(index), &plan.commands);
@@ -230,18 +262,28 @@ impl<'a> Corners<'a> {
     fn query(&mut self, index: u64) {
         // A query may take 64 MiB beyond what its guest has.
         let length = self.near(&[1, QUERY_ANSWER_BYTES_MAX, 40 << 20], 40 << 20);
-        let request = match self.kind {
-            Kind::Foreign => format!("answer {length} "),
-            Kind::Kv => "len".to_owned(),
+        let text = self.near(&[128, 1024, MEGABYTE], MEGABYTE);
+        let told = length <= QUERY_ANSWER_BYTES_MAX;
+        let (request, expect) = match (self.kind, self.rng.below(3)) {
+            (Kind::Foreign, 0) => (format!("say {text}"), "an answer"),
+            (Kind::Foreign, 1) if told => (format!("reject {length}"), "its own no"),
+            (Kind::Foreign, _) if told => (format!("answer {length}"), "an answer"),
+            (Kind::Foreign, 1) => (format!("reject {length}"), "too long"),
+            (Kind::Foreign, _) => (format!("answer {length}"), "too long"),
+            (Kind::Kv, _) => ("len".to_owned(), "an answer"),
         };
         let answer = self.guest.query(at(index), request.as_bytes());
         let answer = answer.unwrap_or_else(|fault| panic!("{:?}: {fault}", self.kind));
-        if self.kind == Kind::Foreign {
-            assert_eq!(answer.is_ok(), length <= QUERY_ANSWER_BYTES_MAX, "{length}");
-        }
+        let found = match answer {
+            Ok(_) => "an answer",
+            Err(NoAnswer::Rejected(_)) => "its own no",
+            Err(NoAnswer::TooLong { .. }) => "too long",
+        };
+        assert_eq!(found, expect, "{:?}: {request}", self.kind);
     }
 
-    /// A snapshot in chunks of any legal length, and a guest restored from it, which goes on.
+    /// A snapshot in chunks of any legal length, on a disk that may be too small for it at first, and
+    /// a guest and a ledger restored from it, which go on.
     fn snapshot(&mut self, index: u64) {
         let foreign = self.kind == Kind::Foreign;
         let apply = |guest: &mut ComponentGuest, orders: &[Bytes]| {
@@ -254,8 +296,16 @@ impl<'a> Corners<'a> {
             apply(&mut self.guest, &orders);
         }
         let bytes = super::snapshot(&mut self.guest);
+        let room = self.near(&[8, bytes.len()], bytes.len());
+        let kept = self.guest.snapshot(&mut Disk(room)).expect("a full disk is no fault");
+        assert_eq!(kept.is_ok(), room == bytes.len(), "{room} of {}", bytes.len());
         let mut restored = unused(&self.module);
-        restored.restore(&header(&self.module, index), b"", &mut &bytes[..]).expect("its own");
+        let header = header(&self.module, index);
+        restored.restore(&header, &self.config, &mut &bytes[..]).expect("its own");
+        let envelope = self.ledger.encode_envelope();
+        assert!(envelope.len() <= ENVELOPE_BYTES_MAX, "{} bytes", envelope.len());
+        let ledger = Ledger::decode_envelope(Bytes::from(envelope).slice(4..), index);
+        assert!(ledger.expect("its own") == self.ledger, "another ledger");
         assert!(super::snapshot(&mut restored) == bytes, "{:?}: another snapshot", self.kind);
         if foreign {
             let length = self.near(&[2048, MEGABYTE], MEGABYTE).max(1);

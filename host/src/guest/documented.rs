@@ -1,0 +1,144 @@
+//! The table of limits in docs/plugins.md says what the code does.
+
+use std::ops::RangeInclusive;
+
+use lockstep_core::entry::Profile;
+use lockstep_core::limits as core;
+
+use super::{check, copy, engine, imports, log, world};
+use crate::config::{clients, guest};
+use crate::group::askers;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Bytes in the largest unit that leaves a whole number.
+fn size(bytes: impl TryInto<u64>) -> String {
+    let bytes = bytes.try_into().unwrap_or(u64::MAX);
+    match bytes {
+        _ if bytes.is_multiple_of(KIB * MIB) => format!("{} GiB", bytes / (KIB * MIB)),
+        _ if bytes.is_multiple_of(MIB) => format!("{} MiB", bytes / MIB),
+        _ if bytes.is_multiple_of(KIB) => format!("{} KiB", bytes / KIB),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
+/// A number with a comma before each three digits.
+fn count(number: impl TryInto<u64>) -> String {
+    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
+    let threes: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|three| str::from_utf8(three).expect("digits"))
+        .collect();
+    threes.join(",")
+}
+
+/// A digit and a power of ten.
+fn fuel(fuel: u64) -> String {
+    let power = fuel.ilog10();
+    let digits = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+    let digit = |digit: u32| digits.chars().nth(digit as usize).expect("ten of them");
+    let raised: String =
+        [power / 10, power % 10].into_iter().skip_while(|it| *it == 0).map(digit).collect();
+    let of = fuel / 10_u64.pow(power);
+    assert_eq!(of * 10_u64.pow(power), fuel, "one digit");
+    format!("{of} × 10{raised}")
+}
+
+fn between<T: Clone>(bounds: &RangeInclusive<T>, shown: impl Fn(T) -> String) -> String {
+    format!("{} to {}", shown(bounds.start().clone()), shown(bounds.end().clone()))
+}
+
+/// Every limit and its bound, as the code has them.
+fn limits() -> Vec<(&'static str, String)> {
+    let profile = Profile::default();
+    let command = size(MIB - core::COMMAND_BYTES_MAX as u64);
+    let outcomes = core::PACK_COMMANDS_MAX * core::OUTCOME_BYTES_MAX;
+    let (entries, snapshots) = (engine::INIT_ENTRIES, engine::SNAPSHOT_ENTRIES);
+    let many = |most: usize, bytes: usize| format!("{}, together {}", count(most), size(bytes));
+    let (waiting, waiting_bytes) = (core::PROPOSALS_WAITING_MAX, core::PROPOSALS_WAITING_BYTES_MAX);
+    let memory = format!("`memory`, {}", between(&guest::MEMORY_BYTES, size));
+    let tenth = |power: u64| fuel(power).trim_start_matches("1 × ").to_owned();
+    let (least, most) = (guest::ENTRY_FUEL.start(), guest::ENTRY_FUEL.end());
+    let entry = format!("`entry-fuel`, {} to {}", tenth(*least), tenth(*most));
+    let each = format!("`command-fuel`, to {}", fuel(*guest::COMMAND_FUEL.end()));
+    let (texts, targets) = (imports::LOG_TEXT_BYTES_MAX, imports::LOG_TARGET_BYTES_MAX);
+    let clients = (size(clients::MEMORY_BYTES), size(clients::MEMORY_BYTES_MIN));
+    let answers = size(core::SESSION_ANSWER_BYTES_MAX);
+    vec![
+        ("component", size(core::MODULE_BYTES_MAX)),
+        ("name and version of a component", format!("{} each", size(check::INFO_TEXT_BYTES_MAX))),
+        ("configuration of `init`", size(core::GUEST_CONFIG_BYTES_MAX)),
+        ("command", format!("1 MiB − {command}")),
+        ("commands of an entry", many(core::PACK_COMMANDS_MAX, core::PACK_BYTES_MAX)),
+        ("commands that wait in a group", many(waiting, waiting_bytes)),
+        ("queries that wait in a group", many(askers::QUERIES_MAX, askers::BYTES_MAX)),
+        (
+            "memory of clients' calls",
+            format!("{}; `client-memory`, at least {}", clients.0, clients.1),
+        ),
+        ("gRPC message", size(core::GRPC_MESSAGE_BYTES_MAX)),
+        ("outcome", size(core::OUTCOME_BYTES_MAX)),
+        (
+            "outcomes that wait to be told",
+            format!("{} beside an entry's own", size(core::APPLY_ANSWERS_BYTES_MAX)),
+        ),
+        ("answer of a query", size(core::QUERY_ANSWER_BYTES_MAX)),
+        ("open calls of a session", count(core::SESSION_OPEN_CALLS_MAX)),
+        (
+            "sessions of a group",
+            format!("{}, their answers together {answers}", count(core::SESSIONS_MAX)),
+        ),
+        ("linear memory", format!("{}; {memory}", size(profile.memory_bytes))),
+        ("memory of a query or snapshot beyond that", size(copy::GROWTH_BYTES_MAX)),
+        (
+            "memories, core instances, tables",
+            format!("{}, {1}, {1}", engine::MEMORIES_MAX, engine::INSTANCES_MAX),
+        ),
+        ("elements of tables", count(engine::TABLE_ELEMENTS_MAX)),
+        ("native stack", size(engine::STACK_BYTES_MAX)),
+        ("fuel of an entry", format!("{}; {entry}", fuel(profile.fuel_entry))),
+        ("fuel of each command beyond that", format!("{}; {each}", fuel(profile.fuel_command))),
+        ("fuel of `init`", format!("{entries} × an entry's")),
+        ("fuel of `snapshot`, and of `restore`", format!("{snapshots} × an entry's")),
+        ("fuel of a query", fuel(engine::QUERY_FUEL)),
+        ("fuel of `describe`", fuel(engine::DESCRIBE_FUEL)),
+        ("chunk of `snapshot-io`", size(imports::SNAPSHOT_CHUNK_BYTES_MAX)),
+        ("text of a failure", size(world::FAILURE_BYTES_MAX)),
+        ("log message", format!("{}, its target {}", size(texts), size(targets))),
+        (
+            "log messages of a group in a second",
+            many(log::LOG_LINES_PER_SECOND_MAX as usize, log::LOG_BYTES_PER_SECOND_MAX),
+        ),
+        (
+            "bytes that a call hands to the node",
+            format!("{} + {}", size(outcomes), size(core::HOSTCALL_BYTES_MAX - outcomes)),
+        ),
+    ]
+}
+
+#[test]
+fn the_table_of_limits_is_the_codes() {
+    let text = include_str!("../../../docs/plugins.md");
+    let (_, section) = text.split_once("\n## Limits\n").expect("there is the section");
+    let (section, _) = section.split_once("\n## ").expect("another one follows");
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    let cells = rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 7, "five columns: {row}");
+        assert!(cells[1..6].iter().all(|cell| !cell.is_empty()), "no empty cell: {row}");
+        (cells[1], cells[2].to_owned())
+    });
+    let documented: Vec<_> = cells.collect();
+    assert_eq!(documented, limits());
+}
+
+/// The two prices that stand below the table.
+#[test]
+fn the_price_of_a_call_is_the_codes() {
+    let text = include_str!("../../../docs/plugins.md");
+    let says = format!("costs {}, and {}", count(engine::HOST_CALL_FUEL), engine::HOST_BYTE_FUEL);
+    assert!(text.contains(&says), "{says}");
+}
