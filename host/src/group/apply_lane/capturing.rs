@@ -116,6 +116,7 @@ impl ApplyLane {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
@@ -164,6 +165,11 @@ mod tests {
             listed: Arc::default(),
             gauges: Arc::default(),
         })
+    }
+
+    fn nothing() -> ApplyJob {
+        let (entries, awaited) = (Vec::new(), BTreeSet::new());
+        ApplyJob::Range { first: 1, last: 0, bytes: 0, entries, awaited }
     }
 
     #[test]
