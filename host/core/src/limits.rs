@@ -146,8 +146,8 @@ pub const MARK_PATIENCE: u64 = 2;
 pub const APPLY_BACKLOG_ENTRIES_MAX: u64 = 65_536;
 /// Bytes of such entries.
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
-/// Answers that the apply lane gathers before it tells them, and that wait for the actor to take them,
-/// bytes each; those of one entry may be more.
+/// Answers that the apply lane gathers before it tells them, and that wait for the actor to take
+/// them, bytes each; those of one entry may be more.
 pub const APPLY_ANSWERS_BYTES_MAX: usize = 4 * MIB;
 /// Bytes of log that a replica may have handed to its guest and not applied, once the log behind its
 /// newest snapshot is at its bound: more than a leader's own may be behind, so that only a replica

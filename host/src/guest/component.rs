@@ -261,7 +261,7 @@ impl Guest for ComponentGuest {
             Err(error) => return Ok(Err(error)),
         };
         let told = match told {
-            // It was interrupted for this, or did not come to its end for a reason that comes after.
+            // It was interrupted for this, or whatever else ended it came after.
             Err(_) if on_copy && written.is_err() => return Ok(written),
             told => told?,
         };

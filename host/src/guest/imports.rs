@@ -2,8 +2,8 @@
 //!
 //! - Every call is paid for, by its caller's fuel and by the byte ([`engine`]), whatever the host
 //!   then does: so the price is the same on all nodes.
-//! - `host.log` becomes a line of the node's log ([`GuestLog`]), shortened; nothing flows back to the
-//!   guest.
+//! - `host.log` becomes a line of the node's log ([`GuestLog`]), shortened; nothing flows back to
+//!   the guest.
 //! - `snapshot-io` is open only while the host is inside `snapshot` (write) or `restore` (read);
 //!   anywhere else it traps.
 //! - Chunks pass through a channel without a buffer: memory is a chunk or two, however large the

@@ -1,8 +1,8 @@
 //! Bytes and texts that a guest hands over, bounded before anything is copied.
 //!
 //! - A guest may hand over whatever its memory holds, and the same place of it many times in one
-//!   call. What is [`Cut`] is looked at by its length first: of what is too long only the length, or
-//!   the beginning, reaches the host. So it costs the host nothing, and need not be a fault.
+//!   call. What is [`Cut`] is looked at by its length first: of what is too long only the length,
+//!   or the beginning, reaches the host. So it costs the host nothing, and need not be a fault.
 //! - A list that lies outside of memory is a trap, as anywhere.
 //!
 //! wasmtime's own types for lists copy first. Its traits can be implemented by hand; they are

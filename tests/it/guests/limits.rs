@@ -75,8 +75,8 @@ fn what_is_too_long_is_not_copied() {
     assert!(fault.message.contains("it gave 1000000 outcomes for 1 commands"), "{fault}");
 }
 
-/// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts, drawn where
-/// limits end, all at once.
+/// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts, drawn
+/// where limits end, all at once.
 #[test]
 fn nothing_that_the_limits_allow_is_a_fault() {
     let mut rng = Rng::new(seed(10));
@@ -282,8 +282,8 @@ impl<'a> Corners<'a> {
         assert_eq!(found, expect, "{:?}: {request}", self.kind);
     }
 
-    /// A snapshot in chunks of any legal length, on a disk that may be too small for it at first, and
-    /// a guest and a ledger restored from it, which go on.
+    /// A snapshot in chunks of any legal length, on a disk that may be too small for it at first,
+    /// and a guest and a ledger restored from it, which go on.
     fn snapshot(&mut self, index: u64) {
         let foreign = self.kind == Kind::Foreign;
         let apply = |guest: &mut ComponentGuest, orders: &[Bytes]| {

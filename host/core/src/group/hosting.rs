@@ -132,12 +132,6 @@ impl Hosting {
         Self::open(shared, Recovered { state, terms, window, sizes }, effects)
     }
 
-    /// Committed entries, in order, for the guest.
-    pub(super) fn apply(&mut self, entries: Vec<Entry>) {
-        let awaited = self.proposals.awaited(&entries);
-        self.pipeline.push(entries, awaited);
-    }
-
     pub(super) fn has_entries(&self) -> bool {
         self.raw.raft.raft_log.last_index() > 0
     }

@@ -212,16 +212,22 @@ fn hand_over(
         range.push(entry);
         if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index) {
             if !planted("capture_early") {
-                hosting.apply(std::mem::take(&mut range));
+                push(hosting, std::mem::take(&mut range));
             }
             let configuration = shared.recovery.configuration.clone();
             hosting.pipeline.push_capture(term, index, configuration);
         }
     }
-    hosting.apply(range);
+    push(hosting, range);
     shared.recovery.floor = last;
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
+}
+
+/// Gives the pipeline entries, with what tickets wait for among them.
+fn push(hosting: &mut Hosting, entries: Vec<Entry>) {
+    let awaited = hosting.proposals.awaited(&entries);
+    hosting.pipeline.push(entries, awaited);
 }
 
 /// Lets the configuration that `entry` makes take effect.
