@@ -41,6 +41,7 @@ pub(crate) mod join_watch;
 pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
+mod outrun;
 mod pen;
 pub(crate) mod readers;
 pub mod reopen;
@@ -66,6 +67,7 @@ pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
 use outbox::Outbound;
+use outrun::Outrun;
 use readers::Readers;
 use store_lane::{Standing, StoreWatch};
 
@@ -102,6 +104,7 @@ pub(crate) struct GroupActor {
     stall: Option<Stall>,
     /// The state machine's memory is near the bound, as the log said it last.
     memory_is_near: bool,
+    outrun: Outrun,
     /// What the store lane is asked again and again: for room, and to tidy up.
     looks: Standing,
     tends: Standing,
@@ -188,6 +191,7 @@ impl GroupActor {
             joins: JoinWatch::default(),
             stall: None,
             memory_is_near: false,
+            outrun: Outrun::default(),
             looks: Standing::default(),
             tends: Standing::default(),
             lanes,
@@ -260,6 +264,7 @@ impl GroupActor {
                     self.tell_of_strangers();
                     self.joins.look(&self.report.borrow().status, &*self.lanes.transport);
                     self.tell_of_memory();
+                    self.outrun.tell(self.handle.name(), &self.report.borrow().status.peers);
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();

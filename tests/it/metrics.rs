@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 use crate::solo::{GROUP, MODULE, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: [&str; 50] = [
+const NAMES: &[&str] = &[
     "lockstep_build_info",
     "lockstep_ready",
     "lockstep_stderr_lines_lost_total",
@@ -44,6 +44,7 @@ const NAMES: [&str; 50] = [
     "lockstep_guest_faults_total",
     "lockstep_guest_log_lines_dropped_total",
     "lockstep_divergence_alarms_total",
+    "lockstep_catch_up_snapshots",
     "lockstep_guest_memory_bytes",
     "lockstep_guest_memory_limit_bytes",
     "lockstep_guest_memory_soft_bytes",

@@ -26,6 +26,7 @@ use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
 
 pub mod alone;
+mod catch_up;
 mod damage;
 mod effect;
 mod election;

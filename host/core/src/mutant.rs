@@ -69,6 +69,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("offer_of_anybody", "the cluster of an offer is not looked at"),
     ("outbound_without_bound", "any number of transfers leaves a host at once"),
     ("outlive_a_refusal", "a replica goes on whose job the log refused"),
+    ("outrun_what_was_sent", "no more log is kept for who is sent a long snapshot than for others"),
     ("places_for_the_first", "one caller may take all places of a group's queries"),
     ("propose_for_nobody", "commands are proposed although whoever sent them left"),
     ("queries_first", "commands wait until no query does"),

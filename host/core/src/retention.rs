@@ -4,8 +4,9 @@
 //!   does. Each gives the whole list and the log's first index, or `None` if nothing may go.
 //! - The log never starts behind a kept snapshot (N5) and never moves back.
 //! - The newest recovery point that is not rotten is never a candidate; rotten ones go first.
-//! - Who lags, and what is being sent, holds the log only within [`Pins::budget`]. Beyond it a
-//!   follower gets a snapshot, and a transfer that took too long is followed by another.
+//! - Who lags holds the log only within [`Pins::budget`], and whoever is sent a snapshot within
+//!   [`Pins::sent_budget`]. Beyond it a follower gets a snapshot, and a transfer that took too long
+//!   is followed by another.
 //! - Log that cannot be read is kept for nobody, nor a snapshot that needs it behind itself once
 //!   there is one that does not: [`past`].
 
@@ -34,8 +35,11 @@ pub struct Pins {
     /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is
     /// four times further behind does not pin the log: it will get a snapshot.
     pub catch_up: u64,
-    /// From this index on the log fits in what followers and transfers may hold of it.
+    /// From this index on the log fits in what followers that merely lag may hold of it, and all
+    /// while room is short.
     pub budget: u64,
+    /// From this index on it fits in what those may hold that are sent a snapshot.
+    pub sent_budget: u64,
 }
 
 /// Who keeps the log from being cut further, for `status`.
@@ -168,11 +172,13 @@ fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
     let outgrown = pins.outgrown.saturating_sub(1).max(unreadable);
     let lagging = newest.saturating_sub(pins.catch_up).max(outgrown);
     let budget = pins.budget.saturating_sub(1).max(unreadable);
+    let sent_budget = pins.sent_budget.saturating_sub(1).max(unreadable);
     let follower = pins.slowest_follower.map(|(id, index)| {
         let least = newest.saturating_sub(pins.catch_up.saturating_mul(4)).max(budget);
         (Pin::Follower(id), index.max(least))
     });
-    let sending = pins.sending.iter().map(|(id, index)| (Pin::Sending(*id), (*index).max(budget)));
+    let sending =
+        pins.sending.iter().map(|(id, index)| (Pin::Sending(*id), (*index).max(sent_budget)));
     let always = [(Pin::RecoveryPoint, oldest), (Pin::CatchUp, lagging)];
     sending.chain(follower).chain(always).collect()
 }
@@ -356,6 +362,7 @@ pub(crate) mod tests {
             unreadable: 0,
             catch_up: 5_000,
             budget: row.budget,
+            sent_budget: row.budget,
         }
     }
 
@@ -407,6 +414,7 @@ pub(crate) mod tests {
                 unreadable: if below(4) == 0 { below(2_500) } else { 0 },
                 catch_up: below(2_000),
                 budget: below(3_000),
+                sent_budget: below(3_000),
             };
             let new = desc(800 + below(1_800));
             let plan = plan(&state, new.clone(), &pins, &rotten(&rot));
@@ -436,6 +444,8 @@ pub(crate) mod tests {
         assert_eq!(shed(&[], 1, &none, &[]), None);
         assert_eq!(shed(&[30], 1, &none, &[30]), None, "the log may be all that there is");
         let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
+        let bounded = Pins { budget: 25, ..sending.clone() };
+        assert_eq!(shed(&[30, 20], 5, &bounded, &[]), Some((vec![30], 26)));
         assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
     }
 

@@ -250,11 +250,24 @@ fn peer_notes(group: &GroupStatus) -> Vec<String> {
         return Vec::new();
     }
     let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
+    let outrun = group.peers.iter().filter(|peer| peer.snapshots_in_a_row > 1).map(outrun_note);
     let silent = group.peers.iter().filter(|peer| !peer.active);
     let silent = silent.map(|peer| {
         format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
     });
-    sending.map(sending_note).chain(silent).collect()
+    sending.map(sending_note).chain(outrun).chain(silent).collect()
+}
+
+/// A follower that one snapshot after the other does not bring to the end of the log.
+fn outrun_note(peer: &Peer) -> String {
+    format!(
+        "sent node {} {} snapshots in a row, and it has not caught up: more is written while one is \
+         sent and restored than the {} of log that are kept for it; raise `snapshot-log-bytes` to a \
+         quarter of that, or write less until it has",
+        peer.node,
+        peer.snapshots_in_a_row,
+        size(peer.log_kept_bytes)
+    )
 }
 
 fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
@@ -346,6 +359,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
             serde_json::json!({
                 "node": p.node, "replica": ReplicaId(p.replica).to_string(), "matched": p.matched,
                 "active": p.active, "sending_snapshot": p.sending_snapshot,
+                "snapshots_in_a_row": p.snapshots_in_a_row, "log_kept_bytes": p.log_kept_bytes,
                 "snapshot_sent_bytes": p.snapshot_sent_bytes, "snapshot_bytes": p.snapshot_bytes,
             })
         })

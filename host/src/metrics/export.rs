@@ -158,6 +158,11 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let labels = |dir: &str| vec![("directory", dir.to_owned())];
         report.snapshots_hang.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
+    let outrun = "Most snapshots that this leader sent one follower in a row, not caught up so far";
+    rows.gauge("catch_up_snapshots", outrun, |report| {
+        let sent = report.status.peers.iter().map(|peer| u64::from(peer.snapshots_in_a_row));
+        one(sent.max().unwrap_or(0))
+    })?;
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
     })?;

@@ -246,6 +246,11 @@ fn peer_to_wire(peer: &PeerStatus, transfers: &TransferTally, router: &Router) -
         matched: peer.matched,
         active: peer.active,
         sending_snapshot: peer.sending_snapshot,
+        snapshots_in_a_row: peer.snapshots_in_a_row,
+        log_kept_bytes: match peer.snapshots_in_a_row {
+            0 => 0,
+            _some => peer.log_kept_bytes,
+        },
     }
 }
 

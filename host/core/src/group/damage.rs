@@ -26,7 +26,7 @@ impl Hosting {
         {
             return;
         }
-        match retention::past(&shared.recovery, &self.pins(), self.wants.rotten()) {
+        match retention::past(&shared.recovery, &self.pins(shared), self.wants.rotten()) {
             Some(plan) if self.is_proven(shared, effects) => {
                 ready::list_local(self, shared, plan, None, effects);
             }

@@ -5,6 +5,7 @@ use raft::{Config, RawNode, StateRole, Storage as _};
 
 use crate::entry::{EntryBody, Install};
 use crate::fault::{Fault, Refusal};
+use crate::group::catch_up::CatchUps;
 use crate::group::effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
 use crate::group::event::Event;
@@ -39,6 +40,7 @@ pub(crate) struct Hosting {
     pub(super) installs: Installs,
     pub(super) marks: Marks,
     pub(super) outgoing: Outgoing,
+    pub(super) catch_ups: CatchUps,
     pub(super) wants: Wants,
     pub(super) halts: Halts,
     pub(super) proof: Proof,
@@ -89,6 +91,7 @@ impl Hosting {
             installs: Installs::default(),
             marks,
             outgoing: Outgoing::default(),
+            catch_ups: CatchUps::default(),
             wants: Wants::default(),
             halts: Halts::default(),
             proof: Proof::default(),
@@ -322,6 +325,7 @@ impl Hosting {
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
         self.tick_outgoing(shared);
+        self.tick_catch_up(shared);
         self.tick_halt(shared, effects);
         self.tick_wants(shared, effects);
         if self.leader().is_some() {

@@ -220,7 +220,7 @@ impl Hosting {
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
-        let (pins, rotten) = (self.pins(), self.wants.rotten());
+        let (pins, rotten) = (self.pins(shared), self.wants.rotten());
         let plan = match shared.keeps_one() {
             true => retention::plan_alone(&shared.recovery, desc, &pins),
             false => retention::plan(&shared.recovery, desc, &pins, rotten),
@@ -242,7 +242,9 @@ impl Hosting {
         // Until the newest one proved good the others are needed.
         let plan = match self.pipeline.is_reading() {
             true => None,
-            false => retention::unlist(&shared.recovery, unlist, &self.pins(), self.wants.rotten()),
+            false => {
+                retention::unlist(&shared.recovery, unlist, &self.pins(shared), self.wants.rotten())
+            }
         };
         match (plan, capture) {
             (Some(_), _) if !self.is_proven(shared, effects) => self.proof.wait(unlist, capture),
@@ -291,7 +293,7 @@ impl Hosting {
         }
     }
 
-    pub(super) fn pins(&self) -> Pins {
+    pub(super) fn pins(&self, shared: &Shared) -> Pins {
         let raft = &self.raw.raft;
         let followers = raft
             .prs()
@@ -299,12 +301,13 @@ impl Hosting {
             .filter(|(id, peer)| self.is_leader() && **id != raft.id && peer.recent_active)
             .map(|(id, peer)| (ReplicaId(*id), peer.matched));
         Pins {
-            sending: self.outgoing.pins(),
+            sending: self.outgoing.pins().into_iter().chain(self.catching_up(shared)).collect(),
             slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
             outgrown: self.raw.store().outgrown(),
             unreadable: self.raw.store().unreadable(),
             catch_up: self.catch_up,
             budget: self.raw.store().within(self.log_pin_bytes),
+            sent_budget: self.raw.store().within(self.catch_up_bytes()),
         }
     }
 }

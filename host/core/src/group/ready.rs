@@ -287,6 +287,9 @@ fn send_all(
         }
         let desc = SnapshotDesc::from_bytes(message.get_snapshot().data.clone())
             .expect("raft carries the descriptor that the log gave it");
+        if !hosting.outgoing.is_sending_to(to) {
+            hosting.catch_ups.sends(to, &desc);
+        }
         // One transfer a follower: the one under way reports, and raft then asks again if it must.
         hosting.outgoing.follow(to, desc, shared.now, effects);
         hosting.keep_promises();

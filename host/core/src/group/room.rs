@@ -146,7 +146,8 @@ impl Hosting {
             plan.snapshots == shared.recovery.snapshots
                 && plan.first_index == shared.recovery.first_index
         };
-        if let Some(mut plan) = retention::shed(&shared.recovery, &self.pins(), self.wants.rotten())
+        if let Some(mut plan) =
+            retention::shed(&shared.recovery, &self.pins(shared), self.wants.rotten())
         {
             if !shared.keeps_one() {
                 let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);

@@ -90,6 +90,10 @@ pub struct PeerStatus {
     pub active: bool,
     /// A snapshot is on its way to it.
     pub sending_snapshot: bool,
+    /// Snapshots that it was sent in a row without catching up, and the bytes of log that are kept
+    /// for it; 0 if it was sent none since it last had caught up.
+    pub snapshots_in_a_row: u32,
+    pub log_kept_bytes: u64,
 }
 
 /// Where a leader's log stands.
@@ -132,7 +136,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         marks_skipped,
         captures_failed,
         capture_failure: hosting.and_then(|h| h.marks.failure()).map(str::to_owned),
-        log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins())),
+        log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins(shared))),
         shortage: shared.short,
         memory: shared.memory,
         relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
@@ -179,6 +183,8 @@ fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
             matched: peer.matched,
             active: peer.recent_active,
             sending_snapshot: hosting.outgoing.is_sending_to(ReplicaId(*id)),
+            snapshots_in_a_row: hosting.catch_ups.sent_to(ReplicaId(*id)),
+            log_kept_bytes: hosting.catch_up_bytes(),
         })
         .collect();
     peers.sort_unstable_by_key(|peer| peer.replica);

@@ -256,7 +256,7 @@ impl Hosting {
     fn list_needed(&mut self, shared: &mut Shared, snapshot: Verified, effects: &mut Vec<Effect>) {
         let Verified { desc, hold } = snapshot;
         self.wants.listing = true;
-        let plan = retention::plan(&shared.recovery, desc, &self.pins(), &self.wants.rotten);
+        let plan = retention::plan(&shared.recovery, desc, &self.pins(shared), &self.wants.rotten);
         ready::list_local(self, shared, plan, Some(hold), effects);
     }
 

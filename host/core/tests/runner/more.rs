@@ -69,10 +69,13 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     if !process.judged.is_empty() {
         text += &format!(", judged {}", process.judged.join(" "));
     }
-    for PeerStatus { replica, matched, active, sending_snapshot } in peers {
+    for PeerStatus { replica, matched, active, sending_snapshot, snapshots_in_a_row, .. } in peers {
         text += &format!(", knows {} at {matched}", cluster.name_of(replica));
         text += if active { "" } else { " silent" };
         text += if sending_snapshot { " receiving" } else { "" };
+        if snapshots_in_a_row > 1 {
+            text += &format!(" behind {snapshots_in_a_row} snapshots in a row");
+        }
     }
     cluster.tell(text);
 }
