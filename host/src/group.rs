@@ -141,6 +141,7 @@ pub(crate) enum LaneJob {
 enum Waiting {
     Command(oneshot::Sender<Result<Answer, Refusal>>),
     Query(Asked),
+    Mark(oneshot::Sender<Result<u64, Refusal>>),
 }
 
 impl Waiting {
@@ -149,6 +150,7 @@ impl Waiting {
         match self {
             Self::Command(answer) => !answer.is_closed(),
             Self::Query(asked) => asked.waits(),
+            Self::Mark(answer) => !answer.is_closed(),
         }
     }
 }
@@ -357,6 +359,7 @@ impl GroupActor {
                 let waiting = Waiting::Query(Asked { asker, answer, _place: place });
                 (waiting, Event::Query { ticket, request, linearizable })
             }
+            Request::Mark { answer } => (Waiting::Mark(answer), Event::Mark { ticket }),
             Request::Report { .. } => unreachable!("done above"),
         };
         self.tickets.insert(ticket, waiting);
@@ -388,6 +391,7 @@ impl GroupActor {
                 }
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
+                Effect::Marked { ticket, index } => self.marked(ticket, index),
                 Effect::State(state) => self.publish_state(state),
             }
         }
@@ -449,8 +453,9 @@ impl GroupActor {
             // A receiver that is gone gave up waiting.
             (Some(Waiting::Command(sender)), answer) => drop(sender.send(answer)),
             (Some(Waiting::Query(asked)), Err(refusal)) => asked.answer(Err(refusal)),
-            (Some(Waiting::Query(_)), Ok(_)) => {
-                unreachable!("the core only refuses queries")
+            (Some(Waiting::Mark(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
+            (Some(Waiting::Query(_) | Waiting::Mark(_)), Ok(_)) => {
+                unreachable!("the core only refuses queries and marks")
             }
             (None, _) => unreachable!("a ticket is answered once"),
         }
@@ -462,7 +467,18 @@ impl GroupActor {
             Some(Waiting::Query(asked)) => {
                 let _ = self.lanes.apply.send(LaneJob::Ask(Query { request, index, asked }));
             }
-            Some(Waiting::Command(_)) | None => unreachable!("a query's ticket is a query's"),
+            Some(Waiting::Command(_) | Waiting::Mark(_)) | None => {
+                unreachable!("a query's ticket is a query's")
+            }
+        }
+    }
+
+    fn marked(&mut self, ticket: Ticket, index: u64) {
+        match self.tickets.remove(&ticket) {
+            Some(Waiting::Mark(sender)) => drop(sender.send(Ok(index))),
+            Some(Waiting::Command(_) | Waiting::Query(_)) | None => {
+                unreachable!("a mark's ticket is a mark's")
+            }
         }
     }
 
@@ -560,6 +576,7 @@ impl GroupActor {
                     drop(sender.send(Err(Refusal::Unknown { why })));
                 }
                 Waiting::Query(asked) => asked.answer(Err(refusal.clone())),
+                Waiting::Mark(sender) => drop(sender.send(Err(refusal.clone()))),
             }
         }
     }

@@ -80,7 +80,7 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
         "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much" => {
             Verdict::Final
         }
-        "overloaded" => Verdict::Overloaded,
+        "overloaded" | "mark-too-soon" => Verdict::Overloaded,
         "not-serving" | "halted" | "sessions-full" => Verdict::Slowly,
         "disk-full" | "log-full" | "memory-high" | "queries-refused" => Verdict::Once,
         _retryable => Verdict::Nothing,

@@ -296,15 +296,16 @@ impl Client {
         }
     }
 
-    /// Asks the leader for a mark: an index at which every replica takes a snapshot.
-    pub async fn mark(&self) -> Result<()> {
+    /// Asks the leader for a mark, an index at which every replica takes a snapshot; that index. It
+    /// is the last one if nothing changed since and all have its snapshot.
+    pub async fn mark(&self) -> Result<u64> {
         let request = v1::MarkRequest { group: self.group() };
         self.run(Repeat::Always, |mut client, timeout| {
             let request = timed(request.clone(), timeout);
             async move { client.mark(request).await }
         })
         .await
-        .map(drop)
+        .map(|(response, _)| response.index)
     }
 
     pub(crate) fn routes(&self) -> &Routes {

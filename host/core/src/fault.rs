@@ -70,6 +70,11 @@ pub enum Refusal {
          from {bound} on, but for those that make room"
     )]
     MemoryHigh { bytes: u64, bound: u64, most: u64 },
+    #[error(
+        "marks are asked for too often, or snapshots fail: the next one is taken in {} s",
+        wait_ms.div_ceil(1000)
+    )]
+    MarkTooSoon { wait_ms: u64 },
     #[error("no quorum confirmed the read in time")]
     ReadTimeout,
     #[error("the group is {state}: {cause}")]

@@ -36,6 +36,7 @@ mod halt;
 mod hosting;
 mod install;
 mod mark;
+mod mark_requests;
 mod meeting;
 mod membership;
 mod memory;
@@ -159,8 +160,9 @@ pub(crate) struct Shared {
     /// Frames dropped because they were for another replica, or no replica that keeps to the rules
     /// sends such.
     misdirected: u64,
-    /// What the guest applied last, as told in frames.
+    /// What the guest applied last and the newest good snapshot, as told in frames.
     applied: u64,
+    snapshot: u64,
 }
 
 struct Seen {
@@ -176,6 +178,8 @@ struct Seen {
     halted: bool,
     stalled: bool,
     memory: Option<MemoryUse>,
+    /// The newest good snapshot that it lists.
+    snapshot: u64,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -230,6 +234,7 @@ impl Group {
             tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
             applied: 0,
+            snapshot: 0,
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -369,6 +374,7 @@ impl Group {
             Event::Propose { ticket, .. }
             | Event::OpenSession { ticket, .. }
             | Event::CloseSession { ticket, .. }
+            | Event::Mark { ticket }
             | Event::Query { ticket, .. } => ticket,
             Event::HandOver if self.shared.state.is_stopped() => return,
             Event::HandOver => return self.shared.stop(Stopped::Requested, effects),
@@ -376,7 +382,6 @@ impl Group {
             | Event::Frame(_)
             | Event::Unreachable(_)
             | Event::Gone { .. }
-            | Event::Mark { .. }
             | Event::Persisted { .. }
             | Event::Fetched { .. }
             | Event::LogDamaged { .. }
@@ -446,6 +451,7 @@ impl Shared {
             halted: self.halt().is_some(),
             stalled: self.stalled.is_some(),
             memory: self.memory,
+            snapshot: self.snapshot,
             body,
         }
     }
@@ -520,6 +526,7 @@ impl Shared {
             halted: frame.halted,
             stalled: frame.stalled,
             memory: frame.memory,
+            snapshot: frame.snapshot,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -536,7 +543,7 @@ impl Shared {
         (seen.applied, seen.halted) = (frame.applied, frame.halted);
         (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
         seen.stalled = frame.stalled;
-        seen.memory = frame.memory;
+        (seen.memory, seen.snapshot) = (frame.memory, frame.snapshot);
         seen.via = Arc::clone(&inbound.via);
         Ok(true)
     }

@@ -71,6 +71,9 @@ pub const HEARTBEAT_TICKS: usize = 2;
 pub const ELECTION_TICKS_MIN: usize = 10;
 /// Most ticks without a leader before a campaign, exclusive.
 pub const ELECTION_TICKS_MAX: usize = 20;
+/// Milliseconds without a known leader after which status, health and the CLI say that there is none:
+/// longer than an election takes.
+pub const LEADERLESS_MS: u64 = 5_000;
 /// A disk operation that takes longer, ms, is a stall: by then the group could have another leader.
 pub const DISK_STALL_MS: u64 = ELECTION_TICKS_MIN as u64 * TICK_MS;
 /// Times that a leader with a stalled disk tries to hand over before it steps down.
@@ -129,6 +132,12 @@ pub const PARK_MS: u64 = 600_000;
 pub const OVERDUE_MARK_TICKS: u64 = 10;
 /// Ticks between two snapshots that a replica tries where it is while it has too little room.
 pub const SHORT_CAPTURE_TICKS: u64 = 100;
+/// Marks that clients may ask for at once.
+pub const MARK_REQUESTS_AT_ONCE: u32 = 8;
+/// Ticks between two of them after that.
+pub const MARK_REQUEST_TICKS: u64 = 20;
+/// Requests that wait for a mark.
+pub const MARK_REQUESTS_MAX: usize = 1_024;
 /// Ticks after which a recovery point is read again before another is given up for it.
 pub const PROOF_TICKS: u64 = 100;
 /// Ticks between two requests for an object that this replica needs; doubled once all peers were
@@ -192,5 +201,6 @@ const _: () = assert!(SNAPSHOT_BLOCK_BYTES < GRPC_MESSAGE_BYTES_MAX);
 const _: () = assert!(QUERY_ANSWER_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
 const _: () =
     assert!(HEARTBEAT_TICKS < ELECTION_TICKS_MIN && ELECTION_TICKS_MIN < ELECTION_TICKS_MAX);
+const _: () = assert!(LEADERLESS_MS > 2 * ELECTION_TICKS_MAX as u64 * TICK_MS);
 const _: () = assert!(LOG_BATCH_BYTES_MAX as u64 + 64 * 1024 < LOG_SEGMENT_BYTES_MIN);
 const _: () = assert!(PACK_BYTES_MAX + MIB <= LOG_BATCH_BYTES_MAX);

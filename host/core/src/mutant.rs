@@ -59,6 +59,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("lost_if_unknown", "whoever is deposed says that what it proposed was not applied"),
     ("miss_what_was", "whoever asks later does not hear how a group ended"),
     ("mark_for_each_want", "a leader makes a mark for each request that it cannot meet"),
+    ("marks_without_pause", "clients may ask for as many marks as they like"),
     ("memory_without_bound", "commands are taken although memory is high"),
     ("mirrors_remember", "the copy of a guest keeps what a query wrote"),
     ("never_ask", "a replica without a good snapshot asks nobody"),

@@ -165,9 +165,6 @@ fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String>
     ]
 }
 
-/// Longer than an election takes.
-const LEADERLESS_MS: u64 = 5_000;
-
 /// What a person should know beyond the table.
 fn notes(group: &GroupStatus) -> Vec<String> {
     let mut notes = Vec::new();
@@ -209,7 +206,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
             span(2 * ahead)
         ));
     }
-    if group.leaderless_ms > LEADERLESS_MS && group.state != "joining" {
+    if group.leaderless_ms > limits::LEADERLESS_MS && group.state != "joining" {
         let seconds = group.leaderless_ms / 1000;
         notes.push(format!(
             "no leader for {seconds} s: a majority of the voters must be up; if it is lost for \

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
-use lockstep_core::entry::{Call, MarkReason};
+use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
 use lockstep_core::ids::GroupId;
@@ -73,6 +73,10 @@ pub(crate) enum Request {
         asker: Asker,
         answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
     },
+    /// Asks for a mark, and is answered with its index.
+    Mark {
+        answer: oneshot::Sender<Result<u64, Refusal>>,
+    },
     /// The report is to be as of now.
     Report {
         done: oneshot::Sender<()>,
@@ -89,6 +93,7 @@ impl Request {
                 drop(answer.send(Err(refusal)));
             }
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
+            Self::Mark { answer } => drop(answer.send(Err(refusal))),
             Self::Report { done } => drop(done),
         }
     }
@@ -100,6 +105,7 @@ impl Request {
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
+            Self::Mark { answer } => !answer.is_closed(),
             Self::Report { done } => !done.is_closed(),
         }
     }
@@ -108,7 +114,10 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Self::Propose { call, .. } => call.payload.len(),
-            Self::OpenSession { .. } | Self::CloseSession { .. } | Self::Report { .. } => 0,
+            Self::OpenSession { .. }
+            | Self::CloseSession { .. }
+            | Self::Mark { .. }
+            | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
         }
     }
@@ -282,9 +291,11 @@ impl GroupHandle {
         }
     }
 
-    /// Asks the leader for a mark; nothing happens on another node.
-    pub fn mark(&self) {
-        self.raise(Event::Mark { reason: MarkReason::Operator });
+    /// Asks for a mark; its index.
+    pub async fn mark(&self) -> Result<u64, Refusal> {
+        let (answer, receiver) = oneshot::channel();
+        self.put(Request::Mark { answer })?;
+        receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
     /// A frame from a peer; dropped (and counted) when too many wait.

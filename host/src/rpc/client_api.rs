@@ -12,8 +12,6 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::{Refusal, Rejection};
-use lockstep_core::group::Role;
-use lockstep_core::ids::ReplicaId;
 use lockstep_core::limits;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
@@ -85,6 +83,7 @@ impl ClientApi {
             | Refusal::DiskFull { .. }
             | Refusal::LogFull { .. }
             | Refusal::MemoryHigh { .. }
+            | Refusal::MarkTooSoon { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::Halted { .. }
@@ -242,19 +241,14 @@ impl Lockstep for ClientApi {
         let (metadata, _, message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
         let group = self.open_group(&message.group)?;
-        if let Some(refusal) = group.watch().borrow().query_refusal() {
-            return Err(self.refuse(&refusal, group));
+        match deadline.meet(group, group.mark()).await? {
+            Ok(index) => Ok(Response::new(wire::MarkResponse { index })),
+            Err(refusal) => {
+                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
+                let call = client.mark(forward::request(message, deadline.left()));
+                forwarded(deadline, group, leader, call).await
+            }
         }
-        let _ = tokio::time::timeout(FRESH_MAX, group.freshen()).await;
-        let status = group.report().status;
-        if status.role == Role::Leader {
-            group.mark();
-            return Ok(Response::new(wire::MarkResponse {}));
-        }
-        let refusal = Refusal::NotLeader { leader: status.leader.map(ReplicaId::node) };
-        let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-        let call = client.mark(forward::request(message, deadline.left()));
-        forwarded(deadline, group, leader, call).await
     }
 }
 

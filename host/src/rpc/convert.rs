@@ -63,6 +63,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         applied,
         halted,
         memory,
+        snapshot,
         body,
     } = frame;
     let body = match body {
@@ -97,6 +98,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         lineage: lineage.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
         stalled,
         memory: memory.map(|MemoryUse { bytes, most }| wire::Memory { bytes, most }),
+        snapshot,
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -145,6 +147,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         halted: frame.halted,
         stalled: frame.stalled,
         memory: frame.memory.map(|wire::Memory { bytes, most }| MemoryUse { bytes, most }),
+        snapshot: frame.snapshot,
         body,
     })
 }

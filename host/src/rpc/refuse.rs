@@ -44,6 +44,7 @@ impl Refused {
             Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
             Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
             Refusal::MemoryHigh { .. } => (Code::ResourceExhausted, "memory-high"),
+            Refusal::MarkTooSoon { .. } => (Code::ResourceExhausted, "mark-too-soon"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::Halted { .. } => (Code::Unavailable, "halted"),
@@ -63,6 +64,7 @@ impl Refused {
             | Refusal::DiskFull { .. }
             | Refusal::LogFull { .. }
             | Refusal::MemoryHigh { .. }
+            | Refusal::MarkTooSoon { .. }
             | Refusal::ReadTimeout
             | Refusal::NotServing { .. }
             | Refusal::Halted { .. }
@@ -241,7 +243,7 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
         Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
-        Refusal::NotLeader { .. } | Refusal::DiskFull { .. } => "",
+        Refusal::NotLeader { .. } | Refusal::DiskFull { .. } | Refusal::MarkTooSoon { .. } => "",
         Refusal::LogFull { .. } => ": `lockstep status` says why",
         Refusal::MemoryHigh { .. } => ": `lockstep apply --relief` sends one",
     }
@@ -278,6 +280,7 @@ mod tests {
             Refusal::DiskFull { need: 1, have: 0 },
             Refusal::LogFull { bytes: 1, bound: 0 },
             Refusal::MemoryHigh { bytes: 1, bound: 0, most: 2 },
+            Refusal::MarkTooSoon { wait_ms: 1 },
             Refusal::ReadTimeout,
             Refusal::NotServing { state: "restoring", cause: why() },
             Refusal::Halted { cause: why() },

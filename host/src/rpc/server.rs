@@ -29,7 +29,6 @@ use crate::rpc::port::{Port, PortState};
 use crate::rpc::proto::DESCRIPTORS;
 use crate::rpc::proto::client::lockstep_server::LockstepServer;
 use crate::rpc::proto::peer::peer_server::PeerServer;
-use crate::rpc::status::LEADERLESS_MS;
 use crate::rpc::{HelloInfo, SHUTDOWN_MAX};
 
 /// The names that health checks ask for: of the service, and of what probes want to know.
@@ -169,7 +168,7 @@ pub(crate) fn is_ready(router: &Router, closing: bool) -> bool {
 /// Whether a group takes requests, as far as this node can tell.
 fn serves(group: &GroupHandle) -> bool {
     let takes = group.watch().borrow().query_refusal().is_none();
-    takes && group.report().status.leaderless_ticks * limits::TICK_MS <= LEADERLESS_MS
+    takes && group.report().status.leaderless_ticks * limits::TICK_MS <= limits::LEADERLESS_MS
 }
 
 /// Ready when any of the states changed. A state whose owner is gone changes no more.

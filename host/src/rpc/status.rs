@@ -154,14 +154,11 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     }
 }
 
-/// Longer than an election takes: a replica that knows no leader for so long serves nobody.
-pub(crate) const LEADERLESS_MS: u64 = 5_000;
-
 /// A state's name, as people are told it.
 pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'static str {
     match state {
         ReplicaState::Running(Running::Serving)
-            if leaderless_ticks * limits::TICK_MS > LEADERLESS_MS =>
+            if leaderless_ticks * limits::TICK_MS > limits::LEADERLESS_MS =>
         {
             "no leader"
         }

@@ -159,6 +159,10 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
             | Request::CloseSession { answer, .. } => {
                 let _ = answer.send(Err(not_leader));
             }
+            Request::Mark { answer } => {
+                let index = machine.applied.len() as u64;
+                let _ = answer.send(if leads { Ok(index) } else { Err(not_leader) });
+            }
             Request::Report { done } => drop(done),
             Request::Query { request, linearizable, answer, .. } => {
                 let result = match request.starts_with(b"bad") {

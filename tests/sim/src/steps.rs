@@ -207,6 +207,7 @@ impl World {
                         self.answer(to, node, group, answer);
                     }
                 }
+                Effect::Marked { .. } => unreachable!("nobody asks for marks"),
                 Effect::State(state) => self.state(node, group, &state),
             }
         }

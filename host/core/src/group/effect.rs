@@ -42,6 +42,8 @@ pub enum Effect {
     Judged { object: ObjectRef, taken: bool },
     /// The request of this ticket has its end.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
+    /// The mark that was asked for is at this index; the request of this ticket has its end.
+    Marked { ticket: Ticket, index: u64 },
     /// The replica's state changed; the one watch cell shows it.
     State(ReplicaState),
 }

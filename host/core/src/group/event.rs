@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::eraftpb::Entry;
 
 use crate::apply::Applied;
-use crate::entry::{Call, MarkReason};
+use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
@@ -50,9 +50,9 @@ pub enum Event {
     Gone {
         tickets: BTreeSet<Ticket>,
     },
-    /// An operator wants a snapshot.
+    /// A client wants a snapshot of what is applied now.
     Mark {
-        reason: MarkReason,
+        ticket: Ticket,
     },
 
     /// The log lane made every batch up to `seq` durable.

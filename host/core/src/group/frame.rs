@@ -35,6 +35,8 @@ pub struct Frame {
     pub stalled: bool,
     /// What the sender's guest has of its memory, once it has one.
     pub memory: Option<MemoryUse>,
+    /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
+    pub snapshot: u64,
     pub body: Body,
 }
 

@@ -13,6 +13,7 @@ use crate::group::frame::{Body, Frame};
 use crate::group::halt::Halts;
 use crate::group::install::Installs;
 use crate::group::mark::Marks;
+use crate::group::mark_requests::MarkRequests;
 use crate::group::membership::Membership;
 use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
@@ -27,6 +28,7 @@ use crate::group::{Recovered, Shared, ready};
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
+use crate::retention;
 use crate::snapshot::Configuration;
 
 /// A replica with a log.
@@ -39,6 +41,7 @@ pub(crate) struct Hosting {
     pub(super) membership: Membership,
     pub(super) installs: Installs,
     pub(super) marks: Marks,
+    pub(super) mark_requests: MarkRequests,
     pub(super) outgoing: Outgoing,
     pub(super) catch_ups: CatchUps,
     pub(super) wants: Wants,
@@ -90,6 +93,7 @@ impl Hosting {
             membership: Membership::default(),
             installs: Installs::default(),
             marks,
+            mark_requests: MarkRequests::default(),
             outgoing: Outgoing::default(),
             catch_ups: CatchUps::default(),
             wants: Wants::default(),
@@ -202,8 +206,9 @@ impl Hosting {
             Event::Gone { tickets } => {
                 self.proposals.forget(&tickets, effects);
                 self.reads.forget(&tickets, effects);
+                self.mark_requests.forget(&tickets, effects);
             }
-            Event::Mark { reason } => self.marks.want(reason),
+            Event::Mark { ticket } => self.mark_asked_for(shared, ticket, effects),
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
             Event::LogDamaged { below } => self.log_is_damaged(below),
@@ -289,6 +294,8 @@ impl Hosting {
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.applied = self.pipeline.applied();
+        let good = retention::newest_good(&shared.recovery, self.wants.rotten());
+        shared.snapshot = good.map_or(0, |desc| desc.index);
         self.installs.offer(&mut self.raw, effects);
         self.propose_waiting(shared, effects);
         self.ask_for_reads(shared);
@@ -422,7 +429,7 @@ impl Hosting {
     }
 
     /// Whether this replica speaks for the group now.
-    fn may_lead(&self, shared: &Shared) -> Result<(), Refusal> {
+    pub(super) fn may_lead(&self, shared: &Shared) -> Result<(), Refusal> {
         if let Some(refusal) = shared.state.query_refusal() {
             return Err(refusal);
         }
@@ -487,6 +494,7 @@ impl Hosting {
         let refusal = self.not_leader();
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
+        self.mark_requests.abandon(&refusal, effects);
         self.membership.stepped_down();
         self.wants.stepped_down();
     }
@@ -533,6 +541,7 @@ impl Hosting {
         let refusal = shared.state.refusal().expect("a replica that ended refuses");
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
+        self.mark_requests.abandon(&refusal, effects);
     }
 
     /// Works out which running state this is; halted stays halted.

@@ -24,11 +24,16 @@ pub(super) struct Marks {
     last: u64,
     handed: u64,
     bytes: u64,
+    /// Entries that may have changed something.
+    changes: u64,
     wanted: Option<MarkReason>,
     /// A mark this leader proposed and has not seen come back, by (term, index).
     proposed: Option<(u64, u64)>,
     /// Index of the mark being captured here.
     capturing: Option<u64>,
+    /// The tick at which that began, and the ticks that the last one took.
+    began: u64,
+    took: u64,
     /// Marks that passed while another was being captured.
     skipped: u64,
     failed: u64,
@@ -58,6 +63,10 @@ impl Marks {
     /// `bytes` are of the log behind the snapshot at `index`, as far as it was handed over.
     pub(super) fn since(index: u64, bytes: u64) -> Self {
         Self {
+            // What the log holds behind it is not known.
+            changes: 1,
+            began: 0,
+            took: 0,
             last: index,
             handed: index,
             bytes,
@@ -86,6 +95,31 @@ impl Marks {
         self.proposed.is_some() || self.capturing.is_some()
     }
 
+    /// Whether one is to come.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Whether one is on its way through the log.
+    pub(super) fn is_proposed(&self) -> bool {
+        self.proposed.is_some()
+    }
+
+    /// The last mark, if nothing changed since.
+    pub(super) fn settled(&self) -> Option<u64> {
+        (self.changes == 0 && self.capturing.is_none() && self.last > 0).then_some(self.last)
+    }
+
+    /// Ticks until another one is proposed, because captures fail.
+    pub(super) fn rests_for(&self, now: u64) -> Option<u64> {
+        self.not_before.checked_sub(now).filter(|ticks| *ticks > 0)
+    }
+
+    /// Ticks that the last capture took.
+    pub(super) fn took(&self) -> u64 {
+        self.took
+    }
+
     pub(super) fn want(&mut self, reason: MarkReason) {
         self.wanted.get_or_insert(reason);
     }
@@ -94,20 +128,23 @@ impl Marks {
     pub(super) fn passed(&mut self, entry: &Entry) {
         self.handed = entry.index;
         self.bytes += footprint(entry) as u64;
+        // A leader begins its term with an empty one.
+        self.changes += u64::from(!entry.data.is_empty());
         if entry.get_entry_type() == EntryType::EntryNormal && entry::is_mark(&entry.data) {
             self.last = entry.index;
-            self.bytes = 0;
+            (self.bytes, self.changes) = (0, 0);
             self.proposed = None;
         }
     }
 
     /// A mark was committed: whether this replica captures it.
-    pub(super) fn begin_capture(&mut self, index: u64) -> bool {
+    pub(super) fn begin_capture(&mut self, index: u64, now: u64) -> bool {
         if self.capturing.is_some() {
             self.skipped += 1;
             return false;
         }
         self.capturing = Some(index);
+        self.began = now;
         true
     }
 
@@ -127,7 +164,7 @@ impl Marks {
     pub(super) fn installed(&mut self, index: u64) {
         self.last = self.last.max(index);
         self.handed = self.handed.max(index);
-        self.bytes = 0;
+        (self.bytes, self.changes) = (0, 0);
         self.abandon_capture();
     }
 
@@ -213,6 +250,7 @@ impl Hosting {
         let Verified { desc, hold } = snapshot;
         if self.marks.capturing == Some(desc.index) {
             self.marks.capturing = None;
+            self.marks.took = shared.now - self.marks.began;
         }
         self.marks.failed_in_a_row = 0;
         self.marks.failure = None;
@@ -281,7 +319,7 @@ impl Hosting {
             return false;
         }
         let Ok(term) = self.raw.store().term(index) else { return false };
-        self.marks.begin_capture(index);
+        self.marks.begin_capture(index, shared.now);
         self.pipeline.push_capture(term, index, shared.recovery.configuration.clone());
         true
     }

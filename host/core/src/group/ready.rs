@@ -210,7 +210,10 @@ fn hand_over(
         }
         let (term, index) = (entry.term, entry.index);
         range.push(entry);
-        if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index) {
+        if mark {
+            hosting.mark_requests.committed(index, effects);
+        }
+        if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index, shared.now) {
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }

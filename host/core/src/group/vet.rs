@@ -69,8 +69,9 @@ impl Hosting {
             && match message.get_msg_type() {
                 MessageType::MsgAppend => self.can_be_appended(message),
                 MessageType::MsgAppendResponse => {
-                    // Nobody asks for snapshots in this way here.
-                    message.index.max(message.reject_hint) <= last && message.request_snapshot == 0
+                    // Of a later term it says no more than that. Nobody asks for snapshots so.
+                    let had = message.index.max(message.reject_hint) <= last;
+                    (had || message.term > raft.term) && message.request_snapshot == 0
                 }
                 // Snapshots travel on the bulk channel; proposals, read indexes and wishes to lead
                 // are never forwarded by raft.
@@ -199,6 +200,7 @@ mod tests {
             halted: false,
             stalled: false,
             memory: None,
+            snapshot: 0,
             body: Body::Probe,
         };
         Event::Frame(Inbound { frame, via: "n2".into() })

@@ -251,6 +251,13 @@ impl Cluster {
                     process.judged.push(format!("{}:{word}", object.index));
                 }
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
+                Effect::Marked { ticket, index } => {
+                    self.checks.answered(ticket);
+                    let label = self.labels[&ticket].0.clone();
+                    if !label.is_empty() {
+                        self.tell(format!("\"{label}\" -> at {index}"));
+                    }
+                }
                 Effect::State(state) => {
                     let text = describe(&state);
                     self.tell(format!("{name} is {text}"));

@@ -31,11 +31,11 @@
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
-//! mark|handover NODE · fault NODE WHY · unreachable NODE OTHER
+//! mark NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
 //! status [NODE] · more NODE · log NODE · objects NODE · install NODE · time NODE
 //! ```
 
-use lockstep_core::entry::{Call, MarkReason};
+use lockstep_core::entry::Call;
 use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Frame, GroupStatus, Role};
 use lockstep_core::ids::Lineage;
@@ -365,8 +365,11 @@ impl Session {
                 }
                 self.cluster.counts.clear();
             }
-            ("mark", [node]) => {
-                self.cluster.event(node, Event::Mark { reason: MarkReason::Operator });
+            ("mark", [node, told @ ..]) => {
+                // That it went well is mostly of no interest.
+                let label = told.first().map_or("", |_| "mark").to_owned();
+                let ticket = self.cluster.ticket(label, false);
+                self.cluster.event(node, Event::Mark { ticket });
             }
             ("handover", [node]) => self.cluster.event(node, Event::HandOver),
             ("fault", [node, ..]) => {

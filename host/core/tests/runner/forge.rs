@@ -56,12 +56,13 @@ pub(crate) fn forge(cluster: &mut Cluster, link: &str, what: &str, options: &[&s
         to: Some(receiver),
         boot: number("boot").unwrap_or(sender.boot),
         nonce: number("nonce").unwrap_or(cluster.processes[from].config.nonce),
-        wall_ms: cluster.time_ms,
+        wall_ms: number("wall").unwrap_or(cluster.time_ms),
         short: None,
         applied: 0,
         halted: false,
         stalled: false,
         memory: None,
+        snapshot: 0,
         body,
     };
     cluster.event(to, Event::Frame(Inbound { frame, via: "forged".into() }));

@@ -23,6 +23,7 @@ fn frame(body: Body) -> Frame {
         halted: true,
         stalled: true,
         memory: Some(MemoryUse { bytes: 11, most: 12 }),
+        snapshot: 40,
         body,
     }
 }

@@ -75,6 +75,7 @@ pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         halted: false,
         stalled: false,
         memory: None,
+        snapshot: 0,
         body: Body::Probe,
     })
 }
