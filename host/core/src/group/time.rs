@@ -80,14 +80,17 @@ impl Shared {
         clock.map_or(0, |clock| self.log_time.applied_ms.saturating_sub(clock))
     }
 
-    /// Whether this node's clock is far from the median of all clocks heard lately, its own
+    /// Whether this node's clock is far from the median of all members' clocks heard lately, its own
     /// included, as both were when it heard them: the ticks of a process that was stopped for a
     /// while say nothing against its clock. Of two medians the nearer one counts: a follower hears
     /// no clock but its leader's, and that one alone proves nothing. Else all would refuse to take
     /// over from a leader whose clock is slow.
     pub(super) fn clock_is_off(&self) -> bool {
-        let heard = self.seen.values().filter(|seen| self.is_fresh(seen)).map(|seen| seen.clocks);
-        let known = heard.filter(|(theirs, ours)| *theirs != 0 && *ours != 0);
+        let members = &self.recovery.configuration;
+        let heard = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
+        let heard = heard.map(|(_, seen)| seen).filter(|seen| self.is_fresh(seen));
+        let known =
+            heard.map(|seen| seen.clocks).filter(|(theirs, ours)| *theirs != 0 && *ours != 0);
         let offset = |(theirs, ours)| i128::from(theirs) - i128::from(ours);
         let mut offsets: Vec<i128> = known.map(offset).chain([0]).collect();
         offsets.sort_unstable();
