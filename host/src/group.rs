@@ -19,7 +19,7 @@ use lockstep_core::ids::{Lineage, NodeId, Ticket};
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;
@@ -38,6 +38,7 @@ pub(crate) mod disk_watch;
 pub mod gauges;
 pub(crate) mod inbox;
 pub(crate) mod join_watch;
+pub(crate) mod line;
 pub mod log_lane;
 pub(crate) mod mailbox;
 mod outbox;
@@ -63,6 +64,7 @@ use disk_watch::Hanging;
 use gauges::Gauges;
 use inbox::Judged;
 use join_watch::JoinWatch;
+use line::Reply;
 pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
@@ -139,7 +141,7 @@ pub(crate) enum LaneJob {
 }
 
 enum Waiting {
-    Command(oneshot::Sender<Result<Answer, Refusal>>),
+    Command(Reply),
     Query(Asked),
     Mark(oneshot::Sender<Result<u64, Refusal>>),
 }
@@ -235,17 +237,31 @@ impl GroupActor {
     /// Takes an input and whatever else waits, then lets the core flush.
     fn turn(&mut self, input: Input) {
         let mut effects = Vec::new();
-        self.take(input, &mut effects);
+        self.step(&mut effects, |actor, effects| actor.take(input, effects));
         for _ in 0..INPUTS_PER_FLUSH_MAX {
             let Some(input) = self.try_next() else { break };
-            self.take(input, &mut effects);
+            self.step(&mut effects, |actor, effects| actor.take(input, effects));
         }
-        self.group.flush(&mut effects);
+        self.step(&mut effects, |actor, effects| actor.group.flush(effects));
         let (leads, now) = (self.group.leads(), self.lanes.clock.running());
         let commits = &self.lanes.gauges.commits;
         self.commits.look(leads, now).iter().for_each(|took| commits.observe(took.as_secs_f64()));
         self.carry_out(effects);
         self.delivering.clear();
+    }
+
+    /// Nothing that stands behind a refused command in its line is taken, even before the refusal
+    /// is told.
+    fn step(&mut self, effects: &mut Vec<Effect>, doing: impl FnOnce(&mut Self, &mut Vec<Effect>)) {
+        let before = effects.len();
+        doing(self, effects);
+        for effect in &effects[before..] {
+            if let Effect::Answer { ticket, answer: Err(refusal) } = effect
+                && let Some(Waiting::Command(reply)) = self.tickets.get(ticket)
+            {
+                reply.refused(refusal);
+            }
+        }
     }
 
     fn try_next(&mut self) -> Option<Input> {
@@ -343,6 +359,10 @@ impl GroupActor {
         let ticket = Ticket(self.next_ticket);
         let (waiting, event) = match request {
             Request::Propose { call, relief, answer } => {
+                if let Some(refusal) = answer.refusal() {
+                    answer.send(Err(refusal));
+                    return None;
+                }
                 (Waiting::Command(answer), Event::Propose { ticket, call, relief })
             }
             Request::OpenSession { nonce, answer } => {
@@ -450,8 +470,7 @@ impl GroupActor {
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Refusal>) {
         match (self.tickets.remove(&ticket), answer) {
-            // A receiver that is gone gave up waiting.
-            (Some(Waiting::Command(sender)), answer) => drop(sender.send(answer)),
+            (Some(Waiting::Command(reply)), answer) => reply.send(answer),
             (Some(Waiting::Query(asked)), Err(refusal)) => asked.answer(Err(refusal)),
             (Some(Waiting::Mark(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
             (Some(Waiting::Query(_) | Waiting::Mark(_)), Ok(_)) => {
@@ -571,9 +590,8 @@ impl GroupActor {
         }
         for waiting in std::mem::take(&mut self.tickets).into_values() {
             match waiting {
-                Waiting::Command(sender) => {
-                    let why = refusal.to_string();
-                    drop(sender.send(Err(Refusal::Unknown { why })));
+                Waiting::Command(reply) => {
+                    reply.send(Err(Refusal::Unknown { why: refusal.to_string() }));
                 }
                 Waiting::Query(asked) => asked.answer(Err(refusal.clone())),
                 Waiting::Mark(sender) => drop(sender.send(Err(refusal.clone()))),

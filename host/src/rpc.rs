@@ -78,6 +78,8 @@ const PENDING_RESETS_MAX: usize = 2 * CALLS_MAX as usize;
 const LOCAL_RESETS_MAX: usize = 16_384;
 /// Commands under way on one `ApplyStream`.
 const STREAM_INFLIGHT_MAX: usize = 4_096;
+/// Bytes of them; the last one may go beyond.
+const STREAM_BYTES_MAX: usize = 8 << 20;
 /// Commands in one message of an `ApplyStream`.
 const STREAM_COMMANDS_MAX: usize = 1_024;
 /// Bulk frames between a bulk worker and its connection, each way; each is up to a block.
@@ -85,6 +87,8 @@ const BULK_FRAMES_MAX: usize = 2;
 /// How long a shutdown waits for calls under way.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 
+const _: () = assert!(lockstep_client::STREAM_INFLIGHT_BYTES_MAX < STREAM_BYTES_MAX);
+const _: () = assert!(lockstep_client::STREAM_INFLIGHT_MAX <= STREAM_INFLIGHT_MAX);
 const _: () = assert!(BATCH_BYTES_MAX + limits::FRAME_BYTES_MAX < limits::GRPC_MESSAGE_BYTES_MAX);
 
 /// The generated types.

@@ -1,17 +1,20 @@
 //! [`Driver`]: the task behind a pipeline. It owns every unanswered command and the stream they go
 //! over.
 //!
-//! - A command is *queued* (not on the current stream) or *under way* (sent, no answer yet).
-//! - A node that refuses because another one leads is not sent more; once what is under way there
-//!   has its answers, the stream is opened at the leader.
+//! - Commands go in the order in which they were handed in, over one stream after the other. A node
+//!   takes them in that order, and nothing behind one that it refused. Over the next stream go all
+//!   that have no outcome, the oldest first.
+//! - A command is *waiting* (not sent over the current stream) or *under way* (sent, no answer yet).
+//! - A node that refused a command is not sent more; once what is under way there has its answers,
+//!   the next stream is opened, at the leader if another node leads.
 //! - Nothing is forgotten: every command ends with an outcome or an error, at the latest by its
 //!   deadline.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -19,7 +22,7 @@ use tonic::Streaming;
 use crate::attempt::{Failed, Verdict};
 use crate::client::{Client, Outcome, Reply, jittered, longer, lost_sight, refused, settle, steer};
 use crate::error::{Error, Result};
-use crate::pipeline::Job;
+use crate::pipeline::{Job, Room};
 use crate::routes::Target;
 use crate::session::OpenCall;
 use crate::v1;
@@ -30,7 +33,7 @@ const MESSAGE_COMMANDS_MAX: usize = 512;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Messages between this task and the connection.
 const MESSAGES_WAITING_MAX: usize = 2;
-/// How often deadlines are looked at, and refused commands sent again.
+/// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(20);
 /// How long answers are waited for at a node that is being left.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
@@ -45,10 +48,8 @@ pub(crate) struct Driver {
     jobs: mpsc::Receiver<Job>,
     /// Every command without an outcome, by tag: the oldest first.
     commands: BTreeMap<u64, Command>,
-    /// Tags to send. One whose command has ended meanwhile is passed over.
-    queued: VecDeque<u64>,
-    /// Tags that the node had no room for; queued again at the next tick.
-    again: Vec<u64>,
+    /// From this tag on commands wait.
+    next_to_send: u64,
     under_way: usize,
     next_tag: u64,
     /// Why the last stream was left.
@@ -60,7 +61,7 @@ struct Command {
     call: Option<OpenCall>,
     deadline: Instant,
     answer: oneshot::Sender<Result<Reply>>,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
     attempts: u32,
     /// Sent over the current stream, unanswered.
     under_way: bool,
@@ -89,7 +90,17 @@ enum Ended {
     Left {
         failed: Failed,
         useful: bool,
+        by: Side,
     },
+}
+
+/// Who ended a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The node, or somebody on the way: `Failed` tells whose word it is.
+    Node,
+    /// This client, with answers still to come.
+    Client,
 }
 
 impl Driver {
@@ -99,8 +110,7 @@ impl Driver {
             session,
             jobs,
             commands: BTreeMap::new(),
-            queued: VecDeque::new(),
-            again: Vec::new(),
+            next_to_send: 0,
             under_way: 0,
             next_tag: 1,
             last_failure: None,
@@ -118,13 +128,13 @@ impl Driver {
             }
             let target = self.client.routes().target();
             let address = target.address.clone();
-            let (failed, useful) = match self.stream(target).await {
+            let (failed, useful, by) = match self.stream(target).await {
                 Ended::Done => return,
-                Ended::Left { failed, useful } => (failed, useful),
+                Ended::Left { failed, useful, by } => (failed, useful, by),
             };
             let jump = steer(self.client.routes(), &address, &failed);
             let verdict = failed.verdict;
-            self.leave(failed);
+            self.leave(failed, by);
             pause = if useful { PAUSE_MIN } else { pause };
             if !jump {
                 tokio::time::sleep(jittered(pause)).await;
@@ -142,17 +152,21 @@ impl Driver {
         let patience = self.client.options().attempt;
         let answers = match tokio::time::timeout(patience, opening).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => {
-                return Ended::Left { failed: Failed::of_status(&status), useful: false };
+            failed => {
+                let failed = match failed {
+                    Ok(answer) => answer.err().map(|status| Failed::of_status(&status)),
+                    Err(_elapsed) => None,
+                };
+                let failed = failed.unwrap_or_else(Failed::timed_out);
+                return Ended::Left { failed, useful: false, by: Side::Client };
             }
-            Err(_elapsed) => return Ended::Left { failed: Failed::timed_out(), useful: false },
         };
         let heard = Instant::now();
         let mut stream = Stream { target, answers, leaving: None, heard, useful: false };
         let ended = self.work(&mut stream, &outgoing).await;
         match ended {
             None => Ended::Done,
-            Some(failed) => Ended::Left { failed, useful: stream.useful },
+            Some((failed, by)) => Ended::Left { failed, useful: stream.useful, by },
         }
     }
 
@@ -161,18 +175,21 @@ impl Driver {
         &mut self,
         stream: &mut Stream,
         outgoing: &mpsc::Sender<v1::ApplyStreamRequest>,
-    ) -> Option<Failed> {
+    ) -> Option<(Failed, Side)> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::new();
         let mut closed = false;
         loop {
-            let may_send = !self.queued.is_empty() && stream.leaving.is_none();
+            let waits = self.commands.range(self.next_to_send..).next().is_some();
+            let may_send = waits && stream.leaving.is_none();
             tokio::select! {
                 answers = stream.answers.message() => match answers {
                     Ok(Some(message)) => self.answered(stream, message),
-                    Ok(None) => return Some(stream.left("the node ended the stream")),
-                    Err(status) => return Some(Failed::of_status(&status)),
+                    Ok(None) => {
+                        return Some((stream.left("the node ended the stream"), Side::Client));
+                    }
+                    Err(status) => return Some((Failed::of_status(&status), Side::Node)),
                 },
                 room = outgoing.reserve(), if may_send => match room {
                     Ok(room) => {
@@ -190,13 +207,13 @@ impl Driver {
                     closed = count == 0;
                     taken.drain(..).for_each(|job| self.admit(job));
                 }
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => self.expire(),
             }
             if closed && self.commands.is_empty() {
                 return None;
             }
             if let Some(failed) = self.is_over(stream) {
-                return Some(failed);
+                return Some((failed, Side::Client));
             }
         }
     }
@@ -215,7 +232,6 @@ impl Driver {
         let Job { command, call, deadline, answer, room } = job;
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.queued.push_back(tag);
         self.commands.insert(
             tag,
             Command {
@@ -232,12 +248,14 @@ impl Driver {
         );
     }
 
-    /// The next message: commands that are queued, oldest first.
+    /// The next message: commands that wait, the oldest first.
     fn message(&mut self, stream: &Stream) -> Option<v1::ApplyStreamRequest> {
         let (mut commands, mut bytes, mut lowest) = (Vec::new(), 0, 0);
-        while commands.len() < MESSAGE_COMMANDS_MAX && bytes < MESSAGE_BYTES_MAX {
-            let Some(tag) = self.queued.pop_front() else { break };
-            let Some(command) = self.commands.get_mut(&tag) else { continue };
+        for (&tag, command) in self.commands.range_mut(self.next_to_send..) {
+            if commands.len() >= MESSAGE_COMMANDS_MAX || bytes >= MESSAGE_BYTES_MAX {
+                break;
+            }
+            self.next_to_send = tag + 1;
             bytes += command.bytes.len();
             command.attempts += 1;
             command.under_way = true;
@@ -284,100 +302,84 @@ impl Driver {
         }
     }
 
-    /// The node refused one command.
+    /// The node refused one command, and with it what comes behind it.
     fn refused(&mut self, stream: &mut Stream, tag: u64, failed: Failed) {
         let Some(command) = self.commands.get_mut(&tag) else { return };
-        match failed.verdict {
-            Verdict::Overloaded => self.again.push(tag),
-            Verdict::Once if command.attempts as usize > self.client.endpoints().len() => {
-                let attempts = command.attempts;
-                let error = match command.unknown {
-                    true => lost_sight(failed.clone(), attempts),
-                    false => refused(failed.clone(), attempts),
-                };
-                self.finish(tag, Err(error), None);
-                stream.leave(failed);
-            }
-            Verdict::Nothing | Verdict::Slowly | Verdict::Once => {
-                self.queued.push_back(tag);
-                stream.leave(failed);
-            }
-            Verdict::Unknown if command.call.is_some() => {
-                command.unknown = true;
-                self.queued.push_back(tag);
-                stream.leave(failed);
-            }
+        let hopeless = command.attempts as usize > self.client.endpoints().len();
+        let goes_again = match failed.verdict {
+            Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly => true,
+            Verdict::Once => !hopeless,
             Verdict::Unknown => {
-                let attempts = command.attempts;
-                self.finish(tag, Err(lost_sight(failed.clone(), attempts)), None);
-                stream.leave(failed);
+                command.unknown = true;
+                command.call.is_some()
             }
-            Verdict::Final | Verdict::Foreign => {
-                let attempts = command.attempts;
-                let error = match command.unknown {
-                    true => lost_sight(failed, attempts),
-                    false => refused(failed, attempts),
-                };
-                self.finish(tag, Err(error), None);
-            }
+            Verdict::Final | Verdict::Foreign => false,
+        };
+        if !goes_again {
+            let error = command.error(failed.clone());
+            self.finish(tag, Err(error), None);
+        }
+        match failed.verdict {
+            // The command's own fault: the node takes what comes behind it.
+            Verdict::Final | Verdict::Foreign => {}
+            Verdict::Nothing
+            | Verdict::Overloaded
+            | Verdict::Slowly
+            | Verdict::Once
+            | Verdict::Unknown => stream.leave(failed),
         }
     }
 
-    /// The stream is gone: what was under way is queued again, or has an unknown outcome.
-    fn leave(&mut self, failed: Failed) {
-        self.under_way = 0;
-        self.again.clear();
+    /// The stream is gone: what was under way waits again, or has an unknown outcome.
+    fn leave(&mut self, failed: Failed, by: Side) {
+        (self.under_way, self.next_to_send) = (0, 0);
         let tags: Vec<u64> = self.commands.keys().copied().collect();
         for tag in tags {
             let Some(command) = self.commands.get_mut(&tag) else { continue };
-            let was_under_way = std::mem::take(&mut command.under_way);
-            let attempts = command.attempts;
-            let error = match failed.verdict {
+            let sent = std::mem::take(&mut command.under_way);
+            let goes_again = match failed.verdict {
+                Verdict::Final => false,
+                Verdict::Foreign => {
+                    command.unknown |= sent;
+                    false
+                }
                 // A node ends a stream behind its answers: it took nothing that has none. Of
                 // anybody else's end that is not known.
-                Verdict::Foreign if was_under_way => lost_sight(failed.clone(), attempts),
-                Verdict::Final | Verdict::Foreign if command.unknown => {
-                    lost_sight(failed.clone(), attempts)
+                Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly | Verdict::Once
+                    if by == Side::Node =>
+                {
+                    true
                 }
-                Verdict::Final | Verdict::Foreign => refused(failed.clone(), attempts),
                 Verdict::Nothing
                 | Verdict::Overloaded
                 | Verdict::Slowly
                 | Verdict::Once
                 | Verdict::Unknown => {
-                    command.unknown |= was_under_way;
-                    if !was_under_way || command.call.is_some() {
-                        continue;
-                    }
-                    lost_sight(failed.clone(), attempts)
+                    command.unknown |= sent;
+                    !sent || command.call.is_some()
                 }
             };
-            self.finish(tag, Err(error), None);
+            if !goes_again {
+                let error = command.error(failed.clone());
+                self.finish(tag, Err(error), None);
+            }
         }
-        self.queued = self.commands.keys().copied().collect();
         self.last_failure = Some(failed);
-    }
-
-    fn tick(&mut self) {
-        self.queued.extend(self.again.drain(..));
-        self.expire();
     }
 
     /// Ends what has run out of time. Deadlines are in the order of tags.
     fn expire(&mut self) {
         let now = Instant::now();
-        while let Some((&tag, command)) = self.commands.first_key_value()
-            && command.deadline <= now
+        while let Some(mut first) = self.commands.first_entry()
+            && first.get().deadline <= now
         {
-            let attempts = command.attempts;
-            let failed = self.last_failure.clone().unwrap_or_else(Failed::timed_out);
-            let error = match command.unknown || command.under_way {
-                true => lost_sight(failed, attempts),
-                false => refused(failed, attempts),
-            };
-            if command.under_way {
+            let (tag, command) = (*first.key(), first.get_mut());
+            if std::mem::take(&mut command.under_way) {
+                command.unknown = true;
                 self.under_way -= 1;
             }
+            let failed = self.last_failure.clone().unwrap_or_else(Failed::timed_out);
+            let error = command.error(failed);
             self.finish(tag, Err(error), None);
         }
     }
@@ -393,6 +395,16 @@ impl Driver {
         });
         // Whoever asked may have stopped waiting.
         let _ = command.answer.send(reply);
+    }
+}
+
+impl Command {
+    /// How it ends if it is not sent again.
+    fn error(&self, failed: Failed) -> Error {
+        match self.unknown {
+            true => lost_sight(failed, self.attempts),
+            false => refused(failed, self.attempts),
+        }
     }
 }
 
@@ -417,35 +429,50 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::Semaphore;
-
     use super::*;
     use crate::client::Options;
+
+    /// A driver with two commands, of which the first was sent.
+    fn driver() -> (Driver, [oneshot::Receiver<Result<Reply>>; 2]) {
+        let client = Client::connect(["127.0.0.1:1"], Options::default()).expect("good");
+        let (_jobs, queue) = mpsc::channel(1);
+        let mut driver = Driver::new(client, 0, queue);
+        let answers = [0, 1].map(|_| {
+            let (answer, receiver) = oneshot::channel();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let (command, room) = (Bytes::from_static(b"a"), Room::default());
+            driver.admit(Job { command, call: None, deadline, answer, room });
+            receiver
+        });
+        driver.commands.get_mut(&1).expect("the first").under_way = true;
+        (driver.under_way, driver.next_to_send) = (1, 2);
+        (driver, answers)
+    }
 
     /// B10: somebody on the way ends the stream with a no that is no node's.
     #[tokio::test]
     async fn what_was_sent_may_have_been_applied_whoever_ends_the_stream() {
-        let client = Client::connect(["127.0.0.1:1"], Options::default()).expect("good");
-        let (_jobs, queue) = mpsc::channel(1);
-        let mut driver = Driver::new(client.clone(), 0, queue);
-        let room = Arc::new(Semaphore::new(2));
-        let mut answers = Vec::new();
-        for _ in 0..2 {
-            let (answer, receiver) = oneshot::channel();
-            let room = Arc::clone(&room).acquire_owned().await.expect("it is open");
-            let deadline = Instant::now() + Duration::from_secs(60);
-            let command = Bytes::from_static(b"a");
-            driver.admit(Job { command, call: None, deadline, answer, room });
-            answers.push(receiver);
-        }
-        driver.commands.get_mut(&1).expect("the first").under_way = true;
-        driver.under_way = 1;
+        let (mut driver, [sent, kept]) = driver();
         let status = tonic::Status::permission_denied("the gateway says no");
-        driver.leave(Failed::of_status(&status));
-        let (sent, kept) = (answers.remove(0).await, answers.remove(0).await);
+        driver.leave(Failed::of_status(&status), Side::Node);
+        let (sent, kept) = (sent.await, kept.await);
         assert!(matches!(sent, Ok(Err(Error::Unknown { .. }))), "{sent:?}");
         assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
+    }
+
+    /// B5: a node that ends a stream with a refusal took nothing that it did not answer.
+    #[tokio::test]
+    async fn what_a_node_did_not_answer_goes_again_in_its_order() {
+        let (mut driver, _answers) = driver();
+        let mut status = tonic::Status::resource_exhausted("busy");
+        status.metadata_mut().insert("lockstep-refusal", "overloaded".parse().expect("a value"));
+        driver.leave(Failed::of_status(&status), Side::Node);
+        assert_eq!(driver.next_to_send, 0);
+        assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        assert!(driver.commands.values().all(|command| !command.unknown && !command.under_way));
+        // Where this client went away instead, nobody knows.
+        driver.commands.get_mut(&1).expect("the first").under_way = true;
+        driver.leave(Failed::of_status(&status), Side::Client);
+        assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [2]);
     }
 }

@@ -46,3 +46,5 @@ pub const COMMAND_BYTES_MAX: usize = (1 << 20) - (4 << 10);
 pub const SESSION_OPEN_CALLS_MAX: u64 = 1024;
 /// Commands under way on one stream: the server reads no more.
 pub const STREAM_INFLIGHT_MAX: usize = 4096;
+/// Bytes of commands under way on one stream: the server reads some more.
+pub const STREAM_INFLIGHT_BYTES_MAX: usize = 4 << 20;

@@ -5,6 +5,11 @@
 //! - A lost stream is opened again, at the new leader if there is one. Within a session all
 //!   unanswered commands are sent again; outside of one, those that may have arrived end as
 //!   [`Error::Unknown`].
+//! - Commands are applied in the order in which they were submitted, those that are applied at all.
+//!   Outside of a session one that ended as [`Error::Unknown`] may be applied at any time, or never.
+//!   What several tasks submit at once has no order.
+//! - Nodes take a bounded number and length of commands at a time ([`STREAM_INFLIGHT_MAX`],
+//!   [`STREAM_INFLIGHT_BYTES_MAX`]); so do pipelines, and `submit` waits beyond it.
 //! - When the last handle is dropped, what was submitted is still brought to its end.
 
 use std::future::Future;
@@ -20,6 +25,10 @@ use crate::client::{Client, Reply, fits};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::session::{OpenCall, Session};
+use crate::{STREAM_INFLIGHT_BYTES_MAX, STREAM_INFLIGHT_MAX};
+
+/// What the window's bytes are counted in; a command takes one of these more than it fills.
+const ROOM_UNIT_BYTES: usize = 1 << 10;
 
 /// A handle to a stream of commands; cheap to clone.
 #[derive(Clone)]
@@ -27,7 +36,21 @@ pub struct Pipeline {
     client: Client,
     session: Option<Session>,
     jobs: mpsc::Sender<Job>,
-    room: Arc<Semaphore>,
+    window: Window,
+}
+
+/// How much may be under way.
+#[derive(Clone)]
+struct Window {
+    commands: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// A command's part of the window, until it is dropped.
+#[derive(Default)]
+pub(crate) struct Room {
+    _command: Option<OwnedSemaphorePermit>,
+    _bytes: Option<OwnedSemaphorePermit>,
 }
 
 /// One command on its way.
@@ -38,7 +61,7 @@ pub(crate) struct Job {
     pub deadline: Instant,
     pub answer: oneshot::Sender<Result<Reply>>,
     /// Returned when the command ends.
-    pub room: OwnedSemaphorePermit,
+    pub room: Room,
 }
 
 /// The outcome of a submitted command, once it is there.
@@ -51,7 +74,7 @@ impl Pipeline {
         let (jobs, queue) = mpsc::channel(limit);
         let id = session.as_ref().map_or(0, Session::id);
         tokio::spawn(Driver::new(client.clone(), id, queue).run());
-        Self { client, session, jobs, room: Arc::new(Semaphore::new(limit)) }
+        Self { client, session, jobs, window: Window::new(limit) }
     }
 
     /// Hands a command in, waiting while too many are under way.
@@ -59,9 +82,8 @@ impl Pipeline {
         let command = command.into();
         fits("command", &command)?;
         let deadline = Instant::now() + self.client.options().deadline;
-        let room = Arc::clone(&self.room).acquire_owned();
+        let room = self.window.take(command.len());
         let room = tokio::time::timeout_at(deadline, room).await.map_err(|_elapsed| no_room())?;
-        let room = room.map_err(|_| Error::Closed)?;
         let call = match &self.session {
             Some(session) => Some(session.begin_until(deadline).await?),
             None => None,
@@ -70,6 +92,22 @@ impl Pipeline {
         let job = Job { command, call, deadline, answer, room };
         self.jobs.send(job).await.map_err(|_| Error::Closed)?;
         Ok(Pending { answer: receiver })
+    }
+}
+
+impl Window {
+    fn new(commands: usize) -> Self {
+        let bytes = Semaphore::new(STREAM_INFLIGHT_BYTES_MAX / ROOM_UNIT_BYTES);
+        let commands = Semaphore::new(commands.min(STREAM_INFLIGHT_MAX));
+        Self { commands: Arc::new(commands), bytes: Arc::new(bytes) }
+    }
+
+    async fn take(&self, bytes: usize) -> Room {
+        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX);
+        // Nobody closes them.
+        let _command = Arc::clone(&self.commands).acquire_owned().await.ok();
+        let _bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.ok();
+        Room { _command, _bytes }
     }
 }
 

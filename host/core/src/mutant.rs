@@ -71,6 +71,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("outbound_without_bound", "any number of transfers leaves a host at once"),
     ("outlive_a_refusal", "a replica goes on whose job the log refused"),
     ("outrun_what_was_sent", "no more log is kept for who is sent a long snapshot than for others"),
+    ("pass_the_refused", "a command of a stream is taken behind one that was refused"),
     ("places_for_the_first", "one caller may take all places of a group's queries"),
     ("propose_for_nobody", "commands are proposed although whoever sent them left"),
     ("queries_first", "commands wait until no query does"),

@@ -17,11 +17,12 @@ use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
+use crate::group::line::{Line, Reply, StreamRoom};
 use crate::metrics::TransferTally;
 use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
 
@@ -57,15 +58,15 @@ pub(crate) enum Request {
         call: Call,
         /// It is to make room.
         relief: bool,
-        answer: oneshot::Sender<Result<Answer, Refusal>>,
+        answer: Reply,
     },
     OpenSession {
         nonce: u64,
-        answer: oneshot::Sender<Result<Answer, Refusal>>,
+        answer: Reply,
     },
     CloseSession {
         session: u64,
-        answer: oneshot::Sender<Result<Answer, Refusal>>,
+        answer: Reply,
     },
     Query {
         request: Bytes,
@@ -89,9 +90,7 @@ impl Request {
         match self {
             Self::Propose { answer, .. }
             | Self::OpenSession { answer, .. }
-            | Self::CloseSession { answer, .. } => {
-                drop(answer.send(Err(refusal)));
-            }
+            | Self::CloseSession { answer, .. } => answer.send(Err(refusal)),
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
             Self::Mark { answer } => drop(answer.send(Err(refusal))),
             Self::Report { done } => drop(done),
@@ -191,6 +190,8 @@ struct Inner {
     state: watch::Receiver<ReplicaState>,
     report: watch::Receiver<GroupReport>,
     frames_dropped: AtomicU64,
+    /// For commands of streams, from here to their answers.
+    stream_room: StreamRoom,
     /// Bytes that wait in the two bounded channels.
     frame_bytes: AtomicUsize,
     request_bytes: AtomicUsize,
@@ -224,6 +225,7 @@ impl GroupHandle {
             state,
             report,
             frames_dropped: AtomicU64::new(0),
+            stream_room: StreamRoom::default(),
             frame_bytes: AtomicUsize::new(0),
             request_bytes: AtomicUsize::new(0),
             store: OnceLock::new(),
@@ -246,8 +248,27 @@ impl GroupHandle {
         call: Call,
         relief: bool,
     ) -> Result<oneshot::Receiver<Result<Answer, Refusal>>, Refusal> {
-        let (answer, receiver) = oneshot::channel();
+        let (answer, receiver) = Reply::alone();
         self.put(Request::Propose { call, relief, answer })?;
+        Ok(receiver)
+    }
+
+    /// Where commands of streams wait for room.
+    pub(crate) fn stream_room(&self) -> StreamRoom {
+        self.inner.stream_room.clone()
+    }
+
+    /// Puts in a command of a stream, which has its room.
+    pub(crate) fn submit_in(
+        &self,
+        line: &Arc<Line>,
+        call: Call,
+        relief: bool,
+        room: OwnedSemaphorePermit,
+    ) -> Result<oneshot::Receiver<Result<Answer, Refusal>>, Refusal> {
+        let (answer, receiver) = Reply::in_line(Arc::clone(line), room);
+        let put = self.put(Request::Propose { call, relief, answer });
+        put.inspect_err(|refusal| line.break_at(refusal))?;
         Ok(receiver)
     }
 
@@ -256,13 +277,13 @@ impl GroupHandle {
     }
 
     pub async fn open_session(&self, nonce: u64) -> Result<Answer, Refusal> {
-        let (answer, receiver) = oneshot::channel();
+        let (answer, receiver) = Reply::alone();
         self.put(Request::OpenSession { nonce, answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
     pub async fn close_session(&self, session: u64) -> Result<Answer, Refusal> {
-        let (answer, receiver) = oneshot::channel();
+        let (answer, receiver) = Reply::alone();
         self.put(Request::CloseSession { session, answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }

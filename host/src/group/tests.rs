@@ -298,6 +298,26 @@ async fn nothing_is_done_for_those_who_left() {
     assert!(status.last_index <= last + 2, "{last} {status:?}");
 }
 
+/// B5: a command of a stream is not taken behind one that was refused, whatever the group could do
+/// by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_line_takes_nothing_more() {
+    let (hosted, go, _asked, mut waiting) = held(1).await;
+    go.send(()).expect("somebody waits for it");
+    waiting.shutdown().await;
+    let submit = async |line: &Arc<line::Line>| {
+        let room = hosted.handle.stream_room().take(1).await;
+        let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
+        let answer = hosted.handle.submit_in(line, call, false, room).expect("there is room");
+        tokio::time::timeout(PATIENCE, answer).await.expect("in time").expect("it is answered")
+    };
+    let (broken, whole) = (Arc::default(), Arc::default());
+    submit(&broken).await.expect("it is applied");
+    broken.break_at(&Refusal::Overloaded);
+    assert_eq!(submit(&broken).await, Err(Refusal::Overloaded));
+    submit(&whole).await.expect("other lines are not concerned");
+}
+
 /// A clock that is set back an hour changes nothing of what is waited for (it is not asked).
 #[test]
 fn the_time_that_passes_is_not_wall_time() {

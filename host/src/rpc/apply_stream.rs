@@ -3,30 +3,35 @@
 //! - There is no task and no channel per command: polling the answers reads commands, hands them to
 //!   the group, and collects whatever has been answered into one message.
 //! - A group answers in the order of its log, which is the order commands came in; so the oldest
-//!   unanswered command is the one to wait for. Commands refused at the door are answered at once.
-//! - At most [`STREAM_INFLIGHT_MAX`] commands are under way, and one message; the rest waits with
-//!   the client.
+//!   unanswered command is the one to wait for.
+//! - At most [`STREAM_INFLIGHT_MAX`] commands, and [`STREAM_BYTES_MAX`], are under way, and one
+//!   message is held; the rest waits with the client. So does a command that the group has no room
+//!   for now.
+//! - Commands are taken in their order. Once the group refused one, the stream ends behind the
+//!   answers of those before it: what has no answer then was not taken.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
 use crate::group::GroupHandle;
+use crate::group::line::Line;
 use crate::router::Router;
 use crate::rpc::client_api::outcome;
 use crate::rpc::proto::client as wire;
 use crate::rpc::proto::client::stream_answer;
 use crate::rpc::refuse::{Refused, check_command, check_sequence};
 use crate::rpc::server::until;
-use crate::rpc::{STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
+use crate::rpc::{STREAM_BYTES_MAX, STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
 
 /// A message takes no more answers once it has so many, or so many bytes.
 const ANSWERS_MAX: usize = 1_024;
@@ -39,9 +44,15 @@ pub(super) struct ApplyStream {
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// True once commands are refused: the node is about to stop.
     closing: watch::Receiver<bool>,
-    /// The group and session of the first message.
-    target: Option<(GroupHandle, u64)>,
+    /// Where the first message said that commands go.
+    target: Option<Target>,
+    /// Commands of the last message that the group was not given yet.
+    held: VecDeque<Held>,
+    /// Room in the group for the first of them.
+    room: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
     waiting: VecDeque<Waiting>,
+    /// Bytes of the commands that wait.
+    waiting_bytes: usize,
     ready: Vec<wire::StreamAnswer>,
     ready_bytes: usize,
     /// No more commands: the client is done, broke the rules, or the node stops.
@@ -52,8 +63,22 @@ pub(super) struct ApplyStream {
     lingered: bool,
 }
 
+#[derive(Clone)]
+struct Target {
+    group: GroupHandle,
+    session: u64,
+    line: Arc<Line>,
+}
+
+struct Held {
+    tag: u64,
+    call: Call,
+    relief: bool,
+}
+
 struct Waiting {
     tag: u64,
+    bytes: usize,
     answer: oneshot::Receiver<Result<Answer, Refusal>>,
 }
 
@@ -70,7 +95,10 @@ impl ApplyStream {
             stopped: Box::pin(until(stopped)),
             closing,
             target: None,
+            held: VecDeque::new(),
+            room: None,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             ready: Vec::new(),
             ready_bytes: 0,
             ended: false,
@@ -81,19 +109,19 @@ impl ApplyStream {
 
     /// Takes commands for as long as there is room.
     fn read(&mut self, cx: &mut Context<'_>) {
-        while !self.ended && self.waiting.len() < STREAM_INFLIGHT_MAX && !self.is_full() {
+        loop {
+            self.hand_on(cx);
+            if self.ended || !self.held.is_empty() || self.is_busy() || self.is_full() {
+                break;
+            }
             match Pin::new(&mut self.source).poll_next(cx) {
                 Poll::Ready(Some(Ok(message))) => {
                     if let Err(refused) = self.take(message) {
-                        self.failure = Some(refused.into());
-                        self.ended = true;
+                        self.end(Some(refused.into()));
                     }
                 }
-                Poll::Ready(Some(Err(status))) => {
-                    self.failure = Some(status);
-                    self.ended = true;
-                }
-                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(Err(status))) => self.end(Some(status)),
+                Poll::Ready(None) => self.end(None),
                 Poll::Pending => break,
             }
         }
@@ -102,6 +130,18 @@ impl ApplyStream {
         }
     }
 
+    /// Nothing more is read; what is held still goes on.
+    fn end(&mut self, failure: Option<Status>) {
+        self.ended = true;
+        self.failure = failure;
+    }
+
+    /// As many commands are under way as may be.
+    fn is_busy(&self) -> bool {
+        self.waiting.len() >= STREAM_INFLIGHT_MAX || self.waiting_bytes >= STREAM_BYTES_MAX
+    }
+
+    /// Puts one message's commands in line; those that no group takes are answered here.
     fn take(&mut self, message: wire::ApplyStreamRequest) -> Result<(), Refused> {
         let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands, relief } =
             message;
@@ -111,31 +151,68 @@ impl ApplyStream {
                 commands.len()
             )));
         }
-        let (group, session) = match &self.target {
+        let Target { session, line, .. } = match &self.target {
             Some(target) => target.clone(),
             None => {
                 let found = self.router.group(&group);
-                let found = found.ok_or_else(|| Refused::unknown_group(&group, &self.router))?;
-                self.target.insert((found.clone(), session)).clone()
+                let group = found.ok_or_else(|| Refused::unknown_group(&group, &self.router))?;
+                let target = Target { group: group.clone(), session, line: Arc::default() };
+                self.target.insert(target).clone()
             }
         };
-        let closing = *self.closing.borrow();
+        if *self.closing.borrow() {
+            line.break_at(&Refusal::ShuttingDown);
+        }
         for wire::StreamCommand { tag, sequence, command } in commands {
-            let open = match closing {
-                true => Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router)),
-                false => check_command(&command).and_then(|()| check_sequence(session, sequence)),
-            };
-            let submitted = open.and_then(|()| {
-                let call = Call { session, sequence, lowest_unanswered, payload: command };
-                let taken = group.submit(call, relief);
-                taken.map_err(|r| Refused::by_group(&r, group.name(), &self.router))
-            });
-            match submitted {
-                Ok(answer) => self.waiting.push_back(Waiting { tag, answer }),
+            match check_command(&command).and_then(|()| check_sequence(session, sequence)) {
+                Ok(()) => {
+                    let call = Call { session, sequence, lowest_unanswered, payload: command };
+                    self.held.push_back(Held { tag, call, relief });
+                }
                 Err(refused) => self.push(tag, refusal(refused)),
             }
         }
         Ok(())
+    }
+
+    /// Gives the group what is held, as far as it has room.
+    fn hand_on(&mut self, cx: &mut Context<'_>) {
+        let Some(Target { group, line, .. }) = self.target.clone() else { return };
+        loop {
+            if let Some(refusal) = line.refusal() {
+                return self.break_off(&group, &refusal);
+            }
+            let Some(first) = self.held.front() else { return };
+            if self.is_busy() {
+                return;
+            }
+            let bytes = first.call.payload.len();
+            let room = self.room.get_or_insert_with(|| Box::pin(group.stream_room().take(bytes)));
+            let Poll::Ready(room) = room.as_mut().poll(cx) else { return };
+            self.room = None;
+            let Some(Held { tag, call, relief }) = self.held.pop_front() else { return };
+            match group.submit_in(&line, call, relief, room) {
+                Ok(answer) => {
+                    self.waiting_bytes += bytes;
+                    self.waiting.push_back(Waiting { tag, bytes, answer });
+                }
+                Err(refused) => {
+                    let refused = Refused::by_group(&refused, group.name(), &self.router);
+                    self.push(tag, refusal(refused));
+                }
+            }
+        }
+    }
+
+    /// A command was refused: so is all that is held behind it, and the stream ends with that.
+    fn break_off(&mut self, group: &GroupHandle, why: &Refusal) {
+        let refused = |router: &Router| Refused::by_group(why, group.name(), router);
+        for held in std::mem::take(&mut self.held) {
+            self.push(held.tag, refusal(refused(&self.router)));
+        }
+        if !self.ended {
+            self.end(Some(refused(&self.router).into()));
+        }
     }
 
     /// Collects answers from the oldest command on, as far as they are there.
@@ -145,6 +222,7 @@ impl ApplyStream {
             && let Poll::Ready(answer) = Pin::new(&mut oldest.answer).poll(cx)
         {
             let tag = oldest.tag;
+            self.waiting_bytes -= oldest.bytes;
             self.waiting.pop_front();
             let answer = self.to_wire(answer);
             self.push(tag, answer);
@@ -156,7 +234,7 @@ impl ApplyStream {
         answer: Result<Result<Answer, Refusal>, oneshot::error::RecvError>,
     ) -> stream_answer::Answer {
         use wire::apply_response::Outcome;
-        let group = self.target.as_ref().map_or("", |(group, _)| group.name());
+        let group = self.target.as_ref().map_or("", |target| target.group.name());
         match answer {
             Ok(Ok(answer)) => match outcome(answer) {
                 Ok(Outcome::Ok(bytes)) => stream_answer::Answer::Ok(bytes),
@@ -190,7 +268,7 @@ impl Stream for ApplyStream {
         this.read(cx);
         this.collect(cx);
         if this.ready.is_empty() {
-            return match this.ended && this.waiting.is_empty() {
+            return match this.ended && this.held.is_empty() && this.waiting.is_empty() {
                 true => Poll::Ready(this.failure.take().map(Err)),
                 false => Poll::Pending,
             };

@@ -113,6 +113,8 @@ pub(super) struct RequestBody {
     room_until: Option<Instant>,
     charge: Option<Charge>,
     timer: Timer,
+    /// Since when nobody has asked for more.
+    unasked: Option<Instant>,
 }
 
 /// One alarm at a time.
@@ -157,6 +159,15 @@ impl RequestBody {
             room_until: None,
             charge: None,
             timer: Timer::default(),
+            unasked: None,
+        }
+    }
+
+    /// The time in which nobody read is not the caller's.
+    fn asked(&mut self) {
+        let Some(since) = self.unasked.take() else { return };
+        if self.method.kind == CallKind::Stream {
+            self.deadline = self.deadline.map(|deadline| deadline + since.elapsed());
         }
     }
 
@@ -268,7 +279,10 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.poll_bytes(cx).map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
+        self.asked();
+        let polled = self.poll_bytes(cx);
+        self.unasked = polled.is_ready().then(Instant::now);
+        polled.map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

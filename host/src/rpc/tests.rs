@@ -26,6 +26,7 @@ use lockstep_core::snapshot::chunk::Offer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::group::line::Reply;
 use crate::group::mailbox::{Mailbox, Request};
 use crate::group::{GroupHandle, GroupReport, QueryAnswer};
 use crate::router::Router;
@@ -57,7 +58,7 @@ struct Machine {
     /// The highest "lowest unanswered" that the leader was told.
     lowest_seen: u64,
     /// Commands that wait, while somebody holds them back.
-    held: Option<Vec<(Call, Proposed)>>,
+    held: Option<Vec<(Call, Reply)>>,
 }
 
 /// What happens to one command.
@@ -86,7 +87,8 @@ impl Shared {
     fn release(&self) {
         let held = self.lock().held.take().unwrap_or_default();
         for (call, answer) in held {
-            let _ = answer.send(Ok(self.lock().apply(&call)));
+            let applied = self.lock().apply(&call);
+            answer.send(Ok(applied));
         }
     }
 
@@ -126,15 +128,27 @@ impl Machine {
 }
 
 /// Plays the group's actor on one node.
-async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
+async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: Shared) {
     let mut silent = Vec::new();
     while let Some(request) = mailbox.requests.recv().await {
+        handle.took_request(&request);
+        if let Request::Propose { answer, .. } = &request
+            && let Some(refusal) = answer.refusal()
+        {
+            request.refuse(refusal);
+            continue;
+        }
         let mut machine = shared.lock();
         let not_leader = Refusal::NotLeader { leader: machine.leader };
         let leads = machine.leader == Some(node);
         match request {
             Request::Propose { call, answer, .. } if leads && machine.held.is_some() => {
-                machine.held.get_or_insert_default().push((call, answer));
+                let held = machine.held.get_or_insert_default();
+                let bytes: usize = held.iter().map(|(call, _)| call.payload.len()).sum();
+                match bytes + call.payload.len() > limits::PROPOSALS_WAITING_BYTES_MAX {
+                    true => answer.send(Err(Refusal::Overloaded)),
+                    false => held.push((call, answer)),
+                }
             }
             Request::Propose { call, answer, .. } if leads => {
                 propose(&mut machine, &call, answer, &mut silent);
@@ -142,22 +156,22 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
             Request::OpenSession { nonce: _, answer }
                 if leads && machine.sessions_max.is_some_and(|m| m <= machine.sessions.len()) =>
             {
-                let _ = answer.send(Ok(Answer::Rejected(Rejection::TooManySessions)));
+                answer.send(Ok(Answer::Rejected(Rejection::TooManySessions)));
             }
             Request::OpenSession { nonce: _, answer } if leads => {
                 machine.opened += 1;
                 let id = 99 + machine.opened;
                 machine.sessions.insert(id);
-                let _ = answer.send(Ok(Answer::Opened(id)));
+                answer.send(Ok(Answer::Opened(id)));
             }
             Request::CloseSession { session, answer } if leads => {
                 machine.sessions.remove(&session);
-                let _ = answer.send(Ok(Answer::Ok(Bytes::new())));
+                answer.send(Ok(Answer::Ok(Bytes::new())));
             }
             Request::Propose { answer, .. }
             | Request::OpenSession { answer, .. }
             | Request::CloseSession { answer, .. } => {
-                let _ = answer.send(Err(not_leader));
+                answer.send(Err(not_leader));
             }
             Request::Mark { answer } => {
                 let index = machine.applied.len() as u64;
@@ -178,9 +192,7 @@ async fn play(node: NodeId, mut mailbox: Mailbox, shared: Shared) {
     }
 }
 
-type Proposed = oneshot::Sender<Result<Answer, Refusal>>;
-
-fn propose(machine: &mut Machine, call: &Call, answer: Proposed, silent: &mut Vec<Proposed>) {
+fn propose(machine: &mut Machine, call: &Call, answer: Reply, silent: &mut Vec<Reply>) {
     let said = match machine.script.pop_front() {
         None => Ok(machine.apply(call)),
         Some(Turn::Refused(refusal)) => Err(refusal()),
@@ -198,7 +210,7 @@ fn propose(machine: &mut Machine, call: &Call, answer: Proposed, silent: &mut Ve
             return silent.push(answer);
         }
     };
-    let _ = answer.send(said);
+    answer.send(said);
 }
 
 /// One port with one group.
@@ -322,7 +334,7 @@ impl Node {
             }
             drop((state_in, report_in));
         });
-        tokio::spawn(play(setup.node, mailbox, shared));
+        tokio::spawn(play(setup.node, handle.clone(), mailbox, shared));
         let hello = setup.hello();
         let (closing, closed) = watch::channel(false);
         let port = PortState::new(setup.limits, 2);

@@ -45,6 +45,107 @@ async fn a_pipeline_in_a_session_applies_each_command_once() {
     assert_eq!(shared.counts().len() as u64, COMMANDS);
     assert!(shared.counts().values().all(|count| *count == 1));
     assert!(retried >= 15, "three commands of each of five changes: {retried}");
+    // B5: neither a refusal nor a new leader puts a command before an earlier one.
+    let machine = shared.lock();
+    let order: Vec<&Bytes> = machine.applied.iter().map(|(_, _, command)| command).collect();
+    let sent: Vec<Bytes> = (0..COMMANDS).map(command).collect();
+    assert_eq!(order, sent.iter().collect::<Vec<_>>());
+}
+
+/// B5: the group's queue takes 32 MiB. Nobody is refused for that, and nothing is sent twice.
+#[tokio::test]
+async fn a_pipeline_with_long_commands_waits_for_room() {
+    const COMMANDS: u32 = 4_096;
+    let (nodes, shared) = cluster(1).await;
+    shared.lock().held = Some(Vec::new());
+    let pipeline = client_of(&[&nodes[0]]).pipeline();
+    let submitting = tokio::spawn(async move {
+        let mut pending = Vec::new();
+        for n in 0..COMMANDS {
+            let mut command = vec![0; 64 << 10];
+            command[..4].copy_from_slice(&n.to_be_bytes());
+            pending.push(pipeline.submit(command).await.expect("it is taken"));
+        }
+        pending
+    });
+    while !submitting.is_finished() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        shared.release();
+        shared.lock().held = Some(Vec::new());
+    }
+    let pending = submitting.await.expect("no panic");
+    shared.release();
+    for answer in pending {
+        let reply = patiently("an answer", answer).await.expect("it is applied");
+        assert_eq!(reply.attempts, 1, "nothing is refused");
+    }
+    let machine = shared.lock();
+    let order: Vec<&[u8]> = machine.applied.iter().map(|(_, _, command)| &command[..4]).collect();
+    let sent: Vec<[u8; 4]> = (0..COMMANDS).map(u32::to_be_bytes).collect();
+    assert_eq!(order, sent.iter().map(|n| &n[..]).collect::<Vec<_>>());
+}
+
+/// B5: streams that bring more than a group can do wait with their clients.
+#[tokio::test]
+async fn streams_of_a_busy_group_wait_and_are_not_refused() {
+    const STREAMS: usize = 5;
+    let (nodes, shared) = cluster(1).await;
+    shared.lock().held = Some(Vec::new());
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..STREAMS {
+        let messages = (0..4).map(|n| {
+            let tags = n * 64..(n + 1) * 64;
+            let commands = tags.map(|tag| {
+                let command = Bytes::from(vec![0; 64 << 10]);
+                StreamCommand { tag, sequence: 0, command }
+            });
+            let commands = commands.collect();
+            ApplyStreamRequest { group: GROUP.to_owned(), commands, ..Default::default() }
+        });
+        let address = nodes[0].address.clone();
+        streams.spawn(send(address, messages.collect()));
+    }
+    let taken = || -> usize {
+        let machine = shared.lock();
+        let held = machine.held.iter().flatten();
+        held.map(|(call, _)| call.payload.len()).sum()
+    };
+    // As much as there is room for, and no more.
+    let (mut before, mut same) = (0, 0);
+    while same < 50 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let now = taken();
+        same = if now > 0 && now == before { same + 1 } else { 0 };
+        before = now;
+    }
+    assert!((16 << 20..=24 << 20).contains(&before), "{before}");
+    while !streams.is_empty() {
+        shared.release();
+        shared.lock().held = Some(Vec::new());
+        while let Some(ended) = streams.try_join_next() {
+            let (answers, status) = ended.expect("no panic");
+            assert!(status.is_none(), "{status:?}");
+            assert_eq!(answers.len(), 256);
+            let ok = |answer: &StreamAnswer| matches!(answer.answer, Some(Said::Ok(_)));
+            assert!(answers.iter().all(ok), "{answers:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// B5: what stands behind a refused command is refused, and the stream ends with that.
+#[tokio::test]
+async fn nothing_behind_a_refused_command_is_taken() {
+    let (nodes, shared) = cluster(1).await;
+    let fine = || Refusal::ReadTimeout;
+    shared.lock().script.push_back(Turn::Refused(fine));
+    let messages: Vec<_> = (0..8).map(|n| message(n * 100..(n + 1) * 100)).collect();
+    let (answers, status) = exchange(&nodes[0], messages).await;
+    let status = status.expect("the stream ends with the reason");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(shared.lock().applied.is_empty(), "the first was refused");
+    assert!(answers.iter().all(|answer| matches!(answer.answer, Some(Said::Refused(_)))));
+    assert!(answers.iter().any(|answer| answer.tag == 0), "it is answered");
 }
 
 #[tokio::test]
@@ -119,7 +220,14 @@ async fn exchange(
     node: &Node,
     messages: Vec<ApplyStreamRequest>,
 ) -> (Vec<StreamAnswer>, Option<tonic::Status>) {
-    let address = format!("http://{}", node.address);
+    send(node.address.clone(), messages).await
+}
+
+async fn send(
+    address: String,
+    messages: Vec<ApplyStreamRequest>,
+) -> (Vec<StreamAnswer>, Option<tonic::Status>) {
+    let address = format!("http://{address}");
     let mut client = LockstepClient::connect(address).await.expect("it listens");
     let sent = client.apply_stream(tokio_stream::iter(messages)).await.expect("it opens");
     let mut stream = sent.into_inner();
