@@ -6,6 +6,7 @@
 // They panic when nobody reads, and wait for who does not: see `logging`.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+pub(crate) mod budget;
 pub mod bulk;
 pub mod cli;
 pub mod clock;

@@ -13,7 +13,6 @@ pub(crate) mod convert;
 
 mod apply_stream;
 mod body;
-mod budget;
 mod bulk_link;
 mod call;
 mod client_api;

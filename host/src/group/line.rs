@@ -3,11 +3,14 @@
 //!
 //! - Once a command of a line was refused, none behind it is taken. So its client can send them all
 //!   again, in order, and finds none of them applied before its turn.
+//! - Answers to a line's commands are charged to the connection that it came over, until they are
+//!   taken. Where there is no room for one more, the command was applied and its answer is gone.
 //! - Room for a line's commands is waited for, first come, first served: a group with more than it
 //!   can do makes its streams wait instead of refusing them.
 
 use std::sync::{Arc, OnceLock};
 
+use crate::budget::{Charge, Share};
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::limits;
@@ -23,14 +26,32 @@ const ROOM_UNIT_BYTES: usize = 1 << 10;
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);
 const _: () = assert!(STREAMS_BYTES_MAX / ROOM_UNIT_BYTES < limits::PROPOSALS_WAITING_MAX);
 
+/// What an answer holds beside its own bytes.
+const ANSWER_OVERHEAD_BYTES: usize = 64;
+/// An answer that holds no more is little beside its command.
+const LITTLE_BYTES: usize = 1 << 10;
+
 /// Where commands go one behind the other.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Line {
+    share: Arc<Share>,
     /// Why one of them was refused: nothing behind it is taken.
     broken: OnceLock<Refusal>,
 }
 
+/// The answer to a command of a line.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub answer: Result<Answer, Refusal>,
+    _charge: Option<Charge>,
+}
+
 impl Line {
+    /// For commands that come over the connection with this share.
+    pub(crate) fn new(share: Arc<Share>) -> Self {
+        Self { share, broken: OnceLock::new() }
+    }
+
     /// What whoever comes now is told, if one before it was refused.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.broken.get().map(|first| match first {
@@ -43,6 +64,22 @@ impl Line {
     /// A command of it was refused.
     pub(crate) fn break_at(&self, refusal: &Refusal) {
         let _ = self.broken.set(refusal.clone());
+    }
+
+    /// An answer with its charge; if there is no room for it, the word that it is gone.
+    fn charged(&self, answer: Result<Answer, Refusal>) -> Told {
+        let bytes = ANSWER_OVERHEAD_BYTES + answer.as_ref().map_or(0, Answer::bytes);
+        let charge = match bytes <= LITTLE_BYTES {
+            true => self.share.take_little(bytes),
+            false => self.share.take(bytes),
+        };
+        match charge {
+            Some(charge) => Told { answer, _charge: Some(charge) },
+            None => {
+                let why = "the answers before it on this connection were not read".to_owned();
+                Told { answer: Err(Refusal::Unknown { why }), _charge: None }
+            }
+        }
     }
 }
 
@@ -57,41 +94,64 @@ impl Default for StreamRoom {
 }
 
 impl StreamRoom {
-    /// Waits for room for a command of so many bytes.
-    pub(crate) async fn take(self, bytes: usize) -> OwnedSemaphorePermit {
-        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX);
-        self.0.acquire_many_owned(units).await.expect("nobody closes it")
+    /// Room for a command of so many bytes, if there is some now.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_many_owned(units(bytes)).ok()
     }
+
+    /// Waits for it.
+    pub(crate) async fn take(self, bytes: usize) -> OwnedSemaphorePermit {
+        self.0.acquire_many_owned(units(bytes)).await.expect("nobody closes it")
+    }
+}
+
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX)
 }
 
 /// Where the answer to a command goes.
 #[derive(Debug)]
-pub(crate) struct Reply {
-    to: oneshot::Sender<Result<Answer, Refusal>>,
-    line: Option<Arc<Line>>,
-    /// Given back with the answer.
-    _room: Option<OwnedSemaphorePermit>,
+pub(crate) enum Reply {
+    /// To a call of its own.
+    Alone(oneshot::Sender<Result<Answer, Refusal>>),
+    /// To a stream.
+    InLine {
+        to: oneshot::Sender<Told>,
+        line: Arc<Line>,
+        /// Given back with the answer.
+        _room: OwnedSemaphorePermit,
+    },
 }
 
 impl Reply {
     /// For a command that comes by itself.
     pub(crate) fn alone() -> (Self, oneshot::Receiver<Result<Answer, Refusal>>) {
         let (to, receiver) = oneshot::channel();
-        (Self { to, line: None, _room: None }, receiver)
+        (Self::Alone(to), receiver)
     }
 
     /// For a command of a stream.
     pub(crate) fn in_line(
         line: Arc<Line>,
         room: OwnedSemaphorePermit,
-    ) -> (Self, oneshot::Receiver<Result<Answer, Refusal>>) {
+    ) -> (Self, oneshot::Receiver<Told>) {
         let (to, receiver) = oneshot::channel();
-        (Self { to, line: Some(line), _room: Some(room) }, receiver)
+        (Self::InLine { to, line, _room: room }, receiver)
     }
 
     /// Whether nobody waits for it.
     pub(crate) fn is_closed(&self) -> bool {
-        self.to.is_closed()
+        match self {
+            Self::Alone(to) => to.is_closed(),
+            Self::InLine { to, .. } => to.is_closed(),
+        }
+    }
+
+    fn line(&self) -> Option<&Arc<Line>> {
+        match self {
+            Self::Alone(_) => None,
+            Self::InLine { line, .. } => Some(line),
+        }
     }
 
     /// Why the command must not be taken: one before it in its line was refused.
@@ -99,12 +159,12 @@ impl Reply {
         if planted("pass_the_refused") {
             return None;
         }
-        self.line.as_ref()?.refusal()
+        self.line()?.refusal()
     }
 
     /// The command is refused: from now on, so is all that comes behind it.
     pub(crate) fn refused(&self, refusal: &Refusal) {
-        if let Some(line) = &self.line {
+        if let Some(line) = self.line() {
             line.break_at(refusal);
         }
     }
@@ -114,13 +174,41 @@ impl Reply {
             self.refused(refusal);
         }
         // A receiver that is gone gave up waiting.
-        drop(self.to.send(answer));
+        match self {
+            Self::Alone(to) => drop(to.send(answer)),
+            Self::InLine { to, line, _room } => drop(to.send(line.charged(answer))),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::{Budget, Budgets};
+
+    /// Of a connection that may hold 1,000 bytes.
+    fn line() -> Line {
+        let budgets = Budgets { clients: Budget::new(1 << 20), peers: Budget::new(0) };
+        Line::new(Share::new(budgets, 1_000))
+    }
+
+    /// B6: whoever reads nothing holds no more than its connection may.
+    #[tokio::test]
+    async fn answers_that_nobody_takes_have_a_bound() {
+        let (line, room) = (Arc::new(line()), StreamRoom::default());
+        let mut told = Vec::new();
+        for _ in 0..4 {
+            let (reply, receiver) = Reply::in_line(Arc::clone(&line), room.clone().take(1).await);
+            reply.send(Ok(Answer::Ok(bytes::Bytes::from(vec![0; 400]))));
+            told.push(receiver.await.expect("it was sent"));
+        }
+        let kept = told.iter().filter(|told| told.answer.is_ok()).count();
+        assert_eq!((kept, line.share.used()), (2, 928));
+        assert!(matches!(told[2].answer, Err(Refusal::Unknown { .. })));
+        assert_eq!(line.refusal(), None, "it was applied in its turn");
+        drop(told);
+        assert_eq!(line.share.used(), 0);
+    }
 
     #[test]
     fn what_comes_behind_a_refused_command_is_told_that_nothing_happened() {
@@ -130,7 +218,7 @@ mod tests {
             (Refusal::Unknown { why: "it went".to_owned() }, Refusal::Lost),
         ];
         for (first, behind) in rows {
-            let line = Line::default();
+            let line = line();
             assert_eq!(line.refusal(), None);
             line.break_at(&first);
             line.break_at(&Refusal::ShuttingDown);
@@ -142,7 +230,7 @@ mod tests {
     async fn room_goes_back_with_the_answer() {
         let room = StreamRoom::default();
         let all = room.clone().take(STREAMS_BYTES_MAX - ROOM_UNIT_BYTES).await;
-        let (reply, receiver) = Reply::in_line(Arc::default(), all);
+        let (reply, receiver) = Reply::in_line(Arc::new(line()), all);
         let mut waiting = std::pin::pin!(room.take(0));
         let pending = std::future::poll_fn(|cx| {
             std::task::Poll::Ready(std::future::Future::poll(waiting.as_mut(), cx).is_pending())
@@ -150,6 +238,6 @@ mod tests {
         assert!(pending.await, "there is none");
         reply.send(Ok(Answer::Ok(bytes::Bytes::new())));
         drop(waiting.await);
-        assert!(receiver.await.expect("it was sent").is_ok());
+        assert!(receiver.await.expect("it was sent").answer.is_ok());
     }
 }

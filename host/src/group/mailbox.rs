@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
-use crate::group::line::{Line, Reply, StreamRoom};
+use crate::group::line::{Line, Reply, StreamRoom, Told};
 use crate::metrics::TransferTally;
 use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
 
@@ -265,7 +265,7 @@ impl GroupHandle {
         call: Call,
         relief: bool,
         room: OwnedSemaphorePermit,
-    ) -> Result<oneshot::Receiver<Result<Answer, Refusal>>, Refusal> {
+    ) -> Result<oneshot::Receiver<Told>, Refusal> {
         let (answer, receiver) = Reply::in_line(Arc::clone(line), room);
         let put = self.put(Request::Propose { call, relief, answer });
         put.inspect_err(|refusal| line.break_at(refusal))?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::reopen::SnapshotDir;
 use super::start::{self, Opened, Place, Shared, Started};
 use super::*;
+use crate::budget::{Budget as ClientBudget, Budgets, Share};
 use crate::bulk::BulkChannel;
 use crate::clock::SystemClock;
 use crate::fs::Fs;
@@ -309,9 +310,15 @@ async fn a_broken_line_takes_nothing_more() {
         let room = hosted.handle.stream_room().take(1).await;
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
         let answer = hosted.handle.submit_in(line, call, false, room).expect("there is room");
-        tokio::time::timeout(PATIENCE, answer).await.expect("in time").expect("it is answered")
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .expect("in time")
+            .expect("it is answered")
+            .answer
     };
-    let (broken, whole) = (Arc::default(), Arc::default());
+    let budgets = Budgets { clients: ClientBudget::new(1 << 20), peers: ClientBudget::new(0) };
+    let line = || Arc::new(line::Line::new(Share::new(budgets.clone(), 1 << 20)));
+    let (broken, whole) = (line(), line());
     submit(&broken).await.expect("it is applied");
     broken.break_at(&Refusal::Overloaded);
     assert_eq!(submit(&broken).await, Err(Refusal::Overloaded));

@@ -9,6 +9,8 @@
 //!   for now.
 //! - Commands are taken in their order. Once the group refused one, the stream ends behind the
 //!   answers of those before it: what has no answer then was not taken.
+//! - Where answers are long, fewer commands are under way: a reader that stops reading holds about
+//!   [`STREAM_ANSWERS_BYTES`] and no more, all of it charged to its connection.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -19,12 +21,14 @@ use std::task::{Context, Poll};
 use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
+use lockstep_core::limits;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
+use crate::budget::Share;
 use crate::group::GroupHandle;
-use crate::group::line::Line;
+use crate::group::line::{Line, Told};
 use crate::router::Router;
 use crate::rpc::client_api::outcome;
 use crate::rpc::proto::client as wire;
@@ -37,9 +41,17 @@ use crate::rpc::{STREAM_BYTES_MAX, STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
 const ANSWERS_MAX: usize = 1_024;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes of answers that the commands under way are expected to have.
+const STREAM_ANSWERS_BYTES: usize = 8 << 20;
+/// The length of an answer is expected to be the mean of the last ones, of so many by weight; of
+/// the first, the longest.
+const MEAN_OF: usize = 16;
+
 /// The answers of one stream; polling them does all the work.
 pub(super) struct ApplyStream {
     source: Streaming<wire::ApplyStreamRequest>,
+    /// Of the connection that it came over.
+    share: Arc<Share>,
     router: Router,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// True once commands are refused: the node is about to stop.
@@ -53,6 +65,8 @@ pub(super) struct ApplyStream {
     waiting: VecDeque<Waiting>,
     /// Bytes of the commands that wait.
     waiting_bytes: usize,
+    /// How long an answer is, as far as they were seen.
+    answer_bytes_mean: usize,
     ready: Vec<wire::StreamAnswer>,
     ready_bytes: usize,
     /// No more commands: the client is done, broke the rules, or the node stops.
@@ -79,18 +93,20 @@ struct Held {
 struct Waiting {
     tag: u64,
     bytes: usize,
-    answer: oneshot::Receiver<Result<Answer, Refusal>>,
+    answer: oneshot::Receiver<Told>,
 }
 
 impl ApplyStream {
     pub(super) fn new(
         source: Streaming<wire::ApplyStreamRequest>,
+        share: Arc<Share>,
         router: Router,
         closing: watch::Receiver<bool>,
         stopped: watch::Receiver<bool>,
     ) -> Self {
         Self {
             source,
+            share,
             router,
             stopped: Box::pin(until(stopped)),
             closing,
@@ -99,6 +115,7 @@ impl ApplyStream {
             room: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            answer_bytes_mean: limits::OUTCOME_BYTES_MAX,
             ready: Vec::new(),
             ready_bytes: 0,
             ended: false,
@@ -138,7 +155,10 @@ impl ApplyStream {
 
     /// As many commands are under way as may be.
     fn is_busy(&self) -> bool {
-        self.waiting.len() >= STREAM_INFLIGHT_MAX || self.waiting_bytes >= STREAM_BYTES_MAX
+        let most = STREAM_ANSWERS_BYTES / self.answer_bytes_mean.max(1);
+        self.waiting.len() >= most.min(STREAM_INFLIGHT_MAX)
+            || self.waiting_bytes >= STREAM_BYTES_MAX
+            || (!self.waiting.is_empty() && self.share.is_near())
     }
 
     /// Puts one message's commands in line; those that no group takes are answered here.
@@ -156,7 +176,8 @@ impl ApplyStream {
             None => {
                 let found = self.router.group(&group);
                 let group = found.ok_or_else(|| Refused::unknown_group(&group, &self.router))?;
-                let target = Target { group: group.clone(), session, line: Arc::default() };
+                let line = Arc::new(Line::new(Arc::clone(&self.share)));
+                let target = Target { group: group.clone(), session, line };
                 self.target.insert(target).clone()
             }
         };
@@ -187,9 +208,7 @@ impl ApplyStream {
                 return;
             }
             let bytes = first.call.payload.len();
-            let room = self.room.get_or_insert_with(|| Box::pin(group.stream_room().take(bytes)));
-            let Poll::Ready(room) = room.as_mut().poll(cx) else { return };
-            self.room = None;
+            let Poll::Ready(room) = self.room(&group, bytes, cx) else { return };
             let Some(Held { tag, call, relief }) = self.held.pop_front() else { return };
             match group.submit_in(&line, call, relief, room) {
                 Ok(answer) => {
@@ -202,6 +221,26 @@ impl ApplyStream {
                 }
             }
         }
+    }
+
+    /// Room in the group for a command of so many bytes.
+    fn room(
+        &mut self,
+        group: &GroupHandle,
+        bytes: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<OwnedSemaphorePermit> {
+        if self.room.is_none()
+            && let Some(room) = group.stream_room().try_take(bytes)
+        {
+            return Poll::Ready(room);
+        }
+        let waiting = self.room.get_or_insert_with(|| Box::pin(group.stream_room().take(bytes)));
+        let room = waiting.as_mut().poll(cx);
+        if room.is_ready() {
+            self.room = None;
+        }
+        room
     }
 
     /// A command was refused: so is all that is held behind it, and the stream ends with that.
@@ -224,6 +263,11 @@ impl ApplyStream {
             let tag = oldest.tag;
             self.waiting_bytes -= oldest.bytes;
             self.waiting.pop_front();
+            let answer = answer.map(|told| told.answer);
+            if let Ok(Ok(answer)) = &answer {
+                self.answer_bytes_mean -= self.answer_bytes_mean / MEAN_OF;
+                self.answer_bytes_mean += answer.bytes() / MEAN_OF;
+            }
             let answer = self.to_wire(answer);
             self.push(tag, answer);
         }

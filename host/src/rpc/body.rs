@@ -20,7 +20,7 @@ use lockstep_core::limits;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use crate::rpc::budget::Charge;
+use crate::budget::Charge;
 use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::patience_for;
 use crate::rpc::refuse::Refused;

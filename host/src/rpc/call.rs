@@ -2,13 +2,15 @@
 //!
 //! - A caller that goes away ends its call: what is done for it is dropped where it stands.
 //! - An answer is charged until it has left this process. A caller that does not take its answer
-//!   is cut off: a chunk has so long, and a second more for each so many of its bytes.
+//!   is cut off: a chunk has so long, and a second more for each so many of its bytes; a tenth of it
+//!   where its connection holds more than its part of what is short.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -20,8 +22,8 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::transport::server::TcpConnectInfo;
 
+use crate::budget::Charge;
 use crate::rpc::body::{Method, RequestBody};
-use crate::rpc::budget::Charge;
 use crate::rpc::client_api::parse_timeout;
 use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::{Port, patience_for};
@@ -158,7 +160,7 @@ async fn send(
                 Ok(bytes) => {
                     let charge = link.share.owe(bytes.len());
                     let chunk = Bytes::from_owner(Charged { bytes, _charge: charge });
-                    send_chunk(&mut sink, chunk, port).await?;
+                    send_chunk(&mut sink, chunk, port, link).await?;
                     link.touch();
                 }
                 Err(frame) => {
@@ -175,17 +177,18 @@ async fn send_chunk(
     sink: &mut SendStream<Bytes>,
     mut chunk: Bytes,
     port: &Port,
+    link: &Link,
 ) -> Result<(), Gone> {
     let patience = patience_for(port.state.patience, chunk.len());
-    let mut due = None;
+    let mut since = None;
     while !chunk.is_empty() {
         sink.reserve_capacity(chunk.len());
         let mut room = sink.capacity();
         if room == 0 {
-            let due = *due.get_or_insert_with(|| Instant::now() + patience);
-            match tokio::time::timeout_at(due, capacity(sink)).await {
-                Ok(granted) => room = granted?,
-                Err(_elapsed) => {
+            let since = *since.get_or_insert_with(Instant::now);
+            match taken(sink, link, since, patience).await {
+                Some(granted) => room = granted?,
+                None => {
                     port.state.cut_off.fetch_add(1, Ordering::Relaxed);
                     sink.send_reset(Reason::ENHANCE_YOUR_CALM);
                     return Err(Gone);
@@ -196,6 +199,26 @@ async fn send_chunk(
         sink.send_data(part, false).map_err(|_gone| Gone)?;
     }
     Ok(())
+}
+
+/// Waits until the reader has room for something; `None` once it took too long, which is a tenth of
+/// the time where the memory is needed for others.
+async fn taken(
+    sink: &mut SendStream<Bytes>,
+    link: &Link,
+    since: Instant,
+    patience: Duration,
+) -> Option<Result<usize, Gone>> {
+    let hurry = patience / 10;
+    loop {
+        let most = if link.share.is_over() { hurry } else { patience };
+        let left = most.saturating_sub(since.elapsed());
+        match tokio::time::timeout(left.min(hurry), capacity(sink)).await {
+            Ok(granted) => return Some(granted),
+            Err(_elapsed) if left <= hurry => return None,
+            Err(_elapsed) => {}
+        }
+    }
 }
 
 /// Waits until the reader has room for something.

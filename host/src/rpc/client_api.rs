@@ -23,6 +23,7 @@ use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
 use crate::rpc::forward::{self, Forward, Leader};
+use crate::rpc::links::Link;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
@@ -183,9 +184,11 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<Streaming<wire::ApplyStreamRequest>>,
     ) -> Result<Response<ApplyStream>, Status> {
-        let source = request.into_inner();
+        let link = request.extensions().get::<Arc<Link>>().expect("every call has its link");
+        let share = Arc::clone(&link.share);
         Ok(Response::new(ApplyStream::new(
-            source,
+            request.into_inner(),
+            share,
             self.router.clone(),
             self.closing.clone(),
             self.stopped.clone(),

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::transport::server::TcpConnectInfo;
 
-use crate::rpc::budget::Charge;
+use crate::budget::Charge;
 use crate::rpc::call;
 use crate::rpc::links::Link;
 use crate::rpc::port::Port;
@@ -274,7 +274,7 @@ impl Served {
             let more = (whole(size) - WINDOW_BYTES_MIN) as usize;
             let charge = match self.link.is_peer() {
                 true => Some(share.owe(more)),
-                false => share.take(more),
+                false => share.lend(more),
             };
             charge.map(|charge| (size, whole(size), charge))
         });

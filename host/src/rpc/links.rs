@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::rpc::budget::Share;
+use crate::budget::Share;
 
 /// Connections on probation; one more takes the place of the oldest.
 const PROBATION_MAX: usize = 16;
@@ -275,7 +275,7 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::budget::{Budget, Budgets};
+    use crate::budget::{Budget, Budgets};
 
     struct Port {
         links: Links,

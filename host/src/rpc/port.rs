@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
-use crate::rpc::budget::{Budget, Budgets, Share};
+use crate::budget::{Budget, Budgets, Share};
 use crate::rpc::connection;
 use crate::rpc::links::{Link, Links};
 use crate::rpc::requests::Requests;

@@ -148,7 +148,7 @@ impl Sessions {
         }
         let kept = match self.has_room(id, cost(answer), now_ms) {
             true => answer.clone(),
-            false => Answer::Rejected(Rejection::AnswerNotKept { bytes: length(answer) as u64 }),
+            false => Answer::Rejected(Rejection::AnswerNotKept { bytes: answer.bytes() as u64 }),
         };
         self.charge(id, cost(&kept));
         let session = self.sessions.get_mut(&id).expect("whoever called just now is not evicted");
@@ -247,14 +247,7 @@ fn session_id(parts: [u64; 4]) -> u64 {
 
 /// Bytes an answer counts against the group's limit.
 fn cost(answer: &Answer) -> usize {
-    limits::SESSION_ANSWER_OVERHEAD_BYTES + length(answer)
-}
-
-fn length(answer: &Answer) -> usize {
-    match answer {
-        Answer::Ok(bytes) | Answer::Rejected(Rejection::Guest(bytes)) => bytes.len(),
-        Answer::Rejected(_) | Answer::Opened(_) => 0,
-    }
+    limits::SESSION_ANSWER_OVERHEAD_BYTES + answer.bytes()
 }
 
 fn encode_answer(answer: &Answer, out: &mut Vec<u8>) {

@@ -2,10 +2,11 @@
 
 use super::raw::Raw;
 use super::*;
-use crate::rpc::STREAM_INFLIGHT_MAX;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::{ApplyRequest, ApplyStreamRequest, StreamCommand};
 
+/// What a stream takes before it saw how long answers are.
+const FIRST_COMMANDS: usize = 128;
 const APPLY: &str = "/lockstep.v1.Lockstep/Apply";
 
 fn apply(command: &'static str) -> ApplyRequest {
@@ -85,7 +86,7 @@ async fn small_messages_in_great_number_do_not_end_their_connection() {
     }
     let full = async {
         let taken = || shared.lock().held.as_ref().map_or(0, Vec::len);
-        while taken() < 8 * STREAM_INFLIGHT_MAX {
+        while taken() < 8 * FIRST_COMMANDS {
             tokio::task::yield_now().await;
         }
     };

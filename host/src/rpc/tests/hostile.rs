@@ -210,6 +210,42 @@ async fn a_reader_that_does_not_read_is_cut_off() {
     connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
 }
 
+/// B6: streams whose answers nobody reads hold no more than the budgets have, and a part each that
+/// is on its way.
+#[tokio::test]
+async fn answers_that_nobody_reads_do_not_pile_up() {
+    const STREAMS: usize = 8;
+    const COMMANDS: u64 = 512;
+    let (nodes, shared) = cluster_with(1, narrow()).await;
+    let mut raw = Raw::connect(&nodes[0].address).await;
+    for _ in 0..STREAMS {
+        let stream = raw.open(APPLY_STREAM, &[]);
+        let command = |tag| StreamCommand { tag, sequence: 0, command: Bytes::from_static(b"big") };
+        let message = ApplyStreamRequest {
+            group: GROUP.to_owned(),
+            commands: (0..COMMANDS).map(command).collect(),
+            ..Default::default()
+        };
+        raw.message(stream, &message, false);
+    }
+    raw.flush().await;
+    let mut most = 0;
+    let all_are_cut_off = async {
+        while nodes[0].port.now().cut_off < STREAMS as u64 {
+            most = most.max(nodes[0].port.now().client_bytes);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    patiently("all to be cut off", all_are_cut_off).await;
+    let on_its_way = (STREAMS * (1 << 20) + STREAMS * limits::OUTCOME_BYTES_MAX) as u64;
+    assert!(most > 0 && most <= narrow().client_bytes as u64 + 2 * on_its_way, "{most}");
+    let applied = shared.lock().applied.len();
+    assert!(applied < STREAMS * COMMANDS as usize / 2, "{applied}: nobody reads on and on");
+    drop(raw);
+    given_back(&nodes[0]).await;
+    connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
+}
+
 /// B7: channels on which nothing is offered take no thread.
 #[test]
 fn silent_transfers_take_no_thread() {

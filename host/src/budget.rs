@@ -1,13 +1,18 @@
-//! What calls may hold of this process's memory, and the one place that says no.
+//! What clients' calls may hold of this process's memory, and the one place that says no.
 //!
 //! - A [`Budget`] bounds a kind of caller, clients or peers, all their connections together. A
 //!   [`Share`] is one connection's part, with a bound of its own.
+//! - A connection that holds little is refused nothing, whatever the others hold: who fills the
+//!   budget meets its end alone.
 //! - Whoever holds bytes for a call holds a [`Charge`] for them; dropped, it gives them back.
 //! - [`Share::take`] asks for what may be refused: the room of a message that is to come. What is
 //!   there already is charged without asking ([`Share::owe`]), and the next who asks pays for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Of what a connection may hold, the part that is its own when all together hold too much.
+const OWN_PART: usize = 256;
 
 /// What all connections of one kind may hold together.
 #[derive(Debug)]
@@ -74,25 +79,48 @@ impl Share {
     /// Room for `bytes`, unless this connection or all of its kind hold too much already.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
-        let fits = self.used() <= self.limit && charge.budget.used() <= charge.budget.limit;
+        let fits = !self.is_over();
         if !fits {
             charge.budget.refused.fetch_add(1, Ordering::Relaxed);
         }
         fits.then_some(charge)
     }
 
-    /// Whether this connection, or all of its kind, hold more than they may.
+    /// Whether this connection holds more than it may, or more than its own part where all of its
+    /// kind hold too much.
     pub(crate) fn is_over(&self) -> bool {
-        let budget = self.budget();
-        self.used() > self.limit || budget.used() > budget.limit
+        let (used, budget) = (self.used(), self.budget());
+        used > self.limit || (used > self.limit / OWN_PART && budget.used() > budget.limit)
+    }
+
+    /// Whether this connection holds half of what it may, and should wait where it can.
+    pub(crate) fn is_near(&self) -> bool {
+        2 * self.used() > self.limit
+    }
+
+    /// Room for what is small beside what its call holds already: only this connection's own bound
+    /// says no.
+    pub(crate) fn take_little(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        let charge = self.owe(bytes);
+        (self.used() <= self.limit).then_some(charge)
     }
 
     /// Charges what is there already.
     pub(crate) fn owe(self: &Arc<Self>, bytes: usize) -> Charge {
-        let budget = Arc::clone(self.budget());
         self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.charge(bytes, true)
+    }
+
+    /// Charges the window that the connection is lent: it is nothing that the connection holds.
+    pub(crate) fn lend(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        let charge = self.charge(bytes, false);
+        (charge.budget.used() <= charge.budget.limit).then_some(charge)
+    }
+
+    fn charge(self: &Arc<Self>, bytes: usize, own: bool) -> Charge {
+        let budget = Arc::clone(self.budget());
         budget.used.fetch_add(bytes, Ordering::Relaxed);
-        Charge { share: Arc::clone(self), budget, bytes }
+        Charge { share: Arc::clone(self), budget, bytes, own }
     }
 }
 
@@ -102,6 +130,8 @@ pub(crate) struct Charge {
     share: Arc<Share>,
     budget: Arc<Budget>,
     bytes: usize,
+    /// The connection holds them, too.
+    own: bool,
 }
 
 impl Charge {
@@ -109,7 +139,9 @@ impl Charge {
     pub(crate) fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        self.share.used.fetch_sub(bytes, Ordering::Relaxed);
+        if self.own {
+            self.share.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -151,6 +183,24 @@ mod tests {
         assert!(share.is_over() && share.take(1).is_none());
         owed.give_back(100);
         assert!(!share.is_over() && share.take(50).is_some());
+    }
+
+    #[test]
+    fn who_holds_little_does_not_feel_who_holds_much() {
+        let budgets = budgets(1_000, 50);
+        let (hog, calm) = (Share::new(budgets.clone(), 2_560), Share::new(budgets.clone(), 2_560));
+        let held = hog.take(1_000).expect("all there is");
+        assert!(hog.take(1).is_none());
+        let own = calm.take(10).expect("its own part");
+        assert!(!calm.is_over() && calm.take(1).is_none());
+        assert!(hog.is_over(), "it pays for both");
+        assert!(calm.lend(1).is_none(), "windows are for when there is plenty");
+        let little = calm.take_little(100).expect("it is no more than its call");
+        drop((held, own, little));
+        let lent = calm.lend(500).expect("now there is");
+        assert_eq!((calm.used(), budgets.clients.used()), (0, 500));
+        drop(lent);
+        assert_eq!(budgets.clients.used(), 0);
     }
 
     #[test]
