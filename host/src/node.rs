@@ -35,7 +35,7 @@ use crate::guest::component::ComponentModule;
 use crate::guest::native::NativeModule;
 use crate::guest::{GuestModule, Module};
 use crate::metrics::{self, NodeMetrics, Sources};
-use crate::router::Router;
+use crate::router::{Addresses, Router};
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
@@ -254,7 +254,9 @@ impl Node {
     ) -> Self {
         let handles: Vec<GroupHandle> = opened.iter().map(|group| group.handle.clone()).collect();
         let all = handles.iter().cloned().chain(unusable);
-        let router = Router::new(config.node, all, config.nodes.clone());
+        let addresses =
+            Addresses { peers: config.nodes.clone(), advertised: config.clients.advertise.clone() };
+        let router = Router::new(config.node, all, addresses);
         let hello = HelloInfo {
             cluster: config.cluster_id(),
             cluster_name: config.cluster.clone(),

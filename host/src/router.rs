@@ -27,15 +27,23 @@ pub struct Router {
     node: NodeId,
     by_name: BTreeMap<String, GroupHandle>,
     by_id: BTreeMap<GroupId, GroupHandle>,
-    /// Where clients and peers reach each node (`host:port`), this one included.
-    addresses: BTreeMap<NodeId, String>,
+    addresses: Addresses,
+}
+
+/// Where each node is reached (`host:port`), this one included.
+#[derive(Clone, Default)]
+pub struct Addresses {
+    /// By the other nodes: `[nodes]`.
+    pub peers: BTreeMap<NodeId, String>,
+    /// By clients, where that is another address: `[advertise]`.
+    pub advertised: BTreeMap<NodeId, String>,
 }
 
 impl Router {
     pub fn new(
         node: NodeId,
         groups: impl IntoIterator<Item = GroupHandle>,
-        addresses: BTreeMap<NodeId, String>,
+        addresses: Addresses,
     ) -> Self {
         let by_name: BTreeMap<String, GroupHandle> =
             groups.into_iter().map(|group| (group.name().to_owned(), group)).collect();
@@ -95,11 +103,14 @@ impl Router {
         }
     }
 
+    /// Where clients reach a node.
     pub fn address(&self, node: NodeId) -> Option<&str> {
-        self.addresses.get(&node).map(String::as_str)
+        let Addresses { peers, advertised } = &self.addresses;
+        advertised.get(&node).or_else(|| peers.get(&node)).map(String::as_str)
     }
 
-    pub fn addresses(&self) -> &BTreeMap<NodeId, String> {
-        &self.addresses
+    /// Where the nodes reach each other.
+    pub fn peers(&self) -> &BTreeMap<NodeId, String> {
+        &self.addresses.peers
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Failed {
     pub message: String,
     /// The leader's address, if the node told.
     pub leader: Option<String>,
+    /// There was nobody to connect to.
+    pub unreachable: bool,
 }
 
 /// What is known of an attempt, and what a repetition is good for: `retry` in `client.proto`.
@@ -43,13 +45,15 @@ impl Failed {
             Some(refusal) => {
                 let unknown = text("lockstep-outcome").as_deref() == Some("unknown");
                 let message = status.message().to_owned();
-                Self { verdict: judge(&refusal, unknown), refusal, message, leader }
+                let verdict = judge(&refusal, unknown);
+                Self { verdict, refusal, message, leader, unreachable: false }
             }
             None => Self {
                 verdict: judge_silent(status),
                 refusal: format!("{:?}", status.code()),
                 message: innermost(status),
                 leader,
+                unreachable: never_connected(status),
             },
         }
     }
@@ -59,7 +63,8 @@ impl Failed {
         let crate::v1::StreamRefusal { refusal, message, outcome_unknown, leader, code: _ } =
             refused;
         let verdict = judge(&refusal, outcome_unknown);
-        Self { verdict, refusal, message, leader: Some(leader).filter(|l| !l.is_empty()) }
+        let leader = Some(leader).filter(|leader| !leader.is_empty());
+        Self { verdict, refusal, message, leader, unreachable: false }
     }
 
     /// The attempt took too long; nobody said anything.
@@ -69,6 +74,7 @@ impl Failed {
             refusal: "DeadlineExceeded".to_owned(),
             message: "no answer in time".to_owned(),
             leader: None,
+            unreachable: false,
         }
     }
 }

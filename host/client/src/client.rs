@@ -353,7 +353,9 @@ impl Client {
             let failed = match answer {
                 Ok(Ok(response)) => {
                     let answered = answered_by(&response, &target);
-                    if repeat != Repeat::Anywhere {
+                    if repeat != Repeat::Anywhere && answered == target.address {
+                        routes.answered(&answered);
+                    } else if repeat != Repeat::Anywhere {
                         routes.lead(&answered);
                     }
                     let leader_changed =
@@ -393,20 +395,20 @@ impl Client {
     }
 }
 
-/// Learns from a failure where to go next; true if a leader was named that was not just asked.
+/// Learns from a failure where to go next; true if a leader was named that was not just asked, and
+/// can be.
 pub(crate) fn steer(routes: &Routes, asked: &str, failed: &Failed) -> bool {
-    match &failed.leader {
-        Some(leader) if leader != asked => {
-            routes.lead(leader);
-            true
-        }
-        Some(_) | None => {
-            if failed.verdict != Verdict::Overloaded {
-                routes.avoid(asked);
-            }
-            false
-        }
+    if failed.unreachable {
+        routes.rest(asked);
     }
+    let named = failed.leader.as_ref().filter(|leader| *leader != asked);
+    if named.is_some_and(|leader| routes.lead(leader)) {
+        return true;
+    }
+    if failed.verdict != Verdict::Overloaded {
+        routes.avoid(asked);
+    }
+    false
 }
 
 /// The outcome of a command, with the answers that are none told apart.
@@ -443,7 +445,7 @@ fn ended(unknown: bool, failed: Failed, attempts: u32) -> Error {
 }
 
 pub(crate) fn refused(failed: Failed, attempts: u32) -> Error {
-    let Failed { refusal, message, verdict: _, leader: _ } = failed;
+    let Failed { refusal, message, .. } = failed;
     Error::Refused { refusal, message, attempts }
 }
 

@@ -296,7 +296,7 @@ impl Driver {
                 None => Err(Error::Malformed("a stream's answer without an answer")),
             };
             if !std::mem::replace(&mut stream.useful, true) {
-                self.client.routes().lead(&stream.target.address);
+                self.client.routes().answered(&stream.target.address);
             }
             self.finish(tag, outcome, Some(&stream.target));
         }
@@ -422,6 +422,7 @@ impl Stream {
                 refusal: "stream-ended".to_owned(),
                 message: why.to_owned(),
                 leader: None,
+                unreachable: false,
             },
         }
     }

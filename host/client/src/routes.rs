@@ -2,10 +2,12 @@
 //!
 //! - Connections are made at the first use and again when they broke.
 //! - Without a leader the endpoints are tried in turn.
+//! - An address that a node named and that could not be reached rests for a while: clients may be
+//!   elsewhere in the network than nodes, which then pass their calls on.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
 
@@ -14,6 +16,9 @@ use crate::v1::lockstep_client::LockstepClient;
 
 /// Addresses remembered beside the given ones: those that nodes named as leaders.
 const LEARNT_MAX: usize = 64;
+/// How long an address that was named and not reached rests; twice as long each time.
+const REST_MIN: Duration = Duration::from_secs(2);
+const REST_MAX: Duration = Duration::from_secs(60);
 /// Largest message either way, bytes: as the servers have it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -37,6 +42,8 @@ struct State {
     leader: Option<String>,
     /// The endpoint to try without a leader.
     turn: usize,
+    /// Addresses that rest: how long, and since when.
+    resting: BTreeMap<String, (Duration, Instant)>,
 }
 
 /// One node to call.
@@ -82,16 +89,39 @@ impl Routes {
         Ok(Target { address: address.to_owned(), client, is_leader: false })
     }
 
-    /// `address` answered as a leader, or was named as one.
-    pub(crate) fn lead(&self, address: &str) {
+    /// `address` was named as the leader's; whether it is to be asked.
+    pub(crate) fn lead(&self, address: &str) -> bool {
         let mut state = self.lock();
         if state.leader.as_deref() == Some(address) {
-            return;
+            return true;
+        }
+        let rests = state.resting.get(address);
+        if rests.is_some_and(|(pause, since)| since.elapsed() < *pause) {
+            return false;
         }
         // An address that cannot be dialled leads nobody.
-        if self.client(&mut state, address).is_ok() {
+        let known = self.client(&mut state, address).is_ok();
+        if known {
             state.leader = Some(address.to_owned());
         }
+        known
+    }
+
+    /// `address` answered as the leader.
+    pub(crate) fn answered(&self, address: &str) {
+        self.lock().resting.remove(address);
+        self.lead(address);
+    }
+
+    /// `address` could not be reached. If only nodes know it, it is not asked again for a while.
+    pub(crate) fn rest(&self, address: &str) {
+        if self.endpoints.iter().any(|endpoint| endpoint == address) {
+            return;
+        }
+        let mut state = self.lock();
+        let before = state.resting.get(address).map(|(pause, _)| *pause * 2);
+        let pause = before.unwrap_or(REST_MIN).min(REST_MAX);
+        state.resting.insert(address.to_owned(), (pause, Instant::now()));
     }
 
     /// `address` did not do: whoever comes next tries another one.
@@ -119,6 +149,7 @@ impl Routes {
         if state.clients.len() >= self.endpoints.len() + LEARNT_MAX {
             let endpoints = &self.endpoints;
             state.clients.retain(|known, _| endpoints.contains(known));
+            state.resting.clear();
             state.leader = None;
         }
         let client = dial(address, self.connect_timeout)?;
@@ -197,6 +228,21 @@ mod tests {
         assert!(!routes.target().is_leader);
         routes.lead("not an address");
         assert!(!routes.target().is_leader);
+    }
+
+    /// B13: a leader whose address is good for nodes only is not tried at each call.
+    #[tokio::test]
+    async fn a_named_leader_that_cannot_be_reached_rests() {
+        let routes = routes();
+        assert!(routes.lead("inner:1"));
+        routes.rest("inner:1");
+        routes.avoid("inner:1");
+        assert!(!routes.lead("inner:1"), "it was tried just now");
+        assert!(!routes.target().is_leader);
+        routes.answered("inner:1");
+        assert_eq!(routes.target().address, "inner:1", "it answers after all");
+        routes.rest("b:1");
+        assert!(routes.lead("b:1"), "the user says that it can be reached");
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ fn router(states: Vec<ReplicaState>) -> (Router, Vec<watch::Sender<ReplicaState>
         handles.push(GroupHandle::new(GroupId::of_name(name), name, state, report).0);
         ends.push(end);
     }
-    (Router::new(NodeId(1), handles, BTreeMap::new()), ends)
+    (Router::new(NodeId(1), handles, Addresses::default()), ends)
 }
 
 /// Whether it is over now, and how.

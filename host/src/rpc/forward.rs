@@ -23,7 +23,8 @@ pub(super) struct Forward {
     clients: BTreeMap<NodeId, (LockstepClient<Channel>, Leader)>,
 }
 
-/// Where a call is forwarded to: said to the client, so that it asks there itself the next time.
+/// Where clients reach whom a call is forwarded to: said to the client, so that it asks there itself
+/// the next time.
 #[derive(Clone)]
 pub(super) struct Leader {
     pub node: NodeId,
@@ -32,13 +33,13 @@ pub(super) struct Leader {
 
 impl Forward {
     pub(super) fn new(router: &Router) -> Self {
-        let others = router.addresses().iter().filter(|(node, _)| **node != router.node());
+        let others = router.peers().iter().filter(|(node, _)| **node != router.node());
         let clients = others.filter_map(|(node, address)| {
             let channel = peer_link::endpoint(address).ok()?.connect_lazy();
             let client = LockstepClient::new(channel)
                 .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
-            let leader = Leader { node: *node, address: address.parse().ok()? };
+            let leader = Leader { node: *node, address: router.address(*node)?.parse().ok()? };
             Some((*node, (client, leader)))
         });
         Self { clients: clients.collect() }

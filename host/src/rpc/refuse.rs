@@ -74,7 +74,13 @@ impl Refused {
             | Refusal::ShuttingDown => None,
         };
         let unknown = matches!(refusal, Refusal::Unknown { .. });
-        let message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
+        let mut message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
+        if let Some((_, address)) = &leader {
+            message += &format!(
+                "; ask it at {address}; if clients reach it elsewhere, let `[advertise]` in each \
+                 node.toml say so"
+            );
+        }
         Self { code, word, message, unknown, leader }
     }
 
@@ -254,6 +260,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+    use crate::router::Addresses;
 
     /// Word to code, as the head of `client.proto` has it.
     fn table() -> BTreeMap<&'static str, &'static str> {
@@ -270,7 +277,7 @@ mod tests {
     }
 
     fn all() -> Vec<Refused> {
-        let router = Router::new(NodeId(1), [], BTreeMap::new());
+        let router = Router::new(NodeId(1), [], Addresses::default());
         let why = String::new;
         let groups = [
             Refusal::NotLeader { leader: None },

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::group::line::Reply;
 use crate::group::mailbox::{Mailbox, Request};
 use crate::group::{GroupHandle, GroupReport, QueryAnswer};
-use crate::router::Router;
+use crate::router::{Addresses, Router};
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::{Inbox, SnapshotInbox};
 use crate::rpc::peer_link::GrpcTransport;
@@ -229,6 +229,7 @@ struct Setup {
     node: NodeId,
     cluster: u8,
     nodes: BTreeMap<NodeId, String>,
+    advertised: BTreeMap<NodeId, String>,
     inbox: Arc<dyn SnapshotInbox>,
     limits: PortLimits,
     versions: PeerVersions,
@@ -338,9 +339,10 @@ impl Node {
         let hello = setup.hello();
         let (closing, closed) = watch::channel(false);
         let port = PortState::new(setup.limits, 2);
+        let addresses = Addresses { peers: setup.nodes, advertised: setup.advertised };
         let services = Services {
             closing: closed,
-            router: Router::new(setup.node, [handle.clone()], setup.nodes),
+            router: Router::new(setup.node, [handle.clone()], addresses),
             inbox: setup.inbox,
             transport: Arc::new(GrpcTransport::start(
                 hello.clone(),
@@ -376,6 +378,17 @@ async fn cluster(count: u16) -> (Vec<Node>, Shared) {
 }
 
 async fn cluster_with(count: u16, limits: PortLimits) -> (Vec<Node>, Shared) {
+    cluster_at(count, limits, &[]).await
+}
+
+/// A cluster that tells its clients other addresses of these nodes.
+async fn cluster_at(
+    count: u16,
+    limits: PortLimits,
+    advertised: &[(u16, &str)],
+) -> (Vec<Node>, Shared) {
+    let told = advertised.iter().map(|(node, at)| (NodeId(*node), (*at).to_owned()));
+    let advertised: BTreeMap<NodeId, String> = told.collect();
     let mut listeners = Vec::new();
     let mut nodes = BTreeMap::new();
     for id in 1..=count {
@@ -390,7 +403,8 @@ async fn cluster_with(count: u16, limits: PortLimits) -> (Vec<Node>, Shared) {
         let node = NodeId(id);
         let inbox = Arc::new(NoInbox);
         let (nodes, versions) = (nodes.clone(), PeerVersions::OURS);
-        let setup = Setup { node, cluster: 1, nodes, inbox, limits, versions };
+        let advertised = advertised.clone();
+        let setup = Setup { node, cluster: 1, nodes, advertised, inbox, limits, versions };
         Node::start(setup, listener, shared.clone())
     });
     (started.collect(), shared)

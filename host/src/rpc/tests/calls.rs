@@ -401,3 +401,38 @@ async fn a_session_finds_room_once_another_is_closed() {
     let second = patiently("a session", opening).await.expect("no panic").expect("there is room");
     patiently("an answer", second.apply("b")).await.expect("it is applied");
 }
+
+/// B13: clients are told where clients reach the leader; nodes pass calls on where nodes do.
+#[tokio::test]
+async fn an_advertised_address_is_what_clients_are_told() {
+    const NOWHERE: &str = "127.0.0.1:1";
+    let (nodes, shared) = cluster_at(2, PortLimits::default(), &[(1, NOWHERE)]).await;
+    let client = client_of(&[&nodes[1]]);
+    let first = patiently("an answer", client.apply("a")).await.expect("it is forwarded");
+    assert_eq!((first.attempts, client.leader().as_deref()), (1, Some(NOWHERE)));
+    let status = client.status(&nodes[0].address).await.expect("it answers");
+    assert_eq!(status.address, NOWHERE);
+
+    // Nobody answers there: one call finds out, the others go where there is an answer.
+    let second = patiently("an answer", client.apply("b")).await.expect("it is forwarded");
+    assert_eq!(second.attempts, 2);
+    for _ in 0..10 {
+        let reply = patiently("an answer", client.apply("c")).await.expect("it is forwarded");
+        assert_eq!(reply.attempts, 1);
+    }
+    assert_eq!(shared.lock().applied.len(), 12);
+
+    // A stream is not passed on: its client hears where to go, and how that is set.
+    let options = Options {
+        group: GROUP.to_owned(),
+        deadline: Duration::from_millis(300),
+        ..Options::default()
+    };
+    let hasty = Client::connect([nodes[1].address.clone()], options).expect("good");
+    hasty.apply("d").await.expect("it is forwarded");
+    hasty.apply("e").await.expect("it is forwarded");
+    let submitted = hasty.pipeline().submit("f").await.expect("it is taken");
+    let refused = patiently("an answer", submitted).await.expect_err("nobody leads there");
+    let Error::Refused { message, .. } = refused else { panic!("{refused:?}") };
+    assert!(message.contains(NOWHERE) && message.contains("[advertise]"), "{message}");
+}

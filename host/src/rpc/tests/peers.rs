@@ -24,7 +24,8 @@ fn receiver_on(
     let address = listener.local_addr().expect("it is bound").to_string();
     let nodes = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), address)]);
     let limits = PortLimits::default();
-    let setup = Setup { node: NodeId(2), cluster, nodes, inbox, limits, versions };
+    let advertised = BTreeMap::new();
+    let setup = Setup { node: NodeId(2), cluster, nodes, advertised, inbox, limits, versions };
     Node::start(setup, listener, Shared::default())
 }
 
