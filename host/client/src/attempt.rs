@@ -2,6 +2,8 @@
 
 use tonic::{Code, Status};
 
+use crate::cause::{never_connected, why};
+
 /// A failed attempt, as far as a retry is concerned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Failed {
@@ -51,7 +53,7 @@ impl Failed {
             None => Self {
                 verdict: judge_silent(status),
                 refusal: format!("{:?}", status.code()),
-                message: innermost(status),
+                message: why(status),
                 leader,
                 unreachable: never_connected(status),
             },
@@ -119,29 +121,6 @@ fn judge_silent(status: &Status) -> Verdict {
         | Code::Unavailable
         | Code::DataLoss => Verdict::Unknown,
     }
-}
-
-/// Whether there was no connection to send anything over.
-fn never_connected(status: &Status) -> bool {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
-    while let Some(inner) = error {
-        if inner.is::<tonic::ConnectError>() {
-            return true;
-        }
-        error = inner.source();
-    }
-    false
-}
-
-/// The innermost error says what happened; the outer ones say "transport error".
-fn innermost(status: &Status) -> String {
-    let Some(mut inner) = std::error::Error::source(status) else {
-        return status.message().to_owned();
-    };
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 #[cfg(test)]

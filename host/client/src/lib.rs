@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod attempt;
+pub mod cause;
 mod client;
 mod driver;
 mod error;

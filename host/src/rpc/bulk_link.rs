@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use lockstep_client::cause::why;
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, STALL_TICKS};
 use tokio::runtime::Handle;
@@ -68,7 +69,7 @@ pub(super) fn open(
     let failed = |why: String| io::Error::other(format!("open bulk channel to {address}: {why}"));
     match result.recv_timeout(WRITE_TIMEOUT) {
         Ok(Ok(())) => Ok(BulkLink { outgoing, incoming }),
-        Ok(Err(status)) => Err(failed(peer_link::why(&status))),
+        Ok(Err(status)) => Err(failed(why(&status))),
         Err(e) => Err(failed(e.to_string())),
     }
 }
@@ -95,7 +96,7 @@ impl Opened {
                 Err(error) => error.to_string(),
             },
             Ok(None) => "the peer closed the channel".to_owned(),
-            Err(status) => peer_link::why(&status),
+            Err(status) => why(&status),
         };
         tracing::info!(why, "bulk channel ended before its offer");
         None
@@ -150,7 +151,7 @@ async fn forward<W, T>(
                 Err(error) => break Err(error.to_string()),
             },
             Ok(None) => break Ok(()),
-            Err(status) => break Err(peer_link::why(&status)),
+            Err(status) => break Err(why(&status)),
         }
     };
     sink.finish(end);

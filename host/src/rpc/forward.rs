@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lockstep_client::cause::{never_connected, why};
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -74,17 +75,5 @@ pub(super) fn failed(status: &Status, leader: NodeId, group: &str) -> Status {
         return refuse::pass_on(status);
     }
     let unknown = !never_connected(status);
-    Refused::unreachable(leader, group, &peer_link::why(status), unknown).into_status()
-}
-
-/// Whether the call certainly never left this node.
-fn never_connected(status: &Status) -> bool {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
-    while let Some(inner) = error {
-        if inner.is::<tonic::ConnectError>() {
-            return true;
-        }
-        error = inner.source();
-    }
-    false
+    Refused::unreachable(leader, group, &why(status), unknown).into_status()
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lockstep_client::cause::{root_cause, why};
 use lockstep_core::group::Frame;
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
@@ -395,26 +396,6 @@ fn is_refusal(status: &Status) -> bool {
                 | Code::InvalidArgument
                 | Code::Unimplemented
         )
-}
-
-/// What a status is about, without its wrapping.
-pub(super) fn why(status: &Status) -> String {
-    match std::error::Error::source(status) {
-        Some(source) => root_cause(source),
-        None => status.message().to_owned(),
-    }
-}
-
-/// The innermost error says what happened; the outer ones say "transport error".
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    match inner.to_string() {
-        text if text.is_empty() => error.to_string(),
-        text => text,
-    }
 }
 
 /// Between three quarters and all of it, so that nodes do not knock together.
