@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::logging;
 
-mod apply;
+pub(crate) mod apply;
 mod check;
 mod dev;
 mod format;
@@ -16,7 +16,7 @@ mod recover;
 mod remote;
 mod serve;
 mod snapshot;
-mod status;
+pub(crate) mod status;
 
 /// Replicates a state machine that you ship as a WebAssembly component.
 #[derive(Parser)]
@@ -64,6 +64,7 @@ enum Command {
 }
 
 /// How a command ended, when not well.
+#[derive(Debug)]
 pub(crate) enum Failure {
     /// What was asked for failed.
     Failed(String),

@@ -1,6 +1,6 @@
 //! `lockstep status`: who leads, how far everybody is, what lies on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_client::Client;
@@ -8,6 +8,8 @@ use lockstep_client::v1::group_status::Role;
 use lockstep_client::v1::{GroupStatus, Peer, Snapshot, StatusResponse, Stranger};
 use lockstep_core::ids::{ReplicaId, hex};
 use lockstep_core::limits;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::cli::format::{size, table};
 use crate::cli::remote::Target;
@@ -73,25 +75,40 @@ fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
     }
 }
 
-/// Asks the given nodes, then the peers that they know of.
+/// Asks the given nodes and the peers that they know of, all at once: the deadline is one for all.
 async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
+    let until = Instant::now() + client.options().deadline;
     let mut answers: BTreeMap<u32, StatusResponse> = BTreeMap::new();
     let mut errors = BTreeMap::new();
-    let mut asked = Vec::new();
+    let mut asked = BTreeSet::new();
     let mut to_ask: Vec<String> = client.endpoints().to_vec();
-    while let Some(endpoint) = to_ask.pop() {
-        if asked.contains(&endpoint) {
-            continue;
+    let mut asking = JoinSet::new();
+    loop {
+        for endpoint in to_ask.drain(..) {
+            if asked.insert(endpoint.clone()) {
+                let client = client.clone();
+                asking.spawn(async move {
+                    let answer = tokio::time::timeout_at(until, client.status(&endpoint)).await;
+                    (endpoint, answer)
+                });
+            }
         }
-        asked.push(endpoint.clone());
-        match client.status(&endpoint).await {
-            Ok(answer) => {
-                asked.push(answer.address.clone());
-                to_ask.extend(known_addresses(&answer).filter(|at| !asked.contains(at)));
+        let Some(told) = asking.join_next().await else { break };
+        match told.expect("no call panics") {
+            (_, Ok(Ok(answer))) => {
+                asked.insert(answer.address.clone());
+                to_ask.extend(known_addresses(&answer));
                 answers.insert(answer.node, answer);
             }
-            Err(error) => drop(errors.insert(endpoint, error.to_string())),
+            (endpoint, Ok(Err(error))) => drop(errors.insert(endpoint, error.to_string())),
+            (endpoint, Err(_elapsed)) => {
+                errors.insert(endpoint, "no answer in time".to_owned());
+            }
         }
+    }
+    // Who answered at one address need not at another.
+    for answer in answers.values() {
+        errors.remove(&answer.address);
     }
     (answers.into_values().collect(), errors)
 }

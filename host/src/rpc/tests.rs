@@ -3,6 +3,7 @@
 //! All nodes of a test share one [`Machine`], so that it shows what was applied, wherever.
 
 mod calls;
+mod commands;
 mod crowds;
 mod hostile;
 mod peers;
@@ -11,7 +12,7 @@ mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_client::{Client, Options};
@@ -49,6 +50,8 @@ struct Machine {
     applied: Vec<(u64, u64, Bytes)>,
     outcomes: BTreeMap<(u64, u64), Bytes>,
     sessions: BTreeSet<u64>,
+    /// None is opened before.
+    opens_from: Option<Instant>,
     /// Sessions that were ever opened.
     opened: u64,
     /// So many at a time and no more.
@@ -152,6 +155,11 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
             }
             Request::Propose { call, answer, .. } if leads => {
                 propose(&mut machine, &call, answer, &mut silent);
+            }
+            Request::OpenSession { nonce: _, answer }
+                if leads && machine.opens_from.is_some_and(|from| Instant::now() < from) =>
+            {
+                answer.send(Err(Refusal::Lost));
             }
             Request::OpenSession { nonce: _, answer }
                 if leads && machine.sessions_max.is_some_and(|m| m <= machine.sessions.len()) =>
