@@ -8,6 +8,7 @@ pub mod bench;
 pub mod breaks;
 pub mod cli;
 pub mod cluster;
+pub mod crowd;
 pub mod demo;
 pub mod disk;
 pub mod filled;

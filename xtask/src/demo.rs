@@ -1,5 +1,5 @@
-//! `cargo xtask demo`, `chaos`, `killloop`, `transfer`, `tight`, `stall` and `breaks`: builds what
-//! they run on, then becomes them.
+//! `cargo xtask demo`, `chaos`, `killloop`, `transfer`, `tight`, `stall`, `breaks` and
+//! `crowd`: builds what they run on, then becomes them.
 //!
 //! The programs are binaries of `lockstep-tests`. This process is replaced by them, so that Ctrl-C
 //! reaches the one that knows what to stop.

@@ -28,6 +28,7 @@ usage: cargo xtask COMMAND
   tight            take snapshots on disks of little more than two of them, then fill the disks
   stall            let disks hang under their nodes (--help for options); needs root
   breaks           send a snapshot through broken transfers (--help for options)
+  crowd            let two thousand clients at three nodes (--help for options)
   bench            measure beside etcd, in a release build (--help for options)
   bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
   test [FILTER]    run all tests, or those whose names hold FILTER
@@ -51,7 +52,8 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["guests"] => guests::build().map(drop),
         [
-            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "stall" | "breaks"),
+            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "stall" | "breaks"
+            | "crowd"),
             ref arguments @ ..,
         ] => demo::run(program, arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),
