@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::{SESSION_OPEN_CALLS_MAX, STREAM_INFLIGHT_MAX};
 
-/// A session; cheap to clone, and calls may be made concurrently. A group has room for 4,096: who is
-/// done with one closes it ([`Session::close`]).
+/// A session; cheap to clone, and calls may be made concurrently. A group has room for 4,096: who
+/// is done with one closes it ([`Session::close`]).
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,

@@ -30,8 +30,8 @@ pub enum Rejection {
     )]
     AnswerNotKept { bytes: u64 },
     #[error(
-        "the session has {} unanswered calls, or as many bytes of unacknowledged answers as it may: \
-         acknowledge answers by sending the lowest unanswered sequence",
+        "the session has {} unanswered calls, or as many bytes of unacknowledged answers as it \
+         may: acknowledge answers by sending the lowest unanswered sequence",
         crate::limits::SESSION_OPEN_CALLS_MAX
     )]
     SessionFull,

@@ -27,7 +27,8 @@
 //! forge A->B WHAT [KEY=NUMBER]...                a frame that A never sent: `forge.rs`
 //! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
 //! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...]
-//! open NODE · close NODE SESSION · query|local NODE KEY · flood NODE K COMMAND · leave NODE   leave: nobody waits
+//! open NODE · close NODE SESSION · query|local NODE KEY
+//! flood NODE K COMMAND · leave NODE              leave: nobody waits
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
@@ -338,16 +339,8 @@ impl Session {
                 self.pack(node, number(session), calls, false);
                 self.cluster.stabilize();
             }
-            ("open", [node]) => {
-                let ticket = self.cluster.ticket("open".to_owned(), false);
-                self.cluster.event(node, Event::OpenSession { ticket, nonce: ticket.0 });
-            }
-            ("close", [node, session]) => {
-                let ticket = self.cluster.ticket(format!("close {session}"), false);
-                let session = session.parse().expect("close NODE SESSION");
-                let session = self.cluster.session(session);
-                self.cluster.event(node, Event::CloseSession { ticket, session });
-            }
+            ("open", [node]) => more::open(&mut self.cluster, node),
+            ("close", [node, session]) => more::close(&mut self.cluster, node, session),
             ("query" | "local", [node, key]) => more::query(&mut self.cluster, word, node, key),
             ("leave", [node]) => {
                 let tickets = self.cluster.open_tickets();

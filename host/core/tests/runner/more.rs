@@ -1,5 +1,5 @@
-//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And disks that hang, and
-//! logs that refuse a job.
+//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And what clients ask for
+//! beside commands, disks that hang, and logs that refuse a job.
 
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
 use lockstep_core::group::{Event, GroupStatus, PeerStatus};
@@ -13,6 +13,19 @@ pub(crate) fn query(cluster: &mut Cluster, word: &str, node: &str, key: &str) {
     let ticket = cluster.ticket(format!("{word} {key}"), false);
     let request = key.as_bytes().to_vec().into();
     cluster.event(node, Event::Query { ticket, request, linearizable: word == "query" });
+}
+
+/// A client wants a session.
+pub(crate) fn open(cluster: &mut Cluster, node: &str) {
+    let ticket = cluster.ticket("open".to_owned(), false);
+    cluster.event(node, Event::OpenSession { ticket, nonce: ticket.0 });
+}
+
+/// A client needs the session no more that the entry at this index opened.
+pub(crate) fn close(cluster: &mut Cluster, node: &str, session: &str) {
+    let ticket = cluster.ticket(format!("close {session}"), false);
+    let session = cluster.session(session.parse().expect("close NODE SESSION"));
+    cluster.event(node, Event::CloseSession { ticket, session });
 }
 
 /// The disk of a node hangs, and its replica knows; or it answers again.
