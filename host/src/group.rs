@@ -15,7 +15,7 @@ use lockstep_core::fault::{Fault, Refusal, Stall};
 use lockstep_core::group::{
     ApplyJob, Effect, Event, Group, GroupStatus, Halt, Inbound, ReplicaState, Running, Stopped,
 };
-use lockstep_core::ids::{Lineage, NodeId, Ticket};
+use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -41,8 +41,8 @@ pub(crate) mod join_watch;
 pub(crate) mod line;
 pub mod log_lane;
 pub(crate) mod mailbox;
+mod notices;
 mod outbox;
-mod outrun;
 mod pen;
 pub(crate) mod readers;
 pub mod reopen;
@@ -68,8 +68,8 @@ use line::Reply;
 pub(crate) use log_lane::LogLane;
 use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
+use notices::Notices;
 use outbox::Outbound;
-use outrun::Outrun;
 use readers::Readers;
 use store_lane::{Standing, StoreWatch};
 
@@ -98,15 +98,10 @@ pub(crate) struct GroupActor {
     /// Answers of this turn, until they are handed over.
     delivering: Vec<Delivery>,
     commits: Commits,
-    /// As the log said it last.
-    clock_is_off: bool,
-    strangers: Vec<(NodeId, Lineage)>,
+    notices: Notices,
     joins: JoinWatch,
     /// As the core was told last.
     stall: Option<Stall>,
-    /// The state machine's memory is near the bound, as the log said it last.
-    memory_is_near: bool,
-    outrun: Outrun,
     /// What the store lane is asked again and again: for room, and to tidy up.
     looks: Standing,
     tends: Standing,
@@ -190,12 +185,9 @@ impl GroupActor {
             next_ticket: 0,
             delivering: Vec::new(),
             commits: Commits::default(),
-            clock_is_off: false,
-            strangers: Vec::new(),
+            notices: Notices::default(),
             joins: JoinWatch::default(),
             stall: None,
-            memory_is_near: false,
-            outrun: Outrun::default(),
             looks: Standing::default(),
             tends: Standing::default(),
             lanes,
@@ -278,11 +270,8 @@ impl GroupActor {
                 self.ticked += 1;
                 if self.ticked.is_multiple_of(REPORT_TICKS) {
                     self.publish_report();
-                    self.tell_of_the_clock();
-                    self.tell_of_strangers();
+                    self.notices.tell(self.handle.name(), &self.report.borrow().status);
                     self.joins.look(&self.report.borrow().status, &*self.lanes.transport);
-                    self.tell_of_memory();
-                    self.outrun.tell(self.handle.name(), &self.report.borrow().status.peers);
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();
@@ -529,51 +518,6 @@ impl GroupActor {
 
     fn publish_report(&self) {
         self.report.send_replace(report(&self.lanes, self.group.status()));
-    }
-
-    /// Says once when this node's clock goes wrong, and once when it is right again.
-    fn tell_of_the_clock(&mut self) {
-        let (group, off) = (self.handle.name(), self.report.borrow().status.clock_is_off);
-        if std::mem::replace(&mut self.clock_is_off, off) == off {
-            return;
-        }
-        match off {
-            true => tracing::warn!(group, "{CLOCK_IS_OFF}"),
-            false => tracing::info!(group, "this node's clock agrees with the others' again"),
-        }
-    }
-
-    /// Says once when a node speaks for another group of the name.
-    fn tell_of_strangers(&mut self) {
-        let report = self.report.borrow();
-        let (now, ours) = (&report.status.strangers, report.status.lineage);
-        for (node, theirs) in now.iter().filter(|stranger| !self.strangers.contains(stranger)) {
-            let ours = ours.map(|lineage| lineage.to_string());
-            tracing::warn!(group = self.handle.name(), %node, %theirs, ours,
-                "a node speaks for another group of this name: correct [nodes] where it is wrong");
-        }
-        self.strangers.clone_from(now);
-    }
-
-    /// Says once when memory comes near the bound at which commands are refused, and once when it
-    /// is far from it again.
-    fn tell_of_memory(&mut self) {
-        let Some(memory) = self.report.borrow().status.memory else { return };
-        let near = memory.bytes >= memory.warning();
-        if std::mem::replace(&mut self.memory_is_near, near) == near {
-            return;
-        }
-        let (group, bytes, soft) = (self.handle.name(), memory.bytes, memory.soft());
-        match near {
-            true => tracing::warn!(
-                group,
-                bytes,
-                refused_from = soft,
-                most = memory.most,
-                "the state machine's memory grows near to where commands are refused"
-            ),
-            false => tracing::info!(group, bytes, refused_from = soft, "memory is well again"),
-        }
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command
