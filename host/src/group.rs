@@ -19,7 +19,7 @@ use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;

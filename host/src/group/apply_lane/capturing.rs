@@ -180,13 +180,6 @@ mod tests {
         let told = || gauges.snapshot_stall_ms.load(Ordering::Relaxed);
         let capture =
             || ApplyJob::Capture { term: 1, index: 9, configuration: Configuration::default() };
-        let nothing = || ApplyJob::Range {
-            first: 1,
-            last: 0,
-            bytes: 0,
-            entries: Vec::new(),
-            awaited: Default::default(),
-        };
         let go = |ms| clock.0.store(ms, Ordering::Relaxed);
 
         // It waits for room since then, and fails for another reason at last.
