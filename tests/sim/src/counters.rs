@@ -13,6 +13,7 @@ pub const WANTED: &[&str] = &[
     "bit rot in a snapshot",
     "bit rot before a tear",
     "bit rot in the last segment",
+    "captures given up for a disk that hangs",
     "clock drifts",
     "clock jumps",
     "clock jumps by a year",

@@ -6,7 +6,7 @@ use lockstep_core::group::ReplicaState;
 use lockstep_core::ids::NodeId;
 use lockstep_host::fs::mem::DiskFault;
 
-use crate::node::{DATA, SNAPSHOTS};
+use crate::node::{DATA, SNAPSHOTS, StoreHang};
 use crate::world::{Action, MS, Mend, SECOND, World};
 
 impl World {
@@ -91,11 +91,11 @@ impl World {
 
     /// Nothing on the disk that its snapshots have of their own comes back, for a while.
     pub(crate) fn hang_store(&mut self, node: NodeId) {
-        if !self.setup.apart || self.nodes[&node].store_hangs {
+        if !self.setup.apart || self.nodes[&node].store_hangs != StoreHang::No {
             return;
         }
         self.counters.add("hanging disks of snapshots");
-        self.nodes.get_mut(&node).expect("a node").store_hangs = true;
+        self.nodes.get_mut(&node).expect("a node").store_hangs = StoreHang::Unnoticed;
         let until = self.rng.between(SECOND, 60 * SECOND);
         self.after(until, Action::Mend { what: Mend::StoreHang(node) });
     }

@@ -5,6 +5,7 @@
 
 use lockstep_core::ids::NodeId;
 
+use crate::node::StoreHang;
 use crate::world::{Action, MS, Mend, SECOND, World};
 
 impl World {
@@ -224,7 +225,7 @@ impl World {
                 self.nodes.get_mut(&node).expect("a node").hangs_since = None;
             }
             Mend::StoreHang(node) => {
-                self.nodes.get_mut(&node).expect("a node").store_hangs = false;
+                self.nodes.get_mut(&node).expect("a node").store_hangs = StoreHang::No;
             }
             Mend::Descriptors(node) => self.nodes[&node].fs.set_descriptors(true),
             Mend::Clock(node) => {

@@ -8,11 +8,14 @@ use lockstep_host::group::Asker;
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
+use crate::node::StoreHang;
 use crate::stalls::needs_disk;
 use crate::world::{Action, Captured, MS, SECOND, World};
 
 /// How soon it is looked again whether a disk that hangs is back.
 const HANGS_AGAIN: u64 = 100 * MS;
+/// How long an apply lane waits for the disk of its snapshots.
+const DISK_PATIENCE: u64 = 3 * SECOND;
 /// Who asks and is no client counts from here.
 const STRANGERS: u64 = 1_000;
 
@@ -156,6 +159,9 @@ impl World {
         if self.is_paused(node) {
             return self.put_off(node, Action::Apply { node, epoch, group });
         }
+        if self.nodes[&node].store_hangs != StoreHang::No && self.fail_capture(node, epoch, group) {
+            return;
+        }
         let hangs = self.nodes[&node].store_is_hanging();
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
@@ -222,6 +228,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The lane comes to a mark while the disk of its snapshots hangs: it waits once, and takes no
+    /// snapshot until the disk answers. Whether it came to one.
+    fn fail_capture(&mut self, node: NodeId, epoch: u64, group: GroupId) -> bool {
+        let unnoticed = self.nodes[&node].store_hangs == StoreHang::Unnoticed;
+        let Some(process) = self.process(node, epoch) else { return false };
+        let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        let Some(ApplyJob::Capture { index, .. }) = replica.jobs.front() else { return false };
+        let (index, why) = (*index, "its disk does not answer".to_owned());
+        replica.jobs.pop_front();
+        self.nodes.get_mut(&node).expect("a node").store_hangs = StoreHang::Noticed;
+        self.counters.add("captures given up for a disk that hangs");
+        let delay = if unnoticed { DISK_PATIENCE } else { 0 };
+        let event = Box::new(Event::CaptureFailed { index, why, postponed: false });
+        self.after(delay, Action::Event { node, epoch, group, event });
+        self.after(delay, Action::Apply { node, epoch, group });
+        true
     }
 
     /// A start that took an older recovery point, and an install that brought a guest.

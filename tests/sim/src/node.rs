@@ -70,7 +70,17 @@ pub struct Node {
     /// Since when that disk hangs: no operation on it comes back.
     pub hangs_since: Option<u64>,
     /// The disk that its snapshots have of their own does.
-    pub store_hangs: bool,
+    pub store_hangs: StoreHang,
+}
+
+/// How the disk stands that snapshots have of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreHang {
+    No,
+    /// It hangs, and no apply lane has waited for it so far.
+    Unnoticed,
+    /// One has, in vain.
+    Noticed,
 }
 
 /// A process, from start to crash.
@@ -181,7 +191,7 @@ impl Node {
             unreadable: false,
             log_filled: false,
             hangs_since: None,
-            store_hangs: false,
+            store_hangs: StoreHang::No,
         }
     }
 
@@ -192,7 +202,7 @@ impl Node {
 
     /// Whether an operation on its snapshots would hang.
     pub fn store_is_hanging(&self) -> bool {
-        self.store_hangs || self.hangs_since.is_some()
+        self.store_hangs != StoreHang::No || self.hangs_since.is_some()
     }
 
     /// What its clock says.

@@ -1,7 +1,8 @@
 //! One disk hangs, and the group does not.
 //!
 //! Nothing else goes wrong. First the leader's disk hangs, then a follower's, each for a minute.
-//! Commands are answered throughout, but for one election when it was the leader's.
+//! Commands are answered throughout, but for one election when it was the leader's. Then the disk
+//! that its snapshots have of their own hangs: it goes on leading, and waits once.
 
 use lockstep_core::entry::Profile;
 use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
@@ -9,6 +10,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::mem::LateFull;
 
 use crate::check::{Checked, violated};
+use crate::node::StoreHang;
 use crate::setup::Setup;
 use crate::world::{MS, SECOND, World};
 
@@ -19,6 +21,25 @@ const HANGS: u64 = 60 * SECOND;
 /// to notice, some to be led by another, and clients look for it; a follower is not missed.
 const LEADER_TICKS_MAX: u64 = 60;
 const FOLLOWER_TICKS_MAX: u64 = 20;
+
+/// The leader's snapshots hang.
+pub fn story_of_snapshots(seed: u64) -> Checked {
+    let mut world = World::with_setup(seed, Setup { apart: true, ..setup() });
+    world.calm = true;
+    world.until("sixty commands", |world| world.acknowledged() >= 60)?;
+    let leader = world.leads().expect("somebody answered");
+    world.nodes.get_mut(&leader).expect("a node").store_hangs = StoreHang::Unnoticed;
+    world.answers(LEADER_TICKS_MAX)?;
+    if world.leads() != Some(leader) {
+        return violated("stalls", "the disk of its snapshots hung, and another one leads");
+    }
+    if world.counters.get("captures given up for a disk that hangs") == 0 {
+        return violated("stalls", "it came to no mark");
+    }
+    world.nodes.get_mut(&leader).expect("a node").store_hangs = StoreHang::No;
+    world.converge()?;
+    world.finish()
+}
 
 /// Tells it.
 pub fn story(seed: u64) -> Checked {
@@ -68,8 +89,15 @@ impl World {
     /// The disk of `node` hangs for a minute; nobody may wait longer than `ticks` for the next
     /// answer to anybody.
     fn hangs(&mut self, node: NodeId, ticks: u64) -> Checked {
-        let until = self.now + HANGS;
         self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
+        self.answers(ticks)?;
+        self.nodes.get_mut(&node).expect("a node").hangs_since = None;
+        Ok(())
+    }
+
+    /// For a minute nobody waits longer than `ticks` for the next answer to anybody.
+    fn answers(&mut self, ticks: u64) -> Checked {
+        let until = self.now + HANGS;
         let (mut answered, mut at) = (self.acknowledged(), self.now);
         while self.now < until {
             self.step()?;
@@ -82,7 +110,6 @@ impl World {
                 return violated("stalls", what);
             }
         }
-        self.nodes.get_mut(&node).expect("a node").hangs_since = None;
         Ok(())
     }
 
@@ -120,6 +147,15 @@ pub(crate) fn needs_disk(job: &ApplyJob) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hanging_disk_of_snapshots_holds_nobody_up() {
+        for seed in 1..=10 {
+            if let Err(violation) = story_of_snapshots(seed) {
+                panic!("seed {seed}: {}: {}", violation.checker, violation.what);
+            }
+        }
+    }
 
     #[test]
     fn a_hanging_disk_holds_nobody_up() {

@@ -15,7 +15,7 @@ use crate::client::{Client, Record};
 use crate::counters::Counters;
 use crate::guest::SharedObserved;
 use crate::network::Network;
-use crate::node::Node;
+use crate::node::{Node, StoreHang};
 use crate::rng::Rng;
 use crate::setup::Setup;
 use crate::transfer::Transfer;
@@ -366,7 +366,7 @@ impl World {
             node.free_disk(disk_bytes);
             node.fs.set_descriptors(true);
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
-            (node.unreadable, node.hangs_since, node.store_hangs) = (false, None, false);
+            (node.unreadable, node.hangs_since, node.store_hangs) = (false, None, StoreHang::No);
             *node.traps.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });
