@@ -114,8 +114,7 @@ pub const SESSION_UNUSED_MS: u64 = 30_000;
 pub const SESSION_ANSWER_OVERHEAD_BYTES: usize = 32;
 /// Kept answers of one group that are lent to its sessions, bytes: enough for one that has all its
 /// calls open with the longest answers, and half of it to spare, which stays for the others.
-pub const SESSION_ANSWER_BYTES_MAX: usize =
-    2 * SESSION_OPEN_CALLS_MAX * (OUTCOME_BYTES_MAX + SESSION_ANSWER_OVERHEAD_BYTES);
+pub const SESSION_ANSWER_BYTES_MAX: usize = 130 * MIB;
 /// Kept answers that a session may have whatever the others have, bytes: 64 MiB of all together.
 pub const SESSION_OWN_ANSWER_BYTES: usize = 16 * KIB;
 
@@ -193,6 +192,10 @@ pub const GROUP_NAME_BYTES_MAX: usize = 64;
 /// Configuration bytes handed to a guest's `init`.
 pub const GUEST_CONFIG_BYTES_MAX: usize = 64 * KIB;
 
+const _: () = assert!(
+    2 * SESSION_OPEN_CALLS_MAX * (OUTCOME_BYTES_MAX + SESSION_ANSWER_OVERHEAD_BYTES)
+        <= SESSION_ANSWER_BYTES_MAX
+);
 const _: () = assert!(COMMAND_BYTES_MAX + PACK_OVERHEAD_BYTES_MAX < PACK_BYTES_MAX);
 const _: () = assert!(MEMORY_SOFT_PERCENT < MEMORY_RELIEF_PERCENT && MEMORY_RELIEF_PERCENT < 100);
 const _: () = assert!(APPEND_BYTES_MAX as usize + PACK_BYTES_MAX < FRAME_BYTES_MAX);

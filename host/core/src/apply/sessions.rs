@@ -17,12 +17,17 @@
 //!   is lent, to nobody more than the rest that stays.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::apply::Answer;
 use crate::codec::{DecodeError, Reader, Write};
 use crate::fault::Rejection;
 use crate::limits;
 use crate::mutant::planted;
+
+/// What the shortest answer counts, and the longest.
+const SHORTEST: usize = limits::SESSION_ANSWER_OVERHEAD_BYTES;
+const LONGEST: usize = SHORTEST + limits::OUTCOME_BYTES_MAX;
 
 /// All sessions of a group.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -126,7 +131,7 @@ impl Sessions {
         if sequence - session.lowest >= limits::SESSION_OPEN_CALLS_MAX as u64 {
             return Admission::Refused(Rejection::SessionFull);
         }
-        if !self.has_room(id, limits::SESSION_ANSWER_OVERHEAD_BYTES, now_ms) {
+        if !self.has_room(id, SHORTEST..=LONGEST, now_ms) {
             return Admission::Refused(Rejection::SessionFull);
         }
         Admission::New
@@ -134,19 +139,19 @@ impl Sessions {
 
     /// A call that was admitted as new is under way: room for the shortest answer is taken.
     pub(super) fn begin(&mut self, id: u64) {
-        self.charge(id, limits::SESSION_ANSWER_OVERHEAD_BYTES);
+        self.charge(id, SHORTEST);
     }
 
     /// Keeps the answer of a call that began, unless a later call of its pack said that nobody
     /// waits for it: kept answers lie within one window of open calls.
     pub(super) fn keep(&mut self, id: u64, sequence: u64, answer: &Answer, now_ms: u64) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.answer_bytes -= limits::SESSION_ANSWER_OVERHEAD_BYTES;
-        self.answer_bytes -= limits::SESSION_ANSWER_OVERHEAD_BYTES;
+        session.answer_bytes -= SHORTEST;
+        self.answer_bytes -= SHORTEST;
         if sequence < session.lowest {
             return;
         }
-        let kept = match self.has_room(id, cost(answer), now_ms) {
+        let kept = match self.has_room(id, cost(answer)..=cost(answer), now_ms) {
             true => answer.clone(),
             false => Answer::Rejected(Rejection::AnswerNotKept { bytes: answer.bytes() as u64 }),
         };
@@ -161,12 +166,13 @@ impl Sessions {
         self.answer_bytes += bytes;
     }
 
-    /// Whether this session may have so many more bytes of answers kept. Old sessions make room.
-    fn has_room(&mut self, id: u64, bytes: usize, now_ms: u64) -> bool {
+    /// Whether this session may have an answer of this length kept: the shortest, in its own part,
+    /// or the longest, of what is lent. Old sessions make room.
+    fn has_room(&mut self, id: u64, cost: RangeInclusive<usize>, now_ms: u64) -> bool {
         loop {
             let left = limits::SESSION_ANSWER_BYTES_MAX.saturating_sub(self.answer_bytes);
             let own = self.sessions.get(&id).map_or(0, |session| session.answer_bytes);
-            if own + bytes <= left.max(limits::SESSION_OWN_ANSWER_BYTES) {
+            if own + cost.start() <= limits::SESSION_OWN_ANSWER_BYTES || own + cost.end() <= left {
                 return true;
             }
             if !self.evict(now_ms) {
@@ -247,7 +253,7 @@ fn session_id(parts: [u64; 4]) -> u64 {
 
 /// Bytes an answer counts against the group's limit.
 fn cost(answer: &Answer) -> usize {
-    limits::SESSION_ANSWER_OVERHEAD_BYTES + answer.bytes()
+    SHORTEST + answer.bytes()
 }
 
 fn encode_answer(answer: &Answer, out: &mut Vec<u8>) {
