@@ -71,8 +71,8 @@ pub const HEARTBEAT_TICKS: usize = 2;
 pub const ELECTION_TICKS_MIN: usize = 10;
 /// Most ticks without a leader before a campaign, exclusive.
 pub const ELECTION_TICKS_MAX: usize = 20;
-/// Milliseconds without a known leader after which status, health and the CLI say that there is none:
-/// longer than an election takes.
+/// Milliseconds without a known leader after which status, health and the CLI say that there is
+/// none: longer than an election takes.
 pub const LEADERLESS_MS: u64 = 5_000;
 /// A disk operation that takes longer, ms, is a stall: by then the group could have another leader.
 pub const DISK_STALL_MS: u64 = ELECTION_TICKS_MIN as u64 * TICK_MS;
@@ -157,9 +157,9 @@ pub const APPLY_BACKLOG_BYTES_MAX: usize = 32 * MIB;
 /// Answers that the apply lane gathers before it tells them, and that wait for the actor to take
 /// them, bytes each; those of one entry may be more.
 pub const APPLY_ANSWERS_BYTES_MAX: usize = 4 * MIB;
-/// Bytes of log that a replica may have handed to its guest and not applied, once the log behind its
-/// newest snapshot is at its bound: more than a leader's own may be behind, so that only a replica
-/// that is slower than the group comes to it.
+/// Bytes of log that a replica may have handed to its guest and not applied, once the log behind
+/// its newest snapshot is at its bound: more than a leader's own may be behind, so that only a
+/// replica that is slower than the group comes to it.
 pub const APPLY_LAG_BYTES_MAX: u64 = 2 * APPLY_BACKLOG_BYTES_MAX as u64;
 /// Entries kept behind the newest snapshot for followers that lag a little, unless configured.
 pub const CATCH_UP_ENTRIES: u64 = 5_000;

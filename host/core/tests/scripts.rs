@@ -30,6 +30,8 @@ mod more;
 mod script;
 #[path = "runner/setup.rs"]
 mod setup;
+#[path = "runner/words.rs"]
+mod words;
 
 #[test]
 fn every_story_goes_as_told() {

@@ -275,9 +275,9 @@ fn peer_notes(group: &GroupStatus) -> Vec<String> {
 /// A follower that one snapshot after the other does not bring to the end of the log.
 fn outrun_note(peer: &Peer) -> String {
     format!(
-        "sent node {} {} snapshots in a row, and it has not caught up: more is written while one is \
-         sent and restored than the {} of log that are kept for it; raise `snapshot-log-bytes` to a \
-         quarter of that, or write less until it has",
+        "sent node {} {} snapshots in a row, and it has not caught up: more is written while one \
+         is sent and restored than the {} of log that are kept for it; raise `snapshot-log-bytes` \
+         until four times that is more, or write less until it has",
         peer.node,
         peer.snapshots_in_a_row,
         size(peer.log_kept_bytes)

@@ -1,10 +1,10 @@
 //! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
 
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::Entry;
 use raft::{Config, RawNode, StateRole, Storage as _};
 
 use crate::entry::{EntryBody, Install};
-use crate::fault::{Fault, Refusal};
+use crate::fault::Refusal;
 use crate::group::catch_up::CatchUps;
 use crate::group::effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
@@ -380,39 +380,6 @@ impl Hosting {
             }
             Body::Nothing | Body::Have | Body::Stranger | Body::Superseded { .. } => {}
         }
-    }
-
-    fn raft_message(
-        &mut self,
-        shared: &mut Shared,
-        from: ReplicaId,
-        message: Message,
-        effects: &mut Vec<Effect>,
-    ) {
-        let expected = message.from == from.0 && message.to == shared.me().0;
-        if !expected || !self.is_sound(shared, &message) {
-            shared.misdirected += 1;
-            return;
-        }
-        let (last, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
-        let beats = message.get_msg_type() == MessageType::MsgHeartbeat;
-        if beats && message.commit > last && message.term >= term {
-            let fault = Fault::RolledBack { last, matched: message.commit };
-            return self.end(shared, Stopped::Failed(fault), effects);
-        }
-        if !shared.recovery.configuration.contains(from) {
-            self.answer_non_member(shared, from, effects);
-        }
-        if self.election.drops(&message) || self.waits_for_room(shared, &message) {
-            return;
-        }
-        self.election.hear(&message, shared.now);
-        if shared.persist.is_full() {
-            // What it would answer could not leave.
-            return;
-        }
-        // An error means: not for this configuration or term. raft answers what needs an answer.
-        let _ = self.raw.step(message);
     }
 
     /// No answer comes any more to what stands at or below `index`.

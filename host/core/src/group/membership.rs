@@ -8,8 +8,8 @@
 //! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
 //! - Any leader leaves a joint state that an earlier one left behind (raft-rs forgets when
 //!   leadership changes before the change is applied).
-//! - A raft message or a probe from a non-member is answered with the index of the configuration that
-//!   says so.
+//! - A raft message or a probe from a non-member is answered with the index of the configuration
+//!   that says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -9,11 +9,12 @@
 //!   want of room, or for another reason: silent, stalled, or waiting for a snapshot.
 //! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
 //!
-//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), or none
-//! can be taken (the replica is halted, needs a snapshot, restores, or applies slower than the group
-//! commits), the log behind the newest one is bounded as well: beyond [`limits::LOG_PIN_MARKS`]
-//! marks' worth of it the replica takes no more either, and tries again by itself. The group goes on
-//! without it, and gives it a snapshot once it has cut what that replica lacks.
+//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), or
+//! none can be taken (the replica is halted, needs a snapshot, restores, or applies slower than the
+//! group commits), the log behind the newest one is bounded as well: beyond
+//! [`limits::LOG_PIN_MARKS`] marks' worth of it the replica takes no more either, and tries again
+//! by itself. The group goes on without it, and gives it a snapshot once it has cut what that
+//! replica lacks.
 
 use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};

@@ -80,11 +80,11 @@ impl Shared {
         clock.map_or(0, |clock| self.log_time.applied_ms.saturating_sub(clock))
     }
 
-    /// Whether this node's clock is far from the median of all members' clocks heard lately, its own
-    /// included, as both were when it heard them: the ticks of a process that was stopped for a
-    /// while say nothing against its clock. Of two medians the nearer one counts: a follower hears
-    /// no clock but its leader's, and that one alone proves nothing. Else all would refuse to take
-    /// over from a leader whose clock is slow.
+    /// Whether this node's clock is far from the median of all members' clocks heard lately, its
+    /// own included, as both were when it heard them: the ticks of a process that was stopped for
+    /// a while say nothing against its clock. Of two medians the nearer one counts: a follower
+    /// hears no clock but its leader's, and that one alone proves nothing. Else all would refuse
+    /// to take over from a leader whose clock is slow.
     pub(super) fn clock_is_off(&self) -> bool {
         let members = &self.recovery.configuration;
         let heard = self.seen.iter().filter(|(replica, _)| members.contains(**replica));

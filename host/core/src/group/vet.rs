@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use raft::Storage as _;
 use raft::eraftpb::{Message, MessageType};
 
+use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{Effect, Stopped};
 use crate::group::frame::Body;
@@ -58,8 +59,42 @@ impl Shared {
 }
 
 impl Hosting {
+    /// Gives raft a message that can be one of a replica that keeps to the rules.
+    pub(super) fn raft_message(
+        &mut self,
+        shared: &mut Shared,
+        from: ReplicaId,
+        message: Message,
+        effects: &mut Vec<Effect>,
+    ) {
+        let expected = message.from == from.0 && message.to == shared.me().0;
+        if !expected || !self.is_sound(shared, &message) {
+            shared.misdirected += 1;
+            return;
+        }
+        let (last, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        let beats = message.get_msg_type() == MessageType::MsgHeartbeat;
+        if beats && message.commit > last && message.term >= term {
+            let fault = Fault::RolledBack { last, matched: message.commit };
+            return self.end(shared, Stopped::Failed(fault), effects);
+        }
+        if !shared.recovery.configuration.contains(from) {
+            self.answer_non_member(shared, from, effects);
+        }
+        if self.election.drops(&message) || self.waits_for_room(shared, &message) {
+            return;
+        }
+        self.election.hear(&message, shared.now);
+        if shared.persist.is_full() {
+            // What it would answer could not leave.
+            return;
+        }
+        // An error means: not for this configuration or term. raft answers what needs an answer.
+        let _ = self.raw.step(message);
+    }
+
     /// Whether a replica that keeps to the rules can have sent this.
-    pub(super) fn is_sound(&self, shared: &Shared, message: &Message) -> bool {
+    fn is_sound(&self, shared: &Shared, message: &Message) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         // Without a term raft would take it for its own.

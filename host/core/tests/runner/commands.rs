@@ -46,6 +46,7 @@ use lockstep_core::snapshot::Room;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
+use super::words::{after, ends, number, pairs};
 use super::{forge, more, setup};
 
 /// The cluster and what a script set once.
@@ -72,6 +73,7 @@ impl Session {
             || self.faults(word, rest, &words)
             || self.room_and_rot(word, &words)
             || self.requests(word, rest, &words)
+            || self.orders(word, rest, &words)
             || self.views(word, &words);
         assert!(known, "unknown command: {line}");
         self.cluster.check();
@@ -358,6 +360,13 @@ impl Session {
                 }
                 self.cluster.counts.clear();
             }
+            _other => return false,
+        }
+        true
+    }
+
+    fn orders(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
+        match (word, words) {
             ("mark", [node, told @ ..]) => {
                 // That it went well is mostly of no interest.
                 let label = told.first().map_or("", |_| "mark").to_owned();
@@ -542,30 +551,4 @@ fn holds(cluster: &Cluster, what: &[&str]) -> bool {
         ["state", name, state] => status(name).is_some_and(|s| s.state.name() == *state),
         other => panic!("run until {other:?}"),
     }
-}
-
-fn number(words: &[&str], default: usize) -> usize {
-    words.first().map_or(default, |word| word.parse().expect("a number"))
-}
-
-/// What follows the first `count` words.
-fn after(rest: &str, count: usize) -> &str {
-    (0..count).fold(rest, |rest, _| rest.split_once(' ').map_or("", |(_, rest)| rest))
-}
-
-fn ends(link: &str) -> (String, String) {
-    let (from, to) = link.split_once("->").expect("A->B");
-    (from.to_owned(), to.to_owned())
-}
-
-/// Every ordered pair of two names of different sides.
-fn pairs(sides: &[Vec<&str>]) -> Vec<(String, String)> {
-    let mut pairs = Vec::new();
-    for (place, side) in sides.iter().enumerate() {
-        let others = sides.iter().enumerate().filter(|(other, _)| *other != place);
-        for right in others.flat_map(|(_, side)| side) {
-            pairs.extend(side.iter().map(|left| ((*left).to_owned(), (*right).to_owned())));
-        }
-    }
-    pairs
 }
