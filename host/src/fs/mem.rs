@@ -20,12 +20,14 @@
 //!   further operations ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a
 //!   sync, a removal, a sync of a directory.
 //! - A process may have no descriptor left ([`MemFs::set_descriptors`]): what is open goes on.
-//! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably.
+//! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably. [`MemFs::spoil`] makes
+//!   sectors unreadable: every read of them fails, over crashes and renames, until they are written.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -277,6 +279,19 @@ impl MemFs {
         let inode = self.disk().file(path)?;
         guard(&inode).flip(offset);
         Ok(())
+    }
+
+    /// Reads of these bytes of a file fail from now on (EIO), until their sectors are written anew.
+    pub fn spoil(&self, path: &Path, bytes: Range<u64>) -> io::Result<()> {
+        let inode = self.disk().file(path)?;
+        guard(&inode).spoil(bytes);
+        Ok(())
+    }
+
+    /// Every sector of every file can be read again.
+    pub fn mend(&self) {
+        let files = self.disk().files();
+        files.into_iter().for_each(|(_, inode)| guard(&inode).mend());
     }
 
     /// Cuts a file to `len` bytes, durably.

@@ -2,7 +2,8 @@
 //!
 //! Pages that were never written are not kept, so a preallocated file costs nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 const PAGE: u64 = 4096;
@@ -15,6 +16,8 @@ pub(super) struct Inode {
     durable: Content,
     /// What was done since the last sync, in order.
     pending: Vec<Change>,
+    /// Sectors that cannot be read until they are written anew.
+    bad: BTreeSet<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -40,7 +43,25 @@ impl Inode {
         self.visible.read(buf, offset)
     }
 
+    /// The sectors of these bytes cannot be read from now on.
+    pub(super) fn spoil(&mut self, bytes: Range<u64>) {
+        self.bad.extend(sectors(bytes));
+    }
+
+    /// All sectors can be read again.
+    pub(super) fn mend(&mut self) {
+        self.bad.clear();
+    }
+
+    pub(super) fn is_bad(&self, bytes: Range<u64>) -> bool {
+        self.bad.range(sectors(bytes)).next().is_some()
+    }
+
     pub(super) fn write(&mut self, bytes: &[u8], offset: u64) {
+        // The drive takes another sector in its place.
+        for sector in sectors(offset..offset + bytes.len() as u64) {
+            self.bad.remove(&sector);
+        }
         self.visible.write(bytes, offset);
         self.pending.push(Change::Write { offset, bytes: bytes.to_vec() });
     }
@@ -104,6 +125,10 @@ impl Inode {
         self.visible.read(&mut bytes, 0);
         bytes
     }
+}
+
+fn sectors(bytes: Range<u64>) -> Range<u64> {
+    bytes.start / SECTOR..bytes.end.div_ceil(SECTOR)
 }
 
 impl Content {

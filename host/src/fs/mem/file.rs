@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::content::{Inode, Rng};
-use super::{Disk, error, guard};
+use super::{Disk, DiskFault, error, guard, injected};
 use crate::fs::{Dir, File, is_full};
 
 /// Zeros written at once where space cannot be reserved, bytes.
@@ -33,8 +33,15 @@ pub(super) struct MemLock {
 
 impl File for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.live()?.read("read", &self.path)?;
-        Ok(guard(&self.inode).read(buf, offset))
+        let mut disk = self.live()?;
+        disk.read("read", &self.path)?;
+        let inode = guard(&self.inode);
+        if inode.is_bad(offset..offset + buf.len() as u64) {
+            disk.strike("bad sectors");
+            injected(Some(DiskFault::Io), "read", &self.path)?;
+        }
+        drop(disk);
+        Ok(inode.read(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

@@ -144,3 +144,31 @@ fn rot_is_one_bit_and_durable() -> io::Result<()> {
     assert_eq!(fs.open(path, false)?.len()?, 2);
     Ok(())
 }
+
+#[test]
+fn a_bad_sector_stays_until_it_is_written() -> io::Result<()> {
+    let (fs, path) = disk();
+    let file = fs.create(path)?;
+    file.write_at(&[7; 2048], 0)?;
+    file.sync()?;
+    make_durable(&fs, path)?;
+    fs.spoil(path, 600..700)?;
+    let other = path.with_extension("other");
+    fs.rename(path, &other)?;
+    make_durable(&fs, &other)?;
+    fs.crash();
+    let file = fs.open(&other, true)?;
+    let mut buf = [0; 512];
+    let mut read = |offset| file.read_at(&mut buf, offset);
+    assert_eq!(read(0)?, 512, "its neighbours can be read");
+    assert!(read(511).is_err() && read(1000).is_err());
+    assert_eq!(read(1024)?, 512);
+    file.write_at(&[8; 512], 512)?;
+    assert_eq!(read(512)?, 512);
+    fs.spoil(&other, 0..1)?;
+    assert!(read(0).is_err());
+    fs.mend();
+    assert_eq!(read(0)?, 512);
+    assert_eq!(fs.struck()["bad sectors"], 3);
+    Ok(())
+}
