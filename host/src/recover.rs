@@ -156,7 +156,7 @@ impl StoppedGroup {
             return Err(RecoverError::Configured { group: self.group });
         }
         self.wal.drop_group(GroupId::of_name(&self.group))?;
-        self.wal.housekeep()?;
+        while self.wal.housekeep()? {}
         let dir = self.snapshots;
         remove_files(&*self.fs, &dir).map_err(|source| RecoverError::Files { dir, source })
     }

@@ -12,9 +12,10 @@
 //! - A segment begins with its head, every group's state: one sync, no new name, no new block. A
 //!   segment counts from the moment its head is durable, so that older ones can go without a state
 //!   being lost.
-//! - A segment goes when no live entry stands in it and all older ones are gone. Small leftovers in
-//!   the oldest one are moved, so that an idle group pins nothing. Nothing is written for it: the
-//!   file becomes a spare, or is removed, and the next batch names the oldest segment that counts.
+//! - A segment goes when no live entry stands in it and all older ones are gone. Nothing is written
+//!   for it: the file becomes a spare, or is removed, and the next batch names the oldest segment
+//!   that counts. What keeps the oldest one is moved if it is little, or if the log takes more than
+//!   twice what lives in it; no faster than a quarter of what is appended, and never by an append.
 //! - After a failure nothing is tried again: the log is poisoned. Only what is *short* (room,
 //!   descriptors, memory) leaves it as it was, at whichever operation it shows: what could not be
 //!   written yet waits inside ([`WalError::Full`], [`Wal::resume`]).
@@ -119,6 +120,10 @@ pub struct WalStats {
     pub batches: u64,
     /// Since the log was opened: bytes written.
     pub written_bytes: u64,
+    /// Bytes of records that hold live entries.
+    pub live: u64,
+    /// Since the log was opened: bytes written once more, so that an old segment could go.
+    pub moved_bytes: u64,
     /// The group with the most live bytes in the oldest segment, unless that is the active one.
     pub pinned_by: Option<GroupId>,
     /// Segments that turned out not to be what was written: a start would refuse them.
@@ -150,8 +155,10 @@ pub struct Wal {
     /// Batches that wait for room.
     pending: VecDeque<Plan<'static>>,
     poisoned: Option<String>,
-    /// Whether a segment may have become free since the last look.
+    /// Whether the oldest segment may have become free, or may be emptied, since the last look.
     untidy: bool,
+    /// Bytes of live entries that may be moved: a part of what was appended.
+    credit: u64,
     buffer: Vec<u8>,
     counters: Counters,
     /// How long it took to sync batches and heads, seconds.
@@ -163,6 +170,7 @@ struct Counters {
     fsyncs: u64,
     batches: u64,
     written_bytes: u64,
+    moved_bytes: u64,
 }
 
 /// How the first file is named; for fuzzers.
@@ -206,6 +214,7 @@ impl Wal {
         let jobs = spoilt.as_deref().unwrap_or(jobs);
         let mut plans =
             VecDeque::from(plan::plan(&self.shared.groups(), jobs, self.batch_body_max())?);
+        self.earn(plans.iter().map(|plan| plan.body_bytes as u64).sum());
         if let Err(error) = self.commit(&mut plans, durable) {
             if matches!(error, WalError::Full { .. }) {
                 self.pending = plans.into_iter().map(Plan::into_owned).collect();
@@ -271,7 +280,10 @@ impl Wal {
         self.syncs.clone()
     }
 
+    /// Looks at no record of the log: a few words for each group and segment.
     pub fn stats(&self) -> WalStats {
+        let (available, live) = (self.files.available(), self.live());
+        let pinned_by = self.pinned_by();
         let segments = self.shared.segments();
         let files = segments.values().map(|segment| &segment.file).chain(&self.spares);
         WalStats {
@@ -282,9 +294,11 @@ impl Wal {
             fsyncs: self.counters.fsyncs,
             batches: self.counters.batches,
             written_bytes: self.counters.written_bytes,
-            pinned_by: self.pinned_by(),
+            live,
+            moved_bytes: self.counters.moved_bytes,
+            pinned_by,
             damaged: self.shared.damaged().len() as u64,
-            available: self.files.available(),
+            available,
         }
     }
 
@@ -307,8 +321,7 @@ impl Wal {
     /// them, the index behind the last of these.
     pub fn live_up_to(&self, segment: u64) -> Vec<(GroupId, u64)> {
         let below = |(group, log): (&GroupId, &GroupLog)| {
-            let here = log.extents().filter(|(_, extent)| extent.place.segment <= segment);
-            here.map(|(_, extent)| extent.end).max().map(|end| (*group, end))
+            log.extents().end_up_to(segment).map(|end| (*group, end))
         };
         self.shared.groups().iter().filter_map(below).collect()
     }

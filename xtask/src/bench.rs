@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use crate::steps::cargo;
 use crate::{checkout, guests};
 
-/// Comes back only with an error, or from `snapshots`.
+/// Comes back only with an error, or from `snapshots` and `log`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    if let ["snapshots", mib @ ..] = arguments {
-        return snapshots(mib);
+    if let [what @ ("snapshots" | "log"), mib @ ..] = arguments {
+        return of_the_host(what, mib);
     }
     guests::build()?;
     println!("bench: building the host with --release, which takes minutes the first time");
@@ -31,15 +31,15 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Err(error).context("starting the bench")
 }
 
-/// What snapshots cost beside what the disk can do.
-fn snapshots(mib: &[&str]) -> Result<()> {
+/// What snapshots, or a log of many groups, cost on this disk.
+fn of_the_host(what: &str, mib: &[&str]) -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["bench", "--quiet", "--locked", "--package", "lockstep-host"])
-        .args(["--bench", "snapshots", "--"])
+        .args(["--bench", what, "--"])
         .args(mib)
         .status()
         .context("starting cargo")?;
-    ensure!(status.success(), "the bench of snapshots failed ({status})");
+    ensure!(status.success(), "the bench of {what} failed ({status})");
     Ok(())
 }
 

@@ -30,6 +30,7 @@ usage: cargo xtask COMMAND
   breaks           send a snapshot through broken transfers (--help for options)
   crowd            let two thousand clients at three nodes (--help for options)
   bench            measure beside etcd, in a release build (--help for options)
+  bench log        append to a log of 200 groups that keep [MIB] each
   bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
   test [FILTER]    run all tests, or those whose names hold FILTER
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)

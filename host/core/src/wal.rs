@@ -21,6 +21,7 @@ use crate::ids::GroupId;
 use crate::limits;
 use crate::recovery_state::RecoveryState;
 
+pub mod extents;
 pub mod record;
 pub mod replay;
 

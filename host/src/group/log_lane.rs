@@ -115,12 +115,13 @@ impl LogWriter {
         Ok(outputs)
     }
 
-    /// What is done while no job waits: segments that nobody needs go, spare files are made.
-    pub fn housekeep(&mut self) -> Result<Vec<LogOutput>, WalError> {
+    /// A step of what is done while no job waits: segments go, spare files are made. Returns
+    /// whether there may be another to take at once, too.
+    pub fn housekeep(&mut self) -> Result<(Vec<LogOutput>, bool), WalError> {
         let mut outputs = Vec::new();
-        self.wal.housekeep()?;
+        let more = self.wal.housekeep()?;
         self.look(&mut outputs);
-        Ok(outputs)
+        Ok((outputs, more))
     }
 
     /// What an idle or stalled lane does: keep house, go on with what waits for room, seal the last
@@ -130,7 +131,7 @@ impl LogWriter {
         durable: &mut dyn FnMut(Vec<LogOutput>),
     ) -> Result<Vec<LogOutput>, WalError> {
         let mut outputs = Vec::new();
-        self.wal.housekeep()?;
+        while self.wal.housekeep()? && self.wal.is_stalled() {}
         if self.wal.is_stalled() {
             let owed = &mut self.owed;
             match self.wal.resume(&mut |jobs| durable(pay(owed, jobs))) {
@@ -275,7 +276,7 @@ fn serve(
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
     let mut counted = Instant::now();
-    // Rounds since the house was kept.
+    // Rounds since the house was kept; not 0 as long as something is left to do there.
     let mut rounds = 0;
     loop {
         let step = match writer.is_stalled() {
@@ -297,8 +298,9 @@ fn serve(
                 watch.at_disk(|| writer.write(round, &mut durable))?
             }
             Step::Housekeep => {
-                rounds = 0;
-                watch.at_disk(|| writer.housekeep())?
+                let (outputs, more) = watch.at_disk(|| writer.housekeep())?;
+                rounds = usize::from(more);
+                outputs
             }
             Step::Tend => watch.at_disk(|| writer.tend(&mut durable))?,
             Step::End => return Ok(()),

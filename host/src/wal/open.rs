@@ -103,7 +103,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         None => {
             let (first, offset) = begin_log(&mut files, &mut spares, next_segment)?;
             end = End { offset, next_batch: 2, sealed: true };
-            counters = Counters { fsyncs: 1, batches: 1, written_bytes: offset };
+            counters = Counters { fsyncs: 1, batches: 1, written_bytes: offset, moved_bytes: 0 };
             Arc::new(first)
         }
     };
@@ -124,6 +124,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         spares: Vec::new(),
         lacking: None,
         pending: VecDeque::new(),
+        credit: 0,
         poisoned: None,
         untidy: true,
         buffer: Vec::new(),
@@ -131,7 +132,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
         syncs: crate::metrics::seconds_histogram(),
     };
     wal.take_over(spares)?;
-    wal.housekeep()?;
+    while wal.housekeep()? {}
     Ok(wal)
 }
 

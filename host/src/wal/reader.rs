@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::wal::extents::Extent;
 use lockstep_core::wal::record::entry_size;
-use lockstep_core::wal::replay::Extent;
 use raft::eraftpb::Entry;
 
 use super::error::WalError;
@@ -145,12 +145,11 @@ impl WalReader {
         let segments = self.shared.segments();
         let mut bytes = 0;
         let mut found = Vec::new();
-        for (first, extent) in log.extents_from(from) {
+        for (first, extent) in log.extents().from(from) {
             if first >= to_exclusive || bytes >= max_bytes && !found.is_empty() {
                 break;
             }
-            bytes += u64::from(extent.place.length) * (extent.end - first)
-                / u64::from(extent.place.count);
+            bytes += extent.live_bytes(first);
             let segment = segments.get(&extent.place.segment);
             let segment = segment.expect("live entries stand in a segment that is there");
             found.push((first, extent, Arc::clone(segment)));

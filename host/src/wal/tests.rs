@@ -16,6 +16,7 @@ use crate::fs::Fs;
 use crate::fs::mem::MemFs;
 
 mod basics;
+mod cleaning;
 mod crash;
 mod full;
 mod random;
@@ -83,7 +84,7 @@ impl Wal {
     /// As the log lane does while nothing else waits.
     fn append_and_tidy(&mut self, jobs: &[LogJob]) -> Result<Appended, WalError> {
         let appended = self.append(jobs, &mut |_| {})?;
-        self.housekeep()?;
+        while self.housekeep()? {}
         Ok(appended)
     }
 }

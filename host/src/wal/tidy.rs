@@ -1,85 +1,142 @@
-//! Old segments go: deletion in order, and moving what little keeps the oldest one.
+//! Old segments go: deletion in order, and moving what keeps the oldest one.
 //!
-//! Done behind batches that began a segment or let entries die, when nobody waits for the log, and
-//! within a budget, so that the next batch waits for little. Segments go oldest first. Once the chain is long, what is more than a little
-//! is moved in parts: no group, however idle, pins the log without end.
+//! - Done a step at a time ([`Wal::housekeep`]), while nobody waits for the log.
+//! - Segments go oldest first: what a newer one says holds only as long as the older ones are there.
+//! - What is *little* in the oldest segment is moved, so that an idle group pins nothing. More is
+//!   moved only while the log is *large*: soon the files would take more than twice what lives in
+//!   them, and four segments.
+//! - At most a quarter of the bytes that are appended is moved. So an idle log comes to rest, and a
+//!   log of which nearly everything lives for ever grows beyond twice that rather than being
+//!   written again and again.
+//! - While the disk is short of room only what frees a segment at once is moved, and only into the
+//!   segment that is there.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::wal::record::Span;
-use lockstep_core::wal::replay::GroupLog;
 use lockstep_core::wal::{MOVED_BYTES_MAX, RECORD_BYTES_MAX};
 use raft::eraftpb::Entry;
 
 use super::plan::{Piece, Plan, slices};
-use super::segment::Segment;
 use super::{Wal, WalError};
 
-/// Segments above which what pins the oldest one is moved, however much it is.
-const SEGMENTS_MAX: usize = 8;
+/// So many bytes are appended for each that may be moved.
+const APPENDED_PER_MOVED: u64 = 4;
 
 /// A group's live entries in one segment: group, first index, the index behind the last one.
 type Leftover = (GroupId, u64, u64);
 
 impl Wal {
-    /// Lets segments go that may, and sees to the spares. Nothing that was appended waits for it.
-    pub fn housekeep(&mut self) -> Result<(), WalError> {
+    /// One step of keeping the log small and its spares ready; whether there may be another one to
+    /// take at once. Nothing that was appended waits for it.
+    pub fn housekeep(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
-        if !std::mem::take(&mut self.untidy) {
-            return self.ensure_reserve();
+        let Some(oldest) = self.oldest().filter(|_| self.untidy) else {
+            self.untidy = false;
+            return self.ensure_reserve().map(|()| false);
+        };
+        let live = self.live_in(oldest);
+        let early = planted("delete_a_needed_segment") && self.shared.segments().len() > 2;
+        if live == 0 || early {
+            return self.free(oldest).map(|()| true);
         }
-        // In small logs of tests a whole segment would count as a leftover.
-        let mut budget = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
-        while let Some(oldest) = self.oldest().filter(|_| !planted("keep_every_segment")) {
-            let (mut leftovers, bytes) = self.leftovers(oldest.number());
-            let early = planted("delete_a_needed_segment") && self.shared.segments().len() > 2;
-            if !leftovers.is_empty() && !early {
-                let part = bytes > budget;
-                let long = self.shared.segments().len() > SEGMENTS_MAX;
-                if part && long {
-                    self.cut(&mut leftovers, budget);
-                    // The rest has its turn behind the next batch.
-                    self.untidy = true;
-                }
-                if part && !long {
-                    break;
-                }
-                if !self.move_out(&leftovers)? || part {
-                    break;
-                }
-                budget -= bytes;
-            }
-            let number = oldest.number();
-            drop(oldest);
-            self.free(number)?;
-        }
-        self.ensure_reserve()
+        self.ensure_reserve()?;
+        self.empty(oldest, live)
     }
 
     /// The group with the most live bytes in the oldest segment.
     pub(super) fn pinned_by(&self) -> Option<GroupId> {
-        let number = self.oldest()?.number();
+        let number = self.oldest()?;
         let groups = self.shared.groups();
-        let sizes = groups.iter().map(|(group, log)| (live_in(log, number), *group));
+        let sizes = groups.iter().map(|(group, log)| (log.extents().live_in(number), *group));
         sizes.filter(|(bytes, _group)| *bytes > 0).max().map(|(_bytes, group)| group)
     }
 
-    /// The oldest segment, unless it is the active one.
-    fn oldest(&self) -> Option<Arc<Segment>> {
-        let segments = self.shared.segments();
-        let (number, segment) = segments.first_key_value()?;
-        (*number != self.active.number()).then(|| Arc::clone(segment))
+    /// Bytes of records that hold live entries.
+    pub(super) fn live(&self) -> u64 {
+        self.shared.groups().values().map(|log| log.extents().live()).sum()
     }
 
-    fn leftovers(&self, number: u64) -> (Vec<Leftover>, u64) {
+    /// Bytes that all files may take, spares included.
+    pub(super) fn files_max(&self) -> u64 {
+        2 * self.live() + 4 * self.options.segment_bytes
+    }
+
+    /// Whether old segments have to be emptied so that files stay within their bound. Moving is
+    /// slow, so it begins an eighth before, and leaves room for two spares and a segment that
+    /// begins meanwhile.
+    fn is_large(&self) -> bool {
+        let bytes: u64 = self.shared.segments().values().map(|segment| segment.file.length).sum();
+        let (live, segment) = (self.live(), self.options.segment_bytes);
+        bytes > 2 * live - live / 4 + segment
+    }
+
+    /// So many bytes were appended: a part of them may be moved. What was saved up lasts for a
+    /// segment.
+    pub(super) fn earn(&mut self, appended: u64) {
+        let saved = self.credit + appended / APPENDED_PER_MOVED;
+        self.credit = saved.min(self.options.segment_bytes);
+    }
+
+    /// The oldest segment, unless it is the active one.
+    fn oldest(&self) -> Option<u64> {
+        let number = *self.shared.segments().first_key_value()?.0;
+        (number != self.active.number() && !planted("keep_every_segment")).then_some(number)
+    }
+
+    fn live_in(&self, segment: u64) -> u64 {
+        self.shared.groups().values().map(|log| log.extents().live_in(segment)).sum()
+    }
+
+    /// Moves something of what keeps the oldest segment, if that is worth it and may be; whether
+    /// that changed anything. If it can come to nothing before a segment begins or entries die,
+    /// nobody looks before that.
+    fn empty(&mut self, number: u64, live: u64) -> Result<bool, WalError> {
+        // In small logs of tests a whole segment would count as little.
+        let step = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
+        let short = self.shortage().is_some();
+        let large = !short && self.is_large();
+        self.untidy = live <= step || large;
+        if !self.untidy || self.is_stalled() || self.credit < live.min(step) {
+            return Ok(false);
+        }
+        let (leftovers, bytes) = self.leftovers(number, step);
+        if self.credit < bytes {
+            return Ok(false);
+        }
+        let read = self.read_out(&leftovers);
+        let plan = read.iter().fold(Plan::default(), |plan, (group, entries)| {
+            slices(entries, RECORD_BYTES_MAX).into_iter().fold(plan, |mut plan, slice| {
+                let (entries, span) = (Cow::Borrowed(slice), Span::of(slice));
+                plan.push(Piece::Entries { group: *group, entries, span, moved: true });
+                plan
+            })
+        });
+        let (moved, fits) = (plan.body_bytes as u64, plan.body_bytes <= self.batch_body_max());
+        // A large log is worth a new segment.
+        self.untidy = !read.is_empty() && fits && (large || self.fits(&plan));
+        if !self.untidy || !self.commit_own(plan)? {
+            return Ok(false);
+        }
+        self.credit = self.credit.saturating_sub(moved);
+        self.counters.moved_bytes += moved;
+        Ok(true)
+    }
+
+    /// Live entries in a segment that take about so many bytes, at least one record, and how many
+    /// they take.
+    fn leftovers(&self, number: u64, budget: u64) -> (Vec<Leftover>, u64) {
         let mut found: Vec<Leftover> = Vec::new();
         let mut bytes = 0;
         for (group, log) in self.shared.groups().iter() {
-            bytes += live_in(log, number);
-            for (from, extent) in log.extents().filter(|(_, e)| e.place.segment == number) {
+            for (from, extent) in log.extents().in_segment(number) {
+                let more = extent.live_bytes(from);
+                if bytes > 0 && bytes + more > budget {
+                    return (found, bytes);
+                }
+                bytes += more;
                 match found.last_mut() {
                     Some(last) if last.0 == *group && last.2 == from => last.2 = extent.end,
                     Some(_) | None => found.push((*group, from, extent.end)),
@@ -89,43 +146,20 @@ impl Wal {
         (found, bytes)
     }
 
-    /// Leaves of `leftovers` what takes about `budget` bytes, and at least one entry.
-    fn cut(&self, leftovers: &mut Vec<Leftover>, budget: u64) {
-        let (_, first, end) = leftovers[0];
-        let entries = self.reader().entries(leftovers[0].0, first, end, budget);
-        let count = entries.map_or(1, |entries| entries.len() as u64);
-        leftovers.truncate(1);
-        leftovers[0].2 = first + count.max(1);
-    }
-
-    /// Writes live entries once more, into the active segment. `false` if they cannot be read or do
-    /// not fit: the segment stays, nothing is lost.
-    fn move_out(&mut self, leftovers: &[Leftover]) -> Result<bool, WalError> {
-        let mut read: Vec<(GroupId, Vec<Entry>)> = Vec::new();
+    /// Reads entries that are to be moved; none if one of them cannot be read: their segment stays,
+    /// nothing is lost.
+    fn read_out(&self, leftovers: &[Leftover]) -> Vec<(GroupId, Vec<Entry>)> {
+        let mut read = Vec::new();
         for (group, from, end) in leftovers {
             match self.reader().entries(*group, *from, *end, u64::MAX) {
                 Ok(entries) => read.push((*group, entries)),
                 Err(error) => {
                     tracing::error!(%group, index = from, %error, "live entries cannot be moved");
-                    return Ok(false);
+                    return Vec::new();
                 }
             }
         }
-        let mut plan = Plan::default();
-        for (group, entries) in &read {
-            for slice in slices(entries, RECORD_BYTES_MAX) {
-                let (entries, span) = (Cow::Borrowed(slice), Span::of(slice));
-                plan.push(Piece::Entries { group: *group, entries, span, moved: true });
-            }
-        }
-        if plan.body_bytes > self.batch_body_max() {
-            return Ok(false);
-        }
-        // A long chain is worth a new segment.
-        if !self.fits(&plan) && self.shared.segments().len() <= SEGMENTS_MAX {
-            return Ok(false);
-        }
-        self.commit_own(plan)
+        read
     }
 
     /// The segment counts no more. Its file serves a later one, unless there are enough of them,
@@ -137,7 +171,7 @@ impl Wal {
         self.sealed = false;
         let path = segment.path().to_owned();
         let wanted = !damaged && self.spares.len() < self.spares_max();
-        match Arc::try_unwrap(segment) {
+        match std::sync::Arc::try_unwrap(segment) {
             Ok(segment) if wanted && self.is_usual(&segment.file) && segment.file.is_sound() => {
                 tracing::debug!(segment = number, "log segment ended, its file stays");
                 self.spares.push(segment.file);
@@ -149,9 +183,4 @@ impl Wal {
             }
         }
     }
-}
-
-fn live_in(log: &GroupLog, number: u64) -> u64 {
-    let here = log.extents().filter(|(_from, extent)| extent.place.segment == number);
-    here.map(|(from, extent)| GroupLog::live_bytes(from, &extent)).sum()
 }

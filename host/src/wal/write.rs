@@ -241,11 +241,13 @@ impl Wal {
 
     /// How many spares may stay now: whoever else needs the room gets it.
     pub(super) fn spares_max(&self) -> usize {
-        let plenty = PLENTY_SEGMENTS.saturating_mul(self.options.segment_bytes);
-        match self.files.available() >= plenty {
-            true => self.options.spares.max(SPARES_MAX),
-            false => self.options.spares,
+        let (segment, least) = (self.options.segment_bytes, self.options.spares);
+        if self.files.available() < PLENTY_SEGMENTS.saturating_mul(segment) {
+            return least;
         }
+        let files = self.files_max() / segment;
+        let beside = files.saturating_sub(self.shared.segments().len() as u64);
+        usize::try_from(beside).unwrap_or(usize::MAX).clamp(least, least.max(SPARES_MAX))
     }
 
     /// Whether a file is as files are made now.

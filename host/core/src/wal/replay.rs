@@ -5,7 +5,7 @@
 //! writes ([`Tail::judge_state`], [`Tail::judge_entries`]); replay and the writer apply the same
 //! functions after.
 //!
-//! - Nothing here is kept per entry: extents are kept per record, terms per run.
+//! - Nothing here is kept per entry: extents are kept per record ([`Extents`]), terms per run.
 //! - While a log is replayed whose oldest segments are gone, a group may have holes; moved entries
 //!   fill them. [`GroupLog::finish`] refuses a hole that stayed.
 
@@ -15,6 +15,7 @@ use raft::eraftpb::Entry;
 
 use crate::ids::GroupId;
 use crate::recovery_state::RecoveryState;
+use crate::wal::extents::{Extent, Extents};
 use crate::wal::record::{Record, RecordBody, Span};
 
 /// A group's log without its entries' places.
@@ -37,19 +38,11 @@ pub struct Place {
     pub count: u32,
 }
 
-/// The live part of one record of entries; the map that holds it has its first index as key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
-    /// The index behind the last one.
-    pub end: u64,
-    pub place: Place,
-}
-
 /// A group's log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupLog {
     pub tail: Tail,
-    extents: BTreeMap<u64, Extent>,
+    extents: Extents,
 }
 
 /// All groups' logs, while records are read in order.
@@ -230,75 +223,37 @@ impl Tail {
 
 impl GroupLog {
     pub fn new(state: RecoveryState) -> Self {
-        Self { tail: Tail::new(state), extents: BTreeMap::new() }
+        Self { tail: Tail::new(state), extents: Extents::default() }
     }
 
     pub fn state(&mut self, state: RecoveryState, reset: bool) {
-        let first = state.first_index;
-        let kept = self.extents.split_off(&first);
-        let cut = self.extents.last_key_value().map(|(_from, extent)| *extent);
-        self.extents = kept;
-        if let Some(extent) = cut.filter(|extent| extent.end > first) {
-            self.extents.insert(first, extent);
-        }
-        if reset {
-            self.extents.clear();
+        match reset {
+            true => self.extents.clear(),
+            false => self.extents.cut_before(state.first_index),
         }
         self.tail.apply_state(state, reset);
     }
 
     pub fn entries(&mut self, span: &Span, place: Place) {
-        self.extents.split_off(&span.first);
-        if let Some(mut extent) = self.extents.last_entry() {
-            let extent = extent.get_mut();
-            extent.end = extent.end.min(span.first);
-        }
-        self.extents.insert(span.first, Extent { end: span.end(), place });
+        self.extents.append(span.first, place);
         self.tail.apply_entries(span);
     }
 
     /// Entries that are live already, written once more at `place`.
     pub fn moved(&mut self, span: &Span, place: Place) {
-        let end = span.end();
-        let mut behind = self.extents.split_off(&span.first);
-        // The extent that begins before may reach into the span, or even beyond it.
-        let before = self.extents.last_key_value().map(|(from, extent)| (*from, *extent));
-        if let Some((from, extent)) = before.filter(|(_from, extent)| extent.end > span.first) {
-            self.extents.insert(from, Extent { end: span.first, ..extent });
-            if extent.end > end {
-                behind.insert(end, extent);
-            }
-        }
-        let rest = behind.split_off(&end);
-        if let Some((_from, extent)) = behind.last_key_value().filter(|(_, e)| e.end > end) {
-            self.extents.insert(end, *extent);
-        }
-        self.extents.extend(rest);
-        self.extents.insert(span.first, Extent { end, place });
+        self.extents.replace(span.first, place);
         self.tail.apply_moved(span);
     }
 
-    /// The live parts of records, in order: first index and extent.
-    pub fn extents(&self) -> impl Iterator<Item = (u64, Extent)> + '_ {
-        self.extents.iter().map(|(from, extent)| (*from, *extent))
+    /// Where the live entries stand.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
     }
 
     /// Bytes of the live entries in pieces: first index and bytes, ascending.
     pub fn sizes(&self) -> Vec<(u64, u64)> {
-        self.extents().map(|(from, extent)| (from, Self::live_bytes(from, &extent))).collect()
-    }
-
-    /// About how many bytes of the log the live part of an extent takes.
-    pub fn live_bytes(from: u64, extent: &Extent) -> u64 {
-        let Place { length, count, .. } = extent.place;
-        u64::from(length) * (extent.end - from) / u64::from(count)
-    }
-
-    /// The extents that hold entries from `from` on, the first one cut to begin there.
-    pub fn extents_from(&self, from: u64) -> impl Iterator<Item = (u64, Extent)> + '_ {
-        let holder = self.extents.range(..=from).next_back().map_or(from, |found| *found.0);
-        let found = self.extents.range(holder..).filter(move |(_first, extent)| extent.end > from);
-        found.map(move |(first, extent)| ((*first).max(from), *extent))
+        let size = |(from, extent): (u64, Extent)| (from, extent.live_bytes(from));
+        self.extents.iter().map(size).collect()
     }
 
     /// Whether entries that both this log and `span` know have the same terms in both.
@@ -309,16 +264,14 @@ impl GroupLog {
             if let Some(run) = terms.next_if(|run| run.0 == index) {
                 term = run.1;
             }
-            let known = self.extents.range(..=index).next_back();
-            let known = known.is_some_and(|(_first, extent)| extent.end > index);
-            !known || self.tail.term(index) == Some(term)
+            !self.extents.holds(index) || self.tail.term(index) == Some(term)
         })
     }
 
     fn finish(&mut self) -> Result<(), String> {
         let mut next = self.tail.state.first_index;
-        for (first, extent) in &self.extents {
-            if *first != next {
+        for (first, extent) in self.extents.iter() {
+            if first != next {
                 return Err(format!("entries {next}..{first} are missing"));
             }
             next = extent.end;

@@ -214,6 +214,7 @@ fn check(says: &[Say], expect: &str) {
                 log.tail.terms().iter().map(|t| format!("{}:{}", t.0, t.1)).collect();
             let extents: Vec<_> = log
                 .extents()
+                .iter()
                 .map(|(from, e)| format!("{from}..{}@{}", e.end, e.place.segment))
                 .collect();
             format!("{} | {} | {}", terms.join(" "), extents.join(" "), log.tail.last_index)

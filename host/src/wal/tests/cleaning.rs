@@ -1,0 +1,119 @@
+//! What is moved so that old segments can go: how much, when, and when not.
+
+use super::*;
+
+/// Everything there is to do while nobody appends.
+fn rest(wal: &mut Wal) {
+    while wal.housekeep().expect("the disk is well") {}
+    while wal.seal_idle().expect("the disk is well") {
+        while wal.housekeep().expect("the disk is well") {}
+    }
+}
+
+fn assert_at_rest(fs: &MemFs, wal: &mut Wal) {
+    let (ops, stats) = (fs.ops(), wal.stats());
+    for _ in 0..100 {
+        assert!(!wal.seal_idle().expect("the disk is well"));
+        assert!(!wal.housekeep().expect("the disk is well"));
+    }
+    assert_eq!((fs.ops(), wal.stats()), (ops, stats), "it writes nothing at all");
+}
+
+/// E1: a log whose segments all live comes to rest, one of which most has died does so, too, and
+/// both stay as they are.
+#[test]
+fn an_idle_log_writes_nothing() {
+    let fs = disk();
+    let (mut wal, _none) = open_well(&fs);
+    for index in 1..170 {
+        let jobs = [1, 2, 3]
+            .map(|group| job(group, state(1, 0, index - 1), entries(index..index + 1, 1, 500)));
+        wal.append_and_tidy(&jobs).expect("there is room");
+    }
+    assert!(wal.stats().segments >= 12);
+    assert_eq!(wal.stats().moved_bytes, 0, "what lives is not moved for nothing");
+    rest(&mut wal);
+    assert_at_rest(&fs, &mut wal);
+    let dying = [2, 3].map(|group| job(group, state(90, 1, 89), vec![]));
+    wal.append_and_tidy(&dying).expect("there is room");
+    rest(&mut wal);
+    assert!(wal.stats().moved_bytes > 0, "a third of it pins the log");
+    assert_at_rest(&fs, &mut wal);
+    assert!(wal.stats().moved_bytes <= wal.stats().written_bytes / 5, "a quarter of the appended");
+}
+
+/// Random groups append, each as often as chance has it; each keeps what it wrote last.
+struct Load {
+    chance: u64,
+    /// Of each group: its first index, its next one, and the bytes of an entry.
+    groups: Vec<(u64, u64)>,
+    payload: u64,
+}
+
+impl Load {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.chance =
+            self.chance.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (self.chance >> 33) % bound
+    }
+
+    /// Jobs of a round: an entry of 4 kB for each of a few groups, the lower ones more often.
+    fn jobs(&mut self, keep: u64, marks: u64) -> Vec<LogJob> {
+        let count = self.groups.len() as u64;
+        let mut of: Vec<u64> = (0..6).map(|_| self.below(count).min(self.below(count))).collect();
+        of.sort_unstable();
+        of.dedup();
+        let mut jobs = Vec::new();
+        for group in of {
+            let (first, next) = &mut self.groups[group as usize];
+            let add = entries(*next..*next + 1, 1, 4000);
+            self.payload += 4000;
+            *next += 1;
+            if *next - *first >= keep + marks {
+                *first += marks;
+            }
+            let previous = u64::from(*first > 1);
+            jobs.push(job(group, state(*first, previous, *next - 2), add));
+        }
+        jobs
+    }
+}
+
+/// Proof 5 of the log, small: 100 groups keep 256 kB and more each in segments of 256 KiB. A round
+/// is a batch of up to six jobs, padded to 512 bytes; a group's state is 200 bytes or so in each job
+/// and in each segment's head.
+#[test]
+fn a_log_of_many_groups_stays_within_its_bounds() {
+    let seed = std::env::var("SEED").map_or(1, |seed| seed.parse().expect("SEED is a number"));
+    println!("SEED={seed}");
+    const GROUPS: usize = 100;
+    const SEGMENT: u64 = 256 << 10;
+    let fs = disk();
+    let options = WalOptions { segment_bytes: SEGMENT, spares: 2, ..options() };
+    let (mut wal, _none) = Wal::open(Arc::new(fs), &dir(), options).expect("it opens");
+    let mut load = Load { chance: seed, groups: vec![(1, 1); GROUPS], payload: 0 };
+    let mut worst: f64 = 0.0;
+    while load.payload < 120 << 20 {
+        let jobs = load.jobs(64, 32);
+        let before = wal.stats();
+        let appended = wal.append(&jobs, &mut |_| {}).expect("there is room");
+        let after = wal.stats();
+        assert_eq!(after.moved_bytes, before.moved_bytes, "no append moves anything");
+        let heads = after.batches - before.batches - 1;
+        assert!(heads <= 1 && appended.syncs == 1 + heads, "no append makes or removes a file");
+        while wal.housekeep().expect("there is room") {}
+        let stats = wal.stats();
+        let most = 2 * stats.live + 4 * SEGMENT;
+        assert!(stats.bytes <= most, "{} bytes of files, {} live", stats.bytes, stats.live);
+        worst = worst.max(stats.bytes as f64 / stats.live.max(SEGMENT) as f64);
+    }
+    let stats = wal.stats();
+    let per_byte = stats.written_bytes as f64 / load.payload as f64;
+    println!(
+        "{per_byte:.3} bytes written a byte, {} moved, {} live, files {worst:.2} times that",
+        stats.moved_bytes, stats.live
+    );
+    assert!(per_byte <= 1.3, "{per_byte} bytes are written for a byte of payload: {stats:?}");
+    assert!(stats.moved_bytes <= load.payload / 4 + load.payload / 40);
+    assert!(stats.live > GROUPS as u64 * SEGMENT * 3 / 4, "{stats:?}");
+}
