@@ -99,7 +99,8 @@ fn log_way_out(error: &WalError) -> &'static str {
     match error {
         WalError::Io { .. } => {
             "; nothing acknowledged is lost by it: start again once this user \
-            may read and write the file and the disk is well"
+            may read and write the file and the disk is well, or with --rejoin to join as a new \
+            replica"
         }
         _other => "",
     }

@@ -525,7 +525,8 @@ impl ApplyLane {
         self.overtaken |= matches!(entries, Err(WalError::Compacted { .. }));
         let entries = entries.map_err(|error| match error {
             // A peer's snapshot behind them does without.
-            WalError::Corrupt { .. } => Fault::NoRecoverableSnapshot(format!("{error}")),
+            error if error.is_damage() => Fault::NoRecoverableSnapshot(format!("{error}")),
+            error if error.is_short() => short_of(from, &error),
             error => Fault::Internal(format!("entries from {from}: {error}")),
         })?;
         match entries.is_empty() {
@@ -547,6 +548,13 @@ impl ApplyLane {
 
 fn context(moment: Moment) -> Context {
     Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
+}
+
+/// The machine lacks what reading the log takes: it is tried again.
+fn short_of(from: u64, error: &WalError) -> Fault {
+    let (class, call) = (FaultClass::Host, "apply");
+    let message = format!("entries from {from} could not be read: {error}");
+    Fault::Guest(GuestFault { class, call, index: None, message })
 }
 
 fn no_guest() -> Fault {

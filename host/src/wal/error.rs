@@ -68,6 +68,16 @@ impl WalError {
         }
     }
 
+    /// Whether whoever reads hears by this that the log is not what was written, or cannot be read
+    /// any more.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } => true,
+            Self::Io { source, .. } => !is_short(source),
+            _other => false,
+        }
+    }
+
     pub(super) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> Self {
         Self::Corrupt { path: path.to_owned(), offset, reason: reason.into() }
     }

@@ -87,11 +87,12 @@ impl WalReader {
         let segments: Vec<Arc<Segment>> = self.shared.segments().values().cloned().collect();
         let mut bad = Vec::new();
         for pair in segments.windows(2) {
-            if let Err(error) = open::check_sealed(&pair[0], &pair[1]) {
-                // It may have been removed meanwhile; then nobody will read it again.
-                if self.shared.note_damage(pair[0].number()) {
-                    bad.push(error);
-                }
+            // It may have been removed meanwhile; then nobody will read it again.
+            if let Err(error) = open::check_sealed(&pair[0], &pair[1])
+                && error.is_damage()
+                && self.shared.note_damage(pair[0].number())
+            {
+                bad.push(error);
             }
             pause(pair[0].file.length);
         }
@@ -110,7 +111,8 @@ impl WalReader {
         self.shared.groups().keys().copied().collect()
     }
 
-    /// Reads one record; what is not as it was written is known to be damaged from now on.
+    /// Reads one record; what is not as it was written, or cannot be read, is known to be damaged
+    /// from now on.
     fn read(
         &self,
         group: GroupId,
@@ -118,7 +120,7 @@ impl WalReader {
         segment: &Segment,
     ) -> Result<Vec<Entry>, WalError> {
         let entries = segment.entries(group, &extent.place);
-        if matches!(entries, Err(WalError::Corrupt { .. })) {
+        if entries.as_ref().is_err_and(WalError::is_damage) {
             self.shared.note_damage(segment.number());
         }
         entries

@@ -3,6 +3,7 @@
 use lockstep_core::wal::record::{BatchBuilder, BatchPlace, FileHeader};
 
 use super::*;
+use crate::fs::mem::DiskFault;
 
 /// A log in one segment: three batches of one entry, then what `last` does. Returns where each
 /// batch begins, the end of the last one included.
@@ -269,4 +270,42 @@ fn damage_of_a_segment_that_went_is_forgotten() {
     assert!(late.entries(GroupId(1), &place).is_err());
     assert!(!wal.shared.note_damage(1), "it is gone");
     assert_eq!((wal.stats().damaged, wal.damaged().len()), (0, 0));
+}
+
+/// E5: a sector that cannot be read is damage, as one that rotted is, whoever reads it; what could
+/// not be read for want of descriptors is none.
+#[test]
+fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
+    let (fs, files) = long_log();
+    let (mut wal, _found) = open_well(&fs);
+    let (from, extent) = {
+        let groups = wal.shared.groups();
+        groups[&GroupId(1)].extents().in_segment(1).next().expect("it holds something")
+    };
+    let reader = wal.reader();
+    let read = || reader.entries(GroupId(1), from, from + 1, 99);
+    let next_read_lacks_descriptors = || fs.fail_read(fs.reads() + 1, DiskFault::Descriptors);
+    next_read_lacks_descriptors();
+    assert!(read().expect_err("it cannot be read").is_short());
+    next_read_lacks_descriptors();
+    assert!(reader.scrub(&mut |_bytes| ()).is_empty());
+    assert_eq!(wal.damaged().len(), 0);
+
+    fs.spoil(&files[0], extent.place.offset..extent.place.offset + 1).expect("it is there");
+    let failed = read().expect_err("it cannot be read");
+    assert!(matches!(failed, WalError::Io { .. }), "{failed}");
+    assert_eq!(wal.damaged().into_iter().collect::<Vec<_>>(), [1]);
+    assert_eq!(reader.scrub(&mut |_bytes| ()).len(), 1);
+    let last = reader.last_index(GroupId(1)).expect("it is there");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    assert!(!fs.has(&files[0]), "its file is not used again");
+    drop(wal);
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
+
+    // The scrubber alone finds it, too.
+    let (fs, files) = long_log();
+    let (wal, _found) = open_well(&fs);
+    fs.spoil(&files[0], 512..513).expect("it is there");
+    assert_eq!(wal.reader().scrub(&mut |_bytes| ()).len(), 1);
+    assert_eq!(wal.damaged().len(), 1);
 }
