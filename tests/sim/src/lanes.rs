@@ -51,7 +51,7 @@ impl World {
             false => {
                 let round = std::mem::take(&mut process.queue);
                 let written = process.log.write(round, durable);
-                written.and_then(|rest| Ok([rest, process.log.housekeep()?].concat()))
+                written.and_then(|rest| Ok([rest, process.log.housekeep()?.0].concat()))
             }
         };
         let again = process.log.is_stalled() || !process.queue.is_empty();
