@@ -66,7 +66,8 @@ fn limits() -> Vec<(&'static str, String)> {
     let each = format!("`command-fuel`, to {}", fuel(*guest::COMMAND_FUEL.end()));
     let (texts, targets) = (imports::LOG_TEXT_BYTES_MAX, imports::LOG_TARGET_BYTES_MAX);
     let clients = (size(clients::MEMORY_BYTES), size(clients::MEMORY_BYTES_MIN));
-    let answers = size(core::SESSION_ANSWER_BYTES_MAX);
+    let own = size(core::SESSION_OWN_ANSWER_BYTES);
+    let lent = size(core::SESSION_ANSWER_BYTES_MAX);
     vec![
         ("component", size(core::MODULE_BYTES_MAX)),
         ("name and version of a component", format!("{} each", size(check::INFO_TEXT_BYTES_MAX))),
@@ -87,10 +88,8 @@ fn limits() -> Vec<(&'static str, String)> {
         ),
         ("answer of a query", size(core::QUERY_ANSWER_BYTES_MAX)),
         ("open calls of a session", count(core::SESSION_OPEN_CALLS_MAX)),
-        (
-            "sessions of a group",
-            format!("{}, their answers together {answers}", count(core::SESSIONS_MAX)),
-        ),
+        ("sessions of a group", count(core::SESSIONS_MAX)),
+        ("answers kept for sessions", format!("{own} for each, and {lent} that are lent")),
         ("linear memory", format!("{}; {memory}", size(profile.memory_bytes))),
         ("memory of a query or snapshot beyond that", size(copy::GROWTH_BYTES_MAX)),
         (
