@@ -173,26 +173,7 @@ impl NodeConfig {
         let raw: RawNode = toml::from_str(text).map_err(|e| e.to_string())?;
         name_is_plain("cluster", &raw.cluster)?;
         let node = node_id(raw.node)?;
-        let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
-        for (id, address) in &raw.nodes {
-            let number: u16 =
-                id.parse().map_err(|_| format!("[nodes]: {id:?} is not a node id (1 to 65535)"))?;
-            let id = node_id(number)?;
-            check_address(&format!("[nodes] {id}"), address)?;
-            let same = nodes.iter().find(|(_, have)| Place::of(have) == Place::of(address));
-            if let Some((other, have)) = same {
-                return Err(match have == address {
-                    true => format!("[nodes]: nodes {other} and {id} share the address {address}"),
-                    false => format!(
-                        "[nodes]: {have} of node {other} and {address} of node {id} are the same \
-                         address"
-                    ),
-                });
-            }
-            if nodes.insert(id, address.clone()).is_some() {
-                return Err(format!("[nodes]: node {id} is listed twice"));
-            }
-        }
+        let nodes = cluster_nodes(&raw.nodes)?;
         let own = nodes.get(&node).ok_or_else(|| {
             format!("[nodes] has no entry for this node, {node}: add {node} = \"host:port\"")
         })?;
@@ -255,6 +236,31 @@ impl NodeConfig {
         id.copy_from_slice(&digest.as_bytes()[..16]);
         id
     }
+}
+
+/// `[nodes]`.
+fn cluster_nodes(raw: &BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, String> {
+    let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
+    for (id, address) in raw {
+        let number: u16 =
+            id.parse().map_err(|_| format!("[nodes]: {id:?} is not a node id (1 to 65535)"))?;
+        let id = node_id(number)?;
+        check_address(&format!("[nodes] {id}"), address)?;
+        let same = nodes.iter().find(|(_, have)| Place::of(have) == Place::of(address));
+        if let Some((other, have)) = same {
+            return Err(match have == address {
+                true => format!("[nodes]: nodes {other} and {id} share the address {address}"),
+                false => format!(
+                    "[nodes]: {have} of node {other} and {address} of node {id} are the same \
+                     address"
+                ),
+            });
+        }
+        if nodes.insert(id, address.clone()).is_some() {
+            return Err(format!("[nodes]: node {id} is listed twice"));
+        }
+    }
+    Ok(nodes)
 }
 
 fn groups(

@@ -189,22 +189,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         notes.push(format!("{}: {}", group.state, group.cause));
     }
     notes.extend(group.strangers.iter().map(|stranger| stranger_note(group, stranger)));
-    if group.log_stalled_ms > 0 {
-        notes.push(format!(
-            "the disk of {} has not answered for {}: it takes no commands, and does not lead while \
-             another can",
-            group.log_stalled_directory,
-            span(Duration::from_millis(group.log_stalled_ms))
-        ));
-    }
-    if group.snapshots_stalled_ms > 0 {
-        notes.push(format!(
-            "the disk of {} has not answered for {}: no snapshot is taken until it does, and the log \
-             grows",
-            group.snapshots_stalled_directory,
-            span(Duration::from_millis(group.snapshots_stalled_ms))
-        ));
-    }
+    notes.extend(stalled_disks(group));
     if group.clock_is_off {
         notes.push(CLOCK_IS_OFF.to_owned());
     }
@@ -256,6 +241,26 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     }
     notes.extend(peer_notes(group));
     notes
+}
+
+/// Disks that hang, and what that means.
+fn stalled_disks(group: &GroupStatus) -> Vec<String> {
+    let disks = [
+        (
+            (group.log_stalled_ms, &group.log_stalled_directory),
+            "it takes no commands, and does not lead while another can",
+        ),
+        (
+            (group.snapshots_stalled_ms, &group.snapshots_stalled_directory),
+            "no snapshot is taken until it does, and the log grows",
+        ),
+    ];
+    let stalled = disks.iter().filter(|((ms, _), _)| *ms > 0);
+    let note = |((ms, directory), so): &((u64, &String), &str)| {
+        let time = span(Duration::from_millis(*ms));
+        format!("the disk of {directory} has not answered for {time}: {so}")
+    };
+    stalled.map(note).collect()
 }
 
 /// What a leader says of the others.

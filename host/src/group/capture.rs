@@ -1,8 +1,8 @@
 //! A local snapshot on its way from the guest to a sealed, read-back object.
 //!
-//! The apply lane has the guest write it, through a [`Pen`]; finishing, sealing and reading back are a
-//! bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing, and nothing waits for a
-//! disk for longer than [`DISK_PATIENCE`].
+//! The apply lane has the guest write it, through a [`Pen`]; finishing, sealing and reading back
+//! are a bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing, and the lane
+//! waits for a disk for no longer than [`DISK_PATIENCE`].
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::store::{
     LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
 };
 
-/// How long the apply lane waits for the disk of the snapshots: it takes longer than a disk does for
-/// a block that is only busy, and less than clients wait.
+/// How long the apply lane waits for the disk of the snapshots: longer than a disk takes for a block
+/// that is only busy, and less than clients wait.
 const DISK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Room, and a place to write.

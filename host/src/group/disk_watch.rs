@@ -1,4 +1,5 @@
-//! [`DiskWatch`]: how long a thread has been in one operation at a disk, for those who cannot ask it.
+//! [`DiskWatch`]: how long a thread has been in one operation at a disk, for those who cannot ask
+//! it.
 //!
 //! A thread that hangs in the system answers nobody and cannot be interrupted. So it writes down
 //! when it goes to the disk and when it is back, and everybody else only reads that.

@@ -1,5 +1,5 @@
-//! [`JoinWatch`]: says which nodes a replica waits for that has not met its group, and why they do not
-//! answer.
+//! [`JoinWatch`]: says which nodes a replica waits for that has not met its group, and why they do
+//! not answer.
 
 use lockstep_core::group::{GroupStatus, ReplicaState, Running};
 use lockstep_core::ids::NodeId;

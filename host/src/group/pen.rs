@@ -1,4 +1,5 @@
-//! [`Pen`]: writes a snapshot beside the apply lane, so that a disk that hangs does not hold the lane.
+//! [`Pen`]: writes a snapshot beside the apply lane, so that a disk that hangs does not hold the
+//! lane.
 //!
 //! - Blocks go round: one is filled while the other is written. Whoever fills them waits for one to
 //!   come back, and gives the pen up once the disk did not answer for so long.
@@ -42,8 +43,8 @@ pub(super) struct Pen<W> {
 }
 
 impl<W: Write + Send + 'static> Pen<W> {
-    /// Writes with `writer`, and waits for a disk for no longer than `patience`; `watch` is for this
-    /// pen alone as long as it writes.
+    /// Writes with `writer`, and waits for a disk for no longer than `patience`; `watch` is for
+    /// this pen alone as long as it writes.
     pub(super) fn take(writer: W, watch: &Arc<DiskWatch>, patience: Duration) -> io::Result<Self> {
         let (full, blocks) = channel();
         let (give_back, back) = channel();

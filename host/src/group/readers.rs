@@ -1,7 +1,7 @@
 //! [`Readers`]: reading from the disk beside the actors, for followers and for proofs.
 //!
-//! A disk that hangs keeps whoever reads it. So each kind has few threads of the runtime's pool at a
-//! time, all groups of a node together; the rest waits as tasks, and whoever else needs that pool
+//! A disk that hangs keeps whoever reads it. So each kind has few threads of the runtime's pool at
+//! a time, all groups of a node together; the rest waits as tasks, and whoever else needs that pool
 //! finds it.
 
 use std::sync::Arc;

@@ -51,8 +51,8 @@ impl StoreLane {
     }
 }
 
-/// A question that is put to the lane again and again, but not before it came to the last one: while
-/// its disk hangs, nothing piles up.
+/// A question that is put to the lane again and again, but not before it came to the last one:
+/// while its disk hangs, nothing piles up.
 #[derive(Default)]
 pub(super) struct Standing(Arc<AtomicBool>);
 

@@ -44,7 +44,8 @@ impl<Out, In> BulkChannel<Out, In> for BulkLink<Out, In> {
     }
 }
 
-/// Opens a channel to the node at `address`, in a version that it knows. Blocks; not for a runtime's own threads.
+/// Opens a channel to the node at `address`, in a version that it knows. Blocks; not for a
+/// runtime's own threads.
 pub(super) fn open(
     runtime: &Handle,
     address: &str,

@@ -77,8 +77,29 @@ fn waits_for(nodes: impl Iterator<Item = (NodeId, String, Option<String>)>) -> S
         .collect()
 }
 
+/// What is on the disks, and how they do.
+fn disks_to_wire(report: &GroupReport) -> wire::GroupStatus {
+    let (log, snapshots) = (report.log_hangs.as_ref(), report.snapshots_hang.as_ref());
+    wire::GroupStatus {
+        log_bytes: report.log_bytes,
+        log_fsyncs: report.log_fsyncs,
+        log_damaged_segments: report.log_damaged,
+        log_stalled_ms: log.map_or(0, |hangs| hangs.ms),
+        log_stalled_directory: log.map(|hangs| hangs.dir.clone()).unwrap_or_default(),
+        snapshots_stalled_ms: snapshots.map_or(0, |hangs| hangs.ms),
+        snapshots_stalled_directory: snapshots.map(|hangs| hangs.dir.clone()).unwrap_or_default(),
+        parked_bytes: report.stored.usage.parked,
+        budget_used: report.stored.budget_used,
+        budget: report.stored.budget,
+        disk_available: report.stored.space.map_or(0, |space| space.available),
+        disk_total: report.stored.space.map_or(0, |space| space.total),
+        ..Default::default()
+    }
+}
+
 fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     let report: GroupReport = group.report();
+    let disks = disks_to_wire(&report);
     let status: GroupStatus = report.status;
     // The watch cell is ahead of the report, which is only published now and then.
     let state = group.watch().borrow().clone();
@@ -106,8 +127,6 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         applied: status.applied,
         first_index: status.first_index,
         last_index: status.last_index,
-        log_bytes: report.log_bytes,
-        log_fsyncs: report.log_fsyncs,
         snapshot_bytes: report.snapshot_bytes,
         snapshots: status.snapshots.iter().map(snapshot_to_wire).collect(),
         configuration: Some(configuration_to_wire(&status.configuration)),
@@ -122,23 +141,10 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         log_pin: status.log_pin.map(|(pin, _)| pin_word(pin)).unwrap_or_default(),
         log_pin_index: status.log_pin.map_or(0, |(_, index)| index),
         log_pinned_by: pinned_by.map(|group| group.name().to_owned()).unwrap_or_default(),
-        log_damaged_segments: report.log_damaged,
-        log_stalled_ms: report.log_hangs.as_ref().map_or(0, |hangs| hangs.ms),
-        log_stalled_directory: report.log_hangs.map(|hangs| hangs.dir).unwrap_or_default(),
-        snapshots_stalled_ms: report.snapshots_hang.as_ref().map_or(0, |hangs| hangs.ms),
-        snapshots_stalled_directory: report
-            .snapshots_hang
-            .map(|hangs| hangs.dir)
-            .unwrap_or_default(),
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
         objects,
         divergence_alarms: status.alarms,
         divergence_alarm: status.alarm.clone().unwrap_or_default(),
-        parked_bytes: report.stored.usage.parked,
-        budget_used: report.stored.budget_used,
-        budget: report.stored.budget,
-        disk_available: report.stored.space.map_or(0, |space| space.available),
-        disk_total: report.stored.space.map_or(0, |space| space.total),
         reluctant: status.reluctant,
         clock_is_off: status.clock_is_off,
         log_time_ms: status.log_time_ms,
@@ -151,6 +157,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,
         frames_dropped: group.frames_dropped(),
+        ..disks
     }
 }
 

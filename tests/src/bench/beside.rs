@@ -1,4 +1,5 @@
-//! Readers beside writers: what queries cost commands, and what a query that is too much costs others.
+//! Readers beside writers: what queries cost commands, and what a query that is too much costs
+//! others.
 //!
 //! - Writers wait for each answer. Their latency is taken without readers, and with as many readers
 //!   that ask queries of some 15 ms as fast as they can.
@@ -73,7 +74,8 @@ impl Latency {
 pub(super) async fn run(options: &Options) -> Result<()> {
     println!("{}", machine::describe());
     println!(
-        "{WRITERS} writers, without and with {READERS} readers of {QUERY:?}; {} rounds of {} s a case\n",
+        "{WRITERS} writers, without and with {READERS} readers of {QUERY:?}; {} rounds of {} s a \
+         case\n",
         options.rounds, options.seconds
     );
     let mut rounds = Vec::new();
