@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::{Fault, Refusal, Stall};
 use lockstep_core::group::{
-    ApplyJob, Effect, Event, Group, GroupStatus, Halt, Inbound, ReplicaState, Running, Stopped,
+    ApplyJob, Effect, Event, Group, Halt, Inbound, ReplicaState, Running, Stopped,
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
@@ -517,7 +517,7 @@ impl GroupActor {
     }
 
     fn publish_report(&self) {
-        self.report.send_replace(report(&self.lanes, self.group.status()));
+        self.report.send_replace(GroupReport::of(&self.lanes, self.group.status()));
     }
 
     /// Every request still waiting is told why; later ones see the state. What became of a command
@@ -541,38 +541,6 @@ impl GroupActor {
                 Waiting::Mark(sender) => drop(sender.send(Err(refusal.clone()))),
             }
         }
-    }
-}
-
-/// What `status` shows of a group, put together from core, log, store and guest.
-pub(crate) fn report(lanes: &Lanes, status: GroupStatus) -> GroupReport {
-    use std::sync::atomic::Ordering::Relaxed;
-    let log = lanes.log.stats();
-    let gauges = &lanes.gauges;
-    GroupReport {
-        stored: lanes.stored.now(),
-        transfers: lanes.transfers.now(),
-        snapshot_bytes: status.snapshots.iter().map(|desc| desc.length).sum(),
-        status,
-        log_bytes: log.bytes,
-        guest_memory_bytes: gauges.guest_memory_bytes.load(Relaxed),
-        snapshot_stall_ms: gauges.snapshot_stall_ms.load(Relaxed),
-        log_fsyncs: log.fsyncs,
-        log_pinned_by: log.pinned_by,
-        log_damaged: log.damaged,
-        log_disk_available: log.available,
-        log_hangs: lanes.log.hanging(),
-        snapshots_hang: gauges.snapshots_hang(),
-        last_capture_ms: gauges.last_capture_ms.load(Relaxed),
-        last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
-        last_restore_ms: gauges.last_restore_ms.load(Relaxed),
-        guest_faults: gauges.guest_faults.load(Relaxed),
-        guest_log_dropped: gauges.guest_log_dropped.load(Relaxed),
-        sessions: gauges.sessions.load(Relaxed),
-        sessions_evicted: gauges.sessions_evicted.load(Relaxed),
-        sessions_refused: gauges.sessions_refused.load(Relaxed),
-        commits: gauges.commits.clone(),
-        applies: gauges.applies.clone(),
     }
 }
 

@@ -50,8 +50,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Beside `client-memory`: for each connection, and for what the node has under way itself (queues
 /// of the group, windows of its log, pages of the guest and its copy).
 const CLIENT_MEMORY_BYTES: u64 = 64 << 20;
-const CONNECTION_BYTES: u64 = 64 << 10;
-const NODE_BYTES: u64 = 96 << 20;
+const CONNECTION_BYTES: u64 = 32 << 10;
+const NODE_BYTES: u64 = 64 << 20;
 /// What this program needs: two for each client, and some.
 const DESCRIPTORS: u64 = 8_192;
 
@@ -131,9 +131,7 @@ async fn one_round(cluster: &mut Cluster, plan: Plan, tell: &Teller) -> Result<F
 
     let mut idle = Vec::new();
     for number in 0..IDLE {
-        let mut client = connect(&at(number)).await.context("an idle client")?;
-        client.query(look_up("long-not", true)).await.ok();
-        idle.push(client);
+        idle.push(connect(&at(number)).await.context("an idle client")?);
     }
     let (mut ill, mut well, mut calm) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
     for number in 0..SLOW {
@@ -153,16 +151,7 @@ async fn one_round(cluster: &mut Cluster, plan: Plan, tell: &Teller) -> Result<F
     }
     tell.say(format!("{} clients are there", IDLE + SLOW + HASTY + BUSY + CALM));
 
-    let until = Instant::now() + Duration::from_secs(plan.seconds);
-    let mut peak = before.clone();
-    while Instant::now() < until {
-        tokio::time::sleep(LOOK).await;
-        cluster.check_running()?;
-        for (node, bytes) in memory(cluster)? {
-            let most = peak.entry(node).or_default();
-            *most = (*most).max(bytes);
-        }
-    }
+    let memory_bytes = watch_memory(cluster, &before, plan).await?;
     shared.stop.store(true, Ordering::Relaxed);
     let mut times = Times::default();
     for one in calm.join_all().await {
@@ -179,11 +168,6 @@ async fn one_round(cluster: &mut Cluster, plan: Plan, tell: &Teller) -> Result<F
     }
     ill.shutdown().await;
 
-    let more = |node: &u16| peak[node].saturating_sub(before[node]);
-    let memory_bytes = before.keys().map(more).max().unwrap_or(0);
-    let connections = (2 * (IDLE + SLOW + HASTY + BUSY + CALM)) as u64;
-    let most = CLIENT_MEMORY_BYTES + connections * CONNECTION_BYTES + NODE_BYTES;
-    ensure!(memory_bytes <= most, "a node took {memory_bytes} bytes more; {most} are allowed");
     let retried = shared.retried.load(Ordering::Relaxed);
     Ok(Figures {
         commands: times.commands.len() as u64,
@@ -193,6 +177,29 @@ async fn one_round(cluster: &mut Cluster, plan: Plan, tell: &Teller) -> Result<F
         busy: shared.busy.load(Ordering::Relaxed),
         memory_bytes,
     })
+}
+
+/// What the node that took most took beside what it had before, while the round lasts.
+async fn watch_memory(
+    cluster: &mut Cluster,
+    before: &BTreeMap<u16, u64>,
+    plan: Plan,
+) -> Result<u64> {
+    // A part of all at each node, and at the leader those that look for it.
+    let connections = ((IDLE + SLOW + HASTY + BUSY + CALM) / before.len() + BUSY + CALM) as u64;
+    let most = CLIENT_MEMORY_BYTES + connections * CONNECTION_BYTES + NODE_BYTES;
+    let until = Instant::now() + Duration::from_secs(plan.seconds);
+    let mut peak = 0;
+    while Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+        cluster.check_running()?;
+        for (node, bytes) in memory(cluster)? {
+            let more = bytes.saturating_sub(before[&node]);
+            ensure!(more <= most, "node {node} took {more} bytes more; {most} are allowed");
+            peak = peak.max(more);
+        }
+    }
+    Ok(peak)
 }
 
 /// Counts up a key of its own, and looks it up: each call once, and none without an answer.

@@ -4,7 +4,8 @@
 //! - Commands go in the order in which they were handed in, over one stream after the other. A node
 //!   takes them in that order, and nothing behind one that it refused. Over the next stream go all
 //!   that have no outcome, the oldest first.
-//! - A command is *waiting* (not sent over the current stream) or *under way* (sent, no answer yet).
+//! - A command is *waiting* (not sent over the current stream) or *under way* (sent, no answer
+//!   yet).
 //! - A node that refused a command is not sent more; once what is under way there has its answers,
 //!   the next stream is opened, at the leader if another node leads.
 //! - Nothing is forgotten: every command ends with an outcome or an error, at the latest by its

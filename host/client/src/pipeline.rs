@@ -6,8 +6,8 @@
 //!   unanswered commands are sent again; outside of one, those that may have arrived end as
 //!   [`Error::Unknown`].
 //! - Commands are applied in the order in which they were submitted, those that are applied at all.
-//!   Outside of a session one that ended as [`Error::Unknown`] may be applied at any time, or never.
-//!   What several tasks submit at once has no order.
+//!   Outside of a session one that ended as [`Error::Unknown`] may be applied at any time, or
+//!   never. What several tasks submit at once has no order.
 //! - Nodes take a bounded number and length of commands at a time ([`STREAM_INFLIGHT_MAX`],
 //!   [`STREAM_INFLIGHT_BYTES_MAX`]); so do pipelines, and `submit` waits beyond it.
 //! - When the last handle is dropped, what was submitted is still brought to its end.

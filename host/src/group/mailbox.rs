@@ -19,6 +19,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::group::Lanes;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
@@ -173,6 +174,40 @@ pub struct GroupReport {
     /// From proposals to their commit, on a leader; and applying an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
+}
+
+impl GroupReport {
+    /// What `status` shows of a group, put together from core, log, store and guest.
+    pub(crate) fn of(lanes: &Lanes, status: GroupStatus) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        let log = lanes.log.stats();
+        let gauges = &lanes.gauges;
+        Self {
+            stored: lanes.stored.now(),
+            transfers: lanes.transfers.now(),
+            snapshot_bytes: status.snapshots.iter().map(|desc| desc.length).sum(),
+            status,
+            log_bytes: log.bytes,
+            guest_memory_bytes: gauges.guest_memory_bytes.load(Relaxed),
+            snapshot_stall_ms: gauges.snapshot_stall_ms.load(Relaxed),
+            log_fsyncs: log.fsyncs,
+            log_pinned_by: log.pinned_by,
+            log_damaged: log.damaged,
+            log_disk_available: log.available,
+            log_hangs: lanes.log.hanging(),
+            snapshots_hang: gauges.snapshots_hang(),
+            last_capture_ms: gauges.last_capture_ms.load(Relaxed),
+            last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
+            last_restore_ms: gauges.last_restore_ms.load(Relaxed),
+            guest_faults: gauges.guest_faults.load(Relaxed),
+            guest_log_dropped: gauges.guest_log_dropped.load(Relaxed),
+            sessions: gauges.sessions.load(Relaxed),
+            sessions_evicted: gauges.sessions_evicted.load(Relaxed),
+            sessions_refused: gauges.sessions_refused.load(Relaxed),
+            commits: gauges.commits.clone(),
+            applies: gauges.applies.clone(),
+        }
+    }
 }
 
 /// A handle to one hosted group; cheap to clone.

@@ -18,7 +18,7 @@ use crate::group::mailbox::Mailbox;
 use crate::group::readers::Readers;
 use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
-use crate::group::{GroupActor, GroupHandle, LaneJob, Lanes, LogLane, report};
+use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
 use crate::guest::Module;
 use crate::metrics::{Transfers, seconds_histogram};
 use crate::node::{StartError, thread};
@@ -183,7 +183,7 @@ impl Opened {
             rate: self.shared.rate,
             readers: self.shared.readers,
         };
-        self.report.send_replace(report(&lanes, self.group.status()));
+        self.report.send_replace(GroupReport::of(&lanes, self.group.status()));
         let actor =
             GroupActor::new(self.group, self.handle, self.mailbox, lanes, self.state, self.report);
         (tokio::spawn(actor.run(self.first)), self.threads)

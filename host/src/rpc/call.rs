@@ -2,8 +2,8 @@
 //!
 //! - A caller that goes away ends its call: what is done for it is dropped where it stands.
 //! - An answer is charged until it has left this process. A caller that does not take its answer
-//!   is cut off: a chunk has so long, and a second more for each so many of its bytes; a tenth of it
-//!   where its connection holds more than its part of what is short.
+//!   is cut off: a chunk has so long, and a second more for each so many of its bytes; a tenth of
+//!   it where its connection holds more than its part of what is short.
 
 use std::future::Future;
 use std::pin::{Pin, pin};

@@ -24,8 +24,8 @@ pub(super) struct Forward {
     clients: BTreeMap<NodeId, (LockstepClient<Channel>, Leader)>,
 }
 
-/// Where clients reach whom a call is forwarded to: said to the client, so that it asks there itself
-/// the next time.
+/// Where clients reach whom a call is forwarded to: said to the client, so that it asks there
+/// itself the next time.
 #[derive(Clone)]
 pub(super) struct Leader {
     pub node: NodeId,
