@@ -32,67 +32,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::content::{Inode, Rng};
+use self::faults::{error, injected};
 use self::file::{MemDir, MemFile, MemLock};
-use crate::fs::{Dir, File, Fs, Named, Promise, Space};
+use crate::fs::{Dir, File, Fs, Promise, Space};
 
 mod content;
+mod faults;
 mod file;
 #[cfg(test)]
 mod tests;
 
+pub use self::faults::{DiskFault, LateFull};
+
 /// A filesystem with less than that left is full.
 const FULL_BYTES: u64 = 4096;
-
-/// What an injected failure looks like.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DiskFault {
-    /// EIO.
-    Io,
-    /// ENOSPC.
-    Full,
-    /// EACCES.
-    Denied,
-    /// EMFILE.
-    Descriptors,
-}
-
-/// At which operations a full filesystem says that it is full, beside those that take room.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LateFull {
-    /// A new name, by creating or by renaming: its directory would need a block.
-    pub name: bool,
-    /// A write over bytes that the file has: copy on write.
-    pub write: bool,
-    pub sync: bool,
-    pub remove: bool,
-    pub sync_dir: bool,
-}
-
-impl LateFull {
-    /// Each kind alone, and all of them.
-    pub const EACH: [Self; 6] = {
-        let none = Self { name: false, write: false, sync: false, remove: false, sync_dir: false };
-        [
-            Self { name: true, ..none },
-            Self { write: true, ..none },
-            Self { sync: true, ..none },
-            Self { remove: true, ..none },
-            Self { sync_dir: true, ..none },
-            Self { name: true, write: true, sync: true, remove: true, sync_dir: true },
-        ]
-    };
-
-    fn strikes(self, doing: &str) -> bool {
-        match doing {
-            "create" | "create directory" | "rename" => self.name,
-            "write" => self.write,
-            "sync" => self.sync,
-            "remove" => self.remove,
-            "sync directory" => self.sync_dir,
-            _other => false,
-        }
-    }
-}
 
 /// A disk; clones are the same disk.
 #[derive(Clone)]
@@ -654,26 +607,6 @@ impl NameChange {
 
 fn is_child(path: &Path, dir: &Path) -> bool {
     path.parent() == Some(dir)
-}
-
-fn injected(fault: Option<DiskFault>, doing: &str, path: &Path) -> io::Result<()> {
-    match fault {
-        None => Ok(()),
-        Some(DiskFault::Io) => {
-            let text = format!("{doing} {}: input/output error", path.display());
-            Err(io::Error::other(text))
-        }
-        Some(DiskFault::Full) => Err(error(io::ErrorKind::StorageFull, doing, path)),
-        Some(DiskFault::Denied) => Err(error(io::ErrorKind::PermissionDenied, doing, path)),
-        Some(DiskFault::Descriptors) => {
-            let of = io::Error::from_raw_os_error(24);
-            Err(Named::error(format!("{doing} {}: {of}", path.display()), &of))
-        }
-    }
-}
-
-fn error(kind: io::ErrorKind, doing: &str, path: &Path) -> io::Error {
-    io::Error::new(kind, format!("{doing} {}: {kind}", path.display()))
 }
 
 /// A panic elsewhere does not make the disk's bytes worse.
