@@ -84,8 +84,8 @@ fn measure(dir: &Path, bytes: u64, load: Load) -> Result<()> {
     let name = if load == Load::Alike { "alike" } else { "uneven" };
     let mib = |bytes: u64| bytes >> 20;
     println!(
-        "{name}: {:.3} bytes written a byte ({} MiB, {} MiB of it moved), {} MiB live, files at most \
-         {most:.2} times that and four segments",
+        "{name}: {:.3} bytes written a byte ({} MiB, {} MiB of it moved), {} MiB live, files at \
+         most {most:.2} times that and four segments",
         stats.written_bytes as f64 / payload as f64,
         mib(stats.written_bytes),
         mib(stats.moved_bytes),

@@ -302,6 +302,11 @@ impl Wal {
         }
     }
 
+    /// Whether there are fewer spares than there should be.
+    pub fn lacks_spare(&self) -> bool {
+        self.spares.len() < self.options.spares
+    }
+
     /// What is missing to a log with all its spares, or to what waits for room.
     pub fn shortage(&self) -> Option<Shortage> {
         if self.lacking.is_none() && self.pending.is_empty() {

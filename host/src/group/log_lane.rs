@@ -3,8 +3,8 @@
 //!
 //! - Jobs of one group become durable in the order they came, and are told with the batch that they
 //!   are whole by, whatever the lane still has to do.
-//! - Housekeeping (segments that go, spares) is done while no job waits, or behind
-//!   [`WRITES_IN_A_ROW_MAX`] rounds.
+//! - Housekeeping (segments that go, spares) is done while no job waits, behind
+//!   [`WRITES_IN_A_ROW_MAX`] rounds, or behind one that took a spare.
 //! - After a failed write the log is dead (N19): every group is told once, and nothing is tried
 //!   again. A job that does not fit its group's log ends that group, and no other.
 //! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
@@ -115,6 +115,12 @@ impl LogWriter {
         Ok(outputs)
     }
 
+    /// Whether housekeeping cannot wait: a spare is lacking, and the groups do not know yet that
+    /// there is no room for another.
+    pub fn must_housekeep(&self) -> bool {
+        self.wal.lacks_spare() && !self.short
+    }
+
     /// A step of what is done while no job waits: segments go, spare files are made. Returns
     /// whether there may be another to take at once, too.
     pub fn housekeep(&mut self) -> Result<(Vec<LogOutput>, bool), WalError> {
@@ -191,8 +197,7 @@ pub(crate) struct LogTimes {
 
 /// Bytes of entries taken into one round; the rest waits for the next.
 const ROUND_BYTES_MAX: usize = 2 * limits::LOG_BATCH_BYTES_MAX;
-/// Rounds that are written one after the other before the house is kept although jobs wait. Less
-/// than the spares have room for.
+/// Rounds that are written one after the other before the house is kept although jobs wait.
 const WRITES_IN_A_ROW_MAX: usize = 8;
 
 impl LogLane {
@@ -294,8 +299,10 @@ fn serve(
         };
         let outputs = match step {
             Step::Write(round) => {
-                rounds += 1;
-                watch.at_disk(|| writer.write(round, &mut durable))?
+                let outputs = watch.at_disk(|| writer.write(round, &mut durable))?;
+                let urgent = writer.must_housekeep();
+                rounds = if urgent { WRITES_IN_A_ROW_MAX } else { rounds + 1 };
+                outputs
             }
             Step::Housekeep => {
                 let (outputs, more) = watch.at_disk(|| writer.housekeep())?;

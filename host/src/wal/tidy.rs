@@ -1,7 +1,7 @@
 //! Old segments go: deletion in order, and moving what keeps the oldest one.
 //!
 //! - Done a step at a time ([`Wal::housekeep`]), while nobody waits for the log.
-//! - Segments go oldest first: what a newer one says holds only as long as the older ones are there.
+//! - Segments go oldest first: an entry that was overwritten has to go before what overwrote it.
 //! - What is *little* in the oldest segment is moved, so that an idle group pins nothing. More is
 //!   moved only while the log is *large*: soon the files would take more than twice what lives in
 //!   them, and four segments.
