@@ -404,6 +404,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "voters": replicas(&configuration.voters), "learners": replicas(&configuration.learners),
         "voters_outgoing": replicas(&configuration.voters_outgoing), "peers": peers,
         "guest_memory_bytes": group.guest_memory_bytes, "guest_faults": group.guest_faults,
+        "sessions": group.sessions, "sessions_evicted": group.sessions_evicted,
+        "sessions_refused": group.sessions_refused,
         "snapshot_stall_ms": group.snapshot_stall_ms,
         "last_capture_error": group.last_capture_error, "reluctant": group.reluctant,
         "clock_is_off": group.clock_is_off, "marks_skipped": group.marks_skipped,
