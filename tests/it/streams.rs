@@ -1,4 +1,4 @@
-//! Streams of commands against a real group, whose leader is killed under them.
+//! Streams of commands against a real group: leaders that are killed under them, and long commands.
 
 use std::collections::BTreeSet;
 
@@ -82,4 +82,54 @@ async fn a_stream_outside_of_a_session_repeats_nothing() {
     let answered = counts.len() as u64;
     assert!((answered..=answered + unknown).contains(&applied), "{answered} {unknown} {applied}");
     cluster.stop_all().await.expect("they stop");
+}
+
+/// B5: each command of a session finds what the one before it left, though the leader is killed
+/// under them: the order is kept over streams and leaders.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_in_a_session_keeps_its_order_over_leaders() {
+    let mut cluster = three().await;
+    let client = cluster.client().expect("good addresses");
+    let pipeline = client.open_session().await.expect("a session").pipeline();
+    let mut pending = Vec::new();
+    for number in 1..=COMMANDS {
+        pending.push(pipeline.submit(format!("set x {number}")).await.expect("it is taken"));
+    }
+    for (number, answer) in pending.into_iter().enumerate() {
+        if number == BEFORE {
+            let leader = cluster.leader("kv").await.expect("one answered so far");
+            cluster.kill(leader).expect("it runs");
+        }
+        let reply = answer.await.expect("a session knows what became of each");
+        let before = if number == 0 { String::new() } else { number.to_string() };
+        assert_eq!(reply.outcome, Outcome::Ok(before.into()), "behind command {number}");
+    }
+    cluster.stop_all().await.expect("they stop");
+}
+
+/// B5: more than a group can have in its queue is under way at no time, so nothing is refused and
+/// nothing sent twice; long answers come, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_long_commands_is_refused_nothing() {
+    const LONG: u64 = 1_024;
+    let mut cluster = Cluster::start(Spec::of_guest("kv", 1).expect("it is built"));
+    let started = cluster.as_mut().expect("it starts");
+    started.wait_serving("kv").await.expect("it serves");
+    let pipeline = started.client().expect("a good address").pipeline();
+    let value = |number: u64| format!("{number} {}", "v".repeat(60 << 10));
+    let submitting = tokio::spawn(async move {
+        let mut pending = Vec::new();
+        for number in 1..=LONG {
+            let command = format!("set x {}", value(number));
+            pending.push(pipeline.submit(command).await.expect("it is taken"));
+        }
+        pending
+    });
+    let pending = submitting.await.expect("no panic");
+    for (number, answer) in (0..).zip(pending) {
+        let reply = answer.await.expect("it is applied");
+        let before = if number == 0 { String::new() } else { value(number) };
+        assert_eq!((reply.outcome, reply.attempts), (Outcome::Ok(before.into()), 1));
+    }
+    cluster.expect("it was there").stop_all().await.expect("they stop");
 }
