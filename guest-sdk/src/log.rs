@@ -1,7 +1,8 @@
 //! Messages for the replica's log.
 //!
 //! Nothing flows back: whether a message is shown, shortened or dropped is the replica's business
-//! and cannot change what the state machine does; it costs the same fuel in any case. Natively messages go to standard error.
+//! and cannot change what the state machine does; it costs the same fuel in any case. Natively
+//! messages go to standard error.
 
 /// How important a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
