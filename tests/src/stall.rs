@@ -138,8 +138,8 @@ async fn all(
     writer.account(cluster, (&client, GROUP), tell).await
 }
 
-/// The disk of the snapshots of `node`, which leads, hangs for so long, and a snapshot is asked for;
-/// the longest time without an answer to the writer.
+/// The disk of the snapshots of `node`, which leads, hangs for so long, and one is asked for; the
+/// longest time without an answer to the writer.
 async fn hang_snapshots(
     cluster: &mut Cluster,
     disk: &Freezer,

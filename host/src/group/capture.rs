@@ -22,8 +22,8 @@ use crate::store::{
     LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
 };
 
-/// How long the apply lane waits for the disk of the snapshots: longer than a disk takes for a block
-/// that is only busy, and less than clients wait.
+/// How long the apply lane waits for the disk of the snapshots: longer than one that is only busy
+/// takes for a block, and less than clients wait.
 const DISK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Room, and a place to write.
