@@ -313,7 +313,7 @@ fn raise_descriptors() -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < DESCRIPTORS) {
         limit.current = Some(limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS)));
-        setrlimit(Resource::Nofile, limit.clone()).context("raising the limit of descriptors")?;
+        setrlimit(Resource::Nofile, limit).context("raising the limit of descriptors")?;
     }
     let have = limit.current.unwrap_or(u64::MAX);
     ensure!(have >= DESCRIPTORS, "{DESCRIPTORS} descriptors are needed, {have} may be had");
