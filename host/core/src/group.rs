@@ -45,6 +45,7 @@ mod persist;
 mod pipeline;
 mod proof;
 mod proposals;
+mod raft_config;
 mod raft_log;
 mod reads;
 mod ready;
@@ -461,7 +462,8 @@ impl Shared {
         self.config.nodes.iter().copied().filter(|node| *node != self.config.node)
     }
 
-    /// Configured nodes that said nothing for longer than whoever waits takes between two questions.
+    /// Configured nodes that said nothing for longer than whoever waits takes between two
+    /// questions.
     fn unheard(&self) -> Vec<NodeId> {
         let lately = |seen: &Seen| self.now < seen.tick + 2 * limits::JOIN_RETRY_TICKS;
         let heard = self.seen.iter().filter(|(_, seen)| lately(seen));

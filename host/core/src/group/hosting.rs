@@ -1,7 +1,7 @@
 //! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
 
 use raft::eraftpb::Entry;
-use raft::{Config, RawNode, StateRole, Storage as _};
+use raft::{RawNode, StateRole, Storage as _};
 
 use crate::entry::{EntryBody, Install};
 use crate::fault::Refusal;
@@ -19,6 +19,7 @@ use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
 use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
+use crate::group::raft_config::{raft_config, silent};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
 use crate::group::status::Leads;
@@ -546,32 +547,4 @@ fn answer_refusal(
     if let Err(refusal) = taken {
         effects.push(Effect::Answer { ticket, answer: Err(refusal) });
     }
-}
-
-/// Every default of raft-rs that is a trap is set here.
-fn raft_config(replica: ReplicaId, applied: u64) -> Config {
-    Config {
-        id: replica.0,
-        election_tick: limits::ELECTION_TICKS_MIN,
-        heartbeat_tick: limits::HEARTBEAT_TICKS,
-        min_election_tick: limits::ELECTION_TICKS_MIN,
-        max_election_tick: limits::ELECTION_TICKS_MAX,
-        applied,
-        // 0, the default, means one entry a message.
-        max_size_per_msg: limits::APPEND_BYTES_MAX,
-        max_inflight_msgs: limits::APPEND_INFLIGHT_MAX,
-        // A leader that hears no quorum steps down; a replica cut off does not raise terms.
-        check_quorum: true,
-        pre_vote: true,
-        // raft-rs batches without a bound; packs are this host's way of batching.
-        batch_append: false,
-        max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
-        max_committed_size_per_ready: limits::COMMITTED_BYTES_MAX,
-        ..Config::default()
-    }
-}
-
-/// raft's own log lines say nothing that the effects do not.
-fn silent() -> slog::Logger {
-    slog::Logger::root(slog::Discard, slog::o!())
 }
