@@ -21,7 +21,8 @@
 //!   sync, a removal, a sync of a directory.
 //! - A process may have no descriptor left ([`MemFs::set_descriptors`]): what is open goes on.
 //! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably. [`MemFs::spoil`] makes
-//!   sectors unreadable: every read of them fails, over crashes and renames, until they are written.
+//!   sectors unreadable: every read of them fails, over crashes and renames, until they are
+//!   written.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
 

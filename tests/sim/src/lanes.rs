@@ -197,15 +197,9 @@ impl World {
                 Output::Queried { ticket, answer } => {
                     let Some(process) = self.process(node, epoch) else { continue };
                     let replica = process.replicas.get_mut(&group).expect("a group of this node");
-                    match (replica.tickets.remove(&ticket), answer) {
-                        (Some(to), answer) => self.queried(to, answer),
-                        (None, Err(Refusal::QueryFaulted { .. })) => {
-                            self.counters.add("queries that took the guest with them");
-                        }
-                        (None, Err(Refusal::QueryTooMuch { .. })) => {
-                            self.counters.add("queries that took too much");
-                        }
-                        (None, _) => {}
+                    match replica.tickets.remove(&ticket) {
+                        Some(to) => self.queried(to, answer),
+                        None => self.count_bad_query(&answer),
                     }
                 }
                 Output::Rest(job) => {
@@ -227,6 +221,17 @@ impl World {
                     self.after(delay, Action::Seal { node, epoch, group, capture });
                 }
             }
+        }
+    }
+
+    /// What a query of a stranger came to.
+    fn count_bad_query(&mut self, answer: &Result<QueryAnswer, Refusal>) {
+        match answer {
+            Err(Refusal::QueryFaulted { .. }) => {
+                self.counters.add("queries that took the guest with them");
+            }
+            Err(Refusal::QueryTooMuch { .. }) => self.counters.add("queries that took too much"),
+            _ => {}
         }
     }
 

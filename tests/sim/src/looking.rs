@@ -1,7 +1,7 @@
 //! What is checked of a replica as it goes: behind each event, at each list, in each state.
 
 use lockstep_core::fault::{Fault, Shortage};
-use lockstep_core::group::{Event, ReplicaState, Role, Stopped};
+use lockstep_core::group::{Event, Halt, ReplicaState, Role, Running, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::store::SnapshotStore;
@@ -100,54 +100,14 @@ impl World {
 
     pub(crate) fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
         match state {
-            ReplicaState::Stopped(Stopped::Failed(fault)) => {
-                self.counters.add("stopped replicas");
-                match fault {
-                    // The process is told to start again once its disk is well.
-                    Fault::Log(why) => {
-                        self.after(200 * MS, Action::Start { node });
-                        let waited = descriptors::waited_for(why);
-                        self.check(waited);
-                    }
-                    Fault::RolledBack { .. }
-                    | Fault::Superseded { .. }
-                    | Fault::Internal(_)
-                    | Fault::LogRefused(_)
-                    | Fault::Unusable(_)
-                    | Fault::Restore(_)
-                    | Fault::NoRecoverableSnapshot(_)
-                    | Fault::WrongModule { .. }
-                    | Fault::WrongLineage { .. }
-                    | Fault::Guest(_) => {
-                        let what = format!("node {node}, group {group} failed: {fault}");
-                        self.check(crate::check::violated("liveness", what));
-                    }
-                }
-            }
+            ReplicaState::Stopped(Stopped::Failed(fault)) => self.failed(node, group, fault),
             // Its node joins as somebody new.
             ReplicaState::Stopped(Stopped::Removed) => {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
             }
-            ReplicaState::Running(lockstep_core::group::Running::Halted(halt)) => {
-                let had_memory = memory::had(&halt.fault);
-                self.check(had_memory);
-                let trapped = halt.fault.entry().is_some();
-                match halt.applied_by {
-                    // A log that cannot be read now.
-                    _ if !trapped && !self.nodes[&node].unreadable => {
-                        let what = format!("node {node}, group {group} halts: {}", halt.fault);
-                        self.check(crate::check::violated("liveness", what));
-                    }
-                    // Nobody starts it again: a peer's snapshot takes it on.
-                    Some(_) => self.counters.add("replicas halted alone"),
-                    None => {
-                        self.counters.add("halted replicas");
-                        self.after(30 * SECOND, Action::Start { node });
-                    }
-                }
-            }
-            ReplicaState::Running(lockstep_core::group::Running::DiskFull(shortage)) => {
+            ReplicaState::Running(Running::Halted(halt)) => self.halted(node, group, halt),
+            ReplicaState::Running(Running::DiskFull(shortage)) => {
                 self.counters.add("disk full state");
                 match shortage {
                     // The log asks for two segments at the most.
@@ -161,13 +121,13 @@ impl World {
                 let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);
                 self.check(kept);
             }
-            ReplicaState::Running(lockstep_core::group::Running::DiskStalled(_)) => {
+            ReplicaState::Running(Running::DiskStalled(_)) => {
                 self.counters.add("disk stalled state");
             }
-            ReplicaState::Running(lockstep_core::group::Running::MemoryHigh(_)) => {
+            ReplicaState::Running(Running::MemoryHigh(_)) => {
                 self.counters.add("memory high state");
             }
-            ReplicaState::Running(lockstep_core::group::Running::NeedsSnapshot(_)) => {
+            ReplicaState::Running(Running::NeedsSnapshot(_)) => {
                 self.counters.add("needs snapshot state");
                 if self.members == 1 {
                     // There is nobody to ask: its operator starts it again.
@@ -185,10 +145,54 @@ impl World {
             }
             ReplicaState::Stopped(Stopped::Requested)
             | ReplicaState::Running(
-                lockstep_core::group::Running::Serving
-                | lockstep_core::group::Running::Restoring
-                | lockstep_core::group::Running::Joining,
+                Running::Serving
+                | Running::Restoring
+                | Running::Joining,
             ) => {}
+        }
+    }
+
+    fn failed(&mut self, node: NodeId, group: GroupId, fault: &Fault) {
+        self.counters.add("stopped replicas");
+        match fault {
+            // The process is told to start again once its disk is well.
+            Fault::Log(why) => {
+                self.after(200 * MS, Action::Start { node });
+                let waited = descriptors::waited_for(why);
+                self.check(waited);
+            }
+            Fault::RolledBack { .. }
+            | Fault::Superseded { .. }
+            | Fault::Internal(_)
+            | Fault::LogRefused(_)
+            | Fault::Unusable(_)
+            | Fault::Restore(_)
+            | Fault::NoRecoverableSnapshot(_)
+            | Fault::WrongModule { .. }
+            | Fault::WrongLineage { .. }
+            | Fault::Guest(_) => {
+                let what = format!("node {node}, group {group} failed: {fault}");
+                self.check(crate::check::violated("liveness", what));
+            }
+        }
+    }
+
+    fn halted(&mut self, node: NodeId, group: GroupId, halt: &Halt) {
+        let had_memory = memory::had(&halt.fault);
+        self.check(had_memory);
+        let trapped = halt.fault.entry().is_some();
+        match halt.applied_by {
+            // A log that cannot be read now.
+            _ if !trapped && !self.nodes[&node].unreadable => {
+                let what = format!("node {node}, group {group} halts: {}", halt.fault);
+                self.check(crate::check::violated("liveness", what));
+            }
+            // Nobody starts it again: a peer's snapshot takes it on.
+            Some(_) => self.counters.add("replicas halted alone"),
+            None => {
+                self.counters.add("halted replicas");
+                self.after(30 * SECOND, Action::Start { node });
+            }
         }
     }
 }
