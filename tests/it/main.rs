@@ -11,6 +11,7 @@ mod faults;
 mod guests;
 mod lifecycle;
 mod logging;
+mod memory;
 mod metrics;
 mod modules;
 mod promises;

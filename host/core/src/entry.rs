@@ -119,6 +119,8 @@ pub enum MarkReason {
     LogBytes,
     Learner,
     Operator,
+    /// Memory is high somewhere: what a rebuild would give back is known by its snapshot.
+    Memory,
 }
 
 /// Bytes that an entry counts for in windows and queues.
@@ -135,6 +137,11 @@ pub fn is_mark(data: &[u8]) -> bool {
 /// full disk.
 pub fn is_clients(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_PACK | KIND_OPEN | KIND_CLOSE, ..])
+}
+
+/// Whether an entry's data is a pack of commands.
+pub fn is_pack(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_PACK, ..])
 }
 
 impl EntryBody {
@@ -223,6 +230,7 @@ fn decode_reason(reader: &mut Reader) -> Result<MarkReason, DecodeError> {
         1 => MarkReason::LogBytes,
         2 => MarkReason::Learner,
         3 => MarkReason::Operator,
+        4 => MarkReason::Memory,
         other => return Err(reader.unknown(u64::from(other))),
     })
 }
@@ -299,6 +307,7 @@ mod tests {
         check(EntryBody::Open { time_ms: 1, nonce: 2 });
         check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Learner });
+        check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Memory });
         check(EntryBody::Install(Install {
             module: ModuleId([3; 32]),
             config: Bytes::from_static(b"cfg"),

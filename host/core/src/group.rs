@@ -45,10 +45,11 @@ mod persist;
 mod pipeline;
 mod proof;
 mod proposals;
-mod raft_config;
 mod raft_log;
+mod raft_node;
 mod reads;
 mod ready;
+mod rebuild;
 mod room;
 mod stall;
 mod status;
@@ -59,12 +60,14 @@ mod wants;
 
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 pub use event::Event;
-pub use frame::{Body, Frame, Inbound};
+pub use frame::{Body, Frame, GuestIs, Inbound};
+pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
 use persist::PersistQueue;
+use rebuild::Turn;
 use strangers::Strangers;
 use time::LogTime;
 
@@ -164,6 +167,12 @@ pub(crate) struct Shared {
     /// What the guest applied last and the newest good snapshot, as told in frames.
     applied: u64,
     snapshot: u64,
+    /// How it stands with the guest, as told in frames.
+    guest: GuestIs,
+    /// The replica whose turn it is to rebuild its guest, by this leader's word.
+    turn: Option<Turn>,
+    /// Only a rebuild of this leader's own guest is left that would pay.
+    yields: bool,
 }
 
 struct Seen {
@@ -181,6 +190,9 @@ struct Seen {
     memory: Option<MemoryUse>,
     /// The newest good snapshot that it lists.
     snapshot: u64,
+    guest: GuestIs,
+    /// It says, as a leader, that this replica may rebuild its guest.
+    grants: bool,
 }
 
 /// SplitMix64: chance from a seed, so that a run can be repeated.
@@ -236,6 +248,9 @@ impl Group {
             misdirected: 0,
             applied: 0,
             snapshot: 0,
+            guest: GuestIs::Absent,
+            turn: None,
+            yields: false,
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -387,6 +402,7 @@ impl Group {
             | Event::Fetched { .. }
             | Event::LogDamaged { .. }
             | Event::Started { .. }
+            | Event::Built { .. }
             | Event::Applied(_)
             | Event::Restored { .. }
             | Event::NotRestored { .. }
@@ -453,6 +469,8 @@ impl Shared {
             stalled: self.stalled.is_some(),
             memory: self.memory,
             snapshot: self.snapshot,
+            guest: self.guest,
+            grants: self.grants(to),
             body,
         }
     }
@@ -529,6 +547,8 @@ impl Shared {
             stalled: frame.stalled,
             memory: frame.memory,
             snapshot: frame.snapshot,
+            guest: frame.guest,
+            grants: frame.grants,
         });
         let older = frame.boot < seen.boot;
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
@@ -546,6 +566,7 @@ impl Shared {
         (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
         seen.stalled = frame.stalled;
         (seen.memory, seen.snapshot) = (frame.memory, frame.snapshot);
+        (seen.guest, seen.grants) = (frame.guest, frame.grants);
         seen.via = Arc::clone(&inbound.via);
         Ok(true)
     }

@@ -62,6 +62,9 @@ pub const MEMORY_WARNING_PERCENT: u64 = 80;
 /// Of what is left below the bound, no more than one such part is under way as commands; a single
 /// pack always may be.
 pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
+/// A rebuild of a guest pays if it gives back at least one such part of what it may have: a rebuild
+/// costs the replica its guest for as long as a start takes.
+pub const REBUILD_GAIN_PARTS: u64 = 8;
 
 /// Milliseconds of one tick.
 pub const TICK_MS: u64 = 100;

@@ -421,6 +421,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
         "guest_memory_most": group.guest_memory_most,
         "memory_soft_bytes": group.memory_soft_bytes, "relief_commands": group.relief_commands,
+        "rebuilds": group.rebuilds, "rebuilds_in_vain": group.rebuilds_in_vain,
+        "rebuilds_gave_back_bytes": group.rebuilds_gave_back_bytes,
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
         "log_stalled_ms": group.log_stalled_ms,
         "log_stalled_directory": group.log_stalled_directory,

@@ -32,7 +32,7 @@ use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
 use lockstep_core::limits::APPLY_ANSWERS_BYTES_MAX;
-use lockstep_core::memory::MemoryUse;
+use lockstep_core::memory::{Footprint, MemoryUse};
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::Entry;
@@ -369,7 +369,7 @@ impl ApplyLane {
                 let mut guest = self.fresh()?;
                 let install = self.ledger.install().expect("init follows the install record");
                 guest.init(context(moment), &install.config)?;
-                self.guest = Some(guest);
+                self.built(0, 0, guest);
                 Ok(Vec::new())
             }
             Work::Apply(plan) => {
@@ -392,6 +392,13 @@ impl ApplyLane {
                 })
             }
         }
+    }
+
+    /// There is a guest: of the snapshot at `index`, or one that begins.
+    fn built(&mut self, index: u64, snapshot: u64, guest: Box<dyn Guest>) {
+        let footprint = Footprint { snapshot, memory: guest.memory_bytes() };
+        self.aside.push(Event::Built { index, footprint });
+        self.guest = Some(guest);
     }
 
     /// A fresh guest for the group this ledger is of.
@@ -508,7 +515,7 @@ impl ApplyLane {
         });
         match result {
             Ok(guest) => {
-                self.guest = Some(guest);
+                self.built(desc.index, desc.length, guest);
                 let took = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
                 self.tools.gauges.restored(took, self.ledger.log_time_ms());
                 Ok(())

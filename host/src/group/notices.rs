@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_core::group::GroupStatus;
+use lockstep_core::group::{GroupStatus, RebuildTally};
 use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
 
 use crate::group::CLOCK_IS_OFF;
@@ -13,6 +13,7 @@ pub(super) struct Notices {
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
     memory_is_near: bool,
+    rebuilds: RebuildTally,
     /// Snapshots that followers were sent in a row.
     sent: BTreeMap<ReplicaId, u32>,
 }
@@ -22,6 +23,7 @@ impl Notices {
     pub(super) fn tell(&mut self, group: &str, status: &GroupStatus) {
         self.tell_of_the_clock(group, status);
         self.tell_of_strangers(group, status);
+        self.tell_of_rebuilds(group, status);
         self.tell_of_memory(group, status);
         self.tell_of_the_outrun(group, status);
     }
@@ -46,6 +48,24 @@ impl Notices {
                 "a node speaks for another group of this name: correct [nodes] where it is wrong");
         }
         self.strangers.clone_from(now);
+    }
+
+    /// The state machine was built anew for the sake of its memory.
+    fn tell_of_rebuilds(&mut self, group: &str, status: &GroupStatus) {
+        let now = status.rebuilds;
+        let before = std::mem::replace(&mut self.rebuilds, now);
+        if now.done <= before.done {
+            return;
+        }
+        let gave_back = now.bytes.saturating_sub(before.bytes);
+        match now.in_vain > before.in_vain {
+            true => tracing::warn!(
+                group,
+                gave_back,
+                "the state machine was rebuilt, and little memory came back"
+            ),
+            false => tracing::info!(group, gave_back, "the state machine was rebuilt"),
+        }
     }
 
     /// Memory comes near the bound at which commands are refused, or is far from it again.

@@ -180,6 +180,10 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     let alarms = "Entries that could not be applied here and were by another replica";
     rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
+    memory_rows(rows)
+}
+
+fn memory_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("guest_memory_bytes", "Linear memory of the guest", |r| one(r.guest_memory_bytes))?;
     let memory = |report: &GroupReport, bytes: fn(MemoryUse) -> u64| {
         report.status.memory.map(bytes).map_or(Vec::new(), one)
@@ -192,6 +196,15 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("relief_commands", "Commands taken here that were to make room", |report| {
         one(report.status.relief_commands)
+    })?;
+    rows.counter("guest_rebuilds", "Rebuilds of the guest to give memory back", |report| {
+        one(report.status.rebuilds.done)
+    })?;
+    rows.counter("guest_rebuilds_in_vain", "Rebuilds that gave back little", |report| {
+        one(report.status.rebuilds.in_vain)
+    })?;
+    rows.counter("guest_rebuilds_gave_back_bytes", "Memory that rebuilds gave back", |report| {
+        one(report.status.rebuilds.bytes)
     })
 }
 

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::fault::Shortage;
-use lockstep_core::group::{Body, Frame};
+use lockstep_core::group::{Body, Frame, GuestIs};
 use lockstep_core::ids::{Digest, GroupId, Lineage, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
@@ -64,6 +64,8 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         halted,
         memory,
         snapshot,
+        guest,
+        grants,
         body,
     } = frame;
     let body = match body {
@@ -99,6 +101,8 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         stalled,
         memory: memory.map(|MemoryUse { bytes, most }| wire::Memory { bytes, most }),
         snapshot,
+        guest: guest_to_wire(guest).into(),
+        grants,
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -148,6 +152,8 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         stalled: frame.stalled,
         memory: frame.memory.map(|wire::Memory { bytes, most }| MemoryUse { bytes, most }),
         snapshot: frame.snapshot,
+        guest: guest_from_wire(frame.guest)?,
+        grants: frame.grants,
         body,
     })
 }
@@ -171,7 +177,23 @@ pub(crate) fn frame_weight(frame: &Frame) -> usize {
     FIXED + entries
 }
 
-/// Messages that a raft says only to itself, or that carry a snapshot.
+fn guest_to_wire(guest: GuestIs) -> wire::GuestIs {
+    match guest {
+        GuestIs::Live => wire::GuestIs::Live,
+        GuestIs::ToBeRebuilt => wire::GuestIs::ToBeRebuilt,
+        GuestIs::Absent => wire::GuestIs::Absent,
+    }
+}
+
+fn guest_from_wire(value: i32) -> Result<GuestIs, ConvertError> {
+    match wire::GuestIs::try_from(value) {
+        Ok(wire::GuestIs::Live) => Ok(GuestIs::Live),
+        Ok(wire::GuestIs::ToBeRebuilt) => Ok(GuestIs::ToBeRebuilt),
+        Ok(wire::GuestIs::Absent) => Ok(GuestIs::Absent),
+        Err(_) => Err(ConvertError::Unknown { what: "guest", value: value.cast_unsigned() }),
+    }
+}
+
 fn shortage_to_wire(shortage: Shortage) -> wire::Shortage {
     let (need, have, log) = match shortage {
         Shortage::Disk { need, have } => (need, have, false),
@@ -188,6 +210,7 @@ fn shortage_from_wire(shortage: wire::Shortage) -> Shortage {
     }
 }
 
+/// Messages that a raft says only to itself, or that carry a snapshot, do not.
 fn travels(kind: MessageType) -> Result<MessageType, ConvertError> {
     match kind {
         MessageType::MsgHup

@@ -292,6 +292,7 @@ fn report(node: NodeId) -> GroupReport {
         shortage: None,
         memory: None,
         relief_commands: 0,
+        rebuilds: Default::default(),
         rotten: Vec::new(),
         wanted: None,
         alarms: 0,

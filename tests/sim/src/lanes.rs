@@ -4,7 +4,7 @@ use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
-use lockstep_host::group::Asker;
+use lockstep_host::group::{Asker, QueryAnswer};
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 

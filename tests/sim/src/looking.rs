@@ -124,6 +124,9 @@ impl World {
             ReplicaState::Running(Running::DiskStalled(_)) => {
                 self.counters.add("disk stalled state");
             }
+            ReplicaState::Running(Running::Rebuilding(_)) => {
+                self.counters.add("rebuilding state");
+            }
             ReplicaState::Running(Running::MemoryHigh(_)) => {
                 self.counters.add("memory high state");
             }

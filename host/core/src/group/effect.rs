@@ -80,6 +80,8 @@ pub enum Running {
     Serving,
     /// Rebuilds its guest from a recovery point and the log.
     Restoring,
+    /// Does so to give back memory that its guest freed; what the guest had before.
+    Rebuilding(MemoryUse),
     /// Has no log yet, or is in no configuration yet.
     Joining,
     /// Votes and keeps the log, but has no object to start from; it asks its peers for one.
@@ -152,6 +154,7 @@ impl ReplicaState {
         match self {
             Self::Running(Running::Serving) => "serving",
             Self::Running(Running::Restoring) => "restoring",
+            Self::Running(Running::Rebuilding(_)) => "rebuilding",
             Self::Running(Running::Joining) => "joining",
             Self::Running(Running::NeedsSnapshot(_)) => "needs snapshot",
             Self::Running(Running::DiskFull(Shortage::Disk { .. })) => "disk full",
@@ -173,6 +176,10 @@ impl ReplicaState {
             Self::Running(Running::Joining) => {
                 Some("waiting for the group to take this replica in".to_owned())
             }
+            Self::Running(Running::Rebuilding(MemoryUse { bytes, most })) => Some(format!(
+                "the state machine had {bytes} bytes of memory and may have {most}; it is built \
+                 anew from the newest snapshot, to give back what was freed"
+            )),
             Self::Running(Running::NeedsSnapshot(why)) => Some(why.clone()),
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Running(Running::DiskStalled(stall)) => Some(stall.to_string()),

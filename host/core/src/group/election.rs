@@ -132,7 +132,7 @@ impl Hosting {
             .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
             .filter(|(id, _)| !shared.is_stalled(ReplicaId(**id)))
             .filter(|(id, _)| stalled || has_room(id))
-            .filter(|(id, _)| stalled || !shared.is_memory_high(ReplicaId(**id)))
+            .filter(|(id, _)| stalled || shared.has_memory_to_lead(ReplicaId(**id)))
             .max_by_key(|(id, peer)| {
                 let again = Some(**id) == self.election.asked;
                 (has_room(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
@@ -184,6 +184,7 @@ fn is_reluctant(shared: &Shared) -> bool {
         ReplicaState::Running(Running::MemoryHigh(_)) => !shared.leads_for_memory(),
         ReplicaState::Running(
             Running::Restoring
+            | Running::Rebuilding(_)
             | Running::Joining
             | Running::NeedsSnapshot(_)
             | Running::DiskFull(_)

@@ -10,7 +10,7 @@ use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
-use crate::memory::MemoryUse;
+use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
 use crate::snapshot::{Room, SnapshotDesc, Verified};
 
@@ -74,6 +74,12 @@ pub enum Event {
     Started {
         applied: u64,
         time_ms: u64,
+    },
+    /// A guest was built from the recovery point at `index`, or from nothing (0); how much memory
+    /// that took. Told before whatever it was built for.
+    Built {
+        index: u64,
+        footprint: Footprint,
     },
     /// The apply lane went on.
     Applied(Applied),

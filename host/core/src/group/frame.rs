@@ -37,6 +37,10 @@ pub struct Frame {
     pub memory: Option<MemoryUse>,
     /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
     pub snapshot: u64,
+    /// How it stands with the sender's guest.
+    pub guest: GuestIs,
+    /// The sender, a leader, lets whom it is for rebuild its guest.
+    pub grants: bool,
     pub body: Body,
 }
 
@@ -56,6 +60,18 @@ impl Frame {
         };
         size_of::<Self>() + entries
     }
+}
+
+/// How it stands with a replica's guest.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum GuestIs {
+    /// It applies what is committed.
+    #[default]
+    Live,
+    /// It does, and a rebuild of it would give memory back: the replica waits for its turn.
+    ToBeRebuilt,
+    /// There is none that applies: it is being built, lacks a snapshot to be built from, or halted.
+    Absent,
 }
 
 /// The payload of a [`Frame`].

@@ -19,13 +19,13 @@ use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
 use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
-use crate::group::raft_config::{raft_config, silent};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
+use crate::group::rebuild::Rebuilds;
 use crate::group::status::Leads;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
-use crate::group::{Recovered, Shared, ready};
+use crate::group::{Recovered, Shared, raft_node, ready};
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
@@ -49,6 +49,7 @@ pub(crate) struct Hosting {
     pub(super) halts: Halts,
     pub(super) proof: Proof,
     pub(super) non_member: NonMember,
+    pub(super) rebuilds: Rebuilds,
     /// Bytes of log that followers and transfers may hold.
     pub(super) log_pin_bytes: u64,
     /// Entries kept for followers that will lag.
@@ -80,9 +81,8 @@ impl Hosting {
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
         let newest = state.newest().map_or(0, |desc| desc.index);
         let marks = Marks::since(newest, log.bytes_between(newest, state.floor));
-        let raw = RawNode::new(&raft_config(state.replica, state.floor), log, &silent())
-            .expect("the configuration is valid and the recovery state was validated");
         let floor = state.floor;
+        let raw = raft_node::open(state.replica, floor, log);
         effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state.clone()) }));
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
         Self {
@@ -101,6 +101,7 @@ impl Hosting {
             halts: Halts::default(),
             proof: Proof::default(),
             non_member: NonMember::default(),
+            rebuilds: Rebuilds::default(),
             log_pin_bytes: limits::LOG_PIN_MARKS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
             catch_up: shared.config.snapshot_policy.catch_up,
@@ -232,9 +233,11 @@ impl Hosting {
                 self.pipeline.started(applied);
                 self.halts.over();
                 shared.log_time.applied(time_ms);
+                self.rebuilds.is_over(shared);
                 self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
+            Event::Built { index, footprint } => self.rebuilds.built(index, footprint),
             Event::Applied(applied) => {
                 self.pipeline.progressed(applied.last, applied.bytes);
                 shared.log_time.applied(applied.time_ms);
@@ -248,6 +251,7 @@ impl Hosting {
                 shared.log_time.applied(time_ms);
                 self.installs.restored();
                 self.wants.met();
+                self.rebuilds.is_over(shared);
                 self.tell_list(effects);
                 self.settle_state(shared, effects);
             }
@@ -297,6 +301,7 @@ impl Hosting {
         shared.applied = self.pipeline.applied();
         let good = retention::newest_good(&shared.recovery, self.wants.rotten());
         shared.snapshot = good.map_or(0, |desc| desc.index);
+        shared.guest = self.guest(shared);
         self.installs.offer(&mut self.raw, effects);
         self.propose_waiting(shared, effects);
         self.ask_for_reads(shared);
@@ -329,6 +334,7 @@ impl Hosting {
         }
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
+        self.tick_rebuild(shared, effects);
         self.tick_marks(shared);
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
@@ -523,7 +529,7 @@ impl Hosting {
                 } else if let Some(why) = self.wants.needs() {
                     Running::NeedsSnapshot(why.to_owned())
                 } else if !self.pipeline.is_open() || self.installs.is_restoring() {
-                    Running::Restoring
+                    self.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
                 } else if let Some(stall) = &shared.stalled {
                     Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.short {

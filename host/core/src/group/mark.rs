@@ -23,6 +23,8 @@ pub(super) struct Marks {
     /// The last mark's index, or the snapshot this replica started from.
     last: u64,
     handed: u64,
+    /// The last entry with commands.
+    command: u64,
     bytes: u64,
     /// Entries that may have changed something.
     changes: u64,
@@ -69,6 +71,8 @@ impl Marks {
             took: 0,
             last: index,
             handed: index,
+            // What it holds was not looked at.
+            command: index + u64::from(bytes > 0),
             bytes,
             wanted: None,
             proposed: None,
@@ -127,6 +131,9 @@ impl Marks {
     /// Counts a committed entry.
     pub(super) fn passed(&mut self, entry: &Entry) {
         self.handed = entry.index;
+        if entry::is_pack(&entry.data) {
+            self.command = entry.index;
+        }
         self.bytes += footprint(entry) as u64;
         // A leader begins its term with an empty one.
         self.changes += u64::from(!entry.data.is_empty());
@@ -172,6 +179,15 @@ impl Marks {
     pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
         self.waiting_for_room = None;
+    }
+
+    /// The last entry with commands, if it is behind the last mark.
+    pub(super) fn unmarked(&self) -> Option<u64> {
+        Some(self.command).filter(|index| *index > self.last)
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capturing.is_some()
     }
 
     /// How the disk stands with the next snapshot, if that is known.
@@ -254,6 +270,7 @@ impl Hosting {
         }
         self.marks.failed_in_a_row = 0;
         self.marks.failure = None;
+        self.rebuilds.captured(&desc, shared.memory);
         self.proof.is_whole(&desc, shared.now);
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;

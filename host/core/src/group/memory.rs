@@ -5,12 +5,14 @@
 //!   there: by the same rule as for a full disk. Unlike there, what is appended is taken: it will
 //!   be applied sooner or later.
 //! - It answers queries, votes, and does not lead while a voter with memory can.
+//! - What was freed comes back by a rebuild of the guest, where that pays (`rebuild`).
 //! - Near the bound a leader has less and less under way, at last one pack: what that took is known
 //!   before the next one is packed.
 
 use crate::fault::Refusal;
 use crate::group::Shared;
 use crate::group::effect::{Effect, ReplicaState, Running};
+use crate::group::frame::GuestIs;
 use crate::group::hosting::Hosting;
 use crate::ids::ReplicaId;
 use crate::memory::MemoryUse;
@@ -43,11 +45,21 @@ impl Shared {
         }
     }
 
+    /// Whether a voter has memory to lead with. One that has as little will do where this replica's
+    /// guest is the last that is to be rebuilt.
+    pub(super) fn has_memory_to_lead(&self, voter: ReplicaId) -> bool {
+        match self.guest_of(voter) {
+            GuestIs::Absent => false,
+            GuestIs::ToBeRebuilt => !self.is_memory_high(voter),
+            GuestIs::Live => self.yields || !self.is_memory_high(voter),
+        }
+    }
+
     /// Whether somebody else should lead because of this replica's memory.
     pub(super) fn leads_for_memory(&self) -> bool {
         let voters = &self.recovery.configuration.voters;
         let others = voters.iter().filter(|voter| **voter != self.me());
-        let able = |voter: &ReplicaId| !self.is_silent(*voter) && !self.is_memory_high(*voter);
+        let able = |voter: &ReplicaId| !self.is_silent(*voter) && self.has_memory_to_lead(*voter);
         self.is_memory_high(self.me()) && others.copied().any(|voter| able(&voter))
     }
 }

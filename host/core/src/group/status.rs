@@ -6,6 +6,7 @@ use crate::fault::Shortage;
 use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
+use crate::group::rebuild::RebuildTally;
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::mutant::planted;
@@ -65,6 +66,8 @@ pub struct GroupStatus {
     pub memory: Option<MemoryUse>,
     /// Commands taken here that were to make room.
     pub relief_commands: u64,
+    /// Rebuilds of the guest for the sake of its memory, since the start.
+    pub rebuilds: RebuildTally,
     /// Listed objects that are not what they were, to be repaired.
     pub rotten: Vec<ObjectRef>,
     /// What this replica asks its peers for.
@@ -140,6 +143,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         shortage: shared.short,
         memory: shared.memory,
         relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
+        rebuilds: hosting.map_or(RebuildTally::default(), |h| h.rebuilds.tally()),
         rotten: hosting.map(rotten).unwrap_or_default(),
         wanted: hosting.and_then(|h| h.wants.asked()),
         alarms: hosting.map_or(0, |h| h.halts.alarms().0),

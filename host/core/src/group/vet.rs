@@ -200,7 +200,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::group::{Body, Event, Frame, Group, GroupConfig, Inbound, SnapshotPolicy};
+    use crate::group::{Body, Event, Frame, Group, GroupConfig, GuestIs, Inbound, SnapshotPolicy};
     use crate::ids::{GroupId, ModuleId};
     use crate::snapshot::Configuration;
 
@@ -236,6 +236,8 @@ mod tests {
             stalled: false,
             memory: None,
             snapshot: 0,
+            guest: GuestIs::Live,
+            grants: false,
             body: Body::Probe,
         };
         Event::Frame(Inbound { frame, via: "n2".into() })

@@ -4,7 +4,8 @@
 //! cluster N [seed=S] [absent=NODE] [OPTIONS]     adds N nodes and starts them; options:
 //!                                                entries=E log_bytes=B catch_up=E: the policy,
 //!                                                snapshots=apart: on a disk of their own,
-//!                                                config=L: the length of the group's config
+//!                                                config=L: the length of the group's config,
+//!                                                memory=M: bytes that a guest may have
 //! founded N [...]                                the same, and silently until they serve
 //! grow N                                         N nodes; known to each at its next start
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start

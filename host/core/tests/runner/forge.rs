@@ -1,6 +1,6 @@
 //! `forge A->B WHAT [KEY=NUMBER]...`: a frame that B takes for one of A, and that A never sent.
 
-use lockstep_core::group::{Body, Event, Frame, Inbound};
+use lockstep_core::group::{Body, Event, Frame, GuestIs, Inbound};
 use lockstep_core::ids::{GroupId, ReplicaId};
 use raft::eraftpb::{Entry, Message, MessageType};
 
@@ -63,6 +63,8 @@ pub(crate) fn forge(cluster: &mut Cluster, link: &str, what: &str, options: &[&s
         stalled: false,
         memory: None,
         snapshot: 0,
+        guest: GuestIs::Live,
+        grants: false,
         body,
     };
     cluster.event(to, Event::Frame(Inbound { frame, via: "forged".into() }));

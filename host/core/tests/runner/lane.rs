@@ -7,9 +7,11 @@ use lockstep_core::apply::{
     Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
+use lockstep_core::entry::Profile;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
+use lockstep_core::memory::{Footprint, MemoryUse};
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
 use raft::eraftpb::Entry;
@@ -32,6 +34,7 @@ pub(crate) struct Lane {
     /// A capture finds room only for one object beside the new one.
     tight: bool,
     dead: bool,
+    told_memory: u64,
     /// There is no guest until a start or a restore brings one.
     waiting: bool,
 }
@@ -127,7 +130,20 @@ impl Lane {
                 done.answer = Some((ticket, self.ask(&request, index)));
             }
         }
-        Some(done)
+        Some(self.tell_memory(done))
+    }
+
+    /// What the guest has of its memory is told before whatever changed it.
+    fn tell_memory(&mut self, mut done: Done) -> Done {
+        let most = self.ledger.install().map(|install| install.profile.memory_bytes);
+        // Most scripts say themselves what a guest has.
+        let limited = |most: &u64| *most != Profile::default().memory_bytes;
+        let Some(most) = most.filter(limited) else { return done };
+        let bytes = self.machine.memory();
+        if std::mem::replace(&mut self.told_memory, bytes) != bytes {
+            done.events.insert(0, Event::Memory(MemoryUse { bytes, most }));
+        }
+        done
     }
 
     /// What a script tells of captures, restores and traps.
@@ -168,6 +184,8 @@ impl Lane {
         for desc in &state.snapshots {
             if store.lock().expect("no panic holds the lock").is_good(desc) {
                 self.restore(desc, store);
+                let footprint = Footprint { snapshot: desc.length, memory: self.machine.memory() };
+                done.events.push(Event::Built { index: desc.index, footprint });
                 break;
             }
             let (snapshot, why) = (desc.clone(), "spoilt".to_owned());
@@ -244,7 +262,11 @@ impl Lane {
             let (index, term) = (entry.index, entry.term);
             let answers = match self.ledger.admit(&entry).expect("an entry can be read") {
                 Work::Done(answers) => answers,
-                Work::Init(_) => Vec::new(),
+                Work::Init(_) => {
+                    let footprint = Footprint { snapshot: 0, memory: self.machine.memory() };
+                    done.events.push(Event::Built { index: 0, footprint });
+                    Vec::new()
+                }
                 Work::Apply(plan) => {
                     let Some(outcomes) = self.call(plan.moment, &plan.commands) else {
                         return self.trap(index, done);

@@ -2,6 +2,8 @@
 //!
 //! `set KEY VALUE` answers the old value, `no` rejects, `time` answers the entry's log time,
 //! `dice` answers its chance, `big BYTES` answers that many bytes, `trap` traps on every replica.
+//! `hold KEY BYTES` keeps so many bytes, `free KEY` lets them go: its memory grows with what it
+//! keeps, and never shrinks.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,12 @@ use lockstep_core::apply::{Moment, Outcome};
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Machine {
     registers: BTreeMap<String, String>,
+    /// The most that it ever kept, bytes.
+    memory: usize,
 }
+
+/// What a machine has of memory that keeps nothing.
+const EMPTY_BYTES: usize = 1_000;
 
 impl Machine {
     /// `None` is a trap.
@@ -29,9 +36,28 @@ impl Machine {
             ["big", bytes, ..] => {
                 Outcome::Ok(Bytes::from(vec![b'x'; bytes.parse().expect("big BYTES")]))
             }
+            ["hold", key, bytes] => {
+                let value = "x".repeat(bytes.parse().expect("hold KEY BYTES"));
+                self.registers.insert((*key).to_owned(), value);
+                self.grow();
+                Outcome::Ok(Bytes::new())
+            }
+            ["free", key] => {
+                self.registers.remove(*key);
+                Outcome::Ok(Bytes::new())
+            }
             ["trap"] => return None,
             _other => Outcome::Ok(Bytes::new()),
         })
+    }
+
+    fn grow(&mut self) {
+        let keeps: usize = self.registers.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.memory = self.memory.max(EMPTY_BYTES + keeps);
+    }
+
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.max(EMPTY_BYTES) as u64
     }
 
     pub(crate) fn query(&self, key: &[u8]) -> String {
@@ -50,6 +76,9 @@ impl Machine {
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        Self { registers: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect() }
+        let registers = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let mut machine = Self { registers, memory: 0 };
+        machine.grow();
+        machine
     }
 }

@@ -2,7 +2,7 @@
 //! beside commands, disks that hang, and logs that refuse a job.
 
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
-use lockstep_core::group::{Event, GroupStatus, PeerStatus};
+use lockstep_core::group::{Event, GroupStatus, PeerStatus, RebuildTally};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
 
@@ -50,6 +50,7 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
         leader_changes,
         log_pin,
         capture_failure,
+        rebuilds,
         peers,
         ..
     } = process.group.as_ref().expect("it runs").status();
@@ -78,6 +79,10 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     }
     if process.asked > 0 {
         text += &format!(", asked for objects {} times", process.asked);
+    }
+    if rebuilds.done > 0 {
+        let RebuildTally { done, in_vain, bytes } = rebuilds;
+        text += &format!(", rebuilt its guest {done} times for {bytes} bytes, {in_vain} in vain");
     }
     if !process.judged.is_empty() {
         text += &format!(", judged {}", process.judged.join(" "));

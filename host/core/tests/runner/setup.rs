@@ -27,6 +27,7 @@ pub(crate) fn add(cluster: &mut Cluster, count: &str, options: &[&str]) -> u64 {
         let name = format!("n{node}");
         cluster.add(&name, NodeId(node), count, policy);
         let config = &mut cluster.processes.get_mut(&name).expect("just added").config;
+        config.profile.memory_bytes = number("memory", config.profile.memory_bytes);
         config.snapshots_share_log_disk = option("snapshots") != Some("apart");
         if let Some(length) = option("config") {
             config.guest_config = vec![b'c'; length.parse().expect("config=L")].into();

@@ -24,6 +24,8 @@ fn frame(body: Body) -> Frame {
         stalled: true,
         memory: Some(MemoryUse { bytes: 11, most: 12 }),
         snapshot: 40,
+        guest: GuestIs::Absent,
+        grants: true,
         body,
     }
 }

@@ -1,6 +1,6 @@
 //! Links between nodes: order, refusals, loss and return, and bulk channels.
 
-use lockstep_core::group::{Body, Frame};
+use lockstep_core::group::{Body, Frame, GuestIs};
 use lockstep_core::ids::{Digest, ModuleId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest, Purpose};
@@ -77,6 +77,8 @@ pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
         stalled: false,
         memory: None,
         snapshot: 0,
+        guest: GuestIs::Live,
+        grants: false,
         body: Body::Probe,
     })
 }

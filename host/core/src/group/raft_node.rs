@@ -1,12 +1,18 @@
-//! How raft is configured, and what it logs: nothing.
+//! How raft-rs is set up: every default that is a trap is set here.
 
-use raft::Config;
+use raft::{Config, RawNode};
 
+use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
 
-/// Every default of raft-rs that is a trap is set here.
-pub(super) fn raft_config(replica: ReplicaId, applied: u64) -> Config {
+/// A raft that goes on with this log; what lies up to `applied` was handed over before.
+pub(super) fn open(replica: ReplicaId, applied: u64, log: RaftLog) -> RawNode<RaftLog> {
+    RawNode::new(&config(replica, applied), log, &silent())
+        .expect("the configuration is valid and the recovery state was validated")
+}
+
+fn config(replica: ReplicaId, applied: u64) -> Config {
     Config {
         id: replica.0,
         election_tick: limits::ELECTION_TICKS_MIN,
@@ -29,6 +35,6 @@ pub(super) fn raft_config(replica: ReplicaId, applied: u64) -> Config {
 }
 
 /// raft's own log lines say nothing that the effects do not.
-pub(super) fn silent() -> slog::Logger {
+fn silent() -> slog::Logger {
     slog::Logger::root(slog::Discard, slog::o!())
 }

@@ -1,0 +1,307 @@
+//! A guest's memory never shrinks: where it pays, a replica drops its guest and builds it anew, and
+//! so gives back what the guest freed.
+//!
+//! - It pays where memory is high and the newest recovery point, restored, would take much less
+//!   ([`limits::REBUILD_GAIN_PARTS`]). So while memory is high somewhere, a leader proposes a mark
+//!   behind the commands that may have freed some.
+//! - One replica at a time: a leader gives each its turn, followers first, and only while the
+//!   others that have a guest are a majority. It then hands over, and is a follower itself. A voter
+//!   that is alone rebuilds while nothing is under way.
+//! - The recovery point is read again before the guest goes. A replica that dies on the way starts
+//!   as ever.
+//! - None is built twice from one recovery point, and one that gave little back makes the next
+//!   wait.
+
+use std::collections::BTreeSet;
+
+use crate::entry::MarkReason;
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::frame::GuestIs;
+use crate::group::hosting::Hosting;
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::memory::{Footprint, Footprints, MemoryUse};
+use crate::mutant::planted;
+use crate::retention;
+use crate::snapshot::SnapshotDesc;
+
+/// Ticks in which a leader hears how the others stand before it gives a turn, and in which whoever
+/// had the last one hears that it is over.
+const LISTEN_TICKS: u64 = 2 * limits::ELECTION_TICKS_MAX as u64;
+/// Ticks after which a turn passes to the next if its replica has not begun: its recovery point is
+/// read before, which takes a minute at most on a disk that is well.
+const TURN_TICKS: u64 = 600;
+/// Ticks that a leader waits for followers that have their snapshots later, before it hands over to
+/// be rebuilt itself.
+const YIELD_TICKS: u64 = 100;
+/// Ticks before the next rebuild after one that gave little back; doubled with each.
+const RETRY_TICKS: u64 = 600;
+/// Doublings of that wait, at most: an hour.
+const RETRY_DOUBLINGS_MAX: u32 = 6;
+/// Ticks without a command after which a mark finds what commands freed.
+const QUIET_TICKS: u64 = 10;
+/// Ticks between two such marks; doubled with each, as long as memory stays high.
+const MARK_TICKS: u64 = 100;
+/// Doublings of that wait, at most: a snapshot of a large state takes seconds of each replica.
+const MARK_DOUBLINGS_MAX: u32 = 3;
+
+/// How often a guest was rebuilt for the sake of its memory, and what came of it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct RebuildTally {
+    pub done: u64,
+    /// Of these, how many gave back less than what makes one worthwhile.
+    pub in_vain: u64,
+    /// What all of them gave back, bytes.
+    pub bytes: u64,
+}
+
+/// Whose turn it is, by a leader's word.
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    replica: ReplicaId,
+    since: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Rebuilds {
+    footprints: Footprints,
+    /// What the guest had that was dropped, until there is one again.
+    before: Option<MemoryUse>,
+    /// The recovery point that the guest was built from.
+    from: u64,
+    in_vain_in_a_row: u32,
+    not_before: u64,
+    tally: RebuildTally,
+    /// Since when this replica leads, or the last turn that it gave is over.
+    listens_since: Option<u64>,
+    /// Who had its turn last.
+    last: Option<ReplicaId>,
+    /// Since when a rebuild of the leader's own guest would pay.
+    wanted_since: Option<u64>,
+    marks: MemoryMarks,
+}
+
+/// Marks for the sake of memory.
+#[derive(Default)]
+struct MemoryMarks {
+    /// The tick before which none is asked for; `None` while memory is not high.
+    after: Option<u64>,
+    in_a_row: u32,
+    /// The last entry with commands, and the tick at which it was there.
+    command: (u64, u64),
+}
+
+impl Rebuilds {
+    pub(super) fn before(&self) -> Option<MemoryUse> {
+        self.before
+    }
+
+    pub(super) fn tally(&self) -> RebuildTally {
+        self.tally
+    }
+
+    /// A guest was built from the recovery point at `index`.
+    pub(super) fn built(&mut self, index: u64, footprint: Footprint) {
+        self.from = index;
+        self.footprints.built(footprint);
+    }
+
+    /// A snapshot of the live guest is whole.
+    pub(super) fn captured(&mut self, snapshot: &SnapshotDesc, memory: Option<MemoryUse>) {
+        if let Some(MemoryUse { bytes, .. }) = memory {
+            self.footprints.captured(Footprint { snapshot: snapshot.length, memory: bytes });
+        }
+    }
+
+    /// There is a guest again.
+    pub(super) fn is_over(&mut self, shared: &Shared) {
+        let Some(before) = self.before.take() else { return };
+        let after = shared.memory.map_or(before.bytes, |memory| memory.bytes);
+        let gain = before.bytes.saturating_sub(after);
+        self.tally.done += 1;
+        self.tally.bytes += gain;
+        if gain >= before.worthwhile() {
+            self.in_vain_in_a_row = 0;
+            return;
+        }
+        self.tally.in_vain += 1;
+        self.not_before = shared.now + (RETRY_TICKS << self.in_vain_in_a_row);
+        self.in_vain_in_a_row = (self.in_vain_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
+    }
+}
+
+impl MemoryMarks {
+    /// Whether a mark is due behind the entry at `command`.
+    fn due(&mut self, command: u64, now: u64) -> bool {
+        if self.command.0 != command {
+            self.command = (command, now);
+        }
+        let wait = MARK_TICKS << self.in_a_row;
+        let after = *self.after.get_or_insert(now);
+        let quiet = now >= self.command.1 + QUIET_TICKS;
+        // Where it is never quiet, once more as long.
+        let due = now >= after + if quiet { 0 } else { wait };
+        if due {
+            self.after = Some(now + wait);
+            self.in_a_row = (self.in_a_row + 1).min(MARK_DOUBLINGS_MAX);
+        }
+        due
+    }
+}
+
+impl Shared {
+    /// How it stands with a replica's guest, as it said last.
+    pub(super) fn guest_of(&self, replica: ReplicaId) -> GuestIs {
+        match replica == self.me() {
+            true => self.guest,
+            false => self.seen.get(&replica).map_or(GuestIs::Absent, |seen| seen.guest),
+        }
+    }
+
+    /// Whether a frame to this replica says that it may rebuild its guest.
+    pub(super) fn grants(&self, to: Option<ReplicaId>) -> bool {
+        to.is_some() && self.turn.map(|turn| turn.replica) == to
+    }
+
+    fn is_due(&self, replica: ReplicaId) -> bool {
+        !self.is_silent(replica) && self.guest_of(replica) == GuestIs::ToBeRebuilt
+    }
+
+    /// Whether a guest is being built that will be there soon.
+    fn is_building(&self, replica: ReplicaId) -> bool {
+        let absent = !self.is_silent(replica) && self.guest_of(replica) == GuestIs::Absent;
+        absent && !self.is_halted(replica)
+    }
+
+    fn has_ended(&self, turn: &Turn) -> bool {
+        match self.guest_of(turn.replica) {
+            _ if self.is_silent(turn.replica) || self.is_halted(turn.replica) => true,
+            GuestIs::Live => true,
+            GuestIs::ToBeRebuilt => self.now >= turn.since + TURN_TICKS,
+            GuestIs::Absent => false,
+        }
+    }
+
+    /// Whose turn comes after `last`.
+    fn next_turn(&self, last: Option<ReplicaId>) -> Option<Turn> {
+        let members: BTreeSet<ReplicaId> = self.recovery.configuration.replicas().collect();
+        if members.iter().any(|id| self.is_building(*id)) {
+            return None;
+        }
+        let behind = members.iter().filter(|id| Some(**id) > last);
+        let fits =
+            |id: &&ReplicaId| **id != self.me() && self.is_due(**id) && self.can_do_without(**id);
+        let replica = *behind.chain(&members).find(fits)?;
+        Some(Turn { replica, since: self.now })
+    }
+
+    /// Whether the voters that have a guest are a majority without this replica, or all the others:
+    /// should its rebuild fail, nobody follows it.
+    fn can_do_without(&self, replica: ReplicaId) -> bool {
+        let serves = |id: &ReplicaId| !self.is_silent(*id) && self.guest_of(*id) != GuestIs::Absent;
+        let configuration = &self.recovery.configuration;
+        [&configuration.voters, &configuration.voters_outgoing].into_iter().all(|voters| {
+            let others = || voters.iter().filter(|id| **id != replica);
+            others().filter(|id| serves(id)).count() >= others().count().min(voters.len() / 2 + 1)
+        })
+    }
+}
+
+impl Hosting {
+    /// What this replica says of its guest.
+    pub(super) fn guest(&self, shared: &Shared) -> GuestIs {
+        let live = self.pipeline.is_open() && self.pipeline.captures();
+        if !live || self.installs.is_restoring() {
+            GuestIs::Absent
+        } else if self.pays(shared) {
+            GuestIs::ToBeRebuilt
+        } else {
+            GuestIs::Live
+        }
+    }
+
+    /// Whether a rebuild of the guest would give back enough.
+    fn pays(&self, shared: &Shared) -> bool {
+        let Some(memory) = shared.memory.filter(|memory| memory.is_high()) else { return false };
+        let Some(newest) = shared.recovery.newest() else { return false };
+        let after = self.rebuilds.footprints.after_restore(newest.length);
+        let worthwhile = memory.bytes.saturating_sub(after) >= memory.worthwhile();
+        let rotten = self.wants.rotten().contains(&retention::name(newest));
+        (worthwhile || planted("rebuild_for_nothing"))
+            && newest.index > self.rebuilds.from
+            && shared.now >= self.rebuilds.not_before
+            && !rotten
+            && !self.marks.is_capturing()
+    }
+
+    pub(super) fn tick_rebuild(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        shared.guest = self.guest(shared);
+        self.tick_turns(shared);
+        self.tick_memory_marks(shared);
+        if shared.guest == GuestIs::ToBeRebuilt
+            && self.has_turn(shared)
+            && (planted("rebuild_unproven") || self.is_proven(shared, effects))
+        {
+            self.rebuilds.before = shared.memory;
+            self.restart(shared, effects);
+        }
+    }
+
+    /// Whether this replica may rebuild its guest now.
+    fn has_turn(&self, shared: &Shared) -> bool {
+        if planted("rebuild_at_once") {
+            return true;
+        }
+        if self.is_leader() {
+            let idle = !self.proposals.has_waiting()
+                && self.proposals.bytes() == 0
+                && self.pipeline.backlog_bytes() == 0;
+            return self.raw.raft.prs().is_singleton() && shared.turn.is_none() && idle;
+        }
+        let grants = |id: ReplicaId| {
+            !shared.is_silent(id) && shared.seen.get(&id).is_some_and(|seen| seen.grants)
+        };
+        self.leader().is_some_and(grants)
+    }
+
+    /// A leader gives turns.
+    fn tick_turns(&mut self, shared: &mut Shared) {
+        if !self.is_leader() {
+            (shared.turn, shared.yields) = (None, false);
+            (self.rebuilds.listens_since, self.rebuilds.wanted_since) = (None, None);
+            return;
+        }
+        if let Some(turn) = shared.turn.filter(|turn| shared.has_ended(turn)) {
+            (shared.turn, self.rebuilds.last) = (None, Some(turn.replica));
+            self.rebuilds.listens_since = None;
+        }
+        let since = *self.rebuilds.listens_since.get_or_insert(shared.now);
+        if shared.turn.is_none() && shared.now >= since + LISTEN_TICKS {
+            shared.turn = shared.next_turn(self.rebuilds.last);
+        }
+        let wanted = (shared.guest == GuestIs::ToBeRebuilt).then_some(shared.now);
+        self.rebuilds.wanted_since =
+            self.rebuilds.wanted_since.or(wanted).filter(|_| wanted.is_some());
+        let waited = |since: u64| shared.now >= since + YIELD_TICKS;
+        let others = || shared.recovery.configuration.replicas().filter(|id| *id != shared.me());
+        shared.yields = shared.turn.is_none()
+            && self.rebuilds.wanted_since.is_some_and(waited)
+            && !others().any(|id| shared.is_due(id) || shared.is_building(id));
+    }
+
+    /// While memory is high somewhere and nobody's guest is to be rebuilt, a leader has a snapshot
+    /// taken behind the last commands.
+    fn tick_memory_marks(&mut self, shared: &Shared) {
+        let members = || shared.recovery.configuration.replicas();
+        let high = |id| !shared.is_silent(id) && shared.is_memory_high(id);
+        if !self.is_leader() || !members().any(high) {
+            self.rebuilds.marks = MemoryMarks::default();
+        } else if !members().any(|id| shared.is_due(id) || shared.is_building(id))
+            && let Some(command) = self.marks.unmarked()
+            && self.rebuilds.marks.due(command, shared.now)
+        {
+            self.marks.want(MarkReason::Memory);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Memory as a state, with the real engine: commands are refused before a state machine has all its
+//! memory, and what was freed comes back by itself, one replica after the other.
+
+use std::time::Duration;
+
+use lockstep_client::v1::GroupStatus;
+use lockstep_client::{Client, Consistency, Error, Options, Outcome};
+use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::observe::PATIENCE;
+
+use crate::solo::{apply, assert_says, query};
+
+const GROUP: &str = "kv";
+const VALUE_BYTES: usize = 60_000;
+/// More than fit into the memory of these groups.
+const VALUES_MAX: usize = 400;
+
+/// Nodes whose `kv` may have 16 MiB.
+async fn small_cluster(nodes: u16) -> Cluster {
+    let mut spec = Spec::of_guest(GROUP, nodes).expect("it is built");
+    spec.groups[0].settings.push("memory = \"16MiB\"".to_owned());
+    let mut cluster = Cluster::start(spec).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    cluster
+}
+
+fn client(cluster: &Cluster, relief: bool) -> Client {
+    let options = Options { deadline: Duration::from_secs(30), relief, ..Options::default() };
+    cluster.client_of(GROUP, options).expect("its addresses are some")
+}
+
+/// Sets one value after the other until one is refused; how many were set.
+async fn fill(client: &Client) -> usize {
+    for key in 0..VALUES_MAX {
+        let value = "x".repeat(VALUE_BYTES);
+        match client.apply(format!("set k{key} {value}")).await {
+            Ok(reply) => assert_eq!(reply.outcome, Outcome::Ok("".into())),
+            Err(Error::Refused { refusal, message, .. }) => {
+                assert_eq!(refusal, "memory-high", "{message}");
+                assert_says(&message, &["may have 16777216", "12582912", "--relief"]);
+                return key;
+            }
+            Err(other) => panic!("value {key}: {other}"),
+        }
+    }
+    panic!("{VALUES_MAX} values of {VALUE_BYTES} bytes were taken");
+}
+
+/// Waits until every node gave back memory, and serves.
+async fn all_rebuilt(cluster: &mut Cluster) -> Vec<GroupStatus> {
+    let rebuilt = async |cluster: &Cluster| {
+        let mut all = Vec::new();
+        for node in cluster.running() {
+            let status = cluster.group(node, GROUP).await?;
+            (status.rebuilds > 0 && status.state == "serving").then_some(())?;
+            all.push(status);
+        }
+        Some(all)
+    };
+    cluster.wait_for("every state machine to be rebuilt", PATIENCE, rebuilt).await.expect("it is")
+}
+
+/// From when to when a node's log says that it rebuilds.
+fn spans(log: &str) -> Vec<(String, String)> {
+    let states: Vec<(String, bool)> = log
+        .lines()
+        .filter(|line| line.contains("replica state"))
+        .filter_map(|line| {
+            let time = line.split_whitespace().next()?;
+            Some((time.to_owned(), line.contains("\"rebuilding\"")))
+        })
+        .collect();
+    let pairs = states.windows(2).filter(|pair| pair[0].1);
+    pairs.map(|pair| (pair[0].0.clone(), pair[1].0.clone())).collect()
+}
+
+#[tokio::test]
+async fn what_was_freed_comes_back_one_replica_after_the_other() {
+    let mut cluster = small_cluster(3).await;
+    let count = fill(&client(&cluster, false)).await;
+    // Nothing comes back by itself that is in use.
+    let relief = client(&cluster, true);
+    let kept = count / 4;
+    for key in kept..count {
+        let freed = relief.apply(format!("del k{key}")).await.expect("it makes room").outcome;
+        assert!(matches!(&freed, Outcome::Ok(value) if value.len() == VALUE_BYTES), "k{key}");
+    }
+    for status in all_rebuilt(&mut cluster).await {
+        let GroupStatus { node, guest_memory_bytes: bytes, .. } = status;
+        assert!(bytes < 8 << 20, "node {node} has {bytes} bytes");
+        assert_eq!((status.rebuilds, status.rebuilds_in_vain), (1, 0), "node {node}");
+        assert!(status.rebuilds_gave_back_bytes > 4 << 20, "node {node}: {status:?}");
+    }
+
+    let mut all: Vec<_> =
+        cluster.nodes().into_iter().flat_map(|node| spans(&cluster.log_text(node))).collect();
+    all.sort();
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert!(all.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {all:?}");
+
+    let client = client(&cluster, false);
+    assert_eq!(apply(&client, "set more 1").await, "");
+    assert_eq!(query(&client, "len").await, (kept + 1).to_string());
+    for key in 0..kept {
+        assert_eq!(query(&client, &format!("get k{key}")).await.len(), VALUE_BYTES, "k{key}");
+    }
+    cluster.stop_all().await.expect("it stops");
+}
+
+#[tokio::test]
+async fn a_group_of_one_gives_back_what_was_freed() {
+    let mut cluster = small_cluster(1).await;
+    let count = fill(&client(&cluster, false)).await;
+    let relief = client(&cluster, true);
+    for key in 1..count {
+        relief.apply(format!("del k{key}")).await.expect("it makes room");
+    }
+    let status = all_rebuilt(&mut cluster).await.remove(0);
+    assert!(status.guest_memory_bytes < 4 << 20, "{status:?}");
+    let log = cluster.log_text(1);
+    assert_says(&log, &["state=\"rebuilding\"", "the state machine was rebuilt", "gave_back="]);
+    let client = client(&cluster, false);
+    assert_eq!(apply(&client, "set more 1").await, "");
+    let local = client.query("len", Consistency::Local).await.expect("it is asked");
+    assert_eq!(local.outcome, Outcome::Ok("2".into()));
+    cluster.stop_all().await.expect("it stops");
+}
