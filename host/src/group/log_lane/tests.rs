@@ -123,13 +123,13 @@ fn a_batch_does_not_wait_for_housekeeping() {
 fn a_segment_that_cannot_be_read_is_told() {
     let fs = disk();
     let mut writer = writer(&fs);
-    for (seq, first) in (1..).zip([1, 4, 7, 10]) {
+    for (seq, first) in (1..).zip([1, 4, 7, 10, 13, 16, 19, 22]) {
         let round = vec![(seq, job(1, first..first + 3, 1000)), (seq, job(2, 1..1, 0))];
         write(&mut writer, round);
     }
     let reader = writer.reader();
     let (oldest, path) = reader.segments().swap_remove(0);
-    assert_eq!((oldest, reader.segments().len()), (1, 4));
+    assert!(oldest == 1 && reader.segments().len() > 2);
     fs.spoil(&path, 512..SEGMENT_BYTES).expect("it is there");
     assert!(reader.entries(GroupId(1), 1, 2, 1).is_err());
     let outputs = writer.tend(&mut |_outputs| ()).expect("the disk can be written");

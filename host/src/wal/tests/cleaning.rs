@@ -24,10 +24,11 @@ fn assert_at_rest(fs: &MemFs, wal: &mut Wal) {
 #[test]
 fn an_idle_log_writes_nothing() {
     let fs = disk();
-    let (mut wal, _none) = open_well(&fs);
-    for index in 1..170 {
+    let options = WalOptions { segment_bytes: 8 * SEGMENT_BYTES, ..options() };
+    let (mut wal, _none) = Wal::open(Arc::new(fs.clone()), &dir(), options).expect("it opens");
+    for index in 1..90 {
         let jobs = [1, 2, 3]
-            .map(|group| job(group, state(1, 0, index - 1), entries(index..index + 1, 1, 500)));
+            .map(|group| job(group, state(1, 0, index - 1), entries(index..index + 1, 1, 3000)));
         wal.append_and_tidy(&jobs).expect("there is room");
     }
     assert!(wal.stats().segments >= 12);

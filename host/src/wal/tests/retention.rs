@@ -56,6 +56,9 @@ fn much_live_data_pins_its_segment_and_says_whose_it_is() {
     assert_eq!(wal.stats().pinned_by, Some(GroupId(2)));
     assert!(wal.shared.segments().contains_key(&1));
     wal.append_and_tidy(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
+    for index in index..index + 8 {
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+    }
     assert!(!wal.shared.segments().contains_key(&1));
     assert!(wal.stats().segments <= 3);
 }
