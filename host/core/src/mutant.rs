@@ -110,6 +110,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("who_waits_has_room", "a voter that waits for a snapshot counts as one that takes commands"),
     ("wiped_replica_votes", "a wiped node comes back under its old id"),
     ("write_other_bytes", "the log holds other bytes than were handed in"),
+    ("write_at_rest", "a replica writes its state though nothing in it changed"),
     ("zero_is_unchecked", "an object of no digest is taken as it comes"),
 ];
 

@@ -50,6 +50,8 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     };
     hosting.raw.mut_store().append(&entries);
     let committed = ready.take_committed_entries();
+    // The commit index or the floor; a ready may as well be nothing but messages.
+    let moves = ready.hs().is_some() || !committed.is_empty() || planted("write_at_rest");
     let promised = ready.take_persisted_messages();
     let number = ready.number();
     let must_write = ready.must_sync();
@@ -83,7 +85,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     if must_write {
         hosting.unwritten_since = None;
         shared.persist_now(entries, effects);
-    } else {
+    } else if moves {
         hosting.unwritten_since.get_or_insert(shared.now);
     }
     let seq = shared.persist.emitted();
