@@ -21,6 +21,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("believe_the_header", "an object is taken for good unread"),
     ("capture_early", "a mark's snapshot is taken before the mark is applied"),
     ("capture_what_is_old", "a local snapshot is written though a newer one is listed"),
+    ("clean_for_ever", "an idle log moves its oldest entries, again and again"),
     ("clock_in_apply", "the guest sees the machine's clock instead of the log's"),
     ("clock_in_snapshot", "the machine's clock stands in a snapshot"),
     ("collect_late", "room is asked for before what nobody needs was removed"),

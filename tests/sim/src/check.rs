@@ -20,6 +20,7 @@
 //! | `leaks` | nothing stays that nobody needs | N7 |
 //! | `memory` | commands are refused before memory ends | `memory` in the core |
 //! | `descriptors` | a log waits for descriptors as it does for room | `fs::is_short` |
+//! | `idle` | a log at rest writes nothing | `wal` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
 //! | `reports` | each transfer is reported once | N16 |
 //!
@@ -35,6 +36,7 @@ pub mod election;
 pub mod fates;
 pub mod gapless;
 pub mod histories;
+pub mod idle;
 pub mod leaks;
 pub mod logs;
 pub mod marks;

@@ -10,7 +10,7 @@ use lockstep_core::group::{Event, Frame, Inbound, ReplicaState, Running};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
 
-use crate::check::{Checked, Checks, Violation, violated};
+use crate::check::{Checked, Checks, Violation, idle, violated};
 use crate::client::{Client, Record};
 use crate::counters::Counters;
 use crate::guest::SharedObserved;
@@ -383,20 +383,30 @@ impl World {
         for client in &mut self.clients {
             client.end();
         }
-        let mut quiet_since = None;
+        let (mut quiet_since, mut before) = (None, None);
         while self.now < deadline {
             self.step()?;
             let agreed = self.is_converged();
             match (agreed, quiet_since) {
-                (false, _) => quiet_since = None,
+                (false, _) => (quiet_since, before) = (None, None),
                 (true, None) => quiet_since = Some(self.now),
                 // Long enough for whatever is under way to end.
-                (true, Some(since)) if self.now > since + 10 * SECOND => return Ok(()),
+                (true, Some(since)) if self.now > since + 15 * SECOND => {
+                    return before
+                        .map_or(Ok(()), |before| idle::rests(&before, &self.operations()));
+                }
+                (true, Some(since)) if self.now > since + 10 * SECOND => {
+                    before.get_or_insert_with(|| self.operations());
+                }
                 (true, Some(_)) => {}
             }
         }
         self.checks.reports.overdue(self.now)?;
         violated("liveness", self.describe())
+    }
+
+    fn operations(&self) -> idle::Operations {
+        self.nodes.values().map(|node| (node.id, node.fs.ops())).collect()
     }
 
     fn is_converged(&self) -> bool {
