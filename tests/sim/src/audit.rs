@@ -38,7 +38,7 @@ impl World {
             let node = &self.nodes[&id];
             if node.rotted && repaired && !node.log_rots() && self.is_whole(id) {
                 let node = self.nodes.get_mut(&id).expect("a node");
-                (node.rotted, node.rotten_log) = (false, None);
+                (node.rotted, node.rotten_log, node.log_lost) = (false, None, false);
             }
         }
     }

@@ -72,6 +72,8 @@ pub const WANTED: &[&str] = &[
     "damaged segments",
     "rot found by scrubbing",
     "scrubs",
+    "sectors of a log that cannot be read",
+    "sectors of a snapshot that cannot be read",
     "segments rolled",
     "sessions closed",
     "slow guests",

@@ -4,7 +4,7 @@ use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
-use lockstep_host::group::{Asker, QueryAnswer};
+use lockstep_host::group::Asker;
 use lockstep_host::group::apply_lane::Output;
 use lockstep_host::group::log_lane::LogOutput;
 
@@ -186,52 +186,45 @@ impl World {
         self.schedule_apply(node, group);
         self.fall_if_halted(node);
         for output in outputs {
-            match output {
-                Output::Event(event) => {
-                    self.count_event(&event);
-                    self.check_time(group, &event);
-                    if self.process(node, epoch).is_some() {
-                        self.event(node, group, vec![event]);
-                    }
-                }
-                Output::Queried { ticket, answer } => {
-                    let Some(process) = self.process(node, epoch) else { continue };
-                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
-                    match replica.tickets.remove(&ticket) {
-                        Some(to) => self.queried(to, answer),
-                        None => self.count_bad_query(&answer),
-                    }
-                }
-                Output::Rest(job) => {
-                    let Some(process) = self.process(node, epoch) else { continue };
-                    let replica = process.replicas.get_mut(&group).expect("a group of this node");
-                    replica.jobs.push_front(job);
-                    self.schedule_apply(node, group);
-                }
-                Output::Seal(capture) => {
-                    let stalls = self.rng.percent(5) && !self.calm;
-                    if stalls {
-                        self.counters.add("stalled stores");
-                    }
-                    let most = if stalls { 10 * SECOND } else { 300 * MS };
-                    let delay = self.rng.between(MS, most);
-                    let capture = Captured(capture);
-                    let Some(process) = self.process(node, epoch) else { continue };
-                    process.replicas.get_mut(&group).expect("it captured").sealing += 1;
-                    self.after(delay, Action::Seal { node, epoch, group, capture });
-                }
-            }
+            self.lane_says(node, epoch, group, output);
         }
     }
 
-    /// What a query of a stranger came to.
-    fn count_bad_query(&mut self, answer: &Result<QueryAnswer, Refusal>) {
-        match answer {
-            Err(Refusal::QueryFaulted { .. }) => {
-                self.counters.add("queries that took the guest with them");
+    /// What a step of the apply lane led to.
+    fn lane_says(&mut self, node: NodeId, epoch: u64, group: GroupId, output: Output) {
+        if let Output::Event(event) = &output {
+            self.count_event(event);
+            self.check_time(group, event);
+        }
+        let Some(process) = self.process(node, epoch) else { return };
+        let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        match output {
+            Output::Event(event) => self.event(node, group, vec![event]),
+            Output::Queried { ticket, answer } => match (replica.tickets.remove(&ticket), answer) {
+                (Some(to), answer) => self.queried(to, answer),
+                (None, Err(Refusal::QueryFaulted { .. })) => {
+                    self.counters.add("queries that took the guest with them");
+                }
+                (None, Err(Refusal::QueryTooMuch { .. })) => {
+                    self.counters.add("queries that took too much");
+                }
+                (None, _) => {}
+            },
+            Output::Rest(job) => {
+                replica.jobs.push_front(job);
+                self.schedule_apply(node, group);
             }
-            Err(Refusal::QueryTooMuch { .. }) => self.counters.add("queries that took too much"),
-            _ => {}
+            Output::Seal(capture) => {
+                replica.sealing += 1;
+                let stalls = self.rng.percent(5) && !self.calm;
+                if stalls {
+                    self.counters.add("stalled stores");
+                }
+                let most = if stalls { 10 * SECOND } else { 300 * MS };
+                let delay = self.rng.between(MS, most);
+                let capture = Captured(capture);
+                self.after(delay, Action::Seal { node, epoch, group, capture });
+            }
         }
     }
 

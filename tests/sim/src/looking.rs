@@ -100,27 +100,14 @@ impl World {
 
     pub(crate) fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
         match state {
-            ReplicaState::Stopped(Stopped::Failed(fault)) => self.failed(node, group, fault),
+            ReplicaState::Stopped(Stopped::Failed(fault)) => self.fails(node, group, fault),
             // Its node joins as somebody new.
             ReplicaState::Stopped(Stopped::Removed) => {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
             }
-            ReplicaState::Running(Running::Halted(halt)) => self.halted(node, group, halt),
-            ReplicaState::Running(Running::DiskFull(shortage)) => {
-                self.counters.add("disk full state");
-                match shortage {
-                    // The log asks for two segments at the most.
-                    Shortage::Disk { need, .. } if *need > 2 * self.setup.segment_bytes => {
-                        self.counters.add("logs near the next snapshot's room");
-                    }
-                    Shortage::Disk { .. } => {}
-                    Shortage::Log { .. } => self.counters.add("logs at their bound"),
-                }
-                let apart = self.setup.apart;
-                let kept = budget::undisturbed(&self.nodes[&node], apart, *shortage);
-                self.check(kept);
-            }
+            ReplicaState::Running(Running::Halted(halt)) => self.halts(node, group, halt),
+            ReplicaState::Running(Running::DiskFull(shortage)) => self.is_short(node, *shortage),
             ReplicaState::Running(Running::DiskStalled(_)) => {
                 self.counters.add("disk stalled state");
             }
@@ -130,32 +117,13 @@ impl World {
             ReplicaState::Running(Running::MemoryHigh(_)) => {
                 self.counters.add("memory high state");
             }
-            ReplicaState::Running(Running::NeedsSnapshot(_)) => {
-                self.counters.add("needs snapshot state");
-                if self.members == 1 {
-                    // There is nobody to ask: its operator starts it again.
-                    self.after(30 * SECOND, Action::Start { node });
-                }
-                let process = self.nodes[&node].process.as_ref();
-                let needs = process.and_then(|process| process.replicas.get(&group));
-                let needs = needs.filter(|_| {
-                    // The log behind a good one may be what is damaged.
-                    let node = &self.nodes[&node];
-                    !node.unreadable && node.rotten_log.is_none()
-                });
-                let checked = needs.map_or(Ok(()), snapshots::needs_one);
-                self.check(checked);
-            }
+            ReplicaState::Running(Running::NeedsSnapshot(_)) => self.needs_snapshot(node, group),
             ReplicaState::Stopped(Stopped::Requested)
-            | ReplicaState::Running(
-                Running::Serving
-                | Running::Restoring
-                | Running::Joining,
-            ) => {}
+            | ReplicaState::Running(Running::Serving | Running::Restoring | Running::Joining) => {}
         }
     }
 
-    fn failed(&mut self, node: NodeId, group: GroupId, fault: &Fault) {
+    fn fails(&mut self, node: NodeId, group: GroupId, fault: &Fault) {
         self.counters.add("stopped replicas");
         match fault {
             // The process is told to start again once its disk is well.
@@ -180,22 +148,52 @@ impl World {
         }
     }
 
-    fn halted(&mut self, node: NodeId, group: GroupId, halt: &Halt) {
+    fn halts(&mut self, node: NodeId, group: GroupId, halt: &Halt) {
         let had_memory = memory::had(&halt.fault);
         self.check(had_memory);
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
-            // A log that cannot be read now.
-            _ if !trapped && !self.nodes[&node].unreadable => {
+            _ if !trapped => {
                 let what = format!("node {node}, group {group} halts: {}", halt.fault);
                 self.check(crate::check::violated("liveness", what));
             }
-            // Nobody starts it again: a peer's snapshot takes it on.
-            Some(_) => self.counters.add("replicas halted alone"),
+            // A peer's snapshot takes it on, unless all the others come to halt as well.
+            Some(_) => {
+                self.counters.add("replicas halted alone");
+                self.after(60 * SECOND, Action::Start { node });
+            }
             None => {
                 self.counters.add("halted replicas");
                 self.after(30 * SECOND, Action::Start { node });
             }
         }
+    }
+
+    fn is_short(&mut self, node: NodeId, shortage: Shortage) {
+        self.counters.add("disk full state");
+        match shortage {
+            // The log asks for two segments at the most.
+            Shortage::Disk { need, .. } if need > 2 * self.setup.segment_bytes => {
+                self.counters.add("logs near the next snapshot's room");
+            }
+            Shortage::Disk { .. } => {}
+            Shortage::Log { .. } => self.counters.add("logs at their bound"),
+        }
+        let kept = budget::undisturbed(&self.nodes[&node], self.setup.apart, shortage);
+        self.check(kept);
+    }
+
+    fn needs_snapshot(&mut self, node: NodeId, group: GroupId) {
+        self.counters.add("needs snapshot state");
+        if self.members == 1 {
+            // There is nobody to ask: its operator starts it again.
+            self.after(30 * SECOND, Action::Start { node });
+        }
+        let at = &self.nodes[&node];
+        let replica = at.process.as_ref().and_then(|process| process.replicas.get(&group));
+        // The log behind a good one may be what is damaged.
+        let replica = replica.filter(|_| !at.unreadable && at.rotten_log.is_none());
+        let checked = replica.map_or(Ok(()), snapshots::needs_one);
+        self.check(checked);
     }
 }

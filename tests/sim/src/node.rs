@@ -61,6 +61,8 @@ pub struct Node {
     pub snapshot_rotted_at: u64,
     /// The log's file whose bit it was, and the segment in it then.
     pub rotten_log: Option<(u64, PathBuf)>,
+    /// What cannot be read on its disk is of the log.
+    pub log_lost: bool,
     /// A batch of the last segment that is to rot.
     pub batch: Option<Batch>,
     /// A read was told to fail in this life of the process.
@@ -187,6 +189,7 @@ impl Node {
             rotted: false,
             snapshot_rotted_at: 0,
             rotten_log: None,
+            log_lost: false,
             batch: None,
             unreadable: false,
             log_filled: false,
@@ -246,7 +249,7 @@ impl Node {
         self.process = None;
         self.fs = disk(setup);
         self.log_filled = false;
-        (self.rotted, self.rotten_log) = (false, None);
+        (self.rotted, self.rotten_log, self.log_lost) = (false, None, false);
     }
 
     /// Starts a process on what the disk holds; the effects of opening each group.

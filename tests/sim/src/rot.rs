@@ -1,4 +1,5 @@
-//! Bits that flip: in an object, in a segment of the log, and in the last one before a tear.
+//! Bits that flip and sectors that cannot be read: in an object, in a segment of the log, and in
+//! the last one before a tear.
 //!
 //! Of the last segment it is a batch that another durable one stands behind: what is wrong with the
 //! very last one looks like a tear, whatever it was.
@@ -23,7 +24,7 @@ pub enum Batch {
 }
 
 impl World {
-    /// Flips a bit of an object or of the log.
+    /// Flips a bit of an object or of the log, or takes a sector: no read of it succeeds any more.
     pub(crate) fn rot(&mut self, id: NodeId) {
         if !self.may_weaken(id) {
             return;
@@ -51,9 +52,14 @@ impl World {
         let Some(path) = path.map(|path| path.to_path_buf()) else { return };
         let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
         let offset = self.rng.below(length.max(1));
+        let lost = self.rng.percent(40);
         let node = self.nodes.get_mut(&id).expect("a node");
-        if node.fs.corrupt(&path, offset).is_ok() {
-            node.rotted = true;
+        let struck = match lost {
+            true => node.fs.spoil(&path, offset..offset + 1),
+            false => node.fs.corrupt(&path, offset),
+        };
+        if struck.is_ok() {
+            (node.rotted, node.log_lost) = (true, in_log && lost);
             match in_log {
                 true => {
                     let segment = segments.iter().find(|(_, at)| *at == path);
@@ -62,7 +68,12 @@ impl World {
                 false => node.snapshot_rotted_at = self.now,
             }
             self.weak = Some(id);
-            self.counters.add(if in_log { "bit rot in a log" } else { "bit rot in a snapshot" });
+            self.counters.add(match (in_log, lost) {
+                (true, false) => "bit rot in a log",
+                (false, false) => "bit rot in a snapshot",
+                (true, true) => "sectors of a log that cannot be read",
+                (false, true) => "sectors of a snapshot that cannot be read",
+            });
             // One that runs on has its scrubber to find it.
             if self.rng.percent(if in_log { 30 } else { 70 }) {
                 self.crash(id);

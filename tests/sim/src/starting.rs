@@ -13,21 +13,23 @@ impl World {
         if running.is_some() {
             let node = &self.nodes[&id];
             let process = node.process.as_ref().expect("it runs");
-            let states: Vec<ReplicaState> =
-                process.replicas.values().map(|r| r.group.state().clone()).collect();
-            let removed =
-                states.iter().any(|s| matches!(s, ReplicaState::Stopped(Stopped::Removed)));
-            let ended = states.iter().any(ReplicaState::is_stopped);
+            let any = |is: &dyn Fn(GroupId, &ReplicaState) -> bool| {
+                process.replicas.iter().any(|(group, replica)| is(*group, replica.group.state()))
+            };
+            let removed = any(&|_, state| matches!(state, ReplicaState::Stopped(Stopped::Removed)));
+            let ended = any(&|_, state| state.is_stopped());
             // Nobody has what it could go on from.
-            let halted = |state: &ReplicaState| {
-                matches!(state, ReplicaState::Running(Running::Halted(halt))
-                    if halt.applied_by.is_none())
-            };
-            let alone = |state: &ReplicaState| {
-                matches!(state, ReplicaState::Running(Running::NeedsSnapshot(_)))
-            };
-            let alone = self.members == 1 && states.iter().any(alone);
-            if !ended && !alone && !states.iter().any(halted) {
+            let halted = any(&|group, state| match state {
+                ReplicaState::Running(Running::Halted(halt)) => {
+                    halt.applied_by.is_none() || self.all_halt(group)
+                }
+                ReplicaState::Running(_) | ReplicaState::Stopped(_) => false,
+            });
+            let alone = self.members == 1
+                && any(&|_, state| {
+                    matches!(state, ReplicaState::Running(Running::NeedsSnapshot(_)))
+                });
+            if !ended && !alone && !halted {
                 return;
             }
             self.fall(id, true);
@@ -57,6 +59,12 @@ impl World {
                     self.carry_out(id, group, effects);
                 }
             }
+            // A sector of its log is lost: it stays so, and its operator has it join anew.
+            Err(NoStart::Disk(_)) if self.nodes[&id].log_lost => {
+                self.counters.add("log rejoins");
+                self.lose_disk(id);
+                self.after(SECOND, Action::Start { node: id });
+            }
             Err(NoStart::Disk(_)) => {
                 self.counters.add("starts failed");
                 self.nodes[&id].fs.crash();
@@ -79,6 +87,13 @@ impl World {
             }
         }
         self.fall_if_halted(id);
+    }
+
+    /// Whether every replica of a group that runs is halted.
+    fn all_halt(&self, group: GroupId) -> bool {
+        let running = self.nodes.values().filter_map(|node| node.process.as_ref());
+        let mut states = running.map(|process| process.replicas[&group].group.state());
+        states.all(|state| matches!(state, ReplicaState::Running(Running::Halted(_))))
     }
 
     /// What a node's durable logs are like.
