@@ -9,29 +9,13 @@ use crate::world::{Action, MS, SECOND, World};
 
 impl World {
     pub(crate) fn start(&mut self, id: NodeId) {
-        let running = self.nodes[&id].process.as_ref().map(|process| process.epoch);
-        if running.is_some() {
-            let node = &self.nodes[&id];
-            let process = node.process.as_ref().expect("it runs");
-            let any = |is: &dyn Fn(GroupId, &ReplicaState) -> bool| {
-                process.replicas.iter().any(|(group, replica)| is(*group, replica.group.state()))
-            };
-            let removed = any(&|_, state| matches!(state, ReplicaState::Stopped(Stopped::Removed)));
-            let ended = any(&|_, state| state.is_stopped());
-            // Nobody has what it could go on from.
-            let halted = any(&|group, state| match state {
-                ReplicaState::Running(Running::Halted(halt)) => {
-                    halt.applied_by.is_none() || self.all_halt(group)
-                }
-                ReplicaState::Running(_) | ReplicaState::Stopped(_) => false,
-            });
-            let alone = self.members == 1
-                && any(&|_, state| {
-                    matches!(state, ReplicaState::Running(Running::NeedsSnapshot(_)))
-                });
-            if !ended && !alone && !halted {
+        if let Some(process) = &self.nodes[&id].process {
+            if !self.is_over(process) {
                 return;
             }
+            let removed = process.replicas.values().any(|replica| {
+                matches!(replica.group.state(), ReplicaState::Stopped(Stopped::Removed))
+            });
             self.fall(id, true);
             if removed {
                 self.lose_disk(id);
@@ -87,6 +71,26 @@ impl World {
             }
         }
         self.fall_if_halted(id);
+    }
+
+    /// Whether a process has a replica that goes on only if somebody starts it again.
+    fn is_over(&self, process: &Process) -> bool {
+        process.replicas.iter().any(|(group, replica)| match replica.group.state() {
+            ReplicaState::Stopped(_) => true,
+            // Nobody has what it could go on from.
+            ReplicaState::Running(Running::Halted(halt)) => {
+                halt.applied_by.is_none() || self.all_halt(*group)
+            }
+            ReplicaState::Running(Running::NeedsSnapshot(_)) => self.members == 1,
+            ReplicaState::Running(
+                Running::Serving
+                | Running::Restoring
+                | Running::Joining
+                | Running::DiskFull(_)
+                | Running::DiskStalled(_)
+                | Running::MemoryHigh(_),
+            ) => false,
+        })
     }
 
     /// Whether every replica of a group that runs is halted.
