@@ -100,7 +100,7 @@ impl Wal {
         let for_ever = planted("clean_for_ever");
         let large = !short && (for_ever || self.is_large());
         self.untidy = live <= step || large;
-        self.credit = if for_ever { u64::MAX } else { self.credit };
+        self.credit = if for_ever { u64::MAX / 2 } else { self.credit };
         if !self.untidy || self.is_stalled() || self.credit < live.min(step) {
             return Ok(false);
         }
