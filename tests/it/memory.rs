@@ -117,8 +117,11 @@ async fn a_group_of_one_gives_back_what_was_freed() {
     }
     let status = all_rebuilt(&mut cluster).await.remove(0);
     assert!(status.guest_memory_bytes < 4 << 20, "{status:?}");
-    let log = cluster.log_text(1);
-    assert_says(&log, &["state=\"rebuilding\"", "the state machine was rebuilt", "gave_back="]);
+    let told = async |cluster: &Cluster| {
+        Some(cluster.log_text(1)).filter(|log| log.contains("the state machine was rebuilt"))
+    };
+    let log = cluster.wait_for("the log to tell of it", PATIENCE, told).await.expect("it does");
+    assert_says(&log, &["state=\"rebuilding\"", "gave_back="]);
     let client = client(&cluster, false);
     assert_eq!(apply(&client, "set more 1").await, "");
     let local = client.query("len", Consistency::Local).await.expect("it is asked");
