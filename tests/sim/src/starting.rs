@@ -88,7 +88,8 @@ impl World {
                 | Running::Joining
                 | Running::DiskFull(_)
                 | Running::DiskStalled(_)
-                | Running::MemoryHigh(_),
+                | Running::MemoryHigh(_)
+                | Running::Rebuilding(_),
             ) => false,
         })
     }
