@@ -29,7 +29,7 @@ use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
 use self::layout::{Header, ObjectName};
 use self::reserve::{Held, Lease, Slot, Source};
-use crate::fs::{File, Fs, Space, create_dirs, is_short, make_durable};
+use crate::fs::{File, Fs, Space, create_dirs, is_full, is_short, make_durable};
 
 pub mod lane;
 pub mod layout;
@@ -543,6 +543,11 @@ impl SnapshotStore {
         let path = dir.join(file);
         let removed = match self.fs.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // Where a removal takes room first (btrfs), what the file has gives some.
+            Err(error) if is_full(&error) => {
+                let emptied = self.fs.open(&path, true).and_then(|file| file.truncate(0));
+                emptied.and_then(|()| self.fs.remove(&path))
+            }
             other => other,
         };
         match removed.and_then(|()| make_durable(&*self.fs, &path)) {

@@ -242,6 +242,13 @@ impl MemFs {
         Ok(())
     }
 
+    /// Whether any file has sectors that cannot be read, be it one that a crash would bring back.
+    pub fn has_bad_sectors(&self) -> bool {
+        let disk = self.disk();
+        let bad = |node: &Node| matches!(node, Node::File(inode) if guard(inode).has_bad());
+        disk.names.values().chain(disk.durable.values()).any(bad)
+    }
+
     /// Every sector of every file can be read again.
     pub fn mend(&self) {
         let files = self.disk().files();

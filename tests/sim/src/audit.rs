@@ -36,7 +36,9 @@ impl World {
                 })
             });
             let node = &self.nodes[&id];
-            if node.rotted && repaired && !node.log_rots() && self.is_whole(id) {
+            // The file of a lost segment may be the log's next one.
+            let lost = node.log_lost && node.fs.has_bad_sectors();
+            if node.rotted && repaired && !lost && !node.log_rots() && self.is_whole(id) {
                 let node = self.nodes.get_mut(&id).expect("a node");
                 (node.rotted, node.rotten_log, node.log_lost) = (false, None, false);
             }

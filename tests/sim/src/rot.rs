@@ -59,7 +59,8 @@ impl World {
             false => node.fs.corrupt(&path, offset),
         };
         if struck.is_ok() {
-            (node.rotted, node.log_lost) = (true, in_log && lost);
+            node.rotted = true;
+            node.log_lost |= in_log && lost;
             match in_log {
                 true => {
                     let segment = segments.iter().find(|(_, at)| *at == path);

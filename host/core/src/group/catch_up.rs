@@ -2,14 +2,21 @@
 //!
 //! - The log behind such a snapshot is kept for its follower until the follower has caught up: the
 //!   snapshot lives in its guest, and less than a mark's worth of log is missing there. As much of
-//!   it is kept as a snapshot is worth, [`limits::LOG_PIN_MARKS`] marks' worth or the snapshot's
-//!   length: what was written meanwhile is cheaper to send than another one.
+//!   it is kept as a snapshot is worth, [`LOG_PIN_MARKS`](crate::limits::LOG_PIN_MARKS) marks'
+//!   worth or the snapshot's length: what was written meanwhile is cheaper to send than another one.
+//! - A follower that is halted or has no snapshot to start from, and appends no more commands, for
+//!   the log behind its newest snapshot is at its bound, is sent a snapshot though the log that it
+//!   lacks is still here: where nobody writes, that log is never cut, and it would wait for ever.
 //! - Who gets a second snapshot before that was outrun. Those in a row are counted, for at such a
 //!   rate it may never catch up, and only an operator can change what the rate depends on.
 
 use std::collections::BTreeMap;
 
+use raft::ProgressState;
+
+use crate::fault::Shortage;
 use crate::group::Shared;
+use crate::group::frame::GuestIs;
 use crate::group::hosting::Hosting;
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
@@ -66,6 +73,27 @@ impl Hosting {
             let near = has >= catch_up.index && log.bytes_between(has, log.last()) <= mark_bytes;
             !near || outgoing.is_sending_to(*replica)
         });
+        self.send_to_who_appends_no_more(shared);
+    }
+
+    fn send_to_who_appends_no_more(&mut self, shared: &Shared) {
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        if planted("wait_for_the_cut") {
+            return;
+        }
+        for (replica, seen) in &shared.seen {
+            // One that is only slow, or restores, comes to the end of its log by itself.
+            let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
+            let full = matches!(seen.short, Some(Shortage::Log { .. }));
+            let stuck = lost && full && seen.applied < newest;
+            let Some(peer) = self.raw.raft.mut_prs().get_mut(replica.0).filter(|_| stuck) else {
+                continue;
+            };
+            if peer.matched < newest && peer.state != ProgressState::Snapshot {
+                // raft-rs sends it with the answer to the next heartbeat.
+                peer.pending_request_snapshot = newest;
+            }
+        }
     }
 
     /// Bytes of log that are kept for those who were sent a snapshot.

@@ -53,6 +53,10 @@ impl Inode {
         self.bad.clear();
     }
 
+    pub(super) fn has_bad(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
     pub(super) fn is_bad(&self, bytes: Range<u64>) -> bool {
         self.bad.range(sectors(bytes)).next().is_some()
     }
