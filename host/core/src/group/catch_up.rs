@@ -3,7 +3,8 @@
 //! - The log behind such a snapshot is kept for its follower until the follower has caught up: the
 //!   snapshot lives in its guest, and less than a mark's worth of log is missing there. As much of
 //!   it is kept as a snapshot is worth, [`LOG_PIN_MARKS`](crate::limits::LOG_PIN_MARKS) marks'
-//!   worth or the snapshot's length: what was written meanwhile is cheaper to send than another one.
+//!   worth or the snapshot's length: what was written meanwhile is cheaper to send than another
+//!   one.
 //! - A follower that is halted or has no snapshot to start from, and appends no more commands, for
 //!   the log behind its newest snapshot is at its bound, is sent a snapshot though the log that it
 //!   lacks is still here: where nobody writes, that log is never cut, and it would wait for ever.
