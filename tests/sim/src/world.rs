@@ -383,23 +383,29 @@ impl World {
         for client in &mut self.clients {
             client.end();
         }
-        let (mut quiet_since, mut before) = (None, None);
+        let mut quiet_since = None;
+        let mut before: Option<(u64, idle::Operations)> = None;
         while self.now < deadline {
             self.step()?;
-            let agreed = self.is_converged();
-            match (agreed, quiet_since) {
-                (false, _) => (quiet_since, before) = (None, None),
-                (true, None) => quiet_since = Some(self.now),
-                // Long enough for whatever is under way to end.
-                (true, Some(since)) if self.now > since + 15 * SECOND => {
-                    return before
-                        .map_or(Ok(()), |before| idle::rests(&before, &self.operations()));
-                }
-                (true, Some(since)) if self.now > since + 10 * SECOND => {
-                    before.get_or_insert_with(|| self.operations());
-                }
-                (true, Some(_)) => {}
+            if !self.is_converged() {
+                (quiet_since, before) = (None, None);
+                continue;
             }
+            let since = *quiet_since.get_or_insert(self.now);
+            // Long enough for whatever is under way to end.
+            if self.now <= since + 10 * SECOND {
+                continue;
+            }
+            let (looked, operations) = before.get_or_insert_with(|| (self.now, self.operations()));
+            if self.now <= *looked + 5 * SECOND {
+                continue;
+            }
+            // A log may have some cleaning left.
+            let rests = idle::rests(operations, &self.operations());
+            if rests.is_ok() || self.now > since + 60 * SECOND {
+                return rests;
+            }
+            before = None;
         }
         self.checks.reports.overdue(self.now)?;
         violated("liveness", self.describe())
