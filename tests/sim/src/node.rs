@@ -227,7 +227,8 @@ impl Node {
         if self.fs.has(Path::new(SNAPSHOTS)) {
             self.fs.mount(Path::new(SNAPSHOTS), disk_bytes);
         }
-        self.log_filled = false;
+        // While it hangs, the log cannot see that there is room.
+        self.log_filled &= self.hangs_since.is_some();
     }
 
     /// Whether the segment with the flipped bit may still be met.
