@@ -94,11 +94,15 @@ impl World {
         })
     }
 
-    /// Whether every replica of a group that runs is halted.
+    /// Whether no replica of a group that runs goes on: all are halted, or wait for one that is
+    /// not.
     fn all_halt(&self, group: GroupId) -> bool {
         let running = self.nodes.values().filter_map(|node| node.process.as_ref());
         let mut states = running.map(|process| process.replicas[&group].group.state());
-        states.all(|state| matches!(state, ReplicaState::Running(Running::Halted(_))))
+        let waits = |running: &Running| {
+            matches!(running, Running::Halted(_) | Running::Joining | Running::NeedsSnapshot(_))
+        };
+        states.all(|state| matches!(state, ReplicaState::Running(running) if waits(running)))
     }
 
     /// What a node's durable logs are like.
