@@ -89,18 +89,10 @@ impl Hosting {
         if let Some(memory) = over(shared.me()) {
             return Err(memory.refusal(relief));
         }
-        let configuration = &shared.recovery.configuration;
-        for voters in [&configuration.voters, &configuration.voters_outgoing] {
-            let high = voters.iter().filter_map(|voter| over(*voter));
-            let worst = high.clone().max_by_key(|memory| memory.bytes);
-            let silent =
-                voters.iter().filter(|id| over(**id).is_none() && shared.is_silent(**id)).count();
-            let lacking = high.count() + silent;
-            if let Some(worst) = worst.filter(|_| lacking > (voters.len() - 1) / 2) {
-                return Err(worst.refusal(relief));
-            }
+        match self.worst_of_too_many(shared, over, |memory| memory.bytes) {
+            Some(worst) => Err(worst.refusal(relief)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether another pack may be under way.

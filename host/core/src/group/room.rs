@@ -167,20 +167,30 @@ impl Hosting {
         if let Some(shortage) = shared.short {
             return Err(shortage.refusal());
         }
+        let short = |voter| shared.shortage_of(voter);
+        match self.worst_of_too_many(shared, short, |shortage| shortage.lacks()) {
+            Some(worst) => Err(worst.refusal()),
+            None => Ok(()),
+        }
+    }
+
+    /// What the voter lacks that is worst off, if those that lack something, or take no entries for
+    /// another reason, leave no majority.
+    pub(super) fn worst_of_too_many<T>(
+        &self,
+        shared: &Shared,
+        lacks: impl Fn(ReplicaId) -> Option<T>,
+        how_much: impl Fn(&T) -> u64,
+    ) -> Option<T> {
         let configuration = &shared.recovery.configuration;
-        for voters in [&configuration.voters, &configuration.voters_outgoing] {
-            let short = voters.iter().filter_map(|voter| shared.shortage_of(*voter));
-            let worst = short.clone().max_by_key(|shortage| shortage.lacks());
+        [&configuration.voters, &configuration.voters_outgoing].into_iter().find_map(|voters| {
+            let lacking = voters.iter().filter_map(|voter| lacks(*voter));
+            let worst = lacking.clone().max_by_key(&how_much)?;
             let others = voters
                 .iter()
-                .filter(|voter| shared.shortage_of(**voter).is_none())
-                .filter(|voter| self.takes_nothing(shared, **voter));
-            let lacking = short.count() + others.count();
-            if let Some(worst) = worst.filter(|_| lacking > (voters.len() - 1) / 2) {
-                return Err(worst.refusal());
-            }
-        }
-        Ok(())
+                .filter(|voter| lacks(**voter).is_none() && self.takes_nothing(shared, **voter));
+            (lacking.count() + others.count() > (voters.len() - 1) / 2).then_some(worst)
+        })
     }
 
     /// Whether another replica takes no entries now, whatever room it has: it is not heard, its
