@@ -45,6 +45,28 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// A frame that says nothing beside its body, of a replica that was started once.
+    pub fn plain(group: GroupId, from: ReplicaId, body: Body) -> Self {
+        Self {
+            group,
+            lineage: None,
+            from,
+            to: None,
+            boot: 1,
+            nonce: 0,
+            wall_ms: 0,
+            short: None,
+            applied: 0,
+            halted: false,
+            stalled: false,
+            memory: None,
+            snapshot: 0,
+            guest: GuestIs::Live,
+            grants: false,
+            body,
+        }
+    }
+
     /// Bytes that the frame holds in memory, about.
     pub fn bytes(&self) -> usize {
         let entries = match &self.body {

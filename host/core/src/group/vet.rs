@@ -200,7 +200,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::group::{Body, Event, Frame, Group, GroupConfig, GuestIs, Inbound, SnapshotPolicy};
+    use crate::group::{Body, Event, Frame, Group, GroupConfig, Inbound, SnapshotPolicy};
     use crate::ids::{GroupId, ModuleId};
     use crate::snapshot::Configuration;
 
@@ -222,24 +222,7 @@ mod tests {
     }
 
     fn probe(from: ReplicaId) -> Event {
-        let frame = Frame {
-            group: GroupId::of_name("g"),
-            lineage: None,
-            from,
-            to: None,
-            boot: 1,
-            nonce: 2,
-            wall_ms: 0,
-            short: None,
-            applied: 0,
-            halted: false,
-            stalled: false,
-            memory: None,
-            snapshot: 0,
-            guest: GuestIs::Live,
-            grants: false,
-            body: Body::Probe,
-        };
+        let frame = Frame { nonce: 2, ..Frame::plain(GroupId::of_name("g"), from, Body::Probe) };
         Event::Frame(Inbound { frame, via: "n2".into() })
     }
 

@@ -1,6 +1,6 @@
 //! `forge A->B WHAT [KEY=NUMBER]...`: a frame that B takes for one of A, and that A never sent.
 
-use lockstep_core::group::{Body, Event, Frame, GuestIs, Inbound};
+use lockstep_core::group::{Body, Event, Frame, Inbound};
 use lockstep_core::ids::{GroupId, ReplicaId};
 use raft::eraftpb::{Entry, Message, MessageType};
 
@@ -50,22 +50,12 @@ pub(crate) fn forge(cluster: &mut Cluster, link: &str, what: &str, options: &[&s
         other => panic!("forge {other}"),
     };
     let frame = Frame {
-        group: GroupId::of_name("g"),
         lineage: sender.lineage,
-        from: replica,
         to: Some(receiver),
         boot: number("boot").unwrap_or(sender.boot),
         nonce: number("nonce").unwrap_or(cluster.processes[from].config.nonce),
         wall_ms: number("wall").unwrap_or(cluster.time_ms),
-        short: None,
-        applied: 0,
-        halted: false,
-        stalled: false,
-        memory: None,
-        snapshot: 0,
-        guest: GuestIs::Live,
-        grants: false,
-        body,
+        ..Frame::plain(GroupId::of_name("g"), replica, body)
     };
     cluster.event(to, Event::Frame(Inbound { frame, via: "forged".into() }));
 }

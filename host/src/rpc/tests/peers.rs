@@ -1,6 +1,6 @@
 //! Links between nodes: order, refusals, loss and return, and bulk channels.
 
-use lockstep_core::group::{Body, Frame, GuestIs};
+use lockstep_core::group::{Body, Frame};
 use lockstep_core::ids::{Digest, ModuleId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{Block, BulkReply, BulkRequest, Purpose};
@@ -63,24 +63,9 @@ fn sender_in(
 }
 
 pub(super) fn frame(from: u16, wall_ms: u64) -> Box<Frame> {
-    Box::new(Frame {
-        group: GroupId::of_name(GROUP),
-        lineage: None,
-        from: ReplicaId::new(NodeId(from), 0),
-        to: None,
-        boot: 1,
-        nonce: 2,
-        wall_ms,
-        short: None,
-        applied: 0,
-        halted: false,
-        stalled: false,
-        memory: None,
-        snapshot: 0,
-        guest: GuestIs::Live,
-        grants: false,
-        body: Body::Probe,
-    })
+    let sender = ReplicaId::new(NodeId(from), 0);
+    let plain = Frame::plain(GroupId::of_name(GROUP), sender, Body::Probe);
+    Box::new(Frame { nonce: 2, wall_ms, ..plain })
 }
 
 /// Sends frames until one arrives: before the stream is up they are dropped.
