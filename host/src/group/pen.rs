@@ -100,7 +100,9 @@ impl<W: Write + Send + 'static> Pen<W> {
         }
         Err(self.gave_up())
     }
+}
 
+impl<W> Pen<W> {
     /// Waits for the thread's end; `None` if that was given up.
     fn wait(&mut self) -> Option<Ended<W>> {
         self.full = None;
@@ -170,20 +172,8 @@ impl<W: Write + Send + 'static> Write for Pen<W> {
 
 impl<W> Drop for Pen<W> {
     fn drop(&mut self) {
-        self.full = None;
         // What is under way is waited for, unless it hangs.
-        while self.thread.is_some() {
-            match self.back.recv_timeout(LOOK) {
-                Ok(_block) => {}
-                Err(RecvTimeoutError::Timeout) if self.watch.under_way() >= self.patience => {
-                    self.thread = None;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    drop(self.thread.take().map(JoinHandle::join));
-                }
-            }
-        }
+        drop(self.wait());
     }
 }
 
