@@ -204,13 +204,7 @@ impl Wal {
         let head = batch_size(states.iter().map(state).sum(), block);
         let need = u64::from(block) + head + batch_size(plan.body_bytes, block);
         if let Some(at) = self.spares.iter().rposition(|file| file.length >= need) {
-            match self.files.settle_names() {
-                Err(WalError::Full { path, bytes, why }) => {
-                    self.lacks(&why);
-                    return Err(WalError::Full { path, bytes, why });
-                }
-                settled => settled.map_err(|error| self.poison(error))?,
-            }
+            self.files.settle_names().map_err(|error| self.not_made(error))?;
             return Ok(self.spares.remove(at));
         }
         self.make_file(need.max(self.options.segment_bytes))
@@ -257,17 +251,20 @@ impl Wal {
     }
 
     fn make_file(&mut self, length: u64) -> Result<LogFile, WalError> {
-        let made = self.files.make(length);
-        match made {
-            Ok(file) => {
-                self.counters.fsyncs += 2;
-                Ok(file)
+        let file = self.files.make(length).map_err(|error| self.not_made(error))?;
+        self.counters.fsyncs += 2;
+        Ok(file)
+    }
+
+    /// A file or its name was not made: for want of room, which leaves the log as it was, or the
+    /// log is over.
+    fn not_made(&mut self, error: WalError) -> WalError {
+        match &error {
+            WalError::Full { why, .. } => {
+                self.lacks(why);
+                error
             }
-            Err(WalError::Full { path, bytes, why }) => {
-                self.lacks(&why);
-                Err(WalError::Full { path, bytes, why })
-            }
-            Err(error) => Err(self.poison(error)),
+            _other => self.poison(error),
         }
     }
 
