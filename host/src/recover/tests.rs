@@ -97,11 +97,18 @@ fn what_cannot_be_done_changes_nothing() {
     assert_eq!(before, after);
 }
 
+/// Makes this the durable state of the group.
+fn write(mut stopped: StoppedGroup, state: RecoveryState) {
+    let group = GroupId::of_name("kv");
+    let job = LogJob { group, state, entries: Vec::new() };
+    stopped.wal.append(&[job], &mut |_| {}).expect("there is room");
+}
+
 /// A survivor whose snapshots are bad would never serve: it is not made the group.
 #[test]
 fn what_no_start_could_begin_with_is_not_kept() {
     let fs = disk();
-    let mut stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     assert_eq!(stopped.starts_from().expect("the log is whole"), None);
     let mut state = stopped.found.state.clone();
     state.snapshots = vec![lockstep_core::snapshot::SnapshotDesc {
@@ -114,12 +121,7 @@ fn what_no_start_could_begin_with_is_not_kept() {
         configuration: state.configuration.clone(),
     }];
     (state.first_index, state.previous_term, state.floor) = (3, 2, 2);
-    let group = GroupId::of_name("kv");
-    stopped
-        .wal
-        .append(&[LogJob { group, state, entries: Vec::new() }], &mut |_| {})
-        .expect("there is room");
-    drop(stopped);
+    write(stopped, state);
     let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     let why = stopped.keep_only_me().expect_err("its snapshot is not there").to_string();
     assert!(why.contains("could not start") && why.contains("another survivor"), "{why}");
@@ -132,14 +134,9 @@ fn what_no_start_could_begin_with_is_not_kept() {
 #[test]
 fn a_removed_replica_can_be_forgotten() {
     let fs = disk();
-    let mut stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     let state = RecoveryState { removed: true, ..stopped.found.state.clone() };
-    let group = GroupId::of_name("kv");
-    stopped
-        .wal
-        .append(&[LogJob { group, state, entries: Vec::new() }], &mut |_| {})
-        .expect("there is room");
-    drop(stopped);
+    write(stopped, state);
     let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
     stopped.forget(&config()).expect("it may go");
     fs.crash();
