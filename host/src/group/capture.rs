@@ -1,8 +1,8 @@
 //! A local snapshot on its way from the guest to a sealed, read-back object.
 //!
-//! The apply lane has the guest write it, through a [`Pen`]; finishing, sealing and reading back
-//! are a bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing, and the lane
-//! waits for a disk for no longer than [`DISK_PATIENCE`].
+//! The apply lane has the guest write it, through a [`BackgroundWriter`]; finishing, sealing and
+//! reading back are a bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing,
+//! and the lane waits for a disk for no longer than [`DISK_PATIENCE`].
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
+use crate::group::background_writer::BackgroundWriter;
 use crate::group::disk_watch::DiskWatch;
-use crate::group::pen::Pen;
 use crate::guest::Guest;
 use crate::store::{
     LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
@@ -106,21 +106,21 @@ impl Begun {
         watch: &Arc<DiskWatch>,
     ) -> Result<Result<Capture, Unwritten>, GuestFault> {
         let Self { index, writer } = self;
-        let mut pen = match Pen::take(writer, watch, DISK_PATIENCE) {
-            Ok(pen) => pen,
+        let mut out = match BackgroundWriter::take(writer, watch, DISK_PATIENCE) {
+            Ok(out) => out,
             Err(error) => return Ok(Err(Unwritten { error, bytes: 0 })),
         };
-        let mut written = match pen.write_all(envelope) {
-            Ok(()) => guest.snapshot(&mut pen)?,
+        let mut written = match out.write_all(envelope) {
+            Ok(()) => guest.snapshot(&mut out)?,
             Err(error) => Err(error),
         };
         if planted("clock_in_snapshot") {
             let now = std::time::Instant::now();
-            written = written.and_then(|()| pen.write_all(format!("{now:?}").as_bytes()));
+            written = written.and_then(|()| out.write_all(format!("{now:?}").as_bytes()));
         }
-        let bytes = pen.length();
+        let bytes = out.length();
         // The writer's own error says more than that it is gone.
-        Ok(match (pen.end(), written) {
+        Ok(match (out.end(), written) {
             (Ok(writer), Ok(())) => Ok(Capture { index, writer }),
             (Err(error), _) | (Ok(_), Err(error)) => Err(Unwritten { error, bytes }),
         })

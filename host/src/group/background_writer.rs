@@ -1,11 +1,11 @@
-//! [`Pen`]: writes a snapshot beside the apply lane, so that a disk that hangs does not hold the
-//! lane.
+//! [`BackgroundWriter`]: writes a snapshot on a thread of its own, so that a disk that hangs does
+//! not hold the apply lane.
 //!
-//! - Blocks go round: one is filled while the other is written. Whoever fills them waits for one to
-//!   come back, and gives the pen up once the disk did not answer for so long.
-//! - A pen that was given up ends when its disk answers, and what it wrote goes with it.
-//! - Otherwise nothing happens behind the back of whoever holds it: the thread has ended, and its
-//!   writer is back or gone, when the pen is.
+//! - Two blocks circulate: one is filled while the other is written. The caller waits for an empty
+//!   one, and gives up once the disk has not answered for its patience.
+//! - A thread that was given up ends when its disk answers; what it wrote is dropped with it.
+//! - Otherwise nothing outlives the [`BackgroundWriter`]: when it ends or is dropped, its thread
+//!   has ended, and the writer below is handed back or dropped.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What a thread hands back: its writer, and how it went.
 type Ended<W> = (W, io::Result<()>);
 
-pub(super) struct Pen<W> {
+pub(super) struct BackgroundWriter<W> {
     /// Gone once all was handed in.
     full: Option<Sender<Vec<u8>>>,
     back: Receiver<Vec<u8>>,
@@ -42,9 +42,9 @@ pub(super) struct Pen<W> {
     length: u64,
 }
 
-impl<W: Write + Send + 'static> Pen<W> {
+impl<W: Write + Send + 'static> BackgroundWriter<W> {
     /// Writes with `writer`, and waits for a disk for no longer than `patience`; `watch` is for
-    /// this pen alone as long as it writes.
+    /// this one alone as long as it writes.
     pub(super) fn take(writer: W, watch: &Arc<DiskWatch>, patience: Duration) -> io::Result<Self> {
         let (full, blocks) = channel();
         let (give_back, back) = channel();
@@ -102,7 +102,7 @@ impl<W: Write + Send + 'static> Pen<W> {
     }
 }
 
-impl<W> Pen<W> {
+impl<W> BackgroundWriter<W> {
     /// Waits for the thread's end; `None` if that was given up.
     fn wait(&mut self) -> Option<Ended<W>> {
         self.full = None;
@@ -150,7 +150,7 @@ fn write<W: Write>(
     (writer, Ok(()))
 }
 
-impl<W: Write + Send + 'static> Write for Pen<W> {
+impl<W: Write + Send + 'static> Write for BackgroundWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.block.capacity() == 0 {
             self.take_block()?;
@@ -164,13 +164,13 @@ impl<W: Write + Send + 'static> Write for Pen<W> {
         Ok(count)
     }
 
-    /// Does nothing: [`Pen::end`] writes everything.
+    /// Does nothing: [`BackgroundWriter::end`] writes everything.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-impl<W> Drop for Pen<W> {
+impl<W> Drop for BackgroundWriter<W> {
     fn drop(&mut self) {
         // What is under way is waited for, unless it hangs.
         drop(self.wait());
@@ -224,13 +224,14 @@ mod tests {
     #[test]
     fn what_is_written_arrives_whole_and_the_writer_comes_back() {
         let bytes: Vec<u8> = (0..5 * BLOCK_BYTES / 2).map(|place| (place % 251) as u8).collect();
-        let mut pen = Pen::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
+        let mut out =
+            BackgroundWriter::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
         for piece in bytes.chunks(70_001) {
-            pen.write_all(piece).expect("it is written");
+            out.write_all(piece).expect("it is written");
         }
-        assert_eq!(pen.length(), bytes.len() as u64);
-        assert!(pen.end().expect("it is whole") == bytes);
-        let empty = Pen::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
+        assert_eq!(out.length(), bytes.len() as u64);
+        assert!(out.end().expect("it is whole") == bytes);
+        let empty = BackgroundWriter::take(Vec::new(), &watch(), Duration::MAX).expect("a thread");
         assert_eq!(empty.end().expect("nothing is whole"), b"");
     }
 
@@ -239,13 +240,13 @@ mod tests {
         let (gate, let_go) = gate();
         let alive = Arc::clone(&gate.alive);
         let watch = watch();
-        let mut pen = Pen::take(gate, &watch, Duration::ZERO).expect("a thread");
+        let mut out = BackgroundWriter::take(gate, &watch, Duration::ZERO).expect("a thread");
         let block = vec![7; BLOCK_BYTES];
-        let error = (0..).find_map(|_| pen.write_all(&block).err()).expect("it ends");
+        let error = (0..).find_map(|_| out.write_all(&block).err()).expect("it ends");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().contains("the disk of /snap has not answered"), "{error}");
-        assert_eq!(pen.write_all(&block).expect_err("for good").kind(), io::ErrorKind::TimedOut);
-        assert_eq!(pen.end().err().expect("for good").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(out.write_all(&block).expect_err("for good").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(out.end().err().expect("for good").kind(), io::ErrorKind::TimedOut);
         assert_eq!(alive.load(Ordering::SeqCst), 1, "its thread hangs");
         drop(let_go);
         while alive.load(Ordering::SeqCst) > 0 {
@@ -259,21 +260,21 @@ mod tests {
         let alive = Arc::clone(&gate.alive);
         let_go.send(()).expect("it listens");
         drop(let_go);
-        let mut pen = Pen::take(gate, &watch(), Duration::MAX).expect("a thread");
+        let mut out = BackgroundWriter::take(gate, &watch(), Duration::MAX).expect("a thread");
         let block = vec![7; BLOCK_BYTES];
-        (0..).find_map(|_| pen.write_all(&block).err()).expect("the second one fails");
-        assert_eq!(pen.end().err().expect("it failed").kind(), io::ErrorKind::StorageFull);
-        assert_eq!(alive.load(Ordering::SeqCst), 0, "it is gone when the pen is");
+        (0..).find_map(|_| out.write_all(&block).err()).expect("the second one fails");
+        assert_eq!(out.end().err().expect("it failed").kind(), io::ErrorKind::StorageFull);
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "it is gone with the thread");
     }
 
     #[test]
-    fn a_pen_that_is_dropped_has_ended() {
+    fn one_that_is_dropped_has_ended() {
         let (gate, let_go) = gate();
         let alive = Arc::clone(&gate.alive);
-        let mut pen = Pen::take(gate, &watch(), Duration::MAX).expect("a thread");
-        pen.write_all(&vec![7; BLOCK_BYTES]).expect("it is on its way");
+        let mut out = BackgroundWriter::take(gate, &watch(), Duration::MAX).expect("a thread");
+        out.write_all(&vec![7; BLOCK_BYTES]).expect("it is on its way");
         let_go.send(()).expect("it listens");
-        drop(pen);
+        drop(out);
         assert_eq!(alive.load(Ordering::SeqCst), 0);
     }
 }
