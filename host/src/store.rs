@@ -543,7 +543,7 @@ impl SnapshotStore {
         let path = dir.join(file);
         let removed = match self.fs.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // Where a removal takes room first (btrfs), what the file has gives some.
+            // btrfs may need free space to remove a file: emptying it first gives some back.
             Err(error) if is_full(&error) => {
                 let emptied = self.fs.open(&path, true).and_then(|file| file.truncate(0));
                 emptied.and_then(|()| self.fs.remove(&path))

@@ -108,7 +108,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("unchecked_segment", "a log record's checksum is not looked at"),
     ("wait_for_a_mark", "a replica short of room takes a snapshot at marks only"),
     ("wait_for_the_absent", "a node without groups is not over"),
-    ("wait_for_the_cut", "who appends no more gets a snapshot once its log is cut, and not before"),
+    ("wait_for_the_cut", "a halted replica gets a snapshot only once the leader's log is cut"),
     ("who_waits_has_room", "a voter that waits for a snapshot counts as one that takes commands"),
     ("wiped_replica_votes", "a wiped node comes back under its old id"),
     ("write_other_bytes", "the log holds other bytes than were handed in"),

@@ -1,10 +1,9 @@
 //! Followers that a snapshot was sent to and that have not caught up since.
 //!
-//! - The log behind such a snapshot is kept for its follower until the follower has caught up: the
-//!   snapshot lives in its guest, and less than a mark's worth of log is missing there. As much of
-//!   it is kept as a snapshot is worth, [`LOG_PIN_MARKS`](crate::limits::LOG_PIN_MARKS) marks'
-//!   worth or the snapshot's length: what was written meanwhile is cheaper to send than another
-//!   one.
+//! - The log behind such a snapshot is kept until its follower has caught up: the snapshot lives in
+//!   its guest, and less than a mark's worth of log is missing there. The larger of
+//!   [`LOG_PIN_MARKS`](crate::limits::LOG_PIN_MARKS) marks' worth and the snapshot's length is the
+//!   most that is kept: up to that, sending log costs less than sending another snapshot.
 //! - A follower that is halted or has no snapshot to start from, and appends no more commands, for
 //!   the log behind its newest snapshot is at its bound, is sent a snapshot though the log that it
 //!   lacks is still here: where nobody writes, that log is never cut, and it would wait for ever.

@@ -22,7 +22,8 @@ use crate::mutant::planted;
 #[derive(Default)]
 pub(super) struct MarkRequests {
     waiting: Vec<Ticket>,
-    /// Marks asked for that are not made up for by time, and since when the oldest is being.
+    /// A token bucket: tokens taken and not yet back, and the tick from which the next one's return
+    /// is counted.
     spent: u32,
     since: u64,
 }
