@@ -88,7 +88,8 @@ impl Files {
             return Err(failed);
         }
         self.unsettled = false;
-        Ok(LogFile { header, path, file, length })
+        let fresh = u64::from(block_bytes);
+        Ok(LogFile::new(header, path, file, length, fresh))
     }
 
     /// Removes a file, now or once that goes.

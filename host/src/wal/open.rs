@@ -204,7 +204,8 @@ fn open_files(
         file.drop_cache();
         let header = read_header(&*file, &path)?;
         check_header(&header, *number, length, &path, options)?;
-        Ok(LogFile { header, path, file, length })
+        // How much of it was written nobody knows.
+        Ok(LogFile::new(header, path, file, length, length))
     };
     numbers.iter().map(open).collect()
 }
@@ -322,9 +323,12 @@ fn missing(
 fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
     let mut by_segment: BTreeMap<u64, (LogFile, BatchPlace)> = BTreeMap::new();
     let mut headless = Vec::new();
-    for file in files {
+    for mut file in files {
         match read_head(&file)? {
-            None => headless.push(file),
+            None => {
+                file.is_new();
+                headless.push(file);
+            }
             Some(BatchHeader { place, .. }) => {
                 if let Some((other, _)) = by_segment.get(&place.segment) {
                     let (segment, other) = (place.segment, other.path.display());
@@ -364,7 +368,9 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
             }
         }
     }
-    let spares = by_segment.into_values().map(|(file, _)| file).chain(headless).collect();
+    // What was written before is taken first.
+    let spares = headless.into_iter().chain(by_segment.into_values().map(|(file, _)| file));
+    let spares = spares.collect();
     let broken = is_broken.then_some((next, lost));
     Ok(Chain { files, spares, next_segment: newest + 1, broken })
 }

@@ -2,9 +2,14 @@
 //!
 //! A file is made once, under a name of its own, and serves many segments one after the other:
 //! which one is in it now, its head says. So a new segment needs no new name and no new block.
+//!
+//! While a file is new, small writes take zeros with them, up to a multiple of [`AHEAD_BLOCKS`]
+//! blocks: a sync that first touches a block commits the filesystem's journal as well, and so only
+//! one in sixteen does.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lockstep_core::ids::GroupId;
@@ -18,6 +23,8 @@ use super::error::WalError;
 use crate::fs::{File, read_exact_at};
 
 const SUFFIX: &str = ".wal";
+/// How many blocks of a new file are written at once, at least.
+const AHEAD_BLOCKS: u64 = 16;
 
 /// An open log file.
 pub(super) struct LogFile {
@@ -26,6 +33,8 @@ pub(super) struct LogFile {
     pub(super) file: Box<dyn File>,
     /// Bytes of the file.
     pub(super) length: u64,
+    /// Where the part begins to which nothing was ever written.
+    fresh: AtomicU64,
 }
 
 /// A segment in its file; the file stays what it is as long as anybody uses the segment.
@@ -48,6 +57,17 @@ pub(super) fn parse_name(name: &str) -> Option<u64> {
 }
 
 impl LogFile {
+    /// A file of which nothing behind `fresh` was ever written.
+    pub(super) fn new(
+        header: FileHeader,
+        path: PathBuf,
+        file: Box<dyn File>,
+        length: u64,
+        fresh: u64,
+    ) -> Self {
+        Self { header, path, file, length, fresh: AtomicU64::new(fresh) }
+    }
+
     /// The bytes of a head: where the segment belongs, and the state of every group.
     pub(super) fn head(&self, place: BatchPlace, states: &[(GroupId, Vec<u8>)]) -> Vec<u8> {
         let mut head = BatchBuilder::new(&self.header, place);
@@ -65,8 +85,30 @@ impl LogFile {
         read.is_ok() && FileHeader::decode(&bytes) == Ok(self.header)
     }
 
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_at(bytes, offset)
+    /// No segment was ever in it, or none that counts.
+    pub(super) fn is_new(&mut self) {
+        *self.fresh.get_mut() = self.header.head_offset();
+    }
+
+    /// Writes, and says how many bytes: zeros beside those that are given.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<u64> {
+        let end = offset + bytes.len() as u64;
+        let at_once = AHEAD_BLOCKS * u64::from(self.header.block_bytes);
+        let touches_new = end > self.fresh.load(Ordering::Relaxed);
+        let filled = match touches_new && (bytes.len() as u64) < at_once {
+            true => end.next_multiple_of(at_once).min(self.length),
+            false => end,
+        };
+        match filled > end {
+            true => {
+                let mut ahead = bytes.to_vec();
+                ahead.resize((filled - offset) as usize, 0);
+                self.file.write_at(&ahead, offset)?;
+            }
+            false => self.file.write_at(bytes, offset)?,
+        }
+        self.fresh.fetch_max(filled, Ordering::Relaxed);
+        Ok(filled - offset)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

@@ -99,13 +99,13 @@ impl Wal {
         let expected = batch_size(plan.body_bytes, active.file.header.block_bytes);
         assert_eq!(size, expected, "a plan knows the size of its batch");
         assert!(self.end + size <= active.file.length, "room was made for the batch");
-        match active.file.write(&bytes, self.end) {
+        let written = match active.file.write(&bytes, self.end) {
             Err(error) if is_short(&error) => {
                 self.given_up = is_full(&error);
                 return Err(self.short(size, &error));
             }
             written => written.map_err(|error| self.failed("write", &active.file, error))?,
-        }
+        };
         let synced = || match planted("skip_fsync") {
             true => Ok(()),
             false => self.sync(&active.file),
@@ -123,7 +123,7 @@ impl Wal {
         }
         self.counters.fsyncs += 1;
         self.counters.batches += 1;
-        self.counters.written_bytes += size;
+        self.counters.written_bytes += written;
         self.buffer = bytes;
         self.next_batch += 1;
         let begin = self.end;
@@ -165,13 +165,13 @@ impl Wal {
 
     /// Makes a file the active segment. One sync, and no name.
     fn begin(&mut self, file: LogFile, place: BatchPlace, head: &[u8]) -> Result<(), WalError> {
-        match file.write(head, file.header.head_offset()) {
+        let written = match file.write(head, file.header.head_offset()) {
             Err(error) if is_short(&error) => {
                 self.spares.insert(0, file);
                 return Err(self.short(head.len() as u64, &error));
             }
             written => written.map_err(|error| self.failed("write", &file, error))?,
-        }
+        };
         match self.sync(&file) {
             Err(error) if is_full(&error) => {
                 let path = file.path.clone();
@@ -183,7 +183,7 @@ impl Wal {
         }
         self.counters.fsyncs += 1;
         self.counters.batches += 1;
-        self.counters.written_bytes += head.len() as u64;
+        self.counters.written_bytes += written;
         self.end = file.header.head_offset() + head.len() as u64;
         self.next_batch += 1;
         self.previous = place.previous;

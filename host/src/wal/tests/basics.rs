@@ -26,6 +26,32 @@ fn one_append_is_one_write_and_one_sync_however_many_groups() {
 }
 
 #[test]
+fn small_batches_fill_a_new_file_sixteen_blocks_at_once_and_one_that_was_used_not() {
+    let fs = disk();
+    let options = WalOptions { segment_bytes: 4 * SEGMENT_BYTES, ..options() };
+    let (mut wal, _none) = Wal::open(Arc::new(fs.clone()), &dir(), options).expect("it begins");
+    let block = u64::from(BLOCK_BYTES);
+    let mut written = Vec::new();
+    for index in 1..200 {
+        // Nobody needs what is older.
+        let state = state(index, 1.min(index - 1), index - 1);
+        let job = job(1, state, entries(index..index + 1, 1, 100));
+        let segment = wal.active.number();
+        let appended = wal.append_and_tidy(&[job]).expect("there is room");
+        if segment == wal.active.number() {
+            written.push((segment, appended.bytes));
+        }
+    }
+    let of = |number| written.iter().filter(move |(segment, _)| *segment == number);
+    let first: Vec<u64> = of(1).map(|(_, bytes)| *bytes).collect();
+    // The header and the head have begun the first sixteen.
+    assert!(first[..12].iter().all(|bytes| *bytes == block), "{first:?}");
+    assert_eq!(first.iter().filter(|bytes| **bytes > block).count(), 3, "{first:?}");
+    let last: Vec<u64> = of(wal.active.number() - 1).map(|(_, bytes)| *bytes).collect();
+    assert!(last.iter().all(|bytes| *bytes == block), "the file was used before: {last:?}");
+}
+
+#[test]
 fn a_job_larger_than_a_batch_is_cut_and_each_part_is_a_state_of_its_own() {
     let jobs = [job(1, state(1, 0, 11), entries(1..13, 1, 400))];
     let mut total = 0;
