@@ -2,9 +2,10 @@
 //!
 //! - Work that changes the guest is done in the order it came. Queries are asked in between, each
 //!   once the guest has applied what it must have seen.
-//! - Work and queries each have half of the time while both wait: whoever had less of it is next,
-//!   so that a command waits for one query, and a query for one piece of work. Who was idle is owed
-//!   nothing.
+//! - Work and queries each have half of the time while both wait: whoever had less of it is next.
+//!   Who was idle is owed what the other did last, for it may have come meanwhile: so a command
+//!   waits for one query, however many pieces the work comes in, and a query as long as that at
+//!   most, or for one piece of work.
 //! - Callers share the queries' half in the same way, so that one who asks much, or much at a time,
 //!   makes none of the others wait longer than for one query.
 //! - A query that nobody waits for any more is dropped unasked.
@@ -39,6 +40,9 @@ pub(crate) struct Agenda {
     /// Time that work, and queries, had so far; only their difference counts.
     work_time: Duration,
     query_time: Duration,
+    /// The same before the last piece of work, and the last query, began.
+    work_time_before: Duration,
+    query_time_before: Duration,
     /// Callers with queries, and some without, who are ahead of the others.
     lines: BTreeMap<Asker, Line>,
     /// Those with queries, by the time that they had.
@@ -68,7 +72,11 @@ impl Agenda {
 
     pub(crate) fn add_work(&mut self, job: ApplyJob) {
         if self.work.is_empty() {
-            self.work_time = self.work_time.max(self.query_time);
+            let queries = match self.queries {
+                0 => self.query_time,
+                _ => self.query_time_before,
+            };
+            self.work_time = self.work_time.max(queries);
         }
         self.work.push_back(job);
     }
@@ -80,7 +88,11 @@ impl Agenda {
 
     pub(crate) fn add_query(&mut self, query: Query) {
         if self.queries == 0 {
-            self.query_time = self.query_time.max(self.work_time);
+            let work = match self.work.is_empty() {
+                true => self.work_time,
+                false => self.work_time_before,
+            };
+            self.query_time = self.query_time.max(work);
         }
         self.queries += 1;
         let asker = query.asked.asker;
@@ -119,11 +131,13 @@ impl Agenda {
 
     /// That work took so long.
     pub(crate) fn worked(&mut self, took: Duration) {
+        self.work_time_before = self.work_time;
         self.work_time += took;
     }
 
     /// That query of this caller took so long.
     pub(crate) fn asked(&mut self, asker: Asker, took: Duration) {
+        self.query_time_before = self.query_time;
         self.query_time += took;
         let Some(line) = self.lines.get_mut(&asker) else { return };
         let listed = self.order.remove(&(line.time, asker));
@@ -259,6 +273,19 @@ mod tests {
             story.step(0);
             story.work(1);
             assert_eq!(story.step(0).as_deref(), Some("w"));
+        }
+    }
+
+    /// Commands that come in several pieces wait for one query all the same.
+    #[test]
+    fn work_that_comes_in_pieces_waits_for_one_query() {
+        let mut story = Story::default();
+        (0..1_000).for_each(|_| story.ask(1, 15));
+        for _ in 0..100 {
+            assert_eq!(story.step(0).as_deref(), Some("1"));
+            (0..10).for_each(|_| story.work(1));
+            let order: String = (0..10).filter_map(|_| story.step(0)).collect();
+            assert_eq!(order, "wwwwwwwwww");
         }
     }
 
