@@ -87,11 +87,6 @@ pub enum StartError {
     Broke,
     #[error("{lane}: no thread for it: {source}; let this user have more threads")]
     Thread { lane: String, source: std::io::Error },
-    #[error(
-        "{0}; start again once the disk is well, or with --rejoin to join \
-        as a new replica"
-    )]
-    Group(String),
 }
 
 /// Other errors of a log say themselves what to do.
@@ -343,7 +338,7 @@ const START_RETRIES_A_LINE: u32 = 60;
 
 /// A step of a start. What is short is waited for: a full disk ends no node, and keeps none from
 /// starting once there is room.
-fn once_there_is_room<T, E: std::fmt::Display>(
+pub(crate) fn once_there_is_room<T, E: std::fmt::Display>(
     is_short: impl Fn(&E) -> bool,
     mut step: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {

@@ -12,7 +12,10 @@ use lockstep_core::snapshot::SnapshotDesc;
 use crate::fs::Fs;
 use crate::store::layout::ObjectName;
 use crate::store::{Identity, Quota, SnapshotStore};
-use crate::wal::{RecoveredGroup, WalReader};
+use crate::wal::{RecoveredGroup, WalError, WalReader};
+
+#[cfg(test)]
+mod tests;
 
 /// Bytes of entries read at once.
 const READ_BYTES: u64 = 16 << 20;
@@ -20,7 +23,6 @@ const READ_BYTES: u64 = 16 << 20;
 /// A replica's part of its node's disk.
 pub struct Disk {
     pub fs: Arc<dyn Fs>,
-    pub log: WalReader,
     pub cluster: [u8; 16],
     /// Its snapshot directory, and what may lie there.
     pub snapshots: SnapshotDir,
@@ -51,15 +53,27 @@ pub struct Reopened {
     pub store: Result<SnapshotStore, String>,
 }
 
-/// Opens what the log recovered of a group. An error is the log's.
-pub fn reopen(
-    disk: Disk,
-    config: GroupConfig,
-    recovered: Option<RecoveredGroup>,
-) -> Result<Reopened, String> {
+/// What the log holds of a group, with the entries that raft must find in memory: from the floor
+/// on. Without them the replica does not start, whatever keeps them from being read. It said once
+/// that it has them, and they may be committed for that: who cannot show them must neither vote nor
+/// lead as if it could, which is to join as a new replica, and not for a program to decide.
+pub fn recover(log: &WalReader, group: &RecoveredGroup) -> Result<Recovered, WalError> {
+    let RecoveredGroup { state, last_index, terms, sizes } = group.clone();
+    let id = GroupId::of_name(&state.group);
+    let mut next = state.first_index.max(state.floor);
+    let mut window = Vec::new();
+    while next <= last_index {
+        let entries = log.entries(id, next, last_index + 1, READ_BYTES)?;
+        next = entries.last().expect("at least one is read, for some were asked for").index + 1;
+        window.extend(entries);
+    }
+    Ok(Recovered { state, terms, window, sizes })
+}
+
+/// Opens what the log recovered of a group.
+pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> Reopened {
     let id = GroupId::of_name(&config.name);
     let known = recovered.is_some();
-    let recovered = recovered.map(|group| read_window(&disk.log, id, group)).transpose()?;
     let mut first = Vec::new();
     let mut group = Group::open(config, recovered, &mut first);
     let identity = Identity { cluster: disk.cluster, group: id };
@@ -78,25 +92,7 @@ pub fn reopen(
         }
         store
     });
-    Ok(Reopened { group, first, store })
-}
-
-/// The end of the log that raft must find in memory: from the floor on.
-fn read_window(log: &WalReader, id: GroupId, group: RecoveredGroup) -> Result<Recovered, String> {
-    let RecoveredGroup { state, last_index, terms, sizes } = group;
-    let mut next = state.first_index.max(state.floor);
-    let mut window = Vec::new();
-    while next <= last_index {
-        let entries = log
-            .entries(id, next, last_index + 1, READ_BYTES)
-            .map_err(|e| format!("log of group {:?}: {e}", state.group))?;
-        let Some(last) = entries.last() else {
-            return Err(format!("log of group {:?}: entry {next} is missing", state.group));
-        };
-        next = last.index + 1;
-        window.extend(entries);
-    }
-    Ok(Recovered { state, terms, window, sizes })
+    Reopened { group, first, store }
 }
 
 /// Opens the group's snapshots, and says which listed ones have no file. What the log does not list

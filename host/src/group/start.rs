@@ -16,15 +16,15 @@ use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
 use crate::group::readers::Readers;
-use crate::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
+use crate::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
 use crate::guest::Module;
 use crate::metrics::{Transfers, seconds_histogram};
-use crate::node::{StartError, thread};
+use crate::node::{StartError, once_there_is_room, thread};
 use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
-use crate::wal::RecoveredGroup;
+use crate::wal::{RecoveredGroup, WalError};
 
 /// What all groups of a node share.
 #[derive(Clone)]
@@ -82,15 +82,20 @@ pub(crate) fn open(
 ) -> Result<Started, StartError> {
     let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
     let gauges = Arc::new(Gauges::of(place.dir.path()));
+    let recovered = match recovered {
+        Some(group) => {
+            let again = || recover(&shared.log.reader(), &group);
+            Some(once_there_is_room(WalError::is_short, again)?)
+        }
+        None => None,
+    };
     let disk = Disk {
         fs: Arc::clone(&shared.fs),
-        log: shared.log.reader(),
         cluster: shared.cluster,
         snapshots: place.dir,
         quota: shared.budget.quota(place.cap),
     };
-    let Reopened { group, first, store } =
-        reopen(disk, config, recovered).map_err(StartError::Group)?;
+    let Reopened { group, first, store } = reopen(disk, config, recovered);
     let store = match store {
         Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),

@@ -22,7 +22,7 @@ use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Tools};
 use lockstep_host::group::gauges::Gauges;
 use lockstep_host::group::log_lane::LogWriter;
-use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, reopen};
+use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
 use lockstep_host::guest::Module;
 use lockstep_host::store::layout::snapshot_dir;
 use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
@@ -159,6 +159,15 @@ pub enum NoStart {
     Strays(String),
 }
 
+impl NoStart {
+    fn of_log(error: WalError) -> Self {
+        match error {
+            WalError::Corrupt { .. } => Self::Damaged(error.to_string()),
+            other => Self::Disk(other.to_string()),
+        }
+    }
+}
+
 impl Process {
     fn new(
         epoch: u64,
@@ -278,17 +287,13 @@ impl Node {
             let config = self.config(setup, name, seed ^ id.0, epoch);
             let disk = Disk {
                 fs: Arc::clone(&fs),
-                log: reader.clone(),
                 cluster: CLUSTER,
                 snapshots: SnapshotDir::Inside(self.snapshots(name)),
                 quota: budget.quota(setup.cap_bytes),
             };
-            let opened = reopen(disk, config, recovered.remove(&id));
-            let Reopened { group, first: effects, store } =
-                opened.map_err(|why| match self.fs.is_halted() || self.unreadable {
-                    true => NoStart::Disk(why),
-                    false => NoStart::Damaged(why),
-                })?;
+            let recovered = recovered.remove(&id).map(|group| recover(&reader, &group));
+            let recovered = recovered.transpose().map_err(NoStart::of_log)?;
+            let Reopened { group, first: effects, store } = reopen(disk, config, recovered);
             let strays = |why: &String| why.contains("the log knows nothing of this group");
             let store = Arc::new(StoreQueue::new(store.map_err(|why| match strays(&why) {
                 true => NoStart::Strays(why),
@@ -346,10 +351,7 @@ impl Node {
             nonce,
         };
         let opened = Wal::open(Arc::clone(fs), &data.join("wal"), options);
-        opened.map_err(|error| match error {
-            WalError::Corrupt { .. } => NoStart::Damaged(error.to_string()),
-            other => NoStart::Disk(other.to_string()),
-        })
+        opened.map_err(NoStart::of_log)
     }
 
     pub fn snapshots(&self, group: &str) -> PathBuf {

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
 use lockstep_core::entry::{Call, EntryBody, Install, Pack, Profile};
-use lockstep_core::ids::NodeId;
+use lockstep_core::ids::{NodeId, ReplicaId};
 use lockstep_core::limits::{APPLY_ANSWERS_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_COMMANDS_MAX};
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::wal::LogJob;
 
 use super::*;
-use crate::fs::mem::MemFs;
-use crate::group::log_lane::LogLane;
+use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{GuestModule as _, Outcome};
 use crate::store::StoreJob;
@@ -103,14 +104,16 @@ fn pack(index: u64) -> Entry {
     entry(index, &EntryBody::Pack(Pack { time_ms: index, calls }))
 }
 
-/// A lane that initialised its guest.
-fn lane(held: &Arc<Held>) -> ApplyLane {
+/// An empty log.
+fn log(fs: &MemFs) -> Wal {
+    let options = WalOptions::new([7; 16], NodeId(1), 1 << 20, 1);
+    Wal::open(Arc::new(fs.clone()), Path::new("/data/wal"), options).expect("a log").0
+}
+
+/// A lane that did nothing yet, and the first entry of its group.
+fn fresh_lane(held: &Arc<Held>, log: WalReader) -> (ApplyLane, Entry) {
     let held = Arc::clone(held);
     let module = Arc::new(NativeModule::new("wordy", move || Wordy(Arc::clone(&held))));
-    let fs = Arc::new(MemFs::with_dir(Path::new("/data")));
-    let options = WalOptions::new([7; 16], NodeId(1), 1 << 20, 1);
-    let (wal, _) = Wal::open(fs, Path::new("/data/wal"), options).expect("a log");
-    let (log, _) = LogLane::start(wal, Path::new("/data/wal")).expect("a thread");
     let install = Install {
         module: module.id(),
         config: Bytes::new(),
@@ -118,17 +121,22 @@ fn lane(held: &Arc<Held>) -> ApplyLane {
         profile: Profile { engine_major: 0, ..Profile::default() },
         founders: Vec::new(),
     };
-    let mut lane = ApplyLane::new(Tools {
+    let lane = ApplyLane::new(Tools {
         group: GroupId::of_name("g"),
         module,
-        log: log.reader(),
+        log,
         store: Arc::new(NoStore),
         clock: Arc::new(Still),
         listed: Arc::default(),
         gauges: Arc::default(),
     });
-    let founded = vec![entry(1, &EntryBody::Install(install))];
-    drop(lane.run(range((1, 1), founded, BTreeSet::new())));
+    (lane, entry(1, &EntryBody::Install(install)))
+}
+
+/// A lane that initialised its guest.
+fn lane(held: &Arc<Held>) -> ApplyLane {
+    let (mut lane, founded) = fresh_lane(held, log(&MemFs::with_dir(Path::new("/data"))).reader());
+    drop(lane.run(range((1, 1), vec![founded], BTreeSet::new())));
     lane
 }
 
@@ -174,4 +182,54 @@ fn answers_that_nobody_waits_for_are_not_kept() {
     let (told, most) = run([5].into());
     assert_eq!(told, PACK_COMMANDS_MAX);
     assert!(most <= FULL_ENTRY + APPLY_ANSWERS_BYTES_MAX, "{most} bytes");
+}
+
+/// What a lane tells of a start that has to read three entries back, on a disk that fails like this.
+fn told_of_a_start(harm: impl FnOnce(&MemFs, &Path)) -> Vec<Event> {
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let mut wal = log(&fs);
+    let (mut lane, founded) = fresh_lane(&Arc::default(), wal.reader());
+    let state =
+        RecoveryState { commit: 3, floor: 3, ..RecoveryState::unfounded("g", ReplicaId(9)) };
+    let entries = vec![founded, pack(2), pack(3)];
+    let job = LogJob { group: GroupId::of_name("g"), state: state.clone(), entries };
+    wal.append(&[job], &mut |_jobs| {}).expect("room");
+    harm(&fs, &wal.active_path());
+    let outputs = lane.run(ApplyJob::Start { state: Box::new(state) }).into_iter();
+    let events = outputs.filter_map(|output| match output {
+        Output::Event(event) => Some(event),
+        _other => None,
+    });
+    events.collect()
+}
+
+/// E5: log that cannot be read is damage, as log that rotted is: a peer's snapshot behind it does.
+#[test]
+fn a_lane_that_cannot_read_the_log_asks_for_a_snapshot() {
+    let well = told_of_a_start(|_fs, _path| ());
+    assert!(
+        well.iter().any(|event| matches!(event, Event::Started { applied: 3, .. })),
+        "{well:?}"
+    );
+    let rot = told_of_a_start(|fs, path| {
+        let at = fs.image()[path].iter().rposition(|byte| *byte != 0).expect("an entry");
+        fs.corrupt(path, at as u64).expect("it is there");
+    });
+    let spoilt = told_of_a_start(|fs, path| fs.spoil(path, 0..1 << 20).expect("it is there"));
+    for told in [rot, spoilt] {
+        assert!(told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
+        assert!(!told.iter().any(|event| matches!(event, Event::Faulted(_))), "{told:?}");
+    }
+}
+
+/// E5: what the machine lacks is no damage: the lane halts for it, and is started again.
+#[test]
+fn a_lane_without_descriptors_halts_until_it_is_started_again() {
+    let told = told_of_a_start(|fs, _path| fs.fail_read(fs.reads() + 1, DiskFault::Descriptors));
+    let machine = |event: &Event| match event {
+        Event::Faulted(Fault::Guest(fault)) => fault.class == FaultClass::Host,
+        _other => false,
+    };
+    assert!(told.iter().any(machine), "{told:?}");
+    assert!(!told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
 }

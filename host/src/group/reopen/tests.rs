@@ -1,0 +1,66 @@
+//! Log that was read at the opening, and cannot be read a moment later.
+
+use std::path::Path;
+
+use lockstep_core::ids::{NodeId, ReplicaId};
+use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::wal::LogJob;
+use raft::eraftpb::Entry;
+
+use super::*;
+use crate::fs::mem::{DiskFault, MemFs};
+use crate::node::StartError;
+use crate::wal::{Wal, WalOptions};
+
+const ENTRIES: u64 = 9;
+
+/// A log of some entries, opened again, and what it holds of the group.
+fn log() -> (MemFs, Wal, RecoveredGroup) {
+    let (fs, dir) = (MemFs::with_dir(Path::new("/d")), Path::new("/d/wal"));
+    let options = WalOptions::new([7; 16], NodeId(1), 1 << 20, 1);
+    let open = || Wal::open(Arc::new(fs.clone()), dir, options).expect("a log");
+    let (mut wal, _none) = open();
+    let state = RecoveryState::unfounded("g", ReplicaId(9));
+    let entry = |index| Entry { index, term: 1, data: vec![1; 99].into(), ..Entry::default() };
+    let (group, entries) = (GroupId::of_name("g"), (1..=ENTRIES).map(entry).collect());
+    wal.append(&[LogJob { group, state, entries }], &mut |_jobs| {}).expect("room");
+    drop(wal);
+    let (wal, mut groups) = open();
+    let recovered = groups.remove(&group).expect("it was written");
+    (fs, wal, recovered)
+}
+
+/// What a start says that finds the log like this, whose directory it leaves as it is.
+fn refused(harm: impl FnOnce(&MemFs, &Path)) -> WalError {
+    let (fs, wal, recovered) = log();
+    harm(&fs, &wal.active_path());
+    let image = fs.image();
+    let error = recover(&wal.reader(), &recovered).err().expect("it cannot be read");
+    assert!(fs.image() == image, "nothing is touched");
+    error
+}
+
+/// E5: a sector that cannot be read keeps a replica from starting as rot does, with the same way
+/// out; want of descriptors only makes it wait.
+#[test]
+fn a_start_does_without_no_entry_and_waits_for_descriptors() {
+    let (_fs, wal, recovered) = log();
+    let well = recover(&wal.reader(), &recovered).expect("it is well");
+    assert_eq!(well.window.len() as u64, ENTRIES);
+
+    let rot = refused(|fs, path| {
+        let at = fs.image()[path].iter().rposition(|byte| *byte == 1).expect("an entry");
+        fs.corrupt(path, at as u64).expect("it is there");
+    });
+    let spoilt = refused(|fs, path| fs.spoil(path, 4096..1 << 20).expect("it is there"));
+    assert!(matches!(rot, WalError::Corrupt { .. }), "{rot}");
+    assert!(matches!(spoilt, WalError::Io { .. }), "{spoilt}");
+    for error in [rot, spoilt] {
+        assert!(error.is_damage() && !error.is_short(), "{error}");
+        let told = StartError::from(error).to_string();
+        assert_eq!(told.matches("--rejoin").count(), 1, "{told}");
+        assert!(told.contains("0000000000000001.wal"), "{told}");
+    }
+    let short = refused(|fs, _path| fs.fail_read(fs.reads() + 1, DiskFault::Descriptors));
+    assert!(short.is_short() && !short.is_damage(), "{short}");
+}
