@@ -242,7 +242,7 @@ async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
         assert_eq!((status.state.as_str(), status.snapshots.len()), ("serving", 0), "{status:?}");
     }
     let shown = lockstep(&["status", "--endpoint", cluster.address(1)]).await;
-    assert_says(&shown.stdout, &["last snapshot not taken: ", "the next mark tries again"]);
+    assert_says(&shown.stdout, &["last snapshot not taken: ", "a later mark tries again"]);
     apply(&client, "snapshot nothing").await;
     client.mark().await.expect("the leader takes it");
     let taken = async |cluster: &Cluster| {

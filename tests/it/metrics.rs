@@ -42,6 +42,7 @@ const NAMES: &[&str] = &[
     "lockstep_log_fsyncs_total",
     "lockstep_log_write_seconds_count",
     "lockstep_guest_faults_total",
+    "lockstep_snapshot_traps_in_a_row",
     "lockstep_guest_log_lines_dropped_total",
     "lockstep_divergence_alarms_total",
     "lockstep_catch_up_snapshots",

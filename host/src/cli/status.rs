@@ -235,7 +235,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
-            "last snapshot not taken: {}; the next mark tries again",
+            "last snapshot not taken: {}; a later mark tries again",
             group.last_capture_error
         ));
     }

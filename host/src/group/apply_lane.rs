@@ -49,9 +49,12 @@ use crate::wal::{WalError, WalReader};
 
 mod asking;
 mod capturing;
+use snapshot_traps::SnapshotTraps;
+
 mod halted;
 #[cfg(test)]
 mod tests;
+mod snapshot_traps;
 
 /// How long a range of entries is applied before others have their turn.
 const SLICE: Duration = Duration::from_millis(5);
@@ -110,9 +113,7 @@ pub struct ApplyLane {
     /// What the core was told last of the guest's memory.
     told_memory: Option<MemoryUse>,
     spoilers: Spoilers,
-    snapshot_traps: u32,
-    /// When the last one did.
-    trapped: Duration,
+    snapshot_traps: SnapshotTraps,
     /// Since when a capture holds up whatever else is to be applied.
     stalled: Option<Duration>,
 }
@@ -132,8 +133,7 @@ impl ApplyLane {
             aside: Vec::new(),
             told_memory: None,
             spoilers: Spoilers::default(),
-            snapshot_traps: 0,
-            trapped: Duration::ZERO,
+            snapshot_traps: SnapshotTraps::default(),
             stalled: None,
         }
     }

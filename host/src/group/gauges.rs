@@ -14,6 +14,8 @@ use crate::metrics::seconds_histogram;
 pub struct Gauges {
     pub guest_memory_bytes: AtomicU64,
     pub guest_faults: AtomicU64,
+    /// Snapshots that trapped since the last one that did not.
+    pub snapshot_traps: AtomicU64,
     /// Lines that the guest said and nobody reads, for they were too many.
     pub guest_log_dropped: AtomicU64,
     /// Of the last snapshot that was taken here.
@@ -45,6 +47,7 @@ impl Gauges {
         Self {
             guest_memory_bytes: AtomicU64::new(0),
             guest_faults: AtomicU64::new(0),
+            snapshot_traps: AtomicU64::new(0),
             guest_log_dropped: AtomicU64::new(0),
             snapshot_stall_ms: AtomicU64::new(0),
             last_capture_ms: AtomicU64::new(0),

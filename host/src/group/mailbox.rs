@@ -164,6 +164,8 @@ pub struct GroupReport {
     pub transfers: TransferTally,
     /// Inline `snapshot` traps, queries that trapped, rebuilds of the guest.
     pub guest_faults: u64,
+    /// Snapshots of the guest that trapped in a row, up to now.
+    pub snapshot_traps: u64,
     /// Lines of the guest that were too many for the node's log.
     pub guest_log_dropped: u64,
     /// Sessions of the group; those that made room for others, and openings that found none, since
@@ -200,6 +202,7 @@ impl GroupReport {
             last_snapshot_wall_ms: gauges.last_snapshot_wall_ms.load(Relaxed),
             last_restore_ms: gauges.last_restore_ms.load(Relaxed),
             guest_faults: gauges.guest_faults.load(Relaxed),
+            snapshot_traps: gauges.snapshot_traps.load(Relaxed),
             guest_log_dropped: gauges.guest_log_dropped.load(Relaxed),
             sessions: gauges.sessions.load(Relaxed),
             sessions_evicted: gauges.sessions_evicted.load(Relaxed),

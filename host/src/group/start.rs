@@ -214,6 +214,7 @@ pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
         stored: Default::default(),
         transfers: Default::default(),
         guest_faults: 0,
+        snapshot_traps: 0,
         guest_log_dropped: 0,
         sessions: 0,
         sessions_evicted: 0,

@@ -175,6 +175,9 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     session_rows(rows)?;
     rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
+    rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped, since one that did not", |r| {
+        one(r.snapshot_traps)
+    })?;
     rows.counter("guest_log_lines_dropped", "Lines of the guest that were too many", |report| {
         one(report.guest_log_dropped)
     })?;

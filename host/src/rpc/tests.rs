@@ -320,6 +320,7 @@ fn report(node: NodeId) -> GroupReport {
         stored: Default::default(),
         transfers: Default::default(),
         guest_faults: 0,
+        snapshot_traps: 0,
         guest_log_dropped: 0,
         sessions: 0,
         sessions_evicted: 0,

@@ -1,10 +1,8 @@
 //! Snapshots that the lane takes where it stands.
 //!
-//! One that fails is no fault: the group goes on without it. A guest whose snapshot traps again and
-//! again is left alone for a while.
+//! One that fails is no fault: the group goes on without it.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use lockstep_core::group::Event;
 use lockstep_core::limits;
@@ -14,11 +12,6 @@ use super::{ApplyLane, Output};
 use crate::fs::is_full;
 use crate::group::capture::{self, Begun, Capture, NoCapture, Unwritten};
 use crate::store::next_length;
-
-/// Inline snapshots that trap in a row before none is taken for [`SNAPSHOT_PAUSE`]: each stalls the
-/// lane, and may cost a rebuild of the guest.
-const SNAPSHOT_TRAPS_MAX: u32 = 3;
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(600);
 
 impl ApplyLane {
     pub(super) fn capture(
@@ -61,12 +54,8 @@ impl ApplyLane {
             return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
         }
         let now = self.tools.clock.running();
-        if self.snapshot_traps >= SNAPSHOT_TRAPS_MAX
-            && now.saturating_sub(self.trapped) < SNAPSHOT_PAUSE
-        {
-            return failed(
-                "the guest's snapshot trapped three times in a row; tried again in 10 min",
-            );
+        if let Some(why) = self.snapshot_traps.pause(now) {
+            return failed(&why);
         }
         if self.tools.gauges.snapshots_hang().is_some() {
             return failed(&self.tools.gauges.not_answering());
@@ -89,7 +78,8 @@ impl ApplyLane {
         let written = begun.write(&self.ledger.encode_envelope(), &mut **guest, &gauges.pen);
         match written {
             Ok(Ok(capture)) => {
-                self.snapshot_traps = 0;
+                self.snapshot_traps.succeeded(self.tools.group);
+                gauges.snapshot_traps.store(0, Ordering::Relaxed);
                 Ok(capture)
             }
             Ok(Err(Unwritten { error, bytes })) => {
@@ -105,8 +95,9 @@ impl ApplyLane {
                 Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {
-                (self.snapshot_traps, self.trapped) = (self.snapshot_traps + 1, now);
-                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                self.snapshot_traps.trapped(self.tools.group, now, &fault);
+                gauges.snapshot_traps.store(self.snapshot_traps.in_a_row(), Ordering::Relaxed);
+                gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 self.rebuild_if_spoilt();
                 Err(NoCapture::because(fault.to_string()))
             }
@@ -120,6 +111,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
 
     use lockstep_core::group::ApplyJob;
     use lockstep_core::ids::{GroupId, NodeId};
