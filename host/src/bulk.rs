@@ -125,6 +125,7 @@ impl Sending {
                     let number = offset / limits::SNAPSHOT_BLOCK_BYTES as u64;
                     let input = match self.reader.read_block(number) {
                         Ok(block) => SendInput::Read(block),
+                        Err(error) if error.is_short() => SendInput::Broken(error.to_string()),
                         Err(error) => SendInput::SourceBad(error.to_string()),
                     };
                     commands.extend(self.machine.step(input));

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::{Fault, Refusal, Stall};
 use lockstep_core::group::{
-    ApplyJob, Effect, Event, Group, Halt, Inbound, ReplicaState, Running, Stopped,
+    ApplyJob, Effect, Event, Found, Group, Halt, Inbound, ReplicaState, Running, Stopped,
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
@@ -24,7 +24,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;
 use crate::metrics::Transfers;
-use crate::store::{Budget, StoreHandle, Use, on_lane};
+use crate::store::layout::ObjectName;
+use crate::store::{Budget, OpenError, SnapshotReader, StoreHandle, Use, on_lane};
 use crate::transport::Transport;
 
 mod agenda;
@@ -423,15 +424,22 @@ impl GroupActor {
         let (handle, object) = (self.handle.clone(), snapshot.clone());
         let reader = handle.clone();
         let read = readers::read(Arc::clone(&self.lanes.readers.snapshots), move || {
-            reader.scrub(&object, &mut || ()).err().map(|error| error.to_string())
+            reader.scrub(&object, &mut || ())
         });
         tokio::spawn(async move {
             // Whoever waits for it is told, whatever became of the reader.
-            let bad = read.await.unwrap_or_else(|| Some("its reader panicked".to_owned()));
-            if let Some(why) = bad.as_ref().filter(|_| handle.lists(&snapshot)) {
+            let found = match read.await {
+                Some(Ok(())) => Found::Whole,
+                Some(Err(error)) if error.is_short() => Found::Unread(error.to_string()),
+                Some(Err(error)) => Found::Bad(error.to_string()),
+                None => Found::Unread("its reader panicked".to_owned()),
+            };
+            if let Found::Bad(why) = &found
+                && handle.lists(&snapshot)
+            {
                 tracing::error!(group = handle.name(), index = snapshot.index, why, "rotten");
             }
-            handle.raise(Event::Read { snapshot, bad });
+            handle.raise(Event::Read { snapshot, found });
         });
     }
 
@@ -551,14 +559,16 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked without a message".to_owned())
 }
 
-/// Opens an object through the lane; shared by the outbox and the apply lane.
+/// Opens an object through the lane; shared by all that read one. A lane that is gone says nothing
+/// of the object.
 pub(crate) fn open_object(
     store: &dyn StoreHandle,
     desc: &SnapshotDesc,
     purpose: Use,
-) -> Result<crate::store::SnapshotReader, String> {
-    let desc = desc.clone();
-    on_lane(store, move |store| store.open_object(&desc, purpose))
-        .ok_or_else(|| "the store lane is gone".to_owned())?
-        .map_err(|e| e.to_string())
+) -> Result<SnapshotReader, OpenError> {
+    let object = desc.clone();
+    on_lane(store, move |store| store.open_object(&object, purpose)).unwrap_or_else(|| {
+        let (name, why) = (ObjectName::of(desc).file(), "the store lane is gone".to_owned());
+        Err(OpenError::Short { name, why })
+    })
 }

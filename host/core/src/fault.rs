@@ -181,6 +181,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the machine lacked something, which it may have later.
+    pub fn is_machines(&self) -> bool {
+        matches!(self, Self::Guest(fault) if fault.class == FaultClass::Host)
+    }
+
     /// The entry that could not be applied, if it was one.
     pub fn entry(&self) -> Option<u64> {
         match self {

@@ -59,7 +59,7 @@ mod vet;
 mod wants;
 
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
-pub use event::Event;
+pub use event::{Event, Found};
 pub use frame::{Body, Frame, GuestIs, Inbound};
 pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};

@@ -11,6 +11,8 @@
 //!   only if length, digest and the guest's own word are good.
 //! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
 //!   lets go and waits for the restore, which is no fault.
+//! - A recovery point that cannot be read for want of descriptors or memory is as good as ever: with
+//!   no other one the lane halts, and the core starts it again.
 //! - A recovery point whose object is rotten is reported, and the next older one tried. With none
 //!   left the lane waits for another start: the core asks a peer for an object.
 //! - A capture that finds room only without an older recovery point is given back, to be tried
@@ -44,17 +46,17 @@ use crate::group::gauges::Gauges;
 use crate::group::spoilers::Spoilers;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
-use crate::store::{StoreHandle, Use};
+use crate::store::{OpenError, SnapshotReader, StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
+
+use snapshot_traps::SnapshotTraps;
 
 mod asking;
 mod capturing;
-use snapshot_traps::SnapshotTraps;
-
 mod halted;
+mod snapshot_traps;
 #[cfg(test)]
 mod tests;
-mod snapshot_traps;
 
 /// How long a range of entries is applied before others have their turn.
 const SLICE: Duration = Duration::from_millis(5);
@@ -445,6 +447,8 @@ impl ApplyLane {
                         Fault::Restore(why) => {
                             self.aside.push(Event::Rotten { snapshot: desc.clone(), why });
                         }
+                        // What the machine lacked is tried again, whatever else came of others.
+                        fault if guests.as_ref().is_some_and(Fault::is_machines) => drop(fault),
                         fault => guests = Some(fault),
                     }
                 }
@@ -481,16 +485,15 @@ impl ApplyLane {
         self.clear();
         let began = self.tools.clock.running();
         let mut reader =
-            open_object(&*self.tools.store, desc, Use::Restoring).map_err(Fault::Restore)?;
-        let bad = |e: std::io::Error| Fault::Restore(e.to_string());
+            open_object(&*self.tools.store, desc, Use::Restoring).map_err(|e| not_read(&e))?;
         let mut length = [0; 4];
-        reader.read_exact(&mut length).map_err(bad)?;
+        reader.read_exact(&mut length).map_err(|e| broke(&reader, &e))?;
         let length = u32::from_le_bytes(length) as usize;
         if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
             return Err(Fault::Restore(format!("an envelope of {length} bytes")));
         }
         let mut envelope = vec![0; length];
-        reader.read_exact(&mut envelope).map_err(bad)?;
+        reader.read_exact(&mut envelope).map_err(|e| broke(&reader, &e))?;
         self.ledger = Ledger::decode_envelope(Bytes::from(envelope), desc.index)
             .map_err(|e| Fault::Restore(e.to_string()))?;
         let result = self.fresh().and_then(|mut guest| {
@@ -505,12 +508,12 @@ impl ApplyLane {
             let install = self.ledger.install().expect("fresh found the install record");
             let restored = guest.restore(&header, &install.config, &mut reader);
             // A guest that was fed a broken stream is not to blame for what it made of it.
-            if let Some(why) = reader.broken() {
-                return Err(Fault::Restore(why.to_owned()));
+            if let Some(error) = reader.broken() {
+                return Err(not_read(error));
             }
             restored?;
             // What the guest left unread counts all the same: the digest is of the whole payload.
-            std::io::copy(&mut reader, &mut std::io::sink()).map_err(bad)?;
+            std::io::copy(&mut reader, &mut std::io::sink()).map_err(|e| broke(&reader, &e))?;
             Ok(guest)
         });
         match result {
@@ -533,7 +536,9 @@ impl ApplyLane {
         let entries = entries.map_err(|error| match error {
             // A peer's snapshot behind them does without.
             error if error.is_damage() => Fault::NoRecoverableSnapshot(format!("{error}")),
-            error if error.is_short() => short_of(from, &error),
+            error if error.is_short() => {
+                short_of("apply", format!("entries from {from} could not be read: {error}"))
+            }
             error => Fault::Internal(format!("entries from {from}: {error}")),
         })?;
         match entries.is_empty() {
@@ -557,11 +562,22 @@ fn context(moment: Moment) -> Context {
     Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
 }
 
-/// The machine lacks what reading the log takes: it is tried again.
-fn short_of(from: u64, error: &WalError) -> Fault {
-    let (class, call) = (FaultClass::Host, "apply");
-    let message = format!("entries from {from} could not be read: {error}");
-    Fault::Guest(GuestFault { class, call, index: None, message })
+/// The machine lacks what a call needs to read: it is tried again.
+fn short_of(call: &'static str, message: String) -> Fault {
+    Fault::Guest(GuestFault { class: FaultClass::Host, call, index: None, message })
+}
+
+/// A snapshot was not read: because it is not what it was, or for want of what reading takes.
+fn not_read(error: &OpenError) -> Fault {
+    match error.is_short() {
+        true => short_of("restore", error.to_string()),
+        false => Fault::Restore(error.to_string()),
+    }
+}
+
+/// A snapshot's stream ended with this error, or before its time.
+fn broke(reader: &SnapshotReader, error: &std::io::Error) -> Fault {
+    reader.broken().map_or_else(|| Fault::Restore(error.to_string()), not_read)
 }
 
 fn no_guest() -> Fault {

@@ -19,13 +19,13 @@ use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
-use crate::group::Lanes;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
 use crate::group::line::{Line, Reply, StreamRoom, Told};
+use crate::group::{Lanes, open_object};
 use crate::metrics::TransferTally;
-use crate::store::{OpenError, StoreHandle, StoreReport, Use, on_lane};
+use crate::store::{OpenError, StoreHandle, StoreReport, Use};
 
 /// Client requests that may wait in one group's mailbox.
 pub(crate) const REQUESTS_MAX: usize = 65_536;
@@ -402,11 +402,7 @@ impl GroupHandle {
         progress: &mut dyn FnMut(),
     ) -> Result<(), OpenError> {
         let Some(store) = self.inner.store.get() else { return Ok(()) };
-        let object = desc.clone();
-        let opened = on_lane(&**store, move |store| store.open_object(&object, Use::Scrubbing));
-        // Without a lane the node goes down.
-        let Some(opened) = opened else { return Ok(()) };
-        opened?.verify(progress)
+        open_object(&**store, desc, Use::Scrubbing)?.verify(progress)
     }
 
     /// Whether the log lists the object now.

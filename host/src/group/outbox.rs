@@ -103,8 +103,10 @@ impl Work {
         let reader = match open_object(&*self.store, &desc, Use::Sending(to)) {
             Ok(reader) => reader,
             Err(error) => {
-                tracing::warn!(%group, %to, index, error, "snapshot not sent: the object is bad");
-                self.handle.raise(Event::Rotten { snapshot: desc, why: error });
+                tracing::warn!(%group, %to, index, %error, "snapshot not sent");
+                if !error.is_short() {
+                    self.handle.raise(Event::Rotten { snapshot: desc, why: error.to_string() });
+                }
                 return End { wait: Duration::from_millis(BUSY_RETRY_MS), report: None };
             }
         };

@@ -62,6 +62,9 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
                     tracing::error!(group = group.name(), index = desc.index, why, "missing");
                     group.raise(Event::Rotten { snapshot: desc, why });
                 }
+                Err(error @ OpenError::Short { .. }) => {
+                    tracing::warn!(group = group.name(), index = desc.index, %error, "not scrubbed");
+                }
                 // One that was unlisted meanwhile may be gone.
                 Err(OpenError::Missing { .. }) | Ok(()) => {
                     tracing::debug!(group = group.name(), index = desc.index, bytes, "scrubbed");

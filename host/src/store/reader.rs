@@ -21,7 +21,7 @@ use super::layout::{
     Trailer,
 };
 use super::reserve::Held;
-use crate::fs::{File, read_exact_at};
+use crate::fs::{File, is_short, read_exact_at};
 
 /// Why an object cannot serve.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -30,8 +30,18 @@ pub enum OpenError {
     Missing { name: String },
     #[error("snapshot {name} could not be read: {why}")]
     Disk { name: String, why: String },
+    /// What reading takes is lacking: descriptors, memory. It says nothing of the object.
+    #[error("snapshot {name} cannot be read for now: {why}")]
+    Short { name: String, why: String },
     #[error("snapshot {name} is bad: {why}; it is replaced by a peer's copy or a later snapshot")]
     Bad { name: String, why: String },
+}
+
+impl OpenError {
+    /// Whether the object may be as good as ever, and can be read later.
+    pub fn is_short(&self) -> bool {
+        matches!(self, Self::Short { .. })
+    }
 }
 
 /// An object of more blocks is read on a thread of its own, so many blocks before they are checked.
@@ -108,7 +118,7 @@ pub struct SnapshotReader {
     buffer: Vec<u8>,
     handed: usize,
     /// Why [`io::Read`] failed, if it did.
-    broken: Option<String>,
+    broken: Option<OpenError>,
 }
 
 /// What header, trailer and size say of a file.
@@ -159,8 +169,8 @@ impl SnapshotReader {
     }
 
     /// Why reading as a stream failed, if it did: whoever was given the stream may not say so.
-    pub fn broken(&self) -> Option<&str> {
-        self.broken.as_deref()
+    pub fn broken(&self) -> Option<&OpenError> {
+        self.broken.as_ref()
     }
 
     /// Reads block `number` and checks it. Read in order from 0, the last one is given out only if
@@ -233,15 +243,18 @@ impl SnapshotReader {
 
 impl io::Read for SnapshotReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.read_on(buf).inspect_err(|error| self.broken = Some(error.to_string()))
+        self.read_on(buf).map_err(|error| {
+            self.broken = Some(error.clone());
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        })
     }
 }
 
 impl SnapshotReader {
-    fn read_on(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    fn read_on(&mut self, buf: &mut [u8]) -> Result<usize, OpenError> {
         if self.handed == self.buffer.len() {
             if self.next == chunk::block_count(self.desc.length) {
-                self.check_digest().map_err(bad_data)?;
+                self.check_digest()?;
                 return Ok(0);
             }
             if self.next == 0 {
@@ -249,7 +262,7 @@ impl SnapshotReader {
             }
             let mut buffer = std::mem::take(&mut self.buffer);
             self.handed = 0;
-            self.read_into(self.next, &mut buffer).map_err(bad_data)?;
+            self.read_into(self.next, &mut buffer)?;
             self.buffer = buffer;
             self.next += 1;
         }
@@ -304,14 +317,11 @@ pub(crate) fn open_error(name: ObjectName, error: &io::Error) -> OpenError {
     match error.kind() {
         io::ErrorKind::NotFound => OpenError::Missing { name },
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => OpenError::Bad { name, why },
+        _ if is_short(error) && !planted("short_is_rotten") => OpenError::Short { name, why },
         _ => OpenError::Disk { name, why },
     }
 }
 
 fn invalid(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
-}
-
-fn bad_data(error: OpenError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
 }

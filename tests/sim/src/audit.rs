@@ -130,7 +130,9 @@ impl World {
                 let read = replica.with_store(move |store| {
                     store.open_object(&object, Use::Scrubbing)?.verify(&mut || ())
                 });
-                if let Err(error) = read {
+                if let Err(error) = read
+                    && !error.is_short()
+                {
                     let why = error.to_string();
                     found += u64::from(self.nodes[&id].rotted);
                     events.push((*group, Event::Rotten { snapshot: desc, why }));

@@ -52,8 +52,10 @@ impl World {
         let reader = match opened {
             Ok(reader) => reader,
             Err(error) => {
-                let event = Event::Rotten { snapshot: desc, why: error.to_string() };
-                self.after(1, Action::Event { node, epoch, group, event: Box::new(event) });
+                if !error.is_short() {
+                    let event = Event::Rotten { snapshot: desc, why: error.to_string() };
+                    self.after(1, Action::Event { node, epoch, group, event: Box::new(event) });
+                }
                 return self.after(2, report(failed(None)));
             }
         };

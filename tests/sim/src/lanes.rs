@@ -1,7 +1,7 @@
 //! One step of one lane of a node, and what comes of it.
 
 use lockstep_core::fault::{Fault, Refusal};
-use lockstep_core::group::{ApplyJob, Event};
+use lockstep_core::group::{ApplyJob, Event, Found};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_host::group::Asker;
@@ -289,11 +289,15 @@ impl World {
         let read = replica.with_store(move |store| store.recoverable(&object));
         self.fall_if_halted(node);
         self.counters.add("recovery points read before others went");
-        if self.nodes[&node].rotted && read.is_err() {
+        if self.nodes[&node].rotted && matches!(&read, Err(error) if !error.is_short()) {
             self.counters.add("rot found before others went");
         }
-        let bad = read.err().map(|error| error.to_string());
-        self.event(node, group, vec![Event::Read { snapshot, bad }]);
+        let found = match read {
+            Ok(()) => Found::Whole,
+            Err(error) if error.is_short() => Found::Unread(error.to_string()),
+            Err(error) => Found::Bad(error.to_string()),
+        };
+        self.event(node, group, vec![Event::Read { snapshot, found }]);
     }
 
     pub(crate) fn seal_step(

@@ -2,7 +2,7 @@
 
 use lockstep_core::entry::is_mark;
 use lockstep_core::fault::Stall;
-use lockstep_core::group::{ApplyJob, Body, Effect, Event, Frame, Inbound};
+use lockstep_core::group::{ApplyJob, Body, Effect, Event, Found, Frame, Inbound};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::ObjectRef;
 
@@ -148,7 +148,8 @@ impl World {
             if self.verbose && !matches!(event, Event::Tick { .. } | Event::Frame(_)) {
                 eprintln!("{:>12}   node {node} hears {event:?}", self.now);
             }
-            if let Event::Rotten { snapshot, .. } | Event::Read { snapshot, bad: Some(_) } = &event
+            if let Event::Rotten { snapshot, .. } | Event::Read { snapshot, found: Found::Bad(_) } =
+                &event
             {
                 replica.seen.rotten.push(ObjectRef::of(snapshot));
             }

@@ -121,10 +121,10 @@ pub enum Event {
         snapshot: SnapshotDesc,
         why: String,
     },
-    /// A recovery point was read whole, or `bad` says why it could not be.
+    /// A recovery point was to be read whole.
     Read {
         snapshot: SnapshotDesc,
-        bad: Option<String>,
+        found: Found,
     },
     /// The log was cut while the lane rebuilt its guest from it.
     Overtaken,
@@ -161,4 +161,14 @@ pub enum Event {
 
     /// Hand leadership over: the process is about to stop.
     HandOver,
+}
+
+/// What came of reading a recovery point.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    Whole,
+    /// It is not what it was, or cannot be read any more.
+    Bad(String),
+    /// The machine lacked what reading takes: nothing is known of the object.
+    Unread(String),
 }

@@ -9,7 +9,7 @@
 //!   snapshot at or behind the entry, and goes on from there; the group was never stopped.
 //! - Halted by the machine (its memory, say), it tries again by itself, ever more seldom.
 
-use crate::fault::{Fault, FaultClass};
+use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 use crate::group::hosting::Hosting;
@@ -80,7 +80,7 @@ impl Hosting {
             self.tell_list(effects);
             return self.end(shared, Stopped::Failed(fault), effects);
         }
-        let machine = matches!(&fault, Fault::Guest(guest) if guest.class == FaultClass::Host);
+        let machine = fault.is_machines();
         let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
         let stands = match before {
             Some(entry) => {

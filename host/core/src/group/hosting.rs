@@ -271,7 +271,7 @@ impl Hosting {
                 self.room_wanted(shared, &unlist, capture, effects);
             }
             Event::Rotten { snapshot, .. } => self.found_rotten(shared, &snapshot),
-            Event::Read { snapshot, bad } => self.was_read(shared, &snapshot, bad, effects),
+            Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found, effects),
             Event::Overtaken => self.overtaken(shared, effects),
             Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
             Event::Received { snapshot } => self.received(shared, snapshot, effects),

@@ -8,6 +8,7 @@
 
 use crate::group::Shared;
 use crate::group::effect::Effect;
+use crate::group::event::Found;
 use crate::group::hosting::Hosting;
 use crate::limits;
 use crate::mutant::planted;
@@ -58,20 +59,29 @@ impl Hosting {
         proven
     }
 
-    /// A recovery point was read, and `bad` says why it is not whole.
+    /// A recovery point was to be read. If it was not, nothing goes: whoever wanted room has none,
+    /// and tries again later.
     pub(super) fn was_read(
         &mut self,
         shared: &mut Shared,
         snapshot: &SnapshotDesc,
-        bad: Option<String>,
+        found: Found,
         effects: &mut Vec<Effect>,
     ) {
         self.proof.reading.take_if(|name| *name == retention::name(snapshot));
-        match bad {
-            None => self.proof.is_whole(snapshot, shared.now),
-            Some(_) => self.found_rotten(shared, snapshot),
+        let waiting = self.proof.waiting.take();
+        match found {
+            Found::Unread(why) if !planted("unread_is_whole") => {
+                if let Some(index) = waiting.and_then(|(_, capture)| capture) {
+                    let why = format!("no room, and what stays was not read: {why}");
+                    self.capture_failed(shared, index, why, true);
+                }
+                return;
+            }
+            Found::Whole | Found::Unread(_) => self.proof.is_whole(snapshot, shared.now),
+            Found::Bad(_) => self.found_rotten(shared, snapshot),
         }
-        if let Some((unlist, capture)) = self.proof.waiting.take() {
+        if let Some((unlist, capture)) = waiting {
             self.room_wanted(shared, &unlist, capture, effects);
         }
         if shared.short.is_some() {

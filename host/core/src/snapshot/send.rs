@@ -43,7 +43,8 @@ pub enum SendEnd {
     Replied(BulkReply),
     #[error("no progress for {STALL_TICKS} ticks")]
     Stalled,
-    #[error("the channel broke: {0}")]
+    /// The channel broke, or the object cannot be read for now.
+    #[error("it broke off: {0}")]
     Broken(String),
     #[error("the sender's own object is bad: {0}")]
     SourceBad(String),

@@ -16,7 +16,8 @@ use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::frame::Body;
 use lockstep_core::group::{
-    Effect, Event, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy, Stopped,
+    Effect, Event, Found, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy,
+    Stopped,
 };
 use lockstep_core::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use lockstep_core::snapshot::chunk::{ObjectRef, Purpose};
@@ -408,11 +409,14 @@ impl Cluster {
         let process = self.processes.get_mut(name).expect("the process was added");
         let Some(snapshot) = process.proofs.pop_front() else { return false };
         let store = process.store.lock().expect("no panic holds the lock");
-        let bad = (!store.is_good(&snapshot)).then(|| "spoilt".to_owned());
+        let (what, found) = match (store.short, store.is_good(&snapshot)) {
+            (true, _) => ("not now", Found::Unread("too many open files".to_owned())),
+            (false, true) => ("whole", Found::Whole),
+            (false, false) => ("spoilt", Found::Bad("spoilt".to_owned())),
+        };
         drop(store);
-        let what = if bad.is_some() { "spoilt" } else { "whole" };
         self.tell(format!("{name} reads snapshot {} before another goes: {what}", snapshot.index));
-        self.event(name, Event::Read { snapshot, bad });
+        self.event(name, Event::Read { snapshot, found });
         true
     }
 

@@ -295,6 +295,14 @@ impl Session {
                 let store = &cluster.processes[*node].store;
                 store.lock().expect("no panic holds the lock").spoil(index);
             }
+            ("reads", [node, how]) => {
+                let mut store = cluster.processes[*node].store.lock().expect("no panic");
+                store.short = match *how {
+                    "short" => true,
+                    "ok" => false,
+                    other => panic!("reads NODE {other}"),
+                };
+            }
             ("rotten", [node, index]) => {
                 let snapshot = cluster.listed(node, index);
                 cluster.event(node, Event::Rotten { snapshot, why: "told so".to_owned() });

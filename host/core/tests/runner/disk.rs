@@ -143,6 +143,8 @@ impl Disk {
 #[derive(Default, Debug)]
 pub(crate) struct Store {
     objects: BTreeMap<Digest, Object>,
+    /// Nothing can be read for now.
+    pub(crate) short: bool,
 }
 
 #[derive(Debug)]

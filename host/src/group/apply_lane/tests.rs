@@ -2,20 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 
 use lockstep_core::entry::{Call, EntryBody, Install, Pack, Profile};
 use lockstep_core::ids::{NodeId, ReplicaId};
 use lockstep_core::limits::{APPLY_ANSWERS_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_COMMANDS_MAX};
 use lockstep_core::recovery_state::RecoveryState;
+use lockstep_core::snapshot::Configuration;
 use lockstep_core::wal::LogJob;
 
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{GuestModule as _, Outcome};
-use crate::store::StoreJob;
+use crate::store::layout::ObjectName;
+use crate::store::tests::Bed;
+use crate::store::{self, DirectLane, SnapshotStore, StoreJob};
 use crate::wal::{Wal, WalOptions};
 
 const PACKS: u64 = 16;
@@ -111,7 +114,7 @@ fn log(fs: &MemFs) -> Wal {
 }
 
 /// A lane that did nothing yet, and the first entry of its group.
-fn fresh_lane(held: &Arc<Held>, log: WalReader) -> (ApplyLane, Entry) {
+fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> (ApplyLane, Entry) {
     let held = Arc::clone(held);
     let module = Arc::new(NativeModule::new("wordy", move || Wordy(Arc::clone(&held))));
     let install = Install {
@@ -125,7 +128,7 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader) -> (ApplyLane, Entry) {
         group: GroupId::of_name("g"),
         module,
         log,
-        store: Arc::new(NoStore),
+        store,
         clock: Arc::new(Still),
         listed: Arc::default(),
         gauges: Arc::default(),
@@ -135,7 +138,8 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader) -> (ApplyLane, Entry) {
 
 /// A lane that initialised its guest.
 fn lane(held: &Arc<Held>) -> ApplyLane {
-    let (mut lane, founded) = fresh_lane(held, log(&MemFs::with_dir(Path::new("/data"))).reader());
+    let log = log(&MemFs::with_dir(Path::new("/data"))).reader();
+    let (mut lane, founded) = fresh_lane(held, log, Arc::new(NoStore));
     drop(lane.run(range((1, 1), vec![founded], BTreeSet::new())));
     lane
 }
@@ -188,19 +192,31 @@ fn answers_that_nobody_waits_for_are_not_kept() {
 fn told_of_a_start(harm: impl FnOnce(&MemFs, &Path)) -> Vec<Event> {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut wal = log(&fs);
-    let (mut lane, founded) = fresh_lane(&Arc::default(), wal.reader());
+    let (mut lane, founded) = fresh_lane(&Arc::default(), wal.reader(), Arc::new(NoStore));
     let state =
         RecoveryState { commit: 3, floor: 3, ..RecoveryState::unfounded("g", ReplicaId(9)) };
     let entries = vec![founded, pack(2), pack(3)];
     let job = LogJob { group: GroupId::of_name("g"), state: state.clone(), entries };
     wal.append(&[job], &mut |_jobs| {}).expect("room");
     harm(&fs, &wal.active_path());
+    started(&mut lane, state)
+}
+
+/// What a lane tells when it is started.
+fn started(lane: &mut ApplyLane, state: RecoveryState) -> Vec<Event> {
     let outputs = lane.run(ApplyJob::Start { state: Box::new(state) }).into_iter();
     let events = outputs.filter_map(|output| match output {
         Output::Event(event) => Some(event),
         _other => None,
     });
     events.collect()
+}
+
+/// Whether the machine is said to have lacked something, and nothing else to be wrong.
+fn is_short(told: &[Event]) -> bool {
+    let any = |is: fn(&Event) -> bool| told.iter().any(is);
+    any(|event| matches!(event, Event::Faulted(fault) if fault.is_machines()))
+        && !any(|event| matches!(event, Event::Rotten { .. } | Event::NeedsSnapshot { .. }))
 }
 
 /// E5: log that cannot be read is damage, as log that rotted is: a peer's snapshot behind it does.
@@ -226,10 +242,69 @@ fn a_lane_that_cannot_read_the_log_asks_for_a_snapshot() {
 #[test]
 fn a_lane_without_descriptors_halts_until_it_is_started_again() {
     let told = told_of_a_start(|fs, _path| fs.fail_read(fs.reads() + 1, DiskFault::Descriptors));
-    let machine = |event: &Event| match event {
-        Event::Faulted(Fault::Guest(fault)) => fault.class == FaultClass::Host,
-        _other => false,
+    assert!(is_short(&told), "{told:?}");
+}
+
+/// A lane without a guest, on a disk that holds a snapshot and no log before it; how it starts.
+fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
+    let bed = Bed::new();
+    let fs = bed.fs.clone();
+    let mut wal = log(&fs);
+    let store: Arc<dyn StoreHandle> = Arc::new(DirectLane::new(bed.store));
+    let (mut lane, founded) = fresh_lane(&Arc::default(), wal.reader(), Arc::clone(&store));
+    drop(lane.run(range((1, 2), vec![founded, pack(2)], BTreeSet::new())));
+    let configuration = Configuration::default();
+    let capture = lane.run(ApplyJob::Capture { term: 1, index: 2, configuration }).pop();
+    let Some(Output::Seal(capture)) = capture else { panic!("there is room") };
+    let Event::Captured(mut verified) = capture.seal(&*store) else { panic!("there is room") };
+    verified.hold.disarm();
+    let desc = verified.desc.clone();
+    let state = RecoveryState {
+        first_index: 3,
+        previous_term: 1,
+        term: 1,
+        commit: 2,
+        floor: 2,
+        snapshots: vec![desc.clone()],
+        ..RecoveryState::unfounded("g", ReplicaId(9))
     };
-    assert!(told.iter().any(machine), "{told:?}");
-    assert!(!told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
+    let job = LogJob { group: GroupId::of_name("g"), state: state.clone(), entries: Vec::new() };
+    wal.append(&[job], &mut |_jobs| {}).expect("room");
+    let path = store::tests::dir().join(ObjectName::of(&desc).file());
+    let listed = move |store: &mut SnapshotStore| drop(store.list_durable(&[desc], &[]));
+    store.run(Box::new(listed));
+    let (lane, _founded) = fresh_lane(&Arc::default(), wal.reader(), store);
+    (fs, path, lane, state)
+}
+
+/// A snapshot that cannot be read for want of descriptors is as good as ever, wherever that shows:
+/// the lane asks nobody for another one, and the next start has it.
+#[test]
+fn a_restore_without_descriptors_is_tried_again() {
+    let (fs, path, mut lane, state) = with_a_snapshot();
+    let before = fs.reads();
+    let told = started(&mut lane, state);
+    assert!(
+        told.iter().any(|event| matches!(event, Event::Started { applied: 2, .. })),
+        "{told:?}"
+    );
+    let reads = fs.reads() - before;
+    assert!(reads > 2 && fs.has(&path), "a header, a trailer and a block");
+    for read in 0..=reads {
+        let (fs, _path, mut lane, state) = with_a_snapshot();
+        match read {
+            0 => fs.set_descriptors(false),
+            read => fs.fail_read(fs.reads() + read, DiskFault::Descriptors),
+        }
+        let told = started(&mut lane, state.clone());
+        assert!(is_short(&told), "read {read}: {told:?}");
+        fs.set_descriptors(true);
+        let told = started(&mut lane, state);
+        assert!(matches!(told[..], [.., Event::Started { applied: 2, .. }]), "{read}: {told:?}");
+    }
+    let (fs, path, mut lane, state) = with_a_snapshot();
+    fs.spoil(&path, 0..1 << 20).expect("it is there");
+    let told = started(&mut lane, state);
+    assert!(told.iter().any(|event| matches!(event, Event::Rotten { .. })), "{told:?}");
+    assert!(told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
 }
