@@ -24,6 +24,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;
 use crate::metrics::Transfers;
+use crate::panics::panic_text;
 use crate::store::layout::ObjectName;
 use crate::store::{Budget, OpenError, SnapshotReader, StoreHandle, Use, on_lane};
 use crate::transport::Transport;
@@ -207,7 +208,7 @@ impl GroupActor {
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(input)));
             if let Err(panic) = turn {
-                let fault = Fault::Internal(panic_text(&*panic));
+                let fault = Fault::Internal(panic_text(&*panic).to_owned());
                 self.publish_state(ReplicaState::Stopped(Stopped::Failed(fault)));
                 break;
             }
@@ -550,13 +551,6 @@ impl GroupActor {
             }
         }
     }
-}
-
-/// What a panic said, for the fault that it becomes.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "panicked without a message".to_owned())
 }
 
 /// Opens an object through the lane; shared by all that read one. A lane that is gone says nothing

@@ -20,6 +20,7 @@ pub mod guest;
 pub(crate) mod logging;
 pub mod metrics;
 pub mod node;
+pub(crate) mod panics;
 pub mod recover;
 pub mod router;
 pub mod rpc;

@@ -92,6 +92,29 @@ pub enum Refusal {
     ShuttingDown,
 }
 
+impl Refusal {
+    /// Who leads in this replica's stead, if that is why it refuses.
+    pub fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::NotLeader { leader } => *leader,
+            Self::Overloaded
+            | Self::Lost
+            | Self::Unknown { .. }
+            | Self::DiskFull { .. }
+            | Self::LogFull { .. }
+            | Self::MemoryHigh { .. }
+            | Self::MarkTooSoon { .. }
+            | Self::ReadTimeout
+            | Self::NotServing { .. }
+            | Self::Halted { .. }
+            | Self::QueriesRefused { .. }
+            | Self::QueryFaulted { .. }
+            | Self::QueryTooMuch { .. }
+            | Self::ShuttingDown => None,
+        }
+    }
+}
+
 /// What a replica lacks to take commands, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shortage {

@@ -17,8 +17,9 @@ use crate::group::apply_lane::{ApplyLane, Output, Tools};
 use crate::group::capture::Capture;
 use crate::group::deliveries::Deliveries;
 use crate::group::gauges::Gauges;
-use crate::group::{GroupHandle, LaneJob, panic_text};
+use crate::group::{GroupHandle, LaneJob};
 use crate::node::{StartError, thread};
+use crate::panics::panic_text;
 use crate::store::StoreHandle;
 
 /// Stack of the thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
@@ -150,7 +151,7 @@ fn seal(
     let began = clock.running();
     let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
         let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
-        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic)));
+        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic).to_owned()));
         if matches!(event, Event::Captured(_)) {
             let took = clock.running().saturating_sub(began).as_millis() as u64;
             gauges.last_capture_ms.store(took, Ordering::Relaxed);

@@ -32,9 +32,10 @@ use lockstep_core::mutant::planted;
 use lockstep_core::wal::LogJob;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::group::GroupHandle;
 use crate::group::disk_watch::{DiskWatch, Hanging};
-use crate::group::{GroupHandle, panic_text};
 use crate::metrics::seconds_histogram;
+use crate::panics::panic_text;
 use crate::wal::{Wal, WalError, WalReader, WalStats};
 
 /// The log, and whom it owes a word.
@@ -260,7 +261,7 @@ fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, shown: &Shown)
     let why = match served {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_text(&*panic),
+        Err(panic) => panic_text(&*panic).to_owned(),
     };
     tracing::error!(why, "the log failed; every group of this node stops");
     for group in known.values() {

@@ -24,7 +24,7 @@ use crate::group::deliveries::Delivery;
 use crate::group::disk_watch::Hanging;
 use crate::group::line::{Line, Reply, StreamRoom, Told};
 use crate::group::{Lanes, open_object};
-use crate::metrics::TransferTally;
+use crate::metrics::{TransferTally, seconds_histogram};
 use crate::store::{OpenError, StoreHandle, StoreReport, Use};
 
 /// Client requests that may wait in one group's mailbox.
@@ -179,6 +179,36 @@ pub struct GroupReport {
 }
 
 impl GroupReport {
+    /// Of a group whose lanes did nothing yet.
+    pub(crate) fn blank(status: GroupStatus) -> Self {
+        Self {
+            status,
+            snapshot_bytes: 0,
+            log_bytes: 0,
+            guest_memory_bytes: 0,
+            snapshot_stall_ms: 0,
+            log_fsyncs: 0,
+            log_pinned_by: None,
+            log_damaged: 0,
+            log_disk_available: 0,
+            log_hangs: None,
+            snapshots_hang: None,
+            last_capture_ms: 0,
+            last_snapshot_wall_ms: 0,
+            last_restore_ms: 0,
+            stored: Default::default(),
+            transfers: Default::default(),
+            guest_faults: 0,
+            snapshot_traps: 0,
+            guest_log_dropped: 0,
+            sessions: 0,
+            sessions_evicted: 0,
+            sessions_refused: 0,
+            commits: seconds_histogram(),
+            applies: seconds_histogram(),
+        }
+    }
+
     /// What `status` shows of a group, put together from core, log, store and guest.
     pub(crate) fn of(lanes: &Lanes, status: GroupStatus) -> Self {
         use std::sync::atomic::Ordering::Relaxed;

@@ -20,7 +20,7 @@ use crate::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
 use crate::guest::Module;
-use crate::metrics::{Transfers, seconds_histogram};
+use crate::metrics::Transfers;
 use crate::node::{StartError, once_there_is_room, thread};
 use crate::store::{Budget, StoreHandle};
 use crate::transport::Transport;
@@ -107,7 +107,7 @@ pub(crate) fn open(
 
     let (state_in, state_out) = watch::channel(group.state().clone());
     let (apply, jobs) = mpsc::channel();
-    let (report_in, report_out) = watch::channel(blank_report(&group));
+    let (report_in, report_out) = watch::channel(GroupReport::blank(group.status()));
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
     handle.set_store(Arc::clone(&store));
     let tools = Tools {
@@ -154,7 +154,7 @@ pub(crate) fn open(
 fn unusable(id: GroupId, group: &Group, why: String) -> GroupHandle {
     tracing::error!(group = group.recovery_state().group, why, "the group cannot run");
     let state = ReplicaState::Stopped(Stopped::Failed(Fault::Unusable(why)));
-    let mut report = blank_report(group);
+    let mut report = GroupReport::blank(group.status());
     report.status.state = state.clone();
     let (_, state) = watch::channel(state);
     let (_, report) = watch::channel(report);
@@ -192,34 +192,5 @@ impl Opened {
         let actor =
             GroupActor::new(self.group, self.handle, self.mailbox, lanes, self.state, self.report);
         (tokio::spawn(actor.run(self.first)), self.threads)
-    }
-}
-
-pub(crate) fn blank_report(group: &Group) -> crate::group::GroupReport {
-    crate::group::GroupReport {
-        status: group.status(),
-        snapshot_bytes: 0,
-        log_bytes: 0,
-        guest_memory_bytes: 0,
-        snapshot_stall_ms: 0,
-        log_fsyncs: 0,
-        log_pinned_by: None,
-        log_damaged: 0,
-        log_disk_available: 0,
-        log_hangs: None,
-        snapshots_hang: None,
-        last_capture_ms: 0,
-        last_snapshot_wall_ms: 0,
-        last_restore_ms: 0,
-        stored: Default::default(),
-        transfers: Default::default(),
-        guest_faults: 0,
-        snapshot_traps: 0,
-        guest_log_dropped: 0,
-        sessions: 0,
-        sessions_evicted: 0,
-        sessions_refused: 0,
-        commits: seconds_histogram(),
-        applies: seconds_histogram(),
     }
 }

@@ -58,7 +58,7 @@ fn config(name: &str) -> GroupConfig {
 
 /// The report of a group in which nothing happened yet.
 pub(crate) fn blank(name: &str) -> GroupReport {
-    start::blank_report(&Group::open(config(name), None, &mut Vec::new()))
+    GroupReport::blank(Group::open(config(name), None, &mut Vec::new()).status())
 }
 
 struct Hosted {

@@ -3,7 +3,6 @@
 //! - Every call has a budget of fuel of its own; what one call leaves is not the next one's.
 //! - A trap anywhere makes the store unusable: an instance that faulted is entered no more.
 
-use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use super::imports::{HostState, SnapshotIo};
 use super::log::GuestLog;
 use super::trap::{self, Call};
 use super::world::{Machine, MachinePre};
+use crate::panics::panic_text;
 
 /// How instances of one component are made for one group.
 #[derive(Clone)]
@@ -150,12 +150,4 @@ fn set_fuel(store: &mut Store<HostState>, fuel: u64) {
 
 fn remaining_fuel(store: &Store<HostState>) -> u64 {
     store.get_fuel().expect("the engine counts fuel")
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("without a message")
 }

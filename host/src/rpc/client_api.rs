@@ -22,7 +22,7 @@ use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
-use crate::rpc::forward::{self, Forward, Leader};
+use crate::rpc::forward::{self, Forward};
 use crate::rpc::links::Link;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
@@ -33,6 +33,9 @@ use crate::rpc::status::StatusSource;
 
 /// How long a status waits for the groups to say how they are now.
 const FRESH_MAX: Duration = Duration::from_millis(500);
+
+/// The client of a node that leads.
+type Leads = LockstepClient<Channel>;
 
 /// The service `lockstep.v1.Lockstep`.
 pub(super) struct ClientApi {
@@ -69,36 +72,55 @@ impl ClientApi {
         self.router.group(name).ok_or_else(|| Refused::unknown_group(name, &self.router))
     }
 
-    /// Where to send on what the group refused, if it refused because another node leads.
-    fn onward(
+    /// A call of a group that it may be put to.
+    fn asked<M>(
         &self,
-        refusal: &Refusal,
-        group: &GroupHandle,
-        metadata: &MetadataMap,
-    ) -> Result<(LockstepClient<Channel>, Leader), Status> {
-        let leader = match refusal {
-            Refusal::NotLeader { leader } => *leader,
-            Refusal::Overloaded
-            | Refusal::Lost
-            | Refusal::Unknown { .. }
-            | Refusal::DiskFull { .. }
-            | Refusal::LogFull { .. }
-            | Refusal::MemoryHigh { .. }
-            | Refusal::MarkTooSoon { .. }
-            | Refusal::ReadTimeout
-            | Refusal::NotServing { .. }
-            | Refusal::Halted { .. }
-            | Refusal::QueriesRefused { .. }
-            | Refusal::QueryFaulted { .. }
-            | Refusal::QueryTooMuch { .. }
-            | Refusal::ShuttingDown => None,
-        };
-        let onward = leader.and_then(|leader| self.forward.to(leader, metadata));
-        onward.ok_or_else(|| self.refuse(refusal, group))
+        request: Request<M>,
+        group: fn(&M) -> &str,
+    ) -> Result<Asked<'_, M>, Refused> {
+        let (metadata, _, message) = request.into_parts();
+        let deadline = Deadline::of(&metadata);
+        let group = self.open_group(group(&message))?;
+        Ok(Asked { api: self, group, metadata, deadline, message })
+    }
+}
+
+/// A call of a group, which answers it here, or else has it answered by the node that leads.
+struct Asked<'a, M> {
+    api: &'a ClientApi,
+    group: &'a GroupHandle,
+    metadata: MetadataMap,
+    deadline: Deadline,
+    message: M,
+}
+
+impl<M> Asked<'_, M> {
+    /// Waits as long as the caller does.
+    async fn meet<T>(&self, answer: impl Future<Output = T>) -> Result<T, Refused> {
+        self.deadline.meet(self.group, answer).await
     }
 
-    fn refuse(&self, refusal: &Refusal, group: &GroupHandle) -> Status {
-        Refused::by_group(refusal, group.name(), &self.router).into_status()
+    /// The group refused. If it did because another node leads, that one is asked, once, and what
+    /// goes wrong with it is said in this node's own words.
+    async fn refused<T, F: Future<Output = Result<Response<T>, Status>>>(
+        self,
+        refusal: &Refusal,
+        send: impl FnOnce(Leads, Request<M>) -> F,
+    ) -> Result<Response<T>, Status> {
+        let Self { api, group, metadata, deadline, message } = self;
+        let onward = refusal.leader().and_then(|leader| api.forward.to(leader, &metadata));
+        let Some((client, leader)) = onward else {
+            return Err(Refused::by_group(refusal, group.name(), &api.router).into_status());
+        };
+        let call = send(client, forward::request(message, deadline.left()));
+        match deadline.meet(group, call).await? {
+            Ok(response) => {
+                let mut response = Response::new(response.into_inner());
+                response.metadata_mut().insert(LEADER, leader.address);
+                Ok(response)
+            }
+            Err(status) => Err(forward::failed(&status, leader.node, group.name())),
+        }
     }
 }
 
@@ -108,19 +130,17 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::OpenSessionRequest>,
     ) -> Result<Response<wire::OpenSessionResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::of(&metadata);
-        let group = self.open_group(&message.group)?;
-        match deadline.meet(group, group.open_session(nonce_of(message.nonce))).await? {
+        let asked = self.asked(request, |message| &message.group)?;
+        let group = asked.group;
+        match asked.meet(group.open_session(nonce_of(asked.message.nonce))).await? {
             Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
             Ok(Answer::Rejected(full @ Rejection::TooManySessions)) => {
                 Err(Refused::sessions_full(group.name(), &full).into())
             }
             Ok(other) => Err(mismatch(group, &other)),
             Err(refusal) => {
-                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-                let call = client.open_session(forward::request(message, deadline.left()));
-                forwarded(deadline, group, leader, call).await
+                let send = |mut leader: Leads, call| async move { leader.open_session(call).await };
+                asked.refused(&refusal, send).await
             }
         }
     }
@@ -129,15 +149,13 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::CloseSessionRequest>,
     ) -> Result<Response<wire::CloseSessionResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::of(&metadata);
-        let group = self.open_group(&message.group)?;
-        match deadline.meet(group, group.close_session(message.session)).await? {
+        let asked = self.asked(request, |message| &message.group)?;
+        match asked.meet(asked.group.close_session(asked.message.session)).await? {
             Ok(_closed) => Ok(Response::new(wire::CloseSessionResponse {})),
             Err(refusal) => {
-                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-                let call = client.close_session(forward::request(message, deadline.left()));
-                forwarded(deadline, group, leader, call).await
+                let send =
+                    |mut leader: Leads, call| async move { leader.close_session(call).await };
+                asked.refused(&refusal, send).await
             }
         }
     }
@@ -146,9 +164,8 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::ApplyRequest>,
     ) -> Result<Response<wire::ApplyResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::of(&metadata);
-        let group = self.open_group(&message.group)?;
+        let asked = self.asked(request, |message| &message.group)?;
+        let (group, message) = (asked.group, &asked.message);
         check_command(&message.command)?;
         check_sequence(message.session, message.sequence)?;
         let call = Call {
@@ -159,8 +176,8 @@ impl Lockstep for ClientApi {
         };
         let answer = group.submit(call, message.relief);
         let answer = match answer {
-            Ok(receiver) => deadline
-                .meet(group, receiver)
+            Ok(receiver) => asked
+                .meet(receiver)
                 .await?
                 .map_err(|_gone| Refused::cut_off(group.name(), &self.router))?,
             Err(refusal) => Err(refusal),
@@ -171,9 +188,8 @@ impl Lockstep for ClientApi {
                 Ok(Response::new(wire::ApplyResponse { outcome: Some(outcome) }))
             }
             Err(refusal) => {
-                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-                let call = client.apply(forward::request(message, deadline.left()));
-                forwarded(deadline, group, leader, call).await
+                let send = |mut leader: Leads, call| async move { leader.apply(call).await };
+                asked.refused(&refusal, send).await
             }
         }
     }
@@ -200,20 +216,18 @@ impl Lockstep for ClientApi {
         request: Request<wire::QueryRequest>,
     ) -> Result<Response<wire::QueryResponse>, Status> {
         let asker = request.remote_addr().map(Asker::at).unwrap_or_default();
-        let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::of(&metadata);
-        let group = self.open_group(&message.group)?;
+        let asked = self.asked(request, |message| &message.group)?;
+        let (group, message) = (asked.group, &asked.message);
         let limit = limits::COMMAND_BYTES_MAX;
         if message.request.len() > limit {
             return Err(Refused::too_large("query", message.request.len(), limit).into());
         }
         let asking = group.query_by(asker, message.request.clone(), !message.local);
-        match deadline.meet(group, asking).await? {
+        match asked.meet(asking).await? {
             Ok(answer) => Ok(Response::new(query_response(answer))),
             Err(refusal) => {
-                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-                let call = client.query(forward::request(message, deadline.left()));
-                forwarded(deadline, group, leader, call).await
+                let send = |mut leader: Leads, call| async move { leader.query(call).await };
+                asked.refused(&refusal, send).await
             }
         }
     }
@@ -241,34 +255,14 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::MarkRequest>,
     ) -> Result<Response<wire::MarkResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::of(&metadata);
-        let group = self.open_group(&message.group)?;
-        match deadline.meet(group, group.mark()).await? {
+        let asked = self.asked(request, |message| &message.group)?;
+        match asked.meet(asked.group.mark()).await? {
             Ok(index) => Ok(Response::new(wire::MarkResponse { index })),
             Err(refusal) => {
-                let (mut client, leader) = self.onward(&refusal, group, &metadata)?;
-                let call = client.mark(forward::request(message, deadline.left()));
-                forwarded(deadline, group, leader, call).await
+                let send = |mut leader: Leads, call| async move { leader.mark(call).await };
+                asked.refused(&refusal, send).await
             }
         }
-    }
-}
-
-/// Waits for a forwarded call; what went wrong with it is said as this node's own words.
-async fn forwarded<T>(
-    deadline: Deadline,
-    group: &GroupHandle,
-    leader: Leader,
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<Response<T>, Status> {
-    match deadline.meet(group, call).await? {
-        Ok(response) => {
-            let mut response = Response::new(response.into_inner());
-            response.metadata_mut().insert(LEADER, leader.address);
-            Ok(response)
-        }
-        Err(status) => Err(forward::failed(&status, leader.node, group.name())),
     }
 }
 

@@ -53,26 +53,9 @@ impl Refused {
             Refusal::QueryTooMuch { .. } => (Code::InvalidArgument, "query-too-much"),
             Refusal::ShuttingDown => (Code::Unavailable, "shutting-down"),
         };
-        let leader = match refusal {
-            Refusal::NotLeader { leader: Some(node) } => {
-                router.address(*node).map(|address| (*node, address.to_owned()))
-            }
-            Refusal::NotLeader { leader: None }
-            | Refusal::Overloaded
-            | Refusal::Lost
-            | Refusal::Unknown { .. }
-            | Refusal::DiskFull { .. }
-            | Refusal::LogFull { .. }
-            | Refusal::MemoryHigh { .. }
-            | Refusal::MarkTooSoon { .. }
-            | Refusal::ReadTimeout
-            | Refusal::NotServing { .. }
-            | Refusal::Halted { .. }
-            | Refusal::QueriesRefused { .. }
-            | Refusal::QueryFaulted { .. }
-            | Refusal::QueryTooMuch { .. }
-            | Refusal::ShuttingDown => None,
-        };
+        let leader = refusal
+            .leader()
+            .and_then(|node| router.address(node).map(|address| (node, address.to_owned())));
         let unknown = matches!(refusal, Refusal::Unknown { .. });
         let mut message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
         if let Some((_, address)) = &leader {

@@ -302,32 +302,7 @@ fn report(node: NodeId) -> GroupReport {
         leader_changes: 0,
         frames_misdirected: 0,
     };
-    GroupReport {
-        log_hangs: None,
-        snapshots_hang: None,
-        status,
-        snapshot_bytes: 0,
-        log_bytes: 0,
-        guest_memory_bytes: 0,
-        snapshot_stall_ms: 0,
-        log_fsyncs: 0,
-        log_pinned_by: None,
-        log_damaged: 0,
-        log_disk_available: 0,
-        last_capture_ms: 0,
-        last_snapshot_wall_ms: 0,
-        last_restore_ms: 0,
-        stored: Default::default(),
-        transfers: Default::default(),
-        guest_faults: 0,
-        snapshot_traps: 0,
-        guest_log_dropped: 0,
-        sessions: 0,
-        sessions_evicted: 0,
-        sessions_refused: 0,
-        commits: crate::metrics::seconds_histogram(),
-        applies: crate::metrics::seconds_histogram(),
-    }
+    GroupReport::blank(status)
 }
 
 impl Node {
