@@ -153,6 +153,12 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
         }
     }
     assert!(begins_at(&cluster).await > 1, "the log was never cut");
+    // What the log lists no more goes only once that is durable; a start would find it.
+    let tidy = async |cluster: &Cluster| {
+        let listed = cluster.group(1, "kv").await?.snapshots.len();
+        (snapshot_files(cluster, 1, "kv").len() == listed).then_some(())
+    };
+    cluster.wait_for("what is not listed to go", PATIENCE, tidy).await.expect("it goes");
     cluster.stop_all().await.expect("it stops");
     let files = snapshot_files(&cluster, 1, "kv");
     files.iter().for_each(|file| damage(file));
