@@ -1,4 +1,5 @@
-//! What the lane holds of the answers that it has not told yet.
+//! What the lane holds of the answers that it has not told yet, and what comes of a snapshot that it
+//! cannot read.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -17,7 +18,7 @@ use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{GuestModule as _, Outcome};
 use crate::store::layout::ObjectName;
-use crate::store::tests::Bed;
+use crate::store::tests::{Bed, desc};
 use crate::store::{self, DirectLane, SnapshotStore, StoreJob};
 use crate::wal::{Wal, WalOptions};
 
@@ -307,4 +308,19 @@ fn a_restore_without_descriptors_is_tried_again() {
     let told = started(&mut lane, state);
     assert!(told.iter().any(|event| matches!(event, Event::Rotten { .. })), "{told:?}");
     assert!(told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
+}
+
+/// A snapshot that raft installed and nobody can read: it is told to be rotten, so that a peer is
+/// asked for its copy, and the lane waits for that. Nobody halts.
+#[test]
+fn a_restore_that_cannot_read_its_snapshot_waits_for_another() {
+    let mut lane = lane(&Arc::default());
+    let unread = desc(7, b"gone");
+    let told = lane.run(ApplyJob::Restore { snapshot: unread.clone() });
+    let [Output::Event(first), Output::Event(second)] = &told[..] else {
+        panic!("{} outputs", told.len())
+    };
+    assert!(matches!(first, Event::Rotten { snapshot, .. } if *snapshot == unread), "{first:?}");
+    assert!(matches!(second, Event::NotRestored { index: 7, .. }), "{second:?}");
+    assert!(lane.fault.is_none() && lane.waiting);
 }
