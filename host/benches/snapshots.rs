@@ -144,6 +144,7 @@ fn round(
         configuration: Configuration::of_voters([ReplicaId::new(NodeId(1), 1)]),
         estimate: guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64,
         growable: true,
+        gain: 0,
     })?;
     let mut writer = store.create(reservation)?;
     guest.snapshot(&mut writer)?.context("writing a snapshot")?;
@@ -184,6 +185,8 @@ fn open(dir: &Path) -> Result<SnapshotStore> {
         log_device: None,
         inbound: 1,
         outbound: 1,
+        captures: 1,
+        restores: 1,
     };
     let quota = Budget::new(limits).quota(u64::MAX);
     let identity = Identity { cluster: CLUSTER, group: GroupId::of_name(GROUP) };

@@ -54,6 +54,10 @@ mod tests;
 /// Snapshots that a node takes in at once, and sends at once.
 const INBOUND_MAX: usize = 4;
 const OUTBOUND_MAX: usize = 4;
+/// Groups of a node that take a snapshot at once, and that restore one: one writes while another
+/// computes. More of them only take longer each.
+const CAPTURES_MAX: usize = 2;
+const RESTORES_MAX: usize = 2;
 /// How long a node tries to hand leadership over before it stops anyway.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// How long services and lanes may take to end after that.
@@ -482,6 +486,8 @@ fn budget_limits(config: &NodeConfig, disk: Space) -> BudgetLimits {
         log_device: Some(disk.device),
         inbound: INBOUND_MAX,
         outbound: OUTBOUND_MAX,
+        captures: CAPTURES_MAX,
+        restores: RESTORES_MAX,
     }
 }
 

@@ -33,6 +33,7 @@ use crate::fs::{File, Fs, Space, create_dirs, is_full, is_short, make_durable};
 
 pub mod lane;
 pub mod layout;
+mod places;
 pub mod reader;
 mod report;
 pub mod reserve;
@@ -45,6 +46,7 @@ pub(crate) mod tests;
 
 pub use lane::{DirectLane, StoreHandle, StoreJob, ask_lane, on_lane, on_lane_within};
 pub use layout::Identity;
+pub use places::{Place, Work};
 pub use reader::{OpenError, SnapshotReader};
 pub use report::{ObjectStatus, StoreReport, Tally, Usage};
 pub use reserve::{
@@ -441,7 +443,7 @@ impl SnapshotStore {
         };
         let slot = match &source {
             Source::Received(_) => self.inbound_slot()?,
-            Source::Local(_) => Slot::take(&self.local, None).ok_or(busy())?,
+            Source::Local(local) => self.local_slot(local.gain)?,
         };
         self.reclaimed(source.producer(), &freed);
         let have = self.quota.most();
@@ -478,7 +480,17 @@ impl SnapshotStore {
 
     fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
         let host = self.quota.budget().take_inbound().ok_or(busy())?;
-        Slot::take(&self.inbound, Some(host)).ok_or(busy())
+        Slot::take(&self.inbound, host).ok_or(busy())
+    }
+
+    fn local_slot(&self, gain: u64) -> Result<Slot, SnapshotRefusal> {
+        if !Slot::is_free(&self.local) {
+            return Err(busy());
+        }
+        let most = self.quota.budget().limits().captures;
+        let place = self.quota.take_place(Work::Capture, gain);
+        let place = place.ok_or(SnapshotRefusal::NoPlace { most })?;
+        Slot::take(&self.local, Arc::new(place)).ok_or(busy())
     }
 
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
@@ -584,6 +596,10 @@ impl SnapshotStore {
             return;
         }
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
+        if let SnapshotRefusal::NoPlace { .. } = refusal {
+            // It is asked for again and again.
+            return;
+        }
         tracing::warn!(group = %self.identity.group, producer, index, reason = refusal.reason(),
             %refusal, "snapshot refused");
     }

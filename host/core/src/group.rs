@@ -43,6 +43,7 @@ mod memory;
 mod outgoing;
 mod persist;
 mod pipeline;
+mod places;
 mod proof;
 mod proposals;
 mod raft_log;
@@ -409,6 +410,7 @@ impl Group {
             | Event::Stands { .. }
             | Event::CaptureWritten { .. }
             | Event::RoomWanted { .. }
+            | Event::NoPlace { .. }
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
             | Event::Rotten { .. }

@@ -134,6 +134,11 @@ pub const PARK_MS: u64 = 600_000;
 pub const OVERDUE_MARK_TICKS: u64 = 10;
 /// Ticks between two snapshots that a replica tries where it is while it has too little room.
 pub const SHORT_CAPTURE_TICKS: u64 = 100;
+/// Ticks after a mark in which a replica waits there for a place among the captures of its host,
+/// and applies nothing.
+pub const MARK_PLACE_TICKS: u64 = 5;
+/// Least ticks before one that found no place asks again, between marks; up to twice as many.
+pub const PLACE_RETRY_TICKS: u64 = 10;
 /// Marks that clients may ask for at once.
 pub const MARK_REQUESTS_AT_ONCE: u32 = 8;
 /// Ticks between two of them after that.

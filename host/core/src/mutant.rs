@@ -74,6 +74,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("outrun_what_was_sent", "no more log is kept for who is sent a long snapshot than for others"),
     ("pass_the_refused", "a command of a stream is taken behind one that was refused"),
     ("places_for_the_first", "one caller may take all places of a group's queries"),
+    ("places_without_bound", "any number of groups takes a snapshot or restores one at once"),
     ("propose_for_nobody", "commands are proposed although whoever sent them left"),
     ("queries_first", "commands wait until no query does"),
     ("read_before_applied", "reads do not wait for the apply lane"),

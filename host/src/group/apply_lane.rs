@@ -9,6 +9,8 @@
 //!   goal.
 //! - There is one guest at a time: the old one goes before another is made. A restored one is kept
 //!   only if length, digest and the guest's own word are good.
+//! - A start or a restore has a place of the host's and waits for one. What a fault makes the lane
+//!   rebuild in the middle of other work does without.
 //! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
 //!   lets go and waits for the restore, which is no fault.
 //! - A recovery point that cannot be read for want of descriptors or memory is as good as ever: with
@@ -39,6 +41,7 @@ use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::Entry;
 
+pub use self::places::restores;
 use crate::clock::Clock;
 use crate::group::askers::Asker;
 pub use crate::group::capture::Capture;
@@ -46,7 +49,7 @@ use crate::group::gauges::Gauges;
 use crate::group::spoilers::Spoilers;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
-use crate::store::{OpenError, SnapshotReader, StoreHandle, Use};
+use crate::store::{OpenError, Place, Quota, SnapshotReader, StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
 use snapshot_traps::SnapshotTraps;
@@ -54,6 +57,7 @@ use snapshot_traps::SnapshotTraps;
 mod asking;
 mod capturing;
 mod halted;
+mod places;
 mod snapshot_traps;
 #[cfg(test)]
 mod tests;
@@ -76,6 +80,8 @@ pub struct Tools {
     /// What the log durably lists, newest first; kept by the actor.
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
+    /// Where places of the host come from.
+    pub quota: Arc<Quota>,
 }
 
 /// What a job leads to.
@@ -88,6 +94,8 @@ pub enum Output {
     },
     /// What is left of the job. It comes before any other work; queries may be asked meanwhile.
     Rest(ApplyJob),
+    /// The job finds no place yet, and is to be tried again in a while, before any other.
+    Later(ApplyJob),
     /// A captured snapshot that a bulk worker has to finish, seal and read back.
     Seal(Capture),
 }
@@ -118,6 +126,9 @@ pub struct ApplyLane {
     snapshot_traps: SnapshotTraps,
     /// Since when a capture holds up whatever else is to be applied.
     stalled: Option<Duration>,
+    /// Of the start or restore under way; or since when one waits for it.
+    place: Option<Place>,
+    no_place_since: Option<Duration>,
 }
 
 impl ApplyLane {
@@ -137,6 +148,8 @@ impl ApplyLane {
             spoilers: Spoilers::default(),
             snapshot_traps: SnapshotTraps::default(),
             stalled: None,
+            place: None,
+            no_place_since: None,
         }
     }
 
@@ -151,6 +164,9 @@ impl ApplyLane {
             let (answer, mut outputs) = self.ask(Asker::default(), &request, index);
             outputs.insert(0, Output::Queried { ticket, answer });
             return outputs;
+        }
+        if !self.may_begin(&job) {
+            return vec![Output::Later(job)];
         }
         if !matches!(job, ApplyJob::Capture { .. }) {
             // The capture that waited for room was given up.
@@ -203,8 +219,8 @@ impl ApplyLane {
                 }
             }
             ApplyJob::Stand { goal } => Some(self.stand(goal)),
-            ApplyJob::Capture { term, index, configuration } => {
-                Some(self.capture(term, index, configuration))
+            ApplyJob::Capture { term, index, configuration, gain } => {
+                Some(self.capture((term, index), configuration, gain))
             }
             ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
@@ -224,6 +240,7 @@ impl ApplyLane {
 
     /// All that a job led to.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
+        self.place = None;
         let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         let gauges = &self.tools.gauges;
         gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
@@ -271,6 +288,7 @@ impl ApplyLane {
 
     /// Applies nothing any more, for a reason from outside.
     pub(crate) fn give_up(&mut self, fault: Fault) {
+        self.place = None;
         self.lost(fault);
     }
 

@@ -3,9 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Fault;
@@ -24,11 +24,15 @@ use crate::store::StoreHandle;
 
 /// Stack of the thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
 const STACK_BYTES: usize = 4 << 20;
+/// Between two tries of work that finds no place, unless something else comes.
+const PLACE_RETRY: Duration = Duration::from_millis(100);
 
 /// The lane, and where its outputs go.
 struct Worker {
     lane: ApplyLane,
     agenda: Agenda,
+    /// Work waits for a place of the host's.
+    waits: bool,
     handle: GroupHandle,
     deliveries: Arc<Deliveries>,
     store: Arc<dyn StoreHandle>,
@@ -47,7 +51,8 @@ pub(super) fn start(
     let (clock, gauges) = (Arc::clone(&tools.clock), Arc::clone(&tools.gauges));
     let (lane, agenda) = (ApplyLane::new(tools), Agenda::default());
     let deliveries = Arc::default();
-    let mut worker = Worker { lane, agenda, handle, deliveries, store, clock, gauges };
+    let waits = false;
+    let mut worker = Worker { lane, agenda, waits, handle, deliveries, store, clock, gauges };
     let builder = std::thread::Builder::new().name(format!("apply-{name}")).stack_size(STACK_BYTES);
     let started = builder.spawn(move || {
         while worker.gather(&jobs) {
@@ -60,7 +65,13 @@ pub(super) fn start(
 impl Worker {
     /// Takes all that came, and waits if nothing did; false at the end.
     fn gather(&mut self, jobs: &Receiver<LaneJob>) -> bool {
-        if self.agenda.is_empty() {
+        if std::mem::take(&mut self.waits) {
+            match jobs.recv_timeout(PLACE_RETRY) {
+                Ok(job) => self.add(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        } else if self.agenda.is_empty() {
             match jobs.recv() {
                 Ok(job) => self.add(job),
                 Err(_) => return false,
@@ -123,6 +134,10 @@ impl Worker {
                     bytes => self.handle.raise_with(event, self.deliveries.begin(bytes)),
                 },
                 Output::Rest(job) => self.agenda.give_back(job),
+                Output::Later(job) => {
+                    self.agenda.give_back(job);
+                    self.waits = true;
+                }
                 Output::Seal(capture) => {
                     let told = (self.handle.clone(), Arc::clone(&self.store));
                     seal(told, (Arc::clone(&self.clock), Arc::clone(&self.gauges)), capture);

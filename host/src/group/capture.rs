@@ -50,6 +50,8 @@ pub(super) enum NoCapture {
     Unlist(Box<SnapshotDesc>),
     /// There will be, once what holds it is done.
     Postponed(String),
+    /// The host takes others now.
+    NoPlace(String),
     Failed(String),
 }
 
@@ -64,6 +66,7 @@ impl NoCapture {
             Self::Unlist(unlist) => {
                 return Event::RoomWanted { unlist: *unlist, capture: Some(index) };
             }
+            Self::NoPlace(why) => return Event::NoPlace { index, why },
             Self::Postponed(why) => (why, true),
             Self::Failed(why) => (why, false),
         };
@@ -89,6 +92,9 @@ impl Begun {
             Ok(Err(SnapshotRefusal::NeedsUnlist(unlist))) => Err(NoCapture::Unlist(unlist)),
             Ok(Err(held @ SnapshotRefusal::Held { .. })) => {
                 Err(NoCapture::Postponed(held.to_string()))
+            }
+            Ok(Err(full @ SnapshotRefusal::NoPlace { .. })) => {
+                Err(NoCapture::NoPlace(full.to_string()))
             }
             Ok(Err(refusal)) => Err(NoCapture::because(refusal.to_string())),
             Err(RecvTimeoutError::Timeout) => Err(NoCapture::because(watch.not_answering())),

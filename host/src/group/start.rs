@@ -89,11 +89,12 @@ pub(crate) fn open(
         }
         None => None,
     };
+    let quota = shared.budget.quota(place.cap);
     let disk = Disk {
         fs: Arc::clone(&shared.fs),
         cluster: shared.cluster,
         snapshots: place.dir,
-        quota: shared.budget.quota(place.cap),
+        quota: Arc::clone(&quota),
     };
     let Reopened { group, first, store } = reopen(disk, config, recovered);
     let store = match store {
@@ -118,6 +119,7 @@ pub(crate) fn open(
         clock: Arc::clone(&shared.clock),
         listed: Arc::clone(&listed),
         gauges: Arc::clone(&gauges),
+        quota,
     };
     let apply_thread = apply_thread::start(&name, tools, jobs, handle.clone())?;
     let (judged, transfers) = (Judged::default(), Arc::new(Transfers::default()));

@@ -20,7 +20,7 @@ use crate::fs::Fs;
 use crate::fs::mem::MemFs;
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Context, GuestModule as _, Module, Outcome};
-use crate::store::BudgetLimits;
+use crate::store::{BudgetLimits, Work};
 use crate::wal::{Wal, WalOptions};
 
 const CLUSTER: [u8; 16] = [7; 16];
@@ -73,19 +73,28 @@ fn open(fs: &MemFs) -> Started {
 }
 
 fn open_with(fs: &MemFs, module: Module) -> Started {
-    let doors: Arc<dyn Fs> = Arc::new(fs.clone());
-    let options = WalOptions::new(CLUSTER, NodeId(1), 1 << 20, 1);
-    let (wal, _) = Wal::open(Arc::clone(&doors), Path::new("/data/wal"), options).expect("a log");
-    let (log, _) = LogLane::start(wal, Path::new("/data/wal")).expect("a thread");
-    let limits = BudgetLimits {
+    open_on(fs, module, budget())
+}
+
+/// What a host has for one group.
+fn budget() -> Arc<Budget> {
+    Budget::new(BudgetLimits {
         bytes: u64::MAX,
         headroom_bytes: 0,
         log_device: None,
         inbound: 1,
         outbound: 1,
-    };
+        captures: 1,
+        restores: 1,
+    })
+}
+
+fn open_on(fs: &MemFs, module: Module, budget: Arc<Budget>) -> Started {
+    let doors: Arc<dyn Fs> = Arc::new(fs.clone());
+    let options = WalOptions::new(CLUSTER, NodeId(1), 1 << 20, 1);
+    let (wal, _) = Wal::open(Arc::clone(&doors), Path::new("/data/wal"), options).expect("a log");
+    let (log, _) = LogLane::start(wal, Path::new("/data/wal")).expect("a thread");
     let clock = Arc::new(SystemClock { offset_ms: 0 });
-    let budget = Budget::new(limits);
     let shared = Shared {
         cluster: CLUSTER,
         fs: doors,
@@ -174,6 +183,41 @@ async fn l10_everybody_who_waits_is_told_the_cause() {
     assert!(later.to_string().contains(cause), "{later}");
     let query = hosted.handle.query("get a".into(), false).await.expect_err("it has failed");
     assert!(query.to_string().contains(cause), "{query}");
+}
+
+/// A start waits until the host has a place for it; whoever stops the group does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_a_place_goes_on_or_ends() {
+    for stops in [false, true] {
+        let (fs, budget) = (MemFs::with_dir(Path::new("/data")), budget());
+        let another = budget.quota(u64::MAX).take_place(Work::Restore, 0).expect("it is free");
+        let module = Arc::new(NativeModule::register());
+        let Started::Opened(opened) = open_on(&fs, module, Arc::clone(&budget)) else {
+            panic!("it can run")
+        };
+        let mut opened: Opened = *opened;
+        drop(opened.take_inbox());
+        let handle = opened.handle.clone();
+        let (actor, threads) = opened.run(Arc::new(Nowhere));
+        until(|| budget.places(Work::Restore) == (1, 1)).await;
+        assert_eq!(handle.watch().borrow().name(), "restoring");
+        if !stops {
+            drop(another);
+            let mut watch = handle.watch();
+            let serves = watch.wait_for(|state| state.refusal().is_none());
+            tokio::time::timeout(PATIENCE, serves).await.expect("in time").expect("it lives");
+            until(|| budget.places(Work::Restore) == (0, 0)).await;
+            continue;
+        }
+        handle.raise(Event::HandOver);
+        tokio::time::timeout(PATIENCE, actor).await.expect("in time").expect("no panic");
+        drop(handle);
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        });
+        tokio::time::timeout(PATIENCE, joined).await.expect("in time").expect("no panic");
+        drop(another);
+    }
 }
 
 /// The log was lost, or is another's: what lies there is somebody's state. The group says so, and

@@ -23,6 +23,7 @@ use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, NO_SPACE_RETRY_MS, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
+use super::places::{Place, Places, Work};
 use crate::fs::{Space, is_short};
 
 /// Why the store did not take an object. Nothing was left behind.
@@ -32,6 +33,8 @@ pub enum SnapshotRefusal {
     Stale,
     #[error("another snapshot is under way; try again in {retry_after_ms} ms")]
     Busy { retry_after_ms: u64 },
+    #[error("this node takes no more than {most} snapshots at once; it is tried again shortly")]
+    NoPlace { most: usize },
     #[error(
         "no space: {need} bytes are needed, {have} may be taken; free disk space or raise the \
          snapshot budget: the next mark or offer tries again"
@@ -75,6 +78,8 @@ pub struct LocalHeader {
     pub estimate: u64,
     /// Whether the payload may exceed the estimate as long as there is room.
     pub growable: bool,
+    /// Bytes of log that the replica needs no more once it has it.
+    pub gain: u64,
 }
 
 /// What the host allows its snapshots, over all groups.
@@ -90,9 +95,13 @@ pub struct BudgetLimits {
     pub inbound: usize,
     /// Outbound transfers at once (I7).
     pub outbound: usize,
+    /// Groups that take a snapshot at once.
+    pub captures: usize,
+    /// Groups that restore one at once.
+    pub restores: usize,
 }
 
-/// The host's shared budget of snapshot bytes and inbound transfers.
+/// The host's shared budget of snapshot bytes, and of what may be done with them at once.
 #[derive(Debug)]
 pub struct Budget {
     limits: BudgetLimits,
@@ -107,6 +116,8 @@ struct Taken {
     promised: BTreeMap<u64, u64>,
     inbound: usize,
     outbound: usize,
+    captures: Places,
+    restores: Places,
     claim: Option<Claim>,
     /// The time, as it was told last.
     now_ms: u64,
@@ -158,12 +169,16 @@ pub(crate) struct Lease {
     kept: AtomicBool,
 }
 
-/// The one place for a transfer of its direction in a group; free again when the last handle goes.
+/// The one place for a transfer of its direction in a group, with a place of the host; free again
+/// when the last handle goes.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     _group: Arc<()>,
-    _host: Option<Arc<InboundSlot>>,
+    _host: HostPlace,
 }
+
+/// An inbound transfer's place, or a capture's.
+type HostPlace = Arc<dyn std::fmt::Debug + Send + Sync>;
 
 #[derive(Debug)]
 pub(crate) struct InboundSlot(Arc<Budget>);
@@ -206,9 +221,10 @@ pub(crate) enum Source {
 /// Who asks for room.
 pub const PRODUCERS: [&str; 2] = ["local", "received"];
 /// What [`SnapshotRefusal::reason`] may say.
-pub const REASONS: [&str; 11] = [
+pub const REASONS: [&str; 12] = [
     "stale",
     "busy",
+    "no_place",
     "no_space",
     "incompatible",
     "needs_unlist",
@@ -226,6 +242,7 @@ impl SnapshotRefusal {
         match self {
             Self::Stale => "stale",
             Self::Busy { .. } => "busy",
+            Self::NoPlace { .. } => "no_place",
             Self::NoSpace { .. } => "no_space",
             Self::Incompatible { .. } => "incompatible",
             Self::NeedsUnlist(_) => "needs_unlist",
@@ -250,9 +267,11 @@ impl SnapshotRefusal {
             Self::WrongGroup => BulkReply::WrongGroup,
             Self::Corrupt => BulkReply::Corrupt,
             Self::Parked(object) => BulkReply::Prefer(*object),
-            Self::NeedsUnlist(_) | Self::Held { .. } | Self::Disk(_) | Self::Closed => {
-                BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }
-            }
+            Self::NoPlace { .. }
+            | Self::NeedsUnlist(_)
+            | Self::Held { .. }
+            | Self::Disk(_)
+            | Self::Closed => BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS },
         }
     }
 
@@ -284,10 +303,17 @@ impl Budget {
         self.taken().inbound
     }
 
+    /// Groups that do this now, and those that ask for a place.
+    pub fn places(&self, work: Work) -> (usize, usize) {
+        self.taken().places(work).counts()
+    }
+
     /// To be told the time now and then: a claim is over some time after this first saw it.
     pub(crate) fn tend(&self, now_ms: u64) {
         let mut taken = self.taken();
         taken.now_ms = now_ms;
+        taken.captures.tend(now_ms);
+        taken.restores.tend(now_ms);
         let over = taken.claim.take_if(|claim| {
             claim.until_ms = claim.until_ms.min(now_ms.saturating_add(CLAIM_MS));
             claim.until_ms <= now_ms
@@ -320,6 +346,10 @@ impl Budget {
         }
         taken.inbound += 1;
         Some(Arc::new(InboundSlot(self.clone())))
+    }
+
+    pub(super) fn give_back(&self, work: Work, number: u64) {
+        self.taken().places(work).give_back(number);
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -370,6 +400,18 @@ impl std::fmt::Display for Use {
 impl Quota {
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// A place of the host for this; `gain` says what the host has of it. Whoever is refused asks
+    /// again.
+    pub fn take_place(self: &Arc<Self>, work: Work, gain: u64) -> Option<Place> {
+        let limits = self.budget.limits;
+        let most = match work {
+            Work::Capture => limits.captures,
+            Work::Restore => limits.restores,
+        };
+        let number = self.budget.taken().places(work).take(self, gain, most)?;
+        Some(Place::new(Arc::clone(&self.budget), work, number))
     }
 
     /// What the filesystem has left for snapshots.
@@ -488,6 +530,13 @@ impl Claim {
 }
 
 impl Taken {
+    fn places(&mut self, work: Work) -> &mut Places {
+        match work {
+            Work::Capture => &mut self.captures,
+            Work::Restore => &mut self.restores,
+        }
+    }
+
     fn claim_of_others(&self, quota: &Quota) -> Option<&Claim> {
         let claim = self.claim.as_ref().filter(|claim| claim.by.strong_count() > 0);
         claim.filter(|claim| !claim.is_by(quota))
@@ -566,9 +615,14 @@ impl Drop for OutboundSlot {
 }
 
 impl Slot {
-    /// `None` if another holds `place`; the store's own handle is the only one of a free place.
-    pub(crate) fn take(place: &Arc<()>, host: Option<Arc<InboundSlot>>) -> Option<Self> {
-        (Arc::strong_count(place) == 1).then(|| Self { _group: place.clone(), _host: host })
+    /// `None` if another holds `place`.
+    pub(crate) fn take(place: &Arc<()>, host: HostPlace) -> Option<Self> {
+        Self::is_free(place).then(|| Self { _group: place.clone(), _host: host })
+    }
+
+    /// The store's own handle is the only one of a free place.
+    pub(crate) fn is_free(place: &Arc<()>) -> bool {
+        Arc::strong_count(place) == 1
     }
 }
 

@@ -445,6 +445,7 @@ fn to_io(refusal: SnapshotRefusal) -> io::Error {
         SnapshotRefusal::NoSpace { .. } => io::ErrorKind::StorageFull,
         SnapshotRefusal::Stale
         | SnapshotRefusal::Busy { .. }
+        | SnapshotRefusal::NoPlace { .. }
         | SnapshotRefusal::Incompatible { .. }
         | SnapshotRefusal::NeedsUnlist(_)
         | SnapshotRefusal::Held { .. }

@@ -16,6 +16,7 @@ use crate::fs::mem::{DiskFault, MemFs};
 mod crash;
 mod holding;
 mod opening;
+mod places;
 mod refuse;
 
 pub(crate) const CLUSTER: [u8; 16] = [7; 16];
@@ -73,7 +74,20 @@ impl Bed {
 }
 
 pub(crate) fn limits_of(bytes: u64, headroom_bytes: u64, inbound: usize) -> BudgetLimits {
-    BudgetLimits { bytes, headroom_bytes, log_device: None, inbound, outbound: 4 }
+    BudgetLimits {
+        bytes,
+        headroom_bytes,
+        log_device: None,
+        inbound,
+        outbound: 4,
+        captures: 2,
+        restores: 2,
+    }
+}
+
+/// A group's share of a host that has enough of everything.
+pub(crate) fn quota() -> Arc<Quota> {
+    Budget::new(limits_of(u64::MAX, 0, 4)).quota(u64::MAX)
 }
 
 pub(crate) fn dir() -> PathBuf {
@@ -117,7 +131,7 @@ pub(crate) fn open(
 pub(crate) fn local(index: u64, estimate: u64, growable: bool) -> LocalHeader {
     let module = ModuleId([5; 32]);
     let configuration = configuration();
-    LocalHeader { term: 2, index, module, format: 1, configuration, estimate, growable }
+    LocalHeader { term: 2, index, module, format: 1, configuration, estimate, growable, gain: 0 }
 }
 
 pub(crate) fn take(

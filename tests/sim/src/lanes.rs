@@ -5,7 +5,7 @@ use lockstep_core::group::{ApplyJob, Event, Found};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_host::group::Asker;
-use lockstep_host::group::apply_lane::Output;
+use lockstep_host::group::apply_lane::{Output, restores};
 use lockstep_host::group::log_lane::LogOutput;
 
 use crate::node::StoreHang;
@@ -162,6 +162,9 @@ impl World {
         if self.nodes[&node].store_hangs != StoreHang::No && self.fail_capture(node, epoch, group) {
             return;
         }
+        if self.restore_waits(node, epoch, group) {
+            return self.after(HANGS_AGAIN, Action::Apply { node, epoch, group });
+        }
         let hangs = self.nodes[&node].store_is_hanging();
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
@@ -190,6 +193,25 @@ impl World {
         }
     }
 
+    /// The lane comes to a restore: whether that waits for its place, or takes more time.
+    fn restore_waits(&mut self, node: NodeId, epoch: u64, group: GroupId) -> bool {
+        let (now, calm) = (self.now, self.calm);
+        let mut rng = self.rng.fork();
+        let Some(process) = self.process(node, epoch) else { return false };
+        let replica = process.replicas.get_mut(&group).expect("a group of this node");
+        let Some(job) = replica.jobs.front().filter(|job| restores(job)) else { return false };
+        if !replica.lane.may_begin(job) {
+            self.counters.add("restores that waited for a place");
+            return true;
+        }
+        let took = if rng.percent(20) && !calm { rng.between(SECOND, 5 * SECOND) } else { 0 };
+        if now < *replica.restores_until.get_or_insert(now + took) {
+            return true;
+        }
+        replica.restores_until = None;
+        false
+    }
+
     /// What a step of the apply lane led to.
     fn lane_says(&mut self, node: NodeId, epoch: u64, group: GroupId, output: Output) {
         if let Output::Event(event) = &output {
@@ -214,6 +236,7 @@ impl World {
                 replica.jobs.push_front(job);
                 self.schedule_apply(node, group);
             }
+            Output::Later(_) => unreachable!("it had its place before it began"),
             Output::Seal(capture) => {
                 replica.sealing += 1;
                 let stalls = self.rng.percent(5) && !self.calm;
@@ -268,6 +291,7 @@ impl World {
             Event::Rotten { .. } => self.counters.add("rotten objects found"),
             Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for room"),
             Event::CaptureFailed { .. } => self.counters.add("captures failed"),
+            Event::NoPlace { .. } => self.counters.add("captures that found no place"),
             _other => {}
         }
     }

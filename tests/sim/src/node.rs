@@ -115,6 +115,8 @@ pub struct Replica {
     pub seen: Seen,
     /// Captures that are written and wait for their seal.
     pub sealing: usize,
+    /// Until when the restore under way takes.
+    pub restores_until: Option<u64>,
 }
 
 /// What a replica told when it was last looked at.
@@ -280,16 +282,19 @@ impl Node {
             log_device: Some(0),
             inbound: 2,
             outbound: 2,
+            captures: setup.places,
+            restores: setup.places,
         });
         let (mut replicas, mut first) = (BTreeMap::new(), Vec::new());
         for name in &setup.groups {
             let id = GroupId::of_name(name);
             let config = self.config(setup, name, seed ^ id.0, epoch);
+            let quota = budget.quota(setup.cap_bytes);
             let disk = Disk {
                 fs: Arc::clone(&fs),
                 cluster: CLUSTER,
                 snapshots: SnapshotDir::Inside(self.snapshots(name)),
-                quota: budget.quota(setup.cap_bytes),
+                quota: Arc::clone(&quota),
             };
             let recovered = recovered.remove(&id).map(|group| recover(&reader, &group));
             let recovered = recovered.transpose().map_err(NoStart::of_log)?;
@@ -308,6 +313,7 @@ impl Node {
                 clock: Arc::new(self.time.clone()),
                 listed: Arc::clone(&listed),
                 gauges: Arc::new(Gauges::default()),
+                quota,
             };
             let replica = Replica {
                 seen: Seen::default(),
@@ -322,6 +328,7 @@ impl Node {
                 next_ticket: 0,
                 judged: None,
                 sealing: 0,
+                restores_until: None,
             };
             replicas.insert(id, replica);
             first.push((id, effects));

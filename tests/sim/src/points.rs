@@ -91,6 +91,7 @@ fn setup() -> Setup {
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: budget_bytes,
+        places: 2,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
         apart: false,
         founders: 3,

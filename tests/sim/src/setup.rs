@@ -25,6 +25,8 @@ pub struct Setup {
     pub budget_bytes: u64,
     /// What one group may have of it.
     pub cap_bytes: u64,
+    /// Groups of a node that take a snapshot at once, and that restore one.
+    pub places: usize,
     pub disk_bytes: u64,
     /// Snapshots lie on a filesystem of their own.
     pub apart: bool,
@@ -42,6 +44,7 @@ impl Setup {
         cap(&mut setup, &mut more);
         grow(&mut setup, &mut more);
         crowd(&mut setup, &mut more);
+        setup.places = if more.percent(50) { 1 } else { 2 };
         setup
     }
 }
@@ -76,6 +79,7 @@ fn setup(rng: &mut Rng) -> Setup {
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: u64::MAX,
+        places: 2,
         disk_bytes: match narrow {
             true => object * 23 / 10 + 10 * segment_bytes,
             false => 2 * budget_bytes + 64 * segment_bytes,

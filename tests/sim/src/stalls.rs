@@ -8,6 +8,7 @@ use lockstep_core::entry::Profile;
 use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::fs::mem::LateFull;
+use lockstep_host::group::apply_lane::restores;
 
 use crate::check::{Checked, violated};
 use crate::node::StoreHang;
@@ -78,6 +79,7 @@ fn setup() -> Setup {
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes: 16 << 20,
         cap_bytes: u64::MAX,
+        places: 2,
         disk_bytes: 64 << 20,
         apart: false,
         founders: 3,
@@ -135,13 +137,7 @@ impl World {
 /// Whether a job of the apply lane hangs with the disk: the guest lives in memory, but snapshots do
 /// not.
 pub(crate) fn needs_disk(job: &ApplyJob) -> bool {
-    match job {
-        ApplyJob::Start { .. }
-        | ApplyJob::Stand { .. }
-        | ApplyJob::Capture { .. }
-        | ApplyJob::Restore { .. } => true,
-        ApplyJob::Range { .. } | ApplyJob::Query { .. } => false,
-    }
+    restores(job) || matches!(job, ApplyJob::Capture { .. })
 }
 
 #[cfg(test)]

@@ -56,8 +56,9 @@ pub enum ApplyJob {
     /// Apply `[first, last]`. `entries` is empty if they have to be read from the log; `bytes`
     /// comes back in the report. Only the answers of `awaited` entries are wanted.
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
-    /// Capture a snapshot of what has been applied: exactly `index`.
-    Capture { term: u64, index: u64, configuration: Configuration },
+    /// Capture a snapshot of what has been applied: exactly `index`. The replica lets go of `gain`
+    /// bytes of log then.
+    Capture { term: u64, index: u64, configuration: Configuration, gain: u64 },
     /// Replace the guest by what this listed snapshot holds.
     Restore { snapshot: SnapshotDesc },
     /// Build the guest of a halted replica as it was after `goal`, to be asked and nothing else.

@@ -107,6 +107,11 @@ pub enum Event {
         unlist: SnapshotDesc,
         capture: Option<u64>,
     },
+    /// The host takes as many snapshots as it does at once: the capture at `index` waits.
+    NoPlace {
+        index: u64,
+        why: String,
+    },
     /// A local snapshot was captured, sealed and read back.
     Captured(Verified),
     /// A local snapshot was not made; the group goes on.

@@ -263,7 +263,11 @@ impl Hosting {
             }
             Event::Stands { at } => self.stands(shared, at, effects),
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
-            Event::CaptureWritten { index } => self.pipeline.captured(index),
+            Event::CaptureWritten { index } => {
+                self.pipeline.captured(index);
+                shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
+            }
+            Event::NoPlace { index, why } => self.no_place(shared, index, why),
             Event::CaptureFailed { index, why, postponed } => {
                 self.capture_failed(shared, index, why, postponed);
             }
@@ -336,6 +340,7 @@ impl Hosting {
         self.tick_membership(shared, effects);
         self.tick_rebuild(shared, effects);
         self.tick_marks(shared);
+        self.tick_places(shared, effects);
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
         self.tick_outgoing(shared);

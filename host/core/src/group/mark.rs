@@ -12,6 +12,8 @@ use crate::entry::{self, EntryBody, MarkReason, footprint};
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
+use crate::group::pipeline::Capture;
+use crate::group::places::PlaceWait;
 use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
@@ -36,7 +38,7 @@ pub(super) struct Marks {
     /// The tick at which that began, and the ticks that the last one took.
     began: u64,
     took: u64,
-    /// Marks that passed while another was being captured.
+    /// Marks that passed while another was being captured, or there was no place.
     skipped: u64,
     failed: u64,
     /// Why the last capture failed; `None` once one succeeded.
@@ -49,6 +51,8 @@ pub(super) struct Marks {
     overdue_since: Option<u64>,
     /// The index of a capture that waits for a recovery point to be unlisted.
     waiting_for_room: Option<u64>,
+    /// What becomes of a capture that found no place.
+    pub(super) place: Option<PlaceWait>,
     /// Captures that failed in a row, and the tick before which no further mark is proposed.
     failed_in_a_row: u32,
     not_before: u64,
@@ -84,6 +88,7 @@ impl Marks {
             room: None,
             overdue_since: None,
             waiting_for_room: None,
+            place: None,
             failed_in_a_row: 0,
             not_before: 0,
         }
@@ -150,7 +155,7 @@ impl Marks {
             self.skipped += 1;
             return false;
         }
-        self.capturing = Some(index);
+        (self.capturing, self.place) = (Some(index), None);
         self.began = now;
         true
     }
@@ -158,8 +163,7 @@ impl Marks {
     /// A capture failed at tick `now`.
     fn capture_failed(&mut self, index: u64, why: String, postponed: bool, now: u64) {
         if self.capturing == Some(index) {
-            self.capturing = None;
-            self.waiting_for_room = None;
+            self.abandon_capture();
             self.failed += 1;
             (self.failure, self.postponed) = (Some(why), postponed);
             self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
@@ -179,6 +183,7 @@ impl Marks {
     pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
         self.waiting_for_room = None;
+        self.place = None;
     }
 
     /// The last entry with commands, if it is behind the last mark.
@@ -188,6 +193,24 @@ impl Marks {
 
     pub(super) fn is_capturing(&self) -> bool {
         self.capturing.is_some()
+    }
+
+    pub(super) fn is_capturing_at(&self, index: u64) -> bool {
+        self.capturing == Some(index)
+    }
+
+    /// The tick at which the capture under way was due.
+    pub(super) fn began(&self) -> u64 {
+        self.began
+    }
+
+    /// The capture under way found no place for too long; what failed before still counts.
+    pub(super) fn gave_up_for_a_place(&mut self, why: String) {
+        self.skipped += u64::from(self.capturing == Some(self.last));
+        self.abandon_capture();
+        if !self.fails() {
+            (self.failure, self.postponed) = (Some(why), true);
+        }
     }
 
     /// How the disk stands with the next snapshot, if that is known.
@@ -331,14 +354,24 @@ impl Hosting {
     pub(super) fn capture_here(&mut self, shared: &Shared) -> bool {
         let index = shared.recovery.floor;
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        let waits = self.marks.capturing.is_some() || shared.now < self.marks.not_before;
+        let waits = self.marks.capturing.is_some()
+            || shared.now < self.marks.not_before
+            || self.marks.asks_later(shared.now);
         if waits || index <= newest || !self.pipeline.captures() {
             return false;
         }
         let Ok(term) = self.raw.store().term(index) else { return false };
         self.marks.begin_capture(index, shared.now);
-        self.pipeline.push_capture(term, index, shared.recovery.configuration.clone());
+        self.push_capture(shared, term, index);
         true
+    }
+
+    /// Has the lane capture at `index`, which is where it gets to next.
+    pub(super) fn push_capture(&mut self, shared: &Shared, term: u64, index: u64) {
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        let gain = self.raw.store().bytes_between(newest, index);
+        let configuration = shared.recovery.configuration.clone();
+        self.pipeline.push_capture(Capture { term, index, configuration, gain });
     }
 
     /// The store lane was told what is listed: a capture that waits for that is tried again.

@@ -51,11 +51,14 @@ enum Item {
     Capture(Capture),
 }
 
+/// A snapshot that the lane is to take.
 #[derive(Clone)]
-struct Capture {
-    term: u64,
-    index: u64,
-    configuration: Configuration,
+pub(super) struct Capture {
+    pub(super) term: u64,
+    pub(super) index: u64,
+    pub(super) configuration: Configuration,
+    /// Bytes of log that the replica lets go of then.
+    pub(super) gain: u64,
 }
 
 impl Pipeline {
@@ -146,8 +149,8 @@ impl Pipeline {
     }
 
     /// A mark: the lane captures between the range that ends with it and the next.
-    pub(super) fn push_capture(&mut self, term: u64, index: u64, configuration: Configuration) {
-        self.queue.push_back(Item::Capture(Capture { term, index, configuration }));
+    pub(super) fn push_capture(&mut self, capture: Capture) {
+        self.queue.push_back(Item::Capture(capture));
     }
 
     /// The guest wrote the capture at `index`, or it failed: what follows may follow.
@@ -279,7 +282,7 @@ impl Pipeline {
 
 impl Capture {
     fn job(self) -> ApplyJob {
-        let Self { term, index, configuration } = self;
-        ApplyJob::Capture { term, index, configuration }
+        let Self { term, index, configuration, gain } = self;
+        ApplyJob::Capture { term, index, configuration, gain }
     }
 }

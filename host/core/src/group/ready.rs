@@ -219,8 +219,7 @@ fn hand_over(
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }
-            let configuration = shared.recovery.configuration.clone();
-            hosting.pipeline.push_capture(term, index, configuration);
+            hosting.push_capture(shared, term, index);
         }
     }
     push(hosting, range);

@@ -19,7 +19,7 @@
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! stall|unstall NODE                             its disk hangs, and it knows; answers again
 //! reads NODE hold|go                             go: the last one that waits is the first answered
-//! captures NODE fail|tight|ok · restores NODE fail|ok · traps NODE
+//! captures NODE fail|tight|full|ok · restores NODE fail|ok · traps NODE
 //! room NODE short|ok · next NODE short|near|over|ok
 //! memory NODE BYTES                              what its guest has, of 1000
 //! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more

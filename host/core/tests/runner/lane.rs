@@ -27,6 +27,10 @@ pub(crate) struct Lane {
     queue: VecDeque<ApplyJob>,
     pub(crate) stuck: bool,
     captures_fail: bool,
+    /// The host takes as many snapshots as it does at once.
+    no_place: bool,
+    /// Captures that were refused for that, and the log that the last one would let go.
+    pub(crate) refused: (u64, u64),
     /// What is applied next traps, on this replica alone.
     traps: bool,
     /// The next restore finds its object unreadable.
@@ -97,12 +101,15 @@ impl Lane {
                 assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));
                 self.range(entries, &awaited, &mut done);
             }
-            ApplyJob::Capture { term, index, configuration } => {
+            ApplyJob::Capture { term, index, configuration, gain } => {
                 assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
                 let listed = image.state().snapshots.clone();
                 if self.captures_fail {
                     let why = "told to".to_owned();
                     done.events.push(Event::CaptureFailed { index, why, postponed: false });
+                } else if self.no_place {
+                    self.refused = (self.refused.0 + 1, gain);
+                    done.events.push(Event::NoPlace { index, why: "no place".to_owned() });
                 } else if let Some(unlist) =
                     listed.last().filter(|_| self.tight && listed.len() > 1)
                 {
@@ -150,7 +157,10 @@ impl Lane {
     pub(crate) fn told(&mut self, what: &str, how: &[&str]) {
         let is = |word: &str| how.first() == Some(&word);
         match what {
-            "captures" => (self.captures_fail, self.tight) = (is("fail"), is("tight")),
+            "captures" => {
+                (self.captures_fail, self.tight) = (is("fail"), is("tight"));
+                self.no_place = is("full");
+            }
             "restores" => self.restores_fail = is("fail"),
             _traps => self.traps = true,
         }

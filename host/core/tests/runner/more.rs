@@ -73,6 +73,9 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     if let Some(why) = capture_failure {
         text += &format!(", could not capture: {why}");
     }
+    if let (asked @ 1.., gain) = process.lane.refused {
+        text += &format!(", found no place {asked} times, the last time for {gain} bytes of log");
+    }
     let sessions = process.lane.ledger.sessions();
     if sessions.answer_bytes() > 0 {
         text += &format!(", keeps {} bytes of answers", sessions.answer_bytes());

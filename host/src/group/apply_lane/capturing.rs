@@ -16,13 +16,13 @@ use crate::store::next_length;
 impl ApplyLane {
     pub(super) fn capture(
         &mut self,
-        term: u64,
-        index: u64,
+        (term, index): (u64, u64),
         configuration: Configuration,
+        gain: u64,
     ) -> Output {
         self.stalled = self.stalled.or_else(|| Some(self.tools.clock.running()));
-        let captured = self.try_capture(term, index, configuration);
-        if !matches!(captured, Err(NoCapture::Unlist(_))) {
+        let captured = self.try_capture((term, index), configuration, gain);
+        if !matches!(captured, Err(NoCapture::Unlist(_) | NoCapture::NoPlace(_))) {
             self.goes_on();
         }
         match captured {
@@ -45,9 +45,9 @@ impl ApplyLane {
 
     fn try_capture(
         &mut self,
-        term: u64,
-        index: u64,
+        (term, index): (u64, u64),
         configuration: Configuration,
+        gain: u64,
     ) -> Result<Capture, NoCapture> {
         let failed = |why: &str| Err(NoCapture::because(why));
         if self.ledger.applied() != index {
@@ -72,6 +72,7 @@ impl ApplyLane {
             configuration,
             estimate: last.unwrap_or(most),
             growable: true,
+            gain,
         };
         let gauges = &self.tools.gauges;
         let begun = Begun::begin(&*self.tools.store, &gauges.store, header)?;
@@ -121,6 +122,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::fs::mem::MemFs;
     use crate::guest::native::NativeModule;
+    use crate::store::tests::quota;
     use crate::store::{StoreHandle, StoreJob};
     use crate::wal::{Wal, WalOptions};
 
@@ -156,6 +158,7 @@ mod tests {
             clock: Arc::clone(clock) as _,
             listed: Arc::default(),
             gauges: Arc::default(),
+            quota: quota(),
         })
     }
 
@@ -170,8 +173,12 @@ mod tests {
         let mut lane = lane(&clock);
         let gauges = Arc::clone(&lane.tools.gauges);
         let told = || gauges.snapshot_stall_ms.load(Ordering::Relaxed);
-        let capture =
-            || ApplyJob::Capture { term: 1, index: 9, configuration: Configuration::default() };
+        let capture = || ApplyJob::Capture {
+            term: 1,
+            index: 9,
+            configuration: Configuration::default(),
+            gain: 0,
+        };
         let go = |ms| clock.0.store(ms, Ordering::Relaxed);
 
         // It waits for room since then, and fails for another reason at last.

@@ -1,5 +1,5 @@
-//! What the lane holds of the answers that it has not told yet, and what comes of a snapshot that it
-//! cannot read.
+//! What the lane holds of the answers that it has not told yet, when it begins, and what comes of a
+//! snapshot that it cannot read.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -18,8 +18,8 @@ use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{GuestModule as _, Outcome};
 use crate::store::layout::ObjectName;
-use crate::store::tests::{Bed, desc};
-use crate::store::{self, DirectLane, SnapshotStore, StoreJob};
+use crate::store::tests::{Bed, desc, quota};
+use crate::store::{self, DirectLane, SnapshotStore, StoreJob, Work};
 use crate::wal::{Wal, WalOptions};
 
 const PACKS: u64 = 16;
@@ -133,6 +133,7 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> 
         clock: Arc::new(Still),
         listed: Arc::default(),
         gauges: Arc::default(),
+        quota: quota(),
     });
     (lane, entry(1, &EntryBody::Install(install)))
 }
@@ -255,7 +256,7 @@ fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
     let (mut lane, founded) = fresh_lane(&Arc::default(), wal.reader(), Arc::clone(&store));
     drop(lane.run(range((1, 2), vec![founded, pack(2)], BTreeSet::new())));
     let configuration = Configuration::default();
-    let capture = lane.run(ApplyJob::Capture { term: 1, index: 2, configuration }).pop();
+    let capture = lane.run(ApplyJob::Capture { term: 1, index: 2, configuration, gain: 0 }).pop();
     let Some(Output::Seal(capture)) = capture else { panic!("there is room") };
     let Event::Captured(mut verified) = capture.seal(&*store) else { panic!("there is room") };
     verified.hold.disarm();
@@ -323,4 +324,29 @@ fn a_restore_that_cannot_read_its_snapshot_waits_for_another() {
     assert!(matches!(first, Event::Rotten { snapshot, .. } if *snapshot == unread), "{first:?}");
     assert!(matches!(second, Event::NotRestored { index: 7, .. }), "{second:?}");
     assert!(lane.fault.is_none() && lane.waiting);
+}
+
+/// A start waits for its place among those of the host, and has it no longer than it lasts.
+#[test]
+fn a_start_waits_for_a_place() {
+    let mut lane = lane(&Arc::default());
+    let budget = Arc::clone(lane.tools.quota.budget());
+    let others: Vec<_> = (0..budget.limits().restores)
+        .map(|_| budget.quota(u64::MAX).take_place(Work::Restore, 0).expect("it is free"))
+        .collect();
+    let replica = ReplicaId::new(NodeId(1), 1);
+    let state = Box::new(RecoveryState { floor: 1, ..RecoveryState::unfounded("g", replica) });
+    let mut job = ApplyJob::Start { state };
+    for _ in 0..3 {
+        let outputs = lane.run(job);
+        let [Output::Later(again)] = <[Output; 1]>::try_from(outputs).ok().expect("one") else {
+            panic!("it began without a place")
+        };
+        job = again;
+        assert_eq!(budget.places(Work::Restore), (others.len(), 1));
+    }
+    drop(others);
+    let outputs = lane.run(job);
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Later(_))));
+    assert_eq!(budget.places(Work::Restore), (0, 0));
 }

@@ -1,9 +1,11 @@
 //! The budget and each group's cap are kept at all times, and every byte that lies there is counted
-//! in them; snapshots that have a filesystem of their own disturb nobody by filling it. Planted:
-//! `forget_reservation`, `forget_cap`.
+//! in them; no more groups take a snapshot or restore one at once than may; snapshots that have a
+//! filesystem of their own disturb nobody by filling it. Planted: `forget_reservation`,
+//! `forget_cap`, `places_without_bound`.
 
 use lockstep_core::fault::Shortage;
 use lockstep_host::fs::Fs as _;
+use lockstep_host::store::Work;
 use lockstep_host::store::layout::part_dir;
 
 use super::{Checked, violated};
@@ -20,6 +22,13 @@ pub fn kept(node: &Node, setup: &Setup) -> Checked {
             what += &format!(" {:?}", replica.store.peek(|store| store.report()));
         }
         return violated("budget", what);
+    }
+    for work in [Work::Capture, Work::Restore] {
+        let (at_once, most) = (process.budget.places(work).0, setup.places);
+        if at_once > most {
+            let what = format!("node {}: {work:?} by {at_once} groups, of {most}", node.id);
+            return violated("budget", what);
+        }
     }
     for replica in process.replicas.values() {
         let (used, cap) = (counted(replica), setup.cap_bytes);
