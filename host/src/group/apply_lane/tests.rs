@@ -315,7 +315,10 @@ fn a_restore_without_descriptors_is_tried_again() {
 /// asked for its copy, and the lane waits for that. Nobody halts.
 #[test]
 fn a_restore_that_cannot_read_its_snapshot_waits_for_another() {
-    let mut lane = lane(&Arc::default());
+    let log = log(&MemFs::with_dir(Path::new("/data"))).reader();
+    let store = Arc::new(DirectLane::new(Bed::new().store));
+    let (mut lane, founded) = fresh_lane(&Arc::default(), log, store);
+    drop(lane.run(range((1, 1), vec![founded], BTreeSet::new())));
     let unread = desc(7, b"gone");
     let told = lane.run(ApplyJob::Restore { snapshot: unread.clone() });
     let [Output::Event(first), Output::Event(second)] = &told[..] else {
