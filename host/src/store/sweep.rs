@@ -19,7 +19,7 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use super::layout::{self, Identity, ObjectName};
 use super::reader::{self, SnapshotReader};
-use crate::fs::{Fs, make_durable};
+use crate::fs::{Fs, is_short, make_durable};
 
 /// What opening a store found and did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -174,10 +174,13 @@ pub(crate) fn sweep(
     Ok((stays, swept))
 }
 
-/// Whether a file is a whole object of another cluster or group.
+/// Whether a file is a whole object of another cluster or group, or may be one: what cannot be read
+/// for now is left alone until the next start.
 fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
-    let header = fs.open(path, false).and_then(|file| reader::read_header(&*file));
-    header.is_ok_and(|header| header.identity != identity)
+    match fs.open(path, false).and_then(|file| reader::read_header(&*file)) {
+        Ok(header) => header.identity != identity,
+        Err(error) => is_short(&error) && !planted("short_is_rotten"),
+    }
 }
 
 /// The received staging file of the highest index that can be gone on with; not one whose object is

@@ -51,6 +51,17 @@ fn o3_o7_with_nothing_listed_everything_of_ours_goes() {
     assert_eq!(bed.files().len(), 3);
 }
 
+/// Whose an object is cannot be told without descriptors: it stays, and goes at the next start.
+#[test]
+fn o3_what_cannot_be_read_for_now_is_left_alone() {
+    let (bed, _) = littered();
+    bed.fs.fail_read(bed.fs.reads() + 1, DiskFault::Descriptors);
+    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
+    assert_eq!((swept.removed.len(), swept.foreign.len()), (2, 4), "{swept:?}");
+    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
+    assert_eq!((swept.removed.len(), swept.foreign.len()), (1, 3), "{swept:?}");
+}
+
 /// What is unlisted goes whatever its index: above and below what is listed.
 #[test]
 fn o4_the_index_of_what_is_unlisted_does_not_matter() {
