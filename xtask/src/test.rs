@@ -3,7 +3,7 @@
 //! * Guests come first, then the `lockstep` binary: both are what the end-to-end tests start.
 //! * With cargo-nextest where it is installed, with `cargo test` elsewhere: the same tests.
 //! * Then full disks of the filesystems that servers have, where this machine can mount them.
-//! * Then the simulator: seeds that once failed, and fresh ones for some minutes.
+//! * Then the simulator: a fixed sample of seeds, and fresh ones for some minutes.
 //! * Words after `test` go to the runner: parts of names, or flags, which then are that of the one
 //!   runner, so that only the workspace's tests run.
 
