@@ -28,7 +28,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
 use self::layout::{Header, ObjectName};
-use self::reserve::{Held, Lease, Slot, Source};
+use self::reserve::{Held, Lease, Source};
 use crate::fs::{File, Fs, Space, create_dirs, is_full, is_short, make_durable};
 
 pub mod lane;
@@ -83,7 +83,7 @@ pub struct SnapshotStore {
     told_short: bool,
     /// Whoever asked for a recovery point to be unlisted: what then goes is reclaimed for it.
     asked: Option<&'static str>,
-    /// The only handle of a free place; see [`Slot`].
+    /// The only handle of a free place; see [`reserve::Slot`].
     inbound: Arc<()>,
     local: Arc<()>,
     tally: Tally,
@@ -476,21 +476,6 @@ impl SnapshotStore {
         let space = self.fs.space(&self.dir);
         let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
         Ok(self.quota.take(need, space))
-    }
-
-    fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
-        let host = self.quota.budget().take_inbound().ok_or(busy())?;
-        Slot::take(&self.inbound, host).ok_or(busy())
-    }
-
-    fn local_slot(&self, gain: u64) -> Result<Slot, SnapshotRefusal> {
-        if !Slot::is_free(&self.local) {
-            return Err(busy());
-        }
-        let most = self.quota.budget().limits().captures;
-        let place = self.quota.take_place(Work::Capture, gain);
-        let place = place.ok_or(SnapshotRefusal::NoPlace { most })?;
-        Slot::take(&self.local, Arc::new(place)).ok_or(busy())
     }
 
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {

@@ -63,6 +63,7 @@ const NAMES: &[&str] = &[
     "lockstep_rotten_objects",
     "lockstep_snapshot_bytes",
     "lockstep_snapshot_budget_used_bytes",
+    "lockstep_snapshot_places",
     "lockstep_disk_available_bytes",
     "lockstep_transfers_resumed_total",
     "lockstep_transfers_parked_total",

@@ -14,9 +14,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::checkout;
 use crate::steps::{Steps, cargo};
 
-/// A fixed sample: everybody runs these, each twice, and the two runs must agree. Each found a fault
-/// once; that one has a script or a test of its own, for what a seed draws changes with the
-/// simulator, and it finds the same no more than any other seed does. So new ones need not be added.
+/// A fixed sample: everybody runs these, each twice, and the two runs must agree. Each found a
+/// fault once; that one has a script or a test of its own, for what a seed draws changes with the
+/// simulator, and it finds the same no more than any other seed does. So new ones need not be
+/// added.
 const REGRESSION_SEEDS: [u64; 25] = [
     1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1465, 1630, 3081, 5040, 6517, 7559, 7663, 100044,
     100083, 200259, 500213, 501282, 109529270, 109530379, 163556474, 959588802, 959589153,

@@ -13,8 +13,8 @@
 //!   rebuild in the middle of other work does without.
 //! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
 //!   lets go and waits for the restore, which is no fault.
-//! - A recovery point that cannot be read for want of descriptors or memory is as good as ever: with
-//!   no other one the lane halts, and the core starts it again.
+//! - A recovery point that cannot be read for want of descriptors or memory is as good as ever:
+//!   with no other one the lane halts, and the core starts it again.
 //! - A recovery point whose object is rotten is reported, and the next older one tried. With none
 //!   left the lane waits for another start: the core asks a peer for an object.
 //! - A capture that finds room only without an older recovery point is given back, to be tried

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use lockstep_core::fault::Fault;
-use lockstep_core::group::{Effect, Group, GroupConfig, ReplicaState, Stopped};
+use lockstep_core::group::{Effect, Group, GroupConfig, Recovered, ReplicaState, Stopped};
 use lockstep_core::ids::GroupId;
 use tokio::sync::watch;
 
@@ -22,7 +22,7 @@ use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane
 use crate::guest::Module;
 use crate::metrics::Transfers;
 use crate::node::{StartError, once_there_is_room, thread};
-use crate::store::{Budget, StoreHandle};
+use crate::store::{Budget, Quota, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::{RecoveredGroup, WalError};
 
@@ -82,21 +82,10 @@ pub(crate) fn open(
 ) -> Result<Started, StartError> {
     let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
     let gauges = Arc::new(Gauges::of(place.dir.path()));
-    let recovered = match recovered {
-        Some(group) => {
-            let again = || recover(&shared.log.reader(), &group);
-            Some(once_there_is_room(WalError::is_short, again)?)
-        }
-        None => None,
-    };
+    let recovered = recovered.map(|group| shared.read_window(&group)).transpose()?;
     let quota = shared.budget.quota(place.cap);
-    let disk = Disk {
-        fs: Arc::clone(&shared.fs),
-        cluster: shared.cluster,
-        snapshots: place.dir,
-        quota: Arc::clone(&quota),
-    };
-    let Reopened { group, first, store } = reopen(disk, config, recovered);
+    let Reopened { group, first, store } =
+        reopen(shared.disk(place.dir, &quota), config, recovered);
     let store = match store {
         Ok(store) => store,
         Err(why) => return Ok(Started::Unusable(unusable(id, &group, why))),
@@ -121,7 +110,7 @@ pub(crate) fn open(
         gauges: Arc::clone(&gauges),
         quota,
     };
-    let apply_thread = apply_thread::start(&name, tools, jobs, handle.clone())?;
+    let threads = vec![store_thread, apply_thread::start(&name, tools, jobs, handle.clone())?];
     let (judged, transfers) = (Judged::default(), Arc::new(Transfers::default()));
     let inbox = GroupInbox {
         cluster: shared.cluster,
@@ -148,8 +137,25 @@ pub(crate) fn open(
         transfers,
         stored,
         shared: shared.clone(),
-        threads: vec![store_thread, apply_thread],
+        threads,
     })))
+}
+
+impl Shared {
+    /// What of a group's log is kept in memory; waits while the machine lacks what that takes.
+    fn read_window(&self, group: &RecoveredGroup) -> Result<Recovered, StartError> {
+        Ok(once_there_is_room(WalError::is_short, || recover(&self.log.reader(), group))?)
+    }
+
+    /// What a group finds of itself there.
+    fn disk(&self, snapshots: SnapshotDir, quota: &Arc<Quota>) -> Disk {
+        Disk {
+            fs: Arc::clone(&self.fs),
+            cluster: self.cluster,
+            snapshots,
+            quota: Arc::clone(quota),
+        }
+    }
 }
 
 /// A group that cannot run shows why; the node's other groups go on without it.

@@ -270,6 +270,17 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("snapshot_budget_used_bytes", "Of the host's snapshot budget", |report| {
         one(report.stored.budget_used)
     })?;
+    let places = "Groups of the host that take or restore a snapshot, or ask for a place to";
+    rows.gauge("snapshot_places", places, |report| {
+        let row = |work: &str, state: &str, count: usize| {
+            let labels = vec![("work", work.to_owned()), ("state", state.to_owned())];
+            (labels, count as u64)
+        };
+        let rows = |work, (held, asked)| [row(work, "held", held), row(work, "asked", asked)];
+        let stored = &report.stored;
+        let captures = rows("capture", stored.captures);
+        captures.into_iter().chain(rows("restore", stored.restores)).collect()
+    })?;
     rows.gauge("log_disk_available_bytes", "Of the filesystem of the node's log", |report| {
         one(report.log_disk_available)
     })?;

@@ -63,7 +63,8 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
                     group.raise(Event::Rotten { snapshot: desc, why });
                 }
                 Err(error @ OpenError::Short { .. }) => {
-                    tracing::warn!(group = group.name(), index = desc.index, %error, "not scrubbed");
+                    tracing::warn!(group = group.name(), index = desc.index, %error, "not \
+                        scrubbed");
                 }
                 // One that was unlisted meanwhile may be gone.
                 Err(OpenError::Missing { .. }) | Ok(()) => {

@@ -7,8 +7,8 @@
 //!   does not count any more: its disk hangs, or there is that much to do, and others go on.
 //! - Who is refused asks again; nobody is called back. An ask that is not repeated is forgotten
 //!   after [`ASKED_MS`].
-//! - Until then no place goes to anybody further behind. First come those who have asked for longer
-//!   than [`PATIENCE_MS`], in their order, so that nobody asks in vain for ever; then those who gain
+//! - Until then no place goes to anybody further behind. First come those who have asked for
+//!   [`PATIENCE_MS`], in their order, so that nobody asks in vain for ever; then those who gain
 //!   most by it.
 //! - Who holds a place waits for no other one, so that there is no circle.
 //!

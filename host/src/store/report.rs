@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lockstep_core::snapshot::chunk::ObjectRef;
 
 use super::layout::ObjectName;
+use super::places::Work;
 use super::reserve::{Lease, Use};
 use super::{SnapshotStore, is_free};
 use crate::fs::Space;
@@ -67,6 +68,9 @@ pub struct StoreReport {
     /// Bytes of the host's budget that are taken, and that there are.
     pub budget_used: u64,
     pub budget: u64,
+    /// Groups of the host that take a snapshot now, or restore one, and those that ask for a place.
+    pub captures: (usize, usize),
+    pub restores: (usize, usize),
     /// Objects that were not what they should be, since the start.
     pub verification_failures: u64,
 }
@@ -117,6 +121,8 @@ impl SnapshotStore {
             space: self.fs.space(&self.dir).ok(),
             budget_used: budget.used(),
             budget: budget.limits().bytes,
+            captures: budget.places(Work::Capture),
+            restores: budget.places(Work::Restore),
         }
     }
 }

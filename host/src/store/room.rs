@@ -1,12 +1,14 @@
-//! Whether there is room, and what a group could give up to make some.
+//! Whether there is room, and a place; what a group could give up to make some room.
+
+use std::sync::Arc;
 
 use lockstep_core::limits;
 use lockstep_core::snapshot::{Room, SnapshotDesc};
 
-use super::SnapshotStore;
-use super::is_free;
 use super::layout::{ObjectName, object_bytes};
-use super::reserve::SnapshotRefusal;
+use super::places::Work;
+use super::reserve::{Slot, SnapshotRefusal};
+use super::{SnapshotStore, busy, is_free};
 
 /// Bytes of payload that a local snapshot is expected to have behind one of `last` bytes. A state
 /// that grew takes more room as it is written; a disk sized for two has none to spare.
@@ -51,6 +53,23 @@ impl SnapshotStore {
         // As much as the log takes at a time, while it is filled and told to stop.
         let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
         Some(Room { need, have, quota, margin })
+    }
+
+    /// The group's place for a transfer that comes in, and one of the host's.
+    pub(super) fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
+        let host = self.quota.budget().take_inbound().ok_or(busy())?;
+        Slot::take(&self.inbound, host).ok_or(busy())
+    }
+
+    /// The group's place for a snapshot of its own, and one of the host's.
+    pub(super) fn local_slot(&self, gain: u64) -> Result<Slot, SnapshotRefusal> {
+        if !Slot::is_free(&self.local) {
+            return Err(busy());
+        }
+        let most = self.quota.budget().limits().captures;
+        let place = self.quota.take_place(Work::Capture, gain);
+        let place = place.ok_or(SnapshotRefusal::NoPlace { most })?;
+        Slot::take(&self.local, Arc::new(place)).ok_or(busy())
     }
 
     /// Other groups of the host may have room to spare.

@@ -276,15 +276,7 @@ impl Node {
         let (wal, mut recovered) = self.open_log(setup, &fs, seed ^ epoch)?;
         let log = LogWriter::new(wal);
         let reader = log.reader();
-        let budget = Budget::new(BudgetLimits {
-            bytes: setup.budget_bytes,
-            headroom_bytes: setup.segment_bytes,
-            log_device: Some(0),
-            inbound: 2,
-            outbound: 2,
-            captures: setup.places,
-            restores: setup.places,
-        });
+        let budget = budget(setup);
         let (mut replicas, mut first) = (BTreeMap::new(), Vec::new());
         for name in &setup.groups {
             let id = GroupId::of_name(name);
@@ -392,6 +384,19 @@ impl Node {
             nonce: epoch,
         }
     }
+}
+
+/// What a host allows its snapshots.
+fn budget(setup: &Setup) -> Arc<Budget> {
+    Budget::new(BudgetLimits {
+        bytes: setup.budget_bytes,
+        headroom_bytes: setup.segment_bytes,
+        log_device: Some(0),
+        inbound: 2,
+        outbound: 2,
+        captures: setup.places,
+        restores: setup.places,
+    })
 }
 
 /// An empty disk, or two.

@@ -49,7 +49,10 @@ impl World {
                 self.lose_disk(id);
                 self.after(SECOND, Action::Start { node: id });
             }
-            Err(NoStart::Disk(_)) => {
+            Err(NoStart::Disk(why)) => {
+                if self.verbose {
+                    eprintln!("{:>12}   node {id} does not start: {why}", self.now);
+                }
                 self.counters.add("starts failed");
                 self.nodes[&id].fs.crash();
                 let again = self.rng.between(100 * MS, SECOND);

@@ -263,10 +263,7 @@ impl Hosting {
             }
             Event::Stands { at } => self.stands(shared, at, effects),
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
-            Event::CaptureWritten { index } => {
-                self.pipeline.captured(index);
-                shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
-            }
+            Event::CaptureWritten { index } => self.capture_written(shared, index),
             Event::NoPlace { index, why } => self.no_place(shared, index, why),
             Event::CaptureFailed { index, why, postponed } => {
                 self.capture_failed(shared, index, why, postponed);

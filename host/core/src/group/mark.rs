@@ -2,8 +2,9 @@
 //!
 //! So the objects of one mark are equal on all nodes: any peer can serve any other, a transfer
 //! survives a change of leader, and unequal digests at a mark would tell of divergence. A replica
-//! that is still capturing when the next mark comes lets that one pass; a failed capture costs
-//! nothing but the chance. One that is short of room, or would soon be, does not wait for a mark.
+//! that is still capturing when the next mark comes lets that one pass, and so does one that finds
+//! no place in time; a failed capture costs nothing but the chance. One that is short of room, or
+//! would soon be, does not wait for a mark.
 
 use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};
@@ -277,6 +278,13 @@ impl Hosting {
             self.marks.proposed = Some((term, index));
             self.marks.wanted = None;
         }
+    }
+
+    /// The guest wrote a local snapshot, and goes on.
+    pub(super) fn capture_written(&mut self, shared: &mut Shared, index: u64) {
+        self.pipeline.captured(index);
+        // From here on and not from a common beginning: groups that took turns stay apart.
+        shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
     }
 
     /// A local snapshot is whole: list it and cut the log, unless an installed one overtook it.

@@ -101,25 +101,8 @@ impl Lane {
                 assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));
                 self.range(entries, &awaited, &mut done);
             }
-            ApplyJob::Capture { term, index, configuration, gain } => {
-                assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
-                let listed = image.state().snapshots.clone();
-                if self.captures_fail {
-                    let why = "told to".to_owned();
-                    done.events.push(Event::CaptureFailed { index, why, postponed: false });
-                } else if self.no_place {
-                    self.refused = (self.refused.0 + 1, gain);
-                    done.events.push(Event::NoPlace { index, why: "no place".to_owned() });
-                } else if let Some(unlist) =
-                    listed.last().filter(|_| self.tight && listed.len() > 1)
-                {
-                    let (unlist, capture) = (unlist.clone(), Some(index));
-                    done.events.push(Event::RoomWanted { unlist, capture });
-                } else {
-                    let captured = self.capture(term, index, configuration, module, store);
-                    done.events.push(Event::CaptureWritten { index });
-                    done.events.push(Event::Captured(captured));
-                }
+            capture @ ApplyJob::Capture { .. } => {
+                self.come_to_a_capture(capture, image, module, store, &mut done);
             }
             ApplyJob::Stand { goal } => {
                 let at = self.stand(goal, image, store);
@@ -138,6 +121,34 @@ impl Lane {
             }
         }
         Some(self.tell_memory(done))
+    }
+
+    /// Captures, or says why not.
+    fn come_to_a_capture(
+        &mut self,
+        job: ApplyJob,
+        image: &Image,
+        module: ModuleId,
+        store: &SharedStore,
+        done: &mut Done,
+    ) {
+        let ApplyJob::Capture { term, index, configuration, gain } = job else { return };
+        assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
+        let listed = image.state().snapshots.clone();
+        if self.captures_fail {
+            let why = "told to".to_owned();
+            done.events.push(Event::CaptureFailed { index, why, postponed: false });
+        } else if self.no_place {
+            self.refused = (self.refused.0 + 1, gain);
+            done.events.push(Event::NoPlace { index, why: "no place".to_owned() });
+        } else if let Some(unlist) = listed.last().filter(|_| self.tight && listed.len() > 1) {
+            let (unlist, capture) = (unlist.clone(), Some(index));
+            done.events.push(Event::RoomWanted { unlist, capture });
+        } else {
+            let captured = self.capture(term, index, configuration, module, store);
+            done.events.push(Event::CaptureWritten { index });
+            done.events.push(Event::Captured(captured));
+        }
     }
 
     /// What the guest has of its memory is told before whatever changed it.

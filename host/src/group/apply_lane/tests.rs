@@ -190,7 +190,8 @@ fn answers_that_nobody_waits_for_are_not_kept() {
     assert!(most <= FULL_ENTRY + APPLY_ANSWERS_BYTES_MAX, "{most} bytes");
 }
 
-/// What a lane tells of a start that has to read three entries back, on a disk that fails like this.
+/// What a lane tells of a start that has to read three entries back, on a disk that fails like
+/// this.
 fn told_of_a_start(harm: impl FnOnce(&MemFs, &Path)) -> Vec<Event> {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut wal = log(&fs);

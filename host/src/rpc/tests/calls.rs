@@ -154,8 +154,8 @@ async fn a_call_without_an_answer_ends_at_its_deadline() {
     assert_eq!(said(REFUSAL), Some("deadline"), "{told:?}");
 }
 
-/// What a call ends with that nobody answers, at a caller that has a deadline and no clock: one that
-/// has a clock may end the call itself.
+/// What a call ends with that nobody answers, at a caller that has a deadline and no clock: one
+/// that has a clock may end the call itself.
 async fn told_at_deadline(node: &Node, message: &ApplyRequest) -> http::HeaderMap {
     let socket = tokio::net::TcpStream::connect(&node.address).await.expect("it listens");
     let (mut calls, connection) = h2::client::handshake(socket).await.expect("a greeting");
