@@ -19,6 +19,7 @@ use crate::bulk::Received;
 
 mod export;
 mod port;
+mod process;
 pub mod serve;
 
 pub use export::NodeMetrics;

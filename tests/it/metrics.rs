@@ -11,6 +11,12 @@ use crate::solo::{GROUP, MODULE, apply, assert_says, spec};
 
 /// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
 const NAMES: &[&str] = &[
+    "process_cpu_seconds_total",
+    "process_start_time_seconds",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_open_fds",
+    "process_max_fds",
     "lockstep_build_info",
     "lockstep_ready",
     "lockstep_stderr_lines_lost_total",

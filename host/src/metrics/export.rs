@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::group::log_lane::LogTimes;
 use crate::group::{GroupHandle, GroupReport};
 use crate::metrics::port::PortRows;
+use crate::metrics::process::ProcessRows;
 use crate::metrics::{RECEIVE_ENDS, REPLY_ENDS, SEND_ENDS};
 use crate::router::Router;
 use crate::rpc::port::PortState;
@@ -44,10 +45,12 @@ pub(crate) struct Sources {
 
 impl NodeMetrics {
     pub fn new(port: Arc<PortState>) -> Self {
-        let mut registry = Registry::with_prefix("lockstep");
+        let mut registry = Registry::default();
         let sources = Arc::<OnceLock<Sources>>::default();
-        registry.register_collector(Box::new(PortRows(port)));
-        registry.register_collector(Box::new(Reports(Arc::clone(&sources))));
+        registry.sub_registry_with_prefix("process").register_collector(Box::new(ProcessRows));
+        let ours = registry.sub_registry_with_prefix("lockstep");
+        ours.register_collector(Box::new(PortRows(port)));
+        ours.register_collector(Box::new(Reports(Arc::clone(&sources))));
         Self { registry, sources }
     }
 
