@@ -54,12 +54,20 @@ fn o3_o7_with_nothing_listed_everything_of_ours_goes() {
 /// Whose an object is cannot be told without descriptors: it stays, and goes at the next start.
 #[test]
 fn o3_what_cannot_be_read_for_now_is_left_alone() {
-    let (bed, _) = littered();
-    bed.fs.fail_read(bed.fs.reads() + 1, DiskFault::Descriptors);
-    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
-    assert_eq!((swept.removed.len(), swept.foreign.len()), (2, 4), "{swept:?}");
-    let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
-    assert_eq!((swept.removed.len(), swept.foreign.len()), (1, 3), "{swept:?}");
+    let mut left = 0;
+    for read in 1..20 {
+        let (bed, _) = littered();
+        bed.fs.fail_read(bed.fs.reads() + read, DiskFault::Descriptors);
+        let Ok((_, swept)) = open(&bed.fs, &bed.budget, &state(&[])) else { continue };
+        // Of the others some look for directories, which are there all the same.
+        let (removed, foreign) = (swept.removed.len(), swept.foreign.len());
+        assert!([(3, 3), (2, 4)].contains(&(removed, foreign)), "read {read}: {swept:?}");
+        left += u32::from(foreign == 4);
+        bed.fs.heal();
+        let (_, then) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
+        assert_eq!((removed + then.removed.len(), then.foreign.len()), (3, 3), "{then:?}");
+    }
+    assert_eq!(left, 4, "two objects are opened and read");
 }
 
 /// What is unlisted goes whatever its index: above and below what is listed.
