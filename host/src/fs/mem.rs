@@ -361,7 +361,9 @@ impl Fs for MemFs {
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.op("create directory", dir)?;
+        // One that is there takes no room.
+        let there = matches!(disk.names.get(dir), Some(Node::Dir));
+        disk.op(if there { "look at directory" } else { "create directory" }, dir)?;
         let missing: Vec<_> = dir.ancestors().collect();
         for dir in missing.into_iter().rev() {
             match disk.names.get(dir) {

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{DiskFault, MemFs};
+use super::{DiskFault, LateFull, MemFs};
 use crate::fs::{Fs, make_durable};
 
 fn disk() -> (MemFs, &'static Path) {
@@ -92,6 +92,19 @@ fn space_ends_and_comes_back() -> io::Result<()> {
     assert_eq!(fs.space(path)?.available, 2_000);
     fs.remove(path)?;
     assert_eq!(fs.space(path)?.available, 10_000);
+    Ok(())
+}
+
+/// A process can start on a disk that is full of its own files.
+#[test]
+fn a_directory_that_is_there_takes_no_room() -> io::Result<()> {
+    let (fs, path) = disk();
+    let dir = path.parent().expect("it lies in one");
+    fs.set_late_full(LateFull { name: true, ..LateFull::default() });
+    fs.set_capacity(0);
+    fs.create_dir_all(dir)?;
+    let full = fs.create_dir_all(&dir.join("more")).expect_err("a name too many");
+    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     Ok(())
 }
 
