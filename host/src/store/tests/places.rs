@@ -93,8 +93,8 @@ fn nobody_asks_in_vain_for_ever() {
         under_way.remove(0);
         let waiting = (1..4).filter(|group| under_way.iter().all(|(other, _)| other != group));
         let next: Vec<_> = waiting.map(|group| (group, host.has_one(group))).collect();
+        served += next.iter().filter(|(_, place)| place.is_some()).count();
         under_way.extend(next.into_iter().filter(|(_, place)| place.is_some()));
-        served += 1;
     }
     panic!("it starves");
 }
