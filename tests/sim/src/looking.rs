@@ -153,6 +153,10 @@ impl World {
         self.check(had_memory);
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
+            // It tries again by itself.
+            _ if halt.fault.is_machines() && self.nodes[&node].unreadable => {
+                self.counters.add("replicas halted for want of descriptors");
+            }
             _ if !trapped => {
                 let what = format!("node {node}, group {group} halts: {}", halt.fault);
                 self.check(crate::check::violated("liveness", what));
