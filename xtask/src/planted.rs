@@ -3,8 +3,11 @@
 //!
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
-//! * The tests of the core and the host run once with each bug; the simulator has up to N seeds
-//!   (1000), or 60 if a test caught it. A bug that neither catches is an error.
+//! * The tests of the core, the host and the simulator run once with each bug, and beside them the
+//!   simulator's first seeds (30); if nobody caught it by then, its seeds up to N (1000). A bug that
+//!   neither catches is an error.
+//! * A test that fails is asked once more, with few others: what load or luck made fail, catches
+//!   nothing. Nor does a program that hangs.
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
 //!   nothing.
 //! * The result is written to `docs/planted-bugs.md`, in place of the rows of those that ran.
@@ -12,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,14 +24,20 @@ use crate::checkout;
 use crate::sim;
 use crate::steps::cargo;
 
+const PACKAGES: [&str; 3] = ["lockstep-core", "lockstep-host", "lockstep-sim"];
 const SOURCE: &str = "host/core/src/mutant.rs";
 const TABLE: &str = "docs/planted-bugs.md";
-const SCRIPTS: &str = "host/core/tests/scripts";
+/// Below the core's package.
+const SCRIPTS: &str = "tests/scripts";
 const ALL_SCRIPTS: &str = "every_story_goes_as_told";
 /// Seeds for a bug that tests catch.
-const SEEDS_IF_CAUGHT: u64 = 60;
-/// A bug may well make a program hang; that catches nothing.
-const PATIENCE: Duration = Duration::from_secs(120);
+const SEEDS_IF_CAUGHT: u64 = 30;
+/// What a program has beyond the time that it takes without a bug; one that hangs is ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bugs that are tried at a time: most of a program's tests wait.
+const AT_ONCE: usize = 2;
+/// So many times what it takes without a bug, for it has the machine for itself then.
+const SLOWER: u32 = 4;
 /// The simulator's time grows with the seeds that it has.
 const PATIENCE_A_SEED: Duration = Duration::from_millis(500);
 
@@ -37,6 +47,8 @@ struct Caught {
     what: String,
     /// The checker and the number of seeds it took.
     sim: Option<(String, u64)>,
+    /// That seed violates something without the bug, too.
+    anyway: bool,
     tests: Vec<String>,
 }
 
@@ -50,29 +62,70 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     }
     println!("mutants: {} bugs are planted; building with them", bugs.len());
     let simulator = sim::build(&root, true)?;
-    let tests = build_tests(&root)?;
-    let broken = failing(&root, &tests, "")?;
+    let mut programs = build_tests(&root)?;
+    let broken = without_a_bug(&mut programs)?;
     ensure!(broken.is_empty(), "without a bug these fail, mend them first: {}", broken.join(", "));
-    let mut caught = Vec::new();
-    for (name, what) in bugs.iter().filter(|(n, _)| names.is_empty() || names.contains(&&**n)) {
-        let tests = failing(&root, &tests, name)?;
-        // A bug that tests catch is looked for as well, but not for so long.
-        let seeds = if tests.is_empty() { seeds } else { seeds.min(SEEDS_IF_CAUGHT) };
-        let sim = simulate(&simulator, name, 1, seeds)?;
-        if let Some((_, seed)) = &sim {
-            let alone = simulate(&simulator, "", *seed, 1)?;
-            ensure!(alone.is_none(), "seed {seed} fails without a bug, mend that first");
-        }
-        let one = Caught { name: name.clone(), what: what.clone(), sim, tests };
-        println!("{}", line(&one));
+    let chosen = bugs.iter().filter(|(n, _)| names.is_empty() || names.contains(&&**n));
+    let caught = Mutex::new(Vec::new());
+    each(chosen, |bug| {
+        let one = attempt(&programs, &simulator, bug, seeds)?;
+        let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
         caught.push(one);
-    }
-    write_table(&root, &bugs, &caught)?;
+        // Whatever becomes of the others, this one has its row.
+        write_table(&root, &bugs, &caught)
+    })?;
+    let caught = caught.into_inner().unwrap_or_else(PoisonError::into_inner);
     let missed = caught.iter().filter(|one| one.sim.is_none() && one.tests.is_empty());
     let missed: Vec<&str> = missed.map(|one| &*one.name).collect();
-    println!("{} of {} are caught", caught.len() - missed.len(), caught.len());
+    println!("{} of {} are caught; see {TABLE}", caught.len() - missed.len(), caught.len());
+    println!("`cargo xtask tidy --fix` carries that over into docs/snapshot-requirements.md");
+    let anyway: Vec<&str> = caught.iter().filter(|one| one.anyway).map(|one| &*one.name).collect();
+    ensure!(anyway.is_empty(), "the seeds of these fail without a bug, too: {}", anyway.join(", "));
     ensure!(missed.is_empty(), "nobody catches {}", missed.join(", "));
     Ok(())
+}
+
+/// Does the work for each, for [`AT_ONCE`] at a time.
+fn each<T: Send>(
+    items: impl Iterator<Item = T> + Send,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Result<()> {
+    let items = Mutex::new(items);
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let all_there_are = || std::iter::from_fn(next).try_for_each(&work);
+    std::thread::scope(|scope| {
+        let workers = [(); AT_ONCE].map(|()| scope.spawn(all_there_are));
+        let done = workers.map(|worker| worker.join().expect("it does not panic"));
+        done.into_iter().collect()
+    })
+}
+
+/// Who catches one bug: tests, and a checker at a seed.
+fn attempt(
+    programs: &[Program],
+    simulator: &Path,
+    (name, what): &(String, String),
+    seeds: u64,
+) -> Result<Caught> {
+    let began = Instant::now();
+    let few = seeds.min(SEEDS_IF_CAUGHT);
+    // Tests wait a good deal; seeds never do.
+    let (tests, sim) = std::thread::scope(|scope| {
+        let tests = scope.spawn(|| failing(programs, name));
+        let sim = simulate(simulator, name, 1, few);
+        (tests.join().expect("it does not panic"), sim)
+    });
+    let (tests, mut sim) = (tests?, sim?);
+    if tests.is_empty() && sim.is_none() {
+        sim = simulate(simulator, name, 1 + few, seeds - few)?;
+    }
+    let anyway = match &sim {
+        Some((_, seed)) => simulate(simulator, "", *seed, 1)?.is_some(),
+        None => false,
+    };
+    let one = Caught { name: name.clone(), what: what.clone(), sim, anyway, tests };
+    println!("{}, {} s", line(&one), began.elapsed().as_secs());
+    Ok(one)
 }
 
 fn options<'a>(mut arguments: &[&'a str]) -> Result<(u64, Vec<&'a str>)> {
@@ -104,64 +157,115 @@ fn list(root: &Path) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// Builds the test programs with the bugs, and says where they lie.
-fn build_tests(root: &Path) -> Result<Vec<PathBuf>> {
+/// A test program.
+struct Program {
+    path: PathBuf,
+    /// Where it runs.
+    package: PathBuf,
+    patience: Duration,
+}
+
+/// What failed in one run of a program.
+struct Failed {
+    tests: Vec<String>,
+    /// Of one of the tests: the scripts that went wrong.
+    scripts: Vec<String>,
+}
+
+/// Builds the test programs with the bugs.
+fn build_tests(root: &Path) -> Result<Vec<Program>> {
     let mut build = cargo(root);
-    build.args(["test", "--locked", "--no-run", "--message-format", "json"]);
-    build.args(["--package", "lockstep-core", "--package", "lockstep-host", "--lib"]);
+    build.args(["test", "--locked", "--no-run", "--message-format", "json", "--lib"]);
+    build.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
     build.args(["--test", "scripts", "--features", "lockstep-core/mutants,lockstep-host/mutants"]);
     let output = build.stderr(Stdio::null()).output().context("starting cargo test")?;
     ensure!(output.status.success(), "cargo could not build the tests ({})", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
     let program = |line: &str| {
-        let (_, rest) = line.split_once("\"executable\":\"")?;
-        line.contains("\"test\":true").then_some(PathBuf::from(rest.split_once('"')?.0))
+        let built = line.contains("\"test\":true},\"features\"");
+        let (_, path) = line.split_once("\"executable\":\"").filter(|_| built)?;
+        let (_, manifest) = line.split_once("\"manifest_path\":\"")?;
+        let package = Path::new(manifest.split_once('"')?.0).parent()?.to_owned();
+        Some(Program { path: path.split_once('"')?.0.into(), package, patience: PATIENCE })
     };
     Ok(text.lines().filter_map(program).collect())
 }
 
-/// Runs seeds until one fails.
+/// Runs seeds until one violates something.
 fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Option<(String, u64)>> {
-    let mut run = Command::new(simulator);
-    run.args(["--seed", &first.to_string(), "--seeds", &seeds.to_string()]);
-    let patience = PATIENCE + PATIENCE_A_SEED * u32::try_from(seeds).unwrap_or(u32::MAX);
-    let output = bounded(with(&mut run, name), patience)?;
-    // Threads race: the first line need not have the first seed. What has no checker, such as a
-    // seed in which too little happened, catches nothing.
-    let found = output.lines().filter_map(|line| {
-        let (seed, rest) = line.strip_prefix("seed ")?.split_once(": ")?;
-        let (checker, _what) = rest.split_once(':')?;
-        Some((checker.to_owned(), seed.parse().ok()?))
-    });
-    Ok(found.min_by_key(|(_, seed)| *seed))
+    let (mut first, end) = (first, first + seeds);
+    while first < end {
+        let seeds = end - first;
+        let mut run = Command::new(simulator);
+        run.args(["--seed", &first.to_string(), "--seeds", &seeds.to_string()]);
+        let patience = PATIENCE + PATIENCE_A_SEED * u32::try_from(seeds).unwrap_or(u32::MAX);
+        let output = bounded(with(&mut run, name), patience)?;
+        let told = output.lines().filter_map(|line| {
+            let (seed, rest) = line.strip_prefix("seed ")?.split_once(": ")?;
+            Some((seed.parse::<u64>().ok()?, rest.split_once(':').map(|(checker, _what)| checker)))
+        });
+        let told: Vec<_> = told.collect();
+        // Threads race: the first line need not have the first seed.
+        let violated = told.iter().filter_map(|(seed, checker)| Some((*seed, (*checker)?))).min();
+        if let Some((seed, checker)) = violated {
+            return Ok(Some((checker.to_owned(), seed)));
+        }
+        // A seed in which too little happened ends a run, and catches nothing.
+        let Some(idle) = told.iter().map(|(seed, _)| seed).max() else { return Ok(None) };
+        first = idle + 1;
+    }
+    Ok(None)
 }
 
-/// Which tests fail.
-fn failing(root: &Path, programs: &[PathBuf], name: &str) -> Result<Vec<String>> {
-    let stem = |entry: std::io::Result<std::fs::DirEntry>| {
-        Some(entry.ok()?.path().file_stem()?.to_string_lossy().into_owned())
-    };
-    let folder = std::fs::read_dir(root.join(SCRIPTS)).context(SCRIPTS)?;
-    let scripts: BTreeSet<String> = folder.filter_map(stem).collect();
-    let mut failed = Vec::new();
-    for program in programs {
-        let mut run = Command::new(program);
-        with(&mut run, name).env("RUST_BACKTRACE", "0");
-        let crate_dir =
-            if program.to_string_lossy().contains("lockstep_host") { "host" } else { "host/core" };
-        let output = bounded(run.current_dir(root.join(crate_dir)), PATIENCE)?;
-        let fails = output.lines().filter_map(|line| {
-            Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned())
-        });
-        let fails: Vec<String> = fails.collect();
-        let told = stories(&scripts, &output);
-        // All scripts are one test, which names those that went wrong.
-        failed.extend(fails.into_iter().filter(|test| test != ALL_SCRIPTS || told.is_empty()));
-        failed.extend(told);
+/// What fails without a bug, and from now on how long each program may take.
+fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
+    for program in &mut *programs {
+        let began = Instant::now();
+        program.run("", &[])?;
+        program.patience = PATIENCE + SLOWER * began.elapsed();
+        println!("{} takes {} s", program.path.display(), began.elapsed().as_secs());
     }
-    failed.sort();
-    failed.dedup();
-    Ok(failed)
+    failing(programs, "")
+}
+
+/// Which tests fail with a bug, and which scripts.
+fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
+    let mut failing = BTreeSet::new();
+    for program in programs {
+        let failed = program.run(name, &[])?;
+        if failed.tests.is_empty() {
+            continue;
+        }
+        let again = program.run(name, &failed.tests)?;
+        // All scripts are one test, which names those that went wrong.
+        let told = |test: &String| test != ALL_SCRIPTS || again.scripts.is_empty();
+        failing.extend(again.tests.into_iter().filter(told));
+        let scripts = again.scripts.into_iter().filter(|name| failed.scripts.contains(name));
+        failing.extend(scripts);
+    }
+    Ok(failing.into_iter().collect())
+}
+
+impl Program {
+    /// Runs these tests, or all.
+    fn run(&self, name: &str, only: &[String]) -> Result<Failed> {
+        let mut run = Command::new(&self.path);
+        with(&mut run, name).env("RUST_BACKTRACE", "0").current_dir(&self.package);
+        if !only.is_empty() {
+            run.arg("--exact").args(only);
+        }
+        let output = bounded(&mut run, self.patience)?;
+        let tests = output.lines().filter_map(|line| {
+            let test = line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?;
+            Some(test.trim_end_matches(" - should panic").to_owned())
+        });
+        let tests = tests.collect();
+        let entries = std::fs::read_dir(self.package.join(SCRIPTS)).into_iter().flatten();
+        let stem = |entry: std::io::Result<std::fs::DirEntry>| {
+            Some(entry.ok()?.path().file_stem()?.to_string_lossy().into_owned())
+        };
+        Ok(Failed { tests, scripts: stories(&entries.filter_map(stem).collect(), &output) })
+    }
 }
 
 /// The scripts that a failed test names, as files.
@@ -210,22 +314,22 @@ fn line(one: &Caught) -> String {
     format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
 }
 
-/// Writes the rows of those that were tried; the others' stay, once every bug has one.
+/// Writes the rows of those that were tried, by name; the others' stay.
 fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Result<()> {
     let path = root.join(TABLE);
     let before = std::fs::read_to_string(&path).unwrap_or_default();
-    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
-    let mut rows: BTreeMap<String, String> =
-        before.lines().filter_map(|line| Some((name(line)?, line.to_owned()))).collect();
+    let mut rows = rows(&before);
     rows.extend(caught.iter().map(|one| (one.name.clone(), row(one))));
-    let rows: Option<Vec<&str>> =
-        bugs.iter().map(|(name, _)| rows.get(name).map(String::as_str)).collect();
-    if let Some(rows) = rows {
-        let text = HEAD.to_owned() + &rows.join("\n") + "\n";
-        std::fs::write(&path, text).context(TABLE)?;
-        println!("written to {TABLE}");
-    }
+    rows.retain(|name, _| bugs.iter().any(|(known, _)| known == name));
+    let text: String = rows.values().map(|row| format!("{row}\n")).collect();
+    std::fs::write(&path, HEAD.to_owned() + &text).context(TABLE)?;
     Ok(())
+}
+
+/// The rows of a table, by the bugs' names.
+fn rows(table: &str) -> BTreeMap<String, String> {
+    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    table.lines().filter_map(|line| Some((name(line)?, line.to_owned()))).collect()
 }
 
 const HEAD: &str = "\
@@ -233,7 +337,7 @@ const HEAD: &str = "\
 
 Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into the program by
 itself. *Simulator*: the checker that reported it and the first of the seeds from 1 on that did.
-*Tests*: those of the core and the host that failed, and scripts.
+*Tests*: those of the core, the host and the simulator that failed, and scripts.
 
 | bug | what it breaks | simulator | tests |
 |---|---|---|---|
