@@ -48,6 +48,7 @@ use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
 mod clients;
 mod scrub;
+mod sizing;
 #[cfg(test)]
 mod tests;
 
@@ -210,7 +211,7 @@ impl Node {
             rate: config.snapshot_rate_bytes,
             readers: Readers::default(),
         };
-        let (mut opened, mut unusable) = (Vec::new(), Vec::new());
+        let (mut opened, mut unusable, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         for spec in &config.groups {
             let state = recovered.remove(&GroupId::of_name(&spec.name));
             let module = Arc::clone(&modules[&spec.name]);
@@ -219,12 +220,14 @@ impl Node {
             let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
             let mut group = group_config(spec, config, &*module);
             group.snapshots_share_log_disk = space.device == disk.device;
+            shares.push(sizing::Share::of(&group, state.as_ref()));
             let place = start::Place { dir, cap };
             match start::open(&shared, group, module, place, state)? {
                 Started::Opened(group) => opened.push(*group),
                 Started::Unusable(handle) => unusable.push(handle),
             }
         }
+        sizing::tell_if_too_small(data.path(), disk, config.log_segment_bytes, &shares);
         for left in recovered.values() {
             tracing::warn!(
                 group = left.state.group,
