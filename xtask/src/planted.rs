@@ -4,8 +4,8 @@
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
 //! * The tests of the core, the host and the simulator run once with each bug, and beside them the
-//!   simulator's first seeds (30); if nobody caught it by then, its seeds up to N (1000). A bug that
-//!   neither catches is an error.
+//!   simulator's first seeds (30); if nobody caught it by then, its seeds up to N (1000). A bug
+//!   that neither catches is an error.
 //! * A test that fails is asked once more, with few others: what load or luck made fail, catches
 //!   nothing. Nor does a program that hangs.
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
@@ -377,6 +377,30 @@ mod tests {
         let mut sorted = listed.clone();
         sorted.sort();
         assert_eq!(planted, sorted);
+    }
+
+    /// Which bugs a checker of the simulator reports stands at the head of its file.
+    #[test]
+    fn each_bug_has_a_row_and_each_checker_a_bug_that_it_reports() {
+        let root = checkout::root();
+        let table = std::fs::read_to_string(root.join(TABLE)).expect("a table");
+        let rows = rows(&table);
+        let mut listed: Vec<String> =
+            list(&root).expect("a list").into_iter().map(|bug| bug.0).collect();
+        listed.sort();
+        assert_eq!(rows.keys().collect::<Vec<_>>(), listed.iter().collect::<Vec<_>>());
+        for entry in std::fs::read_dir(root.join("tests/sim/src/check")).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let checker = path.file_stem().expect("a name").to_string_lossy();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let head = text.lines().take_while(|line| line.starts_with("//!"));
+            let head: String = head.map(|line| format!("{line}\n")).collect();
+            let (_, bugs) = head.split_once("Planted:").expect("it names its bugs");
+            let reported = format!(" | {checker}, seed ");
+            let mut bugs = bugs.split('`').skip(1).step_by(2);
+            let reports = |bug: &str| rows.get(bug).is_some_and(|row| row.contains(&reported));
+            assert!(bugs.any(reports), "{checker} reports none of its bugs first");
+        }
     }
 
     fn collect(dir: &Path, found: &mut Vec<String>) {
