@@ -18,6 +18,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("ask_without_end", "peers are asked every two seconds for what none of them has"),
     ("believe_any_count", "any count of starts makes a lower one superseded"),
     ("believe_any_message", "raft is given what no replica that keeps to the rules sends"),
+    ("believe_older_boots", "what an older life of a replica says is taken"),
     ("believe_the_header", "an object is taken for good unread"),
     ("capture_early", "a mark's snapshot is taken before the mark is applied"),
     ("capture_what_is_old", "a local snapshot is written though a newer one is listed"),

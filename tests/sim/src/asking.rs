@@ -169,7 +169,9 @@ impl World {
         let lost = self.checks.lost.iter().filter(|(of, _)| *of == group);
         let lost = lost.map(|(_, view)| view.clone());
         let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
-        let up = self.nodes.values().filter_map(|node| node.process.as_ref());
+        // What an old copy has is counted nowhere.
+        let sound = self.nodes.values().filter(|node| node.copy.is_none());
+        let up = sound.filter_map(|node| node.process.as_ref());
         up.filter_map(|process| view(process, group)).chain(down).chain(lost).collect()
     }
 }

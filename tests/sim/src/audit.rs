@@ -14,6 +14,7 @@ impl World {
         self.after(SECOND, Action::Look);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         self.looks += 1;
+        self.look_at_copies();
         // One node's logs now and then, in turn: reading them is what costs.
         if self.looks.is_multiple_of(4) {
             let turn = ids[(self.looks / 4) as usize % ids.len()];

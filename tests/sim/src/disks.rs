@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use lockstep_core::group::ReplicaState;
-use lockstep_core::ids::NodeId;
+use lockstep_core::ids::{NodeId, ReplicaId};
 use lockstep_host::fs::mem::DiskFault;
 
-use crate::node::{DATA, SNAPSHOTS, StoreHang};
+use crate::node::{DATA, Node, SNAPSHOTS, StoreHang};
 use crate::world::{Action, MS, Mend, SECOND, World};
 
 impl World {
@@ -104,7 +104,8 @@ impl World {
     pub(crate) fn may_weaken(&self, node: NodeId) -> bool {
         // Of two none may go, and of one there is nothing else.
         let few = self.members < 3;
-        if few || self.nodes.values().any(|node| node.hangs_since.is_some()) {
+        let weak = |node: &Node| node.hangs_since.is_some() || node.copy.is_some();
+        if few || self.nodes.values().any(weak) {
             return false;
         }
         let groups: Vec<_> = self
@@ -147,14 +148,26 @@ impl World {
 
     /// The node's disk is empty from now on; who lived there is gone.
     pub(crate) fn lose_disk(&mut self, id: NodeId) {
+        let lived = self.empty_disk(id);
+        self.are_gone(id, lived);
+    }
+
+    /// The node's disk is empty from now on; the replicas that lived there.
+    pub(crate) fn empty_disk(&mut self, id: NodeId) -> Vec<ReplicaId> {
         let views: Vec<_> = self.checks.down.remove(&id).into_iter().flatten().collect();
-        let lost: Vec<_> = views.iter().map(|(_, view)| view.replica).collect();
+        let lived = views.iter().map(|(_, view)| view.replica).collect();
         self.checks.lost.extend(views);
         let setup = self.setup.clone();
         self.count_strikes(id);
-        let node = self.nodes.get_mut(&id).expect("a node");
-        node.wipe(&setup);
-        node.gone.extend(lost.iter().copied());
-        lost.into_iter().for_each(|replica| self.checks.votes.wiped(replica));
+        self.nodes.get_mut(&id).expect("a node").wipe(&setup);
+        lived
+    }
+
+    /// Nobody hears of these replicas of a node again.
+    pub(crate) fn are_gone(&mut self, id: NodeId, lived: impl IntoIterator<Item = ReplicaId>) {
+        for replica in lived {
+            self.nodes.get_mut(&id).expect("a node").gone.push(replica);
+            self.checks.votes.wiped(replica);
+        }
     }
 }

@@ -17,7 +17,7 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        let kind = self.rng.below(113);
+        let kind = self.rng.below(118);
         if self.verbose {
             eprintln!("{:>12}   fault {kind} of node {node}", self.now);
         }
@@ -43,6 +43,7 @@ impl World {
             106..108 => self.hang_store(node),
             108..110 => self.lose_the_majority(node),
             110..113 => self.rot_a_batch(node),
+            113..118 => self.put_back(),
             _ => {}
         }
     }
@@ -99,6 +100,7 @@ impl World {
     /// The process is gone, and unless it `ended` by itself or was killed, the power too.
     pub(crate) fn fall(&mut self, id: NodeId, ended: bool) {
         let views = self.views_of(id);
+        let lives = self.lives_to_keep(id);
         let node = self.nodes.get_mut(&id).expect("a node");
         let drawn = (self.rng.percent(50), self.rng.next_u64());
         match (ended, self.keep, drawn) {
@@ -124,6 +126,10 @@ impl World {
             node.unreadable = false;
         }
         self.forget_transfers_of(id, epoch);
+        if let Some(lives) = lives {
+            self.keep_image(id, lives);
+        }
+        self.copy_ends(id);
     }
 
     fn cut_links(&mut self, ids: &[NodeId]) {

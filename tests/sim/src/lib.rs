@@ -9,6 +9,7 @@ pub mod audit;
 pub mod bulk;
 pub mod check;
 pub mod client;
+pub mod copies;
 pub mod counters;
 pub mod disks;
 pub mod faults;

@@ -52,6 +52,7 @@ impl World {
         self.check(marks);
         let agreed = states::agree(&self.observed);
         self.check(agreed);
+        self.watch_copy(node, group, &status);
     }
 
     /// The store lane is told the list, and will delete what nobody needs.
@@ -131,6 +132,11 @@ impl World {
                 self.after(200 * MS, Action::Start { node });
                 let waited = descriptors::waited_for(why);
                 self.check(waited);
+            }
+            Fault::RolledBack { .. } | Fault::Superseded { .. }
+                if self.nodes[&node].copy.is_some() =>
+            {
+                self.copy_stops(node, fault);
             }
             Fault::RolledBack { .. }
             | Fault::Superseded { .. }

@@ -28,6 +28,7 @@ use lockstep_host::store::layout::snapshot_dir;
 use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
+use crate::copies::{Copy, Image};
 use crate::guest::{SharedObserved, SimModule, Traps};
 use crate::rot::Batch;
 use crate::setup::Setup;
@@ -73,6 +74,10 @@ pub struct Node {
     pub hangs_since: Option<u64>,
     /// The disk that its snapshots have of their own does.
     pub store_hangs: StoreHang,
+    /// What its disk was like at an earlier fall, kept aside.
+    pub image: Option<Image>,
+    /// Its disk is such an image.
+    pub copy: Option<Copy>,
 }
 
 /// How the disk stands that snapshots have of their own.
@@ -97,6 +102,8 @@ pub struct Process {
     pub stalled: bool,
     pub budget: Arc<Budget>,
     pub replicas: BTreeMap<GroupId, Replica>,
+    /// The highest count of starts that each replica was heard to have.
+    pub heard: BTreeMap<(GroupId, ReplicaId), u64>,
 }
 
 pub struct Replica {
@@ -179,7 +186,8 @@ impl Process {
     ) -> Self {
         let (reader, queue) = (log.reader(), Vec::new());
         let (log_scheduled, stalled) = (false, false);
-        Self { epoch, log, reader, queue, log_scheduled, stalled, budget, replicas }
+        let heard = BTreeMap::new();
+        Self { epoch, log, reader, queue, log_scheduled, stalled, budget, replicas, heard }
     }
 }
 
@@ -206,6 +214,8 @@ impl Node {
             log_filled: false,
             hangs_since: None,
             store_hangs: StoreHang::No,
+            image: None,
+            copy: None,
         }
     }
 
@@ -262,6 +272,7 @@ impl Node {
         self.fs = disk(setup);
         self.log_filled = false;
         (self.rotted, self.rotten_log, self.log_lost) = (false, None, false);
+        (self.image, self.copy) = (None, None);
     }
 
     /// Starts a process on what the disk holds; the effects of opening each group.

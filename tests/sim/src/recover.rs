@@ -66,6 +66,8 @@ impl World {
         if wal.append(&jobs, &mut |_jobs| {}).is_err() {
             return false;
         }
+        // What is older is of another group.
+        self.nodes.get_mut(&id).expect("a node").image = None;
         for LogJob { group, state, .. } in jobs {
             let alone = Configuration::of_voters([state.replica]);
             self.checks.configurations.replaced(group, state.configuration_index, alone);

@@ -10,7 +10,12 @@ use crate::world::{Action, MS, SECOND, World};
 impl World {
     pub(crate) fn start(&mut self, id: NodeId) {
         if let Some(process) = &self.nodes[&id].process {
-            if !self.is_over(process) {
+            // An old copy goes on until each of its groups was told.
+            let over = match self.nodes[&id].copy {
+                Some(_) => process.has_stopped(),
+                None => self.is_over(process),
+            };
+            if !over {
                 return;
             }
             let removed = process.replicas.values().any(|replica| {
@@ -39,9 +44,15 @@ impl World {
                 self.counters.add("starts");
                 self.fall_if_halted(id);
                 self.check_start(id);
+                self.copy_starts(id);
                 for (group, effects) in first {
                     self.carry_out(id, group, effects);
                 }
+            }
+            // Its next start would be of one count more.
+            Err(NoStart::Disk(_)) if self.nodes[&id].copy.is_some() => {
+                self.copy_ends(id);
+                self.after(SECOND, Action::Start { node: id });
             }
             // A sector of its log is lost: it stays so, and its operator has it join anew.
             Err(NoStart::Disk(_)) if self.nodes[&id].log_lost => {

@@ -132,7 +132,8 @@ impl World {
             return self.put_off(to, Action::Deliver { to, inbound: Box::new(inbound) });
         }
         let group = inbound.frame.group;
-        if self.nodes[&to].process.is_some() {
+        if let Some(process) = &mut self.nodes.get_mut(&to).expect("a node").process {
+            process.hears(&inbound.frame);
             self.event(to, group, vec![Event::Frame(inbound)]);
         }
     }
@@ -218,8 +219,11 @@ impl World {
         let process = self.nodes[&from].process.as_ref().expect("it sends");
         let promised = promises::sends(&frame, &process.reader);
         self.check(promised);
-        let voted = self.checks.votes.sends(&frame);
-        self.check(voted);
+        // The votes of an old copy are not counted: it does not know what it gave.
+        if self.nodes[&from].copy.is_none() {
+            let voted = self.checks.votes.sends(&frame);
+            self.check(voted);
+        }
         if matches!(frame.body, Body::Want(_)) {
             self.counters.add("wants");
         }

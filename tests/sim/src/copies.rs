@@ -1,0 +1,284 @@
+//! Old copies of disks: an image that was kept aside at a fall is put back in place of what its
+//! node has by now, as whoever restores a backup of a data directory does.
+//!
+//! Its process counts its starts from an older number than the one that its peers have heard: they
+//! drop what it says and tell it that it is superseded, or its leader finds that its log was rolled
+//! back. Each of its groups stops, and its operator has the node join anew with an empty disk. So
+//! what it had said before is as good as on a lost disk, of which there is one at a time.
+//!
+//! Peers remember in memory, and a follower's starts are heard by its leader alone. An old copy
+//! that nobody knows for one cannot be told from the right one. So it goes at once when somebody
+//! comes to stand for election who may count its word, or it does and not all know it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lockstep_core::fault::Fault;
+use lockstep_core::group::{Frame, GroupStatus, ReplicaState, Role};
+use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
+use lockstep_core::snapshot::Configuration;
+use lockstep_host::fs::mem::MemFs;
+use lockstep_host::fs::{Fs as _, create_dirs, make_durable};
+
+use crate::check::{Checked, copies};
+use crate::node::{Process, StoreHang};
+use crate::world::{Action, MS, SECOND, World};
+
+/// What a replica was like in one life of its process.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    pub replica: ReplicaId,
+    /// Its count of starts.
+    pub boot: u64,
+    /// Where its durable log ended.
+    pub last_index: u64,
+}
+
+pub type Lives = BTreeMap<GroupId, Life>;
+
+/// What lay on a disk when its process fell.
+pub struct Image {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    lives: Lives,
+}
+
+/// A disk is an old copy.
+pub struct Copy {
+    /// The lives that its peers heard of last.
+    newer: Lives,
+    /// Looks in a row at which it went on, and nothing was in the way of telling it.
+    looks: u64,
+}
+
+impl Process {
+    /// A frame comes, and tells who started how often.
+    pub fn hears(&mut self, frame: &Frame) {
+        if frame.to.is_none() || frame.to == self.replica_id(frame.group) {
+            let boot = self.heard.entry((frame.group, frame.from)).or_default();
+            *boot = frame.boot.max(*boot);
+        }
+    }
+
+    fn knows(&self, group: GroupId, life: &Life) -> bool {
+        self.heard.get(&(group, life.replica)).is_some_and(|boot| *boot >= life.boot)
+    }
+
+    fn lives(&self) -> Lives {
+        let life = |(group, replica): (&GroupId, &crate::node::Replica)| {
+            let state = replica.group.recovery_state();
+            let last_index = self.reader.last_index(*group).unwrap_or(0);
+            (*group, Life { replica: state.replica, boot: state.boot, last_index })
+        };
+        self.replicas.iter().map(life).collect()
+    }
+
+    /// Whether each of its replicas is a voter among others, by memory and by disk: alone it would
+    /// ask nobody.
+    fn votes_with_others(&self) -> bool {
+        self.replicas.iter().all(|(group, replica)| {
+            let known = replica.group.recovery_state();
+            let durable = self.reader.state(*group);
+            among_others(&known.configuration, known.replica)
+                && durable.is_some_and(|state| among_others(&state.configuration, state.replica))
+        })
+    }
+
+    /// Whether all replicas of an old copy have stopped.
+    pub fn has_stopped(&self) -> bool {
+        self.replicas
+            .values()
+            .all(|replica| matches!(replica.group.state(), ReplicaState::Stopped(_)))
+    }
+}
+
+fn among_others(configuration: &Configuration, replica: ReplicaId) -> bool {
+    let outgoing = configuration.voters_outgoing.len();
+    configuration.is_voter(replica) && configuration.voters.len() > 1 && outgoing != 1
+}
+
+impl World {
+    /// A process is about to fall: its lives, if an image of its disk is to be kept.
+    pub(crate) fn lives_to_keep(&mut self, id: NodeId) -> Option<Lives> {
+        let drawn = self.rng.percent(60);
+        let node = &self.nodes[&id];
+        if !drawn || node.rotted || node.copy.is_some() || node.fs.has_bad_sectors() {
+            return None;
+        }
+        let process = node.process.as_ref().filter(|process| process.votes_with_others())?;
+        Some(process.lives())
+    }
+
+    /// It fell, and this is what its disk is like.
+    pub(crate) fn keep_image(&mut self, id: NodeId, lives: Lives) {
+        let node = self.nodes.get_mut(&id).expect("a node");
+        node.image = Some(Image { files: node.fs.image(), lives });
+    }
+
+    /// The disk of a node becomes what it was when an image of it was kept.
+    pub(crate) fn put_back(&mut self) {
+        let mut candidates = self.member_ids();
+        candidates.retain(|id| self.may_put_back(*id));
+        if candidates.is_empty() {
+            return;
+        }
+        let id = *self.rng.pick(&candidates);
+        let node = self.nodes.get_mut(&id).expect("a node");
+        let image = node.image.take().expect("it may be put back");
+        let newer = node.process.as_ref().expect("it runs").lives();
+        self.fall(id, false);
+        self.empty_disk(id);
+        let node = self.nodes.get_mut(&id).expect("a node");
+        fill(&node.fs, &image.files);
+        node.copy = Some(Copy { newer, looks: 0 });
+        let down = self.rng.between(100 * MS, SECOND);
+        self.after(down, Action::Start { node: id });
+    }
+
+    fn may_put_back(&self, id: NodeId) -> bool {
+        let node = &self.nodes[&id];
+        if !self.may_weaken(id) || !self.is_fair() || node.store_hangs != StoreHang::No {
+            return false;
+        }
+        let (Some(image), Some(process)) = (&node.image, &node.process) else { return false };
+        process.lives().iter().all(|(group, life)| {
+            let durable = process.reader.state(*group).is_some_and(|s| s.boot == life.boot);
+            let older = image.lives.get(group).is_some_and(|old| {
+                // Its own next start is one of the count that is known, or of a lower one.
+                old.replica == life.replica && old.boot < life.boot
+            });
+            durable && older && self.leader_knows(id, *group, life)
+        })
+    }
+
+    /// Whether the leader will know an old copy for what it is, or whoever comes to lead when it
+    /// was the leader itself.
+    fn leader_knows(&self, id: NodeId, group: GroupId, life: &Life) -> bool {
+        let all = self.all_know(id, group, life);
+        let statuses = self.member_ids().into_iter().filter_map(|member| {
+            Some((member, self.status(member, group).filter(|s| s.role == Role::Leader)?))
+        });
+        let leader = statuses.max_by_key(|(_, status)| status.term).map(|(member, _)| member);
+        leader.is_some_and(|leader| all || (leader != id && self.knows(leader, group, life)))
+    }
+
+    fn status(&self, node: NodeId, group: GroupId) -> Option<GroupStatus> {
+        Some(self.nodes[&node].process.as_ref()?.replicas.get(&group)?.group.status())
+    }
+
+    fn knows(&self, node: NodeId, group: GroupId, life: &Life) -> bool {
+        let process = self.nodes[&node].process.as_ref();
+        process.is_some_and(|process| process.knows(group, life))
+    }
+
+    /// Whether all members but `id` have heard of this life.
+    fn all_know(&self, id: NodeId, group: GroupId, life: &Life) -> bool {
+        let others = self.member_ids().into_iter().filter(|other| *other != id);
+        others.into_iter().all(|other| self.knows(other, group, life))
+    }
+
+    /// Everybody runs and can be heard.
+    fn is_fair(&self) -> bool {
+        let mut members = self.member_ids().into_iter().map(|id| &self.nodes[&id]);
+        self.network.cut.is_empty()
+            && members.all(|node| {
+                node.process.is_some()
+                    && node.paused_until <= self.now
+                    && node.hangs_since.is_none()
+            })
+    }
+
+    /// The process that runs on an old copy, and the life of this group that it knows nothing of.
+    fn old_copy(&self, group: GroupId) -> Option<(NodeId, Life)> {
+        let node = self.nodes.values().find(|node| node.copy.is_some())?;
+        let life = node.process.as_ref().and(node.copy.as_ref())?.newer.get(&group)?;
+        Some((node.id, *life))
+    }
+
+    /// A process came up on an old copy.
+    pub(crate) fn copy_starts(&mut self, id: NodeId) {
+        if self.nodes[&id].copy.is_none() {
+            return;
+        }
+        let groups = self.setup.groups.iter().map(|name| GroupId::of_name(name));
+        for group in groups.collect::<Vec<_>>() {
+            for member in self.member_ids() {
+                if let Some(status) = self.status(member, group) {
+                    self.watch_copy(member, group, &status);
+                }
+            }
+        }
+        if self.nodes[&id].process.is_some() {
+            self.counters.add("old copies put back");
+        }
+    }
+
+    /// A replica was looked at while there may be an old copy.
+    pub(crate) fn watch_copy(&mut self, node: NodeId, group: GroupId, status: &GroupStatus) {
+        let Some((id, life)) = self.old_copy(group) else { return };
+        let stands = matches!(status.role, Role::Leader | Role::Candidate);
+        let known = match node == id {
+            true => !stands || self.all_know(id, group, &life),
+            false => !stands || self.knows(node, group, &life),
+        };
+        if !known {
+            self.counters.add("old copies that nobody could tell");
+            return self.take_down(id);
+        }
+        let checked = match node == id {
+            true => copies::leads_nobody(status),
+            false => copies::is_not_counted(&life, status),
+        };
+        self.check(checked);
+    }
+
+    fn take_down(&mut self, id: NodeId) {
+        self.fall(id, true);
+        let down = self.rng.between(100 * MS, 3 * SECOND);
+        self.after(down, Action::Start { node: id });
+    }
+
+    /// One of its groups stops: it was told, or found out.
+    pub(crate) fn copy_stops(&mut self, id: NodeId, fault: &Fault) {
+        self.counters.add(match fault {
+            Fault::Superseded { .. } => "old copies superseded",
+            _rolled_back => "old copies rolled back",
+        });
+        if self.nodes[&id].process.as_ref().is_some_and(Process::has_stopped) {
+            self.after(SECOND, Action::Start { node: id });
+        }
+    }
+
+    /// Once a second: nobody may keep an old copy that it can tell.
+    pub(crate) fn look_at_copies(&mut self) {
+        let fair = self.is_fair();
+        for node in self.nodes.values_mut() {
+            let stopped = node.process.as_ref().is_none_or(Process::has_stopped);
+            let Some(copy) = node.copy.as_mut().filter(|_| !stopped) else { continue };
+            copy.looks = if fair { copy.looks + 1 } else { 0 };
+        }
+        let looks =
+            self.nodes.values().filter_map(|node| Some((node.id, node.copy.as_ref()?.looks)));
+        let checked: Checked = looks.map(|(id, looks)| copies::stops(id, looks)).collect();
+        self.check(checked);
+    }
+
+    /// The process of an old copy is gone: nobody starts it there again.
+    pub(crate) fn copy_ends(&mut self, id: NodeId) {
+        let Some(copy) = self.nodes.get_mut(&id).and_then(|node| node.copy.take()) else { return };
+        // What it had is no more than the newer one had, or was never counted.
+        self.checks.down.remove(&id);
+        self.empty_disk(id);
+        self.are_gone(id, copy.newer.into_values().map(|life| life.replica));
+    }
+}
+
+/// Writes what lay on a disk onto an empty one.
+fn fill(fs: &MemFs, files: &BTreeMap<PathBuf, Vec<u8>>) {
+    for (path, bytes) in files {
+        let written = create_dirs(fs, path.parent().expect("a file lies somewhere"))
+            .and_then(|()| fs.create(path))
+            .and_then(|file| file.write_at(bytes, 0).and_then(|()| file.sync()))
+            .and_then(|()| make_durable(fs, path));
+        written.expect("it had room for this");
+    }
+}
