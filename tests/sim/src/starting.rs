@@ -10,12 +10,7 @@ use crate::world::{Action, MS, SECOND, World};
 impl World {
     pub(crate) fn start(&mut self, id: NodeId) {
         if let Some(process) = &self.nodes[&id].process {
-            // An old copy goes on until each of its groups was told.
-            let over = match self.nodes[&id].copy {
-                Some(_) => process.has_stopped(),
-                None => self.is_over(process),
-            };
-            if !over {
+            if !self.is_over(id, process) {
                 return;
             }
             let removed = process.replicas.values().any(|replica| {
@@ -88,7 +83,11 @@ impl World {
     }
 
     /// Whether a process has a replica that goes on only if somebody starts it again.
-    fn is_over(&self, process: &Process) -> bool {
+    fn is_over(&self, id: NodeId, process: &Process) -> bool {
+        // An old copy goes on until each of its groups was told.
+        if self.nodes[&id].copy.is_some() {
+            return process.has_stopped();
+        }
         process.replicas.iter().any(|(group, replica)| match replica.group.state() {
             ReplicaState::Stopped(_) => true,
             // Nobody has what it could go on from.
