@@ -256,9 +256,9 @@ impl World {
             let Some(copy) = node.copy.as_mut().filter(|_| !stopped) else { continue };
             copy.looks = if fair { copy.looks + 1 } else { 0 };
         }
-        let looks =
+        let mut looks =
             self.nodes.values().filter_map(|node| Some((node.id, node.copy.as_ref()?.looks)));
-        let checked: Checked = looks.map(|(id, looks)| copies::stops(id, looks)).collect();
+        let checked: Checked = looks.try_for_each(|(id, looks)| copies::stops(id, looks));
         self.check(checked);
     }
 
