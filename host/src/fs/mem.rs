@@ -461,7 +461,9 @@ impl Disk {
     }
 
     fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {
-        self.op("sync directory", dir)?;
+        // With nothing new in it there is nothing to write.
+        let changed = self.pending.iter().any(|change| is_child(&change.path, dir));
+        self.op(if changed { "sync directory" } else { "look at directory" }, dir)?;
         if !matches!(self.names.get(dir), Some(Node::Dir)) {
             return Err(error(io::ErrorKind::NotFound, "sync directory", dir));
         }

@@ -100,9 +100,10 @@ fn space_ends_and_comes_back() -> io::Result<()> {
 fn a_directory_that_is_there_takes_no_room() -> io::Result<()> {
     let (fs, path) = disk();
     let dir = path.parent().expect("it lies in one");
-    fs.set_late_full(LateFull { name: true, ..LateFull::default() });
+    fs.set_late_full(LateFull { name: true, sync_dir: true, ..LateFull::default() });
     fs.set_capacity(0);
     fs.create_dir_all(dir)?;
+    make_durable(&fs, dir)?;
     let full = fs.create_dir_all(&dir.join("more")).expect_err("a name too many");
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     Ok(())
