@@ -191,6 +191,11 @@ pub enum Fault {
     )]
     RolledBack { last: u64, matched: u64 },
     #[error(
+        "old copy: a peer knows this replica by another process, of start {known}, and this is one of \
+         start {boot}; go on with its newest data directory only, and start this one with --rejoin"
+    )]
+    OldCopy { boot: u64, known: u64 },
+    #[error(
         "superseded: replica runs elsewhere, at {address}; two processes use copies of one data \
          directory, start this one with --rejoin"
     )]
@@ -220,6 +225,7 @@ impl Fault {
             | Self::LogRefused(_)
             | Self::NoRecoverableSnapshot(_)
             | Self::RolledBack { .. }
+            | Self::OldCopy { .. }
             | Self::Superseded { .. }
             | Self::Restore(_)
             | Self::Unusable(_)

@@ -465,6 +465,7 @@ impl Shared {
             to,
             boot: self.recovery.boot,
             nonce: self.config.nonce,
+            known: to.and_then(|to| self.seen.get(&to)).map(|seen| (seen.boot, seen.nonce)),
             wall_ms: self.wall_ms,
             short: self.short,
             applied: self.applied,
@@ -520,6 +521,15 @@ impl Shared {
         if frame.to.is_some_and(|to| to != self.me()) {
             self.misdirected += 1;
             return Ok(false);
+        }
+        // Before it is heeded: what the sender counts on may be in the other's log only.
+        let boot = self.recovery.boot;
+        if let Some((known, nonce)) = frame.known
+            && (known > boot && vet::is_countable(known, boot)
+                || known == boot && nonce != self.config.nonce)
+            && !planted("believe_older_boots")
+        {
+            return Err(Fault::OldCopy { boot, known });
         }
         if let Body::Superseded { address } = &frame.body {
             // It went to this node's address, but may speak of an earlier process or of a copy.

@@ -133,12 +133,13 @@ impl World {
                 let waited = descriptors::waited_for(why);
                 self.check(waited);
             }
-            Fault::RolledBack { .. } | Fault::Superseded { .. }
+            Fault::RolledBack { .. } | Fault::OldCopy { .. } | Fault::Superseded { .. }
                 if self.nodes[&node].copy.is_some() =>
             {
                 self.copy_stops(node, fault);
             }
             Fault::RolledBack { .. }
+            | Fault::OldCopy { .. }
             | Fault::Superseded { .. }
             | Fault::Internal(_)
             | Fault::LogRefused(_)

@@ -23,6 +23,8 @@ pub struct Frame {
     pub boot: u64,
     /// Drawn at each start: tells two processes of one boot apart.
     pub nonce: u64,
+    /// Boot and nonce of whom it is for, as the sender heard last; `None` if it did not.
+    pub known: Option<(u64, u64)>,
     /// The sender's wall clock, milliseconds since 1970.
     pub wall_ms: u64,
     /// The sender's log has too little room: it takes no commands and does not want to lead.
@@ -54,6 +56,7 @@ impl Frame {
             to: None,
             boot: 1,
             nonce: 0,
+            known: None,
             wall_ms: 0,
             short: None,
             applied: 0,

@@ -17,6 +17,7 @@ fn frame(body: Body) -> Frame {
         to: Some(replica(2)),
         boot: 7,
         nonce: u64::MAX - 3,
+        known: Some((8, 9)),
         wall_ms: 1_700_000_000_123,
         short: Some(Shortage::Disk { need: 17, have: 4 }),
         applied: 41,
