@@ -224,8 +224,8 @@ impl World {
             Mend::Links => self.network.cut.clear(),
             Mend::Weather => self.network.weather = Default::default(),
             Mend::Disk(node) => {
-                let bytes = self.setup.disk_bytes;
-                self.nodes.get_mut(&node).expect("a node").free_disk(bytes);
+                let (bytes, now) = (self.setup.disk_bytes, self.now);
+                self.nodes.get_mut(&node).expect("a node").free_disk(bytes, now);
             }
             Mend::Hang(node) => {
                 self.nodes.get_mut(&node).expect("a node").hangs_since = None;

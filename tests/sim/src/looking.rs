@@ -190,7 +190,7 @@ impl World {
             Shortage::Disk { .. } => {}
             Shortage::Log { .. } => self.counters.add("logs at their bound"),
         }
-        let kept = budget::undisturbed(&self.nodes[&node], self.setup.apart, shortage);
+        let kept = budget::undisturbed(&self.nodes[&node], self.setup.apart, self.now, shortage);
         self.check(kept);
     }
 

@@ -70,6 +70,8 @@ pub struct Node {
     pub unreadable: bool,
     /// Something else takes the disk of its log.
     pub log_filled: bool,
+    /// When that ended last.
+    pub log_freed_at: u64,
     /// Since when that disk hangs: no operation on it comes back.
     pub hangs_since: Option<u64>,
     /// The disk that its snapshots have of their own does.
@@ -212,6 +214,7 @@ impl Node {
             batch: None,
             unreadable: false,
             log_filled: false,
+            log_freed_at: 0,
             hangs_since: None,
             store_hangs: StoreHang::No,
             image: None,
@@ -243,13 +246,15 @@ impl Node {
     }
 
     /// Whatever else took its disks gives them back.
-    pub fn free_disk(&mut self, disk_bytes: u64) {
+    pub fn free_disk(&mut self, disk_bytes: u64, now: u64) {
         self.fs.set_capacity(disk_bytes);
         if self.fs.has(Path::new(SNAPSHOTS)) {
             self.fs.mount(Path::new(SNAPSHOTS), disk_bytes);
         }
         // While it hangs, the log cannot see that there is room.
-        self.log_filled &= self.hangs_since.is_some();
+        if self.log_filled && self.hangs_since.is_none() {
+            (self.log_filled, self.log_freed_at) = (false, now);
+        }
     }
 
     /// Whether the segment with the flipped bit may still be met.

@@ -363,7 +363,7 @@ impl World {
             let disk_bytes = self.setup.disk_bytes;
             let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
-            node.free_disk(disk_bytes);
+            node.free_disk(disk_bytes, now);
             node.fs.set_descriptors(true);
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
             (node.unreadable, node.hangs_since, node.store_hangs) = (false, None, StoreHang::No);

@@ -11,6 +11,7 @@ use lockstep_host::store::layout::part_dir;
 use super::{Checked, violated};
 use crate::node::{Node, Replica};
 use crate::setup::Setup;
+use crate::world::SECOND;
 
 /// What the store believes it has, and what there is.
 pub fn kept(node: &Node, setup: &Setup) -> Checked {
@@ -74,10 +75,12 @@ pub fn accounted(node: &Node, replica: &Replica) -> Checked {
 }
 
 /// Snapshots lie apart, and the log's own disk has room: commands are taken.
-pub fn undisturbed(node: &Node, apart: bool, shortage: Shortage) -> Checked {
-    // The log looks now and then: there may be room since. Its own bound is another matter.
+pub fn undisturbed(node: &Node, apart: bool, now: u64, shortage: Shortage) -> Checked {
+    // The log looks now and then, and a replica that restores shows later what it was told: there
+    // may be room since. Its own bound is another matter.
+    let filled = node.log_filled || now < node.log_freed_at + 5 * SECOND;
     let lacks = matches!(shortage, Shortage::Disk { need, have } if have < need);
-    match apart && !node.log_filled && !node.unreadable && lacks {
+    match apart && !filled && !node.unreadable && lacks {
         true => violated("budget", format!("node {} is short, and its log has room", node.id)),
         false => Ok(()),
     }
