@@ -191,8 +191,8 @@ pub enum Fault {
     )]
     RolledBack { last: u64, matched: u64 },
     #[error(
-        "old copy: a peer knows this replica by another process, of start {known}, and this is one of \
-         start {boot}; go on with its newest data directory only, and start this one with --rejoin"
+        "old copy: a peer knows this replica by another process, of start {known}, this one is of \
+         start {boot}; go on with the newest data directory only, and start this one with --rejoin"
     )]
     OldCopy { boot: u64, known: u64 },
     #[error(
