@@ -21,7 +21,7 @@
 //! | `memory` | commands are refused before memory ends | `memory` in the core |
 //! | `descriptors` | a log waits for descriptors as it does for room | `fs::is_short` |
 //! | `idle` | a log at rest writes nothing | `wal` |
-//! | `copies` | old copies stop, lead nobody, and count for nothing | `Fault::Superseded` |
+//! | `copies` | old copies stop, lead nobody, and count for nothing | `Fault::OldCopy` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
 //! | `reports` | each transfer is reported once | N16 |
 //!

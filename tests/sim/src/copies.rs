@@ -240,8 +240,8 @@ impl World {
     /// One of its groups stops: it was told, or found out.
     pub(crate) fn copy_stops(&mut self, id: NodeId, fault: &Fault) {
         self.counters.add(match fault {
-            Fault::Superseded { .. } => "old copies superseded",
-            _rolled_back => "old copies rolled back",
+            Fault::OldCopy { .. } => "old copies found out",
+            _late => "old copies found out late",
         });
         if self.nodes[&id].process.as_ref().is_some_and(Process::has_stopped) {
             self.after(SECOND, Action::Start { node: id });
