@@ -9,6 +9,8 @@
 //!   ever more seldom while nobody has it.
 //! - A leader that has it neither makes a mark, whose object takes its place: one for each replica
 //!   and object, unless that mark's snapshot failed here.
+//! - Where that mark's snapshot failed on the replica that asked, it takes one by itself, once it
+//!   has asked everybody some times in vain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +34,9 @@ const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot; restart the
     is well again, put this \
      group's files back from a copy, or take it out of the configuration and give it up with \
      `lockstep group drop`";
+
+/// How often everybody is asked for a rotten object before a snapshot of one's own takes its place.
+const ROUNDS_IN_VAIN: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Wants {
@@ -75,10 +80,14 @@ impl About {
 }
 
 impl Asked {
+    /// How often everybody was asked, but for the last request.
+    fn rounds(&self, peers: usize) -> u32 {
+        self.times.saturating_sub(1) / u32::try_from(peers.max(1)).unwrap_or(u32::MAX)
+    }
+
     /// The tick of the next request: later and later once all peers were asked.
     fn next(&self, peers: usize) -> u64 {
-        let rounds = self.times.saturating_sub(1) / u32::try_from(peers.max(1)).unwrap_or(u32::MAX);
-        let rounds = if planted("ask_without_end") { 0 } else { rounds };
+        let rounds = if planted("ask_without_end") { 0 } else { self.rounds(peers) };
         self.at + (limits::WANT_RETRY_TICKS << rounds.min(limits::WANT_RETRY_DOUBLINGS_MAX))
     }
 }
@@ -162,9 +171,13 @@ impl Hosting {
             return;
         }
         let times = before.map_or(0, |asked| asked.times);
+        let in_vain = before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
         if times > 0 && self.wants.needs.is_none() {
             // Perhaps nobody has it any more.
             self.mark_for(me, &want);
+        }
+        if in_vain && want.exactly.is_some() {
+            let _ = self.capture_here(shared);
         }
         self.wants.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
         if peers.is_empty() {
