@@ -4,7 +4,7 @@
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
 //! * The tests of the core, the host and the simulator run once with each bug, and beside them the
-//!   simulator's first seeds (30); if nobody caught it by then, its seeds up to N (1000). A bug
+//!   simulator's first seeds (60); if nobody caught it by then, its seeds up to N (1000). A bug
 //!   that neither catches is an error.
 //! * A test that fails is asked once more, with few others: what load or luck made fail, catches
 //!   nothing. Nor does a program that hangs.
@@ -31,7 +31,7 @@ const TABLE: &str = "docs/planted-bugs.md";
 const SCRIPTS: &str = "tests/scripts";
 const ALL_SCRIPTS: &str = "every_story_goes_as_told";
 /// Seeds for a bug that tests catch.
-const SEEDS_IF_CAUGHT: u64 = 30;
+const SEEDS_IF_CAUGHT: u64 = 60;
 /// What a program has beyond the time that it takes without a bug; one that hangs is ended.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bugs that are tried at a time: most of a program's tests wait.
