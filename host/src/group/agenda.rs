@@ -37,12 +37,8 @@ pub(crate) enum Next {
 #[derive(Default)]
 pub(crate) struct Agenda {
     work: VecDeque<ApplyJob>,
-    /// Time that work, and queries, had so far; only their difference counts.
-    work_time: Duration,
-    query_time: Duration,
-    /// The same before the last piece of work, and the last query, began.
-    work_time_before: Duration,
-    query_time_before: Duration,
+    work_time: Share,
+    query_time: Share,
     /// Callers with queries, and some without, who are ahead of the others.
     lines: BTreeMap<Asker, Line>,
     /// Those with queries, by the time that they had.
@@ -55,6 +51,14 @@ pub(crate) struct Agenda {
     taken: usize,
 }
 
+/// Time that work, or queries, had so far; only the difference of the two counts.
+#[derive(Default)]
+struct Share {
+    had: Duration,
+    /// What it was before the last piece, or the last query.
+    before: Duration,
+}
+
 /// The queries of one caller, and the time that they had.
 #[derive(Default)]
 struct Line {
@@ -65,6 +69,19 @@ struct Line {
 /// Lines without queries that are kept beside those with.
 const IDLE_LINES_MAX: usize = 256;
 
+impl Share {
+    fn took(&mut self, time: Duration) {
+        self.before = self.had;
+        self.had += time;
+    }
+
+    /// Something waits again. It starts level with the other side; while that has work left, level
+    /// with what it had before its last piece, which this may have arrived during.
+    fn wait_beside(&mut self, other: &Self, other_waits: bool) {
+        self.had = self.had.max(if other_waits { other.before } else { other.had });
+    }
+}
+
 impl Agenda {
     pub(crate) fn is_empty(&self) -> bool {
         self.work.is_empty() && self.queries == 0
@@ -72,11 +89,7 @@ impl Agenda {
 
     pub(crate) fn add_work(&mut self, job: ApplyJob) {
         if self.work.is_empty() {
-            let queries = match self.queries {
-                0 => self.query_time,
-                _ => self.query_time_before,
-            };
-            self.work_time = self.work_time.max(queries);
+            self.work_time.wait_beside(&self.query_time, self.queries > 0);
         }
         self.work.push_back(job);
     }
@@ -88,11 +101,7 @@ impl Agenda {
 
     pub(crate) fn add_query(&mut self, query: Query) {
         if self.queries == 0 {
-            let work = match self.work.is_empty() {
-                true => self.work_time,
-                false => self.work_time_before,
-            };
-            self.query_time = self.query_time.max(work);
+            self.query_time.wait_beside(&self.work_time, !self.work.is_empty());
         }
         self.queries += 1;
         let asker = query.asked.asker;
@@ -115,7 +124,7 @@ impl Agenda {
             let first = self.first_line(applied);
             let work_first = match planted("queries_first") {
                 true => first.is_none(),
-                false => self.work_time <= self.query_time,
+                false => self.work_time.had <= self.query_time.had,
             };
             let work = self.work.front().is_some_and(|_| work_first || first.is_none());
             match first.filter(|_| !work) {
@@ -131,14 +140,12 @@ impl Agenda {
 
     /// That work took so long.
     pub(crate) fn worked(&mut self, took: Duration) {
-        self.work_time_before = self.work_time;
-        self.work_time += took;
+        self.work_time.took(took);
     }
 
     /// That query of this caller took so long.
     pub(crate) fn asked(&mut self, asker: Asker, took: Duration) {
-        self.query_time_before = self.query_time;
-        self.query_time += took;
+        self.query_time.took(took);
         let Some(line) = self.lines.get_mut(&asker) else { return };
         let listed = self.order.remove(&(line.time, asker));
         line.time += took;
