@@ -522,15 +522,7 @@ impl Shared {
             self.misdirected += 1;
             return Ok(false);
         }
-        // Before it is heeded: what the sender counts on may be in the other's log only.
-        let boot = self.recovery.boot;
-        if let Some((known, nonce)) = frame.known
-            && (known > boot && vet::is_countable(known, boot)
-                || known == boot && nonce != self.config.nonce)
-            && !planted("believe_older_boots")
-        {
-            return Err(Fault::OldCopy { boot, known });
-        }
+        self.is_whom_it_is_for(frame)?;
         if let Body::Superseded { address } = &frame.body {
             // It went to this node's address, but may speak of an earlier process or of a copy.
             let told = (frame.boot, frame.nonce) == (self.recovery.boot, self.config.nonce);

@@ -12,6 +12,9 @@
 //! - An acknowledgement of entries that this replica never had is none, and entries that leave a
 //!   gap or stand against what is committed come from no leader.
 //! - That this log was rolled back is only its leader's to say.
+//! - That another process ran as this replica, of this start or a later one, whoever heard it may
+//!   say, as it may answer a process that it is superseded. It is looked at before anything else:
+//!   what the sender counts on may be in the other's log only.
 //! - That this replica was removed is believed of a majority of the other nodes, for by then it can
 //!   know no leader. Whoever did not say so yet is asked.
 //! - What is remembered of peers is bounded.
@@ -24,7 +27,7 @@ use raft::eraftpb::{Message, MessageType};
 use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{Effect, Stopped};
-use crate::group::frame::Body;
+use crate::group::frame::{Body, Frame};
 use crate::group::hosting::Hosting;
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
@@ -45,6 +48,21 @@ pub(super) fn is_countable(boot: u64, known: u64) -> bool {
 }
 
 impl Shared {
+    /// Whether the sender means this process, and none that ran on a newer copy of its directory.
+    pub(super) fn is_whom_it_is_for(&self, frame: &Frame) -> Result<(), Fault> {
+        let boot = self.recovery.boot;
+        match frame.known {
+            _ if planted("believe_older_boots") => Ok(()),
+            Some((known, _)) if known > boot && is_countable(known, boot) => {
+                Err(Fault::OldCopy { boot, known })
+            }
+            Some((known, nonce)) if known == boot && nonce != self.config.nonce => {
+                Err(Fault::OldCopy { boot, known })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Makes place for what is to be remembered of one more replica.
     pub(super) fn make_place(&mut self) {
         if self.seen.len() < limits::REPLICAS_SEEN_MAX {
