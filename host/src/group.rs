@@ -430,9 +430,7 @@ impl GroupActor {
         tokio::spawn(async move {
             // Whoever waits for it is told, whatever became of the reader.
             let found = match read.await {
-                Some(Ok(())) => Found::Whole,
-                Some(Err(error)) if error.is_short() => Found::Unread(error.to_string()),
-                Some(Err(error)) => Found::Bad(error.to_string()),
+                Some(read) => read.map_or_else(Found::from, |()| Found::Whole),
                 None => Found::Unread("its reader panicked".to_owned()),
             };
             if let Found::Bad(why) = &found

@@ -11,6 +11,7 @@
 use std::io;
 use std::sync::{Arc, mpsc};
 
+use lockstep_core::group::Found;
 use lockstep_core::ids::Digest;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -41,6 +42,15 @@ impl OpenError {
     /// Whether the object may be as good as ever, and can be read later.
     pub fn is_short(&self) -> bool {
         matches!(self, Self::Short { .. })
+    }
+}
+
+impl From<OpenError> for Found {
+    fn from(error: OpenError) -> Self {
+        match error.is_short() {
+            true => Self::Unread(error.to_string()),
+            false => Self::Bad(error.to_string()),
+        }
     }
 }
 

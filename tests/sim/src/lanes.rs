@@ -313,14 +313,10 @@ impl World {
         let read = replica.with_store(move |store| store.recoverable(&object));
         self.fall_if_halted(node);
         self.counters.add("recovery points read before others went");
-        if self.nodes[&node].rotted && matches!(&read, Err(error) if !error.is_short()) {
+        let found = read.map_or_else(Found::from, |()| Found::Whole);
+        if self.nodes[&node].rotted && matches!(found, Found::Bad(_)) {
             self.counters.add("rot found before others went");
         }
-        let found = match read {
-            Ok(()) => Found::Whole,
-            Err(error) if error.is_short() => Found::Unread(error.to_string()),
-            Err(error) => Found::Bad(error.to_string()),
-        };
         self.event(node, group, vec![Event::Read { snapshot, found }]);
     }
 
