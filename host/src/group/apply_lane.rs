@@ -126,8 +126,9 @@ pub struct ApplyLane {
     snapshot_traps: SnapshotTraps,
     /// Since when a capture holds up whatever else is to be applied.
     stalled: Option<Duration>,
-    /// Of the start or restore under way; or since when one waits for it.
+    /// Of the start or restore under way.
     place: Option<Place>,
+    /// Since when one waits for its place.
     no_place_since: Option<Duration>,
 }
 

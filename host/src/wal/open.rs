@@ -326,7 +326,7 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
     for mut file in files {
         match read_head(&file)? {
             None => {
-                file.is_new();
+                file.take_for_new();
                 headless.push(file);
             }
             Some(BatchHeader { place, .. }) => {

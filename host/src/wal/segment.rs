@@ -85,8 +85,8 @@ impl LogFile {
         read.is_ok() && FileHeader::decode(&bytes) == Ok(self.header)
     }
 
-    /// No segment was ever in it, or none that counts.
-    pub(super) fn is_new(&mut self) {
+    /// It holds no head: what lies behind its header counts as never written.
+    pub(super) fn take_for_new(&mut self) {
         *self.fresh.get_mut() = self.header.head_offset();
     }
 

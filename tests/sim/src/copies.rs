@@ -1,10 +1,10 @@
 //! Old copies of disks: an image that was kept aside at a fall is put back in place of what its
 //! node has by now, as whoever restores a backup of a data directory does.
 //!
-//! Its process counts its starts from an older number than the one that its peers have heard: they
-//! drop what it says and tell it that it is superseded, or its leader finds that its log was rolled
-//! back. Each of its groups stops, and its operator has the node join anew with an empty disk. So
-//! what it had said before is as good as on a lost disk, of which there is one at a time.
+//! Its process is of an earlier start than the one that its peers have heard, or of the same: the
+//! first frame of one that did names the other process, and each of its groups stops before it
+//! heeds it. Its operator then has the node join anew with an empty disk: what the newer life had
+//! said is as good as on a lost disk, of which there is one at a time.
 //!
 //! Peers remember in memory, and a follower's starts are heard by its leader alone. An old copy
 //! that nobody knows for one cannot be told from the right one. So it goes at once when somebody

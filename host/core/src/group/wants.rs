@@ -171,12 +171,13 @@ impl Hosting {
             return;
         }
         let times = before.map_or(0, |asked| asked.times);
-        let in_vain = before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
+        let in_vain = want.exactly.is_some()
+            && before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
         if times > 0 && self.wants.needs.is_none() {
             // Perhaps nobody has it any more.
             self.mark_for(me, &want);
         }
-        if in_vain && want.exactly.is_some() {
+        if in_vain {
             let _ = self.capture_here(shared);
         }
         self.wants.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
