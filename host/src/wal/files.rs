@@ -4,8 +4,9 @@
 //!   is durable before the file is given out.
 //! - What is short (room, descriptors, memory) is [`WalError::Full`]: nothing is left behind, or
 //!   what is left goes later. Every other failure is the log's end.
-//! - Removing needs no sync: a file that comes back after a crash holds nothing that counts, which
-//!   its head and the log's last batch tell.
+//! - Removing needs no sync at once: a file that comes back after a crash holds nothing that
+//!   counts, which its head and the log's last batch tell. The next process does not know which
+//!   files were removed, and syncs the directory before it writes anything.
 //! - The directory stays open: making its names durable takes no descriptor.
 
 use std::io;
@@ -29,7 +30,7 @@ pub(super) struct Files {
     handle: Box<dyn Dir>,
     options: WalOptions,
     next: u64,
-    /// An earlier process may have made names and not made them durable.
+    /// An earlier process may have made or removed names, and not made that durable.
     unsettled: bool,
     /// What is to be removed and could not be.
     unwanted: Vec<PathBuf>,
@@ -48,8 +49,9 @@ impl Files {
         Ok(Self { fs, dir, handle, options, next, unsettled, unwanted })
     }
 
-    /// Makes the name of every file that is there durable: to be called before one that was found
-    /// there gets a head.
+    /// Makes durable which files are there, and which are not: to be called before anything is
+    /// written. A head that was found must keep its name, and one that an earlier process gave up
+    /// must not come back, for it would end the segment that is written now.
     pub(super) fn settle_names(&mut self) -> Result<(), WalError> {
         if self.unsettled {
             self.handle.sync().map_err(|error| self.failed(error, 0))?;

@@ -7,6 +7,9 @@
 //!   under the same number. That one's head says which number the batches before it reached.
 //! - A file that does not take a head holds no segment. If a write failed it may be tried again; if
 //!   a sync did, nobody knows what the file holds: it goes. The number is not used again.
+//! - Whether such a head is on the disk nobody knows, and it says where the segment before it ends.
+//!   So that one takes nothing more in this process; and a later process, which knows nothing of
+//!   the file, first makes durable that it is gone.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -71,6 +74,9 @@ impl Wal {
     /// Makes one batch durable, in the next segment if the active one has no room for it. If that
     /// shows in the attempt, there is one more.
     fn put(&mut self, plan: &Plan<'_>) -> Result<Written, WalError> {
+        if !planted("write_beside_unsettled_names") {
+            self.files.settle_names().map_err(|error| self.not_made(error))?;
+        }
         for last in [false, true] {
             if !self.fits(plan) {
                 self.roll(plan)?;
@@ -165,6 +171,7 @@ impl Wal {
 
     /// Makes a file the active segment. One sync, and no name.
     fn begin(&mut self, file: LogFile, place: BatchPlace, head: &[u8]) -> Result<(), WalError> {
+        self.given_up = true;
         let written = match file.write(head, file.header.head_offset()) {
             Err(error) if is_short(&error) => {
                 self.spares.insert(0, file);
@@ -204,7 +211,6 @@ impl Wal {
         let head = batch_size(states.iter().map(state).sum(), block);
         let need = u64::from(block) + head + batch_size(plan.body_bytes, block);
         if let Some(at) = self.spares.iter().rposition(|file| file.length >= need) {
-            self.files.settle_names().map_err(|error| self.not_made(error))?;
             return Ok(self.spares.remove(at));
         }
         self.make_file(need.max(self.options.segment_bytes))

@@ -189,6 +189,37 @@ fn a_full_disk_takes_what_the_files_hold() {
     assert!(matches!(cut, Err(WalError::Full { .. })), "not even that fits: {cut:?}");
 }
 
+/// A head that could not be synced may be on the disk all the same, and the name of its file, which
+/// is removed, come back when power goes: it ends no segment that a later process wrote on.
+#[test]
+fn a_head_that_was_given_up_does_not_come_back() {
+    for op in 0..40 {
+        let fs = disk();
+        for _ in 0..op {
+            // The disk draws by the number of the operation what reaches it before it is full.
+            fs.lock(Path::new("/d/turn")).expect("nobody holds it");
+        }
+        let mut wal = open_well(&fs).0;
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..2, 1, 3500))]).expect("room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(2..3, 1, 1500))]).expect("room");
+        fs.set_capacity(fs.used(&dir()));
+        fs.set_late_full(LateFull { sync: true, ..LateFull::default() });
+        let large = job(1, state(1, 0, 2), entries(3..4, 1, 3500));
+        let full = wal.append_and_tidy(&[large]);
+        assert!(matches!(full, Err(WalError::Full { .. })), "no head was synced: {full:?}");
+        drop(wal);
+        // Something else takes the room that came of it.
+        fs.set_capacity(fs.used(&dir()));
+        fs.set_late_full(LateFull::default());
+        let mut wal = open_well(&fs).0;
+        wal.append_and_tidy(&[job(1, state(1, 0, 2), entries(3..4, 2, 10))]).expect("room");
+        drop(wal);
+        fs.crash();
+        let (_wal, found) = open_well(&fs);
+        assert_eq!(found[&GroupId(1)].last_index, 3, "op {op}: an acknowledged entry");
+    }
+}
+
 /// The tail that a full disk left in a segment was acknowledged to nobody, whether it is whole,
 /// torn or absent: the next segment's head says where the segment ends.
 #[test]
