@@ -9,7 +9,8 @@ use lockstep_core::mutant::planted;
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 
-use crate::fs::Fs;
+use crate::fs::{Fs, is_short};
+use crate::node::once_there_is_room;
 use crate::store::layout::ObjectName;
 use crate::store::{Identity, Quota, SnapshotStore};
 use crate::wal::{RecoveredGroup, WalError, WalReader};
@@ -27,6 +28,8 @@ pub struct Disk {
     /// Its snapshot directory, and what may lie there.
     pub snapshots: SnapshotDir,
     pub quota: Arc<Quota>,
+    /// Whether a start waits where the machine lacks what it takes to look at the snapshots.
+    pub waits: bool,
 }
 
 /// Where a group's snapshots lie.
@@ -78,14 +81,13 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
     let mut group = Group::open(config, recovered, &mut first);
     let identity = Identity { cluster: disk.cluster, group: id };
     let state = group.recovery_state();
+    let open = || open_store(&disk, identity, known, state);
     let opened = match unmounted(&disk, state) {
-        Some(why) => Err(why),
-        None => {
-            let dir = disk.snapshots.path().to_owned();
-            open_store(disk.fs, dir, identity, disk.quota, known, state)
-        }
+        Some(why) => Err(Unopened { why, is_short: false }),
+        None if disk.waits => once_there_is_room(|unopened: &Unopened| unopened.is_short, open),
+        None => open(),
     };
-    let store = opened.map(|(store, missing)| {
+    let store = opened.map_err(|unopened| unopened.why).map(|(store, missing)| {
         for snapshot in missing {
             let why = "its file is missing".to_owned();
             group.handle(Event::Rotten { snapshot, why }, &mut first);
@@ -95,28 +97,46 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
     Reopened { group, first, store }
 }
 
+/// Why a group has no snapshots to start with.
+#[derive(Debug)]
+struct Unopened {
+    why: String,
+    /// The machine lacks descriptors or memory, and what lies there is as good as ever.
+    is_short: bool,
+}
+
+impl std::fmt::Display for Unopened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
 /// Opens the group's snapshots, and says which listed ones have no file. What the log does not list
 /// is swept only if it knows the group.
 fn open_store(
-    fs: Arc<dyn Fs>,
-    dir: PathBuf,
+    disk: &Disk,
     identity: Identity,
-    quota: Arc<Quota>,
     known: bool,
     state: &RecoveryState,
-) -> Result<(SnapshotStore, Vec<SnapshotDesc>), String> {
-    let fail = |e: std::io::Error| {
-        format!(
-            "snapshot directory {}: {e}; see that this user may read and write it, then start \
+) -> Result<(SnapshotStore, Vec<SnapshotDesc>), Unopened> {
+    let dir = disk.snapshots.path();
+    let fail = |error: std::io::Error| Unopened {
+        is_short: is_short(&error),
+        why: format!(
+            "snapshot directory {}: {error}; see that this user may read and write it, then start \
              again",
             dir.display()
-        )
+        ),
     };
-    if !known && !planted("sweep_without_state") {
-        refuse_strays(&*fs, &dir).map_err(fail)??;
+    if !known
+        && !planted("sweep_without_state")
+        && let Some(why) = stray(&*disk.fs, dir).map_err(fail)?
+    {
+        return Err(Unopened { why, is_short: false });
     }
-    let (store, swept) =
-        SnapshotStore::open(fs, dir.clone(), identity, quota, state).map_err(fail)?;
+    let (fs, quota) = (Arc::clone(&disk.fs), Arc::clone(&disk.quota));
+    let opened = SnapshotStore::open(fs, dir.to_owned(), identity, quota, state);
+    let (store, swept) = opened.map_err(fail)?;
     Ok((store, swept.missing))
 }
 
@@ -136,17 +156,17 @@ fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
 }
 
 /// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
-fn refuse_strays(fs: &dyn Fs, dir: &Path) -> std::io::Result<Result<(), String>> {
+fn stray(fs: &dyn Fs, dir: &Path) -> std::io::Result<Option<String>> {
     if !fs.exists(dir)? {
-        return Ok(Ok(()));
+        return Ok(None);
     }
-    match fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some()) {
-        None => Ok(Ok(())),
-        Some(name) => Ok(Err(format!(
+    let stray = fs.list(dir)?.into_iter().find(|name| ObjectName::parse(name).is_some());
+    Ok(stray.map(|name| {
+        format!(
             "snapshot directory {}: it holds {name}, but the log knows nothing of this group; \
              nothing was touched: restore the log, or move the snapshots away to join as a new \
              replica",
             dir.display()
-        ))),
-    }
+        )
+    }))
 }

@@ -154,6 +154,7 @@ impl Shared {
             cluster: self.cluster,
             snapshots,
             quota: Arc::clone(quota),
+            waits: true,
         }
     }
 }

@@ -303,6 +303,7 @@ impl Node {
                 cluster: CLUSTER,
                 snapshots: SnapshotDir::Inside(self.snapshots(name)),
                 quota: Arc::clone(&quota),
+                waits: false,
             };
             let recovered = recovered.remove(&id).map(|group| recover(&reader, &group));
             let recovered = recovered.transpose().map_err(NoStart::of_log)?;

@@ -10,6 +10,7 @@ use raft::eraftpb::Entry;
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 use crate::node::StartError;
+use crate::store::{Budget, BudgetLimits};
 use crate::wal::{Wal, WalOptions};
 
 const ENTRIES: u64 = 9;
@@ -63,4 +64,37 @@ fn a_start_does_without_no_entry_and_waits_for_descriptors() {
     }
     let short = refused(|fs, _path| fs.fail_read(fs.reads() + 1, DiskFault::Descriptors));
     assert!(short.is_short() && !short.is_damage(), "{short}");
+}
+
+/// Without descriptors nobody knows what lies in a snapshot directory: a start waits for some, and
+/// refuses nothing for that.
+#[test]
+fn a_snapshot_directory_that_cannot_be_listed_is_waited_for() {
+    let (fs, dir) = (MemFs::with_dir(Path::new("/d")), PathBuf::from("/d/snap"));
+    let budget = Budget::new(BudgetLimits {
+        bytes: u64::MAX,
+        headroom_bytes: 0,
+        log_device: None,
+        inbound: 1,
+        outbound: 1,
+        captures: 1,
+        restores: 1,
+    });
+    let identity = Identity { cluster: [7; 16], group: GroupId::of_name("g") };
+    let state = RecoveryState::unfounded("g", ReplicaId(9));
+    let disk = Disk {
+        fs: Arc::new(fs.clone()),
+        cluster: identity.cluster,
+        snapshots: SnapshotDir::Inside(dir),
+        quota: budget.quota(u64::MAX),
+        waits: false,
+    };
+    for known in [false, true] {
+        open_store(&disk, identity, known, &state).expect("it is made");
+        fs.set_descriptors(false);
+        let unopened = open_store(&disk, identity, known, &state).err().expect("not listed");
+        assert!(unopened.is_short, "{unopened}");
+        fs.set_descriptors(true);
+        open_store(&disk, identity, known, &state).expect("nothing was lost");
+    }
 }
