@@ -24,6 +24,10 @@ impl World {
         }
         // Else it was no more than a loss of power everywhere.
         let Some(keeper) = self.newest(&ids) else { return };
+        if self.nodes[&keeper].rotted {
+            // Nobody could send it what it may lack.
+            return;
+        }
         if !self.keep_only(keeper) {
             return;
         }
