@@ -95,10 +95,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("sessions_forget", "sessions do not outlive a restore"),
     ("short_is_rotten", "a snapshot that cannot be read for want of descriptors counts as rotten"),
     ("skip_fsync", "batches are written and not synced"),
-    (
-        "write_beside_unsettled_names",
-        "a start writes its log while a removed file may still come back",
-    ),
+    ("write_beside_unsettled_names", "a start writes its log beside files that may come back"),
     ("skip_segment_directory_sync", "a segment's name is not synced"),
     ("skip_snapshot_directory_sync", "an object's name is not synced"),
     ("skip_want_digest", "any object repairs a rotten one"),

@@ -1,6 +1,6 @@
 //! Clients' histories are linearizable, with the log's order as the witness: every answer is what
 //! that order gives, and no operation stands before one that had ended when it began; but for reads
-//! that asked for what one node has. Planted: `read_without_quorum`.
+//! that asked for what one node has. Planted: `read_without_quorum`, `read_before_applied`.
 
 use std::collections::BTreeMap;
 
