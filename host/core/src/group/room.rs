@@ -1,7 +1,7 @@
 //! A full disk is a state: what a replica does while the log has too little room, or would take the
 //! room that the next snapshot needs.
 //!
-//! - It takes no commands, and drops appends that carry commands before raft sees them: no vote
+//! - It takes no commands, and drops appends that carry commands before raft takes them: no vote
 //!   queues behind an entry that cannot be written, and the log of a replica that the group goes on
 //!   without takes no room that its next snapshot needs. Both come back by themselves.
 //! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
@@ -205,7 +205,8 @@ impl Hosting {
         shared.is_silent(replica) || shared.is_stalled(replica) || waits
     }
 
-    /// Whether an append has to wait for room.
+    /// Whether an append has to wait for room. One that raft refuses takes none, and its leader has
+    /// to hear where this log ends.
     pub(super) fn waits_for_room(&self, shared: &Shared, message: &Message) -> bool {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
@@ -213,5 +214,6 @@ impl Hosting {
         shared.short.is_some()
             && message.get_msg_type() == MessageType::MsgAppend
             && message.entries.iter().any(carries)
+            && self.raw.raft.raft_log.match_term(message.index, message.log_term)
     }
 }
