@@ -48,6 +48,10 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
         true => None,
         false => Some(install(hosting, shared, &ready)),
     };
+    if listing.is_some() && hosting.wants.needs().is_some() {
+        // There is one.
+        hosting.settle_state(shared, effects);
+    }
     hosting.raw.mut_store().append(&entries);
     let committed = ready.take_committed_entries();
     // The commit index or the floor; a ready may as well be nothing but messages.
