@@ -132,8 +132,13 @@ impl World {
             return self.put_off(to, Action::Deliver { to, inbound: Box::new(inbound) });
         }
         let group = inbound.frame.group;
+        // An old copy counts its starts as the newer life did: what it says is no word of that one.
+        let sender = self.nodes.get(&inbound.frame.from.node());
+        let by_a_copy = sender.is_some_and(|sender| sender.copy.is_some());
         if let Some(process) = &mut self.nodes.get_mut(&to).expect("a node").process {
-            process.hears(&inbound.frame);
+            if !by_a_copy {
+                process.hears(&inbound.frame);
+            }
             self.event(to, group, vec![Event::Frame(inbound)]);
         }
     }
