@@ -20,6 +20,7 @@ use crate::fs::Fs;
 use crate::fs::mem::MemFs;
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Context, GuestModule as _, Module, Outcome};
+use crate::store::tests::limits_of;
 use crate::store::{BudgetLimits, Work};
 use crate::wal::{Wal, WalOptions};
 
@@ -78,15 +79,7 @@ fn open_with(fs: &MemFs, module: Module) -> Started {
 
 /// What a host has for one group.
 fn budget() -> Arc<Budget> {
-    Budget::new(BudgetLimits {
-        bytes: u64::MAX,
-        headroom_bytes: 0,
-        log_device: None,
-        inbound: 1,
-        outbound: 1,
-        captures: 1,
-        restores: 1,
-    })
+    Budget::new(BudgetLimits { outbound: 1, captures: 1, restores: 1, ..limits_of(u64::MAX, 0, 1) })
 }
 
 fn open_on(fs: &MemFs, module: Module, budget: Arc<Budget>) -> Started {

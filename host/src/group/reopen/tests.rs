@@ -10,7 +10,7 @@ use raft::eraftpb::Entry;
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 use crate::node::StartError;
-use crate::store::{Budget, BudgetLimits};
+use crate::store::tests::quota;
 use crate::wal::{Wal, WalOptions};
 
 const ENTRIES: u64 = 9;
@@ -71,22 +71,13 @@ fn a_start_does_without_no_entry_and_waits_for_descriptors() {
 #[test]
 fn a_snapshot_directory_that_cannot_be_listed_is_waited_for() {
     let (fs, dir) = (MemFs::with_dir(Path::new("/d")), PathBuf::from("/d/snap"));
-    let budget = Budget::new(BudgetLimits {
-        bytes: u64::MAX,
-        headroom_bytes: 0,
-        log_device: None,
-        inbound: 1,
-        outbound: 1,
-        captures: 1,
-        restores: 1,
-    });
     let identity = Identity { cluster: [7; 16], group: GroupId::of_name("g") };
     let state = RecoveryState::unfounded("g", ReplicaId(9));
     let disk = Disk {
         fs: Arc::new(fs.clone()),
         cluster: identity.cluster,
         snapshots: SnapshotDir::Inside(dir),
-        quota: budget.quota(u64::MAX),
+        quota: quota(),
         waits: false,
     };
     for known in [false, true] {
