@@ -120,13 +120,11 @@ fn open_store(
     state: &RecoveryState,
 ) -> Result<(SnapshotStore, Vec<SnapshotDesc>), Unopened> {
     let dir = disk.snapshots.path();
-    let fail = |error: std::io::Error| Unopened {
-        is_short: is_short(&error),
-        why: format!(
-            "snapshot directory {}: {error}; see that this user may read and write it, then start \
-             again",
-            dir.display()
-        ),
+    let fail = |error: std::io::Error| {
+        let (is_short, dir) = (is_short(&error), dir.display());
+        let way_out = "; see that this user may read and write it, then start again";
+        let way_out = if is_short { "" } else { way_out };
+        Unopened { why: format!("snapshot directory {dir}: {error}{way_out}"), is_short }
     };
     if !known
         && !planted("sweep_without_state")
