@@ -140,7 +140,8 @@ pub struct Wal {
     active: Arc<Segment>,
     /// Where the next batch begins in the active segment.
     end: u64,
-    /// The active segment takes no more: a write or sync there found no room.
+    /// The active segment takes no more: a write or sync there found no room, or the head of the
+    /// next one was begun.
     given_up: bool,
     /// The segment before the active one; 0 if that is the first.
     previous: u64,

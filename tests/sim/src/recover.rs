@@ -25,7 +25,7 @@ impl World {
         // Else it was no more than a loss of power everywhere.
         let Some(keeper) = self.newest(&ids) else { return };
         if self.nodes[&keeper].rotted {
-            // Nobody could send it what it may lack.
+            // No other replica would be left to repair its snapshot from.
             return;
         }
         if !self.keep_only(keeper) {

@@ -132,7 +132,8 @@ impl World {
             return self.put_off(to, Action::Deliver { to, inbound: Box::new(inbound) });
         }
         let group = inbound.frame.group;
-        // An old copy counts its starts as the newer life did: what it says is no word of that one.
+        // An old copy may count as many starts as the newer life: frames from it do not show that
+        // their receiver knows of that life.
         let sender = self.nodes.get(&inbound.frame.from.node());
         let by_a_copy = sender.is_some_and(|sender| sender.copy.is_some());
         if let Some(process) = &mut self.nodes.get_mut(&to).expect("a node").process {

@@ -301,7 +301,7 @@ impl Hosting {
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.applied = self.pipeline.applied();
         let good = retention::newest_good(&shared.recovery, self.wants.rotten());
-        // What it cannot start from is none, whatever became of the log behind it.
+        // A replica that needs a snapshot cannot start from those that it lists.
         let good = good.filter(|_| self.wants.needs().is_none());
         shared.snapshot = good.map_or(0, |desc| desc.index);
         shared.guest = self.guest(shared);

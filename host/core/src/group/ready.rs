@@ -49,7 +49,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
         false => Some(install(hosting, shared, &ready)),
     };
     if listing.is_some() && hosting.wants.needs().is_some() {
-        // There is one.
+        // The want of a snapshot is over: this one is to be restored.
         hosting.settle_state(shared, effects);
     }
     hosting.raw.mut_store().append(&entries);
