@@ -142,7 +142,8 @@ impl Hosting {
 
     /// What a replica needs that is halted by an entry which another one applied.
     pub(super) fn want_beyond(&self, shared: &Shared) -> Option<Want> {
-        let halt = shared.halt().filter(|halt| halt.applied_by.is_some())?;
+        let goes_on = self.pipeline.is_superseded();
+        let halt = shared.halt().filter(|halt| halt.applied_by.is_some() && !goes_on)?;
         let low = halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))?;
         Some(Want { low, high: shared.recovery.floor, exactly: None })
     }

@@ -530,9 +530,7 @@ impl Hosting {
             ReplicaState::Running(_) => {
                 if !shared.recovery.configuration.contains(shared.me()) {
                     Running::Joining
-                } else if let Some(why) = self.wants.needs()
-                    && !self.pipeline.is_superseded()
-                {
+                } else if let Some(why) = self.wants.needs() {
                     Running::NeedsSnapshot(why.to_owned())
                 } else if !self.pipeline.is_open() || self.installs.is_restoring() {
                     self.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)

@@ -46,12 +46,8 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     }
     let listing = match ready.snapshot().is_empty() {
         true => None,
-        false => Some(install(hosting, shared, &ready)),
+        false => Some(install(hosting, shared, &ready, effects)),
     };
-    if listing.is_some() && hosting.wants.needs().is_some() {
-        // The want of a snapshot is over: this one is to be restored.
-        hosting.settle_state(shared, effects);
-    }
     hosting.raw.mut_store().append(&entries);
     let committed = ready.take_committed_entries();
     // The commit index or the floor; a ready may as well be nothing but messages.
@@ -150,7 +146,12 @@ pub(super) fn list_local(
 }
 
 /// raft took a snapshot: the log is reset to it in this ready's batch.
-fn install(hosting: &mut Hosting, shared: &mut Shared, ready: &raft::Ready) -> Listing {
+fn install(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    ready: &raft::Ready,
+    effects: &mut Vec<Effect>,
+) -> Listing {
     let mut snapshot = hosting.installs.accepted(ready.snapshot().get_data());
     snapshot.hold.disarm();
     let desc = snapshot.desc;
@@ -165,12 +166,17 @@ fn install(hosting: &mut Hosting, shared: &mut Shared, ready: &raft::Ready) -> L
     recovery.first_index = desc.index + 1;
     recovery.previous_term = desc.term;
     recovery.snapshots = vec![desc];
-    Listing {
+    let listing = Listing {
         snapshots: recovery.snapshots.clone(),
         first_index: recovery.first_index,
         hold: Some(snapshot.hold),
         installed: true,
+    };
+    // Whatever a peer sends as well comes too late: the guest is built from this one.
+    if hosting.wants.met() {
+        hosting.settle_state(shared, effects);
     }
+    listing
 }
 
 /// The list is durable: objects may be offered and deleted by it, and an installed one restored.

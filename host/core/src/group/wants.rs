@@ -111,9 +111,10 @@ impl Wants {
         self.rotten.retain(|name| listed.iter().any(|desc| retention::name(desc) == *name));
     }
 
-    /// A snapshot was restored: there is a guest again.
-    pub(super) fn met(&mut self) {
-        (self.needs, self.asked, self.listing) = (None, None, false);
+    /// There is a snapshot to build a guest from, or a guest. Returns whether one was needed.
+    pub(super) fn met(&mut self) -> bool {
+        (self.asked, self.listing) = (None, false);
+        self.needs.take().is_some()
     }
 
     /// Whoever leads now makes marks of its own.
