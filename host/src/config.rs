@@ -447,6 +447,26 @@ mod tests {
         assert_eq!(config.log_segment_bytes, limits::LOG_SEGMENT_BYTES);
     }
 
+    /// A table that does not know a key names those that it knows.
+    fn keys_known_to<T: serde::de::DeserializeOwned>() -> Vec<String> {
+        let error = toml::from_str::<T>("no-key = 1").map(drop).expect_err("it knows no such key");
+        let (_, known) = error.message().split_once("expected one of ").expect("it lists them");
+        known.split(", ").map(|key| key.trim_matches('`').to_owned()).collect()
+    }
+
+    #[test]
+    fn the_reference_has_every_key_and_no_other() {
+        let page = include_str!("../../docs/operating/reference.md");
+        let (_, section) = page.split_once("## node.toml\n").expect("it has the section");
+        let (section, _) = section.split_once("\n## ").expect("another one follows");
+        let rows = section.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+        let bare = |key: &str| key.trim_matches(['[', ']']).to_owned();
+        let documented: BTreeSet<String> = rows.map(bare).collect();
+        let mut known = keys_known_to::<RawNode>();
+        known.extend(keys_known_to::<RawGroup>());
+        assert_eq!(documented, known.into_iter().collect());
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         // What is replaced, by what, and what the error must say.

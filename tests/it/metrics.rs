@@ -1,5 +1,6 @@
 //! The metrics' port, as a scraper sees it.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -9,71 +10,33 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, assert_says, spec};
 
-/// What stands in docs/operating.md, and has a row from the start or once a snapshot was taken.
-const NAMES: &[&str] = &[
-    "process_cpu_seconds_total",
-    "process_start_time_seconds",
-    "process_resident_memory_bytes",
-    "process_virtual_memory_bytes",
-    "process_open_fds",
-    "process_max_fds",
-    "lockstep_build_info",
-    "lockstep_ready",
-    "lockstep_stderr_lines_lost_total",
-    "lockstep_requests_total",
-    "lockstep_request_seconds_count",
-    "lockstep_log_fsync_seconds_count",
-    "lockstep_commit_seconds_count",
-    "lockstep_apply_seconds_count",
-    "lockstep_leader_changes_total",
-    "lockstep_connections",
-    "lockstep_client_memory_bytes",
-    "lockstep_connections_evicted_total",
-    "lockstep_connections_turned_away_total",
-    "lockstep_requests_without_room_total",
-    "lockstep_answers_cut_off_total",
-    "lockstep_log_damaged_segments",
-    "lockstep_log_disk_available_bytes",
-    "lockstep_removals_failed_total",
-    "lockstep_group_state",
-    "lockstep_group_leads",
-    "lockstep_leaderless_seconds",
-    "lockstep_raft_term",
-    "lockstep_raft_commit_index",
-    "lockstep_applied_index",
-    "lockstep_log_first_index",
-    "lockstep_log_last_index",
-    "lockstep_log_bytes",
-    "lockstep_log_short_bytes",
-    "lockstep_log_fsyncs_total",
-    "lockstep_log_write_seconds_count",
-    "lockstep_guest_faults_total",
-    "lockstep_snapshot_traps_in_a_row",
-    "lockstep_guest_log_lines_dropped_total",
-    "lockstep_divergence_alarms_total",
-    "lockstep_catch_up_snapshots",
-    "lockstep_guest_memory_bytes",
-    "lockstep_guest_memory_limit_bytes",
-    "lockstep_guest_memory_soft_bytes",
-    "lockstep_relief_commands_total",
-    "lockstep_guest_rebuilds_total",
-    "lockstep_guest_rebuilds_in_vain_total",
-    "lockstep_guest_rebuilds_gave_back_bytes_total",
-    "lockstep_snapshots_skipped_total",
-    "lockstep_snapshots_failed_total",
-    "lockstep_snapshot_age_seconds",
-    "lockstep_snapshot_seal_seconds",
-    "lockstep_snapshot_stall_seconds",
-    "lockstep_restore_seconds",
-    "lockstep_verification_failures_total",
-    "lockstep_rotten_objects",
-    "lockstep_snapshot_bytes",
-    "lockstep_snapshot_budget_used_bytes",
-    "lockstep_snapshot_places",
-    "lockstep_disk_available_bytes",
-    "lockstep_transfers_resumed_total",
-    "lockstep_transfers_parked_total",
-];
+/// The page that operators read.
+const REFERENCE: &str = include_str!("../../docs/operating/reference.md");
+
+/// Metrics that have no row before what they count has happened, and none in this test.
+const RARE: &[&str] = &["lockstep_log_stalled_seconds", "lockstep_snapshots_stalled_seconds"];
+
+/// The names in the first column of the reference's tables of metrics, without their labels.
+fn documented() -> BTreeSet<&'static str> {
+    let (_, tables) = REFERENCE.split_once("\n## Metrics\n").expect("the page has the section");
+    let cells = tables.lines().filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split("`, `")).map(|name| until(name, ['{', '`'])).collect()
+}
+
+/// The names that a scrape describes; a counter's ends with `_total`, as its row's does.
+fn described(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let named = types.filter_map(|line| line.split_once(' ')).map(|(name, kind)| {
+        let total = if kind == "counter" && !name.ends_with("_total") { "_total" } else { "" };
+        format!("{name}{total}")
+    });
+    named.collect()
+}
+
+/// What comes before the first of the ends.
+fn until(text: &str, ends: [char; 2]) -> &str {
+    text.split(ends).next().unwrap_or(text)
+}
 
 /// The status line, the headers and the text.
 fn scrape(address: &str, path: &str, accept: &str) -> (String, String) {
@@ -167,9 +130,12 @@ async fn v1_v4_metrics_are_served_and_count() {
     let (head, text) = scrape(&address, "/metrics", "application/openmetrics-text;q=0.5,*/*;q=0.1");
     assert_says(&head, &["200 ok", "content-type: application/openmetrics-text"]);
     assert!(text.ends_with("# EOF\n"), "it is whole: {text}");
-    for name in NAMES.iter().filter(|name| !name.contains("age_seconds")) {
-        let name = name.trim_end_matches("_total").trim_end_matches("_count");
-        assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+    let (documented, described) = (documented(), described(&text));
+    for name in &described {
+        assert!(documented.contains(name.as_str()), "{name} is not in the reference");
+    }
+    for name in documented.iter().filter(|name| !RARE.contains(name)) {
+        assert!(described.contains(*name), "{name} is in the reference, and is not served");
     }
     let of = |name: &str, more: &str| format!("{name}{{group=\"{GROUP}\"{more}}}");
     assert_eq!(value(&text, "lockstep_ready "), 1.0);
