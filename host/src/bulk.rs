@@ -6,7 +6,7 @@
 //!
 //! - At most a window of blocks is in memory at either end; the payload never is.
 //! - Names are the store lane's: reserving, creating and sealing go through a [`StoreHandle`].
-//! - Every transfer tells raft its result exactly once: [`OutboundReport`] (N16).
+//! - Every transfer tells raft its result exactly once: [`OutboundReport`].
 //! - A transfer that ends in any way but acceptance leaves nothing, or what was received so far,
 //!   parked for another try.
 
@@ -51,7 +51,7 @@ pub struct OutboundReport(Option<Box<Teller>>);
 type Teller = dyn FnOnce(Report, Option<ObjectRef>) + Send;
 
 impl OutboundReport {
-    /// `tell` must not drop the report: its queue waits (I6).
+    /// `tell` must not drop the report: its queue waits.
     pub fn new(tell: impl FnOnce(Report, Option<ObjectRef>) + Send + 'static) -> Self {
         Self(Some(Box::new(tell)))
     }

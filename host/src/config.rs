@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn d4_nodes_do_not_share_an_address_in_two_spellings() {
+    fn nodes_do_not_share_an_address_in_two_spellings() {
         let both = |one: &str, other: &str| {
             let text = GOOD.replacen("127.0.0.1:7101", one, 1).replacen("127.0.0.1:7102", other, 1);
             NodeConfig::parse(&text, Path::new("."))
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn d3_a_group_has_a_bounded_number_of_nodes() {
+    fn a_group_has_a_bounded_number_of_nodes() {
         let nodes = |count: u16| {
             let line = |node| format!("{node} = \"127.0.0.1:{}\"\n", 7100 + node);
             let lines: String = (3..=count).map(line).collect();

@@ -5,7 +5,7 @@
 //! what was not synced, names included).
 //!
 //! - A file's bytes are durable after [`File::sync`]; its *name* is durable after [`make_durable`].
-//! - A failed sync is final: the caller abandons the file and never retries (N19).
+//! - A failed sync is final: the caller abandons the file and never retries.
 
 use std::io;
 use std::path::Path;

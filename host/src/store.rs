@@ -1,15 +1,15 @@
 //! [`SnapshotStore`]: one group's snapshot objects on disk.
 //!
-//! It belongs to the group's store lane, which alone creates, renames and unlinks names (N1).
+//! It belongs to the group's store lane, which alone creates, renames and unlinks names.
 //! Payload bytes flow elsewhere, through the values it hands out.
 //!
-//! - A name is deleted iff the durable `RecoveryState` does not list it and nobody holds its lease
-//!   (N7). Both are looked at when the lane is here anyway; nothing registers or releases.
+//! - A name is deleted iff the durable `RecoveryState` does not list it and nobody holds its
+//!   lease. Both are looked at when the lane is here anyway; nothing registers or releases.
 //! - A value dropped at any stage, on any thread, leaves no object: the lane's next call unlinks
 //!   the name and only then returns the bytes.
-//! - An object of one name always holds the same payload (N3): sealing over a good one reuses it,
+//! - An object of one name always holds the same payload: sealing over a good one reuses it,
 //!   sealing over a bad one repairs it.
-//! - What is unlisted is swept at the start only with an intact `RecoveryState` in hand (N20).
+//! - What is unlisted is swept at the start only with an intact `RecoveryState` in hand.
 //! - Room is made in this order: what is unlisted and unleased; what is parked; then the core is
 //!   asked to unlist a recovery point. What was promised to a follower stays.
 //!
@@ -89,7 +89,7 @@ pub struct SnapshotStore {
     tally: Tally,
 }
 
-/// What a round of deletion did. One failure does not stop the rest (K17).
+/// What a round of deletion did. One failure does not stop the rest.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Collected {
     pub removed: Vec<String>,
@@ -371,7 +371,7 @@ impl SnapshotStore {
     }
 
     /// The log now durably lists exactly these, and these were promised to followers. Deletes what
-    /// neither of them nor a lease keeps (N7). Values that hold a newly listed object may be
+    /// neither of them nor a lease keeps. Values that hold a newly listed object may be
     /// dropped after this, not before, unless they were kept.
     pub fn list_durable(
         &mut self,

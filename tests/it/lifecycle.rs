@@ -143,7 +143,7 @@ async fn a_peer_of_another_cluster_is_refused() {
 /// A disk of another group of the same name, at this one's addresses: both sides say whom they met,
 /// and neither takes a word from the other.
 #[tokio::test]
-async fn d1_a_disk_of_another_founding_is_a_stranger() {
+async fn a_disk_of_another_founding_is_a_stranger() {
     let (mut cluster, _) = three().await;
     let first = cluster.group(1, GROUP).await.expect("it answers").lineage;
     cluster.stop_all().await.expect("they stop");

@@ -109,8 +109,9 @@ async fn a_node_that_starts_shows_that_it_does() {
     cluster.stop(1).await.expect("it ends while it starts");
 }
 
+/// Covers V1 V4.
 #[tokio::test]
-async fn v1_v4_metrics_are_served_and_count() {
+async fn metrics_are_served_and_count() {
     let mut spec = spec();
     spec.settings.push("snapshot-budget = \"64MiB\"".to_owned());
     // The second snapshot finds no room under this cap.

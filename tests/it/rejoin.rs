@@ -118,8 +118,9 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
     cluster.stop_all().await.expect("they stop");
 }
 
+/// Covers U4.
 #[tokio::test]
-async fn u4_a_damaged_snapshot_is_passed_over_for_an_older_one() {
+async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
     let (mut cluster, client) = kv_with_two_snapshots().await;
     cluster.stop_all().await.expect("it stops");
     let files = snapshot_files(&cluster, 1, "kv");

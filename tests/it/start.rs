@@ -32,8 +32,9 @@ async fn three_with_cut_logs() -> Cluster {
 
 /// All recovery points of a node are spoilt: it votes and appends, and a peer's object brings it
 /// back. The bad files stay until good ones take their place.
+/// Covers U4 U1.
 #[tokio::test]
-async fn u4_u1_a_node_whose_snapshots_are_all_bad_asks_its_peers() {
+async fn a_node_whose_snapshots_are_all_bad_asks_its_peers() {
     let mut cluster = three_with_cut_logs().await;
     let old = cluster.group(3, GROUP).await.expect("it answers").replica;
     cluster.stop(3).await.expect("it stops");
@@ -56,8 +57,9 @@ async fn u4_u1_a_node_whose_snapshots_are_all_bad_asks_its_peers() {
 
 /// The same in a group of two that lost its other node: it says what it waits for, and deletes
 /// nothing.
+/// Covers K13.
 #[tokio::test]
-async fn k13_bad_snapshots_that_nobody_can_replace_stay() {
+async fn bad_snapshots_that_nobody_can_replace_stay() {
     let mut cluster = three_with_cut_logs().await;
     for node in 1..=3 {
         cluster.stop(node).await.expect("it stops");
@@ -214,8 +216,9 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 /// No group can serve: the process ends with 1, and names each with its cause.
+/// Covers L4.
 #[tokio::test]
-async fn l4_a_process_without_a_group_that_can_serve_ends_and_says_why() {
+async fn a_process_without_a_group_that_can_serve_ends_and_says_why() {
     let cluster = crate::solo::stopped_node(&["set a 1"]).await;
     let groups = cluster.data_dir(1).join("groups");
     let snapshots = groups.join(GROUP).join("snap");

@@ -329,7 +329,7 @@ mod tests {
 
     /// A longer answer would be kept by a session, and no snapshot with it restores.
     #[test]
-    fn d3_longer_outcomes_than_sessions_keep_are_not_agreed_on() {
+    fn longer_outcomes_than_sessions_keep_are_not_agreed_on() {
         let most = limits::OUTCOME_BYTES_MAX as u32;
         check(install(most));
         let mut bytes = install(most).encode();
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "65537 where 65536 are the limit")]
-    fn d3_and_are_not_written() {
+    fn longer_outcomes_than_sessions_keep_are_not_written() {
         install(limits::OUTCOME_BYTES_MAX as u32 + 1).encode();
     }
 

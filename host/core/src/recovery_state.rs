@@ -5,10 +5,10 @@
 //! the durable `RecoveryState` lists it.
 //!
 //! Invariants, refused by [`RecoveryState::validate`]:
-//! - the list is not empty, or the log starts at 1 (N6);
+//! - the list is not empty, or the log starts at 1;
 //! - the commit index is not below the newest listed snapshot's index;
 //! - the floor is not above the commit index;
-//! - the log starts at or before the entry behind every listed snapshot (N5);
+//! - the log starts at or before the entry behind every listed snapshot;
 //! - snapshots are listed newest first, each index once;
 //! - a replica that has a log knows its group's lineage.
 //!

@@ -2,7 +2,7 @@
 //!
 //! - [`plan`] after a new snapshot, [`unlist`] when another one needs room, [`shed`] when the log
 //!   does. Each gives the whole list and the log's first index, or `None` if nothing may go.
-//! - The log never starts behind a kept snapshot (N5) and never moves back.
+//! - The log never starts behind a kept snapshot and never moves back.
 //! - The newest recovery point that is not rotten is never a candidate; rotten ones go first.
 //! - Who lags holds the log only within [`Pins::budget`], and whoever is sent a snapshot within
 //!   [`Pins::sent_budget`]. Beyond it a follower gets a snapshot, and a transfer that took too long
@@ -340,9 +340,10 @@ pub(crate) mod tests {
         ]
     }
 
-    /// K1, K10, K19: what is kept after a new snapshot, and F9: how far the log goes back for it.
+    /// What is kept after a new snapshot, and how far the log goes back for it.
+    /// Covers K1 K10 K19.
     #[test]
-    fn k1_k10_k19_the_table() {
+    fn a_new_snapshot_keeps_and_cuts_as_the_table_says() {
         for (at, row) in plain_rows().into_iter().chain(pressed_rows()).enumerate() {
             let plan = plan(
                 &state(row.listed, row.first),
@@ -366,9 +367,10 @@ pub(crate) mod tests {
         }
     }
 
-    /// K13: whoever needs room, the last recovery point stays.
+    /// Whoever needs room, the last recovery point stays.
+    /// Covers K12 K13 C1.
     #[test]
-    fn k12_k13_c1_the_newest_good_one_is_never_unlisted() {
+    fn the_newest_good_one_is_never_unlisted() {
         // listed, rotten, wanted -> kept
         type Row<'a> = (&'a [u64], &'a [u64], u64, Option<&'a [u64]>);
         let rows: [Row; 7] = [
@@ -392,8 +394,9 @@ pub(crate) mod tests {
     }
 
     /// Whatever a plan keeps is listed or new, and the log goes on behind all of it.
+    /// Covers K11 K16 F9.
     #[test]
-    fn k11_k16_f9_a_plan_keeps_what_is_listed_and_the_log_behind_it() {
+    fn a_plan_keeps_what_is_listed_and_the_log_behind_it() {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut below = |bound: u64| {
             random ^= random << 13;
@@ -450,8 +453,9 @@ pub(crate) mod tests {
     }
 
     /// What a hole in the log makes useless goes once something takes its place, whoever wants it.
+    /// Covers F9.
     #[test]
-    fn n5_f9_log_that_cannot_be_read_is_kept_for_nobody() {
+    fn log_that_cannot_be_read_is_kept_for_nobody() {
         let pins = |unreadable| Pins {
             sending: vec![(ReplicaId(2), 5)],
             slowest_follower: Some((ReplicaId(3), 7)),

@@ -189,8 +189,9 @@ fn transfer(reader: SnapshotReader, host: &Host) -> (SendOutcome, Received) {
     })
 }
 
+/// Covers P14.
 #[test]
-fn p14_n14_payloads_of_every_length_arrive_with_equal_digests() {
+fn payloads_of_every_length_arrive_with_equal_digests() {
     for length in LENGTHS {
         let bytes = payload(length);
         let mut bed = Bed::new();
@@ -203,15 +204,16 @@ fn p14_n14_payloads_of_every_length_arrive_with_equal_digests() {
         assert_eq!(outcome.report, Report::Finish);
         assert_eq!(received.end, ReceiveEnd::Answered(accepted), "{length}");
         assert!(host.read(&desc) == bytes, "length {length}");
-        // N3: the two objects are the same bytes in a file of the same name.
+        // The two objects are the same bytes in a file of the same name.
         let images = [&bed.fs, &host.fs].map(|fs| fs.image());
         assert!(images[0] == images[1], "length {length}");
     }
 }
 
-/// I5: the receiver's answer decides between stop, wait and give up; raft hears Finish or Failure.
+/// The receiver's answer decides between stop, wait and give up; raft hears Finish or Failure.
+/// Covers I5 I6.
 #[test]
-fn i5_i6_each_answer_has_its_report_and_next_action() {
+fn each_answer_has_its_report_and_next_action() {
     let finish = (Report::Finish, Next::Done);
     let wait = |ms| (Report::Failure, Next::Wait { ms });
     let give_up = (Report::Failure, Next::GiveUp);
@@ -237,8 +239,9 @@ fn i5_i6_each_answer_has_its_report_and_next_action() {
     }
 }
 
+/// Covers I6 C5.
 #[test]
-fn i6_c5_a_silent_or_broken_receiver_is_a_failure_after_a_while() {
+fn a_silent_or_broken_receiver_is_a_failure_after_a_while() {
     for answered in 0..2 {
         let replies = vec![BulkReply::Proceed { offset: 0 }; answered];
         let (outcome, _) = send_to(replies.clone(), true);
@@ -249,9 +252,10 @@ fn i6_c5_a_silent_or_broken_receiver_is_a_failure_after_a_while() {
     }
 }
 
-/// P15, P16: refused by the offer alone; nothing is reserved, no payload read.
+/// Refused by the offer alone; nothing is reserved, no payload read.
+/// Covers P15 P16 I1.
 #[test]
-fn p15_p16_i1_an_offer_is_judged_before_any_payload() {
+fn an_offer_is_judged_before_any_payload() {
     let good = offer(&desc(10, b"abc"));
     let mut cases = vec![good.clone(); 10];
     cases[0].cluster[0] ^= 1;
@@ -289,16 +293,18 @@ fn p15_p16_i1_an_offer_is_judged_before_any_payload() {
     assert!(good.validate(&expected).is_ok());
 }
 
+/// Covers P1 P2.
 #[test]
-fn p1_p2_nothing_but_an_offer_begins_a_transfer() {
+fn nothing_but_an_offer_begins_a_transfer() {
     for frame in frames(b"abc") {
         let refused = frame.into_offer();
         assert!(matches!(refused, Err(BulkReply::Incompatible { .. })), "{refused:?}");
     }
 }
 
+/// Covers P4 I3.
 #[test]
-fn p4_i3_a_stream_that_ends_early_or_stalls_publishes_nothing_and_goes_on() {
+fn a_stream_that_ends_early_or_stalls_publishes_nothing_and_goes_on() {
     let bytes = payload(2 * BLOCK + 5);
     let frames = frames(&bytes);
     for count in 0..frames.len() {
@@ -326,8 +332,9 @@ fn p4_i3_a_stream_that_ends_early_or_stalls_publishes_nothing_and_goes_on() {
     }
 }
 
+/// Covers P3 P13 P17.
 #[test]
-fn p3_p13_p17_frames_that_break_the_rules_leave_nothing() {
+fn frames_that_break_the_rules_leave_nothing() {
     let bytes = payload(2 * BLOCK + 5);
     let good = frames(&bytes);
     let with = |at: usize, frame: BulkRequest| {
@@ -383,9 +390,10 @@ fn p3_p13_p17_frames_that_break_the_rules_leave_nothing() {
     corrupt.into_iter().enumerate().for_each(|(n, frames)| check(frames, true, n));
 }
 
-/// W10: rot on the sender's disk is found there, sent to nobody and accepted by nobody.
+/// Rot on the sender's disk is found there, sent to nobody and accepted by nobody.
+/// Covers P17.
 #[test]
-fn p17_n14_a_block_that_rotted_at_the_sender_is_not_sent() {
+fn a_block_that_rotted_at_the_sender_is_not_sent() {
     let bytes = payload(3 * BLOCK);
     let mut bed = Bed::new();
     let desc = bed.take_listed(&[(10, &bytes)]).remove(0);
@@ -402,8 +410,9 @@ fn p17_n14_a_block_that_rotted_at_the_sender_is_not_sent() {
     host.assert_empty("after the sender's rot");
 }
 
+/// Covers C4 V1.
 #[test]
-fn c4_v1_what_the_store_refuses_reaches_the_sender() {
+fn what_the_store_refuses_reaches_the_sender() {
     let bytes = payload(100);
     let need = crate::store::layout::object_bytes(100).expect("a small payload");
     let fs = MemFs::with_dir(Path::new("/data"));
@@ -424,8 +433,9 @@ fn c4_v1_what_the_store_refuses_reaches_the_sender() {
     assert_eq!(script.told, [BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }]);
 }
 
+/// Covers I9.
 #[test]
-fn n16_i9_an_outbound_transfer_reports_exactly_once() {
+fn an_outbound_transfer_reports_exactly_once() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let report = || {
         let told = told.clone();
@@ -444,9 +454,10 @@ fn n16_i9_an_outbound_transfer_reports_exactly_once() {
     assert_eq!(told, [Report::Finish, Report::Failure, Report::Failure, Report::Failure]);
 }
 
-/// N11: at most a window of blocks is under way, whatever the receiver does.
+/// At most a window of blocks is under way, whatever the receiver does.
+/// Covers P12.
 #[test]
-fn p12_blocks_leave_only_within_the_credit() {
+fn blocks_leave_only_within_the_credit() {
     let (outcome, told) = send_to(vec![BulkReply::Proceed { offset: 0 }], true);
     assert_eq!(outcome.end, SendEnd::Stalled);
     assert!(told.len() <= 1 + chunk::WINDOW_BLOCKS as usize + 1);
@@ -487,10 +498,11 @@ fn check_restart(fs: &MemFs, listed: &[SnapshotDesc], point: &str) {
     assert_eq!(bed.files().len(), listed.len(), "{point}: {:?}", bed.files());
 }
 
-/// K1, N2, N4, N7: after a crash anywhere, the old recovery point or the new one is whole, and
+/// After a crash anywhere, the old recovery point or the new one is whole, and
 /// nothing else stays.
+/// Covers K1 F5.
 #[test]
-fn n2_n4_k1_f5_every_crash_point_and_failure_of_a_reception() {
+fn every_crash_point_and_failure_of_a_reception() {
     let (whole, old) = disk_with_one();
     let before = whole.ops();
     assert!(run_reception(&whole, &state(&old)).is_some());

@@ -171,8 +171,9 @@ mod tests {
     }
 
     /// A requested stop is no failure, though groups may end because of it in the same moment.
+    /// Covers L6 L7.
     #[tokio::test]
-    async fn l6_l7_a_stop_that_was_asked_for_comes_first() {
+    async fn a_stop_that_was_asked_for_comes_first() {
         let failed = || ready(Ended::Failed(Vec::new()));
         assert_eq!(first_of(ready(()), failed()).await, None, "both at once");
         assert_eq!(first_of(ready(()), pending()).await, None);

@@ -5,7 +5,7 @@
 //!   are whole by, whatever the lane still has to do.
 //! - Housekeeping (segments that go, spares) is done while no job waits, behind
 //!   [`WRITES_IN_A_ROW_MAX`] rounds, or behind one that took a spare.
-//! - After a failed write the log is dead (N19): every group is told once, and nothing is tried
+//! - After a failed write the log is dead: every group is told once, and nothing is tried
 //!   again. A job that does not fit its group's log ends that group, and no other.
 //! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
 //!   shortage while there is still room for what is under way.

@@ -153,7 +153,7 @@ fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
     })
 }
 
-/// Snapshots of a group that the log does not know tell of a lost log: they are not swept (N20).
+/// Snapshots of a group that the log does not know tell of a lost log: they are not swept.
 fn stray(fs: &dyn Fs, dir: &Path) -> std::io::Result<Option<String>> {
     if !fs.exists(dir)? {
         return Ok(None);

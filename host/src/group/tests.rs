@@ -144,8 +144,9 @@ impl Hosted {
 }
 
 /// The state and its cause come together, once; they stay, for who watched and for who comes.
+/// Covers L1 L2.
 #[tokio::test(flavor = "multi_thread")]
-async fn l1_l2_a_failure_is_told_once_with_its_cause() {
+async fn a_failure_is_told_once_with_its_cause() {
     let hosted = hosted().await;
     let mut early = hosted.handle.watch();
     hosted.fail().await.expect_err("it cannot be written");
@@ -164,8 +165,9 @@ async fn l1_l2_a_failure_is_told_once_with_its_cause() {
 }
 
 /// What waits is told the cause, and so is what comes later.
+/// Covers L10.
 #[tokio::test(flavor = "multi_thread")]
-async fn l10_everybody_who_waits_is_told_the_cause() {
+async fn everybody_who_waits_is_told_the_cause() {
     let hosted = hosted().await;
     let waiting = hosted.fail().await.expect_err("it cannot be written");
     let cause = "the log could not be written";
@@ -215,8 +217,9 @@ async fn a_start_that_waits_for_a_place_goes_on_or_ends() {
 
 /// The log was lost, or is another's: what lies there is somebody's state. The group says so, and
 /// so it is at the next start.
+/// Covers O8.
 #[test]
-fn o8_snapshots_that_the_log_knows_nothing_of_stay() {
+fn snapshots_that_the_log_knows_nothing_of_stay() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let desc = crate::store::tests::desc(10, b"precious");
     let object = Path::new(SNAPSHOTS).join(crate::store::layout::ObjectName::of(&desc).file());

@@ -42,8 +42,9 @@ fn look(ended: impl Future<Output = Ended>) -> Option<Ended> {
 }
 
 /// A node of no groups has nothing to wait for, and an absent group is nobody's.
+/// Covers L3 L8.
 #[test]
-fn l3_l8_an_absent_group_is_over_and_holds_nobody_up() {
+fn an_absent_group_is_over_and_holds_nobody_up() {
     let (router, _ends) = router(Vec::new());
     assert_eq!(look(router.ended()), Some(Ended::Removed));
     assert!(router.group("").is_none());
@@ -52,8 +53,9 @@ fn l3_l8_an_absent_group_is_over_and_holds_nobody_up() {
 }
 
 /// Each way to stop is told apart, in its name, its cause and what it makes of the node.
+/// Covers L4 L5 L11.
 #[test]
-fn l4_l5_l11_each_end_is_told_apart() {
+fn each_end_is_told_apart() {
     let of_a = |fault: Fault| Some(Ended::Failed(vec![("a".to_owned(), fault)]));
     let rows = [
         (vec![SERVING], None),
@@ -79,8 +81,9 @@ fn l4_l5_l11_each_end_is_told_apart() {
 }
 
 /// A group that failed before anybody looked is reported like any other, to everybody who asks.
+/// Covers L9.
 #[test]
-fn l9_whoever_comes_late_hears_it_as_well() {
+fn whoever_comes_late_hears_it_as_well() {
     let (router, mut ends) = router(vec![failed(), SERVING]);
     let second = ends.pop().expect("there are two");
     // The actor of the first is gone.

@@ -372,9 +372,10 @@ mod tests {
         }
     }
 
-    /// P13: no length makes the arithmetic wrap.
+    /// No length makes the arithmetic wrap.
+    /// Covers P13.
     #[test]
-    fn p13_object_sizes_do_not_wrap() {
+    fn object_sizes_do_not_wrap() {
         let frame = (HEADER_BYTES + TRAILER_BYTES) as u64;
         assert_eq!(object_bytes(0), Some(frame));
         assert_eq!(object_bytes(1), Some(frame + 1 + 4));

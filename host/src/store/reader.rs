@@ -1,11 +1,11 @@
 //! [`SnapshotReader`]: an object opened for reading, leased, verified while it is read.
 //!
 //! - Opening checks header, trailer and file size against the descriptor; each block's checksum is
-//!   checked when it is read; length and digest when the last one is (N14).
+//!   checked when it is read; length and digest when the last one is.
 //! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
-//!   at seal and scrubbing all come through here (N15).
+//!   at seal and scrubbing all come through here.
 //! - What is bad is counted, whoever reads it.
-//! - Its hold keeps the name from being unlinked while the reader lives (M4).
+//! - Its hold keeps the name from being unlinked while the reader lives.
 //! - Memory: one block at a time.
 
 use std::io;
@@ -219,7 +219,7 @@ impl SnapshotReader {
     }
 
     /// Reads everything from the disk, calling `progress` after each block. The one answer to
-    /// "is this object recoverable?" (N15).
+    /// "is this object recoverable?".
     pub fn verify(mut self, progress: &mut dyn FnMut()) -> Result<(), OpenError> {
         if planted("believe_the_header") {
             return Ok(());

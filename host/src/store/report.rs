@@ -11,7 +11,7 @@ use super::reserve::{Lease, Use};
 use super::{SnapshotStore, is_free};
 use crate::fs::Space;
 
-/// What happened since the start (V1, V4).
+/// What happened since the start.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
     /// By producer (`local`, `received`) and reason.
@@ -43,7 +43,7 @@ pub struct ObjectStatus {
     pub uses: Vec<Use>,
 }
 
-/// Bytes on disk by class (V4).
+/// Bytes on disk by class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
     pub listed: u64,

@@ -1,12 +1,12 @@
 //! Admission: [`Budget`], and the [`Reservation`] that is the only way to a place to write.
 //!
 //! - Every byte under `snap/` is covered by a `Lease`, taken from the host's budget before the
-//!   byte is written (N8, N9). Dropping the last handle of a lease is the only way its bytes come
+//!   byte is written. Dropping the last handle of a lease is the only way its bytes come
 //!   back.
 //! - A lease also keeps its name: the store lane unlinks a name that nobody else holds a lease of
-//!   and no log lists. Liveness is computed from the handles, never registered (decision 4).
+//!   and no log lists. Liveness is computed from the handles, never registered.
 //! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
-//!   against what their filesystem says is free, and a fixed headroom is left to the log (C2, C3).
+//!   against what their filesystem says is free, and a fixed headroom is left to the log.
 //! - A group's [`Quota`] caps its own share of the budget.
 //! - A group that finds no room [claims](Quota::claim) it: others that can give it give up what
 //!   they can spare, and what becomes free is kept for it, or groups that write often would starve
@@ -87,13 +87,13 @@ pub struct LocalHeader {
 pub struct BudgetLimits {
     /// Bytes of all objects and staging files.
     pub bytes: u64,
-    /// Bytes of the filesystem that snapshots never take: they are the log's (C3).
+    /// Bytes of the filesystem that snapshots never take: they are the log's.
     pub headroom_bytes: u64,
     /// The filesystem of the log, where the headroom is; `None` = every filesystem.
     pub log_device: Option<u64>,
-    /// Inbound transfers at once (C4).
+    /// Inbound transfers at once.
     pub inbound: usize,
-    /// Outbound transfers at once (I7).
+    /// Outbound transfers at once.
     pub outbound: usize,
     /// Groups that take a snapshot at once.
     pub captures: usize,

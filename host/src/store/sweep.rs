@@ -1,7 +1,7 @@
 //! What lies in a snapshot directory, and what goes when the store opens.
 //!
 //! - Deleting what is unlisted happens only with an intact `RecoveryState` of this replica in hand:
-//!   `sweep` takes it as its argument (N20).
+//!   `sweep` takes it as its argument.
 //! - A name this project does not give is left alone and reported; so is an object that says of
 //!   itself that it is another group's.
 //! - Of received staging files the furthest one stays, parked: its transfer may go on.
@@ -32,8 +32,8 @@ pub struct Swept {
     pub missing: Vec<SnapshotDesc>,
     /// The staging file that stays.
     pub parked: Option<String>,
-    /// Removals and looks that did not succeed, with the reason; they did not stop the others
-    /// (K17).
+    /// Removals and looks that did not succeed, with the reason; they did not stop the
+    /// others.
     pub errors: Vec<String>,
 }
 

@@ -22,7 +22,7 @@ mod refuse;
 pub(crate) const CLUSTER: [u8; 16] = [7; 16];
 pub(crate) const GROUP: &str = "g";
 pub(crate) const BLOCK: usize = limits::SNAPSHOT_BLOCK_BYTES;
-/// Empty, short, around one block, several with a rest (P14).
+/// Empty, short, around one block, several with a rest.
 pub(crate) const LENGTHS: [usize; 7] = [0, 1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 6 * BLOCK + 77];
 
 /// A store on a disk of its own.
@@ -224,8 +224,9 @@ pub(crate) fn header(desc: &SnapshotDesc) -> ValidatedHeader {
     offer(desc).validate(&expected()).expect("the offer is in order")
 }
 
+/// Covers P14.
 #[test]
-fn p14_every_length_is_written_read_and_verified() {
+fn every_length_is_written_read_and_verified() {
     for length in LENGTHS {
         let mut bed = Bed::new();
         let bytes = payload(length);
@@ -243,8 +244,9 @@ fn p14_every_length_is_written_read_and_verified() {
 }
 
 /// Checked or not is no matter of a number: zero is a digest like any other, and a wrong one.
+/// Covers K7.
 #[test]
-fn k7_no_digest_means_unchecked() {
+fn no_digest_means_unchecked() {
     let bytes = payload(100);
     let mut bed = Bed::new();
     let mut zero = bed.take_listed(&[(10, &bytes)]).remove(0);
@@ -261,8 +263,9 @@ fn k7_no_digest_means_unchecked() {
 }
 
 /// A staging file lies beneath the folder of its final name, on whatever filesystem that is.
+/// Covers P11.
 #[test]
-fn p11_staging_lies_on_the_filesystem_of_the_object() {
+fn staging_lies_on_the_filesystem_of_the_object() {
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.mount(&dir(), 4 << 20);
     let mut bed = Bed::reopen(fs, &state(&[]));
@@ -273,8 +276,9 @@ fn p11_staging_lies_on_the_filesystem_of_the_object() {
     drop(writer);
 }
 
+/// Covers K3 K4.
 #[test]
-fn k3_k4_w24_any_flipped_bit_or_missing_byte_is_found() {
+fn any_flipped_bit_or_missing_byte_is_found() {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &payload(50))]);
     let path = bed.path(&listed[0]);
@@ -293,9 +297,10 @@ fn k3_k4_w24_any_flipped_bit_or_missing_byte_is_found() {
     }
 }
 
-/// K5, K6, N3: an object serves only the descriptor that denotes it.
+/// An object serves only the descriptor that denotes it.
+/// Covers K5 K6 K9.
 #[test]
-fn k5_k6_k9_a_descriptor_that_says_anything_else_does_not_open() {
+fn a_descriptor_that_says_anything_else_does_not_open() {
     let mut bed = Bed::new();
     let good = bed.take_listed(&[(10, b"payload")]).remove(0);
     let mut others = vec![good.clone(); 6];
@@ -312,8 +317,9 @@ fn k5_k6_k9_a_descriptor_that_says_anything_else_does_not_open() {
 }
 
 /// A reader that meets rot in the last block never reports a clean end.
+/// Covers K4 U3.
 #[test]
-fn k4_u3_rot_is_found_while_reading() {
+fn rot_is_found_while_reading() {
     let mut bed = Bed::new();
     let good = bed.take_listed(&[(10, &payload(2 * BLOCK + 9))]).remove(0);
     bed.fs.corrupt(&bed.path(&good), layout::block_position(2) + 3).expect("the file is there");
@@ -327,7 +333,7 @@ fn k4_u3_rot_is_found_while_reading() {
 
 /// Equal blocks in another order have good checksums; the digest tells.
 #[test]
-fn n14_blocks_that_changed_places_are_found_by_the_digest() {
+fn blocks_that_changed_places_are_found_by_the_digest() {
     let mut bed = Bed::new();
     let good = bed.take_listed(&[(10, &payload(2 * BLOCK))]).remove(0);
     let path = bed.path(&good);
@@ -343,7 +349,7 @@ fn n14_blocks_that_changed_places_are_found_by_the_digest() {
 }
 
 #[test]
-fn n2_n3_a_rotten_listed_object_is_repaired_by_equal_bytes() {
+fn a_rotten_listed_object_is_repaired_by_equal_bytes() {
     let bytes = payload(BLOCK + 1);
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &bytes)]);
@@ -367,7 +373,7 @@ fn n2_n3_a_rotten_listed_object_is_repaired_by_equal_bytes() {
 
 /// A truncated object took less; repaired, it takes what it has.
 #[test]
-fn n9_a_repaired_object_takes_its_whole_size_from_the_budget() {
+fn a_repaired_object_takes_its_whole_size_from_the_budget() {
     let bytes = payload(5000);
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &bytes)]);
@@ -383,9 +389,10 @@ fn n9_a_repaired_object_takes_its_whole_size_from_the_budget() {
     assert_eq!(bed.budget.used(), whole);
 }
 
-/// F4: what was deleted does not come back with the next power loss.
+/// What was deleted does not come back with the next power loss.
+/// Covers F4.
 #[test]
-fn f4_deletions_are_durable() {
+fn deletions_are_durable() {
     let mut bed = Bed::new();
     let mut listed = bed.take_listed(&[(10, b"old"), (20, b"new")]);
     listed.truncate(1);
@@ -395,8 +402,9 @@ fn f4_deletions_are_durable() {
     assert_eq!(bed.files(), [ObjectName::of(&listed[0]).file()]);
 }
 
+/// Covers V4.
 #[test]
-fn v4_objects_are_listed_with_what_they_say_of_themselves() {
+fn objects_are_listed_with_what_they_say_of_themselves() {
     let mut bed = Bed::new();
     let descs = bed.take_listed(&[(10, b"a"), (20, b"bb")]);
     bed.fs.cut(&bed.path(&descs[0]), 60).expect("the file is there");

@@ -4,26 +4,26 @@
 //! |---|---|---|
 //! | `election` | one leader a term | raft paper, figure 3 |
 //! | `promises` | votes, terms and acknowledgements leave only when durable | thesis 3.8 |
-//! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4; SNAPSHOTS 3.5 |
+//! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4 |
 //! | `logs` | equal index and term, equal entry | figure 3, log matching |
-//! | `gapless` | no hole from the log's first entry on, which follows a snapshot | N5 |
+//! | `gapless` | no hole from the log's first entry on, which follows a snapshot | `recovery_state` |
 //! | `commits` | a process's commit index never falls | figure 3 |
 //! | `states` | equal index, equal state | figure 3, state machine safety |
 //! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
 //! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
 //! | `fates` | what a client was told was not applied never is | `fault::Refusal` |
-//! | `snapshots` | listed objects are whole | N2 |
-//! | `recovery_points` | there is always one to start from | N6, K13 |
-//! | `marks` | equal index, equal digest of the snapshot | N3 |
-//! | `budget` | the budget is kept, and every byte is counted in it | N9 |
-//! | `leaks` | nothing stays that nobody needs | N7 |
+//! | `snapshots` | listed objects are whole | `store` |
+//! | `recovery_points` | there is always one to start from | `recovery_state` |
+//! | `marks` | equal index, equal digest of the snapshot | `store` |
+//! | `budget` | the budget is kept, and every byte is counted in it | `store::reserve` |
+//! | `leaks` | nothing stays that nobody needs | `store` |
 //! | `memory` | commands are refused before memory ends | `memory` in the core |
 //! | `descriptors` | a log waits for descriptors as it does for room | `fs::is_short` |
 //! | `idle` | a log at rest writes nothing | `wal` |
 //! | `copies` | old copies stop, lead nobody, and count for nothing | `Fault::OldCopy` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
-//! | `reports` | each transfer is reported once | N16 |
+//! | `reports` | each transfer is reported once | `bulk` |
 //!
 //! Each file names a planted bug (`LOCKSTEP_MUTANT`) that it reports.
 

@@ -2,10 +2,9 @@
 //!
 //! * Ids, sentences and kinds in the table are written by hand; tests, planted bugs and counts are
 //!   filled in from the tree, by `cargo xtask tidy --fix`.
-//! * A test names the ids it stands for at the head of its own name
-//!   (`x1_x2_dropped_leaves_nothing`), a script in a line `# Covers X1 X2.` below its title. Three
-//!   at the most: a test that stands for everything shows nothing. Names of invariants (`n7`) and
-//!   weaknesses (`w24`) may stand among them and do not count.
+//! * A test names the ids it stands for in a line of its documentation, `/// Covers X1 X2.`, a
+//!   script in a line `# Covers X1 X2.` below its title. Three at the most: a test that stands for
+//!   everything shows nothing.
 //! * A bug counts for an id if a test of that id failed with it, as `docs/planted-bugs.md` has it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -174,8 +173,7 @@ fn tests(tree: &Tree) -> Vec<Test> {
         if let Some(name) = file.strip_prefix(SCRIPTS) {
             let head = text.lines().take_while(|line| line.starts_with('#')).enumerate();
             for (at, line) in head {
-                let Some(ids) = line.strip_prefix("# Covers ") else { continue };
-                let ids = ids.trim_end_matches('.').split(' ').map(str::to_owned).collect();
+                let Some(ids) = covered(line, "# ") else { continue };
                 let (file, name) = (file.clone(), name.to_owned());
                 tests.push(Test { file, line: at + 1, name, ids });
             }
@@ -188,30 +186,22 @@ fn tests(tree: &Tree) -> Vec<Test> {
 }
 
 fn test_functions<'a>(file: &'a str, text: &'a str) -> impl Iterator<Item = Test> + 'a {
-    let mut is_test = false;
+    let (mut ids, mut is_test) = (Vec::new(), false);
     text.lines().enumerate().filter_map(move |(at, line)| {
         let line = line.trim_start();
-        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
-            is_test = true;
-        }
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        ids.extend(covered(line, "/// ").into_iter().flatten());
         let rest = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn "))?;
-        if !std::mem::take(&mut is_test) {
-            return None;
-        }
-        let name = rest.split('(').next()?.to_owned();
-        Some(Test { file: file.to_owned(), line: at + 1, ids: ids_of(&name), name })
+        let ids = std::mem::take(&mut ids);
+        let name = std::mem::take(&mut is_test).then(|| rest.split('(').next())??.to_owned();
+        Some(Test { file: file.to_owned(), line: at + 1, name, ids })
     })
 }
 
-/// The ids at the head of a test's name.
-fn ids_of(name: &str) -> Vec<String> {
-    let is_mark = |part: &&str| {
-        let (letter, number) = part.split_at_checked(1).unwrap_or(("", ""));
-        letter.chars().all(|c| c.is_ascii_lowercase()) && number.parse::<u32>().is_ok()
-    };
-    let counts =
-        |part: &&str| SECTIONS.iter().any(|(c, _)| part.starts_with(c.to_ascii_lowercase()));
-    name.split('_').take_while(is_mark).filter(counts).map(str::to_uppercase).collect()
+/// The ids in the line of a comment that names some.
+fn covered(line: &str, comment: &str) -> Option<Vec<String>> {
+    let ids = line.strip_prefix(comment)?.strip_prefix("Covers ")?;
+    Some(ids.trim_end_matches('.').split(' ').map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -232,7 +222,10 @@ mod tests {
     }
 
     fn whole_tests() -> String {
-        all_ids().map(|id| format!("#[test]\nfn {}_holds() {{}}\n", id.to_lowercase())).collect()
+        let test = |id: String| {
+            format!("/// Covers {id}.\n#[test]\nfn {}_holds() {{}}\n", id.to_lowercase())
+        };
+        all_ids().map(test).collect()
     }
 
     fn said(tree: &Tree) -> Vec<String> {
@@ -253,7 +246,7 @@ mod tests {
         assert!(filled.contains("110 as written, 0 by intent, 14 superseded"), "{filled}");
         assert!(!filled.contains("K1, "), "a bug makes K1's test fail");
         // A test that is gone is missed, and still shown.
-        let without = tests.replace("fn k9_holds", "fn holds");
+        let without = tests.replace("Covers K9.", "Holds.");
         files[1].1 = &without;
         let said = said(&tree(&files));
         assert!(said[0].contains("no test names K9"), "{said:?}");
@@ -261,18 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_ids_and_names_of_too_many_are_refused() {
-        assert_eq!(ids_of("n7_k1_w24_p3_what_follows_k2"), ["K1", "P3"]);
-        assert_eq!(ids_of("a_name"), [""; 0]);
+    fn ids_that_do_not_exist_and_too_many_of_them_are_refused() {
         let table = whole_table();
-        let more = "#[test]\nfn k1_k2_k3_k4_all() {}\n#[tokio::test]\nasync fn k99_none() {}\n\
-                    fn k1_k2_k3_k5_no_test() {}\n";
+        let more = "/// Of all.\n/// Covers K1 K2 K3 K4.\n#[test]\nfn all() {}\n\
+                    /// Covers K99.\n#[tokio::test]\nasync fn none() {}\n\
+                    /// Covers K1 K2 K3 K5.\nfn no_test() {}\n#[test]\nfn of_nothing() {}\n";
         let tests = whole_tests() + more;
         let script = (&*format!("{SCRIPTS}story.txt"), "# A story.\n# Covers X14 U7.\nfounded 3\n");
         let said = said(&tree(&[(TABLE, &*table), ("host/a.rs", &*tests), script]));
-        for part in ["k1_k2_k3_k4_all names more than 3", "names K99", "story.txt names U7"] {
+        for part in ["all names more than 3", "none names K99", "story.txt names U7"] {
             assert!(said.iter().any(|why| why.contains(part)), "{part} is not in {said:?}");
         }
-        assert!(!said.iter().any(|why| why.contains("no_test")), "{said:?}");
+        for part in ["no_test", "of_nothing"] {
+            assert!(!said.iter().any(|why| why.contains(part)), "{said:?}");
+        }
     }
 }

@@ -305,7 +305,7 @@ mod tests {
     /// After a lost majority was given up, another client's session is opened by an entry at the
     /// place of the lost one, in the same term even.
     #[test]
-    fn d2_a_session_at_a_lost_ones_place_is_another() {
+    fn a_session_at_a_lost_ones_place_is_another() {
         let (mut lost, mut kept) = (Sessions::default(), Sessions::default());
         let first = lost.open((17, 6), 0x51, 0).expect("there is room");
         let second = kept.open((17, 6), 0x52, 0).expect("there is room");

@@ -228,8 +228,9 @@ mod tests {
 
     /// A receiver that refuses each offer is promised the object for a time; one that takes a part
     /// of it now and then, for as long as it does.
+    /// Covers C5.
     #[test]
-    fn c5_a_promise_lasts_as_long_as_something_moves() {
+    fn a_promise_lasts_as_long_as_something_moves() {
         for moved in [false, true] {
             let (to, mut effects) = (ReplicaId(7), Vec::new());
             let mut outgoing = Outgoing::default();

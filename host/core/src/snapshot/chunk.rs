@@ -11,7 +11,7 @@
 //! - No block leaves before `Proceed`; at most [`WINDOW_BLOCKS`] are under way without credit.
 //! - Every block but the last is full; each carries its offset and CRC32C; `End` is mandatory.
 //! - Every [`BulkReply`] but `Proceed` and `Credit` ends the transfer and tells the sender what to
-//!   do next: stop, wait, offer another object or give up (I5).
+//!   do next: stop, wait, offer another object or give up.
 //! - What a broken transfer left may be *parked*: an offer of the same object goes on behind the
 //!   blocks that are there, an offer of another one is asked to [`BulkReply::Prefer`] the parked.
 //!
@@ -28,7 +28,7 @@ use crate::snapshot::SnapshotDesc;
 /// memory.
 pub const WINDOW_BLOCKS: u32 = 4;
 /// Ticks without progress after which either end abandons a transfer; there is no limit on its
-/// whole time (C5).
+/// whole time.
 pub const STALL_TICKS: u32 = 300;
 /// Milliseconds a sender waits before it offers again to a receiver that was busy.
 pub const BUSY_RETRY_MS: u64 = 1_000;
@@ -54,7 +54,7 @@ pub struct Offer {
     pub group: GroupId,
     pub from: ReplicaId,
     pub to: ReplicaId,
-    /// The sender's raft term; a snapshot of a later term cannot be (P16).
+    /// The sender's raft term; a snapshot of a later term cannot be.
     pub term: u64,
     pub desc: SnapshotDesc,
     pub purpose: Purpose,
@@ -163,8 +163,7 @@ pub struct Want {
     pub exactly: Option<ObjectRef>,
 }
 
-/// An offer that passed every check that needs no disk: the only key to a place to write (P15,
-/// P16).
+/// An offer that passed every check that needs no disk: the only key to a place to write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ValidatedHeader {
     cluster: [u8; 16],
@@ -274,7 +273,7 @@ impl ValidatedHeader {
 
 impl BulkRequest {
     /// The offer that a transfer begins with; anything else is refused before anything is written
-    /// (P1, P2).
+    ///.
     pub fn into_offer(self) -> Result<Offer, BulkReply> {
         match self {
             Self::Offer(offer) => Ok(offer),
@@ -361,8 +360,9 @@ pub(crate) mod tests {
         Block { offset, crc: crc32c::crc32c(&data), data }
     }
 
+    /// Covers P15 P16 G8.
     #[test]
-    fn p15_p16_g8_an_offer_is_judged_by_everything_it_says() {
+    fn an_offer_is_judged_by_everything_it_says() {
         let judge = |change: &dyn Fn(&mut Offer)| {
             let mut offer = offer(1);
             change(&mut offer);
@@ -424,8 +424,9 @@ pub(crate) mod tests {
         assert!(!BulkReply::Credit { blocks: 1 }.is_final() && BulkReply::Stale.is_final());
     }
 
+    /// Covers P14.
     #[test]
-    fn p14_block_arithmetic() {
+    fn block_arithmetic() {
         for (length, count) in [(0, 0), (1, 1), (BLOCK, 1), (BLOCK + 1, 2)] {
             assert_eq!(block_count(length), count);
         }

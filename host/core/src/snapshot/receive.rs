@@ -256,8 +256,9 @@ mod tests {
     }
 
     /// Room is asked for once, for what the offer names, and before any byte is taken.
+    /// Covers P6 P8.
     #[test]
-    fn p6_p8_room_is_asked_for_once_and_before_any_byte() {
+    fn room_is_asked_for_once_and_before_any_byte() {
         let length = 2 * BLOCK;
         let (mut receiver, commands) = Receiver::begin(&offer(length), &expected());
         let [ReceiveCommand::Admit(header)] = &commands[..] else { panic!("{commands:?}") };
@@ -289,8 +290,9 @@ mod tests {
         ReceiveInput::Frame(BulkRequest::End { length, digest })
     }
 
+    /// Covers P14.
     #[test]
-    fn p14_each_block_is_written_and_credited_and_the_answer_is_rafts() {
+    fn each_block_is_written_and_credited_and_the_answer_is_rafts() {
         let length = 2 * BLOCK + 7;
         let mut receiver = admitted(length, 0);
         for offset in [0, BLOCK, 2 * BLOCK] {
@@ -312,8 +314,9 @@ mod tests {
         assert_eq!(receiver.step(end(length)), [], "nothing happens behind the end");
     }
 
+    /// Covers P14.
     #[test]
-    fn p14_what_a_resumed_transfer_has_is_not_sent_again() {
+    fn what_a_resumed_transfer_has_is_not_sent_again() {
         let length = BLOCK + 7;
         let mut receiver = admitted(length, BLOCK);
         let commands = receiver.step(frame(block(length, BLOCK)));
@@ -333,8 +336,9 @@ mod tests {
         assert_eq!(receiver.step(input), [], "the transfer is over");
     }
 
+    /// Covers P3 P13 P17.
     #[test]
-    fn p3_p13_p17_every_frame_against_the_rules_ends_the_transfer() {
+    fn every_frame_against_the_rules_ends_the_transfer() {
         let length = 2 * BLOCK + 7;
         let mut flipped = block(length, 0);
         flipped.crc ^= 1;
@@ -355,8 +359,9 @@ mod tests {
         check_refused(admitted(length, 0), corrupt, true);
     }
 
+    /// Covers P4 C5.
     #[test]
-    fn p4_c5_silence_and_breakage_end_without_a_reply() {
+    fn silence_and_breakage_end_without_a_reply() {
         let mut receiver = admitted(BLOCK, 0);
         let gone = receiver.step(ReceiveInput::Broken("gone".into()));
         assert_eq!(gone, [ReceiveCommand::Finish(ReceiveEnd::Broken("gone".into()))]);

@@ -1,7 +1,7 @@
 //! [`Sender`]: the sending end of a transfer, without IO.
 //!
 //! Inputs are replies, blocks that were read, ticks and breakages; commands are frames to send and
-//! blocks to read. It ends with exactly one [`SendOutcome`] (N16): what raft is told, and what to
+//! blocks to read. It ends with exactly one [`SendOutcome`]: what raft is told, and what to
 //! do next.
 //!
 //! - Nothing but the offer leaves before `Proceed`; blocks leave only within the credit.
@@ -217,7 +217,7 @@ impl Sender {
 const BLOCK: u64 = crate::limits::SNAPSHOT_BLOCK_BYTES as u64;
 
 impl SendOutcome {
-    /// The table of I5: stop, wait or give up.
+    /// What an end means for raft and for the next attempt: stop, wait or give up.
     pub fn of(end: SendEnd) -> Self {
         let (report, next) = match &end {
             SendEnd::Replied(reply) => after_reply(reply),
@@ -287,8 +287,9 @@ mod tests {
 
     const PROCEED: BulkReply = BulkReply::Proceed { offset: 0 };
 
+    /// Covers P14.
     #[test]
-    fn p14_blocks_leave_in_order_within_the_credit_and_then_the_end() {
+    fn blocks_leave_in_order_within_the_credit_and_then_the_end() {
         let length = 5 * BLOCK + 1;
         let credit = |blocks| BulkReply::Credit { blocks };
         let lines = run(length, &[PROCEED, credit(1), credit(1), credit(0), BulkReply::Accepted]);
@@ -311,8 +312,9 @@ mod tests {
         assert_eq!(complete[1..], ["end 5242881"]);
     }
 
+    /// Covers I5.
     #[test]
-    fn i5_a_receiver_that_breaks_the_protocol_is_given_up() {
+    fn a_receiver_that_breaks_the_protocol_is_given_up() {
         let credit = BulkReply::Credit { blocks: 1 };
         for replies in [
             vec![BulkReply::Accepted],
@@ -330,8 +332,9 @@ mod tests {
         }
     }
 
+    /// Covers I6.
     #[test]
-    fn i6_n16_one_outcome_and_nothing_behind_it() {
+    fn one_outcome_and_nothing_behind_it() {
         let (mut sender, _) = Sender::begin(offer(BLOCK));
         let last = sender.step(SendInput::SourceBad("rot".into()));
         assert!(matches!(&last[..], [SendCommand::Finish(_)]), "{last:?}");
@@ -345,9 +348,10 @@ mod tests {
         }
     }
 
-    /// C5: ticks count only while nothing moves.
+    /// Ticks count only while nothing moves.
+    /// Covers C5.
     #[test]
-    fn c5_only_silence_stalls_a_transfer() {
+    fn only_silence_stalls_a_transfer() {
         let (mut sender, _) = Sender::begin(offer(BLOCK));
         let quiet = |sender: &mut Sender| {
             let ticks = (1..STALL_TICKS).map(|_| sender.step(SendInput::Tick));

@@ -11,8 +11,9 @@ fn parked(bytes: &[u8]) -> Host {
 }
 
 /// Whatever happened to the parked file, the transfer goes on at the first block that is not right.
+/// Covers I3 X1.
 #[test]
-fn i3_x1_a_parked_file_is_taken_up_at_the_first_block_that_is_missing_or_bad() {
+fn a_parked_file_is_taken_up_at_the_first_block_that_is_missing_or_bad() {
     let bytes = payload(3 * BLOCK);
     let part = |host: &Host| {
         let names = host.fs.image();
@@ -45,8 +46,9 @@ fn i3_x1_a_parked_file_is_taken_up_at_the_first_block_that_is_missing_or_bad() {
 
 /// An offer of another object is asked to prefer the parked one, unless it insists or the parked
 /// one is behind.
+/// Covers I2.
 #[test]
-fn i2_another_offer_yields_to_what_is_parked_or_displaces_it() {
+fn another_offer_yields_to_what_is_parked_or_displaces_it() {
     let (bytes, other) = (payload(3 * BLOCK), payload(40));
     let desc = desc(11, &other);
     for (insist, commit, displaces) in [(false, 0, false), (true, 0, true), (false, 11, true)] {
@@ -66,9 +68,10 @@ fn i2_another_offer_yields_to_what_is_parked_or_displaces_it() {
     }
 }
 
-/// C5: what is parked too long goes, and at once where its room is needed.
+/// What is parked too long goes, and at once where its room is needed.
+/// Covers C5 C1.
 #[test]
-fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
+fn what_is_parked_goes_with_time_and_for_room() {
     let bytes = payload(3 * BLOCK);
     let host = parked(&bytes);
     // Its time begins when it is parked, however long the transfer took.
@@ -103,8 +106,9 @@ fn c5_c1_what_is_parked_goes_with_time_and_for_room() {
 
 /// Room that is taken from a parked file, with the disk struck at each operation: a start finds one
 /// snapshot or none, and nothing that nobody counts.
+/// Covers C1 K1.
 #[test]
-fn c1_k1_every_crash_point_of_reclaiming_what_is_parked() {
+fn every_crash_point_of_reclaiming_what_is_parked() {
     let bytes = payload(3 * BLOCK);
     let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
     let reclaim = |strike: Option<u64>| {

@@ -3,8 +3,9 @@
 use super::*;
 
 /// Whatever the raft side answers, what it does not take is gone.
+/// Covers X3 X6 X7.
 #[test]
-fn x3_x6_x7_what_raft_does_not_take_is_gone() {
+fn what_raft_does_not_take_is_gone() {
     let bytes = payload(BLOCK + 1);
     for answer in [BulkReply::Stale, BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS }] {
         let host = Host::new();
@@ -19,8 +20,9 @@ fn x3_x6_x7_what_raft_does_not_take_is_gone() {
 }
 
 /// The acknowledgement was lost, and the object comes again: it is told that it is there.
+/// Covers I4 I1.
 #[test]
-fn i4_i1_a_repeated_transfer_ends_with_a_defined_answer() {
+fn a_repeated_transfer_ends_with_a_defined_answer() {
     let bytes = payload(BLOCK + 1);
     let mut bed = Bed::new();
     let desc = bed.take_listed(&[(10, &bytes)]).remove(0);
@@ -40,8 +42,9 @@ fn i4_i1_a_repeated_transfer_ends_with_a_defined_answer() {
 }
 
 /// The raft side takes its time: the object waits for it, and the sender hears that there is life.
+/// Covers I8.
 #[test]
-fn i8_what_was_received_waits_for_the_raft_side() {
+fn what_was_received_waits_for_the_raft_side() {
     struct Late(u32);
     impl Judge for Late {
         fn deliver(&mut self, mut verified: Verified) {
@@ -65,8 +68,9 @@ fn i8_what_was_received_waits_for_the_raft_side() {
 }
 
 /// Both ends tell the peer, the index and the bytes.
+/// Covers V3.
 #[test]
-fn v3_both_ends_log_peer_index_and_bytes() {
+fn both_ends_log_peer_index_and_bytes() {
     let (from, to) = (offer(&desc(10, b"")).from, offer(&desc(10, b"")).to);
     let length = 2 * BLOCK + 1;
     let told = crate::store::tests::logged(|| drop(send_to(vec![BulkReply::Stale], true)));

@@ -198,8 +198,9 @@ fn offer() -> Offer {
     }
 }
 
+/// Covers P5.
 #[test]
-fn p5_bulk_frames_survive_the_wire_and_hold_one_thing_each() {
+fn bulk_frames_survive_the_wire_and_hold_one_thing_each() {
     let data = Bytes::from(vec![7; limits::SNAPSHOT_BLOCK_BYTES]);
     let requests = [
         BulkRequest::Offer(offer()),

@@ -44,10 +44,11 @@ fn data() -> MemFs {
     MemFs::with_dir(Path::new("/data"))
 }
 
-/// N2, N4, N7, N20, F1, F2, F3: whatever the crash, what the log lists is there and nothing else
+/// Whatever the crash, what the log lists is there and nothing else
 /// stays.
+/// Covers F1 F2 F3.
 #[test]
-fn n2_n4_n7_f1_f2_f3_every_crash_point_of_local_snapshots() {
+fn every_crash_point_of_local_snapshots() {
     let whole = data();
     assert!(run(&whole).done);
     let ops = whole.ops();
@@ -66,10 +67,11 @@ fn n2_n4_n7_f1_f2_f3_every_crash_point_of_local_snapshots() {
     }
 }
 
-/// U6, I3, N19: one failing operation fails one snapshot; nothing stays, and the next attempt
+/// One failing operation fails one snapshot; nothing stays, and the next attempt
 /// succeeds.
+/// Covers U6 I3.
 #[test]
-fn u6_i3_n19_every_failing_operation_of_local_snapshots() {
+fn every_failing_operation_of_local_snapshots() {
     let whole = data();
     assert!(run(&whole).done);
     let after_open = {

@@ -63,8 +63,9 @@ fn at_each_stage(mut check: impl FnMut(At, bool, Bed, Value)) {
 }
 
 /// From before its name can be seen: who holds the value holds the object.
+/// Covers G1 G2 G3.
 #[test]
-fn g1_g2_g3_a_value_keeps_its_object_while_it_lives() {
+fn a_value_keeps_its_object_while_it_lives() {
     at_each_stage(|at, _, mut bed, value| {
         assert!(bed.budget.used() > 0, "{at:?} holds bytes");
         let newer = desc(99, b"newer");
@@ -75,8 +76,9 @@ fn g1_g2_g3_a_value_keeps_its_object_while_it_lives() {
     });
 }
 
+/// Covers X1 X2 X15.
 #[test]
-fn x1_x2_x15_a_value_dropped_at_any_stage_leaves_nothing() {
+fn a_value_dropped_at_any_stage_leaves_nothing() {
     at_each_stage(|at, _, mut bed, value| {
         drop(value);
         bed.store.collect();
@@ -87,8 +89,9 @@ fn x1_x2_x15_a_value_dropped_at_any_stage_leaves_nothing() {
 }
 
 /// Another thread only lets go; the unlink is the lane's.
+/// Covers X13.
 #[test]
-fn x13_letting_go_is_no_io() {
+fn letting_go_is_no_io() {
     at_each_stage(|at, _, bed, value| {
         let ops = bed.fs.ops();
         std::thread::spawn(move || drop(value)).join().expect("a drop does not panic");
@@ -96,8 +99,9 @@ fn x13_letting_go_is_no_io() {
     });
 }
 
+/// Covers I3.
 #[test]
-fn i3_a_failed_attempt_is_in_nobodys_way() {
+fn a_failed_attempt_is_in_nobodys_way() {
     at_each_stage(|_, received, mut bed, value| {
         drop(value);
         reach(&mut bed.store, At::Verified, received);
@@ -105,8 +109,9 @@ fn i3_a_failed_attempt_is_in_nobodys_way() {
 }
 
 /// A local and a received object of one name: the file stays until both let go.
+/// Covers G7.
 #[test]
-fn g7_two_who_hold_one_object_hold_it_each() {
+fn two_who_hold_one_object_hold_it_each() {
     let bytes = payload(100);
     let mut bed = Bed::new();
     let local = bed.take(10, &bytes);
@@ -124,8 +129,9 @@ fn g7_two_who_hold_one_object_hold_it_each() {
 }
 
 /// Another object of the same term and index has another name; equal bytes change nothing.
+/// Covers G5 M5 I2.
 #[test]
-fn g5_m5_i2_a_duplicate_never_changes_the_bytes_behind_a_name() {
+fn a_duplicate_never_changes_the_bytes_behind_a_name() {
     let mut bed = Bed::new();
     let mut first = bed.take(10, b"what the log is about to list");
     first.hold.disarm();
@@ -143,8 +149,9 @@ fn g5_m5_i2_a_duplicate_never_changes_the_bytes_behind_a_name() {
 }
 
 /// Staging files of writers at work are no garbage, whatever else is.
+/// Covers G9 O5.
 #[test]
-fn g9_o5_collecting_spares_writers_and_takes_the_rest() {
+fn collecting_spares_writers_and_takes_the_rest() {
     for at in [At::Created, At::HalfWritten] {
         let mut bed = Bed::new();
         let listed = bed.take_listed(&[(3, b"old"), (5, b"new")]);
@@ -159,8 +166,9 @@ fn g9_o5_collecting_spares_writers_and_takes_the_rest() {
 }
 
 /// Equal payloads at two indexes are two files.
+/// Covers K14.
 #[test]
-fn k14_objects_of_equal_payloads_are_apart() {
+fn objects_of_equal_payloads_are_apart() {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, b"same"), (20, b"same")]);
     assert_eq!(listed[0].digest, listed[1].digest);
@@ -173,9 +181,10 @@ fn k14_objects_of_equal_payloads_are_apart() {
     }
 }
 
-/// N10: a value that is forgotten costs space until the next start, never more.
+/// A value that is forgotten costs space until the next start, never more.
+/// Covers X16.
 #[test]
-fn n10_x16_what_is_forgotten_goes_at_the_next_start() {
+fn what_is_forgotten_goes_at_the_next_start() {
     for at in STAGES {
         let mut bed = Bed::new();
         let listed = bed.take_listed(&[(5, b"old")]);
@@ -189,8 +198,9 @@ fn n10_x16_what_is_forgotten_goes_at_the_next_start() {
     }
 }
 
+/// Covers M4 K20.
 #[test]
-fn n7_m4_k20_a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
+fn a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
     let mut bed = Bed::new();
     let old = bed.take_listed(&[(10, b"old")]).remove(0);
     let mut reader = bed.store.open_object(&old, Use::Verifying).expect("it opens");
@@ -205,8 +215,9 @@ fn n7_m4_k20_a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
     assert_eq!(bed.files(), [ObjectName::of(&new).file()]);
 }
 
+/// Covers K1 M1 M2.
 #[test]
-fn k1_m1_m2_deleting_spares_what_is_listed_leased_or_on_its_way_to_the_log() {
+fn deleting_spares_what_is_listed_leased_or_on_its_way_to_the_log() {
     let mut bed = Bed::new();
     let first = bed.take_listed(&[(10, b"first")]).remove(0);
     let mut second = bed.take(20, b"second");
@@ -228,8 +239,9 @@ fn k1_m1_m2_deleting_spares_what_is_listed_leased_or_on_its_way_to_the_log() {
     assert_eq!(collected.removed, [ObjectName::of(&second_desc).file()]);
 }
 
+/// Covers K17.
 #[test]
-fn k17_one_failing_deletion_does_not_stop_the_rest() {
+fn one_failing_deletion_does_not_stop_the_rest() {
     let mut bed = Bed::new();
     bed.take_listed(&[(10, b"a"), (20, b"b")]);
     bed.fs.fail_op(bed.fs.ops() + 1, DiskFault::Io);
@@ -242,8 +254,9 @@ fn k17_one_failing_deletion_does_not_stop_the_rest() {
 }
 
 /// What the disk made of the bytes is found before the object counts.
+/// Covers K3 F3.
 #[test]
-fn k3_f3_a_sealed_object_is_read_back_before_it_is_listed() {
+fn a_sealed_object_is_read_back_before_it_is_listed() {
     let mut bed = Bed::new();
     let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is room");
     let mut writer = bed.store.create(reservation).expect("a staging file");
@@ -259,8 +272,9 @@ fn k3_f3_a_sealed_object_is_read_back_before_it_is_listed() {
 
 /// A filesystem that reserves nothing takes a large object as soon as any other: nobody waits for
 /// zeros. What is not written yet stays promised.
+/// Covers P8.
 #[test]
-fn p8_a_large_object_is_begun_at_once_where_nothing_can_be_reserved() {
+fn a_large_object_is_begun_at_once_where_nothing_can_be_reserved() {
     let mut bed = Bed::new();
     bed.fs.cannot_reserve();
     let mut large = desc(10, &payload(1000));

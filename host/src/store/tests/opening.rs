@@ -4,8 +4,9 @@ use super::*;
 use crate::fs::mem::LateFull;
 
 /// Names with the characters of patterns are names.
+/// Covers O9.
 #[test]
-fn o9_directory_names_are_no_patterns() {
+fn directory_names_are_no_patterns() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let (odd, other) = (Path::new("/data/g[1]*?"), Path::new("/data/g1xx"));
     let open = |dir: &Path| {
@@ -33,8 +34,9 @@ fn littered() -> (Bed, Vec<SnapshotDesc>) {
     (bed, listed)
 }
 
+/// Covers O1 O2 O6.
 #[test]
-fn o1_o2_o6_opening_removes_what_is_unlisted_and_nothing_else() {
+fn opening_removes_what_is_unlisted_and_nothing_else() {
     let (bed, listed) = littered();
     let (_, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("the store opens");
     assert_eq!((swept.removed.len(), swept.errors.len()), (2, 0), "{swept:?}");
@@ -43,8 +45,9 @@ fn o1_o2_o6_opening_removes_what_is_unlisted_and_nothing_else() {
     assert_eq!(bed.files().len(), 1 + 3);
 }
 
+/// Covers O3 O7.
 #[test]
-fn o3_o7_with_nothing_listed_everything_of_ours_goes() {
+fn with_nothing_listed_everything_of_ours_goes() {
     let (bed, _) = littered();
     let (_, swept) = open(&bed.fs, &bed.budget, &state(&[])).expect("the store opens");
     assert_eq!(swept.removed.len(), 3, "{swept:?}");
@@ -52,8 +55,9 @@ fn o3_o7_with_nothing_listed_everything_of_ours_goes() {
 }
 
 /// Whose an object is cannot be told without descriptors: it stays, and goes at the next start.
+/// Covers O3.
 #[test]
-fn o3_what_cannot_be_read_for_now_is_left_alone() {
+fn what_cannot_be_read_for_now_is_left_alone() {
     let mut left = 0;
     for read in 1..20 {
         let (bed, _) = littered();
@@ -71,8 +75,9 @@ fn o3_what_cannot_be_read_for_now_is_left_alone() {
 }
 
 /// What is unlisted goes whatever its index: above and below what is listed.
+/// Covers O4.
 #[test]
-fn o4_the_index_of_what_is_unlisted_does_not_matter() {
+fn the_index_of_what_is_unlisted_does_not_matter() {
     for index in [1, 9, 11, 1 << 40] {
         let mut bed = Bed::new();
         let listed = bed.take_listed(&[(10, b"listed")]);
@@ -87,8 +92,9 @@ fn o4_the_index_of_what_is_unlisted_does_not_matter() {
 }
 
 /// Opening reads no payload; whoever restores reads and judges all of it.
+/// Covers O10 K18.
 #[test]
-fn o10_k18_opening_leaves_judging_to_whoever_restores() {
+fn opening_leaves_judging_to_whoever_restores() {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &payload(BLOCK)), (20, &payload(BLOCK + 1))]);
     bed.fs.corrupt(&bed.path(&listed[0]), BLOCK as u64 / 2).expect("the file is there");
@@ -100,8 +106,9 @@ fn o10_k18_opening_leaves_judging_to_whoever_restores() {
     assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a restore comes to the same verdict");
 }
 
+/// Covers O8.
 #[test]
-fn n20_o8_without_this_groups_own_state_nothing_is_touched() {
+fn without_this_groups_own_state_nothing_is_touched() {
     let mut bed = Bed::new();
     bed.take_listed(&[(10, b"precious")]);
     let before = bed.fs.image();
@@ -114,8 +121,9 @@ fn n20_o8_without_this_groups_own_state_nothing_is_touched() {
     assert_eq!(bed.fs.image(), before);
 }
 
+/// Covers K2.
 #[test]
-fn k2_a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
+fn a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, b"x")]);
     Fs::remove(&bed.fs, &bed.path(&listed[0])).expect("it was there");
@@ -125,8 +133,9 @@ fn k2_a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
 }
 
 /// A start on a full disk needs no directory yet; the first snapshot makes it, once there is room.
+/// Covers U6.
 #[test]
-fn u6_a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
+fn a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let budget = Budget::new(limits_of(1 << 40, 0, 4));
     for op in 1..40 {
@@ -145,8 +154,9 @@ fn u6_a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
 }
 
 /// No room is no broken disk, at whichever operation it shows: whoever wanted to write is told so.
+/// Covers C1.
 #[test]
-fn c1_an_operation_without_room_is_no_space() {
+fn an_operation_without_room_is_no_space() {
     let mut refused = 0;
     for (op, fault) in (1..40).flat_map(|op| [(op, DiskFault::Full), (op, DiskFault::Descriptors)])
     {
@@ -170,8 +180,9 @@ fn c1_an_operation_without_room_is_no_space() {
 }
 
 /// A snapshot directory that a start made, however deep, is there after a power loss.
+/// Covers F2.
 #[test]
-fn f2_a_fresh_directory_is_durable() {
+fn a_fresh_directory_is_durable() {
     let fs = MemFs::with_dir(Path::new("/mnt"));
     let dir = Path::new("/mnt/a/b/c/d/e/g/snap");
     let quota = Budget::new(limits_of(1 << 40, 0, 4)).quota(u64::MAX);

@@ -6,8 +6,9 @@ fn frame_bytes(payload: u64) -> u64 {
     layout::object_bytes(payload).expect("a small payload")
 }
 
+/// Covers C4.
 #[test]
-fn c4_n9_one_inbound_and_one_local_per_group_and_a_bound_per_host() {
+fn one_inbound_and_one_local_per_group_and_a_bound_per_host() {
     let mut bed = Bed::new();
     let inbound = bed.store.reserve(&header(&desc(10, b"a"))).expect("the place is free");
     let _local = bed.store.reserve_local(local(10, 0, true)).expect("the place is free");
@@ -27,8 +28,9 @@ fn c4_n9_one_inbound_and_one_local_per_group_and_a_bound_per_host() {
     assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
 }
 
+/// Covers M7 G4.
 #[test]
-fn m7_g4_a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_written() {
+fn a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_written() {
     let mut bed = Bed::new();
     bed.take_listed(&[(10, b"x")]);
     let before = bed.fs.image();
@@ -39,8 +41,9 @@ fn m7_g4_a_local_snapshot_at_or_below_the_newest_is_stale_before_a_byte_is_writt
     assert_eq!(bed.fs.image(), before);
 }
 
+/// Covers P16.
 #[test]
-fn p16_an_object_of_another_cluster_or_group_is_refused() {
+fn an_object_of_another_cluster_or_group_is_refused() {
     let mut bed = Bed::new();
     let limits = bed.budget.limits();
     let other = Identity { cluster: [8; 16], group: identity().group };
@@ -53,8 +56,9 @@ fn p16_an_object_of_another_cluster_or_group_is_refused() {
     assert!(bed.store.reserve(&header(&desc(10, b"a"))).is_ok());
 }
 
+/// Covers C2 C3.
 #[test]
-fn c2_c3_space_is_refused_before_a_byte_is_written_and_the_headroom_stays() {
+fn space_is_refused_before_a_byte_is_written_and_the_headroom_stays() {
     let need = frame_bytes(1000);
     let offered = header(&desc(10, &payload(1000)));
     for (budget, disk, headroom, fits) in [
@@ -90,7 +94,7 @@ fn c2_c3_space_is_refused_before_a_byte_is_written_and_the_headroom_stays() {
 
 /// Bytes that are promised and not written yet count against what the disk says is free.
 #[test]
-fn n9_two_reservations_do_not_promise_the_same_free_bytes() {
+fn two_reservations_do_not_promise_the_same_free_bytes() {
     let need = frame_bytes(1000);
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.set_capacity(2 * need - 1);
@@ -104,7 +108,7 @@ fn n9_two_reservations_do_not_promise_the_same_free_bytes() {
 
 /// What a writer has put on the disk is not counted a second time as promised.
 #[test]
-fn n9_written_bytes_are_counted_once() {
+fn written_bytes_are_counted_once() {
     let (block, rest) = (BLOCK as u64, 1000);
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.set_capacity(frame_bytes(block + rest) + frame_bytes(rest));
@@ -118,8 +122,9 @@ fn n9_written_bytes_are_counted_once() {
     writer.finish().expect("its room was kept");
 }
 
+/// Covers C1 K15.
 #[test]
-fn c1_k15_the_oldest_recovery_point_beyond_the_newest_makes_room() {
+fn the_oldest_recovery_point_beyond_the_newest_makes_room() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
     let old = bed.take(10, &payload(1000)).desc;
@@ -141,8 +146,9 @@ fn c1_k15_the_oldest_recovery_point_beyond_the_newest_makes_room() {
 }
 
 /// Room is made, then taken, and only then is there a name.
+/// Covers P7 C1.
 #[test]
-fn p7_c1_what_nobody_needs_goes_before_a_name_is_made() {
+fn what_nobody_needs_goes_before_a_name_is_made() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), frame_bytes(1000), 0);
     drop(bed.take(5, &payload(900)));
@@ -155,8 +161,9 @@ fn p7_c1_what_nobody_needs_goes_before_a_name_is_made() {
 }
 
 /// Local and received objects pass the same gate; what it refuses is not written.
+/// Covers P9 P10 V1.
 #[test]
-fn p9_p10_v1_a_refusal_is_typed_counted_and_writes_nothing() {
+fn a_refusal_is_typed_counted_and_writes_nothing() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 10, 0);
     let received = bed.store.reserve(&header(&desc(10, b"a"))).map(drop);
@@ -168,8 +175,9 @@ fn p9_p10_v1_a_refusal_is_typed_counted_and_writes_nothing() {
     assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
 }
 
+/// Covers V2.
 #[test]
-fn v2_a_refusal_is_a_warning_with_group_index_and_cause() {
+fn a_refusal_is_a_warning_with_group_index_and_cause() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 10, 0);
     let told = logged(|| drop(bed.store.reserve_local(local(77, 1, true)).err()));
@@ -180,8 +188,9 @@ fn v2_a_refusal_is_a_warning_with_group_index_and_cause() {
     }
 }
 
+/// Covers I7.
 #[test]
-fn i7_outbound_transfers_are_bounded() {
+fn outbound_transfers_are_bounded() {
     let bed = Bed::new();
     let most = bed.budget.limits().outbound;
     let mut slots: Vec<_> = (0..most).map(|_| bed.budget.take_outbound()).collect();
@@ -205,8 +214,9 @@ fn neighbour(bed: &Bed) -> SnapshotStore {
 
 /// Two groups share room for three objects. Whoever is refused gets what the other gives up, though
 /// the other writes again at once.
+/// Covers C1.
 #[test]
-fn c1_room_that_a_group_claims_is_kept_for_it() {
+fn room_that_a_group_claims_is_kept_for_it() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut seldom = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) + 10, 0);
     let mut often = neighbour(&seldom);
@@ -233,8 +243,9 @@ fn c1_room_that_a_group_claims_is_kept_for_it() {
 }
 
 /// A claim that nobody comes back for ends, and one that no other group could meet is none.
+/// Covers C1.
 #[test]
-fn c1_a_claim_ends_with_time() {
+fn a_claim_ends_with_time() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 10, 0);
     let mut other = neighbour(&bed);
@@ -254,8 +265,9 @@ fn c1_a_claim_ends_with_time() {
 
 /// A claim asks only those for room that have some of what is short, and does not stand for ever
 /// though it is repeated at each tick.
+/// Covers C1.
 #[test]
-fn c1_a_claim_disturbs_nobody_who_cannot_help() {
+fn a_claim_disturbs_nobody_who_cannot_help() {
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.mount(&dir(), 2 * frame_bytes(1000) + 10);
     let mut bed = Bed::with_limits(fs, &state(&[]), 100 * frame_bytes(1000), 0);
@@ -297,15 +309,16 @@ fn c1_a_claim_disturbs_nobody_who_cannot_help() {
     assert!((30_000..=62_000).contains(&refused_until), "{refused_until}");
 }
 
+/// Covers P13.
 #[test]
-fn p13_a_payload_is_capped_by_what_was_reserved() {
+fn a_payload_is_capped_by_what_was_reserved() {
     let mut bed = Bed::new();
     let reservation = bed.store.reserve_local(local(10, 100, false)).expect("there is room");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(100)).expect("as reserved");
     let error = writer.write_all(b"x").expect_err("one byte too many");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-    // N19: what failed stays failed.
+    // What failed stays failed.
     assert!(writer.write_all(b"").is_ok());
     assert!(matches!(writer.finish(), Err(SnapshotRefusal::NoSpace { .. })));
 
@@ -315,8 +328,9 @@ fn p13_a_payload_is_capped_by_what_was_reserved() {
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
 }
 
+/// Covers C2.
 #[test]
-fn c2_a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
+fn a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let limit = frame_bytes(16 * BLOCK as u64);
     let mut bed = Bed::with_limits(fs, &state(&[]), limit, 0);
@@ -331,8 +345,9 @@ fn c2_a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
     assert_eq!((bed.budget.used(), bed.files().len()), (0, 0));
 }
 
+/// Covers P17.
 #[test]
-fn p17_bytes_that_are_not_the_declared_ones_are_not_finished() {
+fn bytes_that_are_not_the_declared_ones_are_not_finished() {
     let declared = payload(100);
     let mut flipped = declared.clone();
     flipped[50] ^= 1;
@@ -348,8 +363,9 @@ fn p17_bytes_that_are_not_the_declared_ones_are_not_finished() {
 }
 
 /// A group's own cap holds whatever the host's budget has left, and for what is there already.
+/// Covers C4.
 #[test]
-fn c4_a_groups_cap_is_its_own() {
+fn a_groups_cap_is_its_own() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let budget = Budget::new(limits_of(1 << 40, 0, 4));
     let quota = budget.quota(frame_bytes(1000) + frame_bytes(500));
@@ -368,8 +384,9 @@ fn c4_a_groups_cap_is_its_own() {
 }
 
 /// Promised bytes, and the log's headroom, count on their own filesystem only.
+/// Covers C2.
 #[test]
-fn c2_another_filesystem_is_not_disturbed() {
+fn another_filesystem_is_not_disturbed() {
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.mount(&dir(), 1 << 20);
     fs.set_capacity(10);
@@ -382,9 +399,10 @@ fn c2_another_filesystem_is_not_disturbed() {
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { have: left, .. } if left == have));
 }
 
-/// C1: what is still being sent, or was promised, makes no room now: the snapshot is postponed.
+/// What is still being sent, or was promised, makes no room now: the snapshot is postponed.
+/// Covers C1 U6.
 #[test]
-fn c1_u6_room_that_is_in_use_postpones() {
+fn room_that_is_in_use_postpones() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 5, 0);
     let listed = bed.take_listed(&[(10, &payload(1000)), (20, &payload(999))]);

@@ -8,8 +8,9 @@ fn append(wal: &mut Wal, group: u64, first: u64, index: u64) -> Result<(), WalEr
     wal.append_and_tidy(&[job(group, state(first, previous, index - 1), add)]).map(drop)
 }
 
+/// Covers F8.
 #[test]
-fn f8_a_busy_group_that_truncates_keeps_few_segments() {
+fn a_busy_group_that_truncates_keeps_few_segments() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     for index in 1..100_u64 {

@@ -61,8 +61,9 @@ fn a_flipped_bit_in_the_last_batch_is_a_torn_tail_and_the_log_goes_on_over_it() 
     }
 }
 
+/// Covers U2.
 #[test]
-fn u2_a_torn_tail_stays_one_as_long_as_its_segment_stays() {
+fn a_torn_tail_stays_one_as_long_as_its_segment_stays() {
     let (fs, path, begins) = log(|_wal| {});
     fs.corrupt(&path, begins[2]).expect("the file is there");
     for life in 0..3 {
