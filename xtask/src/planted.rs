@@ -10,7 +10,9 @@
 //!   nothing. Nor does a program that hangs.
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
 //!   nothing.
-//! * The result is written to `docs/planted-bugs.md`, in place of the rows of those that ran.
+//! * The result is written to `docs/planted-bugs.md`, in place of the rows of those that ran, and to
+//!   the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with a bug to a
+//!   file below `target/planted/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,10 +25,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::checkout;
 use crate::sim;
 use crate::steps::cargo;
+use crate::tidy;
 
 const PACKAGES: [&str; 3] = ["lockstep-core", "lockstep-host", "lockstep-sim"];
 const SOURCE: &str = "host/core/src/mutant.rs";
 const TABLE: &str = "docs/planted-bugs.md";
+/// A file for each bug, with a line for each test that failed.
+const ALL_TESTS: &str = "target/planted";
 /// Below the core's package.
 const SCRIPTS: &str = "tests/scripts";
 const ALL_SCRIPTS: &str = "every_story_goes_as_told";
@@ -78,7 +83,6 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let missed = caught.iter().filter(|one| one.sim.is_none() && one.tests.is_empty());
     let missed: Vec<&str> = missed.map(|one| &*one.name).collect();
     println!("{} of {} are caught; see {TABLE}", caught.len() - missed.len(), caught.len());
-    println!("`cargo xtask tidy --fix` carries that over into docs/snapshot-requirements.md");
     let anyway: Vec<&str> = caught.iter().filter(|one| one.anyway).map(|one| &*one.name).collect();
     ensure!(anyway.is_empty(), "the seeds of these fail without a bug, too: {}", anyway.join(", "));
     ensure!(missed.is_empty(), "nobody catches {}", missed.join(", "));
@@ -319,10 +323,17 @@ fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Res
     let path = root.join(TABLE);
     let before = std::fs::read_to_string(&path).unwrap_or_default();
     let mut rows = rows(&before);
-    rows.extend(caught.iter().map(|one| (one.name.clone(), row(one))));
+    rows.extend(caught.iter().map(|one| (one.name.clone(), row(one, caught))));
     rows.retain(|name, _| bugs.iter().any(|(known, _)| known == name));
     let text: String = rows.values().map(|row| format!("{row}\n")).collect();
     std::fs::write(&path, HEAD.to_owned() + &text).context(TABLE)?;
+    let all = root.join(ALL_TESTS);
+    std::fs::create_dir_all(&all).context(ALL_TESTS)?;
+    for one in caught {
+        std::fs::write(all.join(&one.name), one.tests.join("\n") + "\n").context(ALL_TESTS)?;
+    }
+    let tried = caught.iter().map(|one| (one.name.clone(), one.tests.iter().cloned().collect()));
+    tidy::bugs_were_tried(root, &tried.collect())?;
     Ok(())
 }
 
@@ -337,17 +348,20 @@ const HEAD: &str = "\
 
 Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into the program by
 itself. *Simulator*: the checker that reported it and the first of the seeds from 1 on that did.
-*Tests*: those of the core, the host and the simulator that failed, and scripts.
+*Tests*: how many tests of the core, the host and the simulator failed, scripts included, and the one
+among them that fails with the fewest other bugs.
 
 | bug | what it breaks | simulator | tests |
 |---|---|---|---|
 ";
 
-fn row(one: &Caught) -> String {
+fn row(one: &Caught, all: &[Caught]) -> String {
     let sim = one.sim.as_ref().map_or("-".to_owned(), |(c, s)| format!("{c}, seed {s}"));
-    let tests = match one.tests.is_empty() {
-        true => "-".to_owned(),
-        false => one.tests.iter().map(|test| format!("`{test}`")).collect::<Vec<_>>().join("<br>"),
+    let bugs_of = |test: &&String| all.iter().filter(|other| other.tests.contains(test)).count();
+    let tests = match (one.tests.iter().min_by_key(bugs_of), one.tests.len()) {
+        (None, _) => "-".to_owned(),
+        (Some(test), 1) => format!("`{test}`"),
+        (Some(test), count) => format!("{count}: `{test}`"),
     };
     format!("| `{}` | {} | {sim} | {tests} |", one.name, one.what)
 }

@@ -22,6 +22,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use requirements::Tried;
+
 /// Folders that hold nothing of ours: what was built, and what git keeps.
 const SKIPPED: [&str; 2] = ["target", ".git"];
 
@@ -69,7 +71,14 @@ pub(crate) fn wrap(root: &Path) -> Result<usize> {
 
 /// Fills in what documents say of the tests; whether anything changed.
 pub(crate) fn fill_in(root: &Path) -> Result<bool> {
-    let Some((path, text)) = requirements::update(&Tree::read(root)?) else { return Ok(false) };
+    bugs_were_tried(root, &Tried::new())
+}
+
+/// Fills in with which bugs the tests failed, for those that were tried; whether anything changed.
+pub(crate) fn bugs_were_tried(root: &Path, tried: &Tried) -> Result<bool> {
+    let Some((path, text)) = requirements::update(&Tree::read(root)?, tried) else {
+        return Ok(false);
+    };
     let file = root.join(path);
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     Ok(true)

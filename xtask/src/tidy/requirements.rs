@@ -1,18 +1,17 @@
 //! `docs/snapshot-requirements.md`: which test stands for which requirement on snapshots.
 //!
-//! * Ids, sentences and kinds in the table are written by hand; tests, planted bugs and counts are
-//!   filled in from the tree, by `cargo xtask tidy --fix`.
+//! * Ids, sentences and kinds in the table are written by hand; tests and counts are filled in from
+//!   the tree by `cargo xtask tidy --fix`, planted bugs by `cargo xtask mutants`.
 //! * A test names the ids it stands for in a line of its documentation, `/// Covers X1 X2.`, a
 //!   script in a line `# Covers X1 X2.` below its title. Three at the most: a test that stands for
 //!   everything shows nothing.
-//! * A bug counts for an id if a test of that id failed with it, as `docs/planted-bugs.md` has it.
+//! * A bug counts for an id if a test of that id failed with it ([`update`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Tree, Violation};
 
 const TABLE: &str = "docs/snapshot-requirements.md";
-const BUGS: &str = "docs/planted-bugs.md";
 const SCRIPTS: &str = "host/core/tests/scripts/";
 /// The ids there are: a letter, and how many.
 const SECTIONS: [(char, usize); 12] = [
@@ -84,17 +83,20 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
             report(TABLE, at + 1, format!("{id} is {kind}: superseded are {SUPERSEDED:?}"));
         }
     }
-    let filled = fill(tree, text);
+    let filled = fill(tree, text, &Tried::new());
     let differs = text.lines().zip(filled.lines()).position(|(is, want)| is != want);
     if let Some(at) = differs {
         report(TABLE, at + 1, "not what the tests say: run `cargo xtask tidy --fix`".to_owned());
     }
 }
 
-/// The table as it should be, if it is there and not so.
-pub(super) fn update(tree: &Tree) -> Option<(&'static str, String)> {
+/// The tests that failed with each bug that was tried, by the bugs' names.
+pub(crate) type Tried = BTreeMap<String, BTreeSet<String>>;
+
+/// The table as it should be once these bugs were tried, if it is there and not so.
+pub(super) fn update(tree: &Tree, tried: &Tried) -> Option<(&'static str, String)> {
     let text = tree.text(TABLE)?;
-    let filled = fill(tree, text);
+    let filled = fill(tree, text, tried);
     (filled != text).then_some((TABLE, filled))
 }
 
@@ -111,15 +113,14 @@ fn row_id(line: &str) -> Option<&str> {
     is_id.then_some(id)
 }
 
-fn fill(tree: &Tree, text: &str) -> String {
+fn fill(tree: &Tree, text: &str, tried: &Tried) -> String {
     let tests = tests(tree);
-    let bugs = bugs(tree.text(BUGS).unwrap_or_default());
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut unproven = Vec::new();
     for line in text.lines() {
         let Some(id) = row_id(line) else { continue };
         *counts.entry(line.split('|').nth(2).map_or("", str::trim)).or_default() += 1;
-        if found(&tests, &bugs, id).1.is_empty() {
+        if bugs(&tests, tried, id, line).is_empty() {
             unproven.push(id);
         }
     }
@@ -128,8 +129,10 @@ fn fill(tree: &Tree, text: &str) -> String {
     let line = |line: &str| match row_id(line) {
         Some(id) => {
             let hand: Vec<&str> = line.split('|').take(4).collect();
-            let (names, caught) = found(&tests, &bugs, id);
-            format!("{}| {} | {} |", hand.join("|"), names.join("<br>"), caught.join("<br>"))
+            let mut names: Vec<&str> = naming(&tests, id).map(|test| &*test.name).collect();
+            names.sort_unstable();
+            let bugs = bugs(&tests, tried, id, line);
+            format!("{}| {} | {} |", hand.join("|"), quoted(names), quoted(bugs))
         }
         None if line.starts_with(COUNTS) => format!("{COUNTS} {}.", counts.join(", ")),
         None if line.starts_with(UNPROVEN) => format!("{UNPROVEN} {}.", unproven.join(", ")),
@@ -138,33 +141,28 @@ fn fill(tree: &Tree, text: &str) -> String {
     text.lines().map(|text| line(text) + "\n").collect()
 }
 
-/// The tests that name an id, and the bugs with which one of them failed, ready for the table.
-fn found(
-    tests: &[Test],
-    bugs: &BTreeMap<String, BTreeSet<String>>,
-    id: &str,
-) -> (Vec<String>, Vec<String>) {
-    let naming: Vec<&Test> =
-        tests.iter().filter(|test| test.ids.iter().any(|have| have == id)).collect();
-    let mut names: Vec<String> = naming.iter().map(|test| format!("`{}`", test.name)).collect();
-    names.sort();
-    let caught: BTreeSet<&String> =
-        naming.iter().filter_map(|test| bugs.get(&test.name)).flatten().collect();
-    (names, caught.into_iter().map(|bug| format!("`{bug}`")).collect())
+/// The tests that name an id.
+fn naming<'a>(tests: &'a [Test], id: &str) -> impl Iterator<Item = &'a Test> {
+    tests.iter().filter(move |test| test.ids.iter().any(|have| have == id))
 }
 
-/// Which bugs made each test fail.
-fn bugs(table: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in table.lines().filter(|line| line.starts_with("| `")) {
-        let mut quoted = line.split('`').skip(1).step_by(2);
-        let Some(bug) = quoted.next() else { continue };
-        for test in quoted {
-            let name = test.rsplit("::").next().unwrap_or(test);
-            found.entry(name.to_owned()).or_default().insert(bug.to_owned());
-        }
-    }
-    found
+/// The bugs with which a test of an id fails: what its row has, but for those that were tried, and
+/// those of them that were caught.
+fn bugs(tests: &[Test], tried: &Tried, id: &str, row: &str) -> BTreeSet<String> {
+    let had = row.split('|').nth(5).unwrap_or_default();
+    let had = had.split('`').skip(1).step_by(2).filter(|bug| !tried.contains_key(*bug));
+    let caught = tried.iter().filter(|(_, failed)| {
+        let last = |test: &str| test.rsplit("::").next().unwrap_or(test).to_owned();
+        let failed: BTreeSet<String> = failed.iter().map(|test| last(test)).collect();
+        naming(tests, id).any(|test| failed.contains(&test.name))
+    });
+    had.map(str::to_owned).chain(caught.map(|(bug, _)| bug.clone())).collect()
+}
+
+/// Names for a cell of the table.
+fn quoted(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    quoted.join("<br>")
 }
 
 fn tests(tree: &Tree) -> Vec<Test> {
@@ -236,15 +234,19 @@ mod tests {
 
     #[test]
     fn a_filled_table_is_in_order_and_shows_tests_and_bugs() {
-        let bugs = "| `skip_fsync` | it skips | - | `a::b::f1_holds`<br>`k1_holds` |\n";
         let (table, tests) = (whole_table(), whole_tests());
-        let mut files = vec![(TABLE, &*table), ("host/a.rs", &*tests), (BUGS, bugs)];
-        let (_, filled) = update(&tree(&files)).expect("it is not filled yet");
+        let mut files = vec![(TABLE, &*table), ("host/a.rs", &*tests)];
+        let failed = ["a::b::f1_holds", "k1_holds"].map(str::to_owned).into();
+        let bugs = Tried::from([("skip_fsync".to_owned(), failed)]);
+        let (_, filled) = update(&tree(&files), &bugs).expect("it is not filled yet");
         files[0].1 = &filled;
         assert_eq!(said(&tree(&files)), [""; 0]);
         assert!(filled.contains("| F1 | as written | it holds | `f1_holds` | `skip_fsync` |\n"));
         assert!(filled.contains("110 as written, 0 by intent, 14 superseded"), "{filled}");
         assert!(!filled.contains("K1, "), "a bug makes K1's test fail");
+        let again = Tried::from([("skip_fsync".to_owned(), BTreeSet::new())]);
+        let (_, uncaught) = update(&tree(&files), &again).expect("it changes");
+        assert!(uncaught.contains("K1, ") && !uncaught.contains("skip_fsync"), "{uncaught}");
         // A test that is gone is missed, and still shown.
         let without = tests.replace("Covers K9.", "Holds.");
         files[1].1 = &without;
