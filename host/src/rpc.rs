@@ -90,7 +90,7 @@ const _: () = assert!(lockstep_client::STREAM_INFLIGHT_BYTES_MAX < STREAM_BYTES_
 const _: () = assert!(lockstep_client::STREAM_INFLIGHT_MAX <= STREAM_INFLIGHT_MAX);
 const _: () = assert!(BATCH_BYTES_MAX + limits::FRAME_BYTES_MAX < limits::GRPC_MESSAGE_BYTES_MAX);
 
-/// The generated types.
+/// The generated types; `cargo xtask protos` writes them.
 #[expect(
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
@@ -100,16 +100,15 @@ pub(crate) mod proto {
     /// `client.proto`.
     #[expect(unreachable_pub, reason = "generated")]
     pub(crate) mod client {
-        tonic::include_proto!("lockstep.v1");
+        include!("rpc/generated/lockstep.v1.rs");
     }
     /// `peer.proto`.
     #[expect(unreachable_pub, reason = "generated")]
     pub(crate) mod peer {
-        tonic::include_proto!("lockstep.peer.v1");
+        include!("rpc/generated/lockstep.peer.v1.rs");
     }
     /// Descriptors of both files, for reflection.
-    pub(crate) const DESCRIPTORS: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+    pub(crate) const DESCRIPTORS: &[u8] = include_bytes!("rpc/generated/descriptors.bin");
 }
 
 /// Who this node is to its peers; a peer of another cluster is refused, and one without a common

@@ -26,7 +26,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
 /// One build for both, so that what they share is built once.
 fn build(program: &str) -> Result<()> {
     let status = cargo(&checkout::root())
-        .args(["build", "--quiet", "--locked"])
+        .args(["build", "--locked"])
         .args(["--package", "lockstep-host", "--bin", "lockstep"])
         .args(["--package", "lockstep-tests", "--bin", program])
         .status()

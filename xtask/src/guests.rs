@@ -140,7 +140,7 @@ impl Build {
         let mut cargo = self.toolchain.cargo();
         cargo
             .current_dir(self.root.join("examples"))
-            .args(["build", "--quiet", "--locked", "--release", "--lib"])
+            .args(["build", "--locked", "--release", "--lib"])
             .args(names.iter().flat_map(|name| ["--package", name.as_str()]))
             .args(["--target", TARGET, "--target-dir"])
             .arg(&self.target_dir)

@@ -10,6 +10,7 @@ mod guests;
 mod lint;
 mod mutants;
 mod planted;
+mod protos;
 mod sim;
 mod steps;
 mod test;
@@ -39,6 +40,7 @@ usage: cargo xtask COMMAND
   mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count \
   N]
   fuzz [TARGET]    feed the decoders what nobody would write, on nightly [--seconds N]
+  protos           generate the wire types from the protos again, after a change of one
   lint             check format, clippy, docs and the project's own rules; change nothing
   tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
   fix              format and wrap, and repair what clippy knows how to
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         ["soak", ref arguments @ ..] => sim::soak(arguments),
         ["mutants", "drawn", ref arguments @ ..] => mutants::run(arguments),
         ["mutants", ref arguments @ ..] => planted::run(arguments),
+        ["protos"] => protos::run(),
         ["lint"] => lint::lint(),
         ["tidy"] => lint::tidy(),
         ["tidy", "--fix"] => lint::tidy_up(),

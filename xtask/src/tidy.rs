@@ -24,8 +24,8 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use requirements::Tried;
 
-/// Folders that hold nothing of ours: what was built, and what git keeps.
-const SKIPPED: [&str; 2] = ["target", ".git"];
+/// Folders that hold nothing of ours: what was built or generated, and what git keeps.
+const SKIPPED: [&str; 3] = ["target", "generated", ".git"];
 
 /// Something that is not as the project's rules want it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

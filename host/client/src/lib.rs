@@ -33,7 +33,7 @@ mod session;
 /// The wire types, as `client.proto` describes them.
 #[expect(clippy::allow_attributes_without_reason, reason = "the code generator's own")]
 pub mod v1 {
-    tonic::include_proto!("lockstep.v1");
+    include!("generated/lockstep.v1.rs");
 }
 
 pub use client::{Client, Consistency, Options, Outcome, QueryReply, Reply};

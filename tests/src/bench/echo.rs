@@ -25,7 +25,7 @@ use crate::process::Process;
     reason = "the code generator's own"
 )]
 mod wire {
-    tonic::include_proto!("lockstep.bench");
+    include!("generated/lockstep.bench.rs");
 }
 
 /// What makes this program the server: `bench echo-server HOST:PORT`.

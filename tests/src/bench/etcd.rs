@@ -22,7 +22,7 @@ use crate::process::Process;
     reason = "the code generator's own"
 )]
 mod wire {
-    tonic::include_proto!("etcdserverpb");
+    include!("generated/etcdserverpb.rs");
 }
 
 const FSYNCS: &str = "etcd_disk_wal_fsync_duration_seconds_count ";

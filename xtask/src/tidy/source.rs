@@ -3,9 +3,11 @@
 //! * Every line has three views of equal length in characters: as it is, only its code, only its
 //!   comments. What belongs elsewhere is blank; in the code, the characters of a string are `"`,
 //!   those of a raw string or a character literal `~`.
-//! * Raw strings, nested comments, lifetimes and character literals are understood; macros are not.
+//! * The lexer is the compiler's. Macros are not expanded.
 
 use std::ops::Range;
+
+use ra_ap_rustc_lexer::{FrontmatterAllowed, LiteralKind, TokenKind, tokenize};
 
 /// A Rust file.
 pub(super) struct Source<'a> {
@@ -24,17 +26,6 @@ pub(super) struct Source<'a> {
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) lines: Range<usize>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Code,
-    LineComment,
-    /// How deep.
-    BlockComment(usize),
-    Text,
-    /// How many `#` end it.
-    RawText(usize),
 }
 
 impl<'a> Source<'a> {
@@ -145,92 +136,43 @@ pub(super) fn has_word(text: &str, word: &str) -> bool {
 
 /// The lines' code and the lines' comments.
 fn split(text: &str) -> (Vec<String>, Vec<String>) {
-    let (mut code, mut comments) = (Vec::new(), Vec::new());
-    let mut state = State::Code;
-    for line in text.lines() {
-        let chars: Vec<char> = line.chars().collect();
-        let (mut own, mut said) = (String::new(), String::new());
-        let mut at = 0;
-        while at < chars.len() {
-            let (length, kept, next) = step(&chars, at, state);
-            for c in &chars[at..(at + length).min(chars.len())] {
-                let (in_code, in_comment) = match kept {
-                    State::Code => (*c, ' '),
-                    State::LineComment | State::BlockComment(_) => (' ', *c),
-                    State::Text => ('"', ' '),
-                    State::RawText(_) => ('~', ' '),
-                };
-                own.push(in_code);
-                said.push(in_comment);
+    let (mut code, mut comments) = (vec![String::new()], vec![String::new()]);
+    let mut rest = text;
+    for token in tokenize(text, FrontmatterAllowed::No) {
+        let (shown, after) = rest.split_at(token.len as usize);
+        rest = after;
+        for c in shown.chars() {
+            if c == '\n' {
+                code.push(String::new());
+                comments.push(String::new());
+                continue;
             }
-            at += length;
-            state = next;
+            let (in_code, in_comment) = match token.kind {
+                TokenKind::LineComment { .. } | TokenKind::BlockComment { .. } => (' ', c),
+                TokenKind::Literal { kind, .. } => (shown_of(kind, c), ' '),
+                _ => (c, ' '),
+            };
+            code.last_mut().expect("there is one").push(in_code);
+            comments.last_mut().expect("there is one").push(in_comment);
         }
-        if state == State::LineComment {
-            state = State::Code;
-        }
-        code.push(own);
-        comments.push(said);
+    }
+    if text.ends_with('\n') || text.is_empty() {
+        code.pop();
+        comments.pop();
     }
     (code, comments)
 }
 
-/// What begins at `at`: how many characters, what they are, and what comes behind them.
-fn step(chars: &[char], at: usize, state: State) -> (usize, State, State) {
-    let next = chars.get(at + 1).copied();
-    match (state, chars[at]) {
-        (State::Code, '/') if next == Some('/') => (2, State::LineComment, State::LineComment),
-        (State::Code, '/') if next == Some('*') => {
-            (2, State::BlockComment(1), State::BlockComment(1))
-        }
-        (State::Code, '"') => (1, State::Text, State::Text),
-        (State::Code, 'r' | 'b' | 'c') if at == 0 || !is_name(chars[at - 1]) => {
-            match raw_text_begin(&chars[at..]) {
-                Some((length, hashes)) => (length, State::RawText(hashes), State::RawText(hashes)),
-                None => (1, State::Code, State::Code),
-            }
-        }
-        (State::Code, '\'') => match char_literal(&chars[at..]) {
-            Some(length) => (length, State::RawText(0), State::Code),
-            None => (1, State::Code, State::Code),
-        },
-        (State::Code, _) => (1, State::Code, State::Code),
-        (State::LineComment, _) => (1, state, state),
-        (State::BlockComment(depth), '/') if next == Some('*') => {
-            (2, state, State::BlockComment(depth + 1))
-        }
-        (State::BlockComment(depth), '*') if next == Some('/') => match depth {
-            1 => (2, state, State::Code),
-            _ => (2, state, State::BlockComment(depth - 1)),
-        },
-        (State::BlockComment(_), _) => (1, state, state),
-        (State::Text, '\\') => (2, state, state),
-        (State::Text, '"') => (1, state, State::Code),
-        (State::Text, _) => (1, state, state),
-        (State::RawText(hashes), '"') => {
-            let closing = chars[at + 1..].iter().take_while(|c| **c == '#').count();
-            match closing >= hashes {
-                true => (1 + hashes, state, State::Code),
-                false => (1, state, state),
-            }
-        }
-        (State::RawText(_), _) => (1, state, state),
-    }
-}
-
-/// The length of a raw string's opening and how many `#` it has.
-fn raw_text_begin(chars: &[char]) -> Option<(usize, usize)> {
-    let r = chars.iter().take(2).position(|c| *c == 'r')?;
-    let hashes = chars[r + 1..].iter().take_while(|c| **c == '#').count();
-    (chars.get(r + 1 + hashes) == Some(&'"')).then_some((r + 2 + hashes, hashes))
-}
-
-/// The length of a character literal; `None` for a lifetime.
-fn char_literal(chars: &[char]) -> Option<usize> {
-    match (chars.get(1)?, chars.get(2)) {
-        ('\\', _) => Some(chars.iter().skip(3).position(|c| *c == '\'')? + 4),
-        (_, Some('\'')) => Some(3),
-        (_, _) => None,
+/// What stands in the code for a character of a literal.
+fn shown_of(kind: LiteralKind, c: char) -> char {
+    match kind {
+        LiteralKind::Int { .. } | LiteralKind::Float { .. } => c,
+        LiteralKind::Str { .. } | LiteralKind::ByteStr { .. } | LiteralKind::CStr { .. } => '"',
+        LiteralKind::Char { .. }
+        | LiteralKind::Byte { .. }
+        | LiteralKind::RawStr { .. }
+        | LiteralKind::RawByteStr { .. }
+        | LiteralKind::RawCStr { .. } => '~',
     }
 }
 

@@ -185,7 +185,7 @@ fn code_comments_and_strings_are_told_apart() {
         .iter()
         .map(|line| line.chars().filter(|c| !c.is_whitespace() && !"\"~".contains(*c)).collect())
         .collect();
-    assert_eq!(code, ["ae", "i'k:b", "o"]);
+    assert_eq!(code, ["ae", "i'k:", "o"]);
     let comments: String = source.comments.concat().chars().filter(|c| c.is_alphabetic()).collect();
     assert_eq!(comments, "bcdf");
     for (raw, code) in source.raw.iter().zip(&source.code) {

@@ -1,0 +1,103 @@
+//! `cargo xtask protos`: generates the wire types from the protos, without protoc.
+//!
+//! What it writes is kept with the sources, so that a build of the product needs neither the
+//! generator nor what it is made of. A test says when a proto was changed and this was not run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use prost::Message as _;
+use tonic_prost_build::Builder;
+
+/// One run of the generator.
+struct Generation {
+    /// Where the protos lie, from the checkout's root on.
+    protos: &'static str,
+    files: &'static [&'static str],
+    /// Where the code goes, from there as well.
+    into: &'static str,
+    configure: fn(Builder) -> Builder,
+    /// The file for the descriptors, if a reflection service shows them.
+    descriptors: Option<&'static str>,
+}
+
+const GENERATIONS: [Generation; 4] = [
+    Generation {
+        protos: "host/proto",
+        files: &["client.proto", "peer.proto"],
+        into: "host/src/rpc/generated",
+        configure: |builder| builder.codec_path("crate::rpc::codec::BoundedCodec"),
+        descriptors: Some("descriptors.bin"),
+    },
+    Generation {
+        protos: "host/proto",
+        files: &["client.proto"],
+        into: "host/client/src/generated",
+        configure: |builder| builder.build_server(false),
+        descriptors: None,
+    },
+    Generation {
+        protos: "tests/proto",
+        files: &["etcd.proto"],
+        into: "tests/src/bench/generated",
+        configure: |builder| builder.build_server(false),
+        descriptors: None,
+    },
+    Generation {
+        protos: "tests/proto",
+        files: &["echo.proto"],
+        into: "tests/src/bench/generated",
+        configure: |builder| builder,
+        descriptors: None,
+    },
+];
+
+fn main() -> Result<()> {
+    for (path, content) in generate(&root())? {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        }
+        std::fs::write(&path, content).with_context(|| format!("{}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// All generated files, with their contents.
+fn generate(root: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut generated = Vec::new();
+    for generation in &GENERATIONS {
+        let Generation { protos, files, into, configure, descriptors } = generation;
+        let set = protox::compile(*files, [root.join(protos)])?;
+        if let Some(name) = descriptors {
+            generated.push((root.join(into).join(name), set.encode_to_vec()));
+        }
+        let out = tempfile::tempdir()?;
+        let builder = tonic_prost_build::configure().bytes(".").emit_rerun_if_changed(false);
+        configure(builder).out_dir(out.path()).compile_fds(set)?;
+        for entry in std::fs::read_dir(out.path())? {
+            let entry = entry?;
+            let path = root.join(into).join(entry.file_name());
+            generated.push((path, std::fs::read(entry.path())?));
+        }
+    }
+    generated.sort();
+    Ok(generated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_what_the_protos_say() {
+        for (path, content) in generate(&root()).expect("the protos are good") {
+            let kept = std::fs::read(&path).unwrap_or_default();
+            assert!(kept == content, "{} is old: run `cargo xtask protos`", path.display());
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! `cargo xtask protos`: runs the generator in `xtask/protos`, a program of its own, so that nothing
+//! else has to be built with what it is made of.
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::checkout;
+use crate::steps::cargo;
+
+/// Writes the wire types again.
+pub(crate) fn run() -> Result<()> {
+    let status = cargo(&checkout::root())
+        .args(["run", "--quiet", "--locked", "--package", "lockstep-protos"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the wire types could not be generated ({status})");
+    Ok(())
+}
