@@ -36,7 +36,7 @@ usage: cargo xtask COMMAND
   test [FILTER]    run all tests, or those whose names hold FILTER
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
   soak --minutes M run fresh seeds for so long, and keep those that fail
-  mutants [NAME]   put each planted bug into the program and say who catches it [--seeds N]
+  mutants [NAME]   put each planted bug into the program and say who catches it [--all] [--seeds N]
   mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count \
   N]
   fuzz [TARGET]    feed the decoders what nobody would write, on nightly [--seconds N]

@@ -1,22 +1,25 @@
-//! `cargo xtask mutants [--seeds N] [NAME...]`: puts each planted bug into the program and says who
-//! catches it.
+//! `cargo xtask mutants [--all] [--seeds N] [NAME...]`: puts each planted bug into the program and
+//! says who catches it.
 //!
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
-//! * The tests of the core, the host and the simulator run once with each bug, and beside them the
-//!   simulator's first seeds (60); if nobody caught it by then, its seeds up to N (1000). A bug
-//!   that neither catches is an error.
+//! * First the seed and the test that caught it last, as `docs/planted-bugs.md` has them, are tried.
+//!   Where one of them catches it again, that is all.
+//! * Else, and always with `--all`, the tests of the core, the host and the simulator run once with
+//!   the bug, and beside them the simulator's first seeds (60); if nobody caught it by then, its
+//!   seeds up to N (1000). A bug that neither catches is an error.
 //! * A test that fails is asked once more, with few others: what load or luck made fail, catches
 //!   nothing. Nor does a program that hangs.
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
 //!   nothing.
-//! * The result is written to `docs/planted-bugs.md`, in place of the rows of those that ran, and to
-//!   the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with a bug to a
-//!   file below `target/planted/`.
+//! * What all tests say is written to `docs/planted-bugs.md`, in place of the rows of those that
+//!   ran, and to the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with a
+//!   bug to a file below `target/planted/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,7 +62,7 @@ struct Caught {
 
 /// Tries the named bugs, or all.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    let (seeds, names) = options(arguments)?;
+    let Options { seeds, all, names } = options(arguments)?;
     let root = checkout::root();
     let bugs = list(&root)?;
     for name in &names {
@@ -71,8 +74,16 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let broken = without_a_bug(&mut programs)?;
     ensure!(broken.is_empty(), "without a bug these fail, mend them first: {}", broken.join(", "));
     let chosen = bugs.iter().filter(|(n, _)| names.is_empty() || names.contains(&&**n));
-    let caught = Mutex::new(Vec::new());
+    let table = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
+    let known = if all { BTreeMap::new() } else { rows(&table) };
+    let (caught, again) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
     each(chosen, |bug| {
+        let row = known.get(&bug.0).map_or("", String::as_str);
+        if let Some(who) = caught_again(&programs, &simulator, &bug.0, row)? {
+            println!("{:30} caught again by {who}", bug.0);
+            again.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         let one = attempt(&programs, &simulator, bug, seeds)?;
         let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
         caught.push(one);
@@ -82,7 +93,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let caught = caught.into_inner().unwrap_or_else(PoisonError::into_inner);
     let missed = caught.iter().filter(|one| one.sim.is_none() && one.tests.is_empty());
     let missed: Vec<&str> = missed.map(|one| &*one.name).collect();
-    println!("{} of {} are caught; see {TABLE}", caught.len() - missed.len(), caught.len());
+    let again = again.into_inner();
+    let (tried, found) = (again + caught.len(), again + caught.len() - missed.len());
+    println!("{found} of {tried} are caught; see {TABLE}");
     let anyway: Vec<&str> = caught.iter().filter(|one| one.anyway).map(|one| &*one.name).collect();
     ensure!(anyway.is_empty(), "the seeds of these fail without a bug, too: {}", anyway.join(", "));
     ensure!(missed.is_empty(), "nobody catches {}", missed.join(", "));
@@ -102,6 +115,38 @@ fn each<T: Send>(
         let done = workers.map(|worker| worker.join().expect("it does not panic"));
         done.into_iter().collect()
     })
+}
+
+/// The seed or the test of a row, if it catches the bug again.
+fn caught_again(
+    programs: &[Program],
+    simulator: &Path,
+    name: &str,
+    row: &str,
+) -> Result<Option<String>> {
+    let mut cells = row.split(" | ").skip(2);
+    let (sim, test) = (cells.next().unwrap_or("-"), cells.next().unwrap_or("-"));
+    if let Some((_, seed)) = sim.split_once(", seed ") {
+        let seed = seed.parse().with_context(|| format!("the seed of {name} in {TABLE}"))?;
+        if simulate(simulator, name, seed, 1)?.is_some() {
+            // A seed that fails anyway is for the long way, which tells of it.
+            let anyway = simulate(simulator, "", seed, 1)?.is_some();
+            return Ok((!anyway).then(|| format!("seed {seed}")));
+        }
+    }
+    let Some(test) = test.split('`').nth(1) else { return Ok(None) };
+    let asked = if test.ends_with(".txt") { ALL_SCRIPTS } else { test };
+    for program in programs {
+        let fails = || {
+            let failed = program.run(name, &[asked.to_owned()])?;
+            anyhow::Ok(failed.tests.iter().chain(&failed.scripts).any(|one| one == test))
+        };
+        // Once may be luck.
+        if fails()? && fails()? {
+            return Ok(Some(test.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Who catches one bug: tests, and a checker at a seed.
@@ -132,20 +177,28 @@ fn attempt(
     Ok(one)
 }
 
-fn options<'a>(mut arguments: &[&'a str]) -> Result<(u64, Vec<&'a str>)> {
-    let (mut seeds, mut names) = (1000, Vec::new());
+struct Options<'a> {
+    seeds: u64,
+    all: bool,
+    names: Vec<&'a str>,
+}
+
+fn options<'a>(mut arguments: &[&'a str]) -> Result<Options<'a>> {
+    let mut options = Options { seeds: 1000, all: false, names: Vec::new() };
     while let [word, rest @ ..] = arguments {
         arguments = rest;
-        if *word != "--seeds" {
-            names.push(*word);
-            continue;
+        match *word {
+            "--all" => options.all = true,
+            "--seeds" => {
+                let [number, rest @ ..] = rest else { bail!("--seeds needs a number") };
+                let not_one = || format!("--seeds takes a number, not {number:?}");
+                options.seeds = number.parse().with_context(not_one)?;
+                arguments = rest;
+            }
+            name => options.names.push(name),
         }
-        let [number, rest @ ..] = rest else { bail!("--seeds needs a number") };
-        seeds =
-            number.parse().with_context(|| format!("--seeds takes a number, not {number:?}"))?;
-        arguments = rest;
     }
-    Ok((seeds, names))
+    Ok(options)
 }
 
 /// Names and descriptions, as they stand in the source.
@@ -348,8 +401,8 @@ const HEAD: &str = "\
 
 Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into the program by
 itself. *Simulator*: the checker that reported it and the first of the seeds from 1 on that did.
-*Tests*: how many tests of the core, the host and the simulator failed, scripts included, and the one
-among them that fails with the fewest other bugs.
+*Tests*: how many tests of the core, the host and the simulator failed, scripts included, and the
+one among them that fails with the fewest other bugs.
 
 | bug | what it breaks | simulator | tests |
 |---|---|---|---|
