@@ -11,7 +11,8 @@
 //!   sealing over a bad one repairs it.
 //! - What is unlisted is swept at the start only with an intact `RecoveryState` in hand.
 //! - Room is made in this order: what is unlisted and unleased; what is parked; then the core is
-//!   asked to unlist a recovery point. What was promised to a follower stays.
+//!   asked to unlist a recovery point. What was promised to a follower stays. Other groups of the
+//!   host give what they can spare in the same order.
 //!
 //! Which snapshots are listed, when one is taken and who gets it is decided elsewhere.
 
@@ -258,8 +259,9 @@ impl SnapshotStore {
         self.collect()
     }
 
-    /// To be called now and then with the time: what was parked too long goes. Returns a recovery
-    /// point that should be unlisted because another group of the host needs its room.
+    /// To be called now and then with the time: what was parked too long is given up. If another
+    /// group of the host needs room, what is parked makes some; if nothing is, returns a recovery
+    /// point that should be unlisted for it.
     pub fn tend(&mut self, now_ms: u64) -> Option<SnapshotDesc> {
         if let Some((_, until)) = &mut self.parked {
             *until = (*until).min(now_ms.saturating_add(limits::PARK_MS));
@@ -269,9 +271,17 @@ impl SnapshotStore {
         }
         self.collect();
         self.quota.budget().tend(now_ms);
-        let spare = self.spare().last().cloned()?;
+        let spare = self.spare().last().cloned();
+        let parked = self.parked.is_some() && !planted("parked_for_itself");
         let device = self.fs.space(&self.dir).ok().map(|space| space.device);
-        self.quota.take_pressure(device).then_some(spare)
+        if (spare.is_none() && !parked) || !self.quota.take_pressure(device) {
+            return None;
+        }
+        if parked {
+            self.abandon();
+            return None;
+        }
+        spare
     }
 
     /// What is parked, and until when.

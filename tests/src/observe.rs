@@ -157,7 +157,7 @@ impl Cluster {
         let what = format!("every node to capture {group} behind {floor}");
         for _ in 0..MARKS_MAX {
             let skipped = self.marks_skipped(group).await;
-            client.mark().await.context("asking for a mark")?;
+            self.mark(client).await?;
             let all_or_skipped = async |cluster: &Self| match cluster.captured(group, floor).await {
                 Some(captured) => Some(Some(captured)),
                 // A replica that was still capturing let the mark pass: another one is needed.
@@ -168,6 +168,17 @@ impl Cluster {
             }
         }
         bail!("{MARKS_MAX} marks were not enough for {what}\n{}", self.view().await)
+    }
+
+    /// Asks for a mark until one is taken: behind snapshots that failed the next one waits.
+    async fn mark(&mut self, client: &Client) -> Result<()> {
+        let taken = async |_: &Self| match client.mark().await {
+            Ok(_) => Some(Ok(())),
+            Err(error) if error.to_string().contains("mark-too-soon") => None,
+            Err(error) => Some(Err(error)),
+        };
+        let taken = self.wait_for("a mark to be taken", MARK_PATIENCE, taken).await?;
+        taken.context("asking for a mark")
     }
 
     /// Marks that running nodes let pass.

@@ -15,6 +15,12 @@ use crate::{checkout, guests};
 
 /// Builds guests, host and `program`, and runs it with `arguments`. Comes back only with an error.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    if !target_dir()?.join("lockstep").exists() {
+        println!(
+            "{program}: a first build compiles some 220 crates, wasmtime among them: about a \
+             quarter of an hour on two cores"
+        );
+    }
     guests::build()?;
     println!("{program}: building the host");
     build(program)?;

@@ -3,8 +3,8 @@
 //!
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
-//! * First the seed and the test that caught it last, as `docs/planted-bugs.md` has them, are tried.
-//!   Where one of them catches it again, that is all.
+//! * First the seed and the test that caught it last, as `docs/planted-bugs.md` has them, are
+//!   tried. Where one of them catches it again, that is all.
 //! * Else, and always with `--all`, the tests of the core, the host and the simulator run once with
 //!   the bug, and beside them the simulator's first seeds (60); if nobody caught it by then, its
 //!   seeds up to N (1000). A bug that neither catches is an error.
@@ -13,8 +13,8 @@
 //! * Without a bug the tests must pass, and so must each seed that caught one: else it says
 //!   nothing.
 //! * What all tests say is written to `docs/planted-bugs.md`, in place of the rows of those that
-//!   ran, and to the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with a
-//!   bug to a file below `target/planted/`.
+//!   ran, and to the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with
+//!   a bug to a file below `target/planted/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

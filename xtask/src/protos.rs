@@ -1,5 +1,5 @@
-//! `cargo xtask protos`: runs the generator in `xtask/protos`, a program of its own, so that nothing
-//! else has to be built with what it is made of.
+//! `cargo xtask protos`: runs the generator in `xtask/protos`, a program of its own, so that
+//! nothing else has to be built with what it is made of.
 
 use anyhow::{Context as _, Result, ensure};
 

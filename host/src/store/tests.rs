@@ -224,6 +224,18 @@ pub(crate) fn header(desc: &SnapshotDesc) -> ValidatedHeader {
     offer(desc).validate(&expected()).expect("the offer is in order")
 }
 
+/// A store of another group on the same budget.
+pub(crate) fn neighbour(bed: &Bed) -> SnapshotStore {
+    let name = "h";
+    let identity = Identity { cluster: CLUSTER, group: GroupId::of_name(name) };
+    let mut state = state(&[]);
+    state.group = name.to_owned();
+    let dir = layout::snapshot_dir(Path::new("/data"), name);
+    let quota = bed.budget.quota(u64::MAX);
+    let opened = SnapshotStore::open(Arc::new(bed.fs.clone()), dir, identity, quota, &state);
+    opened.expect("the store opens").0
+}
+
 /// Covers P14.
 #[test]
 fn every_length_is_written_read_and_verified() {

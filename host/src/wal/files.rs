@@ -6,7 +6,8 @@
 //!   what is left goes later. Every other failure is the log's end.
 //! - Removing needs no sync at once: a file that comes back after a crash holds nothing that
 //!   counts, which its head and the log's last batch tell. The next process does not know which
-//!   files were removed, and syncs the directory before it writes anything.
+//!   files were removed, and syncs the directory before it writes anything. Only a file that rotted
+//!   has to be gone for good before its segment is forgotten: no start would read it.
 //! - The directory stays open: making its names durable takes no descriptor.
 
 use std::io;
@@ -92,6 +93,17 @@ impl Files {
         self.unsettled = false;
         let fresh = u64::from(block_bytes);
         Ok(LogFile::new(header, path, file, length, fresh))
+    }
+
+    /// Removes a file durably. `false`: there is no room for that now.
+    pub(super) fn remove_for_good(&mut self, path: PathBuf) -> Result<bool, WalError> {
+        self.remove(path)?;
+        self.sweep()?;
+        match self.handle.sync() {
+            Ok(()) => Ok(self.unwanted.is_empty()),
+            Err(error) if is_short(&error) => Ok(false),
+            Err(error) => Err(WalError::io("sync directory", &self.dir)(error)),
+        }
     }
 
     /// Removes a file, now or once that goes.

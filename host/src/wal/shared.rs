@@ -39,10 +39,11 @@ impl Shared {
         segments.insert(segment.number(), segment);
     }
 
-    /// The segment, which nobody finds any more, and whether it was damaged.
-    pub(super) fn forget_segment(&self, number: u64) -> (Option<Arc<Segment>>, bool) {
+    /// The segment, which nobody finds any more, damaged or not.
+    pub(super) fn forget_segment(&self, number: u64) -> Option<Arc<Segment>> {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
-        (segments.remove(&number), self.damaged().remove(&number))
+        self.damaged().remove(&number);
+        segments.remove(&number)
     }
 
     /// The segment turned out not to be what was written; whether it is still there. Whoever read

@@ -12,6 +12,7 @@
 //!   segment that is there.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
@@ -40,7 +41,7 @@ impl Wal {
         let live = self.live_in(oldest);
         let early = planted("delete_a_needed_segment") && self.shared.segments().len() > 2;
         if live == 0 || early {
-            return self.free(oldest).map(|()| true);
+            return self.free(oldest);
         }
         self.ensure_reserve()?;
         self.empty(oldest, live)
@@ -166,24 +167,34 @@ impl Wal {
     }
 
     /// The segment counts no more. Its file serves a later one, unless there are enough of them,
-    /// somebody still reads it, or it is not to be trusted.
-    fn free(&mut self, number: u64) -> Result<(), WalError> {
-        let (segment, damaged) = self.shared.forget_segment(number);
+    /// somebody still reads it, or it is not to be trusted: then it is gone for good before the
+    /// segment is forgotten. `false`: there is no room for that now.
+    fn free(&mut self, number: u64) -> Result<bool, WalError> {
+        let segment = self.shared.segments().get(&number).map(Arc::clone);
         let segment = segment.expect("a segment is freed once");
+        let path = segment.path().to_owned();
+        let rotted = self.shared.damaged().contains(&number) || !segment.file.is_sound();
+        drop(segment);
+        if rotted
+            && !planted("rotten_file_comes_back")
+            && !self.files.remove_for_good(path.clone()).map_err(|error| self.poison(error))?
+        {
+            return Ok(false);
+        }
+        let segment = self.shared.forget_segment(number).expect("it is there");
         // The next batch says so, and the last one is to have one behind it.
         self.sealed = false;
-        let path = segment.path().to_owned();
-        let wanted = !damaged && self.spares.len() < self.spares_max();
-        match std::sync::Arc::try_unwrap(segment) {
-            Ok(segment) if wanted && self.is_usual(&segment.file) && segment.file.is_sound() => {
+        let wanted = !rotted && self.spares.len() < self.spares_max();
+        match Arc::try_unwrap(segment) {
+            Ok(segment) if wanted && self.is_usual(&segment.file) => {
                 tracing::debug!(segment = number, "log segment ended, its file stays");
                 self.spares.push(segment.file);
-                Ok(())
             }
             Ok(_) | Err(_) => {
-                tracing::debug!(segment = number, "log segment ended, its file goes");
-                self.files.remove(path).map_err(|error| self.poison(error))
+                tracing::debug!(segment = number, "log segment ended, its file is removed");
+                self.files.remove(path).map_err(|error| self.poison(error))?;
             }
         }
+        Ok(true)
     }
 }

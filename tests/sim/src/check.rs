@@ -6,7 +6,7 @@
 //! | `promises` | votes, terms and acknowledgements leave only when durable | thesis 3.8 |
 //! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4 |
 //! | `logs` | equal index and term, equal entry | figure 3, log matching |
-//! | `gapless` | no hole from the log's first entry on, which follows a snapshot | `recovery_state` |
+//! | `gapless` | no hole in the log, whose first entry follows a snapshot | `recovery_state` |
 //! | `commits` | a process's commit index never falls | figure 3 |
 //! | `states` | equal index, equal state | figure 3, state machine safety |
 //! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |

@@ -49,9 +49,10 @@ impl Election {
         self.reluctant
     }
 
-    /// A reluctant replica does not take leadership that is handed to it.
-    pub(super) fn drops(&self, message: &Message) -> bool {
-        self.reluctant && message.get_msg_type() == MessageType::MsgTimeoutNow
+    /// A reluctant replica does not take leadership that is handed to it, from its first message
+    /// on.
+    pub(super) fn drops(&self, message: &Message, shared: &Shared) -> bool {
+        message.get_msg_type() == MessageType::MsgTimeoutNow && is_reluctant(shared)
     }
 
     pub(super) fn hear(&mut self, message: &Message, now: u64) {

@@ -65,6 +65,9 @@ pub(crate) struct Hosting {
     /// The batch that this log began with in this process; nobody is told of the group before it is
     /// durable.
     began: u64,
+    /// The batch with entry 1, if this process founded the group. raft takes that entry for
+    /// durable at once; it is applied once it is, for a rebuild reads it from the log.
+    founded_in: u64,
 }
 
 impl Hosting {
@@ -110,6 +113,7 @@ impl Hosting {
             unwritten_since: None,
             durable_term: shared.recovery.term,
             began: shared.persist.emitted(),
+            founded_in: 0,
         }
     }
 
@@ -128,7 +132,8 @@ impl Hosting {
         shared.persist_now(vec![entry.clone()], effects);
         let (state, terms) = (shared.recovery.clone(), vec![(1, 1)]);
         let recovered = Recovered { state, terms, window: vec![entry], sizes: Vec::new() };
-        Self::open(shared, recovered, effects)
+        let founded_in = shared.persist.emitted();
+        Self { founded_in, ..Self::open(shared, recovered, effects) }
     }
 
     /// Begins with nothing, not even a configuration: the group's leader has it all.
@@ -320,9 +325,10 @@ impl Hosting {
             effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
         }
         self.tell_list(effects);
-        self.pipeline.dispatch(effects);
-        for (index, read) in self.reads.ready(self.pipeline.dispatched()) {
-            let Read { ticket, request, .. } = read;
+        if shared.persist.reached(self.founded_in) {
+            self.pipeline.dispatch(effects);
+        }
+        for (index, Read { ticket, request, .. }) in self.reads.ready(self.pipeline.dispatched()) {
             effects.push(Effect::Apply(ApplyJob::Query { ticket, request, index }));
         }
     }

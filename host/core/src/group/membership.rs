@@ -6,8 +6,9 @@
 //!   those other ids for two election timeouts. Repeats are harmless; a second wipe is another id.
 //!   It takes in no more than [`limits::REPLICAS_MAX`].
 //! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
-//! - Any leader leaves a joint state that an earlier one left behind (raft-rs forgets when
-//!   leadership changes before the change is applied).
+//! - Any leader leaves a joint state that an earlier one left behind. raft-rs 0.7 proposes that
+//!   itself at the first commit of a leader's term; here it is asked for once more should that not
+//!   have been enough.
 //! - A raft message or a probe from a non-member is answered with the index of the configuration
 //!   that says so.
 

@@ -3,9 +3,9 @@
 //! - Reads that wait share a *round*: one context, one exchange of heartbeats.
 //! - A context is (replica, boot, counter) and is never used twice, nor sent again: a late answer
 //!   to an old attempt cannot confirm a new one (the stale reads of etcd#20418).
-//! - raft drops requests silently (no commit in its term yet, leadership lost), so a round that is
-//!   not confirmed in [`limits::READ_RETRY_TICKS`] is asked again under a new context, until the
-//!   deadline.
+//! - raft drops requests silently when it loses leadership, and heartbeats may be lost, so a round
+//!   that is not confirmed in [`limits::READ_RETRY_TICKS`] is asked for under a new context, until
+//!   the deadline. Nothing is asked before the first commit of a leader's term.
 //! - A read index is taken after the reads of its round arrived, never before.
 
 use std::collections::{BTreeSet, VecDeque};

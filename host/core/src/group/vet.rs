@@ -99,7 +99,7 @@ impl Hosting {
         if !shared.recovery.configuration.contains(from) {
             self.answer_non_member(shared, from, effects);
         }
-        if self.election.drops(&message) || self.waits_for_room(shared, &message) {
+        if self.election.drops(&message, shared) || self.waits_for_room(shared, &message) {
             return;
         }
         self.election.hear(&message, shared.now);

@@ -104,6 +104,31 @@ fn what_is_parked_goes_with_time_and_for_room() {
     assert_eq!(files(&host.fs), [""; 0]);
 }
 
+/// Another group of the host that finds no room is given that of a parked file.
+/// Covers C1.
+#[test]
+fn what_is_parked_makes_room_for_another_group() {
+    let bytes = payload(3 * BLOCK);
+    let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
+    let fs = MemFs::with_dir(Path::new("/data"));
+    let bed = Bed::with_limits(fs, &state(&[]), 2 * need + 10, 0);
+    let mut other = crate::store::tests::neighbour(&bed);
+    let host = Host::of(bed);
+    let mut script = Script::new(frames(&bytes)[..1].to_vec(), false);
+    host.receive(&offer(&desc(10, &bytes)), &mut script);
+    assert_eq!(files(&host.fs).len(), 1, "it is parked");
+    let first = crate::store::tests::take(&mut other, 10, &bytes).expect("there is room for one");
+    other.list_durable(std::slice::from_ref(&first.desc), &[]);
+    drop(first);
+
+    let next = || crate::store::tests::local(20, bytes.len() as u64, false);
+    let refused = other.reserve_local(next()).expect_err("what is parked has its room");
+    assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
+    assert_eq!(on_lane(&host.lane, |store| store.tend(0)), Some(None), "nothing is unlisted");
+    assert_eq!(files(&host.fs).len(), 1, "what is listed stays");
+    drop(other.reserve_local(next()).expect("the parked file gave its room"));
+}
+
 /// Room that is taken from a parked file, with the disk struck at each operation: a start finds one
 /// snapshot or none, and nothing that nobody counts.
 /// Covers C1 K1.

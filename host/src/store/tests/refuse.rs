@@ -200,18 +200,6 @@ fn outbound_transfers_are_bounded() {
     assert!(bed.budget.take_outbound().is_some());
 }
 
-/// A store of another group on the same budget.
-fn neighbour(bed: &Bed) -> SnapshotStore {
-    let name = "h";
-    let identity = Identity { cluster: CLUSTER, group: GroupId::of_name(name) };
-    let mut state = state(&[]);
-    state.group = name.to_owned();
-    let dir = layout::snapshot_dir(Path::new("/data"), name);
-    let quota = bed.budget.quota(u64::MAX);
-    let opened = SnapshotStore::open(Arc::new(bed.fs.clone()), dir, identity, quota, &state);
-    opened.expect("the store opens").0
-}
-
 /// Two groups share room for three objects. Whoever is refused gets what the other gives up, though
 /// the other writes again at once.
 /// Covers C1.

@@ -3,7 +3,7 @@
 use lockstep_core::wal::record::{BatchBuilder, BatchPlace, FileHeader};
 
 use super::*;
-use crate::fs::mem::DiskFault;
+use crate::fs::mem::{DiskFault, LateFull};
 
 /// A log in one segment: three batches of one entry, then what `last` does. Returns where each
 /// batch begins, the end of the last one included.
@@ -271,6 +271,30 @@ fn damage_of_a_segment_that_went_is_forgotten() {
     assert!(late.entries(GroupId(1), &place).is_err());
     assert!(!wal.shared.note_damage(1), "it is gone");
     assert_eq!((wal.stats().damaged, wal.damaged().len()), (0, 0));
+}
+
+/// A removal that is not durable is undone by a loss of power, and no start would read a file whose
+/// header rotted: so the segment is forgotten only once its file is gone for good.
+#[test]
+fn a_rotten_file_that_was_removed_does_not_come_back() {
+    let (fs, files) = long_log();
+    let (mut wal, _found) = open_well(&fs);
+    fs.corrupt(&files[0], 0).expect("the file is there");
+    let last = wal.reader().last_index(GroupId(1)).expect("it is there");
+
+    // A directory that cannot be synced for want of room keeps the segment in the log.
+    fs.set_late_full(LateFull { sync_dir: true, ..LateFull::default() });
+    wal.files.settle_names().expect("there is room");
+    fs.set_capacity(1);
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("it fits in place");
+    assert!(wal.shared.segments().contains_key(&1), "its file may come back");
+
+    fs.set_capacity(1 << 30);
+    while wal.housekeep().expect("there is room") {}
+    assert!(!wal.shared.segments().contains_key(&1) && !fs.has(&files[0]));
+    drop(wal);
+    fs.crash();
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
 }
 
 /// E5: a sector that cannot be read is damage, as one that rotted is, whoever reads it; what could
