@@ -97,9 +97,11 @@ const _: () = assert!(BATCH_BYTES_MAX + limits::FRAME_BYTES_MAX < limits::GRPC_M
     reason = "the code generator's own"
 )]
 pub(crate) mod proto {
-    /// `client.proto`.
+    /// `client.proto`: the client's own types, and both ends of the service.
     #[expect(unreachable_pub, reason = "generated")]
     pub(crate) mod client {
+        pub(crate) use ::lockstep_client::v1::*;
+
         include!("rpc/generated/lockstep.v1.rs");
     }
     /// `peer.proto`.

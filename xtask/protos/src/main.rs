@@ -26,7 +26,12 @@ const GENERATIONS: [Generation; 4] = [
         protos: "host/proto",
         files: &["client.proto", "peer.proto"],
         into: "host/src/rpc/generated",
-        configure: |builder| builder.codec_path("crate::rpc::codec::BoundedCodec"),
+        // A node speaks to clients in their own types.
+        configure: |builder| {
+            builder
+                .codec_path("crate::rpc::codec::BoundedCodec")
+                .extern_path(".lockstep.v1", "::lockstep_client::v1")
+        },
         descriptors: Some("descriptors.bin"),
     },
     Generation {
