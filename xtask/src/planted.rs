@@ -86,6 +86,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         }
         let one = attempt(&programs, &simulator, bug, seeds)?;
         let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
+        write_tests(&root, &one)?;
         caught.push(one);
         // Whatever becomes of the others, this one has its row.
         write_table(&root, &bugs, &caught)
@@ -135,10 +136,11 @@ fn caught_again(
         }
     }
     let Some(test) = test.split('`').nth(1) else { return Ok(None) };
-    let asked = if test.ends_with(".txt") { ALL_SCRIPTS } else { test };
+    let script = test.strip_suffix(".txt");
+    let asked = if script.is_some() { ALL_SCRIPTS } else { test };
     for program in programs {
         let fails = || {
-            let failed = program.run(name, &[asked.to_owned()])?;
+            let failed = program.run(name, &[asked.to_owned()], script)?;
             anyhow::Ok(failed.tests.iter().chain(&failed.scripts).any(|one| one == test))
         };
         // Once may be luck.
@@ -278,7 +280,7 @@ fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Opti
 fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
     for program in &mut *programs {
         let began = Instant::now();
-        program.run("", &[])?;
+        program.run("", &[], None)?;
         program.patience = PATIENCE + SLOWER * began.elapsed();
         println!("{} takes {} s", program.path.display(), began.elapsed().as_secs());
     }
@@ -289,11 +291,11 @@ fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
 fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
     let mut failing = BTreeSet::new();
     for program in programs {
-        let failed = program.run(name, &[])?;
+        let failed = program.run(name, &[], None)?;
         if failed.tests.is_empty() {
             continue;
         }
-        let again = program.run(name, &failed.tests)?;
+        let again = program.run(name, &failed.tests, None)?;
         // All scripts are one test, which names those that went wrong.
         let told = |test: &String| test != ALL_SCRIPTS || again.scripts.is_empty();
         failing.extend(again.tests.into_iter().filter(told));
@@ -304,10 +306,11 @@ fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
 }
 
 impl Program {
-    /// Runs these tests, or all.
-    fn run(&self, name: &str, only: &[String]) -> Result<Failed> {
+    /// Runs these tests, or all; of the scripts one, or all.
+    fn run(&self, name: &str, only: &[String], script: Option<&str>) -> Result<Failed> {
         let mut run = Command::new(&self.path);
         with(&mut run, name).env("RUST_BACKTRACE", "0").current_dir(&self.package);
+        run.env("SCRIPT", script.unwrap_or_default());
         if !only.is_empty() {
             run.arg("--exact").args(only);
         }
@@ -380,13 +383,16 @@ fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Res
     rows.retain(|name, _| bugs.iter().any(|(known, _)| known == name));
     let text: String = rows.values().map(|row| format!("{row}\n")).collect();
     std::fs::write(&path, HEAD.to_owned() + &text).context(TABLE)?;
+    Ok(())
+}
+
+/// Writes down all tests that failed with a bug, and which requirements that proves.
+fn write_tests(root: &Path, one: &Caught) -> Result<()> {
     let all = root.join(ALL_TESTS);
     std::fs::create_dir_all(&all).context(ALL_TESTS)?;
-    for one in caught {
-        std::fs::write(all.join(&one.name), one.tests.join("\n") + "\n").context(ALL_TESTS)?;
-    }
-    let tried = caught.iter().map(|one| (one.name.clone(), one.tests.iter().cloned().collect()));
-    tidy::bugs_were_tried(root, &tried.collect())?;
+    std::fs::write(all.join(&one.name), one.tests.join("\n") + "\n").context(ALL_TESTS)?;
+    let tried = (one.name.clone(), one.tests.iter().cloned().collect());
+    tidy::bugs_were_tried(root, &[tried].into())?;
     Ok(())
 }
 

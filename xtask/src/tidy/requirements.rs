@@ -90,13 +90,16 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     }
 }
 
-/// The tests that failed with each bug that was tried, by the bugs' names.
+/// The tests that failed with each bug that was tried, by the bugs' names. A test may be named with
+/// its modules.
 pub(crate) type Tried = BTreeMap<String, BTreeSet<String>>;
 
 /// The table as it should be once these bugs were tried, if it is there and not so.
 pub(super) fn update(tree: &Tree, tried: &Tried) -> Option<(&'static str, String)> {
     let text = tree.text(TABLE)?;
-    let filled = fill(tree, text, tried);
+    let bare = |test: &String| test.rsplit("::").next().unwrap_or(test).to_owned();
+    let tried = tried.iter().map(|(bug, tests)| (bug.clone(), tests.iter().map(bare).collect()));
+    let filled = fill(tree, text, &tried.collect());
     (filled != text).then_some((TABLE, filled))
 }
 
@@ -151,11 +154,9 @@ fn naming<'a>(tests: &'a [Test], id: &str) -> impl Iterator<Item = &'a Test> {
 fn bugs(tests: &[Test], tried: &Tried, id: &str, row: &str) -> BTreeSet<String> {
     let had = row.split('|').nth(5).unwrap_or_default();
     let had = had.split('`').skip(1).step_by(2).filter(|bug| !tried.contains_key(*bug));
-    let caught = tried.iter().filter(|(_, failed)| {
-        let last = |test: &str| test.rsplit("::").next().unwrap_or(test).to_owned();
-        let failed: BTreeSet<String> = failed.iter().map(|test| last(test)).collect();
-        naming(tests, id).any(|test| failed.contains(&test.name))
-    });
+    let caught = tried
+        .iter()
+        .filter(|(_, failed)| naming(tests, id).any(|test| failed.contains(&test.name)));
     had.map(str::to_owned).chain(caught.map(|(bug, _)| bug.clone())).collect()
 }
 
