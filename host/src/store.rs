@@ -273,15 +273,15 @@ impl SnapshotStore {
         self.quota.budget().tend(now_ms);
         let spare = self.spare().last().cloned();
         let parked = self.parked.is_some() && !planted("parked_for_itself");
+        if spare.is_none() && !parked {
+            return None;
+        }
         let device = self.fs.space(&self.dir).ok().map(|space| space.device);
-        if (spare.is_none() && !parked) || !self.quota.take_pressure(device) {
-            return None;
-        }
-        if parked {
+        let pressed = self.quota.take_pressure(device);
+        if pressed && parked {
             self.abandon();
-            return None;
         }
-        spare
+        spare.filter(|_| pressed && !parked)
     }
 
     /// What is parked, and until when.

@@ -272,8 +272,7 @@ impl ValidatedHeader {
 }
 
 impl BulkRequest {
-    /// The offer that a transfer begins with; anything else is refused before anything is written
-    ///.
+    /// The offer that a transfer begins with; anything else is refused before anything is written.
     pub fn into_offer(self) -> Result<Offer, BulkReply> {
         match self {
             Self::Offer(offer) => Ok(offer),
