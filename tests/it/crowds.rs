@@ -8,7 +8,7 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, query};
 
-/// B12: nodes with few descriptors, and at each of them far more idle connections than those: other
+/// Nodes with few descriptors, and at each of them far more idle connections than those: other
 /// clients get in, the log goes on from segment to segment, and no node ends.
 #[tokio::test]
 async fn idle_connections_take_no_descriptor_that_is_needed() {

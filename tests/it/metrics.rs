@@ -20,7 +20,8 @@ const RARE: &[&str] = &["lockstep_log_stalled_seconds", "lockstep_snapshots_stal
 fn documented() -> BTreeSet<&'static str> {
     let (_, tables) = REFERENCE.split_once("\n## Metrics\n").expect("the page has the section");
     let cells = tables.lines().filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
-    cells.flat_map(|cell| cell.split("`, `")).map(|name| until(name, ['{', '`'])).collect()
+    let names = cells.flat_map(|cell| cell.split("`, `"));
+    names.filter_map(|name| name.split(['{', '`']).next()).collect()
 }
 
 /// The names that a scrape describes; a counter's ends with `_total`, as its row's does.
@@ -31,11 +32,6 @@ fn described(text: &str) -> BTreeSet<String> {
         format!("{name}{total}")
     });
     named.collect()
-}
-
-/// What comes before the first of the ends.
-fn until(text: &str, ends: [char; 2]) -> &str {
-    text.split(ends).next().unwrap_or(text)
 }
 
 /// The status line, the headers and the text.

@@ -84,7 +84,7 @@ async fn a_stream_outside_of_a_session_repeats_nothing() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// B5: each command of a session finds what the one before it left, though the leader is killed
+/// Each command of a session finds what the one before it left, though the leader is killed
 /// under them: the order is kept over streams and leaders.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_a_session_keeps_its_order_over_leaders() {
@@ -107,7 +107,7 @@ async fn a_stream_in_a_session_keeps_its_order_over_leaders() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// B5: more than a group can have in its queue is under way at no time, so nothing is refused and
+/// More than a group can have in its queue is under way at no time, so nothing is refused and
 /// nothing sent twice; long answers come, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_long_commands_is_refused_nothing() {

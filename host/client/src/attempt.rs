@@ -163,7 +163,7 @@ mod tests {
         check(Code::InvalidArgument, &[], Verdict::Foreign);
     }
 
-    /// B10: this client does what the table at the head of `client.proto` says.
+    /// This client does what the table at the head of `client.proto` says.
     #[test]
     fn the_table_of_the_protocol_is_kept() {
         let proto = include_str!("../../proto/client.proto");

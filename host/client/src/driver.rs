@@ -451,7 +451,7 @@ mod tests {
         (driver, answers)
     }
 
-    /// B10: somebody on the way ends the stream with a no that is no node's.
+    /// Somebody on the way ends the stream with a no that is no node's.
     #[tokio::test]
     async fn what_was_sent_may_have_been_applied_whoever_ends_the_stream() {
         let (mut driver, [sent, kept]) = driver();
@@ -462,7 +462,7 @@ mod tests {
         assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
     }
 
-    /// B5: a node that ends a stream with a refusal took nothing that it did not answer.
+    /// A node that ends a stream with a refusal took nothing that it did not answer.
     #[tokio::test]
     async fn what_a_node_did_not_answer_goes_again_in_its_order() {
         let (mut driver, _answers) = driver();

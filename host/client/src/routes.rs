@@ -230,7 +230,7 @@ mod tests {
         assert!(!routes.target().is_leader);
     }
 
-    /// B13: a leader whose address is good for nodes only is not tried at each call.
+    /// A leader whose address is good for nodes only is not tried at each call.
     #[tokio::test]
     async fn a_named_leader_that_cannot_be_reached_rests() {
         let routes = routes();

@@ -104,7 +104,7 @@ pub(crate) fn call_failed(error: Error) -> Failure {
 mod tests {
     use super::*;
 
-    /// B11: a binary command that ends with the byte of a newline.
+    /// A binary command that ends with the byte of a newline.
     #[test]
     fn only_a_text_loses_its_last_newline() {
         let rows: [(&[u8], &[u8]); 5] = [

@@ -192,7 +192,7 @@ mod tests {
         Line::new(Share::new(budgets, 1_000))
     }
 
-    /// B6: whoever reads nothing holds no more than its connection may.
+    /// Whoever reads nothing holds no more than its connection may.
     #[tokio::test]
     async fn answers_that_nobody_takes_have_a_bound() {
         let (line, room) = (Arc::new(line()), StreamRoom::default());

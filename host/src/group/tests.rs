@@ -339,7 +339,7 @@ async fn nothing_is_done_for_those_who_left() {
     assert!(status.last_index <= last + 2, "{last} {status:?}");
 }
 
-/// B5: a command of a stream is not taken behind one that was refused, whatever the group could do
+/// A command of a stream is not taken behind one that was refused, whatever the group could do
 /// by now.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_line_takes_nothing_more() {

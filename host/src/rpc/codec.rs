@@ -194,7 +194,7 @@ mod tests {
         peer::FrameBatch { hello: None, frames: all }.encode_to_vec()
     }
 
-    /// B6: what is small on the wire and large in memory.
+    /// What is small on the wire and large in memory.
     #[test]
     fn many_small_parts_are_refused_before_they_are_decoded() {
         let check = |encoded: &[u8], check: fn(&[u8]) -> Result<(), Status>, want: &str| {

@@ -299,7 +299,7 @@ mod tests {
             .collect()
     }
 
-    /// B10: what this file says stands in the table, and nothing else does.
+    /// What this file says stands in the table, and nothing else does.
     #[test]
     fn every_refusal_stands_in_the_table() {
         let table = table();
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(said, table.into_keys().collect());
     }
 
-    /// B10: whoever may have been applied is not repeated by somebody who knows only gRPC's codes.
+    /// Whoever may have been applied is not repeated by somebody who knows only gRPC's codes.
     #[test]
     fn what_may_have_happened_has_a_code_that_nobody_repeats() {
         for refused in all().into_iter().filter(|refused| refused.unknown) {

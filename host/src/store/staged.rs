@@ -5,8 +5,7 @@
 //!   nothing: the store lane unlinks the name at its next call, and the bytes come back with it.
 //! - A received object whose transfer broke may be *parked* instead ([`StagedWriter::park`]): its
 //!   file waits for the rest. Whoever takes it up looks through the blocks that are there.
-//! - Payload bytes pass through bulk workers; no stage here creates, renames or unlinks a
-//!   name.
+//! - Payload bytes pass through bulk workers; no stage here creates, renames or unlinks a name.
 //! - After any failed write or sync the file is abandoned, never retried.
 //! - A received object is finished only with the declared length and digest; a local one gets
 //!   its descriptor from what was written.

@@ -32,8 +32,7 @@ pub struct Swept {
     pub missing: Vec<SnapshotDesc>,
     /// The staging file that stays.
     pub parked: Option<String>,
-    /// Removals and looks that did not succeed, with the reason; they did not stop the
-    /// others.
+    /// Removals and looks that did not succeed, with the reason; they did not stop the others.
     pub errors: Vec<String>,
 }
 

@@ -222,7 +222,7 @@ fn is_short(told: &[Event]) -> bool {
         && !any(|event| matches!(event, Event::Rotten { .. } | Event::NeedsSnapshot { .. }))
 }
 
-/// E5: log that cannot be read is damage, as log that rotted is: a peer's snapshot behind it does.
+/// Log that cannot be read is damage, as log that rotted is: a peer's snapshot behind it does.
 #[test]
 fn a_lane_that_cannot_read_the_log_asks_for_a_snapshot() {
     let well = told_of_a_start(|_fs, _path| ());
@@ -241,7 +241,7 @@ fn a_lane_that_cannot_read_the_log_asks_for_a_snapshot() {
     }
 }
 
-/// E5: what the machine lacks is no damage: the lane halts for it, and is started again.
+/// What the machine lacks is no damage: the lane halts for it, and is started again.
 #[test]
 fn a_lane_without_descriptors_halts_until_it_is_started_again() {
     let told = told_of_a_start(|fs, _path| fs.fail_read(fs.reads() + 1, DiskFault::Descriptors));

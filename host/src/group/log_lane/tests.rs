@@ -46,7 +46,7 @@ fn write(writer: &mut LogWriter, round: Vec<(u64, LogJob)>) -> Vec<Vec<LogOutput
     told
 }
 
-/// E12: a refused job ends its group. What that had queued behind it is not written, not even if it
+/// A refused job ends its group. What that had queued behind it is not written, not even if it
 /// fits; the others go on.
 #[test]
 fn behind_a_refused_job_nothing_of_its_group_is_written() {
@@ -64,7 +64,7 @@ fn behind_a_refused_job_nothing_of_its_group_is_written() {
     assert_eq!(writer.reader().last_index(GroupId(1)), Some(2));
 }
 
-/// E2: each job is told with the batch that it is whole by, and waits for none behind it. Batches
+/// Each job is told with the batch that it is whole by, and waits for none behind it. Batches
 /// are cut across jobs: of one that begins in a batch and ends in the next, nothing is told before.
 #[test]
 fn each_job_is_told_with_its_batch() {
@@ -92,7 +92,7 @@ fn each_job_is_told_with_its_batch() {
     assert_eq!(writer.stats().batches - 1, 4 + 1, "and the head of a second segment");
 }
 
-/// E2: between a batch and its word nothing else is done at the disk: no file is made, none goes.
+/// Between a batch and its word nothing else is done at the disk: no file is made, none goes.
 #[test]
 fn a_batch_does_not_wait_for_housekeeping() {
     let fs = disk();
@@ -118,7 +118,7 @@ fn a_batch_does_not_wait_for_housekeeping() {
     assert!(seen.contains(&4), "segments began");
 }
 
-/// E5: whoever cannot read a segment has the groups told that keep it.
+/// Whoever cannot read a segment has the groups told that keep it.
 #[test]
 fn a_segment_that_cannot_be_read_is_told() {
     let fs = disk();

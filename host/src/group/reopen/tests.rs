@@ -41,7 +41,7 @@ fn refused(harm: impl FnOnce(&MemFs, &Path)) -> WalError {
     error
 }
 
-/// E5: a sector that cannot be read keeps a replica from starting as rot does, with the same way
+/// A sector that cannot be read keeps a replica from starting as rot does, with the same way
 /// out; want of descriptors only makes it wait.
 #[test]
 fn a_start_does_without_no_entry_and_waits_for_descriptors() {

@@ -350,7 +350,7 @@ async fn a_node_about_to_stop_turns_clients_away() {
     assert_eq!(shared.counts().len(), 51);
 }
 
-/// B11: a session's calls are numbered from 1; number 0 would be one call for all that have it.
+/// A session's calls are numbered from 1; number 0 would be one call for all that have it.
 #[tokio::test]
 async fn a_call_of_a_session_without_a_number_is_refused() {
     let (nodes, shared) = cluster(1).await;
@@ -361,7 +361,7 @@ async fn a_call_of_a_session_without_a_number_is_refused() {
     assert!(shared.lock().applied.is_empty());
 }
 
-/// B10: a refusal that nobody but a person can mend is told soon, not after forty attempts.
+/// A refusal that nobody but a person can mend is told soon, not after forty attempts.
 #[tokio::test]
 async fn a_hopeless_refusal_is_told_soon() {
     let (nodes, shared) = cluster(1).await;
@@ -378,7 +378,7 @@ async fn a_hopeless_refusal_is_told_soon() {
     assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
 }
 
-/// B9: what no server takes does not travel, and its neighbours do.
+/// What no server takes does not travel, and its neighbours do.
 #[tokio::test]
 async fn an_oversized_command_harms_no_neighbour() {
     let (nodes, shared) = cluster(1).await;
@@ -394,7 +394,7 @@ async fn an_oversized_command_harms_no_neighbour() {
     assert_eq!(lockstep_client::COMMAND_BYTES_MAX, limits_command());
 }
 
-/// B3: what is full refuses whoever comes next, and nobody else loses anything.
+/// What is full refuses whoever comes next, and nobody else loses anything.
 #[tokio::test]
 async fn a_session_finds_room_once_another_is_closed() {
     let (nodes, shared) = cluster(2).await;
@@ -418,7 +418,7 @@ async fn a_session_finds_room_once_another_is_closed() {
     patiently("an answer", second.apply("b")).await.expect("it is applied");
 }
 
-/// B13: clients are told where clients reach the leader; nodes pass calls on where nodes do.
+/// Clients are told where clients reach the leader; nodes pass calls on where nodes do.
 #[tokio::test]
 async fn an_advertised_address_is_what_clients_are_told() {
     const NOWHERE: &str = "127.0.0.1:1";

@@ -29,7 +29,7 @@ async fn within<T>(most: Duration, command: impl Future<Output = T>) -> T {
     }
 }
 
-/// B11: opening a session and applying the command have one time together.
+/// Opening a session and applying the command have one time together.
 #[tokio::test]
 async fn apply_takes_no_longer_than_it_was_told() {
     // On a loaded machine what is left of two seconds may be too little.
@@ -50,7 +50,7 @@ async fn apply_takes_no_longer_than_it_was_told() {
     panic!("no session was opened late, but in time");
 }
 
-/// B11: nodes that say nothing cost one deadline, not one each.
+/// Nodes that say nothing cost one deadline, not one each.
 #[tokio::test]
 async fn status_takes_no_longer_than_it_was_told() {
     let (nodes, _shared) = cluster(1).await;

@@ -14,7 +14,7 @@ fn apply(command: &'static str) -> ApplyRequest {
     ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
 }
 
-/// B4: deadlines of a few milliseconds pass while the server is busy, so that it reads calls and
+/// Deadlines of a few milliseconds pass while the server is busy, so that it reads calls and
 /// their resets in one piece.
 #[tokio::test]
 async fn calls_that_ran_out_of_time_do_not_end_their_connection() {
@@ -33,7 +33,7 @@ async fn calls_that_ran_out_of_time_do_not_end_their_connection() {
     }
 }
 
-/// B4: the same, with a library's client, over a time that counts of a connection's life show.
+/// The same, with a library's client, over a time that counts of a connection's life show.
 #[tokio::test]
 async fn a_calm_caller_does_not_feel_hasty_ones() {
     let (nodes, shared) = cluster(1).await;
@@ -58,7 +58,7 @@ async fn a_calm_caller_does_not_feel_hasty_ones() {
     assert!(shared.lock().applied.iter().any(|(_, _, command)| command == "last"));
 }
 
-/// B4: eight streams with commands of 16 bytes on one connection, a message for each command, and
+/// Eight streams with commands of 16 bytes on one connection, a message for each command, and
 /// far more of them than are taken at a time while nobody answers.
 #[tokio::test]
 async fn small_messages_in_great_number_do_not_end_their_connection() {

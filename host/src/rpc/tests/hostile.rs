@@ -30,7 +30,7 @@ fn apply(command: &'static str) -> ApplyRequest {
     ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
 }
 
-/// B12: connections on which nothing is said keep nobody out.
+/// Connections on which nothing is said keep nobody out.
 #[tokio::test]
 async fn idle_connections_make_room_for_others() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
@@ -56,7 +56,7 @@ async fn idle_connections_make_room_for_others() {
     assert!(nodes[0].port.now().evicted >= 100, "{:?}", nodes[0].port.now());
 }
 
-/// B12: where all places are busy, a client hears so, and a peer gets in.
+/// Where all places are busy, a client hears so, and a peer gets in.
 #[tokio::test]
 async fn busy_connections_keep_clients_out_but_no_peer() {
     let (mut nodes, shared) = cluster_with(2, narrow()).await;
@@ -94,7 +94,7 @@ async fn busy_connections_keep_clients_out_but_no_peer() {
     }
 }
 
-/// B6: what was begun ends in time, and gives back what was kept for it.
+/// What was begun ends in time, and gives back what was kept for it.
 #[tokio::test]
 async fn half_sent_requests_end() {
     let (nodes, shared) = cluster_with(1, narrow()).await;
@@ -134,7 +134,7 @@ async fn given_back(node: &Node) {
     patiently("the budget is whole again", empty).await;
 }
 
-/// B6: bytes that are announced are counted before they come, and refused where there is no room.
+/// Bytes that are announced are counted before they come, and refused where there is no room.
 #[tokio::test]
 async fn requests_without_room_are_refused() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
@@ -161,7 +161,7 @@ async fn requests_without_room_are_refused() {
     connect(&nodes[0]).await.apply(large).await.expect("there is room again");
 }
 
-/// B6: before Hello a peer may say as much as Hello takes; a client no more than a command.
+/// Before Hello a peer may say as much as Hello takes; a client no more than a command.
 #[tokio::test]
 async fn lengths_are_judged_before_anything_is_kept() {
     let (nodes, _shared) = cluster_with(1, PortLimits::default()).await;
@@ -179,7 +179,7 @@ async fn lengths_are_judged_before_anything_is_kept() {
     assert_eq!((status.code(), word), (Code::InvalidArgument, Some("too-large")));
 }
 
-/// B6: a client that does not read its answers is cut off, and what they held is given back.
+/// A client that does not read its answers is cut off, and what they held is given back.
 #[tokio::test]
 async fn a_reader_that_does_not_read_is_cut_off() {
     let (nodes, shared) = cluster_with(1, narrow()).await;
@@ -210,7 +210,7 @@ async fn a_reader_that_does_not_read_is_cut_off() {
     connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
 }
 
-/// B6: streams whose answers nobody reads hold no more than the budgets have, and a part each that
+/// Streams whose answers nobody reads hold no more than the budgets have, and a part each that
 /// is on its way.
 #[tokio::test]
 async fn answers_that_nobody_reads_do_not_pile_up() {
@@ -246,7 +246,7 @@ async fn answers_that_nobody_reads_do_not_pile_up() {
     connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
 }
 
-/// B7: channels on which nothing is offered take no thread.
+/// Channels on which nothing is offered take no thread.
 #[test]
 fn silent_transfers_take_no_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -45,14 +45,14 @@ async fn a_pipeline_in_a_session_applies_each_command_once() {
     assert_eq!(shared.counts().len() as u64, COMMANDS);
     assert!(shared.counts().values().all(|count| *count == 1));
     assert!(retried >= 15, "three commands of each of five changes: {retried}");
-    // B5: neither a refusal nor a new leader puts a command before an earlier one.
+    // Neither a refusal nor a new leader puts a command before an earlier one.
     let machine = shared.lock();
     let order: Vec<&Bytes> = machine.applied.iter().map(|(_, _, command)| command).collect();
     let sent: Vec<Bytes> = (0..COMMANDS).map(command).collect();
     assert_eq!(order, sent.iter().collect::<Vec<_>>());
 }
 
-/// B5: the group's queue takes 32 MiB. Nobody is refused for that, and nothing is sent twice.
+/// The group's queue takes 32 MiB. Nobody is refused for that, and nothing is sent twice.
 #[tokio::test]
 async fn a_pipeline_with_long_commands_waits_for_room() {
     const COMMANDS: u32 = 4_096;
@@ -85,7 +85,7 @@ async fn a_pipeline_with_long_commands_waits_for_room() {
     assert_eq!(order, sent.iter().map(|n| &n[..]).collect::<Vec<_>>());
 }
 
-/// B5: streams that bring more than a group can do wait with their clients.
+/// Streams that bring more than a group can do wait with their clients.
 #[tokio::test]
 async fn streams_of_a_busy_group_wait_and_are_not_refused() {
     const STREAMS: usize = 5;
@@ -133,7 +133,7 @@ async fn streams_of_a_busy_group_wait_and_are_not_refused() {
     }
 }
 
-/// B5: what stands behind a refused command is refused, and the stream ends with that.
+/// What stands behind a refused command is refused, and the stream ends with that.
 #[tokio::test]
 async fn nothing_behind_a_refused_command_is_taken() {
     let (nodes, shared) = cluster(1).await;

@@ -19,7 +19,7 @@ fn assert_at_rest(fs: &MemFs, wal: &mut Wal) {
     assert_eq!((fs.ops(), wal.stats()), (ops, stats), "it writes nothing at all");
 }
 
-/// E1: a log whose segments all live comes to rest, one of which most has died does so, too, and
+/// A log whose segments all live comes to rest, one of which most has died does so, too, and
 /// both stay as they are.
 #[test]
 fn an_idle_log_writes_nothing() {

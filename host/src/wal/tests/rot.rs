@@ -297,7 +297,7 @@ fn a_rotten_file_that_was_removed_does_not_come_back() {
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
 }
 
-/// E5: a sector that cannot be read is damage, as one that rotted is, whoever reads it; what could
+/// A sector that cannot be read is damage, as one that rotted is, whoever reads it; what could
 /// not be read for want of descriptors is none.
 #[test]
 fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
