@@ -63,6 +63,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("marks_without_pause", "clients may ask for as many marks as they like"),
     ("memory_without_bound", "commands are taken although memory is high"),
     ("mirrors_remember", "the copy of a guest keeps what a query wrote"),
+    ("need_below_the_log", "a halted replica takes a snapshot that its log does not go on from"),
     ("never_ask", "a replica without a good snapshot asks nobody"),
     ("never_report", "raft hears of no transfer's end"),
     ("no_fallback", "a start tries the newest recovery point only"),

@@ -16,7 +16,6 @@ use crate::group::hosting::Hosting;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::snapshot::chunk::Want;
 
 /// What is remembered of halts.
 #[derive(Default)]
@@ -140,11 +139,10 @@ impl Hosting {
         }
     }
 
-    /// What a replica needs that is halted by an entry which another one applied.
-    pub(super) fn want_beyond(&self, shared: &Shared) -> Option<Want> {
+    /// The entry that this replica is halted by, if another one applied it.
+    pub(super) fn applied_elsewhere(&self, shared: &Shared) -> Option<u64> {
         let goes_on = self.pipeline.is_superseded();
         let halt = shared.halt().filter(|halt| halt.applied_by.is_some() && !goes_on)?;
-        let low = halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))?;
-        Some(Want { low, high: shared.recovery.floor, exactly: None })
+        halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
     }
 }

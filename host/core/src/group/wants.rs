@@ -194,18 +194,28 @@ impl Hosting {
         if self.wants.listing {
             return None;
         }
-        if let Some(want) = self.want_beyond(shared) {
+        if let Some(want) = self.need(shared) {
             return Some(want);
-        }
-        if self.wants.needs.is_some() {
-            let readable = shared.recovery.first_index.max(self.raw.store().unreadable());
-            let low = (readable - 1).max(1);
-            // What raft has not handed over yet must not be cut off the log under it.
-            return Some(Want { low, high: shared.recovery.floor, exactly: None });
         }
         let (term, index, digest) = *self.wants.rotten.last()?;
         let exactly = Some(ObjectRef { term, index, digest });
         Some(Want { low: index, high: index, exactly })
+    }
+
+    /// Any object that the log here goes on from would do: there is no guest to go on with.
+    fn need(&self, shared: &Shared) -> Option<Want> {
+        let least = match self.applied_elsewhere(shared) {
+            Some(entry) => entry,
+            None if self.wants.needs.is_some() => 1,
+            None => return None,
+        };
+        let readable = shared.recovery.first_index.max(self.raw.store().unreadable());
+        let low = match planted("need_below_the_log") {
+            true => least,
+            false => least.max(readable - 1),
+        };
+        // What raft has not handed over yet must not be cut off the log under it.
+        Some(Want { low, high: shared.recovery.floor, exactly: None })
     }
 
     /// A peer asks for an object.
@@ -261,9 +271,7 @@ impl Hosting {
 
     /// Whether an object that this replica did not take itself lets it go on.
     fn is_needed(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
-        let beyond = self.want_beyond(shared).is_some_and(|want| want.fits(desc));
-        (beyond || self.wants.needs.is_some())
-            && desc.index <= shared.recovery.floor
+        self.need(shared).is_some_and(|want| want.fits(desc))
             && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
