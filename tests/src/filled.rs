@@ -27,6 +27,8 @@ const COMMANDS_BETWEEN: u64 = 600;
 const PAUSE_MS: u64 = 1;
 /// How long it may take until commands stop, or come back.
 const TURN_PATIENCE: Duration = Duration::from_secs(120);
+/// A node that is short has deleted by then what it can do without.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -92,18 +94,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Telle
 async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Result<()> {
     writer.pace(0);
     let refused = writer.refused();
-    let stopped = async |cluster: &Cluster| {
-        // Whatever the nodes give up is taken as well.
-        disks.iter().try_for_each(Disk::fill_to_the_last_byte).ok()?;
-        let mut short = None;
-        for node in cluster.nodes() {
-            if cluster.group(node, GROUP).await?.state == "disk full" {
-                short = Some(node);
-            }
-        }
-        short.filter(|_| writer.refused() > refused)
-    };
-    let filled = cluster.wait_for("commands to stop", TURN_PATIENCE, stopped).await;
+    let filled = until_commands_stop(cluster, disks, || writer.refused() > refused).await;
     let restarted = match filled {
         Ok(short) => restart(cluster, disks, short).await,
         Err(error) => Err(error),
@@ -113,6 +104,30 @@ async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Res
     }
     restarted?;
     writer.comes_back(cluster, GROUP, PAUSE_MS).await
+}
+
+/// Fills all disks, again and again, until commands stop; a node whose disk stays full. What a node
+/// deletes once it is short may be all that its log lacked, so it is looked at twice.
+async fn until_commands_stop(
+    cluster: &mut Cluster,
+    disks: &[Disk],
+    refused: impl Fn() -> bool,
+) -> Result<u16> {
+    let full = async |cluster: &Cluster| {
+        disks.iter().try_for_each(Disk::fill_to_the_last_byte).ok()?;
+        for node in cluster.nodes() {
+            if cluster.group(node, GROUP).await?.state == "disk full" {
+                return Some(node).filter(|_| refused());
+            }
+        }
+        None
+    };
+    let stays_full = async |cluster: &Cluster| {
+        let before = full(cluster).await?;
+        tokio::time::sleep(GIVEN_UP_WITHIN).await;
+        full(cluster).await.filter(|node| *node == before)
+    };
+    cluster.wait_for("commands to stop", TURN_PATIENCE, stays_full).await
 }
 
 /// Kills a node whose disk is full and starts it again: it says what is the matter, and stays.
