@@ -419,6 +419,7 @@ impl Group {
             | Event::Overtaken
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
+            | Event::GuestFailed { .. }
             | Event::Memory(_)
             | Event::Room(_)
             | Event::DiskStalled(_)

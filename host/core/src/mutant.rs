@@ -45,6 +45,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("give_up_unread", "an older recovery point goes and the newest was not read again"),
     ("halt_without_a_state", "a halted replica does not build the state before its entry"),
     ("halted_alone_asks_nobody", "a replica that halts where others go on asks for no snapshot"),
+    ("heed_an_old_fault", "a fault of a guest that was replaced halts its replica"),
     ("keep_a_rotten_one", "the newest recovery point is spared though it is rotten"),
     ("keep_conflicting_suffix", "entries of a deposed leader stay in the window"),
     ("keep_damaged_log", "log that cannot be read stays"),

@@ -113,6 +113,8 @@ pub struct ApplyLane {
     fault: Option<Fault>,
     /// That was not told yet.
     untold: Option<Fault>,
+    /// The number of the last start or restore.
+    build: u64,
     /// The log was cut under this lane: there is no guest until the restore of the snapshot that
     /// raft installed comes, or another start.
     overtaken: bool,
@@ -142,6 +144,7 @@ impl ApplyLane {
             heard: 0,
             fault: None,
             untold: None,
+            build: 0,
             overtaken: false,
             waiting: false,
             aside: Vec::new(),
@@ -152,6 +155,11 @@ impl ApplyLane {
             place: None,
             no_place_since: None,
         }
+    }
+
+    /// The number of the last start or restore that this lane was given.
+    pub(crate) fn build(&self) -> u64 {
+        self.build
     }
 
     /// The last entry that the guest applied.
@@ -184,7 +192,8 @@ impl ApplyLane {
         }
         let mut rest = None;
         let output = match job {
-            ApplyJob::Start { state } => {
+            ApplyJob::Start { build, state } => {
+                self.build = build;
                 let floor = state.floor;
                 self.heard = self.heard.max(state.commit);
                 *self.listed() = state.snapshots;
@@ -206,7 +215,8 @@ impl ApplyLane {
                 let let_go = Event::Applied(Applied { bytes, ..Applied::default() });
                 Some(self.settle(applied, let_go))
             }
-            ApplyJob::Restore { snapshot } => {
+            ApplyJob::Restore { build, snapshot } => {
+                self.build = build;
                 let index = snapshot.index;
                 let restored = self.install(&snapshot);
                 // A rebuild from now on begins here, whether or not the actor has come to say so.
@@ -257,7 +267,7 @@ impl ApplyLane {
             news.into_iter().chain(aside).map(Output::Event).chain(outputs).collect();
         if let Some(fault) = self.untold.take() {
             tracing::error!(group = %self.tools.group, %fault, "the replica halts");
-            outputs.push(Output::Event(Event::Faulted(fault)));
+            outputs.push(Output::Event(Event::GuestFailed { build: self.build, fault }));
         }
         outputs
     }

@@ -121,7 +121,7 @@ impl Worker {
         done.inspect_err(|panic| {
             let fault = Fault::Internal(format!("apply lane: {}", panic_text(&**panic)));
             self.lane.give_up(fault.clone());
-            self.handle.raise(Event::Faulted(fault));
+            self.handle.raise(Event::GuestFailed { build: self.lane.build(), fault });
         })
         .ok()
     }

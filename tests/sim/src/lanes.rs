@@ -279,7 +279,10 @@ impl World {
             self.counters.add("fallback starts");
         }
         let lost = any(|event| {
-            matches!(event, Event::Faulted(_) | Event::NeedsSnapshot { .. } | Event::Overtaken)
+            matches!(
+                event,
+                Event::GuestFailed { .. } | Event::NeedsSnapshot { .. } | Event::Overtaken
+            )
         });
         if !lost && any(|event| matches!(event, Event::Restored { .. })) {
             self.counters.add("installs");

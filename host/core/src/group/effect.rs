@@ -52,7 +52,8 @@ pub enum Effect {
 #[derive(Debug)]
 pub enum ApplyJob {
     /// Build the guest from the newest recovery point that restores and replay to the floor.
-    Start { state: Box<RecoveryState> },
+    /// Builds are numbered, so that a failure is known by the build that it ended.
+    Start { build: u64, state: Box<RecoveryState> },
     /// Apply `[first, last]`. `entries` is empty if they have to be read from the log; `bytes`
     /// comes back in the report. Only the answers of `awaited` entries are wanted.
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
@@ -60,7 +61,7 @@ pub enum ApplyJob {
     /// bytes of log then.
     Capture { term: u64, index: u64, configuration: Configuration, gain: u64 },
     /// Replace the guest by what this listed snapshot holds.
-    Restore { snapshot: SnapshotDesc },
+    Restore { build: u64, snapshot: SnapshotDesc },
     /// Build the guest of a halted replica as it was after `goal`, to be asked and nothing else.
     Stand { goal: u64 },
     /// Ask the guest, once it has applied everything up to `index`; a halted replica's as well, if

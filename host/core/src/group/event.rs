@@ -137,8 +137,14 @@ pub enum Event {
     NeedsSnapshot {
         why: String,
     },
-    /// The group's guest or its state failed; the replica halts.
+    /// The replica cannot go on: its log failed, or its module is another than the group's.
     Faulted(Fault),
+    /// The lane applies nothing more with the guest that the build of this number led to, or was to
+    /// lead to; the replica halts, unless the lane was told of a newer build.
+    GuestFailed {
+        build: u64,
+        fault: Fault,
+    },
     /// What the guest has of its memory changed. Told before whatever changed it.
     Memory(MemoryUse),
     /// The disk of the log has too little room, or room again.

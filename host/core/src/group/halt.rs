@@ -64,6 +64,20 @@ impl Shared {
 }
 
 impl Hosting {
+    /// What this ended may be replaced already: the lane goes on from a newer build then, and what
+    /// was handed over since is for that one.
+    pub(super) fn guest_failed(
+        &mut self,
+        shared: &mut Shared,
+        build: u64,
+        fault: Fault,
+        effects: &mut Vec<Effect>,
+    ) {
+        if build == self.pipeline.build() || planted("heed_an_old_fault") {
+            self.fault(shared, fault, effects);
+        }
+    }
+
     /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.halt();

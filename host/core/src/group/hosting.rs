@@ -86,7 +86,8 @@ impl Hosting {
         let marks = Marks::since(newest, log.bytes_between(newest, state.floor));
         let floor = state.floor;
         let raw = raft_node::open(state.replica, floor, log);
-        effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state.clone()) }));
+        let (build, start) = (0, Box::new(state.clone()));
+        effects.push(Effect::Apply(ApplyJob::Start { build, state: start }));
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
         Self {
             raw,
@@ -237,10 +238,7 @@ impl Hosting {
             Event::Started { applied, time_ms } => {
                 self.pipeline.started(applied);
                 self.halts.over();
-                shared.log_time.applied(time_ms);
-                self.rebuilds.is_over(shared);
-                self.tell_list(effects);
-                self.settle_state(shared, effects);
+                self.has_guest(shared, time_ms, effects);
             }
             Event::Built { index, footprint } => self.rebuilds.built(index, footprint),
             Event::Applied(applied) => {
@@ -253,12 +251,9 @@ impl Hosting {
             }
             Event::Restored { index, time_ms } => {
                 self.pipeline.restored(index);
-                shared.log_time.applied(time_ms);
                 self.installs.restored();
                 self.wants.met();
-                self.rebuilds.is_over(shared);
-                self.tell_list(effects);
-                self.settle_state(shared, effects);
+                self.has_guest(shared, time_ms, effects);
             }
             Event::NotRestored { why, .. } => {
                 self.pipeline.not_restored();
@@ -280,6 +275,9 @@ impl Hosting {
             Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found, effects),
             Event::Overtaken => self.overtaken(shared, effects),
             Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
+            Event::GuestFailed { build, fault } => {
+                self.guest_failed(shared, build, fault, effects);
+            }
             Event::Received { snapshot } => self.received(shared, snapshot, effects),
             Event::Tick { .. }
             | Event::Frame(_)

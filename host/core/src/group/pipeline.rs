@@ -24,6 +24,8 @@ pub(super) struct Pipeline {
     dispatched: u64,
     /// The guest's applied index, as last reported.
     applied: u64,
+    /// The number of the last build, of a start or a restore, that the lane was given.
+    build: u64,
     /// The lane rebuilds the guest from a recovery point.
     rebuilding: bool,
     /// Restores given to the lane and not reported back.
@@ -70,6 +72,7 @@ impl Pipeline {
             inflight_bytes: 0,
             dispatched: floor,
             applied: 0,
+            build: 0,
             rebuilding: true,
             restores: 0,
             installing: false,
@@ -88,6 +91,10 @@ impl Pipeline {
 
     pub(super) fn applied(&self) -> u64 {
         self.applied
+    }
+
+    pub(super) fn build(&self) -> u64 {
+        self.build
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -233,6 +240,7 @@ impl Pipeline {
         self.clear();
         self.go_on();
         self.rebuilding = true;
+        self.build += 1;
         self.dispatched = floor;
     }
 
@@ -250,7 +258,8 @@ impl Pipeline {
     /// The log lists the snapshot durably: the lane restores it, and what follows may follow.
     pub(super) fn restore(&mut self, snapshot: SnapshotDesc, effects: &mut Vec<Effect>) {
         self.dispatched = snapshot.index;
-        effects.push(Effect::Apply(ApplyJob::Restore { snapshot }));
+        self.build += 1;
+        effects.push(Effect::Apply(ApplyJob::Restore { build: self.build, snapshot }));
         self.restores += 1;
         self.installing = false;
         self.go_on();

@@ -299,6 +299,19 @@ impl Hosting {
         }
     }
 
+    /// A start or a restore came to its end: there is a guest.
+    pub(super) fn has_guest(
+        &mut self,
+        shared: &mut Shared,
+        time_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        shared.log_time.applied(time_ms);
+        self.rebuilds.is_over(shared);
+        self.tell_list(effects);
+        self.settle_state(shared, effects);
+    }
+
     /// Builds the guest anew, up to what was handed over.
     pub(super) fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
@@ -307,7 +320,8 @@ impl Hosting {
         self.pipeline.start_again(state.floor);
         // The rebuild applies these, and has answers for nobody.
         self.pass(state.floor, effects);
-        effects.push(Effect::Apply(ApplyJob::Start { state: Box::new(state) }));
+        let (build, state) = (self.pipeline.build(), Box::new(state));
+        effects.push(Effect::Apply(ApplyJob::Start { build, state }));
         self.settle_state(shared, effects);
     }
 }

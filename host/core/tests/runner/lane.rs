@@ -38,6 +38,8 @@ pub(crate) struct Lane {
     /// A capture finds room only for one object beside the new one.
     tight: bool,
     dead: bool,
+    /// The number of the last start or restore.
+    build: u64,
     told_memory: u64,
     /// There is no guest until a start or a restore brings one.
     waiting: bool,
@@ -89,7 +91,10 @@ impl Lane {
         }
         self.waiting = false;
         match job {
-            ApplyJob::Start { state } => self.start(&state, image, store, &mut done),
+            ApplyJob::Start { build, state } => {
+                self.build = build;
+                self.start(&state, image, store, &mut done);
+            }
             ApplyJob::Range { first, last, entries, awaited, .. } => {
                 let entries = match entries.is_empty() {
                     true => {
@@ -108,10 +113,12 @@ impl Lane {
                 let at = self.stand(goal, image, store);
                 done.events.push(Event::Stands { at });
             }
-            ApplyJob::Restore { snapshot } if self.restores_fail => {
+            ApplyJob::Restore { build, snapshot } if self.restores_fail => {
+                self.build = build;
                 self.lose(snapshot, &mut done);
             }
-            ApplyJob::Restore { snapshot } => {
+            ApplyJob::Restore { build, snapshot } => {
+                self.build = build;
                 self.restore(&snapshot, store);
                 let time_ms = self.ledger.log_time_ms();
                 done.events.push(Event::Restored { index: snapshot.index, time_ms });
@@ -324,11 +331,12 @@ impl Lane {
 
     fn trap(&mut self, index: u64, done: &mut Done) {
         self.dead = true;
-        done.events.push(Event::Faulted(Fault::Guest(GuestFault {
+        let fault = Fault::Guest(GuestFault {
             class: FaultClass::Trap,
             call: "apply",
             index: Some(index),
             message: "told to".to_owned(),
-        })));
+        });
+        done.events.push(Event::GuestFailed { build: self.build, fault });
     }
 }

@@ -207,7 +207,7 @@ fn told_of_a_start(harm: impl FnOnce(&MemFs, &Path)) -> Vec<Event> {
 
 /// What a lane tells when it is started.
 fn started(lane: &mut ApplyLane, state: RecoveryState) -> Vec<Event> {
-    let outputs = lane.run(ApplyJob::Start { state: Box::new(state) }).into_iter();
+    let outputs = lane.run(ApplyJob::Start { build: 0, state: Box::new(state) }).into_iter();
     let events = outputs.filter_map(|output| match output {
         Output::Event(event) => Some(event),
         _other => None,
@@ -218,7 +218,7 @@ fn started(lane: &mut ApplyLane, state: RecoveryState) -> Vec<Event> {
 /// Whether the machine is said to have lacked something, and nothing else to be wrong.
 fn is_short(told: &[Event]) -> bool {
     let any = |is: fn(&Event) -> bool| told.iter().any(is);
-    any(|event| matches!(event, Event::Faulted(fault) if fault.is_machines()))
+    any(|event| matches!(event, Event::GuestFailed { fault, .. } if fault.is_machines()))
         && !any(|event| matches!(event, Event::Rotten { .. } | Event::NeedsSnapshot { .. }))
 }
 
@@ -237,7 +237,7 @@ fn a_lane_that_cannot_read_the_log_asks_for_a_snapshot() {
     let spoilt = told_of_a_start(|fs, path| fs.spoil(path, 0..1 << 20).expect("it is there"));
     for told in [rot, spoilt] {
         assert!(told.iter().any(|event| matches!(event, Event::NeedsSnapshot { .. })), "{told:?}");
-        assert!(!told.iter().any(|event| matches!(event, Event::Faulted(_))), "{told:?}");
+        assert!(!told.iter().any(|event| matches!(event, Event::GuestFailed { .. })), "{told:?}");
     }
 }
 
@@ -321,7 +321,7 @@ fn a_restore_that_cannot_read_its_snapshot_waits_for_another() {
     let (mut lane, founded) = fresh_lane(&Arc::default(), log, store);
     drop(lane.run(range((1, 1), vec![founded], BTreeSet::new())));
     let unread = desc(7, b"gone");
-    let told = lane.run(ApplyJob::Restore { snapshot: unread.clone() });
+    let told = lane.run(ApplyJob::Restore { build: 0, snapshot: unread.clone() });
     let [Output::Event(first), Output::Event(second)] = &told[..] else {
         panic!("{} outputs", told.len())
     };
@@ -340,7 +340,7 @@ fn a_start_waits_for_a_place() {
         .collect();
     let replica = ReplicaId::new(NodeId(1), 1);
     let state = Box::new(RecoveryState { floor: 1, ..RecoveryState::unfounded("g", replica) });
-    let mut job = ApplyJob::Start { state };
+    let mut job = ApplyJob::Start { build: 0, state };
     for _ in 0..3 {
         let outputs = lane.run(job);
         let [Output::Later(again)] = <[Output; 1]>::try_from(outputs).ok().expect("one") else {
