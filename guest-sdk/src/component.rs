@@ -1,9 +1,9 @@
 //! The glue between the generated bindings and a [`StateMachine`]; WebAssembly only.
 //!
-//! * One machine lives in an instance: made by `init` or `restore`, gone with the instance.
+//! * An instance has one machine, made by `init` or `restore`, that lasts as long as the instance.
 //! * A panic becomes a message in the host's log and then a trap.
 //!
-//! Public for [`export!`](crate::export!) only; plugins have no business here.
+//! Public for [`export!`](crate::export!) only; plugins do not use this module.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use crate::{
     Context, Failure, Info, Level, Outcome, SnapshotHeader, SnapshotReader, StateMachine, machine,
 };
 
-/// What `wit-bindgen` makes of `wit/fsm.wit`.
+/// The bindings that `wit-bindgen` generates from `wit/fsm.wit`.
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../wit",
@@ -29,11 +29,11 @@ pub mod bindings {
 }
 
 thread_local! {
-    /// The machine of this instance, once `init` or `restore` made it.
+    /// The machine of this instance; `None` until `init` or `restore` made it.
     static MACHINE: RefCell<Option<Box<dyn Running>>> = const { RefCell::new(None) };
 }
 
-/// The generated trait's implementation for a state machine.
+/// Implements the generated trait for a state machine.
 pub struct Exported<M>(PhantomData<M>);
 
 impl<M: StateMachine> wit::Guest for Exported<M> {
@@ -70,7 +70,7 @@ impl<M: StateMachine> wit::Guest for Exported<M> {
     }
 }
 
-/// A state machine whose type is forgotten, so that one static serves every plugin.
+/// A state machine with its type erased, so that one static serves every plugin.
 trait Running {
     fn apply(&mut self, ctx: &Context, commands: &[wit::Command]) -> Vec<wit::Outcome>;
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>>;
@@ -102,8 +102,8 @@ fn with_machine<R>(work: impl FnOnce(&mut dyn Running) -> R) -> R {
     })
 }
 
-/// From here on a panic is a message in the host's log before it is a trap. Every function that
-/// may be the first one of an instance calls this.
+/// Makes panics write a message to the host's log before they trap. Every export that may be the
+/// first to be called in an instance calls this.
 fn report_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -132,7 +132,7 @@ struct HostSource;
 
 impl ChunkSource for HostSource {
     fn next_chunk(&mut self, spent: Vec<u8>) -> io::Result<Vec<u8>> {
-        // The host allocates the next chunk in our memory; first give back the place of the last.
+        // The host allocates the next chunk in this instance's memory: free the last one first.
         drop(spent);
         const BYTES_MAX: u32 = CHUNK_BYTES_MAX as u32;
         Ok(snapshot_io::read(BYTES_MAX))

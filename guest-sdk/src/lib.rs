@@ -38,14 +38,14 @@
 //! What the author promises, and what the host relies on:
 //!
 //! * the state and the outcomes are a function of the entries applied: no clock, no entropy, no
-//!   `HashMap` order. Time, chance and the index arrive in [`Context`]; [`DetMap`] has an order;
+//!   `HashMap` order. Time, randomness and index arrive in [`Context`]; [`DetMap`] has an order;
 //! * a restored machine behaves in every respect like the one that wrote the snapshot;
 //! * equal states write equal snapshots.
 //!
 //! `testing::Harness` checks these natively, in the plugin's own unit tests.
 //!
-//! The crate compiles natively as well as to WebAssembly. It leaves the meaning of the bytes of
-//! commands, answers and snapshots to the author, and the removal of duplicates to the host.
+//! The crate compiles natively as well as to WebAssembly. What the bytes of commands, answers and
+//! snapshots mean is up to the author; that retried commands are applied once is up to the host.
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
@@ -71,9 +71,9 @@ pub type DetMap<K, V> = std::collections::BTreeMap<K, V>;
 /// A set whose order is that of its elements, on every replica and after every restore.
 pub type DetSet<T> = std::collections::BTreeSet<T>;
 
-/// Makes a [`StateMachine`] the one this component exports. Once in a plugin, at the crate's root.
+/// Exports a [`StateMachine`] from this component. Use it once in a plugin, at the crate's root.
 ///
-/// Natively it only checks that the type is a state machine.
+/// On native targets it only checks that the type is a state machine.
 #[macro_export]
 macro_rules! export {
     ($machine:ty) => {

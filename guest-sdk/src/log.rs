@@ -1,7 +1,7 @@
 //! Messages for the replica's log.
 //!
-//! Nothing flows back: whether a message is shown, shortened or dropped is the replica's business
-//! and cannot change what the state machine does; it costs the same fuel in any case. Natively
+//! Nothing flows back: whether a message is shown, shortened or dropped is up to the replica and
+//! cannot change what the state machine does; it costs the same fuel in any case. On native targets
 //! messages go to standard error.
 
 /// How important a message is.
@@ -9,17 +9,17 @@
 pub enum Level {
     /// Every step.
     Trace,
-    /// What helps to find a mistake.
+    /// What helps to find a bug.
     Debug,
-    /// What an operator likes to know.
+    /// What an operator may want to know.
     Info,
-    /// What an operator should look at.
+    /// What an operator should look into.
     Warn,
     /// What went wrong.
     Error,
 }
 
-/// Hands a message to the replica's log; the macro [`log!`](crate::log!) formats one first.
+/// Hands a message to the replica's log. The macro [`log!`](crate::log!) also formats it.
 #[cfg(target_arch = "wasm32")]
 pub fn log(level: Level, target: &str, message: &str) {
     use crate::component::bindings::lockstep::fsm::host;
@@ -33,7 +33,7 @@ pub fn log(level: Level, target: &str, message: &str) {
     host::log(level, target, message);
 }
 
-/// Hands a message to the replica's log; the macro [`log!`](crate::log!) formats one first.
+/// Hands a message to the replica's log. The macro [`log!`](crate::log!) also formats it.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn log(level: Level, target: &str, message: &str) {
     eprintln!("{level:?} {target}: {message}");

@@ -1,8 +1,8 @@
-//! The trait a plugin implements, and the values it deals in.
+//! The trait that a plugin implements, and the values that it deals in.
 //!
-//! Owns the Rust face of the world in `wit/fsm.wit`. Promises:
+//! This is the Rust form of the world in `wit/fsm.wit`. Promises:
 //!
-//! * everything a machine is handed is equal on every replica;
+//! * everything that a machine is given is equal on every replica;
 //! * each command of an entry has a [`Context`] of its own, so that two commands of one entry do
 //!   not draw the same random numbers;
 //! * a snapshot is either read to its last byte or refused.
@@ -21,12 +21,12 @@ pub trait StateMachine: Sized + 'static {
     /// What this state machine is.
     const INFO: Info;
 
-    /// What this state machine is, as the host asks for it.
+    /// Describes the state machine to the host.
     fn describe() -> Info {
         Self::INFO
     }
 
-    /// The empty state under this configuration.
+    /// Builds the initial state for this configuration.
     fn init(ctx: &Context, config: &[u8]) -> Result<Self, Failure>;
 
     /// Executes one command.
@@ -38,7 +38,8 @@ pub trait StateMachine: Sized + 'static {
     /// Writes the whole state. Equal states must write equal bytes.
     fn snapshot(&self, out: &mut SnapshotWriter) -> Result<(), Failure>;
 
-    /// The state that was written. Whoever called reports bytes left unread as corrupt.
+    /// Reads the state that `snapshot` wrote. If it leaves bytes unread, the snapshot is reported
+    /// as corrupt.
     fn restore(
         header: &SnapshotHeader,
         config: &[u8],
@@ -60,40 +61,42 @@ pub struct Info {
 }
 
 impl Info {
-    /// Of a state machine whose snapshots have had one format so far, 1.
+    /// Describes a state machine whose snapshots always had the same format, 1.
     pub const fn new(name: &'static str, version: &'static str) -> Self {
         Self { name, version, snapshot_format: 1, oldest_readable_format: 1 }
     }
 }
 
-/// Everything a state machine may know about "now"; equal on every replica.
+/// Everything that a state machine may know about "now"; equal on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Index of the entry in the log. Increases from entry to entry, with gaps.
     pub index: u64,
-    /// Position of the command in its entry, from 0 on; 0 in `init` and `query`.
+    /// Position of the command in its entry, starting at 0; 0 in `init` and `query`.
     pub position: u32,
     /// Milliseconds since 1970, stamped by the leader; never decreases.
     pub time_ms: u64,
-    /// Chance, derived from the cluster's seed and the index. Not secret. See [`Context::rng`].
+    /// A pseudo-random value, derived from the cluster's seed and the index. Not secret. See
+    /// [`Context::rng`].
     pub seed: (u64, u64),
 }
 
 impl Context {
-    /// A generator for this command: the same on every replica, another for each command.
+    /// A random number generator for this command: equal on every replica, different for each
+    /// command.
     pub fn rng(&self) -> Rng {
         Rng::new(self.seed, self.position)
     }
 }
 
-/// The longest answer to a command that a client is told, in bytes. Of a longer one it is told that
-/// the command was executed, and how long the answer was.
+/// The longest answer to a command that reaches a client, in bytes. If an answer is longer, the
+/// client is told only that the command was executed and how long the answer was.
 pub const OUTCOME_BYTES_MAX: usize = 64 << 10;
 
-/// Opens what goes up instead of a longer answer; its length follows. See `outcome` in
-/// `wit/fsm.wit`.
+/// Begins what the host is given in place of an answer that is too long; the answer's length
+/// follows. See `outcome` in `wit/fsm.wit`.
 #[cfg(any(target_arch = "wasm32", test))]
-const TOO_LONG_MARK: [u8; 16] = [
+const TOO_LONG_MARKER: [u8; 16] = [
     0xd3, 0x1e, 0x9a, 0x47, 0x05, 0xc8, 0x6b, 0xf2, 0x7d, 0x30, 0xb4, 0x8c, 0xe9, 0x51, 0x26, 0xaf,
 ];
 
@@ -107,25 +110,27 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Executed, with this answer.
+    /// The command was executed, with this answer.
     pub fn ok(answer: impl Into<Vec<u8>>) -> Self {
         Self::Ok(answer.into())
     }
 
-    /// Refused, for this reason.
+    /// The command was refused, for this reason.
     pub fn rejected(reason: impl Into<Vec<u8>>) -> Self {
         Self::Rejected(reason.into())
     }
 
-    /// The outcome as it goes up to the host: of an answer that is too long to be told, only its
-    /// length. The bytes are given back at once, so that an entry of long answers takes no more
-    /// memory than one of short ones.
+    /// The outcome as the host is given it: an answer that is too long is replaced by its length.
+    /// Its bytes are freed at once, so that an entry of long answers takes no more memory than one
+    /// of short ones.
     #[cfg(any(target_arch = "wasm32", test))]
     pub(crate) fn told(self) -> Self {
         let (Self::Ok(bytes) | Self::Rejected(bytes)) = &self;
         match bytes.len() {
             ..=OUTCOME_BYTES_MAX => self,
-            length => Self::Rejected([&TOO_LONG_MARK[..], &(length as u64).to_le_bytes()].concat()),
+            length => {
+                Self::Rejected([&TOO_LONG_MARKER[..], &(length as u64).to_le_bytes()].concat())
+            }
         }
     }
 }
@@ -141,7 +146,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Why `init`, `snapshot` or `restore` could not do what was asked.
+/// Why `init`, `snapshot` or `restore` failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The configuration is not what the machine expects.
@@ -167,7 +172,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What the snapshot functions of `std::io` report: too short and malformed mean corrupt.
+/// An error of reading or writing a snapshot: input that is too short or malformed is corrupt.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -193,7 +198,7 @@ pub struct SnapshotHeader {
     pub time_ms: u64,
 }
 
-/// Executes the commands of one entry in order; as many outcomes as commands.
+/// Executes the commands of one entry in order; returns an outcome for each.
 pub fn apply_entry<'a, M: StateMachine>(
     machine: &mut M,
     ctx: &Context,
@@ -202,8 +207,8 @@ pub fn apply_entry<'a, M: StateMachine>(
     apply_each(machine, ctx, commands).collect()
 }
 
-/// [`apply_entry`], a command at a time: whoever asks for the next outcome may have let go of the
-/// one before.
+/// Like [`apply_entry`], but executes a command only when its outcome is taken, so that the caller
+/// can free each outcome before the next.
 pub(crate) fn apply_each<'a, M: StateMachine>(
     machine: &mut M,
     ctx: &Context,
@@ -220,8 +225,8 @@ pub fn snapshot<M: StateMachine>(machine: &M, sink: &mut dyn Write) -> Result<()
     Ok(out.finish()?)
 }
 
-/// Builds a machine from all of `source`. A format outside the machine's range and bytes left
-/// over are refused here, so that no machine has to.
+/// Builds a machine from all of `source`. Refuses formats outside the machine's range and bytes
+/// left over, so that machines do not have to.
 pub fn restore<M: StateMachine>(
     header: &SnapshotHeader,
     config: &[u8],
@@ -231,7 +236,7 @@ pub fn restore<M: StateMachine>(
     restore_from(header, config, &mut from)
 }
 
-/// [`restore`], from a reader that is there already.
+/// Like [`restore`], from an existing reader.
 pub(crate) fn restore_from<M: StateMachine>(
     header: &SnapshotHeader,
     config: &[u8],
@@ -252,14 +257,14 @@ pub(crate) fn restore_from<M: StateMachine>(
 mod tests {
     use super::*;
 
-    /// What is told is never longer than what may be; the host knows these bytes.
+    /// A long answer becomes the marker and its length, byte for byte as the host expects them.
     #[test]
     fn of_a_long_answer_the_length_is_told() {
         let longest = vec![b'a'; OUTCOME_BYTES_MAX];
         for whole in [Outcome::ok("a"), Outcome::Ok(longest.clone()), Outcome::Rejected(longest)] {
             assert_eq!(whole.clone().told(), whole);
         }
-        let expect = [&TOO_LONG_MARK[..], &[1, 0, 1, 0, 0, 0, 0, 0]].concat();
+        let expect = [&TOO_LONG_MARKER[..], &[1, 0, 1, 0, 0, 0, 0, 0]].concat();
         for long in [Outcome::Ok, Outcome::Rejected] {
             let told = long(vec![b'a'; OUTCOME_BYTES_MAX + 1]).told();
             assert_eq!(told, Outcome::Rejected(expect.clone()));

@@ -1,7 +1,7 @@
-//! Chance that is the same on every replica.
+//! Random numbers that are the same on every replica.
 //!
-//! xoroshiro128++ (Blackman and Vigna), seeded from the log. Not for secrets: whoever knows the
-//! log knows the numbers.
+//! The generator is xoroshiro128++ (Blackman and Vigna), seeded from the log. Not for secrets: the
+//! numbers follow from the log.
 
 /// A pseudo-random generator; get one from `Context::rng`.
 #[derive(Clone, Debug)]
@@ -11,15 +11,15 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A generator of the same numbers for the same seed and position.
+    /// A generator that yields the same numbers for the same seed and position.
     pub(crate) fn new(seed: (u64, u64), position: u32) -> Self {
         let low = scramble(seed.0 ^ scramble(u64::from(position)));
         let high = scramble(seed.1.wrapping_add(low));
-        // The one state that would stay as it is for ever.
+        // The generator would never leave the state of only zeros.
         if low == 0 && high == 0 { Self { low: 1, high: 0 } } else { Self { low, high } }
     }
 
-    /// Any number.
+    /// The next number, any of them equally likely.
     pub fn next_u64(&mut self) -> u64 {
         let number = self.low.wrapping_add(self.high).rotate_left(17).wrapping_add(self.low);
         self.high ^= self.low;
@@ -31,7 +31,8 @@ impl Rng {
     /// A number below `bound`, each equally likely. Panics when `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "no number is below 0");
-        // The largest multiple of the bound; what lies above it would favour small numbers.
+        // The largest multiple of the bound that fits; numbers from there on would favour small
+        // results.
         let fair = u64::MAX - u64::MAX % bound;
         loop {
             let number = self.next_u64();
@@ -69,7 +70,7 @@ mod tests {
         assert_eq!(Rng::new((5, 6), 1).next_u64(), Rng::new((5, 6), 1).next_u64());
     }
 
-    /// `below` reaches everything below the bound and nothing else.
+    /// `below` returns every number below the bound and no other.
     #[test]
     fn below_is_below() {
         let mut rng = Rng::new((0, 0), 0);

@@ -1,20 +1,20 @@
 //! The two ends of a snapshot: `io::Write` while taking one, `io::Read` while restoring one.
 //!
 //! * Memory: one chunk of at most [`CHUNK_BYTES_MAX`], however large the state.
-//! * What is written is what is read; where chunks end carries no meaning.
+//! * What is read is what was written; the boundaries of chunks carry no meaning.
 //! * Numbers are little-endian; a block is its length as `u32`, then its bytes.
 //!
-//! Checksums, digests and the total size are the host's.
+//! Checksums, digests and the limit of the total size are the host's part.
 
 use std::io::{self, BufRead, Read, Write};
 
-/// How much is gathered before the host is called, in bytes: a call costs about as much as
-/// copying a few KiB, so at this size it no longer shows, and two of them fit any cache.
+/// The bytes that are gathered before the host is called. A call costs about as much as copying a
+/// few KiB, so at this size it no longer matters, and two chunks fit into any cache.
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 
-/// Where a state machine writes its state to.
+/// The sink to which a state machine writes its state.
 pub struct SnapshotWriter<'a> {
-    /// What was written and not handed on yet; always shorter than a chunk between calls.
+    /// What was written and not handed on yet; between calls always shorter than a full chunk.
     chunk: Vec<u8>,
     /// Where full chunks go.
     sink: &'a mut dyn Write,
@@ -39,7 +39,7 @@ impl<'a> SnapshotWriter<'a> {
         self.write_all(block)
     }
 
-    /// Hands on what is left. Without it the end of the snapshot is lost; the SDK calls it after
+    /// Hands on the rest, without which the snapshot would lack its end. The SDK calls this after
     /// `StateMachine::snapshot`.
     pub fn finish(mut self) -> io::Result<()> {
         self.flush()
@@ -70,13 +70,13 @@ impl Write for SnapshotWriter<'_> {
     }
 }
 
-/// Where a state machine reads its state from.
+/// The source from which a state machine reads its state.
 pub struct SnapshotReader<'a> {
     /// The chunk in hand.
     chunk: Vec<u8>,
-    /// How much of it was read.
+    /// How many bytes of it were read.
     consumed: usize,
-    /// Whether the source said that there is no more; it is not asked again.
+    /// Whether the source has ended; it is not asked again.
     ended: bool,
     /// Where chunks come from.
     source: Box<dyn ChunkSource + 'a>,
@@ -84,17 +84,17 @@ pub struct SnapshotReader<'a> {
 
 /// Hands out a snapshot chunk by chunk; an empty chunk is the end.
 pub(crate) trait ChunkSource {
-    /// The next chunk, of at most [`CHUNK_BYTES_MAX`]. `spent` is the last one, to be reused.
+    /// The next chunk, of at most [`CHUNK_BYTES_MAX`] bytes. `spent` is the last one, to be reused.
     fn next_chunk(&mut self, spent: Vec<u8>) -> io::Result<Vec<u8>>;
 }
 
 impl<'a> SnapshotReader<'a> {
-    /// A reader of all that `source` has.
+    /// A reader of all bytes of `source`.
     pub fn new(source: &'a mut dyn Read) -> Self {
         Self::from_chunks(source)
     }
 
-    /// A reader of all the chunks that `source` has.
+    /// A reader of all chunks of `source`.
     pub(crate) fn from_chunks(source: impl ChunkSource + 'a) -> Self {
         Self { chunk: Vec::new(), consumed: 0, ended: false, source: Box::new(source) }
     }
@@ -106,8 +106,8 @@ impl<'a> SnapshotReader<'a> {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Reads a length and that many bytes. A length over `bytes_max` is refused before anything
-    /// is allocated for it, for a damaged length can be anything.
+    /// Reads a length and that many bytes. A length over `bytes_max` is refused before anything is
+    /// allocated, because a damaged length may have any value.
     pub fn read_block(&mut self, bytes_max: usize) -> io::Result<Vec<u8>> {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
@@ -115,7 +115,7 @@ impl<'a> SnapshotReader<'a> {
         if length > bytes_max {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("a block of {length} bytes, where {bytes_max} are the limit"),
+                format!("a block of {length} bytes exceeds the limit of {bytes_max}"),
             ));
         }
         let mut block = vec![0; length];
@@ -123,7 +123,7 @@ impl<'a> SnapshotReader<'a> {
         Ok(block)
     }
 
-    /// Whether everything was read.
+    /// Whether all bytes were read.
     pub fn is_at_end(&mut self) -> io::Result<bool> {
         Ok(self.fill_buf()?.is_empty())
     }
@@ -173,7 +173,7 @@ impl ChunkSource for &mut dyn Read {
 mod tests {
     use super::*;
 
-    /// Blocks of every awkward size come back, and chunks are full ones.
+    /// Blocks of awkward sizes are read back as written, and all chunks but the last are full.
     #[test]
     fn what_is_written_is_read() {
         let sizes = [0, 1, CHUNK_BYTES_MAX - 5, CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX + 7];
@@ -198,7 +198,7 @@ mod tests {
         assert!(from.is_at_end().expect("the source is at its end"));
     }
 
-    /// A damaged length is an error, not an allocation.
+    /// A damaged length causes an error, not an allocation.
     #[test]
     fn a_block_over_the_limit_is_refused() {
         let mut bytes = [0xff; 64].as_slice();

@@ -1,24 +1,24 @@
 //! A native harness for a plugin's own unit tests.
 //!
-//! Plays the host: stamps contexts, keeps the log of what was applied, and in
+//! The harness plays the host: it stamps contexts, keeps the log of what was applied, and
 //! [`Harness::verify`] holds the machine to its contract:
 //!
-//! * replaying the log twice gives the outcomes and the snapshot it gave the first time;
-//! * a machine restored from a snapshot at any point of the log writes the same snapshot again,
-//!   and goes on like the one that was never restored;
+//! * replaying the log gives the same outcomes and the same snapshot each time;
+//! * a machine restored from a snapshot at any point of the log writes the same snapshot again, and
+//!   continues like the one that was never restored;
 //! * a query changes nothing.
 //!
-//! It says nothing about what only WebAssembly can show: limits, traps, fuel. Failures panic, as
-//! tests expect.
+//! It cannot test what only WebAssembly shows: limits, traps, fuel. Violations panic, as tests
+//! expect.
 
 use crate::{
     Context, Failure, Outcome, SnapshotHeader, StateMachine, apply_entry, restore, snapshot,
 };
 
-/// How many points of the log [`Harness::verify`] restores at, at most: each costs a replay.
+/// Most points of the log at which [`Harness::verify`] restores: each costs a replay.
 const CUTS_MAX: usize = 16;
 
-/// A state machine, and the log of everything that was applied to it.
+/// A state machine, with the log of everything that was applied to it.
 pub struct Harness<M> {
     machine: M,
     config: Vec<u8>,
@@ -40,7 +40,7 @@ impl<M: StateMachine> Harness<M> {
         Self::with_config(b"").expect("the machine accepts an empty configuration")
     }
 
-    /// A machine initialised with this configuration, or its refusal.
+    /// A machine initialised with this configuration, or the failure of its `init`.
     pub fn with_config(config: &[u8]) -> Result<Self, Failure> {
         let now = context(0);
         let machine = M::init(&now, config)?;
@@ -62,7 +62,7 @@ impl<M: StateMachine> Harness<M> {
         outcomes
     }
 
-    /// Asks the machine as of the last entry, and checks that asking changed nothing.
+    /// Queries the machine as of the last entry, and checks that this changed nothing.
     pub fn query(&self, request: impl AsRef<[u8]>) -> Result<Vec<u8>, Vec<u8>> {
         let before = self.snapshot();
         let answer = self.machine.query(&self.now, request.as_ref());
@@ -76,7 +76,7 @@ impl<M: StateMachine> Harness<M> {
         assert_eq!(self.apply(command).to_string(), expect, "outcome of {command:?}");
     }
 
-    /// Asks and compares the answer, written `ok ANSWER` or `rejected REASON`.
+    /// Queries the machine and compares the answer, written `ok ANSWER` or `rejected REASON`.
     #[track_caller]
     pub fn check_query(&self, request: &str, expect: &str) {
         let answer = match self.query(request) {
@@ -91,17 +91,18 @@ impl<M: StateMachine> Harness<M> {
         snapshot_of(&self.machine)
     }
 
-    /// A machine restored from these bytes, as if this version had written them just now.
+    /// A machine restored from these bytes, as if this version had written them at the last entry.
     pub fn restore(&self, bytes: &[u8]) -> Result<M, Failure> {
         self.restore_at(&self.now, bytes)
     }
 
-    /// Holds the machine to its contract over everything that was applied so far; see the module.
+    /// Holds the machine to its contract, see the module, for everything that was applied so far.
     #[track_caller]
     pub fn verify(&self) {
         let last = self.snapshot();
         let step = self.log.len().div_ceil(CUTS_MAX).max(1);
-        // Two replays from the beginning, then a restore at each cut, the end always among them.
+        // Two full replays with a restore of the initial state, then a restore at each cut, of
+        // which the end is always one.
         let cuts = (0..self.log.len()).step_by(step).chain([self.log.len()]);
         for cut in [0, 0].into_iter().chain(cuts) {
             let mut machine =
@@ -111,12 +112,12 @@ impl<M: StateMachine> Harness<M> {
             let bytes = snapshot_of(&machine);
             let at = cut.checked_sub(1).map_or(context(0), |last| self.log[last].ctx);
             let mut restored = self.restore_at(&at, &bytes).expect("a machine reads what it wrote");
-            assert!(bytes == snapshot_of(&restored), "restored at entry {cut}: another snapshot");
+            assert!(bytes == snapshot_of(&restored), "restored at entry {cut}: snapshots differ");
 
             self.replay(&mut machine, &self.log[cut..]);
-            assert!(last == snapshot_of(&machine), "replayed: another snapshot");
+            assert!(last == snapshot_of(&machine), "replayed: snapshots differ");
             self.replay(&mut restored, &self.log[cut..]);
-            assert!(last == snapshot_of(&restored), "restored at entry {cut}: another end");
+            assert!(last == snapshot_of(&restored), "restored at entry {cut}: final states differ");
         }
     }
 
@@ -125,7 +126,7 @@ impl<M: StateMachine> Harness<M> {
         for entry in entries {
             let commands = entry.commands.iter().map(Vec::as_slice);
             let outcomes = apply_entry(machine, &entry.ctx, commands);
-            assert_eq!(outcomes, entry.outcomes, "replayed: another outcome of {:?}", entry.ctx);
+            assert_eq!(outcomes, entry.outcomes, "replayed: outcomes of {:?} differ", entry.ctx);
         }
     }
 
@@ -154,7 +155,7 @@ fn snapshot_of<M: StateMachine>(machine: &M) -> Vec<u8> {
     bytes
 }
 
-/// The context that every run gives the entry at `index`.
+/// The context of the entry at `index`, the same in every run.
 fn context(index: u64) -> Context {
     let time_ms = 1_700_000_000_000 + 10 * index;
     Context { index, position: 0, time_ms, seed: (index, !index) }

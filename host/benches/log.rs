@@ -1,8 +1,8 @@
-//! What a log of many groups costs: bytes written for a byte of payload, bytes of files for a byte
-//! that lives, how long appends take, and `stats()`. Real files. `cargo xtask bench log [MIB]`.
+//! What a log of many groups costs: bytes written per byte of payload, bytes of files per live
+//! byte, and how long appends and `stats()` take, on real files. `cargo xtask bench log [MIB]`.
 //!
-//! 200 groups keep so many MiB each, in segments of the same size. Once with groups that are alike,
-//! once with some that append seldom, whose entries keep old segments.
+//! 200 groups keep MIB MiB or more each, in segments of MIB MiB. It runs once with groups that
+//! append equally often, and once with some that append seldom and so keep old segments alive.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use lockstep_host::wal::{Wal, WalOptions};
 use raft::eraftpb::Entry;
 
 const GROUPS: u64 = 200;
-/// Bytes of an entry. Smaller ones would be padded to blocks, and measure that.
+/// Bytes of an entry. Smaller entries would mostly measure the padding of batches to blocks.
 const ENTRY_BYTES: usize = 16 << 10;
-/// Jobs of a round, each of another group: about one batch.
+/// Jobs of a round, each for another group: about one batch.
 const JOBS: u64 = 8;
-/// Bytes are appended until this many times what lives.
+/// Entries are appended until there are this many times the live bytes.
 const TURNS: u64 = 3;
 
+/// How often groups append.
 #[derive(Clone, Copy, PartialEq)]
 enum Load {
     Alike,
@@ -34,20 +35,20 @@ enum Load {
 
 struct Groups {
     chance: u64,
-    /// Of each its first index and its next one.
+    /// For each group, its first index and its next one.
     places: Vec<(u64, u64)>,
-    /// Entries that a group keeps at the least, and cuts off at a time.
+    /// How many entries a group keeps at least, and how many it cuts off at a time.
     keep: u64,
     load: Load,
 }
 
 fn main() -> Result<()> {
     let mib = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let mib: u64 = mib.map_or(Ok(4), |mib| mib.parse()).context("MIB is a number")?;
-    ensure!(mib >= 4, "a segment has 4 MiB at the least");
+    let mib: u64 = mib.map_or(Ok(4), |mib| mib.parse()).context("MIB must be a number")?;
+    ensure!(mib >= 4, "MIB must be at least 4, the size of the smallest segment");
     let dir = PathBuf::from("target/bench/log");
     println!(
-        "log: {GROUPS} groups of {mib} MiB and more, segments of {mib} MiB, entries of 16 KiB"
+        "log: {GROUPS} groups of at least {mib} MiB, segments of {mib} MiB, entries of 16 KiB"
     );
     for load in [Load::Alike, Load::Uneven] {
         measure(&dir, mib << 20, load)?;
@@ -84,7 +85,7 @@ fn measure(dir: &Path, bytes: u64, load: Load) -> Result<()> {
     let name = if load == Load::Alike { "alike" } else { "uneven" };
     let mib = |bytes: u64| bytes >> 20;
     println!(
-        "{name}: {:.3} bytes written a byte ({} MiB, {} MiB of it moved), {} MiB live, files at \
+        "{name}: {:.3} bytes written per byte ({} MiB, {} MiB of it moved), {} MiB live, files at \
          most {most:.2} times that and four segments",
         stats.written_bytes as f64 / payload as f64,
         mib(stats.written_bytes),
@@ -92,7 +93,7 @@ fn measure(dir: &Path, bytes: u64, load: Load) -> Result<()> {
         mib(stats.live),
     );
     println!(
-        "{name}: append p50 {:.2} ms, p99 {:.2} ms, most {:.2} ms; cleaning {:.1} s beside them",
+        "{name}: append p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms; cleaning between them {:.1} s",
         at(0.5),
         at(0.99),
         at(1.0),
@@ -106,7 +107,7 @@ fn measure(dir: &Path, bytes: u64, load: Load) -> Result<()> {
     while wal.housekeep()? || wal.seal_idle()? {}
     let before = wal.stats().written_bytes;
     for _ in 0..1000 {
-        ensure!(!wal.housekeep()? && !wal.seal_idle()?, "an idle log has nothing to do");
+        ensure!(!wal.housekeep()? && !wal.seal_idle()?, "an idle log still has work to do");
     }
     println!("{name}: {} bytes written while idle", wal.stats().written_bytes - before);
     Ok(())
@@ -131,7 +132,8 @@ impl Groups {
         chosen.into_iter().map(|group| self.job(group)).collect()
     }
 
-    /// An entry for a group, which keeps what it wrote last: a cut in two, as marks make it.
+    /// A job with one entry for a group. Once the group has twice what it keeps, the job also cuts
+    /// off the older half, as checkpoints do.
     fn job(&mut self, group: u64) -> LogJob {
         let (first, next) = &mut self.places[group as usize];
         let data = Bytes::from(vec![group as u8; ENTRY_BYTES]);
@@ -140,7 +142,7 @@ impl Groups {
         if *next - *first >= 2 * self.keep {
             *first = *next - self.keep;
         }
-        let mut state = RecoveryState::unfounded("bench", ReplicaId(group + 1));
+        let mut state = RecoveryState::blank("bench", ReplicaId(group + 1));
         (state.first_index, state.commit) = (*first, entry.index - 1);
         if *first > 1 {
             (state.previous_term, state.term) = (1, 1);

@@ -1,9 +1,9 @@
-//! What a snapshot costs beside what the disk can do: writing one until it is sealed, beside `dd
-//! conv=fdatasync`; restoring it with cold caches, beside a cold plain read. Native guests, real
-//! files, rounds that alternate. `cargo xtask bench snapshots [MIB]`.
+//! How fast snapshots are compared with the plain disk: writing one until it is sealed, compared
+//! with `dd conv=fdatasync`, and restoring it with cold caches, compared with a plain cold read.
+//! Native guests, real files, rounds that alternate. `cargo xtask bench snapshots [MIB]`.
 //!
-//! Two guests restore: one that only looks at what it is given, so that the figure is the host's;
-//! and one that fills as much fresh memory, which is what a real state does.
+//! Two guests restore: one only looks at the bytes, so that the figure is the host's; the other
+//! fills fresh memory with them, as a real state does.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use lockstep_core::entry::{Install, Profile};
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::recovery_state::RecoveryState;
@@ -28,7 +28,7 @@ const GROUP: &str = "bench";
 const CLUSTER: [u8; 16] = [1; 16];
 const ROUNDS: usize = 5;
 
-/// MiB a second of one round.
+/// The results of one round, in MiB/s.
 struct Round {
     write: f64,
     dd: f64,
@@ -38,7 +38,7 @@ struct Round {
     read: f64,
 }
 
-/// A guest that looks at its state and keeps nothing.
+/// A guest that looks at the bytes that it restores, and keeps nothing.
 struct Looks(u64);
 
 impl NativeMachine for Looks {
@@ -74,16 +74,16 @@ impl NativeMachine for Looks {
 }
 
 fn main() -> Result<()> {
-    // cargo hands `--bench` on.
+    // cargo passes `--bench`, which is no number.
     let mib = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(1024_usize);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("it lies in a checkout")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no parent directory")?;
     let dir = root.join("target/bench/snapshots");
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir)?;
     println!("snapshots of {mib} MiB, {ROUNDS} rounds, files in {}", dir.display());
     let module = NativeModule::ballast(mib << 20);
     let mut guest = module
-        .instantiate(&install(&module), &GuestLog::of_no_group())
+        .instantiate(&bootstrap(&module), &GuestLog::of_no_group())
         .map_err(anyhow::Error::new)?;
     guest.init(Context { index: 1, time_ms: 0, seed: (1, 2) }, b"")?;
     let rounds = (0..ROUNDS)
@@ -98,27 +98,30 @@ fn main() -> Result<()> {
     let (write, dd) = (median(|r| r.write), median(|r| r.dd));
     let (restore, read) = (median(|r| r.restore), median(|r| r.read));
     println!("\nmedians, MiB/s");
-    println!("write to seal       {write:8.0}   of dd conv=fdatasync {dd:8.0}: {:.2}", write / dd);
     println!(
-        "restore, cold       {restore:8.0}   of a cold read       {read:8.0}: {:.2}",
+        "write to seal       {write:8.0}   dd conv=fdatasync {dd:8.0}   ratio {:.2}",
+        write / dd
+    );
+    println!(
+        "restore, cold       {restore:8.0}   cold read         {read:8.0}   ratio {:.2}",
         restore / read
     );
     println!("restore into fresh memory {:.0}", median(|r| r.fill));
-    println!("read-back, apart          {:.0}", median(|r| r.verify));
+    println!("read-back, by itself      {:.0}", median(|r| r.verify));
     for (what, ratio) in [("write", write / dd), ("restore", restore / read)] {
-        let mark = if ratio >= 0.7 { "✓" } else { "✗" };
-        println!("{mark} {what}: {ratio:.2}; wanted 0.70");
+        let checkpoint = if ratio >= 0.7 { "✓" } else { "✗" };
+        println!("{checkpoint} {what}: {ratio:.2}, goal 0.70");
     }
     Ok(())
 }
 
-fn install(module: &NativeModule) -> Install {
-    Install {
+fn bootstrap(module: &NativeModule) -> Bootstrap {
+    Bootstrap {
         module: module.id(),
         config: Bytes::new(),
         seed: [0; 16],
         profile: Profile { engine_major: 0, ..Profile::default() },
-        founders: Vec::new(),
+        initial_voters: Vec::new(),
     }
 }
 
@@ -170,8 +173,7 @@ fn round(
     std::fs::remove_file(&plain)?;
     println!(
         "round {}: write {write:.0}, dd {dd:.0}, read-back {verify:.0}, restore {restored:.0}, \
-         into \
-         fresh memory {fill:.0}, read {read:.0} MiB/s",
+         into fresh memory {fill:.0}, read {read:.0} MiB/s",
         number + 1
     );
     Ok(Round { write, dd, verify, restore: restored, fill, read })
@@ -190,7 +192,7 @@ fn open(dir: &Path) -> Result<SnapshotStore> {
     };
     let quota = Budget::new(limits).quota(u64::MAX);
     let identity = Identity { cluster: CLUSTER, group: GroupId::of_name(GROUP) };
-    let state = RecoveryState::unfounded(GROUP, ReplicaId::new(NodeId(1), 1));
+    let state = RecoveryState::blank(GROUP, ReplicaId::new(NodeId(1), 1));
     Ok(SnapshotStore::open(fs, PathBuf::from(dir), identity, quota, &state)?.0)
 }
 
@@ -201,7 +203,7 @@ fn restore(
     mib: usize,
 ) -> Result<f64> {
     let mut fresh = module
-        .instantiate(&install(module), &GuestLog::of_no_group())
+        .instantiate(&bootstrap(module), &GuestLog::of_no_group())
         .map_err(anyhow::Error::new)?;
     let info = module.info();
     let header = SnapshotHeader {
@@ -242,10 +244,10 @@ fn read_plain(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was read or written is on the disk only. Needs root.
+/// Drops the system's caches, so that data is read from the disk. Needs root.
 fn drop_caches() -> Result<()> {
     let status = Command::new("sync").status().context("starting sync")?;
     ensure!(status.success(), "sync ended with {status}");
     std::fs::write("/proc/sys/vm/drop_caches", "3\n")
-        .context("dropping the caches of the machine; run this as root")
+        .context("dropping the caches of the machine: run this as root")
 }

@@ -1,17 +1,19 @@
-//! What clients' calls may hold of this process's memory, and the one place that says no.
+//! How much of this process's memory the calls of clients and peers may hold, and the only place
+//! that refuses more.
 //!
-//! - A [`Budget`] bounds a kind of caller, clients or peers, all their connections together. A
-//!   [`Share`] is one connection's part, with a bound of its own.
-//! - A connection that holds little is refused nothing, whatever the others hold: who fills the
-//!   budget meets its end alone.
-//! - Whoever holds bytes for a call holds a [`Charge`] for them; dropped, it gives them back.
-//! - [`Share::take`] asks for what may be refused: the room of a message that is to come. What is
-//!   there already is charged without asking ([`Share::owe`]), and the next who asks pays for it.
+//! - A [`Budget`] bounds all connections of one kind together, those of clients or those of peers.
+//!   A [`Share`] is one connection's part, with a bound of its own.
+//! - A connection that holds little is refused nothing, whatever the others hold: a full budget is
+//!   felt only by connections that hold much.
+//! - Bytes that are held for a call have a [`Charge`]; dropping it gives them back.
+//! - [`Share::take`] may refuse: it is for bytes to come, such as those of a message. Bytes that
+//!   are there already are charged without asking ([`Share::owe`]), and then the next `take` may be
+//!   refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Of what a connection may hold, the part that is its own when all together hold too much.
+/// While all connections together hold too much, each may still hold its own bound divided by this.
 const OWN_PART: usize = 256;
 
 /// What all connections of one kind may hold together.
@@ -19,7 +21,7 @@ const OWN_PART: usize = 256;
 pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
-    /// How often somebody was told no.
+    /// How often a connection was refused bytes.
     refused: AtomicU64,
 }
 
@@ -50,7 +52,7 @@ pub(crate) struct Share {
     budgets: Budgets,
     limit: usize,
     used: AtomicUsize,
-    /// It turned out to be a peer's.
+    /// Set once the connection turned out to be a peer's.
     peer: AtomicBool,
 }
 
@@ -60,7 +62,7 @@ impl Share {
         Arc::new(Self { budgets, limit, used, peer })
     }
 
-    /// From here on the peers' budget pays.
+    /// From now on the connection is charged to the peers' budget.
     pub(crate) fn belongs_to_a_peer(&self) {
         self.peer.store(true, Ordering::Relaxed);
     }
@@ -70,13 +72,10 @@ impl Share {
     }
 
     fn budget(&self) -> &Arc<Budget> {
-        match self.peer.load(Ordering::Relaxed) {
-            true => &self.budgets.peers,
-            false => &self.budgets.clients,
-        }
+        if self.peer.load(Ordering::Relaxed) { &self.budgets.peers } else { &self.budgets.clients }
     }
 
-    /// Room for `bytes`, unless this connection or all of its kind hold too much already.
+    /// Charges `bytes`, unless this connection, or all of its kind, would then hold too much.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
         let fits = !self.is_over();
@@ -86,8 +85,8 @@ impl Share {
         fits.then_some(charge)
     }
 
-    /// Whether this connection holds more than it may, or more than its own part where all of its
-    /// kind hold too much.
+    /// Whether this connection holds more than it may: more than its bound or, while all of its
+    /// kind hold too much, more than its own part.
     pub(crate) fn is_over(&self) -> bool {
         let (used, budget) = (self.used(), self.budget());
         used > self.limit || (used > self.limit / OWN_PART && budget.used() > budget.limit)
@@ -98,20 +97,21 @@ impl Share {
         2 * self.used() > self.limit
     }
 
-    /// Room for what is small beside what its call holds already: only this connection's own bound
-    /// says no.
+    /// Charges bytes that are few beside what their call holds already: only this connection's own
+    /// bound may refuse them.
     pub(crate) fn take_little(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
         (self.used() <= self.limit).then_some(charge)
     }
 
-    /// Charges what is there already.
+    /// Charges bytes that are there already, without asking.
     pub(crate) fn owe(self: &Arc<Self>, bytes: usize) -> Charge {
         self.used.fetch_add(bytes, Ordering::Relaxed);
         self.charge(bytes, true)
     }
 
-    /// Charges the window that the connection is lent: it is nothing that the connection holds.
+    /// Charges a flow-control window that is lent to the connection: to the budget only, for the
+    /// connection does not hold these bytes yet.
     pub(crate) fn lend(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.charge(bytes, false);
         (charge.budget.used() <= charge.budget.limit).then_some(charge)
@@ -124,18 +124,18 @@ impl Share {
     }
 }
 
-/// Bytes that are held, until it is dropped.
+/// Bytes that are charged until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Charge {
     share: Arc<Share>,
     budget: Arc<Budget>,
     bytes: usize,
-    /// The connection holds them, too.
+    /// The bytes count against the connection as well, not only against the budget.
     own: bool,
 }
 
 impl Charge {
-    /// Some of it is held no longer.
+    /// Gives back a part of the bytes.
     pub(crate) fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_is_paid_by_whoever_asks_next() {
+    fn what_is_owed_is_paid_by_the_next_to_ask() {
         let budgets = budgets(100, 50);
         let share = Share::new(budgets.clone(), 100);
         let mut owed = share.owe(150);

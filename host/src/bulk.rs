@@ -1,14 +1,14 @@
-//! Bulk workers: what moves snapshot payload between the store and a peer.
+//! Bulk workers move snapshot payload between the store and a peer.
 //!
-//! [`Sending`] and [`Receiving`] drive the core's pure machines against a store, a step at a time:
-//! they read and write files, and wait for nothing. [`send`] and [`receive`] move them along a
-//! channel that is lossless or broken; they block, each on a thread of its own.
+//! [`Sending`] and [`Receiving`] drive the core's pure state machines against a store, a step at a
+//! time: they read and write files, and never wait for the peer. [`send`] and [`receive`] connect
+//! them to a channel, which is lossless or broken; both block, each on a thread of its own.
 //!
-//! - At most a window of blocks is in memory at either end; the payload never is.
-//! - Names are the store lane's: reserving, creating and sealing go through a [`StoreHandle`].
-//! - Every transfer tells raft its result exactly once: [`OutboundReport`].
-//! - A transfer that ends in any way but acceptance leaves nothing, or what was received so far,
-//!   parked for another try.
+//! - At most a window of blocks is in memory at either end, never the whole payload.
+//! - Names belong to the store lane: reserving, creating and sealing go through a [`StoreHandle`].
+//! - Every transfer reports its result to raft exactly once: [`OutboundReport`].
+//! - A transfer that is not accepted leaves nothing, except that the part received by one that
+//!   broke may be suspended so that a later transfer can resume it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,12 +26,12 @@ use lockstep_core::snapshot::send::{Report, SendCommand, SendInput, SendOutcome,
 
 use crate::store::{SnapshotReader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
 
-/// How long one wait for a frame lasts: the tick of the machines.
+/// The longest wait for a frame; the state machines are told a tick when it passes without one.
 pub const TICK: Duration = Duration::from_millis(limits::TICK_MS);
 
-/// One end of a channel that sends `Out` and receives `In`, in order, lossless or broken.
+/// One end of a channel that sends `Out` and receives `In` in order, and is lossless or broken.
 pub trait BulkChannel<Out, In> {
-    /// Waits for room as long as the peer takes frames.
+    /// Sends a frame, after waiting for space in the channel as long as the peer takes frames.
     fn send(&mut self, frame: Out) -> io::Result<()>;
     /// The next frame; `None` after `timeout` without one; an error once the channel is broken or
     /// closed.
@@ -43,15 +43,15 @@ pub type SendChannel<'a> = dyn BulkChannel<BulkRequest, BulkReply> + 'a;
 /// The receiver's end.
 pub type ReceiveChannel<'a> = dyn BulkChannel<BulkReply, BulkRequest> + 'a;
 
-/// The promise that raft hears of one outbound transfer: reported or dropped, it is told exactly
-/// once.
+/// Tells raft the result of one outbound transfer exactly once: what is reported, or a failure when
+/// it is dropped.
 pub struct OutboundReport(Option<Box<Teller>>);
 
 /// Takes a report, and the object that the receiver would rather have.
 type Teller = dyn FnOnce(Report, Option<ObjectRef>) + Send;
 
 impl OutboundReport {
-    /// `tell` must not drop the report: its queue waits.
+    /// `tell` must deliver the report even if it has to wait for a queue.
     pub fn new(tell: impl FnOnce(Report, Option<ObjectRef>) + Send + 'static) -> Self {
         Self(Some(Box::new(tell)))
     }
@@ -81,7 +81,7 @@ impl std::fmt::Debug for OutboundReport {
     }
 }
 
-/// The sending end: the machine and the object it reads.
+/// The sending end: the state machine and the object it reads.
 pub struct Sending {
     machine: Sender,
     reader: SnapshotReader,
@@ -90,25 +90,23 @@ pub struct Sending {
 /// What a step led to.
 #[derive(Debug)]
 pub struct Sent {
+    /// Frames to send, in this order.
     pub frames: Vec<BulkRequest>,
+    /// How the transfer ended, if it did.
     pub outcome: Option<SendOutcome>,
 }
 
 impl Sending {
-    /// Begins to send the object that `reader` leases, as `offer` names it.
+    /// Begins to send the object that `reader` holds and `offer` names.
     pub fn begin(reader: SnapshotReader, offer: Offer) -> (Self, Sent) {
-        assert_eq!(
-            reader.desc(),
-            &offer.desc,
-            "the object that is offered is the one that is read"
-        );
+        assert_eq!(reader.desc(), &offer.desc, "the object offered is the one that is read");
         let (machine, commands) = Sender::begin(offer);
         let mut sending = Self { machine, reader };
         let sent = sending.carry_out(commands);
         (sending, sent)
     }
 
-    /// Takes one input; frames leave in this order.
+    /// Takes one input.
     pub fn step(&mut self, input: SendInput) -> Sent {
         let commands = self.machine.step(input);
         self.carry_out(commands)
@@ -136,8 +134,8 @@ impl Sending {
     }
 }
 
-/// Sends the object that `reader` leases, as `offer` names it. Whoever called reports the outcome
-/// to raft, at once or after the wait it asks for.
+/// Sends the object that `reader` holds and `offer` names. The caller reports the outcome to raft,
+/// at once or after the wait that the outcome asks for.
 pub fn send(reader: SnapshotReader, offer: Offer, channel: &mut SendChannel) -> SendOutcome {
     let (group, to) = (offer.group, offer.to);
     let (index, length) = (offer.desc.index, offer.desc.length);
@@ -166,8 +164,8 @@ pub fn send(reader: SnapshotReader, offer: Offer, channel: &mut SendChannel) -> 
     outcome
 }
 
-/// The channel takes no more frames: perhaps because the receiver refused, which its last reply
-/// says.
+/// Called when the channel takes no more frames, perhaps because the receiver refused: then its
+/// last reply is the input, else the broken channel.
 fn last_reply(channel: &mut SendChannel, error: &io::Error) -> SendInput {
     while let Ok(Some(reply)) = channel.recv(TICK) {
         if reply.is_final() {
@@ -180,26 +178,28 @@ fn last_reply(channel: &mut SendChannel, error: &io::Error) -> SendInput {
 /// How an inbound transfer ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Received {
+    /// Why it ended.
     pub end: ReceiveEnd,
-    /// What the store said, where it was the store that refused: `NeedsUnlist` is for the core to
-    /// act on.
+    /// The store's refusal, if the store refused; the core acts on `NeedsUnlist`.
     pub refusal: Option<SnapshotRefusal>,
-    /// Bytes of payload that came, and that an earlier transfer had left.
+    /// Bytes of payload that this transfer received.
     pub bytes: u64,
+    /// Bytes of payload that an earlier transfer had left.
     pub resumed_bytes: u64,
 }
 
-/// What the receiving end wants next.
+/// What the receiving end needs next.
 #[derive(Debug)]
 pub enum Step {
     /// Another input.
     More,
     /// The raft side's answer to this object.
     Deliver(Verified),
+    /// Nothing: the transfer ended.
     Ended(Received),
 }
 
-/// The receiving end: the machine and what it has in the store.
+/// The receiving end: the state machine and what it has in the store.
 pub struct Receiving {
     machine: Receiver,
     commands: VecDeque<ReceiveCommand>,
@@ -215,11 +215,11 @@ enum Stage {
     Verified(Box<Verified>),
 }
 
-/// Where replies leave; an error says that the channel is broken.
+/// Sends a reply; an error means that the channel is broken.
 pub type ReplySink<'a> = dyn FnMut(BulkReply) -> io::Result<()> + 'a;
 
 impl Receiving {
-    /// Begins with an offer; [`Receiving::advance`] carries out what follows from it.
+    /// Begins with an offer. [`Receiving::advance`] then carries out what follows from it.
     pub fn begin(offer: &Offer, expected: &Expected) -> Self {
         let (machine, commands) = Receiver::begin(offer, expected);
         Self {
@@ -232,7 +232,7 @@ impl Receiving {
         }
     }
 
-    /// Bytes of payload that came so far.
+    /// Bytes of payload received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -248,7 +248,7 @@ impl Receiving {
         self.advance(store, reply)
     }
 
-    /// Carries out what the machine wants, until it needs an input.
+    /// Carries out the state machine's commands until it needs an input.
     pub fn advance(&mut self, store: &dyn StoreHandle, reply: &mut ReplySink) -> Step {
         while let Some(command) = self.commands.pop_front() {
             let input = match command {
@@ -304,7 +304,7 @@ impl Receiving {
         }
     }
 
-    /// Finishes, seals and reads back.
+    /// Finishes the staged object, seals it and reads it back.
     fn seal(&mut self, store: &dyn StoreHandle, reply: &mut ReplySink) -> ReceiveInput {
         let Stage::Writing(writer) = std::mem::replace(&mut self.stage, Stage::Empty) else {
             unreachable!("the end comes after admission")
@@ -313,8 +313,7 @@ impl Receiving {
         let sealed =
             finished.and_then(|finished| ask_lane(store, move |store| store.seal(finished)));
         let machine = &mut self.machine;
-        // What was sent is right, or it would not have been finished: a bad read-back is our
-        // disk's.
+        // Finishing checked the payload that was sent, so a bad read-back is this disk's fault.
         let verified = sealed.and_then(|staged| {
             let progress = &mut || tell_working(machine, reply);
             staged.verify(progress).map_err(|e| SnapshotRefusal::Disk(e.to_string()))
@@ -334,20 +333,20 @@ impl Receiving {
         ReceiveInput::Refused(reply)
     }
 
-    /// Parks what a broken transfer left, or lets go of it and has the lane return the space now,
-    /// not at its next transfer.
+    /// Suspends what a broken transfer received. What any other transfer left is dropped, and the
+    /// lane frees its space now instead of at its next call.
     fn end(&mut self, end: ReceiveEnd, store: &dyn StoreHandle) -> Received {
-        // What is not parked is dropped before the lane looks for what it may collect.
-        let parked = match std::mem::replace(&mut self.stage, Stage::Empty) {
-            Stage::Writing(writer) if end.parks() => writer.park(),
+        // What is not suspended has to be dropped before the lane collects.
+        let suspended = match std::mem::replace(&mut self.stage, Stage::Empty) {
+            Stage::Writing(writer) if end.suspends() => writer.suspend(),
             Stage::Writing(writer) => {
                 drop(writer);
                 None
             }
             Stage::Verified(_) | Stage::Empty => None,
         };
-        let _ = on_lane(store, move |store| match parked {
-            Some(parked) => store.park(parked),
+        let _ = on_lane(store, move |store| match suspended {
+            Some(suspended) => store.suspend(suspended),
             None => drop(store.collect()),
         });
         let refusal = self.refusal.take();
@@ -355,7 +354,7 @@ impl Receiving {
     }
 }
 
-/// A reply that only says "still working"; a broken channel is noticed by the next real one.
+/// Tells the sender "still working". A broken channel is ignored: the next real reply notices it.
 fn tell_working(machine: &mut Receiver, reply: &mut ReplySink) {
     for command in machine.step(ReceiveInput::Working) {
         if let ReceiveCommand::Reply(frame) = command {
@@ -364,16 +363,16 @@ fn tell_working(machine: &mut Receiver, reply: &mut ReplySink) {
     }
 }
 
-/// What the raft side says to an object that was delivered, or that it still thinks.
+/// The raft side, which decides whether to take a received object.
 pub trait Judge {
-    /// Hands the object over.
+    /// Hands the object to the raft side.
     fn deliver(&mut self, verified: Verified);
-    /// The answer, if it comes within `wait`.
+    /// The raft side's answer, if it comes within `wait`.
     fn answer(&mut self, wait: Duration) -> Option<BulkReply>;
 }
 
-/// Receives what `offer` names into the store. `judge` hands the verified object to the raft side;
-/// its answer becomes the transfer's last reply.
+/// Receives the object that `offer` names into the store. `judge` hands the verified object to the
+/// raft side, whose answer is the transfer's last reply.
 pub fn receive(
     offer: &Offer,
     expected: &Expected,
@@ -405,8 +404,8 @@ pub fn receive(
     received
 }
 
-/// The raft side's answer. A leader may have to be known first: the sender hears that there is
-/// life.
+/// Waits for the raft side's answer, which may need a known leader first. Meanwhile the sender is
+/// told that the receiver is alive.
 fn wait_for(judge: &mut dyn Judge, channel: &mut ReceiveChannel) -> ReceiveInput {
     for _ in 0..STALL_TICKS {
         if let Some(answer) = judge.answer(TICK) {

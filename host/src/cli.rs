@@ -1,5 +1,5 @@
-//! The command line. One file per command; exit codes are 0, 1 (what was asked for failed), 2
-//! (usage or configuration), and those of `status`.
+//! The command line, one file per command. The exit codes are 0 (success), 1 (the operation
+//! failed), 2 (usage or configuration error), and those of `status`.
 
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ Examples:
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
 
-Exit codes: 0 done; 1 what was asked for failed; 2 usage or configuration; `status` has more.";
+Exit codes: 0 success; 1 the operation failed; 2 usage or configuration error; `status` has more.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -45,32 +45,32 @@ enum Command {
     Serve(serve::Args),
     /// Run a whole cluster on loopback in this process, to try a state machine.
     Dev(dev::Args),
-    /// Apply a command (an argument, or standard input).
+    /// Apply a command, given as an argument or on standard input.
     Apply(apply::Args),
-    /// Ask a question (an argument, or standard input).
+    /// Run a query, given as an argument or on standard input.
     Query(query::Args),
-    /// Show groups: who leads, state, indexes, log and snapshots, lag.
+    /// Show each replica: role, state, applied index, lag, log and snapshots.
     Status(status::Args),
-    /// Check that a component is a state machine that a node would take.
+    /// Check whether a node would accept a component as a state machine.
     Check(check::Args),
-    /// Look at snapshot objects.
+    /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
-    /// Keep a group whose majority is lost for good.
+    /// Recover a group whose majority is lost for good, from one replica.
     Recover(recover::Args),
-    /// Look after the groups of a stopped node.
+    /// Manage the groups of a stopped node.
     #[command(subcommand, after_help = "Example: lockstep group drop --config node.toml --group g")]
     Group(recover::GroupCommand),
 }
 
-/// How a command ended, when not well.
+/// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// What was asked for failed.
+    /// The operation failed: exit code 1.
     Failed(String),
-    /// Usage or configuration.
+    /// The arguments or the configuration are wrong: exit code 2.
     Usage(String),
-    /// What was printed is not well; the code says how.
+    /// The command did its work and printed bad news: exit with this code.
     Unwell(u8),
 }
 
@@ -82,7 +82,7 @@ impl<E: std::error::Error> From<E> for Failure {
 
 pub(crate) type Outcome = Result<(), Failure>;
 
-/// Parses the arguments, runs the command, and says how it ended.
+/// Parses the arguments, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -119,7 +119,7 @@ fn run(command: Command) -> Outcome {
     }
 }
 
-/// Runs a command on tokio. A runtime that does not start is this machine's trouble.
+/// Runs a command on a tokio runtime. The outer `Err` means that the runtime did not start.
 fn block_on(command: impl Future<Output = Outcome>) -> Result<Outcome, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(command);

@@ -1,4 +1,4 @@
-//! The door `Clock`: wall time for stamps, and how long something takes. Ticks come from the
+//! The door `Clock`: wall time for stamps, and running time for durations. Ticks come from the
 //! actor's own timer.
 
 use std::sync::LazyLock;
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tells time.
 pub trait Clock: Send + Sync {
-    /// Milliseconds since 1970: what a stamp holds. It may jump, forward and back.
+    /// Milliseconds since 1970, for stamps. It may jump, forward and back.
     fn wall_ms(&self) -> u64;
-    /// Time since some moment of this process: it goes forward only, and at its own pace. Whatever
-    /// is measured or waited for goes by this.
+    /// Time since some moment of this process, for all that is measured or waited for. It only goes
+    /// forward, whatever wall time does.
     fn running(&self) -> Duration;
 }
 
-/// The machine's clock, shifted by a constant (0 but in tests of clock skew).
+/// The machine's clock, shifted by a constant (0 except in tests of clock skew).
 pub struct SystemClock {
     pub offset_ms: i64,
 }

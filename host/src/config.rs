@@ -1,4 +1,4 @@
-//! The configuration file of a node, `node.toml`: read, checked whole, and explained when wrong.
+//! A node's configuration file, `node.toml`: reads it, checks it, and explains what is wrong.
 //!
 //! ```toml
 //! cluster = "demo"                  # nodes of another cluster are refused
@@ -40,21 +40,21 @@ pub struct NodeConfig {
     pub cluster: String,
     pub node: NodeId,
     pub data_dir: PathBuf,
-    /// Where this node listens; its own entry in `nodes` unless `listen` says otherwise.
+    /// Where this node listens: its own entry in `nodes`, unless the key `listen` overrides it.
     pub listen: String,
     pub nodes: BTreeMap<NodeId, String>,
     pub log_segment_bytes: u64,
-    /// What all snapshots of this node together may take; `None` = what the filesystem has.
+    /// Disk space that all snapshots of this node may take together; `None` = no limit.
     pub snapshot_budget: Option<Share>,
-    /// Bytes a second of each snapshot that is sent; 0 = as fast as it goes.
+    /// Bytes per second at which each snapshot is sent; 0 = no limit.
     pub snapshot_rate_bytes: u64,
-    /// Seconds between two readings of everything on the disk; 0 = never.
+    /// Seconds between two scrubs, which read everything on the disk; 0 = no scrubs.
     pub scrub_seconds: u64,
     /// Where metrics are served over HTTP, if anywhere.
     pub metrics_listen: Option<String>,
     pub clients: ClientSettings,
     pub groups: Vec<GroupSpec>,
-    /// Added to this node's wall clock: for tests of what a wrong clock does.
+    /// Added to this node's wall clock, to test what a wrong clock does.
     pub clock_offset_ms: i64,
 }
 
@@ -63,22 +63,22 @@ pub struct NodeConfig {
 pub struct GroupSpec {
     pub name: String,
     pub module: ModuleSource,
-    /// The group to join, if only that one of its name will do.
+    /// The lineage of the only group of this name that the node may host; `None` = any.
     pub lineage: Option<Lineage>,
-    /// The nodes that host it; all of the cluster's unless said otherwise.
+    /// The nodes that host it; by default, all nodes of the cluster.
     pub nodes: BTreeSet<NodeId>,
-    /// Handed to the guest's `init` when the group is founded.
+    /// Handed to the guest's `init` when the group is bootstrapped.
     pub config: String,
-    /// Recorded when the group is founded.
+    /// The state machine's limits, recorded when the group is bootstrapped.
     pub limits: GuestLimits,
     pub snapshot_policy: SnapshotPolicy,
-    /// Where its snapshots live, if not under the data directory: this group's own directory.
+    /// The group's own directory for snapshots, if they do not lie in the data directory.
     pub snapshot_dir: Option<PathBuf>,
-    /// What its snapshots may take of the node's budget.
+    /// How much of the node's snapshot budget the group may take; `None` = no cap.
     pub snapshot_cap: Option<Share>,
 }
 
-/// An amount of disk: absolute, or a part of the filesystem.
+/// An amount of disk space: in bytes, or as a part of the filesystem.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Share {
     Bytes(u64),
@@ -86,7 +86,7 @@ pub enum Share {
 }
 
 impl Share {
-    /// Bytes of a filesystem with `total`.
+    /// The amount in bytes, on a filesystem of `total` bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -100,7 +100,7 @@ impl Share {
 pub enum ModuleSource {
     /// A WebAssembly component.
     File(PathBuf),
-    /// `native:NAME`: one that is built in, for tests and for measuring.
+    /// `native:NAME`: a built-in state machine, for tests and measurements.
     Native(String),
 }
 
@@ -154,9 +154,10 @@ struct RawGroup {
     snapshot_cap: Option<String>,
 }
 
-/// Hours between two readings of everything, unless configured.
+/// Default hours between two scrubs.
 const SCRUB_HOURS: u64 = 24;
-/// A block takes half the time after which a transfer counts as stalled.
+/// Lowest `snapshot-rate`, bytes per second: a block then takes half of the time after which a
+/// transfer counts as stalled.
 const SNAPSHOT_RATE_MIN: u64 = 64 << 10;
 
 impl NodeConfig {
@@ -168,7 +169,7 @@ impl NodeConfig {
         Self::parse(&text, base).map_err(fail)
     }
 
-    /// Checks a configuration's text; `base` is what relative paths are relative to.
+    /// Checks the text of a configuration; relative paths in it are relative to `base`.
     pub fn parse(text: &str, base: &Path) -> Result<Self, String> {
         let raw: RawNode = toml::from_str(text).map_err(|e| e.to_string())?;
         name_is_plain("cluster", &raw.cluster)?;
@@ -185,26 +186,26 @@ impl NodeConfig {
         };
         if log_segment_bytes < limits::LOG_SEGMENT_BYTES_MIN {
             return Err(format!(
-                "log-segment: {log_segment_bytes} bytes is below the least of {}",
+                "log-segment: {log_segment_bytes} bytes is below the minimum of {}",
                 limits::LOG_SEGMENT_BYTES_MIN
             ));
         }
         let budget = raw.snapshot_budget.as_deref();
         let snapshot_budget = budget.map(|s| parse_share("snapshot-budget", s)).transpose()?;
-        let rate = raw.snapshot_rate.as_deref();
-        let rate = rate.map(|s| parse_size("snapshot-rate", s)).transpose()?;
+        let rate_text = raw.snapshot_rate.as_deref();
+        let rate = rate_text.map(|s| parse_size("snapshot-rate", s)).transpose()?;
         if rate.is_some_and(|rate| (1..SNAPSHOT_RATE_MIN).contains(&rate)) {
             return Err(format!(
-                "snapshot-rate: below {SNAPSHOT_RATE_MIN} bytes a second a transfer would count as \
-                 stalled; 0 is no limit"
+                "snapshot-rate: below {SNAPSHOT_RATE_MIN} bytes a second, transfers would count as \
+                 stalled: use at least that, or 0 for no limit"
             ));
         }
         if let Some(address) = &raw.metrics_listen {
             check_address("metrics-listen", address)?;
             if Place::of(address) == Place::of(&listen) {
                 return Err(format!(
-                    "metrics-listen: {address} is where this node listens for its cluster: metrics \
-                     take a port of their own"
+                    "metrics-listen: this node already listens on {address}: give metrics a port \
+                     of their own"
                 ));
             }
         }
@@ -238,7 +239,7 @@ impl NodeConfig {
     }
 }
 
-/// `[nodes]`.
+/// Checks the table `[nodes]`: valid ids and addresses, and no address twice.
 fn cluster_nodes(raw: &BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, String> {
     let mut nodes: BTreeMap<NodeId, String> = BTreeMap::new();
     for (id, address) in raw {
@@ -248,12 +249,13 @@ fn cluster_nodes(raw: &BTreeMap<String, String>) -> Result<BTreeMap<NodeId, Stri
         check_address(&format!("[nodes] {id}"), address)?;
         let same = nodes.iter().find(|(_, have)| Place::of(have) == Place::of(address));
         if let Some((other, have)) = same {
-            return Err(match have == address {
-                true => format!("[nodes]: nodes {other} and {id} share the address {address}"),
-                false => format!(
+            return Err(if have == address {
+                format!("[nodes]: nodes {other} and {id} share the address {address}")
+            } else {
+                format!(
                     "[nodes]: {have} of node {other} and {address} of node {id} are the same \
                      address"
-                ),
+                )
             });
         }
         if nodes.insert(id, address.clone()).is_some() {
@@ -288,8 +290,8 @@ fn groups(
             continue;
         }
         let default = SnapshotPolicy::default();
-        let log_bytes = group.snapshot_log_bytes.as_deref();
-        let log_bytes = log_bytes.map(|size| parse_size("snapshot-log-bytes", size)).transpose()?;
+        let log_size = group.snapshot_log_bytes.as_deref();
+        let log_bytes = log_size.map(|size| parse_size("snapshot-log-bytes", size)).transpose()?;
         let entries = group.snapshot_entries.unwrap_or(default.entries);
         if entries == 0 {
             return Err(format!("group {name:?}: snapshot-entries must be at least 1"));
@@ -316,7 +318,7 @@ fn groups(
                 log_bytes: log_bytes.unwrap_or(default.log_bytes),
                 catch_up: group.catch_up_entries.unwrap_or(default.catch_up),
             },
-            // Groups, nodes and clusters may all be given one directory: each has its own in it.
+            // Groups, nodes and clusters may share a `snapshot-dir`: each gets its own part of it.
             snapshot_dir: group
                 .snapshot_dir
                 .map(|dir| snapshot_dir_of(&base.join(dir).join(home).join(&name))),
@@ -324,10 +326,10 @@ fn groups(
             name,
         });
     }
-    match specs.is_empty() {
-        true => Err(format!("no group is hosted on node {node}")),
-        false => Ok(specs),
+    if specs.is_empty() {
+        return Err(format!("no group is hosted on node {node}"));
     }
+    Ok(specs)
 }
 
 /// The nodes that host a group.
@@ -344,29 +346,29 @@ fn members(
         return Err(format!("group {name:?}: node {stranger} is not in [nodes]"));
     }
     let (count, most) = (members.len(), limits::REPLICAS_MAX);
-    match count > most {
-        true => Err(format!(
-            "group {name:?}: {count} nodes are to host it, {most} are the limit: list fewer in \
-             `nodes`"
-        )),
-        false => Ok(members),
+    if count > most {
+        return Err(format!(
+            "group {name:?}: {count} nodes are configured to host it, the limit is {most}: list \
+             fewer in `nodes`"
+        ));
     }
+    Ok(members)
 }
 
 fn check_guest_config(name: &str, config: &str) -> Result<(), String> {
     let most = limits::GUEST_CONFIG_BYTES_MAX;
-    match config.len() > most {
-        true => Err(format!(
-            "group {name:?}: config has {} bytes, {most} are the limit: shorten it",
-            config.len()
-        )),
-        false => Ok(()),
+    let bytes = config.len();
+    if bytes > most {
+        return Err(format!(
+            "group {name:?}: config has {bytes} bytes, the limit is {most}: shorten it"
+        ));
     }
+    Ok(())
 }
 
 fn node_id(number: u16) -> Result<NodeId, String> {
     match number {
-        0 => Err("node ids are 1 to 65535; 0 is nobody".to_owned()),
+        0 => Err("node ids are 1 to 65535; 0 is not one".to_owned()),
         id => Ok(NodeId(id)),
     }
 }
@@ -375,17 +377,17 @@ fn name_is_plain(what: &str, name: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     if name.is_empty() || name.len() > limits::GROUP_NAME_BYTES_MAX || !name.chars().all(plain) {
         return Err(format!(
-            "{what} {name:?}: use 1 to {} of a-z, 0-9, - and _",
+            "{what} {name:?}: use 1 to {} characters of a-z, 0-9, - and _",
             limits::GROUP_NAME_BYTES_MAX
         ));
     }
     Ok(())
 }
 
-/// 32 hexadecimal digits, as `lockstep status` shows them.
+/// Reads a lineage: 32 hexadecimal digits, as `lockstep status` shows them.
 fn parse_lineage(text: &str) -> Result<Lineage, String> {
     let bad = || {
-        format!("lineage: {text:?} is not one: write the 32 digits that `lockstep status` shows")
+        format!("lineage: {text:?} is not valid: write the 32 digits that `lockstep status` shows")
     };
     let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     match digits.then(|| u128::from_str_radix(text, 16)) {
@@ -394,20 +396,20 @@ fn parse_lineage(text: &str) -> Result<Lineage, String> {
     }
 }
 
-/// A size, or a part of the filesystem, like `60%`.
+/// Reads a share: a size, or a part of the filesystem like `60%`.
 fn parse_share(what: &str, text: &str) -> Result<Share, String> {
     let Some(percent) = text.trim().strip_suffix('%') else {
         return parse_size(what, text).map(Share::Bytes);
     };
     match percent.trim().parse() {
         Ok(percent @ 1..=100) => Ok(Share::Percent(percent)),
-        _other => Err(format!("{what}: {text:?} is not a share: write like 60%, or a size")),
+        _other => Err(format!("{what}: {text:?} is not a share: write a size, or a part like 60%")),
     }
 }
 
-/// Sizes are bytes, or a number with KiB, MiB or GiB.
+/// Reads a size: bytes, or a whole number of KiB, MiB or GiB.
 fn parse_size(what: &str, text: &str) -> Result<u64, String> {
-    let bad = || format!("{what}: {text:?} is not a size: write bytes, or like 64MiB, 2GiB");
+    let bad = || format!("{what}: {text:?} is not a size: write bytes, or like 64MiB or 2GiB");
     let text = text.trim();
     let (number, unit) =
         text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -447,7 +449,7 @@ mod tests {
         assert_eq!(config.log_segment_bytes, limits::LOG_SEGMENT_BYTES);
     }
 
-    /// A table that does not know a key names those that it knows.
+    /// The keys of a table, as the error about an unknown key lists them.
     fn keys_known_to<T: serde::de::DeserializeOwned>() -> Vec<String> {
         let error = toml::from_str::<T>("no-key = 1").map(drop).expect_err("it knows no such key");
         let (_, known) = error.message().split_once("expected one of ").expect("it lists them");
@@ -469,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        // What is replaced, by what, and what the error must say.
+        // The text to replace in the good file, its replacement, and what the error must say.
         let rows = [
             ("cluster =", "clutser =", "clutser"),
             ("node = 1", "node = 0", "1 to 65535"),
@@ -482,7 +484,7 @@ mod tests {
             ("data-dir", "metrics-listen = \"127.0.0.1:7101\"\ndata-dir", "a port of their own"),
             ("2 = \"127", "x = \"127", "is not a node id"),
             ("2 = \"127", "01 = \"127", "listed twice"),
-            ("\"kv\"", "\"K V\"", "use 1 to 64 of a-z"),
+            ("\"kv\"", "\"K V\"", "use 1 to 64 characters of a-z"),
             ("\"kv.wasm\"", "\"kv.wasm\"\nnodes = [1, 7]", "node 7 is not in [nodes]"),
             ("\"kv.wasm\"", "\"kv.wasm\"\nnodes = [2]", "no group is hosted on node 1"),
             (
@@ -500,8 +502,8 @@ mod tests {
                 "\"kv.wasm\"\n[[groups]]\nname=\"kv\"\nmodule=\"x\"\nnodes = [2]",
                 "configured twice",
             ),
-            ("\"kv.wasm\"", "\"kv.wasm\"\nlineage = \"5f0a\"", "lineage: \"5f0a\" is not one"),
-            ("data-dir", "log-segment = \"1KiB\"\ndata-dir", "below the least"),
+            ("\"kv.wasm\"", "\"kv.wasm\"\nlineage = \"5f0a\"", "lineage: \"5f0a\" is not valid"),
+            ("data-dir", "log-segment = \"1KiB\"\ndata-dir", "below the minimum"),
         ];
         for (from, to, want) in rows {
             let text = GOOD.replacen(from, to, 1);
@@ -543,7 +545,7 @@ mod tests {
         let most = limits::REPLICAS_MAX as u16;
         assert!(NodeConfig::parse(&nodes(most), Path::new(".")).is_ok());
         let error = NodeConfig::parse(&nodes(most + 1), Path::new(".")).expect_err("too many");
-        assert!(error.contains("33 nodes are to host it, 32 are the limit"), "{error}");
+        assert!(error.contains("33 nodes are configured to host it, the limit is 32"), "{error}");
     }
 
     #[test]

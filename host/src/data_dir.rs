@@ -28,8 +28,8 @@ const NO_LOG: &str = " log=none";
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("data directory {}: {doing}: {source}; make it writable for this process or choose \
-        another data-dir", dir.display())]
+    #[error("data directory {}: cannot {doing}: {source}; make it writable for this process or \
+        choose another data-dir", dir.display())]
     Io { dir: PathBuf, doing: &'static str, source: io::Error },
     #[error("data directory {} is locked: another process uses it; stop that one, or give this \
         node its own data-dir", .0.display())]
@@ -50,13 +50,13 @@ pub enum DataDirError {
         touched: restore them, or start with --rejoin to move the old data aside", .0.display())]
     Strays(PathBuf),
     #[error("data directory {} has lost its log (wal/ is missing or empty); nothing was touched: \
-        restore \
-        it, or start with --rejoin to join as a new replica", .0.display())]
+        restore it, or start with --rejoin to join as a new replica", .0.display())]
     NoLog(PathBuf),
 }
 
 impl DataDirError {
-    /// Whether the same may succeed once somebody gives something back: room, descriptors, memory.
+    /// Whether the operation may succeed later, once the machine has disk space, descriptors or
+    /// memory again.
     pub fn is_short(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_short(source))
     }
@@ -65,7 +65,7 @@ impl DataDirError {
 /// An open data directory.
 pub struct DataDir {
     path: PathBuf,
-    /// Its owner, as long as the owner's file says that no log was begun.
+    /// The owner, as long as the file `node` says that no log was begun.
     unbegun: Option<String>,
     _lock: Box<dyn Send + Sync>,
 }
@@ -78,7 +78,7 @@ impl DataDir {
             let dir = path.clone();
             move |source| DataDirError::Io { dir, doing, source }
         };
-        // Whatever is made durable in it is lost with it, if its own name is.
+        // Nothing in it is durable unless its own name is.
         create_dirs(&**fs, &path).map_err(io("create it"))?;
         let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
@@ -90,14 +90,13 @@ impl DataDir {
             use DataDirError::{Damaged, NoLog, Strays, Unnamed};
             matches!(error, Damaged(_) | NoLog(_) | Strays(_) | Unnamed(_))
         };
-        // What is another's is no business of `--rejoin`.
+        // `--rejoin` leaves another node's directory alone.
         let aside = rejoin && judged.as_ref().map_or_else(lost, |owner| *owner != Owner::Nobody);
-        let owner = match aside {
-            true => {
-                this.move_aside(&**fs).map_err(io("move the old data aside"))?;
-                this.judge(&**fs, config)?
-            }
-            false => judged?,
+        let owner = if aside {
+            this.move_aside(&**fs).map_err(io("move the old data aside"))?;
+            this.judge(&**fs, config)?
+        } else {
+            judged?
         };
         let name = owner_of(config);
         if owner == Owner::Nobody {
@@ -116,7 +115,7 @@ impl DataDir {
         self.path.join("wal")
     }
 
-    /// The log has its first segment: from now on a directory without one has lost it.
+    /// Records that the log has its first segment: from now on a directory without one has lost it.
     pub fn log_begun(&mut self, fs: &dyn Fs) -> Result<(), DataDirError> {
         let Some(owner) = &self.unbegun else { return Ok(()) };
         let dir = self.path.clone();
@@ -126,7 +125,8 @@ impl DataDir {
         Ok(())
     }
 
-    /// Keeps snapshots that lie elsewhere under a name nobody reads: `--rejoin` begins without any.
+    /// Renames the snapshot directories that lie elsewhere, to names that nothing reads: `--rejoin`
+    /// begins without snapshots.
     pub fn move_snapshots_aside(
         &self,
         fs: &dyn Fs,
@@ -168,10 +168,12 @@ impl DataDir {
         if have != want {
             return Err(DataDirError::Foreign { dir: dir(), have: have.to_owned(), want });
         }
-        match owner.ends_with(NO_LOG) {
-            true => Ok(Owner::WithoutLog),
-            false if has_log => Ok(Owner::WithLog),
-            false => Err(DataDirError::NoLog(dir())),
+        if owner.ends_with(NO_LOG) {
+            Ok(Owner::WithoutLog)
+        } else if has_log {
+            Ok(Owner::WithLog)
+        } else {
+            Err(DataDirError::NoLog(dir()))
         }
     }
 
@@ -186,7 +188,7 @@ impl DataDir {
         Ok(fs.list(&self.wal())?.iter().any(is_segment))
     }
 
-    /// Keeps what is there under a name nobody reads, and leaves an empty directory.
+    /// Moves the data into a subdirectory that nothing reads, and so leaves an empty directory.
     fn move_aside(&self, fs: &dyn Fs) -> io::Result<()> {
         let old: Vec<String> = fs
             .list(&self.path)?
@@ -201,25 +203,25 @@ impl DataDir {
             .find(|path| matches!(fs.exists(path), Ok(false)))
             .expect("some number is free");
         fs.create_dir_all(&aside)?;
-        // The owner's file goes first: a crash in between leaves a directory that asks for --rejoin
-        // again.
+        // The file `node` is moved first: a crash in between leaves a directory that asks for
+        // --rejoin again.
         for name in ["node", "groups", "wal"].iter().filter(|name| old.iter().any(|o| o == *name)) {
             fs.rename(&self.path.join(name), &aside.join(name))?;
         }
         make_durable(fs, &aside.join("node"))?;
         make_durable(fs, &aside)?;
         tracing::warn!(aside = %aside.display(), "the old data was moved aside; this node joins \
-            anew");
+            its groups anew");
         Ok(())
     }
 }
 
-/// Whose a directory is that this node may use.
+/// Whose directory it is, if this node may use it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
     /// It is new.
     Nobody,
-    /// This node's, before its log had a segment.
+    /// It is this node's, and its log has no segment yet.
     WithoutLog,
     WithLog,
 }
@@ -258,11 +260,11 @@ fn read_text(fs: &dyn Fs, file: &Path) -> io::Result<String> {
     let length = handle.len()?.min(4096) as usize;
     let mut bytes = vec![0; length];
     crate::fs::read_exact_at(&*handle, &mut bytes, 0)?;
-    // What is no text is damaged, which shows where it is read.
+    // Bytes that are not text are damage, which parsing the text finds.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// `lockstep format=N cluster=NAME node=ID` into the format and what follows.
+/// Splits `lockstep format=N cluster=NAME node=ID` into the format and the owner.
 fn parse_owner(text: &str) -> Option<(u32, &str)> {
     let rest = text.trim_end().strip_prefix("lockstep format=")?;
     let (format, owner) = rest.split_once(' ')?;

@@ -1,6 +1,7 @@
 //! The door `Fs`: the only way to files.
 //!
-//! Synchronous and object-safe, so that a simulator can stand behind it. Two implementations:
+//! Synchronous and object-safe, so that a simulator can stand behind it. It has two
+//! implementations:
 //! [`disk`] (the only place that names `std::fs` and `rustix`) and [`mem`] (strict: a crash loses
 //! what was not synced, names included).
 //!
@@ -21,26 +22,27 @@ pub use disk::DiskFs;
 pub trait Fs: Send + Sync {
     /// Creates a file for reading and writing; an existing one is an error.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
-    /// Like `create`, and asks the filesystem to write over the file's blocks where they are, and
-    /// not elsewhere: so that writing over them needs no room. A wish; see [`Fs::promise`].
+    /// Like `create`, and asks the filesystem to overwrite the file's blocks in place, so that
+    /// overwriting them needs no free space. [`Fs::promise`] says whether it will.
     fn create_in_place(&self, path: &Path) -> io::Result<Box<dyn File>>;
     /// Opens an existing file; `write` asks for writing too.
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
-    /// Renames, replacing what stands at `to`.
+    /// Renames, replacing what exists at `to`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Renames; `AlreadyExists` if something stands at `to`.
+    /// Renames; `AlreadyExists` if something exists at `to`.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Names in a directory, sorted; directories included.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     fn exists(&self, path: &Path) -> io::Result<bool>;
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
-    /// Makes the names in a directory durable. Callers use [`make_durable`].
+    /// Makes the names in a directory durable. Call [`make_durable`] instead.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Opens a directory, so that its names can be made durable when no descriptor is to be had.
+    /// Opens a directory, so that its names can be made durable even once descriptors have run out.
     fn open_dir(&self, dir: &Path) -> io::Result<Box<dyn Dir>>;
-    /// What the filesystem does with the blocks of this file when they are written again.
+    /// What the filesystem does when blocks of this file are overwritten.
     fn promise(&self, path: &Path) -> io::Result<Promise>;
+    /// The space on the filesystem of a directory.
     fn space(&self, dir: &Path) -> io::Result<Space>;
     /// Takes an exclusive lock on a file (created if missing) that lives as long as the value;
     /// `WouldBlock` if another process holds it.
@@ -56,9 +58,9 @@ pub trait Dir: Send + Sync {
 /// What a filesystem promises about a file's blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Promise {
-    /// What it is called.
+    /// The filesystem's name.
     pub filesystem: String,
-    /// They are written where they are: that needs no room, so it works on a full disk.
+    /// Blocks are overwritten in place, which needs no free space and so works on a full disk.
     pub in_place: bool,
 }
 
@@ -72,20 +74,21 @@ pub trait File: Send + Sync {
     /// Makes bytes and length durable (fdatasync).
     fn sync(&self) -> io::Result<()>;
     fn len(&self) -> io::Result<u64>;
-    /// Reserves space and extends the length to `len`; `StorageFull` if there is none. Where the
-    /// filesystem cannot reserve any, it is written: that takes its time.
+    /// Reserves space and extends the length to `len`; `StorageFull` if there is too little. If the
+    /// filesystem cannot reserve space, zeros are written, which takes as long as writing does.
     fn preallocate(&self, len: u64) -> io::Result<()>;
-    /// Extends the length to `len`, and reserves space where the filesystem can; whether it did.
-    /// Takes no time that grows with the length; `StorageFull` if there is none to reserve.
+    /// Extends the length to `len`, and reserves space if the filesystem can; returns whether it
+    /// did. The time it takes does not grow with `len`; `StorageFull` if there is too little space.
     fn extend(&self, len: u64) -> io::Result<bool>;
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Asks the system to forget cached pages, so that the next read comes from the disk. A hint.
     fn drop_cache(&self);
 }
 
-/// Room on the filesystem of a directory, bytes.
+/// Space on a filesystem, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
+    /// The filesystem's size.
     pub total: u64,
     /// What an unprivileged process may still write.
     pub available: u64,
@@ -93,20 +96,21 @@ pub struct Space {
     pub device: u64,
 }
 
-/// Makes a name that was just created, renamed or removed durable: the only place that syncs
-/// directories.
+/// Makes the creation, renaming or removal of a name durable. No other function syncs directories.
 pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
-    let parent = path.parent().ok_or_else(|| io::Error::other("a durable name has a parent"))?;
+    let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent"))?;
     fs.sync_dir(parent)
 }
 
-/// Creates a directory and what is missing above it, each with a durable name before the next. Of
-/// those that were there the lowest may be an earlier process's that came no further: its name is
-/// synced as far as that goes, for it may as well be somebody else's.
+/// Creates a directory and its missing ancestors, making each name durable before the next one. The
+/// lowest directory that exists may have been created by an earlier process that ended before it
+/// made the name durable, so that name is synced as well. Failing to is no error, for the directory
+/// may also belong to somebody else.
 pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    // What cannot be looked at, as what lies in a file, is not there: creating it says why.
-    let missing = |dir: &&Path| !matches!(fs.exists(dir), Ok(true));
-    let missing: Vec<&Path> = dir.ancestors().take_while(missing).collect();
+    // A path that cannot be looked up, such as one below a file, counts as missing: creating it
+    // gives the reason.
+    let is_missing = |dir: &&Path| !matches!(fs.exists(dir), Ok(true));
+    let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
     if let Some(there) = dir.ancestors().nth(missing.len())
         && there.parent().is_some()
     {
@@ -119,13 +123,13 @@ pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error means that there is no room: on the disk, or within a quota.
+/// Whether an error means that there is no space: on the disk, or within a disk quota.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether an operation that failed like this may succeed once somebody gives something back: room,
-/// descriptors, memory.
+/// Whether an operation that failed with this error may succeed once something is released: disk
+/// space, descriptors or memory.
 pub fn is_short(error: &io::Error) -> bool {
     let descriptors = os_code(error).is_some_and(|code| NO_DESCRIPTORS.contains(&code))
         && !planted("descriptors_end_the_log");
@@ -135,13 +139,13 @@ pub fn is_short(error: &io::Error) -> bool {
 /// ENFILE and EMFILE, which have no kind of their own.
 const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
-/// The system's number of an error, also behind a door's own words.
+/// The system's error number, also of an error that a door has reworded.
 fn os_code(error: &io::Error) -> Option<i32> {
     let named = || error.get_ref()?.downcast_ref::<Named>()?.code;
     error.raw_os_error().or_else(named)
 }
 
-/// An error of the system with a door's own words.
+/// A system error in a door's own words.
 #[derive(Debug)]
 struct Named {
     text: String,

@@ -1,10 +1,10 @@
-//! What fuzzers feed: one function for each decoder of bytes that somebody else wrote.
+//! Entry points of the fuzzers: one function for each decoder of bytes that somebody else wrote.
 //!
 //! - None may panic, hang or take more memory than a small multiple of its input and the limits of
 //!   [`lockstep_core::limits`]; what decodes must encode to something that decodes to the same.
-//! - Where a checksum stands before the decoder the input is wrapped in a right one, or nothing
-//!   would ever reach what lies behind.
-//! - `tests/fuzz/` has the programs and a corpus; the tests here run the corpus through.
+//! - Where a checksum guards a decoder, the input is wrapped in a correct one; otherwise hardly any
+//!   input would reach the decoder.
+//! - `tests/fuzz/` has the programs and a corpus; the tests here run the corpus.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::wal::{Wal, WalOptions};
 
 pub(crate) const CLUSTER: [u8; 16] = [3; 16];
 const NODE: NodeId = NodeId(1);
-/// As large as a file's header, so that nothing stands between it and the head.
+/// As large as a file's header, so that no padding comes between it and the head.
 const BLOCK: u32 = 64;
 
-/// A log: as a file, or as records that are put into good batches.
+/// Decodes a log: the input is a file, or records that are put into valid batches.
 pub fn log(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else { return };
     let _ = RecoveryState::decode(Bytes::copy_from_slice(rest));
@@ -59,8 +59,8 @@ pub fn log(input: &[u8]) {
     }
 }
 
-/// A segment whose batches are right, of what the input says: a byte for the kind, one for the
-/// group, two for the length, and so much payload.
+/// A segment of valid batches, with the records that the input describes: a byte for the kind, one
+/// for the group, two for the length, and that much payload.
 fn segment(mut input: &[u8]) -> Vec<u8> {
     let (cluster, node, block_bytes) = (CLUSTER, NODE, BLOCK);
     let mut header = FileHeader { cluster, node, block_bytes, file: 1, nonce: 1, length: 0 };
@@ -112,7 +112,8 @@ pub(crate) fn entry(bytes: &[u8]) {
     }
 }
 
-/// A snapshot object: as a file, or as a payload with a good header and whatever trailer.
+/// Decodes a snapshot object: the input is a file, or a payload that gets a valid header and
+/// whatever trailer the input asks for.
 pub fn object(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else { return };
     let identity = Identity { cluster: CLUSTER, group: GroupId(5) };
@@ -141,7 +142,7 @@ pub fn object(input: &[u8]) {
     }
 }
 
-/// A node's configuration.
+/// Parses a node's configuration.
 pub fn configuration(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
         let _ = NodeConfig::parse(text, Path::new("/base"));
@@ -152,7 +153,7 @@ pub fn configuration(input: &[u8]) {
 mod tests {
     use super::*;
 
-    /// Every file of a target's corpus; there must be some.
+    /// Runs every file of a target's corpus; there must be some.
     fn corpus(target: &str, run: fn(&[u8])) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in a checkout");
         let dir = root.join("tests/fuzz/corpus").join(target);

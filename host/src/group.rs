@@ -46,9 +46,9 @@ pub mod log_lane;
 pub(crate) mod mailbox;
 mod notices;
 mod outbox;
+mod query_guard;
 pub(crate) mod readers;
 pub mod reopen;
-mod spoilers;
 pub(crate) mod start;
 mod store_lane;
 
@@ -75,16 +75,17 @@ use outbox::Outbound;
 use readers::Readers;
 use store_lane::{Standing, StoreWatch};
 
-/// Inputs taken between two flushes: the group commit's bound.
+/// Inputs that the actor takes between two flushes: the bound of a group commit.
 const INPUTS_PER_FLUSH_MAX: usize = 4_096;
 /// Ticks between two published reports.
 const REPORT_TICKS: u64 = 1;
-/// Ticks between two looks of the store lane at what was parked too long.
+/// Ticks between two requests to the store lane to tidy up: it gives up a transfer that has been
+/// suspended for too long, and makes room that other groups claim.
 const TEND_TICKS: u64 = 50;
 
-/// What a person is told of a node whose clock is off.
-pub(crate) const CLOCK_IS_OFF: &str = "this node's clock is more than 5 s from the others': set it \
-    right (NTP); until then it does not lead while another can";
+/// The warning, in log and status, about a node whose clock is off.
+pub(crate) const CLOCK_IS_OFF: &str = "this node's clock is more than 5 s off the others': \
+    correct it (NTP); until then this node does not lead while another can";
 
 /// Drives one replica.
 pub(crate) struct GroupActor {
@@ -94,17 +95,18 @@ pub(crate) struct GroupActor {
     ticks: Interval,
     ticked: u64,
     tickets: BTreeMap<Ticket, Waiting>,
-    /// Of the queries that wait, here or in the apply lane.
+    /// Places of the queries that wait, here or in the apply lane.
     places: Places,
     next_ticket: u64,
-    /// Answers of this turn, until they are handed over.
+    /// Holds on the answers of this turn, dropped once the answers have been handed over.
     delivering: Vec<Delivery>,
     commits: Commits,
     notices: Notices,
     joins: JoinWatch,
-    /// As the core was told last.
+    /// The stall of the log's disk as last reported to the core.
     stall: Option<Stall>,
-    /// What the store lane is asked again and again: for room, and to tidy up.
+    /// Recurring requests to the store lane: to measure the space for the next snapshot (`looks`),
+    /// and to tidy up (`tends`).
     looks: Standing,
     tends: Standing,
     lanes: Lanes,
@@ -126,7 +128,7 @@ pub(crate) struct Lanes {
     pub budget: Arc<Budget>,
     pub transfers: Arc<Transfers>,
     pub stored: StoreWatch,
-    /// Bytes a second of an outbound transfer; 0 = no limit.
+    /// Rate of an outbound transfer, bytes a second; 0 = no limit.
     pub rate: u64,
     pub readers: Readers,
 }
@@ -140,16 +142,16 @@ pub(crate) enum LaneJob {
 enum Waiting {
     Command(Reply),
     Query(Asked),
-    Mark(oneshot::Sender<Result<u64, Refusal>>),
+    Checkpoint(oneshot::Sender<Result<u64, Refusal>>),
 }
 
 impl Waiting {
-    /// Whether whoever asked is still there.
+    /// Whether the caller still waits for the answer.
     fn waits(&self) -> bool {
         match self {
             Self::Command(answer) => !answer.is_closed(),
             Self::Query(asked) => asked.waits(),
-            Self::Mark(answer) => !answer.is_closed(),
+            Self::Checkpoint(answer) => !answer.is_closed(),
         }
     }
 }
@@ -160,7 +162,7 @@ enum Input {
     Inward(Inward),
     Frame(Inbound),
     Request(Request),
-    /// Nobody holds a handle any more.
+    /// Every channel into the actor is closed.
     Closed,
 }
 
@@ -174,7 +176,8 @@ impl GroupActor {
         report: watch::Sender<GroupReport>,
     ) -> Self {
         let mut ticks = interval(Duration::from_millis(limits::TICK_MS));
-        // A process that slept must not tick all that time at once: its peers did not wait for it.
+        // A process that was paused must not make up for the missed ticks at once: its peers did
+        // not wait for it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             group,
@@ -198,7 +201,7 @@ impl GroupActor {
         }
     }
 
-    /// Runs until the replica stopped. `first` are the effects of opening it.
+    /// Runs until the replica stops. `first` holds the effects of opening it.
     pub(crate) async fn run(mut self, first: Vec<Effect>) {
         self.carry_out(first);
         while !self.group.state().is_stopped() {
@@ -216,7 +219,7 @@ impl GroupActor {
         self.close();
     }
 
-    /// Chooses; changes nothing.
+    /// Waits for the next input, without acting on it.
     async fn select(&mut self) -> Input {
         tokio::select! {
             biased;
@@ -228,7 +231,7 @@ impl GroupActor {
         }
     }
 
-    /// Takes an input and whatever else waits, then lets the core flush.
+    /// Takes an input and all others that already wait, up to a bound, then lets the core flush.
     fn turn(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.step(&mut effects, |actor, effects| actor.take(input, effects));
@@ -244,8 +247,8 @@ impl GroupActor {
         self.delivering.clear();
     }
 
-    /// Nothing that stands behind a refused command in its line is taken, even before the refusal
-    /// is told.
+    /// Runs `doing`, and breaks the line of each command that it refused at once, before the
+    /// refusal is delivered: no later command of that line may be taken meanwhile.
     fn step(&mut self, effects: &mut Vec<Effect>, doing: impl FnOnce(&mut Self, &mut Vec<Effect>)) {
         let before = effects.len();
         doing(self, effects);
@@ -307,7 +310,7 @@ impl GroupActor {
         }
     }
 
-    /// Asks the store lane how the disk stands with the next snapshot.
+    /// Asks the store lane whether there is space for the next snapshot.
     fn look_for_room(&self) {
         let handle = self.handle.clone();
         self.looks.ask(&*self.lanes.store, move |store| {
@@ -317,7 +320,7 @@ impl GroupActor {
         });
     }
 
-    /// Tells the core whose callers left, so that it does nothing more for them.
+    /// Tells the core which requests lost their callers, so that it does nothing more for them.
     fn forget_the_gone(&mut self, effects: &mut Vec<Effect>) {
         let gone = self.tickets.iter().filter(|(_, waiting)| !waiting.waits());
         let tickets: BTreeSet<Ticket> = gone.map(|(ticket, _)| *ticket).collect();
@@ -326,7 +329,7 @@ impl GroupActor {
         }
     }
 
-    /// Tells the core when the log lane hangs in an operation, and when it is back.
+    /// Tells the core when the log lane begins to hang in a disk operation, and when that is over.
     fn look_at_the_disk(&mut self, effects: &mut Vec<Effect>) {
         let stall = self.lanes.log.hanging().map(Hanging::stall);
         if stall != self.stall {
@@ -335,8 +338,8 @@ impl GroupActor {
         }
     }
 
-    /// Gives a request its ticket; queries beyond what may wait are refused here, and what nobody
-    /// waits for is dropped.
+    /// Gives a request its ticket and returns the event for the core. A query for which there is no
+    /// place is refused here, and a request whose caller left is dropped.
     fn admit(&mut self, request: Request) -> Option<Event> {
         if !request.waits() && !planted("propose_for_nobody") {
             return None;
@@ -370,8 +373,10 @@ impl GroupActor {
                 let waiting = Waiting::Query(Asked { asker, answer, _place: place });
                 (waiting, Event::Query { ticket, request, linearizable })
             }
-            Request::Mark { answer } => (Waiting::Mark(answer), Event::Mark { ticket }),
-            Request::Report { .. } => unreachable!("done above"),
+            Request::Checkpoint { answer } => {
+                (Waiting::Checkpoint(answer), Event::Checkpoint { ticket })
+            }
+            Request::Report { .. } => unreachable!("answered above"),
         };
         self.tickets.insert(ticket, waiting);
         Some(event)
@@ -388,7 +393,7 @@ impl GroupActor {
                     self.ask(ticket, request, index);
                 }
                 Effect::Apply(job) => {
-                    // The lane is gone only while the process goes down.
+                    // The lane is gone only while the process shuts down.
                     let _ = self.lanes.apply.send(LaneJob::Do(job));
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
@@ -402,7 +407,7 @@ impl GroupActor {
                 }
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
-                Effect::Marked { ticket, index } => self.marked(ticket, index),
+                Effect::Checkpointed { ticket, index } => self.marked(ticket, index),
                 Effect::State(state) => self.publish_state(state),
             }
         }
@@ -413,14 +418,14 @@ impl GroupActor {
         tokio::spawn(readers::read(Arc::clone(&self.lanes.readers.log), move || {
             let entries = reader.entries(handle.id(), from, to, bytes);
             if let Err(error) = &entries {
-                tracing::warn!(group = handle.name(), from, %error, "entries not read for a \
-                    follower");
+                tracing::warn!(group = handle.name(), from, %error, "could not read entries \
+                    for a follower");
             }
             handle.raise(Event::Fetched { from, entries: entries.ok() });
         }));
     }
 
-    /// Reads a listed object, and says whether it is what it was.
+    /// Has a listed object read whole, and raises [`Event::Read`] with the result.
     fn read_whole(&self, snapshot: SnapshotDesc) {
         let (handle, object) = (self.handle.clone(), snapshot.clone());
         let reader = handle.clone();
@@ -428,7 +433,7 @@ impl GroupActor {
             reader.scrub(&object, &mut || ())
         });
         tokio::spawn(async move {
-            // Whoever waits for it is told, whatever became of the reader.
+            // The core waits for this event, so it is raised even if the reader panicked.
             let found = match read.await {
                 Some(read) => read.map_or_else(Found::from, |()| Found::Whole),
                 None => Found::Unread("its reader panicked".to_owned()),
@@ -436,7 +441,8 @@ impl GroupActor {
             if let Found::Bad(why) = &found
                 && handle.lists(&snapshot)
             {
-                tracing::error!(group = handle.name(), index = snapshot.index, why, "rotten");
+                let index = snapshot.index;
+                tracing::error!(group = handle.name(), index, why, "a snapshot is corrupt");
             }
             handle.raise(Event::Read { snapshot, found });
         });
@@ -459,7 +465,7 @@ impl GroupActor {
             holds.iter_mut().for_each(|hold| hold.listed());
             drop(holds);
             for error in collected.errors {
-                tracing::warn!(group, error, "an unlisted snapshot was not removed");
+                tracing::warn!(group, error, "could not delete an unlisted snapshot");
             }
         }));
     }
@@ -468,31 +474,31 @@ impl GroupActor {
         match (self.tickets.remove(&ticket), answer) {
             (Some(Waiting::Command(reply)), answer) => reply.send(answer),
             (Some(Waiting::Query(asked)), Err(refusal)) => asked.answer(Err(refusal)),
-            (Some(Waiting::Mark(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
-            (Some(Waiting::Query(_) | Waiting::Mark(_)), Ok(_)) => {
-                unreachable!("the core only refuses queries and marks")
+            (Some(Waiting::Checkpoint(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
+            (Some(Waiting::Query(_) | Waiting::Checkpoint(_)), Ok(_)) => {
+                unreachable!("the core only refuses queries and checkpoints")
             }
             (None, _) => unreachable!("a ticket is answered once"),
         }
     }
 
-    /// The lane answers it; nobody else has its ticket any more.
+    /// Passes a query to the apply lane, which answers it.
     fn ask(&mut self, ticket: Ticket, request: Bytes, index: u64) {
         match self.tickets.remove(&ticket) {
             Some(Waiting::Query(asked)) => {
                 let _ = self.lanes.apply.send(LaneJob::Ask(Query { request, index, asked }));
             }
-            Some(Waiting::Command(_) | Waiting::Mark(_)) | None => {
-                unreachable!("a query's ticket is a query's")
+            Some(Waiting::Command(_) | Waiting::Checkpoint(_)) | None => {
+                unreachable!("the ticket belongs to a query")
             }
         }
     }
 
     fn marked(&mut self, ticket: Ticket, index: u64) {
         match self.tickets.remove(&ticket) {
-            Some(Waiting::Mark(sender)) => drop(sender.send(Ok(index))),
+            Some(Waiting::Checkpoint(sender)) => drop(sender.send(Ok(index))),
             Some(Waiting::Command(_) | Waiting::Query(_)) | None => {
-                unreachable!("a mark's ticket is a mark's")
+                unreachable!("the ticket belongs to a checkpoint")
             }
         }
     }
@@ -527,8 +533,9 @@ impl GroupActor {
         self.report.send_replace(GroupReport::of(&self.lanes, self.group.status()));
     }
 
-    /// Every request still waiting is told why; later ones see the state. What became of a command
-    /// that the core had in its hands, nobody knows; the ones that it never saw were not applied.
+    /// Answers every request that still waits with the reason of the end; later requests see the
+    /// state. A command still in the mailbox was not applied; the fate of one that the core had
+    /// taken is unknown.
     fn close(mut self) {
         self.publish_report();
         if planted("end_twice") {
@@ -545,14 +552,14 @@ impl GroupActor {
                     reply.send(Err(Refusal::Unknown { why: refusal.to_string() }));
                 }
                 Waiting::Query(asked) => asked.answer(Err(refusal.clone())),
-                Waiting::Mark(sender) => drop(sender.send(Err(refusal.clone()))),
+                Waiting::Checkpoint(sender) => drop(sender.send(Err(refusal.clone()))),
             }
         }
     }
 }
 
-/// Opens an object through the lane; shared by all that read one. A lane that is gone says nothing
-/// of the object.
+/// Opens an object for reading, through the store lane. If the lane is gone the error is
+/// [`OpenError::Short`], for nothing is known about the object.
 pub(crate) fn open_object(
     store: &dyn StoreHandle,
     desc: &SnapshotDesc,

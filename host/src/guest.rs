@@ -1,12 +1,13 @@
-//! The door `Guest`: one state machine, hosted.
+//! The door `Guest`: the host's interface to one live state machine.
 //!
-//! [`component`] runs WebAssembly components under wasmtime; [`native`] runs Rust ones behind the
-//! same door, for tests and for measuring. A guest is entered by one thread at a time.
+//! [`component`] runs WebAssembly components under wasmtime; [`native`] runs state machines in Rust
+//! behind the same door, for tests and measurements. Only one thread at a time enters a guest.
 //!
-//! - An `Err(GuestFault)` leaves the guest unusable, unless it says otherwise: the caller drops it
-//!   and rebuilds. After `query` and `snapshot` it mostly says otherwise.
-//! - Nothing node-local ever becomes an outcome: `Outcome` is what the guest said, or there is
-//!   none.
+//! - After an `Err(GuestFault)` the guest is unusable, unless [`Guest::is_usable`] says otherwise:
+//!   the caller drops it and builds another one. A guest mostly survives a fault in `query` and
+//!   `snapshot`.
+//! - Nothing that concerns this node alone becomes an outcome: an [`Outcome`] is what the guest
+//!   said, or there is none.
 
 pub mod check;
 pub mod component;
@@ -24,6 +25,7 @@ mod log;
 mod memory;
 pub mod native;
 mod shape;
+mod text;
 mod trap;
 mod world;
 
@@ -34,11 +36,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::apply;
-use lockstep_core::entry::{Install, Profile};
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::ModuleId;
 
-/// All a guest may know about "now"; derived from the log only.
+/// All that a guest may know about "now". It is derived from the log alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Context {
     pub index: u64,
@@ -51,18 +53,18 @@ pub struct Context {
 pub enum Outcome {
     Ok(Bytes),
     Rejected(Bytes),
-    /// The command was executed; its answer is longer than one may be, and nobody has its bytes.
+    /// The command was executed, but its answer is longer than the limit, and its bytes are lost.
     TooLong {
         bytes: u64,
     },
 }
 
-/// Why a query that did not fault has no answer.
+/// Why a query has no answer although it did not fault.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NoAnswer {
-    /// The guest's own "no", in its words.
+    /// The guest rejected the query, with this reason.
     Rejected(Bytes),
-    /// What it answered, or its "no", is longer than one may be, and nobody has its bytes.
+    /// The guest's answer or reason is longer than the limit, and its bytes are lost.
     TooLong { bytes: u64 },
 }
 
@@ -85,7 +87,7 @@ pub struct GuestInfo {
     pub oldest_readable_format: u32,
 }
 
-/// Accompanies a snapshot stream into `restore`.
+/// What `restore` is told about the snapshot that it reads.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotHeader {
     pub writer_name: String,
@@ -98,18 +100,19 @@ pub struct SnapshotHeader {
 /// One live state machine.
 pub trait Guest: Send {
     fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault>;
-    /// Exactly one call per raft entry; as many outcomes as commands.
+    /// Applies the commands of one raft entry, in exactly one call; returns an outcome for each.
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault>;
-    /// A query that is not answered leaves the guest as it was.
+    /// Runs a query. It leaves the guest as it was, whether or not it is answered.
     fn query(
         &mut self,
         ctx: Context,
         request: &[u8],
     ) -> Result<Result<Bytes, NoAnswer>, GuestFault>;
-    /// Streams the state. An error of `out` fails the snapshot, never the guest, and is returned as
-    /// `Ok(Err(_))`.
+    /// Streams the state to `out`. An error of `out` fails the snapshot but not the guest, and is
+    /// returned as `Ok(Err(_))`.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault>;
-    /// Into a fresh guest, instead of `init`. An error of `input` fails the restore.
+    /// Restores the state into a fresh guest, instead of `init`. An error of `input` fails the
+    /// restore.
     fn restore(
         &mut self,
         header: &SnapshotHeader,
@@ -118,7 +121,7 @@ pub trait Guest: Send {
     ) -> Result<(), GuestFault>;
     /// Bytes of linear memory in use.
     fn memory_bytes(&self) -> u64;
-    /// Whether it may be entered again: no fault took it with it.
+    /// Whether the guest may be entered again: no fault has made it unusable.
     fn is_usable(&self) -> bool;
 }
 
@@ -126,25 +129,26 @@ pub trait Guest: Send {
 pub trait GuestModule: Send + Sync {
     fn id(&self) -> ModuleId;
     fn info(&self) -> &GuestInfo;
-    /// What a group that is founded with it records; 0 for native guests.
+    /// The engine version that a group bootstrapped with this module records; 0 = native.
     fn engine_major(&self) -> u32;
-    /// Whether it does in a group of this profile what it does in others of it; if not, why.
+    /// Checks that this module behaves in a group of this profile as on every other replica; `Err`
+    /// says why not.
     fn check_profile(&self, profile: &Profile) -> Result<(), String> {
         match (self.engine_major(), profile.engine_major) {
             (ours, theirs) if ours == theirs => Ok(()),
             (ours, theirs) => Err(format!(
-                "the group was founded on engine {theirs}, and this module runs on {ours}: \
-                 configure the module that it was founded with"
+                "the group was bootstrapped on engine {theirs}, and this module runs on {ours}: \
+                 configure the module that it was bootstrapped with"
             )),
         }
     }
-    /// A fresh guest under the limits of the group's profile; `log` takes what it says.
+    /// Makes a fresh guest under the limits of the group's profile; its log messages go to `log`.
     fn instantiate(
         &self,
-        install: &Install,
+        bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault>;
 }
 
-/// A module that many groups may share.
+/// A module, which many groups may share.
 pub type Module = Arc<dyn GuestModule>;

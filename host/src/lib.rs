@@ -3,7 +3,7 @@
 //! Everything non-deterministic enters through four doors: [`fs::Fs`], [`clock::Clock`],
 //! [`transport::Transport`] and [`guest::Guest`].
 #![deny(unsafe_code)]
-// They panic when nobody reads, and wait for who does not: see `logging`.
+// They panic if their reader is gone, and block if it is slow: see `logging`.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub(crate) mod budget;
@@ -24,6 +24,7 @@ pub(crate) mod panics;
 pub mod recover;
 pub mod router;
 pub mod rpc;
+pub(crate) mod starting;
 pub mod store;
 pub mod transport;
 pub mod wal;

@@ -1,11 +1,11 @@
-//! What the program says on standard error and standard output while it hosts nodes.
+//! Writes to standard error and standard output while the program hosts nodes.
 //!
-//! - Nothing waits for whoever reads it: a line is queued, and a thread writes. What the queue
-//!   does not hold, and what could not be written, is lost and counted; once writing goes on, a
-//!   line says how many were lost, in the place where they are missing.
-//! - Nothing panics: neither a reader that is gone nor a full disk is an error to anybody. Panics
-//!   are logged like everything else.
-//! - The end of the process waits for the reader, but not for long.
+//! - No caller waits for the reader of the output: lines are queued, and a thread of its own writes
+//!   them. A line that the queue cannot hold or that cannot be written is lost and counted. Once
+//!   writing succeeds again, a line in the place of the lost ones says how many there were.
+//! - No caller fails or panics because the reader is gone or a disk is full. Panics are logged like
+//!   everything else.
+//! - The end of the process waits for the reader for half a second at most.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,39 +20,39 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// Bytes of lines that may wait for the reader.
+/// Bytes of lines that may be queued for the reader.
 const WAITING_BYTES_MAX: usize = 4 << 20;
-/// What a line takes beside its bytes.
+/// Bytes of memory that a queued line takes beside its own.
 const LINE_BYTES: usize = 64;
 /// How long the end of the process waits for the reader.
 const END_MAX: Duration = Duration::from_millis(500);
-/// Between two attempts to write where somebody else made it not block.
+/// Time between two attempts to write, if another process made the file non-blocking.
 const WRITE_AGAIN: Duration = Duration::from_millis(20);
 
-/// How lines look.
+/// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// Plain text, for people.
     #[default]
     Text,
-    /// An object a line, for programs.
+    /// One JSON object per line, for programs.
     Json,
 }
 
-/// What the program logs to, once it logs.
+/// Where log lines go; set once logging has started.
 static LOG: OnceLock<Arc<Outlet>> = OnceLock::new();
-/// Where [`say`] goes.
+/// Where the lines of [`say`] go; set by its first call.
 static SAID: OnceLock<Arc<Outlet>> = OnceLock::new();
-/// Lines for standard error that nobody will read.
+/// Log lines for standard error that were lost.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines for standard error that were lost since the start.
+/// The number of log lines for standard error that were lost since the start.
 pub(crate) fn lines_lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Logs to standard error from now on; `LOCKSTEP_LOG` filters, like `info` or
-/// `lockstep_host=debug`.
+/// Starts logging to standard error. `LOCKSTEP_LOG` sets the filter, such as `info` or
+/// `lockstep_host=debug`; without it the filter is `default`.
 pub(crate) fn start(default: &str, format: Format) -> io::Result<()> {
     let outlet = Outlet::start(io::stderr().as_fd(), Some(format), &LOST)?;
     let Ok(()) = LOG.set(Arc::clone(&outlet)) else { return Ok(()) };
@@ -69,7 +69,7 @@ pub(crate) fn start(default: &str, format: Format) -> io::Result<()> {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        let why = panic.payload_as_str().unwrap_or("a panic without words");
+        let why = panic.payload_as_str().unwrap_or("a panic without a message");
         let trace = std::backtrace::Backtrace::capture();
         let trace = match trace.status() {
             std::backtrace::BacktraceStatus::Captured => trace.to_string(),
@@ -80,31 +80,31 @@ pub(crate) fn start(default: &str, format: Format) -> io::Result<()> {
     Ok(())
 }
 
-/// Prints to standard output; that this failed is known at the end.
+/// Prints a line to standard output; [`unwritten`] tells at the end whether that failed.
 macro_rules! out {
     ($($text:tt)*) => { $crate::logging::print(format_args!($($text)*)) };
 }
 pub(crate) use out;
 
-/// Why standard output could not be written.
+/// The first error of writing to standard output.
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints a command's text and a newline. A reader that has gone has seen enough.
+/// Prints a command's text and a newline. A reader that is gone, like `head`, is not an error.
 pub(crate) fn print(text: std::fmt::Arguments<'_>) {
     if let Err(error) = writeln!(io::stdout(), "{text}")
         && error.kind() != ErrorKind::BrokenPipe
     {
-        // The first one is told.
+        // Only the first error is kept.
         let _ = UNWRITTEN.set(error);
     }
 }
 
-/// Why what was printed did not get out.
+/// Why printed text did not reach standard output, if it did not.
 pub(crate) fn unwritten() -> Option<&'static io::Error> {
     UNWRITTEN.get()
 }
 
-/// Prints a line to standard output, for a person who may look away.
+/// Queues a line for standard output, so that a reader that stops reading holds up nothing.
 pub(crate) fn say(line: &str) {
     static LOST_WORDS: AtomicU64 = AtomicU64::new(0);
     let made = || Outlet::start(io::stdout().as_fd(), None, &LOST_WORDS);
@@ -118,12 +118,12 @@ pub(crate) fn say(line: &str) {
     }
 }
 
-/// Says on standard error why a command failed; ends with what waits to be written.
+/// Writes on standard error why a command failed, and waits briefly for queued lines to be written.
 pub(crate) fn last_words(why: Option<&str>) {
     let line = why.map(|why| format!("lockstep: {why}\n").into_bytes());
     match (LOG.get(), line) {
         (Some(log), Some(line)) => log.push(line),
-        // A reader that is gone has no use for it.
+        // If standard error cannot be written, nobody is left to tell.
         (None, Some(line)) => drop(io::stderr().write_all(&line)),
         (Some(_) | None, None) => {}
     }
@@ -131,7 +131,7 @@ pub(crate) fn last_words(why: Option<&str>) {
     LOG.get().into_iter().chain(SAID.get()).for_each(|outlet| outlet.wait(until));
 }
 
-/// Hands whole lines to an outlet.
+/// Makes writers that pass whole lines to an outlet.
 struct Lines(Arc<Outlet>);
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -153,13 +153,14 @@ impl Write for &Outlet {
     }
 }
 
-/// A file that a thread of its own writes to.
+/// A queue of lines, and the file that a thread of its own writes them to.
 struct Outlet {
     queue: Mutex<Queue>,
-    /// Something waits, or the thread has nothing more to do.
+    /// Notified when a line is queued and when the thread has written one.
     changed: Condvar,
-    /// How to say that lines were lost; `None`: not at all.
+    /// Format of the notice about lost lines; `None` = no notice.
     format: Option<Format>,
+    /// Counts the lines that were lost.
     lost: &'static AtomicU64,
 }
 
@@ -167,25 +168,25 @@ struct Outlet {
 struct Queue {
     waiting: VecDeque<Item>,
     bytes: usize,
-    /// A line is being written.
+    /// The thread is writing a line that it took out of `waiting`.
     writing: bool,
 }
 
 enum Item {
     Line(Vec<u8>),
-    /// So many lines are missing here.
+    /// The number of lines that were lost in this place.
     Gap(u64),
 }
 
 impl Outlet {
-    /// The thread ends with the process.
+    /// Starts the thread that writes. It ends with the process.
     fn start(
         to: BorrowedFd<'_>,
         format: Option<Format>,
         lost: &'static AtomicU64,
     ) -> io::Result<Arc<Self>> {
-        // A descriptor of its own: the standard library's handle has a lock that a blocked write
-        // holds.
+        // The thread writes through a descriptor of its own: a blocked write would hold the lock of
+        // the standard library's handle.
         let to = File::from(to.try_clone_to_owned()?);
         let (queue, changed) = Default::default();
         let outlet = Arc::new(Self { queue, changed, format, lost });
@@ -215,7 +216,7 @@ impl Outlet {
         self.changed.notify_all();
     }
 
-    /// Returns once everything was written, or at `until`.
+    /// Returns once every queued line is written, or at `until`.
     fn wait(&self, until: Instant) {
         let mut queue = self.lock();
         while queue.writing || !queue.waiting.is_empty() {
@@ -231,7 +232,7 @@ impl Outlet {
     }
 
     fn run(&self, to: &File) {
-        // Lines that are missing before the next one that can be written.
+        // Lines lost since the last notice; the next notice reports them.
         let mut missing = 0;
         loop {
             match self.next() {
@@ -246,7 +247,7 @@ impl Outlet {
                     }
                 }
             }
-            // Told at once where nothing else is to be said.
+            // Do not hold the notice back until another line comes.
             if missing > 0 && self.lock().waiting.is_empty() && self.tell(to, missing) {
                 missing = 0;
             }
@@ -269,13 +270,13 @@ impl Outlet {
         }
     }
 
-    /// Says how many lines are missing here; whether that could be written.
+    /// Writes a notice about lost lines; returns whether that succeeded.
     fn tell(&self, to: &File, lines: u64) -> bool {
         self.format.is_none_or(|format| write(to, notice(format, lines).as_bytes()))
     }
 }
 
-/// Writes all of it; whether it could.
+/// Writes all bytes; returns whether that succeeded.
 fn write(mut to: &File, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         match to.write(bytes) {
@@ -291,11 +292,11 @@ fn write(mut to: &File, mut bytes: &[u8]) -> bool {
     true
 }
 
-/// What stands where lines are missing; it looks like any other line.
+/// The notice that takes the place of lost lines; it looks like any other log line.
 fn notice(format: Format, lines: u64) -> String {
-    const WHAT: &str = "lines lost: nobody read standard error, or it could not be written";
+    const WHAT: &str = "log lines lost: standard error was not read, or could not be written";
     let mut now = String::new();
-    // A time that cannot be told is left out.
+    // If the time cannot be formatted, the line has none.
     let _ = SystemTime.format_time(&mut Writer::new(&mut now));
     let target = module_path!();
     match format {
@@ -329,8 +330,8 @@ mod tests {
         format!("{number:>bytes$}\n").into_bytes()
     }
 
-    /// A reader that stops costs lines, nobody any time, and the lines are told where they are
-    /// missing.
+    /// A reader that stops reading holds up no caller. Lines are lost, and a notice stands in their
+    /// place.
     #[test]
     fn a_reader_that_stops_costs_lines_and_no_time() {
         let (reader, outlet) = outlet(Some(Format::Text));
@@ -350,13 +351,13 @@ mod tests {
         }
         let told = lines.next().expect("it is there");
         let says = format!(
-            "WARN lockstep_host::logging: lines lost: nobody read standard error, \
-            or it could not be written lines={lost}"
+            "WARN lockstep_host::logging: log lines lost: standard error was not read, \
+            or could not be written lines={lost}"
         );
         assert!(told.ends_with(&says), "{told}");
         outlet.push(line(LINES, 8));
         assert_eq!(lines.next().expect("it is there").trim(), LINES.to_string());
-        assert_eq!(outlet.lost.load(Ordering::Relaxed), lost, "told is not lost");
+        assert_eq!(outlet.lost.load(Ordering::Relaxed), lost, "the notice counts no line twice");
     }
 
     #[test]
@@ -370,7 +371,7 @@ mod tests {
         assert_eq!(outlet.lost.load(Ordering::Relaxed), 100);
     }
 
-    /// The end of a process: what can be written is, and what cannot does not hold it.
+    /// At the end of a process, lines that can be written are, and others do not delay it.
     #[test]
     fn the_end_waits_for_a_reader_but_not_for_long() {
         let (mut reader, outlet) = outlet(None);

@@ -1,8 +1,7 @@
-//! What a node counts of itself, and how it is exported.
+//! A node's metrics, and how they are exported.
 //!
-//! Counters live where things happen and come together in each group's report; [`NodeMetrics`]
-//! turns the reports into the text format of Prometheus when somebody asks. Nothing is sent
-//! anywhere.
+//! Counters live beside what they count, and each group's report gathers them; [`NodeMetrics`]
+//! turns the reports into the text that Prometheus reads, at each scrape. Nothing is pushed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,37 +24,37 @@ pub mod serve;
 pub use export::NodeMetrics;
 pub(crate) use export::Sources;
 
-/// For what takes from 50 microseconds to 26 seconds.
+/// A histogram of durations from 50 microseconds to 26 seconds.
 pub(crate) fn seconds_histogram() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 20))
 }
 
-/// Snapshot transfers of one group, in and out.
+/// Counts the snapshot transfers of one group, inbound and outbound.
 #[derive(Default)]
 pub struct Transfers(Mutex<TransferTally>);
 
 /// What became of transfers since the start.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TransferTally {
-    /// Outbound ones that ended, by how.
+    /// Outbound transfers that ended, by how they ended.
     pub sent: BTreeMap<&'static str, u64>,
-    /// Inbound ones that ended, by how.
+    /// Inbound transfers that ended, by how they ended.
     pub received: BTreeMap<&'static str, u64>,
-    /// Bytes of payload that left and came.
+    /// Payload bytes sent and received.
     pub sent_bytes: u64,
     pub received_bytes: u64,
-    /// Inbound transfers that went on with what an earlier one left, and bytes not sent again.
+    /// Inbound transfers that resumed a suspended one, and the bytes that were not sent again.
     pub resumed: u64,
     pub resumed_bytes: u64,
-    /// How long the last one that succeeded took, milliseconds.
+    /// Duration of the last accepted transfer, milliseconds.
     pub last_sent_ms: u64,
     pub last_received_ms: u64,
-    /// Outbound ones under way: how far each is, and of how much, bytes.
+    /// Outbound transfers under way, by receiver: bytes sent so far, and the snapshot's length.
     pub under_way: BTreeMap<ReplicaId, (u64, u64)>,
 }
 
 impl Transfers {
-    /// So many bytes of `length` are on their way to a replica, or there.
+    /// Records that `bytes` of a snapshot of `length` bytes have been sent to a replica.
     pub fn is_at(&self, to: ReplicaId, bytes: u64, length: u64) {
         self.tally().under_way.insert(to, (bytes, length));
     }
@@ -94,7 +93,8 @@ impl Transfers {
     }
 }
 
-/// What a receiver may say at the end, beside which either side may find its own.
+/// The ends of a transfer that the receiver's reply decides. [`SEND_ENDS`] are those that a sender
+/// finds by itself, [`RECEIVE_ENDS`] those that a receiver does.
 pub(crate) const REPLY_ENDS: [&str; 8] = [
     "accepted",
     "stale",

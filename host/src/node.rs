@@ -1,12 +1,12 @@
 //! A node: everything one process hosts, from the data directory to the open port.
 //!
 //! Start-up order, each step before anything that depends on it: ports (health is answered from
-//! here on), modules, data directory (lock, owner), log, groups, transport, services, actors. What
-//! cannot start says why and touches nothing.
+//! here on), modules, data directory (lock, owner), log, groups, transport, services, actors. A
+//! step that fails says why and touches nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,8 +40,10 @@ use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
-use crate::rpc::server::{Front, ServeError, Services};
+use crate::rpc::server::{Front, Services};
 use crate::rpc::versions::PeerVersions;
+pub use crate::starting::StartError;
+use crate::starting::{once_there_is_room, thread};
 use crate::store::layout::snapshot_dir;
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
@@ -52,11 +54,11 @@ mod sizing;
 #[cfg(test)]
 mod tests;
 
-/// Snapshots that a node takes in at once, and sends at once.
+/// Snapshots that a node receives at once, and sends at once.
 const INBOUND_MAX: usize = 4;
 const OUTBOUND_MAX: usize = 4;
-/// Groups of a node that take a snapshot at once, and that restore one: one writes while another
-/// computes. More of them only take longer each.
+/// Groups of a node that take a snapshot at once, and that restore one at once: one writes while
+/// another computes. With more of them each only takes longer.
 const CAPTURES_MAX: usize = 2;
 const RESTORES_MAX: usize = 2;
 /// How long a node tries to hand leadership over before it stops anyway.
@@ -64,64 +66,12 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// How long services and lanes may take to end after that.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
 
-/// Why a node did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    #[error("group {group:?}: module {}: {why}", path.display())]
-    Module { group: String, path: PathBuf, why: ModuleRefusal },
-    #[error("group {group:?}: module {}: {source}; put the component there or correct \
-        `module`", path.display())]
-    ModuleFile { group: String, path: PathBuf, source: std::io::Error },
-    #[error(
-        "group {group:?}: there is no native module {name:?}; known are hash-chain, register and \
-         ballast:BYTES"
-    )]
-    NativeModule { group: String, name: String },
-    #[error("listen on {address}: {source}; {} `{key}`", listen_way_out(source))]
-    Listen { address: String, key: &'static str, source: std::io::Error },
-    #[error("{}{}", .0, log_way_out(.0))]
-    Log(#[from] WalError),
-    #[error("how much room {} has cannot be told: {source}; see that it is mounted and may be \
-        read", dir.display())]
-    Space { dir: PathBuf, source: std::io::Error },
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    #[error("the start broke off; the log has the panic")]
-    Broke,
-    #[error("{lane}: no thread for it: {source}; let this user have more threads")]
-    Thread { lane: String, source: std::io::Error },
-}
-
-/// Other errors of a log say themselves what to do.
-fn log_way_out(error: &WalError) -> &'static str {
-    match error {
-        WalError::Io { .. } => {
-            "; nothing acknowledged is lost by it: start again once this user \
-            may read and write the file and the disk is well, or with --rejoin to join as a new \
-            replica"
-        }
-        _other => "",
-    }
-}
-
-fn listen_way_out(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
-    match error.kind() {
-        AddrInUse => "another process uses the port: stop it or change",
-        AddrNotAvailable => "this machine has no such address: change",
-        PermissionDenied => "this user may not take that port: take one from 1024 on in",
-        _other => "check the name and the port in",
-    }
-}
-
-/// What is open before anything else.
+/// The ports, which are open before anything else.
 struct Ports {
     front: Front,
     listening: SocketAddr,
     metrics: Arc<NodeMetrics>,
-    /// Ends what serves the metrics, when it is sent to or dropped.
+    /// Stops the serving of metrics, when it is set or dropped.
     stop: watch::Sender<bool>,
 }
 
@@ -130,7 +80,7 @@ pub struct Node {
     router: Router,
     front: Front,
     listening: SocketAddr,
-    /// Clients are turned away.
+    /// Set once clients are turned away.
     closing: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     actors: Vec<tokio::task::JoinHandle<()>>,
@@ -144,7 +94,7 @@ impl Node {
         Self::start_with(None, config, rejoin).await
     }
 
-    /// The same, on a socket that listens already.
+    /// Starts like [`Node::start`], on a socket that already listens.
     pub async fn start_on(
         socket: std::net::TcpListener,
         config: NodeConfig,
@@ -173,8 +123,9 @@ impl Node {
             serve_metrics(listener, Arc::clone(&all), stopped);
         }
         let ports = Ports { front, listening, metrics: all, stop };
-        // Compiling and reading take their time, and nobody else's: signals and probes are answered
-        // meanwhile, and whoever does not want the node any more leaves the thread to itself.
+        // Compiling and reading take long, so a thread of its own does that: signals and probes are
+        // answered meanwhile, and a caller that no longer wants the node leaves the thread to
+        // itself.
         let (tell, told) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
         let started = std::thread::Builder::new().name("start".to_owned()).spawn(move || {
@@ -231,7 +182,7 @@ impl Node {
         for left in recovered.values() {
             tracing::warn!(
                 group = left.state.group,
-                "a group on disk is not configured: kept, not run"
+                "the log has a group that is not configured: it is kept, but not run"
             );
         }
         drop(shared);
@@ -338,34 +289,7 @@ impl Node {
     }
 }
 
-/// How long a start rests that found no room.
-const START_RETRY: Duration = Duration::from_secs(1);
-/// Tries between two lines about it.
-const START_RETRIES_A_LINE: u32 = 60;
-
-/// A step of a start. What is short is waited for: a full disk ends no node, and keeps none from
-/// starting once there is room.
-pub(crate) fn once_there_is_room<T, E: std::fmt::Display>(
-    is_short: impl Fn(&E) -> bool,
-    mut step: impl FnMut() -> Result<T, E>,
-) -> Result<T, E> {
-    let mut tries = 0_u32;
-    loop {
-        match step() {
-            Err(error) if is_short(&error) => {
-                if tries.is_multiple_of(START_RETRIES_A_LINE) {
-                    tracing::warn!(%error, "the node cannot start for want of room: it goes on by \
-                        itself once there is some");
-                }
-                tries += 1;
-                std::thread::sleep(START_RETRY);
-            }
-            done => return done,
-        }
-    }
-}
-
-/// Opens the log, and says in the data directory that there is one.
+/// Opens the log, and records in the data directory that there is one.
 fn open_log(
     fs: &Arc<dyn Fs>,
     config: &NodeConfig,
@@ -380,19 +304,19 @@ fn open_log(
     Ok((wal, recovered))
 }
 
-/// Says what a full disk will mean here.
+/// Logs what a full disk will mean for the log.
 fn tell_promise(fs: &dyn Fs, wal: &Wal) {
     match fs.promise(&wal.active_path()) {
         Ok(Promise { filesystem, in_place: true }) => tracing::info!(
             filesystem,
-            "the log is written in place: on a full disk it still takes what is under way"
+            "the log is overwritten in place: on a full disk it still takes what is under way"
         ),
         Ok(Promise { filesystem, in_place: false }) => tracing::warn!(
             filesystem,
-            "this filesystem may have no room for what the log has reserved: on a full disk \
-            writes wait before they are told to"
+            "this filesystem may lack the space that the log has reserved: on a full disk, writes \
+            may have to wait before the shortage shows"
         ),
-        Err(error) => tracing::warn!(%error, "what the filesystem of the log promises is unknown"),
+        Err(error) => tracing::warn!(%error, "cannot tell what the log's filesystem promises"),
     }
 }
 
@@ -408,7 +332,7 @@ impl SnapshotInbox for Inboxes {
     ) {
         match self.0.get(&group) {
             Some(inbox) => inbox.receive(&offer, &mut *channel),
-            // The peer hears why, or that the channel is gone.
+            // The peer hears why, unless the channel is gone, which it notices.
             None => drop(channel.send(BulkReply::WrongGroup)),
         }
     }
@@ -422,11 +346,7 @@ fn start_log(wal: Wal, data: &DataDir) -> Result<(LogLane, JoinHandle<()>), Star
     LogLane::start(wal, &data.wal()).map_err(|source| thread("log lane", source))
 }
 
-pub(crate) fn thread(lane: impl Into<String>, source: std::io::Error) -> StartError {
-    StartError::Thread { lane: lane.into(), source }
-}
-
-/// Of the filesystem where `dir` will be.
+/// The space of the filesystem where `dir` will be.
 fn nearest_space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
     let there = dir.ancestors().find(|dir| matches!(fs.exists(dir), Ok(true)));
     space(fs, there.unwrap_or(Path::new("/")))
@@ -440,12 +360,12 @@ fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> SnapshotDir {
     }
 }
 
-/// Shows metrics from the first moment of a start.
+/// Serves metrics from the first moment of a start.
 fn serve_metrics(listener: TcpListener, all: Arc<NodeMetrics>, mut stopped: watch::Receiver<bool>) {
     let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
     tokio::spawn(async move {
         if let Err(error) = metrics::serve::serve(listener, all, until).await {
-            tracing::error!(%error, "metrics are served no more");
+            tracing::error!(%error, "metrics are no longer served");
         }
     });
 }
@@ -464,8 +384,8 @@ fn peers_of(config: &NodeConfig) -> BTreeMap<NodeId, String> {
     peers.map(|(node, address)| (*node, address.clone())).collect()
 }
 
-/// Warns of an address that other machines cannot come to. Names may take their time, so nothing
-/// waits for it.
+/// Warns of an address that other machines cannot reach. Names may take long to resolve, so nothing
+/// waits for this.
 async fn tell_if_out_of_reach(
     listen: String,
     bound: SocketAddr,
@@ -473,7 +393,7 @@ async fn tell_if_out_of_reach(
 ) {
     let mut peers = BTreeMap::new();
     for (node, address) in addresses {
-        // Whoever is not found is told of when it is connected to.
+        // A name that is not found is reported when the node connects to it.
         let found = tokio::net::lookup_host(address).await;
         peers.insert(node, found.map(Iterator::collect).unwrap_or_default());
     }
@@ -494,7 +414,7 @@ fn budget_limits(config: &NodeConfig, disk: Space) -> BudgetLimits {
     }
 }
 
-/// A socket that listens already, or one of this address.
+/// Uses the socket, which already listens, or listens on the address.
 async fn listen_on(
     socket: Option<std::net::TcpListener>,
     address: &str,
@@ -521,7 +441,7 @@ fn group_config(spec: &GroupSpec, config: &NodeConfig, module: &dyn GuestModule)
     }
 }
 
-/// Real chance, for ids and nonces.
+/// Randomness from the system, for ids and nonces.
 pub(crate) fn entropy() -> u64 {
     getrandom::u64().expect("the system gives randomness")
 }

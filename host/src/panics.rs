@@ -1,8 +1,8 @@
-//! What a panic said, for the fault or the error that it becomes.
+//! The message of a panic, for the fault or the error that it becomes.
 
 use std::any::Any;
 
-/// The words of a caught panic.
+/// The message of a caught panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))

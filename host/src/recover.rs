@@ -1,7 +1,8 @@
-//! What is done to a stopped node's data directory by hand: a lost quorum, and a group to forget.
+//! Recovery by hand, on the data directory of a stopped node: makes one replica the whole group
+//! after a quorum was lost, or forgets a group.
 //!
-//! Both lock the directory like a node does, change the log in one batch, and say what they found
-//! first, so that a person can decide.
+//! Both lock the directory as a node does, say first what they found, so that an operator can
+//! decide, and change the log in one batch.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub enum RecoverError {
     DataDir(#[from] DataDirError),
     #[error("{0}")]
     Log(#[from] WalError),
-    #[error("{} is no data directory of a node that ran: nothing was touched", .0.display())]
+    #[error("{} is not the data directory of a node that ran: nothing was touched", .0.display())]
     NoData(PathBuf),
     #[error("the log in {} knows no group {group:?}; it has {known}", data.display())]
     UnknownGroup { group: String, data: PathBuf, known: String },
@@ -40,14 +41,14 @@ pub enum RecoverError {
     Nothing { group: String },
     #[error(
         "group {group:?} could not start from what is here ({why}); nothing was changed: keep the \
-         group on another survivor, or put its snapshots back from a copy"
+         group on another survivor, or restore its snapshots from a copy"
     )]
     NoSnapshot { group: String, why: String },
     #[error("the log of group {group:?} cannot be read: {why}; nothing was changed")]
     Unreadable { group: String, why: String },
     #[error("group {group:?} is configured on this node; take it out of the file first")]
     Configured { group: String },
-    #[error("{}: {source}; the group is out of the log, remove the directory by \
+    #[error("{}: {source}; the group is no longer in the log: delete the directory by \
         hand", dir.display())]
     Files { dir: PathBuf, source: std::io::Error },
 }
@@ -58,7 +59,8 @@ pub struct StoppedGroup {
     _data: DataDir,
     wal: Wal,
     group: String,
-    /// Where they lie, as far as the configuration still says it.
+    /// The group's snapshot directory: the configured one, or the default if the configuration
+    /// names none.
     snapshots: PathBuf,
     cluster: [u8; 16],
     found: RecoveredGroup,
@@ -102,8 +104,8 @@ impl StoppedGroup {
         &self.found.state.configuration
     }
 
-    /// The index of the snapshot that a start would begin with, which was read whole; `None` if it
-    /// has the log from its first entry on.
+    /// The index of the snapshot that a start would begin with, after reading it whole; `None` if
+    /// no snapshot can be read, but the log goes back to its first entry.
     pub fn starts_from(&self) -> Result<Option<u64>, RecoverError> {
         let state = &self.found.state;
         let mut causes = Vec::new();
@@ -135,7 +137,7 @@ impl StoppedGroup {
     pub fn keep_only_me(mut self) -> Result<(), RecoverError> {
         let (_, last) = self.last();
         let state = &self.found.state;
-        if !state.founded || last == 0 {
+        if !state.bootstrapped || last == 0 {
             return Err(RecoverError::Nothing { group: self.group });
         }
         self.starts_from()?;
@@ -148,8 +150,8 @@ impl StoppedGroup {
         Ok(())
     }
 
-    /// Takes the group out of the log, then removes its snapshots. One that goes on without this
-    /// replica may be configured: the node joins it anew.
+    /// Removes the group from the log, then deletes its snapshots. The group may still be
+    /// configured only if it removed this replica; the node then joins it anew.
     pub fn forget(mut self, config: &NodeConfig) -> Result<(), RecoverError> {
         let configured = config.groups.iter().any(|spec| spec.name == self.group);
         if configured && !self.found.state.removed {
@@ -162,7 +164,7 @@ impl StoppedGroup {
     }
 }
 
-/// The entries behind the floor.
+/// The entries after the floor, up to `last`.
 pub fn rest(
     log: &WalReader,
     group: &str,
@@ -181,7 +183,7 @@ pub fn rest(
     Ok(rest)
 }
 
-/// Removes the snapshots and staging files of a snapshot directory; what has another name stays.
+/// Deletes the snapshots and staging files of a snapshot directory; files of other names stay.
 fn remove_files(fs: &dyn Fs, dir: &Path) -> std::io::Result<()> {
     for dir in [layout::part_dir(dir), dir.to_owned()] {
         if !fs.exists(&dir)? {

@@ -30,7 +30,7 @@ pub struct Router {
     addresses: Addresses,
 }
 
-/// Where each node is reached (`host:port`), this one included.
+/// Where each node can be reached (`host:port`), this one included.
 #[derive(Clone, Default)]
 pub struct Addresses {
     /// By the other nodes: `[nodes]`.
@@ -57,9 +57,10 @@ impl Router {
 
     /// A group by name; the empty name is the only group's, if there is just one.
     pub fn group(&self, name: &str) -> Option<&GroupHandle> {
-        match name.is_empty() && self.by_name.len() == 1 {
-            true => self.by_name.values().next(),
-            false => self.by_name.get(name),
+        if name.is_empty() && self.by_name.len() == 1 {
+            self.by_name.values().next()
+        } else {
+            self.by_name.get(name)
         }
     }
 
@@ -72,7 +73,7 @@ impl Router {
         self.by_name.values()
     }
 
-    /// Waits until no group can serve any more. Whoever asks hears it, however late.
+    /// Waits until no group can serve any more. A call that comes late returns the same.
     pub async fn ended(&self) -> Ended {
         let mut faults = Vec::new();
         if self.by_name.is_empty() && planted("wait_for_the_absent") {
@@ -81,10 +82,10 @@ impl Router {
         for group in self.groups() {
             let mut watch = group.watch();
             if planted("miss_what_was") {
-                watch.mark_unchanged();
+                drop(watch.borrow_and_update());
                 let _ = watch.changed().await;
             }
-            // An error means that the actor is gone; its last state stays.
+            // An error means that the actor is gone; its last state can still be read.
             let _ = watch.wait_for(ReplicaState::is_stopped).await;
             let state = watch.borrow().clone();
             match state {
@@ -97,10 +98,7 @@ impl Router {
                 ReplicaState::Stopped(_) | ReplicaState::Running(_) => {}
             }
         }
-        match faults.is_empty() {
-            true => Ended::Removed,
-            false => Ended::Failed(faults),
-        }
+        if faults.is_empty() { Ended::Removed } else { Ended::Failed(faults) }
     }
 
     /// Where clients reach a node.

@@ -1,18 +1,19 @@
 //! [`SnapshotStore`]: one group's snapshot objects on disk.
 //!
-//! It belongs to the group's store lane, which alone creates, renames and unlinks names.
-//! Payload bytes flow elsewhere, through the values it hands out.
+//! The group's store lane owns it, and only that lane creates, renames and unlinks names. Payload
+//! bytes do not pass through it: they flow through the values that it hands out.
 //!
-//! - A name is deleted iff the durable `RecoveryState` does not list it and nobody holds its
-//!   lease. Both are looked at when the lane is here anyway; nothing registers or releases.
+//! - An object is deleted once the durable `RecoveryState` does not list it, no follower was
+//!   promised it and nothing else holds its allocation. The lane's own calls check this; nothing
+//!   has to register or release a use.
 //! - A value dropped at any stage, on any thread, leaves no object: the lane's next call unlinks
 //!   the name and only then returns the bytes.
 //! - An object of one name always holds the same payload: sealing over a good one reuses it,
 //!   sealing over a bad one repairs it.
-//! - What is unlisted is swept at the start only with an intact `RecoveryState` in hand.
-//! - Room is made in this order: what is unlisted and unleased; what is parked; then the core is
-//!   asked to unlist a recovery point. What was promised to a follower stays. Other groups of the
-//!   host give what they can spare in the same order.
+//! - Opening the store deletes unlisted files, and takes an intact `RecoveryState` to do so.
+//! - Space is freed in this order: unlisted objects that nothing holds; the suspended transfer;
+//!   then a recovery point, which the core is asked to unlist. Objects promised to a follower are
+//!   kept. The host's other groups give up what they can spare in the same order.
 //!
 //! Which snapshots are listed, when one is taken and who gets it is decided elsewhere.
 
@@ -29,7 +30,7 @@ use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
 use self::layout::{Header, ObjectName};
-use self::reserve::{Held, Lease, Source};
+use self::reserve::{Allocation, Held, Source};
 use crate::fs::{File, Fs, Space, create_dirs, is_full, is_short, make_durable};
 
 pub mod lane;
@@ -54,10 +55,10 @@ pub use reserve::{
     Budget, BudgetLimits, LocalHeader, OutboundSlot, Quota, Reservation, SnapshotRefusal, Use,
 };
 pub(crate) use room::next_length;
-pub use staged::{Finished, Parked, Staged, StagedWriter};
+pub use staged::{Finished, Staged, StagedWriter, Suspended};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
-/// A first snapshot is begun with this much room, if there is no more.
+/// A group's first snapshot starts if this much space is free, even if its estimate does not fit.
 const FIRST_BYTES: u64 = 2 * limits::SNAPSHOT_BLOCK_BYTES as u64;
 
 /// One group's snapshots.
@@ -66,31 +67,32 @@ pub struct SnapshotStore {
     dir: PathBuf,
     identity: Identity,
     quota: Arc<Quota>,
-    /// Everything under `snap/` that is ours.
-    objects: BTreeMap<ObjectName, Arc<Lease>>,
-    /// What readers that may still live hold objects for.
+    /// This group's sealed objects, under `snap/`.
+    objects: BTreeMap<ObjectName, Arc<Allocation>>,
+    /// What readers hold objects for; a reader that was dropped leaves a dead entry.
     uses: Vec<(ObjectName, Weak<Use>)>,
-    /// Everything under `snap/part/` that is ours.
-    parts: BTreeMap<String, Arc<Lease>>,
+    /// This group's staging files, under `snap/part/`.
+    parts: BTreeMap<String, Arc<Allocation>>,
     /// What the durable `RecoveryState` lists, newest first.
     listed: Vec<SnapshotDesc>,
-    /// What followers were promised: it stays though it may be unlisted.
+    /// Objects promised to followers, which are kept even if unlisted.
     promised: Vec<SnapshotDesc>,
-    /// The one transfer that broke and may go on, until this time.
-    parked: Option<(Parked, u64)>,
-    /// Bytes that the last local snapshot was refused.
+    /// The one broken transfer that may resume, and until when.
+    suspended: Option<(Suspended, u64)>,
+    /// Bytes of object that the last local snapshot needed and did not get.
     wanted: Option<u64>,
-    /// The last word on room for the next one was that there is too little.
+    /// The last report of [`Self::next_room`] was that space is short.
     told_short: bool,
-    /// Whoever asked for a recovery point to be unlisted: what then goes is reclaimed for it.
+    /// The producer that needs a recovery point unlisted; what that frees is counted for it.
     asked: Option<&'static str>,
-    /// The only handle of a free place; see [`reserve::Slot`].
+    /// The place for an inbound transfer: free while this is its only handle ([`reserve::Slot`]).
     inbound: Arc<()>,
+    /// The place for a local snapshot, likewise.
     local: Arc<()>,
     tally: Tally,
 }
 
-/// What a round of deletion did. One failure does not stop the rest.
+/// What a round of deletions did; one failure does not stop the others.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Collected {
     pub removed: Vec<String>,
@@ -98,7 +100,7 @@ pub struct Collected {
 }
 
 impl SnapshotStore {
-    /// Opens the directory and removes what `state`, this replica's intact one, does not list.
+    /// Opens the directory and deletes what `state`, this replica's intact one, does not list.
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: PathBuf,
@@ -107,13 +109,13 @@ impl SnapshotStore {
         state: &RecoveryState,
     ) -> io::Result<(Self, Swept)> {
         if GroupId::of_name(&state.group) != identity.group {
-            let why = format!("the recovery state is of group {:?}, not of this one", state.group);
+            let why = format!("wrong recovery state: it belongs to group {:?}", state.group);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         match create_dirs(&*fs, &layout::part_dir(&dir)) {
-            // It is tried again when there is something to write.
+            // `take` tries again before the first snapshot is written.
             Err(error) if is_short(&error) => tracing::warn!(group = %identity.group, %error,
-                "there is no room for the directory of the snapshots yet"),
+                "cannot create the snapshot directory yet; the first snapshot tries again"),
             created => created?,
         }
         let (stays, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
@@ -126,11 +128,11 @@ impl SnapshotStore {
             "snapshot store opened"
         );
         for error in &swept.errors {
-            tracing::warn!(group = %identity.group, error, "a snapshot file was left as it is");
+            tracing::warn!(group = %identity.group, error, "cannot read or remove a snapshot file");
         }
         if !swept.foreign.is_empty() {
             tracing::warn!(group = %identity.group, dir = %dir.display(), files = ?swept.foreign,
-                "these are no snapshots of this group: left alone");
+                "left alone files that are not snapshots of this group");
         }
         let sweep::Stays { objects, parts } = stays;
         let objects =
@@ -146,7 +148,7 @@ impl SnapshotStore {
             parts,
             listed: state.snapshots.clone(),
             promised: Vec::new(),
-            parked: None,
+            suspended: None,
             wanted: None,
             told_short: false,
             asked: None,
@@ -154,45 +156,45 @@ impl SnapshotStore {
             local: Arc::new(()),
             tally: Tally::default(),
         };
-        if let Some(part) = &swept.parked {
+        if let Some(part) = &swept.suspended {
             store.take_up(part);
         }
         Ok((store, swept))
     }
 
-    /// Counts a staging file of an earlier process as parked, if the budget has room for it. Its
-    /// time begins when the lane is first told the time.
+    /// Counts a staging file of an earlier process as suspended if the budget has space for it, and
+    /// deletes it otherwise. Its time starts to run when the lane is first told the time.
     fn take_up(&mut self, part: &str) {
         let Some((object, length)) = layout::parse_part_in(part) else { return };
         let bytes = layout::object_bytes(length).expect("the sweep compared its size");
-        // It is on the disk already: of that only the budget is asked.
+        // Its bytes are on the disk already, so only the budget can refuse them.
         let there = Space { total: u64::MAX, available: u64::MAX, device: 0 };
-        let Ok(lease) = self.quota.take(bytes, there) else {
+        let Ok(allocation) = self.quota.take(bytes, there) else {
             let path = layout::part_dir(&self.dir);
             self.unlink(&path, part, &mut Collected::default());
             return;
         };
-        lease.allocated(bytes);
-        self.parts.insert(part.to_owned(), Arc::clone(&lease));
-        let parked = Parked { part: part.to_owned(), object, length, lease };
-        tracing::info!(group = %self.identity.group, %object, "a broken transfer may go on");
-        self.parked = Some((parked, u64::MAX));
+        allocation.on_disk(bytes);
+        self.parts.insert(part.to_owned(), Arc::clone(&allocation));
+        let suspended = Suspended { part: part.to_owned(), object, length, allocation };
+        tracing::info!(group = %self.identity.group, %object, "a suspended transfer can resume");
+        self.suspended = Some((suspended, u64::MAX));
     }
 
-    /// A place to write an object that a peer offers: the parked file of the same one, or room for
-    /// a new one.
+    /// Opens a staging file for an object that a peer offers: the suspended file of the same
+    /// object, or a new one.
     pub fn receive(&mut self, header: &ValidatedHeader) -> Result<StagedWriter, SnapshotRefusal> {
         let object = ObjectName::of(header.desc());
-        let taken = match &self.parked {
-            Some((parked, _))
-                if parked.object == object && parked.length == header.desc().length =>
+        let taken = match &self.suspended {
+            Some((suspended, _))
+                if suspended.object == object && suspended.length == header.desc().length =>
             {
                 self.resume(header)
             }
-            Some((parked, _)) if !header.displaces(parked.object()) => {
-                Err(SnapshotRefusal::Parked(parked.object()))
+            Some((suspended, _)) if !header.displaces(suspended.object()) => {
+                Err(SnapshotRefusal::Suspended(suspended.object()))
             }
-            // Without a place for the new one the old one stays.
+            // The suspended one is given up only once there is a place for the new one.
             Some(_) => self.inbound_slot().map(|_free| self.abandon()).map(|_gone| None),
             None => Ok(None),
         };
@@ -206,24 +208,26 @@ impl SnapshotStore {
         }
     }
 
-    /// Room for an object that a peer offers.
+    /// Reserves space for an object that a peer offers.
     pub fn reserve(&mut self, header: &ValidatedHeader) -> Result<Reservation, SnapshotRefusal> {
         let identity = Identity { cluster: header.cluster(), group: header.group() };
-        let result = match identity == self.identity {
-            true => self.admit(Source::Received(header.desc().clone()), header.desc().length),
-            false => Err(SnapshotRefusal::WrongGroup),
+        let result = if identity == self.identity {
+            self.admit(Source::Received(header.desc().clone()), header.desc().length)
+        } else {
+            Err(SnapshotRefusal::WrongGroup)
         };
         result.inspect_err(|refusal| self.count("received", header.desc().index, refusal))
     }
 
-    /// Opens the parked file for the rest of its transfer; `None` if it cannot be used after all.
+    /// Reopens the suspended file to receive the rest of it; `None`, and the file is deleted, if it
+    /// cannot be used after all.
     fn resume(
         &mut self,
         header: &ValidatedHeader,
     ) -> Result<Option<StagedWriter>, SnapshotRefusal> {
         let slot = self.inbound_slot()?;
-        let Some((parked, _)) = self.parked.take() else { return Ok(None) };
-        let Parked { part, lease, .. } = parked;
+        let Some((suspended, _)) = self.suspended.take() else { return Ok(None) };
+        let Suspended { part, allocation, .. } = suspended;
         let desc = header.desc().clone();
         let path = layout::part_dir(&self.dir).join(&part);
         let file = self.fs.open(&path, true);
@@ -231,40 +235,41 @@ impl SnapshotStore {
             reader::read_header(file).is_ok_and(|have| have == Header::of(self.identity, &desc))
         };
         let Some(file) = file.ok().filter(|file| fits(&**file)) else {
-            drop(lease);
+            drop(allocation);
             self.tally.abandoned += 1;
             self.collect();
             return Ok(None);
         };
         self.tally.resumed += 1;
-        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (lease, slot))))
+        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (allocation, slot))))
     }
 
-    /// Keeps what a broken transfer left, in place of what an earlier one did. Its time begins when
-    /// the lane is next told the time.
-    pub fn park(&mut self, parked: Parked) {
-        tracing::info!(group = %self.identity.group, object = %parked.object, "transfer parked");
+    /// Keeps what a broken transfer received; an earlier suspended transfer is given up for it. Its
+    /// time starts to run when the lane is next told the time.
+    pub fn suspend(&mut self, suspended: Suspended) {
+        let group = self.identity.group;
+        tracing::info!(%group, object = %suspended.object, "transfer suspended");
         self.abandon();
-        self.tally.parked += 1;
-        self.parked = Some((parked, u64::MAX));
+        self.tally.suspended += 1;
+        self.suspended = Some((suspended, u64::MAX));
         self.collect();
     }
 
-    /// Gives up the parked transfer, if there is one.
+    /// Gives up the suspended transfer, if there is one.
     pub fn abandon(&mut self) -> Collected {
-        if self.parked.take().is_none() {
+        if self.suspended.take().is_none() {
             return Collected::default();
         }
         self.tally.abandoned += 1;
         self.collect()
     }
 
-    /// To be called now and then with the time: what was parked too long is given up. If another
-    /// group of the host needs room, what is parked makes some; if nothing is, returns a recovery
-    /// point that should be unlisted for it.
+    /// Called periodically with the time. Gives up a transfer that was suspended for too long. If
+    /// another group of the host claims space, also gives up the suspended transfer for that group
+    /// or, if there is none, returns a spare recovery point that should be unlisted.
     pub fn tend(&mut self, now_ms: u64) -> Option<SnapshotDesc> {
-        if let Some((_, until)) = &mut self.parked {
-            *until = (*until).min(now_ms.saturating_add(limits::PARK_MS));
+        if let Some((_, until)) = &mut self.suspended {
+            *until = (*until).min(now_ms.saturating_add(limits::SUSPEND_MS));
             if *until <= now_ms {
                 self.abandon();
             }
@@ -272,38 +277,39 @@ impl SnapshotStore {
         self.collect();
         self.quota.budget().tend(now_ms);
         let spare = self.spare().last().cloned();
-        let parked = self.parked.is_some() && !planted("parked_for_itself");
-        if spare.is_none() && !parked {
+        let suspended = self.suspended.is_some() && !planted("suspended_for_itself");
+        if spare.is_none() && !suspended {
             return None;
         }
         let device = self.fs.space(&self.dir).ok().map(|space| space.device);
         let pressed = self.quota.take_pressure(device);
-        if pressed && parked {
+        if pressed && suspended {
             self.abandon();
         }
-        spare.filter(|_| pressed && !parked)
+        spare.filter(|_| pressed && !suspended)
     }
 
-    /// What is parked, and until when.
-    pub fn parked(&self) -> Option<(&Parked, u64)> {
-        self.parked.as_ref().map(|(parked, until)| (parked, *until))
+    /// The suspended transfer, and until when it is kept.
+    pub fn suspended(&self) -> Option<(&Suspended, u64)> {
+        self.suspended.as_ref().map(|(suspended, until)| (suspended, *until))
     }
 
-    /// Room for a snapshot of this replica.
+    /// Reserves space for a snapshot of this replica.
     pub fn reserve_local(&mut self, local: LocalHeader) -> Result<Reservation, SnapshotRefusal> {
         let newest = self.listed.first().map_or(0, |desc| desc.index);
         let (index, estimate) = (local.index, local.estimate);
         let first = self.listed.is_empty() && local.growable;
-        let result = match index > newest || planted("capture_what_is_old") {
-            true => match self.admit(Source::Local(local.clone()), estimate) {
-                // Nothing says how long the first one is, and it may grow: what there is will do.
+        let result = if index > newest || planted("capture_what_is_old") {
+            match self.admit(Source::Local(local.clone()), estimate) {
+                // The estimate of the first one is a guess: it starts with what is free, and grows.
                 Err(SnapshotRefusal::NoSpace { have, .. }) if first && have >= FIRST_BYTES => {
                     let estimate = layout::payload_in(have).min(estimate);
                     self.admit(Source::Local(LocalHeader { estimate, ..local }), estimate)
                 }
                 result => result,
-            },
-            false => Err(SnapshotRefusal::Stale),
+            }
+        } else {
+            Err(SnapshotRefusal::Stale)
         };
         if let Err(SnapshotRefusal::NoSpace { need, .. }) = &result {
             self.wanted = Some(*need);
@@ -319,14 +325,14 @@ impl SnapshotStore {
             Source::Local(local) => layout::part_out(local.term, local.index),
         };
         let (producer, (_, index)) = (reservation.source.producer(), reservation.source.position());
-        let need = reservation.lease.bytes();
-        let lease = reservation.lease.clone();
+        let need = reservation.allocation.bytes();
+        let allocation = reservation.allocation.clone();
         let path = layout::part_dir(&self.dir).join(&part);
         let received = matches!(reservation.source, Source::Received(_));
         let created = self.fs.create(&path).and_then(|file| {
-            self.parts.insert(part.clone(), lease);
+            self.parts.insert(part.clone(), allocation);
             if received {
-                // A power loss in the middle of a long transfer leaves what came before it.
+                // So that a power loss in the middle of a long transfer leaves a file to resume.
                 make_durable(&*self.fs, &path)?;
             }
             let place = (self.identity, &self.fs, self.dir.clone());
@@ -340,8 +346,8 @@ impl SnapshotStore {
         })
     }
 
-    /// Gives a finished object its durable name. An equal and good one that has it already is
-    /// reused, a bad one is replaced.
+    /// Gives a finished object its durable name. If an object has that name already, a good one is
+    /// reused and a bad one replaced.
     pub fn seal(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
         let (producer, index) = (finished.producer, finished.desc.index);
         let result = self.publish(finished);
@@ -349,7 +355,7 @@ impl SnapshotStore {
         result.inspect_err(|refusal| self.count(producer, index, refusal))
     }
 
-    /// Opens an object for reading; it stays until the reader is dropped.
+    /// Opens an object for reading; it is not deleted before the reader is dropped.
     pub fn open_object(
         &mut self,
         desc: &SnapshotDesc,
@@ -364,25 +370,25 @@ impl SnapshotStore {
 
     fn try_open(&mut self, desc: &SnapshotDesc, purpose: Use) -> Result<SnapshotReader, OpenError> {
         let name = ObjectName::of(desc);
-        let lease = self.objects.get(&name);
-        let lease = lease.ok_or_else(|| OpenError::Missing { name: name.file() })?.clone();
-        let file = self.fs.open(&self.dir.join(name.file()), false);
-        let file = file.map_err(|e| reader::open_error(name, &e))?;
-        let hold = Held::new(lease, purpose);
+        let known = self.objects.get(&name);
+        let allocation = known.ok_or_else(|| OpenError::Missing { name: name.file() })?.clone();
+        let opened = self.fs.open(&self.dir.join(name.file()), false);
+        let file = opened.map_err(|e| reader::open_error(name, &e))?;
+        let hold = Held::new(allocation, purpose);
         self.uses.retain(|(_, purpose)| purpose.strong_count() > 0);
         self.uses.push((name, hold.purpose()));
         SnapshotReader::open(file, self.identity, desc, Some(hold))
     }
 
-    /// Whether the object is there and whole: reads all of it. To do that elsewhere, open it here
-    /// and call [`SnapshotReader::verify`] there.
+    /// Checks that the object exists and is whole, by reading all of it. To read it on another
+    /// thread, open it here and call [`SnapshotReader::verify`] there.
     pub fn recoverable(&mut self, desc: &SnapshotDesc) -> Result<(), OpenError> {
         self.open_object(desc, Use::Verifying)?.verify(&mut || ())
     }
 
-    /// The log now durably lists exactly these, and these were promised to followers. Deletes what
-    /// neither of them nor a lease keeps. Values that hold a newly listed object may be
-    /// dropped after this, not before, unless they were kept.
+    /// Told that the log now durably lists exactly `listed`, and that followers were promised
+    /// `promised`. Deletes every object in neither list whose allocation nothing else holds. A
+    /// value that holds a newly listed object must outlive this call, unless it was disarmed.
     pub fn list_durable(
         &mut self,
         listed: &[SnapshotDesc],
@@ -390,7 +396,7 @@ impl SnapshotStore {
     ) -> Collected {
         for desc in listed {
             match self.objects.get(&ObjectName::of(desc)) {
-                Some(lease) => lease.keep(false),
+                Some(allocation) => allocation.keep(false),
                 None => tracing::error!(index = desc.index, "a listed snapshot has no object"),
             }
         }
@@ -410,23 +416,24 @@ impl SnapshotStore {
         *self.tally.reclaimed.entry(producer).or_default() += collected.removed.len() as u64;
     }
 
-    /// Unlinks every name that nobody needs, and so returns its bytes. Every other call begins with
-    /// it; call it when the lane is idle to get space back early.
+    /// Unlinks every name that nothing needs any more, which returns its bytes to the budget. Calls
+    /// that need or free space do this anyway; calling it on an idle lane frees space earlier.
     pub fn collect(&mut self) -> Collected {
         let mut collected = Collected::default();
-        let unused = |lease| is_free(lease) || planted("delete_staging");
-        let parts: Vec<_> = self.parts.iter().filter(|(_, lease)| unused(lease)).collect();
-        let parts: Vec<_> = parts.into_iter().map(|(part, _)| part.clone()).collect();
+        let unused = |allocation| is_free(allocation) || planted("delete_staging");
+        let unneeded: Vec<_> =
+            self.parts.iter().filter(|(_, allocation)| unused(allocation)).collect();
+        let parts: Vec<_> = unneeded.into_iter().map(|(part, _)| part.clone()).collect();
         let part_dir = layout::part_dir(&self.dir);
         for part in parts {
             if !planted("leak_parts") && self.unlink(&part_dir, &part, &mut collected) {
                 self.parts.remove(&part);
             }
         }
-        let free = |(name, lease): &(&ObjectName, &Arc<Lease>)| {
-            (is_free(lease) || planted("delete_leased"))
+        let free = |(name, allocation): &(&ObjectName, &Arc<Allocation>)| {
+            (is_free(allocation) || planted("delete_in_use"))
                 && !planted("leak_unlisted")
-                && !lease.is_kept()
+                && !allocation.is_kept()
                 && (!self.is_listed(**name) || planted("delete_listed"))
                 && (!self.is_promised(**name) || planted("delete_promised"))
         };
@@ -445,104 +452,101 @@ impl SnapshotStore {
         &self.listed
     }
 
-    /// The one gate of permission to write: reclaims, then takes a place and bytes.
+    /// The only gate to permission to write: frees what nothing needs, then takes a place and
+    /// bytes.
     fn admit(&mut self, source: Source, payload: u64) -> Result<Reservation, SnapshotRefusal> {
-        let freed = match planted("collect_late") {
-            true => Collected::default(),
-            false => self.collect(),
-        };
+        let freed = if planted("collect_late") { Collected::default() } else { self.collect() };
         let slot = match &source {
             Source::Received(_) => self.inbound_slot()?,
             Source::Local(local) => self.local_slot(local.gain)?,
         };
         self.reclaimed(source.producer(), &freed);
         let have = self.quota.most();
-        let need = layout::object_bytes(payload);
-        let need = need.ok_or(SnapshotRefusal::NoSpace { need: payload, have })?;
-        let lease = match self.take(need)? {
-            Err(_) if self.parked.is_some() => {
+        let bytes = layout::object_bytes(payload);
+        let need = bytes.ok_or(SnapshotRefusal::NoSpace { need: payload, have })?;
+        let taken = match self.take(need)? {
+            Err(_) if self.suspended.is_some() => {
                 let freed = self.abandon();
                 self.reclaimed(source.producer(), &freed);
                 self.take(need)?
             }
             taken => taken,
         };
-        let lease = lease.map_err(|have| self.no_space(need, have)).inspect_err(|refusal| {
-            if matches!(refusal, SnapshotRefusal::NeedsUnlist(_)) {
-                self.asked = Some(source.producer());
-            }
-        })?;
-        Ok(Reservation { lease, slot, source })
+        let allocation =
+            taken.map_err(|have| self.no_space(need, have)).inspect_err(|refusal| {
+                if matches!(refusal, SnapshotRefusal::NeedsUnlist(_)) {
+                    self.asked = Some(source.producer());
+                }
+            })?;
+        Ok(Reservation { allocation, slot, source })
     }
 
-    /// Takes bytes from the budget, or says how many it could have had.
-    fn take(&self, need: u64) -> Result<Result<Arc<Lease>, u64>, SnapshotRefusal> {
-        // There may have been no room for it at the start.
+    /// Takes `need` bytes, or says how many could be taken instead.
+    fn take(&self, need: u64) -> Result<Result<Arc<Allocation>, u64>, SnapshotRefusal> {
+        // When the store opened, the disk may have been too full to create the directory.
         let part_dir = layout::part_dir(&self.dir);
         if !self.fs.exists(&part_dir).unwrap_or(true) {
             let made = create_dirs(&*self.fs, &part_dir);
-            made.map_err(|e| SnapshotRefusal::disk("creating the directory", need, &e))?;
+            made.map_err(|e| SnapshotRefusal::disk("creating the snapshot directory", need, &e))?;
         }
-        let space = self.fs.space(&self.dir);
-        let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
+        let measured = self.fs.space(&self.dir);
+        let space =
+            measured.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
         Ok(self.quota.take(need, space))
     }
 
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
-        let Finished { part, desc, lease, slot, .. } = finished;
+        let Finished { part, desc, allocation, slot, .. } = finished;
         let name = ObjectName::of(&desc);
         let from = layout::part_dir(&self.dir).join(&part);
         let to = self.dir.join(name.file());
         let disk = |e: io::Error| SnapshotRefusal::disk("sealing a snapshot", 0, &e);
-        let lease = match self.fs.rename_new(&from, &to) {
+        let allocation = match self.fs.rename_new(&from, &to) {
             Ok(()) => {
                 self.parts.remove(&part);
-                self.objects.insert(name, lease.clone());
-                lease
+                self.objects.insert(name, allocation.clone());
+                allocation
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.publish_over(&part, &desc, lease)?
+                self.publish_over(&part, &desc, allocation)?
             }
             Err(error) => return Err(disk(error)),
         };
         if !planted("skip_snapshot_directory_sync") {
             make_durable(&*self.fs, &to).map_err(disk)?;
         }
-        // The staging name is gone for good: a stale one would be taken for a parked transfer.
+        // The staging name must not return after a crash: it would pass for a suspended transfer.
         make_durable(&*self.fs, &from).map_err(disk)?;
         let file = self.fs.open(&to, false).map_err(disk)?;
         tracing::info!(group = %self.identity.group, term = desc.term, index = desc.index,
-            bytes = lease.bytes(), stage = "sealed", "snapshot sealed");
-        Ok(Staged { file, identity: self.identity, desc, lease, slot })
+            bytes = allocation.bytes(), stage = "sealed", "snapshot sealed");
+        Ok(Staged { file, identity: self.identity, desc, allocation, slot })
     }
 
-    /// The name is taken: reuses the object if it is good, else replaces it. Returns the name's
-    /// lease.
+    /// Seals a staging file whose name an object has already: reuses that object if it is good,
+    /// else replaces it. Returns the name's allocation.
     fn publish_over(
         &mut self,
         part: &str,
         desc: &SnapshotDesc,
-        lease: Arc<Lease>,
-    ) -> Result<Arc<Lease>, SnapshotRefusal> {
+        allocation: Arc<Allocation>,
+    ) -> Result<Arc<Allocation>, SnapshotRefusal> {
         let name = ObjectName::of(desc);
         let to = self.dir.join(name.file());
         let quota = &self.quota;
         let held = self.objects.entry(name).or_insert_with(|| quota.charge(0)).clone();
-        let checked = match planted("reuse_a_bad_object") {
-            true => Ok(()),
-            false => self.recoverable(desc),
-        };
+        let checked = if planted("reuse_a_bad_object") { Ok(()) } else { self.recoverable(desc) };
         tracing::info!(group = %self.identity.group, index = desc.index, good = checked.is_ok(),
-            "a snapshot of this name exists");
+            "a snapshot of this name exists already");
         if checked.is_err() {
             let from = layout::part_dir(&self.dir).join(part);
             let renamed = self.fs.rename(&from, &to);
             renamed.map_err(|e| SnapshotRefusal::disk("replacing a bad snapshot", 0, &e))?;
             self.parts.remove(part);
         }
-        // The file has the size of the one that was to take its place; what the part took goes with
-        // it.
-        held.settle(lease.bytes());
+        // Reused or replaced, the object now has the size of the staging file, whose own bytes
+        // return when `allocation` is dropped.
+        held.settle(allocation.bytes());
         Ok(held)
     }
 
@@ -550,7 +554,7 @@ impl SnapshotStore {
         let path = dir.join(file);
         let removed = match self.fs.remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // btrfs may need free space to remove a file: emptying it first gives some back.
+            // btrfs may need free space to remove a file: truncating it first frees some.
             Err(error) if is_full(&error) => {
                 let emptied = self.fs.open(&path, true).and_then(|file| file.truncate(0));
                 emptied.and_then(|()| self.fs.remove(&path))
@@ -564,7 +568,8 @@ impl SnapshotStore {
                 true
             }
             Err(error) => {
-                tracing::warn!(group = %self.identity.group, file, %error, "snapshot file stays");
+                tracing::warn!(group = %self.identity.group, file, %error,
+                    "cannot remove a snapshot file; it is tried again");
                 collected.errors.push(format!("{file}: {error}"));
                 false
             }
@@ -592,7 +597,7 @@ impl SnapshotStore {
         }
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
         if let SnapshotRefusal::NoPlace { .. } = refusal {
-            // It is asked for again and again.
+            // Every second or so the group asks again: counted, but not logged.
             return;
         }
         tracing::warn!(group = %self.identity.group, producer, index, reason = refusal.reason(),
@@ -604,10 +609,10 @@ fn busy() -> SnapshotRefusal {
     SnapshotRefusal::Busy { retry_after_ms: BUSY_RETRY_MS }
 }
 
-/// Whether only the store itself knows of the name. No new handle can appear meanwhile: they are
-/// all cloned on this lane or from a handle that exists.
-fn is_free(lease: &Arc<Lease>) -> bool {
-    Arc::strong_count(lease) == 1
+/// Whether the store's own handle is the name's only one. If so, no other can appear before the
+/// lane acts on it: handles are cloned on this lane, or from another live handle.
+fn is_free(allocation: &Arc<Allocation>) -> bool {
+    Arc::strong_count(allocation) == 1
 }
 
 const _: () = assert!(limits::RECOVERY_POINTS >= 1);

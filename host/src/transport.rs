@@ -10,9 +10,10 @@ use crate::bulk::BulkChannel;
 
 /// How this node reaches its peers.
 pub trait Transport: Send + Sync {
-    /// Sends a frame: never blocks, bounded, may drop. Frames to one node keep their order.
+    /// Sends a frame: never blocks, and drops it if too many wait. Frames to one node keep their
+    /// order.
     fn send(&self, to: NodeId, frame: Box<Frame>);
-    /// What keeps frames from a peer, if that is known.
+    /// Why a peer cannot be reached, if that is known.
     fn trouble_with(&self, _peer: NodeId) -> Option<String> {
         None
     }

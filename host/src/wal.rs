@@ -1,28 +1,31 @@
-//! The log of a node: one chain of segments for all groups, one write and one sync a batch.
+//! The log of a node: one chain of segments for all groups, with one write and one sync per batch.
 //!
-//! Owns `<data>/wal/`: files `<number:016x>.wal`, made once and used again and again. The active
-//! one holds the newest segment, a few *spares* hold none that counts and wait to be the next.
-//! The bytes and what they mean are `lockstep_core::wal`'s; which jobs share a batch is the log
-//! lane's.
+//! Owns `<data>/wal/`: files `<number:016x>.wal`, each created once and reused again and again. The
+//! active file holds the newest segment. A few *spares* hold no segment that counts and wait to
+//! become the next one. The bytes and their meaning belong to `lockstep_core::wal`; the log lane
+//! chooses which jobs share a batch.
 //!
-//! - What [`Wal::append`] returned `Ok` for is found by every later [`Wal::open`], whole, in order.
-//! - Batch k+1 is written after batch k is durable, and into blocks of its own. So a bad batch with
-//!   the head of a later one behind it was damaged later: corruption, and nothing is touched. A bad
-//!   last batch is a torn tail: it was never acknowledged, and the log goes on over it.
-//! - A segment begins with its head, every group's state: one sync, no new name, no new block. A
-//!   segment counts from the moment its head is durable, so that older ones can go without a state
-//!   being lost.
-//! - A segment goes when no live entry stands in it and all older ones are gone. Nothing is written
-//!   for it: the file becomes a spare, or is removed, and the next batch names the oldest segment
-//!   that counts. What keeps the oldest one is moved if it is little, or if the log takes more than
-//!   twice what lives in it; no faster than a quarter of what is appended, and never by an append.
-//! - After a failure nothing is tried again: the log is poisoned. Only what is *short* (room,
-//!   descriptors, memory) leaves it as it was, at whichever operation it shows: what could not be
-//!   written yet waits inside ([`WalError::Full`], [`Wal::resume`]).
-//! - A *shortage* is told before that happens: when the last spare but one cannot be replaced there
-//!   are still a segment and a spare for what is under way.
-//! - The index holds a few words per record of entries, shared with [`WalReader`]s, and never
-//!   speaks of entries that are not durable.
+//! - Whatever [`Wal::append`] returned `Ok` for is found by every later [`Wal::open`], complete and
+//!   in order.
+//! - Batch k+1 is written after batch k is durable, and into blocks of its own. A bad batch that is
+//!   followed by the header of a later one was therefore damaged afterwards: that is corruption,
+//!   and nothing is touched. A bad last batch is a torn tail: it was never acknowledged, and the
+//!   next batch overwrites it.
+//! - A segment begins with its head, which holds every group's state. That takes one sync, no new
+//!   name and no new block. A segment counts from the moment its head is durable, so older ones can
+//!   be deleted without losing a state.
+//! - A segment is deleted when it holds no live entry and all older ones are deleted. Nothing is
+//!   written for that: its file becomes a spare or is removed, and the next batch names the oldest
+//!   segment that counts. Live entries in the oldest segment are moved if they are few, or if the
+//!   log takes more than twice the space of its live entries. Moving writes at most a quarter of
+//!   the bytes that are appended, and no append waits for it.
+//! - After a failure nothing is retried: the log is poisoned. Only a lack of space, descriptors or
+//!   memory leaves the log as it was, at whichever operation it shows: what could not be written
+//!   yet waits inside ([`WalError::Full`], [`Wal::resume`]).
+//! - A *shortage* is reported before writes have to wait: when a used spare cannot be replaced, the
+//!   active segment and another spare still take what is under way.
+//! - The index, which is shared with [`WalReader`]s, holds a few words per record of entries and
+//!   never refers to entries that are not durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -62,23 +65,23 @@ pub use error::WalError;
 pub use open::inspect;
 pub use reader::WalReader;
 
-/// Whose log it is, and how large its files are.
+/// Which node's log it is, and how its files are laid out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalOptions {
     pub cluster: [u8; 16],
     pub node: NodeId,
-    /// Bytes of a segment, at least `limits::LOG_SEGMENT_BYTES_MIN` outside of tests.
+    /// Bytes of a segment; at least `limits::LOG_SEGMENT_BYTES_MIN` except in tests.
     pub segment_bytes: u64,
-    /// Batches begin at multiples of it: what the filesystem writes at once.
+    /// Batches begin at multiples of this: the unit in which the filesystem writes.
     pub block_bytes: u32,
-    /// Files that should wait for the next segments; when one is lacking, there is a shortage.
+    /// How many files should wait to be the next segments; if one is missing, there is a shortage.
     pub spares: usize,
-    /// Drawn anew for each opening.
+    /// Drawn anew each time the log is opened.
     pub nonce: u64,
 }
 
 impl WalOptions {
-    /// As nodes open their logs.
+    /// The options with which nodes open their logs.
     pub fn new(cluster: [u8; 16], node: NodeId, segment_bytes: u64, nonce: u64) -> Self {
         let (block_bytes, spares) = (limits::LOG_BLOCK_BYTES, limits::LOG_SPARES);
         Self { cluster, node, segment_bytes, block_bytes, spares, nonce }
@@ -90,79 +93,80 @@ impl WalOptions {
 pub struct RecoveredGroup {
     pub state: RecoveryState,
     pub last_index: u64,
-    /// Runs of equal terms, first index and term, from the entry before the first one to the last.
+    /// Runs of equal terms, (first index, term), from the entry before the first one to the last.
     pub terms: Vec<(u64, u64)>,
-    /// Bytes of the log in pieces: first index and bytes, ascending.
+    /// The size of the log in pieces, (first index, bytes), ascending.
     pub sizes: Vec<(u64, u64)>,
 }
 
-/// What one append cost.
+/// What an append cost.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Appended {
     pub bytes: u64,
-    /// Syncs of files and directories, those of a new segment included.
+    /// Syncs of files and directories, including those for a new segment.
     pub syncs: u64,
 }
 
 /// The log in figures.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WalStats {
-    /// Bytes of all files, as preallocated, spares included.
+    /// Bytes of all files as preallocated, including spares.
     pub bytes: u64,
     pub segments: u64,
-    /// Bytes that the active segment has left.
+    /// Bytes left in the active segment.
     pub room: u64,
     /// Whether a spare waits to be the next segment.
     pub reserve: bool,
-    /// Since the log was opened: syncs of files and directories.
+    /// Syncs of files and directories since the log was opened.
     pub fsyncs: u64,
-    /// Since the log was opened: batches made durable, heads of segments included.
+    /// Batches made durable since the log was opened, including the heads of segments.
     pub batches: u64,
-    /// Since the log was opened: bytes written.
+    /// Bytes written since the log was opened.
     pub written_bytes: u64,
     /// Bytes of records that hold live entries.
     pub live: u64,
-    /// Since the log was opened: bytes written once more, so that an old segment could go.
+    /// Bytes written again since the log was opened, so that an old segment could be deleted.
     pub moved_bytes: u64,
     /// The group with the most live bytes in the oldest segment, unless that is the active one.
     pub pinned_by: Option<GroupId>,
-    /// Segments that turned out not to be what was written: a start would refuse them.
+    /// Segments that were found damaged: a restart would refuse them.
     pub damaged: u64,
-    /// Bytes that its filesystem has left.
+    /// Bytes left on the log's filesystem.
     pub available: u64,
 }
 
-/// The writer; there is one, in the log lane.
+/// The writer. There is one, in the log lane.
 pub struct Wal {
     options: WalOptions,
     files: Files,
     shared: Arc<Shared>,
     active: Arc<Segment>,
-    /// Where the next batch begins in the active segment.
+    /// The offset in the active segment at which the next batch begins.
     end: u64,
-    /// The active segment takes no more: a write or sync there found no room, or the head of the
-    /// next one was begun.
+    /// The active segment takes no further batch: a write or sync found no space there, or the head
+    /// of the next segment was begun.
     given_up: bool,
-    /// The segment before the active one; 0 if that is the first.
+    /// The segment before the active one; 0 if the active one is the first.
     previous: u64,
     next_segment: u64,
     next_batch: u64,
-    /// Whether rot in the last batch could not be taken for a torn tail.
+    /// Whether damage to the last batch could not be mistaken for a torn tail.
     sealed: bool,
     /// Files that wait to be the next segment; the last one is taken first.
     spares: Vec<LogFile>,
-    /// Why there is no further spare, or why what waits could not be written.
+    /// Why a spare is missing, or why what waits could not be written.
     lacking: Option<String>,
-    /// Batches that wait for room.
+    /// Batches that wait for space.
     pending: VecDeque<Plan<'static>>,
     poisoned: Option<String>,
-    /// Whether the oldest segment may have become free, or may be emptied, since the last look.
+    /// Whether the oldest segment may have become free, or worth emptying, since it was last
+    /// checked.
     untidy: bool,
-    /// Bytes of live entries that may be moved: a part of what was appended.
+    /// Bytes of live entries that may be moved: earned as a fraction of what is appended.
     credit: u64,
     buffer: Vec<u8>,
     counters: Counters,
-    /// How long it took to sync batches and heads, seconds.
+    /// How long the syncs of batches and heads took, seconds.
     syncs: Histogram,
 }
 
@@ -174,15 +178,15 @@ struct Counters {
     moved_bytes: u64,
 }
 
-/// How the first file is named; for fuzzers.
+/// The name of the first file; for fuzzers.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn first_file_name() -> String {
     segment::file_name(1)
 }
 
 impl Wal {
-    /// Opens the log in `dir`, or begins one if there is none, and says what each group has in it.
-    /// A log that cannot be taken as it is, is left as it is.
+    /// Opens the log in `dir`, or begins one if there is none, and returns what it holds of each
+    /// group. A log that cannot be accepted is left as it is.
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: &Path,
@@ -199,20 +203,20 @@ impl Wal {
     }
 
     /// Makes the jobs durable, in order: one write and one sync for all of them, or a few if they
-    /// are larger than a batch. After each, `durable` hears how many jobs more are whole by it. A
-    /// job that does not fit its group's log is refused with all others, and nothing is written.
-    /// After `Full` the jobs are taken all the same: [`Wal::resume`] goes on with them, and nothing
-    /// else may be appended before that succeeded.
+    /// do not fit in a batch. After each batch, `durable` is told how many more jobs are complete.
+    /// If a job does not fit its group's log, all jobs are refused and nothing is written. After
+    /// `Full` the jobs are accepted nevertheless: [`Wal::resume`] continues with them, and nothing
+    /// else may be appended before it has succeeded.
     pub fn append(
         &mut self,
         jobs: &[LogJob],
         durable: &mut dyn FnMut(usize),
     ) -> Result<Appended, WalError> {
         self.healthy()?;
-        assert!(self.pending.is_empty(), "what waits for room comes first");
+        assert!(self.pending.is_empty(), "what waits for space comes first");
         let before = self.counters;
-        let spoilt = planted("write_other_bytes").then(|| self.spoil(jobs));
-        let jobs = spoilt.as_deref().unwrap_or(jobs);
+        let changed = planted("write_other_bytes").then(|| self.changed(jobs));
+        let jobs = changed.as_deref().unwrap_or(jobs);
         let mut plans =
             VecDeque::from(plan::plan(&self.shared.groups(), jobs, self.batch_body_max())?);
         self.earn(plans.iter().map(|plan| plan.body_bytes as u64).sum());
@@ -228,17 +232,17 @@ impl Wal {
         })
     }
 
-    /// Jobs whose entries are not those that were handed in, on each node in its own way.
-    fn spoil(&self, jobs: &[LogJob]) -> Vec<LogJob> {
+    /// Jobs whose entries differ from those handed in, in a different way on each node.
+    fn changed(&self, jobs: &[LogJob]) -> Vec<LogJob> {
         let mut jobs = jobs.to_vec();
         for entry in jobs.iter_mut().flat_map(|job| &mut job.entries).filter(|e| e.index > 50) {
-            // Nobody reads it: what is applied stays the same.
+            // The context is never read: what is applied stays the same.
             entry.context = self.options.node.0.to_le_bytes().to_vec().into();
         }
         jobs
     }
 
-    /// Goes on with what waits for room; `Full` if there still is none.
+    /// Continues with what waits for space; `Full` if there still is none.
     pub fn resume(&mut self, durable: &mut dyn FnMut(usize)) -> Result<(), WalError> {
         self.healthy()?;
         let mut pending = std::mem::take(&mut self.pending);
@@ -247,7 +251,7 @@ impl Wal {
         written
     }
 
-    /// Ends a group in this log, its entries and its state.
+    /// Removes a group from this log: its entries and its state.
     pub fn drop_group(&mut self, group: GroupId) -> Result<(), WalError> {
         self.healthy()?;
         if !self.shared.groups().contains_key(&group) {
@@ -258,8 +262,8 @@ impl Wal {
         self.commit(&mut VecDeque::from([plan]), &mut |_jobs| {})
     }
 
-    /// Appends an empty batch if the last one has none behind it, so that rot in it is told from a
-    /// torn tail. Returns whether it wrote.
+    /// Appends an empty batch if none follows the last one yet, so that damage to that one is told
+    /// from a torn tail. Returns whether it wrote.
     pub fn seal_idle(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
         if self.sealed || !self.pending.is_empty() {
@@ -268,7 +272,7 @@ impl Wal {
         self.commit_own(Plan::default())
     }
 
-    /// The file that is written now.
+    /// The file of the active segment.
     pub fn active_path(&self) -> PathBuf {
         self.active.path().to_owned()
     }
@@ -282,7 +286,7 @@ impl Wal {
         self.syncs.clone()
     }
 
-    /// Looks at no record of the log: a few words for each group and segment.
+    /// Reads no records: this costs a few words for each group and segment.
     pub fn stats(&self) -> WalStats {
         let (available, live) = (self.files.available(), self.live());
         let pinned_by = self.pinned_by();
@@ -309,7 +313,7 @@ impl Wal {
         self.spares.len() < self.options.spares
     }
 
-    /// What is missing to a log with all its spares, or to what waits for room.
+    /// What the log lacks for all its spares, or for what waits for space.
     pub fn shortage(&self) -> Option<Shortage> {
         if self.lacking.is_none() && self.pending.is_empty() {
             return None;
@@ -319,13 +323,13 @@ impl Wal {
         Some(Shortage::Disk { need, have: self.files.available() })
     }
 
-    /// Segments that turned out not to be what was written, and are still there.
+    /// Segments that were found damaged and still exist.
     pub fn damaged(&self) -> BTreeSet<u64> {
         self.shared.damaged().clone()
     }
 
-    /// What has to go so that segments up to this one can: for each group with live entries in
-    /// them, the index behind the last of these.
+    /// What must be dropped before the segments up to this one can be deleted: for each group with
+    /// live entries in them, the index after the last of these.
     pub fn live_up_to(&self, segment: u64) -> Vec<(GroupId, u64)> {
         let below = |(group, log): (&GroupId, &GroupLog)| {
             log.extents().end_up_to(segment).map(|end| (*group, end))
@@ -333,7 +337,7 @@ impl Wal {
         self.shared.groups().iter().filter_map(below).collect()
     }
 
-    /// Whether something waits for room.
+    /// Whether something waits for space.
     pub fn is_stalled(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -345,13 +349,13 @@ impl Wal {
         }
     }
 
-    /// Nothing is written to this log any more.
+    /// Ends all writing to this log.
     fn poison(&mut self, error: WalError) -> WalError {
         self.poisoned = Some(error.to_string());
         error
     }
 
-    /// Largest body of a planned batch. Two of them fit in a segment, whatever its size.
+    /// The largest body of a planned batch. Two of them fit in a segment of any size.
     fn batch_body_max(&self) -> usize {
         let half = usize::try_from(self.options.segment_bytes / 2).unwrap_or(usize::MAX);
         half.min(limits::LOG_BATCH_BYTES_MAX)

@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::solo::{assert_says, lockstep};
 
-/// How often something is looked at while one waits for it.
+/// How often a wait checks its condition.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Waits until something is there.
+/// Waits until `condition` returns a value; if it does not, panics with the end of `log`.
 async fn wait_for<T>(what: &str, log: &Path, condition: impl AsyncFn() -> Option<T>) -> T {
     let since = Instant::now();
     while since.elapsed() < PATIENCE {
@@ -25,19 +25,20 @@ async fn wait_for<T>(what: &str, log: &Path, condition: impl AsyncFn() -> Option
         }
         tokio::time::sleep(POLL).await;
     }
-    panic!("waited in vain for {what}; {}", last_lines(log, 10))
+    panic!("timed out waiting for {what}; {}", last_lines(log, 10))
 }
 
-/// Runs a command that must end well; what it printed.
+/// Runs a command that must succeed and returns what it printed.
 async fn prints(args: &[&str]) -> String {
     let output = lockstep(args).await;
     assert_eq!(output.code, Some(0), "{args:?}: {output:?}");
     output.stdout
 }
 
-/// `lockstep dev` of so many nodes in a directory, once it is ready, and their endpoints.
+/// Starts `lockstep dev` with this many nodes in a directory; returns once it has printed their
+/// endpoints.
 async fn dev(dir: &Path, nodes: &str) -> (Process, String) {
-    // What an earlier one said is not taken for this one's.
+    // The log of an earlier run must not be taken for this one's.
     let _ = fs::remove_file(dir.join("log"));
     let (kv, log) = (guest_file("kv").expect("it is built"), dir.join("log"));
     let (kv, data) = (kv.display().to_string(), dir.join("data").display().to_string());
@@ -45,7 +46,7 @@ async fn dev(dir: &Path, nodes: &str) -> (Process, String) {
     let process = Process::start(&binary().expect("it is built"), &args, &log).expect("it starts");
     let told = async || {
         let text = fs::read_to_string(&log).ok()?;
-        // The line is whole once the text goes on behind it.
+        // A newline shows that the line was printed to its end.
         let (_, rest) = text.split_once("lockstep status --endpoint ")?;
         rest.split_once('\n').map(|(endpoint, _)| endpoint.to_owned())
     };
@@ -92,7 +93,7 @@ async fn a_cluster_to_try_things_on() {
     assert_says(&rejected.stderr, &["rejected: "]);
     assert_eq!(rejected.stdout, "");
     assert_eq!(command_from_stdin(dir.path(), &endpoint, "set city Sion\n"), "Chur\n");
-    assert_eq!(run(&["query", "get city"]).await, "Sion\n", "the last newline is no part of it");
+    assert_eq!(run(&["query", "get city"]).await, "Sion\n", "the last newline is not part of it");
 
     let table = run(&["status"]).await;
     let lines: Vec<&str> = table.lines().collect();
@@ -107,7 +108,7 @@ async fn a_cluster_to_try_things_on() {
     let data = dir.path().join("data/node-1").display().to_string();
     assert_says(&prints(&["snapshot", "list", "--data-dir", &data]).await, &["no snapshots"]);
     let client = Client::connect([endpoint.as_str()], Options::default()).expect("an address");
-    client.mark().await.expect("it leads");
+    client.checkpoint().await.expect("it leads");
     let listed = async || {
         let text = prints(&["snapshot", "list", "--data-dir", &data]).await;
         (!text.starts_with("no snapshots")).then_some(text)
@@ -124,7 +125,7 @@ async fn a_cluster_to_try_things_on() {
     assert_says(&nobody.stderr, &[&endpoint]);
 }
 
-/// Ctrl-C, and the end that it must lead to.
+/// Sends SIGINT, as Ctrl-C does; the process must exit with 0.
 async fn interrupt(process: &mut Process, dir: &Path) {
     let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("an id above 0");
     kill_process(id, Signal::INT).expect("it runs");
@@ -132,7 +133,7 @@ async fn interrupt(process: &mut Process, dir: &Path) {
     assert_eq!(status.code(), Some(0), "{}", last_lines(&dir.join("log"), 10));
 }
 
-/// Three nodes in one process replicate to each other, and all their data are there the next time.
+/// Three nodes in one process replicate to each other, and the next run finds all their data.
 #[tokio::test]
 async fn a_cluster_of_three_in_one_process() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -147,7 +148,7 @@ async fn a_cluster_of_three_in_one_process() {
         assert_eq!(prints(&["query", "--endpoint", endpoint, "get from-2"]).await, "2\n");
     }
     let table = prints(&["status", "--endpoint", all[0]]).await;
-    assert_eq!(table.matches("serving").count(), 3, "one of them knows of all: {table}");
+    assert_eq!(table.matches("serving").count(), 3, "one node reports all three: {table}");
     assert_eq!(table.matches("leader").count(), 1, "{table}");
     interrupt(&mut process, dir.path()).await;
 
@@ -156,7 +157,7 @@ async fn a_cluster_of_three_in_one_process() {
     interrupt(&mut process, dir.path()).await;
 }
 
-/// A module that no node takes, and nodes whose state machine does not come up: exit code 1.
+/// `lockstep dev` exits with 1 if a module is refused, or if no replica can serve.
 #[tokio::test]
 async fn a_cluster_that_cannot_serve_says_why() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -178,7 +179,7 @@ async fn a_cluster_that_cannot_serve_says_why() {
     assert_says(&halted.stderr, &["no replica can serve"]);
 }
 
-/// Directories that hold nothing of ours, for the commands that look at a disk.
+/// Commands that read a data directory name the one that does not exist.
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_named() {
     for command in ["list", "verify", "why"] {

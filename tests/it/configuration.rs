@@ -1,4 +1,4 @@
-//! What `lockstep serve` refuses before it touches anything: its configuration, its port.
+//! What `lockstep serve` refuses before it touches the disk: a bad configuration, a port in use.
 
 use std::net::TcpListener;
 
@@ -6,7 +6,8 @@ use lockstep_tests::cluster::Cluster;
 
 use crate::solo::{assert_says, lockstep, refused, spec};
 
-/// Replaces `from` by `to` in a good configuration and expects exit code 2 and these words.
+/// Replaces `from` with `to` in a good configuration; `lockstep serve` must exit with 2 and print
+/// all of `says`.
 async fn check(from: &str, to: &str, says: &[&str]) {
     let cluster = Cluster::prepare(spec()).expect("a directory");
     let good = cluster.configuration(1);

@@ -1,4 +1,4 @@
-//! Many clients at real nodes.
+//! Many clients connected to real nodes.
 
 use std::net::TcpStream;
 
@@ -8,8 +8,8 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, query};
 
-/// Nodes with few descriptors, and at each of them far more idle connections than those: other
-/// clients get in, the log goes on from segment to segment, and no node ends.
+/// Each node has far more idle connections than file descriptors. Other clients still get in, the
+/// log still continues in new segments, and no node exits.
 #[tokio::test]
 async fn idle_connections_take_no_descriptor_that_is_needed() {
     const DESCRIPTORS: u32 = 128;
@@ -25,17 +25,17 @@ async fn idle_connections_take_no_descriptor_that_is_needed() {
             idle.push(TcpStream::connect(cluster.address(node)).expect("it listens"));
         }
     }
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     let value = "v".repeat(50_000);
     for n in 0..100 {
         apply(&client, &format!("set key{n} {value}")).await;
     }
     for node in cluster.nodes() {
         let other = Client::connect([cluster.address(node)], Options::default());
-        let other = other.expect("its address is one");
+        let other = other.expect("its address is valid");
         assert_eq!(query(&other, "len").await, "100");
     }
-    // Followers have it too: their links were not cut.
+    // Followers have applied the commands, too: their peer links were not cut.
     let caught_up = async |cluster: &Cluster| {
         for node in cluster.nodes() {
             let status = cluster.group(node, GROUP).await?;
@@ -45,8 +45,8 @@ async fn idle_connections_take_no_descriptor_that_is_needed() {
         }
         Some(())
     };
-    cluster.wait_for("everybody to have it", PATIENCE, caught_up).await.expect("they do");
-    cluster.check_running().expect("nobody ended");
+    cluster.wait_for("every node to apply them", PATIENCE, caught_up).await.expect("they do");
+    cluster.check_running().expect("every node runs");
     drop(idle);
     cluster.stop_all().await.expect("it stops");
 }

@@ -1,5 +1,5 @@
-//! Data directories that are not this node's, not whole, or not to be written: refused, and left
-//! as they are.
+//! Data directories that belong to another node, are incomplete or cannot be written: the node
+//! refuses them and leaves them as they are.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use crate::solo::{
     started_node, stopped_node,
 };
 
-/// Changes one line of a node's configuration.
+/// Changes one line of node 1's configuration.
 fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
     let good = cluster.configuration(1);
     assert!(good.contains(from), "the configuration has no {from:?}: {good}");
     cluster.configure(1, &good.replacen(from, to, 1)).expect("it can be written");
 }
 
-/// The segment that has these bytes, and where they are.
+/// Finds the log segment that holds `needle`; returns its path and the offset of `needle`.
 pub(crate) fn find_in_log(cluster: &Cluster, needle: &str) -> (PathBuf, usize) {
     let wal = cluster.data_dir(1).join("wal");
     for entry in fs::read_dir(&wal).expect("there is a log") {
@@ -50,8 +50,8 @@ async fn a_directory_that_another_process_uses_is_refused() {
     cluster.configure(1, &elsewhere).expect("it can be written");
     let said = refused(&cluster, 1, 2).await;
     assert_says(&said, &["/data", "locked", "another process", "its own data-dir"]);
-    let client = cluster.client().expect("its address is one");
-    assert_eq!(query(&client, "get a").await, "1", "the first process goes on");
+    let client = cluster.client().expect("its address is valid");
+    assert_eq!(query(&client, "get a").await, "1", "the first process still serves");
     cluster.stop_all().await.expect("it stops");
 }
 
@@ -123,7 +123,7 @@ async fn a_directory_without_its_owner_is_refused() {
     refused_untouched(&cluster, 1, &["/data", "`node` is damaged", "nothing was touched"]).await;
 }
 
-/// `--rejoin` gives up this node's own data, never that of another.
+/// `--rejoin` sets aside only what belongs to this node of this cluster.
 #[tokio::test]
 async fn rejoin_does_not_touch_what_is_anothers() {
     let cluster = stopped_node(&["set a 1"]).await;
@@ -161,10 +161,10 @@ async fn a_log_file_that_was_cut_is_refused() {
     let cluster = stopped_node(&["set needle 1", "set later 2"]).await;
     let (segment, place) = find_in_log(&cluster, "later");
     change(&segment, |bytes| bytes.truncate(place));
-    refused_untouched(&cluster, 1, &["corrupt", "was cut", "nothing was touched"]).await;
+    refused_untouched(&cluster, 1, &["corrupt", "was truncated", "nothing was touched"]).await;
 }
 
-/// What a crash in the middle of a write leaves: the batch is not whole, and nothing follows it.
+/// A crash in the middle of a write leaves an incomplete batch with nothing after it.
 #[tokio::test]
 async fn a_torn_tail_recovers() {
     let mut cluster = stopped_node(&["set early 1", "set torn 2"]).await;
@@ -173,13 +173,13 @@ async fn a_torn_tail_recovers() {
     cluster.start_node(1).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
     assert_says(&cluster.log_text(1), &["torn tail"]);
-    let client = cluster.client().expect("its address is one");
-    assert_eq!(query(&client, "get early").await, "1", "what was whole is there");
-    assert_eq!(query(&client, "len").await, "1", "what was torn is not");
+    let client = cluster.client().expect("its address is valid");
+    assert_eq!(query(&client, "get early").await, "1", "the complete batch is there");
+    assert_eq!(query(&client, "len").await, "1", "the torn batch is not");
     apply(&client, "set torn 3").await;
     cluster.kill(1).expect("it runs");
     cluster.start_node(1).expect("it starts");
-    cluster.wait_serving(GROUP).await.expect("it serves behind its torn tail");
+    cluster.wait_serving(GROUP).await.expect("it serves again");
     assert_eq!(query(&client, "get torn").await, "3");
     cluster.stop_all().await.expect("it stops");
 }

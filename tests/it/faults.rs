@@ -1,5 +1,5 @@
-//! State machines that trap: tried once more, then halted with the cause, while everything beside
-//! them goes on.
+//! State machines that trap: the replica tries once more, then halts and reports the cause;
+//! everything else goes on.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, apply, assert_says, lockstep, query, started_node};
 
-/// Requests whose ends are unknown, one after the other.
+/// How many attempts in a row may end with an unknown outcome.
 const REQUESTS_MAX: usize = 9;
 
-/// A client that soon gives up on what no repetition makes better.
+/// A client with a short deadline, because retries cannot help against the refusals here.
 fn impatient(cluster: &Cluster, group: &str) -> Client {
     let options = Options { deadline: Duration::from_secs(2), ..Options::default() };
-    cluster.client_of(group, options).expect("its address is one")
+    cluster.client_of(group, options).expect("its address is valid")
 }
 
 async fn halted(cluster: &mut Cluster, group: &str) -> GroupStatus {
@@ -26,8 +26,9 @@ async fn halted(cluster: &mut Cluster, group: &str) -> GroupStatus {
     cluster.wait_for("the group to halt", PATIENCE, halted).await.expect("it halts")
 }
 
-/// How a request ends. A client repeats what is refused so until its deadline; where that ends an
-/// attempt under way, which takes a slow machine, nothing is known, and it is made again.
+/// Repeats a request until its outcome is known. The client retries these refusals until its
+/// deadline; on a slow machine the deadline may end an attempt halfway, whose outcome is then
+/// unknown.
 async fn end<T>(request: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..REQUESTS_MAX {
         match request().await {
@@ -38,7 +39,7 @@ async fn end<T>(request: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error>
     request().await
 }
 
-/// Both kinds of request are refused, in words that name the cause.
+/// Commands and queries must be refused with messages that contain all of `says`.
 async fn assert_refuses(client: &Client, says: &[&str]) {
     let applied = end(async || client.apply("set z 1").await.map(|reply| reply.outcome)).await;
     let query = async || client.query("len", Consistency::Linearizable).await;
@@ -54,7 +55,7 @@ async fn assert_refuses(client: &Client, says: &[&str]) {
     }
 }
 
-/// A node with one group of the hostile guest, which serves.
+/// Starts one node with a group of the hostile guest and waits until it serves.
 async fn hostile_node() -> Cluster {
     let spec = Spec::of_guest("hostile", 1).expect("it is built");
     let mut cluster = Cluster::start(spec).expect("it starts");
@@ -74,7 +75,7 @@ async fn a_command_that_faults_twice_halts_the_replica() {
     assert_refuses(&client, &["trap in apply", "boom"]).await;
     assert_answers_from_before(&mut cluster).await;
 
-    // The entry is in the log, so another process comes no further; it says the same.
+    // The entry is in the log, so a restarted process halts there again, for the same cause.
     cluster.stop(1).await.expect("it stops");
     cluster.start_node(1).expect("it starts");
     let status = halted(&mut cluster, GROUP).await;
@@ -83,13 +84,13 @@ async fn a_command_that_faults_twice_halts_the_replica() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// Local queries are answered from the state before the entry, and the answers say so.
+/// Local queries are answered from the state before the faulting entry, and the answers say so.
 async fn assert_answers_from_before(cluster: &mut Cluster) {
     let stands = async |cluster: &Cluster| {
         let status = cluster.group(1, GROUP).await?;
         status.cause.contains("local queries are answered as of entry").then_some(status)
     };
-    let status = cluster.wait_for("the state before", PATIENCE, stands).await.expect("it is built");
+    let status = cluster.wait_for("local answers", PATIENCE, stands).await.expect("it is built");
     let client = impatient(cluster, GROUP);
     let reply = client.query("get a", Consistency::Local).await.expect("it is answered");
     assert_eq!(reply.outcome, Outcome::Ok("1".into()));
@@ -101,11 +102,11 @@ async fn assert_answers_from_before(cluster: &mut Cluster) {
     assert_says(&shown.stderr, &["the replica is halted at", "boom"]);
 }
 
-/// What the hostile guest can be told, and the class of what becomes of it.
+/// What the hostile guest can be told to do, and the class of the fault that it causes.
 const DEEDS: [(&str, &str); 3] =
     [("panic", "trap"), ("grow", "out of memory"), ("loop", "out of fuel")];
 
-/// The cause says which limit it was, or that it was none.
+/// The cause names the class of the fault: the limit that was exceeded, or a trap.
 #[tokio::test]
 async fn a_component_that_faults_halts_with_the_class_of_its_fault() {
     for (deed, class) in DEEDS {
@@ -138,13 +139,13 @@ async fn an_init_that_faults_halts_its_group_alone() {
         assert_says(&status.cause, &[&says]);
         assert_refuses(&impatient(&cluster, deed), &[&says]).await;
     }
-    let other = cluster.client_of("other", Options::default()).expect("its address is one");
+    let other = cluster.client_of("other", Options::default()).expect("its address is valid");
     apply(&other, "set a 1").await;
     assert_eq!(query(&other, "get a").await, "1");
     cluster.stop_all().await.expect("it stops");
 }
 
-/// However much a guest says of why it fails, a replica's status holds a part of it and is told.
+/// A guest may give endless reasons for its failure: the status holds a bounded part of them.
 #[tokio::test]
 async fn endless_reasons_leave_the_status_small() {
     let mut spec = Spec::of_guest("hostile", 1).expect("it is built");
@@ -158,10 +159,10 @@ async fn endless_reasons_leave_the_status_small() {
     assert_says(&status.cause, &["refused in init", "rrrr"]);
     assert!(status.cause.len() < 4096, "{} bytes", status.cause.len());
 
-    // A snapshot says its reason in another place.
+    // The reason of a failed snapshot stands in another field of the status.
     let client = impatient(&cluster, "hostile");
     apply(&client, "snapshot fail 60000000").await;
-    client.mark().await.expect("the leader takes it");
+    client.checkpoint().await.expect("the leader takes it");
     let failed = async |cluster: &Cluster| {
         let status = cluster.group(1, "hostile").await?;
         (status.captures_failed > 0).then_some(status)
@@ -177,8 +178,8 @@ async fn endless_reasons_leave_the_status_small() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// Where a query takes the state machine with it, that costs a rebuild: for a minute neither it nor
-/// its caller is asked for, and everybody else is.
+/// A query that takes the live state machine with it costs a rebuild. For a minute that query and
+/// its caller are refused; everyone else is answered.
 #[tokio::test]
 async fn a_query_that_costs_a_rebuild_is_refused_with_its_caller() {
     let mut cluster = started_node(&["set a 1"]).await;
@@ -201,7 +202,7 @@ async fn a_query_that_costs_a_rebuild_is_refused_with_its_caller() {
     let (word, message) = refusal(&other, "fault riddle").await;
     assert_eq!(word, "queries-refused", "{message}");
     assert_says(&message, &["this very query"]);
-    assert_eq!(query(&other, "get a").await, "1", "they did nothing");
+    assert_eq!(query(&other, "get a").await, "1", "the refusals changed nothing");
     assert_eq!(apply(&client, "set a 2").await, "1", "the state is what it was");
     let told = async |cluster: &Cluster| {
         let status = cluster.group(1, GROUP).await?;
@@ -212,8 +213,8 @@ async fn a_query_that_costs_a_rebuild_is_refused_with_its_caller() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A query that loops or takes all memory ends by its limits, and says which; commands and other
-/// queries go on, however many there are of it.
+/// A query that loops or takes all memory is ended by a limit, and its refusal names the limit.
+/// Commands and other queries go on, however often that happens.
 #[tokio::test]
 async fn a_query_ends_by_the_limit_that_it_meets() {
     let mut cluster = hostile_node().await;
@@ -223,9 +224,10 @@ async fn a_query_ends_by_the_limit_that_it_meets() {
         match client.query(deed, Consistency::Linearizable).await {
             Err(Error::Refused { refusal, message, .. }) => {
                 let much = class != "trap";
-                let (word, advice) = match much {
-                    true => ("query-too-much", "ask for less"),
-                    false => ("query-faulted", "do not repeat it"),
+                let (word, advice) = if much {
+                    ("query-too-much", "ask for less")
+                } else {
+                    ("query-faulted", "do not repeat it")
                 };
                 assert_eq!(refusal, word, "{message}");
                 assert_says(&message, &[&format!("{class} in query"), advice]);
@@ -238,16 +240,17 @@ async fn a_query_ends_by_the_limit_that_it_meets() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A snapshot that traps costs that snapshot; the group goes on, and takes the next one that works.
+/// A snapshot that traps fails alone: the group goes on, and a later snapshot succeeds.
 #[tokio::test]
 async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
     let mut cluster = hostile_node().await;
-    // Where snapshots fail the next mark is a while off.
-    let client = cluster.client_of("hostile", Options::default()).expect("its address is one");
-    // A loop would come to its end, too, but after a snapshot's fuel, which lasts for minutes.
+    // After a failed snapshot the next checkpoint is refused for a while, so this client is
+    // patient.
+    let client = cluster.client_of("hostile", Options::default()).expect("its address is valid");
+    // A loop is left out: it runs until the fuel of a snapshot is used up, which takes minutes.
     for (round, (deed, class)) in DEEDS.into_iter().take(2).enumerate() {
         apply(&client, &format!("snapshot {deed}")).await;
-        client.mark().await.expect("the leader takes it");
+        client.checkpoint().await.expect("the leader takes it");
         let failed = async |cluster: &Cluster| {
             let status = cluster.group(1, "hostile").await?;
             (status.captures_failed > round as u64).then_some(status)
@@ -258,14 +261,14 @@ async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
         assert_eq!((status.state.as_str(), status.snapshots.len()), ("serving", 0), "{status:?}");
     }
     let shown = lockstep(&["status", "--endpoint", cluster.address(1)]).await;
-    assert_says(&shown.stdout, &["last snapshot not taken: ", "a later mark tries again"]);
+    assert_says(&shown.stdout, &["the last snapshot failed: ", "a later checkpoint will try"]);
     apply(&client, "snapshot nothing").await;
-    client.mark().await.expect("the leader takes it");
+    client.checkpoint().await.expect("the leader takes it");
     let taken = async |cluster: &Cluster| {
         let status = cluster.group(1, "hostile").await?;
         (status.snapshots.len() == 1).then_some(status)
     };
     let status = cluster.wait_for("a capture", PATIENCE, taken).await.expect("it is taken");
-    assert_eq!(status.last_capture_error, "", "it is forgotten");
+    assert_eq!(status.last_capture_error, "", "the error is cleared");
     cluster.stop_all().await.expect("it stops");
 }

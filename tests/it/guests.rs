@@ -1,7 +1,7 @@
-//! Components that are refused, guests that misbehave, and guests that must not differ.
+//! Components that are refused, guests that misbehave, and guests that must be deterministic.
 //!
-//! Files that do not even link are text in `tests/guests/*.wat`; misbehaviour at run time is the
-//! guest `tests/guests/hostile`, told what to do by its configuration, commands and queries.
+//! Components that do not even link are text in `tests/guests/*.wat`. At run time the guest
+//! `tests/guests/hostile` misbehaves as its configuration, commands and queries tell it to.
 
 mod contract;
 mod copies;
@@ -15,12 +15,12 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use lockstep_core::entry::{Install, Profile};
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::GuestFault;
 use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
 use lockstep_host::guest::{Context, Guest as _, GuestLog, GuestModule as _, SnapshotHeader};
 
-/// A guest that `cargo xtask guests` built.
+/// The component of a guest that `cargo xtask guests` built.
 fn built(name: &str) -> Vec<u8> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../target/guests")
@@ -41,9 +41,10 @@ fn hostile() -> &'static ComponentModule {
     MODULE.get_or_init(|| load("hostile"))
 }
 
-/// Small limits, so that endless things end soon: 64 MiB, and fuel for a few milliseconds.
-fn install(module: &ComponentModule, config: &str) -> Install {
-    Install {
+/// A bootstrap record with small limits, so that endless work ends soon: 64 MiB, and fuel for a few
+/// milliseconds.
+fn bootstrap(module: &ComponentModule, config: &str) -> Bootstrap {
+    Bootstrap {
         module: module.id(),
         config: Bytes::copy_from_slice(config.as_bytes()),
         seed: [1; 16],
@@ -53,41 +54,41 @@ fn install(module: &ComponentModule, config: &str) -> Install {
             memory_bytes: 64 << 20,
             ..Profile::default()
         },
-        founders: Vec::new(),
+        initial_voters: Vec::new(),
     }
 }
 
-/// A guest under these limits, if they allow one.
-fn made(module: &ComponentModule, install: &Install) -> Result<ComponentGuest, GuestFault> {
-    module.instantiate_component(install, &GuestLog::of_no_group())
+/// A guest under the limits of `bootstrap`, if they allow one.
+fn made(module: &ComponentModule, bootstrap: &Bootstrap) -> Result<ComponentGuest, GuestFault> {
+    module.instantiate_component(bootstrap, &GuestLog::of_no_group())
 }
 
-/// A fresh guest, neither initialised nor restored.
+/// A guest under small limits, neither initialised nor restored.
 fn fresh(module: &ComponentModule) -> ComponentGuest {
-    made(module, &install(module, "")).expect("the limits allow an empty guest")
+    made(module, &bootstrap(module, "")).expect("the limits allow an empty guest")
 }
 
-/// The limits that a group has unless it is told otherwise.
-fn roomy_install(module: &ComponentModule) -> Install {
-    Install { profile: Profile::default(), ..install(module, "") }
+/// A bootstrap record with the limits that a group has by default.
+fn roomy_bootstrap(module: &ComponentModule) -> Bootstrap {
+    Bootstrap { profile: Profile::default(), ..bootstrap(module, "") }
 }
 
-/// A guest under those limits, neither initialised nor restored.
+/// A guest under the default limits, neither initialised nor restored.
 fn unused(module: &ComponentModule) -> ComponentGuest {
-    made(module, &roomy_install(module)).expect("the limits allow an empty guest")
+    made(module, &roomy_bootstrap(module)).expect("the limits allow an empty guest")
 }
 
-/// A guest under those limits, initialised without a configuration.
+/// A guest under the default limits, initialised without a configuration.
 fn roomy(module: &ComponentModule) -> ComponentGuest {
     let mut guest = unused(module);
-    guest.init(at(1), b"").expect("no configuration is a good one");
+    guest.init(at(1), b"").expect("an empty configuration is valid");
     guest
 }
 
-/// A guest that was initialised without a configuration.
+/// A guest under small limits, initialised without a configuration.
 fn started(module: &ComponentModule) -> ComponentGuest {
     let mut guest = fresh(module);
-    guest.init(at(1), b"").expect("no configuration is a good one");
+    guest.init(at(1), b"").expect("an empty configuration is valid");
     guest
 }
 
@@ -110,7 +111,7 @@ fn header(module: &ComponentModule, index: u64) -> SnapshotHeader {
     }
 }
 
-/// A disk with room for so many bytes.
+/// A disk with this many bytes of free space.
 struct Disk(usize);
 
 impl io::Write for Disk {

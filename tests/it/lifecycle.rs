@@ -1,4 +1,4 @@
-//! Stopping, strangers, and clocks that are off.
+//! Stopping nodes, strangers, and clocks that are wrong.
 
 use lockstep_client::Options;
 use lockstep_core::ids::hex;
@@ -17,8 +17,8 @@ async fn three() -> (Cluster, u16) {
     (cluster, leader)
 }
 
-/// The leader is told to stop: before it exits with 0, another one leads, by its request and not by
-/// a timeout. Nothing that was acknowledged is lost.
+/// A leader that gets SIGTERM hands leadership over before it exits with 0: another node leads at
+/// its request and not after a timeout. Nothing acknowledged is lost.
 #[tokio::test]
 async fn sigterm_hands_leadership_over_and_exits_with_0() {
     let (mut cluster, leader) = three().await;
@@ -37,20 +37,20 @@ async fn sigterm_hands_leadership_over_and_exits_with_0() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// SIGHUP, by habit of whoever rotates logs or closes a terminal: nothing ends.
+/// SIGHUP, as log rotation or a closed terminal may send it, does not end a node.
 #[tokio::test]
 async fn sighup_ends_nothing() {
     let mut cluster = crate::solo::started_node(&["set a 1"]).await;
     signal(&cluster, Signal::HUP);
     let said = async |cluster: &Cluster| cluster.log_text(1).contains("SIGHUP").then_some(());
     cluster.wait_for("the node to say so", PATIENCE, said).await.expect("it does");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     assert_eq!(query(&client, "get a").await, "1");
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A start that takes for ever, here because its module is a pipe that nobody writes to: health is
-/// answered, clients and peers are told, and SIGTERM ends it.
+/// A start may take for ever, here because the module is a pipe that nobody writes to. Meanwhile
+/// the node answers health checks, refuses clients, and ends on SIGTERM.
 #[tokio::test]
 async fn a_start_that_takes_long_is_answered_for_and_can_be_stopped() {
     let mut cluster = Cluster::prepare(Spec::of_module(GROUP, "pipe.wasm", 1)).expect("a place");
@@ -75,7 +75,7 @@ async fn a_start_that_takes_long_is_answered_for_and_can_be_stopped() {
     }
     let told = lockstep(&["query", "--endpoint", cluster.address(1), "--timeout", "1", "x"]).await;
     assert_eq!(told.code, Some(1), "{told:?}");
-    assert_says(&told.stderr, &["this node starts"]);
+    assert_says(&told.stderr, &["this node is starting"]);
     let status = cluster.stop(1).await.expect("it ends");
     assert_eq!(status.code(), Some(0));
     assert!(!cluster.data_dir(1).exists(), "nothing was made");
@@ -87,12 +87,12 @@ fn signal(cluster: &Cluster, signal: Signal) {
     kill_process(id, signal).expect("it runs");
 }
 
-/// A paused leader is replaced, and follows when it goes on.
+/// A paused leader is replaced, and follows when it is resumed.
 #[tokio::test]
 async fn a_leader_that_sleeps_is_replaced() {
     let (mut cluster, leader) = three().await;
     let client = cluster.client().expect("good addresses");
-    // In a session, for the paused node takes a command and does not say what became of it.
+    // In a session, because the paused node accepts a command and does not answer.
     let session = client.open_session().await.expect("a session");
     apply_once(&session, "set a 1").await;
     cluster.process(leader).and_then(|process| process.pause()).expect("it runs");
@@ -114,7 +114,8 @@ async fn a_leader_that_sleeps_is_replaced() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// A process of another cluster at a known address: each side says so, and neither is disturbed.
+/// A process of another cluster at a configured address: each side reports it, and neither is
+/// disturbed.
 #[tokio::test]
 async fn a_peer_of_another_cluster_is_refused() {
     let (mut cluster, _) = three().await;
@@ -136,14 +137,14 @@ async fn a_peer_of_another_cluster_is_refused() {
     let client = cluster.client_of("", Options::default()).expect("good addresses");
     apply(&client, "set a 1").await;
     let stranger = cluster.group(3, GROUP).await.expect("it answers");
-    assert_eq!(stranger.applied, 0, "it was given something: {stranger:?}");
+    assert_eq!(stranger.applied, 0, "it received entries: {stranger:?}");
     cluster.stop_all().await.expect("they stop");
 }
 
-/// A disk of another group of the same name, at this one's addresses: both sides say whom they met,
-/// and neither takes a word from the other.
+/// A node comes with the disk of another group of the same name: each side reports the other as a
+/// stranger and accepts nothing from it.
 #[tokio::test]
-async fn a_disk_of_another_founding_is_a_stranger() {
+async fn a_disk_of_another_bootstrap_is_a_stranger() {
     let (mut cluster, _) = three().await;
     let first = cluster.group(1, GROUP).await.expect("it answers").lineage;
     cluster.stop_all().await.expect("they stop");
@@ -183,7 +184,7 @@ async fn a_disk_of_another_founding_is_a_stranger() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// A node whose clock is an hour ahead votes and follows, and never leads while another one can.
+/// A node whose clock is an hour ahead votes and follows, but does not lead while another node can.
 #[tokio::test]
 async fn a_clock_that_is_an_hour_ahead_never_leads() {
     let spec = Spec::of_module(GROUP, MODULE, 3);
@@ -199,20 +200,20 @@ async fn a_clock_that_is_an_hour_ahead_never_leads() {
         (status.clock_is_off && status.reluctant).then_some(())
     };
     cluster.wait_for("node 1 to be reluctant", PATIENCE, off).await.expect("it knows");
-    let says = ["clock is more than 5 s from the others'", "set it right (NTP)"];
+    let says = ["clock is more than 5 s off the others'", "correct it (NTP)"];
     let shown = lockstep(&["status", "--endpoint", cluster.address(1)]).await;
     assert_says(&shown.stdout, &says);
     let logged = async |cluster: &Cluster| cluster.log_text(1).contains(says[0]).then_some(());
     cluster.wait_for("node 1 to log it", PATIENCE, logged).await.expect("it is in the log");
     assert_says(&cluster.log_text(1), &says);
-    // It may have won the very first election, before it heard what time it is.
+    // Node 1 may have won the very first election, before it knew the time of the others.
     let others_lead = async |cluster: &Cluster| cluster.leader(GROUP).await.filter(|l| *l != 1);
     let mut leader = cluster.wait_for("2 or 3 to lead", PATIENCE, others_lead).await.expect("one");
     cluster.wait_serving(GROUP).await.expect("it serves");
     let client = cluster.client().expect("good addresses");
     for round in 0..2 {
         apply(&client, &format!("set round {round}")).await;
-        // Who lacks an entry cannot lead, and then node 1 would have to.
+        // A node that lacks an entry cannot be elected, and then node 1 would have to lead.
         let index = cluster.settled_index(&client).await.expect("it is served");
         for node in cluster.nodes() {
             cluster.wait_applied(node, GROUP, index, PATIENCE).await.expect("it follows");

@@ -1,4 +1,4 @@
-//! What a node says on standard error, and who reads it.
+//! What a node writes to standard error, and readers that stop reading or go away.
 
 use std::io::{BufRead as _, BufReader, PipeReader};
 
@@ -8,7 +8,7 @@ use lockstep_tests::process::run;
 
 use crate::solo::{GROUP, REFUSAL_PATIENCE, apply, spec};
 
-/// A node that says more than a pipe takes, and the reading end of its standard error.
+/// A node that logs more than a pipe holds, and the reading end of its standard error.
 async fn talkative(more: &[&str]) -> (Cluster, PipeReader) {
     let mut cluster = Cluster::prepare(spec()).expect("a directory");
     let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -21,7 +21,7 @@ async fn talkative(more: &[&str]) -> (Cluster, PipeReader) {
 }
 
 async fn serves_and_stops(mut cluster: Cluster) {
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     for number in 0..200 {
         apply(&client, &format!("set a {number}")).await;
     }
@@ -57,29 +57,29 @@ async fn lines_are_objects_for_who_wants_them() {
     assert_eq!(lines.join().expect("all are objects"), 1);
 }
 
-/// A guest may say so much a second; the rest is counted, and that is said.
+/// A guest may log only so much a second; the node counts the rest and says so once.
 #[tokio::test]
 async fn a_guest_that_says_too_much_is_cut_short() {
     let spec = Spec::of_guest("hostile", 1).expect("it is built");
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("hostile").await.expect("it serves");
-    let client = cluster.client_of("hostile", Options::default()).expect("its address is one");
+    let client = cluster.client_of("hostile", Options::default()).expect("its address is valid");
     apply(&client, "say-often 20000").await;
     let log = cluster.log_text(1);
     let lines = log.matches("guest log").count();
     assert!((1..2_000).contains(&lines), "{lines} lines");
-    assert_eq!(log.matches("the guest says too much").count(), 1, "{log}");
+    assert_eq!(log.matches("the guest logs too much").count(), 1, "{log}");
     cluster.stop_all().await.expect("it stops");
 }
 
-/// What a guest said of an entry it does not say again because the node was started again.
+/// What a guest logs of an entry is not logged again when a restart replays the entry.
 #[tokio::test]
 async fn a_replay_is_silent() {
     let spec = Spec::of_guest("hostile", 1).expect("it is built");
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("hostile").await.expect("it serves");
-    let client = cluster.client_of("hostile", Options::default()).expect("its address is one");
-    // What is known to be committed is written with the next entry.
+    let client = cluster.client_of("hostile", Options::default()).expect("its address is valid");
+    // The log records what is committed with the next entry: hence the last two commands.
     for command in ["say 3", "say 3", "say 3", "nothing", "nothing"] {
         apply(&client, command).await;
     }
@@ -94,7 +94,7 @@ async fn a_replay_is_silent() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// What prints for a person ends well if that person has seen enough, and not if it got lost.
+/// A command succeeds if its reader has seen enough, and fails if its output is lost.
 #[tokio::test]
 async fn a_command_whose_output_nobody_takes_does_not_panic() {
     let mut cluster = crate::solo::started_node(&[]).await;

@@ -1,7 +1,7 @@
 //! The one test binary that links wasmtime and the whole host.
 //!
-//! Guests are built before: `cargo xtask guests`, which `cargo xtask test` runs first. So is
-//! the binary that the end-to-end tests start: `cargo build -p lockstep-host --bin lockstep`.
+//! Needs the guests (`cargo xtask guests`) and the binary that the end-to-end tests start
+//! (`cargo build -p lockstep-host --bin lockstep`); `cargo xtask test` builds both first.
 
 mod command_line;
 mod configuration;

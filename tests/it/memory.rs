@@ -1,5 +1,5 @@
-//! Memory as a state, with the real engine: commands are refused before a state machine has all its
-//! memory, and what was freed comes back by itself, one replica after the other.
+//! Memory near its limit, with the real engine: commands are refused before a state machine uses
+//! all its memory, and what it freed is given back by itself, one replica after the other.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::solo::{apply, assert_says, query};
 
 const GROUP: &str = "kv";
 const VALUE_BYTES: usize = 60_000;
-/// More than fit into the memory of these groups.
+/// More values than fit into the memory of these groups.
 const VALUES_MAX: usize = 400;
 
-/// Nodes whose `kv` may have 16 MiB.
+/// A cluster whose state machines may have 16 MiB of memory.
 async fn small_cluster(nodes: u16) -> Cluster {
     let mut spec = Spec::of_guest(GROUP, nodes).expect("it is built");
     spec.groups[0].settings.push("memory = \"16MiB\"".to_owned());
@@ -26,10 +26,10 @@ async fn small_cluster(nodes: u16) -> Cluster {
 
 fn client(cluster: &Cluster, relief: bool) -> Client {
     let options = Options { deadline: Duration::from_secs(30), relief, ..Options::default() };
-    cluster.client_of(GROUP, options).expect("its addresses are some")
+    cluster.client_of(GROUP, options).expect("its addresses are valid")
 }
 
-/// Sets one value after the other until one is refused; how many were set.
+/// Sets one value after the other until one is refused; returns how many were set.
 async fn fill(client: &Client) -> usize {
     for key in 0..VALUES_MAX {
         let value = "x".repeat(VALUE_BYTES);
@@ -46,7 +46,7 @@ async fn fill(client: &Client) -> usize {
     panic!("{VALUES_MAX} values of {VALUE_BYTES} bytes were taken");
 }
 
-/// Waits until every node gave back memory, and serves.
+/// Waits until every node has given back memory and serves; returns their statuses.
 async fn all_rebuilt(cluster: &mut Cluster) -> Vec<GroupStatus> {
     let rebuilt = async |cluster: &Cluster| {
         let mut all = Vec::new();
@@ -60,7 +60,7 @@ async fn all_rebuilt(cluster: &mut Cluster) -> Vec<GroupStatus> {
     cluster.wait_for("every state machine to be rebuilt", PATIENCE, rebuilt).await.expect("it is")
 }
 
-/// From when to when a node's log says that it rebuilds.
+/// When each rebuild begins and ends, according to a node's log.
 fn spans(log: &str) -> Vec<(String, String)> {
     let states: Vec<(String, bool)> = log
         .lines()
@@ -78,11 +78,11 @@ fn spans(log: &str) -> Vec<(String, String)> {
 async fn what_was_freed_comes_back_one_replica_after_the_other() {
     let mut cluster = small_cluster(3).await;
     let count = fill(&client(&cluster, false)).await;
-    // Nothing comes back by itself that is in use.
+    // Memory in use is not given back, so most values are deleted first.
     let relief = client(&cluster, true);
     let kept = count / 4;
     for key in kept..count {
-        let freed = relief.apply(format!("del k{key}")).await.expect("it makes room").outcome;
+        let freed = relief.apply(format!("del k{key}")).await.expect("it frees memory").outcome;
         assert!(matches!(&freed, Outcome::Ok(value) if value.len() == VALUE_BYTES), "k{key}");
     }
     for status in all_rebuilt(&mut cluster).await {
@@ -113,14 +113,14 @@ async fn a_group_of_one_gives_back_what_was_freed() {
     let count = fill(&client(&cluster, false)).await;
     let relief = client(&cluster, true);
     for key in 1..count {
-        relief.apply(format!("del k{key}")).await.expect("it makes room");
+        relief.apply(format!("del k{key}")).await.expect("it frees memory");
     }
     let status = all_rebuilt(&mut cluster).await.remove(0);
     assert!(status.guest_memory_bytes < 4 << 20, "{status:?}");
     let told = async |cluster: &Cluster| {
         Some(cluster.log_text(1)).filter(|log| log.contains("the state machine was rebuilt"))
     };
-    let log = cluster.wait_for("the log to tell of it", PATIENCE, told).await.expect("it does");
+    let log = cluster.wait_for("the log to say so", PATIENCE, told).await.expect("it does");
     assert_says(&log, &["state=\"rebuilding\"", "gave_back="]);
     let client = client(&cluster, false);
     assert_eq!(apply(&client, "set more 1").await, "");

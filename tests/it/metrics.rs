@@ -10,10 +10,10 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, assert_says, spec};
 
-/// The page that operators read.
+/// The operators' reference.
 const REFERENCE: &str = include_str!("../../docs/operating/reference.md");
 
-/// Metrics that have no row before what they count has happened, and none in this test.
+/// Metrics that have no row until what they measure happens, which it does not in this test.
 const RARE: &[&str] = &["lockstep_log_stalled_seconds", "lockstep_snapshots_stalled_seconds"];
 
 /// The names in the first column of the reference's tables of metrics, without their labels.
@@ -24,7 +24,7 @@ fn documented() -> BTreeSet<&'static str> {
     names.filter_map(|name| name.split(['{', '`']).next()).collect()
 }
 
-/// The names that a scrape describes; a counter's ends with `_total`, as its row's does.
+/// The names that a scrape describes; those of counters get the `_total` that their rows have.
 fn described(text: &str) -> BTreeSet<String> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let named = types.filter_map(|line| line.split_once(' ')).map(|(name, kind)| {
@@ -34,7 +34,7 @@ fn described(text: &str) -> BTreeSet<String> {
     named.collect()
 }
 
-/// The status line, the headers and the text.
+/// Fetches `path`; returns the status line with the headers, in lower case, and the body.
 fn scrape(address: &str, path: &str, accept: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -48,10 +48,10 @@ fn scrape(address: &str, path: &str, accept: &str) -> (String, String) {
     (head.to_ascii_lowercase(), body.to_owned())
 }
 
-/// The value of the row that begins so.
+/// The value in the row that begins with `row`.
 fn value(text: &str, row: &str) -> f64 {
     let found = text.lines().find(|line| line.starts_with(row));
-    let line = found.unwrap_or_else(|| panic!("there is no {row}: {text}"));
+    let line = found.unwrap_or_else(|| panic!("no row begins with {row}: {text}"));
     line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).expect("a value")
 }
 
@@ -71,8 +71,8 @@ fn check_metrics(text: &str) {
     }
 }
 
-/// Where this cluster's only node is to show its metrics: the address is the cluster's own, and so
-/// are the next few ports.
+/// Gives the cluster's only node an address for its metrics and returns it. A cluster has 16 ports
+/// to itself, and its nodes take the first ones.
 fn metrics_of(cluster: &Cluster) -> String {
     let (host, port) = cluster.address(1).rsplit_once(':').expect("host:port");
     let address = format!("{host}:{}", port.parse::<u16>().expect("a port") + 8);
@@ -81,12 +81,12 @@ fn metrics_of(cluster: &Cluster) -> String {
     address
 }
 
-/// A start may take long; whoever scrapes sees that the process lives and is not ready.
+/// While a node starts, a scrape shows that the process runs and is not ready.
 #[tokio::test]
 async fn a_node_that_starts_shows_that_it_does() {
     let mut cluster = Cluster::prepare(spec()).expect("a directory");
     let address = metrics_of(&cluster);
-    // Its start reads the module, and this one gives it nothing to read yet.
+    // The start reads the module, here a pipe that nobody writes to.
     let module = cluster.root().join("slow.wasm");
     let made = std::process::Command::new("mkfifo").arg(&module).status();
     assert!(made.expect("mkfifo runs").success());
@@ -110,19 +110,19 @@ async fn a_node_that_starts_shows_that_it_does() {
 async fn metrics_are_served_and_count() {
     let mut spec = spec();
     spec.settings.push("snapshot-budget = \"64MiB\"".to_owned());
-    // The second snapshot finds no room under this cap.
+    // The second snapshot does not fit under this cap.
     spec.groups[0].settings.push("snapshot-cap = \"8KiB\"".to_owned());
     let mut cluster = Cluster::prepare(spec).expect("a directory");
     let address = metrics_of(&cluster);
     cluster.start_node(1).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     apply(&client, "set a 1").await;
-    client.mark().await.expect("it leads");
+    client.checkpoint().await.expect("it leads");
     let failed = async |cluster: &Cluster| {
         (cluster.group(1, GROUP).await?.captures_failed > 0).then_some(())
     };
-    cluster.wait_for("a capture without room", PATIENCE, failed).await.expect("it fails");
+    cluster.wait_for("a capture to fail", PATIENCE, failed).await.expect("it fails");
 
     let (head, text) = scrape(&address, "/metrics", "application/openmetrics-text;q=0.5,*/*;q=0.1");
     assert_says(&head, &["200 ok", "content-type: application/openmetrics-text"]);
@@ -132,7 +132,7 @@ async fn metrics_are_served_and_count() {
         assert!(documented.contains(name.as_str()), "{name} is not in the reference");
     }
     for name in documented.iter().filter(|name| !RARE.contains(name)) {
-        assert!(described.contains(*name), "{name} is in the reference, and is not served");
+        assert!(described.contains(*name), "{name} is in the reference, but is not served");
     }
     let of = |name: &str, more: &str| format!("{name}{{group=\"{GROUP}\"{more}}}");
     assert_eq!(value(&text, "lockstep_ready "), 1.0);

@@ -1,5 +1,5 @@
-//! Modules that a node refuses at its start, and one that is not the one its group was
-//! founded with.
+//! Modules that a node refuses at its start, and a module other than the one that its group was
+//! bootstrapped with.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{apply, assert_says, lockstep, query, refused};
 
-/// A node whose module is this file; prepared, not started.
+/// A node with this module, prepared but not started.
 fn node_with(module: &str) -> Cluster {
     Cluster::prepare(Spec::of_module("kv", module, 1)).expect("a directory")
 }
@@ -21,7 +21,7 @@ async fn a_module_that_is_missing_is_refused() {
     assert_says(&said, &["group \"kv\"", "kv.wasm", "No such file", "correct `module`"]);
 }
 
-/// A refused module is exit code 1, from `serve` and from `check`, in the same words.
+/// `serve` and `check` refuse a module with exit code 1 and in the same words.
 #[tokio::test]
 async fn a_module_that_is_no_component_is_refused() {
     let cluster = node_with("core.wasm");
@@ -37,8 +37,8 @@ async fn a_module_that_is_no_component_is_refused() {
     assert_says(&checked.stderr, &says);
 }
 
-/// What `check` and `serve` refuse, they refuse alike: the sentence, exit code 1, and no directory
-/// is made.
+/// What `check` and `serve` refuse, they refuse alike: with the same message and exit code 1, and
+/// without creating a directory.
 #[tokio::test]
 async fn modules_that_do_not_fit_are_refused_by_both_commands() {
     let cluster = node_with("bad.wasm");
@@ -52,8 +52,8 @@ async fn modules_that_do_not_fit_are_refused_by_both_commands() {
         ("world", Some(component("wrong-version.wat")), &["another version of the world", "SDK"]),
         ("export", Some(component("missing-export.wat")), &["does not export", "export!"]),
         ("text", Some(b"(component)".to_vec()), &["text form", "wasm-tools parse"]),
-        // Sparse: it is refused by its size, and not read.
-        ("large", None, &["the module has 68719476736 bytes, 67108864 are the limit", "strip"]),
+        // A sparse file, which is refused for its size without being read.
+        ("large", None, &["the module has 68719476736 bytes, the limit is 67108864", "strip"]),
     ];
     for (what, bytes, says) in rows {
         match bytes {
@@ -91,8 +91,9 @@ async fn a_good_module_is_shown() {
     assert_says(&checked.stdout, &["kv", "lockstep:fsm"]);
 }
 
-/// One node is started with another module for one of its two groups. That group halts there, says
-/// which module it has and which it wants, and goes on elsewhere; the other group does not notice.
+/// One node starts with another module for one of its two groups. Its replica of that group halts
+/// and reports which module it has and which it wants; the other nodes go on, and the other group
+/// does not notice.
 #[tokio::test]
 async fn a_module_that_differs_from_the_install_entry_halts_its_group() {
     let kv = guest_file("kv").expect("it is built").display().to_string();

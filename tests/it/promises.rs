@@ -1,5 +1,4 @@
-//! Small versions of what `cargo xtask chaos`, `killloop` and `transfer` show, and one retry by
-//! hand.
+//! Small runs of `cargo xtask chaos`, `killloop`, `transfer` and `demo`, and one retry by hand.
 
 use std::time::Duration;
 
@@ -44,16 +43,17 @@ async fn a_transfer_takes_little_memory() {
     assert!(figures.snapshot_bytes >= plan.state_bytes, "{figures:?}");
 }
 
-/// What `cargo xtask demo` tells, told here.
+/// Runs the steps of `cargo xtask demo`.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_comes_true() {
     let mut demo = Demo::start(Teller::new("demo")).await.expect("it starts");
-    demo.tell().await.expect("every step comes true");
+    demo.tell().await.expect("every step succeeds");
     demo.stop().await.expect("all exit with 0");
 }
 
-/// A client's answer is lost with the leader. It asks the next one under the same session and
-/// sequence, after others moved money: it gets the balances of then, and the money moved once.
+/// A client loses its answer with the leader. It retries at the next leader with the same session
+/// and sequence, after another client has moved money: it gets the balances of its first attempt,
+/// and the money has moved once.
 #[tokio::test]
 async fn a_retry_across_a_change_of_leader_gets_the_first_outcome() {
     let spec = Spec::of_guest("bank", 3).expect("it is built");
@@ -85,7 +85,7 @@ async fn a_retry_across_a_change_of_leader_gets_the_first_outcome() {
     cluster.kill(leader).expect("it runs");
     let next = cluster.wait_leader("bank", Some(leader)).await.expect("another one leads");
     let again = wire(&cluster, next).await.apply(request).await.expect("an answer");
-    assert_eq!(again.into_inner(), first, "the first outcome, not one of now");
+    assert_eq!(again.into_inner(), first, "the first outcome, not a new one");
     assert_eq!(query(&client, "count once").await, "1");
     assert_eq!(query(&client, "balance a").await, "140");
     cluster.stop_all().await.expect("they stop");

@@ -1,4 +1,5 @@
-//! Files that went bad on a node that has good ones elsewhere: the log, and snapshots.
+//! Damaged logs and snapshots: what a node recovers from peers or older snapshots, and what it
+//! reports.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,14 +12,14 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::solo::{GROUP, MODULE, apply, assert_says, contents, query, refused_untouched};
 
-/// A value of this many bytes fills the log.
+/// Bytes of a value that soon fills the log.
 const LARGE_BYTES: usize = 1_000_000;
 /// Large values between two snapshots: more than the log's window in memory.
 const LARGE_VALUES: usize = 20;
-/// Snapshots until the log no longer begins at 1.
+/// How many snapshots are taken at most until the log no longer begins at 1.
 const SNAPSHOTS_MAX: usize = 4;
 
-/// Flips a bit in the middle.
+/// Flips a bit in the middle of a file.
 pub(crate) fn damage(path: &Path) {
     let mut bytes = fs::read(path).expect("it can be read");
     let middle = bytes.len() / 2;
@@ -26,7 +27,7 @@ pub(crate) fn damage(path: &Path) {
     fs::write(path, bytes).expect("it can be written");
 }
 
-/// Flips a bit of the first place in a node's log that has these bytes.
+/// Flips a bit in the first occurrence of `needle` in a node's log.
 fn damage_log(cluster: &Cluster, node: u16, needle: &str) {
     let wal = cluster.data_dir(node).join("wal");
     for entry in fs::read_dir(&wal).expect("there is a log") {
@@ -54,16 +55,16 @@ pub(crate) fn snapshot_files(cluster: &Cluster, node: u16, group: &str) -> Vec<P
 }
 
 pub(crate) fn digests(files: &[PathBuf]) -> BTreeMap<PathBuf, blake3::Hash> {
-    let digest = |path: &PathBuf| blake3::hash(&fs::read(path).expect("it is there still"));
+    let digest = |path: &PathBuf| blake3::hash(&fs::read(path).expect("it is still there"));
     files.iter().map(|path| (path.clone(), digest(path))).collect()
 }
 
-/// One node of the kv store with two snapshots, the newer one behind everything else.
+/// One node of the kv store with two snapshots, the newer one just before the last command.
 async fn kv_with_two_snapshots() -> (Cluster, Client) {
     let spec = Spec::of_guest("kv", 1).expect("it is built").with_snapshot_entries(1_000_000);
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("kv").await.expect("it serves");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     for round in 1..=2 {
         apply(&client, &format!("set filling {}", "f".repeat(2_000))).await;
         apply(&client, &format!("set round {round}")).await;
@@ -97,7 +98,7 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
         (voter && status.state == "serving" && status.applied >= index).then_some(status)
     };
     let status = cluster.wait_for("node 2 to be a voter", PATIENCE, back).await.expect("it is");
-    assert_ne!(status.replica, old, "it promised things it no longer knows of");
+    assert_ne!(status.replica, old, "the old replica may have made promises that are lost");
     let voters = status.configuration.expect("there is one").voters;
     assert!(voters.len() == 3 && voters.contains(&status.replica), "{voters:?}");
     assert!(!voters.contains(&old), "the old replica is replaced: {voters:?}");
@@ -105,9 +106,9 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
     assert_eq!(reply.outcome, Outcome::Ok("2".into()), "it has what the others kept");
 
     let aside = cluster.data_dir(2).join("old-1");
-    assert!(aside.join("node").is_file(), "its owner is kept");
+    assert!(aside.join("node").is_file(), "the file that names its owner is kept");
     let kept: Vec<blake3::Hash> = contents(&aside.join("wal")).into_values().collect();
-    assert_eq!(kept, damaged.into_values().collect::<Vec<_>>(), "what was damaged is kept as is");
+    assert_eq!(kept, damaged.into_values().collect::<Vec<_>>(), "the damaged log is kept as it is");
 
     // From now on it is a node like any other.
     cluster.stop(2).await.expect("it stops");
@@ -136,7 +137,8 @@ async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// There is nothing left to begin with: the group says so and leaves everything to a person.
+/// A group of one without a good snapshot or a whole log says so and leaves its files to the
+/// operator.
 #[tokio::test]
 async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     let (mut cluster, client) = kv_with_two_snapshots().await;
@@ -145,7 +147,7 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
         async |cluster: &Cluster| cluster.group(1, "kv").await.expect("it answers").first_index;
     for round in 0..SNAPSHOTS_MAX {
         for number in 0..LARGE_VALUES {
-            // A key of its own each: the answer is what stood there before.
+            // Each value has a key of its own, because `set` answers with the previous value.
             apply(&client, &format!("set large-{round}-{number} {large}")).await;
         }
         cluster.capture(&client, "kv").await.expect("it takes a snapshot");
@@ -154,12 +156,13 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
         }
     }
     assert!(begins_at(&cluster).await > 1, "the log was never cut");
-    // What the log lists no more goes only once that is durable; a start would find it.
+    // A snapshot that is no longer listed is deleted once the new list is durable. A start before
+    // that would find the file.
     let tidy = async |cluster: &Cluster| {
         let listed = cluster.group(1, "kv").await?.snapshots.len();
         (snapshot_files(cluster, 1, "kv").len() == listed).then_some(())
     };
-    cluster.wait_for("what is not listed to go", PATIENCE, tidy).await.expect("it goes");
+    cluster.wait_for("unlisted snapshots to be deleted", PATIENCE, tidy).await.expect("they are");
     cluster.stop_all().await.expect("it stops");
     let files = snapshot_files(&cluster, 1, "kv");
     files.iter().for_each(|file| damage(file));
@@ -172,11 +175,11 @@ async fn a_group_of_one_without_a_good_snapshot_or_a_whole_log_says_so() {
     let status = cluster.wait_for("the group to say so", PATIENCE, needs).await.expect("it says");
     assert_says(&status.cause, &["no peer to ask", "from a copy", "does not match its checksum"]);
     cluster.stop_all().await.expect("it stops");
-    assert_eq!(snapshot_files(&cluster, 1, "kv"), files, "no file came or went");
+    assert_eq!(snapshot_files(&cluster, 1, "kv"), files, "no file was added or deleted");
     assert_eq!(digests(&files), damaged, "no file was written");
 }
 
-/// While a snapshot is on its way the leader's status says how far it is.
+/// While a leader sends a snapshot, its status shows how much it has sent.
 #[tokio::test]
 async fn a_transfer_shows_how_far_it_is() {
     let mut spec = Spec::of_module(GROUP, "native:ballast:25165824", 3);

@@ -1,5 +1,5 @@
-//! Requests that are refused, one by one: the word, the gRPC code, the text, and that nothing
-//! happened.
+//! Refused requests, one by one: the word, the gRPC code, the message, and that nothing was
+//! applied.
 
 use lockstep_client::v1::lockstep_client::LockstepClient;
 use lockstep_client::v1::{ApplyRequest, QueryRequest};
@@ -17,11 +17,11 @@ async fn kv_node() -> (Cluster, Client) {
     let mut cluster = Cluster::start(Spec::of_guest(GROUP, 1).expect("it is built"));
     let cluster_ref = cluster.as_mut().expect("it starts");
     cluster_ref.wait_serving(GROUP).await.expect("it serves");
-    let client = cluster_ref.client().expect("its address is one");
-    (cluster.expect("it was there"), client)
+    let client = cluster_ref.client().expect("its address is valid");
+    (cluster.expect("it started"), client)
 }
 
-/// The wire itself, for what the client hides.
+/// The bare gRPC client, for what `lockstep_client` hides.
 async fn wire(cluster: &Cluster) -> LockstepClient<Channel> {
     let address = format!("http://{}", cluster.address(1));
     LockstepClient::connect(address)
@@ -50,7 +50,7 @@ async fn an_unknown_group_is_refused() {
     assert_refused(&status, Code::NotFound, "unknown-group", &["\"vk\"", "kv"]);
 
     let options = Options { group: "vk".to_owned(), ..Options::default() };
-    let client = cluster.client_of("vk", options).expect("its address is one");
+    let client = cluster.client_of("vk", options).expect("its address is valid");
     let refused = client.apply("set a 1").await.expect_err("it has no such group");
     assert!(matches!(refused, Error::Refused { attempts: 1, .. }), "{refused:?}");
 
@@ -76,7 +76,7 @@ async fn a_command_over_the_limit_is_refused() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// What no server takes is refused before it is sent, and not taken for lost on the way.
+/// The client refuses what no server accepts before sending it, and does not take it for lost.
 #[tokio::test]
 async fn what_no_server_takes_is_refused_by_the_client() {
     let (mut cluster, client) = kv_node().await;
@@ -112,14 +112,14 @@ async fn a_query_over_the_limit_is_refused() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// The command is applied; only its answer is replaced, and the next command is answered as ever.
+/// The command is applied; only its answer is replaced, and the next command is answered as usual.
 #[tokio::test]
 async fn an_answer_over_the_limit_is_a_rejection() {
     let (mut cluster, client) = kv_node().await;
     let session = client.open_session().await.expect("a session");
     let value = "x".repeat(limits::OUTCOME_BYTES_MAX + 1);
     apply_once(&session, &format!("set a {value}")).await;
-    // `set` answers with the value before.
+    // `set` answers with the previous value.
     match session.apply("set a short").await {
         Err(Error::AnswerTooLarge { message }) => {
             let (have, limit) = (value.len().to_string(), limits::OUTCOME_BYTES_MAX.to_string());

@@ -60,11 +60,11 @@ async fn health_and_reflection_answer() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A node whose only group is halted does not serve, and says so to whoever balances load.
+/// A node whose only group is halted tells load balancers that it does not serve.
 #[tokio::test]
 async fn a_halted_node_is_not_serving() {
     let mut cluster = started_node(&["set a 1"]).await;
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     let fault = client.apply("fault purpose").await;
     assert!(fault.is_err(), "{fault:?}");
     let halted = async |cluster: &Cluster| {

@@ -1,5 +1,5 @@
-//! `lockstep snapshot` on real directories: what it says of each object, that it touches nothing,
-//! and who holds what while the node runs.
+//! `lockstep snapshot` on real directories: what it says of each object, that it changes nothing,
+//! and which objects a running node holds.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,8 @@ fn flip(file: &Path, at: usize) {
     std::fs::write(file, bytes).expect("it can be written");
 }
 
-/// Runs the command on the directory, which stays as it is; its exit code and what it prints.
+/// Runs `lockstep snapshot` on a data directory, which must not change; returns the exit code and
+/// what was printed.
 async fn look(command: &str, data: &Path) -> (Option<i32>, String) {
     let before = contents(data);
     let data_dir = data.display().to_string();
@@ -32,7 +33,7 @@ async fn look(command: &str, data: &Path) -> (Option<i32>, String) {
     (output.code, output.stdout + &output.stderr)
 }
 
-/// What it says of one file.
+/// The line about one file.
 fn line<'a>(text: &'a str, file: &Path) -> &'a str {
     let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
     let found = text.lines().find(|line| line.contains(name));
@@ -43,7 +44,7 @@ fn line<'a>(text: &'a str, file: &Path) -> &'a str {
 async fn each_object_is_told_what_it_is_good_for() {
     let mut cluster = Cluster::start(spec()).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     let dir = cluster.data_dir(1).join("groups").join(GROUP).join("snap");
     let mut first = None;
     for round in 0..3 {
@@ -74,7 +75,7 @@ async fn each_object_is_told_what_it_is_good_for() {
     assert_eq!(code, Some(0), "{text}");
     assert_says(line(&text, &unlisted), &[" no ", "the log does not list it"]);
     assert_says(line(&text, newest), &[" yes ", "good"]);
-    std::fs::remove_file(&unlisted).expect("it goes again");
+    std::fs::remove_file(&unlisted).expect("it can be removed");
 
     let good = std::fs::read(newest).expect("it is there");
     flip(newest, good.len() / 2);
@@ -82,9 +83,9 @@ async fn each_object_is_told_what_it_is_good_for() {
     assert_eq!(code, Some(1), "{text}");
     assert_says(line(&text, newest), &["does not match its checksum"]);
     assert_says(line(&text, older), &["good"]);
-    assert_says(&text, &["1 objects are bad"]);
+    assert_says(&text, &["bad objects: 1"]);
 
-    std::fs::remove_file(newest).expect("it goes");
+    std::fs::remove_file(newest).expect("it can be removed");
     for command in ["list", "verify", "why"] {
         let (code, text) = look(command, &data).await;
         assert_eq!(code, Some(i32::from(command == "verify")), "{text}");
@@ -92,16 +93,17 @@ async fn each_object_is_told_what_it_is_good_for() {
     }
     std::fs::write(newest, &good).expect("it can be put back");
 
-    // A command in the log, with others behind it: no start could take it for a torn tail.
+    // Other commands follow the damaged one, so no start could take it for a torn tail.
     let (segment, at) = crate::data_dir::find_in_log(&cluster, "round 0");
     flip(&segment, at);
     let (code, text) = look("why", &data).await;
     assert_eq!(code, Some(0), "{text}");
     assert_says(line(&text, newest), &[" ? ", "the log cannot be read", "corrupt"]);
-    assert_says(&text, &["what is listed is not known"]);
+    assert_says(&text, &["cannot tell which snapshots are listed"]);
 }
 
-/// A disk of snapshots that is not mounted is not replaced by a folder on another one.
+/// If the filesystem of the snapshots is not mounted, a node refuses to start and does not use the
+/// mount point below.
 #[tokio::test]
 async fn a_snapshot_directory_that_is_gone_is_named() {
     let elsewhere = tempfile::tempdir().expect("a temporary directory");
@@ -111,18 +113,18 @@ async fn a_snapshot_directory_that_is_gone_is_named() {
     spec.groups[0].settings.push(format!("snapshot-dir = {:?}", mounted.display().to_string()));
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     apply(&client, "set a 1").await;
     cluster.capture(&client, GROUP).await.expect("it takes a snapshot");
     cluster.stop_all().await.expect("it stops");
 
     let away = elsewhere.path().join("away");
-    std::fs::rename(&mounted, &away).expect("it goes");
+    std::fs::rename(&mounted, &away).expect("it can be moved");
     std::fs::create_dir(&mounted).expect("the mount point is left");
     let config = cluster.config_file(1).display().to_string();
     let refused = lockstep(&["serve", "--config", &config]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert_says(&refused.stderr, &["is not there", "lists 1 snapshots", "mount its filesystem"]);
+    assert_says(&refused.stderr, &["does not exist", "lists 1 snapshots", "mount its filesystem"]);
     assert!(contents(&mounted).is_empty(), "nothing was made there");
 
     std::fs::remove_dir(&mounted).and_then(|()| std::fs::rename(&away, &mounted)).expect("back");

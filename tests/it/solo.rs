@@ -1,4 +1,4 @@
-//! Clusters of one node for tests of what a node refuses, and what it must leave alone.
+//! Clusters of one node, and checks of what a node refuses and must leave alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,12 @@ use lockstep_client::{Client, Outcome, Session};
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::process::{Output, run};
 
-/// A program that refuses does so at once; this is for a machine that does something else as well.
+/// A refusal takes a moment; this allows for a busy machine.
 pub(crate) const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The group of these clusters, and its built-in module, which needs no compiler.
+/// The group of these clusters.
 pub(crate) const GROUP: &str = "reg";
+/// The module of that group, which is built in and needs no compiler.
 pub(crate) const MODULE: &str = "native:register";
 
 pub(crate) fn spec() -> Spec {
@@ -30,19 +31,19 @@ pub(crate) async fn stopped_node(commands: &[&str]) -> Cluster {
 pub(crate) async fn started_node(commands: &[&str]) -> Cluster {
     let mut cluster = Cluster::start(spec()).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
-    let client = cluster.client().expect("its address is one");
+    let client = cluster.client().expect("its address is valid");
     for command in commands {
         apply(&client, command).await;
     }
     cluster
 }
 
-/// Applies a command outside of any session; the answer's text.
+/// Applies a command outside of any session; returns the answer's text.
 pub(crate) async fn apply(client: &Client, command: &str) -> String {
     ok(client.apply(command.to_owned()).await.map(|reply| reply.outcome), command)
 }
 
-/// Applies a command in a session; the answer's text.
+/// Applies a command in a session; returns the answer's text.
 pub(crate) async fn apply_once(session: &Session, command: &str) -> String {
     ok(session.apply(command.to_owned()).await.map(|reply| reply.outcome), command)
 }
@@ -66,7 +67,8 @@ pub(crate) async fn lockstep(args: &[&str]) -> Output {
     run(&binary, args, REFUSAL_PATIENCE).await.expect("it ends")
 }
 
-/// Runs `lockstep serve` with a node's configuration, which it must refuse; what it said.
+/// Runs `lockstep serve` with a node's configuration, which it must refuse with this exit code;
+/// returns its error output.
 pub(crate) async fn refused(cluster: &Cluster, node: u16, code: i32) -> String {
     let config = cluster.config_file(node).display().to_string();
     let output = lockstep(&["serve", "--config", &config]).await;
@@ -74,7 +76,8 @@ pub(crate) async fn refused(cluster: &Cluster, node: u16, code: i32) -> String {
     output.stderr
 }
 
-/// The same, and nothing in the node's data directory may change; `says` must all be said.
+/// Runs `lockstep serve`, which must exit with 2, say all of `says` and leave the node's data
+/// directory as it is.
 pub(crate) async fn refused_untouched(cluster: &Cluster, node: u16, says: &[&str]) {
     let data = cluster.data_dir(node);
     let before = contents(&data);
@@ -96,12 +99,11 @@ pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, blake3::Hash> {
     while let Some(dir) = left.pop() {
         for entry in std::fs::read_dir(&dir).expect("a directory can be read") {
             let path = entry.expect("its entries as well").path();
-            match path.is_dir() {
-                true => left.push(path),
-                false => {
-                    let bytes = std::fs::read(&path).expect("a file can be read");
-                    found.insert(path, blake3::hash(&bytes));
-                }
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                let bytes = std::fs::read(&path).expect("a file can be read");
+                found.insert(path, blake3::hash(&bytes));
             }
         }
     }

@@ -1,9 +1,10 @@
-//! Disks that hang, with real filesystems, where this machine has them to give.
+//! Disks that hang, on real filesystems, where this machine can mount and freeze them.
 
 use lockstep_tests::stall;
 use lockstep_tests::tell::Teller;
 
-/// Long enough for a follower's hang, a third of it, to be noticed.
+/// How long the leader's disk hangs. A follower's hangs for a third of that, which must be long
+/// enough to be noticed.
 const SECONDS: u64 = 9;
 
 #[tokio::test]

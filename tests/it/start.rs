@@ -1,5 +1,5 @@
-//! What a start finds that should not be so, and how it goes on: what the user sees, and that
-//! nothing is deleted.
+//! Starts that find something wrong: how the node goes on, what the user sees, and that nothing is
+//! deleted.
 
 use std::fs;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::solo::{
     GROUP, MODULE, apply, assert_says, contents, lockstep, query, refused_untouched,
 };
 
-/// Three nodes with two recovery points each, and logs that begin behind the older one.
+/// Three nodes with two recovery points each, and logs that begin after the older one.
 async fn three_with_cut_logs() -> Cluster {
     let mut spec = Spec::of_module(GROUP, MODULE, 3).with_snapshot_entries(1_000_000);
     spec.groups[0].settings.push("catch-up-entries = 0".to_owned());
@@ -30,8 +30,8 @@ async fn three_with_cut_logs() -> Cluster {
     cluster
 }
 
-/// All recovery points of a node are spoilt: it votes and appends, and a peer's object brings it
-/// back. The bad files stay until good ones take their place.
+/// A node whose recovery points are all corrupt votes and appends, and an object from a peer brings
+/// it back. The bad files stay until good ones take their place.
 /// Covers U4 U1.
 #[tokio::test]
 async fn a_node_whose_snapshots_are_all_bad_asks_its_peers() {
@@ -46,7 +46,7 @@ async fn a_node_whose_snapshots_are_all_bad_asks_its_peers() {
         cluster.group(3, GROUP).await.filter(|status| status.state == "serving")
     };
     let status = cluster.wait_for("node 3 to serve", PATIENCE, serves).await.expect("it does");
-    assert_eq!(status.replica, old, "it is who it was: it never lost its vote or its log");
+    assert_eq!(status.replica, old, "the same replica: it never lost its vote or its log");
     let says = ["recovery point does not restore", "asking the peers for a snapshot"];
     assert_says(&cluster.log_text(3), &says);
     let client = cluster.client().expect("good addresses");
@@ -55,8 +55,8 @@ async fn a_node_whose_snapshots_are_all_bad_asks_its_peers() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// The same in a group of two that lost its other node: it says what it waits for, and deletes
-/// nothing.
+/// A node whose recovery points are all corrupt and whose peers are all down reports what it waits
+/// for and deletes nothing.
 /// Covers K13.
 #[tokio::test]
 async fn bad_snapshots_that_nobody_can_replace_stay() {
@@ -74,7 +74,7 @@ async fn bad_snapshots_that_nobody_can_replace_stay() {
     let status = cluster.wait_for("it to say so", PATIENCE, needs).await.expect("it says");
     assert_says(&status.cause, &["asking the peers for a snapshot", "checksum"]);
     cluster.stop_all().await.expect("it stops");
-    assert_eq!(digests(&files), damaged, "no file came, went or was written");
+    assert_eq!(digests(&files), damaged, "no file was added, deleted or written");
 }
 
 #[tokio::test]
@@ -99,9 +99,9 @@ async fn a_hole_in_the_log_is_refused() {
     refused_untouched(&cluster, 1, &["/wal", "missing", "nothing was touched", "--rejoin"]).await;
 }
 
-/// A first start needs every node once; whoever is early waits.
+/// A first start needs every node; nodes that start early wait.
 #[tokio::test]
-async fn a_group_is_founded_with_a_node_that_comes_30_seconds_late() {
+async fn a_group_is_bootstrapped_with_a_node_that_comes_30_seconds_late() {
     let mut cluster = Cluster::prepare(Spec::of_module(GROUP, MODULE, 3)).expect("a directory");
     for node in [1, 2] {
         cluster.start_node(node).expect("it starts");
@@ -109,9 +109,13 @@ async fn a_group_is_founded_with_a_node_that_comes_30_seconds_late() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     for node in [1, 2] {
         let status = cluster.group(node, GROUP).await.expect("it answers");
-        assert_eq!((&*status.state, status.commit), ("joining", 0), "nobody founds without all");
+        assert_eq!(
+            (&*status.state, status.commit),
+            ("joining", 0),
+            "no node bootstraps before all are there"
+        );
     }
-    // Who is waited for, and why, is said where people look.
+    // Status and log say which node is missing, and why.
     let address = cluster.address(3).to_owned();
     let refused = format!("cannot reach {address}: Connection refused");
     for node in [1, 2] {
@@ -147,8 +151,8 @@ async fn a_node_that_is_wiped_twice_in_a_row_comes_back() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// One of two lost its disk: no quorum can take it in again. Both say that they wait, nothing is
-/// lost, and a person may make the survivor the group.
+/// In a group of two where one node lost its disk, no quorum can take that node in again. Both
+/// wait, nothing is lost, and the operator may make the survivor the whole group.
 #[tokio::test]
 async fn a_wiped_node_of_two_waits_until_somebody_decides() {
     let mut cluster = Cluster::start(Spec::of_module(GROUP, MODULE, 2)).expect("it starts");
@@ -183,7 +187,7 @@ async fn a_wiped_node_of_two_waits_until_somebody_decides() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// The data directory of a node, copied to another: it is refused there, and nothing of it changes.
+/// A data directory that was copied from another node is refused and left as it is.
 #[tokio::test]
 async fn a_directory_that_was_copied_to_another_node_is_refused() {
     let mut cluster = three_with_cut_logs().await;
@@ -199,7 +203,7 @@ async fn a_directory_that_was_copied_to_another_node_is_refused() {
     for node in [1, 2] {
         cluster.start_node(node).expect("it starts");
     }
-    cluster.wait_serving(GROUP).await.expect("it serves with its own again");
+    cluster.wait_serving(GROUP).await.expect("it serves with a directory of its own");
     cluster.stop_all().await.expect("they stop");
 }
 
@@ -208,14 +212,15 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     for entry in fs::read_dir(from).expect("it can be read") {
         let path = entry.expect("its entries as well").path();
         let target = to.join(path.file_name().expect("it has a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(fs::copy(&path, &target).expect("it can be copied")),
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("it can be copied");
         }
     }
 }
 
-/// No group can serve: the process ends with 1, and names each with its cause.
+/// A process none of whose groups can serve exits with 1 and names each group with its cause.
 /// Covers L4.
 #[tokio::test]
 async fn a_process_without_a_group_that_can_serve_ends_and_says_why() {
@@ -225,7 +230,7 @@ async fn a_process_without_a_group_that_can_serve_ends_and_says_why() {
     fs::remove_dir_all(&snapshots).expect("it is there");
     fs::write(&snapshots, "a file where a folder must be").expect("it can be written");
     let said = crate::solo::refused(&cluster, 1, 1).await;
-    let says = ["no group can serve", GROUP, "snapshot directory", "may read and write it"];
+    let says = ["no group can serve", GROUP, "snapshot directory", "can read and write it"];
     assert_says(&said, &says);
     assert!(snapshots.is_file(), "nothing was touched");
 }

@@ -1,4 +1,4 @@
-//! Streams of commands against a real group: leaders that are killed under them, and long commands.
+//! Streams of commands to a real group: leaders are killed meanwhile, and commands are long.
 
 use std::collections::BTreeSet;
 
@@ -8,17 +8,18 @@ use lockstep_tests::cluster::{Cluster, Spec};
 use crate::solo::query;
 
 const COMMANDS: u64 = 6_000;
-/// The leader is killed behind so many answers.
+/// The leader is killed after this many answers.
 const BEFORE: usize = 1_500;
 
 async fn three() -> Cluster {
     let mut cluster = Cluster::start(Spec::of_guest("kv", 3).expect("it is built"));
     let started = cluster.as_mut().expect("it starts");
     started.wait_serving("kv").await.expect("it serves");
-    cluster.expect("it was there")
+    cluster.expect("it started")
 }
 
-/// The counts that were answered, and how many commands may or may not have been applied.
+/// Waits for all answers; returns the counts in them, and how many commands may or may not have
+/// been applied. With `kill`, the leader is killed after [`BEFORE`] answers.
 async fn answers(cluster: &mut Cluster, pending: Vec<Pending>, kill: bool) -> (BTreeSet<u64>, u64) {
     let (mut counts, mut unknown) = (BTreeSet::new(), 0);
     for (number, answer) in pending.into_iter().enumerate() {
@@ -28,9 +29,9 @@ async fn answers(cluster: &mut Cluster, pending: Vec<Pending>, kill: bool) -> (B
         }
         match answer.await {
             Ok(reply) => {
-                let Outcome::Ok(count) = reply.outcome else { panic!("not {:?}", reply.outcome) };
+                let Outcome::Ok(count) = reply.outcome else { panic!("got {:?}", reply.outcome) };
                 let count = std::str::from_utf8(&count).ok().and_then(|text| text.parse().ok());
-                assert!(counts.insert(count.expect("a count")), "two have one count: {count:?}");
+                assert!(counts.insert(count.expect("a count")), "two got the count {count:?}");
             }
             Err(Error::Unknown { .. }) => unknown += 1,
             Err(other) => panic!("command {number}: {other}"),
@@ -39,7 +40,7 @@ async fn answers(cluster: &mut Cluster, pending: Vec<Pending>, kill: bool) -> (B
     (counts, unknown)
 }
 
-/// In a session every command is applied once, whoever leads.
+/// In a session every command is applied once, whichever node leads.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_a_session_outlives_the_leader() {
     let mut cluster = three().await;
@@ -65,8 +66,8 @@ async fn a_stream_in_a_session_outlives_the_leader() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// Outside of one nothing that may have been applied is sent again: the count is between what was
-/// answered and what may have been.
+/// Outside of a session nothing that may have been applied is sent again: the final count lies
+/// between the commands that were answered and all that may have been applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_outside_of_a_session_repeats_nothing() {
     let mut cluster = three().await;
@@ -84,8 +85,8 @@ async fn a_stream_outside_of_a_session_repeats_nothing() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// Each command of a session finds what the one before it left, though the leader is killed
-/// under them: the order is kept over streams and leaders.
+/// Each command of a session finds what the one before it left although the leader is killed
+/// meanwhile: the order is kept across streams and leaders.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_a_session_keeps_its_order_over_leaders() {
     let mut cluster = three().await;
@@ -102,13 +103,13 @@ async fn a_stream_in_a_session_keeps_its_order_over_leaders() {
         }
         let reply = answer.await.expect("a session knows what became of each");
         let before = if number == 0 { String::new() } else { number.to_string() };
-        assert_eq!(reply.outcome, Outcome::Ok(before.into()), "behind command {number}");
+        assert_eq!(reply.outcome, Outcome::Ok(before.into()), "after command {number}");
     }
     cluster.stop_all().await.expect("they stop");
 }
 
-/// More than a group can have in its queue is under way at no time, so nothing is refused and
-/// nothing sent twice; long answers come, too.
+/// A pipeline never has more under way than fits into a group's queue, so nothing is refused and
+/// nothing is sent twice, however long commands and answers are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_long_commands_is_refused_nothing() {
     const LONG: u64 = 1_024;
@@ -131,5 +132,5 @@ async fn a_stream_of_long_commands_is_refused_nothing() {
         let before = if number == 0 { String::new() } else { value(number) };
         assert_eq!((reply.outcome, reply.attempts), (Outcome::Ok(before.into()), 1));
     }
-    cluster.expect("it was there").stop_all().await.expect("they stop");
+    cluster.expect("it started").stop_all().await.expect("they stop");
 }

@@ -1,15 +1,16 @@
-//! Transfers under leader kills, and the account that is given of each of them afterwards.
+//! Money transfers while leaders are killed, and an account of each transfer afterwards.
 //!
-//! Sixteen clients, say, move money while leaders are killed with SIGKILL. Then:
+//! Clients move money while leaders are killed with SIGKILL. Afterwards:
 //!
-//! - every acknowledged transfer was applied exactly once, the retried ones too;
-//! - every refused one ("nothing happened") not at all, every unanswered one at most once;
-//! - the outcome is the one that the transfer has by its nature: those from an unknown account are
-//!   rejected, all others succeed, for accounts are never short of money;
-//! - each account holds what the applied transfers leave it; nothing was created or lost;
-//! - the snapshots of all nodes at a last mark are equal.
+//! - every acknowledged transfer was applied exactly once, retried ones included;
+//! - every refused transfer ("nothing happened") was not applied, every unanswered one at most
+//!   once;
+//! - each outcome is the expected one: transfers from an unknown account are rejected, all others
+//!   succeed, because accounts never run out of money;
+//! - each account holds what the applied transfers left in it; no money was created or lost;
+//! - the snapshots of all nodes at a last checkpoint are equal.
 //!
-//! The bank never removes duplicates by itself, so a command applied twice shows.
+//! The bank does not recognise duplicates itself, so a command that was applied twice shows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,14 +27,14 @@ use crate::tell::{Teller, seconds, thousands};
 
 const GROUP: &str = "bank";
 const ACCOUNTS: u64 = 32;
-/// So much that no sequence of transfers empties an account.
+/// What an account holds at first: so much that no sequence of transfers empties it.
 const OPENING: u64 = 1_000_000_000;
-/// One transfer in so many is from an account that does not exist.
+/// One transfer in this many is from an account that does not exist.
 const REJECTED_ONE_IN: u64 = 16;
 /// Queries under way at once while counting.
 const COUNTERS: usize = 32;
 
-/// How long and how hard.
+/// How long to run, and with how many kills and clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub time: Duration,
@@ -42,21 +43,21 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// What happened.
+/// What a run showed.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Figures {
     pub acknowledged: u64,
-    /// Of these: answered by a later attempt, under another leader than the first.
+    /// Of the acknowledged: answered by a later attempt, under another leader than the first.
     pub retried_across_leaders: u64,
-    /// Of these: any that took more than one attempt.
+    /// Of the acknowledged: took more than one attempt.
     pub retried: u64,
     pub rejected: u64,
     pub unanswered: u64,
     pub unanswered_applied: u64,
     pub refused: u64,
     pub kills: u32,
-    /// The mark that all nodes agree on.
-    pub mark: u64,
+    /// The index of the checkpoint at which the snapshots of all nodes are equal.
+    pub checkpoint: u64,
 }
 
 /// One transfer as its client saw it.
@@ -74,7 +75,7 @@ enum Seen {
         attempts: u32,
         leader_changed: bool,
     },
-    /// "Nothing happened."
+    /// The answer was that nothing happened.
     Refused,
     Unanswered,
 }
@@ -85,7 +86,8 @@ struct Shared {
     acknowledged: AtomicU64,
 }
 
-/// Runs the plan on a cluster of three and gives an account; an error is a broken promise.
+/// Runs the plan on a cluster of three and accounts for every transfer; a broken promise is an
+/// error.
 pub async fn run(plan: Plan, tell: &mut Teller) -> Result<Figures> {
     tell.step("Start three nodes with the bank");
     let spec = Spec::of_guest("bank", 3)?.with_snapshot_entries(2_000);
@@ -133,12 +135,12 @@ async fn chaos(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result<F
     let mut figures = Figures { kills: plan.kills, ..summary(&records) };
     figures.unanswered_applied = account(&client, &records).await?;
     tell.shown(format!(
-        "{} acknowledged transfers, each applied exactly once; {} of them were rejected, rightly",
+        "{} acknowledged transfers, each applied exactly once; {} of them rejected, as they should",
         thousands(figures.acknowledged),
         thousands(figures.rejected),
     ));
     tell.shown(format!(
-        "{} took a retry, {} of them under another leader, and got the first outcome",
+        "{} took a retry, {} of them under another leader; all got the first outcome",
         thousands(figures.retried),
         thousands(figures.retried_across_leaders),
     ));
@@ -151,8 +153,8 @@ async fn chaos(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result<F
     tell.step("Compare the nodes");
     let captured = cluster.capture(&client, GROUP).await?;
     let digest = lockstep_core::ids::hex(&captured.equal()?.digest);
-    figures.mark = captured.index;
-    tell.shown(format!("at mark {} all nodes have {digest}", captured.index));
+    figures.checkpoint = captured.index;
+    tell.shown(format!("at checkpoint {} all nodes have {digest}", captured.index));
     cluster.stop_all().await?;
     tell.shown("all nodes stopped with exit code 0");
     Ok(figures)
@@ -167,7 +169,7 @@ async fn open_accounts(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Kills the leader at even distances; each victim comes back a while later.
+/// Kills the leader at even intervals; each victim is started again a moment later.
 async fn kill_leaders(
     cluster: &mut Cluster,
     plan: Plan,
@@ -262,7 +264,8 @@ fn summary(records: &[Record]) -> Figures {
     figures
 }
 
-/// Holds the clients' records against the bank's; how many unanswered transfers were applied.
+/// Compares the clients' records with the bank's; returns how many unanswered transfers were
+/// applied.
 async fn account(client: &Client, records: &[Record]) -> Result<u64> {
     let counts = counts(client, records.iter().map(|record| record.id.clone()).collect()).await?;
     let mut balances: Vec<i128> = vec![OPENING.into(); ACCOUNTS as usize];
@@ -286,7 +289,7 @@ async fn account(client: &Client, records: &[Record]) -> Result<u64> {
     let known = number(client, "transfers").await?;
     ensure!(
         known == applied,
-        "the bank knows {known} transfers, the clients account for {applied}"
+        "the bank counts {known} transfers, but {applied} of the clients' were applied"
     );
     let twice = number(client, "duplicates").await?;
     ensure!(twice == 0, "{twice} transfers were applied more than once");
@@ -309,7 +312,7 @@ fn check(record: &Record, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// How often each transfer was applied, as the bank says.
+/// How often each transfer was applied, according to the bank.
 async fn counts(client: &Client, mut ids: Vec<String>) -> Result<BTreeMap<String, u64>> {
     let share = ids.len().div_ceil(COUNTERS).max(1);
     let mut counters = JoinSet::new();
@@ -332,10 +335,10 @@ async fn counts(client: &Client, mut ids: Vec<String>) -> Result<BTreeMap<String
     Ok(all)
 }
 
-/// A linearizable query whose answer is a number.
+/// Asks a linearizable query whose answer is a number.
 async fn number(client: &Client, query: &str) -> Result<u64> {
     let reply = client.query(query.to_owned(), Consistency::Linearizable).await?;
     let Outcome::Ok(answer) = reply.outcome else { bail!("`{query}` was answered {reply:?}") };
-    let text = std::str::from_utf8(&answer).context("an answer is text")?;
+    let text = std::str::from_utf8(&answer).context("an answer that is not text")?;
     text.parse().with_context(|| format!("`{query}` was answered `{text}`"))
 }

@@ -1,7 +1,7 @@
 //! Lockstep measured beside etcd: the same clients, connections, values and disk.
 //!
-//! - Rounds alternate between the systems; each round of each starts three new processes with empty
-//!   directories, and every figure is the median of the rounds.
+//! - Rounds alternate between the systems. In each round each system starts new processes with
+//!   empty directories, and every figure is the median of the rounds.
 //! - Clients talk to the leader, over the same number of connections.
 //! - Processes that were started here are ended here, whatever happens; no others are touched.
 
@@ -28,28 +28,29 @@ use self::load::{Clients, Tally, Window};
 use self::system::{CASES, Case, KINDS, Kind, NODES, System, What};
 use crate::process::Process;
 
-/// Calls that are made before any counts.
+/// How long calls are made before they count.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// What is measured, and for how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Of each case in each round.
+    /// How long each case is measured in each round.
     pub seconds: u64,
     pub rounds: u32,
-    /// Connections of all unary clients of a case together.
+    /// Connections that all unary clients of a case share.
     pub connections: usize,
-    /// Names of cases and systems; of what none is named, all (of systems, the usual ones).
+    /// The cases and systems to measure, by name. Where no case is named, all are measured; where
+    /// no system is, the usual ones.
     pub only: Vec<String>,
-    /// Also the state machine that is built in.
+    /// Whether to measure the built-in state machine, too.
     pub native: bool,
-    /// Also the ceiling of gRPC.
+    /// Whether to measure the echo server, too: the ceiling of gRPC.
     pub echo: bool,
-    /// Where the JSON lines go.
+    /// Where the JSON lines are written.
     pub out: PathBuf,
-    /// Where the processes have their files.
+    /// Where the processes keep their files.
     pub dir: PathBuf,
-    /// The logs of the processes stay.
+    /// Whether to keep these files.
     pub keep: bool,
 }
 
@@ -71,7 +72,7 @@ impl Default for Options {
     }
 }
 
-/// What the options come to.
+/// The cases and systems that the options choose.
 #[derive(Debug)]
 struct Plan {
     cases: Vec<Case>,
@@ -85,10 +86,16 @@ impl Plan {
         let known: Vec<&str> = cases.chain(KINDS.map(Kind::name)).collect();
         for only in &options.only {
             let all = known.join(", ");
-            ensure!(known.contains(&only.as_str()), "there is no {only:?}; there are {all}");
+            ensure!(
+                known.contains(&only.as_str()),
+                "unknown case or system {only:?}; there are {all}"
+            );
         }
-        ensure!(options.rounds > 0 && options.seconds > 0, "rounds and seconds are at least 1");
-        ensure!(options.connections > 0, "there is at least one connection");
+        ensure!(
+            options.rounds > 0 && options.seconds > 0,
+            "--rounds and --seconds must be at least 1"
+        );
+        ensure!(options.connections > 0, "--connections must be at least 1");
         let mut cases = CASES.to_vec();
         if CASES.iter().any(|case| named(case.name)) {
             cases.retain(|case| named(case.name));
@@ -104,7 +111,7 @@ impl Plan {
     }
 }
 
-/// Measures, tells, and writes the results down.
+/// Measures, prints the tables, and writes the results to a file.
 pub async fn run(options: &Options) -> Result<()> {
     let mut plan = Plan::of(options)?;
     fs::create_dir_all(&options.dir)
@@ -144,15 +151,15 @@ pub async fn run(options: &Options) -> Result<()> {
 
 /// Measures what queries cost commands.
 pub async fn beside(options: &Options) -> Result<()> {
-    ensure!(options.rounds > 0 && options.seconds > 0, "rounds and seconds are at least 1");
-    ensure!(options.connections > 0, "there is at least one connection");
+    ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds must be at least 1");
+    ensure!(options.connections > 0, "--connections must be at least 1");
     fs::create_dir_all(&options.dir)
         .with_context(|| format!("creating {}", options.dir.display()))?;
     machine::refuse_tmpfs(&options.dir)?;
     beside::run(options).await
 }
 
-/// Says what is about to happen, and drops what cannot.
+/// Prints what will be measured, and drops etcd from the plan where it is not installed.
 fn introduce(options: &Options, plan: &mut Plan) {
     println!("{}", machine::describe());
     if plan.kinds.contains(&Kind::Etcd) {
@@ -178,7 +185,7 @@ fn introduce(options: &Options, plan: &mut Plan) {
     );
 }
 
-/// One system from its start to its end.
+/// Starts one system, measures its cases, and ends it.
 async fn round_of(kind: Kind, cases: &[Case], options: &Options) -> Result<Vec<(Case, Figures)>> {
     let dir = tempfile::Builder::new()
         .prefix(kind.name())
@@ -200,12 +207,12 @@ async fn round_of(kind: Kind, cases: &[Case], options: &Options) -> Result<Vec<(
         all.push((*case, figures));
     }
     if options.keep {
-        println!("  files stay in {}", dir.path().display());
+        println!("  files are kept in {}", dir.path().display());
     }
     Ok(all)
 }
 
-/// One case; what came of it, and the first error.
+/// Measures one case; returns its figures and the first error.
 async fn measure(
     system: &System,
     case: Case,
@@ -267,16 +274,17 @@ impl Used {
         let mut used = Self { leader: 0.0, others: 0.0, bench: machine::cpu_micros("self")? };
         for (node, process) in system.processes().iter().map(Process::id).enumerate() {
             let micros = machine::cpu_micros(&process.to_string())?;
-            match node == leader {
-                true => used.leader = micros,
-                false => used.others += micros,
+            if node == leader {
+                used.leader = micros;
+            } else {
+                used.others += micros;
             }
         }
         Ok(used)
     }
 }
 
-/// What the processes said last.
+/// The last lines of the processes' logs.
 fn logs(dir: &Path) -> String {
     let mut files: Vec<PathBuf> = fs::read_dir(dir)
         .into_iter()
@@ -289,7 +297,7 @@ fn logs(dir: &Path) -> String {
     ends.collect::<Vec<_>>().join("\n")
 }
 
-/// An address of 127/8 that no other run has.
+/// A host address in 127/8 that no other run uses.
 fn own_host() -> String {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     format!("127.{}.{middle}.{low}", high | 64)

@@ -1,8 +1,8 @@
-//! One large snapshot through many broken transfers, to a voter that fell behind: cut connections,
-//! a killed receiver, killed senders whose place another leader takes. Hardly a byte may be sent
-//! twice.
+//! One large snapshot through many broken transfers, to a voter that fell behind: connections are
+//! cut, the receiver is killed, and senders are killed, so that another leader takes over. Hardly a
+//! byte may be sent twice.
 //!
-//! What is sent to the receiver goes through proxies, which count it and can be cut.
+//! Everything sent to the receiver goes through proxies, which count the bytes and can be cut.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::tell::{Teller, mebibytes};
 
 const GROUP: &str = "ballast";
 const RECEIVER: u16 = 3;
-/// The whole state may take this long to be captured, or to pass between two breaks.
+/// How long the capture of the whole state, or its transfer between two breaks, may take.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// Every tenth break is a killed sender, and those in the middle between a killed receiver.
+/// Every tenth break kills the sender; halfway between two of those, a break kills the receiver.
 const KILL_EVERY: u32 = 10;
-/// The commands meanwhile: small, for they reach the receiver on the same road later.
+/// Commands written meanwhile are small, because they reach the receiver through the same proxies.
 const COMMAND_BYTES: usize = 64;
 const PAUSE_MS: u64 = 20;
 
@@ -28,9 +28,9 @@ const PAUSE_MS: u64 = 20;
 pub struct Plan {
     pub state_bytes: u64,
     pub breaks: u32,
-    /// Payload a second.
+    /// Snapshot payload, bytes a second.
     pub rate: u64,
-    /// Bytes sent beyond the object's size, per mille of it.
+    /// What may be sent beyond the object's size, per mille of it.
     pub limit_per_mille: u64,
 }
 
@@ -46,7 +46,7 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     spec.groups[0].settings.push("catch-up-entries = 10".to_owned());
     let mut cluster = Cluster::prepare(spec)?;
     let receiver = cluster.address(RECEIVER).to_owned();
-    let host = receiver.split(':').next().context("an address has a host")?.to_owned();
+    let host = receiver.split(':').next().context("an address without a host")?.to_owned();
     let mut proxies = Vec::new();
     for node in cluster.nodes().into_iter().filter(|node| *node != RECEIVER) {
         let proxy = Proxy::start(&host, &receiver).await?;
@@ -91,13 +91,16 @@ async fn all(
     let index = cluster.settled_index(&client).await?;
     cluster.wait_applied(RECEIVER, GROUP, index, PATIENCE).await?;
     let status = cluster.group(RECEIVER, GROUP).await.context("the receiver's status")?;
-    ensure!(status.configuration.is_some_and(|now| now.voters.len() == 3), "three voters stay");
-    let object = status.snapshots.first().context("it lists what arrived")?.length;
+    ensure!(
+        status.configuration.is_some_and(|now| now.voters.len() == 3),
+        "the group no longer has three voters"
+    );
+    let object = status.snapshots.first().context("the receiver lists no snapshot")?.length;
     let beyond = sent().saturating_sub(object);
     let per_mille = beyond as f64 * 1000.0 / object as f64;
     let line = format!(
         "{} arrived through {} cuts, {} restarts of the receiver and {} of senders; {} were sent \
-         beyond it, {:.2} %, raft's own messages included",
+         beyond its size, {:.2} %, raft's own messages included",
         mebibytes(object.into()),
         broken.cuts,
         broken.receivers,
@@ -111,12 +114,12 @@ async fn all(
     writer.account(cluster, (&client, GROUP), tell).await
 }
 
-/// Stops the receiver until the others' logs begin behind what it has.
+/// Stops the receiver until the others' logs begin after the end of its own.
 async fn fall_behind(cluster: &mut Cluster, client: &Client, writer: &Steady) -> Result<()> {
     cluster.stop(RECEIVER).await?;
     let before = writer.acknowledged();
     let more = async |_: &Cluster| (writer.acknowledged() > before + 200).then_some(());
-    cluster.wait_for("commands that it misses", PATIENCE, more).await?;
+    cluster.wait_for("commands that the receiver misses", PATIENCE, more).await?;
     cluster.capture(client, GROUP).await?;
     for node in cluster.running() {
         let status = cluster.group(node, GROUP).await.context("a node's status")?;
@@ -132,7 +135,7 @@ struct Broken {
     senders: u32,
 }
 
-/// Breaks the transfer each time another part of it has passed.
+/// Breaks the transfer each time another part of the state has been sent.
 async fn break_it(
     cluster: &mut Cluster,
     proxies: &[Proxy],
@@ -144,7 +147,7 @@ async fn break_it(
     for number in 1..=plan.breaks {
         let part = plan.state_bytes * u64::from(number) / u64::from(plan.breaks + 1);
         let passed = async |_: &Cluster| (sent() >= part).then_some(());
-        let what = format!("the first {part} bytes to pass");
+        let what = format!("the first {part} bytes to be sent");
         cluster.wait_for(&what, PATIENCE, passed).await?;
         if number % KILL_EVERY == 0 {
             let leader = cluster.wait_leader(GROUP, None).await?;
@@ -161,7 +164,7 @@ async fn break_it(
             broken.cuts += 1;
         }
         if number % KILL_EVERY == 0 {
-            tell.say(format!("break {number}: {} passed", mebibytes(sent().into())));
+            tell.say(format!("break {number}: {} sent", mebibytes(sent().into())));
         }
     }
     Ok(broken)

@@ -1,7 +1,7 @@
 //! What the programs of this crate have in common: options, a runtime, Ctrl-C, exit codes.
 //!
 //! - Options are `--name NUMBER` and `--flag`; exit codes 0, 1 (something did not hold), 2 (usage).
-//! - On Ctrl-C and SIGTERM the program's work is dropped, and with it every process it started.
+//! - On Ctrl-C and SIGTERM the program drops its work, which kills every process that it started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What was given on the command line, or what stands for it.
+/// The options given on the command line, and the defaults of those that were not.
 #[derive(Clone, Debug)]
 pub struct Options {
     numbers: BTreeMap<&'static str, u64>,
@@ -17,7 +17,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// An option that is listed with a default.
+    /// The number of an option, or its default.
     pub fn number(&self, name: &str) -> u64 {
         *self.numbers.get(name).expect("every option has a default")
     }
@@ -26,7 +26,7 @@ impl Options {
         self.flags.contains(name)
     }
 
-    /// `Err` is what is wrong with the arguments.
+    /// Parses the arguments; `Err` says what is wrong with them.
     fn parse(
         arguments: impl Iterator<Item = String>,
         numbers: &[(&'static str, u64)],
@@ -39,18 +39,18 @@ impl Options {
             if let Some(flag) = flags.iter().find(|flag| **flag == name) {
                 this.flags.insert(flag);
             } else if let Some(number) = this.numbers.get_mut(name) {
-                let value = arguments.next().ok_or(format!("{argument} wants a number"))?;
+                let value = arguments.next().ok_or(format!("{argument} needs a number"))?;
                 *number =
-                    value.parse().map_err(|_| format!("{argument}: `{value}` is no number"))?;
+                    value.parse().map_err(|_| format!("{argument}: `{value}` is not a number"))?;
             } else {
-                return Err(format!("there is no option `{argument}`"));
+                return Err(format!("unknown option `{argument}`"));
             }
         }
         Ok(this)
     }
 }
 
-/// Parses the arguments and runs `work` to its end, or until the program is told to stop.
+/// Parses the arguments and runs `work` until it ends or the program is told to stop.
 pub fn main<F: Future<Output = Result<()>>>(
     help: &str,
     numbers: &[(&'static str, u64)],
@@ -93,7 +93,7 @@ async fn until_told(work: impl Future<Output = Result<()>>) -> Result<()> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "Ctrl-C",
     };
-    anyhow::bail!("stopped by {told}; the processes are gone")
+    anyhow::bail!("stopped by {told}; every process was killed")
 }
 
 #[cfg(test)]

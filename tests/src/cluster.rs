@@ -2,11 +2,12 @@
 //!
 //! - Needs the binary `lockstep` (`cargo build -p lockstep-host --bin lockstep`) and the guests
 //!   (`cargo xtask guests`); `cargo xtask test` builds both first.
-//! - Nodes listen below the range that the kernel takes outgoing ports from, on an address of 127/8
-//!   that is this process's own: a port is never lost to somebody else while a node restarts.
-//! - One waits for conditions, with a patience and a sentence that says what for; never for some
+//! - Nodes listen below the range from which the kernel takes outgoing ports, on an address in
+//!   127/8 that only this process uses: nothing else takes a port while its node restarts.
+//! - Waits are for conditions, with a patience and a sentence that says what for; never for a fixed
 //!   time.
-//! - What is dropped is killed. The directory stays when the thread panics, for its logs.
+//! - A cluster that is dropped kills its processes. It keeps its directory, for the logs, if the
+//!   thread panics.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,20 +22,22 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 
-/// SIGTERM to exit: 3 s to hand leadership over, 3 s to drain, twice, and room for a slow machine.
+/// From SIGTERM to exit: twice 3 s to hand leadership over and 3 s to drain, and 3 s for a slow
+/// machine.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a cluster consists of.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Its name.
+    /// The name of the cluster.
     pub cluster: String,
-    /// Nodes 1 to this.
+    /// How many nodes; their ids are 1 to this.
     pub nodes: u16,
     pub groups: Vec<GroupSpec>,
     /// Lines for the top of every `node.toml`.
     pub settings: Vec<String>,
-    /// `host:port` of node 1; the others have the ports behind it. `None`: an address of its own.
+    /// Host and port of node 1; the other nodes have the ports after it. `None`: an address that
+    /// only this process uses.
     pub first_address: Option<(String, u16)>,
 }
 
@@ -42,9 +45,9 @@ pub struct Spec {
 #[derive(Clone, Debug)]
 pub struct GroupSpec {
     pub name: String,
-    /// As in `node.toml`: a path or `native:NAME`.
+    /// As in `node.toml`: a path, or `native:NAME`.
     pub module: String,
-    /// Lines for its table.
+    /// Lines for its table in `node.toml`.
     pub settings: Vec<String>,
 }
 
@@ -70,13 +73,13 @@ impl Spec {
             cluster: "test".to_owned(),
             nodes,
             groups: vec![GroupSpec::new(group, module)],
-            // Small ones, for there may be many clusters on one disk.
+            // Small segments, because many clusters may share a disk.
             settings: vec!["log-segment = \"4MiB\"".to_owned()],
             first_address: None,
         }
     }
 
-    /// Snapshots after so many entries, in every group.
+    /// Takes snapshots after this many entries, in every group.
     pub fn with_snapshot_entries(mut self, entries: u64) -> Self {
         for group in &mut self.groups {
             group.settings.push(format!("snapshot-entries = {entries}"));
@@ -84,13 +87,13 @@ impl Spec {
         self
     }
 
-    /// One more group.
+    /// Adds a group.
     pub fn with_group(mut self, name: &str, module: &str) -> Self {
         self.groups.push(GroupSpec::new(name, module));
         self
     }
 
-    /// Other lines for the top of every `node.toml`.
+    /// Replaces the lines at the top of every `node.toml`.
     pub fn with_settings(mut self, lines: &[&str]) -> Self {
         self.settings = lines.iter().map(|line| (*line).to_owned()).collect();
         self
@@ -131,7 +134,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// All of them, running or not.
+    /// All nodes, running or not.
     pub fn nodes(&self) -> Vec<u16> {
         self.addresses.keys().copied().collect()
     }
@@ -144,7 +147,7 @@ impl Cluster {
         &self.addresses[&node]
     }
 
-    /// Of all nodes, separated by commas: what the commands take as `--endpoint`.
+    /// The addresses of all nodes, separated by commas: what the commands take as `--endpoint`.
     pub fn endpoints(&self) -> String {
         self.addresses.values().map(String::as_str).collect::<Vec<_>>().join(",")
     }
@@ -166,7 +169,7 @@ impl Cluster {
         self.node_dir(node).join("data")
     }
 
-    /// What the node said, over all its lives.
+    /// The log of a node, over all its lives.
     pub fn log_file(&self, node: u16) -> PathBuf {
         self.node_dir(node).join("log")
     }
@@ -175,7 +178,7 @@ impl Cluster {
         fs::read_to_string(self.log_file(node)).unwrap_or_default()
     }
 
-    /// The text of a node's `node.toml`, as it is written at first.
+    /// What `prepare` writes to a node's `node.toml`.
     pub fn configuration(&self, node: u16) -> String {
         let mut text = format!("cluster = \"{}\"\nnode = {node}\n", self.spec.cluster);
         text.push_str("data-dir = \"data\"\n");
@@ -208,19 +211,19 @@ impl Cluster {
         self.start_node_with(node, &[])
     }
 
-    /// Starts a node with more arguments.
+    /// Starts a node with additional arguments.
     pub fn start_node_with(&mut self, node: u16, more: &[&str]) -> Result<()> {
         self.start_node_as(node, more, |_| {})
     }
 
-    /// The same, with a last word on the process' surroundings.
+    /// Starts a node with additional arguments; `surround` may change the command before it runs.
     pub fn start_node_as(
         &mut self,
         node: u16,
         more: &[&str],
         surround: impl FnOnce(&mut Command),
     ) -> Result<()> {
-        ensure!(!self.processes.contains_key(&node), "node {node} runs already");
+        ensure!(!self.processes.contains_key(&node), "node {node} is already running");
         let config = self.config_file(node).display().to_string();
         let args: Vec<&str> =
             ["serve", "--config", &config].into_iter().chain(more.iter().copied()).collect();
@@ -230,9 +233,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node that may have no more than so many descriptors.
+    /// Starts a node that may have at most this many descriptors.
     pub fn start_node_limited(&mut self, node: u16, descriptors: u32) -> Result<()> {
-        ensure!(!self.processes.contains_key(&node), "node {node} runs already");
+        ensure!(!self.processes.contains_key(&node), "node {node} is already running");
         let (binary, config) = (self.binary.display().to_string(), self.config_file(node));
         let limited = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
         let config = config.display().to_string();
@@ -243,27 +246,27 @@ impl Cluster {
     }
 
     pub fn process(&self, node: u16) -> Result<&Process> {
-        self.processes.get(&node).with_context(|| format!("node {node} does not run"))
+        self.processes.get(&node).with_context(|| format!("node {node} is not running"))
     }
 
-    /// SIGKILL.
+    /// Kills a node with SIGKILL.
     pub fn kill(&mut self, node: u16) -> Result<()> {
         self.take(node)?.kill()
     }
 
-    /// SIGTERM, and its exit status.
+    /// Stops a node with SIGTERM; returns its exit status.
     pub async fn stop(&mut self, node: u16) -> Result<ExitStatus> {
         let mut process = self.take(node)?;
         process.terminate()?;
         process.ended(STOP_PATIENCE).await
     }
 
-    /// Waits until a node ends by itself.
+    /// Waits until a node ends by itself; returns its exit status.
     pub async fn ended(&mut self, node: u16, patience: Duration) -> Result<ExitStatus> {
         self.take(node)?.ended(patience).await
     }
 
-    /// SIGTERM to all at once; every one must exit with 0.
+    /// Stops all nodes at once with SIGTERM; each must exit with 0.
     pub async fn stop_all(&mut self) -> Result<()> {
         for process in self.processes.values() {
             process.terminate()?;
@@ -279,14 +282,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes a stopped node's data directory: the disk is gone.
+    /// Removes a stopped node's data directory, as if it had lost its disk.
     pub fn wipe(&self, node: u16) -> Result<()> {
-        ensure!(!self.processes.contains_key(&node), "node {node} still runs");
+        ensure!(!self.processes.contains_key(&node), "node {node} is still running");
         let data = self.data_dir(node);
         fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))
     }
 
-    /// An error that names the node if one ended that should run.
+    /// Fails if a node has ended that should run, and names it.
     pub fn check_running(&mut self) -> Result<()> {
         for (node, process) in &mut self.processes {
             if let Some(status) = process.exited()? {
@@ -297,7 +300,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The directory with configurations, data and logs is kept, whatever happens.
+    /// Keeps the directory with configurations, data and logs, whatever happens.
     pub fn keep_files(&mut self) {
         if let Some(dir) = self.dir.take() {
             let _ = dir.keep();
@@ -315,20 +318,20 @@ impl Cluster {
     }
 
     fn take(&mut self, node: u16) -> Result<Process> {
-        self.processes.remove(&node).with_context(|| format!("node {node} does not run"))
+        self.processes.remove(&node).with_context(|| format!("node {node} is not running"))
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the cluster's files stay in {}", self.root.display());
+            eprintln!("the cluster's files are kept in {}", self.root.display());
             for node in self.nodes() {
                 eprintln!("node {node}: {}", last_lines(&self.log_file(node), 8));
             }
             self.keep_files();
         }
-        // Before their files.
+        // The processes end before their files are removed.
         self.processes.clear();
     }
 }
@@ -338,7 +341,7 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(file) = std::env::var_os("LOCKSTEP_BIN") {
         return Ok(file.into());
     }
-    let this = std::env::current_exe().context("where this program lies")?;
+    let this = std::env::current_exe().context("finding out where this program is")?;
     // target/debug/PROGRAM, or target/debug/deps/TEST.
     let found = this.ancestors().skip(1).take(2).map(|dir| dir.join("lockstep"));
     found.into_iter().find(|file| file.is_file()).with_context(|| {
@@ -358,7 +361,7 @@ pub fn guest_file(name: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The end of a log.
+/// The last lines of a log.
 pub fn last_lines(file: &Path, count: usize) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -366,7 +369,8 @@ pub fn last_lines(file: &Path, count: usize) -> String {
     format!("{}:\n  {tail}", file.display())
 }
 
-/// An address of 127/8 made of this process's id, and ports nobody takes by chance.
+/// A host address in 127/8 that is made of this process's id, and the first of the 16 ports that
+/// one more cluster of this process gets.
 fn own_address() -> (String, u16) {
     static CLUSTERS: AtomicU16 = AtomicU16::new(0);
     let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);

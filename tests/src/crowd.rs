@@ -1,10 +1,9 @@
-//! Two thousand clients of three nodes at a time: idle ones, slow readers, some that reset, busy
-//! ones, and calm ones beside, who must not notice.
+//! Two thousand clients of three nodes at a time: idle ones, slow readers, ones that reset their
+//! connections or give up, busy ones, and calm ones, which must not notice the others.
 //!
-//! - An error of a calm, a busy or an idle client ends the run. Slow readers and those who reset
-//!   take what they get.
-//! - No node has more memory than it had before, what its clients may hold (`client-memory`), and a
-//!   part for each connection and for what is under way.
+//! - An error that a calm, a busy or an idle client sees ends the run. The others may see errors.
+//! - The memory of a node grows by no more than what its clients may hold (`client-memory`), a part
+//!   for each connection, and a part for what is under way.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -26,52 +25,53 @@ use crate::cluster::{Cluster, Spec};
 use crate::tell::{Teller, mebibytes, thousands};
 
 const GROUP: &str = "kv";
-/// Of each kind.
+/// How many clients there are of each kind.
 const IDLE: usize = 1_000;
 const SLOW: usize = 100;
 const HASTY: usize = 200;
 const BUSY: usize = 600;
 const CALM: usize = 100;
-/// What slow readers ask for, so many times at once.
+/// The value that slow readers ask for, and how many times at once.
 const LONG_VALUE_BYTES: usize = 512 << 10;
 const LONG_QUERIES: usize = 8;
-/// How long they leave the answers where they are.
+/// How long slow readers leave the answers unread.
 const SLOWNESS: Duration = Duration::from_secs(5);
-/// Calls of hasty clients, and when they are given up.
+/// How many calls a hasty client makes at once, and when it gives them up.
 const HASTY_CALLS: usize = 20;
 const HASTE: Duration = Duration::from_millis(2);
-/// Between two calls of one client.
+/// Pauses between two calls of one client.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 const CALM_PAUSE: Duration = Duration::from_millis(250);
 const RESET_PAUSE: Duration = Duration::from_millis(200);
 const HASTY_PAUSE: Duration = Duration::from_secs(1);
-/// Between two looks at the nodes' memory.
+/// How often the nodes' memory is measured.
 const LOOK: Duration = Duration::from_millis(50);
-/// Beside `client-memory`: for each connection, and for what the node has under way itself (queues
-/// of the group, windows of its log, pages of the guest and its copy).
+/// By how much the memory of a node may grow: by `client-memory`, for each connection, and for what
+/// the node has under way itself (queues of the group, windows of its log, pages of the guest and
+/// its copy).
 const CLIENT_MEMORY_BYTES: u64 = 64 << 20;
 const CONNECTION_BYTES: u64 = 32 << 10;
 const NODE_BYTES: u64 = 64 << 20;
-/// What this program needs: two for each client, and some.
+/// The descriptors that this program needs: two for each client, and some.
 const DESCRIPTORS: u64 = 8_192;
 
-/// How often, and for how long.
+/// How many rounds, and how long each takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub rounds: u64,
     pub seconds: u64,
 }
 
-/// What one round came to.
+/// What one round showed, or the medians of all.
 #[derive(Clone, Debug, Default)]
 struct Figures {
     commands: u64,
     command_us: [u64; 2],
     query_us: [u64; 2],
-    /// Calls of the calm that took more than one attempt.
+    /// Calls of calm clients that took more than one attempt.
     retried: u64,
     busy: u64,
-    /// Of the node that had most: what it had more than before.
+    /// By how much the memory of a node grew at most.
     memory_bytes: u64,
 }
 
@@ -96,7 +96,7 @@ struct Times {
     queries: Vec<u64>,
 }
 
-/// Runs the rounds; an error is a broken promise.
+/// Runs the rounds; a broken promise is an error.
 pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     raise_descriptors()?;
     let mut all = Vec::new();
@@ -179,13 +179,14 @@ async fn one_round(cluster: &mut Cluster, plan: Plan, tell: &Teller) -> Result<F
     })
 }
 
-/// What the node that took most took beside what it had before, while the round lasts.
+/// Watches the nodes' memory while the round lasts; returns by how much that of a node grew at
+/// most.
 async fn watch_memory(
     cluster: &mut Cluster,
     before: &BTreeMap<u16, u64>,
     plan: Plan,
 ) -> Result<u64> {
-    // A part of all at each node, and at the leader those that look for it.
+    // Each node has its part of all clients, and the leader also those that the others send to it.
     let connections = ((IDLE + SLOW + HASTY + BUSY + CALM) / before.len() + BUSY + CALM) as u64;
     let most = CLIENT_MEMORY_BYTES + connections * CONNECTION_BYTES + NODE_BYTES;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
@@ -195,14 +196,15 @@ async fn watch_memory(
         cluster.check_running()?;
         for (node, bytes) in memory(cluster)? {
             let more = bytes.saturating_sub(before[&node]);
-            ensure!(more <= most, "node {node} took {more} bytes more; {most} are allowed");
+            ensure!(more <= most, "node {node} grew by {more} bytes; {most} are allowed");
             peak = peak.max(more);
         }
     }
     Ok(peak)
 }
 
-/// Counts up a key of its own, and looks it up: each call once, and none without an answer.
+/// A calm client increments a key of its own and reads it: each call must be applied once and
+/// answered.
 async fn be_calm(number: usize, address: String, shared: Arc<Shared>) -> Result<Times> {
     let client = Client::connect([address], Options::default())?;
     let session = client.open_session().await?;
@@ -216,24 +218,24 @@ async fn be_calm(number: usize, address: String, shared: Arc<Shared>) -> Result<
         times.commands.push(micros(since));
         shared.retried.fetch_add(u64::from(reply.attempts > 1), Ordering::Relaxed);
         let want = Outcome::Ok(count.to_string().into());
-        ensure!(reply.outcome == want, "{:?} is not {want:?}", reply.outcome);
+        ensure!(reply.outcome == want, "got {:?}, not {want:?}", reply.outcome);
         let since = Instant::now();
         let found = client.query(format!("get calm{number}"), Consistency::Linearizable).await?;
         times.queries.push(micros(since));
         shared.retried.fetch_add(u64::from(found.attempts > 1), Ordering::Relaxed);
-        ensure!(found.outcome == want, "{:?} is not {want:?}", found.outcome);
+        ensure!(found.outcome == want, "got {:?}, not {want:?}", found.outcome);
         tokio::time::sleep(CALM_PAUSE).await;
     }
     session.close().await?;
     Ok(times)
 }
 
-/// Writes now and then.
+/// A busy client writes once a second.
 async fn be_busy(number: usize, address: String, shared: Arc<Shared>) -> Result<()> {
     let client = Client::connect([address], Options::default())?;
     let session = client.open_session().await?;
     let value = "x".repeat(256);
-    // They do not all call at the same moment.
+    // Busy clients do not all call at the same moment.
     tokio::time::sleep(BUSY_PAUSE / BUSY as u32 * number as u32).await;
     while !shared.is_over() {
         let reply = session.apply(format!("set busy{number} {value}")).await?;
@@ -245,7 +247,7 @@ async fn be_busy(number: usize, address: String, shared: Arc<Shared>) -> Result<
     Ok(())
 }
 
-/// Asks for much, and leaves it where it is.
+/// A slow reader asks for much and does not read the answers.
 async fn read_slowly(address: String, shared: Arc<Shared>) {
     while !shared.is_over() {
         let Ok(client) = connect(&address).await else { continue };
@@ -255,14 +257,14 @@ async fn read_slowly(address: String, shared: Arc<Shared>) {
             asking.push(Box::pin(async move { client.query(look_up("long", true)).await }));
         }
         for one in &mut asking {
-            // Sent, and not read any more.
+            // The query is sent, and its answer is not read.
             let _ = tokio::time::timeout(HASTE, one).await;
         }
         tokio::time::sleep(SLOWNESS).await;
     }
 }
 
-/// Goes away with an answer in its receive buffer: the connection is reset.
+/// Closes a connection with an answer in its receive buffer, which resets it.
 async fn reset(address: String, shared: Arc<Shared>) {
     while !shared.is_over() {
         if let Ok(mut stream) = TcpStream::connect(&address).await {
@@ -273,7 +275,7 @@ async fn reset(address: String, shared: Arc<Shared>) {
     }
 }
 
-/// Makes many calls, and gives them up at once.
+/// A hasty client makes many calls and gives them up at once.
 async fn give_up(address: String, shared: Arc<Shared>) {
     let Ok(client) = connect(&address).await else { return };
     while !shared.is_over() {
@@ -316,7 +318,7 @@ fn raise_descriptors() -> Result<()> {
         setrlimit(Resource::Nofile, limit).context("raising the limit of descriptors")?;
     }
     let have = limit.current.unwrap_or(u64::MAX);
-    ensure!(have >= DESCRIPTORS, "{DESCRIPTORS} descriptors are needed, {have} may be had");
+    ensure!(have >= DESCRIPTORS, "{DESCRIPTORS} descriptors are needed, but the limit is {have}");
     Ok(())
 }
 
@@ -324,7 +326,7 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The median, and what one in a hundred exceeds.
+/// The median and the 99th percentile.
 fn quantiles(mut all: Vec<u64>) -> [u64; 2] {
     all.sort_unstable();
     let at = |rank: usize| all.get(rank).copied().unwrap_or(0);
@@ -348,8 +350,8 @@ fn told(figures: &Figures) -> String {
     let ms = |us: &u64| format!("{:.1}", *us as f64 / 1_000.0);
     format!(
         "calm: {} commands of p50 {} ms, p99 {} ms; reads of p50 {} ms, p99 {} ms; {retried} calls \
-         took more than one attempt, none failed. Busy: {} commands, none failed. A node took at \
-         most {} more",
+         took more than one attempt, none failed. Busy: {} commands, none failed. The memory of a \
+         node grew by at most {}",
         thousands(*commands),
         ms(&command_us[0]),
         ms(&command_us[1]),

@@ -1,4 +1,4 @@
-//! The demo: three real processes, told line by line while it happens.
+//! The demo: three real processes, and a line for everything that happens to them.
 
 use std::time::Instant;
 
@@ -13,17 +13,17 @@ use crate::tell::{Teller, mebibytes, seconds, thousands};
 use crate::writers::{History, Load, Writers};
 
 const GROUP: &str = "kv";
-/// Ports of the nodes, if they are free.
+/// First ports for the nodes: the first that is free is taken.
 const PORTS: [u16; 4] = [7101, 7201, 7301, 7401];
 const LOAD: Load = Load { writers: 16, keys: 200, value_bytes: 128 };
-/// Small, so that snapshots happen while one looks on.
+/// Small, so that snapshots are taken while one watches.
 const SNAPSHOT_ENTRIES: u64 = 1_000;
 /// More than the log keeps for followers that lag.
 const ENTRIES: u64 = 8_000;
-/// Writes acknowledged after the leader's death, before the writers may stop.
+/// Writes to wait for before and after the leader is killed.
 const WRITES_AFTER: u64 = 500;
 
-/// The cluster of the demo, and the story so far.
+/// The cluster of the demo, and what tells its story.
 pub struct Demo {
     cluster: Cluster,
     client: Client,
@@ -51,7 +51,7 @@ impl Demo {
         };
         match ready.await {
             Ok((leader, client, session)) => {
-                tell.shown(format!("they founded the group `{GROUP}`; node {leader} leads"));
+                tell.shown(format!("they bootstrapped the group `{GROUP}`; node {leader} leads"));
                 Ok(Self { cluster, client, session, tell })
             }
             Err(error) => {
@@ -61,26 +61,26 @@ impl Demo {
         }
     }
 
-    /// The whole story but its end.
+    /// Tells the whole story but its end.
     pub async fn tell(&mut self) -> Result<()> {
         let told = self.steps().await;
         if told.is_err() {
             self.cluster.keep_files();
-            self.tell.failed(format!("step {} did not come true", self.tell.number()));
+            self.tell.failed(format!("step {} failed", self.tell.number()));
         }
         told.with_context(|| format!("logs in {}/node-*/log", self.cluster.root().display()))
     }
 
-    /// The nodes stop, all with exit code 0.
+    /// Stops the nodes, which must all exit with 0.
     pub async fn stop(mut self) -> Result<()> {
         self.tell.step("Stop everything with SIGTERM");
         self.cluster.stop_all().await?;
         self.tell.shown("all three handed over, flushed and exited with 0");
-        println!("\nThat was all of it. Try `cargo xtask demo --keep`, or read README.md.");
+        println!("\nThat was the whole demo. Try `cargo xtask demo --keep`, or read README.md.");
         Ok(())
     }
 
-    /// The nodes go on running; what to try with them.
+    /// Leaves the nodes running and prints what to try with them.
     pub fn leave(self) -> Result<()> {
         let (cluster, all) = (&self.cluster, self.cluster.endpoints());
         let lockstep = cluster.binary().display();
@@ -103,10 +103,10 @@ impl Demo {
     async fn steps(&mut self) -> Result<()> {
         self.write_and_read().await?;
         self.fill().await?;
-        self.mark("Take a snapshot").await?;
+        self.checkpoint("Take a snapshot").await?;
         self.kill_leader().await?;
         self.wipe_follower().await?;
-        self.mark("Compare all three nodes at one mark").await
+        self.checkpoint("Compare all three nodes at one checkpoint").await
     }
 
     async fn write_and_read(&mut self) -> Result<()> {
@@ -128,7 +128,7 @@ impl Demo {
         Ok(())
     }
 
-    /// Applies a command and shows the answer; `want` is what an accepted one must answer.
+    /// Applies a command and shows the answer. `want` is the answer if the command is accepted.
     async fn apply(&self, command: &'static str, want: &'static str, accepted: bool) -> Result<()> {
         let reply = self.session.apply(command).await?;
         let (good, answer) = match &reply.outcome {
@@ -145,7 +145,7 @@ impl Demo {
 
     async fn fill(&mut self) -> Result<()> {
         self.tell.step("Write a lot");
-        self.tell.say(format!("{} clients, one write at a time each", LOAD.writers));
+        self.tell.say(format!("{} clients, each with one write at a time", LOAD.writers));
         let since = Instant::now();
         let writers = Writers::start(|| self.cluster.client(), LOAD)?;
         let far = async |cluster: &Cluster| {
@@ -163,22 +163,22 @@ impl Demo {
             thousands(rate as u64),
             thousands(status.last_index)
         ));
-        let marks: Vec<String> =
+        let checkpoints: Vec<String> =
             status.snapshots.iter().map(|snapshot| snapshot.index.to_string()).collect();
         self.tell.shown(format!(
             "snapshots were taken on the way (at {}), and the log now begins at {}",
-            marks.join(" and "),
+            checkpoints.join(" and "),
             status.first_index
         ));
         self.nothing_lost(&history).await
     }
 
-    async fn mark(&mut self, title: &str) -> Result<()> {
+    async fn checkpoint(&mut self, title: &str) -> Result<()> {
         self.tell.step(title);
         let captured = self.cluster.capture(&self.client, GROUP).await?;
         for (node, snapshot) in &captured.by_node {
             self.tell.say(format!(
-                "node {node}: mark {}, {}, BLAKE3 {}",
+                "node {node}: checkpoint {}, {}, BLAKE3 {}",
                 captured.index,
                 mebibytes(snapshot.length.into()),
                 hex(&snapshot.digest),
@@ -220,7 +220,7 @@ impl Demo {
         let leader = self.cluster.wait_serving(GROUP).await?;
         let victim = *self.cluster.nodes().iter().find(|n| **n != leader).expect("three nodes");
         self.tell.step(&format!("Node {victim} loses its disk"));
-        let old = self.cluster.group(victim, GROUP).await.context("its status")?.replica;
+        let old = self.cluster.group(victim, GROUP).await.context("a node's status")?.replica;
         self.cluster.kill(victim)?;
         self.cluster.wipe(victim)?;
         self.tell.say(format!(
@@ -236,11 +236,10 @@ impl Demo {
         let status = self.cluster.wait_for("the node to join again", PATIENCE, joined).await?;
         ensure!(status.replica != old, "it came back under its old replica id");
         ensure!(status.first_index > 1, "it came back without a snapshot");
-        self.tell
-            .shown(format!("it joined as somebody new: replica {}", ReplicaId(status.replica)));
+        self.tell.shown(format!("it joined as a new replica, {}", ReplicaId(status.replica)));
         let snapshot = status.snapshots.last().context("it lists no snapshot")?;
         self.tell.shown(format!(
-            "by a snapshot of {} at index {}, then the log up to {}; it votes again",
+            "it got a snapshot of {} at index {}, then the log up to {}; it votes again",
             mebibytes(snapshot.length.into()),
             snapshot.index,
             status.applied
@@ -248,7 +247,7 @@ impl Demo {
         Ok(())
     }
 
-    /// Every acknowledged write is there.
+    /// Checks that every acknowledged write is there.
     async fn nothing_lost(&self, history: &History) -> Result<()> {
         let keys = history.check(&self.client).await?;
         self.tell.shown(format!(
@@ -264,7 +263,7 @@ async fn wait_writes(cluster: &mut Cluster, writers: &Writers, count: u64) -> Re
     cluster.wait_for("writes to be acknowledged", PATIENCE, enough).await
 }
 
-/// The first of three ports in a row that nobody listens on.
+/// The first of three free ports in a row.
 fn free_ports() -> Result<u16> {
     let free = |first: &u16| {
         (*first..first + 3).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())

@@ -1,5 +1,5 @@
-//! Small filesystems of their own for nodes: a tmpfs, or an image of another one on a loop device,
-//! mounted for as long as the value lives. Needs root.
+//! Small filesystems for nodes: a tmpfs, or an image of another kind on a loop device. Each is
+//! mounted until its value is dropped. Needs root.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -9,13 +9,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::FallocateFlags;
 
-/// The file that something else fills the disk with.
+/// The file that fills the disk, as another program might.
 const FILLER: &str = "filler";
 
-/// It grows by so many bytes at a time, in the end by less.
+/// By how much the filler grows at a time, and the least at the end.
 const FILL_STEP: u64 = 16 << 20;
 const FILL_LEAST: u64 = 16 << 10;
-/// What is written at a time until nothing more fits: blocks of this size, then single bytes.
+/// What is written to the filler until nothing more fits: blocks of these sizes, single bytes last.
 const BLOCK_SIZES: [usize; 3] = [1 << 20, 4 << 10, 1];
 
 /// A kind of filesystem.
@@ -35,7 +35,7 @@ pub struct Disk {
 }
 
 impl Filesystem {
-    /// Those that servers keep their data on.
+    /// The filesystems that servers keep their data on.
     pub const REAL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
 
     pub fn name(self) -> &'static str {
@@ -47,7 +47,7 @@ impl Filesystem {
         }
     }
 
-    /// The smallest that can be made and is of use, bytes.
+    /// The smallest size that can be made and is of use, bytes.
     pub fn least_bytes(self) -> u64 {
         match self {
             Self::Tmpfs | Self::Ext4 => 96 << 20,
@@ -56,7 +56,7 @@ impl Filesystem {
         }
     }
 
-    /// The program that makes it, the package that has that program, and how it is called.
+    /// The program that makes the filesystem, the package that has the program, and its arguments.
     fn mkfs(self) -> Option<(&'static str, &'static str, &'static [&'static str])> {
         match self {
             Self::Tmpfs => None,
@@ -82,8 +82,8 @@ impl Filesystem {
 }
 
 impl Disk {
-    /// Mounts a filesystem of so many bytes on a directory, which is created. Its image, if it
-    /// needs one, lies beside that.
+    /// Creates a directory and mounts a filesystem of this many bytes on it. The image, if there is
+    /// one, lies beside the directory.
     pub fn mount(dir: &Path, kind: Filesystem, bytes: u64) -> Result<Self> {
         if let Some(what) = kind.lacks() {
             bail!("{}: {what}", kind.name());
@@ -114,17 +114,17 @@ impl Disk {
         Ok((stat.f_blocks - stat.f_bavail) * stat.f_frsize)
     }
 
-    /// Bytes that are free.
+    /// Free bytes.
     pub fn free(&self) -> Result<u64> {
         let stat = rustix::fs::statvfs(&self.dir).context("asking for free space")?;
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
-    /// Something else takes all but so many bytes.
+    /// Fills the disk with a file, but for this many bytes.
     pub fn fill(&self, leave: u64) -> Result<()> {
         let file = File::create(self.dir.join(FILLER)).context("creating the filler")?;
         let (mut taken, mut step) = (0, FILL_STEP);
-        // The node writes meanwhile: what was free a moment ago may be so no more.
+        // The node writes meanwhile, so what was free a moment ago may be taken now.
         while step >= FILL_LEAST {
             let free = self.free()?.saturating_sub(leave);
             step = step.min(free);
@@ -137,8 +137,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Something else writes until not a byte more fits, and takes what became free since the last
-    /// time.
+    /// Writes to the filler until not one more byte fits, which also takes what became free since
+    /// the last time.
     pub fn fill_to_the_last_byte(&self) -> Result<()> {
         let path = self.dir.join(FILLER);
         let mut file = match OpenOptions::new().create(true).append(true).open(&path) {
@@ -155,24 +155,22 @@ impl Disk {
                 }
             }
         }
-        // What it cannot keep it need not keep.
+        // The filler need not be durable, so it does not matter if this fails.
         let _full = file.sync_all();
         Ok(())
     }
 
-    /// It gives them back.
+    /// Removes the filler.
     pub fn empty(&self) -> Result<()> {
         fs::remove_file(self.dir.join(FILLER)).context("removing the filler")
     }
 
-    /// All files are gone.
+    /// Removes all files.
     pub fn wipe(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).context("listing a disk")? {
             let path = entry.context("listing a disk")?.path();
-            let removed = match path.is_dir() {
-                true => fs::remove_dir_all(&path),
-                false => fs::remove_file(&path),
-            };
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.with_context(|| format!("removing {}", path.display()))?;
         }
         Ok(())
@@ -181,8 +179,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a process that is about to be killed may still have files open. The loop device
-        // goes with the last of them.
+        // Lazily, because a process that is about to be killed may still have files open. The loop
+        // device is released with the last of them.
         let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
         if let Some(image) = &self.image {
             let _ = fs::remove_file(image);
@@ -190,7 +188,7 @@ impl Drop for Disk {
     }
 }
 
-/// Runs a program that says nothing if it succeeds.
+/// Runs a program; fails with its error output if it fails.
 fn run(command: &mut Command) -> Result<()> {
     let done = command.output().with_context(|| format!("starting {command:?}"))?;
     let said = String::from_utf8_lossy(&done.stderr);

@@ -1,10 +1,10 @@
-//! Disks that something else fills to the last byte, again and again, on the filesystems that
-//! servers have: each node on an image of its own, with small segments, so that the log has to go
-//! on in the next one while there is no room.
+//! Disks that are filled to the last byte, again and again, on the filesystems that servers have.
+//! Each node has an image of its own, and small segments, so that its log has to continue in the
+//! next segment while the disk is full.
 //!
-//! - A full disk is a state: commands stop, and come back by themselves once there is room. No node
-//!   ends of it.
-//! - A node that starts while its disk is full says so, and goes on by itself.
+//! - A full disk is a state: commands stop, and resume by themselves once there is free space. No
+//!   node exits because of it.
+//! - A node that starts while its disk is full says so, and serves by itself later.
 //! - Nothing acknowledged is lost.
 
 use std::time::Duration;
@@ -20,14 +20,14 @@ use crate::tell::{Teller, mebibytes, seconds};
 const GROUP: &str = "ballast";
 const STATE_BYTES: u64 = 8 << 20;
 const COMMAND_BYTES: usize = 16 << 10;
-/// Snapshots come after so many entries.
+/// Snapshots are taken after this many entries.
 const SNAPSHOT_ENTRIES: u64 = 300;
 /// Commands between two fills: more than a snapshot's worth, and several segments.
 const COMMANDS_BETWEEN: u64 = 600;
 const PAUSE_MS: u64 = 1;
-/// How long it may take until commands stop, or come back.
+/// How long commands may take to stop, or to resume.
 const TURN_PATIENCE: Duration = Duration::from_secs(120);
-/// A node that is short has deleted by then what it can do without.
+/// By then a node with a full disk has deleted what it can do without.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,8 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     if done.is_err() {
         cluster.keep_files();
     }
-    // Before their disks go.
     let done = done.with_context(|| format!("{name}; logs in {}", cluster.root().display()));
+    // The processes end before their disks are unmounted.
     drop(cluster);
     done
 }
@@ -71,7 +71,8 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Telle
         let written =
             async |_: &Cluster| (writer.acknowledged() > before + COMMANDS_BETWEEN).then_some(());
         cluster.wait_for("commands in between", TURN_PATIENCE, written).await?;
-        // One that still waits for a snapshot would have no log to write.
+        // A node that still waits for a snapshot appends nothing, so it would not notice a full
+        // disk.
         let settled = cluster.settled_index(&client).await?;
         for node in cluster.nodes() {
             cluster.wait_applied(node, GROUP, settled, TURN_PATIENCE).await?;
@@ -83,14 +84,14 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Telle
         }
     }
     tell.shown(format!(
-        "{fills} times of {fills} commands stopped and came back, with a node restarted in \
-         between; no node ended"
+        "in {fills} of {fills} fills commands stopped and resumed, with a node restarted in \
+         between; no node exited"
     ));
     writer.account(cluster, (&client, GROUP), tell).await
 }
 
-/// All disks are full, until commands stop; a node starts anew meanwhile; then there is room again,
-/// until commands come back.
+/// Fills all disks until commands stop, restarts a node meanwhile, then frees the space and waits
+/// until commands resume.
 async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Result<()> {
     writer.pace(0);
     let refused = writer.refused();
@@ -106,8 +107,9 @@ async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Res
     writer.comes_back(cluster, GROUP, PAUSE_MS).await
 }
 
-/// Fills all disks, again and again, until commands stop; a node whose disk stays full. What a node
-/// deletes once it is short may be all that its log lacked, so it is looked at twice.
+/// Fills all disks again and again until commands stop; returns a node whose disk stays full. A
+/// node that finds its disk full may free all that its log needs by deleting files, so it is looked
+/// at twice.
 async fn until_commands_stop(
     cluster: &mut Cluster,
     disks: &[Disk],
@@ -130,7 +132,7 @@ async fn until_commands_stop(
     cluster.wait_for("commands to stop", TURN_PATIENCE, stays_full).await
 }
 
-/// Kills a node whose disk is full and starts it again: it says what is the matter, and stays.
+/// Kills a node whose disk is full and starts it again: it says what is wrong, and keeps running.
 async fn restart(cluster: &mut Cluster, disks: &[Disk], node: u16) -> Result<()> {
     let said = cluster.log_text(node).len();
     cluster.kill(node)?;
@@ -140,15 +142,15 @@ async fn restart(cluster: &mut Cluster, disks: &[Disk], node: u16) -> Result<()>
         disks[usize::from(node) - 1].fill_to_the_last_byte().ok()?;
         let full = cluster.group(node, GROUP).await.is_some_and(|of| of.state == "disk full");
         let text = cluster.log_text(node);
-        (full && text[said..].contains("short of room")).then_some(())
+        (full && text[said..].contains("short of space")).then_some(())
     };
     let what = "the node that was started on a full disk to say so";
     cluster.wait_for(what, TURN_PATIENCE, says_so).await?;
-    ensure!(cluster.running().contains(&node), "node {node} runs");
+    ensure!(cluster.running().contains(&node), "node {node} does not run");
     Ok(())
 }
 
-/// Calls wait out a change of leader; a refusal for want of room is to show soon.
+/// Calls outlast a change of leader, but a refusal because of a full disk shows soon.
 fn patient() -> Options {
     let (deadline, attempt) = (Duration::from_secs(4), Duration::from_secs(2));
     Options { deadline, attempt, ..Options::default() }

@@ -1,7 +1,8 @@
-//! One node killed again and again under load: it must come back each time, soon and whole.
+//! One node is killed again and again under load: it must come back each time, soon and with all
+//! its data.
 //!
-//! SIGKILL proves the recovery of a process, not of a machine that lost power: what the process
-//! wrote without syncing it is still there.
+//! SIGKILL tests how a process recovers, not how a machine recovers that lost power: what the
+//! process wrote and did not sync is still there.
 
 use std::time::{Duration, Instant};
 
@@ -16,31 +17,31 @@ const GROUP: &str = "kv";
 /// What is written meanwhile.
 const LOAD: Load = Load { writers: 4, keys: 100, value_bytes: 256 };
 
-/// How often, and what must hold.
+/// How often to kill, and what must hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub times: u32,
     /// The node that is killed.
     pub node: u16,
     pub seed: u64,
-    /// The longest it may take from its start to the leader's index.
+    /// The longest that the node may take from its start to the leader's index.
     pub limit: Duration,
-    /// The nodes' digests are compared each time this many kills have passed.
+    /// How many kills pass between two comparisons of the nodes' digests.
     pub compare_every: u32,
-    /// The longest it lives, at the leader's index, before it is killed again.
+    /// The longest that the node lives, at the leader's index, before it is killed again.
     pub life: Duration,
 }
 
-/// What happened.
+/// What a run showed.
 #[derive(Clone, Debug)]
 pub struct Figures {
     pub acknowledged: u64,
     pub comparisons: u32,
-    /// How long it took to come back, sorted.
+    /// How long the node took to come back each time, sorted.
     pub back_after: Vec<Duration>,
 }
 
-/// Runs the plan on a cluster of three; an error is a broken promise.
+/// Runs the plan on a cluster of three; a broken promise is an error.
 pub async fn run(plan: Plan, tell: &mut Teller) -> Result<Figures> {
     tell.step("Start three nodes with the key-value store, and write");
     let spec = Spec::of_guest("kv", 3)?.with_snapshot_entries(1_000);
@@ -71,7 +72,7 @@ async fn kill_and_return(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -
             let digest = lockstep_core::ids::hex(&captured.equal()?.digest[..8]);
             figures.comparisons += 1;
             tell.say(format!(
-                "kill {kill}: back after {}; at mark {} all have {digest}…; {} acknowledged",
+                "kill {kill}: back after {}; at checkpoint {} all have {digest}…; {} acknowledged",
                 seconds(took),
                 captured.index,
                 thousands(writers.acknowledged()),
@@ -81,12 +82,12 @@ async fn kill_and_return(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -
     figures.back_after.sort();
     let (last, middle) = (figures.back_after.len() - 1, figures.back_after.len() / 2);
     tell.shown(format!(
-        "back at the leader's index after {} at the median, {} at the most",
+        "back at the leader's index after {} in the median, {} at most",
         seconds(figures.back_after[middle]),
         seconds(figures.back_after[last]),
     ));
 
-    tell.step("Look for what was acknowledged");
+    tell.step("Check what was acknowledged");
     figures.acknowledged = writers.acknowledged();
     let history = writers.stop().await?;
     let keys = history.check(&client).await?;
@@ -96,11 +97,14 @@ async fn kill_and_return(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -
     ));
     cluster.capture(&client, GROUP).await?.equal()?;
     cluster.stop_all().await?;
-    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
+    tell.shown(
+        "the snapshots of all nodes at one checkpoint are equal; all stopped with exit code 0",
+    );
     Ok(figures)
 }
 
-/// How long the node took from its start to the leader's index.
+/// Kills the node and starts it again; returns how long it took from its start to the leader's
+/// index.
 async fn kill_once(cluster: &mut Cluster, plan: Plan) -> Result<Duration> {
     cluster.kill(plan.node)?;
     cluster.start_node(plan.node)?;

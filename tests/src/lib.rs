@@ -1,6 +1,6 @@
 //! End-to-end tests and measurements of Lockstep: real processes on loopback, killed and counted.
 //!
-//! The library drives clusters; `tests/it` and the programs in `src/bin` say what is to hold.
+//! The library drives clusters; `tests/it` and the programs in `src/bin` say what must hold.
 #![forbid(unsafe_code)]
 
 pub mod bank;

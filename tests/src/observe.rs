@@ -1,9 +1,9 @@
-//! Looking at a cluster through its clients' door, and waiting for what is to come true.
+//! Observing a cluster as its clients can, and waiting for conditions.
 //!
-//! - A wait has a patience and a sentence; when it ends in vain the error shows every node.
-//! - A node that ended while one waits ends the wait at once.
-//! - Nodes publish their status twice a second; whoever needs the newest index asks a linearizable
-//!   query.
+//! - A wait has a patience and a sentence that says what for; if it times out, the error shows
+//!   every node.
+//! - A node that exits during a wait ends the wait at once.
+//! - Nodes publish their status only now and then: a linearizable query gives the newest index.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,17 +16,17 @@ use lockstep_client::{Client, Consistency, Options};
 
 use crate::cluster::Cluster;
 
-/// What a cluster may take for an election, a start, a rejoin: far more than it needs.
+/// How long an election, a start or a rejoin may take: far longer than they need.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at.
+/// How often a wait checks its condition.
 const POLL: Duration = Duration::from_millis(50);
-/// How long a mark may take until every node captured it or let it pass.
-const MARK_PATIENCE: Duration = Duration::from_secs(60);
-/// Marks that may be asked for until one is captured by all.
-const MARKS_MAX: u32 = 10;
+/// How long it may take until every node has captured a checkpoint or skipped it.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
+/// Most checkpoints that are asked for until all nodes have captured one.
+const CHECKPOINTS_MAX: u32 = 10;
 
-/// One mark, and what each node captured there.
+/// One checkpoint, and what each node captured there.
 #[derive(Clone, Debug)]
 pub struct Captured {
     pub index: u64,
@@ -34,11 +34,11 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// The one snapshot all nodes have, or who has which.
+    /// The snapshot that all nodes have; an error that lists them if they differ.
     pub fn equal(&self) -> Result<&Snapshot> {
-        let first = self.by_node.values().next().context("no node captured the mark")?;
+        let first = self.by_node.values().next().context("no node captured the checkpoint")?;
         if self.by_node.values().any(|other| other != first) {
-            bail!("the snapshots at mark {} differ: {:?}", self.index, self.by_node);
+            bail!("the snapshots at checkpoint {} differ: {:?}", self.index, self.by_node);
         }
         Ok(first)
     }
@@ -56,20 +56,20 @@ impl Cluster {
         Ok(Client::connect(endpoints, Options { group: group.to_owned(), ..options })?)
     }
 
-    /// What a node says of itself; `None` if it says nothing.
+    /// The status of a node; `None` if it does not answer.
     pub async fn status(&self, node: u16) -> Option<StatusResponse> {
         let options = Options { deadline: Duration::from_secs(2), ..Options::default() };
         let client = Client::connect([self.address(node)], options).ok()?;
         client.status(self.address(node)).await.ok()
     }
 
-    /// What a node says of one of its groups.
+    /// The status of one of a node's groups.
     pub async fn group(&self, node: u16, group: &str) -> Option<GroupStatus> {
         self.status(node).await?.groups.into_iter().find(|status| status.name == group)
     }
 
-    /// The running node that leads, if one says so and serves. After a change two may say so for a
-    /// moment; the higher term is right.
+    /// The running node that leads and serves, if one says so. After a change of leader two may say
+    /// so for a moment; the one with the higher term is right.
     pub async fn leader(&self, group: &str) -> Option<u16> {
         let mut leader = None;
         for node in self.running() {
@@ -81,7 +81,7 @@ impl Cluster {
         leader.map(|(_, node)| node)
     }
 
-    /// Waits until a condition gives something.
+    /// Waits until `condition` returns a value.
     pub async fn wait_for<T>(
         &mut self,
         what: &str,
@@ -97,7 +97,7 @@ impl Cluster {
             if since.elapsed() >= patience {
                 let view = self.view().await;
                 bail!(
-                    "waited {patience:?} in vain for {what}\n{view}logs: {}",
+                    "timed out after {patience:?} waiting for {what}\n{view}logs: {}",
                     self.root().display()
                 );
             }
@@ -111,12 +111,13 @@ impl Cluster {
         self.wait_for(&format!("a leader of {group}"), PATIENCE, found).await
     }
 
-    /// Waits until every running node serves the group as a voter and one of them leads it; which.
+    /// Waits until every running node serves the group as a voter and one of them leads it; returns
+    /// the leader.
     pub async fn wait_serving(&mut self, group: &str) -> Result<u16> {
         self.wait_serving_within(group, PATIENCE).await
     }
 
-    /// The same, with another patience.
+    /// Does what [`Cluster::wait_serving`] does, with another patience.
     pub async fn wait_serving_within(&mut self, group: &str, patience: Duration) -> Result<u16> {
         let all_serve = async |cluster: &Self| {
             for node in cluster.running() {
@@ -144,53 +145,55 @@ impl Cluster {
         self.wait_for(&format!("node {node} to apply {index} of {group}"), patience, there).await
     }
 
-    /// An index behind everything that was acknowledged so far.
+    /// An index that is not before any command acknowledged so far.
     pub async fn settled_index(&self, client: &Client) -> Result<u64> {
-        // The answer does not matter, only the index it was given at.
+        // The answer does not matter, only the index at which it was given.
         Ok(client.query("len", Consistency::Linearizable).await?.applied_index)
     }
 
-    /// Takes a mark behind everything acknowledged so far and waits until every running node has
-    /// its snapshot.
+    /// Takes a checkpoint after everything acknowledged so far and waits until every running node
+    /// has its snapshot.
     pub async fn capture(&mut self, client: &Client, group: &str) -> Result<Captured> {
         let floor = self.settled_index(client).await?;
-        let what = format!("every node to capture {group} behind {floor}");
-        for _ in 0..MARKS_MAX {
-            let skipped = self.marks_skipped(group).await;
-            self.mark(client).await?;
+        let what = format!("every node to capture {group} after {floor}");
+        for _ in 0..CHECKPOINTS_MAX {
+            let skipped = self.checkpoints_skipped(group).await;
+            self.checkpoint(client).await?;
             let all_or_skipped = async |cluster: &Self| match cluster.captured(group, floor).await {
                 Some(captured) => Some(Some(captured)),
-                // A replica that was still capturing let the mark pass: another one is needed.
-                None => (cluster.marks_skipped(group).await > skipped).then_some(None),
+                // A replica that was still capturing skips the checkpoint: another one is needed.
+                None => (cluster.checkpoints_skipped(group).await > skipped).then_some(None),
             };
-            if let Some(captured) = self.wait_for(&what, MARK_PATIENCE, all_or_skipped).await? {
+            if let Some(captured) =
+                self.wait_for(&what, CHECKPOINT_PATIENCE, all_or_skipped).await?
+            {
                 return Ok(captured);
             }
         }
-        bail!("{MARKS_MAX} marks were not enough for {what}\n{}", self.view().await)
+        bail!("{CHECKPOINTS_MAX} checkpoints were not enough for {what}\n{}", self.view().await)
     }
 
-    /// Asks for a mark until one is taken: behind snapshots that failed the next one waits.
-    async fn mark(&mut self, client: &Client) -> Result<()> {
-        let taken = async |_: &Self| match client.mark().await {
+    /// Asks for a checkpoint until it is accepted: after failed snapshots the next one has to wait.
+    async fn checkpoint(&mut self, client: &Client) -> Result<()> {
+        let taken = async |_: &Self| match client.checkpoint().await {
             Ok(_) => Some(Ok(())),
-            Err(error) if error.to_string().contains("mark-too-soon") => None,
+            Err(error) if error.to_string().contains("checkpoint-too-soon") => None,
             Err(error) => Some(Err(error)),
         };
-        let taken = self.wait_for("a mark to be taken", MARK_PATIENCE, taken).await?;
-        taken.context("asking for a mark")
+        let taken = self.wait_for("a checkpoint to be taken", CHECKPOINT_PATIENCE, taken).await?;
+        taken.context("asking for a checkpoint")
     }
 
-    /// Marks that running nodes let pass.
-    async fn marks_skipped(&self, group: &str) -> u64 {
+    /// How many checkpoints the running nodes have skipped.
+    async fn checkpoints_skipped(&self, group: &str) -> u64 {
         let mut skipped = 0;
         for node in self.running() {
-            skipped += self.group(node, group).await.map_or(0, |status| status.marks_skipped);
+            skipped += self.group(node, group).await.map_or(0, |status| status.checkpoints_skipped);
         }
         skipped
     }
 
-    /// The newest mark from `floor` on that every running node has a snapshot of.
+    /// The newest checkpoint, at `floor` or later, of which every running node has a snapshot.
     async fn captured(&self, group: &str, floor: u64) -> Option<Captured> {
         let mut by_index: BTreeMap<u64, BTreeMap<u16, Snapshot>> = BTreeMap::new();
         let running = self.running();
@@ -206,7 +209,7 @@ impl Cluster {
             .next_back()
     }
 
-    /// Every node and group in a line: what a failed wait shows.
+    /// A line for every node and group, which a wait that times out shows.
     pub async fn view(&self) -> String {
         let mut text = String::new();
         for node in self.running() {
@@ -217,7 +220,7 @@ impl Cluster {
             for group in &status.groups {
                 let _ = writeln!(
                     text,
-                    "  node {node} {}: {} {:?} t{} commit {}, applied {} log {}-{} marks {:?} {}",
+                    "  node {node} {}: {} {:?} t{} commit {} applied {} log {}-{} snaps {:?} {}",
                     group.name,
                     group.state,
                     group.role(),

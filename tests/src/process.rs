@@ -2,7 +2,7 @@
 //!
 //! - Only the child that was started here is ever signalled, by its own id.
 //! - A dropped process is killed and waited for, so that no test leaves one behind.
-//! - What it says goes to a file that outlives it; restarts append.
+//! - Its output goes to a file that outlives it; a restart appends.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How often a process is looked at while one waits for its end.
+/// How often a wait checks whether a process has ended.
 const POLL: Duration = Duration::from_millis(10);
-/// Between two looks at the memory of a process.
+/// How often the memory of a process is sampled.
 const MEMORY_POLL: Duration = Duration::from_millis(5);
 
 /// A running node.
@@ -26,13 +26,13 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// Looks at the memory of a process again and again.
+/// Samples the memory of a process again and again.
 pub struct MemoryWatch {
     ended: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-/// What a program that ended left behind.
+/// The exit code and the output of a program that ended.
 #[derive(Debug)]
 pub struct Output {
     pub code: Option<i32>,
@@ -46,7 +46,7 @@ impl Process {
         Self::start_as(program, args, log, |_| {})
     }
 
-    /// The same, with a last word on its surroundings.
+    /// Starts a program; `surround` may change the command before it runs.
     pub fn start_as(
         program: &Path,
         args: &[&str],
@@ -66,34 +66,34 @@ impl Process {
         self.child.id()
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill().context("killing a node")?;
         self.child.wait().context("waiting for a killed node")?;
         Ok(())
     }
 
-    /// SIGSTOP: it keeps its connections and answers nothing.
+    /// Sends SIGSTOP: the process keeps its connections and answers nothing.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// SIGTERM; what follows is [`Process::ended`].
+    /// Sends SIGTERM; [`Process::ended`] waits for the end.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
     }
 
     /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("looking at a node")
+        self.child.try_wait().context("asking whether a node has ended")
     }
 
-    /// Waits until it ends by itself; an error if it does not within `patience`.
+    /// Waits until it ends by itself; fails if it does not within `patience`.
     pub async fn ended(&mut self, patience: Duration) -> Result<ExitStatus> {
         let since = Instant::now();
         while since.elapsed() < patience {
@@ -105,18 +105,18 @@ impl Process {
         bail!("process {} did not end within {patience:?}; see {}", self.id(), self.log.display())
     }
 
-    /// What it has in memory now, bytes.
+    /// Its memory now, bytes.
     pub fn memory_bytes(&self) -> Result<u64> {
         memory_bytes(self.id())
     }
 
-    /// Looks at its memory until the watch is asked for the most that it saw.
+    /// Samples its memory until the watch is asked for the peak.
     pub fn watch_memory(&self) -> MemoryWatch {
         let (id, ended) = (self.id(), Arc::new(AtomicBool::new(false)));
         let seen = Arc::clone(&ended);
         let thread = thread::spawn(move || {
             let mut peak = 0;
-            // A process that is gone has no memory; its end is somebody else's to tell.
+            // A process that is gone has no memory; others report that it ended.
             while !seen.load(Ordering::Relaxed) {
                 peak = peak.max(memory_bytes(id).unwrap_or(0));
                 thread::sleep(MEMORY_POLL);
@@ -137,12 +137,13 @@ impl MemoryWatch {
     /// The most memory that was seen, bytes.
     pub fn peak(self) -> u64 {
         self.ended.store(true, Ordering::Relaxed);
-        self.thread.join().expect("looking does not panic")
+        self.thread.join().expect("sampling does not panic")
     }
 }
 
-/// A page that a process maps twice counts once: the copy of a guest that writes snapshots maps the
-/// pages of the live one, which the kernel's own peak of resident memory counts again.
+/// The memory of a process, bytes. A page that it maps twice counts once: the copy of a guest that
+/// writes snapshots maps the pages of the live one, which the kernel's own peak of resident memory
+/// counts again.
 fn memory_bytes(process: u32) -> Result<u64> {
     let file = format!("/proc/{process}/smaps_rollup");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
@@ -153,7 +154,7 @@ fn memory_bytes(process: u32) -> Result<u64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it is gone already.
+        // An error means that it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A road between two nodes that can be cut: forwards connections, counts what it forwards.
+//! A proxy between two nodes: forwards connections, counts the bytes, and can cut them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Forwards from an address of its own to another; ends with the value.
+/// Forwards connections from an address of its own to another, until it is dropped.
 pub struct Proxy {
     address: String,
     forwarded: Arc<AtomicU64>,
@@ -19,7 +19,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on any port of the host and leads to `to`.
+    /// Listens on any free port of the host and forwards to `to`.
     pub async fn start(host: &str, to: &str) -> Result<Self> {
         let listener = TcpListener::bind((host, 0)).await.context("a port for a proxy")?;
         let address = listener.local_addr().context("a proxy's address")?.to_string();
@@ -33,12 +33,12 @@ impl Proxy {
         &self.address
     }
 
-    /// Bytes that went to where it leads; answers are not counted.
+    /// Bytes that were forwarded to the target; answers are not counted.
     pub fn forwarded(&self) -> u64 {
         self.forwarded.load(Ordering::Relaxed)
     }
 
-    /// Breaks every connection there is; new ones pass.
+    /// Breaks every open connection; new ones are accepted.
     pub fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
     }
@@ -58,7 +58,7 @@ async fn accept(
 ) {
     while let Ok((near, _)) = listener.accept().await {
         let (to, forwarded, mut cuts) = (to.clone(), Arc::clone(&forwarded), cuts.clone());
-        cuts.mark_unchanged();
+        drop(cuts.borrow_and_update());
         tokio::spawn(async move {
             let Ok(far) = TcpStream::connect(to).await else { return };
             let (near_in, near_out) = near.into_split();

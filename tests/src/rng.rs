@@ -1,4 +1,4 @@
-//! Chance that can be repeated: one seed, one sequence of numbers.
+//! Randomness that can be repeated: a seed gives a sequence of numbers.
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -32,8 +32,8 @@ impl Rng {
     }
 }
 
-/// The seed of a run: `SEED` of the environment, or `default`. It is printed, so that a run can be
-/// repeated.
+/// The seed of a run: `SEED` from the environment, or `default`. It is printed, so that a run can
+/// be repeated.
 pub fn seed(default: u64) -> u64 {
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     println!("seed {seed}; SEED={seed} repeats it");

@@ -1,10 +1,11 @@
-//! Disks that hang: each node on a filesystem of its own, which is frozen (`fsfreeze`) under it. No
-//! operation fails; what writes does not come back.
+//! Disks that hang: each node has filesystems of its own, which are frozen (`fsfreeze`) while it
+//! runs. No operation fails, but writes do not return.
 //!
-//! - When it is the leader's disk, another node leads soon, and commands are answered.
-//! - When it is a follower's, nobody notices.
-//! - When it is the disk of the leader's snapshots, on its own, commands wait for a moment at most.
-//! - A node whose disk hangs says so, and stops when it is told to.
+//! - If the leader's disk hangs, another node leads soon, and commands are answered.
+//! - If a follower's disk hangs, no client notices.
+//! - If the leader's snapshots are on a disk of their own and that one hangs, commands wait for a
+//!   moment at most.
+//! - A node whose disk hangs reports it, and stops when it is told to.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -26,31 +27,31 @@ const MODULE: &str = "native:ballast:65536";
 const DISK_BYTES: u64 = 96 << 20;
 const COMMAND_BYTES: usize = 1 << 10;
 const PAUSE_MS: u64 = 5;
-/// The longest that the writer may wait for an answer: a second until a node takes notice, an
-/// election, and a client that looks for the new leader.
+/// The longest that the writer may wait for an answer: a second until a node notices, an election,
+/// and the client's search for the new leader.
 const LEADER_GAP_MAX: Duration = Duration::from_secs(8);
-/// The same when nobody should notice, on a busy machine.
+/// The longest wait when a follower's disk hangs, which nobody should notice, on a busy machine.
 const FOLLOWER_GAP_MAX: Duration = Duration::from_secs(2);
-/// The same when a mark finds the disk of the leader's snapshots hanging.
+/// The longest wait when a checkpoint finds the disk of the leader's snapshots hanging.
 const SNAPSHOT_GAP_MAX: Duration = Duration::from_secs(6);
 /// Where a node keeps its snapshots, beside its configuration.
 const SNAPSHOTS: &str = "snapshots";
-/// Between two looks at what was answered.
+/// How often the writer's count of answers is checked.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What one node has.
+/// The disks of one node.
 struct Disks {
     data: Freezer,
     snapshots: Freezer,
 }
 
-/// A filesystem that can be frozen. It is thawed before it goes.
+/// A mounted filesystem that can be frozen. It is thawed and unmounted when it is dropped.
 struct Freezer {
     dir: PathBuf,
     image: PathBuf,
 }
 
-/// What this machine lacks for it; `None` if nothing.
+/// What this machine lacks to mount and freeze filesystems; `None` if nothing.
 pub fn lacks() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("mounting and freezing a filesystem needs root".to_owned());
@@ -67,7 +68,7 @@ pub fn lacks() -> Option<String> {
     missing.iter().find(installed).map(|program| format!("{program} is not installed"))
 }
 
-/// Lets disks hang for so many seconds each.
+/// Lets the leader's disk hang for this many seconds, and others for a third of that.
 pub async fn run(hang_seconds: u64, tell: &mut Teller) -> Result<()> {
     tell.step("Start three nodes, each on a filesystem of its own");
     let mut spec = Spec::of_module(GROUP, MODULE, 3).with_snapshot_entries(1_000_000);
@@ -106,9 +107,9 @@ async fn all(
     tell.step(&format!("The leader's disk hangs for {}", seconds(hangs)));
     let leader = cluster.wait_leader(GROUP, None).await?;
     let gap = hang(cluster, &disks[usize::from(leader) - 1].data, leader, hangs, &writer).await?;
-    ensure!(gap <= LEADER_GAP_MAX, "nobody was answered for {gap:?}");
+    ensure!(gap <= LEADER_GAP_MAX, "no command was answered for {gap:?}");
     tell.shown(format!(
-        "another node leads; nobody waited for more than {}; the node told of its disk",
+        "another node leads; no command waited longer than {}; the node reported its disk",
         seconds(gap)
     ));
 
@@ -117,16 +118,16 @@ async fn all(
     let follower = cluster.nodes().into_iter().find(|node| *node != leader).expect("two follow");
     let disk = &disks[usize::from(follower) - 1].data;
     let gap = hang(cluster, disk, follower, hangs / 3, &writer).await?;
-    ensure!(gap <= FOLLOWER_GAP_MAX, "nobody was answered for {gap:?}");
-    tell.shown(format!("nobody waited for more than {}", seconds(gap)));
+    ensure!(gap <= FOLLOWER_GAP_MAX, "no command was answered for {gap:?}");
+    tell.shown(format!("no command waited longer than {}", seconds(gap)));
 
     tell.step(&format!("The disk of the leader's snapshots hangs for {}", seconds(hangs / 3)));
     let leader = cluster.wait_serving(GROUP).await?;
     let disk = &disks[usize::from(leader) - 1].snapshots;
     let gap = hang_snapshots(cluster, disk, leader, hangs / 3, (&client, &writer)).await?;
-    ensure!(gap <= SNAPSHOT_GAP_MAX, "nobody was answered for {gap:?}");
+    ensure!(gap <= SNAPSHOT_GAP_MAX, "no command was answered for {gap:?}");
     tell.shown(format!(
-        "nobody waited for more than {}; the node told of its disk, and took snapshots afterwards",
+        "no command waited longer than {}; the node reported its disk, and took snapshots later",
         seconds(gap)
     ));
 
@@ -138,8 +139,8 @@ async fn all(
     writer.account(cluster, (&client, GROUP), tell).await
 }
 
-/// The disk of the snapshots of `node`, which leads, hangs for so long, and one is asked for; the
-/// longest time without an answer to the writer.
+/// Lets the disk of the snapshots of `node`, which leads, hang for a time and asks for a snapshot;
+/// returns the longest time in which the writer had no answer.
 async fn hang_snapshots(
     cluster: &mut Cluster,
     disk: &Freezer,
@@ -148,25 +149,28 @@ async fn hang_snapshots(
     (client, writer): (&Client, &Steady),
 ) -> Result<Duration> {
     disk.freeze()?;
-    client.mark().await.context("asking for a snapshot")?;
+    client.checkpoint().await.context("asking for a snapshot")?;
     let longest = longest_gap(writer, hangs).await;
-    let status = cluster.group(node, GROUP).await.context("the node says nothing")?;
+    let status = cluster.group(node, GROUP).await.context("the node does not answer")?;
     let GroupStatus { state, snapshots_stalled_ms, snapshots_stalled_directory, .. } = &status;
     ensure!(state == "serving", "its state is {state}: {}", status.cause);
-    ensure!(*snapshots_stalled_ms > 1_000, "its disk hangs for {snapshots_stalled_ms} ms");
-    ensure!(snapshots_stalled_directory.contains(SNAPSHOTS), "in {snapshots_stalled_directory:?}");
+    ensure!(*snapshots_stalled_ms > 1_000, "it reports a stall of only {snapshots_stalled_ms} ms");
+    ensure!(
+        snapshots_stalled_directory.contains(SNAPSHOTS),
+        "it reports a stall in {snapshots_stalled_directory:?}"
+    );
     let metrics = scrape(&metrics_address(cluster, node))?;
     let row = metrics.lines().find(|line| line.starts_with("lockstep_snapshots_stalled_seconds{"));
-    let row = row.with_context(|| format!("no metric tells of it: {metrics}"))?;
+    let row = row.with_context(|| format!("no metric reports it: {metrics}"))?;
     ensure!(row.contains(snapshots_stalled_directory) && !row.ends_with(" 0"), "{row}");
-    let leader = cluster.leader(GROUP).await.context("nobody leads")?;
-    ensure!(leader == node, "node {node} does not lead any more, and its log is well");
+    let leader = cluster.leader(GROUP).await.context("no node leads")?;
+    ensure!(leader == node, "node {node} no longer leads, although its log is well");
     disk.thaw()?;
     cluster.capture(client, GROUP).await?.equal()?;
     Ok(longest)
 }
 
-/// The longest time without an answer to the writer, of so much.
+/// The longest time, within `time`, in which the writer had no answer.
 async fn longest_gap(writer: &Steady, time: Duration) -> Duration {
     let began = Instant::now();
     let (mut answered, mut at, mut longest) = (writer.acknowledged(), began, Duration::ZERO);
@@ -180,7 +184,8 @@ async fn longest_gap(writer: &Steady, time: Duration) -> Duration {
     longest
 }
 
-/// The disk of `node` hangs for so long; the longest time without an answer to the writer.
+/// Lets the disk of `node` hang for a time; returns the longest time in which the writer had no
+/// answer.
 async fn hang(
     cluster: &mut Cluster,
     disk: &Freezer,
@@ -190,10 +195,10 @@ async fn hang(
 ) -> Result<Duration> {
     disk.freeze()?;
     let longest = longest_gap(writer, hangs).await;
-    let status = cluster.group(node, GROUP).await.context("the node says nothing")?;
+    let status = cluster.group(node, GROUP).await.context("the node does not answer")?;
     tells_of_its_disk(&status, &scrape(&metrics_address(cluster, node))?)?;
-    let leader = cluster.leader(GROUP).await.context("nobody leads")?;
-    ensure!(leader != node, "node {node} leads, and its disk hangs");
+    let leader = cluster.leader(GROUP).await.context("no node leads")?;
+    ensure!(leader != node, "node {node} leads although its disk hangs");
     disk.thaw()?;
     cluster.wait_serving(GROUP).await?;
     Ok(longest)
@@ -202,16 +207,19 @@ async fn hang(
 fn tells_of_its_disk(status: &GroupStatus, metrics: &str) -> Result<()> {
     let GroupStatus { state, cause, log_stalled_ms, log_stalled_directory, .. } = status;
     ensure!(state == "disk stalled" && !cause.is_empty(), "its state is {state}: {cause}");
-    ensure!(*log_stalled_ms > 1_000, "its disk hangs for {log_stalled_ms} ms");
-    ensure!(log_stalled_directory.ends_with("wal"), "in {log_stalled_directory:?}");
+    ensure!(*log_stalled_ms > 1_000, "it reports a stall of only {log_stalled_ms} ms");
+    ensure!(
+        log_stalled_directory.ends_with("wal"),
+        "it reports a stall in {log_stalled_directory:?}"
+    );
     let row = metrics.lines().find(|line| line.starts_with("lockstep_log_stalled_seconds{"));
-    let row = row.with_context(|| format!("no metric tells of it: {metrics}"))?;
+    let row = row.with_context(|| format!("no metric reports it: {metrics}"))?;
     ensure!(row.contains(log_stalled_directory) && !row.ends_with(" 0"), "{row}");
     Ok(())
 }
 
-/// A node whose disk hangs is told to stop. A thread that the system holds keeps the process from
-/// vanishing, but nobody is served by it any more.
+/// Tells a node whose disk hangs to stop. A thread that hangs in the kernel keeps the process
+/// alive, but it serves nobody any more.
 async fn stop(cluster: &mut Cluster, disk: &Freezer, node: u16, tell: &Teller) -> Result<()> {
     disk.freeze()?;
     let address = cluster.address(node).to_owned();
@@ -222,7 +230,7 @@ async fn stop(cluster: &mut Cluster, disk: &Freezer, node: u16, tell: &Teller) -
         let said = cluster.log_text(node).contains("node stopped");
         (said && TcpStream::connect(&address).is_err()).then_some(())
     };
-    cluster.wait_for("the node's end", STOP_PATIENCE, ended).await?;
+    cluster.wait_for("the node to stop", STOP_PATIENCE, ended).await?;
     let took = began.elapsed();
     disk.thaw()?;
     let status = cluster.ended(node, PATIENCE).await?;
@@ -231,7 +239,8 @@ async fn stop(cluster: &mut Cluster, disk: &Freezer, node: u16, tell: &Teller) -
     Ok(())
 }
 
-/// The cluster's addresses are its own, and so are the ports behind.
+/// The address for a node's metrics. A cluster has 16 ports to itself, and its nodes take the first
+/// ones.
 fn metrics_address(cluster: &Cluster, node: u16) -> String {
     let (host, port) = cluster.address(node).rsplit_once(':').expect("host:port");
     format!("{host}:{}", port.parse::<u16>().expect("a port") + 8)
@@ -269,15 +278,16 @@ impl Freezer {
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        // It is mostly not frozen. One that is would keep its processes for ever.
+        // Usually it is not frozen, and this fails. If it were, processes that write to it would
+        // hang for ever.
         let _not_frozen = self.thaw();
-        // Lazily: a process that is about to be killed may still have files open.
+        // Lazily, because a process that is about to be killed may still have files open.
         let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
         let _ = std::fs::remove_file(&self.image);
     }
 }
 
-/// Runs a program that says nothing if it succeeds.
+/// Runs a program; fails with its error output if it fails.
 fn run_quietly(command: &mut Command) -> Result<()> {
     let done = command.output().with_context(|| format!("starting {command:?}"))?;
     let said = String::from_utf8_lossy(&done.stderr);

@@ -1,5 +1,5 @@
-//! One writer at a steady pace that counts what it is told, on a guest that counts what it applies
-//! (`native:ballast:BYTES`): the count shows whether anything was lost or applied twice.
+//! A writer at a steady pace counts what is acknowledged, and a guest (`native:ballast:BYTES`)
+//! counts what it applies. The two counts show whether anything was lost or applied twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::cluster::Cluster;
 use crate::observe::PATIENCE;
 use crate::tell::{Teller, thousands};
 
-/// Between two looks whether it may go on.
+/// How often a writer that rests checks whether it may go on.
 const REST: Duration = Duration::from_millis(2);
 
 /// A writer at work.
@@ -25,20 +25,20 @@ pub struct Steady {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    /// Refused for want of room, and not applied.
+    /// Commands that were refused because a disk is full, and not applied.
     refused: AtomicU64,
     /// Milliseconds between two commands.
     pause_ms: AtomicU64,
-    /// It rests once so many commands are acknowledged.
+    /// The writer rests once this many commands are acknowledged.
     rests_at: AtomicU64,
     command_bytes: usize,
 }
 
-/// What the writer was told in all.
+/// What the writer counted in all.
 #[derive(Clone, Copy, Default, Debug)]
 struct Counted {
     acknowledged: u64,
-    /// May or may not have been applied.
+    /// Commands that may or may not have been applied.
     unknown: u64,
     /// The guest's count at the last acknowledgement.
     last: u64,
@@ -52,7 +52,7 @@ impl Shared {
 }
 
 impl Steady {
-    /// Writes commands of so many bytes, so many milliseconds apart, until [`Steady::stop`].
+    /// Writes commands of this many bytes, this many milliseconds apart, until [`Steady::stop`].
     pub fn start(client: Client, command_bytes: usize, pause_ms: u64) -> Self {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
@@ -78,12 +78,13 @@ impl Steady {
         self.shared.pause_ms.store(pause_ms, Ordering::Relaxed);
     }
 
-    /// Rests once so many commands are acknowledged, until it may go on.
+    /// Lets the writer rest once this many commands are acknowledged, until this number is raised.
     pub fn rest_at(&self, acknowledged: u64) {
         self.shared.rests_at.store(acknowledged, Ordering::Relaxed);
     }
 
-    /// There is room again: commands come back by themselves, and go on at this pace.
+    /// After disks have free space again: waits until commands resume by themselves, then sets the
+    /// pace.
     pub async fn comes_back(
         &self,
         cluster: &mut Cluster,
@@ -93,20 +94,20 @@ impl Steady {
         cluster.wait_serving(group).await?;
         let before = self.acknowledged();
         let goes_on = async |_: &Cluster| (self.acknowledged() > before + 10).then_some(());
-        cluster.wait_for("commands to come back", PATIENCE, goes_on).await?;
+        cluster.wait_for("commands to resume", PATIENCE, goes_on).await?;
         self.pace(pause_ms);
         Ok(())
     }
 
-    /// The last step of a story: nothing acknowledged is lost, nothing was applied twice, the
-    /// nodes are equal, and they stop as they should.
+    /// The last step of a run: checks that nothing acknowledged is lost, that nothing was applied
+    /// twice and that the nodes are equal, and stops them.
     pub async fn account(
         self,
         cluster: &mut Cluster,
         (client, group): (&Client, &str),
         tell: &mut Teller,
     ) -> Result<()> {
-        tell.step("Look for what was acknowledged");
+        tell.step("Check what was acknowledged");
         let counted = self.stop(client).await?;
         tell.shown(format!(
             "{} commands were acknowledged, {} had no answer; the guest applied {}",
@@ -118,12 +119,13 @@ impl Steady {
         cluster.capture(client, group).await?.equal()?;
         cluster.stop_all().await?;
         tell.shown(
-            "the snapshots of all nodes at one mark are equal; all stopped with exit code 0",
+            "the snapshots of all nodes at one checkpoint are equal; all stopped with exit code 0",
         );
         Ok(())
     }
 
-    /// Stops, writes once more, and compares the guest's count with what was acknowledged.
+    /// Stops the writer, writes once more, and compares the guest's count with what was
+    /// acknowledged.
     async fn stop(self, client: &Client) -> Result<Counted> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let counted = self.task.await.context("the writer panicked")??;
@@ -132,7 +134,7 @@ impl Steady {
         let (least, most) = (counted.acknowledged, counted.acknowledged + counted.unknown);
         ensure!(
             (least + 1..=most + 1).contains(&last),
-            "the guest applied {} commands; {least} were acknowledged and {} may have been",
+            "the guest applied {} commands; {least} were acknowledged and {} had no answer",
             last - 1,
             counted.unknown
         );
@@ -181,5 +183,8 @@ async fn write(client: Client, shared: Arc<Shared>) -> Result<Counted> {
 
 fn count(outcome: Outcome) -> Result<u64> {
     let Outcome::Ok(answer) = outcome else { bail!("a write was answered {outcome:?}") };
-    std::str::from_utf8(&answer).ok().and_then(|text| text.parse().ok()).context("a count")
+    std::str::from_utf8(&answer)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .context("an answer that is not a number")
 }

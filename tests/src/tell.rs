@@ -1,11 +1,12 @@
-//! How the long programs tell what they do: steps, facts, and how long each thing took.
+//! How the long programs report what they do: steps, results, and how long each took.
 //!
-//! A line is printed whole and at once. Colours only on a terminal, and never with `NO_COLOR`.
+//! A line is printed whole and at once. There are colours only on a terminal, and never with
+//! `NO_COLOR`.
 
 use std::io::{IsTerminal as _, stdout};
 use std::time::{Duration, Instant};
 
-/// Tells a story in numbered steps.
+/// Reports a run in numbered steps.
 pub struct Teller {
     step: u32,
     since: Instant,
@@ -13,7 +14,7 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Opens with a title.
+    /// Prints the title.
     pub fn new(title: &str) -> Self {
         let colours = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let this = Self { step: 0, since: Instant::now(), colours };
@@ -21,43 +22,40 @@ impl Teller {
         this
     }
 
-    /// The next step begins.
+    /// Begins the next step.
     pub fn step(&mut self, what: &str) {
         self.step += 1;
         self.since = Instant::now();
         println!("\n{}", self.paint("1;36", &format!("{}. {what}", self.step)));
     }
 
-    /// Something that is about to be done, or is so.
+    /// Prints a line about what happens.
     pub fn say(&self, line: impl AsRef<str>) {
         println!("   {}", line.as_ref());
     }
 
-    /// Something that was to be shown, and is.
+    /// Prints a result that was to be shown, and how long it took since the step began.
     pub fn shown(&self, line: impl AsRef<str>) {
         let took = self.paint("2", &format!("({})", seconds(self.since.elapsed())));
         println!("   {} {} {took}", self.paint("1;32", "✓"), line.as_ref());
     }
 
-    /// The last line of a story that went wrong.
+    /// Prints the last line of a run that failed.
     pub fn failed(&self, line: impl AsRef<str>) {
         println!("   {} {}", self.paint("1;31", "✗"), line.as_ref());
     }
 
-    /// The step under way.
+    /// The number of the step under way.
     pub fn number(&self) -> u32 {
         self.step
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
-        match self.colours {
-            true => format!("\x1b[{colour}m{text}\x1b[0m"),
-            false => text.to_owned(),
-        }
+        if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
-/// A time as one says it.
+/// A time for people, in milliseconds or seconds.
 pub fn seconds(time: Duration) -> String {
     match time.as_secs_f64() {
         short if short < 1.0 => format!("{:.0} ms", short * 1e3),
@@ -65,7 +63,7 @@ pub fn seconds(time: Duration) -> String {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with a comma between thousands.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,10 +1,10 @@
-//! Disks that are little more than two snapshots, each a filesystem of its own: many snapshots
-//! under load, with followers that lose their disks; then disks that something else fills up.
+//! Disks that are hardly larger than two snapshots, each a filesystem of its own: many snapshots
+//! are taken under load while followers lose their disks; then the disks are filled.
 //!
-//! - While snapshots are taken nobody may run out of room: no command is refused for it, and no
-//!   snapshot either. One may be postponed while an older object is still being sent.
-//! - When the disks fill up commands stop, and come back by themselves; nothing acknowledged is
-//!   lost.
+//! - While snapshots are taken no node may run out of space: no command is refused for it, and no
+//!   snapshot either. A snapshot may be postponed while an older object is still being sent.
+//! - When the disks are full commands stop, and they resume by themselves later; nothing
+//!   acknowledged is lost.
 
 use std::time::Duration;
 
@@ -19,21 +19,21 @@ use crate::tell::{Teller, mebibytes, thousands};
 
 const GROUP: &str = "ballast";
 const SEGMENT_BYTES: u64 = 16 << 20;
-/// A mark, and the objects of three nodes behind it, may take this long on a busy machine.
+/// How long a checkpoint and the snapshots of three nodes may take on a busy machine.
 const CYCLE_PATIENCE: Duration = Duration::from_secs(240);
-/// A state may take this long to arrive.
+/// How long a state may take to arrive.
 const REJOIN_PATIENCE: Duration = Duration::from_secs(600);
 /// Cycles between two lost disks.
 const WIPE_EVERY: u32 = 10;
 const COMMAND_BYTES: usize = 64 << 10;
-/// Between two commands, while snapshots are taken and while disks fill up.
+/// The pause between two commands, except while the disks are being filled.
 const PAUSE_MS: u64 = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub state_bytes: u64,
     pub cycles: u32,
-    /// How often something else fills the disks.
+    /// How often the disks are filled.
     pub fills: u32,
 }
 
@@ -49,7 +49,7 @@ impl Plan {
     }
 }
 
-/// What was seen.
+/// What the cycles showed.
 #[derive(Clone, Copy, Default, Debug)]
 struct Seen {
     highest_use: u64,
@@ -65,7 +65,7 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     let module = format!("native:ballast:{}", plan.state_bytes);
     let mut spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(1_000_000_000);
     spec.settings = vec![format!("log-segment = \"{}MiB\"", SEGMENT_BYTES >> 20)];
-    // Marks are asked for; should the log outgrow this, one comes by itself.
+    // Checkpoints are asked for; if the log outgrows this, one is taken unasked.
     let log_kib = plan.log_bytes() >> 10;
     spec.groups[0].settings.push(format!("snapshot-log-bytes = \"{log_kib}KiB\""));
     let mut cluster = Cluster::prepare(spec)?;
@@ -87,7 +87,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     }
     cluster.wait_serving(GROUP).await?;
     let disk = mebibytes(plan.disk_bytes().into());
-    tell.shown(format!("each on a disk of {disk}, of which segment and spares take 48"));
+    tell.shown(format!("each on a disk of {disk}, of which segment and spares take 48 MiB"));
     let client = cluster.client_of(GROUP, patient())?;
     let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
 
@@ -95,31 +95,30 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     let seen = cycles(cluster, disks, plan, (&client, &writer), tell).await?;
     no_shortage(cluster, &writer)?;
     tell.shown(format!(
-        "{} commands; nobody was short of room; {} lost disks came back; a snapshot was \
-         postponed {} times",
+        "{} commands; no node ran out of space; {} nodes lost their disks and came back; a \
+         snapshot was postponed {} times",
         thousands(writer.acknowledged()),
         seen.wipes,
         seen.postponed,
     ));
     let share = seen.most_logged as f64 * 100.0 / plan.state_bytes as f64;
     tell.shown(format!(
-        "the highest use of a disk was {} of {disk}; at the most {} of commands a cycle, \
-         {share:.1} \
-         % of the state",
+        "the highest use of a disk was {} of {disk}; a cycle had at most {} of commands, \
+         {share:.1} % of the state",
         mebibytes(seen.highest_use.into()),
         mebibytes(seen.most_logged.into()),
     ));
 
-    tell.step(&format!("Fill the disks with something else, {} times", plan.fills));
+    tell.step(&format!("Fill the disks, {} times", plan.fills));
     for fill in 1..=plan.fills {
         fill_up(cluster, disks, &writer).await.with_context(|| format!("fill {fill}"))?;
     }
-    tell.shown(format!("{0} times of {0} commands stopped and came back", plan.fills));
+    tell.shown(format!("in {0} of {0} fills commands stopped and resumed", plan.fills));
 
     writer.account(cluster, (&client, GROUP), tell).await
 }
 
-/// Calls wait out a change of leader, and a guest that is busy with a snapshot.
+/// Calls outlast a change of leader, and a guest that is busy with a snapshot.
 fn patient() -> Options {
     let (deadline, attempt) = (Duration::from_secs(60), Duration::from_secs(20));
     Options { deadline, attempt, ..Options::default() }
@@ -135,7 +134,7 @@ async fn cycles(
     let mut seen = Seen::default();
     for cycle in 1..=plan.cycles {
         let before = writer.acknowledged();
-        // One may be under way.
+        // One more command may be under way.
         writer.rest_at(before + plan.log_bytes() / COMMAND_BYTES as u64 - 1);
         if cycle % WIPE_EVERY == 0 {
             wipe_one(cluster, disks, cycle).await.with_context(|| format!("cycle {cycle}"))?;
@@ -148,14 +147,14 @@ async fn cycles(
         if cycle % 20 == 0 {
             let most = mebibytes(seen.highest_use.into());
             let commands = thousands(writer.acknowledged());
-            tell.say(format!("cycle {cycle}: {commands} commands, at the most {most} in use"));
+            tell.say(format!("cycle {cycle}: {commands} commands, at most {most} in use"));
         }
     }
     writer.rest_at(u64::MAX);
     Ok(seen)
 }
 
-/// A follower loses its disk; the last one that did is a voter again.
+/// Wipes a follower's disk, once the one wiped before is a voter again.
 async fn wipe_one(cluster: &mut Cluster, disks: &[Disk], cycle: u32) -> Result<()> {
     let leader = cluster.wait_serving_within(GROUP, REJOIN_PATIENCE).await?;
     let followers: Vec<u16> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
@@ -165,7 +164,8 @@ async fn wipe_one(cluster: &mut Cluster, disks: &[Disk], cycle: u32) -> Result<(
     cluster.start_node(node)
 }
 
-/// A mark, until each voter captured it, let it pass or put it off; how many put it off.
+/// Takes a checkpoint and waits until each voter has captured, skipped or postponed it; returns how
+/// many have postponed it.
 async fn one_cycle(
     cluster: &mut Cluster,
     disks: &[Disk],
@@ -177,7 +177,7 @@ async fn one_cycle(
         before.push(cluster.group(node, GROUP).await);
     }
     let floor = cluster.settled_index(client).await?;
-    client.mark().await.context("asking for a mark")?;
+    client.checkpoint().await.context("asking for a checkpoint")?;
     let watched = std::cell::Cell::new(0);
     let done = async |cluster: &Cluster| {
         for disk in disks {
@@ -186,14 +186,15 @@ async fn one_cycle(
         let mut postponed = 0;
         for (node, before) in cluster.nodes().into_iter().zip(&before) {
             let Some(now) = cluster.group(node, GROUP).await else { continue };
-            // Whoever joins has no object of its own to take yet.
+            // A node that joins has no snapshot of its own to take yet.
             if !matches!(now.role(), Role::Leader | Role::Follower) || now.state != "serving" {
                 continue;
             }
-            let (failed, skipped) =
-                before.as_ref().map_or((0, 0), |was| (was.captures_failed, was.marks_skipped));
+            let (failed, skipped) = before
+                .as_ref()
+                .map_or((0, 0), |was| (was.captures_failed, was.checkpoints_skipped));
             let taken = now.snapshots.first().is_some_and(|s| s.index > floor);
-            match (taken, now.captures_failed > failed, now.marks_skipped > skipped) {
+            match (taken, now.captures_failed > failed, now.checkpoints_skipped > skipped) {
                 (true, _, _) | (false, false, true) => {}
                 (false, true, _) => postponed += 1,
                 (false, false, false) => return None,
@@ -201,25 +202,29 @@ async fn one_cycle(
         }
         Some(postponed)
     };
-    let postponed = cluster.wait_for("all to capture the mark", CYCLE_PATIENCE, done).await?;
+    let postponed = cluster.wait_for("all to capture the checkpoint", CYCLE_PATIENCE, done).await?;
     *highest = (*highest).max(watched.get());
     Ok(postponed)
 }
 
-/// Nobody said that there was no room.
+/// Checks that no node reported a lack of space.
 fn no_shortage(cluster: &Cluster, writer: &Steady) -> Result<()> {
-    ensure!(writer.refused() == 0, "{} commands were refused for want of room", writer.refused());
+    ensure!(
+        writer.refused() == 0,
+        "{} commands were refused because a disk was full",
+        writer.refused()
+    );
     for node in cluster.nodes() {
         let log = cluster.log_text(node);
         let short = |line: &&str| line.contains("disk full") || line.contains("no_space");
         if let Some(line) = log.lines().find(short) {
-            anyhow::bail!("node {node} was short of room: {line}");
+            anyhow::bail!("node {node} ran out of space: {line}");
         }
     }
     Ok(())
 }
 
-/// All disks are full, until commands stop; then there is room again, until commands come back.
+/// Fills all disks until commands stop, then frees the space and waits until commands resume.
 async fn fill_up(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Result<()> {
     writer.pace(0);
     let refused = writer.refused();

@@ -20,23 +20,23 @@ const GROUP: &str = "kv";
 const VALUE_BYTES: u64 = 4 << 10;
 /// Values under way while the store is filled.
 const UNDER_WAY: usize = 512;
-/// Small writes until the log is cut, at a time.
+/// How many small writes are made at a time until the logs are cut.
 const PADDING: u64 = 3_000;
-/// How often that may take.
+/// How many times that is done at most.
 const PADDINGS_MAX: u32 = 10;
 const PADDING_LOAD: Load = Load { writers: 32, keys: 10, value_bytes: 8 };
-/// The state may take this long to arrive and be restored.
+/// How long the state may take to arrive and be restored.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(600);
 
-/// How much, and what it may cost.
+/// How large the state is, and what its transfer may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub state_bytes: u64,
-    /// Of each host, beside its guest.
+    /// Memory that each host may take, beside its guest's.
     pub limit_bytes: u64,
 }
 
-/// What it cost.
+/// What the transfer cost.
 #[derive(Clone, Debug)]
 pub struct Figures {
     /// The snapshot's length.
@@ -46,7 +46,7 @@ pub struct Figures {
     pub receiver: u16,
 }
 
-/// Of one host, bytes.
+/// The memory of one host, bytes.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Cost {
     pub before: u64,
@@ -63,10 +63,10 @@ impl Cost {
     }
 }
 
-/// Runs the plan on a cluster of three; an error is a broken promise.
+/// Runs the plan on a cluster of three; a broken promise is an error.
 pub async fn run(plan: Plan, tell: &mut Teller) -> Result<Figures> {
     tell.step(&format!("Fill three nodes with {}", mebibytes(plan.state_bytes.into())));
-    // No marks but those that are asked for.
+    // Checkpoints are taken only when they are asked for.
     let mut spec = Spec::of_guest("kv", 3)?.with_snapshot_entries(1_000_000_000);
     spec.settings = vec!["log-segment = \"64MiB\"".to_owned()];
     spec.groups[0].settings.push("snapshot-log-bytes = \"1000GiB\"".to_owned());
@@ -85,7 +85,7 @@ async fn measure(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result
     fill(&client, values).await?;
     tell.shown(format!("{} values of {VALUE_BYTES} bytes", thousands(values)));
     cut_logs(cluster, &client).await?;
-    tell.shown("every log begins behind what a new node needs: only a snapshot can help it");
+    tell.shown("every log begins after what a new node needs: it has to get a snapshot");
 
     let sender = cluster.wait_serving(GROUP).await?;
     let receiver = *cluster.nodes().iter().find(|node| **node != sender).expect("there are three");
@@ -101,7 +101,11 @@ async fn measure(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result
     let answers = async |cluster: &Cluster| cluster.group(receiver, GROUP).await;
     let joining = cluster.wait_for("the wiped node to answer", TRANSFER_PATIENCE, answers).await?;
     ensure!(joining.replica != old, "the wiped node has its old replica id");
-    ensure!(joining.state == "joining", "the wiped node is {} from the start", joining.state);
+    ensure!(
+        joining.state == "joining",
+        "the wiped node is {} at its start, not joining",
+        joining.state
+    );
     watched.insert(receiver, before(cluster, receiver).await?);
 
     let index = cluster.settled_index(&client).await?;
@@ -129,7 +133,9 @@ async fn measure(cluster: &mut Cluster, plan: Plan, tell: &mut Teller) -> Result
     tell.step("Compare the nodes");
     cluster.capture(&client, GROUP).await?.equal()?;
     cluster.stop_all().await?;
-    tell.shown("the snapshots of all nodes at one mark are equal; all stopped with exit code 0");
+    tell.shown(
+        "the snapshots of all nodes at one checkpoint are equal; all stopped with exit code 0",
+    );
     Ok(Figures { snapshot_bytes, by_node, sender, receiver })
 }
 
@@ -147,7 +153,7 @@ fn report(
             _bystander => "looks on",
         };
         let line = format!(
-            "node {node} {part}: {} before, {} at the most; guest {} before, {} after; beside the \
+            "node {node} {part}: {} before, {} at most; guest {} before, {} after; beside the \
              guest {}",
             mebibytes(cost.before.into()),
             mebibytes(cost.peak.into()),
@@ -173,7 +179,7 @@ async fn before(cluster: &Cluster, node: u16) -> Result<(Cost, MemoryWatch)> {
     Ok((cost, process.watch_memory()))
 }
 
-/// Stores values that differ.
+/// Stores this many different values.
 async fn fill(client: &Client, values: u64) -> Result<()> {
     let pipeline = client.open_session().await?.pipeline();
     let mut pending = VecDeque::new();
@@ -196,7 +202,7 @@ fn stored(reply: Result<lockstep_client::Reply, lockstep_client::Error>) -> Resu
     Ok(())
 }
 
-/// Small writes and marks until no node's log reaches back to the first entry.
+/// Makes small writes and takes checkpoints until no node's log reaches back to the first entry.
 pub(crate) async fn cut_logs(cluster: &mut Cluster, client: &Client) -> Result<()> {
     for _ in 0..PADDINGS_MAX {
         let writers = Writers::start_some(|| cluster.client(), PADDING_LOAD, PADDING)?;
@@ -210,5 +216,5 @@ pub(crate) async fn cut_logs(cluster: &mut Cluster, client: &Client) -> Result<(
             return Ok(());
         }
     }
-    anyhow::bail!("no log was cut by {PADDINGS_MAX} marks and {PADDING} writes before each")
+    anyhow::bail!("no log was cut by {PADDINGS_MAX} checkpoints and {PADDING} writes before each")
 }

@@ -1,8 +1,7 @@
-//! Writers that remember what they were told, to hold it against the key-value store afterwards.
+//! Writers that remember what was acknowledged, to compare it with the key-value store afterwards.
 //!
-//! Each writer goes round its own keys and stores a growing version. What a key holds in the end
-//! must be the last version that was acknowledged, or a later one whose outcome its writer never
-//! learnt.
+//! Each writer goes round its own keys and stores a growing version. In the end a key must hold the
+//! last version that was acknowledged, or a later one whose outcome its writer never learned.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +27,7 @@ pub struct Writers {
     load: Load,
 }
 
-/// What all writers were told.
+/// What all writers were told, for the check afterwards.
 pub struct History {
     written: Vec<Written>,
     load: Load,
@@ -38,7 +37,7 @@ pub struct History {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    /// Every writer stops after this many; 0: when it is told to.
+    /// Writes after which every writer stops; 0: it writes until it is told to stop.
     each: u64,
 }
 
@@ -50,11 +49,11 @@ struct Written {
     retried_across_leaders: u64,
 }
 
-/// Of one key.
+/// The versions of one key.
 #[derive(Default)]
 struct Versions {
     acknowledged: u64,
-    /// Later than the acknowledged one, and nobody knows.
+    /// Later versions without an answer: they may or may not have been applied.
     unanswered: Vec<u64>,
 }
 
@@ -83,13 +82,13 @@ impl Writers {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Tells the writers to stop, and what they know.
+    /// Stops the writers; returns what they were told.
     pub async fn stop(self) -> Result<History> {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.finish().await
     }
 
-    /// Waits until they have written as much as they should, and what they know.
+    /// Waits until the writers have written as much as they should; returns what they were told.
     pub async fn finish(mut self) -> Result<History> {
         let mut written = Vec::new();
         while let Some(one) = self.tasks.join_next().await {
@@ -106,15 +105,15 @@ impl History {
         (sum(|written| written.retried), sum(|written| written.retried_across_leaders))
     }
 
-    /// Reads every key, linearizably; how many hold what they should, which is all or an error.
+    /// Checks every key with linearizable reads; returns how many there are.
     pub async fn check(&self, client: &Client) -> Result<u64> {
         let mut checked = 0;
         for written in &self.written {
             let found = read_keys(client, written.writer, self.load.keys).await?;
             for (key, versions) in &written.keys {
-                versions.check(found.get(key).copied().unwrap_or(0)).with_context(|| {
-                    format!("key {} after all was acknowledged", key_name(written.writer, *key))
-                })?;
+                let held = found.get(key).copied().unwrap_or(0);
+                let name = key_name(written.writer, *key);
+                versions.check(held).with_context(|| format!("key {name}"))?;
                 checked += 1;
             }
         }

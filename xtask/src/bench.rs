@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: builds guests, host and bench for measuring, then becomes the bench.
+//! `cargo xtask bench`: builds the guests, the host and the bench for measuring, then becomes the
+//! bench.
 //!
-//! The program is a binary of `lockstep-tests`; this process is replaced by it, so that Ctrl-C
-//! reaches the one that knows what to stop. It is the one command that builds with `--release`.
+//! The bench is a binary of `lockstep-tests`. It replaces this process, so that Ctrl-C reaches the
+//! program that knows what to stop. This is the only command that builds with `--release`.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::steps::cargo;
 use crate::{checkout, guests};
 
-/// Comes back only with an error, or from `snapshots` and `log`.
+/// Returns only with an error, or from `snapshots` and `log`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     if let [what @ ("snapshots" | "log"), mib @ ..] = arguments {
         return of_the_host(what, mib);
@@ -31,7 +32,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Err(error).context("starting the bench")
 }
 
-/// What snapshots, or a log of many groups, cost on this disk.
+/// Measures what snapshots, or a log of many groups, cost on this disk.
 fn of_the_host(what: &str, mib: &[&str]) -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["bench", "--quiet", "--locked", "--package", "lockstep-host"])
@@ -43,9 +44,9 @@ fn of_the_host(what: &str, mib: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Beside the folder that cargo put this program in.
+/// The folder of release builds, beside the one that this program is in.
 fn release_dir() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("where this program lies")?;
-    let target = this.ancestors().nth(2).context("this program lies in no target folder")?;
+    let this = std::env::current_exe().context("finding out where this program is")?;
+    let target = this.ancestors().nth(2).context("this program is not in a target folder")?;
     Ok(target.join("release"))
 }

@@ -1,8 +1,8 @@
-//! `cargo xtask demo`, `chaos`, `killloop`, `transfer`, `tight`, `stall`, `breaks` and
-//! `crowd`: builds what they run on, then becomes them.
+//! `cargo xtask demo`, `chaos`, `killloop`, `transfer`, `tight`, `stall`, `breaks` and `crowd`:
+//! builds the program and what it needs, then becomes it.
 //!
-//! The programs are binaries of `lockstep-tests`. This process is replaced by them, so that Ctrl-C
-//! reaches the one that knows what to stop.
+//! The programs are binaries of `lockstep-tests`. Each replaces this process, so that Ctrl-C
+//! reaches the program that knows what to stop.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::steps::cargo;
 use crate::{checkout, guests};
 
-/// Builds guests, host and `program`, and runs it with `arguments`. Comes back only with an error.
+/// Builds guests, host and `program`, and runs it with `arguments`. Returns only with an error.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     if !target_dir()?.join("lockstep").exists() {
         println!(
@@ -29,7 +29,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     Err(error).with_context(|| format!("starting {program}"))
 }
 
-/// One build for both, so that what they share is built once.
+/// Builds host and program at once, so that what they share is built once.
 fn build(program: &str) -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["build", "--locked"])
@@ -41,8 +41,8 @@ fn build(program: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where cargo put this program, it puts the others.
+/// The folder in which cargo put this program, and puts the others.
 pub(crate) fn target_dir() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("where this program lies")?;
-    Ok(this.parent().context("this program lies in no folder")?.to_owned())
+    let this = std::env::current_exe().context("finding out where this program is")?;
+    Ok(this.parent().context("this program is not in a folder")?.to_owned())
 }

@@ -1,7 +1,9 @@
-//! `cargo xtask fuzz [TARGET...] [--seconds N]`: feeds the decoders what nobody would write.
+//! `cargo xtask fuzz [TARGET...] [--seconds N]`: feeds the decoders bytes that no program of ours
+//! would write.
 //!
-//! Needs a nightly toolchain and cargo-fuzz. What a run finds worth keeping stays in `target/fuzz`;
-//! the small corpus that everybody has is `tests/fuzz/corpus`, which `cargo xtask test` runs too.
+//! Needs a nightly toolchain and cargo-fuzz. Inputs that a run finds are kept in `target/fuzz`; the
+//! small corpus that is kept with the sources is `tests/fuzz/corpus`, which `cargo xtask test`
+//! runs, too.
 
 use std::process::Command;
 
@@ -11,7 +13,7 @@ use crate::checkout;
 
 const TARGETS: [&str; 5] = ["log", "object", "peer", "client", "configuration"];
 const SECONDS: u64 = 180;
-/// No input makes a decoder take so much at once.
+/// No input may make a decoder allocate this much at once.
 const ALLOCATION_MIB: u64 = 64;
 const INPUT_BYTES_MAX: u64 = 65_536;
 
@@ -21,11 +23,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         rest = more;
         match (*word, more) {
             ("--seconds", [number, more @ ..]) => {
-                seconds = number.parse().with_context(|| format!("{number:?} is no number"))?;
+                seconds = number.parse().with_context(|| format!("{number:?} is not a number"))?;
                 rest = more;
             }
             (name, _) if TARGETS.contains(&name) => targets.push(name),
-            (other, _) => bail!("there is no target {other:?}: {}", TARGETS.join(", ")),
+            (other, _) => bail!("unknown target {other:?}; there are {}", TARGETS.join(", ")),
         }
     }
     if targets.is_empty() {
@@ -36,7 +38,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         let found = root.join("target/fuzz/corpus").join(target);
         std::fs::create_dir_all(&found).with_context(|| format!("{}", found.display()))?;
         println!("fuzz: {target}, {seconds} s");
-        // The cargo in use is of another toolchain: rustup's own chooses by the variable.
+        // `CARGO` belongs to another toolchain; the `cargo` of rustup chooses one by the variable.
         let status = Command::new("cargo")
             .current_dir(&root)
             .env("RUSTUP_TOOLCHAIN", "nightly")
@@ -54,7 +56,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             .context("starting cargo fuzz")?;
         ensure!(
             status.success(),
-            "{target} ended with {status}; if cargo knows no fuzz: `cargo install cargo-fuzz`, and \
+            "{target} ended with {status}; if cargo has no `fuzz`: `cargo install cargo-fuzz`, and \
              `rustup toolchain install nightly`"
         );
     }

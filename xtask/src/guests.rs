@@ -1,14 +1,13 @@
 //! `cargo xtask guests`: builds every crate of `examples/`, and the tests' hostile guest, to a
 //! component in `target/guests`.
 //!
-//! * A component imports nothing but this project's interfaces, or the build fails and says what
-//!   crept in.
-//! * The same sources and toolchain give the same bytes, wherever the checkout lies: no path and
-//!   nothing derived from one reaches the output. What would put one there is
-//!   [`Build::remaps`] and [`rustc`].
+//! * A component imports nothing but this project's interfaces; otherwise the build fails and names
+//!   the imports.
+//! * The same sources and toolchain give the same bytes, wherever the checkout lies: no path, and
+//!   nothing derived from one, reaches the output. [`Build::remaps`] and [`rustc`] see to that.
 //! * A file whose bytes would stay the same is not written.
 //!
-//! What is stale is cargo's to decide; encoding is cheap and always done.
+//! Cargo decides what is stale. Encoding is cheap and always done.
 
 mod rustc;
 mod toolchain;
@@ -27,7 +26,7 @@ use toolchain::{TARGET, Toolchain};
 
 pub(crate) use rustc::{is_rustc, run_rustc};
 
-/// What a component may import; the host provides nothing else. The types come along when
+/// What a component may import; the host provides nothing else. The types are imported when
 /// interfaces share them.
 const IMPORTS: [&str; 3] =
     ["lockstep:fsm/host@0.1.0", "lockstep:fsm/snapshot-io@0.1.0", "lockstep:fsm/types@0.1.0"];
@@ -35,7 +34,7 @@ const IMPORTS: [&str; 3] =
 /// What a component must export.
 const EXPORT: &str = "lockstep:fsm/state-machine@0.1.0";
 
-/// Builds all guests and says line by line what it does; the components' files, sorted.
+/// Builds all guests and prints each step; returns the components' files, sorted.
 pub(crate) fn build() -> Result<Vec<PathBuf>> {
     let root = checkout::root();
     let mut names = guests(&root.join("examples"))?;
@@ -68,8 +67,7 @@ pub(crate) fn build() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Builds the examples in a copy of the checkout, and whether they have the bytes that they have
-/// here.
+/// Builds the examples in a copy of the checkout; returns whether their bytes are the same as here.
 pub(crate) fn same_elsewhere() -> Result<bool> {
     let here = checkout::root();
     let root = here.join("target/elsewhere/checkout");
@@ -92,7 +90,7 @@ pub(crate) fn same_elsewhere() -> Result<bool> {
     Ok(same)
 }
 
-/// Copies the checkout, but for what is built or hidden.
+/// Copies the checkout, except what is built or hidden.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let copying = || format!("copying {}", from.display());
     fs::create_dir_all(to).with_context(copying)?;
@@ -110,7 +108,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The names of the guests in a folder, sorted: those of its folders that hold a crate.
+/// The names of the guests in a folder, sorted: its subfolders that hold a crate.
 fn guests(parent: &Path) -> Result<Vec<String>> {
     let reading = || format!("reading {}", parent.display());
     let mut names = Vec::new();
@@ -128,9 +126,9 @@ fn guests(parent: &Path) -> Result<Vec<String>> {
 /// One run of cargo over the guests' workspace.
 struct Build {
     toolchain: Toolchain,
-    /// The checkout.
+    /// The root of the checkout.
     root: PathBuf,
-    /// A folder of cargo's own, so that this build and that of the host do not wait for each
+    /// A target folder of its own, so that this build and that of the host do not wait for each
     /// other.
     target_dir: PathBuf,
 }
@@ -152,8 +150,8 @@ impl Build {
     }
 
     /// Flags that give every path in a panic message or a debug name the same beginning on every
-    /// machine. The last one that fits counts, hence the checkout, which may hold the others,
-    /// first.
+    /// machine. The last flag that matches counts, so the checkout, which may contain the other
+    /// folders, comes first.
     fn remaps(&self) -> Result<Vec<String>> {
         let folders = [
             (self.root.clone(), "/lockstep"),
@@ -169,7 +167,7 @@ impl Build {
             .collect()
     }
 
-    /// Where cargo leaves a guest.
+    /// Where cargo puts the core module of a guest.
     fn core_module(&self, name: &str) -> PathBuf {
         let file = format!("{}.wasm", name.replace('-', "_"));
         self.target_dir.join(TARGET).join("release").join(file)
@@ -184,7 +182,8 @@ fn cargo_home() -> Result<PathBuf> {
     Ok(home.join(".cargo"))
 }
 
-/// Makes a component of a core module. The SDK put the world it was built for into the module.
+/// Makes a component of a core module. The SDK has put the world that it was built for into the
+/// module.
 fn encode(module: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(module).with_context(|| format!("reading {}", module.display()))?;
     ComponentEncoder::default()
@@ -218,7 +217,7 @@ fn checked_imports(component: &[u8]) -> Result<Vec<String>> {
     Ok(imports)
 }
 
-/// Writes the file unless it holds these bytes; what happened, for people.
+/// Writes the file unless it holds these bytes already; returns what happened, in a word.
 fn write(file: &Path, bytes: &[u8]) -> Result<&'static str> {
     if fs::read(file).is_ok_and(|there| there == bytes) {
         return Ok("unchanged");
@@ -234,7 +233,7 @@ fn sha256(bytes: &[u8]) -> String {
     })
 }
 
-/// What a program printed, without the line's end; an error when it failed.
+/// What a program printed, without the end of the line; an error if the program failed.
 fn output_of(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
     ensure!(
@@ -242,5 +241,5 @@ fn output_of(command: &mut Command) -> Result<String> {
         "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(String::from_utf8(output.stdout).context("it printed no text")?.trim().to_owned())
+    Ok(String::from_utf8(output.stdout).context("its output is not text")?.trim().to_owned())
 }

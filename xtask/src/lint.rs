@@ -1,5 +1,5 @@
-//! `cargo xtask lint`: everything that is checked without running the product. Writes nothing but
-//! what cargo keeps in `target`. `cargo xtask fix` is its writing twin.
+//! `cargo xtask lint`: everything that can be checked without running the product. Writes nothing
+//! but what cargo keeps in `target`. `cargo xtask fix` repairs what it can.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::{checkout, tidy};
 /// Where the examples are built natively, apart from the components.
 pub(crate) const EXAMPLES_TARGET: &str = "target/examples-native";
 
-/// Most times that rustfmt and wrapping take turns; two do, and one more is a reserve.
+/// Most rounds of rustfmt and wrapping; usually two are enough.
 const FORMAT_ROUNDS_MAX: usize = 4;
 
 /// The documentation is for those who work here: public pages may link to private items.
@@ -20,7 +20,7 @@ const RUSTDOC_FLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links";
 
 const WASM: &str = "wasm32-unknown-unknown";
 
-/// Checks; says all that is wrong before it fails.
+/// Runs all checks; prints everything that is wrong before it fails.
 pub(crate) fn lint() -> Result<()> {
     let root = checkout::root();
     let mut steps = Steps::new("lint");
@@ -55,7 +55,7 @@ pub(crate) fn lint() -> Result<()> {
     steps.finish()
 }
 
-/// Checks the project's own rules only.
+/// Checks only the project's own rules.
 pub(crate) fn tidy() -> Result<()> {
     match print_violations(&checkout::root())? {
         0 => Ok(()),
@@ -63,7 +63,7 @@ pub(crate) fn tidy() -> Result<()> {
     }
 }
 
-/// Formats, applies what clippy knows how to repair, and says what is left.
+/// Formats, applies what clippy can repair, and prints what is left.
 pub(crate) fn fix() -> Result<()> {
     const DIRTY: [&str; 3] = ["--fix", "--allow-dirty", "--allow-staged"];
     let root = checkout::root();
@@ -80,12 +80,12 @@ pub(crate) fn fix() -> Result<()> {
     format(&root, &mut steps)?;
     let left = print_violations(&root)?;
     if left > 0 {
-        println!("fix: {left} of these are left for people");
+        println!("fix: {left} of these must be repaired by hand");
     }
     steps.finish()
 }
 
-/// Repairs what needs no compiler.
+/// Repairs what can be repaired without a compiler.
 pub(crate) fn tidy_up() -> Result<()> {
     let mut steps = Steps::new("tidy");
     format(&checkout::root(), &mut steps)?;
@@ -93,8 +93,8 @@ pub(crate) fn tidy_up() -> Result<()> {
     tidy()
 }
 
-/// Fills in documents, formats code, and wraps comments and strings, which rustfmt leaves as they
-/// are.
+/// Fills in what documents say of the tests, formats code, and wraps comments and strings, which
+/// rustfmt leaves as they are.
 fn format(root: &Path, steps: &mut Steps) -> Result<()> {
     if tidy::fill_in(root)? {
         println!("filled in the table of requirements");
@@ -108,7 +108,7 @@ fn format(root: &Path, steps: &mut Steps) -> Result<()> {
             changed => println!("wrapped comments and strings of {changed} files"),
         }
     }
-    bail!("rustfmt and wrapping undo each other in {FORMAT_ROUNDS_MAX} rounds")
+    bail!("rustfmt and wrapping still undo each other after {FORMAT_ROUNDS_MAX} rounds")
 }
 
 const DENY: [&str; 3] = ["--", "-D", "warnings"];
@@ -133,7 +133,7 @@ fn fmt_examples(root: &Path) -> Command {
     fmt
 }
 
-/// Prints what is not tidy; how much that is.
+/// Prints all violations; returns how many there are.
 fn print_violations(root: &Path) -> Result<usize> {
     let violations = tidy::check(root)?;
     for violation in &violations {

@@ -26,24 +26,23 @@ usage: cargo xtask COMMAND
   chaos            kill leaders under load and account for every transfer (--help for options)
   killloop         kill one node again and again (--help for options)
   transfer         measure the memory that a snapshot transfer takes (--help for options)
-  tight            take snapshots on disks of little more than two of them, then fill the disks
-  stall            let disks hang under their nodes (--help for options); needs root
+  tight            take snapshots on disks hardly larger than two of them, then fill the disks
+  stall            freeze the disks of running nodes (--help for options); needs root
   breaks           send a snapshot through broken transfers (--help for options)
-  crowd            let two thousand clients at three nodes (--help for options)
-  bench            measure beside etcd, in a release build (--help for options)
+  crowd            connect two thousand clients to three nodes (--help for options)
+  bench            measure Lockstep beside etcd, in a release build (--help for options)
   bench log        append to a log of 200 groups that keep [MIB] each
   bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
-  test [FILTER]    run all tests, or those whose names hold FILTER
+  test [FILTER]    run all tests, or those whose names contain FILTER
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
-  soak --minutes M run fresh seeds for so long, and keep those that fail
-  mutants [NAME]   put each planted bug into the program and say who catches it [--all] [--seeds N]
-  mutants drawn    let cargo-mutants change the core, count what scripts catch [--seed N] [--count \
-  N]
-  fuzz [TARGET]    feed the decoders what nobody would write, on nightly [--seconds N]
-  protos           generate the wire types from the protos again, after a change of one
+  soak --minutes M run fresh seeds for M minutes, and keep those that fail
+  mutants [NAME]   run with each planted bug and report what catches it [--all] [--seeds N]
+  mutants drawn    draw mistakes for the core, count those scripts catch [--seed N] [--count N]
+  fuzz [TARGET]    feed the decoders arbitrary bytes, on nightly [--seconds N]
+  protos           generate the wire types again, after a change of the protos
   lint             check format, clippy, docs and the project's own rules; change nothing
-  tidy [--fix]     only the project's own rules, in a second; with --fix, format and wrap first
-  fix              format and wrap, and repair what clippy knows how to
+  tidy [--fix]     check only the project's own rules; with --fix, format and wrap first
+  fix              format and wrap, and repair what clippy can
 ";
 
 fn main() -> ExitCode {
@@ -76,7 +75,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         [] => return usage_error("no command given"),
-        [command, ..] => return usage_error(&format!("cannot run `{command}` like this")),
+        [command, ..] => return usage_error(&format!("unknown command or arguments: `{command}`")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,14 +1,14 @@
-//! `cargo xtask mutants drawn [--seed N] [--count N]`: plants mistakes in the core and counts the
-//! scripts' catch.
+//! `cargo xtask mutants drawn [--seed N] [--count N]`: plants mistakes in the core and counts how
+//! many the scripts catch.
 //!
-//! * cargo-mutants lists what it could change in the files that decide what a script shows: the
-//!   group, the ledger and what is kept. A seed draws some of them; each is built and run against
-//!   all scripts and nothing else. Nine of ten must make a script fail.
+//! * cargo-mutants lists what it could change in the files whose behaviour scripts show: the group,
+//!   the ledger and the retention. A seed draws some of these mutants; each is built and run
+//!   against all scripts and nothing else. Nine of ten must make a script fail.
 //! * Left out, because they have unit tests of their own and no script sees them: the log's format
-//!   (`wal`), the machines of a snapshot's transfer (`snapshot`), texts (`Display`, `Debug`).
-//! * What does not build says nothing about scripts: the next of the draw takes its place.
-//! * A script that never ends has failed too; the table says so.
-//! * The same seed draws the same only from the same source.
+//!   (`wal`), the state machines of a transfer (`snapshot`), texts (`Display`, `Debug`).
+//! * A mutant that does not build says nothing about scripts: the next one drawn takes its place.
+//! * A script that never ends counts as failed; the output says so.
+//! * The same seed draws the same mutants only from the same source.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -27,7 +27,8 @@ const FILES: [&str; 5] = [
 ];
 const LEFT_OUT: &str = "<impl (fmt::)?(Debug|Display) for";
 const OUTPUT: &str = "target/mutants";
-/// Many times what all scripts take, so that a slow machine is no hang.
+/// How long the scripts may take: many times what they need, so that a slow machine is not taken
+/// for a hang.
 const SECONDS: &str = "60";
 const BUILD_SECONDS: &str = "600";
 
@@ -40,7 +41,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// With the file in which cargo-mutants lists those that ended so.
+    /// Each outcome, with the file in which cargo-mutants lists the mutants that had it.
     const ALL: [(Self, &str); 4] = [
         (Self::Caught, "caught.txt"),
         (Self::Hung, "timeout.txt"),
@@ -58,7 +59,7 @@ impl Outcome {
     }
 }
 
-/// Draws, runs, tells; an error if fewer than nine of ten are caught.
+/// Draws mutants, runs them and prints the outcomes; fails if fewer than nine of ten are caught.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let (seed, count) = options(arguments)?;
     let root = checkout::root();
@@ -91,7 +92,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 }
 
 fn options(mut arguments: &[&str]) -> Result<(u64, usize)> {
-    // Any number will do that differs from run to run: it is printed.
+    // Any number that differs from run to run will do, because it is printed.
     let (mut seed, mut count) = (u64::from(std::process::id()), 20);
     while let [option, rest @ ..] = arguments {
         let number = || -> Result<u64> {
@@ -112,11 +113,11 @@ fn options(mut arguments: &[&str]) -> Result<(u64, usize)> {
 fn installed(root: &Path) -> Result<()> {
     let found = cargo(root).args(["mutants", "--version"]).stderr(Stdio::null()).output();
     let there = found.is_ok_and(|output| output.status.success());
-    ensure!(there, "cargo-mutants is missing; get it with `cargo install cargo-mutants --locked`");
+    ensure!(there, "cargo-mutants is missing; install it: `cargo install cargo-mutants --locked`");
     Ok(())
 }
 
-/// All there are, in the order of the source, by the names that cargo-mutants has for them.
+/// All mutants, in the order of the source, by the names that cargo-mutants gives them.
 fn list(root: &Path) -> Result<Vec<String>> {
     let output = mutants(root).arg("--list").stderr(Stdio::inherit()).output();
     let output = output.context("starting cargo mutants")?;
@@ -132,10 +133,11 @@ fn mutants(root: &Path) -> Command {
     mutants
 }
 
-/// Without a mistake they must pass; what they stand on is built here, once for all mutants.
+/// Checks that the scripts pass without a mutant. This also builds their dependencies, once for all
+/// mutants.
 fn scripts_pass(root: &Path) -> Result<()> {
     let build = root.join(OUTPUT).join("build");
-    // The last mutant of an earlier run lies there, and looks newer than the source.
+    // The last mutant of an earlier run is still there, and looks newer than the source.
     let cleaned = cargo(root)
         .args(["clean", "--quiet", "--package", "lockstep-core", "--target-dir"])
         .arg(&build)
@@ -147,12 +149,12 @@ fn scripts_pass(root: &Path) -> Result<()> {
         .env("CARGO_TARGET_DIR", &build)
         .status()
         .context("starting cargo test")?;
-    ensure!(status.success(), "scripts fail without any mutant ({status}); mend that first");
+    ensure!(status.success(), "scripts fail without any mutant ({status}); fix that first");
     Ok(())
 }
 
-/// Runs the one at this place of the list. By place, as one of as many shards as there are
-/// mutants, for cargo-mutants 27 does not hold deleted fields to `--re`.
+/// Runs the mutant at `place` of the list, as one of as many shards as there are mutants: by name
+/// would not do, because cargo-mutants 27 does not apply `--re` to deleted fields.
 fn try_out(root: &Path, place: usize, names: &[String]) -> Result<Outcome> {
     let (output, name) = (root.join(OUTPUT), &names[place]);
     let mut mutants = mutants(root);

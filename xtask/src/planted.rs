@@ -1,20 +1,21 @@
-//! `cargo xtask mutants [--all] [--seeds N] [NAME...]`: puts each planted bug into the program and
-//! says who catches it.
+//! `cargo xtask mutants [--all] [--seeds N] [NAME...]`: runs the program with each planted bug and
+//! reports what catches it.
 //!
 //! * The bugs are those of `host/core/src/mutant.rs`; they are compiled once, behind the feature
 //!   `mutants`, and chosen at run time by `LOCKSTEP_MUTANT`.
-//! * First the seed and the test that caught it last, as `docs/planted-bugs.md` has them, are
-//!   tried. Where one of them catches it again, that is all.
-//! * Else, and always with `--all`, the tests of the core, the host and the simulator run once with
-//!   the bug, and beside them the simulator's first seeds (60); if nobody caught it by then, its
-//!   seeds up to N (1000). A bug that neither catches is an error.
-//! * A test that fails is asked once more, with few others: what load or luck made fail, catches
+//! * First the seed and the test that caught the bug last, by its row in `docs/planted-bugs.md`,
+//!   are tried. If one of them catches it again, that is all.
+//! * Otherwise, and always with `--all`, the tests of the core, the host and the simulator run once
+//!   with the bug, and at the same time the first seeds of the simulator (60). If nothing has
+//!   caught the bug by then, the simulator runs seeds up to N (1000). A bug that nothing catches is
+//!   an error.
+//! * Tests that fail are run once more, by themselves: a failure because of load or chance catches
 //!   nothing. Nor does a program that hangs.
-//! * Without a bug the tests must pass, and so must each seed that caught one: else it says
-//!   nothing.
-//! * What all tests say is written to `docs/planted-bugs.md`, in place of the rows of those that
-//!   ran, and to the column of bugs in `docs/snapshot-requirements.md`; all tests that failed with
-//!   a bug to a file below `target/planted/`.
+//! * Without a bug all tests must pass, and so must each seed that caught one: otherwise a failure
+//!   says nothing.
+//! * The results are written to `docs/planted-bugs.md`, to the rows of the bugs that were tried in
+//!   full, and to the column of bugs in `docs/snapshot-requirements.md`. All tests that failed with
+//!   a bug are written to a file in `target/planted/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -33,29 +34,29 @@ use crate::tidy;
 const PACKAGES: [&str; 3] = ["lockstep-core", "lockstep-host", "lockstep-sim"];
 const SOURCE: &str = "host/core/src/mutant.rs";
 const TABLE: &str = "docs/planted-bugs.md";
-/// A file for each bug, with a line for each test that failed.
+/// The folder with a file for each bug, which has a line for each test that failed.
 const ALL_TESTS: &str = "target/planted";
-/// Below the core's package.
+/// The scripts, below the core's package.
 const SCRIPTS: &str = "tests/scripts";
 const ALL_SCRIPTS: &str = "every_story_goes_as_told";
-/// Seeds for a bug that tests catch.
+/// Seeds that are simulated while the tests run.
 const SEEDS_IF_CAUGHT: u64 = 60;
-/// What a program has beyond the time that it takes without a bug; one that hangs is ended.
+/// How much longer a program may run than without a bug; after that it hangs, and is killed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bugs that are tried at a time: most of a program's tests wait.
+/// How many bugs are tried at a time: most of the time tests wait.
 const AT_ONCE: usize = 2;
-/// So many times what it takes without a bug, for it has the machine for itself then.
+/// How many times as long a program may take as without a bug, when it has the machine to itself.
 const SLOWER: u32 = 4;
-/// The simulator's time grows with the seeds that it has.
+/// How much longer the simulator may run for each of its seeds.
 const PATIENCE_A_SEED: Duration = Duration::from_millis(500);
 
-/// What one bug led to.
+/// What caught one bug.
 struct Caught {
     name: String,
     what: String,
-    /// The checker and the number of seeds it took.
+    /// The checker that reported it, and the seed.
     sim: Option<(String, u64)>,
-    /// That seed violates something without the bug, too.
+    /// Whether that seed violates something without the bug, too.
     anyway: bool,
     tests: Vec<String>,
 }
@@ -72,7 +73,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let simulator = sim::build(&root, true)?;
     let mut programs = build_tests(&root)?;
     let broken = without_a_bug(&mut programs)?;
-    ensure!(broken.is_empty(), "without a bug these fail, mend them first: {}", broken.join(", "));
+    ensure!(broken.is_empty(), "without a bug these fail; fix them first: {}", broken.join(", "));
     let chosen = bugs.iter().filter(|(n, _)| names.is_empty() || names.contains(&&**n));
     let table = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
     let known = if all { BTreeMap::new() } else { rows(&table) };
@@ -88,7 +89,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
         write_tests(&root, &one)?;
         caught.push(one);
-        // Whatever becomes of the others, this one has its row.
+        // Written now, so that this row is kept whatever becomes of the other bugs.
         write_table(&root, &bugs, &caught)
     })?;
     let caught = caught.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -98,12 +99,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let (tried, found) = (again + caught.len(), again + caught.len() - missed.len());
     println!("{found} of {tried} are caught; see {TABLE}");
     let anyway: Vec<&str> = caught.iter().filter(|one| one.anyway).map(|one| &*one.name).collect();
-    ensure!(anyway.is_empty(), "the seeds of these fail without a bug, too: {}", anyway.join(", "));
-    ensure!(missed.is_empty(), "nobody catches {}", missed.join(", "));
+    ensure!(anyway.is_empty(), "the seeds of these also fail without a bug: {}", anyway.join(", "));
+    ensure!(missed.is_empty(), "nothing catches {}", missed.join(", "));
     Ok(())
 }
 
-/// Does the work for each, for [`AT_ONCE`] at a time.
+/// Does the work for each item, for [`AT_ONCE`] at a time.
 fn each<T: Send>(
     items: impl Iterator<Item = T> + Send,
     work: impl Fn(T) -> Result<()> + Sync,
@@ -118,7 +119,7 @@ fn each<T: Send>(
     })
 }
 
-/// The seed or the test of a row, if it catches the bug again.
+/// The seed or the test in a bug's row, if it catches the bug again.
 fn caught_again(
     programs: &[Program],
     simulator: &Path,
@@ -130,7 +131,7 @@ fn caught_again(
     if let Some((_, seed)) = sim.split_once(", seed ") {
         let seed = seed.parse().with_context(|| format!("the seed of {name} in {TABLE}"))?;
         if simulate(simulator, name, seed, 1)?.is_some() {
-            // A seed that fails anyway is for the long way, which tells of it.
+            // A seed that fails without the bug, too, is left to `attempt`, which reports it.
             let anyway = simulate(simulator, "", seed, 1)?.is_some();
             return Ok((!anyway).then(|| format!("seed {seed}")));
         }
@@ -143,7 +144,7 @@ fn caught_again(
             let failed = program.run(name, &[asked.to_owned()], script)?;
             anyhow::Ok(failed.tests.iter().chain(&failed.scripts).any(|one| one == test))
         };
-        // Once may be luck.
+        // One failure may be chance.
         if fails()? && fails()? {
             return Ok(Some(test.to_owned()));
         }
@@ -151,7 +152,7 @@ fn caught_again(
     Ok(None)
 }
 
-/// Who catches one bug: tests, and a checker at a seed.
+/// What catches one bug: tests, and a checker at a seed.
 fn attempt(
     programs: &[Program],
     simulator: &Path,
@@ -160,7 +161,7 @@ fn attempt(
 ) -> Result<Caught> {
     let began = Instant::now();
     let few = seeds.min(SEEDS_IF_CAUGHT);
-    // Tests wait a good deal; seeds never do.
+    // Tests wait most of the time and seeds never do, so they run at the same time.
     let (tests, sim) = std::thread::scope(|scope| {
         let tests = scope.spawn(|| failing(programs, name));
         let sim = simulate(simulator, name, 1, few);
@@ -203,7 +204,7 @@ fn options<'a>(mut arguments: &[&'a str]) -> Result<Options<'a>> {
     Ok(options)
 }
 
-/// Names and descriptions, as they stand in the source.
+/// The names and descriptions of all bugs, as they stand in the source.
 fn list(root: &Path) -> Result<Vec<(String, String)>> {
     let source = std::fs::read_to_string(root.join(SOURCE)).context(SOURCE)?;
     let pair = |line: &str| {
@@ -219,7 +220,7 @@ fn list(root: &Path) -> Result<Vec<(String, String)>> {
 /// A test program.
 struct Program {
     path: PathBuf,
-    /// Where it runs.
+    /// The folder in which it runs.
     package: PathBuf,
     patience: Duration,
 }
@@ -227,7 +228,7 @@ struct Program {
 /// What failed in one run of a program.
 struct Failed {
     tests: Vec<String>,
-    /// Of one of the tests: the scripts that went wrong.
+    /// The scripts that went wrong; all scripts are one test.
     scripts: Vec<String>,
 }
 
@@ -250,7 +251,7 @@ fn build_tests(root: &Path) -> Result<Vec<Program>> {
     Ok(text.lines().filter_map(program).collect())
 }
 
-/// Runs seeds until one violates something.
+/// Runs seeds until one violates something; returns the checker and that seed.
 fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Option<(String, u64)>> {
     let (mut first, end) = (first, first + seeds);
     while first < end {
@@ -264,19 +265,21 @@ fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Opti
             Some((seed.parse::<u64>().ok()?, rest.split_once(':').map(|(checker, _what)| checker)))
         });
         let told: Vec<_> = told.collect();
-        // Threads race: the first line need not have the first seed.
+        // Threads race, so the first line need not be that of the lowest seed.
         let violated = told.iter().filter_map(|(seed, checker)| Some((*seed, (*checker)?))).min();
         if let Some((seed, checker)) = violated {
             return Ok(Some((checker.to_owned(), seed)));
         }
-        // A seed in which too little happened ends a run, and catches nothing.
+        // A seed in which too little happened ends a run and catches nothing: the next run starts
+        // after it.
         let Some(idle) = told.iter().map(|(seed, _)| seed).max() else { return Ok(None) };
         first = idle + 1;
     }
     Ok(None)
 }
 
-/// What fails without a bug, and from now on how long each program may take.
+/// Runs each program without a bug; returns what fails. From now on each program has a bound on its
+/// time.
 fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
     for program in &mut *programs {
         let began = Instant::now();
@@ -287,7 +290,7 @@ fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
     failing(programs, "")
 }
 
-/// Which tests fail with a bug, and which scripts.
+/// The tests and the scripts that fail with a bug, twice in a row.
 fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
     let mut failing = BTreeSet::new();
     for program in programs {
@@ -296,7 +299,8 @@ fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
             continue;
         }
         let again = program.run(name, &failed.tests, None)?;
-        // All scripts are one test, which names those that went wrong.
+        // All scripts are one test, which names those that went wrong: these are counted instead of
+        // it.
         let told = |test: &String| test != ALL_SCRIPTS || again.scripts.is_empty();
         failing.extend(again.tests.into_iter().filter(told));
         let scripts = again.scripts.into_iter().filter(|name| failed.scripts.contains(name));
@@ -306,7 +310,7 @@ fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
 }
 
 impl Program {
-    /// Runs these tests, or all; of the scripts one, or all.
+    /// Runs the tests of `only`, or all if there are none; of the scripts it runs one, or all.
     fn run(&self, name: &str, only: &[String], script: Option<&str>) -> Result<Failed> {
         let mut run = Command::new(&self.path);
         with(&mut run, name).env("RUST_BACKTRACE", "0").current_dir(&self.package);
@@ -328,13 +332,13 @@ impl Program {
     }
 }
 
-/// The scripts that a failed test names, as files.
+/// The scripts that the output of a failed test names, as files.
 fn stories(scripts: &BTreeSet<String>, output: &str) -> Vec<String> {
     let named = output.lines().filter_map(|line| Some(line.split_once(": ")?.0));
     named.filter(|name| scripts.contains(*name)).map(|name| format!("{name}.txt")).collect()
 }
 
-/// Puts a bug into a program; none, if it has no name.
+/// Chooses the bug with which a program runs; none, if the name is empty.
 fn with<'a>(run: &'a mut Command, name: &str) -> &'a mut Command {
     match name {
         "" => run.env_remove("LOCKSTEP_MUTANT"),
@@ -342,7 +346,7 @@ fn with<'a>(run: &'a mut Command, name: &str) -> &'a mut Command {
     }
 }
 
-/// What a program prints, as far as it gets in its time.
+/// Runs a program for as long as it may take; returns what it printed.
 fn bounded(program: &mut Command, patience: Duration) -> Result<String> {
     let mut child = program
         .stdin(Stdio::null())
@@ -374,7 +378,7 @@ fn line(one: &Caught) -> String {
     format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
 }
 
-/// Writes the rows of those that were tried, by name; the others' stay.
+/// Writes the rows of the bugs that were tried, sorted by name; the other rows stay.
 fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Result<()> {
     let path = root.join(TABLE);
     let before = std::fs::read_to_string(&path).unwrap_or_default();
@@ -386,7 +390,7 @@ fn write_table(root: &Path, bugs: &[(String, String)], caught: &[Caught]) -> Res
     Ok(())
 }
 
-/// Writes down all tests that failed with a bug, and which requirements that proves.
+/// Writes down all tests that failed with a bug, and which requirements the bug shows to be tested.
 fn write_tests(root: &Path, one: &Caught) -> Result<()> {
     let all = root.join(ALL_TESTS);
     std::fs::create_dir_all(&all).context(ALL_TESTS)?;
@@ -396,7 +400,7 @@ fn write_tests(root: &Path, one: &Caught) -> Result<()> {
     Ok(())
 }
 
-/// The rows of a table, by the bugs' names.
+/// The rows of a table, by the names of the bugs.
 fn rows(table: &str) -> BTreeMap<String, String> {
     let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
     table.lines().filter_map(|line| Some((name(line)?, line.to_owned()))).collect()
@@ -405,10 +409,10 @@ fn rows(table: &str) -> BTreeMap<String, String> {
 const HEAD: &str = "\
 # Planted bugs
 
-Written by `cargo xtask mutants`. Each bug of `host/core/src/mutant.rs` was put into the program by
-itself. *Simulator*: the checker that reported it and the first of the seeds from 1 on that did.
-*Tests*: how many tests of the core, the host and the simulator failed, scripts included, and the
-one among them that fails with the fewest other bugs.
+Written by `cargo xtask mutants`. The program ran with each bug of `host/core/src/mutant.rs` by
+itself. *Simulator*: the checker that reported the bug, and the first seed, from 1 on, at which it
+did. *Tests*: how many tests of the core, the host and the simulator failed, scripts included, and
+the one among them that fails with the fewest other bugs.
 
 | bug | what it breaks | simulator | tests |
 |---|---|---|---|
@@ -432,8 +436,8 @@ mod tests {
     #[test]
     fn scripts_that_went_wrong_are_named_as_files() {
         let scripts = ["a_story", "another"].map(str::to_owned).into();
-        let output = "---- every_story_goes_as_told stdout ----\n\na_story: line 12\n  told:\n    \
-                      n1: another\n";
+        let output = "---- every_story_goes_as_told stdout ----\n\n\
+                      a_story: line 12\n  expected:\n    n1: another\n";
         assert_eq!(stories(&scripts, output), ["a_story.txt"]);
     }
 
@@ -452,7 +456,7 @@ mod tests {
         assert_eq!(planted, sorted);
     }
 
-    /// Which bugs a checker of the simulator reports stands at the head of its file.
+    /// The head of each checker's file names the bugs that it reports.
     #[test]
     fn each_bug_has_a_row_and_each_checker_a_bug_that_it_reports() {
         let root = checkout::root();

@@ -1,12 +1,12 @@
-//! `cargo xtask protos`: runs the generator in `xtask/protos`, a program of its own, so that
-//! nothing else has to be built with what it is made of.
+//! `cargo xtask protos`: runs the generator in `xtask/protos`, which is a program of its own so
+//! that nothing else has to build its dependencies.
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::checkout;
 use crate::steps::cargo;
 
-/// Writes the wire types again.
+/// Generates the wire types again.
 pub(crate) fn run() -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["run", "--quiet", "--locked", "--package", "lockstep-protos"])

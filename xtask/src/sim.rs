@@ -1,8 +1,8 @@
 //! `cargo xtask sim [...]` and `soak --minutes M`: builds the simulator and runs seeds.
 //!
-//! * `sim` hands its words on; `sim --help` says which there are.
-//! * `soak` runs fresh seeds for so long and keeps those that failed, with the command that replays
-//!   each, in `target/soak/failed.txt`.
+//! * `sim` passes its arguments on; `sim --help` lists them.
+//! * `soak` runs fresh seeds for M minutes and keeps those that failed, with the command that
+//!   replays each, in `target/soak/failed.txt`.
 //! * `test` runs [`REGRESSION_SEEDS`], every crash point of one story, and fresh seeds.
 
 use std::io::Write as _;
@@ -14,21 +14,21 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::checkout;
 use crate::steps::{Steps, cargo};
 
-/// A fixed sample: everybody runs these, each twice, and the two runs must agree. Each found a
-/// fault once; that one has a script or a test of its own, for what a seed draws changes with the
-/// simulator, and it finds the same no more than any other seed does. So new ones need not be
+/// A fixed sample that every run includes. Each seed runs twice, and the two runs must agree. Each
+/// found a fault once, which has a script or a test of its own now: what a seed draws changes with
+/// the simulator, so these seeds find that fault no more than any others do. New ones need not be
 /// added.
 const REGRESSION_SEEDS: [u64; 25] = [
     1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1465, 1630, 3081, 5040, 6517, 7559, 7663, 100044,
     100083, 200259, 500213, 501282, 109529270, 109530379, 163556474, 959588802, 959589153,
 ];
-/// The story whose crash points the tests enumerate.
+/// The seed of the story whose crash points the tests enumerate.
 const POINTS_SEED: &str = "1";
-/// How long the tests look for more.
+/// How long the tests run fresh seeds.
 const FRESH_MINUTES: &str = "3";
 const KEPT: &str = "target/soak/failed.txt";
 
-/// Builds the simulator and becomes what it says.
+/// Builds the simulator and runs it with these arguments.
 pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
     let program = build(&checkout::root(), false)?;
     let status =
@@ -37,7 +37,7 @@ pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs fresh seeds for so long, and keeps the ones that fail.
+/// Runs fresh seeds for some minutes, and keeps those that fail.
 pub(crate) fn soak(arguments: &[&str]) -> Result<()> {
     let ["--minutes", minutes] = arguments else { bail!("soak takes --minutes M") };
     let root = checkout::root();
@@ -59,7 +59,7 @@ pub(crate) fn soak(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The part of `cargo xtask test` that is the simulator's.
+/// The simulator's steps in `cargo xtask test`.
 pub(crate) fn steps(steps: &mut Steps) -> Result<()> {
     let root = checkout::root();
     let mut program = None;
@@ -97,7 +97,7 @@ pub(crate) fn steps(steps: &mut Steps) -> Result<()> {
     steps.own("simulator, fresh seeds", fresh)
 }
 
-/// Builds the simulator, with planted bugs to choose from or without, and says where it lies.
+/// Builds the simulator, with planted bugs to choose from or without; returns where it lies.
 pub(crate) fn build(root: &Path, mutants: bool) -> Result<PathBuf> {
     let mut build = cargo(root);
     build.args(["build", "--quiet", "--locked", "--package", "lockstep-sim"]);
@@ -111,7 +111,7 @@ pub(crate) fn build(root: &Path, mutants: bool) -> Result<PathBuf> {
         None => root.join("target"),
     };
     let built = target.join("debug/lockstep-sim");
-    // Both have one name there: a copy cannot be overtaken by the other build.
+    // Both builds have the same name there. A copy is not replaced by the other build.
     let copy = target.join(if mutants { "lockstep-sim-planted" } else { "lockstep-sim" });
     std::fs::copy(&built, &copy).with_context(|| format!("copying {}", built.display()))?;
     Ok(copy)

@@ -1,8 +1,9 @@
-//! Runs programs one after the other and says of each, in one line, how it went and how long it
+//! Runs programs one after the other and prints of each, in one line, how it went and how long it
 //! took.
 //!
-//! * A step that fails does not keep the others from running; [`Steps::finish`] is an error then.
-//! * What a quiet step prints is shown only if it failed.
+//! * A step that fails does not keep the others from running; [`Steps::finish`] then returns an
+//!   error.
+//! * The output of a quiet step is shown only if the step failed.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// A cargo that runs in this folder.
+/// A call of cargo that runs in this folder.
 pub(crate) fn cargo(folder: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(folder);
@@ -20,7 +21,7 @@ pub(crate) fn cargo(folder: &Path) -> Command {
 
 /// The steps of one command.
 pub(crate) struct Steps {
-    /// The command, which every line begins with.
+    /// The command that the steps are part of: every line begins with it.
     command: &'static str,
     begun: Instant,
     failed: Vec<&'static str>,
@@ -33,7 +34,7 @@ impl Steps {
         Self { command, begun: Instant::now(), failed: Vec::new(), tests: (0, 0) }
     }
 
-    /// Runs a program and shows what it printed if it failed.
+    /// Runs a program; shows its output if it failed.
     pub(crate) fn quiet(&mut self, name: &'static str, program: &mut Command) -> Result<()> {
         let begun = Instant::now();
         let output = program
@@ -48,7 +49,7 @@ impl Steps {
         Ok(())
     }
 
-    /// Runs a program that runs tests, shows what it prints and counts what it ran.
+    /// Runs a program that runs tests; shows its output and counts the tests.
     pub(crate) fn tests(&mut self, name: &'static str, program: &mut Command) -> Result<()> {
         let begun = Instant::now();
         println!("{}: {name} ...", self.command);
@@ -60,7 +61,7 @@ impl Steps {
             .with_context(|| format!("starting {program:?}"))?;
         let stdout = child.stdout.take().expect("it is piped");
         let stderr = child.stderr.take().expect("it is piped");
-        // Both are drained at once, for a full pipe would stop the program.
+        // Both are read at once, because a full pipe would stop the program.
         let (out, err) = std::thread::scope(|scope| {
             let errors = scope.spawn(|| show_and_count(stderr));
             (show_and_count(stdout), errors.join().expect("counting does not panic"))
@@ -72,7 +73,7 @@ impl Steps {
         Ok(())
     }
 
-    /// Runs something of our own.
+    /// Runs a step in this process.
     pub(crate) fn own(
         &mut self,
         name: &'static str,
@@ -89,15 +90,15 @@ impl Steps {
         self.tests
     }
 
-    /// An error if a step failed that the next ones stand on.
+    /// Fails if a step has failed, for callers whose next steps depend on it.
     pub(crate) fn stop_if_failed(&self) -> Result<()> {
-        match self.failed.is_empty() {
-            true => Ok(()),
-            false => bail!("{} failed: {}", self.command, self.failed.join(", ")),
+        if !self.failed.is_empty() {
+            bail!("{} failed: {}", self.command, self.failed.join(", "));
         }
+        Ok(())
     }
 
-    /// The last line, and an error that names the steps that failed.
+    /// Prints the last line, or returns an error that names the steps that failed.
     pub(crate) fn finish(self) -> Result<()> {
         self.stop_if_failed()?;
         println!("{}: all good, {}", self.command, seconds(self.begun.elapsed()));
@@ -117,7 +118,7 @@ fn seconds(took: Duration) -> String {
     format!("{:.1} s", took.as_secs_f64())
 }
 
-/// Shows every line and adds up the numbers of tests in the lines that sum up.
+/// Prints every line; adds up the numbers of tests in the lines that sum up.
 fn show_and_count(from: impl Read) -> (u64, u64) {
     let mut sum = (0, 0);
     for line in BufReader::new(from).split(b'\n').map_while(|line| line.ok()) {
@@ -129,7 +130,7 @@ fn show_and_count(from: impl Read) -> (u64, u64) {
     sum
 }
 
-/// The tests that passed and failed, if the line is one of cargo test's or nextest's last ones.
+/// The tests that passed and failed, if this is the line in which cargo test or nextest sums up.
 fn count(line: &str) -> (u64, u64) {
     let line = line.trim_start();
     if !line.starts_with("test result:") && !line.starts_with("Summary [") {

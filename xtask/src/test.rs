@@ -1,11 +1,11 @@
-//! `cargo xtask test [FILTER...]`: builds what the tests run, then runs all tests.
+//! `cargo xtask test [FILTER...]`: builds what the tests need, then runs all tests.
 //!
-//! * Guests come first, then the `lockstep` binary: both are what the end-to-end tests start.
-//! * With cargo-nextest where it is installed, with `cargo test` elsewhere: the same tests.
-//! * Then full disks of the filesystems that servers have, where this machine can mount them.
-//! * Then the simulator: a fixed sample of seeds, and fresh ones for some minutes.
-//! * Words after `test` go to the runner: parts of names, or flags, which then are that of the one
-//!   runner, so that only the workspace's tests run.
+//! * The guests are built first, then the `lockstep` binary: the end-to-end tests need both.
+//! * The tests run with cargo-nextest where it is installed, otherwise with `cargo test`.
+//! * Then come full disks of the filesystems that servers have, where this machine can mount them.
+//! * Then comes the simulator: a fixed sample of seeds, and fresh ones for some minutes.
+//! * Arguments after `test` go to the runner: parts of names, or flags. Flags are those of one
+//!   runner, so with flags only the tests of the workspace run.
 
 use std::process::{Command, Stdio};
 
@@ -15,8 +15,8 @@ use crate::lint::EXAMPLES_TARGET;
 use crate::steps::{Steps, cargo};
 use crate::{checkout, demo, guests, sim};
 
-/// The short form of `cargo xtask tight`: ext4, xfs and btrfs, filled to the last byte. What this
-/// machine cannot mount it says itself.
+/// Runs the short form of `cargo xtask tight`: ext4, xfs and btrfs, filled to the last byte. It
+/// says itself which of them this machine cannot mount.
 fn full_disks(steps: &mut Steps) -> Result<()> {
     let build = ["build", "--quiet", "--locked", "--package", "lockstep-tests", "--bin", "tight"];
     steps.quiet("build of tight", cargo(&checkout::root()).args(build))?;
@@ -25,7 +25,7 @@ fn full_disks(steps: &mut Steps) -> Result<()> {
     steps.tests("full disks of ext4, xfs and btrfs", tight.arg("--quick"))
 }
 
-/// Runs all tests, or those that fit.
+/// Runs all tests, or those that the arguments choose.
 pub(crate) fn test(arguments: &[&str]) -> Result<()> {
     let root = checkout::root();
     let mut steps = Steps::new("test");
@@ -46,7 +46,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result<()> {
     let mut tests = cargo(&root);
     if nextest {
         tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
-        // A filter may fit the examples only.
+        // A filter may match only tests of the examples.
         tests.args(["--no-tests", "pass", "--hide-progress-bar"]).args(arguments);
     } else {
         tests.args(["test", "--locked", "--workspace", "--no-fail-fast", "--all-targets", "--"]);

@@ -1,19 +1,21 @@
-//! What STYLE.md and ARCHITECTURE.md demand and a program can see, checked over the whole checkout.
+//! Checks over the whole checkout what STYLE.md and ARCHITECTURE.md demand and a program can see.
 //!
-//! * A violation is printed as `file:line: rule: why`; [`check`] gives them sorted, all of them.
-//! * The checker reads text: comments and strings are told from code ([`source`]), names are told
-//!   by their paths, `use` trees included. It does not expand macros and resolves nothing.
-//! * Exceptions stand in [`rules`] with their reason, nowhere else.
+//! * A violation is printed as `file:line: rule: why`; [`check`] returns all of them, sorted.
+//! * The checker works on text: it tells comments and strings from code ([`source`]), and names by
+//!   their paths, `use` trees included. It expands no macros and resolves nothing.
+//! * Exceptions are listed in [`rules`] with their reason, nowhere else.
 //!
-//! What clippy and rustc check already (`unwrap`, `allow` without a reason, missing docs) is
-//! theirs.
+//! What clippy and rustc check already (`unwrap`, `allow` without a reason, missing docs) is left
+//! to them.
 
+mod circles;
 mod docs;
 mod requirements;
 mod rules;
 mod source;
 #[cfg(test)]
 mod tests;
+mod words;
 mod wrap;
 
 use std::fmt;
@@ -24,15 +26,15 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use requirements::Tried;
 
-/// Folders that hold nothing of ours: what was built or generated, and what git keeps.
+/// Folders that are not checked: what was built or generated, and what git keeps.
 const SKIPPED: [&str; 3] = ["target", "generated", ".git"];
 
-/// Something that is not as the project's rules want it.
+/// A violation of the project's rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Violation {
-    /// The file, from the checkout's root on.
+    /// The file, relative to the checkout's root.
     file: String,
-    /// From 1 on.
+    /// The line, counted from 1.
     line: usize,
     /// The rule's short name.
     rule: &'static str,
@@ -46,17 +48,17 @@ impl fmt::Display for Violation {
     }
 }
 
-/// The texts that are checked: paths from the root on, sorted, and contents.
+/// The files to check: their paths, relative to the root and sorted, and their texts.
 struct Tree {
     files: Vec<(String, String)>,
 }
 
-/// Checks the checkout at `root`; the violations, sorted by file and line.
+/// Checks the checkout at `root`; returns the violations, sorted by file and line.
 pub(crate) fn check(root: &Path) -> Result<Vec<Violation>> {
     Ok(Tree::read(root)?.check())
 }
 
-/// Wraps comments and strings in lines that are too long; how many files changed.
+/// Wraps comments and strings in lines that are too long; returns how many files changed.
 pub(crate) fn wrap(root: &Path) -> Result<usize> {
     let mut changed = 0;
     for (path, text) in Tree::read(root)?.files.iter().filter(|(path, _)| path.ends_with(".rs")) {
@@ -69,12 +71,13 @@ pub(crate) fn wrap(root: &Path) -> Result<usize> {
     Ok(changed)
 }
 
-/// Fills in what documents say of the tests; whether anything changed.
+/// Fills in what documents say of the tests; returns whether anything changed.
 pub(crate) fn fill_in(root: &Path) -> Result<bool> {
     bugs_were_tried(root, &Tried::new())
 }
 
-/// Fills in with which bugs the tests failed, for those that were tried; whether anything changed.
+/// Fills in with which of the bugs that were tried the tests failed; returns whether anything
+/// changed.
 pub(crate) fn bugs_were_tried(root: &Path, tried: &Tried) -> Result<bool> {
     let Some((path, text)) = requirements::update(&Tree::read(root)?, tried) else {
         return Ok(false);
@@ -100,6 +103,8 @@ impl Tree {
             }
         }
         rules::check_manifests(self, &mut violations);
+        circles::check(self, &mut violations);
+        words::check(self, &mut violations);
         docs::check(self, &mut violations);
         requirements::check(self, &mut violations);
         violations.sort();
@@ -120,7 +125,7 @@ impl Tree {
     }
 }
 
-/// Gathers all files below `folder`; what is not text counts as empty, for it only has to exist.
+/// Gathers all files below `folder`. A file that is not text counts as empty: it only has to exist.
 fn read_folder(root: &Path, folder: &str, files: &mut Vec<(String, String)>) -> Result<()> {
     let reading = || format!("reading {}", root.join(folder).display());
     for entry in fs::read_dir(root.join(folder)).with_context(reading)? {

@@ -1,26 +1,25 @@
 //! Accounts and transfers, made to show lost and repeated commands.
 //!
-//! Commands, and what they answer:
+//! Commands and their answers:
 //!
-//! * `open A AMOUNT`: ok, the balance; rejected when there is an A already;
-//! * `transfer ID FROM TO AMOUNT`: ok, the two new balances; rejected when an account is unknown,
+//! * `open A AMOUNT`: ok, the balance; rejected if there is an A already;
+//! * `transfer ID FROM TO AMOUNT`: ok, the two new balances; rejected if an account is unknown,
 //!   both are the same, or FROM holds less.
 //!
 //! Queries:
 //!
-//! * `balance A`: the balance; an error when there is no A;
+//! * `balance A`: the balance; an error if there is no A;
 //! * `total`: the sum of all balances;
 //! * `count ID`: how often the transfer with this id was applied;
 //! * `duplicates`: the number of ids that were applied more than once;
 //! * `transfers`: the number of ids that were applied.
 //!
-//! Names and ids are words; amounts are whole numbers from 0 (`open`) or 1 (`transfer`) on.
+//! Names and ids are words; amounts are whole numbers, at least 0 (`open`) or 1 (`transfer`).
 //!
 //! The bank never removes duplicates: an id that arrives twice moves money twice and counts twice.
-//! That is the point, for it lets a test see whether the host kept its promise. **Every
-//! well-formed transfer counts, the rejected ones too**: it reached the state machine and was
-//! executed, with a refusal as its outcome. Only a malformed one, which has no trustworthy id,
-//! counts nowhere.
+//! That is the point: it lets a test see whether the host kept its promise. **Every well-formed
+//! transfer counts, rejected ones too**: it reached the state machine and was executed, with a
+//! rejection as its outcome. Only a malformed one, which has no trustworthy id, counts nowhere.
 //!
 //! Transfers conserve the total. The snapshot is canonical: the accounts in the order of their
 //! names, then the ids in their order with their counts.
@@ -30,7 +29,7 @@ use lockstep_guest::{
     StateMachine,
 };
 
-/// The longest name or id, in bytes; room for a UUID or a host name with a number.
+/// The longest name or id, in bytes: enough for a UUID, or a host name with a number.
 pub const WORD_BYTES_MAX: usize = 128;
 
 /// Every account, and how often each transfer was applied.
@@ -96,7 +95,7 @@ impl StateMachine for Bank {
             return Err(Failure::Corrupt("its balances exceed 64 bits".to_owned()));
         }
         if bank.applied.values().any(|&count| count == 0) {
-            return Err(Failure::Corrupt("it counts a transfer that never was".to_owned()));
+            return Err(Failure::Corrupt("it counts a transfer that never happened".to_owned()));
         }
         Ok(bank)
     }
@@ -107,10 +106,10 @@ lockstep_guest::export!(Bank);
 impl Bank {
     fn open(&mut self, name: &str, amount: u64) -> Result<String, String> {
         if self.accounts.contains_key(name) {
-            return Err(format!("account {name} exists"));
+            return Err(format!("account {name} already exists"));
         }
         if self.total().checked_add(amount).is_none() {
-            return Err("the total would leave 64 bits".to_owned());
+            return Err("the total would exceed 64 bits".to_owned());
         }
         self.accounts.insert(name.to_owned(), amount);
         Ok(amount.to_string())
@@ -135,7 +134,7 @@ impl Bank {
         Ok(format!("{payer} {payee}"))
     }
 
-    /// Notes that this transfer was applied once more.
+    /// Counts one more application of this transfer.
     fn count(&mut self, id: &str) {
         match self.applied.get_mut(id) {
             Some(count) => *count += 1,
@@ -149,18 +148,19 @@ impl Bank {
         self.accounts.get(name).copied().ok_or_else(|| format!("no account {name}"))
     }
 
-    /// Added up anew each time: a running total could be right while the balances are wrong.
+    /// The sum of all balances, computed anew each time: a running total could be right while the
+    /// balances are wrong.
     fn total(&self) -> u64 {
         self.accounts.values().sum()
     }
 }
 
-/// The words of a command, each separated by one space.
+/// The words of a command, separated by single spaces.
 fn words(text: &[u8]) -> Result<Vec<&str>, String> {
     let text = str::from_utf8(text).map_err(|_| "expected text in UTF-8".to_owned())?;
     let words: Vec<&str> = text.split(' ').collect();
     if let Some(long) = words.iter().find(|word| word.len() > WORD_BYTES_MAX) {
-        return Err(format!("a word of {} bytes; {WORD_BYTES_MAX} are the limit", long.len()));
+        return Err(format!("a word has {} bytes, the limit is {WORD_BYTES_MAX}", long.len()));
     }
     if words.iter().any(|word| word.is_empty() || word.chars().any(char::is_control)) {
         return Err("expected words with one space between them".to_owned());
@@ -187,7 +187,7 @@ fn read_table(from: &mut SnapshotReader) -> Result<DetMap<String, u64>, Failure>
         let name = String::from_utf8(from.read_block(WORD_BYTES_MAX)?)
             .map_err(|_| Failure::Corrupt("it has a name that is not UTF-8".to_owned()))?;
         let number = from.read_u64()?;
-        // Only the canonical order is a snapshot of ours; this also finds repeated names.
+        // Snapshots have the names in order; this also finds repeated names.
         if table.last_key_value().is_some_and(|(last, _)| *last >= name) {
             return Err(Failure::Corrupt("its names are out of order".to_owned()));
         }

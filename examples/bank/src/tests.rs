@@ -1,4 +1,4 @@
-//! The bank's promises: it refuses what it should, conserves the total, and counts everything.
+//! The bank's promises: it rejects what it should, conserves the total, and counts every transfer.
 
 use lockstep_guest::Failure;
 use lockstep_guest::testing::Harness;
@@ -25,7 +25,7 @@ fn transfers_move_money() {
     bank.verify();
 }
 
-/// What arrives twice happens twice, and shows.
+/// A transfer that arrives twice is executed twice, and shows as a duplicate.
 #[test]
 fn duplicates_are_executed_and_counted() {
     let mut bank = opened();
@@ -40,7 +40,7 @@ fn duplicates_are_executed_and_counted() {
     bank.verify();
 }
 
-/// A refusal moves nothing, and counts.
+/// A rejected transfer moves nothing, but counts.
 #[test]
 fn refused_transfers_count_too() {
     let mut bank = opened();
@@ -56,7 +56,7 @@ fn refused_transfers_count_too() {
     bank.verify();
 }
 
-/// What is malformed has no trustworthy id, and counts nowhere.
+/// A malformed command has no trustworthy id, and counts nowhere.
 #[test]
 fn malformed_commands_count_nowhere() {
     let mut bank = opened();
@@ -67,7 +67,7 @@ fn malformed_commands_count_nowhere() {
     bank.check("transfer  ann bob 1", "rejected expected words with one space between them");
     bank.check("", "rejected expected words with one space between them");
     let long = "x".repeat(129);
-    bank.check(&format!("open {long} 1"), "rejected a word of 129 bytes; 128 are the limit");
+    bank.check(&format!("open {long} 1"), "rejected a word has 129 bytes, the limit is 128");
     assert_eq!(bank.apply(b"\xff").to_string(), "rejected expected text in UTF-8");
     bank.check_query("transfers", "ok 0");
     let queries = "`balance A`, `total`, `count ID`, `duplicates` or `transfers`";
@@ -80,15 +80,15 @@ fn malformed_commands_count_nowhere() {
 #[test]
 fn accounts_open_once_and_the_total_fits() {
     let mut bank = opened();
-    bank.check("open ann 1", "rejected account ann exists");
-    bank.check("open max 18446744073709551615", "rejected the total would leave 64 bits");
+    bank.check("open ann 1", "rejected account ann already exists");
+    bank.check("open max 18446744073709551615", "rejected the total would exceed 64 bits");
     bank.check("open max 18446744073709551515", "ok 18446744073709551515");
     bank.check("transfer t1 ann max 100", "ok 0 18446744073709551615");
     bank.check_query("total", "ok 18446744073709551615");
     bank.verify();
 }
 
-/// The bytes depend on the balances and counts alone, and they are these.
+/// The bytes of a snapshot depend on the balances and counts alone.
 #[test]
 fn the_snapshot_is_canonical() {
     let mut bank = Harness::<Bank>::new();

@@ -1,7 +1,7 @@
 //! The smallest replicated state machine: one number.
 //!
-//! Commands: `incr`, `add N`; both answer with the new number. Query: `get`. The configuration is
-//! empty or the number to start with. The snapshot is the number, as eight bytes.
+//! Commands: `incr` and `add N`, both answered with the new number. Query: `get`. The configuration
+//! is empty, or the number to start with. The snapshot is the number, as eight bytes.
 
 use std::io::{Read, Write};
 
@@ -36,7 +36,7 @@ impl StateMachine for Counter {
             return Outcome::rejected("expected `incr` or `add N`, N a 64-bit whole number");
         };
         let Some(sum) = self.0.checked_add(step) else {
-            return Outcome::rejected("the number would leave 64 bits");
+            return Outcome::rejected("the number would exceed 64 bits");
         };
         self.0 = sum;
         Outcome::ok(sum.to_string())
@@ -85,7 +85,7 @@ mod tests {
     fn refuses() {
         let mut counter =
             Harness::<Counter>::with_config(b"9223372036854775807").expect("a number");
-        counter.check("incr", "rejected the number would leave 64 bits");
+        counter.check("incr", "rejected the number would exceed 64 bits");
         for command in ["", "add", "add x", "incr 1", "add 9223372036854775808"] {
             counter.check(command, "rejected expected `incr` or `add N`, N a 64-bit whole number");
         }

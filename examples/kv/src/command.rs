@@ -1,12 +1,12 @@
-//! The text of commands and queries.
+//! Parses the text of commands and queries.
 //!
-//! Borrows from the text and copies nothing. Whatever the text is, the answer is a command or a
-//! sentence that says what was expected.
+//! The result borrows from the text and copies nothing. Any text yields a command, a query, or a
+//! message that says what was expected.
 
-/// The longest key, in bytes: room for any path, yet small beside the value.
+/// The longest key, in bytes: enough for any path, yet small compared to the largest value.
 pub const KEY_BYTES_MAX: usize = 1024;
 
-/// What changes the store.
+/// A command changes the store.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
     Set { key: &'a [u8], value: &'a [u8] },
@@ -15,7 +15,7 @@ pub(crate) enum Command<'a> {
     Incr { key: &'a [u8] },
 }
 
-/// What asks the store.
+/// A query reads the store.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Query<'a> {
     Get { key: &'a [u8] },
@@ -65,13 +65,13 @@ impl<'a> Query<'a> {
             (b"len", None) => Ok(Self::Len),
             (b"get", None) => Err("expected `get K`".to_owned()),
             (b"scan", None) => Err("expected `scan PREFIX LIMIT`, LIMIT a number".to_owned()),
-            (b"len", Some(_)) => Err("expected `len` and nothing behind it".to_owned()),
+            (b"len", Some(_)) => Err("expected `len` and nothing after it".to_owned()),
             _ => Err(unknown(verb, "`get K`, `scan PREFIX LIMIT` or `len`")),
         }
     }
 }
 
-/// The first word, and what follows the space behind it; no space, nothing follows.
+/// The first word, and the rest after the space that follows it; `None` if no space does.
 fn word(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|&byte| byte == b' ') {
         Some(space) => (&text[..space], Some(&text[space + 1..])),
@@ -79,13 +79,13 @@ fn word(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// The key, if it is one.
+/// The key, if it is valid.
 fn checked(key: &[u8]) -> Result<&[u8], String> {
     if key.is_empty() {
         return Err("a key has at least one byte".to_owned());
     }
     if key.len() > KEY_BYTES_MAX {
-        return Err(format!("a key of {} bytes; {KEY_BYTES_MAX} are the limit", key.len()));
+        return Err(format!("a key has {} bytes, the limit is {KEY_BYTES_MAX}", key.len()));
     }
     if key.iter().any(|byte| byte.is_ascii_control() || *byte == b' ') {
         return Err("a key has no spaces and no control characters".to_owned());
@@ -93,7 +93,8 @@ fn checked(key: &[u8]) -> Result<&[u8], String> {
     Ok(key)
 }
 
-/// Quotes no more of a verb than helps, for it may be megabytes of anything.
+/// The message for an unknown verb. It quotes only the beginning, for the verb may be megabytes of
+/// anything.
 fn unknown(verb: &[u8], expected: &str) -> String {
     let shown = verb.len().min(32);
     let dots = if shown < verb.len() { "…" } else { "" };

@@ -1,26 +1,26 @@
 //! A replicated key-value store with text commands.
 //!
-//! A key is at least one and at most [`KEY_BYTES_MAX`] bytes, none of them a space or a control
-//! character. A value is any bytes, spaces and newlines included; where a command ends with one,
-//! it is the rest of the command. Words are separated by exactly one space.
+//! A key has 1 to [`KEY_BYTES_MAX`] bytes, none of them a space or a control character. A value is
+//! any bytes, including spaces and newlines: the value that ends a command is all the rest of it.
+//! Words are separated by exactly one space.
 //!
-//! Commands, and what they answer:
+//! Commands and their answers:
 //!
-//! * `set K V`: ok, the value before; empty when there was none;
-//! * `del K`: ok, the value before; empty when there was none;
+//! * `set K V`: ok, the previous value; empty if there was none;
+//! * `del K`: ok, the previous value; empty if there was none;
 //! * `cas K OLD NEW`: ok, OLD; rejected unless K holds exactly OLD, which is a word. An empty OLD
-//!   (two spaces) asks that there is no K, or an empty one;
-//! * `incr K`: ok, the new number; no K counts as 0; rejected unless K holds a number.
+//!   (two spaces) matches if there is no K, or if its value is empty;
+//! * `incr K`: ok, the new number; a missing K counts as 0; rejected unless K holds a number.
 //!
 //! Queries:
 //!
-//! * `get K`: the value; an error when there is none;
+//! * `get K`: the value; an error if there is none;
 //! * `scan PREFIX LIMIT`: a line `K V` for each of the first LIMIT keys that begin with PREFIX
 //!   (which may be empty), in order; a backslash in V is written `\\`, a newline `\n`;
 //! * `len`: the number of keys.
 //!
 //! The snapshot is canonical: the number of keys, then each key and its value in the order of the
-//! keys, each of the two with its length before it.
+//! keys. Each key and each value is preceded by its length.
 
 mod command;
 mod store;

@@ -1,7 +1,7 @@
 //! The store: an ordered map, and its snapshot.
 //!
-//! A value is copied once, from the command into the map; what a command replaces is moved into
-//! its answer.
+//! A value is copied once, from the command into the map. A value that a command replaces is moved
+//! into the answer.
 
 use lockstep_guest::{
     Context, DetMap, Failure, Info, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter,
@@ -10,8 +10,8 @@ use lockstep_guest::{
 
 use crate::command::{Command, KEY_BYTES_MAX, Query};
 
-/// The longest value a snapshot may hold, in bytes: far over what the host lets through as a
-/// command, so that only a damaged length exceeds it.
+/// The longest value in a snapshot, in bytes: far more than the host accepts in a command, so that
+/// only a damaged length exceeds it.
 const VALUE_BYTES_MAX: usize = 256 << 20;
 
 /// Keys and their values.
@@ -70,7 +70,7 @@ impl StateMachine for Kv {
         for _ in 0..from.read_u64()? {
             let key = from.read_block(KEY_BYTES_MAX)?;
             let value = from.read_block(VALUE_BYTES_MAX)?;
-            // Only the canonical order is a snapshot of ours; this also finds repeated keys.
+            // Snapshots have the keys in order; this also finds repeated keys.
             if pairs.last_key_value().is_some_and(|(last, _)| *last >= key) {
                 return Err(Failure::Corrupt("its keys are out of order".to_owned()));
             }
@@ -81,7 +81,7 @@ impl StateMachine for Kv {
 }
 
 impl Kv {
-    /// Stores a value; the one before, or empty.
+    /// Stores a value; returns the previous one, or an empty one.
     fn set(&mut self, key: &[u8], value: Vec<u8>) -> Vec<u8> {
         match self.pairs.get_mut(key) {
             Some(place) => std::mem::replace(place, value),
@@ -106,7 +106,7 @@ impl Kv {
                 .and_then(|text| text.parse::<i64>().ok())
                 .ok_or("the key does not hold a 64-bit whole number")?,
         };
-        let next = number.checked_add(1).ok_or("the number would leave 64 bits")?.to_string();
+        let next = number.checked_add(1).ok_or("the number would exceed 64 bits")?.to_string();
         self.set(key, next.clone().into());
         Ok(next.into())
     }

@@ -1,4 +1,4 @@
-//! What the crate's documentation says, line by line.
+//! Tests of what the crate's documentation says, line by line.
 
 use lockstep_guest::testing::Harness;
 use lockstep_guest::{Failure, Outcome};
@@ -23,7 +23,7 @@ fn commands() {
     kv.check("cas m  first", "ok ");
     kv.check("incr n", "rejected the key does not hold a 64-bit whole number");
     kv.check("set n 9223372036854775807", "ok forty two");
-    kv.check("incr n", "rejected the number would leave 64 bits");
+    kv.check("incr n", "rejected the number would exceed 64 bits");
     kv.check_query("len", "ok 2");
     kv.verify();
 }
@@ -61,12 +61,12 @@ fn malformed_text_is_refused_with_a_sentence() {
     kv.check("get a", &format!("rejected unknown `get`; expected {verbs}"));
     kv.check("set\n", &format!("rejected unknown `set\\n`; expected {verbs}"));
     let long = "x".repeat(KEY_BYTES_MAX + 1);
-    kv.check(&format!("del {long}"), "rejected a key of 1025 bytes; 1024 are the limit");
+    kv.check(&format!("del {long}"), "rejected a key has 1025 bytes, the limit is 1024");
 
     kv.check_query("get", "rejected expected `get K`");
     kv.check_query("scan a", "rejected expected `scan PREFIX LIMIT`, LIMIT a number");
     kv.check_query("scan a -1", "rejected expected `scan PREFIX LIMIT`, LIMIT a number");
-    kv.check_query("len 1", "rejected expected `len` and nothing behind it");
+    kv.check_query("len 1", "rejected expected `len` and nothing after it");
     let verbs = "`get K`, `scan PREFIX LIMIT` or `len`";
     kv.check_query("set a b", &format!("rejected unknown `set`; expected {verbs}"));
     kv.check_query("len", "ok 0");
@@ -74,7 +74,7 @@ fn malformed_text_is_refused_with_a_sentence() {
     kv.verify();
 }
 
-/// Values are any bytes, and large ones come through whole.
+/// Values may be any bytes, and large ones are kept intact.
 #[test]
 fn values_are_bytes() {
     let mut kv = Harness::<Kv>::new();
@@ -88,7 +88,7 @@ fn values_are_bytes() {
     kv.verify();
 }
 
-/// The bytes depend on the pairs alone, and they are these.
+/// The bytes of a snapshot depend on the pairs alone.
 #[test]
 fn the_snapshot_is_canonical() {
     let mut there = Harness::<Kv>::new();
@@ -104,7 +104,7 @@ fn the_snapshot_is_canonical() {
     assert_eq!(back.snapshot(), golden);
 }
 
-/// Cut short anywhere, lengthened, or with its keys out of order, it is corrupt.
+/// A snapshot that is truncated, lengthened, or has its keys out of order is corrupt.
 #[test]
 fn a_damaged_snapshot_is_refused() {
     let mut kv = Harness::<Kv>::new();

@@ -1,38 +1,40 @@
-//! What one failed attempt means: whether the command may have been applied, and where to go next.
+//! What a failed attempt means: whether the command may have been applied, and where to try next.
 
 use tonic::{Code, Status};
 
 use crate::cause::{never_connected, why};
 
-/// A failed attempt, as far as a retry is concerned.
+/// A failed attempt: all that matters for a retry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Failed {
     pub verdict: Verdict,
-    /// `lockstep-refusal`, or the gRPC code's name.
+    /// The node's `lockstep-refusal`, or else the gRPC code's name.
     pub refusal: String,
     pub message: String,
-    /// The leader's address, if the node told.
+    /// The leader's address, if the node named it.
     pub leader: Option<String>,
-    /// There was nobody to connect to.
+    /// No connection could be made.
     pub unreachable: bool,
 }
 
-/// What is known of an attempt, and what a repetition is good for: `retry` in `client.proto`.
+/// What is known of a failed attempt, and whether to repeat it: the column `retry` in
+/// `client.proto`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// Nothing happened; another attempt, perhaps elsewhere, may do better.
+    /// The attempt had no effect; another one, perhaps at another node, may succeed.
     Nothing,
-    /// Nothing happened because the node has more than it can do: the same node, a little later.
+    /// The attempt had no effect, because the node is overloaded: try the same node a little later.
     Overloaded,
-    /// Nothing happened, and it takes a while before anything does.
+    /// The attempt had no effect, and it takes a while until another may succeed.
     Slowly,
-    /// Nothing happened, and nothing will at this node before a person acted.
+    /// The attempt had no effect, and none at this node will succeed before a person acted.
     Once,
-    /// It may have been applied, or may yet be.
+    /// The command may have been applied, or may still be.
     Unknown,
-    /// Nothing happened, and no repetition will do better.
+    /// The attempt had no effect, and no repetition will succeed.
     Final,
-    /// Not a node's word: it may have been applied, and no repetition will do better.
+    /// The failure does not come from a node: the command may have been applied, and no repetition
+    /// will succeed.
     Foreign,
 }
 
@@ -60,7 +62,7 @@ impl Failed {
         }
     }
 
-    /// A refusal within a stream.
+    /// A failure that a node reported within a stream.
     pub(crate) fn of_stream(refused: crate::v1::StreamRefusal) -> Self {
         let crate::v1::StreamRefusal { refusal, message, outcome_unknown, leader, code: _ } =
             refused;
@@ -69,7 +71,7 @@ impl Failed {
         Self { verdict, refusal, message, leader, unreachable: false }
     }
 
-    /// The attempt took too long; nobody said anything.
+    /// The attempt took too long, without an answer.
     pub(crate) fn timed_out() -> Self {
         Self {
             verdict: Verdict::Unknown,
@@ -81,28 +83,28 @@ impl Failed {
     }
 }
 
-/// By the word of a node.
+/// Judges a refusal by a node.
 fn judge(refusal: &str, unknown: bool) -> Verdict {
     match refusal {
         _any if unknown => Verdict::Unknown,
         "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much" => {
             Verdict::Final
         }
-        "overloaded" | "mark-too-soon" => Verdict::Overloaded,
+        "overloaded" | "checkpoint-too-soon" => Verdict::Overloaded,
         "not-serving" | "halted" | "sessions-full" => Verdict::Slowly,
         "disk-full" | "log-full" | "memory-high" | "queries-refused" => Verdict::Once,
         _retryable => Verdict::Nothing,
     }
 }
 
-/// Without a word of a node: by what the transport knows. Whatever was sent may have arrived, even
-/// where somebody on the way said no.
+/// Judges a failure without a node's refusal by its code. What was sent may have arrived, even if a
+/// proxy on the way rejected the call.
 fn judge_silent(status: &Status) -> Verdict {
     if never_connected(status) {
         return Verdict::Nothing;
     }
     match status.code() {
-        // There is no such call: nobody can have carried it out.
+        // The server does not know the call and cannot have carried it out.
         Code::Unimplemented => Verdict::Final,
         Code::InvalidArgument
         | Code::NotFound
@@ -155,7 +157,7 @@ mod tests {
         check(Code::ResourceExhausted, &[(refusal, "overloaded")], Verdict::Overloaded);
         check(Code::InvalidArgument, &[(refusal, "too-large")], Verdict::Final);
         check(Code::NotFound, &[(refusal, "unknown-group")], Verdict::Final);
-        // Nobody of ours spoke: a broken connection, a proxy, another server.
+        // No node refused: a broken connection, a proxy, a foreign server.
         check(Code::Unavailable, &[], Verdict::Unknown);
         check(Code::DeadlineExceeded, &[], Verdict::Unknown);
         check(Code::Unimplemented, &[], Verdict::Final);
@@ -180,7 +182,7 @@ mod tests {
                 "once" => Verdict::Once,
                 "never" => Verdict::Final,
                 "session" => Verdict::Unknown,
-                other => panic!("{other} is no kind of retry: {row}"),
+                other => panic!("{other} is not a kind of retry: {row}"),
             };
             assert_eq!(judge(words[0], want == Verdict::Unknown), want, "{row}");
             count += 1;

@@ -1,15 +1,15 @@
-//! What is behind a failed call: statuses and errors wrap what happened, and this looks inside.
+//! The cause of a failed call: statuses and errors wrap it, and these functions look inside.
 
 use std::error::Error;
 
 use tonic::Status;
 
-/// Whether there was no connection to send anything over: the call certainly never left.
+/// Whether no connection could be made, so that the call was certainly never sent.
 pub fn never_connected(status: &Status) -> bool {
     causes(Error::source(status)).any(|cause| cause.is::<tonic::ConnectError>())
 }
 
-/// What a status is about, without its wrapping.
+/// What happened, without the wrapping of the status.
 pub fn why(status: &Status) -> String {
     match Error::source(status) {
         Some(source) => root_cause(source),
@@ -17,7 +17,7 @@ pub fn why(status: &Status) -> String {
     }
 }
 
-/// The innermost error says what happened; the outer ones say "transport error".
+/// The text of the innermost error, which says what happened; the outer ones say "transport error".
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     match causes(Some(error)).last().unwrap_or(error).to_string() {
         text if text.is_empty() => error.to_string(),

@@ -1,4 +1,4 @@
-//! [`Client`]: calls with a deadline, sent to the leader, and again where that is safe.
+//! [`Client`]: calls with a deadline, sent to the leader and retried where that is safe.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,27 +9,25 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::COMMAND_BYTES_MAX;
 use crate::attempt::{Failed, Verdict};
 use crate::error::{Error, Result};
-use crate::pipeline::Pipeline;
 use crate::routes::{Routes, Target};
-use crate::session::{OpenCall, Session};
 use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
-use crate::{COMMAND_BYTES_MAX, STREAM_INFLIGHT_MAX};
 
 /// First and longest pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
-/// Longest pause where it takes a while, or a person, before anything changes.
+/// Longest pause where another attempt can succeed only after a while, or after a person acted.
 pub(crate) const LONG_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Attempts that may follow a named leader without a pause.
+/// Attempts in a row that may go to a newly named leader without a pause.
 const JUMPS_MAX: u32 = 2;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The group; empty for a server's only one.
+    /// The group's name; may be empty for nodes with a single group.
     pub group: String,
     /// How long a call may take, with all its attempts.
     pub deadline: Duration,
@@ -37,8 +35,8 @@ pub struct Options {
     pub attempt: Duration,
     /// How long connecting may take.
     pub connect: Duration,
-    /// The commands make room in the state machine's memory: they are taken, up to a bound, while
-    /// others are refused as `memory-high`.
+    /// The commands make room in the state machine's memory: while others are refused as
+    /// `memory-high`, these are taken up to a second bound.
     pub relief: bool,
 }
 
@@ -54,18 +52,18 @@ impl Default for Options {
     }
 }
 
-/// What no server takes is refused here, with the servers' word: in a stream it would break the
-/// message that others are in.
+/// Refuses here what no node takes, as a node would: in a stream it would make the node reject the
+/// message that also carries other commands.
 pub(crate) fn fits(what: &str, bytes: &Bytes) -> Result<()> {
     let (have, most) = (bytes.len(), COMMAND_BYTES_MAX);
-    match have > most {
-        false => Ok(()),
-        true => Err(Error::Refused {
-            refusal: "too-large".to_owned(),
-            message: format!("{what} of {have} bytes is over the limit of {most} bytes; split it"),
-            attempts: 0,
-        }),
+    if have <= most {
+        return Ok(());
     }
+    Err(Error::Refused {
+        refusal: "too-large".to_owned(),
+        message: format!("{what} of {have} bytes is over the limit of {most} bytes; split it"),
+        attempts: 0,
+    })
 }
 
 /// A connection to a cluster; cheap to clone, and calls may be made concurrently.
@@ -79,31 +77,31 @@ struct Inner {
     options: Options,
 }
 
-/// What the state machine said to a command.
+/// The state machine's answer to a command or a query.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Ok(Bytes),
-    /// The state machine's own "no", the same for every retry.
+    /// The state machine's own "no"; a retry of the command in its session gets the same.
     Rejected(Bytes),
 }
 
-/// An outcome, and what it took to get it.
+/// The outcome of a command, and what it took to get it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reply {
     pub outcome: Outcome,
-    /// 1 when the first attempt did.
+    /// The number of attempts; 1 if the first one was answered.
     pub attempts: u32,
-    /// The attempt that was answered went to another leader than the first one.
+    /// The outcome came from another leader than the one that was tried first.
     pub leader_changed: bool,
 }
 
-/// What the state machine said to a query.
+/// The answer to a query, and what it reflects.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QueryReply {
     pub outcome: Outcome,
-    /// The applied index it was asked at.
+    /// The last entry that was applied when the state machine answered.
     pub applied_index: u64,
-    /// Why the replica is halted that answered, if it is: its state stands still.
+    /// Why the replica that answered is halted, if it is: its state no longer changes.
     pub halted: Option<String>,
     pub attempts: u32,
 }
@@ -111,33 +109,33 @@ pub struct QueryReply {
 /// What a query's answer reflects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Consistency {
-    /// Everything that was acknowledged before the query.
+    /// All commands that were acknowledged before the query.
     #[default]
     Linearizable,
-    /// Whatever the asked node has applied.
+    /// The commands that the asked node has applied.
     Local,
 }
 
-/// What is known when an attempt failed without a verdict on the whole.
+/// When a failed attempt may be repeated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeat {
-    /// The call has no effect, or the same effect however often it is made.
+    /// Always: the call has no effect, or the same effect however often it is made.
     Always,
-    /// Only when nothing happened.
+    /// Only if the attempt certainly had no effect.
     IfNothing,
-    /// Always, and whoever answers need not be the leader.
+    /// Always, and any node may answer, not only the leader.
     Anywhere,
 }
 
-/// What it took.
+/// What it took to get an answer.
 struct Course {
     attempts: u32,
     leader_changed: bool,
 }
 
 impl Client {
-    /// Takes `host:port` of any nodes. Connects at the first call; must be called within a tokio
-    /// runtime.
+    /// A client of the cluster to which these nodes, each a `host:port`, belong. It connects at the
+    /// first call. Must be called within a tokio runtime.
     pub fn connect<E: Into<String>>(
         endpoints: impl IntoIterator<Item = E>,
         options: Options,
@@ -155,12 +153,13 @@ impl Client {
         self.inner.routes.endpoints()
     }
 
-    /// The address of the leader, as far as this client knows.
+    /// The address of the leader, if this client knows one.
     pub fn leader(&self) -> Option<String> {
         self.inner.routes.leader()
     }
 
-    /// Applies a command outside of any session: never sent twice unless nothing happened.
+    /// Applies a command outside of any session. It is sent again only if the failed attempt
+    /// certainly had no effect.
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
         let command = command.into();
         fits("command", &command)?;
@@ -181,33 +180,25 @@ impl Client {
         reply(response, &course)
     }
 
-    /// Applies a session's call.
-    pub(crate) async fn apply_as(
+    /// Applies a command within a session. Each attempt sends a new `request`.
+    pub(crate) async fn apply_within(
         &self,
-        call: &OpenCall,
-        command: Bytes,
+        request: impl Fn() -> v1::ApplyRequest,
         until: Instant,
     ) -> Result<Reply> {
         let (response, course) = self
             .run_until(until, Repeat::Always, |mut client, timeout| {
-                let request = v1::ApplyRequest {
-                    group: self.group(),
-                    session: call.session(),
-                    sequence: call.sequence(),
-                    lowest_unanswered: call.lowest_unanswered(),
-                    command: command.clone(),
-                    relief: self.options().relief,
-                };
+                let request = request();
                 async move { client.apply(timed(request, timeout)).await }
             })
             .await?;
         reply(response, &course)
     }
 
-    /// Opens a session.
-    pub async fn open_session(&self) -> Result<Session> {
+    /// Opens a session; its id.
+    pub(crate) async fn new_session(&self) -> Result<u64> {
         let mut nonce = [0; 8];
-        // It makes the session's id its own.
+        // The nonce makes the session's id unique; without randomness, index and term have to do.
         let _ = getrandom::fill(&mut nonce);
         let request =
             v1::OpenSessionRequest { group: self.group(), nonce: u64::from_le_bytes(nonce) };
@@ -217,10 +208,10 @@ impl Client {
                 async move { client.open_session(request).await }
             })
             .await?;
-        Ok(Session::new(response.session, self.clone()))
+        Ok(response.session)
     }
 
-    /// Closes a session. Closing it twice does nothing.
+    /// Closes a session. Closing it again has no effect.
     pub(crate) async fn close_session(&self, session: u64) -> Result<()> {
         let request = v1::CloseSessionRequest { group: self.group(), session };
         self.run(Repeat::Always, |mut client, timeout| {
@@ -231,12 +222,7 @@ impl Client {
         .map(drop)
     }
 
-    /// A stream of commands outside of any session.
-    pub fn pipeline(&self) -> Pipeline {
-        Pipeline::start(self.clone(), None, STREAM_INFLIGHT_MAX)
-    }
-
-    /// Asks the state machine.
+    /// Queries the state machine.
     pub async fn query(
         &self,
         request: impl Into<Bytes>,
@@ -260,7 +246,7 @@ impl Client {
                 async move { client.query(request).await }
             })
             .await?;
-        let outcome = match response.answer.ok_or(Error::Malformed("a query without an answer"))? {
+        let outcome = match response.answer.ok_or(Error::Malformed("no answer to the query"))? {
             Answer::Ok(bytes) => Outcome::Ok(bytes),
             Answer::Rejected(message) => Outcome::Rejected(message),
         };
@@ -272,7 +258,7 @@ impl Client {
         })
     }
 
-    /// Asks the node at `endpoint` itself, whatever it has applied.
+    /// Queries the node at `endpoint`, as of what it has applied.
     pub async fn query_at(&self, endpoint: &str, request: impl Into<Bytes>) -> Result<QueryReply> {
         let alone = Self {
             inner: Arc::new(Inner {
@@ -283,7 +269,8 @@ impl Client {
         alone.query(request, Consistency::Local).await
     }
 
-    /// What the node at `endpoint` knows of its groups; of the client's group only, if it has one.
+    /// The status of the groups of the node at `endpoint`, or only of the client's group if one is
+    /// set.
     pub async fn status(&self, endpoint: &str) -> Result<v1::StatusResponse> {
         let mut client = self.inner.routes.at(endpoint)?.client;
         let message = v1::StatusRequest { group: self.group() };
@@ -296,13 +283,14 @@ impl Client {
         }
     }
 
-    /// Asks the leader for a mark, an index at which every replica takes a snapshot; that index. It
-    /// is the last one if nothing changed since and all have its snapshot.
-    pub async fn mark(&self) -> Result<u64> {
-        let request = v1::MarkRequest { group: self.group() };
+    /// Requests a checkpoint, at whose index every replica takes a snapshot; returns that index. If
+    /// nothing changed since the last checkpoint, and all replicas have its snapshot, returns that
+    /// of the last one.
+    pub async fn checkpoint(&self) -> Result<u64> {
+        let request = v1::CheckpointRequest { group: self.group() };
         self.run(Repeat::Always, |mut client, timeout| {
             let request = timed(request.clone(), timeout);
-            async move { client.mark(request).await }
+            async move { client.checkpoint(request).await }
         })
         .await
         .map(|(response, _)| response.index)
@@ -327,7 +315,7 @@ impl Client {
         self.run_until(Instant::now() + self.inner.options.deadline, repeat, attempt).await
     }
 
-    /// Attempts until one is answered, the deadline passes, or there is no point in another.
+    /// Makes attempts until one is answered, the deadline passes, or another one would not help.
     async fn run_until<T, F>(
         &self,
         deadline: Instant,
@@ -369,7 +357,7 @@ impl Client {
             hopeless += usize::from(failed.verdict == Verdict::Once);
             let over = match failed.verdict {
                 Verdict::Final | Verdict::Foreign => true,
-                // Each node was asked, and a named leader perhaps beside them.
+                // Every endpoint had its attempt, and perhaps a named leader beside them.
                 Verdict::Once => hopeless >= routes.endpoints().len().max(2),
                 Verdict::Unknown => repeat == Repeat::IfNothing,
                 Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly => false,
@@ -395,8 +383,8 @@ impl Client {
     }
 }
 
-/// Learns from a failure where to go next; true if a leader was named that was not just asked, and
-/// can be.
+/// Learns from a failure where to try next; true if the node named another leader and that one can
+/// be tried at once.
 pub(crate) fn steer(routes: &Routes, asked: &str, failed: &Failed) -> bool {
     if failed.unreachable {
         routes.rest(asked);
@@ -411,7 +399,8 @@ pub(crate) fn steer(routes: &Routes, asked: &str, failed: &Failed) -> bool {
     false
 }
 
-/// The outcome of a command, with the answers that are none told apart.
+/// The outcome of a command that was rejected: the state machine's own rejection is one, those of
+/// the host are errors.
 pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
     use v1::rejection::Kind;
     let kind = rejected.kind();
@@ -421,11 +410,11 @@ pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
         Kind::SessionExpired => Err(Error::SessionExpired { message: text() }),
         Kind::AnswerTooLarge => Err(Error::AnswerTooLarge { message: text() }),
         Kind::SessionFull => Err(Error::SessionFull { message: text() }),
-        Kind::Unspecified => Err(Error::Malformed("a rejection of an unknown kind")),
+        Kind::Unspecified => Err(Error::Malformed("an unknown kind of rejection")),
     }
 }
 
-/// The pause behind one of this length.
+/// The pause after one of this length.
 pub(crate) fn longer(pause: Duration, verdict: Verdict) -> Duration {
     match verdict {
         Verdict::Slowly | Verdict::Once => (pause * 4).min(LONG_PAUSE_MAX),
@@ -438,10 +427,7 @@ pub(crate) fn longer(pause: Duration, verdict: Verdict) -> Duration {
 }
 
 fn ended(unknown: bool, failed: Failed, attempts: u32) -> Error {
-    match unknown {
-        true => lost_sight(failed, attempts),
-        false => refused(failed, attempts),
-    }
+    if unknown { lost_sight(failed, attempts) } else { refused(failed, attempts) }
 }
 
 pub(crate) fn refused(failed: Failed, attempts: u32) -> Error {
@@ -453,15 +439,16 @@ pub(crate) fn lost_sight(failed: Failed, attempts: u32) -> Error {
     Error::Unknown { message: failed.message, attempts }
 }
 
-/// Between half and all of it, so that clients do not knock together.
+/// A random duration between half and all of `pause`, so that clients do not retry in step.
 pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut random = [0; 1];
-    // Without randomness the full pause is as good.
+    // Without randomness the full pause will do.
     let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
     pause - pause / 2 * part / 256
 }
 
-/// Who answered: the node that was asked, or the leader it forwarded to and names.
+/// The address of the node that answered: the one that was asked, or the leader that it forwarded
+/// the call to and names.
 fn answered_by<T>(response: &Response<T>, target: &Target) -> String {
     let forwarded = response.metadata().get("lockstep-leader").and_then(|v| v.to_str().ok());
     forwarded.unwrap_or(&target.address).to_owned()
@@ -469,7 +456,7 @@ fn answered_by<T>(response: &Response<T>, target: &Target) -> String {
 
 fn reply(response: v1::ApplyResponse, course: &Course) -> Result<Reply> {
     use v1::apply_response::Outcome as Wire;
-    let outcome = match response.outcome.ok_or(Error::Malformed("an answer without an outcome"))? {
+    let outcome = match response.outcome.ok_or(Error::Malformed("no outcome of the command"))? {
         Wire::Ok(bytes) => Outcome::Ok(bytes),
         Wire::Rejected(rejection) => settle(rejection)?,
     };

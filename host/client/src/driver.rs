@@ -1,15 +1,13 @@
-//! [`Driver`]: the task behind a pipeline. It owns every unanswered command and the stream they go
-//! over.
+//! [`Driver`]: the task of a pipeline. It owns every unanswered command and the stream over which
+//! they are sent.
 //!
-//! - Commands go in the order in which they were handed in, over one stream after the other. A node
-//!   takes them in that order, and nothing behind one that it refused. Over the next stream go all
-//!   that have no outcome, the oldest first.
-//! - A command is *waiting* (not sent over the current stream) or *under way* (sent, no answer
-//!   yet).
-//! - A node that refused a command is not sent more; once what is under way there has its answers,
-//!   the next stream is opened, at the leader if another node leads.
-//! - Nothing is forgotten: every command ends with an outcome or an error, at the latest by its
-//!   deadline.
+//! - Commands are sent in the order in which they were submitted, over one stream after the other.
+//!   A node takes them in that order, and takes none after one that it refused. Over the next
+//!   stream the driver sends all commands without an outcome, the oldest first.
+//! - A command is *waiting* (not sent over the current stream) or *under way* (sent, not answered).
+//! - Once a node refused a command, the driver sends it no more. When the commands under way there
+//!   are answered, it opens the next stream, at the leader if another node leads.
+//! - Every command ends with an outcome or an error, at the latest at its deadline.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,33 +21,33 @@ use tonic::Streaming;
 use crate::attempt::{Failed, Verdict};
 use crate::client::{Client, Outcome, Reply, jittered, longer, lost_sight, refused, settle, steer};
 use crate::error::{Error, Result};
-use crate::pipeline::{Job, Room};
 use crate::routes::Target;
 use crate::session::OpenCall;
 use crate::v1;
 use crate::v1::stream_answer::Answer;
+use crate::window::{Job, Room};
 
-/// Commands, and bytes of commands, of one message.
+/// Most commands, and about the most bytes of commands, in one message.
 const MESSAGE_COMMANDS_MAX: usize = 512;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Messages between this task and the connection.
+/// Messages that wait between this task and the connection.
 const MESSAGES_WAITING_MAX: usize = 2;
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const TICK: Duration = Duration::from_millis(20);
-/// How long answers are waited for at a node that is being left.
+/// How long the driver waits for the answers of a node that it is leaving.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// First pause between streams.
+/// Pause between the first two streams.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-/// All of a pipeline's state.
+/// The state of a pipeline.
 pub(crate) struct Driver {
     client: Client,
-    /// 0: none.
+    /// The session's id; 0 outside of any session.
     session: u64,
     jobs: mpsc::Receiver<Job>,
     /// Every command without an outcome, by tag: the oldest first.
     commands: BTreeMap<u64, Command>,
-    /// From this tag on commands wait.
+    /// The commands from this tag on are waiting.
     next_to_send: u64,
     under_way: usize,
     next_tag: u64,
@@ -64,29 +62,29 @@ struct Command {
     answer: oneshot::Sender<Result<Reply>>,
     _room: Room,
     attempts: u32,
-    /// Sent over the current stream, unanswered.
+    /// The command was sent over the current stream and is not answered.
     under_way: bool,
-    /// An attempt ended without telling whether it was applied.
+    /// After an earlier attempt it is unknown whether the command was applied.
     unknown: bool,
-    /// The leader that the first attempt went to, if it was known to be one.
+    /// The first node known to lead that the command was sent to.
     first: Option<String>,
 }
 
-/// A stream and what was seen of it.
+/// A stream, and what came of it so far.
 struct Stream {
     target: Target,
     answers: Streaming<v1::ApplyStreamResponse>,
-    /// Set once the node is being left: why, and since when.
+    /// Set once the driver is leaving the node: why, and since when.
     leaving: Option<(Failed, Instant)>,
-    /// When the last answer came, or the first command went.
+    /// When the last answer arrived, or when a command was sent while none was under way.
     heard: Instant,
-    /// Some command had an outcome.
+    /// The stream brought the outcome of a command.
     useful: bool,
 }
 
 /// How a stream ended.
 enum Ended {
-    /// All handles are gone and every command has ended.
+    /// All handles were dropped and every command has ended.
     Done,
     Left {
         failed: Failed,
@@ -95,12 +93,12 @@ enum Ended {
     },
 }
 
-/// Who ended a stream.
+/// The side that ended a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// The node, or somebody on the way: `Failed` tells whose word it is.
+    /// The node, or a proxy on the way: `Failed` tells them apart.
     Node,
-    /// This client, with answers still to come.
+    /// This client, perhaps before all answers arrived.
     Client,
 }
 
@@ -145,7 +143,7 @@ impl Driver {
         }
     }
 
-    /// Opens a stream to `target` and works it until it is lost or left.
+    /// Opens a stream to `target` and uses it until it is lost or left.
     async fn stream(&mut self, target: Target) -> Ended {
         let (outgoing, body) = mpsc::channel(MESSAGES_WAITING_MAX);
         let mut client = target.client.clone();
@@ -171,7 +169,7 @@ impl Driver {
         }
     }
 
-    /// Moves commands and answers; `None` when there is nothing left to do, ever.
+    /// Moves commands and answers; returns how the stream ended, or `None` if the pipeline is done.
     async fn work(
         &mut self,
         stream: &mut Stream,
@@ -201,7 +199,7 @@ impl Driver {
                             room.send(message);
                         }
                     }
-                    // The answers' end says why.
+                    // The end of the answers says why.
                     Err(_closed) => stream.leave(Failed::timed_out()),
                 },
                 count = self.jobs.recv_many(&mut taken, MESSAGE_COMMANDS_MAX), if !closed => {
@@ -219,7 +217,7 @@ impl Driver {
         }
     }
 
-    /// Whether the stream is to be given up.
+    /// Why the stream is to be given up, if it is.
     fn is_over(&self, stream: &mut Stream) -> Option<Failed> {
         if let Some((failed, since)) = &stream.leaving {
             let over = self.under_way == 0 || since.elapsed() > DRAIN_MAX;
@@ -249,7 +247,7 @@ impl Driver {
         );
     }
 
-    /// The next message: commands that wait, the oldest first.
+    /// The next message: waiting commands, the oldest first.
     fn message(&mut self, stream: &Stream) -> Option<v1::ApplyStreamRequest> {
         let (mut commands, mut bytes, mut lowest) = (Vec::new(), 0, 0);
         for (&tag, command) in self.commands.range_mut(self.next_to_send..) {
@@ -282,7 +280,7 @@ impl Driver {
     fn answered(&mut self, stream: &mut Stream, message: v1::ApplyStreamResponse) {
         stream.heard = Instant::now();
         for v1::StreamAnswer { tag, answer } in message.answers {
-            // One whose deadline passed has ended already.
+            // A command whose deadline passed has ended already.
             let Some(command) = self.commands.get_mut(&tag) else { continue };
             if std::mem::take(&mut command.under_way) {
                 self.under_way -= 1;
@@ -294,7 +292,7 @@ impl Driver {
                     self.refused(stream, tag, Failed::of_stream(refused));
                     continue;
                 }
-                None => Err(Error::Malformed("a stream's answer without an answer")),
+                None => Err(Error::Malformed("no outcome of a command in a stream")),
             };
             if !std::mem::replace(&mut stream.useful, true) {
                 self.client.routes().answered(&stream.target.address);
@@ -303,7 +301,8 @@ impl Driver {
         }
     }
 
-    /// The node refused one command, and with it what comes behind it.
+    /// Handles the refusal of a command. Unless it concerns this command alone, the node takes no
+    /// later command of the stream either.
     fn refused(&mut self, stream: &mut Stream, tag: u64, failed: Failed) {
         let Some(command) = self.commands.get_mut(&tag) else { return };
         let hopeless = command.attempts as usize > self.client.endpoints().len();
@@ -321,7 +320,7 @@ impl Driver {
             self.finish(tag, Err(error), None);
         }
         match failed.verdict {
-            // The command's own fault: the node takes what comes behind it.
+            // Only this command cannot be taken: the node goes on with the next one.
             Verdict::Final | Verdict::Foreign => {}
             Verdict::Nothing
             | Verdict::Overloaded
@@ -331,7 +330,7 @@ impl Driver {
         }
     }
 
-    /// The stream is gone: what was under way waits again, or has an unknown outcome.
+    /// Leaves the stream: commands under way wait again, or end with an unknown outcome.
     fn leave(&mut self, failed: Failed, by: Side) {
         (self.under_way, self.next_to_send) = (0, 0);
         let tags: Vec<u64> = self.commands.keys().copied().collect();
@@ -344,8 +343,8 @@ impl Driver {
                     command.unknown |= sent;
                     false
                 }
-                // A node ends a stream behind its answers: it took nothing that has none. Of
-                // anybody else's end that is not known.
+                // A node ends a stream after its answers, and took no command without one. If a
+                // proxy or this client ends it, that is not known.
                 Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly | Verdict::Once
                     if by == Side::Node =>
                 {
@@ -368,7 +367,7 @@ impl Driver {
         self.last_failure = Some(failed);
     }
 
-    /// Ends what has run out of time. Deadlines are in the order of tags.
+    /// Ends the commands whose deadline has passed. Deadlines ascend with tags.
     fn expire(&mut self) {
         let now = Instant::now();
         while let Some(mut first) = self.commands.first_entry()
@@ -385,7 +384,7 @@ impl Driver {
         }
     }
 
-    /// Gives a command its end.
+    /// Ends a command with this outcome.
     fn finish(&mut self, tag: u64, outcome: Result<Outcome>, answered: Option<&Target>) {
         let Some(command) = self.commands.remove(&tag) else { return };
         let attempts = command.attempts;
@@ -394,17 +393,18 @@ impl Driver {
             let changed = command.first.is_some_and(|first| Some(&first) != last);
             Reply { outcome, attempts, leader_changed: attempts > 1 && changed }
         });
-        // Whoever asked may have stopped waiting.
+        // The caller may have dropped its `Pending`.
         let _ = command.answer.send(reply);
     }
 }
 
 impl Command {
-    /// How it ends if it is not sent again.
+    /// The command's error if it is not sent again.
     fn error(&self, failed: Failed) -> Error {
-        match self.unknown {
-            true => lost_sight(failed, self.attempts),
-            false => refused(failed, self.attempts),
+        if self.unknown {
+            lost_sight(failed, self.attempts)
+        } else {
+            refused(failed, self.attempts)
         }
     }
 }
@@ -414,7 +414,7 @@ impl Stream {
         self.leaving.get_or_insert_with(|| (failed, Instant::now()));
     }
 
-    /// The node ended the stream, and told no reason but perhaps an earlier one.
+    /// The failure of a stream that the node ended without a reason: an earlier refusal, or `why`.
     fn left(&self, why: &str) -> Failed {
         match &self.leaving {
             Some((failed, _)) => failed.clone(),
@@ -451,18 +451,18 @@ mod tests {
         (driver, answers)
     }
 
-    /// Somebody on the way ends the stream with a no that is no node's.
+    /// A proxy on the way ends the stream with a status that is no node's refusal.
     #[tokio::test]
-    async fn what_was_sent_may_have_been_applied_whoever_ends_the_stream() {
+    async fn what_was_sent_may_have_been_applied_however_the_stream_ends() {
         let (mut driver, [sent, kept]) = driver();
-        let status = tonic::Status::permission_denied("the gateway says no");
+        let status = tonic::Status::permission_denied("the gateway denies it");
         driver.leave(Failed::of_status(&status), Side::Node);
         let (sent, kept) = (sent.await, kept.await);
         assert!(matches!(sent, Ok(Err(Error::Unknown { .. }))), "{sent:?}");
         assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
     }
 
-    /// A node that ends a stream with a refusal took nothing that it did not answer.
+    /// A node that ends a stream with a refusal took no command that it did not answer.
     #[tokio::test]
     async fn what_a_node_did_not_answer_goes_again_in_its_order() {
         let (mut driver, _answers) = driver();
@@ -472,7 +472,7 @@ mod tests {
         assert_eq!(driver.next_to_send, 0);
         assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [1, 2]);
         assert!(driver.commands.values().all(|command| !command.unknown && !command.under_way));
-        // Where this client went away instead, nobody knows.
+        // If this client ended the stream instead, that is not known.
         driver.commands.get_mut(&1).expect("the first").under_way = true;
         driver.leave(Failed::of_status(&status), Side::Client);
         assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [2]);

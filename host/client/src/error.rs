@@ -2,33 +2,33 @@
 
 use crate::Reply;
 
-/// What a caller can tell apart. Only [`Error::Unknown`] and [`Error::SessionExpired`] leave open
+/// Why a call has no outcome. Only [`Error::Unknown`] and [`Error::SessionExpired`] leave open
 /// whether the command was applied.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
-    #[error("endpoint \"{endpoint}\" is no host:port: {why}")]
+    #[error("endpoint \"{endpoint}\" is not a host:port: {why}")]
     BadEndpoint { endpoint: String, why: String },
-    /// Nothing happened, and the deadline passed or repeating it would not help.
+    /// The call had no effect, and the deadline passed or a repetition would not help.
     #[error("{message} ({refusal}, {attempts} attempts)")]
     Refused {
-        /// `lockstep-refusal`, or the gRPC code's name where a node did not say.
+        /// The `lockstep-refusal` of the node; the gRPC code's name if no node refused the call.
         refusal: String,
         message: String,
         attempts: u32,
     },
-    /// It may or may not have been applied, or may yet be.
+    /// The command may have been applied, or may still be.
     #[error("outcome unknown after {attempts} attempts: {message}")]
     Unknown { message: String, attempts: u32 },
-    /// The session was evicted; outcomes of its unanswered calls are unknown. Open a new one.
+    /// The session was evicted: the outcomes of its unanswered calls are unknown. Open a new one.
     #[error("the session expired: {message}")]
     SessionExpired { message: String },
-    /// The command was applied, but its answer is over the limit, or was not kept for a repetition.
+    /// The command was applied, but its answer is over the limit or was not kept for retries.
     #[error("{message}")]
     AnswerTooLarge { message: String },
-    /// More calls are open in the session, or longer answers, than a server keeps. Not applied.
+    /// Not applied: the session has more unanswered calls, or longer answers, than nodes keep.
     #[error("{message}")]
     SessionFull { message: String },
-    /// A node answered what no version of the protocol says.
+    /// The answer of a node does not conform to the protocol.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
     /// The pipeline ended before the command was sent.
@@ -36,5 +36,5 @@ pub enum Error {
     Closed,
 }
 
-/// How calls end.
+/// The result of a call.
 pub(crate) type Result<T = Reply> = std::result::Result<T, Error>;

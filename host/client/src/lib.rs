@@ -1,11 +1,12 @@
 //! Async client of Lockstep: finds the leader, keeps deadlines, and retries only what is safe to
 //! retry.
 //!
-//! - [`Client::apply`] applies a command outside of any session: it is sent again only when the
-//!   node said that nothing happened; whatever else goes wrong is [`Error::Unknown`].
+//! - [`Client::apply`] applies a command outside of any session. It is sent again only if the
+//!   failed attempt certainly had no effect; otherwise the call ends with [`Error::Unknown`].
 //! - [`Session::apply`] applies a command once, however often it has to be sent: every attempt
 //!   carries the same session and sequence, and the first outcome is the one returned.
-//! - [`Pipeline`] is the same over one stream with many commands under way.
+//! - [`Pipeline`] sends many commands over one stream without waiting for each outcome, inside or
+//!   outside of a session.
 //! - Every [`Reply`] says how many attempts it took and whether the leader changed between them.
 //!
 //! ```no_run
@@ -29,9 +30,10 @@ mod error;
 mod pipeline;
 mod routes;
 mod session;
+mod window;
 
 /// The wire types, as `client.proto` describes them.
-#[expect(clippy::allow_attributes_without_reason, reason = "the code generator's own")]
+#[expect(clippy::allow_attributes_without_reason, reason = "the code generator writes them")]
 pub mod v1 {
     include!("generated/lockstep.v1.rs");
 }
@@ -41,11 +43,11 @@ pub use error::Error;
 pub use pipeline::{Pending, Pipeline};
 pub use session::Session;
 
-/// Largest command, and largest query, that a server takes, bytes.
+/// Largest command and largest query that a node takes, bytes.
 pub const COMMAND_BYTES_MAX: usize = (1 << 20) - (4 << 10);
-/// Commands under way in one session: the server keeps answers for no more.
+/// Commands in flight in one session: nodes keep the answers of no more.
 pub const SESSION_OPEN_CALLS_MAX: u64 = 1024;
-/// Commands under way on one stream: the server reads no more.
+/// Commands in flight on one stream: nodes read no more.
 pub const STREAM_INFLIGHT_MAX: usize = 4096;
-/// Bytes of commands under way on one stream: the server reads some more.
+/// Bytes of commands in flight on one stream: nodes read somewhat more.
 pub const STREAM_INFLIGHT_BYTES_MAX: usize = 4 << 20;

@@ -1,9 +1,10 @@
-//! [`Routes`]: the nodes a client knows, the one it takes for the leader, and a connection to each.
+//! [`Routes`]: the nodes that a client knows, a connection to each, and which of them it takes for
+//! the leader.
 //!
-//! - Connections are made at the first use and again when they broke.
-//! - Without a leader the endpoints are tried in turn.
-//! - An address that a node named and that could not be reached rests for a while: clients may be
-//!   elsewhere in the network than nodes, which then pass their calls on.
+//! - Connections are made at the first use and again after they broke.
+//! - While no leader is known, the endpoints are tried in turn.
+//! - A leader's address that could not be reached *rests*, which means that it is not tried for a
+//!   while: nodes may name addresses that only they can reach. They forward the calls instead.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,23 +15,23 @@ use tonic::transport::{Channel, Endpoint};
 use crate::error::{Error, Result};
 use crate::v1::lockstep_client::LockstepClient;
 
-/// Addresses remembered beside the given ones: those that nodes named as leaders.
+/// Addresses remembered beside the endpoints: those that nodes named as leaders.
 const LEARNT_MAX: usize = 64;
-/// How long an address that was named and not reached rests; twice as long each time.
+/// How long a named address that could not be reached rests; twice as long each time.
 const REST_MIN: Duration = Duration::from_secs(2);
 const REST_MAX: Duration = Duration::from_secs(60);
-/// Largest message either way, bytes: as the servers have it.
+/// Largest message either way, bytes; the nodes have the same limit.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Calls given up that a connection remembers, so that their late answers are passed over.
+/// Cancelled calls that a connection remembers, so that it ignores their late answers.
 const RESET_CALLS_KEPT: usize = 4_096;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Where calls may go.
+/// The nodes to which calls may go.
 pub(crate) struct Routes {
-    /// As the user gave them, tried in turn.
+    /// The addresses that the user gave, tried in turn.
     endpoints: Vec<String>,
     connect_timeout: Duration,
     state: Mutex<State>,
@@ -40,9 +41,9 @@ pub(crate) struct Routes {
 struct State {
     clients: BTreeMap<String, LockstepClient<Channel>>,
     leader: Option<String>,
-    /// The endpoint to try without a leader.
+    /// The endpoint to try while no leader is known.
     turn: usize,
-    /// Addresses that rest: how long, and since when.
+    /// Addresses that rest: for how long, and since when.
     resting: BTreeMap<String, (Duration, Instant)>,
 }
 
@@ -51,14 +52,14 @@ struct State {
 pub(crate) struct Target {
     pub address: String,
     pub client: LockstepClient<Channel>,
-    /// It was taken for the leader because a node said so or because it answered.
+    /// Whether this node is taken for the leader, because a node named it or because it answered.
     pub is_leader: bool,
 }
 
 impl Routes {
     pub(crate) fn new(endpoints: Vec<String>, connect_timeout: Duration) -> Result<Self> {
         if endpoints.is_empty() {
-            let why = "name at least one".to_owned();
+            let why = "name at least one endpoint".to_owned();
             return Err(Error::BadEndpoint { endpoint: String::new(), why });
         }
         let mut state = State::default();
@@ -72,7 +73,7 @@ impl Routes {
         &self.endpoints
     }
 
-    /// The leader, as far as it is known; otherwise the endpoint whose turn it is.
+    /// The leader if one is known, otherwise the endpoint whose turn it is.
     pub(crate) fn target(&self) -> Target {
         let state = self.lock();
         let is_leader = state.leader.is_some();
@@ -82,14 +83,14 @@ impl Routes {
         Target { address, client, is_leader }
     }
 
-    /// The node at `address`, which may be new.
+    /// The node at `address`, which need not be known so far.
     pub(crate) fn at(&self, address: &str) -> Result<Target> {
         let mut state = self.lock();
         let client = self.client(&mut state, address)?;
         Ok(Target { address: address.to_owned(), client, is_leader: false })
     }
 
-    /// `address` was named as the leader's; whether it is to be asked.
+    /// Notes that `address` was named as the leader's; returns whether to ask it.
     pub(crate) fn lead(&self, address: &str) -> bool {
         let mut state = self.lock();
         if state.leader.as_deref() == Some(address) {
@@ -99,7 +100,7 @@ impl Routes {
         if rests.is_some_and(|(pause, since)| since.elapsed() < *pause) {
             return false;
         }
-        // An address that cannot be dialled leads nobody.
+        // An invalid address cannot be the leader's.
         let known = self.client(&mut state, address).is_ok();
         if known {
             state.leader = Some(address.to_owned());
@@ -107,13 +108,13 @@ impl Routes {
         known
     }
 
-    /// `address` answered as the leader.
+    /// Notes that `address` answered as the leader.
     pub(crate) fn answered(&self, address: &str) {
         self.lock().resting.remove(address);
         self.lead(address);
     }
 
-    /// `address` could not be reached. If only nodes know it, it is not asked again for a while.
+    /// Notes that `address` could not be reached. Unless it is an endpoint, it rests for a while.
     pub(crate) fn rest(&self, address: &str) {
         if self.endpoints.iter().any(|endpoint| endpoint == address) {
             return;
@@ -124,7 +125,7 @@ impl Routes {
         state.resting.insert(address.to_owned(), (pause, Instant::now()));
     }
 
-    /// `address` did not do: whoever comes next tries another one.
+    /// Notes that the attempt at `address` failed: the next one goes to another node.
     pub(crate) fn avoid(&self, address: &str) {
         let mut state = self.lock();
         match &state.leader {
@@ -132,7 +133,7 @@ impl Routes {
             Some(_) | None => state.leader = None,
         }
         let turn = state.turn % self.endpoints.len();
-        // Calls under way at once all blame the same endpoint; it is passed over once.
+        // Concurrent calls all report the same endpoint; the turn passes on only once.
         if self.endpoints[turn] == address || !self.endpoints.iter().any(|e| e == address) {
             state.turn = turn + 1;
         }
@@ -164,10 +165,8 @@ impl Routes {
 
 fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Channel>> {
     let bad = |why: String| Error::BadEndpoint { endpoint: address.to_owned(), why };
-    let uri = match address.contains("://") {
-        true => address.to_owned(),
-        false => format!("http://{address}"),
-    };
+    let uri =
+        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(uri).map_err(|e| bad(e.to_string()))?;
     if endpoint.uri().port().is_none() {
         return Err(bad("it has no port".to_owned()));
@@ -177,8 +176,8 @@ fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Chann
         .connect_timeout(connect_timeout)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        // Calls are given up by their deadlines, and answers to them still come: that must never
-        // end the connection that other calls use.
+        // Calls are cancelled at their deadlines, and answers to them may still arrive. That must
+        // never end the connection, which other calls use.
         .http2_max_concurrent_reset_streams(RESET_CALLS_KEPT)
         .http2_max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -205,7 +204,7 @@ mod tests {
         for _ in 0..4 {
             let target = routes.target();
             assert!(!target.is_leader);
-            // Two calls under way at once blame it: one step, not two.
+            // Two concurrent calls report it: one step, not two.
             routes.avoid(&target.address);
             routes.avoid(&target.address);
             seen.push(target.address);
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(
             routes.target().address,
             "d:1",
-            "a late failure of another node says nothing of it"
+            "a late failure of another node says nothing about it"
         );
         routes.avoid("d:1");
         assert!(!routes.target().is_leader);
@@ -230,7 +229,7 @@ mod tests {
         assert!(!routes.target().is_leader);
     }
 
-    /// A leader whose address is good for nodes only is not tried at each call.
+    /// A leader's address that only nodes can reach is not tried at each call.
     #[tokio::test]
     async fn a_named_leader_that_cannot_be_reached_rests() {
         let routes = routes();
@@ -242,7 +241,7 @@ mod tests {
         routes.answered("inner:1");
         assert_eq!(routes.target().address, "inner:1", "it answers after all");
         routes.rest("b:1");
-        assert!(routes.lead("b:1"), "the user says that it can be reached");
+        assert!(routes.lead("b:1"), "the user gave it, so it can be reached");
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! [`Session`]: calls that are applied once, however often they are sent.
 //!
-//! - Each call has a sequence of its own; it is never used again, not even after a call was given
+//! - Each call has its own sequence, which is never used again, not even after the call was given
 //!   up.
-//! - Every attempt tells the lowest sequence that still waits; servers forget answers below it.
-//! - The sequences under way span at most [`SESSION_OPEN_CALLS_MAX`]; further calls wait.
+//! - Every attempt names the lowest sequence that still waits for its answer; nodes forget the
+//!   answers below it.
+//! - The open sequences span at most [`SESSION_OPEN_CALLS_MAX`]; further calls wait.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -14,11 +15,10 @@ use tokio::time::Instant;
 
 use crate::client::{Client, Reply, fits};
 use crate::error::{Error, Result};
-use crate::pipeline::Pipeline;
-use crate::{SESSION_OPEN_CALLS_MAX, STREAM_INFLIGHT_MAX};
+use crate::{SESSION_OPEN_CALLS_MAX, v1};
 
-/// A session; cheap to clone, and calls may be made concurrently. A group has room for 4,096: who
-/// is done with one closes it ([`Session::close`]).
+/// A session; cheap to clone, and calls may be made concurrently. A group has at most 4,096
+/// sessions: close one that is no longer needed ([`Session::close`]).
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
@@ -28,8 +28,15 @@ struct Inner {
     id: u64,
     client: Client,
     calls: Mutex<Calls>,
-    /// The lowest unanswered sequence moved.
+    /// Notified when the lowest unanswered sequence rises.
     moved: Notify,
+}
+
+impl Client {
+    /// Opens a session.
+    pub async fn open_session(&self) -> Result<Session> {
+        Ok(Session::new(self.new_session().await?, self.clone()))
+    }
 }
 
 impl Session {
@@ -38,41 +45,48 @@ impl Session {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Its name at the servers.
+    /// The session's id in its group.
     pub fn id(&self) -> u64 {
         self.inner.id
     }
 
-    /// Applies a command once. Retried until the deadline; the first outcome is returned.
+    /// Applies a command once. Retries until the deadline, and returns the first outcome.
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
         let command = command.into();
         fits("command", &command)?;
         let until = Instant::now() + self.inner.client.options().deadline;
         let call = self.begin_until(until).await?;
-        self.inner.client.apply_as(&call, command, until).await
+        let client = &self.inner.client;
+        let request = || v1::ApplyRequest {
+            group: client.group(),
+            session: call.session(),
+            sequence: call.sequence(),
+            lowest_unanswered: call.lowest_unanswered(),
+            command: command.clone(),
+            relief: client.options().relief,
+        };
+        client.apply_within(request, until).await
     }
 
-    /// Closes it: the group keeps nothing for it any more, and has room for another session. Calls
-    /// that are under way end with [`Error::SessionExpired`].
+    /// Closes the session: the group forgets its answers and can open another session. Calls that
+    /// are under way end with [`Error::SessionExpired`].
     pub async fn close(self) -> Result<()> {
         self.inner.client.close_session(self.id()).await
     }
 
-    /// A stream of commands within this session.
-    pub fn pipeline(&self) -> Pipeline {
-        let limit = STREAM_INFLIGHT_MAX.min(SESSION_OPEN_CALLS_MAX as usize);
-        Pipeline::start(self.inner.client.clone(), Some(self.clone()), limit)
+    pub(crate) fn client(&self) -> &Client {
+        &self.inner.client
     }
 
-    /// The same, but for no longer than that.
+    /// Like [`Session::begin`], but waits until `until` at most.
     pub(crate) async fn begin_until(&self, until: Instant) -> Result<OpenCall> {
         let begun = tokio::time::timeout_at(until, self.begin()).await;
         begun.map_err(|_elapsed| Error::SessionFull {
-            message: "no earlier call of the session came to its end in time".to_owned(),
+            message: "no earlier call of the session ended in time".to_owned(),
         })
     }
 
-    /// Waits until the window has room, and opens a call.
+    /// Waits until the window of open sequences has room, and opens a call.
     pub(crate) async fn begin(&self) -> OpenCall {
         loop {
             let moved = self.inner.moved.notified();
@@ -100,7 +114,7 @@ impl Session {
     }
 }
 
-/// A call under way. Dropped, its sequence no longer waits for an answer, and is never used again.
+/// An open call. When it is dropped, its sequence no longer waits for an answer.
 pub(crate) struct OpenCall {
     session: Session,
     sequence: u64,
@@ -129,7 +143,7 @@ impl Drop for OpenCall {
 /// The sequences of a session.
 #[derive(Debug)]
 struct Calls {
-    /// The next to be used.
+    /// The next unused sequence.
     next: u64,
     open: BTreeSet<u64>,
 }
@@ -141,7 +155,7 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// A new sequence, unless the window is full.
+    /// Opens a new sequence; `None` if the window is full.
     fn begin(&mut self) -> Option<u64> {
         if self.next - self.lowest() >= SESSION_OPEN_CALLS_MAX {
             return None;
@@ -152,12 +166,12 @@ impl Calls {
         Some(sequence)
     }
 
-    /// The lowest sequence that waits for its answer; the next one if none does.
+    /// The lowest open sequence; the next unused one if none is open.
     fn lowest(&self) -> u64 {
         self.open.first().copied().unwrap_or(self.next)
     }
 
-    /// `sequence` was answered or given up; whether the lowest moved.
+    /// Notes that `sequence` was answered or given up; returns whether the lowest one rose.
     fn end(&mut self, sequence: u64) -> bool {
         let before = self.lowest();
         assert!(self.open.remove(&sequence), "a call ends once");
@@ -172,10 +186,10 @@ mod tests {
     #[test]
     fn the_lowest_follows_the_oldest_open_call() {
         let mut calls = Calls::default();
-        assert_eq!(calls.lowest(), 1, "nothing below the first waits");
+        assert_eq!(calls.lowest(), 1, "the first sequence is the lowest");
         let begun: Vec<u64> = (0..4).filter_map(|_| calls.begin()).collect();
         assert_eq!(begun, [1, 2, 3, 4]);
-        assert!(!calls.end(2), "1 still waits");
+        assert!(!calls.end(2), "1 is still open");
         assert!(calls.end(1));
         assert_eq!(calls.lowest(), 3, "2 was answered before 1");
         assert!(!calls.end(4) && calls.end(3));

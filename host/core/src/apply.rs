@@ -1,20 +1,20 @@
-//! What a committed entry means to the state machine: sessions, log time, and the guest call it
-//! becomes.
+//! What a committed entry means to the state machine: sessions, log time, and the guest call that
+//! it becomes.
 //!
-//! [`Ledger`] is owned by the apply lane. It is replicated state: every replica that applied the
-//! same entries holds the same one, and it opens a snapshot's payload (the *envelope*), before the
-//! guest's stream.
+//! The apply lane owns a [`Ledger`]. It is replicated state: all replicas that applied the same
+//! entries hold the same one. In a snapshot's payload it is the *envelope*, before the guest's
+//! stream.
 //!
 //! - An entry becomes at most one guest call ([`Work::Apply`]).
 //! - A call whose (session, sequence) was answered before gets the first answer and does not reach
 //!   the guest.
-//! - Log time never goes back, whatever leaders stamp.
+//! - Log time never decreases, whatever leaders stamp.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::codec::{DecodeError, Reader, Write};
-use crate::entry::{Call, EntryBody, Install, Pack};
+use crate::entry::{Bootstrap, Call, Commands, EntryBody};
 use crate::fault::Rejection;
 use crate::limits;
 
@@ -24,8 +24,8 @@ use sessions::Admission;
 pub use sessions::Sessions;
 
 const ENVELOPE_VERSION: u8 = 1;
-/// Largest envelope: kept answers (what is lent, and each session's own), the session table, the
-/// install record.
+/// Largest envelope, bytes: kept answers (lent ones, and each session's own), the session table,
+/// the bootstrap record.
 pub const ENVELOPE_BYTES_MAX: usize = limits::SESSION_ANSWER_BYTES_MAX
     + limits::SESSIONS_MAX * (limits::SESSION_OWN_ANSWER_BYTES + 64)
     + 2 * limits::GUEST_CONFIG_BYTES_MAX;
@@ -35,12 +35,12 @@ pub const ENVELOPE_BYTES_MAX: usize = limits::SESSION_ANSWER_BYTES_MAX
 pub enum Answer {
     Ok(Bytes),
     Rejected(Rejection),
-    /// A session was opened; its id.
+    /// A session with this id was opened.
     Opened(u64),
 }
 
 impl Answer {
-    /// Bytes that it holds of what the guest said.
+    /// Bytes of the guest's outcome in the answer.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Ok(bytes) | Self::Rejected(Rejection::Guest(bytes)) => bytes.len(),
@@ -49,20 +49,20 @@ impl Answer {
     }
 }
 
-/// What the apply lane reports after a range.
+/// What the apply lane reports after it applied a range of entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Applied {
-    /// The guest's applied index now.
+    /// The last entry that the guest applied.
     pub last: u64,
-    /// The log's time there.
+    /// The log's time at that entry.
     pub time_ms: u64,
-    /// Bytes of the entries just applied; returns them to the lane's allowance.
+    /// Bytes of the entries just applied; the lane may be given as many again.
     pub bytes: usize,
-    /// Answers of the entries that carried commands, by (index, term).
+    /// The answers of the entries for whose answers tickets wait.
     pub answers: Vec<EntryAnswers>,
 }
 
-/// Answers of one entry, in the order of its commands.
+/// The answers of one entry, in the order of its commands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EntryAnswers {
     pub index: u64,
@@ -73,15 +73,15 @@ pub struct EntryAnswers {
 /// What to do for one entry.
 #[derive(Debug)]
 pub enum Work {
-    /// The guest is not concerned; `answers` may still be owed.
+    /// The guest is not called; these answers may be due.
     Done(Vec<Answer>),
-    /// Initialise the guest with this record.
+    /// Call the guest's `init` with the bootstrap record.
     Init(Moment),
     /// Call the guest's `apply`, then [`Ledger::settle`].
     Apply(Plan),
 }
 
-/// Context of a guest call.
+/// The context of a guest call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
     pub index: u64,
@@ -89,11 +89,11 @@ pub struct Moment {
     pub seed: (u64, u64),
 }
 
-/// One guest call under way, and where its outcomes go.
+/// A guest call under way, and which calls its outcomes answer.
 #[derive(Debug)]
 pub struct Plan {
     pub moment: Moment,
-    /// What the guest is given: the calls that were not answered before.
+    /// The commands for the guest: those of the calls that were not answered before.
     pub commands: Vec<Bytes>,
     slots: Vec<Slot>,
 }
@@ -105,38 +105,38 @@ enum Slot {
         session: u64,
         sequence: u64,
     },
-    /// A repeated call of the same pack: answered like the earlier slot.
+    /// The call repeats an earlier one of the same entry and gets the answer of that slot.
     Same(usize),
     Known(Answer),
 }
 
-/// What the guest said to one command.
+/// The guest's outcome of one command.
 pub enum Outcome {
     Ok(Bytes),
     Rejected(Bytes),
-    /// So many bytes, which nobody took.
+    /// An answer of this many bytes, too long to be copied.
     TooLong {
         bytes: u64,
     },
 }
 
-/// The replicated state that the host keeps beside the guest's.
+/// The replicated state that the host keeps beside the guest's state.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Ledger {
-    install: Option<Install>,
+    bootstrap: Option<Bootstrap>,
     applied: u64,
     log_time_ms: u64,
     sessions: Sessions,
 }
 
 impl Ledger {
-    /// Index of the last entry admitted.
+    /// The index of the last entry that was admitted.
     pub fn applied(&self) -> u64 {
         self.applied
     }
 
-    pub fn install(&self) -> Option<&Install> {
-        self.install.as_ref()
+    pub fn bootstrap(&self) -> Option<&Bootstrap> {
+        self.bootstrap.as_ref()
     }
 
     pub fn log_time_ms(&self) -> u64 {
@@ -147,12 +147,12 @@ impl Ledger {
         &self.sessions
     }
 
-    /// The context of the last applied entry, for queries.
+    /// The context of the last admitted entry, for queries.
     pub fn moment(&self) -> Moment {
         Moment { index: self.applied, time_ms: self.log_time_ms, seed: self.seed(self.applied) }
     }
 
-    /// Takes the next entry; they come without gaps.
+    /// Admits the next entry and says what to do for it. Entries come without gaps.
     pub fn admit(&mut self, entry: &Entry) -> Result<Work, DecodeError> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied without gaps");
         let body = match entry.get_entry_type() {
@@ -162,11 +162,11 @@ impl Ledger {
         self.applied = entry.index;
         Ok(match body {
             EntryBody::Empty => Work::Done(Vec::new()),
-            EntryBody::Install(install) => {
-                self.install = Some(install);
+            EntryBody::Bootstrap(bootstrap) => {
+                self.bootstrap = Some(bootstrap);
                 Work::Init(self.moment())
             }
-            EntryBody::Mark { time_ms, .. } => {
+            EntryBody::Checkpoint { time_ms, .. } => {
                 self.advance_time(time_ms);
                 Work::Done(Vec::new())
             }
@@ -182,7 +182,7 @@ impl Ledger {
                 self.sessions.close(session);
                 Work::Done(vec![Answer::Ok(Bytes::new())])
             }
-            EntryBody::Pack(pack) => self.admit_pack(pack),
+            EntryBody::Commands(commands) => self.admit_commands(commands),
         })
     }
 
@@ -208,11 +208,11 @@ impl Ledger {
         Some(answers)
     }
 
-    fn admit_pack(&mut self, pack: Pack) -> Work {
-        self.advance_time(pack.time_ms);
+    fn admit_commands(&mut self, commands: Commands) -> Work {
+        self.advance_time(commands.time_ms);
         let mut plan = Plan { moment: self.moment(), commands: Vec::new(), slots: Vec::new() };
         let mut running = std::collections::BTreeMap::new();
-        for call in pack.calls {
+        for call in commands.calls {
             let Call { session, sequence, lowest_unanswered, payload } = call;
             let now_ms = self.log_time_ms;
             let slot = match self.sessions.admit(now_ms, session, sequence, lowest_unanswered) {
@@ -242,14 +242,14 @@ impl Ledger {
     }
 
     fn outcome_bytes_max(&self) -> usize {
-        self.install
+        self.bootstrap
             .as_ref()
-            .map_or(limits::OUTCOME_BYTES_MAX, |install| install.profile.outcome_bytes as usize)
+            .map_or(limits::OUTCOME_BYTES_MAX, |bootstrap| bootstrap.profile.outcome_bytes as usize)
     }
 
-    /// PRF(cluster seed, index): keyed BLAKE3.
+    /// The seed of an entry: a pseudo-random function of cluster seed and index (keyed BLAKE3).
     fn seed(&self, index: u64) -> (u64, u64) {
-        let root = self.install.as_ref().map_or([0; 16], |install| install.seed);
+        let root = self.bootstrap.as_ref().map_or([0; 16], |bootstrap| bootstrap.seed);
         let mut key = [0; 32];
         key[..16].copy_from_slice(&root);
         let mut halves = [[0; 8]; 2];
@@ -259,41 +259,41 @@ impl Ledger {
         (u64::from_le_bytes(halves[0]), u64::from_le_bytes(halves[1]))
     }
 
-    /// The envelope that opens a snapshot's payload; the same bytes on every replica at one index.
+    /// The envelope, with which a snapshot's payload begins. At one index it has the same bytes on
+    /// every replica.
     ///
-    /// `envelope = length u32 · version u8 · log time u64 · install bytes · sessions`
+    /// `envelope = length u32 · version u8 · log time u64 · bootstrap bytes · sessions`
     pub fn encode_envelope(&self) -> Vec<u8> {
         let mut body = vec![ENVELOPE_VERSION];
         body.put_u64(self.log_time_ms);
-        let mut install = Vec::new();
-        if let Some(record) = &self.install {
-            record.encode(&mut install);
+        let mut bootstrap = Vec::new();
+        if let Some(record) = &self.bootstrap {
+            record.encode(&mut bootstrap);
         }
-        body.put_bytes(&install);
+        body.put_bytes(&bootstrap);
         self.sessions.encode(&mut body);
         let mut out = Vec::with_capacity(body.len() + 4);
         out.put_bytes(&body);
         out
     }
 
-    /// Reads an envelope's body (behind its length); the snapshot was taken at `index`.
+    /// Decodes an envelope without its length; the snapshot was taken at `index`.
     pub fn decode_envelope(body: Bytes, index: u64) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body, "snapshot envelope");
         reader.version(ENVELOPE_VERSION)?;
         let log_time_ms = reader.u64()?;
-        let install = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
-        let install = match install.is_empty() {
-            true => None,
-            false => {
-                let mut inner = Reader::new(install, "install record");
-                let record = Install::decode(&mut inner)?;
-                inner.finish()?;
-                Some(record)
-            }
+        let encoded = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
+        let bootstrap = if encoded.is_empty() {
+            None
+        } else {
+            let mut inner = Reader::new(encoded, "bootstrap record");
+            let record = Bootstrap::decode(&mut inner)?;
+            inner.finish()?;
+            Some(record)
         };
         let sessions = Sessions::decode(&mut reader)?;
         reader.finish()?;
-        Ok(Self { install, applied: index, log_time_ms, sessions })
+        Ok(Self { bootstrap, applied: index, log_time_ms, sessions })
     }
 }
 

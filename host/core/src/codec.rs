@@ -1,8 +1,8 @@
-//! The small binary codec that disk formats share: little-endian integers and length-prefixed
-//! bytes.
+//! The small binary codec that the formats on disk share: little-endian integers and
+//! length-prefixed bytes.
 //!
-//! Decoding is defensive: every length is checked against what is left before anything is
-//! allocated, and a decoder that ends before its input does is an error ([`Reader::finish`]).
+//! Decoding is defensive: every length is checked against the remaining input before anything is
+//! allocated, and input that is left over is an error ([`Reader::finish`]).
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 pub enum DecodeError {
     #[error("{what}: ends early")]
     Short { what: &'static str },
-    #[error("{what}: it has version {version}, this program knows {known}")]
+    #[error("{what}: version {version} is newer than this program, which knows {known}")]
     Newer { what: &'static str, version: u8, known: u8 },
     #[error("{what}: unknown value {value}")]
     Unknown { what: &'static str, value: u64 },
@@ -23,14 +23,14 @@ pub enum DecodeError {
     Invalid { what: &'static str, why: String },
 }
 
-/// Reads from a byte string it owns a cheap handle to.
+/// Reads values from a byte string, of which it owns a cheap handle.
 pub struct Reader {
     bytes: Bytes,
     what: &'static str,
 }
 
 impl Reader {
-    /// `what` names the thing being decoded in errors.
+    /// Reads `bytes`; `what` names the thing being decoded in errors.
     pub fn new(bytes: Bytes, what: &'static str) -> Self {
         Self { bytes, what }
     }
@@ -65,7 +65,7 @@ impl Reader {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// Bytes behind a u32 length of at most `limit`.
+    /// A byte string, prefixed by a u32 length of at most `limit`.
     pub fn bytes(&mut self, limit: usize) -> Result<Bytes, DecodeError> {
         let count = self.u32()? as usize;
         self.within(count as u64, limit as u64)?;
@@ -77,14 +77,15 @@ impl Reader {
             .map_err(|e| DecodeError::Invalid { what: self.what, why: e.to_string() })
     }
 
-    /// A u32 count of at most `limit` things, each taking at least one byte of what is left.
+    /// A u32 count of at most `limit` items, each of which takes at least one of the remaining
+    /// bytes.
     pub fn count(&mut self, limit: usize) -> Result<usize, DecodeError> {
         let count = self.u32()? as usize;
         self.within(count as u64, limit.min(self.bytes.len()) as u64)?;
         Ok(count)
     }
 
-    /// A number of at most `limit`.
+    /// A u32 number of at most `limit`.
     pub fn number(&mut self, limit: u32) -> Result<u32, DecodeError> {
         let number = self.u32()?;
         self.within(u64::from(number), u64::from(limit))?;
@@ -99,7 +100,7 @@ impl Reader {
         DecodeError::Invalid { what: self.what, why: why.into() }
     }
 
-    /// The version byte that every format begins with.
+    /// Reads the version byte that every format begins with; it has to be `known`.
     pub fn version(&mut self, known: u8) -> Result<(), DecodeError> {
         match self.u8()? {
             version if version == known => Ok(()),
@@ -125,7 +126,7 @@ impl Reader {
     }
 }
 
-/// Appends to a `Vec<u8>`; the counterpart of [`Reader`].
+/// Appends values to a `Vec<u8>`; the counterpart of [`Reader`].
 pub trait Write {
     fn put_u8(&mut self, value: u8);
     fn put_u32(&mut self, value: u32);
@@ -133,19 +134,20 @@ pub trait Write {
     fn put_raw(&mut self, bytes: &[u8]);
     fn put_bytes(&mut self, bytes: &[u8]);
     fn put_count(&mut self, count: usize);
-    /// What [`Reader::count`] of `limit` reads back: nothing is written that no reader takes.
+    /// Writes a count for [`Reader::count`]. Panics over `limit`, so that nothing is written that
+    /// no reader accepts.
     fn put_count_within(&mut self, count: usize, limit: usize) {
-        assert!(count <= limit, "{count} where {limit} are the limit");
+        assert!(count <= limit, "{count} exceeds the limit of {limit}");
         self.put_count(count);
     }
-    /// The same for [`Reader::number`].
+    /// Writes a number for [`Reader::number`]. Panics over `limit`.
     fn put_number_within(&mut self, number: u32, limit: u32) {
-        assert!(number <= limit, "{number} where {limit} are the limit");
+        assert!(number <= limit, "{number} exceeds the limit of {limit}");
         self.put_u32(number);
     }
-    /// The same for [`Reader::bytes`].
+    /// Writes a byte string for [`Reader::bytes`]. Panics if it is longer than `limit`.
     fn put_bytes_within(&mut self, bytes: &[u8], limit: usize) {
-        assert!(bytes.len() <= limit, "{} bytes where {limit} are the limit", bytes.len());
+        assert!(bytes.len() <= limit, "{} bytes exceed the limit of {limit}", bytes.len());
         self.put_bytes(bytes);
     }
 }
@@ -173,6 +175,6 @@ impl Write for Vec<u8> {
     }
 
     fn put_count(&mut self, count: usize) {
-        self.put_u32(u32::try_from(count).expect("lengths in formats stay below 4 GiB"));
+        self.put_u32(u32::try_from(count).expect("a format's lengths are below 4 GiB"));
     }
 }

@@ -1,16 +1,16 @@
 //! What a raft entry of a group carries, byte for byte.
 //!
 //! ```text
-//! entry   = version u8 (1) · kind u8 · body
-//! install (1) = module 32 · config bytes · cluster seed 16 · limits · founders
-//! pack    (2) = time ms u64 · count u32 · calls
-//! call        = session u64 · sequence u64 · lowest unanswered u64 · payload bytes
-//! open    (3) = time ms u64 · nonce u64
-//! mark    (4) = time ms u64 · reason u8
-//! close   (5) = time ms u64 · session u64
+//! entry          = version u8 (1) · kind u8 · body
+//! bootstrap  (1) = module 32 · config bytes · cluster seed 16 · limits · initial voters
+//! commands   (2) = time ms u64 · count u32 · calls
+//! call           = session u64 · sequence u64 · lowest unanswered u64 · payload bytes
+//! open       (3) = time ms u64 · nonce u64
+//! checkpoint (4) = time ms u64 · reason u8
+//! close      (5) = time ms u64 · session u64
 //! ```
-//! An empty entry is raft's own (a new leader's first). Integers are little-endian, `bytes` has a
-//! u32 length.
+//! An entry without data is raft's own (a new leader's first). Integers are little-endian; `bytes`
+//! is prefixed by a u32 length.
 
 use bytes::Bytes;
 
@@ -19,64 +19,67 @@ use crate::ids::{ModuleId, ReplicaId};
 use crate::limits;
 
 const VERSION: u8 = 1;
-const KIND_INSTALL: u8 = 1;
-const KIND_PACK: u8 = 2;
+const KIND_BOOTSTRAP: u8 = 1;
+const KIND_COMMANDS: u8 = 2;
 const KIND_OPEN: u8 = 3;
-const KIND_MARK: u8 = 4;
+const KIND_CHECKPOINT: u8 = 4;
 const KIND_CLOSE: u8 = 5;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EntryBody {
-    /// Raft's own: a new leader's first entry, or what it put in place of a refused change.
+    /// Raft's own: a new leader's first entry, or what it proposed in place of a refused change of
+    /// configuration.
     Empty,
-    /// Entry 1 of every group: all that decides outcomes and is not a command.
-    Install(Install),
-    Pack(Pack),
+    /// Entry 1 of every group: everything besides commands that decides outcomes.
+    Bootstrap(Bootstrap),
+    Commands(Commands),
     /// Opens a session; the client drew the nonce, and the session's id depends on it.
     Open {
         time_ms: u64,
         nonce: u64,
     },
-    /// Closes a session: its answers are kept no more.
+    /// Closes a session, and with it forgets its kept answers.
     Close {
         time_ms: u64,
         session: u64,
     },
-    /// Every replica captures a snapshot at this index, or counts why it did not.
-    Mark {
+    /// Every replica takes a snapshot at this index, or counts why it did not.
+    Checkpoint {
         time_ms: u64,
-        reason: MarkReason,
+        reason: CheckpointReason,
     },
 }
 
-/// What the group was founded with. Limits that decide outcomes come from here, never from a node's
-/// file.
+/// The bootstrap record. Limits that decide outcomes come from here, never from a node's
+/// configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Install {
+pub struct Bootstrap {
     pub module: ModuleId,
     /// Handed to the guest's `init` and `restore`.
     pub config: Bytes,
-    /// Root of every entry's `seed`.
+    /// The root from which every entry's `seed` is derived.
     pub seed: [u8; 16],
     pub profile: Profile,
-    /// The first configuration: its voters.
-    pub founders: Vec<ReplicaId>,
+    /// The voters of the first configuration.
+    pub initial_voters: Vec<ReplicaId>,
 }
 
-/// The determinism profile: a replica that cannot honour it does not apply.
+/// The limits and versions on which outcomes depend. A replica that cannot honour them applies
+/// nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Profile {
-    /// Fuel of an entry, plus [`Profile::fuel_command`] for each command in it.
+    /// Fuel for applying an entry, plus [`Profile::fuel_command`] for each command in it.
     pub fuel_entry: u64,
     pub fuel_command: u64,
-    /// Linear memory of all the guest's memories together, bytes.
+    /// Most bytes that all the guest's linear memories have together.
     pub memory_bytes: u64,
-    /// Of one command, at most [`limits::OUTCOME_BYTES_MAX`]: sessions keep no longer ones.
+    /// Longest outcome of a command, bytes; at most [`limits::OUTCOME_BYTES_MAX`], because sessions
+    /// keep no longer ones.
     pub outcome_bytes: u32,
-    /// Which table of fuel costs: what the host of the founders counted by.
+    /// The table of fuel costs by which all replicas count.
     pub fuel_table: u32,
-    /// Major version of wasmtime; 0 for a native guest.
+    /// The major version of wasmtime; 0 for a native guest.
     pub engine_major: u32,
 }
 
@@ -93,55 +96,55 @@ impl Default for Profile {
     }
 }
 
-/// Commands that the leader packed; one guest call applies them.
+/// Commands that the leader put into one entry; one guest call applies them.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Pack {
+pub struct Commands {
     /// The leader's wall clock, milliseconds since 1970; clamped at apply.
     pub time_ms: u64,
     pub calls: Vec<Call>,
 }
 
-/// One command and what makes its retry safe.
+/// One command, with what makes retrying it safe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Call {
-    /// 0 = outside of any session: applied each time it is committed.
+    /// 0: outside of any session, so the command is applied each time it is committed.
     pub session: u64,
     pub sequence: u64,
-    /// Answers below this sequence need not be kept any longer.
+    /// The client has the answers below this sequence: they need not be kept.
     pub lowest_unanswered: u64,
     pub payload: Bytes,
 }
 
-/// Why a mark was proposed.
+/// Why a checkpoint was proposed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MarkReason {
+pub enum CheckpointReason {
     Entries,
     LogBytes,
     Learner,
     Operator,
-    /// Memory is high somewhere: what a rebuild would give back is known by its snapshot.
+    /// A replica's memory is high: the snapshot shows how much memory a rebuild would free.
     Memory,
 }
 
-/// Bytes that an entry counts for in windows and queues.
+/// Bytes that an entry counts in windows and queues.
 pub fn footprint(entry: &raft::eraftpb::Entry) -> usize {
     entry.data.len() + entry.context.len() + 48
 }
 
-/// Whether an entry's data is a mark; cheap enough to ask of every entry.
-pub fn is_mark(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_MARK, ..])
+/// Whether an entry's data is a checkpoint. Cheap enough for every entry.
+pub fn is_checkpoint(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_CHECKPOINT, ..])
 }
 
-/// Whether an entry's data carries commands, opens or closes a session: what waits for room on a
-/// full disk.
+/// Whether an entry's data carries commands, or opens or closes a session: such entries are held
+/// back while the disk is full.
 pub fn is_clients(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_PACK | KIND_OPEN | KIND_CLOSE, ..])
+    matches!(data, [VERSION, KIND_COMMANDS | KIND_OPEN | KIND_CLOSE, ..])
 }
 
-/// Whether an entry's data is a pack of commands.
-pub fn is_pack(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_PACK, ..])
+/// Whether an entry's data holds commands.
+pub fn is_commands(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_COMMANDS, ..])
 }
 
 impl EntryBody {
@@ -149,15 +152,15 @@ impl EntryBody {
         let mut out = Vec::with_capacity(self.encoded_hint());
         match self {
             Self::Empty => return out,
-            Self::Install(install) => {
-                out.put_raw(&[VERSION, KIND_INSTALL]);
-                install.encode(&mut out);
+            Self::Bootstrap(bootstrap) => {
+                out.put_raw(&[VERSION, KIND_BOOTSTRAP]);
+                bootstrap.encode(&mut out);
             }
-            Self::Pack(pack) => {
-                out.put_raw(&[VERSION, KIND_PACK]);
-                out.put_u64(pack.time_ms);
-                out.put_count_within(pack.calls.len(), limits::PACK_COMMANDS_MAX);
-                for call in &pack.calls {
+            Self::Commands(commands) => {
+                out.put_raw(&[VERSION, KIND_COMMANDS]);
+                out.put_u64(commands.time_ms);
+                out.put_count_within(commands.calls.len(), limits::ENTRY_COMMANDS_MAX);
+                for call in &commands.calls {
                     out.put_u64(call.session);
                     out.put_u64(call.sequence);
                     out.put_u64(call.lowest_unanswered);
@@ -174,8 +177,8 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 out.put_u64(*session);
             }
-            Self::Mark { time_ms, reason } => {
-                out.put_raw(&[VERSION, KIND_MARK]);
+            Self::Checkpoint { time_ms, reason } => {
+                out.put_raw(&[VERSION, KIND_CHECKPOINT]);
                 out.put_u64(*time_ms);
                 out.put_u8(*reason as u8);
             }
@@ -190,11 +193,13 @@ impl EntryBody {
         let mut reader = Reader::new(bytes, "raft entry");
         reader.version(VERSION)?;
         let body = match reader.u8()? {
-            KIND_INSTALL => Self::Install(Install::decode(&mut reader)?),
-            KIND_PACK => Self::Pack(decode_pack(&mut reader)?),
+            KIND_BOOTSTRAP => Self::Bootstrap(Bootstrap::decode(&mut reader)?),
+            KIND_COMMANDS => Self::Commands(decode_commands(&mut reader)?),
             KIND_OPEN => Self::Open { time_ms: reader.u64()?, nonce: reader.u64()? },
             KIND_CLOSE => Self::Close { time_ms: reader.u64()?, session: reader.u64()? },
-            KIND_MARK => Self::Mark { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? },
+            KIND_CHECKPOINT => {
+                Self::Checkpoint { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? }
+            }
             other => return Err(reader.unknown(u64::from(other))),
         };
         reader.finish()?;
@@ -203,15 +208,17 @@ impl EntryBody {
 
     fn encoded_hint(&self) -> usize {
         match self {
-            Self::Pack(pack) => 16 + pack.calls.iter().map(|c| c.payload.len() + 28).sum::<usize>(),
+            Self::Commands(commands) => {
+                16 + commands.calls.iter().map(|c| c.payload.len() + 28).sum::<usize>()
+            }
             _other => 256,
         }
     }
 }
 
-fn decode_pack(reader: &mut Reader) -> Result<Pack, DecodeError> {
+fn decode_commands(reader: &mut Reader) -> Result<Commands, DecodeError> {
     let time_ms = reader.u64()?;
-    let count = reader.count(limits::PACK_COMMANDS_MAX)?;
+    let count = reader.count(limits::ENTRY_COMMANDS_MAX)?;
     let mut calls = Vec::with_capacity(count);
     for _ in 0..count {
         calls.push(Call {
@@ -221,29 +228,29 @@ fn decode_pack(reader: &mut Reader) -> Result<Pack, DecodeError> {
             payload: reader.bytes(limits::COMMAND_BYTES_MAX)?,
         });
     }
-    Ok(Pack { time_ms, calls })
+    Ok(Commands { time_ms, calls })
 }
 
-fn decode_reason(reader: &mut Reader) -> Result<MarkReason, DecodeError> {
+fn decode_reason(reader: &mut Reader) -> Result<CheckpointReason, DecodeError> {
     Ok(match reader.u8()? {
-        0 => MarkReason::Entries,
-        1 => MarkReason::LogBytes,
-        2 => MarkReason::Learner,
-        3 => MarkReason::Operator,
-        4 => MarkReason::Memory,
+        0 => CheckpointReason::Entries,
+        1 => CheckpointReason::LogBytes,
+        2 => CheckpointReason::Learner,
+        3 => CheckpointReason::Operator,
+        4 => CheckpointReason::Memory,
         other => return Err(reader.unknown(u64::from(other))),
     })
 }
 
-impl Install {
+impl Bootstrap {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_raw(&self.module.0);
         out.put_bytes_within(&self.config, limits::GUEST_CONFIG_BYTES_MAX);
         out.put_raw(&self.seed);
         self.profile.encode(out);
-        out.put_count_within(self.founders.len(), limits::REPLICAS_MAX);
-        for founder in &self.founders {
-            out.put_u64(founder.0);
+        out.put_count_within(self.initial_voters.len(), limits::REPLICAS_MAX);
+        for voter in &self.initial_voters {
+            out.put_u64(voter.0);
         }
     }
 
@@ -253,8 +260,9 @@ impl Install {
         let seed = reader.array()?;
         let profile = Profile::decode(reader)?;
         let count = reader.count(limits::REPLICAS_MAX)?;
-        let founders = (0..count).map(|_| reader.u64().map(ReplicaId)).collect::<Result<_, _>>()?;
-        Ok(Self { module, config, seed, profile, founders })
+        let initial_voters =
+            (0..count).map(|_| reader.u64().map(ReplicaId)).collect::<Result<_, _>>()?;
+        Ok(Self { module, config, seed, profile, initial_voters })
     }
 }
 
@@ -303,45 +311,45 @@ mod tests {
             lowest_unanswered: 2,
             payload: Bytes::from_static(b"set a b"),
         };
-        check(EntryBody::Pack(Pack { time_ms: 12, calls: vec![call(3), call(4)] }));
+        check(EntryBody::Commands(Commands { time_ms: 12, calls: vec![call(3), call(4)] }));
         check(EntryBody::Open { time_ms: 1, nonce: 2 });
         check(EntryBody::Close { time_ms: 1, session: 2 });
-        check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Learner });
-        check(EntryBody::Mark { time_ms: 1, reason: MarkReason::Memory });
-        check(EntryBody::Install(Install {
+        check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Learner });
+        check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Memory });
+        check(EntryBody::Bootstrap(Bootstrap {
             module: ModuleId([3; 32]),
             config: Bytes::from_static(b"cfg"),
             seed: [9; 16],
             profile: Profile::default(),
-            founders: vec![ReplicaId(1), ReplicaId(2)],
+            initial_voters: vec![ReplicaId(1), ReplicaId(2)],
         }));
     }
 
-    fn install(outcome_bytes: u32) -> EntryBody {
-        EntryBody::Install(Install {
+    fn bootstrap(outcome_bytes: u32) -> EntryBody {
+        EntryBody::Bootstrap(Bootstrap {
             module: ModuleId([3; 32]),
             config: Bytes::new(),
             seed: [9; 16],
             profile: Profile { outcome_bytes, ..Profile::default() },
-            founders: vec![ReplicaId(1)],
+            initial_voters: vec![ReplicaId(1)],
         })
     }
 
-    /// A longer answer would be kept by a session, and no snapshot with it restores.
+    /// A session would keep a longer answer, and a snapshot that contains it could not be restored.
     #[test]
     fn longer_outcomes_than_sessions_keep_are_not_agreed_on() {
         let most = limits::OUTCOME_BYTES_MAX as u32;
-        check(install(most));
-        let mut bytes = install(most).encode();
+        check(bootstrap(most));
+        let mut bytes = bootstrap(most).encode();
         let place = bytes.windows(4).position(|bytes| *bytes == most.to_le_bytes());
-        bytes[place.expect("it is in there")] += 1;
+        bytes[place.expect("the encoding contains the limit")] += 1;
         assert!(matches!(EntryBody::decode(bytes.into()), Err(DecodeError::TooLarge { .. })));
     }
 
     #[test]
-    #[should_panic(expected = "65537 where 65536 are the limit")]
+    #[should_panic(expected = "65537 exceeds the limit of 65536")]
     fn longer_outcomes_than_sessions_keep_are_not_written() {
-        install(limits::OUTCOME_BYTES_MAX as u32 + 1).encode();
+        bootstrap(limits::OUTCOME_BYTES_MAX as u32 + 1).encode();
     }
 
     #[test]

@@ -1,80 +1,81 @@
 //! The three kinds of failure, kept apart by type.
 //!
-//! - [`Rejection`]: deterministic, the same on every replica, an answer like any other.
-//! - [`Refusal`]: this node did not do it, or cannot say; the caller may try again.
-//! - [`Fault`]: this replica must stop serving. It is never turned into an answer.
+//! - [`Rejection`]: deterministic and the same on every replica, an answer like any other.
+//! - [`Refusal`]: this node did not carry out a request, or cannot say whether it did; the caller
+//!   may try again.
+//! - [`Fault`]: this replica must stop serving; a fault never becomes an answer.
 
 use crate::ids::{Lineage, ModuleId, NodeId};
 
-/// A replicated answer that says no.
+/// A replicated answer that says no to a request.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rejection {
     /// The guest refused for a reason of its own.
     #[error("rejected by the state machine")]
     Guest(bytes::Bytes),
     #[error(
-        "the session is unknown or was evicted: open a new one; outcomes of its unanswered calls \
-         are unknown"
+        "the session is unknown or was evicted: open a new one; the outcomes of its unanswered \
+         calls are unknown"
     )]
     SessionExpired,
     #[error(
         "the state machine's answer of {bytes} bytes is over the limit of {} bytes; the command \
-         was applied: a query can ask for less of it",
+         was applied, and a query can ask for less of its result",
         crate::limits::OUTCOME_BYTES_MAX
     )]
     AnswerTooLarge { bytes: u64 },
-    /// Told to a repeated call only.
+    /// The answer to a repeated call whose first answer was not kept.
     #[error(
-        "the command was applied, and its answer is gone: {bytes} bytes found no room among the \
-         answers that sessions did not acknowledge; a query can ask what became of it"
+        "the command was applied, but its answer of {bytes} bytes was not kept: sessions hold too \
+         many unacknowledged answers; query the state machine for the result"
     )]
     AnswerNotKept { bytes: u64 },
     #[error(
         "the session has {} unanswered calls, or as many bytes of unacknowledged answers as it \
-         may: acknowledge answers by sending the lowest unanswered sequence",
+         may have: acknowledge answers by sending the lowest unanswered sequence",
         crate::limits::SESSION_OPEN_CALLS_MAX
     )]
     SessionFull,
     #[error(
-        "the group has {} sessions, and none is old enough to make room: close sessions that are \
-         needed no more, or try again in a while",
+        "the group has {} sessions, and none is old enough to be evicted: close sessions that are \
+         no longer needed, or try again later",
         crate::limits::SESSIONS_MAX
     )]
     TooManySessions,
 }
 
-/// Why this node did not do what was asked. Retryable.
+/// Why this node did not carry out a request. Retryable.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     #[error("this node does not lead the group{}", leader.map(|n| format!("; node {n} \
         does")).unwrap_or_else(|| "; no leader is known".into()))]
     NotLeader { leader: Option<NodeId> },
-    #[error("overloaded: too many requests wait in this group")]
+    #[error("overloaded: too many requests are waiting in this group")]
     Overloaded,
-    #[error("the command lost its place in the log and was not applied")]
+    #[error("another entry replaced the command in the log; it was not applied")]
     Lost,
     #[error("{why} while the command was under way: it may or may not have been applied")]
     Unknown { why: String },
     #[error(
-        "the disk is full: {need} bytes are needed, {have} are free; commands are taken \
-         again once there is room"
+        "the disk is full: {need} bytes are needed, {have} are free; commands resume once space is \
+         freed"
     )]
     DiskFull { need: u64, have: u64 },
     #[error(
-        "the log behind the newest snapshot has {bytes} bytes and may have {bound}, and no next \
-         one is made; commands are taken again once one is"
+        "the log since the newest snapshot has {bytes} bytes, limit {bound}; commands resume after \
+         the next snapshot, but none succeeds"
     )]
     LogFull { bytes: u64, bound: u64 },
     #[error(
-        "the state machine has {bytes} bytes of memory and may have {most}; commands are refused \
-         from {bound} on, but for those that make room"
+        "the state machine has {bytes} bytes of memory, limit {most}; from {bound} on commands are \
+         refused, except those that make room"
     )]
     MemoryHigh { bytes: u64, bound: u64, most: u64 },
     #[error(
-        "marks are asked for too often, or snapshots fail: the next one is taken in {} s",
+        "checkpoints are requested too often, or snapshots fail: the next request is taken in {} s",
         wait_ms.div_ceil(1000)
     )]
-    MarkTooSoon { wait_ms: u64 },
+    CheckpointTooSoon { wait_ms: u64 },
     #[error("no quorum confirmed the read in time")]
     ReadTimeout,
     #[error("the group is {state}: {cause}")]
@@ -82,18 +83,18 @@ pub enum Refusal {
     /// An entry, or the guest itself, keeps this replica from applying anything more.
     #[error("the group is halted: {cause}")]
     Halted { cause: String },
-    #[error("the query is not put to the state machine for a minute: {cause}")]
+    #[error("the query is refused for a minute: {cause}")]
     QueriesRefused { cause: String },
-    #[error("the query faulted and was not answered: {cause}")]
+    #[error("the state machine failed on the query: {cause}")]
     QueryFaulted { cause: String },
-    #[error("the query takes too much and was not answered: {cause}")]
+    #[error("the query exceeds a limit and was not answered: {cause}")]
     QueryTooMuch { cause: String },
     #[error("the node is shutting down")]
     ShuttingDown,
 }
 
 impl Refusal {
-    /// Who leads in this replica's stead, if that is why it refuses.
+    /// The node that leads, if the request was refused because this one does not.
     pub fn leader(&self) -> Option<NodeId> {
         match self {
             Self::NotLeader { leader } => *leader,
@@ -103,7 +104,7 @@ impl Refusal {
             | Self::DiskFull { .. }
             | Self::LogFull { .. }
             | Self::MemoryHigh { .. }
-            | Self::MarkTooSoon { .. }
+            | Self::CheckpointTooSoon { .. }
             | Self::ReadTimeout
             | Self::NotServing { .. }
             | Self::Halted { .. }
@@ -115,13 +116,13 @@ impl Refusal {
     }
 }
 
-/// What a replica lacks to take commands, bytes.
+/// The bytes of disk or log that a replica lacks to take commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shortage {
-    /// The log wants `need` free on its disk.
+    /// The log needs `need` bytes free on its disk and has `have`.
     Disk { need: u64, have: u64 },
-    /// The log behind the newest snapshot is longer than its bound, and no next one succeeds, or
-    /// none can be taken.
+    /// The log since the newest snapshot is longer than its bound, and newer snapshots fail or
+    /// cannot be taken.
     Log { bytes: u64, bound: u64 },
 }
 
@@ -133,7 +134,7 @@ impl Shortage {
         }
     }
 
-    /// How many bytes are lacking.
+    /// The number of bytes lacking.
     pub fn lacks(self) -> u64 {
         let (Self::Disk { need: more, have: less } | Self::Log { bytes: more, bound: less }) = self;
         more.saturating_sub(less)
@@ -143,7 +144,7 @@ impl Shortage {
 /// An operation on the log's disk that has been under way for longer than an election takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stall {
-    /// The directory in which it is.
+    /// The directory whose disk hangs.
     pub path: String,
 }
 
@@ -151,14 +152,14 @@ impl std::fmt::Display for Stall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "the disk of {} does not answer: an operation on it hangs; commands are taken again \
-             once it comes back",
+            "the disk of {} does not answer: an operation on it hangs; commands resume once it \
+             answers",
             self.path
         )
     }
 }
 
-/// Why a replica had to stop.
+/// Why a replica must stop serving.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
     #[error("{}; {}", .0, .0.class.way_out())]
@@ -168,53 +169,53 @@ pub enum Fault {
     )]
     WrongModule { have: ModuleId, want: ModuleId },
     #[error(
-        "wrong lineage: what lies here belongs to the group {have}, `lineage` says {want}; point \
-         data-dir at the right directory, correct `lineage`, or start with --rejoin to join that \
-         group as a new replica"
+        "wrong lineage: this data directory belongs to the group {have}, but `lineage` is {want}; \
+         point data-dir at the right directory, correct `lineage`, or start with --rejoin to join \
+         the group {want} as a new replica"
     )]
     WrongLineage { have: Lineage, want: Lineage },
     #[error(
-        "the log could not be written: {0}; the file is abandoned, restart the node once the disk \
-         is well"
+        "the log could not be written: {0}; the file is abandoned: restart the node once the disk \
+         works"
     )]
     Log(String),
     #[error(
-        "the log does not take what this replica wants to write: {0}; restart the node, and if it \
-         comes again, start with --rejoin; please report it with its log"
+        "the log does not take what this replica wants to write: {0}; restart the node; if it \
+         happens again, start it with --rejoin, and please report this with its log"
     )]
     LogRefused(String),
     #[error("no recoverable snapshot: {0}; start with --rejoin to join as a new replica")]
     NoRecoverableSnapshot(String),
     #[error(
-        "rolled back: this replica's log ends at {last}, but the leader saw {matched} made durable \
-         here; the data directory is an old copy, start with --rejoin"
+        "rolled back: this replica's log ends at entry {last}, but its leader knows that entry \
+         {matched} was durable here; the data directory is an old copy: start with --rejoin"
     )]
     RolledBack { last: u64, matched: u64 },
     #[error(
-        "old copy: a peer knows this replica by another process, of start {known}, this one is of \
-         start {boot}; go on with the newest data directory only, and start this one with --rejoin"
+        "old copy: a peer knows another process of this replica, with boot count {known}, and this \
+         one has {boot}; keep only the newest data directory, and start this one with --rejoin"
     )]
     OldCopy { boot: u64, known: u64 },
     #[error(
-        "superseded: replica runs elsewhere, at {address}; two processes use copies of one data \
-         directory, start this one with --rejoin"
+        "superseded: this replica also runs at {address}; two processes use copies of one data \
+         directory: start this one with --rejoin"
     )]
     Superseded { address: String },
     #[error("snapshot could not be read: {0}")]
     Restore(String),
     #[error("cannot run: {0}")]
     Unusable(String),
-    #[error("internal: {0}; restart the node, and please report it with its log")]
+    #[error("internal: {0}; restart the node, and please report this with its log")]
     Internal(String),
 }
 
 impl Fault {
-    /// Whether the machine lacked something, which it may have later.
+    /// Whether the machine lacked a resource that it may have later.
     pub fn is_machines(&self) -> bool {
         matches!(self, Self::Guest(fault) if fault.class == FaultClass::Host)
     }
 
-    /// The entry that could not be applied, if it was one.
+    /// The entry that could not be applied, if that is the fault.
     pub fn entry(&self) -> Option<u64> {
         match self {
             Self::Guest(fault) if fault.call == "apply" => fault.index.filter(|index| *index > 1),
@@ -234,7 +235,7 @@ impl Fault {
     }
 }
 
-/// How a guest failed. Which class it is decides nothing about the outcome: all of them are faults.
+/// How a guest failed. The class is for people: whatever it is, the failure is a fault.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{class} in {call}{}: {message}", index.map(|i| format!(" at index \
     {i}")).unwrap_or_default())]
@@ -243,11 +244,11 @@ pub struct GuestFault {
     /// The guest function: `init`, `apply`, `query`, `snapshot`, `restore`, `describe`.
     pub call: &'static str,
     pub index: Option<u64>,
-    /// What the guest or the engine said, bounded, with the backtrace's first frames.
+    /// The message of the guest or the engine, bounded, with the backtrace's first frames.
     pub message: String,
 }
 
-/// Classes of guest failure (WebAssembly side).
+/// The classes of guest failure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultClass {
     /// The guest trapped: panic, out-of-bounds access, division by zero, wrong number of outcomes.
@@ -258,26 +259,25 @@ pub enum FaultClass {
     OutOfMemory,
     /// The guest's stack overflowed.
     StackOverflow,
-    /// The guest returned an error where none may happen (`init`, `restore`).
+    /// The guest returned an error from `init` or `restore`.
     Refused,
-    /// The host could not go on: the machine's memory, a bug.
+    /// The host could not go on: it ran out of a resource, or has a bug.
     Host,
 }
 
 impl FaultClass {
-    /// What an operator can do about a replica that halted so.
+    /// What an operator can do about a replica that halted for a failure of this class.
     fn way_out(self) -> &'static str {
         match self {
             Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
-                "if every replica halts there, ask the state machine's author; one that halts \
-                 alone goes on from another's snapshot"
+                "if every replica halts there, ask the state machine's author; a replica that \
+                 halts alone continues from another's snapshot"
             }
             Self::Refused => {
-                "the state machine says why: found the group anew with another `config`, or ask \
-                 its \
-                 author"
+                "the state machine says why: bootstrap the group again with another `config`, or \
+                 ask its author"
             }
-            Self::Host => "it is tried again when the machine may be well",
+            Self::Host => "the replica tries again after a while",
         }
     }
 }

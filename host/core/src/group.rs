@@ -1,14 +1,14 @@
 //! One replica of one group, as a pure function of events: [`Group::handle`] then [`Group::flush`].
 //!
-//! A replica is either *meeting* its group (it has an id and no log) or *hosting* it (raft runs).
-//! The children each own one concern; only they and this file call raft, and only `ready` knows the
-//! order in which a `Ready` is carried out.
+//! A replica is either *meeting* its group (it has an id but no log) or *hosting* it (raft runs).
+//! Each child module owns one concern. Only they and this file call raft, and only `ready` knows
+//! the order in which a `Ready` is carried out.
 //!
-//! - `handle` takes one event; `flush` turns what gathered into entries, reads and messages. The
-//!   host drains its mailbox between flushes: that is the group commit.
-//! - A message that promises durability leaves only after `Persisted` of the batch that keeps the
-//!   promise.
-//! - Every ticket is answered exactly once, every `SendSnapshot` is reported exactly once.
+//! - `handle` takes one event; `flush` turns what has gathered into entries, reads and messages.
+//!   The host drains its mailbox between flushes: that is the group commit.
+//! - A message that promises durability leaves only after the batch that backs the promise was
+//!   reported as `Persisted`.
+//! - Every ticket is answered exactly once, and every `SendSnapshot` is reported exactly once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ use crate::wal::LogJob;
 
 pub mod alone;
 mod catch_up;
+mod checkpoint;
+mod checkpoint_requests;
 mod damage;
 mod effect;
 mod election;
@@ -36,8 +38,6 @@ pub mod frame;
 mod halt;
 mod hosting;
 mod install;
-mod mark;
-mod mark_requests;
 mod meeting;
 mod membership;
 mod memory;
@@ -80,30 +80,30 @@ pub struct GroupConfig {
     pub node: NodeId,
     /// Every configured node of the group, this one included.
     pub nodes: BTreeSet<NodeId>,
-    /// The module this node would run; founding records it.
+    /// The module that this node would run; a bootstrap records it.
     pub module: ModuleId,
-    /// The group to join, if only that one of its name will do; it is not founded then.
+    /// The only lineage that the replica may join; if it is set, the replica bootstraps no group.
     pub lineage: Option<Lineage>,
-    /// Handed to the guest; founding records it.
+    /// Handed to the guest; a bootstrap records it.
     pub guest_config: Bytes,
     pub profile: Profile,
     pub snapshot_policy: SnapshotPolicy,
-    /// Deleting a snapshot gives the log room.
+    /// Snapshots and the log share a disk: deleting a snapshot frees space for the log.
     pub snapshots_share_log_disk: bool,
-    /// Root of this process's chance: election timeouts, the founding seed.
+    /// Root of this process's randomness: election timeouts, the bootstrap seed.
     pub seed: u64,
-    /// Drawn at each start of the process.
+    /// Drawn at each start: tells two processes with the same boot count apart.
     pub nonce: u64,
 }
 
-/// When a leader asks for snapshots.
+/// When a leader proposes a checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotPolicy {
-    /// Entries since the last mark.
+    /// Entries since the last checkpoint after which the next one is due.
     pub entries: u64,
-    /// Bytes of entries since the last mark.
+    /// Bytes of entries since the last checkpoint after which the next one is due.
     pub log_bytes: u64,
-    /// Entries kept behind the newest snapshot for followers that lag a little.
+    /// Trailing entries: kept before the newest snapshot for followers that lag a little.
     pub catch_up: u64,
 }
 
@@ -113,7 +113,7 @@ impl Default for SnapshotPolicy {
     }
 }
 
-/// What the log gave back for this group.
+/// What the log holds of this group when the process starts.
 pub struct Recovered {
     pub state: RecoveryState,
     /// Runs of terms from the entry before the log's first: (first index, term).
@@ -135,7 +135,7 @@ enum Stage {
     Hosting(Box<Hosting>),
 }
 
-/// What both stages need.
+/// The state that both stages share.
 pub(crate) struct Shared {
     config: GroupConfig,
     id: GroupId,
@@ -146,58 +146,64 @@ pub(crate) struct Shared {
     now: u64,
     wall_ms: u64,
     chance: Chance,
-    /// The last process heard of each replica.
+    /// What the last process of each replica said, as far as frames came from it.
     seen: BTreeMap<ReplicaId, Seen>,
     log_time: LogTime,
     strangers: Strangers,
     state: ReplicaState,
-    /// The disk has too little room for the log.
+    /// The log's disk has too little free space, as the log lane reported.
     log_short: Option<Shortage>,
-    /// It has too little room for a snapshot that is overdue.
+    /// A snapshot is overdue: the log is at its bound, or close to taking the space that the next
+    /// snapshot needs.
     overdue: Option<Shortage>,
-    /// One of the two.
+    /// `log_short`, else `overdue`.
     short: Option<Shortage>,
-    /// The disk of the log hangs.
+    /// The log's disk hangs.
     stalled: Option<Stall>,
-    /// What the guest has of its memory, as the apply lane said last.
+    /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
-    /// The tick from which on a snapshot is tried although no mark comes.
+    /// The tick from which a replica short of space takes a snapshot without a checkpoint.
     tries_at: u64,
-    /// Frames dropped because they were for another replica, or no replica that keeps to the rules
-    /// sends such.
+    /// Frames dropped because they were meant for another replica or group, or because no correct
+    /// replica sends them.
     misdirected: u64,
-    /// What the guest applied last and the newest good snapshot, as told in frames.
+    /// The last entry that the guest applied, for frames.
     applied: u64,
+    /// The index of the newest good snapshot, for frames; 0 if there is none.
     snapshot: u64,
-    /// How it stands with the guest, as told in frames.
+    /// The condition of the guest, for frames.
     guest: GuestIs,
-    /// The replica whose turn it is to rebuild its guest, by this leader's word.
+    /// The replica that this leader allows to rebuild its guest now.
     turn: Option<Turn>,
-    /// Only a rebuild of this leader's own guest is left that would pay.
+    /// This leader's own guest is the last one whose rebuild would pay.
     yields: bool,
 }
 
+/// What the frames of one process of a replica said last.
 struct Seen {
     boot: u64,
     nonce: u64,
+    /// The address that the last frame came from.
     via: Arc<str>,
+    /// The tick at which the last frame came.
     tick: u64,
-    /// What its clock said then, and what ours did; 0 of a clock that was not read yet.
+    /// The wall clocks of the sender and of this node at `tick`; 0 for a clock not read yet.
     clocks: (u64, u64),
     short: Option<Shortage>,
-    /// The entry that it has applied, and whether it applies no more.
+    /// The last entry that the sender's guest applied.
     applied: u64,
+    /// The sender applies no further entry.
     halted: bool,
     stalled: bool,
     memory: Option<MemoryUse>,
-    /// The newest good snapshot that it lists.
+    /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
     snapshot: u64,
     guest: GuestIs,
-    /// It says, as a leader, that this replica may rebuild its guest.
+    /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
 }
 
-/// SplitMix64: chance from a seed, so that a run can be repeated.
+/// SplitMix64: random numbers from a seed, so that a run can be repeated.
 pub(crate) struct Chance(u64);
 
 impl Chance {
@@ -215,7 +221,8 @@ impl Chance {
 }
 
 impl Group {
-    /// Opens a replica on what the log holds; nothing leaves before its new boot count is durable.
+    /// Opens a replica on what the log holds. It sends nothing before its new boot count is
+    /// durable.
     pub fn open(
         config: GroupConfig,
         recovered: Option<Recovered>,
@@ -226,7 +233,7 @@ impl Group {
             Some(recovered) => (recovered.state.clone(), Some(recovered)),
             None => {
                 let replica = ReplicaId::new(config.node, chance.next());
-                (RecoveryState::unfounded(&config.name, replica), None)
+                (RecoveryState::blank(&config.name, replica), None)
             }
         };
         recovery.boot += 1;
@@ -257,7 +264,7 @@ impl Group {
         };
         shared.persist_now(Vec::new(), effects);
         let stage = match log {
-            Some(recovered) if shared.recovery.founded => {
+            Some(recovered) if shared.recovery.bootstrapped => {
                 Stage::Hosting(Box::new(Hosting::open(&mut shared, recovered, effects)))
             }
             Some(_) | None => Stage::Meeting(Meeting::default()),
@@ -300,8 +307,8 @@ impl Group {
             Stage::Meeting(meeting) => {
                 let hosting = match meeting.take_outcome() {
                     None => return,
-                    Some(Outcome::Found(install)) => {
-                        Hosting::found(&mut self.shared, install, effects)
+                    Some(Outcome::Bootstrap(record)) => {
+                        Hosting::begin(&mut self.shared, record, effects)
                     }
                     Some(Outcome::Exists(lineage)) => {
                         Hosting::join(&mut self.shared, lineage, effects)
@@ -386,13 +393,14 @@ impl Group {
         }
     }
 
-    /// Answers requests that this replica cannot take; whatever else the event held is dropped.
+    /// Ends an event that this replica cannot take: refuses its request or its snapshot, stops for
+    /// a hand-over, and drops all others.
     fn refuse(&mut self, event: Event, effects: &mut Vec<Effect>) {
         let ticket = match event {
             Event::Propose { ticket, .. }
             | Event::OpenSession { ticket, .. }
             | Event::CloseSession { ticket, .. }
-            | Event::Mark { ticket }
+            | Event::Checkpoint { ticket }
             | Event::Query { ticket, .. } => ticket,
             Event::HandOver if self.shared.state.is_stopped() => return,
             Event::HandOver => return self.shared.stop(Stopped::Requested, effects),
@@ -414,7 +422,7 @@ impl Group {
             | Event::NoPlace { .. }
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
-            | Event::Rotten { .. }
+            | Event::Corrupt { .. }
             | Event::Read { .. }
             | Event::Overtaken
             | Event::NeedsSnapshot { .. }
@@ -440,7 +448,7 @@ impl Shared {
         self.recovery.replica
     }
 
-    /// Emits the present recovery state with `entries` as one batch; returns its sequence number.
+    /// Emits the present recovery state and `entries` as one batch; returns its sequence number.
     fn persist_now(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> u64 {
         debug_assert_eq!(self.recovery.validate(), Ok(()), "only a valid state is written");
         let seq = self.persist.next();
@@ -457,10 +465,11 @@ impl Shared {
     fn address(&self, to: Option<ReplicaId>, body: Body) -> Frame {
         Frame {
             group: self.id,
-            // From hearsay nobody knows that there is a group.
-            lineage: match matches!(body, Body::Nothing) {
-                true => self.config.lineage,
-                false => self.lineage(),
+            // A replica without entries has only heard of its group and cannot vouch for it.
+            lineage: if matches!(body, Body::Nothing) {
+                self.config.lineage
+            } else {
+                self.lineage()
             },
             from: self.me(),
             to,
@@ -480,21 +489,22 @@ impl Shared {
         }
     }
 
-    /// Peers to ask when the group's configuration is not known or does not hold this replica.
+    /// The other configured nodes: whom to ask while the group's configuration is unknown or does
+    /// not contain this replica.
     fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.config.nodes.iter().copied().filter(|node| *node != self.config.node)
     }
 
-    /// Configured nodes that said nothing for longer than whoever waits takes between two
-    /// questions.
+    /// Configured nodes that were silent for twice the time after which a joining replica repeats
+    /// its requests.
     fn unheard(&self) -> Vec<NodeId> {
         let lately = |seen: &Seen| self.now < seen.tick + 2 * limits::JOIN_RETRY_TICKS;
-        let heard = self.seen.iter().filter(|(_, seen)| lately(seen));
-        let heard: BTreeSet<NodeId> = heard.map(|(replica, _)| replica.node()).collect();
+        let recent = self.seen.iter().filter(|(_, seen)| lately(seen));
+        let heard: BTreeSet<NodeId> = recent.map(|(replica, _)| replica.node()).collect();
         self.peers().filter(|node| !heard.contains(node)).collect()
     }
 
-    /// The one setter of the replica's state.
+    /// The only place that changes the replica's state.
     fn set_state(&mut self, state: ReplicaState, effects: &mut Vec<Effect>) {
         if self.state == state {
             return;
@@ -508,8 +518,8 @@ impl Shared {
         self.set_state(ReplicaState::Stopped(stopped), effects);
     }
 
-    /// Judges a frame's sender and addressee; false = the frame goes no further, and a fault says
-    /// that this process must not go on.
+    /// Judges a frame's sender and addressee. `false`: the frame is dropped. A fault: this process
+    /// must not go on.
     fn admit(&mut self, inbound: &Inbound, effects: &mut Vec<Effect>) -> Result<bool, Fault> {
         let frame = &inbound.frame;
         if frame.group != self.id || frame.from.node() == self.config.node {
@@ -525,7 +535,8 @@ impl Shared {
         }
         self.is_whom_it_is_for(frame)?;
         if let Body::Superseded { address } = &frame.body {
-            // It went to this node's address, but may speak of an earlier process or of a copy.
+            // The frame came to this node's address, but may be meant for an earlier process, or
+            // for one that runs on a copy of the data directory.
             let told = (frame.boot, frame.nonce) == (self.recovery.boot, self.config.nonce);
             let fault = Fault::Superseded { address: address.clone() };
             return if told { Err(fault) } else { Ok(false) };
@@ -537,7 +548,7 @@ impl Shared {
                 self.misdirected += 1;
                 return Ok(false);
             }
-            // What was known was never counted.
+            // The count known so far is too far ahead to be the result of counting starts.
             Some(_) => drop(self.seen.remove(&frame.from)),
         }
         let now = self.now;
@@ -561,7 +572,7 @@ impl Shared {
             let body = Body::Superseded { address: seen.via.to_string() };
             let mut answer = self.address(Some(frame.from), body);
             (answer.boot, answer.nonce) = (frame.boot, frame.nonce);
-            // Nobody hears of a replica whose id is not durable yet.
+            // A replica sends nothing before its id is durable.
             if self.persist.is_booted() {
                 effects.push(Effect::Send { to: frame.from.node(), frame: Box::new(answer) });
             }
@@ -580,10 +591,10 @@ impl Shared {
     fn judge_our_own(&mut self, inbound: &Inbound) -> Result<bool, Fault> {
         self.misdirected += 1;
         let frame = &inbound.frame;
-        match frame.group == self.id && frame.from == self.me() && frame.nonce != self.config.nonce
-        {
-            true => Err(Fault::Superseded { address: inbound.via.to_string() }),
-            false => Ok(false),
+        if frame.group == self.id && frame.from == self.me() && frame.nonce != self.config.nonce {
+            Err(Fault::Superseded { address: inbound.via.to_string() })
+        } else {
+            Ok(false)
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The names of things: newtypes, so that no index is taken for a term.
+//! The ids of things, as newtypes, so that no index is taken for a term.
 
 use std::fmt;
 
 use crate::mutant::planted;
 
-/// A configured node: one process on one machine. 1 to 65,535.
+/// A configured node: one process on one machine, numbered 1 to 65,535.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeId(pub u16);
 
@@ -12,12 +12,13 @@ pub struct NodeId(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);
 
-/// A raft member: the node in the upper 16 bits, 48 random bits below. Drawn when a node first
-/// meets a group and never reused, so a wiped node is somebody new (docs/decisions/0002).
+/// A raft member: its node in the upper 16 bits, 48 random bits below. Drawn when a node first
+/// meets a group and never reused, so a wiped node comes back as a new member
+/// (docs/decisions/0002).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaId(pub u64);
 
-/// Pairs an answer with the request that waits for it, within one process.
+/// A request that waits for its answer, within one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ticket(pub u64);
 
@@ -25,9 +26,9 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModuleId(pub [u8; 32]);
 
-/// Which founding a group goes back to: the head of the digest of its first entry, whose seed is
-/// drawn; or drawn itself, where a lost majority was given up. Groups of one name are told apart by
-/// it (docs/decisions/0029).
+/// The bootstrap that a group goes back to, which tells groups of one name apart: the head of the
+/// digest of its first entry, which contains a random seed. Where an operator gave up a lost
+/// majority, the lineage itself is drawn anew (docs/decisions/0029).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(pub [u8; 16]);
 
@@ -45,8 +46,8 @@ impl GroupId {
 }
 
 impl Lineage {
-    /// Of a group that begins with this entry.
-    pub fn founded_with(entry: &[u8]) -> Self {
+    /// The lineage of a group that begins with this entry.
+    pub fn bootstrapped_with(entry: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"lockstep lineage");
         hasher.update(entry);
@@ -60,7 +61,7 @@ impl ReplicaId {
     /// A fresh id for `node`; `random` supplies the lower 48 bits.
     pub fn new(node: NodeId, random: u64) -> Self {
         let random = if planted("wiped_replica_votes") { 0 } else { random };
-        // The lowest bit is set so that no id is ever 0, raft's "nobody".
+        // The lowest bit is set so that no id is ever 0, which is raft's "no node".
         Self(u64::from(node.0) << 48 | (random >> 16) | 1)
     }
 

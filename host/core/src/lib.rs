@@ -1,8 +1,8 @@
 //! The pure part of Lockstep: what a replica of a group decides.
 //!
-//! Everything here is a function of its arguments. Time arrives as [`Event::Tick`], chance as a
-//! seed, bytes as arguments; what is to be done leaves as [`Effect`] values. The crate's manifest
-//! is the proof: nothing it depends on opens a file, reads a clock or starts a thread.
+//! Everything here is a function of its arguments. Time arrives as [`Event::Tick`], randomness as a
+//! seed, bytes as arguments; work for the host leaves as [`Effect`] values. The crate's manifest
+//! proves it: no dependency opens a file, reads a clock or starts a thread.
 //!
 //! [`Event::Tick`]: group::Event::Tick
 //! [`Effect`]: group::Effect

@@ -1,13 +1,13 @@
-//! What a guest has of its memory, and from where on that is too much.
+//! The memory use of a guest, and the bounds below its limit.
 //!
 //! The memory that a group's profile allows is the *hard* bound: a guest that asks for more traps,
-//! on one replica sooner than on another. So commands are refused before, at a *soft* bound; those
-//! that are to make room go on to a bound between the two.
+//! on some replicas sooner than on others. Commands are therefore refused from a lower, *soft*
+//! bound on; commands that are to make room are taken up to a bound between the two.
 
 use crate::fault::Refusal;
 use crate::limits;
 
-/// A guest's linear memory: what it has, and the most that it may have. Bytes.
+/// A guest's linear memory: what it uses, and the most that it may have. Bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryUse {
     pub bytes: u64,
@@ -15,22 +15,22 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
-    /// From here on commands are refused.
+    /// The bound from which commands are refused.
     pub fn soft(self) -> u64 {
         part(self.most, limits::MEMORY_SOFT_PERCENT)
     }
 
-    /// From here on commands that make room are refused as well.
+    /// The bound from which commands that make room are refused as well.
     pub fn relief(self) -> u64 {
         part(self.most, limits::MEMORY_RELIEF_PERCENT)
     }
 
-    /// From here on somebody should look.
+    /// The bound from which an operator is warned.
     pub fn warning(self) -> u64 {
         part(self.soft(), limits::MEMORY_WARNING_PERCENT)
     }
 
-    /// The least that a rebuild must give back to pay.
+    /// The least memory that a rebuild has to free to pay.
     pub fn worthwhile(self) -> u64 {
         self.most / limits::REBUILD_GAIN_PARTS
     }
@@ -39,49 +39,49 @@ impl MemoryUse {
         self.bytes >= self.soft()
     }
 
-    /// Whether commands are taken, by the bound that holds for them.
+    /// Whether a command is taken; `relief`: it is to make room.
     pub(crate) fn takes(self, relief: bool) -> bool {
         self.bytes < if relief { self.relief() } else { self.soft() }
     }
 
-    /// How commands are refused that are not taken.
+    /// The refusal of a command that is not taken.
     pub(crate) fn refusal(self, relief: bool) -> Refusal {
         let bound = if relief { self.relief() } else { self.soft() };
         Refusal::MemoryHigh { bytes: self.bytes, bound, most: self.most }
     }
 
-    /// Bytes of commands that may be under way. Nobody knows what a command takes of memory before
-    /// it was applied; near the bound there is less and less that could add up.
+    /// Bytes of commands that may be in flight. How much memory a command takes is known only once
+    /// it was applied, so fewer commands are in flight the nearer the guest is to the bound.
     pub(crate) fn under_way_max(self, relief: bool) -> u64 {
         let bound = if relief { self.relief() } else { self.soft() };
         bound.saturating_sub(self.bytes) / limits::MEMORY_UNDER_WAY_PARTS
     }
 }
 
-/// What a guest had of memory, and how long a snapshot of its state was then. Bytes.
+/// The memory of a guest, and the length of a snapshot of its state at that time. Bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
-    /// 0 of a guest that begins.
+    /// 0 for a guest that was built by `init`.
     pub snapshot: u64,
     pub memory: u64,
 }
 
 impl Footprint {
-    /// The memory of a guest with a snapshot of this length, if it were in proportion.
+    /// The memory of a guest with a snapshot of this length, if memory is proportional to it.
     fn at(self, length: u64) -> u64 {
         let memory = u128::from(self.memory) * u128::from(length);
         (memory / u128::from(self.snapshot.max(1))).try_into().unwrap_or(u64::MAX)
     }
 }
 
-/// What is known of how much memory a guest has after a restore.
+/// Measurements from which the memory of a guest after a restore is estimated.
 #[derive(Default)]
 pub(crate) struct Footprints {
-    /// Of a guest that began.
+    /// The memory of a guest after `init`.
     begun: u64,
-    /// Of one that was just restored.
+    /// The footprint of the last guest that was restored, just after that.
     restored: Option<Footprint>,
-    /// Of one that was captured, with the least memory for its length.
+    /// The footprint, among guests that were captured, with the least memory for its length.
     captured: Option<Footprint>,
 }
 
@@ -93,7 +93,8 @@ impl Footprints {
         }
     }
 
-    /// A guest's memory never shrinks, so this is no less than what its state takes.
+    /// Notes the footprint of a captured guest. A guest's memory never shrinks, so it is no less
+    /// than what the guest's state takes.
     pub(crate) fn captured(&mut self, footprint: Footprint) {
         let less = |known: Footprint| footprint.at(known.snapshot) <= known.memory;
         if footprint.snapshot > 0 && self.captured.is_none_or(less) {
@@ -101,10 +102,10 @@ impl Footprints {
         }
     }
 
-    /// What a guest will have after a restore of a snapshot of this length, by what is known. If it
-    /// is more in truth, that is known after one rebuild.
+    /// Estimates the memory of a guest after a restore of a snapshot of this length. If the
+    /// estimate is too low, one rebuild corrects it.
     pub(crate) fn after_restore(&self, length: u64) -> u64 {
-        // A much smaller one tells what a guest has beside its state.
+        // A much smaller snapshot shows mostly what a guest has beside its state.
         if let Some(alike) = self.restored.filter(|known| known.snapshot >= length / 4) {
             return alike.at(length).max(self.begun);
         }
@@ -145,18 +146,18 @@ mod tests {
             built.iter().for_each(|one| known.built(print(*one)));
             captured.iter().for_each(|one| known.captured(print(*one)));
             let after = known.after_restore(length);
-            assert_eq!(after, expect, "{length} behind {built:?}, {captured:?}");
+            assert_eq!(after, expect, "{length} after {built:?}, {captured:?}");
         };
-        // Nothing is known but what a guest begins with: twice the snapshot beside that.
+        // Only the memory after `init` is known: twice the snapshot is added to it.
         check(&[], &[], 100, 200);
         check(&[(0, 30)], &[], 100, 230);
-        // In proportion to one like it, be that larger or smaller; never less than at the start.
+        // In proportion to a similar snapshot, larger or smaller; never less than after `init`.
         check(&[(0, 30), (100, 300)], &[(100, 150)], 200, 600);
         check(&[(0, 30), (100, 300)], &[], 50, 150);
         check(&[(0, 30), (100, 300)], &[], 1, 30);
-        // A much smaller one says little.
+        // A much smaller snapshot is no basis for a proportion.
         check(&[(0, 30), (100, 300)], &[], 500, 1_300);
-        // A guest that was captured had no less than its state takes; the least counts.
+        // A captured guest had at least what its state takes; the least such footprint counts.
         check(&[(0, 30)], &[(100, 130), (50, 130), (200, 250)], 100, 125);
         check(&[(0, 30)], &[(10, 1_000)], 100, 230);
         check(&[], &[(0, 7)], 0, 0);

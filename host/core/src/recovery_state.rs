@@ -1,14 +1,14 @@
 //! [`RecoveryState`]: the one record from which a replica starts again.
 //!
-//! It is written whole, in the same atomic batch as the entries it speaks of, and at the head of
-//! each log segment, so that deleting segments never loses it. A snapshot is a recovery point iff
-//! the durable `RecoveryState` lists it.
+//! It is written whole, in the same atomic batch as the entries that it refers to, and at the head
+//! of each log segment, so that deleting segments never loses it. A snapshot is a recovery point if
+//! and only if the durable `RecoveryState` lists it.
 //!
-//! Invariants, refused by [`RecoveryState::validate`]:
-//! - the list is not empty, or the log starts at 1;
+//! Invariants, checked by [`RecoveryState::validate`]:
+//! - a snapshot is listed, or the log starts at 1;
 //! - the commit index is not below the newest listed snapshot's index;
 //! - the floor is not above the commit index;
-//! - the log starts at or before the entry behind every listed snapshot;
+//! - the log starts no later than the entry after the oldest listed snapshot;
 //! - snapshots are listed newest first, each index once;
 //! - a replica that has a log knows its group's lineage.
 //!
@@ -27,47 +27,48 @@ use crate::limits;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 const VERSION: u8 = 1;
-/// Snapshots one state may list: the recovery points and one in passing.
+/// Snapshots that one state may list: the recovery points, with a reserve.
 const SNAPSHOTS_MAX: usize = limits::RECOVERY_POINTS + 2;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RecoveryState {
-    /// The group's name, so that a group that is no longer configured can be reported by it.
+    /// The group's name, by which a group that is no longer configured can be reported.
     pub group: String,
     pub replica: ReplicaId,
-    /// Starts of this replica; durable before its first frame.
+    /// How often this replica was started; durable before its first frame leaves.
     pub boot: u64,
     /// False while the replica has an id but no log: it may neither vote nor lead.
-    pub founded: bool,
-    /// The group went on without this replica: it takes no part any more.
+    pub bootstrapped: bool,
+    /// The group removed this replica: it takes no further part.
     pub removed: bool,
-    /// Which founding the group goes back to; known as soon as there is a log.
+    /// The lineage of the group; known as soon as there is a log.
     pub lineage: Option<Lineage>,
     pub term: u64,
-    /// Whom this replica voted for in `term`; 0 = nobody.
+    /// The replica that this one voted for in `term`; 0 if it did not vote.
     pub vote: u64,
     pub commit: u64,
     pub configuration: Configuration,
-    /// The index of the entry that made `configuration`; older changes are skipped on replay.
+    /// The index of the entry that made `configuration`. A replay skips changes up to it.
     pub configuration_index: u64,
-    /// What raft calls applied: handed to the apply lane. Entries above it are handed out again.
+    /// The index up to which entries were handed to the apply lane; raft calls it applied. After a
+    /// start, raft hands out the entries above it again.
     pub floor: u64,
-    /// The log holds entries from this index on.
+    /// The index of the log's first entry.
     pub first_index: u64,
-    /// Term of the entry before `first_index`.
+    /// The term of the entry before `first_index`.
     pub previous_term: u64,
     /// Recovery points, newest first.
     pub snapshots: Vec<SnapshotDesc>,
 }
 
 impl RecoveryState {
-    /// A replica that has met its group and nothing more.
-    pub fn unfounded(group: &str, replica: ReplicaId) -> Self {
+    /// The state of a replica that has an id and no log.
+    pub fn blank(group: &str, replica: ReplicaId) -> Self {
         Self {
             group: group.to_owned(),
             replica,
             boot: 0,
-            founded: false,
+            bootstrapped: false,
             removed: false,
             lineage: None,
             term: 0,
@@ -87,12 +88,12 @@ impl RecoveryState {
         self.snapshots.first()
     }
 
-    /// Says which rule of the module's list is broken.
+    /// Says which invariant of the module is broken, if one is.
     pub fn validate(&self) -> Result<(), String> {
         let newest = self.newest().map_or(0, |desc| desc.index);
         let oldest = self.snapshots.last().map_or(0, |desc| desc.index);
-        if self.founded != self.lineage.is_some() || (self.removed && !self.founded) {
-            return Err("a log and its group's lineage are not there together".to_owned());
+        if self.bootstrapped != self.lineage.is_some() || (self.removed && !self.bootstrapped) {
+            return Err("a log, a lineage and a removal do not go together".to_owned());
         }
         if self.snapshots.is_empty() && self.first_index != 1 {
             return Err(format!(
@@ -108,7 +109,7 @@ impl RecoveryState {
         }
         if self.first_index > oldest + 1 {
             return Err(format!(
-                "the log starts at {}, behind the snapshot at {oldest}",
+                "the log starts at {}, which leaves a gap after the snapshot at {oldest}",
                 self.first_index
             ));
         }
@@ -126,7 +127,7 @@ impl RecoveryState {
         out.put_bytes_within(self.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
-        out.put_u8(u8::from(self.founded) + u8::from(self.removed));
+        out.put_u8(u8::from(self.bootstrapped) + u8::from(self.removed));
         out.put_raw(&self.lineage.map_or([0; 16], |lineage| lineage.0));
         out.put_u64(self.term);
         out.put_u64(self.vote);
@@ -145,7 +146,7 @@ impl RecoveryState {
         reader.version(VERSION)?;
         let group = reader.string(limits::GROUP_NAME_BYTES_MAX)?;
         let (replica, boot) = (ReplicaId(reader.u64()?), reader.u64()?);
-        let (founded, removed) = match reader.u8()? {
+        let (bootstrapped, removed) = match reader.u8()? {
             0 => (false, false),
             1 => (true, false),
             2 => (true, true),
@@ -155,7 +156,7 @@ impl RecoveryState {
             group,
             replica,
             boot,
-            founded,
+            bootstrapped,
             removed,
             lineage: Some(Lineage(reader.array()?)).filter(|lineage| lineage.0 != [0; 16]),
             term: reader.u64()?,

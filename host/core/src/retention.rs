@@ -1,14 +1,15 @@
 //! Which recovery points to keep and how far the log may be cut: pure functions.
 //!
-//! - [`plan`] after a new snapshot, [`unlist`] when another one needs room, [`shed`] when the log
-//!   does. Each gives the whole list and the log's first index, or `None` if nothing may go.
-//! - The log never starts behind a kept snapshot and never moves back.
-//! - The newest recovery point that is not rotten is never a candidate; rotten ones go first.
-//! - Who lags holds the log only within [`Pins::budget`], and whoever is sent a snapshot within
-//!   [`Pins::sent_budget`]. Beyond it a follower gets a snapshot, and a transfer that took too long
-//!   is followed by another.
-//! - Log that cannot be read is kept for nobody, nor a snapshot that needs it behind itself once
-//!   there is one that does not: [`past`].
+//! - [`plan`] is for a new snapshot, [`unlist`] makes space for an object, [`shed`] for the log.
+//!   Each returns the whole list and the log's first index, or `None` if nothing may be given up.
+//! - The log continues every kept snapshot without a gap, and its first index never falls.
+//! - The newest recovery point that is not corrupt is never given up; corrupt ones are given up
+//!   first.
+//! - A follower that lags holds the log only within [`Pins::budget`], one that is sent a snapshot
+//!   only within [`Pins::sent_budget`]. Beyond that a lagging follower gets a snapshot, and a
+//!   transfer that took too long is followed by another one.
+//! - Log that cannot be read is kept for no follower. A recovery point that needs such log is given
+//!   up once there is one that does not: [`past`].
 
 use std::collections::BTreeSet;
 
@@ -19,43 +20,44 @@ use crate::recovery_state::RecoveryState;
 use crate::snapshot::SnapshotDesc;
 use crate::snapshot::chunk::ObjectRef;
 
-/// What else needs the log or an object.
+/// What needs the log or an object besides the recovery points, and bounds for it.
 #[derive(Clone, Debug, Default)]
 pub struct Pins {
-    /// Snapshots that are being sent or promised: their receivers go on from these indexes.
+    /// Snapshots that are being sent or promised: their receivers continue from these indexes.
     pub sending: Vec<(ReplicaId, u64)>,
-    /// Last index known on the slowest follower that still answers.
+    /// The last index known to be on the slowest follower that still answers.
     pub slowest_follower: Option<(ReplicaId, u64)>,
-    /// Below this index lie entries with a window's worth of bytes behind them: they are kept for
-    /// no follower that merely lags, so that large entries cannot make the log large. 0 = none
-    /// known.
+    /// Entries below this index are followed by more than a window's worth of bytes. They do not
+    /// count as trailing entries, so that large entries cannot make the log large. 0 if there are
+    /// none.
     pub outgrown: u64,
-    /// Below this index entries may not be readable. 0 = all are.
+    /// Entries below this index may not be readable. 0 if all are.
     pub unreadable: u64,
-    /// Entries kept behind the newest snapshot for whoever will lag a little; a follower that is
-    /// four times further behind does not pin the log: it will get a snapshot.
+    /// Trailing entries: kept before the newest snapshot for followers that lag a little. A
+    /// follower that lags by more than four times as many does not pin the log: it gets a snapshot.
     pub catch_up: u64,
-    /// From this index on the log fits in what followers that merely lag may hold of it, and all
-    /// while room is short.
+    /// The lowest index from which followers that lag may hold the log, by its bytes. While space
+    /// is short, also the lowest for followers that are sent a snapshot.
     pub budget: u64,
-    /// From this index on it fits in what those may hold that are sent a snapshot.
+    /// The lowest index from which followers that are sent a snapshot may hold the log, by its
+    /// bytes.
     pub sent_budget: u64,
 }
 
-/// Who keeps the log from being cut further, for `status`.
+/// What keeps the log from being cut further, for `status`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pin {
-    /// The oldest recovery point: the log behind it must be there.
+    /// The oldest recovery point: the log has to continue it.
     RecoveryPoint,
-    /// A follower that is behind.
+    /// A follower that lags.
     Follower(ReplicaId),
-    /// A snapshot on its way to this replica, or promised to it.
+    /// A snapshot that is being sent or was promised to this replica.
     Sending(ReplicaId),
-    /// A rest for followers that will lag a little.
+    /// Trailing entries for followers that lag a little.
     CatchUp,
 }
 
-/// The list and the log's first index.
+/// The recovery points to list, and the log's first index.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
     /// Newest first.
@@ -63,17 +65,17 @@ pub struct Plan {
     pub first_index: u64,
 }
 
-/// Lists `new` before what is listed and not rotten, keeps [`limits::RECOVERY_POINTS`], and cuts
-/// the log to the lowest index that something still needs.
+/// Lists `new` beside those that are listed and not corrupt, keeps the newest
+/// [`limits::RECOVERY_POINTS`] of them, and cuts the log to the lowest index that something needs.
 pub fn plan(
     state: &RecoveryState,
     new: SnapshotDesc,
     pins: &Pins,
-    rotten: &BTreeSet<ObjectName>,
+    corrupt: &BTreeSet<ObjectName>,
 ) -> Plan {
     let readable = |index: u64| index + 1 >= pins.unreadable;
     let good = |desc: &&SnapshotDesc| {
-        !rotten.contains(&name(desc))
+        !corrupt.contains(&name(desc))
             && desc.index != new.index
             && (readable(desc.index) || !readable(new.index))
     };
@@ -84,63 +86,64 @@ pub fn plan(
     cut(state, snapshots, pins)
 }
 
-/// Lists `new` and nothing else, and cuts the log to what it and others need: room is short.
+/// Lists only `new`, and cuts the log to the lowest index that something needs: for a replica that
+/// is short of space.
 pub fn plan_alone(state: &RecoveryState, new: SnapshotDesc, pins: &Pins) -> Plan {
     cut(state, vec![new], pins)
 }
 
-/// Takes `wanted` off the list, so that its object can make room, or a rotten one in its place;
-/// `None` if all must stay.
+/// Takes `wanted` off the list, or a corrupt one in its place, so that its object can be deleted;
+/// `None` if all have to be kept.
 pub fn unlist(
     state: &RecoveryState,
     wanted: &SnapshotDesc,
     pins: &Pins,
-    rotten: &BTreeSet<ObjectName>,
+    corrupt: &BTreeSet<ObjectName>,
 ) -> Option<Plan> {
-    let spared = newest_good(state, rotten).or(state.newest())?;
+    let spared = newest_good(state, corrupt).or(state.newest())?;
     let may_go = |desc: &&SnapshotDesc| *desc != spared;
-    let is_rotten = |desc: &&SnapshotDesc| rotten.contains(&name(desc));
+    let is_corrupt = |desc: &&SnapshotDesc| corrupt.contains(&name(desc));
     let listed = || state.snapshots.iter().filter(may_go);
-    let victim = listed().find(is_rotten).or_else(|| listed().find(|desc| *desc == wanted))?;
+    let victim = listed().find(is_corrupt).or_else(|| listed().find(|desc| *desc == wanted))?;
     let kept = state.snapshots.iter().filter(|desc| *desc != victim).cloned().collect();
     let mut plan = cut(state, kept, pins);
-    if rotten.contains(&name(spared)) {
-        // The log may be all that there is.
+    if corrupt.contains(&name(spared)) {
+        // All recovery points are corrupt: only the log can restore the state.
         plan.first_index = state.first_index;
     }
     Some(plan)
 }
 
-/// Keeps only the newest good recovery point, and no log that merely saves somebody a snapshot;
-/// `None` if that frees nothing, or none is good.
-pub fn shed(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let spared = newest_good(state, rotten)?.clone();
+/// Keeps only the newest good recovery point, and only the log that it and the receivers of
+/// snapshots need; `None` if that frees nothing, or no recovery point is good.
+pub fn shed(state: &RecoveryState, pins: &Pins, corrupt: &BTreeSet<ObjectName>) -> Option<Plan> {
+    let spared = newest_good(state, corrupt)?.clone();
     let least = pins.budget.max(pins.unreadable.saturating_sub(1));
     let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
-    let needed = sending.chain([spared.index]).min().expect("the spared index is always there");
+    let needed = sending.chain([spared.index]).min().expect("the spared index is one of them");
     let first_index = state.first_index.max(needed + 1);
     let plan = Plan { snapshots: vec![spared], first_index };
     (plan.snapshots != state.snapshots || plan.first_index != state.first_index).then_some(plan)
 }
 
-/// Keeps what needs nothing of the log that cannot be read, and cuts that off; `None` if no good
-/// one is listed that can do without it.
-pub fn past(state: &RecoveryState, pins: &Pins, rotten: &BTreeSet<ObjectName>) -> Option<Plan> {
+/// Keeps the recovery points that do not need log that cannot be read, and cuts that log off;
+/// `None` if no such recovery point is good.
+pub fn past(state: &RecoveryState, pins: &Pins, corrupt: &BTreeSet<ObjectName>) -> Option<Plan> {
     let readable = |desc: &&SnapshotDesc| desc.index + 1 >= pins.unreadable;
     let kept: Vec<SnapshotDesc> = state.snapshots.iter().filter(readable).cloned().collect();
-    let good = kept.iter().any(|desc| !rotten.contains(&name(desc)));
+    let good = kept.iter().any(|desc| !corrupt.contains(&name(desc)));
     good.then(|| cut(state, kept, pins))
 }
 
-/// What holds the log where it begins, and the index it needs.
+/// What keeps the log from being cut further, and the index after which it needs the log.
 pub fn pinned_by(state: &RecoveryState, pins: &Pins) -> Option<(Pin, u64)> {
     let newest = state.newest()?.index;
     let oldest = state.snapshots.last().map_or(newest, |desc| desc.index);
-    // Of equals, the last one: only what is needed most is worth a name.
+    // Among equals the last one counts: a follower is named only if it alone holds the log there.
     holders(newest, oldest, pins).into_iter().rev().min_by_key(|(_, index)| *index)
 }
 
-/// How a listed object is named in sets.
+/// The name of a listed object in sets: term, index and the head of the digest.
 pub type ObjectName = (u64, u64, [u8; 16]);
 
 pub fn name(desc: &SnapshotDesc) -> ObjectName {
@@ -148,25 +151,25 @@ pub fn name(desc: &SnapshotDesc) -> ObjectName {
     (object.term, object.index, object.digest)
 }
 
-/// The newest recovery point that is not rotten.
+/// The newest recovery point that is not corrupt.
 pub fn newest_good<'a>(
     state: &'a RecoveryState,
-    rotten: &BTreeSet<ObjectName>,
+    corrupt: &BTreeSet<ObjectName>,
 ) -> Option<&'a SnapshotDesc> {
-    let spoilt = |desc: &&SnapshotDesc| rotten.contains(&name(desc));
-    state.snapshots.iter().find(|desc| !spoilt(desc) || planted("keep_a_rotten_one"))
+    let is_corrupt = |desc: &&SnapshotDesc| corrupt.contains(&name(desc));
+    state.snapshots.iter().find(|desc| !is_corrupt(desc) || planted("keep_a_corrupt_one"))
 }
 
 fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan {
     let newest = snapshots.first().map_or(0, |desc| desc.index);
     let oldest = snapshots.last().map_or(0, |desc| desc.index);
     let needed = holders(newest, oldest, pins).into_iter().map(|(_, index)| index).min();
-    let needed = needed.expect("the oldest kept index is always there");
-    let needed = if planted("truncate_too_far") { newest } else { needed };
-    Plan { snapshots, first_index: state.first_index.max(needed + 1) }
+    let needed = needed.expect("the oldest kept index is one of them");
+    let last_cut = if planted("truncate_too_far") { newest } else { needed };
+    Plan { snapshots, first_index: state.first_index.max(last_cut + 1) }
 }
 
-/// Everybody who wants the log behind an index, with that index.
+/// Everything that needs the log after an index, with that index.
 fn holders(newest: u64, oldest: u64, pins: &Pins) -> Vec<(Pin, u64)> {
     let unreadable = pins.unreadable.saturating_sub(1);
     let outgrown = pins.outgrown.saturating_sub(1).max(unreadable);
@@ -202,7 +205,7 @@ pub(crate) mod tests {
     }
 
     fn state(listed: &[u64], first: u64) -> RecoveryState {
-        let mut state = RecoveryState::unfounded("g", ReplicaId(1));
+        let mut state = RecoveryState::blank("g", ReplicaId(1));
         state.snapshots = listed.iter().map(|index| desc(*index)).collect();
         state.first_index = first;
         state
@@ -212,7 +215,7 @@ pub(crate) mod tests {
         (plan.snapshots.iter().map(|d| d.index).collect(), plan.first_index)
     }
 
-    fn rotten(indexes: &[u64]) -> BTreeSet<ObjectName> {
+    fn corrupt(indexes: &[u64]) -> BTreeSet<ObjectName> {
         indexes.iter().map(|index| name(&desc(*index))).collect()
     }
 
@@ -225,7 +228,7 @@ pub(crate) mod tests {
         follower: Option<u64>,
         outgrown: u64,
         budget: u64,
-        rotten: &'static [u64],
+        corrupt: &'static [u64],
         want: (&'static [u64], u64),
     }
 
@@ -290,8 +293,8 @@ pub(crate) mod tests {
         ]
     }
 
-    /// Beyond the budget nobody holds the log, but what is listed does; what is rotten goes before
-    /// what is old; a peer's object may be older than what is listed and rotten.
+    /// Beyond the budget only recovery points hold the log. A corrupt recovery point is given up
+    /// before an old one. A peer's object may be older than the listed ones if those are corrupt.
     fn pressed_rows() -> Vec<Row> {
         vec![
             Row {
@@ -317,7 +320,7 @@ pub(crate) mod tests {
                 listed: TWO,
                 first: 9_001,
                 new: 30_000,
-                rotten: &[20_000],
+                corrupt: &[20_000],
                 want: (&[30_000, 9_000], 9_001),
                 ..row()
             },
@@ -325,7 +328,7 @@ pub(crate) mod tests {
                 listed: TWO,
                 first: 9_001,
                 new: 30_000,
-                rotten: TWO,
+                corrupt: TWO,
                 want: (&[30_000], 25_001),
                 ..row()
             },
@@ -333,14 +336,14 @@ pub(crate) mod tests {
                 listed: TWO,
                 first: 9_001,
                 new: 15_000,
-                rotten: TWO,
+                corrupt: TWO,
                 want: (&[15_000], 10_001),
                 ..row()
             },
         ]
     }
 
-    /// What is kept after a new snapshot, and how far the log goes back for it.
+    /// Which recovery points are kept after a new snapshot, and how far the log is cut.
     /// Covers K1 K10 K19.
     #[test]
     fn a_new_snapshot_keeps_and_cuts_as_the_table_says() {
@@ -349,7 +352,7 @@ pub(crate) mod tests {
                 &state(row.listed, row.first),
                 desc(row.new),
                 &pins(&row),
-                &rotten(row.rotten),
+                &corrupt(row.corrupt),
             );
             assert_eq!(shown(&plan), (row.want.0.to_vec(), row.want.1), "row {at}");
         }
@@ -367,33 +370,33 @@ pub(crate) mod tests {
         }
     }
 
-    /// Whoever needs room, the last recovery point stays.
+    /// Whatever needs space, the newest good recovery point is kept.
     /// Covers K12 K13 C1.
     #[test]
     fn the_newest_good_one_is_never_unlisted() {
-        // listed, rotten, wanted -> kept
+        // listed, corrupt, wanted -> kept
         type Row<'a> = (&'a [u64], &'a [u64], u64, Option<&'a [u64]>);
         let rows: [Row; 7] = [
             (&[30, 20], &[], 20, Some(&[30])),
             (&[30, 20], &[], 30, None),
             (&[30], &[], 30, None),
-            // A rotten one goes in place of the one that stays.
+            // A corrupt one is unlisted in place of the wanted one.
             (&[30, 20], &[30], 20, Some(&[20])),
             (&[30, 20], &[30], 30, Some(&[20])),
             (&[30, 20], &[30, 20], 20, Some(&[30])),
             (&[30, 20], &[], 10, None),
         ];
         for (listed, rot, wanted, want) in rows {
-            let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &rotten(rot));
-            let all_rotten = listed.iter().all(|index| rot.contains(index));
+            let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &corrupt(rot));
+            let all_corrupt = listed.iter().all(|index| rot.contains(index));
             let cut = plan.as_ref().is_some_and(|plan| plan.first_index > 5);
-            assert!(!(all_rotten && cut), "the log may be all that there is");
+            assert!(!(all_corrupt && cut), "only the log can restore the state");
             let kept = plan.map(|plan| shown(&plan).0);
-            assert_eq!(kept.as_deref(), want, "{listed:?} rotten {rot:?} wanted {wanted}");
+            assert_eq!(kept.as_deref(), want, "{listed:?} corrupt {rot:?} wanted {wanted}");
         }
     }
 
-    /// Whatever a plan keeps is listed or new, and the log goes on behind all of it.
+    /// Whatever a plan keeps is listed or new, and the log continues all of it.
     /// Covers K11 K16 F9.
     #[test]
     fn a_plan_keeps_what_is_listed_and_the_log_behind_it() {
@@ -420,9 +423,9 @@ pub(crate) mod tests {
                 sent_budget: below(3_000),
             };
             let new = desc(800 + below(1_800));
-            let plan = plan(&state, new.clone(), &pins, &rotten(&rot));
+            let plan = plan(&state, new.clone(), &pins, &corrupt(&rot));
             let kept: Vec<u64> = plan.snapshots.iter().map(|desc| desc.index).collect();
-            let case = format!("round {round}: {listed:?} rotten {rot:?} new {}", new.index);
+            let case = format!("round {round}: {listed:?} corrupt {rot:?} new {}", new.index);
             let known = |index: &u64| *index == new.index || listed.contains(index);
             assert!(kept.iter().all(known), "{case}: {kept:?}");
             assert!(kept.len() <= limits::RECOVERY_POINTS && !kept.is_empty(), "{case}: {kept:?}");
@@ -439,20 +442,21 @@ pub(crate) mod tests {
     fn a_full_disk_sheds_all_but_the_newest_good_one_and_the_rest_of_the_log() {
         let none = Pins::default();
         let shed = |listed, first, pins: &Pins, rot: &[u64]| {
-            super::shed(&state(listed, first), pins, &rotten(rot)).map(|plan| shown(&plan))
+            super::shed(&state(listed, first), pins, &corrupt(rot)).map(|plan| shown(&plan))
         };
         assert_eq!(shed(&[30, 20], 5, &none, &[]), Some((vec![30], 31)));
         assert_eq!(shed(&[30, 20], 5, &none, &[30]), Some((vec![20], 21)));
-        assert_eq!(shed(&[30], 31, &none, &[]), None, "there is nothing to shed");
+        assert_eq!(shed(&[30], 31, &none, &[]), None, "nothing can be shed");
         assert_eq!(shed(&[], 1, &none, &[]), None);
-        assert_eq!(shed(&[30], 1, &none, &[30]), None, "the log may be all that there is");
+        assert_eq!(shed(&[30], 1, &none, &[30]), None, "only the log restores it");
         let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
         let bounded = Pins { budget: 25, ..sending.clone() };
         assert_eq!(shed(&[30, 20], 5, &bounded, &[]), Some((vec![30], 26)));
         assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
     }
 
-    /// What a hole in the log makes useless goes once something takes its place, whoever wants it.
+    /// A recovery point that a hole in the log makes useless is given up once another takes its
+    /// place, even if followers hold it.
     /// Covers F9.
     #[test]
     fn log_that_cannot_be_read_is_kept_for_nobody() {
@@ -464,7 +468,7 @@ pub(crate) mod tests {
             ..Pins::default()
         };
         let past = |listed, unreadable, rot: &[u64]| {
-            let plan = super::past(&state(listed, 5), &pins(unreadable), &rotten(rot));
+            let plan = super::past(&state(listed, 5), &pins(unreadable), &corrupt(rot));
             plan.map(|plan| shown(&plan))
         };
         assert_eq!(past(&[30, 20], 25, &[]), Some((vec![30], 25)));
@@ -473,12 +477,12 @@ pub(crate) mod tests {
         assert_eq!(past(&[30, 20], 32, &[]), None, "the newest needs what is damaged");
         assert_eq!(past(&[30, 20], 25, &[30]), None, "the good one needs what is damaged");
         let plan = |unreadable, new| {
-            let plan = super::plan(&state(&[20], 5), desc(new), &pins(unreadable), &rotten(&[]));
+            let plan = super::plan(&state(&[20], 5), desc(new), &pins(unreadable), &corrupt(&[]));
             shown(&plan)
         };
         assert_eq!(plan(25, 30), (vec![30], 25));
-        assert_eq!(plan(35, 30), (vec![30, 20], 21), "neither can do without");
-        let shed = super::shed(&state(&[30, 20], 5), &pins(25), &rotten(&[]));
+        assert_eq!(plan(35, 30), (vec![30, 20], 21), "both need what is damaged");
+        let shed = super::shed(&state(&[30, 20], 5), &pins(25), &corrupt(&[]));
         assert_eq!(shed.map(|plan| shown(&plan)), Some((vec![30], 25)));
     }
 
@@ -495,7 +499,7 @@ pub(crate) mod tests {
         assert_eq!(by(pins(&[], None)), Some((Pin::RecoveryPoint, 20_000)));
         assert_eq!(by(pins(&[10], None)), Some((Pin::Sending(ReplicaId(2)), 10)));
         assert_eq!(by(pins(&[], Some(12_000))), Some((Pin::Follower(ReplicaId(3)), 12_000)));
-        let nothing = RecoveryState::unfounded("g", ReplicaId(1));
+        let nothing = RecoveryState::blank("g", ReplicaId(1));
         assert_eq!(pinned_by(&nothing, &Pins::default()), None);
     }
 }

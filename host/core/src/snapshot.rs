@@ -1,4 +1,4 @@
-//! Snapshots as the core sees them: what denotes one, and the protocol that moves one.
+//! Snapshots as the core sees them: their descriptor, and the protocol that moves them.
 
 pub mod chunk;
 pub mod desc;
@@ -14,24 +14,25 @@ pub use desc::{Configuration, SnapshotDesc};
 /// The core never looks inside. Dropping it before [`Hold::disarm`] tells the host to discard the
 /// object.
 pub trait Hold: Send + std::fmt::Debug {
-    /// From now on the drop does nothing: the object is in a batch on its way to the log, and only
-    /// the log decides whether it is listed.
+    /// From now on a drop discards nothing: the object is in a batch on its way to the log, and the
+    /// log alone decides whether it is listed.
     fn disarm(&mut self);
 
-    /// The list that it entered is durable, or one behind it: what is not listed now may go.
+    /// The list that the object entered is durable, or a later one: if it is not listed now, it may
+    /// be deleted.
     fn listed(&mut self) {}
 }
 
-/// How disk, budget and cap stand with the next snapshot beside the newest one, bytes.
+/// Whether disk, budget and cap have space for the next snapshot beside the newest one, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
-    /// What the next one takes.
+    /// The size of the next snapshot.
     pub need: u64,
-    /// What the disk has for it once all older ones are gone.
+    /// The space that the disk has for it once all older snapshots are deleted.
     pub have: u64,
-    /// What budget and cap have for it then.
+    /// The space that budget and cap leave for it then.
     pub quota: u64,
-    /// What the log may still take while it is told to stop.
+    /// The space that the log may still take before it is stopped.
     pub margin: u64,
 }
 
@@ -40,7 +41,7 @@ impl Room {
         self.have.min(self.quota) >= self.need
     }
 
-    /// What the disk lacks if the log is to take no more.
+    /// The disk's shortage, if the log has to stop growing now to leave space for the snapshot.
     pub fn shortage(self) -> Option<Shortage> {
         let Self { need, have, margin, quota: _ } = self;
         let need = need.saturating_add(margin);
@@ -48,7 +49,7 @@ impl Room {
     }
 }
 
-/// A verified object on its way into the log's list.
+/// A verified object on its way into the list of recovery points.
 #[derive(Debug)]
 pub struct Verified {
     pub desc: SnapshotDesc,

@@ -1,9 +1,10 @@
-//! Stories of whole clusters, told by hand: `scripts/*.txt`, run against [`lockstep_core::group`].
+//! Stories of whole clusters, written by hand: runs `scripts/*.txt` against
+//! [`lockstep_core::group`].
 //!
-//! Each script is run twice and must show the same both times. `UPDATE_EXPECT=1` writes what
-//! happened into the scripts; `SCRIPT=name` runs those whose name contains it. What must hold
-//! is always checked, after every command, whatever a script expects (`checks`). With
-//! `--nocapture`, the last line says how many scripts there were and how long they took.
+//! Each script runs twice and must show the same both times. `UPDATE_EXPECT=1` rewrites the output
+//! that scripts expect; `SCRIPT=text` runs only the scripts whose name contains the text. What must
+//! always hold is checked after every command, whatever a script expects (`checks`). With
+//! `--nocapture`, the last line says how many scripts ran and how long they took.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,7 +58,7 @@ fn every_story_goes_as_told() {
 
 fn scripts() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
-    let files = std::fs::read_dir(folder).expect("the scripts are there");
+    let files = std::fs::read_dir(folder).expect("the folder of scripts exists");
     let mut paths: Vec<PathBuf> =
         files.map(|file| file.expect("the folder can be read").path()).collect();
     paths.sort();
@@ -75,10 +76,7 @@ fn check(path: &Path, update: bool) -> Result<(), String> {
         std::fs::write(path, &went).map_err(|e| format!("{name}: {e}"))?;
         return Ok(());
     }
-    match told == went {
-        true => Ok(()),
-        false => Err(format!("{name}: {}", difference(&told, &went))),
-    }
+    if told == went { Ok(()) } else { Err(format!("{name}: {}", difference(&told, &went))) }
 }
 
 fn run(name: &str, text: &str) -> Result<String, String> {
@@ -90,12 +88,12 @@ fn run(name: &str, text: &str) -> Result<String, String> {
     })
 }
 
-/// The first line that differs, with its neighbours.
+/// Shows the first line that differs, with its neighbours.
 fn difference(told: &str, went: &str) -> String {
     let same = told.lines().zip(went.lines()).take_while(|(a, b)| a == b).count();
     let part = |text: &str| {
         let lines = text.lines().skip(same.saturating_sub(3)).take(8);
         lines.map(|line| format!("    {line}\n")).collect::<String>()
     };
-    format!("line {}\n  told:\n{}  went:\n{}", same + 1, part(told), part(went))
+    format!("line {}\n  expected:\n{}  shown:\n{}", same + 1, part(told), part(went))
 }

@@ -1,4 +1,4 @@
-//! Transfers between two stores, and everything that can end one.
+//! Transfers between two stores, and every way in which one can end.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -45,11 +45,11 @@ fn pipe() -> (Pipe<BulkRequest, BulkReply>, Pipe<BulkReply, BulkRequest>) {
     (Pipe { out: request, input: replies }, Pipe { out: reply, input: requests })
 }
 
-/// A peer that says what is written down, and remembers what it was told.
+/// A peer that says what its script holds, and remembers what it was told.
 struct Script<Out, In> {
     says: VecDeque<In>,
     told: Vec<Out>,
-    /// After its last word: silent, or gone.
+    /// After its last frame it is silent; otherwise the channel breaks.
     silent: bool,
 }
 
@@ -74,8 +74,8 @@ impl<Out, In> BulkChannel<Out, In> for Script<Out, In> {
     }
 }
 
-mod parking;
 mod raft_side;
+mod suspending;
 
 /// The raft side, as a function.
 struct Says<F> {
@@ -115,7 +115,7 @@ impl Host {
         Self { fs: bed.fs, lane: DirectLane::new(bed.store), taken: Mutex::default() }
     }
 
-    /// Takes what is delivered into the log's list.
+    /// Puts a delivered object into the log's list.
     fn list(&self, mut verified: Verified) -> BulkReply {
         verified.hold.disarm();
         let mut taken = self.taken.lock().expect("no test panics while it holds this");
@@ -132,9 +132,9 @@ impl Host {
 
     fn read(&self, desc: &SnapshotDesc) -> Vec<u8> {
         let desc = desc.clone();
-        let reader = on_lane(&self.lane, move |store| store.open_object(&desc, Use::Verifying));
+        let opened = on_lane(&self.lane, move |store| store.open_object(&desc, Use::Verifying));
         let mut bytes = Vec::new();
-        let mut reader = reader.expect("the lane runs").expect("the object opens");
+        let mut reader = opened.expect("the lane runs").expect("the object opens");
         reader.read_to_end(&mut bytes).expect("the object is good");
         bytes
     }
@@ -146,7 +146,7 @@ impl Host {
     }
 }
 
-/// The frames of an undisturbed transfer, but for the offer.
+/// The frames of an undisturbed transfer, without the offer.
 fn frames(bytes: &[u8]) -> Vec<BulkRequest> {
     frames_of(10, bytes)
 }
@@ -162,7 +162,7 @@ fn frames_of(index: u64, bytes: &[u8]) -> Vec<BulkRequest> {
     blocks.chain([end]).collect()
 }
 
-/// A sender whose receiver answers as written.
+/// Sends an object to a receiver that answers with `replies`.
 fn send_to(replies: Vec<BulkReply>, silent: bool) -> (SendOutcome, Vec<BulkRequest>) {
     let bytes = payload(2 * BLOCK + 1);
     let mut bed = Bed::new();
@@ -178,7 +178,7 @@ fn transfer(reader: SnapshotReader, host: &Host) -> (SendOutcome, Received) {
     let (mut near, mut far) = pipe();
     std::thread::scope(|scope| {
         let offer = offer(reader.desc());
-        // The sender's end of the pipe goes with its thread.
+        // The sender's end of the pipe is dropped with its thread.
         let sender = scope.spawn(move || send(reader, offer, &mut near));
         let Ok(Some(first)) = far.recv(Duration::from_secs(60)) else {
             panic!("the offer comes first")
@@ -210,7 +210,8 @@ fn payloads_of_every_length_arrive_with_equal_digests() {
     }
 }
 
-/// The receiver's answer decides between stop, wait and give up; raft hears Finish or Failure.
+/// The receiver's answer decides whether the sender stops, waits or gives up, and whether raft is
+/// told `Finish` or `Failure`.
 /// Covers I5 I6.
 #[test]
 fn each_answer_has_its_report_and_next_action() {
@@ -227,7 +228,7 @@ fn each_answer_has_its_report_and_next_action() {
         (BulkReply::Incompatible { why: "no".into() }, give_up),
         (BulkReply::WrongGroup, give_up),
     ] {
-        // At once, and in the middle.
+        // The receiver answers so at once, or in the middle of the transfer.
         for before in [vec![], vec![BulkReply::Proceed { offset: 0 }]] {
             let blocks = before.len();
             let replies = before.into_iter().chain([reply.clone()]).collect();
@@ -252,7 +253,7 @@ fn a_silent_or_broken_receiver_is_a_failure_after_a_while() {
     }
 }
 
-/// Refused by the offer alone; nothing is reserved, no payload read.
+/// A bad offer is refused before anything is reserved or any payload is read.
 /// Covers P15 P16 I1.
 #[test]
 fn an_offer_is_judged_before_any_payload() {
@@ -288,7 +289,7 @@ fn an_offer_is_judged_before_any_payload() {
         assert!(right, "case {number}: {reply:?}");
         host.assert_empty(&format!("case {number}"));
     }
-    // A hint only: at the commit index raft decides.
+    // The commit index is only a hint: at that index raft decides.
     let expected = Expected { commit: 10, ..expected() };
     assert!(good.validate(&expected).is_ok());
 }
@@ -312,16 +313,17 @@ fn a_stream_that_ends_early_or_stalls_publishes_nothing_and_goes_on() {
             let host = Host::new();
             let mut script = Script::new(frames[..count].to_vec(), silent);
             let received = host.receive(&offer(&desc(10, &bytes)), &mut script);
-            match silent {
-                true => assert_eq!(received.end, ReceiveEnd::Stalled, "{count} frames"),
-                false => assert!(matches!(received.end, ReceiveEnd::Broken(_)), "{count} frames"),
+            if silent {
+                assert_eq!(received.end, ReceiveEnd::Stalled, "{count} frames");
+            } else {
+                assert!(matches!(received.end, ReceiveEnd::Broken(_)), "{count} frames");
             }
             let case = format!("{count} frames, silent: {silent}");
             match count {
                 0 => host.assert_empty(&case),
-                _ => assert_eq!(files(&host.fs).len(), 1, "{case}: what came is parked"),
+                _ => assert_eq!(files(&host.fs).len(), 1, "{case}: what came is suspended"),
             }
-            // The next attempt finds nothing in its way, and need not send again what came.
+            // The next attempt succeeds, and need not send again what was received.
             let rest = frames[count..].to_vec();
             let received = host.receive(&offer(&desc(10, &bytes)), &mut Script::new(rest, true));
             assert_eq!(received.end, ReceiveEnd::Answered(BulkReply::Accepted), "{case}");
@@ -367,7 +369,7 @@ fn frames_that_break_the_rules_leave_nothing() {
     let corrupt = [
         block(0, &flipped),
         block(1, &|block| block.crc ^= 1),
-        // Right checksum, wrong bytes: only the digest tells.
+        // Wrong bytes with a matching checksum: only the digest shows it.
         block(1, &|block| {
             flipped(block);
             block.crc = crc32c::crc32c(&block.data);
@@ -390,7 +392,7 @@ fn frames_that_break_the_rules_leave_nothing() {
     corrupt.into_iter().enumerate().for_each(|(n, frames)| check(frames, true, n));
 }
 
-/// Rot on the sender's disk is found there, sent to nobody and accepted by nobody.
+/// The sender finds that its object is corrupt; the corrupt block is not sent, nothing is accepted.
 /// Covers P17.
 #[test]
 fn a_block_that_rotted_at_the_sender_is_not_sent() {
@@ -398,8 +400,8 @@ fn a_block_that_rotted_at_the_sender_is_not_sent() {
     let mut bed = Bed::new();
     let desc = bed.take_listed(&[(10, &bytes)]).remove(0);
     bed.fs.corrupt(&bed.path(&desc), 2 * BLOCK as u64).expect("the file is there");
-    let reader = bed.store.open_object(&desc, Use::Sending(offer(&desc).to));
-    let reader = reader.expect("header and trailer are good");
+    let opened = bed.store.open_object(&desc, Use::Sending(offer(&desc).to));
+    let reader = opened.expect("header and trailer are good");
     let host = Host::new();
     let (outcome, received) = transfer(reader, &host);
     assert_eq!((outcome.report, outcome.next), (Report::Failure, Next::GiveUp));
@@ -407,7 +409,7 @@ fn a_block_that_rotted_at_the_sender_is_not_sent() {
     assert!(matches!(received.end, ReceiveEnd::Broken(_)), "{received:?}");
     assert_eq!(host.taken.lock().expect("not poisoned").len(), 0);
     on_lane(&host.lane, |store| store.abandon());
-    host.assert_empty("after the sender's rot");
+    host.assert_empty("after the sender found its object corrupt");
 }
 
 /// Covers C4 V1.
@@ -454,21 +456,21 @@ fn an_outbound_transfer_reports_exactly_once() {
     assert_eq!(told, [Report::Finish, Report::Failure, Report::Failure, Report::Failure]);
 }
 
-/// At most a window of blocks is under way, whatever the receiver does.
+/// A sender has at most a window of blocks under way, whatever the receiver does.
 /// Covers P12.
 #[test]
 fn blocks_leave_only_within_the_credit() {
     let (outcome, told) = send_to(vec![BulkReply::Proceed { offset: 0 }], true);
     assert_eq!(outcome.end, SendEnd::Stalled);
     assert!(told.len() <= 1 + chunk::WINDOW_BLOCKS as usize + 1);
-    // Resumption is in the protocol: what is sent begins where the receiver says.
+    // A transfer is resumed at the offset that the receiver names.
     let offset = 2 * BLOCK as u64;
     let (_, told) = send_to(vec![BulkReply::Proceed { offset }], true);
     assert!(matches!(&told[1], BulkRequest::Block(block) if block.offset == offset));
 }
 
-/// Receives over an older recovery point, stopping at the first failure. Returns what the log
-/// lists.
+/// Receives a snapshot beside an older recovery point, stopping at the first failure. Returns what
+/// the log lists if the snapshot was accepted.
 fn run_reception(fs: &MemFs, start: &RecoveryState) -> Option<Vec<SnapshotDesc>> {
     let bytes = payload(BLOCK + 9);
     let limits = limits_of(1 << 40, 0, 1);
@@ -482,7 +484,7 @@ fn run_reception(fs: &MemFs, start: &RecoveryState) -> Option<Vec<SnapshotDesc>>
     accepted.then_some(listed)
 }
 
-/// A disk with one listed snapshot, without what came before.
+/// A disk with one listed snapshot, and that snapshot.
 fn disk_with_one() -> (MemFs, Vec<SnapshotDesc>) {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(5, b"the recovery point")]);
@@ -498,8 +500,8 @@ fn check_restart(fs: &MemFs, listed: &[SnapshotDesc], point: &str) {
     assert_eq!(bed.files().len(), listed.len(), "{point}: {:?}", bed.files());
 }
 
-/// After a crash anywhere, the old recovery point or the new one is whole, and
-/// nothing else stays.
+/// After a crash at any point, the old recovery point or the new one is whole, and nothing else is
+/// left.
 /// Covers K1 F5.
 #[test]
 fn every_crash_point_and_failure_of_a_reception() {
@@ -522,7 +524,7 @@ fn every_crash_point_and_failure_of_a_reception() {
         let (fs, old) = disk_with_one();
         fs.fail_op(op + 1, crate::fs::mem::DiskFault::Full);
         let listed = run_reception(&fs, &state(&old)).unwrap_or(old);
-        // The failure is over, and power goes too.
+        // After the failure, power is lost as well.
         fs.crash();
         check_restart(&fs, &listed, &format!("op {op} fails"));
     }

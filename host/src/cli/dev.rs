@@ -22,13 +22,13 @@ pub(crate) struct Args {
     /// The state machine, a WebAssembly component.
     #[arg(value_name = "FSM.wasm")]
     module: PathBuf,
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=7))]
     nodes: u16,
-    /// Where the nodes keep their data; a temporary directory, removed at the end, if not given.
+    /// Where the nodes keep their data; by default a temporary directory, removed at the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Handed to the state machine's `init`.
+    /// Configuration passed to the state machine's `init`.
     #[arg(long, default_value = "")]
     config: String,
     #[command(flatten)]
@@ -41,12 +41,12 @@ pub(crate) async fn run(args: Args) -> Outcome {
         Some(_) => None,
         None => Some(tempfile::tempdir()?),
     };
-    let data = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
-    let data = data.expect("one of the two is there");
+    let given = args.data_dir.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path));
+    let data = given.expect("a temporary directory was made if none is given");
     let mut told = StopSignal::listen();
     let sockets: Vec<TcpListener> = (0..args.nodes).map(listen_near).collect::<Result<_, _>>()?;
-    let addresses = (1..).map(NodeId).zip(&sockets);
-    let addresses: BTreeMap<NodeId, String> = addresses
+    let numbered = (1..).map(NodeId).zip(&sockets);
+    let addresses: BTreeMap<NodeId, String> = numbered
         .map(|(id, socket)| Ok((id, socket.local_addr()?.to_string())))
         .collect::<std::io::Result<_>>()?;
     let mut nodes = Vec::new();
@@ -118,17 +118,18 @@ fn node_config(
     }
 }
 
-/// 7101 and up where they are free, so that the defaults of other commands find the cluster; else
-/// any.
+/// Listens on port 7101 + `number` if it is free, so that the defaults of other commands find the
+/// cluster; else on any free port.
 fn listen_near(number: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind(("127.0.0.1", 7101 + number)).or_else(|_| TcpListener::bind("127.0.0.1:0"))
 }
 
-/// How often replicas are looked at.
+/// Time between two looks at the replicas' states.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Waits until every replica serves or cannot; whether any does. One that has applied nothing yet
-/// has not seen what its state machine makes of the configuration.
+/// Waits until each replica either serves or cannot serve, and returns whether any serves. A
+/// replica that has applied nothing yet is waited for: its `init` may still refuse the
+/// configuration.
 async fn all_settled(nodes: &[Node]) -> bool {
     let settled = |group: &GroupHandle| match &*group.watch().borrow() {
         ReplicaState::Running(Running::Serving) => group.report().status.applied > 0,
@@ -147,11 +148,11 @@ async fn all_settled(nodes: &[Node]) -> bool {
     any_serves
 }
 
-/// Says what becomes of the replicas from now on.
+/// Reports every change of a replica to a state that has a cause; never returns.
 async fn tell_of_faults(nodes: &[Node]) -> std::convert::Infallible {
     let mut watches: Vec<_> = replicas(nodes).map(|(node, group)| (node, group.watch())).collect();
-    // What they are now was told.
-    watches.iter_mut().for_each(|(_, watch)| watch.mark_unchanged());
+    // `all_settled` has already reported the present states.
+    watches.iter_mut().for_each(|(_, watch)| drop(watch.borrow_and_update()));
     loop {
         for (node, watch) in &mut watches {
             if watch.has_changed().unwrap_or(false) {

@@ -1,6 +1,6 @@
 //! How the command line shows bytes, sizes and tables.
 
-/// Bytes as text where they are text, else as hexadecimal.
+/// Shows UTF-8 as text, and any other bytes in hexadecimal.
 pub(crate) fn text_or_hex(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -8,7 +8,7 @@ pub(crate) fn text_or_hex(bytes: &[u8]) -> String {
     }
 }
 
-/// A size a person reads at a glance: three digits and a binary unit.
+/// Shows a size in a form that is read at a glance: a few digits and a binary unit.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
@@ -24,7 +24,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Columns as wide as their widest cell; the first row is the heading.
+/// Lays out rows in columns as wide as their widest cell; the first row is the heading.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! `lockstep query`: one question.
+//! `lockstep query`: runs one query.
 
 use std::io::Write as _;
 
@@ -7,20 +7,20 @@ use lockstep_client::Consistency;
 use crate::cli::Outcome;
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
 
-/// Ask a question. Linearizable unless told otherwise: it sees every command acknowledged before
-/// it.
+/// Run a query. Unless --local is given it is linearizable: it sees every command that was
+/// acknowledged before it.
 #[derive(clap::Args)]
 #[command(after_help = "Example: lockstep query --endpoint 127.0.0.1:7101 'get city'")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Take what the asked node has applied so far, however old.
+    /// Answer from whatever the contacted node has applied so far, however old that is.
     #[arg(long)]
     local: bool,
     /// Print one JSON object: ok, answer, applied_index, halted.
     #[arg(long)]
     json: bool,
-    /// The question's bytes; standard input if left out.
+    /// The query; read from standard input if omitted.
     question: Option<String>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let reply = client.query(question, consistency).await.map_err(call_failed)?;
     if let Some(cause) = &reply.halted {
         let aside = format!("the replica is halted at {}: {cause}\n", reply.applied_index);
-        // Who sees no standard error has the answer all the same.
+        // If this note cannot be written, the answer is still printed.
         let _ = std::io::stderr().write_all(aside.as_bytes());
     }
     let json = args.json.then(

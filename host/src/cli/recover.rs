@@ -1,4 +1,4 @@
-//! `lockstep recover` and `lockstep group drop`: what is done to a stopped node by hand.
+//! `lockstep recover` and `lockstep group drop`: an operator's interventions on a stopped node.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -10,25 +10,25 @@ use crate::fs::DiskFs;
 use crate::logging::{self, out};
 use crate::recover::{RecoverError, StoppedGroup};
 
-/// Make the replica of this stopped node the whole group, when a majority is lost for good.
+/// Make this stopped node's replica the whole group, when a majority is lost for good.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Choose the survivor whose last term and index are the highest: this command shows them before it \
-    asks.
+    asks for confirmation.
 Run it on that one node only. Start the others with --rejoin afterwards, never with their old data.
 
 Example: lockstep recover --config node.toml --group kv --keep-only-me")]
 pub(crate) struct Args {
     #[command(flatten)]
     which: Which,
-    /// The only way of recovering that there is.
+    /// Keep only this node's replica: required, as there is no other way to recover.
     #[arg(long, required = true)]
     keep_only_me: bool,
 }
 
 #[derive(clap::Subcommand)]
 pub(crate) enum GroupCommand {
-    /// Forget a group that is no longer in this stopped node's configuration, with its snapshots.
+    /// Delete a group that is no longer in this stopped node's configuration, with its snapshots.
     #[command(after_help = "Example: lockstep group drop --config node.toml --group old")]
     Drop(Which),
 }
@@ -42,7 +42,7 @@ pub(crate) struct Which {
     /// The group.
     #[arg(long)]
     group: String,
-    /// The group's name once more, in place of being asked for it.
+    /// The group's name again, instead of typing it when asked.
     #[arg(long, value_name = "GROUP")]
     confirm: Option<String>,
 }
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let voters: Vec<String> =
         stopped.configuration().voters.iter().map(ToString::to_string).collect();
-    out!("  the group's voters are {}; they will be this replica alone", voters.join(", "));
+    out!("  the group's voters are {}; this replica will be the only one", voters.join(", "));
     args.which.confirm()?;
     stopped.keep_only_me().map_err(|error| failed(&error))?;
     out!("done: start this node; start the others with --rejoin");
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 pub(crate) fn drop_group(command: &GroupCommand) -> Outcome {
     let GroupCommand::Drop(which) = command;
     let (stopped, config) = which.open()?;
-    out!("group {} and its snapshots on this node will be gone", which.group);
+    out!("group {} and its snapshots will be deleted from this node", which.group);
     which.confirm()?;
     stopped.forget(&config).map_err(|error| failed(&error))?;
     out!("done");
@@ -85,7 +85,7 @@ impl Which {
         Ok((stopped.map_err(|error| failed(&error))?, config))
     }
 
-    /// The person says what is meant by typing the group's name.
+    /// Has the operator confirm by typing the group's name, before anything is changed.
     fn confirm(&self) -> Outcome {
         let typed = match &self.confirm {
             Some(typed) => typed.clone(),
@@ -100,12 +100,13 @@ impl Which {
                 line.trim().to_owned()
             }
         };
-        match typed == self.group {
-            true => Ok(()),
-            false => Err(Failure::Usage(format!(
+        if typed == self.group {
+            Ok(())
+        } else {
+            Err(Failure::Usage(format!(
                 "not confirmed: {typed:?} is not {:?}; nothing was changed",
                 self.group
-            ))),
+            )))
         }
     }
 }

@@ -1,5 +1,4 @@
-//! What the commands that talk to a cluster share: endpoints, deadlines, and where the input comes
-//! from.
+//! What the commands that talk to a cluster share: endpoints, deadlines, input and output.
 
 use std::io::Read;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use crate::logging::out;
 /// How to reach a cluster.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// Nodes, as host:port, separated by commas; any one that lives will do.
+    /// Nodes, as host:port, separated by commas; one that is up is enough.
     #[arg(
         long,
         value_name = "HOST:PORT,…",
@@ -21,10 +20,10 @@ pub(crate) struct Target {
         default_value = "127.0.0.1:7101"
     )]
     endpoint: String,
-    /// The group; may be left out where there is only one.
+    /// The group; may be omitted if the nodes host only one.
     #[arg(long, default_value = "")]
     group: String,
-    /// Seconds until giving up.
+    /// Seconds to wait before giving up.
     #[arg(long, default_value_t = 10)]
     timeout: u64,
 }
@@ -46,8 +45,8 @@ impl Target {
     }
 }
 
-/// The argument, or all of standard input; of a text without its last newline, which is no part of
-/// a line that somebody typed or echoed.
+/// Returns the argument, or else all of standard input. Text from standard input loses its final
+/// newline, which `echo` or a terminal added.
 pub(crate) fn argument_or_stdin(argument: Option<String>) -> Result<Vec<u8>, Failure> {
     if let Some(text) = argument {
         return Ok(text.into_bytes());
@@ -57,7 +56,7 @@ pub(crate) fn argument_or_stdin(argument: Option<String>) -> Result<Vec<u8>, Fai
     Ok(without_last_newline(input))
 }
 
-/// Bytes that are no text keep every byte.
+/// Removes the final newline of a text. Binary input keeps every byte.
 fn without_last_newline(mut input: Vec<u8>) -> Vec<u8> {
     let is_text = std::str::from_utf8(&input)
         .is_ok_and(|text| text.chars().all(|c| !c.is_control() || "\n\r\t".contains(c)));
@@ -67,7 +66,7 @@ fn without_last_newline(mut input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-/// Prints what the state machine said; its "no" is a failure of what was asked for.
+/// Prints the state machine's answer. A rejection makes the command fail.
 pub(crate) fn print_outcome(
     outcome: &Outcome,
     json: Option<serde_json::Value>,
@@ -86,13 +85,10 @@ pub(crate) fn print_outcome(
         out.write_all(said)?;
         out.write_all(b"\n")?;
     }
-    match ok {
-        true => Ok(()),
-        false => Err(Failure::Failed(format!("rejected: {}", text_or_hex(said)))),
-    }
+    if ok { Ok(()) } else { Err(Failure::Failed(format!("rejected: {}", text_or_hex(said)))) }
 }
 
-/// A call that has no outcome.
+/// Turns a call that has no outcome into the command's failure.
 pub(crate) fn call_failed(error: Error) -> Failure {
     match error {
         Error::BadEndpoint { .. } => Failure::Usage(error.to_string()),
@@ -104,7 +100,7 @@ pub(crate) fn call_failed(error: Error) -> Failure {
 mod tests {
     use super::*;
 
-    /// A binary command that ends with the byte of a newline.
+    /// A binary command may end with the byte of a newline and must keep it.
     #[test]
     fn only_a_text_loses_its_last_newline() {
         let rows: [(&[u8], &[u8]); 5] = [

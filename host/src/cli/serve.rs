@@ -1,4 +1,4 @@
-//! `lockstep serve`: one node, until it is told to stop.
+//! `lockstep serve`: runs one node until it is told to stop.
 
 use std::path::PathBuf;
 
@@ -29,24 +29,24 @@ pub(crate) struct Args {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Move this node's old data aside and join its groups as a new replica.
+    /// Move this node's old data aside, and join its groups as new replicas.
     #[arg(long)]
     rejoin: bool,
     #[command(flatten)]
     log: LogArgs,
 }
 
-/// How a command that hosts nodes logs.
+/// Logging options of the commands that run nodes.
 #[derive(clap::Args)]
 pub(crate) struct LogArgs {
-    /// How lines of the log look, on standard error.
+    /// Format of the log, which goes to standard error.
     #[arg(long = "log-format", value_enum, default_value_t, env = "LOCKSTEP_LOG_FORMAT")]
     pub format: logging::Format,
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    // Before anything that takes time: the first process of a container ignores signals that nobody
-    // listens to.
+    // Before anything that takes time: the kernel drops signals to the first process of a container
+    // for as long as it does not listen for them.
     let mut told = StopSignal::listen();
     let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
     logging::start("info", args.log.format)?;
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     }
 }
 
-/// Stops nodes, unless told once more: then the process ends as it is.
+/// Stops the nodes. A second signal cuts this short, so that the process can exit at once.
 pub(crate) async fn stop_all(
     nodes: impl IntoIterator<Item = Node>,
     told: &mut StopSignal,
@@ -93,14 +93,13 @@ async fn unless_told(all: impl Future<Output = ()>, told: impl Future<Output = (
         biased;
         () = all => Ok(()),
         () = told => Err(Failure::Failed(
-            "told to stop a second time: stopped at once; what the log holds is there at the next \
-             start"
+            "told to stop a second time: stopped at once; a start recovers what the log holds"
                 .to_owned(),
         )),
     }
 }
 
-/// How the groups ended, unless the process was told to stop before, or by then.
+/// Waits for a stop signal (`None`) or the end of all groups; if both are there, the signal wins.
 async fn first_of(
     told: impl Future<Output = ()>,
     ended: impl Future<Output = Ended>,
@@ -118,7 +117,7 @@ async fn first_of(
     }
 }
 
-/// A module that is refused is what was asked for, failing; all else is configuration.
+/// A refused module is a failed operation; anything else that prevents a start is configuration.
 pub(crate) fn not_started(error: StartError) -> Failure {
     match error {
         StartError::Module { .. } => Failure::Failed(error.to_string()),
@@ -126,8 +125,8 @@ pub(crate) fn not_started(error: StartError) -> Failure {
     }
 }
 
-/// SIGTERM and Ctrl-C, from when it is made on. SIGHUP, which tells a daemon to read its files
-/// again, or that a terminal is gone, is no reason to end: there is nothing to read again.
+/// Receives SIGTERM and Ctrl-C from its creation on. SIGHUP, which tells a daemon to reload its
+/// files or that its terminal is gone, does not stop the process: there is nothing to reload.
 pub(crate) struct StopSignal {
     terminate: Signal,
     interrupt: Signal,
@@ -150,7 +149,7 @@ impl StopSignal {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => tracing::info!("SIGHUP changes nothing: node.toml is \
-                    read at a start only"),
+                    only read at a start"),
             }
         }
     }
@@ -162,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// Who does not want to wait for the stop that was asked for does not have to.
+    /// A second signal does not wait for the stop that the first one asked for.
     #[tokio::test]
     async fn a_second_signal_ends_a_stop_at_once() {
         assert!(unless_told(ready(()), ready(())).await.is_ok(), "it had ended by itself");
@@ -170,7 +169,7 @@ mod tests {
         assert!(matches!(unless_told(pending(), ready(())).await, Err(Failure::Failed(_))));
     }
 
-    /// A requested stop is no failure, though groups may end because of it in the same moment.
+    /// A requested stop is not a failure, even if groups fail at the same moment.
     /// Covers L6 L7.
     #[tokio::test]
     async fn a_stop_that_was_asked_for_comes_first() {

@@ -1,7 +1,7 @@
-//! `lockstep snapshot`: what lies in a data directory, read without touching it.
+//! `lockstep snapshot`: lists and checks the snapshots in a data directory, and changes nothing.
 //!
-//! A listed snapshot without a file has a row as well. Who holds an object only the running node
-//! knows: it is asked for it if its configuration or its address was given.
+//! A snapshot that the log lists has a row even if its file is missing. Only the running node knows
+//! what holds an object; it is asked if its configuration or its address is given.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _};
@@ -29,55 +29,55 @@ pub(crate) enum Command {
     /// List every snapshot object; the node may be running or stopped.
     #[command(after_help = "Example: lockstep snapshot list --data-dir data/1")]
     List(Args),
-    /// Read every object whole; exit 1 if any is bad.
+    /// Read every object from end to end; exit with 1 if any is bad.
     #[command(after_help = "Example: lockstep snapshot verify --config node.toml")]
     Verify(Args),
-    /// Say of every object of a stopped node whether it would start from it, and if not, why not.
+    /// Say for each object of a stopped node whether the node would start from it, or why not.
     #[command(after_help = "Example: lockstep snapshot why --data-dir data/1")]
     Why(Args),
 }
 
-/// Which node's objects.
+/// The node whose objects to look at.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The node's data directory.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     data_dir: Option<PathBuf>,
-    /// The node's configuration: with it, snapshots that lie elsewhere are found too.
+    /// The node's configuration; with it, snapshots outside the data directory are found too.
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     config: Option<PathBuf>,
-    /// The running node, to say who holds an object; with --config it is known.
+    /// The running node, asked what holds each object; by default the one that --config names.
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Option<String>,
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
 }
 
-/// What was found, and where to ask who holds it.
+/// The objects found on the disk, and the node to ask what holds them.
 struct Found {
     data: PathBuf,
     objects: Vec<ObjectFile>,
     endpoint: Option<String>,
 }
 
-/// By group and file: what an object is held for, as the running node says.
+/// What holds each object, by group and file, as the running node says.
 type Holders = BTreeMap<(String, String), String>;
 
-/// What the log of the node says, or why it cannot be read.
+/// The node's log of each group, or why the log cannot be read.
 type Logs = Result<BTreeMap<GroupId, GroupLog>, String>;
 
-/// An object and what became of looking at it.
+/// An object and what is known of it.
 struct Row {
     object: ObjectFile,
     listed: Option<bool>,
-    /// `None` if no node was there to say.
+    /// What holds it; `None` if no node answered.
     held: Option<String>,
-    /// What `verify` and `why` found: `None` is good.
+    /// What `verify` or `why` found; `None` if the object was only listed.
     verdict: Option<Result<(), String>>,
 }
 
-/// The running node answers at once, or is not there.
+/// How long the running node may take to answer: it does so at once, or it is not there.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(command: &Command) -> Outcome {
@@ -87,7 +87,7 @@ pub(crate) async fn run(command: &Command) -> Outcome {
         .map(|(_, groups)| groups)
         .map_err(|error| error.to_string());
     if let Err(why) = &logs {
-        note(&format!("what is listed is not known: {why}\n"));
+        note(&format!("cannot tell which snapshots are listed: {why}\n"));
     }
     let holders = match &endpoint {
         Some(endpoint) => holders(endpoint).await,
@@ -111,7 +111,7 @@ pub(crate) async fn run(command: &Command) -> Outcome {
     let bad = rows.iter().filter(|row| matches!(row.verdict, Some(Err(_)))).count();
     match (bad, command) {
         (0, _) | (_, Command::List(_) | Command::Why(_)) => Ok(()),
-        (bad, Command::Verify(_)) => Err(Failure::Failed(format!("{bad} objects are bad"))),
+        (bad, Command::Verify(_)) => Err(Failure::Failed(format!("bad objects: {bad}"))),
     }
 }
 
@@ -139,7 +139,7 @@ fn find(args: &Args) -> Result<Found, Failure> {
     Ok(Found { data, objects, endpoint })
 }
 
-/// Asks the node there who holds what; `None` if it does not say.
+/// Asks the node at `endpoint` what holds each object; `None` if it does not answer.
 async fn holders(endpoint: &str) -> Option<Holders> {
     let options = Options { deadline: PATIENCE, ..Options::default() };
     let client = Client::connect([endpoint], options).ok()?;
@@ -154,7 +154,7 @@ async fn holders(endpoint: &str) -> Option<Holders> {
     Some(objects.collect())
 }
 
-/// What the log lists and has no file.
+/// Rows for the snapshots that the log lists but whose files are missing.
 fn missing(data: &Path, objects: &[ObjectFile], logs: &Logs) -> Vec<Row> {
     let Ok(logs) = logs else { return Vec::new() };
     let mut rows = Vec::new();
@@ -171,7 +171,8 @@ fn missing(data: &Path, objects: &[ObjectFile], logs: &Logs) -> Vec<Row> {
             let dir = snapshot_dir(data, &state.group);
             let content = Ok(content_of(*id, desc));
             let object = ObjectFile { group: state.group.clone(), dir, file, bytes: 0, content };
-            let why = "not there; if its group has a snapshot-dir, give --config".to_owned();
+            let why =
+                "its file is missing; if the group has a snapshot-dir, give --config".to_owned();
             let (listed, held) = (Some(true), None);
             rows.push(Row { object, listed, held, verdict: Some(Err(why)) });
         }
@@ -191,7 +192,7 @@ fn content_of(group: GroupId, desc: &SnapshotDesc) -> ObjectContent {
     }
 }
 
-/// Reads an object whole, and says how far it is on a terminal.
+/// Reads an object from end to end; shows the progress if standard error is a terminal.
 fn read(object: &ObjectFile) -> Result<(), String> {
     let shows = std::io::stderr().is_terminal();
     let (mut blocks, all) = (0_u64, object.bytes);
@@ -208,7 +209,7 @@ fn read(object: &ObjectFile) -> Result<(), String> {
     result
 }
 
-/// A word aside, to whoever may see it.
+/// Writes a note to standard error; a note that cannot be written is dropped.
 fn note(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
@@ -222,22 +223,24 @@ fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
     Some(log.is_some_and(|log| log.tail.state.snapshots.iter().any(names)))
 }
 
-/// Whether a node would start from it.
+/// Whether the node would start from the object; `Err` says why not.
 fn why(object: &ObjectFile, logs: &Logs) -> Result<(), String> {
     let content = object.content.as_ref().map_err(Clone::clone)?;
     let logs = logs.as_ref().map_err(|error| format!("the log cannot be read: {error}"))?;
     if content.identity.group != GroupId::of_name(&object.group) {
-        return Err("it says that it is another group's: it is left alone".to_owned());
+        return Err("its header names another group: the node would not touch it".to_owned());
     }
     let Some(log) = logs.get(&content.identity.group) else {
-        return Err("the log does not know this group: nothing here would be touched".to_owned());
+        return Err(
+            "the log does not know this group: the node would touch nothing here".to_owned()
+        );
     };
     if listed(object, &Ok(logs.clone())) != Some(true) {
-        return Err("the log does not list it: it goes at the next start".to_owned());
+        return Err("the log does not list it: the next start deletes it".to_owned());
     }
     let (first, last) = (log.tail.state.first_index, log.tail.last_index);
     if content.index + 1 < first {
-        return Err(format!("the log begins at {first}, behind it"));
+        return Err(format!("the log begins at {first}, after a gap"));
     }
     if content.index > last {
         return Err(format!("the log ends at {last}, before it"));

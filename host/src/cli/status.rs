@@ -1,4 +1,4 @@
-//! `lockstep status`: who leads, how far everybody is, what lies on disk.
+//! `lockstep status`: who leads, how far each replica is, and what is on its disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,12 +22,12 @@ use crate::logging::out;
 #[command(after_help = "\
 Example: lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102
 
-Exit codes: 0 every group has a leader, and every node answers and serves; 1 nobody answers;
+Exit codes: 0 every group has a leader, and every node answers and serves; 1 no node answers;
 2 usage; 3 a group has no leader; 4 every group has one, but a node does not answer or serve.")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Print one JSON array with everything a node tells.
+    /// Print one JSON array with everything that the nodes report.
     #[arg(long)]
     json: bool,
 }
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     }
 }
 
-/// The exit code: how the cluster is, as far as anybody told.
+/// The exit code: the health of the cluster, as far as the answers tell.
 fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
     const LEADERLESS: u8 = 3;
     const IMPAIRED: u8 = 4;
@@ -75,7 +75,7 @@ fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
     }
 }
 
-/// Asks the given nodes and the peers that they know of, all at once: the deadline is one for all.
+/// Asks the given nodes, and the nodes that they name, all at the same time under one deadline.
 async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
     let until = Instant::now() + client.options().deadline;
     let mut answers: BTreeMap<u32, StatusResponse> = BTreeMap::new();
@@ -106,7 +106,7 @@ async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, Stri
             }
         }
     }
-    // Who answered at one address need not at another.
+    // A node that answered through one address is not silent, even if its own address failed.
     for answer in answers.values() {
         errors.remove(&answer.address);
     }
@@ -182,7 +182,7 @@ fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String>
     ]
 }
 
-/// What a person should know beyond the table.
+/// The notes below the table: whatever an operator should look at.
 fn notes(group: &GroupStatus) -> Vec<String> {
     let mut notes = Vec::new();
     if !group.cause.is_empty() {
@@ -202,7 +202,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if group.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
         let ahead = Duration::from_millis(group.log_time_ahead_ms);
         notes.push(format!(
-            "its time is {} ahead of the nodes' clocks, which were wrong, or are: it goes on at \
+            "log time is {} ahead of the nodes' clocks, which are or were wrong: it advances at \
              half speed until they reach it, in about {}",
             span(ahead),
             span(2 * ahead)
@@ -216,26 +216,26 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         ));
     }
     if group.log_damaged_segments > 0 {
-        notes.push("its log is damaged: do not stop it before a snapshot took its place".into());
+        notes.push("its log is damaged: do not stop it until a snapshot replaces that part".into());
     }
-    if group.objects.iter().any(|object| object.rotten) {
-        notes.push("a snapshot here rotted; a good copy is asked for".into());
+    if group.objects.iter().any(|object| object.corrupt) {
+        notes.push("a snapshot here is corrupt; the replica asks its peers for a good copy".into());
     }
     if !group.log_pin.is_empty() && group.log_pin != "recovery point" && group.log_pin != "catch-up"
     {
-        notes
-            .push(format!("its log is kept from {} on for {}", group.log_pin_index, group.log_pin));
+        let (index, pin) = (group.log_pin_index, &group.log_pin);
+        notes.push(format!("its log is kept from entry {index} on: {pin}"));
     }
     if !group.log_pinned_by.is_empty() && group.log_pinned_by != group.name {
-        notes
-            .push(format!("the oldest part of its node's log is kept for {}", group.log_pinned_by));
+        let other = &group.log_pinned_by;
+        notes.push(format!("the oldest part of its node's log is kept for group {other}"));
     }
     if !group.divergence_alarm.is_empty() {
         notes.push(format!("ALARM: {}", group.divergence_alarm));
     }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
-            "last snapshot not taken: {}; a later mark tries again",
+            "the last snapshot failed: {}; a later checkpoint will try again",
             group.last_capture_error
         ));
     }
@@ -243,16 +243,16 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     notes
 }
 
-/// Disks that hang, and what that means.
+/// Disks that hang, and the consequence of each.
 fn stalled_disks(group: &GroupStatus) -> Vec<String> {
     let disks = [
         (
             (group.log_stalled_ms, &group.log_stalled_directory),
-            "it takes no commands, and does not lead while another can",
+            "this replica takes no commands, and does not lead while another can",
         ),
         (
             (group.snapshots_stalled_ms, &group.snapshots_stalled_directory),
-            "no snapshot is taken until it does, and the log grows",
+            "until it does no snapshot is taken, and the log grows",
         ),
     ];
     let stalled = disks.iter().filter(|((ms, _), _)| *ms > 0);
@@ -263,26 +263,30 @@ fn stalled_disks(group: &GroupStatus) -> Vec<String> {
     stalled.map(note).collect()
 }
 
-/// What a leader says of the others.
+/// What a leader reports of the other replicas.
 fn peer_notes(group: &GroupStatus) -> Vec<String> {
     if group.role != Role::Leader as i32 {
         return Vec::new();
     }
     let sending = group.peers.iter().filter(|peer| peer.sending_snapshot);
     let outrun = group.peers.iter().filter(|peer| peer.snapshots_in_a_row > 1).map(outrun_note);
-    let silent = group.peers.iter().filter(|peer| !peer.active);
-    let silent = silent.map(|peer| {
-        format!("has not heard node {} (replica {}) lately", peer.node, ReplicaId(peer.replica))
+    let inactive = group.peers.iter().filter(|peer| !peer.active);
+    let silent = inactive.map(|peer| {
+        format!(
+            "has not heard from node {} (replica {}) lately",
+            peer.node,
+            ReplicaId(peer.replica)
+        )
     });
     sending.map(sending_note).chain(outrun).chain(silent).collect()
 }
 
-/// A follower that one snapshot after the other does not bring to the end of the log.
+/// A follower that still lags after several snapshots in a row.
 fn outrun_note(peer: &Peer) -> String {
     format!(
-        "sent node {} {} snapshots in a row, and it has not caught up: more is written while one \
-         is sent and restored than the {} of log that are kept for it; raise `snapshot-log-bytes` \
-         until four times that is more, or write less until it has",
+        "sent node {} {} snapshots in a row, and it has not caught up: while one is sent and \
+         restored, more is written than the {} of log that are kept for it; raise \
+         `snapshot-log-bytes` (four times its value is kept), or write less until it has caught up",
         peer.node,
         peer.snapshots_in_a_row,
         size(peer.log_kept_bytes)
@@ -292,7 +296,7 @@ fn outrun_note(peer: &Peer) -> String {
 fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
     let (theirs, ours) = (hex(&stranger.lineage), hex(&group.lineage));
     format!(
-        "node {} ({}) speaks for another group {:?}: its lineage is {theirs}, this one's {ours}; \
+        "node {} ({}) speaks for another group {:?}: its lineage is {theirs}, not {ours}; \
          correct [nodes] where it is wrong, or give the node that does not belong here an empty \
          data-dir",
         stranger.node, stranger.address, group.name
@@ -301,14 +305,14 @@ fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
 
 fn memory_note(group: &GroupStatus) -> String {
     format!(
-        "its state machine has {} of {} memory; from {} on commands are refused",
+        "its state machine uses {} of {} of memory; commands are refused from {} on",
         size(group.guest_memory_bytes),
         size(group.guest_memory_most),
         size(group.memory_soft_bytes)
     )
 }
 
-/// A span of time in its two largest units.
+/// Shows a span of time in its two largest units.
 fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
@@ -389,7 +393,7 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         .map(|object| {
             serde_json::json!({
                 "file": object.file, "bytes": object.bytes, "listed": object.listed,
-                "held": object.held, "rotten": object.rotten,
+                "held": object.held, "corrupt": object.corrupt,
             })
         })
         .collect();
@@ -408,14 +412,14 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "sessions_refused": group.sessions_refused,
         "snapshot_stall_ms": group.snapshot_stall_ms,
         "last_capture_error": group.last_capture_error, "reluctant": group.reluctant,
-        "clock_is_off": group.clock_is_off, "marks_skipped": group.marks_skipped,
+        "clock_is_off": group.clock_is_off, "checkpoints_skipped": group.checkpoints_skipped,
         "captures_failed": group.captures_failed,
     });
     let more = serde_json::json!({
         "log_pin": group.log_pin, "log_pin_index": group.log_pin_index,
         "log_pinned_by": group.log_pinned_by,
         "log_damaged_segments": group.log_damaged_segments, "leaderless_ms": group.leaderless_ms,
-        "objects": objects, "parked_bytes": group.parked_bytes,
+        "objects": objects, "suspended_bytes": group.suspended_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
         "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
@@ -453,7 +457,7 @@ mod tests {
         assert_eq!(health(&[leads(), leads()], false), 0);
         assert_eq!(health(&[leads(), alone()], false), 0, "somebody knows the leader");
         assert_eq!(health(&[leads()], true), 4, "a node is silent");
-        assert_eq!(health(&[leads(), node(group("parked", 1))], false), 4);
+        assert_eq!(health(&[leads(), node(group("halted", 1))], false), 4);
         assert_eq!(health(&[alone(), alone()], true), 3);
         assert_eq!(health(&[node(group("failed", 1))], false), 3, "what it knew is old");
         let other = GroupStatus { name: "h".to_owned(), ..group("serving", 0) };

@@ -1,5 +1,5 @@
-//! Addresses of `node.toml`: whether they are any, which are one and the same, and whether others
-//! can reach what is listened on.
+//! Addresses in `node.toml`: whether they are valid, which of them are the same, and whether other
+//! machines can reach the one that a node listens on.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,29 +20,31 @@ pub(super) fn check_address(what: &str, address: &str) -> Result<(), String> {
     }
 }
 
-/// Where an address leads to, as far as its text says: two of one place are the same.
+/// Where an address leads to, as far as its text tells. Two addresses of one place are the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Place {
+    /// An IP address and a port.
     Numbers(IpAddr, u16),
-    /// In small letters, without the dot that ends a full name.
+    /// A host name in lower case, without the final dot of a fully qualified name, and a port.
     Name(String, u16),
 }
 
 impl Place {
-    /// Of an address that was checked.
+    /// The place of an address that [`check_address`] accepted.
     pub(super) fn of(address: &str) -> Self {
         if let Ok(socket) = address.parse::<SocketAddr>() {
             return Self::Numbers(socket.ip().to_canonical(), socket.port());
         }
         let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-        let host = host.to_ascii_lowercase();
-        let host = host.strip_suffix('.').unwrap_or(&host);
+        let lower = host.to_ascii_lowercase();
+        let host = lower.strip_suffix('.').unwrap_or(&lower);
         Self::Name(host.to_owned(), port.parse().unwrap_or(0))
     }
 }
 
-/// Why nobody elsewhere reaches a node that listens at `bound`, which `listen` led to: `peers` are
-/// what the other nodes' addresses lead to.
+/// Explains why no other machine can reach a node that listens on `bound`, to which `listen`
+/// resolved; `None` if others can, or need not. `peers` has what the other nodes' addresses resolve
+/// to.
 pub(crate) fn out_of_reach(
     (listen, bound): (&str, SocketAddr),
     peers: &BTreeMap<NodeId, Vec<SocketAddr>>,
@@ -54,11 +56,11 @@ pub(crate) fn out_of_reach(
     let (node, there) = peer.filter(|_| bound.ip().to_canonical().is_loopback())?;
     let led = match listen.parse::<SocketAddr>() {
         Ok(_) => String::new(),
-        Err(_) => format!(", which is what this machine takes {listen} for (see /etc/hosts)"),
+        Err(_) => format!(", to which {listen} resolves on this machine (see /etc/hosts)"),
     };
     Some(format!(
-        "this node listens on {bound}{led}, and only this machine reaches that; node {node} is at \
-         {there}: set `listen` to an address of this machine that the others reach, or to 0.0.0.0"
+        "this node listens on {bound}{led}, and only this machine can reach that; node {node} is \
+         at {there}: set `listen` to an address that the other nodes can reach, or to 0.0.0.0"
     ))
 }
 
@@ -99,7 +101,7 @@ mod tests {
             }
         };
         let far = ["127.0.0.1:7102", "10.0.0.3:7101"];
-        let debian = Some("on 127.0.1.1:7101, which is what this machine takes n1:7101 for");
+        let debian = Some("on 127.0.1.1:7101, to which n1:7101 resolves on this machine");
         check("n1:7101", "127.0.1.1:7101", &far, debian);
         check("127.0.0.1:7101", "127.0.0.1:7101", &far, Some("node 3 is at 10.0.0.3:7101"));
         check("[::1]:7101", "[::1]:7101", &["[2001:db8::3]:7101"], Some("only this machine"));

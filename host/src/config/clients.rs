@@ -1,4 +1,4 @@
-//! What a node grants its clients, and where they find each node.
+//! What a node grants its clients, and at which addresses they find the nodes.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use lockstep_core::ids::NodeId;
 use crate::config::address::check_address;
 use crate::config::{node_id, parse_size};
 
-/// Bytes that calls of clients may hold together, unless configured, and at least.
+/// Memory that all clients' calls may hold together, bytes: the default, and the minimum.
 pub(crate) const MEMORY_BYTES: u64 = 256 << 20;
 pub(crate) const MEMORY_BYTES_MIN: u64 = 64 << 20;
-/// Most connections that may be configured.
+/// The most connections that may be configured.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// A node and its clients.
+/// What a node grants its clients.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientSettings {
-    /// Connections of clients; `None` = as many as the process has descriptors for.
+    /// Connections that clients may hold; `None` = the default, or fewer if descriptors are short.
     pub connections: Option<usize>,
-    /// Bytes of memory that their calls may hold together.
+    /// Memory that all their calls may hold together, bytes.
     pub memory_bytes: u64,
-    /// Where clients reach nodes that they do not reach at their address in `[nodes]`.
+    /// Addresses for clients, of nodes that they cannot reach at the address in `[nodes]`.
     pub advertise: BTreeMap<NodeId, String>,
 }
 
@@ -30,7 +30,7 @@ impl Default for ClientSettings {
     }
 }
 
-/// Reads what the file says.
+/// Checks the keys `connections` and `client-memory`, and the table `[advertise]`.
 pub(super) fn settings(
     connections: Option<u64>,
     memory: Option<&str>,
@@ -41,14 +41,14 @@ pub(super) fn settings(
         None => None,
         Some(count @ 1..=CONNECTIONS_MAX) => usize::try_from(count).ok(),
         Some(count) => {
-            return Err(format!("connections: {count} is not 1 to {CONNECTIONS_MAX}"));
+            return Err(format!("connections: {count} is not within 1 to {CONNECTIONS_MAX}"));
         }
     };
-    let memory_bytes = memory.map(|size| parse_size("client-memory", size)).transpose()?;
-    let memory_bytes = memory_bytes.unwrap_or(MEMORY_BYTES);
+    let configured = memory.map(|size| parse_size("client-memory", size)).transpose()?;
+    let memory_bytes = configured.unwrap_or(MEMORY_BYTES);
     if memory_bytes < MEMORY_BYTES_MIN {
         return Err(format!(
-            "client-memory: {memory_bytes} bytes is below the least of {MEMORY_BYTES_MIN}"
+            "client-memory: {memory_bytes} bytes is below the minimum of {MEMORY_BYTES_MIN}"
         ));
     }
     let mut told = BTreeMap::new();
@@ -81,7 +81,7 @@ mod tests {
         check(None, None, &[], "");
         check(Some(1), Some("64MiB"), &[("1", "lb.example:7101")], "");
         check(Some(0), None, &[], "connections: 0 is not");
-        check(None, Some("1MiB"), &[], "client-memory: 1048576 bytes is below the least");
+        check(None, Some("1MiB"), &[], "client-memory: 1048576 bytes is below the minimum");
         check(None, Some("much"), &[], "client-memory");
         check(None, None, &[("2", "lb:1")], "node 2 is not in [nodes]");
         check(None, None, &[("one", "lb:1")], "is not a node id");

@@ -1,27 +1,27 @@
-//! What a new group allows its state machine: keys of `[[groups]]` that go into its first entry.
+//! Limits of a new group's state machine: the keys of `[[groups]]` that its first entry records.
 //!
-//! Once a group is founded they change nothing: limits that decide outcomes come from the log.
+//! Once a group is bootstrapped they change nothing: limits that decide outcomes come from the log.
 
 use lockstep_core::entry::Profile;
 
 use super::{ModuleSource, parse_size};
 
-/// Limits of a state machine; what is not given is the default.
+/// Limits of a state machine; `None` = the default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GuestLimits {
     /// Linear memory, bytes.
     pub memory_bytes: Option<u64>,
-    /// Fuel of an entry, and of each command in it.
+    /// Fuel of an entry, and the fuel that each command adds to it.
     pub entry_fuel: Option<u64>,
     pub command_fuel: Option<u64>,
 }
 
-/// Less than this holds no guest of any use; more than this no 16 memories of 4 GiB can have.
+/// Bounds of `memory`, bytes: no useful guest has less, and 16 memories of 4 GiB cannot have more.
 pub(crate) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(64 << 30);
-/// Below this nothing of use is done; above it an entry may take a quarter of an hour, and a
-/// snapshot days.
+/// Bounds of `entry-fuel`: with less, nothing useful can be done; with more, an entry could take a
+/// quarter of an hour, and a snapshot days.
 pub(crate) const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
-/// A full pack has 1,024 commands.
+/// Bounds of `command-fuel`; a full entry has 1,024 commands.
 pub(crate) const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000;
 
 impl GuestLimits {
@@ -31,8 +31,8 @@ impl GuestLimits {
         entry_fuel: Option<u64>,
         command_fuel: Option<u64>,
     ) -> Result<Self, String> {
-        let memory_bytes = memory.map(|size| parse_size("memory", size)).transpose();
-        let memory_bytes = memory_bytes.map_err(|why| format!("group {group:?}: {why}"))?;
+        let parsed = memory.map(|size| parse_size("memory", size)).transpose();
+        let memory_bytes = parsed.map_err(|why| format!("group {group:?}: {why}"))?;
         let within =
             |key: &str, value: Option<u64>, bounds: std::ops::RangeInclusive<u64>| match value
                 .filter(|value| !bounds.contains(value))
@@ -50,12 +50,12 @@ impl GuestLimits {
         Ok(Self { memory_bytes, entry_fuel, command_fuel })
     }
 
-    /// What a group founded on this node would record.
+    /// The profile that a group bootstrapped on this node would record.
     pub fn profile(self, module: &ModuleSource, engine_major: u32) -> Profile {
         let default = Profile::default();
         let memory_bytes = match module {
             ModuleSource::File(_) => default.memory_bytes,
-            // One that is built in has the process's memory.
+            // A built-in state machine has no linear memory: it uses the process's.
             ModuleSource::Native(_) => u64::MAX,
         };
         Profile {

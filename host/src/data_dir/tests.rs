@@ -1,4 +1,4 @@
-//! A directory that this process may not use, whatever it is that is denied.
+//! Data directories in which something is denied to this process.
 
 use std::collections::BTreeMap;
 
@@ -29,8 +29,8 @@ fn without_lock(fs: &MemFs) -> BTreeMap<PathBuf, Vec<u8>> {
     fs.image().into_iter().filter(|(path, _)| path != Path::new("/srv/data/LOCK")).collect()
 }
 
-/// Each step of a first start, and of a second one, is denied once: it says so, and a start that is
-/// not denied finds nothing spoilt.
+/// Each step of a first start, and of a second one, is denied once: the error says so, and the next
+/// start, to which nothing is denied, succeeds.
 #[test]
 fn what_is_denied_is_said_and_spoils_nothing() {
     for again in [false, true] {
@@ -63,8 +63,8 @@ fn what_is_denied_is_said_and_spoils_nothing() {
     }
 }
 
-/// Directories above that somebody else made need not be syncable: squashfs and autofs know no such
-/// thing. What is made here has to be.
+/// Parent directories that exist need not be syncable, for squashfs and autofs cannot sync them.
+/// Those that a start creates have to be.
 #[test]
 fn only_directories_that_are_made_here_have_to_be_synced() {
     let fs = MemFs::with_dir(Path::new("/srv"));

@@ -2,10 +2,10 @@
 //! and `rustix`.
 //!
 //! - Every error carries what was attempted and on which path; its kind is the system's.
-//! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory. Where the
-//!   filesystem knows no sync of directories, its names are as durable as it makes them.
-//! - `rename_new` never replaces: `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
-//!   filesystem does not know that.
+//! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory. If the
+//!   filesystem cannot sync directories, names are as durable as the filesystem makes them.
+//! - `rename_new` never replaces: it is `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
+//!   filesystem does not support that.
 
 use std::fs::{DirBuilder, File as StdFile, OpenOptions};
 use std::io;
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::fs::{Dir, File, Fs, Named, Promise, Space};
 
-/// Zeros written at once where space cannot be reserved otherwise, bytes.
+/// Bytes of zeros written at a time where space cannot be reserved otherwise.
 const ZEROS_BYTES: usize = 1 << 20;
 const FILE_MODE: u32 = 0o640;
 const DIR_MODE: u32 = 0o750;
@@ -33,12 +33,12 @@ struct DiskFile {
 
 struct DiskDir(DiskFile);
 
-/// Filesystems by the numbers that statfs(2) calls them, and whether they write in place.
+/// Filesystems by their number in statfs(2), and whether they overwrite blocks in place.
 const FILESYSTEMS: [(FsWord, &str, bool); 9] = [
     (0xef53, "ext4", true),
     (0x5846_5342, "xfs", true),
     (0x0102_1994, "tmpfs", true),
-    // Unless the file is marked.
+    // It does if the file has the flag NOCOW.
     (BTRFS, "btrfs", false),
     (0x6969, "nfs", false),
     (0x2fc1_2fc1, "zfs", false),
@@ -60,8 +60,8 @@ impl Fs for DiskFs {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(FILE_MODE);
         let file = options.open(path).map_err(|e| named(e, "create", path))?;
-        // Only btrfs knows this mark, and only an empty file takes it. Without it the file is as
-        // good as any other there.
+        // Only btrfs supports this flag, and only on an empty file. Without it the file is as good
+        // as any other there.
         if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
             let _wish = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
         }
@@ -69,8 +69,8 @@ impl Fs for DiskFs {
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
-        let file = OpenOptions::new().read(true).write(write).open(path);
-        let file = file.map_err(|e| named(e, "open", path))?;
+        let opened = OpenOptions::new().read(true).write(write).open(path);
+        let file = opened.map_err(|e| named(e, "open", path))?;
         Ok(Box::new(DiskFile { file, path: path.to_owned() }))
     }
 
@@ -81,7 +81,7 @@ impl Fs for DiskFs {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
-            // The filesystem does not know the flag. A hard link refuses to replace as well.
+            // The filesystem does not support the flag. A hard link does not replace either.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 std::fs::hard_link(from, to).map_err(|e| named_pair(e, from, to))?;
                 self.remove(from)
@@ -105,7 +105,7 @@ impl Fs for DiskFs {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        // As above.
+        // An empty path is the parent of a bare relative name: the working directory.
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         path.try_exists().map_err(|e| named(e, "look for", path))
     }
@@ -162,12 +162,12 @@ impl Fs for DiskFs {
     }
 }
 
-/// Lets this process have as many descriptors as it may; how many those are.
+/// Raises this process's limit of descriptors as far as it may, and returns the limit.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
-    // Without a limit there is nothing to raise, and a limit that stays is the one that counts.
+    // `None` is no limit. If the limit cannot be raised, the current one counts.
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum.unwrap_or(u64::MAX),
         Err(_refused) => current.unwrap_or(u64::MAX),
@@ -178,7 +178,7 @@ impl Dir for DiskDir {
     fn sync(&self) -> io::Result<()> {
         let Self(DiskFile { file, path }) = self;
         match rustix::fs::fsync(file) {
-            // The filesystem has no such thing: names are its own business.
+            // The filesystem cannot sync directories: how durable names are is up to it.
             Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
             Err(errno) => Err(named(errno.into(), "sync directory", path)),
         }
@@ -226,10 +226,12 @@ impl File for DiskFile {
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
             Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => match self.len()? < len {
-                true => self.truncate(len).map(|()| false),
-                false => Ok(false),
-            },
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                if self.len()? < len {
+                    self.truncate(len)?;
+                }
+                Ok(false)
+            }
             Err(errno) => Err(named(errno.into(), "preallocate", &self.path)),
         }
     }
@@ -239,13 +241,13 @@ impl File for DiskFile {
     }
 
     fn drop_cache(&self) {
-        // A hint: where it is not taken, the next read comes from memory, as it may.
+        // A hint: if it is ignored, the next read may come from memory.
         let _hint = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 }
 
 impl DiskFile {
-    /// Reserves space the slow way, from the present end on.
+    /// Reserves space the slow way, by writing zeros from `from` to `to`.
     fn fill_with_zeros(&self, mut from: u64, to: u64) -> io::Result<()> {
         let zeros = vec![0; ZEROS_BYTES];
         while from < to {
@@ -271,7 +273,7 @@ mod tests {
     use super::*;
     use crate::fs::{make_durable, read_exact_at};
 
-    /// A directory under the system's temporary one that goes with the value.
+    /// A directory under the system's temporary one; dropping the value removes it.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -341,7 +343,7 @@ mod tests {
         DiskFs.lock(&path).map(drop)
     }
 
-    /// /proc answers EINVAL, as squashfs and autofs do.
+    /// Syncing a directory of /proc fails with EINVAL, as on squashfs and autofs.
     #[test]
     fn a_filesystem_that_cannot_sync_directories_is_taken_as_it_is() -> io::Result<()> {
         assert!(StdFile::open("/proc")?.sync_all().is_err(), "it cannot");

@@ -1,27 +1,28 @@
-//! [`MemFs`]: a disk in memory for tests. It keeps what it must and not a byte more.
+//! [`MemFs`]: a disk in memory for tests. After a crash it has what was synced and nothing more.
 //!
 //! Fault model:
-//! - [`MemFs::crash`] loses every byte and length since the file's last `sync`, and every name
-//!   created, renamed or removed since its directory's last `sync_dir`. What stands in a directory
-//!   whose own name was lost is lost with it. Locks are released, files opened before fail for
+//! - [`MemFs::crash`] loses every change to bytes and lengths since the file's last `sync`, and
+//!   every name created, renamed or removed since its directory's last `sync_dir`. If a directory's
+//!   own name is lost, so is what it contains. Locks are released, and files opened before fail for
 //!   ever.
-//! - [`MemFs::crash_keeping`] loses less: of each file's unsynced changes any subset stays, writes
-//!   torn at 512-byte sectors, and of those that were not written some have lost what they had; of
-//!   each directory's unsynced names a prefix, as in a journal.
-//! - Operations are what changes something or makes it durable, numbered from 1 and counted by
-//!   [`MemFs::ops`]. One may be made to fail, or the disk to halt behind one: each later call fails
-//!   until `crash`. Calls that only look are counted apart, by [`MemFs::reads`].
-//! - A failed write leaves the first half of its bytes. A failed sync leaves its bytes visible and
-//!   never makes them durable, whatever is synced later: that is how Linux does it. `drop_cache`
-//!   then shows what the disk has. One that fails for want of room makes any part of them durable.
-//! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`.
-//!   A directory may be a filesystem of its own ([`MemFs::mount`]), with its own capacity.
-//! - That is a filesystem that keeps every promise. Others, once there is no room left, say so at
-//!   further operations ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a
-//!   sync, a removal, a sync of a directory.
-//! - A process may have no descriptor left ([`MemFs::set_descriptors`]): what is open goes on.
-//! - [`MemFs::corrupt`] and [`MemFs::cut`] rot a file in place, durably. [`MemFs::spoil`] makes
-//!   sectors unreadable: every read of them fails, over crashes and renames, until they are
+//! - [`MemFs::crash_keeping`] loses less. Of each file's unsynced changes any subset is kept.
+//!   Writes are torn at 512-byte sectors, and some sectors that were not written have also lost
+//!   their old contents. Of each directory's unsynced names a prefix is kept, as in a journal.
+//! - Operations are calls that change something or make it durable, numbered from 1 and counted by
+//!   [`MemFs::ops`]. One of them can be made to fail, or the disk can be made to halt after one:
+//!   then every later call fails until `crash`. Calls that only read are counted by
+//!   [`MemFs::reads`].
+//! - A failed write leaves the first half of its bytes. A failed sync leaves its bytes visible but
+//!   never makes them durable, whatever is synced later, as on Linux; `drop_cache` then shows what
+//!   the disk has. A sync that fails for lack of space makes an arbitrary part of them durable.
+//! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`. A
+//!   directory may be a filesystem of its own ([`MemFs::mount`]), with its own capacity.
+//! - By default the filesystem keeps every promise. Others report a full disk at further operations
+//!   as well ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a sync, a
+//!   removal, a sync of a directory.
+//! - A process may have no descriptors left ([`MemFs::set_descriptors`]): open files keep working.
+//! - [`MemFs::corrupt`] and [`MemFs::cut`] corrupt a file in place, durably. [`MemFs::bad_sectors`]
+//!   makes sectors unreadable: every read of them fails, across crashes and renames, until they are
 //!   written.
 //!
 //! Not modelled: hard links, permissions, directories that are removed or renamed.
@@ -45,7 +46,7 @@ mod tests;
 
 pub use self::faults::{DiskFault, LateFull};
 
-/// A filesystem with less than that left is full.
+/// A filesystem with less free space than this is full.
 const FULL_BYTES: u64 = 4096;
 
 /// A disk; clones are the same disk.
@@ -57,7 +58,7 @@ pub struct MemFs {
 struct Disk {
     names: BTreeMap<PathBuf, Node>,
     durable: BTreeMap<PathBuf, Node>,
-    /// Name changes whose directory was not synced since, in order.
+    /// Changes of names whose directory was not synced since, in order.
     pending: Vec<NameChange>,
     locks: BTreeSet<PathBuf>,
     capacity: u64,
@@ -73,9 +74,9 @@ struct Disk {
     no_descriptors: bool,
     /// The filesystem cannot reserve space.
     unreserved: bool,
-    /// What was asked for and took place, by name.
+    /// How often each fault that was asked for took place, by its name.
     struck: BTreeMap<&'static str, u64>,
-    /// Grows with each crash: what was opened in an earlier one is dead.
+    /// Counts crashes: files opened before the last one are dead.
     boot: u64,
 }
 
@@ -87,7 +88,7 @@ enum Node {
 
 struct NameChange {
     path: PathBuf,
-    /// What stands there from now on.
+    /// What exists at `path` from now on.
     node: Option<Node>,
 }
 
@@ -135,7 +136,7 @@ impl MemFs {
         fs
     }
 
-    /// Sets how many bytes all files may have together.
+    /// Sets how many bytes all files may take together.
     pub fn set_capacity(&self, bytes: u64) {
         self.disk().capacity = bytes;
     }
@@ -145,17 +146,17 @@ impl MemFs {
         self.disk().mounts.insert(dir.to_owned(), bytes);
     }
 
-    /// From now on each filesystem that has less than a block left fails these as well.
+    /// From now on, a filesystem with less than a block of free space fails these operations too.
     pub fn set_late_full(&self, late: LateFull) {
         self.disk().late = late;
     }
 
-    /// Whether whoever uses this disk has descriptors left, to open files and directories with.
+    /// Sets whether the process that uses this disk has descriptors left to open anything.
     pub fn set_descriptors(&self, any: bool) {
         self.disk().no_descriptors = !any;
     }
 
-    /// From now on space cannot be reserved: what is to be preallocated is written.
+    /// From now on the filesystem cannot reserve space: preallocating writes zeros.
     pub fn cannot_reserve(&self) {
         self.disk().unreserved = true;
     }
@@ -171,7 +172,7 @@ impl MemFs {
         self.disk().ops
     }
 
-    /// Calls so far that only look.
+    /// Calls so far that only read.
     pub fn reads(&self) -> u64 {
         self.disk().reads
     }
@@ -186,17 +187,17 @@ impl MemFs {
         self.disk().failing_reads.insert(read, fault);
     }
 
-    /// Lets operation number `op` happen and nothing behind it.
+    /// Lets operation number `op` happen, and fails every later call.
     pub fn halt_after(&self, op: u64) {
         self.disk().halt_after = Some(op);
     }
 
-    /// Forgets the failures that were asked for and did not happen yet.
+    /// Forgets faults that were asked for and have not happened yet.
     pub fn heal(&self) {
         self.disk().forget_faults();
     }
 
-    /// Power loss and a new start: only what was made durable is left, faults are forgotten.
+    /// Power loss and a new start: only what was made durable is left, and faults are forgotten.
     pub fn crash(&self) {
         self.disk().crash(None);
     }
@@ -206,19 +207,19 @@ impl MemFs {
         self.disk().crash(Some(Rng::new(seed)));
     }
 
-    /// Whether an operation came behind the one after which the disk was to halt.
+    /// Whether an operation was tried after the one at which the disk was to halt.
     pub fn is_halted(&self) -> bool {
         let disk = self.disk();
         disk.halt_after.is_some_and(|last| disk.ops > last)
     }
 
-    /// What took place of the faults that were asked for, and how often: failures by kind, and
-    /// writes torn by a crash.
+    /// How often the faults that were asked for took place: failures by kind, and writes torn by a
+    /// crash.
     pub fn struck(&self) -> BTreeMap<&'static str, u64> {
         self.disk().struck.clone()
     }
 
-    /// Whether there is such a file now.
+    /// Whether a file or directory exists at `path` now.
     pub fn has(&self, path: &Path) -> bool {
         self.disk().names.contains_key(path)
     }
@@ -228,28 +229,29 @@ impl MemFs {
         self.disk().files().into_iter().map(|(path, _)| path).collect()
     }
 
-    /// Flips one bit of a file's byte, durably.
+    /// Flips a bit of the byte at `offset`, durably.
     pub fn corrupt(&self, path: &Path, offset: u64) -> io::Result<()> {
         let inode = self.disk().file(path)?;
         guard(&inode).flip(offset);
         Ok(())
     }
 
-    /// Reads of these bytes of a file fail from now on (EIO), until their sectors are written anew.
-    pub fn spoil(&self, path: &Path, bytes: Range<u64>) -> io::Result<()> {
+    /// From now on reads of these bytes of a file fail (EIO), until their sectors are written
+    /// again.
+    pub fn bad_sectors(&self, path: &Path, bytes: Range<u64>) -> io::Result<()> {
         let inode = self.disk().file(path)?;
-        guard(&inode).spoil(bytes);
+        guard(&inode).bad_sectors(bytes);
         Ok(())
     }
 
-    /// Whether any file has sectors that cannot be read, be it one that a crash would bring back.
+    /// Whether any file has unreadable sectors, including files that only a crash would bring back.
     pub fn has_bad_sectors(&self) -> bool {
         let disk = self.disk();
         let bad = |node: &Node| matches!(node, Node::File(inode) if guard(inode).has_bad());
         disk.names.values().chain(disk.durable.values()).any(bad)
     }
 
-    /// Every sector of every file can be read again.
+    /// Makes every sector of every file readable again.
     pub fn mend(&self) {
         let files = self.disk().files();
         files.into_iter().for_each(|(_, inode)| guard(&inode).mend());
@@ -262,7 +264,7 @@ impl MemFs {
         Ok(())
     }
 
-    /// All files with their bytes as a reader sees them, by path: to tell that nothing was touched.
+    /// All files by path, with their bytes as a reader sees them: shows whether anything changed.
     pub fn image(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = self.disk().files();
         files.into_iter().map(|(path, inode)| (path, guard(&inode).image())).collect()
@@ -290,7 +292,7 @@ impl MemFs {
             }
             Some(Node::File(_)) | None => {}
         }
-        // The new name first: a prefix of the two changes never loses the file.
+        // The new name comes first, so that no prefix of the two changes loses the file.
         disk.change(to, Some(Node::File(inode)));
         disk.change(from, None);
         Ok(())
@@ -361,7 +363,7 @@ impl Fs for MemFs {
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        // One that is there takes no room.
+        // A directory that exists takes no space.
         let there = matches!(disk.names.get(dir), Some(Node::Dir));
         disk.op(if there { "look at directory" } else { "create directory" }, dir)?;
         let missing: Vec<_> = dir.ancestors().collect();
@@ -427,7 +429,7 @@ impl Fs for MemFs {
 }
 
 impl Disk {
-    /// Counts an operation, and fails it if that was asked for.
+    /// Counts an operation, and fails it if a fault was asked for.
     fn op(&mut self, doing: &str, path: &Path) -> io::Result<()> {
         self.halted(doing, path)?;
         if self.halt_after == Some(self.ops) {
@@ -438,12 +440,12 @@ impl Disk {
         let late = self.late.strikes(doing) && self.is_full(path);
         let fault = self.failing_ops.remove(&self.ops).or(late.then_some(DiskFault::Full));
         if late {
-            self.strike("operations without room behind what takes it");
+            self.strike("operations without space, reported late");
         }
         match fault {
             Some(_) if doing == "sync" => self.strike("failed syncs"),
             Some(DiskFault::Io) => self.strike("failed operations"),
-            Some(DiskFault::Full) => self.strike("operations without room"),
+            Some(DiskFault::Full) => self.strike("operations without space"),
             Some(DiskFault::Denied) => self.strike("denied operations"),
             Some(DiskFault::Descriptors) => self.strike("operations without descriptors"),
             None => {}
@@ -451,7 +453,7 @@ impl Disk {
         injected(fault, doing, path)
     }
 
-    /// What opens something takes a descriptor.
+    /// Fails a call that needs a descriptor if none is left.
     fn descriptor(&mut self, doing: &str, path: &Path) -> io::Result<()> {
         if !self.no_descriptors {
             return Ok(());
@@ -461,7 +463,7 @@ impl Disk {
     }
 
     fn sync_dir(&mut self, dir: &Path) -> io::Result<()> {
-        // With nothing new in it there is nothing to write.
+        // Without a change there is nothing to write.
         let changed = self.pending.iter().any(|change| is_child(&change.path, dir));
         self.op(if changed { "sync directory" } else { "look at directory" }, dir)?;
         if !matches!(self.names.get(dir), Some(Node::Dir)) {
@@ -526,7 +528,7 @@ impl Disk {
         self.names.iter().filter_map(file).collect()
     }
 
-    /// The filesystem that holds `path`: 0 is the root's.
+    /// The filesystem that holds `path`; 0 is the root filesystem.
     fn device(&self, path: &Path) -> usize {
         let holds = |(_, mount): &(usize, &PathBuf)| path.starts_with(mount);
         self.mounts.keys().enumerate().rfind(holds).map_or(0, |(place, _)| place + 1)
@@ -535,7 +537,7 @@ impl Disk {
     fn capacity(&self, device: usize) -> u64 {
         match device {
             0 => self.capacity,
-            place => *self.mounts.values().nth(place - 1).expect("a device that is mounted"),
+            place => *self.mounts.values().nth(place - 1).expect("the device is mounted"),
         }
     }
 
@@ -546,7 +548,7 @@ impl Disk {
             }
             Node::File(_) | Node::Dir => None,
         };
-        // A crash may leave a file both names of a rename: it takes its room once.
+        // A crash may leave a file with both names of a rename; it takes its space once.
         self.names.iter().filter_map(here).collect::<BTreeMap<_, _>>().into_values().sum()
     }
 
@@ -568,7 +570,7 @@ impl Disk {
     }
 
     fn crash(&mut self, mut keep: Option<Rng>) {
-        // In each directory, the changes from the first unlucky one on are lost.
+        // In each directory, the first change that is lost and all after it are lost.
         let mut lost = BTreeSet::new();
         for change in std::mem::take(&mut self.pending) {
             let dir = change.path.parent().map(Path::to_owned).unwrap_or_default();
@@ -622,7 +624,7 @@ fn is_child(path: &Path, dir: &Path) -> bool {
     path.parent() == Some(dir)
 }
 
-/// A panic elsewhere does not make the disk's bytes worse.
+/// Locks, even after a panic: the disk's bytes are as good as before it.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,16 @@
-//! What the apply lane does next: commands and queries share its thread in time.
+//! [`Agenda`]: what the apply lane does next. Commands and queries share its thread by time.
 //!
-//! - Work that changes the guest is done in the order it came. Queries are asked in between, each
-//!   once the guest has applied what it must have seen.
-//! - Work and queries each have half of the time while both wait: whoever had less of it is next.
-//!   Who was idle is owed what the other did last, for it may have come meanwhile: so a command
-//!   waits for one query, however many pieces the work comes in, and a query as long as that at
-//!   most, or for one piece of work.
-//! - Callers share the queries' half in the same way, so that one who asks much, or much at a time,
-//!   makes none of the others wait longer than for one query.
-//! - A query that nobody waits for any more is dropped unasked.
+//! - Work that changes the guest is done in order of arrival. Queries are asked in between, each
+//!   once the guest has applied what its answer must reflect.
+//! - While both wait, work and queries get half of the time each: the side that has had less goes
+//!   next. A side that was idle starts behind the other by what that did last, because it may have
+//!   arrived during that. So a command waits for one query at most, however many pieces the work
+//!   comes in; and a query waits for one piece of work, or as long as the last query took.
+//! - Callers share the queries' half in the same way: one that asks often, or asks expensive
+//!   queries, delays each of the others by one query at most.
+//! - A query whose caller left is dropped unasked.
 //!
-//! How long something took is told from outside; the agenda knows no clock.
+//! The agenda has no clock: its owner tells it how long each piece took.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,10 +21,10 @@ use lockstep_core::mutant::planted;
 
 use crate::group::askers::{Asked, Asker};
 
-/// A question to the guest, and who waits for the answer.
+/// A query for the guest, and its caller.
 pub(crate) struct Query {
     pub request: Bytes,
-    /// What the guest must have applied before it is asked.
+    /// The index that the guest must have applied before it is asked.
     pub index: u64,
     pub asked: Asked,
 }
@@ -39,34 +39,34 @@ pub(crate) struct Agenda {
     work: VecDeque<ApplyJob>,
     work_time: Share,
     query_time: Share,
-    /// Callers with queries, and some without, who are ahead of the others.
+    /// Callers with queries, and some without that have had more time than the others.
     lines: BTreeMap<Asker, Line>,
-    /// Those with queries, by the time that they had.
+    /// Callers with queries, ordered by the time that they have had.
     order: BTreeSet<(Duration, Asker)>,
     /// Queries in all lines.
     queries: usize,
-    /// What the line had that was last taken from: where a new one begins.
+    /// The time that the line served last had had: a line that begins to wait starts no lower.
     lines_time: Duration,
-    /// Queries taken since it was last looked who still waits.
+    /// Queries taken since those of callers that left were last dropped.
     taken: usize,
 }
 
-/// Time that work, or queries, had so far; only the difference of the two counts.
+/// Time that work, or queries, have had so far; only the difference between the two counts.
 #[derive(Default)]
 struct Share {
     had: Duration,
-    /// What it was before the last piece, or the last query.
+    /// What `had` was before the last piece of work, or the last query.
     before: Duration,
 }
 
-/// The queries of one caller, and the time that they had.
+/// The queries of one caller, and the time that they have had.
 #[derive(Default)]
 struct Line {
     time: Duration,
     queries: VecDeque<Query>,
 }
 
-/// Lines without queries that are kept beside those with.
+/// Lines without queries that are kept in addition to those with queries.
 const IDLE_LINES_MAX: usize = 256;
 
 impl Share {
@@ -75,8 +75,9 @@ impl Share {
         self.had += time;
     }
 
-    /// Something waits again. It starts level with the other side; while that has work left, level
-    /// with what it had before its last piece, which this may have arrived during.
+    /// This side was idle and waits again. It starts level with the other side; if that waits too,
+    /// level with what it had before its last piece, during which this side's work may have
+    /// arrived.
     fn wait_beside(&mut self, other: &Self, other_waits: bool) {
         self.had = self.had.max(if other_waits { other.before } else { other.had });
     }
@@ -94,7 +95,7 @@ impl Agenda {
         self.work.push_back(job);
     }
 
-    /// Work that is not done yet, and comes first.
+    /// Puts back what is left of a piece of work; it is the next piece of work.
     pub(crate) fn give_back(&mut self, job: ApplyJob) {
         self.work.push_front(job);
     }
@@ -113,18 +114,20 @@ impl Agenda {
         line.queries.push_back(query);
     }
 
-    /// What is to be done now, if anything is; the guest has applied everything up to `applied`.
+    /// Takes what is to be done next, if anything; the guest has applied everything up to
+    /// `applied`.
     pub(crate) fn next(&mut self, applied: u64) -> Option<Next> {
-        // Each query is looked at once while as many are taken.
+        // Amortized: once as many queries were taken as still wait, all of them are checked.
         if self.taken > self.queries {
             self.taken = 0;
             self.forget_the_gone();
         }
         loop {
             let first = self.first_line(applied);
-            let work_first = match planted("queries_first") {
-                true => first.is_none(),
-                false => self.work_time.had <= self.query_time.had,
+            let work_first = if planted("queries_first") {
+                first.is_none()
+            } else {
+                self.work_time.had <= self.query_time.had
             };
             let work = self.work.front().is_some_and(|_| work_first || first.is_none());
             match first.filter(|_| !work) {
@@ -138,12 +141,12 @@ impl Agenda {
         }
     }
 
-    /// That work took so long.
+    /// Records how long the last piece of work took.
     pub(crate) fn worked(&mut self, took: Duration) {
         self.work_time.took(took);
     }
 
-    /// That query of this caller took so long.
+    /// Records how long the last query, one of `asker`, took.
     pub(crate) fn asked(&mut self, asker: Asker, took: Duration) {
         self.query_time.took(took);
         let Some(line) = self.lines.get_mut(&asker) else { return };
@@ -158,17 +161,18 @@ impl Agenda {
         }
     }
 
-    /// The line that had the least time, of those whose first query may be asked.
+    /// Of the lines whose first query may be asked, the one that has had the least time.
     fn first_line(&self, applied: u64) -> Option<(Duration, Asker)> {
         let ready = |(_, asker): &&(Duration, Asker)| {
             let first = self.lines.get(asker).and_then(|line| line.queries.front());
-            // Without work nothing more will be applied: the guest's keeper knows what to say.
+            // Without work nothing more will be applied: the lane refuses a query that it cannot
+            // answer.
             first.is_some_and(|query| query.index <= applied || self.work.is_empty())
         };
         self.order.iter().find(ready).copied()
     }
 
-    /// The first query of a line that somebody waits for.
+    /// Takes the first query of a line whose caller still waits, and drops those before it.
     fn take(&mut self, (time, asker): (Duration, Asker)) -> Option<Query> {
         let line = self.lines.get_mut(&asker)?;
         self.lines_time = self.lines_time.max(time);
@@ -213,7 +217,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// An agenda whose work and queries take as long as their names say.
+    /// An agenda whose pieces of work and queries say how long they take.
     #[derive(Default)]
     struct Story {
         agenda: Agenda,
@@ -223,14 +227,14 @@ mod tests {
     }
 
     impl Story {
-        /// A piece of work of so many milliseconds.
+        /// Adds a piece of work that takes `ms` milliseconds.
         fn work(&mut self, ms: u32) {
             let (first, last, bytes, entries) = (u64::from(ms), 0, 0, Vec::new());
             let awaited = BTreeSet::new();
             self.agenda.add_work(ApplyJob::Range { first, last, bytes, entries, awaited });
         }
 
-        /// A query of so many milliseconds, asked behind that index.
+        /// Adds a query that takes `ms` milliseconds and needs entry `index` to be applied.
         fn ask_behind(&mut self, asker: u64, ms: u32, index: u64) {
             let request = Bytes::from(ms.to_string());
             let place = self.places.take(Asker(asker), request.len()).expect("there is a place");
@@ -244,7 +248,7 @@ mod tests {
             self.ask_behind(asker, ms, 0);
         }
 
-        /// What is done next: `w` of work, or the number of who asked.
+        /// Does what is next and names it: `w` for work, its caller's number for a query.
         fn step(&mut self, applied: u64) -> Option<String> {
             Some(match self.agenda.next(applied)? {
                 Next::Work(ApplyJob::Range { first, .. }) => {
@@ -271,7 +275,7 @@ mod tests {
         }
     }
 
-    /// Whatever waits, a command that comes is next, and waits for one query at most.
+    /// However many queries wait, a new command goes next: it waits for one query at most.
     #[test]
     fn work_that_comes_among_queries_is_next() {
         let mut story = Story::default();
@@ -283,7 +287,8 @@ mod tests {
         }
     }
 
-    /// Commands that come in several pieces wait for one query all the same.
+    /// Work that arrives in several pieces waits for one query in all, not for one before each
+    /// piece.
     #[test]
     fn work_that_comes_in_pieces_waits_for_one_query() {
         let mut story = Story::default();
@@ -296,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Both waiting, each has half of the time, not of the turns.
+    /// While both wait, work and queries get half of the time each, not half of the turns.
     #[test]
     fn work_and_queries_have_the_same_time() {
         let mut story = Story::default();
@@ -308,7 +313,7 @@ mod tests {
         assert!(!order.contains("11"), "{order}");
     }
 
-    /// Long work keeps no query waiting for the next piece.
+    /// A query waits for one long piece of work, but not for the next.
     #[test]
     fn a_query_waits_for_one_piece_of_work() {
         let mut story = Story::default();
@@ -321,7 +326,7 @@ mod tests {
         }
     }
 
-    /// Who was idle for long is owed nothing.
+    /// A side that was idle for long does not get that time back.
     #[test]
     fn idle_time_is_not_saved() {
         let mut story = Story::default();
@@ -332,7 +337,7 @@ mod tests {
         assert_eq!(story.all(), "w1w1w1w1w1w1w1w1w1w1");
     }
 
-    /// One caller with much to ask, or much at a time, is one of many.
+    /// A caller with many queries, or with expensive ones, gets no more time than the others.
     #[test]
     fn callers_share_the_time_of_queries() {
         let mut story = Story::default();
@@ -340,7 +345,7 @@ mod tests {
         story.step(0);
         story.ask(2, 1);
         assert_eq!(story.step(0).as_deref(), Some("2"), "it has had nothing yet");
-        // Two that ask anew as soon as they are answered, one at length.
+        // Two callers that ask again as soon as they are answered, one of them expensive queries.
         let mut story = Story::default();
         story.ask(1, 100);
         story.ask(2, 1);
@@ -353,7 +358,7 @@ mod tests {
         assert!(order.matches('1').count() <= 3, "{order}");
     }
 
-    /// What nobody waits for takes no time, and no place either.
+    /// A query whose caller left takes no time and holds no place.
     #[test]
     fn what_nobody_waits_for_is_not_asked() {
         let mut story = Story::default();
@@ -367,7 +372,7 @@ mod tests {
         assert_eq!(story.places.taken(), (0, 0));
     }
 
-    /// Those who left give their places back though their turn does not come.
+    /// Queries whose callers left give their places back, even if their turn never comes.
     #[test]
     fn places_of_those_who_left_are_free_soon() {
         let mut story = Story::default();
@@ -378,10 +383,10 @@ mod tests {
         for _ in 0..190 {
             assert_eq!(story.step(0).as_deref(), Some("2"));
         }
-        assert_eq!(story.places.taken().0, 10, "nobody of the first caller is left");
+        assert_eq!(story.places.taken().0, 10, "no query of the first caller is left");
     }
 
-    /// A query is asked once the guest has applied what was committed when it came.
+    /// A query is asked once the guest has applied what was committed when the query arrived.
     #[test]
     fn a_query_waits_for_what_it_must_see() {
         let mut story = Story::default();

@@ -2,24 +2,25 @@
 //!
 //! [`ApplyLane::run`] takes one job and returns what to tell the core; a thread per group calls it.
 //!
-//! - Answers that somebody waits for are told before they are many; the others are not kept.
+//! - Answers that a caller waits for are reported before many gather; other answers are not kept.
 //! - One guest call per entry. A guest that faults is dropped with its store, rebuilt from a
-//!   recovery point and the log, and tried once more; if it faults again the replica parks.
-//! - A rebuild is what a start is: the newest listed snapshot that restores, then the log up to the
-//!   goal.
-//! - There is one guest at a time: the old one goes before another is made. A restored one is kept
-//!   only if length, digest and the guest's own word are good.
-//! - A start or a restore has a place of the host's and waits for one. What a fault makes the lane
-//!   rebuild in the middle of other work does without.
-//! - When raft installs a snapshot the log is cut under a lane that may still read it; the lane
-//!   lets go and waits for the restore, which is no fault.
-//! - A recovery point that cannot be read for want of descriptors or memory is as good as ever:
-//!   with no other one the lane halts, and the core starts it again.
-//! - A recovery point whose object is rotten is reported, and the next older one tried. With none
-//!   left the lane waits for another start: the core asks a peer for an object.
-//! - A capture that finds room only without an older recovery point is given back, to be tried
-//!   again at the same index: the core gives the lane nothing else meanwhile.
-//! - A guest that applies what it had applied before is not heard.
+//!   recovery point and the log, and tried once more; if it faults again, the replica halts.
+//! - A rebuild does what a start does: it restores the newest listed snapshot that can be restored,
+//!   then replays the log up to the goal.
+//! - There is one guest at a time: the old one is dropped before another is made. A restored guest
+//!   is kept only if it accepted the payload, and the payload's length and digest are right.
+//! - A start or a restore takes one of the host's places, and waits for it. A rebuild that a fault
+//!   forces in the middle of other work takes none.
+//! - When raft installs a snapshot, the log is cut while the lane may still be reading it. The lane
+//!   then drops its guest and waits for the restore; this is no fault.
+//! - A recovery point that cannot be read for lack of descriptors or memory counts as good: if no
+//!   other one can be restored, the lane halts, and the core starts it again later.
+//! - A recovery point whose object is corrupt is reported, and the next older one is tried. With
+//!   none left, the lane waits for another start while the core asks a peer for an object.
+//! - A capture that fits only if an older recovery point is unlisted is handed back, to be tried
+//!   again at the same index: the core gives the lane no other work meanwhile.
+//! - Log lines of a guest are suppressed while it applies an entry that this replica may have
+//!   applied before.
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
 use std::collections::BTreeSet;
@@ -46,7 +47,7 @@ use crate::clock::Clock;
 use crate::group::askers::Asker;
 pub use crate::group::capture::Capture;
 use crate::group::gauges::Gauges;
-use crate::group::spoilers::Spoilers;
+use crate::group::query_guard::QueryGuard;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
 use crate::store::{OpenError, Place, Quota, SnapshotReader, StoreHandle, Use};
@@ -62,12 +63,12 @@ mod snapshot_traps;
 #[cfg(test)]
 mod tests;
 
-/// How long a range of entries is applied before others have their turn.
+/// How long the lane applies entries before queries have their turn.
 const SLICE: Duration = Duration::from_millis(5);
 /// Entries read back from the log at once, bytes.
 const REPLAY_BYTES: u64 = 4 << 20;
 
-/// Where to go on with a range, and with which entries.
+/// What is left of a range: its next index, and the entries that were read already.
 type Left = Option<(u64, Vec<Entry>)>;
 
 /// What the lane works with.
@@ -77,14 +78,15 @@ pub struct Tools {
     pub log: WalReader,
     pub store: Arc<dyn StoreHandle>,
     pub clock: Arc<dyn Clock>,
-    /// What the log durably lists, newest first; kept by the actor.
+    /// The snapshots that the log durably lists, newest first. The actor updates it, and so does
+    /// the lane when it starts or restores.
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
-    /// Where places of the host come from.
+    /// Grants the host's places.
     pub quota: Arc<Quota>,
 }
 
-/// What a job leads to.
+/// An output of a job.
 #[expect(clippy::large_enum_variant, reason = "events are the common case, and moved at once")]
 pub enum Output {
     Event(Event),
@@ -92,11 +94,11 @@ pub enum Output {
         ticket: Ticket,
         answer: Result<QueryAnswer, Refusal>,
     },
-    /// What is left of the job. It comes before any other work; queries may be asked meanwhile.
+    /// The rest of the job. It goes before any other work; queries may be asked in between.
     Rest(ApplyJob),
-    /// The job finds no place yet, and is to be tried again in a while, before any other.
+    /// The job found no place: it is to be tried again in a while, before any other work.
     Later(ApplyJob),
-    /// A captured snapshot that a bulk worker has to finish, seal and read back.
+    /// A captured snapshot, which a bulk worker has to finish, seal and read back.
     Seal(Capture),
 }
 
@@ -106,31 +108,31 @@ pub struct ApplyLane {
     ledger: Ledger,
     guest: Option<Box<dyn Guest>>,
     guest_log: Arc<GuestLog>,
-    /// The last entry that a guest of this replica is known to have applied, in this process or an
-    /// earlier one.
+    /// The last entry that a guest of this replica may have applied, in this process or an earlier
+    /// one.
     heard: u64,
-    /// Why the lane applies nothing any more.
+    /// Why the lane is halted, if it is: it applies nothing more.
     fault: Option<Fault>,
-    /// That was not told yet.
+    /// A fault that is not reported yet.
     untold: Option<Fault>,
     /// The number of the last start or restore.
     build: u64,
-    /// The log was cut under this lane: there is no guest until the restore of the snapshot that
-    /// raft installed comes, or another start.
+    /// The log was cut while this lane read it: there is no guest until the core has the lane
+    /// restore the snapshot that raft installed, or start again.
     overtaken: bool,
-    /// No recovery point restores: there is no guest until a start or a restore brings one.
+    /// No recovery point can be restored: there is no guest until a start or a restore brings one.
     waiting: bool,
-    /// What the job under way has to tell beside its own output.
+    /// Events of the job under way in addition to its own output.
     aside: Vec<Event>,
-    /// What the core was told last of the guest's memory.
+    /// The guest's memory as last reported to the core.
     told_memory: Option<MemoryUse>,
-    spoilers: Spoilers,
+    query_guard: QueryGuard,
     snapshot_traps: SnapshotTraps,
-    /// Since when a capture holds up whatever else is to be applied.
+    /// Since when a capture keeps the lane from applying entries.
     stalled: Option<Duration>,
-    /// Of the start or restore under way.
+    /// The place of the start or restore under way.
     place: Option<Place>,
-    /// Since when one waits for its place.
+    /// Since when a start or restore has waited for a place.
     no_place_since: Option<Duration>,
 }
 
@@ -149,7 +151,7 @@ impl ApplyLane {
             waiting: false,
             aside: Vec::new(),
             told_memory: None,
-            spoilers: Spoilers::default(),
+            query_guard: QueryGuard::default(),
             snapshot_traps: SnapshotTraps::default(),
             stalled: None,
             place: None,
@@ -167,7 +169,7 @@ impl ApplyLane {
         self.ledger.applied()
     }
 
-    /// Does one job. Most lead to one output; a rebuild that fails on the way adds the fault.
+    /// Does one job. Most have one output; a rebuild that fails on the way adds the fault.
     pub fn run(&mut self, job: ApplyJob) -> Vec<Output> {
         if let ApplyJob::Query { ticket, request, index } = job {
             let (answer, mut outputs) = self.ask(Asker::default(), &request, index);
@@ -178,7 +180,7 @@ impl ApplyLane {
             return vec![Output::Later(job)];
         }
         if !matches!(job, ApplyJob::Capture { .. }) {
-            // The capture that waited for room was given up.
+            // If a capture waited for space, the core has given it up.
             self.goes_on();
         }
         let begins = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
@@ -204,16 +206,15 @@ impl ApplyLane {
             ApplyJob::Range { first, last, bytes, entries, awaited } => {
                 let began = self.tools.clock.running();
                 let applied = self.range((first, last), entries, &awaited, began);
-                let applied = applied.map(|(applied, left)| match left {
+                let reported = applied.map(|(applied, left)| match left {
                     None => Applied { bytes, ..applied },
                     Some((first, entries)) => {
                         rest = Some(ApplyJob::Range { first, last, bytes, entries, awaited });
                         applied
                     }
                 });
-                let applied = applied.map(Event::Applied);
                 let let_go = Event::Applied(Applied { bytes, ..Applied::default() });
-                Some(self.settle(applied, let_go))
+                Some(self.settle(reported.map(Event::Applied), let_go))
             }
             ApplyJob::Restore { build, snapshot } => {
                 self.build = build;
@@ -238,7 +239,7 @@ impl ApplyLane {
         self.end(output.into_iter().chain(rest.map(Output::Rest)))
     }
 
-    /// A start or a restore came to its end; nothing is told of one that did not.
+    /// The output of a start or restore: `event` if it succeeded; otherwise the fault is recorded.
     fn begun(&mut self, result: Result<(), Fault>, event: Event) -> Option<Output> {
         match result {
             Ok(()) => Some(Output::Event(event)),
@@ -249,15 +250,16 @@ impl ApplyLane {
         }
     }
 
-    /// All that a job led to.
+    /// Ends a job: updates the gauges, and returns what there is to report. Events about the guest
+    /// come before the job's outputs, a fault comes after them.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         self.place = None;
         let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         let gauges = &self.tools.gauges;
         gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
         gauges.guest_log_dropped.store(self.guest_log.lines_dropped(), Ordering::Relaxed);
-        let most = self.ledger.install().map(|install| install.profile.memory_bytes);
-        // A machine that is built in may have all there is, unless it was told otherwise.
+        let most = self.ledger.bootstrap().map(|record| record.profile.memory_bytes);
+        // A native state machine has no limit of memory, unless its profile sets one.
         let bounded = |most: &u64| bytes > 0 && *most < u64::MAX;
         let memory = most.filter(bounded).map(|most| MemoryUse { bytes, most });
         let news = memory.filter(|memory| self.told_memory != Some(*memory)).map(Event::Memory);
@@ -272,7 +274,8 @@ impl ApplyLane {
         outputs
     }
 
-    /// What a job led to; `let_go` says so when the log was cut under it.
+    /// The output of a range. If the lane lost its guest on the way it is `let_go`, which only
+    /// returns the range's bytes to the core.
     fn settle(&mut self, result: Result<Event, Fault>, let_go: Event) -> Output {
         Output::Event(match result {
             Ok(event) => event,
@@ -283,21 +286,23 @@ impl ApplyLane {
         })
     }
 
-    /// There is no guest any more: because the log was cut under the lane, or because of `fault`.
+    /// Drops guest and ledger, because the log was cut while the lane read it or because of
+    /// `fault`.
     fn lost(&mut self, fault: Fault) {
         self.clear();
         match fault {
             _ if self.overtaken => self.aside.push(Event::Overtaken),
             Fault::NoRecoverableSnapshot(why) => {
                 self.waiting = true;
-                tracing::error!(group = %self.tools.group, why, "no recovery point restores");
+                tracing::error!(group = %self.tools.group, why,
+                    "no recovery point can be restored");
                 self.aside.push(Event::NeedsSnapshot { why });
             }
             fault => (self.fault, self.untold) = (Some(fault.clone()), Some(fault)),
         }
     }
 
-    /// Applies nothing any more, for a reason from outside.
+    /// Halts the lane for a reason from outside.
     pub(crate) fn give_up(&mut self, fault: Fault) {
         self.place = None;
         self.lost(fault);
@@ -318,13 +323,14 @@ impl ApplyLane {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
             }
             ApplyJob::Start { .. } | ApplyJob::Restore { .. } | ApplyJob::Stand { .. } => {
-                // The core halted the pipeline; what was on its way is let go.
+                // `run` refuses none of these.
                 Output::Event(Event::Applied(Applied::default()))
             }
         }
     }
 
-    /// Applies entries for a while, or until there is much to tell; what was, and where to go on.
+    /// Applies entries until the slice of time is over or many answers have gathered; returns what
+    /// was applied, and what is left of the range.
     fn range(
         &mut self,
         (first, last): (u64, u64),
@@ -368,7 +374,7 @@ impl ApplyLane {
         Ok((Applied { last, time_ms, bytes: 0, answers: answered }, left))
     }
 
-    /// Applies an entry; a guest that faults gets one more chance, freshly built.
+    /// Applies an entry; if the guest faults it is rebuilt, and gets one more try.
     fn apply_or_rebuild(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         match self.apply(entry) {
             Err(Fault::Guest(fault)) => {
@@ -398,8 +404,8 @@ impl ApplyLane {
             Work::Done(answers) => Ok(answers),
             Work::Init(moment) => {
                 let mut guest = self.fresh()?;
-                let install = self.ledger.install().expect("init follows the install record");
-                guest.init(context(moment), &install.config)?;
+                let bootstrap = self.ledger.bootstrap().expect("init follows the bootstrap record");
+                guest.init(context(moment), &bootstrap.config)?;
                 self.built(0, 0, guest);
                 Ok(Vec::new())
             }
@@ -425,25 +431,25 @@ impl ApplyLane {
         }
     }
 
-    /// There is a guest: of the snapshot at `index`, or one that begins.
+    /// Takes over a new guest, built from the snapshot at `index`, or from nothing if that is 0.
     fn built(&mut self, index: u64, snapshot: u64, guest: Box<dyn Guest>) {
         let footprint = Footprint { snapshot, memory: guest.memory_bytes() };
         self.aside.push(Event::Built { index, footprint });
         self.guest = Some(guest);
     }
 
-    /// A fresh guest for the group this ledger is of.
+    /// Instantiates a guest as the ledger's bootstrap record says.
     fn fresh(&self) -> Result<Box<dyn Guest>, Fault> {
-        let install = self.ledger.install().expect("the install record is there");
+        let bootstrap = self.ledger.bootstrap().expect("the bootstrap record is there");
         let module = &self.tools.module;
-        if install.module != module.id() {
-            return Err(Fault::WrongModule { have: module.id(), want: install.module });
+        if bootstrap.module != module.id() {
+            return Err(Fault::WrongModule { have: module.id(), want: bootstrap.module });
         }
-        module.check_profile(&install.profile).map_err(Fault::Unusable)?;
-        Ok(module.instantiate(install, &self.guest_log)?)
+        module.check_profile(&bootstrap.profile).map_err(Fault::Unusable)?;
+        Ok(module.instantiate(bootstrap, &self.guest_log)?)
     }
 
-    /// Builds guest and ledger anew as they are after `goal`.
+    /// Rebuilds guest and ledger as they are after entry `goal`.
     fn rebuilt(&mut self, goal: u64) -> Result<(), Fault> {
         loop {
             let listed = self.listed().clone();
@@ -451,7 +457,8 @@ impl ApplyLane {
             if result.is_ok() || *self.listed() == listed {
                 return result;
             }
-            // What is listed changed meanwhile, and objects and log with it: begin with that.
+            // The list has changed meanwhile, and with it the objects and the log: try again with
+            // the new list.
             self.overtaken = false;
         }
     }
@@ -474,9 +481,10 @@ impl ApplyLane {
                     }
                     match fault {
                         Fault::Restore(why) => {
-                            self.aside.push(Event::Rotten { snapshot: desc.clone(), why });
+                            self.aside.push(Event::Corrupt { snapshot: desc.clone(), why });
                         }
-                        // What the machine lacked is tried again, whatever else came of others.
+                        // A lack of resources is kept over any other fault, because it makes the
+                        // core try again.
                         fault if guests.as_ref().is_some_and(Fault::is_machines) => drop(fault),
                         fault => guests = Some(fault),
                     }
@@ -485,12 +493,11 @@ impl ApplyLane {
         }
         let whole_log = self.tools.log.first_index(self.tools.group) == Some(1);
         if self.ledger.applied() == 0 && !whole_log {
-            // Another copy of what the guest refuses would be refused as well.
+            // If the guest or the machine failed, it would fail with a peer's copy as well.
             return Err(guests.unwrap_or_else(|| {
-                Fault::NoRecoverableSnapshot(match causes.is_empty() {
-                    true => "none is listed".to_owned(),
-                    false => causes.join("; "),
-                })
+                let none = || "none is listed".to_owned();
+                let why = if causes.is_empty() { none() } else { causes.join("; ") };
+                Fault::NoRecoverableSnapshot(why)
             }));
         }
         while self.ledger.applied() < goal {
@@ -502,13 +509,13 @@ impl ApplyLane {
         Ok(())
     }
 
-    /// There is neither guest nor ledger.
+    /// Drops guest and ledger.
     fn clear(&mut self) {
         (self.guest, self.ledger) = (None, Ledger::default());
     }
 
-    /// Restores a listed object into a fresh guest; there is none if not all of it is good. The one
-    /// before is of no use by then, for its log is gone or it faulted, and two might not have room.
+    /// Restores a listed object into a fresh guest; if that fails there is no guest. The old guest
+    /// is dropped first: it faulted or its log is gone, and memory may not suffice for two.
     fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
         let _beside = self.guest.take().filter(|_| planted("restore_beside"));
         self.clear();
@@ -519,7 +526,7 @@ impl ApplyLane {
         reader.read_exact(&mut length).map_err(|e| broke(&reader, &e))?;
         let length = u32::from_le_bytes(length) as usize;
         if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
-            return Err(Fault::Restore(format!("an envelope of {length} bytes")));
+            return Err(Fault::Restore(format!("its envelope of {length} bytes is too long")));
         }
         let mut envelope = vec![0; length];
         reader.read_exact(&mut envelope).map_err(|e| broke(&reader, &e))?;
@@ -534,14 +541,14 @@ impl ApplyLane {
                 index: desc.index,
                 time_ms: self.ledger.log_time_ms(),
             };
-            let install = self.ledger.install().expect("fresh found the install record");
-            let restored = guest.restore(&header, &install.config, &mut reader);
-            // A guest that was fed a broken stream is not to blame for what it made of it.
+            let bootstrap = self.ledger.bootstrap().expect("fresh found the bootstrap record");
+            let restored = guest.restore(&header, &bootstrap.config, &mut reader);
+            // If reading broke off, that is the error, whatever the guest made of a broken stream.
             if let Some(error) = reader.broken() {
                 return Err(not_read(error));
             }
             restored?;
-            // What the guest left unread counts all the same: the digest is of the whole payload.
+            // What the guest left unread is read all the same: the digest covers the whole payload.
             std::io::copy(&mut reader, &mut std::io::sink()).map_err(|e| broke(&reader, &e))?;
             Ok(guest)
         });
@@ -563,27 +570,27 @@ impl ApplyLane {
         let entries = self.tools.log.entries(self.tools.group, from, to, REPLAY_BYTES);
         self.overtaken |= matches!(entries, Err(WalError::Compacted { .. }));
         let entries = entries.map_err(|error| match error {
-            // A peer's snapshot behind them does without.
+            // A peer's snapshot from after these entries makes them unnecessary.
             error if error.is_damage() => Fault::NoRecoverableSnapshot(format!("{error}")),
             error if error.is_short() => {
                 short_of("apply", format!("entries from {from} could not be read: {error}"))
             }
             error => Fault::Internal(format!("entries from {from}: {error}")),
         })?;
-        match entries.is_empty() {
-            true => Err(Fault::Internal(format!("the log has no entry {from}"))),
-            false => Ok(entries),
+        if entries.is_empty() {
+            return Err(Fault::Internal(format!("the log has no entry {from}")));
         }
+        Ok(entries)
     }
 
-    /// Rebuilds if a call that was no entry took the guest with it, and says whether it did: what
-    /// fails now parks the replica.
-    fn rebuild_if_spoilt(&mut self) -> bool {
-        let spoilt = !self.guest.as_ref().is_some_and(|guest| guest.is_usable());
-        if spoilt && let Err(fault) = self.rebuilt(self.ledger.applied()) {
+    /// Rebuilds the guest if a query or a snapshot destroyed it, and returns whether it did. If the
+    /// rebuild fails, the replica halts.
+    fn rebuild_if_lost(&mut self) -> bool {
+        let lost = !self.guest.as_ref().is_some_and(|guest| guest.is_usable());
+        if lost && let Err(fault) = self.rebuilt(self.ledger.applied()) {
             self.lost(fault);
         }
-        spoilt
+        lost
     }
 }
 
@@ -591,24 +598,25 @@ fn context(moment: Moment) -> Context {
     Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
 }
 
-/// The machine lacks what a call needs to read: it is tried again.
+/// The fault of a call that lacked descriptors or memory to read: it is tried again later.
 fn short_of(call: &'static str, message: String) -> Fault {
     Fault::Guest(GuestFault { class: FaultClass::Host, call, index: None, message })
 }
 
-/// A snapshot was not read: because it is not what it was, or for want of what reading takes.
+/// The fault of a snapshot that was not read: it is corrupt, or cannot be read for now.
 fn not_read(error: &OpenError) -> Fault {
-    match error.is_short() {
-        true => short_of("restore", error.to_string()),
-        false => Fault::Restore(error.to_string()),
+    if error.is_short() {
+        short_of("restore", error.to_string())
+    } else {
+        Fault::Restore(error.to_string())
     }
 }
 
-/// A snapshot's stream ended with this error, or before its time.
+/// The fault of a snapshot whose stream failed: by the reader's own error, or by `error`.
 fn broke(reader: &SnapshotReader, error: &std::io::Error) -> Fault {
     reader.broken().map_or_else(|| Fault::Restore(error.to_string()), not_read)
 }
 
 fn no_guest() -> Fault {
-    Fault::Internal("commands come after the install record".to_owned())
+    Fault::Internal("commands without a bootstrap record before them".to_owned())
 }

@@ -1,4 +1,5 @@
-//! The apply lane's thread: takes what comes, and does what the agenda says.
+//! The thread around an [`ApplyLane`]: it gathers jobs and does them in the order of the
+//! [`Agenda`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,20 +19,20 @@ use crate::group::capture::Capture;
 use crate::group::deliveries::Deliveries;
 use crate::group::gauges::Gauges;
 use crate::group::{GroupHandle, LaneJob};
-use crate::node::{StartError, thread};
 use crate::panics::panic_text;
+use crate::starting::{StartError, thread};
 use crate::store::StoreHandle;
 
 /// Stack of the thread, bytes: wasmtime takes up to 1 MiB of it for the guest.
 const STACK_BYTES: usize = 4 << 20;
-/// Between two tries of work that finds no place, unless something else comes.
+/// The wait before work that found no place is tried again, unless another job arrives first.
 const PLACE_RETRY: Duration = Duration::from_millis(100);
 
 /// The lane, and where its outputs go.
 struct Worker {
     lane: ApplyLane,
     agenda: Agenda,
-    /// Work waits for a place of the host's.
+    /// The next piece of work waits for one of the host's places.
     waits: bool,
     handle: GroupHandle,
     deliveries: Arc<Deliveries>,
@@ -40,7 +41,7 @@ struct Worker {
     gauges: Arc<Gauges>,
 }
 
-/// Starts the thread; it ends once nobody can give it a job any more.
+/// Starts the thread, which ends once all senders of `jobs` are dropped.
 pub(super) fn start(
     name: &str,
     tools: Tools,
@@ -63,7 +64,8 @@ pub(super) fn start(
 }
 
 impl Worker {
-    /// Takes all that came, and waits if nothing did; false at the end.
+    /// Takes all jobs that have arrived, and waits for one if there is nothing to do; false at the
+    /// end.
     fn gather(&mut self, jobs: &Receiver<LaneJob>) -> bool {
         if std::mem::take(&mut self.waits) {
             match jobs.recv_timeout(PLACE_RETRY) {
@@ -81,7 +83,7 @@ impl Worker {
             match jobs.try_recv() {
                 Ok(job) => self.add(job),
                 Err(TryRecvError::Empty) => return true,
-                // Whoever waits for what is left is told by the drop of it.
+                // The agenda is dropped, which tells the callers whose queries are left.
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
@@ -115,7 +117,7 @@ impl Worker {
         }
     }
 
-    /// Has the lane do something; should it panic, the replica is at its end.
+    /// Lets the lane do something. If that panics, the replica halts.
     fn guarded<R>(&mut self, work: impl FnOnce(&mut ApplyLane) -> R) -> Option<R> {
         let done = catch_unwind(AssertUnwindSafe(|| work(&mut self.lane)));
         done.inspect_err(|panic| {
@@ -142,19 +144,19 @@ impl Worker {
                     let told = (self.handle.clone(), Arc::clone(&self.store));
                     seal(told, (Arc::clone(&self.clock), Arc::clone(&self.gauges)), capture);
                 }
-                Output::Queried { .. } => unreachable!("queries are asked one by one"),
+                Output::Queried { .. } => unreachable!("`run` is given no queries"),
             }
         }
     }
 }
 
-/// Bytes of the answers that it brings.
+/// Bytes of the answers that the event carries.
 fn answer_bytes(event: &Event) -> usize {
     let Event::Applied(applied) = event else { return 0 };
     applied.answers.iter().flat_map(|entry| &entry.answers).map(Answer::bytes).sum()
 }
 
-/// Seals on a thread of its own; whatever happens there, the core hears how it ended.
+/// Seals a capture on a thread of its own. The core hears how it ended, even if that panics.
 fn seal(
     (handle, store): (GroupHandle, Arc<dyn StoreHandle>),
     (clock, gauges): (Arc<dyn Clock>, Arc<Gauges>),
@@ -175,6 +177,6 @@ fn seal(
         told.raise(event);
     });
     if let Err(error) = spawned {
-        handle.raise(failed(format!("no thread to seal it: {error}")));
+        handle.raise(failed(format!("could not start a thread to seal it: {error}")));
     }
 }

@@ -1,8 +1,9 @@
-//! Who asks a group something, and the places of those who wait for an answer.
+//! [`Asker`], the caller of a query, and [`Places`], which bound the queries that wait in a group.
 //!
-//! - A caller may hold as many places as are free, so that nobody takes them all: the second one
-//!   finds half of them, and so on.
-//! - A place is given back when its query is answered, refused, or given up by whoever asked.
+//! - A caller may hold as many places as are free, so that none takes them all: the first caller
+//!   gets at most half of them, the second half of the rest, and so on.
+//! - A place is given back when its query is answered or refused, or its caller is found to have
+//!   left.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -19,12 +20,12 @@ use crate::group::mailbox::QueryAnswer;
 pub(crate) const QUERIES_MAX: usize = 8_192;
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// Somebody who asks: a connection, or nobody in particular.
+/// The caller of a query: a connection, or by default no caller in particular.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Asker(pub u64);
 
 impl Asker {
-    /// Whoever is at the other end of this connection.
+    /// The caller at the other end of a connection.
     pub fn at(address: SocketAddr) -> Self {
         let mut hasher = DefaultHasher::new();
         address.hash(&mut hasher);
@@ -32,22 +33,22 @@ impl Asker {
     }
 }
 
-/// A query that waits, and for whom.
+/// A waiting query: its caller, its place, and where its answer goes.
 pub(crate) struct Asked {
     pub asker: Asker,
     pub answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
-    /// Given back with this value.
+    /// Given back when this value is dropped.
     pub _place: Place,
 }
 
 impl Asked {
-    /// Whether whoever asked is still there.
+    /// Whether the caller still waits for the answer.
     pub(crate) fn waits(&self) -> bool {
         !self.answer.is_closed()
     }
 
     pub(crate) fn answer(self, answer: Result<QueryAnswer, Refusal>) {
-        // A receiver that is gone gave up waiting.
+        // If the receiver is gone, the caller gave up waiting.
         drop(self.answer.send(answer));
     }
 }
@@ -63,7 +64,7 @@ struct Taken {
     by: BTreeMap<Asker, usize>,
 }
 
-/// One of them, taken.
+/// A taken place.
 pub(crate) struct Place {
     places: Places,
     asker: Asker,
@@ -71,7 +72,7 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// A place for a query of so many bytes, if there is one for this caller.
+    /// Takes a place for a query of `bytes` bytes, if this caller may have one more.
     pub(crate) fn take(&self, asker: Asker, bytes: usize) -> Option<Place> {
         let mut taken = self.lock();
         let free = QUERIES_MAX - taken.queries;
@@ -116,7 +117,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    /// One caller takes half, and leaves the others something.
+    /// Each caller can take half of what is free, which leaves something to the next.
     #[test]
     fn nobody_takes_all_places() {
         let places = Places::default();

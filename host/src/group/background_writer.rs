@@ -1,11 +1,11 @@
 //! [`BackgroundWriter`]: writes a snapshot on a thread of its own, so that a disk that hangs does
-//! not hold the apply lane.
+//! not hold up the apply lane.
 //!
 //! - Two blocks circulate: one is filled while the other is written. The caller waits for an empty
-//!   one, and gives up once the disk has not answered for its patience.
-//! - A thread that was given up ends when its disk answers; what it wrote is dropped with it.
+//!   one, and gives up when the disk has not answered for longer than the caller's patience.
+//! - A thread that was given up ends when its disk answers; its writer is dropped with it.
 //! - Otherwise nothing outlives the [`BackgroundWriter`]: when it ends or is dropped, its thread
-//!   has ended, and the writer below is handed back or dropped.
+//!   has ended, and the underlying writer is handed back or dropped.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use lockstep_core::limits;
 
 use crate::group::disk_watch::DiskWatch;
 
-/// Blocks that go round.
+/// Blocks in circulation.
 const BLOCKS: usize = 2;
 /// Bytes of a block.
 const BLOCK_BYTES: usize = limits::SNAPSHOT_BLOCK_BYTES;
-/// Between two looks at a disk that does not answer.
+/// Time between two looks at a disk that does not answer.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What a thread hands back: its writer, and how it went.
+/// What the thread hands back: its writer, and whether it wrote everything.
 type Ended<W> = (W, io::Result<()>);
 
 pub(super) struct BackgroundWriter<W> {
-    /// Gone once all was handed in.
+    /// Takes filled blocks to the thread; `None` once all were handed in.
     full: Option<Sender<Vec<u8>>>,
     back: Receiver<Vec<u8>>,
-    /// Being filled.
+    /// The block that is being filled.
     block: Vec<u8>,
-    /// Blocks that were made.
+    /// Blocks created so far.
     made: usize,
-    /// Gone once it was waited for, or given up.
+    /// `None` once it was joined or given up.
     thread: Option<JoinHandle<Ended<W>>>,
     watch: Arc<DiskWatch>,
     patience: Duration,
@@ -43,8 +43,8 @@ pub(super) struct BackgroundWriter<W> {
 }
 
 impl<W: Write + Send + 'static> BackgroundWriter<W> {
-    /// Writes with `writer`, and waits for a disk for no longer than `patience`; `watch` is for
-    /// this one alone as long as it writes.
+    /// Starts a thread that writes with `writer`, and waits for no disk operation longer than
+    /// `patience`. Until the thread ends, nothing else may use `watch`.
     pub(super) fn take(writer: W, watch: &Arc<DiskWatch>, patience: Duration) -> io::Result<Self> {
         let (full, blocks) = channel();
         let (give_back, back) = channel();
@@ -55,12 +55,12 @@ impl<W: Write + Send + 'static> BackgroundWriter<W> {
         Ok(Self { full, back, block: Vec::new(), made: 0, thread, watch, patience, length: 0 })
     }
 
-    /// Bytes that were handed in.
+    /// Bytes accepted so far, written or not.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// The writer, once it has written everything.
+    /// Returns the writer once it has written everything.
     pub(super) fn end(mut self) -> io::Result<W> {
         let handed = self.hand_in();
         match self.wait() {
@@ -69,17 +69,17 @@ impl<W: Write + Send + 'static> BackgroundWriter<W> {
         }
     }
 
-    /// Gives the block to the thread.
+    /// Hands the filled block to the thread.
     fn hand_in(&mut self) -> io::Result<()> {
         let block = std::mem::take(&mut self.block);
         if block.is_empty() {
             return Ok(());
         }
-        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the snapshot's writer ended");
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the snapshot's thread ended");
         self.full.as_ref().ok_or_else(gone)?.send(block).map_err(|_ended| gone())
     }
 
-    /// Has an empty block to fill.
+    /// Takes an empty block to fill, waiting for one if all are in use.
     fn take_block(&mut self) -> io::Result<()> {
         if self.made < BLOCKS {
             self.made += 1;
@@ -94,7 +94,7 @@ impl<W: Write + Send + 'static> BackgroundWriter<W> {
                 }
                 Err(RecvTimeoutError::Timeout) => self.give_up_if_it_hangs(),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(io::Error::new(io::ErrorKind::BrokenPipe, "its writer ended"));
+                    return Err(io::Error::new(io::ErrorKind::BrokenPipe, "its thread ended"));
                 }
             }
         }
@@ -103,7 +103,7 @@ impl<W: Write + Send + 'static> BackgroundWriter<W> {
 }
 
 impl<W> BackgroundWriter<W> {
-    /// Waits for the thread's end; `None` if that was given up.
+    /// Waits for the thread to end; `None` if it was given up.
     fn wait(&mut self) -> Option<Ended<W>> {
         self.full = None;
         while self.thread.is_some() {
@@ -111,7 +111,7 @@ impl<W> BackgroundWriter<W> {
                 Ok(_block) => {}
                 Err(RecvTimeoutError::Timeout) => self.give_up_if_it_hangs(),
                 Err(RecvTimeoutError::Disconnected) => {
-                    // A panic has been told by then; what it held is gone.
+                    // If the thread panicked, the panic is logged already, and its writer is lost.
                     return self.thread.take()?.join().ok();
                 }
             }
@@ -131,7 +131,7 @@ impl<W> BackgroundWriter<W> {
     }
 }
 
-/// Until all was written, the writer failed, or nobody waits any more.
+/// The thread's work, until all is written, the writer fails, or the caller is gone.
 fn write<W: Write>(
     mut writer: W,
     blocks: &Receiver<Vec<u8>>,
@@ -172,7 +172,7 @@ impl<W: Write + Send + 'static> Write for BackgroundWriter<W> {
 
 impl<W> Drop for BackgroundWriter<W> {
     fn drop(&mut self) {
-        // What is under way is waited for, unless it hangs.
+        // A write under way is waited for, unless it hangs.
         drop(self.wait());
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         Arc::new(DiskWatch::new("snapshots", Path::new("/snap")))
     }
 
-    /// A disk whose writes come back when they are let go.
+    /// A disk whose writes return when the test lets them go.
     struct Gate {
         go: Arc<Mutex<Receiver<()>>>,
         written: Arc<Mutex<Vec<u8>>>,

@@ -1,8 +1,8 @@
 //! A local snapshot on its way from the guest to a sealed, read-back object.
 //!
-//! The apply lane has the guest write it, through a [`BackgroundWriter`]; finishing, sealing and
-//! reading back are a bulk worker's ([`Capture::seal`]). Dropping it at any point leaves nothing,
-//! and the lane waits for a disk for no longer than [`DISK_PATIENCE`].
+//! The apply lane has the guest write it, through a [`BackgroundWriter`]; a bulk worker finishes
+//! the object, seals it and reads it back ([`Capture::seal`]). Dropping the snapshot at any stage
+//! leaves no file, and the lane waits for a disk no longer than [`DISK_PATIENCE`].
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -22,35 +22,35 @@ use crate::store::{
     LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
 };
 
-/// How long the apply lane waits for the disk of the snapshots: longer than one that is only busy
-/// takes for a block, and less than clients wait.
+/// How long the apply lane waits for the disk of the snapshots: longer than a busy disk takes for a
+/// block, and less than clients wait.
 const DISK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Room, and a place to write.
+/// A snapshot for which space is reserved and the staging file exists.
 pub(super) struct Begun {
     index: u64,
     writer: StagedWriter,
 }
 
-/// Written, and not durable yet.
+/// A snapshot that the guest has written; it is not durable yet.
 pub struct Capture {
     index: u64,
     writer: StagedWriter,
 }
 
-/// What the disk said instead, and how many bytes there were by then.
+/// A write that failed: the disk's error, and how many bytes there were by then.
 pub(super) struct Unwritten {
     pub error: io::Error,
     pub bytes: u64,
 }
 
-/// Why a mark was not captured.
+/// Why a checkpoint was not captured.
 pub(super) enum NoCapture {
-    /// There is room without this recovery point.
+    /// There is space if this recovery point is unlisted.
     Unlist(Box<SnapshotDesc>),
-    /// There will be, once what holds it is done.
+    /// There will be space once the objects that take it are no longer in use.
     Postponed(String),
-    /// The host takes others now.
+    /// The host is taking as many snapshots as it may.
     NoPlace(String),
     Failed(String),
 }
@@ -60,7 +60,7 @@ impl NoCapture {
         Self::Failed(why.into())
     }
 
-    /// What the core hears of it.
+    /// The event that tells the core.
     pub(super) fn told(self, group: GroupId, index: u64) -> Event {
         let (why, postponed) = match self {
             Self::Unlist(unlist) => {
@@ -76,7 +76,7 @@ impl NoCapture {
 }
 
 impl Begun {
-    /// Room and a place to write, or why there is none.
+    /// Reserves space and creates the staging file, or says why it cannot.
     pub(super) fn begin(
         store: &dyn StoreHandle,
         watch: &DiskWatch,
@@ -104,7 +104,8 @@ impl Begun {
         }
     }
 
-    /// Envelope, then the guest's stream. The inner error is the disk's, the outer one the guest's.
+    /// Writes the envelope, then the guest's stream. The inner error is the disk's, the outer one
+    /// the guest's.
     pub(super) fn write(
         self,
         envelope: &[u8],
@@ -125,7 +126,8 @@ impl Begun {
             written = written.and_then(|()| out.write_all(format!("{now:?}").as_bytes()));
         }
         let bytes = out.length();
-        // The writer's own error says more than that it is gone.
+        // The error of the thread says more than that of a write, which may be only that the thread
+        // is gone.
         Ok(match (out.end(), written) {
             (Ok(writer), Ok(())) => Ok(Capture { index, writer }),
             (Err(error), _) | (Ok(_), Err(error)) => Err(Unwritten { error, bytes }),
@@ -138,7 +140,7 @@ impl Capture {
         self.index
     }
 
-    /// Makes the object whole, durable and verified; what to tell the core.
+    /// Finishes, seals and verifies the object; returns the event that tells the core.
     pub fn seal(self, store: &dyn StoreHandle) -> Event {
         let Self { index, writer } = self;
         match seal(writer, store) {
@@ -151,7 +153,7 @@ impl Capture {
     }
 }
 
-/// A capture outgrew what was reserved for it, and there was no more.
+/// Tells the store that a capture outgrew its reservation and found no more space.
 pub(super) fn outgrew(store: &dyn StoreHandle, estimate: u64) {
     store.run(Box::new(move |store| store.outgrew(estimate)));
 }

@@ -1,6 +1,6 @@
 //! [`Commits`]: how long a leader's proposals take to be committed.
 //!
-//! The core tells no time, so its actor looks where the log stands after each turn: what one turn
+//! The core has no clock, so its actor looks after each turn where the log stands: what one turn
 //! appended was proposed together, and is timed together.
 
 use std::collections::VecDeque;
@@ -8,27 +8,29 @@ use std::time::Duration;
 
 use lockstep_core::group::Leads;
 
-/// Turns that are timed at once; what is proposed beyond them is not.
+/// Turns timed at the same time; what is proposed in further ones is not timed.
 const WAITING_MAX: usize = 1_024;
 
-/// What a leader appended and does not know to be committed.
+/// What a leader has appended and does not know to be committed.
 #[derive(Default)]
 pub(super) struct Commits {
     term: u64,
-    /// Where the log ended after a turn, and when that was; ascending.
+    /// The last index of the log after a turn, and when that was; ascending.
     waiting: VecDeque<(u64, Duration)>,
     last_index: u64,
 }
 
 impl Commits {
-    /// Where the log stands at `now`, if this replica leads; what took how long since then.
+    /// Notes where a leader's log stands at `now`, and returns how long each turn took that is
+    /// committed since the last look.
     pub(super) fn look(&mut self, leads: Option<Leads>, now: Duration) -> Vec<Duration> {
         let Some(Leads { term, last_index, commit }) = leads else {
             *self = Self::default();
             return Vec::new();
         };
         if term != self.term {
-            // What the log held before is not this leader's, and nobody knows since when.
+            // What the log held before this term is not this leader's, and when it was proposed is
+            // unknown.
             *self = Self { term, last_index, ..Self::default() };
         }
         if last_index > self.last_index && self.waiting.len() < WAITING_MAX {
@@ -70,7 +72,7 @@ mod tests {
         assert_eq!(look(&mut commits, 5, 12, 12, 3), []);
         assert_eq!(look(&mut commits, 5, 13, 13, 4), [0], "a group of one commits at once");
         look(&mut commits, 5, 14, 13, 5);
-        assert_eq!(look(&mut commits, 7, 15, 15, 6), [], "it led twice, and never heard of it");
+        assert_eq!(look(&mut commits, 7, 15, 15, 6), [], "it led again, without a look in between");
     }
 
     #[test]

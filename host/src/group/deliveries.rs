@@ -1,25 +1,25 @@
-//! Answers on their way from the apply lane to the actor, which hands them to whoever waits: while
-//! there are many, the lane waits.
+//! [`Deliveries`]: bounds the answers on their way from the apply lane to the actor, which hands
+//! them to their callers. While there are too many, the lane waits.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use lockstep_core::limits::APPLY_ANSWERS_BYTES_MAX;
 
-/// Bytes of answers that were told and not handed over yet.
+/// Bytes of answers that the lane reported and the actor has not handed over yet.
 #[derive(Default)]
 pub(crate) struct Deliveries {
     bytes: Mutex<usize>,
     fell: Condvar,
 }
 
-/// Answers on their way: they count until it is dropped.
+/// Answers on their way: their bytes count until this value is dropped.
 pub(crate) struct Delivery {
     all: Arc<Deliveries>,
     bytes: usize,
 }
 
 impl Deliveries {
-    /// Waits until so many bytes may be on their way as well; any number may be alone.
+    /// Waits until `bytes` more may be on their way. If there are no others, any number may.
     pub(crate) fn begin(self: &Arc<Self>, bytes: usize) -> Delivery {
         let full = |before: &mut usize| *before > 0 && *before + bytes > APPLY_ANSWERS_BYTES_MAX;
         let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever comes while there are many waits until enough of them were handed over.
+    /// A delivery that does not fit beside the others waits until enough of them were handed over.
     #[test]
     fn many_wait_and_few_do_not() {
         let all = Arc::new(Deliveries::default());

@@ -1,8 +1,7 @@
-//! [`DiskWatch`]: how long a thread has been in one operation at a disk, for those who cannot ask
-//! it.
+//! [`DiskWatch`]: how long a thread has been in one disk operation, as seen by other threads.
 //!
-//! A thread that hangs in the system answers nobody and cannot be interrupted. So it writes down
-//! when it goes to the disk and when it is back, and everybody else only reads that.
+//! A thread that hangs in the system answers nobody and cannot be interrupted. So it notes when it
+//! begins a disk operation and when that returns, and the other threads only read the notes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,21 +10,21 @@ use std::time::{Duration, Instant};
 use lockstep_core::fault::Stall;
 use lockstep_core::limits;
 
-/// What a thread is at.
+/// A thread's disk operation.
 pub(crate) struct DiskWatch {
-    /// What lies there.
+    /// What lies on the disk, for messages.
     what: &'static str,
     dir: PathBuf,
     epoch: Instant,
-    /// When it went to the disk or last got an answer from there, microseconds from `epoch`;
-    /// [`AWAY`] while it waits for work.
+    /// When the operation began or last gave an answer, microseconds from `epoch`; [`AWAY`] while
+    /// the thread waits for work.
     since_us: AtomicU64,
 }
 
-/// The thread is not at the disk.
+/// The thread is in no disk operation.
 const AWAY: u64 = u64::MAX;
 
-/// An operation that hangs, and for how long by now.
+/// A disk operation that hangs, and for how long it has.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hanging {
     /// The directory of the log, or of the snapshots.
@@ -39,7 +38,7 @@ impl DiskWatch {
         Self { what, dir: dir.to_owned(), epoch, since_us }
     }
 
-    /// Does something at the disk.
+    /// Runs a disk operation, noting its begin and its end.
     pub(crate) fn at_disk<T>(&self, operation: impl FnOnce() -> T) -> T {
         self.since_us.store(self.now_us(), Ordering::Relaxed);
         let back = Back(self);
@@ -48,24 +47,24 @@ impl DiskWatch {
         done
     }
 
-    /// The thread is at the disk, and has an answer of several from there; how long it took.
+    /// Notes one of several answers that an operation gives; returns how long that answer took.
     pub(crate) fn answered(&self) -> Duration {
         let now = self.now_us();
         Duration::from_micros(under_way(self.since_us.swap(now, Ordering::Relaxed), now))
     }
 
-    /// How long the operation takes that is under way.
+    /// How long the operation under way has taken; zero if there is none.
     pub(crate) fn under_way(&self) -> Duration {
         Duration::from_micros(under_way(self.since_us.load(Ordering::Relaxed), self.now_us()))
     }
 
-    /// For people.
+    /// Says that the disk does not answer, for messages.
     pub(crate) fn not_answering(&self) -> String {
         let seconds = self.under_way().as_secs();
         format!("the disk of {} has not answered for {seconds} s", self.dir.display())
     }
 
-    /// What hangs now.
+    /// The operation under way, if it has taken longer than [`limits::DISK_STALL_MS`].
     pub(crate) fn hanging(&self) -> Option<Hanging> {
         let ms = self.under_way().as_millis() as u64;
         let dir = || self.dir.display().to_string();
@@ -78,13 +77,14 @@ impl DiskWatch {
 }
 
 impl Hanging {
-    /// As the core is told of it: the same for as long as it lasts.
+    /// The stall as the core is told of it: it says no duration, so it stays equal for as long as
+    /// it lasts.
     pub(crate) fn stall(self) -> Stall {
         Stall { path: self.dir }
     }
 }
 
-/// Writes down that the lane is back, even if it panicked.
+/// Notes that the operation ended, even if it panicked.
 struct Back<'a>(&'a DiskWatch);
 
 impl Drop for Back<'_> {
@@ -93,7 +93,7 @@ impl Drop for Back<'_> {
         let ms = under_way(watch.since_us.swap(AWAY, Ordering::Relaxed), watch.now_us()) / 1000;
         if ms > limits::DISK_STALL_MS {
             let (dir, what) = (watch.dir.display(), watch.what);
-            tracing::warn!(%dir, ms, "the disk of the {what} hung, and answers again");
+            tracing::warn!(%dir, ms, "the disk of the {what} hung and now answers again");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Gauges`]: what a group's lanes and workers show of themselves while they work.
+//! [`Gauges`]: figures that a group's lanes and workers publish while they work.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use crate::metrics::seconds_histogram;
 pub struct Gauges {
     pub guest_memory_bytes: AtomicU64,
     pub guest_faults: AtomicU64,
-    /// Snapshots that trapped since the last one that did not.
+    /// Snapshots that trapped since the last one that succeeded.
     pub snapshot_traps: AtomicU64,
-    /// Lines that the guest said and nobody reads, for they were too many.
+    /// Log lines of the guest that were dropped, because there were too many.
     pub guest_log_dropped: AtomicU64,
-    /// Of the last snapshot that was taken here.
+    /// Of the last local snapshot: how long it kept the lane from applying entries, how long it
+    /// took to seal from when the guest had written it, and when it was sealed.
     pub snapshot_stall_ms: AtomicU64,
     pub last_capture_ms: AtomicU64,
     pub last_snapshot_wall_ms: AtomicU64,
@@ -26,10 +27,11 @@ pub struct Gauges {
     pub sessions: AtomicU64,
     pub sessions_evicted: AtomicU64,
     pub sessions_refused: AtomicU64,
-    /// From proposals to their commit, on a leader; and applying an entry. Seconds.
+    /// Time from a proposal to its commit, on a leader; and time to apply an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
-    /// The store lane, and whoever writes a snapshot, at the disk of the snapshots.
+    /// Disk operations on the snapshots: those of the store lane, and those of the thread that
+    /// writes a snapshot.
     pub(super) store: DiskWatch,
     pub(super) pen: Arc<DiskWatch>,
 }
@@ -41,7 +43,7 @@ impl Default for Gauges {
 }
 
 impl Gauges {
-    /// Of a group whose snapshots lie in `snapshots`.
+    /// The gauges of a group whose snapshots lie in `snapshots`.
     pub(super) fn of(snapshots: &Path) -> Self {
         let watch = || DiskWatch::new("snapshots", snapshots);
         Self {
@@ -63,29 +65,30 @@ impl Gauges {
         }
     }
 
-    /// How the group's sessions stand.
+    /// Publishes how many sessions the group has, and has evicted and refused.
     pub(super) fn count(&self, sessions: &Sessions) {
         self.sessions.store(sessions.count() as u64, Ordering::Relaxed);
         self.sessions_evicted.store(sessions.evicted(), Ordering::Relaxed);
         self.sessions_refused.store(sessions.refused(), Ordering::Relaxed);
     }
 
-    /// For people, when something hangs there.
+    /// Says that the disk of the snapshots does not answer, for messages.
     pub(super) fn not_answering(&self) -> String {
-        match self.store.under_way() > self.pen.under_way() {
-            true => self.store.not_answering(),
-            false => self.pen.not_answering(),
+        if self.store.under_way() > self.pen.under_way() {
+            self.store.not_answering()
+        } else {
+            self.pen.not_answering()
         }
     }
 
-    /// What hangs at the disk of the snapshots, the longest of it.
+    /// The operation that has hung longest on the disk of the snapshots.
     pub(super) fn snapshots_hang(&self) -> Option<Hanging> {
         let both = [self.store.hanging(), self.pen.hanging()];
         both.into_iter().flatten().max_by_key(|hanging| hanging.ms)
     }
 
-    /// A restore took so long, of a snapshot that stands for what was known at this time. Until one
-    /// is taken here, that is its age.
+    /// Records how long a restore took, and the log's time in its snapshot, which stands for the
+    /// time of the last snapshot until one is taken here.
     pub(super) fn restored(&self, took_ms: u64, stands_for_ms: u64) {
         self.last_restore_ms.store(took_ms, Ordering::Relaxed);
         let (taken, order) = (&self.last_snapshot_wall_ms, Ordering::Relaxed);

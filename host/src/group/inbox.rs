@@ -1,5 +1,5 @@
-//! Incoming snapshots: what one group knows when an offer arrives, and where a verified object
-//! goes.
+//! Incoming snapshots: what a group knows when an offer arrives, and how a verified object reaches
+//! it.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::guest::Module;
 use crate::metrics::Transfers;
 use crate::store::{SnapshotRefusal, StoreHandle};
 
-/// Receives for one group; any number of threads may.
+/// Receives snapshots for one group, on any number of threads.
 pub(crate) struct GroupInbox {
     pub cluster: [u8; 16],
     pub handle: GroupHandle,
@@ -28,15 +28,16 @@ pub(crate) struct GroupInbox {
     pub transfers: Arc<Transfers>,
 }
 
-/// Where the core's judgement of a delivered object goes: there is one inbound transfer a group.
+/// Takes the core's judgement of a delivered object to the transfer that waits for it: a group has
+/// one inbound transfer at a time.
 #[derive(Clone, Default)]
 pub(crate) struct Judged(Arc<Mutex<Option<Waiting>>>);
 
-/// The object that is judged, and who waits for the word.
+/// The object that is judged, and where the judgement goes.
 type Waiting = (ObjectRef, SyncSender<bool>);
 
 impl Judged {
-    /// The core judged `object`.
+    /// Tells the transfer that waits whether the core took `object`.
     pub(crate) fn tell(&self, object: ObjectRef, taken: bool) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, answer)) = waiting.take_if(|(waits_for, _)| *waits_for == object) {
@@ -51,7 +52,7 @@ impl Judged {
     }
 }
 
-/// Hands an object to the group and waits for what becomes of it.
+/// Hands an object to the group and waits for the core's judgement.
 struct Delivery<'a> {
     inbox: &'a GroupInbox,
     waiting: Option<Receiver<bool>>,
@@ -101,8 +102,8 @@ impl GroupInbox {
         }
     }
 
-    /// A replica that has nothing yet, and runs another module than the group, says so and parks:
-    /// no snapshot will ever fit it.
+    /// If this replica has no state yet and runs another module than the group, no snapshot will
+    /// ever fit it: raises a fault, which halts it.
     fn judge_module(&self, offer: &Offer, status: &GroupStatus) {
         let ours = (offer.cluster, offer.group, offer.to)
             == (self.cluster, self.handle.id(), status.replica);

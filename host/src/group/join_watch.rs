@@ -1,24 +1,25 @@
-//! [`JoinWatch`]: says which nodes a replica waits for that has not met its group, and why they do
-//! not answer.
+//! [`JoinWatch`]: while a replica has not met its group, logs the nodes that it waits for, and why
+//! they do not answer.
 
 use lockstep_core::group::{GroupStatus, ReplicaState, Running};
 use lockstep_core::ids::NodeId;
 
 use crate::transport::Transport;
 
-/// Looks after which a wait is worth a word: longer than a start of all nodes together takes.
+/// Looks, one a tick, after which a wait is logged: longer than it takes to start all nodes
+/// together.
 const PATIENCE_LOOKS: u64 = 50;
 
 #[derive(Default)]
 pub(super) struct JoinWatch {
     /// Looks in a row that found the replica joining.
     looks: u64,
-    /// As the log said it last.
+    /// The nodes as last logged.
     told: Vec<NodeId>,
 }
 
 impl JoinWatch {
-    /// Looks at a replica once a tick, and says what has changed.
+    /// Looks at a replica, once a tick, and logs which nodes it has begun to wait for.
     pub(super) fn look(&mut self, status: &GroupStatus, transport: &dyn Transport) {
         for node in self.news(status) {
             let why = unheard(transport.trouble_with(node));
@@ -41,7 +42,7 @@ impl JoinWatch {
     }
 }
 
-/// Why nothing came from a node.
+/// Why nothing was heard from a node.
 pub(crate) fn unheard(trouble: Option<String>) -> String {
     trouble.unwrap_or_else(|| "it is connected; is the group in its configuration?".to_owned())
 }

@@ -1,12 +1,13 @@
 //! [`Line`]: the commands of one stream, which are taken in their order or not at all; and
 //! [`Reply`], where the answer to a command goes.
 //!
-//! - Once a command of a line was refused, none behind it is taken. So its client can send them all
-//!   again, in order, and finds none of them applied before its turn.
-//! - Answers to a line's commands are charged to the connection that it came over, until they are
-//!   taken. Where there is no room for one more, the command was applied and its answer is gone.
-//! - Room for a line's commands is waited for, first come, first served: a group with more than it
-//!   can do makes its streams wait instead of refusing them.
+//! - Once a command of a line is refused, no later one is taken. So its client can send all of them
+//!   again, in order, and none was applied before its turn.
+//! - Answers to a line's commands are charged to the line's connection until they are read. An
+//!   answer that finds no room is dropped, and the client is told that its command's fate is
+//!   unknown.
+//! - A line's commands wait for room, first come, first served: a group with more than it can do
+//!   makes its streams wait instead of refusing them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,25 +18,25 @@ use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Commands of streams that a group has in its hands, bytes. What others propose finds room beside
-/// them.
+/// Commands of streams that a group holds at once, bytes. Other proposals find room beside them.
 const STREAMS_BYTES_MAX: usize = 24 << 20;
-/// What room is counted in; a command takes one of these more than it fills.
+/// The unit in which room is counted; a command takes one more than it fills.
 const ROOM_UNIT_BYTES: usize = 1 << 10;
 
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);
 const _: () = assert!(STREAMS_BYTES_MAX / ROOM_UNIT_BYTES < limits::PROPOSALS_WAITING_MAX);
 
-/// What an answer holds beside its own bytes.
+/// What an answer is charged in addition to its own bytes.
 const ANSWER_OVERHEAD_BYTES: usize = 64;
-/// An answer that holds no more is little beside its command.
+/// An answer of at most this size is small beside its command; only the connection's own bound can
+/// refuse it.
 const LITTLE_BYTES: usize = 1 << 10;
 
-/// Where commands go one behind the other.
+/// The commands of one stream, in their order.
 #[derive(Debug)]
 pub(crate) struct Line {
     share: Arc<Share>,
-    /// Why one of them was refused: nothing behind it is taken.
+    /// Why one of them was refused: no later one is taken.
     broken: OnceLock<Refusal>,
 }
 
@@ -47,36 +48,38 @@ pub(crate) struct Told {
 }
 
 impl Line {
-    /// For commands that come over the connection with this share.
+    /// A line for commands that come over the connection with this share.
     pub(crate) fn new(share: Arc<Share>) -> Self {
         Self { share, broken: OnceLock::new() }
     }
 
-    /// What whoever comes now is told, if one before it was refused.
+    /// How the next command is refused, if one before it was.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.broken.get().map(|first| match first {
-            // The first may have been applied. What comes behind it is not.
+            // The first may have been applied. Those after it are not.
             Refusal::Unknown { .. } => Refusal::Lost,
             other => other.clone(),
         })
     }
 
-    /// A command of it was refused.
+    /// Notes that a command of the line was refused; the first refusal counts.
     pub(crate) fn break_at(&self, refusal: &Refusal) {
         let _ = self.broken.set(refusal.clone());
     }
 
-    /// An answer with its charge; if there is no room for it, the word that it is gone.
+    /// Charges an answer to the connection; if there is no room for it, it is replaced by a
+    /// refusal.
     fn charged(&self, answer: Result<Answer, Refusal>) -> Told {
         let bytes = ANSWER_OVERHEAD_BYTES + answer.as_ref().map_or(0, Answer::bytes);
-        let charge = match bytes <= LITTLE_BYTES {
-            true => self.share.take_little(bytes),
-            false => self.share.take(bytes),
+        let charge = if bytes <= LITTLE_BYTES {
+            self.share.take_little(bytes)
+        } else {
+            self.share.take(bytes)
         };
         match charge {
             Some(charge) => Told { answer, _charge: Some(charge) },
             None => {
-                let why = "the answers before it on this connection were not read".to_owned();
+                let why = "earlier answers on this connection were not read".to_owned();
                 Told { answer: Err(Refusal::Unknown { why }), _charge: None }
             }
         }
@@ -94,12 +97,12 @@ impl Default for StreamRoom {
 }
 
 impl StreamRoom {
-    /// Room for a command of so many bytes, if there is some now.
+    /// Takes room for a command of `bytes` bytes, if there is enough now.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Waits for it.
+    /// Waits for room for a command of `bytes` bytes.
     pub(crate) async fn take(self, bytes: usize) -> OwnedSemaphorePermit {
         self.0.acquire_many_owned(units(bytes)).await.expect("nobody closes it")
     }
@@ -112,25 +115,25 @@ fn units(bytes: usize) -> u32 {
 /// Where the answer to a command goes.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// To a call of its own.
+    /// To a call for this command alone.
     Alone(oneshot::Sender<Result<Answer, Refusal>>),
     /// To a stream.
     InLine {
         to: oneshot::Sender<Told>,
         line: Arc<Line>,
-        /// Given back with the answer.
+        /// The command's room, given back with the answer.
         _room: OwnedSemaphorePermit,
     },
 }
 
 impl Reply {
-    /// For a command that comes by itself.
+    /// The reply to a command that comes in a call of its own.
     pub(crate) fn alone() -> (Self, oneshot::Receiver<Result<Answer, Refusal>>) {
         let (to, receiver) = oneshot::channel();
         (Self::Alone(to), receiver)
     }
 
-    /// For a command of a stream.
+    /// The reply to a command of a stream.
     pub(crate) fn in_line(
         line: Arc<Line>,
         room: OwnedSemaphorePermit,
@@ -139,7 +142,7 @@ impl Reply {
         (Self::InLine { to, line, _room: room }, receiver)
     }
 
-    /// Whether nobody waits for it.
+    /// Whether the caller is gone.
     pub(crate) fn is_closed(&self) -> bool {
         match self {
             Self::Alone(to) => to.is_closed(),
@@ -154,7 +157,7 @@ impl Reply {
         }
     }
 
-    /// Why the command must not be taken: one before it in its line was refused.
+    /// Why the command must not be taken: an earlier one of its line was refused.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         if planted("pass_the_refused") {
             return None;
@@ -162,7 +165,7 @@ impl Reply {
         self.line()?.refusal()
     }
 
-    /// The command is refused: from now on, so is all that comes behind it.
+    /// Notes that the command is refused: from now on, so are all later ones of its line.
     pub(crate) fn refused(&self, refusal: &Refusal) {
         if let Some(line) = self.line() {
             line.break_at(refusal);
@@ -173,7 +176,7 @@ impl Reply {
         if let Err(refusal) = &answer {
             self.refused(refusal);
         }
-        // A receiver that is gone gave up waiting.
+        // If the receiver is gone, the caller gave up waiting.
         match self {
             Self::Alone(to) => drop(to.send(answer)),
             Self::InLine { to, line, _room } => drop(to.send(line.charged(answer))),
@@ -186,13 +189,13 @@ mod tests {
     use super::*;
     use crate::budget::{Budget, Budgets};
 
-    /// Of a connection that may hold 1,000 bytes.
+    /// A line of a connection that may hold 1,000 bytes.
     fn line() -> Line {
         let budgets = Budgets { clients: Budget::new(1 << 20), peers: Budget::new(0) };
         Line::new(Share::new(budgets, 1_000))
     }
 
-    /// Whoever reads nothing holds no more than its connection may.
+    /// A client that reads no answers holds no more than its connection may.
     #[tokio::test]
     async fn answers_that_nobody_takes_have_a_bound() {
         let (line, room) = (Arc::new(line()), StreamRoom::default());

@@ -1,20 +1,22 @@
-//! The log lane: one thread per node that turns whatever all groups queued into one write and one
+//! The log lane: one thread per node that turns what all groups have queued into one write and one
 //! fdatasync.
 //!
-//! - Jobs of one group become durable in the order they came, and are told with the batch that they
-//!   are whole by, whatever the lane still has to do.
-//! - Housekeeping (segments that go, spares) is done while no job waits, behind
-//!   [`WRITES_IN_A_ROW_MAX`] rounds, or behind one that took a spare.
-//! - After a failed write the log is dead: every group is told once, and nothing is tried
-//!   again. A job that does not fit its group's log ends that group, and no other.
-//! - A full disk is no failure: what cannot be written yet waits, and the groups hear of the
-//!   shortage while there is still room for what is under way.
-//! - A damaged segment is told to each group whose entries keep it, so that it can go.
-//! - Whether the thread hangs in an operation is seen from outside ([`DiskWatch`]): it can say
-//!   nothing itself.
+//! - Jobs of one group become durable in order of arrival. A job is reported with the batch that
+//!   completes it, whatever the lane still has to do.
+//! - Housekeeping (deleting segments, making spares) is done while no job waits, after
+//!   [`WRITES_IN_A_ROW_MAX`] rounds, or after a round that took a spare.
+//! - After a failed write the log is dead: every group is told, and nothing is tried again. A job
+//!   that does not fit its group's log ends that group, and no other.
+//! - A full disk is no failure: jobs that cannot be written yet wait, and the groups hear of the
+//!   shortage while what is under way still fits.
+//! - A damaged segment is reported to each group whose entries keep it or an older one, so that it
+//!   can be deleted.
+//! - Whether the thread hangs in an operation is seen by other threads ([`DiskWatch`]): it cannot
+//!   say so itself.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
 //!
-//! [`LogWriter`] is what the lane does, a step at a time; the thread around it only waits.
+//! [`LogWriter`] does the lane's work, a step at a time; the thread around it only waits and passes
+//! on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,7 +40,7 @@ use crate::metrics::seconds_histogram;
 use crate::panics::panic_text;
 use crate::wal::{Wal, WalError, WalReader, WalStats};
 
-/// The log, and whom it owes a word.
+/// The log, and the jobs that are to be reported once they are durable.
 pub struct LogWriter {
     wal: Wal,
     /// Group and number of each job that is not durable yet, in order.
@@ -46,7 +48,8 @@ pub struct LogWriter {
     short: bool,
     /// Damaged segments that the groups were told of.
     damaged: BTreeSet<u64>,
-    /// Groups of which a job was refused. What they queued before they heard of it goes nowhere.
+    /// Groups with a job that was refused. Later jobs of theirs are dropped: they were queued
+    /// before the group heard of it.
     refused: BTreeSet<GroupId>,
 }
 
@@ -55,9 +58,9 @@ pub struct LogWriter {
 pub enum LogOutput {
     /// Every job of the group up to this one is durable.
     Persisted { group: GroupId, seq: u64 },
-    /// How the disk stands, for every group.
+    /// Which shortage the log has, if any; for every group.
     Room(Option<Shortage>),
-    /// Of the group's log what is below this index has to go: it keeps a damaged segment.
+    /// The group has to drop its log below this index, for it keeps a damaged segment.
     Damaged { group: GroupId, below: u64 },
     /// The group's job does not fit its log; the others go on.
     Refused { group: GroupId, why: String },
@@ -77,13 +80,14 @@ impl LogWriter {
         self.wal.stats()
     }
 
-    /// Whether jobs wait for room: nothing more may be written until [`LogWriter::tend`] got it.
+    /// Whether jobs wait for disk space: nothing more may be written until [`LogWriter::tend`] has
+    /// written them.
     pub fn is_stalled(&self) -> bool {
         self.wal.is_stalled()
     }
 
-    /// Makes a round of jobs durable. After each batch, `durable` hears which ones are; what is
-    /// returned concerns no batch. An error is the end of the log.
+    /// Makes a round of jobs durable. After each batch `durable` is told which jobs are durable
+    /// now; the outputs returned belong to no batch. An error is the end of the log.
     pub fn write(
         &mut self,
         mut round: Vec<(u64, LogJob)>,
@@ -116,14 +120,14 @@ impl LogWriter {
         Ok(outputs)
     }
 
-    /// Whether housekeeping cannot wait: a spare is lacking, and the groups do not know yet that
-    /// there is no room for another.
+    /// Whether housekeeping cannot wait: a spare is lacking, and the groups have not been told of a
+    /// shortage yet.
     pub fn must_housekeep(&self) -> bool {
         self.wal.lacks_spare() && !self.short
     }
 
-    /// A step of what is done while no job waits: segments go, spare files are made. Returns
-    /// whether there may be another to take at once, too.
+    /// Takes a step of housekeeping: deletes a segment, or makes a spare file. Also returns whether
+    /// another step may be taken at once.
     pub fn housekeep(&mut self) -> Result<(Vec<LogOutput>, bool), WalError> {
         let mut outputs = Vec::new();
         let more = self.wal.housekeep()?;
@@ -131,8 +135,8 @@ impl LogWriter {
         Ok((outputs, more))
     }
 
-    /// What an idle or stalled lane does: keep house, go on with what waits for room, seal the last
-    /// batch.
+    /// What an idle or stalled lane does: it keeps house, writes what waited for space, and seals
+    /// the last batch.
     pub fn tend(
         &mut self,
         durable: &mut dyn FnMut(Vec<LogOutput>),
@@ -166,20 +170,21 @@ impl LogWriter {
     }
 }
 
-/// The next jobs that were owed are durable. Of each group the last one stands for all.
+/// Reports that the next `jobs` of the owed jobs are durable; for each group the last one stands
+/// for all.
 fn pay(owed: &mut VecDeque<(GroupId, u64)>, jobs: usize) -> Vec<LogOutput> {
     let paid: BTreeMap<GroupId, u64> = owed.drain(..jobs.min(owed.len())).collect();
     paid.into_iter().map(|(group, seq)| LogOutput::Persisted { group, seq }).collect()
 }
 
-/// One job of one group, and who is told of it.
+/// A job, and the group that is told once it is durable.
 pub(crate) struct PersistJob {
     pub seq: u64,
     pub job: LogJob,
     pub group: GroupHandle,
 }
 
-/// The way to the log lane.
+/// A handle of the log lane.
 #[derive(Clone)]
 pub(crate) struct LogLane {
     jobs: mpsc::Sender<PersistJob>,
@@ -189,7 +194,7 @@ pub(crate) struct LogLane {
     times: LogTimes,
 }
 
-/// How long the log took to make jobs durable, and how long the syncs of that, seconds.
+/// Seconds that batches took to become durable, and that their syncs took.
 #[derive(Clone)]
 pub(crate) struct LogTimes {
     pub writes: Histogram,
@@ -198,11 +203,12 @@ pub(crate) struct LogTimes {
 
 /// Bytes of entries taken into one round; the rest waits for the next.
 const ROUND_BYTES_MAX: usize = 2 * limits::LOG_BATCH_BYTES_MAX;
-/// Rounds that are written one after the other before the house is kept although jobs wait.
+/// Rounds written in a row before housekeeping goes first although jobs wait.
 const WRITES_IN_A_ROW_MAX: usize = 8;
 
 impl LogLane {
-    /// Starts the lane; it ends when the last handle is dropped and everything queued is durable.
+    /// Starts the lane; it ends when the last handle is dropped and the queue is written, or waits
+    /// for disk space.
     pub(crate) fn start(wal: Wal, dir: &Path) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel();
         let stats = Arc::new(Mutex::new(wal.stats()));
@@ -222,7 +228,7 @@ impl LogLane {
     }
 
     pub(crate) fn persist(&self, job: PersistJob) {
-        // The lane is gone only after a failure that every group was told of.
+        // The lane ends only with its last handle; after a failure it still answers jobs.
         let _ = self.jobs.send(job);
     }
 
@@ -230,7 +236,7 @@ impl LogLane {
         self.reader.clone()
     }
 
-    /// The operation that hangs, if one does.
+    /// The disk operation in which the lane hangs, if it does.
     pub(crate) fn hanging(&self) -> Option<Hanging> {
         self.watch.hanging()
     }
@@ -247,7 +253,7 @@ impl LogLane {
 /// Every group that the lane ever wrote for.
 type Known = BTreeMap<GroupId, GroupHandle>;
 
-/// What the thread shows of itself.
+/// What the thread publishes.
 struct Shown {
     stats: Arc<Mutex<WalStats>>,
     watch: Arc<DiskWatch>,
@@ -267,7 +273,7 @@ fn run(mut writer: LogWriter, queue: &mpsc::Receiver<PersistJob>, shown: &Shown)
     for group in known.values() {
         group.raise(Event::Faulted(Fault::Log(why.clone())));
     }
-    // Whoever comes now is told too, until the last handle is gone.
+    // Jobs that come later are answered in the same way, until the last handle is dropped.
     for job in queue {
         job.group.raise(Event::Faulted(Fault::Log(why.clone())));
     }
@@ -282,17 +288,17 @@ fn serve(
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
     let mut counted = Instant::now();
-    // Rounds since the house was kept; not 0 as long as something is left to do there.
+    // Rounds since the last housekeeping; not 0 as long as some is left to do.
     let mut rounds = 0;
     loop {
-        let step = match writer.is_stalled() {
-            // Nobody waits any more for what waits for room.
-            true if Arc::strong_count(stats) == 1 => Step::End,
-            true => {
-                std::thread::sleep(idle);
-                Step::Tend
-            }
-            false => next(queue, known, rounds, idle),
+        let step = if !writer.is_stalled() {
+            next(queue, known, rounds, idle)
+        } else if Arc::strong_count(stats) == 1 {
+            // Jobs wait for disk space, but no handle is left to hear of them.
+            Step::End
+        } else {
+            std::thread::sleep(idle);
+            Step::Tend
         };
         let mut durable = |outputs: Vec<LogOutput>| {
             writes.observe(watch.answered().as_secs_f64());
@@ -354,7 +360,7 @@ fn next(
     }
 }
 
-/// Everything that queued meanwhile, up to a bound.
+/// Takes the other queued jobs into the round, up to a bound.
 fn gather(
     first: PersistJob,
     queue: &mpsc::Receiver<PersistJob>,

@@ -1,9 +1,11 @@
-//! The way into a group: a bounded mailbox, and the tickets that wait for their answers.
+//! The way into a group, [`GroupHandle`] with its bounded mailbox, and what comes out of it,
+//! [`GroupReport`].
 //!
-//! - Client requests never wait to get in: a full mailbox is `Refusal::Overloaded` at once.
-//! - Peers' frames may be dropped when the mailbox is full; raft makes that good.
-//! - Lane events and snapshot events have a channel of their own that never drops: their number is
-//!   bounded by the work that was given out.
+//! - A client's request never waits for a full mailbox: it is refused at once with
+//!   `Refusal::Overloaded`.
+//! - A peer's frame is dropped when the mailbox is full; raft recovers from that.
+//! - Events of lanes and of snapshot workers have a channel of their own, which drops none: their
+//!   number is bounded by the work handed out.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -31,33 +33,33 @@ use crate::store::{OpenError, StoreHandle, StoreReport, Use};
 pub(crate) const REQUESTS_MAX: usize = 65_536;
 /// Frames that may wait in one group's mailbox.
 pub(crate) const FRAMES_MAX: usize = 4_096;
-/// Bytes of requests, and of frames, that may wait there.
+/// Bytes of requests, and of frames, that may wait in one group's mailbox.
 pub(crate) const REQUESTS_BYTES_MAX: usize = 64 << 20;
 pub(crate) const FRAMES_BYTES_MAX: usize = 64 << 20;
 
-/// What a guest said to a query, and the applied index it said it at.
+/// A guest's answer to a query, and the applied index of the state that it describes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QueryAnswer {
-    /// `Err` is the guest's own "no".
+    /// `Err` holds the reason of a guest that rejected the query.
     pub result: Result<Bytes, Bytes>,
     pub applied: u64,
-    /// The replica is halted: what it answers from stands still.
+    /// Set if the replica is halted: the answer describes a state that no longer advances.
     pub halted: Option<HaltedAt>,
 }
 
-/// What an answer of a halted replica comes with.
+/// Where and why a replica halted, as told with its answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HaltedAt {
-    /// The entry that cannot be applied; 0: it is none.
+    /// Index of the entry that cannot be applied; 0 if no entry caused the halt.
     pub entry: u64,
     pub cause: String,
 }
 
-/// One client request, with the place its answer goes.
+/// One client request, and where its answer goes.
 pub(crate) enum Request {
     Propose {
         call: Call,
-        /// It is to make room.
+        /// The command is meant to free memory of the guest: it is taken while memory is high.
         relief: bool,
         answer: Reply,
     },
@@ -75,62 +77,62 @@ pub(crate) enum Request {
         asker: Asker,
         answer: oneshot::Sender<Result<QueryAnswer, Refusal>>,
     },
-    /// Asks for a mark, and is answered with its index.
-    Mark {
+    /// Asks for a checkpoint, and is answered with its index.
+    Checkpoint {
         answer: oneshot::Sender<Result<u64, Refusal>>,
     },
-    /// The report is to be as of now.
+    /// Has the actor publish a report now.
     Report {
         done: oneshot::Sender<()>,
     },
 }
 
 impl Request {
-    /// Answers it with a no.
+    /// Answers the request with a refusal.
     pub(crate) fn refuse(self, refusal: Refusal) {
         match self {
             Self::Propose { answer, .. }
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => answer.send(Err(refusal)),
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
-            Self::Mark { answer } => drop(answer.send(Err(refusal))),
+            Self::Checkpoint { answer } => drop(answer.send(Err(refusal))),
             Self::Report { done } => drop(done),
         }
     }
 
-    /// Whether whoever sent it is still there.
+    /// Whether the caller still waits for the answer.
     pub(crate) fn waits(&self) -> bool {
         match self {
             Self::Propose { answer, .. }
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
-            Self::Mark { answer } => !answer.is_closed(),
+            Self::Checkpoint { answer } => !answer.is_closed(),
             Self::Report { done } => !done.is_closed(),
         }
     }
 
-    /// Bytes that it holds in the mailbox.
+    /// Bytes that the request holds in the mailbox.
     fn bytes(&self) -> usize {
         match self {
             Self::Propose { call, .. } => call.payload.len(),
             Self::OpenSession { .. }
             | Self::CloseSession { .. }
-            | Self::Mark { .. }
+            | Self::Checkpoint { .. }
             | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
         }
     }
 }
 
-/// What lanes and workers tell the actor.
+/// An event that a lane or worker raises.
 pub(crate) struct Inward {
     pub event: Event,
-    /// What the answers in it count as.
+    /// Counts the bytes of the answers in the event, if it carries any.
     pub delivery: Option<Delivery>,
 }
 
-/// A status of one group on one node, as last published (at least once a second).
+/// The status of one group on one node, as last published: at each tick and each change of state.
 #[derive(Clone, Debug)]
 pub struct GroupReport {
     pub status: GroupStatus,
@@ -140,46 +142,47 @@ pub struct GroupReport {
     pub log_bytes: u64,
     /// Guest linear memory, bytes.
     pub guest_memory_bytes: u64,
-    /// For how long the last inline snapshot held up apply, waiting for room included,
-    /// milliseconds.
+    /// How long the last local snapshot kept the lane from applying entries, the wait for space or
+    /// a place included, milliseconds.
     pub snapshot_stall_ms: u64,
-    /// fdatasync calls of the node's log since the start.
+    /// Syncs of the node's log since the start, of files and directories.
     pub log_fsyncs: u64,
-    /// The group that keeps the oldest log segment of the node.
+    /// The group whose entries keep the oldest log segment of the node.
     pub log_pinned_by: Option<GroupId>,
-    /// Damaged log segments of the node that are still there.
+    /// Damaged log segments of the node that are not deleted yet.
     pub log_damaged: u64,
-    /// Bytes that the filesystem of the node's log has left.
+    /// Bytes free on the filesystem of the node's log.
     pub log_disk_available: u64,
-    /// The operation that the node's log hangs in.
+    /// The disk operation in which the node's log lane hangs.
     pub log_hangs: Option<Hanging>,
-    /// The one that something hangs in at the disk of the group's snapshots.
+    /// The operation that has hung longest on the disk of the group's snapshots.
     pub snapshots_hang: Option<Hanging>,
-    /// How long the last snapshot took from the mark to the seal, and when it was sealed.
+    /// How long it took to finish, seal and read back the last local snapshot, from when the guest
+    /// had written it; and when that was. Milliseconds.
     pub last_capture_ms: u64,
     pub last_snapshot_wall_ms: u64,
-    /// How long the last restore took.
+    /// How long the last restore took, milliseconds.
     pub last_restore_ms: u64,
     pub stored: StoreReport,
     pub transfers: TransferTally,
-    /// Inline `snapshot` traps, queries that trapped, rebuilds of the guest.
+    /// Calls of the guest that faulted: entries, queries and snapshots.
     pub guest_faults: u64,
-    /// Snapshots of the guest that trapped in a row, up to now.
+    /// Snapshots of the guest that trapped in a row, the last one included.
     pub snapshot_traps: u64,
-    /// Lines of the guest that were too many for the node's log.
+    /// Log lines of the guest that were dropped, because there were too many.
     pub guest_log_dropped: u64,
-    /// Sessions of the group; those that made room for others, and openings that found none, since
-    /// the founding.
+    /// Sessions of the group now; since the bootstrap, sessions that were evicted for others, and
+    /// openings that were refused because none could be evicted.
     pub sessions: u64,
     pub sessions_evicted: u64,
     pub sessions_refused: u64,
-    /// From proposals to their commit, on a leader; and applying an entry. Seconds.
+    /// Time from a proposal to its commit, on a leader; and time to apply an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
 }
 
 impl GroupReport {
-    /// Of a group whose lanes did nothing yet.
+    /// The report of a group whose lanes have done nothing yet.
     pub(crate) fn blank(status: GroupStatus) -> Self {
         Self {
             status,
@@ -209,7 +212,7 @@ impl GroupReport {
         }
     }
 
-    /// What `status` shows of a group, put together from core, log, store and guest.
+    /// Puts a report together from the core's status, the log, the store and the guest.
     pub(crate) fn of(lanes: &Lanes, status: GroupStatus) -> Self {
         use std::sync::atomic::Ordering::Relaxed;
         let log = lanes.log.stats();
@@ -258,12 +261,12 @@ struct Inner {
     state: watch::Receiver<ReplicaState>,
     report: watch::Receiver<GroupReport>,
     frames_dropped: AtomicU64,
-    /// For commands of streams, from here to their answers.
+    /// Room for commands of streams, which they hold from here until they are answered.
     stream_room: StreamRoom,
     /// Bytes that wait in the two bounded channels.
     frame_bytes: AtomicUsize,
     request_bytes: AtomicUsize,
-    /// The group's store lane, from when it runs on.
+    /// The group's store lane, once it runs.
     store: OnceLock<Arc<dyn StoreHandle>>,
 }
 
@@ -309,8 +312,8 @@ impl GroupHandle {
         &self.inner.name
     }
 
-    /// Puts a command in; the answer comes through the receiver. A dropped sender means shutdown.
-    /// `relief`: it is to make room.
+    /// Submits a command; the answer comes through the receiver, and a dropped sender means
+    /// shutdown. `relief`: the command is meant to free memory of the guest.
     pub fn submit(
         &self,
         call: Call,
@@ -321,12 +324,12 @@ impl GroupHandle {
         Ok(receiver)
     }
 
-    /// Where commands of streams wait for room.
+    /// The room that commands of streams wait for.
     pub(crate) fn stream_room(&self) -> StreamRoom {
         self.inner.stream_room.clone()
     }
 
-    /// Puts in a command of a stream, which has its room.
+    /// Submits a command of a stream that waited for its `room`.
     pub(crate) fn submit_in(
         &self,
         line: &Arc<Line>,
@@ -356,7 +359,7 @@ impl GroupHandle {
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
-    /// Asks for nobody in particular.
+    /// Queries the group for no caller in particular.
     pub async fn query(&self, request: Bytes, linearizable: bool) -> Result<QueryAnswer, Refusal> {
         self.query_by(Asker::default(), request, linearizable).await
     }
@@ -372,7 +375,8 @@ impl GroupHandle {
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
-    /// The report is as of now when this returns, unless the actor is gone or too busy to be asked.
+    /// Has a new report published before this returns, unless the actor is gone or its mailbox is
+    /// full.
     pub async fn freshen(&self) {
         let (done, fresh) = oneshot::channel();
         if self.put(Request::Report { done }).is_ok() {
@@ -380,14 +384,14 @@ impl GroupHandle {
         }
     }
 
-    /// Asks for a mark; its index.
-    pub async fn mark(&self) -> Result<u64, Refusal> {
+    /// Asks for a checkpoint and returns its index.
+    pub async fn checkpoint(&self) -> Result<u64, Refusal> {
         let (answer, receiver) = oneshot::channel();
-        self.put(Request::Mark { answer })?;
+        self.put(Request::Checkpoint { answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
-    /// A frame from a peer; dropped (and counted) when too many wait.
+    /// Delivers a frame from a peer; it is dropped, and counted, if too many wait.
     pub fn deliver(&self, inbound: Inbound) {
         let bytes = inbound.frame.bytes();
         let waiting = self.inner.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -397,31 +401,31 @@ impl GroupHandle {
         }
     }
 
-    /// The actor took a frame out.
+    /// Releases the bytes of a frame that the actor took.
     pub(crate) fn took_frame(&self, inbound: &Inbound) {
         self.inner.frame_bytes.fetch_sub(inbound.frame.bytes(), Ordering::Relaxed);
     }
 
-    /// The actor took a request out.
+    /// Releases the bytes of a request that the actor took.
     pub(crate) fn took_request(&self, request: &Request) {
         self.inner.request_bytes.fetch_sub(request.bytes(), Ordering::Relaxed);
     }
 
-    /// An event that must not be lost.
+    /// Raises an event on the channel that drops none.
     pub(crate) fn raise(&self, event: Event) {
-        // The actor is gone only when the process ends or the group stopped.
+        // The actor is gone only if the process ends or the group stopped.
         let _ = self.inner.events.send(Inward { event, delivery: None });
     }
 
-    /// One that brings answers.
+    /// Raises an event that carries answers, on the same channel.
     pub(crate) fn raise_with(&self, event: Event, delivery: Delivery) {
-        // As above.
+        // The actor is gone only if the process ends or the group stopped.
         let _ = self.inner.events.send(Inward { event, delivery: Some(delivery) });
     }
 
-    /// Where the group's objects are.
+    /// Sets the store lane, through which the group's objects are read.
     pub(crate) fn set_store(&self, store: Arc<dyn StoreHandle>) {
-        // There is one store lane a group, and it is set once.
+        // A group has one store lane, and it is set once.
         let _ = self.inner.store.set(store);
     }
 
@@ -435,7 +439,7 @@ impl GroupHandle {
         open_object(&**store, desc, Use::Scrubbing)?.verify(progress)
     }
 
-    /// Whether the log lists the object now.
+    /// Whether the log lists the object, by the last report.
     pub(crate) fn lists(&self, desc: &SnapshotDesc) -> bool {
         self.report().status.snapshots.contains(desc)
     }
@@ -457,15 +461,16 @@ impl GroupHandle {
         use mpsc::error::TrySendError;
         let bytes = request.bytes();
         let waiting = self.inner.request_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let put = match waiting > REQUESTS_BYTES_MAX {
-            true => Err(Refusal::Overloaded),
-            false => self.inner.requests.try_send(request).map_err(|e| match e {
+        let put = if waiting > REQUESTS_BYTES_MAX {
+            Err(Refusal::Overloaded)
+        } else {
+            self.inner.requests.try_send(request).map_err(|e| match e {
                 TrySendError::Full(_) => Refusal::Overloaded,
                 TrySendError::Closed(_) => {
                     let cause = self.inner.state.borrow().refusal();
                     cause.filter(|_| !planted("lose_the_cause")).unwrap_or(Refusal::ShuttingDown)
                 }
-            }),
+            })
         };
         put.inspect_err(|_| {
             self.inner.request_bytes.fetch_sub(bytes, Ordering::Relaxed);

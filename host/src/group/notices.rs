@@ -1,4 +1,4 @@
-//! [`Notices`]: what a group says once in the log when it begins, and once when it is over.
+//! [`Notices`]: conditions of a group that are logged once when they begin, and once when they end.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
 
 use crate::group::CLOCK_IS_OFF;
 
-/// As the log said it last.
+/// The conditions as last logged.
 #[derive(Default)]
 pub(super) struct Notices {
     clock_is_off: bool,
     strangers: Vec<(NodeId, Lineage)>,
     memory_is_near: bool,
     rebuilds: RebuildTally,
-    /// Snapshots that followers were sent in a row.
+    /// Snapshots in a row that followers were sent.
     sent: BTreeMap<ReplicaId, u32>,
 }
 
 impl Notices {
-    /// Says what is new since the last time.
+    /// Logs what has changed since the last time.
     pub(super) fn tell(&mut self, group: &str, status: &GroupStatus) {
         self.tell_of_the_clock(group, status);
         self.tell_of_strangers(group, status);
@@ -33,13 +33,14 @@ impl Notices {
         if std::mem::replace(&mut self.clock_is_off, off) == off {
             return;
         }
-        match off {
-            true => tracing::warn!(group, "{CLOCK_IS_OFF}"),
-            false => tracing::info!(group, "this node's clock agrees with the others' again"),
+        if off {
+            tracing::warn!(group, "{CLOCK_IS_OFF}");
+        } else {
+            tracing::info!(group, "this node's clock agrees with the others' again");
         }
     }
 
-    /// Says once when a node speaks for another group of the name.
+    /// Logs each node that speaks for another group of the same name, once.
     fn tell_of_strangers(&mut self, group: &str, status: &GroupStatus) {
         let (now, ours) = (&status.strangers, status.lineage);
         for (node, theirs) in now.iter().filter(|stranger| !self.strangers.contains(stranger)) {
@@ -50,7 +51,7 @@ impl Notices {
         self.strangers.clone_from(now);
     }
 
-    /// The state machine was built anew for the sake of its memory.
+    /// Logs that the state machine was rebuilt to give memory back.
     fn tell_of_rebuilds(&mut self, group: &str, status: &GroupStatus) {
         let now = status.rebuilds;
         let before = std::mem::replace(&mut self.rebuilds, now);
@@ -58,17 +59,19 @@ impl Notices {
             return;
         }
         let gave_back = now.bytes.saturating_sub(before.bytes);
-        match now.in_vain > before.in_vain {
-            true => tracing::warn!(
+        if now.in_vain > before.in_vain {
+            tracing::warn!(
                 group,
                 gave_back,
-                "the state machine was rebuilt, and little memory came back"
-            ),
-            false => tracing::info!(group, gave_back, "the state machine was rebuilt"),
+                "the state machine was rebuilt, but gave little memory back"
+            );
+        } else {
+            tracing::info!(group, gave_back, "the state machine was rebuilt");
         }
     }
 
-    /// Memory comes near the bound at which commands are refused, or is far from it again.
+    /// Logs when the guest's memory comes near the bound at which commands are refused, and when it
+    /// is no longer near.
     fn tell_of_memory(&mut self, group: &str, status: &GroupStatus) {
         let Some(memory) = status.memory else { return };
         let near = memory.bytes >= memory.warning();
@@ -76,20 +79,26 @@ impl Notices {
             return;
         }
         let (bytes, soft) = (memory.bytes, memory.soft());
-        match near {
-            true => tracing::warn!(
+        if near {
+            tracing::warn!(
                 group,
                 bytes,
                 refused_from = soft,
                 most = memory.most,
-                "the state machine's memory grows near to where commands are refused"
-            ),
-            false => tracing::info!(group, bytes, refused_from = soft, "memory is well again"),
+                "the state machine's memory is near the bound at which commands are refused"
+            );
+        } else {
+            tracing::info!(
+                group,
+                bytes,
+                refused_from = soft,
+                "the state machine's memory is no longer near its bound"
+            );
         }
     }
 
-    /// Followers that one snapshot after the other does not bring to the end of the log: said at
-    /// each snapshot but the first.
+    /// Logs followers that do not reach the end of the log although they are sent one snapshot
+    /// after the other: at each snapshot but the first.
     fn tell_of_the_outrun(&mut self, group: &str, status: &GroupStatus) {
         for peer in status.peers.iter().filter(|peer| peer.snapshots_in_a_row > 1) {
             if self.sent.get(&peer.replica) < Some(&peer.snapshots_in_a_row) {
@@ -98,8 +107,9 @@ impl Notices {
                     node = %peer.replica.node(),
                     snapshots = peer.snapshots_in_a_row,
                     log_kept_bytes = peer.log_kept_bytes,
-                    "a follower does not catch up: more is written while it is sent a snapshot \
-                     than is kept for it; raise snapshot-log-bytes, or write less until it has"
+                    "a follower does not catch up: while it is sent a snapshot, more log is \
+                     written than is kept for it; raise snapshot-log-bytes, or write less until it \
+                     has caught up"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! Outgoing snapshots: one worker a transfer, and exactly one report to raft.
+//! Outgoing snapshots: one worker for each transfer, and exactly one report to raft.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +19,8 @@ use crate::metrics::Transfers;
 use crate::store::{StoreHandle, Use};
 use crate::transport::Transport;
 
-/// The wait before raft hears of an object that can never be taken, so that it does not offer at
-/// once.
+/// The wait before raft hears that the receiver can never take an object, so that it does not offer
+/// that again at once.
 const GIVE_UP_WAIT: Duration = Duration::from_secs(10);
 
 /// What is to be sent, and why.
@@ -31,7 +31,7 @@ pub(crate) struct Outbound {
     pub insist: bool,
 }
 
-/// Starts sending.
+/// Starts a transfer.
 pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound: Outbound) {
     let Outbound { to, snapshot, purpose, insist } = outbound;
     let (teller, moved) = (handle.clone(), Arc::new(AtomicBool::new(false)));
@@ -54,7 +54,8 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
     let transfers = Arc::clone(&lanes.transfers);
     let work = Work { store, transport, transfers, rate: lanes.rate, handle: handle.clone() };
     let budget = Arc::clone(&lanes.budget);
-    // Whoever waits is a task and holds no place; a thread is taken for the transfer alone.
+    // While a transfer waits it is a task and holds no slot; only the transfer itself takes a
+    // thread.
     tokio::spawn(async move {
         let busy = Duration::from_millis(BUSY_RETRY_MS);
         let Some(slot) = budget.take_outbound() else { return tokio::time::sleep(busy).await };
@@ -68,7 +69,8 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
             tracing::warn!(%error, "snapshot not sent: no thread for it");
             return tokio::time::sleep(busy).await;
         }
-        // A worker that panicked ends the transfer like one that broke.
+        // If the worker panicked, `report` is dropped here, which tells raft that the transfer
+        // failed.
         let Ok(end) = ended.await else { return };
         tokio::time::sleep(end.wait).await;
         if let Some((told, prefers)) = end.report {
@@ -81,7 +83,7 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
 struct End {
     /// The wait before raft hears of it.
     wait: Duration,
-    /// What it hears; without a word of its own, that it failed.
+    /// What raft hears; `None`: that the transfer failed.
     report: Option<(Report, Option<ObjectRef>)>,
 }
 
@@ -90,13 +92,13 @@ struct Work {
     store: Arc<dyn StoreHandle>,
     transport: Arc<dyn Transport>,
     transfers: Arc<Transfers>,
-    /// Bytes a second; 0 = as fast as they go.
+    /// Bytes a second; 0 = no limit.
     rate: u64,
     handle: GroupHandle,
 }
 
 impl Work {
-    /// Sends what is offered. Blocks.
+    /// Sends the snapshot that is offered. Blocks.
     fn carry_out(&self, offer: Offer, moves: &Arc<AtomicBool>) -> End {
         let (group, to, desc) = (offer.group, offer.to, offer.desc.clone());
         let index = desc.index;
@@ -105,7 +107,7 @@ impl Work {
             Err(error) => {
                 tracing::warn!(%group, %to, index, %error, "snapshot not sent");
                 if !error.is_short() {
-                    self.handle.raise(Event::Rotten { snapshot: desc, why: error.to_string() });
+                    self.handle.raise(Event::Corrupt { snapshot: desc, why: error.to_string() });
                 }
                 return End { wait: Duration::from_millis(BUSY_RETRY_MS), report: None };
             }
@@ -130,7 +132,7 @@ impl Work {
         let outcome = bulk::send(reader, offer, &mut channel);
         self.transfers.sent(to, &outcome, channel.bytes, began.elapsed());
         if let SendEnd::SourceBad(why) = &outcome.end {
-            self.handle.raise(Event::Rotten { snapshot: desc, why: why.clone() });
+            self.handle.raise(Event::Corrupt { snapshot: desc, why: why.clone() });
         }
         let (wait, prefers) = match outcome.next {
             Next::Done => (Duration::ZERO, None),
@@ -142,16 +144,16 @@ impl Work {
     }
 }
 
-/// Told how many bytes of the payload are sent.
+/// Called with the number of payload bytes sent so far.
 type Progress = Box<dyn Fn(u64) + Send>;
 
-/// A channel that lets blocks pass no faster than they may.
+/// A channel that sends blocks no faster than a given rate.
 struct Paced {
     inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>,
-    /// Bytes a second; 0 = as fast as they go.
+    /// Bytes a second; 0 = no limit.
     rate: u64,
     began: Instant,
-    /// Bytes of blocks so far.
+    /// Bytes of blocks sent so far.
     bytes: u64,
     at: Progress,
 }

@@ -1,17 +1,17 @@
-//! [`Readers`]: reading from the disk beside the actors, for followers and for proofs.
+//! [`Readers`]: reads the disk beside the actors: the log for followers, and whole snapshots.
 //!
-//! A disk that hangs keeps whoever reads it. So each kind has few threads of the runtime's pool at
-//! a time, all groups of a node together; the rest waits as tasks, and whoever else needs that pool
-//! finds it.
+//! A disk that hangs holds the threads that read it. So reads of one kind, of all groups of a node
+//! together, take few threads of the runtime's pool at a time; the others wait as tasks, and the
+//! pool stays free for other work.
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-/// Reads under way at a time, of a kind.
+/// Reads of one kind under way at a time.
 const READS_MAX: usize = 8;
 
-/// Where there is a place to read. One for each disk: that of the log, and those of snapshots.
+/// Places to read: one set for the disk of the log, one for those of snapshots.
 #[derive(Clone)]
 pub(crate) struct Readers {
     pub(super) log: Arc<Semaphore>,
@@ -25,7 +25,7 @@ impl Default for Readers {
     }
 }
 
-/// Has a thread read once there is a place; `None` if the reader panicked, or the runtime ends.
+/// Runs `work` on a thread once there is a place; `None` if it panicked, or the runtime ends.
 pub(super) async fn read<T: Send + 'static>(
     places: Arc<Semaphore>,
     work: impl FnOnce() -> T + Send + 'static,
@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
 
-    /// However many reads hang, the runtime's threads are there for others.
+    /// However many reads hang, the runtime's threads stay free for other work.
     #[tokio::test(flavor = "multi_thread")]
     async fn reads_that_hang_take_few_threads() {
         let readers = Readers::default();

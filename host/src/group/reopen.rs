@@ -1,4 +1,5 @@
-//! What a replica finds on its disk, and what is refused: the part of a start that needs no thread.
+//! Opening a replica from its disk, and what is refused there: the part of a start that needs no
+//! thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 
 use crate::fs::{Fs, is_short};
-use crate::node::once_there_is_room;
+use crate::starting::once_there_is_room;
 use crate::store::layout::ObjectName;
 use crate::store::{Identity, Quota, SnapshotStore};
 use crate::wal::{RecoveredGroup, WalError, WalReader};
@@ -25,10 +26,10 @@ const READ_BYTES: u64 = 16 << 20;
 pub struct Disk {
     pub fs: Arc<dyn Fs>,
     pub cluster: [u8; 16],
-    /// Its snapshot directory, and what may lie there.
+    /// Its snapshot directory, and how much may lie there.
     pub snapshots: SnapshotDir,
     pub quota: Arc<Quota>,
-    /// Whether a start waits where the machine lacks what it takes to look at the snapshots.
+    /// Whether a start that lacks descriptors or memory for opening the snapshots waits for them.
     pub waits: bool,
 }
 
@@ -47,19 +48,19 @@ impl SnapshotDir {
     }
 }
 
-/// A replica as its disk left it.
+/// A replica opened from its disk.
 pub struct Reopened {
     pub group: Group,
-    /// What opening it led to.
+    /// The effects of opening it.
     pub first: Vec<Effect>,
     /// Its snapshots, or why the group cannot run.
     pub store: Result<SnapshotStore, String>,
 }
 
-/// What the log holds of a group, with the entries that raft must find in memory: from the floor
-/// on. Without them the replica does not start, whatever keeps them from being read. It said once
-/// that it has them, and they may be committed for that: who cannot show them must neither vote nor
-/// lead as if it could, which is to join as a new replica, and not for a program to decide.
+/// Reads the entries that raft must find in memory: from the floor on. If any of them cannot be
+/// read, for whatever reason, the replica does not start. It acknowledged them once, and they may
+/// be committed because of that: a replica that cannot show them must neither vote nor lead as if
+/// it could. It may only join as a new replica, which is for an operator to decide.
 pub fn recover(log: &WalReader, group: &RecoveredGroup) -> Result<Recovered, WalError> {
     let RecoveredGroup { state, last_index, terms, sizes } = group.clone();
     let id = GroupId::of_name(&state.group);
@@ -67,13 +68,13 @@ pub fn recover(log: &WalReader, group: &RecoveredGroup) -> Result<Recovered, Wal
     let mut window = Vec::new();
     while next <= last_index {
         let entries = log.entries(id, next, last_index + 1, READ_BYTES)?;
-        next = entries.last().expect("at least one is read, for some were asked for").index + 1;
+        next = entries.last().expect("a range that is not empty gives an entry").index + 1;
         window.extend(entries);
     }
     Ok(Recovered { state, terms, window, sizes })
 }
 
-/// Opens what the log recovered of a group.
+/// Opens a group and its snapshots from what the log recovered of it.
 pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> Reopened {
     let id = GroupId::of_name(&config.name);
     let known = recovered.is_some();
@@ -90,18 +91,18 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
     let store = opened.map_err(|unopened| unopened.why).map(|(store, missing)| {
         for snapshot in missing {
             let why = "its file is missing".to_owned();
-            group.handle(Event::Rotten { snapshot, why }, &mut first);
+            group.handle(Event::Corrupt { snapshot, why }, &mut first);
         }
         store
     });
     Reopened { group, first, store }
 }
 
-/// Why a group has no snapshots to start with.
+/// Why a group's snapshots could not be opened.
 #[derive(Debug)]
 struct Unopened {
     why: String,
-    /// The machine lacks descriptors or memory, and what lies there is as good as ever.
+    /// The machine lacks space, descriptors or memory: that says nothing about the snapshots.
     is_short: bool,
 }
 
@@ -111,8 +112,8 @@ impl std::fmt::Display for Unopened {
     }
 }
 
-/// Opens the group's snapshots, and says which listed ones have no file. What the log does not list
-/// is swept only if it knows the group.
+/// Opens the group's snapshots, and returns which listed ones have no file. Snapshots that the log
+/// does not list are deleted only if it knows the group.
 fn open_store(
     disk: &Disk,
     identity: Identity,
@@ -122,7 +123,7 @@ fn open_store(
     let dir = disk.snapshots.path();
     let fail = |error: std::io::Error| {
         let (is_short, dir) = (is_short(&error), dir.display());
-        let way_out = "; see that this user may read and write it, then start again";
+        let way_out = "; make sure that this user can read and write it, then start again";
         let way_out = if is_short { "" } else { way_out };
         Unopened { why: format!("snapshot directory {dir}: {error}{way_out}"), is_short }
     };
@@ -138,22 +139,23 @@ fn open_store(
     Ok((store, swept.missing))
 }
 
-/// Why a snapshot directory that ought to be there is not made anew: what is listed would be
-/// fetched to another filesystem, and be missing from this one's when that is back.
+/// Why a snapshot directory that is missing, but ought to hold snapshots, is not created: its
+/// filesystem may not be mounted. Copies from peers would go to another filesystem, and be missing
+/// when the right one is back.
 fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
     let SnapshotDir::Apart(dir) = &disk.snapshots else { return None };
     let gone = !state.snapshots.is_empty() && !disk.fs.exists(dir).unwrap_or(true);
     gone.then(|| {
         let (dir, count) = (dir.display(), state.snapshots.len());
         format!(
-            "snapshot directory {dir} is not there, and the log lists {count} snapshots in it; \
-             nothing was touched: mount its filesystem, or make the directory, and the peers send \
-             copies"
+            "snapshot directory {dir} does not exist, but the log lists {count} snapshots in it; \
+             nothing was touched: mount its filesystem, or create the directory to get copies from \
+             the peers"
         )
     })
 }
 
-/// Snapshots of a group that the log does not know tell of a lost log: they are not swept.
+/// Why snapshots of a group that the log does not know are not deleted: the log may be lost.
 fn stray(fs: &dyn Fs, dir: &Path) -> std::io::Result<Option<String>> {
     if !fs.exists(dir)? {
         return Ok(None);

@@ -21,7 +21,7 @@ use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
 use crate::guest::Module;
 use crate::metrics::Transfers;
-use crate::node::{StartError, once_there_is_room, thread};
+use crate::starting::{StartError, once_there_is_room, thread};
 use crate::store::{Budget, Quota, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::{RecoveredGroup, WalError};
@@ -39,13 +39,13 @@ pub(crate) struct Shared {
     pub readers: Readers,
 }
 
-/// Where a group's snapshots lie, and how many bytes they may have.
+/// Where a group's snapshots lie, and how many bytes they may take.
 pub(crate) struct Place {
     pub dir: SnapshotDir,
     pub cap: u64,
 }
 
-/// A group that was opened and waits for the transport to run.
+/// A group that was opened and waits for the transport before it runs.
 pub(crate) struct Opened {
     pub handle: GroupHandle,
     inbox: Option<GroupInbox>,
@@ -142,12 +142,13 @@ pub(crate) fn open(
 }
 
 impl Shared {
-    /// What of a group's log is kept in memory; waits while the machine lacks what that takes.
+    /// Reads the part of a group's log that is kept in memory; waits while the machine lacks what
+    /// that takes.
     fn read_window(&self, group: &RecoveredGroup) -> Result<Recovered, StartError> {
         Ok(once_there_is_room(WalError::is_short, || recover(&self.log.reader(), group))?)
     }
 
-    /// What a group finds of itself there.
+    /// A group's part of the disk.
     fn disk(&self, snapshots: SnapshotDir, quota: &Arc<Quota>) -> Disk {
         Disk {
             fs: Arc::clone(&self.fs),
@@ -159,7 +160,7 @@ impl Shared {
     }
 }
 
-/// A group that cannot run shows why; the node's other groups go on without it.
+/// The handle of a group that cannot run: its state says why. The node's other groups go on.
 fn unusable(id: GroupId, group: &Group, why: String) -> GroupHandle {
     tracing::error!(group = group.recovery_state().group, why, "the group cannot run");
     let state = ReplicaState::Stopped(Stopped::Failed(Fault::Unusable(why)));
@@ -171,12 +172,12 @@ fn unusable(id: GroupId, group: &Group, why: String) -> GroupHandle {
 }
 
 impl Opened {
-    /// The receiving end for snapshots; there is one.
+    /// Takes the receiving end for snapshots; there is one.
     pub(crate) fn take_inbox(&mut self) -> GroupInbox {
         self.inbox.take().expect("the inbox is taken once")
     }
 
-    /// Starts the actor. The lanes' threads end once it and every transfer are gone.
+    /// Starts the actor. The lanes' threads end once the actor and every transfer have ended.
     pub(crate) fn run(
         self,
         transport: Arc<dyn Transport>,

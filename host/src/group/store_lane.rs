@@ -7,13 +7,13 @@ use std::thread::JoinHandle;
 use crate::group::gauges::Gauges;
 use crate::store::{SnapshotStore, StoreHandle, StoreJob, StoreReport};
 
-/// The way to one group's store lane.
+/// A handle of one group's store lane.
 #[derive(Clone)]
 pub(crate) struct StoreLane {
     jobs: mpsc::Sender<StoreJob>,
 }
 
-/// What the store was like after the lane's last job.
+/// The store's report after the lane's last job.
 #[derive(Clone, Default)]
 pub(crate) struct StoreWatch(Arc<Mutex<StoreReport>>);
 
@@ -51,13 +51,13 @@ impl StoreLane {
     }
 }
 
-/// A question that is put to the lane again and again, but not before it came to the last one:
-/// while its disk hangs, nothing piles up.
+/// A recurring request to the lane: it is not sent again before the lane has come to the last one,
+/// so that requests do not pile up while its disk hangs.
 #[derive(Default)]
 pub(super) struct Standing(Arc<AtomicBool>);
 
 impl Standing {
-    /// Puts it, unless the last one still waits.
+    /// Sends the request, unless the last one still waits.
     pub(super) fn ask(
         &self,
         store: &dyn StoreHandle,
@@ -76,7 +76,7 @@ impl Standing {
 
 impl StoreHandle for StoreLane {
     fn run(&self, job: StoreJob) {
-        // A lane that is gone drops the job, and whoever waits sees that.
+        // If the lane is gone the job is dropped, which a caller that waits notices.
         let _ = self.jobs.send(job);
     }
 }
@@ -104,7 +104,7 @@ mod tests {
             look.ask(&lane, |_| ());
         }
         assert_eq!(waiting(), 2);
-        // The first one is come to.
+        // The lane comes to the first one.
         let job = lane.0.lock().expect("nobody panics").remove(0);
         job(&mut crate::store::tests::Bed::new().store);
         tend.ask(&lane, |_| ());

@@ -1,4 +1,4 @@
-//! The end of a hosted group, with its real lanes, on a disk in memory.
+//! Hosted groups with their real lanes, on a disk in memory: how they end, and what waits for what.
 
 use std::io;
 use std::path::Path;
@@ -77,7 +77,7 @@ fn open_with(fs: &MemFs, module: Module) -> Started {
     open_on(fs, module, budget())
 }
 
-/// What a host has for one group.
+/// A budget for one group, with one place of each kind.
 fn budget() -> Arc<Budget> {
     Budget::new(BudgetLimits { outbound: 1, captures: 1, restores: 1, ..limits_of(u64::MAX, 0, 1) })
 }
@@ -136,14 +136,15 @@ impl Hosted {
         tokio::time::timeout(PATIENCE, answer).await.expect("it is answered")
     }
 
-    /// The disk fails under a command that is on its way.
+    /// Lets the disk fail while a command is on its way.
     async fn fail(&self) -> Result<Answer, Refusal> {
         self.fs.halt_after(self.fs.ops());
         self.propose("set a 2").await
     }
 }
 
-/// The state and its cause come together, once; they stay, for who watched and for who comes.
+/// The state and its cause are published together and once, and stay for those who watched before
+/// and those who come later.
 /// Covers L1 L2.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_told_once_with_its_cause() {
@@ -155,7 +156,7 @@ async fn a_failure_is_told_once_with_its_cause() {
         panic!("it failed for the log: {stopped:?}")
     };
     tokio::time::timeout(PATIENCE, hosted.actor).await.expect("in time").expect("no panic");
-    assert!(early.changed().await.is_err(), "nothing is told behind it");
+    assert!(early.changed().await.is_err(), "nothing is told after it");
     for _ in 0..2 {
         let mut late = hosted.handle.watch();
         let seen = late.wait_for(ReplicaState::is_stopped).await.expect("it stays").clone();
@@ -164,7 +165,7 @@ async fn a_failure_is_told_once_with_its_cause() {
     assert_eq!(hosted.handle.report().status.state, stopped);
 }
 
-/// What waits is told the cause, and so is what comes later.
+/// A request that waits is told the cause, and so is one that comes later.
 /// Covers L10.
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_who_waits_is_told_the_cause() {
@@ -180,7 +181,7 @@ async fn everybody_who_waits_is_told_the_cause() {
     assert!(query.to_string().contains(cause), "{query}");
 }
 
-/// A start waits until the host has a place for it; whoever stops the group does not.
+/// A start waits until the host has a place for it. Stopping the group does not wait for that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_waits_for_a_place_goes_on_or_ends() {
     for stops in [false, true] {
@@ -215,8 +216,8 @@ async fn a_start_that_waits_for_a_place_goes_on_or_ends() {
     }
 }
 
-/// The log was lost, or is another's: what lies there is somebody's state. The group says so, and
-/// so it is at the next start.
+/// The log was lost, or is another node's: its snapshots are still somebody's state. The group is
+/// refused and they stay, at each start.
 /// Covers O8.
 #[test]
 fn snapshots_that_the_log_knows_nothing_of_stay() {
@@ -233,7 +234,7 @@ fn snapshots_that_the_log_knows_nothing_of_stay() {
     }
 }
 
-/// A machine whose queries take as long as the test wants: each waits to be let go.
+/// A state machine whose queries return only when the test lets them go.
 struct Held {
     go: Arc<Mutex<mpsc::Receiver<()>>>,
     asked: Arc<AtomicUsize>,
@@ -268,8 +269,8 @@ impl NativeMachine for Held {
     }
 }
 
-/// A group with such a machine, so many local queries of one caller under way, and the first of
-/// them being answered.
+/// A group with such a state machine, and `queries` local queries of one caller under way, the
+/// first of which is being answered.
 async fn held(queries: usize) -> (Hosted, mpsc::Sender<()>, Arc<AtomicUsize>, JoinSet<bool>) {
     let (let_go, go) = mpsc::channel();
     let (go, asked) = (Arc::new(Mutex::new(go)), Arc::<AtomicUsize>::default());
@@ -294,7 +295,7 @@ async fn until(done: impl Fn() -> bool) {
     tokio::time::timeout(PATIENCE, done).await.expect("in time");
 }
 
-/// However many queries wait, a command waits for the one that is being answered.
+/// However many queries wait, a command waits only for the one that is being answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_does_not_wait_for_queries() {
     let (hosted, go, asked, mut waiting) = held(100).await;
@@ -315,7 +316,7 @@ async fn a_command_does_not_wait_for_queries() {
     }
 }
 
-/// A query whose caller left is not put to the guest, and neither is a command proposed.
+/// A query whose caller left is not asked, and a command whose caller left is not proposed.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_done_for_those_who_left() {
     let (hosted, go, asked, mut waiting) = held(100).await;
@@ -323,7 +324,7 @@ async fn nothing_is_done_for_those_who_left() {
     let mut left = Vec::new();
     for _ in 0..100 {
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
-        // The receiver goes at once.
+        // The receiver is dropped: the caller left.
         left.push(hosted.handle.submit(call, false).expect("there is room"));
         left.clear();
     }
@@ -339,7 +340,7 @@ async fn nothing_is_done_for_those_who_left() {
     assert!(status.last_index <= last + 2, "{last} {status:?}");
 }
 
-/// A command of a stream is not taken behind one that was refused, whatever the group could do
+/// A command of a stream is not taken after one that was refused, even if the group could take it
 /// by now.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_line_takes_nothing_more() {
@@ -365,7 +366,7 @@ async fn a_broken_line_takes_nothing_more() {
     submit(&whole).await.expect("other lines are not concerned");
 }
 
-/// A clock that is set back an hour changes nothing of what is waited for (it is not asked).
+/// Waits are not measured in wall time: a clock that is set back an hour does not change them.
 #[test]
 fn the_time_that_passes_is_not_wall_time() {
     let clocks = [0, -3_600_000, i64::MAX, i64::MIN].map(|offset_ms| SystemClock { offset_ms });

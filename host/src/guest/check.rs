@@ -1,9 +1,8 @@
-//! Whether a file is a state machine that this host can run, and if not, what to do about it.
+//! Checks whether a file is a state machine that this host can run, and if not, says what to do.
 //!
-//! - Every refusal is a sentence for the plugin's author: what was found, why it cannot be, the way
-//!   out.
-//! - `lockstep check`, `serve` and `dev` ask the same question in the same way.
-//! - More exports than the world asks for are fine; not one import more is.
+//! - Every refusal tells the plugin's author what was found, why it is refused, and the way out.
+//! - `lockstep check`, `serve` and `dev` run the same checks.
+//! - A component may export more than the world asks for, but may not import more.
 //!
 //! The order: size, kind of file, validity and compilation, imports, exports, types, `describe`.
 
@@ -15,33 +14,32 @@ use lockstep_core::ids::ModuleId;
 use lockstep_core::limits;
 
 use super::GuestInfo;
-use super::component::ComponentModule;
 use super::engine::EngineError;
 
-/// The package of our world, and the version of it that this host speaks.
+/// The WIT package of a state machine's world, and the version of it that this host supports.
 pub const WORLD_PACKAGE: &str = "lockstep:fsm";
 pub const WORLD_VERSION: &str = "0.1.0";
 
-/// What a state machine may import of the package, and what it must export.
+/// The interfaces of the package that a state machine may import, and the one it must export.
 const IMPORTS: [&str; 3] = ["host", "snapshot-io", "types"];
 pub(crate) const EXPORT: &str = "state-machine";
 
-/// Names in a refusal; the rest is counted.
+/// Names that a refusal lists at most; it gives the number of the others.
 const NAMES_MAX: usize = 4;
 
-/// `info.name` and `info.version`, bytes: they appear in logs, tables and snapshot headers.
+/// Longest `info.name` and `info.version`, bytes: both appear in logs, tables and snapshot headers.
 pub(crate) const INFO_TEXT_BYTES_MAX: usize = 64;
 
 /// Why a file cannot be hosted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ModuleRefusal {
     #[error(
-        "the module has {bytes} bytes, {} are the limit: strip its debug information \
+        "the module has {bytes} bytes, the limit is {}: strip its debug information \
          (`wasm-tools strip`), or build it for size",
         limits::MODULE_BYTES_MAX
     )]
     TooLarge { bytes: u64 },
-    #[error("this is not WebAssembly: {found}; give the path of the .wasm that the build made")]
+    #[error("this is not WebAssembly: {found}; give the path of the .wasm that the build produced")]
     NotWasm { found: &'static str },
     #[error(
         "this is WebAssembly in text form; translate it first: \
@@ -59,20 +57,20 @@ pub enum ModuleRefusal {
          64-bit memories), and check that the file is whole"
     )]
     Invalid { reason: String },
-    #[error("the compiler panicked over this component: please report it, with the component")]
+    #[error("the compiler panicked on this component: please report it, with the component")]
     CompilerPanicked,
     #[error(
-        "the component imports WASI ({}), which is a clock, a file system and chance: things \
-         that differ between replicas. The usual cause is a build for wasm32-wasip1 or -wasip2, or \
-         a library that asks for files, time or randomness; build for wasm32-unknown-unknown, \
-         take time and chance from `context`, or stub WASI (componentize-py --stub-wasi)",
+        "the component imports WASI ({}): clocks, files and randomness, which differ between \
+         replicas. The usual cause is a build for wasm32-wasip1 or -wasip2, or a library that asks \
+         for files, time or randomness; build for wasm32-unknown-unknown, take time and randomness \
+         from `context`, or stub WASI (componentize-py --stub-wasi)",
         some(.imports)
     )]
     Wasi { imports: Vec<String> },
     #[error(
-        "the component imports {}, which no host provides: a state machine may import \
-         {WORLD_PACKAGE}/host and {WORLD_PACKAGE}/snapshot-io, nothing else; remove the import, \
-         or compose in the component that provides it", some(.imports)
+        "the component imports {}, which no host provides: a state machine may import only \
+         {WORLD_PACKAGE}/host and {WORLD_PACKAGE}/snapshot-io; remove the import, or compose in \
+         the component that provides it", some(.imports)
     )]
     ForeignImports { imports: Vec<String> },
     #[error(
@@ -83,27 +81,27 @@ pub enum ModuleRefusal {
     MissingExport { exports: Vec<String> },
     #[error(
         "the component was built for another version of the world: it has {found}, this host \
-         speaks {WORLD_PACKAGE}@{WORLD_VERSION}; rebuild it with the SDK, or the wit/fsm.wit, of \
+         supports {WORLD_PACKAGE}@{WORLD_VERSION}; rebuild it with the SDK, or the wit/fsm.wit, of \
          this version of lockstep"
     )]
     WrongWorldVersion { found: String },
     #[error(
-        "the component names {WORLD_PACKAGE}@{WORLD_VERSION} but does not fit it: {reason}; \
+        "the component names {WORLD_PACKAGE}@{WORLD_VERSION} but does not match it: {reason}; \
          rebuild it with the wit/fsm.wit of this version of lockstep, unchanged"
     )]
     TypeMismatch { reason: String },
     #[error(
-        "the component does not get as far as to say what it is: {0}; `describe` must answer at \
-         once, from an instance that was neither initialised nor restored"
+        "the component failed before it could describe itself: {0}; `describe` must answer at \
+         once, on an instance that was neither initialised nor restored"
     )]
     Describe(GuestFault),
-    #[error("`describe` answers what cannot be: {reason}")]
+    #[error("the answer of `describe` is invalid: {reason}")]
     BadInfo { reason: String },
     #[error("{0}")]
     Engine(#[from] EngineError),
 }
 
-/// What was found out about a module that can be hosted.
+/// What the checks found out about a module that can be hosted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     pub id: ModuleId,
@@ -112,7 +110,7 @@ pub struct Report {
     pub names: Names,
     /// How long it took to compile.
     pub compiled_in: Duration,
-    /// Queries and snapshots are answered by a copy of the guest, or why they cannot be.
+    /// Whether queries and snapshots run on a copy of the guest; `Err` says why they cannot.
     pub copied: Result<(), &'static str>,
 }
 
@@ -125,12 +123,7 @@ pub struct Names {
     pub exports: Vec<String>,
 }
 
-/// Loads the module as `serve` would, and tells what it is.
-pub fn check(bytes: &[u8]) -> Result<Report, ModuleRefusal> {
-    ComponentModule::load(bytes).map(|module| module.report().clone())
-}
-
-/// Refuses what is not even worth compiling.
+/// Refuses a file that need not be compiled to be refused.
 pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
     const MAGIC: &[u8] = b"\0asm";
     if bytes.len() > limits::MODULE_BYTES_MAX {
@@ -151,11 +144,11 @@ pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
     match bytes.get(4..8) {
         Some([1, 0, 0, 0]) => Err(ModuleRefusal::CoreModule),
         Some(_) => Ok(()),
-        None => Err(ModuleRefusal::NotWasm { found: "the file ends within its first line" }),
+        None => Err(ModuleRefusal::NotWasm { found: "the file ends within its header" }),
     }
 }
 
-/// Refuses names that are not of our world.
+/// Refuses imports and exports that do not match the world.
 pub(crate) fn check_names(
     imports: Vec<String>,
     exports: Vec<String>,
@@ -180,14 +173,15 @@ pub(crate) fn check_names(
     Ok(Names { world_version, imports, exports })
 }
 
-/// Refuses what could not be told from something else, or would spoil a table.
+/// Refuses a name or a version that is empty, too long or would break the layout of a table, and
+/// formats that contradict each other.
 pub(crate) fn check_info(info: &GuestInfo) -> Result<(), ModuleRefusal> {
     let refuse = |reason| Err(ModuleRefusal::BadInfo { reason });
     for (field, text) in [("name", &info.name), ("version", &info.version)] {
         if text.is_empty() || text.len() > INFO_TEXT_BYTES_MAX || text.chars().any(char::is_control)
         {
             return refuse(format!(
-                "its {field} must be of 1 to {INFO_TEXT_BYTES_MAX} bytes without control characters"
+                "its {field} must have 1 to {INFO_TEXT_BYTES_MAX} bytes and no control characters"
             ));
         }
     }
@@ -200,12 +194,12 @@ pub(crate) fn check_info(info: &GuestInfo) -> Result<(), ModuleRefusal> {
     Ok(())
 }
 
-/// An interface of the package, as this host speaks it.
+/// The full name of an interface of the package, with the version that this host supports.
 pub(crate) fn interface(name: &str) -> String {
     format!("{WORLD_PACKAGE}/{name}@{WORLD_VERSION}")
 }
 
-/// Whether `lockstep:fsm/INTERFACE@…` names one of these interfaces.
+/// Whether a name is `lockstep:fsm/INTERFACE@…`, of any version, for one of these interfaces.
 fn is_ours(name: &str, interfaces: &[&str]) -> bool {
     let unversioned = name.split_once('@').map_or(name, |(unversioned, _)| unversioned);
     unversioned
@@ -218,18 +212,18 @@ fn is_wasi(name: &str) -> bool {
     name.starts_with("wasi:") || name.starts_with("wasi_")
 }
 
-/// What is behind the `@`; nothing if there is none.
+/// The part of a name after its `@`; empty if it has none.
 fn version(name: &str) -> &str {
     name.split_once('@').map_or("", |(_, version)| version)
 }
 
-/// Versions of one minor number below 1.0 fit each other.
+/// Whether this host supports a version: below 1.0, versions with one minor number are compatible.
 fn is_spoken(version: &str) -> bool {
     let track = |version: &str| version.rsplit_once('.').map(|(track, _)| track.to_owned());
     !version.contains(['-', '+']) && track(version) == track(WORLD_VERSION)
 }
 
-/// The first few names, and how many there are beyond.
+/// The first few names, and the number of the others.
 fn some(names: &[String]) -> String {
     if names.is_empty() {
         return "nothing".to_owned();
@@ -253,9 +247,9 @@ impl fmt::Display for Report {
         }
         writeln!(f)?;
         match copied {
-            Ok(()) => writeln!(f, "  queries    are put to a copy: they cannot harm the guest")?,
+            Ok(()) => writeln!(f, "  queries    run on a copy: they cannot harm the guest")?,
             Err(why) => {
-                writeln!(f, "  queries    are put to the live guest, for {why}: one that traps")?;
+                writeln!(f, "  queries    run on the live guest, because {why}: one that traps")?;
                 writeln!(f, "             costs a rebuild")?;
             }
         }
@@ -273,7 +267,7 @@ fn all(names: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// `Ok` of the world's version, or the beginning of the refusal.
+    /// Expects `Ok` with the world's version, or a refusal that contains the text of `Err`.
     fn check_named(imports: &[&str], exports: &[&str], expect: Result<&str, &str>) {
         let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         match (check_names(own(imports), own(exports)), expect) {
@@ -320,7 +314,7 @@ mod tests {
         check_bytes(b"  (component)", "text form");
         check_bytes(b"\0asm", "ends within");
         check_bytes(b"\0asm\x01\0\0\0", "core module");
-        check_bytes(&vec![0; limits::MODULE_BYTES_MAX + 1], "are the limit");
+        check_bytes(&vec![0; limits::MODULE_BYTES_MAX + 1], "the limit is");
         assert_eq!(check_kind(b"\0asm\x0d\0\x01\0"), Ok(()));
     }
 
@@ -365,7 +359,7 @@ mod tests {
         let expect = format!(
             "kv 0.1.0\n  sha256     {id}\n  size       1234 bytes, compiled in 56 ms\n  \
              snapshots  writes format 2, reads from format 1 on\n  \
-             queries    are put to a copy: they cannot harm the guest\n  \
+             queries    run on a copy: they cannot harm the guest\n  \
              world      lockstep:fsm@0.1.0\n  imports    nothing\n  \
              exports    lockstep:fsm/state-machine@0.1.0"
         );

@@ -1,15 +1,15 @@
 //! State machines that are WebAssembly components.
 //!
-//! - One store per guest, dropped whole: a trap anywhere makes the store unusable, and so does a
-//!   guest's own failure in `init` or `restore`.
-//! - `query` and `snapshot` run on a copy (`copy.rs`) where all that the guest remembers lies
-//!   in its memory: they can neither change nor spoil the live one.
-//! - `snapshot` and `restore` run on a thread of their own, while the caller's thread does the
-//!   writing or the reading: the guest's side owns nothing that is borrowed, and memory is two
-//!   chunks. No state of the host outlives the call.
+//! - Each guest has a store of its own, which is dropped as a whole. A trap anywhere makes the
+//!   store unusable, and so does a failure that the guest reports in `init` or `restore`.
+//! - If all that a guest remembers lies in its memory, `query` and `snapshot` run on a copy
+//!   (`copy.rs`) and can neither change nor break the live guest.
+//! - `snapshot` and `restore` run the guest on a thread of its own, while the caller's thread
+//!   writes or reads. So the guest's thread borrows nothing from the caller, and two chunks are in
+//!   memory at a time. No state of the host outlives the call.
 //!
-//! Rebuilding after a fault is the caller's. What crosses, and how long it may be, is
-//! [`world`](super::world)'s.
+//! The caller rebuilds a guest after a fault. [`world`](super::world) defines the values that cross
+//! the boundary and their bounds.
 
 use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 use bytes::Bytes;
-use lockstep_core::entry::{Install, Profile};
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::ModuleId;
 use sha2::{Digest as _, Sha256};
@@ -30,19 +30,20 @@ use super::engine;
 use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::log::GuestLog;
+use super::text::one_line;
 use super::trap::{self, Call};
 use super::world::{Failure, MachinePre};
 use super::{
     Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader, memory, shape,
 };
 
-/// Bytes of a snapshot handed to the guest's reader at once, but for the last.
+/// Bytes in each chunk of a snapshot that the guest reads, except the last.
 const RESTORE_CHUNK_BYTES: usize = 256 << 10;
 
-/// A compiled component that fits the world.
+/// A compiled component that matches the world.
 pub struct ComponentModule {
     report: Report,
-    /// The module's name as the guests' logs say it.
+    /// The module's name, as it appears in the log messages of its guests.
     name: Arc<str>,
     pre: MachinePre,
 }
@@ -50,7 +51,7 @@ pub struct ComponentModule {
 /// A live component.
 pub struct ComponentGuest {
     live: Instance,
-    /// For calls that change nothing; without one they are made on the live instance.
+    /// Runs the calls that change nothing; without a copy they run on the live instance.
     copy: Option<GuestCopy>,
     budgets: Budgets,
 }
@@ -65,13 +66,13 @@ struct Budgets {
 }
 
 impl ComponentModule {
-    /// Compiles the component, links it and asks it on a throw-away instance what it is.
+    /// Compiles and links the component, and has a throw-away instance describe itself.
     pub fn load(bytes: &[u8]) -> Result<Self, ModuleRefusal> {
         check::check_kind(bytes)?;
         let engine = engine::shared()?;
         let id = ModuleId(Sha256::digest(bytes).into());
         let started = Instant::now();
-        // The compiler is the one part of the host that works on bytes of anybody's making.
+        // The compiler handles bytes that anybody may have made: a panic of it is only a refusal.
         let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
             .map_err(|_| ModuleRefusal::CompilerPanicked)?
             .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
@@ -100,26 +101,26 @@ impl ComponentModule {
         Ok(Self { report, name, pre })
     }
 
-    /// What was found out while loading.
+    /// What the checks found out while the component was loaded.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// A fresh guest, with what only a component can tell.
+    /// Makes a fresh guest of the concrete type, which tells more than the trait does.
     pub fn instantiate_component(
         &self,
-        install: &Install,
+        bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<ComponentGuest, GuestFault> {
         let call = Call::anywhere("instantiate");
-        engine::check_profile(&install.profile)
+        engine::check_profile(&bootstrap.profile)
             .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
-        let budgets = Budgets::of(&install.profile);
+        let budgets = Budgets::of(&bootstrap.profile);
         let recipe = Recipe {
             pre: self.pre.clone(),
             name: Arc::clone(&self.name),
             log: Arc::clone(log),
-            memory_bytes_max: install.profile.memory_bytes,
+            memory_bytes_max: bootstrap.profile.memory_bytes,
             fuel: budgets.init,
         };
         let (live, memories) = memory::live(|| recipe.make());
@@ -148,20 +149,21 @@ impl GuestModule for ComponentModule {
 
     fn instantiate(
         &self,
-        install: &Install,
+        bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault> {
-        Ok(Box::new(self.instantiate_component(install, log)?))
+        Ok(Box::new(self.instantiate_component(bootstrap, log)?))
     }
 }
 
 impl ComponentGuest {
-    /// Fuel that all calls so far used, instantiation included; that of copies is not.
+    /// Fuel used by all calls so far, including the instantiation of the live guest, but not of its
+    /// copies.
     pub fn fuel_used(&self) -> u64 {
         self.live.fuel_used + self.copy.as_ref().map_or(0, GuestCopy::fuel_used)
     }
 
-    /// The live instance, to be changed.
+    /// The live instance, for a call that may change it.
     fn change(&mut self) -> &mut Instance {
         if let Some(copy) = &mut self.copy {
             copy.falls_behind();
@@ -169,7 +171,7 @@ impl ComponentGuest {
         &mut self.live
     }
 
-    /// Makes a call that changes nothing: on a copy, if the guest can have one.
+    /// Makes a call that must change nothing: on the copy, if the guest can have one.
     fn look<R>(
         &mut self,
         call: Call,
@@ -182,7 +184,8 @@ impl ComponentGuest {
         }
     }
 
-    /// What a guest's own failure is where none may happen.
+    /// The fault for a failure that the guest reported in `init` or `restore`; the guest is
+    /// unusable.
     fn refused(&mut self, call: Call, failure: &Failure) -> GuestFault {
         self.live.faulted = true;
         call.fault(FaultClass::Refused, failure.text())
@@ -210,8 +213,8 @@ impl Guest for ComponentGuest {
             _ => {
                 self.live.faulted = true;
                 let message = format!(
-                    "it gave {count} outcomes for {} commands: `apply` must answer every command, \
-                     in order",
+                    "it returned {count} outcomes for {} commands: `apply` must answer every \
+                     command, in order",
                     commands.len()
                 );
                 Err(call.fault(FaultClass::Trap, message))
@@ -232,14 +235,14 @@ impl Guest for ComponentGuest {
         })
     }
 
-    /// A failure the guest reports is one of the snapshot: the guest goes on. A copy is interrupted
-    /// at the first write that fails. The live guest is not, for that would cost a rebuild on this
-    /// node: it writes to its end, as it would have, and its chunks are swallowed.
+    /// A failure that the guest reports fails the snapshot; the guest stays usable. If `out` fails,
+    /// a copy is interrupted at its next write. The live guest is not, since that would cost a
+    /// rebuild: it writes its snapshot to the end, and the remaining chunks are thrown away.
     fn snapshot(&mut self, out: &mut dyn io::Write) -> Result<io::Result<()>, GuestFault> {
         let call = Call::anywhere("snapshot");
         let fuel = self.budgets.snapshot;
         if let Some(copy) = &mut self.copy {
-            // What queries wrote is no state.
+            // What earlier queries wrote to the copy is not part of the state.
             copy.falls_behind();
         }
         let on_copy = self.copy.is_some();
@@ -249,10 +252,13 @@ impl Guest for ComponentGuest {
                 (call, fuel),
                 SnapshotIo::Write(sender),
                 |store, machine| machine.snapshot(store),
-                // It owns its end of the channel: should the writer panic, the guest must not wait.
-                move || match on_copy {
-                    true => pass_on(&chunks, out),
-                    false => pass_on(&chunks, out).inspect_err(|_| chunks.iter().for_each(drop)),
+                // The closure owns the receiver: if `out` panics, the guest must not wait for it.
+                move || {
+                    if on_copy {
+                        pass_on(&chunks, out)
+                    } else {
+                        pass_on(&chunks, out).inspect_err(|_| chunks.iter().for_each(drop))
+                    }
                 },
             ))
         });
@@ -261,7 +267,7 @@ impl Guest for ComponentGuest {
             Err(error) => return Ok(Err(error)),
         };
         let told = match told {
-            // It was interrupted for this, or whatever else ended it came after.
+            // The failed write interrupted the guest, or came before whatever else ended it.
             Err(_) if on_copy && written.is_err() => return Ok(written),
             told => told?,
         };
@@ -288,7 +294,7 @@ impl Guest for ComponentGuest {
                 |store, machine| machine.restore(store, header, config),
                 move || feed(input, chunks),
             )
-            .map_err(|error| call.fault(FaultClass::Host, format!("no thread: {error}")))?;
+            .map_err(|error| call.fault(FaultClass::Host, format!("no thread starts: {error}")))?;
         result?.map_err(|failure| self.refused(call, &failure))
     }
 
@@ -316,7 +322,7 @@ impl Budgets {
     }
 }
 
-/// Asks a throw-away instance what it is.
+/// Has a throw-away instance describe itself, and checks the types of its exports.
 fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
     let call = Call::anywhere("describe");
     let state = HostState::new(
@@ -332,7 +338,7 @@ fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
             store.data(),
         ))
     })?;
-    // The exports' types are compared here, names only were before.
+    // Only the names of the exports were checked before; here their types are.
     machine
         .check(&mut store)
         .map_err(|error| ModuleRefusal::TypeMismatch { reason: one_line(&error) })?;
@@ -341,12 +347,12 @@ fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
         .map_err(|error| ModuleRefusal::Describe(trap::fault(call, &error, store.data())))
 }
 
-/// Writes chunks until the guest closes the channel, or one cannot be written.
+/// Writes chunks to `out` until the guest closes the channel or a write fails.
 fn pass_on(chunks: &Receiver<Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
     chunks.iter().try_for_each(|chunk| out.write_all(&chunk))
 }
 
-/// Hands over the input until it ends, fails, or the guest has had enough.
+/// Sends chunks of the input until it ends or fails, or the guest stops reading.
 fn feed(input: &mut dyn io::Read, chunks: SyncSender<io::Result<Vec<u8>>>) {
     loop {
         let chunk = next_chunk(input);
@@ -357,16 +363,10 @@ fn feed(input: &mut dyn io::Read, chunks: SyncSender<io::Result<Vec<u8>>>) {
     }
 }
 
-/// Always full but at the end, however the input comes in: a guest's fuel depends on it.
+/// The next chunk of the input: full unless it is the last, however the input arrives, because the
+/// guest's fuel depends on the size of chunks.
 fn next_chunk(input: &mut dyn io::Read) -> io::Result<Vec<u8>> {
     let mut chunk = Vec::with_capacity(RESTORE_CHUNK_BYTES);
     input.take(RESTORE_CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
     Ok(chunk)
-}
-
-/// The whole chain of causes, bounded.
-pub(super) fn one_line(error: &wasmtime::Error) -> String {
-    const BYTES_MAX: usize = 1024;
-    let text = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
-    trap::bounded(&text, BYTES_MAX).into_owned()
 }

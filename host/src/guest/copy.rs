@@ -1,11 +1,12 @@
-//! A second instance over the live guest's memory, for calls that must leave no trace of
-//! themselves: queries and snapshots.
+//! A second instance over the live guest's memory, for the calls that must leave no trace: queries
+//! and snapshots.
 //!
-//! It costs the pages that a call touches. Whatever the call does, trap, loop or write, the live
-//! guest is as it was. A copy is kept for the next call, and made anew where the live memory has
-//! grown or a call ended badly. What calls wrote is forgotten before the first one that follows a
-//! change of the live guest, behind every long call, and now and then: to find all pages again
-//! takes longer than a short call itself.
+//! Whatever a call on the copy does, trap, loop or write, the live guest stays as it was. A copy
+//! costs the pages that its calls write to. It is reused for the next call, and made anew if the
+//! live memory has grown or a call faulted. Pages that calls wrote are given back, so that the copy
+//! sees the live memory again, before the first call after a change of the live guest, after every
+//! long call, and now and then. They are not given back after each short call, since mapping all
+//! pages again takes longer than such a call.
 
 use lockstep_core::fault::{FaultClass, GuestFault};
 
@@ -13,20 +14,23 @@ use super::instance::{Instance, Recipe};
 use super::memory::{Memories, Mirrored};
 use super::trap::Call;
 
-/// Bytes of memory that a call may have beyond what the live guest has.
+/// Bytes of memory that a call may use in addition to what the live guest uses.
 pub(crate) const GROWTH_BYTES_MAX: u64 = 64 << 20;
-/// Fuel of one call, and of all calls together, after which what they wrote is forgotten.
+/// Fuel of one call, and of all calls since the last time, after which the pages that were written
+/// are given back.
 const CALL_FUEL_MAX: u64 = 1_000_000;
 const CALLS_FUEL_MAX: u64 = 20_000_000_000;
 
-/// The copy of one live guest, and how one is made.
+/// The copy of one live guest, and the means to make it.
 pub(super) struct GuestCopy {
     recipe: Recipe,
-    /// The live guest's.
+    /// The live guest's memories.
     memories: Memories,
     made: Option<Mirrored<Instance>>,
-    /// Fuel of the calls since it last forgot what they wrote; `None`: it is to forget now.
+    /// Fuel of the calls since the written pages were last given back; `None` = give them back
+    /// before the next call.
     since: Option<u64>,
+    /// Fuel that all calls used.
     fuel_used: u64,
 }
 
@@ -35,17 +39,18 @@ impl GuestCopy {
         Self { recipe, memories, made: None, since: None, fuel_used: 0 }
     }
 
-    /// Fuel that the calls used.
+    /// Fuel that all calls used.
     pub(super) fn fuel_used(&self) -> u64 {
         self.fuel_used
     }
 
-    /// The next call must see the live guest as it will be then, and nothing else.
+    /// Makes the next call see the live guest as it is by then, without what earlier calls wrote.
     pub(super) fn falls_behind(&mut self) {
         self.since = None;
     }
 
-    /// Makes one call, while the live guest has so many bytes of memory in use and is not entered.
+    /// Makes one call on the copy. The live guest, which uses `used` bytes of memory, must not be
+    /// entered meanwhile.
     pub(super) fn enter<R>(
         &mut self,
         call: Call,
@@ -73,7 +78,7 @@ impl GuestCopy {
         self.fuel_used += fuel;
         let since = self.since.unwrap_or(0).saturating_add(fuel);
         self.since = Some(since).filter(|since| *since < CALLS_FUEL_MAX);
-        // One that faulted is not entered again, and goes with what it wrote.
+        // A copy whose call faulted is dropped here.
         if !faulted && copy.fits() {
             if fuel > CALL_FUEL_MAX {
                 copy.forget().map_err(|error| no_copy(call, &error))?;
@@ -85,5 +90,5 @@ impl GuestCopy {
 }
 
 fn no_copy(call: Call, error: &std::io::Error) -> GuestFault {
-    call.fault(FaultClass::Host, format!("no copy of the guest to ask: {error}"))
+    call.fault(FaultClass::Host, format!("the guest could not be copied for this call: {error}"))
 }

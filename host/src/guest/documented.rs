@@ -1,4 +1,4 @@
-//! The table of limits in docs/plugins.md says what the code does.
+//! Tests that the table of limits in docs/plugins.md says what the code does.
 
 use std::ops::RangeInclusive;
 
@@ -12,7 +12,7 @@ use crate::group::askers;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Bytes in the largest unit that leaves a whole number.
+/// Shows bytes in the largest unit that leaves a whole number.
 fn size(bytes: impl TryInto<u64>) -> String {
     let bytes = bytes.try_into().unwrap_or(u64::MAX);
     match bytes {
@@ -23,7 +23,7 @@ fn size(bytes: impl TryInto<u64>) -> String {
     }
 }
 
-/// A number with a comma before each three digits.
+/// Shows a number with a comma between each three digits.
 fn count(number: impl TryInto<u64>) -> String {
     let digits = number.try_into().unwrap_or(u64::MAX).to_string();
     let threes: Vec<&str> = digits
@@ -35,7 +35,7 @@ fn count(number: impl TryInto<u64>) -> String {
     threes.join(",")
 }
 
-/// A digit and a power of ten.
+/// Shows fuel as a digit times a power of ten.
 fn fuel(fuel: u64) -> String {
     let power = fuel.ilog10();
     let digits = "⁰¹²³⁴⁵⁶⁷⁸⁹";
@@ -51,11 +51,11 @@ fn between<T: Clone>(bounds: &RangeInclusive<T>, shown: impl Fn(T) -> String) ->
     format!("{} to {}", shown(bounds.start().clone()), shown(bounds.end().clone()))
 }
 
-/// Every limit and its bound, as the code has them.
+/// Every limit and its bound, from the constants of the code.
 fn limits() -> Vec<(&'static str, String)> {
     let profile = Profile::default();
     let command = size(MIB - core::COMMAND_BYTES_MAX as u64);
-    let outcomes = core::PACK_COMMANDS_MAX * core::OUTCOME_BYTES_MAX;
+    let outcomes = core::ENTRY_COMMANDS_MAX * core::OUTCOME_BYTES_MAX;
     let (entries, snapshots) = (engine::INIT_ENTRIES, engine::SNAPSHOT_ENTRIES);
     let many = |most: usize, bytes: usize| format!("{}, together {}", count(most), size(bytes));
     let (waiting, waiting_bytes) = (core::PROPOSALS_WAITING_MAX, core::PROPOSALS_WAITING_BYTES_MAX);
@@ -73,7 +73,7 @@ fn limits() -> Vec<(&'static str, String)> {
         ("name and version of a component", format!("{} each", size(check::INFO_TEXT_BYTES_MAX))),
         ("configuration of `init`", size(core::GUEST_CONFIG_BYTES_MAX)),
         ("command", format!("1 MiB − {command}")),
-        ("commands of an entry", many(core::PACK_COMMANDS_MAX, core::PACK_BYTES_MAX)),
+        ("commands of an entry", many(core::ENTRY_COMMANDS_MAX, core::COMMANDS_ENTRY_BYTES_MAX)),
         ("commands that wait in a group", many(waiting, waiting_bytes)),
         ("queries that wait in a group", many(askers::QUERIES_MAX, askers::BYTES_MAX)),
         (
@@ -134,7 +134,7 @@ fn the_table_of_limits_is_the_codes() {
     assert_eq!(documented, limits());
 }
 
-/// The two prices that stand below the table.
+/// The two prices below the table of limits are those of the code.
 #[test]
 fn the_price_of_a_call_is_the_codes() {
     let text = include_str!("../../../docs/plugins.md");

@@ -1,14 +1,14 @@
 //! The one wasmtime engine of the process, and every switch that keeps it deterministic.
 //!
-//! - Two replicas that run the same calls on instances with the same past get the same answers, the
-//!   same traps and the same fuel, on every machine this compiles for.
-//! - All that a guest could observe is decided here or in the group's replicated profile, never in
-//!   a node's file. Constants marked *profile* decide outcomes: changing one is a change of
-//!   [`FUEL_TABLE`] or comes with a new [`ENGINE_MAJOR`], and a replica refuses a group whose
-//!   profile names another.
-//! - Fuel is the only bound on running time. There are no epochs: they depend on the clock.
+//! - Two replicas that make the same calls on instances with the same history get the same answers,
+//!   the same traps and the same use of fuel, on every machine that this program compiles for.
+//! - All that a guest can observe is decided here or in the group's replicated profile, never in a
+//!   node's configuration. Constants marked *profile* decide outcomes: changing one takes a new
+//!   [`FUEL_TABLE`] or a new [`ENGINE_MAJOR`], and a replica refuses a group whose profile names
+//!   another one.
+//! - Fuel is the only bound on running time. Epochs are off, because they depend on the clock.
 //!
-//! Compiled code is not kept between processes; modules share the engine within one.
+//! All modules of a process share the engine. Compiled code is not kept for the next process.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
@@ -19,33 +19,34 @@ use wasmtime::{
     WasmBacktraceDetails,
 };
 
-/// Major version of wasmtime. Costs of operators, stack frames and bugs are per version.
+/// Major version of wasmtime: costs of operators, sizes of stack frames and bugs depend on it.
 pub const ENGINE_MAJOR: u32 = 48;
 
-/// Versions whose groups this program runs as well: they count by the same table, give the same
-/// values, and were run side by side with this one ([`FUEL_TABLE`], decision 0040).
+/// Versions of wasmtime whose groups this program can run: versions that count fuel by the same
+/// table, compute the same values, and were tested side by side with this one ([`FUEL_TABLE`],
+/// decision 0040).
 const ENGINES_RUN: &[u32] = &[ENGINE_MAJOR];
 
-/// Which table of costs an entry's fuel is counted by: 1 is wasmtime's default operator costs
-/// together with every constant of this file that was marked *profile* then; 2 adds the prices of
-/// the host's functions.
+/// Version of the table of costs by which fuel is counted. Version 1 has wasmtime's default costs
+/// of operators and the constants of this file that were marked *profile* then; version 2 adds the
+/// prices of the host's functions.
 pub const FUEL_TABLE: u32 = 2;
 
-/// *Profile.* Fuel of one call of a function of the host, whatever comes of it: a message may be
-/// dropped on one node and passed on by another. Some microseconds, as the call itself.
+/// *Profile.* Fuel of one call of a host function, whatever the host does with it: one node may
+/// drop a log message that another passes on. It is worth some microseconds, like the call itself.
 pub const HOST_CALL_FUEL: u64 = 50_000;
 
-/// *Profile.* Fuel of each byte that such a call hands over in either direction, also of what the
-/// host then cuts off: what an instruction costs that moves a byte.
+/// *Profile.* Fuel of each byte that such a call passes in either direction, including bytes that
+/// the host then cuts off. It is the cost of an instruction that moves a byte.
 pub const HOST_BYTE_FUEL: u64 = 1;
 
 /// *Profile.* Bytes of native stack a guest may use. Frame sizes depend on the compiler and the
-/// processor, so where exactly it ends is not the same everywhere: it is generous, so that fuel or
-/// the guest's own stack in linear memory ends a runaway recursion first. Threads that enter a
-/// guest need twice as much.
+/// processor, so the depth at which this stack overflows is not the same everywhere. The limit is
+/// generous, so that fuel or the guest's own stack in linear memory ends a runaway recursion first.
+/// Threads that enter a guest need twice as much.
 pub const STACK_BYTES_MAX: usize = 1 << 20;
 
-/// Stack of a thread that enters a guest: the guest's and as much again for the host below it.
+/// Stack of a thread that enters a guest, bytes: the guest's, and as much again for the host.
 pub(crate) const THREAD_STACK_BYTES: usize = 2 * STACK_BYTES_MAX;
 
 /// *Profile.* Fuel of `init`, as a multiple of the profile's fuel for an entry.
@@ -55,8 +56,8 @@ pub const INIT_ENTRIES: u64 = 20;
 /// entry. 5e9 x 400 = 2e12; restoring 512 MiB of 100-byte values takes `kv` some 8e10.
 pub const SNAPSHOT_ENTRIES: u64 = 400;
 
-/// Fuel of a query. Not part of the profile: a query's answer is not replicated. A good tenth of a
-/// second to a third, for which the apply lane stands still.
+/// Fuel of a query. It is not part of the profile, because a query's answer is not replicated. It
+/// lasts for a tenth to a third of a second, during which the apply lane stands still.
 pub const QUERY_FUEL: u64 = 2_000_000_000;
 
 /// Fuel of `describe` on a throw-away instance, its instantiation included.
@@ -71,18 +72,18 @@ pub const MEMORIES_MAX: usize = 16;
 /// *Profile.* Core instances and tables of a guest, each.
 pub const INSTANCES_MAX: usize = 256;
 
-/// Frames kept of a trap's backtrace; a panic takes the innermost seven for itself.
+/// Frames kept of a trap's backtrace; the innermost seven may belong to a panic's machinery.
 pub(crate) const BACKTRACE_FRAMES_MAX: usize = 24;
 
-/// Why there is no engine on this machine.
+/// Why the engine does not start on this machine.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the WebAssembly engine does not start on this machine: {0}")]
 pub struct EngineError(String);
 
-/// Why a group's profile cannot be honoured by this binary.
+/// Why this program cannot run a group with this profile.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "the group was founded on wasmtime {} with fuel table {}, and this program runs groups of \
+    "the group was bootstrapped on wasmtime {} with fuel table {}, and this program runs groups of \
      wasmtime {} with fuel table {FUEL_TABLE}: start a release of lockstep that runs the former on \
      this node; nothing was applied",
     .profile.engine_major, .profile.fuel_table, list(.engines)
@@ -105,15 +106,16 @@ pub fn shared() -> Result<&'static Engine, EngineError> {
         .map_err(Clone::clone)
 }
 
-/// Whether this program counts and computes as the profile says.
+/// Whether this program counts fuel and computes as the profile requires.
 pub fn check_profile(profile: &Profile) -> Result<(), ProfileMismatch> {
     check_among(ENGINES_RUN, profile)
 }
 
 fn check_among(engines: &'static [u32], profile: &Profile) -> Result<(), ProfileMismatch> {
-    match engines.contains(&profile.engine_major) && profile.fuel_table == FUEL_TABLE {
-        true => Ok(()),
-        false => Err(ProfileMismatch { profile: *profile, engines }),
+    if engines.contains(&profile.engine_major) && profile.fuel_table == FUEL_TABLE {
+        Ok(())
+    } else {
+        Err(ProfileMismatch { profile: *profile, engines })
     }
 }
 
@@ -126,67 +128,70 @@ fn config() -> Config {
     config
 }
 
-/// What an instruction yields.
+/// Settings that decide the values that instructions yield.
 fn values(config: &mut Config) {
-    // The bits of a NaN differ between processors; every NaN becomes the same one, in f32, f64 and
-    // v128 alike. Integers are untouched.
+    // The bits of a NaN differ between processors: make every NaN of f32, f64 and v128 the same
+    // one. Integers are unaffected.
     config.cranelift_nan_canonicalization(true);
-    // Relaxed SIMD *means* "whatever this processor does". On by default, hence off by hand; plain
-    // SIMD stays, it is exact.
+    // Relaxed SIMD *means* "whatever this processor does". It is on by default, so switch it off.
+    // Plain SIMD is exact and stays on.
     config.wasm_relaxed_simd(false);
-    // Were relaxed SIMD ever switched on, its deterministic form.
+    // If relaxed SIMD is ever switched on, it must be in its deterministic form.
     config.relaxed_simd_deterministic(true);
 }
 
-/// Which WebAssembly is accepted. Less is better: each proposal is one more thing that must cost
-/// the same fuel and end in the same trap everywhere, and no toolchain we know needs one of these.
+/// Settings that decide which WebAssembly is accepted. Less is better: each proposal is one more
+/// thing that must cost the same fuel and end in the same trap everywhere, and no toolchain that we
+/// know needs one of those that are off.
 fn proposals(config: &mut Config) {
-    // Threads race. The crate is built without them, so there is no switch; this one is the rest.
+    // Threads race. wasmtime is built without them, so that only this switch is left.
     config.shared_memory(false);
-    // When a collector runs and what it finds is state that nobody sees. The crate is built
-    // without any, and modules that need one are refused when they are validated.
+    // When a garbage collector runs, and what it finds, is hidden state. wasmtime is built without
+    // one, and validation refuses modules that need it.
     config.gc_support(false);
     config.wasm_gc(false);
-    // Memories over 4 GiB have no use under a limit of memory, and need bounds checks.
+    // Memories over 4 GiB need explicit bounds checks, and groups limit memory anyway.
     config.wasm_memory64(false);
-    // Growth by single bytes would go past the limiter's page arithmetic.
+    // Growth by single bytes would break the limiter's arithmetic, which counts pages.
     config.wasm_custom_page_sizes(false);
     config.wasm_stack_switching(false);
     config.wasm_wide_arithmetic(false);
     config.wasm_tail_call(false);
-    // Several memories stay allowed: the adapters that wasmtime itself makes within a component
-    // need them, without which it panics on components that have any (48.0.8).
+    // Several memories stay allowed: wasmtime makes adapters within a component that need them, and
+    // panics on such components otherwise (48.0.8).
     config.wasm_multi_memory(true);
-    // No async components: an event loop is an order of events. Built without; this saves the
-    // bookkeeping as well, half a microsecond a call.
+    // No async components: an event loop decides the order of events. wasmtime is built without
+    // them; this switch also saves the bookkeeping, half a microsecond per call.
     config.concurrency_support(false);
 }
 
-/// What ends a guest that would not end.
+/// Settings that bound what a guest uses.
 fn limits(config: &mut Config) {
-    // Counted by operator, independent of machine and of optimisation. The table of costs is left
-    // at wasmtime's own, see FUEL_TABLE.
+    // Fuel is counted by operator, independent of the machine and of optimisation. The costs are
+    // wasmtime's own, see FUEL_TABLE.
     config.consume_fuel(true);
-    // The clock ends nothing.
+    // The clock must not end a call.
     config.epoch_interruption(false);
     config.max_wasm_stack(STACK_BYTES_MAX);
-    // A long-lived store per guest, few of them; pools would add limits of their own, and have no
-    // place for memories of ours.
+    // Stores are few and live long, one per guest. Pools would add limits of their own, and cannot
+    // use memories that we make.
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-    // Memories that a second instance may look into. wasmtime's images of data segments do not go
-    // together with them (48.0.8 panics): segments are copied.
+    // We make the memories, so that a second instance can look into them. wasmtime's copy-on-write
+    // images of data segments do not work with such memories (48.0.8 panics): copy segments
+    // instead.
     config.with_host_memory(Arc::new(super::memory::Creator));
     config.memory_init_cow(false);
 }
 
-/// How code is made. Results do not depend on it, but the size of stack frames does, and so where a
-/// stack ends; pinned so that a default or an environment variable cannot move it.
+/// Settings of code generation. Results do not depend on them, but the size of stack frames does,
+/// and with it the depth at which a stack overflows. They are set explicitly, so that no default
+/// and no environment variable can change that.
 fn code(config: &mut Config) {
     config.strategy(Strategy::Cranelift);
     config.cranelift_opt_level(OptLevel::Speed);
     config.cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking);
-    // A trap names the functions it happened in; their lines would be looked up, at a cost, by an
-    // environment variable, so they are not.
+    // A trap names the functions it happened in, but not their lines: looking those up is costly,
+    // and by default an environment variable would decide about it.
     config.wasm_backtrace_max_frames(NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
 }
@@ -197,7 +202,7 @@ const _: () = assert!(THREAD_STACK_BYTES > STACK_BYTES_MAX + (512 << 10));
 mod tests {
     use super::*;
 
-    /// The configuration is one that wasmtime accepts, and the default profile is ours.
+    /// wasmtime accepts the configuration, and this program runs groups of the default profile.
     #[test]
     fn the_engine_starts_and_honours_the_default_profile() {
         shared().expect("the engine starts on a machine that runs tests");
@@ -214,7 +219,7 @@ mod tests {
         }
     }
 
-    /// A group goes on under a later engine that is known to do the same, and only under that.
+    /// A group may go on under another engine version only if that is listed as compatible.
     #[test]
     fn an_engine_that_is_listed_runs_the_groups_of_another() {
         let of = |engine_major| Profile { engine_major, ..Profile::default() };
@@ -222,13 +227,13 @@ mod tests {
             assert_eq!(check_among(&[48, 50], &of(engine)), Ok(()));
         }
         let refused = check_among(&[48, 50], &of(49)).expect_err("it is not listed");
-        let says = "founded on wasmtime 49 with fuel table 2, and this program runs groups of \
+        let says = "bootstrapped on wasmtime 49 with fuel table 2, and this program runs groups of \
             wasmtime 48, 50 with fuel table 2";
         assert!(refused.to_string().contains(says), "{refused}");
     }
 
-    /// What an update of the engine must not change unnoticed: if this fails, it counts by another
-    /// table, and groups of the one before cannot be run ([`ENGINES_RUN`], [`FUEL_TABLE`]).
+    /// An update of the engine must not change fuel unnoticed. If this fails, the new engine counts
+    /// by another table, and cannot run groups of the old one ([`ENGINES_RUN`], [`FUEL_TABLE`]).
     #[test]
     fn the_fuel_of_a_known_program_is_golden() {
         let program = wat::parse_str(

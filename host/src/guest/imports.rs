@@ -1,15 +1,16 @@
-//! What a guest may call: the allow-list of imports, and what stands behind it.
+//! The functions that a guest may call: the allow-list of imports, and their implementation.
 //!
-//! - Every call is paid for, by its caller's fuel and by the byte ([`engine`]), whatever the host
-//!   then does: so the price is the same on all nodes.
+//! - The guest pays for every call and for every byte of it with the fuel of the call under way
+//!   ([`engine`]). The price does not depend on what the host then does, so it is the same on all
+//!   nodes.
 //! - `host.log` becomes a line of the node's log ([`GuestLog`]), shortened; nothing flows back to
 //!   the guest.
-//! - `snapshot-io` is open only while the host is inside `snapshot` (write) or `restore` (read);
-//!   anywhere else it traps.
-//! - Chunks pass through a channel without a buffer: memory is a chunk or two, however large the
-//!   state, and the guest waits while its reader or writer is busy.
+//! - `snapshot-io.write` is open only during `snapshot`, and `snapshot-io.read` only during
+//!   `restore`; at any other time they trap.
+//! - Chunks pass through a channel without a buffer: however large the state, only a chunk or two
+//!   are in memory, and the guest waits while the host's side is busy.
 //!
-//! Who feeds and drains the channels is [`component`](super::component)'s business.
+//! [`component`](super::component) feeds and drains the channels.
 
 use std::io;
 use std::sync::Arc;
@@ -25,43 +26,45 @@ use super::lift::{AtMost, Cut, Text};
 use super::limits::Limiter;
 use super::log::GuestLog;
 
-/// Most bytes a guest may write at once to its snapshot; more traps. The SDK writes 256 KiB.
+/// The most bytes that a guest may write to its snapshot at once; more traps. The SDK writes
+/// 256 KiB.
 pub(crate) const SNAPSHOT_CHUNK_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes of a log message's target and of its text; the rest is cut off.
+/// Longest target and longest text of a log message, bytes; the rest is cut off.
 pub(crate) const LOG_TARGET_BYTES_MAX: usize = 128;
 pub(crate) const LOG_TEXT_BYTES_MAX: usize = 1024;
 
-/// What a store holds beside the guest.
+/// The host's data in a guest's store.
 pub(crate) struct HostState {
     /// The module's name, for the log.
     module: Arc<str>,
     log: Arc<GuestLog>,
     pub(crate) limiter: Limiter,
     pub(crate) snapshot_io: SnapshotIo,
-    /// The last message of level `error` in this call: the SDK's panic hook speaks there.
+    /// The last log message of level `error` in this call: the SDK's panic hook logs at that level.
     pub(crate) last_error: Option<String>,
-    /// Why a call cannot go on although the guest did nothing wrong.
+    /// Why the host ended the call although the guest did nothing wrong.
     pub(crate) host_failure: Option<String>,
 }
 
-/// Whether the guest is taking a snapshot, restoring one, or neither.
+/// Whether the guest is writing a snapshot, reading one, or neither.
 pub(crate) enum SnapshotIo {
     Closed,
     Write(SyncSender<Vec<u8>>),
     Read(Incoming),
 }
 
-/// The snapshot being restored.
+/// The snapshot that the guest is restoring.
 pub(crate) struct Incoming {
-    /// Chunks, then an error or the end.
+    /// The chunks, followed by an error or by the end of the channel.
     chunks: Receiver<io::Result<Vec<u8>>>,
-    /// The chunk in hand, and how much of it the guest has.
+    /// The present chunk.
     chunk: Vec<u8>,
+    /// Bytes of it that the guest has read.
     consumed: usize,
 }
 
-/// A guest that called what it may not call now.
+/// A guest called a function that it may not call now, or not like this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Misuse {
     #[error("snapshot-io.write was called outside of snapshot: nothing else may write")]
@@ -69,15 +72,15 @@ pub(crate) enum Misuse {
     #[error("snapshot-io.read was called outside of restore: nothing else may read")]
     ReadOutsideRestore,
     #[error(
-        "snapshot-io.write was given {bytes} bytes at once, {SNAPSHOT_CHUNK_BYTES_MAX} are the \
-         limit: write in smaller chunks"
+        "snapshot-io.write was given {bytes} bytes at once, the limit is \
+         {SNAPSHOT_CHUNK_BYTES_MAX}: write in smaller chunks"
     )]
     ChunkTooLarge { bytes: usize },
 }
 
-/// A snapshot that cannot be kept any more.
+/// The error that interrupts a guest whose snapshot can no longer be kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("nobody takes the snapshot any more")]
+#[error("the host no longer takes this snapshot")]
 pub(crate) struct Unwanted;
 
 /// How important a log message is.
@@ -103,10 +106,10 @@ type Target = Cut<Text<LOG_TARGET_BYTES_MAX>>;
 type Message = Cut<Text<LOG_TEXT_BYTES_MAX>>;
 type Chunk = AtMost<SNAPSHOT_CHUNK_BYTES_MAX>;
 
-/// A linker that knows our imports and no others.
+/// A linker that provides the allowed imports and no others.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
     let mut linker = Linker::new(engine);
-    // Types only; nothing to call.
+    // This interface has types only.
     linker.instance(&interface("types"))?;
     linker.instance(&interface("host"))?.func_wrap(
         "log",
@@ -129,7 +132,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostS
     Ok(linker)
 }
 
-/// Takes the price of a call with so many bytes from the fuel of the call under way.
+/// Takes the price of a call that passes this many bytes from the guest's fuel.
 fn pay(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
     let price = engine::HOST_BYTE_FUEL.saturating_mul(bytes as u64);
     let price = price.saturating_add(engine::HOST_CALL_FUEL);
@@ -150,7 +153,7 @@ impl HostState {
         }
     }
 
-    /// Forgets what belongs to the call before.
+    /// Forgets what belongs to the previous call.
     pub(crate) fn begin(&mut self) {
         self.limiter.begin();
         self.last_error = None;
@@ -167,10 +170,10 @@ impl Incoming {
         Self { chunks, chunk: Vec::new(), consumed: 0 }
     }
 
-    /// At most `bytes_max` bytes; none at the end.
+    /// Reads at most `bytes_max` bytes; none at the end.
     fn read(&mut self, bytes_max: usize) -> io::Result<Vec<u8>> {
         if self.consumed == self.chunk.len() {
-            // A closed channel is the end, and stays it.
+            // A closed channel is the end, and stays the end.
             self.chunk = self.chunks.recv().unwrap_or(Ok(Vec::new()))?;
             self.consumed = 0;
         }
@@ -206,7 +209,8 @@ impl HostState {
         };
         match chunk {
             Chunk::Whole(chunk) => {
-                // Whoever takes chunks and cannot keep them goes, if the guest may be interrupted.
+                // The receiver is gone if it failed to keep a chunk and the guest may be
+                // interrupted.
                 out.send(chunk).map_err(|_| Unwanted.into())
             }
             Chunk::TooLong(bytes) => Err(Misuse::ChunkTooLarge { bytes }.into()),
@@ -233,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// Every way of asking yields the same bytes, and the end stays the end.
+    /// Reads of any size yield the same bytes in total, and the end stays the end.
     #[test]
     fn chunks_are_cut_to_what_was_asked_for() {
         for bytes_max in [1, 2, 3, 5, 100] {

@@ -1,7 +1,7 @@
-//! One instance of a component in a store of its own, and how it is entered.
+//! One instance of a component, in a store of its own, and the way calls enter it.
 //!
-//! - Every call has a budget of fuel of its own; what one call leaves is not the next one's.
-//! - A trap anywhere makes the store unusable: an instance that faulted is entered no more.
+//! - Every call has its own budget of fuel: what one call leaves over is not added to the next.
+//! - A trap anywhere makes the store unusable: an instance that faulted is not entered again.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,19 +12,19 @@ use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::limits;
 use wasmtime::Store;
 
-use super::component::one_line;
 use super::engine;
 use super::imports::{HostState, SnapshotIo};
 use super::log::GuestLog;
+use super::text::one_line;
 use super::trap::{self, Call};
 use super::world::{Machine, MachinePre};
 use crate::panics::panic_text;
 
-/// How instances of one component are made for one group.
+/// Makes the instances of one component for one group.
 #[derive(Clone)]
 pub(super) struct Recipe {
     pub(super) pre: MachinePre,
-    /// The module's name as the guests' logs say it.
+    /// The module's name, as it appears in the log messages of its guests.
     pub(super) name: Arc<str>,
     pub(super) log: Arc<GuestLog>,
     pub(super) memory_bytes_max: u64,
@@ -36,9 +36,9 @@ pub(super) struct Recipe {
 pub(super) struct Instance {
     pub(super) store: Store<HostState>,
     machine: Machine,
-    /// Fuel that all calls together used.
+    /// Fuel that all calls used together.
     pub(super) fuel_used: u64,
-    /// Whether a call ended with a fault; no other one is made then.
+    /// Whether a call ended with a fault; no further call is made then.
     pub(super) faulted: bool,
 }
 
@@ -56,12 +56,12 @@ impl Recipe {
 }
 
 impl Instance {
-    /// What a call on one that faulted before ends with.
+    /// The fault of a call on an instance that faulted before.
     pub(super) fn spent(call: Call) -> GuestFault {
         call.fault(FaultClass::Host, "the guest was entered after a fault")
     }
 
-    /// Makes one call. The guest counts as faulted until it has returned well.
+    /// Makes one call. Until the call has returned without a fault, the instance counts as faulted.
     pub(super) fn enter<R>(
         &mut self,
         call: Call,
@@ -85,8 +85,8 @@ impl Instance {
         }
     }
 
-    /// [`Self::enter`] on a thread that is not the caller's, whose `beside` runs meanwhile. `Err`
-    /// of the outer kind: there is no thread, and the guest was not entered.
+    /// Runs [`Self::enter`] on a new thread, and `beside` on the caller's thread meanwhile. The
+    /// outer `Err` means that no thread could be started and the guest was not entered.
     pub(super) fn enter_beside<R: Send, B>(
         &mut self,
         (call, fuel): (Call, u64),
@@ -100,7 +100,7 @@ impl Instance {
         let run = move || {
             let _span = span.enter();
             let result = catch_unwind(AssertUnwindSafe(|| guest.enter(call, fuel, work)));
-            // Ends the loop on the caller's side; a panic must not leave it waiting.
+            // Closing the channel ends the caller's loop, also after a panic.
             guest.store.data_mut().snapshot_io = SnapshotIo::Closed;
             result
         };
@@ -130,7 +130,8 @@ pub(super) fn new_store(pre: &MachinePre, state: HostState, fuel: u64) -> Store<
     store
 }
 
-/// Without a trap and without a refused memory, what fails an instantiation is the machine.
+/// The fault of a failed instantiation: the guest's if it trapped or was refused memory, else the
+/// host's.
 pub(super) fn instantiate_fault(
     call: Call,
     error: &wasmtime::Error,

@@ -1,31 +1,31 @@
-//! Bytes and texts that a guest hands over, bounded before anything is copied.
+//! Bytes and texts that a guest passes to the host, bounded before anything is copied.
 //!
-//! - A guest may hand over whatever its memory holds, and the same place of it many times in one
-//!   call. What is [`Cut`] is looked at by its length first: of what is too long only the length,
-//!   or the beginning, reaches the host. So it costs the host nothing, and need not be a fault.
-//! - A list that lies outside of memory is a trap, as anywhere.
+//! - A guest may pass all of its memory, or one part of it many times in one call. [`Cut`] looks at
+//!   the length first: only the length, or the beginning, of a value that is too long reaches the
+//!   host. Such a value costs the host nothing, and need not be a fault.
+//! - A list that lies outside of memory traps, as anywhere else.
 //!
-//! wasmtime's own types for lists copy first. Its traits can be implemented by hand; they are
-//! `unsafe`, for a type must say truly how it is laid out. [`Cut`] is a list or a string, and says
-//! what wasmtime says of those.
+//! wasmtime's own types for lists copy first, so [`Cut`] implements wasmtime's traits by hand. They
+//! are `unsafe` because a type must state its layout correctly; [`Cut`] is a list or a string, and
+//! states what wasmtime states for those.
 
 use wasmtime::ValRaw;
 use wasmtime::component::__internal::wasmtime_environ::component::StringEncoding;
 use wasmtime::component::__internal::{CanonicalAbiInfo, InstanceType, InterfaceType, LiftContext};
 use wasmtime::component::{ComponentType, Lift};
 
-use super::trap::bounded;
+use super::text::bounded;
 
-/// What is made of a list or a string: [`AtMost`], [`ListOf`] or [`Text`].
+/// A list or a string of a guest, taken as `T`: [`AtMost`], [`ListOf`] or [`Text`].
 #[derive(Debug)]
 pub(crate) struct Cut<T>(pub(crate) T);
 
-/// What a list or a string can be cut to.
+/// A bounded value that can be read from a list or a string.
 pub(crate) trait FromPlace: Sized + Send + Sync {
-    /// What wasmtime takes it for.
+    /// The type that wasmtime checks in its place.
     type Like: ComponentType + ?Sized;
 
-    /// Reads no more than it keeps.
+    /// Reads the value, and no more of the memory than it keeps.
     fn from_place(
         cx: &mut LiftContext<'_>,
         ty: InterfaceType,
@@ -33,8 +33,8 @@ pub(crate) trait FromPlace: Sized + Send + Sync {
     ) -> wasmtime::Result<Self>;
 }
 
-// SAFETY: the layout of a list and of a string is a pointer and a length, whatever it is of; which
-// types fit is what wasmtime says.
+// SAFETY: a list and a string are laid out as a pointer and a length, whatever they contain;
+// wasmtime decides which types match.
 unsafe impl<T: FromPlace> ComponentType for Cut<T> {
     type Lower = [ValRaw; 2];
     const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
@@ -44,7 +44,7 @@ unsafe impl<T: FromPlace> ComponentType for Cut<T> {
     }
 }
 
-// SAFETY: reads no memory but through slices, and through wasmtime's own `Lift`.
+// SAFETY: memory is only read through slices and through wasmtime's own `Lift`.
 unsafe impl<T: FromPlace> Lift for Cut<T> {
     fn linear_lift_from_flat(
         cx: &mut LiftContext<'_>,
@@ -63,29 +63,29 @@ unsafe impl<T: FromPlace> Lift for Cut<T> {
     }
 }
 
-/// A list of bytes; nothing but the length of one that is longer than `BYTES_MAX`.
+/// A list of bytes; of one that is longer than `BYTES_MAX`, only the length.
 #[derive(Debug)]
 pub(crate) enum AtMost<const BYTES_MAX: usize> {
     Whole(Vec<u8>),
     TooLong(usize),
 }
 
-/// A list; nothing but the number of elements of one that has more than `MAX`.
+/// A list; of one that has more than `MAX` elements, only their number.
 #[derive(Debug)]
 pub(crate) enum ListOf<T, const MAX: usize> {
     Whole(Vec<T>),
     TooLong(usize),
 }
 
-/// A text, cut to at most `BYTES_MAX` bytes. What is no text becomes one with `\u{fffd}` in it.
+/// A text, cut to at most `BYTES_MAX` bytes. Bytes that are not text become `\u{fffd}`.
 #[derive(Debug)]
 pub(crate) struct Text<const BYTES_MAX: usize> {
     pub(crate) text: String,
-    /// What was handed over takes so many bytes in the guest's memory.
+    /// The size of the whole string in the guest's memory, bytes.
     pub(crate) bytes: usize,
 }
 
-/// Where a list or a string lies in memory, and its length in units of its own.
+/// Where a list or a string lies in memory, and its length in elements or code units.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     at: usize,
@@ -94,7 +94,7 @@ pub(crate) struct Place {
 
 impl Place {
     fn of_flat(pair: &[ValRaw; 2]) -> Self {
-        // Memories have 32 bits: the engine takes no others.
+        // Addresses have 32 bits: the engine accepts no larger memories.
         Self { at: pair[0].get_u32() as usize, length: pair[1].get_u32() as usize }
     }
 
@@ -113,7 +113,7 @@ impl Place {
         [ValRaw::u32(self.at as u32), ValRaw::u32(self.length as u32)]
     }
 
-    /// So many bytes from here on.
+    /// The `length` bytes that begin here.
     fn bytes<'a>(self, cx: &LiftContext<'a>, length: usize) -> wasmtime::Result<&'a [u8]> {
         let rest = cx.memory().get(self.at..);
         rest.and_then(|rest| rest.get(..length)).ok_or_else(outside)
@@ -121,11 +121,11 @@ impl Place {
 }
 
 fn outside() -> wasmtime::Error {
-    wasmtime::Error::msg("what it handed over lies outside of its memory")
+    wasmtime::Error::msg("it passed a list or a string that lies outside of its memory")
 }
 
 impl<const BYTES_MAX: usize> AtMost<BYTES_MAX> {
-    /// How long the list is that was handed over.
+    /// The length of the list that the guest passed.
     pub(crate) fn length(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -174,12 +174,12 @@ impl<const BYTES_MAX: usize> FromPlace for Text<BYTES_MAX> {
         _: InterfaceType,
         place: Place,
     ) -> wasmtime::Result<Self> {
-        /// Marks a string of the encoding `latin1+utf16` as being of 16-bit units.
+        /// The bit that tells a string of the encoding `latin1+utf16` as having 16-bit units.
         const WIDE: usize = 1 << 31;
         let (length, wide) = match cx.options().string_encoding {
             StringEncoding::Utf8 => {
                 let bytes = place.bytes(cx, place.length)?;
-                // A byte more, so that a cut shows as one.
+                // One byte more than is kept, so that `bounded` sees that the text is too long.
                 let text = String::from_utf8_lossy(&bytes[..bytes.len().min(BYTES_MAX + 1)]);
                 let text = bounded(&text, BYTES_MAX).into_owned();
                 return Ok(Self { text, bytes: place.length });
@@ -188,14 +188,12 @@ impl<const BYTES_MAX: usize> FromPlace for Text<BYTES_MAX> {
             StringEncoding::CompactUtf16 => (place.length & !WIDE, place.length & WIDE != 0),
         };
         let bytes = place.bytes(cx, if wide { 2 * length } else { length })?;
-        let text: String = match wide {
-            true => {
-                let units =
-                    bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
-                let chars = char::decode_utf16(units.take(BYTES_MAX + 1));
-                chars.map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
-            }
-            false => bytes.iter().take(BYTES_MAX + 1).copied().map(char::from).collect(),
+        let text: String = if wide {
+            let units = bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+            let chars = char::decode_utf16(units.take(BYTES_MAX + 1));
+            chars.map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        } else {
+            bytes.iter().take(BYTES_MAX + 1).copied().map(char::from).collect()
         };
         Ok(Self { text: bounded(&text, BYTES_MAX).into_owned(), bytes: bytes.len() })
     }

@@ -1,12 +1,12 @@
-//! How much memory a guest may have, and who said no.
+//! How much memory a guest may have, and whether the limit or the machine refused more.
 //!
-//! - The limit is of all linear memories together, for a component may hold several.
-//! - No guest sees a refusal. What is in use when a limit is met is not the same on every replica:
-//!   one that restored a snapshot has another heap than one that replayed, and so would another
-//!   `memory.grow` of the two have answered -1. Such an answer in an outcome would part the
-//!   replicas in silence. So growth beyond a limit ends the call, be it the group's limit, that of
-//!   all tables, or the maximum that a memory or a table declares itself.
-//! - A refusal by the machine ends it as well, and is told from those.
+//! - The limit is on all linear memories of a component together.
+//! - No guest sees a refusal. Replicas do not use the same memory at the same point of the log: a
+//!   replica that restored a snapshot has another heap than one that replayed. So `memory.grow`
+//!   would answer -1 at different points, and a guest that put that into an outcome would make
+//!   replicas diverge in silence. Growth beyond a limit therefore ends the call, whether the limit
+//!   is the group's, that of all tables, or the maximum that a memory or a table declares.
+//! - A refusal by the machine also ends the call, and is told apart from those.
 
 use wasmtime::ResourceLimiter;
 
@@ -17,12 +17,12 @@ use super::engine::{INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX};
 pub(crate) struct Limiter {
     /// Linear memory in use, bytes.
     memory_bytes: u64,
-    /// Most of it there may be, from the group's profile.
+    /// The most linear memory that may be in use, from the group's profile.
     memory_bytes_max: u64,
     table_elements: usize,
-    /// The last growth the limit refused since [`Limiter::begin`].
+    /// The last growth that a limit refused since [`Limiter::begin`].
     refused: Option<String>,
-    /// What the machine said when it could not do what the limit allows.
+    /// Why the machine could not provide memory that the limit allows.
     machine_refused: Option<String>,
 }
 
@@ -37,7 +37,7 @@ impl Limiter {
         }
     }
 
-    /// So many bytes are in use, whatever was counted, and so many may be.
+    /// Sets how many bytes count as in use, and how many may be in use.
     pub(crate) fn stands_at(&mut self, memory_bytes: u64, memory_bytes_max: u64) {
         (self.memory_bytes, self.memory_bytes_max) = (memory_bytes, memory_bytes_max);
     }
@@ -51,19 +51,19 @@ impl Limiter {
         self.memory_bytes
     }
 
-    /// Ends the call.
+    /// Refuses a growth, which ends the call.
     fn refuse<R>(&mut self, why: String) -> wasmtime::Result<R> {
         let error = wasmtime::Error::msg(why.clone());
         self.refused = Some(why);
         Err(error)
     }
 
-    /// What the limit refused in this call, if it did.
+    /// What a limit refused in this call, if anything.
     pub(crate) fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }
 
-    /// What the machine refused, ever.
+    /// What the machine has refused, in this call or before.
     pub(crate) fn machine_refused(&self) -> Option<&str> {
         self.machine_refused.as_deref()
     }
@@ -81,8 +81,8 @@ impl ResourceLimiter for Limiter {
         let has = self.memory_bytes;
         if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
             return self.refuse(format!(
-                "it asked for {growth} more bytes of a memory that has {current} and declares \
-                 itself that it may have {maximum}"
+                "it asked for {growth} more bytes of a memory that has {current} and declares a \
+                 maximum of {maximum}"
             ));
         }
         if total > self.memory_bytes_max {
@@ -110,8 +110,7 @@ impl ResourceLimiter for Limiter {
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
         if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
             return self.refuse(format!(
-                "it asked for a table of {desired} elements, which declares itself that it may \
-                 have {maximum}"
+                "it asked for {desired} elements of a table that declares a maximum of {maximum}"
             ));
         }
         if total > TABLE_ELEMENTS_MAX {
@@ -124,8 +123,8 @@ impl ResourceLimiter for Limiter {
     }
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        // Its size would not be a number; where the machine has no room the engine traps by itself.
-        self.refuse(format!("it asked for a table that cannot be: {error:#}"))
+        // The size overflowed: if the machine lacks memory for a table, the engine itself traps.
+        self.refuse(format!("it asked for an impossible table: {error:#}"))
     }
 
     fn instances(&self) -> usize {
@@ -147,7 +146,7 @@ mod tests {
 
     const PAGE: usize = 64 << 10;
 
-    /// Two memories share one limit; what was refused does not count as used, and ends the call.
+    /// Two memories share one limit. A refused growth ends the call and does not count as used.
     #[test]
     fn memories_are_summed() {
         let mut limiter = Limiter::new(4 * PAGE as u64);

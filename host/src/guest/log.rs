@@ -1,11 +1,11 @@
-//! What the guests of a group say: passed on to the node's log, within limits.
+//! Passes the log messages of a group's guests on to the node's log, within limits.
 //!
-//! - So many lines and bytes a second; what is beyond is dropped and counted, and that is said once
-//!   for as long as it lasts.
-//! - What was said of an entry is not said again while the entry is replayed.
-//! - A guest sees nothing of either, in answers or in fuel.
+//! - Lines and bytes per second are limited. Lines beyond that are dropped and counted; the node's
+//!   log says once when dropping begins, and once when it is over.
+//! - Messages about an entry are not logged again while the entry is replayed.
+//! - A guest notices neither, in answers or in fuel.
 //!
-//! All instances of a group's guest, copies and later ones too, speak through one [`GuestLog`].
+//! All instances of a group's guest, including copies and later instances, share one [`GuestLog`].
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,14 +16,14 @@ use tracing::Level;
 
 use crate::clock::{Clock, SystemClock};
 
-/// Lines of a group's guests that are passed on in a second.
+/// The most lines of a group's guests that are logged in one second.
 pub(crate) const LOG_LINES_PER_SECOND_MAX: u32 = 200;
-/// Bytes of them.
+/// The most bytes of such lines, targets included, in one second.
 pub(crate) const LOG_BYTES_PER_SECOND_MAX: usize = 64 << 10;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Where the guests of a group speak.
+/// Takes the log messages of a group's guests.
 pub struct GuestLog {
     group: Option<GroupId>,
     clock: Arc<dyn Clock>,
@@ -32,7 +32,7 @@ pub struct GuestLog {
     rate: Mutex<Rate>,
 }
 
-/// What was passed on in the second under way, and what was not.
+/// What was logged in the present second, and what was dropped.
 #[derive(Default)]
 struct Rate {
     began: Duration,
@@ -40,16 +40,16 @@ struct Rate {
     bytes: usize,
     /// Lines dropped in this second.
     dropped: u64,
-    /// Lines dropped since none was dropped for a second.
+    /// Lines dropped since the last full second without a drop.
     dropped_in_a_row: u64,
 }
 
 #[derive(PartialEq, Eq, Debug)]
 enum Verdict {
     Pass,
-    /// So many lines before this one were dropped, and that is over.
+    /// This line passes, and dropping is over: this many lines before it were dropped.
     PassAfter(u64),
-    /// Nothing was dropped just before.
+    /// The line is dropped, and is the first in a row.
     DropFirst,
     Drop,
 }
@@ -59,7 +59,7 @@ impl GuestLog {
         Self::of(Some(group), clock)
     }
 
-    /// For guests that are looked at outside of any group.
+    /// For guests that are checked outside of any group.
     pub fn of_no_group() -> Arc<Self> {
         Self::of(None, Arc::new(SystemClock { offset_ms: 0 }))
     }
@@ -69,12 +69,12 @@ impl GuestLog {
         Arc::new(Self { group, clock, silent, dropped, rate: Mutex::default() })
     }
 
-    /// Lines that were dropped for being too many.
+    /// Lines that were dropped because there were too many.
     pub fn lines_dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Calls guests that are not heard if `silent`.
+    /// Runs `work`, which enters guests; if `silent`, their messages are ignored.
     pub(crate) fn silent_if<R>(&self, silent: bool, work: impl FnOnce() -> R) -> R {
         self.silent.store(silent, Ordering::Relaxed);
         let done = work();
@@ -86,7 +86,7 @@ impl GuestLog {
         if self.silent.load(Ordering::Relaxed) {
             return;
         }
-        // A level is part of an event's place in the code.
+        // tracing fixes the level where an event is written, so each level has its own.
         macro_rules! pass_on {
             ($level:ident) => {
                 if tracing::enabled!(Level::$level) && self.passes(origin.len() + text.len()) {
@@ -111,7 +111,7 @@ impl GuestLog {
         match verdict {
             Verdict::Pass => true,
             Verdict::PassAfter(dropped) => {
-                tracing::warn!(group, dropped, "lines of the guest were dropped");
+                tracing::warn!(group, dropped, "log lines of the guest were dropped");
                 true
             }
             Verdict::DropFirst | Verdict::Drop => {
@@ -121,7 +121,7 @@ impl GuestLog {
                         group,
                         lines_per_second = LOG_LINES_PER_SECOND_MAX,
                         bytes_per_second = LOG_BYTES_PER_SECOND_MAX,
-                        "the guest says too much: lines are dropped, and counted"
+                        "the guest logs too much: lines are dropped and counted"
                     );
                 }
                 false
@@ -156,7 +156,7 @@ impl Rate {
 mod tests {
     use super::*;
 
-    /// Lines of so many bytes at so many milliseconds; a letter for each verdict.
+    /// Judges lines, each with its time in milliseconds and its bytes; a letter for each verdict.
     fn check(lines: impl IntoIterator<Item = (u64, usize)>, expect: &str) {
         let mut rate = Rate::default();
         let verdicts = lines.into_iter().map(|(ms, bytes)| {
@@ -184,7 +184,7 @@ mod tests {
         check([(0, half), (1, half + 1), (2, half)], "pDp");
     }
 
-    /// What is dropped second after second is told once, and summed up once.
+    /// Drops in successive seconds are announced once and summed up once.
     #[test]
     fn drops_in_a_row_are_told_once() {
         let all = LOG_BYTES_PER_SECOND_MAX;

@@ -1,17 +1,19 @@
 //! Linear memories that a second instance may look into.
 //!
-//! A live guest's memory is a file in memory, mapped shared. A *mirror* of it is the memory of
-//! another instance of the same component: it maps the same file privately, so that it sees every
-//! byte and keeps what it writes to itself, a page at a time. [`Mirrored::forget`] gives those
-//! pages back; then it sees the live memory again.
+//! The memory of a live guest is a file in memory (memfd), mapped shared. A *mirror* is the memory
+//! of a second instance of the same component. It maps the same file privately: it sees every byte
+//! of the live memory, and what it writes stays in pages of its own. [`Mirrored::forget`] gives
+//! those pages back, after which the mirror sees the live memory again.
 //!
-//! - Whoever writes the live memory while a mirror is read gives it a torn view: the two are
-//!   entered by turns, which is the owner's business.
-//! - While the second instance is made its memory is its own, all zero, as its start wants it.
-//! - Where the kernel grants no such files a guest's memory is anonymous, and there is no mirror.
+//! - A write to the live memory while its mirror is read would give the mirror a torn view: the
+//!   owner must enter the two instances by turns.
+//! - While the second instance is being made, its memory is its own and all zero, as the start of
+//!   an instance requires.
+//! - If the kernel grants no such file, a guest's memory is anonymous and has no mirror.
 //!
-//! wasmtime asks for the memories of a new instance one after the other, in an order that is the
-//! component's, without a word on whose they are: [`making`] says it for the present thread.
+//! wasmtime asks for the memories of a new instance one by one, in an order that the component
+//! fixes, but does not say which instance they are for. [`making`] notes that for the present
+//! thread.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -28,13 +30,13 @@ use rustix::mm::{
 };
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
-/// What the memories that the present thread makes are for.
+/// What the memories are for that the present thread makes.
 enum Making {
-    /// Nobody looks into them.
+    /// An instance that is never mirrored.
     Plain,
-    /// A guest that may be mirrored.
+    /// A live guest, which may be mirrored: the memories made so far.
     Live(Vec<Arc<Space>>),
-    /// The mirrors of these, in order.
+    /// Mirrors of the memories `of`, in the same order.
     Mirrors { of: Vec<Arc<Space>>, made: Vec<Arc<Space>> },
 }
 
@@ -46,26 +48,26 @@ thread_local! {
 #[derive(Default)]
 pub(crate) struct Memories(Vec<Arc<Space>>);
 
-/// An instance whose memories mirror a live guest's. Whoever has it at hand has it alone.
+/// An instance whose memories mirror a live guest's.
 pub(crate) struct Mirrored<T> {
     instance: T,
     mirrors: Vec<Arc<Space>>,
     of: Vec<Arc<Space>>,
 }
 
-/// A piece of address space: one linear memory, the room for its growth, and its guard.
+/// A reservation of address space: one linear memory, space for its growth, and its guard.
 struct Space {
     base: NonNull<u8>,
-    /// Bytes of address space; what of it may not be touched faults.
+    /// Bytes of address space. An access beyond `size` faults.
     reserved: usize,
-    /// Bytes that may be touched.
+    /// Bytes that may be accessed.
     size: AtomicUsize,
-    /// What a live memory's bytes are in.
+    /// The file that holds the bytes of a live guest's memory.
     file: Option<OwnedFd>,
 }
 
-// SAFETY: the pointer is to a mapping that lives as long as this value and belongs to no thread;
-// what is done with it here are system calls.
+// SAFETY: the pointer is to a mapping that lives as long as this value and belongs to no thread; it
+// is only passed to system calls here.
 unsafe impl Send for Space {}
 // SAFETY: as above; `size` is atomic, the rest never changes.
 unsafe impl Sync for Space {}
@@ -76,9 +78,9 @@ pub(crate) fn live<R>(instantiate: impl FnOnce() -> R) -> (R, Memories) {
     (made, Memories(memories))
 }
 
-/// Makes an instance as told, and says what memories it got.
+/// Makes an instance for the given purpose, and returns it with its memories.
 fn making<R>(what: Making, instantiate: impl FnOnce() -> R) -> (R, Vec<Arc<Space>>) {
-    /// Nothing stays, whatever happens while the instance is made.
+    /// Resets the thread's note, even if making the instance panics.
     struct Done;
     impl Drop for Done {
         fn drop(&mut self) {
@@ -102,7 +104,8 @@ impl Memories {
         self.0.iter().all(|space| space.file.is_some())
     }
 
-    /// Makes an instance of the same component, of the present size, and lets it see these.
+    /// Makes a second instance of the same component whose memories mirror these, at their present
+    /// size.
     pub(crate) fn mirror<T, E>(
         &self,
         instantiate: impl FnOnce() -> Result<T, E>,
@@ -115,42 +118,42 @@ impl Memories {
 }
 
 impl<T> Mirrored<T> {
-    /// The instance, to be entered.
+    /// The second instance, to be entered.
     pub(crate) fn instance(&mut self) -> &mut T {
         &mut self.instance
     }
 
-    /// Whether it is still of the live memories' size.
+    /// Whether the mirrors still have the size of the live memories.
     pub(crate) fn fits(&self) -> bool {
         self.mirrors.iter().zip(&self.of).all(|(mirror, live)| mirror.size() == live.size())
     }
 
-    /// Gives back what the instance wrote.
+    /// Gives back the pages that the instance wrote, so that it sees the live memories again.
     pub(crate) fn forget(&mut self) -> io::Result<()> {
         for mirror in &self.mirrors {
             if mirror.size() == 0 || planted("mirrors_remember") {
                 continue;
             }
-            // SAFETY: the range is this mapping's. Nobody runs in the instance and nobody holds a
-            // reference into its memory, for it is borrowed here for writing. Its pages are of a
-            // private mapping of a file: they are read from there again.
+            // SAFETY: the range is this mapping's. The instance is borrowed mutably here, so no
+            // code runs in it and no reference into its memory is alive. Its pages are of a private
+            // mapping of a file, and are read from the file again.
             unsafe { madvise(mirror.start(0), mirror.size(), Advice::LinuxDontNeed) }?;
         }
         Ok(())
     }
 
-    /// Puts the live memories in the place of those that the instance began with.
+    /// Maps the live memories over those that the instance was made with.
     fn look(&mut self) -> io::Result<()> {
         if self.mirrors.len() != self.of.len() || !self.fits() {
-            return Err(io::Error::other("the second instance has other memories"));
+            return Err(io::Error::other("the memories of the second instance differ"));
         }
         for (mirror, live) in self.mirrors.iter().zip(&self.of) {
             let Some(file) = live.file.as_ref().filter(|_| live.size() > 0) else { continue };
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
             let flags = flags | MapFlags::FIXED | MapFlags::NORESERVE;
             // SAFETY: the range lies in the mirror's own reservation, whose size is that of the
-            // file, and is replaced there. Nobody runs in the instance and nobody holds a reference
-            // into its memory, for it is borrowed here for writing.
+            // file, and is replaced there. The instance is borrowed mutably here, so no code runs
+            // in it and no reference into its memory is alive.
             unsafe { mmap(mirror.start(0), live.size(), access, flags, file, 0) }?;
         }
         Ok(())
@@ -158,14 +161,14 @@ impl<T> Mirrored<T> {
 }
 
 impl Space {
-    /// Reserves address space and makes the first `size` bytes of it usable, all zero.
+    /// Reserves address space, and makes its first `size` bytes accessible, all zero.
     fn new(size: usize, reserved: usize, file: Option<OwnedFd>) -> io::Result<Arc<Self>> {
         let none = ProtFlags::empty();
         let base = match &file {
             Some(file) => {
                 ftruncate(file, size as u64)?;
                 let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-                // SAFETY: a new mapping, wherever the kernel finds place for it.
+                // SAFETY: this is a new mapping, at an address that the kernel chooses.
                 unsafe { mmap(null_mut(), reserved, none, flags, file, 0) }?
             }
             None => {
@@ -187,16 +190,16 @@ impl Space {
     /// The address of a byte of the reservation.
     fn start(&self, offset: usize) -> *mut c_void {
         assert!(offset <= self.reserved, "an offset lies in the reservation");
-        // SAFETY: it does, so that the result is in the mapping or just behind it.
+        // SAFETY: as asserted, the result lies in the mapping or just past its end.
         unsafe { self.base.as_ptr().add(offset).cast() }
     }
 
-    /// Lets bytes up to `size` be touched.
+    /// Makes the bytes up to `size` accessible.
     fn open(&self, size: usize) -> io::Result<()> {
         let before = self.size();
         if size > before {
             let access = MprotectFlags::READ | MprotectFlags::WRITE;
-            // SAFETY: the range lies in this mapping, and was out of bounds until now.
+            // SAFETY: the range lies in this mapping, and was inaccessible until now.
             unsafe { mprotect(self.start(before), size - before, access) }?;
             self.size.store(size, Ordering::Relaxed);
         }
@@ -213,21 +216,21 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's, and whoever used it is gone: they held it.
+        // SAFETY: this value owns the mapping, and all that used it held this value and are gone.
         let unmapped = unsafe { munmap(self.start(0), self.reserved) };
         debug_assert!(unmapped.is_ok(), "a mapping can be given back");
     }
 }
 
-/// What wasmtime is given of a [`Space`].
+/// A [`Space`] as wasmtime uses it.
 struct Linear {
     space: Arc<Space>,
-    /// Bytes that it may grow to; behind them is the guard.
+    /// Bytes that the memory may grow to; the guard follows them.
     capacity: usize,
 }
 
-// SAFETY: the base never moves; `byte_size` bytes behind it can be read and written, the rest of
-// the reservation, guard included, faults; all of it stays mapped as long as this value lives.
+// SAFETY: the base never moves. The `byte_size` bytes from it on can be read and written; the rest
+// of the reservation, guard included, faults. All of it stays mapped as long as this value lives.
 unsafe impl LinearMemory for Linear {
     fn byte_size(&self) -> usize {
         self.space.size()
@@ -239,7 +242,7 @@ unsafe impl LinearMemory for Linear {
 
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
         if size > self.capacity {
-            wasmtime::bail!("a memory of {size} bytes is beyond its address space");
+            wasmtime::bail!("a memory of {size} bytes exceeds its address space");
         }
         Ok(self.space.grow(size)?)
     }
@@ -252,8 +255,8 @@ unsafe impl LinearMemory for Linear {
 /// Makes all linear memories of the engine.
 pub(crate) struct Creator;
 
-// SAFETY: a memory is zero, has the reservation and the guard that were asked for, and is used by
-// none but its instance: a mirror is changed here only while its instance is borrowed for writing.
+// SAFETY: a new memory is all zero, has the reservation and the guard that were asked for, and is
+// used by its instance only: a mirror is changed here only while its instance is borrowed mutably.
 unsafe impl MemoryCreator for Creator {
     fn new_memory(
         &self,
@@ -312,7 +315,7 @@ mod tests {
         unsafe { byte(memory, at).read() }
     }
 
-    /// A mirror sees what is there, keeps what it writes to itself, and forgets it.
+    /// A mirror sees the live memory, keeps its writes to itself, and forgets them.
     #[test]
     fn a_mirror_sees_all_and_changes_nothing() {
         let (mut live, memories) = live(|| made(PAGE));
@@ -342,7 +345,7 @@ mod tests {
         assert!(!mirror.fits(), "the live one has grown");
     }
 
-    /// A mirror that grew sees what lies behind as its own, too.
+    /// A mirror that grows has the added pages to itself.
     #[test]
     fn a_mirror_grows_by_itself() {
         let (live, memories) = live(|| made(PAGE));

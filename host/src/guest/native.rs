@@ -1,19 +1,19 @@
-//! State machines in Rust behind the same door, for tests and for measuring.
+//! State machines in Rust behind the door `Guest`, for tests and measurements.
 //!
-//! - A [`NativeMachine`] keeps the contract of `wit/fsm.wit`, but nothing enforces it: no fuel, no
-//!   isolation. `Err` is its way to trap. Its memory is what it says, and is looked at behind each
-//!   call.
-//! - A module's id is the SHA-256 of its name, so that the same name is the same module everywhere.
-//! - Machines provided here: a chain of hashes (any difference in what was applied shows for ever),
-//!   a register of keys and values (words to test clients with), ballast (a state of any size that
-//!   streams in constant memory).
+//! - A [`NativeMachine`] keeps the contract of `wit/fsm.wit`, but nothing enforces it: it has no
+//!   fuel and no isolation. It returns `Err` where a component would trap. Its use of memory is
+//!   what it reports, which is checked after each call.
+//! - A module's id is the SHA-256 of its name, so that a name is the same module everywhere.
+//! - The machines provided are a chain of hashes (any difference in what was applied shows for
+//!   ever), a register of keys and values (to test clients with), and ballast (a state of any size
+//!   that streams in constant memory).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::entry::Install;
+use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{ModuleId, hex};
 use lockstep_core::limits;
@@ -55,20 +55,22 @@ impl NativeModule {
         Self { id, info, make: Arc::new(move || Box::new(make())) }
     }
 
-    /// Counts commands and chains their hashes. Answers a command with the chain's new value, the
-    /// query `chain` with it, and the query `count` with the number of commands, both as text.
+    /// Counts commands and chains their hashes. It answers a command and the query `chain` with the
+    /// value of the chain, and the query `count` with the number of commands, as text.
     pub fn hash_chain() -> Self {
         Self::new("native-hash-chain", HashChain::default)
     }
 
-    /// Keys and values, all words. Commands: `set K V` (answers the value before), `cas K OLD NEW`
-    /// (rejected unless K holds OLD), `fault WHY` (faults). Queries: `get K`, `len`, `fault WHY`.
+    /// Maps keys to values, all of them words. Commands: `set K V` (answers the previous value),
+    /// `cas K OLD NEW` (rejected unless K holds OLD), `fault WHY` (faults). Queries: `get K`,
+    /// `len`, `fault WHY`.
     pub fn register() -> Self {
         Self::new("native-register", Register::default)
     }
 
-    /// A state of so many bytes, drawn from the seed at `init`. A command changes some of them and
-    /// is answered with the number of commands so far; the query `digest` gives their SHA-256.
+    /// Holds a state of this many bytes, drawn from the seed at `init`. A command changes some of
+    /// them and is answered with the number of commands so far; the query `digest` answers with
+    /// their SHA-256.
     pub fn ballast(bytes: usize) -> Self {
         Self::new(&format!("native-ballast-{bytes}"), move || Ballast {
             applied: 0,
@@ -93,25 +95,26 @@ impl GuestModule for NativeModule {
 
     fn instantiate(
         &self,
-        install: &Install,
+        bootstrap: &Bootstrap,
         _: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault> {
-        let (machine, most) = ((self.make)(), install.profile.memory_bytes);
+        let (machine, most) = ((self.make)(), bootstrap.profile.memory_bytes);
         Ok(Box::new(NativeGuest { machine, faulted: false, memory: 0, most }))
     }
 }
 
-/// A machine behind the door.
+/// A machine behind the door `Guest`.
 struct NativeGuest {
     machine: Box<dyn NativeMachine>,
     faulted: bool,
-    /// The most that the machine had so far: like linear memory it never shrinks. Bytes.
+    /// The most memory that the machine had so far, bytes: like linear memory, it never shrinks.
     memory: u64,
+    /// The most that it may have, bytes.
     most: u64,
 }
 
 impl NativeGuest {
-    /// One call: after an error there is no other, as with a component.
+    /// Makes one call. As with a component, no other call follows one that failed.
     fn enter<R>(
         &mut self,
         call: Call,
@@ -235,7 +238,7 @@ impl NativeMachine for HashChain {
     }
 }
 
-/// Text commands on a map.
+/// A map with text commands.
 #[derive(Default)]
 struct Register {
     values: BTreeMap<String, String>,
@@ -307,7 +310,7 @@ impl NativeMachine for Register {
     }
 }
 
-/// A buffer, and nothing beside it: taking and restoring its snapshot needs no other memory.
+/// One buffer: taking and restoring its snapshot needs no other memory.
 struct Ballast {
     applied: u64,
     state: Vec<u8>,
@@ -360,7 +363,7 @@ impl NativeMachine for Ballast {
         self.applied = read_u64(input)?;
         let length = read_u64(input)?;
         if length != self.bytes as u64 {
-            let message = format!("a state of {length} bytes, where there are {}", self.bytes);
+            let message = format!("the state has {length} bytes instead of {}", self.bytes);
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         self.state = vec![0; self.bytes];
@@ -373,7 +376,7 @@ impl NativeMachine for Ballast {
     }
 }
 
-/// The words of a command; none if it is no text.
+/// The words of a command; none if it is not text.
 fn words(text: &[u8]) -> Vec<&str> {
     str::from_utf8(text).map(|text| text.split_whitespace().collect()).unwrap_or_default()
 }
@@ -398,15 +401,15 @@ mod tests {
     use super::*;
 
     fn fresh(module: &NativeModule) -> Box<dyn Guest> {
-        let install = Install {
+        let bootstrap = Bootstrap {
             module: module.id(),
             config: Bytes::new(),
             seed: [7; 16],
             profile: Profile { engine_major: 0, ..Profile::default() },
-            founders: Vec::new(),
+            initial_voters: Vec::new(),
         };
         module
-            .instantiate(&install, &GuestLog::of_no_group())
+            .instantiate(&bootstrap, &GuestLog::of_no_group())
             .expect("a native guest needs nothing")
     }
 
@@ -439,7 +442,7 @@ mod tests {
         }
     }
 
-    /// A restored machine goes on like the one that wrote; a snapshot cut short is refused.
+    /// A restored machine goes on like the one that wrote the snapshot; a truncated one is refused.
     #[test]
     fn every_machine_survives_its_own_snapshot() {
         for make in

@@ -1,42 +1,46 @@
-//! Whether all that a component remembers between two calls lies in its linear memories.
+//! Checks whether all that a component remembers between two calls lies in its linear memories.
 //!
-//! Then a second instance that sees the same memories *is* the guest, as far as a query can tell.
-//! What an instance remembers elsewhere are globals and tables, and the segments it dropped. No
-//! toolchain of C, C++ or Rust keeps anything there but the stack pointer, which is where it was
-//! whenever no call is under way. A module that sets another global, or changes a table, is told
-//! from those by its code; a stack pointer whose name was stripped, by how it begins.
+//! If so, a second instance that sees the same memories *is* the guest, as far as a query can tell.
+//! The other places where an instance can remember something are globals, tables, and the set of
+//! segments that it dropped. Toolchains of C, C++ and Rust keep nothing there but the stack
+//! pointer, a global that has the same value whenever no call is under way. The code of a module
+//! shows whether it sets another global, changes a table or drops a segment. A stack pointer whose
+//! name was stripped is recognised by its initial value.
 
 use wasmparser::{ConstExpr, KnownCustom, Name, Operator, Parser, Payload, TypeRef, ValType};
 
-/// How the linker of LLVM calls it.
+/// The name that LLVM's linker gives to the stack pointer.
 const STACK_POINTER: &str = "__stack_pointer";
-/// What a stack pointer begins at, at least, and a multiple of what: a stack of less is none.
+/// The least initial value of a stack pointer (a smaller stack is not plausible), and the number
+/// that it is a multiple of.
 const STACK_BYTES_MIN: i32 = 1024;
 const STACK_ALIGNMENT: i32 = 16;
 
-/// What is known of one core module.
+/// What is known of one core module so far.
 #[derive(Default)]
 struct Module {
-    /// How each global begins.
+    /// The initial value of each global.
     globals: Vec<Begins>,
     /// Globals that code sets.
     set: Vec<u32>,
+    /// Names of globals, by index.
     names: Vec<(u32, String)>,
-    /// What else its code changes.
+    /// What else the code changes outside of memory.
     changes: Option<&'static str>,
 }
 
+/// The initial value of a global.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Begins {
-    /// Imported: under this name or another.
-    Imported {
-        stack_pointer: bool,
-    },
+    /// Imported, under the stack pointer's name or another.
+    Imported { stack_pointer: bool },
+    /// A constant of type i32.
     At(i32),
+    /// Anything else.
     Otherwise,
 }
 
-/// `Err` says what a component keeps elsewhere; it is valid.
+/// `Err` says what a component keeps outside of its memories. The component must be valid.
 pub(crate) fn keeps_all_in_memory(component: &[u8]) -> Result<(), &'static str> {
     const UNREADABLE: &str = "it cannot be read";
     let mut within: Vec<Option<Module>> = Vec::new();
@@ -90,7 +94,7 @@ impl Module {
             }
             Payload::CustomSection(section) => {
                 if let KnownCustom::Name(names) = section.as_known() {
-                    // A name section may be anything; what cannot be read names nothing.
+                    // Validation ignores name sections: a name that cannot be read is no name.
                     for name in names.into_iter().map_while(Result::ok) {
                         if let Name::Global(map) = name {
                             let naming = map.into_iter().map_while(Result::ok);
@@ -125,9 +129,10 @@ impl Module {
         if let Some(changes) = self.changes {
             return Err(changes);
         }
-        match self.set.iter().all(|global| self.is_stack_pointer(*global)) {
-            true => Ok(()),
-            false => Err("it sets a global that is not its stack pointer"),
+        if self.set.iter().all(|global| self.is_stack_pointer(*global)) {
+            Ok(())
+        } else {
+            Err("it sets a global that is not its stack pointer")
         }
     }
 
@@ -144,7 +149,7 @@ impl Module {
     }
 }
 
-/// What an expression that is one number comes to.
+/// The value of an expression that is a single constant of type i32.
 fn constant(expression: &ConstExpr<'_>) -> Option<i32> {
     let mut operators = expression.get_operators_reader();
     match (operators.read().ok()?, operators.read().ok()?) {
@@ -178,7 +183,7 @@ mod tests {
         check(&global("(import \"env\" \"__stack_pointer\" (global (mut i32)))"), Ok(()));
         check(&global("(global $counter (mut i32) i32.const 1048576)"), Err("sets a global"));
         check(&global("(import \"env\" \"counter\" (global (mut i32)))"), Err("sets a global"));
-        // Without a name.
+        // Stack pointers without a name.
         check(&global("(global (mut i32) i32.const 1048576)"), Ok(()));
         check(&global("(global (mut i32) i32.const 0)"), Err("sets a global"));
         check(&global("(global (mut i32) i32.const 1028)"), Err("sets a global"));

@@ -1,28 +1,29 @@
-//! From what wasmtime reports to a [`GuestFault`].
+//! Turns an error of wasmtime into a [`GuestFault`].
 //!
-//! - A class says who has to act: the author (trap, stack), the limits (fuel, memory), the machine.
-//! - Whatever the host caused is [`FaultClass::Host`], even if it reached the guest as a trap.
-//! - The message is bounded and says, in this order: what happened, what the guest said last,
-//!   where.
+//! - The class tells where the cause is: in the guest's code (trap, stack), in a limit (fuel,
+//!   memory), or on this machine.
+//! - A fault that the host caused is [`FaultClass::Host`], even if it ended the guest by a trap.
+//! - The message has a bounded length, and says what happened, what the guest logged last, and
+//!   where it happened, in this order.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use lockstep_core::fault::{FaultClass, GuestFault};
 use wasmtime::{Trap, WasmBacktrace, WasmtimeBug};
 
 use super::imports::{HostState, Misuse};
+use super::text::bounded;
 
 /// Longest message of a fault, bytes.
 const MESSAGE_BYTES_MAX: usize = 2048;
-/// Longest part of it that the guest may fill with its own words, bytes.
+/// Longest part of a message that the guest may fill with text of its own, bytes.
 const GUEST_WORDS_BYTES_MAX: usize = 1024;
-/// Frames in a message.
+/// Frames of the backtrace in a message.
 const FRAMES_MAX: usize = 8;
-/// Longest function name in a backtrace, bytes: mangled names can be endless.
+/// Longest function name in a message, bytes: mangled names can be of any length.
 const FRAME_BYTES_MAX: usize = 96;
 
-/// Which call into the guest, and at which entry.
+/// A call into the guest, and the entry that it concerns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) name: &'static str,
@@ -45,7 +46,7 @@ impl Call {
     }
 }
 
-/// The fault behind an error that a call into the guest ended with.
+/// The fault for an error that ended a call into the guest.
 pub(crate) fn fault(call: Call, error: &wasmtime::Error, state: &HostState) -> GuestFault {
     let class = classify(error, state);
     let mut message = match class {
@@ -76,15 +77,15 @@ fn classify(error: &wasmtime::Error, state: &HostState) -> FaultClass {
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => FaultClass::OutOfFuel,
         Some(Trap::StackOverflow) => FaultClass::StackOverflow,
-        // Nothing interrupts: epochs are off.
+        // Nothing interrupts a guest: epochs are off.
         Some(Trap::Interrupt) => FaultClass::Host,
-        // A guest that was refused memory aborts, which looks like any other trap.
+        // A refused growth ends the call with an error of the limiter's own, which is not a `Trap`.
         _ if state.limiter.refused().is_some() => FaultClass::OutOfMemory,
         _ => FaultClass::Trap,
     }
 }
 
-/// The innermost reason, in words of ours where wasmtime's say little to a plugin's author.
+/// The innermost cause, in our words where wasmtime's would tell a plugin's author little.
 fn cause(error: &wasmtime::Error) -> String {
     if let Some(misuse) = error.downcast_ref::<Misuse>() {
         return misuse.to_string();
@@ -96,7 +97,7 @@ fn cause(error: &wasmtime::Error) -> String {
     }
 }
 
-/// The innermost functions, without what a Rust panic passes through before it traps.
+/// The innermost functions, without those that a Rust panic passes through before it traps.
 fn frames(backtrace: &WasmBacktrace) -> String {
     const PANICS: [&str; 4] = ["panic", "short_backtrace", "begin_unwind", "alloc_error"];
     let of_a_panic = |frame: &&wasmtime::FrameInfo| {
@@ -113,30 +114,4 @@ fn frames(backtrace: &WasmBacktrace) -> String {
         }
     }
     text
-}
-
-/// The text, cut to so many bytes.
-pub(crate) fn bounded(text: &str, bytes_max: usize) -> Cow<'_, str> {
-    const CUT: &str = " …";
-    if text.len() <= bytes_max {
-        return Cow::Borrowed(text);
-    }
-    let end = text.floor_char_boundary(bytes_max.saturating_sub(CUT.len()));
-    Cow::Owned(format!("{}{CUT}", &text[..end]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_cut_between_characters() {
-        let check = |text: &str, bytes_max, expect: &str| {
-            assert_eq!(bounded(text, bytes_max), expect);
-            assert!(expect.len() <= bytes_max);
-        };
-        check("short", 5, "short");
-        check("too long", 7, "too …");
-        check("äöüäöü", 9, "äö …");
-    }
 }

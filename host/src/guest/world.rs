@@ -1,13 +1,13 @@
-//! The world of `wit/fsm.wit`, as values cross it: what a guest is called with, and what it hands
-//! over, each with its bound.
+//! The exports of the world of `wit/fsm.wit`: the values that the host passes to a guest, and the
+//! values that it takes back, each with its bound.
 //!
-//! - Names and types are compared with a component's when it is loaded; a component that does not
-//!   fit is refused then, never trapped later.
-//! - Commands are lowered from the buffers they arrived in.
-//! - What a guest hands over is cut where it comes in ([`lift`](super::lift)), so that no length is
-//!   a fault, and what the host copies in one call stays below [`limits::HOSTCALL_BYTES_MAX`].
+//! - Names and types are compared with a component's when it is loaded: a component that does not
+//!   match is refused then, instead of trapping later.
+//! - Commands are passed to the guest from the buffers in which they arrived.
+//! - Values from a guest are cut as they come in ([`lift`](super::lift)): so no length is a fault,
+//!   and the host copies at most [`limits::HOSTCALL_BYTES_MAX`] in one call.
 //!
-//! The imports are [`imports`](super::imports)'.
+//! The imports are in [`imports`](super::imports).
 
 use bytes::Bytes;
 use lockstep_core::limits;
@@ -22,14 +22,14 @@ use super::imports::HostState;
 use super::lift::{AtMost, Cut, ListOf, Text};
 use super::{GuestInfo, NoAnswer, Outcome, SnapshotHeader};
 
-/// Longest text that a failure may have, bytes; the rest is cut off.
+/// Longest text of a failure, bytes; the rest is cut off.
 pub(crate) const FAILURE_BYTES_MAX: usize = 2 << 10;
-/// Bytes looked at of a name and of a version; far more than either may have.
+/// Bytes that are read of a name and of a version: far more than either may have.
 const INFO_BYTES_MAX: usize = 256;
 
-/// Opens what goes up instead of an answer that is too long to be told; its length follows, a u64.
-/// The guest's SDK has the same bytes.
-const TOO_LONG_MARK: [u8; 16] = [
+/// A guest sends these bytes, followed by a length as a u64, in place of an answer that is too long
+/// to be passed on. The guest's SDK has the same bytes.
+const TOO_LONG_MARKER: [u8; 16] = [
     0xd3, 0x1e, 0x9a, 0x47, 0x05, 0xc8, 0x6b, 0xf2, 0x7d, 0x30, 0xb4, 0x8c, 0xe9, 0x51, 0x26, 0xaf,
 ];
 
@@ -101,7 +101,7 @@ struct Info {
     oldest_readable_format: u32,
 }
 
-type Outcomes = Cut<ListOf<Told, { limits::PACK_COMMANDS_MAX }>>;
+type Outcomes = Cut<ListOf<Told, { limits::ENTRY_COMMANDS_MAX }>>;
 
 type Init<'a> = (Context, &'a [u8]);
 type Apply<'a> = (Context, &'a [Command<'a>]);
@@ -151,7 +151,7 @@ impl MachinePre {
     pub(crate) fn instantiate(&self, store: &mut Store<HostState>) -> wasmtime::Result<Machine> {
         let instance = self.pre.instantiate(&mut *store)?;
         let mut function = |at: usize| {
-            let not_one = || wasmtime::Error::msg(format!("`{}` is no function", FUNCTIONS[at]));
+            let not_one = || wasmtime::Error::msg(format!("`{}` is not a function", FUNCTIONS[at]));
             instance.get_func(&mut *store, self.exports[at]).ok_or_else(not_one)
         };
         Ok(Machine {
@@ -198,7 +198,7 @@ impl Machine {
         Ok(function.call(store, (ctx.into(), config))?.0)
     }
 
-    /// The outcomes, or how many there were if no entry has as many commands.
+    /// The outcomes; `Err` has their number if there are more than an entry has commands at most.
     pub(crate) fn apply(
         &self,
         store: &mut Store<HostState>,
@@ -256,7 +256,8 @@ impl Machine {
     }
 }
 
-/// Compares types anew at each call: what parameters borrow lives no longer than one.
+/// The function with its types, which are compared anew at each call: the type of the parameters
+/// contains the lifetime of what they borrow.
 fn typed<Parameters, Results>(
     store: &mut Store<HostState>,
     function: Func,
@@ -290,10 +291,10 @@ impl From<Told> for Outcome {
     }
 }
 
-/// The length of the answer that the guest did not give, if this is what it says instead. A guest
-/// that says so of an answer which could have been told says something of its own.
+/// The length of an answer that the guest did not pass, if the reason is the marker with a length.
+/// A length that an answer may have does not count: such a reason is the guest's own.
 fn told_length(reason: &[u8]) -> Option<u64> {
-    let length = reason.strip_prefix(&TOO_LONG_MARK)?;
+    let length = reason.strip_prefix(&TOO_LONG_MARKER)?;
     let length = u64::from_le_bytes(length.try_into().ok()?);
     (length > limits::OUTCOME_BYTES_MAX as u64).then_some(length)
 }
@@ -313,7 +314,7 @@ impl Failure {
 
 const _: () = assert!(
     limits::HOSTCALL_BYTES_MAX
-        >= limits::PACK_COMMANDS_MAX * (limits::OUTCOME_BYTES_MAX + size_of::<Told>())
+        >= limits::ENTRY_COMMANDS_MAX * (limits::OUTCOME_BYTES_MAX + size_of::<Told>())
 );
 const _: () = assert!(limits::HOSTCALL_BYTES_MAX >= limits::QUERY_ANSWER_BYTES_MAX);
 
@@ -321,18 +322,18 @@ const _: () = assert!(limits::HOSTCALL_BYTES_MAX >= limits::QUERY_ANSWER_BYTES_M
 mod tests {
     use super::*;
 
-    /// The mark stands for an answer that could not be told, and for nothing else.
+    /// The marker stands for an answer that is too long, and for nothing else.
     #[test]
-    fn a_length_is_told_by_the_mark_alone() {
+    fn a_length_is_told_by_the_marker_alone() {
         let check = |length: usize, behind: &[u8], expect: Option<u64>| {
-            let told = [&TOO_LONG_MARK[..], &(length as u64).to_le_bytes(), behind].concat();
+            let told = [&TOO_LONG_MARKER[..], &(length as u64).to_le_bytes(), behind].concat();
             assert_eq!(told_length(&told), expect, "{length} and {} bytes", behind.len());
         };
         check(limits::OUTCOME_BYTES_MAX + 1, b"", Some(65_537));
         check(usize::MAX, b"", Some(u64::MAX));
         check(limits::OUTCOME_BYTES_MAX, b"", None);
         check(1 << 20, b".", None);
-        assert_eq!(told_length(&TOO_LONG_MARK), None);
+        assert_eq!(told_length(&TOO_LONG_MARKER), None);
         assert_eq!(told_length(b"not that"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The text that Prometheus reads, made from the groups' reports at the moment of asking.
+//! The text that Prometheus reads, made from the groups' reports at each scrape.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,18 +28,18 @@ use crate::rpc::server::is_ready;
 use crate::rpc::status::state_word;
 use crate::store::reserve::{PRODUCERS, REASONS};
 
-/// All metrics of a node. While it starts there are those of the process and of its port.
+/// All metrics of a node. While the node starts, only those of the process and of the port exist.
 pub struct NodeMetrics {
     registry: Registry,
     sources: Arc<OnceLock<Sources>>,
 }
 
-/// What a node that has started is asked for.
+/// Where the metrics of a started node come from.
 pub(crate) struct Sources {
     pub router: Router,
     pub clock: Arc<dyn Clock>,
     pub log: LogTimes,
-    /// Clients are turned away.
+    /// True once the node is about to stop and turns clients away.
     pub closing: watch::Receiver<bool>,
 }
 
@@ -54,13 +54,13 @@ impl NodeMetrics {
         Self { registry, sources }
     }
 
-    /// From now on the groups are shown.
+    /// Adds the groups' metrics to the text from now on.
     pub(crate) fn started(&self, sources: Sources) {
-        // A node starts once.
+        // It cannot be set already: a node starts once.
         let _ = self.sources.set(sources);
     }
 
-    /// Everything, in the text format of OpenMetrics.
+    /// All metrics, in the OpenMetrics text format.
     pub fn text(&self) -> String {
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("a string takes everything");
@@ -68,8 +68,8 @@ impl NodeMetrics {
     }
 }
 
-/// The same in the text format that was before OpenMetrics: there a counter is described by the
-/// name that its rows have, and there are neither units nor an end.
+/// Converts OpenMetrics text to Prometheus' older text format, which describes a counter under the
+/// name of its rows (it ends with `_total`) and has no lines for units and for the end.
 pub(super) fn classic(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help = None;
@@ -91,6 +91,7 @@ pub(super) fn classic(text: &str) -> String {
     out
 }
 
+/// Collects the metrics that come from a started node.
 struct Reports(Arc<OnceLock<Sources>>);
 
 impl fmt::Debug for Reports {
@@ -101,7 +102,7 @@ impl fmt::Debug for Reports {
 
 type Labels = Vec<(&'static str, String)>;
 
-/// The rows of one metric.
+/// Encodes metrics, each with its rows of all groups.
 struct Rows<'a, 'b> {
     encoder: DescriptorEncoder<'a>,
     reports: &'b [GroupReport],
@@ -115,7 +116,7 @@ impl Collector for Reports {
         let Some(Sources { router, clock, log, closing: _ }) = sources else { return Ok(()) };
         let report = |group: &GroupHandle| {
             let mut report = group.report();
-            // The last word of a group that ended is not in its report.
+            // A group that has ended has updated its state, but not its report.
             report.status.state = group.watch().borrow().clone();
             report
         };
@@ -131,7 +132,7 @@ impl Collector for Reports {
 }
 
 fn group_rows(rows: &mut Rows) -> fmt::Result {
-    rows.gauge("group_state", "1 for the state that the replica is in", |report| {
+    rows.gauge("group_state", "1 for the state the replica is in", |report| {
         let state = state_word(&report.status.state, report.status.leaderless_ticks);
         vec![(vec![("state", state.to_owned())], 1)]
     })?;
@@ -139,29 +140,29 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let leads = report.status.role == lockstep_core::group::Role::Leader;
         one(u64::from(leads && !report.status.state.is_stopped()))
     })?;
-    rows.counter("leader_changes", "Leaders that this process learnt of", |report| {
+    rows.counter("leader_changes", "Leaders that this replica has learnt of", |report| {
         one(report.status.leader_changes)
     })?;
-    rows.times("commit_seconds", "From proposals to their commit, on a leader", |r| &r.commits)?;
-    rows.times("apply_seconds", "Applying one entry", |report| &report.applies)?;
+    rows.times("commit_seconds", "On a leader, time from proposal to commit", |r| &r.commits)?;
+    rows.times("apply_seconds", "Time to apply one entry", |report| &report.applies)?;
     rows.gauge("raft_term", "The raft term", |report| one(report.status.term))?;
     rows.gauge("raft_commit_index", "The commit index", |report| one(report.status.commit))?;
-    rows.gauge("applied_index", "The guest's applied index", |report| one(report.status.applied))?;
-    rows.gauge("log_first_index", "Where the group's log begins", |r| one(r.status.first_index))?;
-    rows.gauge("log_last_index", "Where the group's log ends", |r| one(r.status.last_index))?;
+    rows.gauge("applied_index", "Last index that the guest applied", |r| one(r.status.applied))?;
+    rows.gauge("log_first_index", "First index of the group's log", |r| one(r.status.first_index))?;
+    rows.gauge("log_last_index", "Last index of the group's log", |r| one(r.status.last_index))?;
     rows.gauge("log_bytes", "Bytes of the node's log, shared by its groups", |r| one(r.log_bytes))?;
-    rows.gauge("log_short_bytes", "Bytes that the log lacks to take commands", |report| {
+    rows.gauge("log_short_bytes", "Bytes to free before commands are taken again", |report| {
         one(report.status.shortage.map_or(0, |shortage| shortage.lacks()))
     })?;
-    rows.gauge("log_stalled_seconds", "For how long an operation of the log hangs", |report| {
+    rows.gauge("log_stalled_seconds", "How long an operation on the log has hung", |report| {
         let labels = |dir: &str| vec![("directory", dir.to_owned())];
         report.log_hangs.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
-    rows.gauge("snapshots_stalled_seconds", "For how long a snapshot's disk hangs", |report| {
+    rows.gauge("snapshots_stalled_seconds", "How long the snapshots' disk has hung", |report| {
         let labels = |dir: &str| vec![("directory", dir.to_owned())];
         report.snapshots_hang.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
-    let outrun = "Most snapshots that this leader sent one follower in a row, not caught up so far";
+    let outrun = "Most snapshots in a row that this leader sent a follower still not caught up";
     rows.gauge("catch_up_snapshots", outrun, |report| {
         let sent = report.status.peers.iter().map(|peer| u64::from(peer.snapshots_in_a_row));
         one(sent.max().unwrap_or(0))
@@ -169,22 +170,22 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("leaderless_seconds", "Seconds without a known leader", |report| {
         one(report.status.leaderless_ticks * limits::TICK_MS / 1000)
     })?;
-    rows.gauge("log_time_ahead_seconds", "Log time ahead of the voters' clocks", |report| {
+    rows.gauge("log_time_ahead_seconds", "How far log time is ahead of the clocks", |report| {
         one(report.status.log_time_ahead_ms / 1000)
     })?;
-    rows.gauge("log_damaged_segments", "Segments that a start would refuse", |report| {
+    rows.gauge("log_damaged_segments", "Damaged segments that a start would refuse", |report| {
         one(report.log_damaged)
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     session_rows(rows)?;
-    rows.counter("guest_faults", "Traps and refusals of the guest", |r| one(r.guest_faults))?;
-    rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped, since one that did not", |r| {
+    rows.counter("guest_faults", "Guest calls that trapped or failed", |r| one(r.guest_faults))?;
+    rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped since one did not", |r| {
         one(r.snapshot_traps)
     })?;
-    rows.counter("guest_log_lines_dropped", "Lines of the guest that were too many", |report| {
+    rows.counter("guest_log_lines_dropped", "Guest log lines over the rate limit", |report| {
         one(report.guest_log_dropped)
     })?;
-    let alarms = "Entries that could not be applied here and were by another replica";
+    let alarms = "Entries that failed to apply here but were applied by another replica";
     rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
     memory_rows(rows)
 }
@@ -197,13 +198,13 @@ fn memory_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("guest_memory_limit_bytes", "The most memory that the guest may have", |report| {
         memory(report, |memory| memory.most)
     })?;
-    rows.gauge("guest_memory_soft_bytes", "Memory from which on commands are refused", |report| {
+    rows.gauge("guest_memory_soft_bytes", "Memory at which commands are refused", |report| {
         memory(report, MemoryUse::soft)
     })?;
-    rows.counter("relief_commands", "Commands taken here that were to make room", |report| {
+    rows.counter("relief_commands", "Commands taken here that were to free memory", |report| {
         one(report.status.relief_commands)
     })?;
-    rows.counter("guest_rebuilds", "Rebuilds of the guest to give memory back", |report| {
+    rows.counter("guest_rebuilds", "Rebuilds of the guest to give back memory", |report| {
         one(report.status.rebuilds.done)
     })?;
     rows.counter("guest_rebuilds_in_vain", "Rebuilds that gave back little", |report| {
@@ -215,51 +216,49 @@ fn memory_rows(rows: &mut Rows) -> fmt::Result {
 }
 
 fn session_rows(rows: &mut Rows) -> fmt::Result {
-    rows.gauge("sessions", "Sessions of the group", |report| one(report.sessions))?;
-    rows.counter("sessions_evicted", "Sessions that made room for others", |report| {
+    rows.gauge("sessions", "Open sessions of the group", |report| one(report.sessions))?;
+    rows.counter("sessions_evicted", "Sessions evicted in favour of new ones", |report| {
         one(report.sessions_evicted)
     })?;
-    rows.counter("sessions_refused", "Openings that found no room", |report| {
+    rows.counter("sessions_refused", "Session openings refused for lack of room", |report| {
         one(report.sessions_refused)
     })
 }
 
 fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
-    rows.counter("snapshots_skipped", "Marks passed while another was captured", |report| {
-        one(report.status.marks_skipped)
+    rows.counter("snapshots_skipped", "Checkpoints passed during another snapshot", |report| {
+        one(report.status.checkpoints_skipped)
     })?;
-    rows.counter("snapshots_failed", "Marks that were not captured", |report| {
+    rows.counter("snapshots_failed", "Checkpoints at which the snapshot failed", |report| {
         one(report.status.captures_failed)
     })?;
-    rows.gauge(
-        "snapshot_age_seconds",
-        "Since the last good local snapshot",
-        |report| match report.last_snapshot_wall_ms {
+    rows.gauge("snapshot_age_seconds", "Time since the last good snapshot taken here", |report| {
+        match report.last_snapshot_wall_ms {
             0 => Vec::new(),
             at => one(now_ms.saturating_sub(at) / 1000),
-        },
-    )?;
-    rows.seconds("snapshot_seal_seconds", "Sealing of the last local snapshot", |report| {
+        }
+    })?;
+    rows.seconds("snapshot_seal_seconds", "Time to finish and seal the last snapshot", |report| {
         one(report.last_capture_ms)
     })?;
-    rows.seconds("snapshot_stall_seconds", "Stall of apply by the last snapshot", |report| {
+    rows.seconds("snapshot_stall_seconds", "How long the last snapshot held up apply", |report| {
         one(report.snapshot_stall_ms)
     })?;
-    rows.seconds("restore_seconds", "The last restore", |report| one(report.last_restore_ms))?;
-    rows.counter("verification_failures", "Objects that were not what they should be", |report| {
+    rows.seconds("restore_seconds", "Duration of the last restore", |r| one(r.last_restore_ms))?;
+    rows.counter("verification_failures", "Snapshot objects found missing or corrupt", |report| {
         one(report.stored.verification_failures)
     })?;
-    rows.gauge("rotten_objects", "Listed objects that wait for a repair", |report| {
-        one(report.status.rotten.len() as u64)
+    rows.gauge("corrupt_objects", "Listed snapshots that wait for a repair", |report| {
+        one(report.status.corrupt.len() as u64)
     })
 }
 
 fn space_rows(rows: &mut Rows) -> fmt::Result {
-    rows.gauge("snapshot_bytes", "Bytes of snapshots on disk by class", |report| {
+    rows.gauge("snapshot_bytes", "Bytes of snapshots on disk, by class", |report| {
         let newest = report.status.snapshots.first().map(|desc| (desc.term, desc.index));
-        let live = report.stored.objects.iter().filter(|object| object.listed);
-        let live = live.filter(|object| Some((object.term, object.index)) == newest);
-        let live: u64 = live.map(|object| object.bytes).sum();
+        let listed = report.stored.objects.iter().filter(|object| object.listed);
+        let of_newest = listed.filter(|object| Some((object.term, object.index)) == newest);
+        let live: u64 = of_newest.map(|object| object.bytes).sum();
         let usage = report.stored.usage;
         let class = |name: &str, bytes| (vec![("class", name.to_owned())], bytes);
         vec![
@@ -267,13 +266,13 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
             class("recovery_point", usage.listed.saturating_sub(live)),
             class("unlisted", usage.unlisted),
             class("staged", usage.staged),
-            class("parked", usage.parked),
+            class("suspended", usage.suspended),
         ]
     })?;
-    rows.gauge("snapshot_budget_used_bytes", "Of the host's snapshot budget", |report| {
+    rows.gauge("snapshot_budget_used_bytes", "Bytes of the snapshot budget in use", |report| {
         one(report.stored.budget_used)
     })?;
-    let places = "Groups of the host that take or restore a snapshot, or ask for a place to";
+    let places = "Groups that hold a place to take or restore a snapshot, or ask for one";
     rows.gauge("snapshot_places", places, |report| {
         let row = |work: &str, state: &str, count: usize| {
             let labels = vec![("work", work.to_owned()), ("state", state.to_owned())];
@@ -284,14 +283,14 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
         let captures = rows("capture", stored.captures);
         captures.into_iter().chain(rows("restore", stored.restores)).collect()
     })?;
-    rows.gauge("log_disk_available_bytes", "Of the filesystem of the node's log", |report| {
+    rows.gauge("log_disk_available_bytes", "Free bytes of the log's filesystem", |report| {
         one(report.log_disk_available)
     })?;
-    rows.gauge("disk_available_bytes", "Of the filesystem of the group's snapshots", |report| {
+    rows.gauge("disk_available_bytes", "Free bytes of the snapshots' filesystem", |report| {
         report.stored.space.map(|space| one(space.available)).unwrap_or_default()
     })?;
-    rows.counter("reservations_refused", "Snapshots that found no place", |report| {
-        // All of them from the start: what appears at 1 has not increased for whoever scrapes.
+    rows.counter("reservations_refused", "Snapshots refused a reservation, by reason", |report| {
+        // All rows exist from the start: a counter that first appears at 1 shows no increase.
         let all = PRODUCERS.iter().flat_map(|p| REASONS.iter().map(|reason| (*p, *reason)));
         let row = |(producer, reason): (&'static str, &'static str)| {
             let count = report.stored.tally.refusals.get(&(producer, reason)).copied();
@@ -300,39 +299,41 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
         };
         all.map(row).collect()
     })?;
-    rows.counter("removals_failed", "Snapshot files that could not be removed", |report| {
+    rows.counter("removals_failed", "Failed removals of snapshot files", |report| {
         one(report.stored.tally.unremoved)
     })?;
-    rows.counter("reclaimed_files", "Files deleted to make room, by who asked", |report| {
+    rows.counter("reclaimed_files", "Snapshot files deleted to free space", |report| {
         by("producer", PRODUCERS, &report.stored.tally.reclaimed)
     })
 }
 
 fn transfer_rows(rows: &mut Rows) -> fmt::Result {
-    rows.counter("transfers_sent", "Outbound transfers by how they ended", |report| {
+    rows.counter("transfers_sent", "Outbound transfers, by how they ended", |report| {
         by("end", REPLY_ENDS.into_iter().chain(SEND_ENDS), &report.transfers.sent)
     })?;
-    rows.counter("transfers_received", "Inbound transfers by how they ended", |report| {
+    rows.counter("transfers_received", "Inbound transfers, by how they ended", |report| {
         by("end", REPLY_ENDS.into_iter().chain(RECEIVE_ENDS), &report.transfers.received)
     })?;
     rows.counter("transfer_sent_bytes", "Payload sent", |r| one(r.transfers.sent_bytes))?;
-    rows.counter("transfer_received_bytes", "Payload taken", |r| one(r.transfers.received_bytes))?;
-    rows.counter("transfers_resumed", "Inbound transfers that went on", |report| {
+    rows.counter("transfer_received_bytes", "Payload received", |r| {
+        one(r.transfers.received_bytes)
+    })?;
+    rows.counter("transfers_resumed", "Inbound transfers that resumed", |report| {
         one(report.transfers.resumed)
     })?;
     rows.counter("transfer_resumed_bytes", "Payload that was not sent again", |report| {
         one(report.transfers.resumed_bytes)
     })?;
-    rows.counter("transfers_parked", "Broken inbound transfers that were kept", |report| {
-        one(report.stored.tally.parked)
+    rows.counter("transfers_suspended", "Broken inbound transfers kept to be resumed", |report| {
+        one(report.stored.tally.suspended)
     })?;
-    rows.counter("transfers_abandoned", "Parked transfers that were given up", |report| {
+    rows.counter("transfers_abandoned", "Suspended transfers that were given up", |report| {
         one(report.stored.tally.abandoned)
     })?;
-    rows.seconds("transfer_sent_seconds", "The last one that was accepted", |report| {
+    rows.seconds("transfer_sent_seconds", "The last accepted outbound transfer", |report| {
         one(report.transfers.last_sent_ms)
     })?;
-    rows.seconds("transfer_received_seconds", "The last one that was taken", |report| {
+    rows.seconds("transfer_received_seconds", "The last accepted inbound transfer", |report| {
         one(report.transfers.last_received_ms)
     })
 }
@@ -341,7 +342,7 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
     vec![(Vec::new(), value)]
 }
 
-/// A row for each word that there may be, and for any other that was counted.
+/// A row for each known value of the label, and for any other that was counted.
 fn by(
     label: &'static str,
     known: impl IntoIterator<Item = &'static str>,
@@ -354,9 +355,9 @@ fn by(
 }
 
 impl Rows<'_, '_> {
-    /// What there is from the first moment of a start.
+    /// The metrics that exist from the first moment of a start.
     fn of_process(&mut self, started: Option<&Sources>) -> fmt::Result {
-        let help = "The version that runs";
+        let help = "The running version";
         let gauge = MetricType::Gauge;
         let mut build = self.encoder.encode_descriptor("build_info", help, None, gauge)?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
@@ -365,15 +366,15 @@ impl Rows<'_, '_> {
         let row = self.encoder.encode_descriptor(name, help, None, gauge)?;
         let ready = started.is_some_and(|node| is_ready(&node.router, *node.closing.borrow()));
         ConstGauge::new(u64::from(ready)).encode(row)?;
-        let (name, help) = ("stderr_lines_lost", "Lines for standard error that nobody took");
+        let (name, help) = ("stderr_lines_lost", "Log lines lost: standard error was not read");
         let counter = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(crate::logging::lines_lost()).encode(counter)
     }
 
     fn of_log(&mut self, log: &LogTimes) -> fmt::Result {
         let all = [
-            ("log_write_seconds", "Writing and syncing what waited for the log", &log.writes),
-            ("log_fsync_seconds", "Syncs of the log that batches waited for", &log.syncs),
+            ("log_write_seconds", "Time to write and sync a batch of the log", &log.writes),
+            ("log_fsync_seconds", "Time of each sync that a batch waited for", &log.syncs),
         ];
         for (name, help, times) in all {
             let kind = MetricType::Histogram;
@@ -402,7 +403,7 @@ impl Rows<'_, '_> {
         self.rows((name, help, MetricType::Gauge), of, ConstGauge::new)
     }
 
-    /// A gauge whose values come in milliseconds.
+    /// A gauge in seconds whose values are given in milliseconds.
     fn seconds(
         &mut self,
         name: &str,

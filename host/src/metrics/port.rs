@@ -1,4 +1,4 @@
-//! What a node's port tells: connections, and who was told no.
+//! Metrics of a node's port: its connections and calls, and those that it turned away.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::rpc::port::PortState;
 
-/// The rows of the port, without labels: there is one a node.
+/// Collects the metrics of the port. A node has one port, so they have no label `group`.
 pub(super) struct PortRows(pub Arc<PortState>);
 
 impl fmt::Debug for PortRows {
@@ -23,19 +23,19 @@ impl fmt::Debug for PortRows {
 impl Collector for PortRows {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let now = self.0.now();
-        let help = "Connections, by whose they are";
+        let help = "Open connections, of clients and of peers";
         let mut all = encoder.encode_descriptor("connections", help, None, MetricType::Gauge)?;
         for (whose, count) in [("client", now.clients), ("peer", now.peers)] {
             ConstGauge::new(count).encode(all.encode_family(&[("whose", whose)])?)?;
         }
-        let help = "Memory that calls of clients hold";
+        let help = "Memory that clients' calls hold";
         let bytes = encoder.encode_descriptor("client_memory_bytes", help, None, MetricType::Gauge);
         ConstGauge::new(now.client_bytes).encode(bytes?)?;
         let counters = [
-            ("connections_evicted", "Connections that made room for another", now.evicted),
-            ("connections_turned_away", "Connections that found no place", now.turned_away),
-            ("requests_without_room", "Requests that found no memory", now.no_room),
-            ("answers_cut_off", "Calls whose callers did not take the answer", now.cut_off),
+            ("connections_evicted", "Silent connections closed to admit new ones", now.evicted),
+            ("connections_turned_away", "Connections that found no free place", now.turned_away),
+            ("requests_without_room", "Requests refused for lack of client memory", now.no_room),
+            ("answers_cut_off", "Calls whose clients did not take the answer", now.cut_off),
         ];
         for (name, help, count) in counters {
             let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -47,7 +47,7 @@ impl Collector for PortRows {
             let labels = [("method", method), ("code", code)];
             ConstCounter::new(count).encode(calls.encode_family(&labels)?)?;
         }
-        let (name, help) = ("request_seconds", "Calls that are no streams, to their last byte");
+        let (name, help) = ("request_seconds", "Duration of unary calls, to the last byte");
         let mut times = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (method, took) in self.0.requests.times() {
             took.encode(times.encode_family(&[("method", method)])?)?;

@@ -1,7 +1,6 @@
-//! What the system tells of this process, by the names that Prometheus' own libraries give it.
+//! Metrics of this process, under the names that Prometheus' own client libraries use.
 //!
-//! Read from `/proc` at the moment of asking. Where there is none, or a line of it is missing, the
-//! row is missing too.
+//! They are read from `/proc` at each scrape. A value that `/proc` does not have gets no row.
 
 use std::fmt;
 use std::path::Path;
@@ -14,23 +13,23 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::fs::{DiskFs, Fs};
 
-/// Ticks a second of the times in `/proc`, on every architecture of today.
+/// Ticks per second of the times in `/proc`: the same on every current architecture.
 const TICKS_A_SECOND: f64 = 100.0;
-/// Where `/proc/self/stat` has, behind the name: ticks in user mode, in the system's, and the tick
-/// of the start.
+/// Fields of `/proc/self/stat`, counted from the one after the process's name: ticks in user mode,
+/// ticks in system mode, and the tick at which the process started.
 const USER_TICKS: usize = 11;
 const SYSTEM_TICKS: usize = 12;
 const START_TICK: usize = 19;
 
-/// The rows of the process, without labels.
+/// Collects the metrics of the process, which have no labels.
 #[derive(Debug)]
 pub(super) struct ProcessRows;
 
-/// As far as the system tells it.
+/// What `/proc` says of the process; `None` = nothing.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 struct Process {
     cpu_seconds: Option<f64>,
-    /// Since 1970.
+    /// When the process started, since 1970.
     start_seconds: Option<f64>,
     resident_bytes: Option<u64>,
     virtual_bytes: Option<u64>,
@@ -46,9 +45,9 @@ impl Process {
         process
     }
 
-    /// From the text of `self/stat`, `stat`, `self/status` and `self/limits`.
+    /// Parses the text of `self/stat`, `stat`, `self/status` and `self/limits`.
     fn read(stat: &str, machine: &str, status: &str, limits: &str) -> Self {
-        // The name may have anything in it.
+        // The process's name, in brackets, may itself contain brackets and spaces.
         let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let fields: Vec<&str> = behind_name.split_whitespace().collect();
         let seconds =
@@ -66,13 +65,13 @@ impl Process {
     }
 }
 
-/// The number behind `key`, at the beginning of a line.
+/// The number that follows `key` at the beginning of a line.
 fn number(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// A file of `/proc`; nothing if it cannot be read.
+/// The text of a file in `/proc`; empty if it cannot be read.
 fn text(name: &str) -> String {
     let mut bytes = Vec::new();
     let Ok(file) = DiskFs.open(&Path::new("/proc").join(name), false) else { return String::new() };

@@ -12,12 +12,12 @@ use tokio::net::TcpListener;
 use super::NodeMetrics;
 use super::export::classic;
 
-/// The media type of what [`NodeMetrics::text`] gives.
+/// The media type of [`NodeMetrics::text`].
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The media type of the format before it.
+/// The media type of Prometheus' older text format, as [`classic`] makes it.
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Serves until `shutdown` is ready.
+/// Serves metrics until `shutdown` is ready.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<NodeMetrics>,
@@ -25,9 +25,10 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let text = move |headers: HeaderMap| async move {
         let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
-        match accepts.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
-            true => ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text()),
-            false => ([(CONTENT_TYPE, CLASSIC)], classic(&metrics.text())),
+        if accepts.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+            ([(CONTENT_TYPE, OPEN_METRICS)], metrics.text())
+        } else {
+            ([(CONTENT_TYPE, CLASSIC)], classic(&metrics.text()))
         }
     };
     let routes = Router::new().route("/metrics", get(text));

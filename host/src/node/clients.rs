@@ -1,4 +1,4 @@
-//! What clients may take of the process.
+//! How many connections and how much memory clients may take of the process.
 
 use crate::config::NodeConfig;
 use crate::fs::disk::raise_descriptor_limit;
@@ -6,7 +6,7 @@ use crate::rpc::port::PortLimits;
 
 /// Connections of clients, unless configured.
 const CONNECTIONS: usize = 4_096;
-/// Clients get so many, however few descriptors there are.
+/// Connections that clients get however few descriptors there are.
 const CONNECTIONS_MIN: usize = 8;
 /// Descriptors that are not given to clients' connections: for the process and its log, for a
 /// group's snapshots and lanes, for the connections with each node, and for those that are about to
@@ -15,7 +15,8 @@ const DESCRIPTORS_KEPT: usize = 56;
 const DESCRIPTORS_A_GROUP: usize = 8;
 const DESCRIPTORS_A_NODE: usize = 4;
 
-/// What is left for clients: descriptors are kept for the log, for snapshots and for peers.
+/// The limits of the clients' port, with what is left to it: descriptors are kept for the log, for
+/// snapshots and for peers.
 pub(super) fn port_limits(config: &NodeConfig) -> PortLimits {
     let descriptors = usize::try_from(raise_descriptor_limit()).unwrap_or(usize::MAX);
     let kept = DESCRIPTORS_KEPT
@@ -28,8 +29,8 @@ pub(super) fn port_limits(config: &NodeConfig) -> PortLimits {
             wanted,
             most,
             descriptors,
-            "fewer connections are taken than `connections` has: let this process have more \
-             descriptors"
+            "there are too few descriptors for the configured `connections`: raise this process's \
+             limit of open files"
         );
     }
     let client_bytes = usize::try_from(config.clients.memory_bytes).unwrap_or(usize::MAX);

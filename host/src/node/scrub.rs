@@ -1,9 +1,11 @@
-//! The scrubber: reads again what lies on the disk, slowly, before it is needed.
+//! The scrubber: slowly reads again what lies on the disk, to find damage before the data is
+//! needed.
 //!
-//! - Each listed object is read whole; one that is not what it was is told to its group, which asks
-//!   a peer for a good copy.
-//! - Each segment of the log that is written no more is read; if one is bad, the log lane tells
-//!   each group that keeps it, which snapshots and lets go. Until then the node goes on.
+//! - Each listed object is read whole; a corrupt one is reported to its group, which asks a peer
+//!   for a good copy.
+//! - Each log segment but the active one is read; if one is bad, the log lane tells each group that
+//!   keeps it, and the group takes a snapshot and drops that part of its log. Until then the node
+//!   goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
 
 use std::time::Duration;
@@ -17,10 +19,10 @@ use crate::wal::WalReader;
 
 /// Bytes read a second.
 const RATE_BYTES: u64 = 32 << 20;
-/// The shortest pause: reads are not slowed one by one.
+/// The shortest pause: shorter ones add up until they are this long.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Starts scrubbing once every `every`, until `stopped` says so.
+/// Starts scrubbing, with a pause of `every` before each round, until `stopped` says so.
 pub(super) fn start(
     groups: Vec<GroupHandle>,
     log: WalReader,
@@ -36,7 +38,7 @@ pub(super) fn start(
             let (groups, log, stopped) = (groups.clone(), log.clone(), stopped.clone());
             let round = tokio::task::spawn_blocking(move || round(&groups, &log, &stopped));
             if round.await.is_err() {
-                tracing::error!("the scrubber ended in a panic; it begins again later");
+                tracing::error!("the scrubber panicked; it starts again later");
             }
         }
     });
@@ -50,36 +52,35 @@ fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool
             if *stopped.borrow() {
                 return;
             }
-            let bytes = desc.length;
+            let (name, index, bytes) = (group.name(), desc.index, desc.length);
             match group.scrub(&desc, &mut || pace.read(1 << 20)) {
                 Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
                     let why = error.to_string();
-                    tracing::error!(group = group.name(), index = desc.index, why, "rotten");
-                    group.raise(Event::Rotten { snapshot: desc, why });
+                    tracing::error!(group = name, index, why, "a snapshot is corrupt");
+                    group.raise(Event::Corrupt { snapshot: desc, why });
                 }
                 Err(error @ OpenError::Missing { .. }) if group.lists(&desc) => {
                     let why = error.to_string();
-                    tracing::error!(group = group.name(), index = desc.index, why, "missing");
-                    group.raise(Event::Rotten { snapshot: desc, why });
+                    tracing::error!(group = name, index, why, "a snapshot is missing");
+                    group.raise(Event::Corrupt { snapshot: desc, why });
                 }
                 Err(error @ OpenError::Short { .. }) => {
-                    tracing::warn!(group = group.name(), index = desc.index, %error, "not \
-                        scrubbed");
+                    tracing::warn!(group = name, index, %error, "a snapshot was not scrubbed");
                 }
-                // One that was unlisted meanwhile may be gone.
+                // An object that was unlisted meanwhile may be gone.
                 Err(OpenError::Missing { .. }) | Ok(()) => {
-                    tracing::debug!(group = group.name(), index = desc.index, bytes, "scrubbed");
+                    tracing::debug!(group = name, index, bytes, "a snapshot was scrubbed");
                 }
             }
         }
     }
     for error in log.scrub(&mut |bytes| pace.read(bytes)) {
-        tracing::error!(%error, "the log is damaged, and would not be opened again: its groups \
-            take snapshots, so that the segment can go");
+        tracing::error!(%error, "the log is damaged, and a restart would refuse it: the groups \
+            take snapshots, so that the segment can be deleted");
     }
 }
 
-/// Sleeps as much as keeps the rate.
+/// Sleeps as much as the rate demands.
 struct Pace {
     owed: u64,
 }

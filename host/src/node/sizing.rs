@@ -1,7 +1,7 @@
 //! Whether the disk of the log is large enough for what is configured.
 //!
-//! A disk that is too small is no error: the node starts, and is told to be full sooner or later.
-//! Saying so at the start spares that.
+//! A disk that is too small is no error: the node starts, and the disk is full sooner or later. So
+//! the start warns of it.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Of a group, as its log left it.
+    /// The share of a group, as the log recovered it.
     pub(super) fn of(group: &GroupConfig, recovered: Option<&RecoveredGroup>) -> Self {
         let newest = recovered.and_then(|group| group.state.newest());
         let newest = newest.filter(|_| group.snapshots_share_log_disk);
@@ -32,20 +32,22 @@ impl Share {
     }
 }
 
-/// The segment that is written, its spares, the log's headroom, what is left free for the log while
-/// a snapshot is overdue, and one at each end of what is kept that is kept in part only.
+/// Segments' worth of space that the log takes in addition to what groups keep: the active segment,
+/// its spares, the headroom, what is left free while a snapshot is overdue, and one segment at each
+/// end of what is kept, for only a part of that one is.
 const SEGMENTS: u64 = 1 + limits::LOG_SPARES as u64 + 1 + 2 + 2;
-/// Logs from one snapshot to the next that a group has: behind the newest one while another is
-/// taken, behind the one before, and for followers.
+/// Log of a group, in multiples of the log between two snapshots: since the newest snapshot while
+/// the next is taken, since the one before, and for followers.
 const LOGS: u64 = 4;
-/// Snapshots that a group has while it takes the next one with no room to spare.
+/// Snapshots of a group on a disk that only just suffices: the newest, and the next one while it is
+/// taken.
 const SNAPSHOTS: u64 = 2;
 
-/// The smallest disk of a log on which all these groups take snapshots without being short of room.
+/// The smallest disk on which the log and the snapshots of all these groups fit.
 fn least_bytes(segment_bytes: u64, shares: &[Share]) -> u64 {
     let of_group = |share: &Share| {
         let snapshots = share.snapshot_bytes.saturating_mul(SNAPSHOTS);
-        // The next one may be longer by a block.
+        // The next snapshot may be longer by a block.
         let snapshots = snapshots.saturating_add(limits::SNAPSHOT_BLOCK_BYTES as u64);
         snapshots.saturating_add(share.log_bytes.saturating_mul(LOGS))
     };
@@ -53,7 +55,7 @@ fn least_bytes(segment_bytes: u64, shares: &[Share]) -> u64 {
     shares.iter().map(of_group).fold(of_log, u64::saturating_add)
 }
 
-/// Says that the disk is too small, if it is.
+/// Warns if the disk is too small.
 pub(super) fn tell_if_too_small(dir: &Path, disk: Space, segment_bytes: u64, shares: &[Share]) {
     let least = least_bytes(segment_bytes, shares);
     if disk.total < least {
@@ -63,8 +65,8 @@ pub(super) fn tell_if_too_small(dir: &Path, disk: Space, segment_bytes: u64, sha
             least,
             log_segment = segment_bytes,
             "this disk is smaller than what the log's files, the log between snapshots and two \
-             snapshots of each group take: snapshots may find no room, and commands are refused \
-             then; have a larger one, or lower log-segment or snapshot-log-bytes"
+             snapshots of each group take: snapshots may find no room, and then commands are \
+             refused; use a larger disk, or lower log-segment or snapshot-log-bytes"
         );
     }
 }

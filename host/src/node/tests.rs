@@ -51,7 +51,7 @@ fn config(node: NodeId, addresses: &BTreeMap<NodeId, String>, data: &Path) -> No
     }
 }
 
-/// Waits until something is so.
+/// Waits until `holds` says so.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..600 {
         if holds() {
@@ -70,7 +70,7 @@ fn flip(path: &Path, at: usize) {
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..=at], place).expect("a byte");
 }
 
-/// Files below a directory whose names end so, the oldest first.
+/// Files in a directory whose names end like this, the oldest first.
 fn files(dir: &Path, ends: &str) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(dir).expect("it is there").map(|e| e.expect("its files").path());
@@ -161,8 +161,8 @@ async fn three_nodes_found_a_group_snapshot_and_take_a_wiped_one_back() {
     }
 }
 
-/// Nobody reads what rotted but the scrubber: a snapshot gets a peer's bytes, and a segment of the
-/// log goes, because snapshots are taken that make it needless.
+/// Only the scrubber reads what is corrupt here: a snapshot is repaired with a peer's bytes, and a
+/// segment of the log is deleted because snapshots are taken that make it unnecessary.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scrubber_finds_rot_and_has_it_repaired() {
     let data = tempfile::tempdir().expect("a temporary directory");
@@ -182,7 +182,7 @@ async fn the_scrubber_finds_rot_and_has_it_repaired() {
     let dir = data.path().join(id.to_string());
     let snapshots = snapshot_dir(&dir, "reg");
     until("two snapshots", || group.report().status.snapshots.len() == 2).await;
-    // Marks go on as long as the log is large: it has to come to rest first.
+    // Checkpoints go on as long as the log is large: wait until there are no more of them.
     let listed = || group.report().status.snapshots;
     let mut before = Vec::new();
     while before != listed() {
@@ -194,7 +194,7 @@ async fn the_scrubber_finds_rot_and_has_it_repaired() {
     flip(&newest, good.len() / 2);
     until("the snapshot to be repaired", || {
         std::fs::read(&newest).is_ok_and(|bytes| bytes == good)
-            && group.report().status.rotten.is_empty()
+            && group.report().status.corrupt.is_empty()
     })
     .await;
 

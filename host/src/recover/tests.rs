@@ -36,7 +36,7 @@ fn entry(index: u64, term: u64) -> Entry {
     entry
 }
 
-/// A disk on which node 1 has a log of the groups `kv` (founded, three entries) and `empty`.
+/// A disk on which node 1 has a log of the groups `kv` (bootstrapped, three entries) and `empty`.
 fn disk() -> Arc<MemFs> {
     let fs = Arc::new(MemFs::with_dir(Path::new("/")));
     let shared: Arc<dyn Fs> = fs.clone();
@@ -44,14 +44,14 @@ fn disk() -> Arc<MemFs> {
     let options = WalOptions::new(config().cluster_id(), NodeId(1), 4 << 20, 1);
     let (mut wal, _) = Wal::open(shared, &data.wal(), options).expect("it is new");
     data.log_begun(&*fs).expect("the disk works");
-    let mut state = RecoveryState::unfounded("kv", replica(1));
-    (state.founded, state.lineage) = (true, Some(Lineage([3; 16])));
+    let mut state = RecoveryState::blank("kv", replica(1));
+    (state.bootstrapped, state.lineage) = (true, Some(Lineage([3; 16])));
     (state.term, state.commit, state.boot) = (2, 2, 1);
     state.configuration = Configuration::of_voters([replica(1), replica(2), replica(3)]);
     state.configuration_index = 1;
     let entries = vec![entry(1, 1), entry(2, 2), entry(3, 2)];
     let kv = LogJob { group: GroupId::of_name("kv"), state, entries };
-    let state = RecoveryState::unfounded("empty", replica(1));
+    let state = RecoveryState::blank("empty", replica(1));
     let empty = LogJob { group: GroupId::of_name("empty"), state, entries: Vec::new() };
     wal.append(&[kv, empty], &mut |_| {}).expect("there is room");
     fs
@@ -104,7 +104,7 @@ fn write(mut stopped: StoppedGroup, state: RecoveryState) {
     stopped.wal.append(&[job], &mut |_| {}).expect("there is room");
 }
 
-/// A survivor whose snapshots are bad would never serve: it is not made the group.
+/// A survivor without a readable snapshot would never serve: it is not made the whole group.
 #[test]
 fn what_no_start_could_begin_with_is_not_kept() {
     let fs = disk();
@@ -129,8 +129,8 @@ fn what_no_start_could_begin_with_is_not_kept() {
     assert_eq!(after.configuration().voters.len(), 3, "nothing was changed");
 }
 
-/// A replica that its group removed is forgotten though the group is configured: how else would its
-/// node come back without giving up its other groups?
+/// A replica that its group removed can be forgotten although the group is configured: otherwise
+/// its node could come back only by giving up its other groups.
 #[test]
 fn a_removed_replica_can_be_forgotten() {
     let fs = disk();

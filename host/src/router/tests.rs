@@ -12,7 +12,7 @@ use crate::group::tests::blank;
 
 const FAULT: fn() -> Fault = || Fault::Log("the disk is gone".to_owned());
 
-/// What a group may come to.
+/// The state of a group that failed.
 fn failed() -> ReplicaState {
     ReplicaState::Stopped(Stopped::Failed(FAULT()))
 }
@@ -21,7 +21,7 @@ const SERVING: ReplicaState = ReplicaState::Running(Running::Serving);
 const REMOVED: ReplicaState = ReplicaState::Stopped(Stopped::Removed);
 const REQUESTED: ReplicaState = ReplicaState::Stopped(Stopped::Requested);
 
-/// Groups "a", "b", ... in these states, and the ends by which they change.
+/// Groups "a", "b", ... in these states, and the senders that change their states.
 fn router(states: Vec<ReplicaState>) -> (Router, Vec<watch::Sender<ReplicaState>>) {
     let (mut handles, mut ends) = (Vec::new(), Vec::new());
     for (state, name) in states.into_iter().zip(["a", "b", "c"]) {
@@ -33,7 +33,7 @@ fn router(states: Vec<ReplicaState>) -> (Router, Vec<watch::Sender<ReplicaState>
     (Router::new(NodeId(1), handles, Addresses::default()), ends)
 }
 
-/// Whether it is over now, and how.
+/// How the groups ended, if they have by now.
 fn look(ended: impl Future<Output = Ended>) -> Option<Ended> {
     match pin!(ended).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(ended) => Some(ended),
@@ -41,7 +41,7 @@ fn look(ended: impl Future<Output = Ended>) -> Option<Ended> {
     }
 }
 
-/// A node of no groups has nothing to wait for, and an absent group is nobody's.
+/// A node without groups has nothing to wait for, and finds no group by any name or id.
 /// Covers L3 L8.
 #[test]
 fn an_absent_group_is_over_and_holds_nobody_up() {
@@ -52,7 +52,7 @@ fn an_absent_group_is_over_and_holds_nobody_up() {
     assert!(router.group_by_id(GroupId::of_name("a")).is_none());
 }
 
-/// Each way to stop is told apart, in its name, its cause and what it makes of the node.
+/// The ways to stop differ in their name, in their cause, and in what they mean for the node.
 /// Covers L4 L5 L11.
 #[test]
 fn each_end_is_told_apart() {
@@ -62,7 +62,7 @@ fn each_end_is_told_apart() {
         (vec![REQUESTED], Some(Ended::Removed)),
         (vec![REMOVED], Some(Ended::Removed)),
         (vec![failed()], of_a(FAULT())),
-        // One that ended, whatever way, ends nobody else.
+        // A group that ended, in whatever way, ends no other.
         (vec![REMOVED, SERVING], None),
         (vec![failed(), SERVING], None),
         (vec![SERVING, failed()], None),
@@ -80,10 +80,10 @@ fn each_end_is_told_apart() {
     assert!(failed().cause().expect("it has one").contains("the disk is gone"));
 }
 
-/// A group that failed before anybody looked is reported like any other, to everybody who asks.
+/// A group that failed before the first call is reported like any other, and by each call.
 /// Covers L9.
 #[test]
-fn whoever_comes_late_hears_it_as_well() {
+fn a_late_caller_hears_it_as_well() {
     let (router, mut ends) = router(vec![failed(), SERVING]);
     let second = ends.pop().expect("there are two");
     // The actor of the first is gone.

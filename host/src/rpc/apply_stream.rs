@@ -1,16 +1,16 @@
 //! [`ApplyStream`]: one client's stream of commands, and the stream of their answers.
 //!
-//! - There is no task and no channel per command: polling the answers reads commands, hands them to
-//!   the group, and collects whatever has been answered into one message.
-//! - A group answers in the order of its log, which is the order commands came in; so the oldest
-//!   unanswered command is the one to wait for.
-//! - At most [`STREAM_INFLIGHT_MAX`] commands, and [`STREAM_BYTES_MAX`], are under way, and one
-//!   message is held; the rest waits with the client. So does a command that the group has no room
-//!   for now.
-//! - Commands are taken in their order. Once the group refused one, the stream ends behind the
-//!   answers of those before it: what has no answer then was not taken.
-//! - Where answers are long, fewer commands are under way: a reader that stops reading holds about
-//!   [`STREAM_ANSWERS_BYTES`] and no more, all of it charged to its connection.
+//! - No command has a task of its own: polling the answers reads commands, hands them to the
+//!   group, and collects the answers that are there into one message.
+//! - A group answers in the order of its log, in which commands stand as they came; so it suffices
+//!   to wait for the oldest unanswered command.
+//! - At most [`STREAM_INFLIGHT_MAX`] commands and [`STREAM_BYTES_MAX`] bytes of them are under way,
+//!   and at most one message is held here; everything else waits at the client. A command also
+//!   waits while the group has no capacity for it.
+//! - Commands are taken in their order. Once the group refused one, the stream ends after the
+//!   answers to the commands before it: a command that has no answer by then was not taken.
+//! - If answers are long, fewer commands are under way: a client that stops reading makes this node
+//!   hold about [`STREAM_ANSWERS_BYTES`] of answers, all of it charged to its connection.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -37,43 +37,44 @@ use crate::rpc::refuse::{Refused, check_command, check_sequence};
 use crate::rpc::server::until;
 use crate::rpc::{STREAM_BYTES_MAX, STREAM_COMMANDS_MAX, STREAM_INFLIGHT_MAX};
 
-/// A message takes no more answers once it has so many, or so many bytes.
+/// A message takes no more answers once it holds this many, or this many bytes of them.
 const ANSWERS_MAX: usize = 1_024;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// Bytes of answers that the commands under way are expected to have.
+/// The bytes of answers that the commands under way may be expected to produce.
 const STREAM_ANSWERS_BYTES: usize = 8 << 20;
-/// The length of an answer is expected to be the mean of the last ones, of so many by weight; of
-/// the first, the longest.
+/// The expected length of an answer is an exponential mean in which each new answer has a weight of
+/// one in this many; it begins with the longest possible answer.
 const MEAN_OF: usize = 16;
 
 /// The answers of one stream; polling them does all the work.
 pub(super) struct ApplyStream {
     source: Streaming<wire::ApplyStreamRequest>,
-    /// Of the connection that it came over.
+    /// The memory share of the stream's connection.
     share: Arc<Share>,
     router: Router,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// True once commands are refused: the node is about to stop.
+    /// True once the node is about to stop and refuses commands.
     closing: watch::Receiver<bool>,
-    /// Where the first message said that commands go.
+    /// The group and the session that the stream's first message named.
     target: Option<Target>,
-    /// Commands of the last message that the group was not given yet.
+    /// Commands of the last message that were not yet handed to the group.
     held: VecDeque<Held>,
-    /// Room in the group for the first of them.
+    /// Waits for the group's capacity for the first of them.
     room: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
     waiting: VecDeque<Waiting>,
-    /// Bytes of the commands that wait.
+    /// Bytes of the commands in `waiting`.
     waiting_bytes: usize,
-    /// How long an answer is, as far as they were seen.
+    /// The expected length of an answer, from those seen so far.
     answer_bytes_mean: usize,
     ready: Vec<wire::StreamAnswer>,
     ready_bytes: usize,
-    /// No more commands: the client is done, broke the rules, or the node stops.
+    /// No more commands are read: the client is done or broke a rule, a command was refused, or the
+    /// node stops.
     ended: bool,
-    /// Said behind the last answer.
+    /// The status to send after the last answer.
     failure: Option<Status>,
-    /// Gave the group one more turn to answer before this message leaves.
+    /// The group already got one more turn to answer before the next message leaves.
     lingered: bool,
 }
 
@@ -124,7 +125,7 @@ impl ApplyStream {
         }
     }
 
-    /// Takes commands for as long as there is room.
+    /// Reads commands and hands them to the group for as long as the bounds allow.
     fn read(&mut self, cx: &mut Context<'_>) {
         loop {
             self.hand_on(cx);
@@ -147,13 +148,13 @@ impl ApplyStream {
         }
     }
 
-    /// Nothing more is read; what is held still goes on.
+    /// Reads nothing more; commands that are held still go to the group.
     fn end(&mut self, failure: Option<Status>) {
         self.ended = true;
         self.failure = failure;
     }
 
-    /// As many commands are under way as may be.
+    /// Whether as many commands are under way as may be.
     fn is_busy(&self) -> bool {
         let most = STREAM_ANSWERS_BYTES / self.answer_bytes_mean.max(1);
         self.waiting.len() >= most.min(STREAM_INFLIGHT_MAX)
@@ -161,7 +162,7 @@ impl ApplyStream {
             || (!self.waiting.is_empty() && self.share.is_near())
     }
 
-    /// Puts one message's commands in line; those that no group takes are answered here.
+    /// Queues one message's commands; those that break a rule on their own are answered here.
     fn take(&mut self, message: wire::ApplyStreamRequest) -> Result<(), Refused> {
         let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands, relief } =
             message;
@@ -196,7 +197,7 @@ impl ApplyStream {
         Ok(())
     }
 
-    /// Gives the group what is held, as far as it has room.
+    /// Hands the held commands to the group, as far as it has capacity for them.
     fn hand_on(&mut self, cx: &mut Context<'_>) {
         let Some(Target { group, line, .. }) = self.target.clone() else { return };
         loop {
@@ -223,7 +224,7 @@ impl ApplyStream {
         }
     }
 
-    /// Room in the group for a command of so many bytes.
+    /// Waits for the group's capacity for a command of `bytes` bytes.
     fn room(
         &mut self,
         group: &GroupHandle,
@@ -243,7 +244,7 @@ impl ApplyStream {
         room
     }
 
-    /// A command was refused: so is all that is held behind it, and the stream ends with that.
+    /// Refuses all held commands, because the group refused one before them, and ends the stream.
     fn break_off(&mut self, group: &GroupHandle, why: &Refusal) {
         let refused = |router: &Router| Refused::by_group(why, group.name(), router);
         for held in std::mem::take(&mut self.held) {
@@ -254,7 +255,7 @@ impl ApplyStream {
         }
     }
 
-    /// Collects answers from the oldest command on, as far as they are there.
+    /// Collects the answers that are there, from the oldest command on.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while !self.is_full()
             && let Some(oldest) = self.waiting.front_mut()
@@ -312,13 +313,11 @@ impl Stream for ApplyStream {
         this.read(cx);
         this.collect(cx);
         if this.ready.is_empty() {
-            return match this.ended && this.held.is_empty() && this.waiting.is_empty() {
-                true => Poll::Ready(this.failure.take().map(Err)),
-                false => Poll::Pending,
-            };
+            let over = this.ended && this.held.is_empty() && this.waiting.is_empty();
+            return if over { Poll::Ready(this.failure.take().map(Err)) } else { Poll::Pending };
         }
-        // The group answers a whole pack; it is given one turn to get further than its first
-        // answer.
+        // The group answers all commands of an entry in one go: with one turn more, this message
+        // holds more than the first of these answers.
         if !this.lingered && !this.waiting.is_empty() && !this.is_full() {
             this.lingered = true;
             cx.waker().wake_by_ref();

@@ -1,11 +1,13 @@
-//! [`RequestBody`]: what a call's caller sends, on its way to whoever decodes it.
+//! [`RequestBody`]: the bytes of one call's request, on their way to the decoder.
 //!
-//! - gRPC says the length of a message before the message: it is refused or given room then, before
-//!   a byte of it is kept. Room that is not there is waited for, not for long.
-//! - A message that has begun comes to its end in time, and the first one of a peer begins in time.
-//! - The flow-control window is given back as soon as bytes are read here: from then on the
-//!   message's charge bounds them. The charge is held until the next message begins, or for as long
-//!   as the call lives.
+//! - gRPC sends the length of a message before the message: the message is refused or charged to
+//!   its connection then, before a byte of it is kept. A call whose message finds no free memory
+//!   waits, but not for long.
+//! - A message that has begun must arrive whole in time; the message of a unary call, and the first
+//!   message of a peer, must also begin in time.
+//! - The flow-control window is given back as soon as bytes are read here, because the message's
+//!   charge bounds them from then on. The charge is held until the next message begins or the call
+//!   ends.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,32 +27,32 @@ use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::patience_for;
 use crate::rpc::refuse::Refused;
 
-/// gRPC's flag and length in front of each message.
+/// The flag and the length that gRPC puts in front of each message, bytes.
 const HEAD_BYTES: usize = 5;
-/// Room for what stands beside the largest field of a message.
+/// Allowance for all that a message holds beside its largest field.
 const REST_BYTES: usize = 4 << 10;
 /// Largest request of a call that carries names and numbers only.
 const SMALL_BYTES: usize = 16 << 10;
-/// How long the message of a call may take to begin, and a peer to say who it is, if the port has
-/// as much patience.
+/// How long the message of a unary call, and the first message of a peer, may take to begin; less
+/// if the port's patience is shorter.
 const CALL_FIRST_MAX: Duration = Duration::from_secs(10);
 const PEER_FIRST_MAX: Duration = Duration::from_secs(5);
-/// How long room for a message is waited for, by a call and by a stream, and how often it is looked
-/// for.
+/// How long a call, and a stream, waits for the memory that its next message needs, and how often
+/// it looks for it.
 const CALL_ROOM_MAX: Duration = Duration::from_secs(1);
 const STREAM_ROOM_MAX: Duration = Duration::from_secs(10);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 
-/// What is taken of one method's caller.
+/// What this node accepts from the caller of one method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Method {
     pub kind: CallKind,
-    /// Largest first message, and largest of those that follow.
+    /// Largest first message, and largest later message, bytes.
     first: usize,
     later: usize,
-    /// The first message has to begin in time, and how long that is at most.
+    /// How long the first message may take to begin; `None` if it may take any time.
     first_max: Option<Duration>,
-    /// Only peers call it.
+    /// Only peers call this method.
     pub peers: bool,
 }
 
@@ -97,27 +99,27 @@ pub(super) struct RequestBody {
     link: Arc<Link>,
     method: Method,
     patience: Duration,
-    /// The caller's own deadline, for a call.
+    /// The deadline that the caller of a unary call set.
     caller: Option<Instant>,
-    /// When what is awaited must have come.
+    /// When the first message must have begun, or the message under way must be complete.
     deadline: Option<Instant>,
-    /// Read, and not looked at.
+    /// Bytes that were read and not yet passed on.
     pending: Bytes,
-    /// Of a head that came in pieces, those that went on.
+    /// The bytes of an incomplete message head that were already passed on.
     head: Vec<u8>,
     /// Bytes of the message under way that are still to come.
     missing: usize,
-    /// Messages that began.
+    /// How many messages have begun.
     begun: u64,
-    /// Until when the room of the next message is waited for.
+    /// Until when the next message waits for free memory.
     room_until: Option<Instant>,
     charge: Option<Charge>,
     timer: Timer,
-    /// Since when nobody has asked for more.
+    /// Since when the decoder has not asked for more bytes.
     unasked: Option<Instant>,
 }
 
-/// One alarm at a time.
+/// A timer with one alarm at a time.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
@@ -163,7 +165,7 @@ impl RequestBody {
         }
     }
 
-    /// The time in which nobody read is not the caller's.
+    /// Extends a stream's deadline by the time in which this node did not read from it.
     fn asked(&mut self) {
         let Some(since) = self.unasked.take() else { return };
         if self.method.kind == CallKind::Stream {
@@ -171,7 +173,8 @@ impl RequestBody {
         }
     }
 
-    /// How many of the bytes that are here may go on: all before a head whose message has no room.
+    /// How many of the pending bytes may be passed on: all before the head of a message that waits
+    /// for free memory.
     fn look(&mut self) -> Result<usize, Status> {
         let mut at = 0;
         while at < self.pending.len() {
@@ -207,7 +210,8 @@ impl RequestBody {
         Ok(at)
     }
 
-    /// Begins a message, if there is room for it; an error once it was waited for long enough.
+    /// Charges a message to its connection and begins it; false while there is no memory for it, an
+    /// error once that lasted too long.
     fn begin(&mut self, length: usize) -> Result<bool, Status> {
         self.charge = None;
         self.charge = self.link.share.take(length);
@@ -217,10 +221,11 @@ impl RequestBody {
                 CallKind::Unary => CALL_ROOM_MAX,
                 CallKind::Stream => STREAM_ROOM_MAX,
             };
-            return match now < *self.room_until.get_or_insert(now + wait.min(self.patience / 2)) {
-                true => Ok(false),
-                false => Err(Refused::no_room(length).into_status()),
-            };
+            let until = *self.room_until.get_or_insert(now + wait.min(self.patience / 2));
+            if now < until {
+                return Ok(false);
+            }
+            return Err(Refused::no_room(length).into_status());
         }
         self.room_until = None;
         self.missing = length;
@@ -242,7 +247,8 @@ impl RequestBody {
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Pending => return self.poll_deadline(cx),
                 };
-                // The charge bounds what is kept; an error means that the call is over.
+                // The message's charge bounds what is kept. An error only means that the call is
+                // over.
                 let _ = self.source.flow_control().release_capacity(bytes.len());
                 self.link.received(bytes.len());
                 self.pending = bytes;

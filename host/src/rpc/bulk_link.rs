@@ -1,10 +1,10 @@
-//! Bulk channels over gRPC: a connection of their own for each transfer, so that no heartbeat
-//! queues behind a block.
+//! Bulk channels over gRPC: each transfer has a connection of its own, so that no heartbeat waits
+//! for a block to be sent.
 //!
-//! - [`open`] is the sender's end, and blocks; [`accept`] gives the receiver's, which a worker may
-//!   block on once the first frame was read.
-//! - Between a worker and its connection at most [`BULK_FRAMES_MAX`] frames wait each way; the
-//!   window of HTTP/2 and the credit of the protocol bound the rest.
+//! - [`open`] blocks until it has the sender's end. [`accept`] returns the receiver's end: a task
+//!   reads its first frame, then a worker thread may block on it.
+//! - At most [`BULK_FRAMES_MAX`] frames are queued between a worker and its connection, each way;
+//!   the flow control of HTTP/2 and the credit of the protocol bound what is in flight beyond that.
 
 use std::io;
 use std::pin::Pin;
@@ -24,7 +24,8 @@ use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
 use crate::rpc::{BULK_FRAMES_MAX, VERSION_KEY, convert, peer_link};
 
-/// How long a worker waits for a peer that takes no frames: as long as the protocol's own stall.
+/// How long a worker waits for a peer that accepts no frames: as long as the transfer protocol
+/// waits for progress.
 pub(super) const WRITE_TIMEOUT: Duration =
     Duration::from_millis(STALL_TICKS as u64 * limits::TICK_MS);
 
@@ -44,8 +45,8 @@ impl<Out, In> BulkChannel<Out, In> for BulkLink<Out, In> {
     }
 }
 
-/// Opens a channel to the node at `address`, in a version that it knows. Blocks; not for a
-/// runtime's own threads.
+/// Opens a channel to the node at `address`, in a protocol version that it knows. Blocks: must not
+/// be called on a thread of the runtime.
 pub(super) fn open(
     runtime: &Handle,
     address: &str,
@@ -75,13 +76,14 @@ pub(super) fn open(
     }
 }
 
-/// The receiver's end of what a peer opened, until a worker takes it.
+/// The receiver's end of a channel that a peer opened, before a worker thread takes it over.
 pub(super) struct Opened {
     requests: Streaming<wire::BulkFrame>,
     outgoing: BlockingWriter<BulkReply>,
 }
 
-/// Takes what a peer opened, and the replies to send.
+/// Accepts a channel that a peer opened; the second value is the stream of replies to answer the
+/// call with.
 pub(super) fn accept(requests: Streaming<wire::BulkFrame>) -> (Opened, BulkReplies) {
     let (outgoing, replies) = pipe::outward(BULK_FRAMES_MAX);
     let replies = Wire { source: replies, convert: convert::reply_to_wire };
@@ -89,7 +91,7 @@ pub(super) fn accept(requests: Streaming<wire::BulkFrame>) -> (Opened, BulkRepli
 }
 
 impl Opened {
-    /// The frame that it begins with, if one comes.
+    /// Waits for the first frame; `None`, and a line in the node's log, if the channel ends before.
     pub(super) async fn first(&mut self) -> Option<BulkRequest> {
         let why = match self.requests.message().await {
             Ok(Some(message)) => match convert::request_from_wire(message) {
@@ -99,17 +101,17 @@ impl Opened {
             Ok(None) => "the peer closed the channel".to_owned(),
             Err(status) => why(&status),
         };
-        tracing::info!(why, "bulk channel ended before its offer");
+        tracing::info!(why, "bulk channel ended before an offer came");
         None
     }
 
-    /// Ends it with a reply.
+    /// Ends the channel with this reply.
     pub(super) fn refuse(mut self, reply: BulkReply) {
-        // There is room for the first reply; a peer that is gone needs none.
+        // The first reply always fits the pipe, and a peer that is gone needs no reply.
         let _ = self.outgoing.write(reply, Duration::ZERO);
     }
 
-    /// The worker's end.
+    /// Turns the channel into the end on which a worker thread blocks.
     pub(super) fn into_channel(self) -> BulkLink<BulkReply, BulkRequest> {
         let (frames, incoming) = pipe::inward(BULK_FRAMES_MAX);
         tokio::spawn(forward(self.requests, frames, convert::request_from_wire));
@@ -131,7 +133,7 @@ async fn dial(
     Ok(client.bulk(request).await?.into_inner())
 }
 
-/// Moves what arrives to the worker, until either is gone.
+/// Passes what arrives on to the worker, until the connection or the worker ends.
 async fn forward<W, T>(
     mut source: Streaming<W>,
     mut sink: TaskWriter<T>,
@@ -158,7 +160,7 @@ async fn forward<W, T>(
     sink.finish(end);
 }
 
-/// What a worker sends, as wire messages.
+/// The frames that a worker sends, converted to wire messages.
 struct Wire<T, W> {
     source: TaskReader<T>,
     convert: fn(T) -> W,

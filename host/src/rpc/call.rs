@@ -1,9 +1,9 @@
 //! One call on a connection, from its headers to the last byte of its answer.
 //!
-//! - A caller that goes away ends its call: what is done for it is dropped where it stands.
-//! - An answer is charged until it has left this process. A caller that does not take its answer
-//!   is cut off: a chunk has so long, and a second more for each so many of its bytes; a tenth of
-//!   it where its connection holds more than its part of what is short.
+//! - A caller that goes away ends its call: the work for it is dropped at once, at whatever stage.
+//! - An answer is charged to its connection until it has left this process. A caller that does not
+//!   read its answer is cut off: each chunk has the port's patience, and more in proportion to its
+//!   size ([`patience_for`]); while the connection holds more memory than it may, a tenth of that.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -30,13 +30,13 @@ use crate::rpc::port::{Port, patience_for};
 use crate::rpc::refuse::Refused;
 use crate::rpc::requests::Counted;
 
-/// What a call holds beside its messages: its task, its headers, its buffers. Bytes.
+/// Memory that a call holds beside its messages: its task, its headers, its buffers. Bytes.
 const CALL_BYTES: usize = 8 << 10;
 
 /// The caller is gone, or was cut off.
 struct Gone;
 
-/// A chunk of an answer and its charge: both go when the chunk has left.
+/// A chunk of an answer and its charge: both are dropped once the chunk has left this process.
 struct Charged {
     bytes: Bytes,
     _charge: Charge,
@@ -48,7 +48,7 @@ impl AsRef<[u8]> for Charged {
     }
 }
 
-/// Carries out one call.
+/// Serves one call to its end.
 pub(super) async fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -78,23 +78,23 @@ pub(super) async fn serve(
     }
     link.touch();
     if let Err(Gone) = send(answer, respond, (&port, &link), &mut counted).await {
-        tracing::debug!(remote = %link.remote, "a call's answer was not taken to its end");
+        tracing::debug!(remote = %link.remote, "a caller did not read its answer to the end");
     }
 }
 
-/// Whether the call may go on; if not, its caller is told.
+/// Admits a call and returns the charge for it; otherwise answers the caller with a refusal.
 fn admit(
     respond: &mut SendResponse<Bytes>,
     method: Method,
     (port, link): (&Port, &Arc<Link>),
     counted: &mut Counted,
 ) -> Option<Charge> {
-    let refused = match link.is_on_probation() && !method.peers {
-        true => Refused::no_place(port.state.links.count().0),
-        false => match link.share.take(CALL_BYTES) {
-            Some(charge) => return Some(charge),
-            None => Refused::no_room(CALL_BYTES),
-        },
+    let refused = if link.is_on_probation() && !method.peers {
+        Refused::no_place(port.state.links.count().0)
+    } else if let Some(charge) = link.share.take(CALL_BYTES) {
+        return Some(charge);
+    } else {
+        Refused::no_room(CALL_BYTES)
     };
     let (head, ()) = refused.into_status().into_http::<()>().into_parts();
     counted.told(&head.headers);
@@ -128,7 +128,7 @@ async fn dispatch(
     response
 }
 
-/// Sends an answer as fast as its reader takes it.
+/// Sends an answer as fast as its caller reads it.
 async fn send(
     answer: Response<Body>,
     mut respond: SendResponse<Bytes>,
@@ -201,8 +201,8 @@ async fn send_chunk(
     Ok(())
 }
 
-/// Waits until the reader has room for something; `None` once it took too long, which is a tenth of
-/// the time where the memory is needed for others.
+/// Waits until the caller's flow-control window is open; `None` once `patience` has passed since
+/// `since`, or a tenth of it while the connection holds more memory than it may.
 async fn taken(
     sink: &mut SendStream<Bytes>,
     link: &Link,
@@ -221,7 +221,7 @@ async fn taken(
     }
 }
 
-/// Waits until the reader has room for something.
+/// Waits until the caller's flow-control window is open, and returns how many bytes it takes.
 async fn capacity(sink: &mut SendStream<Bytes>) -> Result<usize, Gone> {
     std::future::poll_fn(|cx| {
         if sink.poll_reset(cx).is_ready() {

@@ -1,7 +1,7 @@
 //! The clients' side of the port: requests become tickets of a group, answers become messages.
 //!
-//! - Sizes and names are checked here; whatever passes is the group's to answer.
-//! - What this node may not answer because another one leads is forwarded once ([`Forward`]).
+//! - Sizes and names are checked here; a request that passes is answered by its group.
+//! - A call that only the leader may answer is forwarded to the leader, once ([`Forward`]).
 //! - A caller's deadline ends the wait, not the command.
 
 use std::future::Future;
@@ -31,10 +31,10 @@ use crate::rpc::proto::client::lockstep_server::Lockstep;
 use crate::rpc::refuse::{LEADER, Refused, check_command, check_sequence};
 use crate::rpc::status::StatusSource;
 
-/// How long a status waits for the groups to say how they are now.
+/// How long a status call waits for the groups to bring their reports up to date.
 const FRESH_MAX: Duration = Duration::from_millis(500);
 
-/// The client of a node that leads.
+/// A client of the node that leads.
 type Leads = LockstepClient<Channel>;
 
 /// The service `lockstep.v1.Lockstep`.
@@ -42,7 +42,7 @@ pub(super) struct ClientApi {
     router: Router,
     forward: Forward,
     status: StatusSource,
-    /// True once the node is about to stop: it hands leadership over, and takes nothing more.
+    /// True once the node is about to stop: it hands over leadership and takes no more requests.
     closing: watch::Receiver<bool>,
     stopped: watch::Receiver<bool>,
 }
@@ -59,12 +59,13 @@ impl ClientApi {
         Self { router, forward, status: StatusSource::new(hello, transport), closing, stopped }
     }
 
-    /// A group that a request may be put to.
+    /// The group of this name, unless the node is about to stop.
     fn open_group(&self, name: &str) -> Result<&GroupHandle, Refused> {
         let group = self.group(name)?;
-        match *self.closing.borrow() {
-            true => Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router)),
-            false => Ok(group),
+        if *self.closing.borrow() {
+            Err(Refused::by_group(&Refusal::ShuttingDown, group.name(), &self.router))
+        } else {
+            Ok(group)
         }
     }
 
@@ -72,7 +73,7 @@ impl ClientApi {
         self.router.group(name).ok_or_else(|| Refused::unknown_group(name, &self.router))
     }
 
-    /// A call of a group that it may be put to.
+    /// The call with the group that is to answer it.
     fn asked<M>(
         &self,
         request: Request<M>,
@@ -85,7 +86,8 @@ impl ClientApi {
     }
 }
 
-/// A call of a group, which answers it here, or else has it answered by the node that leads.
+/// A call and its group, which answers it here or refers to the leader, to which it is then
+/// forwarded.
 struct Asked<'a, M> {
     api: &'a ClientApi,
     group: &'a GroupHandle,
@@ -95,13 +97,13 @@ struct Asked<'a, M> {
 }
 
 impl<M> Asked<'_, M> {
-    /// Waits as long as the caller does.
+    /// Waits for the answer, until the caller's deadline.
     async fn meet<T>(&self, answer: impl Future<Output = T>) -> Result<T, Refused> {
         self.deadline.meet(self.group, answer).await
     }
 
-    /// The group refused. If it did because another node leads, that one is asked, once, and what
-    /// goes wrong with it is said in this node's own words.
+    /// Handles the group's refusal. If it refused because another node leads, the call is forwarded
+    /// there, once; a failure to reach that node is reported as this node's own refusal.
     async fn refused<T, F: Future<Output = Result<Response<T>, Status>>>(
         self,
         refusal: &Refusal,
@@ -200,7 +202,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<Streaming<wire::ApplyStreamRequest>>,
     ) -> Result<Response<ApplyStream>, Status> {
-        let link = request.extensions().get::<Arc<Link>>().expect("every call has its link");
+        let link = request.extensions().get::<Arc<Link>>().expect("every call carries its link");
         let share = Arc::clone(&link.share);
         Ok(Response::new(ApplyStream::new(
             request.into_inner(),
@@ -237,11 +239,10 @@ impl Lockstep for ClientApi {
         request: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::StatusResponse>, Status> {
         let name = request.into_inner().group;
-        let groups: Vec<&GroupHandle> = match name.is_empty() {
-            true => self.router.groups().collect(),
-            false => vec![self.group(&name)?],
-        };
-        // What was answered just now is to be seen. Who cannot say it shows what it said last.
+        let groups: Vec<&GroupHandle> =
+            if name.is_empty() { self.router.groups().collect() } else { vec![self.group(&name)?] };
+        // The status is to show what was answered just before. A group that is too slow shows its
+        // last report.
         let freshen = async {
             for group in &groups {
                 group.freshen().await;
@@ -251,22 +252,22 @@ impl Lockstep for ClientApi {
         Ok(Response::new(self.status.status(&self.router, groups.into_iter())))
     }
 
-    async fn mark(
+    async fn checkpoint(
         &self,
-        request: Request<wire::MarkRequest>,
-    ) -> Result<Response<wire::MarkResponse>, Status> {
+        request: Request<wire::CheckpointRequest>,
+    ) -> Result<Response<wire::CheckpointResponse>, Status> {
         let asked = self.asked(request, |message| &message.group)?;
-        match asked.meet(asked.group.mark()).await? {
-            Ok(index) => Ok(Response::new(wire::MarkResponse { index })),
+        match asked.meet(asked.group.checkpoint()).await? {
+            Ok(index) => Ok(Response::new(wire::CheckpointResponse { index })),
             Err(refusal) => {
-                let send = |mut leader: Leads, call| async move { leader.mark(call).await };
+                let send = |mut leader: Leads, call| async move { leader.checkpoint(call).await };
                 asked.refused(&refusal, send).await
             }
         }
     }
 }
 
-/// A replicated answer to a command; what is none comes back.
+/// A replicated answer to a command as a message; an answer that is not to a command comes back.
 pub(super) fn outcome(answer: Answer) -> Result<wire::apply_response::Outcome, Answer> {
     match answer {
         Answer::Ok(bytes) => Ok(wire::apply_response::Outcome::Ok(bytes)),
@@ -306,18 +307,18 @@ fn query_response(answer: QueryAnswer) -> wire::QueryResponse {
 
 fn mismatch(group: &GroupHandle, answer: &Answer) -> Status {
     Status::internal(format!(
-        "group \"{}\" gave the answer of another call: {answer:?}",
+        "group \"{}\" gave the answer to another kind of call: {answer:?}",
         group.name()
     ))
 }
 
-/// When the caller stops waiting.
+/// When the caller stops waiting; `None` if it waits forever.
 #[derive(Clone, Copy)]
 struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// Of `grpc-timeout`, a little earlier than the server itself would cut the call off without a
-    /// word.
+    /// The deadline in `grpc-timeout`, a little earlier: the server ends a call at its deadline
+    /// without a refusal, and this node wants to send one.
     fn of(metadata: &MetadataMap) -> Self {
         const EARLIER: Duration = Duration::from_millis(5);
         let timeout = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
@@ -343,15 +344,15 @@ impl Deadline {
     }
 }
 
-/// What makes a session's id its own; drawn here for a client that draws none.
+/// The nonce that makes a session's id unique; drawn here if the client drew none.
 fn nonce_of(drawn: u64) -> u64 {
     match drawn {
-        0 => getrandom::u64().expect("the system gives randomness"),
+        0 => getrandom::u64().expect("the system provides randomness"),
         drawn => drawn,
     }
 }
 
-/// `grpc-timeout`: at most eight digits and a unit.
+/// Parses `grpc-timeout`: at most eight digits and a unit.
 pub(super) fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {

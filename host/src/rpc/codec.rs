@@ -1,8 +1,8 @@
-//! [`BoundedCodec`]: prost's encoding, with a look at a message before it is decoded.
+//! [`BoundedCodec`]: prost's encoding, with a check of each message before it is decoded.
 //!
-//! A field of two bytes on the wire may be a struct of a hundred in memory. So the parts of
-//! messages that hold many are counted first, and too many are refused before anything is made of
-//! them.
+//! A field that takes two bytes on the wire may become a struct of a hundred bytes in memory. So
+//! the elements of repeated fields are counted first, and a message with too many is refused before
+//! anything is allocated for them.
 
 use std::marker::PhantomData;
 
@@ -16,16 +16,16 @@ use crate::rpc::proto::{client, peer};
 use crate::rpc::refuse::Refused;
 use crate::rpc::{BATCH_FRAMES_MAX, STREAM_COMMANDS_MAX};
 
-/// Entries in all frames of one batch: more than its bytes hold if each has anything in it.
+/// Entries in all frames of one batch: more than fit into its bytes unless entries are empty.
 const BATCH_ENTRIES_MAX: usize = 1 << 18;
-/// Bytes with which a call's buffers begin: most messages are small, and there are many calls.
+/// Initial size of a call's buffers, bytes: most messages are small, and there are many calls.
 const BUFFER_BYTES: usize = 1 << 10;
-/// Bytes of encoded messages that are handed on at once.
+/// Bytes of encoded messages after which they are handed on.
 const YIELD_BYTES: usize = 32 << 10;
 
-/// What may be decoded.
+/// A message that is checked before it is decoded.
 pub(crate) trait Bounded {
-    /// Looks at the encoded message.
+    /// Checks the encoded message.
     fn check(_encoded: &[u8]) -> Result<(), Status> {
         Ok(())
     }
@@ -35,13 +35,13 @@ impl Bounded for client::ApplyStreamRequest {
     fn check(encoded: &[u8]) -> Result<(), Status> {
         const COMMANDS: u32 = 4;
         let commands = count(encoded, COMMANDS, &mut |_command| Ok(()))?;
-        match commands > STREAM_COMMANDS_MAX {
-            true => Err(Refused::malformed(format!(
+        if commands > STREAM_COMMANDS_MAX {
+            return Err(Refused::malformed(format!(
                 "a message of {commands} commands is over the limit of {STREAM_COMMANDS_MAX}"
             ))
-            .into()),
-            false => Ok(()),
+            .into());
         }
+        Ok(())
     }
 }
 
@@ -72,7 +72,7 @@ impl Bounded for peer::FrameBatch {
     }
 }
 
-// Each of these holds a bounded number of fields, or was made by this node's own kind.
+// Each of these has a bounded number of fields, or comes from another node of the cluster.
 impl Bounded for client::OpenSessionRequest {}
 impl Bounded for client::OpenSessionResponse {}
 impl Bounded for client::CloseSessionRequest {}
@@ -84,22 +84,22 @@ impl Bounded for client::QueryRequest {}
 impl Bounded for client::QueryResponse {}
 impl Bounded for client::StatusRequest {}
 impl Bounded for client::StatusResponse {}
-impl Bounded for client::MarkRequest {}
-impl Bounded for client::MarkResponse {}
+impl Bounded for client::CheckpointRequest {}
+impl Bounded for client::CheckpointResponse {}
 impl Bounded for peer::Hello {}
 impl Bounded for peer::Welcome {}
 impl Bounded for peer::FramesEnd {}
 impl Bounded for peer::BulkFrame {}
 impl Bounded for peer::BulkAnswer {}
 
-/// How often a field of embedded messages stands in a message; each is shown to `look`.
+/// Counts how often an embedded message with this field number occurs, and calls `look` with each.
 fn count(
     mut encoded: &[u8],
     field: u32,
     look: &mut dyn FnMut(&[u8]) -> Result<(), Status>,
 ) -> Result<usize, Status> {
     let broken = |error: prost::DecodeError| Status::from(Refused::malformed(error.to_string()));
-    let cut_off = || Status::from(Refused::malformed("a message is cut off"));
+    let cut_off = || Status::from(Refused::malformed("a message is truncated"));
     let mut found = 0;
     while !encoded.is_empty() {
         let (tag, wire) = decode_key(&mut encoded).map_err(broken)?;
@@ -112,7 +112,7 @@ fn count(
             WireType::ThirtyTwoBit => 4,
             WireType::LengthDelimited => decode_varint(&mut encoded).map_err(broken)?,
             WireType::StartGroup | WireType::EndGroup => {
-                return Err(Refused::malformed("there are no groups in this protocol").into());
+                return Err(Refused::malformed("this protocol has no protobuf groups").into());
             }
         };
         let length = usize::try_from(length).map_err(|_| cut_off())?;
@@ -126,7 +126,7 @@ fn count(
     Ok(found)
 }
 
-/// The codec of both services.
+/// The codec of the client service and the peer service.
 pub(crate) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for BoundedCodec<T, U> {
@@ -155,7 +155,7 @@ where
     }
 }
 
-/// Looks, then decodes.
+/// Checks a message, then decodes it.
 pub(crate) struct BoundedDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default + Bounded> Decoder for BoundedDecoder<U> {
@@ -164,7 +164,7 @@ impl<U: Message + Default + Bounded> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, encoded: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         use bytes::Buf;
-        // One message lies in one piece.
+        // tonic passes a message in one piece.
         U::check(encoded.chunk())?;
         self.0.decode(encoded)
     }
@@ -194,7 +194,7 @@ mod tests {
         peer::FrameBatch { hello: None, frames: all }.encode_to_vec()
     }
 
-    /// What is small on the wire and large in memory.
+    /// Such messages are small on the wire and large in memory.
     #[test]
     fn many_small_parts_are_refused_before_they_are_decoded() {
         let check = |encoded: &[u8], check: fn(&[u8]) -> Result<(), Status>, want: &str| {
@@ -217,7 +217,7 @@ mod tests {
     fn broken_bytes_are_refused_wherever_they_are_cut() {
         let whole = batch_of(3, 2);
         for cut in 1..whole.len() {
-            // What is a whole message all the same is prost's to judge.
+            // A prefix may happen to be a whole message; prost judges that.
             let _ = peer::FrameBatch::check(&whole[..cut]);
         }
         assert!(peer::FrameBatch::check(&[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err());

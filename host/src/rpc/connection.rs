@@ -1,11 +1,12 @@
-//! One connection: HTTP/2 with limits for servers whose clients have deadlines, and for clients
-//! that mean no good.
+//! One connection: HTTP/2 with limits that suit clients with deadlines and withstand malicious
+//! ones.
 //!
-//! - It begins with small windows. More is lent, out of the budget, while it carries much in large
-//!   pieces, and peers are lent it at once; a connection that went quiet gives it back.
-//! - It ends when it breaks, when nobody answers a ping, when no call was made for long, when the
-//!   place is needed, or when the node stops; but for the first two, calls under way have a moment
-//!   to end, and the caller is told that no further one is taken.
+//! - A connection begins with small flow-control windows. While it carries much traffic in large
+//!   frames it is lent larger ones, charged to the budget; a peer's connection is lent them at
+//!   once. A connection that goes quiet gives them back.
+//! - A connection ends when it breaks, when a ping goes unanswered, when it had no call for long,
+//!   when its place is needed, or when the node stops. Except in the first two cases the client is
+//!   told that no further call is accepted, and calls under way have a moment to end.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,32 +30,33 @@ use crate::rpc::{
     CALLS_MAX, CONNECTION_WINDOW_BYTES, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, STREAM_WINDOW_BYTES,
 };
 
-/// How long the first bytes of HTTP/2 may take to come.
+/// How long the HTTP/2 handshake may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-/// A connection is asked for a sign of life this often, and is dead if there was none by the next
-/// time.
+/// How often a connection is pinged; it is dead if a ping has no answer by the time of the next
+/// one.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A connection without a call for so long is closed.
+/// How long a client's connection may go without a call before it is closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
-/// How long one on probation may take to say Hello.
+/// How long a connection on probation may take to say Hello.
 const PROBATION_MAX: Duration = Duration::from_secs(5);
-/// How long calls under way have once the connection is to go.
+/// How long calls under way may take to end once the connection is to be closed.
 const GRACE: Duration = Duration::from_secs(1);
-/// What every connection may have under way without being read, bytes.
+/// The smallest window of a connection, bytes: unread data that every connection may have in
+/// flight.
 const WINDOW_BYTES_MIN: u32 = 256 << 10;
-/// What HTTP/2 allows a window.
+/// The largest window that HTTP/2 allows, bytes.
 const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
-/// A connection's window is so many of a stream's. Each open stream widens it by one more, so that
-/// streams which are not read do not stop the calls beside them.
+/// How many windows of a stream make up the window of its connection. Each open stream adds one
+/// more, so that streams which are not read do not block the calls beside them.
 const STREAMS_PER_WINDOW: u32 = CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES;
-/// Within this time two windows must pass for a larger one to be lent.
+/// A larger window is lent if two windows' worth of data came within this time.
 const BUSY: Duration = Duration::from_secs(1);
-/// Bytes of a DATA frame, on average, from which on a larger window is of use.
+/// Average bytes of a DATA frame from which on a larger window is of use.
 const DENSE_BYTES: u64 = 1 << 10;
-/// What h2 may hold of frames under 256 bytes that nobody has read yet, counted in the bytes that
-/// each is smaller: enough for the windows of 16 streams, if a frame is a command of a few bytes.
+/// h2's budget for unread frames of less than 256 bytes: each counts the bytes that it lacks to
+/// 256. Enough for the windows of 16 streams if a frame is a command of a few bytes.
 const SMALL_FRAMES_BUDGET: usize = 8 << 20;
-/// Bytes of answers that wait in h2 for the socket, for each call.
+/// Bytes of answers that may wait in h2 for the socket, for each call.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
 type H2 = Connection<TcpStream, Bytes>;
@@ -66,7 +68,7 @@ pub(super) async fn serve(
     port: Arc<Port>,
     stopped: watch::Receiver<bool>,
 ) {
-    // Small answers leave at once; a socket that cannot be told so is as good as closed.
+    // So that small answers leave at once. It fails only on a socket that is as good as closed.
     let _ = socket.set_nodelay(true);
     let info = TcpConnectInfo {
         local_addr: socket.local_addr().ok(),
@@ -78,7 +80,7 @@ pub(super) async fn serve(
     }
 }
 
-/// `None` if it is no HTTP/2, or takes too long about it.
+/// Shakes hands; `None` if the other side does not speak HTTP/2, takes too long, or has to leave.
 async fn handshake(socket: TcpStream, link: &Link) -> Option<H2> {
     let mut builder = Builder::new();
     builder
@@ -98,7 +100,7 @@ async fn handshake(socket: TcpStream, link: &Link) -> Option<H2> {
     }
 }
 
-/// Headers of one call, bytes.
+/// Largest headers of one call, bytes.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
 
 struct Served {
@@ -107,18 +109,18 @@ struct Served {
     port: Arc<Port>,
     info: TcpConnectInfo,
     ping: Option<PingPong>,
-    /// A ping has no answer yet.
+    /// A ping was sent and has no answer yet.
     asked: bool,
     window: Window,
-    /// Streams that the window has room for.
+    /// The number of streams for which the window was last widened.
     streams: usize,
-    /// What the window has above the least.
+    /// The charge for the part of the window above the smallest one.
     lent: Option<Charge>,
-    /// Set once it is to go: when at the latest.
+    /// Once the connection is to be closed: when at the latest.
     closing: Option<Instant>,
 }
 
-/// What the connection's task has to see to.
+/// What the connection's task has to handle.
 #[expect(clippy::large_enum_variant, reason = "calls are the common case")]
 enum Event {
     Call(Request<RecvStream>, SendResponse<Bytes>),
@@ -181,7 +183,7 @@ impl Served {
         }
     }
 
-    /// Chooses; changes nothing but the connection's own state.
+    /// Waits for the next event; changes nothing but the state of HTTP/2.
     async fn next(
         &mut self,
         ticks: &mut Interval,
@@ -221,7 +223,7 @@ impl Served {
         }
     }
 
-    /// Asks for a sign of life; true if the last one did not come.
+    /// Pings the client; true if the connection is dead, because the last ping has no answer yet.
     fn is_dead(&mut self) -> bool {
         let Some(ping) = &mut self.ping else { return false };
         if std::mem::replace(&mut self.asked, true) {
@@ -231,7 +233,8 @@ impl Served {
         ping.send_ping(Ping::opaque()).is_err()
     }
 
-    /// Ends it, within `grace` if that is given.
+    /// Accepts no further call and closes the connection when the open ones have ended; after
+    /// `grace` in any case, if that is given.
     fn close(&mut self, grace: Option<Duration>) {
         if self.closing.is_none() {
             self.connection.graceful_shutdown();
@@ -239,14 +242,16 @@ impl Served {
         self.closing = grace.map(|grace| Instant::now() + grace).or(self.closing);
     }
 
-    /// Sees what others have to say of it, and what it carries.
+    /// Closes the connection if it was told to leave, and adjusts its window to its streams and
+    /// traffic.
     fn look(&mut self) {
         if self.link.is_leaving() && self.closing.is_none() {
             self.close(Some(GRACE));
         }
-        let size = match self.link.is_peer() {
-            true => self.window.open(),
-            false => self.window.look(self.link.traffic(), Instant::now()),
+        let size = if self.link.is_peer() {
+            self.window.open()
+        } else {
+            self.window.look(self.link.traffic(), Instant::now())
         };
         let streams = self.link.streams();
         if size.is_some() || streams != self.streams {
@@ -256,8 +261,8 @@ impl Served {
         self.link.look_after(self.window.next_look());
     }
 
-    /// Gives the connection a window of `size`, and as much more as its streams may leave unread;
-    /// the least, if there is no room for that.
+    /// Gives the connection a window of `size`, widened for its streams; the smallest window, if
+    /// the budget does not allow that.
     fn lend(&mut self, size: u32) {
         let streams = u32::try_from(self.streams).unwrap_or(u32::MAX);
         let whole = |size: u32| {
@@ -267,15 +272,12 @@ impl Served {
                 .min(WINDOW_BYTES_MAX)
         };
         let share = &self.link.share;
-        // What was lent before goes back first.
+        // What was lent before is given back first.
         self.lent = None;
         let sizes = [size, WINDOW_BYTES_MIN];
         let lent = sizes.into_iter().find_map(|size| {
             let more = (whole(size) - WINDOW_BYTES_MIN) as usize;
-            let charge = match self.link.is_peer() {
-                true => Some(share.owe(more)),
-                false => share.lend(more),
-            };
+            let charge = if self.link.is_peer() { Some(share.owe(more)) } else { share.lend(more) };
             charge.map(|charge| (size, whole(size), charge))
         });
         let (size, whole) = match lent {
@@ -287,17 +289,18 @@ impl Served {
         };
         self.connection.set_target_window_size(whole);
         if std::mem::replace(&mut self.window.size, size) != size {
-            // One such change may be under way already: then streams have theirs later.
+            // h2 refuses while an earlier change is unacknowledged: streams then keep the old size
+            // until the next change.
             let _ = self.connection.set_initial_window_size(size / STREAMS_PER_WINDOW);
         }
     }
 }
 
-/// How large a window the traffic of a connection is worth.
+/// Decides how large a window the traffic of a connection deserves.
 struct Window {
     size: u32,
     since: Instant,
-    /// Traffic by then.
+    /// The traffic up to `since`.
     bytes: u64,
     frames: u64,
 }
@@ -307,20 +310,21 @@ impl Window {
         Self { size: WINDOW_BYTES_MIN, since: now, bytes: 0, frames: 0 }
     }
 
-    /// After how many bytes of traffic it is to be looked at again.
+    /// The count of received bytes at which the window is to be looked at again.
     fn next_look(&self) -> u64 {
-        match self.size < CONNECTION_WINDOW_BYTES {
-            true => self.bytes + 2 * u64::from(self.size),
-            false => u64::MAX,
+        if self.size < CONNECTION_WINDOW_BYTES {
+            self.bytes + 2 * u64::from(self.size)
+        } else {
+            u64::MAX
         }
     }
 
-    /// The largest at once.
+    /// The largest window, if this one is smaller.
     fn open(&mut self) -> Option<u32> {
         (self.size < CONNECTION_WINDOW_BYTES).then_some(CONNECTION_WINDOW_BYTES)
     }
 
-    /// The size that it is to have from now on, if that is another.
+    /// The size that the window is to have from now on, if it differs.
     fn look(&mut self, (bytes, frames): (u64, u64), now: Instant) -> Option<u32> {
         let came = bytes - self.bytes;
         let dense = came >= (frames - self.frames) * DENSE_BYTES;
@@ -353,11 +357,11 @@ mod tests {
         let grown = window.look((2 * least, 32), at(20)).expect("two windows in a moment");
         assert_eq!(grown, 2 * WINDOW_BYTES_MIN);
         window.size = grown;
-        assert_eq!(window.look((6 * least, 40_000), at(30)), None, "of small frames no more");
-        assert_eq!(window.look((10 * least, 40_100), at(2_000)), None, "slow enough as it is");
+        assert_eq!(window.look((6 * least, 40_000), at(30)), None, "small frames earn no more");
+        assert_eq!(window.look((10 * least, 40_100), at(2_000)), None, "not busy enough");
         assert_eq!(window.look((10 * least, 40_100), at(3_000)), None, "a pause is no silence");
         assert_eq!(window.look((10 * least, 40_100), at(8_000)), Some(WINDOW_BYTES_MIN));
         window.size = WINDOW_BYTES_MIN;
-        assert_eq!(window.look((10 * least, 40_100), at(20_000)), None, "it has the least");
+        assert_eq!(window.look((10 * least, 40_100), at(20_000)), None, "it is the smallest");
     }
 }

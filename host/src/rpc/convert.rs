@@ -1,10 +1,10 @@
-//! The one crossing between wire types and the core's.
+//! The only conversion between wire types and the core's.
 //!
-//! - What goes out is taken apart without copying entries; what comes in is checked before it is
+//! - What is sent is converted without copying entries; what is received is checked before it is
 //!   used.
-//! - Hostile input is a [`ConvertError`], never a panic: sizes, enum values, ids and lengths are
+//! - Hostile input gives a [`ConvertError`], never a panic: sizes, enum values, ids and lengths are
 //!   checked.
-//! - raft's snapshot message never travels; snapshots have a channel of their own.
+//! - raft's snapshot message is never sent; snapshots have a channel of their own.
 
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
@@ -26,12 +26,12 @@ use crate::rpc::proto::peer::{bulk_answer, bulk_frame, frame};
 #[cfg(test)]
 mod tests;
 
-/// Largest encoded snapshot descriptor: fixed fields and four lists of replicas.
+/// Largest encoded snapshot descriptor, bytes: fixed fields and four lists of replicas.
 const DESC_BYTES_MAX: usize = 256 + 4 * (4 + 8 * limits::REPLICAS_MAX);
 /// Largest address in a frame, bytes.
 const ADDRESS_BYTES_MAX: usize = 512;
 
-/// Why a peer's message is not one of ours.
+/// Why a message to or from a peer cannot be converted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum ConvertError {
     #[error("{what} is missing")]
@@ -42,13 +42,13 @@ pub(crate) enum ConvertError {
     TooLarge { what: &'static str, have: usize, limit: usize },
     #[error("{what} must be {want} bytes long, not {have}")]
     WrongLength { what: &'static str, have: usize, want: usize },
-    #[error("raft message {0:?} must not travel between nodes")]
+    #[error("raft message {0:?} must not be sent between nodes")]
     MustNotTravel(MessageType),
     #[error("{0}")]
     Codec(#[from] DecodeError),
 }
 
-/// A frame for the wire.
+/// Converts a frame for the wire.
 pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
     let Frame {
         group,
@@ -111,7 +111,7 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
     Ok(frame)
 }
 
-/// A frame from the wire.
+/// Checks and converts a frame from the wire.
 pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError> {
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
     let body = match frame.body.ok_or(ConvertError::Missing { what: "frame body" })? {
@@ -136,9 +136,10 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
     if frame.from == 0 {
         return Err(ConvertError::Missing { what: "frame sender" });
     }
-    let lineage = match frame.lineage.is_empty() {
-        true => None,
-        false => Some(Lineage(array("lineage", &frame.lineage)?)),
+    let lineage = if frame.lineage.is_empty() {
+        None
+    } else {
+        Some(Lineage(array("lineage", &frame.lineage)?))
     };
     Ok(Frame {
         group: GroupId(frame.group),
@@ -161,7 +162,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
     })
 }
 
-/// Bytes a frame takes on the wire, nearly: what queues are bounded by.
+/// The approximate bytes of a frame on the wire, by which the queues to peers are bounded.
 pub(crate) fn frame_weight(frame: &Frame) -> usize {
     const FIXED: usize = 128;
     let entries = match &frame.body {
@@ -207,13 +208,11 @@ fn shortage_to_wire(shortage: Shortage) -> wire::Shortage {
 
 fn shortage_from_wire(shortage: wire::Shortage) -> Shortage {
     let wire::Shortage { need, have, log } = shortage;
-    match log {
-        false => Shortage::Disk { need, have },
-        true => Shortage::Log { bytes: need, bound: have },
-    }
+    if log { Shortage::Log { bytes: need, bound: have } } else { Shortage::Disk { need, have } }
 }
 
-/// Messages that a raft says only to itself, or that carry a snapshot, do not.
+/// Returns a kind of message that may be sent to a peer; a kind that raft sends only to itself, or
+/// that carries a snapshot, is an error.
 fn travels(kind: MessageType) -> Result<MessageType, ConvertError> {
     match kind {
         MessageType::MsgHup
@@ -316,7 +315,7 @@ fn message_type(value: u32) -> Result<MessageType, ConvertError> {
         .ok_or(ConvertError::Unknown { what: "raft message type", value })
 }
 
-/// A bulk frame for the wire.
+/// Converts a bulk frame for the wire.
 pub(crate) fn request_to_wire(request: BulkRequest) -> wire::BulkFrame {
     let frame = match request {
         BulkRequest::Offer(offer) => bulk_frame::Frame::Offer(wire::Offer {
@@ -339,7 +338,7 @@ pub(crate) fn request_to_wire(request: BulkRequest) -> wire::BulkFrame {
     wire::BulkFrame { frame: Some(frame) }
 }
 
-/// A bulk frame from the wire.
+/// Checks and converts a bulk frame from the wire.
 pub(crate) fn request_from_wire(frame: wire::BulkFrame) -> Result<BulkRequest, ConvertError> {
     Ok(match frame.frame.ok_or(ConvertError::Missing { what: "bulk frame" })? {
         bulk_frame::Frame::Offer(offer) => {
@@ -365,7 +364,7 @@ pub(crate) fn request_from_wire(frame: wire::BulkFrame) -> Result<BulkRequest, C
     })
 }
 
-/// A bulk reply for the wire.
+/// Converts a bulk reply for the wire.
 pub(crate) fn reply_to_wire(reply: BulkReply) -> wire::BulkAnswer {
     use bulk_answer::Answer;
     let answer = match reply {
@@ -385,7 +384,7 @@ pub(crate) fn reply_to_wire(reply: BulkReply) -> wire::BulkAnswer {
     wire::BulkAnswer { answer: Some(answer) }
 }
 
-/// A bulk reply from the wire.
+/// Checks and converts a bulk reply from the wire.
 pub(crate) fn reply_from_wire(answer: wire::BulkAnswer) -> Result<BulkReply, ConvertError> {
     use bulk_answer::Answer;
     Ok(match answer.answer.ok_or(ConvertError::Missing { what: "bulk answer" })? {
@@ -417,7 +416,7 @@ fn object_from_wire(object: wire::ObjectRef) -> Result<ObjectRef, ConvertError> 
     Ok(ObjectRef { term: object.term, index: object.index, digest })
 }
 
-/// Exactly `N` bytes.
+/// The bytes as an array; an error unless there are exactly `N`.
 pub(crate) fn array<const N: usize>(
     what: &'static str,
     bytes: &Bytes,
@@ -430,8 +429,5 @@ pub(crate) fn array<const N: usize>(
 }
 
 fn within(what: &'static str, have: usize, limit: usize) -> Result<(), ConvertError> {
-    match have > limit {
-        true => Err(ConvertError::TooLarge { what, have, limit }),
-        false => Ok(()),
-    }
+    if have > limit { Err(ConvertError::TooLarge { what, have, limit }) } else { Ok(()) }
 }

@@ -1,8 +1,8 @@
-//! [`Forward`]: a call that another node must answer, sent there once.
+//! [`Forward`]: sends a call that only the leader may answer to the leader, once.
 //!
-//! - One connection per node, made at the first use and again when it broke.
-//! - A call that was forwarded before is not forwarded again: two nodes that take each other for
-//!   the leader must not play ball with it.
+//! - One connection per node, opened at its first use and reopened after it broke.
+//! - A call that was forwarded once is not forwarded again: two nodes that take each other for the
+//!   leader must not pass it back and forth.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,8 +24,8 @@ pub(super) struct Forward {
     clients: BTreeMap<NodeId, (LockstepClient<Channel>, Leader)>,
 }
 
-/// Where clients reach whom a call is forwarded to: said to the client, so that it asks there
-/// itself the next time.
+/// The node that a call is forwarded to, with the address at which clients reach it: the client is
+/// told, so that it asks there directly the next time.
 #[derive(Clone)]
 pub(super) struct Leader {
     pub node: NodeId,
@@ -52,14 +52,11 @@ impl Forward {
         leader: NodeId,
         metadata: &MetadataMap,
     ) -> Option<(LockstepClient<Channel>, Leader)> {
-        match metadata.contains_key(HOP) {
-            true => None,
-            false => self.clients.get(&leader).cloned(),
-        }
+        if metadata.contains_key(HOP) { None } else { self.clients.get(&leader).cloned() }
     }
 }
 
-/// The forwarded request: one hop, and what is left of the caller's time.
+/// The request to forward: marked as one hop, with what is left of the caller's deadline.
 pub(super) fn request<T>(message: T, left: Option<Duration>) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(HOP, AsciiMetadataValue::from_static("1"));
@@ -69,7 +66,7 @@ pub(super) fn request<T>(message: T, left: Option<Duration>) -> Request<T> {
     request
 }
 
-/// What a failed forwarding means to this node's client.
+/// The status to return to the client when forwarding its call failed.
 pub(super) fn failed(status: &Status, leader: NodeId, group: &str) -> Status {
     if status.metadata().contains_key(REFUSAL) {
         return refuse::pass_on(status);

@@ -1,6 +1,6 @@
-//! What fuzzers feed of the wire: see [`crate::fuzz`].
+//! The decoders of wire messages that fuzzers feed; see [`crate::fuzz`].
 
-use lockstep_core::entry::{Call, EntryBody, Pack};
+use lockstep_core::entry::{Call, Commands, EntryBody};
 use lockstep_core::group::Body;
 use lockstep_core::ids::{GroupId, ModuleId, ReplicaId};
 use lockstep_core::limits;
@@ -13,7 +13,7 @@ use crate::rpc::codec::Bounded as _;
 use crate::rpc::convert;
 use crate::rpc::proto::{client, peer};
 
-/// What a peer sends on either channel.
+/// Decodes `input` as what a peer sends: a batch of frames, a bulk frame, a bulk answer.
 pub fn peer(input: &[u8]) {
     if peer::FrameBatch::check(input).is_ok()
         && let Ok(batch) = peer::FrameBatch::decode(input)
@@ -23,7 +23,7 @@ pub fn peer(input: &[u8]) {
                 message.entries.iter().for_each(|one| entry(&one.data));
             }
             if let Ok(wire) = convert::frame_to_wire(frame.clone()) {
-                let again = convert::frame_from_wire(wire).expect("what was sent arrives");
+                let again = convert::frame_from_wire(wire).expect("what was encoded decodes");
                 assert_eq!(format!("{again:?}"), format!("{frame:?}"));
             }
         }
@@ -33,11 +33,11 @@ pub fn peer(input: &[u8]) {
             let _ = offer.validate(&expected());
         }
         let again = convert::request_from_wire(convert::request_to_wire(request.clone()));
-        assert_eq!(again.expect("what was sent arrives"), request);
+        assert_eq!(again.expect("what was encoded decodes"), request);
     }
     if let Ok(Ok(reply)) = peer::BulkAnswer::decode(input).map(convert::reply_from_wire) {
         let again = convert::reply_from_wire(convert::reply_to_wire(reply.clone()));
-        assert_eq!(again.expect("what was sent arrives"), reply);
+        assert_eq!(again.expect("what was encoded decodes"), reply);
     }
 }
 
@@ -53,7 +53,7 @@ fn expected() -> Expected {
     }
 }
 
-/// What a client sends, on its way into an entry.
+/// Decodes `input` as each request of a client, and encodes the calls that it holds as an entry.
 pub fn client(input: &[u8]) {
     let mut calls = Vec::new();
     if let Ok(request) = client::ApplyRequest::decode(input) {
@@ -71,18 +71,19 @@ pub fn client(input: &[u8]) {
     let _ = client::OpenSessionRequest::decode(input);
     let _ = client::CloseSessionRequest::decode(input);
     let _ = client::StatusRequest::decode(input);
-    let _ = client::MarkRequest::decode(input);
+    let _ = client::CheckpointRequest::decode(input);
     if let Ok(text) = std::str::from_utf8(input) {
         let _ = parse_timeout(text);
     }
-    calls.truncate(limits::PACK_COMMANDS_MAX);
+    calls.truncate(limits::ENTRY_COMMANDS_MAX);
     let call = |(session, sequence, lowest_unanswered, payload)| Call {
         session,
         sequence,
         lowest_unanswered,
         payload,
     };
-    let pack = EntryBody::Pack(Pack { time_ms: 1, calls: calls.into_iter().map(call).collect() });
-    let again = EntryBody::decode(pack.encode().into()).expect("what was proposed decodes");
-    assert_eq!(again, pack);
+    let entry =
+        EntryBody::Commands(Commands { time_ms: 1, calls: calls.into_iter().map(call).collect() });
+    let again = EntryBody::decode(commands.encode().into()).expect("what was proposed decodes");
+    assert_eq!(again, commands);
 }

@@ -1,11 +1,12 @@
-//! [`Links`]: who is connected, and who goes when there is no room for another.
+//! [`Links`]: the connections of a port, and which one is closed when another one needs its place.
 //!
-//! - Peers have no bound here: there are as many as are configured. A connection is a peer's once
-//!   it has said a good Hello, and until then it counts as a client's.
+//! - Peers take no place: the configuration bounds their number. A connection is a peer's once it
+//!   sent an acceptable Hello or offer; until then it counts as a client's.
 //! - One address has at most three quarters of the places.
-//! - Without a free place, a connection on which nobody waits for an answer makes room: of the
-//!   address that has most, the one that was silent longest. If there is none, the newcomer is let
-//!   in *on probation*: it may say Hello, and every call of a client is refused there.
+//! - If no place is free, a connection on which no caller waits for an answer is told to leave:
+//!   among those of the address with the most connections, the one that was silent longest. If
+//!   there is none, the newcomer is let in *on probation*: it may say Hello, but every client call
+//!   on it is refused.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,12 +18,13 @@ use tokio::sync::Notify;
 
 use crate::budget::Share;
 
-/// Connections on probation; one more takes the place of the oldest.
+/// Most connections on probation; one more makes the oldest leave.
 const PROBATION_MAX: usize = 16;
-/// A connection with open streams counts as silent when nothing was said on them for so long.
+/// How long nothing must have been sent or received on a connection with open streams for it to
+/// count as silent.
 const SILENT: Duration = Duration::from_secs(30);
 
-/// One connection, as others see it.
+/// One connection, as its calls and the port see it.
 pub(super) struct Link {
     pub id: u64,
     pub remote: IpAddr,
@@ -30,19 +32,19 @@ pub(super) struct Link {
     began: Instant,
     on_probation: AtomicBool,
     peer: AtomicBool,
-    /// Calls that have no answer yet; streams do not count.
+    /// Unary calls that have no answer yet.
     waiting: AtomicUsize,
     /// Streams that are open.
     streams: AtomicUsize,
-    /// Milliseconds from `began` to when something was last said.
+    /// Milliseconds from `began` to when something was last sent or received.
     active: AtomicU64,
     leaving: AtomicBool,
-    /// Bytes of requests that came, and DATA frames that brought them.
+    /// Bytes of requests received, and the DATA frames that held them.
     received: AtomicU64,
     frames: AtomicU64,
-    /// The connection's own task wants to look once `received` has come to this.
+    /// The value of `received` at which the connection's own task is woken.
     look_at: AtomicU64,
-    /// Somebody wants the connection's own task to look.
+    /// Wakes the connection's own task.
     pub wake: Notify,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct Link {
 pub(super) enum CallKind {
     /// A request and its answer.
     Unary,
-    /// Messages for as long as somebody has any.
+    /// Messages for as long as the call lives.
     Stream,
 }
 
@@ -75,7 +77,7 @@ impl Link {
         }
     }
 
-    /// Its owner proved to be a peer.
+    /// Notes that the connection is a peer's: its Hello or its offer was acceptable.
     pub(super) fn is_a_peers(&self) {
         self.share.belongs_to_a_peer();
         self.on_probation.store(false, Ordering::Relaxed);
@@ -96,19 +98,19 @@ impl Link {
         self.leaving.load(Ordering::Relaxed)
     }
 
-    /// Another needs the place.
+    /// Tells the connection to close, because another one needs its place.
     fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
         self.wake.notify_one();
     }
 
-    /// Something was said, either way.
+    /// Notes that something was sent or received just now.
     pub(super) fn touch(&self) {
         let at = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.active.store(at, Ordering::Relaxed);
     }
 
-    /// A frame with so many bytes of a request came.
+    /// Counts a DATA frame with this many bytes of a request.
     pub(super) fn received(&self, bytes: usize) {
         let received = self.received.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.frames.fetch_add(1, Ordering::Relaxed);
@@ -119,12 +121,12 @@ impl Link {
         }
     }
 
-    /// Wakes the connection's own task once so many bytes of requests have come.
+    /// Has the connection's own task woken once `bytes` bytes of requests have come in all.
     pub(super) fn look_after(&self, bytes: u64) {
         self.look_at.store(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of requests that came so far, and frames that brought them.
+    /// Bytes of requests received so far, and the DATA frames that held them.
     pub(super) fn traffic(&self) -> (u64, u64) {
         (self.received.load(Ordering::Relaxed), self.frames.load(Ordering::Relaxed))
     }
@@ -155,20 +157,20 @@ impl Link {
         self.waiting.load(Ordering::Relaxed) + self.streams.load(Ordering::Relaxed) > 0
     }
 
-    /// How long nothing was said.
+    /// For how long nothing was sent or received.
     pub(super) fn silent_for(&self, now: Instant) -> Duration {
         let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
         now.saturating_duration_since(self.began + active)
     }
 
-    /// Whether it may go for another's sake.
+    /// Whether the connection may be closed in favour of another one.
     fn may_go(&self, now: Instant) -> bool {
         let silent = !self.has_calls() || self.silent_for(now) > SILENT;
         self.waiting.load(Ordering::Relaxed) == 0 && silent && !self.is_peer()
     }
 }
 
-/// A call that is under way, until it is dropped.
+/// A call under way; it counts as open until this is dropped.
 pub(super) struct OpenCall {
     link: Arc<Link>,
     kind: CallKind,
@@ -189,7 +191,7 @@ pub(super) struct Links {
     /// Places for clients.
     limit: usize,
     state: Mutex<State>,
-    /// Connections that went for another's sake, and newcomers that found no place.
+    /// Connections closed to make room for others, and newcomers that found no place.
     pub evicted: AtomicU64,
     pub turned_away: AtomicU64,
 }
@@ -210,7 +212,8 @@ impl Links {
         self.state.lock().expect("no holder of this lock panics")
     }
 
-    /// Lets a connection in, and makes room for it.
+    /// Lets a connection in: in a free place, in place of another one that has to leave, or on
+    /// probation.
     pub(super) fn admit(&self, remote: IpAddr, share: Arc<Share>, now: Instant) -> Arc<Link> {
         let mut state = self.lock();
         let here = || state.links.values().filter(|link| !link.is_peer() && !link.is_leaving());
@@ -234,7 +237,7 @@ impl Links {
                     on_probation = true;
                     let waiting: Vec<_> = here().filter(|link| link.is_on_probation()).collect();
                     if waiting.len() >= PROBATION_MAX {
-                        // They are in the order that they came in.
+                        // The map is in the order of arrival: this one is the oldest.
                         waiting[0].leave();
                     }
                 }
@@ -246,12 +249,12 @@ impl Links {
         link
     }
 
-    /// The connection is closed.
+    /// Forgets a connection that is closed.
     pub(super) fn gone(&self, link: &Link) {
         self.lock().links.remove(&link.id);
     }
 
-    /// Makes one that may go, go; for a process that has no descriptor left.
+    /// Makes the longest silent connection leave, if one may: the process has no descriptor left.
     pub(super) fn make_room(&self, now: Instant) {
         let state = self.lock();
         let mut idle = state.links.values().filter(|link| link.may_go(now) && !link.is_leaving());
@@ -264,7 +267,7 @@ impl Links {
         }
     }
 
-    /// Connections of clients, and of peers.
+    /// The number of connections of clients, and of peers.
     pub(super) fn count(&self) -> (usize, usize) {
         let state = self.lock();
         let peers = state.links.values().filter(|link| link.is_peer()).count();
@@ -290,7 +293,7 @@ mod tests {
             Self { links: Links::new(limit), budgets, now: Instant::now(), all: Vec::new() }
         }
 
-        /// One from 10.0.0.`host`, a second after the one before.
+        /// Connects from 10.0.0.`host`, a second after the connection before.
         fn connect(&mut self, host: u8) -> Arc<Link> {
             self.now += Duration::from_secs(1);
             let share = Share::new(self.budgets.clone(), 1);
@@ -299,7 +302,7 @@ mod tests {
             link
         }
 
-        /// The numbers, in order, of those that are told to leave.
+        /// The ids, in order, of the connections that were told to leave.
         fn leaving(&self) -> Vec<u64> {
             self.all.iter().filter(|link| link.is_leaving()).map(|link| link.id).collect()
         }
@@ -313,9 +316,9 @@ mod tests {
         }
         assert_eq!(port.leaving(), [0; 0]);
         assert!(!port.connect(4).is_on_probation());
-        assert_eq!(port.leaving(), [2], "of two of one address the older");
+        assert_eq!(port.leaving(), [2], "the older one of the address that has two");
         port.connect(5);
-        assert_eq!(port.leaving(), [1, 2], "now all have one: the oldest");
+        assert_eq!(port.leaving(), [1, 2], "each address has one: the oldest");
     }
 
     #[test]
@@ -329,16 +332,16 @@ mod tests {
         for _ in 0..PROBATION_MAX + 1 {
             assert!(port.connect(4).is_on_probation());
         }
-        assert_eq!(port.leaving(), [4], "the first on probation that was no peer");
+        assert_eq!(port.leaving(), [4], "the oldest on probation that is no peer");
         drop(calls);
-        assert!(!port.connect(5).is_on_probation(), "somebody may go again");
+        assert!(!port.connect(5).is_on_probation(), "a connection may be closed again");
     }
 
     #[test]
     fn a_silent_stream_holds_no_place() {
         let mut port = Port::new(1);
         let stream = port.connect(1).begin(CallKind::Stream);
-        assert!(port.connect(2).is_on_probation(), "something was said a moment ago");
+        assert!(port.connect(2).is_on_probation(), "the stream was active a moment ago");
         port.now += SILENT;
         assert!(!port.connect(3).is_on_probation());
         assert_eq!(port.leaving(), [1]);
@@ -349,11 +352,11 @@ mod tests {
     fn one_address_does_not_take_all_places() {
         let mut port = Port::new(8);
         let calls: Vec<_> = (0..6).map(|_| port.connect(1).begin(CallKind::Unary)).collect();
-        assert!(port.connect(1).is_on_probation(), "six of eight are its part");
+        assert!(port.connect(1).is_on_probation(), "one address gets six places of eight");
         assert!(!port.connect(2).is_on_probation());
         drop(calls);
         assert!(!port.connect(1).is_on_probation());
-        assert_eq!(port.leaving(), [1], "one of its own made room");
+        assert_eq!(port.leaving(), [1], "one of the same address made room");
     }
 
     #[test]
@@ -363,6 +366,6 @@ mod tests {
         assert!(!port.connect(2).is_on_probation());
         assert_eq!((port.leaving().len(), port.links.count()), (0, (1, 1)));
         port.links.make_room(port.now);
-        assert_eq!(port.leaving(), [2], "no peer goes for want of descriptors");
+        assert_eq!(port.leaving(), [2], "a lack of descriptors closes no peer's connection");
     }
 }

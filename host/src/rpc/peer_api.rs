@@ -1,12 +1,14 @@
-//! The peers' side of the port: frames into mailboxes, offers of snapshots to whoever takes them
-//! in.
+//! The peers' side of the port: frames go to the mailboxes of groups, offers of snapshots to the
+//! [`SnapshotInbox`].
 //!
-//! - A node is met, and then a stream begins with Hello; another cluster or addressee is refused
-//!   before a frame is read, and so is a version that is not the common one.
-//! - A peer speaks for its own replicas only. A batch that breaks a rule ends the stream and is
-//!   counted.
-//! - Delivering never waits: a full mailbox drops, and raft makes that good.
-//! - A transfer takes a thread once its offer was read and judged, and there are few such threads.
+//! - A peer calls Meet, then opens a stream that begins with Hello. A Hello from another cluster or
+//!   for another node is refused before a frame is read, and so is a version other than the newest
+//!   common one.
+//! - A peer sends frames of its own replicas only. A frame that breaks a rule ends the stream, and
+//!   refused streams are counted.
+//! - Delivery never waits: a full mailbox drops the frame, and raft makes up for it.
+//! - A transfer gets a thread only after its offer was read and judged, and the number of these
+//!   threads is bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,17 +30,17 @@ use crate::rpc::server::until;
 use crate::rpc::versions::{PeerVersions, agree};
 use crate::rpc::{HelloInfo, VERSION_KEY, convert};
 
-/// Transfers that have a thread here at a time: more than the store lets in, so that it is the
-/// store that says why not.
+/// Transfers that may have a thread here at a time: more than the store admits, so that it is the
+/// store that refuses, with its reason.
 const TRANSFERS_MAX: usize = 16;
 
 /// The receiving end of a bulk channel.
 pub type Inbox = Box<dyn BulkChannel<BulkReply, BulkRequest> + Send>;
 
-/// Takes in what peers offer.
+/// Receives the snapshots that peers offer.
 pub trait SnapshotInbox: Send + Sync {
-    /// Carries out one transfer to its end; called on a thread that may block. The first frame, the
-    /// offer, has been read from `channel`.
+    /// Runs one transfer to its end; called on a thread that may block. The offer, which is the
+    /// first frame, was already read from `channel`.
     fn begin(&self, group: GroupId, offer: Offer, channel: Inbox);
 }
 
@@ -49,7 +51,7 @@ pub(super) struct PeerApi {
     inbox: Arc<dyn SnapshotInbox>,
     stopped: watch::Receiver<bool>,
     refused: AtomicU64,
-    /// For transfers under way.
+    /// A permit for each transfer that has a thread.
     places: Arc<Semaphore>,
 }
 
@@ -73,12 +75,13 @@ impl PeerApi {
     ) -> Result<(), Status> {
         let first = source.message().await?;
         let hello = first.and_then(|batch| batch.hello);
-        let hello = hello.ok_or_else(|| Status::invalid_argument("a stream begins with Hello"))?;
+        let hello =
+            hello.ok_or_else(|| Status::invalid_argument("a stream must begin with Hello"))?;
         let (node, version) = check_hello(&self.hello, &hello)?;
         if hello.version != version {
             return Err(Status::failed_precondition(format!(
-                "the stream speaks version {} of the peers' protocol, and version {version} is the \
-                 newest that both know",
+                "the stream speaks version {} of the peers' protocol, but version {version} is the \
+                 newest that both nodes know",
                 hello.version
             )));
         }
@@ -98,11 +101,12 @@ impl PeerApi {
             .map_err(|e| Status::invalid_argument(format!("frame of node {node}: {e}")))?;
         if frame.from.node() != node {
             return Err(Status::invalid_argument(format!(
-                "node {node} sent a frame of replica {}, which is another node's",
+                "node {node} sent a frame of replica {}, which belongs to another node",
                 frame.from
             )));
         }
-        // A group that is not hosted here is no error: configurations may differ for a while.
+        // A group that this node does not host is no error: the nodes' configurations may differ
+        // for a while.
         if let Some(group) = self.router.group_by_id(frame.group) {
             group.deliver(Inbound { frame, via: Arc::clone(via) });
         }
@@ -153,7 +157,7 @@ impl Peer for PeerApi {
             hello: self.hello.clone(),
             places: Arc::clone(&self.places),
         };
-        // The first frame is waited for by a task; a thread is taken for work alone.
+        // A task waits for the first frame; a thread is started only for the transfer itself.
         tokio::spawn(async move {
             let Some(first) = opened.first().await else { return };
             match intake.judge(first, link.as_deref()) {
@@ -165,7 +169,7 @@ impl Peer for PeerApi {
     }
 }
 
-/// What a transfer has to pass before it gets a thread.
+/// Decides which transfers get a thread, and starts it.
 struct Intake {
     inbox: Arc<dyn SnapshotInbox>,
     router: Router,
@@ -174,7 +178,8 @@ struct Intake {
 }
 
 impl Intake {
-    /// The offer and a place for the transfer, or the reply to what came instead.
+    /// Judges the first frame: the offer and a permit for the transfer, or the reply that refuses
+    /// it.
     fn judge(
         &self,
         first: BulkRequest,
@@ -204,14 +209,14 @@ impl Intake {
             inbox.begin(offer.group, offer, Box::new(channel));
             drop(place);
         });
-        // The peer sees its channel end, and tries again.
+        // Without a thread the peer's channel ends, and the peer tries again.
         if let Err(error) = started {
-            tracing::warn!(%error, "snapshot not received: no thread for it");
+            tracing::warn!(%error, "cannot receive a snapshot: its thread did not start");
         }
     }
 }
 
-/// Whether a transfer is in a version that this node knows.
+/// Refuses a transfer in a version that this node does not know.
 fn check_version(me: &HelloInfo, metadata: &MetadataMap) -> Result<(), Status> {
     let named = metadata.get(VERSION_KEY).map(|version| version.to_str().map(str::parse));
     let version = match named {
@@ -219,16 +224,17 @@ fn check_version(me: &HelloInfo, metadata: &MetadataMap) -> Result<(), Status> {
         Some(Ok(Ok(version))) => Some(version),
         Some(_) => None,
     };
-    match version.is_some_and(|version| me.versions.know(version)) {
-        true => Ok(()),
-        false => Err(Status::failed_precondition(format!(
-            "node {} speaks {} of the peers' protocol, and the transfer another one",
+    if version.is_some_and(|version| me.versions.know(version)) {
+        Ok(())
+    } else {
+        Err(Status::failed_precondition(format!(
+            "node {} speaks {} of the peers' protocol, but the transfer is in another version",
             me.node, me.versions
-        ))),
+        )))
     }
 }
 
-/// Who speaks, if it may, and in which version.
+/// Checks a Hello: which node sent it, and the version to speak with that node.
 fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId, u32), Status> {
     let theirs = PeerVersions { oldest: hello.oldest, newest: hello.newest };
     let version = agree((u32::from(me.node.0), me.versions), (hello.node, theirs))?;

@@ -1,11 +1,12 @@
-//! [`GrpcTransport`]: the way to every peer, one ordered stream each, for all groups.
+//! [`GrpcTransport`]: sends the frames of all groups to each peer, over one ordered stream per
+//! peer.
 //!
 //! - `send` never blocks: a frame for a peer that is not connected, or whose queue is full, is
-//!   dropped and counted; raft makes that good.
-//! - A task per peer keeps the stream up and packs whatever waits into one message.
+//!   dropped and counted; raft makes up for it.
+//! - A task per peer keeps the stream up and batches all waiting frames into one message.
 //! - When a stream is lost, or frames were dropped because its queue was full, `unreachable` is
-//!   called and raft probes the peer before it streams to it again.
-//! - What waited when a stream was lost is dropped, not delivered late.
+//!   called, and raft probes the peer before it streams to it again.
+//! - Frames that waited when a stream was lost are dropped, not delivered late.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,10 +39,10 @@ use crate::rpc::{
 };
 use crate::transport::Transport;
 
-/// A stream that was not refused for so long will not be.
+/// A stream that was not refused within this time counts as accepted.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// Told of a node to which frames were lost.
+/// Called with a node to which frames were lost.
 pub type OnUnreachable = Arc<dyn Fn(NodeId) + Send + Sync>;
 
 /// The production [`Transport`]. Its tasks end when it is dropped.
@@ -51,31 +52,31 @@ pub struct GrpcTransport {
     runtime: Handle,
 }
 
-/// The sending side of one peer.
+/// The link to one peer, as senders see it.
 struct Link {
     queue: mpsc::Sender<Box<Frame>>,
     address: String,
     shared: Arc<Shared>,
 }
 
-/// What the sending side and the peer's task share.
+/// What senders and the link's task share.
 struct Shared {
     node: NodeId,
-    /// A stream is up: frames are taken.
+    /// A stream is up, so frames are queued for it.
     up: AtomicBool,
     /// Bytes of the frames in the queue.
     queued: AtomicUsize,
     dropped: AtomicU64,
-    /// Frames were dropped since the task last looked, for want of room.
+    /// Frames were dropped on a stream that is up, since the task last looked.
     overflowed: AtomicBool,
-    /// The version that the peer and this node speak; 0 before they met.
+    /// The version that the peer and this node speak; 0 before they have met.
     version: AtomicU32,
     /// What went wrong last; `None` once a stream stays up.
     error: Mutex<Option<String>>,
 }
 
 impl GrpcTransport {
-    /// Connects to `peers` (`host:port`; this node's own entry is passed over) from now on, on the
+    /// Opens a link to each of `peers` (`host:port`; this node's own entry is ignored), on the
     /// runtime that this is called in.
     pub fn start(
         hello: HelloInfo,
@@ -102,13 +103,13 @@ impl GrpcTransport {
         Self { links, versions: hello.versions, runtime }
     }
 
-    /// Peers without a stream, and what they or the network said.
+    /// The peers without a stream, each with what it or the network said.
     pub fn peer_errors(&self) -> BTreeMap<NodeId, String> {
         let errors = self.links.iter().map(|(node, link)| (*node, link.shared.error()));
         errors.filter_map(|(node, error)| Some((node, error?))).collect()
     }
 
-    /// The version that is spoken with `node`, once they met.
+    /// The version that is spoken with `node`; `None` before the nodes have met.
     pub fn version(&self, node: NodeId) -> Option<u32> {
         let version = self.links.get(&node)?.shared.version.load(Ordering::Relaxed);
         Some(version).filter(|version| *version != 0)
@@ -166,7 +167,7 @@ impl Shared {
         self.error.lock().expect("no holder of this lock panics").clone()
     }
 
-    /// Sets the error; whether it is another one than before.
+    /// Sets the error; returns whether it differs from the one before.
     fn set_error(&self, error: Option<String>) -> bool {
         let mut current = self.error.lock().expect("no holder of this lock panics");
         let changed = *current != error;
@@ -197,9 +198,10 @@ impl LinkTask {
             self.shared.up.store(false, Ordering::Release);
             (self.unreachable)(self.shared.node);
             self.tell(&status);
-            wait = match began.elapsed() > RECONNECT_MAX {
-                true => RECONNECT_MIN,
-                false => (wait * 2).min(RECONNECT_MAX),
+            wait = if began.elapsed() > RECONNECT_MAX {
+                RECONNECT_MIN
+            } else {
+                (wait * 2).min(RECONNECT_MAX)
             };
             if let Err(Gone) = self.discard_for(jittered(wait)).await {
                 return;
@@ -207,19 +209,21 @@ impl LinkTask {
         }
     }
 
-    /// Streams until the stream is lost, with why; `Ok` once the transport is gone.
+    /// Connects and streams until the stream is lost, and returns why; `Ok` once the transport was
+    /// dropped.
     async fn stream_once(&mut self) -> Result<(), Status> {
         let channel = connect(&self.address).await?;
         let mut client =
             PeerClient::new(channel).max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
         let version = self.meet(&mut client).await?;
-        // One message waits while the next gathers. Dropping this end ends the stream.
+        // One message waits here while the next one is gathered. Dropping `batches` ends the
+        // stream.
         let (batches, body) = mpsc::channel(1);
         let hello = wire::Hello { version, ..self.hello.clone() };
         let hello = wire::FrameBatch { hello: Some(hello), frames: Vec::new() };
         let _ = batches.try_send(hello);
         let mut call = pin!(client.frames(ReceiverStream::new(body)));
-        // A refusal comes at once; a stream that stays up for a while is a good one.
+        // A refusal comes at once, so a stream that lasts this long was accepted.
         let mut settled = pin!(tokio::time::sleep(SETTLED));
         self.shared.up.store(true, Ordering::Release);
         loop {
@@ -245,7 +249,7 @@ impl LinkTask {
         let version = met.into_inner().version;
         if !self.versions.know(version) {
             return Err(Status::failed_precondition(format!(
-                "the peer wants version {version} of the peers' protocol, this node speaks {}",
+                "the peer chose version {version} of the peers' protocol, but this node speaks {}",
                 self.versions
             )));
         }
@@ -282,7 +286,7 @@ impl LinkTask {
         }
     }
 
-    /// Throws away what is queued, for as long as there is to wait.
+    /// Waits for `wait`, and discards the frames that are queued meanwhile.
     async fn discard_for(&mut self, wait: Duration) -> Result<(), Gone> {
         let Self { queue, shared, .. } = self;
         let discard = async {
@@ -298,14 +302,15 @@ impl LinkTask {
     }
 }
 
-/// Waits for room and for a frame, then takes whatever else waits.
+/// Waits until a message may be sent and a frame is queued, then sends it with all other queued
+/// frames, up to the bounds of a message.
 async fn next_batch(
     queue: &mut mpsc::Receiver<Box<Frame>>,
     batches: &mpsc::Sender<wire::FrameBatch>,
     shared: &Shared,
 ) -> Result<(), Gone> {
     let Ok(room) = batches.reserve().await else {
-        // The call is about to end and says why.
+        // The stream's call is about to end, and its status says why.
         return std::future::pending().await;
     };
     let Some(mut frame) = queue.recv().await else { return Err(Gone) };
@@ -328,7 +333,7 @@ async fn next_batch(
 }
 
 impl Shared {
-    /// A frame left the queue; its weight.
+    /// Notes that a frame left the queue; returns its weight.
     fn taken(&self, frame: &Frame) -> usize {
         let weight = convert::frame_weight(frame);
         self.queued.fetch_sub(weight, Ordering::Relaxed);
@@ -359,7 +364,7 @@ fn hello_to(hello: &HelloInfo, to: NodeId) -> wire::Hello {
     }
 }
 
-/// An endpoint with this module's bounds.
+/// An endpoint with the timeouts and windows that nodes use among each other.
 pub(super) fn endpoint(address: &str) -> Result<Endpoint, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| Status::invalid_argument(format!("bad address {address}: {e}")))?;
@@ -369,24 +374,24 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, Status> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        // Calls are given up by their deadlines, and answers to them still come: that must never
-        // end a connection that others use.
+        // Calls are given up at their deadlines while their answers are still under way: that must
+        // never end a connection that other calls use.
         .http2_max_concurrent_reset_streams(CALLS_MAX as usize)
         .http2_max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-/// Connects now, within [`CONNECT_TIMEOUT`].
+/// Connects now, within twice [`CONNECT_TIMEOUT`], HTTP/2 included.
 pub(super) async fn connect(address: &str) -> Result<Channel, Status> {
     let connecting = endpoint(address)?;
     let connected = tokio::time::timeout(2 * CONNECT_TIMEOUT, connecting.connect()).await;
     connected
-        .map_err(|_elapsed| Status::unavailable("connecting takes too long"))?
+        .map_err(|_elapsed| Status::unavailable("connecting took too long"))?
         .map_err(|e| Status::unavailable(root_cause(&e)))
 }
 
-/// Whether the peer itself said no, as against a network that does not carry.
+/// Whether the peer itself refused, rather than the network failing.
 fn is_refusal(status: &Status) -> bool {
     std::error::Error::source(status).is_none()
         && matches!(
@@ -398,10 +403,11 @@ fn is_refusal(status: &Status) -> bool {
         )
 }
 
-/// Between three quarters and all of it, so that nodes do not knock together.
+/// Between three quarters of `wait` and all of it, so that nodes do not reconnect at the same
+/// moment.
 fn jittered(wait: Duration) -> Duration {
     let mut random = [0; 1];
-    // Without randomness the full wait is as good.
+    // If there is no randomness, the full wait does as well.
     let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
     wait - wait / 4 * part / 256
 }

@@ -1,9 +1,9 @@
 //! [`Pipe`]: a small bounded queue between a thread that blocks and a task that does not.
 //!
-//! - Either side may close it. What its writer closed is still read to the end; what its reader
-//!   closed is an error to the writer at once.
-//! - It knows nothing of a runtime: a worker that waits here survives the runtime's end and is
-//!   told.
+//! - Either side may close it. After the writer closed it, the reader still gets what is queued;
+//!   after the reader closed it, the writer gets an error at once.
+//! - It does not depend on a runtime: if the runtime ends while a worker waits here, the worker
+//!   wakes up and gets an error.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,25 +11,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// The shared queue; its ends are the halves below.
+/// The queue that both ends share.
 struct Pipe<T> {
     state: Mutex<State<T>>,
-    /// Something changed for the side that blocks.
+    /// Wakes the thread that blocks on this pipe.
     changed: Condvar,
     limit: usize,
 }
 
 struct State<T> {
     queue: VecDeque<T>,
-    /// The writer will write no more; an error if it broke.
+    /// Set once the writer writes no more: `Err` says why its source broke off.
     finished: Option<Result<(), String>>,
-    /// The reader is gone.
+    /// The reader was dropped.
     abandoned: bool,
-    /// The side that does not block waits.
+    /// Wakes the task that waits on this pipe.
     waker: Option<Waker>,
 }
 
-/// Which half of which side is let go of.
+/// Which end is dropped.
 enum End {
     Reader,
     Writer,
@@ -53,13 +53,13 @@ pub(super) struct TaskWriter<T>(Arc<Pipe<T>>);
 pub(super) struct TaskReader<T>(Arc<Pipe<T>>);
 
 impl<T> BlockingWriter<T> {
-    /// Waits for room, at most `timeout`.
+    /// Queues an item; waits at most `timeout` while the queue is full.
     pub(super) fn write(&mut self, item: T, timeout: Duration) -> io::Result<()> {
         let deadline = Instant::now() + timeout;
         let mut state = self.0.lock();
         while state.queue.len() >= self.0.limit && !state.abandoned {
             state = self.0.wait(state, deadline).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::TimedOut, "the peer takes no frames")
+                io::Error::new(io::ErrorKind::TimedOut, "the peer accepts no frames")
             })?;
         }
         if state.abandoned {
@@ -72,7 +72,7 @@ impl<T> BlockingWriter<T> {
 }
 
 impl<T> BlockingReader<T> {
-    /// The next item; `None` after `timeout` without one; an error behind the last.
+    /// The next item; `None` if none came within `timeout`; an error after the last one.
     pub(super) fn read(&mut self, timeout: Duration) -> io::Result<Option<T>> {
         let deadline = Instant::now() + timeout;
         let mut state = self.0.lock();
@@ -95,7 +95,7 @@ impl<T> BlockingReader<T> {
 }
 
 impl<T> TaskWriter<T> {
-    /// Waits for room; false when the reader is gone.
+    /// Queues an item, and waits while the queue is full; false once the reader was dropped.
     pub(super) async fn write(&mut self, item: T) -> bool {
         let mut item = Some(item);
         std::future::poll_fn(|cx| {
@@ -114,7 +114,7 @@ impl<T> TaskWriter<T> {
         .await
     }
 
-    /// Ready once the reader is gone.
+    /// Ready once the reader was dropped.
     pub(super) async fn abandoned(&mut self) {
         std::future::poll_fn(|cx| {
             let mut state = self.0.lock();
@@ -124,7 +124,7 @@ impl<T> TaskWriter<T> {
         .await;
     }
 
-    /// Says why there will be no more.
+    /// Ends the queue: `Err` tells the reader why no more items come.
     pub(super) fn finish(self, end: Result<(), String>) {
         self.0.lock().finished.get_or_insert(end);
     }
@@ -155,7 +155,7 @@ impl<T> Pipe<T> {
         self.state.lock().expect("no holder of this lock panics")
     }
 
-    /// `None` once the deadline has passed.
+    /// Waits for a change; `None` once the deadline has passed.
     fn wait<'a>(
         &self,
         state: MutexGuard<'a, State<T>>,
@@ -229,7 +229,7 @@ mod tests {
     fn a_full_pipe_makes_the_writer_wait_and_a_gone_reader_stops_it() {
         let (mut writer, mut reader) = outward(1);
         writer.write(1, LONG).expect("there is room");
-        let full = writer.write(2, Duration::ZERO).expect_err("there is none");
+        let full = writer.write(2, Duration::ZERO).expect_err("the pipe is full");
         assert_eq!(full.kind(), io::ErrorKind::TimedOut);
         let waiting = std::thread::spawn(move || (writer.write(2, LONG), writer));
         let mut cx = Context::from_waker(Waker::noop());
@@ -237,7 +237,7 @@ mod tests {
         let (written, mut writer) = waiting.join().expect("the writer does not panic");
         written.expect("the reader made room");
         drop(reader);
-        let gone = writer.write(3, LONG).expect_err("nobody reads");
+        let gone = writer.write(3, LONG).expect_err("the reader was dropped");
         assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
     }
 

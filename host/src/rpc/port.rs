@@ -1,8 +1,8 @@
-//! [`Port`]: what all connections of a node's port share, and how they come in.
+//! [`Port`]: accepts the connections of a node's port, and holds what they share.
 //!
-//! - A connection costs a place and a share of the budget before it costs anything else.
-//! - Taking connections goes on whatever fails: without descriptors it waits until one is free, and
-//!   sends an idle connection away.
+//! - A connection gets a place and a share of the budget before it costs anything else.
+//! - The port keeps accepting whatever fails: without free descriptors it closes an idle connection
+//!   and tries again after a pause.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,26 +21,26 @@ use crate::rpc::links::{Link, Links};
 use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
 
-/// Bytes for which a message, or a part of an answer, gets the port's patience once more.
+/// Bytes of a message, or of a chunk of an answer, for which it gets the port's patience once more.
 const BYTES_PER_PATIENCE: u32 = 640 << 10;
-/// What one connection may hold at a time, bytes.
+/// Memory that one connection may hold at a time, bytes.
 const SHARE_BYTES: usize = 32 << 20;
-/// What each peer may hold at a time, bytes: frames and a transfer, their windows included.
+/// Memory that each peer may hold at a time, bytes: for frames and a transfer, windows included.
 const PEER_BYTES: usize = 2 * SHARE_BYTES;
-/// How long taking connections pauses when this machine has none to give.
+/// How long accepting pauses after it failed, mostly for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Between two complaints about it.
+/// Shortest time between two warnings about that.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
-/// What a port may take of the process.
+/// The resources that a port may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortLimits {
-    /// Connections of clients.
+    /// Most connections of clients.
     pub connections: usize,
-    /// Bytes that calls of clients may hold, all together.
+    /// Bytes of memory that the calls of all clients may hold together.
     pub client_bytes: usize,
-    /// How long a message may take to come, and a part of an answer to be taken; as long again for
-    /// each so many of its bytes.
+    /// How long a message may take to arrive, and a chunk of an answer to be read; longer in
+    /// proportion to its size.
     pub patience: Duration,
 }
 
@@ -50,24 +50,25 @@ impl Default for PortLimits {
     }
 }
 
-/// What a port holds at the moment, and has done since the start.
+/// What a port holds at the moment, and what happened on it since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PortReport {
-    /// Connections of clients, and of peers.
+    /// Open connections of clients, and of peers.
     pub clients: u64,
     pub peers: u64,
-    /// Bytes that calls of clients hold.
+    /// Bytes of memory that calls of clients hold.
     pub client_bytes: u64,
-    /// Connections that went for another's sake, and newcomers that found no place.
+    /// Connections closed to make room for others, and newcomers that found no place.
     pub evicted: u64,
     pub turned_away: u64,
-    /// Messages that found no room.
+    /// How often clients' memory was exhausted when a message or an answer needed some; a message
+    /// that waits counts each time it looks.
     pub no_room: u64,
-    /// Callers that did not take their answers.
+    /// Calls that were cut off because the caller did not read the answer.
     pub cut_off: u64,
 }
 
-/// The part of a port that others look at.
+/// The part of a port that metrics and connections look at.
 pub struct PortState {
     pub(super) links: Links,
     pub(super) budgets: Budgets,
@@ -77,7 +78,7 @@ pub struct PortState {
 }
 
 impl PortState {
-    /// For a port with so many peers.
+    /// The state of a port that serves this many peers.
     pub fn new(limits: PortLimits, peers: usize) -> Arc<Self> {
         let budgets = Budgets {
             clients: Budget::new(limits.client_bytes),
@@ -107,16 +108,16 @@ impl PortState {
     }
 }
 
-/// How long so many bytes may take on their way.
+/// How long `bytes` bytes may take on their way.
 pub(super) fn patience_for(patience: Duration, bytes: usize) -> Duration {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     patience + patience.mul_f64(f64::from(bytes) / f64::from(BYTES_PER_PATIENCE))
 }
 
 pub(super) struct Port {
-    /// What is answered from the first moment.
+    /// Health and reflection, which are answered from the first moment.
     early: Routes,
-    /// Everything, from when the node has started.
+    /// All services, once the node has started.
     full: OnceLock<Routes>,
     pub state: Arc<PortState>,
 }
@@ -126,19 +127,19 @@ impl Port {
         Arc::new(Self { early: early.prepare(), full: OnceLock::new(), state })
     }
 
-    /// From now on these are offered.
+    /// Serves all these routes from now on.
     pub(super) fn offer(&self, routes: Routes) {
-        // A node starts once.
+        // A node starts once, so this is never set twice.
         let _ = self.full.set(routes.prepare());
     }
 
-    /// What answers a call to this path; nothing does so far if the node starts.
+    /// The routes that answer a call to this path; `None` while the node is starting.
     pub(super) fn routes(&self, path: &str) -> Option<Routes> {
         let early = || path.starts_with("/grpc.").then_some(&self.early);
         self.full.get().or_else(early).cloned()
     }
 
-    /// Takes connections until `stopped` says so, then waits for those that are there to end.
+    /// Accepts connections until `stopped` turns true, then waits for the open ones to end.
     pub(super) async fn run(
         self: Arc<Self>,
         listener: TcpListener,
@@ -159,8 +160,8 @@ impl Port {
                         self.state.links.make_room(Instant::now());
                         if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
                             complained = Some(Instant::now());
-                            tracing::warn!(%error, "connections are not taken for the moment; \
-                                let this process have more descriptors, or lower `connections`");
+                            tracing::warn!(%error, "cannot accept connections for the moment; \
+                                allow this process more descriptors, or lower `connections`");
                         }
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -169,7 +170,7 @@ impl Port {
                 () = &mut over => break,
             }
         }
-        // Nobody is to wait in a queue that is not read any more.
+        // Closed first, so that no client waits in a queue that is no longer read.
         drop(listener);
         while connections.join_next().await.is_some() {}
     }
@@ -188,7 +189,7 @@ impl Port {
     }
 }
 
-/// The place of a connection, until it is dropped.
+/// The place of a connection; dropping it frees the place.
 struct Here {
     state: Arc<PortState>,
     link: Arc<Link>,
@@ -200,7 +201,7 @@ impl Drop for Here {
     }
 }
 
-/// Whether an error of `accept` concerns only the one connection that was to be taken.
+/// Whether an error of `accept` concerns only the one connection that was to be accepted.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, Interrupted, TimedOut};
     matches!(

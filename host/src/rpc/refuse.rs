@@ -1,8 +1,8 @@
-//! [`Refused`]: what a client is told when there is no answer, as a status or within a stream.
+//! [`Refused`]: what a client is told when its call has no answer, as a status or within a stream.
 //!
-//! The table of words, codes and ways out is at the head of `client.proto`, and a test holds this
-//! file against it. Every refusal says whether the command may have been applied; whoever cannot
-//! know says "unknown", with a code that no proxy and no library repeats by itself.
+//! The table of words, codes and ways out is at the head of `client.proto`; a test checks this file
+//! against it. Every refusal says whether the command may have been applied. If this node cannot
+//! know, it says "unknown", with a code on which no proxy and no library retries by itself.
 
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::ids::NodeId;
@@ -18,23 +18,23 @@ pub(super) const REFUSAL: &str = "lockstep-refusal";
 const OUTCOME: &str = "lockstep-outcome";
 pub(super) const LEADER: &str = "lockstep-leader";
 const LEADER_NODE: &str = "lockstep-leader-node";
-/// How often a call was forwarded.
+/// Metadata of a forwarded call: how often it was forwarded.
 pub(super) const HOP: &str = "lockstep-hop";
 
-/// A call that has no answer, and what the client is to know about it.
+/// A call that has no answer, and what its client is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Refused {
     code: Code,
     /// `lockstep-refusal`.
     word: &'static str,
     message: String,
-    /// The command may have been applied, or may yet be.
+    /// The command may have been applied, or may still be.
     unknown: bool,
     leader: Option<(NodeId, String)>,
 }
 
 impl Refused {
-    /// A group's refusal.
+    /// The refusal of a group.
     pub(super) fn by_group(refusal: &Refusal, group: &str, router: &Router) -> Self {
         let (code, word) = match refusal {
             Refusal::NotLeader { .. } => (Code::FailedPrecondition, "not-leader"),
@@ -44,7 +44,7 @@ impl Refused {
             Refusal::DiskFull { .. } => (Code::ResourceExhausted, "disk-full"),
             Refusal::LogFull { .. } => (Code::ResourceExhausted, "log-full"),
             Refusal::MemoryHigh { .. } => (Code::ResourceExhausted, "memory-high"),
-            Refusal::MarkTooSoon { .. } => (Code::ResourceExhausted, "mark-too-soon"),
+            Refusal::CheckpointTooSoon { .. } => (Code::ResourceExhausted, "checkpoint-too-soon"),
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::Halted { .. } => (Code::Unavailable, "halted"),
@@ -60,31 +60,32 @@ impl Refused {
         let mut message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
         if let Some((_, address)) = &leader {
             message += &format!(
-                "; ask it at {address}; if clients reach it elsewhere, let `[advertise]` in each \
-                 node.toml say so"
+                "; ask it at {address}; if clients reach it at another address, set `[advertise]` \
+                 in each node.toml"
             );
         }
         Self { code, word, message, unknown, leader }
     }
 
-    /// The group's actor ended with the command in its hands.
+    /// The group's actor ended while it had the command.
     pub(super) fn cut_off(group: &str, router: &Router) -> Self {
-        let why = "the group ended".to_owned();
+        let why = "the group stopped".to_owned();
         Self::by_group(&Refusal::Unknown { why }, group, router)
     }
 
-    /// There are no groups yet.
+    /// The node is starting and has no groups yet.
     pub(super) fn starting() -> Self {
-        let message = "this node starts: it reads its modules and its log; try another node, or \
-            this one in a moment";
+        let message = "this node is starting: it is reading its modules and its log; try another \
+            node, or this one in a moment";
         Self::nothing(Code::Unavailable, "starting", message.to_owned())
     }
 
     pub(super) fn unknown_group(name: &str, router: &Router) -> Self {
         let known: Vec<&str> = router.groups().map(|group| group.name()).collect();
-        let message = match name.is_empty() {
-            true => format!("name a group: this node has {}", known.join(", ")),
-            false => format!("unknown group \"{name}\": this node has {}", known.join(", ")),
+        let message = if name.is_empty() {
+            format!("name a group: this node has {}", known.join(", "))
+        } else {
+            format!("unknown group \"{name}\": this node has {}", known.join(", "))
         };
         Self::nothing(Code::NotFound, "unknown-group", message)
     }
@@ -102,28 +103,28 @@ impl Refused {
     pub(super) fn deadline(group: &str) -> Self {
         let message = format!(
             "group \"{group}\": the call's deadline passed before the answer came; \
-             a command may or may not have been applied: only a retry under the same session and \
-             sequence is safe"
+             a command may or may not have been applied, so only a retry under the same session \
+             and sequence is safe"
         );
         Self { unknown: true, ..Self::nothing(Code::DeadlineExceeded, "deadline", message) }
     }
 
-    /// The budgets have no room for so many bytes more.
+    /// Clients, or this connection, hold all the memory that they may; the call needs `bytes` more.
     pub(super) fn no_room(bytes: usize) -> Self {
         let message = format!(
-            "overloaded: calls hold as much memory as they may, and this one needs {bytes} bytes; \
-             wait a little and try again"
+            "overloaded: calls hold all the memory that they may, and this one needs {bytes} bytes \
+             more; wait a little and try again"
         );
         Self::nothing(Code::ResourceExhausted, "overloaded", message)
     }
 
-    /// A group has as many sessions as it may, and none may go.
+    /// The group has as many sessions as it may, and none can be evicted.
     pub(super) fn sessions_full(group: &str, rejection: &Rejection) -> Self {
         let message = format!("group \"{group}\": {rejection}");
         Self::nothing(Code::ResourceExhausted, "sessions-full", message)
     }
 
-    /// Clients have as many connections as they may.
+    /// Clients have as many connections as they may, and none can be closed.
     pub(super) fn no_place(connections: usize) -> Self {
         let message = format!(
             "overloaded: {connections} connections are open, all of them busy; try another node, \
@@ -132,29 +133,32 @@ impl Refused {
         Self::nothing(Code::ResourceExhausted, "overloaded", message)
     }
 
-    /// A message began, or a call, and the rest did not come in time.
+    /// A message did not begin, or did not arrive whole, in time.
     pub(super) fn half_sent() -> Self {
-        let message = "the request did not come to its end in time: nothing was done with it";
+        let message = "a message did not arrive whole in time and was not processed; send it again";
         Self::nothing(Code::DeadlineExceeded, "deadline", message.to_owned())
     }
 
-    /// The connection's answers wait for their readers, and there is no room for one more.
+    /// The client does not read the answers that wait on its connection, and one more would hold
+    /// too much memory.
     pub(super) fn unread() -> Self {
-        let message = "the answer was thrown away, for those before it on this connection were \
-             not read; a command was or was not applied: only a retry under the same session and \
-             sequence is safe";
+        let message = "the answer was dropped because earlier answers on this connection were not \
+             read; a command may or may not have been applied, so only a retry under the same \
+             session and sequence is safe";
         Self { unknown: true, ..Self::nothing(Code::Unknown, "unread", message.to_owned()) }
     }
 
-    /// The call could not be forwarded; `unknown` if it may have arrived all the same.
+    /// The call could not be forwarded to the leader; `unknown` if it may have arrived
+    /// nevertheless.
     pub(super) fn unreachable(leader: NodeId, group: &str, why: &str, unknown: bool) -> Self {
         let message = format!(
-            "group \"{group}\": its leader, node {leader}, could not be reached to forward to: \
-             {why}; ask it, or try again"
+            "group \"{group}\": the call could not be forwarded to the leader, node {leader}: \
+             {why}; ask that node, or try again"
         );
-        match unknown {
-            true => Self { unknown, ..Self::nothing(Code::Unknown, "unknown", message) },
-            false => Self::nothing(Code::Unavailable, "leader-unreachable", message),
+        if unknown {
+            Self { unknown, ..Self::nothing(Code::Unknown, "unknown", message) }
+        } else {
+            Self::nothing(Code::Unavailable, "leader-unreachable", message)
         }
     }
 
@@ -169,7 +173,7 @@ impl Refused {
         metadata.insert(OUTCOME, AsciiMetadataValue::from_static(outcome));
         if let Some((node, address)) = self.leader {
             metadata.insert(LEADER_NODE, AsciiMetadataValue::from(u64::from(node.0)));
-            // An address that is no header value is left out; the text has it.
+            // An address that cannot be a header value is left out; the text has it.
             if let Ok(address) = AsciiMetadataValue::try_from(address) {
                 metadata.insert(LEADER, address);
             }
@@ -194,7 +198,7 @@ impl From<Refused> for Status {
     }
 }
 
-/// A refusal that the leader gave to a forwarded call, for this node's own client.
+/// Passes the leader's refusal of a forwarded call on to this node's client.
 pub(super) fn pass_on(status: &Status) -> Status {
     let mut metadata = MetadataMap::new();
     for key in [REFUSAL, OUTCOME, LEADER, LEADER_NODE] {
@@ -205,20 +209,20 @@ pub(super) fn pass_on(status: &Status) -> Status {
     Status::with_metadata(status.code(), status.message(), metadata)
 }
 
-/// The check that needs no group.
+/// Refuses a command that is too large for any group.
 pub(super) fn check_command(command: &[u8]) -> Result<(), Refused> {
-    match command.len() > limits::COMMAND_BYTES_MAX {
-        true => Err(Refused::too_large("command", command.len(), limits::COMMAND_BYTES_MAX)),
-        false => Ok(()),
+    if command.len() > limits::COMMAND_BYTES_MAX {
+        return Err(Refused::too_large("command", command.len(), limits::COMMAND_BYTES_MAX));
     }
+    Ok(())
 }
 
-/// A call of a session has a sequence: 0 would be one call for all of them.
+/// Refuses a call of a session without a sequence: all calls with sequence 0 would be one call.
 pub(super) fn check_sequence(session: u64, sequence: u64) -> Result<(), Refused> {
-    match session != 0 && sequence == 0 {
-        true => Err(Refused::malformed("calls of a session are numbered from 1, not 0")),
-        false => Ok(()),
+    if session != 0 && sequence == 0 {
+        return Err(Refused::malformed("calls of a session are numbered from 1, not 0"));
     }
+    Ok(())
 }
 
 fn way_out(refusal: &Refusal) -> &'static str {
@@ -229,12 +233,14 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::NotServing { .. } | Refusal::Halted { .. } | Refusal::ShuttingDown => {
             "; try another node"
         }
-        Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are taken meanwhile",
+        Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are still taken",
         Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
-        Refusal::NotLeader { .. } | Refusal::DiskFull { .. } | Refusal::MarkTooSoon { .. } => "",
-        Refusal::LogFull { .. } => ": `lockstep status` says why",
-        Refusal::MemoryHigh { .. } => ": `lockstep apply --relief` sends one",
+        Refusal::NotLeader { .. }
+        | Refusal::DiskFull { .. }
+        | Refusal::CheckpointTooSoon { .. } => "",
+        Refusal::LogFull { .. } => "; `lockstep status` says why",
+        Refusal::MemoryHigh { .. } => "; `lockstep apply --relief` sends one that frees memory",
     }
 }
 
@@ -245,7 +251,7 @@ mod tests {
     use super::*;
     use crate::router::Addresses;
 
-    /// Word to code, as the head of `client.proto` has it.
+    /// The code of each word in the table at the head of `client.proto`.
     fn table() -> BTreeMap<&'static str, &'static str> {
         let proto = include_str!("../../proto/client.proto");
         let rows =
@@ -270,7 +276,7 @@ mod tests {
             Refusal::DiskFull { need: 1, have: 0 },
             Refusal::LogFull { bytes: 1, bound: 0 },
             Refusal::MemoryHigh { bytes: 1, bound: 0, most: 2 },
-            Refusal::MarkTooSoon { wait_ms: 1 },
+            Refusal::CheckpointTooSoon { wait_ms: 1 },
             Refusal::ReadTimeout,
             Refusal::NotServing { state: "restoring", cause: why() },
             Refusal::Halted { cause: why() },
@@ -299,7 +305,7 @@ mod tests {
             .collect()
     }
 
-    /// What this file says stands in the table, and nothing else does.
+    /// The table has every word with the code that this file sends, and no other row.
     #[test]
     fn every_refusal_stands_in_the_table() {
         let table = table();
@@ -312,7 +318,8 @@ mod tests {
         assert_eq!(said, table.into_keys().collect());
     }
 
-    /// Whoever may have been applied is not repeated by somebody who knows only gRPC's codes.
+    /// A command that may have been applied is not repeated by software that knows only gRPC's
+    /// codes.
     #[test]
     fn what_may_have_happened_has_a_code_that_nobody_repeats() {
         for refused in all().into_iter().filter(|refused| refused.unknown) {

@@ -1,9 +1,9 @@
 //! [`Requests`]: how many calls of each method ended with which code, and how long they took.
 //!
-//! - The methods are a closed list: no caller makes a row of its own.
-//! - A call is counted once, when it ends, however it ends; a caller that is gone cancelled it.
-//! - Streams are counted, and not timed: they last as long as their callers like. Nor is what only
-//!   peers and probes call.
+//! - The methods are a closed list: a caller cannot add a row by inventing a name.
+//! - A call is counted once, when it ends, however it ends; if its caller is gone, as cancelled.
+//! - Streams are counted but not timed, because they last as long as their callers like. Methods
+//!   that only peers and probes call are not timed either.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,25 +15,26 @@ use tonic::Code;
 
 use crate::metrics::seconds_histogram;
 
-/// The methods that are told apart, by their paths, and whether they are not timed.
+/// The methods that are told apart: name, path, and whether calls are *not* timed. A path that ends
+/// with `/` or `.` stands for all paths that begin with it.
 const METHODS: [(&str, &str, bool); 13] = [
     ("Apply", "/lockstep.v1.Lockstep/Apply", false),
     ("Query", "/lockstep.v1.Lockstep/Query", false),
     ("OpenSession", "/lockstep.v1.Lockstep/OpenSession", false),
     ("CloseSession", "/lockstep.v1.Lockstep/CloseSession", false),
     ("Status", "/lockstep.v1.Lockstep/Status", false),
-    ("Mark", "/lockstep.v1.Lockstep/Mark", false),
+    ("Checkpoint", "/lockstep.v1.Lockstep/Checkpoint", false),
     ("ApplyStream", "/lockstep.v1.Lockstep/ApplyStream", true),
     ("Meet", "/lockstep.peer.v1.Peer/Meet", true),
     ("Frames", "/lockstep.peer.v1.Peer/Frames", true),
     ("Bulk", "/lockstep.peer.v1.Peer/Bulk", true),
     ("Health", "/grpc.health.v1.Health/", true),
     ("Reflection", "/grpc.reflection.", true),
-    // Whatever nobody offers.
+    // Everything that this node does not offer.
     ("other", "/", true),
 ];
 
-/// The names of the codes, in the order of their numbers.
+/// The names of gRPC's status codes, in the order of their numbers.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -73,7 +74,7 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// Calls by method and code: a row for each that there may be.
+    /// Calls by method and code; a row for each pair, also where the count is 0.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
         METHODS.iter().zip(&self.0).flat_map(|((method, ..), calls)| {
             let counts = CODES.iter().zip(&calls.by_code);
@@ -81,7 +82,7 @@ impl Requests {
         })
     }
 
-    /// How long calls took that are no streams, by method.
+    /// How long calls took, for each method that is timed.
     pub(crate) fn times(&self) -> impl Iterator<Item = (&'static str, &Histogram)> + '_ {
         let methods = METHODS.iter().zip(&self.0);
         methods
@@ -90,7 +91,7 @@ impl Requests {
     }
 }
 
-/// One call under way; it is counted when this goes.
+/// One call under way; it is counted when this is dropped.
 pub(super) struct Counted {
     requests: Arc<Requests>,
     method: usize,
@@ -100,16 +101,15 @@ pub(super) struct Counted {
 
 impl Counted {
     pub(super) fn begin(requests: &Arc<Requests>, path: &str) -> Self {
-        let is = |(_, begins, _): &(_, &str, _)| match begins.ends_with(['/', '.']) {
-            true => path.starts_with(begins),
-            false => path == *begins,
+        let is = |(_, begins, _): &(_, &str, _)| {
+            if begins.ends_with(['/', '.']) { path.starts_with(begins) } else { path == *begins }
         };
         let method = METHODS.iter().position(is).unwrap_or(METHODS.len() - 1);
         let (requests, began) = (Arc::clone(requests), Instant::now());
         Self { requests, method, began, code: Code::Cancelled }
     }
 
-    /// What its caller was told, if these are the headers or trailers that say so.
+    /// Notes the code that the caller is told, if these headers or trailers hold one.
     pub(super) fn told(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get("grpc-status") {
             self.code = Code::from_bytes(status.as_bytes());

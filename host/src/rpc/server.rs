@@ -1,12 +1,14 @@
-//! The one port of a node and everything that is offered on it.
+//! The one port of a node and all services on it.
 //!
-//! - The listener is bound by the caller, so that "port in use" is its error and a test may take
+//! - The listener is bound outside, so that "port in use" is an error there and a test may take
 //!   port 0.
-//! - Health is answered from the first moment of a start; whatever else is asked is told
-//!   `starting` until the groups run.
-//! - `readiness`, `lockstep.v1.Lockstep` and the whole server are `SERVING` while any group takes
-//!   requests and has a leader; `liveness` is as long as the process answers at all.
-//! - A shutdown stops accepting at once and waits for calls under way, but not for long.
+//! - Health and reflection are answered from the first moment of a start; every other call is
+//!   refused as `starting` until the groups run.
+//! - The health of `readiness`, of `lockstep.v1.Lockstep` and of the whole server is `SERVING`
+//!   while any group takes requests and has a leader; that of `liveness` for as long as the process
+//!   answers at all.
+//! - A shutdown stops accepting connections at once and waits for calls under way, but not for
+//!   long.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -31,26 +33,26 @@ use crate::rpc::proto::client::lockstep_server::LockstepServer;
 use crate::rpc::proto::peer::peer_server::PeerServer;
 use crate::rpc::{HelloInfo, SHUTDOWN_MAX};
 
-/// The names that health checks ask for: of the service, and of what probes want to know.
+/// The names that health checks may ask for: the client API, and the two that probes use.
 const SERVICE: &str = "lockstep.v1.Lockstep";
 const LIVENESS: &str = "liveness";
 const READINESS: &str = "readiness";
-/// How often health looks at what no change of state tells.
+/// How often health is computed anew without a change of state: leaders come and go without one.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What [`Front::offer`] offers, and to whom.
+/// What the services that [`Front::offer`] opens need.
 pub struct Services {
     pub router: Router,
-    /// Takes snapshots that peers send.
+    /// Receives the snapshots that peers send.
     pub inbox: Arc<dyn SnapshotInbox>,
     pub hello: HelloInfo,
-    /// Its errors are shown in the status.
+    /// The status shows its errors.
     pub transport: Arc<GrpcTransport>,
-    /// True once clients are to be turned away; peers are served on.
+    /// True once clients are to be refused; peers are still served.
     pub closing: watch::Receiver<bool>,
 }
 
-/// Why nothing can be served.
+/// Why the port cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("serve reflection: {0}")]
@@ -67,7 +69,8 @@ pub struct Front {
 }
 
 impl Front {
-    /// Answers health and reflection, and tells all others that the node starts.
+    /// Opens the port: health and reflection are answered, other calls are told that the node is
+    /// starting.
     pub async fn open(listener: TcpListener, state: Arc<PortState>) -> Result<Self, ServeError> {
         let (reporter, health) = tonic_health::server::health_reporter();
         for service in ["", SERVICE, READINESS] {
@@ -88,7 +91,7 @@ impl Front {
         Ok(Self { port, early, reporter, stop, accepting })
     }
 
-    /// From now on everything is offered.
+    /// Serves clients and peers as well from now on.
     pub fn offer(&self, services: Services) {
         let Services { router, inbox, hello, transport, closing } = services;
         let stopped = self.stop.subscribe();
@@ -123,9 +126,9 @@ impl Front {
         });
     }
 
-    /// Takes no further connection, and waits at most [`SHUTDOWN_MAX`] for calls under way.
+    /// Accepts no further connection, and waits at most [`SHUTDOWN_MAX`] for calls under way.
     pub async fn close(self) {
-        // Streams that would never end by themselves see this and end.
+        // Streams that would never end on their own watch this and end.
         self.stop.send_replace(true);
         let mut accepting = self.accepting;
         if tokio::time::timeout(SHUTDOWN_MAX, &mut accepting).await.is_err() {
@@ -134,7 +137,7 @@ impl Front {
     }
 }
 
-/// Ready once `stopped` says so, or nobody can say it any more.
+/// Ready once `stopped` is true or its sender was dropped.
 pub(super) async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
@@ -160,18 +163,18 @@ async fn watch_health(
     }
 }
 
-/// Whether a node that has started is to be asked at all.
+/// Whether clients should send requests to a node that has started.
 pub(crate) fn is_ready(router: &Router, closing: bool) -> bool {
     !closing && router.groups().any(serves)
 }
 
-/// Whether a group takes requests, as far as this node can tell.
+/// Whether a group takes requests and has a leader, as far as this node can tell.
 fn serves(group: &GroupHandle) -> bool {
     let takes = group.watch().borrow().query_refusal().is_none();
     takes && group.report().status.leaderless_ticks * limits::TICK_MS <= limits::LEADERLESS_MS
 }
 
-/// Ready when any of the states changed. A state whose owner is gone changes no more.
+/// Ready when any of the states changed. A state whose owner is gone never changes again.
 async fn any_change(states: &mut [watch::Receiver<lockstep_core::group::ReplicaState>]) {
     let mut waits: Vec<_> = states.iter_mut().map(|state| Box::pin(state.changed())).collect();
     std::future::poll_fn(|cx| {

@@ -1,4 +1,5 @@
-//! What a node tells of itself and its groups: core and host types as `client.proto` has them.
+//! The status of a node and its groups: converts types of the core and the host to those of
+//! `client.proto`.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::rpc::proto::client as wire;
 use crate::store::ObjectStatus;
 use crate::transport::Transport as _;
 
-/// Where a status comes from.
+/// Builds the answer to a status call.
 pub(super) struct StatusSource {
     cluster: String,
     transport: Arc<GrpcTransport>,
@@ -68,7 +69,7 @@ impl StatusSource {
     }
 }
 
-/// Whom a replica waits for that has not met its group.
+/// Says which nodes a joining replica waits for, and why it hears nothing from each.
 fn waits_for(nodes: impl Iterator<Item = (NodeId, String, Option<String>)>) -> String {
     nodes
         .map(|(node, address, trouble)| {
@@ -77,7 +78,7 @@ fn waits_for(nodes: impl Iterator<Item = (NodeId, String, Option<String>)>) -> S
         .collect()
 }
 
-/// What is on the disks, and how they do.
+/// The fields of a group's status that concern its disks.
 fn disks_to_wire(report: &GroupReport) -> wire::GroupStatus {
     let (log, snapshots) = (report.log_hangs.as_ref(), report.snapshots_hang.as_ref());
     wire::GroupStatus {
@@ -88,7 +89,7 @@ fn disks_to_wire(report: &GroupReport) -> wire::GroupStatus {
         log_stalled_directory: log.map(|hangs| hangs.dir.clone()).unwrap_or_default(),
         snapshots_stalled_ms: snapshots.map_or(0, |hangs| hangs.ms),
         snapshots_stalled_directory: snapshots.map(|hangs| hangs.dir.clone()).unwrap_or_default(),
-        parked_bytes: report.stored.usage.parked,
+        suspended_bytes: report.stored.usage.suspended,
         budget_used: report.stored.budget_used,
         budget: report.stored.budget,
         disk_available: report.stored.space.map_or(0, |space| space.available),
@@ -101,13 +102,13 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     let report: GroupReport = group.report();
     let disks = disks_to_wire(&report);
     let status: GroupStatus = report.status;
-    // The watch cell is ahead of the report, which is only published now and then.
+    // The watch channel is ahead of the report, which is published only now and then.
     let state = group.watch().borrow().clone();
     let leader = status.leader;
     let peer = |peer| peer_to_wire(peer, &report.transfers, router);
     let peers = status.peers.iter().map(peer).collect();
     let objects = report.stored.objects.iter();
-    let objects = objects.map(|object| object_to_wire(object, &status.rotten)).collect();
+    let objects = objects.map(|object| object_to_wire(object, &status.corrupt)).collect();
     let pinned_by = report.log_pinned_by.and_then(|id| router.group_by_id(id));
     wire::GroupStatus {
         name: status.name,
@@ -156,7 +157,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         rebuilds: status.rebuilds.done,
         rebuilds_in_vain: status.rebuilds.in_vain,
         rebuilds_gave_back_bytes: status.rebuilds.bytes,
-        marks_skipped: status.marks_skipped,
+        checkpoints_skipped: status.checkpoints_skipped,
         captures_failed: status.captures_failed,
         frames_misdirected: status.frames_misdirected,
         frames_dropped: group.frames_dropped(),
@@ -164,7 +165,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     }
 }
 
-/// A state's name, as people are told it.
+/// The name of a state as people are shown it: the core's name, or "no leader".
 pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'static str {
     match state {
         ReplicaState::Running(Running::Serving)
@@ -194,12 +195,12 @@ fn pin_word(pin: Pin) -> String {
     }
 }
 
-fn object_to_wire(object: &ObjectStatus, rotten: &[ObjectRef]) -> wire::SnapshotObject {
+fn object_to_wire(object: &ObjectStatus, corrupt: &[ObjectRef]) -> wire::SnapshotObject {
     let mut held: Vec<String> = object.uses.iter().map(ToString::to_string).collect();
     if object.promised {
         held.push("promised".to_owned());
     }
-    if object.leased && held.is_empty() {
+    if object.in_use && held.is_empty() {
         held.push("being listed".to_owned());
     }
     wire::SnapshotObject {
@@ -207,7 +208,7 @@ fn object_to_wire(object: &ObjectStatus, rotten: &[ObjectRef]) -> wire::Snapshot
         bytes: object.bytes,
         listed: object.listed,
         held,
-        rotten: rotten.iter().any(|bad| (bad.term, bad.index) == (object.term, object.index)),
+        corrupt: corrupt.iter().any(|bad| (bad.term, bad.index) == (object.term, object.index)),
     }
 }
 

@@ -1,6 +1,6 @@
-//! A port, its clients and its peers, with groups that answer by a script instead of by raft.
+//! Ports with real clients and peers, but with groups that answer by a script instead of by raft.
 //!
-//! All nodes of a test share one [`Machine`], so that it shows what was applied, wherever.
+//! All nodes of a test share one [`Machine`], which records what was applied on any of them.
 
 mod calls;
 mod commands;
@@ -39,45 +39,45 @@ use crate::rpc::server::{Front, Services};
 use crate::rpc::versions::PeerVersions;
 
 const GROUP: &str = "bank";
-/// Only ends a test that hangs.
+/// How long a test waits before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the group of all nodes has done, and what it is to do.
+/// The group that all nodes share: what it has applied, and how it is to answer.
 #[derive(Default)]
 struct Machine {
     leader: Option<NodeId>,
-    /// (session, sequence, command) as applied.
+    /// (session, sequence, command) of each applied command, in order.
     applied: Vec<(u64, u64, Bytes)>,
     outcomes: BTreeMap<(u64, u64), Bytes>,
     sessions: BTreeSet<u64>,
-    /// None is opened before.
+    /// No session is opened before this time.
     opens_from: Option<Instant>,
-    /// Sessions that were ever opened.
+    /// How many sessions were ever opened.
     opened: u64,
-    /// So many at a time and no more.
+    /// Most sessions at a time, if they are bounded.
     sessions_max: Option<usize>,
-    /// What becomes of the next commands at the leader, before things go well.
+    /// What happens to the next commands at the leader; later ones are applied.
     script: VecDeque<Turn>,
-    /// The highest "lowest unanswered" that the leader was told.
+    /// The highest `lowest_unanswered` that the leader received.
     lowest_seen: u64,
-    /// Commands that wait, while somebody holds them back.
+    /// While a test holds commands back: those that wait.
     held: Option<Vec<(Call, Reply)>>,
 }
 
 /// What happens to one command.
 #[derive(Clone, Copy)]
 enum Turn {
-    /// Applied, but the answer is lost with the leadership, which goes to another node.
+    /// Applied, then this node becomes the leader, and the outcome is told to be unknown.
     AppliedThenLeads(u16),
-    /// Applied, and the client is told that nobody knows.
+    /// Applied, but the outcome is told to be unknown.
     AppliedUnknown,
     /// Not applied.
     Refused(fn() -> Refusal),
-    /// Applied, and nobody says a word.
+    /// Applied, but never answered.
     Silence,
 }
 
-/// A handle to what all nodes share.
+/// A handle to the machine that all nodes share.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Machine>>);
 
@@ -86,7 +86,7 @@ impl Shared {
         self.0.lock().expect("no holder of this lock panics")
     }
 
-    /// Applies what was held back, and holds nothing back any more.
+    /// Applies the commands that were held back, and holds none back from now on.
     fn release(&self) {
         let held = self.lock().held.take().unwrap_or_default();
         for (call, answer) in held {
@@ -121,9 +121,10 @@ impl Machine {
             return Answer::Rejected(Rejection::Guest(Bytes::from_static(b"no")));
         }
         self.applied.push((call.session, call.sequence, call.payload.clone()));
-        let outcome = match call.payload.starts_with(b"big") {
-            true => Bytes::from(vec![b'#'; limits::OUTCOME_BYTES_MAX]),
-            false => Bytes::from(format!("#{}", self.applied.len())),
+        let outcome = if call.payload.starts_with(b"big") {
+            Bytes::from(vec![b'#'; limits::OUTCOME_BYTES_MAX])
+        } else {
+            Bytes::from(format!("#{}", self.applied.len()))
         };
         self.outcomes.insert(key, outcome.clone());
         Answer::Ok(outcome)
@@ -148,9 +149,10 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
             Request::Propose { call, answer, .. } if leads && machine.held.is_some() => {
                 let held = machine.held.get_or_insert_default();
                 let bytes: usize = held.iter().map(|(call, _)| call.payload.len()).sum();
-                match bytes + call.payload.len() > limits::PROPOSALS_WAITING_BYTES_MAX {
-                    true => answer.send(Err(Refusal::Overloaded)),
-                    false => held.push((call, answer)),
+                if bytes + call.payload.len() > limits::PROPOSALS_WAITING_BYTES_MAX {
+                    answer.send(Err(Refusal::Overloaded));
+                } else {
+                    held.push((call, answer));
                 }
             }
             Request::Propose { call, answer, .. } if leads => {
@@ -181,15 +183,16 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
             | Request::CloseSession { answer, .. } => {
                 answer.send(Err(not_leader));
             }
-            Request::Mark { answer } => {
+            Request::Checkpoint { answer } => {
                 let index = machine.applied.len() as u64;
                 let _ = answer.send(if leads { Ok(index) } else { Err(not_leader) });
             }
             Request::Report { done } => drop(done),
             Request::Query { request, linearizable, answer, .. } => {
-                let result = match request.starts_with(b"bad") {
-                    true => Err(Bytes::from_static(b"no")),
-                    false => Ok(Bytes::from(format!("{node}"))),
+                let result = if request.starts_with(b"bad") {
+                    Err(Bytes::from_static(b"no"))
+                } else {
+                    Ok(Bytes::from(format!("{node}")))
                 };
                 let reply =
                     QueryAnswer { result, applied: machine.applied.len() as u64, halted: None };
@@ -206,12 +209,12 @@ fn propose(machine: &mut Machine, call: &Call, answer: Reply, silent: &mut Vec<R
         Some(Turn::Refused(refusal)) => Err(refusal()),
         Some(Turn::AppliedUnknown) => {
             machine.apply(call);
-            Err(Refusal::Unknown { why: "it went".to_owned() })
+            Err(Refusal::Unknown { why: "leadership was lost".to_owned() })
         }
         Some(Turn::AppliedThenLeads(node)) => {
             machine.apply(call);
             machine.leader = Some(NodeId(node));
-            Err(Refusal::Unknown { why: "it went".to_owned() })
+            Err(Refusal::Unknown { why: "leadership was lost".to_owned() })
         }
         Some(Turn::Silence) => {
             machine.apply(call);
@@ -221,7 +224,7 @@ fn propose(machine: &mut Machine, call: &Call, answer: Reply, silent: &mut Vec<R
     answer.send(said);
 }
 
-/// One port with one group.
+/// One node: a port with one group.
 struct Node {
     address: String,
     handle: GroupHandle,
@@ -232,7 +235,7 @@ struct Node {
     served: tokio::task::JoinHandle<()>,
 }
 
-/// What a test wants of a node.
+/// How a test sets up a node.
 struct Setup {
     node: NodeId,
     cluster: u8,
@@ -255,7 +258,7 @@ impl Setup {
     }
 }
 
-/// Takes no snapshots.
+/// An inbox that drops every offer.
 struct NoInbox;
 
 impl SnapshotInbox for NoInbox {
@@ -285,7 +288,7 @@ fn report(node: NodeId) -> GroupReport {
         clock_is_off: false,
         log_time_ms: 0,
         log_time_ahead_ms: 0,
-        marks_skipped: 0,
+        checkpoints_skipped: 0,
         captures_failed: 0,
         capture_failure: None,
         log_pin: None,
@@ -293,7 +296,7 @@ fn report(node: NodeId) -> GroupReport {
         memory: None,
         relief_commands: 0,
         rebuilds: Default::default(),
-        rotten: Vec::new(),
+        corrupt: Vec::new(),
         wanted: None,
         alarms: 0,
         alarm: None,
@@ -342,7 +345,7 @@ impl Node {
             let stopped = async move {
                 let _ = stopped.await;
             };
-            let front = Front::open(listener, state).await.expect("it opens");
+            let front = Front::open(listener, state).await.expect("the port opens");
             front.offer(services);
             stopped.await;
             front.close().await;
@@ -357,7 +360,7 @@ impl Node {
     }
 }
 
-/// A cluster of `count` nodes whose leader is node 1.
+/// Starts a cluster of `count` nodes whose leader is node 1.
 async fn cluster(count: u16) -> (Vec<Node>, Shared) {
     cluster_with(count, PortLimits::default()).await
 }
@@ -366,7 +369,7 @@ async fn cluster_with(count: u16, limits: PortLimits) -> (Vec<Node>, Shared) {
     cluster_at(count, limits, &[]).await
 }
 
-/// A cluster that tells its clients other addresses of these nodes.
+/// Starts a cluster that advertises these addresses of nodes to its clients.
 async fn cluster_at(
     count: u16,
     limits: PortLimits,

@@ -1,14 +1,14 @@
 //! [`PeerVersions`]: which versions of the peers' protocol a node knows, and which one two nodes
 //! speak.
 //!
-//! A version fixes what its messages mean, and the formats of what travels in them: entries, and
-//! descriptors and envelopes of snapshots. Decision 0040 says how a new one comes.
+//! A version defines what its messages mean, and the formats of what travels in them: entries, and
+//! descriptors and envelopes of snapshots. Decision 0040 says how a new version is introduced.
 
 use std::fmt;
 
 use tonic::Status;
 
-/// The versions that a node knows, all of them from the oldest to the newest.
+/// The versions that a node knows: all from `oldest` to `newest`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PeerVersions {
     pub oldest: u32,
@@ -16,14 +16,14 @@ pub struct PeerVersions {
 }
 
 impl PeerVersions {
-    /// Of this program.
+    /// The versions that this program knows.
     pub const OURS: Self = Self { oldest: 1, newest: 1 };
 
     pub(super) fn know(self, version: u32) -> bool {
         (self.oldest..=self.newest).contains(&version)
     }
 
-    /// The newest one that both know.
+    /// The newest version that both know.
     pub(super) fn common(self, other: Self) -> Option<u32> {
         let newest = self.newest.min(other.newest);
         (newest >= self.oldest.max(other.oldest)).then_some(newest)
@@ -32,14 +32,16 @@ impl PeerVersions {
 
 impl fmt::Display for PeerVersions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.oldest == self.newest {
-            true => write!(f, "version {}", self.newest),
-            false => write!(f, "versions {} to {}", self.oldest, self.newest),
+        if self.oldest == self.newest {
+            write!(f, "version {}", self.newest)
+        } else {
+            write!(f, "versions {} to {}", self.oldest, self.newest)
         }
     }
 }
 
-/// The version that node `here` and its peer speak, or what has to be done about it.
+/// The version that node `here` and its peer speak; without a common one, a refusal that says what
+/// to do.
 pub(super) fn agree(
     (here, ours): (u32, PeerVersions),
     (there, theirs): (u32, PeerVersions),
@@ -48,8 +50,8 @@ pub(super) fn agree(
         let older = if ours.newest < theirs.newest { here } else { there };
         let least = ours.oldest.max(theirs.oldest);
         Status::failed_precondition(format!(
-            "node {here} speaks {ours} of the peers' protocol, node {there} speaks {theirs}: none \
-             is common; run a release on node {older} that speaks version {least}"
+            "node {here} speaks {ours} of the peers' protocol, node {there} speaks {theirs}: they \
+             have none in common; run a release on node {older} that speaks version {least}"
         ))
     })
 }
@@ -70,7 +72,7 @@ mod tests {
             ((1, 2), (1, 2), Some(2)),
             ((1, 3), (2, 5), Some(3)),
             ((2, 3), (1, 1), None),
-            // What only an enemy says.
+            // Only a malicious peer says this.
             ((1, 1), (0, 0), None),
             ((1, 2), (2, 1), None),
             ((1, 2), (0, u32::MAX), Some(2)),

@@ -1,4 +1,4 @@
-//! [`StoreHandle`]: how bulk workers and other lanes have the store lane do what only it may do.
+//! [`StoreHandle`]: how bulk workers and other lanes run jobs on a group's store lane.
 
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::SnapshotStore;
 use super::reserve::SnapshotRefusal;
 
-/// A piece of work for the lane that owns a group's [`SnapshotStore`].
+/// A job for the lane that owns a group's [`SnapshotStore`].
 pub type StoreJob = Box<dyn FnOnce(&mut SnapshotStore) + Send>;
 
-/// The way to one group's store lane. Queues the job, or runs it at once; a lane that stopped drops
+/// The way to one group's store lane. Queues a job or runs it at once; a lane that stopped drops
 /// it.
 pub trait StoreHandle: Send + Sync {
     fn run(&self, job: StoreJob);
@@ -22,13 +22,13 @@ pub fn on_lane<R: Send + 'static>(
 ) -> Option<R> {
     let (answer, waiting) = mpsc::sync_channel(1);
     handle.run(Box::new(move |store| {
-        // Nobody waits any more only if this thread is going down.
+        // Fails only if the waiting thread is unwinding.
         let _ = answer.send(job(store));
     }));
     waiting.recv().ok()
 }
 
-/// [`on_lane`] for those who do not wait for longer than `patience`. What comes later is dropped.
+/// [`on_lane`] that waits no longer than `patience`. An answer that comes later is dropped.
 pub fn on_lane_within<R: Send + 'static>(
     handle: &dyn StoreHandle,
     patience: Duration,
@@ -36,7 +36,7 @@ pub fn on_lane_within<R: Send + 'static>(
 ) -> Result<R, mpsc::RecvTimeoutError> {
     let (answer, waiting) = mpsc::sync_channel(1);
     handle.run(Box::new(move |store| {
-        // Nobody waits any more if this took too long, or that thread is going down.
+        // Fails if the caller stopped waiting, or its thread is unwinding.
         let _ = answer.send(job(store));
     }));
     waiting.recv_timeout(patience)

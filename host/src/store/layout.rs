@@ -1,4 +1,4 @@
-//! Where snapshots lie and what their bytes are: the only file that spells a snapshot's path.
+//! Paths and bytes of snapshots. No other file spells a snapshot's path.
 //!
 //! ```text
 //! <data>/groups/<group>/snap/
@@ -11,16 +11,17 @@
 //!
 //! ```text
 //! header  = magic "LSTPSNAP" · version u8 (1) · cluster 16 · group u64 · term u64 · index u64 ·
-//!           module 32 · guest format u32 · crc32c u32 of all before
+//!           module 32 · guest format u32 · crc32c u32 of everything before
 //! block   = up to 1 MiB of payload (only the last is shorter) · crc32c u32 of it
 //! trailer = payload length u64 · BLAKE3-256 of the payload 32 ·
 //!           crc32c u32 of header, length and digest · magic "PANSPTSL"
 //! ```
 //!
-//! - The file name carries the first 16 bytes of the digest; the trailer has it whole.
-//! - The trailer is last, so a producer need not know the length; an empty payload has no block.
-//! - Header and trailer name everything of a `SnapshotDesc` but the configuration, which the log
-//!   keeps.
+//! - The file name carries the first 16 bytes of the digest, the trailer all of it.
+//! - The trailer comes last, so a producer need not know the length in advance; an empty payload
+//!   has no block.
+//! - Header and trailer hold every field of a `SnapshotDesc` except the configuration, which the
+//!   log keeps.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ use lockstep_core::snapshot::{SnapshotDesc, chunk};
 
 /// Bytes of payload in a full block.
 pub(crate) const BLOCK_BYTES: u64 = limits::SNAPSHOT_BLOCK_BYTES as u64;
-/// Bytes of the checksum behind each block.
+/// Bytes of the checksum after each block.
 pub(crate) const CRC_BYTES: u64 = 4;
 pub(crate) const HEADER_BYTES: usize = 89;
 pub(crate) const TRAILER_BYTES: usize = 52;
@@ -56,7 +57,7 @@ pub struct Identity {
     pub group: GroupId,
 }
 
-/// What an object's file is called by.
+/// What an object's file is named after.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct ObjectName {
     pub(crate) term: u64,
@@ -65,7 +66,7 @@ pub(crate) struct ObjectName {
     pub(crate) digest: [u8; 16],
 }
 
-/// What stands at the head of an object.
+/// What an object begins with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
     pub(crate) identity: Identity,
@@ -75,7 +76,7 @@ pub(crate) struct Header {
     pub(crate) format: u32,
 }
 
-/// What stands at the end of an object.
+/// What an object ends with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Trailer {
     pub(crate) length: u64,
@@ -103,13 +104,10 @@ pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {
 
 /// Where objects of a snapshot directory are staged.
 pub fn part_dir(dir: &Path) -> PathBuf {
-    match planted("stage_elsewhere") {
-        true => dir.with_extension(PART),
-        false => dir.join(PART),
-    }
+    if planted("stage_elsewhere") { dir.with_extension(PART) } else { dir.join(PART) }
 }
 
-/// Whether a name in the snapshot directory is the staging directory's.
+/// Whether a name in the snapshot directory is that of the staging directory.
 pub(crate) fn is_part_dir(name: &str) -> bool {
     name == PART
 }
@@ -122,7 +120,7 @@ pub(crate) fn is_part_name(name: &str) -> bool {
     })
 }
 
-/// Of a staging name of a received object: which object, and the length of its payload.
+/// Parses the staging name of a received object into the object and the length of its payload.
 pub(crate) fn parse_part_in(name: &str) -> Option<(ObjectName, u64)> {
     let (object, length) = name.strip_suffix(IN_SUFFIX)?.rsplit_once('-')?;
     let object = ObjectName::parse(&format!("{object}{OBJECT_SUFFIX}"))?;
@@ -140,7 +138,7 @@ pub(crate) fn part_out(term: u64, index: u64) -> String {
     format!("{term:016x}-{index:016x}{OUT_SUFFIX}")
 }
 
-/// Bytes of the file that holds a payload of `length` bytes; `None` if no file can.
+/// Bytes of the file that holds a payload of `length` bytes; `None` if no file can hold it.
 pub(crate) fn object_bytes(length: u64) -> Option<u64> {
     let checks = chunk::block_count(length).checked_mul(CRC_BYTES)?;
     let frame = (HEADER_BYTES + TRAILER_BYTES) as u64;
@@ -221,11 +219,11 @@ impl Header {
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, String> {
         let mut input = Decoder(bytes);
         if input.take() != HEAD_MAGIC {
-            return Err("it does not begin as a snapshot does".into());
+            return Err("it does not begin with the magic bytes of a snapshot".into());
         }
         let [version] = input.take();
         if version != VERSION {
-            return Err(format!("format version {version} is not known, only {VERSION}"));
+            return Err(format!("unknown format version {version}: this build reads {VERSION}"));
         }
         let cluster = input.take();
         let group = GroupId(u64::from_le_bytes(input.take()));
@@ -245,7 +243,7 @@ impl Header {
 }
 
 impl Trailer {
-    /// `header` is the object's, as it was written.
+    /// `header` is the object's encoded header, which the trailer's checksum covers.
     pub(crate) fn encode(&self, header: &[u8; HEADER_BYTES]) -> [u8; TRAILER_BYTES] {
         let mut out = Encoder { bytes: [0; TRAILER_BYTES], at: 0 };
         out.put(&self.length.to_le_bytes());
@@ -265,7 +263,7 @@ impl Trailer {
         let digest = Digest(input.take());
         let crc = u32::from_le_bytes(input.take());
         if input.take() != TAIL_MAGIC {
-            return Err("it does not end as a snapshot does".into());
+            return Err("it does not end with the magic bytes of a snapshot".into());
         }
         if crc != crc32c::crc32c_append(crc32c::crc32c(header), &bytes[..8 + 32]) {
             return Err("the trailer's checksum is wrong".into());
@@ -372,7 +370,7 @@ mod tests {
         }
     }
 
-    /// No length makes the arithmetic wrap.
+    /// No length makes the size arithmetic wrap.
     /// Covers P13.
     #[test]
     fn object_sizes_do_not_wrap() {

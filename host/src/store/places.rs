@@ -1,18 +1,18 @@
 //! [`Places`]: how many groups of a host take a snapshot, or restore one, at the same time.
 //!
-//! A shortage or a damaged segment makes all groups of a host want a snapshot at once, and a start
-//! has all of them restore. They share its disks and processors.
+//! A shortage or a damaged segment makes all groups of a host want a snapshot at once, and at a
+//! start all of them restore one. They share the host's disks and processors.
 //!
-//! - A place is a value; dropping it gives it back. One that was held for longer than [`HELD_MS`]
-//!   does not count any more: its disk hangs, or there is that much to do, and others go on.
-//! - Who is refused asks again; nobody is called back. An ask that is not repeated is forgotten
-//!   after [`ASKED_MS`].
-//! - Until then no place goes to anybody further behind. First come those who have asked for
-//!   [`PATIENCE_MS`], in their order, so that nobody asks in vain for ever; then those who gain
-//!   most by it.
-//! - Who holds a place waits for no other one, so that there is no circle.
+//! - A place is a value; dropping it gives it back. A place held for longer than [`HELD_MS`] no
+//!   longer counts: a disk that hangs or a very large state does not stop the other groups.
+//! - A group that is refused asks again; there are no callbacks. An ask that is not repeated is
+//!   forgotten after [`ASKED_MS`].
+//! - While an ask stands, no place goes to a group further down the list. First come groups that
+//!   have asked for [`PATIENCE_MS`], in the order of their asks, so that none starves; then those
+//!   with the largest gain.
+//! - A group that holds a place waits for no other place, so there is no deadlock.
 //!
-//! Time is what the budget was told last.
+//! The time is the one that the budget was last told.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -21,12 +21,12 @@ use lockstep_core::mutant::planted;
 
 use super::reserve::{Budget, Quota};
 
-/// Wall time for which a place counts: longer than what a group of a usual size takes.
+/// Wall time for which a place counts: longer than a group of a usual size needs it.
 const HELD_MS: u64 = 30_000;
-/// Wall time for which an ask stands: longer than whoever was refused waits before the next, and
-/// than it takes to be told the time.
+/// Wall time for which an ask stands: longer than a refused group waits before it asks again, and
+/// than the budget goes without being told the time.
 const ASKED_MS: u64 = 10_000;
-/// Wall time after which whoever asks goes before those who gain more.
+/// Wall time after which a group that keeps asking comes before groups that gain more.
 const PATIENCE_MS: u64 = 30_000;
 
 /// What a place is for.
@@ -34,11 +34,11 @@ const PATIENCE_MS: u64 = 30_000;
 pub enum Work {
     /// From the reservation of a local snapshot until the log lists it.
     Capture,
-    /// A start or a restore of the apply lane, from the snapshot to the last entry.
+    /// A start or a restore by the apply lane, from the snapshot to the last entry.
     Restore,
 }
 
-/// Leave to do such work now.
+/// The right to do such work now.
 #[derive(Debug)]
 pub struct Place {
     budget: Arc<Budget>,
@@ -49,11 +49,11 @@ pub struct Place {
 /// The places of one kind of work.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// Until when each counts, by its number.
+    /// Until when each place counts, by its number.
     held: BTreeMap<u64, u64>,
-    /// Who was refused, the first to be served first.
+    /// The groups that were refused; the first is served first.
     asked: Vec<Ask>,
-    /// Of places and asks that there have been.
+    /// The last number that was given to a place or an ask.
     numbers: u64,
 }
 
@@ -62,9 +62,11 @@ struct Ask {
     by: Weak<Quota>,
     gain: u64,
     number: u64,
-    /// Until when it stands, and from when on it goes before larger gains.
+    /// When it is forgotten, unless it is repeated.
     until_ms: u64,
+    /// When it starts to come before larger gains.
     patient_until_ms: u64,
+    /// That time has come.
     waited: bool,
 }
 
@@ -81,7 +83,7 @@ impl Drop for Place {
 }
 
 impl Places {
-    /// Takes one of `most` places, or keeps the ask in mind; the place's number.
+    /// Takes one of `most` places and returns its number, or remembers that `by` asks for one.
     pub(super) fn take(&mut self, by: &Arc<Quota>, gain: u64, most: usize) -> Option<u64> {
         self.numbers += 1;
         let number = self.numbers;
@@ -99,7 +101,7 @@ impl Places {
         }
         self.asked.sort_by_key(Ask::order);
         let mine = |ask: &Ask| std::ptr::eq(ask.by.as_ptr(), &**by);
-        let place = self.asked.iter().position(mine).expect("it was put there");
+        let place = self.asked.iter().position(mine).expect("the ask was just made");
         let free = most.saturating_sub(self.held.len());
         if place >= free && !planted("places_without_bound") {
             return None;
@@ -113,7 +115,7 @@ impl Places {
         self.held.remove(&number);
     }
 
-    /// The time is this: what it was not known for begins now.
+    /// Told the time. A place or an ask that began since the last call starts to count now.
     pub(super) fn tend(&mut self, now_ms: u64) {
         let over = |until_ms: &mut u64, ms: u64| {
             *until_ms = (*until_ms).min(now_ms.saturating_add(ms));
@@ -133,7 +135,7 @@ impl Places {
 }
 
 impl Ask {
-    /// Less is earlier.
+    /// A smaller value is served earlier.
     fn order(&self) -> (bool, u64, u64) {
         let behind = if self.waited { 0 } else { u64::MAX - self.gain };
         (!self.waited, behind, self.number)

@@ -1,12 +1,12 @@
-//! [`SnapshotReader`]: an object opened for reading, leased, verified while it is read.
+//! [`SnapshotReader`]: an object opened for reading, held while it is read and verified by it.
 //!
-//! - Opening checks header, trailer and file size against the descriptor; each block's checksum is
-//!   checked when it is read; length and digest when the last one is.
+//! - Opening checks header, trailer and file size against the descriptor. Reading a block checks
+//!   its checksum; reading the last one also checks the digest.
 //! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
-//!   at seal and scrubbing all come through here.
-//! - What is bad is counted, whoever reads it.
-//! - Its hold keeps the name from being unlinked while the reader lives.
-//! - Memory: one block at a time.
+//!   at seal and scrubbing all do it.
+//! - A bad object is counted, for whatever purpose it is read.
+//! - The reader's hold keeps the name from being unlinked.
+//! - Memory: one block, and a few more while a large object is read ahead.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -24,22 +24,22 @@ use super::layout::{
 use super::reserve::Held;
 use crate::fs::{File, is_short, read_exact_at};
 
-/// Why an object cannot serve.
+/// Why an object cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("snapshot {name} is not there")]
+    #[error("snapshot {name} is missing")]
     Missing { name: String },
     #[error("snapshot {name} could not be read: {why}")]
     Disk { name: String, why: String },
-    /// What reading takes is lacking: descriptors, memory. It says nothing of the object.
-    #[error("snapshot {name} cannot be read for now: {why}")]
+    /// The process lacks descriptors or memory to read it, which says nothing about the object.
+    #[error("snapshot {name} cannot be read at the moment: {why}")]
     Short { name: String, why: String },
-    #[error("snapshot {name} is bad: {why}; it is replaced by a peer's copy or a later snapshot")]
+    #[error("snapshot {name} is corrupt: {why}; a peer's copy or a later snapshot replaces it")]
     Bad { name: String, why: String },
 }
 
 impl OpenError {
-    /// Whether the object may be as good as ever, and can be read later.
+    /// Whether the object may be good and become readable later.
     pub fn is_short(&self) -> bool {
         matches!(self, Self::Short { .. })
     }
@@ -47,27 +47,26 @@ impl OpenError {
 
 impl From<OpenError> for Found {
     fn from(error: OpenError) -> Self {
-        match error.is_short() {
-            true => Self::Unread(error.to_string()),
-            false => Self::Bad(error.to_string()),
-        }
+        let why = error.to_string();
+        if error.is_short() { Self::Unread(why) } else { Self::Bad(why) }
     }
 }
 
-/// An object of more blocks is read on a thread of its own, so many blocks before they are checked.
+/// An object of at least this many blocks is read ahead, on a thread of its own.
 const AHEAD_FROM_BLOCKS: u64 = 32;
+/// Blocks that were read ahead and wait to be checked.
 const AHEAD_BLOCKS: usize = 4;
 
-/// Reads an object's blocks in order, beside whoever checks them.
+/// Reads an object's blocks in order on a thread of its own, while earlier ones are checked.
 struct Ahead {
     next: u64,
     blocks: mpsc::Receiver<io::Result<Vec<u8>>>,
-    /// Buffers that were used.
+    /// Buffers of blocks that were checked, to be filled again.
     spare: mpsc::Sender<Vec<u8>>,
 }
 
 impl Ahead {
-    /// `None` for a small object, or if there is no thread to be had.
+    /// `None` for a small object, or if no thread can be started.
     fn start(file: &Arc<dyn File>, length: u64) -> Option<Self> {
         let count = chunk::block_count(length);
         if count < AHEAD_FROM_BLOCKS {
@@ -81,7 +80,7 @@ impl Ahead {
                 let mut data = used.try_recv().unwrap_or_default();
                 let read = read_raw(&*file, number, length, &mut data).map(|()| data);
                 let failed = read.is_err();
-                // Nobody takes them any more, or nothing may follow.
+                // Either the receiver is gone, or no block may follow the failed one.
                 if full.send(read).is_err() || failed {
                     return;
                 }
@@ -91,12 +90,12 @@ impl Ahead {
         Some(Self { next: 0, blocks, spare })
     }
 
-    /// The next block, in place of a buffer that was used.
+    /// Puts the next block into `data`, and gives the thread the old buffer to fill.
     fn take(&mut self, data: &mut Vec<u8>) -> io::Result<()> {
-        let ended = |_| io::Error::other("reading ahead ended early");
+        let ended = |_| io::Error::other("the read-ahead thread ended early");
         let block = self.blocks.recv().map_err(ended)??;
         let used = std::mem::replace(data, block);
-        // The reader of the last blocks is gone already.
+        // Fails once the thread has read the last block and ended.
         let _ = self.spare.send(used);
         self.next += 1;
         Ok(())
@@ -113,25 +112,25 @@ fn read_raw(file: &dyn File, number: u64, length: u64, data: &mut Vec<u8>) -> io
 /// An object being read. Also [`io::Read`] over its payload.
 pub struct SnapshotReader {
     file: Arc<dyn File>,
-    /// Reads the next blocks of a large object.
+    /// Reads the next blocks if the object is large and read from its beginning.
     ahead: Option<Ahead>,
     name: ObjectName,
     desc: SnapshotDesc,
     hold: Option<Held>,
-    /// Blocks that went into `hasher`, from the first on without a gap.
+    /// Blocks that went into `hasher`: the first ones, without a gap.
     hashed: u64,
     hasher: blake3::Hasher,
-    /// The next block for [`io::Read`].
+    /// The next block that [`io::Read`] reads.
     next: u64,
-    /// The last block that was read here: its bytes, and from where on [`io::Read`] has not handed
-    /// them out. One buffer serves all.
+    /// The block that [`io::Read`] is handing out; one buffer serves all blocks.
     buffer: Vec<u8>,
+    /// Bytes of `buffer` that were handed out.
     handed: usize,
     /// Why [`io::Read`] failed, if it did.
     broken: Option<OpenError>,
 }
 
-/// What header, trailer and size say of a file.
+/// A file's header and trailer; its size is checked against them.
 pub(crate) struct Frame {
     pub(crate) header: Header,
     pub(crate) trailer: Trailer,
@@ -154,10 +153,10 @@ impl SnapshotReader {
             error => error,
         })?;
         if frame.header != Header::of(identity, desc) {
-            return Err(bad("its header does not say what its descriptor says".into()));
+            return Err(bad("its header does not match its descriptor".into()));
         }
         if frame.trailer != (Trailer { length: desc.length, digest: desc.digest }) {
-            return Err(bad("its length or digest is not its descriptor's".into()));
+            return Err(bad("its length or digest does not match its descriptor".into()));
         }
         Ok(Self {
             file: file.into(),
@@ -178,23 +177,23 @@ impl SnapshotReader {
         &self.desc
     }
 
-    /// Why reading as a stream failed, if it did: whoever was given the stream may not say so.
+    /// Why reading as a stream failed, if it did: the code that was given the stream may not tell.
     pub fn broken(&self) -> Option<&OpenError> {
         self.broken.as_ref()
     }
 
-    /// Reads block `number` and checks it. Read in order from 0, the last one is given out only if
-    /// the digest of all is right.
+    /// Reads block `number` and checks it. If all blocks are read in order from 0, the last one is
+    /// returned only if the digest of the whole payload is right.
     pub fn read_block(&mut self, number: u64) -> Result<Block, OpenError> {
         let mut data = Vec::new();
         let crc = self.read_into(number, &mut data)?;
         Ok(Block { offset: number * BLOCK_BYTES, crc, data: data.into() })
     }
 
-    /// The same, into a buffer; the block's checksum.
+    /// [`SnapshotReader::read_block`] into a buffer; returns the block's checksum.
     fn read_into(&mut self, number: u64, data: &mut Vec<u8>) -> Result<u32, OpenError> {
-        let offset = number.checked_mul(BLOCK_BYTES).filter(|offset| *offset < self.desc.length);
-        let offset = offset.ok_or_else(|| self.bad(format!("it has no block {number}")))?;
+        let begin = number.checked_mul(BLOCK_BYTES).filter(|offset| *offset < self.desc.length);
+        let offset = begin.ok_or_else(|| self.bad(format!("it has no block {number}")))?;
         let size = chunk::block_bytes(self.desc.length, offset) as usize;
         let read = match self.ahead.as_mut().filter(|ahead| ahead.next == number) {
             Some(ahead) => ahead.take(data),
@@ -204,7 +203,7 @@ impl SnapshotReader {
             OpenError::Bad { why, .. } => self.bad(why),
             error => error,
         })?;
-        let (_, crc) = data.split_last_chunk().expect("a block has its checksum behind it");
+        let (_, crc) = data.split_last_chunk().expect("a checksum follows each block");
         let crc = u32::from_le_bytes(*crc);
         data.truncate(size);
         if crc32c::crc32c(data) != crc {
@@ -218,8 +217,8 @@ impl SnapshotReader {
         Ok(crc)
     }
 
-    /// Reads everything from the disk, calling `progress` after each block. The one answer to
-    /// "is this object recoverable?".
+    /// Reads and checks the whole object from the disk, calling `progress` after each block. This
+    /// is the only answer to "is this object recoverable?".
     pub fn verify(mut self, progress: &mut dyn FnMut()) -> Result<(), OpenError> {
         if planted("believe_the_header") {
             return Ok(());
@@ -236,11 +235,11 @@ impl SnapshotReader {
         Ok(())
     }
 
-    /// After the last block: the digest is that of the descriptor.
+    /// Once the last block went into the hasher, checks the digest against the descriptor's.
     fn check_digest(&self) -> Result<(), OpenError> {
         let all = self.hashed == chunk::block_count(self.desc.length);
         if all && Digest(*self.hasher.finalize().as_bytes()) != self.desc.digest {
-            return Err(self.bad("its payload does not have its digest".into()));
+            return Err(self.bad("its payload does not match its digest".into()));
         }
         Ok(())
     }
@@ -303,11 +302,11 @@ pub(crate) fn read_header(file: &dyn File) -> io::Result<Header> {
     Header::decode(&head).map_err(invalid)
 }
 
-/// Reads and checks header, trailer and size of a file; `InvalidData` says what is wrong with it.
+/// Reads and checks a file's header, trailer and size; an `InvalidData` error says what is wrong.
 pub(crate) fn read_frame(file: &dyn File) -> io::Result<Frame> {
     let bytes = file.len()?;
     if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
-        return Err(invalid(format!("it has only {bytes} bytes")));
+        return Err(invalid(format!("it is only {bytes} bytes long")));
     }
     let mut head = [0; HEADER_BYTES];
     read_exact_at(file, &mut head, 0)?;
@@ -317,7 +316,7 @@ pub(crate) fn read_frame(file: &dyn File) -> io::Result<Frame> {
     let trailer = Trailer::decode(&tail, &head).map_err(invalid)?;
     if layout::object_bytes(trailer.length) != Some(bytes) {
         let length = trailer.length;
-        return Err(invalid(format!("{bytes} bytes cannot hold a payload of {length}")));
+        return Err(invalid(format!("{bytes} bytes do not fit a payload of {length} bytes")));
     }
     Ok(Frame { header, trailer })
 }
@@ -327,7 +326,7 @@ pub(crate) fn open_error(name: ObjectName, error: &io::Error) -> OpenError {
     match error.kind() {
         io::ErrorKind::NotFound => OpenError::Missing { name },
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => OpenError::Bad { name, why },
-        _ if is_short(error) && !planted("short_is_rotten") => OpenError::Short { name, why },
+        _ if is_short(error) && !planted("short_is_corrupt") => OpenError::Short { name, why },
         _ => OpenError::Disk { name, why },
     }
 }

@@ -1,4 +1,4 @@
-//! What a store tells of itself: objects, bytes by class, and what happened since the start.
+//! What a store reports: its objects, its bytes by class, and counts since the start.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,22 +7,24 @@ use lockstep_core::snapshot::chunk::ObjectRef;
 
 use super::layout::ObjectName;
 use super::places::Work;
-use super::reserve::{Lease, Use};
+use super::reserve::{Allocation, Use};
 use super::{SnapshotStore, is_free};
 use crate::fs::Space;
 
-/// What happened since the start.
+/// Counts since the start.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// By producer (`local`, `received`) and reason.
+    /// Refusals by producer (`local`, `received`) and reason.
     pub refusals: BTreeMap<(&'static str, &'static str), u64>,
-    /// Files deleted to make room or because nobody needs them, by producer that asked or `idle`.
+    /// Files deleted on the way to a reservation, by the producer that asked for it.
     pub reclaimed: BTreeMap<&'static str, u64>,
     /// Removals that failed; each is tried again.
     pub unremoved: u64,
-    pub parked: u64,
+    /// Transfers that broke and were suspended.
+    pub suspended: u64,
+    /// Suspended transfers that were resumed.
     pub resumed: u64,
-    /// Parked transfers that were given up.
+    /// Suspended transfers that were given up.
     pub abandoned: u64,
 }
 
@@ -37,22 +39,23 @@ pub struct ObjectStatus {
     pub listed: bool,
     /// It was promised to a follower.
     pub promised: bool,
-    /// Somebody reads, sends or is about to list it.
-    pub leased: bool,
-    /// What for, where that is known.
+    /// Its allocation is held: it is being read, sent or about to be listed.
+    pub in_use: bool,
+    /// What readers hold it for.
     pub uses: Vec<Use>,
 }
 
 /// Bytes on disk by class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
+    /// Objects that the durable log lists.
     pub listed: u64,
-    /// Sealed, unlisted: about to be listed, or still leased, or not yet deleted.
+    /// Sealed objects that it does not list: about to be listed, held, promised or to be deleted.
     pub unlisted: u64,
-    /// Reserved for staging files.
+    /// Staging files, the suspended one excepted.
     pub staged: u64,
-    /// Of a broken transfer that may go on.
-    pub parked: u64,
+    /// The suspended transfer.
+    pub suspended: u64,
 }
 
 /// Everything together, as a status or a metric needs it.
@@ -61,31 +64,33 @@ pub struct StoreReport {
     pub objects: Vec<ObjectStatus>,
     pub usage: Usage,
     pub tally: Tally,
-    /// What is parked, and its bytes.
-    pub parked: Option<(ObjectRef, u64)>,
-    /// Of the filesystem of the group's snapshots.
+    /// The suspended object, and its bytes.
+    pub suspended: Option<(ObjectRef, u64)>,
+    /// Space on the filesystem of the group's snapshots.
     pub space: Option<Space>,
-    /// Bytes of the host's budget that are taken, and that there are.
+    /// Bytes of the host's budget that are taken.
     pub budget_used: u64,
+    /// Bytes of the host's budget.
     pub budget: u64,
-    /// Groups of the host that take a snapshot now, or restore one, and those that ask for a place.
+    /// Groups of the host that are taking a snapshot, and groups that wait for a place.
     pub captures: (usize, usize),
+    /// Groups of the host that are restoring one, and groups that wait for a place.
     pub restores: (usize, usize),
-    /// Objects that were not what they should be, since the start.
+    /// Objects found corrupt or missing since the start.
     pub verification_failures: u64,
 }
 
 impl SnapshotStore {
     /// Every object, oldest first.
     pub fn list(&self) -> Vec<ObjectStatus> {
-        let status = |(name, lease): (&ObjectName, &Arc<Lease>)| ObjectStatus {
+        let status = |(name, allocation): (&ObjectName, &Arc<Allocation>)| ObjectStatus {
             file: name.file(),
             term: name.term,
             index: name.index,
-            bytes: lease.bytes(),
+            bytes: allocation.bytes(),
             listed: self.is_listed(*name),
             promised: self.is_promised(*name),
-            leased: !is_free(lease),
+            in_use: !is_free(allocation),
             uses: self.uses_of(*name),
         };
         self.objects.iter().map(status).collect()
@@ -94,18 +99,16 @@ impl SnapshotStore {
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();
         for object in self.list() {
-            match object.listed {
-                true => usage.listed += object.bytes,
-                false => usage.unlisted += object.bytes,
-            }
+            let class = if object.listed { &mut usage.listed } else { &mut usage.unlisted };
+            *class += object.bytes;
         }
-        usage.parked = self.parked.as_ref().map_or(0, |(parked, _)| parked.bytes());
-        let parts: u64 = self.parts.values().map(|lease| lease.bytes()).sum();
-        usage.staged = parts - usage.parked;
+        usage.suspended = self.suspended.as_ref().map_or(0, |(suspended, _)| suspended.bytes());
+        let parts: u64 = self.parts.values().map(|allocation| allocation.bytes()).sum();
+        usage.staged = parts - usage.suspended;
         usage
     }
 
-    /// What happened since the start.
+    /// Counts since the start.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -117,7 +120,9 @@ impl SnapshotStore {
             objects: self.list(),
             usage: self.usage(),
             tally: self.tally.clone(),
-            parked: self.parked().map(|(parked, _)| (parked.object(), parked.bytes())),
+            suspended: self
+                .suspended()
+                .map(|(suspended, _)| (suspended.object(), suspended.bytes())),
             space: self.fs.space(&self.dir).ok(),
             budget_used: budget.used(),
             budget: budget.limits().bytes,

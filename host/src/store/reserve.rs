@@ -1,17 +1,17 @@
-//! Admission: [`Budget`], and the [`Reservation`] that is the only way to a place to write.
+//! Admission: the host's [`Budget`], and the [`Reservation`] without which no object is written.
 //!
-//! - Every byte under `snap/` is covered by a `Lease`, taken from the host's budget before the
-//!   byte is written. Dropping the last handle of a lease is the only way its bytes come
-//!   back.
-//! - A lease also keeps its name: the store lane unlinks a name that nobody else holds a lease of
-//!   and no log lists. Liveness is computed from the handles, never registered.
-//! - Room is refused while it is only promised: bytes reserved and not yet on the disk count
-//!   against what their filesystem says is free, and a fixed headroom is left to the log.
+//! - Every byte under `snap/` is covered by an `Allocation`, which is taken from the host's budget
+//!   before the byte is written. Its bytes return when its last handle is dropped; a finished file
+//!   returns what it did not use.
+//! - An allocation also protects its name: the store lane unlinks a name only if no log lists it
+//!   and nothing else holds its allocation. Handles are counted; no use has to be registered.
+//! - Free space is not given away twice: bytes that are reserved but not yet on the disk are
+//!   subtracted from what the filesystem reports as free, and a fixed headroom is left to the log.
 //! - A group's [`Quota`] caps its own share of the budget.
-//! - A group that finds no room [claims](Quota::claim) it: others that can give it give up what
-//!   they can spare, and what becomes free is kept for it, or groups that write often would starve
-//!   one that seldom does. A claim is of the budget, of a disk, or of both: whoever has nothing of
-//!   that is not disturbed.
+//! - A group that finds no space [claims](Quota::claim) it. Other groups then give up what they can
+//!   spare, and what becomes free is kept for the claimant: otherwise groups that write often would
+//!   starve one that seldom does. A claim names the budget, a filesystem or both, and does not
+//!   disturb groups that have none of what is short.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,34 +33,34 @@ pub enum SnapshotRefusal {
     Stale,
     #[error("another snapshot is under way; try again in {retry_after_ms} ms")]
     Busy { retry_after_ms: u64 },
-    #[error("this node takes no more than {most} snapshots at once; it is tried again shortly")]
+    #[error("this node takes at most {most} snapshots at a time; the group tries again shortly")]
     NoPlace { most: usize },
     #[error(
-        "no space: {need} bytes are needed, {have} may be taken; free disk space or raise the \
-         snapshot budget: the next mark or offer tries again"
+        "no space: {need} bytes are needed and {have} are available; free disk space or raise the \
+         snapshot budget; the next checkpoint or offer tries again"
     )]
     NoSpace { need: u64, have: u64 },
     #[error("incompatible: {why}")]
     Incompatible { why: String },
-    #[error("the recovery point at index {} must be unlisted first to make room", .0.index)]
+    #[error("the recovery point at index {} must be unlisted first to free space", .0.index)]
     NeedsUnlist(Box<SnapshotDesc>),
-    /// There will be room when objects that are still used are not used any more.
+    /// There will be space once objects that are in use or promised are released.
     #[error(
-        "postponed: {bytes} bytes are of snapshots that are still being sent or read; the next \
-         mark tries again"
+        "postponed: {bytes} bytes belong to snapshots that are being read or sent, or were \
+         promised to followers; the next checkpoint tries again"
     )]
     Held { bytes: u64 },
-    #[error("a part of the snapshot at index {} is parked here", .0.index)]
-    Parked(ObjectRef),
-    #[error("the snapshot is of another cluster or group")]
+    #[error("a broken transfer of the snapshot at index {} is suspended here", .0.index)]
+    Suspended(ObjectRef),
+    #[error("the snapshot belongs to another cluster or group")]
     WrongGroup,
-    #[error("the payload is not what its descriptor says")]
+    #[error("the payload does not match its descriptor")]
     Corrupt,
     /// The disk failed; the message names the operation.
     #[error("snapshot storage: {0}")]
     Disk(String),
     /// The group's store lane is gone.
-    #[error("the store is shutting down")]
+    #[error("the snapshot store is shutting down")]
     Closed,
 }
 
@@ -76,9 +76,9 @@ pub struct LocalHeader {
     pub configuration: Configuration,
     /// Expected bytes of payload.
     pub estimate: u64,
-    /// Whether the payload may exceed the estimate as long as there is room.
+    /// Whether the payload may exceed the estimate as long as there is space.
     pub growable: bool,
-    /// Bytes of log that the replica needs no more once it has it.
+    /// Bytes of log that the replica no longer needs once it has the snapshot.
     pub gain: u64,
 }
 
@@ -87,21 +87,21 @@ pub struct LocalHeader {
 pub struct BudgetLimits {
     /// Bytes of all objects and staging files.
     pub bytes: u64,
-    /// Bytes of the filesystem that snapshots never take: they are the log's.
+    /// Bytes of the filesystem that snapshots leave to the log.
     pub headroom_bytes: u64,
-    /// The filesystem of the log, where the headroom is; `None` = every filesystem.
+    /// The log's filesystem, which alone has the headroom; `None` = every filesystem has it.
     pub log_device: Option<u64>,
-    /// Inbound transfers at once.
+    /// Inbound transfers at a time.
     pub inbound: usize,
-    /// Outbound transfers at once.
+    /// Outbound transfers at a time.
     pub outbound: usize,
-    /// Groups that take a snapshot at once.
+    /// Groups that take a snapshot at the same time.
     pub captures: usize,
-    /// Groups that restore one at once.
+    /// Groups that restore one at the same time.
     pub restores: usize,
 }
 
-/// The host's shared budget of snapshot bytes, and of what may be done with them at once.
+/// The host's shared budget: of snapshot bytes, and of transfers, captures and restores at a time.
 #[derive(Debug)]
 pub struct Budget {
     limits: BudgetLimits,
@@ -110,35 +110,37 @@ pub struct Budget {
 
 #[derive(Debug, Default)]
 struct Taken {
-    /// Bytes that leases cover.
+    /// Bytes that allocations cover.
     bytes: u64,
-    /// Of these, bytes not yet allocated on a disk, by filesystem.
+    /// Of these, bytes that are not on the disk yet, by filesystem.
     promised: BTreeMap<u64, u64>,
     inbound: usize,
     outbound: usize,
     captures: Places,
     restores: Places,
     claim: Option<Claim>,
-    /// The time, as it was told last.
+    /// The time, as it was last told.
     now_ms: u64,
 }
 
-/// A group found no room and had nothing of its own to give up. There is one at a time.
+/// Space for a group that found none and had nothing of its own to give up. At most one claim
+/// stands at a time.
 #[derive(Debug)]
 struct Claim {
     by: Weak<Quota>,
     bytes: u64,
     /// The budget is short.
     of_budget: bool,
-    /// This filesystem is.
+    /// The filesystem that is short.
     device: Option<u64>,
+    /// When it expires.
     until_ms: u64,
-    /// Nobody gave anything since it was last made.
+    /// No group gave anything up since it was last made.
     pressing: bool,
 }
 
-/// Wall time for which a claim stands, and then rests: more than the longest wait between two
-/// captures that find no room.
+/// Wall time for which a claim stands, and for which its group makes no new one after it expired:
+/// more than the longest wait between two captures that find no space.
 const CLAIM_MS: u64 = 60_000;
 
 /// A group's share of the host's budget.
@@ -146,48 +148,48 @@ const CLAIM_MS: u64 = 60_000;
 pub struct Quota {
     budget: Arc<Budget>,
     cap: u64,
-    /// Changed only under the budget's lock.
+    /// Bytes that the group has taken. Changed only under the budget's lock.
     bytes: AtomicU64,
-    /// Until then nothing is claimed: the last claim was met by nobody. Changed only under the
+    /// The group claims nothing until then, since its last claim expired. Changed only under the
     /// budget's lock.
     rests_until_ms: AtomicU64,
-    /// Objects that were not what they should be.
+    /// Objects that were found corrupt or missing.
     bad: AtomicU64,
 }
 
-/// Bytes of the budget that one name takes, and the right to that name. Shared by all who use it.
+/// Bytes of the budget that one name takes, and the right to that name. All users share it.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct Allocation {
     quota: Arc<Quota>,
-    /// The filesystem of the bytes that are promised.
+    /// The filesystem on which the promised bytes will be written.
     device: u64,
-    /// Changed only under the budget's lock.
+    /// Bytes taken. Changed only under the budget's lock.
     bytes: AtomicU64,
-    /// Changed only under the budget's lock.
+    /// Of these, bytes that are not on the disk yet. Changed only under the budget's lock.
     promised: AtomicU64,
-    /// The name entered a batch of the log: only the log's list decides about it now.
+    /// The name is in a batch on its way to the log: only the log's list decides about it now.
     kept: AtomicBool,
 }
 
-/// The one place for a transfer of its direction in a group, with a place of the host; free again
-/// when the last handle goes.
+/// A group's only place for an inbound transfer, or for a local snapshot, together with a place of
+/// the host's. Free again when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     _group: Arc<()>,
     _host: HostPlace,
 }
 
-/// An inbound transfer's place, or a capture's.
+/// The host's place for an inbound transfer or for a capture.
 type HostPlace = Arc<dyn std::fmt::Debug + Send + Sync>;
 
 #[derive(Debug)]
 pub(crate) struct InboundSlot(Arc<Budget>);
 
-/// The place of one outbound transfer of the host; free again when it is dropped.
+/// The host's place for one outbound transfer; dropping it frees the place.
 #[derive(Debug)]
 pub struct OutboundSlot(Arc<Budget>);
 
-/// What an object is leased for.
+/// What an object is held for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
     Restoring,
@@ -196,17 +198,17 @@ pub enum Use {
     Sending(ReplicaId),
 }
 
-/// A hold on an object's name and bytes, with its reason.
+/// A hold on an object's name and bytes, with its purpose.
 #[derive(Debug)]
 pub(crate) struct Held {
-    lease: Arc<Lease>,
+    allocation: Arc<Allocation>,
     purpose: Arc<Use>,
 }
 
-/// The permission to write one object. Dropping it returns its bytes.
+/// Permission to write one object. Dropping it returns its bytes.
 #[derive(Debug)]
 pub struct Reservation {
-    pub(crate) lease: Arc<Lease>,
+    pub(crate) allocation: Arc<Allocation>,
     pub(crate) slot: Slot,
     pub(crate) source: Source,
 }
@@ -218,9 +220,9 @@ pub(crate) enum Source {
     Local(LocalHeader),
 }
 
-/// Who asks for room.
+/// The labels of the producers that ask for space: local snapshots and received ones.
 pub const PRODUCERS: [&str; 2] = ["local", "received"];
-/// What [`SnapshotRefusal::reason`] may say.
+/// Every value of [`SnapshotRefusal::reason`].
 pub const REASONS: [&str; 12] = [
     "stale",
     "busy",
@@ -229,7 +231,7 @@ pub const REASONS: [&str; 12] = [
     "incompatible",
     "needs_unlist",
     "held",
-    "parked",
+    "suspended",
     "wrong_group",
     "corrupt",
     "disk",
@@ -247,7 +249,7 @@ impl SnapshotRefusal {
             Self::Incompatible { .. } => "incompatible",
             Self::NeedsUnlist(_) => "needs_unlist",
             Self::Held { .. } => "held",
-            Self::Parked(_) => "parked",
+            Self::Suspended(_) => "suspended",
             Self::WrongGroup => "wrong_group",
             Self::Corrupt => "corrupt",
             Self::Disk(_) => "disk",
@@ -255,7 +257,7 @@ impl SnapshotRefusal {
         }
     }
 
-    /// What the sender of a received object is told.
+    /// The reply to the sender of a received object.
     pub fn to_reply(&self) -> BulkReply {
         match self {
             Self::Stale => BulkReply::Stale,
@@ -266,7 +268,7 @@ impl SnapshotRefusal {
             Self::Incompatible { why } => BulkReply::Incompatible { why: why.clone() },
             Self::WrongGroup => BulkReply::WrongGroup,
             Self::Corrupt => BulkReply::Corrupt,
-            Self::Parked(object) => BulkReply::Prefer(*object),
+            Self::Suspended(object) => BulkReply::Prefer(*object),
             Self::NoPlace { .. }
             | Self::NeedsUnlist(_)
             | Self::Held { .. }
@@ -275,11 +277,12 @@ impl SnapshotRefusal {
         }
     }
 
-    /// A disk error at `what`; a full disk is `NoSpace`, and so is a want of descriptors or memory.
+    /// A disk error at `what`. A full disk is `NoSpace`, and so is a lack of descriptors or memory.
     pub(crate) fn disk(what: &str, need: u64, error: &io::Error) -> Self {
-        match is_short(error) {
-            true => Self::NoSpace { need, have: 0 },
-            false => Self::Disk(format!("{what}: {error}")),
+        if is_short(error) {
+            Self::NoSpace { need, have: 0 }
+        } else {
+            Self::Disk(format!("{what}: {error}"))
         }
     }
 }
@@ -303,12 +306,12 @@ impl Budget {
         self.taken().inbound
     }
 
-    /// Groups that do this now, and those that ask for a place.
+    /// Groups that do `work` now, and groups that wait for a place.
     pub fn places(&self, work: Work) -> (usize, usize) {
         self.taken().places(work).counts()
     }
 
-    /// To be told the time now and then: a claim is over some time after this first saw it.
+    /// Told the time periodically. A claim expires [`CLAIM_MS`] after the first call that sees it.
     pub(crate) fn tend(&self, now_ms: u64) {
         let mut taken = self.taken();
         taken.now_ms = now_ms;
@@ -323,7 +326,7 @@ impl Budget {
         }
     }
 
-    /// The share of a group that may have at most `cap` bytes.
+    /// The share of a group that may take at most `cap` bytes.
     pub fn quota(self: &Arc<Self>, cap: u64) -> Arc<Quota> {
         let (bytes, bad, rests_until_ms) = Default::default();
         Arc::new(Quota { budget: Arc::clone(self), cap, bytes, rests_until_ms, bad })
@@ -358,29 +361,27 @@ impl Budget {
 }
 
 impl Budget {
-    /// What a filesystem has left beside what is promised already and what is the log's.
+    /// What a filesystem has left after the bytes promised already and the log's headroom.
     fn disk_room(&self, taken: &Taken, space: Space) -> u64 {
         let of_the_log = self.limits.log_device.is_none_or(|device| device == space.device);
-        let headroom = match of_the_log && !planted("no_headroom") {
-            true => self.limits.headroom_bytes,
-            false => 0,
-        };
+        let has_headroom = of_the_log && !planted("no_headroom");
+        let headroom = if has_headroom { self.limits.headroom_bytes } else { 0 };
         let promised = taken.promised.get(&space.device).copied().unwrap_or(0);
         space.available.saturating_sub(promised.saturating_add(headroom))
     }
 }
 
 impl Held {
-    pub(crate) fn new(lease: Arc<Lease>, purpose: Use) -> Self {
-        Self { lease, purpose: Arc::new(purpose) }
+    pub(crate) fn new(allocation: Arc<Allocation>, purpose: Use) -> Self {
+        Self { allocation, purpose: Arc::new(purpose) }
     }
 
-    /// The object is not what it should be.
+    /// Counts the object as corrupt.
     pub(crate) fn note_bad(&self) {
-        self.lease.quota.note_bad();
+        self.allocation.quota.note_bad();
     }
 
-    /// Tells the purpose as long as the hold lives.
+    /// The purpose, readable while the hold lives.
     pub(crate) fn purpose(&self) -> Weak<Use> {
         Arc::downgrade(&self.purpose)
     }
@@ -402,8 +403,8 @@ impl Quota {
         &self.budget
     }
 
-    /// A place of the host for this; `gain` says what the host has of it. Whoever is refused asks
-    /// again.
+    /// Takes one of the host's places for `work`, if it is this group's turn; groups with a larger
+    /// `gain`, in bytes of log, come first. A group that gets `None` has to ask again.
     pub fn take_place(self: &Arc<Self>, work: Work, gain: u64) -> Option<Place> {
         let limits = self.budget.limits;
         let most = match work {
@@ -419,7 +420,7 @@ impl Quota {
         self.budget.disk_room(&self.budget.taken(), space)
     }
 
-    /// What all of the group may have at most.
+    /// What the group may take at most, in all.
     pub(crate) fn most(&self) -> u64 {
         self.cap.min(self.budget.limits.bytes)
     }
@@ -430,14 +431,14 @@ impl Quota {
     }
 
     fn left_of(&self, taken: &Taken) -> u64 {
-        let claimed = taken.claim_of_others(self).filter(|claim| claim.of_budget);
-        let claimed = claimed.map_or(0, |claim| claim.bytes);
+        let claim = taken.claim_of_others(self).filter(|claim| claim.of_budget);
+        let claimed = claim.map_or(0, |claim| claim.bytes);
         let cap = if planted("forget_cap") { u64::MAX } else { self.cap };
-        let cap = cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
-        cap.min(self.budget.limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed)))
+        let of_cap = cap.saturating_sub(self.bytes.load(Ordering::Relaxed));
+        of_cap.min(self.budget.limits.bytes.saturating_sub(taken.bytes.saturating_add(claimed)))
     }
 
-    /// Objects that were not what they should be, since the start.
+    /// Objects found corrupt or missing since the start.
     pub(crate) fn bad(&self) -> u64 {
         self.bad.load(Ordering::Relaxed)
     }
@@ -446,13 +447,13 @@ impl Quota {
         self.bad.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Claims room, on a filesystem with this space, that the host's other groups may have to
-    /// spare; unless another claim stands, the last one of this group was met by nobody just now,
-    /// or no other group could help.
+    /// Claims `bytes` that the host's other groups may have to spare, for the filesystem that
+    /// `space` describes. Does nothing while another group's claim stands, while this group rests
+    /// after a claim that expired, or if no other group could help.
     pub(crate) fn claim(self: &Arc<Self>, bytes: u64, space: Space) {
         let mut taken = self.budget.taken();
         let own = self.bytes.load(Ordering::Relaxed);
-        // A clock that went back makes no rest longer.
+        // A clock that was set back must not prolong the rest.
         let latest = taken.now_ms.saturating_add(CLAIM_MS);
         self.rests_until_ms.fetch_min(latest, Ordering::Relaxed);
         let rests = self.rests_until_ms.load(Ordering::Relaxed) > taken.now_ms;
@@ -465,14 +466,15 @@ impl Quota {
         if !of_budget && device.is_none() {
             return;
         }
-        // Whoever repeats a claim does not prolong it.
+        // Repeating a claim does not prolong it.
         let until_ms = taken.claim.as_ref().map_or(u64::MAX, |claim| claim.until_ms);
         let by = Arc::downgrade(self);
         taken.claim = Some(Claim { by, bytes, of_budget, device, until_ms, pressing: true });
     }
 
-    /// Whether another group claims room that may be had here, on this filesystem, and nobody gave
-    /// any yet; whoever asks is the one who gives.
+    /// Whether another group claims space that this group could give, of the budget or on `device`,
+    /// and no group gave any yet. The group that gets `true` has to give, for no other one is
+    /// asked.
     pub(crate) fn take_pressure(&self, device: Option<u64>) -> bool {
         let mut taken = self.budget.taken();
         let here = |claim: &Claim| {
@@ -482,30 +484,30 @@ impl Quota {
         mine && taken.claim.as_mut().is_some_and(|claim| std::mem::take(&mut claim.pressing))
     }
 
-    /// Takes bytes that are on the disk already, whatever the limit says.
-    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Lease> {
+    /// Takes bytes that are on the disk already, whatever the limits say.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Allocation> {
         self.budget.taken().bytes += bytes;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.lease(bytes, 0, 0)
+        self.allocation(bytes, 0, 0)
     }
 
-    /// Takes bytes that are going to be written on a filesystem with this space. Refuses with the
-    /// bytes that may be taken instead.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u64, space: Space) -> Result<Arc<Lease>, u64> {
+    /// Takes bytes that will be written to the filesystem that `space` describes. The error is how
+    /// many bytes could be taken instead.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64, space: Space) -> Result<Arc<Allocation>, u64> {
         if planted("forget_reservation") {
-            return Ok(self.lease(0, 0, space.device));
+            return Ok(self.allocation(0, 0, space.device));
         }
         self.admit(bytes, space)?;
         self.budget.taken().claim.take_if(|claim| claim.is_by(self));
-        Ok(self.lease(bytes, bytes, space.device))
+        Ok(self.allocation(bytes, bytes, space.device))
     }
 
     fn admit(&self, bytes: u64, space: Space) -> Result<(), u64> {
         let mut taken = self.budget.taken();
         let claim = taken.claim_of_others(self);
         let claimed = claim.filter(|claim| claim.device == Some(space.device));
-        let disk = self.budget.disk_room(&taken, space);
-        let disk = disk.saturating_sub(claimed.map_or(0, |claim| claim.bytes));
+        let free = self.budget.disk_room(&taken, space);
+        let disk = free.saturating_sub(claimed.map_or(0, |claim| claim.bytes));
         let have = self.left_of(&taken).min(disk);
         if bytes > have {
             return Err(have);
@@ -516,10 +518,10 @@ impl Quota {
         Ok(())
     }
 
-    fn lease(self: &Arc<Self>, bytes: u64, promised: u64, device: u64) -> Arc<Lease> {
+    fn allocation(self: &Arc<Self>, bytes: u64, promised: u64, device: u64) -> Arc<Allocation> {
         let (bytes, promised) = (AtomicU64::new(bytes), AtomicU64::new(promised));
         let (quota, kept) = (Arc::clone(self), AtomicBool::new(false));
-        Arc::new(Lease { quota, device, bytes, promised, kept })
+        Arc::new(Allocation { quota, device, bytes, promised, kept })
     }
 }
 
@@ -542,7 +544,7 @@ impl Taken {
         claim.filter(|claim| !claim.is_by(quota))
     }
 
-    /// So many promised bytes are promised no more.
+    /// These promised bytes are on the disk now, or were given back.
     fn keep_promise(&mut self, device: u64, bytes: u64) {
         if let Some(promised) = self.promised.get_mut(&device) {
             *promised -= bytes;
@@ -550,7 +552,7 @@ impl Taken {
     }
 }
 
-impl Lease {
+impl Allocation {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -564,15 +566,15 @@ impl Lease {
         Ok(())
     }
 
-    /// So many of the promised bytes are on the disk now.
-    pub(crate) fn allocated(&self, bytes: u64) {
+    /// Told that this many of the promised bytes are on the disk now.
+    pub(crate) fn on_disk(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
         let bytes = bytes.min(self.promised.load(Ordering::Relaxed));
         self.promised.fetch_sub(bytes, Ordering::Relaxed);
         taken.keep_promise(self.device, bytes);
     }
 
-    /// The file is finished and has exactly this size.
+    /// Told that the file is finished and has exactly this size.
     pub(crate) fn settle(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
         let promised = self.promised.swap(0, Ordering::Relaxed);
@@ -592,7 +594,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Allocation {
     fn drop(&mut self) {
         let mut taken = self.quota.budget.taken();
         let bytes = *self.bytes.get_mut();
@@ -615,12 +617,12 @@ impl Drop for OutboundSlot {
 }
 
 impl Slot {
-    /// `None` if another holds `place`.
+    /// `None` if `place` is taken.
     pub(crate) fn take(place: &Arc<()>, host: HostPlace) -> Option<Self> {
         Self::is_free(place).then(|| Self { _group: place.clone(), _host: host })
     }
 
-    /// The store's own handle is the only one of a free place.
+    /// Whether the store's own handle is the only one, which makes a place free.
     pub(crate) fn is_free(place: &Arc<()>) -> bool {
         Arc::strong_count(place) == 1
     }

@@ -1,4 +1,4 @@
-//! Whether there is room, and a place; what a group could give up to make some room.
+//! Whether there is space and a place for the next snapshot, and what a group can give up for it.
 
 use std::sync::Arc;
 
@@ -10,15 +10,16 @@ use super::places::Work;
 use super::reserve::{Slot, SnapshotRefusal};
 use super::{SnapshotStore, busy, is_free};
 
-/// Bytes of payload that a local snapshot is expected to have behind one of `last` bytes. A state
-/// that grew takes more room as it is written; a disk sized for two has none to spare.
+/// Bytes of payload that a local snapshot is expected to have if the last one had `last` bytes: up
+/// to an eighth more, but no more than a block, as a disk sized for two snapshots has no more to
+/// spare. A state that grew by more takes more space while it is written.
 pub(crate) fn next_length(last: u64) -> u64 {
     last.saturating_add((last / 8).min(limits::SNAPSHOT_BLOCK_BYTES as u64))
 }
 
 impl SnapshotStore {
-    /// To be called at every tick: how disk and quota stand with the next local snapshot beside the
-    /// newest object, as long as that is too little, and once when it is enough again.
+    /// Called at every tick. Returns what disk and quota have for the next local snapshot beside
+    /// the newest object, as long as that is too little, and once when it is enough again.
     pub fn next_room(&mut self) -> Option<Room> {
         let room = self.room()?;
         if !room.fits() {
@@ -29,83 +30,85 @@ impl SnapshotStore {
         (short || was).then_some(room)
     }
 
-    /// A local snapshot outgrew what was reserved for it, and there was no more: the next one needs
-    /// a quarter more than that.
+    /// Told that a local snapshot of `estimate` bytes outgrew its reservation and found no more
+    /// space: the next one is taken to need a quarter more.
     pub fn outgrew(&mut self, estimate: u64) {
         self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
     }
 
-    /// Objects that are still being sent count as room: it comes back, while what the log takes
-    /// meanwhile does not.
+    /// The space for the next local snapshot. Objects that are still being sent count as free:
+    /// their space comes back, but what the log takes meanwhile does not.
     fn room(&self) -> Option<Room> {
         let newest = self.listed.first();
         let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
         let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
-        // No guess is more than there can ever be.
+        // The guess must not exceed what the group can ever have.
         let wanted = self.wanted.map(|wanted| wanted.min(self.quota.most().saturating_sub(stays)));
         let need = next.max(wanted)?;
         let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
         let usage = self.usage();
-        let all = usage.listed + usage.unlisted + usage.staged + usage.parked;
+        let all = usage.listed + usage.unlisted + usage.staged + usage.suspended;
         let comes_back = all.saturating_sub(stays.max(usage.staged));
         let have = free.saturating_add(comes_back);
         let quota = self.quota.left().saturating_add(comes_back);
-        // As much as the log takes at a time, while it is filled and told to stop.
+        // Two segments, which the log may take before it is told to stop.
         let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
         Some(Room { need, have, quota, margin })
     }
 
-    /// The group's place for a transfer that comes in, and one of the host's.
+    /// Takes the group's place for an inbound transfer, with one of the host's.
     pub(super) fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
         let host = self.quota.budget().take_inbound().ok_or(busy())?;
         Slot::take(&self.inbound, host).ok_or(busy())
     }
 
-    /// The group's place for a snapshot of its own, and one of the host's.
+    /// Takes the group's place for a local snapshot, with one of the host's.
     pub(super) fn local_slot(&self, gain: u64) -> Result<Slot, SnapshotRefusal> {
         if !Slot::is_free(&self.local) {
             return Err(busy());
         }
         let most = self.quota.budget().limits().captures;
-        let place = self.quota.take_place(Work::Capture, gain);
-        let place = place.ok_or(SnapshotRefusal::NoPlace { most })?;
+        let taken = self.quota.take_place(Work::Capture, gain);
+        let place = taken.ok_or(SnapshotRefusal::NoPlace { most })?;
         Slot::take(&self.local, Arc::new(place)).ok_or(busy())
     }
 
-    /// Other groups of the host may have room to spare.
+    /// Claims space that other groups of the host may have to spare.
     fn claim(&self, bytes: u64) {
         if let Ok(space) = self.fs.space(&self.dir) {
             self.quota.claim(bytes, space);
         }
     }
 
-    /// Bytes of what may be unlisted and is used by nobody.
+    /// Bytes that unlisting every spare recovery point would free.
     fn gain(&self) -> u64 {
         self.spare().iter().map(|desc| self.bytes_of(&ObjectName::of(desc))).sum()
     }
 
     fn bytes_of(&self, name: &ObjectName) -> u64 {
-        self.objects.get(name).map_or(0, |lease| lease.bytes())
+        self.objects.get(name).map_or(0, |allocation| allocation.bytes())
     }
 
-    /// Listed beyond the newest, and used by nobody.
+    /// The recovery points beyond the newest that are neither in use nor promised, newest first.
     pub(super) fn spare(&self) -> Vec<SnapshotDesc> {
         let beyond = self.listed.get(1..).unwrap_or_default();
         beyond.iter().filter(|desc| !self.is_used(ObjectName::of(desc))).cloned().collect()
     }
 
     fn is_used(&self, name: ObjectName) -> bool {
-        self.is_promised(name) || self.objects.get(&name).is_some_and(|lease| !is_free(lease))
+        self.is_promised(name)
+            || self.objects.get(&name).is_some_and(|allocation| !is_free(allocation))
     }
 
-    /// A recovery point beyond the newest is asked for if that can make enough room; what is used
-    /// or promised makes room only later.
+    /// Why `need` bytes cannot be taken when there are `have`: a spare recovery point must be
+    /// unlisted, if unlisting can free enough; or objects must first be released that are in use or
+    /// promised; or there is no space, which is then claimed from the host's other groups.
     pub(super) fn no_space(&self, need: u64, have: u64) -> SnapshotRefusal {
         let (free, gain) = (self.spare(), self.gain());
         let newest = self.listed.first().map(ObjectName::of);
-        let held =
+        let used =
             self.objects.keys().filter(|name| Some(**name) != newest && self.is_used(**name));
-        let held: u64 = held.map(|name| self.bytes_of(name)).sum();
+        let held: u64 = used.map(|name| self.bytes_of(name)).sum();
         match free.last() {
             Some(oldest) if have.saturating_add(gain) >= need => {
                 SnapshotRefusal::NeedsUnlist(Box::new(oldest.clone()))

@@ -1,14 +1,16 @@
 //! From a reservation to a verified object, one type per stage:
 //! [`StagedWriter`] → [`Finished`] → (the store lane seals) → [`Staged`] → `Verified`.
 //!
-//! - Each stage owns the lease of its bytes and name. Dropping any of them, on any thread, leaves
-//!   nothing: the store lane unlinks the name at its next call, and the bytes come back with it.
-//! - A received object whose transfer broke may be *parked* instead ([`StagedWriter::park`]): its
-//!   file waits for the rest. Whoever takes it up looks through the blocks that are there.
+//! - Each stage owns the allocation of its bytes and name. Dropping any of them, on any thread,
+//!   leaves nothing: the store lane unlinks the name at its next call, and the bytes return with
+//!   it.
+//! - A received object whose transfer broke may be *suspended* instead ([`StagedWriter::suspend`]):
+//!   its file is kept for the rest of the payload, and the transfer that resumes it first checks
+//!   the blocks in it.
 //! - Payload bytes pass through bulk workers; no stage here creates, renames or unlinks a name.
-//! - After any failed write or sync the file is abandoned, never retried.
-//! - A received object is finished only with the declared length and digest; a local one gets
-//!   its descriptor from what was written.
+//! - After a failed write or sync the file is abandoned, never retried.
+//! - A received object is finished only with the declared length and digest; a local one gets its
+//!   descriptor from what was written.
 
 use std::io;
 use std::path::PathBuf;
@@ -24,13 +26,13 @@ use super::layout::{
     self, BLOCK_BYTES, CRC_BYTES, HEADER_BYTES, Header, Identity, ObjectName, Trailer,
 };
 use super::reader::{OpenError, SnapshotReader};
-use super::reserve::{Held, Lease, Reservation, Slot, SnapshotRefusal, Source, Use};
+use super::reserve::{Allocation, Held, Reservation, Slot, SnapshotRefusal, Source, Use};
 use crate::fs::{File, Fs, read_exact_at};
 
-/// A growable local snapshot takes room from the budget in steps of so many blocks.
+/// Blocks for which a growable local snapshot takes space from the budget at a time.
 const GROW_BLOCKS: u64 = 8;
-/// A staging file is synced after so many blocks, beside the writing of the next ones, so that the
-/// last sync is short and the log's are not held up.
+/// Blocks after which a staging file is synced, while the next ones are written, so that the last
+/// sync is short and does not hold up the log's syncs.
 const SYNC_BLOCKS: u64 = 32;
 
 /// A staging file being written. [`io::Write`] takes payload in any pieces.
@@ -44,18 +46,21 @@ pub struct StagedWriter {
     /// Bytes of payload in the file's blocks.
     written: u64,
     hasher: blake3::Hasher,
-    /// Bytes of payload that the lease covers.
+    /// Bytes of payload that the allocation covers.
     cap: u64,
+    /// Set if more may be taken.
     room: Option<Room>,
-    /// Blocks written since the last sync began, and what becomes of that one.
+    /// Blocks written since the last sync began.
     unsynced: u64,
+    /// The sync under way.
     syncing: Option<JoinHandle<io::Result<()>>>,
+    /// Why the file was abandoned.
     failed: Option<SnapshotRefusal>,
-    lease: Arc<Lease>,
+    allocation: Arc<Allocation>,
     slot: Slot,
 }
 
-/// Where a growable writer asks how much is free.
+/// Where a growable writer asks for the free space.
 struct Room {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
@@ -63,22 +68,22 @@ struct Room {
 
 /// A staging file whose transfer broke.
 #[derive(Debug)]
-pub struct Parked {
+pub struct Suspended {
     pub(crate) part: String,
     pub(crate) object: ObjectName,
-    /// Bytes of payload that the object has in all.
+    /// Bytes of payload that the whole object has.
     pub(crate) length: u64,
-    pub(crate) lease: Arc<Lease>,
+    pub(crate) allocation: Arc<Allocation>,
 }
 
-/// A whole and synced staging file, to be sealed by the store lane.
+/// A complete and synced staging file, which the store lane can seal.
 #[derive(Debug)]
 pub struct Finished {
     pub(crate) part: String,
     pub(crate) desc: SnapshotDesc,
-    pub(crate) lease: Arc<Lease>,
+    pub(crate) allocation: Arc<Allocation>,
     pub(crate) slot: Slot,
-    /// Who made it, for counting.
+    /// The label under which refusals are counted.
     pub(crate) producer: &'static str,
 }
 
@@ -87,7 +92,7 @@ pub struct Staged {
     pub(crate) file: Box<dyn File>,
     pub(crate) identity: Identity,
     pub(crate) desc: SnapshotDesc,
-    pub(crate) lease: Arc<Lease>,
+    pub(crate) allocation: Arc<Allocation>,
     pub(crate) slot: Slot,
 }
 
@@ -95,19 +100,19 @@ pub struct Staged {
 #[derive(Debug)]
 struct StoreHold {
     name: ObjectName,
-    lease: Arc<Lease>,
+    allocation: Arc<Allocation>,
     _slot: Slot,
 }
 
 impl StagedWriter {
-    /// Takes over a staging file that the store lane created. Writes the header.
+    /// Takes over a staging file that the store lane created, and writes its header.
     pub(crate) fn begin(
         file: Box<dyn File>,
         part: String,
         reservation: Reservation,
         place: (Identity, &Arc<dyn Fs>, PathBuf),
     ) -> io::Result<Self> {
-        let Reservation { lease, slot, source } = reservation;
+        let Reservation { allocation, slot, source } = reservation;
         let (identity, fs, dir) = place;
         let (term, index) = source.position();
         let (module, format, cap, room) = match &source {
@@ -118,15 +123,16 @@ impl StagedWriter {
             }
         };
         let head = Header { identity, term, index, module, format }.encode();
-        // Where nothing can be reserved the promise stays one until the bytes are written: zeros
-        // would take as long as the object itself, and no sender waits for them.
+        // Where the filesystem cannot reserve space, the bytes stay promised until they are
+        // written. Writing zeros would take as long as the object itself, and the sender does not
+        // wait that long.
         if let Source::Received(_) = source
-            && file.extend(lease.bytes())?
+            && file.extend(allocation.bytes())?
         {
-            lease.allocated(lease.bytes());
+            allocation.on_disk(allocation.bytes());
         }
         file.write_at(&head, 0)?;
-        lease.allocated(HEADER_BYTES as u64);
+        allocation.on_disk(HEADER_BYTES as u64);
         Ok(Self {
             file: file.into(),
             part,
@@ -140,21 +146,21 @@ impl StagedWriter {
             unsynced: 0,
             syncing: None,
             failed: None,
-            lease,
+            allocation,
             slot,
         })
     }
 
-    /// Takes up a parked file, whose header and size are what `reservation` says. What is in it is
-    /// not known before [`StagedWriter::look_through`].
+    /// Takes over a suspended file whose header matches `desc`. Its payload is unknown until
+    /// [`StagedWriter::look_through`] has checked it.
     pub(crate) fn resume(
         file: Box<dyn File>,
         part: String,
         desc: SnapshotDesc,
         identity: Identity,
-        place: (Arc<Lease>, Slot),
+        place: (Arc<Allocation>, Slot),
     ) -> Self {
-        let (lease, slot) = place;
+        let (allocation, slot) = place;
         let head = Header::of(identity, &desc).encode();
         let cap = desc.length;
         Self {
@@ -170,13 +176,13 @@ impl StagedWriter {
             unsynced: 0,
             syncing: None,
             failed: None,
-            lease,
+            allocation,
             slot,
         }
     }
 
-    /// Reads what an earlier transfer left, up to the first block that is not whole; the payload is
-    /// wanted from there on. Calls `progress` after each block.
+    /// Checks the blocks that an earlier transfer left, up to the first one that is missing or bad,
+    /// and returns the offset from which payload is needed. Calls `progress` after each block.
     pub fn look_through(&mut self, progress: &mut dyn FnMut()) -> u64 {
         let Source::Received(desc) = &self.source else { return 0 };
         let length = desc.length;
@@ -197,15 +203,15 @@ impl StagedWriter {
         self.written
     }
 
-    /// Keeps what was received for another try; `None` if there is nothing to keep.
-    pub fn park(mut self) -> Option<Parked> {
+    /// Keeps what was received so that a later transfer can resume; `None` if nothing can be kept.
+    pub fn suspend(mut self) -> Option<Suspended> {
         let synced = self.join_sync().and_then(|()| self.file.sync());
         let Source::Received(desc) = &self.source else { return None };
         if self.written == 0 || self.failed.is_some() || synced.is_err() {
             return None;
         }
         let (object, length) = (ObjectName::of(desc), desc.length);
-        Some(Parked { part: self.part, object, length, lease: self.lease })
+        Some(Suspended { part: self.part, object, length, allocation: self.allocation })
     }
 
     /// Bytes of payload taken so far.
@@ -213,7 +219,7 @@ impl StagedWriter {
         self.written + self.buffer.len() as u64
     }
 
-    /// Writes a block that came with its checksum checked, without copying it.
+    /// Writes a block whose checksum was checked already, without copying it.
     pub fn write_block(&mut self, block: &Block) -> Result<(), SnapshotRefusal> {
         assert!(self.buffer.is_empty(), "blocks and loose bytes are not mixed");
         assert_eq!(block.offset, self.written, "blocks come in order");
@@ -221,7 +227,7 @@ impl StagedWriter {
         self.put_block(&block.data, block.crc)
     }
 
-    /// Writes the trailer and makes the bytes durable. The name is not, yet.
+    /// Writes the trailer and makes the bytes durable; the name is made durable when it is sealed.
     pub fn finish(mut self) -> Result<Finished, SnapshotRefusal> {
         if let Some(refusal) = self.failed.take() {
             return Err(refusal);
@@ -235,15 +241,21 @@ impl StagedWriter {
         let at = bytes - trailer.len() as u64;
         let synced = self.join_sync();
         let written = synced.and_then(|()| self.file.write_at(&trailer, at));
-        let written = written.and_then(|()| self.file.sync());
-        written.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
-        self.lease.settle(bytes);
+        let durable = written.and_then(|()| self.file.sync());
+        durable.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
+        self.allocation.settle(bytes);
         let producer = self.source.producer();
-        Ok(Finished { part: self.part, desc, lease: self.lease, slot: self.slot, producer })
+        Ok(Finished {
+            part: self.part,
+            desc,
+            allocation: self.allocation,
+            slot: self.slot,
+            producer,
+        })
     }
 
-    /// Makes sure that `more` bytes of payload may be written; takes more room where that is
-    /// allowed.
+    /// Checks that `more` bytes of payload may be written, and takes more space for a growable
+    /// snapshot.
     fn admit(&mut self, more: u64) -> Result<(), SnapshotRefusal> {
         if let Some(refusal) = &self.failed {
             return Err(refusal.clone());
@@ -256,20 +268,20 @@ impl StagedWriter {
         grown.and_then(|length| self.grow(length)).map_err(|refusal| self.fail(refusal))
     }
 
-    /// Takes room for a payload of `length` bytes: a step ahead if there is that much, else just
+    /// Takes space for a payload of `length` bytes: a whole step if there is that much, else just
     /// enough.
     fn grow(&mut self, length: u64) -> Result<(), SnapshotRefusal> {
-        let room = self.room.as_ref();
-        let room = room.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
-        let space = room.fs.space(&room.dir);
-        let space = space.map_err(|e| SnapshotRefusal::disk("asking for free space", 0, &e))?;
+        let growable = self.room.as_ref();
+        let room = growable.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
+        let measured = room.fs.space(&room.dir);
+        let space = measured.map_err(|e| SnapshotRefusal::disk("asking for free space", 0, &e))?;
         let step = self.cap.saturating_add(GROW_BLOCKS * BLOCK_BYTES);
-        let covered = self.lease.bytes();
+        let covered = self.allocation.bytes();
         let mut refusal = SnapshotRefusal::NoSpace { need: length, have: self.cap };
         for cap in [length.max(step), length] {
             let Some(bytes) = layout::object_bytes(cap) else { continue };
             let need = bytes - covered;
-            match self.lease.grow(need, space) {
+            match self.allocation.grow(need, space) {
                 Ok(()) => {
                     self.cap = cap;
                     return Ok(());
@@ -305,13 +317,14 @@ impl StagedWriter {
             let refusal = SnapshotRefusal::disk("writing a staged snapshot", size, &error);
             return Err(self.fail(refusal));
         }
-        self.lease.allocated(size + CRC_BYTES);
+        self.allocation.on_disk(size + CRC_BYTES);
         self.hasher.update(data);
         self.written += size;
         Ok(())
     }
 
-    /// Syncs beside further writing; one at a time.
+    /// Starts a sync on another thread, after waiting for the one before; writing goes on
+    /// meanwhile.
     fn begin_sync(&mut self) -> io::Result<()> {
         self.join_sync()?;
         let file = Arc::clone(&self.file);
@@ -321,13 +334,13 @@ impl StagedWriter {
         Ok(())
     }
 
-    /// What became of the sync under way.
+    /// Waits for the sync under way, if there is one, and returns its result.
     fn join_sync(&mut self) -> io::Result<()> {
         let Some(syncing) = self.syncing.take() else { return Ok(()) };
         syncing.join().unwrap_or_else(|_| Err(io::Error::other("a sync panicked")))
     }
 
-    /// The file is abandoned from here on: later writes and `finish` give the same answer.
+    /// Abandons the file: later writes and `finish` give the same refusal.
     fn fail(&mut self, refusal: SnapshotRefusal) -> SnapshotRefusal {
         self.failed = Some(refusal.clone());
         refusal
@@ -349,15 +362,15 @@ impl io::Write for StagedWriter {
         Ok(count)
     }
 
-    /// Does nothing: a block is written when it is full, and made durable by
-    /// [`StagedWriter::finish`].
+    /// Does nothing: a block is written once it is full, and [`StagedWriter::finish`] makes all of
+    /// them durable.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
 impl Source {
-    /// The descriptor of what was written, unless another was declared.
+    /// The descriptor of what was written; `Corrupt` if a received object was declared otherwise.
     fn describe(&self, length: u64, digest: Digest) -> Result<SnapshotDesc, SnapshotRefusal> {
         match self {
             Self::Received(desc) if (desc.length, desc.digest) == (length, digest) => {
@@ -380,14 +393,14 @@ impl Source {
     }
 }
 
-impl Parked {
-    /// Which object it is a part of.
+impl Suspended {
+    /// The object that the file is a part of.
     pub fn object(&self) -> ObjectRef {
         self.object.into()
     }
 
     pub fn bytes(&self) -> u64 {
-        self.lease.bytes()
+        self.allocation.bytes()
     }
 }
 
@@ -402,16 +415,16 @@ impl Staged {
         &self.desc
     }
 
-    /// Reads the whole object back from the disk, calling `progress` after each block. For a bulk
-    /// worker.
+    /// Reads the whole object back from the disk, calling `progress` after each block. Takes long,
+    /// so a bulk worker calls it.
     pub fn verify(self, progress: &mut dyn FnMut()) -> Result<Verified, OpenError> {
-        let Self { file, identity, desc, lease, slot } = self;
-        let hold = Held::new(lease.clone(), Use::Verifying);
-        let reader = SnapshotReader::open(file, identity, &desc, Some(hold))?;
+        let Self { file, identity, desc, allocation, slot } = self;
+        let held = Held::new(allocation.clone(), Use::Verifying);
+        let reader = SnapshotReader::open(file, identity, &desc, Some(held))?;
         if !planted("list_before_verify") {
             reader.verify(progress)?;
         }
-        let hold = StoreHold { name: ObjectName::of(&desc), lease, _slot: slot };
+        let hold = StoreHold { name: ObjectName::of(&desc), allocation, _slot: slot };
         Ok(Verified { desc, hold: Box::new(hold) })
     }
 }
@@ -419,11 +432,11 @@ impl Staged {
 impl Hold for StoreHold {
     fn disarm(&mut self) {
         tracing::debug!(object = %self.name, stage = "listing", "snapshot enters the log");
-        self.lease.keep(true);
+        self.allocation.keep(true);
     }
 
     fn listed(&mut self) {
-        self.lease.keep(false);
+        self.allocation.keep(false);
     }
 }
 
@@ -448,7 +461,7 @@ fn to_io(refusal: SnapshotRefusal) -> io::Error {
         | SnapshotRefusal::Incompatible { .. }
         | SnapshotRefusal::NeedsUnlist(_)
         | SnapshotRefusal::Held { .. }
-        | SnapshotRefusal::Parked(_)
+        | SnapshotRefusal::Suspended(_)
         | SnapshotRefusal::WrongGroup
         | SnapshotRefusal::Corrupt
         | SnapshotRefusal::Disk(_)

@@ -1,10 +1,10 @@
-//! What lies in a snapshot directory, and what goes when the store opens.
+//! What is in a snapshot directory, and what is deleted when the store opens.
 //!
-//! - Deleting what is unlisted happens only with an intact `RecoveryState` of this replica in hand:
-//!   `sweep` takes it as its argument.
-//! - A name this project does not give is left alone and reported; so is an object that says of
-//!   itself that it is another group's.
-//! - Of received staging files the furthest one stays, parked: its transfer may go on.
+//! - Deleting unlisted files takes an intact `RecoveryState` of this replica, which is why it is an
+//!   argument of `sweep`.
+//! - A file whose name is not one of ours is left alone and reported; so is an object whose header
+//!   names another cluster or group.
+//! - The received staging file of the highest index is kept as suspended: its transfer may resume.
 //! - [`list_objects`] only reads: it serves `lockstep snapshot list`, beside a running node or
 //!   without one.
 
@@ -26,17 +26,17 @@ use crate::fs::{Fs, is_short, make_durable};
 pub struct Swept {
     /// Files that were removed: unlisted objects and staging files.
     pub removed: Vec<String>,
-    /// Names that are not ours; left alone.
+    /// Files that are not this group's; left alone.
     pub foreign: Vec<String>,
     /// Listed snapshots without an object.
     pub missing: Vec<SnapshotDesc>,
-    /// The staging file that stays.
-    pub parked: Option<String>,
-    /// Removals and looks that did not succeed, with the reason; they did not stop the others.
+    /// The staging file that is kept, since its transfer may resume.
+    pub suspended: Option<String>,
+    /// Files that could not be removed or read, with the reason; the others were still handled.
     pub errors: Vec<String>,
 }
 
-/// What one object's file says of itself.
+/// What one object's file says about itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ObjectFile {
     /// The group's directory name.
@@ -59,7 +59,7 @@ pub struct ObjectContent {
     pub digest: Digest,
 }
 
-/// Every object under `groups/*/snap/` of a data directory, sorted by group and name. Touches
+/// Every object under `groups/*/snap/` of a data directory, sorted by group and name. Changes
 /// nothing.
 pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
     fs.list(data)?;
@@ -72,7 +72,7 @@ pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
     Ok(found)
 }
 
-/// Every object in the snapshot directory of `group`; none if there is no such directory.
+/// Every object in the snapshot directory of `group`; none if the directory does not exist.
 pub fn list_directory(fs: &dyn Fs, group: &str, dir: &Path) -> io::Result<Vec<ObjectFile>> {
     let mut found = Vec::new();
     for file in names(fs, dir)? {
@@ -85,7 +85,7 @@ pub fn list_directory(fs: &dyn Fs, group: &str, dir: &Path) -> io::Result<Vec<Ob
     Ok(found)
 }
 
-/// Reads an object whole, calling `progress` after each block, and says what is wrong with it.
+/// Reads the whole object, calling `progress` after each block; the error says what is wrong.
 pub fn verify_object(
     fs: &dyn Fs,
     object: &ObjectFile,
@@ -106,11 +106,12 @@ pub fn verify_object(
     reader.and_then(|reader| reader.verify(progress)).map_err(|e| e.to_string())
 }
 
-/// The sizes of what stays in a directory: listed, parked, or not to be removed just now.
+/// The sizes of the files that a sweep leaves behind, the suspended one excepted.
 #[derive(Default)]
 pub(crate) struct Stays {
+    /// Listed objects, and unlisted ones that could not be removed.
     pub objects: BTreeMap<ObjectName, u64>,
-    /// Staging files that nobody needs, and that would not go.
+    /// Staging files that nothing needs, but that could not be removed.
     pub parts: BTreeMap<String, u64>,
 }
 
@@ -130,9 +131,10 @@ pub(crate) fn sweep(
             Some(name) if planted("sweep_below_newest") && name.index > newest => {}
             Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
             Some(name) if listed.contains(&name) => {
-                let length = fs.open(&dir.join(&file), false).and_then(|open| open.len());
-                // One that cannot be looked at counts as what it ought to be: its reader finds out.
-                let length = length.unwrap_or_else(|error| {
+                let measured = fs.open(&dir.join(&file), false).and_then(|open| open.len());
+                // A file that cannot be opened counts with the size that it should have: its reader
+                // finds out what is wrong.
+                let length = measured.unwrap_or_else(|error| {
                     swept.errors.push(format!("{file}: {error}"));
                     let of = state.snapshots.iter().find(|desc| ObjectName::of(desc) == name);
                     of.and_then(|desc| layout::object_bytes(desc.length)).unwrap_or(0)
@@ -150,15 +152,13 @@ pub(crate) fn sweep(
     }
     let part = layout::part_dir(dir);
     let parts = names(fs, &part)?;
-    swept.parked = furthest(fs, &part, &parts, identity, &stays.objects);
+    swept.suspended = furthest(fs, &part, &parts, identity, &stays.objects);
     for file in parts {
-        match layout::is_part_name(&file) {
-            true if swept.parked.as_ref() == Some(&file) => {}
-            true => {
-                let left = remove(fs, &part, file.clone(), &mut swept);
-                stays.parts.extend(left.map(|bytes| (file, bytes)));
-            }
-            false => swept.foreign.push(file),
+        if !layout::is_part_name(&file) {
+            swept.foreign.push(file);
+        } else if swept.suspended.as_ref() != Some(&file) {
+            let left = remove(fs, &part, file.clone(), &mut swept);
+            stays.parts.extend(left.map(|bytes| (file, bytes)));
         }
     }
     if !swept.removed.is_empty() {
@@ -173,17 +173,17 @@ pub(crate) fn sweep(
     Ok((stays, swept))
 }
 
-/// Whether a file is a whole object of another cluster or group, or may be one: what cannot be read
-/// for now is left alone until the next start.
+/// Whether an object belongs to another cluster or group. One that cannot be read for lack of
+/// descriptors or memory may belong to one, and is left alone until the next start.
 fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
     match fs.open(path, false).and_then(|file| reader::read_header(&*file)) {
         Ok(header) => header.identity != identity,
-        Err(error) => is_short(&error) && !planted("short_is_rotten"),
+        Err(error) => is_short(&error) && !planted("short_is_corrupt"),
     }
 }
 
-/// The received staging file of the highest index that can be gone on with; not one whose object is
-/// there already.
+/// The received staging file of the highest index whose transfer can resume; not one whose object
+/// exists already.
 fn furthest(
     fs: &dyn Fs,
     dir: &Path,
@@ -206,7 +206,7 @@ fn furthest(
     parts.iter().filter(|name| usable(name).is_some()).max_by_key(usable).cloned()
 }
 
-/// Removes a file; the size of one that stays all the same.
+/// Removes a file; returns its size if it could not be removed.
 fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) -> Option<u64> {
     let path = dir.join(&file);
     match fs.remove(&path) {
@@ -221,7 +221,7 @@ fn remove(fs: &dyn Fs, dir: &Path, file: String, swept: &mut Swept) -> Option<u6
     }
 }
 
-/// Names in a directory; none if it is missing.
+/// Names in a directory; none if it does not exist.
 fn names(fs: &dyn Fs, dir: &Path) -> io::Result<Vec<String>> {
     match fs.list(dir) {
         Err(error) if is_no_dir(&error) => Ok(Vec::new()),
@@ -246,7 +246,7 @@ fn read_object(fs: &dyn Fs, dir: &Path, file: &str) -> (u64, Result<ObjectConten
         let (header, trailer) = (frame.header, frame.trailer);
         let name = ObjectName::new(header.term, header.index, trailer.digest);
         if name.file() != file {
-            return Err(format!("it is named {file}, but holds {}", name.file()));
+            return Err(format!("it is named {file}, but contains {}", name.file()));
         }
         Ok(ObjectContent {
             identity: header.identity,

@@ -22,7 +22,7 @@ mod refuse;
 pub(crate) const CLUSTER: [u8; 16] = [7; 16];
 pub(crate) const GROUP: &str = "g";
 pub(crate) const BLOCK: usize = limits::SNAPSHOT_BLOCK_BYTES;
-/// Empty, short, around one block, several with a rest.
+/// Payload lengths: empty, short, around one block, several blocks and a rest.
 pub(crate) const LENGTHS: [usize; 7] = [0, 1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 6 * BLOCK + 77];
 
 /// A store on a disk of its own.
@@ -53,7 +53,7 @@ impl Bed {
         take(&mut self.store, index, payload).expect("the snapshot is taken")
     }
 
-    /// Takes snapshots and lists them, newest first.
+    /// Takes these snapshots and lists them; returns them newest first.
     pub(crate) fn take_listed(&mut self, snapshots: &[(u64, &[u8])]) -> Vec<SnapshotDesc> {
         let mut listed: Vec<SnapshotDesc> = Vec::new();
         for (index, payload) in snapshots {
@@ -85,7 +85,7 @@ pub(crate) fn limits_of(bytes: u64, headroom_bytes: u64, inbound: usize) -> Budg
     }
 }
 
-/// A group's share of a host that has enough of everything.
+/// A group's share of a host without limits.
 pub(crate) fn quota() -> Arc<Quota> {
     Budget::new(limits_of(u64::MAX, 0, 4)).quota(u64::MAX)
 }
@@ -113,7 +113,7 @@ pub(crate) fn configuration() -> Configuration {
 }
 
 pub(crate) fn state(snapshots: &[SnapshotDesc]) -> RecoveryState {
-    let mut state = RecoveryState::unfounded(GROUP, replica(1));
+    let mut state = RecoveryState::blank(GROUP, replica(1));
     state.commit = snapshots.first().map_or(0, |desc| desc.index);
     state.snapshots = snapshots.to_vec();
     state
@@ -141,9 +141,9 @@ pub(crate) fn take(
 ) -> Result<Verified, SnapshotRefusal> {
     let reservation = store.reserve_local(local(index, 0, true))?;
     let mut writer = store.create(reservation)?;
-    // Pieces that fit no block.
+    // Pieces that do not align with blocks.
     for piece in payload.chunks(300_007) {
-        // What failed is told again at the end.
+        // `finish` reports a failure again.
         let _failed = writer.write_all(piece);
     }
     let staged = store.seal(writer.finish()?)?;
@@ -157,12 +157,12 @@ pub(crate) fn payload(length: usize) -> Vec<u8> {
 }
 
 thread_local! {
-    /// What is logged on this thread, while somebody wants it.
+    /// What is logged on this thread while [`logged`] runs.
     static LINES: std::cell::RefCell<Option<Vec<u8>>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Writes to [`LINES`]. One subscriber serves all threads: those that come and go with a thread
-/// make others miss lines.
+/// Writes to [`LINES`]. One subscriber serves all threads, since subscribers that come and go with
+/// a thread make other threads miss lines.
 struct Lines;
 
 impl Write for Lines {
@@ -176,7 +176,7 @@ impl Write for Lines {
     }
 }
 
-/// What is logged meanwhile on this thread.
+/// What this thread logs during `run`.
 pub(crate) fn logged(run: impl FnOnce()) -> String {
     static SUBSCRIBER: std::sync::Once = std::sync::Once::new();
     SUBSCRIBER.call_once(|| {
@@ -255,7 +255,7 @@ fn every_length_is_written_read_and_verified() {
     }
 }
 
-/// Checked or not is no matter of a number: zero is a digest like any other, and a wrong one.
+/// No digest stands for "unchecked": zero is compared like any other digest, and here it is wrong.
 /// Covers K7.
 #[test]
 fn no_digest_means_unchecked() {
@@ -265,7 +265,7 @@ fn no_digest_means_unchecked() {
     zero.digest = Digest([0; 32]);
     assert!(matches!(bed.store.recoverable(&zero), Err(OpenError::Missing { .. })));
     zero.index = 20;
-    let reservation = bed.store.reserve(&header(&zero)).expect("there is room");
+    let reservation = bed.store.reserve(&header(&zero)).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&bytes).expect("it writes");
     assert_eq!(writer.finish().err(), Some(SnapshotRefusal::Corrupt));
@@ -274,7 +274,7 @@ fn no_digest_means_unchecked() {
     assert_ne!(empty.digest, Digest([0; 32]));
 }
 
-/// A staging file lies beneath the folder of its final name, on whatever filesystem that is.
+/// A staging file is below the directory of its final name, and so on the same filesystem.
 /// Covers P11.
 #[test]
 fn staging_lies_on_the_filesystem_of_the_object() {
@@ -309,7 +309,7 @@ fn any_flipped_bit_or_missing_byte_is_found() {
     }
 }
 
-/// An object serves only the descriptor that denotes it.
+/// An object opens only with the descriptor that denotes it.
 /// Covers K5 K6 K9.
 #[test]
 fn a_descriptor_that_says_anything_else_does_not_open() {
@@ -328,7 +328,7 @@ fn a_descriptor_that_says_anything_else_does_not_open() {
     assert_eq!(bed.store.recoverable(&good), Ok(()));
 }
 
-/// A reader that meets rot in the last block never reports a clean end.
+/// A reader that meets a corrupt last block never reports a clean end.
 /// Covers K4 U3.
 #[test]
 fn rot_is_found_while_reading() {
@@ -343,7 +343,7 @@ fn rot_is_found_while_reading() {
     assert_eq!(read.len(), 2 * BLOCK, "what came before was good");
 }
 
-/// Equal blocks in another order have good checksums; the digest tells.
+/// Blocks in the wrong order have good checksums; only the digest shows it.
 #[test]
 fn blocks_that_changed_places_are_found_by_the_digest() {
     let mut bed = Bed::new();
@@ -361,29 +361,29 @@ fn blocks_that_changed_places_are_found_by_the_digest() {
 }
 
 #[test]
-fn a_rotten_listed_object_is_repaired_by_equal_bytes() {
+fn a_corrupt_listed_object_is_repaired_by_equal_bytes() {
     let bytes = payload(BLOCK + 1);
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &bytes)]);
-    for rotten in [true, false] {
+    for corrupt in [true, false] {
         let used = bed.budget.used();
-        if rotten {
+        if corrupt {
             bed.fs.corrupt(&bed.path(&listed[0]), 200).expect("the file is there");
         }
-        let reservation = bed.store.reserve(&header(&listed[0])).expect("there is room");
+        let reservation = bed.store.reserve(&header(&listed[0])).expect("there is space");
         let mut writer = bed.store.create(reservation).expect("a staging file");
         writer.write_all(&bytes).expect("it writes");
         let staged = bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed");
         let verified = staged.verify(&mut || ()).expect("it is good");
         drop(verified);
         bed.store.collect();
-        assert_eq!(bed.store.recoverable(&listed[0]), Ok(()), "rotten: {rotten}");
-        assert_eq!(bed.files().len(), 1, "rotten: {rotten}");
-        assert_eq!(bed.budget.used(), used, "rotten: {rotten}");
+        assert_eq!(bed.store.recoverable(&listed[0]), Ok(()), "corrupt: {corrupt}");
+        assert_eq!(bed.files().len(), 1, "corrupt: {corrupt}");
+        assert_eq!(bed.budget.used(), used, "corrupt: {corrupt}");
     }
 }
 
-/// A truncated object took less; repaired, it takes what it has.
+/// A truncated object takes less from the budget; once repaired, it takes its whole size.
 #[test]
 fn a_repaired_object_takes_its_whole_size_from_the_budget() {
     let bytes = payload(5000);
@@ -393,7 +393,7 @@ fn a_repaired_object_takes_its_whole_size_from_the_budget() {
     bed.fs.cut(&bed.path(&listed[0]), 100).expect("the file is there");
     let mut bed = Bed::reopen(bed.fs, &state(&listed));
     assert_eq!(bed.budget.used(), 100);
-    let reservation = bed.store.reserve(&header(&listed[0])).expect("there is room");
+    let reservation = bed.store.reserve(&header(&listed[0])).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&bytes).expect("it writes");
     drop(bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed"));
@@ -401,7 +401,7 @@ fn a_repaired_object_takes_its_whole_size_from_the_budget() {
     assert_eq!(bed.budget.used(), whole);
 }
 
-/// What was deleted does not come back with the next power loss.
+/// A deleted file does not return at the next power loss.
 /// Covers F4.
 #[test]
 fn deletions_are_durable() {

@@ -1,4 +1,4 @@
-//! [`WalError`]: what can be wrong with a log, which file it is in, and what to do.
+//! [`WalError`]: what can be wrong with a log, in which file, and what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use crate::fs::is_short;
 pub enum WalError {
     #[error("the log: {}", told(doing, path, source))]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("no room for {bytes} bytes of log in {}: {why}; nothing is lost: what waits is written \
-        once there is room", path.display())]
+    #[error("no space for {bytes} bytes of log in {}: {why}; nothing is lost: what waits is \
+        written once there is space", path.display())]
     Full { path: PathBuf, bytes: u64, why: String },
     #[error("the log is corrupt: {} at offset {offset}: {reason}; nothing was touched: restore the \
         disk, or start with --rejoin to join as a new replica", path.display())]
@@ -35,13 +35,13 @@ pub enum WalError {
         touched: start the newer program", path.display())]
     NewerRecord { path: PathBuf, what: &'static str, found: u8, known: u8 },
     #[error(
-        "the log takes no more writes, an earlier one failed ({cause}): restart the node once the \
-         disk is well"
+        "the log accepts no more writes because an earlier one failed ({cause}): restart the node \
+         once the disk works again"
     )]
     Poisoned { cause: String },
     #[error("job of group {group} does not fit its log: {reason}; nothing was written")]
     Refused { group: GroupId, reason: String },
-    #[error("the log knows no group {group}")]
+    #[error("the log holds no group {group}")]
     UnknownGroup { group: GroupId },
     #[error("entry {index} of group {group} was compacted; the log begins at {first_index}")]
     Compacted { group: GroupId, index: u64, first_index: u64 },
@@ -59,7 +59,7 @@ impl WalError {
         Self::Full { path: path.to_owned(), bytes, why: error.to_string() }
     }
 
-    /// Whether the same may succeed once somebody gives something back: room, descriptors, memory.
+    /// Whether a retry may succeed once space, descriptors or memory are freed.
     pub fn is_short(&self) -> bool {
         match self {
             Self::Full { .. } => true,
@@ -68,8 +68,8 @@ impl WalError {
         }
     }
 
-    /// Whether whoever reads hears by this that the log is not what was written, or cannot be read
-    /// any more.
+    /// Whether the error shows a reader that the log is not what was written, or can no longer be
+    /// read.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Corrupt { .. } => true,
@@ -83,7 +83,7 @@ impl WalError {
     }
 }
 
-/// A door's error mostly names the path itself.
+/// Errors of the `Fs` door mostly name the path already.
 fn told(doing: &str, path: &Path, source: &io::Error) -> String {
     let (path, text) = (path.display().to_string(), source.to_string());
     if text.contains(&path) { text } else { format!("{doing} {path}: {text}") }

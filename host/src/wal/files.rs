@@ -1,14 +1,14 @@
-//! [`Files`]: log files are made and removed here, while there is room for it.
+//! [`Files`] creates and removes log files, as far as there is space.
 //!
-//! - A file has its name only once it is whole: its room is reserved, its header durable. The name
-//!   is durable before the file is given out.
-//! - What is short (room, descriptors, memory) is [`WalError::Full`]: nothing is left behind, or
-//!   what is left goes later. Every other failure is the log's end.
-//! - Removing needs no sync at once: a file that comes back after a crash holds nothing that
-//!   counts, which its head and the log's last batch tell. The next process does not know which
-//!   files were removed, and syncs the directory before it writes anything. Only a file that rotted
-//!   has to be gone for good before its segment is forgotten: no start would read it.
-//! - The directory stays open: making its names durable takes no descriptor.
+//! - A file gets its name only when it is complete: its space is reserved and its header durable.
+//!   The name is durable before the file is used.
+//! - A lack of space, descriptors or memory is [`WalError::Full`]: nothing is left behind, or it is
+//!   removed later. Any other failure ends the log.
+//! - A removal need not be synced at once: if the file comes back after a crash, its head and the
+//!   log's last batch show that it holds nothing that counts. The next process does not know which
+//!   files were removed, so it syncs the directory before it writes anything. Only a damaged file
+//!   must be gone durably before its segment is forgotten, because a start would refuse it.
+//! - The directory stays open, so that making names durable needs no descriptor.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use super::error::WalError;
 use super::segment::{LogFile, file_name};
 use crate::fs::{Dir, Fs, is_short};
 
-/// What a file is called while it is made.
+/// The name of a file while it is being created.
 const NEW_NAME: &str = "new.wal";
 
 pub(super) struct Files {
@@ -31,14 +31,14 @@ pub(super) struct Files {
     handle: Box<dyn Dir>,
     options: WalOptions,
     next: u64,
-    /// An earlier process may have made or removed names, and not made that durable.
+    /// An earlier process may have created or removed names without making that durable.
     unsettled: bool,
-    /// What is to be removed and could not be.
+    /// Files that should be removed and could not be yet.
     unwanted: Vec<PathBuf>,
 }
 
 impl Files {
-    /// `next` is the number of the next file that is made.
+    /// `next` is the number of the next file to create.
     pub(super) fn open(
         fs: Arc<dyn Fs>,
         dir: &Path,
@@ -50,9 +50,9 @@ impl Files {
         Ok(Self { fs, dir, handle, options, next, unsettled, unwanted })
     }
 
-    /// Makes durable which files are there, and which are not: to be called before anything is
-    /// written. A head that was found must keep its name, and one that an earlier process gave up
-    /// must not come back, for it would end the segment that is written now.
+    /// Makes durable which files exist and which do not; must be called before anything is written.
+    /// A head that was found must keep its name, and one that an earlier process gave up must not
+    /// come back, because it would end the segment that is being written.
     pub(super) fn settle_names(&mut self) -> Result<(), WalError> {
         if self.unsettled {
             self.handle.sync().map_err(|error| self.failed(error, 0))?;
@@ -61,12 +61,12 @@ impl Files {
         Ok(())
     }
 
-    /// A new file of so many bytes. Takes two syncs.
+    /// Creates a file of `length` bytes. Takes two syncs.
     pub(super) fn make(&mut self, length: u64) -> Result<LogFile, WalError> {
         let (new, file) = (self.dir.join(NEW_NAME), self.next);
         let path = self.dir.join(file_name(file));
         let WalOptions { cluster, node, block_bytes, .. } = self.options;
-        // A different one in each file, whatever the one that was drawn.
+        // Makes the nonce of each file different.
         let nonce = self.options.nonce ^ file.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let header = FileHeader { cluster, node, block_bytes, file, nonce, length };
         let written = self.write_new(&new, &header).and_then(|file| {
@@ -76,7 +76,7 @@ impl Files {
         let file = match written {
             Ok(file) => file,
             Err(error) => {
-                // A part of a file is of no use, and the disk needs the room.
+                // An incomplete file is useless, and the disk needs the space.
                 self.remove(new)?;
                 return Err(self.failed(error, length));
             }
@@ -95,7 +95,7 @@ impl Files {
         Ok(LogFile::new(header, path, file, length, fresh))
     }
 
-    /// Removes a file durably. `false`: there is no room for that now.
+    /// Removes a file durably. Returns false if there is not enough space to do so now.
     pub(super) fn remove_for_good(&mut self, path: PathBuf) -> Result<bool, WalError> {
         self.remove(path)?;
         self.sweep()?;
@@ -106,7 +106,7 @@ impl Files {
         }
     }
 
-    /// Removes a file, now or once that goes.
+    /// Removes a file, now or once that is possible.
     pub(super) fn remove(&mut self, path: PathBuf) -> Result<(), WalError> {
         match self.fs.remove(&path) {
             Ok(()) => Ok(()),
@@ -127,12 +127,12 @@ impl Files {
         &self.options
     }
 
-    /// Tries once more to remove what could not be.
+    /// Tries again to remove the files that could not be removed.
     pub(super) fn sweep(&mut self) -> Result<(), WalError> {
         std::mem::take(&mut self.unwanted).into_iter().try_for_each(|path| self.remove(path))
     }
 
-    /// Bytes that the filesystem has left; 0 if it does not say.
+    /// Bytes left on the filesystem; 0 if it does not say.
     pub(super) fn available(&self) -> u64 {
         self.fs.space(&self.dir).map_or(0, |space| space.available)
     }
@@ -154,9 +154,10 @@ impl Files {
     }
 
     fn failed(&self, error: io::Error, bytes: u64) -> WalError {
-        match is_short(&error) {
-            true => WalError::full(&self.dir, bytes, &error),
-            false => WalError::io("make a file in", &self.dir)(error),
+        if is_short(&error) {
+            WalError::full(&self.dir, bytes, &error)
+        } else {
+            WalError::io("make a file in", &self.dir)(error)
         }
     }
 }

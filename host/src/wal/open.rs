@@ -1,20 +1,20 @@
-//! Opens a log: looks at everything, and changes something only if all of it is well.
+//! Opens a log: examines all of it, and changes something only if all of it is sound.
 //!
-//! Before it is read, the newest segment is synced, and pages are dropped from the system's memory:
-//! what is read is what the disk has, and not what a failed sync of an earlier process left
+//! Before the log is read, its newest segment is synced and its pages are dropped from the system's
+//! cache. So what is read is what the disk has, not what a failed sync of an earlier process left
 //! visible.
 //!
-//! - The file whose head names the highest segment is the active one. Each head names the segment
-//!   before; the chain ends at the oldest that counted when the last batch was written, or where
-//!   there is no further one. Whether entries are missing then, the replay tells.
-//! - A segment ends before the batch that the next one's head has the number of. What is behind, if
-//!   a write there found no room, was acknowledged to nobody.
-//! - The last segment ends before the first batch that is not whole, and the log goes on there.
-//!   The head of a later batch behind that, whole or not, is corruption: it was begun only when
-//!   the one before it was durable.
-//! - All other files are spares: they hold no segment, one that ended, or one that was never begun
-//!   to the end. One without a head, but with batches of a segment newer than the chain's, has lost
-//!   its head: corruption.
+//! - The file whose head names the highest segment is the active one. Each head names the previous
+//!   segment; the chain ends at the oldest segment that counted when the last batch was written, or
+//!   where no file has the previous one. Whether entries are missing then, the replay finds out.
+//! - A segment ends before the batch whose number the next segment's head has. What follows, if a
+//!   write there found no space, was never acknowledged.
+//! - The last segment ends before the first batch that is not complete, and the log continues
+//!   there. If the header of a later batch follows, complete or not, that is corruption: a batch is
+//!   begun only when the one before it is durable.
+//! - All other files are spares: they hold no segment, a deleted one, or one whose head was never
+//!   completed. A file without a head, but with batches of a segment newer than the chain's, has
+//!   lost its head: that is corruption.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -36,62 +36,63 @@ use super::window::Window;
 use super::{Counters, Wal, WalError, WalOptions};
 use crate::fs::{Fs, create_dirs};
 
-/// How the whole log was found.
+/// What was found in the log.
 struct Found {
-    /// In order; none if no segment was ever begun.
+    /// In order; empty if no segment was ever begun.
     segments: Vec<Arc<Segment>>,
     groups: BTreeMap<GroupId, GroupLog>,
     end: End,
     spares: Vec<LogFile>,
     /// The segment before the last one.
     previous: u64,
-    /// Higher than every one that a head names.
+    /// Higher than the number of any segment that a head names.
     next_segment: u64,
 }
 
-/// How a segment ends.
+/// Where a segment ends.
 struct End {
-    /// Behind the last whole batch.
+    /// The end of the last complete batch.
     offset: u64,
     next_batch: u64,
-    /// Whether the last batch is empty, or the segment's head.
+    /// Whether the last batch is empty, or is the segment's head.
     sealed: bool,
 }
 
-/// One look at where a batch should be.
+/// What was found at a place where a batch should be.
 enum Look {
     Whole {
         header: BatchHeader,
         body: Bytes,
     },
-    /// The header of one, and not what it says.
+    /// The header of a batch, but not the body it describes.
     Torn {
         header: BatchHeader,
     },
     Nothing,
 }
 
-/// The files that segments are in, oldest segment first, and the others.
+/// The files that hold segments, oldest segment first, and the other files.
 struct Chain {
     files: Vec<(LogFile, BatchPlace)>,
     spares: Vec<LogFile>,
     next_segment: u64,
-    /// Where the chain ended before its end: a segment that no head names, and a file without a
-    /// head that has batches of it.
+    /// Set if the chain ended too early: the segment that has no head, and a file without a head
+    /// that holds batches of it.
     broken: Option<(u64, Option<std::path::PathBuf>)>,
 }
 
 pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<Wal, WalError> {
-    let numbers = match fs.exists(dir).map_err(WalError::io("look for", dir))? {
-        true => file_numbers(&*fs, dir)?,
-        false => Vec::new(),
+    let numbers = if fs.exists(dir).map_err(WalError::io("look for", dir))? {
+        file_numbers(&*fs, dir)?
+    } else {
+        Vec::new()
     };
     let files = open_files(&*fs, dir, &numbers, &options, true)?;
     settle(&files)?;
     let found = read_log(files)?;
-    // From here on the log is well, and the directory may be changed.
+    // From here on the log is known to be sound, and the directory may be changed.
     if found.segments.is_empty() {
-        // There may be one that an earlier process made and did not make durable.
+        // An earlier process may have created the directory without making it durable.
         create_dirs(&*fs, dir).map_err(WalError::io("create directory", dir))?;
     }
     let next_file = numbers.last().map_or(1, |last| last + 1);
@@ -137,19 +138,20 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
 }
 
 impl Wal {
-    /// Keeps an earlier process's spares, as many as there may be, of the size that is usual now.
+    /// Keeps an earlier process's spares, as many as are useful and if they have the usual size.
     fn take_over(&mut self, spares: Vec<LogFile>) -> Result<(), WalError> {
         for file in spares {
-            match self.is_usual(&file) && self.spares.len() < self.spares_max() {
-                true => self.spares.push(file),
-                false => self.files.remove(file.path)?,
+            if self.is_usual(&file) && self.spares.len() < self.spares_max() {
+                self.spares.push(file);
+            } else {
+                self.files.remove(file.path)?;
             }
         }
         Ok(())
     }
 }
 
-/// Reads a log without touching it: whose it is, and what it holds of each group. For tools.
+/// Reads a log without touching it, for tools: whose it is, and what it holds of each group.
 pub fn inspect(
     fs: &dyn Fs,
     dir: &Path,
@@ -166,7 +168,7 @@ pub fn inspect(
     Ok((options, read_log(files)?.groups))
 }
 
-/// The first segment of a new log, and where it ends.
+/// Begins the first segment of a new log; returns it and where it ends.
 fn begin_log(
     files: &mut Files,
     spares: &mut Vec<LogFile>,
@@ -204,7 +206,7 @@ fn open_files(
         file.drop_cache();
         let header = read_header(&*file, &path)?;
         check_header(&header, *number, length, &path, options)?;
-        // How much of it was written nobody knows.
+        // How much of the file was ever written is unknown, so all of it counts as written.
         Ok(LogFile::new(header, path, file, length, length))
     };
     numbers.iter().map(open).collect()
@@ -214,7 +216,7 @@ fn read_header(file: &dyn crate::fs::File, path: &Path) -> Result<FileHeader, Wa
     let mut bytes = [0; FILE_HEADER_BYTES];
     match crate::fs::read_exact_at(file, &mut bytes, 0) {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            return Err(WalError::corrupt(path, 0, "the file ends in its header"));
+            return Err(WalError::corrupt(path, 0, "the file ends within its header"));
         }
         read => read.map_err(WalError::io("read", path))?,
     }
@@ -241,19 +243,19 @@ fn check_header(
         });
     }
     if header.file != number {
-        let reason = format!("it says it is {}", segment::file_name(header.file));
+        let reason = format!("its header is that of {}", segment::file_name(header.file));
         return Err(WalError::corrupt(path, 0, reason));
     }
     if length < header.length {
-        let reason = format!("the file was cut, it had {} bytes", header.length);
+        let reason = format!("the file was truncated, it had {} bytes", header.length);
         return Err(WalError::corrupt(path, length, reason));
     }
     Ok(())
 }
 
-/// What an earlier process wrote last may be in the system's memory only, and a failed sync may
-/// have left there what is not on the disk. Syncs the newest segment, and looks again at what the
-/// disk has, until that is the newest.
+/// What an earlier process wrote last may only be in the system's cache, and a failed sync may have
+/// left bytes there that are not on the disk. Syncs the newest segment and reads its head again,
+/// until the newest segment is one that was synced.
 fn settle(files: &[LogFile]) -> Result<(), WalError> {
     let mut heads = files.iter().map(read_head).collect::<Result<Vec<_>, _>>()?;
     let mut settled = vec![false; files.len()];
@@ -271,7 +273,7 @@ fn settle(files: &[LogFile]) -> Result<(), WalError> {
     Ok(())
 }
 
-/// The header of a whole head, if there is one.
+/// The header of the file's head, if the head is complete.
 fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
     match look(file, &mut Window::new(file), file.header.head_offset())? {
         Look::Whole { header, .. } => Ok(Some(header)),
@@ -296,15 +298,15 @@ fn read_log(files: Vec<LogFile>) -> Result<Found, WalError> {
     Ok(Found { segments, groups, end, spares, previous, next_segment })
 }
 
-/// Entries are missing: names the file that lost them, if there is one.
+/// The error for missing entries: names the file that lost them, if there is one.
 fn missing(
     segments: &[(Arc<Segment>, BatchPlace)],
     offset: u64,
     broken: Option<(u64, Option<std::path::PathBuf>)>,
     why: String,
 ) -> WalError {
-    let last = segments.last().map(|(segment, _)| segment.path());
-    let last = last.unwrap_or(Path::new("")).to_owned();
+    let newest = segments.last().map(|(segment, _)| segment.path());
+    let last = newest.unwrap_or(Path::new("")).to_owned();
     match broken {
         None => WalError::corrupt(&last, offset, why),
         Some((segment, None)) => {
@@ -313,7 +315,7 @@ fn missing(
             WalError::corrupt(first, 0, reason)
         }
         Some((segment, Some(path))) => {
-            let reason = format!("the head of segment {segment} in it is damaged: {why}");
+            let reason = format!("the head of segment {segment} in this file is damaged: {why}");
             WalError::corrupt(&path, 0, reason)
         }
     }
@@ -332,7 +334,7 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
             Some(BatchHeader { place, .. }) => {
                 if let Some((other, _)) = by_segment.get(&place.segment) {
                     let (segment, other) = (place.segment, other.path.display());
-                    let reason = format!("segment {segment} is in {other} as well");
+                    let reason = format!("segment {segment} is also in {other}");
                     return Err(file.corrupt(file.header.head_offset(), reason));
                 }
                 by_segment.insert(place.segment, (file, place));
@@ -358,8 +360,7 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
         for BatchPlace { segment, number, .. } in batches_behind(file, file.header.head_offset())? {
             if segment > newest {
                 let reason = format!(
-                    "the head of segment {segment} is damaged, but batch {number} behind it is \
-                     there"
+                    "the head of segment {segment} is damaged, but its batch {number} was begun"
                 );
                 return Err(file.corrupt(file.header.head_offset(), reason));
             }
@@ -368,9 +369,9 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
             }
         }
     }
-    // What was written before is taken first.
-    let spares = headless.into_iter().chain(by_segment.into_values().map(|(file, _)| file));
-    let spares = spares.collect();
+    // Later spares are taken first: files that were written before.
+    let ended = by_segment.into_values().map(|(file, _)| file);
+    let spares = headless.into_iter().chain(ended).collect();
     let broken = is_broken.then_some((next, lost));
     Ok(Chain { files, spares, next_segment: newest + 1, broken })
 }
@@ -389,7 +390,7 @@ fn last_oldest(file: &LogFile, head: &BatchPlace) -> Result<u64, WalError> {
     Ok(oldest)
 }
 
-/// Every header of a batch, of whatever segment, that stands behind `offset`.
+/// The headers of all batches, of whatever segment, after `offset`.
 fn batches_behind(file: &LogFile, offset: u64) -> Result<Vec<BatchPlace>, WalError> {
     let mut window = Window::new(file);
     let block = u64::from(file.header.block_bytes);
@@ -403,7 +404,8 @@ fn batches_behind(file: &LogFile, offset: u64) -> Result<Vec<BatchPlace>, WalErr
     Ok(found)
 }
 
-/// Checks a segment that another one follows: header, every batch, and that none is missing.
+/// Checks a segment that is followed by another one: its header, every batch, and that none is
+/// missing.
 pub(super) fn check_sealed(segment: &Segment, next: &Segment) -> Result<(), WalError> {
     let file = &segment.file;
     file.file.drop_cache();
@@ -428,8 +430,8 @@ pub(super) fn check_sealed(segment: &Segment, next: &Segment) -> Result<(), WalE
     Ok(())
 }
 
-/// Reads the batches of one segment: up to the one that the next segment begins with, or if there
-/// is no next one, up to what is none, or not whole.
+/// Reads the batches of one segment: up to the one with which the next segment begins, or, in the
+/// last segment, up to the first that is absent or incomplete.
 fn read_segment(
     segment: &Segment,
     next: Option<u64>,
@@ -452,7 +454,7 @@ fn read_segment(
         let corrupt = |why: String| file.corrupt(end.offset, why);
         if header.place.number != end.next_batch {
             let (is, should) = (header.place.number, end.next_batch);
-            return Err(corrupt(format!("batch {is} stands where {should} should")));
+            return Err(corrupt(format!("batch {is} is where batch {should} should be")));
         }
         let records = record::decode_body(segment.salt(), &header, body);
         let records = records.map_err(|why| match why {
@@ -473,8 +475,8 @@ fn read_segment(
     Ok(end)
 }
 
-/// There is no batch where one could be. Whether a later one was begun, or the next segment says
-/// that there was one: then it was durable.
+/// There is no complete batch at `end`. If the next segment or the header of a later batch says
+/// that there was one, it was durable, and this is corruption.
 fn check_end(
     segment: &Segment,
     end: &End,
@@ -483,13 +485,13 @@ fn check_end(
 ) -> Result<(), WalError> {
     let (file, batch) = (&segment.file, end.next_batch);
     if let Some(next) = next {
-        let reason = format!("batch {batch} is damaged, but up to {} were written", next - 1);
+        let reason =
+            format!("batch {batch} is damaged, but batches up to {} were written", next - 1);
         return Err(file.corrupt(end.offset, reason));
     }
     for BatchPlace { segment: of, number, .. } in batches_behind(file, end.offset)? {
         if of == segment.number && number > batch && !planted("rot_is_a_tear") {
-            let reason =
-                format!("batch {batch} is damaged, but batch {number} behind it was begun");
+            let reason = format!("batch {batch} is damaged, but batch {number} after it was begun");
             return Err(file.corrupt(end.offset, reason));
         }
     }
@@ -497,7 +499,7 @@ fn check_end(
         && header.place.segment == segment.number
     {
         let (segment, offset) = (segment.number, end.offset);
-        tracing::warn!(segment, offset, batch, "the log has a torn tail and goes on over it");
+        tracing::warn!(segment, offset, batch, "the log has a torn tail and overwrites it");
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Which records go into which batch. Decides only: reads no file, writes none.
+//! Which records go into which batch. This only decides: it reads and writes no file.
 //!
 //! - Jobs keep their order, and share a batch as long as they fit.
 //! - A job that is larger than a batch is cut between entries. Each part but the last carries the
-//!   job's state with the commit index held down to the part's last entry, so that after a crash
-//!   between two parts the group has a state it could have had.
+//!   job's state with its commit index limited to the part's last entry, so that after a crash
+//!   between two parts the group has a state that it could have had.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,9 +24,9 @@ use super::error::WalError;
 pub(super) struct Plan<'a> {
     pub(super) pieces: Vec<Piece<'a>>,
     pub(super) body_bytes: usize,
-    /// Jobs that are whole with this batch and were not before.
+    /// How many jobs this batch completes.
     pub(super) completes: usize,
-    /// Whether entries die by it, so that a segment may become free.
+    /// Whether it makes entries obsolete, so that a segment may become free.
     pub(super) frees: bool,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Piece<'a> {
     Drop { group: GroupId },
 }
 
-/// Cuts `jobs` into batches of at most `limit` bytes of body, or refuses them all.
+/// Divides `jobs` into batches of at most `limit` bytes of body, or refuses them all.
 pub(super) fn plan<'a>(
     groups: &BTreeMap<GroupId, GroupLog>,
     jobs: &'a [LogJob],
@@ -68,7 +68,7 @@ pub(super) fn plan<'a>(
     Ok(plans)
 }
 
-/// Cuts entries into slices of at most `limit` bytes as one record; a larger entry is alone.
+/// Cuts entries into slices of at most `limit` bytes, each for one record; a larger entry is alone.
 pub(super) fn slices(entries: &[Entry], limit: usize) -> Vec<&[Entry]> {
     let mut found = Vec::new();
     let (mut begin, mut bytes) = (0, 0);
@@ -102,7 +102,7 @@ fn cut(job: &LogJob, limit: usize) -> Result<Vec<Part<'_>>, String> {
         let slice_size = record_size(slice);
         if state_size + slice_size > limit {
             let (index, bytes) = (slice[0].index, slice_size);
-            return Err(format!("entry {index} takes {bytes} bytes, a batch holds {limit}"));
+            return Err(format!("entry {index} takes {bytes} bytes, but a batch holds {limit}"));
         }
         if size + slice_size > limit {
             parts.push(std::mem::take(&mut taken));
@@ -122,7 +122,7 @@ fn record_size(entries: &[Entry]) -> usize {
 }
 
 impl<'a> Part<'a> {
-    /// A part that is not the last one: its state speaks of no entry that is still to come.
+    /// A part that is not the last one: its state refers to no entry that is still to come.
     fn early(state: &RecoveryState, slices: Vec<&'a [Entry]>) -> Self {
         let last = slices.last().and_then(|slice| slice.last()).map_or(0, |entry| entry.index);
         let mut state = state.clone();
@@ -131,7 +131,7 @@ impl<'a> Part<'a> {
         Self { state, slices }
     }
 
-    /// Checks the part against its group's log as it will be, and takes it into account there.
+    /// Checks the part against its group's log as it will be then, and adds it to that.
     fn judge(self, group: GroupId, tail: &mut Option<Tail>) -> Result<Plan<'a>, String> {
         let mut plan = Plan::default();
         let reset = match tail {
@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
         self.pieces.push(piece);
     }
 
-    /// A plan that outlives the jobs it was made of.
+    /// A plan that outlives the jobs from which it was made.
     pub(super) fn into_owned(self) -> Plan<'static> {
         let Plan { pieces, body_bytes, completes, frees } = self;
         let pieces = pieces.into_iter().map(|piece| match piece {
@@ -206,7 +206,7 @@ impl Piece<'_> {
         }
     }
 
-    /// Adds the record to the batch; returns where it stands there, and its bytes.
+    /// Adds the record to the batch; returns its offset there and its length.
     pub(super) fn write(&self, batch: &mut BatchBuilder) -> (u32, u32) {
         match self {
             Self::State { group, bytes, reset, .. } => batch.state(*group, bytes, *reset),

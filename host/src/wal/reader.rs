@@ -1,4 +1,4 @@
-//! [`WalReader`]: reads entries back, from any thread, while the log is written.
+//! [`WalReader`]: reads entries back, from any thread, while the log is being written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::open;
 use super::segment::Segment;
 use super::shared::Shared;
 
-/// A handle for reading; clones share everything.
+/// A handle for reading. Clones share everything.
 #[derive(Clone)]
 pub struct WalReader {
     shared: Arc<Shared>,
@@ -25,7 +25,7 @@ impl WalReader {
         Self { shared }
     }
 
-    /// The entries from `from` to before `to_exclusive`, as many as fit in `max_bytes` of log, but
+    /// The entries from `from` to before `to_exclusive`: as many as fit in `max_bytes` of log, but
     /// at least one if any was asked for. Only durable entries are found.
     pub fn entries(
         &self,
@@ -54,22 +54,22 @@ impl WalReader {
         Ok(found)
     }
 
-    /// The first index that the log holds of a group.
+    /// The first index of a group in the log.
     pub fn first_index(&self, group: GroupId) -> Option<u64> {
         self.shared.groups().get(&group).map(|log| log.tail.state.first_index)
     }
 
-    /// The last index that the log holds of a group.
+    /// The last index of a group in the log.
     pub fn last_index(&self, group: GroupId) -> Option<u64> {
         self.shared.groups().get(&group).map(|log| log.tail.last_index)
     }
 
-    /// The term of an entry that the log holds of a group, or of the one before the first.
+    /// The term of a group's entry in the log, or of the entry before the first.
     pub fn term(&self, group: GroupId, index: u64) -> Option<u64> {
         self.shared.groups().get(&group)?.tail.term(index)
     }
 
-    /// Runs of equal terms in a group's log: first index and term, from the entry before the first
+    /// Runs of equal terms in a group's log, (first index, term), from the entry before the first
     /// one.
     pub fn terms(&self, group: GroupId) -> Option<Vec<(u64, u64)>> {
         Some(self.shared.groups().get(&group)?.tail.terms())
@@ -80,14 +80,14 @@ impl WalReader {
         self.shared.groups().get(&group).map(|log| log.tail.state.clone())
     }
 
-    /// Reads every segment that is written no more as a start would, live or not: what would keep
-    /// this log from being opened, and is from now on known to be damaged. Calls `pause` with the
-    /// bytes after each.
+    /// Reads every segment except the active one as a start would, whether it holds live entries or
+    /// not. Returns what would keep this log from being opened; those segments count as damaged
+    /// from now on. Calls `pause` with the bytes of each segment after reading it.
     pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<WalError> {
         let segments: Vec<Arc<Segment>> = self.shared.segments().values().cloned().collect();
         let mut bad = Vec::new();
         for pair in segments.windows(2) {
-            // It may have been removed meanwhile; then nobody will read it again.
+            // A segment that was deleted meanwhile does not matter: no start will read it.
             if let Err(error) = open::check_sealed(&pair[0], &pair[1])
                 && error.is_damage()
                 && self.shared.note_damage(pair[0].number())
@@ -99,20 +99,19 @@ impl WalReader {
         bad
     }
 
-    /// The segments that count, oldest first, with the files that they are in; the last one is
-    /// being written.
+    /// The segments that count, oldest first, with their files. The last one is being written.
     pub fn segments(&self) -> Vec<(u64, PathBuf)> {
         let segments = self.shared.segments();
         segments.iter().map(|(number, segment)| (*number, segment.path().to_owned())).collect()
     }
 
-    /// Groups with live entries in this log, the one with the most in the oldest segment first.
+    /// The groups in this log, ordered by id.
     pub fn groups(&self) -> Vec<GroupId> {
         self.shared.groups().keys().copied().collect()
     }
 
-    /// Reads one record; what is not as it was written, or cannot be read, is known to be damaged
-    /// from now on.
+    /// Reads one record. If it is damaged or cannot be read, its segment counts as damaged from now
+    /// on.
     fn read(
         &self,
         group: GroupId,
@@ -143,7 +142,8 @@ impl WalReader {
         if to_exclusive > last_index + 1 {
             return Err(WalError::Unavailable { group, index: to_exclusive - 1, last_index });
         }
-        // A segment is forgotten only after no group names it, which the lock on them rules out.
+        // A segment is forgotten only when no group refers to it, which the lock on the groups
+        // rules out.
         let segments = self.shared.segments();
         let mut bytes = 0;
         let mut found = Vec::new();

@@ -1,11 +1,11 @@
-//! Log files, and the segments that are in them.
+//! Log files, and the segments in them.
 //!
-//! A file is made once, under a name of its own, and serves many segments one after the other:
-//! which one is in it now, its head says. So a new segment needs no new name and no new block.
+//! A file is created once, under a name of its own, and holds many segments one after the other;
+//! its head says which one is in it now. So a new segment needs no new name and no new block.
 //!
-//! While a file is new, small writes take zeros with them, up to a multiple of [`AHEAD_BLOCKS`]
-//! blocks: a sync that first touches a block commits the filesystem's journal as well, and so only
-//! one in sixteen does.
+//! While a file is new, small writes are padded with zeros to a multiple of [`AHEAD_BLOCKS`]
+//! blocks. A sync after the first write to a block also commits the filesystem's journal, and this
+//! way only one sync in sixteen does.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,11 +33,11 @@ pub(super) struct LogFile {
     pub(super) file: Box<dyn File>,
     /// Bytes of the file.
     pub(super) length: u64,
-    /// Where the part begins to which nothing was ever written.
+    /// The offset from which on nothing was ever written.
     fresh: AtomicU64,
 }
 
-/// A segment in its file; the file stays what it is as long as anybody uses the segment.
+/// A segment in its file. The file is not reused while the segment is in use.
 pub(super) struct Segment {
     pub(super) number: u64,
     /// The number of its first batch, the head.
@@ -50,14 +50,14 @@ pub(super) fn file_name(file: u64) -> String {
     format!("{file:016x}{SUFFIX}")
 }
 
-/// The number of a log file's name; `None` for other names.
+/// The number in a log file's name; `None` for other names.
 pub(super) fn parse_name(name: &str) -> Option<u64> {
     let number = u64::from_str_radix(name.strip_suffix(SUFFIX)?, 16).ok()?;
     (file_name(number) == name).then_some(number)
 }
 
 impl LogFile {
-    /// A file of which nothing behind `fresh` was ever written.
+    /// A file to which nothing was ever written from offset `fresh` on.
     pub(super) fn new(
         header: FileHeader,
         path: PathBuf,
@@ -68,7 +68,7 @@ impl LogFile {
         Self { header, path, file, length, fresh: AtomicU64::new(fresh) }
     }
 
-    /// The bytes of a head: where the segment belongs, and the state of every group.
+    /// The bytes of a head: the segment's place in the log, and the state of every group.
     pub(super) fn head(&self, place: BatchPlace, states: &[(GroupId, Vec<u8>)]) -> Vec<u8> {
         let mut head = BatchBuilder::new(&self.header, place);
         for (group, state) in states {
@@ -85,27 +85,27 @@ impl LogFile {
         read.is_ok() && FileHeader::decode(&bytes) == Ok(self.header)
     }
 
-    /// It holds no head: what lies behind its header counts as never written.
+    /// The file has no head: everything after its header counts as never written.
     pub(super) fn take_for_new(&mut self) {
         *self.fresh.get_mut() = self.header.head_offset();
     }
 
-    /// Writes, and says how many bytes: zeros beside those that are given.
+    /// Writes `bytes`, padded with zeros if the file is new; returns how many bytes were written.
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<u64> {
         let end = offset + bytes.len() as u64;
         let at_once = AHEAD_BLOCKS * u64::from(self.header.block_bytes);
         let touches_new = end > self.fresh.load(Ordering::Relaxed);
-        let filled = match touches_new && (bytes.len() as u64) < at_once {
-            true => end.next_multiple_of(at_once).min(self.length),
-            false => end,
+        let filled = if touches_new && (bytes.len() as u64) < at_once {
+            end.next_multiple_of(at_once).min(self.length)
+        } else {
+            end
         };
-        match filled > end {
-            true => {
-                let mut ahead = bytes.to_vec();
-                ahead.resize((filled - offset) as usize, 0);
-                self.file.write_at(&ahead, offset)?;
-            }
-            false => self.file.write_at(bytes, offset)?,
+        if filled > end {
+            let mut ahead = bytes.to_vec();
+            ahead.resize((filled - offset) as usize, 0);
+            self.file.write_at(&ahead, offset)?;
+        } else {
+            self.file.write_at(bytes, offset)?;
         }
         self.fresh.fetch_max(filled, Ordering::Relaxed);
         Ok(filled - offset)
@@ -121,7 +121,7 @@ impl LogFile {
 }
 
 impl Segment {
-    /// The segment whose head, at this place, is in the file.
+    /// The segment in this file, which begins with the head at this place.
     pub(super) fn new(file: LogFile, head: BatchPlace) -> Self {
         let (number, first_batch) = (head.segment, head.number);
         let salt = file.header.salt(number);
@@ -140,13 +140,13 @@ impl Segment {
         self.salt
     }
 
-    /// Reads one record of entries back; its checksum is looked at each time.
+    /// Reads one record of entries back, and verifies its checksum each time.
     pub(super) fn entries(&self, group: GroupId, place: &Place) -> Result<Vec<Entry>, WalError> {
         let mut bytes = vec![0; place.length as usize];
         match read_exact_at(&*self.file.file, &mut bytes, place.offset) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(self.file.corrupt(place.offset, "the file was cut"));
+                return Err(self.file.corrupt(place.offset, "the file was truncated"));
             }
             Err(error) => return Err(WalError::io("read", self.path())(error)),
         }

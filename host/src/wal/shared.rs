@@ -1,6 +1,6 @@
-//! What the writer and its readers share: where each live entry stands, and the open segments.
+//! What the writer and its readers share: where each live entry is, and the open segments.
 //!
-//! A lock is held for a look or a change in memory, never over IO.
+//! Locks are held for a look or a change in memory, never during IO.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -39,15 +39,15 @@ impl Shared {
         segments.insert(segment.number(), segment);
     }
 
-    /// The segment, which nobody finds any more, damaged or not.
+    /// Removes the segment from those that readers can find, and from the damaged ones.
     pub(super) fn forget_segment(&self, number: u64) -> Option<Arc<Segment>> {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         self.damaged().remove(&number);
         segments.remove(&number)
     }
 
-    /// The segment turned out not to be what was written; whether it is still there. Whoever read
-    /// one that was removed meanwhile says nothing of the log.
+    /// The segment was found damaged. Returns whether it still exists: damage in a deleted segment
+    /// says nothing about the log.
     pub(super) fn note_damage(&self, number: u64) -> bool {
         let segments = self.segments();
         let there = segments.contains_key(&number);
@@ -57,13 +57,13 @@ impl Shared {
         there
     }
 
-    /// Numbers of the segments that turned out not to be what was written.
+    /// The numbers of the segments that were found damaged.
     pub(super) fn damaged(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies a batch that became durable at `begin` in `segment`. `places` has, for each piece,
-    /// where it stands in the batch, and its bytes.
+    /// Applies a batch that became durable at `begin` in `segment`. `places` holds each piece's
+    /// offset in the batch and its length.
     pub(super) fn publish(
         &self,
         pieces: Vec<Piece<'_>>,

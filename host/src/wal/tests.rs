@@ -1,4 +1,5 @@
-//! The log on the in-memory disk: a tiny model, and what survives crashes, failures and rot.
+//! Tests of the log on the in-memory disk: a small model, and what survives crashes, failures and
+//! corruption.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ mod retention;
 mod rot;
 
 const SEGMENT_BYTES: u64 = 8192;
-/// A sector of the disk in memory.
+/// A sector of the in-memory disk.
 const BLOCK_BYTES: u32 = 512;
 
 type Recovered = BTreeMap<GroupId, RecoveredGroup>;
@@ -51,9 +52,9 @@ fn open_well(fs: &MemFs) -> (Wal, Recovered) {
     open(fs).expect("the log is well")
 }
 
-/// A state whose log begins at `first` behind an entry of term `previous`; committed to `commit`.
+/// A state whose log begins at `first` after an entry of term `previous`; committed to `commit`.
 fn state(first: u64, previous: u64, commit: u64) -> RecoveryState {
-    let mut state = RecoveryState::unfounded("g", ReplicaId(9));
+    let mut state = RecoveryState::blank("g", ReplicaId(9));
     (state.first_index, state.previous_term, state.commit) = (first, previous, commit);
     state.term = previous;
     if first > 1 {
@@ -81,7 +82,7 @@ fn job(group: u64, state: RecoveryState, entries: Vec<Entry>) -> LogJob {
 }
 
 impl Wal {
-    /// As the log lane does while nothing else waits.
+    /// Appends, then tidies as the log lane does while nothing else waits.
     fn append_and_tidy(&mut self, jobs: &[LogJob]) -> Result<Appended, WalError> {
         let appended = self.append(jobs, &mut |_| {})?;
         while self.housekeep()? {}
@@ -148,14 +149,14 @@ impl Model {
     }
 }
 
-/// Steps of a scripted life of a log. Each append is small enough to be one batch.
+/// The steps of a scripted life of a log. Each append is small enough for one batch.
 enum Step {
     Append(Vec<LogJob>),
     Seal,
     Reopen,
 }
 
-/// The model before the first step and after each.
+/// The model before the first step and after each one.
 fn models(steps: &[Step]) -> Vec<Model> {
     let mut models = vec![Model::default()];
     for step in steps {
@@ -169,13 +170,13 @@ fn models(steps: &[Step]) -> Vec<Model> {
     models
 }
 
-/// Goes on with what waits for room; there is some again.
+/// Continues with what waits for space, of which there is some again.
 fn go_on(wal: &mut Wal) -> Result<(), WalError> {
     wal.ensure_reserve()?;
     wal.resume(&mut |_| {})
 }
 
-/// Runs steps until one fails. Returns how many succeeded, and the log if one was open.
+/// Runs steps until one fails. Returns how many succeeded, the log if one was open, and the error.
 fn run(fs: &MemFs, steps: &[Step]) -> (usize, Option<Wal>, Option<WalError>) {
     let mut wal = match open(fs) {
         Ok((wal, _recovered)) => wal,
@@ -201,7 +202,7 @@ fn run(fs: &MemFs, steps: &[Step]) -> (usize, Option<Wal>, Option<WalError>) {
     (steps.len(), Some(wal), None)
 }
 
-/// Several groups over several segments: appends, conflicts, truncation, a snapshot's reset, an
+/// Several groups over several segments: appends, conflicts, truncation, a reset by a snapshot, an
 /// idle group, a replica that begins anew, seals and restarts.
 fn scenario() -> Vec<Step> {
     use Step::{Append, Reopen, Seal};
@@ -252,7 +253,7 @@ fn wal_files(wal: &Wal) -> Vec<PathBuf> {
     segments.values().map(|segment| segment.path().to_owned()).collect()
 }
 
-/// Every file that is there.
+/// Every file in the directory.
 fn all_files(fs: &MemFs) -> Vec<String> {
     fs.list(&dir()).expect("the directory is there")
 }

@@ -1,15 +1,16 @@
-//! Old segments go: deletion in order, and moving what keeps the oldest one.
+//! Deleting old segments: in order, and by moving the live entries that keep the oldest one.
 //!
-//! - Done a step at a time ([`Wal::housekeep`]), while nobody waits for the log.
-//! - Segments go oldest first: an entry that was overwritten has to go before what overwrote it.
-//! - What is *little* in the oldest segment is moved, so that an idle group pins nothing. More is
-//!   moved only while the log is *large*: soon the files would take more than twice what lives in
-//!   them, and four segments.
-//! - At most a quarter of the bytes that are appended is moved. So an idle log comes to rest, and a
-//!   log of which nearly everything lives for ever grows beyond twice that rather than being
-//!   written again and again.
-//! - While the disk is short of room only what frees a segment at once is moved, and only into the
-//!   segment that is there.
+//! - Done a step at a time ([`Wal::housekeep`]), while nothing waits for the log.
+//! - Segments are deleted oldest first: an entry that was overwritten must be gone before the one
+//!   that overwrote it.
+//! - *Few* live entries in the oldest segment are moved, so that an idle group pins no segment.
+//!   More are moved only while the log is *large*: soon the files would take more than twice the
+//!   space of their live entries, plus four segments.
+//! - Moving writes at most a quarter of the bytes that are appended. So an idle log comes to rest,
+//!   and a log in which nearly all entries live forever grows beyond that bound rather than being
+//!   rewritten again and again.
+//! - While the disk is short of space, entries are moved only if that frees a segment at once, and
+//!   only into the active segment.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,15 +24,15 @@ use raft::eraftpb::Entry;
 use super::plan::{Piece, Plan, slices};
 use super::{Wal, WalError};
 
-/// So many bytes are appended for each that may be moved.
+/// How many bytes must be appended for each byte that may be moved.
 const APPENDED_PER_MOVED: u64 = 4;
 
-/// A group's live entries in one segment: group, first index, the index behind the last one.
+/// A group's live entries in one segment: group, first index, the index after the last one.
 type Leftover = (GroupId, u64, u64);
 
 impl Wal {
-    /// One step of keeping the log small and its spares ready; whether there may be another one to
-    /// take at once. Nothing that was appended waits for it.
+    /// Takes one step to keep the log small and its spares ready; returns whether to call it again
+    /// at once. No append waits for it.
     pub fn housekeep(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
         let Some(oldest) = self.oldest().filter(|_| self.untidy) else {
@@ -60,13 +61,13 @@ impl Wal {
         self.shared.groups().values().map(|log| log.extents().live()).sum()
     }
 
-    /// Bytes that all files may take, spares included.
+    /// Bytes that all files may take, including spares.
     pub(super) fn files_max(&self) -> u64 {
         2 * self.live() + 4 * self.options.segment_bytes
     }
 
-    /// Whether old segments have to be emptied so that files stay within their bound. Moving is
-    /// slow, so it begins an eighth before, and leaves room for two spares and a segment that
+    /// Whether old segments must be emptied to keep the files within their bound. Moving is slow,
+    /// so it begins an eighth below the bound, and leaves space for two spares and a segment that
     /// begins meanwhile.
     fn is_large(&self) -> bool {
         let bytes: u64 = self.shared.segments().values().map(|segment| segment.file.length).sum();
@@ -74,8 +75,8 @@ impl Wal {
         bytes > 2 * live - live / 4 + segment
     }
 
-    /// So many bytes were appended: a part of them may be moved. What was saved up lasts for a
-    /// segment.
+    /// Notes how many bytes were appended: a fraction of them may be moved. At most a segment's
+    /// worth is saved up.
     pub(super) fn earn(&mut self, appended: u64) {
         let saved = self.credit + appended / APPENDED_PER_MOVED;
         self.credit = saved.min(self.options.segment_bytes);
@@ -91,11 +92,11 @@ impl Wal {
         self.shared.groups().values().map(|log| log.extents().live_in(segment)).sum()
     }
 
-    /// Moves something of what keeps the oldest segment, if that is worth it and may be; whether
-    /// that changed anything. If it can come to nothing before a segment begins or entries die,
-    /// nobody looks before that.
+    /// Moves some of the live entries that keep the oldest segment, if that is worthwhile and
+    /// allowed; returns whether anything changed. If nothing can come of it until a segment begins
+    /// or entries become obsolete, it is not tried again before that.
     fn empty(&mut self, number: u64, live: u64) -> Result<bool, WalError> {
-        // In small logs of tests a whole segment would count as little.
+        // In the small logs of tests, a whole segment would otherwise count as few entries.
         let step = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
         let short = self.shortage().is_some();
         let for_ever = planted("clean_for_ever");
@@ -118,19 +119,19 @@ impl Wal {
             })
         });
         let (moved, fits) = (plan.body_bytes as u64, plan.body_bytes <= self.batch_body_max());
-        // A large log is worth a new segment.
+        // Beginning a new segment for it is worthwhile if the log is large.
         self.untidy = !read.is_empty() && fits && (large || self.fits(&plan));
         if !self.untidy || !self.commit_own(plan)? {
             return Ok(false);
         }
         self.credit = self.credit.saturating_sub(moved);
         self.counters.moved_bytes += moved;
-        // The bug moves something whenever somebody looks: without an end it would only hang.
+        // The planted bug always finds something to move, and would loop forever if this were true.
         Ok(!for_ever)
     }
 
-    /// Live entries in a segment that take about so many bytes, at least one record, and how many
-    /// they take.
+    /// Live entries of a segment that take about `budget` bytes, at least one record, and how many
+    /// bytes they take.
     fn leftovers(&self, number: u64, budget: u64) -> (Vec<Leftover>, u64) {
         let mut found: Vec<Leftover> = Vec::new();
         let mut bytes = 0;
@@ -150,8 +151,8 @@ impl Wal {
         (found, bytes)
     }
 
-    /// Reads entries that are to be moved; none if one of them cannot be read: their segment stays,
-    /// nothing is lost.
+    /// Reads entries that are to be moved. Returns none if one of them cannot be read: the segment
+    /// is kept, and nothing is lost.
     fn read_out(&self, leftovers: &[Leftover]) -> Vec<(GroupId, Vec<Entry>)> {
         let mut read = Vec::new();
         for (group, from, end) in leftovers {
@@ -166,32 +167,32 @@ impl Wal {
         read
     }
 
-    /// The segment counts no more. Its file serves a later one, unless there are enough of them,
-    /// somebody still reads it, or it is not to be trusted: then it is gone for good before the
-    /// segment is forgotten. `false`: there is no room for that now.
+    /// Deletes a segment. Its file becomes a spare, unless there are enough, a reader still uses
+    /// it, or it is damaged. A damaged file is gone durably before the segment is forgotten;
+    /// returns false if there is not enough space to do that now.
     fn free(&mut self, number: u64) -> Result<bool, WalError> {
-        let segment = self.shared.segments().get(&number).map(Arc::clone);
-        let segment = segment.expect("a segment is freed once");
+        let known = self.shared.segments().get(&number).map(Arc::clone);
+        let segment = known.expect("a segment is freed once");
         let path = segment.path().to_owned();
         let rotted = self.shared.damaged().contains(&number) || !segment.file.is_sound();
         drop(segment);
         if rotted
-            && !planted("rotten_file_comes_back")
+            && !planted("corrupt_file_comes_back")
             && !self.files.remove_for_good(path.clone()).map_err(|error| self.poison(error))?
         {
             return Ok(false);
         }
         let segment = self.shared.forget_segment(number).expect("it is there");
-        // The next batch says so, and the last one is to have one behind it.
+        // The next batch names the oldest segment, and the last one must have one after it.
         self.sealed = false;
         let wanted = !rotted && self.spares.len() < self.spares_max();
         match Arc::try_unwrap(segment) {
             Ok(segment) if wanted && self.is_usual(&segment.file) => {
-                tracing::debug!(segment = number, "log segment ended, its file stays");
+                tracing::debug!(segment = number, "log segment deleted, its file is now a spare");
                 self.spares.push(segment.file);
             }
             Ok(_) | Err(_) => {
-                tracing::debug!(segment = number, "log segment ended, its file is removed");
+                tracing::debug!(segment = number, "log segment deleted with its file");
                 self.files.remove(path).map_err(|error| self.poison(error))?;
             }
         }

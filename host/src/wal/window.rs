@@ -4,12 +4,12 @@ use super::error::WalError;
 use super::segment::LogFile;
 use crate::fs::read_exact_at;
 
-/// Read at once, bytes; more only for a larger batch.
+/// Bytes read at once; more only for a larger batch.
 const WINDOW_BYTES: u64 = 1 << 20;
 
 pub(super) struct Window<'a> {
     file: &'a LogFile,
-    /// Where `bytes` begins in the file.
+    /// The offset of `bytes` in the file.
     begin: u64,
     bytes: Vec<u8>,
 }
@@ -19,7 +19,7 @@ impl<'a> Window<'a> {
         Self { file, begin: 0, bytes: Vec::new() }
     }
 
-    /// `count` bytes at `offset`; `None` if the file ends before.
+    /// `count` bytes at `offset`; `None` if the file ends before that.
     pub(super) fn get(&mut self, offset: u64, count: u64) -> Result<Option<&[u8]>, WalError> {
         let Some(end) = offset.checked_add(count).filter(|end| *end <= self.file.length) else {
             return Ok(None);

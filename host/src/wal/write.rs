@@ -1,15 +1,16 @@
-//! Writing: a batch into the active segment, and the next segment once that one takes no more.
+//! Writing: a batch into the active segment, and the next segment once that one is full.
 //!
-//! What finds no room changes nothing that counts, at whichever operation it shows:
+//! Running out of space changes nothing that counts, whichever operation notices it:
 //!
-//! - A batch whose write or sync found none was acknowledged to nobody. The active segment ends
-//!   before it: nothing is written or synced there again, and the batch goes into the next one,
-//!   under the same number. That one's head says which number the batches before it reached.
-//! - A file that does not take a head holds no segment. If a write failed it may be tried again; if
-//!   a sync did, nobody knows what the file holds: it goes. The number is not used again.
-//! - Whether such a head is on the disk nobody knows, and it says where the segment before it ends.
-//!   So that one takes nothing more in this process; and a later process, which knows nothing of
-//!   the file, first makes durable that it is gone.
+//! - A batch whose write or sync ran out of space was never acknowledged. The active segment ends
+//!   before it: nothing is written or synced there again, and the batch goes into the next segment,
+//!   under the same number. That segment's head tells how far the batches before it reached.
+//! - A file whose head could not be made durable holds no segment. If the write failed, the file
+//!   may be tried again; if the sync failed, its content is unknown and it is removed. The
+//!   segment's number is not used again.
+//! - Whether such a head is on the disk is unknown, and it would say where the segment before it
+//!   ends. So that segment takes no further batch in this process. A later process, which does not
+//!   know of the file, first makes its removal durable.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,22 +25,23 @@ use super::segment::{LogFile, Segment};
 use super::{Wal, WalError};
 use crate::fs::{is_full, is_short};
 
-/// Files that are kept beside the active one while the disk has plenty of room: one that was
-/// written before takes a sync of a third of the time that a new one takes.
+/// Files kept besides the active one while the disk has plenty of space: syncing a file that was
+/// written before takes a third of the time.
 const SPARES_MAX: usize = 4;
-/// Plenty of room, in segments.
+/// What counts as plenty of space, in segments.
 const PLENTY_SEGMENTS: u64 = 16;
 
 /// Where a batch was written.
 struct Written {
     begin: u64,
-    /// For each piece, where it stands in the batch, and its bytes.
+    /// For each piece, its offset in the batch and its length.
     places: Vec<(u32, u32)>,
 }
 
 impl Wal {
-    /// Writes the batches, one after the other; those that were written are taken out. What is left
-    /// after `Full` can be written later. Says after each how many jobs are durable by it.
+    /// Writes the batches one after the other, and takes those that were written off the queue.
+    /// What is left after `Full` can be written later. After each batch, `durable` is told how many
+    /// jobs it completed.
     pub(super) fn commit(
         &mut self,
         plans: &mut VecDeque<Plan<'_>>,
@@ -57,7 +59,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Makes a batch durable that no job waits for. `false`: there is no room for it now.
+    /// Makes a batch durable that no job waits for. Returns false if there is no space for it now.
     pub(super) fn commit_own(&mut self, plan: Plan<'_>) -> Result<bool, WalError> {
         match self.commit(&mut VecDeque::from([plan]), &mut |_jobs| {}) {
             Err(WalError::Full { .. }) => Ok(false),
@@ -65,14 +67,14 @@ impl Wal {
         }
     }
 
-    /// Whether the active segment takes the batch.
+    /// Whether the batch fits in the active segment.
     pub(super) fn fits(&self, plan: &Plan<'_>) -> bool {
         let size = batch_size(plan.body_bytes, self.active.file.header.block_bytes);
         !self.given_up && self.end + size <= self.active.file.length
     }
 
-    /// Makes one batch durable, in the next segment if the active one has no room for it. If that
-    /// shows in the attempt, there is one more.
+    /// Makes one batch durable, in the next segment if it does not fit in the active one. If that
+    /// turns out only during the attempt, there is a second one.
     fn put(&mut self, plan: &Plan<'_>) -> Result<Written, WalError> {
         if !planted("write_beside_unsettled_names") {
             self.files.settle_names().map_err(|error| self.not_made(error))?;
@@ -104,7 +106,7 @@ impl Wal {
         let size = bytes.len() as u64;
         let expected = batch_size(plan.body_bytes, active.file.header.block_bytes);
         assert_eq!(size, expected, "a plan knows the size of its batch");
-        assert!(self.end + size <= active.file.length, "room was made for the batch");
+        assert!(self.end + size <= active.file.length, "the segment has space for the batch");
         let written = match active.file.write(&bytes, self.end) {
             Err(error) if is_short(&error) => {
                 self.given_up = is_full(&error);
@@ -112,14 +114,9 @@ impl Wal {
             }
             written => written.map_err(|error| self.failed("write", &active.file, error))?,
         };
-        let synced = || match planted("skip_fsync") {
-            true => Ok(()),
-            false => self.sync(&active.file),
-        };
-        let retried = |error| match planted("retry_failed_sync") {
-            true => self.sync(&active.file),
-            false => Err(error),
-        };
+        let synced = || if planted("skip_fsync") { Ok(()) } else { self.sync(&active.file) };
+        let retried =
+            |error| if planted("retry_failed_sync") { self.sync(&active.file) } else { Err(error) };
         match synced().or_else(retried) {
             Err(error) if is_full(&error) => {
                 self.given_up = true;
@@ -137,13 +134,13 @@ impl Wal {
         Ok(Written { begin, places })
     }
 
-    /// Syncs what an acknowledgement waits for.
+    /// Syncs a file for an acknowledgement that waits for it.
     fn sync(&self, file: &LogFile) -> std::io::Result<()> {
         let began = Instant::now();
         file.sync().inspect(|()| self.syncs.observe(began.elapsed().as_secs_f64()))
     }
 
-    /// Begins the next segment, with room for a batch behind its head. Every spare is tried.
+    /// Begins the next segment, with space for a batch after its head. Tries every spare.
     fn roll(&mut self, plan: &Plan<'_>) -> Result<(), WalError> {
         let mut states = Vec::new();
         for (group, log) in self.shared.groups().iter() {
@@ -169,7 +166,7 @@ impl Wal {
         unreachable!("there is a last attempt")
     }
 
-    /// Makes a file the active segment. One sync, and no name.
+    /// Makes a file the active segment. Takes one sync and no new name.
     fn begin(&mut self, file: LogFile, place: BatchPlace, head: &[u8]) -> Result<(), WalError> {
         self.given_up = true;
         let written = match file.write(head, file.header.head_offset()) {
@@ -200,7 +197,7 @@ impl Wal {
         Ok(())
     }
 
-    /// A file with room for a head and a batch. `Full` leaves the log as it was.
+    /// A file with space for a head and a batch. `Full` leaves the log as it was.
     fn take_spare(
         &mut self,
         plan: &Plan<'_>,
@@ -216,14 +213,14 @@ impl Wal {
         self.make_file(need.max(self.options.segment_bytes))
     }
 
-    /// Tries to have as many spares as there should be. The log lane asks again while the disk is
-    /// full.
+    /// Tries to have as many spares as there should be. The log lane calls it again while the disk
+    /// is full.
     pub fn ensure_reserve(&mut self) -> Result<(), WalError> {
         self.healthy()?;
         self.files.sweep().map_err(|error| self.poison(error))?;
         while self.spares.len() < self.options.spares {
             match self.make_file(self.options.segment_bytes) {
-                // What was written before is taken first.
+                // Spares that were written before are taken first.
                 Ok(file) => self.spares.insert(0, file),
                 Err(WalError::Full { .. }) => return Ok(()),
                 Err(error) => return Err(error),
@@ -234,12 +231,12 @@ impl Wal {
             self.files.remove(path).map_err(|error| self.poison(error))?;
         }
         if self.lacking.take().is_some() {
-            tracing::info!("the log has room again");
+            tracing::info!("the log has space again");
         }
         Ok(())
     }
 
-    /// How many spares may stay now: whoever else needs the room gets it.
+    /// How many spares may be kept now: other users of the disk get the space if it is scarce.
     pub(super) fn spares_max(&self) -> usize {
         let (segment, least) = (self.options.segment_bytes, self.options.spares);
         if self.files.available() < PLENTY_SEGMENTS.saturating_mul(segment) {
@@ -250,7 +247,7 @@ impl Wal {
         usize::try_from(beside).unwrap_or(usize::MAX).clamp(least, least.max(SPARES_MAX))
     }
 
-    /// Whether a file is as files are made now.
+    /// Whether a file has the size and block size that new files get.
     pub(super) fn is_usual(&self, file: &LogFile) -> bool {
         let (length, block) = (self.options.segment_bytes, self.options.block_bytes);
         file.length == length && file.header.block_bytes == block
@@ -262,8 +259,8 @@ impl Wal {
         Ok(file)
     }
 
-    /// A file or its name was not made: for want of room, which leaves the log as it was, or the
-    /// log is over.
+    /// Creating a file or its name failed. A lack of space leaves the log as it was; anything else
+    /// ends it.
     fn not_made(&mut self, error: WalError) -> WalError {
         match &error {
             WalError::Full { why, .. } => {
@@ -286,12 +283,12 @@ impl Wal {
         full
     }
 
-    /// The log lacks something that may come back.
+    /// Notes that the log lacks something that may become available again.
     fn lacks(&mut self, why: &str) {
         if self.lacking.is_none() {
             tracing::warn!(
                 why,
-                "the log is short of room: what waits is written once there is some"
+                "the log is short of space: what waits is written once there is some"
             );
         }
         self.lacking = Some(why.to_owned());

@@ -1,4 +1,4 @@
-//! What must not differ: the same entries give the same outcomes, snapshots and fuel.
+//! Determinism: the same entries give the same outcomes, snapshots and fuel.
 
 use bytes::Bytes;
 use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
@@ -27,14 +27,14 @@ const BANK: [&str; 7] = [
     "nonsense",
 ];
 
-/// Applies entries of three commands each, the texts repeated.
+/// Applies entries of three commands each, going through `texts` again and again.
 fn run(guest: &mut ComponentGuest, texts: &[&str], indexes: std::ops::Range<u64>) -> Vec<Outcome> {
     let texts: Vec<&str> = texts.iter().copied().cycle().take(texts.len() * 3).collect();
-    let packs: Vec<Vec<Bytes>> = texts.chunks(3).map(commands).collect();
+    let batches: Vec<Vec<Bytes>> = texts.chunks(3).map(commands).collect();
     indexes
         .flat_map(|index| {
-            let pack = &packs[index as usize % packs.len()];
-            guest.apply(at(index), pack).expect("examples do not fault")
+            let batch = &batches[index as usize % batches.len()];
+            guest.apply(at(index), batch).expect("examples do not fault")
         })
         .collect()
 }
@@ -53,8 +53,8 @@ fn check(name: &str, texts: &[&str], query: &str) {
     restored_goes_on(&module, &bytes, &mut one, texts, query);
 }
 
-/// A restored guest writes the snapshot it came from, and goes on like its writer; a query changes
-/// nothing.
+/// A restored guest writes the snapshot that it was restored from and goes on like the guest that
+/// wrote it; a query changes nothing.
 fn restored_goes_on(
     module: &ComponentModule,
     bytes: &[u8],
@@ -109,7 +109,7 @@ fn a_restore_costs_the_same_from_any_reader() {
     let fuel = |input: &mut dyn std::io::Read| {
         let mut guest = fresh(module);
         guest.restore(&header(module, 2), b"", input).expect("it was just written");
-        assert!(snapshot(&mut guest) == bytes, "the state is another");
+        assert!(snapshot(&mut guest) == bytes, "the state differs");
         guest.fuel_used()
     };
     assert_eq!(fuel(&mut &bytes[..]), fuel(&mut Dribble(&bytes)));

@@ -1,4 +1,4 @@
-//! Queries and snapshots are put to a copy: whatever they do, the live guest is as it was.
+//! Queries and snapshots run on a copy: whatever they do, the live guest stays as it was.
 
 use std::io::ErrorKind;
 
@@ -7,7 +7,7 @@ use lockstep_host::guest::{Guest as _, Outcome};
 
 use super::{Disk, at, commands, hostile, load, snapshot, started};
 
-/// A query that ends badly costs itself.
+/// A query that faults fails alone: the guest and the next query do not notice.
 #[test]
 fn a_query_cannot_spoil_the_guest() {
     let mut guest = started(hostile());
@@ -32,7 +32,7 @@ fn a_query_cannot_spoil_the_guest() {
     guest.apply(at(3), &commands(&["nothing"])).expect("it applies");
 }
 
-/// A query that writes writes for itself: no command and no snapshot sees it.
+/// What a query writes stays in its copy: no command and no snapshot sees it.
 #[test]
 fn a_query_cannot_change_the_guest() {
     let mut guest = started(hostile());
@@ -46,7 +46,7 @@ fn a_query_cannot_change_the_guest() {
     }
 }
 
-/// A copy sees what was applied since, also where the memory has grown.
+/// A copy sees every command applied so far, also after the memory has grown.
 #[test]
 fn a_query_sees_the_last_command() {
     let module = load("kv");
@@ -63,13 +63,13 @@ fn a_query_sees_the_last_command() {
     }
 }
 
-/// A snapshot that ends badly costs itself, too.
+/// A snapshot that faults fails alone, too.
 #[test]
 fn a_snapshot_cannot_spoil_the_guest() {
     let mut guest = started(hostile());
     for (index, deed) in [(2, "panic"), (3, "grow"), (4, "loop")] {
         let told = format!("snapshot {deed}");
-        guest.apply(at(index), &commands(&[&told])).expect("it is only told");
+        guest.apply(at(index), &commands(&[&told])).expect("it only takes the order");
         guest.snapshot(&mut std::io::sink()).expect_err(deed);
         assert!(guest.is_usable(), "{deed}");
     }
@@ -77,12 +77,11 @@ fn a_snapshot_cannot_spoil_the_guest() {
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 
-/// A snapshot whose bytes nobody can keep ends at the first write that fails, whatever the guest
-/// would still do.
+/// A snapshot ends at the first write that fails, whatever the guest would still do.
 #[test]
 fn a_snapshot_ends_with_the_first_write_that_fails() {
     let mut guest = started(hostile());
-    guest.apply(at(2), &commands(&["snapshot trickle"])).expect("it is only told");
+    guest.apply(at(2), &commands(&["snapshot trickle"])).expect("it only takes the order");
     for _ in 0..3 {
         let before = guest.fuel_used();
         let error = guest.snapshot(&mut Disk(0)).expect("no fault").expect_err("it is full");
@@ -95,7 +94,7 @@ fn a_snapshot_ends_with_the_first_write_that_fails() {
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 
-/// Our own guests remember nothing but in their memory; others are told from them.
+/// The guests of this repository keep all their state in linear memory, so each can be copied.
 #[test]
 fn who_remembers_elsewhere_has_no_copy() {
     for name in ["kv", "bank", "counter", "hostile"] {

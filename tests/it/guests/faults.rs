@@ -1,4 +1,4 @@
-//! A guest that misbehaves: the right class, in the right call, and never an outcome.
+//! A guest that misbehaves causes a fault of the right class in the right call, never an outcome.
 
 use std::io;
 
@@ -6,20 +6,20 @@ use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_host::guest::{Guest as _, Outcome};
 
 use super::{
-    Disk, at, commands, fresh, header, hostile, install, made, refusals, snapshot, started,
+    Disk, at, bootstrap, commands, fresh, header, hostile, made, refusals, snapshot, started,
 };
 
-/// What was asked for, in which class it ends, and what the message must say.
+/// What the guest is told to do, the class of its fault, and what the message must contain.
 type Deed = (&'static str, FaultClass, &'static str);
 
-/// Misbehaviour that is possible everywhere.
+/// Misbehaviour that is possible in every call.
 const DEEDS: [Deed; 7] = [
     ("panic", FaultClass::Trap, "on purpose"),
     ("loop", FaultClass::OutOfFuel, "used up the fuel"),
     ("grow", FaultClass::OutOfMemory, "bytes of memory, has"),
     ("reserve", FaultClass::OutOfMemory, "more bytes of memory, has"),
     ("pages 2048", FaultClass::OutOfMemory, "134217728 more bytes of memory, has"),
-    ("pages 65535", FaultClass::OutOfMemory, "declares itself that it may have 4294967296"),
+    ("pages 65535", FaultClass::OutOfMemory, "declares a maximum of 4294967296"),
     ("recurse 1", FaultClass::StackOverflow, "call stack exhausted"),
 ];
 const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of snapshot");
@@ -48,8 +48,8 @@ fn in_init() {
 
 #[test]
 fn in_apply() {
-    let too_few = ("too-few", FaultClass::Trap, "it gave 1 outcomes for 2 commands");
-    let too_many = ("too-many", FaultClass::Trap, "it gave 3 outcomes for 2 commands");
+    let too_few = ("too-few", FaultClass::Trap, "it returned 1 outcomes for 2 commands");
+    let too_many = ("too-many", FaultClass::Trap, "it returned 3 outcomes for 2 commands");
     let too_much = ("answer 999999999", FaultClass::OutOfMemory, "may have 67108864");
     for deed in DEEDS.into_iter().chain([WRITE, READ, too_few, too_many, too_much]) {
         let mut guest = started(hostile());
@@ -76,14 +76,14 @@ fn in_snapshot() {
     for deed in DEEDS.into_iter().chain([READ]) {
         let mut guest = started(hostile());
         let order = format!("snapshot {}", deed.0);
-        guest.apply(at(2), &commands(&[&order])).expect("it is only told");
+        guest.apply(at(2), &commands(&[&order])).expect("it only takes the order");
         expect("snapshot", deed, guest.snapshot(&mut io::sink()).map(drop));
     }
     let mut guest = started(hostile());
-    let chunk = ("one-chunk", FaultClass::Trap, "4194304 are the limit");
+    let chunk = ("one-chunk", FaultClass::Trap, "the limit is 4194304");
     guest
         .apply(at(2), &commands(&["fill 5000000", "snapshot chunks 5000000"]))
-        .expect("it is only told");
+        .expect("it only takes the order");
     expect("snapshot", chunk, guest.snapshot(&mut io::sink()).map(drop));
 }
 
@@ -101,7 +101,7 @@ fn in_restore() {
     expect("restore", refused, guest.restore(&header(hostile(), 9), b"", &mut &bytes[..3]));
 }
 
-/// An input that fails is the host's trouble, not the guest's.
+/// An input that cannot be read is a failure of the host, not of the guest.
 #[test]
 fn an_unreadable_snapshot_is_a_host_failure() {
     struct Broken;
@@ -115,14 +115,14 @@ fn an_unreadable_snapshot_is_a_host_failure() {
     expect("restore", broken, guest.restore(&header(hostile(), 9), b"", &mut Broken));
 }
 
-/// An output that fails, and a guest that politely fails, cost the snapshot and not the guest.
+/// A failing output, or a guest that reports a failure, costs the snapshot but not the guest.
 #[test]
 fn a_failed_snapshot_leaves_the_guest_alone() {
     let mut guest = started(hostile());
     guest.apply(at(2), &commands(&["fill 1000000"])).expect("no fault");
     for room in [0, 8, 100_000, 999_999] {
         let error = guest.snapshot(&mut Disk(room)).expect("no fault").expect_err("it is full");
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with room for {room}");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with {room} bytes free");
     }
     assert_eq!(snapshot(&mut guest).len(), 1_000_008);
 
@@ -133,7 +133,8 @@ fn a_failed_snapshot_leaves_the_guest_alone() {
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 
-/// Memory is the sum; a group whose limit does not hold the guest cannot even make one.
+/// Memory counts from the first page on: under a limit below its initial memory a guest cannot even
+/// be created.
 #[test]
 fn memory_is_counted_and_limited_from_the_first_page() {
     let mut guest = started(hostile());
@@ -142,20 +143,22 @@ fn memory_is_counted_and_limited_from_the_first_page() {
     guest.apply(at(2), &commands(&["fill 4000000"])).expect("the limit allows it");
     assert!(guest.memory_bytes() >= before + 3_900_000, "{} bytes", guest.memory_bytes());
 
-    let mut narrow = install(hostile(), "");
+    let mut narrow = bootstrap(hostile(), "");
     narrow.profile.memory_bytes = 64 << 10;
     let fault = made(hostile(), &narrow).err().expect("a page is not enough");
     assert_eq!((fault.call, fault.class), ("instantiate", FaultClass::OutOfMemory), "{fault}");
 }
 
-/// A heap's holes are not in the snapshot: where memory ends for one replica, another has some
-/// left. Whoever comes there stops; nobody answers with what it was refused.
+/// The holes of a heap are not in the snapshot, so where one replica runs out of memory, a restored
+/// one may have some left. A replica that runs out stops; no outcome depends on what was refused.
 #[test]
 fn no_outcome_tells_of_a_refusal() {
     let mut live = started(hostile());
     live.apply(at(2), &commands(&["fragment 500"])).expect("the limit allows it");
     let mut restored = fresh(hostile());
-    restored.restore(&header(hostile(), 2), b"", &mut &snapshot(&mut live)[..]).expect("its own");
+    restored
+        .restore(&header(hostile(), 2), b"", &mut &snapshot(&mut live)[..])
+        .expect("it is whole");
     assert!(restored.memory_bytes() < live.memory_bytes() / 2, "the restored one has no holes");
 
     for guest in [&mut live, &mut restored] {
@@ -164,8 +167,8 @@ fn no_outcome_tells_of_a_refusal() {
     }
 }
 
-/// A memory or a table that declares a maximum of its own is stopped there as well, whatever the
-/// group's limit: how large it was before is not the same on every replica.
+/// A memory or a table cannot grow beyond a maximum that it declares itself: that is a fault, too,
+/// whatever the group's limit, because its size before the call differs between replicas.
 #[test]
 fn a_maximum_of_its_own_is_no_answer_either() {
     let check = |memory: &str, describe: &str, says: &str| {
@@ -174,24 +177,25 @@ fn a_maximum_of_its_own_is_no_answer_either() {
         assert!(refused.contains(says), "{refused}");
     };
     let growth = "(memory.grow (i32.const 2))";
-    check("1 2", growth, "131072 more bytes of a memory that has 65536 and declares itself");
-    check("1", "(memory.grow (i32.const 65536))", "declares itself that it may have 4294967296");
+    check("1 2", growth, "131072 more bytes of a memory that has 65536 and declares a maximum");
+    check("1", "(memory.grow (i32.const 65536))", "declares a maximum of 4294967296");
     let table = "(table.grow $small (ref.null func) (i32.const 9))";
-    check("1", table, "a table of 10 elements, which declares itself that it may have 8");
+    check("1", table, "10 elements of a table that declares a maximum of 8");
     let table = "(table.grow $large (ref.null func) (i32.const 2000000))";
     check("1", table, "tables of 2000002 elements and may have 1048576");
 }
 
-/// Limits come from the profile, and a profile of another engine is not run at all.
+/// A profile of another version of the engine is refused: the guest might not behave as on other
+/// replicas.
 #[test]
 fn another_engine_is_refused() {
-    let mut other = install(hostile(), "");
+    let mut other = bootstrap(hostile(), "");
     other.profile.engine_major += 1;
     let fault = made(hostile(), &other).err().expect("it is another engine");
     assert_eq!(fault.class, FaultClass::Host, "{fault}");
 }
 
-/// Endless words cost their reader nothing.
+/// A guest may log without end: what the host takes of it is bounded, and it is no fault.
 #[test]
 fn what_a_guest_says_is_bounded() {
     let mut guest = started(hostile());

@@ -1,4 +1,4 @@
-//! What a guest pays for what the host does for it.
+//! The fuel that a guest pays for what the host does for it.
 
 use lockstep_core::fault::FaultClass;
 use lockstep_host::guest::Guest as _;
@@ -6,7 +6,7 @@ use lockstep_host::guest::component::ComponentGuest;
 
 use super::{at, commands, header, hostile, roomy, snapshot, unused};
 
-/// Fuel that the call takes.
+/// The fuel that `work` takes.
 fn fuel(guest: &mut ComponentGuest, work: impl FnOnce(&mut ComponentGuest)) -> u64 {
     let before = guest.fuel_used();
     work(guest);
@@ -19,7 +19,7 @@ fn fuel_of(guest: &mut ComponentGuest, deed: &str) -> u64 {
     })
 }
 
-/// A call costs, and every byte that is handed over, also of what is cut off.
+/// A call to log costs fuel, and so does every byte handed over, even those that are cut off.
 #[test]
 fn words_are_paid_for() {
     let mut guest = roomy(hostile());
@@ -31,7 +31,7 @@ fn words_are_paid_for() {
     assert!(many - one >= 100 * 50_000, "a line costs at least fifty thousand: {one} and {many}");
 }
 
-/// Who loops over words comes to the end of its fuel as with any other loop.
+/// A guest that logs in an endless loop runs out of fuel, as in any other loop.
 #[test]
 fn endless_words_end() {
     for deed in ["say-long 100000", "say-often 100000000"] {
@@ -41,20 +41,20 @@ fn endless_words_end() {
     }
 }
 
-/// Snapshots pay for their bytes, and for their chunks, in both directions.
+/// A guest pays for the bytes and for the chunks of a snapshot, in both directions.
 #[test]
 fn chunks_are_paid_for() {
     let mut guest = roomy(hostile());
     guest.apply(at(2), &commands(&["fill 4000000"])).expect("the limits allow it");
     let mut bytes = Vec::new();
     let whole = fuel(&mut guest, |guest| bytes = snapshot(guest));
-    guest.apply(at(3), &commands(&["snapshot chunks 1000"])).expect("it is only told");
+    guest.apply(at(3), &commands(&["snapshot chunks 1000"])).expect("it only takes the order");
     let chopped = fuel(&mut guest, |guest| bytes = snapshot(guest));
     assert!(whole >= 4_000_000, "{whole}");
     assert!(chopped - whole >= 3_900 * 50_000, "{whole} and {chopped}");
     let mut restored = unused(hostile());
     let read = fuel(&mut restored, |guest| {
-        guest.restore(&header(hostile(), 3), b"", &mut &bytes[..]).expect("its own");
+        guest.restore(&header(hostile(), 3), b"", &mut &bytes[..]).expect("it is whole");
     });
     // Forty chunks of 100,000.
     assert!(read >= 4_000_000 + 40 * 50_000, "{read}");

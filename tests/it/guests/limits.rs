@@ -1,19 +1,19 @@
-//! What the limits allow is no fault, at the corners of all of them at once.
+//! What the limits allow is never a fault, even with everything at its limit at once.
 
 use bytes::Bytes;
 use lockstep_core::apply::{Answer, ENVELOPE_BYTES_MAX, Ledger, Work};
-use lockstep_core::entry::{Call, EntryBody, Install, Pack};
+use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody};
 use lockstep_core::fault::Rejection;
 use lockstep_core::limits::{
-    COMMAND_BYTES_MAX, GUEST_CONFIG_BYTES_MAX, OUTCOME_BYTES_MAX, PACK_BYTES_MAX,
-    PACK_COMMANDS_MAX, PACK_OVERHEAD_BYTES_MAX, QUERY_ANSWER_BYTES_MAX,
+    COMMAND_BYTES_MAX, COMMAND_OVERHEAD_BYTES_MAX, COMMANDS_ENTRY_BYTES_MAX, ENTRY_COMMANDS_MAX,
+    GUEST_CONFIG_BYTES_MAX, OUTCOME_BYTES_MAX, QUERY_ANSWER_BYTES_MAX,
 };
 use lockstep_host::guest::component::{ComponentGuest, ComponentModule};
 use lockstep_host::guest::{Guest as _, NoAnswer, Outcome};
 use lockstep_tests::rng::{Rng, seed};
 use raft::eraftpb::Entry;
 
-use super::{Disk, at, header, hostile, load, roomy, roomy_install, unused};
+use super::{Disk, at, header, hostile, load, roomy, roomy_bootstrap, unused};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -21,7 +21,7 @@ fn too_long(bytes: usize) -> Outcome {
     Outcome::TooLong { bytes: bytes as u64 }
 }
 
-/// Ninety long values, and one entry that deletes them: each answer is the value that was there.
+/// One entry deletes ninety long values. Each answer would be the deleted value, which is too long.
 #[test]
 fn long_answers_of_one_entry_are_no_fault() {
     let mut guest = roomy(&load("kv"));
@@ -36,7 +36,7 @@ fn long_answers_of_one_entry_are_no_fault() {
     assert_eq!(guest.query(at(100), b"len"), Ok(Ok("0".into())));
 }
 
-/// The limit is where it is said to be, for a guest that cuts and for one that does not.
+/// The limit on answers is exact, for a guest that cuts its answers and for one that does not.
 #[test]
 fn an_answer_may_have_so_many_bytes_and_not_one_more() {
     let mut kv = roomy(&load("kv"));
@@ -57,26 +57,26 @@ fn an_answer_may_have_so_many_bytes_and_not_one_more() {
     }
 }
 
-/// A guest may show the host one place of its memory as often as it likes: 1,024 answers of 60 MiB
+/// A guest may return the same piece of its memory any number of times: 1,024 answers of 60 MiB
 /// cost the host nothing, and a million outcomes are counted, not read.
 #[test]
 fn what_is_too_long_is_not_copied() {
     let module = super::refusals::component(super::refusals::text("aliases"));
     let module = ComponentModule::load(&module).unwrap_or_else(|refusal| panic!("{refusal}"));
     let mut guest = roomy(&module);
-    let commands = vec![Bytes::new(); PACK_COMMANDS_MAX];
+    let commands = vec![Bytes::new(); ENTRY_COMMANDS_MAX];
     let outcomes = guest.apply(at(2), &commands).expect("it is legal");
-    assert_eq!(outcomes, vec![too_long(60 << 20); PACK_COMMANDS_MAX]);
+    assert_eq!(outcomes, vec![too_long(60 << 20); ENTRY_COMMANDS_MAX]);
 
     let answer = guest.query(at(2), b"").expect("it is legal").expect_err("it is too long");
     assert_eq!(answer, NoAnswer::TooLong { bytes: 60 << 20 });
 
     let fault = guest.apply(at(3), &["many".into()]).expect_err("it is not legal");
-    assert!(fault.message.contains("it gave 1000000 outcomes for 1 commands"), "{fault}");
+    assert!(fault.message.contains("it returned 1000000 outcomes for 1 commands"), "{fault}");
 }
 
-/// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts, drawn
-/// where limits end, all at once.
+/// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts are drawn
+/// at and around their limits, all at once.
 #[test]
 fn nothing_that_the_limits_allow_is_a_fault() {
     let mut rng = Rng::new(seed(10));
@@ -86,7 +86,7 @@ fn nothing_that_the_limits_allow_is_a_fault() {
     }
 }
 
-/// Which guest, hence which words.
+/// Which guest is tested, which decides the commands and queries.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
     /// Answers at whatever length it is told to, and does not cut.
@@ -95,7 +95,7 @@ enum Kind {
     Kv,
 }
 
-/// A guest, its ledger, and what is known of both.
+/// A guest, its ledger, and what the test knows of both.
 struct Corners<'a> {
     kind: Kind,
     rng: &'a mut Rng,
@@ -103,8 +103,9 @@ struct Corners<'a> {
     guest: ComponentGuest,
     ledger: Ledger,
     config: Bytes,
-    /// Whose calls they are, and how many there were.
+    /// The session of all calls, or 0 for none.
     session: u64,
+    /// How many calls were made.
     calls: u64,
     /// Lengths of the values that `kv` holds.
     values: Vec<usize>,
@@ -137,20 +138,21 @@ impl<'a> Corners<'a> {
         corners
     }
 
-    /// The first entry, and perhaps a session: its answers are kept until the next entry.
+    /// Applies entry 1 and opens a session, which half of all runs use: answers in a session are
+    /// kept until the next entry.
     fn begin(&mut self) {
         let length = self.near(&[GUEST_CONFIG_BYTES_MAX], GUEST_CONFIG_BYTES_MAX);
         // `kv` has nothing to configure.
         let length = if self.kind == Kind::Foreign { length } else { 0 };
         self.config = vec![b' '; length].into();
-        let install = Install { config: self.config.clone(), ..roomy_install(&self.module) };
-        let admitted = self.ledger.admit(&entry(1, &EntryBody::Install(install)));
+        let bootstrap = Bootstrap { config: self.config.clone(), ..roomy_bootstrap(&self.module) };
+        let admitted = self.ledger.admit(&entry(1, &EntryBody::Bootstrap(bootstrap)));
         admitted.expect("it was just encoded");
-        self.guest.init(at(1), &self.config).expect("it is padding");
+        self.guest.init(at(1), &self.config).expect("blanks configure nothing");
         let open = EntryBody::Open { time_ms: 1, nonce: 1 };
         let opened = self.ledger.admit(&entry(2, &open)).expect("it was just encoded");
-        let Work::Done(answers) = opened else { panic!("it is not the guest's") };
-        let [Answer::Opened(session)] = answers[..] else { panic!("it is opened") };
+        let Work::Done(answers) = opened else { panic!("no guest is asked") };
+        let [Answer::Opened(session)] = answers[..] else { panic!("no session was opened") };
         self.session = self.rng.below(2) * session;
     }
 
@@ -165,7 +167,7 @@ impl<'a> Corners<'a> {
         }
     }
 
-    /// A length at or beside a limit, or anything.
+    /// A length at or next to one of the limits, or anything below it; never more than `most`.
     fn near(&mut self, limits: &[usize], most: usize) -> usize {
         let limit = limits[self.rng.below(limits.len() as u64) as usize];
         let length = match self.rng.below(4) {
@@ -177,20 +179,21 @@ impl<'a> Corners<'a> {
         length.min(most)
     }
 
-    /// One entry, as full as a pack may be in bytes, in commands, or in neither.
+    /// Applies one entry, full in bytes, in commands, or in neither.
     fn entry(&mut self, index: u64) {
         let count = match self.rng.below(4) {
-            0 => PACK_COMMANDS_MAX,
+            0 => ENTRY_COMMANDS_MAX,
             1 => 1,
-            _ => 1 + self.rng.below(PACK_COMMANDS_MAX as u64) as usize,
+            _ => 1 + self.rng.below(ENTRY_COMMANDS_MAX as u64) as usize,
         };
-        let (mut drawn, mut room) = (Vec::new(), PACK_BYTES_MAX);
-        // All answers of an entry are in a foreign guest's memory at once; 600 MiB of its 1 GiB.
+        let (mut drawn, mut room) = (Vec::new(), COMMANDS_ENTRY_BYTES_MAX);
+        // All answers of an entry are in the foreign guest's memory at once: at most 600 MiB of its
+        // 1 GiB.
         let mut memory = 600 << 20;
-        while drawn.len() < count && room >= 1024 + PACK_OVERHEAD_BYTES_MAX {
-            let most = (room - PACK_OVERHEAD_BYTES_MAX).min(COMMAND_BYTES_MAX);
+        while drawn.len() < count && room >= 1024 + COMMAND_OVERHEAD_BYTES_MAX {
+            let most = (room - COMMAND_OVERHEAD_BYTES_MAX).min(COMMAND_BYTES_MAX);
             let command = self.command(most, &mut memory);
-            room -= command.payload.len() + PACK_OVERHEAD_BYTES_MAX;
+            room -= command.payload.len() + COMMAND_OVERHEAD_BYTES_MAX;
             drawn.push(command);
         }
         let (session, lowest_unanswered) = (self.session, self.calls + 1);
@@ -200,9 +203,10 @@ impl<'a> Corners<'a> {
             lowest_unanswered,
             payload: command.payload.clone().into(),
         });
-        let pack = Pack { time_ms: index, calls: calls.collect() };
+        let commands = Commands { time_ms: index, calls: calls.collect() };
         self.calls += drawn.len() as u64;
-        let work = self.ledger.admit(&entry(index, &EntryBody::Pack(pack))).expect("it is legal");
+        let work =
+            self.ledger.admit(&entry(index, &EntryBody::Commands(commands))).expect("it is legal");
         let Work::Apply(plan) = work else { panic!("commands are applied") };
         let outcomes = self.guest.apply(at(index), &plan.commands);
         let outcomes = outcomes.unwrap_or_else(|fault| panic!("{:?}: {fault}", self.kind));
@@ -260,7 +264,7 @@ impl<'a> Corners<'a> {
     }
 
     fn query(&mut self, index: u64) {
-        // A query may take 64 MiB beyond what its guest has.
+        // A query may take 64 MiB beyond the memory of its guest.
         let length = self.near(&[1, QUERY_ANSWER_BYTES_MAX, 40 << 20], 40 << 20);
         let text = self.near(&[128, 1024, MEGABYTE], MEGABYTE);
         let told = length <= QUERY_ANSWER_BYTES_MAX;
@@ -282,12 +286,12 @@ impl<'a> Corners<'a> {
         assert_eq!(found, expect, "{:?}: {request}", self.kind);
     }
 
-    /// A snapshot in chunks of any legal length, on a disk that may be too small for it at first,
-    /// and a guest and a ledger restored from it, which go on.
+    /// Takes a snapshot in chunks of any legal length, also onto a disk that may be too small for
+    /// it, and goes on with a guest restored from it. The ledger must survive its envelope.
     fn snapshot(&mut self, index: u64) {
         let foreign = self.kind == Kind::Foreign;
         let apply = |guest: &mut ComponentGuest, orders: &[Bytes]| {
-            guest.apply(at(index), orders).expect("it is only told");
+            guest.apply(at(index), orders).expect("it only takes the order");
         };
         if foreign {
             let chunk = self.near(&[1 << 16, 4 << 20], 4 << 20).max(4096);
@@ -301,25 +305,25 @@ impl<'a> Corners<'a> {
         assert_eq!(kept.is_ok(), room == bytes.len(), "{room} of {}", bytes.len());
         let mut restored = unused(&self.module);
         let header = header(&self.module, index);
-        restored.restore(&header, &self.config, &mut &bytes[..]).expect("its own");
+        restored.restore(&header, &self.config, &mut &bytes[..]).expect("it is whole");
         let envelope = self.ledger.encode_envelope();
         assert!(envelope.len() <= ENVELOPE_BYTES_MAX, "{} bytes", envelope.len());
         let ledger = Ledger::decode_envelope(Bytes::from(envelope).slice(4..), index);
-        assert!(ledger.expect("its own") == self.ledger, "another ledger");
-        assert!(super::snapshot(&mut restored) == bytes, "{:?}: another snapshot", self.kind);
+        assert!(ledger.expect("it is whole") == self.ledger, "the ledger differs");
+        assert!(super::snapshot(&mut restored) == bytes, "{:?}: the snapshot differs", self.kind);
         if foreign {
             let length = self.near(&[2048, MEGABYTE], MEGABYTE).max(1);
             apply(&mut restored, &[format!("snapshot fail {length}").into()]);
             let failed = restored.snapshot(&mut std::io::sink()).expect("it is no fault");
             let told = failed.expect_err("it was told to fail").to_string();
-            assert!(told.len() <= 4096, "{} bytes of its words", told.len());
+            assert!(told.len() <= 4096, "a reason of {} bytes", told.len());
             apply(&mut restored, &["snapshot nothing".into()]);
         }
         self.guest = restored;
     }
 }
 
-/// An entry as raft would hand it over.
+/// An entry as raft would deliver it.
 fn entry(index: u64, body: &EntryBody) -> Entry {
     let mut entry = Entry::default();
     (entry.index, entry.term) = (index, 1);

@@ -1,17 +1,22 @@
-//! Every sentence with which a component is turned away.
+//! Every message with which a component is refused.
 
 use std::path::Path;
 
 use lockstep_core::limits;
-use lockstep_host::guest::check::check;
+use lockstep_host::guest::check::{ModuleRefusal, Report};
+use lockstep_host::guest::component::ComponentModule;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
-/// The text in `tests/guests`.
+/// The text of a component in `tests/guests`.
 pub(crate) fn text(name: &str) -> String {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(name).with_extension("wat");
     std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn check(bytes: &[u8]) -> Result<Report, ModuleRefusal> {
+    ComponentModule::load(bytes).map(|module| module.report().clone())
 }
 
 fn refuse(bytes: &[u8], expect: &str) {
@@ -27,12 +32,12 @@ fn refuse_text(name: &str, expect: &str) {
     refuse(&bytes, expect);
 }
 
-/// A component of the right shape, with this memory and this `describe`.
+/// A component of the right shape, with this memory and this body of `describe`.
 fn shell(memory: &str, describe: &str) -> Vec<u8> {
     component(text("shell").replace("$MEMORY", memory).replace("$DESCRIBE", describe))
 }
 
-/// A core module's text, as a component of the world.
+/// Encodes the text of a core module as a component of the world `fsm`.
 pub(crate) fn component(text: String) -> Vec<u8> {
     let mut module = wat::parse_str(text).expect("the text is a module");
     let mut resolve = Resolve::default();
@@ -47,7 +52,7 @@ pub(crate) fn component(text: String) -> Vec<u8> {
         .expect("the module has the world's shape")
 }
 
-/// The sentence that such a component is refused with.
+/// The message with which a [`shell`] is refused.
 pub(crate) fn shell_refused(memory: &str, describe: &str) -> String {
     check(&shell(memory, describe)).expect_err("it does not describe itself").to_string()
 }
@@ -57,7 +62,7 @@ fn other_files_are_refused_by_what_they_are() {
     refuse(b"", "the file is empty");
     refuse(b"PK\x03\x04", "does not begin as a .wasm file does");
     refuse(text("wasi").as_bytes(), "WebAssembly in text form");
-    refuse(&vec![0; limits::MODULE_BYTES_MAX + 1], "67108864 are the limit");
+    refuse(&vec![0; limits::MODULE_BYTES_MAX + 1], "the limit is 67108864");
     refuse_text("core-module", "core module, not a component: componentise it, with `cargo xtask");
 
     let whole = super::built("counter");
@@ -73,15 +78,15 @@ fn foreign_names_are_refused_by_name() {
         "missing-export",
         "(it exports run): in Rust, is `lockstep_guest::export!` missing?",
     );
-    refuse_text("wrong-version", "has lockstep:fsm/state-machine@0.2.0, this host speaks");
+    refuse_text("wrong-version", "has lockstep:fsm/state-machine@0.2.0, this host supports");
 }
 
 #[test]
 fn wrong_types_are_refused_by_function() {
-    refuse_text("no-functions", "does not fit it");
+    refuse_text("no-functions", "does not match it");
     refuse_text("no-functions", "`describe`");
-    refuse_text("wrong-types", "does not fit it");
-    refuse_text("wrong-import-type", "does not fit it: component imports instance");
+    refuse_text("wrong-types", "does not match it");
+    refuse_text("wrong-import-type", "does not match it: component imports instance");
 }
 
 #[test]
@@ -97,10 +102,10 @@ fn a_module_that_cannot_describe_itself_is_refused() {
     refuse(&shell("1", "call $describe i32.const 1 i32.add"), "stack overflow in describe");
     refuse(&shell("1", "i32.const -4"), "trap in describe");
     refuse(&shell("20000", "unreachable"), "out of memory in instantiate");
-    refuse(&shell("1", "i32.const 0"), "`describe` answers what cannot be: its name must be");
+    refuse(&shell("1", "i32.const 0"), "the answer of `describe` is invalid: its name must have");
 }
 
-/// More exports than were asked for are fine.
+/// A component may export more than the world asks for.
 #[test]
 fn the_examples_are_accepted_and_reported() {
     for name in ["counter", "kv", "bank", "hostile"] {

@@ -1,4 +1,4 @@
-//! What clients do and hear: one request, one answer, one timeout at a time.
+//! What clients do: one request, one answer, one timeout at a time.
 
 use bytes::Bytes;
 use lockstep_core::apply::Answer;
@@ -14,7 +14,7 @@ use crate::node::Replica;
 use crate::starting::view;
 use crate::world::{Action, MS, SECOND, World};
 
-/// Client waits this long for an answer before it tries elsewhere.
+/// How long a client waits for an answer before it tries another node.
 const PATIENCE_US: u64 = 3 * SECOND;
 
 impl World {
@@ -32,7 +32,7 @@ impl World {
         };
         let Some(replica) = process.replicas.get_mut(&group) else { return };
         if matches!(request, Request::Write { relief: true, .. }) {
-            self.counters.add("commands that make room");
+            self.counters.add("commands that free memory");
         }
         let event = ticketed(replica, (client, attempt), request);
         self.event(target, group, vec![event]);
@@ -51,7 +51,7 @@ impl World {
         self.client_step(client);
     }
 
-    /// A command's end.
+    /// A node answers a command, or the opening or closing of a session.
     pub(crate) fn answer(
         &mut self,
         (client, attempt): (usize, u64),
@@ -85,7 +85,7 @@ impl World {
         self.next_attempt(client, ended);
     }
 
-    /// Somebody who is no client asks what the guest cannot answer.
+    /// A caller that is none of the clients asks a query that the guest cannot answer.
     pub(crate) fn ask_badly(&mut self, node: NodeId) {
         let names = self.setup.groups.clone();
         let group = GroupId::of_name(self.rng.pick::<String>(&names));
@@ -96,7 +96,7 @@ impl World {
         };
         replica.next_ticket += 1;
         let ticket = Ticket(replica.next_ticket);
-        // No two are the same.
+        // No two of these queries are equal: a group refuses one that took the guest with it.
         let request = [key, self.ids, ticket.0].iter().flat_map(|n| n.to_le_bytes()).collect();
         self.event(node, group, vec![Event::Query { ticket, request, linearizable: false }]);
     }
@@ -125,12 +125,10 @@ impl World {
     }
 
     fn next_attempt(&mut self, client: usize, ended: bool) {
-        // The attempt is over: its timeout finds another one.
+        // Its timeout finds another attempt under way, and does nothing.
         self.clients[client].attempt += 1;
-        let delay = match ended {
-            true => self.rng.below(250 * MS),
-            false => self.rng.between(30 * MS, 300 * MS),
-        };
+        let delay =
+            if ended { self.rng.below(250 * MS) } else { self.rng.between(30 * MS, 300 * MS) };
         if !(ended && self.clients[client].done && self.clients[client].is_idle()) {
             self.after(delay, Action::Client { client });
         }
@@ -149,12 +147,12 @@ impl World {
             })
         };
         let Some(index) = index else {
-            let what = format!("operation {operation} was acknowledged and applied nowhere");
+            let what = format!("operation {operation} was acknowledged but applied nowhere");
             return self.check(crate::check::violated("histories", what));
         };
         let process = self.nodes[&node].process.as_ref().expect("it answers");
         let state = process.replicas[&group].group.recovery_state();
-        // Another configuration may have chosen it.
+        // An earlier configuration may have committed it.
         if state.configuration_index > index {
             return;
         }
@@ -169,7 +167,7 @@ impl World {
         let lost = self.checks.lost.iter().filter(|(of, _)| *of == group);
         let lost = lost.map(|(_, view)| view.clone());
         let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
-        // What an old copy has is counted nowhere.
+        // The log of an old copy counts for nothing.
         let sound = self.nodes.values().filter(|node| node.copy.is_none());
         let up = sound.filter_map(|node| node.process.as_ref());
         up.filter_map(|process| view(process, group)).chain(down).chain(lost).collect()

@@ -1,5 +1,5 @@
 //! What is checked of whole nodes: once a second, when their scrubbers read, at each start, and at
-//! the end.
+//! the end of a run.
 
 use lockstep_core::group::Event;
 use lockstep_core::ids::NodeId;
@@ -9,13 +9,13 @@ use crate::check::{Checked, budget, gapless, leaks, recovery_points, snapshots, 
 use crate::world::{Action, SECOND, World};
 
 impl World {
-    /// A look around, once a second.
+    /// The checks of every second.
     pub(crate) fn look(&mut self) {
         self.after(SECOND, Action::Look);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         self.looks += 1;
         self.look_at_copies();
-        // One node's logs now and then, in turn: reading them is what costs.
+        // Reading logs takes the most time: every fourth second one node's are read, in turn.
         if self.looks.is_multiple_of(4) {
             let turn = ids[(self.looks / 4) as usize % ids.len()];
             let read = self.read_logs(turn);
@@ -33,20 +33,21 @@ impl World {
             let repaired = self.nodes[&id].process.as_ref().is_some_and(|process| {
                 process.replicas.values().all(|replica| {
                     let status = replica.group.status();
-                    status.rotten.is_empty() && status.state.query_refusal().is_none()
+                    status.corrupt.is_empty() && status.state.query_refusal().is_none()
                 })
             });
             let node = &self.nodes[&id];
-            // The file of a lost segment may be the log's next one.
+            // The file with an unreadable sector may be used again for the log's next segment.
             let lost = node.log_lost && node.fs.has_bad_sectors();
             if node.rotted && repaired && !lost && !node.log_rots() && self.is_whole(id) {
                 let node = self.nodes.get_mut(&id).expect("a node");
-                (node.rotted, node.rotten_log, node.log_lost) = (false, None, false);
+                (node.rotted, node.corrupt_log, node.log_lost) = (false, None, false);
             }
         }
     }
 
-    /// There is something to start from, whether or not the list changed just now.
+    /// A start would find something to restore or replay, on a disk without faults. Checked whether
+    /// or not the list of snapshots has changed.
     fn check_recovery_points(&mut self, id: NodeId) {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return };
@@ -61,7 +62,7 @@ impl World {
         checked.into_iter().for_each(|result| self.check(result));
     }
 
-    /// Whether everything on a node's disk verifies.
+    /// Whether all snapshots and log segments on a node's disk verify.
     fn is_whole(&self, id: NodeId) -> bool {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return false };
@@ -75,7 +76,7 @@ impl World {
         objects && unlisted && process.reader.scrub(&mut |_| ()).is_empty()
     }
 
-    /// A process just opened its disk: what it goes on from is whole.
+    /// A process has just opened its disk: the snapshots that its log lists must be whole.
     pub(crate) fn check_start(&mut self, id: NodeId) {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return };
@@ -90,11 +91,11 @@ impl World {
         checked.into_iter().for_each(|result| self.check(result));
     }
 
-    /// Reads the durable logs of a node whole, and compares them with what others have.
+    /// Reads all durable logs of a node, and compares them with those of the other nodes.
     fn read_logs(&mut self, id: NodeId) -> Checked {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };
-        // Rot that nobody has met yet says nothing of the program.
+        // Damage that the simulator did and the node has not found yet is no bug.
         if node.log_rots() || node.unreadable || node.fs.is_halted() {
             return Ok(());
         }
@@ -106,7 +107,7 @@ impl World {
         Ok(())
     }
 
-    /// What the disk of a node did, and how far its log got.
+    /// Counts the faults that a node's disk has had, and the segments of its log.
     pub(crate) fn count_strikes(&mut self, id: NodeId) {
         let fs = self.nodes[&id].fs.clone();
         fs.struck().into_iter().for_each(|(what, count)| self.counters.add_many(what, count));
@@ -116,7 +117,8 @@ impl World {
         self.counters.add_many("segments rolled", last.saturating_sub(1));
     }
 
-    /// What the scrubber does in a node: rot is told to the group, a bad segment to the log.
+    /// A node's scrubber runs: it reports a corrupt snapshot to its group, a damaged segment to the
+    /// log lane.
     pub(crate) fn scrub(&mut self, id: NodeId) {
         let next = self.rng.between(20 * SECOND, 60 * SECOND);
         self.after(next, Action::Scrub { node: id });
@@ -136,7 +138,7 @@ impl World {
                 {
                     let why = error.to_string();
                     found += u64::from(self.nodes[&id].rotted);
-                    events.push((*group, Event::Rotten { snapshot: desc, why }));
+                    events.push((*group, Event::Corrupt { snapshot: desc, why }));
                 }
             }
         }
@@ -152,15 +154,14 @@ impl World {
         }
     }
 
-    /// Everything, once all is quiet.
+    /// The checks of everything, once the cluster has come to rest.
     pub(crate) fn finish(&mut self) -> Checked {
         let names = self.setup.groups.clone();
         for node in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.read_logs(node)?;
             self.count_strikes(node);
-
             if !self.nodes[&node].gone.is_empty() {
-                // Somebody new lives there, and it came to rest with the others.
+                // A new replica runs there, and came to rest with the others.
                 self.counters.add("rejoins");
             }
         }
@@ -173,10 +174,10 @@ impl World {
                 let replica = &process.replicas[&group];
                 snapshots::whole(replica.group.recovery_state(), replica, node.is_doubtful())?;
                 budget::accounted(node, replica)?;
-                let receives = |transfer: &crate::transfer::Transfer| {
+                let is_to_here = |transfer: &crate::transfer::Transfer| {
                     transfer.to.0 == node.id && transfer.group == group
                 };
-                let receives = self.transfers.values().any(receives);
+                let receives = self.transfers.values().any(is_to_here);
                 leaks::none(node, name, replica, receives)?;
             }
             let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();

@@ -15,7 +15,7 @@ use crate::node::CLUSTER;
 use crate::transfer::Transfer;
 use crate::world::{Action, MS, World};
 
-/// What is to be sent: to whom, what, why, and whether it insists.
+/// A transfer to begin: receiver, snapshot, purpose, and whether it insists on that snapshot.
 pub type Wish = (ReplicaId, SnapshotDesc, Purpose, bool);
 
 const BLOCK_US: (u64, u64) = (MS, 20 * MS);
@@ -53,7 +53,7 @@ impl World {
             Ok(reader) => reader,
             Err(error) => {
                 if !error.is_short() {
-                    let event = Event::Rotten { snapshot: desc, why: error.to_string() };
+                    let event = Event::Corrupt { snapshot: desc, why: error.to_string() };
                     self.after(1, Action::Event { node, epoch, group, event: Box::new(event) });
                 }
                 return self.after(2, report(failed(None)));
@@ -93,7 +93,7 @@ impl World {
         self.sent(id, sent);
     }
 
-    /// Puts what the sender said under way, or ends its side.
+    /// Sends the frames of the sending side, and ends that side if it is done.
     fn sent(&mut self, id: u64, sent: Sent) {
         for frame in sent.frames {
             let Some(transfer) = self.transfers.get_mut(&id) else { return };
@@ -114,7 +114,7 @@ impl World {
         let ((node, epoch), group) = (transfer.from, transfer.group);
         let (to, purpose, snapshot) = (transfer.receiver, transfer.purpose, transfer.desc.clone());
         if let SendEnd::SourceBad(why) = &outcome.end {
-            let event = Box::new(Event::Rotten { snapshot, why: why.clone() });
+            let event = Box::new(Event::Corrupt { snapshot, why: why.clone() });
             self.after(1, Action::Event { node, epoch, group, event });
         }
         let (delay, prefers) = match outcome.next {
@@ -134,7 +134,7 @@ impl World {
         let coming = self.checks.reports.coming(id);
         self.check(coming);
         self.after(delay, Action::Report { transfer: id, node, epoch, group, event });
-        // The channel closes: a receiver that still waits sees it.
+        // The channel closes, which a receiver that still waits must see.
         self.break_receiver(id);
     }
 
@@ -142,7 +142,7 @@ impl World {
         let now = self.now;
         let Some(transfer) = self.transfers.get(&id) else { return };
         if transfer.stalled_until > now {
-            // Not later: healing ends the stall early.
+            // At most for a tenth of a second at a time: healing may end the stall early.
             let until = transfer.stalled_until.min(now + 100 * MS);
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
@@ -155,9 +155,10 @@ impl World {
             let until = self.nodes[&node].paused_until.min(now + 100 * MS) + 1;
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
-        match to_receiver {
-            true => self.receiver_hears(id),
-            false => self.sender_hears(id),
+        if to_receiver {
+            self.receiver_hears(id);
+        } else {
+            self.sender_hears(id);
         }
     }
 
@@ -240,8 +241,8 @@ impl World {
                 if received.resumed_bytes > 0 && received.end == accepted {
                     self.counters.add("resumed transfers");
                 }
-                if received.end.parks() && received.bytes + received.resumed_bytes > 0 {
-                    self.counters.add("parked transfers");
+                if received.end.suspends() && received.bytes + received.resumed_bytes > 0 {
+                    self.counters.add("suspended transfers");
                 }
                 if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
                     let event = Event::RoomWanted { unlist: *unlist, capture: None };
@@ -258,7 +259,7 @@ impl World {
         }
     }
 
-    /// The core said what became of a delivered object.
+    /// The core has taken a received object, or not.
     pub(crate) fn judged(&mut self, id: u64, taken: bool) {
         let Some(transfer) = self.transfers.get(&id) else { return };
         if taken && transfer.purpose == Purpose::Wanted {
@@ -297,9 +298,10 @@ impl World {
         if receives && self.process(to.0, to.1).is_some() {
             self.receiver_input(id, ReceiveInput::Tick);
         }
-        match self.is_paused(from.0) {
-            true => self.counters.add("transfers of paused nodes"),
-            false => self.sender_input(id, SendInput::Tick),
+        if self.is_paused(from.0) {
+            self.counters.add("transfers of paused nodes");
+        } else {
+            self.sender_input(id, SendInput::Tick);
         }
         if self.process(from.0, from.1).is_none() {
             self.break_receiver(id);
@@ -335,7 +337,7 @@ impl World {
         self.forget_if_over(id);
     }
 
-    /// A process is gone: what it sent or received breaks at the other end.
+    /// A process is gone: its transfers break at their other end.
     pub(crate) fn forget_transfers_of(&mut self, node: NodeId, epoch: u64) {
         let ids: Vec<u64> = self.transfers.keys().copied().collect();
         for id in ids {

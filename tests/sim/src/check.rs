@@ -1,35 +1,36 @@
-//! What must hold: one property a file.
+//! What must hold: one property in each file.
 //!
 //! | file | property | source |
 //! |---|---|---|
-//! | `election` | one leader a term | raft paper, figure 3 |
+//! | `election` | at most one leader a term | raft paper, figure 3 |
 //! | `promises` | votes, terms and acknowledgements leave only when durable | thesis 3.8 |
-//! | `votes` | one vote a term, none by a replica whose disk is gone | thesis 3.4 |
-//! | `logs` | equal index and term, equal entry | figure 3, log matching |
-//! | `gapless` | no hole in the log, whose first entry follows a snapshot | `recovery_state` |
+//! | `votes` | at most one vote a term, none by a replica whose disk is lost | thesis 3.4 |
+//! | `logs` | equal index and term mean equal entries | figure 3, log matching |
+//! | `gapless` | the log has no gap, neither inside nor after a snapshot | `recovery_state` |
 //! | `commits` | a process's commit index never falls | figure 3 |
-//! | `states` | equal index, equal state | figure 3, state machine safety |
-//! | `durable` | what was acknowledged is on a majority's disks | thesis 3.6 |
+//! | `states` | equal indexes mean equal states | figure 3, state machine safety |
+//! | `durable` | an acknowledged entry is on the disks of a majority | thesis 3.6 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
-//! | `sessions` | an acknowledged operation was applied once, another at most once | thesis 6.3 |
-//! | `fates` | what a client was told was not applied never is | `fault::Refusal` |
+//! | `sessions` | acknowledged operations are applied once, others at most once | thesis 6.3 |
+//! | `fates` | a command that a client was told is not applied never is | `fault::Refusal` |
 //! | `snapshots` | listed objects are whole | `store` |
-//! | `recovery_points` | there is always one to start from | `recovery_state` |
-//! | `marks` | equal index, equal digest of the snapshot | `store` |
-//! | `budget` | the budget is kept, and every byte is counted in it | `store::reserve` |
-//! | `leaks` | nothing stays that nobody needs | `store` |
-//! | `memory` | commands are refused before memory ends | `memory` in the core |
-//! | `descriptors` | a log waits for descriptors as it does for room | `fs::is_short` |
+//! | `recovery_points` | a replica can always start | `recovery_state` |
+//! | `checkpoints` | snapshots of equal index have equal digests | `store` |
+//! | `budget` | the budget is kept, and counts every byte | `store::reserve` |
+//! | `leaks` | no file that is not needed stays on a disk | `store` |
+//! | `memory` | commands are refused before a guest runs out of memory | `memory` in the core |
+//! | `descriptors` | a log waits for descriptors as for disk space | `fs::is_short` |
 //! | `idle` | a log at rest writes nothing | `wal` |
-//! | `copies` | old copies stop, lead nobody, and count for nothing | `Fault::OldCopy` |
+//! | `copies` | old copies stop, do not lead, and count for nothing | `Fault::OldCopy` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
-//! | `reports` | each transfer is reported once | `bulk` |
+//! | `reports` | each transfer is reported to the core once | `bulk` |
 //!
-//! Each file names a planted bug (`LOCKSTEP_MUTANT`) that it reports.
+//! Each file names planted bugs (`LOCKSTEP_MUTANT`) that its checker reports.
 
 use std::collections::BTreeMap;
 
 pub mod budget;
+pub mod checkpoints;
 pub mod commits;
 pub mod copies;
 pub mod descriptors;
@@ -41,7 +42,6 @@ pub mod histories;
 pub mod idle;
 pub mod leaks;
 pub mod logs;
-pub mod marks;
 pub mod memory;
 pub mod promises;
 pub mod recovery_points;
@@ -52,32 +52,32 @@ pub mod states;
 pub mod time;
 pub mod votes;
 
-/// A property that did not hold: which, and what was seen.
+/// A property that did not hold: its checker, and what the checker saw.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub checker: &'static str,
     pub what: String,
 }
 
-/// How a check ends.
+/// The result of a check.
 pub type Checked = Result<(), Violation>;
 
 pub fn violated<T>(checker: &'static str, what: impl Into<String>) -> Result<T, Violation> {
     Err(Violation { checker, what: what.into() })
 }
 
-/// Everything that checks along the way.
+/// The checkers that remember what they have seen of a run.
 #[derive(Default)]
 pub struct Checks {
     pub elections: election::Elections,
     pub votes: votes::Votes,
     pub reports: reports::Reports,
-    pub marks: marks::Marks,
+    pub checkpoints: checkpoints::Checkpoints,
     pub entries: logs::Entries,
     pub configurations: durable::Configurations,
     pub times: time::Times,
-    /// Durable logs of nodes that are down, as they were when they went.
+    /// The durable logs of nodes that are down, as they were when their processes ended.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
-    /// Durable logs of disks that are gone, as they were when they went.
+    /// The last durable logs of disks that were lost.
     pub lost: Vec<(lockstep_core::ids::GroupId, durable::View)>,
 }

@@ -1,5 +1,5 @@
-//! Clients: one operation at a time. Most have a session, and repeat a command until its fate is
-//! known; others have none, and send each command once.
+//! Clients, each with one operation at a time. Most have a session and repeat a command until they
+//! know its fate; the others have none and send each command once.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use lockstep_core::ids::{GroupId, NodeId};
 
 use crate::rng::Rng;
 
-/// An operation and its fate, as its client knows it.
+/// An operation, and what its client knows of its fate.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub id: u64,
     pub group: GroupId,
     pub key: u64,
-    /// What was to be written; `None` for a read.
+    /// The value to write; `None` for a read.
     pub value: Option<u64>,
-    /// A read that takes what the asked node has.
+    /// A read of whatever state the asked node has.
     pub local: bool,
     pub start_us: u64,
     /// When the answer came.
@@ -28,9 +28,9 @@ pub struct Record {
     pub answer: Option<u64>,
     /// Applied index at which a read was served.
     pub applied: u64,
-    /// How often it was asked.
+    /// How often it was sent.
     pub tries: u32,
-    /// The refusal that said that it was not applied.
+    /// The refusal that told the client that it was not applied.
     pub refused: Option<String>,
 }
 
@@ -45,31 +45,32 @@ pub enum Request {
 pub struct Client {
     pub group: GroupId,
     rng: Rng,
-    /// Sends commands outside of any session, each of them once.
+    /// Has no session, and sends each command once.
     plain: bool,
     session: Option<u64>,
     sequence: u64,
-    /// Writes after which the session is closed, and another one opened.
+    /// The number of writes after which it closes the session and opens another one.
     writes: u64,
-    /// Index of the record under way.
+    /// The record of the operation under way.
     record: Option<usize>,
-    /// Commands that were sent once, by attempt, while nobody has said what became of them.
+    /// The records of commands that were sent once and have no answer yet, by attempt.
     once: BTreeMap<u64, usize>,
     pub target: NodeId,
-    /// Counts attempts, so that a late answer is told from one to this attempt.
+    /// Number of the current attempt, which tells its answer from late ones.
     pub attempt: u64,
     /// Bytes of each command, at least.
     command_bytes: usize,
-    /// The next command is to make room.
+    /// The next command is to free memory.
     relief: bool,
-    /// Issues nothing new but `more` operations.
+    /// It comes to its end: it begins no new operations but `more`.
     pub done: bool,
+    /// Operations that it still has to begin.
     pub more: u32,
 }
 
-/// Keys that clients fight over.
+/// All clients use the same few keys.
 const KEYS: u64 = 5;
-/// A session has between one and so many writes.
+/// A session has from one to this many writes.
 const WRITES_MAX: u64 = 64;
 
 impl Client {
@@ -84,7 +85,7 @@ impl Client {
             group,
             rng,
             plain,
-            // Session 0 is none.
+            // Session 0 means no session.
             session: plain.then_some(0),
             sequence: 0,
             writes: 0,
@@ -103,12 +104,12 @@ impl Client {
         self.record.is_none() && self.more == 0
     }
 
-    /// Comes to its end: one more operation, which a healed cluster must serve.
+    /// Lets it do one last operation, which a healed cluster must serve.
     pub fn end(&mut self) {
         (self.done, self.more) = (true, 1);
     }
 
-    /// The next attempt: of the operation under way, or of a new one.
+    /// Begins the next attempt: of the operation under way, or of a new one.
     pub fn next(&mut self, now_us: u64, records: &mut Vec<Record>) -> Option<Request> {
         let closing = self.is_closing();
         if self.record.is_none() && self.done && self.session.is_some() && !closing {
@@ -165,7 +166,7 @@ impl Client {
         })
     }
 
-    /// An answer to the present attempt; says whether it came to its end.
+    /// Takes the answer to the current attempt. False if the same has to be asked again.
     pub fn answered(
         &mut self,
         answer: Result<Answer, Refusal>,
@@ -183,7 +184,7 @@ impl Client {
             }
             Ok(Answer::Ok(old)) => self.ended(&old, 0, now_us, records),
             Ok(Answer::Rejected(Rejection::SessionExpired | Rejection::SessionFull)) => {
-                // What became of the operation is not known.
+                // The fate of the operation stays unknown.
                 (self.session, self.record) = (None, None);
                 true
             }
@@ -194,7 +195,7 @@ impl Client {
                 | Rejection::TooManySessions,
             )) => {
                 unreachable!(
-                    "the guest rejects nothing, answers with eight bytes, and has few clients"
+                    "the guest rejects nothing, answers with eight bytes, and clients are few"
                 )
             }
             Err(refusal) => {
@@ -208,8 +209,8 @@ impl Client {
         }
     }
 
-    /// Whatever answer comes to an attempt, late ones too: a refusal of a command that was sent
-    /// once says whether it may have been applied.
+    /// Takes the refusal of any attempt, late ones included. True if it settles that a command that
+    /// was sent once was not applied.
     pub fn told(&mut self, attempt: u64, refusal: &Refusal, records: &mut [Record]) -> bool {
         let Some(at) = self.once.remove(&attempt) else { return false };
         if matches!(refusal, Refusal::Unknown { .. }) {
@@ -219,14 +220,14 @@ impl Client {
         true
     }
 
-    /// The attempt came to nothing: what may not be repeated is not tried again.
+    /// The attempt failed: a client without a session drops its command, which it must not repeat.
     pub fn give_up(&mut self, records: &[Record]) {
         if self.plain && self.record.take_if(|at| records[*at].value.is_some()).is_some() {
             self.more += u32::from(self.done);
         }
     }
 
-    /// All writes of its session are done; it says so until it is heard.
+    /// Whether all writes of its session are done: it then asks to close it until that succeeds.
     pub fn is_closing(&self) -> bool {
         let open = self.session.is_some() && !self.plain;
         open && self.record.is_none() && self.sequence >= self.writes

@@ -1,14 +1,15 @@
-//! Old copies of disks: an image that was kept aside at a fall is put back in place of what its
-//! node has by now, as whoever restores a backup of a data directory does.
+//! Old copies of disks: an image that was kept when a process ended replaces its node's disk, as
+//! when an operator starts a node on a backup of its data directory.
 //!
-//! Its process is of an earlier start than the one that its peers have heard, or of the same: the
-//! first frame of one that did names the other process, and each of its groups stops before it
-//! heeds it. Its operator then has the node join anew with an empty disk: what the newer life had
-//! said is as good as on a lost disk, of which there is one at a time.
+//! A process on an old copy has a boot count that an earlier life of its replicas has had already.
+//! The first frame from a peer that has heard of the newer life tells it so, and each of its groups
+//! stops before it acts on that frame. The operator then has the node join anew with an empty disk.
+//! What the newer life had promised is lost with its disk; one disk at a time may be lost.
 //!
-//! Peers remember in memory, and a follower's starts are heard by its leader alone. An old copy
-//! that nobody knows for one cannot be told from the right one. So it goes at once when somebody
-//! comes to stand for election who may count its word, or it does and not all know it.
+//! Peers keep boot counts in memory only, and only the leader hears a follower's. An old copy that
+//! no peer can recognize behaves like the right process. So the simulator takes it down as soon as
+//! a replica leads or campaigns that does not know of the newer life, or the old copy itself does
+//! while not all others know.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,34 +25,35 @@ use crate::check::{Checked, copies};
 use crate::node::{Process, StoreHang};
 use crate::world::{Action, MS, SECOND, World};
 
-/// What a replica was like in one life of its process.
+/// A replica in one life, which is one run of its process.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
     pub replica: ReplicaId,
-    /// Its count of starts.
+    /// Its boot count.
     pub boot: u64,
     /// Where its durable log ended.
     pub last_index: u64,
 }
 
+/// The lives of a node's replicas.
 pub type Lives = BTreeMap<GroupId, Life>;
 
-/// What lay on a disk when its process fell.
+/// What a disk held when its process ended.
 pub struct Image {
     files: BTreeMap<PathBuf, Vec<u8>>,
     lives: Lives,
 }
 
-/// A disk is an old copy.
+/// A node whose disk is an old copy.
 pub struct Copy {
-    /// The lives that its peers heard of last.
+    /// The lives that it lacks: those that its peers heard of last.
     newer: Lives,
-    /// Looks in a row at which it went on, and nothing was in the way of telling it.
+    /// Looks in a row at which it still ran, though its peers could reach it.
     looks: u64,
 }
 
 impl Process {
-    /// A frame comes, and tells who started how often.
+    /// Notes the boot count of the frame's sender.
     pub fn hears(&mut self, frame: &Frame) {
         if frame.to.is_none() || frame.to == self.replica_id(frame.group) {
             let boot = self.heard.entry((frame.group, frame.from)).or_default();
@@ -72,8 +74,8 @@ impl Process {
         self.replicas.iter().map(life).collect()
     }
 
-    /// Whether each of its replicas is a voter among others, by memory and by disk: alone it would
-    /// ask nobody.
+    /// Whether each of its replicas is one of several voters, in memory and on disk: a sole voter
+    /// would talk to no peer.
     fn votes_with_others(&self) -> bool {
         self.replicas.iter().all(|(group, replica)| {
             let known = replica.group.recovery_state();
@@ -97,7 +99,7 @@ fn among_others(configuration: &Configuration, replica: ReplicaId) -> bool {
 }
 
 impl World {
-    /// A process is about to fall: its lives, if an image of its disk is to be kept.
+    /// A process is about to end: gives its lives, if an image of its disk is to be kept.
     pub(crate) fn lives_to_keep(&mut self, id: NodeId) -> Option<Lives> {
         let drawn = self.rng.percent(60);
         let node = &self.nodes[&id];
@@ -108,13 +110,13 @@ impl World {
         Some(process.lives())
     }
 
-    /// It fell, and this is what its disk is like.
+    /// The process has ended: keeps an image of its disk.
     pub(crate) fn keep_image(&mut self, id: NodeId, lives: Lives) {
         let node = self.nodes.get_mut(&id).expect("a node");
         node.image = Some(Image { files: node.fs.image(), lives });
     }
 
-    /// The disk of a node becomes what it was when an image of it was kept.
+    /// Puts an image back onto a node's disk.
     pub(crate) fn put_back(&mut self) {
         let mut candidates = self.member_ids();
         candidates.retain(|id| self.may_put_back(*id));
@@ -123,8 +125,8 @@ impl World {
         }
         let id = *self.rng.pick(&candidates);
         let node = self.nodes.get_mut(&id).expect("a node");
-        let image = node.image.take().expect("it may be put back");
-        let newer = node.process.as_ref().expect("it runs").lives();
+        let image = node.image.take().expect("`may_put_back` checked it");
+        let newer = node.process.as_ref().expect("`may_put_back` checked it").lives();
         self.fall(id, false);
         self.empty_disk(id);
         let node = self.nodes.get_mut(&id).expect("a node");
@@ -143,15 +145,15 @@ impl World {
         process.lives().iter().all(|(group, life)| {
             let durable = process.reader.state(*group).is_some_and(|s| s.boot == life.boot);
             let older = image.lives.get(group).is_some_and(|old| {
-                // Its own next start is one of the count that is known, or of a lower one.
+                // The next start on the image counts no higher than the one that is known.
                 old.replica == life.replica && old.boot < life.boot
             });
             durable && older && self.leader_knows(id, *group, life)
         })
     }
 
-    /// Whether the leader will know an old copy for what it is, or whoever comes to lead when it
-    /// was the leader itself.
+    /// Whether the leader will recognize an old copy; if the copy is the leader's, whether every
+    /// possible successor will.
     fn leader_knows(&self, id: NodeId, group: GroupId, life: &Life) -> bool {
         let all = self.all_know(id, group, life);
         let statuses = self.member_ids().into_iter().filter_map(|member| {
@@ -176,7 +178,7 @@ impl World {
         others.into_iter().all(|other| self.knows(other, group, life))
     }
 
-    /// Everybody runs and can be heard.
+    /// Whether all members run and can reach each other.
     fn is_fair(&self) -> bool {
         let mut members = self.member_ids().into_iter().map(|id| &self.nodes[&id]);
         self.network.cut.is_empty()
@@ -187,14 +189,14 @@ impl World {
             })
     }
 
-    /// The process that runs on an old copy, and the life of this group that it knows nothing of.
+    /// The node that runs on an old copy, and the newer life of this group that it lacks.
     fn old_copy(&self, group: GroupId) -> Option<(NodeId, Life)> {
         let node = self.nodes.values().find(|node| node.copy.is_some())?;
         let life = node.process.as_ref().and(node.copy.as_ref())?.newer.get(&group)?;
         Some((node.id, *life))
     }
 
-    /// A process came up on an old copy.
+    /// A process has started, perhaps on an old copy: then checks that copy and all its peers.
     pub(crate) fn copy_starts(&mut self, id: NodeId) {
         if self.nodes[&id].copy.is_none() {
             return;
@@ -212,21 +214,23 @@ impl World {
         }
     }
 
-    /// A replica was looked at while there may be an old copy.
+    /// Checks a replica while there may be an old copy: the copy itself, or one of its peers.
     pub(crate) fn watch_copy(&mut self, node: NodeId, group: GroupId, status: &GroupStatus) {
         let Some((id, life)) = self.old_copy(group) else { return };
         let stands = matches!(status.role, Role::Leader | Role::Candidate);
-        let known = match node == id {
-            true => !stands || self.all_know(id, group, &life),
-            false => !stands || self.knows(node, group, &life),
+        let known = if node == id {
+            !stands || self.all_know(id, group, &life)
+        } else {
+            !stands || self.knows(node, group, &life)
         };
         if !known {
-            self.counters.add("old copies that nobody could tell");
+            self.counters.add("old copies that were not recognizable");
             return self.take_down(id);
         }
-        let checked = match node == id {
-            true => copies::leads_nobody(status),
-            false => copies::is_not_counted(&life, status),
+        let checked = if node == id {
+            copies::leads_nobody(status)
+        } else {
+            copies::is_not_counted(&life, status)
         };
         self.check(checked);
     }
@@ -237,7 +241,7 @@ impl World {
         self.after(down, Action::Start { node: id });
     }
 
-    /// One of its groups stops: it was told, or found out.
+    /// A group of an old copy has stopped.
     pub(crate) fn copy_stops(&mut self, id: NodeId, fault: &Fault) {
         self.counters.add(match fault {
             Fault::OldCopy { .. } => "old copies found out",
@@ -248,7 +252,7 @@ impl World {
         }
     }
 
-    /// Once a second: nobody may keep an old copy that it can tell.
+    /// Checks once a second that old copies stop soon.
     pub(crate) fn look_at_copies(&mut self) {
         let fair = self.is_fair();
         for node in self.nodes.values_mut() {
@@ -262,23 +266,23 @@ impl World {
         self.check(checked);
     }
 
-    /// The process of an old copy is gone: nobody starts it there again.
+    /// The process of an old copy has ended: its node joins anew with an empty disk.
     pub(crate) fn copy_ends(&mut self, id: NodeId) {
         let Some(copy) = self.nodes.get_mut(&id).and_then(|node| node.copy.take()) else { return };
-        // What it had is no more than the newer one had, or was never counted.
+        // Its log held nothing that the newer one had not, or nothing that was counted.
         self.checks.down.remove(&id);
         self.empty_disk(id);
         self.are_gone(id, copy.newer.into_values().map(|life| life.replica));
     }
 }
 
-/// Writes what lay on a disk onto an empty one.
+/// Writes the files of an image onto an empty disk.
 fn fill(fs: &MemFs, files: &BTreeMap<PathBuf, Vec<u8>>) {
     for (path, bytes) in files {
-        let written = create_dirs(fs, path.parent().expect("a file lies somewhere"))
+        let written = create_dirs(fs, path.parent().expect("a file has a directory"))
             .and_then(|()| fs.create(path))
             .and_then(|file| file.write_at(bytes, 0).and_then(|()| file.sync()))
             .and_then(|()| make_durable(fs, path));
-        written.expect("it had room for this");
+        written.expect("the disk had space for these files before");
     }
 }

@@ -1,31 +1,32 @@
-//! What took place in a run: a seed proves something only if its faults happened.
+//! What took place in a run: a fault that never happened has tested nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// How often each kind of thing took place.
 #[derive(Clone, Default, Debug)]
 pub struct Counters(BTreeMap<&'static str, u64>);
 
-/// What must have happened at least once over all seeds of a run of some length.
+/// What must take place at least once in a run of many seeds.
 pub const WANTED: &[&str] = &[
     "acknowledged",
     "bit rot in a log",
     "bit rot in a snapshot",
-    "bit rot before a tear",
+    "bit rot before a torn write",
     "bit rot in the last segment",
     "captures given up for a disk that hangs",
     "captures that found no place",
     "clock drifts",
     "clock jumps",
     "clock jumps by a year",
-    "commands that make room",
+    "commands that free memory",
     "commands refused for good",
     "crashes",
     "crashes at an operation",
     "deletions that wait",
     "disk stalled state",
-    "disk fills up",
     "disk full state",
+    "disks of logs fill up",
     "disks of snapshots fill up",
     "disks with many groups",
     "disks that hang to the end",
@@ -49,8 +50,7 @@ pub const WANTED: &[&str] = &[
     "links cut",
     "local snapshots",
     "local reads",
-    "log rejoins",
-    "logs near the next snapshot's room",
+    "logs near the next snapshot's space",
     "majorities lost",
     "members added",
     "memory high state",
@@ -58,15 +58,16 @@ pub const WANTED: &[&str] = &[
     "old copies put back",
     "one-way cuts",
     "operations without descriptors",
-    "operations without room",
-    "operations without room behind what takes it",
-    "parked transfers",
+    "operations without space",
+    "operations without space, reported late",
+    "suspended transfers",
     "pauses",
     "processes without descriptors",
     "queries that took the guest with them",
     "queries that took too much",
     "reads told to fail",
     "rejoins",
+    "rejoins with a bad log",
     "reordered frames",
     "repairs",
     "replicas halted alone",
@@ -81,7 +82,7 @@ pub const WANTED: &[&str] = &[
     "segments rolled",
     "sessions closed",
     "slow guests",
-    "snapshots between marks",
+    "snapshots between checkpoints",
     "stalled disks",
     "stalled stores",
     "stalled transfers",
@@ -113,7 +114,7 @@ impl Counters {
         }
     }
 
-    /// What did not happen though it should.
+    /// What should have taken place and did not.
     pub fn missing(&self) -> Vec<&'static str> {
         WANTED.iter().copied().filter(|what| self.get(what) == 0).collect()
     }

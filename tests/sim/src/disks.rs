@@ -1,4 +1,5 @@
-//! What goes wrong with disks: operations and reads that fail, no room, no answer, rot, and loss.
+//! What goes wrong with disks: operations and reads that fail, full and hanging disks, bit rot, and
+//! lost disks.
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ impl World {
         let op = self.rng.between(1, 60);
         let node = self.nodes.get_mut(&node).expect("a node");
         node.fs.fail_op(node.fs.ops() + op, fault);
-        // A full disk, as far as its log can tell.
+        // The log cannot tell this from a full disk.
         node.log_filled |= fault == DiskFault::Full;
         self.counters.add("operations told to fail");
     }
@@ -32,53 +33,48 @@ impl World {
         self.counters.add("reads told to fail");
     }
 
-    /// Whatever else the process does takes all descriptors: nothing more can be opened.
+    /// Something else in the process takes all descriptors: no file can be opened.
     pub(crate) fn take_descriptors(&mut self, node: NodeId) {
         if self.nodes[&node].process.is_none() {
             return;
         }
         let taken = self.nodes.get_mut(&node).expect("a node");
         taken.fs.set_descriptors(false);
-        // Nor by a checker.
+        // Checkers cannot open files either.
         taken.unreadable = true;
         self.counters.add("processes without descriptors");
         let until = self.rng.between(100 * MS, 5 * SECOND);
         self.after(until, Action::Mend { what: Mend::Descriptors(node) });
     }
 
-    /// Something else takes the rest of the disk, or of the one that snapshots have of their own.
+    /// Other data fills the disk, or the separate disk of snapshots.
     pub(crate) fn fill_disk(&mut self, node: NodeId) {
-        // Sometimes so that the next snapshot just fits.
+        // Sometimes the next snapshot just fits.
         let most = *self.rng.pick(&[3, 9]);
-        let left = match self.rng.percent(30) {
-            true => 0,
-            false => self.rng.below(most * self.setup.segment_bytes),
-        };
+        let left =
+            if self.rng.percent(30) { 0 } else { self.rng.below(most * self.setup.segment_bytes) };
         let of_snapshots = self.setup.apart && self.rng.percent(60);
         let filled = self.nodes.get_mut(&node).expect("a node");
-        match of_snapshots {
-            true => {
-                let dir = Path::new(SNAPSHOTS);
-                filled.fs.mount(dir, filled.fs.used(dir) + left);
-                self.counters.add("disks of snapshots fill up");
-            }
-            false => {
-                filled.fs.set_capacity(filled.fs.used(Path::new(DATA)) + left);
-                filled.log_filled = true;
-                self.counters.add("disk fills up");
-            }
+        if of_snapshots {
+            let dir = Path::new(SNAPSHOTS);
+            filled.fs.mount(dir, filled.fs.used(dir) + left);
+            self.counters.add("disks of snapshots fill up");
+        } else {
+            filled.fs.set_capacity(filled.fs.used(Path::new(DATA)) + left);
+            filled.log_filled = true;
+            self.counters.add("disks of logs fill up");
         }
         let until = self.rng.between(SECOND, 15 * SECOND);
         self.after(until, Action::Mend { what: Mend::Disk(node) });
     }
 
-    /// Nothing on its disk comes back, for a while or until all faults end.
+    /// No operation on its disk returns, for a while or until all faults end.
     pub(crate) fn hang(&mut self, node: NodeId) {
         if self.nodes.values().any(|node| node.hangs_since.is_some()) {
             return;
         }
         self.counters.add("hanging disks");
-        // Without it and another one that lost its disk there may be no majority.
+        // If it hung to the end while another node had lost its disk, a majority might be missing.
         let stays = self.rng.percent(30) && self.may_weaken(node);
         self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
         if stays {
@@ -89,7 +85,7 @@ impl World {
         }
     }
 
-    /// Nothing on the disk that its snapshots have of their own comes back, for a while.
+    /// No operation on the separate disk of its snapshots returns, for a while.
     pub(crate) fn hang_store(&mut self, node: NodeId) {
         if !self.setup.apart || self.nodes[&node].store_hangs != StoreHang::No {
             return;
@@ -102,7 +98,7 @@ impl World {
 
     /// Whether the disk of `node` may be lost or damaged now.
     pub(crate) fn may_weaken(&self, node: NodeId) -> bool {
-        // Of two none may go, and of one there is nothing else.
+        // Groups of one and two survive no lost disk.
         let few = self.members < 3;
         let weak = |node: &Node| node.hangs_since.is_some() || node.copy.is_some();
         if few || self.nodes.values().any(weak) {
@@ -118,7 +114,7 @@ impl World {
             self.nodes.values().filter(|other| other.id.0 <= self.members).all(|other| {
                 let Some(process) = &other.process else { return false };
                 let status = process.replicas[&group].group.status();
-                // A configuration that only memory knows may be forgotten with the next crash.
+                // A crash may forget a configuration that is not durable yet.
                 let known = process
                     .reader
                     .state(group)
@@ -146,13 +142,13 @@ impl World {
         self.after(down, Action::Start { node: id });
     }
 
-    /// The node's disk is empty from now on; who lived there is gone.
+    /// Empties the node's disk; its replicas are gone for good.
     pub(crate) fn lose_disk(&mut self, id: NodeId) {
         let lived = self.empty_disk(id);
         self.are_gone(id, lived);
     }
 
-    /// The node's disk is empty from now on; the replicas that lived there.
+    /// Empties the disk of a node that is down; gives the replicas that it held.
     pub(crate) fn empty_disk(&mut self, id: NodeId) -> Vec<ReplicaId> {
         let views: Vec<_> = self.checks.down.remove(&id).into_iter().flatten().collect();
         let lived = views.iter().map(|(_, view)| view.replica).collect();
@@ -163,7 +159,7 @@ impl World {
         lived
     }
 
-    /// Nobody hears of these replicas of a node again.
+    /// No frame of these replicas may ever be sent again.
     pub(crate) fn are_gone(&mut self, id: NodeId, lived: impl IntoIterator<Item = ReplicaId>) {
         for replica in lived {
             self.nodes.get_mut(&id).expect("a node").gone.push(replica);

@@ -1,7 +1,7 @@
-//! What goes wrong, when, and how it ends.
+//! The faults of a run: which strike, when, and how they end.
 //!
-//! One node at a time may have lost or damaged its disk, and only while everybody else is whole:
-//! more than that no replication survives. Everything else strikes whom it will.
+//! At most one node at a time has a lost or damaged disk, and only while all others are sound: no
+//! replication survives more than that. Every other fault strikes any node at any time.
 
 use lockstep_core::ids::NodeId;
 
@@ -48,8 +48,7 @@ impl World {
         }
     }
 
-    /// Every node belongs to the groups from now on: each starts again with the configuration that
-    /// says so.
+    /// Makes all nodes members of the groups: each restarts with a configuration that names all.
     pub(crate) fn grow(&mut self) {
         if self.members == self.setup.nodes {
             return;
@@ -81,7 +80,7 @@ impl World {
         }
     }
 
-    /// The disk halts behind the k-th operation from now on; the process falls when it notices.
+    /// Has the disk halt after one of its next operations; the process then crashes.
     fn crash_at_an_operation(&mut self, node: NodeId) {
         let op = self.rng.between(1, 40);
         let fs = &self.nodes[&node].fs;
@@ -97,7 +96,8 @@ impl World {
         }
     }
 
-    /// The process is gone, and unless it `ended` by itself or was killed, the power too.
+    /// Ends a node's process. Unless it `ended` by itself or was killed, the power fails, too, and
+    /// unsynced writes may be lost.
     pub(crate) fn fall(&mut self, id: NodeId, ended: bool) {
         let views = self.views_of(id);
         let lives = self.lives_to_keep(id);
@@ -110,9 +110,9 @@ impl World {
                 node.fs.crash_keeping(seed);
             }
         }
-        // A crash forgets what was to fail.
+        // A crash disarms the reads that were to fail.
         node.unreadable &= ended;
-        // Its descriptors go with it.
+        // The next process has descriptors again.
         node.fs.set_descriptors(true);
         node.batch = None;
         let Some(process) = node.process.take() else { return };
@@ -120,7 +120,7 @@ impl World {
         let epoch = process.epoch;
         drop(process);
         if ended {
-            // Its files are closed; what it did not sync may still be lost later.
+            // Its files are closed, but a later loss of power may still take what it did not sync.
             let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
             node.unreadable = false;
@@ -162,7 +162,7 @@ impl World {
         self.counters.add("pauses");
     }
 
-    /// Its clock goes up to a tenth too fast or too slow.
+    /// Its clock runs up to a tenth too fast or too slow.
     fn drift(&mut self, node: NodeId) {
         let drift = self.rng.between(0, 200_000) as i64 - 100_000;
         let since = self.now;
@@ -174,9 +174,10 @@ impl World {
     }
 
     fn clock(&mut self, node: NodeId) {
-        let jump = match self.rng.percent(15) {
-            true => 365 * 86_400_000,
-            false => self.rng.between(0, 7_200_000) as i64 - 3_600_000,
+        let jump = if self.rng.percent(15) {
+            365 * 86_400_000
+        } else {
+            self.rng.between(0, 7_200_000) as i64 - 3_600_000
         };
         self.nodes.get_mut(&node).expect("a node").clock_ms = jump;
         self.counters.add(if jump > 3_600_000 { "clock jumps by a year" } else { "clock jumps" });
@@ -186,13 +187,12 @@ impl World {
 
     fn trouble_transfers(&mut self) {
         let ids: Vec<u64> = self.transfers.keys().copied().collect();
-        match ids.is_empty() {
-            // Few are under way at any time: the next one will not get through.
-            true => self.ambush = true,
-            false => {
-                let id = *self.rng.pick(&ids);
-                self.trouble(id);
-            }
+        if ids.is_empty() {
+            // Few transfers are under way at any time, so the next one is struck.
+            self.ambush = true;
+        } else {
+            let id = *self.rng.pick(&ids);
+            self.trouble(id);
         }
     }
 
@@ -213,7 +213,7 @@ impl World {
     }
 
     fn trap(&mut self, node: NodeId) {
-        // The second in a row halts the replica.
+        // Two traps in a row halt the replica.
         let traps = *self.rng.pick(&[1, 1, 2, 2, 3, 7]);
         *self.nodes[&node].traps.lock().expect("no panic holds it") = traps;
         self.counters.add("guest traps");

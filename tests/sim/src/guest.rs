@@ -1,19 +1,19 @@
-//! The simulator's guest: registers, a chain of hashes over everything applied, how often each
-//! operation was applied, and ballast that makes snapshots as large as wanted.
+//! The simulator's guest: registers, a chain of hashes over all that was applied, how often each
+//! operation was applied, and ballast that makes snapshots as large as the setup wants them.
 //!
-//! It tells [`Observed`] what it applies, so that every replica's history can be compared, and
-//! traps when it is told to: a trap is this replica's alone, and its second try succeeds. That a
-//! replica has two guests at a time is a violation as well. Planted: `restore_beside`.
+//! It reports to [`Observed`] what it applies, so that the histories of all replicas can be
+//! compared. It traps when it is told to, on its own replica only, so that a second try may
+//! succeed. If the setup says so, each command takes memory, until one frees all of it. Two queries
+//! never get an answer: one traps, one runs out of fuel.
 //!
-//! Where it is to, it takes memory with each command, until one makes room; and some questions are
-//! bad.
+//! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use lockstep_core::entry::Install;
+use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
@@ -22,7 +22,7 @@ use lockstep_host::guest::{
 
 use crate::setup::Setup;
 
-/// What was applied, as the first replica that got there saw it.
+/// What was applied at each index, as the first replica that got there reported it.
 #[derive(Default)]
 pub struct Observed {
     groups: BTreeMap<GroupId, Applied>,
@@ -33,9 +33,9 @@ pub struct Observed {
 /// One group's history.
 #[derive(Default)]
 pub struct Applied {
-    /// Chain of hashes behind each index.
+    /// The chain of hashes after each index.
     pub digests: BTreeMap<u64, [u8; 32]>,
-    /// Every operation that reached a guest: index and what it did.
+    /// The operations that reached a guest, by index.
     pub operations: BTreeMap<u64, Vec<Operation>>,
 }
 
@@ -44,7 +44,7 @@ pub struct Operation {
     pub id: u64,
     pub key: u64,
     pub value: u64,
-    /// What the key held before; 0 = nothing.
+    /// The value before; 0 if there was none.
     pub old: u64,
 }
 
@@ -72,7 +72,7 @@ impl Observed {
     }
 }
 
-/// How many of the next applies of a node trap.
+/// How many of a node's next calls of a guest trap.
 pub type Traps = Arc<Mutex<u32>>;
 
 pub struct SimModule {
@@ -81,15 +81,16 @@ pub struct SimModule {
     pub traps: Traps,
     /// Bytes of ballast in the state.
     pub ballast: usize,
-    /// Bytes of memory that a command takes.
+    /// Bytes of memory that each command takes.
     pub grows: u64,
-    /// Whoever holds it has the replica's guest.
+    /// Held by the replica's guest, so that a second one is noticed.
     alive: Arc<()>,
     info: GuestInfo,
 }
 
-/// The key of a question that takes the guest with it, and of one that takes too much fuel.
+/// The key of a query that traps and takes the guest with it.
 pub const FATAL_KEY: u64 = u64::MAX;
+/// The key of a query that runs out of fuel.
 pub const ENDLESS_KEY: u64 = u64::MAX - 1;
 
 impl SimModule {
@@ -120,7 +121,7 @@ impl GuestModule for SimModule {
 
     fn instantiate(
         &self,
-        install: &Install,
+        bootstrap: &Bootstrap,
         _: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault> {
         if Arc::strong_count(&self.alive) > 1 {
@@ -134,7 +135,7 @@ impl GuestModule for SimModule {
             traps: Arc::clone(&self.traps),
             ballast: self.ballast,
             grows: self.grows,
-            most: install.profile.memory_bytes,
+            most: bootstrap.profile.memory_bytes,
             state: State::default(),
             dead: false,
         }))
@@ -146,7 +147,7 @@ struct State {
     chain: [u8; 32],
     registers: BTreeMap<u64, u64>,
     counts: BTreeMap<u64, u64>,
-    /// Bytes of memory that commands took since one made room.
+    /// Bytes of memory that commands have taken since one freed all.
     grown: u64,
 }
 
@@ -157,7 +158,7 @@ struct SimGuest {
     traps: Traps,
     ballast: usize,
     grows: u64,
-    /// Bytes of memory that it may have.
+    /// The most bytes of memory that it may have.
     most: u64,
     state: State,
     dead: bool,
@@ -243,7 +244,7 @@ impl Guest for SimGuest {
 
     fn snapshot(&mut self, out: &mut dyn Write) -> Result<io::Result<()>, GuestFault> {
         if let Err(fault) = self.trap("snapshot", 0) {
-            // Not again and again: for ten minutes nobody would try another one.
+            // Only once: after three traps in a row no snapshot is tried for ten minutes.
             *self.traps.lock().unwrap_or_else(PoisonError::into_inner) = 0;
             return Err(fault);
         }

@@ -1,4 +1,4 @@
-//! One step of one lane of a node, and what comes of it.
+//! One step of one lane of a node, and what follows from it.
 
 use lockstep_core::fault::{Fault, Refusal};
 use lockstep_core::group::{ApplyJob, Event, Found};
@@ -12,11 +12,11 @@ use crate::node::StoreHang;
 use crate::stalls::needs_disk;
 use crate::world::{Action, Captured, MS, SECOND, World};
 
-/// How soon it is looked again whether a disk that hangs is back.
+/// How long a step waits before it looks again whether a hanging disk answers.
 const HANGS_AGAIN: u64 = 100 * MS;
-/// How long an apply lane waits for the disk of its snapshots.
+/// How long an apply lane waits at a checkpoint for the disk of its snapshots.
 const DISK_PATIENCE: u64 = 3 * SECOND;
-/// Who asks and is no client counts from here.
+/// Numbers of callers that are none of the clients begin here.
 const STRANGERS: u64 = 1_000;
 
 impl World {
@@ -46,13 +46,12 @@ impl World {
         process.log_scheduled = false;
         let mut outputs = Vec::new();
         let durable = &mut |batch| outputs.extend(batch);
-        let stepped = match process.log.is_stalled() || process.queue.is_empty() {
-            true => process.log.tend(durable),
-            false => {
-                let round = std::mem::take(&mut process.queue);
-                let written = process.log.write(round, durable);
-                written.and_then(|rest| Ok([rest, process.log.housekeep()?.0].concat()))
-            }
+        let stepped = if process.log.is_stalled() || process.queue.is_empty() {
+            process.log.tend(durable)
+        } else {
+            let round = std::mem::take(&mut process.queue);
+            let written = process.log.write(round, durable);
+            written.and_then(|rest| Ok([rest, process.log.housekeep()?.0].concat()))
         };
         let again = process.log.is_stalled() || !process.queue.is_empty();
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
@@ -104,10 +103,8 @@ impl World {
 
     pub(crate) fn schedule_store(&mut self, node: NodeId, group: GroupId) {
         let slow = self.rng.percent(10) && !self.calm;
-        let delay = match slow {
-            true => self.rng.between(50 * MS, 3 * SECOND),
-            false => self.rng.below(3 * MS),
-        };
+        let delay =
+            if slow { self.rng.between(50 * MS, 3 * SECOND) } else { self.rng.below(3 * MS) };
         let process = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut());
         let Some(process) = process else { return };
         let epoch = process.epoch;
@@ -137,12 +134,11 @@ impl World {
     }
 
     pub(crate) fn schedule_apply(&mut self, node: NodeId, group: GroupId) {
-        let delay = match self.rng.percent(2) && !self.calm {
-            true => {
-                self.counters.add("slow guests");
-                self.rng.between(50 * MS, 600 * MS)
-            }
-            false => self.rng.below(2 * MS),
+        let delay = if self.rng.percent(2) && !self.calm {
+            self.counters.add("slow guests");
+            self.rng.between(50 * MS, 600 * MS)
+        } else {
+            self.rng.below(2 * MS)
         };
         let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
             return;
@@ -168,7 +164,7 @@ impl World {
         let hangs = self.nodes[&node].store_is_hanging();
         let Some(process) = self.process(node, epoch) else { return };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
-        // The guest lives in memory, but snapshots do not.
+        // The guest is in memory: only jobs that read or write snapshots wait for the disk.
         if hangs && replica.jobs.front().is_some_and(needs_disk) {
             return self.after(HANGS_AGAIN, Action::Apply { node, epoch, group });
         }
@@ -193,7 +189,8 @@ impl World {
         }
     }
 
-    /// The lane comes to a restore: whether that waits for its place, or takes more time.
+    /// Whether the lane's next job is a restore that still has to wait: for a place, or because it
+    /// takes a while.
     fn restore_waits(&mut self, node: NodeId, epoch: u64, group: GroupId) -> bool {
         let (now, calm) = (self.now, self.calm);
         let mut rng = self.rng.fork();
@@ -212,7 +209,7 @@ impl World {
         false
     }
 
-    /// What a step of the apply lane led to.
+    /// Carries out one output of a step of the apply lane.
     fn lane_says(&mut self, node: NodeId, epoch: u64, group: GroupId, output: Output) {
         if let Output::Event(event) = &output {
             self.count_event(event);
@@ -236,7 +233,7 @@ impl World {
                 replica.jobs.push_front(job);
                 self.schedule_apply(node, group);
             }
-            Output::Later(_) => unreachable!("it had its place before it began"),
+            Output::Later(_) => unreachable!("a restore begins only once it has its place"),
             Output::Seal(capture) => {
                 replica.sealing += 1;
                 let stalls = self.rng.percent(5) && !self.calm;
@@ -251,14 +248,14 @@ impl World {
         }
     }
 
-    /// The lane comes to a mark while the disk of its snapshots hangs: it waits once, and takes no
-    /// snapshot until the disk answers. Whether it came to one.
+    /// Fails the lane's next job, if that is a capture, because the disk of snapshots hangs: the
+    /// first one after a wait, later ones at once until the disk answers. True if it was a capture.
     fn fail_capture(&mut self, node: NodeId, epoch: u64, group: GroupId) -> bool {
         let unnoticed = self.nodes[&node].store_hangs == StoreHang::Unnoticed;
         let Some(process) = self.process(node, epoch) else { return false };
         let replica = process.replicas.get_mut(&group).expect("a group of this node");
         let Some(ApplyJob::Capture { index, .. }) = replica.jobs.front() else { return false };
-        let (index, why) = (*index, "its disk does not answer".to_owned());
+        let (index, why) = (*index, "the disk of its snapshots does not answer".to_owned());
         replica.jobs.pop_front();
         self.nodes.get_mut(&node).expect("a node").store_hangs = StoreHang::Noticed;
         self.counters.add("captures given up for a disk that hangs");
@@ -269,13 +266,13 @@ impl World {
         true
     }
 
-    /// A start that took an older recovery point, and an install that brought a guest.
+    /// Counts starts from an older recovery point, and installs that built a guest.
     fn count_outputs(&mut self, starts: bool, outputs: &[Output]) {
         let any = |is: fn(&Event) -> bool| {
             outputs.iter().any(|output| matches!(output, Output::Event(event) if is(event)))
         };
-        let rotten = any(|event| matches!(event, Event::Rotten { .. }));
-        if starts && rotten && any(|event| matches!(event, Event::Started { applied: 1.., .. })) {
+        let corrupt = any(|event| matches!(event, Event::Corrupt { .. }));
+        if starts && corrupt && any(|event| matches!(event, Event::Started { applied: 1.., .. })) {
             self.counters.add("fallback starts");
         }
         let lost = any(|event| {
@@ -291,15 +288,15 @@ impl World {
 
     fn count_event(&mut self, event: &Event) {
         match event {
-            Event::Rotten { .. } => self.counters.add("rotten objects found"),
-            Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for room"),
+            Event::Corrupt { .. } => self.counters.add("corrupt objects found"),
+            Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for space"),
             Event::CaptureFailed { .. } => self.counters.add("captures failed"),
             Event::NoPlace { .. } => self.counters.add("captures that found no place"),
             _other => {}
         }
     }
 
-    /// Reads a recovery point before others are given up for it.
+    /// Reads a recovery point whole before the core gives up others for it.
     pub(crate) fn prove(
         &mut self,
         node: NodeId,
@@ -315,10 +312,10 @@ impl World {
         let replica = &process.replicas[&group];
         let read = replica.with_store(move |store| store.recoverable(&object));
         self.fall_if_halted(node);
-        self.counters.add("recovery points read before others went");
+        self.counters.add("recovery points read before others were given up");
         let found = read.map_or_else(Found::from, |()| Found::Whole);
         if self.nodes[&node].rotted && matches!(found, Found::Bad(_)) {
-            self.counters.add("rot found before others went");
+            self.counters.add("rot found before others were given up");
         }
         self.event(node, group, vec![Event::Read { snapshot, found }]);
     }

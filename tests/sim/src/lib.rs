@@ -1,8 +1,9 @@
 //! A whole cluster in one thread, from one seed.
 //!
 //! The production core, log, stores, lanes and transfer machines run behind simulated doors: disk
-//! ([`lockstep_host::fs::mem`]), network, clock and guest. There is no async runtime and no thread;
-//! whatever happens, happens because the scheduler drew it, and the same seed draws the same.
+//! ([`lockstep_host::fs::mem`]), network, clock and guest. Without an async runtime and without
+//! threads, everything happens because the scheduler drew it, so the same seed always gives the
+//! same run.
 
 pub mod asking;
 pub mod audit;
@@ -36,7 +37,7 @@ use check::Violation;
 use counters::Counters;
 use world::World;
 
-/// How a seed went.
+/// The result of running one seed.
 pub struct Run {
     pub seed: u64,
     pub events: u64,
@@ -48,7 +49,7 @@ pub struct Run {
     pub violation: Option<Violation>,
 }
 
-/// Runs one seed to its end or its first violation. A panic of the product is one.
+/// Runs one seed to its end or its first violation. A panic of the product counts as a violation.
 pub fn run(seed: u64, verbose: bool) -> Run {
     let mut world = World::new(seed);
     world.verbose = verbose;
@@ -76,7 +77,7 @@ pub fn run(seed: u64, verbose: bool) -> Run {
         violation,
     };
     if run.violation.as_ref().is_some_and(|violation| violation.checker == "panic") {
-        // Whatever a panic left behind may panic again when it is dropped.
+        // Dropping a world that a panic left half changed may panic again.
         std::mem::forget(world);
     }
     run

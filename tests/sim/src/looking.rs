@@ -1,4 +1,5 @@
-//! What is checked of a replica as it goes: behind each event, at each list, in each state.
+//! What is checked of a replica as it runs: after each event, at each list of snapshots, in each
+//! state.
 
 use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::{Event, Halt, ReplicaState, Role, Running, Stopped};
@@ -10,7 +11,7 @@ use crate::check::{budget, commits, descriptors, memory, recovery_points, snapsh
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {
-    /// Works out how far each group's log time may be by now.
+    /// Computes how far each group's log time may have come by now.
     pub(crate) fn lift_times(&mut self) {
         for process in self.nodes.values().filter_map(|node| node.process.as_ref()) {
             for (group, replica) in &process.replicas {
@@ -20,11 +21,11 @@ impl World {
         }
     }
 
-    /// An apply lane went on, to a time that its clocks allow.
+    /// An apply lane applied entries: the log's time must be one that the voters' clocks allow.
     pub(crate) fn check_time(&mut self, group: GroupId, event: &Event) {
         let Event::Applied(applied) = event else { return };
         if self.checks.times.applied(group, applied.time_ms).is_err() {
-            // What came between two ticks.
+            // The ceiling is that of the last tick: compute it for now.
             self.lift_times();
             let plausible = self.checks.times.applied(group, applied.time_ms);
             self.check(plausible);
@@ -48,14 +49,14 @@ impl World {
             let leads = self.checks.elections.leads(group, status.term, status.replica);
             self.check(leads);
         }
-        let marks = self.checks.marks.listed(group, &status.snapshots);
-        self.check(marks);
+        let checkpoints = self.checks.checkpoints.listed(group, &status.snapshots);
+        self.check(checkpoints);
         let agreed = states::agree(&self.observed);
         self.check(agreed);
         self.watch_copy(node, group, &status);
     }
 
-    /// The store lane is told the list, and will delete what nobody needs.
+    /// Queues the new list of snapshots for the store lane, which deletes what is not needed.
     pub(crate) fn list(
         &mut self,
         node: NodeId,
@@ -80,18 +81,19 @@ impl World {
         self.schedule_store(node, group);
     }
 
-    /// It was, and there is still something to start from.
+    /// The store lane carries out its next list; afterwards there must still be a snapshot, or a
+    /// log from entry 1, that a start can use.
     pub(crate) fn list_now(&mut self, node: NodeId, group: GroupId) {
         let at = &self.nodes[&node];
         let Some(process) = &at.process else { return };
         let replica = &process.replicas[&group];
         let Some((listed, first_index)) = replica.store.next_list() else { return };
-        let before = replica.store.peek(|store| store.listed().to_vec());
-        let looks = listed != before && !at.fs.is_halted() && !at.unreadable;
-        let before = looks.then(|| recovery_points::Before::of(replica, before));
+        let listed_before = replica.store.peek(|store| store.listed().to_vec());
+        let looks = listed != listed_before && !at.fs.is_halted() && !at.unreadable;
+        let before = looks.then(|| recovery_points::Before::of(replica, listed_before));
         replica.store.step();
         if let Some(before) = before.filter(|_| !at.fs.is_halted() && !at.unreadable) {
-            // A pause is no time to read in.
+            // A paused node reads nothing: its time to find the damage begins with the pause's end.
             let since = at.snapshot_rotted_at.max(at.paused_until);
             let rotted = at.rotted.then(|| self.now.saturating_sub(since));
             let checked = recovery_points::listed(replica, first_index, rotted, &before, &listed);
@@ -102,7 +104,7 @@ impl World {
     pub(crate) fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
         match state {
             ReplicaState::Stopped(Stopped::Failed(fault)) => self.fails(node, group, fault),
-            // Its node joins as somebody new.
+            // Its node joins as a new replica.
             ReplicaState::Stopped(Stopped::Removed) => {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
@@ -127,7 +129,7 @@ impl World {
     fn fails(&mut self, node: NodeId, group: GroupId, fault: &Fault) {
         self.counters.add("stopped replicas");
         match fault {
-            // The process is told to start again once its disk is well.
+            // The process is started again, on a disk that works.
             Fault::Log(why) => {
                 self.after(200 * MS, Action::Start { node });
                 let waited = descriptors::waited_for(why);
@@ -160,7 +162,7 @@ impl World {
         self.check(had_memory);
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
-            // It tries again by itself.
+            // It tries again by itself once it can open files.
             _ if halt.fault.is_machines() && self.nodes[&node].unreadable => {
                 self.counters.add("replicas halted for want of descriptors");
             }
@@ -168,7 +170,7 @@ impl World {
                 let what = format!("node {node}, group {group} halts: {}", halt.fault);
                 self.check(crate::check::violated("liveness", what));
             }
-            // A peer's snapshot takes it on, unless all the others come to halt as well.
+            // A peer's snapshot takes it past the entry. If all others halt as well, a start must.
             Some(_) => {
                 self.counters.add("replicas halted alone");
                 self.after(60 * SECOND, Action::Start { node });
@@ -183,9 +185,9 @@ impl World {
     fn is_short(&mut self, node: NodeId, shortage: Shortage) {
         self.counters.add("disk full state");
         match shortage {
-            // The log asks for two segments at the most.
+            // The log itself asks for two segments at most; the rest is for the next snapshot.
             Shortage::Disk { need, .. } if need > 2 * self.setup.segment_bytes => {
-                self.counters.add("logs near the next snapshot's room");
+                self.counters.add("logs near the next snapshot's space");
             }
             Shortage::Disk { .. } => {}
             Shortage::Log { .. } => self.counters.add("logs at their bound"),
@@ -197,14 +199,14 @@ impl World {
     fn needs_snapshot(&mut self, node: NodeId, group: GroupId) {
         self.counters.add("needs snapshot state");
         if self.members == 1 {
-            // There is nobody to ask: its operator starts it again.
+            // It has no peer to ask: its operator starts it again.
             self.after(30 * SECOND, Action::Start { node });
         }
         let at = &self.nodes[&node];
         let replica = at.process.as_ref().and_then(|process| process.replicas.get(&group));
-        // The log behind a good one may be what is damaged.
-        let replica = replica.filter(|_| !at.unreadable && at.rotten_log.is_none());
-        let checked = replica.map_or(Ok(()), snapshots::needs_one);
+        // The damage may be in the log after a good snapshot.
+        let undamaged = replica.filter(|_| !at.unreadable && at.corrupt_log.is_none());
+        let checked = undamaged.map_or(Ok(()), snapshots::needs_one);
         self.check(checked);
     }
 }

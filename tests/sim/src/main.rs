@@ -1,4 +1,4 @@
-//! `sim`: runs seeds, and says what was checked. See `--help`.
+//! The program `sim`: runs the simulator's seeds and reports what they did. See `--help`.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -13,15 +13,18 @@ const USAGE: &str = "\
 usage: sim [--seed S] [--seeds N] [--minutes M] [--twice] [--verbose] [--counters]
        sim [--seed S] --points
 
-  --seed S      run this seed, or begin with it; without it seeds begin with the time
-  --seeds N     run this many seeds (1, if nothing says how long)
-  --minutes M   run seeds for so long
+  --seed S      run this seed, or start with it; without it the first seed comes from the clock
+  --seeds N     run N seeds (1 unless --minutes is given)
+  --minutes M   run seeds for M minutes
   --twice       run each seed twice and compare the traces
-  --verbose     tell every action
-  --counters    print what took place, and fail if any kind of it did not
-  --points      tell one story with one node's disk struck at each operation, in every way
+  --verbose     print every action
+  --counters    print how often each event took place; go on after a failure, and fail if an
+                event that must happen never did
+  --points      run one story again and again, each time with a crash or a failure at another
+                operation of one node's disk
 
-Exit codes: 0 nothing was violated; 1 something was, and the last lines say how to see it again.";
+Exit codes: 0 every property held; 1 one did not, and the last lines say how to run that seed again;
+2 the command line is wrong.";
 
 struct Options {
     seed: u64,
@@ -59,7 +62,7 @@ fn options() -> Result<Options, String> {
             "--counters" => options.counters = true,
             "--points" => options.points = true,
             "--help" | "-h" => return Err(String::new()),
-            other => return Err(format!("there is no option {other}")),
+            other => return Err(format!("unknown option {other}")),
         }
     }
     if options.seeds == 0 && options.time.is_none() {
@@ -73,9 +76,8 @@ fn report_points(struck: Result<(u64, u64), String>, took: Duration) -> ExitCode
         Ok((ops, reads)) => {
             let (ways, took) = (points::STRIKES.len() - 1, took.as_secs_f64());
             println!(
-                "{ops} operations of one node, each struck in {ways} ways, and {reads} reads \
-                 failed, in \
-                 {took:.1} s"
+                "{ops} disk operations of one node, each struck in {ways} ways, and {reads} reads, \
+                 each made to fail, in {took:.1} s"
             );
             ExitCode::SUCCESS
         }
@@ -86,7 +88,7 @@ fn report_points(struck: Result<(u64, u64), String>, took: Duration) -> ExitCode
     }
 }
 
-/// What all threads add up.
+/// The sum over the seeds of all threads.
 #[derive(Default)]
 struct Sum {
     counters: Counters,
@@ -105,7 +107,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if why.is_empty() { 0 } else { 2 });
         }
     };
-    // A violation is told below, with its seed; a panic is one of them.
+    // `tell` reports panics with their seed, like any other violation.
     if !options.verbose {
         std::panic::set_hook(Box::new(|_| ()));
     }
@@ -153,14 +155,14 @@ fn work(options: &Options, began: Instant, next: &AtomicU64, stop: &AtomicBool, 
     }
 }
 
-/// Says what a seed violated; whether it did.
+/// Reports what a seed violated, or that too little happened in it. False if all was well.
 fn tell(done: &Run) -> bool {
     if let Some(violation) = &done.violation {
         println!("seed {}: {}: {}", done.seed, violation.checker, violation.what);
         return true;
     }
     if done.events < EVENTS_MIN || done.acknowledged < ACKNOWLEDGED_MIN {
-        println!("seed {}: too little happened to count", done.seed);
+        println!("seed {}: too little happened for it to count", done.seed);
         return true;
     }
     false

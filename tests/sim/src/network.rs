@@ -1,5 +1,5 @@
 //! Links between nodes. Fault model: a frame may be delayed, dropped, delivered twice, or overtaken
-//! by later ones; a direction may be cut. What a crashed process sent stays under way.
+//! by later ones; a direction may be cut. The frames of a crashed process still arrive.
 
 use std::collections::BTreeSet;
 
@@ -18,10 +18,11 @@ pub struct Weather {
 
 #[derive(Default)]
 pub struct Network {
-    /// Directions that let nothing through.
+    /// Directions that are cut: sender and receiver.
     pub cut: BTreeSet<(NodeId, NodeId)>,
     pub weather: Weather,
-    /// When the last frame of each direction arrives: later ones do not overtake it by themselves.
+    /// When the last frame of each direction arrives: later ones do not overtake it unless
+    /// `weather` has them reordered.
     last: std::collections::BTreeMap<(NodeId, NodeId), u64>,
 }
 
@@ -33,7 +34,7 @@ impl Network {
         self.cut.contains(&(from, to))
     }
 
-    /// When copies of a frame that leaves now arrive.
+    /// When the copies of a frame that is sent now arrive; none if it is lost.
     pub fn arrivals(
         &mut self,
         from: NodeId,

@@ -1,7 +1,7 @@
 //! One node: a disk, and while its process runs, the production log, stores, lanes and cores.
 //!
 //! Nothing here moves by itself: the world runs one step of one lane at a time. A crash drops the
-//! process and whatever its disk did not make durable.
+//! process and all that its disk had not made durable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -36,75 +36,77 @@ use crate::store::StoreQueue;
 
 pub const CLUSTER: [u8; 16] = [5; 16];
 pub const DATA: &str = "/data";
-/// Where snapshots lie if they lie apart.
+/// Where snapshots lie if they have a disk of their own.
 pub const SNAPSHOTS: &str = "/snapshots";
 
 pub struct Node {
     pub id: NodeId,
     pub fs: MemFs,
     pub process: Option<Process>,
-    /// Nodes that its configuration names: 1 to this.
+    /// Its configuration names the nodes 1 to this.
     pub members: u16,
-    /// Wall clock minus simulated time, when it was last set.
+    /// How far its wall clock was ahead of simulated time when it was last set, ms.
     pub clock_ms: i64,
-    /// How much faster than time its clock goes, in millionths, and since when.
+    /// How much faster than simulated time its clock runs, in millionths.
     pub drift: i64,
+    /// Since when it has drifted so.
     pub drift_since: u64,
     pub time: SimClock,
-    /// Runs nothing until then.
+    /// The process is paused, and runs nothing, until then.
     pub paused_until: u64,
     pub traps: Traps,
-    /// Replica ids that lived on disks that are gone.
+    /// Ids of replicas whose disk was lost.
     pub gone: Vec<ReplicaId>,
-    /// Bits were flipped: what does not verify is not a bug.
+    /// Bits of its disk were flipped or sectors lost: data that does not verify is no bug.
     pub rotted: bool,
-    /// When a bit of a snapshot was, last.
+    /// When one of its snapshots was last damaged.
     pub snapshot_rotted_at: u64,
-    /// The log's file whose bit it was, and the segment in it then.
-    pub rotten_log: Option<(u64, PathBuf)>,
-    /// What cannot be read on its disk is of the log.
+    /// The log segment that was damaged, and the file that held it then.
+    pub corrupt_log: Option<(u64, PathBuf)>,
+    /// The sectors that cannot be read are in the log.
     pub log_lost: bool,
-    /// A batch of the last segment that is to rot.
+    /// The batch of the last segment that is to be damaged.
     pub batch: Option<Batch>,
-    /// A read was told to fail in this life of the process.
+    /// Reads have been made to fail since this process started.
     pub unreadable: bool,
-    /// Something else takes the disk of its log.
+    /// Other data fills the disk of its log.
     pub log_filled: bool,
-    /// When that ended last.
+    /// When that last ended.
     pub log_freed_at: u64,
-    /// Since when that disk hangs: no operation on it comes back.
+    /// Since when the disk of its log hangs: no operation on it returns.
     pub hangs_since: Option<u64>,
-    /// The disk that its snapshots have of their own does.
+    /// Whether the separate disk of its snapshots hangs.
     pub store_hangs: StoreHang,
-    /// What its disk was like at an earlier fall, kept aside.
+    /// An image of its disk, taken when an earlier process ended.
     pub image: Option<Image>,
-    /// Its disk is such an image.
+    /// Set while it runs on such an image.
     pub copy: Option<Copy>,
 }
 
-/// How the disk stands that snapshots have of their own.
+/// Whether a separate disk of snapshots hangs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreHang {
+    /// It answers.
     No,
-    /// It hangs, and no apply lane has waited for it so far.
+    /// It hangs, and no apply lane has waited for it yet.
     Unnoticed,
-    /// One has, in vain.
+    /// It hangs, and an apply lane has waited for it in vain.
     Noticed,
 }
 
-/// A process, from start to crash.
+/// One run of a node's process.
 pub struct Process {
-    /// Tells processes apart: what was begun by an earlier one does not reach this.
+    /// The number of this process: actions of an earlier one are dropped.
     pub epoch: u64,
     pub log: LogWriter,
     pub reader: WalReader,
     pub queue: Vec<(u64, LogJob)>,
     pub log_scheduled: bool,
-    /// As the replicas were told last.
+    /// Whether the replicas were last told that the disk hangs.
     pub stalled: bool,
     pub budget: Arc<Budget>,
     pub replicas: BTreeMap<GroupId, Replica>,
-    /// The highest count of starts that each replica was heard to have.
+    /// The highest boot count heard from each replica.
     pub heard: BTreeMap<(GroupId, ReplicaId), u64>,
 }
 
@@ -116,28 +118,29 @@ pub struct Replica {
     pub store: Arc<StoreQueue>,
     pub store_scheduled: bool,
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
-    /// Client and attempt that wait for each ticket.
+    /// The client and the attempt that wait for each ticket.
     pub tickets: BTreeMap<Ticket, (usize, u64)>,
     pub next_ticket: u64,
-    /// The transfer that waits for the core's word, and on what.
+    /// The received object that the core has yet to take or leave, and its transfer.
     pub judged: Option<(ObjectRef, u64)>,
     pub seen: Seen,
-    /// Captures that are written and wait for their seal.
+    /// Captures that are written but not sealed yet.
     pub sealing: usize,
-    /// Until when the restore under way takes.
+    /// When the restore under way will be done.
     pub restores_until: Option<u64>,
 }
 
-/// What a replica told when it was last looked at.
+/// What a replica's status said when it was last checked.
 #[derive(Default)]
 pub struct Seen {
     pub commit: u64,
-    /// What it lists, and what it knows, or is being told, to be rotten of that.
+    /// The snapshots that it lists.
     pub listed: Vec<SnapshotDesc>,
-    pub rotten: Vec<ObjectRef>,
+    /// Those of them that it knows, or was just told, to be corrupt.
+    pub corrupt: Vec<ObjectRef>,
 }
 
-/// The simulated clock of one node: wall time, and microseconds of the simulation.
+/// The clock of one node: wall time in ms, and simulated time in µs.
 #[derive(Clone, Default)]
 pub struct SimClock(Arc<Mutex<(u64, u64)>>);
 
@@ -162,11 +165,11 @@ pub type OpenedLog = (Wal, BTreeMap<GroupId, RecoveredGroup>);
 
 /// Why a process did not come up.
 pub enum NoStart {
-    /// The disk failed or halted meanwhile: try again.
+    /// The disk failed or halted during the start, which is tried again.
     Disk(String),
-    /// The log is damaged: the replica is dead.
+    /// The log is damaged: the node has to join as a new replica.
     Damaged(String),
-    /// A group's snapshots are there, but its log is not.
+    /// The disk holds snapshots of a group that its log does not know.
     Strays(String),
 }
 
@@ -199,7 +202,7 @@ impl Node {
             id,
             fs: disk(setup),
             process: None,
-            members: setup.founders,
+            members: setup.initial_voters,
             clock_ms: 0,
             drift: 0,
             drift_since: 0,
@@ -209,7 +212,7 @@ impl Node {
             gone: Vec::new(),
             rotted: false,
             snapshot_rotted_at: 0,
-            rotten_log: None,
+            corrupt_log: None,
             log_lost: false,
             batch: None,
             unreadable: false,
@@ -222,7 +225,7 @@ impl Node {
         }
     }
 
-    /// Whether an operation on its disk hangs for so long that the process takes notice.
+    /// Whether an operation on its disk has hung for so long that its replicas must be told.
     pub fn is_stalled(&self, now: u64) -> bool {
         self.hangs_since.is_some_and(|since| now > since + DISK_STALL_MS * 1_000)
     }
@@ -232,55 +235,55 @@ impl Node {
         self.store_hangs != StoreHang::No || self.hangs_since.is_some()
     }
 
-    /// What its clock says.
+    /// Its wall time.
     pub fn wall_ms(&self, now: u64) -> u64 {
         let gone = i64::try_from(now.saturating_sub(self.drift_since)).unwrap_or(i64::MAX);
         let drifted = gone / 1_000 * self.drift / 1_000_000;
         (now / 1_000).saturating_add_signed(self.clock_ms + drifted)
     }
 
-    /// Time between two of its ticks: a fast clock has more of them.
+    /// Simulated time between two of its ticks: a fast clock ticks more often.
     pub fn tick_us(&self) -> u64 {
         let share = 1_000_000_i64.saturating_add(self.drift).max(1).unsigned_abs();
         100_000 * 1_000_000 / share
     }
 
-    /// Whatever else took its disks gives them back.
+    /// Removes the other data that filled its disks.
     pub fn free_disk(&mut self, disk_bytes: u64, now: u64) {
         self.fs.set_capacity(disk_bytes);
         if self.fs.has(Path::new(SNAPSHOTS)) {
             self.fs.mount(Path::new(SNAPSHOTS), disk_bytes);
         }
-        // While it hangs, the log cannot see that there is room.
+        // While the disk hangs, the log cannot see that space is free again.
         if self.log_filled && self.hangs_since.is_none() {
             (self.log_filled, self.log_freed_at) = (false, now);
         }
     }
 
-    /// Whether the segment with the flipped bit may still be met.
+    /// Whether the process may still read the damaged segment.
     pub fn log_rots(&self) -> bool {
-        let Some((segment, path)) = &self.rotten_log else { return false };
+        let Some((segment, path)) = &self.corrupt_log else { return false };
         let counts = |process: &Process| {
             process.reader.segments().iter().any(|(number, _)| number == segment)
         };
         self.fs.has(path) && self.process.as_ref().is_none_or(counts)
     }
 
-    /// What does not verify here is not the program's doing.
+    /// Whether data that does not verify here may be the doing of the simulator's faults.
     pub fn is_doubtful(&self) -> bool {
         self.rotted || self.unreadable
     }
 
-    /// A disk without anything.
+    /// Replaces its disk by an empty one.
     pub fn wipe(&mut self, setup: &Setup) {
         self.process = None;
         self.fs = disk(setup);
         self.log_filled = false;
-        (self.rotted, self.rotten_log, self.log_lost) = (false, None, false);
+        (self.rotted, self.corrupt_log, self.log_lost) = (false, None, false);
         (self.image, self.copy) = (None, None);
     }
 
-    /// Starts a process on what the disk holds; the effects of opening each group.
+    /// Starts a process on what the disk holds; gives the effects of opening each group.
     pub fn start(
         &mut self,
         setup: &Setup,
@@ -309,9 +312,8 @@ impl Node {
             let recovered = recovered.transpose().map_err(NoStart::of_log)?;
             let Reopened { group, first: effects, store } = reopen(disk, config, recovered);
             let strays = |why: &String| why.contains("the log knows nothing of this group");
-            let store = Arc::new(StoreQueue::new(store.map_err(|why| match strays(&why) {
-                true => NoStart::Strays(why),
-                false => NoStart::Disk(why),
+            let store = Arc::new(StoreQueue::new(store.map_err(|why| {
+                if strays(&why) { NoStart::Strays(why) } else { NoStart::Disk(why) }
             })?));
             let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
             let tools = Tools {
@@ -361,7 +363,7 @@ impl Node {
             cluster: CLUSTER,
             node: self.id,
             segment_bytes: setup.segment_bytes,
-            // A sector of its disks, for its segments are small.
+            // Small segments are written in blocks of one sector of the simulated disk.
             block_bytes: 512,
             spares: 2,
             nonce,
@@ -403,7 +405,7 @@ impl Node {
     }
 }
 
-/// What a host allows its snapshots.
+/// The budget of a host's snapshots.
 fn budget(setup: &Setup) -> Arc<Budget> {
     Budget::new(BudgetLimits {
         bytes: setup.budget_bytes,
@@ -416,11 +418,12 @@ fn budget(setup: &Setup) -> Arc<Budget> {
     })
 }
 
-/// An empty disk, or two.
+/// An empty disk, with a second one for snapshots if the setup says so.
 fn disk(setup: &Setup) -> MemFs {
-    let fs = match setup.apart {
-        true => MemFs::with_dir(Path::new(SNAPSHOTS)),
-        false => MemFs::with_dir(Path::new("/")),
+    let fs = if setup.apart {
+        MemFs::with_dir(Path::new(SNAPSHOTS))
+    } else {
+        MemFs::with_dir(Path::new("/"))
     };
     fs.set_capacity(setup.disk_bytes);
     fs.set_late_full(setup.late);
@@ -431,14 +434,14 @@ fn disk(setup: &Setup) -> MemFs {
 }
 
 impl Process {
-    /// The replica of a group that lives here now.
+    /// The id of the replica of `group` that runs here.
     pub fn replica_id(&self, group: GroupId) -> Option<ReplicaId> {
         Some(self.replicas.get(&group)?.group.recovery_state().replica)
     }
 }
 
 impl Replica {
-    /// Has the store lane do something, behind all that is in line there.
+    /// Has the store lane do a job, after all jobs that wait there.
     pub fn with_store<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut lockstep_host::store::SnapshotStore) -> R + Send + 'static,

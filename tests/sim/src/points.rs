@@ -1,13 +1,13 @@
-//! Crash points: the same story again and again, with one node's disk struck at each of its
-//! operations.
+//! Crash points: one story, run once for each operation of one node's disk, with that operation
+//! struck.
 //!
-//! The story of that node takes in what touches the disk: it falls behind, gets a snapshot whose
-//! transfer breaks and goes on, installs it, appends and rolls segments, captures, unlists an older
-//! recovery point for room, cuts its log and lets segments go, and starts again. Nothing else goes
-//! wrong. Afterwards the cluster must converge, and every checker is asked.
+//! The story makes that node do all that touches its disk: it falls behind, is sent a snapshot
+//! whose transfer breaks and resumes, installs it, appends, begins new log segments, captures,
+//! unlists an older recovery point to free space, cuts its log, deletes segments, and restarts.
+//! Nothing else goes wrong. Afterwards the cluster must converge, and every checker runs.
 //!
-//! The disk halts behind the operation (and what was not synced is lost, or any part of it stays),
-//! or the operation fails, or a read does.
+//! Either the disk halts at the operation, and unsynced writes are lost or kept in part; or the
+//! operation fails; or a read does.
 
 use lockstep_core::entry::Profile;
 use lockstep_core::group::SnapshotPolicy;
@@ -24,13 +24,14 @@ const VICTIM: NodeId = NodeId(3);
 const GROUP: &str = "a";
 const BALLAST: usize = (2 << 20) + 777;
 
-/// What the disk does at the operation.
+/// What goes wrong at the operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Strike {
-    /// Power goes; what was not synced is lost, or a part of it drawn from this number stays.
+    /// The power fails: unsynced writes are lost, or kept in part, drawn from this number.
     Crash(Option<u64>),
+    /// The operation fails.
     Fail(DiskFault),
-    /// The read of this number fails; reads are counted by themselves.
+    /// A read fails; reads are counted apart from the other operations.
     FailRead,
 }
 
@@ -46,25 +47,27 @@ pub const STRIKES: [Strike; 8] = [
     Strike::FailRead,
 ];
 
-/// What the story must have in it, as the counters call it.
+/// The counters of what the story must contain.
 const CHAPTERS: [&str; 8] = [
-    "parked transfers",
+    "suspended transfers",
     "resumed transfers",
     "installs",
     "local snapshots",
-    "recovery points unlisted for room",
+    "recovery points unlisted for space",
     "segments rolled",
-    "segments ended",
+    "segments deleted",
     "starts",
 ];
 
-/// How many operations there were to strike, and what took place.
+/// The result of a story.
 pub struct Told {
+    /// How many operations could be struck.
     pub ops: u64,
+    /// What took place.
     pub counters: Counters,
 }
 
-/// Tells the story, striking the operation of this number, from 1 on, in this way.
+/// Runs the story, with its `op`th operation struck in this way; the first is 1.
 pub fn story(seed: u64, strike: Strike, op: Option<u64>) -> Result<Told, Violation> {
     let mut world = World::with_setup(seed, setup());
     world.calm = true;
@@ -78,7 +81,7 @@ pub fn story(seed: u64, strike: Strike, op: Option<u64>) -> Result<Told, Violati
 fn setup() -> Setup {
     let object = BALLAST as u64 + (64 << 10);
     let segment_bytes = 32 << 10;
-    // Room for two objects and a little; the first one is expected to be larger than it is.
+    // Enough for two snapshots and a little. The first one reserves more than it turns out to need.
     let budget_bytes = (object * 23 / 10).max(BALLAST as u64 + (1 << 20) + (64 << 10));
     Setup {
         nodes: 3,
@@ -94,14 +97,14 @@ fn setup() -> Setup {
         places: 2,
         disk_bytes: 2 * budget_bytes + 64 * segment_bytes,
         apart: false,
-        founders: 3,
+        initial_voters: 3,
         late: LateFull::default(),
     }
 }
 
 impl Strike {
-    /// What stays of what was not synced when the disk halts behind this operation, unless that is
-    /// to be drawn: not the same at each.
+    /// What a crash at this operation keeps of unsynced writes, for [`World::keep`]; not the same
+    /// at each operation.
     fn keeps(self, op: u64) -> Option<Option<u64>> {
         match self {
             Self::Crash(keep) => Some(keep.map(|number| number * 1_000_003 + op)),
@@ -109,7 +112,7 @@ impl Strike {
         }
     }
 
-    /// Operations of the kind that it strikes, so far.
+    /// How many operations of the kind that it strikes there have been.
     fn count(self, fs: &MemFs) -> u64 {
         match self {
             Self::Crash(_) | Self::Fail(_) => fs.ops(),
@@ -117,7 +120,7 @@ impl Strike {
         }
     }
 
-    /// The disk will do it at the operation `at`, if that is still to come.
+    /// Strikes the disk's operation number `at`, unless that is past.
     fn arm(self, fs: &MemFs, at: u64) {
         if at <= self.count(fs) {
             return;
@@ -137,12 +140,12 @@ impl World {
             self.network.cut.extend([(other, VICTIM), (VICTIM, other)]);
         }
         let before = self.acknowledged();
-        self.until("two marks without it", |world| world.acknowledged() >= before + 200)?;
+        self.until("two checkpoints", |world| world.acknowledged() >= before + 200)?;
         let fs = self.nodes[&VICTIM].fs.clone();
         let base = strike.count(&fs);
         let arm = || op.into_iter().for_each(|op| strike.arm(&fs, base + op));
         arm();
-        // A checker may be the one whose read fails.
+        // The read that fails may be one of a checker.
         let unreadable = strike == Strike::FailRead;
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
         self.network.cut.clear();
@@ -153,42 +156,44 @@ impl World {
             };
             world.transfers.iter().find(|(_, transfer)| is_half(transfer)).map(|(id, _)| *id)
         };
-        // Struck, it may come whole, or by the log.
-        self.until("a part of a snapshot", |world| {
+        // When struck, the node may get all of the snapshot, or catch up by the log, before the
+        // test sees a part of it.
+        self.until("part of a snapshot", |world| {
             coming(world).is_some() || op.is_some() && world.serves_with(1)
         })?;
         if let Some(id) = coming(self) {
             self.cut_transfer(id);
         }
-        self.until("what it missed", |world| world.serves_with(1))?;
+        self.until("victim that has caught up", |world| world.serves_with(1))?;
         let before = self.acknowledged();
-        self.until("marks of its own", |world| {
+        self.until("checkpoints of the victim", |world| {
             world.acknowledged() >= before + 150 && world.serves_with(2)
         })?;
         if self.nodes[&VICTIM].process.is_some() {
-            // This fall is the same whichever operation is struck.
+            // This crash keeps the same whichever operation is struck.
             let keep = std::mem::replace(&mut self.keep, strike.keeps(0));
             self.fall(VICTIM, false);
             self.keep = keep;
             self.after(100 * MS, Action::Start { node: VICTIM });
         }
-        // The fall forgot what was still to come: it strikes the start.
+        // The crash disarmed a strike that was still to come: it may hit the start.
         arm();
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
-        self.until("another start", |world| world.serves_with(1))?;
+        self.until("victim that serves again", |world| world.serves_with(1))?;
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = false;
         let ops = strike.count(&fs) - base;
-        // Up to the strike all is as it was without it.
+        // Up to the strike the story is the one without a strike, so it has that operation.
         if let Some(op) = op.filter(|op| *op > ops) {
-            return violated("points", format!("there were {ops} operations: none was the {op}th"));
+            return violated("points", format!("there were only {ops} operations, not {op}"));
         }
         let process = self.nodes[&VICTIM].process.as_ref();
         let oldest = process.and_then(|process| Some(process.reader.segments().first()?.0));
-        self.counters.add_many("segments ended", u64::from(oldest > Some(1)));
+        self.counters.add_many("segments deleted", u64::from(oldest > Some(1)));
         Ok(ops)
     }
 
-    /// Whether the victim serves, near the others, with so many recovery points.
+    /// Whether the victim serves, is close to the others' commit index, and has at least this many
+    /// recovery points.
     fn serves_with(&self, recovery_points: usize) -> bool {
         let group = GroupId::of_name(GROUP);
         let status = |node: NodeId| {
@@ -201,11 +206,12 @@ impl World {
             && it.snapshots.len() >= recovery_points
     }
 
+    /// Steps until `there` holds; a violation that names `what` if that takes too long.
     pub(crate) fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) -> Checked {
         let deadline = self.now + CONVERGE_TICKS * 100 * MS;
         while !there(self) {
             if self.now > deadline {
-                return violated("liveness", format!("{what}: in vain; {}", self.describe()));
+                return violated("liveness", format!("no {what} in time; {}", self.describe()));
             }
             self.step()?;
         }
@@ -213,16 +219,16 @@ impl World {
     }
 }
 
-/// Strikes every operation of the story in every way, on as many threads as there are; the number
-/// of operations and of reads, and what went wrong first.
+/// Strikes every operation of the story in every way, on as many threads as there are cores. Gives
+/// the number of operations and of reads, or what went wrong.
 pub fn every_point(seed: u64) -> Result<(u64, u64), String> {
     let (mut points, mut most) = (Vec::new(), (0, 0));
     for strike in STRIKES {
         let undisturbed = story(seed, strike, None);
         let Told { ops, counters } =
-            undisturbed.map_err(|v| format!("undisturbed: {}: {}", v.checker, v.what))?;
+            undisturbed.map_err(|v| format!("without a strike: {}: {}", v.checker, v.what))?;
         if let Some(missing) = CHAPTERS.iter().find(|chapter| counters.get(chapter) == 0) {
-            return Err(format!("the story of seed {seed} has no {missing} in it"));
+            return Err(format!("the story of seed {seed} contains no {missing}"));
         }
         match strike {
             Strike::FailRead => most.1 = ops,
@@ -235,7 +241,7 @@ pub fn every_point(seed: u64) -> Result<(u64, u64), String> {
         for (strike, op) in points.iter().copied().skip(first).step_by(threads) {
             let said = |v: Violation| format!("{strike:?} at {op}: {}: {}", v.checker, v.what);
             let told = std::panic::catch_unwind(|| story(seed, strike, Some(op)));
-            let told = told.map_err(|_| format!("{strike:?} at {op}: it panics"))?;
+            let told = told.map_err(|_| format!("{strike:?} at {op}: a panic"))?;
             drop(told.map_err(said)?);
         }
         Ok(())

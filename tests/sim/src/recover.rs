@@ -1,6 +1,6 @@
-//! A majority is lost, and an operator keeps one replica as the whole group, as `recover
-//! --keep-only-me` does: the one whose log is the newest of all, so that nothing acknowledged is
-//! lost. The others come again with empty disks, and join it.
+//! A majority is lost, and an operator makes one replica the whole group, as `recover
+//! --keep-only-me` does: the one with the newest log, so that nothing acknowledged is lost. The
+//! other nodes come back with empty disks and join it.
 
 use lockstep_core::group::alone::alone;
 use lockstep_core::ids::{GroupId, Lineage, NodeId};
@@ -22,7 +22,7 @@ impl World {
             let down = self.rng.between(100 * MS, 5 * SECOND);
             self.after(down, Action::Start { node: *id });
         }
-        // Else it was no more than a loss of power everywhere.
+        // Without a node that has the newest log of every group, all just restart.
         let Some(keeper) = self.newest(&ids) else { return };
         if self.nodes[&keeper].rotted {
             // No other replica would be left to repair its snapshot from.
@@ -37,10 +37,10 @@ impl World {
         }
     }
 
-    /// Who has the newest log of each group.
+    /// The node that has the newest log of every group, if there is one.
     fn newest(&self, ids: &[NodeId]) -> Option<NodeId> {
         let groups = self.setup.groups.iter().map(|name| GroupId::of_name(name));
-        let newest = groups.map(|group| {
+        let newest_of_each = groups.map(|group| {
             let of = |id: &NodeId| {
                 let view = self.checks.down.get(id)?.get(&group)?;
                 Some((view.terms.last()?.1, view.last_index, *id))
@@ -48,12 +48,11 @@ impl World {
             let logs: Option<Vec<_>> = ids.iter().map(of).collect();
             logs?.into_iter().max().map(|(_, _, id)| id)
         });
-        let newest: Option<Vec<NodeId>> = newest.collect();
-        let newest = newest?;
+        let newest = newest_of_each.collect::<Option<Vec<NodeId>>>()?;
         newest.iter().all(|id| *id == newest[0]).then_some(newest[0])
     }
 
-    /// Does what the command does, and says whether the disk took it.
+    /// Does what the command does. False if the disk failed.
     fn keep_only(&mut self, id: NodeId) -> bool {
         let nonce = self.rng.next_u64();
         let Ok((mut wal, groups)) = self.nodes[&id].open(&self.setup, nonce) else { return false };
@@ -70,7 +69,7 @@ impl World {
         if wal.append(&jobs, &mut |_jobs| {}).is_err() {
             return false;
         }
-        // What is older is of another group.
+        // An older image of its disk belongs to the old group.
         self.nodes.get_mut(&id).expect("a node").image = None;
         for LogJob { group, state, .. } in jobs {
             let alone = Configuration::of_voters([state.replica]);

@@ -1,4 +1,4 @@
-//! Chance from one root seed; every actor has a sequence of its own.
+//! Random numbers from one root seed; every actor has a sequence of its own.
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Rng {
         low + self.below(high - low + 1)
     }
 
-    /// True in `percent` of 100 cases.
+    /// True in `percent` of a hundred draws.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -35,7 +35,7 @@ impl Rng {
         &from[self.below(from.len() as u64) as usize]
     }
 
-    /// Another sequence, for another actor.
+    /// A sequence of its own for another actor.
     pub fn fork(&mut self) -> Self {
         Self(self.next_u64())
     }

@@ -1,8 +1,8 @@
-//! Bits that flip and sectors that cannot be read: in an object, in a segment of the log, and in
-//! the last one before a tear.
+//! Bits that flip and sectors that cannot be read: in a snapshot, in a segment of the log, and in
+//! the last segment shortly before a torn write.
 //!
-//! Of the last segment it is a batch that another durable one stands behind: what is wrong with the
-//! very last one looks like a tear, whatever it was.
+//! In the last segment only a batch that is followed by another durable one is damaged: damage in
+//! the very last batch cannot be told from a torn write.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,18 @@ use lockstep_host::fs::mem::MemFs;
 use crate::node::Process;
 use crate::world::World;
 
-/// A batch of the last segment that is to rot.
+/// A batch of the last segment that is to be damaged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Batch {
-    /// The next one that is written.
+    /// The next batch that is written.
     Next,
-    /// It was: the segment, its file, and where in it. It waits for another one behind it.
+    /// It is written: the segment, its file, and the bytes that it takes there. It is damaged once
+    /// another batch is durable after it.
     Written(u64, PathBuf, Range<u64>),
 }
 
 impl World {
-    /// Flips a bit of an object or of the log, or takes a sector: no read of it succeeds any more.
+    /// Flips a bit of a snapshot or of the log, or makes one of their sectors unreadable.
     pub(crate) fn rot(&mut self, id: NodeId) {
         if !self.may_weaken(id) {
             return;
@@ -35,38 +36,40 @@ impl World {
             Some(process) => process.reader.segments(),
             None => Vec::new(),
         };
-        // The last segment's end may be a torn tail.
+        // Damage at the end of the last segment would look like a torn write.
         segments.pop();
-        let candidates: Vec<_> = match in_log {
-            true => segments.iter().map(|(_, path)| path).collect(),
-            false => files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect(),
+        let candidates: Vec<_> = if in_log {
+            segments.iter().map(|(_, path)| path).collect()
+        } else {
+            files.iter().filter(|path| path.to_string_lossy().ends_with("snap")).collect()
         };
         if candidates.is_empty() {
             return;
         }
-        let path = match !in_log && self.rng.percent(50) {
-            // The newest: what others would be given up for.
-            true => candidates.iter().max_by_key(|path| path.file_name()),
-            false => Some(self.rng.pick(&candidates)),
+        let path = if !in_log && self.rng.percent(50) {
+            // The newest snapshot: the one that older ones would be given up for.
+            candidates.iter().max_by_key(|path| path.file_name())
+        } else {
+            Some(self.rng.pick(&candidates))
         };
         let Some(path) = path.map(|path| path.to_path_buf()) else { return };
         let length = self.nodes[&id].fs.open(&path, false).and_then(|f| f.len()).unwrap_or(1);
         let offset = self.rng.below(length.max(1));
         let lost = self.rng.percent(40);
         let node = self.nodes.get_mut(&id).expect("a node");
-        let struck = match lost {
-            true => node.fs.spoil(&path, offset..offset + 1),
-            false => node.fs.corrupt(&path, offset),
+        let struck = if lost {
+            node.fs.bad_sectors(&path, offset..offset + 1)
+        } else {
+            node.fs.corrupt(&path, offset)
         };
         if struck.is_ok() {
             node.rotted = true;
             node.log_lost |= in_log && lost;
-            match in_log {
-                true => {
-                    let segment = segments.iter().find(|(_, at)| *at == path);
-                    node.rotten_log = segment.cloned();
-                }
-                false => node.snapshot_rotted_at = self.now,
+            if in_log {
+                let segment = segments.iter().find(|(_, at)| *at == path);
+                node.corrupt_log = segment.cloned();
+            } else {
+                node.snapshot_rotted_at = self.now;
             }
             self.weak = Some(id);
             self.counters.add(match (in_log, lost) {
@@ -75,21 +78,22 @@ impl World {
                 (true, true) => "sectors of a log that cannot be read",
                 (false, true) => "sectors of a snapshot that cannot be read",
             });
-            // One that runs on has its scrubber to find it.
+            // If the node goes on, its scrubber has to find the damage.
             if self.rng.percent(if in_log { 30 } else { 70 }) {
                 self.crash(id);
             }
         }
     }
 
-    /// A batch of the log is to rot once the next one is durable.
+    /// Has the next batch of the log damaged, once another one is durable after it.
     pub(crate) fn rot_a_batch(&mut self, id: NodeId) {
         if self.may_weaken(id) {
             self.nodes.get_mut(&id).expect("a node").batch = Some(Batch::Next);
         }
     }
 
-    /// The last segment before something is written, if that matters.
+    /// The log's last segment before a batch is written, if a batch is to be damaged: its number,
+    /// file and bytes.
     pub(crate) fn before_a_batch(&self, id: NodeId) -> Option<(u64, PathBuf, Vec<u8>)> {
         let node = &self.nodes[&id];
         let process = node.process.as_ref().filter(|_| node.batch.is_some())?;
@@ -98,7 +102,7 @@ impl World {
         Some((number, path, bytes))
     }
 
-    /// A batch is durable: it is the one that rots, or the one behind it.
+    /// A batch is durable: either the one that is to be damaged, or the one after it.
     pub(crate) fn batch_written(&mut self, id: NodeId, before: (u64, PathBuf, Vec<u8>)) {
         let (number, path, bytes) = before;
         let node = &self.nodes[&id];
@@ -129,13 +133,13 @@ impl World {
         if node.fs.corrupt(path, offset).is_err() {
             return;
         }
-        (node.rotted, node.rotten_log) = (true, Some((number, path.to_owned())));
+        (node.rotted, node.corrupt_log) = (true, Some((number, path.to_owned())));
         self.weak = Some(id);
         self.counters.add("bit rot in the last segment");
         match torn {
-            // Power goes in the midst of what comes next.
+            // The power fails during one of the next writes.
             Some(ops) => {
-                self.counters.add("bit rot before a tear");
+                self.counters.add("bit rot before a torn write");
                 node.fs.halt_after(node.fs.ops() + ops);
             }
             None => self.crash(id),

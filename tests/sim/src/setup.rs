@@ -6,10 +6,10 @@ use lockstep_host::fs::mem::LateFull;
 
 use crate::rng::Rng;
 
-/// Bytes of memory that a guest that grows takes for a byte of a command.
+/// Bytes of memory that a growing guest takes for each byte of a command.
 const GROWTH_BYTES: u64 = 8;
 
-/// What all nodes of a run have in common.
+/// The configuration that all nodes of a run share.
 #[derive(Clone)]
 pub struct Setup {
     pub nodes: u16,
@@ -19,25 +19,26 @@ pub struct Setup {
     pub ballast: usize,
     /// Bytes of each command, at least.
     pub command_bytes: usize,
-    /// Bytes of memory that each command takes, and what a guest may have.
+    /// Bytes of a guest's memory that each command takes.
     pub grows: u64,
+    /// A guest's limit of memory.
     pub memory_bytes: u64,
     pub budget_bytes: u64,
-    /// What one group may have of it.
+    /// The most of it that one group may take.
     pub cap_bytes: u64,
-    /// Groups of a node that take a snapshot at once, and that restore one.
+    /// How many groups of a node may take a snapshot at once, and how many may restore one.
     pub places: usize,
     pub disk_bytes: u64,
     /// Snapshots lie on a filesystem of their own.
     pub apart: bool,
-    /// Nodes up to this found the groups; the others are added to them later.
-    pub founders: u16,
-    /// What the disks say no to, once they are full.
+    /// Nodes 1 to this bootstrap the groups; the others join later.
+    pub initial_voters: u16,
+    /// Which operations fail on a full disk, beside those that need space.
     pub late: LateFull,
 }
 
 impl Setup {
-    /// What this seed has.
+    /// The setup that this seed draws.
     pub fn drawn(seed: u64, rng: &mut Rng) -> Self {
         let mut setup = setup(rng);
         let mut more = Rng::new(!seed);
@@ -56,15 +57,16 @@ fn setup(rng: &mut Rng) -> Setup {
     let ballast = if big { (2 << 20) + 4096 * rng.below(300) as usize } else { 0 };
     let object = ballast as u64 + (64 << 10);
     let tight = rng.percent(50);
-    // The first snapshot of a guest is expected to have the size of its memory and a block.
+    // The first snapshot of a guest reserves the size of its memory and one block.
     let first = ballast as u64 + (1 << 20) + (64 << 10);
     let two = rng.percent(30);
     let groups: &[&str] = if two { &["a", "b"] } else { &["a"] };
-    // One recovery point a group, and the incoming one.
+    // One recovery point for each group, and one incoming snapshot.
     let least = object * (10 * groups.len() as u64 + 13) / 10;
     let budget_bytes = if tight { least.max(first) } else { first * 8 };
     let entries = rng.between(40, 200);
-    // A disk of little more than two objects, whose log must leave room for the next one.
+    // A disk that holds little more than two snapshots, so that the log must leave space for the
+    // next one.
     let narrow = big && !two && rng.percent(50);
     let log_bytes = if narrow { 3 << 10 } else { 64 << 10 };
     let catch_up = rng.below(100);
@@ -80,24 +82,19 @@ fn setup(rng: &mut Rng) -> Setup {
         budget_bytes,
         cap_bytes: u64::MAX,
         places: 2,
-        disk_bytes: match narrow {
-            true => object * 23 / 10 + 10 * segment_bytes,
-            false => 2 * budget_bytes + 64 * segment_bytes,
+        disk_bytes: if narrow {
+            object * 23 / 10 + 10 * segment_bytes
+        } else {
+            2 * budget_bytes + 64 * segment_bytes
         },
         apart: rng.percent(20),
-        founders: match rng.percent(40) {
-            true => rng.between(1, nodes.into()) as u16,
-            false => nodes,
-        },
-        late: match rng.percent(50) {
-            true => *rng.pick(&LateFull::EACH),
-            false => LateFull::default(),
-        },
+        initial_voters: if rng.percent(40) { rng.between(1, nodes.into()) as u16 } else { nodes },
+        late: if rng.percent(50) { *rng.pick(&LateFull::EACH) } else { LateFull::default() },
     }
 }
 
-/// Guests take memory and come near its bound, where there is room for the snapshot that their
-/// memory makes a store expect.
+/// Sometimes guests grow until they are near their limit of memory, if budget and disk can hold
+/// snapshots of that size.
 fn grow(setup: &mut Setup, rng: &mut Rng) {
     let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
     let roomy = setup.budget_bytes >= 8 * first && setup.disk_bytes >= 2 * setup.budget_bytes;
@@ -108,7 +105,7 @@ fn grow(setup: &mut Setup, rng: &mut Rng) {
     }
 }
 
-/// Many groups have their logs on one disk, each of them many segments.
+/// Sometimes many groups share a disk, each with a log of many segments.
 fn crowd(setup: &mut Setup, rng: &mut Rng) {
     let roomy = setup.disk_bytes >= 2 * setup.budget_bytes && setup.grows == 0;
     if rng.percent(8) && roomy {
@@ -119,12 +116,12 @@ fn crowd(setup: &mut Setup, rng: &mut Rng) {
         setup.policy.log_bytes = 256 << 10;
         let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
         setup.budget_bytes = setup.budget_bytes.max((count + 2) * 2 * first);
-        // What a group may keep of its log, and then some.
+        // More than all that the groups may keep of their logs.
         setup.disk_bytes = 2 * setup.budget_bytes + (64 + count * 16) * setup.segment_bytes;
     }
 }
 
-/// Each group may have no more than two objects need, whatever the budget has left.
+/// Sometimes each group has a cap: what two snapshots need, and a little.
 fn cap(setup: &mut Setup, rng: &mut Rng) {
     if rng.percent(30) {
         let object = setup.ballast as u64 + (64 << 10);

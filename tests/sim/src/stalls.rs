@@ -1,8 +1,8 @@
-//! One disk hangs, and the group does not.
+//! Stories in which one disk hangs and the group goes on; nothing else goes wrong.
 //!
-//! Nothing else goes wrong. First the leader's disk hangs, then a follower's, each for a minute.
-//! Commands are answered throughout, but for one election when it was the leader's. Then the disk
-//! that its snapshots have of their own hangs: it goes on leading, and waits once.
+//! In the first, the leader's disk hangs for a minute, then a follower's. Commands are answered
+//! throughout, but for the election that replaces the leader. In the second, the separate disk of
+//! the leader's snapshots hangs: the leader goes on leading, and its apply lane waits only once.
 
 use lockstep_core::entry::Profile;
 use lockstep_core::group::{ApplyJob, Role, SnapshotPolicy};
@@ -16,52 +16,53 @@ use crate::setup::Setup;
 use crate::world::{MS, SECOND, World};
 
 const GROUP: &str = "a";
-/// For so long a disk hangs.
+/// How long a disk hangs.
 const HANGS: u64 = 60 * SECOND;
-/// Ticks between two commands that are answered: when the leader's disk hangs it takes one second
-/// to notice, some to be led by another, and clients look for it; a follower is not missed.
+/// Ticks that may pass without an answer while the leader's disk hangs: one second until it is
+/// noticed, an election, and the time in which clients find the new leader.
 const LEADER_TICKS_MAX: u64 = 60;
+/// The same while a follower's disk hangs, which delays nobody.
 const FOLLOWER_TICKS_MAX: u64 = 20;
 
-/// The leader's snapshots hang.
+/// The story in which the disk of the leader's snapshots hangs.
 pub fn story_of_snapshots(seed: u64) -> Checked {
     let mut world = World::with_setup(seed, Setup { apart: true, ..setup() });
     world.calm = true;
     world.until("sixty commands", |world| world.acknowledged() >= 60)?;
-    let leader = world.leads().expect("somebody answered");
+    let leader = world.leads().expect("commands were answered");
     world.nodes.get_mut(&leader).expect("a node").store_hangs = StoreHang::Unnoticed;
     world.answers(LEADER_TICKS_MAX)?;
     if world.leads() != Some(leader) {
-        return violated("stalls", "the disk of its snapshots hung, and another one leads");
+        return violated("stalls", "leadership moved while the disk of its snapshots hung");
     }
     if world.counters.get("captures given up for a disk that hangs") == 0 {
-        return violated("stalls", "it came to no mark");
+        return violated("stalls", "no checkpoint came while the disk of its snapshots hung");
     }
     world.nodes.get_mut(&leader).expect("a node").store_hangs = StoreHang::No;
     world.converge()?;
     world.finish()
 }
 
-/// Tells it.
+/// The story in which the disks of a leader and a follower hang.
 pub fn story(seed: u64) -> Checked {
     let mut world = World::with_setup(seed, setup());
     world.calm = true;
     world.until("sixty commands", |world| world.acknowledged() >= 60)?;
-    let leader = world.leads().expect("somebody answered");
+    let leader = world.leads().expect("commands were answered");
     world.hangs(leader, LEADER_TICKS_MAX)?;
     let led = world.leads();
     if led.is_none_or(|led| led == leader) {
-        let what = format!("{led:?} leads, the disk of {leader} hangs: {}", world.describe());
+        let what = format!("{led:?} leads while the disk of {leader} hangs: {}", world.describe());
         return violated("stalls", what);
     }
-    world.until("its return", |world| {
+    world.until("old leader that serves", |world| {
         world.member_ids().into_iter().all(|node| world.serves(node))
     })?;
     let leader = world.leads();
     let follower = world.member_ids().into_iter().find(|node| Some(*node) != leader);
     world.hangs(follower.expect("two of them follow"), FOLLOWER_TICKS_MAX)?;
     if world.leads() != leader {
-        return violated("stalls", "a follower's disk hung, and another one leads".to_owned());
+        return violated("stalls", "leadership moved while a follower's disk hung".to_owned());
     }
     world.converge()?;
     world.finish()
@@ -82,14 +83,14 @@ fn setup() -> Setup {
         places: 2,
         disk_bytes: 64 << 20,
         apart: false,
-        founders: 3,
+        initial_voters: 3,
         late: LateFull::default(),
     }
 }
 
 impl World {
-    /// The disk of `node` hangs for a minute; nobody may wait longer than `ticks` for the next
-    /// answer to anybody.
+    /// Lets the disk of `node` hang for a minute, in which no more than `ticks` may pass from one
+    /// answer to any client to the next.
     fn hangs(&mut self, node: NodeId, ticks: u64) -> Checked {
         self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
         self.answers(ticks)?;
@@ -97,7 +98,8 @@ impl World {
         Ok(())
     }
 
-    /// For a minute nobody waits longer than `ticks` for the next answer to anybody.
+    /// Runs for a minute, in which no more than `ticks` may pass from one answer to any client to
+    /// the next.
     fn answers(&mut self, ticks: u64) -> Checked {
         let until = self.now + HANGS;
         let (mut answered, mut at) = (self.acknowledged(), self.now);
@@ -115,7 +117,7 @@ impl World {
         Ok(())
     }
 
-    /// Who leads by its own word, in the highest term.
+    /// The replica that takes itself for the leader, in the highest term.
     fn leads(&self) -> Option<NodeId> {
         let group = GroupId::of_name(GROUP);
         let statuses = self
@@ -134,8 +136,7 @@ impl World {
     }
 }
 
-/// Whether a job of the apply lane hangs with the disk: the guest lives in memory, but snapshots do
-/// not.
+/// Whether a job of the apply lane hangs with the disk of snapshots: it takes or restores one.
 pub(crate) fn needs_disk(job: &ApplyJob) -> bool {
     restores(job) || matches!(job, ApplyJob::Capture { .. })
 }

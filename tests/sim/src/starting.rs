@@ -1,4 +1,4 @@
-//! A process comes up on what its disk holds, or does not.
+//! A process starts on what its disk holds, or fails to.
 
 use lockstep_core::group::{ReplicaState, Running, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
@@ -30,7 +30,7 @@ impl World {
         node.time.set(node.wall_ms(self.now), self.now);
         match node.start(&self.setup, &self.observed, epoch, seed) {
             Ok(first) => {
-                // Rot is refused, or it took nothing.
+                // Damaged or not, a disk that a start accepts holds all that was durable.
                 let before = self.checks.down.remove(&id).filter(|_| !self.nodes[&id].unreadable);
                 if let Some(before) = before {
                     let kept = durable::kept(&before, &self.views_of(id));
@@ -44,14 +44,14 @@ impl World {
                     self.carry_out(id, group, effects);
                 }
             }
-            // Its next start would be of one count more.
+            // Another start on the old copy would count as a later life.
             Err(NoStart::Disk(_)) if self.nodes[&id].copy.is_some() => {
                 self.copy_ends(id);
                 self.after(SECOND, Action::Start { node: id });
             }
-            // A sector of its log is lost: it stays so, and its operator has it join anew.
+            // A lost sector of its log does not come back: its operator has the node join anew.
             Err(NoStart::Disk(_)) if self.nodes[&id].log_lost => {
-                self.counters.add("log rejoins");
+                self.counters.add("rejoins with a bad log");
                 self.lose_disk(id);
                 self.after(SECOND, Action::Start { node: id });
             }
@@ -68,13 +68,13 @@ impl World {
                 let node = &self.nodes[&id];
                 let excused = match refused {
                     NoStart::Strays(_) => node.rotted,
-                    NoStart::Damaged(_) | NoStart::Disk(_) => node.rotten_log.is_some(),
+                    NoStart::Damaged(_) | NoStart::Disk(_) => node.corrupt_log.is_some(),
                 };
                 if !excused {
-                    let what = format!("node {id} does not start, though no bit rotted: {why}");
+                    let what = format!("node {id} does not start on a sound disk: {why}");
                     return self.check(crate::check::violated("gapless", what));
                 }
-                self.counters.add("log rejoins");
+                self.counters.add("rejoins with a bad log");
                 self.lose_disk(id);
                 self.after(SECOND, Action::Start { node: id });
             }
@@ -82,15 +82,15 @@ impl World {
         self.fall_if_halted(id);
     }
 
-    /// Whether a process has a replica that goes on only if somebody starts it again.
+    /// Whether a process has a replica that goes on only after a restart.
     fn is_over(&self, id: NodeId, process: &Process) -> bool {
-        // An old copy goes on until each of its groups was told.
+        // An old copy runs until each of its groups has stopped.
         if self.nodes[&id].copy.is_some() {
             return process.has_stopped();
         }
         process.replicas.iter().any(|(group, replica)| match replica.group.state() {
             ReplicaState::Stopped(_) => true,
-            // Nobody has what it could go on from.
+            // No replica has a snapshot that it could go on from.
             ReplicaState::Running(Running::Halted(halt)) => {
                 halt.applied_by.is_none() || self.all_halt(*group)
             }
@@ -107,8 +107,8 @@ impl World {
         })
     }
 
-    /// Whether no replica of a group that runs goes on: all are halted, or wait for one that is
-    /// not.
+    /// Whether no running replica of a group applies entries: all are halted, or wait for a replica
+    /// that is not.
     fn all_halt(&self, group: GroupId) -> bool {
         let running = self.nodes.values().filter_map(|node| node.process.as_ref());
         let mut states = running.map(|process| process.replicas[&group].group.state());
@@ -118,7 +118,7 @@ impl World {
         states.all(|state| matches!(state, ReplicaState::Running(running) if waits(running)))
     }
 
-    /// What a node's durable logs are like.
+    /// A node's durable logs, in short.
     pub(crate) fn views_of(&self, node: NodeId) -> Views {
         let Some(process) = &self.nodes[&node].process else { return Views::new() };
         let groups = process.replicas.keys();
@@ -126,6 +126,7 @@ impl World {
     }
 }
 
+/// A group's durable log, in short.
 pub(crate) fn view(process: &Process, group: GroupId) -> Option<View> {
     let state = process.reader.state(group)?;
     let last_index = process.reader.last_index(group)?;

@@ -1,6 +1,6 @@
-//! One step of the world: what an action does, and where a group's effects go.
+//! One step of the world: carries out an action, and the effects of a group.
 
-use lockstep_core::entry::is_mark;
+use lockstep_core::entry::is_checkpoint;
 use lockstep_core::fault::Stall;
 use lockstep_core::group::{ApplyJob, Body, Effect, Event, Found, Frame, Inbound};
 use lockstep_core::ids::{GroupId, NodeId};
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// The process of a node, if it is still the one of `epoch` and not paused.
+    /// The process of a node, if it is still the one of `epoch`.
     pub(crate) fn process(&mut self, node: NodeId, epoch: u64) -> Option<&mut Process> {
         let node = self.nodes.get_mut(&node)?;
         node.process.as_mut().filter(|process| process.epoch == epoch)
@@ -74,9 +74,9 @@ impl World {
         self.nodes[&node].paused_until > self.now
     }
 
-    /// Puts an action of a paused node off.
+    /// Puts off an action of a paused node.
     pub(crate) fn put_off(&mut self, node: NodeId, action: Action) {
-        // Not until its end: healing ends the pause early.
+        // At most for a second at a time: healing may end the pause early.
         let until = self.nodes[&node].paused_until.min(self.now + SECOND);
         self.at(until + 1, action);
     }
@@ -100,7 +100,7 @@ impl World {
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;
         let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
-        // The store lane may hang, or have something else to do.
+        // A store lane that hangs or is busy is not asked.
         for (group, replica) in process.replicas.iter().filter(|(_, r)| !hangs && r.store.is_idle())
         {
             let (unlist, room) =
@@ -112,7 +112,7 @@ impl World {
             self.schedule_log(id);
         }
         for (group, unlist) in wanted {
-            self.counters.add("recovery points given to other groups");
+            self.counters.add("recovery points given up for other groups");
             self.event(id, group, vec![Event::RoomWanted { unlist, capture: None }]);
         }
         for (group, room) in rooms {
@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    /// Hands events to a group, flushes, carries out what follows, and looks at it.
+    /// Hands events to a group, flushes it, carries out its effects, and checks it.
     pub(crate) fn event(&mut self, node: NodeId, group: GroupId, events: Vec<Event>) {
         let Some(process) = self.nodes.get_mut(&node).and_then(|node| node.process.as_mut()) else {
             return;
@@ -155,10 +155,10 @@ impl World {
             if self.verbose && !matches!(event, Event::Tick { .. } | Event::Frame(_)) {
                 eprintln!("{:>12}   node {node} hears {event:?}", self.now);
             }
-            if let Event::Rotten { snapshot, .. } | Event::Read { snapshot, found: Found::Bad(_) } =
-                &event
+            if let Event::Corrupt { snapshot, .. }
+            | Event::Read { snapshot, found: Found::Bad(_) } = &event
             {
-                replica.seen.rotten.push(ObjectRef::of(snapshot));
+                replica.seen.corrupt.push(ObjectRef::of(snapshot));
             }
             replica.group.handle(event, &mut effects);
         }
@@ -187,9 +187,9 @@ impl World {
                 Effect::Apply(job) => {
                     if let ApplyJob::Capture { index, .. } = &job
                         && let Ok(entries) = process.reader.entries(group, *index, *index + 1, 1)
-                        && !entries.iter().any(|entry| is_mark(&entry.data))
+                        && !entries.iter().any(|entry| is_checkpoint(&entry.data))
                     {
-                        self.counters.add("snapshots between marks");
+                        self.counters.add("snapshots between checkpoints");
                     }
                     replica.jobs.push_back(job);
                     self.schedule_apply(node, group);
@@ -215,7 +215,7 @@ impl World {
                         self.answer(to, node, group, answer);
                     }
                 }
-                Effect::Marked { .. } => unreachable!("nobody asks for marks"),
+                Effect::Checkpointed { .. } => unreachable!("no client asks for checkpoints"),
                 Effect::State(state) => self.state(node, group, &state),
             }
         }
@@ -225,7 +225,7 @@ impl World {
         let process = self.nodes[&from].process.as_ref().expect("it sends");
         let promised = promises::sends(&frame, &process.reader);
         self.check(promised);
-        // The votes of an old copy are not counted: it does not know what it gave.
+        // The votes of an old copy are left out: it may have forgotten some that it gave.
         if self.nodes[&from].copy.is_none() {
             let voted = self.checks.votes.sends(&frame);
             self.check(voted);

@@ -1,8 +1,9 @@
-//! A store lane with a queue of its own: jobs that nobody waits for are done later, in their order.
+//! A store lane with a queue: lists of snapshots, whose results nobody waits for, are carried out
+//! later, in their order.
 //!
-//! - A list and what it deletes wait in line while everything else goes on, a crash included.
-//! - Whoever waits for an answer has all that is before it done first.
-//! - A checker looks at the store as it is, and moves nothing.
+//! - While a list and its deletions wait, everything else goes on, and may even crash.
+//! - A job whose caller waits for the result runs after all lists before it.
+//! - A checker sees the store as it is, and changes nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,10 +16,10 @@ pub struct StoreQueue {
     waiting: Mutex<VecDeque<List>>,
 }
 
-/// What a store is to hold from now on, and the job that sees to that.
+/// The snapshots that a store is to hold from now on, and the job that deletes the others.
 struct List {
     snapshots: Vec<SnapshotDesc>,
-    /// Where the log began by then.
+    /// The log's first index when the list became durable.
     first_index: u64,
     job: StoreJob,
 }
@@ -28,28 +29,28 @@ impl StoreQueue {
         Self { store: Mutex::new(store), waiting: Mutex::default() }
     }
 
-    /// Puts a list in line.
+    /// Queues a list.
     pub fn list_later(&self, snapshots: Vec<SnapshotDesc>, first_index: u64, job: StoreJob) {
         lock(&self.waiting).push_back(List { snapshots, first_index, job });
     }
 
-    /// What the next list in line has, and where the log began by then.
+    /// The snapshots of the next list, and the log's first index when it became durable.
     pub fn next_list(&self) -> Option<(Vec<SnapshotDesc>, u64)> {
         lock(&self.waiting).front().map(|list| (list.snapshots.clone(), list.first_index))
     }
 
-    /// Whether nothing is in line.
+    /// Whether no list waits.
     pub fn is_idle(&self) -> bool {
         lock(&self.waiting).is_empty()
     }
 
-    /// Does the next job; whether there was one.
+    /// Carries out the next list. False if none waits.
     pub fn step(&self) -> bool {
         let next = lock(&self.waiting).pop_front();
         next.map(|list| (list.job)(&mut lock(&self.store))).is_some()
     }
 
-    /// Looks at the store, whatever is in line.
+    /// Looks at the store as it is, without the lists that wait.
     pub fn peek<R>(&self, look: impl FnOnce(&mut SnapshotStore) -> R) -> R {
         look(&mut lock(&self.store))
     }

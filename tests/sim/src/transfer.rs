@@ -1,7 +1,7 @@
-//! Snapshot transfers: the production machines of both ends, and the channel between them.
+//! Snapshot transfers: the production state machines of both ends, and the channel between them.
 //!
-//! A channel is in order and lossless until it breaks; it may stall for longer than either end
-//! waits.
+//! A channel keeps all frames and their order until it breaks. It may stall for longer than either
+//! end waits.
 
 use std::collections::VecDeque;
 
@@ -21,13 +21,14 @@ pub struct Transfer {
     pub sending: Option<Sending>,
     pub receiving: Option<Receiving>,
     pub _slot: OutboundSlot,
-    /// Some of the payload went out.
+    /// A block of payload has been sent.
     pub moved: bool,
     pub requests: VecDeque<BulkRequest>,
     pub replies: VecDeque<BulkReply>,
-    /// The receiver is gone or refuses to go on: what is under way to it is lost.
+    /// The receiver is gone or has ended: frames on their way to it are lost.
     pub receiver_broken: bool,
+    /// The sender is gone or has ended: replies on their way to it are lost.
     pub sender_broken: bool,
-    /// Nothing passes until then.
+    /// Until when no frame passes.
     pub stalled_until: u64,
 }

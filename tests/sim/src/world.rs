@@ -1,8 +1,8 @@
 //! The scheduler: simulated time, one queue of actions, and the phases of a run.
 //!
-//! *Safety*: faults strike until there were events and acknowledged operations enough. *Heal*: all
-//! faults end. *Liveness*: within a bounded time everybody serves and agrees. Then everything is
-//! checked once more.
+//! *Safety*: faults strike until the run has had enough events and acknowledged operations. *Heal*:
+//! all faults end. *Liveness*: within a bounded time all replicas serve and agree. At the end
+//! everything is checked once more.
 
 use std::collections::BTreeMap;
 
@@ -23,17 +23,17 @@ use crate::transfer::Transfer;
 /// Microseconds of simulated time.
 pub const MS: u64 = 1_000;
 pub const SECOND: u64 = 1_000 * MS;
-/// What a seed must do to count.
+/// A seed with fewer events, or fewer acknowledged operations, does not count.
 pub const EVENTS_MIN: u64 = 20_000;
 pub const ACKNOWLEDGED_MIN: u64 = 500;
-/// Faults strike at least for so long.
+/// Faults strike for at least this long.
 const SAFETY_MIN: u64 = 150 * SECOND;
-/// A run that cannot get there in this time is stuck.
+/// A run that has not had enough events and operations after this time is stuck.
 const SAFETY_MAX: u64 = 3_600 * SECOND;
 /// Ticks (of 100 ms) within which a healed cluster must serve and agree.
 pub const CONVERGE_TICKS: u64 = 1_500;
 
-/// One thing that happens.
+/// One step of a run, scheduled for some time.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a capture is rare, and moved once")]
 pub enum Action {
@@ -116,13 +116,13 @@ pub enum Action {
         what: Mend,
     },
     Look,
-    /// A node reads again what lies on its disk.
+    /// A node's scrubber reads everything on its disk.
     Scrub {
         node: NodeId,
     },
 }
 
-/// A capture that waits for its seal.
+/// A capture that is written and waits to be sealed.
 pub struct Captured(pub lockstep_host::group::apply_lane::Capture);
 
 impl std::fmt::Debug for Captured {
@@ -138,10 +138,11 @@ pub enum Mend {
     Weather,
     Disk(NodeId),
     Clock(NodeId),
-    /// A disk answers again; the one of snapshots does.
+    /// The disk of the log answers again.
     Hang(NodeId),
+    /// The separate disk of snapshots answers again.
     StoreHang(NodeId),
-    /// There are descriptors again.
+    /// The process can open files again.
     Descriptors(NodeId),
 }
 
@@ -161,23 +162,24 @@ pub struct World {
     pub checks: Checks,
     pub counters: Counters,
     pub events: u64,
-    /// Grows with each process and each transfer.
+    /// The last id given to a process or a transfer.
     pub ids: u64,
     pub trace: u64,
     pub calm: bool,
     /// The first property that did not hold.
     pub violation: Option<Violation>,
-    /// The next transfer gets into trouble.
+    /// The next transfer that begins will be cut or stalled.
     pub ambush: bool,
-    /// Log every action.
+    /// Print every action.
     pub verbose: bool,
-    /// The node whose disk is lost or damaged; there is one at a time.
+    /// The node whose disk was damaged last; at most one is damaged at a time.
     pub weak: Option<NodeId>,
-    /// Nodes that belong to the groups: 1 to this.
+    /// The nodes 1 to this are members of the groups.
     pub members: u16,
-    /// Looks so far.
+    /// How often `look` has run.
     pub looks: u64,
-    /// What stays of what was not synced when a disk halts, if it is not to be drawn.
+    /// What a crash keeps of unsynced writes, if that is not drawn: `Some(None)` keeps nothing,
+    /// `Some(Some(seed))` the part that the seed chooses.
     pub keep: Option<Option<u64>>,
 }
 
@@ -188,7 +190,7 @@ impl World {
         Self::of(seed, rng, setup)
     }
 
-    /// A world of this setup, whatever the seed would draw.
+    /// A world with this setup instead of the one that the seed would draw.
     pub fn with_setup(seed: u64, setup: Setup) -> Self {
         Self::of(seed, Rng::new(seed), setup)
     }
@@ -218,7 +220,7 @@ impl World {
             verbose: false,
             weak: None,
             keep: None,
-            members: setup.founders,
+            members: setup.initial_voters,
             looks: 0,
             setup,
             rng,
@@ -256,7 +258,7 @@ impl World {
             let group = groups[number % groups.len()];
             let target = *self.rng.pick(&self.member_ids());
             let rng = self.rng.fork();
-            // Every third one of a group.
+            // Every third client of a group has no session.
             let plain = number / groups.len() % 3 == 2;
             self.clients.push(Client::new(group, target, rng, plain, self.setup.command_bytes));
             self.after(5 * SECOND, Action::Client { client: number });
@@ -272,7 +274,7 @@ impl World {
         while self.events < EVENTS_MIN || self.acknowledged() < ACKNOWLEDGED_MIN || self.now < least
         {
             if self.now > until {
-                let what = format!("too little happened in an hour: {}", self.describe());
+                let what = format!("too little happened in a simulated hour: {}", self.describe());
                 return violated("liveness", what);
             }
             self.step()?;
@@ -292,7 +294,7 @@ impl World {
 
     pub(crate) fn step(&mut self) -> Checked {
         let Some(((at, _), action)) = self.queue.pop_first() else {
-            return violated("liveness", "nothing is left to do");
+            return violated("liveness", "no action is scheduled any more");
         };
         self.now = self.now.max(at);
         self.events += 1;
@@ -320,11 +322,11 @@ impl World {
         }
     }
 
-    /// Mixes what happens into the trace's hash.
+    /// Mixes an action into the hash of the trace.
     fn note(&mut self, action: &Action) {
         let (kind, node, more): (u64, u64, u64) = match action {
             Action::Tick { node } => (1, node.0.into(), 0),
-            Action::Deliver { to, inbound } => (2, to.0.into(), frame_mark(&inbound.frame)),
+            Action::Deliver { to, inbound } => (2, to.0.into(), frame_checkpoint(&inbound.frame)),
             Action::Log { node, epoch } => (3, node.0.into(), *epoch),
             Action::Apply { node, group, .. } => (4, node.0.into(), group.0),
             Action::Event { node, group, .. } => (5, node.0.into(), group.0),
@@ -377,7 +379,8 @@ impl World {
         }
     }
 
-    /// Everybody serves, has applied the same, and takes a command, within the bound.
+    /// Runs until all replicas serve and agree and each client has had one more operation served,
+    /// which must not take longer than [`CONVERGE_TICKS`].
     pub(crate) fn converge(&mut self) -> Checked {
         let deadline = self.now + CONVERGE_TICKS * 100 * MS;
         for client in &mut self.clients {
@@ -392,7 +395,7 @@ impl World {
                 continue;
             }
             let since = *quiet_since.get_or_insert(self.now);
-            // Long enough for whatever is under way to end.
+            // Wait for everything that is under way to end.
             if self.now <= since + 10 * SECOND {
                 continue;
             }
@@ -400,7 +403,7 @@ impl World {
             if self.now <= *looked + 5 * SECOND {
                 continue;
             }
-            // A log may have some cleaning left.
+            // A log may still have old segments to clean.
             let rests = idle::rests(operations, &self.operations());
             if rests.is_ok() || self.now > since + 60 * SECOND {
                 return rests;
@@ -426,13 +429,15 @@ impl World {
         let mut applied = Vec::new();
         for node in self.nodes.values() {
             let Some(process) = &node.process else { return false };
-            // A rotten object is found and repaired; a segment goes when the log is cut.
-            if node.rotted && node.rotten_log.is_none() {
+            // Corrupt objects must be repaired by now. A damaged log segment may still be there: it
+            // is deleted when the log is cut.
+            if node.rotted && node.corrupt_log.is_none() {
                 return false;
             }
             let replica = &process.replicas[&group];
             let status = replica.group.status();
-            // Whoever needs memory makes room for it.
+            // A replica in state memory high counts as serving: clients that it refuses send
+            // commands that free memory.
             let high = matches!(status.state, ReplicaState::Running(Running::MemoryHigh(_)));
             let serves = high || status.state.refusal().is_none();
             if !serves || !replica.store.is_idle() || status.configuration.is_joint() {
@@ -486,8 +491,8 @@ impl World {
     }
 }
 
-/// What tells frames apart in the trace.
-fn frame_mark(frame: &Frame) -> u64 {
+/// A number that tells frames apart in the trace.
+fn frame_checkpoint(frame: &Frame) -> u64 {
     let body = match &frame.body {
         lockstep_core::group::Body::Raft(message) => {
             message.term ^ (message.index << 20) ^ ((message.entries.len() as u64) << 50)

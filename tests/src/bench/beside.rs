@@ -1,9 +1,8 @@
-//! Readers beside writers: what queries cost commands, and what a query that is too much costs
-//! others.
+//! Readers beside writers: what queries cost commands, and what an excessive query costs others.
 //!
-//! - Writers wait for each answer. Their latency is taken without readers, and with as many readers
-//!   that ask queries of some 15 ms as fast as they can.
-//! - One client gets a key again and again, while another repeats a `scan` that uses up its fuel.
+//! - Writers wait for each answer. Their latency is measured without readers, and with as many
+//!   readers that ask queries of some 15 ms as fast as they can.
+//! - One client gets a key again and again while another repeats a `scan` that runs out of fuel.
 //! - Each round starts new processes with empty directories; figures are medians of the rounds.
 
 use std::fmt::Write as _;
@@ -26,24 +25,24 @@ use crate::cluster;
 
 const WRITERS: usize = 64;
 const READERS: usize = 64;
-/// How long a query of the readers takes the state machine.
+/// How long a reader's query takes the state machine.
 const QUERY: Duration = Duration::from_millis(15);
-/// How often a query is tried to find out how long it takes.
+/// How often a query is tried to find out how long it takes, and how many queries are tried.
 const TRIES: usize = 5;
-/// Turns of the loop of the first try.
+/// How many turns the loop of the first query tried makes.
 const TURNS: u64 = 1_000_000;
-/// A command that does nothing but to be counted.
+/// Bytes of a command, which does nothing but count.
 const COMMAND_BYTES: usize = 256;
-/// What the `scan` goes through: more than the fuel of a query is good for.
+/// What the `scan` reads: more than the fuel of a query allows.
 const LARGE_VALUES: usize = 100;
 const LARGE_BYTES: usize = 900_000;
-/// How much slower commands may be beside queries, and one query more.
+/// How many times slower commands may be beside queries, and the time of one query on top.
 const SLOWER_MAX: f64 = 3.0;
 
-/// What one round came to, or the medians of all. Times in milliseconds.
+/// What one round showed, or the medians of all. Times in milliseconds.
 #[derive(Clone, Default, Debug)]
 struct Round {
-    /// A query alone.
+    /// How long a query takes alone.
     query: f64,
     alone: Latency,
     beside: Latency,
@@ -53,7 +52,7 @@ struct Round {
     errors: f64,
 }
 
-/// Of answered calls.
+/// The rate and the latency of answered calls.
 #[derive(Clone, Copy, Default, Debug)]
 struct Latency {
     per_second: f64,
@@ -70,7 +69,7 @@ impl Latency {
     }
 }
 
-/// Measures, and tells.
+/// Measures, and prints the results.
 pub(super) async fn run(options: &Options) -> Result<()> {
     println!("{}", machine::describe());
     println!(
@@ -109,7 +108,7 @@ async fn one_round(options: &Options, dir: &Path) -> Result<Round> {
     Ok(round)
 }
 
-/// Commands without and with queries.
+/// Measures commands without and with queries.
 async fn commands(replicas: &Replicas, options: &Options, round: &mut Round) -> Result<()> {
     let leader = replicas.leader().await?;
     let mut asker = replicas.connect(leader, 1).await?.remove(0);
@@ -131,7 +130,7 @@ async fn commands(replicas: &Replicas, options: &Options, round: &mut Round) -> 
     Ok(())
 }
 
-/// Writers for a while, and readers if they have something to ask.
+/// Runs writers for the time to be measured, and readers if there is a `request`.
 async fn measure(
     replicas: &Replicas,
     leader: usize,
@@ -145,7 +144,7 @@ async fn measure(
         let session = open_session(&mut client, number).await?;
         writers.push(ready(move |window| write(client, session, window)));
     }
-    // Connections of their own: who asks is told apart by that.
+    // The readers have connections of their own, because nodes tell callers apart by connection.
     let connections = replicas.connect(leader, options.connections).await?;
     for number in 0..request.map_or(0, |_| READERS) {
         let client = connections[number % connections.len()].clone();
@@ -159,7 +158,7 @@ async fn measure(
     Ok((written, read, window))
 }
 
-/// A query that takes so long, and how long it takes.
+/// Finds a query that takes this long; returns it and how long it takes.
 async fn query_of(
     wanted: Duration,
     client: &mut LockstepClient<Channel>,
@@ -179,10 +178,10 @@ async fn query_of(
         }
         turns = ((turns as f64 * ratio) as u64).max(1);
     }
-    bail!("no query was found that takes {wanted:?}")
+    bail!("found no query that takes {wanted:?}")
 }
 
-/// One client's `get`s, while another repeats a `scan` that is too much.
+/// Measures one client's `get`s while another repeats an excessive `scan`.
 async fn gets(replicas: &Replicas, options: &Options, round: &mut Round) -> Result<()> {
     let leader = replicas.leader().await?;
     let mut connections = replicas.connect(leader, 2).await?;
@@ -198,7 +197,8 @@ async fn gets(replicas: &Replicas, options: &Options, round: &mut Round) -> Resu
         let mut tally = Tally::default();
         while let Some(since) = window.start() {
             match query(&mut scanner, Bytes::from_static(b"scan  999999")).await {
-                // Its caller is told so, and it is told that it cannot help to ask again.
+                // This code tells the caller that the query is too much and that repeating it does
+                // not help.
                 Err(status) if status.code() == Code::InvalidArgument => {
                     tally.answered(&window, since);
                 }
@@ -270,7 +270,7 @@ async fn query(client: &mut LockstepClient<Channel>, request: Bytes) -> Result<(
 }
 
 impl Round {
-    /// Each figure's own median.
+    /// The median of each figure on its own.
     fn medians(rounds: &[Self]) -> Self {
         let of = |pick: &dyn Fn(&Self) -> f64| median(rounds.iter().map(pick).collect());
         let latency = |pick: &dyn Fn(&Self) -> Latency| Latency {
@@ -286,7 +286,7 @@ impl Round {
             queries_per_second: of(&|round| round.queries_per_second),
             get: latency(&|round| round.get),
             scans: of(&|round| round.scans),
-            // Not one may hide.
+            // The sum, because no error may go unnoticed.
             errors: rounds.iter().map(|round| round.errors).sum(),
         }
     }
@@ -313,7 +313,7 @@ impl Round {
         text
     }
 
-    /// What is wanted, and whether it is so.
+    /// A line for each goal, which says whether it is reached.
     fn goals(&self) -> String {
         let most = SLOWER_MAX * self.alone.p99 + self.query;
         let goals = [

@@ -1,4 +1,4 @@
-//! One process that answers each message with itself: the ceiling of anything over gRPC here.
+//! A process that answers each message with itself: the ceiling of anything over gRPC here.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -22,13 +22,13 @@ use crate::process::Process;
     unreachable_pub,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    reason = "the code generator's own"
+    reason = "generated code"
 )]
 mod wire {
     include!("generated/lockstep.bench.rs");
 }
 
-/// What makes this program the server: `bench echo-server HOST:PORT`.
+/// The argument that makes this program the echo server: `bench echo-server HOST:PORT`.
 pub const SERVE: &str = "echo-server";
 
 /// The process and its address.
@@ -39,7 +39,7 @@ pub(crate) struct Echo {
 
 /// Serves until it is killed.
 pub async fn serve(address: &str) -> Result<()> {
-    let address = address.parse().with_context(|| format!("{address} is no address"))?;
+    let address = address.parse().with_context(|| format!("{address} is not an address"))?;
     let served = Server::builder()
         .tcp_nodelay(true)
         .initial_stream_window_size(2 << 20)
@@ -80,7 +80,7 @@ impl Echo {
     /// Starts this program once more, as the server.
     pub(crate) fn start(dir: &Path, host: &str) -> Result<Self> {
         let address = format!("{host}:7501");
-        let this = std::env::current_exe().context("where this program lies")?;
+        let this = std::env::current_exe().context("finding out where this program is")?;
         let process = Process::start(&this, &[SERVE, &address], &dir.join("echo.log"))?;
         Ok(Self { process, address })
     }
@@ -128,7 +128,7 @@ async fn call(mut client: EchoClient<Channel>, mut keys: Keys, window: Window) -
     tally
 }
 
-/// Keeps `in_flight` values under way: each answer is sent again at once.
+/// Keeps `in_flight` values under way: sends each answer back at once.
 async fn flow(mut client: EchoClient<Channel>, in_flight: usize, window: Window) -> Tally {
     let mut tally = Tally::default();
     let (outgoing, body) = mpsc::channel(in_flight);
@@ -136,7 +136,7 @@ async fn flow(mut client: EchoClient<Channel>, in_flight: usize, window: Window)
     // Eight messages take turns, so that neither side ever waits for the other.
     for _ in 0..8 {
         let message = Message { values: vec![value.clone(); in_flight / 8] };
-        outgoing.send(message).await.expect("the other end is here");
+        outgoing.send(message).await.expect("the receiver is still here");
     }
     let mut sent = VecDeque::from([Instant::now(); 8]);
     let mut answers = match client.flow(ReceiverStream::new(body)).await {

@@ -16,11 +16,7 @@ use super::load::{self, Keys, Ready, Tally, Window, ready};
 use super::system::{NODES, PATIENCE, POLL};
 use crate::process::Process;
 
-#[expect(
-    unreachable_pub,
-    clippy::allow_attributes_without_reason,
-    reason = "the code generator's own"
-)]
+#[expect(unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated code")]
 mod wire {
     include!("generated/etcdserverpb.rs");
 }
@@ -44,7 +40,7 @@ pub(crate) fn version() -> Option<String> {
 }
 
 impl Etcd {
-    /// Starts them on `host`, with their files in `dir`.
+    /// Starts the processes on `host`, with their files in `dir`.
     pub(crate) fn start(dir: &Path, host: &str) -> Result<Self> {
         let peer = |node: usize| format!("http://{host}:{}", 7_400 + node);
         let members: Vec<String> =
@@ -79,7 +75,7 @@ impl Etcd {
         &self.processes
     }
 
-    /// Which of them leads, once one does.
+    /// Waits until one of them leads; returns which.
     pub(crate) async fn leader(&self) -> Result<usize> {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
@@ -125,21 +121,22 @@ impl Etcd {
         let client = |number: usize| {
             let client = KvClient::new(channels[number % connections].clone());
             let keys = Keys::of_client(number);
-            match reads {
-                true => ready(move |window| read(client, keys, window)),
-                false => ready(move |window| write(client, keys, window)),
+            if reads {
+                ready(move |window| read(client, keys, window))
+            } else {
+                ready(move |window| write(client, keys, window))
             }
         };
         Ok((0..count).map(client).collect())
     }
 
-    /// What each of them synced of its log, as it counts itself.
+    /// How often each process has synced its log, by its own count.
     pub(crate) async fn fsyncs(&self) -> Result<Vec<u64>> {
         let mut counts = Vec::new();
         for address in &self.addresses {
             let text = metrics(address).await.with_context(|| format!("metrics of {address}"))?;
             let count = text.lines().find_map(|line| line.strip_prefix(FSYNCS));
-            let count = count.with_context(|| format!("{address} tells no {FSYNCS}"))?;
+            let count = count.with_context(|| format!("{address} shows no metric {FSYNCS}"))?;
             counts.push(count.trim().parse::<f64>().context("a counter")? as u64);
         }
         Ok(counts)
@@ -181,7 +178,7 @@ async fn leads(address: &str) -> Result<bool> {
     Ok(status.leader != 0 && status.leader == own)
 }
 
-/// What a member tells over HTTP.
+/// The metrics of a member, over HTTP.
 async fn metrics(address: &str) -> Result<String> {
     let mut socket = TcpStream::connect(address).await?;
     socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;

@@ -1,20 +1,20 @@
-//! What one case of one system came to, and the median over the rounds.
+//! The figures of one case of one system, and their medians over the rounds.
 
 use super::system::{Case, Kind, What};
 
-/// Of one run, or medians of several.
+/// The figures of one run, or medians of several.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures {
     pub per_second: f64,
-    /// Microseconds.
+    /// Latency, microseconds.
     pub p50: f64,
     pub p99: f64,
     pub errors: f64,
-    /// Per 1000 writes.
+    /// Syncs of the log per 1000 writes.
     pub fsyncs: Option<Fsyncs>,
     /// Processor time per call, microseconds.
     pub cpu: Cpu,
-    /// Of the machine, when the case began.
+    /// The load of the machine when the case began.
     pub load: f64,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Each figure's own median.
+    /// The median of each figure on its own.
     pub(crate) fn median(&self) -> Figures {
         let of = |pick: fn(&Figures) -> f64| median(self.rounds.iter().map(pick).collect());
         let fsyncs = self.rounds.iter().all(|round| round.fsyncs.is_some());
@@ -53,7 +53,7 @@ impl Row {
             per_second: of(|round| round.per_second),
             p50: of(|round| round.p50),
             p99: of(|round| round.p99),
-            // Not one may hide.
+            // The sum, because no error may go unnoticed.
             errors: self.rounds.iter().map(|round| round.errors).sum(),
             fsyncs: fsyncs.then(|| Fsyncs { leader: fsync(|f| f.leader), all: fsync(|f| f.all) }),
             cpu: Cpu {
@@ -65,7 +65,7 @@ impl Row {
         }
     }
 
-    /// Lowest and highest rate.
+    /// The lowest and the highest rate.
     pub(crate) fn spread(&self) -> (f64, f64) {
         let rates = || self.rounds.iter().map(|round| round.per_second);
         (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max))
@@ -105,7 +105,7 @@ impl Figures {
     }
 }
 
-/// The middle one, or the mean of the two in the middle; 0 of none.
+/// The number in the middle, or the mean of the two in the middle; 0 if there is none.
 pub(super) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     let (low, high) = (numbers.len().saturating_sub(1) / 2, numbers.len() / 2);

@@ -2,10 +2,10 @@
 
 use hdrhistogram::Histogram as Counts;
 
-/// The longest time that is told apart, 19 hours, in microseconds.
+/// The longest time that is recorded as it is, in microseconds: 19 hours.
 const LONGEST: u64 = 1 << 36;
 
-/// Durations in microseconds, each known to two digits.
+/// Durations in microseconds, each to two significant digits.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram(Counts<u64>);
 
@@ -28,7 +28,7 @@ impl Histogram {
         self.0.len()
     }
 
-    /// The time, in microseconds, that this part of the calls did not exceed; 0 without calls.
+    /// The time, in microseconds, which this part of the calls did not exceed; 0 without calls.
     pub(crate) fn quantile(&self, part: f64) -> u64 {
         self.0.value_at_quantile(part)
     }
@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn quantiles_are_close() {
         let mut histogram = Histogram::default();
-        assert_eq!(histogram.quantile(0.5), 0, "there is nothing to be told");
+        assert_eq!(histogram.quantile(0.5), 0, "no call was recorded");
         (1..=100_000).for_each(|micros| histogram.record(micros));
         for (part, exact) in [(0.5, 50_000.0), (0.99, 99_000.0), (1.0, 100_000.0)] {
             let found = histogram.quantile(part) as f64;

@@ -1,7 +1,7 @@
-//! Clients that call one after the other for a while, and what came of it.
+//! Clients that make one call after the other for a while, and what they saw.
 //!
-//! - A call counts for rate and latency if its answer came within the window; what comes before
-//!   warms up, what comes after is only waited for.
+//! - A call counts for rate and latency if its answer came within the window. Calls before it warm
+//!   up; those after it are only waited for.
 //! - Errors are counted apart, never as calls; after one, a client rests for a moment.
 
 use std::future::Future;
@@ -40,13 +40,13 @@ pub(crate) struct Tally {
     /// Answers at any time.
     pub answered: u64,
     pub errors: u64,
-    /// The first error, as it was told.
+    /// The first error, as text.
     pub error: Option<String>,
 }
 
-/// A client under way.
+/// A client that runs.
 pub(crate) type Client = Pin<Box<dyn Future<Output = Tally> + Send>>;
-/// A client that is ready, its session open, and waits to be told the window.
+/// A client that is ready to run, with its session open; it waits for the window.
 pub(crate) type Ready = Box<dyn FnOnce(Window) -> Client + Send>;
 
 /// Makes a client ready.
@@ -64,7 +64,7 @@ impl Window {
         Self { begin, end: begin + length }
     }
 
-    /// When a call that starts now started; `None` if none should.
+    /// The time at which a call starts now; `None` if the window is over.
     pub(crate) fn start(&self) -> Option<Instant> {
         Some(Instant::now()).filter(|now| *now < self.end)
     }
@@ -83,7 +83,7 @@ impl Window {
 }
 
 impl Tally {
-    /// A call that started at `since` has its answer now.
+    /// Counts a call that started at `since` and has its answer now.
     pub(crate) fn answered(&mut self, window: &Window, since: Instant) {
         let now = Instant::now();
         self.answered += 1;
@@ -99,7 +99,7 @@ impl Tally {
         sleep(REST).await;
     }
 
-    /// A call that started at `since` ended, one way or the other.
+    /// Counts a call that started at `since` and ended now, with an answer or an error.
     pub(crate) async fn ended<T>(
         &mut self,
         window: &Window,
@@ -120,7 +120,7 @@ impl Tally {
     }
 }
 
-/// All clients under way.
+/// All clients that run.
 pub(crate) struct Clients {
     tasks: JoinSet<Tally>,
 }
@@ -134,7 +134,8 @@ impl Clients {
         Self { tasks }
     }
 
-    /// Waits for the last answers. A client that waits for too long counts as one error.
+    /// Waits for the last answers. Clients that wait longer than [`DRAIN`] count as one error
+    /// together.
     pub(crate) async fn finish(mut self) -> Tally {
         let mut sum = Tally::default();
         let deadline = Instant::now() + DRAIN;
@@ -155,7 +156,7 @@ impl Clients {
     }
 }
 
-/// What one client writes and reads.
+/// The keys and values that one client uses.
 pub(crate) struct Keys {
     rng: Rng,
     value: Vec<u8>,
@@ -170,14 +171,14 @@ impl Keys {
         key(self.rng.below(KEYS))
     }
 
-    /// Another one each time.
+    /// The next value, which differs from all before it.
     pub(crate) fn value(&mut self) -> &[u8] {
         let number = format!("{:016x}", self.rng.next());
         self.value[..number.len()].copy_from_slice(number.as_bytes());
         &self.value
     }
 
-    /// `set K V`.
+    /// The next command, `set K V`.
     pub(crate) fn set(&mut self) -> Bytes {
         let key = self.key();
         set(&key, self.value())
@@ -198,7 +199,7 @@ pub(crate) fn set(key: &str, value: &[u8]) -> Bytes {
     command.into()
 }
 
-/// So many connections to an address, the same for every system.
+/// Opens this many connections to an address, the same way for every system.
 pub(crate) async fn dial(address: &str, connections: usize) -> anyhow::Result<Vec<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .tcp_nodelay(true)

@@ -1,4 +1,4 @@
-//! What one has to know of the machine to believe a figure.
+//! What readers have to know of the machine to believe a figure.
 
 use std::fs;
 use std::path::Path;
@@ -25,24 +25,25 @@ pub(crate) fn describe() -> String {
     )
 }
 
-/// How many programs wanted to run, on average, during the last minute.
+/// The load average of the last minute.
 pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
 }
 
-/// Syncing to memory costs nothing, and a figure from there says nothing.
+/// Refuses a directory in memory, where syncing costs nothing and a figure says nothing.
 pub(crate) fn refuse_tmpfs(dir: &Path) -> Result<()> {
-    let found = statfs(dir).with_context(|| format!("looking at {}", dir.display()))?;
+    let found =
+        statfs(dir).with_context(|| format!("finding the filesystem of {}", dir.display()))?;
     ensure!(
         u64::try_from(found.f_type) != Ok(TMPFS),
-        "{} lies in memory (tmpfs), where syncing costs nothing: pass --dir with one on a disk",
+        "{} is in memory (tmpfs), where syncing costs nothing: name one on a disk with --dir",
         dir.display()
     );
     Ok(())
 }
 
-/// Processor time that a process has used so far, in microseconds; `self` is this one.
+/// Processor time that a process has used so far, in microseconds; `self` means this process.
 pub(crate) fn cpu_micros(process: &str) -> Result<f64> {
     let file = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;

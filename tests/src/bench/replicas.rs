@@ -20,7 +20,7 @@ use super::system::{NODES, PATIENCE, POLL};
 use crate::cluster;
 use crate::process::Process;
 
-/// Nodes publish their status at least once a second.
+/// How long to wait until every node has published its status: each does so at least once a second.
 const STATUS_AGE: Duration = Duration::from_millis(1_200);
 
 /// The processes and their addresses.
@@ -30,7 +30,7 @@ pub(crate) struct Replicas {
 }
 
 impl Replicas {
-    /// Starts them on `host`, with their files in `dir`. `module` is as in `node.toml`.
+    /// Starts the processes on `host`, with their files in `dir`. `module` is as in `node.toml`.
     pub(crate) fn start(dir: &Path, host: &str, module: &str) -> Result<Self> {
         let binary = cluster::binary()?;
         let addresses: Vec<String> =
@@ -58,7 +58,7 @@ impl Replicas {
         &self.processes
     }
 
-    /// Which of them leads, once one does and all serve.
+    /// Waits until all nodes serve and one leads; returns which.
     pub(crate) async fn leader(&self) -> Result<usize> {
         let since = Instant::now();
         let mut seen = String::new();
@@ -142,7 +142,8 @@ impl Replicas {
         Ok(clients)
     }
 
-    /// The same with `lockstep-client`.
+    /// Pipelines of `lockstep-client` to the leader, each with a connection and a session of its
+    /// own.
     pub(crate) async fn pipelines(
         &self,
         leader: usize,
@@ -159,7 +160,7 @@ impl Replicas {
         Ok(clients)
     }
 
-    /// Clients of one of them, each with a connection of its own.
+    /// Clients of one node, each with a connection of its own.
     pub(crate) async fn connect(
         &self,
         node: usize,
@@ -169,12 +170,12 @@ impl Replicas {
         Ok(channels.into_iter().map(connect).collect())
     }
 
-    /// What each of them synced of its log, as it counts itself. Only good once all is quiet.
+    /// How often each node has synced its log, by its own count. Exact only once all is quiet.
     pub(crate) async fn fsyncs(&self) -> Result<Vec<u64>> {
         tokio::time::sleep(STATUS_AGE).await;
         let states = self.states().await.into_iter();
         let counts = states.map(|state| state.map(|group| group.log_fsyncs));
-        counts.collect::<Option<_>>().context("a node tells no status")
+        counts.collect::<Option<_>>().context("a node gave no status")
     }
 
     async fn states(&self) -> Vec<Option<v1::GroupStatus>> {
@@ -263,7 +264,7 @@ async fn read(mut client: LockstepClient<Channel>, mut keys: Keys, window: Windo
     tally
 }
 
-/// Keeps `in_flight` commands under way: as many new ones as there are answers, at once.
+/// Keeps `in_flight` commands under way: sends as many new ones as it gets answers, at once.
 async fn stream(
     mut client: LockstepClient<Channel>,
     session: u64,
@@ -284,7 +285,7 @@ async fn stream(
         let lowest_unanswered = open.first_key_value().map_or(next, |(lowest, _)| *lowest);
         v1::ApplyStreamRequest { session, lowest_unanswered, commands, ..Default::default() }
     };
-    // No more messages wait than commands are under way.
+    // At most as many messages wait as commands are under way.
     let (outgoing, body) = mpsc::channel(in_flight);
     let Some(since) = window.start() else { return tally };
     let mut sent = outgoing.send(message(in_flight, &mut open, since)).await.is_ok();
@@ -316,7 +317,7 @@ async fn stream(
     tally
 }
 
-/// Keeps `in_flight` commands under way; answers are looked at in the order of commands.
+/// Keeps `in_flight` commands under way; waits for answers in the order of the commands.
 async fn pipeline(session: Session, mut keys: Keys, in_flight: usize, window: Window) -> Tally {
     let mut tally = Tally::default();
     let pipeline = session.pipeline();

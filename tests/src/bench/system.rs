@@ -15,15 +15,15 @@ use crate::process::Process;
 pub(crate) const NODES: usize = 3;
 /// How long a cluster may take until it serves.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// How often one looks whether it does.
+/// How often a wait checks whether it does.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
-/// What is measured.
+/// A system that is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Kind {
-    /// With the guest `kv`.
+    /// Lockstep with the guest `kv`.
     Lockstep,
-    /// With a state machine that is built in.
+    /// Lockstep with a built-in state machine.
     Native,
     Etcd,
     Echo,
@@ -31,24 +31,24 @@ pub(crate) enum Kind {
 
 pub(crate) const KINDS: [Kind; 4] = [Kind::Lockstep, Kind::Native, Kind::Etcd, Kind::Echo];
 
-/// What its clients do.
+/// A case: how many clients do what.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Case {
     pub name: &'static str,
     pub what: What,
-    /// Clients; of a stream, streams.
+    /// How many clients, or streams.
     pub clients: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum What {
-    /// Unary, one call after the other.
+    /// Unary calls, one after the other.
     Write,
-    /// Unary and linearizable.
+    /// Unary calls that read linearizably.
     Read,
-    /// So many commands under way on each stream.
+    /// This many commands under way on each stream.
     Stream { in_flight: usize },
-    /// The same, through the library that users have, with all it does for them.
+    /// The same through the client library, with all it does for its users.
     Pipeline { in_flight: usize },
 }
 
@@ -83,7 +83,7 @@ impl Kind {
     }
 }
 
-/// A system under way.
+/// A system that runs.
 pub(crate) enum System {
     Lockstep(Replicas),
     Etcd(Etcd),
@@ -112,7 +112,7 @@ impl System {
         }
     }
 
-    /// Waits until it serves; which process leads.
+    /// Waits until it serves; returns which process leads.
     pub(crate) async fn leader(&self) -> Result<usize> {
         match self {
             Self::Lockstep(replicas) => replicas.leader().await,
@@ -130,7 +130,7 @@ impl System {
         }
     }
 
-    /// Clients of the leader that are ready.
+    /// Clients of the leader, ready to run.
     pub(crate) async fn clients(
         &self,
         case: Case,
@@ -161,7 +161,8 @@ impl System {
         }
     }
 
-    /// Syncs of the log since the start, of each process; `None` where nothing is synced.
+    /// How often each process has synced its log since its start; `None` if the system syncs
+    /// nothing.
     pub(crate) async fn fsyncs(&self) -> Result<Option<Vec<u64>>> {
         match self {
             Self::Lockstep(replicas) => replicas.fsyncs().await.map(Some),

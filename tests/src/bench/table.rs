@@ -1,4 +1,4 @@
-//! The tables that people read.
+//! The tables for people.
 
 use std::fmt::Write as _;
 
@@ -6,11 +6,11 @@ use super::figures::{Figures, Row};
 use super::system::{Case, Kind, What};
 use crate::tell::thousands;
 
-/// What is to be reached: writes at 256 clients, and streams, as multiples of etcd.
+/// The goals, as multiples of etcd: writes with 256 clients, and streams.
 const UNARY_GOAL: f64 = 1.0;
 const STREAM_GOAL: f64 = 5.0;
 
-/// Medians, a row for each case and system.
+/// The medians, with a row for each case and system.
 pub(crate) fn medians(rows: &[Row]) -> String {
     let mut text = String::from(
         "case       system     calls/s    lowest   highest   p50 ms   p99 ms  \
@@ -59,7 +59,7 @@ pub(crate) fn medians(rows: &[Row]) -> String {
     text
 }
 
-/// Lines that say whether what was wanted was reached.
+/// A line for each goal, which says whether it is reached.
 pub(crate) fn goals(rows: &[Row]) -> String {
     let mut text = String::new();
     let best = rows
@@ -91,7 +91,7 @@ pub(crate) fn goals(rows: &[Row]) -> String {
     text
 }
 
-/// One line for one run.
+/// The line for one run.
 pub(crate) fn line(figures: &Figures) -> String {
     format!(
         "{:>8} calls/s   p50 {:>7.2} ms   p99 {:>7.2} ms",
@@ -105,12 +105,9 @@ fn etcd(rows: &[Row], case: Case) -> Option<Figures> {
     rows.iter().find(|row| row.kind == Kind::Etcd && row.case == case).map(Row::median)
 }
 
-/// Small numbers with a digit more.
+/// A number, with one decimal if it is small.
 fn few(number: f64) -> String {
-    match number < 9.95 {
-        true => format!("{number:.1}"),
-        false => whole(number),
-    }
+    if number < 9.95 { format!("{number:.1}") } else { whole(number) }
 }
 
 fn whole(number: f64) -> String {

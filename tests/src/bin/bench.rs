@@ -8,18 +8,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "\
 usage: cargo xtask bench [OPTIONS]
-       cargo xtask bench beside [OPTIONS]    what queries cost commands; --seconds, --rounds,
-                                             --connections, --dir and --keep
+       cargo xtask bench beside [OPTIONS]    what queries cost commands; takes --seconds,
+                                             --rounds, --connections, --dir and --keep
 
   --seconds N      how long each case is measured in each round (8)
-  --rounds N       rounds, of which the medians are told (5)
-  --connections N  connections of all unary clients of a case together (8)
+  --rounds N       how many rounds, whose medians are printed (5)
+  --connections N  connections that the unary clients of a case share (8)
   --only WORDS     only these cases (write-1, write-64, write-256, read-256, stream-8,
                    pipeline-8) or systems (lockstep, native, etcd, echo), separated by commas
-  --native         also Lockstep with a state machine that is built in, for what WebAssembly costs
-  --echo           also a server that only echoes, for what gRPC costs
-  --out FILE       where the JSON lines go (target/bench/results.jsonl)
-  --dir DIR        where the processes have their files, on a disk (target/bench)
+  --native         also Lockstep with a built-in state machine, to show what WebAssembly costs
+  --echo           also a server that only echoes, to show what gRPC costs
+  --out FILE       where the JSON lines are written (target/bench/results.jsonl)
+  --dir DIR        where the processes keep their files, which must be on a disk (target/bench)
   --keep           do not remove these files
 
 LOCKSTEP_BIN names another binary to measure.
@@ -65,7 +65,7 @@ fn parse(words: &[String]) -> Result<Options> {
                 let value = words.next().with_context(|| format!("{flag} takes a value"))?;
                 set(&mut options, flag, value).with_context(|| format!("{flag} {value}"))?;
             }
-            other => bail!("there is no {other:?}"),
+            other => bail!("unknown option {other:?}"),
         }
     }
     Ok(options)
@@ -83,7 +83,7 @@ fn set(options: &mut Options, flag: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs it to its end, or until this program is told to stop: what it started ends with it.
+/// Runs `work` until it ends or this program is told to stop, which kills what `work` started.
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

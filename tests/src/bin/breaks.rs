@@ -10,13 +10,13 @@ use lockstep_tests::tell::Teller;
 const HELP: &str = "\
 usage: cargo xtask breaks [--mib N] [--breaks N] [--rate-mib N] [--limit-per-mille N]
 
-A voter that fell behind gets a state of N MiB while its transfer breaks again and again: every
-tenth time the sender is killed and another node leads, in the middle between the receiver is
-killed, and else the connection is cut. Commands go on meanwhile.
+A voter that fell behind gets a state of N MiB while its transfer breaks again and again. Every
+tenth break kills the sender, so that another node leads; halfway between two of those, a break
+kills the receiver; all others cut the connections. Commands go on meanwhile.
 
   --mib N              size of the state, MiB (1024)
-  --breaks N           how often it breaks (30)
-  --rate-mib N         payload a second, MiB (40)
+  --breaks N           how often the transfer breaks (30)
+  --rate-mib N         snapshot payload a second, MiB (40)
   --limit-per-mille N  what may be sent beyond the object's size, per mille of it (20)";
 
 const NUMBERS: [(&str, u64); 4] =

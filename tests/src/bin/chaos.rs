@@ -15,13 +15,13 @@ usage: cargo xtask chaos [--seconds N] [--kills N] [--clients N] [--seed N]
 Clients move money in a bank of three nodes while leaders are killed with SIGKILL; then every single
 transfer is accounted for.
 
-  --seconds N             how long (120)
+  --seconds N             how long the clients run (120)
   --kills N               leaders killed in that time (10)
-  --clients N             clients, one transfer at a time each (16)
-  --seed N                chance (1)
-  --least-acknowledged N  acknowledged transfers that there must be (20000)
-  --least-retried N       transfers that must have been answered by another leader than the
-                          first one asked (50)";
+  --clients N             clients, each with one transfer at a time (16)
+  --seed N                seed of all random choices (1)
+  --least-acknowledged N  how many transfers must be acknowledged (20000)
+  --least-retried N       how many transfers must be answered by another leader than the first
+                          one that was asked (50)";
 
 const NUMBERS: [(&str, u64); 6] = [
     ("seconds", 120),
@@ -48,14 +48,14 @@ async fn run(options: Options) -> Result<()> {
     let least = options.number("least-acknowledged");
     ensure!(
         figures.acknowledged >= least,
-        "only {} transfers were acknowledged, {} are wanted",
+        "only {} transfers were acknowledged; at least {} must be",
         thousands(figures.acknowledged),
         thousands(least)
     );
     let least = options.number("least-retried");
     ensure!(
         figures.retried_across_leaders >= least,
-        "only {} transfers were retried across a change of leader, {least} are wanted",
+        "only {} transfers were retried across a change of leader; at least {least} must be",
         figures.retried_across_leaders
     );
     println!("\n{figures:?}");

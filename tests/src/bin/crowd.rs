@@ -10,11 +10,11 @@ use lockstep_tests::tell::Teller;
 const HELP: &str = "\
 usage: cargo xtask crowd [--rounds N] [--seconds S]
 
-Two thousand clients of three nodes: half of them idle, some slow readers, some that reset, busy
-ones, and calm ones beside, who must see no error. The nodes' memory stays within what clients may
-hold. Prints what each round came to, and the medians.
+Two thousand clients of three nodes: half of them idle, some slow readers, some that reset their
+connections or give up, busy ones, and calm ones. Idle, busy and calm clients must see no error, and
+the nodes' memory must stay within bounds. Prints what each round showed, and the medians.
 
-  --rounds N   how often, each time with new nodes (5)
+  --rounds N   how many rounds, each with new nodes (5)
   --seconds S  how long a round lasts (15)";
 
 const NUMBERS: [(&str, u64); 2] = [("rounds", 5), ("seconds", 15)];

@@ -24,8 +24,5 @@ async fn run(options: Options) -> Result<()> {
     );
     let mut demo = Demo::start(tell).await?;
     demo.tell().await?;
-    match options.flag("keep") {
-        true => demo.leave(),
-        false => demo.stop().await,
-    }
+    if options.flag("keep") { demo.leave() } else { demo.stop().await }
 }

@@ -12,11 +12,12 @@ const HELP: &str = "\
 usage: cargo xtask killloop [--times N] [--node N] [--seed N] [--limit-seconds N] [--life-ms N]
 
 Kills one of three nodes with SIGKILL at random moments under load. Each time it must come back to
-the leader's index within the limit; every tenth time the nodes' snapshots at a mark must be equal.
+the leader's index within the limit; every tenth time the nodes' snapshots at a checkpoint must be
+equal.
 
-  --times N          how often (200)
+  --times N          how many kills (200)
   --node N           which node (1)
-  --seed N           chance (1)
+  --seed N           seed of all random choices (1)
   --limit-seconds N  the longest it may take to come back (10)
   --life-ms N        the longest it lives before the next kill (1500)";
 

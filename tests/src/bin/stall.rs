@@ -10,9 +10,9 @@ use lockstep_tests::tell::Teller;
 const HELP: &str = "\
 usage: cargo xtask stall [--seconds N]
 
-Three nodes, each on a filesystem of its own (ext4 on a loop device; needs root). The leader's is
-frozen under it: another node must lead, and commands be answered. Then a follower's, which nobody
-may notice, and that of a node which is told to stop meanwhile.
+Three nodes, each on filesystems of its own (ext4 on loop devices; needs root). First the leader's
+is frozen: another node must lead, and commands must be answered. Then a follower's, which no client
+may notice; then that of the leader's snapshots; then that of a leader that is told to stop.
 
   --seconds N  how long the leader's disk hangs (45)";
 

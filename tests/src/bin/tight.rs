@@ -12,22 +12,23 @@ use lockstep_tests::tight::{self, Plan};
 const HELP: &str = "\
 usage: cargo xtask tight [--mib N] [--cycles N] [--fills N] [--filled] [--quick]
 
-Three nodes, each on a disk of 2.3 times its state (a tmpfs; needs root): snapshots under load, with
-a follower wiped every tenth time, and nobody may be short of room. Then something else fills the
-disks: commands must stop and come back by themselves, and nothing acknowledged may be lost. The
-same, to the last byte and with a node started in between, on images of ext4, xfs and btrfs.
+Three nodes, each on a disk of 2.3 times its state (a tmpfs; needs root), take snapshots under load.
+Every tenth time a follower is wiped, and no node may run out of space. Then the disks are filled:
+commands must stop and resume by themselves, and nothing acknowledged may be lost. The same follows
+on images of ext4, xfs and btrfs, filled to the last byte, with a node started while they are full.
 
   --mib N     size of the state, MiB (512)
   --cycles N  snapshots (200)
-  --fills N   how often the disks are filled, of each filesystem (20)
+  --fills N   how often the disks of each filesystem are filled (20)
   --filled    only ext4, xfs and btrfs
-  --quick     only ext4, xfs and btrfs, once, on small images; what is missing here is left out
+  --quick     only ext4, xfs and btrfs, once, on small images; without those that this machine
+              cannot mount
   --ext4, --xfs, --btrfs
               only that one";
 
 const NUMBERS: [(&str, u64); 3] = [("mib", 512), ("cycles", 200), ("fills", 20)];
 const FLAGS: [&str; 5] = ["filled", "quick", "ext4", "xfs", "btrfs"];
-/// Bytes of an image, unless it has to be quick.
+/// Bytes of an image, unless `--quick` is given.
 const IMAGE_BYTES: u64 = 320 << 20;
 
 fn main() -> ExitCode {
@@ -44,19 +45,17 @@ async fn run(options: Options) -> Result<()> {
             cycles: u32::try_from(options.number("cycles"))?,
             fills,
         };
-        let mut tell = Teller::new("Snapshots on disks that are little more than two of them");
+        let mut tell = Teller::new("Snapshots on disks that are hardly larger than two of them");
         tight::run(plan, &mut tell).await?;
     }
-    let mut tell = Teller::new("Disks that something else fills to the last byte");
+    let mut tell = Teller::new("Disks that are filled to the last byte");
     for filesystem in Filesystem::REAL.into_iter().filter(|kind| one.is_none_or(|one| one == *kind))
     {
         match filesystem.lacks() {
             Some(what) if quick => tell.say(format!("NOT RUN on {}: {what}", filesystem.name())),
             Some(_) | None => {
-                let (disk_bytes, fills) = match quick {
-                    true => (filesystem.least_bytes(), 1),
-                    false => (IMAGE_BYTES, fills),
-                };
+                let (disk_bytes, fills) =
+                    if quick { (filesystem.least_bytes(), 1) } else { (IMAGE_BYTES, fills) };
                 filled::run(filled::Plan { filesystem, disk_bytes, fills }, &mut tell).await?;
             }
         }

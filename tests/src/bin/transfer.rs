@@ -10,11 +10,11 @@ use lockstep_tests::transfer::{self, Plan};
 const HELP: &str = "\
 usage: cargo xtask transfer [--mib N] [--limit-mib N]
 
-A state of N MiB streams to a follower that lost its disk. For every host: peak resident memory
+A state of N MiB streams to a follower that lost its disk. Prints the peak memory of every host
 during the transfer, minus that before it, minus the growth of the guest's memory.
 
-  --mib N        the state (512)
-  --limit-mib N  what the transfer may take (32)";
+  --mib N        size of the state, MiB (512)
+  --limit-mib N  memory that the transfer may take of each host, MiB (32)";
 
 const NUMBERS: [(&str, u64); 2] = [("mib", 512), ("limit-mib", 32)];
 

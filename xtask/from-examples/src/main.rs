@@ -1,4 +1,4 @@
-//! Hands its arguments to the checkout's `xtask`, and hands back its exit code.
+//! Passes its arguments to the checkout's `xtask`, and its exit code back.
 
 use std::process::{Command, ExitCode};
 

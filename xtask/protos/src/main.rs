@@ -1,7 +1,7 @@
 //! `cargo xtask protos`: generates the wire types from the protos, without protoc.
 //!
-//! What it writes is kept with the sources, so that a build of the product needs neither the
-//! generator nor what it is made of. A test says when a proto was changed and this was not run.
+//! The generated code is kept with the sources, so that a build of the product needs neither the
+//! generator nor its dependencies. A test fails if a proto has changed and this was not run.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use tonic_prost_build::Builder;
 
 /// One run of the generator.
 struct Generation {
-    /// Where the protos lie, from the checkout's root on.
+    /// The folder of the protos, relative to the checkout's root.
     protos: &'static str,
     files: &'static [&'static str],
-    /// Where the code goes, from there as well.
+    /// The folder for the code, also relative to the root.
     into: &'static str,
     configure: fn(Builder) -> Builder,
     /// The file for the descriptors, if a reflection service shows them.
@@ -26,7 +26,7 @@ const GENERATIONS: [Generation; 4] = [
         protos: "host/proto",
         files: &["client.proto", "peer.proto"],
         into: "host/src/rpc/generated",
-        // A node speaks to clients in their own types.
+        // A node uses the types of the client library when it speaks to clients.
         configure: |builder| {
             builder
                 .codec_path("crate::rpc::codec::BoundedCodec")
@@ -100,9 +100,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_what_the_protos_say() {
-        for (path, content) in generate(&root()).expect("the protos are good") {
+        for (path, content) in generate(&root()).expect("the protos are valid") {
             let kept = std::fs::read(&path).unwrap_or_default();
-            assert!(kept == content, "{} is old: run `cargo xtask protos`", path.display());
+            assert!(kept == content, "{} is out of date: run `cargo xtask protos`", path.display());
         }
     }
 }

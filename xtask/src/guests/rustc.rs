@@ -1,11 +1,11 @@
-//! Stands between cargo and rustc, so that where the checkout lies does not show in a guest.
+//! Runs between cargo and rustc, so that a guest does not show where the checkout lies.
 //!
-//! Cargo tells rustc crates of the same name apart by a hash, which rustc mixes into every symbol
-//! and the order of functions. For a crate outside its workspace, as the SDK is outside that of
-//! the examples, the hash covers the absolute path, and no flag of cargo changes that. So cargo is
-//! told to start this program instead of rustc, which starts rustc with the same arguments but,
-//! for the crates of the checkout, a hash replaced by the package's name and version. These tell
-//! the checkout's crates apart as well as a hash does.
+//! Cargo gives rustc a hash that tells crates of the same name apart; rustc mixes it into every
+//! symbol and into the order of functions. For a crate outside its workspace, as the SDK is outside
+//! that of the examples, the hash covers the absolute path, and no flag of cargo changes that. So
+//! cargo is told to start this program instead of rustc. It starts rustc with the same arguments,
+//! except that for crates of the checkout the hash is replaced by the package's name and version,
+//! which tell these crates apart as well as a hash does.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,32 +13,32 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-/// Set for the processes that are to be rustc; holds the checkout's root.
-const MARK: &str = "LOCKSTEP_XTASK_RUSTC";
+/// The variable that is set for processes that have to act as rustc; it holds the checkout's root.
+const MARKER: &str = "LOCKSTEP_XTASK_RUSTC";
 
 /// Makes this cargo start rustc through this program.
 pub(super) fn wrap(cargo: &mut Command, root: &Path) -> Result<()> {
     let program = std::env::current_exe().context("finding out which program this is")?;
-    cargo.env("RUSTC_WRAPPER", program).env(MARK, root);
+    cargo.env("RUSTC_WRAPPER", program).env(MARKER, root);
     Ok(())
 }
 
 /// Whether cargo started this process instead of rustc.
 pub(crate) fn is_rustc() -> bool {
-    std::env::var_os(MARK).is_some()
+    std::env::var_os(MARKER).is_some()
 }
 
-/// Runs the rustc that cargo meant; its exit code.
+/// Runs the rustc that cargo meant; returns its exit code.
 pub(crate) fn run_rustc() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Some(name) = package_of_the_checkout() {
         replace_metadata(&mut arguments, &name);
     }
     let Some((rustc, arguments)) = arguments.split_first() else {
-        eprintln!("error: {MARK} is set, but no compiler was named");
+        eprintln!("error: {MARKER} is set, but no compiler was named");
         return ExitCode::from(2);
     };
-    match Command::new(rustc).args(arguments).env_remove(MARK).status() {
+    match Command::new(rustc).args(arguments).env_remove(MARKER).status() {
         Ok(status) => {
             let code = status.code().and_then(|code| u8::try_from(code).ok());
             code.map_or(ExitCode::FAILURE, ExitCode::from)
@@ -52,10 +52,10 @@ pub(crate) fn run_rustc() -> ExitCode {
 
 /// The name and version of the package being compiled, if it lies in the checkout.
 fn package_of_the_checkout() -> Option<String> {
-    let root = std::env::var_os(MARK)?;
+    let root = std::env::var_os(MARKER)?;
     let package = std::env::var_os("CARGO_MANIFEST_DIR")?;
     let inside = Path::new(&package).strip_prefix(root).ok()?;
-    // What was fetched into a target folder of the checkout is not of the checkout.
+    // A package that was fetched into a target folder of the checkout is not part of the checkout.
     if inside.starts_with("target") {
         return None;
     }
@@ -64,7 +64,7 @@ fn package_of_the_checkout() -> Option<String> {
     Some(format!("{name}-{version}"))
 }
 
-/// Cargo writes it as one argument behind a `-C`.
+/// Replaces the hash, which cargo passes as one argument after a `-C`.
 fn replace_metadata(arguments: &mut [OsString], name: &str) {
     for argument in arguments {
         if argument.to_str().is_some_and(|text| text.starts_with("metadata=")) {

@@ -1,7 +1,7 @@
 //! Which Rust builds the guests.
 //!
-//! In this order: the Rust in use, where the target is installed or rustup can add it; Debian's
-//! packages, which bring the sources of the standard library instead of the target; an error that
+//! In this order: the Rust in use, if the target is installed or rustup can add it; Debian's
+//! packages, which have the sources of the standard library instead of the target; an error that
 //! names both ways.
 
 use std::fmt;
@@ -69,7 +69,7 @@ impl Toolchain {
     }
 }
 
-/// Finds a toolchain; adds the target where rustup can.
+/// Finds a toolchain; adds the target if rustup can.
 pub(super) fn find() -> Result<Toolchain> {
     if let Some(installed) = installed() {
         return Ok(installed);
@@ -108,7 +108,7 @@ fn installed() -> Option<Toolchain> {
     Some(Toolchain::Installed { version })
 }
 
-/// Debian's Rust, if it is whole.
+/// Debian's Rust, if all its parts are installed.
 fn debian() -> Result<Toolchain> {
     let version = output_of(Command::new(DEBIAN_RUSTC).arg("--version"))?;
     output_of(Command::new(DEBIAN_CARGO).arg("--version"))?;
@@ -141,7 +141,7 @@ fn linker(sysroot: &Path) -> Option<PathBuf> {
     on_path.chain(in_rusts).find(|file| file.is_file())
 }
 
-/// What lies in a folder, sorted; nothing when there is no such folder.
+/// The entries of a folder, sorted; none if there is no such folder.
 fn folders_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();

@@ -1,16 +1,16 @@
-//! The rules of the documents: what they name exists, and what exists is named.
+//! The rules for documents: what they name exists, and what exists is named.
 //!
 //! * A relative link leads to a file or folder of the checkout.
-//! * A name in backquotes that looks like a file of the checkout is one; `{a,b}` is written out.
+//! * A name in backquotes that looks like a file of the checkout is one; `{a,b}` is expanded.
 //! * Every record in `docs/decisions` is linked from the index there, every source file of the
-//!   product stands in ARCHITECTURE.md's map, every document in `docs` is linked from somewhere.
+//!   product is in the map of ARCHITECTURE.md, every document in `docs` is linked from somewhere.
 //! * The plugin in the README is the one that the SDK's doc test compiles.
 
 use super::{Tree, Violation};
 
 /// The folders whose files the map names one by one.
 const MAPPED: [&str; 4] = ["host/src/", "host/core/src/", "host/client/src/", "guest-sdk/src/"];
-/// What a name in backquotes has to begin with to be taken for a path.
+/// How a name in backquotes begins that is taken for a path.
 const TOPS: [&str; 11] = [
     "host/",
     "guest-sdk/",
@@ -31,7 +31,7 @@ const INDEX: &str = "docs/decisions/README.md";
 /// Where the plugin in the README comes from.
 const PLUGIN: &str = "guest-sdk/src/lib.rs";
 
-/// Appends what is wrong with the documents.
+/// Appends the violations in documents.
 pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     let mut named = Vec::new();
     let mut linked = Vec::new();
@@ -40,13 +40,13 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
             match span {
                 Span::Link(target) => match resolve(file, &target) {
                     Some(path) if tree.has(&path) => linked.push((file.clone(), path)),
-                    _ => report(violations, file, line, "dead-link", format!("no {target} here")),
+                    _ => report(violations, file, line, "dead-link", format!("missing: {target}")),
                 },
                 Span::Code(code) => {
                     let paths = expand(&code).into_iter().filter(|path| looks_like_ours(path));
                     for path in paths {
                         if !tree.has(path.trim_start_matches("./")) {
-                            let why = format!("there is no {path} in the checkout");
+                            let why = format!("{path} is not in the checkout");
                             report(violations, file, line, "named-file", why);
                         }
                         named.push((file.clone(), path));
@@ -59,14 +59,14 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
         let test = file.contains("/tests/") || file.ends_with("/tests.rs");
         let mapped = MAPPED.iter().any(|folder| file.starts_with(folder)) && !test;
         if mapped && file.ends_with(".rs") && !named.contains(&(MAP.to_owned(), file.clone())) {
-            let why = format!("not in the code map of {MAP}: give it a line there");
+            let why = format!("not in the code map of {MAP}: add a line for it");
             report(violations, file, 0, "code-map", why);
         }
         let page = file.starts_with("docs/") && file.ends_with(".md") && file != INDEX;
         let record = file.starts_with("docs/decisions/");
         if page && !linked.iter().any(|(from, to)| to == file && (!record || from == INDEX)) {
             let from = if record { INDEX } else { "any document" };
-            report(violations, file, 0, "not-linked", format!("no link to it in {from}"));
+            report(violations, file, 0, "not-linked", format!("not linked from {from}"));
         }
     }
     plugin(tree, violations);
@@ -82,7 +82,7 @@ fn report(
     violations.push(Violation { file: file.to_owned(), line: line + 1, rule, why });
 }
 
-/// The README's plugin and that of the SDK's documentation are the same text.
+/// Checks that the plugin in the README is the text of the one in the SDK's documentation.
 fn plugin(tree: &Tree, violations: &mut Vec<Violation>) {
     let (Some(readme), Some(sdk)) = (tree.text("README.md"), tree.text(PLUGIN)) else {
         return;
@@ -110,9 +110,9 @@ fn block<'a>(lines: impl Iterator<Item = &'a str>, fence: &str) -> Option<Vec<&'
 
 /// What a line of a document points to.
 enum Span {
-    /// The target of a link that leads to no other site and not only to another place of the page.
+    /// The target of a link, unless the link leads to another site or only to a place on the page.
     Link(String),
-    /// What stands in backquotes.
+    /// The text in backquotes.
     Code(String),
 }
 
@@ -132,7 +132,7 @@ fn spans(line: usize, text: &str) -> Vec<(usize, Span)> {
     found
 }
 
-/// Where a link in `file` leads, from the checkout's root on; `None` if out of it.
+/// Where a link in `file` leads, relative to the checkout's root; `None` if out of it.
 fn resolve(file: &str, target: &str) -> Option<String> {
     let mut parts: Vec<&str> = file.split('/').collect();
     parts.pop();
@@ -146,7 +146,7 @@ fn resolve(file: &str, target: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`; one pair of braces, as the map has it.
+/// Expands `a/{b,c}.rs` to `a/b.rs` and `a/c.rs`; one pair of braces, as in the map.
 fn expand(code: &str) -> Vec<String> {
     match code.split_once('{').and_then(|(head, rest)| Some((head, rest.split_once('}')?))) {
         Some((head, (names, tail))) => {

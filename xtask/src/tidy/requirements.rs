@@ -1,9 +1,9 @@
-//! `docs/snapshot-requirements.md`: which test stands for which requirement on snapshots.
+//! `docs/snapshot-requirements.md`: which test covers which requirement on snapshots.
 //!
 //! * Ids, sentences and kinds in the table are written by hand; tests and counts are filled in from
 //!   the tree by `cargo xtask tidy --fix`, planted bugs by `cargo xtask mutants`.
-//! * A test names the ids it stands for in a line of its documentation, `/// Covers X1 X2.`, a
-//!   script in a line `# Covers X1 X2.` below its title. Three at the most: a test that stands for
+//! * A test names the ids that it covers in a line of its documentation, `/// Covers X1 X2.`, a
+//!   script in a line `# Covers X1 X2.` below its title. At most three: a test that covers
 //!   everything shows nothing.
 //! * A bug counts for an id if a test of that id failed with it ([`update`]).
 
@@ -13,7 +13,7 @@ use super::{Tree, Violation};
 
 const TABLE: &str = "docs/snapshot-requirements.md";
 const SCRIPTS: &str = "host/core/tests/scripts/";
-/// The ids there are: a letter, and how many.
+/// All ids: the letter of each section, and how many ids it has.
 const SECTIONS: [(char, usize); 12] = [
     ('L', 11),
     ('P', 17),
@@ -30,10 +30,10 @@ const SECTIONS: [(char, usize); 12] = [
 ];
 const IDS_MAX: usize = 3;
 const KINDS: [&str; 3] = ["as written", "by intent", "superseded"];
-/// The ids that another rule replaces; no others may be.
+/// The ids that another rule replaces; only these may be superseded.
 const SUPERSEDED: [&str; 14] =
     ["L8", "P10", "G6", "K11", "K13", "K16", "K19", "O4", "O10", "I1", "F4", "F6", "F7", "U5"];
-/// How the lines begin that hold the counts.
+/// How the lines begin that are filled in: the counts, and the ids without a bug.
 const COUNTS: &str = "**Counts.**";
 const UNPROVEN: &str = "**No planted bug makes these fail.**";
 
@@ -45,7 +45,7 @@ struct Test {
     ids: Vec<String>,
 }
 
-/// Appends what is wrong with the table and with what the tests name.
+/// Appends the violations in the table, and in what the tests name.
 pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     let Some(text) = tree.text(TABLE) else { return };
     let mut report = |file: &str, line: usize, why: String| {
@@ -56,7 +56,7 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     let tests = tests(tree);
     for test in &tests {
         for id in test.ids.iter().filter(|id| !known.contains(*id)) {
-            report(&test.file, test.line, format!("{} names {id}, which is no id", test.name));
+            report(&test.file, test.line, format!("{} names {id}, which is not an id", test.name));
         }
         if test.ids.len() > IDS_MAX {
             let why = format!("{} names more than {IDS_MAX} ids: split it", test.name);
@@ -76,25 +76,25 @@ pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     for (at, line) in text.lines().enumerate().filter(|(_, line)| row_id(line).is_some()) {
         let kind = line.split('|').nth(2).map_or("", str::trim);
         if !KINDS.contains(&kind) {
-            report(TABLE, at + 1, format!("{kind:?} is none of {}", KINDS.join(", ")));
+            report(TABLE, at + 1, format!("{kind:?} is not one of {}", KINDS.join(", ")));
         }
         let id = row_id(line).unwrap_or_default();
         if SUPERSEDED.contains(&id) != (kind == "superseded") {
-            report(TABLE, at + 1, format!("{id} is {kind}: superseded are {SUPERSEDED:?}"));
+            report(TABLE, at + 1, format!("{id} is {kind}, but superseded ids are {SUPERSEDED:?}"));
         }
     }
     let filled = fill(tree, text, &Tried::new());
     let differs = text.lines().zip(filled.lines()).position(|(is, want)| is != want);
     if let Some(at) = differs {
-        report(TABLE, at + 1, "not what the tests say: run `cargo xtask tidy --fix`".to_owned());
+        report(TABLE, at + 1, "out of date: run `cargo xtask tidy --fix`".to_owned());
     }
 }
 
-/// The tests that failed with each bug that was tried, by the bugs' names. A test may be named with
-/// its modules.
+/// The tests that failed with each bug that was tried, by the names of the bugs. The name of a test
+/// may include its modules.
 pub(crate) type Tried = BTreeMap<String, BTreeSet<String>>;
 
-/// The table as it should be once these bugs were tried, if it is there and not so.
+/// The table after these bugs were tried; `None` if there is no table or it does not change.
 pub(super) fn update(tree: &Tree, tried: &Tried) -> Option<(&'static str, String)> {
     let text = tree.text(TABLE)?;
     let bare = |test: &String| test.rsplit("::").next().unwrap_or(test).to_owned();
@@ -149,8 +149,8 @@ fn naming<'a>(tests: &'a [Test], id: &str) -> impl Iterator<Item = &'a Test> {
     tests.iter().filter(move |test| test.ids.iter().any(|have| have == id))
 }
 
-/// The bugs with which a test of an id fails: what its row has, but for those that were tried, and
-/// those of them that were caught.
+/// The bugs with which a test of an id fails: those in its row that were not tried now, and those
+/// tried now that a test of the id caught.
 fn bugs(tests: &[Test], tried: &Tried, id: &str, row: &str) -> BTreeSet<String> {
     let had = row.split('|').nth(5).unwrap_or_default();
     let had = had.split('`').skip(1).step_by(2).filter(|bug| !tried.contains_key(*bug));
@@ -197,7 +197,7 @@ fn test_functions<'a>(file: &'a str, text: &'a str) -> impl Iterator<Item = Test
     })
 }
 
-/// The ids in the line of a comment that names some.
+/// The ids that a line of a comment names, if it is one that names any.
 fn covered(line: &str, comment: &str) -> Option<Vec<String>> {
     let ids = line.strip_prefix(comment)?.strip_prefix("Covers ")?;
     Some(ids.trim_end_matches('.').split(' ').map(str::to_owned).collect())
@@ -248,7 +248,7 @@ mod tests {
         let again = Tried::from([("skip_fsync".to_owned(), BTreeSet::new())]);
         let (_, uncaught) = update(&tree(&files), &again).expect("it changes");
         assert!(uncaught.contains("K1, ") && !uncaught.contains("skip_fsync"), "{uncaught}");
-        // A test that is gone is missed, and still shown.
+        // A test that was deleted is reported, and the table has to be filled in again.
         let without = tests.replace("Covers K9.", "Holds.");
         files[1].1 = &without;
         let said = said(&tree(&files));
@@ -263,7 +263,8 @@ mod tests {
                     /// Covers K99.\n#[tokio::test]\nasync fn none() {}\n\
                     /// Covers K1 K2 K3 K5.\nfn no_test() {}\n#[test]\nfn of_nothing() {}\n";
         let tests = whole_tests() + more;
-        let script = (&*format!("{SCRIPTS}story.txt"), "# A story.\n# Covers X14 U7.\nfounded 3\n");
+        let script =
+            (&*format!("{SCRIPTS}story.txt"), "# A story.\n# Covers X14 U7.\nbootstrapped 3\n");
         let said = said(&tree(&[(TABLE, &*table), ("host/a.rs", &*tests), script]));
         for part in ["all names more than 3", "none names K99", "story.txt names U7"] {
             assert!(said.iter().any(|why| why.contains(part)), "{part} is not in {said:?}");

@@ -1,4 +1,4 @@
-//! The rules of Rust files, one function each, and the exceptions from them.
+//! The rules for Rust files, one function each, and the exceptions from them.
 
 use super::source::{Source, has_word};
 use super::{Tree, Violation};
@@ -17,15 +17,15 @@ const CORE_DEPENDENCIES: [&str; 7] =
 /// A kind of name that only some files may use.
 struct Fence {
     rule: &'static str,
-    /// The files it is about.
+    /// The files that the rule is about.
     within: &'static [&'static str],
     /// Beginnings of paths that may not be named there.
     names: &'static [&'static str],
-    /// Beginnings of paths that may, all the same.
+    /// Beginnings of paths that may be named there all the same.
     but: &'static [&'static str],
     /// The files that may name them; a folder ends with `/`.
     doors: &'static [&'static str],
-    /// Whether tests may too.
+    /// Whether tests may name them, too.
     tests_may: bool,
     why: &'static str,
 }
@@ -52,7 +52,7 @@ const FENCES: [Fence; 6] = [
         // Planted bugs are chosen by the environment; without the feature there are none.
         doors: &["host/core/src/mutant.rs"],
         tests_may: false,
-        why: "the core does no IO, tells no time, draws no randomness and has no unordered map",
+        why: "the core does no IO, reads no clock, draws no randomness and has no unordered map",
     },
     Fence {
         rule: "files-through-the-door",
@@ -61,11 +61,11 @@ const FENCES: [Fence; 6] = [
         but: &[],
         doors: &[
             "host/src/fs/disk.rs",
-            // Memory is mapped there: its files have no name, and lie on no disk.
+            // Memory is mapped there; its files have no name and are on no disk.
             "host/src/guest/memory.rs",
-            // What the process says of itself goes to descriptors that it was born with.
+            // The process logs to descriptors that it inherited.
             "host/src/logging.rs",
-            // The configuration is read before there is a door.
+            // The configuration is read before there is an `Fs`.
             "host/src/config.rs",
             // Commands that run beside a node, on files that are not a node's.
             "host/src/main.rs",
@@ -73,7 +73,7 @@ const FENCES: [Fence; 6] = [
             "host/src/cli/",
         ],
         tests_may: true,
-        why: "only fs/disk.rs names std::fs and rustix; take an `Fs`",
+        why: "only fs/disk.rs names std::fs and rustix; use an `Fs`",
     },
     Fence {
         rule: "wire-in-rpc",
@@ -82,7 +82,7 @@ const FENCES: [Fence; 6] = [
         but: &[],
         doors: &["host/src/rpc.rs", "host/src/rpc/"],
         tests_may: false,
-        why: "only rpc knows prost, tonic and h2; rpc/convert.rs is the crossing",
+        why: "only rpc knows prost, tonic and h2; convert in rpc/convert.rs",
     },
     Fence {
         rule: "raft-in-group",
@@ -100,7 +100,7 @@ const FENCES: [Fence; 6] = [
         but: &[],
         doors: &["host/src/guest/"],
         tests_may: false,
-        why: "only guest/ knows wasmtime; take a `GuestModule`",
+        why: "only guest/ knows wasmtime; use a `GuestModule`",
     },
     Fence {
         rule: "wall-clock-through-the-door",
@@ -109,15 +109,15 @@ const FENCES: [Fence; 6] = [
         but: &[],
         doors: &["host/src/clock.rs"],
         tests_may: false,
-        why: "only clock.rs tells wall time; take a `Clock`",
+        why: "only clock.rs reads wall time; use a `Clock`",
     },
 ];
 
-/// A piece of code that only some files may hold.
+/// A piece of code that only some files may contain.
 struct Word {
     rule: &'static str,
     within: &'static str,
-    /// Any of these, in the code; in strings as well where `in_strings`.
+    /// The pieces, any of which counts: in code, and with `in_strings` in strings, too.
     any: &'static [&'static str],
     in_strings: bool,
     doors: &'static [&'static str],
@@ -170,11 +170,11 @@ const WORDS: [Word; 5] = [
         any: &["#[ignore"],
         in_strings: false,
         doors: &[],
-        why: "a test runs or goes",
+        why: "a test runs or is deleted",
     },
 ];
 
-/// Appends what is wrong with one file.
+/// Appends the violations in one file.
 pub(super) fn check(source: &Source, violations: &mut Vec<Violation>) {
     let mut report = |line: usize, rule: &'static str, why: String| {
         violations.push(Violation { file: source.path.to_owned(), line: line + 1, rule, why });
@@ -185,7 +185,7 @@ pub(super) fn check(source: &Source, violations: &mut Vec<Violation>) {
     words(source, &mut report);
 }
 
-/// Appends what is wrong with the manifests.
+/// Appends the violations in manifests.
 pub(super) fn check_manifests(tree: &Tree, violations: &mut Vec<Violation>) {
     const FILE: &str = "host/core/Cargo.toml";
     let mut section = "";
@@ -199,7 +199,7 @@ pub(super) fn check_manifests(tree: &Tree, violations: &mut Vec<Violation>) {
                     file: FILE.to_owned(),
                     line: line + 1,
                     rule: "core-is-pure",
-                    why: format!("{name}: the list of what the core depends on is closed"),
+                    why: format!("{name}: the list of the core's dependencies is closed"),
                 });
             }
         }
@@ -208,7 +208,7 @@ pub(super) fn check_manifests(tree: &Tree, violations: &mut Vec<Violation>) {
 
 fn shape(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) {
     if source.path.ends_with("/mod.rs") {
-        report(0, "no-mod-rs", "a module's file is called by its name".to_owned());
+        report(0, "no-mod-rs", "the file of a module `foo` is `foo.rs`".to_owned());
     }
     let first = source.raw.iter().position(|line| !line.trim().is_empty());
     let documented = first.is_some_and(|line| source.raw[line].starts_with("//!"));
@@ -219,14 +219,14 @@ fn shape(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) 
     }
     let lines = source.code_lines(0..source.code.len());
     if lines > FILE_LINES_MAX {
-        let why = format!("{lines} lines of code, where {FILE_LINES_MAX} are the limit");
+        let why = format!("{lines} lines of code; the limit is {FILE_LINES_MAX}");
         report(0, "file-size", why);
     }
     for function in source.functions() {
         let lines = source.code_lines(function.lines.clone());
         if lines > FUNCTION_LINES_MAX {
             let why = format!(
-                "{} has {lines} lines of code, where {FUNCTION_LINES_MAX} are the limit",
+                "{} has {lines} lines of code; the limit is {FUNCTION_LINES_MAX}",
                 function.name
             );
             report(function.lines.start, "function-size", why);
@@ -235,7 +235,7 @@ fn shape(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) 
     for (line, text) in source.raw.iter().enumerate() {
         let columns = text.chars().count();
         if columns > COLUMNS_MAX {
-            let why = format!("{columns} columns, where {COLUMNS_MAX} are the limit");
+            let why = format!("{columns} columns; the limit is {COLUMNS_MAX}");
             report(line, "columns", why);
         }
     }
@@ -245,7 +245,7 @@ fn comments(source: &Source, report: &mut impl FnMut(usize, &'static str, String
     for (line, text) in source.comments.iter().enumerate() {
         for word in ["TODO", "FIXME", "XXX"] {
             if has_word(text, word) {
-                report(line, "todo", format!("{word}: what is left to do belongs to an issue"));
+                report(line, "todo", format!("{word}: what is left to do belongs in an issue"));
             }
         }
     }
@@ -276,7 +276,7 @@ fn words(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) 
         for line in 0..source.code.len() {
             let code = &source.code[line];
             let comment = source.comments[line].trim();
-            // A comment may speak of anything: only what stands before it counts.
+            // A comment may say anything: only what stands before it counts.
             let raw = source.raw[line].strip_suffix(comment).unwrap_or(source.raw[line]);
             let text = if word.in_strings { raw } else { code };
             if let Some(found) = word.any.iter().find(|piece| text.contains(**piece)) {
@@ -287,13 +287,12 @@ fn words(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) 
 }
 
 fn is_one_of(path: &str, places: &[&str]) -> bool {
-    places.iter().any(|place| match place.ends_with('/') {
-        true => path.starts_with(place),
-        false => path == *place,
-    })
+    places
+        .iter()
+        .any(|place| if place.ends_with('/') { path.starts_with(place) } else { path == *place })
 }
 
-/// Whether a path is this name or lies in it.
+/// Whether a path is this name or begins with it.
 fn begins(path: &str, name: &str) -> bool {
     path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }

@@ -1,9 +1,9 @@
-//! A Rust file, taken apart just far enough: code, comments and strings told from each other.
+//! A Rust file, split just far enough to tell code, comments and strings apart.
 //!
-//! * Every line has three views of equal length in characters: as it is, only its code, only its
-//!   comments. What belongs elsewhere is blank; in the code, the characters of a string are `"`,
-//!   those of a raw string or a character literal `~`.
-//! * The lexer is the compiler's. Macros are not expanded.
+//! * Every line has three views with the same number of characters: as it is, only its code, only
+//!   its comments. What belongs elsewhere is blank; in the code, the characters of a string are
+//!   `"`, those of a raw string or a character literal `~`.
+//! * The lexer is that of the compiler. Macros are not expanded.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ pub(super) struct Source<'a> {
     tests: Vec<bool>,
 }
 
-/// A function's name and the lines, from 0 on, from its `fn` to its last brace.
+/// A function's name, and its lines from its `fn` to its last brace, counted from 0.
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) lines: Range<usize>,
@@ -37,7 +37,7 @@ impl<'a> Source<'a> {
         source
     }
 
-    /// Whether a line, from 0 on, is part of a test.
+    /// Whether a line, counted from 0, is part of a test.
     pub(super) fn is_test(&self, line: usize) -> bool {
         self.tests[line]
     }
@@ -63,7 +63,7 @@ impl<'a> Source<'a> {
         functions
     }
 
-    /// Every path with a `::` in the code, `use` trees written out: (line from 0 on, path).
+    /// Every path with a `::` in the code, `use` trees expanded: (line counted from 0, path).
     pub(super) fn paths(&self) -> Vec<(usize, String)> {
         let mut paths = Vec::new();
         let mut line = 0;
@@ -87,7 +87,7 @@ impl<'a> Source<'a> {
         paths
     }
 
-    /// The line of the brace that closes the first block behind this place; `None` if a `;` comes
+    /// The line of the brace that closes the first block after this place; `None` if a `;` comes
     /// before a block.
     fn end_of_block(&self, line: usize, column: usize) -> Option<usize> {
         // Parentheses and brackets hide the `;` of an array's type.
@@ -163,7 +163,7 @@ fn split(text: &str) -> (Vec<String>, Vec<String>) {
     (code, comments)
 }
 
-/// What stands in the code for a character of a literal.
+/// What stands in the view of the code for a character of a literal.
 fn shown_of(kind: LiteralKind, c: char) -> char {
     match kind {
         LiteralKind::Int { .. } | LiteralKind::Float { .. } => c,
@@ -197,7 +197,7 @@ fn names_in(code: &str) -> Vec<String> {
         .collect()
 }
 
-/// The paths of a `use` tree, each whole, with the line its last name stands in.
+/// The full paths of a `use` tree, each with the line of its last name.
 fn written_out(tree: &[(usize, String)]) -> Vec<(usize, String)> {
     let mut paths = Vec::new();
     let mut prefixes = vec![String::new()];
@@ -214,12 +214,12 @@ fn written_out(tree: &[(usize, String)]) -> Vec<(usize, String)> {
                     if c == '}' {
                         prefixes.pop();
                     }
-                    // Behind a brace this equals the prefix, so that what stood in the braces is
-                    // not taken for a path of its own.
+                    // After a closing brace this equals the prefix, so that what stood in the
+                    // braces is not taken for a path of its own.
                     path = prefixes.last().cloned().unwrap_or_default();
                 }
                 c if c.is_whitespace() => {
-                    // What follows ` as ` is another name, not a longer path.
+                    // What follows ` as ` is another name and does not lengthen the path.
                     if !path.is_empty() && !path.ends_with("::") {
                         path.push(' ');
                     }

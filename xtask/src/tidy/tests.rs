@@ -1,9 +1,9 @@
-//! Planted violations, one row each, and the look-alikes that are none.
+//! Planted violations, one row each, and look-alikes that are not violations.
 
 use super::source::Source;
 use super::*;
 
-/// Checks a tree of these files and compares `file:line: rule` of what is found.
+/// Checks a tree of these files and compares `file:line: rule` of each violation.
 #[track_caller]
 fn check(files: &[(&str, &str)], expect: &[&str]) {
     let mut files: Vec<(String, String)> =
@@ -17,7 +17,7 @@ fn check(files: &[(&str, &str)], expect: &[&str]) {
     assert_eq!(found, expect, "{files:?}");
 }
 
-/// Checks one Rust file that is documented and stands in the map; line 2 is the text's first.
+/// Checks one Rust file that is documented and is in the map; its line 2 is the first of `text`.
 #[track_caller]
 fn check_rust(path: &str, text: &str, expect: &[&str]) {
     let text = format!("//! Documented.\n{text}");
@@ -203,4 +203,45 @@ fn functions_and_paths_are_found() {
     assert_eq!(functions, [("b".to_owned(), 1, 4), ("c".to_owned(), 2, 3)]);
     let paths: Vec<String> = source.paths().into_iter().map(|(_, path)| path).collect();
     assert_eq!(paths, ["m::n::self", "m::n::o", "m::p", "r::s"]);
+}
+
+#[test]
+fn modules_do_not_import_each_other_in_a_circle() {
+    let check = |first: &str, second: &str, expect: &[&str]| {
+        let files = [
+            ("host/src/guest/a.rs", format!("//! A.\n{first}")),
+            ("host/src/guest/b.rs", format!("//! B.\n{second}")),
+            ("host/src/guest/b/c.rs", "//! C.\nuse super::d;\n".to_owned()),
+            ("ARCHITECTURE.md", "`host/src/guest/{a,b}.rs` `host/src/guest/b/c.rs`".to_owned()),
+        ];
+        let files: Vec<_> = files.iter().map(|(file, text)| (*file, text.as_str())).collect();
+        super::tests::check(&files, expect);
+    };
+    check("use super::b::f;\n", "use crate::fs::a;\n", &[]);
+    check("use super::b::f;\n", "#[cfg(test)]\nmod tests {\n    use super::super::a;\n}\n", &[]);
+    check(
+        "use super::b::f;\n",
+        "use crate::guest::{a::g, x};\n",
+        &[
+            "host/src/guest/a.rs:1: import-circle",
+            "host/src/guest/b.rs:1: import-circle",
+            "host/src/guest/b/c.rs:1: import-circle",
+        ],
+    );
+}
+
+#[test]
+fn words_that_are_not_used_are_found_wherever_they_stand() {
+    let table = "| word | in the field | not used | meaning here |\n|---|---|---|---|\n\
+                 | corrupt | corrupt | addled, gone off | bad |\n| egg | | | of a hen |\n";
+    let check = |text: &str, expect: &[&str]| {
+        let text = format!("//! Documented.\n{text}");
+        let map = format!("{table}\n`xtask/src/a.rs`");
+        super::tests::check(&[("xtask/src/a.rs", &text), ("ARCHITECTURE.md", &map)], expect);
+    };
+    check("fn corrupt_egg() {}\n", &[]);
+    check("// The addler has gone, off it is.\n", &["xtask/src/a.rs:2: unused-word"]);
+    check("fn is_addled() {}\n", &["xtask/src/a.rs:2: unused-word"]);
+    check("struct AddledEgg;\n", &["xtask/src/a.rs:2: unused-word"]);
+    check("// An addler is no word.\n// Gone-off eggs.\n", &["xtask/src/a.rs:3: unused-word"]);
 }

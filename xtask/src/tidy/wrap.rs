@@ -1,9 +1,10 @@
 //! Shortens what rustfmt leaves too long: comments and strings.
 //!
-//! * A comment's paragraph is filled anew from its first long line on; lists keep their indent,
-//!   and what stands in a fence, a table or behind code is left alone.
-//! * A string is cut behind a blank with a `\`, which means the same string. Raw strings are left.
-//! * What has no place to cut stays long. Wrapping twice is wrapping once.
+//! * The paragraph of a comment is filled again from its first long line on. Lists keep their
+//!   indent; what stands in a fence, in a table or after code is left alone.
+//! * A string is cut after a blank with a `\`, which does not change its value. Raw strings are
+//!   left alone.
+//! * A line with no place to cut stays long. Wrapping twice does the same as wrapping once.
 
 use super::source::Source;
 
@@ -32,7 +33,7 @@ pub(super) fn wrap(path: &str, text: &str, width: usize) -> Option<String> {
 struct Comment<'a> {
     /// The indent and the slashes.
     head: &'a str,
-    /// All behind them.
+    /// Everything after them.
     body: &'a str,
 }
 
@@ -48,28 +49,28 @@ impl<'a> Comment<'a> {
         self.body.trim_start().starts_with("```")
     }
 
-    /// Bytes in front of the text of a list's item, its mark included; `None` for other lines.
+    /// Bytes before the text of a list's item, its marker included; `None` for other lines.
     fn item(&self) -> Option<usize> {
         let text = self.body.trim_start();
         let blanks = self.body.len() - text.len();
         let digits = text.chars().take_while(char::is_ascii_digit).count();
         let numbered = digits > 0 && text[digits..].starts_with(". ");
-        let marked = text.starts_with("- ") || text.starts_with("* ");
-        match (marked, numbered) {
+        let has_marker = text.starts_with("- ") || text.starts_with("* ");
+        match (has_marker, numbered) {
             (true, _) => Some(blanks + 2),
             (false, true) => Some(blanks + digits + 2),
             (false, false) => None,
         }
     }
 
-    /// Whether this line goes on with the paragraph of the line before, whose head was `head`.
+    /// Whether this line continues the paragraph of the line before, whose head was `head`.
     fn goes_on(&self, head: &str) -> bool {
         let text = self.body.trim_start();
         let own = text.is_empty() || text.starts_with(['|', '#', '>', '[']) || self.is_fence();
         self.head == head && !own && self.item().is_none()
     }
 
-    /// The line behind the last one of the paragraph that goes on at `at`.
+    /// The line after the last one of the paragraph that the line at `at` is in.
     fn paragraph_end(&self, lines: &[String], at: usize) -> usize {
         let more = lines[at + 1..]
             .iter()
@@ -112,7 +113,7 @@ fn cut_strings(path: &str, lines: &mut Vec<String>, width: usize) {
     let mut at = 0;
     while at < lines.len() {
         if lines[at].chars().count() > width {
-            // Which characters are a string's depends on everything before them.
+            // Which characters belong to a string depends on everything before them.
             let text = lines.join("\n");
             let code: Vec<char> = Source::new(path, &text).code[at].chars().collect();
             if let Some((head, tail)) = cut_string(&lines[at], &code, width) {
@@ -131,7 +132,7 @@ fn cut_string(line: &str, code: &[char], width: usize) -> Option<(String, String
         let next = chars.get(at + 1).copied().unwrap_or(' ');
         in_string(at) && in_string(at + 1) && chars[at] == ' ' && !" \"".contains(next)
     };
-    // The blank stays in front of the `\`, which is the last column.
+    // The blank stays before the `\`, which takes the last column.
     let cut = (blanks + 1..width.min(chars.len()) - 1).rev().find(|at| may_cut(*at))?;
     let inside = blanks > 0 && in_string(0);
     let indent = " ".repeat(match chars.get(blanks) {

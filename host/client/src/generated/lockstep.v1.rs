@@ -4,7 +4,7 @@
 pub struct Rejection {
     #[prost(enumeration = "rejection::Kind", tag = "1")]
     pub kind: i32,
-    /// Of the state machine, or UTF-8 text for the other kinds.
+    /// What the state machine said; for the other kinds, UTF-8 text.
     #[prost(bytes = "bytes", tag = "2")]
     pub message: ::prost::bytes::Bytes,
 }
@@ -24,15 +24,15 @@ pub mod rejection {
     #[repr(i32)]
     pub enum Kind {
         Unspecified = 0,
-        /// The state machine refused; `message` is what it said.
+        /// The state machine rejected the command; `message` is what it said.
         Guest = 1,
-        /// The session is unknown or was evicted; outcomes of its unanswered calls are unknown.
+        /// The session is unknown or was evicted; the outcomes of its unanswered calls are unknown.
         SessionExpired = 2,
-        /// The command was applied, but its answer is over the limit; or, where the call is repeated, found
-        /// no room among the kept ones.
+        /// The command was applied, but its answer is over the limit; or the call is a repetition, and
+        /// the group's memory for kept answers was full when the command was first applied.
         AnswerTooLarge = 3,
-        /// Too many unanswered calls in the session, or too many bytes of answers that it did not
-        /// acknowledge. The call was not applied: it may be repeated once others are acknowledged.
+        /// The session has too many unanswered calls, or too many bytes of answers that its client did
+        /// not acknowledge. The call was not applied: repeat it once earlier answers are acknowledged.
         SessionFull = 4,
     }
     impl Kind {
@@ -64,10 +64,10 @@ pub mod rejection {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenSessionRequest {
-    /// Empty: the only group.
+    /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
-    /// Drawn by the client, at random: the session's id depends on it. 0: the node draws one.
+    /// A random number that the client draws; the session's id depends on it. 0: the node draws one.
     #[prost(fixed64, tag = "2")]
     pub nonce: u64,
 }
@@ -78,7 +78,7 @@ pub struct OpenSessionResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseSessionRequest {
-    /// Empty: the only group.
+    /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
@@ -88,21 +88,23 @@ pub struct CloseSessionRequest {
 pub struct CloseSessionResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyRequest {
-    /// Empty: the only group.
+    /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
-    /// 0: outside of any session, applied each time it is committed.
+    /// 0: outside of any session; the command is applied each time it is committed.
     #[prost(uint64, tag = "2")]
     pub session: u64,
-    /// From 1, each used for one command; in a session 0 is refused.
+    /// The command's number in its session, from 1, each used for one command; 0 is refused in a
+    /// session.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
-    /// The lowest sequence of the session whose answer the client still waits for.
+    /// The lowest sequence of the session whose answer the client still waits for. It acknowledges the
+    /// answers to all lower ones.
     #[prost(uint64, tag = "4")]
     pub lowest_unanswered: u64,
     #[prost(bytes = "bytes", tag = "5")]
     pub command: ::prost::bytes::Bytes,
-    /// The command makes room in the state machine's memory: it is taken while commands are refused as
+    /// The command frees memory of the state machine: it is taken while others are refused as
     /// memory-high, up to a second bound.
     #[prost(bool, tag = "6")]
     pub relief: bool,
@@ -124,7 +126,7 @@ pub mod apply_response {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplyStreamRequest {
-    /// Group and session are read from a stream's first message and hold for all of it.
+    /// Group and session are read from the stream's first message and hold for the whole stream.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
@@ -141,7 +143,7 @@ pub struct ApplyStreamRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamCommand {
-    /// The client's name for it; comes back in the answer.
+    /// The client's name for the command; comes back in the answer.
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     #[prost(uint64, tag = "2")]
@@ -173,41 +175,42 @@ pub mod stream_answer {
         Refused(super::StreamRefusal),
     }
 }
-/// A status of one command, as the metadata of a unary call would have it.
+/// Why one command was refused: what the status and the metadata of a unary call would say.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamRefusal {
-    /// gRPC code.
+    /// The gRPC code.
     #[prost(uint32, tag = "1")]
     pub code: u32,
-    /// lockstep-refusal.
+    /// As in lockstep-refusal.
     #[prost(string, tag = "2")]
     pub refusal: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
     #[prost(bool, tag = "4")]
     pub outcome_unknown: bool,
-    /// lockstep-leader; empty if not known.
+    /// As in lockstep-leader; empty if not known.
     #[prost(string, tag = "5")]
     pub leader: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueryRequest {
-    /// Empty: the only group.
+    /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", tag = "2")]
     pub request: ::prost::bytes::Bytes,
-    /// Answer from this node's own state, however old. Otherwise the answer is linearizable.
+    /// If set, this node answers from its own state, however old; otherwise the answer is
+    /// linearizable.
     #[prost(bool, tag = "3")]
     pub local: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueryResponse {
-    /// The applied index that the state machine was asked at.
+    /// The applied index at which the state machine was asked.
     #[prost(uint64, tag = "3")]
     pub applied_index: u64,
-    /// The replica is halted, and answers local queries from the state before the entry that it cannot
-    /// apply; absent otherwise.
+    /// Present if the replica is halted: it answers local queries from the state before the entry that
+    /// it cannot apply.
     #[prost(message, optional, tag = "4")]
     pub halted: ::core::option::Option<Halted>,
     #[prost(oneof = "query_response::Answer", tags = "1, 2")]
@@ -226,7 +229,7 @@ pub mod query_response {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Halted {
-    /// The entry that cannot be applied; 0: it is not one entry.
+    /// The entry that cannot be applied; 0 if the cause is not a single entry.
     #[prost(uint64, tag = "1")]
     pub entry: u64,
     #[prost(string, tag = "2")]
@@ -248,7 +251,7 @@ pub struct StatusResponse {
     pub cluster: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "4")]
     pub groups: ::prost::alloc::vec::Vec<GroupStatus>,
-    /// Peers that refuse this node or cannot be reached, and what they or the network said.
+    /// Peers that refuse this node or that it cannot reach, with what the peer or the network said.
     #[prost(message, repeated, tag = "5")]
     pub peer_errors: ::prost::alloc::vec::Vec<PeerError>,
     #[prost(string, tag = "6")]
@@ -269,7 +272,7 @@ pub struct GroupStatus {
     pub name: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub node: u32,
-    /// A replica's id is 64 bits: the node in the upper 16.
+    /// The replica's 64-bit id; its upper 16 bits are the node.
     #[prost(fixed64, tag = "3")]
     pub replica: u64,
     #[prost(uint64, tag = "4")]
@@ -279,7 +282,7 @@ pub struct GroupStatus {
     /// failed.
     #[prost(string, tag = "5")]
     pub state: ::prost::alloc::string::String,
-    /// Why it does not serve.
+    /// Why the replica does not serve.
     #[prost(string, tag = "6")]
     pub cause: ::prost::alloc::string::String,
     #[prost(enumeration = "group_status::Role", tag = "7")]
@@ -301,7 +304,7 @@ pub struct GroupStatus {
     pub first_index: u64,
     #[prost(uint64, tag = "15")]
     pub last_index: u64,
-    /// Of the node's log, which all its groups share.
+    /// Size and syncs of the node's log, which all its groups share.
     #[prost(uint64, tag = "16")]
     pub log_bytes: u64,
     #[prost(uint64, tag = "17")]
@@ -312,17 +315,17 @@ pub struct GroupStatus {
     pub snapshots: ::prost::alloc::vec::Vec<Snapshot>,
     #[prost(message, optional, tag = "20")]
     pub configuration: ::core::option::Option<Configuration>,
-    /// On a leader.
+    /// The other replicas, on a leader; empty elsewhere.
     #[prost(message, repeated, tag = "21")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
     #[prost(uint64, tag = "22")]
     pub guest_memory_bytes: u64,
     #[prost(uint64, tag = "23")]
     pub guest_faults: u64,
-    /// For how long the last snapshot held up apply, the wait for room included, milliseconds.
+    /// For how long the last snapshot held up apply, the wait for disk space included; milliseconds.
     #[prost(uint64, tag = "24")]
     pub snapshot_stall_ms: u64,
-    /// Why the last snapshot here was not taken, unless one was since.
+    /// Why the last snapshot of this replica failed; empty once one succeeded again.
     #[prost(string, tag = "25")]
     pub last_capture_error: ::prost::alloc::string::String,
     #[prost(bool, tag = "26")]
@@ -330,16 +333,17 @@ pub struct GroupStatus {
     #[prost(bool, tag = "27")]
     pub clock_is_off: bool,
     #[prost(uint64, tag = "28")]
-    pub marks_skipped: u64,
+    pub checkpoints_skipped: u64,
     #[prost(uint64, tag = "29")]
     pub captures_failed: u64,
-    /// Frames dropped: for another replica, or such as none sends that keeps to the rules.
+    /// Misdirected frames: dropped because they were for another replica, or broke a rule that every
+    /// correct replica keeps.
     #[prost(uint64, tag = "30")]
     pub frames_misdirected: u64,
     #[prost(uint64, tag = "31")]
     pub frames_dropped: u64,
-    /// Who keeps the log from being cut: recovery point, catch-up, follower or sending, with the
-    /// replica of the last two, and the index that is needed.
+    /// What keeps the log from being cut: "recovery point", "catch-up", "follower" or "sending to",
+    /// the last two with a replica; and the index from which on the log is needed.
     #[prost(string, tag = "32")]
     pub log_pin: ::prost::alloc::string::String,
     #[prost(uint64, tag = "33")]
@@ -350,76 +354,78 @@ pub struct GroupStatus {
     /// Milliseconds without a known leader.
     #[prost(uint64, tag = "35")]
     pub leaderless_ms: u64,
-    /// Every object on this node's disk.
+    /// Every snapshot object of the group on this node's disk.
     #[prost(message, repeated, tag = "36")]
     pub objects: ::prost::alloc::vec::Vec<SnapshotObject>,
-    /// Of a broken transfer that may go on, bytes of its file; 0 = none.
+    /// Bytes of the file of a suspended transfer; 0 if there is none.
     #[prost(uint64, tag = "37")]
-    pub parked_bytes: u64,
-    /// The host's snapshot budget.
+    pub suspended_bytes: u64,
+    /// The host's budget for snapshot files, and what of it is used; bytes.
     #[prost(uint64, tag = "38")]
     pub budget_used: u64,
     #[prost(uint64, tag = "39")]
     pub budget: u64,
-    /// Of the filesystem of this group's snapshots, bytes.
+    /// Free and total bytes of the filesystem that holds this group's snapshots.
     #[prost(uint64, tag = "40")]
     pub disk_available: u64,
     #[prost(uint64, tag = "41")]
     pub disk_total: u64,
-    /// Segments of the node's log that are damaged: it would not start again before they are gone.
+    /// Damaged segments of the node's log: the node would not start again before they are deleted.
     #[prost(uint64, tag = "42")]
     pub log_damaged_segments: u64,
-    /// The time that the state machine knows, milliseconds since 1970, and how far it is ahead of what a
-    /// majority of the voters' clocks has reached.
+    /// The log's time, which the state machine is told, in milliseconds since 1970; and how far it is
+    /// ahead of what a majority of the voters' clocks has reached.
     #[prost(uint64, tag = "43")]
     pub log_time_ms: u64,
     #[prost(uint64, tag = "44")]
     pub log_time_ahead_ms: u64,
-    /// Entries that this replica could not apply and another one did, since the node started, and what is
-    /// known of the last: the state machine is not deterministic, or met a limit here alone.
+    /// Entries since the node started that this replica could not apply and another replica did, and a
+    /// description of the last: the state machine is not deterministic, or met a limit on this node
+    /// only.
     #[prost(uint64, tag = "50")]
     pub divergence_alarms: u64,
     #[prost(string, tag = "51")]
     pub divergence_alarm: ::prost::alloc::string::String,
-    /// 16 bytes: which founding the group goes back to. Groups of one name that differ in it are not the
-    /// same; empty before this replica met its group.
+    /// 16 bytes: which bootstrap the group goes back to. Groups of one name with different lineages
+    /// are different groups. Empty until this replica has met its group.
     #[prost(bytes = "bytes", tag = "45")]
     pub lineage: ::prost::bytes::Bytes,
-    /// Configured nodes that speak for another group of this name.
+    /// Configured nodes that recently spoke for another group of this name.
     #[prost(message, repeated, tag = "46")]
     pub strangers: ::prost::alloc::vec::Vec<Stranger>,
-    /// For how long an operation on the disk of the node's log hangs, and in which directory; 0 if none
-    /// does.
+    /// For how long an operation on the disk of the node's log has been hanging, and the directory; 0
+    /// if none hangs.
     #[prost(uint64, tag = "47")]
     pub log_stalled_ms: u64,
     #[prost(string, tag = "48")]
     pub log_stalled_directory: ::prost::alloc::string::String,
-    /// The most memory that the state machine may have; from memory_soft_bytes on commands are refused,
-    /// from memory_warning_bytes on somebody should look. 0 while it does not run.
+    /// The memory limit of the state machine. From memory_soft_bytes on, commands are refused; from
+    /// memory_warning_bytes on, an operator should look. 0 while the state machine does not run.
     #[prost(uint64, tag = "52")]
     pub guest_memory_most: u64,
     #[prost(uint64, tag = "53")]
     pub memory_soft_bytes: u64,
     #[prost(uint64, tag = "54")]
     pub memory_warning_bytes: u64,
-    /// Commands taken here with relief.
+    /// Commands with relief that this replica took as a leader.
     #[prost(uint64, tag = "55")]
     pub relief_commands: u64,
-    /// For how long an operation at the disk of the group's snapshots has not come back, if longer than a
-    /// second, and the directory.
+    /// For how long an operation on the disk of the group's snapshots has been hanging, if longer than
+    /// a second, and the directory; 0 if none hangs.
     #[prost(uint64, tag = "56")]
     pub snapshots_stalled_ms: u64,
     #[prost(string, tag = "57")]
     pub snapshots_stalled_directory: ::prost::alloc::string::String,
-    /// Sessions; those that made room for others, and openings that found no room, since the founding.
+    /// Open sessions; and, since the bootstrap, sessions evicted to make room for others, and openings
+    /// refused because none could be evicted.
     #[prost(uint64, tag = "60")]
     pub sessions: u64,
     #[prost(uint64, tag = "61")]
     pub sessions_evicted: u64,
     #[prost(uint64, tag = "62")]
     pub sessions_refused: u64,
-    /// Rebuilds of the state machine since the start, to give back memory that it freed; how many of
-    /// them gave back little, and what all of them gave back.
+    /// Rebuilds of the state machine since the node started, which give back memory that it freed; how
+    /// many of them gave back little; and the bytes that all of them gave back.
     #[prost(uint64, tag = "65")]
     pub rebuilds: u64,
     #[prost(uint64, tag = "66")]
@@ -496,12 +502,12 @@ pub struct SnapshotObject {
     pub bytes: u64,
     #[prost(bool, tag = "3")]
     pub listed: bool,
-    /// What it is held for: being listed, promised, restoring, verifying, scrubbing, sending to ….
+    /// What holds the object: being listed, promised, restoring, verifying, scrubbing, sending to ….
     #[prost(string, repeated, tag = "4")]
     pub held: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// It turned out not to be what it was; a copy was asked for.
+    /// The object's bytes are not what they were; the replica asks its peers for a copy.
     #[prost(bool, tag = "5")]
-    pub rotten: bool,
+    pub corrupt: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Snapshot {
@@ -545,27 +551,27 @@ pub struct Peer {
     pub active: bool,
     #[prost(bool, tag = "6")]
     pub sending_snapshot: bool,
-    /// While a snapshot is sent to it: bytes of payload that are sent, and that there are.
+    /// While a snapshot is being sent to the peer: bytes of payload sent so far, and in total.
     #[prost(uint64, tag = "7")]
     pub snapshot_sent_bytes: u64,
     #[prost(uint64, tag = "8")]
     pub snapshot_bytes: u64,
-    /// Snapshots that it was sent in a row and that did not suffice for it to catch up, and the bytes of
-    /// log that are kept for it meanwhile; 0 if it has caught up since it was last sent one.
+    /// Snapshots sent to the peer in a row without it catching up, and the bytes of log kept for it
+    /// meanwhile; 0 if it has caught up since the last one.
     #[prost(uint32, tag = "9")]
     pub snapshots_in_a_row: u32,
     #[prost(uint64, tag = "10")]
     pub log_kept_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct MarkRequest {
-    /// Empty: the only group.
+pub struct CheckpointRequest {
+    /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct MarkResponse {
-    /// The mark, committed; the snapshots come after it.
+pub struct CheckpointResponse {
+    /// The index of the committed checkpoint; the replicas' snapshots may still be under way.
     #[prost(uint64, tag = "1")]
     pub index: u64,
 }
@@ -660,8 +666,8 @@ pub mod lockstep_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Opens a session: a command that carries a session and a sequence is applied once, however often it
-        /// is sent, and every attempt gets the first outcome.
+        /// Opens a session: a command that carries a session and a sequence is applied once, however often
+        /// it is sent, and every attempt gets the first outcome.
         pub async fn open_session(
             &mut self,
             request: impl tonic::IntoRequest<super::OpenSessionRequest>,
@@ -686,10 +692,10 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "OpenSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// Closes a session that is needed no more, and forgets its answers; one that is not there is closed.
-        /// A group has at most 4,096. When another is wanted, one makes room in which nothing was called for 10
-        /// minutes of the log's time, or that was opened 30 seconds ago and never used. Younger ones never do:
-        /// the opening is refused.
+        /// Closes a session that is no longer needed and forgets its answers; closing a session that does
+        /// not exist succeeds. A group has at most 4,096 sessions. Opening one more evicts a session that
+        /// had no call for 10 minutes of the log's time, or that was opened 30 seconds ago and never used.
+        /// Younger sessions are never evicted: the opening is refused instead.
         pub async fn close_session(
             &mut self,
             request: impl tonic::IntoRequest<super::CloseSessionRequest>,
@@ -736,12 +742,13 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Apply"));
             self.inner.unary(req, path, codec).await
         }
-        /// Applies many: tagged commands in, tagged answers out in any order. At most 4,096, and 8 MiB, are under
-        /// way on one stream; further messages wait, and so they do while the group has no room for more.
-        /// Commands are taken in the order in which they were sent. Once one is refused for a reason that is not
-        /// its own (any but "never" above), none behind it is taken: the stream ends with a status, and what has
-        /// no answer then was not taken. So whoever sends all that has no outcome again, in its order, and under
-        /// the same session, has it applied in that order.
+        /// Applies many commands: tagged commands in, tagged answers out in any order. At most 4,096
+        /// commands and 8 MiB of them are under way on one stream; further messages wait, also while the
+        /// group has no capacity for more. Commands are taken in the order in which they were sent. Once
+        /// one is refused for a reason that does not lie in the command itself (any but "never" above), no
+        /// later one is taken: the stream ends with a status, and a command that has no answer by then was
+        /// not taken. Hence a client that resends every command without an outcome, in order and under the
+        /// same session, has them applied in that order.
         pub async fn apply_stream(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -768,7 +775,7 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "ApplyStream"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Asks the state machine; changes nothing.
+        /// Queries the state machine; changes nothing.
         pub async fn query(
             &mut self,
             request: impl tonic::IntoRequest<super::QueryRequest>,
@@ -790,7 +797,7 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Query"));
             self.inner.unary(req, path, codec).await
         }
-        /// What this node knows of its groups.
+        /// Returns what this node knows of its groups.
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<super::StatusRequest>,
@@ -812,14 +819,18 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Status"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks the leader for a mark: an index at which every replica takes a snapshot, behind everything that
-        /// was acknowledged. With nothing new since the last one, and all replicas having its snapshot, that one
-        /// is the answer. A few may be asked for at once, then one in two seconds, or in as long as the last
-        /// snapshot took.
-        pub async fn mark(
+        /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
+        /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
+        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// once, then one every two seconds, or one in the time that the last snapshot took if that is
+        /// longer.
+        pub async fn checkpoint(
             &mut self,
-            request: impl tonic::IntoRequest<super::MarkRequest>,
-        ) -> std::result::Result<tonic::Response<super::MarkResponse>, tonic::Status> {
+            request: impl tonic::IntoRequest<super::CheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckpointResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
@@ -830,10 +841,11 @@ pub mod lockstep_client {
                 })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/lockstep.v1.Lockstep/Mark",
+                "/lockstep.v1.Lockstep/Checkpoint",
             );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("lockstep.v1.Lockstep", "Mark"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Checkpoint"));
             self.inner.unary(req, path, codec).await
         }
     }

@@ -1,20 +1,21 @@
 //! Sessions: why a retried command is applied once.
 //!
-//! A session's id is a digest of the index and term of the entry that opened it and of the nonce
-//! that its client drew: where a lost majority was given up, another client's entry may come to
-//! stand at the same place, and its session must not be taken for the lost one.
+//! A session's id is a digest of the index and term of the entry that opened it and of a nonce that
+//! its client drew. The nonce matters where a lost majority was given up: another client's entry
+//! may then take the same index and term, and its session must not be confused with the lost one.
 //!
-//! A client numbers its calls and says with each the lowest sequence it still waits for; answers
-//! from there on are kept.
+//! A client numbers its calls and says with each the lowest sequence whose answer it waits for; the
+//! group keeps answers from there on.
 //!
-//! - A sequence is new, kept, or below the client's own lowest: the last is refused, never applied
-//!   again.
-//! - Only whole sessions are evicted, never single answers: an evicted client is told
-//!   `SessionExpired` and knows that it does not know.
-//! - None is evicted before its time, which is log time: whoever opens one more, or wants more
-//!   answers kept, is refused instead. So nobody who calls now and then loses a session to others.
-//! - Kept answers have a bound in bytes. Each session has a part of it for its own; what is left
-//!   is lent, to nobody more than the rest that stays.
+//! - A sequence is new, or its answer is kept, or it is below the client's lowest. In the last case
+//!   the call is refused, never applied again.
+//! - Whole sessions are evicted, never single answers: the client of an evicted session is told
+//!   `SessionExpired`, and knows that the outcomes of its unanswered calls are unknown.
+//! - No session is evicted before its time, which is log time; opening another session, or keeping
+//!   more answers, is refused instead. So a client that calls now and then never loses its session
+//!   to others.
+//! - Kept answers have a bound in bytes. Each session owns a part of it; the rest is lent, and
+//!   never more of it to one session than remains for the others.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -25,7 +26,7 @@ use crate::fault::Rejection;
 use crate::limits;
 use crate::mutant::planted;
 
-/// What the shortest answer counts, and the longest.
+/// Bytes that the shortest and the longest answer count.
 const SHORTEST: usize = limits::SESSION_ANSWER_OVERHEAD_BYTES;
 const LONGEST: usize = SHORTEST + limits::OUTCOME_BYTES_MAX;
 
@@ -33,21 +34,21 @@ const LONGEST: usize = SHORTEST + limits::OUTCOME_BYTES_MAX;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sessions {
     sessions: BTreeMap<u64, Session>,
-    /// (expiry, id) of every session: the first is the next to go.
+    /// (expiry, id) of every session: the first is evicted next.
     by_expiry: std::collections::BTreeSet<(u64, u64)>,
     answer_bytes: usize,
-    /// Sessions that made room for others, and openings that found none, since the founding.
+    /// Sessions evicted, and openings refused, since the bootstrap.
     evicted: u64,
     refused: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Session {
-    /// The log's time from which it may make room for others, ms.
+    /// The log's time from which the session may be evicted, ms.
     expires_ms: u64,
-    /// What its kept answers count, and those of the calls under way.
+    /// Bytes that its kept answers count, and the least that those of calls under way will.
     answer_bytes: usize,
-    /// Sequences below it are answered and acknowledged.
+    /// The client has the answers of all sequences below this one.
     lowest: u64,
     answers: BTreeMap<u64, Answer>,
 }
@@ -63,22 +64,23 @@ impl Sessions {
         self.sessions.len()
     }
 
-    /// Bytes that the kept answers count against [`limits::SESSION_ANSWER_BYTES_MAX`].
+    /// Bytes that all kept answers count against [`limits::SESSION_ANSWER_BYTES_MAX`].
     pub fn answer_bytes(&self) -> usize {
         self.answer_bytes
     }
 
-    /// Sessions that made room for others so far.
+    /// Sessions evicted so far.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// Openings that were refused so far.
+    /// Openings refused so far.
     pub fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// Opens a session by the entry at (`index`, `term`); its id, if there is room or can be.
+    /// Opens a session for the entry at `place`, its index and term; returns the session's id, or
+    /// `None` if there are too many sessions and none may be evicted.
     pub(super) fn open(&mut self, place: (u64, u64), nonce: u64, now_ms: u64) -> Option<u64> {
         if self.sessions.len() >= limits::SESSIONS_MAX && !self.evict(now_ms) {
             self.refused += 1;
@@ -94,14 +96,14 @@ impl Sessions {
         Some(id)
     }
 
-    /// Its client needs it no more. One that is not there is closed already.
+    /// Closes a session that its client no longer needs. An unknown one counts as closed.
     pub(super) fn close(&mut self, id: u64) {
         let Some(session) = self.sessions.remove(&id) else { return };
         self.by_expiry.remove(&(session.expires_ms, id));
         self.answer_bytes -= session.answer_bytes;
     }
 
-    /// Judges a call at this time of the log. Session 0 is nobody's: always new.
+    /// Judges a call at log time `now_ms`. Calls outside of any session, with id 0, are always new.
     pub(super) fn admit(&mut self, now_ms: u64, id: u64, sequence: u64, lowest: u64) -> Admission {
         if id == 0 {
             return Admission::New;
@@ -115,10 +117,10 @@ impl Sessions {
         if lowest > session.lowest {
             session.lowest = lowest;
             let kept = session.answers.split_off(&lowest);
-            let gone = std::mem::replace(&mut session.answers, kept);
-            let gone = gone.values().map(cost).sum::<usize>();
-            session.answer_bytes -= gone;
-            self.answer_bytes -= gone;
+            let acknowledged = std::mem::replace(&mut session.answers, kept);
+            let freed = acknowledged.values().map(cost).sum::<usize>();
+            session.answer_bytes -= freed;
+            self.answer_bytes -= freed;
         }
         if sequence < session.lowest {
             return Admission::Refused(Rejection::SessionExpired);
@@ -137,13 +139,13 @@ impl Sessions {
         Admission::New
     }
 
-    /// A call that was admitted as new is under way: room for the shortest answer is taken.
+    /// Notes that a call admitted as new is under way: it counts like the shortest answer for now.
     pub(super) fn begin(&mut self, id: u64) {
         self.charge(id, SHORTEST);
     }
 
-    /// Keeps the answer of a call that began, unless a later call of its pack said that nobody
-    /// waits for it: kept answers lie within one window of open calls.
+    /// Keeps the answer of a call under way, unless a later call of the same entry acknowledged it
+    /// already, so that kept answers lie within one window of open calls.
     pub(super) fn keep(&mut self, id: u64, sequence: u64, answer: &Answer, now_ms: u64) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.answer_bytes -= SHORTEST;
@@ -151,12 +153,13 @@ impl Sessions {
         if sequence < session.lowest {
             return;
         }
-        let kept = match self.has_room(id, cost(answer)..=cost(answer), now_ms) {
-            true => answer.clone(),
-            false => Answer::Rejected(Rejection::AnswerNotKept { bytes: answer.bytes() as u64 }),
+        let kept = if self.has_room(id, cost(answer)..=cost(answer), now_ms) {
+            answer.clone()
+        } else {
+            Answer::Rejected(Rejection::AnswerNotKept { bytes: answer.bytes() as u64 })
         };
         self.charge(id, cost(&kept));
-        let session = self.sessions.get_mut(&id).expect("whoever called just now is not evicted");
+        let session = self.sessions.get_mut(&id).expect("a session just called is not evicted");
         session.answers.insert(sequence, kept);
     }
 
@@ -166,8 +169,9 @@ impl Sessions {
         self.answer_bytes += bytes;
     }
 
-    /// Whether this session may have an answer of this length kept: the shortest, in its own part,
-    /// or the longest, of what is lent. Old sessions make room.
+    /// Whether a session may keep an answer with a cost in this range: the least cost fits in the
+    /// part that it owns, or the greatest in what it may be lent. Expired sessions are evicted for
+    /// it.
     fn has_room(&mut self, id: u64, cost: RangeInclusive<usize>, now_ms: u64) -> bool {
         loop {
             let left = limits::SESSION_ANSWER_BYTES_MAX.saturating_sub(self.answer_bytes);
@@ -181,7 +185,7 @@ impl Sessions {
         }
     }
 
-    /// Makes room; false if no session's time has come.
+    /// Evicts the session that expired first; false if none has expired.
     fn evict(&mut self, now_ms: u64) -> bool {
         let Some(&(expires_ms, id)) = self.by_expiry.first() else { return false };
         if expires_ms > now_ms && !planted("evict_young_sessions") {
@@ -251,7 +255,7 @@ fn session_id(parts: [u64; 4]) -> u64 {
     u64::from_le_bytes(head)
 }
 
-/// Bytes an answer counts against the group's limit.
+/// Bytes that an answer counts against the group's limit.
 fn cost(answer: &Answer) -> usize {
     SHORTEST + answer.bytes()
 }
@@ -302,13 +306,13 @@ fn decode_answer(reader: &mut Reader) -> Result<Answer, DecodeError> {
 mod tests {
     use super::*;
 
-    /// After a lost majority was given up, another client's session is opened by an entry at the
-    /// place of the lost one, in the same term even.
+    /// After a lost majority was given up, an entry with the index and even the term of a lost one
+    /// may open another client's session.
     #[test]
     fn a_session_at_a_lost_ones_place_is_another() {
         let (mut lost, mut kept) = (Sessions::default(), Sessions::default());
-        let first = lost.open((17, 6), 0x51, 0).expect("there is room");
-        let second = kept.open((17, 6), 0x52, 0).expect("there is room");
+        let first = lost.open((17, 6), 0x51, 0).expect("there are few sessions");
+        let second = kept.open((17, 6), 0x52, 0).expect("there are few sessions");
         assert_ne!(first, second);
         let admission = kept.admit(1, first, 1, 1);
         assert!(matches!(admission, Admission::Refused(Rejection::SessionExpired)));

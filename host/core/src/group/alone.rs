@@ -1,10 +1,12 @@
-//! By hand, a replica is made the whole group: the others are lost.
+//! Disaster recovery by hand: one replica becomes the whole group, because the others are lost.
 //!
 //! - Everything in its log counts as committed.
-//! - The log itself says that the others are gone. Whoever joins by that log, or by an older
-//!   snapshot and the rest of it, so comes to the configuration that this replica has; one that
-//!   stood in its state alone would leave them with the lost ones as voters.
-//! - The lineage is a new one and the term a later one: nothing of the old group counts any more.
+//! - Entries in the log remove the other replicas. A replica that joins later, from this log or
+//!   from an older snapshot and the entries after it, thus arrives at the same configuration as
+//!   this one. If only this replica's state said so, newcomers would still count the lost replicas
+//!   as voters.
+//! - The group gets a new lineage and a higher term, so that nothing of the old group counts any
+//!   more.
 
 use std::collections::BTreeSet;
 
@@ -20,8 +22,8 @@ use crate::recovery_state::RecoveryState;
 use crate::snapshot::Configuration;
 use crate::wal::LogJob;
 
-/// What to write into the log of `state`, which ends at `last`; `rest` are the entries behind its
-/// floor, whose changes of configuration did not take effect yet.
+/// Returns what to write into the log of `state`, which ends at `last`. `rest` holds the entries
+/// after the floor: their configuration changes are not in `state` yet.
 pub fn alone(
     state: &RecoveryState,
     last: u64,
@@ -29,10 +31,7 @@ pub fn alone(
     lineage: Lineage,
 ) -> Result<LogJob, String> {
     let term = state.term + 1;
-    let changes = match planted("alone_in_state_only") {
-        true => Vec::new(),
-        false => changes(state, rest)?,
-    };
+    let changes = if planted("alone_in_state_only") { Vec::new() } else { changes(state, rest)? };
     let entry = |(index, change): (u64, ConfChangeV2)| {
         let mut entry = Entry::default();
         entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -54,10 +53,11 @@ pub fn alone(
     Ok(LogJob { group: GroupId::of_name(&state.group), state, entries })
 }
 
-/// From whatever configuration the log comes to, to this replica alone.
+/// The changes that lead from whatever configuration the log arrives at to this replica alone.
 fn changes(state: &RecoveryState, rest: &[Entry]) -> Result<Vec<ConfChangeV2>, String> {
     let mut joint = state.configuration.is_joint();
-    // Whoever was in it at some time: to remove one that is not there changes nothing.
+    // Every replica that was a member at some point: removing one that is not there changes
+    // nothing.
     let mut others: BTreeSet<ReplicaId> = state.configuration.replicas().collect();
     let mut add = |id| {
         others.insert(ReplicaId(id));
@@ -87,7 +87,7 @@ fn changes(state: &RecoveryState, rest: &[Entry]) -> Result<Vec<ConfChangeV2>, S
     if !others.is_empty() {
         let removed = others.into_iter().map(|other| single(ConfChangeType::RemoveNode, other));
         let stays = single(ConfChangeType::AddNode, state.replica);
-        // Several changes make a joint configuration, which is left at once.
+        // Several changes at once make a joint configuration; the empty change leaves it again.
         changes.push(change([stays].into_iter().chain(removed).collect()));
         changes.push(ConfChangeV2::default());
     }
@@ -118,11 +118,11 @@ mod tests {
         entry
     }
 
-    /// Replica 1 stands at this configuration, with changes behind it in its log. Whoever comes to
-    /// that configuration and reads on ends with replica 1 alone.
+    /// Replica 1 has this configuration and further changes in its log. A replica that starts from
+    /// that configuration and reads the rest of the log ends with replica 1 alone.
     fn check(configuration: &Configuration, rest: &[ConfChangeV2]) {
-        let mut state = RecoveryState::unfounded("kv", replica(1));
-        (state.founded, state.term, state.vote) = (true, 4, replica(2).0);
+        let mut state = RecoveryState::blank("kv", replica(1));
+        (state.bootstrapped, state.term, state.vote) = (true, 4, replica(2).0);
         (state.commit, state.floor, state.configuration_index) = (9, 9, 5);
         state.configuration = configuration.clone();
         let rest: Vec<Entry> = (10..).zip(rest).map(|(at, change)| entry(at, change)).collect();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_reads_the_log_comes_to_the_one_that_is_left() {
+    fn every_reader_of_the_log_finds_the_one_replica_left() {
         let three = Configuration::of_voters(replicas(&[1, 2, 3]));
         let joint = Configuration {
             voters: replicas(&[1, 4]),

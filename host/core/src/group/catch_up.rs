@@ -1,14 +1,16 @@
-//! Followers that a snapshot was sent to and that have not caught up since.
+//! Followers that were sent a snapshot and have not caught up since.
 //!
-//! - The log behind such a snapshot is kept until its follower has caught up: the snapshot lives in
-//!   its guest, and less than a mark's worth of log is missing there. The larger of
-//!   [`LOG_PIN_MARKS`](crate::limits::LOG_PIN_MARKS) marks' worth and the snapshot's length is the
-//!   most that is kept: up to that, sending log costs less than sending another snapshot.
-//! - A follower that is halted or has no snapshot to start from, and appends no more commands, for
-//!   the log behind its newest snapshot is at its bound, is sent a snapshot though the log that it
-//!   lacks is still here: where nobody writes, that log is never cut, and it would wait for ever.
-//! - Who gets a second snapshot before that was outrun. Those in a row are counted, for at such a
-//!   rate it may never catch up, and only an operator can change what the rate depends on.
+//! - The log since such a snapshot is kept until its follower has caught up: its guest has restored
+//!   the snapshot, and it lacks at most one checkpoint's worth of log. The limit is the larger of
+//!   the snapshot's length and [`LOG_PIN_CHECKPOINTS`](crate::limits::LOG_PIN_CHECKPOINTS)
+//!   checkpoints' worth of log: up to that, sending log costs less than sending another snapshot.
+//! - Some followers accept no more commands, because the log since their newest snapshot has
+//!   reached its bound, and cannot take another snapshot, because they are halted or have none to
+//!   start from. The leader sends them its newest snapshot even if it still has the log that they
+//!   lack: in a group without writes that log is never cut, and they would wait forever.
+//! - A follower that needs a second snapshot before it has caught up was outrun. The snapshots sent
+//!   in a row are counted: at this rate the follower may never catch up, and only an operator can
+//!   change the rate.
 
 use std::collections::BTreeMap;
 
@@ -27,17 +29,18 @@ pub(super) struct CatchUps {
     of: BTreeMap<ReplicaId, CatchUp>,
 }
 
-/// A follower on its way to the end of the log.
+/// A follower that was sent a snapshot and has not caught up yet.
 struct CatchUp {
-    /// The snapshot that it was sent last.
+    /// The index of the snapshot it was sent last.
     index: u64,
     length: u64,
-    /// How many it was sent.
+    /// How many snapshots it was sent in a row.
     sent: u32,
 }
 
 impl CatchUps {
-    /// A snapshot goes to a follower; the same one may go on where it broke.
+    /// Notes that `snapshot` goes to a follower. Resuming a broken transfer of it is not counted
+    /// again.
     pub(super) fn sends(&mut self, to: ReplicaId, snapshot: &SnapshotDesc) {
         let SnapshotDesc { index, length, .. } = *snapshot;
         let before = self.of.get(&to).map_or((0, 0), |before| (before.index, before.sent));
@@ -45,12 +48,12 @@ impl CatchUps {
         self.of.insert(to, CatchUp { index, length, sent });
     }
 
-    /// Snapshots that a follower was sent in a row, and that did not suffice.
+    /// Snapshots that a follower was sent in a row without catching up.
     pub(super) fn sent_to(&self, replica: ReplicaId) -> u32 {
         self.of.get(&replica).map_or(0, |catch_up| catch_up.sent)
     }
 
-    /// The longest of the snapshots.
+    /// The length of the longest of these snapshots.
     pub(super) fn length(&self) -> u64 {
         self.of.values().map(|catch_up| catch_up.length).max().unwrap_or(0)
     }
@@ -63,14 +66,15 @@ impl Hosting {
             return;
         }
         let (log, prs) = (self.raw.store(), self.raw.raft.prs());
-        let mark_bytes = shared.config.snapshot_policy.log_bytes;
+        let checkpoint_bytes = shared.config.snapshot_policy.log_bytes;
         let outgoing = &self.outgoing;
         self.catch_ups.of.retain(|replica, catch_up| {
             let (Some(peer), Some(seen)) = (prs.get(replica.0), shared.seen.get(replica)) else {
                 return false;
             };
             let has = peer.matched.min(seen.applied);
-            let near = has >= catch_up.index && log.bytes_between(has, log.last()) <= mark_bytes;
+            let near =
+                has >= catch_up.index && log.bytes_between(has, log.last()) <= checkpoint_bytes;
             !near || outgoing.is_sending_to(*replica)
         });
         self.send_to_who_appends_no_more(shared);
@@ -82,7 +86,7 @@ impl Hosting {
             return;
         }
         for (replica, seen) in &shared.seen {
-            // One that is only slow, or restores, comes to the end of its log by itself.
+            // A follower that is only slow, or is restoring, reaches the end of its log by itself.
             let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
             let full = matches!(seen.short, Some(Shortage::Log { .. }));
             let stuck = lost && full && seen.applied < newest;
@@ -90,21 +94,23 @@ impl Hosting {
                 continue;
             };
             if peer.matched < newest && peer.state != ProgressState::Snapshot {
-                // raft-rs sends it with the answer to the next heartbeat.
+                // raft-rs sends the snapshot once the follower answers the next heartbeat.
                 peer.pending_request_snapshot = newest;
             }
         }
     }
 
-    /// Bytes of log that are kept for those who were sent a snapshot.
+    /// How many bytes of log are kept for followers that were sent a snapshot.
     pub(super) fn catch_up_bytes(&self) -> u64 {
-        match planted("outrun_what_was_sent") {
-            true => self.log_pin_bytes,
-            false => self.log_pin_bytes.max(self.catch_ups.length()),
+        if planted("outrun_what_was_sent") {
+            self.log_pin_bytes
+        } else {
+            self.log_pin_bytes.max(self.catch_ups.length())
         }
     }
 
-    /// Followers that are heard and on their way, and the index from which on they need the log.
+    /// The followers that are catching up and not silent, each with the index after which it needs
+    /// the log.
     pub(super) fn catching_up(&self, shared: &Shared) -> Vec<(ReplicaId, u64)> {
         let of = self.catch_ups.of.iter().filter(|(replica, _)| !shared.is_silent(**replica));
         let matched =

@@ -1,9 +1,10 @@
-//! Entries of the log that cannot be read back any more: the replica cuts them off.
+//! Log entries that can no longer be read back: the replica cuts them off.
 //!
-//! A log with a damaged segment serves on, for what is new is in memory; but a start would refuse
-//! it. So the replica takes a snapshot behind what is damaged, lists nothing that needs entries
-//! below it, and keeps none of them for anybody: whoever lacks them gets the snapshot. Then the
-//! segment goes. Without a guest the snapshot comes from a peer.
+//! A replica whose log has a damaged segment keeps serving, because recent entries are in memory,
+//! but a restart would refuse the log. So the replica takes a snapshot after the damage, lists none
+//! that needs entries below it, and keeps none of these entries for a follower: a follower that
+//! lacks them gets the snapshot. Then the segment can be deleted. A replica without a guest gets
+//! the snapshot from a peer.
 
 use crate::group::Shared;
 use crate::group::effect::Effect;
@@ -19,14 +20,15 @@ impl Hosting {
     }
 
     pub(super) fn tick_damage(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        // Until the newest one proved good the others are needed.
+        // All recovery points are kept while the apply lane may still have to open one: the newest
+        // may be corrupt.
         if planted("keep_damaged_log")
             || self.raw.store().unreadable() <= shared.recovery.first_index
             || self.pipeline.is_reading()
         {
             return;
         }
-        match retention::past(&shared.recovery, &self.pins(shared), self.wants.rotten()) {
+        match retention::past(&shared.recovery, &self.pins(shared), self.wants.corrupt()) {
             Some(plan) if self.is_proven(shared, effects) => {
                 ready::list_local(self, shared, plan, None, effects);
             }

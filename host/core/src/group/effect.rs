@@ -1,4 +1,4 @@
-//! [`Effect`]: everything a replica can ask its host to do. Effects of one lane keep their order.
+//! [`Effect`]: everything a replica can ask its host to do. Effects for one lane keep their order.
 
 use std::collections::BTreeSet;
 
@@ -17,59 +17,60 @@ use crate::wal::LogJob;
 
 #[derive(Debug)]
 pub enum Effect {
-    /// Log lane: make this durable, then say [`super::Event::Persisted`] with `seq`.
+    /// Log lane: make this durable, then report [`super::Event::Persisted`] with `seq`.
     Persist { seq: u64, job: LogJob },
-    /// Log lane: read entries `[from, to)`, at most `bytes` of them, for a follower that lags.
+    /// Log lane: read the entries `[from, to)`, at most `bytes` of them, for a lagging follower.
     Fetch { from: u64, to: u64, bytes: u64 },
-    /// Apply lane, in order.
+    /// Apply lane: do this, in order.
     Apply(ApplyJob),
-    /// Store lane: the log lists these durably. Whatever else lies there may go, but for objects
-    /// that were promised to a follower; under `pressure` what is parked goes too. `holds` may be
-    /// dropped after.
+    /// Store lane: the log durably lists these snapshots. Delete every other object, except those
+    /// in `promised`, which are kept for followers. Under `pressure` delete what suspended
+    /// transfers left as well. `holds` may be dropped afterwards.
     List {
         snapshots: Vec<SnapshotDesc>,
         promised: Vec<SnapshotDesc>,
         pressure: bool,
         holds: Vec<Box<dyn Hold>>,
     },
-    /// Bulk: read this listed object whole; one [`super::Event::Read`] follows.
+    /// Bulk: read this listed object in full; one [`super::Event::Read`] follows.
     Prove { snapshot: SnapshotDesc },
-    /// Transport: may be dropped, never blocks.
+    /// Transport: send this frame, which may be lost; never block.
     Send { to: NodeId, frame: Box<Frame> },
     /// Bulk: send this object; exactly one [`super::Event::TransferEnded`] follows.
     SendSnapshot { to: ReplicaId, snapshot: SnapshotDesc, purpose: Purpose, insist: bool },
-    /// What became of a received object: `taken`, or of no use.
+    /// Whether a received object was `taken`; if not, it was of no use.
     Judged { object: ObjectRef, taken: bool },
-    /// The request of this ticket has its end.
+    /// Answer the request of this ticket, which ends with it.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
-    /// The mark that was asked for is at this index; the request of this ticket has its end.
-    Marked { ticket: Ticket, index: u64 },
-    /// The replica's state changed; the one watch cell shows it.
+    /// Answer the request of this ticket: the checkpoint it asked for is at this index.
+    Checkpointed { ticket: Ticket, index: u64 },
+    /// Publish the replica's state, which changed.
     State(ReplicaState),
 }
 
-/// Work of the apply lane, the only holder of a live guest.
+/// Work for the apply lane, the only holder of a live guest.
 #[derive(Debug)]
 pub enum ApplyJob {
-    /// Build the guest from the newest recovery point that restores and replay to the floor.
-    /// Builds are numbered, so that a failure is known by the build that it ended.
+    /// Build the guest from the newest recovery point that restores, and replay the log to the
+    /// floor.
+    /// Builds are numbered, so that a failure can name the build that it ended.
     Start { build: u64, state: Box<RecoveryState> },
-    /// Apply `[first, last]`. `entries` is empty if they have to be read from the log; `bytes`
-    /// comes back in the report. Only the answers of `awaited` entries are wanted.
+    /// Apply `[first, last]`. If `entries` is empty, read them from the log. The report repeats
+    /// `bytes`. Only answers to the `awaited` entries are needed.
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
-    /// Capture a snapshot of what has been applied: exactly `index`. The replica lets go of `gain`
-    /// bytes of log then.
+    /// Capture a snapshot of the state after entry `index`, exactly. It allows the replica to cut
+    /// `gain` bytes of log.
     Capture { term: u64, index: u64, configuration: Configuration, gain: u64 },
-    /// Replace the guest by what this listed snapshot holds.
+    /// Replace the guest with the state in this listed snapshot.
     Restore { build: u64, snapshot: SnapshotDesc },
-    /// Build the guest of a halted replica as it was after `goal`, to be asked and nothing else.
+    /// Rebuild the guest of a halted replica as it was after `goal`, only to answer local queries.
     Stand { goal: u64 },
-    /// Ask the guest, once it has applied everything up to `index`; a halted replica's as well, if
-    /// that is 0.
+    /// Query the guest once it has applied everything up to `index`. An index of 0 means a local
+    /// query, which the guest of a halted replica answers as well.
     Query { ticket: Ticket, request: Bytes, index: u64 },
 }
 
-/// What a replica is, in one value.
+/// The state of a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReplicaState {
     Running(Running),
@@ -78,64 +79,64 @@ pub enum ReplicaState {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Running {
-    /// Takes requests (whether it leads is another matter).
+    /// Accepts requests, whether it leads or not.
     Serving,
     /// Rebuilds its guest from a recovery point and the log.
     Restoring,
-    /// Does so to give back memory that its guest freed; what the guest had before.
+    /// Rebuilds its guest to release memory that the guest freed; holds the memory use before that.
     Rebuilding(MemoryUse),
     /// Has no log yet, or is in no configuration yet.
     Joining,
     /// Votes and keeps the log, but has no object to start from; it asks its peers for one.
     NeedsSnapshot(String),
-    /// Answers queries, votes, and takes no commands until the log has room again.
+    /// Answers queries and votes, but accepts no commands until the log has enough space again.
     DiskFull(Shortage),
-    /// Answers queries; its log writes nothing until the disk answers, and it does not lead while
-    /// another can.
+    /// Answers queries, but its log writes nothing until the disk answers, and it does not lead
+    /// while another replica can.
     DiskStalled(Stall),
-    /// Answers queries, votes, and takes no commands but those that make room.
+    /// Answers queries and votes, but accepts no commands except those that free memory.
     MemoryHigh(MemoryUse),
-    /// Votes and keeps the log, but applies nothing more.
+    /// Votes and keeps the log, but applies no further entry.
     Halted(Halt),
 }
 
-/// Why a replica applies nothing more, and what it can still be asked.
+/// Why a replica applies no further entry, and which queries it can still answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Halt {
     pub fault: Fault,
     pub stands: Stands,
-    /// Another replica applied the entry at which this one halted.
+    /// Another replica that applied the entry at which this one halted.
     pub applied_by: Option<ReplicaId>,
 }
 
-/// The state that a halted replica answers local queries from.
+/// The state from which a halted replica answers local queries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stands {
-    /// It is being built.
+    /// The state is being built.
     Coming,
-    /// As it was after this entry.
+    /// The state after this entry.
     At(u64),
-    /// There is none.
+    /// There is no state.
     Nowhere,
 }
 
 impl Halt {
-    /// The whole story.
+    /// The fault, which queries can be answered, and whether another replica applied the entry.
     pub fn cause(&self) -> String {
         let mut text = match self.fault.entry() {
             Some(entry) => format!("entry {entry} cannot be applied: {}", self.fault),
             None => self.fault.to_string(),
         };
         text.push_str(&match self.stands {
-            Stands::Coming => "; the state before it is being built, for local queries".to_owned(),
+            Stands::Coming => "; the state before it is being rebuilt for local queries".to_owned(),
             Stands::At(index) => format!("; local queries are answered as of entry {index}"),
-            Stands::Nowhere => "; there is no state to ask here".to_owned(),
+            Stands::Nowhere => "; local queries are refused: there is no state here".to_owned(),
         });
         if let Some(replica) = self.applied_by {
             let node = replica.node();
             text.push_str(&format!(
-                "; node {node} applied it, so this replica differs from the others: it asks for a \
-                 snapshot behind the entry"
+                "; node {node} applied it, so this replica has diverged from the others: it asks \
+                 for a snapshot that includes the entry"
             ));
         }
         text
@@ -145,13 +146,13 @@ impl Halt {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Stopped {
     Requested,
-    /// The group goes on without this replica.
+    /// The group's configuration no longer includes this replica.
     Removed,
     Failed(Fault),
 }
 
 impl ReplicaState {
-    /// One word for tables and metrics.
+    /// The state in a word or two, for tables and metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Running(Running::Serving) => "serving",
@@ -170,7 +171,7 @@ impl ReplicaState {
         }
     }
 
-    /// Why it does not serve, if there is a cause.
+    /// Why the replica does not fully serve; `None` if it does or was told to stop.
     pub fn cause(&self) -> Option<String> {
         match self {
             Self::Running(Running::Halted(halt)) => Some(halt.cause()),
@@ -179,22 +180,22 @@ impl ReplicaState {
                 Some("waiting for the group to take this replica in".to_owned())
             }
             Self::Running(Running::Rebuilding(MemoryUse { bytes, most })) => Some(format!(
-                "the state machine had {bytes} bytes of memory and may have {most}; it is built \
-                 anew from the newest snapshot, to give back what was freed"
+                "the state machine had {bytes} bytes of memory and may have {most}; it is being \
+                 rebuilt from the newest snapshot to release what it freed"
             )),
             Self::Running(Running::NeedsSnapshot(why)) => Some(why.clone()),
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Running(Running::DiskStalled(stall)) => Some(stall.to_string()),
             Self::Running(Running::MemoryHigh(memory)) => Some(memory.refusal(false).to_string()),
             Self::Stopped(Stopped::Removed) => {
-                Some("the group's configuration no longer holds this replica".to_owned())
+                Some("the group's configuration no longer includes this replica".to_owned())
             }
             Self::Running(Running::Serving | Running::Restoring)
             | Self::Stopped(Stopped::Requested) => None,
         }
     }
 
-    /// How a local query is refused in this state; `None` when it is taken.
+    /// The refusal of a local query in this state; `None` if it is accepted.
     pub fn local_refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(Running::Halted(Halt { stands: Stands::At(_), .. })) => None,
@@ -202,7 +203,7 @@ impl ReplicaState {
         }
     }
 
-    /// How a linearizable query is refused in this state; `None` when it is taken.
+    /// The refusal of a linearizable query in this state; `None` if it is accepted.
     pub fn query_refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(
@@ -212,7 +213,7 @@ impl ReplicaState {
         }
     }
 
-    /// How a command is refused in this state; `None` when it is taken.
+    /// The refusal of a command in this state; `None` if it is accepted.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(Running::Serving) => None,

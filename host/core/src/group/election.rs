@@ -1,17 +1,18 @@
-//! Ticks and who may campaign.
+//! Ticks, and which replicas may campaign.
 //!
-//! - raft-rs draws election timeouts from the thread's generator, at moments of its own; before
-//!   every tick, the only reader, the timeout is set to one drawn from this group's seed for the
-//!   present term and role, so that a run can be repeated.
+//! - raft-rs draws election timeouts from the thread's random generator, at moments of its own
+//!   choice. Only a tick reads the timeout, so before every tick it is replaced by one that is
+//!   drawn from this group's seed for the present term and role. That makes runs repeatable.
 //! - A *reluctant* replica (its clock is far off, or its guest cannot serve) ticks, votes and
-//!   appends, but its election timer is held just below the timeout until ten timeouts passed
-//!   without a leader; if it leads all the same, it hands over. The last resort must lead: a group
-//!   of one is never reluctant.
-//! - One whose disk hangs is reluctant too, and never campaigns: what it has to say could not
-//!   leave. A leader hands over if the others are a majority, and after a few tries in vain it
-//!   steps down.
-//! - Ticks are never withheld: a replica without ticks keeps its lease and refuses every vote. Only
-//!   a single voter that does not lead waits for its own disk first.
+//!   appends, but its election timer is held just below the timeout until ten timeouts have passed
+//!   without a leader. If it leads nevertheless, it hands over. A group of one is never reluctant,
+//!   because there is no other replica to lead it.
+//! - A replica whose disk hangs is reluctant as well, and never campaigns: its messages would wait
+//!   for the disk. A leader with such a disk hands over if the other voters are a majority, and
+//!   steps down after a few failed attempts.
+//! - Ticks are never withheld: without them a replica would keep to its leader forever and
+//!   refuse every vote. The exception is a single voter that does not lead: it first waits for its
+//!   own disk.
 
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
@@ -25,23 +26,23 @@ use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
 
-/// Election state beside raft's.
+/// Election state that raft does not keep.
 #[derive(Default)]
 pub(super) struct Election {
-    /// Term and role, and the timeout drawn for them.
+    /// The timeout drawn for a term and role: (term, role, timeout).
     pinned: Option<(u64, StateRole, usize)>,
-    /// Tick at which a leader was last heard.
+    /// The tick at which a leader was last heard.
     heard: u64,
     reluctant: bool,
-    /// Tick of the last attempt to hand over.
+    /// The tick of the last attempt to hand over leadership.
     handed: u64,
-    /// Who was last asked to take over.
+    /// The replica that was last asked to take over.
     asked: Option<u64>,
-    /// Attempts to hand over since the disk hangs.
+    /// Attempts to hand over since the disk began to hang.
     tries: u32,
 }
 
-/// The longest timeout raft accepts here.
+/// The longest election timeout that raft accepts here.
 const TIMEOUT_MAX: usize = limits::ELECTION_TICKS_MAX - 1;
 
 impl Election {
@@ -49,8 +50,8 @@ impl Election {
         self.reluctant
     }
 
-    /// A reluctant replica does not take leadership that is handed to it, from its first message
-    /// on.
+    /// Whether to ignore this message: a reluctant replica accepts no leadership that is handed to
+    /// it, not even before its first tick.
     pub(super) fn drops(&self, message: &Message, shared: &Shared) -> bool {
         message.get_msg_type() == MessageType::MsgTimeoutNow && is_reluctant(shared)
     }
@@ -64,7 +65,7 @@ impl Election {
         }
     }
 
-    /// Puts this term's and role's timeout in the place of raft's own.
+    /// Replaces raft's election timeout with the one for this term and role.
     fn pin(&mut self, raw: &mut RawNode<RaftLog>, chance: &mut Chance) {
         let (term, role) = (raw.raft.term, raw.raft.state);
         let timeout = match self.pinned {
@@ -99,12 +100,12 @@ impl Hosting {
         } else if self.election.reluctant {
             self.election.hold_back(&mut self.raw, shared);
         } else if alone && self.raw.raft.promotable() && self.all_persisted() {
-            // A group of one has nobody to wait for.
+            // A group of one has no other replica to wait for.
             let _ = self.raw.campaign();
         }
         let log = &self.raw.raft.raft_log;
-        // A single voter leads in the step that campaigns, and raft then demands a persisted log.
-        // Whoever leads ticks always: its learners wait for its heartbeats.
+        // A single voter becomes leader in the same step that campaigns, and raft then requires its
+        // log to be persisted. A leader always ticks, because its learners need its heartbeats.
         if !alone || self.is_leader() || log.persisted == log.last_index() {
             self.raw.tick();
         }
@@ -113,21 +114,21 @@ impl Hosting {
         }
     }
 
-    /// Asks the follower that has most of the log to take over; false if there is none. The one
-    /// that was asked last comes last: it may be one that does not want to lead.
+    /// Asks the follower with the longest log to take over; returns false if none can. The follower
+    /// that was asked last is the last choice, because it may be unwilling to lead.
     pub(super) fn transfer_to_best(&mut self, shared: &Shared) -> bool {
         if !self.is_leader() {
             return false;
         }
         let raft = &self.raw.raft;
         let voters = raft.prs().conf().voters();
-        // One without room takes no commands, but whoever cannot write does not even answer.
+        // A leader short of space refuses commands, but one that cannot write does not even answer.
         let stalled = shared.stalled.is_some();
         let has_room = |id: &u64| shared.shortage_of(ReplicaId(*id)).is_none();
         let best = raft
             .prs()
             .iter()
-            // Not raft's own word alone, which each quorum check takes back.
+            // `recent_active` alone does not tell who can be reached: each quorum check clears it.
             .filter(|(id, _)| **id != raft.id && voters.contains(**id))
             .filter(|(id, _)| !shared.is_silent(ReplicaId(**id)))
             .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
@@ -163,16 +164,16 @@ impl Hosting {
             self.election.tries = 0;
             return self.step_down();
         }
-        // A try that found nobody is no try: the next may come in another phase of the heartbeats,
-        // when somebody is known to be active.
+        // Finding no target does not start the retry interval: by the next tick a follower may have
+        // answered a heartbeat.
         if self.transfer_to_best(shared) {
             self.election.handed = now;
             self.election.tries += u32::from(stalled);
         }
     }
 
-    /// Leads no more, so that the others elect somebody: a transfer may be lost, or its heir not
-    /// want to lead.
+    /// Gives up leadership without an heir, so that the others elect a leader: a transfer may be
+    /// lost, or its target be unwilling.
     fn step_down(&mut self) {
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, raft::INVALID_ID);

@@ -1,4 +1,4 @@
-//! [`Event`]: everything that can happen to a replica. A closed list.
+//! [`Event`]: everything that can happen to a replica. The list is closed.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::snapshot::{Room, SnapshotDesc, Verified};
 
 #[derive(Debug)]
 pub enum Event {
-    /// Another [`crate::limits::TICK_MS`] passed; the only clock the core sees.
+    /// Another [`crate::limits::TICK_MS`] passed. Ticks are the only clock of the core.
     Tick {
         wall_ms: u64,
     },
@@ -24,34 +24,35 @@ pub enum Event {
     /// The transport lost its stream to a node; frames may have been dropped.
     Unreachable(NodeId),
 
-    /// A client's command; `relief`: it is to make room, and is taken while memory is high.
+    /// A client's command. With `relief` it is meant to free memory, and accepted while memory is
+    /// high.
     Propose {
         ticket: Ticket,
         call: Call,
         relief: bool,
     },
-    /// A client needs a session no more.
+    /// A client no longer needs a session.
     CloseSession {
         ticket: Ticket,
         session: u64,
     },
-    /// A client wants a session; `nonce` tells its attempts apart.
+    /// A client requests a session; `nonce` tells its attempts apart.
     OpenSession {
         ticket: Ticket,
         nonce: u64,
     },
-    /// A client's question. Linearizable ones wait for a read index.
+    /// A client's query. Linearizable ones wait for a read index.
     Query {
         ticket: Ticket,
         request: Bytes,
         linearizable: bool,
     },
-    /// Whoever sent these requests waits for their answers no more.
+    /// The clients of these requests no longer wait for an answer.
     Gone {
         tickets: BTreeSet<Ticket>,
     },
-    /// A client wants a snapshot of what is applied now.
-    Mark {
+    /// A client asks for a snapshot of what has been applied.
+    Checkpoint {
         ticket: Ticket,
     },
 
@@ -59,103 +60,104 @@ pub enum Event {
     Persisted {
         seq: u64,
     },
-    /// Entries read back from the log for a follower that lags; `None` if they could not be read.
+    /// Entries read back from the log for a lagging follower; `None` if they could not be read.
     Fetched {
         from: u64,
         entries: Option<Vec<Entry>>,
     },
 
-    /// Entries below this index cannot be read back from the log any more, or not all of them.
+    /// Some or all entries below this index can no longer be read back from the log.
     LogDamaged {
         below: u64,
     },
 
-    /// The apply lane rebuilt the guest up to `applied`; the log's time there.
+    /// The apply lane rebuilt the guest up to `applied`; `time_ms` is the log's time there.
     Started {
         applied: u64,
         time_ms: u64,
     },
-    /// A guest was built from the recovery point at `index`, or from nothing (0); how much memory
-    /// that took. Told before whatever it was built for.
+    /// A guest was built from the recovery point at `index`, or from scratch (0), with this
+    /// footprint. Comes before the event of the job that built it.
     Built {
         index: u64,
         footprint: Footprint,
     },
-    /// The apply lane went on.
+    /// The apply lane applied entries.
     Applied(Applied),
-    /// An installed snapshot lives in the guest; the log's time there.
+    /// The guest was restored from an installed snapshot; `time_ms` is the log's time there.
     Restored {
         index: u64,
         time_ms: u64,
     },
-    /// The guest wrote its local snapshot and may go on; the object is still to be sealed.
+    /// The guest wrote its local snapshot and may go on; the object still has to be sealed.
     CaptureWritten {
         index: u64,
     },
-    /// The snapshot that was to replace the guest cannot be read, and there is no guest now.
+    /// The snapshot that was to replace the guest cannot be read, and the old guest is gone.
     NotRestored {
         index: u64,
         why: String,
     },
-    /// The guest of a halted replica is as it was after this entry; `None`: it could not be built.
+    /// The guest of a halted replica was rebuilt up to this entry; `None` if that failed.
     Stands {
         at: Option<u64>,
     },
-    /// A snapshot finds room only if this recovery point is unlisted: the capture at the mark
-    /// `capture`, which waits, or a peer's, which will be offered again.
+    /// A snapshot fits only if this recovery point is unlisted. That is the capture at `capture`,
+    /// which waits, or for `None` a peer's snapshot, which will be offered again.
     RoomWanted {
         unlist: SnapshotDesc,
         capture: Option<u64>,
     },
-    /// The host takes as many snapshots as it does at once: the capture at `index` waits.
+    /// The host already takes as many snapshots as it may: the capture at `index` waits for a
+    /// place.
     NoPlace {
         index: u64,
         why: String,
     },
     /// A local snapshot was captured, sealed and read back.
     Captured(Verified),
-    /// A local snapshot was not made; the group goes on.
+    /// A local snapshot failed; the group goes on without it.
     CaptureFailed {
         index: u64,
         why: String,
-        /// There will be room: it is in use.
+        /// The failure is temporary: what the capture needed is in use and will be free again.
         postponed: bool,
     },
-    /// A listed object is not what it was: found while restoring, sending or scrubbing.
-    Rotten {
+    /// A listed or promised object turned out to be corrupt in a restore, a transfer or a scrub.
+    Corrupt {
         snapshot: SnapshotDesc,
         why: String,
     },
-    /// A recovery point was to be read whole.
+    /// The result of reading a recovery point in full.
     Read {
         snapshot: SnapshotDesc,
         found: Found,
     },
-    /// The log was cut while the lane rebuilt its guest from it.
+    /// The log was cut while the apply lane rebuilt its guest from it.
     Overtaken,
-    /// No recovery point restores, because their objects are rotten: a peer's object is needed.
+    /// No recovery point restores, because the objects are corrupt: a peer has to send one.
     NeedsSnapshot {
         why: String,
     },
-    /// The replica cannot go on: its log failed, or its module is another than the group's.
+    /// The log failed, or the module is not the group's: the replica halts, or stops if it was the
+    /// log.
     Faulted(Fault),
-    /// The lane applies nothing more with the guest that the build of this number led to, or was to
-    /// lead to; the replica halts, unless the lane was told of a newer build.
+    /// The guest of this build (see `ApplyJob::Start`) failed or could not be built: the lane
+    /// applies nothing more. The replica halts, unless the lane was given a newer build since.
     GuestFailed {
         build: u64,
         fault: Fault,
     },
-    /// What the guest has of its memory changed. Told before whatever changed it.
+    /// The guest's memory use changed. Comes before the event of the job that changed it.
     Memory(MemoryUse),
-    /// The disk of the log has too little room, or room again.
+    /// The disk of the log is short of space, or no longer is.
     Room(Option<Shortage>),
     /// The disk of the log hangs, or answers again.
     DiskStalled(Option<Stall>),
-    /// How the disk stands with the next snapshot: told while there is too little room, and once
-    /// when there is enough again.
+    /// The space for the next snapshot: reported while it is not enough, and once when it is again.
     SnapshotRoom(Room),
 
-    /// A snapshot arrived from a peer, sealed and read back.
+    /// A snapshot arrived from a peer and was sealed and read back.
     Received {
         snapshot: Verified,
     },
@@ -164,22 +166,22 @@ pub enum Event {
         to: ReplicaId,
         purpose: Purpose,
         ok: bool,
-        /// Some of the payload went out.
+        /// Some of the payload was sent.
         moved: bool,
-        /// The receiver holds a part of another object, which it would rather have.
+        /// The receiver holds a part of this other object and prefers to resume that.
         prefers: Option<ObjectRef>,
     },
 
-    /// Hand leadership over: the process is about to stop.
+    /// The process is about to stop: hand leadership over.
     HandOver,
 }
 
-/// What came of reading a recovery point.
+/// The result of reading a recovery point.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Found {
     Whole,
-    /// It is not what it was, or cannot be read any more.
+    /// The object is corrupt or can no longer be read.
     Bad(String),
-    /// The machine lacked what reading takes: nothing is known of the object.
+    /// The machine lacked the means to read it, so nothing is known of the object.
     Unread(String),
 }

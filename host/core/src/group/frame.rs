@@ -1,4 +1,4 @@
-//! What replicas of a group say to each other.
+//! The frames that the replicas of a group exchange.
 
 use std::sync::Arc;
 
@@ -9,45 +9,46 @@ use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::snapshot::chunk::Want;
 
-/// One message between two replicas, with what is needed to judge its sender.
+/// One message between two replicas, with what the receiver needs to judge its sender.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Frame {
     pub group: GroupId,
-    /// Which founding of the group the sender belongs to, or was told to join; `None` while any
-    /// will do.
+    /// The lineage of the group that the sender belongs to or was configured to join; `None` while
+    /// the sender accepts any.
     pub lineage: Option<Lineage>,
     pub from: ReplicaId,
-    /// Whom it is for; `None` while the sender does not know who lives there.
+    /// The addressee; `None` while the sender does not know which replica is on that node.
     pub to: Option<ReplicaId>,
-    /// Starts of the sender: a lower one comes from a copied data directory.
+    /// How often the sender was started. A count lower than known comes from a copied data
+    /// directory.
     pub boot: u64,
-    /// Drawn at each start: tells two processes of one boot apart.
+    /// Drawn at each start: tells two processes with the same boot count apart.
     pub nonce: u64,
-    /// Boot and nonce of whom it is for, as the sender heard last; `None` if it did not.
+    /// The addressee's boot count and nonce as the sender last heard them; `None` if it never did.
     pub known: Option<(u64, u64)>,
     /// The sender's wall clock, milliseconds since 1970.
     pub wall_ms: u64,
-    /// The sender's log has too little room: it takes no commands and does not want to lead.
+    /// The sender's log is short of space: it accepts no commands and does not want to lead.
     pub short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     pub applied: u64,
-    /// The sender applies nothing more.
+    /// The sender is halted: it applies no further entry.
     pub halted: bool,
     /// The disk of the sender's log hangs: it does not want to lead.
     pub stalled: bool,
-    /// What the sender's guest has of its memory, once it has one.
+    /// The memory use of the sender's guest; `None` before it has a guest.
     pub memory: Option<MemoryUse>,
     /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
     pub snapshot: u64,
-    /// How it stands with the sender's guest.
+    /// The condition of the sender's guest.
     pub guest: GuestIs,
-    /// The sender, a leader, lets whom it is for rebuild its guest.
+    /// The sender leads, and allows the addressee to rebuild its guest.
     pub grants: bool,
     pub body: Body,
 }
 
 impl Frame {
-    /// A frame that says nothing beside its body, of a replica that was started once.
+    /// A frame that carries nothing besides its body, from a replica in its first start.
     pub fn plain(group: GroupId, from: ReplicaId, body: Body) -> Self {
         Self {
             group,
@@ -70,7 +71,7 @@ impl Frame {
         }
     }
 
-    /// Bytes that the frame holds in memory, about.
+    /// About how many bytes of memory the frame takes.
     pub fn bytes(&self) -> usize {
         let entries = match &self.body {
             Body::Raft(message) => message.entries.iter().map(crate::entry::footprint).sum(),
@@ -87,15 +88,15 @@ impl Frame {
     }
 }
 
-/// How it stands with a replica's guest.
+/// The condition of a replica's guest.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum GuestIs {
-    /// It applies what is committed.
+    /// It applies committed entries.
     #[default]
     Live,
-    /// It does, and a rebuild of it would give memory back: the replica waits for its turn.
+    /// It applies entries, and a rebuild would release memory: the replica waits for its turn.
     ToBeRebuilt,
-    /// There is none that applies: it is being built, lacks a snapshot to be built from, or halted.
+    /// No guest applies entries: it is being built, has no snapshot to be built from, or is halted.
     Absent,
 }
 
@@ -103,32 +104,32 @@ pub enum GuestIs {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Body {
     Raft(Message),
-    /// "Who are you to this group?" Asked by a replica in no configuration.
+    /// "Do you know this group, and am I in it?" Asked by a replica without a log, or by one that
+    /// was told that it is no member.
     Probe,
     /// "I have met this group and know nothing of it": an answer to a probe.
     Nothing,
     /// "This group exists": an answer to a probe.
     Have,
-    /// "Take me in": asked by a replica in no configuration.
+    /// "Add me": asked by a replica that is in no configuration.
     Join,
     /// "You are not in the configuration that I know, made by the entry at this index."
     NotMember {
         configuration_index: u64,
     },
-    /// "Send me such an object": asked by a replica whose own is rotten, or that has none.
+    /// "Send me such an object": asked by a replica whose own is corrupt, or that has none.
     Want(Want),
-    /// "Yours is another group of this name": the frame's lineage is not the one of the replica
-    /// that is told.
+    /// "Yours is another group of this name": the addressee's lineage is not the one of this frame.
     Stranger,
     /// "Another process runs as you, and it started later." The frame's `boot` and `nonce` are
-    /// those of the process that is told: whoever lives at the node's address by now may be
-    /// somebody else.
+    /// those of the process it is meant for: by now a different process may run at the node's
+    /// address.
     Superseded {
         address: String,
     },
 }
 
-/// A frame as it came in, with the address it came from.
+/// A frame as it arrived, with the address it came from.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Inbound {
     pub frame: Frame,

@@ -1,13 +1,15 @@
-//! A halted replica: something keeps it from applying more, mostly one entry.
+//! A halted replica: something, usually one entry, keeps it from applying any further.
 //!
 //! - It votes and keeps the log, says in its frames that it is halted, and does not lead while
-//!   another can. What is handed over to it meanwhile is known by its bounds: whatever makes it go
-//!   on reads that from the log.
-//! - Halted by an entry, it has its guest built once more as it was before, and answers local
+//!   another replica can. Entries committed meanwhile are not queued: when the replica resumes, it
+//!   reads them from the log.
+//! - If an entry halted it, its guest is rebuilt as it was before that entry and answers local
 //!   queries from there.
-//! - Where another replica applied that entry, the two differ. It raises an alarm, asks for a
-//!   snapshot at or behind the entry, and goes on from there; the group was never stopped.
-//! - Halted by the machine (its memory, say), it tries again by itself, ever more seldom.
+//! - If another replica applied that entry, the two have diverged. The halted one raises an alarm,
+//!   asks for a snapshot taken at or after the entry, and goes on from there. The group never
+//!   stops.
+//! - If its machine halted it (for lack of memory, say), it retries by itself, at growing
+//!   intervals.
 
 use crate::fault::Fault;
 use crate::group::Shared;
@@ -17,16 +19,16 @@ use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
 
-/// What is remembered of halts.
+/// What a replica remembers of its halts.
 #[derive(Default)]
 pub(super) struct Halts {
-    /// The tick at which a halt that is the machine's doing is tried again.
+    /// The tick at which to retry after a halt that the machine caused.
     again_at: Option<u64>,
-    /// Such halts in a row.
+    /// How many such halts came in a row.
     in_a_row: u32,
-    /// Entries that this replica could not apply and another did.
+    /// How many entries another replica applied and this one could not.
     alarms: u64,
-    /// The last of them.
+    /// The last of these alarms, in words.
     alarm: Option<String>,
 }
 
@@ -35,14 +37,14 @@ impl Halts {
         (self.alarms, self.alarm.as_deref())
     }
 
-    /// The guest was built: the machine can do it.
+    /// A guest was built, so the machine is able to again.
     pub(super) fn over(&mut self) {
         (self.again_at, self.in_a_row) = (None, 0);
     }
 }
 
 impl Shared {
-    /// Why this replica is halted, if it is.
+    /// Why this replica is halted; `None` if it is not.
     pub(super) fn halt(&self) -> Option<&Halt> {
         match &self.state {
             ReplicaState::Running(Running::Halted(halt)) => Some(halt),
@@ -50,22 +52,22 @@ impl Shared {
         }
     }
 
-    /// A replica that said it applied the entry at `index`.
+    /// A member that said it had applied the entry at `index`.
     fn applied_by(&self, index: u64) -> Option<ReplicaId> {
         let members = &self.recovery.configuration;
         let seen = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
         seen.filter(|(_, seen)| seen.applied >= index).map(|(replica, _)| *replica).next()
     }
 
-    /// Whether a replica said last that it is halted.
+    /// Whether a replica's last frame said that it is halted.
     pub(super) fn is_halted(&self, replica: ReplicaId) -> bool {
         self.seen.get(&replica).is_some_and(|seen| seen.halted)
     }
 }
 
 impl Hosting {
-    /// What this ended may be replaced already: the lane goes on from a newer build then, and what
-    /// was handed over since is for that one.
+    /// The guest of this build failed. If the lane was given a newer build since, that one replaces
+    /// the guest: the replica does not halt, and keeps what it has queued for the newer one.
     pub(super) fn guest_failed(
         &mut self,
         shared: &mut Shared,
@@ -78,18 +80,19 @@ impl Hosting {
         }
     }
 
-    /// The guest failed twice, or its state cannot be built: vote and keep the log, apply nothing.
+    /// The guest failed twice, its state cannot be built, or the log failed. The replica halts (it
+    /// votes and keeps the log, but applies nothing), or stops if it was the log.
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.halt();
         self.installs.give_up_restoring();
-        self.marks.abandon_capture();
+        self.checkpoints.abandon_capture();
         if shared.state.is_stopped() {
             return self.tell_list(effects);
         }
         let refused = matches!(fault, Fault::LogRefused(_)) && !planted("outlive_a_refusal");
         if refused || matches!(fault, Fault::Log(_)) {
-            // A replica that can keep nothing can neither vote nor append, and what waits for the
-            // log was never written: no later batch may release it.
+            // A replica that cannot write its log can neither vote nor append. The messages that
+            // wait for the failed batch must never leave, so no later batch may release them.
             self.tell_list(effects);
             return self.end(shared, Stopped::Failed(fault), effects);
         }
@@ -115,7 +118,7 @@ impl Hosting {
         self.transfer_to_best(shared);
     }
 
-    /// The lane built the guest as it was before the entry; `None`: it could not.
+    /// The lane rebuilt the guest as it was after entry `at`; `None`: it could not.
     pub(super) fn stands(
         &mut self,
         shared: &mut Shared,
@@ -144,8 +147,8 @@ impl Hosting {
             let halt = Halt { applied_by: Some(replica), ..halt.clone() };
             self.halts.alarms += 1;
             self.halts.alarm = Some(format!(
-                "entry {entry} could not be applied here ({}), and node {} applied it: the two \
-                 differed",
+                "entry {entry} could not be applied here ({}), but node {} applied it: the two \
+                 replicas had diverged",
                 halt.fault,
                 replica.node()
             ));
@@ -153,7 +156,7 @@ impl Hosting {
         }
     }
 
-    /// The entry that this replica is halted by, if another one applied it.
+    /// The entry that halted this replica, if another replica applied it.
     pub(super) fn applied_elsewhere(&self, shared: &Shared) -> Option<u64> {
         let goes_on = self.pipeline.is_superseded();
         let halt = shared.halt().filter(|halt| halt.applied_by.is_some() && !goes_on)?;

@@ -1,19 +1,19 @@
-//! Hosting: the stage of a replica that has a log. Owns raft and routes each event to its concern.
+//! The stage of a replica that has a log: owns raft and routes each event to the concern it is for.
 
 use raft::eraftpb::Entry;
 use raft::{RawNode, StateRole, Storage as _};
 
-use crate::entry::{EntryBody, Install};
+use crate::entry::{Bootstrap, EntryBody};
 use crate::fault::Refusal;
 use crate::group::catch_up::CatchUps;
+use crate::group::checkpoint::Checkpoints;
+use crate::group::checkpoint_requests::CheckpointRequests;
 use crate::group::effect::{ApplyJob, Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
 use crate::group::event::Event;
 use crate::group::frame::{Body, Frame};
 use crate::group::halt::Halts;
 use crate::group::install::Installs;
-use crate::group::mark::Marks;
-use crate::group::mark_requests::MarkRequests;
 use crate::group::membership::Membership;
 use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
@@ -41,8 +41,8 @@ pub(crate) struct Hosting {
     pub(super) election: Election,
     pub(super) membership: Membership,
     pub(super) installs: Installs,
-    pub(super) marks: Marks,
-    pub(super) mark_requests: MarkRequests,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) checkpoint_requests: CheckpointRequests,
     pub(super) outgoing: Outgoing,
     pub(super) catch_ups: CatchUps,
     pub(super) wants: Wants,
@@ -50,28 +50,29 @@ pub(crate) struct Hosting {
     pub(super) proof: Proof,
     pub(super) non_member: NonMember,
     pub(super) rebuilds: Rebuilds,
-    /// Bytes of log that followers and transfers may hold.
+    /// How many bytes of log may be kept for followers and transfers.
     pub(super) log_pin_bytes: u64,
-    /// Entries kept for followers that will lag.
+    /// How many trailing entries are kept for followers that lag a little.
     pub(super) catch_up: u64,
-    /// Tick at which a leader was last known.
+    /// The tick at which a leader was last known.
     pub(super) led: u64,
-    /// Leaders that this process learnt of, and the last one's term.
+    /// How many leaders this process learnt of, and the term of the last one.
     pub(super) leaders: (u64, u64),
-    /// Since when the recovery state holds a commit index that no batch carries.
+    /// The tick since which the recovery state holds a commit index that no batch carries.
     pub(super) unwritten_since: Option<u64>,
     /// The highest term known to be durable here.
     pub(super) durable_term: u64,
-    /// The batch that this log began with in this process; nobody is told of the group before it is
-    /// durable.
+    /// The first batch that this process emitted for this log. Until it is durable, no node is told
+    /// that the group exists.
     began: u64,
-    /// The batch with entry 1, if this process founded the group. raft takes that entry for
-    /// durable at once; it is applied once it is, for a rebuild reads it from the log.
-    founded_in: u64,
+    /// The batch with entry 1, if this process bootstrapped the group. raft considers that entry
+    /// durable at once, but it is applied only after this batch, because a rebuild reads it from
+    /// the log.
+    bootstrapped_in: u64,
 }
 
 impl Hosting {
-    /// Goes on from what the log holds.
+    /// Continues from what the log holds.
     pub(super) fn open(
         shared: &mut Shared,
         recovered: Recovered,
@@ -79,11 +80,11 @@ impl Hosting {
     ) -> Self {
         let state = &shared.recovery;
         let Recovered { terms, window, sizes, .. } = recovered;
-        // Fine enough to tell whether a snapshot is due.
+        // Small enough to tell when a snapshot is due.
         let piece_bytes = (shared.config.snapshot_policy.log_bytes / 256).clamp(256, 256 << 10);
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
         let newest = state.newest().map_or(0, |desc| desc.index);
-        let marks = Marks::since(newest, log.bytes_between(newest, state.floor));
+        let checkpoints = Checkpoints::since(newest, log.bytes_between(newest, state.floor));
         let floor = state.floor;
         let raw = raft_node::open(state.replica, floor, log);
         let (build, start) = (0, Box::new(state.clone()));
@@ -97,8 +98,8 @@ impl Hosting {
             election: Election::default(),
             membership: Membership::default(),
             installs: Installs::default(),
-            marks,
-            mark_requests: MarkRequests::default(),
+            checkpoints,
+            checkpoint_requests: CheckpointRequests::default(),
             outgoing: Outgoing::default(),
             catch_ups: CatchUps::default(),
             wants: Wants::default(),
@@ -106,7 +107,7 @@ impl Hosting {
             proof: Proof::default(),
             non_member: NonMember::default(),
             rebuilds: Rebuilds::default(),
-            log_pin_bytes: limits::LOG_PIN_MARKS
+            log_pin_bytes: limits::LOG_PIN_CHECKPOINTS
                 .saturating_mul(shared.config.snapshot_policy.log_bytes),
             catch_up: shared.config.snapshot_policy.catch_up,
             led: 0,
@@ -114,32 +115,33 @@ impl Hosting {
             unwritten_since: None,
             durable_term: shared.recovery.term,
             began: shared.persist.emitted(),
-            founded_in: 0,
+            bootstrapped_in: 0,
         }
     }
 
-    /// Begins the group's log with its entry 1, committed in term 1 by the founders.
-    pub(super) fn found(shared: &mut Shared, install: Install, effects: &mut Vec<Effect>) -> Self {
-        let founders = Configuration::of_voters(install.founders.iter().copied());
+    /// Begins the group's log with entry 1, which counts as committed in term 1 by the initial
+    /// voters.
+    pub(super) fn begin(shared: &mut Shared, record: Bootstrap, effects: &mut Vec<Effect>) -> Self {
+        let initial_voters = Configuration::of_voters(record.initial_voters.iter().copied());
         let state = &mut shared.recovery;
-        let data = EntryBody::Install(install).encode();
-        state.founded = true;
-        state.lineage = Some(Lineage::founded_with(&data));
+        let data = EntryBody::Bootstrap(record).encode();
+        state.bootstrapped = true;
+        state.lineage = Some(Lineage::bootstrapped_with(&data));
         (state.term, state.commit) = (1, 1);
-        (state.configuration, state.configuration_index) = (founders, 1);
+        (state.configuration, state.configuration_index) = (initial_voters, 1);
         let mut entry = Entry::default();
         (entry.index, entry.term) = (1, 1);
         entry.data = data.into();
         shared.persist_now(vec![entry.clone()], effects);
         let (state, terms) = (shared.recovery.clone(), vec![(1, 1)]);
         let recovered = Recovered { state, terms, window: vec![entry], sizes: Vec::new() };
-        let founded_in = shared.persist.emitted();
-        Self { founded_in, ..Self::open(shared, recovered, effects) }
+        let bootstrapped_in = shared.persist.emitted();
+        Self { bootstrapped_in, ..Self::open(shared, recovered, effects) }
     }
 
-    /// Begins with nothing, not even a configuration: the group's leader has it all.
+    /// Begins with nothing, not even a configuration: all of it comes from the group's leader.
     pub(super) fn join(shared: &mut Shared, lineage: Lineage, effects: &mut Vec<Effect>) -> Self {
-        shared.recovery.founded = true;
+        shared.recovery.bootstrapped = true;
         shared.belong_to(lineage);
         shared.persist_now(Vec::new(), effects);
         let state = shared.recovery.clone();
@@ -159,7 +161,7 @@ impl Hosting {
         Some(self.raw.raft.leader_id).filter(|id| *id != 0).map(ReplicaId)
     }
 
-    /// Counts the leader that raft knows now. A term has one at most.
+    /// Counts the leader that raft knows now. A term has at most one.
     pub(super) fn count_leader(&mut self) {
         let term = self.raw.raft.term;
         if self.leader().is_some() && self.leaders.1 != term {
@@ -167,7 +169,7 @@ impl Hosting {
         }
     }
 
-    /// How far this leader's log goes, and how much of it is committed.
+    /// How far this leader's log reaches, and how much of it is committed.
     pub(super) fn leading(&self) -> Option<Leads> {
         let raft = &self.raw.raft;
         let (last_index, commit) = (raft.raft_log.last_index(), raft.raft_log.committed);
@@ -214,9 +216,9 @@ impl Hosting {
             Event::Gone { tickets } => {
                 self.proposals.forget(&tickets, effects);
                 self.reads.forget(&tickets, effects);
-                self.mark_requests.forget(&tickets, effects);
+                self.checkpoint_requests.forget(&tickets, effects);
             }
-            Event::Mark { ticket } => self.mark_asked_for(shared, ticket, effects),
+            Event::Checkpoint { ticket } => self.checkpoint_asked_for(shared, ticket, effects),
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
             Event::LogDamaged { below } => self.log_is_damaged(below),
@@ -226,13 +228,13 @@ impl Hosting {
             Event::Room(shortage) => self.room(shared, shortage, effects),
             Event::DiskStalled(stall) => self.disk_stalled(shared, stall, effects),
             Event::Memory(memory) => self.memory(shared, memory, effects),
-            Event::SnapshotRoom(room) => self.marks.told_of_room(room),
+            Event::SnapshotRoom(room) => self.checkpoints.told_of_room(room),
             Event::HandOver => self.hand_over(shared, effects),
             other => self.lane_event(shared, other, effects),
         }
     }
 
-    /// Events that the apply lane and the bulk workers raise.
+    /// Handles the events that the apply lane and the bulk workers raise.
     fn lane_event(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::Started { applied, time_ms } => {
@@ -271,7 +273,7 @@ impl Hosting {
             Event::RoomWanted { unlist, capture } => {
                 self.room_wanted(shared, &unlist, capture, effects);
             }
-            Event::Rotten { snapshot, .. } => self.found_rotten(shared, &snapshot),
+            Event::Corrupt { snapshot, .. } => self.found_corrupt(shared, &snapshot),
             Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found, effects),
             Event::Overtaken => self.overtaken(shared, effects),
             Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
@@ -288,7 +290,7 @@ impl Hosting {
             | Event::CloseSession { .. }
             | Event::Query { .. }
             | Event::Gone { .. }
-            | Event::Mark { .. }
+            | Event::Checkpoint { .. }
             | Event::Unreachable(_)
             | Event::Fetched { .. }
             | Event::LogDamaged { .. }
@@ -303,9 +305,9 @@ impl Hosting {
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.applied = self.pipeline.applied();
-        let good = retention::newest_good(&shared.recovery, self.wants.rotten());
+        let newest = retention::newest_good(&shared.recovery, self.wants.corrupt());
         // A replica that needs a snapshot cannot start from those that it lists.
-        let good = good.filter(|_| self.wants.needs().is_none());
+        let good = newest.filter(|_| self.wants.needs().is_none());
         shared.snapshot = good.map_or(0, |desc| desc.index);
         shared.guest = self.guest(shared);
         self.installs.offer(&mut self.raw, effects);
@@ -323,7 +325,7 @@ impl Hosting {
             effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
         }
         self.tell_list(effects);
-        if shared.persist.reached(self.founded_in) {
+        if shared.persist.reached(self.bootstrapped_in) {
             self.pipeline.dispatch(effects);
         }
         for (index, Read { ticket, request, .. }) in self.reads.ready(self.pipeline.dispatched()) {
@@ -342,7 +344,7 @@ impl Hosting {
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
         self.tick_rebuild(shared, effects);
-        self.tick_marks(shared);
+        self.tick_checkpoints(shared);
         self.tick_places(shared, effects);
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
@@ -355,7 +357,7 @@ impl Hosting {
         }
         self.settle_state(shared, effects);
         let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
-        // Behind a disk that hangs such batches would only gather.
+        // While the disk hangs, such batches would only pile up.
         if self.unwritten_since.is_some_and(due) && shared.persist.is_idle() {
             self.unwritten_since = None;
             shared.persist_now(Vec::new(), effects);
@@ -379,11 +381,12 @@ impl Hosting {
                     self.answer_non_member(shared, from, effects);
                 }
             }
-            // What it has itself from hearsay proves no group: it has no vote's worth of it.
+            // A replica without entries has only heard of the group and cannot vouch for it.
             Body::Probe if !self.has_entries() => {
                 shared.send(from.node(), Some(from), Body::Nothing, effects);
             }
-            // What it has not durably proves none either, nor that there is none.
+            // Entries that are not durable yet prove neither that the group exists nor that it does
+            // not.
             Body::Probe => {}
             Body::Want(want) if shared.recovery.configuration.contains(from) => {
                 self.asked_for(from, want, effects);
@@ -397,42 +400,45 @@ impl Hosting {
         }
     }
 
-    /// No answer comes any more to what stands at or below `index`.
+    /// Ends the tickets at or below `index`, because no answer to them will come.
     pub(super) fn pass(&mut self, index: u64, effects: &mut Vec<Effect>) {
         let log = self.raw.store();
         self.proposals.passed(index, |index| log.term(index).ok(), effects);
     }
 
-    /// Whether this replica takes commands now.
+    /// Whether this replica accepts commands now.
     fn may_propose(&self, shared: &Shared) -> Result<(), Refusal> {
         self.may_lead(shared)?;
         shared.may_write()?;
         self.has_room(shared)
     }
 
-    /// Whether this replica speaks for the group now.
+    /// Whether this replica leads the group and is able to act as its leader now.
     pub(super) fn may_lead(&self, shared: &Shared) -> Result<(), Refusal> {
         if let Some(refusal) = shared.state.query_refusal() {
             return Err(refusal);
         }
-        match self.is_leader() && self.raw.raft.lead_transferee.is_none() {
-            true => Ok(()),
-            false if self.is_leader() => Err(Refusal::NotLeader { leader: None }),
-            false => Err(self.not_leader()),
+        if !self.is_leader() {
+            Err(self.not_leader())
+        } else if self.raw.raft.lead_transferee.is_some() {
+            Err(Refusal::NotLeader { leader: None })
+        } else {
+            Ok(())
         }
     }
 
     fn propose_waiting(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
-            // Where these go is known soon: to this leader's log after all, or back with a refusal.
+            // Where these commands go is known soon: into this leader's log after all, or back with
+            // a refusal.
             return;
         }
-        // What is committed but not durable here is still this leader's own to hold.
+        // Entries that are committed but not durable here still count as in flight.
         let log = &self.raw.raft.raft_log;
         let settled = log.committed.min(log.persisted);
         while self.proposals.has_waiting()
             && !self.pipeline.is_behind()
-            && self.proposals.above(settled) < limits::PACKS_INFLIGHT_MAX
+            && self.proposals.above(settled) < limits::ENTRIES_INFLIGHT_MAX
             && self.has_memory_for_more(shared)
         {
             let Some(Proposal { body, tickets, bytes }) = self.proposals.next(shared.stamp())
@@ -450,7 +456,8 @@ impl Hosting {
         }
     }
 
-    /// Puts an entry into this leader's log; its place, or `None` if raft dropped it.
+    /// Puts an entry into this leader's log; returns its (index, term), or `None` if raft dropped
+    /// it.
     pub(super) fn propose(&mut self, body: &EntryBody) -> Option<(u64, u64)> {
         self.raw.propose(Vec::new(), body.encode()).ok()?;
         Some((self.raw.raft.raft_log.last_index(), self.raw.raft.term))
@@ -458,7 +465,7 @@ impl Hosting {
 
     fn ask_for_reads(&mut self, shared: &Shared) {
         let unique = (shared.me().0, shared.recovery.boot);
-        // Before its first commit raft drops them silently.
+        // raft silently drops read requests before the first commit of a leader's term.
         if self.is_leader()
             && self.raw.raft.commit_to_current_term()
             && let Some(context) = self.reads.start_round(unique, shared.now)
@@ -470,13 +477,13 @@ impl Hosting {
         }
     }
 
-    /// Leadership was lost: what was under way has no certain end here.
+    /// Leadership was lost: this replica cannot tell what becomes of the requests under way.
     pub(super) fn stepped_down(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.log_time.stepped_down();
         let refusal = self.not_leader();
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
-        self.mark_requests.abandon(&refusal, effects);
+        self.checkpoint_requests.abandon(&refusal, effects);
         self.membership.stepped_down();
         self.wants.stepped_down();
     }
@@ -511,7 +518,7 @@ impl Hosting {
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
         self.pipeline.halt();
         if stop == Stopped::Removed {
-            // Else it would ask to be taken in again at its next start.
+            // Otherwise it would ask to join again at its next start.
             shared.recovery.removed = true;
             shared.persist_now(Vec::new(), effects);
         }
@@ -520,13 +527,13 @@ impl Hosting {
     }
 
     pub(super) fn refuse_everything(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
-        let refusal = shared.state.refusal().expect("a replica that ended refuses");
+        let refusal = shared.state.refusal().expect("a replica that does not serve refuses");
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
-        self.mark_requests.abandon(&refusal, effects);
+        self.checkpoint_requests.abandon(&refusal, effects);
     }
 
-    /// Works out which running state this is; halted stays halted.
+    /// Works out which running state this replica is in. A halted replica stays halted.
     pub(super) fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let running = match &shared.state {
             ReplicaState::Stopped(_) => return,

@@ -1,9 +1,9 @@
-//! Snapshots that came from a peer, from arrival to the guest.
+//! Snapshots that came from a peer, from their arrival until the guest is restored.
 //!
-//! An object is whole and read back before it comes here. raft decides whether it is of use: it is
-//! stepped as if the present leader had sent it in the present term, because it holds only
-//! committed state and an old term would throw the transfer away. Whatever raft does not take is
-//! dropped, and the drop discards the object.
+//! An object is complete and read back before it gets here. raft decides whether it is useful: it
+//! is stepped as if the current leader had sent it in the current term. That is safe because it
+//! holds only committed state, and needed because raft would ignore a message of an older term. An
+//! object that raft does not accept is dropped, and the drop discards it.
 
 use raft::RawNode;
 use raft::eraftpb::{Message, MessageType};
@@ -16,19 +16,21 @@ use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
 #[derive(Default)]
 pub(super) struct Installs {
-    /// Arrived, and waiting for a leader to be known.
+    /// The object that arrived and waits until a leader is known.
     arrived: Option<Verified>,
-    /// Taken by raft; its ready will carry it.
+    /// The object that raft accepted and that its ready will carry.
     pending: Option<Verified>,
     /// Installs whose guest is not restored yet.
     restoring: usize,
-    /// What the log lists durably and the store lane was not told yet, with the objects' holds.
+    /// What the log durably lists and the store lane was not told yet, with the objects' holds.
     listed: Option<List>,
-    /// The disk is full: what is parked goes with the next list.
+    /// The disk is full: the next list tells the store lane to delete what suspended transfers
+    /// left.
     pressure: bool,
 }
 
-/// Recovery points that the log lists, and the holds that may be dropped once the lane knows.
+/// Recovery points that the log lists, and holds that may be dropped once the store lane knows
+/// them.
 #[derive(Default)]
 struct List {
     snapshots: Vec<SnapshotDesc>,
@@ -42,12 +44,12 @@ impl Installs {
         }
     }
 
-    /// Steps what arrived, once a leader is known.
+    /// Offers raft the object that arrived, once a leader is known.
     pub(super) fn offer(&mut self, raw: &mut RawNode<RaftLog>, effects: &mut Vec<Effect>) {
         if raw.raft.leader_id == raw.raft.id
             && let Some(unneeded) = self.arrived.take()
         {
-            // A leader has it all; the object goes, and its place is free.
+            // A leader lacks nothing: the object is discarded, and its space is free again.
             judge(&unneeded, false, effects);
         }
         if self.arrived.is_none() || raw.raft.leader_id == 0 {
@@ -65,12 +67,13 @@ impl Installs {
         let taken = raw.snap().is_some_and(|taken| taken.data == data);
         judge(&snapshot, taken, effects);
         if taken {
-            // One that was pending is superseded by this: its drop discards it.
+            // This object supersedes the pending one, which is discarded when it is dropped.
             self.pending = Some(snapshot);
         }
     }
 
-    /// raft's ready carries the snapshot with this descriptor: it is the pending one.
+    /// raft's ready carries the snapshot with this descriptor: returns the pending object, which it
+    /// is.
     pub(super) fn accepted(&mut self, data: &[u8]) -> Verified {
         let snapshot = self.pending.take().expect("raft takes only what was offered");
         assert_eq!(snapshot.desc.to_bytes(), data, "raft installs the snapshot that is pending");
@@ -78,27 +81,28 @@ impl Installs {
         snapshot
     }
 
-    /// The log lists these durably.
+    /// Notes that the log durably lists `snapshots`.
     pub(super) fn list(&mut self, snapshots: Vec<SnapshotDesc>, hold: Option<Box<dyn Hold>>) {
         let list = self.listed.get_or_insert_default();
         list.snapshots = snapshots;
         list.holds.extend(hold);
     }
 
-    /// What is promised changed: the store lane is told of `listed` once more.
+    /// Has the store lane told of `listed` again, because what is promised changed.
     pub(super) fn relist(&mut self, listed: &[SnapshotDesc]) {
         let list = self.listed.get_or_insert_default();
         list.snapshots = listed.to_vec();
     }
 
-    /// The disk is full: the store lane is told so, with `listed` once more.
+    /// Has the store lane told of `listed` again, and that the disk is full.
     pub(super) fn press(&mut self, listed: &[SnapshotDesc]) {
         self.pressure = true;
         self.relist(listed);
     }
 
-    /// Tells the store lane what is listed, unless the apply lane still has to open an object that
-    /// it was given earlier: the list would let that go.
+    /// Tells the store lane what is listed. It waits while the apply lane still has to open an
+    /// object that it was given earlier, because the lane would delete an object that is no longer
+    /// listed.
     pub(super) fn tell_list(
         &mut self,
         reading: bool,
@@ -115,7 +119,7 @@ impl Installs {
         self.restoring = self.restoring.saturating_sub(1);
     }
 
-    /// There is no guest, and none is restored any more.
+    /// There is no guest, and none will be restored.
     pub(super) fn give_up_restoring(&mut self) {
         self.restoring = 0;
     }

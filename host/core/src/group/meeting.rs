@@ -1,23 +1,23 @@
-//! Meeting a group: a replica with an id and no log finds out whether the group exists.
+//! Meeting a group: a replica with an id but no log finds out whether the group exists.
 //!
-//! - It asks every configured node. Whoever hosts the group answers `Have`, and the replica goes on
-//!   with an empty log: entry 1 and all behind it, or a snapshot, comes from the group's leader.
-//!   From then on it belongs to the lineage that the answer named.
-//! - Only the configured node with the lowest id founds, and only when *every* configured node said
-//!   `Nothing` to this very process: a first start needs every node once. Nobody founds a group of
-//!   a name whose lineage somebody was told.
+//! - It asks every configured node. A node that hosts the group answers `Have`, and the replica
+//!   continues with an empty log: the group's leader sends it entry 1 and all that follow, or a
+//!   snapshot. From then on it belongs to the lineage that the answer named.
+//! - Only the configured node with the lowest id bootstraps the group, and only when *every* other
+//!   configured node said `Nothing` to this very process: a first start needs every node once. If
+//!   any node was configured with a lineage to join, no node bootstraps the group.
 //! - Nothing is sent before the replica's id is durable.
 
 use std::collections::BTreeMap;
 
-use crate::entry::Install;
+use crate::entry::Bootstrap;
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::frame::{Body, Frame};
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
 
-/// What the configured nodes said so far.
+/// What the configured nodes have said so far.
 #[derive(Default)]
 pub(super) struct Meeting {
     nothing: BTreeMap<NodeId, ReplicaId>,
@@ -27,9 +27,9 @@ pub(super) struct Meeting {
 
 /// How a meeting ends.
 pub(super) enum Outcome {
-    /// Nobody has the group: this replica founds it with this record as entry 1.
-    Found(Install),
-    /// Somebody hosts it: the group of this lineage.
+    /// No node has the group: this replica bootstraps it with this record as entry 1.
+    Bootstrap(Bootstrap),
+    /// Another node hosts the group, which has this lineage.
     Exists(Lineage),
 }
 
@@ -58,14 +58,14 @@ impl Meeting {
         let from = frame.from;
         match frame.body {
             Body::Probe => shared.send(from.node(), Some(from), Body::Nothing, effects),
-            // Who was told which group to join says that there is one.
+            // A node that is configured with a lineage to join says that the group exists.
             Body::Nothing if frame.lineage.is_some() => drop(self.nothing.remove(&from.node())),
             Body::Nothing if !shared.config.nodes.contains(&from.node()) => {}
             Body::Nothing => {
                 self.nothing.insert(from.node(), from);
                 self.found_if_due(shared);
             }
-            // Raft's frames come only from those who host the group.
+            // Only replicas that host the group send raft messages.
             Body::Have | Body::Raft(_) => self.outcome = frame.lineage.map(Outcome::Exists),
             Body::Join
             | Body::NotMember { .. }
@@ -85,15 +85,15 @@ impl Meeting {
         seed[..8].copy_from_slice(&shared.chance.next().to_le_bytes());
         seed[8..].copy_from_slice(&shared.chance.next().to_le_bytes());
         let peers = shared.config.nodes.iter().filter_map(|node| self.nothing.get(node).copied());
-        let mut founders: Vec<ReplicaId> = peers.chain([shared.me()]).collect();
-        founders.sort_unstable();
-        let install = Install {
+        let mut initial_voters: Vec<ReplicaId> = peers.chain([shared.me()]).collect();
+        initial_voters.sort_unstable();
+        let bootstrap = Bootstrap {
             module: shared.config.module,
             config: shared.config.guest_config.clone(),
             seed,
             profile: shared.config.profile,
-            founders,
+            initial_voters,
         };
-        self.outcome = Some(Outcome::Found(install));
+        self.outcome = Some(Outcome::Bootstrap(bootstrap));
     }
 }

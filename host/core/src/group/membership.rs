@@ -1,16 +1,17 @@
-//! Who is in the group: joining, replacing a wiped node's old replica, promoting, leaving joint
-//! states.
+//! The members of the group: joining, replacing the old replica of a wiped node, promoting
+//! learners, leaving joint states.
 //!
-//! - A replica in no configuration asks to be taken in; the leader answers with one joint change
-//!   {remove the node's other ids, add this one as a learner}, and only after it heard nothing from
-//!   those other ids for two election timeouts. Repeats are harmless; a second wipe is another id.
-//!   It takes in no more than [`limits::REPLICAS_MAX`].
-//! - A learner that caught up, and holds the entry that made it one, is promoted to voter.
-//! - Any leader leaves a joint state that an earlier one left behind. raft-rs 0.7 proposes that
-//!   itself at the first commit of a leader's term; here it is asked for once more should that not
-//!   have been enough.
+//! - A replica that is in no configuration asks to join. The leader answers with one joint change
+//!   {remove the node's other ids, add this one as a learner}, but only after it has heard nothing
+//!   from those other ids for two election timeouts. Repeated requests are harmless; a node that is
+//!   wiped again comes with another id. A configuration never exceeds [`limits::REPLICAS_MAX`].
+//! - A learner that has caught up, and holds the entry that made it a learner, is promoted to
+//!   voter.
+//! - A leader leaves a joint state that an earlier leader left behind. raft-rs 0.7 proposes that
+//!   itself at the first commit of a leader's term; this module proposes it again in case that was
+//!   not enough.
 //! - A raft message or a probe from a non-member is answered with the index of the configuration
-//!   that says so.
+//!   that excludes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +26,7 @@ use crate::limits;
 
 #[derive(Default)]
 pub(super) struct Membership {
-    /// The last request to join from each node, and when it came.
+    /// The last request to join from each node, and the tick at which it came.
     joins: BTreeMap<NodeId, (ReplicaId, u64)>,
     leading_since: u64,
     joint_since: Option<u64>,
@@ -44,7 +45,7 @@ impl Membership {
 }
 
 impl Hosting {
-    /// Only who is configured here can be taken in.
+    /// Only nodes that are configured here can join.
     pub(super) fn asked_to_join(&mut self, shared: &Shared, replica: ReplicaId) {
         if shared.config.nodes.contains(&replica.node()) {
             self.membership.joins.insert(replica.node(), (replica, shared.now));
@@ -75,7 +76,7 @@ impl Hosting {
         to: ReplicaId,
         effects: &mut Vec<Effect>,
     ) {
-        // At most one a tick: a lost one is made good by the next.
+        // At most one answer a tick; if it is lost, the next one makes up for it.
         if self.membership.told_non_member == shared.now {
             return;
         }
@@ -122,7 +123,7 @@ impl Hosting {
         self.propose_changes(changes);
     }
 
-    /// Nothing came from this replica for two election timeouts of this leader's time.
+    /// Whether this leader heard nothing from a replica for two election timeouts while it led.
     fn is_silent(&self, shared: &Shared, replica: ReplicaId) -> bool {
         let heard = shared.seen.get(&replica).map_or(0, |seen| seen.tick);
         shared.now >= heard.max(self.membership.leading_since) + limits::REPLACE_TICKS
@@ -132,7 +133,8 @@ impl Hosting {
         if shared.recovery.configuration.is_joint() {
             return;
         }
-        // Being near is not enough: raft takes a new learner for active before it ever said a word.
+        // A small lag is not enough: raft counts a new learner as active before it has ever
+        // answered.
         let last = self.raw.raft.raft_log.last_index();
         let near = last.saturating_sub(limits::PROMOTE_LAG_ENTRIES_MAX);
         let least = near.max(shared.recovery.configuration_index);
@@ -149,12 +151,12 @@ impl Hosting {
     }
 
     fn propose_changes(&mut self, changes: Vec<ConfChangeSingle>) {
-        // A refusal shows as an empty entry; the next tick tries again.
+        // A change that raft refuses becomes an empty entry; the next tick tries again.
         let _ = self.raw.propose_conf_change(Vec::new(), change(changes));
     }
 }
 
-/// Several changes are one joint change, left by itself once it is applied.
+/// Several changes form one joint change, which raft leaves by itself once it is applied.
 pub(super) fn change(changes: Vec<ConfChangeSingle>) -> ConfChangeV2 {
     let mut change = ConfChangeV2::default();
     change.set_changes(changes.into());

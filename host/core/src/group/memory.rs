@@ -1,13 +1,13 @@
 //! Memory as a state: what a replica does while its guest has little memory left.
 //!
-//! - From the soft bound on it takes no commands but those that are to make room, which are counted
-//!   and go on to a second bound. A leader refuses as well while a majority of the voters has come
-//!   there: by the same rule as for a full disk. Unlike there, what is appended is taken: it will
-//!   be applied sooner or later.
-//! - It answers queries, votes, and does not lead while a voter with memory can.
-//! - What was freed comes back by a rebuild of the guest, where that pays (`rebuild`).
-//! - Near the bound a leader has less and less under way, at last one pack: what that took is known
-//!   before the next one is packed.
+//! - From the soft bound on it accepts no commands except those meant to free memory, which are
+//!   counted and accepted up to a second bound. A leader refuses commands as well while the voters
+//!   below the bound are no majority, by the same rule as for a full disk. Unlike there, appends
+//!   are accepted, because they will be applied sooner or later.
+//! - It answers queries and votes, but does not lead while a voter with enough memory can.
+//! - Memory that the guest freed is released by rebuilding the guest, where that pays (`rebuild`).
+//! - The nearer the bound, the less a leader has under way, down to a single commands entry: what
+//!   that took is known before the next one is proposed.
 
 use crate::fault::Refusal;
 use crate::group::Shared;
@@ -19,20 +19,17 @@ use crate::memory::MemoryUse;
 use crate::mutant::planted;
 
 impl Shared {
-    /// What a replica's guest has of its memory, as it said last.
+    /// The memory use of a replica's guest, as it reported it last.
     pub(super) fn memory_of(&self, replica: ReplicaId) -> Option<MemoryUse> {
-        match replica == self.me() {
-            true => self.memory,
-            false => self.seen.get(&replica)?.memory,
-        }
+        if replica == self.me() { self.memory } else { self.seen.get(&replica)?.memory }
     }
 
     pub(super) fn is_memory_high(&self, replica: ReplicaId) -> bool {
         self.memory_of(replica).is_some_and(MemoryUse::is_high)
     }
 
-    /// What the state tells of memory that is high. It tells it anew once that has changed by more
-    /// than a little.
+    /// The memory use to show in the state while memory is high; `None` while it is not. It is
+    /// updated only when it changed by more than a little.
     pub(super) fn memory_high(&self) -> Option<MemoryUse> {
         let now = self.memory.filter(|memory| memory.is_high())?;
         match &self.state {
@@ -45,8 +42,8 @@ impl Shared {
         }
     }
 
-    /// Whether a voter has memory to lead with. One that has as little will do where this replica's
-    /// guest is the last that is to be rebuilt.
+    /// Whether a voter has enough memory to lead. If this leader's own guest is the last one to be
+    /// rebuilt, a voter whose memory is as high will do.
     pub(super) fn has_memory_to_lead(&self, voter: ReplicaId) -> bool {
         match self.guest_of(voter) {
             GuestIs::Absent => false,
@@ -55,7 +52,7 @@ impl Shared {
         }
     }
 
-    /// Whether somebody else should lead because of this replica's memory.
+    /// Whether another replica should lead because this one's memory is high.
     pub(super) fn leads_for_memory(&self) -> bool {
         let voters = &self.recovery.configuration.voters;
         let others = voters.iter().filter(|voter| **voter != self.me());
@@ -65,7 +62,7 @@ impl Shared {
 }
 
 impl Hosting {
-    /// The apply lane says what the guest has.
+    /// The apply lane reports the guest's memory use.
     pub(super) fn memory(
         &mut self,
         shared: &mut Shared,
@@ -80,7 +77,7 @@ impl Hosting {
         }
     }
 
-    /// Whether commands are refused for want of memory, here or on too many of the voters.
+    /// Refuses commands if memory is too high for them here or on too many voters.
     pub(super) fn has_memory(&self, shared: &Shared, relief: bool) -> Result<(), Refusal> {
         if planted("memory_without_bound") {
             return Ok(());
@@ -95,7 +92,7 @@ impl Hosting {
         }
     }
 
-    /// Whether another pack may be under way.
+    /// Whether another commands entry may be put under way.
     pub(super) fn has_memory_for_more(&self, shared: &Shared) -> bool {
         let Some(memory) = shared.memory else { return true };
         let under_way = self.proposals.bytes().max(self.pipeline.backlog_bytes()) as u64;

@@ -1,14 +1,15 @@
 //! Snapshots on their way to other replicas, and those promised to them.
 //!
-//! - One transfer to a replica at a time for each purpose: raft asks again if it must.
-//! - What was offered to a follower stays *promised* when its transfer breaks: the object stays on
-//!   the disk and the log behind it in the log ([`crate::limits::PARK_MS`]), and it is offered
-//!   first, so that the receiver can go on where it was. It ends sooner when the follower is past
-//!   it, or somebody else leads; offers that move nothing make it last no longer.
-//! - A promised object that rots while the log lists it no more is repaired by nobody, and promised
-//!   no more.
-//! - A receiver that holds a part of another object says so. That one is offered if it is listed
-//!   here; if not, the next offer insists.
+//! - A replica receives at most one transfer for each purpose at a time; raft asks again if it
+//!   must.
+//! - An object that was offered to a follower stays *promised* if its transfer breaks: the object
+//!   and the log since it are kept ([`crate::limits::SUSPEND_MS`]), and it is offered first, so
+//!   that the receiver can resume. The promise ends early when the follower is past the object, or
+//!   another replica leads. Offers that move no data do not extend it.
+//! - A promised object that turns out corrupt after the log stopped listing it cannot be repaired,
+//!   so its promise ends.
+//! - A receiver that holds a part of another object says so. If that object is here, it is offered;
+//!   if not, the next offer insists.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,23 +25,23 @@ use crate::snapshot::chunk::{ObjectRef, Purpose};
 
 #[derive(Default)]
 pub(super) struct Outgoing {
-    /// Transfers for raft, by receiver.
+    /// Transfers that raft asked for, by receiver.
     following: BTreeMap<ReplicaId, SnapshotDesc>,
     /// Transfers that their receivers asked for.
     wanted: BTreeMap<ReplicaId, SnapshotDesc>,
-    /// What was offered to a follower, and the tick until which it is kept for it.
+    /// The object promised to each follower, and the tick until which it is kept.
     promised: BTreeMap<ReplicaId, (SnapshotDesc, u64)>,
-    /// Receivers whose preferred object is not here.
+    /// Receivers that prefer an object that is not here.
     insist: BTreeSet<ReplicaId>,
-    /// Objects under way that are not listed any more and turned out to be bad: nobody repairs
-    /// them.
-    spoilt: Vec<ObjectRef>,
+    /// Objects under way that are no longer listed and turned out to be corrupt: they cannot be
+    /// repaired.
+    corrupt: Vec<ObjectRef>,
 }
 
-const PARK_TICKS: u64 = limits::PARK_MS / limits::TICK_MS;
+const SUSPEND_TICKS: u64 = limits::SUSPEND_MS / limits::TICK_MS;
 
 impl Outgoing {
-    /// Whether a follower is being sent a snapshot, or is promised the rest of one.
+    /// Whether a follower is being sent a snapshot or was promised the rest of one.
     pub(super) fn is_busy(&self) -> bool {
         !self.following.is_empty() || !self.promised.is_empty()
     }
@@ -49,18 +50,18 @@ impl Outgoing {
         self.following.contains_key(&to)
     }
 
-    /// Each receiver and the index from which it will go on.
+    /// Each receiver, and the index of the snapshot after which it will need the log.
     pub(super) fn pins(&self) -> Vec<(ReplicaId, u64)> {
         let promised = self.promised.iter().map(|(to, (desc, _))| (*to, desc.index));
         self.following.iter().map(|(to, desc)| (*to, desc.index)).chain(promised).collect()
     }
 
-    /// Objects that stay though the log may not list them.
+    /// Objects that are kept even if the log does not list them.
     pub(super) fn promised(&self) -> Vec<SnapshotDesc> {
         self.promised.values().map(|(desc, _)| desc.clone()).collect()
     }
 
-    /// Begins a transfer for raft, unless one is under way.
+    /// Begins a transfer that raft asked for, unless one is under way.
     pub(super) fn follow(
         &mut self,
         to: ReplicaId,
@@ -72,9 +73,9 @@ impl Outgoing {
             return;
         }
         self.following.insert(to, snapshot.clone());
-        // A receiver that refuses the same one again and again holds it no longer for that.
+        // A receiver that refuses the same object again and again does not extend its promise.
         let before = self.promised.get(&to).filter(|(desc, _)| *desc == snapshot);
-        let until = before.map_or(now + PARK_TICKS, |(_, until)| *until);
+        let until = before.map_or(now + SUSPEND_TICKS, |(_, until)| *until);
         self.promised.insert(to, (snapshot.clone(), until));
         let insist = self.insist.remove(&to);
         effects.push(Effect::SendSnapshot { to, snapshot, purpose: Purpose::Follow, insist });
@@ -99,47 +100,47 @@ impl Outgoing {
             Purpose::Wanted => drop(self.wanted.remove(&to)),
             Purpose::Follow => {
                 let sent = self.following.remove(&to);
-                let goes_on = |desc: &SnapshotDesc| !self.spoilt.contains(&ObjectRef::of(desc));
+                let goes_on = |desc: &SnapshotDesc| !self.corrupt.contains(&ObjectRef::of(desc));
                 match sent.filter(|desc| !ok && goes_on(desc)) {
                     Some(desc) if moved => {
-                        self.promised.insert(to, (desc, now + PARK_TICKS));
+                        self.promised.insert(to, (desc, now + SUSPEND_TICKS));
                     }
-                    // Its time goes on.
+                    // No data moved: the promise expires when it would have.
                     Some(_) => {}
                     None => drop(self.promised.remove(&to)),
                 }
                 let under_way = |object: &ObjectRef| {
                     self.following.values().any(|desc| ObjectRef::of(desc) == *object)
                 };
-                self.spoilt.retain(under_way);
+                self.corrupt.retain(under_way);
             }
         }
     }
 
-    /// A promised object that the log does not list is bad: it is promised to nobody any more.
-    fn spoil(&mut self, snapshot: &SnapshotDesc) {
+    /// A promised object that the log does not list is corrupt: all promises of it end.
+    fn note_corrupt(&mut self, snapshot: &SnapshotDesc) {
         let object = ObjectRef::of(snapshot);
         self.promised.retain(|_, (desc, _)| ObjectRef::of(desc) != object);
-        if !self.spoilt.contains(&object) {
-            self.spoilt.push(object);
+        if !self.corrupt.contains(&object) {
+            self.corrupt.push(object);
         }
     }
 
-    /// The receiver would rather have `object`: it is promised if `listed` has it, or somebody was
-    /// promised it and the log still begins before it.
+    /// The receiver prefers `object`. It is promised if it is listed, or promised to some follower
+    /// with the log since it still here; otherwise the next offer insists.
     fn prefers(&mut self, to: ReplicaId, object: ObjectRef, log: &RaftLog, now: u64) {
         let listed = log.listed();
         let promised = self.promised.values().map(|(desc, _)| desc);
-        let promised = promised.filter(|desc| log.goes_on_behind(desc));
-        let found = listed.iter().chain(promised).find(|desc| ObjectRef::of(desc) == object);
+        let usable = promised.filter(|desc| log.goes_on_behind(desc));
+        let found = listed.iter().chain(usable).find(|desc| ObjectRef::of(desc) == object);
         match found.cloned() {
-            Some(desc) => drop(self.promised.insert(to, (desc, now + PARK_TICKS))),
+            Some(desc) => drop(self.promised.insert(to, (desc, now + SUSPEND_TICKS))),
             None => drop(self.insist.insert(to)),
         }
     }
 
-    /// Promises end with time, and when their receiver does not need them any more; says whether
-    /// any did.
+    /// Ends promises whose time is over or whose receiver no longer needs them; says whether there
+    /// were any.
     fn expire(&mut self, now: u64, needs: impl Fn(ReplicaId, &SnapshotDesc) -> bool) -> bool {
         let before = self.promised.len();
         let following = &self.following;
@@ -165,24 +166,22 @@ impl Hosting {
         self.keep_promises();
         self.installs.relist(self.raw.store().listed());
         if purpose == Purpose::Follow {
-            let status = match ok {
-                true => raft::SnapshotStatus::Finish,
-                false => raft::SnapshotStatus::Failure,
-            };
+            let status =
+                if ok { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
             self.raw.report_snapshot(to.0, status);
         }
     }
 
-    /// What was found rotten is listed no more: whoever it was promised to gets another.
+    /// A corrupt object that is no longer listed: its receivers are offered another one.
     pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc) {
-        self.outgoing.spoil(snapshot);
+        self.outgoing.note_corrupt(snapshot);
         self.keep_promises();
         self.installs.relist(self.raw.store().listed());
     }
 
     pub(super) fn tick_outgoing(&mut self, shared: &Shared) {
         let (raft, leads) = (&self.raw.raft, self.is_leader());
-        // Whoever leads now has promises of its own to make.
+        // Promises hold only while this replica leads; the next leader makes its own.
         let needs = |to: ReplicaId, desc: &SnapshotDesc| {
             leads && raft.prs().get(to.0).is_some_and(|progress| progress.matched < desc.index)
         };
@@ -194,8 +193,8 @@ impl Hosting {
 
     /// Lets raft offer what was promised.
     pub(super) fn keep_promises(&mut self) {
-        let promised = self.outgoing.promised.iter();
-        let promised = promised.map(|(to, (desc, _))| (*to, desc.clone())).collect();
+        let promises = self.outgoing.promised.iter();
+        let promised = promises.map(|(to, (desc, _))| (*to, desc.clone())).collect();
         self.raw.mut_store().set_promised(promised);
     }
 }
@@ -205,8 +204,8 @@ mod tests {
     use super::*;
     use crate::retention::tests::desc;
 
-    /// A transfer breaks because its object rotted and is listed no more: it is not offered again,
-    /// while any other that breaks is.
+    /// A transfer breaks because its object is corrupt and no longer listed: the object is not
+    /// offered again, while any other one whose transfer breaks is.
     #[test]
     fn a_promise_that_rots_ends() {
         let (to, mut effects) = (ReplicaId(7), Vec::new());
@@ -216,18 +215,18 @@ mod tests {
         assert_eq!(outgoing.promised(), [desc(10)], "it broke, and may go on");
 
         outgoing.follow(to, desc(10), 2, &mut effects);
-        outgoing.spoil(&desc(10));
+        outgoing.note_corrupt(&desc(10));
         outgoing.ended((to, Purpose::Follow), (false, true), 3);
         assert_eq!(outgoing.promised(), [], "there is nothing to go on with");
-        assert_eq!(outgoing.spoilt, [], "it is forgotten with its transfer");
+        assert_eq!(outgoing.corrupt, [], "it is forgotten with its transfer");
 
         outgoing.follow(to, desc(20), 4, &mut effects);
         outgoing.ended((to, Purpose::Follow), (false, true), 5);
-        assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as ever");
+        assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as usual");
     }
 
-    /// A receiver that refuses each offer is promised the object for a time; one that takes a part
-    /// of it now and then, for as long as it does.
+    /// A receiver that refuses every offer is promised the object for a limited time; one that
+    /// receives some of it now and then, for as long as it does.
     /// Covers C5.
     #[test]
     fn a_promise_lasts_as_long_as_something_moves() {
@@ -235,16 +234,16 @@ mod tests {
             let (to, mut effects) = (ReplicaId(7), Vec::new());
             let mut outgoing = Outgoing::default();
             let mut now = 0;
-            while now < 3 * PARK_TICKS {
+            while now < 3 * SUSPEND_TICKS {
                 outgoing.follow(to, desc(10), now, &mut effects);
-                now += PARK_TICKS / 2;
+                now += SUSPEND_TICKS / 2;
                 outgoing.ended((to, Purpose::Follow), (false, moved), now);
                 outgoing.expire(now, |_, _| true);
                 if outgoing.promised().is_empty() {
                     break;
                 }
             }
-            let lasted = if moved { 3 * PARK_TICKS } else { PARK_TICKS };
+            let lasted = if moved { 3 * SUSPEND_TICKS } else { SUSPEND_TICKS };
             assert_eq!(now, lasted, "moved: {moved}");
         }
     }

@@ -1,4 +1,4 @@
-//! What waits for the log lane: numbers of raft's readies, and the messages that promise
+//! What waits for the log lane: the numbers of raft's readies, and messages that promise
 //! durability.
 
 use std::collections::VecDeque;
@@ -8,7 +8,7 @@ use raft::eraftpb::Message;
 use crate::limits;
 use crate::snapshot::{Hold, SnapshotDesc};
 
-/// Batches emitted and not yet durable, in order.
+/// Batches that were emitted and are not durable yet, in order.
 #[derive(Default)]
 pub(super) struct PersistQueue {
     emitted: u64,
@@ -16,22 +16,22 @@ pub(super) struct PersistQueue {
     waiting: VecDeque<Promise>,
 }
 
-/// What becomes true when the batch `seq` is durable.
+/// What may be released once the batch `seq` is durable.
 pub(super) struct Promise {
     pub seq: u64,
-    /// The term that the batch, or one before it, carries.
+    /// The term that this batch or an earlier one makes durable.
     pub term: u64,
-    /// raft's number of the ready it came from.
+    /// raft's number of the ready that this batch came from.
     pub ready: Option<u64>,
     pub messages: Vec<Message>,
     pub listing: Option<Listing>,
 }
 
-/// The durable list of recovery points changes with this batch.
+/// A change of the durable list of recovery points.
 pub(super) struct Listing {
     pub snapshots: Vec<SnapshotDesc>,
     pub first_index: u64,
-    /// Of the object that is new in the list.
+    /// The hold on the object that is new in the list.
     pub hold: Option<Box<dyn Hold>>,
     /// The first of `snapshots` came from a peer and replaces the guest.
     pub installed: bool,
@@ -43,7 +43,7 @@ impl PersistQueue {
         self.emitted
     }
 
-    /// The last batch emitted.
+    /// The sequence number of the last batch emitted.
     pub(super) fn emitted(&self) -> u64 {
         self.emitted
     }
@@ -58,7 +58,7 @@ impl PersistQueue {
         self.durable == self.emitted
     }
 
-    /// Whether so much waits for batches that no more may be promised.
+    /// Whether so many promises wait for batches that no more may be added.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= limits::PROMISES_WAITING_MAX
     }
@@ -76,7 +76,7 @@ impl PersistQueue {
         self.waiting.push_back(promise);
     }
 
-    /// The next promise whose batch is durable.
+    /// Takes the next promise whose batch is durable.
     pub(super) fn kept(&mut self) -> Option<Promise> {
         match self.waiting.front() {
             Some(promise) if promise.seq <= self.durable => self.waiting.pop_front(),

@@ -1,8 +1,8 @@
-//! From committed to applied: what the apply lane is given, in order and bounded.
+//! From committed to applied: what the apply lane is given, in order and within bounds.
 //!
 //! What raft calls *applied* is "handed over to this pipeline". The lane gets work while less than
-//! [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way; what has to wait longer keeps only its
-//! indexes, and the lane reads those entries from the log.
+//! [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way. Beyond what may wait in memory only the
+//! indexes are kept, and the lane reads those entries from the log.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -18,9 +18,9 @@ pub(super) struct Pipeline {
     queue: VecDeque<Item>,
     /// Bytes of entries held in the queue.
     queued_bytes: usize,
-    /// Bytes given to the lane and not reported back.
+    /// Bytes of entries that the lane was given and has not reported back.
     inflight_bytes: usize,
-    /// The lane was given everything up to here.
+    /// The lane was given everything up to this index.
     dispatched: u64,
     /// The guest's applied index, as last reported.
     applied: u64,
@@ -28,23 +28,23 @@ pub(super) struct Pipeline {
     build: u64,
     /// The lane rebuilds the guest from a recovery point.
     rebuilding: bool,
-    /// Restores given to the lane and not reported back.
+    /// Restores that the lane was given and has not reported back.
     restores: usize,
-    /// raft accepted a snapshot that the log does not list durably yet.
+    /// raft accepted a snapshot that the log does not durably list yet.
     installing: bool,
-    /// A capture was given to the lane; what follows waits until the guest wrote it, because it may
-    /// have to be tried again.
+    /// The capture that the lane was given. Later items wait until the guest has written it,
+    /// because it may have to be retried.
     capturing: Option<Capture>,
-    /// There is nothing to build a guest from: a start will come, and cover what is handed over
-    /// until then.
+    /// There is nothing to build a guest from. Entries handed over meanwhile are not queued: the
+    /// start that comes later covers them.
     waiting: bool,
     /// Bytes of entries handed over and not reported back.
     backlog_bytes: usize,
     /// The last entry handed over.
     handed: u64,
-    /// Nothing is applied any more: what is handed over is known by its bounds only.
+    /// Nothing is applied any more: entries handed over are not queued.
     halted: bool,
-    /// The lane builds the guest of a halted replica, to be asked.
+    /// The lane rebuilds the guest of a halted replica for local queries.
     standing: bool,
 }
 
@@ -53,18 +53,18 @@ enum Item {
     Capture(Capture),
 }
 
-/// A snapshot that the lane is to take.
+/// A snapshot for the lane to take.
 #[derive(Clone)]
 pub(super) struct Capture {
     pub(super) term: u64,
     pub(super) index: u64,
     pub(super) configuration: Configuration,
-    /// Bytes of log that the replica lets go of then.
+    /// Bytes of log that the replica can cut once it has the snapshot.
     pub(super) gain: u64,
 }
 
 impl Pipeline {
-    /// The lane begins by rebuilding up to `floor`.
+    /// The lane begins by rebuilding the guest up to `floor`.
     pub(super) fn rebuilding(floor: u64) -> Self {
         Self {
             queue: VecDeque::new(),
@@ -98,7 +98,7 @@ impl Pipeline {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        // While it waits or is halted nothing is queued.
+        // A pipeline that is waiting or halted queues nothing, so it need not be closed.
         !(self.rebuilding || self.installing)
     }
 
@@ -112,7 +112,7 @@ impl Pipeline {
         self.backlog_bytes
     }
 
-    /// Whether the lane is so far behind that a leader packs no more commands.
+    /// Whether the lane is so far behind that a leader proposes no more commands.
     pub(super) fn is_behind(&self) -> bool {
         self.backlog_bytes > limits::APPLY_BACKLOG_BYTES_MAX
             || self.handed.saturating_sub(self.applied) > limits::APPLY_BACKLOG_ENTRIES_MAX
@@ -123,7 +123,7 @@ impl Pipeline {
         self.standing || self.rebuilding || self.restores > 0
     }
 
-    /// Whether a snapshot that was installed takes the place of whatever is being rebuilt.
+    /// Whether an installed snapshot will replace the guest that is being built.
     pub(super) fn is_superseded(&self) -> bool {
         self.installing || self.restores > 0
     }
@@ -132,7 +132,8 @@ impl Pipeline {
         self.rebuilding = false;
     }
 
-    /// Committed entries, contiguous with what came before; tickets wait for `awaited` ones.
+    /// Queues committed entries, which follow the earlier ones. Tickets wait for the `awaited`
+    /// ones.
     pub(super) fn push(&mut self, mut entries: Vec<Entry>, awaited: BTreeSet<u64>) {
         let (Some(head), Some(tail)) = (entries.first(), entries.last()) else { return };
         self.handed = tail.index;
@@ -150,29 +151,29 @@ impl Pipeline {
         self.queue.push_back(Item::Range { first, last, bytes, entries, awaited });
     }
 
-    /// Whether there is, or will be, a guest to capture at what is handed over now.
+    /// Whether there is, or will be, a guest to capture at the index that is handed over now.
     pub(super) fn captures(&self) -> bool {
         !self.halted && !self.waiting
     }
 
-    /// A mark: the lane captures between the range that ends with it and the next.
+    /// Queues a capture: the lane takes it after the range that ends at its index.
     pub(super) fn push_capture(&mut self, capture: Capture) {
         self.queue.push_back(Item::Capture(capture));
     }
 
-    /// The guest wrote the capture at `index`, or it failed: what follows may follow.
+    /// The guest wrote the capture at `index`, or it failed: the items after it may be dispatched.
     pub(super) fn captured(&mut self, index: u64) {
         self.capturing.take_if(|capture| capture.index == index);
     }
 
-    /// Room was made: the capture at `index` is tried again.
+    /// Gives the lane the capture at `index` again.
     pub(super) fn capture_again(&mut self, index: u64, effects: &mut Vec<Effect>) {
         if let Some(capture) = self.capturing.clone().filter(|capture| capture.index == index) {
             effects.push(Effect::Apply(capture.job()));
         }
     }
 
-    /// Gives the lane what it may have.
+    /// Gives the lane as much as it may have.
     pub(super) fn dispatch(&mut self, effects: &mut Vec<Effect>) {
         while self.is_open()
             && self.capturing.is_none()
@@ -204,7 +205,7 @@ impl Pipeline {
 
     pub(super) fn restored(&mut self, index: u64) {
         self.restores = self.restores.saturating_sub(1);
-        // Whatever the lane built before, this took its place.
+        // The restored guest replaces whatever the lane was building.
         self.rebuilding = false;
         self.go_on();
         self.progressed(index, 0);
@@ -216,14 +217,14 @@ impl Pipeline {
         self.applied = self.applied.max(applied);
     }
 
-    /// raft accepted a snapshot: what is queued lies below it; the lane waits until the log lists
-    /// it.
+    /// raft accepted a snapshot above everything queued: the queue is dropped, and the lane waits
+    /// until the log durably lists the snapshot.
     pub(super) fn supersede(&mut self) {
         self.clear();
         self.installing = true;
     }
 
-    /// What the lane was to restore is not there any more.
+    /// The object that the lane was to restore cannot be read.
     pub(super) fn not_restored(&mut self) {
         self.restores = self.restores.saturating_sub(1);
     }
@@ -235,7 +236,7 @@ impl Pipeline {
         self.waiting = true;
     }
 
-    /// The lane builds the guest anew, up to `floor`.
+    /// The lane rebuilds the guest up to `floor`.
     pub(super) fn start_again(&mut self, floor: u64) {
         self.clear();
         self.go_on();
@@ -255,7 +256,7 @@ impl Pipeline {
         self.capturing = None;
     }
 
-    /// The log lists the snapshot durably: the lane restores it, and what follows may follow.
+    /// The log durably lists the snapshot: the lane restores it, and later items may follow.
     pub(super) fn restore(&mut self, snapshot: SnapshotDesc, effects: &mut Vec<Effect>) {
         self.dispatched = snapshot.index;
         self.build += 1;
@@ -276,12 +277,12 @@ impl Pipeline {
         self.halted
     }
 
-    /// The lane builds the guest of a halted replica.
+    /// The lane begins to rebuild the guest of a halted replica.
     pub(super) fn stand(&mut self) {
         self.standing = true;
     }
 
-    /// It did, as of this entry, or could not.
+    /// The lane rebuilt that guest as of entry `at`; `None`: it could not.
     pub(super) fn stands(&mut self, at: Option<u64>) {
         if std::mem::take(&mut self.standing) {
             self.applied = at.unwrap_or(self.applied);

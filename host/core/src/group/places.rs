@@ -1,62 +1,64 @@
-//! A host takes only so many snapshots at once: what a replica does whose capture finds no place.
+//! A host takes only a few snapshots at once: what a replica does whose capture gets no place.
 //!
-//! - At a mark it waits there for a moment, for objects of one mark are equal everywhere, and that
-//!   is worth something. The guest applies nothing meanwhile.
-//! - Then it lets the mark pass, and asks again between marks, where it is by then: now and then,
-//!   by chance, so that the groups of a host do not all ask at once.
-//! - That is no failure: its log is not taken to be stuck, and nobody's next mark comes later.
+//! - At a checkpoint it waits briefly for a place, because objects of one checkpoint are equal on
+//!   all nodes, and that is useful. The guest applies nothing meanwhile.
+//! - Then it lets the checkpoint pass and asks again between checkpoints, for whatever index it has
+//!   reached. The intervals are random, so that the groups of a host do not all ask at the same
+//!   time.
+//! - This is not a failed capture: the log does not count as stuck, and the next checkpoint is not
+//!   delayed.
 //!
-//! Who gets a place is the host's to say, by the bytes of log that each capture names.
+//! The host decides which capture gets a place, by the bytes of log that each one allows to cut.
 
 use crate::group::Shared;
+use crate::group::checkpoint::Checkpoints;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
-use crate::group::mark::Marks;
 use crate::limits;
 use crate::mutant::planted;
 
-/// A capture that found no place.
+/// What becomes of a capture that got no place.
 pub(super) enum PlaceWait {
-    /// It is asked for again at the next tick, at the same index.
+    /// It is tried again at the next tick, at this same index.
     Here(u64),
     /// It was given up; another one is tried from this tick on.
     Later(u64),
 }
 
-impl Marks {
-    /// Whether it is not the time to ask for a place again.
+impl Checkpoints {
+    /// Whether it is too early to ask for a place again.
     pub(super) fn asks_later(&self, now: u64) -> bool {
         matches!(self.place, Some(PlaceWait::Later(tick)) if now < tick)
     }
 }
 
 impl Hosting {
-    /// The capture at `index` found no place.
+    /// The capture at `index` got no place.
     pub(super) fn no_place(&mut self, shared: &mut Shared, index: u64, why: String) {
-        if !self.marks.is_capturing_at(index) {
+        if !self.checkpoints.is_capturing_at(index) {
             return self.pipeline.captured(index);
         }
-        let at_mark = self.marks.last() == index;
-        if at_mark && shared.now < self.marks.began() + limits::MARK_PLACE_TICKS {
-            self.marks.place = Some(PlaceWait::Here(index));
+        let at_checkpoint = self.checkpoints.last() == index;
+        if at_checkpoint && shared.now < self.checkpoints.began() + limits::CHECKPOINT_PLACE_TICKS {
+            self.checkpoints.place = Some(PlaceWait::Here(index));
             return;
         }
         self.pipeline.captured(index);
-        self.marks.gave_up_for_a_place(why);
+        self.checkpoints.gave_up_for_a_place(why);
         let wait = limits::PLACE_RETRY_TICKS + shared.chance.below(limits::PLACE_RETRY_TICKS);
-        self.marks.place = Some(PlaceWait::Later(shared.now + wait));
+        self.checkpoints.place = Some(PlaceWait::Later(shared.now + wait));
     }
 
     pub(super) fn tick_places(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        match self.marks.place {
+        match self.checkpoints.place {
             Some(PlaceWait::Here(index)) => {
-                self.marks.place = None;
+                self.checkpoints.place = None;
                 self.pipeline.capture_again(index, effects);
             }
             Some(PlaceWait::Later(tick)) if shared.now >= tick => {
-                self.marks.place = None;
-                // If there is nothing to capture, or no guest, the next mark will do.
-                if !planted("wait_for_a_mark") {
+                self.checkpoints.place = None;
+                // If there is nothing to capture, or no guest, the next checkpoint takes its place.
+                if !planted("wait_for_a_checkpoint") {
                     let _ = self.capture_here(shared);
                 }
             }

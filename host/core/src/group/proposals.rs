@@ -1,30 +1,30 @@
 //! Commands on their way into the log, and the tickets that wait for their answers.
 //!
-//! A ticket is paired with its answer by (index, term), never by an id of its own: an answer can
-//! only match its own proposal. Every ticket ends exactly once.
+//! A ticket is paired with its answer by (index, term), never by an id of its own, so an answer can
+//! only match its own proposal. Every ticket is answered exactly once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::Entry;
 
 use crate::apply::{Answer, EntryAnswers};
-use crate::entry::{Call, EntryBody, Pack};
+use crate::entry::{Call, Commands, EntryBody};
 use crate::fault::Refusal;
 use crate::group::effect::Effect;
 use crate::ids::Ticket;
 use crate::limits;
 use crate::mutant::planted;
 
-/// Commands and session openings of one group, waiting or under way.
+/// A group's commands and its openings and closings of sessions, waiting or under way.
 #[derive(Default)]
 pub(super) struct Proposals {
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// Proposed and not yet applied, by index.
+    /// Entries that were proposed and are not applied yet, by index.
     proposed: BTreeMap<u64, Proposed>,
-    /// Bytes of those.
+    /// Bytes of the commands in those entries.
     proposed_bytes: usize,
-    /// Commands taken that are to make room.
+    /// How many accepted commands are meant to free memory.
     relieved: u64,
 }
 
@@ -34,10 +34,10 @@ enum Waiting {
     Close(Ticket, u64),
 }
 
-/// An entry with commands, on its way.
+/// An entry that was proposed, and the tickets that wait for it.
 struct Proposed {
     term: u64,
-    /// In the order of its commands.
+    /// In the order of the entry's commands.
     tickets: Vec<Ticket>,
     bytes: usize,
 }
@@ -48,15 +48,15 @@ impl Waiting {
         *ticket
     }
 
-    /// What it takes of the bytes that may wait.
+    /// How many bytes it counts toward the limit of what may wait.
     fn cost(&self) -> usize {
         match self {
             Self::Call { call, .. } => cost(call),
-            Self::Open(..) | Self::Close(..) => limits::PACK_OVERHEAD_BYTES_MAX,
+            Self::Open(..) | Self::Close(..) => limits::COMMAND_OVERHEAD_BYTES_MAX,
         }
     }
 
-    /// Whether it is taken while memory is high: sessions are not the guest's.
+    /// Whether it is accepted while memory is high. Sessions take none of the guest's memory.
     fn needs_no_memory(&self) -> bool {
         matches!(self, Self::Call { relief: true, .. } | Self::Open(..) | Self::Close(..))
     }
@@ -66,12 +66,12 @@ impl Waiting {
 pub(super) struct Proposal {
     pub body: EntryBody,
     pub tickets: Vec<Ticket>,
-    /// What its commands take of a pack.
+    /// Bytes that its commands count toward the limit of an entry.
     pub bytes: usize,
 }
 
 impl Proposals {
-    /// Puts a command in line, or says why not.
+    /// Queues a command, or says why not.
     pub(super) fn push_call(
         &mut self,
         ticket: Ticket,
@@ -97,7 +97,7 @@ impl Proposals {
     }
 
     fn admit(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let bytes = self.waiting_bytes + bytes + limits::PACK_OVERHEAD_BYTES_MAX;
+        let bytes = self.waiting_bytes + bytes + limits::COMMAND_OVERHEAD_BYTES_MAX;
         if bytes > limits::PROPOSALS_WAITING_BYTES_MAX
             || self.waiting.len() >= limits::PROPOSALS_WAITING_MAX
         {
@@ -111,12 +111,12 @@ impl Proposals {
         !self.waiting.is_empty()
     }
 
-    /// Entries proposed and above `index`.
+    /// How many proposed entries are above `index`.
     pub(super) fn above(&self, index: u64) -> usize {
         self.proposed.range(index + 1..).count()
     }
 
-    /// Bytes of commands that are proposed and not yet applied.
+    /// Bytes of commands that are proposed and not applied yet.
     pub(super) fn bytes(&self) -> usize {
         self.proposed_bytes
     }
@@ -125,7 +125,8 @@ impl Proposals {
         self.relieved
     }
 
-    /// As many waiting commands as fit one entry; opening and closing a session come alone.
+    /// Takes as many waiting commands as fit in one entry. Opening or closing a session takes an
+    /// entry of its own.
     pub(super) fn next(&mut self, time_ms: u64) -> Option<Proposal> {
         let mut calls = Vec::new();
         let mut tickets = Vec::new();
@@ -133,18 +134,18 @@ impl Proposals {
         while let Some(waiting) = self.waiting.pop_front() {
             match waiting {
                 Waiting::Open(ticket, nonce) if calls.is_empty() => {
-                    self.waiting_bytes -= limits::PACK_OVERHEAD_BYTES_MAX;
+                    self.waiting_bytes -= limits::COMMAND_OVERHEAD_BYTES_MAX;
                     let body = EntryBody::Open { time_ms, nonce };
                     return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
                 }
                 Waiting::Close(ticket, session) if calls.is_empty() => {
-                    self.waiting_bytes -= limits::PACK_OVERHEAD_BYTES_MAX;
+                    self.waiting_bytes -= limits::COMMAND_OVERHEAD_BYTES_MAX;
                     let body = EntryBody::Close { time_ms, session };
                     return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
                 }
                 Waiting::Call { ticket, call, relief: _ }
-                    if calls.len() < limits::PACK_COMMANDS_MAX
-                        && bytes + cost(&call) <= limits::PACK_BYTES_MAX =>
+                    if calls.len() < limits::ENTRY_COMMANDS_MAX
+                        && bytes + cost(&call) <= limits::COMMANDS_ENTRY_BYTES_MAX =>
                 {
                     bytes += cost(&call);
                     self.waiting_bytes -= cost(&call);
@@ -157,11 +158,11 @@ impl Proposals {
                 }
             }
         }
-        let body = EntryBody::Pack(Pack { time_ms, calls });
+        let body = EntryBody::Commands(Commands { time_ms, calls });
         (!tickets.is_empty()).then_some(Proposal { body, tickets, bytes })
     }
 
-    /// Nobody waits for these any more: those that are not proposed yet never will be.
+    /// Drops the waiting requests whose clients are gone. What is already proposed goes on.
     pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
         if planted("propose_for_nobody") {
             return;
@@ -177,7 +178,7 @@ impl Proposals {
         }
     }
 
-    /// The entry of these tickets stands at (index, term) of this leader's log.
+    /// The entry of these tickets is at (index, term) of this leader's log.
     pub(super) fn proposed(
         &mut self,
         (index, term): (u64, u64),
@@ -190,7 +191,7 @@ impl Proposals {
         }
     }
 
-    /// Which of these entries have tickets that wait for them.
+    /// The indexes of those entries that tickets wait for.
     pub(super) fn awaited(&self, entries: &[Entry]) -> BTreeSet<u64> {
         if planted("await_nothing") {
             return BTreeSet::new();
@@ -199,8 +200,8 @@ impl Proposals {
         indexes.filter(|index| self.proposed.contains_key(index)).collect()
     }
 
-    /// Pairs answers with tickets. An entry of another term at a ticket's index means: lost, not
-    /// applied.
+    /// Pairs answers with tickets. If the entry at a ticket's index has another term, the command
+    /// was lost and not applied.
     pub(super) fn applied(&mut self, entry: EntryAnswers, effects: &mut Vec<Effect>) {
         let Some(Proposed { term, tickets, bytes }) = self.proposed.remove(&entry.index) else {
             return;
@@ -216,8 +217,9 @@ impl Proposals {
         }
     }
 
-    /// Whatever stands at or below `index` has no answer any more. Lost is only what the log does
-    /// not hold: `term_at` says what it holds.
+    /// Ends the tickets at or below `index`, to which no answer will come. A command is lost only
+    /// if `term_at` says that the log holds another entry in its place; otherwise its fate is
+    /// unknown.
     pub(super) fn passed(
         &mut self,
         index: u64,
@@ -228,21 +230,18 @@ impl Proposals {
         let gone = std::mem::replace(&mut self.proposed, above);
         for (index, Proposed { term, tickets, bytes, .. }) in gone {
             self.proposed_bytes -= bytes;
-            let lost = term_at(index).is_some_and(|there| there != term);
-            let lost = lost || planted("not_answered_is_lost");
-            let why = "the state machine was built anew".to_owned();
+            let replaced = term_at(index).is_some_and(|there| there != term);
+            let lost = replaced || planted("not_answered_is_lost");
+            let why = "the state machine was rebuilt".to_owned();
             let refusal = if lost { Refusal::Lost } else { Refusal::Unknown { why } };
             refuse_all(tickets, &refusal, effects);
         }
     }
 
-    /// This replica no longer leads or serves: proposed commands may yet commit, waiting ones never
-    /// will.
+    /// This replica no longer leads or serves. Proposed commands may still commit; waiting ones
+    /// never will.
     pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
-        let unknown = match planted("lost_if_unknown") {
-            true => Refusal::Lost,
-            false => unknown(refusal),
-        };
+        let unknown = if planted("lost_if_unknown") { Refusal::Lost } else { unknown(refusal) };
         self.proposed_bytes = 0;
         for Proposed { tickets, .. } in std::mem::take(&mut self.proposed).into_values() {
             refuse_all(tickets, &unknown, effects);
@@ -250,7 +249,7 @@ impl Proposals {
         self.refuse_waiting(refusal, effects);
     }
 
-    /// Memory is high: what would take more of it does not wait for that to change.
+    /// Memory is high: refuses the waiting commands that could take more of it.
     pub(super) fn refuse_all_but_relief(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         let (kept, refused) = std::mem::take(&mut self.waiting)
             .into_iter()
@@ -270,7 +269,7 @@ impl Proposals {
     }
 }
 
-/// What a command under way is told when new ones are refused like this.
+/// What a command under way is told when new ones get this refusal.
 fn unknown(refusal: &Refusal) -> Refusal {
     let why = match refusal {
         Refusal::NotLeader { .. } => "leadership was lost".to_owned(),
@@ -280,7 +279,7 @@ fn unknown(refusal: &Refusal) -> Refusal {
 }
 
 fn cost(call: &Call) -> usize {
-    call.payload.len() + limits::PACK_OVERHEAD_BYTES_MAX
+    call.payload.len() + limits::COMMAND_OVERHEAD_BYTES_MAX
 }
 
 fn refuse_all(tickets: Vec<Ticket>, refusal: &Refusal, effects: &mut Vec<Effect>) {

@@ -3,12 +3,12 @@
 //!
 //! It holds a bounded window of entries and the runs of terms of the whole log.
 //!
-//! - The window reaches from at most `floor + 1` to the end: every reader but a send to a follower
-//!   finds its entries in it.
-//! - A send that needs older entries is told `LogTemporarilyUnavailable`; the wish becomes
-//!   [`super::Effect::Fetch`] and is taken up again by [`super::Event::Fetched`].
-//! - `snapshot` offers only what the log durably lists, and never a configuration without its
-//!   receiver.
+//! - The window begins at or before `floor + 1` and reaches to the end. Every reader finds its
+//!   entries in it, except a send to a lagging follower.
+//! - A send that needs older entries is told `LogTemporarilyUnavailable`. The request becomes
+//!   [`super::Effect::Fetch`], and the send continues with [`super::Event::Fetched`].
+//! - `snapshot` offers only what the log durably lists or a follower was promised, and never a
+//!   configuration without its receiver.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -36,20 +36,20 @@ pub(super) struct RaftLog {
     terms: Vec<(u64, u64)>,
     window: VecDeque<Entry>,
     window_bytes: usize,
-    /// Entries below this index left the window because it was full.
+    /// Entries below this index were dropped from the window because it was full.
     outgrown: u64,
-    /// Entries below this index may not be readable any more.
+    /// Entries below this index may be unreadable.
     unreadable: u64,
     /// What the log durably lists, newest first.
     listed: Vec<SnapshotDesc>,
-    /// What was promised to a follower: offered to it before anything else.
+    /// What each follower was promised: it is offered that before anything else.
     promised: BTreeMap<ReplicaId, SnapshotDesc>,
     sizes: Sizes,
-    /// Sends that wait for entries from the log: at most one for each first index.
+    /// Reads of the log that sends wait for: at most one for each first index.
     fetches: RefCell<Vec<Fetch>>,
-    /// Entries that came back and are being taken up.
+    /// Entries that were read back, while the sends that waited for them continue.
     fetched: Vec<Entry>,
-    /// A follower needs a snapshot that is not there: one must be made at or behind this index.
+    /// A follower needs a snapshot that does not exist: one must be taken at or after this index.
     wanted: Cell<Option<u64>>,
 }
 
@@ -57,12 +57,13 @@ struct Fetch {
     from: u64,
     to: u64,
     asked: bool,
-    /// The sends that wait for it.
+    /// The sends that wait for these entries.
     contexts: Vec<GetEntriesContext>,
 }
 
 impl RaftLog {
-    /// `terms` covers the log from the entry before its first; `window` its end, from the floor on.
+    /// `terms` covers the log from the entry before its first; `window` holds its end, from the
+    /// floor on.
     pub(super) fn open(
         state: &RecoveryState,
         terms: &[(u64, u64)],
@@ -103,7 +104,7 @@ impl RaftLog {
         log
     }
 
-    /// Takes entries that raft handed over for persisting; they may replace a suffix.
+    /// Takes entries that raft handed over to be persisted; they may replace a suffix.
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(head) = entries.first() else { return };
         assert!(head.index > self.first - 1 && head.index <= self.last + 1, "no gap in the log");
@@ -127,7 +128,7 @@ impl RaftLog {
         }
     }
 
-    /// The log is now empty and begins behind an installed snapshot.
+    /// Empties the log; it now begins after the installed `snapshot`.
     pub(super) fn reset(&mut self, snapshot: &SnapshotDesc) {
         self.first = snapshot.index + 1;
         self.previous_term = snapshot.term;
@@ -139,7 +140,7 @@ impl RaftLog {
         self.fetches.borrow_mut().clear();
     }
 
-    /// The log now begins at `first`; called with what the durable state says.
+    /// The log now begins at `first`, as the durable state says.
     pub(super) fn compact(&mut self, first: u64) {
         assert!(first <= self.last + 1, "the log is cut within itself");
         if first <= self.first {
@@ -154,7 +155,8 @@ impl RaftLog {
         }
     }
 
-    /// Gives up entries that only slow followers may still want. `floor` bounds what may go.
+    /// Drops entries up to `floor` while the window is too large: only slow followers may still
+    /// need them.
     pub(super) fn trim_window(&mut self, floor: u64) {
         while self.window_bytes > limits::WINDOW_BYTES_MAX
             && self.window.front().is_some_and(|entry| entry.index <= floor)
@@ -164,8 +166,8 @@ impl RaftLog {
         }
     }
 
-    /// Entries below this index were outgrown by [`limits::WINDOW_BYTES_MAX`] of later ones; 0 if
-    /// that did not happen since the start.
+    /// Entries below this index left the window because [`limits::WINDOW_BYTES_MAX`] of later ones
+    /// took their place; 0 if that has not happened since the start.
     pub(super) fn outgrown(&self) -> u64 {
         self.outgrown
     }
@@ -174,7 +176,7 @@ impl RaftLog {
         self.unreadable = self.unreadable.max(below.min(self.last + 1));
     }
 
-    /// Entries below this index may not be readable any more; 0 if all are.
+    /// Entries below this index may be unreadable; 0 if all are readable.
     pub(super) fn unreadable(&self) -> u64 {
         self.unreadable
     }
@@ -184,12 +186,12 @@ impl RaftLog {
         self.sizes.within(bytes)
     }
 
-    /// Bytes of the entries behind `after`, up to `last`; at most a piece too few.
+    /// Bytes of the entries after `after` up to `last`; may be too few by up to one piece.
     pub(super) fn bytes_between(&self, after: u64, last: u64) -> u64 {
         self.sizes.between(after, last)
     }
 
-    /// Whether the log has every entry behind a snapshot.
+    /// Whether the log has every entry after a snapshot.
     pub(super) fn goes_on_behind(&self, desc: &SnapshotDesc) -> bool {
         desc.index + 1 >= self.first
     }
@@ -204,7 +206,7 @@ impl RaftLog {
 
     pub(super) fn set_listed(&mut self, snapshots: &[SnapshotDesc]) {
         self.listed = snapshots.to_vec();
-        // Whoever still needs one asks again, and may be content with these.
+        // A follower that still needs a snapshot asks again, and one of these may do.
         self.wanted.set(None);
     }
 
@@ -216,12 +218,12 @@ impl RaftLog {
         self.last
     }
 
-    /// Term of the entry before the first.
+    /// The term of the entry before `first`.
     pub(super) fn term_before(&self, first: u64) -> u64 {
         self.term(first - 1).expect("the entry before the cut is known")
     }
 
-    /// Fetches that nobody asked the log for yet: `(from, to)`.
+    /// Takes the reads that the log lane was not asked for yet: `(from, to)`.
     pub(super) fn take_wanted_fetches(&self) -> Vec<(u64, u64)> {
         let mut wanted = Vec::new();
         for fetch in self.fetches.borrow_mut().iter_mut().filter(|fetch| !fetch.asked) {
@@ -231,7 +233,7 @@ impl RaftLog {
         wanted
     }
 
-    /// Entries from `from` are there (or cannot be had): gives back the sends that waited for them.
+    /// Entries from `from` were read back, or could not be. Returns the sends that waited for them.
     pub(super) fn fetched(
         &mut self,
         from: u64,
@@ -254,7 +256,7 @@ impl RaftLog {
         self.fetched = Vec::new();
     }
 
-    /// The index at or behind which a snapshot is wanted, if one is; asks once.
+    /// Takes the index at or after which a follower needs a snapshot, if one does.
     pub(super) fn take_wanted_snapshot(&self) -> Option<u64> {
         self.wanted.take()
     }
@@ -304,18 +306,18 @@ impl Storage for RaftLog {
             // They were read for a send that asked for at least as much as this one.
             return Ok(limited(self.fetched.iter(), max_size));
         }
-        assert!(context.can_async(), "only sends reach behind the window");
+        assert!(context.can_async(), "only sends read entries before the window");
         if low < self.unreadable {
-            // Whoever lacks them needs a snapshot.
+            // A follower that lacks these entries needs a snapshot.
             return Err(Error::Store(StorageError::Compacted));
         }
         let mut fetches = self.fetches.borrow_mut();
         match fetches.iter_mut().find(|fetch| fetch.from == low) {
             Some(fetch) if fetch.contexts.len() < SENDS_WAITING_MAX => fetch.contexts.push(context),
-            // The next heartbeat tries again.
+            // The next heartbeat makes raft try again.
             Some(_full) => {}
             None => {
-                // Only what lies behind the window is surely durable, and can be read back.
+                // Only entries before the window are certain to be durable and can be read back.
                 let to = high.min(self.window_first());
                 fetches.push(Fetch { from: low, to, asked: false, contexts: vec![context] });
             }
@@ -360,9 +362,9 @@ impl Storage for RaftLog {
     }
 }
 
-/// Bytes of the log, in pieces: enough to say from where on it fits in a budget.
+/// The log's size in pieces: enough to tell from which index on it fits in a budget.
 struct Sizes {
-    /// (first index, bytes), ascending.
+    /// (first index, bytes) of each piece, ascending.
     pieces: VecDeque<(u64, u64)>,
     /// A piece grows to this many bytes.
     piece_bytes: u64,
@@ -377,21 +379,21 @@ impl Sizes {
         }
     }
 
-    /// The entries from `index` on are replaced; what a piece keeps of them counts on.
+    /// The entries from `index` on are replaced. A piece that begins earlier keeps its full size.
     fn cut_off(&mut self, index: u64) {
         while self.pieces.back().is_some_and(|(first, _)| *first >= index) {
             self.pieces.pop_back();
         }
     }
 
-    /// The log begins at `first` now.
+    /// The log now begins at `first`.
     fn compact(&mut self, first: u64) {
         while self.pieces.get(1).is_some_and(|(next, _)| *next <= first) {
             self.pieces.pop_front();
         }
     }
 
-    /// Bytes of the pieces that begin behind `after` and not behind `last`.
+    /// Bytes of the pieces that begin after `after` and not after `last`.
     fn between(&self, after: u64, last: u64) -> u64 {
         let inside = |(first, _): &&(u64, u64)| *first > after && *first <= last;
         self.pieces.iter().filter(inside).map(|(_, bytes)| bytes).sum()
@@ -409,7 +411,7 @@ impl Sizes {
     }
 }
 
-/// A snapshot as raft carries it: the descriptor in place of the data.
+/// A snapshot as raft carries it: the descriptor takes the place of the data.
 pub(super) fn to_raft(desc: &SnapshotDesc) -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.set_data(desc.to_bytes());

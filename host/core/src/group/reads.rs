@@ -1,12 +1,13 @@
 //! Linearizable reads by ReadIndex (raft thesis 6.4).
 //!
-//! - Reads that wait share a *round*: one context, one exchange of heartbeats.
-//! - A context is (replica, boot, counter) and is never used twice, nor sent again: a late answer
+//! - Waiting reads share a *round*: one context, one exchange of heartbeats.
+//! - A context is (replica, boot, counter). It is never used twice or sent again, so a late answer
 //!   to an old attempt cannot confirm a new one (the stale reads of etcd#20418).
-//! - raft drops requests silently when it loses leadership, and heartbeats may be lost, so a round
-//!   that is not confirmed in [`limits::READ_RETRY_TICKS`] is asked for under a new context, until
-//!   the deadline. Nothing is asked before the first commit of a leader's term.
-//! - A read index is taken after the reads of its round arrived, never before.
+//! - raft silently drops requests when it loses leadership, and heartbeats may be lost. So the
+//!   reads of a round that is not confirmed within [`limits::READ_RETRY_TICKS`] go into a new one
+//!   with a new context, until their deadline. No round starts before the first commit of a
+//!   leader's term.
+//! - A read index is taken after the reads of its round have arrived, never before.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -18,14 +19,14 @@ use crate::ids::Ticket;
 use crate::limits;
 use crate::mutant::planted;
 
-/// Reads of one group, by how far they are.
+/// The reads of one group, by how far they are.
 #[derive(Default)]
 pub(super) struct Reads {
-    /// In no round yet.
+    /// Reads in no round yet.
     waiting: Vec<Read>,
-    /// Asked for, oldest first.
+    /// Rounds that raft was asked to confirm, oldest first.
     rounds: VecDeque<Round>,
-    /// Confirmed, and waiting for the apply lane to be given everything up to the index.
+    /// Confirmed reads that wait until the apply lane was given everything up to their index.
     confirmed: VecDeque<(u64, Read)>,
     counter: u64,
 }
@@ -33,7 +34,7 @@ pub(super) struct Reads {
 pub(super) struct Read {
     pub ticket: Ticket,
     pub request: Bytes,
-    /// Tick of arrival.
+    /// The tick at which the read arrived.
     pub since: u64,
 }
 
@@ -43,7 +44,7 @@ struct Round {
     reads: Vec<Read>,
 }
 
-/// Rounds under way at once: one travels while the next gathers.
+/// Most rounds under way at once: the next one may start before the last one is answered.
 const ROUNDS_MAX: usize = 2;
 
 impl Reads {
@@ -56,7 +57,7 @@ impl Reads {
         Ok(())
     }
 
-    /// Starts a round if reads wait and one may start; returns the context to ask raft with.
+    /// Starts a round if reads wait and one may start; returns the context to pass to raft.
     pub(super) fn start_round(&mut self, unique: (u64, u64), now: u64) -> Option<Vec<u8>> {
         if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
             return None;
@@ -80,21 +81,22 @@ impl Reads {
         self.confirmed.extend(round.reads.into_iter().map(|read| (index, read)));
     }
 
-    /// Reads whose index has been given to the apply lane, and that index.
+    /// Takes the confirmed reads whose index the apply lane was given, each with that index.
     pub(super) fn ready(&mut self, dispatched: u64) -> Vec<(u64, Read)> {
         let mut ready = Vec::new();
         let mut rest = VecDeque::new();
         for (index, read) in self.confirmed.drain(..) {
-            match index <= dispatched || planted("read_before_applied") {
-                true => ready.push((index, read)),
-                false => rest.push_back((index, read)),
+            if index <= dispatched || planted("read_before_applied") {
+                ready.push((index, read));
+            } else {
+                rest.push_back((index, read));
             }
         }
         self.confirmed = rest;
         ready
     }
 
-    /// Puts rounds without an answer back in line, and refuses reads past their deadline.
+    /// Puts the reads of unanswered rounds back in line, and refuses reads past their deadline.
     pub(super) fn tick(&mut self, now: u64, effects: &mut Vec<Effect>) {
         while let Some(round) = self.rounds.front() {
             if now < round.asked + limits::READ_RETRY_TICKS {
@@ -115,7 +117,7 @@ impl Reads {
         gone.into_iter().map(|(_, read)| read).for_each(&mut refuse);
     }
 
-    /// Nobody waits for these any more.
+    /// Drops the reads whose clients are gone.
     pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
         let gone = |read: &Read| gone.contains(&read.ticket);
         let mut dropped: Vec<Read> = self.waiting.extract_if(.., |read| gone(read)).collect();
@@ -130,7 +132,7 @@ impl Reads {
         }
     }
 
-    /// Leadership or service ended; all of them can be asked elsewhere.
+    /// Refuses all reads: this replica no longer leads or serves, but another one may answer them.
     pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         let rounds = self.rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = self.confirmed.drain(..).map(|(_, read)| read);

@@ -1,13 +1,13 @@
 //! The order in which a raft `Ready` is carried out. No other file knows it.
 //!
-//! 1. Messages of a leader leave at once: its appends travel while its own disk syncs (thesis
-//!    10.2.1), once its term is durable.
+//! 1. A leader's messages leave at once, so that its appends travel while its own disk syncs
+//!    (thesis 10.2.1). They wait only until its term is durable.
 //! 2. Snapshot, entries and hard state become one batch, with the recovery state as of this ready.
 //! 3. Messages that promise durability wait for that batch ([`keep_promises`]).
-//! 4. Committed entries are handed over: configuration changes take effect, the floor moves.
+//! 4. Committed entries are handed over: configuration changes take effect, and the floor moves.
 //!
-//! Between `ready()` and `advance_append_async` raft is not called. A ready that only moved the
-//! commit index writes nothing: the next batch carries it, or a tick does.
+//! raft is not called between `ready()` and `advance_append_async`. A ready that only moves the
+//! commit index writes nothing: the next batch carries the index, or a tick writes it.
 
 use protobuf::Message as _;
 use raft::StateRole;
@@ -44,31 +44,31 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
             recovery.vote = 0;
         }
     }
-    let listing = match ready.snapshot().is_empty() {
-        true => None,
-        false => Some(install(hosting, shared, &ready, effects)),
+    let listing = if ready.snapshot().is_empty() {
+        None
+    } else {
+        Some(install(hosting, shared, &ready, effects))
     };
     hosting.raw.mut_store().append(&entries);
     let committed = ready.take_committed_entries();
-    // The commit index or the floor; a ready may as well be nothing but messages.
+    // Whether the commit index or the floor moves. A ready may also consist of messages only.
     let moves = ready.hs().is_some() || !committed.is_empty() || planted("write_at_rest");
-    let promised = ready.take_persisted_messages();
+    let mut promised = ready.take_persisted_messages();
     let number = ready.number();
-    let must_write = ready.must_sync();
+    let must_sync = ready.must_sync();
     let stepped_down = ready.ss().is_some_and(|state| state.raft_state != StateRole::Leader);
     let promoted = ready.ss().is_some_and(|state| state.raft_state == StateRole::Leader);
     hosting.raw.advance_append_async(ready);
     hosting.count_leader();
 
-    let mut promised = promised;
     if planted("acknowledge_before_sync") {
         send_all(hosting, shared, std::mem::take(&mut promised), effects);
     }
     if hosting.durable_term >= shared.recovery.term {
         send_all(hosting, shared, messages, effects);
     } else {
-        // A single voter leads in the step that campaigns: its term is not durable yet, and a
-        // follower must not hold entries of a term that may begin twice.
+        // A single voter becomes leader in the same step that campaigns, so its term is not durable
+        // yet. A learner must not hold entries of a term that may begin a second time.
         promised.extend(messages);
     }
     if stepped_down {
@@ -79,9 +79,9 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     }
     let configured = shared.recovery.configuration_index;
     hand_over(hosting, shared, committed, effects);
-    // Who restarts counts quorums by the configuration that it knows of: with an older one it may
-    // wait for a replica that was replaced since.
-    let must_write = must_write || shared.recovery.configuration_index != configured;
+    // A restarted replica counts quorums with the configuration on its disk. If that were outdated,
+    // it might wait for a replica that has been replaced since.
+    let must_write = must_sync || shared.recovery.configuration_index != configured;
     if must_write {
         hosting.unwritten_since = None;
         shared.persist_now(entries, effects);
@@ -119,8 +119,8 @@ pub(super) fn keep_promises(
     any
 }
 
-/// Changes the list and cuts the log, in one batch of its own. `hold` is of an object that is new
-/// in the list.
+/// Changes the list and cuts the log in a batch of its own. `hold` belongs to the object that is
+/// new in the list.
 pub(super) fn list_local(
     hosting: &Hosting,
     shared: &mut Shared,
@@ -145,7 +145,7 @@ pub(super) fn list_local(
     shared.persist.promise(promise);
 }
 
-/// raft took a snapshot: the log is reset to it in this ready's batch.
+/// raft accepted a snapshot: this ready's batch resets the log to it.
 fn install(
     hosting: &mut Hosting,
     shared: &mut Shared,
@@ -157,7 +157,7 @@ fn install(
     let desc = snapshot.desc;
     hosting.raw.mut_store().reset(&desc);
     hosting.pipeline.supersede();
-    hosting.marks.installed(desc.index);
+    hosting.checkpoints.installed(desc.index);
     let recovery = &mut shared.recovery;
     recovery.commit = recovery.commit.max(desc.index);
     recovery.floor = desc.index;
@@ -172,14 +172,14 @@ fn install(
         hold: Some(snapshot.hold),
         installed: true,
     };
-    // Whatever a peer sends as well comes too late: the guest is built from this one.
+    // The guest will be built from this snapshot, so a peer's answer is no longer needed.
     if hosting.wants.met() {
         hosting.settle_state(shared, effects);
     }
     listing
 }
 
-/// The list is durable: objects may be offered and deleted by it, and an installed one restored.
+/// The list is durable: its objects may be offered, others deleted, and an installed one restored.
 fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &mut Vec<Effect>) {
     let Listing { snapshots, first_index, hold, installed } = listing;
     let log = hosting.raw.mut_store();
@@ -194,13 +194,14 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
     hosting.retry_capture(effects);
     hosting.list_is_durable(shared, effects);
     if installed {
-        // raft takes nothing for applied that it does not know to be persisted: only now it does.
+        // raft advances the applied index only over what it knows to be persisted, which this
+        // snapshot is only now.
         hosting.raw.advance_apply_to(newest.index);
         hosting.pipeline.restore(newest, effects);
     }
 }
 
-/// Gives committed entries to the pipeline and lets configuration changes take effect.
+/// Gives committed entries to the pipeline, and lets configuration changes take effect.
 fn hand_over(
     hosting: &mut Hosting,
     shared: &mut Shared,
@@ -210,8 +211,9 @@ fn hand_over(
     let Some(last) = committed.last().map(|entry| entry.index) else { return };
     let mut range = Vec::with_capacity(committed.len());
     for entry in committed {
-        hosting.marks.passed(&entry);
-        let mark = entry.get_entry_type() == EntryType::EntryNormal && entry::is_mark(&entry.data);
+        hosting.checkpoints.passed(&entry);
+        let checkpoint =
+            entry.get_entry_type() == EntryType::EntryNormal && entry::is_checkpoint(&entry.data);
         let changes = entry.get_entry_type() != EntryType::EntryNormal || entry.index == 1;
         if changes
             && entry.index > shared.recovery.configuration_index
@@ -222,10 +224,13 @@ fn hand_over(
         }
         let (term, index) = (entry.term, entry.index);
         range.push(entry);
-        if mark {
-            hosting.mark_requests.committed(index, effects);
+        if checkpoint {
+            hosting.checkpoint_requests.committed(index, effects);
         }
-        if mark && hosting.pipeline.captures() && hosting.marks.begin_capture(index, shared.now) {
+        if checkpoint
+            && hosting.pipeline.captures()
+            && hosting.checkpoints.begin_capture(index, shared.now)
+        {
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }
@@ -238,16 +243,16 @@ fn hand_over(
     hosting.raw.mut_store().trim_window(last);
 }
 
-/// Gives the pipeline entries, with what tickets wait for among them.
+/// Gives the pipeline entries, and says which of them tickets wait for.
 fn push(hosting: &mut Hosting, entries: Vec<Entry>) {
     let awaited = hosting.proposals.awaited(&entries);
     hosting.pipeline.push(entries, awaited);
 }
 
-/// Lets the configuration that `entry` makes take effect.
+/// Lets the configuration change in `entry` take effect.
 fn change(hosting: &mut Hosting, shared: &mut Shared, entry: &Entry) -> Result<(), String> {
     let changes = match entry.get_entry_type() {
-        EntryType::EntryNormal => founders(entry)?,
+        EntryType::EntryNormal => initial_voters(entry)?,
         EntryType::EntryConfChange => {
             let change = ConfChange::parse_from_bytes(&entry.data).map_err(|e| e.to_string())?;
             vec![membership::change(vec![single(
@@ -267,15 +272,16 @@ fn change(hosting: &mut Hosting, shared: &mut Shared, entry: &Entry) -> Result<(
     Ok(())
 }
 
-/// Entry 1 makes the first configuration: its founders, one after the other, as raft wants it.
-fn founders(entry: &Entry) -> Result<Vec<ConfChangeV2>, String> {
+/// Entry 1 makes the first configuration: it adds the initial voters one after the other, as raft
+/// requires.
+fn initial_voters(entry: &Entry) -> Result<Vec<ConfChangeV2>, String> {
     match EntryBody::decode(entry.data.clone()) {
-        Ok(EntryBody::Install(install)) => Ok(install
-            .founders
+        Ok(EntryBody::Bootstrap(record)) => Ok(record
+            .initial_voters
             .into_iter()
-            .map(|founder| membership::change(vec![single(ConfChangeType::AddNode, founder)]))
+            .map(|voter| membership::change(vec![single(ConfChangeType::AddNode, voter)]))
             .collect()),
-        Ok(_) => Err("entry 1 is not the founding record".to_owned()),
+        Ok(_) => Err("entry 1 is not the bootstrap record".to_owned()),
         Err(e) => Err(e.to_string()),
     }
 }
@@ -285,7 +291,7 @@ fn bytes(message: &Message) -> usize {
     message.entries.iter().map(footprint).sum()
 }
 
-/// Sends raft's messages; a snapshot message becomes a transfer on the bulk channel.
+/// Sends raft's messages. A snapshot message becomes a transfer on the bulk channel.
 fn send_all(
     hosting: &mut Hosting,
     shared: &Shared,
@@ -304,7 +310,8 @@ fn send_all(
         if !hosting.outgoing.is_sending_to(to) {
             hosting.catch_ups.sends(to, &desc);
         }
-        // One transfer a follower: the one under way reports, and raft then asks again if it must.
+        // A follower gets one transfer at a time: when that ends and is reported, raft asks again
+        // if it must.
         hosting.outgoing.follow(to, desc, shared.now, effects);
         hosting.keep_promises();
     }

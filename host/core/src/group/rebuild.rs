@@ -1,20 +1,20 @@
-//! A guest's memory never shrinks: where it pays, a replica drops its guest and builds it anew, and
-//! so gives back what the guest freed.
+//! A guest's memory never shrinks. Where it pays, a replica drops its guest and rebuilds it, which
+//! releases the memory that the guest freed.
 //!
-//! - It pays where memory is high and the newest recovery point, restored, would take much less
-//!   ([`limits::REBUILD_GAIN_PARTS`]). So while memory is high somewhere, a leader proposes a mark
-//!   behind the commands that may have freed some.
-//! - One replica at a time: a leader gives each its turn, followers first, and only while the
-//!   others that have a guest are a majority. It then hands over, and is a follower itself. A voter
-//!   that is alone rebuilds while nothing is under way.
-//! - The recovery point is read again before the guest goes. A replica that dies on the way starts
-//!   as ever.
-//! - None is built twice from one recovery point, and one that gave little back makes the next
-//!   wait.
+//! - A rebuild pays if memory is high and a guest restored from the newest recovery point would
+//!   take much less ([`limits::REBUILD_GAIN_PARTS`]). So while memory is high on some replica, the
+//!   leader proposes a checkpoint after the commands that may have freed some.
+//! - Replicas take turns. A leader gives a follower its turn only while the other voters that have
+//!   a guest are a majority. At last it hands over, and has its turn as a follower. A single voter
+//!   rebuilds while nothing is under way.
+//! - The recovery point is read again before the guest is dropped. A replica that dies during a
+//!   rebuild starts as usual.
+//! - A guest is not built twice from the same recovery point, and a rebuild that released little
+//!   delays the next one.
 
 use std::collections::BTreeSet;
 
-use crate::entry::MarkReason;
+use crate::entry::CheckpointReason;
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::frame::GuestIs;
@@ -26,37 +26,37 @@ use crate::mutant::planted;
 use crate::retention;
 use crate::snapshot::SnapshotDesc;
 
-/// Ticks in which a leader hears how the others stand before it gives a turn, and in which whoever
-/// had the last one hears that it is over.
+/// Ticks for which a leader listens to the others before it gives a turn. Within them, the replica
+/// that had the last turn hears that it is over.
 const LISTEN_TICKS: u64 = 2 * limits::ELECTION_TICKS_MAX as u64;
-/// Ticks after which a turn passes to the next if its replica has not begun: its recovery point is
-/// read before, which takes a minute at most on a disk that is well.
+/// Ticks after which a turn passes to the next replica if this one has not begun. It first reads
+/// its recovery point, which takes at most a minute on a healthy disk.
 const TURN_TICKS: u64 = 600;
-/// Ticks that a leader waits for followers that have their snapshots later, before it hands over to
+/// Ticks that a leader waits for followers whose snapshots are taken later, before it hands over to
 /// be rebuilt itself.
 const YIELD_TICKS: u64 = 100;
-/// Ticks before the next rebuild after one that gave little back; doubled with each.
+/// Ticks before the next rebuild after one that released little; doubled with each.
 const RETRY_TICKS: u64 = 600;
-/// Doublings of that wait, at most: an hour.
+/// How often that wait is doubled at most: up to about an hour.
 const RETRY_DOUBLINGS_MAX: u32 = 6;
-/// Ticks without a command after which a mark finds what commands freed.
+/// Ticks without a command after which a checkpoint captures what commands freed.
 const QUIET_TICKS: u64 = 10;
-/// Ticks between two such marks; doubled with each, as long as memory stays high.
-const MARK_TICKS: u64 = 100;
-/// Doublings of that wait, at most: a snapshot of a large state takes seconds of each replica.
-const MARK_DOUBLINGS_MAX: u32 = 3;
+/// Ticks between two such checkpoints; doubled with each, as long as memory stays high.
+const CHECKPOINT_TICKS: u64 = 100;
+/// How often that wait is doubled at most: a snapshot of a large state takes each replica seconds.
+const CHECKPOINT_DOUBLINGS_MAX: u32 = 3;
 
-/// How often a guest was rebuilt for the sake of its memory, and what came of it.
+/// How often a guest was rebuilt to release memory, and to what effect.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct RebuildTally {
     pub done: u64,
-    /// Of these, how many gave back less than what makes one worthwhile.
+    /// How many of these released too little to be worthwhile.
     pub in_vain: u64,
-    /// What all of them gave back, bytes.
+    /// Bytes of memory that all of them released.
     pub bytes: u64,
 }
 
-/// Whose turn it is, by a leader's word.
+/// The replica whose turn it is, as this leader says.
 #[derive(Clone, Copy)]
 pub(super) struct Turn {
     replica: ReplicaId,
@@ -66,29 +66,29 @@ pub(super) struct Turn {
 #[derive(Default)]
 pub(super) struct Rebuilds {
     footprints: Footprints,
-    /// What the guest had that was dropped, until there is one again.
+    /// The memory use of the guest that was dropped for a rebuild, until there is a guest again.
     before: Option<MemoryUse>,
-    /// The recovery point that the guest was built from.
+    /// The index of the recovery point that the guest was built from.
     from: u64,
     in_vain_in_a_row: u32,
     not_before: u64,
     tally: RebuildTally,
-    /// Since when this replica leads, or the last turn that it gave is over.
+    /// The tick since which this replica leads, or since which the last turn that it gave is over.
     listens_since: Option<u64>,
-    /// Who had its turn last.
+    /// The replica that had the last turn.
     last: Option<ReplicaId>,
-    /// Since when a rebuild of the leader's own guest would pay.
+    /// The tick since which a rebuild of the leader's own guest would pay.
     wanted_since: Option<u64>,
-    marks: MemoryMarks,
+    checkpoints: Watermarks,
 }
 
-/// Marks for the sake of memory.
+/// When the next checkpoint for the sake of memory is due.
 #[derive(Default)]
-struct MemoryMarks {
-    /// The tick before which none is asked for; `None` while memory is not high.
+struct Watermarks {
+    /// The tick before which none is requested; `None` while memory is not high.
     after: Option<u64>,
     in_a_row: u32,
-    /// The last entry with commands, and the tick at which it was there.
+    /// The last entry with commands, and the tick at which it was first seen.
     command: (u64, u64),
 }
 
@@ -107,14 +107,14 @@ impl Rebuilds {
         self.footprints.built(footprint);
     }
 
-    /// A snapshot of the live guest is whole.
+    /// A snapshot of the live guest is complete.
     pub(super) fn captured(&mut self, snapshot: &SnapshotDesc, memory: Option<MemoryUse>) {
         if let Some(MemoryUse { bytes, .. }) = memory {
             self.footprints.captured(Footprint { snapshot: snapshot.length, memory: bytes });
         }
     }
 
-    /// There is a guest again.
+    /// The rebuild is over: there is a guest again.
     pub(super) fn is_over(&mut self, shared: &Shared) {
         let Some(before) = self.before.take() else { return };
         let after = shared.memory.map_or(before.bytes, |memory| memory.bytes);
@@ -131,31 +131,32 @@ impl Rebuilds {
     }
 }
 
-impl MemoryMarks {
-    /// Whether a mark is due behind the entry at `command`.
+impl Watermarks {
+    /// Whether a checkpoint is due after the entry at `command`.
     fn due(&mut self, command: u64, now: u64) -> bool {
         if self.command.0 != command {
             self.command = (command, now);
         }
-        let wait = MARK_TICKS << self.in_a_row;
+        let wait = CHECKPOINT_TICKS << self.in_a_row;
         let after = *self.after.get_or_insert(now);
         let quiet = now >= self.command.1 + QUIET_TICKS;
-        // Where it is never quiet, once more as long.
+        // If commands never pause, it comes one such wait later.
         let due = now >= after + if quiet { 0 } else { wait };
         if due {
             self.after = Some(now + wait);
-            self.in_a_row = (self.in_a_row + 1).min(MARK_DOUBLINGS_MAX);
+            self.in_a_row = (self.in_a_row + 1).min(CHECKPOINT_DOUBLINGS_MAX);
         }
         due
     }
 }
 
 impl Shared {
-    /// How it stands with a replica's guest, as it said last.
+    /// The condition of a replica's guest, as the replica reported it last.
     pub(super) fn guest_of(&self, replica: ReplicaId) -> GuestIs {
-        match replica == self.me() {
-            true => self.guest,
-            false => self.seen.get(&replica).map_or(GuestIs::Absent, |seen| seen.guest),
+        if replica == self.me() {
+            self.guest
+        } else {
+            self.seen.get(&replica).map_or(GuestIs::Absent, |seen| seen.guest)
         }
     }
 
@@ -168,7 +169,7 @@ impl Shared {
         !self.is_silent(replica) && self.guest_of(replica) == GuestIs::ToBeRebuilt
     }
 
-    /// Whether a guest is being built that will be there soon.
+    /// Whether a guest is being built on this replica and will be there soon.
     fn is_building(&self, replica: ReplicaId) -> bool {
         let absent = !self.is_silent(replica) && self.guest_of(replica) == GuestIs::Absent;
         absent && !self.is_halted(replica)
@@ -183,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// Whose turn comes after `last`.
+    /// The next replica after `last` to get a turn, if one can.
     fn next_turn(&self, last: Option<ReplicaId>) -> Option<Turn> {
         let members: BTreeSet<ReplicaId> = self.recovery.configuration.replicas().collect();
         if members.iter().any(|id| self.is_building(*id)) {
@@ -196,8 +197,8 @@ impl Shared {
         Some(Turn { replica, since: self.now })
     }
 
-    /// Whether the voters that have a guest are a majority without this replica, or all the others:
-    /// should its rebuild fail, nobody follows it.
+    /// Whether the other voters that have a guest are a majority, or all other voters: the group
+    /// then keeps serving even if this rebuild fails.
     fn can_do_without(&self, replica: ReplicaId) -> bool {
         let serves = |id: &ReplicaId| !self.is_silent(*id) && self.guest_of(*id) != GuestIs::Absent;
         let configuration = &self.recovery.configuration;
@@ -209,7 +210,7 @@ impl Shared {
 }
 
 impl Hosting {
-    /// What this replica says of its guest.
+    /// What this replica reports of its guest.
     pub(super) fn guest(&self, shared: &Shared) -> GuestIs {
         let live = self.pipeline.is_open() && self.pipeline.captures();
         if !live || self.installs.is_restoring() {
@@ -221,24 +222,24 @@ impl Hosting {
         }
     }
 
-    /// Whether a rebuild of the guest would give back enough.
+    /// Whether a rebuild of the guest would release enough memory.
     fn pays(&self, shared: &Shared) -> bool {
         let Some(memory) = shared.memory.filter(|memory| memory.is_high()) else { return false };
         let Some(newest) = shared.recovery.newest() else { return false };
         let after = self.rebuilds.footprints.after_restore(newest.length);
         let worthwhile = memory.bytes.saturating_sub(after) >= memory.worthwhile();
-        let rotten = self.wants.rotten().contains(&retention::name(newest));
+        let corrupt = self.wants.corrupt().contains(&retention::name(newest));
         (worthwhile || planted("rebuild_for_nothing"))
             && newest.index > self.rebuilds.from
             && shared.now >= self.rebuilds.not_before
-            && !rotten
-            && !self.marks.is_capturing()
+            && !corrupt
+            && !self.checkpoints.is_capturing()
     }
 
     pub(super) fn tick_rebuild(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.guest = self.guest(shared);
         self.tick_turns(shared);
-        self.tick_memory_marks(shared);
+        self.tick_memory_checkpoints(shared);
         if shared.guest == GuestIs::ToBeRebuilt
             && self.has_turn(shared)
             && (planted("rebuild_unproven") || self.is_proven(shared, effects))
@@ -265,7 +266,7 @@ impl Hosting {
         self.leader().is_some_and(grants)
     }
 
-    /// A leader gives turns.
+    /// On a leader, gives turns and takes note of turns that are over.
     fn tick_turns(&mut self, shared: &mut Shared) {
         if !self.is_leader() {
             (shared.turn, shared.yields) = (None, false);
@@ -290,18 +291,18 @@ impl Hosting {
             && !others().any(|id| shared.is_due(id) || shared.is_building(id));
     }
 
-    /// While memory is high somewhere and nobody's guest is to be rebuilt, a leader has a snapshot
-    /// taken behind the last commands.
-    fn tick_memory_marks(&mut self, shared: &Shared) {
+    /// On a leader, requests a checkpoint after the last commands while memory is high on some
+    /// replica and no guest is due for a rebuild or being built.
+    fn tick_memory_checkpoints(&mut self, shared: &Shared) {
         let members = || shared.recovery.configuration.replicas();
         let high = |id| !shared.is_silent(id) && shared.is_memory_high(id);
         if !self.is_leader() || !members().any(high) {
-            self.rebuilds.marks = MemoryMarks::default();
+            self.rebuilds.checkpoints = Watermarks::default();
         } else if !members().any(|id| shared.is_due(id) || shared.is_building(id))
-            && let Some(command) = self.marks.unmarked()
-            && self.rebuilds.marks.due(command, shared.now)
+            && let Some(command) = self.checkpoints.unmarked()
+            && self.rebuilds.checkpoints.due(command, shared.now)
         {
-            self.marks.want(MarkReason::Memory);
+            self.checkpoints.want(CheckpointReason::Memory);
         }
     }
 }

@@ -1,25 +1,26 @@
-//! A full disk is a state: what a replica does while the log has too little room, or would take the
-//! room that the next snapshot needs.
+//! A full disk is a state: what a replica does while the log has too little space, or would take
+//! the space that the next snapshot needs.
 //!
-//! - It takes no commands, and drops appends that carry commands before raft takes them: no vote
-//!   queues behind an entry that cannot be written, and the log of a replica that the group goes on
-//!   without takes no room that its next snapshot needs. Both come back by themselves.
-//! - It answers queries, votes, and hands leadership to a replica with room; every frame says how
-//!   it stands. A leader refuses commands as well while a majority of the voters can take none for
-//!   want of room, or for another reason: silent, stalled, or waiting for a snapshot.
-//! - It frees what it may: recovery points beyond the newest, log kept for others' convenience.
+//! - It accepts no commands, and drops appends that carry commands before raft sees them. So no
+//!   vote waits for an entry that cannot be written, and a replica that the group goes on without
+//!   does not fill the space for its next snapshot with log. Both are sent again later.
+//! - It answers queries, votes, and hands leadership to a replica with space; every frame reports
+//!   the shortage. A leader also refuses commands while no majority of the voters can accept them,
+//!   for lack of space or because they are silent, stalled, or waiting for a snapshot.
+//! - It deletes what it can do without: recovery points beyond the newest, and log that is kept
+//!   only for the convenience of others.
 //!
-//! Where no snapshot succeeds for another reason (budget, cap, a disk of its own, the guest), or
-//! none can be taken (the replica is halted, needs a snapshot, restores, or applies slower than the
-//! group commits), the log behind the newest one is bounded as well: beyond
-//! [`limits::LOG_PIN_MARKS`] marks' worth of it the replica takes no more either, and tries again
-//! by itself. The group goes on without it, and gives it a snapshot once it has cut what that
-//! replica lacks.
+//! Snapshots may also fail for another reason (budget, cap, a disk of their own, the guest), or not
+//! be possible (the replica is halted, needs a snapshot, restores, or applies more slowly than the
+//! group commits). The log since the newest snapshot is bounded in these cases as well: beyond
+//! [`limits::LOG_PIN_CHECKPOINTS`] checkpoints' worth of it the replica accepts no more either, and
+//! retries a snapshot by itself. The group goes on without it, and sends it a snapshot once it has
+//! cut the log that this replica lacks.
 
 use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
-use crate::entry::{MarkReason, is_clients};
+use crate::entry::{CheckpointReason, is_clients};
 use crate::fault::{Refusal, Shortage};
 use crate::group::Shared;
 use crate::group::effect::Effect;
@@ -32,22 +33,19 @@ use crate::retention::{self, Plan};
 use crate::snapshot::Room;
 
 impl Shared {
-    /// How a replica stands with room, as it said last.
+    /// What a replica is short of, as it reported last.
     pub(super) fn shortage_of(&self, replica: ReplicaId) -> Option<Shortage> {
-        match replica == self.me() {
-            true => self.short,
-            false => self.seen.get(&replica)?.short,
-        }
+        if replica == self.me() { self.short } else { self.seen.get(&replica)?.short }
     }
 
-    /// Whether one recovery point has to do: an older one takes room itself, or keeps log for which
-    /// there is none.
+    /// Whether only one recovery point may be kept, because an older one takes space itself or
+    /// keeps log for which there is none.
     pub(super) fn keeps_one(&self) -> bool {
         let shares = self.config.snapshots_share_log_disk;
         self.log_short.is_some() || (shares && self.short.is_some())
     }
 
-    /// Whether another replica was not heard for longer than an election takes.
+    /// Whether another replica has not been heard for longer than an election takes.
     pub(super) fn is_silent(&self, replica: ReplicaId) -> bool {
         let heard = self.seen.get(&replica).map_or(0, |seen| seen.tick);
         replica != self.me() && self.now >= heard + 2 * limits::ELECTION_TICKS_MIN as u64
@@ -55,7 +53,7 @@ impl Shared {
 }
 
 impl Hosting {
-    /// The log lane says how the disk stands.
+    /// The log lane reports whether the disk is short of space.
     pub(super) fn room(
         &mut self,
         shared: &mut Shared,
@@ -74,20 +72,21 @@ impl Hosting {
         self.shed(shared, effects);
     }
 
-    /// A snapshot is overdue if the log behind the newest one is as long as it may be, and close to
-    /// taking the room that the next one needs; or if it is longer than anybody may make it, and
-    /// none succeeds. Commands wait, a mark is asked for, and if none comes the snapshot is taken
-    /// here, if it still fits.
+    /// A snapshot is overdue if the log since the newest one has reached the policy's limit and is
+    /// close to taking the space that the next one needs, or if it has reached its bound and no
+    /// snapshot succeeds. Then commands are refused and a checkpoint is requested. If none comes,
+    /// the snapshot is taken between checkpoints, if it seems to fit.
     pub(super) fn tick_room(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         if let Err(refusal) = self.has_room(shared) {
             self.proposals.refuse_waiting(&refusal, effects);
         }
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        // What raft may still take back does not count: it can be cut by no snapshot.
+        // Entries above the floor do not count: raft may still replace them, so no snapshot can cut
+        // them.
         let bytes = self.raw.store().bytes_between(newest, shared.recovery.floor);
         let outgrew = bytes > shared.config.snapshot_policy.log_bytes;
         let shares = shared.config.snapshots_share_log_disk && !planted("log_without_bound");
-        let room = self.marks.room();
+        let room = self.checkpoints.room();
         let disk = room.filter(|_| shares && outgrew).and_then(Room::shortage);
         let bound = self.log_pin_bytes;
         let stuck = bytes > bound && !self.snapshots_come(shared) && !planted("log_without_bound");
@@ -97,26 +96,30 @@ impl Hosting {
             self.settle_room(shared, effects);
         }
         let tries = shared.short.is_some() && bytes > 0 && shared.now >= shared.tries_at;
-        // While commands are refused no mark comes. Whether it fits is only a guess.
-        if tries && !planted("wait_for_a_mark") && self.capture_here(shared) {
+        // No checkpoint comes while commands are refused. Whether the snapshot fits is only
+        // estimated, so it is tried in any case.
+        if tries && !planted("wait_for_a_checkpoint") && self.capture_here(shared) {
             shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
         }
-        let Some(since) = self.marks.overdue_since(overdue.is_some(), shared.now) else { return };
-        // At each tick: what a transfer held, or a start still needed, may go later.
+        let Some(since) = self.checkpoints.overdue_since(overdue.is_some(), shared.now) else {
+            return;
+        };
+        // Done at each tick: what a transfer or a start still needs now can be deleted later.
         self.shed(shared, effects);
-        let waited = shared.now >= since + limits::OVERDUE_MARK_TICKS;
-        if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_mark") {
+        let waited = shared.now >= since + limits::OVERDUE_CHECKPOINT_TICKS;
+        if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_checkpoint") {
             let _ = self.capture_here(shared);
         }
     }
 
-    /// Whether the next snapshot will cut the log before long: none fails, and a guest applies what
-    /// is handed over, as fast as it comes.
+    /// Whether the next snapshot will cut the log before long: captures do not fail, and a guest
+    /// applies entries as fast as they are committed.
     fn snapshots_come(&self, shared: &Shared) -> bool {
-        let fails = self.marks.fails() || self.marks.room().is_some_and(|room| !room.fits());
+        let fails =
+            self.checkpoints.fails() || self.checkpoints.room().is_some_and(|room| !room.fits());
         let log = self.raw.store();
         let lag_bytes = log.bytes_between(self.pipeline.applied(), shared.recovery.floor);
-        // Once it is too far behind it takes no more before half of that is done.
+        // Once the guest has fallen too far behind, it must catch up to half of that.
         let most = match shared.overdue {
             Some(Shortage::Log { .. }) => limits::APPLY_LAG_BYTES_MAX / 2,
             Some(Shortage::Disk { .. }) | None => limits::APPLY_LAG_BYTES_MAX,
@@ -132,14 +135,15 @@ impl Hosting {
         if let Some(shortage) = shared.short.filter(|_| began) {
             shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
             self.proposals.refuse_waiting(&shortage.refusal(), effects);
-            self.marks.want(MarkReason::LogBytes);
+            self.checkpoints.want(CheckpointReason::LogBytes);
         }
     }
 
-    /// Frees what is kept only for comfort; where a snapshot is overdue and snapshots have a disk
-    /// of their own, only the log.
+    /// Frees what is kept only for convenience. If a snapshot is overdue and snapshots have a disk
+    /// of their own, that is only log.
     pub(super) fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        // Until the newest one proved good the others are needed.
+        // All recovery points are kept while the apply lane may still have to open one: the newest
+        // may be corrupt.
         if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
             return;
         }
@@ -148,21 +152,21 @@ impl Hosting {
                 && plan.first_index == shared.recovery.first_index
         };
         if let Some(mut plan) =
-            retention::shed(&shared.recovery, &self.pins(shared), self.wants.rotten())
+            retention::shed(&shared.recovery, &self.pins(shared), self.wants.corrupt())
         {
             if !shared.keeps_one() {
                 let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
                 plan.snapshots.clone_from(&shared.recovery.snapshots);
                 plan.first_index = plan.first_index.min(oldest + 1);
             }
-            // A list that says the same again would only cost room.
+            // An unchanged list would only take space in the log.
             if !now(&plan) && self.is_proven(shared, effects) {
                 ready::list_local(self, shared, plan, None, effects);
             }
         }
     }
 
-    /// Whether commands are refused for want of room, here or on too many of the voters.
+    /// Refuses commands for lack of space, here or on too many of the voters.
     pub(super) fn has_room(&self, shared: &Shared) -> Result<(), Refusal> {
         if let Some(shortage) = shared.short {
             return Err(shortage.refusal());
@@ -174,8 +178,8 @@ impl Hosting {
         }
     }
 
-    /// What the voter lacks that is worst off, if those that lack something, or take no entries for
-    /// another reason, leave no majority.
+    /// The worst lack among the voters, if those that lack something and those that accept no
+    /// entries for another reason leave no majority.
     pub(super) fn worst_of_too_many<T>(
         &self,
         shared: &Shared,
@@ -193,20 +197,20 @@ impl Hosting {
         })
     }
 
-    /// Whether another replica takes no entries now, whatever room it has: it is not heard, its
-    /// disk hangs, or what it needs next is not in this leader's log.
+    /// Whether another replica accepts no entries now, whatever space it has: it is silent, its
+    /// disk hangs, or the next entry that it needs is no longer in this leader's log.
     fn takes_nothing(&self, shared: &Shared, replica: ReplicaId) -> bool {
         let log = self.raw.store();
-        let waits =
+        let lacks_log =
             self.raw.raft.prs().get(replica.0).filter(|_| self.is_leader()).is_some_and(|peer| {
                 peer.state == ProgressState::Snapshot || peer.next_idx < log.first()
             });
-        let waits = waits && !planted("who_waits_has_room");
+        let waits = lacks_log && !planted("who_waits_has_room");
         shared.is_silent(replica) || shared.is_stalled(replica) || waits
     }
 
-    /// Whether an append has to wait for room. One that raft refuses takes none, and its leader has
-    /// to hear where this log ends.
+    /// Whether to drop an append until there is space. One that raft would reject takes no space
+    /// and is let through, because its leader must learn where this log ends.
     pub(super) fn waits_for_room(&self, shared: &Shared, message: &Message) -> bool {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)

@@ -1,15 +1,15 @@
-//! A disk that hangs: no error, but an operation that does not come back.
+//! A disk that hangs: no operation fails, but one of them does not return.
 //!
-//! Such a leader would hold its group still for as long as it lasts: its heartbeats go on, the
-//! others commit, and it applies nothing that it does not have durably itself.
+//! A leader with such a disk would stall its group: its heartbeats continue and the others commit,
+//! but it applies nothing that is not durable on its own disk.
 //!
-//! - It takes no commands, and those that were not proposed yet are refused. What is under way ends
-//!   with the disk's answer, or as unknown once it leads no more.
-//! - It does not lead while a majority of the voters is there whose disks answer (`election`), and
-//!   every frame says how it stands. What it has to promise waits, as ever, for its batch: the
-//!   others see a replica that is silent, and go on without it.
-//! - Where the others are no majority it goes on leading: nobody could do better, and all is well
-//!   again as soon as the disk is.
+//! - It accepts no commands, and refuses those that were not proposed yet. Commands under way end
+//!   when the disk answers, or as unknown once it no longer leads.
+//! - It does not lead while there is a majority of voters whose disks answer (`election`), and
+//!   every frame reports the stall. Messages that promise durability wait for their batch, as
+//!   always: the others see a silent replica and go on without it.
+//! - If the others are no majority, it keeps leading: no other replica could do better, and the
+//!   group recovers as soon as the disk does.
 
 use crate::fault::{Refusal, Stall};
 use crate::group::Shared;
@@ -18,13 +18,12 @@ use crate::group::hosting::Hosting;
 use crate::ids::ReplicaId;
 
 impl Shared {
-    /// Whether the disk of another replica hangs, as it said last.
+    /// Whether another replica's disk hangs, as it reported last.
     pub(super) fn is_stalled(&self, replica: ReplicaId) -> bool {
         self.seen.get(&replica).is_some_and(|seen| seen.stalled)
     }
 
-    /// Whether the voters without this replica are a majority, so far as they are heard and their
-    /// disks answer.
+    /// Whether the other voters, as far as they are heard and their disks answer, are a majority.
     pub(super) fn others_suffice(&self) -> bool {
         let configuration = &self.recovery.configuration;
         let suffice = |voters: &std::collections::BTreeSet<ReplicaId>| {
@@ -38,7 +37,7 @@ impl Shared {
         suffice(&configuration.voters) && (outgoing.is_empty() || suffice(outgoing))
     }
 
-    /// Whether the log may be given commands.
+    /// Refuses commands while the disk of the log hangs.
     pub(super) fn may_write(&self) -> Result<(), Refusal> {
         match &self.stalled {
             None => Ok(()),
@@ -48,7 +47,7 @@ impl Shared {
 }
 
 impl Hosting {
-    /// The log lane hangs in an operation, or came back.
+    /// The log's disk hangs, or answers again.
     pub(super) fn disk_stalled(
         &mut self,
         shared: &mut Shared,
@@ -60,7 +59,7 @@ impl Hosting {
         self.settle_state(shared, effects);
         match refused {
             Some(refusal) => self.proposals.refuse_waiting(&refusal, effects),
-            // Whoever leads by now has a timeout's worth of time to be heard.
+            // A leader that was elected meanwhile gets a full election timeout to be heard.
             None => self.raw.raft.election_elapsed = 0,
         }
     }

@@ -1,4 +1,4 @@
-//! What a replica tells of itself: the source of `lockstep status`.
+//! What a replica reports of itself: the source of `lockstep status`.
 
 use raft::StateRole;
 
@@ -20,7 +20,7 @@ pub enum Role {
     Follower,
     Candidate,
     Learner,
-    /// In no configuration.
+    /// The replica is in no configuration.
     None,
 }
 
@@ -31,9 +31,10 @@ pub struct GroupStatus {
     pub node: NodeId,
     pub replica: ReplicaId,
     pub boot: u64,
-    /// Which founding the group goes back to; `None` before this replica met it.
+    /// Identifies the bootstrap that the group goes back to; `None` before this replica met the
+    /// group.
     pub lineage: Option<Lineage>,
-    /// Configured nodes that spoke for another group of the name lately.
+    /// Configured nodes that recently spoke for another group of this name.
     pub strangers: Vec<(NodeId, Lineage)>,
     pub state: ReplicaState,
     pub role: Role,
@@ -46,43 +47,44 @@ pub struct GroupStatus {
     pub last_index: u64,
     pub snapshots: Vec<SnapshotDesc>,
     pub configuration: Configuration,
-    /// On a leader: every other replica.
+    /// Every other replica, as this leader sees it; empty on other replicas.
     pub peers: Vec<PeerStatus>,
     pub reluctant: bool,
     pub clock_is_off: bool,
     /// The log's time, milliseconds since 1970.
     pub log_time_ms: u64,
-    /// How far it is ahead of the voters' clocks.
+    /// How far the log's time is ahead of the voters' clocks.
     pub log_time_ahead_ms: u64,
-    pub marks_skipped: u64,
+    pub checkpoints_skipped: u64,
     pub captures_failed: u64,
-    /// Why the last capture failed, unless one succeeded since.
+    /// Why the last capture failed; `None` if one has succeeded since.
     pub capture_failure: Option<String>,
-    /// Who keeps the log from being cut, and the index it needs.
+    /// What keeps the log from being cut, and the index that it needs.
     pub log_pin: Option<(Pin, u64)>,
-    /// The log has too little room here.
+    /// What this replica is short of, if it is.
     pub shortage: Option<Shortage>,
-    /// What the guest has of its memory, once there is one.
+    /// The guest's memory use, once there is a guest.
     pub memory: Option<MemoryUse>,
-    /// Commands taken here that were to make room.
+    /// How many accepted commands were meant to free memory.
     pub relief_commands: u64,
-    /// Rebuilds of the guest for the sake of its memory, since the start.
+    /// Rebuilds of the guest to release memory, since the start.
     pub rebuilds: RebuildTally,
-    /// Listed objects that are not what they were, to be repaired.
-    pub rotten: Vec<ObjectRef>,
+    /// Listed objects that are corrupt and wait for repair.
+    pub corrupt: Vec<ObjectRef>,
     /// What this replica asks its peers for.
     pub wanted: Option<Want>,
-    /// Entries that could not be applied here and were by another replica, since the start, and the
-    /// last of them in words.
+    /// How many entries, since the start, another replica applied and this one could not, and the
+    /// last of these alarms in words.
     pub alarms: u64,
     pub alarm: Option<String>,
-    /// Configured nodes that said nothing lately.
+    /// Configured nodes that were not heard recently.
     pub unheard: Vec<NodeId>,
-    /// Ticks without a known leader.
+    /// Ticks since a leader was last known.
     pub leaderless_ticks: u64,
-    /// Leaders that this process learnt of.
+    /// How many leaders this process learnt of.
     pub leader_changes: u64,
-    /// Frames dropped: for another replica, or such as none sends that keeps to the rules.
+    /// Frames that were dropped because they were for another replica or broke the protocol's
+    /// rules.
     pub frames_misdirected: u64,
 }
 
@@ -91,15 +93,15 @@ pub struct PeerStatus {
     pub replica: ReplicaId,
     pub matched: u64,
     pub active: bool,
-    /// A snapshot is on its way to it.
+    /// A snapshot is on its way to this peer.
     pub sending_snapshot: bool,
-    /// Snapshots that it was sent in a row without catching up, and the bytes of log that are kept
-    /// for it; 0 if it was sent none since it last had caught up.
+    /// Snapshots that this peer was sent in a row without catching up (0 if it has caught up), and
+    /// how many bytes of log are kept for peers that were sent one.
     pub snapshots_in_a_row: u32,
     pub log_kept_bytes: u64,
 }
 
-/// Where a leader's log stands.
+/// How far a leader's log reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leads {
     pub term: u64,
@@ -110,7 +112,7 @@ pub struct Leads {
 pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
     let recovery = &shared.recovery;
     let raft = hosting.map(|hosting| &hosting.raw.raft);
-    let (marks_skipped, captures_failed) = hosting.map_or((0, 0), |h| h.marks.counts());
+    let (checkpoints_skipped, captures_failed) = hosting.map_or((0, 0), |h| h.checkpoints.counts());
     GroupStatus {
         name: shared.config.name.clone(),
         node: shared.config.node,
@@ -122,9 +124,10 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         role: role(shared, hosting),
         leader: hosting.and_then(Hosting::leader),
         term: raft.map_or(0, |raft| raft.term),
-        commit: match planted("commit_falls") && hosting.is_some_and(Hosting::is_leader) {
-            true => hosting.map_or(0, |hosting| hosting.pipeline.applied()),
-            false => raft.map_or(0, |raft| raft.raft_log.committed),
+        commit: if planted("commit_falls") && hosting.is_some_and(Hosting::is_leader) {
+            hosting.map_or(0, |hosting| hosting.pipeline.applied())
+        } else {
+            raft.map_or(0, |raft| raft.raft_log.committed)
         },
         applied: hosting.map_or(0, |hosting| hosting.pipeline.applied()),
         first_index: recovery.first_index,
@@ -136,15 +139,15 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         clock_is_off: shared.clock_is_off(),
         log_time_ms: shared.log_time.applied_ms(),
         log_time_ahead_ms: shared.log_time_ahead_ms(),
-        marks_skipped,
+        checkpoints_skipped,
         captures_failed,
-        capture_failure: hosting.and_then(|h| h.marks.failure()).map(str::to_owned),
+        capture_failure: hosting.and_then(|h| h.checkpoints.failure()).map(str::to_owned),
         log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins(shared))),
         shortage: shared.short,
         memory: shared.memory,
         relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
         rebuilds: hosting.map_or(RebuildTally::default(), |h| h.rebuilds.tally()),
-        rotten: hosting.map(rotten).unwrap_or_default(),
+        corrupt: hosting.map(corrupt).unwrap_or_default(),
         wanted: hosting.and_then(|h| h.wants.asked()),
         alarms: hosting.map_or(0, |h| h.halts.alarms().0),
         alarm: hosting.and_then(|h| h.halts.alarms().1).map(str::to_owned),
@@ -167,13 +170,13 @@ fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
     }
 }
 
-fn rotten(hosting: &Hosting) -> Vec<ObjectRef> {
+fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {
     let object = |(term, index, digest): &retention::ObjectName| ObjectRef {
         term: *term,
         index: *index,
         digest: *digest,
     };
-    hosting.wants.rotten().iter().map(object).collect()
+    hosting.wants.corrupt().iter().map(object).collect()
 }
 
 fn peers(hosting: &Hosting) -> Vec<PeerStatus> {

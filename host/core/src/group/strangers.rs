@@ -1,13 +1,14 @@
-//! Groups of the same name that are not this one, and who speaks for them.
+//! Other groups with the same name as this one, and the nodes that speak for them.
 //!
-//! Every frame names the lineage of its sender's group. A replica that has a log has one, and so
-//! has one that was told which group to join; whoever has none yet may only ask, and be answered
-//! that there is nothing. A frame of another lineage goes no further: it is remembered who sent it,
-//! for `status`, and the sender hears that it is a stranger here.
+//! Every frame names the lineage of its sender's group. A replica with a log has a lineage, and so
+//! has one that was configured with the group to join. A replica without one may only probe, and
+//! answer probes with `Nothing`. A frame of another lineage is not processed: its sender is
+//! remembered for `status` and told that it is a stranger here.
 //!
-//! What a replica without entries was told is hearsay. It follows another word once nobody proved
-//! the first one for a while: the founder may have lost everything before anybody had a part of it,
-//! or whoever was left was made to go on alone, under a lineage of its own.
+//! A replica without entries has only heard of its group. It switches to another lineage if nothing
+//! has proved the first one for a while: the node that bootstrapped the group may have lost
+//! everything before any other node had a part of it, or a surviving replica was made the whole
+//! group, with a new lineage.
 
 use std::collections::BTreeMap;
 
@@ -19,28 +20,28 @@ use crate::ids::{Lineage, NodeId};
 use crate::limits;
 use crate::mutant::planted;
 
-/// Configured nodes that spoke for another group of the name lately.
+/// Configured nodes that recently spoke for another group of this name.
 #[derive(Default)]
 pub(super) struct Strangers {
     nodes: BTreeMap<NodeId, Stranger>,
-    /// Tick at which somebody last proved that our lineage has a group.
+    /// The tick at which a frame last proved that a group of our lineage exists.
     proved: u64,
 }
 
 struct Stranger {
     lineage: Lineage,
     heard: u64,
-    /// Tick at which it was last told.
+    /// The tick at which it was last told that it is a stranger.
     told: Option<u64>,
 }
 
-/// Ticks after which a stranger that is silent is forgotten: longer than any replica keeps still.
+/// Ticks after which a silent stranger is forgotten: longer than any replica stays silent.
 const FORGET_TICKS: u64 = 30 * limits::ELECTION_TICKS_MAX as u64;
 /// Ticks between two answers to a stranger.
 const TELL_TICKS: u64 = limits::ELECTION_TICKS_MIN as u64;
 
 impl Strangers {
-    /// Who spoke lately, and for which group.
+    /// The nodes that spoke recently, and the lineage each spoke for.
     pub(super) fn list(&self, now: u64) -> Vec<(NodeId, Lineage)> {
         let lately = self.nodes.iter().filter(|(_, stranger)| now <= stranger.heard + FORGET_TICKS);
         lately.map(|(node, stranger)| (*node, stranger.lineage)).collect()
@@ -53,16 +54,16 @@ impl Shared {
         self.recovery.lineage.or(self.config.lineage)
     }
 
-    /// A replica without entries joins the group of this lineage.
+    /// Makes a replica without entries join the group of this lineage.
     pub(super) fn belong_to(&mut self, lineage: Lineage) {
         self.recovery.lineage = Some(lineage);
         self.strangers.proved = self.now;
     }
 
-    /// A frame came to a replica without entries, which may have been told of a group that is no
-    /// more.
+    /// A replica without entries received a frame: it may have been told of a group that no longer
+    /// exists.
     pub(super) fn hear_say(&mut self, frame: &Frame, effects: &mut Vec<Effect>) {
-        // Whoever asks to be taken in hears no more than that it is a stranger.
+        // A group answers a request to join from another lineage with `Stranger` only.
         let names = matches!(frame.body, Body::Have | Body::Raft(_) | Body::Stranger);
         let ours = frame.group == self.id && frame.to == Some(self.me());
         let Some(lineage) = frame.lineage.filter(|_| names && ours) else { return };
@@ -76,14 +77,14 @@ impl Shared {
         }
     }
 
-    /// Why a replica is not to run on what its log holds.
+    /// Why a replica must not run on what its log holds; `None` if it may.
     pub(super) fn must_not_run(&self) -> Option<Stopped> {
         if self.recovery.removed {
             return Some(Stopped::Removed);
         }
         let (count, most) = (self.config.nodes.len(), limits::REPLICAS_MAX);
         if count > most {
-            let why = format!("{count} nodes are to host the group, {most} are the limit");
+            let why = format!("the group is configured on {count} nodes, the limit is {most}");
             return Some(Stopped::Failed(Fault::Unusable(why)));
         }
         match (self.recovery.lineage, self.config.lineage) {
@@ -94,7 +95,7 @@ impl Shared {
         }
     }
 
-    /// Whether a frame comes from another group of the name; if it does, that is remembered and
+    /// Whether a frame comes from another group of this name. If so, the sender is remembered and
     /// answered.
     pub(super) fn is_strange(&mut self, frame: &Frame, effects: &mut Vec<Effect>) -> bool {
         let asks = matches!(frame.body, Body::Probe | Body::Nothing);
@@ -110,7 +111,7 @@ impl Shared {
             return false;
         }
         let node = frame.from.node();
-        // Nobody else has a place in `status`, or an address.
+        // Only configured nodes are shown in `status` and have an address to answer to.
         if !self.config.nodes.contains(&node) {
             return true;
         }

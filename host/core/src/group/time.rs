@@ -1,16 +1,17 @@
-//! Log time: what a leader stamps, and whether this node's own clock can be believed.
+//! Log time: what a leader stamps, and whether this node's own clock can be trusted.
 //!
-//! - For stamps, a clock that was heard lately counts as what it said, plus the ticks since: so a
-//!   jump of this node's own clock moves nobody else's. One that was not heard for ten election
-//!   timeouts counts no more.
-//! - *The voters' clock* is what a majority of the voters' clocks has reached; of a joint
-//!   configuration, of both. A leader stamps its own clock while that is within
-//!   [`limits::CLOCK_SKEW_MS_MAX`] of it, else the voters' clock itself.
-//! - Stamps never go back. Where log time is ahead of what may be stamped, they go on at half
-//!   speed, so that what waits for a time is not held up for as long as the clocks were wrong.
-//!   Where it is behind, once a leader has begun, by [`limits::LOG_TIME_TICK_MS_MAX`] a tick at
-//!   most: all that a group of one has against a clock that jumps.
-//! - Where no majority of the clocks was heard, the last stamp goes on with the ticks.
+//! - For stamps, another replica's clock counts as what it said last plus the ticks since, so that
+//!   a jump of this node's own clock does not shift it. A clock that was not heard for ten election
+//!   timeouts does not count.
+//! - *The voters' clock* is the time that a majority of the voters' clocks has reached; in a joint
+//!   configuration, a majority of both. A leader stamps its own clock while that is within
+//!   [`limits::CLOCK_SKEW_MS_MAX`] of the voters' clock, otherwise the voters' clock.
+//! - Stamps never go back. While log time is ahead of what may be stamped, it advances at half
+//!   speed, so that whatever waits for a time is not held up for as long as the clocks were wrong.
+//!   When it is behind, it advances by at most [`limits::LOG_TIME_TICK_MS_MAX`] a tick, except for
+//!   a leader's first stamp. That is all the protection that a group of one has against a clock
+//!   that jumps.
+//! - While no majority of the clocks is heard, log time advances with the ticks.
 
 use crate::group::{Seen, Shared};
 use crate::ids::ReplicaId;
@@ -20,16 +21,16 @@ use crate::mutant::planted;
 /// The time of the log, as far as this replica knows it.
 #[derive(Default)]
 pub(super) struct LogTime {
-    /// Of the entries that the guest was given.
+    /// The time of the last entries that the guest applied.
     applied_ms: u64,
-    /// What this leader last stamped or might have; 0 while it does not lead.
+    /// What this leader stamped last, or could have; 0 while it does not lead.
     stamp_ms: u64,
-    /// This leader's stamps follow the clocks: they did at least once.
+    /// Whether this leader's stamps have followed the clocks at least once.
     follows: bool,
 }
 
 impl LogTime {
-    /// The apply lane went on.
+    /// The apply lane applied entries up to this log time.
     pub(super) fn applied(&mut self, time_ms: u64) {
         self.applied_ms = self.applied_ms.max(time_ms);
     }
@@ -43,7 +44,7 @@ impl LogTime {
         (self.stamp_ms, self.follows) = (0, false);
     }
 
-    /// What to stamp after `ticks` more, if `clock` is what the clocks allow.
+    /// Returns the stamp after another `ticks`, where `clock` is what the clocks allow.
     fn go_on(&mut self, clock: Option<u64>, ticks: u64) -> u64 {
         let base = self.stamp_ms.max(self.applied_ms);
         let after = |tick_ms: u64| base.saturating_add(ticks.saturating_mul(tick_ms));
@@ -52,7 +53,8 @@ impl LogTime {
             Some(clock) if self.follows => {
                 clock.clamp(after(limits::TICK_MS / 2), after(limits::LOG_TIME_TICK_MS_MAX))
             }
-            // What it did before it led is nothing to go by.
+            // The first stamp follows the clocks at once: what ticks passed before it led does not
+            // matter.
             Some(clock) => clock.max(base),
         };
         self.follows |= clock.is_some();
@@ -61,13 +63,13 @@ impl LogTime {
 }
 
 impl Shared {
-    /// What to stamp on an entry that is proposed now.
+    /// The stamp for an entry that is proposed now.
     pub(super) fn stamp(&mut self) -> u64 {
         let clock = self.clock_to_stamp();
         self.log_time.go_on(clock, 0)
     }
 
-    /// A tick passed on a leader.
+    /// Advances a leader's log time by a tick.
     pub(super) fn tick_log_time(&mut self) {
         let clock = self.clock_to_stamp();
         self.log_time.go_on(clock, 1);
@@ -80,15 +82,16 @@ impl Shared {
         clock.map_or(0, |clock| self.log_time.applied_ms.saturating_sub(clock))
     }
 
-    /// Whether this node's clock is far from the median of all members' clocks heard lately, its
-    /// own included, as both were when it heard them: the ticks of a process that was stopped for
-    /// a while say nothing against its clock. Of two medians the nearer one counts: a follower
-    /// hears no clock but its leader's, and that one alone proves nothing. Else all would refuse
-    /// to take over from a leader whose clock is slow.
+    /// Whether this node's clock is far from the median of the members' clocks heard recently, its
+    /// own included. Each pair of clocks is compared as of when the frame arrived, so that the
+    /// missing ticks of a process that was stopped for a while do not count against its clock. If
+    /// there are two medians, the nearer one counts. A follower hears only its leader's clock,
+    /// which alone proves nothing: otherwise all followers would refuse to take over from a leader
+    /// whose clock is slow.
     pub(super) fn clock_is_off(&self) -> bool {
         let members = &self.recovery.configuration;
-        let heard = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
-        let heard = heard.map(|(_, seen)| seen).filter(|seen| self.is_fresh(seen));
+        let seen = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
+        let heard = seen.map(|(_, seen)| seen).filter(|seen| self.is_fresh(seen));
         let known =
             heard.map(|seen| seen.clocks).filter(|(theirs, ours)| *theirs != 0 && *ours != 0);
         let offset = |(theirs, ours)| i128::from(theirs) - i128::from(ours);
@@ -107,7 +110,8 @@ impl Shared {
         voters.map(|clock| if near(&clock) { self.wall_ms } else { clock })
     }
 
-    /// What a majority of the voters' clocks has reached, if that many were heard lately.
+    /// The time that a majority of the voters' clocks has reached, if a majority was heard
+    /// recently.
     fn voters_clock(&self) -> Option<u64> {
         let configuration = &self.recovery.configuration;
         let reached = |voters: &std::collections::BTreeSet<ReplicaId>| {
@@ -117,14 +121,15 @@ impl Shared {
             clocks.get(voters.len() / 2).copied()
         };
         let now = reached(&configuration.voters)?;
-        match configuration.is_joint() {
-            true => Some(now.min(reached(&configuration.voters_outgoing)?)),
-            false => Some(now),
+        if configuration.is_joint() {
+            Some(now.min(reached(&configuration.voters_outgoing)?))
+        } else {
+            Some(now)
         }
     }
 
-    /// What a replica's clock shows now, if it was heard lately; 0 is not a time, but a clock that
-    /// was not read yet.
+    /// What a replica's clock shows now, if it was heard recently. A clock of 0 has not been read
+    /// yet.
     fn clock_of(&self, replica: ReplicaId) -> Option<u64> {
         if replica == self.me() {
             return Some(self.wall_ms).filter(|wall_ms| *wall_ms != 0);
@@ -144,7 +149,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    /// Steps are (what the clocks allow, the stamp that follows); each is a tick.
+    /// Steps are (what the clocks allow, the expected stamp), one a tick.
     fn check(applied_ms: u64, steps: &[(Option<u64>, u64)]) {
         let mut time = LogTime { applied_ms, ..LogTime::default() };
         for (step, (clock, stamp)) in steps.iter().enumerate() {
@@ -155,9 +160,9 @@ mod tests {
     #[test]
     fn stamps_follow_the_clocks() {
         check(0, &[(Some(1_000_000), 1_000_000), (Some(1_000_100), 1_000_100)]);
-        // The log is ahead: half speed until the clock is there.
+        // The log is ahead: half speed until the clock has caught up.
         check(1_000, &[(Some(900), 1_000), (Some(1_000), 1_050), (Some(1_100), 1_100)]);
-        // No clock was heard: the ticks go on.
+        // No clock was heard: log time advances with the ticks.
         check(1_000, &[(None, 1_100), (None, 1_200), (Some(9_000_000), 9_000_000)]);
         // A clock that jumps is followed, but not at once.
         check(0, &[(Some(1_000), 1_000), (Some(u64::MAX), 11_000), (Some(1_200), 11_050)]);

@@ -1,22 +1,21 @@
-//! What peers say is looked at before it is believed: a peer may be confused, or somebody else may
+//! What peers say is checked before it is believed: a peer may be confused, or another process may
 //! speak in its name.
 //!
-//! A replica trusts the voters of its group, as raft does; what no replica that keeps to the rules
-//! can say is dropped, and what would end this replica or another for good needs more than one
-//! node's word.
+//! A replica trusts the voters of its group, as raft does. Still, a message that no correct replica
+//! can have sent is dropped, and ending a replica for good takes more than one node's word.
 //!
-//! - A count of starts that is ahead of another by more than [`limits::BOOTS_AHEAD_MAX`] was never
-//!   counted: the lower one is believed, and nobody is told that it is superseded.
-//! - A term is not followed further than [`limits::TERMS_AHEAD_MAX`] at once: near the end of its
-//!   range no election could follow.
-//! - An acknowledgement of entries that this replica never had is none, and entries that leave a
-//!   gap or stand against what is committed come from no leader.
-//! - That this log was rolled back is only its leader's to say.
-//! - That another process ran as this replica, of this start or a later one, whoever heard it may
-//!   say, as it may answer a process that it is superseded. It is looked at before anything else:
-//!   what the sender counts on may be in the other's log only.
-//! - That this replica was removed is believed of a majority of the other nodes, for by then it can
-//!   know no leader. Whoever did not say so yet is asked.
+//! - A boot count that is ahead of another by more than [`limits::BOOTS_AHEAD_MAX`] cannot be real:
+//!   the lower one is believed, and no process is told that it is superseded.
+//! - A term is followed at most [`limits::TERMS_AHEAD_MAX`] ahead: near the end of its range no
+//!   further election would be possible.
+//! - An acknowledgement of entries that this replica never had does not count, and entries that
+//!   leave a gap or contradict committed ones come from no leader.
+//! - Only a replica that may lead can say that this log was rolled back.
+//! - Any peer may say that another process ran as this replica, with this boot count or a later
+//!   one, just as any peer may tell a process that it is superseded. This is checked before
+//!   anything else, because what the sender relies on may be in that other process's log only.
+//! - That this replica was removed is believed if a majority of the other nodes says so, because by
+//!   then it may know no leader. Nodes that have not said so yet are asked.
 //! - What is remembered of peers is bounded.
 
 use std::collections::BTreeMap;
@@ -33,22 +32,23 @@ use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
 
-/// Nodes that said that this replica is no member: the index of the configuration that says so, and
-/// the tick at which they did.
+/// Nodes that said that this replica is no member: the index of the configuration that excludes it,
+/// and the tick at which the node said so.
 #[derive(Default)]
 pub(super) struct NonMember {
     said: BTreeMap<NodeId, (u64, u64)>,
-    /// When the others were last asked.
+    /// The tick at which the other nodes were last asked.
     asked: Option<u64>,
 }
 
-/// Whether a count of starts can follow another one.
+/// Whether two boot counts are close enough for both to be real.
 pub(super) fn is_countable(boot: u64, known: u64) -> bool {
     boot.abs_diff(known) <= limits::BOOTS_AHEAD_MAX || planted("believe_any_count")
 }
 
 impl Shared {
-    /// Whether the sender means this process, and none that ran on a newer copy of its directory.
+    /// Fails if the sender knows another process as this replica, one that ran on a newer copy of
+    /// its data directory.
     pub(super) fn is_whom_it_is_for(&self, frame: &Frame) -> Result<(), Fault> {
         let boot = self.recovery.boot;
         match frame.known {
@@ -63,7 +63,7 @@ impl Shared {
         }
     }
 
-    /// Makes place for what is to be remembered of one more replica.
+    /// Makes place to remember one more replica.
     pub(super) fn make_place(&mut self) {
         if self.seen.len() < limits::REPLICAS_SEEN_MAX {
             return;
@@ -71,13 +71,13 @@ impl Shared {
         let members = &self.recovery.configuration;
         let others = self.seen.iter().filter(|(replica, _)| !members.contains(**replica));
         let oldest = others.min_by_key(|(_, seen)| seen.tick).map(|(replica, _)| *replica);
-        // There are fewer members than places.
+        // There are fewer members than places, so there is always another replica to forget.
         oldest.map(|replica| self.seen.remove(&replica));
     }
 }
 
 impl Hosting {
-    /// Gives raft a message that can be one of a replica that keeps to the rules.
+    /// Passes a message to raft, if a correct replica can have sent it.
     pub(super) fn raft_message(
         &mut self,
         shared: &mut Shared,
@@ -104,30 +104,32 @@ impl Hosting {
         }
         self.election.hear(&message, shared.now);
         if shared.persist.is_full() {
-            // What it would answer could not leave.
+            // The answer would have to wait in a full queue.
             return;
         }
-        // An error means: not for this configuration or term. raft answers what needs an answer.
+        // An error means that the message does not fit the configuration or term. raft itself
+        // answers where an answer is due.
         let _ = self.raw.step(message);
     }
 
-    /// Whether a replica that keeps to the rules can have sent this.
+    /// Whether a correct replica can have sent this message.
     fn is_sound(&self, shared: &Shared, message: &Message) -> bool {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
-        // Without a term raft would take it for its own.
+        // raft would treat a message without a term as one of its own.
         let terms = 1..=raft.term.saturating_add(limits::TERMS_AHEAD_MAX);
         let follows = terms.contains(&message.term);
         let sound = follows
             && match message.get_msg_type() {
                 MessageType::MsgAppend => self.can_be_appended(message),
                 MessageType::MsgAppendResponse => {
-                    // Of a later term it says no more than that. Nobody asks for snapshots so.
+                    // With a later term the message only announces that term. No replica requests
+                    // snapshots this way.
                     let had = message.index.max(message.reject_hint) <= last;
                     (had || message.term > raft.term) && message.request_snapshot == 0
                 }
-                // Snapshots travel on the bulk channel; proposals, read indexes and wishes to lead
-                // are never forwarded by raft.
+                // Snapshots travel on the bulk channel, and raft forwards no proposals, read
+                // indexes or requests to lead.
                 MessageType::MsgSnapshot
                 | MessageType::MsgPropose
                 | MessageType::MsgReadIndex
@@ -144,7 +146,7 @@ impl Hosting {
                 | MessageType::MsgRequestPreVote
                 | MessageType::MsgRequestPreVoteResponse
                 | MessageType::MsgTimeoutNow => true,
-                // Never sent at all.
+                // These are never sent.
                 MessageType::MsgHup
                 | MessageType::MsgBeat
                 | MessageType::MsgUnreachable
@@ -154,7 +156,7 @@ impl Hosting {
         sound || planted("believe_any_message")
     }
 
-    /// Whether the entries follow each other, and stand against nothing that is committed.
+    /// Whether the entries follow each other and contradict no committed one.
     fn can_be_appended(&self, message: &Message) -> bool {
         if (message.index == 0) != (message.log_term == 0) {
             return false;
@@ -170,7 +172,7 @@ impl Hosting {
         })
     }
 
-    /// Whether the sender may lead in the message's term, for all that is known here.
+    /// Whether the sender may be the leader of the message's term, as far as this replica knows.
     fn leads(&self, shared: &Shared, message: &Message) -> bool {
         let (raft, from) = (&self.raw.raft, ReplicaId(message.from));
         let known = shared.recovery.configuration.contains(from)
@@ -244,7 +246,8 @@ mod tests {
         Event::Frame(Inbound { frame, via: "n2".into() })
     }
 
-    /// Ever other replicas of a peer find no more than so many places, and put out no member.
+    /// However many replica ids a peer uses, they take a bounded number of places and displace no
+    /// member.
     #[test]
     fn what_is_remembered_of_replicas_is_bounded() {
         let (mut group, mut effects) = (group(), Vec::new());
@@ -257,6 +260,6 @@ mod tests {
         }
         assert_eq!(group.shared.seen.len(), limits::REPLICAS_SEEN_MAX);
         assert!(group.shared.seen.contains_key(&replica(1)), "a member is not forgotten");
-        assert!(group.shared.seen.contains_key(&replica(many)), "who speaks now is remembered");
+        assert!(group.shared.seen.contains_key(&replica(many)), "the last one heard is remembered");
     }
 }

@@ -1,5 +1,4 @@
-//! The frames that move a snapshot between two hosts, and what a receiver checks before it takes a
-//! byte.
+//! The frames that move a snapshot between two hosts, and how a receiver judges an offer.
 //!
 //! A transfer is one exchange over a channel that is lossless or broken:
 //!
@@ -8,12 +7,13 @@
 //! receiver        ◀── Proceed            ◀── Credit        ◀── Accepted | Stale | Busy | …
 //! ```
 //!
-//! - No block leaves before `Proceed`; at most [`WINDOW_BLOCKS`] are under way without credit.
+//! - No block leaves before `Proceed`, and at most [`WINDOW_BLOCKS`] are in flight.
 //! - Every block but the last is full; each carries its offset and CRC32C; `End` is mandatory.
 //! - Every [`BulkReply`] but `Proceed` and `Credit` ends the transfer and tells the sender what to
 //!   do next: stop, wait, offer another object or give up.
-//! - What a broken transfer left may be *parked*: an offer of the same object goes on behind the
-//!   blocks that are there, an offer of another one is asked to [`BulkReply::Prefer`] the parked.
+//! - The received part of a broken transfer may be *suspended*: an offer of the same object resumes
+//!   after the blocks that are there; an offer of another object is answered with
+//!   [`BulkReply::Prefer`].
 //!
 //! The bytes on the wire are the transport's business; here frames are values.
 
@@ -24,22 +24,21 @@ use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::SnapshotDesc;
 
-/// Blocks a sender may have under way: 4 MiB hide a round trip and stay small beside the host's
+/// Blocks that a sender may have in flight: 4 MiB hide a round trip and are little of a host's
 /// memory.
 pub const WINDOW_BLOCKS: u32 = 4;
-/// Ticks without progress after which either end abandons a transfer; there is no limit on its
-/// whole time.
+/// Ticks without progress after which either end abandons a transfer. Its total time has no limit.
 pub const STALL_TICKS: u32 = 300;
-/// Milliseconds a sender waits before it offers again to a receiver that was busy.
+/// Milliseconds after which a sender offers again to a receiver that was busy.
 pub const BUSY_RETRY_MS: u64 = 1_000;
-/// Milliseconds that a receiver asks for with `NoSpace`: room comes from an operator or another
-/// group, not at once.
+/// Milliseconds that a receiver asks for with `NoSpace`: an operator or another group has to free
+/// space, which takes a while.
 pub const NO_SPACE_RETRY_MS: u64 = 10_000;
-/// Milliseconds that a sender waits at the most, whatever it is asked for.
+/// Most milliseconds that a sender waits, whatever its receiver asks for.
 pub const RETRY_MAX_MS: u64 = 60_000;
-/// Milliseconds a sender waits after a transfer broke or stalled.
+/// Milliseconds after which a sender offers again after a transfer broke or stalled.
 pub const BROKEN_RETRY_MS: u64 = 1_000;
-/// Bytes of the reason in [`BulkReply::Incompatible`].
+/// Longest reason in [`BulkReply::Incompatible`], bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
 
 const BLOCK: u64 = limits::SNAPSHOT_BLOCK_BYTES as u64;
@@ -54,24 +53,25 @@ pub struct Offer {
     pub group: GroupId,
     pub from: ReplicaId,
     pub to: ReplicaId,
-    /// The sender's raft term; a snapshot of a later term cannot be.
+    /// The sender's raft term; no snapshot can have a later one.
     pub term: u64,
     pub desc: SnapshotDesc,
     pub purpose: Purpose,
-    /// The sender does not have what the receiver would prefer: a parked object has to yield.
+    /// The sender does not have the object that the receiver prefers: the suspended part is to be
+    /// given up.
     pub insist: bool,
 }
 
 /// Why an object is sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
-    /// raft's follower needs it; raft is told how it ended.
+    /// Raft's follower needs it; raft is told how the transfer ended.
     Follow,
-    /// The receiver asked for it with `Body::Want`; raft is not involved.
+    /// The receiver requested it with `Body::Want`; raft is not involved.
     Wanted,
 }
 
-/// Names an object well enough to tell whether one has it.
+/// Denotes an object well enough to tell whether a replica has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ObjectRef {
     pub term: u64,
@@ -83,14 +83,14 @@ pub struct ObjectRef {
 /// A block of payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Block {
-    /// Of its first byte in the payload: a multiple of the block size.
+    /// The offset of the block's first byte in the payload: a multiple of the block size.
     pub offset: u64,
     /// CRC32C of `data`.
     pub crc: u32,
     pub data: Bytes,
 }
 
-/// From the sender.
+/// A frame from the sender.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -102,14 +102,14 @@ pub enum BulkRequest {
     End { length: u64, digest: Digest },
 }
 
-/// From the receiver.
+/// A frame from the receiver.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BulkReply {
     /// Send the payload from `offset` on.
     Proceed {
         offset: u64,
     },
-    /// So many more blocks may be sent; 0 says "still working".
+    /// This many more blocks may be sent; 0 says "still working".
     Credit {
         blocks: u32,
     },
@@ -120,16 +120,16 @@ pub enum BulkReply {
     Busy {
         retry_after_ms: u64,
     },
-    /// The receiver holds a part of this object: offer that one if it is there, else insist.
+    /// The receiver holds a part of this object: offer that one if the sender has it, else insist.
     Prefer(ObjectRef),
     NoSpace {
         need: u64,
         have: u64,
         retry_after_ms: u64,
     },
-    /// The bytes are not what the offer says.
+    /// The bytes are not those that the offer denotes.
     Corrupt,
-    /// This receiver can never take it.
+    /// The receiver can never take this object.
     Incompatible {
         why: String,
     },
@@ -137,23 +137,23 @@ pub enum BulkReply {
     WrongGroup,
 }
 
-/// What the receiver knows when an offer arrives. Term and indexes are hints: raft decides by
-/// `step`.
+/// What the receiver compares an offer with. `commit` is a hint only: whether a snapshot is of use
+/// is raft's decision, by `step`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expected {
     pub cluster: [u8; 16],
     pub group: GroupId,
     pub replica: ReplicaId,
     pub module: ModuleId,
-    /// Snapshot formats the guest reads.
+    /// Snapshot formats that the guest reads.
     pub formats: std::ops::RangeInclusive<u32>,
     pub commit: u64,
-    /// What the receiver asked its peers for, if it did: an object that fits is welcome whatever
-    /// its index and its configuration.
+    /// The object that the receiver requested from its peers, if it did. One that fits is accepted
+    /// whatever its index and its configuration.
     pub wanted: Option<Want>,
 }
 
-/// A wish for an object, whoever has it: to repair a listed one, or to start from at all.
+/// A request to all peers for an object, to repair a listed one or to have one to start from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Want {
     /// The lowest and the highest index that help.
@@ -163,7 +163,8 @@ pub struct Want {
     pub exactly: Option<ObjectRef>,
 }
 
-/// An offer that passed every check that needs no disk: the only key to a place to write.
+/// An offer that passed all checks that need no disk. The store reserves space only for such a
+/// value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ValidatedHeader {
     cluster: [u8; 16],
@@ -172,12 +173,12 @@ pub struct ValidatedHeader {
     yields: Yields,
 }
 
-/// Which parked object of another digest has to yield to an offer.
+/// Which suspended part of another object an offer displaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yields {
-    /// One below this index: it is of no more use.
+    /// A part of an object below this index, which is of no more use.
     Below(u64),
-    /// Any.
+    /// A part of any object.
     All,
 }
 
@@ -198,7 +199,7 @@ impl Want {
 }
 
 impl Offer {
-    /// Checks everything that can be known before a byte of payload is read.
+    /// Checks everything that can be checked before a byte of payload is read.
     pub fn validate(&self, expected: &Expected) -> Result<ValidatedHeader, BulkReply> {
         let known = (expected.cluster, expected.group, expected.replica);
         let own = self.cluster == known.0 || planted("offer_of_anybody");
@@ -239,11 +240,10 @@ impl Offer {
         if desc.index < expected.commit && !wanted {
             return Err(BulkReply::Stale);
         }
-        // What was asked for is needed now; otherwise a parked object yields once it is behind.
-        let yields = match self.insist || wanted {
-            true => Yields::All,
-            false => Yields::Below(expected.commit),
-        };
+        // A requested object is needed now. For any other, a suspended part is given up only if its
+        // object is below the commit index.
+        let yields =
+            if self.insist || wanted { Yields::All } else { Yields::Below(expected.commit) };
         let (cluster, group) = (self.cluster, self.group);
         Ok(ValidatedHeader { cluster, group, desc: desc.clone(), yields })
     }
@@ -262,17 +262,17 @@ impl ValidatedHeader {
         &self.desc
     }
 
-    /// Whether a parked object has to make way for this one.
-    pub fn displaces(&self, parked: ObjectRef) -> bool {
+    /// Whether the suspended part of another object is given up for this one.
+    pub fn displaces(&self, suspended: ObjectRef) -> bool {
         match self.yields {
             Yields::All => true,
-            Yields::Below(index) => parked.index < index,
+            Yields::Below(index) => suspended.index < index,
         }
     }
 }
 
 impl BulkRequest {
-    /// The offer that a transfer begins with; anything else is refused before anything is written.
+    /// The offer that a transfer begins with; any other frame is refused.
     pub fn into_offer(self) -> Result<Offer, BulkReply> {
         match self {
             Self::Offer(offer) => Ok(offer),
@@ -299,12 +299,12 @@ impl BulkReply {
     }
 }
 
-/// Blocks of a payload of `length` bytes.
+/// The number of blocks of a payload of `length` bytes.
 pub fn block_count(length: u64) -> u64 {
     length.div_ceil(BLOCK)
 }
 
-/// Bytes of the block that begins at `offset` of a payload of `length` bytes; 0 at or behind the
+/// The size of the block that begins at `offset` of a payload of `length` bytes; 0 at or beyond the
 /// end.
 pub fn block_bytes(length: u64, offset: u64) -> u64 {
     length.saturating_sub(offset).min(BLOCK)
@@ -353,7 +353,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The right block at `offset` of a payload of `length` equal bytes.
+    /// The correct block at `offset` of a payload of `length` equal bytes.
     pub(crate) fn block(length: u64, offset: u64) -> Block {
         let data = Bytes::from(vec![0xab; block_bytes(length, offset) as usize]);
         Block { offset, crc: crc32c::crc32c(&data), data }
@@ -396,22 +396,22 @@ pub(crate) mod tests {
         let want = Want { low: 5, high: 10, exactly: None };
         let asked = Expected { wanted: Some(want), commit: 99, ..expected() };
         let wanted = Offer { purpose: Purpose::Wanted, ..offer(1) };
-        assert!(wanted.validate(&asked).is_ok(), "what was asked for is never stale");
-        assert_eq!(offer(1).validate(&asked), Err(BulkReply::Stale), "it was not sent as that");
-        assert_eq!(wanted.validate(&expected()), Err(BulkReply::Stale), "nothing was asked for");
+        assert!(wanted.validate(&asked).is_ok(), "a requested object is never stale");
+        assert_eq!(offer(1).validate(&asked), Err(BulkReply::Stale), "it was not sent on request");
+        assert_eq!(wanted.validate(&expected()), Err(BulkReply::Stale), "nothing was requested");
         let object = ObjectRef { digest: [1; 16], ..ObjectRef::of(&wanted.desc) };
         let other = Expected { wanted: Some(Want { exactly: Some(object), ..want }), ..asked };
-        assert_eq!(wanted.validate(&other), Err(BulkReply::Stale), "another object was asked for");
+        assert_eq!(wanted.validate(&other), Err(BulkReply::Stale), "another object was requested");
     }
 
     #[test]
-    fn a_parked_object_yields_when_it_is_behind_or_the_sender_has_no_other() {
-        let parked = |index| ObjectRef { term: 1, index, digest: [0; 16] };
-        let header = offer(1).validate(&expected()).expect("it is in order");
-        assert!(header.displaces(parked(9)), "the commit index, 10, is past it");
-        assert!(!header.displaces(parked(10)));
+    fn a_suspended_object_yields_when_it_is_behind_or_the_sender_has_no_other() {
+        let suspended = |index| ObjectRef { term: 1, index, digest: [0; 16] };
+        let header = offer(1).validate(&expected()).expect("the offer is valid");
+        assert!(header.displaces(suspended(9)), "the commit index, 10, is past it");
+        assert!(!header.displaces(suspended(10)));
         let insists = Offer { insist: true, ..offer(1) };
-        assert!(insists.validate(&expected()).expect("it is in order").displaces(parked(99)));
+        assert!(insists.validate(&expected()).expect("it is valid").displaces(suspended(99)));
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! [`SnapshotDesc`]: the only name of a snapshot. It denotes exactly one byte string, by its
-//! digest.
+//! [`SnapshotDesc`]: the only name of a snapshot. By its digest it denotes exactly one byte string.
 //!
 //! ```text
 //! desc = version u8 (1) · term u64 · index u64 · length u64 · digest 32 · module 32 ·
@@ -19,12 +18,12 @@ use crate::limits;
 
 const VERSION: u8 = 1;
 
-/// Names one immutable snapshot object.
+/// Denotes one immutable snapshot object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotDesc {
     pub term: u64,
     pub index: u64,
-    /// Bytes of payload: envelope and guest stream, without block checksums.
+    /// Bytes of payload: the envelope and the guest's stream, without block checksums.
     pub length: u64,
     pub digest: Digest,
     pub module: ModuleId,
@@ -34,12 +33,12 @@ pub struct SnapshotDesc {
     pub configuration: Configuration,
 }
 
-/// Who is in the group: raft's conf state with named fields and an order.
+/// The members of a group: raft's `ConfState`, with ordered sets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Configuration {
     pub voters: BTreeSet<ReplicaId>,
     pub learners: BTreeSet<ReplicaId>,
-    /// Voters of the configuration being left; not empty while joint.
+    /// The voters of the configuration that is being left; not empty while joint.
     pub voters_outgoing: BTreeSet<ReplicaId>,
     pub learners_next: BTreeSet<ReplicaId>,
     pub auto_leave: bool,
@@ -54,7 +53,7 @@ impl Configuration {
         !self.voters_outgoing.is_empty()
     }
 
-    /// Whether `replica` takes any part: voter, learner, or one on its way out.
+    /// Whether `replica` has any role: voter, learner, or one that is being removed.
     pub fn contains(&self, replica: ReplicaId) -> bool {
         self.replicas().any(|id| id == replica)
     }
@@ -63,7 +62,7 @@ impl Configuration {
         self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
     }
 
-    /// Everybody, in ascending order within each role; a replica of two roles comes twice.
+    /// All replicas, in ascending order within each role; one with two roles comes twice.
     pub fn replicas(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let lists = [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next];
         lists.into_iter().flatten().copied()

@@ -1,14 +1,14 @@
 //! [`Receiver`]: the receiving end of a transfer, without IO.
 //!
-//! It begins with an offer, so payload before metadata cannot be said. Inputs are frames and what
-//! the store did; commands are what the store shall do and the replies that leave.
+//! A receiver is created from an offer, so that payload before metadata cannot be expressed. Inputs
+//! are frames and what the store did; commands are what the store has to do and replies to send.
 //!
-//! - Nothing is reserved before the offer was validated; nothing is written before it was admitted.
-//! - A block is written only at the expected offset, with the expected size and its checksum right.
-//! - `End` is mandatory: a transfer that ends in any other way leaves nothing, or a parked file
-//!   ([`ReceiveEnd::parks`]).
-//! - At most one final reply leaves. Whoever drives the machine drops or parks what was staged when
-//!   it ends.
+//! - Nothing is reserved before the offer is validated; nothing is written before it is admitted.
+//! - A block is written only at the expected offset, with the expected size and a correct checksum.
+//! - `End` is mandatory: a transfer that ends in any other way leaves nothing, or a suspended file
+//!   ([`ReceiveEnd::suspends`]).
+//! - At most one final reply is sent. When the transfer ends, the driver drops or suspends the
+//!   staged file.
 
 use crate::limits;
 use crate::mutant::planted;
@@ -24,19 +24,19 @@ use crate::snapshot::chunk::{
 )]
 pub enum ReceiveInput {
     Frame(BulkRequest),
-    /// [`ReceiveCommand::Admit`] was done: the payload is wanted from `offset` on.
+    /// [`ReceiveCommand::Admit`] is done: the payload is needed from `offset` on.
     Admitted {
         offset: u64,
     },
-    /// The block is written.
+    /// The block of [`ReceiveCommand::Write`] is written.
     Written,
-    /// A part of [`ReceiveCommand::Admit`] or [`ReceiveCommand::Store`] was done.
+    /// [`ReceiveCommand::Admit`] or [`ReceiveCommand::Store`] made progress.
     Working,
     /// The object is sealed and read back.
     Stored,
     /// The raft side's answer to [`ReceiveCommand::Deliver`].
     Answered(BulkReply),
-    /// The store refused at any stage.
+    /// The store refused the transfer, at whatever stage.
     Refused(BulkReply),
     Tick,
     Broken(String),
@@ -44,10 +44,11 @@ pub enum ReceiveInput {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReceiveCommand {
-    /// Reserve room and create the staging file, or take up the parked one and look through it.
+    /// Reserve space and create the staging file, or take up the suspended one and check its
+    /// blocks.
     Admit(ValidatedHeader),
     Write(Block),
-    /// Finish, seal, read back.
+    /// Finish the staged file, seal it and read it back.
     Store,
     /// Hand the verified object to the raft side.
     Deliver,
@@ -69,9 +70,9 @@ pub enum ReceiveEnd {
 }
 
 impl ReceiveEnd {
-    /// Whether what was written so far is worth keeping for another try: it was right, and the
-    /// sender did not come to its end.
-    pub fn parks(&self) -> bool {
+    /// Whether to keep the part that was received for another try: it is correct, and neither side
+    /// refused to go on.
+    pub fn suspends(&self) -> bool {
         match self {
             Self::Stalled | Self::Broken(_) => true,
             Self::Answered(_) | Self::Refused(_) => false,
@@ -81,15 +82,15 @@ impl ReceiveEnd {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// The store was asked for room.
+    /// The store reserves space.
     Admitting,
-    /// Blocks are awaited.
+    /// The receiver waits for blocks.
     Streaming,
     /// A block is being written.
     Writing,
-    /// `End` came; the object is being sealed and read back.
+    /// `End` arrived; the object is being sealed and read back.
     Storing,
-    /// The raft side has it.
+    /// The raft side decides about the object.
     Delivering,
     Finished,
 }
@@ -101,7 +102,7 @@ pub struct Receiver {
     header: Option<ValidatedHeader>,
     /// The offset of the next block.
     next: u64,
-    /// Blocks the sender may still send.
+    /// How many more blocks the sender may send.
     credit: u32,
     idle_ticks: u32,
 }
@@ -142,7 +143,7 @@ impl Receiver {
             }
             ReceiveInput::Working => {
                 let works = matches!(self.stage, Stage::Admitting | Stage::Storing);
-                assert!(works, "the driver works only where it was told to");
+                assert!(works, "the driver works only when it was told to");
                 vec![ReceiveCommand::Reply(BulkReply::Credit { blocks: 0 })]
             }
             ReceiveInput::Stored => {
@@ -169,7 +170,7 @@ impl Receiver {
         }
         let early = self.stage == Stage::Admitting && planted("take_early_blocks");
         if self.stage != Stage::Streaming && !early {
-            return self.refuse(incompatible("a frame that was not asked for"));
+            return self.refuse(incompatible("a frame that was not requested"));
         }
         match frame {
             BulkRequest::Offer(_) => unreachable!("refused above"),
@@ -236,7 +237,7 @@ impl Receiver {
     }
 
     fn expect(&self, stage: Stage) {
-        assert_eq!(self.stage, stage, "the driver answers only what was commanded");
+        assert_eq!(self.stage, stage, "the driver reports only what it was told to do");
     }
 }
 
@@ -255,7 +256,7 @@ mod tests {
         receiver
     }
 
-    /// Room is asked for once, for what the offer names, and before any byte is taken.
+    /// Space is requested once, for the offered object, and before any byte is accepted.
     /// Covers P6 P8.
     #[test]
     fn room_is_asked_for_once_and_before_any_byte() {
@@ -264,8 +265,8 @@ mod tests {
         let [ReceiveCommand::Admit(header)] = &commands[..] else { panic!("{commands:?}") };
         assert_eq!(header.desc(), &offer(length).desc);
         let early = receiver.step(frame(block(length, 0)));
-        let refused = ReceiveCommand::Reply(incompatible("a frame that was not asked for"));
-        assert_eq!(early[0], refused, "there is no room yet");
+        let refused = ReceiveCommand::Reply(incompatible("a frame that was not requested"));
+        assert_eq!(early[0], refused, "no space is reserved yet");
 
         let mut receiver = admitted(length, 0);
         let inputs = [
@@ -311,7 +312,7 @@ mod tests {
             ReceiveCommand::Finish(ReceiveEnd::Answered(reply.clone())),
         ];
         assert_eq!(receiver.step(ReceiveInput::Answered(reply)), last);
-        assert_eq!(receiver.step(end(length)), [], "nothing happens behind the end");
+        assert_eq!(receiver.step(end(length)), [], "nothing happens after the end");
     }
 
     /// Covers P14.
@@ -325,7 +326,7 @@ mod tests {
         assert_eq!(complete.step(end(length)), [ReceiveCommand::Store]);
     }
 
-    /// One reply at most ends a transfer, and it is followed by its end.
+    /// A refusal is exactly one reply, followed by the end of the transfer.
     fn check_refused(mut receiver: Receiver, input: ReceiveInput, is_corrupt: bool) {
         let commands = receiver.step(input.clone());
         let [ReceiveCommand::Reply(reply), ReceiveCommand::Finish(end)] = &commands[..] else {

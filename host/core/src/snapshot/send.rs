@@ -1,13 +1,12 @@
 //! [`Sender`]: the sending end of a transfer, without IO.
 //!
 //! Inputs are replies, blocks that were read, ticks and breakages; commands are frames to send and
-//! blocks to read. It ends with exactly one [`SendOutcome`]: what raft is told, and what to
-//! do next.
+//! blocks to read. A transfer ends with exactly one [`SendOutcome`], which says what to report to
+//! raft and what to do next.
 //!
-//! - Nothing but the offer leaves before `Proceed`; blocks leave only within the credit.
-//! - One block is read at a time, so the machine itself keeps none.
-//! - Time is counted in ticks without progress, never in all: a big snapshot may take as long as it
-//!   moves.
+//! - Before `Proceed`, only the offer leaves; after it, blocks leave within the credit.
+//! - One block is read at a time, so the state machine itself keeps none.
+//! - Only ticks without progress count: a large snapshot may take any time as long as it moves.
 
 use crate::mutant::planted;
 use crate::snapshot::chunk::{
@@ -15,24 +14,24 @@ use crate::snapshot::chunk::{
     RETRY_MAX_MS, STALL_TICKS, WINDOW_BLOCKS,
 };
 
-/// What raft is told of a transfer.
+/// What is reported to raft about a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
     Finish,
     Failure,
 }
 
-/// What the sender does next with this receiver.
+/// What the sender does next for this receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Next {
     Done,
-    /// Report and offer again, but not earlier.
+    /// Report, and offer again after this time.
     Wait {
         ms: u64,
     },
-    /// Report, and offer this object if it is there; else insist on one that is.
+    /// Report, and offer this object if the sender has it; else insist on another.
     Prefer(ObjectRef),
-    /// This object will never be taken: an operator or another object is needed.
+    /// The receiver will never take this object: it needs another object or an operator.
     GiveUp,
 }
 
@@ -44,7 +43,7 @@ pub enum SendEnd {
     #[error("no progress for {STALL_TICKS} ticks")]
     Stalled,
     /// The channel broke, or the object cannot be read for now.
-    #[error("it broke off: {0}")]
+    #[error("the transfer broke off: {0}")]
     Broken(String),
     #[error("the sender's own object is bad: {0}")]
     SourceBad(String),
@@ -83,13 +82,13 @@ pub enum SendCommand {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// The offer left; `Proceed` is awaited.
+    /// The offer was sent; the sender waits for `Proceed`.
     Offered,
     /// Blocks leave within the credit.
     Streaming,
-    /// `End` left; the answer is awaited.
+    /// `End` was sent; the sender waits for the final reply.
     Ended,
-    /// The outcome was told.
+    /// The outcome was returned.
     Finished,
 }
 
@@ -98,9 +97,9 @@ enum Stage {
 pub struct Sender {
     stage: Stage,
     offer: Offer,
-    /// The next byte to read.
+    /// The offset of the next byte to read.
     next: u64,
-    /// A block was asked for and did not come yet.
+    /// A block was requested and has not been read yet.
     reading: bool,
     credit: u32,
     idle_ticks: u32,
@@ -137,7 +136,7 @@ impl Sender {
             (BulkReply::Credit { blocks }, Stage::Streaming | Stage::Ended) => {
                 self.on_credit(blocks)
             }
-            // The receiver looks through what an earlier transfer left.
+            // The receiver checks the part that an earlier transfer left.
             (BulkReply::Credit { blocks: 0 }, Stage::Offered) => Vec::new(),
             (BulkReply::Credit { .. }, _) => {
                 self.finish(SendEnd::Protocol("credit before proceed"))
@@ -169,8 +168,8 @@ impl Sender {
     }
 
     fn on_block(&mut self, block: Block) -> Vec<SendCommand> {
-        assert!(self.reading, "a block comes only when it was asked for");
-        assert_eq!(block.offset, self.next, "the block that was asked for");
+        assert!(self.reading, "a block arrives only when it was requested");
+        assert_eq!(block.offset, self.next, "the block that was requested");
         self.reading = false;
         self.credit -= 1;
         self.next += block.data.len() as u64;
@@ -179,7 +178,7 @@ impl Sender {
         commands
     }
 
-    /// Asks for the next block if there is credit, or sends the end.
+    /// Requests the next block if the credit allows it, or sends the end.
     fn advance(&mut self) -> Vec<SendCommand> {
         if self.stage != Stage::Streaming || self.reading {
             return Vec::new();
@@ -217,7 +216,7 @@ impl Sender {
 const BLOCK: u64 = crate::limits::SNAPSHOT_BLOCK_BYTES as u64;
 
 impl SendOutcome {
-    /// What an end means for raft and for the next attempt: stop, wait or give up.
+    /// What an end means for raft and for the next attempt.
     pub fn of(end: SendEnd) -> Self {
         let (report, next) = match &end {
             SendEnd::Replied(reply) => after_reply(reply),
@@ -234,7 +233,7 @@ fn after_reply(reply: &BulkReply) -> (Report, Next) {
     match reply {
         BulkReply::Accepted | BulkReply::Stale => (Report::Finish, Next::Done),
         BulkReply::Busy { retry_after_ms } | BulkReply::NoSpace { retry_after_ms, .. } => {
-            // Whoever lies about it is asked again all the same.
+            // A receiver that names an absurd time is asked again all the same.
             let ms = (*retry_after_ms).clamp(BUSY_RETRY_MS, RETRY_MAX_MS);
             (Report::Failure, Next::Wait { ms })
         }
@@ -253,8 +252,8 @@ mod tests {
     use super::*;
     use crate::snapshot::chunk::tests::{block, offer};
 
-    /// Runs a sender against what its receiver says, reading every block it asks for. Returns the
-    /// lines of what happened.
+    /// Runs a sender against the replies of its receiver, and reads every block that it requests.
+    /// Returns what happened, a line for each step.
     fn run(length: u64, replies: &[BulkReply]) -> Vec<String> {
         let (mut sender, commands) = Sender::begin(offer(length));
         let mut lines = settle(&mut sender, commands, length);

@@ -1,19 +1,19 @@
 //! Where a group's live entries stand, and how many bytes of which segment they take.
 //!
-//! - A record of entries takes 16 bytes here; records that follow each other in a segment and in
-//!   the log share a [`Run`].
-//! - Live bytes are kept with every change, by segment: asking for them looks at no record.
-//! - A record of which a part is live takes its part of the record's bytes, rounded up: what lives
-//!   never counts as nothing.
+//! - A record of entries takes 16 bytes of memory here; records that follow each other both in a
+//!   segment and in the group's log share a [`Run`].
+//! - Live bytes are counted by segment with every change, so that asking for them reads no record.
+//! - A record that is partly live counts with that part of its bytes, rounded up: live entries
+//!   never count as nothing.
 
 use std::collections::BTreeMap;
 
 use crate::wal::replay::Place;
 
-/// The live part of one record of entries; who gives it out says where that begins.
+/// The live part of one record of entries; functions return its first index beside it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
-    /// The index behind the last one.
+    /// The index after the last live entry.
     pub end: u64,
     pub place: Place,
 }
@@ -21,11 +21,11 @@ pub struct Extent {
 /// The live parts of a group's records.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Extents {
-    /// By the first live index; they do not overlap.
+    /// Runs by their first live index; they do not overlap.
     runs: BTreeMap<u64, Run>,
-    /// Live bytes by segment, nowhere 0.
+    /// Live bytes of each segment that has any.
     live: BTreeMap<u64, u64>,
-    /// Their sum.
+    /// Live bytes of all segments.
     total: u64,
 }
 
@@ -33,11 +33,11 @@ pub struct Extents {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Run {
     segment: u64,
-    /// The first record's first index: the others count from here.
+    /// The first record's first index, live or not; records store their indexes relative to it.
     base: u64,
-    /// Behind the last record's last entry, live or not.
+    /// The index after the last record's last entry, live or not.
     top: u64,
-    /// Behind the last live entry.
+    /// The index after the last live entry.
     end: u64,
     /// Live bytes.
     bytes: u64,
@@ -47,13 +47,13 @@ struct Run {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Record {
     offset: u64,
-    /// Its first index, from the run's base.
+    /// The record's first index, relative to the run's base.
     first: u32,
     length: u32,
 }
 
 impl Extent {
-    /// About how many bytes of the log it takes, if it begins at `from`.
+    /// About how many bytes of the log the live part takes, if it begins at `from`.
     pub fn live_bytes(&self, from: u64) -> u64 {
         let Place { length, count, .. } = self.place;
         (u64::from(length) * (self.end - from)).div_ceil(u64::from(count))
@@ -61,13 +61,13 @@ impl Extent {
 }
 
 impl Extents {
-    /// Entries from `first` on; what stood there and behind stands no more.
+    /// Adds entries from `first` on; all that stood at `first` and above are no longer live.
     pub fn append(&mut self, first: u64, place: Place) {
         self.cut_behind(first);
         self.add(first, place);
     }
 
-    /// Entries from `first` on, in place of those that stood there; what is behind stays.
+    /// Adds entries from `first` on in place of those at the same indexes; those above stay live.
     pub fn replace(&mut self, first: u64, place: Place) {
         let end = first + u64::from(place.count);
         self.split(first);
@@ -77,7 +77,7 @@ impl Extents {
         self.add(first, place);
     }
 
-    /// Nothing before `first` stands any more.
+    /// Entries below `first` are no longer live.
     pub fn cut_before(&mut self, first: u64) {
         self.split(first);
         while let Some((from, _)) = self.runs.first_key_value().filter(|(from, _)| **from < first) {
@@ -90,27 +90,27 @@ impl Extents {
         *self = Self::default();
     }
 
-    /// The live parts of records, in order: first index and extent.
+    /// The live parts of all records in order: first index and extent.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Extent)> + '_ {
         self.runs.iter().flat_map(|(from, run)| run.extents(*from))
     }
 
-    /// Those that hold entries from `index` on, the first one cut to begin there.
+    /// The live parts that hold entries from `index` on; the first one is cut to begin there.
     pub fn from(&self, index: u64) -> impl Iterator<Item = (u64, Extent)> + '_ {
-        let before = self.runs.range(..index).next_back().filter(|(_, run)| run.end > index);
-        let before = before.map(|(_, run)| run.extents(index));
+        let across = self.runs.range(..index).next_back().filter(|(_, run)| run.end > index);
+        let before = across.map(|(_, run)| run.extents(index));
         let behind = self.runs.range(index..).flat_map(|(from, run)| run.extents(*from));
         before.into_iter().flatten().chain(behind)
     }
 
-    /// Those in one segment.
+    /// The live parts in one segment.
     pub fn in_segment(&self, segment: u64) -> impl Iterator<Item = (u64, Extent)> + '_ {
         let here = self.live.contains_key(&segment);
         let runs = self.runs.iter().filter(move |(_, run)| here && run.segment == segment);
         runs.flat_map(|(from, run)| run.extents(*from))
     }
 
-    /// Whether the entry stands somewhere.
+    /// Whether the entry is live.
     pub fn holds(&self, index: u64) -> bool {
         self.runs.range(..=index).next_back().is_some_and(|(_, run)| run.end > index)
     }
@@ -125,7 +125,7 @@ impl Extents {
         self.total
     }
 
-    /// The index behind the last live entry in segments up to this one, if there is one.
+    /// The index after the last live entry in segments up to this one; `None` if they have none.
     pub fn end_up_to(&self, segment: u64) -> Option<u64> {
         self.live.range(..=segment).next()?;
         let here = self.runs.values().filter(|run| run.segment <= segment);
@@ -140,7 +140,7 @@ impl Extents {
         }
     }
 
-    /// Puts a record where nothing stands, into the run before it if it continues that.
+    /// Adds a record at indexes where none is live, to the run before it if it continues that.
     fn add(&mut self, first: u64, place: Place) {
         let Place { segment, offset, length, count } = place;
         let (end, bytes) = (first + u64::from(count), u64::from(length));
@@ -157,7 +157,8 @@ impl Extents {
         self.runs.insert(first, Run { segment, base: first, top: end, end, bytes, records });
     }
 
-    /// Makes a run end before `index` if one reaches over it, and another begin there.
+    /// Splits the run that reaches across `index`, if there is one, so that its second part begins
+    /// there.
     fn split(&mut self, index: u64) {
         let across = self.runs.range(..index).next_back().filter(|(_, run)| run.end > index);
         let Some(from) = across.map(|(from, _)| *from) else { return };
@@ -174,8 +175,8 @@ impl Extents {
     }
 
     fn take(&mut self, from: u64) -> Run {
-        let run = self.runs.remove(&from).expect("a run that was just found");
-        let live = self.live.get_mut(&run.segment).expect("it was counted");
+        let run = self.runs.remove(&from).expect("the run was just found");
+        let live = self.live.get_mut(&run.segment).expect("a run is counted in its segment");
         *live -= run.bytes;
         self.total -= run.bytes;
         if *live == 0 {
@@ -186,14 +187,14 @@ impl Extents {
 }
 
 impl Run {
-    /// The live parts of its records, from the one that holds `from` on, which begins there.
+    /// The live parts of the run's records from index `from` on.
     fn extents(&self, from: u64) -> impl Iterator<Item = (u64, Extent)> + '_ {
         let begin = self.records.partition_point(|record| self.first(record) <= from) - 1;
         let parts = (begin..self.records.len()).map(move |at| {
             let Record { offset, length, .. } = self.records[at];
             let first = self.first(&self.records[at]);
             let top = self.records.get(at + 1).map_or(self.top, |next| self.first(next));
-            let count = u32::try_from(top - first).expect("a record counts its entries so");
+            let count = u32::try_from(top - first).expect("a record counts its entries in a u32");
             let place = Place { segment: self.segment, offset, length, count };
             (first.max(from), Extent { end: top.min(self.end), place })
         });
@@ -204,7 +205,7 @@ impl Run {
         self.base + u64::from(record.first)
     }
 
-    /// The records of which something lives in `from..end`.
+    /// The run of those records that have live entries in `from..end`.
     fn part(&self, from: u64, end: u64) -> Self {
         let begin = self.records.partition_point(|record| self.first(record) <= from) - 1;
         let behind = self.records.partition_point(|record| self.first(record) < end);
@@ -223,7 +224,7 @@ impl Run {
 mod tests {
     use super::*;
 
-    /// Every live index and the record it stands in.
+    /// Every live index, with the first index and the place of its record.
     type Naive = BTreeMap<u64, (u64, Place)>;
 
     fn check(extents: &Extents, naive: &Naive) {
@@ -233,12 +234,12 @@ mod tests {
             assert!(from < extent.end, "an extent is not empty");
             *live.entry(extent.place.segment).or_default() += extent.live_bytes(from);
             for index in from..extent.end {
-                let first = naive.get(&index).expect("it is live").0;
-                assert_eq!(found.insert(index, (first, extent.place)), None, "it stands once");
+                let first = naive.get(&index).expect("the index is live").0;
+                assert_eq!(found.insert(index, (first, extent.place)), None, "it is live once");
             }
         }
         assert_eq!(&found, naive);
-        assert_eq!(extents.live, live, "live bytes are those of what lives");
+        assert_eq!(extents.live, live, "live bytes are those of live entries");
         assert_eq!(extents.live(), live.values().sum::<u64>());
         for index in 0..60 {
             assert_eq!(extents.holds(index), naive.contains_key(&index));
@@ -309,7 +310,7 @@ mod tests {
         }
     }
 
-    /// What a busy group costs: a run for a segment, and 16 bytes for each of its batches.
+    /// The memory that a busy group takes: a run for each segment, and 16 bytes for each batch.
     #[test]
     fn records_that_follow_each_other_share_a_run() {
         let mut extents = Extents::default();

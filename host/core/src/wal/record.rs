@@ -1,16 +1,16 @@
 //! The bytes of log files, batches and records.
 //!
-//! Integers are little-endian. Every checksum of a batch is a CRC32C that begins from a [`Salt`]
-//! (cluster, node, file, the file's nonce, segment number), so that bytes copied from elsewhere, or
-//! left by an earlier use of the file, never pass, and nobody can make up bytes that do.
+//! Integers are little-endian. Every checksum of a batch is a CRC32C that starts from a [`Salt`]
+//! (cluster, node, file, the file's nonce, segment number), so that bytes copied from elsewhere or
+//! left by an earlier use of the file never pass, and nobody can craft bytes that do.
 //!
 //! ```text
-//! file    = header (one block) · head · batches, each at a multiple of the block; behind the last
+//! file    = header (one block) · head · batches, each at a multiple of the block; after the last
 //!           one anything: zeros, or what an earlier segment in this file left
 //! header  = magic "LSTPWAL\n" · version u32 (2) · node u16 · block u8 (its binary logarithm) ·
 //!           zero u8 · cluster 16 · file u64 · nonce u64 · file length u64 · zeros 4 ·
 //!           crc u32 (unsalted, of the 60 bytes before) · zeros up to the block's end
-//! batch   = magic "BTCH" · crc u32 (of the 48 bytes behind) · number u64 · segment u64 ·
+//! batch   = magic "BTCH" · crc u32 (of the next 48 bytes) · number u64 · segment u64 ·
 //!           previous u64 · oldest u64 · body length u32 · body crc u32 · records u32 · zero u32 ·
 //!           body · zeros up to a multiple of the block
 //! body    = { length u32 · crc u32 · kind u8 · group u64 · payload }  (length, crc from kind on)
@@ -21,11 +21,12 @@
 //! drop    (5) = nothing: the group is no longer in this log
 //! ```
 //!
-//! The header is written once, when the file is made, and is the file's. Which segment is in it, if
-//! any, its *head* says: the batch in the second block, with the state of every group.
+//! The header is written once, when the file is made, and belongs to the file. Which segment the
+//! file holds, if any, is said by the *head*: the batch in the second block, with the state of
+//! every group.
 //!
-//! Versions to come keep the 64 bytes of the header and their checksum as they are, so that an old
-//! program can say that a log is newer, and is not merely damaged.
+//! Future versions keep the 64 bytes of the header and their checksum as they are, so that an old
+//! program can tell a newer log from a damaged one.
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
@@ -38,15 +39,15 @@ use crate::wal::BATCH_BODY_BYTES_MAX;
 
 /// Version of the log's format that is written and read.
 pub const FORMAT_VERSION: u32 = 2;
-/// Of a file's header; it has a block to itself.
+/// Bytes of a file's header; it has a block to itself.
 pub const FILE_HEADER_BYTES: usize = 64;
 pub const BATCH_HEADER_BYTES: usize = 56;
-/// Bytes of a block, smallest and largest.
+/// Smallest and largest block, bytes.
 pub const BLOCK_BYTES_MIN: u32 = 64;
 pub const BLOCK_BYTES_MAX: u32 = 1 << 16;
-/// Length, checksum, kind and group.
+/// Bytes of a record's length, checksum, kind and group.
 pub const RECORD_OVERHEAD_BYTES: usize = 17;
-/// First index and count of an entries record.
+/// Bytes of the first index and the count in a record of entries.
 pub const ENTRIES_OVERHEAD_BYTES: usize = 12;
 
 const FILE_MAGIC: [u8; 8] = *b"LSTPWAL\n";
@@ -56,10 +57,10 @@ const KIND_RESET: u8 = 2;
 const KIND_ENTRIES: u8 = 3;
 const KIND_MOVED: u8 = 4;
 const KIND_DROP: u8 = 5;
-/// Type, term and the lengths of data and context.
+/// Bytes of an entry's type, term and the lengths of its data and context.
 const ENTRY_OVERHEAD_BYTES: usize = 17;
 
-/// What a segment's checksums begin from.
+/// The value from which the checksums of a segment start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Salt(u32);
 
@@ -68,35 +69,35 @@ pub struct Salt(u32);
 pub struct FileHeader {
     pub cluster: [u8; 16],
     pub node: NodeId,
-    /// Batches begin at multiples of it: a power of two.
+    /// Batches begin at multiples of this, a power of two.
     pub block_bytes: u32,
     /// The file's own number, also in its name.
     pub file: u64,
     /// Drawn when the file was made.
     pub nonce: u64,
-    /// Bytes the file had when it was made: a shorter file was cut.
+    /// The length of the file when it was made; a shorter file was truncated.
     pub length: u64,
 }
 
-/// Why a file's header was not taken.
+/// Why a file's header is refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HeaderError {
-    /// These are not the first bytes of a log file, or they were damaged.
+    /// The bytes are not the header of a log file, or are damaged.
     Damaged(&'static str),
-    /// Written by a later program.
+    /// A later program wrote the file.
     Newer { found: u32 },
 }
 
-/// Where a batch belongs.
+/// The place of a batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchPlace {
-    /// The batch's own number, without a gap through all segments.
+    /// The batch's number; numbers have no gap through all segments.
     pub number: u64,
-    /// Its segment.
+    /// The batch's segment.
     pub segment: u64,
-    /// The segment before that one; 0 for the first.
+    /// The segment before that one; 0 for the first segment.
     pub previous: u64,
-    /// The oldest segment that counted when the batch was written.
+    /// The oldest segment of the log when the batch was written.
     pub oldest: u64,
 }
 
@@ -104,7 +105,7 @@ pub struct BatchPlace {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchHeader {
     pub place: BatchPlace,
-    /// Bytes of body, without the padding.
+    /// Bytes of the body, without the padding.
     pub length: u32,
     pub records: u32,
     body_crc: u32,
@@ -116,7 +117,7 @@ pub struct Record {
     pub group: GroupId,
     /// Where the record begins in the batch's body.
     pub offset: u32,
-    /// Its bytes, from its length field on.
+    /// Bytes of the record, its length field included.
     pub length: u32,
     pub body: RecordBody,
 }
@@ -128,11 +129,11 @@ pub enum RecordBody {
     Drop,
 }
 
-/// Which entries a record holds.
+/// The entries that a record holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Span {
     pub first: u64,
-    /// Not 0.
+    /// Never 0.
     pub count: u32,
     /// Runs of equal terms: first index and term.
     pub terms: Vec<(u64, u64)>,
@@ -154,15 +155,15 @@ impl Salt {
 }
 
 impl FileHeader {
-    /// Of this segment, as long as it is in this file.
+    /// The salt of this segment while it is in this file.
     pub fn salt(&self, segment: u64) -> Salt {
-        let crc = crc32c::crc32c(&self.cluster);
-        let crc = crc32c::crc32c_append(crc, &self.node.0.to_le_bytes());
+        let of_cluster = crc32c::crc32c(&self.cluster);
+        let of_node = crc32c::crc32c_append(of_cluster, &self.node.0.to_le_bytes());
         let numbers = [self.file, self.nonce, segment].map(u64::to_le_bytes);
-        Salt(crc32c::crc32c_append(crc, numbers.as_flattened()))
+        Salt(crc32c::crc32c_append(of_node, numbers.as_flattened()))
     }
 
-    /// Where the head of a segment begins.
+    /// The offset of the head of a segment.
     pub fn head_offset(&self) -> u64 {
         self.block_bytes.into()
     }
@@ -185,19 +186,19 @@ impl FileHeader {
 
     pub fn decode(bytes: &[u8; FILE_HEADER_BYTES]) -> Result<Self, HeaderError> {
         if bytes[..8] != FILE_MAGIC {
-            return Err(HeaderError::Damaged("it does not begin like a log file"));
+            return Err(HeaderError::Damaged("it does not start like a log file"));
         }
         if crc32c::crc32c(&bytes[..60]) != u32_at(bytes, 60) {
-            return Err(HeaderError::Damaged("the checksum of its header does not match"));
+            return Err(HeaderError::Damaged("its header's checksum does not match"));
         }
         match u32_at(bytes, 8) {
             FORMAT_VERSION => {}
             found if found > FORMAT_VERSION => return Err(HeaderError::Newer { found }),
-            _older => return Err(HeaderError::Damaged("its format was never released")),
+            _older => return Err(HeaderError::Damaged("its format version was never released")),
         }
         let block_bytes = 1_u32.checked_shl(bytes[14].into()).unwrap_or(0);
         if !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
-            return Err(HeaderError::Damaged("there is no block of its size"));
+            return Err(HeaderError::Damaged("its block size is out of range"));
         }
         let mut cluster = [0; 16];
         cluster.copy_from_slice(&bytes[16..32]);
@@ -213,7 +214,7 @@ impl FileHeader {
 }
 
 impl BatchHeader {
-    /// `None` if these bytes are not the head of a batch in this file, of whatever segment.
+    /// Decodes a header; `None` if the bytes are not that of a batch in this file, of any segment.
     pub fn decode(file: &FileHeader, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
         let segment = u64_at(bytes, 16);
         let whole = bytes[..4] == BATCH_MAGIC
@@ -232,12 +233,12 @@ impl BatchHeader {
         })
     }
 
-    /// Whether a batch may begin here: a cheap look before [`BatchHeader::decode`].
+    /// Whether a batch may begin here: a cheap check before [`BatchHeader::decode`].
     pub fn looks_like_one(bytes: &[u8]) -> bool {
         bytes.starts_with(&BATCH_MAGIC)
     }
 
-    /// The body, if what follows the header, padding included, is whole.
+    /// The body, if the bytes after the header, padding included, are whole.
     pub fn body<'a>(&self, file: &FileHeader, rest: &'a [u8]) -> Option<&'a [u8]> {
         let (body, padding) = rest.split_at_checked(self.length as usize)?;
         let size = self.size(file.block_bytes);
@@ -253,12 +254,12 @@ impl BatchHeader {
     }
 }
 
-/// Bytes of a batch with a body of `length` bytes.
+/// Bytes of a whole batch with a body of `length` bytes.
 pub fn batch_size(length: usize, block_bytes: u32) -> u64 {
     (BATCH_HEADER_BYTES as u64 + length as u64).next_multiple_of(block_bytes.into())
 }
 
-/// Bytes an entry takes in an entries record.
+/// Bytes that an entry takes in a record of entries.
 pub fn entry_size(entry: &Entry) -> usize {
     ENTRY_OVERHEAD_BYTES + entry.data.len() + entry.context.len()
 }
@@ -268,7 +269,7 @@ impl BatchBuilder {
         Self::reusing(file, place, Vec::new())
     }
 
-    /// Like `new`, in a buffer that served before.
+    /// Like `new`, in a buffer that is used again.
     pub fn reusing(file: &FileHeader, place: BatchPlace, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
         bytes.resize(BATCH_HEADER_BYTES, 0);
@@ -276,18 +277,18 @@ impl BatchBuilder {
         Self { salt, block_bytes, place, bytes, records: 0 }
     }
 
-    /// Adds a state; returns where the record stands in the batch, and its bytes.
+    /// Adds a state; returns the record's offset in the batch and its length.
     pub fn state(&mut self, group: GroupId, state: &[u8], reset: bool) -> (u32, u32) {
         let kind = if reset { KIND_RESET } else { KIND_STATE };
         self.record(kind, group, |out| out.put_raw(state))
     }
 
-    /// Adds the end of a group; returns where the record stands in the batch, and its bytes.
+    /// Adds the drop of a group; returns the record's offset in the batch and its length.
     pub fn drop_group(&mut self, group: GroupId) -> (u32, u32) {
         self.record(KIND_DROP, group, |_| ())
     }
 
-    /// Adds contiguous entries; returns where the record stands in the batch, and its bytes.
+    /// Adds contiguous entries; returns the record's offset in the batch and its length.
     pub fn entries(&mut self, group: GroupId, entries: &[Entry], moved: bool) -> (u32, u32) {
         assert!(!entries.is_empty(), "a record of entries holds at least one");
         let kind = if moved { KIND_MOVED } else { KIND_ENTRIES };
@@ -303,7 +304,7 @@ impl BatchBuilder {
         })
     }
 
-    /// Adds a record of whatever kind and payload, as a reader may come across.
+    /// Adds a record of any kind and payload, for fuzzers.
     pub fn any(&mut self, kind: u8, group: GroupId, payload: &[u8]) {
         self.record(kind, group, |out| out.put_raw(payload));
     }
@@ -336,16 +337,16 @@ impl BatchBuilder {
         self.bytes.put_u8(kind);
         self.bytes.put_u64(group.0);
         payload(&mut self.bytes);
-        let length = u32::try_from(self.bytes.len() - at).expect("batches stay below 4 GiB");
+        let length = u32::try_from(self.bytes.len() - at).expect("batches are shorter than 4 GiB");
         let crc = self.salt.crc(&self.bytes[at + 8..]);
         self.bytes[at..at + 4].copy_from_slice(&(length - 8).to_le_bytes());
         self.bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
         self.records += 1;
-        (u32::try_from(at).expect("batches stay below 4 GiB"), length)
+        (u32::try_from(at).expect("batches are shorter than 4 GiB"), length)
     }
 }
 
-/// Decodes a body that [`BatchHeader::body`] found whole.
+/// Decodes the records of a body that [`BatchHeader::body`] returned.
 pub fn decode_body(
     salt: Salt,
     header: &BatchHeader,
@@ -380,7 +381,7 @@ pub fn decode_body(
     Ok(records)
 }
 
-/// Decodes the entries of one record, read back from the log, that belong to `group`.
+/// Decodes the entries of one record that was read back from the log; it has to be one of `group`.
 pub fn decode_entries(
     salt: Salt,
     group: GroupId,
@@ -405,7 +406,7 @@ pub fn decode_entries(
             entry_type,
             term,
             index: first + nth,
-            // Copies, so that a kept entry does not keep the whole record.
+            // Copied, so that an entry that is kept does not keep the whole record in memory.
             data: Bytes::copy_from_slice(&data),
             context: Bytes::copy_from_slice(&context),
             ..Entry::default()
@@ -415,7 +416,7 @@ pub fn decode_entries(
     Ok(entries)
 }
 
-/// Checks a record's length and checksum; returns what is behind them, and the whole length.
+/// Checks a record's length and checksum; returns the rest of the record, and its whole length.
 fn open_record(salt: Salt, reader: &mut Reader) -> Result<(Reader, u32), DecodeError> {
     let (length, crc) = (reader.u32()?, reader.u32()?);
     let bytes = reader.take(length as usize)?;
@@ -473,16 +474,16 @@ impl Span {
         Self { first: entries[0].index, count: entries.len() as u32, terms }
     }
 
-    /// The index behind the last one.
+    /// The index after the last entry.
     pub fn end(&self) -> u64 {
         self.first + u64::from(self.count)
     }
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes are asked for"))
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("the slice has four bytes"))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes are asked for"))
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("the slice has eight bytes"))
 }

@@ -1,13 +1,13 @@
 //! What the records of a log mean: the rules of `wal`, applied one record at a time.
 //!
-//! [`Tail`] is what a group's log looks like from outside: its state, its last index, its terms.
-//! [`GroupLog`] adds where each entry stands. The writer asks a `Tail` whether a job fits before it
-//! writes ([`Tail::judge_state`], [`Tail::judge_entries`]); replay and the writer apply the same
-//! functions after.
+//! A [`Tail`] is a group's log without places: its state, its last index, its terms. A [`GroupLog`]
+//! adds where each entry stands. Before the writer writes a job, it asks a `Tail` whether the job
+//! fits ([`Tail::judge_state`], [`Tail::judge_entries`]); replay and the writer then apply records
+//! with the same functions.
 //!
-//! - Nothing here is kept per entry: extents are kept per record ([`Extents`]), terms per run.
-//! - While a log is replayed whose oldest segments are gone, a group may have holes; moved entries
-//!   fill them. [`GroupLog::finish`] refuses a hole that stayed.
+//! - Memory is used for each record ([`Extents`]) and for each run of terms, never for each entry.
+//! - During the replay of a log whose oldest segments were deleted, a group may have holes until
+//!   moved entries fill them. [`GroupLog::finish`] refuses a hole that remains.
 
 use std::collections::BTreeMap;
 
@@ -18,41 +18,41 @@ use crate::recovery_state::RecoveryState;
 use crate::wal::extents::{Extent, Extents};
 use crate::wal::record::{Record, RecordBody, Span};
 
-/// A group's log without its entries' places.
+/// A group's log without the places of its entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tail {
     pub state: RecoveryState,
     pub last_index: u64,
-    /// First index of each run of equal terms, from the entry before the first one.
+    /// The term of each run of equal terms, by first index; begins with the entry before the log.
     terms: BTreeMap<u64, u64>,
 }
 
-/// Where a record of entries stands.
+/// The place of a record of entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
     pub segment: u64,
-    /// From the beginning of the segment's file.
+    /// Offset from the start of the segment's file.
     pub offset: u64,
     pub length: u32,
     /// Entries in the record, live or not.
     pub count: u32,
 }
 
-/// A group's log.
+/// A group's log, with the places of its entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupLog {
     pub tail: Tail,
     extents: Extents,
 }
 
-/// All groups' logs, while records are read in order.
+/// The logs of all groups while the records of a log are read in order.
 #[derive(Default, Debug)]
 pub struct Replay {
     groups: BTreeMap<GroupId, GroupLog>,
 }
 
 impl Replay {
-    /// Applies the next record, which stands in `segment`; `offset` is that of its batch's body.
+    /// Applies the next record, of a batch in `segment` whose body begins at `offset`.
     pub fn record(&mut self, record: Record, segment: u64, offset: u64) -> Result<(), String> {
         let Record { group, offset: within, length, body } = record;
         let offset = offset + u64::from(within);
@@ -89,7 +89,7 @@ impl Replay {
         Ok(())
     }
 
-    /// The logs, if every group's is without a hole.
+    /// Returns the logs, if none has a hole.
     pub fn finish(mut self) -> Result<BTreeMap<GroupId, GroupLog>, String> {
         for (group, log) in &mut self.groups {
             log.finish().map_err(|why| format!("group {group}: {why}"))?;
@@ -99,14 +99,14 @@ impl Replay {
 }
 
 impl Tail {
-    /// A log without entries, beginning where `state` says.
+    /// A log without entries that begins at the first index of `state`.
     pub fn new(state: RecoveryState) -> Self {
         let before = state.first_index - 1;
         let terms = BTreeMap::from([(before, state.previous_term)]);
         Self { state, last_index: before, terms }
     }
 
-    /// The term at `index`, from the entry before the first one to the last one.
+    /// The term of the entry at `index`; known from the entry before the log to the last one.
     pub fn term(&self, index: u64) -> Option<u64> {
         if index > self.last_index {
             return None;
@@ -114,13 +114,13 @@ impl Tail {
         self.terms.range(..=index).next_back().map(|run| *run.1)
     }
 
-    /// Runs of equal terms: first index and term, from the entry before the first one.
+    /// Runs of equal terms, first index and term, from the entry before the log on.
     pub fn terms(&self) -> Vec<(u64, u64)> {
         self.terms.iter().map(|run| (*run.0, *run.1)).collect()
     }
 
-    /// Whether `next` may follow, and if so, whether it must be marked as a reset: the log it
-    /// speaks of is another one than what stands here.
+    /// Whether the state `next` may follow; `true` if it has to be written as a reset, because it
+    /// belongs to another log than this one.
     pub fn judge_state(&self, next: &RecoveryState) -> Result<bool, String> {
         next.validate()?;
         let before = next.first_index.checked_sub(1).ok_or("the first index is 0")?;
@@ -134,7 +134,7 @@ impl Tail {
         Ok(self.term(before) != Some(next.previous_term))
     }
 
-    /// Whether `entries` may be written behind this log.
+    /// Whether `entries` may be written to this log next.
     pub fn judge_entries(&self, entries: &[Entry]) -> Result<(), String> {
         let Some(first) = entries.first() else { return Ok(()) };
         let (lowest, highest) = (self.state.first_index, self.last_index + 1);
@@ -144,18 +144,18 @@ impl Tail {
         let mut before = (first.index - 1, self.term(first.index - 1).unwrap_or(0));
         for entry in entries {
             if entry.index != before.0 + 1 {
-                return Err(format!("entry {} behind entry {}", entry.index, before.0));
+                return Err(format!("entry {} after entry {}", entry.index, before.0));
             }
             if entry.term < before.1 {
                 let (term, index) = (entry.term, entry.index);
-                return Err(format!("term {term} at {index} behind term {}", before.1));
+                return Err(format!("term {term} at {index} after term {}", before.1));
             }
             before = (entry.index, entry.term);
         }
         Ok(())
     }
 
-    /// Whether the state's commit index is covered by the log.
+    /// Whether the log reaches the commit index of its state.
     pub fn judge_commit(&self) -> Result<(), String> {
         if self.state.commit > self.last_index {
             let (commit, last) = (self.state.commit, self.last_index);
@@ -207,7 +207,7 @@ impl Tail {
         self.merge(span.first);
     }
 
-    /// Removes the run that begins at `index` if it only continues the one before.
+    /// Joins the run that begins at `index` to the one before it if they have the same term.
     fn merge(&mut self, index: u64) {
         let before = self.terms.range(..index).next_back().map(|run| *run.1);
         if before.is_some() && self.terms.get(&index).copied() == before {
@@ -227,9 +227,10 @@ impl GroupLog {
     }
 
     pub fn state(&mut self, state: RecoveryState, reset: bool) {
-        match reset {
-            true => self.extents.clear(),
-            false => self.extents.cut_before(state.first_index),
+        if reset {
+            self.extents.clear();
+        } else {
+            self.extents.cut_before(state.first_index);
         }
         self.tail.apply_state(state, reset);
     }
@@ -239,24 +240,24 @@ impl GroupLog {
         self.tail.apply_entries(span);
     }
 
-    /// Entries that are live already, written once more at `place`.
+    /// Applies live entries that were written again at `place`.
     pub fn moved(&mut self, span: &Span, place: Place) {
         self.extents.replace(span.first, place);
         self.tail.apply_moved(span);
     }
 
-    /// Where the live entries stand.
+    /// The places of the live entries.
     pub fn extents(&self) -> &Extents {
         &self.extents
     }
 
-    /// Bytes of the live entries in pieces: first index and bytes, ascending.
+    /// The size of the live entries in pieces: first index and bytes, ascending.
     pub fn sizes(&self) -> Vec<(u64, u64)> {
         let size = |(from, extent): (u64, Extent)| (from, extent.live_bytes(from));
         self.extents.iter().map(size).collect()
     }
 
-    /// Whether entries that both this log and `span` know have the same terms in both.
+    /// Whether the entries that this log and `span` have in common have the same terms.
     fn agrees(&self, span: &Span) -> bool {
         let mut terms = span.terms.iter().copied().peekable();
         let mut term = 0;

@@ -1,4 +1,4 @@
-//! The format's golden bytes, and the rules of replay one table row each.
+//! The format's golden bytes, and a table with a row for each rule of replay.
 
 use bytes::Bytes;
 use raft::eraftpb::Entry;
@@ -22,9 +22,9 @@ fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<Entry> {
     range.map(|index| entry(index, term, b"x")).collect()
 }
 
-/// A state whose log begins at `first`, behind an entry of term `previous`.
+/// A state whose log begins at `first`, after an entry of term `previous`.
 fn state(first: u64, previous: u64) -> RecoveryState {
-    let mut state = RecoveryState::unfounded("g", ReplicaId(9));
+    let mut state = RecoveryState::blank("g", ReplicaId(9));
     state.first_index = first;
     state.previous_term = previous;
     state.commit = first - 1;
@@ -128,9 +128,9 @@ fn the_bytes_of_a_file_header_are_golden() {
     );
     assert_eq!(FileHeader::decode(&bytes), Ok(header));
     for at in 0..bytes.len() {
-        let mut rotten = bytes;
-        rotten[at] ^= 1;
-        let found = FileHeader::decode(&rotten);
+        let mut corrupt = bytes;
+        corrupt[at] ^= 1;
+        let found = FileHeader::decode(&corrupt);
         assert!(matches!(found, Err(HeaderError::Damaged(_))), "bit of byte {at}: {found:?}");
     }
     let mut newer = bytes;
@@ -148,9 +148,9 @@ fn a_batch_survives_the_disk_and_no_flipped_bit_passes() {
     let span = Span { first: 1, count: 2, terms: vec![(1, 2), (2, 3)] };
     assert_eq!(records[1].body, RecordBody::Entries { span, moved: false });
     for at in 0..bytes.len() {
-        let mut rotten = bytes.clone();
-        rotten[at] ^= 1 << (at % 8);
-        assert_eq!(decode(&rotten), None, "bit of byte {at}");
+        let mut corrupt = bytes.clone();
+        corrupt[at] ^= 1 << (at % 8);
+        assert_eq!(decode(&corrupt), None, "bit of byte {at}");
         assert_eq!(decode(&bytes[..at]), None, "cut at {at}");
     }
     let head = bytes.first_chunk().expect("a batch has a header");
@@ -168,12 +168,12 @@ fn a_record_of_entries_is_read_back_for_its_group_only() {
     let found = decode_entries(salt(), GROUP, record.clone());
     assert_eq!(found, Ok(vec![entry(1, 2, b"ab"), entry(2, 3, b"")]));
     assert!(decode_entries(salt(), GroupId(1), record.clone()).is_err());
-    let mut rotten = record.to_vec();
-    rotten[30] ^= 1;
-    assert!(decode_entries(salt(), GROUP, rotten.into()).is_err());
+    let mut corrupt = record.to_vec();
+    corrupt[30] ^= 1;
+    assert!(decode_entries(salt(), GROUP, corrupt.into()).is_err());
 }
 
-/// What a record says, without bytes.
+/// A record without its bytes: (first index, previous term) or (indexes, term).
 enum Say {
     State(u64, u64),
     Reset(u64, u64),
@@ -198,14 +198,14 @@ fn replay(says: &[Say]) -> Result<GroupLog, String> {
                 RecordBody::Entries { span, moved: true }
             }
         };
-        // The record's place tells which one it was.
+        // The record's number stands for its segment, so that its place shows which one it was.
         replay.record(Record { group: GROUP, offset: 0, length: 1, body }, at as u64, 0)?;
     }
     let mut groups = replay.finish()?;
     Ok(groups.remove(&GROUP).expect("the rows speak of one group"))
 }
 
-/// `expect` is the terms, and each extent as first..end@record; or a part of the error.
+/// `expect` is `terms | extents | last index`, an extent being `first..end@record`; or the error.
 fn check(says: &[Say], expect: &str) {
     let found = match replay(says) {
         Err(error) => error,
@@ -243,10 +243,10 @@ fn moved_entries_fill_the_hole_of_a_deleted_segment() {
     check(&[State(1, 0), Entries(6..8, 2), Moved(1..6, 1)], whole);
     check(&[State(1, 0), Entries(6..8, 1), Moved(1..6, 1)], "0:0 1:1 | 1..6@2 6..8@1 | 7");
     check(&[State(1, 0), Entries(1..6, 1), Moved(2..4, 1)], "0:0 1:1 | 1..2@1 2..4@2 4..6@1 | 5");
-    // The hole's end was cut before it was filled, and grew again.
+    // Later entries replaced the end of the hole before it was filled, and the log grew again.
     let says = [State(1, 0), Entries(6..8, 2), Entries(4..5, 3), Moved(1..4, 1), Entries(5..6, 3)];
     check(&says, "0:0 1:1 4:3 | 1..4@3 4..5@2 5..6@4 | 5");
-    // The front was cut within the hole.
+    // A state cut the log's front within the hole.
     check(&[State(1, 0), State(4, 1), Moved(4..6, 1)], "3:1 | 4..6@2 | 5");
 }
 
@@ -275,7 +275,7 @@ fn a_tail_judges_what_may_follow() {
     tail.apply_entries(&Span::of(&entries(1..4, 2)));
     let reset = |first, previous| tail.judge_state(&state(first, previous));
     assert_eq!(reset(1, 0), Ok(false));
-    assert_eq!(reset(3, 2), Ok(false), "a snapshot of what stands here");
+    assert_eq!(reset(3, 2), Ok(false), "a snapshot of entries of this log");
     assert_eq!(reset(3, 5), Ok(true), "a snapshot of another history");
     assert_eq!(reset(9, 2), Ok(true), "a snapshot beyond the end");
     let mut stranger = state(1, 0);
@@ -287,8 +287,8 @@ fn a_tail_judges_what_may_follow() {
     let refused = |list: &[Entry]| tail.judge_entries(list).expect_err("it does not fit");
     assert_eq!(refused(&entries(5..6, 2)), "entries at 5, outside of 1..=4");
     assert_eq!(refused(&entries(0..1, 2)), "entries at 0, outside of 1..=4");
-    assert_eq!(refused(&entries(4..5, 1)), "term 1 at 4 behind term 2");
-    assert_eq!(refused(&[entry(4, 2, b""), entry(6, 2, b"")]), "entry 6 behind entry 4");
+    assert_eq!(refused(&entries(4..5, 1)), "term 1 at 4 after term 2");
+    assert_eq!(refused(&[entry(4, 2, b""), entry(6, 2, b"")]), "entry 6 after entry 4");
     let mut ahead = tail.clone();
     ahead.state.commit = 4;
     assert_eq!(ahead.judge_commit(), Err("commit 4 is beyond the last entry 3".into()));

@@ -1,7 +1,7 @@
 //! What must hold after every command of every script.
 //!
-//! - one leader a term; committed entries agree; equal applied indexes mean equal state digests;
-//! - a ticket is answered once; an acknowledged command stays on a majority's disks;
+//! - a term has one leader; committed entries agree; equal applied indexes mean equal states;
+//! - a ticket is answered once; an acknowledged command stays on the disks of a majority;
 //! - a message that promises durability leaves only when the disk holds what it promises.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub(crate) struct Checks {
     /// Committed entries by index: term and data.
     committed: BTreeMap<u64, (u64, Bytes)>,
     digests: BTreeMap<u64, Digest>,
-    /// The highest index of each command that was applied.
+    /// The highest index at which each command was applied.
     payloads: BTreeMap<Bytes, u64>,
     answered: BTreeSet<Ticket>,
     /// The highest index whose command was acknowledged.
@@ -31,26 +31,26 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    /// What follows is another group's.
+    /// Forgets the group: another one is bootstrapped.
     pub(crate) fn begin_anew(&mut self) {
         *self = Self { answered: std::mem::take(&mut self.answered), ..Self::default() };
     }
 
     pub(crate) fn leads(&mut self, term: u64, replica: ReplicaId) {
         let leader = *self.leaders.entry(term).or_insert(replica);
-        assert_eq!(leader, replica, "one leader in term {term}");
+        assert_eq!(leader, replica, "two leaders in term {term}");
     }
 
     pub(crate) fn applied(&mut self, entry: &Entry, state: Option<Digest>) {
         let (index, here) = (entry.index, (entry.term, entry.data.clone()));
         let known = self.committed.entry(index).or_insert_with(|| here.clone());
-        assert!(*known == here, "committed entries agree at {index}");
+        assert!(*known == here, "committed entries differ at {index}");
         if let Some(state) = state {
             let known = *self.digests.entry(entry.index).or_insert(state);
-            assert_eq!(known, state, "states agree at {}", entry.index);
+            assert_eq!(known, state, "states differ at {}", entry.index);
         }
-        if let Ok(EntryBody::Pack(pack)) = EntryBody::decode(entry.data.clone()) {
-            for call in pack.calls {
+        if let Ok(EntryBody::Commands(commands)) = EntryBody::decode(entry.data.clone()) {
+            for call in commands.calls {
                 let highest = self.payloads.entry(call.payload).or_default();
                 *highest = entry.index.max(*highest);
             }
@@ -62,12 +62,12 @@ impl Checks {
     }
 
     pub(crate) fn answered(&mut self, ticket: Ticket) {
-        assert!(self.answered.insert(ticket), "{ticket:?} is answered once");
+        assert!(self.answered.insert(ticket), "{ticket:?} is answered twice");
     }
 
-    /// The client of `payload` was told that it is done.
+    /// The client of the command `payload` was told that it is applied.
     pub(crate) fn acknowledged(&mut self, payload: &[u8]) {
-        let index = self.payloads.get(payload).copied().expect("it was applied somewhere");
+        let index = self.payloads.get(payload).copied().expect("some replica applied it");
         self.acknowledged = self.acknowledged.max(index);
     }
 
@@ -79,7 +79,8 @@ impl Checks {
         news
     }
 
-    /// An acknowledged command is on the disks of a majority, lost replicas not counted.
+    /// The last acknowledged command is on the disks of a majority. Lost replicas count as if they
+    /// had it.
     pub(crate) fn nothing_is_lost(&self, disks: &[(ReplicaId, Option<&Image>)]) {
         let index = self.acknowledged;
         let Some((term, _)) = self.committed.get(&index) else { return };
@@ -94,16 +95,16 @@ impl Checks {
                 .filter(|(id, image)| voters.contains(id) && image.is_some_and(keeps))
                 .count();
             let majority = voters.len() / 2 + 1;
-            assert!(voters.is_empty() || have + lost >= majority, "{index} is on {have} disks");
+            assert!(voters.is_empty() || have + lost >= majority, "only {have} disks have {index}");
         }
     }
 
-    /// A frame is about to leave a node with this disk.
+    /// A node with this disk is about to send a frame.
     pub(crate) fn sends(frame: &Frame, image: Option<&Image>) {
         let image = image.expect("the replica's id is durable before its first frame");
-        assert!(frame.bytes() > carried(frame), "a frame counts what it carries and its head");
+        assert!(frame.bytes() > carried(frame), "a frame does not count all of its bytes");
         match &frame.body {
-            // It echoes the count of the process that it is about.
+            // Its boot count is the one of the process that it answers.
             Body::Superseded { .. } => return,
             Body::Raft(message) => promises_are_kept(message, image),
             Body::Probe
@@ -114,11 +115,11 @@ impl Checks {
             | Body::Stranger
             | Body::Want(_) => {}
         }
-        assert_eq!(image.state().boot, frame.boot, "the boot count is durable before a frame");
+        assert_eq!(image.state().boot, frame.boot, "the boot count is not durable");
     }
 }
 
-/// Bytes of a frame's commands.
+/// The bytes of a frame's entries.
 fn carried(frame: &Frame) -> usize {
     match &frame.body {
         Body::Raft(message) => message.entries.iter().map(|entry| entry.data.len()).sum(),
@@ -130,17 +131,17 @@ fn promises_are_kept(message: &Message, image: &Image) {
     let state = image.state();
     match message.get_msg_type() {
         MessageType::MsgAppendResponse if !message.reject => {
-            assert!(state.term >= message.term, "an acknowledgement's term is durable");
-            assert!(image.last() >= message.index, "acknowledged entries are durable");
+            assert!(state.term >= message.term, "an acknowledgement's term is not durable");
+            assert!(image.last() >= message.index, "acknowledged entries are not durable");
         }
         MessageType::MsgRequestVoteResponse if !message.reject => {
-            assert!(has_voted(image, message.term, message.to), "a vote is durable");
+            assert!(has_voted(image, message.term, message.to), "a vote is not durable");
         }
         MessageType::MsgRequestVote => {
-            assert!(has_voted(image, message.term, message.from), "a candidate's vote is durable");
+            assert!(has_voted(image, message.term, message.from), "a candidacy is not durable");
         }
         MessageType::MsgAppend | MessageType::MsgHeartbeat => {
-            assert!(state.term >= message.term, "a leader's term is durable");
+            assert!(state.term >= message.term, "a leader's term is not durable");
         }
         _other => {}
     }

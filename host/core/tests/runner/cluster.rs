@@ -1,12 +1,12 @@
 //! A whole cluster in one thread: processes, their disks and lanes, links, transfers and a clock.
 //!
-//! Nothing happens by itself. Frames wait on their link, batches on their disk, jobs on their lane
-//! and objects on their way until a command moves them; [`Cluster::stabilize`] moves all that is
-//! not stuck.
+//! Nothing happens by itself. Frames wait on their link, batches on their disk, jobs on their lane,
+//! and objects in their transfer until a command moves them; [`Cluster::stabilize`] moves all that
+//! is not stuck.
 //!
-//! - The network loses only what a script cuts or drops; the order of a link is kept.
-//! - A crash loses what is not durable: batches, jobs, holds. Frames under way stay under way.
-//! - What a process shows is one line per thing that a reader of the story would want to know.
+//! - The network loses only what a script cuts or drops, and keeps the order of each link.
+//! - A crash loses what is not durable: batches, jobs, holds. Frames that were sent still arrive.
+//! - A process shows a line for each thing that a reader of the story wants to know.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ use super::disk::{Disk, Image, SharedStore, put};
 use super::lane::{Done, Lane};
 use super::more::{brief, refused};
 
-/// One process of a node; two processes may run copies of one node's data directory.
+/// One process of a node. Two processes may run on copies of one node's data directory.
 pub(crate) struct Process {
     pub(crate) node: NodeId,
     pub(crate) config: GroupConfig,
@@ -38,21 +38,21 @@ pub(crate) struct Process {
     pub(crate) store: SharedStore,
     pub(crate) lane: Lane,
     pub(crate) clock_ms: i64,
-    /// The index of the snapshot of which this process holds a part.
-    pub(crate) parked: Option<u64>,
-    /// Recovery points that are to be read before others go.
+    /// The index of the snapshot of which this process keeps a suspended part.
+    pub(crate) suspended: Option<u64>,
+    /// Recovery points to read before others are given up for them.
     pub(crate) proofs: VecDeque<SnapshotDesc>,
-    /// What became of the objects that came, as `more` shows it.
+    /// Whether the core took the objects that it received; shown by `more`.
     pub(crate) judged: Vec<String>,
-    /// Requests for objects that it sent, as `more` shows it.
+    /// How often it asked a peer for an object; shown by `more`.
     pub(crate) asked: usize,
-    /// The list that the store was last told of.
+    /// The list of snapshots that was shown last.
     told: Option<Vec<u64>>,
-    /// Role, and term and configuration index, as last told.
+    /// Role, and term and configuration index, as shown last.
     seen: (Option<Role>, (u64, u64)),
 }
 
-/// A snapshot on its way.
+/// A snapshot on its way to another replica.
 struct Transfer {
     from: String,
     to: ReplicaId,
@@ -62,6 +62,7 @@ struct Transfer {
     insist: bool,
 }
 
+/// What happens to transfers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bulk {
     Go,
@@ -72,7 +73,7 @@ pub(crate) enum Bulk {
 #[derive(Default)]
 pub(crate) struct Cluster {
     pub(crate) processes: BTreeMap<String, Process>,
-    /// Which process a node's configured address leads to.
+    /// The process that each node's configured address leads to.
     pub(crate) routes: BTreeMap<NodeId, String>,
     pub(crate) links: BTreeMap<(String, String), VecDeque<Frame>>,
     pub(crate) cut: BTreeSet<(String, String)>,
@@ -80,11 +81,11 @@ pub(crate) struct Cluster {
     pub(crate) bulk: Option<Bulk>,
     pub(crate) time_ms: u64,
     names: BTreeMap<ReplicaId, String>,
-    /// The id of each session, by the index of the entry that opened it: what scripts call it by.
+    /// The id of each session, by the index of the entry that opened it, which scripts name.
     pub(crate) sessions: BTreeMap<u64, u64>,
-    /// What each ticket asked, and whether it is a command.
+    /// What each ticket asked for, and whether that is a command.
     labels: BTreeMap<Ticket, (String, bool)>,
-    /// Answers to tickets without a label, as those of a flood.
+    /// Counts of the answers to tickets without a label, such as those of a flood.
     pub(crate) counts: BTreeMap<String, usize>,
     pub(crate) checks: Checks,
     starts: u64,
@@ -118,7 +119,7 @@ impl Cluster {
             store: Arc::new(Mutex::default()),
             lane: Lane::default(),
             clock_ms: 0,
-            parked: None,
+            suspended: None,
             proofs: VecDeque::new(),
             judged: Vec::new(),
             asked: 0,
@@ -153,7 +154,7 @@ impl Cluster {
         self.carry_out(name, effects);
     }
 
-    /// Ends a process without a word; what was not durable is gone.
+    /// Ends a process at once; what was not durable is lost.
     pub(crate) fn crash(&mut self, name: &str) {
         let process = self.processes.get_mut(name).expect("the process was added");
         process.group = None;
@@ -179,7 +180,7 @@ impl Cluster {
         let same = process.seen.1 == (recovery.term, recovery.configuration_index);
         let settled = matches!(process.seen.0, Some(Role::Leader | Role::Follower));
         self.carry_out(name, effects);
-        // Looking at a whole status after every frame would take most of the time.
+        // Making a status after every frame would take most of the time.
         if !(plain && same && settled) {
             self.observe(name);
         }
@@ -190,7 +191,7 @@ impl Cluster {
         self.event(name, Event::Tick { wall_ms });
     }
 
-    /// The id of the session that the entry at `index` opened; of one that never was, its number.
+    /// The id of the session that the entry at `index` opened; `index` if there is none.
     pub(crate) fn session(&self, index: u64) -> u64 {
         self.sessions.get(&index).copied().unwrap_or(index)
     }
@@ -201,7 +202,7 @@ impl Cluster {
         ticket
     }
 
-    /// Requests without an answer so far.
+    /// The requests that have no answer yet.
     pub(crate) fn open_tickets(&self) -> BTreeSet<Ticket> {
         self.labels.keys().copied().filter(|ticket| !self.checks.has_answer(*ticket)).collect()
     }
@@ -222,7 +223,7 @@ impl Cluster {
                     drop(store);
                     drop(holds);
                     if pressure {
-                        process.parked = None;
+                        process.suspended = None;
                     }
                     let indexes: Vec<u64> = snapshots.iter().map(|desc| desc.index).collect();
                     if process.told != Some(indexes.clone()) {
@@ -252,7 +253,7 @@ impl Cluster {
                     process.judged.push(format!("{}:{word}", object.index));
                 }
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
-                Effect::Marked { ticket, index } => {
+                Effect::Checkpointed { ticket, index } => {
                     self.checks.answered(ticket);
                     let label = self.labels[&ticket].0.clone();
                     if !label.is_empty() {
@@ -267,7 +268,7 @@ impl Cluster {
         }
     }
 
-    /// Reads entries of the log back, and hands them to the group.
+    /// Reads entries back from the log, and hands them to the group.
     pub(crate) fn fetch(&mut self, name: &str, (from, to, bytes): (u64, u64, u64)) {
         let image = self.processes[name].disk.durable.as_ref();
         let entries = image.and_then(|image| image.read(from, to, bytes));
@@ -279,7 +280,7 @@ impl Cluster {
     fn send(&mut self, mut transfer: Transfer) {
         let Transfer { from, to, desc, purpose, insist, .. } = &transfer;
         let same = |t: &&Transfer| (&t.from, t.to, t.purpose) == (from, *to, *purpose);
-        assert!(!self.transfers.iter().any(|t| same(&t)), "one transfer a follower at a time");
+        assert!(!self.transfers.iter().any(|t| same(&t)), "two transfers to one follower");
         let store = self.processes[from].store.lock().expect("no panic holds the lock");
         let bytes = store.get(desc).expect("only a listed or promised object is sent");
         drop(store);
@@ -305,18 +306,19 @@ impl Cluster {
             Ok(Answer::Ok(bytes)) => format!("ok {}", String::from_utf8_lossy(&bytes)),
             Ok(Answer::Opened(id)) => {
                 let by_index = self.sessions.iter().find(|(_, known)| **known == id);
-                format!("session {}", by_index.expect("the lane told it").0)
+                format!("session {}", by_index.expect("the lane has told its id").0)
             }
             Ok(Answer::Rejected(rejection)) => format!("rejected: {}", brief(&rejection)),
             Err(refusal) => format!("refused: {}", refused(&refusal)),
         };
-        match label.is_empty() {
-            true => *self.counts.entry(text).or_default() += 1,
-            false => self.tell(format!("\"{label}\" -> {text}")),
+        if label.is_empty() {
+            *self.counts.entry(text).or_default() += 1;
+        } else {
+            self.tell(format!("\"{label}\" -> {text}"));
         }
     }
 
-    /// Tells role and configuration when they changed.
+    /// Shows role and configuration if they changed.
     fn observe(&mut self, name: &str) {
         let process = self.processes.get_mut(name).expect("the process was added");
         let Some(group) = &process.group else { return };
@@ -336,14 +338,14 @@ impl Cluster {
         let role = format!("{:?}", status.role).to_lowercase();
         let was_quiet = matches!(before, None | Some(Role::None));
         let is_quiet = matches!(status.role, Role::Follower | Role::None);
-        // That it stopped is told already.
+        // That it stopped has been shown already.
         let ended = status.state.is_stopped();
         if before != Some(status.role) && !(was_quiet && is_quiet) && !ended {
             self.tell(format!("{name} is {role} in term {}", status.term));
         }
     }
 
-    /// Syncs every disk, runs every lane, delivers every frame, until nothing moves any more.
+    /// Syncs every disk, runs every lane and delivers every frame, until nothing moves any more.
     pub(crate) fn stabilize(&mut self) {
         for _ in 0..10_000 {
             let mut moved = false;
@@ -386,7 +388,8 @@ impl Cluster {
         };
         let Done { events, applied, answer, opened, read } = done;
         self.sessions.extend(opened);
-        // The founder takes its record for committed before it is durable; nobody else knows it.
+        // The bootstrapping node applies its record before it is durable, when no other node has
+        // it.
         let durable = |entry: &Entry| image.term(entry.index) == Some(entry.term);
         applied
             .iter()
@@ -404,18 +407,19 @@ impl Cluster {
         true
     }
 
-    /// Reads a recovery point before others are given up for it.
+    /// Reads a recovery point whole before the core gives up others for it.
     fn prove(&mut self, name: &str) -> bool {
         let process = self.processes.get_mut(name).expect("the process was added");
         let Some(snapshot) = process.proofs.pop_front() else { return false };
         let store = process.store.lock().expect("no panic holds the lock");
         let (what, found) = match (store.short, store.is_good(&snapshot)) {
-            (true, _) => ("not now", Found::Unread("too many open files".to_owned())),
+            (true, _) => ("unreadable", Found::Unread("too many open files".to_owned())),
             (false, true) => ("whole", Found::Whole),
-            (false, false) => ("spoilt", Found::Bad("spoilt".to_owned())),
+            (false, false) => ("corrupt", Found::Bad("corrupt".to_owned())),
         };
         drop(store);
-        self.tell(format!("{name} reads snapshot {} before another goes: {what}", snapshot.index));
+        let index = snapshot.index;
+        self.tell(format!("{name} reads snapshot {index} before it gives up another: {what}"));
         self.event(name, Event::Read { snapshot, found });
         true
     }
@@ -450,10 +454,8 @@ impl Cluster {
         let receiver = self.processes.get_mut(&there).filter(lives);
         let mut prefers = None;
         let ok = match receiver {
-            Some(process)
-                if process.parked.is_some_and(|index| index != desc.index) && !insist && !cut =>
-            {
-                let index = process.parked.expect("something is parked");
+            Some(Process { suspended: Some(at), .. }) if *at != desc.index && !insist && !cut => {
+                let index = *at;
                 let listed = self.processes[&from].group.as_ref().map(|g| g.recovery_state());
                 let known = listed.iter().flat_map(|state| &state.snapshots);
                 let found = known.into_iter().find(|desc| desc.index == index);
@@ -466,7 +468,7 @@ impl Cluster {
             Some(process) if !cut && self.bulk != Some(Bulk::Fail) => {
                 let hold = put(&process.store, &desc, bytes);
                 let index = desc.index;
-                process.parked = None;
+                process.suspended = None;
                 let before = process.group.as_ref().map(|g| g.recovery_state().snapshots.clone());
                 self.event(&there, Event::Received { snapshot: Verified { desc, hold } });
                 let after = self.snapshots(&there);
@@ -494,7 +496,7 @@ impl Cluster {
         self.processes[name].group.as_ref().map(|g| g.recovery_state().snapshots.clone())
     }
 
-    /// Checks what must hold between commands.
+    /// Checks what must hold after each command.
     pub(crate) fn check(&self) {
         let disks: Vec<_> = self
             .routes
@@ -508,7 +510,7 @@ impl Cluster {
             let Some(image) = &process.disk.durable else { continue };
             let store = process.store.lock().expect("no panic holds the lock");
             for desc in &image.state().snapshots {
-                assert!(store.get(desc).is_some(), "{name} lists {} and has it", desc.index);
+                assert!(store.get(desc).is_some(), "{name} lacks {}, which it lists", desc.index);
             }
         }
     }
@@ -552,7 +554,7 @@ impl Cluster {
     }
 }
 
-/// Events that change no role unless they change the term.
+/// Whether an event changes no role unless it changes the term.
 fn is_plain(event: &Event) -> bool {
     match event {
         Event::Propose { .. } | Event::Applied(_) | Event::Persisted { .. } => true,
@@ -564,7 +566,7 @@ fn is_plain(event: &Event) -> bool {
     }
 }
 
-/// A state with its cause, without what differs from run to run.
+/// A state, with its cause.
 pub(crate) fn describe(state: &ReplicaState) -> String {
     let cause = match state {
         ReplicaState::Stopped(Stopped::Requested | Stopped::Removed) => None,

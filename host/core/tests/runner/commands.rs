@@ -1,4 +1,4 @@
-//! The words of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
+//! The commands of the scripts. `NODE` is a process: `n1`, or the name given to a copy.
 //!
 //! ```text
 //! cluster N [seed=S] [absent=NODE] [OPTIONS]     adds N nodes and starts them; options:
@@ -6,35 +6,44 @@
 //!                                                snapshots=apart: on a disk of their own,
 //!                                                config=L: the length of the group's config,
 //!                                                memory=M: bytes that a guest may have
-//! founded N [...]                                the same, and silently until they serve
-//! grow N                                         N nodes; known to each at its next start
+//! bootstrapped N [...]                           the same, and runs silently until all serve
+//! grow N                                         N nodes; each learns of it at its next start
 //! start|crash|restart|wipe NODE                  wipe: crash, lose the disk, start
-//! expect NODE wrong|right · anew                 the group that its file says to join; a second
-//!                                                founding begins
-//! copy NODE NAME · route NODE NAME               a copied data directory; where the address leads
-//! keep NODE · rewind NODE                        back to the disk kept, but for the count of boots
-//! tick NODE [K] · drain NODE K                   K flushed ticks; K ticks in one flush
+//! expect NODE wrong|right · anew                 the lineage that its file admits; the checks
+//!                                                forget the group, a second one is bootstrapped
+//! copy NODE NAME · route NODE NAME               a copy of its data directory; the process that
+//!                                                its address leads to
+//! keep NODE · rewind NODE                        an image of its disk; back to that, except for
+//!                                                the boot count
+//! tick NODE [K] · drain NODE K                   K ticks, each flushed; K ticks in one flush
 //! run K · run until WHAT                         ticks everywhere, each followed by stabilize
 //! stabilize · deliver [K] · sync NODE [K]
 //! clock NODE +6s · disk|lane NODE stuck|ok · bulk go|hold|fail
 //! stall|unstall NODE                             its disk hangs, and it knows; answers again
-//! reads NODE hold|go                             go: the last one that waits is the first answered
+//! refuse NODE                                    its log refuses the entries that wait for it
+//! reads NODE hold|go                             hold: reads of its log wait; go: they are
+//!                                                answered, the last one first
+//! reads NODE short|ok                            short: its snapshots cannot be read for now
 //! captures NODE fail|tight|full|ok · restores NODE fail|ok · traps NODE
 //! room NODE short|ok · next NODE short|near|over|ok
-//! memory NODE BYTES                              what its guest has, of 1000
-//! parks NODE INDEX · damage NODE INDEX           damage: log below it cannot be read any more
-//! overtaken NODE                                 its lane lost the guest: it is built anew
-//! spoil|rotten|unlist NODE INDEX|newest|oldest   its object rots; is found rotten; has to go
+//! memory NODE BYTES                              what its guest takes, of 1000
+//! suspends NODE INDEX · damage NODE INDEX        suspends: it holds a part of that snapshot;
+//!                                                damage: its log below cannot be read any more
+//! overtaken NODE                                 its lane lost the guest, which is built anew
+//! corrupt|found-corrupt|unlist NODE INDEX|newest|oldest
+//!                                                a snapshot is damaged on the disk; is reported
+//!                                                to be corrupt; has to be unlisted
 //! forge A->B WHAT [KEY=NUMBER]...                a frame that A never sent: `forge.rs`
-//! partition A B | C · cut A->B · drop A->B · heal · late NODE · arrive
+//! partition A B | C · cut A->B · drop A->B · heal
+//! late NODE · arrive                             frames that it sent are held back; arrive
 //! propose|relief NODE COMMAND [; COMMAND] · call NODE SESSION SEQ LOWEST COMMAND [; ...]
 //! open NODE · close NODE SESSION · query|local NODE KEY
-//! flood NODE K COMMAND · leave NODE              leave: nobody waits
+//! flood NODE K COMMAND · leave NODE              leave: the callers of all open requests are gone
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
-//! mark NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
-//! status [NODE] · more NODE · log NODE · objects NODE · install NODE · time NODE
+//! checkpoint NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
+//! status [NODE] · more NODE · log NODE · objects NODE · bootstrap NODE · time NODE
 //! ```
 
 use lockstep_core::entry::Call;
@@ -50,22 +59,23 @@ use super::disk::Image;
 use super::words::{after, ends, number, pairs};
 use super::{forge, more, setup};
 
-/// The cluster and what a script set once.
+/// A cluster, and what its script has set.
 #[derive(Default)]
 pub(crate) struct Session {
     cluster: Cluster,
     seed: u64,
+    /// The image that `keep` took of a disk.
     kept: Option<Image>,
-    /// Frames that linger in the network.
+    /// Frames that `late` holds back.
     late: Vec<((String, String), Frame)>,
 }
 
 const RUN_TICKS_MAX: usize = 2_000;
-/// Of every guest.
+/// The memory limit of every guest, for `memory`.
 const MEMORY_BYTES: u64 = 1_000;
 
 impl Session {
-    /// Carries out one line and says what happened.
+    /// Carries out one line of a script; gives the lines that it shows.
     pub(crate) fn run(&mut self, line: &str) -> Vec<String> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let words: Vec<&str> = rest.split_whitespace().collect();
@@ -88,7 +98,7 @@ impl Session {
         let cluster = &mut self.cluster;
         match (word, words) {
             ("cluster", [count, options @ ..]) => self.seed = setup::add(cluster, count, options),
-            ("founded", _) => {
+            ("bootstrapped", _) => {
                 self.nodes("cluster", words);
                 self.run_until(&["serving"]);
                 (0..2).for_each(|_| self.tick_all());
@@ -290,10 +300,10 @@ impl Session {
                 let below = below.parse().expect("damage NODE INDEX");
                 cluster.event(node, Event::LogDamaged { below });
             }
-            ("spoil", [node, index]) => {
+            ("corrupt", [node, index]) => {
                 let index = cluster.listed(node, index).index;
                 let store = &cluster.processes[*node].store;
-                store.lock().expect("no panic holds the lock").spoil(index);
+                store.lock().expect("no panic holds the lock").corrupt(index);
             }
             ("reads", [node, how]) => {
                 let mut store = cluster.processes[*node].store.lock().expect("no panic");
@@ -303,14 +313,15 @@ impl Session {
                     other => panic!("reads NODE {other}"),
                 };
             }
-            ("rotten", [node, index]) => {
+            ("found-corrupt", [node, index]) => {
                 let snapshot = cluster.listed(node, index);
-                cluster.event(node, Event::Rotten { snapshot, why: "told so".to_owned() });
+                cluster
+                    .event(node, Event::Corrupt { snapshot, why: "the script says so".to_owned() });
             }
             ("overtaken", [node]) => cluster.event(node, Event::Overtaken),
-            ("parks", [node, index]) => {
+            ("suspends", [node, index]) => {
                 let process = cluster.processes.get_mut(*node).expect("a process");
-                process.parked = Some(index.parse().expect("parks NODE INDEX"));
+                process.suspended = Some(index.parse().expect("suspends NODE INDEX"));
             }
             ("unlist", [node, index]) => {
                 let unlist = cluster.listed(node, index);
@@ -333,13 +344,14 @@ impl Session {
             }
             ("twice", [node, session, command @ ..]) => {
                 let call = (0..2).map(|_| (1, 1, command.join(" "))).collect();
-                self.pack(node, session.parse().expect("twice NODE SESSION COMMAND"), call, true);
+                let session = session.parse().expect("twice NODE SESSION COMMAND");
+                self.commands(node, session, call, true);
             }
             ("hostile", [node, session]) => {
                 let claim = |sequence| (sequence, if sequence > 1000 { 1001 } else { 1 });
                 let calls = (1..=2024).map(claim).map(|(seq, low)| (seq, low, String::new()));
                 let session = session.parse().expect("hostile NODE SESSION");
-                self.pack(node, session, calls.collect(), false);
+                self.commands(node, session, calls.collect(), false);
             }
             ("answers", [node, session, first, last, lowest]) => {
                 let number =
@@ -347,7 +359,7 @@ impl Session {
                 let command = format!("big {}", limits::OUTCOME_BYTES_MAX);
                 let calls = (number(first)..=number(last)).map(|seq| (seq, number(lowest)));
                 let calls = calls.map(|(seq, low)| (seq, low, command.clone())).collect();
-                self.pack(node, number(session), calls, false);
+                self.commands(node, number(session), calls, false);
                 self.cluster.stabilize();
             }
             ("open", [node]) => more::open(&mut self.cluster, node),
@@ -376,11 +388,11 @@ impl Session {
 
     fn orders(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
         match (word, words) {
-            ("mark", [node, told @ ..]) => {
-                // That it went well is mostly of no interest.
-                let label = told.first().map_or("", |_| "mark").to_owned();
+            ("checkpoint", [node, told @ ..]) => {
+                // Most scripts do not show when the checkpoint is committed.
+                let label = told.first().map_or("", |_| "checkpoint").to_owned();
                 let ticket = self.cluster.ticket(label, false);
-                self.cluster.event(node, Event::Mark { ticket });
+                self.cluster.event(node, Event::Checkpoint { ticket });
             }
             ("handover", [node]) => self.cluster.event(node, Event::HandOver),
             ("fault", [node, ..]) => {
@@ -396,7 +408,8 @@ impl Session {
         true
     }
 
-    /// Commands separated by `;` arrive before one flush; in a session each has the next sequence.
+    /// Proposes commands that are separated by `;`, all before one flush; in a session each has the
+    /// next sequence.
     fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64), relief: bool) {
         let (session, first, lowest_unanswered) = numbers;
         let session = self.cluster.session(session);
@@ -412,9 +425,9 @@ impl Session {
         self.cluster.events(node, events);
     }
 
-    /// Calls of one session before one flush: sequence, lowest unanswered, command. Their answers
-    /// are told one by one, or counted.
-    fn pack(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>, told: bool) {
+    /// Proposes calls of one session (sequence, lowest unanswered, command) before one flush. Their
+    /// answers are shown one by one if `told`, else counted.
+    fn commands(&mut self, node: &str, session: u64, calls: Vec<(u64, u64, String)>, told: bool) {
         let session = self.cluster.session(session);
         let events = calls.into_iter().map(|(sequence, lowest_unanswered, command)| {
             let label = if told { command.clone() } else { String::new() };
@@ -427,14 +440,16 @@ impl Session {
         self.cluster.events(node, events);
     }
 
-    /// An entry of its own: a command between two session openings shares its entry with nobody.
+    /// A request that makes an entry of its own: a session opening, or a command between two of
+    /// them.
     fn one_entry(&mut self, open: bool, place: usize) -> Event {
         let ticket = self.cluster.ticket(String::new(), false);
         let payload = format!("set k {place}").into_bytes().into();
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
-        match open {
-            true => Event::OpenSession { ticket, nonce: ticket.0 },
-            false => Event::Propose { ticket, call, relief: false },
+        if open {
+            Event::OpenSession { ticket, nonce: ticket.0 }
+        } else {
+            Event::Propose { ticket, call, relief: false }
         }
     }
 
@@ -470,14 +485,15 @@ impl Session {
                 let indexes = store.lock().expect("no panic holds the lock").indexes();
                 cluster.tell(format!("{node} has objects {indexes:?}"));
             }
-            ("install", [node]) => {
+            ("bootstrap", [node]) => {
                 let process = &cluster.processes[*node];
-                let install = process.lane.ledger.install().expect("the founding record");
-                let module = install.module == process.config.module;
-                let config = String::from_utf8_lossy(&install.config).into_owned();
-                let founders = install.founders.len();
-                let text =
-                    format!("{node} own module: {module}, config {config:?}, {founders} founders");
+                let bootstrap = process.lane.ledger.bootstrap().expect("the bootstrap record");
+                let module = bootstrap.module == process.config.module;
+                let config = String::from_utf8_lossy(&bootstrap.config).into_owned();
+                let initial_voters = bootstrap.initial_voters.len();
+                let text = format!(
+                    "{node} own module: {module}, config {config:?}, {initial_voters} voters"
+                );
                 cluster.tell(text);
             }
             ("time", [node]) => {
@@ -522,17 +538,17 @@ impl Session {
             text += &format!(", log time {} ms ahead", status.log_time_ahead_ms);
         }
         for (node, lineage) in &status.strangers {
-            assert_ne!(Some(*lineage), status.lineage, "a stranger is of another group");
+            assert_ne!(Some(*lineage), status.lineage, "a stranger has our lineage");
             text += &format!(", n{node} is a stranger");
         }
         for (flag, word) in [
             (status.reluctant, ", reluctant"),
             (status.clock_is_off, ", clock off"),
-            (status.marks_skipped > 0, ", skipped a mark"),
+            (status.checkpoints_skipped > 0, ", skipped a checkpoint"),
             (status.captures_failed > 0, ", failed a capture"),
-            (!status.rotten.is_empty(), ", has a rotten object"),
+            (!status.corrupt.is_empty(), ", has a corrupt object"),
             (status.wanted.is_some(), ", asks for an object"),
-            (status.frames_misdirected > 0, ", got strangers' mail"),
+            (status.frames_misdirected > 0, ", misdirected frames"),
         ] {
             text += if flag { word } else { "" };
         }
@@ -540,7 +556,7 @@ impl Session {
     }
 }
 
-/// Whether a script's `run until` has come true.
+/// Whether the condition of `run until` holds.
 fn holds(cluster: &Cluster, what: &[&str]) -> bool {
     let status = |name: &str| cluster.processes.get(name)?.group.as_ref().map(|g| g.status());
     let all = || cluster.running().into_iter().filter_map(|name| status(&name));

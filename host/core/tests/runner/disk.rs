@@ -1,6 +1,6 @@
-//! A node's disk by hand: one log, whose batches wait until somebody syncs, and snapshot objects.
+//! A node's disk in memory: one log, whose batches wait for a sync, and snapshot objects.
 //!
-//! The log obeys the rules of `lockstep_core::wal`: its own `Tail` judges every job.
+//! The log keeps to the rules of `lockstep_core::wal`: a `Tail` judges every job.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use lockstep_core::wal::record::Span;
 use lockstep_core::wal::replay::Tail;
 use raft::eraftpb::Entry;
 
-/// What is durable of one group.
+/// What is durable of the group.
 #[derive(Clone)]
 pub(crate) struct Image {
     tail: Tail,
@@ -27,19 +27,19 @@ pub(crate) struct Disk {
     pub(crate) durable: Option<Image>,
     pending: VecDeque<(u64, LogJob)>,
     pub(crate) stuck: bool,
-    /// Reads that are kept waiting: from, to, bytes.
+    /// Reads that wait while reads are held: from, to, bytes.
     pub(crate) reads: Option<Vec<(u64, u64, u64)>>,
 }
 
 impl Image {
     fn apply(&mut self, job: LogJob) {
-        let reset = self.tail.judge_state(&job.state).expect("the state may follow");
+        let reset = self.tail.judge_state(&job.state).expect("a legal next state");
         self.entries = self.entries.split_off(&job.state.first_index);
         if reset {
             self.entries.clear();
         }
         self.tail.apply_state(job.state, reset);
-        self.tail.judge_entries(&job.entries).expect("the entries may follow");
+        self.tail.judge_entries(&job.entries).expect("legal next entries");
         if let Some(head) = job.entries.first() {
             let mut terms: Vec<(u64, u64)> = Vec::new();
             for entry in &job.entries {
@@ -52,14 +52,14 @@ impl Image {
             self.entries.split_off(&head.index);
             self.entries.extend(job.entries.into_iter().map(|entry| (entry.index, entry)));
         }
-        self.tail.judge_commit().expect("the commit index is covered");
+        self.tail.judge_commit().expect("the log reaches the commit index");
     }
 
     pub(crate) fn state(&self) -> &RecoveryState {
         &self.tail.state
     }
 
-    /// An old copy that took over the present count of starts.
+    /// Makes an old image look like the disk of the current process, by its boot count.
     pub(crate) fn set_boot(&mut self, boot: u64) {
         self.tail.state.boot = boot;
     }
@@ -68,12 +68,12 @@ impl Image {
         self.tail.last_index
     }
 
-    /// The term at `index`, if the log or the snapshot before it knows.
+    /// The term at `index`, if the log, or the state before its first entry, has it.
     pub(crate) fn term(&self, index: u64) -> Option<u64> {
         self.tail.term(index)
     }
 
-    /// Entries of `[from, to)`, or `None` if the log was cut behind `from`.
+    /// Entries of `[from, to)`, at most `bytes` of them; `None` if entry `from` was cut off.
     pub(crate) fn read(&self, from: u64, to: u64, bytes: u64) -> Option<Vec<Entry>> {
         let mut left = bytes;
         let mut out = Vec::new();
@@ -89,7 +89,7 @@ impl Image {
         Some(out)
     }
 
-    /// What a start finds: the state went through its bytes.
+    /// What a start finds. The state is encoded and decoded on the way.
     pub(crate) fn recovered(&self) -> Recovered {
         let mut bytes = Vec::new();
         self.tail.state.encode(&mut bytes);
@@ -105,7 +105,7 @@ impl Disk {
         self.pending.push_back((seq, job));
     }
 
-    /// Makes up to `batches` durable; the last one's number.
+    /// Makes up to `batches` durable; gives the sequence number of the last one.
     pub(crate) fn sync(&mut self, batches: usize) -> Option<u64> {
         let count = batches.min(self.pending.len());
         let mut last = None;
@@ -121,11 +121,11 @@ impl Disk {
         last
     }
 
-    /// Refuses the jobs that carry entries; what only changes the state stays.
+    /// Drops the waiting jobs that carry entries; jobs that only change the state stay.
     pub(crate) fn refuse(&mut self) {
         let before = self.pending.len();
         self.pending.retain(|(_, job)| job.entries.is_empty());
-        assert!(self.pending.len() < before, "there is a job to refuse");
+        assert!(self.pending.len() < before, "no job with entries waits");
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -139,11 +139,11 @@ impl Disk {
     }
 }
 
-/// Snapshot objects of a node.
+/// A node's snapshot objects.
 #[derive(Default, Debug)]
 pub(crate) struct Store {
     objects: BTreeMap<Digest, Object>,
-    /// Nothing can be read for now.
+    /// No object can be read for now.
     pub(crate) short: bool,
 }
 
@@ -157,7 +157,7 @@ struct Object {
 
 pub(crate) type SharedStore = Arc<Mutex<Store>>;
 
-/// Stands for an object in the core's hands; an armed drop discards it.
+/// A hold of the core on an object; dropping the last one while armed deletes the object.
 #[derive(Debug)]
 struct StoreHold {
     store: SharedStore,
@@ -182,7 +182,7 @@ impl Drop for StoreHold {
     }
 }
 
-/// Puts an object there; the hold is its owner.
+/// Puts an object into the store, owned by the hold that is returned.
 pub(crate) fn put(store: &SharedStore, desc: &SnapshotDesc, bytes: Bytes) -> Box<dyn Hold> {
     let mut inner = store.lock().expect("no panic holds the lock");
     let object = inner.objects.entry(desc.digest).or_insert(Object {
@@ -203,7 +203,7 @@ impl Store {
         self.objects.get(&desc.digest).map(|object| object.bytes.clone())
     }
 
-    /// The log lists these: the rest goes, unless it was promised or somebody holds it.
+    /// The log lists these snapshots: the others are deleted, unless they are promised or held.
     pub(crate) fn list(&mut self, snapshots: &[SnapshotDesc], promised: &[SnapshotDesc]) {
         let among = |list: &[SnapshotDesc], digest| list.iter().any(|desc| desc.digest == digest);
         self.objects.retain(|digest, object| {
@@ -212,10 +212,10 @@ impl Store {
         });
     }
 
-    /// Rots the object of this index: its bytes are no longer those of its digest.
-    pub(crate) fn spoil(&mut self, index: u64) {
+    /// Damages the object of this index: its bytes no longer match its digest.
+    pub(crate) fn corrupt(&mut self, index: u64) {
         let object = self.objects.values_mut().find(|object| object.index == index);
-        object.expect("there is such an object").bytes = Bytes::from_static(b"rotten");
+        object.expect("there is such an object").bytes = Bytes::from_static(b"corrupt");
     }
 
     pub(crate) fn is_good(&self, desc: &SnapshotDesc) -> bool {

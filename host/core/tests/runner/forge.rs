@@ -1,4 +1,4 @@
-//! `forge A->B WHAT [KEY=NUMBER]...`: a frame that B takes for one of A, and that A never sent.
+//! `forge A->B WHAT [KEY=NUMBER]...`: a frame to B that seems to come from A, which never sent it.
 
 use lockstep_core::group::{Body, Event, Frame, Inbound};
 use lockstep_core::ids::{GroupId, ReplicaId};

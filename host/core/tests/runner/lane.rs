@@ -1,4 +1,4 @@
-//! The apply lane by hand: the core's `Ledger`, the scripts' machine, snapshots as bytes in memory.
+//! The apply lane of the scripts: the core's `Ledger`, a machine as guest, and snapshots in memory.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -27,34 +27,34 @@ pub(crate) struct Lane {
     queue: VecDeque<ApplyJob>,
     pub(crate) stuck: bool,
     captures_fail: bool,
-    /// The host takes as many snapshots as it does at once.
+    /// The host takes as many snapshots at once as it may: captures find no place.
     no_place: bool,
-    /// Captures that were refused for that, and the log that the last one would let go.
+    /// How many captures found no place, and the gain of the last one.
     pub(crate) refused: (u64, u64),
-    /// What is applied next traps, on this replica alone.
+    /// The next call of the guest traps, on this replica only.
     traps: bool,
     /// The next restore finds its object unreadable.
     restores_fail: bool,
-    /// A capture finds room only for one object beside the new one.
+    /// There is space for two snapshots: a capture asks for the oldest of two to be unlisted.
     tight: bool,
     dead: bool,
     /// The number of the last start or restore.
     build: u64,
     told_memory: u64,
-    /// There is no guest until a start or a restore brings one.
+    /// It has no guest until a start or a restore builds one.
     waiting: bool,
 }
 
-/// What one job led to.
+/// The result of one job.
 #[derive(Default)]
 pub(crate) struct Done {
     pub(crate) events: Vec<Event>,
-    /// Each entry applied, with the state's digest after it.
+    /// Each entry that was applied, with the digest of the state after it.
     pub(crate) applied: Vec<(Entry, Option<Digest>)>,
     pub(crate) answer: Option<(Ticket, String)>,
-    /// Sessions opened: the entry's index, and the id.
+    /// Sessions that were opened: the entry's index, and the id.
     pub(crate) opened: Vec<(u64, u64)>,
-    /// What the lane had to read back: the core no longer held it in memory.
+    /// The entries that the lane had to read back, because the core had them no longer in memory.
     pub(crate) read: Option<(u64, u64)>,
 }
 
@@ -78,8 +78,8 @@ impl Lane {
         let job = self.queue.pop_front()?;
         let revives = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
         let stands = matches!(job, ApplyJob::Stand { .. });
-        let asked = matches!(job, ApplyJob::Query { index, .. } if index <= self.ledger.applied());
-        let asked = asked && self.ledger.applied() > 0;
+        let is_due = matches!(job, ApplyJob::Query { index, .. } if index <= self.ledger.applied());
+        let asked = is_due && self.ledger.applied() > 0;
         if revives {
             self.dead = false;
         }
@@ -96,12 +96,11 @@ impl Lane {
                 self.start(&state, image, store, &mut done);
             }
             ApplyJob::Range { first, last, entries, awaited, .. } => {
-                let entries = match entries.is_empty() {
-                    true => {
-                        done.read = Some((first, last));
-                        image.read(first, last + 1, u64::MAX).expect("the range is in the log")
-                    }
-                    false => entries,
+                let entries = if entries.is_empty() {
+                    done.read = Some((first, last));
+                    image.read(first, last + 1, u64::MAX).expect("the log has the range")
+                } else {
+                    entries
                 };
                 assert_eq!((entries[0].index, entries[entries.len() - 1].index), (first, last));
                 self.range(entries, &awaited, &mut done);
@@ -130,7 +129,7 @@ impl Lane {
         Some(self.tell_memory(done))
     }
 
-    /// Captures, or says why not.
+    /// Takes a snapshot, or says why it cannot.
     fn come_to_a_capture(
         &mut self,
         job: ApplyJob,
@@ -140,10 +139,10 @@ impl Lane {
         done: &mut Done,
     ) {
         let ApplyJob::Capture { term, index, configuration, gain } = job else { return };
-        assert_eq!(self.ledger.applied(), index, "a capture is of exactly its index");
+        assert_eq!(self.ledger.applied(), index, "a capture at a wrong index");
         let listed = image.state().snapshots.clone();
         if self.captures_fail {
-            let why = "told to".to_owned();
+            let why = "the script says so".to_owned();
             done.events.push(Event::CaptureFailed { index, why, postponed: false });
         } else if self.no_place {
             self.refused = (self.refused.0 + 1, gain);
@@ -158,10 +157,10 @@ impl Lane {
         }
     }
 
-    /// What the guest has of its memory is told before whatever changed it.
+    /// Reports the guest's memory if it changed, before the events of the job that changed it.
     fn tell_memory(&mut self, mut done: Done) -> Done {
-        let most = self.ledger.install().map(|install| install.profile.memory_bytes);
-        // Most scripts say themselves what a guest has.
+        let most = self.ledger.bootstrap().map(|bootstrap| bootstrap.profile.memory_bytes);
+        // Most scripts set a guest's memory themselves.
         let limited = |most: &u64| *most != Profile::default().memory_bytes;
         let Some(most) = most.filter(limited) else { return done };
         let bytes = self.machine.memory();
@@ -171,7 +170,7 @@ impl Lane {
         done
     }
 
-    /// What a script tells of captures, restores and traps.
+    /// What a script says about captures, restores and traps.
     pub(crate) fn told(&mut self, what: &str, how: &[&str]) {
         let is = |word: &str| how.first() == Some(&word);
         match what {
@@ -184,7 +183,7 @@ impl Lane {
         }
     }
 
-    /// Builds a guest as it was after `goal`, to be asked.
+    /// Builds the guest as it was after `goal`, to answer local queries.
     fn stand(&mut self, goal: u64, image: &Image, store: &SharedStore) -> Option<u64> {
         let state = RecoveryState { floor: goal, ..image.state().clone() };
         self.dead = false;
@@ -193,11 +192,11 @@ impl Lane {
         Some(goal).filter(|_| good && self.ledger.applied() == goal)
     }
 
-    /// A restore whose object cannot be read.
+    /// A restore fails, because its object cannot be read.
     fn lose(&mut self, snapshot: SnapshotDesc, done: &mut Done) {
-        let (index, why) = (snapshot.index, "told to".to_owned());
+        let (index, why) = (snapshot.index, "the script says so".to_owned());
         (self.ledger, self.machine, self.waiting) = (Ledger::default(), Machine::default(), true);
-        done.events.push(Event::Rotten { snapshot, why: why.clone() });
+        done.events.push(Event::Corrupt { snapshot, why: why.clone() });
         done.events.push(Event::NotRestored { index, why });
     }
 
@@ -216,18 +215,18 @@ impl Lane {
                 done.events.push(Event::Built { index: desc.index, footprint });
                 break;
             }
-            let (snapshot, why) = (desc.clone(), "spoilt".to_owned());
-            done.events.push(Event::Rotten { snapshot, why });
+            let (snapshot, why) = (desc.clone(), "corrupt".to_owned());
+            done.events.push(Event::Corrupt { snapshot, why });
         }
         if self.ledger.applied() == 0 && state.first_index > 1 {
             self.waiting = true;
-            done.events.push(Event::NeedsSnapshot { why: "all are spoilt".to_owned() });
+            done.events.push(Event::NeedsSnapshot { why: "all are corrupt".to_owned() });
             return;
         }
         let from = self.ledger.applied() + 1;
         if from <= state.floor {
             let Some(entries) = image.read(from, state.floor + 1, u64::MAX) else {
-                // The log was cut under the rebuild: a snapshot is being installed.
+                // The log was cut during the rebuild, because a snapshot is being installed.
                 self.waiting = true;
                 done.events.push(Event::Overtaken);
                 return;
@@ -243,8 +242,8 @@ impl Lane {
 
     fn restore(&mut self, desc: &SnapshotDesc, store: &SharedStore) {
         let bytes = store.lock().expect("no panic holds the lock").get(desc);
-        let bytes = bytes.expect("a listed object is there");
-        assert_eq!(blake3::hash(&bytes).as_bytes(), &desc.digest.0, "the object is what it was");
+        let bytes = bytes.expect("a listed object exists");
+        assert_eq!(blake3::hash(&bytes).as_bytes(), &desc.digest.0, "an object is corrupt");
         let mut head = [0; 4];
         head.copy_from_slice(&bytes[..4]);
         let length = u32::from_le_bytes(head) as usize;
@@ -254,9 +253,10 @@ impl Lane {
     }
 
     fn ask(&self, request: &[u8], index: u64) -> String {
-        match index > self.ledger.applied() {
-            true => "refused by the lane".to_owned(),
-            false => self.machine.query(request),
+        if index > self.ledger.applied() {
+            "refused by the lane".to_owned()
+        } else {
+            self.machine.query(request)
         }
     }
 
@@ -278,7 +278,7 @@ impl Lane {
 
     fn payload(&self) -> Vec<u8> {
         let mut bytes = self.ledger.encode_envelope();
-        assert!(bytes.len() <= ENVELOPE_BYTES_MAX, "an envelope is bounded");
+        assert!(bytes.len() <= ENVELOPE_BYTES_MAX, "an envelope exceeds its bound");
         bytes.put_raw(&self.machine.encode());
         bytes
     }
@@ -310,8 +310,8 @@ impl Lane {
             if !answers.is_empty() && awaited.contains(&index) {
                 applied.answers.push(EntryAnswers { index, term, answers });
             }
-            // Many sessions or long answers make the state large: then only some of the digests are
-            // compared.
+            // Many sessions or long answers make the state large: then only some digests are
+            // computed.
             let sessions = self.ledger.sessions();
             let small = sessions.count() < 64 && sessions.answer_bytes() < 1 << 20;
             let digest = (small || index % 256 == 0)
@@ -335,7 +335,7 @@ impl Lane {
             class: FaultClass::Trap,
             call: "apply",
             index: Some(index),
-            message: "told to".to_owned(),
+            message: "the script says so".to_owned(),
         });
         done.events.push(Event::GuestFailed { build: self.build, fault });
     }

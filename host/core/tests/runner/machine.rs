@@ -1,9 +1,9 @@
-//! The guest of the scripts: a few registers, and commands that provoke what a guest may do.
+//! The guest of the scripts: a few registers, and commands that make it do what guests may do.
 //!
-//! `set KEY VALUE` answers the old value, `no` rejects, `time` answers the entry's log time,
-//! `dice` answers its chance, `big BYTES` answers that many bytes, `trap` traps on every replica.
-//! `hold KEY BYTES` keeps so many bytes, `free KEY` lets them go: its memory grows with what it
-//! keeps, and never shrinks.
+//! `set KEY VALUE` answers the old value, `no` is rejected, `time` answers the entry's log time,
+//! `dice` answers its random seed, `big BYTES` answers that many bytes, `trap` traps on every
+//! replica. `hold KEY BYTES` keeps that many bytes and `free KEY` drops them: the machine's memory
+//! grows with what it keeps, and never shrinks.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use lockstep_core::apply::{Moment, Outcome};
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Machine {
     registers: BTreeMap<String, String>,
-    /// The most that it ever kept, bytes.
+    /// Its memory: the most bytes that it ever kept.
     memory: usize,
 }
 
-/// What a machine has of memory that keeps nothing.
+/// The memory of a machine that keeps nothing.
 const EMPTY_BYTES: usize = 1_000;
 
 impl Machine {
-    /// `None` is a trap.
+    /// Applies a command; `None` is a trap.
     pub(crate) fn apply(&mut self, moment: Moment, command: &[u8]) -> Option<Outcome> {
         let text = String::from_utf8_lossy(command.trim_ascii_end()).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();

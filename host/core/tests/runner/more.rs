@@ -1,5 +1,5 @@
-//! What `more NODE` shows, the rest of a replica's status, and `log NODE`. And what clients ask for
-//! beside commands, disks that hang, and logs that refuse a job.
+//! What `more NODE` shows, which is the rest of a replica's status, and `log NODE`. Also the
+//! requests of clients other than commands, disks that hang, and logs that refuse a job.
 
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
 use lockstep_core::group::{Event, GroupStatus, PeerStatus, RebuildTally};
@@ -8,40 +8,41 @@ use lockstep_core::retention::Pin;
 
 use super::cluster::Cluster;
 
-/// Asks a replica for a key: in the order of commands, or where it stands.
+/// Asks a replica for a key: linearizably (`query`), or from the state that it has (`local`).
 pub(crate) fn query(cluster: &mut Cluster, word: &str, node: &str, key: &str) {
     let ticket = cluster.ticket(format!("{word} {key}"), false);
     let request = key.as_bytes().to_vec().into();
     cluster.event(node, Event::Query { ticket, request, linearizable: word == "query" });
 }
 
-/// A client wants a session.
+/// A client opens a session.
 pub(crate) fn open(cluster: &mut Cluster, node: &str) {
     let ticket = cluster.ticket("open".to_owned(), false);
     cluster.event(node, Event::OpenSession { ticket, nonce: ticket.0 });
 }
 
-/// A client needs the session no more that the entry at this index opened.
+/// A client closes the session that the entry at this index opened.
 pub(crate) fn close(cluster: &mut Cluster, node: &str, session: &str) {
     let ticket = cluster.ticket(format!("close {session}"), false);
     let session = cluster.session(session.parse().expect("close NODE SESSION"));
     cluster.event(node, Event::CloseSession { ticket, session });
 }
 
-/// The disk of a node hangs, and its replica knows; or it answers again.
+/// The disk of a node hangs, or answers again, and its replica is told.
 pub(crate) fn stall(cluster: &mut Cluster, name: &str, hangs: bool) {
     cluster.processes.get_mut(name).expect("a process").disk.stuck = hangs;
     let stall = hangs.then(|| Stall { path: "wal".to_owned() });
     cluster.event(name, Event::DiskStalled(stall));
 }
 
-/// The log of a node refuses what it has not written yet, and its replica is told.
+/// The log of a node refuses the entries that it has not written yet, and its replica is told.
 pub(crate) fn refuse(cluster: &mut Cluster, name: &str) {
     cluster.processes.get_mut(name).expect("a process").disk.refuse();
-    let fault = Fault::LogRefused("entries behind a gap".to_owned());
+    let fault = Fault::LogRefused("entries after a gap".to_owned());
     cluster.event(name, Event::Faulted(fault));
 }
 
+/// Shows the rest of a replica's status.
 pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     let process = &cluster.processes[name];
     let GroupStatus {
@@ -64,17 +65,17 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     if let Some((pin, index)) = log_pin {
         let whom = match pin {
             Pin::RecoveryPoint => "a recovery point".to_owned(),
-            Pin::CatchUp => "whoever lags".to_owned(),
+            Pin::CatchUp => "followers that lag".to_owned(),
             Pin::Follower(id) => cluster.name_of(id),
-            Pin::Sending(id) => format!("what {} is sent", cluster.name_of(id)),
+            Pin::Sending(id) => format!("a snapshot for {}", cluster.name_of(id)),
         };
-        text += &format!(", keeps the log behind {index} for {whom}");
+        text += &format!(", keeps the log after {index} for {whom}");
     }
     if let Some(why) = capture_failure {
         text += &format!(", could not capture: {why}");
     }
     if let (asked @ 1.., gain) = process.lane.refused {
-        text += &format!(", found no place {asked} times, the last time for {gain} bytes of log");
+        text += &format!(", found no place {asked} times, last with a gain of {gain} bytes");
     }
     let sessions = process.lane.ledger.sessions();
     if sessions.answer_bytes() > 0 {
@@ -95,7 +96,7 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
         text += if active { "" } else { " silent" };
         text += if sending_snapshot { " receiving" } else { "" };
         if snapshots_in_a_row > 1 {
-            text += &format!(" behind {snapshots_in_a_row} snapshots in a row");
+            text += &format!(" after {snapshots_in_a_row} snapshots in a row");
         }
     }
     cluster.tell(text);
@@ -123,7 +124,7 @@ pub(crate) fn log(cluster: &mut Cluster, node: &str) {
     cluster.tell(text);
 }
 
-/// A rejection, in few words.
+/// A rejection, in short.
 pub(crate) fn brief(rejection: &Rejection) -> String {
     match rejection {
         Rejection::Guest(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -135,7 +136,7 @@ pub(crate) fn brief(rejection: &Rejection) -> String {
     }
 }
 
-/// A refusal, in few words.
+/// A refusal, in short.
 pub(crate) fn refused(refusal: &Refusal) -> String {
     match refusal {
         Refusal::NotLeader { leader: None } => "not leader, none known".to_owned(),

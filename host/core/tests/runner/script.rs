@@ -1,11 +1,12 @@
-//! The format of a script: blocks of commands, `---`, and what they are expected to show.
+//! The format of a script: blocks of commands, `---`, and the output that they are expected to
+//! show.
 //!
-//! Blocks end at an empty line. Lines that begin with `#` tell the story; they and the commands are
-//! kept as they are when the expectations are written anew.
+//! A block ends at an empty line. Lines that begin with `#` tell the story; they and the commands
+//! stay as they are when expected output is rewritten.
 
 use super::commands::Session;
 
-/// Runs a script; returns it with what really happened in place of what was expected.
+/// Runs a script; returns it with the output that it showed in place of the expected one.
 pub(crate) fn replay(text: &str, progress: &mut dyn FnMut(&str)) -> String {
     let mut session = Session::default();
     let mut out = String::new();

@@ -7,7 +7,7 @@ use lockstep_core::ids::NodeId;
 
 use super::cluster::Cluster;
 
-/// Adds the nodes of `cluster N OPTIONS` and starts them; gives the seed.
+/// Adds the nodes of `cluster N OPTIONS`, and starts them; returns the seed.
 pub(crate) fn add(cluster: &mut Cluster, count: &str, options: &[&str]) -> u64 {
     let count: u16 = count.parse().expect("cluster N");
     let option =
@@ -39,7 +39,7 @@ pub(crate) fn add(cluster: &mut Cluster, count: &str, options: &[&str]) -> u64 {
     seed
 }
 
-/// Configures more nodes. Those that run already learn of it when they are started anew.
+/// Configures more nodes. A node that runs learns of them at its next start.
 pub(crate) fn grow(cluster: &mut Cluster, count: &str) {
     let count: u16 = count.parse().expect("grow N");
     let policy = cluster.processes["n1"].config.snapshot_policy;

@@ -1,10 +1,10 @@
-//! Words of a line: numbers, what follows, links and sides.
+//! Parts of a command: numbers, the rest of a line, links, and sides of a partition.
 
 pub(crate) fn number(words: &[&str], default: usize) -> usize {
     words.first().map_or(default, |word| word.parse().expect("a number"))
 }
 
-/// What follows the first `count` words.
+/// The rest of a line after its first `count` words.
 pub(crate) fn after(rest: &str, count: usize) -> &str {
     (0..count).fold(rest, |rest, _| rest.split_once(' ').map_or("", |(_, rest)| rest))
 }
@@ -14,7 +14,7 @@ pub(crate) fn ends(link: &str) -> (String, String) {
     (from.to_owned(), to.to_owned())
 }
 
-/// Every ordered pair of two names of different sides.
+/// Every ordered pair of names that are on different sides.
 pub(crate) fn pairs(sides: &[Vec<&str>]) -> Vec<(String, String)> {
     let mut pairs = Vec::new();
     for (place, side) in sides.iter().enumerate() {

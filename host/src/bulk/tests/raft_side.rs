@@ -1,8 +1,8 @@
-//! What the raft side says to an object that came, and what both ends tell of it.
+//! What the raft side answers to a received object, and what both ends log.
 
 use super::*;
 
-/// Whatever the raft side answers, what it does not take is gone.
+/// Whatever the raft side answers, an object that it does not take is deleted.
 /// Covers X3 X6 X7.
 #[test]
 fn what_raft_does_not_take_is_gone() {
@@ -19,7 +19,8 @@ fn what_raft_does_not_take_is_gone() {
     }
 }
 
-/// The acknowledgement was lost, and the object comes again: it is told that it is there.
+/// The acknowledgement was lost and the object is sent again: the sender is told that the receiver
+/// has it.
 /// Covers I4 I1.
 #[test]
 fn a_repeated_transfer_ends_with_a_defined_answer() {
@@ -36,12 +37,13 @@ fn a_repeated_transfer_ends_with_a_defined_answer() {
     let offer = offer(&desc);
     let again = receive(&offer, &expected(), &host.lane, &mut script, &mut judge);
     assert_eq!(again.end, ReceiveEnd::Answered(BulkReply::Stale));
-    assert!(host.read(&desc) == bytes, "what is there stays");
+    assert!(host.read(&desc) == bytes, "the object is kept");
     let (outcome, _) = send_to(vec![BulkReply::Stale], true);
     assert_eq!((outcome.report, outcome.next), (Report::Finish, Next::Done));
 }
 
-/// The raft side takes its time: the object waits for it, and the sender hears that there is life.
+/// While the raft side takes its time, the object waits and the sender hears that the receiver is
+/// alive.
 /// Covers I8.
 #[test]
 fn what_was_received_waits_for_the_raft_side() {
@@ -67,7 +69,7 @@ fn what_was_received_waits_for_the_raft_side() {
     assert_eq!(files(&host.fs).len(), 1);
 }
 
-/// Both ends tell the peer, the index and the bytes.
+/// Both ends log the peer, the index and the bytes.
 /// Covers V3.
 #[test]
 fn both_ends_log_peer_index_and_bytes() {

@@ -1,4 +1,4 @@
-//! The bytes of one file in memory: what a reader sees, what is durable, and what is between.
+//! The bytes of one file in memory: what a reader sees, what is durable, and the changes between.
 //!
 //! Pages that were never written are not kept, so a preallocated file costs nothing.
 
@@ -7,16 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const PAGE: u64 = 4096;
-/// A disk writes whole sectors or none of one.
+/// A disk writes a sector as a whole or not at all.
 const SECTOR: u64 = 512;
 
 #[derive(Default)]
 pub(super) struct Inode {
     visible: Content,
     durable: Content,
-    /// What was done since the last sync, in order.
+    /// Changes since the last sync, in order.
     pending: Vec<Change>,
-    /// Sectors that cannot be read until they are written anew.
+    /// Sectors that cannot be read until they are written again.
     bad: BTreeSet<u64>,
 }
 
@@ -43,12 +43,12 @@ impl Inode {
         self.visible.read(buf, offset)
     }
 
-    /// The sectors of these bytes cannot be read from now on.
-    pub(super) fn spoil(&mut self, bytes: Range<u64>) {
+    /// Makes the sectors of these bytes unreadable.
+    pub(super) fn bad_sectors(&mut self, bytes: Range<u64>) {
         self.bad.extend(sectors(bytes));
     }
 
-    /// All sectors can be read again.
+    /// Makes all sectors readable again.
     pub(super) fn mend(&mut self) {
         self.bad.clear();
     }
@@ -62,7 +62,7 @@ impl Inode {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8], offset: u64) {
-        // The drive takes another sector in its place.
+        // The drive replaces a bad sector when it is written.
         for sector in sectors(offset..offset + bytes.len() as u64) {
             self.bad.remove(&sector);
         }
@@ -81,12 +81,12 @@ impl Inode {
         }
     }
 
-    /// A sync failed: its pages are clean now and will never be written.
+    /// A sync failed: its pages count as clean now and are never written.
     pub(super) fn lose(&mut self) {
         self.pending.clear();
     }
 
-    /// The same, for want of room: some of them were written before it ran out.
+    /// A sync failed for lack of space: some of its pages were written before the space ran out.
     pub(super) fn lose_partly(&mut self, rng: &mut Rng) {
         for change in std::mem::take(&mut self.pending) {
             self.durable.apply_partly(&change, rng, false);
@@ -98,7 +98,8 @@ impl Inode {
         self.pending.iter().for_each(|change| self.visible.apply(change));
     }
 
-    /// Says how many writes were torn.
+    /// Power loss, which keeps only durable bytes or, with `keep`, some unsynced changes as well.
+    /// Returns how many writes were torn.
     pub(super) fn crash(&mut self, keep: Option<&mut Rng>) -> u64 {
         let pending = std::mem::take(&mut self.pending);
         let mut torn = 0;
@@ -171,13 +172,13 @@ impl Content {
         }
     }
 
-    /// All, nothing, or some sectors of a change, each as likely as the others; whether it is torn.
-    /// `spoils`: power went, so that a sector may have lost what it had.
-    fn apply_partly(&mut self, change: &Change, rng: &mut Rng, spoils: bool) -> bool {
+    /// Applies all, nothing or some sectors of a change, with equal chances; returns whether it was
+    /// torn. If power is lost, `loses_power`, a sector may also lose its old contents.
+    fn apply_partly(&mut self, change: &Change, rng: &mut Rng, loses_power: bool) -> bool {
         match (rng.next() % 3, change) {
             (0, _any) => false,
             (1, Change::Write { offset, bytes }) => {
-                self.write_some_sectors(bytes, *offset, rng, spoils)
+                self.write_some_sectors(bytes, *offset, rng, loses_power)
             }
             (_all, change) => {
                 self.apply(change);
@@ -186,19 +187,19 @@ impl Content {
         }
     }
 
-    /// Power went while this sector was written: what stood in it before is gone as well.
-    fn spoil(&mut self, sector: u64) {
+    /// Power was lost while this sector was written: its old contents are gone as well.
+    fn bad_sector(&mut self, sector: u64) {
         let length = self.len.saturating_sub(sector).min(SECTOR);
         self.write(&vec![0xa5; length as usize], sector);
     }
 
-    /// Whether some were written and some were not.
+    /// Writes a drawn subset of the sectors; returns whether some were written and some were not.
     fn write_some_sectors(
         &mut self,
         bytes: &[u8],
         offset: u64,
         rng: &mut Rng,
-        spoils: bool,
+        loses_power: bool,
     ) -> bool {
         let end = offset + bytes.len() as u64;
         let (mut written, mut lost) = (false, false);
@@ -208,8 +209,8 @@ impl Content {
             let keeps = rng.coin();
             if keeps {
                 self.write(&bytes[(from - offset) as usize..(to - offset) as usize], from);
-            } else if spoils && rng.next().is_multiple_of(4) {
-                self.spoil(from / SECTOR * SECTOR);
+            } else if loses_power && rng.next().is_multiple_of(4) {
+                self.bad_sector(from / SECTOR * SECTOR);
             }
             (written, lost) = (written || keeps, lost || !keeps);
             from = to;
@@ -218,8 +219,8 @@ impl Content {
     }
 }
 
-/// Calls `with` for each page of a range: the page, the offset in it, and which of the caller's
-/// bytes.
+/// Calls `with` for each page of a range, with the page, the offset in it, and the range of the
+/// caller's bytes that it covers.
 fn each_page(offset: u64, count: u64, mut with: impl FnMut(u64, usize, std::ops::Range<usize>)) {
     let mut done = 0;
     while done < count {

@@ -1,4 +1,4 @@
-//! How operations of the disk in memory fail: as those of a system do.
+//! How operations of the disk in memory fail: with the errors of a real system.
 
 use std::io;
 use std::path::Path;
@@ -18,12 +18,12 @@ pub enum DiskFault {
     Descriptors,
 }
 
-/// At which operations a full filesystem says that it is full, beside those that take room.
+/// The operations at which a full filesystem reports that it is full, beside those that take space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LateFull {
-    /// A new name, by creating or by renaming: its directory would need a block.
+    /// Creating or renaming to a new name, for which its directory needs a block.
     pub name: bool,
-    /// A write over bytes that the file has: copy on write.
+    /// Overwriting bytes of a file, which copies on write.
     pub write: bool,
     pub sync: bool,
     pub remove: bool,
@@ -31,7 +31,7 @@ pub struct LateFull {
 }
 
 impl LateFull {
-    /// Each kind alone, and all of them.
+    /// Each kind alone, and all of them together.
     pub const EACH: [Self; 6] = {
         let none = Self { name: false, write: false, sync: false, remove: false, sync_dir: false };
         [
@@ -56,7 +56,7 @@ impl LateFull {
     }
 }
 
-/// Fails as `fault` does, if there is one.
+/// The error of `fault`, if there is one.
 pub(super) fn injected(fault: Option<DiskFault>, doing: &str, path: &Path) -> io::Result<()> {
     match fault {
         None => Ok(()),

@@ -8,7 +8,7 @@ use super::content::{Inode, Rng};
 use super::{Disk, DiskFault, error, guard, injected};
 use crate::fs::{Dir, File, is_full};
 
-/// Zeros written at once where space cannot be reserved, bytes.
+/// Bytes of zeros written at a time where space cannot be reserved.
 const ZEROS_BYTES: usize = 1 << 20;
 
 pub(super) struct MemFile {

@@ -87,7 +87,7 @@ fn space_ends_and_comes_back() -> io::Result<()> {
     let file = fs.create(path)?;
     file.preallocate(8_000)?;
     file.write_at(&[1; 8_000], 0)?;
-    let full = file.write_at(&[1; 2_001], 8_000).expect_err("a byte too many");
+    let full = file.write_at(&[1; 2_001], 8_000).expect_err("one byte too many");
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     assert_eq!(fs.space(path)?.available, 2_000);
     fs.remove(path)?;
@@ -95,16 +95,16 @@ fn space_ends_and_comes_back() -> io::Result<()> {
     Ok(())
 }
 
-/// A process can start on a disk that is full of its own files.
+/// So that a process can start on a disk that its own files have filled.
 #[test]
 fn a_directory_that_is_there_takes_no_room() -> io::Result<()> {
     let (fs, path) = disk();
-    let dir = path.parent().expect("it lies in one");
+    let dir = path.parent().expect("a file has a parent");
     fs.set_late_full(LateFull { name: true, sync_dir: true, ..LateFull::default() });
     fs.set_capacity(0);
     fs.create_dir_all(dir)?;
     make_durable(&fs, dir)?;
-    let full = fs.create_dir_all(&dir.join("more")).expect_err("a name too many");
+    let full = fs.create_dir_all(&dir.join("more")).expect_err("no space for a new name");
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     Ok(())
 }
@@ -140,7 +140,7 @@ fn a_kinder_crash_keeps_any_subset_of_sectors() -> io::Result<()> {
     }
     let kept = [(0, 0), (0, 1), (1, 0), (1, 1)];
     assert!(kept.iter().all(|subset| seen.contains(subset)), "each subset occurs: {seen:?}");
-    assert!(seen.iter().any(|(one, two)| *one > 1 || *two > 1), "and a spoilt one: {seen:?}");
+    assert!(seen.iter().any(|(one, two)| *one > 1 || *two > 1), "and a bad one: {seen:?}");
     Ok(())
 }
 
@@ -166,7 +166,7 @@ fn a_bad_sector_stays_until_it_is_written() -> io::Result<()> {
     file.write_at(&[7; 2048], 0)?;
     file.sync()?;
     make_durable(&fs, path)?;
-    fs.spoil(path, 600..700)?;
+    fs.bad_sectors(path, 600..700)?;
     let other = path.with_extension("other");
     fs.rename(path, &other)?;
     make_durable(&fs, &other)?;
@@ -179,7 +179,7 @@ fn a_bad_sector_stays_until_it_is_written() -> io::Result<()> {
     assert_eq!(read(1024)?, 512);
     file.write_at(&[8; 512], 512)?;
     assert_eq!(read(512)?, 512);
-    fs.spoil(&other, 0..1)?;
+    fs.bad_sectors(&other, 0..1)?;
     assert!(read(0).is_err());
     fs.mend();
     assert_eq!(read(0)?, 512);

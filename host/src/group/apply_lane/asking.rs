@@ -1,4 +1,4 @@
-//! Questions to the guest: when it may be asked, and what a bad one costs.
+//! Queries: when the guest may be asked, and what a query costs that destroys it.
 
 use std::sync::atomic::Ordering;
 
@@ -13,8 +13,8 @@ use crate::group::askers::Asker;
 use crate::guest::NoAnswer;
 
 impl ApplyLane {
-    /// Puts a question to the guest once it has applied `index`; the answer, and what else it led
-    /// to.
+    /// Asks the guest, or refuses if it has not applied `index` yet. Returns the answer, and other
+    /// outputs.
     pub fn ask(
         &mut self,
         asker: Asker,
@@ -28,7 +28,7 @@ impl ApplyLane {
         (answer, self.end([]))
     }
 
-    /// Why no question is put to the guest now.
+    /// Why the guest cannot be asked now, if it cannot.
     fn query_refusal(&self, index: u64) -> Option<Refusal> {
         let restoring =
             |cause: &str| Refusal::NotServing { state: "restoring", cause: cause.to_owned() };
@@ -39,7 +39,7 @@ impl ApplyLane {
             }
             None if self.guest.is_none() => Some(restoring("there is no guest yet")),
             None if self.applied() < index && !planted("read_before_applied") => {
-                Some(restoring("it has not applied yet what the read must see"))
+                Some(restoring("it has not yet applied what the read must see"))
             }
             None => None,
         }
@@ -47,23 +47,23 @@ impl ApplyLane {
 
     fn query(&mut self, asker: Asker, request: &[u8]) -> Result<QueryAnswer, Refusal> {
         let now = self.tools.clock.running();
-        if let Some(cause) = self.spoilers.refusal(now, asker, request) {
+        if let Some(cause) = self.query_guard.refusal(now, asker, request) {
             return Err(Refusal::QueriesRefused { cause });
         }
         let moment = self.ledger.moment();
-        let guest = self.guest.as_mut().expect("without a guest it was refused");
+        let guest = self.guest.as_mut().expect("without a guest the query was refused");
         match guest.query(context(moment), request) {
             Ok(result) => {
-                self.spoilers.answered(now, asker);
+                self.query_guard.answered(now, asker);
                 let halted = self.halted_at();
                 Ok(QueryAnswer { result: answered(result)?, applied: moment.index, halted })
             }
             Err(fault) => {
                 self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
-                if self.rebuild_if_spoilt() {
+                if self.rebuild_if_lost() {
                     let after = self.tools.clock.running();
-                    self.spoilers.spoilt(after, asker, request, after.saturating_sub(now));
+                    self.query_guard.note(after, asker, request, after.saturating_sub(now));
                 }
                 let cause = fault.to_string();
                 Err(match fault.class {
@@ -80,7 +80,8 @@ impl ApplyLane {
     }
 }
 
-/// The guest's "no" is an answer; one that is too long is this node's refusal.
+/// A rejection by the guest is an answer; an answer that is too long becomes a refusal by this
+/// node.
 fn answered(result: Result<Bytes, NoAnswer>) -> Result<Result<Bytes, Bytes>, Refusal> {
     match result {
         Ok(answer) => Ok(Ok(answer)),

@@ -1,6 +1,6 @@
-//! Snapshots that the lane takes where it stands.
+//! Local snapshots: the lane captures the guest at the index that it has applied.
 //!
-//! One that fails is no fault: the group goes on without it.
+//! A capture that fails is no fault: the group goes on without the snapshot.
 
 use std::sync::atomic::Ordering;
 
@@ -34,8 +34,8 @@ impl ApplyLane {
         }
     }
 
-    /// No capture holds up the lane any more, neither one that is written nor one that waits for
-    /// room.
+    /// Ends the stall of the last capture, whether it was written or given up while it waited, and
+    /// records how long it lasted.
     pub(super) fn goes_on(&mut self) {
         if let Some(since) = self.stalled.take() {
             let stall = self.tools.clock.running().saturating_sub(since).as_millis() as u64;
@@ -51,7 +51,10 @@ impl ApplyLane {
     ) -> Result<Capture, NoCapture> {
         let failed = |why: &str| Err(NoCapture::because(why));
         if self.ledger.applied() != index {
-            return failed(&format!("the guest is at {}, not at the mark", self.ledger.applied()));
+            return failed(&format!(
+                "the guest is at {}, not at the checkpoint",
+                self.ledger.applied()
+            ));
         }
         let now = self.tools.clock.running();
         if let Some(why) = self.snapshot_traps.pause(now) {
@@ -84,7 +87,7 @@ impl ApplyLane {
                 Ok(capture)
             }
             Ok(Err(Unwritten { error, bytes })) => {
-                // It grew beyond what was reserved: an older recovery point may make room.
+                // It outgrew its reservation: unlisting an older recovery point may make room.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
                 let full = is_full(&error);
                 if let Some(unlist) = beyond.filter(|_| full) {
@@ -99,7 +102,7 @@ impl ApplyLane {
                 self.snapshot_traps.trapped(self.tools.group, now, &fault);
                 gauges.snapshot_traps.store(self.snapshot_traps.in_a_row(), Ordering::Relaxed);
                 gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
-                self.rebuild_if_spoilt();
+                self.rebuild_if_lost();
                 Err(NoCapture::because(fault.to_string()))
             }
         }
@@ -126,7 +129,7 @@ mod tests {
     use crate::store::{StoreHandle, StoreJob};
     use crate::wal::{Wal, WalOptions};
 
-    /// A clock that goes when it is told to.
+    /// A clock that the test sets.
     #[derive(Default)]
     struct Told(AtomicU64);
 
@@ -181,19 +184,19 @@ mod tests {
         };
         let go = |ms| clock.0.store(ms, Ordering::Relaxed);
 
-        // It waits for room since then, and fails for another reason at last.
+        // A capture has waited for space since second 4, and fails in the end for another reason.
         lane.stalled = Some(Duration::from_secs(4));
         go(10_000);
         lane.run(capture());
         assert_eq!(told(), 6_000);
         lane.run(capture());
         assert_eq!(told(), 0, "the last one did not take long");
-        // What is applied behind it says that nobody waits for room any more.
+        // A range after it shows that the capture was given up.
         lane.stalled = Some(Duration::from_secs(10));
         go(13_000);
         lane.run(nothing());
         assert_eq!(told(), 3_000);
         lane.run(nothing());
-        assert_eq!(told(), 3_000, "it is the last one's until there is another");
+        assert_eq!(told(), 3_000, "it stays until the next capture");
     }
 }

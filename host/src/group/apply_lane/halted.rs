@@ -1,5 +1,5 @@
-//! A lane that applies nothing more, for good or until another object comes, and what it can be
-//! asked meanwhile.
+//! A halted lane: it applies nothing more, for good or until another object arrives, and answers
+//! local queries meanwhile if it can.
 
 use lockstep_core::fault::{Fault, GuestFault, Refusal};
 use lockstep_core::group::Event;
@@ -8,18 +8,20 @@ use lockstep_core::snapshot::SnapshotDesc;
 use super::{ApplyLane, Output};
 use crate::group::HaltedAt;
 
-/// A rebuild may itself fail at an earlier entry (what a guest has of memory depends on how it was
-/// built): so many times the goal is moved before that.
+/// How often the goal of a rebuild is moved back. The rebuild may itself fail at an earlier entry,
+/// because the memory that a guest uses depends on how it was built.
 const GOALS_MAX: usize = 3;
 
 impl ApplyLane {
-    /// Builds the guest as it was after `goal`, to be asked.
+    /// Builds the guest as it was after entry `goal`, for local queries.
     pub(super) fn stand(&mut self, goal: u64) -> Output {
         let at = self.fault.is_some().then(|| self.stand_at(goal)).flatten();
         match at {
-            Some(at) => tracing::info!(group = %self.tools.group, at, "the halted state is there"),
+            Some(at) => tracing::info!(group = %self.tools.group, at,
+                "the halted replica answers local queries"),
             None => {
-                tracing::warn!(group = %self.tools.group, goal, "there is no state to ask");
+                tracing::warn!(group = %self.tools.group, goal,
+                    "the halted replica cannot answer local queries");
                 self.clear();
             }
         }
@@ -41,27 +43,28 @@ impl ApplyLane {
         None
     }
 
-    /// The object that raft installed cannot be read: a peer's copy does as well, as at a start.
+    /// Reports that the object which raft installed cannot be read. The core asks a peer for a
+    /// copy, as it does if a start finds none that can be read.
     pub(super) fn not_restored(&mut self, snapshot: SnapshotDesc, why: String) -> Output {
         let index = snapshot.index;
-        tracing::error!(group = %self.tools.group, index, why, "the snapshot does not restore");
+        tracing::error!(group = %self.tools.group, index, why, "the snapshot cannot be restored");
         self.clear();
         self.waiting = true;
-        self.aside.push(Event::Rotten { snapshot, why: why.clone() });
+        self.aside.push(Event::Corrupt { snapshot, why: why.clone() });
         Output::Event(Event::NotRestored { index, why })
     }
 
-    /// How a query is refused that must see more than a halted guest knows, or that has none.
+    /// Refuses a query if there is no guest, or if it must see more than the halted guest applied.
     pub(super) fn halted_refusal(&self, fault: &Fault, index: u64) -> Option<Refusal> {
         let cause = match self.guest {
             Some(_) if index <= self.applied() => return None,
-            Some(_) => format!("{fault}; only local queries are answered, from the state before"),
-            None => format!("{fault}; there is no state to ask"),
+            Some(_) => format!("{fault}; only local queries are answered, from an earlier state"),
+            None => format!("{fault}; there is no state to query"),
         };
         Some(Refusal::Halted { cause })
     }
 
-    /// What an answer says of the halt.
+    /// What an answer says about the halt.
     pub(super) fn halted_at(&self) -> Option<HaltedAt> {
         let fault = self.fault.as_ref()?;
         Some(HaltedAt { entry: fault.entry().unwrap_or(0), cause: fault.to_string() })

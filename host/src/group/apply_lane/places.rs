@@ -1,4 +1,4 @@
-//! A host restores only so many snapshots at once: a start or a restore waits for its place.
+//! A host restores a limited number of snapshots at once: a start or a restore waits for a place.
 
 use lockstep_core::group::ApplyJob;
 
@@ -6,8 +6,8 @@ use super::ApplyLane;
 use crate::store::Work;
 
 impl ApplyLane {
-    /// Whether the job has a place, if it needs one. Whoever has none asks again and again, and
-    /// keeps the place until the job is done.
+    /// Whether the job may begin: it needs no place, or has one. A job without a place asks again
+    /// later; the lane keeps a granted place until the job is done.
     pub fn may_begin(&mut self, job: &ApplyJob) -> bool {
         if !restores(job) || self.place.is_some() {
             return true;
@@ -23,7 +23,7 @@ impl ApplyLane {
             }
             (None, None) => {
                 let most = self.tools.quota.budget().limits().restores;
-                tracing::info!(%group, most, "the restore waits: this node does others first");
+                tracing::info!(%group, most, "the restore waits for one of the node's places");
                 self.no_place_since = Some(now);
             }
             (None, Some(_)) => {}

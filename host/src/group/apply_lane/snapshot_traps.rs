@@ -1,8 +1,9 @@
-//! Snapshots of the state machine that trap, one after the other.
+//! [`SnapshotTraps`]: what the lane does when the state machine's snapshots trap one after the
+//! other.
 //!
-//! All replicas snapshot the same state, so what traps here traps there as well: leadership stays,
-//! and the state machine is left alone for a while. Status, log and metrics say so until one
-//! succeeds.
+//! All replicas snapshot the same state, so a snapshot that traps here traps on the others as well,
+//! and handing leadership over would not help. After a few traps in a row no snapshot is taken for
+//! a while. Status, log and metrics say so until one succeeds.
 
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use lockstep_core::ids::GroupId;
 const IN_A_ROW_MAX: u64 = 3;
 const PAUSE: Duration = Duration::from_secs(600);
 
-/// What is remembered of them.
+/// The traps since the last snapshot that succeeded.
 #[derive(Default)]
 pub(super) struct SnapshotTraps {
     in_a_row: u64,
-    /// When the last one did, and what it said.
+    /// When the last snapshot trapped, and its fault.
     last: Option<(Duration, String)>,
 }
 
@@ -27,13 +28,13 @@ impl SnapshotTraps {
         self.in_a_row
     }
 
-    /// Why none is taken now.
+    /// Why no snapshot is taken now, if none is.
     pub(super) fn pause(&self, now: Duration) -> Option<String> {
         let (at, fault) = self.last.as_ref().filter(|_| self.in_a_row >= IN_A_ROW_MAX)?;
         let left = (*at + PAUSE).checked_sub(now).filter(|left| !left.is_zero())?;
         Some(format!(
-            "the state machine's snapshot trapped {} times in a row, and is left alone for {} s; \
-             the last one: {fault}",
+            "the state machine's snapshot trapped {} times in a row; no snapshot is taken for {} \
+             s; the last fault: {fault}",
             self.in_a_row,
             left.as_secs().max(1)
         ))
@@ -43,14 +44,14 @@ impl SnapshotTraps {
         (self.in_a_row, self.last) = (self.in_a_row + 1, Some((now, fault.to_string())));
         if self.in_a_row >= IN_A_ROW_MAX {
             tracing::error!(%group, in_a_row = self.in_a_row, %fault, pause_s = PAUSE.as_secs(),
-                "the state machine's snapshot traps each time: none is taken for a while, the log \
-                 grows, and at its bound commands are refused");
+                "the state machine's snapshots keep trapping: none is taken for a while; the log \
+                 grows, and commands are refused once it is at its bound");
         }
     }
 
     pub(super) fn succeeded(&mut self, group: GroupId) {
         if self.in_a_row >= IN_A_ROW_MAX {
-            tracing::info!(%group, "the state machine's snapshot succeeds again");
+            tracing::info!(%group, "the state machine's snapshots succeed again");
         }
         *self = Self::default();
     }
@@ -77,7 +78,7 @@ mod tests {
             assert_eq!(traps.pause(second(now)), None);
             traps.trapped(group, second(now), &fault);
         }
-        let told = traps.pause(second(130)).expect("it is left alone");
+        let told = traps.pause(second(130)).expect("no snapshot is taken");
         for word in ["3 times in a row", "for 500 s", "trap in snapshot: no more pages"] {
             assert!(told.contains(word), "{told}");
         }

@@ -26,11 +26,11 @@ fn disk() -> MemFs {
     MemFs::with_dir(Path::new("/d"))
 }
 
-/// A job of a group's entries, of so many bytes each.
+/// A job with entries of `bytes` bytes each.
 fn job(group: u64, indexes: std::ops::Range<u64>, bytes: usize) -> LogJob {
     let data = Bytes::from(vec![7; bytes]);
     let entry = |index| Entry { index, term: 1, data: data.clone(), ..Entry::default() };
-    let state = RecoveryState::unfounded("g", ReplicaId(group));
+    let state = RecoveryState::blank("g", ReplicaId(group));
     LogJob { group: GroupId(group), state, entries: indexes.map(entry).collect() }
 }
 
@@ -38,7 +38,8 @@ fn persisted(group: u64, seq: u64) -> LogOutput {
     LogOutput::Persisted { group: GroupId(group), seq }
 }
 
-/// What the batches of a round lead to, one after the other, and at last what concerns none.
+/// Writes a round: the outputs of each of its batches, in order, and last those that belong to
+/// none.
 fn write(writer: &mut LogWriter, round: Vec<(u64, LogJob)>) -> Vec<Vec<LogOutput>> {
     let mut told = Vec::new();
     let rest = writer.write(round, &mut |outputs| told.push(outputs));
@@ -46,8 +47,8 @@ fn write(writer: &mut LogWriter, round: Vec<(u64, LogJob)>) -> Vec<Vec<LogOutput
     told
 }
 
-/// A refused job ends its group. What that had queued behind it is not written, not even if it
-/// fits; the others go on.
+/// A refused job ends its group: later jobs of that group are not written, even if they fit. The
+/// other groups go on.
 #[test]
 fn behind_a_refused_job_nothing_of_its_group_is_written() {
     let mut writer = writer(&disk());
@@ -64,8 +65,9 @@ fn behind_a_refused_job_nothing_of_its_group_is_written() {
     assert_eq!(writer.reader().last_index(GroupId(1)), Some(2));
 }
 
-/// Each job is told with the batch that it is whole by, and waits for none behind it. Batches
-/// are cut across jobs: of one that begins in a batch and ends in the next, nothing is told before.
+/// Each job is reported with the batch that completes it, and waits for no later one. Batches are
+/// cut across jobs: a job that begins in one batch and ends in the next is not reported before
+/// that.
 #[test]
 fn each_job_is_told_with_its_batch() {
     let fs = disk();
@@ -81,7 +83,7 @@ fn each_job_is_told_with_its_batch() {
     ];
     let expected = [
         vec![persisted(1, 1), persisted(2, 1)],
-        // Only a part of the third job.
+        // This batch holds only a part of the third job.
         vec![],
         vec![persisted(1, 2), persisted(2, 2)],
         vec![persisted(2, 4)],
@@ -92,7 +94,7 @@ fn each_job_is_told_with_its_batch() {
     assert_eq!(writer.stats().batches - 1, 4 + 1, "and the head of a second segment");
 }
 
-/// Between a batch and its word nothing else is done at the disk: no file is made, none goes.
+/// Between a batch and its report nothing else is done on the disk: no file is made or removed.
 #[test]
 fn a_batch_does_not_wait_for_housekeeping() {
     let fs = disk();
@@ -106,7 +108,7 @@ fn a_batch_does_not_wait_for_housekeeping() {
         let rest = writer.write(vec![(index, round)], &mut |_outputs| seen.push(fs.ops() - before));
         assert!(rest.expect("the disk is well").iter().all(|o| matches!(o, LogOutput::Room(_))));
         assert_eq!(fs.list(Path::new("/d/wal")).expect("it is there"), names);
-        assert_eq!(fs.ops() - before, seen[seen.len() - 1], "nothing is done behind the word");
+        assert_eq!(fs.ops() - before, seen[seen.len() - 1], "nothing is done after the report");
         assert_eq!(writer.must_housekeep(), fs.ops() - before == 4, "a spare was taken");
         while writer.housekeep().expect("the disk is well").1 {}
         assert!(!writer.must_housekeep());
@@ -118,7 +120,7 @@ fn a_batch_does_not_wait_for_housekeeping() {
     assert!(seen.contains(&4), "segments began");
 }
 
-/// Whoever cannot read a segment has the groups told that keep it.
+/// If a read finds that a segment cannot be read, the groups that keep it are told.
 #[test]
 fn a_segment_that_cannot_be_read_is_told() {
     let fs = disk();
@@ -130,7 +132,7 @@ fn a_segment_that_cannot_be_read_is_told() {
     let reader = writer.reader();
     let (oldest, path) = reader.segments().swap_remove(0);
     assert!(oldest == 1 && reader.segments().len() > 2);
-    fs.spoil(&path, 512..SEGMENT_BYTES).expect("it is there");
+    fs.bad_sectors(&path, 512..SEGMENT_BYTES).expect("it is there");
     assert!(reader.entries(GroupId(1), 1, 2, 1).is_err());
     let outputs = writer.tend(&mut |_outputs| ()).expect("the disk can be written");
     let [LogOutput::Damaged { group: GroupId(1), below }] = outputs[..] else {

@@ -1,4 +1,4 @@
-//! Log that was read at the opening, and cannot be read a moment later.
+//! Logs and snapshot directories that cannot be read when a replica is opened.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn log() -> (MemFs, Wal, RecoveredGroup) {
     let options = WalOptions::new([7; 16], NodeId(1), 1 << 20, 1);
     let open = || Wal::open(Arc::new(fs.clone()), dir, options).expect("a log");
     let (mut wal, _none) = open();
-    let state = RecoveryState::unfounded("g", ReplicaId(9));
+    let state = RecoveryState::blank("g", ReplicaId(9));
     let entry = |index| Entry { index, term: 1, data: vec![1; 99].into(), ..Entry::default() };
     let (group, entries) = (GroupId::of_name("g"), (1..=ENTRIES).map(entry).collect());
     wal.append(&[LogJob { group, state, entries }], &mut |_jobs| {}).expect("room");
@@ -31,7 +31,7 @@ fn log() -> (MemFs, Wal, RecoveredGroup) {
     (fs, wal, recovered)
 }
 
-/// What a start says that finds the log like this, whose directory it leaves as it is.
+/// The error of a start on a log that suffered `harm`; the start leaves the log as it is.
 fn refused(harm: impl FnOnce(&MemFs, &Path)) -> WalError {
     let (fs, wal, recovered) = log();
     harm(&fs, &wal.active_path());
@@ -41,8 +41,8 @@ fn refused(harm: impl FnOnce(&MemFs, &Path)) -> WalError {
     error
 }
 
-/// A sector that cannot be read keeps a replica from starting as rot does, with the same way
-/// out; want of descriptors only makes it wait.
+/// A sector that cannot be read keeps a replica from starting as bit rot does, with the same way
+/// out; a lack of descriptors only makes it wait.
 #[test]
 fn a_start_does_without_no_entry_and_waits_for_descriptors() {
     let (_fs, wal, recovered) = log();
@@ -53,10 +53,10 @@ fn a_start_does_without_no_entry_and_waits_for_descriptors() {
         let at = fs.image()[path].iter().rposition(|byte| *byte == 1).expect("an entry");
         fs.corrupt(path, at as u64).expect("it is there");
     });
-    let spoilt = refused(|fs, path| fs.spoil(path, 4096..1 << 20).expect("it is there"));
+    let unreadable = refused(|fs, path| fs.bad_sectors(path, 4096..1 << 20).expect("it is there"));
     assert!(matches!(rot, WalError::Corrupt { .. }), "{rot}");
-    assert!(matches!(spoilt, WalError::Io { .. }), "{spoilt}");
-    for error in [rot, spoilt] {
+    assert!(matches!(unreadable, WalError::Io { .. }), "{unreadable}");
+    for error in [rot, unreadable] {
         assert!(error.is_damage() && !error.is_short(), "{error}");
         let told = StartError::from(error).to_string();
         assert_eq!(told.matches("--rejoin").count(), 1, "{told}");
@@ -66,13 +66,13 @@ fn a_start_does_without_no_entry_and_waits_for_descriptors() {
     assert!(short.is_short() && !short.is_damage(), "{short}");
 }
 
-/// Without descriptors nobody knows what lies in a snapshot directory: a start waits for some, and
-/// refuses nothing for that.
+/// Without descriptors a start cannot tell what lies in a snapshot directory: it waits for some,
+/// and refuses nothing.
 #[test]
 fn a_snapshot_directory_that_cannot_be_listed_is_waited_for() {
     let (fs, dir) = (MemFs::with_dir(Path::new("/d")), PathBuf::from("/d/snap"));
     let identity = Identity { cluster: [7; 16], group: GroupId::of_name("g") };
-    let state = RecoveryState::unfounded("g", ReplicaId(9));
+    let state = RecoveryState::blank("g", ReplicaId(9));
     let disk = Disk {
         fs: Arc::new(fs.clone()),
         cluster: identity.cluster,

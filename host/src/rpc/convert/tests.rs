@@ -1,4 +1,4 @@
-//! Round trips, and what hostile peers send.
+//! Messages that survive the wire, and hostile ones that are errors.
 
 use lockstep_core::ids::{ModuleId, NodeId};
 use lockstep_core::snapshot::Configuration;
@@ -31,7 +31,7 @@ fn frame(body: Body) -> Frame {
     }
 }
 
-/// A message with every field set that may travel, each to a value of its own.
+/// A message in which every field that is sent is set, each to a value of its own.
 fn full(kind: MessageType) -> Message {
     let mut entries = Vec::new();
     for (n, kind) in
@@ -67,9 +67,9 @@ fn full(kind: MessageType) -> Message {
     message
 }
 
-/// Over the wire and back, bytes included.
+/// Converts and encodes a frame, then decodes it and converts it back.
 fn round_trip(frame: &Frame) -> Frame {
-    let sent = frame_to_wire(frame.clone()).expect("it may travel");
+    let sent = frame_to_wire(frame.clone()).expect("it may be sent");
     let received = wire::Frame::decode(sent.encode_to_vec().as_slice()).expect("our own bytes");
     frame_from_wire(received).expect("it is ours")
 }
@@ -134,9 +134,9 @@ fn a_snapshot_does_not_hide_in_another_message() {
 #[test]
 fn hostile_frames_are_errors() {
     let good = || frame_to_wire(frame(Body::Raft(full(MessageType::MsgAppend)))).expect("good");
-    let check = |spoil: fn(&mut wire::Frame), want: ConvertError| {
+    let check = |change: fn(&mut wire::Frame), want: ConvertError| {
         let mut bad = good();
-        spoil(&mut bad);
+        change(&mut bad);
         assert_eq!(frame_from_wire(bad), Err(want));
     };
     fn raft(frame: &mut wire::Frame) -> &mut wire::Raft {
@@ -169,11 +169,11 @@ fn an_oversized_frame_is_not_sent() {
     message.mut_entries()[0].data = vec![0; limits::FRAME_BYTES_MAX].into();
     let refused = frame_to_wire(frame(Body::Raft(message)));
     assert!(matches!(refused, Err(ConvertError::TooLarge { what: "frame", .. })));
-    // What the other side would not take does not leave either.
+    // An address that the receiver would refuse is not sent either.
     let superseded = |bytes| frame_to_wire(frame(Body::Superseded { address: "a".repeat(bytes) }));
     let refused = superseded(ADDRESS_BYTES_MAX + 1);
     assert!(matches!(refused, Err(ConvertError::TooLarge { what: "address", .. })));
-    let longest = superseded(ADDRESS_BYTES_MAX).expect("it may travel");
+    let longest = superseded(ADDRESS_BYTES_MAX).expect("it may be sent");
     assert!(frame_from_wire(longest).is_ok());
 }
 
@@ -232,24 +232,24 @@ fn bulk_frames_survive_the_wire_and_hold_one_thing_each() {
 
 #[test]
 fn hostile_bulk_frames_are_errors() {
-    let spoiled = |spoil: fn(&mut wire::Offer)| {
+    let refused_with = |change: fn(&mut wire::Offer)| {
         let mut frame = request_to_wire(BulkRequest::Offer(offer()));
         match &mut frame.frame {
-            Some(bulk_frame::Frame::Offer(offer)) => spoil(offer),
+            Some(bulk_frame::Frame::Offer(offer)) => change(offer),
             other => panic!("an offer, not {other:?}"),
         }
-        request_from_wire(frame).expect_err("it is spoiled")
+        request_from_wire(frame).expect_err("the offer is refused")
     };
     assert!(matches!(
-        spoiled(|o| o.cluster = Bytes::from_static(&[0; 15])),
+        refused_with(|o| o.cluster = Bytes::from_static(&[0; 15])),
         ConvertError::WrongLength { what: "cluster id", have: 15, want: 16 }
     ));
-    assert!(matches!(spoiled(|o| o.desc = Bytes::new()), ConvertError::Codec(_)));
+    assert!(matches!(refused_with(|o| o.desc = Bytes::new()), ConvertError::Codec(_)));
     assert!(matches!(
-        spoiled(|o| o.desc = vec![1; DESC_BYTES_MAX + 1].into()),
+        refused_with(|o| o.desc = vec![1; DESC_BYTES_MAX + 1].into()),
         ConvertError::TooLarge { .. }
     ));
-    assert!(matches!(spoiled(|o| o.desc = vec![0xff; 200].into()), ConvertError::Codec(_)));
+    assert!(matches!(refused_with(|o| o.desc = vec![0xff; 200].into()), ConvertError::Codec(_)));
     assert!(request_from_wire(wire::BulkFrame { frame: None }).is_err());
     assert!(reply_from_wire(wire::BulkAnswer { answer: None }).is_err());
 

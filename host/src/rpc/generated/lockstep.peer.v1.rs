@@ -6,18 +6,18 @@ pub struct Hello {
     pub cluster: ::prost::bytes::Bytes,
     #[prost(string, tag = "2")]
     pub cluster_name: ::prost::alloc::string::String,
-    /// Who speaks.
+    /// The node that sends this message.
     #[prost(uint32, tag = "3")]
     pub node: u32,
-    /// Whom it believes to speak to.
+    /// The node that the sender believes it is connected to.
     #[prost(uint32, tag = "4")]
     pub to_node: u32,
-    /// The versions of this protocol that the speaker knows.
+    /// The sender knows the versions of this protocol from `oldest` to `newest`.
     #[prost(uint32, tag = "5")]
     pub oldest: u32,
     #[prost(uint32, tag = "6")]
     pub newest: u32,
-    /// On a stream: the version that it is in, as Meet said.
+    /// On a stream: the version that Meet returned and the stream uses.
     #[prost(uint32, tag = "7")]
     pub version: u32,
 }
@@ -42,7 +42,7 @@ pub struct Frame {
     pub group: u64,
     #[prost(fixed64, tag = "2")]
     pub from: u64,
-    /// 0 while the sender does not know who lives there.
+    /// 0 while the sender does not know the addressed node's replica.
     #[prost(fixed64, tag = "3")]
     pub to: u64,
     #[prost(uint64, tag = "4")]
@@ -51,33 +51,35 @@ pub struct Frame {
     pub nonce: u64,
     #[prost(uint64, tag = "6")]
     pub wall_ms: u64,
-    /// The sender's log has too little room; absent while it has enough.
+    /// What the sender's log lacks; absent while it lacks nothing.
     #[prost(message, optional, tag = "15")]
     pub short: ::core::option::Option<Shortage>,
-    /// The last entry that the sender's state machine applied, and whether it applies no more.
+    /// The last entry that the sender's state machine applied, and whether the replica is halted.
     #[prost(uint64, tag = "21")]
     pub applied: u64,
     #[prost(bool, tag = "17")]
     pub halted: bool,
-    /// 16 bytes; empty while the sender may join any group of the name.
+    /// 16 bytes: the lineage of the sender's group; empty while the sender may join any group of the
+    /// name.
     #[prost(bytes = "bytes", tag = "18")]
     pub lineage: ::prost::bytes::Bytes,
     /// The disk of the sender's log hangs.
     #[prost(bool, tag = "19")]
     pub stalled: bool,
-    /// What the sender's state machine has of its memory, once there is one.
+    /// The memory of the sender's state machine; absent until there is one.
     #[prost(message, optional, tag = "20")]
     pub memory: ::core::option::Option<Memory>,
-    /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
+    /// The index of the newest snapshot that the sender lists and that is not corrupt; 0 if there is
+    /// none.
     #[prost(uint64, tag = "22")]
     pub snapshot: u64,
-    /// How it stands with the sender's state machine.
+    /// Whether the sender's state machine applies entries.
     #[prost(enumeration = "GuestIs", tag = "23")]
     pub guest: i32,
-    /// The sender, a leader, lets the replica that this is for rebuild its state machine.
+    /// The sender, a leader, gives the addressed replica its turn to rebuild its state machine.
     #[prost(bool, tag = "24")]
     pub grants: bool,
-    /// The last start of the replica that this is for that the sender heard of.
+    /// The last start of the addressed replica that the sender heard of.
     #[prost(message, optional, tag = "25")]
     pub known: ::core::option::Option<Start>,
     #[prost(oneof = "frame::Body", tags = "7, 8, 9, 10, 11, 12, 13, 14, 16")]
@@ -107,7 +109,7 @@ pub mod frame {
         Stranger(super::Empty),
     }
 }
-/// `boot` and `nonce` of its frames.
+/// One start of a replica: the `boot` and `nonce` that its frames carry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Start {
     #[prost(uint64, tag = "1")]
@@ -117,6 +119,7 @@ pub struct Start {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Memory {
+    /// In use, and the limit.
     #[prost(uint64, tag = "1")]
     pub bytes: u64,
     #[prost(uint64, tag = "2")]
@@ -124,15 +127,17 @@ pub struct Memory {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Shortage {
+    /// Bytes that the log needs free on its disk, and bytes that are free there.
     #[prost(uint64, tag = "1")]
     pub need: u64,
     #[prost(uint64, tag = "2")]
     pub have: u64,
-    /// Not of the disk: the log behind the newest snapshot has `need` bytes and may have `have`.
+    /// If set, the disk is not meant: the log after the newest snapshot has `need` bytes and may have
+    /// `have`.
     #[prost(bool, tag = "3")]
     pub log: bool,
 }
-/// An object that is needed: any of these indexes, or exactly one.
+/// The object that the sender asks for: any with an index from `low` to `high`, or exactly one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Want {
     #[prost(uint64, tag = "1")]
@@ -164,7 +169,7 @@ pub struct Superseded {
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
 }
-/// A raft message; it never carries a snapshot, for which there is Bulk.
+/// A raft message. It never carries a snapshot: snapshots travel over Bulk.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Raft {
     /// eraftpb.MessageType.
@@ -248,10 +253,10 @@ pub struct Offer {
     /// The descriptor in its disk format, which carries a version.
     #[prost(bytes = "bytes", tag = "6")]
     pub desc: ::prost::bytes::Bytes,
-    /// The receiver asked for it; raft takes no part.
+    /// The receiver asked for the object; raft takes no part in the transfer.
     #[prost(bool, tag = "7")]
     pub wanted: bool,
-    /// The sender does not have what the receiver would prefer.
+    /// The sender does not have the object that the receiver prefers.
     #[prost(bool, tag = "8")]
     pub insist: bool,
 }
@@ -296,12 +301,12 @@ pub mod bulk_answer {
         NoSpace(super::NoSpace),
         #[prost(message, tag = "7")]
         Corrupt(super::Empty),
-        /// Why.
+        /// Why the receiver can never take the object.
         #[prost(string, tag = "8")]
         Incompatible(::prost::alloc::string::String),
         #[prost(message, tag = "9")]
         WrongGroup(super::Empty),
-        /// A part of this object is here: offer that one.
+        /// The receiver holds a part of this object: offer that one instead.
         #[prost(message, tag = "10")]
         Prefer(super::ObjectRef),
     }
@@ -334,9 +339,10 @@ pub struct NoSpace {
 #[repr(i32)]
 pub enum GuestIs {
     Live = 0,
-    /// A rebuild of it would give memory back.
+    /// It applies entries, and a rebuild of it would give memory back.
     ToBeRebuilt = 1,
-    /// There is none that applies.
+    /// No state machine applies entries: it is being built, lacks a snapshot to start from, or is
+    /// halted.
     Absent = 2,
 }
 impl GuestIs {
@@ -452,8 +458,9 @@ pub mod peer_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Who is there, and which version the two nodes speak from now on; a stranger, and a node of which
-        /// no version is known here, is refused by a status.
+        /// Tells the callee who calls, and returns the version that the two nodes speak from now on. A
+        /// stranger is refused with a status, and so is a node that has no version in common with this
+        /// one.
         pub async fn meet(
             &mut self,
             request: impl tonic::IntoRequest<super::Hello>,
@@ -475,8 +482,8 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("lockstep.peer.v1.Peer", "Meet"));
             self.inner.unary(req, path, codec).await
         }
-        /// One ordered stream from one node to another, for all groups. The first message carries Hello and
-        /// nothing else; a stranger is refused by a status. The answer comes when the stream ends.
+        /// One ordered stream from one node to another, for all groups. The first message carries Hello
+        /// and nothing else; a stranger is refused with a status. The answer comes when the stream ends.
         pub async fn frames(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::FrameBatch>,
@@ -499,7 +506,7 @@ pub mod peer_client {
             self.inner.client_streaming(req, path, codec).await
         }
         /// One transfer of a snapshot: an offer, blocks, an end; replies the other way. The metadata
-        /// `lockstep-peer-version` names the version; without it, it is 1.
+        /// `lockstep-peer-version` names the version; without it, the version is 1.
         pub async fn bulk(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::BulkFrame>,
@@ -539,14 +546,15 @@ pub mod peer_server {
     /// Generated trait containing gRPC methods that should be implemented for use with PeerServer.
     #[async_trait]
     pub trait Peer: std::marker::Send + std::marker::Sync + 'static {
-        /// Who is there, and which version the two nodes speak from now on; a stranger, and a node of which
-        /// no version is known here, is refused by a status.
+        /// Tells the callee who calls, and returns the version that the two nodes speak from now on. A
+        /// stranger is refused with a status, and so is a node that has no version in common with this
+        /// one.
         async fn meet(
             &self,
             request: tonic::Request<super::Hello>,
         ) -> std::result::Result<tonic::Response<super::Welcome>, tonic::Status>;
-        /// One ordered stream from one node to another, for all groups. The first message carries Hello and
-        /// nothing else; a stranger is refused by a status. The answer comes when the stream ends.
+        /// One ordered stream from one node to another, for all groups. The first message carries Hello
+        /// and nothing else; a stranger is refused with a status. The answer comes when the stream ends.
         async fn frames(
             &self,
             request: tonic::Request<tonic::Streaming<super::FrameBatch>>,
@@ -558,7 +566,7 @@ pub mod peer_server {
             + std::marker::Send
             + 'static;
         /// One transfer of a snapshot: an offer, blocks, an end; replies the other way. The metadata
-        /// `lockstep-peer-version` names the version; without it, it is 1.
+        /// `lockstep-peer-version` names the version; without it, the version is 1.
         async fn bulk(
             &self,
             request: tonic::Request<tonic::Streaming<super::BulkFrame>>,

@@ -90,8 +90,8 @@ pub mod lockstep_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Opens a session: a command that carries a session and a sequence is applied once, however often it
-        /// is sent, and every attempt gets the first outcome.
+        /// Opens a session: a command that carries a session and a sequence is applied once, however often
+        /// it is sent, and every attempt gets the first outcome.
         pub async fn open_session(
             &mut self,
             request: impl tonic::IntoRequest<::lockstep_client::v1::OpenSessionRequest>,
@@ -116,10 +116,10 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "OpenSession"));
             self.inner.unary(req, path, codec).await
         }
-        /// Closes a session that is needed no more, and forgets its answers; one that is not there is closed.
-        /// A group has at most 4,096. When another is wanted, one makes room in which nothing was called for 10
-        /// minutes of the log's time, or that was opened 30 seconds ago and never used. Younger ones never do:
-        /// the opening is refused.
+        /// Closes a session that is no longer needed and forgets its answers; closing a session that does
+        /// not exist succeeds. A group has at most 4,096 sessions. Opening one more evicts a session that
+        /// had no call for 10 minutes of the log's time, or that was opened 30 seconds ago and never used.
+        /// Younger sessions are never evicted: the opening is refused instead.
         pub async fn close_session(
             &mut self,
             request: impl tonic::IntoRequest<::lockstep_client::v1::CloseSessionRequest>,
@@ -169,12 +169,13 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Apply"));
             self.inner.unary(req, path, codec).await
         }
-        /// Applies many: tagged commands in, tagged answers out in any order. At most 4,096, and 8 MiB, are under
-        /// way on one stream; further messages wait, and so they do while the group has no room for more.
-        /// Commands are taken in the order in which they were sent. Once one is refused for a reason that is not
-        /// its own (any but "never" above), none behind it is taken: the stream ends with a status, and what has
-        /// no answer then was not taken. So whoever sends all that has no outcome again, in its order, and under
-        /// the same session, has it applied in that order.
+        /// Applies many commands: tagged commands in, tagged answers out in any order. At most 4,096
+        /// commands and 8 MiB of them are under way on one stream; further messages wait, also while the
+        /// group has no capacity for more. Commands are taken in the order in which they were sent. Once
+        /// one is refused for a reason that does not lie in the command itself (any but "never" above), no
+        /// later one is taken: the stream ends with a status, and a command that has no answer by then was
+        /// not taken. Hence a client that resends every command without an outcome, in order and under the
+        /// same session, has them applied in that order.
         pub async fn apply_stream(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -203,7 +204,7 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "ApplyStream"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Asks the state machine; changes nothing.
+        /// Queries the state machine; changes nothing.
         pub async fn query(
             &mut self,
             request: impl tonic::IntoRequest<::lockstep_client::v1::QueryRequest>,
@@ -228,7 +229,7 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Query"));
             self.inner.unary(req, path, codec).await
         }
-        /// What this node knows of its groups.
+        /// Returns what this node knows of its groups.
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<::lockstep_client::v1::StatusRequest>,
@@ -253,15 +254,16 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Status"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks the leader for a mark: an index at which every replica takes a snapshot, behind everything that
-        /// was acknowledged. With nothing new since the last one, and all replicas having its snapshot, that one
-        /// is the answer. A few may be asked for at once, then one in two seconds, or in as long as the last
-        /// snapshot took.
-        pub async fn mark(
+        /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
+        /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
+        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// once, then one every two seconds, or one in the time that the last snapshot took if that is
+        /// longer.
+        pub async fn checkpoint(
             &mut self,
-            request: impl tonic::IntoRequest<::lockstep_client::v1::MarkRequest>,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::CheckpointRequest>,
         ) -> std::result::Result<
-            tonic::Response<::lockstep_client::v1::MarkResponse>,
+            tonic::Response<::lockstep_client::v1::CheckpointResponse>,
             tonic::Status,
         > {
             self.inner
@@ -274,10 +276,11 @@ pub mod lockstep_client {
                 })?;
             let codec = crate::rpc::codec::BoundedCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/lockstep.v1.Lockstep/Mark",
+                "/lockstep.v1.Lockstep/Checkpoint",
             );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("lockstep.v1.Lockstep", "Mark"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Checkpoint"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -295,8 +298,8 @@ pub mod lockstep_server {
     /// Generated trait containing gRPC methods that should be implemented for use with LockstepServer.
     #[async_trait]
     pub trait Lockstep: std::marker::Send + std::marker::Sync + 'static {
-        /// Opens a session: a command that carries a session and a sequence is applied once, however often it
-        /// is sent, and every attempt gets the first outcome.
+        /// Opens a session: a command that carries a session and a sequence is applied once, however often
+        /// it is sent, and every attempt gets the first outcome.
         async fn open_session(
             &self,
             request: tonic::Request<::lockstep_client::v1::OpenSessionRequest>,
@@ -304,10 +307,10 @@ pub mod lockstep_server {
             tonic::Response<::lockstep_client::v1::OpenSessionResponse>,
             tonic::Status,
         >;
-        /// Closes a session that is needed no more, and forgets its answers; one that is not there is closed.
-        /// A group has at most 4,096. When another is wanted, one makes room in which nothing was called for 10
-        /// minutes of the log's time, or that was opened 30 seconds ago and never used. Younger ones never do:
-        /// the opening is refused.
+        /// Closes a session that is no longer needed and forgets its answers; closing a session that does
+        /// not exist succeeds. A group has at most 4,096 sessions. Opening one more evicts a session that
+        /// had no call for 10 minutes of the log's time, or that was opened 30 seconds ago and never used.
+        /// Younger sessions are never evicted: the opening is refused instead.
         async fn close_session(
             &self,
             request: tonic::Request<::lockstep_client::v1::CloseSessionRequest>,
@@ -332,12 +335,13 @@ pub mod lockstep_server {
             >
             + std::marker::Send
             + 'static;
-        /// Applies many: tagged commands in, tagged answers out in any order. At most 4,096, and 8 MiB, are under
-        /// way on one stream; further messages wait, and so they do while the group has no room for more.
-        /// Commands are taken in the order in which they were sent. Once one is refused for a reason that is not
-        /// its own (any but "never" above), none behind it is taken: the stream ends with a status, and what has
-        /// no answer then was not taken. So whoever sends all that has no outcome again, in its order, and under
-        /// the same session, has it applied in that order.
+        /// Applies many commands: tagged commands in, tagged answers out in any order. At most 4,096
+        /// commands and 8 MiB of them are under way on one stream; further messages wait, also while the
+        /// group has no capacity for more. Commands are taken in the order in which they were sent. Once
+        /// one is refused for a reason that does not lie in the command itself (any but "never" above), no
+        /// later one is taken: the stream ends with a status, and a command that has no answer by then was
+        /// not taken. Hence a client that resends every command without an outcome, in order and under the
+        /// same session, has them applied in that order.
         async fn apply_stream(
             &self,
             request: tonic::Request<
@@ -347,7 +351,7 @@ pub mod lockstep_server {
             tonic::Response<Self::ApplyStreamStream>,
             tonic::Status,
         >;
-        /// Asks the state machine; changes nothing.
+        /// Queries the state machine; changes nothing.
         async fn query(
             &self,
             request: tonic::Request<::lockstep_client::v1::QueryRequest>,
@@ -355,7 +359,7 @@ pub mod lockstep_server {
             tonic::Response<::lockstep_client::v1::QueryResponse>,
             tonic::Status,
         >;
-        /// What this node knows of its groups.
+        /// Returns what this node knows of its groups.
         async fn status(
             &self,
             request: tonic::Request<::lockstep_client::v1::StatusRequest>,
@@ -363,15 +367,16 @@ pub mod lockstep_server {
             tonic::Response<::lockstep_client::v1::StatusResponse>,
             tonic::Status,
         >;
-        /// Asks the leader for a mark: an index at which every replica takes a snapshot, behind everything that
-        /// was acknowledged. With nothing new since the last one, and all replicas having its snapshot, that one
-        /// is the answer. A few may be asked for at once, then one in two seconds, or in as long as the last
-        /// snapshot took.
-        async fn mark(
+        /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
+        /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
+        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// once, then one every two seconds, or one in the time that the last snapshot took if that is
+        /// longer.
+        async fn checkpoint(
             &self,
-            request: tonic::Request<::lockstep_client::v1::MarkRequest>,
+            request: tonic::Request<::lockstep_client::v1::CheckpointRequest>,
         ) -> std::result::Result<
-            tonic::Response<::lockstep_client::v1::MarkResponse>,
+            tonic::Response<::lockstep_client::v1::CheckpointResponse>,
             tonic::Status,
         >;
     }
@@ -731,25 +736,28 @@ pub mod lockstep_server {
                     };
                     Box::pin(fut)
                 }
-                "/lockstep.v1.Lockstep/Mark" => {
+                "/lockstep.v1.Lockstep/Checkpoint" => {
                     #[allow(non_camel_case_types)]
-                    struct MarkSvc<T: Lockstep>(pub Arc<T>);
+                    struct CheckpointSvc<T: Lockstep>(pub Arc<T>);
                     impl<
                         T: Lockstep,
-                    > tonic::server::UnaryService<::lockstep_client::v1::MarkRequest>
-                    for MarkSvc<T> {
-                        type Response = ::lockstep_client::v1::MarkResponse;
+                    > tonic::server::UnaryService<
+                        ::lockstep_client::v1::CheckpointRequest,
+                    > for CheckpointSvc<T> {
+                        type Response = ::lockstep_client::v1::CheckpointResponse;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<::lockstep_client::v1::MarkRequest>,
+                            request: tonic::Request<
+                                ::lockstep_client::v1::CheckpointRequest,
+                            >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
-                                <T as Lockstep>::mark(&inner, request).await
+                                <T as Lockstep>::checkpoint(&inner, request).await
                             };
                             Box::pin(fut)
                         }
@@ -760,7 +768,7 @@ pub mod lockstep_server {
                     let max_encoding_message_size = self.max_encoding_message_size;
                     let inner = self.inner.clone();
                     let fut = async move {
-                        let method = MarkSvc(inner);
+                        let method = CheckpointSvc(inner);
                         let codec = crate::rpc::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,4 +1,4 @@
-//! Unary calls: forwarding, refusals, and which retries a client makes.
+//! Unary calls: forwarding, refusals, and the retries that a client makes.
 
 use lockstep_client::{Consistency, Error, Outcome, v1};
 use tonic::transport::Channel;
@@ -53,7 +53,7 @@ async fn calls_are_counted_by_method_and_code() {
     let counts = || -> Vec<(&str, &str, u64)> {
         nodes[0].port.requests.counts().filter(|(.., count)| *count > 0).collect()
     };
-    // A call is counted behind its last byte.
+    // A call is counted after its last byte.
     let all = || counts().iter().map(|(.., count)| count).sum::<u64>() == 4;
     patiently("four calls counted", async {
         while !all() {
@@ -72,7 +72,7 @@ async fn calls_are_counted_by_method_and_code() {
     let timed = nodes[0].port.requests.times().map(|(method, _)| method);
     assert_eq!(
         timed.collect::<Vec<_>>(),
-        ["Apply", "Query", "OpenSession", "CloseSession", "Status", "Mark"]
+        ["Apply", "Query", "OpenSession", "CloseSession", "Status", "Checkpoint"]
     );
 }
 
@@ -83,7 +83,7 @@ async fn queries_are_linearizable_unless_local() {
     let client = client_of(&[&nodes[0]]);
     let local = client.query("who", Consistency::Local).await.expect("it answers itself");
     assert_eq!(local.outcome, ok("1"));
-    assert_eq!(client.leader(), None, "whoever answers locally need not lead");
+    assert_eq!(client.leader(), None, "a node that answers locally need not lead");
     let strong = client.query("who", Consistency::Linearizable).await.expect("forwarded");
     assert_eq!((strong.outcome, strong.applied_index), (ok("2"), 0));
     let rejected = client.query("bad", Consistency::Linearizable).await.expect("an answer");
@@ -154,8 +154,8 @@ async fn a_call_without_an_answer_ends_at_its_deadline() {
     assert_eq!(said(REFUSAL), Some("deadline"), "{told:?}");
 }
 
-/// What a call ends with that nobody answers, at a caller that has a deadline and no clock: one
-/// that has a clock may end the call itself.
+/// The headers with which the node ends an unanswered call at the caller's deadline. The caller
+/// sends the deadline but does not watch it, because it would end the call itself then.
 async fn told_at_deadline(node: &Node, message: &ApplyRequest) -> http::HeaderMap {
     let socket = tokio::net::TcpStream::connect(&node.address).await.expect("it listens");
     let (mut calls, connection) = h2::client::handshake(socket).await.expect("a greeting");
@@ -309,8 +309,8 @@ fn unknown() -> Refusal {
     Refusal::Unknown { why: "leadership was lost".to_owned() }
 }
 
-/// A node about to stop: calls and streams of clients are refused unharmed, one of a stream by one,
-/// and go to another node; the status is still told, and health checks hear of it.
+/// A node that is about to stop refuses clients' calls and streams without effect, so that clients
+/// go to another node; it still answers status calls, and its health turns to not serving.
 #[tokio::test]
 async fn a_node_about_to_stop_turns_clients_away() {
     let (nodes, shared) = cluster(2).await;
@@ -337,7 +337,7 @@ async fn a_node_about_to_stop_turns_clients_away() {
         tokio::task::yield_now().await;
     }
 
-    // Outside of a session, so that what may have been applied would end as unknown.
+    // Outside of a session, so that a command that may have been applied would end as unknown.
     let mut pending = Vec::new();
     for n in 0..50 {
         pending.push(pipeline.submit(format!("command {n}")).await.expect("it is taken"));
@@ -350,7 +350,7 @@ async fn a_node_about_to_stop_turns_clients_away() {
     assert_eq!(shared.counts().len(), 51);
 }
 
-/// A session's calls are numbered from 1; number 0 would be one call for all that have it.
+/// A session's calls are numbered from 1; all calls with number 0 would be one call.
 #[tokio::test]
 async fn a_call_of_a_session_without_a_number_is_refused() {
     let (nodes, shared) = cluster(1).await;
@@ -361,7 +361,7 @@ async fn a_call_of_a_session_without_a_number_is_refused() {
     assert!(shared.lock().applied.is_empty());
 }
 
-/// A refusal that nobody but a person can mend is told soon, not after forty attempts.
+/// A refusal that only a person can resolve is reported soon, not after forty attempts.
 #[tokio::test]
 async fn a_hopeless_refusal_is_told_soon() {
     let (nodes, shared) = cluster(1).await;
@@ -378,7 +378,7 @@ async fn a_hopeless_refusal_is_told_soon() {
     assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
 }
 
-/// What no server takes does not travel, and its neighbours do.
+/// A command that no server takes is not sent, and the commands before and after it are.
 #[tokio::test]
 async fn an_oversized_command_harms_no_neighbour() {
     let (nodes, shared) = cluster(1).await;
@@ -394,7 +394,8 @@ async fn an_oversized_command_harms_no_neighbour() {
     assert_eq!(lockstep_client::COMMAND_BYTES_MAX, limits_command());
 }
 
-/// What is full refuses whoever comes next, and nobody else loses anything.
+/// A group with as many sessions as it may have refuses to open another, and no open session is
+/// affected.
 #[tokio::test]
 async fn a_session_finds_room_once_another_is_closed() {
     let (nodes, shared) = cluster(2).await;
@@ -418,7 +419,8 @@ async fn a_session_finds_room_once_another_is_closed() {
     patiently("an answer", second.apply("b")).await.expect("it is applied");
 }
 
-/// Clients are told where clients reach the leader; nodes pass calls on where nodes do.
+/// Clients are told the leader's advertised address; nodes forward calls to its address among
+/// nodes.
 #[tokio::test]
 async fn an_advertised_address_is_what_clients_are_told() {
     const NOWHERE: &str = "127.0.0.1:1";
@@ -429,7 +431,7 @@ async fn an_advertised_address_is_what_clients_are_told() {
     let status = client.status(&nodes[0].address).await.expect("it answers");
     assert_eq!(status.address, NOWHERE);
 
-    // Nobody answers there: one call finds out, the others go where there is an answer.
+    // No node answers at that address: one call finds out, the others go where they are answered.
     let second = patiently("an answer", client.apply("b")).await.expect("it is forwarded");
     assert_eq!(second.attempts, 2);
     for _ in 0..10 {
@@ -438,7 +440,7 @@ async fn an_advertised_address_is_what_clients_are_told() {
     }
     assert_eq!(shared.lock().applied.len(), 12);
 
-    // A stream is not passed on: its client hears where to go, and how that is set.
+    // A stream is not forwarded: its client is told where to go, and how to set that address.
     let told = with_enough_time(&nodes[1], async |hasty| {
         hasty.apply("d").await.ok()?;
         hasty.apply("e").await.ok()?;
@@ -453,8 +455,8 @@ async fn an_advertised_address_is_what_clients_are_told() {
     assert!(message.contains(NOWHERE) && message.contains("[advertise]"), "{message}");
 }
 
-/// What `attempt` comes to by a client whose deadline passes soon, and not too soon: on a loaded
-/// machine it takes a longer one.
+/// The result of `attempt` by a client with a short deadline. On a loaded machine an attempt may
+/// fail because of it; then the next one has twice the time.
 async fn with_enough_time<T>(node: &Node, attempt: impl AsyncFn(Client) -> Option<T>) -> T {
     let mut deadline = Duration::from_millis(100);
     loop {

@@ -1,6 +1,6 @@
-//! The command line's deadlines, against nodes that are slow or say nothing.
+//! The command line's deadlines, against nodes that are slow or silent.
 //!
-//! A test compares two timers of one runtime, which end in their order however slow the machine is.
+//! A test compares two timers of one runtime; they fire in order however slow the machine is.
 
 use clap::Parser;
 
@@ -19,7 +19,7 @@ struct Status {
     args: status::Args,
 }
 
-/// What comes of `command`, which ends within `most`.
+/// The result of `command`, which must end within `most`.
 async fn within<T>(most: Duration, command: impl Future<Output = T>) -> T {
     let late = tokio::time::sleep(most);
     tokio::select! {
@@ -29,10 +29,10 @@ async fn within<T>(most: Duration, command: impl Future<Output = T>) -> T {
     }
 }
 
-/// Opening a session and applying the command have one time together.
+/// `apply` opens a session and applies the command within one common timeout.
 #[tokio::test]
 async fn apply_takes_no_longer_than_it_was_told() {
-    // On a loaded machine what is left of two seconds may be too little.
+    // On a loaded machine the tenth of two seconds that is left for the command may be too short.
     for seconds in [2, 4, 8, 16] {
         let (nodes, shared) = cluster(1).await;
         let timeout = Duration::from_secs(seconds);
@@ -50,7 +50,7 @@ async fn apply_takes_no_longer_than_it_was_told() {
     panic!("no session was opened late, but in time");
 }
 
-/// Nodes that say nothing cost one deadline, not one each.
+/// Silent nodes cost one deadline together, not one each.
 #[tokio::test]
 async fn status_takes_no_longer_than_it_was_told() {
     let (nodes, _shared) = cluster(1).await;
@@ -63,5 +63,5 @@ async fn status_takes_no_longer_than_it_was_told() {
     let line = ["status", "--endpoint", &endpoints, "--timeout", "1"];
     let args = Status::parse_from(line).args;
     let ended = within(Duration::from_millis(2_500), status::run(args)).await;
-    assert!(matches!(ended, Err(Failure::Unwell(_))), "who answered is shown: {ended:?}");
+    assert!(matches!(ended, Err(Failure::Unwell(_))), "the node that answered is shown: {ended:?}");
 }

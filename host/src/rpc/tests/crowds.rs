@@ -1,11 +1,11 @@
-//! What one connection carries: many calls, many that are given up, small frames in great number.
+//! One connection under load: many calls, many abandoned calls, many small frames.
 
 use super::raw::Raw;
 use super::*;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::{ApplyRequest, ApplyStreamRequest, StreamCommand};
 
-/// What a stream takes before it saw how long answers are.
+/// Commands that a stream takes before it has seen how long answers are.
 const FIRST_COMMANDS: usize = 128;
 const APPLY: &str = "/lockstep.v1.Lockstep/Apply";
 
@@ -14,8 +14,8 @@ fn apply(command: &'static str) -> ApplyRequest {
     ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
 }
 
-/// Deadlines of a few milliseconds pass while the server is busy, so that it reads calls and
-/// their resets in one piece.
+/// Deadlines of a few milliseconds pass while the server is busy, so that it reads calls together
+/// with their resets.
 #[tokio::test]
 async fn calls_that_ran_out_of_time_do_not_end_their_connection() {
     let (nodes, _shared) = cluster(1).await;
@@ -33,7 +33,8 @@ async fn calls_that_ran_out_of_time_do_not_end_their_connection() {
     }
 }
 
-/// The same, with a library's client, over a time that counts of a connection's life show.
+/// Abandoned calls of a real client do not end their connection, not even as many as would reach a
+/// limit on the connection's whole life.
 #[tokio::test]
 async fn a_calm_caller_does_not_feel_hasty_ones() {
     let (nodes, shared) = cluster(1).await;
@@ -54,12 +55,12 @@ async fn a_calm_caller_does_not_feel_hasty_ones() {
         assert!(calm.is_ok(), "round {round}: {calm:?}");
         calls.join_all().await;
     }
-    calm.apply("last").await.expect("other connections are not concerned");
+    calm.apply("last").await.expect("other connections are not affected");
     assert!(shared.lock().applied.iter().any(|(_, _, command)| command == "last"));
 }
 
-/// Eight streams with commands of 16 bytes on one connection, a message for each command, and
-/// far more of them than are taken at a time while nobody answers.
+/// Eight streams on one connection send a message for each command of 16 bytes, far more than are
+/// taken at a time while none is answered.
 #[tokio::test]
 async fn small_messages_in_great_number_do_not_end_their_connection() {
     const COMMANDS: u64 = 10_000;

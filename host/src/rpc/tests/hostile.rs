@@ -1,5 +1,4 @@
-//! Clients that mean no good, or are broken: what they do is felt by nobody else, and what they
-//! hold has a bound.
+//! Malicious and broken clients: they harm no other client, and what they hold is bounded.
 
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -15,7 +14,7 @@ const APPLY_STREAM: &str = "/lockstep.v1.Lockstep/ApplyStream";
 const FRAMES: &str = "/lockstep.peer.v1.Peer/Frames";
 const BULK: &str = "/lockstep.peer.v1.Peer/Bulk";
 
-/// Little of everything, so that its end is seen.
+/// Tight limits, which a test reaches soon.
 fn narrow() -> PortLimits {
     let patience = Duration::from_millis(200);
     PortLimits { connections: 8, client_bytes: 4 << 20, patience }
@@ -30,7 +29,7 @@ fn apply(command: &'static str) -> ApplyRequest {
     ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
 }
 
-/// Connections on which nothing is said keep nobody out.
+/// Idle connections keep no other client out.
 #[tokio::test]
 async fn idle_connections_make_room_for_others() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
@@ -45,7 +44,7 @@ async fn idle_connections_make_room_for_others() {
     let mut caller = connect(&nodes[0]).await;
     caller.apply(apply("a")).await.expect("there is room");
     for client in &mut quiet[18..] {
-        client.apply(apply("b")).await.expect("the youngest stayed");
+        client.apply(apply("b")).await.expect("the youngest connections were kept");
     }
     let few = async {
         while nodes[0].port.now().clients > 16 {
@@ -56,7 +55,7 @@ async fn idle_connections_make_room_for_others() {
     assert!(nodes[0].port.now().evicted >= 100, "{:?}", nodes[0].port.now());
 }
 
-/// Where all places are busy, a client hears so, and a peer gets in.
+/// If all connections are busy, a further client is refused, and a peer gets in.
 #[tokio::test]
 async fn busy_connections_keep_clients_out_but_no_peer() {
     let (mut nodes, shared) = cluster_with(2, narrow()).await;
@@ -90,11 +89,11 @@ async fn busy_connections_keep_clients_out_but_no_peer() {
     assert_eq!(nodes[0].port.now().peers, 1);
     shared.release();
     for call in calls.join_all().await {
-        call.expect("nobody who waited was sent away");
+        call.expect("no waiting caller was disconnected");
     }
 }
 
-/// What was begun ends in time, and gives back what was kept for it.
+/// Requests that are not sent to their end are ended in time, and their memory is freed.
 #[tokio::test]
 async fn half_sent_requests_end() {
     let (nodes, shared) = cluster_with(1, narrow()).await;
@@ -120,7 +119,7 @@ async fn half_sent_requests_end() {
     raw.message(calm, &apply("calm"), true);
     raw.flush().await;
     assert!(patiently("an answer", raw.is_answered(calm)).await);
-    assert_eq!(shared.lock().applied.len(), 1, "nothing was made of halves");
+    assert_eq!(shared.lock().applied.len(), 1, "no half-sent request was applied");
     drop(raw);
     given_back(&nodes[0]).await;
 }
@@ -134,7 +133,7 @@ async fn given_back(node: &Node) {
     patiently("the budget is whole again", empty).await;
 }
 
-/// Bytes that are announced are counted before they come, and refused where there is no room.
+/// A message is charged by its announced length before it comes, and refused if memory is short.
 #[tokio::test]
 async fn requests_without_room_are_refused() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
@@ -161,7 +160,8 @@ async fn requests_without_room_are_refused() {
     connect(&nodes[0]).await.apply(large).await.expect("there is room again");
 }
 
-/// Before Hello a peer may say as much as Hello takes; a client no more than a command.
+/// A first message of a peer that is longer than a Hello is refused by its length, and so is a
+/// client's that is longer than a command.
 #[tokio::test]
 async fn lengths_are_judged_before_anything_is_kept() {
     let (nodes, _shared) = cluster_with(1, PortLimits::default()).await;
@@ -179,7 +179,7 @@ async fn lengths_are_judged_before_anything_is_kept() {
     assert_eq!((status.code(), word), (Code::InvalidArgument, Some("too-large")));
 }
 
-/// A client that does not read its answers is cut off, and what they held is given back.
+/// A client that does not read its answers is cut off, and the memory of the answers is freed.
 #[tokio::test]
 async fn a_reader_that_does_not_read_is_cut_off() {
     let (nodes, shared) = cluster_with(1, narrow()).await;
@@ -207,11 +207,11 @@ async fn a_reader_that_does_not_read_is_cut_off() {
     assert!(shared.lock().applied.len() <= 100);
     drop(raw);
     given_back(&nodes[0]).await;
-    connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
+    connect(&nodes[0]).await.apply(apply("other")).await.expect("other clients are not affected");
 }
 
-/// Streams whose answers nobody reads hold no more than the budgets have, and a part each that
-/// is on its way.
+/// Streams whose answers are not read hold no more than the budget, plus one message each that is
+/// being sent.
 #[tokio::test]
 async fn answers_that_nobody_reads_do_not_pile_up() {
     const STREAMS: usize = 8;
@@ -240,13 +240,13 @@ async fn answers_that_nobody_reads_do_not_pile_up() {
     let on_its_way = (STREAMS * (1 << 20) + STREAMS * limits::OUTCOME_BYTES_MAX) as u64;
     assert!(most > 0 && most <= narrow().client_bytes as u64 + 2 * on_its_way, "{most}");
     let applied = shared.lock().applied.len();
-    assert!(applied < STREAMS * COMMANDS as usize / 2, "{applied}: nobody reads on and on");
+    assert!(applied < STREAMS * COMMANDS as usize / 2, "{applied}: commands were read without end");
     drop(raw);
     given_back(&nodes[0]).await;
-    connect(&nodes[0]).await.apply(apply("other")).await.expect("nobody else is concerned");
+    connect(&nodes[0]).await.apply(apply("other")).await.expect("other clients are not affected");
 }
 
-/// Channels on which nothing is offered take no thread.
+/// A bulk channel on which nothing is offered takes no thread.
 #[test]
 fn silent_transfers_take_no_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread()

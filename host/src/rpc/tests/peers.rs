@@ -1,4 +1,4 @@
-//! Links between nodes: order, refusals, loss and return, and bulk channels.
+//! Links between nodes: order, refusals, loss and recovery, and bulk channels.
 
 use lockstep_core::group::{Body, Frame};
 use lockstep_core::ids::{Digest, ModuleId};
@@ -29,7 +29,7 @@ fn receiver_on(
     Node::start(setup, listener, Shared::default())
 }
 
-/// The sending side as node `me`, and what it was told to be unreachable.
+/// The sending side of node `me`, and the nodes that it reports as unreachable.
 fn sender(me: u16, address: &str) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
     sender_to(me, 2, address)
 }
@@ -107,7 +107,7 @@ async fn frames_arrive_in_order() {
     let mut next = 1;
     while next <= 2_000 {
         let inbound = patiently("a frame", node.frames.recv()).await.expect("the node runs");
-        // Some of the frames that knocked may still come.
+        // Some frames of `first_arrival` may still come.
         if inbound.frame.wall_ms != 0 {
             assert_eq!(inbound.frame, *frame(1, next));
             next += 1;
@@ -137,8 +137,8 @@ async fn strangers_are_refused_with_a_reason() {
     error_with(&transport, "this is node 1, not node 2").await;
 }
 
-/// A node of the next release beside one that speaks a version less, each way round: frames and
-/// transfers go on, in the older version. Once both are new they speak the newer one.
+/// A node of the next release and one of this release, each way round, exchange frames and
+/// transfers in the older version. Two newer nodes speak the newer one.
 #[tokio::test]
 async fn nodes_speak_the_newest_version_that_both_know() {
     let versions = |(oldest, newest)| PeerVersions { oldest, newest };
@@ -181,7 +181,7 @@ async fn a_peer_speaks_for_its_own_replicas_only() {
     first_arrival(&transport, &mut node).await;
     transport.send(NodeId(2), frame(3, 7));
     assert_eq!(patiently("the loss", lost.recv()).await, Some(NodeId(2)));
-    error_with(&transport, "another node's").await;
+    error_with(&transport, "belongs to another node").await;
     while let Ok(inbound) = node.frames.try_recv() {
         assert_ne!(inbound.frame.wall_ms, 7);
     }
@@ -228,7 +228,7 @@ fn offer(group: &str) -> Offer {
     }
 }
 
-/// Gives a credit for each block, and accepts at the end.
+/// An inbox that gives a credit for each block and accepts at the end.
 struct Echo;
 
 impl SnapshotInbox for Echo {
@@ -317,7 +317,7 @@ async fn offers_that_nobody_takes_are_answered() {
 async fn a_receiver_that_goes_away_breaks_the_channel() {
     with_channel(Arc::new(NoInbox), |mut channel| {
         channel.send(BulkRequest::Offer(offer(GROUP))).expect("sent");
-        let gone = channel.recv(PATIENCE).expect_err("nobody took it");
+        let gone = channel.recv(PATIENCE).expect_err("the receiver dropped it");
         assert_eq!(gone.kind(), std::io::ErrorKind::BrokenPipe);
     })
     .await;

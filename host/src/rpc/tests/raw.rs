@@ -1,13 +1,13 @@
-//! [`Raw`]: an HTTP/2 client that sends exactly the frames it is told to, for clients that no
-//! library would be: bodies half sent, calls reset at once, windows that stay shut.
+//! [`Raw`]: an HTTP/2 client that sends exactly the frames it is told to. It behaves as no library
+//! would: bodies half sent, calls reset at once, windows that stay shut.
 //!
-//! It sends what was queued when it is flushed, in one piece, and answers PING and SETTINGS while
-//! it reads. Headers are not compressed; what the server says in headers is not decoded.
+//! `flush` sends what was queued, in one piece; while it reads, the client answers PING and
+//! SETTINGS. It does not compress its headers, and does not decode the server's.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Types of HTTP/2 frames.
+/// The types of HTTP/2 frames.
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RESET: u8 = 3;
@@ -19,7 +19,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// The reset of a call whose caller gave up.
+/// The error code of a reset by a caller that gave up.
 const CANCEL: u32 = 8;
 
 pub(super) struct Raw {
@@ -28,7 +28,7 @@ pub(super) struct Raw {
     queued: Vec<u8>,
 }
 
-/// A frame of the server.
+/// A frame from the server.
 #[derive(Debug)]
 pub(super) struct Frame {
     pub kind: u8,
@@ -60,7 +60,7 @@ impl Raw {
         self.queued.extend_from_slice(payload);
     }
 
-    /// Begins a call; `headers` beside those that every gRPC call has.
+    /// Queues the headers of a call: those that every gRPC call has, then `headers`.
     pub(super) fn open(&mut self, path: &str, headers: &[(&str, &str)]) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
@@ -74,7 +74,7 @@ impl Raw {
             ("content-type", "application/grpc"),
         ];
         for (name, value) in own.iter().chain(headers) {
-            // A literal without indexing, its name spelled out.
+            // HPACK: a literal without indexing, with a literal name.
             block.push(0);
             for text in [name, value] {
                 assert!(text.len() < 127, "a length of one byte");
@@ -86,13 +86,13 @@ impl Raw {
         stream
     }
 
-    /// A whole gRPC message.
+    /// Queues a whole gRPC message.
     pub(super) fn message(&mut self, stream: u32, message: &impl prost::Message, end: bool) {
         let bytes = message.encode_to_vec();
         self.part(stream, bytes.len(), &bytes, end);
     }
 
-    /// The beginning of a gRPC message that is said to have `length` bytes.
+    /// Queues the beginning of a gRPC message whose head announces `length` bytes.
     pub(super) fn part(&mut self, stream: u32, length: usize, bytes: &[u8], end: bool) {
         let mut framed = vec![0];
         framed.extend_from_slice(&u32::try_from(length).expect("a short message").to_be_bytes());
@@ -117,7 +117,7 @@ impl Raw {
         }
     }
 
-    /// The next frame that is not about the connection itself; `None` once it is closed.
+    /// The next DATA, HEADERS, RST_STREAM or GOAWAY frame; `None` once the connection is closed.
     pub(super) async fn next(&mut self) -> Option<Frame> {
         loop {
             let mut head = [0; 9];
@@ -143,7 +143,8 @@ impl Raw {
         }
     }
 
-    /// Waits for the end of a call: whether it got a message. Nothing may happen to the connection.
+    /// Waits for the end of a call; returns whether it got a message. The connection must stay
+    /// open.
     pub(super) async fn is_answered(&mut self, stream: u32) -> bool {
         let mut answered = false;
         loop {

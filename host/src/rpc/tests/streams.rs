@@ -45,14 +45,15 @@ async fn a_pipeline_in_a_session_applies_each_command_once() {
     assert_eq!(shared.counts().len() as u64, COMMANDS);
     assert!(shared.counts().values().all(|count| *count == 1));
     assert!(retried >= 15, "three commands of each of five changes: {retried}");
-    // Neither a refusal nor a new leader puts a command before an earlier one.
+    // Neither a refusal nor a new leader lets a command overtake an earlier one.
     let machine = shared.lock();
     let order: Vec<&Bytes> = machine.applied.iter().map(|(_, _, command)| command).collect();
     let sent: Vec<Bytes> = (0..COMMANDS).map(command).collect();
     assert_eq!(order, sent.iter().collect::<Vec<_>>());
 }
 
-/// The group's queue takes 32 MiB. Nobody is refused for that, and nothing is sent twice.
+/// The group's queue takes 32 MiB. Longer pipelines wait for it: no command is refused or sent
+/// twice.
 #[tokio::test]
 async fn a_pipeline_with_long_commands_waits_for_room() {
     const COMMANDS: u32 = 4_096;
@@ -85,7 +86,7 @@ async fn a_pipeline_with_long_commands_waits_for_room() {
     assert_eq!(order, sent.iter().map(|n| &n[..]).collect::<Vec<_>>());
 }
 
-/// Streams that bring more than a group can do wait with their clients.
+/// Streams with more commands than a group can take make their clients wait.
 #[tokio::test]
 async fn streams_of_a_busy_group_wait_and_are_not_refused() {
     const STREAMS: usize = 5;
@@ -110,7 +111,7 @@ async fn streams_of_a_busy_group_wait_and_are_not_refused() {
         let held = machine.held.iter().flatten();
         held.map(|(call, _)| call.payload.len()).sum()
     };
-    // As much as there is room for, and no more.
+    // The group takes as much as it has capacity for, and no more.
     let (mut before, mut same) = (0, 0);
     while same < 50 {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -133,7 +134,7 @@ async fn streams_of_a_busy_group_wait_and_are_not_refused() {
     }
 }
 
-/// What stands behind a refused command is refused, and the stream ends with that.
+/// Commands after a refused one are refused too, and the stream ends with that refusal.
 #[tokio::test]
 async fn nothing_behind_a_refused_command_is_taken() {
     let (nodes, shared) = cluster(1).await;
@@ -180,7 +181,7 @@ async fn a_pipeline_survives_the_death_of_its_node() {
     let pipeline = session.pipeline();
     let first = pipeline.submit(command(0)).await.expect("it is taken");
     patiently("an answer", first).await.expect("applied");
-    // The node holds the next command and dies with it.
+    // The node applies the next command and stops before it answers.
     shared.lock().script.push_back(Turn::Silence);
     let second = pipeline.submit(command(1)).await.expect("it is taken");
     while shared.lock().applied.len() < 2 {
@@ -215,7 +216,7 @@ async fn an_unknown_group_ends_every_command_of_a_pipeline() {
     assert!(message.contains("bank"), "{message}");
 }
 
-/// Sends `messages` over a raw stream and ends it; the answers, or the status at their end.
+/// Sends `messages` over a raw stream and ends it; the answers, and the status at their end.
 async fn exchange(
     node: &Node,
     messages: Vec<ApplyStreamRequest>,

@@ -1,9 +1,9 @@
-//! Every crash point, and every single failing operation, of the local flow. (The receive flow:
-//! `bulk/tests.rs`.)
+//! Every crash point, and every single failing operation, of local snapshots. (For received ones
+//! see `bulk/tests.rs`.)
 
 use super::*;
 
-/// A disk's log, as far as the store is concerned: what it durably lists.
+/// What the log durably lists after a run, and whether the run came to its end.
 struct Run {
     durable: Vec<SnapshotDesc>,
     done: bool,
@@ -13,14 +13,14 @@ fn short_and_long() -> [Vec<u8>; 3] {
     [payload(10), payload(BLOCK + 3), payload(0)]
 }
 
-/// Three local snapshots, the third of which unlists the first. Stops at the first failure.
+/// Takes three local snapshots, the third of which unlists the first. Stops at the first failure.
 fn run(fs: &MemFs) -> Run {
     let mut run = Run { durable: Vec::new(), done: false };
     let limits = limits_of(u64::MAX / 2, 0, 1);
     let Ok((mut store, _)) = open(fs, &Budget::new(limits), &state(&[])) else { return run };
     for (index, bytes) in (1..).zip(short_and_long()) {
         let Ok(mut verified) = take(&mut store, index * 10, &bytes) else { return run };
-        // The log's batch: on a disk of its own, so it happens between two operations of this one.
+        // The log's batch is on another disk, so it happens between two operations of this one.
         verified.hold.disarm();
         run.durable.insert(0, verified.desc.clone());
         run.durable.truncate(limits::RECOVERY_POINTS);
@@ -44,8 +44,7 @@ fn data() -> MemFs {
     MemFs::with_dir(Path::new("/data"))
 }
 
-/// Whatever the crash, what the log lists is there and nothing else
-/// stays.
+/// Whatever the crash point, what the log lists is there and nothing else is left.
 /// Covers F1 F2 F3.
 #[test]
 fn every_crash_point_of_local_snapshots() {
@@ -67,8 +66,7 @@ fn every_crash_point_of_local_snapshots() {
     }
 }
 
-/// One failing operation fails one snapshot; nothing stays, and the next attempt
-/// succeeds.
+/// One failing operation fails one snapshot, which leaves nothing; the next attempt succeeds.
 /// Covers U6 I3.
 #[test]
 fn every_failing_operation_of_local_snapshots() {

@@ -1,4 +1,4 @@
-//! Who holds an object, and what becomes of it when nobody does.
+//! What holds an object, and what becomes of it once nothing does.
 
 use super::*;
 
@@ -23,11 +23,12 @@ pub(super) fn reach(
     received: bool,
 ) -> Box<dyn std::any::Any + Send> {
     let bytes = payload(BLOCK + 5);
-    let reservation = match received {
-        true => store.reserve(&header(&desc(10, &bytes))),
-        false => store.reserve_local(local(10, 0, true)),
+    let reserved = if received {
+        store.reserve(&header(&desc(10, &bytes)))
+    } else {
+        store.reserve_local(local(10, 0, true))
     };
-    let reservation = reservation.expect("there is room");
+    let reservation = reserved.expect("there is space");
     if at == At::Reserved {
         return Box::new(reservation);
     }
@@ -62,7 +63,7 @@ fn at_each_stage(mut check: impl FnMut(At, bool, Bed, Value)) {
     }
 }
 
-/// From before its name can be seen: who holds the value holds the object.
+/// At every stage, even before the object has a name, the value keeps the object.
 /// Covers G1 G2 G3.
 #[test]
 fn a_value_keeps_its_object_while_it_lives() {
@@ -88,7 +89,7 @@ fn a_value_dropped_at_any_stage_leaves_nothing() {
     });
 }
 
-/// Another thread only lets go; the unlink is the lane's.
+/// Dropping a value on another thread does no IO: the lane unlinks the file.
 /// Covers X13.
 #[test]
 fn letting_go_is_no_io() {
@@ -108,14 +109,14 @@ fn a_failed_attempt_is_in_nobodys_way() {
     });
 }
 
-/// A local and a received object of one name: the file stays until both let go.
+/// A local and a received object have one name: the file is kept until both are dropped.
 /// Covers G7.
 #[test]
 fn two_who_hold_one_object_hold_it_each() {
     let bytes = payload(100);
     let mut bed = Bed::new();
     let local = bed.take(10, &bytes);
-    let reservation = bed.store.reserve(&header(&local.desc)).expect("there is room");
+    let reservation = bed.store.reserve(&header(&local.desc)).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&bytes).expect("it writes");
     let received = bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed");
@@ -137,7 +138,7 @@ fn a_duplicate_never_changes_the_bytes_behind_a_name() {
     first.hold.disarm();
     let (path, before) = (bed.path(&first.desc), bed.fs.image());
     for bytes in [&b"what the log is about to list"[..], b"what another leader made of it"] {
-        let reservation = bed.store.reserve(&header(&desc(10, bytes))).expect("there is room");
+        let reservation = bed.store.reserve(&header(&desc(10, bytes))).expect("there is space");
         let mut writer = bed.store.create(reservation).expect("a staging file");
         writer.write_all(bytes).expect("it writes");
         drop(bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed"));
@@ -148,7 +149,7 @@ fn a_duplicate_never_changes_the_bytes_behind_a_name() {
     assert_eq!(bed.files().len(), 1);
 }
 
-/// Staging files of writers at work are no garbage, whatever else is.
+/// Collecting never takes the staging files of live writers.
 /// Covers G9 O5.
 #[test]
 fn collecting_spares_writers_and_takes_the_rest() {
@@ -157,7 +158,7 @@ fn collecting_spares_writers_and_takes_the_rest() {
         let listed = bed.take_listed(&[(3, b"old"), (5, b"new")]);
         let writer = reach(&mut bed.store, at, true);
         let collected = bed.store.list_durable(&listed[..1], &[]);
-        assert_eq!(collected.removed.len(), 1, "{at:?}: what is unlisted goes");
+        assert_eq!(collected.removed.len(), 1, "{at:?}: the unlisted one is deleted");
         bed.store.tend(1 << 40);
         bed.store.collect();
         assert_eq!(bed.files().len(), 2, "{at:?}: the listed one and the writer's");
@@ -181,7 +182,7 @@ fn objects_of_equal_payloads_are_apart() {
     }
 }
 
-/// A value that is forgotten costs space until the next start, never more.
+/// A value that is leaked costs space until the next start, and not longer.
 /// Covers X16.
 #[test]
 fn what_is_forgotten_goes_at_the_next_start() {
@@ -191,7 +192,7 @@ fn what_is_forgotten_goes_at_the_next_start() {
         std::mem::forget(reach(&mut bed.store, at, true));
         bed.store.collect();
         let mut bed = Bed::reopen(bed.fs, &state(&listed));
-        // What of a transfer can be gone on with is parked, not leaked: it goes when it must.
+        // A staging file that a transfer can resume is kept as suspended, not leaked.
         bed.store.abandon();
         assert_eq!(bed.files().len(), 1, "{at:?}");
         assert_eq!(bed.store.recoverable(&listed[0]), Ok(()), "{at:?}");
@@ -200,13 +201,13 @@ fn what_is_forgotten_goes_at_the_next_start() {
 
 /// Covers M4 K20.
 #[test]
-fn a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
+fn an_allocation_keeps_an_unlisted_object_until_it_is_dropped() {
     let mut bed = Bed::new();
     let old = bed.take_listed(&[(10, b"old")]).remove(0);
     let mut reader = bed.store.open_object(&old, Use::Verifying).expect("it opens");
     let new = bed.take(20, b"new").desc;
     bed.store.list_durable(std::slice::from_ref(&new), &[]);
-    assert!(bed.store.list().iter().any(|object| !object.listed && object.leased));
+    assert!(bed.store.list().iter().any(|object| !object.listed && object.in_use));
     let mut read = Vec::new();
     reader.read_to_end(&mut read).expect("unlisting does not hurt a reader");
     assert_eq!(read, b"old");
@@ -217,24 +218,23 @@ fn a_lease_keeps_an_unlisted_object_until_it_is_dropped() {
 
 /// Covers K1 M1 M2.
 #[test]
-fn deleting_spares_what_is_listed_leased_or_on_its_way_to_the_log() {
+fn deleting_spares_what_is_listed_in_use_or_on_its_way_to_the_log() {
     let mut bed = Bed::new();
     let first = bed.take_listed(&[(10, b"first")]).remove(0);
     let mut second = bed.take(20, b"second");
     let reader = bed.store.open_object(&first, Use::Verifying).expect("it opens");
-    // An answer about an older batch: the second is not in it yet, but a batch with it is under
-    // way.
+    // The list of an older batch became durable: the second is in a later batch that is under way.
     second.hold.disarm();
     let second_desc = second.desc.clone();
     drop(second);
     bed.store.list_durable(std::slice::from_ref(&first), &[]);
     assert_eq!(bed.files().len(), 2, "dropping after disarm discards nothing");
     bed.store.list_durable(std::slice::from_ref(&second_desc), &[]);
-    assert_eq!(bed.files().len(), 2, "the first is unlisted, but leased");
+    assert_eq!(bed.files().len(), 2, "the first is unlisted, but held");
     drop(reader);
     bed.store.list_durable(std::slice::from_ref(&second_desc), &[]);
     assert_eq!(bed.files(), [ObjectName::of(&second_desc).file()]);
-    // Listed once, it is like any other: unlisting deletes it.
+    // Once listed, it is like any other object: unlisting deletes it.
     let collected = bed.store.list_durable(&[], &[]);
     assert_eq!(collected.removed, [ObjectName::of(&second_desc).file()]);
 }
@@ -247,18 +247,18 @@ fn one_failing_deletion_does_not_stop_the_rest() {
     bed.fs.fail_op(bed.fs.ops() + 1, DiskFault::Io);
     let collected = bed.store.list_durable(&[], &[]);
     assert_eq!((collected.removed.len(), collected.errors.len()), (1, 1), "{collected:?}");
-    // It is tried again at the next call, and only then are its bytes given back.
+    // The next call tries again, and only then are the bytes given back.
     assert!(bed.budget.used() > 0);
     bed.store.collect();
     assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
 }
 
-/// What the disk made of the bytes is found before the object counts.
+/// Reading back finds what the disk made of the bytes before the object is listed.
 /// Covers K3 F3.
 #[test]
 fn a_sealed_object_is_read_back_before_it_is_listed() {
     let mut bed = Bed::new();
-    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is room");
+    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(BLOCK + 5)).expect("it writes");
     let staged = bed.store.seal(writer.finish().expect("it is whole")).expect("it is sealed");
@@ -270,8 +270,8 @@ fn a_sealed_object_is_read_back_before_it_is_listed() {
     assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
 }
 
-/// A filesystem that reserves nothing takes a large object as soon as any other: nobody waits for
-/// zeros. What is not written yet stays promised.
+/// On a filesystem that cannot reserve space, a large object is begun at once, without writing
+/// zeros. Its bytes stay promised until they are written.
 /// Covers P8.
 #[test]
 fn a_large_object_is_begun_at_once_where_nothing_can_be_reserved() {
@@ -279,7 +279,7 @@ fn a_large_object_is_begun_at_once_where_nothing_can_be_reserved() {
     bed.fs.cannot_reserve();
     let mut large = desc(10, &payload(1000));
     large.length = 6 << 30;
-    let reservation = bed.store.reserve(&header(&large)).expect("there is room");
+    let reservation = bed.store.reserve(&header(&large)).expect("there is space");
     let before = bed.fs.ops();
     let writer = bed.store.create(reservation).expect("a staging file");
     assert!(bed.fs.ops() - before < 10, "{} operations", bed.fs.ops() - before);

@@ -1,9 +1,9 @@
-//! What a start finds in a snapshot directory, and what it removes.
+//! What opening a store finds in a snapshot directory, and what it removes.
 
 use super::*;
 use crate::fs::mem::LateFull;
 
-/// Names with the characters of patterns are names.
+/// Directory names with the characters of glob patterns are taken literally.
 /// Covers O9.
 #[test]
 fn directory_names_are_no_patterns() {
@@ -18,18 +18,18 @@ fn directory_names_are_no_patterns() {
     std::mem::forget(take(&mut odd_store, 10, b"garbage").expect("it is taken"));
     let kept = take(&mut other_store, 10, b"in use").expect("it is taken");
     let (_, swept) = open(odd).expect("the store opens");
-    assert_eq!(swept.removed.len(), 1, "its own garbage went");
-    assert_eq!(other_store.recoverable(&kept.desc), Ok(()), "and nobody else's object");
+    assert_eq!(swept.removed.len(), 1, "its own garbage is removed");
+    assert_eq!(other_store.recoverable(&kept.desc), Ok(()), "but no object of another directory");
 }
 
-/// A listed object, an unlisted one, a staging file, and files of somebody else's.
+/// A listed object, an unlisted one, a staging file, and foreign files.
 fn littered() -> (Bed, Vec<SnapshotDesc>) {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, b"listed")]);
     std::mem::forget(reach(&mut bed.store, At::Staged, true));
     std::mem::forget(bed.store.reserve_local(local(30, 9, true)).and_then(|r| bed.store.create(r)));
     for foreign in ["notes.txt", "part/x.tmp", "part/README.in"] {
-        Fs::create(&bed.fs, &dir().join(foreign)).expect("a file of somebody else's");
+        Fs::create(&bed.fs, &dir().join(foreign)).expect("a foreign file");
     }
     (bed, listed)
 }
@@ -54,7 +54,8 @@ fn with_nothing_listed_everything_of_ours_goes() {
     assert_eq!(bed.files().len(), 3);
 }
 
-/// Whose an object is cannot be told without descriptors: it stays, and goes at the next start.
+/// Without descriptors an object's group cannot be read: the object is kept, and removed at the
+/// next start.
 /// Covers O3.
 #[test]
 fn what_cannot_be_read_for_now_is_left_alone() {
@@ -63,7 +64,7 @@ fn what_cannot_be_read_for_now_is_left_alone() {
         let (bed, _) = littered();
         bed.fs.fail_read(bed.fs.reads() + read, DiskFault::Descriptors);
         let Ok((_, swept)) = open(&bed.fs, &bed.budget, &state(&[])) else { continue };
-        // Of the others some look for directories, which are there all the same.
+        // Some of the other reads look up directories, which exist anyway.
         let (removed, foreign) = (swept.removed.len(), swept.foreign.len());
         assert!([(3, 3), (2, 4)].contains(&(removed, foreign)), "read {read}: {swept:?}");
         left += u32::from(foreign == 4);
@@ -74,14 +75,14 @@ fn what_cannot_be_read_for_now_is_left_alone() {
     assert_eq!(left, 4, "two objects are opened and read");
 }
 
-/// What is unlisted goes whatever its index: above and below what is listed.
+/// An unlisted object is removed whatever its index, above or below that of the listed one.
 /// Covers O4.
 #[test]
 fn the_index_of_what_is_unlisted_does_not_matter() {
     for index in [1, 9, 11, 1 << 40] {
         let mut bed = Bed::new();
         let listed = bed.take_listed(&[(10, b"listed")]);
-        let reservation = bed.store.reserve(&header(&desc(index, b"stray"))).expect("room");
+        let reservation = bed.store.reserve(&header(&desc(index, b"stray"))).expect("it fits");
         let mut writer = bed.store.create(reservation).expect("a staging file");
         writer.write_all(b"stray").expect("it writes");
         std::mem::forget(bed.store.seal(writer.finish().expect("whole")).expect("it is sealed"));
@@ -91,19 +92,19 @@ fn the_index_of_what_is_unlisted_does_not_matter() {
     }
 }
 
-/// Opening reads no payload; whoever restores reads and judges all of it.
+/// Opening a store reads no payload; restoring an object reads and verifies all of it.
 /// Covers O10 K18.
 #[test]
-fn opening_leaves_judging_to_whoever_restores() {
+fn opening_leaves_judging_to_the_restore() {
     let mut bed = Bed::new();
     let listed = bed.take_listed(&[(10, &payload(BLOCK)), (20, &payload(BLOCK + 1))]);
     bed.fs.corrupt(&bed.path(&listed[0]), BLOCK as u64 / 2).expect("the file is there");
     let (mut store, swept) = open(&bed.fs, &bed.budget, &state(&listed)).expect("it opens");
     assert_eq!((swept.missing.len(), swept.removed.len()), (0, 0));
     assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Bad { .. })));
-    assert_eq!(store.recoverable(&listed[1]), Ok(()), "the one to fall back on");
+    assert_eq!(store.recoverable(&listed[1]), Ok(()), "the older one is good");
     let mut reader = store.open_object(&listed[0], Use::Restoring).expect("its header is good");
-    assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a restore comes to the same verdict");
+    assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a restore finds it corrupt, too");
 }
 
 /// Covers O8.
@@ -132,7 +133,8 @@ fn a_listed_snapshot_without_an_object_is_reported_and_not_recoverable() {
     assert!(matches!(store.recoverable(&listed[0]), Err(OpenError::Missing { .. })));
 }
 
-/// A start on a full disk needs no directory yet; the first snapshot makes it, once there is room.
+/// A store opens on a full disk without its directory; the first snapshot that finds space creates
+/// it.
 /// Covers U6.
 #[test]
 fn a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
@@ -149,11 +151,12 @@ fn a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
     let refused = take(&mut store, 10, b"x").expect_err("the disk is full");
     assert_eq!(refused.reason(), "no_space");
     fs.set_capacity(1 << 40);
-    let taken = take(&mut store, 10, b"x").expect("there is room");
+    let taken = take(&mut store, 10, b"x").expect("there is space");
     assert_eq!(store.recoverable(&taken.desc), Ok(()));
 }
 
-/// No room is no broken disk, at whichever operation it shows: whoever wanted to write is told so.
+/// A full disk is not a broken one: at whichever operation it shows, the writer is refused with
+/// `NoSpace`.
 /// Covers C1.
 #[test]
 fn an_operation_without_room_is_no_space() {
@@ -170,7 +173,7 @@ fn an_operation_without_room_is_no_space() {
             }
         }
         bed.fs.heal();
-        let taken = take(&mut bed.store, 20, b"later").expect("there is room");
+        let taken = take(&mut bed.store, 20, b"later").expect("there is space");
         assert_eq!(bed.store.recoverable(&taken.desc), Ok(()));
         drop(taken);
         bed.store.collect();
@@ -179,7 +182,7 @@ fn an_operation_without_room_is_no_space() {
     assert!(refused > 10, "{refused}");
 }
 
-/// A snapshot directory that a start made, however deep, is there after a power loss.
+/// A snapshot directory that opening created, however deep, survives a power loss.
 /// Covers F2.
 #[test]
 fn a_fresh_directory_is_durable() {

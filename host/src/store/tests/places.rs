@@ -1,4 +1,4 @@
-//! Places: only so many groups of a host capture or restore at once, and each has its turn.
+//! Places bound how many groups of a host capture or restore at once, and each group gets its turn.
 
 use super::*;
 
@@ -46,7 +46,7 @@ impl Host {
     }
 }
 
-/// A hundred groups want a snapshot in the same moment.
+/// A hundred groups want a snapshot at the same moment.
 #[test]
 fn a_hundred_groups_take_turns_and_the_largest_gain_is_first() {
     let gains: Vec<u64> = (0..100).map(|group| group * 37 % 100).collect();
@@ -69,14 +69,14 @@ fn a_hundred_groups_take_turns_and_the_largest_gain_is_first() {
         under_way.remove(0);
     }
     let (first, rest) = order.split_at(most);
-    assert_eq!(first, &gains[..most], "nobody had asked before these");
+    assert_eq!(first, &gains[..most], "the first ones find free places");
     assert_eq!(rest.len(), gains.len() - most);
     assert!(rest.is_sorted_by(|one, next| one > next), "{rest:?}");
     under_way.clear();
     assert_eq!(host.budget.places(Work::Capture), (0, 0));
 }
 
-/// Three gain much, again and again; one gains nothing.
+/// Three groups gain much and keep asking; one gains nothing, and still gets a place.
 #[test]
 fn nobody_asks_in_vain_for_ever() {
     let mut host = Host::new([0, 50, 60, 70].into_iter());
@@ -100,27 +100,27 @@ fn nobody_asks_in_vain_for_ever() {
 }
 
 #[test]
-fn a_place_is_kept_for_whoever_gains_more_as_long_as_he_asks() {
+fn a_place_is_kept_for_the_greater_gain_while_it_asks() {
     let mut host = Host::new([1, 2, 3, 4].into_iter());
     let first = host.has_one(0).expect("a place is free");
-    let second = host.has_one(1).expect("two are");
+    let second = host.has_one(1).expect("two places are free");
     assert!(host.has_one(2).is_none());
     assert!(host.has_one(3).is_none());
     drop(first);
-    assert!(host.has_one(2).is_none(), "it is another's, who gains more");
+    assert!(host.has_one(2).is_none(), "it is kept for the group that gains more");
     drop(second);
     assert!(host.has_one(2).is_some(), "there is one for each");
     let held: Vec<_> = (0..2).map(|group| host.has_one(group)).collect();
-    assert!(held[0].is_some() && held[1].is_none(), "the last one is still the other's");
+    assert!(held[0].is_some() && held[1].is_none(), "the last one is still kept for the other");
 
     host.tend(1_000);
     host.tend(10_999);
     assert!(host.has_one(1).is_none());
     host.tend(11_000);
-    assert!(host.has_one(1).is_some(), "who does not ask any more is forgotten");
+    assert!(host.has_one(1).is_some(), "a group that stopped asking is forgotten");
 }
 
-/// A disk hangs: the other groups go on after a while, and what comes back late does no harm.
+/// When a disk hangs, the other groups go on after a while; places given back late do no harm.
 #[test]
 fn a_place_that_is_held_for_too_long_does_not_count() {
     let mut host = Host::new([1, 2, 3].into_iter());
@@ -132,7 +132,7 @@ fn a_place_that_is_held_for_too_long_does_not_count() {
         assert!(host.has_one(2).is_none());
     }
     host.tend(31_000);
-    let place = host.has_one(2).expect("two count no more");
+    let place = host.has_one(2).expect("the two no longer count");
     drop(hang);
     assert_eq!(host.held(), 1);
     drop(place);

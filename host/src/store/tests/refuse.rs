@@ -1,4 +1,4 @@
-//! Admission: every refusal, its reason and what it leaves.
+//! Admission: every refusal, its reason and what it leaves behind.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn one_inbound_and_one_local_per_group_and_a_bound_per_host() {
     assert!(matches!(busy, SnapshotRefusal::Busy { .. }), "{busy:?}");
     let refusals = &bed.store.tally().refusals;
     assert_eq!((refusals[&("received", "busy")], refusals[&("local", "busy")]), (1, 1), "V1");
-    assert_eq!(bed.budget.inbound(), 1, "a refused one takes no place of the host's");
+    assert_eq!(bed.budget.inbound(), 1, "a refused transfer takes no place of the host's");
     drop(inbound);
     let _again = bed.store.reserve(&header(&desc(11, b"b"))).expect("the place is free again");
 
@@ -92,34 +92,34 @@ fn space_is_refused_before_a_byte_is_written_and_the_headroom_stays() {
     }
 }
 
-/// Bytes that are promised and not written yet count against what the disk says is free.
+/// Bytes that are promised but not written yet are subtracted from what the disk reports as free.
 #[test]
 fn two_reservations_do_not_promise_the_same_free_bytes() {
     let need = frame_bytes(1000);
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.set_capacity(2 * need - 1);
     let mut bed = Bed::with_limits(fs, &state(&[]), u64::MAX / 2, 0);
-    let first = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("room for one");
+    let first = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("space for one");
     let second = bed.store.reserve_local(local(10, 1000, false)).expect_err("not for two");
     assert_eq!(second, SnapshotRefusal::NoSpace { need, have: need - 1 });
     drop(first);
-    bed.store.reserve_local(local(10, 1000, false)).expect("room again");
+    bed.store.reserve_local(local(10, 1000, false)).expect("space again");
 }
 
-/// What a writer has put on the disk is not counted a second time as promised.
+/// Bytes that a writer has put on the disk no longer count as promised.
 #[test]
 fn written_bytes_are_counted_once() {
     let (block, rest) = (BLOCK as u64, 1000);
     let fs = MemFs::with_dir(Path::new("/data"));
     fs.set_capacity(frame_bytes(block + rest) + frame_bytes(rest));
     let mut bed = Bed::with_limits(fs, &state(&[]), u64::MAX / 2, 0);
-    let reservation = bed.store.reserve_local(local(10, block + rest, false)).expect("room");
+    let reservation = bed.store.reserve_local(local(10, block + rest, false)).expect("it fits");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(BLOCK)).expect("as reserved");
-    let reservation = bed.store.reserve(&header(&desc(9, &payload(1000)))).expect("room for both");
+    let reservation = bed.store.reserve(&header(&desc(9, &payload(1000)))).expect("space for both");
     let _other = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(1000)).expect("as reserved");
-    writer.finish().expect("its room was kept");
+    writer.finish().expect("its space was kept");
 }
 
 /// Covers C1 K15.
@@ -135,32 +135,32 @@ fn the_oldest_recovery_point_beyond_the_newest_makes_room() {
     wanted.length = 1000;
     let refusal = bed.store.reserve(&header(&wanted)).expect_err("the budget holds two");
     assert_eq!(refusal, SnapshotRefusal::NeedsUnlist(Box::new(old.clone())));
-    assert_eq!(bed.files().len(), 2, "what is listed stays until the log says otherwise");
+    assert_eq!(bed.files().len(), 2, "what is listed is kept until the log unlists it");
     let newest = bed.store.listed()[0].clone();
     bed.store.list_durable(&[newest], &[]);
-    bed.store.reserve(&header(&wanted)).expect("room was made");
-    // The newest is never asked for.
+    bed.store.reserve(&header(&wanted)).expect("space was freed");
+    // The store never asks to unlist the newest one.
     wanted.length = 4000;
     let refusal = bed.store.reserve(&header(&wanted)).expect_err("far too big");
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { .. }), "{refusal:?}");
 }
 
-/// Room is made, then taken, and only then is there a name.
+/// Space is freed, then reserved, and only then is a file created.
 /// Covers P7 C1.
 #[test]
 fn what_nobody_needs_goes_before_a_name_is_made() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), frame_bytes(1000), 0);
     drop(bed.take(5, &payload(900)));
-    assert_eq!(bed.files().len(), 1, "nobody needs it, and nobody has looked since");
-    let reservation = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("room is made");
-    assert_eq!(bed.files(), [""; 0], "there is room, and no name yet");
+    assert_eq!(bed.files().len(), 1, "nothing needs it, but nothing was collected yet");
+    let reservation = bed.store.reserve(&header(&desc(10, &payload(1000)))).expect("it is freed");
+    assert_eq!(bed.files(), [""; 0], "there is space, but no name yet");
     assert_eq!(bed.store.tally().reclaimed["received"], 1);
     let _writer = bed.store.create(reservation).expect("a staging file");
     assert_eq!(bed.files().len(), 1);
 }
 
-/// Local and received objects pass the same gate; what it refuses is not written.
+/// Local and received objects pass the same admission, and a refused one is not written.
 /// Covers P9 P10 V1.
 #[test]
 fn a_refusal_is_typed_counted_and_writes_nothing() {
@@ -200,8 +200,8 @@ fn outbound_transfers_are_bounded() {
     assert!(bed.budget.take_outbound().is_some());
 }
 
-/// Two groups share room for three objects. Whoever is refused gets what the other gives up, though
-/// the other writes again at once.
+/// Two groups share space for three objects. The one that is refused gets what the other gives up,
+/// although the other asks again at once.
 /// Covers C1.
 #[test]
 fn room_that_a_group_claims_is_kept_for_it() {
@@ -211,26 +211,26 @@ fn room_that_a_group_claims_is_kept_for_it() {
     seldom.take_listed(&[(10, &payload(1000))]);
     let mut listed = Vec::new();
     for index in [10, 20] {
-        let verified = take(&mut often, index, &payload(1000)).expect("there is room");
+        let verified = take(&mut often, index, &payload(1000)).expect("there is space");
         listed.insert(0, verified.desc.clone());
         often.list_durable(&listed, &[]);
     }
     let room = |store: &mut SnapshotStore, index| store.reserve_local(local(index, 1000, false));
-    let refused = room(&mut seldom.store, 20).expect_err("three objects lie there");
+    let refused = room(&mut seldom.store, 20).expect_err("there are three objects");
     assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
-    assert_eq!(seldom.store.tend(0), None, "it has none to spare itself");
+    assert_eq!(seldom.store.tend(0), None, "it has none to spare");
     assert_eq!(often.tend(0), Some(listed[1].clone()), "the other is asked for one");
-    assert_eq!(often.tend(0), None, "for one");
+    assert_eq!(often.tend(0), None, "but only for one");
     listed.truncate(1);
     often.list_durable(&listed, &[]);
-    let refused = room(&mut often, 30).expect_err("what it gave up is not for itself");
+    let refused = room(&mut often, 30).expect_err("what it gave up is claimed");
     assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
-    drop(room(&mut seldom.store, 20).expect("it was kept for the one that claimed it"));
+    drop(room(&mut seldom.store, 20).expect("it was kept for the claimant"));
     seldom.store.collect();
-    drop(room(&mut often, 30).expect("a claim that was met is over"));
+    drop(room(&mut often, 30).expect("the claim is over once it was met"));
 }
 
-/// A claim that nobody comes back for ends, and one that no other group could meet is none.
+/// A claim that its group does not come back for expires after a minute.
 /// Covers C1.
 #[test]
 fn a_claim_ends_with_time() {
@@ -238,9 +238,9 @@ fn a_claim_ends_with_time() {
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 10, 0);
     let mut other = neighbour(&bed);
     bed.take_listed(&[(10, &payload(1000))]);
-    let held = take(&mut other, 10, &payload(1000)).expect("there is room");
+    let held = take(&mut other, 10, &payload(1000)).expect("there is space");
     let room = |store: &mut SnapshotStore| store.reserve_local(local(20, 1000, false));
-    room(&mut bed.store).expect_err("two objects lie there");
+    room(&mut bed.store).expect_err("there are two objects");
     drop(held);
     other.collect();
     room(&mut other).expect_err("it is claimed");
@@ -251,8 +251,8 @@ fn a_claim_ends_with_time() {
     drop(room(&mut other).expect("it is over"));
 }
 
-/// A claim asks only those for room that have some of what is short, and does not stand for ever
-/// though it is repeated at each tick.
+/// A claim asks only groups that have some of what is short. It expires although it is repeated at
+/// each tick.
 /// Covers C1.
 #[test]
 fn a_claim_disturbs_nobody_who_cannot_help() {
@@ -262,7 +262,7 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
     let mut elsewhere = neighbour(&bed);
     let mut listed = Vec::new();
     for index in [10, 20] {
-        let verified = take(&mut elsewhere, index, &payload(1000)).expect("there is room");
+        let verified = take(&mut elsewhere, index, &payload(1000)).expect("there is space");
         listed.insert(0, verified.desc.clone());
         elsewhere.list_durable(&listed, &[]);
     }
@@ -275,12 +275,12 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
         elsewhere.reserve_local(local(30, 1000, false)).expect("nothing is taken from its budget"),
     );
 
-    // The budget, as it is claimed again and again, is free for others after a minute.
+    // A claim of the budget that is made again and again leaves it free for others after a minute.
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 300, 0);
     let mut other = neighbour(&bed);
     bed.take_listed(&[(10, &payload(1000))]);
-    let held = take(&mut other, 10, &payload(1000)).expect("there is room");
+    let held = take(&mut other, 10, &payload(1000)).expect("there is space");
     other.tend(1_000);
     assert!(bed.store.next_room().is_some_and(|room| room.quota < room.need));
     drop(held);
@@ -301,12 +301,12 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
 #[test]
 fn a_payload_is_capped_by_what_was_reserved() {
     let mut bed = Bed::new();
-    let reservation = bed.store.reserve_local(local(10, 100, false)).expect("there is room");
+    let reservation = bed.store.reserve_local(local(10, 100, false)).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(100)).expect("as reserved");
     let error = writer.write_all(b"x").expect_err("one byte too many");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-    // What failed stays failed.
+    // Once failed, the writer stays failed.
     assert!(writer.write_all(b"").is_ok());
     assert!(matches!(writer.finish(), Err(SnapshotRefusal::NoSpace { .. })));
 
@@ -322,7 +322,7 @@ fn a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let limit = frame_bytes(16 * BLOCK as u64);
     let mut bed = Bed::with_limits(fs, &state(&[]), limit, 0);
-    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is room");
+    let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is space");
     let mut writer = bed.store.create(reservation).expect("a staging file");
     writer.write_all(&payload(16 * BLOCK)).expect("within the budget");
     assert_eq!(bed.budget.used(), limit);
@@ -341,7 +341,7 @@ fn bytes_that_are_not_the_declared_ones_are_not_finished() {
     flipped[50] ^= 1;
     for written in [&flipped[..], &declared[..99]] {
         let mut bed = Bed::new();
-        let reservation = bed.store.reserve(&header(&desc(10, &declared))).expect("room");
+        let reservation = bed.store.reserve(&header(&desc(10, &declared))).expect("there is space");
         let mut writer = bed.store.create(reservation).expect("a staging file");
         writer.write_all(written).expect("it writes");
         assert_eq!(writer.finish().err(), Some(SnapshotRefusal::Corrupt));
@@ -350,7 +350,7 @@ fn bytes_that_are_not_the_declared_ones_are_not_finished() {
     }
 }
 
-/// A group's own cap holds whatever the host's budget has left, and for what is there already.
+/// A group's own cap holds whatever the host's budget has left.
 /// Covers C4.
 #[test]
 fn a_groups_cap_is_its_own() {
@@ -361,14 +361,14 @@ fn a_groups_cap_is_its_own() {
         SnapshotStore::open(Arc::new(fs), dir(), identity(), quota.clone(), &state(&[]))
     };
     let (mut store, _) = open(fs).expect("it opens");
-    let first = store.reserve_local(local(10, 1000, false)).expect("room for one");
+    let first = store.reserve_local(local(10, 1000, false)).expect("space for one");
     let refusal = store.reserve(&header(&desc(10, &payload(501)))).expect_err("over the cap");
     let (need, have) = (frame_bytes(501), frame_bytes(500));
     assert_eq!(refusal, SnapshotRefusal::NoSpace { need, have });
     store.reserve(&header(&desc(10, &payload(500)))).expect("within the cap");
     drop(first);
     store.collect();
-    store.reserve(&header(&desc(10, &payload(1000)))).expect("what is returned can be had again");
+    store.reserve(&header(&desc(10, &payload(1000)))).expect("returned bytes can be taken again");
 }
 
 /// Promised bytes, and the log's headroom, count on their own filesystem only.
@@ -387,7 +387,7 @@ fn another_filesystem_is_not_disturbed() {
     assert!(matches!(refusal, SnapshotRefusal::NoSpace { have: left, .. } if left == have));
 }
 
-/// What is still being sent, or was promised, makes no room now: the snapshot is postponed.
+/// An object that is being sent, or was promised, frees no space now: the snapshot is postponed.
 /// Covers C1 U6.
 #[test]
 fn room_that_is_in_use_postpones() {

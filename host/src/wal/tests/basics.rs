@@ -1,4 +1,4 @@
-//! What an append gives back, what is refused, what a reader sees.
+//! What an append returns, what is refused, and what a reader sees.
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn small_batches_fill_a_new_file_sixteen_blocks_at_once_and_one_that_was_used_no
     let block = u64::from(BLOCK_BYTES);
     let mut written = Vec::new();
     for index in 1..200 {
-        // Nobody needs what is older.
+        // Older entries are not needed.
         let state = state(index, 1.min(index - 1), index - 1);
         let job = job(1, state, entries(index..index + 1, 1, 100));
         let segment = wal.active.number();
@@ -44,7 +44,7 @@ fn small_batches_fill_a_new_file_sixteen_blocks_at_once_and_one_that_was_used_no
     }
     let of = |number| written.iter().filter(move |(segment, _)| *segment == number);
     let first: Vec<u64> = of(1).map(|(_, bytes)| *bytes).collect();
-    // The header and the head have begun the first sixteen.
+    // The header and the head have already begun the first sixteen blocks.
     assert!(first[..12].iter().all(|bytes| *bytes == block), "{first:?}");
     assert_eq!(first.iter().filter(|bytes| **bytes > block).count(), 3, "{first:?}");
     let last: Vec<u64> = of(wal.active.number() - 1).map(|(_, bytes)| *bytes).collect();
@@ -90,7 +90,7 @@ fn a_job_that_does_not_fit_is_refused_and_nothing_is_written() {
         assert!(error.contains("nothing was written") && fs.image() == image);
     };
     check(job(1, state(1, 0, 0), entries(5..6, 2, 9)), "entries at 5, outside of 1..=4");
-    check(job(1, state(1, 0, 0), entries(4..5, 1, 9)), "term 1 at 4 behind term 2");
+    check(job(1, state(1, 0, 0), entries(4..5, 1, 9)), "term 1 at 4 after term 2");
     check(job(1, state(1, 0, 4), vec![]), "commit 4 is beyond the last entry 3");
     check(job(1, state(1, 0, 0), entries(4..5, 2, 9000)), "a batch holds 4096");
     let mut unlisted = state(3, 2, 3);

@@ -1,8 +1,8 @@
-//! What is moved so that old segments can go: how much, when, and when not.
+//! Moving live entries so that old segments can be deleted: how much, when, and when not.
 
 use super::*;
 
-/// Everything there is to do while nobody appends.
+/// Does everything there is to do while nothing is appended.
 fn rest(wal: &mut Wal) {
     while wal.housekeep().expect("the disk is well") {}
     while wal.seal_idle().expect("the disk is well") {
@@ -19,8 +19,8 @@ fn assert_at_rest(fs: &MemFs, wal: &mut Wal) {
     assert_eq!((fs.ops(), wal.stats()), (ops, stats), "it writes nothing at all");
 }
 
-/// A log whose segments all live comes to rest, one of which most has died does so, too, and
-/// both stay as they are.
+/// A log whose segments all hold live entries comes to rest. So does one in which most entries are
+/// obsolete. Then both write nothing more.
 #[test]
 fn an_idle_log_writes_nothing() {
     let fs = disk();
@@ -43,12 +43,12 @@ fn an_idle_log_writes_nothing() {
     assert!(wal.stats().moved_bytes <= wal.stats().written_bytes / 5, "a quarter of the appended");
 }
 
-/// Random groups append; each keeps what it wrote last.
+/// A load of random groups that append and keep only their latest entries.
 struct Load {
     chance: u64,
-    /// Of each group its first index and its next one.
+    /// The first and the next index of each group.
     groups: Vec<(u64, u64)>,
-    /// A quarter of the groups appends seldom, and what that keeps pins old segments.
+    /// A quarter of the groups append rarely, and the entries they keep pin old segments.
     uneven: bool,
     payload: u64,
 }
@@ -62,7 +62,7 @@ impl Load {
         (self.chance >> 33) % bound
     }
 
-    /// Jobs of a round: an entry for each of a few groups.
+    /// The jobs of a round: an entry for each of a few groups.
     fn jobs(&mut self) -> Vec<LogJob> {
         let count = self.groups.len() as u64;
         let mut chosen = std::collections::BTreeSet::new();
@@ -73,7 +73,7 @@ impl Load {
         chosen.into_iter().map(|group| self.job(group)).collect()
     }
 
-    /// 64 entries stay at the least; from the 96th on, 32 are cut off.
+    /// Keeps at least 64 entries: once there are 96, 32 are cut off.
     fn job(&mut self, group: u64) -> LogJob {
         let (first, next) = &mut self.groups[group as usize];
         let add = entries(*next..*next + 1, 1, ENTRY_BYTES);
@@ -86,8 +86,8 @@ impl Load {
     }
 }
 
-/// Many groups, small: 100 keep 512 kB and more each, in segments of 512 KiB. A round is a batch of
-/// up to six jobs, padded to 512 bytes; a group's state takes 200 bytes or so in each job and in
+/// Many small groups: each of 100 keeps 512 kB or more, in segments of 512 KiB. A round is a batch
+/// of up to six jobs, padded to 512 bytes; a group's state takes about 200 bytes in each job and in
 /// each segment's head.
 #[test]
 fn a_log_of_many_groups_stays_within_its_bounds() {

@@ -1,9 +1,10 @@
-//! Every operation of a scripted life is the last one, or fails. What was acknowledged is there.
+//! Every operation of a scripted life is once the last one, and once fails. Whatever was
+//! acknowledged is found.
 
 use super::*;
 use crate::fs::mem::DiskFault;
 
-/// Operations of the whole scenario.
+/// How many operations the whole scenario takes.
 fn operations(steps: &[Step]) -> u64 {
     let fs = disk();
     let (done, _wal, error) = run(&fs, steps);
@@ -11,7 +12,7 @@ fn operations(steps: &[Step]) -> u64 {
     fs.ops()
 }
 
-/// Opens the log, checks that it is the one after `done` steps or one step more, and lives on.
+/// Opens the log, checks that it is as after `done` steps or one step more, and lives on.
 fn check(fs: &MemFs, steps: &[Step], done: usize, story: &str) {
     let models = models(steps);
     let (wal, recovered) = match open(fs) {
@@ -23,7 +24,7 @@ fn check(fs: &MemFs, steps: &[Step], done: usize, story: &str) {
     let later = if models.get(done + 1) == Some(&found) { 1 } else { 0 };
     let (brief, wanted) = (found.brief(), models[done + later].brief());
     assert!(found == models[done + later], "{story}: step {done}: {brief}, not {wanted}");
-    // The same process of life goes on, on the log that was found.
+    // The scenario continues on the log that was found.
     let (rest, _wal, error) = run(fs, &steps[done + later..]);
     assert!(error.is_none(), "{story}: going on, step {rest}: {error:?}");
     let (wal, recovered) = open(fs).unwrap_or_else(|error| panic!("{story}: at last: {error}"));
@@ -61,7 +62,7 @@ fn a_kinder_crash_that_keeps_some_sectors_loses_nothing_acknowledged() {
 #[test]
 fn any_operation_may_fail_and_the_log_is_poisoned_until_a_restart() {
     let steps = scenario();
-    // The first syncs the name of a directory that was there: as far as that goes.
+    // The first operation syncs the name of a directory that existed before, so it does not count.
     for op in 2..=operations(&steps) {
         for power_lost in [false, true] {
             let fs = disk();

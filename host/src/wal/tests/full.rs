@@ -1,11 +1,11 @@
-//! No room, at whichever operation it shows: nothing is lost, nothing is over, and the log goes on
-//! once there is some.
+//! Running out of space, at whichever operation it shows: nothing is lost, the log does not end,
+//! and it continues once there is space.
 
 use super::*;
 use crate::fs::mem::{DiskFault, LateFull};
 
-/// Takes one step of a life; whether it was short of something. Then it is `relieved`, and goes on
-/// in the same process.
+/// Takes one step of a life; returns whether something was lacking. If so, `relieved` is called and
+/// the step continues in the same process.
 fn survive(fs: &MemFs, wal: &mut Wal, step: &Step, relieved: &dyn Fn(&mut Wal)) -> bool {
     let done = match step {
         Step::Append(jobs) => wal.append_and_tidy(jobs).map(drop),
@@ -15,7 +15,7 @@ fn survive(fs: &MemFs, wal: &mut Wal, step: &Step, relieved: &dyn Fn(&mut Wal)) 
     match (done, step) {
         (Ok(()), _) => false,
         (Err(error), Step::Reopen) => {
-            assert!(error.is_short(), "a start finds no room: {error}");
+            assert!(error.is_short(), "a start fails only for a lack: {error}");
             relieved(wal);
             *wal = open_well(fs).0;
             true
@@ -31,7 +31,7 @@ fn survive(fs: &MemFs, wal: &mut Wal, step: &Step, relieved: &dyn Fn(&mut Wal)) 
     }
 }
 
-/// The whole life, with one operation that is struck, and what was short in it.
+/// A whole life in which operation `op` fails; returns how often something was lacking.
 fn life_with(op: u64, fault: DiskFault) -> (MemFs, usize) {
     let (steps, fs) = (scenario(), disk());
     fs.fail_op(op, fault);
@@ -68,11 +68,12 @@ fn any_operation_may_find_no_room_and_the_same_process_goes_on() {
             assert!(found == models(&steps)[steps.len()], "operation {op}: {}", found.brief());
         }
     }
-    // Most go on at once, in the next segment.
+    // Most writes go on at once, in the next segment.
     assert!(short > 10, "{short}");
 }
 
-/// Descriptors and memory come back as room does. A sync never fails for want of them.
+/// Descriptors and memory become available again as space does. A sync never fails for lack of
+/// them.
 #[test]
 fn an_operation_without_a_descriptor_is_waited_for_like_room() {
     let (undisturbed, _) = life_with(u64::MAX, DiskFault::Full);
@@ -91,16 +92,16 @@ fn an_operation_without_a_descriptor_is_waited_for_like_room() {
             }
             Some(error) if error.is_short() => waited += 1,
             Some(error) => assert!(error.to_string().contains("sync"), "operation {op}: {error}"),
-            // A spare that could not be made is made later.
+            // A spare that could not be created is created later.
             None => {}
         }
     }
     assert!(waited > 20, "{waited}");
 }
 
-/// A disk that is full from a step on, on filesystems that say so at each kind of operation. What
-/// is acknowledged meanwhile is kept, over restarts while it is full as well, and all goes on once
-/// there is room.
+/// A disk that is full from some step on, on filesystems that report it at each kind of operation.
+/// What is acknowledged meanwhile is kept, even over restarts on the full disk, and everything
+/// continues once there is space.
 #[test]
 fn a_filesystem_may_say_late_that_it_is_full() {
     let steps = scenario();
@@ -128,7 +129,8 @@ fn a_filesystem_may_say_late_that_it_is_full() {
                     // A start finds what was acknowledged, whatever the disk lacks.
                     drop(wal);
                     let (opened, recovered) = match open(&fs) {
-                        // Nobody knows what of the last batch is on the disk: the start waits.
+                        // It is unknown how much of the last batch is on the disk, so the start
+                        // waits.
                         Err(error) if late.sync && error.is_short() => {
                             fs.set_capacity(1 << 50);
                             open_well(&fs)
@@ -150,8 +152,8 @@ fn a_filesystem_may_say_late_that_it_is_full() {
     }
 }
 
-/// Where blocks are written in place, everything under way fits on a full disk: a segment and the
-/// spares, without a name, a removal or a sync of the directory.
+/// Where blocks are written in place, everything under way fits on a full disk, in a segment and
+/// the spares, without a new name, a removal or a sync of the directory.
 #[test]
 fn a_full_disk_takes_what_the_files_hold() {
     let fs = disk();
@@ -172,7 +174,7 @@ fn a_full_disk_takes_what_the_files_hold() {
         assert_eq!(
             wal.shortage().is_some(),
             short,
-            "told while there is a spare: {:?}",
+            "reported while there is a spare: {:?}",
             wal.stats()
         );
     }
@@ -189,14 +191,15 @@ fn a_full_disk_takes_what_the_files_hold() {
     assert!(matches!(cut, Err(WalError::Full { .. })), "not even that fits: {cut:?}");
 }
 
-/// A head that could not be synced may be on the disk all the same, and the name of its file, which
-/// is removed, come back when power goes: it ends no segment that a later process wrote on.
+/// A head that could not be synced may be on the disk nevertheless, and the removed name of its
+/// file may come back after a power loss. It must not end a segment that a later process went on
+/// writing.
 #[test]
 fn a_head_that_was_given_up_does_not_come_back() {
     for op in 0..40 {
         let fs = disk();
         for _ in 0..op {
-            // The disk draws by the number of the operation what reaches it before it is full.
+            // The number of the operation decides what reaches the disk before it is full.
             fs.lock(Path::new("/d/turn")).expect("nobody holds it");
         }
         let mut wal = open_well(&fs).0;
@@ -208,7 +211,7 @@ fn a_head_that_was_given_up_does_not_come_back() {
         let full = wal.append_and_tidy(&[large]);
         assert!(matches!(full, Err(WalError::Full { .. })), "no head was synced: {full:?}");
         drop(wal);
-        // Something else takes the room that came of it.
+        // Something else takes the space that this freed.
         fs.set_capacity(fs.used(&dir()));
         fs.set_late_full(LateFull::default());
         let mut wal = open_well(&fs).0;
@@ -220,7 +223,7 @@ fn a_head_that_was_given_up_does_not_come_back() {
     }
 }
 
-/// The tail that a full disk left in a segment was acknowledged to nobody, whether it is whole,
+/// What a full disk left at the end of a segment was never acknowledged, whether it is complete,
 /// torn or absent: the next segment's head says where the segment ends.
 #[test]
 fn what_a_given_up_segment_has_behind_its_end_does_not_count() {
@@ -228,7 +231,7 @@ fn what_a_given_up_segment_has_behind_its_end_does_not_count() {
     for op in 0..40 {
         let fs = disk();
         for _ in 0..op {
-            // The disk draws by the number of the operation what reaches it before it is full.
+            // The number of the operation decides what reaches the disk before it is full.
             fs.lock(Path::new("/d/turn")).expect("nobody holds it");
         }
         let (mut wal, _none) = open_well(&fs);

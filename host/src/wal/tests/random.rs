@@ -1,9 +1,9 @@
-//! Random jobs, crashes, failures and restarts against the model.
+//! Random jobs, crashes, failures and restarts, compared with the model.
 
 use super::*;
 use crate::fs::mem::DiskFault;
 
-/// splitmix64.
+/// SplitMix64.
 struct Rng(u64);
 
 impl Rng {
@@ -16,7 +16,7 @@ impl Rng {
     }
 }
 
-/// A job that fits the group's log, as raft might want it.
+/// A job that fits the group's log, as raft might produce it.
 fn random_job(rng: &mut Rng, model: &Model) -> LogJob {
     let group = 1 + rng.below(4);
     let Some((state_now, log)) = model.groups.get(&GroupId(group)) else {
@@ -30,7 +30,7 @@ fn random_job(rng: &mut Rng, model: &Model) -> LogJob {
     match rng.below(12) {
         // Truncation at a snapshot.
         0 | 1 if last >= first => begin = first + 1 + rng.below(last + 1 - first),
-        // A snapshot of another history, beyond the end or within.
+        // A snapshot of another history, within the log or beyond its end.
         2 => {
             let begin = first + 1 + rng.below(last + 3 - first);
             return job(group, state(begin, last_term + 1, begin - 1), vec![]);
@@ -92,7 +92,7 @@ fn life(seed: u64) {
         }
         drop(wal);
         match rng.below(3) {
-            // The process died, the machine did not.
+            // The process died, but the machine did not.
             0 => fs.heal(),
             1 => fs.crash_keeping(rng.below(u64::MAX)),
             _hard => fs.crash(),
@@ -100,7 +100,7 @@ fn life(seed: u64) {
         let opened = open(&fs).unwrap_or_else(|error| panic!("{}: {error}", story()));
         wal = opened.0;
         let found = Model::of(&wal, &opened.1);
-        // A seal that failed behind the append does not undo it.
+        // A seal that fails after the append does not undo it.
         let allowed = found == next || done.is_err() && between.contains(&found);
         assert!(allowed, "{}: found {}, not {}", story(), found.brief(), next.brief());
         model = found;

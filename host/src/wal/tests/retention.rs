@@ -1,4 +1,4 @@
-//! Segments go when they may; a full disk is survived.
+//! Segments are deleted as soon as they may be; a full disk is survived.
 
 use super::*;
 
@@ -94,7 +94,7 @@ fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, index + 1);
 }
 
-/// A shortage is told while a segment and a spare are still there, and truncation ends it.
+/// A shortage is reported while a segment and a spare are left, and truncation ends it.
 #[test]
 fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     let fs = disk();
@@ -111,7 +111,7 @@ fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     assert!(stats.reserve && stats.room > SEGMENT_BYTES / 2, "{stats:?}");
     let short = lockstep_core::fault::Shortage::Disk { need: SEGMENT_BYTES, have: 0 };
     assert_eq!(wal.shortage(), Some(short));
-    // All that is under way fits: a whole segment and the spare.
+    // Everything under way fits: in a whole segment and the spare.
     let (mut left, begun) = (stats.room, stats.segments);
     while left > 1_000 {
         append(&mut wal, 1, 1, index).expect("it was promised");
@@ -128,8 +128,8 @@ fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     assert_eq!(wal.spares.len(), 2);
 }
 
-/// An idle group pins the log only until that takes more than twice what lives in it: then its
-/// entries move, in parts.
+/// An idle group pins the log only until the log takes more than twice the space of its live
+/// entries: then the group's entries are moved, in parts.
 #[test]
 fn an_idle_group_does_not_pin_the_log_without_end() {
     let fs = disk();
@@ -149,7 +149,7 @@ fn an_idle_group_does_not_pin_the_log_without_end() {
     assert_eq!(wal.reader().entries(GroupId(2), 1, 30, u64::MAX).expect("they moved"), idle);
 }
 
-/// A dropped group is gone, for good and from every segment; the others stay.
+/// A dropped group is gone for good and from every segment; the other groups stay.
 #[test]
 fn a_dropped_group_does_not_come_back() {
     let fs = disk();
@@ -179,7 +179,7 @@ fn the_reserve_is_ready_before_it_is_needed() {
     }
 }
 
-/// The file of a segment that ended serves a later one: in the long run none is made or removed,
+/// The file of a deleted segment holds a later one: in the long run no file is created or removed,
 /// and a segment costs one sync.
 #[test]
 fn files_are_used_again() {
@@ -203,7 +203,7 @@ fn files_are_used_again() {
     assert!(batches > 110, "segments began: {batches}");
 }
 
-/// Who still reads a segment that ended reads what was written, and finds no damage.
+/// A reader that still uses a deleted segment reads what was written, and finds no damage.
 #[test]
 fn a_file_that_is_read_is_not_used_again() {
     let fs = disk();

@@ -6,7 +6,7 @@ use super::*;
 use crate::fs::mem::{DiskFault, LateFull};
 
 /// A log in one segment: three batches of one entry, then what `last` does. Returns where each
-/// batch begins, the end of the last one included.
+/// batch begins, and where the last one ends.
 fn log(last: impl FnOnce(&mut Wal)) -> (MemFs, PathBuf, Vec<u64>) {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
@@ -24,7 +24,7 @@ fn last_index(recovered: &Recovered) -> u64 {
     recovered.get(&GroupId(1)).map_or(0, |group| group.last_index)
 }
 
-/// Opening says "corrupt", names the file, and leaves the directory as it was.
+/// Opening reports corruption, names the file, and leaves the directory as it was.
 fn check_corrupt(fs: &MemFs, path: &Path, story: &str) {
     let image = fs.image();
     match open(fs) {
@@ -38,7 +38,7 @@ fn check_corrupt(fs: &MemFs, path: &Path, story: &str) {
 #[test]
 fn a_flipped_bit_before_the_last_batch_is_corruption() {
     let (_fs, _path, begins) = log(|_wal| {});
-    // Behind the header its block has nothing in it.
+    // The rest of the header's block is not used.
     for offset in (0..64).chain(512..begins[2]) {
         let (fs, path, _begins) = log(|_wal| {});
         fs.corrupt(&path, offset).expect("the file is there");
@@ -88,11 +88,11 @@ fn behind_a_seal_rot_in_the_last_batch_is_corruption_too() {
     }
     let (fs, path, begins) = log(seal);
     fs.corrupt(&path, begins[3] + 1).expect("the file is there");
-    assert_eq!(last_index(&open_well(&fs).1), 3, "rot in the seal loses nothing");
+    assert_eq!(last_index(&open_well(&fs).1), 3, "damage to the seal loses nothing");
 }
 
-/// Batch k rots, and a crash tore batch k+1 behind it: the head of that one says that k was
-/// durable.
+/// Batch k is corrupt, and a crash tore batch k+1 after it: the header of batch k+1 shows that k
+/// was durable.
 #[test]
 fn the_head_of_a_torn_batch_proves_the_one_before_it() {
     for (torn, from) in [("end", 100), ("whole body", 56)] {
@@ -197,7 +197,7 @@ fn rot_below_a_reader_is_an_error_and_not_an_entry() {
     assert_eq!(reader.entries(GroupId(1), 3, 4, 99).expect("it is well").len(), 1);
 }
 
-/// A log of one batch that holds a state of these bytes; every checksum is good.
+/// A log of one batch that holds a state with these bytes; all checksums are good.
 fn log_of_a_state(state: &[u8]) -> (MemFs, PathBuf) {
     let (fs, path, _begins) = log(|_wal| {});
     let bytes = fs.image()[&path].clone();
@@ -220,8 +220,7 @@ fn encoded(state: &RecoveryState) -> Vec<u8> {
     bytes
 }
 
-/// Good checksums around a state that cannot be: somebody wrote nonsense, and it is not guessed
-/// what was meant.
+/// Good checksums around an impossible state: it was written so, and what was meant is not guessed.
 #[test]
 fn a_state_that_breaks_its_own_rules_is_corruption() {
     assert!(open(&log_of_a_state(&encoded(&state(1, 0, 0))).0).is_ok(), "this one is good");
@@ -237,7 +236,7 @@ fn a_state_that_breaks_its_own_rules_is_corruption() {
     }
 }
 
-/// What a later program wrote is not called damaged: nobody should throw it away.
+/// Data of a later version is not reported as damage, so that it is not thrown away.
 #[test]
 fn a_state_of_a_later_version_is_newer_and_not_corrupt() {
     let mut bytes = encoded(&state(1, 0, 0));
@@ -251,7 +250,7 @@ fn a_state_of_a_later_version_is_newer_and_not_corrupt() {
     assert!(fs.image() == image, "nothing is touched");
 }
 
-/// Who finds a segment damaged after it went says nothing of the log: no start would read it.
+/// Damage that is found in a deleted segment says nothing about the log: no start would read it.
 #[test]
 fn damage_of_a_segment_that_went_is_forgotten() {
     let (fs, files) = long_log();
@@ -273,16 +272,16 @@ fn damage_of_a_segment_that_went_is_forgotten() {
     assert_eq!((wal.stats().damaged, wal.damaged().len()), (0, 0));
 }
 
-/// A removal that is not durable is undone by a loss of power, and no start would read a file whose
-/// header rotted: so the segment is forgotten only once its file is gone for good.
+/// A power loss undoes a removal that is not durable, and a start would refuse a file with a
+/// corrupt header. So the segment is forgotten only once its file is gone for good.
 #[test]
-fn a_rotten_file_that_was_removed_does_not_come_back() {
+fn a_corrupt_file_that_was_removed_does_not_come_back() {
     let (fs, files) = long_log();
     let (mut wal, _found) = open_well(&fs);
     fs.corrupt(&files[0], 0).expect("the file is there");
     let last = wal.reader().last_index(GroupId(1)).expect("it is there");
 
-    // A directory that cannot be synced for want of room keeps the segment in the log.
+    // While the directory cannot be synced for lack of space, the segment stays in the log.
     fs.set_late_full(LateFull { sync_dir: true, ..LateFull::default() });
     wal.files.settle_names().expect("there is room");
     fs.set_capacity(1);
@@ -297,8 +296,8 @@ fn a_rotten_file_that_was_removed_does_not_come_back() {
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
 }
 
-/// A sector that cannot be read is damage, as one that rotted is, whoever reads it; what could
-/// not be read for want of descriptors is none.
+/// A sector that cannot be read is damage, as a corrupt one is, in a read as well as in a scrub. A
+/// lack of descriptors to read it is not.
 #[test]
 fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
     let (fs, files) = long_log();
@@ -316,7 +315,7 @@ fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
     assert!(reader.scrub(&mut |_bytes| ()).is_empty());
     assert_eq!(wal.damaged().len(), 0);
 
-    fs.spoil(&files[0], extent.place.offset..extent.place.offset + 1).expect("it is there");
+    fs.bad_sectors(&files[0], extent.place.offset..extent.place.offset + 1).expect("it is there");
     let failed = read().expect_err("it cannot be read");
     assert!(matches!(failed, WalError::Io { .. }), "{failed}");
     assert_eq!(wal.damaged().into_iter().collect::<Vec<_>>(), [1]);
@@ -330,7 +329,7 @@ fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
     // The scrubber alone finds it, too.
     let (fs, files) = long_log();
     let (wal, _found) = open_well(&fs);
-    fs.spoil(&files[0], 512..513).expect("it is there");
+    fs.bad_sectors(&files[0], 512..513).expect("it is there");
     assert_eq!(wal.reader().scrub(&mut |_bytes| ()).len(), 1);
     assert_eq!(wal.damaged().len(), 1);
 }

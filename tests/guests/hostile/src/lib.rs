@@ -1,15 +1,16 @@
-//! A guest that misbehaves wherever it is told to.
+//! A guest that misbehaves on request.
 //!
-//! It implements the world itself, past the SDK's trait, for the SDK makes half of this
-//! impossible. What it is told, in words:
+//! It implements the world directly instead of the SDK's trait, which makes half of this
+//! misbehaviour impossible. It takes its orders, as text, from
 //!
-//! * its configuration, a line each: `init DEED`, `restore DEED`;
-//! * a command: a DEED, at once; or `snapshot DEED`, once a snapshot is taken;
-//! * a query: a DEED, at once.
+//! * its configuration, one per line: `init DEED`, `restore DEED`;
+//! * a command: `DEED`, done at once, or `snapshot DEED`, done when a snapshot is taken;
+//! * a query: `DEED`, done at once.
 //!
-//! A DEED is a word, and often a number behind it; what follows is padding.
+//! A DEED is a word, often followed by a number; the rest is padding.
 //!
-//! Its state is the number of commands, of 8 bytes, then as much filling as `fill N` asked for.
+//! The state is the number of commands, as 8 bytes, followed by the filling that `fill N` asked
+//! for.
 #![cfg(target_arch = "wasm32")]
 
 use core::arch::wasm32::memory_grow;
@@ -32,7 +33,7 @@ bindings::__export_fsm!(Hostile with_types_in bindings);
 struct State {
     commands: u64,
     fill: Vec<u8>,
-    /// What `snapshot` is to do.
+    /// The deed to do in `snapshot`.
     at_snapshot: String,
 }
 
@@ -121,8 +122,8 @@ fn apply(command: &[u8]) -> Outcome {
     }
 }
 
-/// Does what a line of the configuration asks for in this place. The first thing an instance does,
-/// hence the panic hook.
+/// Does what the configuration orders for this place, `init` or `restore`. It is the first thing
+/// that an instance does, so it also sets the panic hook.
 fn told(config: &[u8], place: &str) -> Result<(), Failure> {
     std::panic::set_hook(Box::new(|panic| log(Level::Error, "panic", &panic.to_string())));
     for line in text(config).lines() {
@@ -139,7 +140,7 @@ fn told(config: &[u8], place: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Commits the deed; the answer if there is one.
+/// Does a deed, and returns its answer if it has one.
 fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
     let (deed, number) = numbered(deed);
     match deed {
@@ -153,7 +154,8 @@ fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
             }
         }
         "grow" => grow(),
-        // The size before, in pages of 64 KiB, or u32::MAX: what a refusal looks like to a guest.
+        // Answers the previous size in pages of 64 KiB; u32::MAX would be a refusal that a guest
+        // sees.
         "pages" => return Ok(memory_grow::<0>(number).to_string().into()),
         "fragment" => fragment(number),
         "reserve" => return Ok(reserve().to_string().into()),
@@ -181,8 +183,9 @@ fn numbered(deed: &str) -> (&str, usize) {
     (word, number.parse().unwrap_or(0))
 }
 
-/// Allocates so many blocks of 64 KiB with a small one behind each, and frees the large ones: the
-/// heap has room that no larger block fits in, until it is restored elsewhere.
+/// Allocates this many blocks of 64 KiB, each followed by a small one, and frees the large ones.
+/// The heap then has free memory that no larger block fits in, until the state is restored
+/// elsewhere.
 fn fragment(blocks: usize) {
     let large: Vec<_> = (0..blocks)
         .map(|_| {
@@ -194,7 +197,7 @@ fn fragment(blocks: usize) {
     drop(black_box(large));
 }
 
-/// Reserves blocks of 1 MiB until one is refused; how many there were.
+/// Reserves blocks of 1 MiB until one is refused; returns how many were granted.
 fn reserve() -> usize {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     loop {
@@ -206,13 +209,13 @@ fn reserve() -> usize {
     }
 }
 
-/// Says so many times the same mebibyte.
+/// Logs the same mebibyte this many times.
 fn say_long(times: usize) {
     let text = "m".repeat(1 << 20);
     (0..times).for_each(|_| log(Level::Warn, "long", &text));
 }
 
-/// Takes memory until there is none.
+/// Allocates memory without end.
 fn grow() {
     loop {
         black_box(Vec::<u8>::with_capacity(16 << 20)).leak();
@@ -221,7 +224,7 @@ fn grow() {
 
 type Recurse = fn(u64, u64) -> u64;
 
-/// Calls itself without end, and without anything on the stack in linear memory.
+/// Recurses without end, and without using the stack in linear memory.
 fn recurse(depth: u64, again: Recurse) -> u64 {
     again(depth, black_box(1))
 }

@@ -1,4 +1,5 @@
-//! A process's commit index never falls, and never passes its log. Planted: `commit_falls`.
+//! The commit index of a running replica never falls, and never passes the end of its log. Planted:
+//! `commit_falls`.
 
 use lockstep_core::group::GroupStatus;
 
@@ -10,8 +11,9 @@ pub fn moves(seen: &mut u64, status: &GroupStatus) -> Checked {
         return violated("commits", format!("the commit index falls from {was} to {is}"));
     }
     *seen = status.commit;
-    match status.commit <= status.last_index.max(status.first_index - 1) {
-        true => Ok(()),
-        false => violated("commits", format!("commit {} is past the log", status.commit)),
+    if status.commit <= status.last_index.max(status.first_index - 1) {
+        Ok(())
+    } else {
+        violated("commits", format!("commit index {} is past the end of the log", status.commit))
     }
 }

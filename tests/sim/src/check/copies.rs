@@ -1,5 +1,5 @@
-//! An old copy of a disk leads nobody, nothing that it says is counted, and it stops soon after it
-//! can be told that it is one. Planted: `believe_older_boots`.
+//! A replica on an old copy of its disk does not lead, its acknowledgements are not counted, and it
+//! stops soon after its peers can recognize it. Planted: `believe_older_boots`.
 
 use lockstep_core::group::{GroupStatus, Role};
 use lockstep_core::ids::NodeId;
@@ -7,11 +7,11 @@ use lockstep_core::ids::NodeId;
 use super::{Checked, violated};
 use crate::copies::Life;
 
-/// Looks, one a second, at which it may go on while nothing is in the way: time for two elections
-/// and a slow disk.
+/// How many looks, one a second, an old copy may survive while its peers can reach it: time for two
+/// elections and a slow disk.
 const LOOKS_MAX: u64 = 15;
 
-/// What an old copy tells of itself.
+/// An old copy does not lead.
 pub fn leads_nobody(copy: &GroupStatus) -> Checked {
     match copy.role {
         Role::Leader => {
@@ -22,8 +22,7 @@ pub fn leads_nobody(copy: &GroupStatus) -> Checked {
     }
 }
 
-/// What a peer tells while there is an old copy: no acknowledgement is counted but those of the
-/// newer life.
+/// While there is an old copy, its peers count only what the newer life acknowledged.
 pub fn is_not_counted(newer: &Life, peer: &GroupStatus) -> Checked {
     let counted = peer.peers.iter().find(|one| one.replica == newer.replica);
     match counted.filter(|one| one.matched > newer.last_index) {
@@ -31,18 +30,19 @@ pub fn is_not_counted(newer: &Life, peer: &GroupStatus) -> Checked {
         Some(one) => {
             let (replica, matched, last) = (one.replica, one.matched, newer.last_index);
             let what = format!(
-                "an old copy of {replica} is said to have {matched}, and what it is a copy of \
-                 had {last}"
+                "an old copy of {replica} is counted as having {matched}, while the newer life \
+                 ended at {last}"
             );
             violated("copies", what)
         }
     }
 }
 
-/// So many looks an old copy went on.
+/// An old copy has run for this many looks.
 pub fn stops(node: NodeId, looks: u64) -> Checked {
-    match looks <= LOOKS_MAX {
-        true => Ok(()),
-        false => violated("copies", format!("node {node} goes on with an old copy of its disk")),
+    if looks <= LOOKS_MAX {
+        Ok(())
+    } else {
+        violated("copies", format!("node {node} still runs on an old copy of its disk"))
     }
 }

@@ -1,11 +1,8 @@
-//! A log that can open nothing waits until it can. Planted: `descriptors_end_the_log`.
+//! A log that can open no file waits until it can. Planted: `descriptors_end_the_log`.
 
 use super::{Checked, violated};
 
-/// A replica stops because its log failed like this.
+/// A replica stops because its log failed with this message: not for lack of descriptors.
 pub fn waited_for(why: &str) -> Checked {
-    match why.contains("os error 24") {
-        true => violated("descriptors", why),
-        false => Ok(()),
-    }
+    if why.contains("os error 24") { violated("descriptors", why) } else { Ok(()) }
 }

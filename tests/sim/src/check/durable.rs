@@ -1,6 +1,6 @@
-//! What was acknowledged is on the disks of a majority, or was when a disk went; and what was
-//! durable when a process fell is there at its next start, or that is refused. Planted:
-//! `commit_alone`, `skip_fsync`, `rot_is_a_tear`.
+//! An acknowledged entry is on the disks of a majority; disks that were lost count as they last
+//! were. What was durable when a process ended is there at its next start, or the start is refused.
+//! Planted: `commit_alone`, `skip_fsync`, `rot_is_a_tear`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use lockstep_core::snapshot::Configuration;
 
 use super::{Checked, violated};
 
-/// A replica's durable log, in short.
+/// A summary of a replica's durable log.
 #[derive(Clone, Debug)]
 pub struct View {
     pub replica: ReplicaId,
@@ -17,20 +17,20 @@ pub struct View {
     pub vote: u64,
     pub commit: u64,
     pub first_index: u64,
-    /// Runs of equal terms: first index and term, from the entry before the first one.
+    /// Runs of equal terms, from the entry before the first one on: first index and term.
     pub terms: Vec<(u64, u64)>,
     pub last_index: u64,
 }
 
 impl View {
-    /// Whether the entry is here, or a snapshot that stands for it.
+    /// Whether the log has the entry, or a snapshot that covers it.
     fn has(&self, index: u64, term: u64) -> bool {
         let run = self.terms.iter().rev().find(|run| run.0 <= index);
         self.first_index > index || (self.last_index >= index && run.is_some_and(|r| r.1 == term))
     }
 }
 
-/// Every configuration that a group had, by the index of the entry that made it.
+/// Every configuration that a group has had, by the index of the entry that made it.
 #[derive(Default)]
 pub struct Configurations(BTreeMap<(GroupId, u64), Configuration>);
 
@@ -39,35 +39,36 @@ impl Configurations {
         self.0.entry((group, index)).or_insert_with(|| configuration.clone());
     }
 
-    /// By hand a replica was made the whole group, as of this entry.
+    /// An operator made one replica the whole group, as of this entry.
     pub fn replaced(&mut self, group: GroupId, index: u64, alone: Configuration) {
         self.0.retain(|(of, at), _| *of != group || *at < index);
         self.0.insert((group, index), alone);
     }
 
-    /// Those that may have chosen an entry that is applied under the one of `index`: raft counts
-    /// by a configuration until the entry that ends it is applied.
+    /// The configurations that may have committed an entry that is applied under the one of
+    /// `index`: raft uses a configuration until the entry that replaces it is applied.
     pub fn of(&self, group: GroupId, index: u64) -> Vec<Configuration> {
         let before = self.0.range((group, 0)..=(group, index)).rev().take(2);
         before.map(|(_, configuration)| configuration.clone()).collect()
     }
 }
 
+/// The durable logs of a node.
 pub type Views = BTreeMap<GroupId, View>;
 
-/// A process fell with `before` on its disk, and the next one finds `now`.
+/// A process ended with `before` on its disk, and the next one finds `now`.
 pub fn kept(before: &Views, now: &Views) -> Checked {
     for (group, before) in before {
         let Some(now) = now.get(group).filter(|now| now.replica == before.replica) else {
             return violated("durable", format!("group {group}: {} is gone", before.replica));
         };
-        // Beyond the commit index what was not synced yet may have stayed instead.
+        // After the commit index, unsynced writes may have survived instead.
         let committed = before.commit.min(before.last_index);
         let run = before.terms.iter().rev().find(|run| run.0 <= committed);
         let has = run.is_none_or(|run| now.has(committed, run.1));
         let voted = now.term > before.term || before.vote == 0 || now.vote == before.vote;
         if !has || !voted || now.term < before.term || now.commit < before.commit {
-            return violated("durable", format!("fell with {before:?}, starts with {now:?}"));
+            return violated("durable", format!("ended with {before:?}, starts with {now:?}"));
         }
     }
     Ok(())
@@ -97,7 +98,7 @@ fn chosen((index, term): (u64, u64), configuration: &Configuration, views: &[Vie
         let majority = voters.len() / 2 + 1;
         if !voters.is_empty() && have < majority {
             let what = format!(
-                "entry {index} of term {term} was acknowledged, {have} of {voters:?} have it"
+                "entry {index} of term {term} was acknowledged, but {have} of {voters:?} have it"
             );
             return violated("durable", what);
         }

@@ -1,4 +1,4 @@
-//! One leader a term. Planted: `lead_without_votes`.
+//! At most one leader a term. Planted: `lead_without_votes`.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use super::{Checked, violated};
 pub struct Elections(BTreeMap<(GroupId, u64), ReplicaId>);
 
 impl Elections {
-    /// By hand a replica was made the whole group: whoever was elected before, and told nobody yet,
-    /// leads another one.
+    /// An operator made one replica the whole group: leaders elected before then led the old group.
     pub fn replaced(&mut self, group: GroupId) {
         self.0.retain(|(of, _), _| *of != group);
     }
 
     pub fn leads(&mut self, group: GroupId, term: u64, replica: ReplicaId) -> Checked {
         let leader = *self.0.entry((group, term)).or_insert(replica);
-        match leader == replica {
-            true => Ok(()),
-            false => violated("election", format!("{leader} and {replica} lead in term {term}")),
+        if leader == replica {
+            Ok(())
+        } else {
+            violated("election", format!("{leader} and {replica} lead in term {term}"))
         }
     }
 }

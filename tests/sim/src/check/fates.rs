@@ -1,7 +1,8 @@
-//! What a client was told was not applied never is. Planted: `lost_if_unknown`.
+//! A command of which a client was told that it was not applied is never applied. Planted:
+//! `lost_if_unknown`.
 //!
-//! Asked of commands that are sent once, outside of any session: a repeated one may be applied by
-//! another try.
+//! Checked for commands that are sent once, outside of any session: one that is sent again may be
+//! applied by another attempt.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,10 @@ pub fn kept(records: &[&Record], applied: &Applied) -> Checked {
         None => Ok(()),
         Some(record) => {
             let (id, why) = (record.id, record.refused.as_deref().unwrap_or_default());
-            violated("fates", format!("operation {id} was applied, and its client told: {why}"))
+            violated(
+                "fates",
+                format!("operation {id} was applied, though its client was told: {why}"),
+            )
         }
     }
 }

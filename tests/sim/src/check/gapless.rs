@@ -1,5 +1,5 @@
-//! The log goes on without a hole from its first entry to its last, and it begins at or before the
-//! entry behind every listed snapshot. Planted: `retry_failed_sync`.
+//! The log has all entries from its first to its last, and begins no later than right after any
+//! listed snapshot. Planted: `retry_failed_sync`.
 
 use lockstep_core::ids::GroupId;
 use lockstep_host::wal::WalReader;
@@ -7,7 +7,7 @@ use raft::eraftpb::Entry;
 
 use super::violated;
 
-/// Reads a replica's whole durable log; the entries, if none is missing.
+/// Reads all entries of a replica's durable log; a violation if one is missing.
 pub fn whole(group: GroupId, log: &WalReader) -> Result<Vec<Entry>, super::Violation> {
     let Some(state) = log.state(group) else { return Ok(Vec::new()) };
     if let Err(why) = state.validate() {

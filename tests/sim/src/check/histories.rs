@@ -1,6 +1,6 @@
-//! Clients' histories are linearizable, with the log's order as the witness: every answer is what
-//! that order gives, and no operation stands before one that had ended when it began; but for reads
-//! that asked for what one node has. Planted: `read_without_quorum`, `read_before_applied`.
+//! Clients' histories are linearizable, with the log's order as the witness: every answer is the
+//! one that this order gives, and no operation comes before another that had ended when it began.
+//! Local reads may return older values. Planted: `read_without_quorum`, `read_before_applied`.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,8 @@ use super::{Checked, violated};
 use crate::client::Record;
 use crate::guest::Applied;
 
-/// Where an operation stands: the log's index, and writes before reads that saw them.
+/// An operation's place in the order: an index of the log, and whether it is a read, which comes
+/// after the writes of that index.
 type Place = (u64, bool);
 
 pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
@@ -31,7 +32,7 @@ pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
         let (place, right) = match record.value {
             Some(_) => {
                 let Some((index, old)) = places.get(&record.id) else {
-                    let what = format!("write {} was acknowledged, never applied", record.id);
+                    let what = format!("write {} was acknowledged, but never applied", record.id);
                     return violated("histories", what);
                 };
                 ((*index, false), *old)
@@ -39,10 +40,11 @@ pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
             None => ((record.applied, true), value_at(record.key, record.applied)),
         };
         if record.answer != Some(right) {
-            let what = format!("operation {} got {:?}, not {right}", record.id, record.answer);
+            let what =
+                format!("operation {} was answered {:?}, not {right}", record.id, record.answer);
             return violated("histories", what);
         }
-        // The past is good enough, as long as it was so.
+        // A local read may be old, as long as the value was once right.
         if record.local {
             continue;
         }
@@ -51,7 +53,7 @@ pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
     in_real_time(spans)
 }
 
-/// No operation stands before one that had ended when it began.
+/// No operation comes before one that had ended when it began.
 fn in_real_time(mut spans: Vec<(u64, u64, Place, u64)>) -> Checked {
     spans.sort_unstable();
     let mut ended: Vec<(u64, Place, u64)> =
@@ -65,15 +67,18 @@ fn in_real_time(mut spans: Vec<(u64, u64, Place, u64)>) -> Checked {
                 furthest = Some((before, who));
             }
         }
-        // A read at the index of another read is as good; a write stands behind what ended.
-        let behind = |before: Place| match place.1 {
-            true => before.0 <= place.0,
-            false => before.0 < place.0 || (before.0 == place.0 && !before.1),
+        // A read may share the place of one that ended; a write must come after it.
+        let behind = |before: Place| {
+            if place.1 {
+                before.0 <= place.0
+            } else {
+                before.0 < place.0 || (before.0 == place.0 && !before.1)
+            }
         };
         if let Some((before, who)) = furthest.filter(|(before, _)| !behind(*before)) {
             let what = format!(
-                "operation {id} stands at {place:?}, before {who} at {before:?}, \
-                which had ended"
+                "operation {id} is at {place:?}, before {who} at {before:?}, which had ended when \
+                 it began"
             );
             return violated("histories", what);
         }

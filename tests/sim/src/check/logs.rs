@@ -1,5 +1,5 @@
-//! Equal index and term, equal entry and equal term before it, on all disks and at all times (log
-//! matching). Planted: `write_other_bytes`.
+//! Entries of equal index and term are equal and follow entries of equal terms, on all disks and at
+//! all times (log matching). Planted: `write_other_bytes`.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,13 @@ use raft::eraftpb::Entry;
 
 use super::{Checked, violated};
 
-/// Digest of each entry by group, index and term, over all nodes and their lives.
+/// The digest of each entry, by group, index and term, over all nodes and processes.
 #[derive(Default)]
 pub struct Entries(BTreeMap<(GroupId, u64, u64), [u8; 32]>);
 
 impl Entries {
-    /// `before` is the term of the entry before the first of them.
+    /// Checks entries of one log against all seen so far. `before` is the term of the entry before
+    /// the first of them.
     pub fn agree(&mut self, group: GroupId, mut before: u64, entries: &[Entry]) -> Checked {
         for entry in entries {
             let mut hasher = blake3::Hasher::new();

@@ -1,11 +1,11 @@
-//! Commands are refused before a guest has all the memory that it may have. Planted:
+//! Commands are refused before a guest reaches its limit of memory. Planted:
 //! `memory_without_bound`.
 
 use lockstep_core::fault::{Fault, FaultClass};
 
 use super::{Checked, violated};
 
-/// A replica halts because of this.
+/// A replica halts with this fault: not for lack of the guest's own memory.
 pub fn had(fault: &Fault) -> Checked {
     match fault {
         Fault::Guest(guest) if guest.class == FaultClass::OutOfMemory => {

@@ -1,4 +1,4 @@
-//! What a message promises is durable when it leaves. Planted: `acknowledge_before_sync`,
+//! What a message promises is durable before it is sent. Planted: `acknowledge_before_sync`,
 //! `forget_vote`.
 
 use lockstep_core::group::{Body, Frame};
@@ -7,10 +7,10 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::{Checked, violated};
 
-/// A frame leaves a node with this log.
+/// A node with this durable log sends a frame.
 pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
     let Some(state) = log.state(frame.group) else {
-        return violated("promises", "a frame leaves before the replica's id is durable");
+        return violated("promises", "a frame is sent before the replica's id is durable");
     };
     let message = match &frame.body {
         Body::Raft(message) => message,
@@ -26,19 +26,19 @@ pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
     booted(frame, state.boot)?;
     let broken = |what: &str| {
         let kind = message.get_msg_type();
-        violated("promises", format!("{kind:?} of term {} leaves: {what}", message.term))
+        violated("promises", format!("{kind:?} of term {} is sent: {what}", message.term))
     };
     let voted =
         |vote: u64| state.term > message.term || (state.term == message.term && state.vote == vote);
     match message.get_msg_type() {
         MessageType::MsgAppendResponse if !message.reject => {
             let last = log.last_index(frame.group).unwrap_or(0);
-            // A later leader may have overwritten it in the same batch: who has that leader's term
-            // took part in choosing it, or could not have hindered it.
-            match state.term > message.term || (state.term == message.term && last >= message.index)
-            {
-                true => Ok(()),
-                false => broken("what it acknowledges is not durable"),
+            // The same batch may have overwritten the entry with one of a later leader. That leader
+            // was elected with this replica's vote, or without needing it, so this breaks nothing.
+            if state.term > message.term || (state.term == message.term && last >= message.index) {
+                Ok(())
+            } else {
+                broken("the entries that it acknowledges are not durable")
             }
         }
         MessageType::MsgRequestVoteResponse if !message.reject && !voted(message.to) => {
@@ -55,13 +55,10 @@ pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
 }
 
 fn booted(frame: &Frame, boot: u64) -> Checked {
-    match frame.boot == boot {
-        true => Ok(()),
-        false => violated("promises", "the boot count is not durable"),
-    }
+    if frame.boot == boot { Ok(()) } else { violated("promises", "the boot count is not durable") }
 }
 
-/// Whether a message is one that a leader sends to everybody.
+/// Whether only a leader sends such a message.
 pub fn is_leaders(message: &Message) -> bool {
     matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat)
 }

@@ -1,7 +1,7 @@
-//! There is always something to start from: the log from its first entry on, or a snapshot that the
-//! log lists and that is whole. Where bits rotted, the program never gives up the last one that it
-//! does not know to be bad, nor the last one that is whole, if there was time to see what became of
-//! the others. Planted: `delete_leased`.
+//! A replica can always start: its log begins at entry 1, or the log lists a snapshot that is
+//! whole. On a damaged disk the program never gives up the last snapshot that it does not know to
+//! be bad, nor the last one that is whole, if it had the time to read the others. Planted:
+//! `delete_in_use`.
 
 use lockstep_core::group::GroupStatus;
 use lockstep_core::limits;
@@ -13,14 +13,14 @@ use super::{Checked, violated};
 use crate::node::{Replica, Seen};
 use crate::world::MS;
 
-/// What was read within [`limits::PROOF_TICKS`] is not read again before another goes for it; and
-/// it takes its time until that is durable.
+/// A snapshot that was read within [`limits::PROOF_TICKS`] is not read again before others are
+/// given up for it, and some time passes until that is durable.
 const READ_LATELY: u64 = 4 * limits::PROOF_TICKS * limits::TICK_MS * MS;
 
-/// A list before another takes its place.
+/// A list of snapshots that another one is about to replace.
 pub struct Before {
     listed: Vec<SnapshotDesc>,
-    /// Whether one was whole.
+    /// Whether one of them was whole.
     whole: bool,
 }
 
@@ -30,13 +30,13 @@ impl Before {
         Self { listed, whole }
     }
 
-    /// Nothing came that may have rotted since it was sealed.
+    /// Whether the new list adds none, which might have been damaged since it was sealed.
     fn holds(&self, after: &[SnapshotDesc]) -> bool {
         after.iter().all(|desc| self.listed.contains(desc))
     }
 }
 
-/// There is something to start from, on a disk where no bit rotted: of what the log lists.
+/// A start would succeed on an undamaged disk: from entry 1, or from a snapshot that the log lists.
 pub fn stand(replica: &Replica, state: &RecoveryState) -> Checked {
     match state.first_index {
         1 => Ok(()),
@@ -44,8 +44,8 @@ pub fn stand(replica: &Replica, state: &RecoveryState) -> Checked {
     }
 }
 
-/// The log durably lists these now, and what nobody needs was deleted. `rotted`: since when this
-/// disk was left alone, if bits were flipped on it.
+/// The log durably lists these snapshots now, and others were deleted. `rotted`: how long ago this
+/// disk was last damaged, if it was.
 pub fn listed(
     replica: &Replica,
     first_index: u64,
@@ -57,36 +57,35 @@ pub fn listed(
         return Ok(());
     }
     let judged = |ago| ago > READ_LATELY && before.whole && before.holds(after);
-    match rotted.is_none_or(judged) {
-        true => one_is_whole(replica, after),
-        false => Ok(()),
-    }
+    if rotted.is_none_or(judged) { one_is_whole(replica, after) } else { Ok(()) }
 }
 
-/// What the log is to list from now on, and what is known of that.
+/// The core has decided what the log lists from now on, and knows some of it to be corrupt.
 pub fn decided(seen: &mut Seen, first_index: u64, status: &GroupStatus) -> Checked {
     let any_good = |known: &[ObjectRef], listed: &[SnapshotDesc]| {
         listed.iter().any(|desc| !known.contains(&ObjectRef::of(desc)))
     };
-    let had = any_good(&seen.rotten, &seen.listed);
+    let had = any_good(&seen.corrupt, &seen.listed);
     let changes = seen.listed != status.snapshots;
     seen.listed.clone_from(&status.snapshots);
-    seen.rotten.clone_from(&status.rotten);
-    match changes && had && !any_good(&seen.rotten, &seen.listed) && first_index > 1 {
-        true => violated("recovery_points", "the last one that was not known to rot is gone"),
-        false => Ok(()),
+    seen.corrupt.clone_from(&status.corrupt);
+    if changes && had && !any_good(&seen.corrupt, &seen.listed) && first_index > 1 {
+        violated("recovery_points", "the last one that was not known to be corrupt is gone")
+    } else {
+        Ok(())
     }
 }
 
 fn one_is_whole(replica: &Replica, listed: &[SnapshotDesc]) -> Checked {
     let bad = bad(replica, listed);
-    match bad.len() < listed.len() {
-        true => Ok(()),
-        false => violated("recovery_points", format!("none is whole: {}", bad.join("; "))),
+    if bad.len() < listed.len() {
+        Ok(())
+    } else {
+        violated("recovery_points", format!("none is whole: {}", bad.join("; ")))
     }
 }
 
-/// Why objects are not whole, of each that is not.
+/// For each object that is not whole, why.
 fn bad(replica: &Replica, listed: &[SnapshotDesc]) -> Vec<String> {
     let read = |desc: &SnapshotDesc| {
         let object = desc.clone();

@@ -1,4 +1,4 @@
-//! Each outbound transfer is reported to the core once. Planted: `never_report`.
+//! Each outbound transfer is reported to the core exactly once. Planted: `never_report`.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ pub struct Reports {
     began: BTreeMap<u64, u64>,
 }
 
-/// In a healed cluster no transfer takes so long.
+/// In a healed cluster every transfer ends sooner than this.
 const OVERDUE_US: u64 = 100 * crate::world::SECOND;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Report {
     Owed,
-    /// On its way, after the wait that the transfer's end asked for.
+    /// The transfer has ended; the report follows after the wait that its end asks for.
     Coming,
     Told,
 }
@@ -28,7 +28,7 @@ impl Reports {
         self.began.insert(transfer, now);
     }
 
-    /// The cluster is healed and does not come to rest: perhaps because of a transfer.
+    /// A healed cluster does not come to rest, perhaps because a report is missing.
     pub fn overdue(&self, now: u64) -> Checked {
         let mut owed = self.transfers.iter().filter(|(_, report)| **report == Report::Owed);
         match owed.find(|(id, _)| self.began[id] + OVERDUE_US < now) {
@@ -56,12 +56,12 @@ impl Reports {
         }
     }
 
-    /// Its process is gone: nobody is owed a report.
+    /// The sending process is gone, and needs no report.
     pub fn forgotten(&mut self, transfer: u64) {
         self.transfers.insert(transfer, Report::Told);
     }
 
-    /// At the end everything was reported, but for what is under way.
+    /// At the end every transfer was reported, except those under way.
     pub fn finish(&self, under_way: impl Fn(u64) -> bool) -> Checked {
         let owed =
             self.transfers.iter().find(|(id, report)| **report == Report::Owed && !under_way(**id));

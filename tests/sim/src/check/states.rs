@@ -1,5 +1,5 @@
-//! Equal index, equal state: a chain of hashes over everything applied, restarts and restores
-//! included. Planted: `clock_in_apply`.
+//! Replicas that applied the same entries have the same state, compared by a chain of hashes over
+//! all that was applied, restarts and restores included. Planted: `clock_in_apply`.
 
 use super::{Checked, violated};
 use crate::guest::{SharedObserved, lock};

@@ -1,6 +1,6 @@
-//! Log time is plausible: never more than 5 s past what a majority of the voters' clocks had
-//! reached. A clock counts as what it showed at a tick of its node, and as if it had gone on from
-//! there, for as long as others may still go by what they heard of it. Planted: `stamp_own_clock`.
+//! Log time is never more than 5 s past what a majority of the voters' clocks has reached. A clock
+//! has reached what it showed at a tick of its node, advanced since then, for as long as other
+//! nodes may still rely on having heard it. Planted: `stamp_own_clock`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,21 +11,22 @@ use lockstep_core::snapshot::Configuration;
 use super::{Checked, violated};
 use crate::world::{MS, SECOND};
 
-/// Ten election timeouts of a slow clock, behind a frame that waited for the end of a pause.
+/// How long other nodes may rely on a clock that they heard: ten election timeouts of a slow clock,
+/// after a frame that waited for the end of a pause.
 const HEARD_US: u64 = 90 * SECOND;
-/// What a leader may have stamped since a ceiling was computed last, ms.
+/// How far a leader's stamps may be past the ceiling that was computed last, ms.
 const SLACK_MS: u64 = limits::CLOCK_SKEW_MS_MAX + 2 * limits::TICK_MS;
 
 #[derive(Default)]
 pub struct Times {
-    /// Of each node, when its clock said what; only what is the most for some later moment.
+    /// For each node, when its clock showed what; only readings that may be the highest later.
     clocks: BTreeMap<NodeId, VecDeque<(u64, u64)>>,
-    /// What may have been reached, ms, and when that was computed.
+    /// When each group's ceiling was computed, and the ceiling, ms.
     ceilings: BTreeMap<GroupId, (u64, u64)>,
 }
 
 impl Times {
-    /// A node reads its clock.
+    /// A node ticks, and reads its clock.
     pub fn ticks(&mut self, node: NodeId, now: u64, wall_ms: u64) {
         let clock = self.clocks.entry(node).or_default();
         while clock.back().is_some_and(|(at, then)| then + gone(now - at) <= wall_ms) {
@@ -37,7 +38,8 @@ impl Times {
         }
     }
 
-    /// Moves the ceiling of a group that has this configuration, as some replica knows it.
+    /// Raises the ceiling of a group to what the clocks of this configuration, which a replica
+    /// knows, allow now.
     pub fn lift(&mut self, group: GroupId, now: u64, configuration: &Configuration) {
         let reached = |voters: &BTreeSet<ReplicaId>| {
             let mut clocks: Vec<u64> =
@@ -58,23 +60,24 @@ impl Times {
         self.clocks.get(&node)?.iter().map(|(at, then)| then + gone(now - at)).max()
     }
 
-    /// Entries up to this time of the log were applied; the ceiling is that of now.
+    /// Entries up to this log time were applied.
     pub fn applied(&self, group: GroupId, time_ms: u64) -> Checked {
         let ceiling = self.ceilings.get(&group).map_or(0, |(_, ceiling)| *ceiling);
-        match time_ms <= ceiling + SLACK_MS {
-            true => Ok(()),
-            false => violated(
+        if time_ms <= ceiling + SLACK_MS {
+            Ok(())
+        } else {
+            violated(
                 "time",
                 format!(
-                    "group {group}: the log is at {time_ms} ms, and a majority of the clocks has \
-                     reached {ceiling}"
+                    "group {group}: the log is at {time_ms} ms, but a majority of the clocks has \
+                     only reached {ceiling}"
                 ),
-            ),
+            )
         }
     }
 }
 
-/// Milliseconds in which a clock that is a tenth too fast shows so many microseconds more.
+/// How far a clock that is a tenth too fast advances in `us` microseconds, ms.
 fn gone(us: u64) -> u64 {
     us * 11 / (10 * MS)
 }

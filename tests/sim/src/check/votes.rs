@@ -1,5 +1,5 @@
-//! A replica votes once a term, restarts included, and a replica whose disk is gone says nothing
-//! any more. Planted: `wiped_replica_votes`, `two_votes`.
+//! A replica votes at most once a term, restarts included, and a replica whose disk is lost sends
+//! nothing any more. Planted: `wiped_replica_votes`, `two_votes`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,23 +22,25 @@ impl Votes {
 
     pub fn sends(&mut self, frame: &Frame) -> Checked {
         if self.gone.contains(&frame.from) {
-            return violated("votes", format!("{} speaks, though its disk is gone", frame.from));
+            return violated(
+                "votes",
+                format!("{} sends a frame, though its disk is lost", frame.from),
+            );
         }
         let Body::Raft(message) = &frame.body else { return Ok(()) };
         let to = match message.get_msg_type() {
             MessageType::MsgRequestVoteResponse if !message.reject => message.to,
-            // A candidate has its own vote.
+            // A candidate votes for itself.
             MessageType::MsgRequestVote => message.from,
             _other => return Ok(()),
         };
         let key = (frame.group, frame.from, message.term);
         let given = *self.given.entry(key).or_insert(to);
-        match given == to {
-            true => Ok(()),
-            false => {
-                let (from, term) = (frame.from, message.term);
-                violated("votes", format!("{from} voted twice in term {term}"))
-            }
+        if given == to {
+            Ok(())
+        } else {
+            let (from, term) = (frame.from, message.term);
+            violated("votes", format!("{from} voted twice in term {term}"))
         }
     }
 }

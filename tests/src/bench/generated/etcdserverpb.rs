@@ -11,7 +11,7 @@ pub struct KeyValue {
     #[prost(bytes = "bytes", tag = "5")]
     pub value: ::prost::bytes::Bytes,
 }
-/// Linearizable, for `serializable` (7) is not set.
+/// Linearizable, because `serializable` (7) is not set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]

@@ -1,0 +1,56 @@
+//! [`Window`]: the bounds for commands in flight; [`Job`]: what a pipeline gives its driver.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
+
+use crate::client::Reply;
+use crate::error::Result;
+use crate::session::OpenCall;
+use crate::{STREAM_INFLIGHT_BYTES_MAX, STREAM_INFLIGHT_MAX};
+
+/// The unit of the window's bytes; a command takes one unit more than it fills.
+const ROOM_UNIT_BYTES: usize = 1 << 10;
+
+/// The bounds for commands in flight.
+#[derive(Clone)]
+pub(crate) struct Window {
+    commands: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// A command's part of the window, which a drop returns.
+#[derive(Default)]
+pub(crate) struct Room {
+    _command: Option<OwnedSemaphorePermit>,
+    _bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// One command on its way to the driver.
+pub(crate) struct Job {
+    pub command: Bytes,
+    /// The command's call, within a session.
+    pub call: Option<OpenCall>,
+    pub deadline: Instant,
+    pub answer: oneshot::Sender<Result<Reply>>,
+    /// The command's part of the window, until the command ends.
+    pub room: Room,
+}
+
+impl Window {
+    pub(crate) fn new(commands: usize) -> Self {
+        let bytes = Semaphore::new(STREAM_INFLIGHT_BYTES_MAX / ROOM_UNIT_BYTES);
+        let commands = Semaphore::new(commands.min(STREAM_INFLIGHT_MAX));
+        Self { commands: Arc::new(commands), bytes: Arc::new(bytes) }
+    }
+
+    pub(crate) async fn take(&self, bytes: usize) -> Room {
+        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX);
+        // The semaphores are never closed, so both calls succeed.
+        let _command = Arc::clone(&self.commands).acquire_owned().await.ok();
+        let _bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.ok();
+        Room { _command, _bytes }
+    }
+}

@@ -1,0 +1,418 @@
+//! Snapshots at checkpoints: entries of the log name the indexes at which every replica captures.
+//!
+//! The objects of one checkpoint are therefore equal on all nodes: any peer can serve any other, a
+//! transfer survives a change of leader, and unequal digests at a checkpoint would reveal
+//! divergence. A replica skips a checkpoint if it is still capturing an earlier one or gets no
+//! place in time. A failed capture costs nothing but this one opportunity. A replica that is short
+//! of space, or soon would be, does not wait for a checkpoint.
+
+use raft::Storage as _;
+use raft::eraftpb::{Entry, EntryType};
+
+use crate::entry::{self, CheckpointReason, EntryBody, footprint};
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::hosting::Hosting;
+use crate::group::pipeline::Capture;
+use crate::group::places::PlaceWait;
+use crate::group::ready;
+use crate::ids::ReplicaId;
+use crate::limits;
+use crate::retention::{self, Pins};
+use crate::snapshot::{Room, SnapshotDesc, Verified};
+
+/// What was written since the last checkpoint, and the capture under way.
+pub(super) struct Checkpoints {
+    /// The index of the last checkpoint, or of the snapshot that this replica started from.
+    last: u64,
+    handed: u64,
+    /// The index of the last entry with commands.
+    command: u64,
+    bytes: u64,
+    /// Entries since the last checkpoint that may have changed the state.
+    changes: u64,
+    wanted: Option<CheckpointReason>,
+    /// The checkpoint that this leader proposed and that is not committed yet, as (term, index).
+    proposed: Option<(u64, u64)>,
+    /// The index of the capture under way.
+    capturing: Option<u64>,
+    /// The tick at which that capture began, and how many ticks the last finished one took.
+    began: u64,
+    took: u64,
+    /// Checkpoints skipped because another capture was under way or no place was free.
+    skipped: u64,
+    failed: u64,
+    /// Why the last capture failed; `None` once one has succeeded.
+    failure: Option<String>,
+    /// Whether that failure is temporary: what the capture needed is in use and will be free again.
+    postponed: bool,
+    /// The space for the next snapshot, as the host reported it last.
+    room: Option<Room>,
+    /// The tick at which the next snapshot became overdue.
+    overdue_since: Option<u64>,
+    /// The index of the capture that waits until a recovery point is unlisted.
+    waiting_for_room: Option<u64>,
+    /// What happens to a capture that got no place.
+    pub(super) place: Option<PlaceWait>,
+    /// Captures that failed in a row, and the tick before which no further checkpoint is proposed.
+    failed_in_a_row: u32,
+    not_before: u64,
+}
+
+/// Ticks between a failed capture and the next checkpoint that this leader proposes; doubled with
+/// each failure.
+const RETRY_TICKS: u64 = 10;
+/// How often that wait is doubled at most. That makes half a minute: space may be freed at any
+/// time, and a client or a follower may be waiting for the snapshot.
+const RETRY_DOUBLINGS_MAX: u32 = 5;
+
+impl Checkpoints {
+    /// Counts from the snapshot at `index`; `bytes` is the size of the log from there to the floor.
+    pub(super) fn since(index: u64, bytes: u64) -> Self {
+        Self {
+            // The entries after the snapshot are not examined: assume that they changed something.
+            changes: 1,
+            began: 0,
+            took: 0,
+            last: index,
+            handed: index,
+            // If there are entries after the snapshot, assume that the first one holds commands.
+            command: index + u64::from(bytes > 0),
+            bytes,
+            wanted: None,
+            proposed: None,
+            capturing: None,
+            skipped: 0,
+            failed: 0,
+            failure: None,
+            postponed: false,
+            room: None,
+            overdue_since: None,
+            waiting_for_room: None,
+            place: None,
+            failed_in_a_row: 0,
+            not_before: 0,
+        }
+    }
+
+    /// The index of the last checkpoint, or of the snapshot that counts as one.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether a checkpoint is proposed and not committed yet, or a capture is under way here.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.proposed.is_some() || self.capturing.is_some()
+    }
+
+    /// Whether a checkpoint is to be proposed.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Whether a checkpoint is proposed and not committed yet.
+    pub(super) fn is_proposed(&self) -> bool {
+        self.proposed.is_some()
+    }
+
+    /// The index of the last checkpoint, if nothing changed since and no capture is under way.
+    pub(super) fn settled(&self) -> Option<u64> {
+        (self.changes == 0 && self.capturing.is_none() && self.last > 0).then_some(self.last)
+    }
+
+    /// Ticks for which no checkpoint is proposed because a capture failed.
+    pub(super) fn rests_for(&self, now: u64) -> Option<u64> {
+        self.not_before.checked_sub(now).filter(|ticks| *ticks > 0)
+    }
+
+    /// How many ticks the last capture took.
+    pub(super) fn took(&self) -> u64 {
+        self.took
+    }
+
+    pub(super) fn want(&mut self, reason: CheckpointReason) {
+        self.wanted.get_or_insert(reason);
+    }
+
+    /// Counts a committed entry.
+    pub(super) fn passed(&mut self, entry: &Entry) {
+        self.handed = entry.index;
+        if entry::is_commands(&entry.data) {
+            self.command = entry.index;
+        }
+        self.bytes += footprint(entry) as u64;
+        // The empty entry that begins a leader's term changes nothing.
+        self.changes += u64::from(!entry.data.is_empty());
+        if entry.get_entry_type() == EntryType::EntryNormal && entry::is_checkpoint(&entry.data) {
+            self.last = entry.index;
+            (self.bytes, self.changes) = (0, 0);
+            self.proposed = None;
+        }
+    }
+
+    /// Begins a capture at `index`. Returns false, and counts a skipped one, if another is under
+    /// way.
+    pub(super) fn begin_capture(&mut self, index: u64, now: u64) -> bool {
+        if self.capturing.is_some() {
+            self.skipped += 1;
+            return false;
+        }
+        (self.capturing, self.place) = (Some(index), None);
+        self.began = now;
+        true
+    }
+
+    /// Notes that the capture at `index` failed at tick `now`.
+    fn capture_failed(&mut self, index: u64, why: String, postponed: bool, now: u64) {
+        if self.capturing == Some(index) {
+            self.abandon_capture();
+            self.failed += 1;
+            (self.failure, self.postponed) = (Some(why), postponed);
+            self.not_before = now + (RETRY_TICKS << self.failed_in_a_row);
+            self.failed_in_a_row = (self.failed_in_a_row + 1).min(RETRY_DOUBLINGS_MAX);
+        }
+    }
+
+    /// Counts an installed snapshot as the last checkpoint; captures queued before it were dropped.
+    pub(super) fn installed(&mut self, index: u64) {
+        self.last = self.last.max(index);
+        self.handed = self.handed.max(index);
+        (self.bytes, self.changes) = (0, 0);
+        self.abandon_capture();
+    }
+
+    /// Forgets the capture under way: it failed, or its guest is gone.
+    pub(super) fn abandon_capture(&mut self) {
+        self.capturing = None;
+        self.waiting_for_room = None;
+        self.place = None;
+    }
+
+    /// The index of the last entry with commands, if it comes after the last checkpoint.
+    pub(super) fn unmarked(&self) -> Option<u64> {
+        Some(self.command).filter(|index| *index > self.last)
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capturing.is_some()
+    }
+
+    pub(super) fn is_capturing_at(&self, index: u64) -> bool {
+        self.capturing == Some(index)
+    }
+
+    /// The tick at which the capture under way began.
+    pub(super) fn began(&self) -> u64 {
+        self.began
+    }
+
+    /// Gives up a capture that waited too long for a place. The cause of an earlier failure is
+    /// kept.
+    pub(super) fn gave_up_for_a_place(&mut self, why: String) {
+        self.skipped += u64::from(self.capturing == Some(self.last));
+        self.abandon_capture();
+        if !self.fails() {
+            (self.failure, self.postponed) = (Some(why), true);
+        }
+    }
+
+    /// The space for the next snapshot, if it is known.
+    pub(super) fn room(&self) -> Option<Room> {
+        self.room
+    }
+
+    pub(super) fn told_of_room(&mut self, room: Room) {
+        self.room = Some(room);
+    }
+
+    /// The tick since which the next snapshot is overdue; `overdue` says whether it is now.
+    pub(super) fn overdue_since(&mut self, overdue: bool, now: u64) -> Option<u64> {
+        self.overdue_since = self.overdue_since.or(Some(now)).filter(|_| overdue);
+        self.overdue_since
+    }
+
+    /// Why the last capture failed; `None` if it succeeded.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Whether the last capture failed for a reason that does not pass by itself.
+    pub(super) fn fails(&self) -> bool {
+        self.failure.is_some() && !self.postponed
+    }
+
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.skipped, self.failed)
+    }
+
+    /// Why a checkpoint is due, if one is; the policy's limits count `patience` times.
+    fn due(&self, shared: &Shared, patience: u64) -> Option<CheckpointReason> {
+        let policy = shared.config.snapshot_policy;
+        let entries = policy.entries.saturating_mul(patience);
+        let bytes = policy.log_bytes.saturating_mul(patience);
+        self.wanted
+            .or_else(|| (self.handed - self.last >= entries).then_some(CheckpointReason::Entries))
+            .or_else(|| (self.bytes >= bytes).then_some(CheckpointReason::LogBytes))
+    }
+}
+
+impl Hosting {
+    /// On a leader, proposes a checkpoint when one is due. A follower that needs a snapshot makes
+    /// one due.
+    pub(super) fn tick_checkpoints(&mut self, shared: &mut Shared) {
+        if !self.is_leader() {
+            self.checkpoints.proposed = None;
+            return;
+        }
+        let term = self.raw.raft.term;
+        let under_way = self.checkpoints.proposed.is_some_and(|(proposed, _)| proposed == term);
+        let too_soon = shared.now < self.checkpoints.not_before;
+        if under_way || too_soon || self.checkpoints.capturing.is_some() {
+            return;
+        }
+        if self.raw.store().take_wanted_snapshot().is_some() {
+            self.checkpoints.want(CheckpointReason::Learner);
+        }
+        // While a snapshot is being sent, checkpoints come later, so that it is not superseded so
+        // soon.
+        let patience = if self.outgoing.is_busy() { limits::CHECKPOINT_PATIENCE } else { 1 };
+        let Some(reason) = self.checkpoints.due(shared, patience) else { return };
+        let body = EntryBody::Checkpoint { time_ms: shared.stamp(), reason };
+        if let Some((index, term)) = self.propose(&body) {
+            self.checkpoints.proposed = Some((term, index));
+            self.checkpoints.wanted = None;
+        }
+    }
+
+    /// The guest wrote its snapshot at `index`; the lane applies entries again.
+    pub(super) fn capture_written(&mut self, shared: &mut Shared, index: u64) {
+        self.pipeline.captured(index);
+        // Counted from here, and not from a moment that groups have in common: groups that took
+        // turns do not all try at the same time.
+        shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
+    }
+
+    /// A local snapshot is complete: lists it and cuts the log, unless a newer one is listed
+    /// already.
+    pub(super) fn captured(
+        &mut self,
+        shared: &mut Shared,
+        snapshot: Verified,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Verified { desc, hold } = snapshot;
+        if self.checkpoints.capturing == Some(desc.index) {
+            self.checkpoints.capturing = None;
+            self.checkpoints.took = shared.now - self.checkpoints.began;
+        }
+        self.checkpoints.failed_in_a_row = 0;
+        self.checkpoints.failure = None;
+        self.rebuilds.captured(&desc, shared.memory);
+        self.proof.is_whole(&desc, shared.now);
+        if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
+            return;
+        }
+        let (pins, corrupt) = (self.pins(shared), self.wants.corrupt());
+        let plan = if shared.keeps_one() {
+            retention::plan_alone(&shared.recovery, desc, &pins)
+        } else {
+            retention::plan(&shared.recovery, desc, &pins, corrupt)
+        };
+        ready::list_local(self, shared, plan, Some(hold), effects);
+    }
+
+    /// A snapshot fits only if the recovery point `unlist` is deleted. Unlists it if the retention
+    /// rules allow that, once the recovery point that stays was verified.
+    pub(super) fn room_wanted(
+        &mut self,
+        shared: &mut Shared,
+        unlist: &SnapshotDesc,
+        capture: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(gone) = capture.filter(|index| self.checkpoints.capturing != Some(*index)) {
+            return self.pipeline.captured(gone);
+        }
+        // All recovery points are kept while the apply lane may still have to open one: the newest
+        // may be corrupt.
+        let plan = if self.pipeline.is_reading() {
+            None
+        } else {
+            retention::unlist(&shared.recovery, unlist, &self.pins(shared), self.wants.corrupt())
+        };
+        match (plan, capture) {
+            (Some(_), _) if !self.is_proven(shared, effects) => self.proof.wait(unlist, capture),
+            (Some(plan), _) => {
+                self.checkpoints.waiting_for_room = capture.or(self.checkpoints.waiting_for_room);
+                ready::list_local(self, shared, plan, None, effects);
+            }
+            (None, Some(index)) => {
+                let why = format!("no space, and the recovery point at {} must stay", unlist.index);
+                self.capture_failed(shared, index, why, false);
+            }
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn capture_failed(
+        &mut self,
+        shared: &Shared,
+        index: u64,
+        why: String,
+        postponed: bool,
+    ) {
+        self.pipeline.captured(index);
+        self.checkpoints.capture_failed(index, why, postponed, shared.now);
+    }
+
+    /// Captures at the floor, between two checkpoints, for a replica that cannot wait for the next
+    /// one: it is short of space, its log is damaged, it got no place at the checkpoint, or no peer
+    /// could repair its object. Returns false if no capture began.
+    pub(super) fn capture_here(&mut self, shared: &Shared) -> bool {
+        let index = shared.recovery.floor;
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        let waits = self.checkpoints.capturing.is_some()
+            || shared.now < self.checkpoints.not_before
+            || self.checkpoints.asks_later(shared.now);
+        if waits || index <= newest || !self.pipeline.captures() {
+            return false;
+        }
+        let Ok(term) = self.raw.store().term(index) else { return false };
+        self.checkpoints.begin_capture(index, shared.now);
+        self.push_capture(shared, term, index);
+        true
+    }
+
+    /// Queues a capture at `index`, up to which everything was handed to the pipeline.
+    pub(super) fn push_capture(&mut self, shared: &Shared, term: u64, index: u64) {
+        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+        let gain = self.raw.store().bytes_between(newest, index);
+        let configuration = shared.recovery.configuration.clone();
+        self.pipeline.push_capture(Capture { term, index, configuration, gain });
+    }
+
+    /// Retries a capture that waited for a recovery point to be unlisted: the list is durable now.
+    pub(super) fn retry_capture(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(index) = self.checkpoints.waiting_for_room.take() {
+            self.pipeline.capture_again(index, effects);
+        }
+    }
+
+    pub(super) fn pins(&self, shared: &Shared) -> Pins {
+        let raft = &self.raw.raft;
+        let followers = raft
+            .prs()
+            .iter()
+            .filter(|(id, peer)| self.is_leader() && **id != raft.id && peer.recent_active)
+            .map(|(id, peer)| (ReplicaId(*id), peer.matched));
+        Pins {
+            sending: self.outgoing.pins().into_iter().chain(self.catching_up(shared)).collect(),
+            slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
+            outgrown: self.raw.store().outgrown(),
+            unreadable: self.raw.store().unreadable(),
+            catch_up: self.catch_up,
+            budget: self.raw.store().within(self.log_pin_bytes),
+            sent_budget: self.raw.store().within(self.catch_up_bytes()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The words that are not used: the third column of the table *Words* in ARCHITECTURE.md.
+//!
+//! A word is looked for in code, comments and documents alike, as a whole word: `kept` does not
+//! occur in `keptOn` but does in `kept_on` and `KeptOn`. A phrase is looked for in a single line.
+
+use super::{Tree, Violation};
+
+/// Where the table is.
+const TABLE: &str = "ARCHITECTURE.md";
+/// Its first line.
+const HEAD: &str = "| word | in the field | not used | meaning here |";
+/// What is text, by the ends of the names of files.
+const TEXTS: [&str; 7] = [".rs", ".md", ".proto", ".wit", ".txt", ".toml", ".js"];
+/// Not prose of this project.
+const NOT_OURS: [&str; 2] = ["tests/fuzz/corpus/", "target/"];
+
+/// A word or phrase, and what is said instead.
+struct Unused<'a> {
+    words: Vec<&'a str>,
+    instead: &'a str,
+}
+
+/// Appends where such words occur.
+pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
+    let Some(table) = tree.text(TABLE) else { return };
+    let unused: Vec<Unused<'_>> = rows(table).flat_map(|(_, row)| of_row(row)).collect();
+    let of_table: Vec<usize> = rows(table).map(|(line, _)| line).collect();
+    for (file, text) in &tree.files {
+        let ours = !NOT_OURS.iter().any(|folder| file.starts_with(folder));
+        if !ours || !TEXTS.iter().any(|end| file.ends_with(end)) {
+            continue;
+        }
+        for (line, text) in text.lines().enumerate() {
+            if file == TABLE && of_table.contains(&line) {
+                continue;
+            }
+            for Unused { words, instead } in unused.iter().filter(|unused| occurs(unused, text)) {
+                let why = format!("\"{}\" is not used here: say {instead}", words.join(" "));
+                let file = file.clone();
+                violations.push(Violation { file, line: line + 1, rule: "unused-word", why });
+            }
+        }
+    }
+}
+
+/// The rows of the table, with their lines, from 0 on.
+fn rows(table: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = table.lines().enumerate().skip_while(|(_, line)| *line != HEAD);
+    lines.skip(2).take_while(|(_, line)| line.starts_with('|'))
+}
+
+fn of_row(row: &str) -> impl Iterator<Item = Unused<'_>> {
+    let mut cells = row.split('|').skip(1).map(str::trim);
+    let instead = cells.next().unwrap_or_default();
+    let unused = cells.nth(1).unwrap_or_default();
+    unused
+        .split(", ")
+        .filter(|phrase| !phrase.is_empty())
+        .map(move |phrase| Unused { words: phrase.split(' ').collect(), instead })
+}
+
+fn occurs(unused: &Unused<'_>, line: &str) -> bool {
+    let [first, rest @ ..] = &unused.words[..] else { return false };
+    let found = words(line);
+    found.windows(unused.words.len()).any(|found| {
+        let same = |(found, word): (&&str, &&str)| found.eq_ignore_ascii_case(word);
+        found[0].eq_ignore_ascii_case(first) && found[1..].iter().zip(rest).all(same)
+    })
+}
+
+/// The words of a line; names are cut at `_` and before a capital that follows a small letter.
+fn words(line: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for run in line.split(|c: char| !c.is_alphabetic() && c != '\'') {
+        let mut begin = 0;
+        let pairs = run.char_indices().zip(run.chars().skip(1));
+        for ((at, before), after) in pairs {
+            if before.is_lowercase() && after.is_uppercase() {
+                let end = at + before.len_utf8();
+                words.push(&run[begin..end]);
+                begin = end;
+            }
+        }
+        words.push(&run[begin..]);
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
