@@ -162,8 +162,6 @@ enum Input {
     Inward(Inward),
     Frame(Inbound),
     Request(Request),
-    /// Every channel into the actor is closed.
-    Closed,
 }
 
 impl GroupActor {
@@ -206,9 +204,6 @@ impl GroupActor {
         self.carry_out(first);
         while !self.group.state().is_stopped() {
             let input = self.select().await;
-            if matches!(input, Input::Closed) {
-                break;
-            }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(input)));
             if let Err(panic) = turn {
                 let fault = Fault::Internal(panic_text(&*panic).to_owned());
@@ -227,7 +222,6 @@ impl GroupActor {
             Some(inward) = self.mailbox.events.recv() => Input::Inward(inward),
             Some(frame) = self.mailbox.frames.recv() => Input::Frame(frame),
             Some(request) = self.mailbox.requests.recv() => Input::Request(request),
-            else => Input::Closed,
         }
     }
 
@@ -306,7 +300,6 @@ impl GroupActor {
                     self.group.handle(event, effects);
                 }
             }
-            Input::Closed => {}
         }
     }
 

@@ -105,11 +105,6 @@ impl WalReader {
         segments.iter().map(|(number, segment)| (*number, segment.path().to_owned())).collect()
     }
 
-    /// The groups in this log, ordered by id.
-    pub fn groups(&self) -> Vec<GroupId> {
-        self.shared.groups().keys().copied().collect()
-    }
-
     /// Reads one record. If it is damaged or cannot be read, its segment counts as damaged from now
     /// on.
     fn read(

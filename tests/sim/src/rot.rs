@@ -71,7 +71,6 @@ impl World {
             } else {
                 node.snapshot_rotted_at = self.now;
             }
-            self.weak = Some(id);
             self.counters.add(match (in_log, lost) {
                 (true, false) => "bit rot in a log",
                 (false, false) => "bit rot in a snapshot",
@@ -134,7 +133,6 @@ impl World {
             return;
         }
         (node.rotted, node.corrupt_log) = (true, Some((number, path.to_owned())));
-        self.weak = Some(id);
         self.counters.add("bit rot in the last segment");
         match torn {
             // The power fails during one of the next writes.

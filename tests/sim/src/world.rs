@@ -172,8 +172,6 @@ pub struct World {
     pub ambush: bool,
     /// Print every action.
     pub verbose: bool,
-    /// The node whose disk was damaged last; at most one is damaged at a time.
-    pub weak: Option<NodeId>,
     /// The nodes 1 to this are members of the groups.
     pub members: u16,
     /// How often `look` has run.
@@ -218,7 +216,6 @@ impl World {
             violation: None,
             ambush: false,
             verbose: false,
-            weak: None,
             keep: None,
             members: setup.initial_voters,
             looks: 0,
