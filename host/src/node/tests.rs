@@ -1,7 +1,7 @@
 //! Three nodes in one process, with real files and sockets.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_core::apply::Answer;

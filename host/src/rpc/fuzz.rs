@@ -84,6 +84,6 @@ pub fn client(input: &[u8]) {
     };
     let entry =
         EntryBody::Commands(Commands { time_ms: 1, calls: calls.into_iter().map(call).collect() });
-    let again = EntryBody::decode(commands.encode().into()).expect("what was proposed decodes");
-    assert_eq!(again, commands);
+    let again = EntryBody::decode(entry.encode().into()).expect("what was proposed decodes");
+    assert_eq!(again, entry);
 }
