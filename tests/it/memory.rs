@@ -37,7 +37,7 @@ async fn fill(client: &Client) -> usize {
             Ok(reply) => assert_eq!(reply.outcome, Outcome::Ok("".into())),
             Err(Error::Refused { refusal, message, .. }) => {
                 assert_eq!(refusal, "memory-high", "{message}");
-                assert_says(&message, &["may have 16777216", "12582912", "--relief"]);
+                assert_says(&message, &["limit 16777216", "12582912", "--relief"]);
                 return key;
             }
             Err(other) => panic!("value {key}: {other}"),

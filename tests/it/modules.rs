@@ -80,7 +80,7 @@ async fn modules_that_do_not_fit_are_refused_by_both_commands() {
 async fn a_native_module_that_is_unknown_is_refused() {
     let cluster = node_with("native:abacus");
     let said = refused(&cluster, 1, 2).await;
-    assert_says(&said, &["\"abacus\"", "hash-chain, register and ballast:BYTES"]);
+    assert_says(&said, &["\"abacus\"", "hash-chain, register or ballast:BYTES"]);
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ async fn each_object_is_told_what_it_is_good_for() {
     for command in ["list", "verify", "why"] {
         let (code, text) = look(command, &data).await;
         assert_eq!(code, Some(i32::from(command == "verify")), "{text}");
-        assert_says(line(&text, newest), &[" yes ", "not there"]);
+        assert_says(line(&text, newest), &[" yes ", "its file is missing"]);
     }
     std::fs::write(newest, &good).expect("it can be put back");
 
