@@ -25,6 +25,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 pub(crate) use requirements::Tried;
+use source::Source;
 
 /// Folders that are not checked: what was built or generated, and what git keeps.
 const SKIPPED: [&str; 3] = ["target", "generated", ".git"];
@@ -97,13 +98,11 @@ impl Tree {
 
     fn check(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
-        for (path, text) in &self.files {
-            if path.ends_with(".rs") {
-                rules::check(&source::Source::new(path, text), &mut violations);
-            }
-        }
+        let rust = self.files.iter().filter(|(path, _)| path.ends_with(".rs"));
+        let sources: Vec<Source<'_>> = rust.map(|(path, text)| Source::new(path, text)).collect();
+        sources.iter().for_each(|source| rules::check(source, &mut violations));
+        circles::check(&sources, &mut violations);
         rules::check_manifests(self, &mut violations);
-        circles::check(self, &mut violations);
         words::check(self, &mut violations);
         docs::check(self, &mut violations);
         requirements::check(self, &mut violations);

@@ -6,56 +6,45 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Violation;
 use super::source::Source;
-use super::{Tree, Violation};
 
-/// The folders without circles, and the root of the crate that each is in.
-const FOLDERS: [(&str, &str); 2] =
-    [("host/client/src/", "host/client/src/"), ("host/src/guest/", "host/src/")];
+/// The folders without circles.
+const FOLDERS: [&str; 2] = ["host/client/src/", "host/src/guest/"];
 
-type Imports = BTreeMap<String, BTreeSet<String>>;
+type Imports<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 /// Appends each file that is part of a circle.
-pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
-    for (folder, root) in FOLDERS {
-        let imports = imports(tree, folder, root);
-        for (module, file) in modules(tree, folder) {
-            if let Some(way) = back_to(&imports, &module) {
+pub(super) fn check(sources: &[Source<'_>], violations: &mut Vec<Violation>) {
+    for folder in FOLDERS {
+        let files: Vec<_> = sources.iter().filter_map(|source| of(folder, source)).collect();
+        let imports = imports(folder, &files);
+        for (module, source) in &files {
+            if let Some(way) = back_to(&imports, module) {
                 let why = format!("it imports itself: {}; move what they share", way.join(" > "));
+                let file = source.path.to_owned();
                 violations.push(Violation { file, line: 1, rule: "import-circle", why });
             }
         }
     }
 }
 
-/// The modules of a folder, by their names in it, and their files.
-fn modules<'a>(tree: &'a Tree, folder: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
-    tree.files.iter().filter_map(move |(file, _)| {
-        let name = file.strip_prefix(folder)?.strip_suffix(".rs")?;
-        let test = name == "tests" || name.contains("tests/") || name.ends_with("/tests");
-        let own = !test && name != "lib" && !name.contains("generated/");
-        own.then(|| (head(name).to_owned(), file.clone()))
-    })
+/// The module of a folder that a file is of, unless it is a test, generated, or the crate's root.
+fn of<'a>(folder: &str, source: &'a Source<'a>) -> Option<(&'a str, &'a Source<'a>)> {
+    let name = source.path.strip_prefix(folder)?.strip_suffix(".rs")?;
+    let mut parts = name.split('/');
+    let other = name == "lib" || parts.clone().any(|part| part == "tests" || part == "generated");
+    parts.next().filter(|_| !other).map(|module| (module, source))
 }
 
-/// The part of a path before the first `/`.
-fn head(path: &str) -> &str {
-    path.split('/').next().unwrap_or(path)
-}
-
-fn imports(tree: &Tree, folder: &str, root: &str) -> Imports {
-    let all: BTreeSet<String> = modules(tree, folder).map(|(module, _)| module).collect();
-    let prefix: Vec<&str> =
-        folder[root.len()..].split('/').filter(|part| !part.is_empty()).collect();
+fn imports<'a>(folder: &'a str, files: &[(&'a str, &'a Source<'a>)]) -> Imports<'a> {
+    let all: BTreeSet<&str> = files.iter().map(|(module, _)| *module).collect();
+    let (_, below_root) = folder.split_once("src/").unwrap_or_default();
+    let prefix: Vec<&str> = below_root.split_terminator('/').collect();
     let mut imports = Imports::new();
-    for (module, file) in modules(tree, folder) {
-        let text = tree.text(&file).unwrap_or_default();
-        let source = Source::new(&file, text);
-        let depth = file[folder.len()..].matches('/').count();
+    for (module, source) in files {
+        let depth = source.path[folder.len()..].matches('/').count();
         for (line, path) in source.paths() {
-            if source.is_test(line) {
-                continue;
-            }
             let parts: Vec<&str> = path.split("::").collect();
             let supers = parts.iter().take_while(|part| **part == "super").count();
             let inside = match parts.as_slice() {
@@ -63,9 +52,9 @@ fn imports(tree: &Tree, folder: &str, root: &str) -> Imports {
                 _ if supers > 0 => (supers == depth + 1).then(|| &parts[supers..]),
                 _other => None,
             };
-            let named = inside.and_then(|inside| inside.first()).map(|name| (*name).to_owned());
-            if let Some(named) = named.filter(|named| all.contains(named) && *named != module) {
-                imports.entry(module.clone()).or_default().insert(named);
+            let named = inside.and_then(|inside| inside.first()).and_then(|name| all.get(*name));
+            if let Some(named) = named.filter(|name| *name != module && !source.is_test(line)) {
+                imports.entry(module).or_default().insert(named);
             }
         }
     }
@@ -73,19 +62,19 @@ fn imports(tree: &Tree, folder: &str, root: &str) -> Imports {
 }
 
 /// The shortest way from a module back to itself.
-fn back_to(imports: &Imports, module: &str) -> Option<Vec<String>> {
-    let mut ways = vec![vec![module.to_owned()]];
+fn back_to<'a>(imports: &Imports<'a>, module: &'a str) -> Option<Vec<&'a str>> {
+    let mut ways = vec![vec![module]];
     let mut seen = BTreeSet::new();
     while !ways.is_empty() {
         let mut longer = Vec::new();
         for way in ways {
             for next in way.last().and_then(|last| imports.get(last)).into_iter().flatten() {
                 let mut way = way.clone();
-                way.push(next.clone());
-                if next == module {
+                way.push(next);
+                if *next == module {
                     return Some(way);
                 }
-                if seen.insert(next.clone()) {
+                if seen.insert(next) {
                     longer.push(way);
                 }
             }
