@@ -400,7 +400,7 @@ impl GroupActor {
                 }
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
-                Effect::Checkpointed { ticket, index } => self.marked(ticket, index),
+                Effect::Checkpointed { ticket, index } => self.checkpointed(ticket, index),
                 Effect::State(state) => self.publish_state(state),
             }
         }
@@ -487,7 +487,7 @@ impl GroupActor {
         }
     }
 
-    fn marked(&mut self, ticket: Ticket, index: u64) {
+    fn checkpointed(&mut self, ticket: Ticket, index: u64) {
         match self.tickets.remove(&ticket) {
             Some(Waiting::Checkpoint(sender)) => drop(sender.send(Ok(index))),
             Some(Waiting::Command(_) | Waiting::Query(_)) | None => {

@@ -183,19 +183,18 @@ impl ApplyLane {
             // If a capture waited for space, the core has given it up.
             self.goes_on();
         }
-        let begins = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
+        if let ApplyJob::Start { build, .. } | ApplyJob::Restore { build, .. } = job {
+            self.build = build;
+            (self.waiting, self.overtaken, self.fault) = (false, false, None);
+        }
         let stands = matches!(job, ApplyJob::Stand { .. });
         let idle = self.overtaken || self.waiting || self.fault.is_some();
-        if idle && !begins && !stands {
+        if idle && !stands {
             return vec![self.refuse(job)];
-        }
-        if begins {
-            (self.waiting, self.overtaken, self.fault) = (false, false, None);
         }
         let mut rest = None;
         let output = match job {
-            ApplyJob::Start { build, state } => {
-                self.build = build;
+            ApplyJob::Start { state, .. } => {
                 let floor = state.floor;
                 self.heard = self.heard.max(state.commit);
                 *self.listed() = state.snapshots;
@@ -216,8 +215,7 @@ impl ApplyLane {
                 let let_go = Event::Applied(Applied { bytes, ..Applied::default() });
                 Some(self.settle(reported.map(Event::Applied), let_go))
             }
-            ApplyJob::Restore { build, snapshot } => {
-                self.build = build;
+            ApplyJob::Restore { snapshot, .. } => {
                 let index = snapshot.index;
                 let restored = self.install(&snapshot);
                 // A rebuild from now on begins here, whether or not the actor has come to say so.

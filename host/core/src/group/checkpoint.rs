@@ -189,7 +189,7 @@ impl Checkpoints {
     }
 
     /// The index of the last entry with commands, if it comes after the last checkpoint.
-    pub(super) fn unmarked(&self) -> Option<u64> {
+    pub(super) fn uncovered(&self) -> Option<u64> {
         Some(self.command).filter(|index| *index > self.last)
     }
 

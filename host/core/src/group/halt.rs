@@ -75,7 +75,7 @@ impl Hosting {
         fault: Fault,
         effects: &mut Vec<Effect>,
     ) {
-        if build == self.pipeline.build() || planted("heed_an_old_fault") {
+        if self.pipeline.is_newest(build) || planted("heed_an_old_fault") {
             self.fault(shared, fault, effects);
         }
     }

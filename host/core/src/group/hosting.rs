@@ -85,16 +85,14 @@ impl Hosting {
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
         let newest = state.newest().map_or(0, |desc| desc.index);
         let checkpoints = Checkpoints::since(newest, log.bytes_between(newest, state.floor));
-        let floor = state.floor;
-        let raw = raft_node::open(state.replica, floor, log);
-        let (build, start) = (0, Box::new(state.clone()));
-        effects.push(Effect::Apply(ApplyJob::Start { build, state: start }));
+        let raw = raft_node::open(state.replica, state.floor, log);
+        let pipeline = Pipeline::start(state, effects);
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
         Self {
             raw,
             proposals: Proposals::default(),
             reads: Reads::default(),
-            pipeline: Pipeline::rebuilding(floor),
+            pipeline,
             election: Election::default(),
             membership: Membership::default(),
             installs: Installs::default(),

@@ -11,6 +11,7 @@ use raft::eraftpb::Entry;
 use crate::entry::footprint;
 use crate::group::effect::{ApplyJob, Effect};
 use crate::limits;
+use crate::recovery_state::RecoveryState;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 /// The queue in front of the apply lane.
@@ -64,15 +65,17 @@ pub(super) struct Capture {
 }
 
 impl Pipeline {
-    /// The lane begins by rebuilding the guest up to `floor`.
-    pub(super) fn rebuilding(floor: u64) -> Self {
+    /// The lane begins by rebuilding the guest up to the floor.
+    pub(super) fn start(state: &RecoveryState, effects: &mut Vec<Effect>) -> Self {
+        let (build, floor) = (0, state.floor);
+        effects.push(start_of(build, state));
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             inflight_bytes: 0,
             dispatched: floor,
             applied: 0,
-            build: 0,
+            build,
             rebuilding: true,
             restores: 0,
             installing: false,
@@ -93,8 +96,9 @@ impl Pipeline {
         self.applied
     }
 
-    pub(super) fn build(&self) -> u64 {
-        self.build
+    /// Whether the lane was given no newer build than this one.
+    pub(super) fn is_newest(&self, build: u64) -> bool {
+        self.build == build
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -236,13 +240,14 @@ impl Pipeline {
         self.waiting = true;
     }
 
-    /// The lane rebuilds the guest up to `floor`.
-    pub(super) fn start_again(&mut self, floor: u64) {
+    /// The lane rebuilds the guest up to the floor.
+    pub(super) fn start_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
         self.clear();
         self.go_on();
         self.rebuilding = true;
+        self.dispatched = state.floor;
         self.build += 1;
-        self.dispatched = floor;
+        effects.push(start_of(self.build, state));
     }
 
     fn go_on(&mut self) {
@@ -288,6 +293,10 @@ impl Pipeline {
             self.applied = at.unwrap_or(self.applied);
         }
     }
+}
+
+fn start_of(build: u64, state: &RecoveryState) -> Effect {
+    Effect::Apply(ApplyJob::Start { build, state: Box::new(state.clone()) })
 }
 
 impl Capture {

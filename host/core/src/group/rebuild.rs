@@ -79,12 +79,12 @@ pub(super) struct Rebuilds {
     last: Option<ReplicaId>,
     /// The tick since which a rebuild of the leader's own guest would pay.
     wanted_since: Option<u64>,
-    checkpoints: Watermarks,
+    checkpoints: MemoryCheckpoints,
 }
 
 /// When the next checkpoint for the sake of memory is due.
 #[derive(Default)]
-struct Watermarks {
+struct MemoryCheckpoints {
     /// The tick before which none is requested; `None` while memory is not high.
     after: Option<u64>,
     in_a_row: u32,
@@ -131,7 +131,7 @@ impl Rebuilds {
     }
 }
 
-impl Watermarks {
+impl MemoryCheckpoints {
     /// Whether a checkpoint is due after the entry at `command`.
     fn due(&mut self, command: u64, now: u64) -> bool {
         if self.command.0 != command {
@@ -297,9 +297,9 @@ impl Hosting {
         let members = || shared.recovery.configuration.replicas();
         let high = |id| !shared.is_silent(id) && shared.is_memory_high(id);
         if !self.is_leader() || !members().any(high) {
-            self.rebuilds.checkpoints = Watermarks::default();
+            self.rebuilds.checkpoints = MemoryCheckpoints::default();
         } else if !members().any(|id| shared.is_due(id) || shared.is_building(id))
-            && let Some(command) = self.checkpoints.unmarked()
+            && let Some(command) = self.checkpoints.uncovered()
             && self.rebuilds.checkpoints.due(command, shared.now)
         {
             self.checkpoints.want(CheckpointReason::Memory);

@@ -19,7 +19,7 @@ use raft::Storage as _;
 
 use crate::entry::CheckpointReason;
 use crate::group::Shared;
-use crate::group::effect::{ApplyJob, Effect};
+use crate::group::effect::Effect;
 use crate::group::frame::Body;
 use crate::group::hosting::Hosting;
 use crate::group::ready;
@@ -53,7 +53,7 @@ pub(super) struct Wants {
     listing: bool,
     /// What this leader made checkpoints for, by the replica that asked, and the newest snapshot
     /// that was listed here at that time.
-    marked: BTreeMap<ReplicaId, (About, u64)>,
+    checkpoints: BTreeMap<ReplicaId, (About, u64)>,
 }
 
 struct Asked {
@@ -120,7 +120,7 @@ impl Wants {
 
     /// The next leader makes its own checkpoints.
     pub(super) fn stepped_down(&mut self) {
-        self.marked.clear();
+        self.checkpoints.clear();
     }
 }
 
@@ -240,11 +240,12 @@ impl Hosting {
         let newest = self.raw.store().listed().first().map_or(0, |desc| desc.index);
         let about = About::of(want, 0);
         let done = |(of, then): &(About, u64)| *of == about && *then != newest;
-        if self.wants.marked.get(&replica).is_some_and(done) && !planted("checkpoint_for_each_want")
+        if self.wants.checkpoints.get(&replica).is_some_and(done)
+            && !planted("checkpoint_for_each_want")
         {
             return;
         }
-        self.wants.marked.insert(replica, (about, newest));
+        self.wants.checkpoints.insert(replica, (about, newest));
         self.checkpoints.want(CheckpointReason::Learner);
     }
 
@@ -320,13 +321,10 @@ impl Hosting {
     /// Rebuilds the guest up to the floor.
     pub(super) fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
-        let state = shared.recovery.clone();
         self.checkpoints.abandon_capture();
-        self.pipeline.start_again(state.floor);
         // The rebuild applies these entries, but produces no answers.
-        self.pass(state.floor, effects);
-        let (build, state) = (self.pipeline.build(), Box::new(state));
-        effects.push(Effect::Apply(ApplyJob::Start { build, state }));
+        self.pass(shared.recovery.floor, effects);
+        self.pipeline.start_again(&shared.recovery, effects);
         self.settle_state(shared, effects);
     }
 }

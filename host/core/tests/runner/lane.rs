@@ -76,25 +76,20 @@ impl Lane {
     ) -> Option<Done> {
         let mut done = Done::default();
         let job = self.queue.pop_front()?;
-        let revives = matches!(job, ApplyJob::Start { .. } | ApplyJob::Restore { .. });
         let stands = matches!(job, ApplyJob::Stand { .. });
         let is_due = matches!(job, ApplyJob::Query { index, .. } if index <= self.ledger.applied());
         let asked = is_due && self.ledger.applied() > 0;
-        if revives {
-            self.dead = false;
+        if let ApplyJob::Start { build, .. } | ApplyJob::Restore { build, .. } = job {
+            (self.dead, self.waiting, self.build) = (false, false, build);
         }
-        if (self.dead && !stands && !asked) || (self.waiting && !revives) {
+        if (self.dead && !stands && !asked) || self.waiting {
             if let ApplyJob::Query { ticket, .. } = job {
                 done.answer = Some((ticket, "refused by the lane".to_owned()));
             }
             return Some(done);
         }
-        self.waiting = false;
         match job {
-            ApplyJob::Start { build, state } => {
-                self.build = build;
-                self.start(&state, image, store, &mut done);
-            }
+            ApplyJob::Start { state, .. } => self.start(&state, image, store, &mut done),
             ApplyJob::Range { first, last, entries, awaited, .. } => {
                 let entries = if entries.is_empty() {
                     done.read = Some((first, last));
@@ -112,12 +107,10 @@ impl Lane {
                 let at = self.stand(goal, image, store);
                 done.events.push(Event::Stands { at });
             }
-            ApplyJob::Restore { build, snapshot } if self.restores_fail => {
-                self.build = build;
+            ApplyJob::Restore { snapshot, .. } if self.restores_fail => {
                 self.lose(snapshot, &mut done);
             }
-            ApplyJob::Restore { build, snapshot } => {
-                self.build = build;
+            ApplyJob::Restore { snapshot, .. } => {
                 self.restore(&snapshot, store);
                 let time_ms = self.ledger.log_time_ms();
                 done.events.push(Event::Restored { index: snapshot.index, time_ms });
