@@ -263,10 +263,11 @@ impl Wal {
     }
 
     /// Appends an empty batch if none follows the last one yet, so that damage to that one is told
-    /// from a torn tail. Returns whether it wrote.
+    /// from a torn tail; or if the active segment is damaged, so that another one begins. Returns
+    /// whether it wrote.
     pub fn seal_idle(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
-        if self.sealed || !self.pending.is_empty() {
+        if (self.sealed && !self.is_damaged()) || !self.pending.is_empty() {
             return Ok(false);
         }
         self.commit_own(Plan::default())
@@ -323,9 +324,12 @@ impl Wal {
         Some(Shortage::Disk { need, have: self.files.available() })
     }
 
-    /// Segments that were found damaged and still exist.
+    /// Segments that were found damaged and still exist, without the active one: what must be
+    /// dropped to delete that one is known when the next one has begun.
     pub fn damaged(&self) -> BTreeSet<u64> {
-        self.shared.damaged().clone()
+        let mut damaged = self.shared.damaged().clone();
+        damaged.remove(&self.active.number());
+        damaged
     }
 
     /// What must be dropped before the segments up to this one can be deleted: for each group with

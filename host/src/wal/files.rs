@@ -64,6 +64,8 @@ impl Files {
     /// Creates a file of `length` bytes. Takes two syncs.
     pub(super) fn make(&mut self, length: u64) -> Result<LogFile, WalError> {
         let (new, file) = (self.dir.join(NEW_NAME), self.next);
+        // A name is tried once: what a failed attempt leaves may still have it.
+        self.next += u64::from(!planted("try_a_name_again"));
         let path = self.dir.join(file_name(file));
         let WalOptions { cluster, node, block_bytes, .. } = self.options;
         // Makes the nonce of each file different.
@@ -78,10 +80,14 @@ impl Files {
             Err(error) => {
                 // An incomplete file is useless, and the disk needs the space.
                 self.remove(new)?;
+                if is_short(&error) {
+                    // The file may have its new name already, beside the old one.
+                    self.remove(path)?;
+                }
                 return Err(self.failed(error, length));
             }
         };
-        self.next += 1;
+        self.next += u64::from(planted("try_a_name_again"));
         if !planted("skip_segment_directory_sync")
             && let Err(error) = self.handle.sync()
         {

@@ -273,9 +273,10 @@ fn settle(files: &[LogFile]) -> Result<(), WalError> {
     Ok(())
 }
 
-/// The header of the file's head, if the head is complete.
+/// The header of the file's head, if the head is complete. Nothing after the head is read: in a
+/// spare it may be unreadable without any harm.
 fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
-    match look(file, &mut Window::new(file), file.header.head_offset())? {
+    match look(file, &mut Window::exact(file), file.header.head_offset())? {
         Look::Whole { header, .. } => Ok(Some(header)),
         Look::Torn { .. } | Look::Nothing => Ok(None),
     }

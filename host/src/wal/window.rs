@@ -9,6 +9,8 @@ const WINDOW_BYTES: u64 = 1 << 20;
 
 pub(super) struct Window<'a> {
     file: &'a LogFile,
+    /// Bytes read at once.
+    ahead: u64,
     /// The offset of `bytes` in the file.
     begin: u64,
     bytes: Vec<u8>,
@@ -16,7 +18,12 @@ pub(super) struct Window<'a> {
 
 impl<'a> Window<'a> {
     pub(super) fn new(file: &'a LogFile) -> Self {
-        Self { file, begin: 0, bytes: Vec::new() }
+        Self { file, ahead: WINDOW_BYTES, begin: 0, bytes: Vec::new() }
+    }
+
+    /// A window that reads no more than it is asked for.
+    pub(super) fn exact(file: &'a LogFile) -> Self {
+        Self { ahead: 0, ..Self::new(file) }
     }
 
     /// `count` bytes at `offset`; `None` if the file ends before that.
@@ -26,7 +33,7 @@ impl<'a> Window<'a> {
         };
         let held = self.begin..=self.begin + self.bytes.len() as u64;
         if !held.contains(&offset) || !held.contains(&end) {
-            let length = count.max(WINDOW_BYTES).min(self.file.length - offset);
+            let length = count.max(self.ahead).min(self.file.length - offset);
             self.bytes.resize(length as usize, 0);
             self.begin = offset;
             let read = read_exact_at(&*self.file.file, &mut self.bytes, offset);

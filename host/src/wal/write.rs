@@ -70,7 +70,14 @@ impl Wal {
     /// Whether the batch fits in the active segment.
     pub(super) fn fits(&self, plan: &Plan<'_>) -> bool {
         let size = batch_size(plan.body_bytes, self.active.file.header.block_bytes);
-        !self.given_up && self.end + size <= self.active.file.length
+        !self.given_up && !self.is_damaged() && self.end + size <= self.active.file.length
+    }
+
+    /// Whether the active segment was found damaged: it takes no further batch, because it can be
+    /// deleted only once it is no longer the active one.
+    pub(super) fn is_damaged(&self) -> bool {
+        let damaged = self.shared.damaged().contains(&self.active.number());
+        damaged && !planted("write_on_in_a_damaged_segment")
     }
 
     /// Makes one batch durable, in the next segment if it does not fit in the active one. If that

@@ -31,8 +31,9 @@ pub struct LateFull {
 }
 
 impl LateFull {
-    /// Each kind alone, and all of them together.
-    pub const EACH: [Self; 6] = {
+    /// Each kind alone, all of them together, and a name that can neither be made durable nor taken
+    /// back.
+    pub const EACH: [Self; 7] = {
         let none = Self { name: false, write: false, sync: false, remove: false, sync_dir: false };
         [
             Self { name: true, ..none },
@@ -41,6 +42,7 @@ impl LateFull {
             Self { remove: true, ..none },
             Self { sync_dir: true, ..none },
             Self { name: true, write: true, sync: true, remove: true, sync_dir: true },
+            Self { remove: true, sync_dir: true, ..none },
         ]
     };
 

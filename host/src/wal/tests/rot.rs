@@ -333,3 +333,43 @@ fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
     assert_eq!(wal.reader().scrub(&mut |_bytes| ()).len(), 1);
     assert_eq!(wal.damaged().len(), 1);
 }
+
+/// Damage in the segment that is being written. The next batch begins another one, however little
+/// is written, so that the damaged one can be deleted and a start does not refuse the log.
+#[test]
+fn a_damaged_segment_is_written_no_more_and_goes() {
+    let (fs, path, _begins) = log(|_wal| {});
+    let (mut wal, _found) = open_well(&fs);
+    let first = wal.active.number();
+    wal.seal_idle().expect("there is room");
+    assert!(!wal.seal_idle().expect("it is sealed"), "there is nothing to do");
+    let place = wal.shared.groups()[&GroupId(1)].extents().from(2).next().expect("entry 2").1.place;
+    fs.corrupt(&path, place.offset + 40).expect("the file is there");
+    assert!(wal.reader().entries(GroupId(1), 2, 3, 99).is_err());
+    assert_eq!(wal.damaged().len(), 0, "nothing can be done about it yet");
+
+    assert!(wal.seal_idle().expect("there is room"), "another segment begins");
+    assert_eq!(wal.damaged().into_iter().collect::<Vec<_>>(), [first]);
+    let last = wal.reader().last_index(GroupId(1)).expect("it is there");
+    assert_eq!(wal.live_up_to(first), [(GroupId(1), last + 1)]);
+    wal.append_and_tidy(&[job(1, state(last + 1, 1, last), vec![])]).expect("there is room");
+    assert!(!fs.has(&path) && wal.stats().damaged == 0);
+    drop(wal);
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
+}
+
+/// Nothing that a spare holds is needed, so that a start does not read more of it than its head.
+#[test]
+fn a_bad_sector_in_a_spare_keeps_no_log_from_opening() {
+    let (fs, files) = long_log();
+    let (mut wal, _found) = open_well(&fs);
+    let last = wal.reader().last_index(GroupId(1)).expect("it is there");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    let spare = wal.spares.iter().map(|spare| spare.path.clone()).find(|path| files.contains(path));
+    let spare = spare.expect("a segment that was deleted left its file");
+    assert!(wal.seal_idle().expect("there is room"), "the last batch says where the log begins");
+    drop(wal);
+    let length = fs.image()[&spare].len() as u64;
+    fs.bad_sectors(&spare, length / 2..length).expect("it is there");
+    assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
+}
