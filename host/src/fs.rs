@@ -15,6 +15,7 @@ use lockstep_core::mutant::planted;
 
 pub mod disk;
 pub mod mem;
+mod mounts;
 
 pub use disk::DiskFs;
 
@@ -92,7 +93,8 @@ pub struct Space {
     pub total: u64,
     /// What an unprivileged process may still write.
     pub available: u64,
-    /// Tells filesystems apart.
+    /// Tells apart what space comes from: where several filesystems draw on one pool of space, as
+    /// subvolumes of btrfs and datasets of ZFS do, all of them have the pool's number.
     pub device: u64,
 }
 

@@ -6,16 +6,22 @@
 //!   filesystem cannot sync directories, names are as durable as the filesystem makes them.
 //! - `rename_new` never replaces: it is `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
 //!   filesystem does not support that.
+//! - `space` knows a directory's filesystem by its device number, but where several of those draw
+//!   on one pool of space, by the number of the pool.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File as StdFile, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Advice, CWD, FallocateFlags, FlockOperation, FsWord, IFlags, RenameFlags};
+use rustix::fs::{
+    Advice, AtFlags, CWD, FallocateFlags, FlockOperation, FsWord, IFlags, RenameFlags, StatxFlags,
+};
 use rustix::io::Errno;
 
-use crate::fs::{Dir, File, Fs, Named, Promise, Space};
+use crate::fs::{Dir, File, Fs, Named, Promise, Space, mounts};
 
 /// Bytes of zeros written at a time where space cannot be reserved otherwise.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -47,6 +53,12 @@ const FILESYSTEMS: [(FsWord, &str, bool); 9] = [
     (0xca45_1a4e, "bcachefs", false),
 ];
 const BTRFS: FsWord = 0x9123_683e;
+
+/// The list of mounts, as this process sees it.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Where space comes from, by device number: one for each directory that was asked about, at most.
+static SOURCES: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
 
 impl Fs for DiskFs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
@@ -144,10 +156,11 @@ impl Fs for DiskFs {
 
     fn space(&self, dir: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(dir).map_err(|e| named(e.into(), "measure", dir))?;
+        let device = rustix::fs::stat(dir).map_err(|e| named(e.into(), "measure", dir))?.st_dev;
         Ok(Space {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
-            device: rustix::fs::stat(dir).map_err(|e| named(e.into(), "measure", dir))?.st_dev,
+            device: source_of_space(dir, device)?,
         })
     }
 
@@ -160,6 +173,41 @@ impl Fs for DiskFs {
         // The lock lives as long as the open file.
         Ok(Box::new(file))
     }
+}
+
+/// The number of what a directory's space comes from: of its pool if it has one, else its device
+/// number. The list of mounts is read once for each device number.
+fn source_of_space(dir: &Path, device: u64) -> io::Result<u64> {
+    // A filesystem with the number of a real device has that device to itself.
+    if rustix::fs::major(device) != 0 {
+        return Ok(device);
+    }
+    let sources = || SOURCES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = sources().get(&device).copied();
+    if let Some(source) = known {
+        return Ok(source);
+    }
+    let source = pool_of(dir)?.unwrap_or(device);
+    Ok(*sources().entry(device).or_insert(source))
+}
+
+/// The number of the pool that a directory's space comes from; `None` if it has none, or the system
+/// has no list of mounts.
+fn pool_of(dir: &Path) -> io::Result<Option<u64>> {
+    let Some(mount) = mount_of(dir) else { return Ok(None) };
+    match std::fs::read(MOUNTS) {
+        Ok(listed) => Ok(mounts::pool(&String::from_utf8_lossy(&listed), mount)),
+        // Without /proc nothing is known. Anything else, such as a lack of descriptors, passes.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(named(error, "read", Path::new(MOUNTS))),
+    }
+}
+
+/// The id of the mount that a directory is on. Linux tells it since 5.8.
+fn mount_of(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statx(CWD, dir, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+    let is_told = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    is_told.then_some(stat.stx_mnt_id)
 }
 
 /// Raises this process's limit of descriptors as far as it may, and returns the limit.
@@ -348,6 +396,30 @@ mod tests {
     fn a_filesystem_that_cannot_sync_directories_is_taken_as_it_is() -> io::Result<()> {
         assert!(StdFile::open("/proc")?.sync_all().is_err(), "it cannot");
         DiskFs.sync_dir(Path::new("/proc"))
+    }
+
+    /// The kernel and the list of mounts mean the same by the id of a mount.
+    #[test]
+    fn the_mount_of_a_directory_is_in_the_list_of_mounts() -> io::Result<()> {
+        // An older kernel does not tell the id.
+        if let Some(mount) = mount_of(Path::new("/proc")) {
+            let listed = std::fs::read_to_string(MOUNTS)?;
+            let line = listed.lines().find(|line| line.starts_with(&format!("{mount} ")));
+            assert!(line.is_some_and(|line| line.contains(" /proc ")), "{mount}: {line:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_filesystem_that_is_of_no_pool_is_known_by_its_device_number() -> io::Result<()> {
+        let dir = Path::new("/proc");
+        let device = rustix::fs::stat(dir)?.st_dev;
+        assert_eq!(DiskFs.space(dir)?.device, device);
+        assert_eq!(DiskFs.space(&dir.join("sys"))?.device, device, "also when it is known");
+        assert_eq!(pool_of(dir).expect("it can be read"), None);
+        let scratch = Scratch::new("device");
+        assert_ne!(DiskFs.space(&scratch.0)?.device, device);
+        Ok(())
     }
 
     #[test]
