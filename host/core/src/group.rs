@@ -424,7 +424,7 @@ impl Group {
             | Event::CaptureFailed { .. }
             | Event::Corrupt { .. }
             | Event::Read { .. }
-            | Event::Overtaken
+            | Event::Overtaken { .. }
             | Event::NeedsSnapshot { .. }
             | Event::Faulted(_)
             | Event::GuestFailed { .. }

@@ -56,8 +56,9 @@ pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
 
 /// The soft bound: at this part of a guest's memory limit commands are refused. The quarter above
 /// it is for what is under way by then (by the rule of [`MEMORY_UNDER_WAY_PARTS`] one entry of at
-/// most [`COMMANDS_ENTRY_BYTES_MAX`], which at the default limit of 1 GiB may take 256 times its
-/// size), for guests that grow a buffer by doubling it, and for commands that make room.
+/// most [`COMMANDS_ENTRY_BYTES_MAX`] and its answers, which may take 8 times its size at the least
+/// limit of 32 MiB and 256 times at the default one of 1 GiB), for guests that grow a buffer by
+/// doubling it, and for commands that make room.
 pub const MEMORY_SOFT_PERCENT: u64 = 75;
 /// At this part of a guest's memory limit commands that make room are refused, too.
 pub const MEMORY_RELIEF_PERCENT: u64 = 87;
@@ -69,6 +70,10 @@ pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
 /// A rebuild of a guest pays if it frees at least one such part of the guest's memory limit: while
 /// it lasts, which is as long as a start, the replica has no guest.
 pub const REBUILD_GAIN_PARTS: u64 = 8;
+
+/// Ticks after which a capture that has not ended counts as failed, though it may still end: a
+/// quarter of an hour, in which a slow disk syncs and reads a state of some 50 GiB.
+pub const CAPTURE_TICKS_MAX: u64 = 9_000;
 
 /// Length of a tick, ms.
 pub const TICK_MS: u64 = 100;

@@ -56,6 +56,14 @@ impl MemoryUse {
         let bound = if relief { self.relief() } else { self.soft() };
         bound.saturating_sub(self.bytes) / limits::MEMORY_UNDER_WAY_PARTS
     }
+
+    /// How many commands an entry may have. Their longest answers take half of the memory above the
+    /// bounds; the other half is for the commands themselves.
+    pub(crate) fn commands_max(self) -> usize {
+        let above = self.most.saturating_sub(self.relief());
+        let answers = above / 2 / limits::OUTCOME_BYTES_MAX as u64;
+        usize::try_from(answers).unwrap_or(usize::MAX).max(1)
+    }
 }
 
 /// The memory of a guest, and the length of a snapshot of its state at that time. Bytes.

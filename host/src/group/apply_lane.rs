@@ -117,6 +117,8 @@ pub struct ApplyLane {
     untold: Option<Fault>,
     /// The number of the last start or restore.
     build: u64,
+    /// The index of the newest recovery point that the last rebuild could begin with.
+    tried: u64,
     /// The log was cut while this lane read it: there is no guest until the core has the lane
     /// restore the snapshot that raft installed, or start again.
     overtaken: bool,
@@ -147,6 +149,7 @@ impl ApplyLane {
             fault: None,
             untold: None,
             build: 0,
+            tried: 0,
             overtaken: false,
             waiting: false,
             aside: Vec::new(),
@@ -200,7 +203,7 @@ impl ApplyLane {
                 *self.listed() = state.snapshots;
                 let started = self.rebuilt(floor);
                 let time_ms = self.ledger.log_time_ms();
-                self.begun(started, Event::Started { applied: floor, time_ms })
+                self.begun(started, Event::Started { build: self.build, applied: floor, time_ms })
             }
             ApplyJob::Range { first, last, bytes, entries, awaited } => {
                 let began = self.tools.clock.running();
@@ -225,7 +228,9 @@ impl ApplyLane {
                     Err(Fault::Restore(why)) if !planted("unread_restore_halts") => {
                         Some(self.not_restored(snapshot, why))
                     }
-                    other => self.begun(other, Event::Restored { index, time_ms }),
+                    other => {
+                        self.begun(other, Event::Restored { build: self.build, index, time_ms })
+                    }
                 }
             }
             ApplyJob::Stand { goal } => Some(self.stand(goal)),
@@ -289,21 +294,16 @@ impl ApplyLane {
     fn lost(&mut self, fault: Fault) {
         self.clear();
         match fault {
-            _ if self.overtaken => self.aside.push(Event::Overtaken),
+            _ if self.overtaken => self.aside.push(Event::Overtaken { build: self.build }),
             Fault::NoRecoverableSnapshot(why) => {
                 self.waiting = true;
                 tracing::error!(group = %self.tools.group, why,
                     "no recovery point can be restored");
-                self.aside.push(Event::NeedsSnapshot { why });
+                let (build, tried) = (self.build, self.tried);
+                self.aside.push(Event::NeedsSnapshot { build, tried, why });
             }
             fault => (self.fault, self.untold) = (Some(fault.clone()), Some(fault)),
         }
-    }
-
-    /// Halts the lane for a reason from outside.
-    pub(crate) fn give_up(&mut self, fault: Fault) {
-        self.place = None;
-        self.lost(fault);
     }
 
     fn listed(&self) -> MutexGuard<'_, Vec<SnapshotDesc>> {
@@ -451,6 +451,7 @@ impl ApplyLane {
     fn rebuilt(&mut self, goal: u64) -> Result<(), Fault> {
         loop {
             let listed = self.listed().clone();
+            self.tried = listed.first().map_or(0, |desc| desc.index);
             let result = self.rebuilt_from(&listed, goal);
             if result.is_ok() || *self.listed() == listed {
                 return result;

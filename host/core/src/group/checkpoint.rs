@@ -18,6 +18,7 @@ use crate::group::places::PlaceWait;
 use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::retention::{self, Pins};
 use crate::snapshot::{Room, SnapshotDesc, Verified};
 
@@ -39,6 +40,8 @@ pub(super) struct Checkpoints {
     /// The tick at which that capture began, and how many ticks the last finished one took.
     began: u64,
     took: u64,
+    /// The tick at which the guest had written it.
+    written: Option<u64>,
     /// Checkpoints skipped because another capture was under way or no place was free.
     skipped: u64,
     failed: u64,
@@ -73,6 +76,7 @@ impl Checkpoints {
             // The entries after the snapshot are not examined: assume that they changed something.
             changes: 1,
             began: 0,
+            written: None,
             took: 0,
             last: index,
             handed: index,
@@ -101,8 +105,8 @@ impl Checkpoints {
     }
 
     /// Whether a checkpoint is proposed and not committed yet, or a capture is under way here.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.proposed.is_some() || self.capturing.is_some()
+    pub(super) fn is_under_way(&self, now: u64) -> bool {
+        self.proposed.is_some() || self.is_capturing_in_time(now)
     }
 
     /// Whether a checkpoint is to be proposed.
@@ -158,7 +162,7 @@ impl Checkpoints {
             return false;
         }
         (self.capturing, self.place) = (Some(index), None);
-        self.began = now;
+        (self.began, self.written) = (now, None);
         true
     }
 
@@ -193,8 +197,16 @@ impl Checkpoints {
         Some(self.command).filter(|index| *index > self.last)
     }
 
-    pub(super) fn is_capturing(&self) -> bool {
-        self.capturing.is_some()
+    /// Whether the capture under way should have ended by now: the guest wrote it long ago.
+    fn is_late(&self, now: u64) -> bool {
+        let late = |written: u64| now >= written + limits::CAPTURE_TICKS_MAX;
+        let written = self.written.filter(|_| self.capturing.is_some());
+        written.is_some_and(late) && !planted("wait_for_a_capture")
+    }
+
+    /// Whether a capture is under way and may be expected to end.
+    pub(super) fn is_capturing_in_time(&self, now: u64) -> bool {
+        self.capturing.is_some() && !self.is_late(now)
     }
 
     pub(super) fn is_capturing_at(&self, index: u64) -> bool {
@@ -219,6 +231,11 @@ impl Checkpoints {
     /// The space for the next snapshot, if it is known.
     pub(super) fn room(&self) -> Option<Room> {
         self.room
+    }
+
+    /// Takes away the wait for the next try after a failure: what made it fail is over.
+    pub(super) fn wait_no_more(&mut self) {
+        self.not_before = 0;
     }
 
     pub(super) fn told_of_room(&mut self, room: Room) {
@@ -257,6 +274,19 @@ impl Checkpoints {
 }
 
 impl Hosting {
+    /// Notes that a capture does not end. It counts as failed until it does: the other replicas
+    /// need not wait for it, and the log here has its bound.
+    pub(super) fn tick_capture(&mut self, shared: &Shared) {
+        let checkpoints = &mut self.checkpoints;
+        if let Some(index) = checkpoints.capturing
+            && checkpoints.is_late(shared.now)
+            && !checkpoints.fails()
+        {
+            let why = format!("the snapshot at {index} was written and does not become complete");
+            (checkpoints.failure, checkpoints.postponed) = (Some(why), false);
+        }
+    }
+
     /// On a leader, proposes a checkpoint when one is due. A follower that needs a snapshot makes
     /// one due.
     pub(super) fn tick_checkpoints(&mut self, shared: &mut Shared) {
@@ -267,7 +297,7 @@ impl Hosting {
         let term = self.raw.raft.term;
         let under_way = self.checkpoints.proposed.is_some_and(|(proposed, _)| proposed == term);
         let too_soon = shared.now < self.checkpoints.not_before;
-        if under_way || too_soon || self.checkpoints.capturing.is_some() {
+        if under_way || too_soon || self.checkpoints.is_capturing_in_time(shared.now) {
             return;
         }
         if self.raw.store().take_wanted_snapshot().is_some() {
@@ -287,6 +317,7 @@ impl Hosting {
     /// The guest wrote its snapshot at `index`; the lane applies entries again.
     pub(super) fn capture_written(&mut self, shared: &mut Shared, index: u64) {
         self.pipeline.captured(index);
+        self.checkpoints.written.get_or_insert(shared.now);
         // Counted from here, and not from a moment that groups have in common: groups that took
         // turns do not all try at the same time.
         shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
@@ -341,7 +372,9 @@ impl Hosting {
             retention::unlist(&shared.recovery, unlist, &self.pins(shared), self.wants.corrupt())
         };
         match (plan, capture) {
-            (Some(_), _) if !self.is_proven(shared, effects) => self.proof.wait(unlist, capture),
+            (Some(_), _) if !self.is_proven(shared, effects) => {
+                self.proof.wait(unlist, capture, shared.now)
+            }
             (Some(plan), _) => {
                 self.checkpoints.waiting_for_room = capture.or(self.checkpoints.waiting_for_room);
                 ready::list_local(self, shared, plan, None, effects);

@@ -3,9 +3,9 @@
 //! - A client is told the index of the checkpoint once it is committed. A checkpoint that is due or
 //!   under way serves every client that asks before then: whatever was acknowledged to the client
 //!   earlier has a lower index.
-//! - If nothing changed since the last checkpoint and every replica has its snapshot, that
-//!   checkpoint is the answer. If a replica skipped it or failed to capture, another checkpoint is
-//!   useful.
+//! - If nothing changed since the last checkpoint and every replica that is heard has its snapshot,
+//!   that checkpoint is the answer. If a replica skipped it or failed to capture, another
+//!   checkpoint is useful.
 //! - A few may be requested at once, then one in [`limits::CHECKPOINT_REQUEST_TICKS`], or in as
 //!   long as the last capture took here: clients cannot make a group write snapshots without a
 //!   pause.
@@ -112,14 +112,16 @@ impl Hosting {
         Ok(None)
     }
 
-    /// The last checkpoint's index, if nothing changed since and every replica has its snapshot.
+    /// The last checkpoint's index, if nothing changed since and every replica has its snapshot. A
+    /// silent replica has none to wait for: another checkpoint would not reach it either.
     fn last_checkpoint_does(&self, shared: &Shared) -> Option<u64> {
         let last = self.checkpoints.settled()?;
         let has = |replica: ReplicaId| {
             if replica == shared.me() {
                 shared.snapshot >= last
             } else {
-                shared.seen.get(&replica).is_some_and(|seen| seen.snapshot >= last)
+                let counts = !shared.is_silent(replica) || planted("wait_for_the_silent");
+                !counts || shared.seen.get(&replica).is_some_and(|seen| seen.snapshot >= last)
             }
         };
         shared.recovery.configuration.replicas().all(has).then_some(last)

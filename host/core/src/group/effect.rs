@@ -53,7 +53,7 @@ pub enum Effect {
 pub enum ApplyJob {
     /// Build the guest from the newest recovery point that restores, and replay the log to the
     /// floor.
-    /// Builds are numbered, so that a failure can name the build that it ended.
+    /// Builds are numbered: what the lane reports of a guest's beginning or end names its build.
     Start { build: u64, state: Box<RecoveryState> },
     /// Apply `[first, last]`. If `entries` is empty, read them from the log. The report repeats
     /// `bytes`. Only answers to the `awaited` entries are needed.

@@ -90,6 +90,14 @@ impl Election {
 }
 
 impl Hosting {
+    /// The leader, if this is it or it was heard lately. raft forgets a silent leader only when the
+    /// election timer runs out, which a reluctant replica holds back and a learner does not have.
+    pub(super) fn led_by(&self, now: u64) -> Option<ReplicaId> {
+        let silent = now >= self.election.heard + 2 * limits::ELECTION_TICKS_MAX as u64;
+        let known = self.is_leader() || !silent || planted("led_by_the_silent");
+        self.leader().filter(|_| known)
+    }
+
     pub(super) fn tick_raft(&mut self, shared: &mut Shared) {
         let alone = self.raw.raft.prs().is_singleton();
         self.election.reluctant = !alone && is_reluctant(shared);

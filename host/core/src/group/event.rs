@@ -72,7 +72,10 @@ pub enum Event {
     },
 
     /// The apply lane rebuilt the guest up to `applied`; `time_ms` is the log's time there.
+    /// `build`, here and below, is the number of the start or restore that the lane did last (see
+    /// [`ApplyJob::Start`](super::ApplyJob::Start)).
     Started {
+        build: u64,
         applied: u64,
         time_ms: u64,
     },
@@ -86,6 +89,7 @@ pub enum Event {
     Applied(Applied),
     /// The guest was restored from an installed snapshot; `time_ms` is the log's time there.
     Restored {
+        build: u64,
         index: u64,
         time_ms: u64,
     },
@@ -95,6 +99,7 @@ pub enum Event {
     },
     /// The snapshot that was to replace the guest cannot be read, and the old guest is gone.
     NotRestored {
+        build: u64,
         index: u64,
         why: String,
     },
@@ -134,16 +139,21 @@ pub enum Event {
         found: Found,
     },
     /// The log was cut while the apply lane rebuilt its guest from it.
-    Overtaken,
+    Overtaken {
+        build: u64,
+    },
     /// No recovery point restores, because the objects are corrupt: a peer has to send one.
     NeedsSnapshot {
+        build: u64,
+        /// The index of the newest one that was listed; 0 if none was.
+        tried: u64,
         why: String,
     },
     /// The log failed, or the module is not the group's: the replica halts, or stops if it was the
     /// log.
     Faulted(Fault),
-    /// The guest of this build (see `ApplyJob::Start`) failed or could not be built: the lane
-    /// applies nothing more. The replica halts, unless the lane was given a newer build since.
+    /// The guest failed or could not be built: the lane applies nothing more. The replica halts,
+    /// unless the lane was given a newer build since.
     GuestFailed {
         build: u64,
         fault: Fault,

@@ -66,8 +66,8 @@ impl Shared {
 }
 
 impl Hosting {
-    /// The guest of this build failed. If the lane was given a newer build since, that one replaces
-    /// the guest: the replica does not halt, and keeps what it has queued for the newer one.
+    /// The guest of this build failed. If the lane was given a newer build since, the replica does
+    /// not halt, and keeps what it has queued for that one.
     pub(super) fn guest_failed(
         &mut self,
         shared: &mut Shared,
@@ -75,7 +75,7 @@ impl Hosting {
         fault: Fault,
         effects: &mut Vec<Effect>,
     ) {
-        if self.pipeline.is_newest(build) || planted("heed_an_old_fault") {
+        if self.pipeline.ended(build) || planted("heed_an_old_fault") {
             self.fault(shared, fault, effects);
         }
     }
@@ -84,7 +84,6 @@ impl Hosting {
     /// votes and keeps the log, but applies nothing), or stops if it was the log.
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.halt();
-        self.installs.give_up_restoring();
         self.checkpoints.abandon_capture();
         if shared.state.is_stopped() {
             return self.tell_list(effects);
@@ -135,8 +134,7 @@ impl Hosting {
 
     pub(super) fn tick_halt(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let Some(halt) = shared.halt() else { return };
-        if self.halts.again_at.is_some_and(|at| shared.now >= at) && !self.pipeline.is_superseded()
-        {
+        if self.halts.again_at.is_some_and(|at| shared.now >= at) && !self.pipeline.is_restoring() {
             self.halts.again_at = None;
             return self.restart(shared, effects);
         }
@@ -158,7 +156,7 @@ impl Hosting {
 
     /// The entry that halted this replica, if another replica applied it.
     pub(super) fn applied_elsewhere(&self, shared: &Shared) -> Option<u64> {
-        let goes_on = self.pipeline.is_superseded();
+        let goes_on = self.pipeline.is_restoring();
         let halt = shared.halt().filter(|halt| halt.applied_by.is_some() && !goes_on)?;
         halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
     }

@@ -28,6 +28,7 @@ use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared, raft_node, ready};
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::limits;
+use crate::memory::MemoryUse;
 use crate::mutant::planted;
 use crate::retention;
 use crate::snapshot::Configuration;
@@ -174,8 +175,8 @@ impl Hosting {
         self.is_leader().then_some(Leads { term: raft.term, last_index, commit })
     }
 
-    fn not_leader(&self) -> Refusal {
-        Refusal::NotLeader { leader: self.leader().map(ReplicaId::node) }
+    fn not_leader(&self, shared: &Shared) -> Refusal {
+        Refusal::NotLeader { leader: self.led_by(shared.now).map(ReplicaId::node) }
     }
 
     pub(super) fn handle(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
@@ -235,10 +236,8 @@ impl Hosting {
     /// Handles the events that the apply lane and the bulk workers raise.
     fn lane_event(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Started { applied, time_ms } => {
-                self.pipeline.started(applied);
-                self.halts.over();
-                self.has_guest(shared, time_ms, effects);
+            Event::Started { build, applied, time_ms } => {
+                self.started(shared, (build, applied), time_ms, effects);
             }
             Event::Built { index, footprint } => self.rebuilds.built(index, footprint),
             Event::Applied(applied) => {
@@ -249,17 +248,12 @@ impl Hosting {
                 }
                 self.pass(applied.last, effects);
             }
-            Event::Restored { index, time_ms } => {
-                self.pipeline.restored(index);
-                self.installs.restored();
-                self.wants.met();
-                self.has_guest(shared, time_ms, effects);
+            Event::Restored { build, index, time_ms } => {
+                self.restored(shared, (build, index), time_ms, effects);
             }
-            Event::NotRestored { why, .. } => {
-                self.pipeline.not_restored();
-                self.installs.restored();
-                self.tell_list(effects);
-                self.needs_snapshot(shared, why, effects);
+            Event::NotRestored { build, index: tried, why }
+            | Event::NeedsSnapshot { build, tried, why } => {
+                self.cannot_restore(shared, (build, tried), why, effects);
             }
             Event::Stands { at } => self.stands(shared, at, effects),
             Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
@@ -273,8 +267,7 @@ impl Hosting {
             }
             Event::Corrupt { snapshot, .. } => self.found_corrupt(shared, &snapshot),
             Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found, effects),
-            Event::Overtaken => self.overtaken(shared, effects),
-            Event::NeedsSnapshot { why } => self.needs_snapshot(shared, why, effects),
+            Event::Overtaken { build } => self.overtaken(shared, build, effects),
             Event::GuestFailed { build, fault } => {
                 self.guest_failed(shared, build, fault, effects);
             }
@@ -342,7 +335,9 @@ impl Hosting {
         self.reads.tick(shared.now, effects);
         self.tick_membership(shared, effects);
         self.tick_rebuild(shared, effects);
+        self.tick_capture(shared);
         self.tick_checkpoints(shared);
+        self.tick_proof(shared);
         self.tick_places(shared, effects);
         self.tick_room(shared, effects);
         self.tick_damage(shared, effects);
@@ -350,7 +345,7 @@ impl Hosting {
         self.tick_catch_up(shared);
         self.tick_halt(shared, effects);
         self.tick_wants(shared, effects);
-        if self.leader().is_some() {
+        if self.led_by(shared.now).is_some() {
             self.led = shared.now;
         }
         self.settle_state(shared, effects);
@@ -387,7 +382,7 @@ impl Hosting {
             // not.
             Body::Probe => {}
             Body::Want(want) if shared.recovery.configuration.contains(from) => {
-                self.asked_for(from, want, effects);
+                self.asked_for(from, want, shared.now, effects);
             }
             Body::Want(_) => {}
             Body::Join => self.asked_to_join(shared, from),
@@ -417,7 +412,7 @@ impl Hosting {
             return Err(refusal);
         }
         if !self.is_leader() {
-            Err(self.not_leader())
+            Err(self.not_leader(shared))
         } else if self.raw.raft.lead_transferee.is_some() {
             Err(Refusal::NotLeader { leader: None })
         } else {
@@ -431,6 +426,8 @@ impl Hosting {
             // a refusal.
             return;
         }
+        self.refuse_for_memory(shared, effects);
+        let commands_max = shared.memory.map_or(usize::MAX, MemoryUse::commands_max);
         // Entries that are committed but not durable here still count as in flight.
         let log = &self.raw.raft.raft_log;
         let settled = log.committed.min(log.persisted);
@@ -439,10 +436,8 @@ impl Hosting {
             && self.proposals.above(settled) < limits::ENTRIES_INFLIGHT_MAX
             && self.has_memory_for_more(shared)
         {
-            let Some(Proposal { body, tickets, bytes }) = self.proposals.next(shared.stamp())
-            else {
-                break;
-            };
+            let next = self.proposals.next(shared.stamp(), commands_max);
+            let Some(Proposal { body, tickets, bytes }) = next else { break };
             match self.propose(&body) {
                 Some(place) => self.proposals.proposed(place, tickets, bytes),
                 None => {
@@ -478,7 +473,7 @@ impl Hosting {
     /// Leadership was lost: this replica cannot tell what becomes of the requests under way.
     pub(super) fn stepped_down(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.log_time.stepped_down();
-        let refusal = self.not_leader();
+        let refusal = self.not_leader(shared);
         self.proposals.abandon(&refusal, effects);
         self.reads.abandon(&refusal, effects);
         self.checkpoint_requests.abandon(&refusal, effects);
@@ -541,7 +536,7 @@ impl Hosting {
                     Running::Joining
                 } else if let Some(why) = self.wants.needs() {
                     Running::NeedsSnapshot(why.to_owned())
-                } else if !self.pipeline.is_open() || self.installs.is_restoring() {
+                } else if self.pipeline.is_restoring() {
                     self.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
                 } else if let Some(stall) = &shared.stalled {
                     Running::DiskStalled(stall.clone())

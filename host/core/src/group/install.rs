@@ -20,8 +20,6 @@ pub(super) struct Installs {
     arrived: Option<Verified>,
     /// The object that raft accepted and that its ready will carry.
     pending: Option<Verified>,
-    /// Installs whose guest is not restored yet.
-    restoring: usize,
     /// What the log durably lists and the store lane was not told yet, with the objects' holds.
     listed: Option<List>,
     /// The disk is full: the next list tells the store lane to delete what suspended transfers
@@ -77,7 +75,6 @@ impl Installs {
     pub(super) fn accepted(&mut self, data: &[u8]) -> Verified {
         let snapshot = self.pending.take().expect("raft takes only what was offered");
         assert_eq!(snapshot.desc.to_bytes(), data, "raft installs the snapshot that is pending");
-        self.restoring += 1;
         snapshot
     }
 
@@ -113,19 +110,6 @@ impl Installs {
             let (promised, pressure) = (outgoing.promised(), std::mem::take(&mut self.pressure));
             effects.push(Effect::List { snapshots, promised, pressure, holds });
         }
-    }
-
-    pub(super) fn restored(&mut self) {
-        self.restoring = self.restoring.saturating_sub(1);
-    }
-
-    /// There is no guest, and none will be restored.
-    pub(super) fn give_up_restoring(&mut self) {
-        self.restoring = 0;
-    }
-
-    pub(super) fn is_restoring(&self) -> bool {
-        self.restoring > 0
     }
 }
 

@@ -7,7 +7,8 @@
 //! - It answers queries and votes, but does not lead while a voter with enough memory can.
 //! - Memory that the guest freed is released by rebuilding the guest, where that pays (`rebuild`).
 //! - The nearer the bound, the less a leader has under way, down to a single commands entry: what
-//!   that took is known before the next one is proposed.
+//!   that took is known before the next one is proposed. An entry has no more commands than the
+//!   memory above the bounds can hold answers of ([`MemoryUse::commands_max`]).
 
 use crate::fault::Refusal;
 use crate::group::Shared;
@@ -69,11 +70,19 @@ impl Hosting {
         memory: MemoryUse,
         effects: &mut Vec<Effect>,
     ) {
-        let was_high = shared.is_memory_high(shared.me());
         shared.memory = Some(memory);
         self.settle_state(shared, effects);
-        if memory.is_high() && !was_high {
-            self.proposals.refuse_all_but_relief(&memory.refusal(false), effects);
+    }
+
+    /// Refuses the waiting commands that would be refused if they came now. A command that waited
+    /// while those before it took memory may be such a one.
+    pub(super) fn refuse_for_memory(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
+        if let Err(refusal) = self.has_memory(shared, true)
+            && !planted("relief_without_bound")
+        {
+            self.proposals.refuse_calls(&refusal, effects);
+        } else if let Err(refusal) = self.has_memory(shared, false) {
+            self.proposals.refuse_all_but_relief(&refusal, effects);
         }
     }
 

@@ -1,8 +1,13 @@
 //! From committed to applied: what the apply lane is given, in order and within bounds.
 //!
-//! What raft calls *applied* is "handed over to this pipeline". The lane gets work while less than
-//! [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way. Beyond what may wait in memory only the
-//! indexes are kept, and the lane reads those entries from the log.
+//! - What raft calls *applied* is "handed over to this pipeline". The lane gets work while less
+//!   than
+//!   [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way. Beyond what may wait in memory only
+//!   the indexes are kept, and the lane reads those entries from the log.
+//! - Each start and each restore that the lane is given is a *build* of the guest with a number of
+//!   its own. What the lane reports of how a guest began or ended names the build, and ends all
+//!   builds up to it: the lane works in order. Only the newest build counts; the others are
+//!   replaced by it anyway.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -25,29 +30,39 @@ pub(super) struct Pipeline {
     dispatched: u64,
     /// The guest's applied index, as last reported.
     applied: u64,
-    /// The number of the last build, of a start or a restore, that the lane was given.
+    /// The number of the last build that the lane was given, and whether that is a start.
     build: u64,
-    /// The lane rebuilds the guest from a recovery point.
-    rebuilding: bool,
-    /// Restores that the lane was given and has not reported back.
-    restores: usize,
-    /// raft accepted a snapshot that the log does not durably list yet.
-    installing: bool,
-    /// The capture that the lane was given. Later items wait until the guest has written it,
-    /// because it may have to be retried.
-    capturing: Option<Capture>,
-    /// There is nothing to build a guest from. Entries handed over meanwhile are not queued: the
-    /// start that comes later covers them.
-    waiting: bool,
+    is_start: bool,
+    /// The last build of which the lane reported how it ended.
+    ended: u64,
+    /// Snapshots that raft accepted and the log does not durably list yet.
+    accepted: usize,
+    guest: Guest,
     /// Bytes of entries handed over and not reported back.
     backlog_bytes: usize,
     /// The last entry handed over.
     handed: u64,
-    /// Nothing is applied any more: entries handed over are not queued.
-    halted: bool,
-    /// The lane rebuilds the guest of a halted replica for local queries.
-    standing: bool,
 }
+
+/// What becomes of entries that are handed over.
+enum Guest {
+    /// They are queued for the guest that there is, or that the last build brings.
+    Applies {
+        /// The capture that the lane was given. Later items wait until the guest has written it,
+        /// because it may have to be retried.
+        capturing: Option<Capture>,
+    },
+    /// There is nothing to build a guest from. Entries are not queued: the build that comes later
+    /// covers them.
+    Missing,
+    /// Nothing is applied any more, until the lane is given another build. Entries are not queued.
+    Halted {
+        /// The lane rebuilds the guest for local queries.
+        standing: bool,
+    },
+}
+
+const APPLIES: Guest = Guest::Applies { capturing: None };
 
 enum Item {
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
@@ -67,25 +82,22 @@ pub(super) struct Capture {
 impl Pipeline {
     /// The lane begins by rebuilding the guest up to the floor.
     pub(super) fn start(state: &RecoveryState, effects: &mut Vec<Effect>) -> Self {
-        let (build, floor) = (0, state.floor);
-        effects.push(start_of(build, state));
-        Self {
+        let mut pipeline = Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             inflight_bytes: 0,
-            dispatched: floor,
+            dispatched: state.floor,
             applied: 0,
-            build,
-            rebuilding: true,
-            restores: 0,
-            installing: false,
-            capturing: None,
-            waiting: false,
+            build: 0,
+            is_start: true,
+            ended: 0,
+            accepted: 0,
+            guest: APPLIES,
             backlog_bytes: 0,
-            handed: floor,
-            halted: false,
-            standing: false,
-        }
+            handed: state.floor,
+        };
+        pipeline.start_again(state, effects);
+        pipeline
     }
 
     pub(super) fn dispatched(&self) -> u64 {
@@ -96,19 +108,33 @@ impl Pipeline {
         self.applied
     }
 
-    /// Whether the lane was given no newer build than this one.
-    pub(super) fn is_newest(&self, build: u64) -> bool {
-        self.build == build
+    /// The lane reported how this build ended, or of a guest that it brought. Returns whether that
+    /// counts: the lane was given no newer build.
+    pub(super) fn ended(&mut self, build: u64) -> bool {
+        self.ended = self.ended.max(build);
+        build == self.build
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        // A pipeline that is waiting or halted queues nothing, so it need not be closed.
-        !(self.rebuilding || self.installing)
+    /// Whether the lane has not reported yet how the last build ended.
+    fn is_building(&self) -> bool {
+        self.ended < self.build
+    }
+
+    /// Whether the lane may be given what is queued.
+    fn is_open(&self) -> bool {
+        // A rebuild reads from the log what the lane would be given. If there is no guest to come,
+        // nothing is queued.
+        self.accepted == 0 && !(self.is_building() && self.is_start)
+    }
+
+    /// Whether a guest is being built, or will be from a snapshot that raft accepted.
+    pub(super) fn is_restoring(&self) -> bool {
+        self.accepted > 0 || self.is_building()
     }
 
     /// Whether a guest applies what is handed over.
     pub(super) fn is_applying(&self) -> bool {
-        self.is_open() && self.restores == 0 && self.captures()
+        self.captures() && !self.is_restoring()
     }
 
     /// Bytes of entries handed over and not applied yet.
@@ -124,16 +150,7 @@ impl Pipeline {
 
     /// Whether the lane may still have to open a snapshot that it was given.
     pub(super) fn is_reading(&self) -> bool {
-        self.standing || self.rebuilding || self.restores > 0
-    }
-
-    /// Whether an installed snapshot will replace the guest that is being built.
-    pub(super) fn is_superseded(&self) -> bool {
-        self.installing || self.restores > 0
-    }
-
-    pub(super) fn give_up_rebuilding(&mut self) {
-        self.rebuilding = false;
+        matches!(self.guest, Guest::Halted { standing: true }) || self.is_building()
     }
 
     /// Queues committed entries, which follow the earlier ones. Tickets wait for the `awaited`
@@ -157,7 +174,7 @@ impl Pipeline {
 
     /// Whether there is, or will be, a guest to capture at the index that is handed over now.
     pub(super) fn captures(&self) -> bool {
-        !self.halted && !self.waiting
+        matches!(self.guest, Guest::Applies { .. })
     }
 
     /// Queues a capture: the lane takes it after the range that ends at its index.
@@ -167,20 +184,24 @@ impl Pipeline {
 
     /// The guest wrote the capture at `index`, or it failed: the items after it may be dispatched.
     pub(super) fn captured(&mut self, index: u64) {
-        self.capturing.take_if(|capture| capture.index == index);
+        if let Guest::Applies { capturing } = &mut self.guest {
+            capturing.take_if(|capture| capture.index == index);
+        }
     }
 
     /// Gives the lane the capture at `index` again.
     pub(super) fn capture_again(&mut self, index: u64, effects: &mut Vec<Effect>) {
-        if let Some(capture) = self.capturing.clone().filter(|capture| capture.index == index) {
-            effects.push(Effect::Apply(capture.job()));
+        if let Guest::Applies { capturing: Some(capture) } = &self.guest
+            && capture.index == index
+        {
+            effects.push(Effect::Apply(capture.clone().job()));
         }
     }
 
     /// Gives the lane as much as it may have.
     pub(super) fn dispatch(&mut self, effects: &mut Vec<Effect>) {
         while self.is_open()
-            && self.capturing.is_none()
+            && let Guest::Applies { capturing: capturing @ None } = &mut self.guest
             && self.inflight_bytes < limits::APPLY_INFLIGHT_BYTES_MAX
         {
             let Some(item) = self.queue.pop_front() else { return };
@@ -194,25 +215,11 @@ impl Pipeline {
                     ApplyJob::Range { first, last, bytes, entries, awaited }
                 }
                 Item::Capture(capture) => {
-                    self.capturing = Some(capture.clone());
+                    *capturing = Some(capture.clone());
                     capture.job()
                 }
             }));
         }
-    }
-
-    /// The lane finished the rebuild.
-    pub(super) fn started(&mut self, applied: u64) {
-        self.rebuilding = false;
-        self.applied = self.applied.max(applied);
-    }
-
-    pub(super) fn restored(&mut self, index: u64) {
-        self.restores = self.restores.saturating_sub(1);
-        // The restored guest replaces whatever the lane was building.
-        self.rebuilding = false;
-        self.go_on();
-        self.progressed(index, 0);
     }
 
     pub(super) fn progressed(&mut self, applied: u64, bytes: usize) {
@@ -225,78 +232,65 @@ impl Pipeline {
     /// until the log durably lists the snapshot.
     pub(super) fn supersede(&mut self) {
         self.clear();
-        self.installing = true;
-    }
-
-    /// The object that the lane was to restore cannot be read.
-    pub(super) fn not_restored(&mut self) {
-        self.restores = self.restores.saturating_sub(1);
+        self.accepted += 1;
     }
 
     /// There is no guest, and nothing to build one from.
     pub(super) fn wait_for_snapshot(&mut self) {
         self.clear();
-        self.rebuilding = false;
-        self.waiting = true;
+        self.guest = Guest::Missing;
     }
 
     /// The lane rebuilds the guest up to the floor.
     pub(super) fn start_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
         self.clear();
-        self.go_on();
-        self.rebuilding = true;
         self.dispatched = state.floor;
-        self.build += 1;
-        effects.push(start_of(self.build, state));
-    }
-
-    fn go_on(&mut self) {
-        (self.waiting, self.halted, self.standing) = (false, false, false);
+        (self.build, self.is_start, self.guest) = (self.build + 1, true, APPLIES);
+        let job = ApplyJob::Start { build: self.build, state: Box::new(state.clone()) };
+        effects.push(Effect::Apply(job));
     }
 
     fn clear(&mut self) {
         self.queue.clear();
         self.queued_bytes = 0;
         self.backlog_bytes = self.inflight_bytes;
-        self.capturing = None;
+        if let Guest::Applies { capturing } = &mut self.guest {
+            *capturing = None;
+        }
     }
 
     /// The log durably lists the snapshot: the lane restores it, and later items may follow.
     pub(super) fn restore(&mut self, snapshot: SnapshotDesc, effects: &mut Vec<Effect>) {
         self.dispatched = snapshot.index;
-        self.build += 1;
+        self.accepted -= 1;
+        (self.build, self.is_start, self.guest) = (self.build + 1, false, APPLIES);
         effects.push(Effect::Apply(ApplyJob::Restore { build: self.build, snapshot }));
-        self.restores += 1;
-        self.installing = false;
-        self.go_on();
     }
 
-    /// Nothing is applied any more, until the lane is given a start or a restore.
+    /// Nothing is applied any more, until the lane is given another build.
     pub(super) fn halt(&mut self) {
         self.clear();
-        (self.rebuilding, self.restores) = (false, 0);
-        (self.halted, self.standing) = (true, false);
+        self.ended = self.build;
+        self.guest = Guest::Halted { standing: false };
     }
 
     pub(super) fn is_halted(&self) -> bool {
-        self.halted
+        matches!(self.guest, Guest::Halted { .. })
     }
 
     /// The lane begins to rebuild the guest of a halted replica.
     pub(super) fn stand(&mut self) {
-        self.standing = true;
+        self.guest = Guest::Halted { standing: true };
     }
 
     /// The lane rebuilt that guest as of entry `at`; `None`: it could not.
     pub(super) fn stands(&mut self, at: Option<u64>) {
-        if std::mem::take(&mut self.standing) {
+        if let Guest::Halted { standing } = &mut self.guest
+            && std::mem::take(standing)
+        {
             self.applied = at.unwrap_or(self.applied);
         }
     }
-}
-
-fn start_of(build: u64, state: &RecoveryState) -> Effect {
-    Effect::Apply(ApplyJob::Start { build, state: Box::new(state.clone()) })
 }
 
 impl Capture {

@@ -6,6 +6,10 @@
 //! the older one stays and the corrupt one is deleted instead. A recovery point that was read
 //! within the last [`limits::PROOF_TICKS`] is not read again, and a new snapshot was read when it
 //! was sealed.
+//!
+//! A capture that waits for such a reading holds up the guest. If the reading takes longer than on
+//! any healthy disk, the capture fails for now; when
+//! the reading ends, another one is taken at once.
 
 use crate::group::Shared;
 use crate::group::effect::Effect;
@@ -23,9 +27,23 @@ pub(super) struct Proof {
     whole: Option<(ObjectName, u64)>,
     /// The recovery point that is being read.
     reading: Option<ObjectName>,
-    /// What waits for that: the recovery point to unlist, and the capture that needs its space.
-    waiting: Option<(SnapshotDesc, Option<u64>)>,
+    waiting: Option<Waiting>,
+    /// A capture was given up because this reading took too long.
+    gave_up: bool,
 }
+
+/// What waits for a recovery point to be read.
+struct Waiting {
+    /// The recovery point to unlist, and the capture that needs its space.
+    unlist: SnapshotDesc,
+    capture: Option<u64>,
+    since: u64,
+}
+
+/// Ticks that a capture waits for the reading of a small object, and how many bytes of a larger one
+/// add one more: 10 MiB a second.
+const PATIENCE_TICKS: u64 = 30;
+const BYTES_PER_TICK: u64 = 1 << 20;
 
 impl Proof {
     /// Notes that the object was read whole.
@@ -35,9 +53,9 @@ impl Proof {
 
     /// Notes what waits. A peer's object does not displace a capture, because it will be offered
     /// again.
-    pub(super) fn wait(&mut self, unlist: &SnapshotDesc, capture: Option<u64>) {
+    pub(super) fn wait(&mut self, unlist: &SnapshotDesc, capture: Option<u64>, now: u64) {
         if capture.is_some() || self.waiting.is_none() {
-            self.waiting = Some((unlist.clone(), capture));
+            self.waiting = Some(Waiting { unlist: unlist.clone(), capture, since: now });
         }
     }
 }
@@ -71,10 +89,11 @@ impl Hosting {
         effects: &mut Vec<Effect>,
     ) {
         self.proof.reading.take_if(|name| *name == retention::name(snapshot));
-        let waiting = self.proof.waiting.take();
+        let (waiting, gave_up) = (self.proof.waiting.take(), self.proof.gave_up);
+        self.proof.gave_up = false;
         match found {
             Found::Unread(why) if !planted("unread_is_whole") => {
-                if let Some(index) = waiting.and_then(|(_, capture)| capture) {
+                if let Some(index) = waiting.and_then(|waiting| waiting.capture) {
                     let why = format!("no space, and the newest snapshot could not be read: {why}");
                     self.capture_failed(shared, index, why, true);
                 }
@@ -83,11 +102,31 @@ impl Hosting {
             Found::Whole | Found::Unread(_) => self.proof.is_whole(snapshot, shared.now),
             Found::Bad(_) => self.found_corrupt(shared, snapshot),
         }
-        if let Some((unlist, capture)) = waiting {
+        if let Some(Waiting { unlist, capture, .. }) = waiting {
             self.room_wanted(shared, &unlist, capture, effects);
+        } else if gave_up {
+            // What was read is known to be whole for a short time only: so the next capture comes
+            // now.
+            self.checkpoints.wait_no_more();
+            let _ = self.capture_here(shared);
         }
         if shared.short.is_some() {
             self.shed(shared, effects);
+        }
+    }
+
+    /// Ends the wait of a capture whose reading takes too long.
+    pub(super) fn tick_proof(&mut self, shared: &Shared) {
+        let largest = shared.recovery.snapshots.iter().map(|desc| desc.length).max().unwrap_or(0);
+        let patience = PATIENCE_TICKS + largest / BYTES_PER_TICK;
+        let too_long = |waiting: &mut Waiting| {
+            waiting.capture.is_some() && shared.now >= waiting.since + patience
+        };
+        let waiting = self.proof.waiting.take_if(too_long).filter(|_| !planted("read_for_ever"));
+        if let Some(index) = waiting.and_then(|waiting| waiting.capture) {
+            self.proof.gave_up = true;
+            let why = "no space, and the newest snapshot is still being read: its disk is slow";
+            self.capture_failed(shared, index, why.to_owned(), true);
         }
     }
 }

@@ -125,9 +125,10 @@ impl Proposals {
         self.relieved
     }
 
-    /// Takes as many waiting commands as fit in one entry. Opening or closing a session takes an
-    /// entry of its own.
-    pub(super) fn next(&mut self, time_ms: u64) -> Option<Proposal> {
+    /// Takes as many waiting commands as fit in one entry, at most `commands_max`. Opening or
+    /// closing a session takes an entry of its own.
+    pub(super) fn next(&mut self, time_ms: u64, commands_max: usize) -> Option<Proposal> {
+        let most = commands_max.min(limits::ENTRY_COMMANDS_MAX);
         let mut calls = Vec::new();
         let mut tickets = Vec::new();
         let mut bytes = 0;
@@ -144,7 +145,7 @@ impl Proposals {
                     return Some(Proposal { body, tickets: vec![ticket], bytes: 0 });
                 }
                 Waiting::Call { ticket, call, relief: _ }
-                    if calls.len() < limits::ENTRY_COMMANDS_MAX
+                    if calls.len() < most
                         && bytes + cost(&call) <= limits::COMMANDS_ENTRY_BYTES_MAX =>
                 {
                     bytes += cost(&call);
@@ -251,9 +252,22 @@ impl Proposals {
 
     /// Memory is high: refuses the waiting commands that could take more of it.
     pub(super) fn refuse_all_but_relief(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
-        let (kept, refused) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiting| waiting.needs_no_memory());
+        self.refuse_those(refusal, |waiting| !waiting.needs_no_memory(), effects);
+    }
+
+    /// Memory has come to its second bound: refuses all waiting commands.
+    pub(super) fn refuse_calls(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        self.refuse_those(refusal, |waiting| matches!(waiting, Waiting::Call { .. }), effects);
+    }
+
+    fn refuse_those(
+        &mut self,
+        refusal: &Refusal,
+        which: impl Fn(&Waiting) -> bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (refused, kept): (VecDeque<_>, _) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| which(waiting));
         self.waiting = refused;
         self.refuse_waiting(refusal, effects);
         self.waiting = kept;

@@ -212,8 +212,7 @@ impl Shared {
 impl Hosting {
     /// What this replica reports of its guest.
     pub(super) fn guest(&self, shared: &Shared) -> GuestIs {
-        let live = self.pipeline.is_open() && self.pipeline.captures();
-        if !live || self.installs.is_restoring() {
+        if !self.pipeline.is_applying() {
             GuestIs::Absent
         } else if self.pays(shared) {
             GuestIs::ToBeRebuilt
@@ -233,7 +232,7 @@ impl Hosting {
             && newest.index > self.rebuilds.from
             && shared.now >= self.rebuilds.not_before
             && !corrupt
-            && !self.checkpoints.is_capturing()
+            && !self.checkpoints.is_capturing_in_time(shared.now)
     }
 
     pub(super) fn tick_rebuild(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {

@@ -122,7 +122,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         strangers: shared.strangers.list(shared.now),
         state: shared.state.clone(),
         role: role(shared, hosting),
-        leader: hosting.and_then(Hosting::leader),
+        leader: hosting.and_then(|hosting| hosting.led_by(shared.now)),
         term: raft.map_or(0, |raft| raft.term),
         commit: if planted("commit_falls") && hosting.is_some_and(Hosting::is_leader) {
             hosting.map_or(0, |hosting| hosting.pipeline.applied())
@@ -138,7 +138,10 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         reluctant: hosting.is_some_and(|hosting| hosting.election.is_reluctant()),
         clock_is_off: shared.clock_is_off(),
         log_time_ms: shared.log_time.applied_ms(),
-        log_time_ahead_ms: shared.log_time_ahead_ms(),
+        // A follower hears its leader's clock only, and cannot tell whose clock is off.
+        log_time_ahead_ms: hosting
+            .filter(|hosting| hosting.is_leader())
+            .map_or(0, |_leads| shared.log_time_ahead_ms()),
         checkpoints_skipped,
         captures_failed,
         capture_failure: hosting.and_then(|h| h.checkpoints.failure()).map(str::to_owned),

@@ -51,6 +51,8 @@ pub(super) struct Wants {
     turn: usize,
     /// An object that ends the need is being listed.
     listing: bool,
+    /// The index of the newest object that could not be restored.
+    lacked: u64,
     /// What this leader made checkpoints for, by the replica that asked, and the newest snapshot
     /// that was listed here at that time.
     checkpoints: BTreeMap<ReplicaId, (About, u64)>,
@@ -134,15 +136,16 @@ impl Hosting {
     }
 
     /// There is no guest and nothing to build one from: requests that wait cannot be answered here.
-    pub(super) fn needs_snapshot(
+    fn needs_snapshot(
         &mut self,
         shared: &mut Shared,
+        tried: u64,
         why: String,
         effects: &mut Vec<Effect>,
     ) {
-        if self.pipeline.is_superseded() {
+        if self.pipeline.is_restoring() {
             // A newer snapshot is being installed anyway.
-            return self.pipeline.give_up_rebuilding();
+            return;
         }
         let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
         self.wants.needs = Some(if alone {
@@ -151,6 +154,7 @@ impl Hosting {
             format!("asking the peers for a snapshot: {why}")
         });
         self.wants.listing = false;
+        self.wants.lacked = tried;
         self.pipeline.wait_for_snapshot();
         self.checkpoints.abandon_capture();
         self.settle_state(shared, effects);
@@ -179,7 +183,7 @@ impl Hosting {
             && before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
         if times > 0 && self.wants.needs.is_none() {
             // It may be that no peer has the object any more.
-            self.checkpoint_for(me, &want);
+            self.checkpoint_for(me, &want, shared.now);
         }
         if in_vain {
             let _ = self.capture_here(shared);
@@ -220,21 +224,27 @@ impl Hosting {
     }
 
     /// A peer asks for an object.
-    pub(super) fn asked_for(&mut self, from: ReplicaId, want: Want, effects: &mut Vec<Effect>) {
+    pub(super) fn asked_for(
+        &mut self,
+        from: ReplicaId,
+        want: Want,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         let corrupt = &self.wants.corrupt;
         let serves =
             |desc: &&SnapshotDesc| want.fits(desc) && !corrupt.contains(&retention::name(desc));
         let found = self.raw.store().listed().iter().find(serves).cloned();
         match found {
             Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
-            None => self.checkpoint_for(from, &want),
+            None => self.checkpoint_for(from, &want, now),
         }
     }
 
     /// Makes a checkpoint for an object that is not here. Every log that reaches the checkpoint
     /// holds its index, so its object will do.
-    fn checkpoint_for(&mut self, replica: ReplicaId, want: &Want) {
-        if !self.is_leader() || self.checkpoints.is_under_way() {
+    fn checkpoint_for(&mut self, replica: ReplicaId, want: &Want, now: u64) {
+        if !self.is_leader() || self.checkpoints.is_under_way(now) {
             return;
         }
         let newest = self.raw.store().listed().first().map_or(0, |desc| desc.index);
@@ -289,30 +299,85 @@ impl Hosting {
     }
 
     /// A list became durable: if it holds the object that was needed, the replica starts from it.
+    /// It may be one of its own, that was not listed yet when the guest was lost.
     pub(super) fn list_is_durable(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        if self.wants.listing {
+        let needs = self.wants.needs.is_some() && !planted("wait_for_a_peers_snapshot");
+        if self.wants.listing || (needs && self.newest_listed() > self.wants.lacked) {
             self.restart(shared, effects);
+        }
+    }
+
+    /// The index of the newest object that the log durably lists and that is not corrupt; 0 if
+    /// there is none.
+    fn newest_listed(&self) -> u64 {
+        let good = |desc: &&SnapshotDesc| !self.wants.corrupt.contains(&retention::name(desc));
+        self.raw.store().listed().iter().find(good).map_or(0, |desc| desc.index)
+    }
+
+    /// A start ended with a guest that has applied everything up to this index.
+    pub(super) fn started(
+        &mut self,
+        shared: &mut Shared,
+        (build, applied): (u64, u64),
+        time_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.pipeline.progressed(applied, 0);
+        if self.pipeline.ended(build) {
+            self.has_guest(shared, time_ms, effects);
+        }
+    }
+
+    /// A restore ended with a guest as of this index.
+    pub(super) fn restored(
+        &mut self,
+        shared: &mut Shared,
+        (build, index): (u64, u64),
+        time_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.pipeline.progressed(index, 0);
+        if self.pipeline.ended(build) {
+            self.wants.met();
+            self.has_guest(shared, time_ms, effects);
+        }
+    }
+
+    /// A build found no recovery point that restores; `tried` is the newest one that it knew of.
+    pub(super) fn cannot_restore(
+        &mut self,
+        shared: &mut Shared,
+        (build, tried): (u64, u64),
+        why: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.pipeline.ended(build) {
+            return;
+        }
+        self.tell_list(effects);
+        if self.pipeline.is_halted() {
+            // It stood before the entry that halted it, and a query took its guest.
+            self.stands(shared, None, effects);
+        } else if self.newest_listed() > tried && !planted("wait_for_a_peers_snapshot") {
+            // A newer one was listed meanwhile.
+            self.restart(shared, effects);
+        } else {
+            self.needs_snapshot(shared, tried, why, effects);
         }
     }
 
     /// The lane has no guest. If a snapshot is being installed, the guest comes from that;
     /// otherwise the list changed during the rebuild, which begins again with what is listed now.
-    pub(super) fn overtaken(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        if self.pipeline.is_superseded() {
-            self.pipeline.give_up_rebuilding();
-        } else {
+    pub(super) fn overtaken(&mut self, shared: &mut Shared, build: u64, effects: &mut Vec<Effect>) {
+        if self.pipeline.ended(build) && !self.pipeline.is_restoring() {
             self.restart(shared, effects);
         }
     }
 
     /// A start or a restore succeeded: there is a guest.
-    pub(super) fn has_guest(
-        &mut self,
-        shared: &mut Shared,
-        time_ms: u64,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn has_guest(&mut self, shared: &mut Shared, time_ms: u64, effects: &mut Vec<Effect>) {
         shared.log_time.applied(time_ms);
+        self.halts.over();
         self.rebuilds.is_over(shared);
         self.tell_list(effects);
         self.settle_state(shared, effects);

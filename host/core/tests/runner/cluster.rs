@@ -410,8 +410,8 @@ impl Cluster {
     /// Reads a recovery point whole before the core gives up others for it.
     fn prove(&mut self, name: &str) -> bool {
         let process = self.processes.get_mut(name).expect("the process was added");
-        let Some(snapshot) = process.proofs.pop_front() else { return false };
         let store = process.store.lock().expect("no panic holds the lock");
+        let Some(snapshot) = process.proofs.pop_front_if(|_| !store.slow) else { return false };
         let (what, found) = match (store.short, store.is_good(&snapshot)) {
             (true, _) => ("unreadable", Found::Unread("too many open files".to_owned())),
             (false, true) => ("whole", Found::Whole),

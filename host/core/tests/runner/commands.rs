@@ -307,9 +307,10 @@ impl Session {
             }
             ("reads", [node, how]) => {
                 let mut store = cluster.processes[*node].store.lock().expect("no panic");
-                store.short = match *how {
-                    "short" => true,
-                    "ok" => false,
+                (store.short, store.slow) = match *how {
+                    "short" => (true, false),
+                    "slow" => (false, true),
+                    "ok" => (false, false),
                     other => panic!("reads NODE {other}"),
                 };
             }
@@ -318,7 +319,7 @@ impl Session {
                 cluster
                     .event(node, Event::Corrupt { snapshot, why: "the script says so".to_owned() });
             }
-            ("overtaken", [node]) => cluster.event(node, Event::Overtaken),
+            ("overtaken" | "lost", [node, tried @ ..]) => more::no_guest(cluster, node, tried),
             ("suspends", [node, index]) => {
                 let process = cluster.processes.get_mut(*node).expect("a process");
                 process.suspended = Some(index.parse().expect("suspends NODE INDEX"));

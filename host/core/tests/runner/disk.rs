@@ -145,6 +145,8 @@ pub(crate) struct Store {
     objects: BTreeMap<Digest, Object>,
     /// No object can be read for now.
     pub(crate) short: bool,
+    /// Nothing that is to be read in full is, for now.
+    pub(crate) slow: bool,
 }
 
 #[derive(Debug)]

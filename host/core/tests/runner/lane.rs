@@ -27,6 +27,10 @@ pub(crate) struct Lane {
     queue: VecDeque<ApplyJob>,
     pub(crate) stuck: bool,
     captures_fail: bool,
+    /// Captures are written and never become complete.
+    captures_hang: bool,
+    /// The next restore traps.
+    restores_trap: bool,
     /// The host takes as many snapshots at once as it may: captures find no place.
     no_place: bool,
     /// How many captures found no place, and the gain of the last one.
@@ -39,7 +43,7 @@ pub(crate) struct Lane {
     tight: bool,
     dead: bool,
     /// The number of the last start or restore.
-    build: u64,
+    pub(crate) build: u64,
     told_memory: u64,
     /// It has no guest until a start or a restore builds one.
     waiting: bool,
@@ -110,10 +114,15 @@ impl Lane {
             ApplyJob::Restore { snapshot, .. } if self.restores_fail => {
                 self.lose(snapshot, &mut done);
             }
+            ApplyJob::Restore { .. } if std::mem::take(&mut self.restores_trap) => {
+                (self.ledger, self.machine) = Default::default();
+                self.trap(None, &mut done);
+            }
             ApplyJob::Restore { snapshot, .. } => {
                 self.restore(&snapshot, store);
                 let time_ms = self.ledger.log_time_ms();
-                done.events.push(Event::Restored { index: snapshot.index, time_ms });
+                let (build, index) = (self.build, snapshot.index);
+                done.events.push(Event::Restored { build, index, time_ms });
             }
             ApplyJob::Query { ticket, request, index } => {
                 done.answer = Some((ticket, self.ask(&request, index)));
@@ -146,7 +155,9 @@ impl Lane {
         } else {
             let captured = self.capture(term, index, configuration, module, store);
             done.events.push(Event::CaptureWritten { index });
-            done.events.push(Event::Captured(captured));
+            if !self.captures_hang {
+                done.events.push(Event::Captured(captured));
+            }
         }
     }
 
@@ -169,9 +180,9 @@ impl Lane {
         match what {
             "captures" => {
                 (self.captures_fail, self.tight) = (is("fail"), is("tight"));
-                self.no_place = is("full");
+                (self.no_place, self.captures_hang) = (is("full"), is("hang"));
             }
-            "restores" => self.restores_fail = is("fail"),
+            "restores" => (self.restores_fail, self.restores_trap) = (is("fail"), is("trap")),
             _traps => self.traps = true,
         }
     }
@@ -185,12 +196,19 @@ impl Lane {
         Some(goal).filter(|_| good && self.ledger.applied() == goal)
     }
 
+    /// A query takes the guest with it, and none of what is durably listed restores.
+    pub(crate) fn lost(&mut self, tried: u64) -> Event {
+        (self.ledger, self.machine, self.waiting) = (Ledger::default(), Machine::default(), true);
+        let why = "the script says so".to_owned();
+        Event::NeedsSnapshot { build: self.build, tried, why }
+    }
+
     /// A restore fails, because its object cannot be read.
     fn lose(&mut self, snapshot: SnapshotDesc, done: &mut Done) {
         let (index, why) = (snapshot.index, "the script says so".to_owned());
         (self.ledger, self.machine, self.waiting) = (Ledger::default(), Machine::default(), true);
         done.events.push(Event::Corrupt { snapshot, why: why.clone() });
-        done.events.push(Event::NotRestored { index, why });
+        done.events.push(Event::NotRestored { build: self.build, index, why });
     }
 
     fn start(
@@ -213,7 +231,9 @@ impl Lane {
         }
         if self.ledger.applied() == 0 && state.first_index > 1 {
             self.waiting = true;
-            done.events.push(Event::NeedsSnapshot { why: "all are corrupt".to_owned() });
+            let why = "all are corrupt".to_owned();
+            let tried = state.snapshots.first().map_or(0, |desc| desc.index);
+            done.events.push(Event::NeedsSnapshot { build: self.build, tried, why });
             return;
         }
         let from = self.ledger.applied() + 1;
@@ -221,7 +241,7 @@ impl Lane {
             let Some(entries) = image.read(from, state.floor + 1, u64::MAX) else {
                 // The log was cut during the rebuild, because a snapshot is being installed.
                 self.waiting = true;
-                done.events.push(Event::Overtaken);
+                done.events.push(Event::Overtaken { build: self.build });
                 return;
             };
             self.range(entries, &BTreeSet::new(), done);
@@ -229,7 +249,7 @@ impl Lane {
         }
         if !self.dead {
             let (applied, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
-            done.events.push(Event::Started { applied, time_ms });
+            done.events.push(Event::Started { build: self.build, applied, time_ms });
         }
     }
 
@@ -290,7 +310,7 @@ impl Lane {
                 }
                 Work::Apply(plan) => {
                     let Some(outcomes) = self.call(plan.moment, &plan.commands) else {
-                        return self.trap(index, done);
+                        return self.trap(Some(index), done);
                     };
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
                 }
@@ -322,12 +342,12 @@ impl Lane {
         commands.iter().map(|command| self.machine.apply(moment, command)).collect()
     }
 
-    fn trap(&mut self, index: u64, done: &mut Done) {
+    fn trap(&mut self, index: Option<u64>, done: &mut Done) {
         self.dead = true;
         let fault = Fault::Guest(GuestFault {
             class: FaultClass::Trap,
-            call: "apply",
-            index: Some(index),
+            call: if index.is_some() { "apply" } else { "restore" },
+            index,
             message: "the script says so".to_owned(),
         });
         done.events.push(Event::GuestFailed { build: self.build, fault });

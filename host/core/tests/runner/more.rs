@@ -151,3 +151,13 @@ pub(crate) fn refused(refusal: &Refusal) -> String {
         other => other.to_string(),
     }
 }
+
+/// A replica's lane lost its guest: because its log was cut, or because no recovery point restores,
+/// of which the newest is this one.
+pub(crate) fn no_guest(cluster: &mut Cluster, node: &str, tried: &[&str]) {
+    let lane = &mut cluster.processes.get_mut(node).expect("a process").lane;
+    let cut = Event::Overtaken { build: lane.build };
+    let tried = tried.first().map(|tried| tried.parse().expect("lost NODE INDEX"));
+    let event = tried.map_or(cut, |tried| lane.lost(tried));
+    cluster.event(node, event);
+}

@@ -43,6 +43,15 @@ impl ApplyLane {
         None
     }
 
+    /// Halts the lane, which panicked. Its caller reports that, and nothing that the lane still had
+    /// to report counts.
+    pub(crate) fn give_up(&mut self, fault: Fault) {
+        self.place = None;
+        self.clear();
+        self.aside.clear();
+        (self.fault, self.untold) = (Some(fault), None);
+    }
+
     /// Reports that the object which raft installed cannot be read. The core asks a peer for a
     /// copy, as it does if a start finds none that can be read.
     pub(super) fn not_restored(&mut self, snapshot: SnapshotDesc, why: String) -> Output {
@@ -51,7 +60,7 @@ impl ApplyLane {
         self.clear();
         self.waiting = true;
         self.aside.push(Event::Corrupt { snapshot, why: why.clone() });
-        Output::Event(Event::NotRestored { index, why })
+        Output::Event(Event::NotRestored { build: self.build, index, why })
     }
 
     /// Refuses a query if there is no guest, or if it must see more than the halted guest applied.
