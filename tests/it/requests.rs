@@ -6,6 +6,7 @@ use lockstep_client::v1::{ApplyRequest, QueryRequest};
 use lockstep_client::{Client, Consistency, Error, Options};
 use lockstep_core::limits;
 use lockstep_tests::cluster::{Cluster, Spec};
+use lockstep_tests::observe::PATIENCE;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -128,6 +129,26 @@ async fn an_answer_over_the_limit_is_a_rejection() {
         other => panic!("an answer over the limit came as {other:?}"),
     }
     assert_eq!(apply_once(&session, "set a shorter").await, "short", "it was applied");
+    cluster.stop_all().await.expect("it stops");
+}
+
+/// A group has a bounded number of sessions: `lockstep apply` closes its own, also if it fails.
+#[tokio::test]
+async fn a_command_without_an_outcome_leaves_no_session_open() {
+    let (mut cluster, _) = kv_node().await;
+    let endpoint = cluster.address(1).to_owned();
+    let long = format!("set a {}", "x".repeat(limits::OUTCOME_BYTES_MAX + 1));
+    let set = lockstep(&["apply", "--endpoint", &endpoint, &long]).await;
+    assert_eq!(set.code, Some(0), "{}", set.stderr);
+    // `set` answers with the previous value, which is over the limit.
+    let failed = lockstep(&["apply", "--endpoint", &endpoint, "set a short"]).await;
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert_says(&failed.stderr, &["over the limit", "was applied"]);
+    let closed = async |cluster: &Cluster| {
+        let group = cluster.group(1, GROUP).await?;
+        (group.sessions == 0).then_some(())
+    };
+    cluster.wait_for("no session to be open", PATIENCE, closed).await.expect("both were closed");
     cluster.stop_all().await.expect("it stops");
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use lockstep_client::Session;
-use tokio::time::Instant;
+use lockstep_client::{Error, Session};
+use lockstep_core::mutant::planted;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
 
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
 use crate::cli::{Failure, Outcome};
@@ -25,35 +27,40 @@ pub(crate) struct Args {
     command: Option<String>,
 }
 
-/// How long closing the session may take.
-const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// How long closing the session may take, beyond the timeout of the command if need be.
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Args) -> Outcome {
     let command = argument_or_stdin(args.command)?;
     let client = args.target.client_with(|options| options.relief = args.relief)?;
     // Each call may use the client's whole deadline, but together they may not exceed it.
     let until = Instant::now() + client.options().deadline;
-    let once = async {
-        let session = client.open_session().await?;
-        let reply = session.apply(command).await;
-        Ok((session, reply?))
-    };
-    let (session, reply) = match tokio::time::timeout_at(until, once).await {
-        Ok(done) => done.map_err(call_failed)?,
-        Err(_elapsed) => {
-            let why = "no outcome in time: the command may have been applied, or may still be";
-            return Err(Failure::Failed(why.to_owned()));
-        }
-    };
-    close(session, until).await;
+    let opened = timeout_at(until, client.open_session()).await;
+    // A session that is opened later is unknown here; since it is never used, it is soon evictable.
+    let session = in_time(opened, "no session was opened in time: the command was not sent")?;
+    let replied = timeout_at(until, session.apply(command)).await;
+    if matches!(replied, Ok(Ok(_))) || !planted("leave_sessions_open") {
+        close(session, until).await;
+    }
+    let late = "no outcome in time: the command may have been applied, or may still be";
+    let reply = in_time(replied, late)?;
     let json = args.json.then(|| {
         serde_json::json!({ "attempts": reply.attempts, "leader_changed": reply.leader_changed })
     });
     print_outcome(&reply.outcome, json)
 }
 
-/// Closes the session. A failure is ignored: the outcome is known, and an open session expires.
+/// What a call returned; if it took too long, the failure says `late`.
+fn in_time<T>(called: Result<Result<T, Error>, Elapsed>, late: &str) -> Result<T, Failure> {
+    match called {
+        Ok(returned) => returned.map_err(call_failed),
+        Err(_elapsed) => Err(Failure::Failed(late.to_owned())),
+    }
+}
+
+/// Closes the session, whatever came of the command: it is not sent again, even if its outcome is
+/// unknown. A failure to close is ignored, because an open session expires.
 async fn close(session: Session, until: Instant) {
-    let until = until.min(Instant::now() + CLOSE_MAX);
-    let _ = tokio::time::timeout_at(until, session.close()).await;
+    let until = until.min(Instant::now()) + CLOSE_MAX;
+    let _ = timeout_at(until, session.close()).await;
 }

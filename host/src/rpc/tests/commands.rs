@@ -1,4 +1,5 @@
-//! The command line's deadlines, against nodes that are slow or silent.
+//! The command line's deadlines, against nodes that are slow or silent, and the sessions that it
+//! closes.
 //!
 //! A test compares two timers of one runtime; they fire in order however slow the machine is.
 
@@ -29,7 +30,8 @@ async fn within<T>(most: Duration, command: impl Future<Output = T>) -> T {
     }
 }
 
-/// `apply` opens a session and applies the command within one common timeout.
+/// `apply` opens a session and applies the command within one common timeout. Then it closes the
+/// session, although it knows no outcome.
 #[tokio::test]
 async fn apply_takes_no_longer_than_it_was_told() {
     // On a loaded machine the tenth of two seconds that is left for the command may be too short.
@@ -41,13 +43,28 @@ async fn apply_takes_no_longer_than_it_was_told() {
         let told = ["--endpoint", &nodes[0].address, "--timeout", &seconds.to_string()];
         let line = [&["apply", "--group", GROUP], &told[..], &["a"]].concat();
         let args = Apply::parse_from(line).args;
-        let ended = within(timeout * 3 / 2, apply::run(args)).await;
+        let ended = within(timeout * 3 / 2 + apply::CLOSE_MAX, apply::run(args)).await;
         let Err(Failure::Failed(message)) = ended else { panic!("{ended:?}") };
-        if shared.lock().applied.len() == 1 {
+        let machine = shared.lock();
+        if machine.applied.len() == 1 && machine.sessions.is_empty() {
             return assert!(message.contains("may have been applied"), "{message}");
         }
     }
-    panic!("no session was opened late, but in time");
+    panic!("no session was opened late, but in time, and closed");
+}
+
+/// A group has a bounded number of sessions: a command that fails leaves none open.
+#[tokio::test]
+async fn apply_closes_its_session_if_the_command_is_refused() {
+    let (nodes, shared) = cluster(1).await;
+    let full = || Refusal::DiskFull { need: 64, have: 3 };
+    shared.lock().script.extend([Turn::Refused(full), Turn::Refused(full)]);
+    let line = ["apply", "--group", GROUP, "--endpoint", &nodes[0].address, "a"];
+    let ended = patiently("an end", apply::run(Apply::parse_from(line).args)).await;
+    let Err(Failure::Failed(message)) = ended else { panic!("{ended:?}") };
+    assert!(message.contains("the disk is full"), "{message}");
+    let machine = shared.lock();
+    assert_eq!((machine.opened, machine.sessions.len()), (1, 0));
 }
 
 /// Silent nodes cost one deadline together, not one each.
