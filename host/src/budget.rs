@@ -50,7 +50,7 @@ pub(crate) struct Budgets {
 #[derive(Debug)]
 pub(crate) struct Share {
     budgets: Budgets,
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
     /// Set once the connection turned out to be a peer's.
     peer: AtomicBool,
@@ -58,8 +58,18 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn new(budgets: Budgets, limit: usize) -> Arc<Self> {
-        let (used, peer) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (limit, used, peer) = (limit.into(), AtomicUsize::new(0), AtomicBool::new(false));
         Arc::new(Self { budgets, limit, used, peer })
+    }
+
+    /// From now on the connection may hold this many bytes, if that is more than before: it carries
+    /// the calls of many clients.
+    pub(crate) fn widen(&self, bytes: usize) {
+        self.limit.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// From now on the connection is charged to the peers' budget.
@@ -88,20 +98,20 @@ impl Share {
     /// Whether this connection holds more than it may: more than its bound or, while all of its
     /// kind hold too much, more than its own part.
     pub(crate) fn is_over(&self) -> bool {
-        let (used, budget) = (self.used(), self.budget());
-        used > self.limit || (used > self.limit / OWN_PART && budget.used() > budget.limit)
+        let (used, limit, budget) = (self.used(), self.limit(), self.budget());
+        used > limit || (used > limit / OWN_PART && budget.used() > budget.limit)
     }
 
     /// Whether this connection holds half of what it may, and should wait where it can.
     pub(crate) fn is_near(&self) -> bool {
-        2 * self.used() > self.limit
+        2 * self.used() > self.limit()
     }
 
     /// Charges bytes that are few beside what their call holds already: only this connection's own
     /// bound may refuse them.
     pub(crate) fn take_little(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
-        (self.used() <= self.limit).then_some(charge)
+        (self.used() <= self.limit()).then_some(charge)
     }
 
     /// Charges bytes that are there already, without asking.

@@ -314,6 +314,8 @@ impl GroupActor {
     }
 
     /// Tells the core which requests lost their callers, so that it does nothing more for them.
+    /// They are looked at in the order in which they came: if a line loses its client meanwhile,
+    /// only its last commands are dropped.
     fn forget_the_gone(&mut self, effects: &mut Vec<Effect>) {
         let gone = self.tickets.iter().filter(|(_, waiting)| !waiting.waits());
         let tickets: BTreeSet<Ticket> = gone.map(|(ticket, _)| *ticket).collect();

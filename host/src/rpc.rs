@@ -70,6 +70,8 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Concurrent calls on one connection.
 const CALLS_MAX: u32 = 4_096;
+/// Bytes that the calls which one node forwards to another may hold at a time, answers included.
+const FORWARDED_BYTES_MAX: usize = 128 << 20;
 /// Calls of one connection that a client may have reset before this node accepted them. Clients
 /// have deadlines: in what a busy node reads in one piece, all calls of a client may have ended,
 /// and as many again that followed them.

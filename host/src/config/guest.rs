@@ -16,8 +16,9 @@ pub struct GuestLimits {
     pub command_fuel: Option<u64>,
 }
 
-/// Bounds of `memory`, bytes: no useful guest has less, and 16 memories of 4 GiB cannot have more.
-pub(crate) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(64 << 30);
+/// Bounds of `memory`, bytes. With less, a single long command could take all that lies above the
+/// bound from which commands are refused; 16 memories of 4 GiB cannot have more.
+pub(crate) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (32 << 20)..=(64 << 30);
 /// Bounds of `entry-fuel`: with less, nothing useful can be done; with more, an entry could take a
 /// quarter of an hour, and a snapshot days.
 pub(crate) const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
@@ -84,7 +85,7 @@ mod tests {
         assert_eq!((some.memory_bytes, some.fuel_entry, some.fuel_command), expect);
 
         let wrong = [
-            (parse(Some("1MiB"), None, None), "group \"kv\": memory is 1048576; use 4194304 to"),
+            (parse(Some("1MiB"), None, None), "group \"kv\": memory is 1048576; use 33554432 to"),
             (parse(Some("65GiB"), None, None), "memory is 69793218560"),
             (parse(Some("much"), None, None), "memory: \"much\" is not a size"),
             (parse(None, Some(1), None), "entry-fuel is 1"),

@@ -1,8 +1,9 @@
-//! [`Asker`], the caller of a query, and [`Places`], which bound the queries that wait in a group.
+//! [`Asker`], the caller of a query, and [`Places`], which bound what waits, by caller: the queries
+//! of a group, and the calls that a node forwards to another.
 //!
-//! - A caller may hold as many places as are free, so that none takes them all: the first caller
-//!   gets at most half of them, the second half of the rest, and so on.
-//! - A place is given back when its query is answered or refused, or its caller is found to have
+//! - A caller may hold as many places, and as many bytes, as are free, so that none takes them all:
+//!   the first caller gets at most half of them, the second half of the rest, and so on.
+//! - A place is given back when its call is answered or refused, or its caller is found to have
 //!   left.
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use crate::group::mailbox::QueryAnswer;
 pub(crate) const QUERIES_MAX: usize = 8_192;
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// The caller of a query: a connection, or by default no caller in particular.
+/// The caller of a query: a connection, here or at the node that forwards its call; by default no
+/// caller in particular.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Asker(pub u64);
 
@@ -29,6 +31,13 @@ impl Asker {
     pub fn at(address: SocketAddr) -> Self {
         let mut hasher = DefaultHasher::new();
         address.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// The caller for whom the node at the other end of this connection forwards a call.
+    pub(crate) fn on_behalf_of(self, caller: Self) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.0, caller.0).hash(&mut hasher);
         Self(hasher.finish())
     }
 }
@@ -53,15 +62,24 @@ impl Asked {
     }
 }
 
-/// The places of one group.
-#[derive(Clone, Default)]
-pub(crate) struct Places(Arc<Mutex<Taken>>);
+/// The places of one group, or those of the calls that go to one node.
+#[derive(Clone)]
+pub(crate) struct Places {
+    most: Held,
+    taken: Arc<Mutex<Taken>>,
+}
 
 #[derive(Default)]
 struct Taken {
-    queries: usize,
+    all: Held,
+    by: BTreeMap<Asker, Held>,
+}
+
+/// How many calls, and their bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Held {
+    calls: usize,
     bytes: usize,
-    by: BTreeMap<Asker, usize>,
 }
 
 /// A taken place.
@@ -71,42 +89,67 @@ pub(crate) struct Place {
     bytes: usize,
 }
 
+impl Default for Places {
+    /// The places of a group's queries.
+    fn default() -> Self {
+        Self::new(QUERIES_MAX, BYTES_MAX)
+    }
+}
+
 impl Places {
-    /// Takes a place for a query of `bytes` bytes, if this caller may have one more.
+    pub(crate) fn new(calls: usize, bytes: usize) -> Self {
+        Self { most: Held { calls, bytes }, taken: Arc::default() }
+    }
+
+    /// Takes a place for a call of `bytes` bytes, if this caller may have one more.
     pub(crate) fn take(&self, asker: Asker, bytes: usize) -> Option<Place> {
         let mut taken = self.lock();
-        let free = QUERIES_MAX - taken.queries;
-        let own = taken.by.get(&asker).copied().unwrap_or(0);
-        let greedy = own >= free && !planted("places_for_the_first");
-        if greedy || free == 0 || taken.bytes + bytes > BYTES_MAX {
+        let free = Held {
+            calls: self.most.calls - taken.all.calls,
+            bytes: self.most.bytes - taken.all.bytes,
+        };
+        let own = taken.by.get(&asker).copied().unwrap_or_default();
+        let greedy = own.calls >= free.calls || own.bytes + bytes > free.bytes;
+        let greedy = greedy && !planted("places_for_the_first");
+        if greedy || free.calls == 0 || bytes > free.bytes {
             return None;
         }
-        taken.queries += 1;
-        taken.bytes += bytes;
-        *taken.by.entry(asker).or_default() += 1;
+        taken.all.add(bytes);
+        taken.by.entry(asker).or_default().add(bytes);
         Some(Place { places: self.clone(), asker, bytes })
     }
 
-    /// Queries that wait, and their bytes.
+    /// Calls that wait, and their bytes.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> (usize, usize) {
-        let taken = self.lock();
-        (taken.queries, taken.bytes)
+        let Held { calls, bytes } = self.lock().all;
+        (calls, bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn add(&mut self, bytes: usize) {
+        self.calls += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.calls -= 1;
+        self.bytes -= bytes;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
-        taken.queries -= 1;
-        taken.bytes -= self.bytes;
+        taken.all.remove(self.bytes);
         if let Some(own) = taken.by.get_mut(&self.asker) {
-            *own -= 1;
-            if *own == 0 {
+            own.remove(self.bytes);
+            if own.calls == 0 {
                 taken.by.remove(&self.asker);
             }
         }
@@ -132,5 +175,17 @@ mod tests {
         assert_eq!(places.taken(), (2048 + 1024 + 512 + 256 + 128, 2048 + 1024 + 512 + 256 + 128));
         assert!(places.take(Asker(5), 1).is_some(), "there is room again");
         assert!(places.take(Asker(7), BYTES_MAX).is_none(), "bytes have a bound as well");
+    }
+
+    /// Large calls are few, but take the bytes of others in the same way.
+    #[test]
+    fn nobody_takes_all_bytes() {
+        let places = Places::new(100, 64);
+        let hold =
+            |asker| -> Vec<Place> { std::iter::from_fn(|| places.take(Asker(asker), 8)).collect() };
+        let held = [hold(1), hold(2), hold(3)];
+        assert_eq!(held.each_ref().map(Vec::len), [4, 2, 1]);
+        assert!(places.take(Asker(1), 8).is_none(), "it holds more than is free");
+        assert!(places.take(Asker(4), 8).is_some(), "who holds nothing gets what is left");
     }
 }

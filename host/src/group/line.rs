@@ -3,12 +3,15 @@
 //!
 //! - Once a command of a line is refused, no later one is taken. So its client can send all of them
 //!   again, in order, and none was applied before its turn.
+//! - A line loses its client as a whole: once the group found the client of one command gone, it
+//!   finds that of every later one gone. So what it takes of a line has no gap.
 //! - Answers to a line's commands are charged to the line's connection until they are read. An
 //!   answer that finds no room is dropped, and the client is told that its command's fate is
 //!   unknown.
 //! - A line's commands wait for room, first come, first served: a group with more than it can do
 //!   makes its streams wait instead of refusing them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::budget::{Charge, Share};
@@ -38,6 +41,9 @@ pub(crate) struct Line {
     share: Arc<Share>,
     /// Why one of them was refused: no later one is taken.
     broken: OnceLock<Refusal>,
+    /// The client is gone. Never unset: once it is seen with one command, it is seen with all that
+    /// are looked at later.
+    left: AtomicBool,
 }
 
 /// The answer to a command of a line.
@@ -50,7 +56,7 @@ pub(crate) struct Told {
 impl Line {
     /// A line for commands that come over the connection with this share.
     pub(crate) fn new(share: Arc<Share>) -> Self {
-        Self { share, broken: OnceLock::new() }
+        Self { share, broken: OnceLock::new(), left: AtomicBool::new(false) }
     }
 
     /// How the next command is refused, if one before it was.
@@ -65,6 +71,11 @@ impl Line {
     /// Notes that a command of the line was refused; the first refusal counts.
     pub(crate) fn break_at(&self, refusal: &Refusal) {
         let _ = self.broken.set(refusal.clone());
+    }
+
+    /// Notes that the client waits for no answers any more.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
     }
 
     /// Charges an answer to the connection; if there is no room for it, it is replaced by a
@@ -142,11 +153,13 @@ impl Reply {
         (Self::InLine { to, line, _room: room }, receiver)
     }
 
-    /// Whether the caller is gone.
+    /// Whether the caller is gone. A stream that ends drops its receivers one after the other, so
+    /// they do not count.
     pub(crate) fn is_closed(&self) -> bool {
         match self {
             Self::Alone(to) => to.is_closed(),
-            Self::InLine { to, .. } => to.is_closed(),
+            Self::InLine { to, .. } if planted("leave_one_by_one") => to.is_closed(),
+            Self::InLine { line, .. } => line.left.load(Ordering::Relaxed),
         }
     }
 
@@ -227,6 +240,22 @@ mod tests {
             line.break_at(&Refusal::ShuttingDown);
             assert_eq!(line.refusal(), Some(behind), "the first reason stays");
         }
+    }
+
+    /// While a stream ends, the group may look at its commands one by one.
+    #[test]
+    fn a_line_loses_its_client_as_a_whole() {
+        let (line, room) = (Arc::new(line()), StreamRoom::default());
+        let mut replies = Vec::new();
+        for _ in 0..3 {
+            let room = room.try_take(1).expect("there is enough");
+            let (reply, receiver) = Reply::in_line(Arc::clone(&line), room);
+            replies.push(reply);
+            drop(receiver);
+        }
+        assert!(!replies.iter().any(Reply::is_closed), "its end was not told");
+        line.leave();
+        assert!(replies.iter().all(Reply::is_closed));
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
-use lockstep_core::ids::GroupId;
+use lockstep_core::ids::{GroupId, Lineage};
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
@@ -451,6 +451,11 @@ impl GroupHandle {
 
     pub fn report(&self) -> GroupReport {
         self.inner.report.borrow().clone()
+    }
+
+    /// The group's lineage, once it is known here.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        self.inner.report.borrow().status.lineage
     }
 
     pub fn frames_dropped(&self) -> u64 {

@@ -357,13 +357,43 @@ async fn a_broken_line_takes_nothing_more() {
             .expect("it is answered")
             .answer
     };
-    let budgets = Budgets { clients: ClientBudget::new(1 << 20), peers: ClientBudget::new(0) };
-    let line = || Arc::new(line::Line::new(Share::new(budgets.clone(), 1 << 20)));
     let (broken, whole) = (line(), line());
     submit(&broken).await.expect("it is applied");
     broken.break_at(&Refusal::Overloaded);
     assert_eq!(submit(&broken).await, Err(Refusal::Overloaded));
     submit(&whole).await.expect("other lines are not concerned");
+}
+
+/// A line of a connection of its own.
+fn line() -> Arc<line::Line> {
+    let budgets = Budgets { clients: ClientBudget::new(1 << 20), peers: ClientBudget::new(0) };
+    Arc::new(line::Line::new(Share::new(budgets, 1 << 20)))
+}
+
+/// A client's next stream sends again what has no outcome, in order. That order is kept only if its
+/// last stream left no gap in what was applied.
+#[tokio::test]
+async fn what_is_taken_of_a_line_has_no_gap() {
+    let hosted = hosted().await;
+    let submit = |line: &Arc<line::Line>, command: &str| {
+        let room = hosted.handle.stream_room().try_take(1).expect("there is enough");
+        let payload = command.to_owned().into();
+        let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
+        hosted.handle.submit_in(line, call, false, room).expect("there is room")
+    };
+    // The actor runs while this task waits, so it finds the stream half dropped.
+    let half_dropped = line();
+    drop([submit(&half_dropped, "set a 2"), submit(&half_dropped, "set a 3")]);
+    let third = submit(&half_dropped, "set a 4");
+    let third = tokio::time::timeout(PATIENCE, third).await.expect("in time");
+    let before = third.expect("it is answered").answer;
+    assert_eq!(before, Ok(Answer::Ok("3".into())), "those before it were taken");
+
+    let dropped = line();
+    let _receivers = [submit(&dropped, "set a 5"), submit(&dropped, "set a 6")];
+    dropped.leave();
+    let before = hosted.propose("set a 7").await;
+    assert_eq!(before, Ok(Answer::Ok("4".into())), "none was taken");
 }
 
 /// Waits are not measured in wall time: a clock that is set back an hour does not change them.

@@ -7,8 +7,13 @@
 //! - At most [`STREAM_INFLIGHT_MAX`] commands and [`STREAM_BYTES_MAX`] bytes of them are under way,
 //!   and at most one message is held here; everything else waits at the client. A command also
 //!   waits while the group has no capacity for it.
+//! - A stream that nobody polls, because its client does not read, keeps no capacity from others:
+//!   it has no place in the group's queue while it has a message to send. It then queues anew, but
+//!   at most once for each command under way: it takes no further ones before its turn.
 //! - Commands are taken in their order. Once the group refused one, the stream ends after the
 //!   answers to the commands before it: a command that has no answer by then was not taken.
+//! - If the client leaves, the group is told so once for all commands of the stream. What it took
+//!   of them has no gap.
 //! - If answers are long, fewer commands are under way: a client that stops reading makes this node
 //!   hold about [`STREAM_ANSWERS_BYTES`] of answers, all of it charged to its connection.
 
@@ -22,6 +27,7 @@ use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
 use lockstep_core::limits;
+use lockstep_core::mutant::planted;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
@@ -60,8 +66,12 @@ pub(super) struct ApplyStream {
     target: Option<Target>,
     /// Commands of the last message that were not yet handed to the group.
     held: VecDeque<Held>,
-    /// Waits for the group's capacity for the first of them.
+    /// The place in the queue for the group's capacity, of the first of them.
     room: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
+    /// The last poll brought no message. tonic polls for the next message before it passes on those
+    /// that it has, and polls again only once they are sent. So nothing is being sent if two polls
+    /// in a row bring none, and the stream is polled whenever it is woken.
+    pended: bool,
     waiting: VecDeque<Waiting>,
     /// Bytes of the commands in `waiting`.
     waiting_bytes: usize,
@@ -94,6 +104,7 @@ struct Held {
 struct Waiting {
     tag: u64,
     bytes: usize,
+    relief: bool,
     answer: oneshot::Receiver<Told>,
 }
 
@@ -114,6 +125,7 @@ impl ApplyStream {
             target: None,
             held: VecDeque::new(),
             room: None,
+            pended: false,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             answer_bytes_mean: limits::OUTCOME_BYTES_MAX,
@@ -162,6 +174,14 @@ impl ApplyStream {
             || (!self.waiting.is_empty() && self.share.is_near())
     }
 
+    /// Whether the next command waits for answers to those under way.
+    fn waits_for_answers(&self, relief: bool) -> bool {
+        // While they wait in the group, those without `relief` are refused when memory is high, and
+        // those with it are not: one with it must not be there beside one without it before it.
+        let overtakes = relief && self.waiting.back().is_some_and(|last| !last.relief);
+        self.is_busy() || (overtakes && !planted("relief_overtakes"))
+    }
+
     /// Queues one message's commands; those that break a rule on their own are answered here.
     fn take(&mut self, message: wire::ApplyStreamRequest) -> Result<(), Refused> {
         let wire::ApplyStreamRequest { group, session, lowest_unanswered, commands, relief } =
@@ -205,16 +225,17 @@ impl ApplyStream {
                 return self.break_off(&group, &refusal);
             }
             let Some(first) = self.held.front() else { return };
-            if self.is_busy() {
+            let (bytes, relief) = (first.call.payload.len(), first.relief);
+            if self.waits_for_answers(relief) {
+                self.room = None;
                 return;
             }
-            let bytes = first.call.payload.len();
             let Poll::Ready(room) = self.room(&group, bytes, cx) else { return };
             let Some(Held { tag, call, relief }) = self.held.pop_front() else { return };
             match group.submit_in(&line, call, relief, room) {
                 Ok(answer) => {
                     self.waiting_bytes += bytes;
-                    self.waiting.push_back(Waiting { tag, bytes, answer });
+                    self.waiting.push_back(Waiting { tag, bytes, relief, answer });
                 }
                 Err(refused) => {
                     let refused = Refused::by_group(&refused, group.name(), &self.router);
@@ -224,17 +245,22 @@ impl ApplyStream {
         }
     }
 
-    /// Waits for the group's capacity for a command of `bytes` bytes.
+    /// Waits for the group's capacity for a command of `bytes` bytes; queues for it only if this
+    /// stream is certain to be polled at its turn.
     fn room(
         &mut self,
         group: &GroupHandle,
         bytes: usize,
         cx: &mut Context<'_>,
     ) -> Poll<OwnedSemaphorePermit> {
-        if self.room.is_none()
-            && let Some(room) = group.stream_room().try_take(bytes)
-        {
-            return Poll::Ready(room);
+        if self.room.is_none() {
+            if let Some(room) = group.stream_room().try_take(bytes) {
+                return Poll::Ready(room);
+            }
+            if !self.pended && !planted("keep_an_unread_place") {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         let waiting = self.room.get_or_insert_with(|| Box::pin(group.stream_room().take(bytes)));
         let room = waiting.as_mut().poll(cx);
@@ -246,6 +272,7 @@ impl ApplyStream {
 
     /// Refuses all held commands, because the group refused one before them, and ends the stream.
     fn break_off(&mut self, group: &GroupHandle, why: &Refusal) {
+        self.room = None;
         let refused = |router: &Router| Refused::by_group(why, group.name(), router);
         for held in std::mem::take(&mut self.held) {
             self.push(held.tag, refusal(refused(&self.router)));
@@ -303,30 +330,52 @@ impl ApplyStream {
     fn is_full(&self) -> bool {
         self.ready.len() >= ANSWERS_MAX || self.ready_bytes >= ANSWER_BYTES_MAX
     }
+
+    /// The next message to the client.
+    fn message(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<wire::ApplyStreamResponse, Status>>> {
+        self.read(cx);
+        self.collect(cx);
+        if self.ready.is_empty() {
+            let over = self.ended && self.held.is_empty() && self.waiting.is_empty();
+            return if over { Poll::Ready(self.failure.take().map(Err)) } else { Poll::Pending };
+        }
+        // The group answers all commands of an entry in one go: with one turn more, this message
+        // holds more than the first of these answers.
+        if !self.lingered && !self.waiting.is_empty() && !self.is_full() {
+            self.lingered = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.lingered = false;
+        self.ready_bytes = 0;
+        let answers = std::mem::take(&mut self.ready);
+        Poll::Ready(Some(Ok(wire::ApplyStreamResponse { answers })))
+    }
 }
 
 impl Stream for ApplyStream {
     type Item = Result<wire::ApplyStreamResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        this.read(cx);
-        this.collect(cx);
-        if this.ready.is_empty() {
-            let over = this.ended && this.held.is_empty() && this.waiting.is_empty();
-            return if over { Poll::Ready(this.failure.take().map(Err)) } else { Poll::Pending };
+        let message = self.message(cx);
+        self.pended = message.is_pending();
+        if !self.pended && !planted("keep_an_unread_place") {
+            self.room = None;
         }
-        // The group answers all commands of an entry in one go: with one turn more, this message
-        // holds more than the first of these answers.
-        if !this.lingered && !this.waiting.is_empty() && !this.is_full() {
-            this.lingered = true;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        message
+    }
+}
+
+impl Drop for ApplyStream {
+    /// Tells the group that the client is gone before the receivers of the answers are dropped, one
+    /// after the other.
+    fn drop(&mut self) {
+        if let Some(target) = &self.target {
+            target.line.leave();
         }
-        this.lingered = false;
-        this.ready_bytes = 0;
-        let answers = std::mem::take(&mut this.ready);
-        Poll::Ready(Some(Ok(wire::ApplyStreamResponse { answers })))
     }
 }
 

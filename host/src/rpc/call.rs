@@ -25,13 +25,14 @@ use tonic::transport::server::TcpConnectInfo;
 use crate::budget::Charge;
 use crate::rpc::body::{Method, RequestBody};
 use crate::rpc::client_api::parse_timeout;
+use crate::rpc::forward::is_forwarded;
 use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::{Port, patience_for};
 use crate::rpc::refuse::Refused;
 use crate::rpc::requests::Counted;
 
 /// Memory that a call holds beside its messages: its task, its headers, its buffers. Bytes.
-const CALL_BYTES: usize = 8 << 10;
+pub(super) const CALL_BYTES: usize = 8 << 10;
 
 /// The caller is gone, or was cut off.
 struct Gone;
@@ -59,7 +60,8 @@ pub(super) async fn serve(
     let method = Method::of(request.uri().path());
     let mut counted = Counted::begin(&port.state.requests, request.uri().path());
     let _open = link.begin(method.kind);
-    let admitted = admit(&mut respond, method, (&port, &link), &mut counted);
+    let is_nodes = method.peers || is_forwarded(request.headers());
+    let admitted = admit(&mut respond, is_nodes, (&port, &link), &mut counted);
     let Some(_charge) = admitted else { return };
     let answer = {
         let answering = dispatch(request, method, &port, &link, info);
@@ -82,14 +84,15 @@ pub(super) async fn serve(
     }
 }
 
-/// Admits a call and returns the charge for it; otherwise answers the caller with a refusal.
+/// Admits a call and returns the charge for it; otherwise answers the caller with a refusal. On
+/// probation only nodes are served, or who claims to be one: that is checked where it is answered.
 fn admit(
     respond: &mut SendResponse<Bytes>,
-    method: Method,
+    is_nodes: bool,
     (port, link): (&Port, &Arc<Link>),
     counted: &mut Counted,
 ) -> Option<Charge> {
-    let refused = if link.is_on_probation() && !method.peers {
+    let refused = if link.is_on_probation() && !is_nodes {
         Refused::no_place(port.state.links.count().0)
     } else if let Some(charge) = link.share.take(CALL_BYTES) {
         return Some(charge);

@@ -22,9 +22,11 @@ use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
-use crate::rpc::forward::{self, Forward};
+use crate::rpc::call::CALL_BYTES;
+use crate::rpc::forward::{self, Forward, Onward, Origin};
 use crate::rpc::links::Link;
 use crate::rpc::peer_link::GrpcTransport;
+use crate::rpc::port::PortState;
 use crate::rpc::proto::client as wire;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::lockstep_server::Lockstep;
@@ -42,6 +44,8 @@ pub(super) struct ClientApi {
     router: Router,
     forward: Forward,
     status: StatusSource,
+    hello: HelloInfo,
+    port: Arc<PortState>,
     /// True once the node is about to stop: it hands over leadership and takes no more requests.
     closing: watch::Receiver<bool>,
     stopped: watch::Receiver<bool>,
@@ -52,11 +56,13 @@ impl ClientApi {
         router: Router,
         hello: &HelloInfo,
         transport: Arc<GrpcTransport>,
+        port: Arc<PortState>,
         closing: watch::Receiver<bool>,
         stopped: watch::Receiver<bool>,
     ) -> Self {
-        let forward = Forward::new(&router);
-        Self { router, forward, status: StatusSource::new(hello, transport), closing, stopped }
+        let forward = Forward::new(&router, hello, port.forwarded_bytes_max());
+        let status = StatusSource::new(hello, transport);
+        Self { router, forward, status, hello: hello.clone(), port, closing, stopped }
     }
 
     /// The group of this name, unless the node is about to stop.
@@ -73,16 +79,48 @@ impl ClientApi {
         self.router.group(name).ok_or_else(|| Refused::unknown_group(name, &self.router))
     }
 
-    /// The call with the group that is to answer it.
+    /// The call with the group that is to answer it. `group` is the place of the group's name in
+    /// the message, which may be empty on a node with one group; `answer_max` is the longest
+    /// answer.
     fn asked<M>(
         &self,
         request: Request<M>,
-        group: fn(&M) -> &str,
+        group: fn(&mut M) -> &mut String,
+        answer_max: usize,
     ) -> Result<Asked<'_, M>, Refused> {
-        let (metadata, _, message) = request.into_parts();
+        let connection = request.remote_addr().map(Asker::at).unwrap_or_default();
+        let (metadata, extensions, mut message) = request.into_parts();
         let deadline = Deadline::of(&metadata);
-        let group = self.open_group(group(&message))?;
-        Ok(Asked { api: self, group, metadata, deadline, message })
+        let name = group(&mut message);
+        let origin = Origin::of(&metadata);
+        if let Some(origin) = &origin {
+            origin.check_node(&self.hello, name)?;
+        }
+        let group = self.open_group(name)?;
+        group.name().clone_into(name);
+        let link = extensions.get::<Arc<Link>>();
+        let caller = match origin {
+            Some(origin) => {
+                origin.check_lineage(group)?;
+                let believed = link.is_some_and(|link| self.believes(link));
+                if believed { connection.on_behalf_of(origin.caller) } else { connection }
+            }
+            None => connection,
+        };
+        if link.is_some_and(|link| link.is_on_probation()) {
+            return Err(Refused::no_place(self.port.links.count().0));
+        }
+        Ok(Asked { api: self, group, caller, metadata, deadline, message, answer_max })
+    }
+
+    /// Whether a node forwards the calls of its clients on this connection. Who passes for many
+    /// callers gets the part of many, so that a connection is believed only if a peer's comes from
+    /// the same address.
+    fn believes(&self, link: &Link) -> bool {
+        if !link.is_forwarding() && self.port.links.has_peer_at(link.remote) {
+            link.forwards(self.port.forwarded_bytes_max());
+        }
+        link.is_forwarding()
     }
 }
 
@@ -91,30 +129,36 @@ impl ClientApi {
 struct Asked<'a, M> {
     api: &'a ClientApi,
     group: &'a GroupHandle,
+    caller: Asker,
     metadata: MetadataMap,
     deadline: Deadline,
     message: M,
+    /// The most bytes that the answer may have.
+    answer_max: usize,
 }
 
-impl<M> Asked<'_, M> {
+impl<M: prost::Message> Asked<'_, M> {
     /// Waits for the answer, until the caller's deadline.
     async fn meet<T>(&self, answer: impl Future<Output = T>) -> Result<T, Refused> {
         self.deadline.meet(self.group, answer).await
     }
 
     /// Handles the group's refusal. If it refused because another node leads, the call is forwarded
-    /// there, once; a failure to reach that node is reported as this node's own refusal.
+    /// there, once; a failure to reach that node is reported as this node's own refusal. If the
+    /// caller has too many calls under way there, it is told who leads instead.
     async fn refused<T, F: Future<Output = Result<Response<T>, Status>>>(
         self,
         refusal: &Refusal,
         send: impl FnOnce(Leads, Request<M>) -> F,
     ) -> Result<Response<T>, Status> {
-        let Self { api, group, metadata, deadline, message } = self;
-        let onward = refusal.leader().and_then(|leader| api.forward.to(leader, &metadata));
-        let Some((client, leader)) = onward else {
+        let Self { api, group, caller, metadata, deadline, message, answer_max } = self;
+        let cost = (caller, CALL_BYTES + message.encoded_len() + answer_max);
+        let leader = refusal.leader();
+        let onward = leader.and_then(|leader| api.forward.to(leader, &metadata, group, cost));
+        let Some(Onward { client, leader, origin, _place }) = onward else {
             return Err(Refused::by_group(refusal, group.name(), &api.router).into_status());
         };
-        let call = send(client, forward::request(message, deadline.left()));
+        let call = send(client, origin.request(message, deadline.left()));
         match deadline.meet(group, call).await? {
             Ok(response) => {
                 let mut response = Response::new(response.into_inner());
@@ -132,7 +176,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::OpenSessionRequest>,
     ) -> Result<Response<wire::OpenSessionResponse>, Status> {
-        let asked = self.asked(request, |message| &message.group)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
         let group = asked.group;
         match asked.meet(group.open_session(nonce_of(asked.message.nonce))).await? {
             Ok(Answer::Opened(session)) => Ok(Response::new(wire::OpenSessionResponse { session })),
@@ -151,7 +195,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::CloseSessionRequest>,
     ) -> Result<Response<wire::CloseSessionResponse>, Status> {
-        let asked = self.asked(request, |message| &message.group)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
         match asked.meet(asked.group.close_session(asked.message.session)).await? {
             Ok(_closed) => Ok(Response::new(wire::CloseSessionResponse {})),
             Err(refusal) => {
@@ -166,7 +210,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::ApplyRequest>,
     ) -> Result<Response<wire::ApplyResponse>, Status> {
-        let asked = self.asked(request, |message| &message.group)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
         let (group, message) = (asked.group, &asked.message);
         check_command(&message.command)?;
         check_sequence(message.session, message.sequence)?;
@@ -217,14 +261,13 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::QueryRequest>,
     ) -> Result<Response<wire::QueryResponse>, Status> {
-        let asker = request.remote_addr().map(Asker::at).unwrap_or_default();
-        let asked = self.asked(request, |message| &message.group)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::QUERY_ANSWER_BYTES_MAX)?;
         let (group, message) = (asked.group, &asked.message);
         let limit = limits::COMMAND_BYTES_MAX;
         if message.request.len() > limit {
             return Err(Refused::too_large("query", message.request.len(), limit).into());
         }
-        let asking = group.query_by(asker, message.request.clone(), !message.local);
+        let asking = group.query_by(asked.caller, message.request.clone(), !message.local);
         match asked.meet(asking).await? {
             Ok(answer) => Ok(Response::new(query_response(answer))),
             Err(refusal) => {
@@ -256,7 +299,7 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::CheckpointRequest>,
     ) -> Result<Response<wire::CheckpointResponse>, Status> {
-        let asked = self.asked(request, |message| &message.group)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
         match asked.meet(asked.group.checkpoint()).await? {
             Ok(index) => Ok(Response::new(wire::CheckpointResponse { index })),
             Err(refusal) => {

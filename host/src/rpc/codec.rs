@@ -1,11 +1,14 @@
 //! [`BoundedCodec`]: prost's encoding, with a check of each message before it is decoded.
 //!
-//! A field that takes two bytes on the wire may become a struct of a hundred bytes in memory. So
-//! the elements of repeated fields are counted first, and a message with too many is refused before
-//! anything is allocated for them.
+//! - A field that takes two bytes on the wire may become a struct of a hundred bytes in memory. So
+//!   the elements of repeated fields are counted first, and a message with too many is refused
+//!   before anything is allocated for them.
+//! - A client's request that cannot be decoded is refused as `malformed`, with prost's reason. An
+//!   answer that cannot be decoded is no refusal: the call that it answers may have had an effect.
 
 use std::marker::PhantomData;
 
+use lockstep_core::mutant::planted;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use tonic::Status;
@@ -25,6 +28,10 @@ const YIELD_BYTES: usize = 32 << 10;
 
 /// A message that is checked before it is decoded.
 pub(crate) trait Bounded {
+    /// Whether clients send this message to nodes. One that cannot be decoded had no effect, and
+    /// its client is told so.
+    const IS_REQUEST: bool = false;
+
     /// Checks the encoded message.
     fn check(_encoded: &[u8]) -> Result<(), Status> {
         Ok(())
@@ -32,6 +39,8 @@ pub(crate) trait Bounded {
 }
 
 impl Bounded for client::ApplyStreamRequest {
+    const IS_REQUEST: bool = true;
+
     fn check(encoded: &[u8]) -> Result<(), Status> {
         const COMMANDS: u32 = 4;
         let commands = count(encoded, COMMANDS, &mut |_command| Ok(()))?;
@@ -72,19 +81,33 @@ impl Bounded for peer::FrameBatch {
     }
 }
 
+// Each of these has a bounded number of fields.
+impl Bounded for client::OpenSessionRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::CloseSessionRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::ApplyRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::QueryRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::StatusRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::CheckpointRequest {
+    const IS_REQUEST: bool = true;
+}
+
 // Each of these has a bounded number of fields, or comes from another node of the cluster.
-impl Bounded for client::OpenSessionRequest {}
 impl Bounded for client::OpenSessionResponse {}
-impl Bounded for client::CloseSessionRequest {}
 impl Bounded for client::CloseSessionResponse {}
-impl Bounded for client::ApplyRequest {}
 impl Bounded for client::ApplyResponse {}
 impl Bounded for client::ApplyStreamResponse {}
-impl Bounded for client::QueryRequest {}
 impl Bounded for client::QueryResponse {}
-impl Bounded for client::StatusRequest {}
 impl Bounded for client::StatusResponse {}
-impl Bounded for client::CheckpointRequest {}
 impl Bounded for client::CheckpointResponse {}
 impl Bounded for peer::Hello {}
 impl Bounded for peer::Welcome {}
@@ -166,7 +189,12 @@ impl<U: Message + Default + Bounded> Decoder for BoundedDecoder<U> {
         use bytes::Buf;
         // tonic passes a message in one piece.
         U::check(encoded.chunk())?;
-        self.0.decode(encoded)
+        let decoded = self.0.decode(encoded);
+        if !U::IS_REQUEST || planted("bare_decode_errors") {
+            return decoded;
+        }
+        // All errors of this decoder are prost's.
+        decoded.map_err(|error| Status::from(Refused::malformed(error.message())))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -176,7 +204,10 @@ impl<U: Message + Default + Bounded> Decoder for BoundedDecoder<U> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::{Code, Streaming};
+
     use super::*;
+    use crate::rpc::refuse::REFUSAL;
 
     fn stream_of(commands: usize) -> Vec<u8> {
         let commands = vec![client::StreamCommand::default(); commands];
@@ -211,6 +242,30 @@ mod tests {
         check(&batch_of(BATCH_FRAMES_MAX + 1, 0), batch, much);
         let much = "a batch of 262145 entries is over the limit of 262144";
         check(&batch_of(1, BATCH_ENTRIES_MAX + 1), batch, much);
+    }
+
+    /// The status of a message that prost cannot decode, and whether it is a refusal.
+    async fn told_of_a_broken<U>() -> (Code, bool)
+    where
+        U: Message + Default + Bounded + std::fmt::Debug + 'static,
+    {
+        // A gRPC message of one byte, which is no key of a field.
+        let body = "\0\0\0\0\u{1}\u{7}".to_owned();
+        let decoder = BoundedCodec::<(), U>::default().decoder();
+        let mut stream = Streaming::new_request(decoder, body, None, None);
+        let status = stream.message().await.expect_err("it cannot be decoded");
+        assert!(status.message().contains("invalid wire type value: 7"), "{status:?}");
+        (status.code(), status.metadata().contains_key(REFUSAL))
+    }
+
+    /// A leader's answer to a forwarded call may be broken after the call was carried out.
+    #[tokio::test]
+    async fn only_a_request_that_cannot_be_decoded_is_refused() {
+        let refused = (Code::InvalidArgument, true);
+        assert_eq!(told_of_a_broken::<client::ApplyRequest>().await, refused);
+        let failed = (Code::Internal, false);
+        assert_eq!(told_of_a_broken::<client::ApplyResponse>().await, failed);
+        assert_eq!(told_of_a_broken::<peer::Hello>().await, failed);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct Link {
     began: Instant,
     on_probation: AtomicBool,
     peer: AtomicBool,
+    /// A node forwards its clients' calls on it.
+    forwards: AtomicBool,
     /// Unary calls that have no answer yet.
     waiting: AtomicUsize,
     /// Streams that are open.
@@ -66,6 +68,7 @@ impl Link {
             began: now,
             on_probation: AtomicBool::new(on_probation),
             peer: AtomicBool::new(false),
+            forwards: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             active: AtomicU64::new(0),
@@ -84,6 +87,19 @@ impl Link {
         if !self.peer.swap(true, Ordering::Relaxed) {
             self.wake.notify_one();
         }
+    }
+
+    /// Notes that a node forwards its clients' calls on this connection: together they may hold
+    /// this many bytes.
+    pub(super) fn forwards(&self, bytes: usize) {
+        self.share.widen(bytes);
+        self.on_probation.store(false, Ordering::Relaxed);
+        self.forwards.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a node forwards calls on this connection.
+    pub(super) fn is_forwarding(&self) -> bool {
+        self.forwards.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_peer(&self) -> bool {
@@ -265,6 +281,11 @@ impl Links {
             self.evicted.fetch_add(1, Ordering::Relaxed);
             longest.leave();
         }
+    }
+
+    /// Whether a peer has a connection from this address.
+    pub(super) fn has_peer_at(&self, remote: IpAddr) -> bool {
+        self.lock().links.values().any(|link| link.remote == remote && link.is_peer())
     }
 
     /// The number of connections of clients, and of peers.

@@ -352,7 +352,7 @@ impl Shared {
     }
 }
 
-fn hello_to(hello: &HelloInfo, to: NodeId) -> wire::Hello {
+pub(super) fn hello_to(hello: &HelloInfo, to: NodeId) -> wire::Hello {
     wire::Hello {
         cluster: Bytes::copy_from_slice(&hello.cluster),
         cluster_name: hello.cluster_name.clone(),

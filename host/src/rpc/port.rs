@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::budget::{Budget, Budgets, Share};
-use crate::rpc::connection;
 use crate::rpc::links::{Link, Links};
 use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
+use crate::rpc::{FORWARDED_BYTES_MAX, connection};
 
 /// Bytes of a message, or of a chunk of an answer, for which it gets the port's patience once more.
 const BYTES_PER_PATIENCE: u32 = 640 << 10;
@@ -72,6 +72,7 @@ pub struct PortReport {
 pub struct PortState {
     pub(super) links: Links,
     pub(super) budgets: Budgets,
+    client_bytes: usize,
     pub(super) patience: Duration,
     pub(super) cut_off: AtomicU64,
     pub(crate) requests: Arc<Requests>,
@@ -88,10 +89,17 @@ impl PortState {
         Arc::new(Self {
             links,
             budgets,
+            client_bytes: limits.client_bytes,
             patience: limits.patience,
             cut_off: AtomicU64::new(0),
             requests: Arc::default(),
         })
+    }
+
+    /// Bytes that calls forwarded between two nodes may hold at a time, with the longest answers
+    /// that they may have: at most half of what all clients may.
+    pub(super) fn forwarded_bytes_max(&self) -> usize {
+        FORWARDED_BYTES_MAX.min(self.client_bytes / 2)
     }
 
     pub fn now(&self) -> PortReport {

@@ -109,6 +109,12 @@ impl Refused {
         Self { unknown: true, ..Self::nothing(Code::DeadlineExceeded, "deadline", message) }
     }
 
+    /// Another node forwarded the call here, but does not mean this node or this group.
+    pub(super) fn misdirected(group: &str, why: &str) -> Self {
+        let message = format!("group \"{group}\": a node forwarded this call here, but {why}");
+        Self::nothing(Code::Unavailable, "leader-unreachable", message)
+    }
+
     /// Clients, or this connection, hold all the memory that they may; the call needs `bytes` more.
     pub(super) fn no_room(bytes: usize) -> Self {
         let message = format!(

@@ -99,6 +99,7 @@ impl Front {
             router.clone(),
             &hello,
             Arc::clone(&transport),
+            Arc::clone(&self.port.state),
             closing.clone(),
             stopped.clone(),
         );

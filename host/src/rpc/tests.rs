@@ -5,6 +5,7 @@
 mod calls;
 mod commands;
 mod crowds;
+mod forwards;
 mod hostile;
 mod peers;
 mod raw;
@@ -20,7 +21,7 @@ use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::group::{GroupStatus, Inbound, ReplicaState, Role, Running};
-use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
+use lockstep_core::ids::{GroupId, Lineage, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::Configuration;
 use lockstep_core::snapshot::chunk::Offer;
@@ -188,11 +189,11 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
                 let _ = answer.send(if leads { Ok(index) } else { Err(not_leader) });
             }
             Request::Report { done } => drop(done),
-            Request::Query { request, linearizable, answer, .. } => {
-                let result = if request.starts_with(b"bad") {
-                    Err(Bytes::from_static(b"no"))
-                } else {
-                    Ok(Bytes::from(format!("{node}")))
+            Request::Query { request, linearizable, asker, answer } => {
+                let result = match &request[..] {
+                    [b'b', b'a', b'd', ..] => Err(Bytes::from_static(b"no")),
+                    b"asker" => Ok(Bytes::from(asker.0.to_string())),
+                    _ => Ok(Bytes::from(format!("{node}"))),
                 };
                 let reply =
                     QueryAnswer { result, applied: machine.applied.len() as u64, halted: None };
@@ -239,6 +240,7 @@ struct Node {
 struct Setup {
     node: NodeId,
     cluster: u8,
+    lineage: Option<Lineage>,
     nodes: BTreeMap<NodeId, String>,
     advertised: BTreeMap<NodeId, String>,
     inbox: Arc<dyn SnapshotInbox>,
@@ -248,12 +250,18 @@ struct Setup {
 
 impl Setup {
     fn hello(&self) -> HelloInfo {
+        let hello = Self::hello_of(self.cluster, self.node.0, &self.nodes);
+        HelloInfo { versions: self.versions, ..hello }
+    }
+
+    /// What a node of these says of itself.
+    fn hello_of(cluster: u8, node: u16, nodes: &BTreeMap<NodeId, String>) -> HelloInfo {
         HelloInfo {
-            cluster: [self.cluster; 16],
-            cluster_name: format!("cluster {}", self.cluster),
-            node: self.node,
-            nodes: self.nodes.keys().copied().collect(),
-            versions: self.versions,
+            cluster: [cluster; 16],
+            cluster_name: format!("cluster {cluster}"),
+            node: NodeId(node),
+            nodes: nodes.keys().copied().collect(),
+            versions: PeerVersions::OURS,
         }
     }
 }
@@ -312,7 +320,9 @@ impl Node {
     fn start(setup: Setup, listener: TcpListener, shared: Shared) -> Self {
         let address = setup.nodes[&setup.node].clone();
         let (state_in, state) = watch::channel(ReplicaState::Running(Running::Serving));
-        let (report_in, report) = watch::channel(report(setup.node));
+        let mut report = report(setup.node);
+        report.status.lineage = setup.lineage;
+        let (report_in, report) = watch::channel(report);
         let (handle, mut mailbox) = GroupHandle::new(GroupId::of_name(GROUP), GROUP, state, report);
         let (frames_in, frames) = mpsc::unbounded_channel();
         let (_, none) = mpsc::channel(1);
@@ -392,7 +402,8 @@ async fn cluster_at(
         let inbox = Arc::new(NoInbox);
         let (nodes, versions) = (nodes.clone(), PeerVersions::OURS);
         let advertised = advertised.clone();
-        let setup = Setup { node, cluster: 1, nodes, advertised, inbox, limits, versions };
+        let (cluster, lineage) = (1, None);
+        let setup = Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions };
         Node::start(setup, listener, shared.clone())
     });
     (started.collect(), shared)

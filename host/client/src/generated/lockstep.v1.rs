@@ -137,7 +137,8 @@ pub struct ApplyStreamRequest {
     /// At most 1,024.
     #[prost(message, repeated, tag = "4")]
     pub commands: ::prost::alloc::vec::Vec<StreamCommand>,
-    /// As in ApplyRequest, for all commands of this message.
+    /// As in ApplyRequest, for all commands of this message. A command with it waits until earlier ones
+    /// of the stream without it are answered.
     #[prost(bool, tag = "5")]
     pub relief: bool,
 }
@@ -821,7 +822,7 @@ pub mod lockstep_client {
         }
         /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
         /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
-        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// and every replica that is heard has its snapshot, that checkpoint is the answer. A few may be requested at
         /// once, then one every two seconds, or one in the time that the last snapshot took if that is
         /// longer.
         pub async fn checkpoint(

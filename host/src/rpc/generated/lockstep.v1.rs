@@ -256,7 +256,7 @@ pub mod lockstep_client {
         }
         /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
         /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
-        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// and every replica that is heard has its snapshot, that checkpoint is the answer. A few may be requested at
         /// once, then one every two seconds, or one in the time that the last snapshot took if that is
         /// longer.
         pub async fn checkpoint(
@@ -369,7 +369,7 @@ pub mod lockstep_server {
         >;
         /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
         /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
-        /// and every replica has its snapshot, that checkpoint is the answer. A few may be requested at
+        /// and every replica that is heard has its snapshot, that checkpoint is the answer. A few may be requested at
         /// once, then one every two seconds, or one in the time that the last snapshot took if that is
         /// longer.
         async fn checkpoint(

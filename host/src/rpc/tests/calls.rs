@@ -2,7 +2,7 @@
 
 use lockstep_client::{Consistency, Error, Outcome, v1};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -187,16 +187,16 @@ async fn a_dead_leader_is_left() {
     assert!(reply.attempts > 1 && reply.leader_changed, "{reply:?}");
 }
 
-async fn raw(node: &Node) -> LockstepClient<tonic::transport::Channel> {
+pub(super) async fn raw(node: &Node) -> LockstepClient<tonic::transport::Channel> {
     LockstepClient::connect(format!("http://{}", node.address)).await.expect("it listens")
 }
 
-fn apply(command: &str) -> ApplyRequest {
+pub(super) fn apply(command: &str) -> ApplyRequest {
     let command = Bytes::from(command.to_owned());
     ApplyRequest { group: GROUP.to_owned(), command, ..ApplyRequest::default() }
 }
 
-fn metadata(status: &Status, key: &str) -> String {
+pub(super) fn metadata(status: &Status, key: &str) -> String {
     let value = status.metadata().get(key).and_then(|value| value.to_str().ok());
     value.unwrap_or_default().to_owned()
 }
@@ -255,23 +255,6 @@ fn halted() -> Refusal {
 
 fn limits_command() -> usize {
     lockstep_core::limits::COMMAND_BYTES_MAX
-}
-
-#[tokio::test]
-async fn a_call_is_forwarded_once() {
-    let (nodes, shared) = cluster(2).await;
-    shared.lock().leader = Some(NodeId(2));
-    let mut raw = raw(&nodes[0]).await;
-    let mut request = Request::new(apply("a"));
-    request.metadata_mut().insert("lockstep-hop", "1".parse().expect("a header value"));
-    let status = raw.apply(request).await.expect_err("it was forwarded before");
-    assert_eq!(metadata(&status, "lockstep-refusal"), "not-leader");
-    assert_eq!(metadata(&status, "lockstep-leader"), nodes[1].address);
-    assert_eq!(metadata(&status, "lockstep-leader-node"), "2");
-    let response = raw.apply(apply("b")).await.expect("it is forwarded");
-    let leader = response.metadata().get("lockstep-leader").expect("it was node 2");
-    assert_eq!(leader.as_bytes(), nodes[1].address.as_bytes());
-    assert_eq!(shared.lock().applied.len(), 1);
 }
 
 #[tokio::test]

@@ -1,7 +1,14 @@
-//! Malicious and broken clients: they harm no other client, and what they hold is bounded.
+//! Malicious and broken clients: they harm no other client, what they hold is bounded, and they are
+//! told what is wrong.
 
+use bytes::BufMut as _;
+use http::uri::PathAndQuery;
+use prost::Message as _;
 use tokio::net::TcpStream;
-use tonic::Code;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_prost::ProstDecoder;
 
 use super::raw::{GOAWAY, RESET, Raw};
 use super::*;
@@ -20,7 +27,7 @@ fn narrow() -> PortLimits {
     PortLimits { connections: 8, client_bytes: 4 << 20, patience }
 }
 
-async fn connect(node: &Node) -> LockstepClient<tonic::transport::Channel> {
+async fn connect(node: &Node) -> LockstepClient<Channel> {
     LockstepClient::connect(format!("http://{}", node.address)).await.expect("it listens")
 }
 
@@ -177,6 +184,118 @@ async fn lengths_are_judged_before_anything_is_kept() {
     let status = client.apply(large).await.expect_err("it is too large");
     let word = status.metadata().get("lockstep-refusal").and_then(|word| word.to_str().ok());
     assert_eq!((status.code(), word), (Code::InvalidArgument, Some("too-large")));
+}
+
+/// Sends bytes as they are where a library would encode a message.
+struct AsTheyAre;
+
+impl Encoder for AsTheyAre {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, bytes: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(bytes);
+        Ok(())
+    }
+}
+
+impl Codec for AsTheyAre {
+    type Encode = Bytes;
+    // Of an answer, only the fact that it came is of interest.
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = ProstDecoder<()>;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<()> {
+        ProstDecoder::default()
+    }
+}
+
+/// Calls a method with these messages; the number of answers, and the status at their end.
+async fn send_bytes(
+    node: &Node,
+    path: &'static str,
+    messages: Vec<Bytes>,
+) -> (usize, Option<Status>) {
+    let endpoint = Channel::from_shared(format!("http://{}", node.address)).expect("an address");
+    let mut caller = tonic::client::Grpc::new(endpoint.connect().await.expect("it listens"));
+    caller.ready().await.expect("it is connected");
+    let request = tonic::Request::new(tokio_stream::iter(messages));
+    let sent = caller.streaming(request, PathAndQuery::from_static(path), AsTheyAre);
+    let mut stream = match patiently(path, sent).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return (0, Some(status)),
+    };
+    let mut answers = 0;
+    loop {
+        match patiently(path, stream.message()).await {
+            Ok(Some(())) => answers += 1,
+            Ok(None) => return (answers, None),
+            Err(status) => return (answers, Some(status)),
+        }
+    }
+}
+
+/// Checks that a message was refused as `malformed`, and that the text names this reason.
+fn assert_malformed(status: Option<Status>, why: &str) {
+    let status = status.expect("it is refused");
+    let word = |key: &str| status.metadata().get(key).and_then(|word| word.to_str().ok());
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(word("lockstep-refusal"), Some("malformed"), "{status:?}");
+    assert_eq!(word("lockstep-outcome"), Some("nothing"), "{status:?}");
+    assert!(status.message().contains(why), "{status:?}");
+}
+
+/// Field 1 of a request, its group, holding a byte that is no UTF-8.
+const BAD_GROUP: &[u8] = &[0x0a, 1, 0xff];
+const BAD_TEXT: &str = ".group: invalid string value: data is not UTF-8";
+
+/// What is no message of the protocol is refused in the protocol's words, whichever the method.
+#[tokio::test]
+async fn a_request_that_is_no_message_is_malformed() {
+    let (nodes, shared) = cluster(1).await;
+    let check = async |path: &'static str, bytes: &'static [u8], why: &'static str| {
+        let (answers, status) = send_bytes(&nodes[0], path, vec![Bytes::from_static(bytes)]).await;
+        assert_eq!(answers, 0, "{path}");
+        assert_malformed(status, why);
+    };
+    check(APPLY, BAD_GROUP, BAD_TEXT).await;
+    check("/lockstep.v1.Lockstep/OpenSession", BAD_GROUP, BAD_TEXT).await;
+    check("/lockstep.v1.Lockstep/CloseSession", BAD_GROUP, BAD_TEXT).await;
+    check("/lockstep.v1.Lockstep/Query", BAD_GROUP, BAD_TEXT).await;
+    check("/lockstep.v1.Lockstep/Status", BAD_GROUP, BAD_TEXT).await;
+    check("/lockstep.v1.Lockstep/Checkpoint", BAD_GROUP, BAD_TEXT).await;
+    check(APPLY_STREAM, BAD_GROUP, BAD_TEXT).await;
+    // A command of nine bytes of which one came, a session that is bytes, and no key of a field.
+    check(APPLY, &[0x2a, 9, b'a'], "ApplyRequest.command: ").await;
+    check(APPLY, &[0x12, 1, b'a'], "ApplyRequest.session: invalid wire type").await;
+    check(APPLY, &[7], "invalid wire type value: 7").await;
+    check(APPLY_STREAM, &[0x22, 9, b'a'], "truncated").await;
+    let machine = shared.lock();
+    assert_eq!((machine.applied.len(), machine.opened), (0, 0), "nothing was done");
+}
+
+/// The commands before it are answered, and those after it are not taken.
+#[tokio::test]
+async fn a_message_of_a_stream_that_is_none_ends_it_as_malformed() {
+    let (nodes, shared) = cluster(1).await;
+    let whole = |command: &'static str| {
+        let command = Bytes::from_static(command.as_bytes());
+        let commands = vec![StreamCommand { tag: 1, sequence: 0, command }];
+        let request =
+            ApplyStreamRequest { group: GROUP.to_owned(), commands, ..Default::default() };
+        Bytes::from(request.encode_to_vec())
+    };
+    let messages = vec![whole("a"), Bytes::from_static(BAD_GROUP), whole("b")];
+    let (answers, status) = send_bytes(&nodes[0], APPLY_STREAM, messages).await;
+    assert_eq!(answers, 1);
+    assert_malformed(status, BAD_TEXT);
+    let applied: Vec<Bytes> = shared.counts().into_keys().collect();
+    assert_eq!(applied, [Bytes::from_static(b"a")]);
 }
 
 /// A client that does not read its answers is cut off, and the memory of the answers is freed.

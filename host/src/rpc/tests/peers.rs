@@ -25,7 +25,8 @@ fn receiver_on(
     let nodes = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), address)]);
     let limits = PortLimits::default();
     let advertised = BTreeMap::new();
-    let setup = Setup { node: NodeId(2), cluster, nodes, advertised, inbox, limits, versions };
+    let (node, lineage) = (NodeId(2), None);
+    let setup = Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions };
     Node::start(setup, listener, Shared::default())
 }
 

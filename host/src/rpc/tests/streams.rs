@@ -4,6 +4,7 @@ use lockstep_client::{Error, Outcome};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
+use super::raw::{DATA, Raw};
 use super::*;
 use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::stream_answer::Answer as Said;
@@ -296,4 +297,122 @@ async fn a_message_that_breaks_the_rules_ends_the_stream_behind_its_answers() {
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("1025"), "{}", status.message());
     assert_eq!(shared.counts().len(), 4, "nothing of the bad message was taken");
+}
+
+/// Waits until the group holds commands back, and takes them.
+async fn held_back(shared: &Shared) -> Vec<(Call, Reply)> {
+    let some = async {
+        loop {
+            let held = shared.lock().held.replace(Vec::new()).unwrap_or_default();
+            if !held.is_empty() {
+                return held;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("commands", some).await
+}
+
+fn apply(shared: &Shared, (call, reply): (Call, Reply)) {
+    let applied = shared.lock().apply(&call);
+    reply.send(Ok(applied));
+}
+
+/// The next command of a stream waits for room when its client stops reading. The room goes to
+/// another stream, not to one that does not use it.
+#[tokio::test]
+async fn a_stream_that_is_not_read_keeps_no_room_from_others() {
+    const APPLY_STREAM: &str = "/lockstep.v1.Lockstep/ApplyStream";
+    /// What a connection takes unread.
+    const WINDOW_BYTES: usize = 65_535;
+    // Nobody is cut off in this test.
+    let limits = PortLimits { patience: 100 * PATIENCE, ..PortLimits::default() };
+    let (nodes, shared) = cluster_with(1, limits).await;
+    let stream_of = |commands: &[Bytes]| {
+        let commands = commands.iter().zip(0..).map(|(command, tag)| {
+            let command = command.clone();
+            StreamCommand { tag, sequence: 0, command }
+        });
+        let (group, commands) = (GROUP.to_owned(), commands.collect());
+        ApplyStreamRequest { group, commands, ..Default::default() }
+    };
+    let mut raw = Raw::connect(&nodes[0].address).await;
+    let full = raw.open(APPLY_STREAM, &[]);
+    raw.message(full, &stream_of(&[Bytes::from_static(b"big")]), false);
+    raw.flush().await;
+    let mut read = 0;
+    while read < WINDOW_BYTES {
+        let frame = patiently("an answer", raw.next()).await.expect("the connection stays");
+        read += if frame.kind == DATA { frame.payload.len() } else { 0 };
+    }
+
+    // There is room for the first two of three commands, and a little more.
+    let room = nodes[0].handle.stream_room();
+    let mut taken: Vec<_> = std::iter::from_fn(|| room.try_take(0)).collect();
+    taken.truncate(taken.len() - 8);
+    shared.lock().held = Some(Vec::new());
+    let unread = raw.open(APPLY_STREAM, &[]);
+    let [little, long] = [vec![b'x'], vec![b'x'; 5 << 10]].map(Bytes::from);
+    raw.message(unread, &stream_of(&[little, long.clone(), long]), false);
+    raw.flush().await;
+    let mut held = held_back(&shared).await;
+    assert_eq!(held.len(), 2, "the third waits");
+    apply(&shared, held.remove(0));
+    shared.lock().held = None;
+    let (answers, status) = exchange(&nodes[0], vec![message(0..1)]).await;
+    assert!(status.is_none(), "{status:?}");
+    assert_eq!(answers.len(), 1, "another stream goes on");
+}
+
+/// While memory is high, the group refuses waiting commands, except those with `relief`: these must
+/// not be applied before earlier ones of their stream.
+#[tokio::test]
+async fn a_command_with_relief_waits_for_those_without_before_it() {
+    let high = Refusal::MemoryHigh { bytes: 2, bound: 1, most: 3 };
+    for refusal in [None, Some(high)] {
+        let (nodes, shared) = cluster(1).await;
+        shared.lock().held = Some(Vec::new());
+        let messages = [(0, false), (1, true), (2, false)];
+        let messages = messages
+            .map(|(tag, relief)| ApplyStreamRequest { relief, ..message(tag..tag + 1) })
+            .to_vec();
+        let stream = tokio::spawn(send(nodes[0].address.clone(), messages));
+        let mut first = held_back(&shared).await;
+        assert_eq!(first.len(), 1, "the one with relief waits");
+        let (call, reply) = first.remove(0);
+        assert_eq!(call.payload, command(0));
+        let is_high = refusal.is_some();
+        if let Some(refusal) = refusal {
+            reply.send(Err(refusal));
+        } else {
+            apply(&shared, (call, reply));
+            let rest = held_back(&shared).await;
+            assert_eq!(rest.len(), 2, "the last one does not wait for it");
+            rest.into_iter().for_each(|one| apply(&shared, one));
+        }
+        let (answers, status) = stream.await.expect("no panic");
+        assert_eq!(status.is_some(), is_high, "{status:?}");
+        // The last message is not read after a refusal.
+        assert_eq!(answers.len(), if is_high { 2 } else { 3 });
+        let order: Vec<Bytes> = shared.lock().applied.iter().map(|one| one.2.clone()).collect();
+        let applied: Vec<Bytes> = (0..if is_high { 0 } else { 3 }).map(command).collect();
+        assert_eq!(order, applied);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_gone_for_all_its_commands() {
+    let (nodes, shared) = cluster(1).await;
+    shared.lock().held = Some(Vec::new());
+    let stream = tokio::spawn(send(nodes[0].address.clone(), vec![message(0..3)]));
+    let held = held_back(&shared).await;
+    assert_eq!(held.len(), 3);
+    assert!(!held.iter().any(|(_, reply)| reply.is_closed()), "it is there");
+    stream.abort();
+    let gone = async {
+        while !held.iter().all(|(_, reply)| reply.is_closed()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("its commands to be given up", gone).await;
 }

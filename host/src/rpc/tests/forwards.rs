@@ -1,0 +1,198 @@
+//! Calls that a node forwards to the leader: whose they are, how many may be on their way, and
+//! where they do not go.
+
+use std::collections::BTreeSet;
+
+use prost::Message as _;
+use tokio::task::JoinSet;
+use tonic::Request;
+use tonic::metadata::BinaryMetadataValue;
+
+use super::calls::{apply, metadata, raw};
+use super::*;
+use crate::budget::Share;
+use crate::rpc::links::Link;
+use crate::rpc::peer_link::hello_to;
+use crate::rpc::proto::client::QueryRequest;
+
+#[tokio::test]
+async fn a_call_is_forwarded_once() {
+    let (nodes, shared) = cluster(2).await;
+    shared.lock().leader = Some(NodeId(2));
+    let mut raw = raw(&nodes[0]).await;
+    let mut request = Request::new(apply("a"));
+    request.metadata_mut().insert("lockstep-hop", "1".parse().expect("a header value"));
+    let status = raw.apply(request).await.expect_err("it was forwarded before");
+    assert_eq!(metadata(&status, "lockstep-refusal"), "not-leader");
+    assert_eq!(metadata(&status, "lockstep-leader"), nodes[1].address);
+    assert_eq!(metadata(&status, "lockstep-leader-node"), "2");
+    let response = raw.apply(apply("b")).await.expect("it is forwarded");
+    let leader = response.metadata().get("lockstep-leader").expect("it was node 2");
+    assert_eq!(leader.as_bytes(), nodes[1].address.as_bytes());
+    assert_eq!(shared.lock().applied.len(), 1);
+}
+
+/// A peer's connection to a node, as far as the calls that come from the same address show.
+fn peer_of(node: &Node) -> Arc<Link> {
+    let share = Share::new(node.port.budgets.clone(), 1);
+    let link = node.port.links.admit([127, 0, 0, 1].into(), share, Instant::now());
+    link.is_a_peers();
+    link
+}
+
+fn asker() -> QueryRequest {
+    let request = Bytes::from_static(b"asker");
+    QueryRequest { group: GROUP.to_owned(), request, ..QueryRequest::default() }
+}
+
+/// The leader takes the clients of another node for as many callers as they are, if a peer speaks
+/// from there; otherwise for one.
+#[tokio::test]
+async fn a_forwarded_call_is_its_callers() {
+    let (nodes, _shared) = cluster(2).await;
+    let callers = async || {
+        let mut askers = BTreeSet::new();
+        for _ in 0..3 {
+            let mut client = raw(&nodes[1]).await;
+            for _ in 0..2 {
+                let answer = client.query(asker()).await.expect("it is forwarded").into_inner();
+                askers.insert(format!("{answer:?}"));
+            }
+        }
+        askers.len()
+    };
+    assert_eq!(callers().await, 1, "anybody can say who they are");
+    let _peer = peer_of(&nodes[0]);
+    assert_eq!(callers().await, 3);
+}
+
+/// A client that claims to forward calls is one client still.
+#[tokio::test]
+async fn who_says_no_hello_forwards_nothing() {
+    let (nodes, _shared) = cluster(2).await;
+    let _peer = peer_of(&nodes[0]);
+    let mut direct = raw(&nodes[0]).await;
+    let mut says = async |caller: u64| {
+        let mut request = Request::new(asker());
+        request.metadata_mut().insert("lockstep-hop", "1".parse().expect("a header value"));
+        let caller = BinaryMetadataValue::from_bytes(&caller.to_be_bytes());
+        request.metadata_mut().insert_bin("lockstep-caller-bin", caller);
+        direct.query(request).await.expect("it is answered").into_inner().answer
+    };
+    assert_eq!(says(1).await, says(2).await);
+}
+
+/// One client cannot take the whole connection from its node to the leader: it is told where the
+/// leader is, and another client's call is forwarded still.
+#[tokio::test]
+async fn one_caller_takes_half_of_the_way_to_the_leader() {
+    let (nodes, shared) = cluster(2).await;
+    let _peer = peer_of(&nodes[0]);
+    shared.lock().held = Some(Vec::new());
+    let held = || shared.lock().held.as_ref().map_or(0, Vec::len);
+    let (greedy, mut calm) = (raw(&nodes[1]).await, raw(&nodes[1]).await);
+    let mut calls = JoinSet::new();
+    for _ in 0..1_500 {
+        let mut greedy = greedy.clone();
+        calls.spawn(async move { greedy.apply(apply("x")).await });
+    }
+    let mut refused = 0;
+    while refused + held() < 1_500 {
+        let call = patiently("a refusal", calls.join_next()).await.expect("some are left");
+        let status = call.expect("it does not panic").expect_err("none is applied yet");
+        assert_eq!(metadata(&status, "lockstep-refusal"), "not-leader");
+        assert_eq!(metadata(&status, "lockstep-leader"), nodes[0].address);
+        refused += 1;
+    }
+    let taken = held();
+    assert!((800..1_000).contains(&taken), "{taken} calls take half of 128 MiB");
+    let call = tokio::spawn(async move { calm.apply(apply("y")).await });
+    patiently("the call of another client", async {
+        while held() == taken {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    shared.release();
+    call.await.expect("it does not panic").expect("it is answered");
+    while let Some(call) = calls.join_next().await {
+        call.expect("it does not panic").expect("it is answered");
+    }
+}
+
+/// While all places are taken, who forwards calls is served although its connection found none.
+#[tokio::test]
+async fn a_full_leader_answers_what_is_forwarded() {
+    let limits = PortLimits { connections: 1, ..PortLimits::default() };
+    let (nodes, shared) = cluster_with(2, limits).await;
+    let _peer = peer_of(&nodes[0]);
+    shared.lock().held = Some(Vec::new());
+    let mut busy = raw(&nodes[0]).await;
+    let call = tokio::spawn(async move { busy.apply(apply("x")).await });
+    patiently("the call to arrive", async {
+        while shared.lock().held.as_ref().is_some_and(Vec::is_empty) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let direct = raw(&nodes[0]).await.query(asker()).await.expect_err("there is no place");
+    assert_eq!(metadata(&direct, "lockstep-refusal"), "overloaded");
+    raw(&nodes[1]).await.query(asker()).await.expect("it is forwarded and answered");
+    shared.release();
+    call.await.expect("it does not panic").expect("it is answered");
+}
+
+/// A wrong address in a node's configuration leads to another cluster, or to another group of the
+/// same name. What the node forwards there is refused, not applied.
+#[tokio::test]
+async fn no_call_is_forwarded_into_another_cluster() {
+    let told = "this is node 1 of cluster \"cluster 7\", not of \"cluster 1\"";
+    check_misdirected((7, Some(1)), GROUP, told).await;
+    check_misdirected((7, None), "another", told).await;
+    check_misdirected((1, Some(2)), GROUP, "another one (lineage 01010101").await;
+}
+
+/// Node 2 takes a node of another cluster or lineage for its leader, and is asked to apply a
+/// command to a group that is there or not.
+async fn check_misdirected((cluster, lineage): (u8, Option<u8>), group: &str, told: &str) {
+    let listener = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let (there, here) = (listener().await, listener().await);
+    let address = |listener: &TcpListener| listener.local_addr().expect("it is bound").to_string();
+    let nodes = BTreeMap::from([(NodeId(1), address(&there)), (NodeId(2), address(&here))]);
+    let start = |node: u16, (cluster, lineage): (u8, Option<u8>), listener| {
+        let shared = Shared::default();
+        shared.lock().leader = Some(NodeId(1));
+        let setup = Setup {
+            node: NodeId(node),
+            cluster,
+            lineage: lineage.map(|byte| Lineage([byte; 16])),
+            nodes: nodes.clone(),
+            advertised: BTreeMap::new(),
+            inbox: Arc::new(NoInbox),
+            limits: PortLimits::default(),
+            versions: PeerVersions::OURS,
+        };
+        (Node::start(setup, listener, shared.clone()), shared)
+    };
+    let (stranger, theirs) = start(1, (cluster, lineage), there);
+    let (node, _ours) = start(2, (1, Some(1)), here);
+    let mut to = apply("a");
+    let known = group == GROUP;
+    let refused = if known {
+        raw(&node).await.apply(to).await
+    } else {
+        // What the stranger is asked for is a group that it does not have.
+        group.clone_into(&mut to.group);
+        let hello = hello_to(&Setup::hello_of(1, 2, &nodes), NodeId(1)).encode_to_vec();
+        let mut request = Request::new(to);
+        let metadata = request.metadata_mut();
+        metadata.insert_bin("lockstep-hello-bin", BinaryMetadataValue::from_bytes(&hello));
+        metadata.insert_bin("lockstep-caller-bin", BinaryMetadataValue::from_bytes(&[0; 8]));
+        raw(&stranger).await.apply(request).await
+    };
+    let refused = refused.expect_err("nobody here leads");
+    assert_eq!(metadata(&refused, "lockstep-refusal"), "leader-unreachable");
+    assert_eq!(metadata(&refused, "lockstep-outcome"), "nothing");
+    assert!(refused.message().contains(told), "{refused:?}");
+    assert!(theirs.lock().applied.is_empty());
+}
