@@ -36,10 +36,11 @@ impl World {
                     status.corrupt.is_empty() && status.state.query_refusal().is_none()
                 })
             });
-            let node = &self.nodes[&id];
+            let node = self.nodes.get_mut(&id).expect("a node");
             // The file with an unreadable sector may be used again for the log's next segment.
             let lost = node.log_lost && node.fs.has_bad_sectors();
-            if node.rotted && repaired && !lost && !node.log_rots() && self.is_whole(id) {
+            let rots = lost || node.log_may_rot();
+            if node.rotted && repaired && !rots && self.is_whole(id) {
                 let node = self.nodes.get_mut(&id).expect("a node");
                 (node.rotted, node.corrupt_log, node.log_lost) = (false, None, false);
             }

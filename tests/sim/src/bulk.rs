@@ -155,6 +155,9 @@ impl World {
             let until = self.nodes[&node].paused_until.min(now + 100 * MS) + 1;
             return self.at(until, Action::Bulk { transfer: id, to_receiver });
         }
+        if self.nodes[&node].store_is_hanging() {
+            return self.at(now + 100 * MS, Action::Bulk { transfer: id, to_receiver });
+        }
         if to_receiver {
             self.receiver_hears(id);
         } else {
@@ -294,14 +297,15 @@ impl World {
     pub(crate) fn bulk_tick(&mut self, id: u64) {
         let Some(transfer) = self.transfers.get(&id) else { return };
         let (from, to) = (transfer.from, transfer.to);
-        let receives = transfer.receiving.is_some() && !self.is_paused(to.0);
+        let stands = |id| self.is_paused(id) || self.nodes[&id].store_is_hanging();
+        let (receives, sends) = (transfer.receiving.is_some() && !stands(to.0), !stands(from.0));
         if receives && self.process(to.0, to.1).is_some() {
             self.receiver_input(id, ReceiveInput::Tick);
         }
-        if self.is_paused(from.0) {
-            self.counters.add("transfers of paused nodes");
-        } else {
+        if sends {
             self.sender_input(id, SendInput::Tick);
+        } else {
+            self.counters.add("transfers of paused nodes");
         }
         if self.process(from.0, from.1).is_none() {
             self.break_receiver(id);

@@ -99,9 +99,13 @@ impl World {
     /// Whether the disk of `node` may be lost or damaged now.
     pub(crate) fn may_weaken(&self, node: NodeId) -> bool {
         // Groups of one and two survive no lost disk.
-        let few = self.members < 3;
+        self.members >= 3 && self.all_are_sound(node)
+    }
+
+    /// Whether every disk has all that its node should have; that of `node` may be rotted.
+    pub(crate) fn all_are_sound(&self, node: NodeId) -> bool {
         let weak = |node: &Node| node.hangs_since.is_some() || node.copy.is_some();
-        if few || self.nodes.values().any(weak) {
+        if self.nodes.values().any(weak) {
             return false;
         }
         let groups: Vec<_> = self

@@ -137,6 +137,7 @@ impl GuestModule for SimModule {
             grows: self.grows,
             most: bootstrap.profile.memory_bytes,
             state: State::default(),
+            taken: 0,
             dead: false,
         }))
     }
@@ -161,6 +162,9 @@ struct SimGuest {
     /// The most bytes of memory that it may have.
     most: u64,
     state: State,
+    /// The most bytes that commands had taken at a time: what they free is given back only when
+    /// the guest is built again.
+    taken: u64,
     dead: bool,
 }
 
@@ -212,6 +216,7 @@ impl Guest for SimGuest {
             let mut next = || numbers.next().unwrap_or(0);
             let (id, key, value, makes_room) = (next(), next(), next(), next() == 1);
             state.grown = if makes_room { 0 } else { state.grown + self.grows };
+            self.taken = self.taken.max(state.grown);
             let old = state.registers.insert(key, value).unwrap_or(0);
             hasher.update(&old.to_le_bytes());
             *state.counts.entry(id).or_default() += 1;
@@ -275,6 +280,7 @@ impl Guest for SimGuest {
         };
         input.read_exact(&mut self.state.chain).map_err(refused)?;
         self.state.grown = number(input).map_err(refused)?;
+        self.taken = self.state.grown;
         for map in [&mut self.state.registers, &mut self.state.counts] {
             for _ in 0..number(input).map_err(refused)? {
                 let key = number(input).map_err(refused)?;
@@ -286,7 +292,7 @@ impl Guest for SimGuest {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.ballast as u64 + 4096 + self.state.grown
+        self.ballast as u64 + 4096 + self.taken
     }
 
     fn is_usable(&self) -> bool {

@@ -278,7 +278,7 @@ impl World {
         let lost = any(|event| {
             matches!(
                 event,
-                Event::GuestFailed { .. } | Event::NeedsSnapshot { .. } | Event::Overtaken
+                Event::GuestFailed { .. } | Event::NeedsSnapshot { .. } | Event::Overtaken { .. }
             )
         });
         if !lost && any(|event| matches!(event, Event::Restored { .. })) {

@@ -63,6 +63,8 @@ pub struct Node {
     pub snapshot_rotted_at: u64,
     /// The log segment that was damaged, and the file that held it then.
     pub corrupt_log: Option<(u64, PathBuf)>,
+    /// How many batches its process had written when that segment was no longer part of the log.
+    left_at: Option<u64>,
     /// The sectors that cannot be read are in the log.
     pub log_lost: bool,
     /// The batch of the last segment that is to be damaged.
@@ -213,6 +215,7 @@ impl Node {
             rotted: false,
             snapshot_rotted_at: 0,
             corrupt_log: None,
+            left_at: None,
             log_lost: false,
             batch: None,
             unreadable: false,
@@ -267,6 +270,20 @@ impl Node {
             process.reader.segments().iter().any(|(number, _)| number == segment)
         };
         self.fs.has(path) && self.process.as_ref().is_none_or(counts)
+    }
+
+    /// Whether a start may still read the damaged segment: it is part of the log, or no batch since
+    /// has said that it no longer is. Its file may be gone by then, and come back with a crash.
+    pub fn log_may_rot(&mut self) -> bool {
+        if self.log_rots() {
+            self.left_at = None;
+            return true;
+        }
+        let Some(process) = self.process.as_ref().filter(|_| self.corrupt_log.is_some()) else {
+            return false;
+        };
+        let batches = process.log.stats().batches;
+        batches == *self.left_at.get_or_insert(batches)
     }
 
     /// Whether data that does not verify here may be the doing of the simulator's faults.

@@ -12,7 +12,7 @@ use crate::world::{Action, MS, SECOND, World};
 
 impl World {
     pub(crate) fn lose_the_majority(&mut self, node: NodeId) {
-        if self.members < 2 || !self.may_weaken(node) {
+        if self.members < 2 || !self.all_are_sound(node) {
             return;
         }
         let ids = self.member_ids();

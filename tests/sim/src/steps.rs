@@ -30,6 +30,9 @@ impl World {
                     self.event(node, group, vec![*event]);
                 }
             }
+            Action::Fetch { node, .. } if self.nodes[&node].hangs_since.is_some() => {
+                self.after(100 * MS, action);
+            }
             Action::Fetch { node, epoch, group, from, to, bytes } => {
                 let Some(process) = self.process(node, epoch) else { return };
                 let entries = process.reader.entries(group, from, to, bytes).ok();
