@@ -13,6 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lockstep_core::mutant::planted;
+
 use crate::config::NodeConfig;
 use crate::fs::{Fs, create_dirs, is_short, make_durable};
 use crate::store::list_objects;
@@ -52,6 +54,11 @@ pub enum DataDirError {
     #[error("data directory {} has lost its log (wal/ is missing or empty); nothing was touched: \
         restore it, or start with --rejoin to join as a new replica", .0.display())]
     NoLog(PathBuf),
+    #[error("data directory {}: with --rejoin, {groups} would begin anew and empty, because no \
+        other \
+        node has it; nothing was touched: restore the directory from a copy, or move it aside by \
+        hand to give up what it holds", dir.display())]
+    Alone { dir: PathBuf, groups: String },
 }
 
 impl DataDirError {
@@ -93,6 +100,9 @@ impl DataDir {
         // `--rejoin` leaves another node's directory alone.
         let aside = rejoin && judged.as_ref().map_or_else(lost, |owner| *owner != Owner::Nobody);
         let owner = if aside {
+            if let Some(groups) = alone(config) {
+                return Err(DataDirError::Alone { dir: path, groups });
+            }
             this.move_aside(&**fs).map_err(io("move the old data aside"))?;
             this.judge(&**fs, config)?
         } else {
@@ -100,6 +110,7 @@ impl DataDir {
         };
         let name = owner_of(config);
         if owner == Owner::Nobody {
+            tracing::info!(dir = %path.display(), "there are no data here: a new node begins");
             let file = path.join("node");
             write_owner(&**fs, &file, &format!("{name}{NO_LOG}")).map_err(io("write its owner"))?;
         }
@@ -269,4 +280,15 @@ fn parse_owner(text: &str) -> Option<(u32, &str)> {
     let rest = text.trim_end().strip_prefix("lockstep format=")?;
     let (format, owner) = rest.split_once(' ')?;
     Some((format.parse().ok()?, owner))
+}
+
+/// The groups that this node alone hosts, if there are any: whatever it has of them is all there
+/// is.
+fn alone(config: &NodeConfig) -> Option<String> {
+    let me = [config.node];
+    let own = config.groups.iter().filter(|group| {
+        group.lineage.is_none() && group.nodes.iter().eq(&me) && !planted("rejoin_alone")
+    });
+    let names: Vec<String> = own.map(|group| format!("group {:?}", group.name)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }

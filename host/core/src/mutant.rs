@@ -94,6 +94,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("rebuild_for_nothing", "a guest is rebuilt although that frees no memory"),
     ("rebuild_unproven", "a guest is dropped before the snapshot to rebuild it from is read again"),
     ("refuse_silently", "refusals are neither counted nor logged"),
+    ("rejoin_alone", "--rejoin begins a group anew that no other node has"),
     ("relief_overtakes", "a command with relief overtakes earlier ones of its stream without it"),
     ("relief_without_bound", "waiting commands are proposed however high memory is by then"),
     ("removed_by_one_word", "one node's word removes a replica"),

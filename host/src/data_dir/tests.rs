@@ -79,3 +79,18 @@ fn only_directories_that_are_made_here_have_to_be_synced() {
     fs.crash();
     assert!(fs.has(Path::new("/srv/data/node")), "its name is durable");
 }
+
+/// With `--rejoin` a node gets its groups from the others. A group that it alone hosts would begin
+/// anew, without a word: so nothing is moved.
+#[test]
+fn no_group_that_only_this_node_hosts_is_rejoined() {
+    let fs = MemFs::with_dir(Path::new("/srv"));
+    drop(open(&fs).expect("it is new"));
+    let (before, door): (_, Arc<dyn Fs>) = (without_lock(&fs), Arc::new(fs.clone()));
+    let Err(error) = DataDir::open(&door, &config(), true) else { panic!("it rejoined") };
+    let said = error.to_string();
+    for word in ["/srv/data", "group \"g\"", "nothing was touched", "from a copy"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(without_lock(&fs) == before);
+}

@@ -48,6 +48,8 @@ pub fn alone(
         lineage: Some(lineage),
         term,
         vote: 0,
+        // The group that removed it is no more.
+        removed: false,
         ..state.clone()
     };
     Ok(LogJob { group: GroupId::of_name(&state.group), state, entries })
@@ -123,11 +125,13 @@ mod tests {
     fn check(configuration: &Configuration, rest: &[ConfChangeV2]) {
         let mut state = RecoveryState::blank("kv", replica(1));
         (state.bootstrapped, state.term, state.vote) = (true, 4, replica(2).0);
+        state.removed = true;
         (state.commit, state.floor, state.configuration_index) = (9, 9, 5);
         state.configuration = configuration.clone();
         let rest: Vec<Entry> = (10..).zip(rest).map(|(at, change)| entry(at, change)).collect();
         let last = 9 + rest.len() as u64;
         let job = alone(&state, last, &rest, Lineage([3; 16])).expect("it can be read");
+        assert!(!job.state.removed, "it may run");
         assert_eq!(job.state.configuration, Configuration::of_voters([replica(1)]));
         assert_eq!((job.state.term, job.state.vote), (5, 0), "older votes do not count");
         let end = last + job.entries.len() as u64;
