@@ -226,11 +226,19 @@ impl SnapshotStore {
         header: &ValidatedHeader,
     ) -> Result<Option<StagedWriter>, SnapshotRefusal> {
         let slot = self.inbound_slot()?;
-        let Some((suspended, _)) = self.suspended.take() else { return Ok(None) };
-        let Suspended { part, allocation, .. } = suspended;
+        let Some((suspended, until)) = self.suspended.take() else { return Ok(None) };
+        let Suspended { part, allocation, object, length } = suspended;
         let desc = header.desc().clone();
         let path = layout::part_dir(&self.dir).join(&part);
-        let file = self.fs.open(&path, true);
+        let file = match self.fs.open(&path, true) {
+            Err(error) if is_short(&error) => {
+                // It is as good as before, and resumes when there are descriptors again.
+                let suspended = Suspended { part, allocation, object, length };
+                self.suspended = Some((suspended, until));
+                return Err(SnapshotRefusal::disk("opening a suspended transfer", 0, &error));
+            }
+            opened => opened,
+        };
         let fits = |file: &dyn File| {
             reader::read_header(file).is_ok_and(|have| have == Header::of(self.identity, &desc))
         };

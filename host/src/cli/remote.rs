@@ -82,8 +82,14 @@ pub(crate) fn print_outcome(
     } else if ok {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
-        out.write_all(said)?;
-        out.write_all(b"\n")?;
+        match out.write_all(said).and_then(|()| out.write_all(b"\n")) {
+            // A reader that is gone wants no more.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                let why = format!("it was answered, but the answer cannot be written: {error}");
+                return Err(Failure::Failed(why));
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     if ok { Ok(()) } else { Err(Failure::Failed(format!("rejected: {}", text_or_hex(said)))) }
 }

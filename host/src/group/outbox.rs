@@ -8,7 +8,7 @@ use lockstep_core::group::{Event, Group};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{
-    BUSY_RETRY_MS, BulkReply, BulkRequest, ObjectRef, Offer, Purpose,
+    BROKEN_RETRY_MS, BUSY_RETRY_MS, BulkReply, BulkRequest, ObjectRef, Offer, Purpose,
 };
 use lockstep_core::snapshot::send::{Next, Report, SendEnd};
 use tokio::sync::oneshot;
@@ -116,7 +116,7 @@ impl Work {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::warn!(%group, %to, index, %error, "snapshot not sent: no channel");
-                return End { wait: Duration::ZERO, report: None };
+                return End { wait: Duration::from_millis(BROKEN_RETRY_MS), report: None };
             }
         };
         let at: Progress = Box::new({

@@ -309,7 +309,9 @@ impl StagedWriter {
         let mut done = self.file.write_at(data, at);
         done = done.and_then(|()| self.file.write_at(&crc.to_le_bytes(), at + size));
         self.unsynced += 1;
-        if self.unsynced == SYNC_BLOCKS {
+        // A write never waits for a sync that a slow disk has not finished.
+        let synced = self.syncing.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.unsynced >= SYNC_BLOCKS && synced {
             self.unsynced = 0;
             done = done.and_then(|()| self.begin_sync());
         }
@@ -323,8 +325,7 @@ impl StagedWriter {
         Ok(())
     }
 
-    /// Starts a sync on another thread, after waiting for the one before; writing goes on
-    /// meanwhile.
+    /// Starts a sync on another thread; writing goes on meanwhile. The one before has ended.
     fn begin_sync(&mut self) -> io::Result<()> {
         self.join_sync()?;
         let file = Arc::clone(&self.file);

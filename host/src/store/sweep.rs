@@ -196,7 +196,11 @@ fn furthest(
         if kept.contains_key(&object) {
             return None;
         }
-        let file = fs.open(&dir.join(name), false).ok()?;
+        let file = match fs.open(&dir.join(name), false) {
+            // What cannot be looked at for now is looked at when it is resumed.
+            Err(error) if is_short(&error) => return Some((object.index, object.term)),
+            opened => opened.ok()?,
+        };
         let header = reader::read_header(&*file).ok()?;
         let fits = (header.identity, header.term, header.index)
             == (identity, object.term, object.index)

@@ -49,6 +49,9 @@ struct Found {
     next_segment: u64,
 }
 
+/// How often a log is read, at most, that may be changing.
+const INSPECTIONS_MAX: usize = 3;
+
 /// Where a segment ends.
 struct End {
     /// The end of the last complete batch.
@@ -89,7 +92,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
     };
     let files = open_files(&*fs, dir, &numbers, &options, true)?;
     settle(&files)?;
-    let found = read_log(files)?;
+    let found = read_log(files, false)?;
     // From here on the log is known to be sound, and the directory may be changed.
     if found.segments.is_empty() {
         // An earlier process may have created the directory without making it durable.
@@ -151,8 +154,17 @@ impl Wal {
     }
 }
 
-/// Reads a log without touching it, for tools: whose it is, and what it holds of each group.
+/// Reads a log without touching it, for tools: whose it is, and what it holds of each group. A node
+/// may be writing it. What it changes meanwhile may look like damage, so that is looked at again.
 pub fn inspect(
+    fs: &dyn Fs,
+    dir: &Path,
+) -> Result<(WalOptions, BTreeMap<GroupId, GroupLog>), WalError> {
+    let again = (1..INSPECTIONS_MAX).find_map(|_| inspect_once(fs, dir).ok());
+    again.map_or_else(|| inspect_once(fs, dir), Ok)
+}
+
+fn inspect_once(
     fs: &dyn Fs,
     dir: &Path,
 ) -> Result<(WalOptions, BTreeMap<GroupId, GroupLog>), WalError> {
@@ -165,7 +177,7 @@ pub fn inspect(
     let header = read_header(&*file, &path)?;
     let options = WalOptions::new(header.cluster, header.node, header.length, 0);
     let files = open_files(fs, dir, &numbers, &options, false)?;
-    Ok((options, read_log(files)?.groups))
+    Ok((options, read_log(files, true)?.groups))
 }
 
 /// Begins the first segment of a new log; returns it and where it ends.
@@ -282,8 +294,8 @@ fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
     }
 }
 
-/// Reads every batch of every segment that counts.
-fn read_log(files: Vec<LogFile>) -> Result<Found, WalError> {
+/// Reads every batch of every segment that counts. `written`: by a process that may be writing.
+fn read_log(files: Vec<LogFile>, written: bool) -> Result<Found, WalError> {
     let Chain { files, spares, next_segment, broken } = chain(files)?;
     let segments: Vec<_> =
         files.into_iter().map(|(file, head)| (Arc::new(Segment::new(file, head)), head)).collect();
@@ -291,7 +303,7 @@ fn read_log(files: Vec<LogFile>) -> Result<Found, WalError> {
     let mut end = End { offset: 0, next_batch: 1, sealed: true };
     for (at, (segment, _)) in segments.iter().enumerate() {
         let next = segments.get(at + 1).map(|(next, _)| next.first_batch);
-        end = read_segment(segment, next, &mut replay)?;
+        end = read_segment(segment, next, &mut replay, written)?;
     }
     let groups = replay.finish().map_err(|why| missing(&segments, end.offset, broken, why))?;
     let previous = segments.last().map_or(0, |(_, head)| head.previous);
@@ -437,6 +449,7 @@ fn read_segment(
     segment: &Segment,
     next: Option<u64>,
     replay: &mut Replay,
+    written: bool,
 ) -> Result<End, WalError> {
     let (file, first) = (&segment.file, segment.first_batch);
     file.file.drop_cache();
@@ -447,6 +460,8 @@ fn read_segment(
             Look::Whole { header, body } if header.place.segment == segment.number => {
                 (header, body)
             }
+            // What is not there yet may be written while the rest is looked at.
+            _found if written && next.is_none() => break,
             found => {
                 check_end(segment, &end, next, &found)?;
                 break;
