@@ -411,8 +411,9 @@ const HEAD: &str = "\
 
 Written by `cargo xtask mutants`. The program ran with each bug of `host/core/src/mutant.rs` by
 itself. *Simulator*: the checker that reported the bug, and the first seed, from 1 on, at which it
-did. *Tests*: how many tests of the core, the host and the simulator failed, scripts included, and
-the one among them that fails with the fewest other bugs.
+did; of a bug that tests catch, sixty seeds at most were tried. *Tests*: how many tests of the core,
+the host and the simulator failed, scripts included, and the one among them that fails with the
+fewest other bugs.
 
 | bug | what it breaks | simulator | tests |
 |---|---|---|---|

@@ -159,6 +159,8 @@ pub const PLACE_RETRY_TICKS: u64 = 10;
 pub const CHECKPOINT_REQUESTS_AT_ONCE: u32 = 8;
 /// Ticks after which clients may request one more checkpoint after such a burst.
 pub const CHECKPOINT_REQUEST_TICKS: u64 = 20;
+/// If a capture takes long, requests are granted one in so many times as long.
+pub const CHECKPOINT_REQUEST_PARTS: u64 = 4;
 /// Clients' requests that wait for a checkpoint.
 pub const CHECKPOINT_REQUESTS_MAX: usize = 1_024;
 /// Ticks for which a recovery point that was read counts as whole; after that it is read again

@@ -57,6 +57,23 @@ fn an_answer_may_have_so_many_bytes_and_not_one_more() {
     }
 }
 
+/// An entry with as many commands as it may have, each of which is answered with the longest answer
+/// or the longest reason.
+#[test]
+fn the_longest_answers_of_a_full_entry_are_no_fault() {
+    let mut guest = roomy(hostile());
+    for (index, deed) in [(2, "answer"), (3, "reject")] {
+        let command = Bytes::from(format!("{deed} {OUTCOME_BYTES_MAX}"));
+        let outcomes = guest.apply(at(index), &vec![command; ENTRY_COMMANDS_MAX]);
+        let outcomes = outcomes.expect("the limits allow it");
+        let length = |outcome: &Outcome| match outcome {
+            Outcome::Ok(bytes) | Outcome::Rejected(bytes) => bytes.len(),
+            Outcome::TooLong { .. } => 0,
+        };
+        assert_eq!(outcomes.iter().map(length).sum::<usize>(), 64 << 20, "{deed}");
+    }
+}
+
 /// A guest may return the same piece of its memory any number of times: 1,024 answers of 60 MiB
 /// cost the host nothing, and a million outcomes are counted, not read.
 #[test]

@@ -823,8 +823,8 @@ pub mod lockstep_client {
         /// Asks the leader for a checkpoint: a log entry, after everything that was acknowledged, at whose
         /// index every replica takes a snapshot. If nothing new was committed since the last checkpoint
         /// and every replica that is heard has its snapshot, that checkpoint is the answer. A few may be requested at
-        /// once, then one every two seconds, or one in the time that the last snapshot took if that is
-        /// longer.
+        /// once, then one every two seconds, or one in four times as long as the last snapshot took if
+        /// that is more.
         pub async fn checkpoint(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckpointRequest>,

@@ -6,9 +6,9 @@
 //! - If nothing changed since the last checkpoint and every replica that is heard has its snapshot,
 //!   that checkpoint is the answer. If a replica skipped it or failed to capture, another
 //!   checkpoint is useful.
-//! - A few may be requested at once, then one in [`limits::CHECKPOINT_REQUEST_TICKS`], or in as
-//!   long as the last capture took here: clients cannot make a group write snapshots without a
-//!   pause.
+//! - A few may be requested at once, then one in [`limits::CHECKPOINT_REQUEST_TICKS`], or in
+//!   [`limits::CHECKPOINT_REQUEST_PARTS`] times as long as the last capture took here: clients
+//!   cannot make a group write snapshots all the time.
 
 use std::collections::BTreeSet;
 
@@ -103,7 +103,8 @@ impl Hosting {
         if self.checkpoints.is_wanted() {
             return Ok(None);
         }
-        let interval = limits::CHECKPOINT_REQUEST_TICKS.max(self.checkpoints.took());
+        let took = self.checkpoints.took().saturating_mul(limits::CHECKPOINT_REQUEST_PARTS);
+        let interval = limits::CHECKPOINT_REQUEST_TICKS.max(took);
         let spent = self.checkpoint_requests.spend(shared.now, interval);
         if !planted("checkpoints_without_pause") {
             spent.map_err(too_soon)?;
