@@ -29,9 +29,9 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
 
-use self::layout::{Header, ObjectName};
+use self::layout::ObjectName;
 use self::reserve::{Allocation, Held, Source};
-use crate::fs::{File, Fs, Space, create_dirs, is_full, is_short, make_durable};
+use crate::fs::{Fs, create_dirs, is_full, is_short, make_durable};
 
 pub mod lane;
 pub mod layout;
@@ -41,6 +41,7 @@ mod report;
 pub mod reserve;
 mod room;
 pub mod staged;
+mod suspended;
 pub mod sweep;
 
 #[cfg(test)]
@@ -162,25 +163,6 @@ impl SnapshotStore {
         Ok((store, swept))
     }
 
-    /// Counts a staging file of an earlier process as suspended if the budget has space for it, and
-    /// deletes it otherwise. Its time starts to run when the lane is first told the time.
-    fn take_up(&mut self, part: &str) {
-        let Some((object, length)) = layout::parse_part_in(part) else { return };
-        let bytes = layout::object_bytes(length).expect("the sweep compared its size");
-        // Its bytes are on the disk already, so only the budget can refuse them.
-        let there = Space { total: u64::MAX, available: u64::MAX, device: 0 };
-        let Ok(allocation) = self.quota.take(bytes, there) else {
-            let path = layout::part_dir(&self.dir);
-            self.unlink(&path, part, &mut Collected::default());
-            return;
-        };
-        allocation.on_disk(bytes);
-        self.parts.insert(part.to_owned(), Arc::clone(&allocation));
-        let suspended = Suspended { part: part.to_owned(), object, length, allocation };
-        tracing::info!(group = %self.identity.group, %object, "a suspended transfer can resume");
-        self.suspended = Some((suspended, u64::MAX));
-    }
-
     /// Opens a staging file for an object that a peer offers: the suspended file of the same
     /// object, or a new one.
     pub fn receive(&mut self, header: &ValidatedHeader) -> Result<StagedWriter, SnapshotRefusal> {
@@ -217,59 +199,6 @@ impl SnapshotStore {
             Err(SnapshotRefusal::WrongGroup)
         };
         result.inspect_err(|refusal| self.count("received", header.desc().index, refusal))
-    }
-
-    /// Reopens the suspended file to receive the rest of it; `None`, and the file is deleted, if it
-    /// cannot be used after all.
-    fn resume(
-        &mut self,
-        header: &ValidatedHeader,
-    ) -> Result<Option<StagedWriter>, SnapshotRefusal> {
-        let slot = self.inbound_slot()?;
-        let Some((suspended, until)) = self.suspended.take() else { return Ok(None) };
-        let Suspended { part, allocation, object, length } = suspended;
-        let desc = header.desc().clone();
-        let path = layout::part_dir(&self.dir).join(&part);
-        let file = match self.fs.open(&path, true) {
-            Err(error) if is_short(&error) => {
-                // It is as good as before, and resumes when there are descriptors again.
-                let suspended = Suspended { part, allocation, object, length };
-                self.suspended = Some((suspended, until));
-                return Err(SnapshotRefusal::disk("opening a suspended transfer", 0, &error));
-            }
-            opened => opened,
-        };
-        let fits = |file: &dyn File| {
-            reader::read_header(file).is_ok_and(|have| have == Header::of(self.identity, &desc))
-        };
-        let Some(file) = file.ok().filter(|file| fits(&**file)) else {
-            drop(allocation);
-            self.tally.abandoned += 1;
-            self.collect();
-            return Ok(None);
-        };
-        self.tally.resumed += 1;
-        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (allocation, slot))))
-    }
-
-    /// Keeps what a broken transfer received; an earlier suspended transfer is given up for it. Its
-    /// time starts to run when the lane is next told the time.
-    pub fn suspend(&mut self, suspended: Suspended) {
-        let group = self.identity.group;
-        tracing::info!(%group, object = %suspended.object, "transfer suspended");
-        self.abandon();
-        self.tally.suspended += 1;
-        self.suspended = Some((suspended, u64::MAX));
-        self.collect();
-    }
-
-    /// Gives up the suspended transfer, if there is one.
-    pub fn abandon(&mut self) -> Collected {
-        if self.suspended.take().is_none() {
-            return Collected::default();
-        }
-        self.tally.abandoned += 1;
-        self.collect()
     }
 
     /// Called periodically with the time. Gives up a transfer that was suspended for too long. If

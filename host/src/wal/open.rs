@@ -454,14 +454,17 @@ fn read_segment(
     let (file, first) = (&segment.file, segment.first_batch);
     file.file.drop_cache();
     let mut end = End { offset: file.header.head_offset(), next_batch: first, sealed: true };
-    let mut window = Window::new(file);
+    let (mut window, mut renewed) = (Window::new(file), false);
     while next != Some(end.next_batch) {
         let (header, body) = match look(file, &mut window, end.offset)? {
             Look::Whole { header, body } if header.place.segment == segment.number => {
                 (header, body)
             }
-            // What is not there yet may be written while the rest is looked at.
-            _found if written && next.is_none() => break,
+            _old if written && !std::mem::replace(&mut renewed, true) => {
+                // What the window has may be older than what is on the disk by now.
+                window = Window::new(file);
+                continue;
+            }
             found => {
                 check_end(segment, &end, next, &found)?;
                 break;
@@ -487,6 +490,7 @@ fn read_segment(
         }
         end.offset += header.size(file.header.block_bytes);
         end.next_batch += 1;
+        renewed = false;
     }
     Ok(end)
 }

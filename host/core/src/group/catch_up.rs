@@ -94,8 +94,9 @@ impl Hosting {
                 continue;
             };
             if peer.matched < newest && peer.state != ProgressState::Snapshot {
-                // raft-rs sends the snapshot once the follower answers the next heartbeat.
-                peer.pending_request_snapshot = newest;
+                // raft-rs sends a snapshot once the follower answers the next heartbeat. Any that
+                // it lacks will do: it may have a part of the one that it was promised.
+                peer.pending_request_snapshot = peer.matched + 1;
             }
         }
     }
