@@ -122,7 +122,6 @@ pub const ALL: &[(&str, &str)] = &[
     ("take_any_snapshot", "a snapshot whose configuration lacks the receiver is accepted"),
     ("take_early_blocks", "blocks are accepted before there is space reserved for them"),
     ("truncate_too_far", "the log is cut up to the newest recovery point"),
-    ("try_a_name_again", "a log file gets the name of one that could not be taken back"),
     ("two_votes", "the vote is forgotten at a start"),
     ("unchecked_segment", "a log record's checksum is not checked"),
     ("unread_is_whole", "a snapshot that could not be read for want of descriptors counts as read"),

@@ -65,7 +65,7 @@ impl Files {
     pub(super) fn make(&mut self, length: u64) -> Result<LogFile, WalError> {
         let (new, file) = (self.dir.join(NEW_NAME), self.next);
         // A name is tried once: what a failed attempt leaves may still have it.
-        self.next += u64::from(!planted("try_a_name_again"));
+        self.next += 1;
         let path = self.dir.join(file_name(file));
         let WalOptions { cluster, node, block_bytes, .. } = self.options;
         // Makes the nonce of each file different.
@@ -87,7 +87,6 @@ impl Files {
                 return Err(self.failed(error, length));
             }
         };
-        self.next += u64::from(planted("try_a_name_again"));
         if !planted("skip_segment_directory_sync")
             && let Err(error) = self.handle.sync()
         {
