@@ -55,9 +55,8 @@ pub enum DataDirError {
         restore it, or start with --rejoin to join as a new replica", .0.display())]
     NoLog(PathBuf),
     #[error("data directory {}: with --rejoin, {groups} would begin anew and empty, because no \
-        other \
-        node has it; nothing was touched: restore the directory from a copy, or move it aside by \
-        hand to give up what it holds", dir.display())]
+        other node has it; nothing was touched: restore the directory from a copy, or move it \
+        aside by hand to give up what it holds", dir.display())]
     Alone { dir: PathBuf, groups: String },
 }
 

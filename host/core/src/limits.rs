@@ -159,7 +159,7 @@ pub const PLACE_RETRY_TICKS: u64 = 10;
 pub const CHECKPOINT_REQUESTS_AT_ONCE: u32 = 8;
 /// Ticks after which clients may request one more checkpoint after such a burst.
 pub const CHECKPOINT_REQUEST_TICKS: u64 = 20;
-/// If a capture takes long, requests are granted one in so many times as long.
+/// If captures take long, one request is granted in this many times the duration of the last one.
 pub const CHECKPOINT_REQUEST_PARTS: u64 = 4;
 /// Clients' requests that wait for a checkpoint.
 pub const CHECKPOINT_REQUESTS_MAX: usize = 1_024;

@@ -100,7 +100,7 @@ pub fn unlist(
     pins: &Pins,
     corrupt: &BTreeSet<ObjectName>,
 ) -> Option<Plan> {
-    let spared = newest_good(state, corrupt).or(state.newest())?;
+    let spared = newest_good(&state.snapshots, corrupt).or(state.newest())?;
     let may_go = |desc: &&SnapshotDesc| *desc != spared;
     let is_corrupt = |desc: &&SnapshotDesc| corrupt.contains(&name(desc));
     let listed = || state.snapshots.iter().filter(may_go);
@@ -117,7 +117,7 @@ pub fn unlist(
 /// Keeps only the newest good recovery point, and only the log that it and the receivers of
 /// snapshots need; `None` if that frees nothing, or no recovery point is good.
 pub fn shed(state: &RecoveryState, pins: &Pins, corrupt: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let spared = newest_good(state, corrupt)?.clone();
+    let spared = newest_good(&state.snapshots, corrupt)?.clone();
     let least = pins.budget.max(pins.unreadable.saturating_sub(1));
     let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
     let needed = sending.chain([spared.index]).min().expect("the spared index is one of them");
@@ -151,13 +151,13 @@ pub fn name(desc: &SnapshotDesc) -> ObjectName {
     (object.term, object.index, object.digest)
 }
 
-/// The newest recovery point that is not corrupt.
+/// The newest of the listed recovery points that is not corrupt.
 pub fn newest_good<'a>(
-    state: &'a RecoveryState,
+    listed: &'a [SnapshotDesc],
     corrupt: &BTreeSet<ObjectName>,
 ) -> Option<&'a SnapshotDesc> {
     let is_corrupt = |desc: &&SnapshotDesc| corrupt.contains(&name(desc));
-    state.snapshots.iter().find(|desc| !is_corrupt(desc) || planted("keep_a_corrupt_one"))
+    listed.iter().find(|desc| !is_corrupt(desc) || planted("keep_a_corrupt_one"))
 }
 
 fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan {

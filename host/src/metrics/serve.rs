@@ -79,7 +79,7 @@ impl Listener for Bounded {
     async fn accept(&mut self) -> (Held, SocketAddr) {
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.expect("the places are never closed");
-        // Of the listener's own, which waits a second if there is no descriptor.
+        // The listener's own `accept` waits a second if there is no descriptor.
         let (socket, remote) = Listener::accept(&mut self.listener).await;
         let over = Box::pin(tokio::time::sleep(self.life));
         (Held { socket, over, _place: place }, remote)

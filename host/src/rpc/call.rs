@@ -85,7 +85,8 @@ pub(super) async fn serve(
 }
 
 /// Admits a call and returns the charge for it; otherwise answers the caller with a refusal. On
-/// probation only nodes are served, or who claims to be one: that is checked where it is answered.
+/// probation only nodes are served. The claim of a call to be forwarded by one is checked where it
+/// is answered.
 fn admit(
     respond: &mut SendResponse<Bytes>,
     is_nodes: bool,

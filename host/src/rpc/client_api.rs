@@ -113,9 +113,9 @@ impl ClientApi {
         Ok(Asked { api: self, group, caller, metadata, deadline, message, answer_max })
     }
 
-    /// Whether a node forwards the calls of its clients on this connection. Who passes for many
-    /// callers gets the part of many, so that a connection is believed only if a peer's comes from
-    /// the same address.
+    /// Whether a node forwards the calls of its clients on this connection. A connection that
+    /// passes for many callers gets the share of many, so the claim is believed only if a peer is
+    /// connected from the same address.
     fn believes(&self, link: &Link) -> bool {
         if !link.is_forwarding() && self.port.links.has_peer_at(link.remote) {
             link.forwards(self.port.forwarded_bytes_max());

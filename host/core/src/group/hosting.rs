@@ -236,8 +236,9 @@ impl Hosting {
     /// Handles the events that the apply lane and the bulk workers raise.
     fn lane_event(&mut self, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Started { build, applied, time_ms } => {
-                self.started(shared, (build, applied), time_ms, effects);
+            Event::Started { build, applied, time_ms }
+            | Event::Restored { build, index: applied, time_ms } => {
+                self.has_guest(shared, (build, applied), time_ms, effects);
             }
             Event::Built { index, footprint } => self.rebuilds.built(index, footprint),
             Event::Applied(applied) => {
@@ -247,9 +248,6 @@ impl Hosting {
                     self.proposals.applied(entry, effects);
                 }
                 self.pass(applied.last, effects);
-            }
-            Event::Restored { build, index, time_ms } => {
-                self.restored(shared, (build, index), time_ms, effects);
             }
             Event::NotRestored { build, index: tried, why }
             | Event::NeedsSnapshot { build, tried, why } => {
@@ -296,7 +294,7 @@ impl Hosting {
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.applied = self.pipeline.applied();
-        let newest = retention::newest_good(&shared.recovery, self.wants.corrupt());
+        let newest = retention::newest_good(&shared.recovery.snapshots, self.wants.corrupt());
         // A replica that needs a snapshot cannot start from those that it lists.
         let good = newest.filter(|_| self.wants.needs().is_none());
         shared.snapshot = good.map_or(0, |desc| desc.index);
@@ -426,7 +424,9 @@ impl Hosting {
             // a refusal.
             return;
         }
-        self.refuse_for_memory(shared, effects);
+        if self.proposals.has_waiting() {
+            self.refuse_for_memory(shared, effects);
+        }
         let commands_max = shared.memory.map_or(usize::MAX, MemoryUse::commands_max);
         // Entries that are committed but not durable here still count as in flight.
         let log = &self.raw.raft.raft_log;

@@ -8,8 +8,8 @@
 //! was sealed.
 //!
 //! A capture that waits for such a reading holds up the guest. If the reading takes longer than on
-//! any healthy disk, the capture fails for now; when
-//! the reading ends, another one is taken at once.
+//! any healthy disk, the capture fails for now; when the reading ends, another one is taken at
+//! once.
 
 use crate::group::Shared;
 use crate::group::effect::Effect;
@@ -65,7 +65,7 @@ impl Hosting {
     /// now, and the caller tries again after that.
     pub(super) fn is_proven(&mut self, shared: &Shared, effects: &mut Vec<Effect>) -> bool {
         // If every recovery point is corrupt, there is none to verify, and the log is not cut.
-        let stays = retention::newest_good(&shared.recovery, self.wants.corrupt());
+        let stays = retention::newest_good(&shared.recovery.snapshots, self.wants.corrupt());
         let Some(stays) = stays.filter(|_| !planted("give_up_unread")) else { return true };
         let name = retention::name(stays);
         let lately = |(of, at): (ObjectName, u64)| {

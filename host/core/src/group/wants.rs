@@ -143,10 +143,6 @@ impl Hosting {
         why: String,
         effects: &mut Vec<Effect>,
     ) {
-        if self.pipeline.is_restoring() {
-            // A newer snapshot is being installed anyway.
-            return;
-        }
         let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
         self.wants.needs = Some(if alone {
             format!("{NOBODY_TO_ASK}: {why}")
@@ -310,37 +306,8 @@ impl Hosting {
     /// The index of the newest object that the log durably lists and that is not corrupt; 0 if
     /// there is none.
     fn newest_listed(&self) -> u64 {
-        let good = |desc: &&SnapshotDesc| !self.wants.corrupt.contains(&retention::name(desc));
-        self.raw.store().listed().iter().find(good).map_or(0, |desc| desc.index)
-    }
-
-    /// A start ended with a guest that has applied everything up to this index.
-    pub(super) fn started(
-        &mut self,
-        shared: &mut Shared,
-        (build, applied): (u64, u64),
-        time_ms: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.pipeline.progressed(applied, 0);
-        if self.pipeline.ended(build) {
-            self.has_guest(shared, time_ms, effects);
-        }
-    }
-
-    /// A restore ended with a guest as of this index.
-    pub(super) fn restored(
-        &mut self,
-        shared: &mut Shared,
-        (build, index): (u64, u64),
-        time_ms: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.pipeline.progressed(index, 0);
-        if self.pipeline.ended(build) {
-            self.wants.met();
-            self.has_guest(shared, time_ms, effects);
-        }
+        let newest = retention::newest_good(self.raw.store().listed(), &self.wants.corrupt);
+        newest.map_or(0, |desc| desc.index)
     }
 
     /// A build found no recovery point that restores; `tried` is the newest one that it knew of.
@@ -358,6 +325,8 @@ impl Hosting {
         if self.pipeline.is_halted() {
             // It stood before the entry that halted it, and a query took its guest.
             self.stands(shared, None, effects);
+        } else if self.pipeline.is_restoring() {
+            // A newer snapshot is being installed anyway.
         } else if self.newest_listed() > tried && !planted("wait_for_a_peers_snapshot") {
             // A newer one was listed meanwhile.
             self.restart(shared, effects);
@@ -374,8 +343,18 @@ impl Hosting {
         }
     }
 
-    /// A start or a restore succeeded: there is a guest.
-    fn has_guest(&mut self, shared: &mut Shared, time_ms: u64, effects: &mut Vec<Effect>) {
+    /// A build ended with a guest that has applied everything up to this index.
+    pub(super) fn has_guest(
+        &mut self,
+        shared: &mut Shared,
+        (build, applied): (u64, u64),
+        time_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.pipeline.progressed(applied, 0);
+        if !self.pipeline.ended(build) {
+            return;
+        }
         shared.log_time.applied(time_ms);
         self.halts.over();
         self.rebuilds.is_over(shared);
