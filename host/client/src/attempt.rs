@@ -23,7 +23,8 @@ pub(crate) struct Failed {
 pub(crate) enum Verdict {
     /// The attempt had no effect; another one, perhaps at another node, may succeed.
     Nothing,
-    /// The attempt had no effect, because the node is overloaded: try the same node a little later.
+    /// The attempt had no effect, because the node is overloaded: try a little later, at the leader
+    /// again or else at another node.
     Overloaded,
     /// The attempt had no effect, and it takes a while until another may succeed.
     Slowly,

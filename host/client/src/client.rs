@@ -12,19 +12,15 @@ use tonic::{Request, Response, Status};
 use crate::COMMAND_BYTES_MAX;
 use crate::attempt::{Failed, Verdict};
 use crate::error::{Error, Result};
+use crate::pace::Pace;
 use crate::routes::{Routes, Target};
 use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
 
-/// First and longest pause between attempts.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(250);
-/// Longest pause where another attempt can succeed only after a while, or after a person acted.
-pub(crate) const LONG_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Attempts in a row that may go to a newly named leader without a pause.
-const JUMPS_MAX: u32 = 2;
+/// Longest time that a call or an attempt may take: clocks cannot add any number of seconds.
+const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// How a client behaves.
+/// How a client behaves. Times beyond a year count as a year.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The group's name; may be empty for nodes with a single group.
@@ -33,7 +29,8 @@ pub struct Options {
     pub deadline: Duration,
     /// How long one attempt may take before another node is tried.
     pub attempt: Duration,
-    /// How long connecting may take.
+    /// How long connecting may take; at most half of `attempt`, so that an attempt at a node that
+    /// cannot be reached is known to have had no effect.
     pub connect: Duration,
     /// The commands make room in the state machine's memory: while others are refused as
     /// `memory-high`, these are taken up to a second bound.
@@ -49,6 +46,14 @@ impl Default for Options {
             connect: Duration::from_secs(1),
             relief: false,
         }
+    }
+}
+
+impl Options {
+    fn bounded(self) -> Self {
+        let attempt = self.attempt.min(DEADLINE_MAX);
+        let connect = self.connect.min(attempt / 2);
+        Self { deadline: self.deadline.min(DEADLINE_MAX), attempt, connect, ..self }
     }
 }
 
@@ -140,6 +145,7 @@ impl Client {
         endpoints: impl IntoIterator<Item = E>,
         options: Options,
     ) -> Result<Self> {
+        let options = options.bounded();
         let endpoints = endpoints.into_iter().map(Into::into).collect();
         let routes = Routes::new(endpoints, options.connect)?;
         Ok(Self { inner: Arc::new(Inner { routes, options }) })
@@ -326,17 +332,19 @@ impl Client {
         F: Future<Output = std::result::Result<Response<T>, Status>>,
     {
         let Inner { routes, options } = &*self.inner;
-        let (mut attempts, mut jumps, mut pause) = (0, 0, PAUSE_MIN);
-        let mut hopeless = 0;
+        let (mut attempts, mut hopeless, mut unknown) = (0, 0, false);
+        let mut pace = Pace::of_calls();
         let mut first_leader: Option<String> = None;
-        let mut unknown = false;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now()).min(options.attempt);
+            if left.is_zero() {
+                return Err(ended(unknown, Failed::timed_out(), attempts));
+            }
             let target = routes.target();
             attempts += 1;
             if target.is_leader && first_leader.is_none() {
                 first_leader = Some(target.address.clone());
             }
-            let left = deadline.saturating_duration_since(Instant::now()).min(options.attempt);
             let answer = tokio::time::timeout(left, attempt(target.client.clone(), left)).await;
             let failed = match answer {
                 Ok(Ok(response)) => {
@@ -368,40 +376,20 @@ impl Client {
                 }
                 return Err(ended(unknown, failed, attempts));
             }
-            let jump = steer(routes, &target.address, &failed) && jumps < JUMPS_MAX;
-            let rest = if jump { Duration::ZERO } else { jittered(pause) };
+            let rest = pace.after(routes, &target.address, target.is_leader, &failed);
             if Instant::now() + rest >= deadline {
                 return Err(ended(unknown, failed, attempts));
             }
-            if jump {
-                jumps += 1;
-                continue;
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
             }
-            tokio::time::sleep(rest).await;
-            (jumps, pause) = (0, longer(pause, failed.verdict));
         }
     }
 }
 
-/// Learns from a failure where to try next; true if the node named another leader and that one can
-/// be tried at once.
-pub(crate) fn steer(routes: &Routes, asked: &str, failed: &Failed) -> bool {
-    if failed.unreachable {
-        routes.rest(asked);
-    }
-    let named = failed.leader.as_ref().filter(|leader| *leader != asked);
-    if named.is_some_and(|leader| routes.lead(leader)) {
-        return true;
-    }
-    if failed.verdict != Verdict::Overloaded {
-        routes.avoid(asked);
-    }
-    false
-}
-
-/// The outcome of a command that was rejected: the state machine's own rejection is one, those of
-/// the host are errors.
-pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
+/// The outcome of a command that was rejected after so many attempts: the state machine's own
+/// rejection is one, those of the host are errors.
+pub(crate) fn settle(rejected: v1::Rejection, attempts: u32) -> Result<Outcome> {
     use v1::rejection::Kind;
     let kind = rejected.kind();
     let text = || String::from_utf8_lossy(&rejected.message).into_owned();
@@ -410,20 +398,14 @@ pub(crate) fn settle(rejected: v1::Rejection) -> Result<Outcome> {
         Kind::SessionExpired => Err(Error::SessionExpired { message: text() }),
         Kind::AnswerTooLarge => Err(Error::AnswerTooLarge { message: text() }),
         Kind::SessionFull => Err(Error::SessionFull { message: text() }),
-        Kind::Unspecified => Err(Error::Malformed("an unknown kind of rejection")),
+        Kind::Unspecified => Err(unreadable("it has an unknown kind of rejection", attempts)),
     }
 }
 
-/// The pause after one of this length.
-pub(crate) fn longer(pause: Duration, verdict: Verdict) -> Duration {
-    match verdict {
-        Verdict::Slowly | Verdict::Once => (pause * 4).min(LONG_PAUSE_MAX),
-        Verdict::Nothing
-        | Verdict::Overloaded
-        | Verdict::Unknown
-        | Verdict::Final
-        | Verdict::Foreign => (pause * 2).min(PAUSE_MAX),
-    }
+/// The error of a command whose answer does not say what came of it; a newer node may send one.
+pub(crate) fn unreadable(why: &str, attempts: u32) -> Error {
+    let message = format!("the node's answer cannot be read: {why}");
+    Error::Unknown { message, attempts }
 }
 
 fn ended(unknown: bool, failed: Failed, attempts: u32) -> Error {
@@ -439,14 +421,6 @@ pub(crate) fn lost_sight(failed: Failed, attempts: u32) -> Error {
     Error::Unknown { message: failed.message, attempts }
 }
 
-/// A random duration between half and all of `pause`, so that clients do not retry in step.
-pub(crate) fn jittered(pause: Duration) -> Duration {
-    let mut random = [0; 1];
-    // Without randomness the full pause will do.
-    let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
-    pause - pause / 2 * part / 256
-}
-
 /// The address of the node that answered: the one that was asked, or the leader that it forwarded
 /// the call to and names.
 fn answered_by<T>(response: &Response<T>, target: &Target) -> String {
@@ -456,11 +430,12 @@ fn answered_by<T>(response: &Response<T>, target: &Target) -> String {
 
 fn reply(response: v1::ApplyResponse, course: &Course) -> Result<Reply> {
     use v1::apply_response::Outcome as Wire;
-    let outcome = match response.outcome.ok_or(Error::Malformed("no outcome of the command"))? {
-        Wire::Ok(bytes) => Outcome::Ok(bytes),
-        Wire::Rejected(rejection) => settle(rejection)?,
-    };
     let Course { attempts, leader_changed } = *course;
+    let outcome = match response.outcome {
+        Some(Wire::Ok(bytes)) => Outcome::Ok(bytes),
+        Some(Wire::Rejected(rejection)) => settle(rejection, attempts)?,
+        None => return Err(unreadable("it has no outcome", attempts)),
+    };
     Ok(Reply { outcome, attempts, leader_changed })
 }
 
@@ -468,4 +443,33 @@ fn timed<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A newer node may answer what this client does not know. The command may have been applied.
+    #[test]
+    fn an_answer_that_cannot_be_read_leaves_the_outcome_open() {
+        let newer = v1::Rejection { kind: 99, ..Default::default() };
+        let settled = settle(newer.clone(), 2);
+        assert!(matches!(settled, Err(Error::Unknown { attempts: 2, .. })), "{settled:?}");
+        let rejected = Some(v1::apply_response::Outcome::Rejected(newer));
+        for outcome in [rejected, None] {
+            let course = Course { attempts: 1, leader_changed: false };
+            let reply = reply(v1::ApplyResponse { outcome }, &course);
+            assert!(matches!(reply, Err(Error::Unknown { attempts: 1, .. })), "{reply:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn times_of_any_length_can_be_set() {
+        let (deadline, attempt, connect) = (Duration::MAX, Duration::MAX, Duration::MAX);
+        let options = Options { deadline, attempt, connect, ..Options::default() };
+        let client = Client::connect(["127.0.0.1:1"], options).expect("a good endpoint");
+        let options = client.options();
+        assert_eq!((options.deadline, options.attempt), (DEADLINE_MAX, DEADLINE_MAX));
+        assert!(options.connect < options.attempt, "what was not sent is told apart");
+    }
 }

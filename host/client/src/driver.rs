@@ -8,19 +8,24 @@
 //! - Once a node refused a command, the driver sends it no more. When the commands under way there
 //!   are answered, it opens the next stream, at the leader if another node leads.
 //! - Every command ends with an outcome or an error, at the latest at its deadline.
+//! - A node that owes answers is left once it is silent for too long, even if the commands have
+//!   ended at their deadlines meanwhile.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::attempt::{Failed, Verdict};
-use crate::client::{Client, Outcome, Reply, jittered, longer, lost_sight, refused, settle, steer};
+use crate::client::{Client, Outcome, Reply, lost_sight, refused, settle, unreadable};
 use crate::error::{Error, Result};
+use crate::pace::Pace;
 use crate::routes::Target;
 use crate::session::OpenCall;
 use crate::v1;
@@ -34,10 +39,6 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const MESSAGES_WAITING_MAX: usize = 2;
 /// How often deadlines are checked.
 const TICK: Duration = Duration::from_millis(20);
-/// How long the driver waits for the answers of a node that it is leaving.
-const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// Pause between the first two streams.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The state of a pipeline.
 pub(crate) struct Driver {
@@ -51,7 +52,7 @@ pub(crate) struct Driver {
     next_to_send: u64,
     under_way: usize,
     next_tag: u64,
-    /// Why the last stream was left.
+    /// Why the last stream was left; `None` once the next one brought an outcome.
     last_failure: Option<Failed>,
 }
 
@@ -74,10 +75,12 @@ struct Command {
 struct Stream {
     target: Target,
     answers: Streaming<v1::ApplyStreamResponse>,
-    /// Set once the driver is leaving the node: why, and since when.
-    leaving: Option<(Failed, Instant)>,
-    /// When the last answer arrived, or when a command was sent while none was under way.
+    /// Set once the driver is leaving the node: why.
+    leaving: Option<Failed>,
+    /// When the last answer arrived, or when a command was sent while the node owed none.
     heard: Instant,
+    /// The deadline of a command under way has passed, and no answer arrived since.
+    overdue: bool,
     /// The stream brought the outcome of a command.
     useful: bool,
 }
@@ -117,7 +120,7 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut pause = PAUSE_MIN;
+        let mut pace = Pace::of_streams();
         loop {
             if self.commands.is_empty() {
                 match self.jobs.recv().await {
@@ -126,21 +129,47 @@ impl Driver {
                 }
             }
             let target = self.client.routes().target();
-            let address = target.address.clone();
+            let (address, is_leader) = (target.address.clone(), target.is_leader);
             let (failed, useful, by) = match self.stream(target).await {
                 Ended::Done => return,
                 Ended::Left { failed, useful, by } => (failed, useful, by),
             };
-            let jump = steer(self.client.routes(), &address, &failed);
-            let verdict = failed.verdict;
-            self.leave(failed, by);
-            pause = if useful { PAUSE_MIN } else { pause };
-            if !jump {
-                tokio::time::sleep(jittered(pause)).await;
-                pause = longer(pause, verdict);
+            if useful {
+                pace = Pace::of_streams();
             }
+            let led = is_leader || useful;
+            let pause = pace.after(self.client.routes(), &address, led, &failed);
+            self.leave(failed, by);
+            self.meanwhile(tokio::time::sleep(pause), pause).await;
             self.expire();
         }
+    }
+
+    /// Waits for `work`, but not for longer than `most`, nor without a command; keeps deadlines
+    /// meanwhile.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>, most: Duration) -> Option<T> {
+        let end = Instant::now() + most;
+        let mut work = pin!(work);
+        let (mut tick, mut open) = (ticks(), true);
+        while !self.commands.is_empty() && Instant::now() < end {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                job = self.jobs.recv(), if open => match job {
+                    Some(job) => self.admit(job),
+                    None => open = false,
+                },
+                _ = tick.tick() => {
+                    self.expire();
+                }
+            }
+        }
+        None
+    }
+
+    /// How long a node that owes answers may be silent.
+    fn silence_max(&self) -> Duration {
+        let options = self.client.options();
+        options.attempt.min(options.deadline)
     }
 
     /// Opens a stream to `target` and uses it until it is lost or left.
@@ -148,20 +177,14 @@ impl Driver {
         let (outgoing, body) = mpsc::channel(MESSAGES_WAITING_MAX);
         let mut client = target.client.clone();
         let opening = client.apply_stream(ReceiverStream::new(body));
-        let patience = self.client.options().attempt;
-        let answers = match tokio::time::timeout(patience, opening).await {
-            Ok(Ok(response)) => response.into_inner(),
-            failed => {
-                let failed = match failed {
-                    Ok(answer) => answer.err().map(|status| Failed::of_status(&status)),
-                    Err(_elapsed) => None,
-                };
-                let failed = failed.unwrap_or_else(Failed::timed_out);
-                return Ended::Left { failed, useful: false, by: Side::Client };
-            }
+        let opened = match self.meanwhile(opening, self.silence_max()).await {
+            Some(opened) => opened.map_err(|status| Failed::of_status(&status)),
+            None => Err(Failed::timed_out()),
         };
-        let heard = Instant::now();
-        let mut stream = Stream { target, answers, leaving: None, heard, useful: false };
+        let mut stream = match opened {
+            Ok(response) => Stream::new(target, response.into_inner()),
+            Err(failed) => return Ended::Left { failed, useful: false, by: Side::Client },
+        };
         let ended = self.work(&mut stream, &outgoing).await;
         match ended {
             None => Ended::Done,
@@ -175,8 +198,7 @@ impl Driver {
         stream: &mut Stream,
         outgoing: &mpsc::Sender<v1::ApplyStreamRequest>,
     ) -> Option<(Failed, Side)> {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = ticks();
         let mut taken = Vec::new();
         let mut closed = false;
         loop {
@@ -192,9 +214,7 @@ impl Driver {
                 },
                 room = outgoing.reserve(), if may_send => match room {
                     Ok(room) => {
-                        if self.under_way == 0 {
-                            stream.heard = Instant::now();
-                        }
+                        stream.before_sending(self.under_way);
                         if let Some(message) = self.message(stream) {
                             room.send(message);
                         }
@@ -206,7 +226,7 @@ impl Driver {
                     closed = count == 0;
                     taken.drain(..).for_each(|job| self.admit(job));
                 }
-                _ = tick.tick() => self.expire(),
+                _ = tick.tick() => stream.overdue |= self.expire(),
             }
             if closed && self.commands.is_empty() {
                 return None;
@@ -218,13 +238,13 @@ impl Driver {
     }
 
     /// Why the stream is to be given up, if it is.
-    fn is_over(&self, stream: &mut Stream) -> Option<Failed> {
-        if let Some((failed, since)) = &stream.leaving {
-            let over = self.under_way == 0 || since.elapsed() > DRAIN_MAX;
-            return over.then(|| failed.clone());
+    fn is_over(&self, stream: &Stream) -> Option<Failed> {
+        let owes = self.under_way > 0 || stream.overdue;
+        let silent = owes && stream.heard.elapsed() > self.silence_max();
+        match &stream.leaving {
+            Some(failed) => (silent || self.under_way == 0).then(|| failed.clone()),
+            None => silent.then(Failed::timed_out),
         }
-        let silent = stream.heard.elapsed() > self.client.options().attempt;
-        (self.under_way > 0 && silent).then(Failed::timed_out)
     }
 
     fn admit(&mut self, job: Job) {
@@ -278,23 +298,25 @@ impl Driver {
     }
 
     fn answered(&mut self, stream: &mut Stream, message: v1::ApplyStreamResponse) {
-        stream.heard = Instant::now();
+        (stream.heard, stream.overdue) = (Instant::now(), false);
         for v1::StreamAnswer { tag, answer } in message.answers {
             // A command whose deadline passed has ended already.
             let Some(command) = self.commands.get_mut(&tag) else { continue };
             if std::mem::take(&mut command.under_way) {
                 self.under_way -= 1;
             }
+            let attempts = command.attempts;
             let outcome = match answer {
                 Some(Answer::Ok(bytes)) => Ok(Outcome::Ok(bytes)),
-                Some(Answer::Rejected(rejection)) => settle(rejection),
+                Some(Answer::Rejected(rejection)) => settle(rejection, attempts),
                 Some(Answer::Refused(refused)) => {
                     self.refused(stream, tag, Failed::of_stream(refused));
                     continue;
                 }
-                None => Err(Error::Malformed("no outcome of a command in a stream")),
+                None => Err(unreadable("it has no outcome", attempts)),
             };
             if !std::mem::replace(&mut stream.useful, true) {
+                self.last_failure = None;
                 self.client.routes().answered(&stream.target.address);
             }
             self.finish(tag, outcome, Some(&stream.target));
@@ -367,21 +389,23 @@ impl Driver {
         self.last_failure = Some(failed);
     }
 
-    /// Ends the commands whose deadline has passed. Deadlines ascend with tags.
-    fn expire(&mut self) {
-        let now = Instant::now();
-        while let Some(mut first) = self.commands.first_entry()
-            && first.get().deadline <= now
-        {
-            let (tag, command) = (*first.key(), first.get_mut());
+    /// Ends the commands whose deadline has passed; returns whether one of them was under way.
+    fn expire(&mut self) -> bool {
+        let (now, mut overdue) = (Instant::now(), false);
+        // Callers set their deadlines before they wait for room: these need not ascend with tags.
+        let commands = self.commands.iter();
+        let late: Vec<u64> = commands.filter(|(_, c)| c.deadline <= now).map(|(t, _)| *t).collect();
+        for tag in late {
+            let Some(command) = self.commands.get_mut(&tag) else { continue };
             if std::mem::take(&mut command.under_way) {
-                command.unknown = true;
+                (command.unknown, overdue) = (true, true);
                 self.under_way -= 1;
             }
             let failed = self.last_failure.clone().unwrap_or_else(Failed::timed_out);
             let error = command.error(failed);
             self.finish(tag, Err(error), None);
         }
+        overdue
     }
 
     /// Ends a command with this outcome.
@@ -409,15 +433,34 @@ impl Command {
     }
 }
 
+/// When deadlines are checked.
+fn ticks() -> Interval {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
 impl Stream {
+    fn new(target: Target, answers: Streaming<v1::ApplyStreamResponse>) -> Self {
+        let heard = Instant::now();
+        Self { target, answers, leaving: None, heard, overdue: false, useful: false }
+    }
+
+    /// Silence counts from here on, unless the node owes answers already.
+    fn before_sending(&mut self, under_way: usize) {
+        if under_way == 0 && !self.overdue {
+            self.heard = Instant::now();
+        }
+    }
+
     fn leave(&mut self, failed: Failed) {
-        self.leaving.get_or_insert_with(|| (failed, Instant::now()));
+        self.leaving.get_or_insert(failed);
     }
 
     /// The failure of a stream that the node ended without a reason: an earlier refusal, or `why`.
     fn left(&self, why: &str) -> Failed {
         match &self.leaving {
-            Some((failed, _)) => failed.clone(),
+            Some(failed) => failed.clone(),
             None => Failed {
                 verdict: Verdict::Unknown,
                 refusal: "stream-ended".to_owned(),
@@ -430,51 +473,4 @@ impl Stream {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::Options;
-
-    /// A driver with two commands, of which the first was sent.
-    fn driver() -> (Driver, [oneshot::Receiver<Result<Reply>>; 2]) {
-        let client = Client::connect(["127.0.0.1:1"], Options::default()).expect("good");
-        let (_jobs, queue) = mpsc::channel(1);
-        let mut driver = Driver::new(client, 0, queue);
-        let answers = [0, 1].map(|_| {
-            let (answer, receiver) = oneshot::channel();
-            let deadline = Instant::now() + Duration::from_secs(60);
-            let (command, room) = (Bytes::from_static(b"a"), Room::default());
-            driver.admit(Job { command, call: None, deadline, answer, room });
-            receiver
-        });
-        driver.commands.get_mut(&1).expect("the first").under_way = true;
-        (driver.under_way, driver.next_to_send) = (1, 2);
-        (driver, answers)
-    }
-
-    /// A proxy on the way ends the stream with a status that is no node's refusal.
-    #[tokio::test]
-    async fn what_was_sent_may_have_been_applied_however_the_stream_ends() {
-        let (mut driver, [sent, kept]) = driver();
-        let status = tonic::Status::permission_denied("the gateway denies it");
-        driver.leave(Failed::of_status(&status), Side::Node);
-        let (sent, kept) = (sent.await, kept.await);
-        assert!(matches!(sent, Ok(Err(Error::Unknown { .. }))), "{sent:?}");
-        assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
-    }
-
-    /// A node that ends a stream with a refusal took no command that it did not answer.
-    #[tokio::test]
-    async fn what_a_node_did_not_answer_goes_again_in_its_order() {
-        let (mut driver, _answers) = driver();
-        let mut status = tonic::Status::resource_exhausted("busy");
-        status.metadata_mut().insert("lockstep-refusal", "overloaded".parse().expect("a value"));
-        driver.leave(Failed::of_status(&status), Side::Node);
-        assert_eq!(driver.next_to_send, 0);
-        assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [1, 2]);
-        assert!(driver.commands.values().all(|command| !command.unknown && !command.under_way));
-        // If this client ended the stream instead, that is not known.
-        driver.commands.get_mut(&1).expect("the first").under_way = true;
-        driver.leave(Failed::of_status(&status), Side::Client);
-        assert_eq!(driver.commands.keys().copied().collect::<Vec<_>>(), [2]);
-    }
-}
+mod tests;

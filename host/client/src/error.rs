@@ -16,7 +16,8 @@ pub enum Error {
         message: String,
         attempts: u32,
     },
-    /// The command may have been applied, or may still be.
+    /// The command may have been applied, or may still be: no answer came, or none that this client
+    /// can read.
     #[error("outcome unknown after {attempts} attempts: {message}")]
     Unknown { message: String, attempts: u32 },
     /// The session was evicted: the outcomes of its unanswered calls are unknown. Open a new one.
@@ -28,7 +29,7 @@ pub enum Error {
     /// Not applied: the session has more unanswered calls, or longer answers, than nodes keep.
     #[error("{message}")]
     SessionFull { message: String },
-    /// The answer of a node does not conform to the protocol.
+    /// The answer of a node to a query does not conform to the protocol.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
     /// The pipeline ended before the command was sent.

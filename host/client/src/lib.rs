@@ -25,8 +25,10 @@
 mod attempt;
 pub mod cause;
 mod client;
+mod connector;
 mod driver;
 mod error;
+mod pace;
 mod pipeline;
 mod routes;
 mod session;

@@ -5,6 +5,7 @@
 //! - While no leader is known, the endpoints are tried in turn.
 //! - A leader's address that could not be reached *rests*, which means that it is not tried for a
 //!   while: nodes may name addresses that only they can reach. They forward the calls instead.
+//! - Clients start with a random endpoint, so that they do not all fill the first one's places.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use tonic::transport::{Channel, Endpoint};
 
+use crate::connector::Connector;
 use crate::error::{Error, Result};
 use crate::v1::lockstep_client::LockstepClient;
 
 /// Addresses remembered beside the endpoints: those that nodes named as leaders.
 const LEARNT_MAX: usize = 64;
 /// How long a named address that could not be reached rests; twice as long each time.
-const REST_MIN: Duration = Duration::from_secs(2);
-const REST_MAX: Duration = Duration::from_secs(60);
+pub(crate) const REST_MIN: Duration = Duration::from_secs(2);
+pub(crate) const REST_MAX: Duration = Duration::from_secs(60);
 /// Largest message either way, bytes; the nodes have the same limit.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -62,7 +64,7 @@ impl Routes {
             let why = "name at least one endpoint".to_owned();
             return Err(Error::BadEndpoint { endpoint: String::new(), why });
         }
-        let mut state = State::default();
+        let mut state = State { turn: random_turn(), ..State::default() };
         for endpoint in &endpoints {
             state.clients.insert(endpoint.clone(), dial(endpoint, connect_timeout)?);
         }
@@ -92,12 +94,17 @@ impl Routes {
 
     /// Notes that `address` was named as the leader's; returns whether to ask it.
     pub(crate) fn lead(&self, address: &str) -> bool {
+        self.lead_after(address, REST_MAX)
+    }
+
+    /// Like [`Routes::lead`], for callers for whom the address rests no longer than `rest_max`.
+    pub(crate) fn lead_after(&self, address: &str, rest_max: Duration) -> bool {
         let mut state = self.lock();
         if state.leader.as_deref() == Some(address) {
             return true;
         }
         let rests = state.resting.get(address);
-        if rests.is_some_and(|(pause, since)| since.elapsed() < *pause) {
+        if rests.is_some_and(|(pause, since)| since.elapsed() < rest_max.min(*pause)) {
             return false;
         }
         // An invalid address cannot be the leader's.
@@ -163,17 +170,31 @@ impl Routes {
     }
 }
 
+/// A number from which the endpoints take turns.
+fn random_turn() -> usize {
+    let mut random = [0; 2];
+    // Without randomness the first endpoint will do.
+    let _ = getrandom::fill(&mut random);
+    usize::from(u16::from_le_bytes(random))
+}
+
 fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Channel>> {
     let bad = |why: String| Error::BadEndpoint { endpoint: address.to_owned(), why };
-    let uri =
-        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let uri = match address.split_once("://") {
+        None => format!("http://{address}"),
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => address.to_owned(),
+        Some((scheme, _)) => {
+            return Err(bad(format!(
+                "nodes speak plain http/2, not {scheme}: leave the scheme out, and encrypt the way \
+                 to the node by other means"
+            )));
+        }
+    };
     let endpoint = Endpoint::from_shared(uri).map_err(|e| bad(e.to_string()))?;
     if endpoint.uri().port().is_none() {
         return Err(bad("it has no port".to_owned()));
     }
     let channel = endpoint
-        .tcp_nodelay(true)
-        .connect_timeout(connect_timeout)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         // Calls are cancelled at their deadlines, and answers to them may still arrive. That must
@@ -182,7 +203,7 @@ fn dial(address: &str, connect_timeout: Duration) -> Result<LockstepClient<Chann
         .http2_max_local_error_reset_streams(None)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .connect_lazy();
+        .connect_with_connector_lazy(Connector::new(connect_timeout));
     Ok(LockstepClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX))
@@ -200,6 +221,7 @@ mod tests {
     #[tokio::test]
     async fn without_a_leader_the_endpoints_take_turns() {
         let routes = routes();
+        routes.lock().turn = 0;
         let mut seen = Vec::new();
         for _ in 0..4 {
             let target = routes.target();
@@ -244,12 +266,25 @@ mod tests {
         assert!(routes.lead("b:1"), "the user gave it, so it can be reached");
     }
 
+    /// A stream is not forwarded: nothing replaces a leader that this client cannot reach.
+    #[tokio::test]
+    async fn streams_soon_try_a_leader_again_that_could_not_be_reached() {
+        let routes = routes();
+        let since = Instant::now() - REST_MIN;
+        routes.lock().resting.insert("inner:1".to_owned(), (REST_MAX, since));
+        assert!(!routes.lead("inner:1"));
+        assert!(routes.lead_after("inner:1", REST_MIN));
+    }
+
     #[tokio::test]
     async fn bad_endpoints_are_refused() {
-        for bad in ["", "host", "a b:1", "http://"] {
+        for bad in ["", "host", "a b:1", "http://", "https://host:1", "unix://host:1"] {
             let endpoints = vec![bad.to_owned()];
             let made = Routes::new(endpoints, Duration::from_secs(1));
             assert!(matches!(made, Err(Error::BadEndpoint { .. })), "{bad}");
+        }
+        for good in ["host:1", "http://host:1", "[::1]:1"] {
+            assert!(Routes::new(vec![good.to_owned()], Duration::from_secs(1)).is_ok(), "{good}");
         }
         assert!(Routes::new(Vec::new(), Duration::from_secs(1)).is_err());
     }

@@ -52,9 +52,13 @@ impl Session {
 
     /// Applies a command once. Retries until the deadline, and returns the first outcome.
     pub async fn apply(&self, command: impl Into<Bytes>) -> Result<Reply> {
+        self.apply_until(command, Instant::now() + self.inner.client.options().deadline).await
+    }
+
+    /// Like [`Session::apply`], with a deadline of its own.
+    pub async fn apply_until(&self, command: impl Into<Bytes>, until: Instant) -> Result<Reply> {
         let command = command.into();
         fits("command", &command)?;
-        let until = Instant::now() + self.inner.client.options().deadline;
         let call = self.begin_until(until).await?;
         let client = &self.inner.client;
         let request = || v1::ApplyRequest {

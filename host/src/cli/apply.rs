@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use lockstep_client::{Error, Session};
 use lockstep_core::mutant::planted;
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
@@ -35,26 +34,32 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let client = args.target.client_with(|options| options.relief = args.relief)?;
     // Each call may use the client's whole deadline, but together they may not exceed it.
     let until = Instant::now() + client.options().deadline;
-    let opened = timeout_at(until, client.open_session()).await;
     // A session that is opened later is unknown here; since it is never used, it is soon evictable.
-    let session = in_time(opened, "no session was opened in time: the command was not sent")?;
-    let replied = timeout_at(until, session.apply(command)).await;
-    if matches!(replied, Ok(Ok(_))) || !planted("leave_sessions_open") {
+    let session = client.open_session().await.map_err(not_sent)?;
+    let replied = session.apply_until(command, until).await;
+    if replied.is_ok() || !planted("leave_sessions_open") {
         close(session, until).await;
     }
-    let late = "no outcome in time: the command may have been applied, or may still be";
-    let reply = in_time(replied, late)?;
+    let reply = replied.map_err(not_applied)?;
     let json = args.json.then(|| {
         serde_json::json!({ "attempts": reply.attempts, "leader_changed": reply.leader_changed })
     });
     print_outcome(&reply.outcome, json)
 }
 
-/// What a call returned; if it took too long, the failure says `late`.
-fn in_time<T>(called: Result<Result<T, Error>, Elapsed>, late: &str) -> Result<T, Failure> {
-    match called {
-        Ok(returned) => returned.map_err(call_failed),
-        Err(_elapsed) => Err(Failure::Failed(late.to_owned())),
+/// The failure of a command for which no session was opened.
+fn not_sent(error: Error) -> Failure {
+    Failure::Failed(format!("no session was opened, and the command was not sent: {error}"))
+}
+
+/// The failure of a command without an outcome.
+fn not_applied(error: Error) -> Failure {
+    match error {
+        Error::Unknown { .. } => {
+            let open = "the command may have been applied, or may still be";
+            Failure::Failed(format!("{error}; {open}"))
+        }
+        refused => call_failed(refused),
     }
 }
 

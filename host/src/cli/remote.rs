@@ -9,6 +9,9 @@ use crate::cli::Failure;
 use crate::cli::format::text_or_hex;
 use crate::logging::out;
 
+/// The longest timeout: the client waits no longer.
+const YEAR_SECONDS: u64 = 365 * 24 * 3_600;
+
 /// How to reach a cluster.
 #[derive(clap::Args)]
 pub(crate) struct Target {
@@ -24,7 +27,11 @@ pub(crate) struct Target {
     #[arg(long, default_value = "")]
     group: String,
     /// Seconds to wait before giving up.
-    #[arg(long, default_value_t = 10)]
+    #[arg(
+        long,
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(..=YEAR_SECONDS)
+    )]
     timeout: u64,
 }
 
@@ -104,7 +111,24 @@ pub(crate) fn call_failed(error: Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        target: Target,
+    }
+
+    #[tokio::test]
+    async fn no_timeout_is_too_long_to_be_waited_for() {
+        let timeout = |seconds: &str| Line::try_parse_from(["lockstep", "--timeout", seconds]);
+        assert!(timeout("18446744073709551615").is_err());
+        let line = timeout(&YEAR_SECONDS.to_string()).expect("a year is fine");
+        let client = line.target.client().expect("a good endpoint");
+        assert_eq!(client.options().deadline, Duration::from_secs(YEAR_SECONDS));
+    }
 
     /// A binary command may end with the byte of a newline and must keep it.
     #[test]

@@ -126,6 +126,19 @@ async fn outside_of_a_session_only_nothing_is_retried() {
     assert_eq!((reply.outcome, reply.attempts), (ok("#2"), 4));
 }
 
+/// A call whose time is over before it begins is not sent, and says so.
+#[tokio::test]
+async fn a_call_ends_without_effect_at_a_deadline_of_its_own() {
+    let (nodes, shared) = cluster(1).await;
+    let session = client_of(&[&nodes[0]]).open_session().await.expect("it opens");
+    let late = session.apply_until("a", tokio::time::Instant::now()).await.expect_err("too late");
+    assert!(matches!(late, Error::Refused { attempts: 0, .. }), "{late:?}");
+    assert!(shared.lock().applied.is_empty());
+    let in_time = tokio::time::Instant::now() + PATIENCE;
+    let reply = session.apply_until("b", in_time).await.expect("it is applied");
+    assert_eq!(reply.outcome, ok("#1"));
+}
+
 #[tokio::test]
 async fn an_evicted_session_is_an_error_of_its_own() {
     let (nodes, shared) = cluster(1).await;
