@@ -1,14 +1,17 @@
 //! The data directory of a node: its lock, and the file that says whose it is.
 //!
 //! ```text
-//! <data>/LOCK      exclusive lock, held for process life
-//! <data>/node      text: format, cluster, node, whether its log was begun; checked at each start
-//! <data>/wal/      the log
-//! <data>/groups/   snapshots
+//! <data>/LOCK             exclusive lock, held for process life
+//! <data>/node             text: format, cluster, node, whether its log was begun; checked at each
+//!                         start
+//! <data>/wal/             the log
+//! <data>/groups/          snapshots
+//! <data>/snapshot-dirs/   which groups have their snapshots elsewhere
 //! ```
 //! A directory that is locked, foreign or of a newer format is refused, and nothing in it is
-//! touched.
+//! touched. Snapshot directories that lie elsewhere are locked and recognized likewise.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +22,11 @@ use crate::config::NodeConfig;
 use crate::fs::{Fs, create_dirs, is_short, make_durable};
 use crate::store::list_objects;
 
+mod apart;
 #[cfg(test)]
 mod tests;
+
+pub use apart::SnapshotDirError;
 
 /// The format of the directory as a whole.
 const FORMAT: u32 = 1;
@@ -58,6 +64,8 @@ pub enum DataDirError {
         other node has it; nothing was touched: restore the directory from a copy, or move it \
         aside by hand to give up what it holds", dir.display())]
     Alone { dir: PathBuf, groups: String },
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotDirError),
 }
 
 impl DataDirError {
@@ -74,6 +82,8 @@ pub struct DataDir {
     /// The owner, as long as the file `node` says that no log was begun.
     unbegun: Option<String>,
     _lock: Box<dyn Send + Sync>,
+    /// The locks of snapshot directories that lie elsewhere.
+    snapshot_locks: BTreeMap<PathBuf, Box<dyn Send + Sync>>,
 }
 
 impl DataDir {
@@ -90,7 +100,9 @@ impl DataDir {
             io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
             _other => io("lock it")(e),
         })?;
-        let mut this = Self { path: path.clone(), unbegun: None, _lock: lock };
+        let snapshot_locks = BTreeMap::new();
+        let mut this = Self { path: path.clone(), unbegun: None, _lock: lock, snapshot_locks };
+        this.lock_owned_snapshots(&**fs, config)?;
         let judged = this.judge(&**fs, config);
         let lost = |error: &DataDirError| {
             use DataDirError::{Damaged, NoLog, Strays, Unnamed};

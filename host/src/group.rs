@@ -23,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::Clock;
+use crate::disk_watch::Hanging;
 use crate::metrics::Transfers;
 use crate::panics::panic_text;
 use crate::store::layout::ObjectName;
@@ -37,7 +38,6 @@ mod background_writer;
 mod capture;
 mod commits;
 mod deliveries;
-pub(crate) mod disk_watch;
 pub mod gauges;
 pub(crate) mod inbox;
 pub(crate) mod join_watch;
@@ -62,7 +62,7 @@ use agenda::Query;
 use askers::{Asked, Places};
 use commits::Commits;
 use deliveries::Delivery;
-use disk_watch::Hanging;
+
 use gauges::Gauges;
 use inbox::Judged;
 use join_watch::JoinWatch;
@@ -274,9 +274,10 @@ impl GroupActor {
                 }
                 if self.ticked.is_multiple_of(TEND_TICKS) {
                     let handle = self.handle.clone();
-                    let now = self.lanes.clock.running().as_millis() as u64;
+                    let clock = Arc::clone(&self.lanes.clock);
                     self.tends.ask(&*self.lanes.store, move |store| {
-                        if let Some(unlist) = store.tend(now) {
+                        // Read only now: a lane whose disk hung may come to this much later.
+                        if let Some(unlist) = store.tend(clock.running().as_millis() as u64) {
                             handle.raise(Event::RoomWanted { unlist, capture: None });
                         }
                     });
@@ -424,14 +425,17 @@ impl GroupActor {
     fn read_whole(&self, snapshot: SnapshotDesc) {
         let (handle, object) = (self.handle.clone(), snapshot.clone());
         let reader = handle.clone();
-        let read = readers::read(Arc::clone(&self.lanes.readers.snapshots), move || {
-            reader.scrub(&object, &mut || ())
-        });
+        let (readers, disk) = (self.lanes.readers.clone(), Arc::clone(&self.lanes.gauges.disk));
+        let read = async move {
+            let place = readers.place_at(&disk).await.map_err(|hanging| hanging.to_string())?;
+            let read = readers::read_in(place, move || reader.scrub(&object, &mut || ())).await;
+            read.ok_or_else(|| "its reader panicked".to_owned())
+        };
         tokio::spawn(async move {
             // The core waits for this event, so it is raised even if the reader panicked.
             let found = match read.await {
-                Some(read) => read.map_or_else(Found::from, |()| Found::Whole),
-                None => Found::Unread("its reader panicked".to_owned()),
+                Ok(read) => read.map_or_else(Found::from, |()| Found::Whole),
+                Err(why) => Found::Unread(why),
             };
             if let Found::Bad(why) = &found
                 && handle.lists(&snapshot)

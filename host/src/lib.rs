@@ -12,6 +12,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_dir;
+pub(crate) mod disk_watch;
 pub mod fs;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

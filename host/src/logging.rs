@@ -118,9 +118,11 @@ pub(crate) fn say(line: &str) {
     }
 }
 
-/// Writes on standard error why a command failed, and waits briefly for queued lines to be written.
+/// Writes on standard error why a command failed, in the format of the log if there is one, and
+/// waits briefly for queued lines to be written.
 pub(crate) fn last_words(why: Option<&str>) {
-    let line = why.map(|why| format!("lockstep: {why}\n").into_bytes());
+    let format = LOG.get().and_then(|log| log.format);
+    let line = why.map(|why| last_line(format, why).into_bytes());
     match (LOG.get(), line) {
         (Some(log), Some(line)) => log.push(line),
         // If standard error cannot be written, nobody is left to tell.
@@ -129,6 +131,26 @@ pub(crate) fn last_words(why: Option<&str>) {
     }
     let until = Instant::now() + END_MAX;
     LOG.get().into_iter().chain(SAID.get()).for_each(|outlet| outlet.wait(until));
+}
+
+/// The line that says why a command failed: like the log's lines where programs read them.
+fn last_line(format: Option<Format>, why: &str) -> String {
+    match format {
+        None | Some(Format::Text) => format!("lockstep: {why}\n"),
+        Some(Format::Json) => {
+            let line = serde_json::json!({
+                "timestamp": now(), "level": "ERROR", "message": why, "target": module_path!(),
+            });
+            format!("{line}\n")
+        }
+    }
+}
+
+/// The time as the log's lines have it; empty if it cannot be formatted.
+fn now() -> String {
+    let mut now = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+    now
 }
 
 /// Makes writers that pass whole lines to an outlet.
@@ -295,10 +317,7 @@ fn write(mut to: &File, mut bytes: &[u8]) -> bool {
 /// The notice that takes the place of lost lines; it looks like any other log line.
 fn notice(format: Format, lines: u64) -> String {
     const WHAT: &str = "log lines lost: standard error was not read, or could not be written";
-    let mut now = String::new();
-    // If the time cannot be formatted, the line has none.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
-    let target = module_path!();
+    let (now, target) = (now(), module_path!());
     match format {
         Format::Text => format!("{now}  WARN {target}: {WHAT} lines={lines}\n"),
         Format::Json => {
@@ -387,6 +406,18 @@ mod tests {
         assert!(began.elapsed() < PATIENCE, "it returns");
         let queue = outlet.lock();
         assert!(queue.writing || !queue.waiting.is_empty(), "nobody reads");
+    }
+
+    #[test]
+    fn the_last_line_is_a_line_like_the_others() {
+        for format in [None, Some(Format::Text)] {
+            assert_eq!(last_line(format, "no \"group\""), "lockstep: no \"group\"\n");
+        }
+        let line = last_line(Some(Format::Json), "no \"group\"\ncan serve");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let json: serde_json::Value = serde_json::from_str(&line).expect("it is JSON");
+        assert_eq!(json["level"], "ERROR");
+        assert_eq!(json["message"], "no \"group\"\ncan serve");
     }
 
     #[test]

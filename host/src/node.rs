@@ -1,7 +1,7 @@
 //! A node: everything one process hosts, from the data directory to the open port.
 //!
 //! Start-up order, each step before anything that depends on it: ports (health is answered from
-//! here on), modules, data directory (lock, owner), log, groups, transport, services, actors. A
+//! here on), modules, data directory (locks, owner), log, groups, transport, services, actors. A
 //! step that fails says why and touches nothing.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::bulk::BulkChannel;
 use crate::clock::{Clock, SystemClock};
 use crate::config::address::out_of_reach;
 use crate::config::{GroupSpec, ModuleSource, NodeConfig};
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::{DataDir, DataDirError, SnapshotDirError};
 use crate::fs::disk::raise_descriptor_limit;
 use crate::fs::{DiskFs, Fs, Promise, Space};
 use crate::group::inbox::GroupInbox;
@@ -166,7 +166,7 @@ impl Node {
         for spec in &config.groups {
             let state = recovered.remove(&GroupId::of_name(&spec.name));
             let module = Arc::clone(&modules[&spec.name]);
-            let dir = snapshot_dir_of_group(spec, &data);
+            let dir = snapshot_dir_of_group(&*fs, config, spec, &mut data, state.as_ref());
             let space = nearest_space(&*fs, dir.path())?;
             let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
             let mut group = group_config(spec, config, &*module);
@@ -352,11 +352,27 @@ fn nearest_space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
     space(fs, there.unwrap_or(Path::new("/")))
 }
 
-/// Where a group's snapshots lie.
-fn snapshot_dir_of_group(spec: &GroupSpec, data: &DataDir) -> SnapshotDir {
-    match &spec.snapshot_dir {
-        Some(dir) => SnapshotDir::Apart(dir.clone()),
-        None => SnapshotDir::Inside(snapshot_dir(data.path(), &spec.name)),
+/// Where a group's snapshots lie. A directory outside of the data directory is taken for use.
+fn snapshot_dir_of_group(
+    fs: &dyn Fs,
+    config: &NodeConfig,
+    spec: &GroupSpec,
+    data: &mut DataDir,
+    known: Option<&RecoveredGroup>,
+) -> SnapshotDir {
+    let Some(dir) = spec.snapshot_dir.clone() else {
+        return SnapshotDir::Usable(snapshot_dir(data.path(), &spec.name));
+    };
+    let listed = known.is_some_and(|group| !group.state.snapshots.is_empty());
+    let take = || data.take_snapshots(fs, config, &spec.name, &dir, listed);
+    match once_there_is_room(SnapshotDirError::is_short, take) {
+        Ok(()) => SnapshotDir::Usable(dir),
+        Err(error) if error.is_full() => {
+            tracing::warn!(group = spec.name, %error, "snapshots wait for space; the next start \
+                makes the directory this node's");
+            SnapshotDir::Usable(dir)
+        }
+        Err(error) => SnapshotDir::Unusable { dir, why: error.to_string() },
     }
 }
 

@@ -29,7 +29,12 @@ pub enum RecoverError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     #[error("{0}")]
-    Log(#[from] WalError),
+    Log(#[source] WalError),
+    #[error(
+        "no space for {bytes} bytes of log in {}: {why}; it was not done: free disk space, then \
+         run the command again", path.display()
+    )]
+    Full { path: PathBuf, bytes: u64, why: String },
     #[error("{} is not the data directory of a node that ran: nothing was touched", .0.display())]
     NoData(PathBuf),
     #[error("the log in {} knows no group {group:?}; it has {known}", data.display())]
@@ -48,15 +53,24 @@ pub enum RecoverError {
     Unreadable { group: String, why: String },
     #[error("group {group:?} is configured on this node; take it out of the file first")]
     Configured { group: String },
-    #[error("{}: {source}; the group is no longer in the log: delete the directory by \
-        hand", dir.display())]
+    #[error("{}: {source}; the group is still in the log: mend what is wrong there, then run the \
+        command again", dir.display())]
     Files { dir: PathBuf, source: std::io::Error },
+}
+
+impl From<WalError> for RecoverError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Full { path, bytes, why } => Self::Full { path, bytes, why },
+            other => Self::Log(other),
+        }
+    }
 }
 
 /// A stopped node's directory, locked, with one of its groups.
 pub struct StoppedGroup {
     fs: Arc<dyn Fs>,
-    _data: DataDir,
+    data: DataDir,
     wal: Wal,
     group: String,
     /// The group's snapshot directory: the configured one, or the default if the configuration
@@ -87,7 +101,7 @@ impl StoppedGroup {
         let apart = spec.and_then(|spec| spec.snapshot_dir.clone());
         let cluster = config.cluster_id();
         let snapshots = apart.unwrap_or_else(|| snapshot_dir(data.path(), group));
-        Ok(Self { fs, _data: data, wal, group: group.to_owned(), snapshots, cluster, found })
+        Ok(Self { fs, data, wal, group: group.to_owned(), snapshots, cluster, found })
     }
 
     /// Term and index of the last entry: the survivor with the highest should be kept.
@@ -150,17 +164,23 @@ impl StoppedGroup {
         Ok(())
     }
 
-    /// Removes the group from the log, then deletes its snapshots. The group may still be
-    /// configured only if it removed this replica; the node then joins it anew.
+    /// Deletes the group's snapshots, then removes it from the log: as long as the log has it,
+    /// another call finishes what an interrupted one left. The group may still be configured only
+    /// if it removed this replica; the node then joins it anew.
     pub fn forget(mut self, config: &NodeConfig) -> Result<(), RecoverError> {
         let configured = config.groups.iter().any(|spec| spec.name == self.group);
         if configured && !self.found.state.removed {
             return Err(RecoverError::Configured { group: self.group });
         }
+        let (fs, dir) = (&*self.fs, self.snapshots);
+        let mut removed = remove_files(fs, &dir);
+        if !configured {
+            removed = removed.and_then(|()| self.data.forget_snapshots(fs, &self.group));
+        }
+        removed.map_err(|source| RecoverError::Files { dir, source })?;
         self.wal.drop_group(GroupId::of_name(&self.group))?;
         while self.wal.housekeep()? {}
-        let dir = self.snapshots;
-        remove_files(&*self.fs, &dir).map_err(|source| RecoverError::Files { dir, source })
+        Ok(())
     }
 }
 

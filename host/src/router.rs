@@ -1,6 +1,7 @@
 //! Which groups this node hosts, by name and by id, and how all of them ended.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{ReplicaState, Stopped};
@@ -28,6 +29,7 @@ pub struct Router {
     by_name: BTreeMap<String, GroupHandle>,
     by_id: BTreeMap<GroupId, GroupHandle>,
     addresses: Addresses,
+    wrong: WrongAddresses,
 }
 
 /// Where each node can be reached (`host:port`), this one included.
@@ -39,6 +41,32 @@ pub struct Addresses {
     pub advertised: BTreeMap<NodeId, String>,
 }
 
+/// The peers at whose address another node answers, each with what that node said: it refused this
+/// node's connection because it is not the node, or not of the cluster, that was meant. Clones
+/// share what they know.
+#[derive(Clone, Default)]
+pub struct WrongAddresses(Arc<Mutex<BTreeMap<NodeId, String>>>);
+
+impl WrongAddresses {
+    /// Another node answered at the peer's address.
+    pub(crate) fn add(&self, peer: NodeId, why: &str) {
+        self.lock().insert(peer, why.to_owned());
+    }
+
+    /// The peer itself answered at its address.
+    pub(crate) fn remove(&self, peer: NodeId) {
+        self.lock().remove(&peer);
+    }
+
+    fn get(&self, peer: NodeId) -> Option<String> {
+        self.lock().get(&peer).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Router {
     pub fn new(
         node: NodeId,
@@ -48,7 +76,13 @@ impl Router {
         let by_name: BTreeMap<String, GroupHandle> =
             groups.into_iter().map(|group| (group.name().to_owned(), group)).collect();
         let by_id = by_name.values().map(|group| (group.id(), group.clone())).collect();
-        Self { node, by_name, by_id, addresses }
+        Self { node, by_name, by_id, addresses, wrong: WrongAddresses::default() }
+    }
+
+    /// This router, with what the connections to the peers show of their addresses.
+    #[must_use]
+    pub fn knowing(self, wrong: WrongAddresses) -> Self {
+        Self { wrong, ..self }
     }
 
     pub fn node(&self) -> NodeId {
@@ -101,10 +135,20 @@ impl Router {
         if faults.is_empty() { Ended::Removed } else { Ended::Failed(faults) }
     }
 
-    /// Where clients reach a node.
+    /// Where clients reach a node, according to the configuration.
     pub fn address(&self, node: NodeId) -> Option<&str> {
         let Addresses { peers, advertised } = &self.addresses;
         advertised.get(&node).or_else(|| peers.get(&node)).map(String::as_str)
+    }
+
+    /// The address of a node that clients are told: none while another node answers there.
+    pub fn hint(&self, node: NodeId) -> Option<&str> {
+        self.address(node).filter(|_| self.wrong_address(node).is_none())
+    }
+
+    /// What the node said that answers at this peer's address in its place, if one does.
+    pub fn wrong_address(&self, peer: NodeId) -> Option<String> {
+        self.wrong.get(peer).filter(|_| !planted("believe_any_address"))
     }
 
     /// Where the nodes reach each other.

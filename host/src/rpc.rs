@@ -25,6 +25,7 @@ pub(crate) mod fuzz;
 mod links;
 pub mod peer_api;
 pub mod peer_link;
+mod peer_queue;
 mod pipe;
 pub mod port;
 mod refuse;
@@ -46,11 +47,6 @@ use crate::rpc::versions::PeerVersions;
 
 /// The metadata key that names the protocol version of a transfer.
 const VERSION_KEY: &str = "lockstep-peer-version";
-/// Frames that may be queued for one peer.
-const LINK_FRAMES_MAX: usize = 4_096;
-/// Bytes of frames that may be queued for one peer: what raft may have in flight to it in one
-/// group.
-const LINK_BYTES_MAX: usize = limits::APPEND_INFLIGHT_MAX * limits::APPEND_BYTES_MAX as usize;
 /// Frames in one message to a peer.
 const BATCH_FRAMES_MAX: usize = 256;
 /// A batch takes no more frames once it has this many bytes.

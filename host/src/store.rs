@@ -9,8 +9,10 @@
 //! - A value dropped at any stage, on any thread, leaves no object: the lane's next call unlinks
 //!   the name and only then returns the bytes.
 //! - An object of one name always holds the same payload: sealing over a good one reuses it,
-//!   sealing over a bad one repairs it.
+//!   sealing over a bad one repairs it. What a listed name holds, the log says: an object that
+//!   differs from it is refused.
 //! - Opening the store deletes unlisted files, and takes an intact `RecoveryState` to do so.
+//! - A directory that was there and is gone is not made again: its filesystem may be unmounted.
 //! - Space is freed in this order: unlisted objects that nothing holds; the suspended transfer;
 //!   then a recovery point, which the core is asked to unlist. Objects promised to a follower are
 //!   kept. The host's other groups give up what they can spare in the same order.
@@ -40,6 +42,7 @@ pub mod reader;
 mod report;
 pub mod reserve;
 mod room;
+mod snapshot_disk;
 pub mod staged;
 mod suspended;
 pub mod sweep;
@@ -52,10 +55,10 @@ pub use layout::Identity;
 pub use places::{Place, Work};
 pub use reader::{OpenError, SnapshotReader};
 pub use report::{ObjectStatus, StoreReport, Tally, Usage};
-pub use reserve::{
-    Budget, BudgetLimits, LocalHeader, OutboundSlot, Quota, Reservation, SnapshotRefusal, Use,
-};
+pub use reserve::{Budget, BudgetLimits, LocalHeader, Quota, Reservation, SnapshotRefusal, Use};
 pub(crate) use room::next_length;
+pub(crate) use snapshot_disk::DiskPlaces;
+pub use snapshot_disk::{DiskPlace, SnapshotDisk};
 pub use staged::{Finished, Staged, StagedWriter, Suspended};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
@@ -66,6 +69,8 @@ const FIRST_BYTES: u64 = 2 * limits::SNAPSHOT_BLOCK_BYTES as u64;
 pub struct SnapshotStore {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
+    /// The directory was made, or was there; while the disk is too full for it, it is not.
+    is_made: bool,
     identity: Identity,
     quota: Arc<Quota>,
     /// This group's sealed objects, under `snap/`.
@@ -113,12 +118,16 @@ impl SnapshotStore {
             let why = format!("wrong recovery state: it belongs to group {:?}", state.group);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        match create_dirs(&*fs, &layout::part_dir(&dir)) {
+        let is_made = match create_dirs(&*fs, &layout::part_dir(&dir)) {
+            Ok(()) => true,
             // `take` tries again before the first snapshot is written.
-            Err(error) if is_short(&error) => tracing::warn!(group = %identity.group, %error,
-                "cannot create the snapshot directory yet; the first snapshot tries again"),
-            created => created?,
-        }
+            Err(error) if is_short(&error) => {
+                tracing::warn!(group = %identity.group, %error,
+                    "cannot create the snapshot directory yet; the first snapshot tries again");
+                false
+            }
+            Err(error) => return Err(error),
+        };
         let (stays, swept) = sweep::sweep(&*fs, &dir, identity, state)?;
         tracing::info!(
             group = %identity.group,
@@ -142,6 +151,7 @@ impl SnapshotStore {
         let mut store = Self {
             fs,
             dir,
+            is_made,
             identity,
             quota,
             objects,
@@ -299,7 +309,10 @@ impl SnapshotStore {
         purpose: Use,
     ) -> Result<SnapshotReader, OpenError> {
         let opened = self.try_open(desc, purpose);
-        if let Err(OpenError::Missing { .. }) = &opened {
+        // One that was unlisted meanwhile has gone as it should.
+        if let Err(OpenError::Missing { .. }) = &opened
+            && self.is_listed(ObjectName::of(desc))
+        {
             self.quota.note_bad();
         }
         opened
@@ -419,12 +432,10 @@ impl SnapshotStore {
     }
 
     /// Takes `need` bytes, or says how many could be taken instead.
-    fn take(&self, need: u64) -> Result<Result<Arc<Allocation>, u64>, SnapshotRefusal> {
-        // When the store opened, the disk may have been too full to create the directory.
+    fn take(&mut self, need: u64) -> Result<Result<Arc<Allocation>, u64>, SnapshotRefusal> {
         let part_dir = layout::part_dir(&self.dir);
         if !self.fs.exists(&part_dir).unwrap_or(true) {
-            let made = create_dirs(&*self.fs, &part_dir);
-            made.map_err(|e| SnapshotRefusal::disk("creating the snapshot directory", need, &e))?;
+            self.make_directory(&part_dir, need)?;
         }
         let measured = self.fs.space(&self.dir);
         let space =
@@ -432,8 +443,24 @@ impl SnapshotStore {
         Ok(self.quota.take(need, space))
     }
 
+    /// Makes the staging directory. Those above it are made only if the disk was too full for them
+    /// when the store opened.
+    fn make_directory(&mut self, part_dir: &Path, need: u64) -> Result<(), SnapshotRefusal> {
+        let is_gone = self.is_made && !self.fs.exists(&self.dir).unwrap_or(true);
+        if is_gone && !planted("make_what_is_gone") {
+            let dir = self.dir.display();
+            let why = format!("directory {dir} is gone; mount its filesystem again");
+            return Err(SnapshotRefusal::Disk(why));
+        }
+        let made = create_dirs(&*self.fs, part_dir);
+        made.map_err(|e| SnapshotRefusal::disk("creating the snapshot directory", need, &e))?;
+        self.is_made = true;
+        Ok(())
+    }
+
     fn publish(&mut self, finished: Finished) -> Result<Staged, SnapshotRefusal> {
         let Finished { part, desc, allocation, slot, .. } = finished;
+        self.check_listed(&desc)?;
         let name = ObjectName::of(&desc);
         let from = layout::part_dir(&self.dir).join(&part);
         let to = self.dir.join(name.file());
@@ -458,6 +485,23 @@ impl SnapshotStore {
         tracing::info!(group = %self.identity.group, term = desc.term, index = desc.index,
             bytes = allocation.bytes(), stage = "sealed", "snapshot sealed");
         Ok(Staged { file, identity: self.identity, desc, allocation, slot })
+    }
+
+    /// Refuses an object whose name the log lists with another descriptor, for only the listed one
+    /// can be read under that name.
+    fn check_listed(&self, desc: &SnapshotDesc) -> Result<(), SnapshotRefusal> {
+        let name = ObjectName::of(desc);
+        let content = |desc: &SnapshotDesc| (desc.length, desc.digest, desc.module, desc.format);
+        let listed = self.listed.iter().find(|listed| ObjectName::of(listed) == name);
+        let differs = listed.is_some_and(|listed| content(listed) != content(desc));
+        if !differs || planted("believe_a_peers_desc") {
+            return Ok(());
+        }
+        let why = format!(
+            "the log lists snapshot {} with another module, format, length or digest",
+            name.file()
+        );
+        Err(SnapshotRefusal::Incompatible { why })
     }
 
     /// Seals a staging file whose name an object has already: reuses that object if it is good,

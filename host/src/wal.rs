@@ -127,8 +127,9 @@ pub struct WalStats {
     pub live: u64,
     /// Bytes written again since the log was opened, so that an old segment could be deleted.
     pub moved_bytes: u64,
-    /// The group with the most live bytes in the oldest segment, unless that is the active one.
-    pub pinned_by: Option<GroupId>,
+    /// The name of the group with the most live bytes in the oldest segment, unless that is the
+    /// active one; the node need not run this group.
+    pub pinned_by: Option<String>,
     /// Segments that were found damaged: a restart would refuse them.
     pub damaged: u64,
     /// Bytes left on the log's filesystem.
@@ -330,6 +331,12 @@ impl Wal {
         let mut damaged = self.shared.damaged().clone();
         damaged.remove(&self.active.number());
         damaged
+    }
+
+    /// The name that the log has of a group; empty if it does not know the group.
+    pub fn name_of(&self, group: GroupId) -> String {
+        let groups = self.shared.groups();
+        groups.get(&group).map(|log| log.tail.state.group.clone()).unwrap_or_default()
     }
 
     /// What must be dropped before the segments up to this one can be deleted: for each group with

@@ -57,6 +57,18 @@ async fn lines_are_objects_for_who_wants_them() {
     assert_eq!(lines.join().expect("all are objects"), 1);
 }
 
+/// Why a node did not start is told like everything else that it logs.
+#[tokio::test]
+async fn the_reason_of_an_end_is_an_object_too() {
+    let args = ["serve", "--config", "/nowhere/node.toml", "--log-format", "json"];
+    let output = crate::solo::lockstep(&args).await;
+    assert_eq!(output.code, Some(2), "{output:?}");
+    let last = output.stderr.lines().last().expect("it says why");
+    let said: serde_json::Value = serde_json::from_str(last).expect("it is an object");
+    assert_eq!(said["level"], "ERROR");
+    assert!(said["message"].as_str().is_some_and(|why| why.contains("/nowhere")), "{last}");
+}
+
 /// A guest may log only so much a second; the node counts the rest and says so once.
 #[tokio::test]
 async fn a_guest_that_says_too_much_is_cut_short() {

@@ -124,7 +124,7 @@ async fn a_snapshot_directory_that_is_gone_is_named() {
     let config = cluster.config_file(1).display().to_string();
     let refused = lockstep(&["serve", "--config", &config]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert_says(&refused.stderr, &["does not exist", "lists 1 snapshots", "mount its filesystem"]);
+    assert_says(&refused.stderr, &["is missing", "owner is not there", "mount its filesystem"]);
     assert!(contents(&mounted).is_empty(), "nothing was made there");
 
     std::fs::remove_dir(&mounted).and_then(|()| std::fs::rename(&away, &mounted)).expect("back");

@@ -48,8 +48,9 @@ pub(crate) async fn run(args: Args) -> Outcome {
     // Before anything that takes time: the kernel drops signals to the first process of a container
     // for as long as it does not listen for them.
     let mut told = StopSignal::listen();
-    let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
+    // Before anything that may fail: the reason is to be a line of this log.
     logging::start("info", args.log.format)?;
+    let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
     let (name, id) = (config.cluster.clone(), config.node);
     let node = tokio::select! {
         biased;

@@ -3,7 +3,7 @@
 //! A snapshot that the log lists has a row even if its file is missing. Only the running node knows
 //! what holds an object; it is asked if its configuration or its address is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -59,6 +59,8 @@ struct Found {
     data: PathBuf,
     objects: Vec<ObjectFile>,
     endpoint: Option<String>,
+    /// The configured groups, if a configuration was given.
+    configured: Option<BTreeSet<String>>,
 }
 
 /// What holds each object, by group and file, as the running node says.
@@ -82,7 +84,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(command: &Command) -> Outcome {
     let (Command::List(args) | Command::Verify(args) | Command::Why(args)) = command;
-    let Found { data, objects, endpoint } = find(args)?;
+    let Found { data, objects, endpoint, configured } = find(args)?;
     let logs: Logs = wal::inspect(&DiskFs, &data.join("wal"))
         .map(|(_, groups)| groups)
         .map_err(|error| error.to_string());
@@ -99,7 +101,7 @@ pub(crate) async fn run(command: &Command) -> Outcome {
         let verdict = match command {
             Command::List(_) => None,
             Command::Verify(_) => Some(read(&object)),
-            Command::Why(_) => Some(why(&object, &logs)),
+            Command::Why(_) => Some(why(&object, &logs, configured.as_ref())),
         };
         let listed = listed(&object, &logs);
         let name = (object.group.clone(), object.file.clone());
@@ -121,11 +123,13 @@ fn find(args: &Args) -> Result<Found, Failure> {
     };
     let mut elsewhere = Vec::new();
     let mut endpoint = args.endpoint.clone();
+    let mut configured = None;
     let data = match (&args.data_dir, &args.config) {
         (Some(data), _) => data.clone(),
         (None, Some(file)) => {
             let mut config = NodeConfig::load(file).map_err(|e| Failure::Usage(e.to_string()))?;
             endpoint = endpoint.or_else(|| config.nodes.remove(&config.node));
+            configured = Some(config.groups.iter().map(|group| group.name.clone()).collect());
             let dirs = config.groups.into_iter();
             elsewhere.extend(dirs.filter_map(|group| Some((group.name, group.snapshot_dir?))));
             config.data_dir
@@ -136,7 +140,7 @@ fn find(args: &Args) -> Result<Found, Failure> {
     for (group, dir) in elsewhere {
         objects.extend(list_directory(&DiskFs, &group, &dir).map_err(|e| fail(&dir, e))?);
     }
-    Ok(Found { data, objects, endpoint })
+    Ok(Found { data, objects, endpoint, configured })
 }
 
 /// Asks the node at `endpoint` what holds each object; `None` if it does not answer.
@@ -224,17 +228,30 @@ fn listed(object: &ObjectFile, logs: &Logs) -> Option<bool> {
 }
 
 /// Whether the node would start from the object; `Err` says why not.
-fn why(object: &ObjectFile, logs: &Logs) -> Result<(), String> {
+fn why(
+    object: &ObjectFile,
+    logs: &Logs,
+    configured: Option<&BTreeSet<String>>,
+) -> Result<(), String> {
     let content = object.content.as_ref().map_err(Clone::clone)?;
     let logs = logs.as_ref().map_err(|error| format!("the log cannot be read: {error}"))?;
     if content.identity.group != GroupId::of_name(&object.group) {
         return Err("its header names another group: the node would not touch it".to_owned());
     }
     let Some(log) = logs.get(&content.identity.group) else {
-        return Err(
-            "the log does not know this group: the node would touch nothing here".to_owned()
-        );
+        return Err(format!(
+            "the log does not know group {:?}: the node would touch nothing here; start it with \
+             the log that belongs to these files, or delete them by hand",
+            object.group
+        ));
     };
+    if configured.is_some_and(|groups| !groups.contains(&object.group)) {
+        return Err(format!(
+            "group {:?} is not configured: the node keeps it and does not run it; configure it, \
+             or delete it with `lockstep group drop`",
+            object.group
+        ));
+    }
     if listed(object, &Ok(logs.clone())) != Some(true) {
         return Err("the log does not list it: the next start deletes it".to_owned());
     }
@@ -312,4 +329,43 @@ fn as_json(row: &Row) -> serde_json::Value {
         json["why"] = verdict.as_ref().err().cloned().into();
     }
     json
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::ids::{Digest, ModuleId, ReplicaId};
+    use lockstep_core::recovery_state::RecoveryState;
+
+    use super::*;
+
+    /// A good header and trailer, for all that is known.
+    fn object(group: &str) -> ObjectFile {
+        let desc = SnapshotDesc {
+            term: 1,
+            index: 9,
+            length: 0,
+            digest: Digest([1; 32]),
+            module: ModuleId([2; 32]),
+            format: 1,
+            configuration: Default::default(),
+        };
+        let (id, file) = (GroupId::of_name(group), ObjectName::of(&desc).file());
+        let (group, dir) = (group.to_owned(), PathBuf::from("/d"));
+        ObjectFile { group, dir, file, bytes: 0, content: Ok(content_of(id, &desc)) }
+    }
+
+    /// A group that the log or the configuration does not know is named, with the way out.
+    #[test]
+    fn an_object_of_a_group_that_is_not_run_says_what_to_do() {
+        let old = object("old");
+        let unknown = why(&old, &Ok(BTreeMap::new()), None).expect_err("the log is empty");
+        assert!(unknown.contains("group \"old\"") && unknown.contains("by hand"), "{unknown}");
+
+        let log = GroupLog::new(RecoveryState::blank("old", ReplicaId(7)));
+        let logs = Ok(BTreeMap::from([(GroupId::of_name("old"), log)]));
+        let kv = BTreeSet::from(["kv".to_owned()]);
+        let left = why(&old, &logs, Some(&kv)).expect_err("it is not configured");
+        assert!(left.contains("group \"old\" is not configured"), "{left}");
+        assert!(left.contains("`lockstep group drop`"), "{left}");
+    }
 }

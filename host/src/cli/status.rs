@@ -216,7 +216,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
         ));
     }
     if group.log_damaged_segments > 0 {
-        notes.push("its log is damaged: do not stop it until a snapshot replaces that part".into());
+        notes.push(damage_note(group));
     }
     if group.objects.iter().any(|object| object.corrupt) {
         notes.push("a snapshot here is corrupt; the replica asks its peers for a good copy".into());
@@ -301,6 +301,17 @@ fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
          data-dir",
         stranger.node, stranger.address, group.name
     )
+}
+
+fn damage_note(group: &GroupStatus) -> String {
+    let note = "its log is damaged: do not stop it until a snapshot replaces that part".to_owned();
+    match group.log_pinned_by.as_str() {
+        other if other.is_empty() || other == group.name => note,
+        other => format!(
+            "{note}; if group {other}, whose entries are the oldest, does not run on this node, \
+             the damage stays: once the other nodes are healthy, start this one with --rejoin"
+        ),
+    }
 }
 
 fn memory_note(group: &GroupStatus) -> String {

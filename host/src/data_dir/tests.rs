@@ -1,6 +1,5 @@
-//! Data directories in which something is denied to this process.
-
-use std::collections::BTreeMap;
+//! Data directories in which something is denied to this process, and snapshot directories that
+//! lie elsewhere.
 
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
@@ -93,4 +92,122 @@ fn no_group_that_only_this_node_hosts_is_rejoined() {
         assert!(said.contains(word), "{said}");
     }
     assert!(without_lock(&fs) == before);
+}
+
+/// The owner of the snapshot directory of [`apart`].
+const OWNER: &str = "/mnt/c-1/g/owner";
+
+/// The same group, with its snapshots below /mnt.
+fn apart(data: &str) -> NodeConfig {
+    let mut config = config();
+    config.data_dir = PathBuf::from(data);
+    config.groups[0].snapshot_dir = Some(PathBuf::from("/mnt/c-1/g/snap"));
+    config
+}
+
+/// A disk with the parents of both directories.
+fn disk() -> MemFs {
+    let (fs, mounted) = (MemFs::with_dir(Path::new("/srv")), Path::new("/mnt"));
+    fs.create_dir_all(mounted).and_then(|()| make_durable(&fs, mounted)).expect("it works");
+    fs
+}
+
+/// A start, up to the snapshot directory of its only group.
+fn start(fs: &MemFs, data: &str, listed: bool) -> Result<DataDir, DataDirError> {
+    let (door, config): (Arc<dyn Fs>, _) = (Arc::new(fs.clone()), apart(data));
+    let mut data = DataDir::open(&door, &config, false)?;
+    let spec = &config.groups[0];
+    let dir = spec.snapshot_dir.clone().expect("it has one");
+    data.take_snapshots(fs, &config, &spec.name, &dir, listed)?;
+    Ok(data)
+}
+
+/// A directory that was used and has no owner is not there, whatever else lies in its place. An
+/// operator can say that it is empty on purpose.
+#[test]
+fn a_snapshot_directory_without_its_owner_is_missing() {
+    let fs = disk();
+    drop(start(&fs, "/srv/data", false).expect("it is new"));
+    let text = b"lockstep format=1 cluster=c node=1 group=g\n";
+    assert_eq!(fs.image()[Path::new(OWNER)], text);
+    assert_eq!(fs.image()[Path::new("/srv/data/snapshot-dirs/g")], text);
+    drop(start(&fs, "/srv/data", true).expect("it is this node's"));
+
+    Fs::remove(&fs, Path::new(OWNER)).expect("it is there");
+    fs.create_dir_all(Path::new("/mnt/c-1/g/snap/part")).expect("as earlier builds did");
+    let before = fs.image();
+    for listed in [false, true] {
+        let Err(error) = start(&fs, "/srv/data", listed) else { panic!("it is taken") };
+        let said = error.to_string();
+        for word in ["/mnt/c-1/g/snap is missing", OWNER, "mount its filesystem", "empty"] {
+            assert!(said.contains(word), "{said}");
+        }
+        assert!(fs.image() == before, "nothing is touched");
+    }
+    drop(Fs::create(&fs, Path::new(OWNER)).expect("an operator's word"));
+    drop(start(&fs, "/srv/data", true).expect("it is empty on purpose"));
+    assert_eq!(fs.image()[Path::new(OWNER)], text);
+
+    Fs::remove(&fs, Path::new(OWNER)).expect("it is there");
+    let other = Fs::create(&fs, Path::new(OWNER)).expect("it was removed");
+    other.write_at(b"lockstep format=1 cluster=d node=1 group=g\n", 0).expect("there is room");
+    let Err(error) = start(&fs, "/srv/data", false) else { panic!("it is taken") };
+    assert!(error.to_string().contains("belongs to"), "{error}");
+}
+
+/// A directory of an earlier build, which has no owner, is used on if it is there.
+#[test]
+fn a_listed_snapshot_directory_gets_its_owner_only_if_it_is_there() {
+    let fs = disk();
+    let Err(error) = start(&fs, "/srv/data", true) else { panic!("it is taken") };
+    assert!(matches!(error, DataDirError::Snapshots(SnapshotDirError::Missing { .. })), "{error}");
+    assert!(!fs.has(Path::new("/mnt/c-1")), "nothing was made there");
+    fs.create_dir_all(Path::new("/mnt/c-1/g/snap")).expect("it is mounted");
+    drop(start(&fs, "/srv/data", true).expect("it is taken over"));
+    assert!(fs.has(Path::new(OWNER)));
+}
+
+/// A power loss at any operation of a first start leaves a node that starts.
+#[test]
+fn every_crash_point_of_taking_a_snapshot_directory() {
+    for op in 0..200 {
+        let fs = disk();
+        fs.halt_after(fs.ops() + op);
+        let interrupted = start(&fs, "/srv/data", false).is_err();
+        if op % 2 == 0 {
+            fs.crash();
+        } else {
+            fs.crash_keeping(op);
+        }
+        drop(start(&fs, "/srv/data", false).unwrap_or_else(|e| panic!("operation {op}: {e}")));
+        fs.crash();
+        assert!(fs.has(Path::new(OWNER)), "operation {op}: it is durable");
+        if !interrupted {
+            assert!(op > 10, "{op} operations were interrupted");
+            return;
+        }
+    }
+    panic!("every start was interrupted");
+}
+
+/// A second process with the same snapshot directory, such as one that runs on a copy of the data
+/// directory, is refused before it deletes or moves anything.
+#[test]
+fn a_snapshot_directory_has_one_process() {
+    let fs = disk();
+    let first = start(&fs, "/srv/data", false).expect("it is new");
+    let before = fs.image();
+    let door: Arc<dyn Fs> = Arc::new(fs.clone());
+    for rejoin in [false, true] {
+        let Err(error) = DataDir::open(&door, &apart("/srv/copy"), rejoin) else {
+            panic!("it is open twice")
+        };
+        assert!(error.to_string().contains("/mnt/c-1/g/snap is locked"), "{error}");
+    }
+    let below = |image: BTreeMap<PathBuf, Vec<u8>>| -> BTreeMap<PathBuf, Vec<u8>> {
+        image.into_iter().filter(|(path, _)| path.starts_with("/mnt")).collect()
+    };
+    assert!(below(fs.image()) == below(before), "nothing is touched");
+    drop(first);
+    drop(start(&fs, "/srv/copy", false).expect("the first one has ended"));
 }

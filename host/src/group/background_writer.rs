@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lockstep_core::limits;
 
-use crate::group::disk_watch::DiskWatch;
+use crate::disk_watch::DiskWatch;
 
 /// Blocks in circulation.
 const BLOCKS: usize = 2;
@@ -44,7 +44,7 @@ pub(super) struct BackgroundWriter<W> {
 
 impl<W: Write + Send + 'static> BackgroundWriter<W> {
     /// Starts a thread that writes with `writer`, and waits for no disk operation longer than
-    /// `patience`. Until the thread ends, nothing else may use `watch`.
+    /// `patience`. Until the thread ends, only it and `writer` may use `watch`.
     pub(super) fn take(writer: W, watch: &Arc<DiskWatch>, patience: Duration) -> io::Result<Self> {
         let (full, blocks) = channel();
         let (give_back, back) = channel();

@@ -15,8 +15,8 @@ use lockstep_core::ids::GroupId;
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::{SnapshotDesc, Verified};
 
+use crate::disk_watch::DiskWatch;
 use crate::group::background_writer::BackgroundWriter;
-use crate::group::disk_watch::DiskWatch;
 use crate::guest::Guest;
 use crate::store::{
     LocalHeader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane_within,
@@ -110,10 +110,10 @@ impl Begun {
         self,
         envelope: &[u8],
         guest: &mut dyn Guest,
-        watch: &Arc<DiskWatch>,
     ) -> Result<Result<Capture, Unwritten>, GuestFault> {
         let Self { index, writer } = self;
-        let mut out = match BackgroundWriter::take(writer, watch, DISK_PATIENCE) {
+        let watch = Arc::clone(writer.watch());
+        let mut out = match BackgroundWriter::take(writer, &watch, DISK_PATIENCE) {
             Ok(out) => out,
             Err(error) => return Ok(Err(Unwritten { error, bytes: 0 })),
         };

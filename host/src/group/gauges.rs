@@ -1,14 +1,14 @@
 //! [`Gauges`]: figures that a group's lanes and workers publish while they work.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep_core::apply::Sessions;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::group::disk_watch::{DiskWatch, Hanging};
+use crate::disk_watch::{DiskWatch, Hanging};
 use crate::metrics::seconds_histogram;
+use crate::store::SnapshotDisk;
 
 /// Read at any time, from any thread.
 pub struct Gauges {
@@ -30,22 +30,20 @@ pub struct Gauges {
     /// Time from a proposal to its commit, on a leader; and time to apply an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
-    /// Disk operations on the snapshots: those of the store lane, and those of the thread that
-    /// writes a snapshot.
-    pub(super) store: DiskWatch,
-    pub(super) pen: Arc<DiskWatch>,
+    /// The disk of the snapshots, and what the store lane does there.
+    pub(super) disk: Arc<SnapshotDisk>,
+    pub(super) store: Arc<DiskWatch>,
 }
 
 impl Default for Gauges {
     fn default() -> Self {
-        Self::of(Path::new(""))
+        Self::of(Arc::default())
     }
 }
 
 impl Gauges {
-    /// The gauges of a group whose snapshots lie in `snapshots`.
-    pub(super) fn of(snapshots: &Path) -> Self {
-        let watch = || DiskWatch::new("snapshots", snapshots);
+    /// The gauges of a group whose snapshots lie on `disk`.
+    pub(super) fn of(disk: Arc<SnapshotDisk>) -> Self {
         Self {
             guest_memory_bytes: AtomicU64::new(0),
             guest_faults: AtomicU64::new(0),
@@ -60,8 +58,8 @@ impl Gauges {
             sessions_refused: AtomicU64::new(0),
             commits: seconds_histogram(),
             applies: seconds_histogram(),
-            store: watch(),
-            pen: Arc::new(watch()),
+            store: disk.watch(),
+            disk,
         }
     }
 
@@ -72,19 +70,9 @@ impl Gauges {
         self.sessions_refused.store(sessions.refused(), Ordering::Relaxed);
     }
 
-    /// Says that the disk of the snapshots does not answer, for messages.
-    pub(super) fn not_answering(&self) -> String {
-        if self.store.under_way() > self.pen.under_way() {
-            self.store.not_answering()
-        } else {
-            self.pen.not_answering()
-        }
-    }
-
     /// The operation that has hung longest on the disk of the snapshots.
     pub(super) fn snapshots_hang(&self) -> Option<Hanging> {
-        let both = [self.store.hanging(), self.pen.hanging()];
-        both.into_iter().flatten().max_by_key(|hanging| hanging.ms)
+        self.disk.hanging()
     }
 
     /// Records how long a restore took, and the log's time in its snapshot, which stands for the

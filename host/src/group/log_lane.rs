@@ -10,7 +10,8 @@
 //! - A full disk is no failure: jobs that cannot be written yet wait, and the groups hear of the
 //!   shortage while what is under way still fits.
 //! - A damaged segment is reported to each group whose entries keep it or an older one, so that it
-//!   can be deleted.
+//!   can be deleted. If one of them does not run, the segment stays, and the log says so: what that
+//!   group holds is its operator's to give up.
 //! - Whether the thread hangs in an operation is seen by other threads ([`DiskWatch`]): it cannot
 //!   say so itself.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
@@ -34,8 +35,8 @@ use lockstep_core::mutant::planted;
 use lockstep_core::wal::LogJob;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::disk_watch::{DiskWatch, Hanging};
 use crate::group::GroupHandle;
-use crate::group::disk_watch::{DiskWatch, Hanging};
 use crate::metrics::seconds_histogram;
 use crate::panics::panic_text;
 use crate::wal::{Wal, WalError, WalReader, WalStats};
@@ -153,6 +154,19 @@ impl LogWriter {
         self.wal.seal_idle()?;
         self.look(&mut outputs);
         Ok(outputs)
+    }
+
+    /// Those of the groups told of damage that do not run, by name: their entries keep the damaged
+    /// segments for as long as this process lives.
+    fn keepers(&self, told: &[LogOutput], runs: impl Fn(GroupId) -> bool) -> Vec<String> {
+        let still = told.iter().filter_map(|output| match output {
+            LogOutput::Damaged { group, .. } if !runs(*group) => Some(self.wal.name_of(*group)),
+            LogOutput::Damaged { .. }
+            | LogOutput::Persisted { .. }
+            | LogOutput::Room(_)
+            | LogOutput::Refused { .. } => None,
+        });
+        still.collect()
     }
 
     fn look(&mut self, outputs: &mut Vec<LogOutput>) {
@@ -319,6 +333,13 @@ fn serve(
             Step::Tend => watch.at_disk(|| writer.tend(&mut durable))?,
             Step::End => return Ok(()),
         };
+        let keepers = writer.keepers(&outputs, |group| runs(known, group));
+        if !keepers.is_empty() {
+            tracing::error!(groups = ?keepers, segments = ?writer.damaged, "damaged segments of \
+                the log stay, because groups that this node does not run have entries there; a \
+                start would refuse the log: once the other nodes are healthy, start this node \
+                with --rejoin");
+        }
         outputs.into_iter().for_each(|output| tell(output, known));
         if counted.elapsed() >= idle {
             let figures = watch.at_disk(|| writer.stats());
@@ -381,6 +402,11 @@ fn gather(
         jobs.push((seq, job));
     }
     jobs
+}
+
+/// Whether the group runs, so that it can drop its log.
+fn runs(known: &Known, group: GroupId) -> bool {
+    known.get(&group).is_some_and(|group| !group.watch().borrow().is_stopped())
 }
 
 fn tell(output: LogOutput, known: &Known) {

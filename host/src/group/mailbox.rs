@@ -21,13 +21,13 @@ use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::disk_watch::Hanging;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
-use crate::group::disk_watch::Hanging;
 use crate::group::line::{Line, Reply, StreamRoom, Told};
 use crate::group::{Lanes, open_object};
 use crate::metrics::{TransferTally, seconds_histogram};
-use crate::store::{OpenError, StoreHandle, StoreReport, Use};
+use crate::store::{OpenError, SnapshotDisk, StoreHandle, StoreReport, Use};
 
 /// Client requests that may wait in one group's mailbox.
 pub(crate) const REQUESTS_MAX: usize = 65_536;
@@ -147,8 +147,8 @@ pub struct GroupReport {
     pub snapshot_stall_ms: u64,
     /// Syncs of the node's log since the start, of files and directories.
     pub log_fsyncs: u64,
-    /// The group whose entries keep the oldest log segment of the node.
-    pub log_pinned_by: Option<GroupId>,
+    /// The name of the group whose entries keep the oldest log segment of the node.
+    pub log_pinned_by: Option<String>,
     /// Damaged log segments of the node that are not deleted yet.
     pub log_damaged: u64,
     /// Bytes free on the filesystem of the node's log.
@@ -266,8 +266,8 @@ struct Inner {
     /// Bytes that wait in the two bounded channels.
     frame_bytes: AtomicUsize,
     request_bytes: AtomicUsize,
-    /// The group's store lane, once it runs.
-    store: OnceLock<Arc<dyn StoreHandle>>,
+    /// The group's store lane, once it runs, and the disk that it works on.
+    store: OnceLock<(Arc<dyn StoreHandle>, Arc<SnapshotDisk>)>,
 }
 
 /// The receiving ends, owned by the group's actor.
@@ -423,10 +423,15 @@ impl GroupHandle {
         let _ = self.inner.events.send(Inward { event, delivery: Some(delivery) });
     }
 
-    /// Sets the store lane, through which the group's objects are read.
-    pub(crate) fn set_store(&self, store: Arc<dyn StoreHandle>) {
+    /// Sets the store lane, through which the group's objects are read, and its disk.
+    pub(crate) fn set_store(&self, store: Arc<dyn StoreHandle>, disk: Arc<SnapshotDisk>) {
         // A group has one store lane, and it is set once.
-        let _ = self.inner.store.set(store);
+        let _ = self.inner.store.set((store, disk));
+    }
+
+    /// The disk of the group's snapshots; of a group that does not run, one that never hangs.
+    pub(crate) fn snapshot_disk(&self) -> Arc<SnapshotDisk> {
+        self.inner.store.get().map(|(_, disk)| Arc::clone(disk)).unwrap_or_default()
     }
 
     /// Reads a listed object whole, calling `progress` after each block.
@@ -435,7 +440,7 @@ impl GroupHandle {
         desc: &SnapshotDesc,
         progress: &mut dyn FnMut(),
     ) -> Result<(), OpenError> {
-        let Some(store) = self.inner.store.get() else { return Ok(()) };
+        let Some((store, _)) = self.inner.store.get() else { return Ok(()) };
         open_object(&**store, desc, Use::Scrubbing)?.verify(progress)
     }
 

@@ -1,7 +1,6 @@
 //! Outgoing snapshots: one worker for each transfer, and exactly one report to raft.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_core::group::{Event, Group};
@@ -16,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::bulk::{self, BulkChannel, OutboundReport};
 use crate::group::{GroupHandle, Lanes, open_object};
 use crate::metrics::Transfers;
-use crate::store::{StoreHandle, Use};
+use crate::store::{OpenError, StoreHandle, Use};
 use crate::transport::Transport;
 
 /// The wait before raft hears that the receiver can never take an object, so that it does not offer
@@ -34,11 +33,9 @@ pub(crate) struct Outbound {
 /// Starts a transfer.
 pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound: Outbound) {
     let Outbound { to, snapshot, purpose, insist } = outbound;
-    let (teller, moved) = (handle.clone(), Arc::new(AtomicBool::new(false)));
-    let moves = Arc::clone(&moved);
+    let teller = handle.clone();
     let report = OutboundReport::new(move |report, prefers| {
-        let (ok, moved) = (report == Report::Finish, moved.load(Ordering::Relaxed));
-        teller.raise(Event::TransferEnded { to, purpose, ok, moved, prefers });
+        teller.raise(Event::TransferEnded { to, purpose, report, prefers });
     });
     let offer = Offer {
         cluster: lanes.cluster,
@@ -53,15 +50,17 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
     let (store, transport) = (Arc::clone(&lanes.store), Arc::clone(&lanes.transport));
     let transfers = Arc::clone(&lanes.transfers);
     let work = Work { store, transport, transfers, rate: lanes.rate, handle: handle.clone() };
-    let budget = Arc::clone(&lanes.budget);
+    let (budget, disk) = (Arc::clone(&lanes.budget), Arc::clone(&lanes.gauges.disk));
     // While a transfer waits it is a task and holds no slot; only the transfer itself takes a
     // thread.
     tokio::spawn(async move {
         let busy = Duration::from_millis(BUSY_RETRY_MS);
-        let Some(slot) = budget.take_outbound() else { return tokio::time::sleep(busy).await };
+        let Some(slot) = budget.take_outbound(&disk) else {
+            return tokio::time::sleep(busy).await;
+        };
         let (ended_in, ended) = oneshot::channel();
         let started = std::thread::Builder::new().name("send".to_owned()).spawn(move || {
-            let end = work.carry_out(offer, &moves);
+            let end = work.carry_out(offer);
             drop(slot);
             let _ = ended_in.send(end);
         });
@@ -71,7 +70,7 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
         }
         // If the worker panicked, `report` is dropped here, which tells raft that the transfer
         // failed.
-        let Ok(end) = ended.await else { return };
+        let Ok(end) = ended.await else { return tokio::time::sleep(busy).await };
         tokio::time::sleep(end.wait).await;
         if let Some((told, prefers)) = end.report {
             report.report(told, prefers);
@@ -99,14 +98,16 @@ struct Work {
 
 impl Work {
     /// Sends the snapshot that is offered. Blocks.
-    fn carry_out(&self, offer: Offer, moves: &Arc<AtomicBool>) -> End {
+    fn carry_out(&self, offer: Offer) -> End {
         let (group, to, desc) = (offer.group, offer.to, offer.desc.clone());
         let index = desc.index;
         let reader = match open_object(&*self.store, &desc, Use::Sending(to)) {
             Ok(reader) => reader,
             Err(error) => {
                 tracing::warn!(%group, %to, index, %error, "snapshot not sent");
-                if !error.is_short() {
+                // What was unlisted before the worker began has gone as it should.
+                let gone = matches!(error, OpenError::Missing { .. }) && !self.handle.lists(&desc);
+                if !error.is_short() && !gone {
                     self.handle.raise(Event::Corrupt { snapshot: desc, why: error.to_string() });
                 }
                 return End { wait: Duration::from_millis(BUSY_RETRY_MS), report: None };
@@ -120,12 +121,8 @@ impl Work {
             }
         };
         let at: Progress = Box::new({
-            let (transfers, moves) = (Arc::clone(&self.transfers), Arc::clone(moves));
-            let length = desc.length;
-            move |bytes| {
-                moves.store(true, Ordering::Relaxed);
-                transfers.is_at(to, bytes, length);
-            }
+            let (transfers, length) = (Arc::clone(&self.transfers), desc.length);
+            move |bytes| transfers.is_at(to, bytes, length)
         });
         let mut channel = Paced::new(channel, self.rate, at);
         let began = Instant::now();
@@ -147,12 +144,14 @@ impl Work {
 /// Called with the number of payload bytes sent so far.
 type Progress = Box<dyn Fn(u64) + Send>;
 
-/// A channel that sends blocks no faster than a given rate.
+/// A channel that sends blocks no faster than a given rate. Time in which nothing is sent is not
+/// saved up: a receiver may check for minutes what it has before it takes the rest.
 struct Paced {
     inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>,
     /// Bytes a second; 0 = no limit.
     rate: u64,
-    began: Instant,
+    /// When the next block may leave.
+    due: Instant,
     /// Bytes of blocks sent so far.
     bytes: u64,
     at: Progress,
@@ -164,19 +163,21 @@ impl Paced {
         rate: u64,
         at: Progress,
     ) -> Self {
-        Self { inner, rate, began: Instant::now(), bytes: 0, at }
+        Self { inner, rate, due: Instant::now(), bytes: 0, at }
     }
 }
 
 impl BulkChannel<BulkRequest, BulkReply> for Paced {
     fn send(&mut self, frame: BulkRequest) -> std::io::Result<()> {
         if let BulkRequest::Block(block) = &frame {
-            if let Some(due) = self.bytes.saturating_mul(1000).checked_div(self.rate) {
-                let due = Duration::from_millis(due);
-                std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+            let bytes = block.data.len() as u64;
+            let now = Instant::now();
+            std::thread::sleep(self.due.saturating_duration_since(now));
+            if let Some(us) = bytes.saturating_mul(1_000_000).checked_div(self.rate) {
+                self.due = self.due.max(now) + Duration::from_micros(us);
             }
-            self.bytes += block.data.len() as u64;
-            (self.at)(block.offset + block.data.len() as u64);
+            self.bytes += bytes;
+            (self.at)(block.offset + bytes);
         }
         self.inner.send(frame)
     }

@@ -2,26 +2,48 @@
 //!
 //! A disk that hangs holds the threads that read it. So reads of one kind, of all groups of a node
 //! together, take few threads of the runtime's pool at a time; the others wait as tasks, and the
-//! pool stays free for other work.
+//! pool stays free for other work. The log has one disk; snapshots may lie on several, and those of
+//! a disk that hangs are not read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use crate::disk_watch::Hanging;
+use crate::store::{DiskPlace, DiskPlaces, SnapshotDisk};
+
 /// Reads of one kind under way at a time.
 const READS_MAX: usize = 8;
+/// Time between two tries to get a place to read a snapshot, which takes a good deal longer.
+const NEXT_TRY: Duration = Duration::from_millis(100);
 
-/// Places to read: one set for the disk of the log, one for those of snapshots.
+/// Places to read: one set for the disk of the log, one for the disks of snapshots.
 #[derive(Clone)]
 pub(crate) struct Readers {
     pub(super) log: Arc<Semaphore>,
-    pub(super) snapshots: Arc<Semaphore>,
+    snapshots: DiskPlaces,
 }
 
 impl Default for Readers {
     fn default() -> Self {
-        let places = || Arc::new(Semaphore::new(READS_MAX));
-        Self { log: places(), snapshots: places() }
+        let log = Arc::new(Semaphore::new(READS_MAX));
+        Self { log, snapshots: DiskPlaces::new(READS_MAX) }
+    }
+}
+
+impl Readers {
+    /// Waits for a place to read a snapshot on `disk`; fails at once while that hangs.
+    pub(super) async fn place_at(&self, disk: &Arc<SnapshotDisk>) -> Result<DiskPlace, Hanging> {
+        loop {
+            if let Some(hanging) = disk.hanging() {
+                return Err(hanging);
+            }
+            if let Some(place) = self.snapshots.take(disk) {
+                return Ok(place);
+            }
+            tokio::time::sleep(NEXT_TRY).await;
+        }
     }
 }
 
@@ -31,6 +53,15 @@ pub(super) async fn read<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let place = places.acquire_owned().await.ok()?;
+    read_in(place, work).await
+}
+
+/// Runs `work` on a thread, and gives `place` back when it ends; `None` if it panicked, or the
+/// runtime ends.
+pub(super) async fn read_in<T: Send + 'static>(
+    place: impl Send + 'static,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let reading = tokio::task::spawn_blocking(move || {
         let done = work();
         drop(place);
@@ -68,11 +99,30 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let other = tokio::task::spawn_blocking(|| 7).await.expect("there is a thread");
-        assert_eq!((other, read(readers.snapshots, || 8).await), (7, Some(8)));
+        let place = readers.place_at(&Arc::default()).await.expect("its disk answers");
+        assert_eq!((other, read_in(place, || 8).await), (7, Some(8)));
         drop(let_go);
         while let Some(most) = hanging.join_next().await {
             assert!(most.expect("no panic").expect("it was read") <= READS_MAX);
         }
+    }
+
+    /// However many snapshots are read on a disk that hangs, those of another disk are read.
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_read_no_more_and_takes_no_place_from_another() {
+        let readers = Readers::default();
+        let (slow, fine) = (Arc::<SnapshotDisk>::default(), Arc::<SnapshotDisk>::default());
+        let mut held = Vec::new();
+        for _ in 0..READS_MAX {
+            held.push(readers.place_at(&slow).await.expect("it answers"));
+        }
+        let hang = slow.hang();
+        let refused = readers.place_at(&slow).await.expect_err("it hangs");
+        assert!(refused.to_string().contains("has not answered for 6"), "{refused}");
+        let place = readers.place_at(&fine).await.expect("it answers");
+        assert_eq!(read_in(place, || 8).await, Some(8));
+        drop((hang, held));
+        readers.place_at(&slow).await.expect("it answers again");
     }
 
     #[tokio::test]

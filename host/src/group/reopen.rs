@@ -35,16 +35,16 @@ pub struct Disk {
 
 /// Where a group's snapshots lie.
 pub enum SnapshotDir {
-    /// In the data directory.
-    Inside(PathBuf),
-    /// Where the configuration says: perhaps on a filesystem that is not mounted.
-    Apart(PathBuf),
+    /// A directory that is made if it is missing.
+    Usable(PathBuf),
+    /// A directory that is left as it is, such as one whose filesystem is not mounted.
+    Unusable { dir: PathBuf, why: String },
 }
 
 impl SnapshotDir {
     pub fn path(&self) -> &Path {
-        let (Self::Inside(path) | Self::Apart(path)) = self;
-        path
+        let (Self::Usable(dir) | Self::Unusable { dir, .. }) = self;
+        dir
     }
 }
 
@@ -83,10 +83,12 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
     let identity = Identity { cluster: disk.cluster, group: id };
     let state = group.recovery_state();
     let open = || open_store(&disk, identity, known, state);
-    let opened = match unmounted(&disk, state) {
-        Some(why) => Err(Unopened { why, is_short: false }),
-        None if disk.waits => once_there_is_room(|unopened: &Unopened| unopened.is_short, open),
-        None => open(),
+    let opened = match &disk.snapshots {
+        SnapshotDir::Unusable { why, .. } => Err(Unopened { why: why.clone(), is_short: false }),
+        SnapshotDir::Usable(_) if disk.waits => {
+            once_there_is_room(|unopened: &Unopened| unopened.is_short, open)
+        }
+        SnapshotDir::Usable(_) => open(),
     };
     let store = opened.map_err(|unopened| unopened.why).map(|(store, missing)| {
         for snapshot in missing {
@@ -137,22 +139,6 @@ fn open_store(
     let opened = SnapshotStore::open(fs, dir.to_owned(), identity, quota, state);
     let (store, swept) = opened.map_err(fail)?;
     Ok((store, swept.missing))
-}
-
-/// Why a snapshot directory that is missing, but ought to hold snapshots, is not created: its
-/// filesystem may not be mounted. Copies from peers would go to another filesystem, and be missing
-/// when the right one is back.
-fn unmounted(disk: &Disk, state: &RecoveryState) -> Option<String> {
-    let SnapshotDir::Apart(dir) = &disk.snapshots else { return None };
-    let gone = !state.snapshots.is_empty() && !disk.fs.exists(dir).unwrap_or(true);
-    gone.then(|| {
-        let (dir, count) = (dir.display(), state.snapshots.len());
-        format!(
-            "snapshot directory {dir} does not exist, but the log lists {count} snapshots in it; \
-             nothing was touched: mount its filesystem, or create the directory to get copies from \
-             the peers"
-        )
-    })
 }
 
 /// Why snapshots of a group that the log does not know are not deleted: the log may be lost.

@@ -22,7 +22,7 @@ use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane
 use crate::guest::Module;
 use crate::metrics::Transfers;
 use crate::starting::{StartError, once_there_is_room, thread};
-use crate::store::{Budget, Quota, StoreHandle};
+use crate::store::{Budget, Quota, SnapshotDisk, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::{RecoveredGroup, WalError};
 
@@ -81,9 +81,10 @@ pub(crate) fn open(
     recovered: Option<RecoveredGroup>,
 ) -> Result<Started, StartError> {
     let (name, id) = (config.name.clone(), GroupId::of_name(&config.name));
-    let gauges = Arc::new(Gauges::of(place.dir.path()));
+    let disk = SnapshotDisk::at(place.dir.path());
+    let gauges = Arc::new(Gauges::of(Arc::clone(&disk)));
     let recovered = recovered.map(|group| shared.read_window(&group)).transpose()?;
-    let quota = shared.budget.quota(place.cap);
+    let quota = shared.budget.quota_on(Arc::clone(&disk), place.cap);
     let Reopened { group, first, store } =
         reopen(shared.disk(place.dir, &quota), config, recovered);
     let store = match store {
@@ -99,7 +100,7 @@ pub(crate) fn open(
     let (apply, jobs) = mpsc::channel();
     let (report_in, report_out) = watch::channel(GroupReport::blank(group.status()));
     let (handle, mailbox) = GroupHandle::new(id, &name, state_out, report_out);
-    handle.set_store(Arc::clone(&store));
+    handle.set_store(Arc::clone(&store), disk);
     let tools = Tools {
         group: id,
         module: Arc::clone(&module),

@@ -1,11 +1,19 @@
 //! The store lane: one thread per group, the only one that touches names in `snap/`.
+//!
+//! A group that stopped asks its lane nothing more, but its workers may still drop files. So an
+//! idle lane removes what nobody needs, and the host's budget has those bytes again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::group::gauges::Gauges;
 use crate::store::{SnapshotStore, StoreHandle, StoreJob, StoreReport};
+
+/// How long the lane waits for a job before it counts as idle: a running group asks more often.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// A handle of one group's store lane.
 #[derive(Clone)]
@@ -40,7 +48,7 @@ impl StoreLane {
         let shown = watch.clone();
         let thread =
             std::thread::Builder::new().name(format!("store-{group}")).spawn(move || {
-                for job in queue {
+                while let Some(job) = next(&queue, IDLE) {
                     gauges.store.at_disk(|| {
                         job(&mut store);
                         shown.set(store.report());
@@ -48,6 +56,17 @@ impl StoreLane {
                 }
             })?;
         Ok((Self { jobs }, watch, thread))
+    }
+}
+
+/// The lane's next job, or what an idle lane does; `None` once no handle is left.
+fn next(queue: &mpsc::Receiver<StoreJob>, idle: Duration) -> Option<StoreJob> {
+    match queue.recv_timeout(idle) {
+        Ok(job) => Some(job),
+        Err(RecvTimeoutError::Timeout) => {
+            Some(Box::new(|store: &mut SnapshotStore| drop(store.collect())))
+        }
+        Err(RecvTimeoutError::Disconnected) => None,
     }
 }
 
@@ -84,6 +103,7 @@ impl StoreHandle for StoreLane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::{Bed, local};
 
     /// A lane whose disk hangs.
     #[derive(Default)]
@@ -93,6 +113,22 @@ mod tests {
         fn run(&self, job: StoreJob) {
             self.0.lock().expect("nobody panics").push(job);
         }
+    }
+
+    /// A group stopped while a snapshot was being written, and the writer is dropped after that.
+    #[test]
+    fn what_is_dropped_after_the_group_stopped_goes_and_returns_its_bytes() {
+        let mut bed = Bed::new();
+        let reservation = bed.store.reserve_local(local(10, 0, true)).expect("there is space");
+        let writer = bed.store.create(reservation).expect("a staging file");
+        drop(writer);
+        assert!(bed.budget.used() > 0 && bed.files().len() == 1, "no job removes it");
+        let (jobs, queue) = mpsc::channel();
+        let job = next(&queue, Duration::ZERO).expect("there is a handle");
+        job(&mut bed.store);
+        assert_eq!((bed.files().len(), bed.budget.used()), (0, 0));
+        drop(jobs);
+        assert!(next(&queue, Duration::ZERO).is_none());
     }
 
     #[test]
@@ -106,7 +142,7 @@ mod tests {
         assert_eq!(waiting(), 2);
         // The lane comes to the first one.
         let job = lane.0.lock().expect("nobody panics").remove(0);
-        job(&mut crate::store::tests::Bed::new().store);
+        job(&mut Bed::new().store);
         tend.ask(&lane, |_| ());
         look.ask(&lane, |_| ());
         assert_eq!(waiting(), 2);

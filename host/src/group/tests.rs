@@ -97,7 +97,7 @@ fn open_on(fs: &MemFs, module: Module, budget: Arc<Budget>) -> Started {
         rate: 0,
         readers: Default::default(),
     };
-    let place = Place { dir: SnapshotDir::Inside(SNAPSHOTS.into()), cap: u64::MAX };
+    let place = Place { dir: SnapshotDir::Usable(SNAPSHOTS.into()), cap: u64::MAX };
     let config = GroupConfig { module: module.id(), ..config("g") };
     start::open(&shared, config, module, place, None).expect("the log is whole")
 }

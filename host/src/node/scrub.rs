@@ -7,20 +7,26 @@
 //!   keeps it, and the group takes a snapshot and drops that part of its log. Until then the node
 //!   goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
+//! - A disk that hangs holds up nothing but its own objects: they are passed over, and one thread
+//!   for each group at most waits for the disk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::group::Event;
+use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::watch;
 
 use crate::group::GroupHandle;
-use crate::store::OpenError;
+use crate::store::{OpenError, SnapshotDisk};
 use crate::wal::WalReader;
 
 /// Bytes read a second.
 const RATE_BYTES: u64 = 32 << 20;
 /// The shortest pause: shorter ones add up until they are this long.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Time between two looks at a disk that is being read.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Starts scrubbing, with a pause of `every` before each round, until `stopped` says so.
 pub(super) fn start(
@@ -35,52 +41,92 @@ pub(super) fn start(
                 () = tokio::time::sleep(every) => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
-            let (groups, log, stopped) = (groups.clone(), log.clone(), stopped.clone());
-            let round = tokio::task::spawn_blocking(move || round(&groups, &log, &stopped));
-            if round.await.is_err() {
-                tracing::error!("the scrubber panicked; it starts again later");
-            }
+            round(groups.clone(), log.clone(), stopped.clone()).await;
         }
     });
 }
 
 /// Reads everything once.
-fn round(groups: &[GroupHandle], log: &WalReader, stopped: &watch::Receiver<bool>) {
-    let mut pace = Pace { owed: 0 };
+async fn round(groups: Vec<GroupHandle>, log: WalReader, stopped: watch::Receiver<bool>) {
+    let mut pace = Pace::default();
     for group in groups {
-        for desc in group.report().status.snapshots {
+        let snapshots = group.report().status.snapshots;
+        for desc in snapshots {
             if *stopped.borrow() {
                 return;
             }
-            let (name, index, bytes) = (group.name(), desc.index, desc.length);
-            match group.scrub(&desc, &mut || pace.read(1 << 20)) {
-                Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
-                    let why = error.to_string();
-                    tracing::error!(group = name, index, why, "a snapshot is corrupt");
-                    group.raise(Event::Corrupt { snapshot: desc, why });
-                }
-                Err(error @ OpenError::Missing { .. }) if group.lists(&desc) => {
-                    let why = error.to_string();
-                    tracing::error!(group = name, index, why, "a snapshot is missing");
-                    group.raise(Event::Corrupt { snapshot: desc, why });
-                }
-                Err(error @ OpenError::Short { .. }) => {
-                    tracing::warn!(group = name, index, %error, "a snapshot was not scrubbed");
-                }
-                // An object that was unlisted meanwhile may be gone.
-                Err(OpenError::Missing { .. }) | Ok(()) => {
-                    tracing::debug!(group = name, index, bytes, "a snapshot was scrubbed");
+            let (reader, index) = (group.clone(), desc.index);
+            let mut paced = std::mem::take(&mut pace);
+            let read = while_it_answers(group.snapshot_disk(), move || {
+                read_object(&reader, desc, &mut paced);
+                paced
+            });
+            match read.await {
+                Ok(paced) => pace = paced,
+                Err(why) => {
+                    let name = group.name();
+                    tracing::warn!(group = name, index, why, "a snapshot was not scrubbed");
                 }
             }
         }
     }
-    for error in log.scrub(&mut |bytes| pace.read(bytes)) {
-        tracing::error!(%error, "the log is damaged, and a restart would refuse it: the groups \
-            take snapshots, so that the segment can be deleted");
+    let read = tokio::task::spawn_blocking(move || {
+        for error in log.scrub(&mut |bytes| pace.read(bytes)) {
+            tracing::error!(%error, "the log is damaged, and a restart would refuse it: the \
+                groups take snapshots, so that the segment can be deleted");
+        }
+    });
+    if read.await.is_err() {
+        tracing::error!("the scrubber panicked; it starts again later");
+    }
+}
+
+/// Runs `work` on a thread, and waits for it for as long as `disk` answers; the error says why
+/// there is no result. A thread that is waited for no longer ends when its disk answers.
+async fn while_it_answers<T: Send + 'static>(
+    disk: Arc<SnapshotDisk>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    if let Some(hanging) = disk.hanging() {
+        return Err(hanging.to_string());
+    }
+    let mut working = tokio::task::spawn_blocking(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(LOOK, &mut working).await {
+            return done.map_err(|_panicked| "its reader panicked".to_owned());
+        }
+        if let Some(hanging) = disk.hanging() {
+            return Err(hanging.to_string());
+        }
+    }
+}
+
+/// Reads an object whole, and reports it to its group if it is corrupt.
+fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &mut Pace) {
+    let (name, index, bytes) = (group.name(), desc.index, desc.length);
+    match group.scrub(&desc, &mut || pace.read(1 << 20)) {
+        Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
+            let why = error.to_string();
+            tracing::error!(group = name, index, why, "a snapshot is corrupt");
+            group.raise(Event::Corrupt { snapshot: desc, why });
+        }
+        Err(error @ OpenError::Missing { .. }) if group.lists(&desc) => {
+            let why = error.to_string();
+            tracing::error!(group = name, index, why, "a snapshot is missing");
+            group.raise(Event::Corrupt { snapshot: desc, why });
+        }
+        Err(error @ OpenError::Short { .. }) => {
+            tracing::warn!(group = name, index, %error, "a snapshot was not scrubbed");
+        }
+        // An object that was unlisted meanwhile may be gone.
+        Err(OpenError::Missing { .. }) | Ok(()) => {
+            tracing::debug!(group = name, index, bytes, "a snapshot was scrubbed");
+        }
     }
 }
 
 /// Sleeps as much as the rate demands.
+#[derive(Default)]
 struct Pace {
     owed: u64,
 }
@@ -93,5 +139,33 @@ impl Pace {
             std::thread::sleep(due);
             self.owed = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_of_a_disk_that_hangs_is_passed_over() {
+        let disk = Arc::<SnapshotDisk>::default();
+        assert_eq!(while_it_answers(Arc::clone(&disk), || 7).await, Ok(7));
+        let (let_go, go) = mpsc::channel::<()>();
+        let (slow, (ended, end)) = (Arc::clone(&disk), mpsc::channel());
+        let read = while_it_answers(Arc::clone(&disk), move || {
+            let hang = slow.hang();
+            let _gone = go.recv();
+            drop(hang);
+            let _ = ended.send(());
+        });
+        let why = read.await.expect_err("it hangs");
+        assert!(why.contains("has not answered"), "{why}");
+        let why = while_it_answers(Arc::clone(&disk), || 7).await.expect_err("it still hangs");
+        assert!(why.contains("has not answered"), "{why}");
+        drop(let_go);
+        end.recv().expect("its thread ends");
+        assert_eq!(while_it_answers(disk, || 7).await, Ok(7));
     }
 }

@@ -212,3 +212,34 @@ async fn the_scrubber_finds_rot_and_has_it_repaired() {
         node.stop().await;
     }
 }
+
+/// A snapshot directory outside of the data directory is used by one node at a time. If it is gone
+/// at a start, the group says so, and nothing is made in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_directory_is_locked_and_is_never_made_again() {
+    let data = tempfile::tempdir().expect("a temporary directory");
+    let addresses = addresses(1);
+    let (mounted, away) = (data.path().join("mounted"), data.path().join("away"));
+    let mut config = config(NodeId(1), &addresses, data.path());
+    config.groups[0].snapshot_dir = Some(mounted.join("test-1/reg/snap"));
+    let node = Node::start(config.clone(), false).await.expect("it starts");
+    let mut copy = config.clone();
+    (copy.data_dir, copy.listen) = (data.path().join("copy"), "127.0.0.1:0".into());
+    let refused = Node::start(copy, false).await.err().expect("it is in use").to_string();
+    assert!(refused.contains("test-1/reg/snap is locked"), "{refused}");
+    node.stop().await;
+
+    std::fs::rename(&mounted, &away).expect("it can be moved");
+    let node = Node::start(config.clone(), false).await.expect("the node starts");
+    let state = node.router().group("reg").expect("hosted").watch().borrow().clone();
+    assert!(format!("{state:?}").contains("test-1/reg/snap is missing"), "{state:?}");
+    node.stop().await;
+    assert!(!mounted.exists(), "nothing was made");
+
+    std::fs::rename(&away, &mounted).expect("it can be moved back");
+    let nodes = [Node::start(config, false).await.expect("it starts")];
+    assert!(matches!(apply(&nodes, "set a 1").await, Answer::Ok(_)));
+    for node in nodes {
+        node.stop().await;
+    }
+}

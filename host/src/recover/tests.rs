@@ -6,7 +6,8 @@ use lockstep_core::wal::LogJob;
 use raft::eraftpb::Entry;
 
 use super::*;
-use crate::fs::mem::MemFs;
+use crate::fs::create_dirs;
+use crate::fs::mem::{DiskFault, MemFs};
 
 const CONFIG: &str = r#"
     cluster = "demo"
@@ -150,10 +151,79 @@ fn a_group_that_is_configured_no_more_can_be_forgotten() {
     let dir = snapshot_dir(Path::new("/d"), "empty");
     fs.create_dir_all(&crate::store::layout::part_dir(&dir)).expect("the disk works");
     Fs::create(&*fs, &dir.join("an-object")).expect("the disk works");
+    let record = Path::new("/d/snapshot-dirs/empty");
+    let above = record.parent().expect("a file lies in a directory");
+    create_dirs(&*fs, above).expect("the disk works");
+    Fs::create(&*fs, record).expect("the disk works");
+    make_durable(&*fs, record).expect("the disk works");
     let stopped = StoppedGroup::open(fs.clone(), &config(), "empty").expect("it is there");
     stopped.forget(&config()).expect("it may go");
     fs.crash();
     assert_eq!(fs.list(&dir).unwrap_or_default(), [""; 0]);
+    assert!(!fs.has(record), "nor is it remembered that its snapshots were elsewhere");
     let gone = StoppedGroup::open(fs, &config(), "empty").err().expect("it is gone").to_string();
     assert!(gone.contains("it has kv"), "{gone}");
+}
+
+/// The snapshot directory of the group `empty`, with an object and a staging file in it.
+fn with_snapshots(fs: &MemFs) -> PathBuf {
+    let dir = snapshot_dir(Path::new("/d"), "empty");
+    let part = layout::part_dir(&dir);
+    crate::fs::create_dirs(fs, &part).expect("the disk works");
+    let object = ObjectName::new(1, 9, lockstep_core::ids::Digest([1; 32])).file();
+    for file in [dir.join(object), part.join(layout::part_out(1, 9))] {
+        Fs::create(fs, &file).and_then(|file| file.sync()).expect("the disk works");
+        make_durable(fs, &file).expect("the disk works");
+    }
+    dir
+}
+
+/// Wherever a drop is interrupted, the next one finishes it, and the first says what to do.
+#[test]
+fn a_drop_that_was_interrupted_is_finished_by_the_next_one() {
+    for fault in [DiskFault::Io, DiskFault::Full] {
+        for op in 1.. {
+            let fs = disk();
+            let dir = with_snapshots(&fs);
+            let stopped = StoppedGroup::open(fs.clone(), &config(), "empty").expect("it is there");
+            fs.fail_op(fs.ops() + op, fault);
+            let first = stopped.forget(&config());
+            if fs.struck().is_empty() {
+                first.expect("nothing failed");
+                assert!(op > 4, "files and log were changed by {op} operations");
+                break;
+            }
+            if let Err(why @ (RecoverError::Full { .. } | RecoverError::Files { .. })) = &first {
+                assert!(why.to_string().contains("run the command again"), "{why}");
+            }
+            fs.crash();
+            match StoppedGroup::open(fs.clone(), &config(), "empty") {
+                Ok(again) => again.forget(&config()).expect("nothing fails now"),
+                Err(error) => {
+                    assert!(matches!(error, RecoverError::UnknownGroup { .. }), "{error}");
+                }
+            }
+            fs.crash();
+            let left: Vec<PathBuf> = fs.image_names();
+            assert!(left.iter().all(|path| !path.starts_with(&dir)), "{op}: {left:?}");
+            let gone = StoppedGroup::open(fs, &config(), "empty").err().expect("it is gone");
+            assert!(matches!(gone, RecoverError::UnknownGroup { .. }), "{op}: {gone}");
+        }
+    }
+}
+
+/// A full disk is no error of the operator's: the log is as it was, and another call may succeed.
+#[test]
+fn a_recovery_without_space_says_to_try_again() {
+    let fs = disk();
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    fs.set_late_full(crate::fs::mem::LateFull { write: true, ..Default::default() });
+    fs.set_capacity(1);
+    let full = stopped.keep_only_me().expect_err("there is no space");
+    assert!(matches!(full, RecoverError::Full { .. }), "{full}");
+    assert!(full.to_string().contains("free disk space, then run the command again"), "{full}");
+    fs.set_capacity(1 << 30);
+    fs.crash();
+    let stopped = StoppedGroup::open(fs.clone(), &config(), "kv").expect("it is there");
+    stopped.keep_only_me().expect("there is space");
 }

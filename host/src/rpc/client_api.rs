@@ -60,6 +60,7 @@ impl ClientApi {
         closing: watch::Receiver<bool>,
         stopped: watch::Receiver<bool>,
     ) -> Self {
+        let router = router.knowing(transport.wrong_addresses());
         let forward = Forward::new(&router, hello, port.forwarded_bytes_max());
         let status = StatusSource::new(hello, transport);
         Self { router, forward, status, hello: hello.clone(), port, closing, stopped }
@@ -144,8 +145,8 @@ impl<M: prost::Message> Asked<'_, M> {
     }
 
     /// Handles the group's refusal. If it refused because another node leads, the call is forwarded
-    /// there, once; a failure to reach that node is reported as this node's own refusal. If the
-    /// caller has too many calls under way there, it is told who leads instead.
+    /// there, once; a failure to reach that node, or a wrong address, is reported as this node's
+    /// own refusal. If the caller has too many calls under way there, it is told who leads instead.
     async fn refused<T, F: Future<Output = Result<Response<T>, Status>>>(
         self,
         refusal: &Refusal,
@@ -154,6 +155,11 @@ impl<M: prost::Message> Asked<'_, M> {
         let Self { api, group, caller, metadata, deadline, message, answer_max } = self;
         let cost = (caller, CALL_BYTES + message.encoded_len() + answer_max);
         let leader = refusal.leader();
+        if let Some(leader) = leader
+            && let Some(why) = api.router.wrong_address(leader)
+        {
+            return Err(Refused::unreachable(leader, group.name(), &why, false).into_status());
+        }
         let onward = leader.and_then(|leader| api.forward.to(leader, &metadata, group, cost));
         let Some(Onward { client, leader, origin, _place }) = onward else {
             return Err(Refused::by_group(refusal, group.name(), &api.router).into_status());

@@ -8,7 +8,7 @@
 //!   refused streams are counted.
 //! - Delivery never waits: a full mailbox drops the frame, and raft makes up for it.
 //! - A transfer gets a thread only after its offer was read and judged, and the number of these
-//!   threads is bounded.
+//!   threads is bounded. A group whose disk hangs gets none, and what it has is not counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lockstep_core::group::Inbound;
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, BulkRequest, Offer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -24,11 +24,13 @@ use crate::bulk::BulkChannel;
 use crate::router::Router;
 use crate::rpc::bulk_link::{self, BulkReplies, Opened};
 use crate::rpc::links::Link;
+use crate::rpc::peer_link::ANOTHER_NODE;
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_server::Peer;
 use crate::rpc::server::until;
 use crate::rpc::versions::{PeerVersions, agree};
 use crate::rpc::{HelloInfo, VERSION_KEY, convert};
+use crate::store::{DiskPlace, DiskPlaces};
 
 /// Transfers that may have a thread here at a time: more than the store admits, so that it is the
 /// store that refuses, with its reason.
@@ -51,8 +53,8 @@ pub(super) struct PeerApi {
     inbox: Arc<dyn SnapshotInbox>,
     stopped: watch::Receiver<bool>,
     refused: AtomicU64,
-    /// A permit for each transfer that has a thread.
-    places: Arc<Semaphore>,
+    /// A place for each transfer that has a thread.
+    places: DiskPlaces,
 }
 
 impl PeerApi {
@@ -62,7 +64,7 @@ impl PeerApi {
         inbox: Arc<dyn SnapshotInbox>,
         stopped: watch::Receiver<bool>,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        let places = DiskPlaces::new(TRANSFERS_MAX);
         Self { router, hello, inbox, stopped, refused: AtomicU64::new(0), places }
     }
 
@@ -155,7 +157,7 @@ impl Peer for PeerApi {
             inbox: Arc::clone(&self.inbox),
             router: self.router.clone(),
             hello: self.hello.clone(),
-            places: Arc::clone(&self.places),
+            places: self.places.clone(),
         };
         // A task waits for the first frame; a thread is started only for the transfer itself.
         tokio::spawn(async move {
@@ -174,35 +176,34 @@ struct Intake {
     inbox: Arc<dyn SnapshotInbox>,
     router: Router,
     hello: HelloInfo,
-    places: Arc<Semaphore>,
+    places: DiskPlaces,
 }
 
 impl Intake {
-    /// Judges the first frame: the offer and a permit for the transfer, or the reply that refuses
+    /// Judges the first frame: the offer and a place for the transfer, or the reply that refuses
     /// it.
     fn judge(
         &self,
         first: BulkRequest,
         link: Option<&Link>,
-    ) -> Result<(Offer, OwnedSemaphorePermit), BulkReply> {
+    ) -> Result<(Offer, DiskPlace), BulkReply> {
         let offer = first.into_offer()?;
         let from = offer.from.node();
         let known = self.hello.nodes.contains(&from) && from != self.hello.node;
-        if !known || self.router.group_by_id(offer.group).is_none() {
-            return Err(BulkReply::WrongGroup);
-        }
+        let group = self.router.group_by_id(offer.group).filter(|_| known);
+        let group = group.ok_or(BulkReply::WrongGroup)?;
         if let Some(link) = link
             && offer.cluster == self.hello.cluster
         {
             link.is_a_peers();
         }
         let busy = BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS };
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_all_taken| busy)?;
+        let place = self.places.take(&group.snapshot_disk()).ok_or(busy)?;
         Ok((offer, place))
     }
 
     /// Runs the transfer on a thread of its own.
-    fn begin(&self, offer: Offer, place: OwnedSemaphorePermit, opened: Opened) {
+    fn begin(&self, offer: Offer, place: DiskPlace, opened: Opened) {
         let (inbox, channel) = (Arc::clone(&self.inbox), opened.into_channel());
         let builder = std::thread::Builder::new().name("receive".to_owned());
         let started = builder.spawn(move || {
@@ -239,14 +240,14 @@ pub(super) fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId
     let theirs = PeerVersions { oldest: hello.oldest, newest: hello.newest };
     let version = agree((u32::from(me.node.0), me.versions), (hello.node, theirs))?;
     if hello.cluster != me.cluster[..] {
-        return Err(Status::failed_precondition(format!(
+        return Err(another_node(format!(
             "this is node {} of cluster \"{}\", not of \"{}\"; check the addresses, or the data \
              directory if the names are equal",
             me.node, me.cluster_name, hello.cluster_name
         )));
     }
     if hello.to_node != u32::from(me.node.0) {
-        return Err(Status::failed_precondition(format!(
+        return Err(another_node(format!(
             "this is node {}, not node {}; check the addresses in the configuration",
             me.node, hello.to_node
         )));
@@ -261,6 +262,73 @@ pub(super) fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId
     }
 }
 
+/// The status for a peer that means another node than this: its address is wrong.
+fn another_node(why: String) -> Status {
+    Status::new(ANOTHER_NODE, why)
+}
+
 fn remote<T>(request: &Request<T>) -> String {
     request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::group::{ReplicaState, Running};
+
+    use super::*;
+    use crate::group::GroupHandle;
+    use crate::router::Addresses;
+    use crate::store::tests::{CLUSTER, desc, offer};
+    use crate::store::{SnapshotDisk, StoreHandle, StoreJob};
+
+    struct Nowhere;
+
+    impl StoreHandle for Nowhere {
+        fn run(&self, _: StoreJob) {}
+    }
+
+    impl SnapshotInbox for Nowhere {
+        fn begin(&self, _: GroupId, _: Offer, _: Inbox) {}
+    }
+
+    /// A group, and the disk of its snapshots.
+    fn group(name: &str) -> (GroupHandle, Arc<SnapshotDisk>) {
+        let (_, state) = watch::channel(ReplicaState::Running(Running::Serving));
+        let (_, report) = watch::channel(crate::group::tests::blank(name));
+        let (handle, _) = GroupHandle::new(GroupId::of_name(name), name, state, report);
+        let disk = Arc::<SnapshotDisk>::default();
+        handle.set_store(Arc::new(Nowhere), Arc::clone(&disk));
+        (handle, disk)
+    }
+
+    /// A group whose disk hangs begins no transfer, and those that it has hold up no other group.
+    #[test]
+    fn transfers_into_a_disk_that_hangs_keep_no_other_group_from_receiving() {
+        let ((slow, disk), (fine, _)) = (group("slow"), group("fine"));
+        let hello = HelloInfo {
+            cluster: CLUSTER,
+            cluster_name: "test".to_owned(),
+            node: NodeId(2),
+            nodes: [NodeId(1), NodeId(2)].into(),
+            versions: PeerVersions::OURS,
+        };
+        let router = Router::new(NodeId(2), [slow, fine], Addresses::default());
+        let places = DiskPlaces::new(TRANSFERS_MAX);
+        let intake = Intake { inbox: Arc::new(Nowhere), router, hello, places };
+        let take = |name: &str| {
+            let offer = Offer { group: GroupId::of_name(name), ..offer(&desc(9, b"x")) };
+            intake.judge(BulkRequest::Offer(offer), None).map(|(_, place)| place)
+        };
+        let busy = Some(BulkReply::Busy { retry_after_ms: BUSY_RETRY_MS });
+
+        let held = (0..TRANSFERS_MAX).map(|_| take("slow").expect("it is free"));
+        let held: Vec<_> = held.collect();
+        assert_eq!(take("fine").err(), busy, "the disk may only be slow");
+        let hang = disk.hang();
+        let others = (0..TRANSFERS_MAX).map(|_| take("fine").expect("its disk answers"));
+        let others: Vec<_> = others.collect();
+        assert_eq!(take("slow").err(), busy, "no more threads are lost to it");
+        drop((hang, held, others));
+        take("slow").expect("its disk answers again");
+    }
 }

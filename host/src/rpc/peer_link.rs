@@ -1,17 +1,19 @@
-//! [`GrpcTransport`]: sends the frames of all groups to each peer, over one ordered stream per
-//! peer.
+//! [`GrpcTransport`]: sends the frames of all groups to each peer, over one stream per peer.
 //!
 //! - `send` never blocks: a frame for a peer that is not connected, or whose queue is full, is
 //!   dropped and counted; raft makes up for it.
-//! - A task per peer keeps the stream up and batches all waiting frames into one message.
+//! - A task per peer keeps the stream up and batches all waiting frames into one message; raft's
+//!   appends keep their order, and all else passes them.
 //! - When a stream is lost, or frames were dropped because its queue was full, `unreachable` is
 //!   called, and raft probes the peer before it streams to it again.
 //! - Frames that waited when a stream was lost are dropped, not delivered late.
+//! - If another node answers at a peer's address, that address is known to be wrong
+//!   ([`WrongAddresses`]) until the peer itself answers there.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,19 +30,24 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::bulk::BulkChannel;
+use crate::router::WrongAddresses;
 use crate::rpc::convert;
+use crate::rpc::peer_queue::{FrameReceiver, FrameSender, NoRoom, peer_queue};
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
 use crate::rpc::versions::PeerVersions;
 use crate::rpc::{
     BATCH_BYTES_MAX, BATCH_FRAMES_MAX, CALLS_MAX, CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES,
-    HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINK_BYTES_MAX, LINK_FRAMES_MAX,
-    RECONNECT_MAX, RECONNECT_MIN, STREAM_WINDOW_BYTES, bulk_link,
+    HelloInfo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, RECONNECT_MAX, RECONNECT_MIN,
+    STREAM_WINDOW_BYTES, bulk_link,
 };
 use crate::transport::Transport;
 
 /// A stream that was not refused within this time counts as accepted.
 const SETTLED: Duration = Duration::from_millis(200);
+
+/// The code with which a node says that it is not the one that was meant.
+pub(super) const ANOTHER_NODE: Code = Code::NotFound;
 
 /// Called with a node to which frames were lost.
 pub type OnUnreachable = Arc<dyn Fn(NodeId) + Send + Sync>;
@@ -49,12 +56,13 @@ pub type OnUnreachable = Arc<dyn Fn(NodeId) + Send + Sync>;
 pub struct GrpcTransport {
     links: BTreeMap<NodeId, Link>,
     versions: PeerVersions,
+    wrong: WrongAddresses,
     runtime: Handle,
 }
 
 /// The link to one peer, as senders see it.
 struct Link {
-    queue: mpsc::Sender<Box<Frame>>,
+    queue: FrameSender,
     address: String,
     shared: Arc<Shared>,
 }
@@ -64,8 +72,6 @@ struct Shared {
     node: NodeId,
     /// A stream is up, so frames are queued for it.
     up: AtomicBool,
-    /// Bytes of the frames in the queue.
-    queued: AtomicUsize,
     dropped: AtomicU64,
     /// Frames were dropped on a stream that is up, since the task last looked.
     overflowed: AtomicBool,
@@ -73,6 +79,8 @@ struct Shared {
     version: AtomicU32,
     /// What went wrong last; `None` once a stream stays up.
     error: Mutex<Option<String>>,
+    /// Told whether it is the peer that answers at its address.
+    wrong: WrongAddresses,
 }
 
 impl GrpcTransport {
@@ -83,11 +91,11 @@ impl GrpcTransport {
         peers: &BTreeMap<NodeId, String>,
         unreachable: OnUnreachable,
     ) -> Self {
-        let runtime = Handle::current();
+        let (runtime, wrong) = (Handle::current(), WrongAddresses::default());
         let peers = peers.iter().filter(|(node, _)| **node != hello.node);
         let links = peers.map(|(&node, address)| {
-            let (queue, frames) = mpsc::channel(LINK_FRAMES_MAX);
-            let shared = Arc::new(Shared::new(node));
+            let (queue, frames) = peer_queue();
+            let shared = Arc::new(Shared::new(node, wrong.clone()));
             let task = LinkTask {
                 hello: hello_to(&hello, node),
                 versions: hello.versions,
@@ -100,13 +108,18 @@ impl GrpcTransport {
             (node, Link { queue, address: address.clone(), shared })
         });
         let links = links.collect();
-        Self { links, versions: hello.versions, runtime }
+        Self { links, versions: hello.versions, wrong, runtime }
     }
 
     /// The peers without a stream, each with what it or the network said.
     pub fn peer_errors(&self) -> BTreeMap<NodeId, String> {
         let errors = self.links.iter().map(|(node, link)| (*node, link.shared.error()));
         errors.filter_map(|(node, error)| Some((node, error?))).collect()
+    }
+
+    /// At which peers' addresses another node answers; kept up to date.
+    pub fn wrong_addresses(&self) -> WrongAddresses {
+        self.wrong.clone()
     }
 
     /// The version that is spoken with `node`; `None` before the nodes have met.
@@ -129,10 +142,7 @@ impl Transport for GrpcTransport {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let weight = convert::frame_weight(&frame);
-        let room = shared.queued.fetch_add(weight, Ordering::Relaxed) + weight <= LINK_BYTES_MAX;
-        if !room || link.queue.try_send(frame).is_err() {
-            shared.queued.fetch_sub(weight, Ordering::Relaxed);
+        if let Err(NoRoom) = link.queue.try_send(frame) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             shared.overflowed.store(true, Ordering::Relaxed);
         }
@@ -151,15 +161,15 @@ impl Transport for GrpcTransport {
 }
 
 impl Shared {
-    fn new(node: NodeId) -> Self {
+    fn new(node: NodeId, wrong: WrongAddresses) -> Self {
         Self {
             node,
             up: AtomicBool::new(false),
-            queued: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             overflowed: AtomicBool::new(false),
             version: AtomicU32::new(0),
             error: Mutex::new(Some("not connected yet".to_owned())),
+            wrong,
         }
     }
 
@@ -181,7 +191,7 @@ struct LinkTask {
     hello: wire::Hello,
     versions: PeerVersions,
     address: String,
-    queue: mpsc::Receiver<Box<Frame>>,
+    queue: FrameReceiver,
     shared: Arc<Shared>,
     unreachable: OnUnreachable,
 }
@@ -247,6 +257,7 @@ impl LinkTask {
         let met = tokio::time::timeout(2 * CONNECT_TIMEOUT, meeting).await;
         let met = met.map_err(|_elapsed| Status::unavailable("the peer does not answer"))??;
         let version = met.into_inner().version;
+        self.shared.wrong.remove(self.shared.node);
         if !self.versions.know(version) {
             return Err(Status::failed_precondition(format!(
                 "the peer chose version {version} of the peers' protocol, but this node speaks {}",
@@ -273,6 +284,9 @@ impl LinkTask {
     fn tell(&self, status: &Status) {
         let (peer, address) = (self.shared.node, &self.address);
         if is_refusal(status) {
+            if status.code() == ANOTHER_NODE {
+                self.shared.wrong.add(peer, status.message());
+            }
             let text = format!("refused by {address}: {}", status.message());
             if self.shared.set_error(Some(text)) {
                 tracing::warn!(%peer, %address, why = status.message(), "peer refuses this node");
@@ -290,8 +304,7 @@ impl LinkTask {
     async fn discard_for(&mut self, wait: Duration) -> Result<(), Gone> {
         let Self { queue, shared, .. } = self;
         let discard = async {
-            while let Some(frame) = queue.recv().await {
-                shared.taken(&frame);
+            while queue.recv().await.is_some() {
                 shared.dropped.fetch_add(1, Ordering::Relaxed);
             }
         };
@@ -305,7 +318,7 @@ impl LinkTask {
 /// Waits until a message may be sent and a frame is queued, then sends it with all other queued
 /// frames, up to the bounds of a message.
 async fn next_batch(
-    queue: &mut mpsc::Receiver<Box<Frame>>,
+    queue: &mut FrameReceiver,
     batches: &mpsc::Sender<wire::FrameBatch>,
     shared: &Shared,
 ) -> Result<(), Gone> {
@@ -316,7 +329,7 @@ async fn next_batch(
     let Some(mut frame) = queue.recv().await else { return Err(Gone) };
     let (mut frames, mut bytes) = (Vec::new(), 0);
     loop {
-        bytes += shared.taken(&frame);
+        bytes += convert::frame_weight(&frame);
         frames.extend(shared.to_wire(*frame));
         if frames.len() >= BATCH_FRAMES_MAX || bytes >= BATCH_BYTES_MAX {
             break;
@@ -333,13 +346,6 @@ async fn next_batch(
 }
 
 impl Shared {
-    /// Notes that a frame left the queue; returns its weight.
-    fn taken(&self, frame: &Frame) -> usize {
-        let weight = convert::frame_weight(frame);
-        self.queued.fetch_sub(weight, Ordering::Relaxed);
-        weight
-    }
-
     fn to_wire(&self, frame: Frame) -> Option<wire::Frame> {
         let group = frame.group;
         convert::frame_to_wire(frame)
@@ -397,6 +403,7 @@ fn is_refusal(status: &Status) -> bool {
         && matches!(
             status.code(),
             Code::FailedPrecondition
+                | ANOTHER_NODE
                 | Code::PermissionDenied
                 | Code::InvalidArgument
                 | Code::Unimplemented

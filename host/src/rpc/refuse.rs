@@ -30,7 +30,8 @@ pub(super) struct Refused {
     message: String,
     /// The command may have been applied, or may still be.
     unknown: bool,
-    leader: Option<(NodeId, String)>,
+    /// The leader, and its address, unless that is not known or wrong.
+    leader: Option<(NodeId, Option<String>)>,
 }
 
 impl Refused {
@@ -53,16 +54,19 @@ impl Refused {
             Refusal::QueryTooMuch { .. } => (Code::InvalidArgument, "query-too-much"),
             Refusal::ShuttingDown => (Code::Unavailable, "shutting-down"),
         };
-        let leader = refusal
-            .leader()
-            .and_then(|node| router.address(node).map(|address| (node, address.to_owned())));
+        let leader = refusal.leader();
+        let leader = leader.map(|node| (node, router.hint(node).map(str::to_owned)));
         let unknown = matches!(refusal, Refusal::Unknown { .. });
         let mut message = format!("group \"{group}\": {refusal}{}", way_out(refusal));
-        if let Some((_, address)) = &leader {
+        if let Some((_, Some(address))) = &leader {
             message += &format!(
                 "; ask it at {address}; if clients reach it at another address, set `[advertise]` \
                  in each node.toml"
             );
+        } else if let Some((node, None)) = &leader
+            && let Some(why) = router.wrong_address(*node)
+        {
+            message += &format!("; its address here is wrong: {why}; ask another node");
         }
         Self { code, word, message, unknown, leader }
     }
@@ -180,7 +184,7 @@ impl Refused {
         if let Some((node, address)) = self.leader {
             metadata.insert(LEADER_NODE, AsciiMetadataValue::from(u64::from(node.0)));
             // An address that cannot be a header value is left out; the text has it.
-            if let Ok(address) = AsciiMetadataValue::try_from(address) {
+            if let Some(Ok(address)) = address.map(AsciiMetadataValue::try_from) {
                 metadata.insert(LEADER, address);
             }
         }
@@ -193,7 +197,7 @@ impl Refused {
             refusal: self.word.to_owned(),
             message: self.message,
             outcome_unknown: self.unknown,
-            leader: self.leader.map(|(_, address)| address).unwrap_or_default(),
+            leader: self.leader.and_then(|(_, address)| address).unwrap_or_default(),
         }
     }
 }
@@ -255,7 +259,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::router::Addresses;
+    use crate::router::{Addresses, WrongAddresses};
 
     /// The code of each word in the table at the head of `client.proto`.
     fn table() -> BTreeMap<&'static str, &'static str> {
@@ -322,6 +326,28 @@ mod tests {
         }
         let said: BTreeSet<&str> = all().iter().map(|refused| refused.word).collect();
         assert_eq!(said, table.into_keys().collect());
+    }
+
+    /// The leader is named, and its address only while no other node answers there.
+    #[test]
+    fn a_wrong_address_is_told_to_nobody() {
+        let peers = BTreeMap::from([(NodeId(2), "two:7102".to_owned())]);
+        let addresses = Addresses { peers, ..Addresses::default() };
+        let wrong = WrongAddresses::default();
+        let router = Router::new(NodeId(1), [], addresses).knowing(wrong.clone());
+        let refusal = Refusal::NotLeader { leader: Some(NodeId(2)) };
+        let told = || Refused::by_group(&refusal, "g", &router);
+        assert_eq!(told().leader, Some((NodeId(2), Some("two:7102".to_owned()))));
+        wrong.add(NodeId(2), "this is another");
+        assert_eq!(told().leader, Some((NodeId(2), None)));
+        let said = told().message;
+        assert!(said.contains("wrong: this is another; ask another node"), "{said}");
+        assert!(!said.contains("two:7102"), "{said}");
+        let status = told().into_status();
+        assert!(status.metadata().get(LEADER).is_none());
+        assert!(status.metadata().get(LEADER_NODE).is_some());
+        wrong.remove(NodeId(2));
+        assert_eq!(told().leader, Some((NodeId(2), Some("two:7102".to_owned()))));
     }
 
     /// A command that may have been applied is not repeated by software that knows only gRPC's

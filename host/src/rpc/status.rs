@@ -109,7 +109,6 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     let peers = status.peers.iter().map(peer).collect();
     let objects = report.stored.objects.iter();
     let objects = objects.map(|object| object_to_wire(object, &status.corrupt)).collect();
-    let pinned_by = report.log_pinned_by.and_then(|id| router.group_by_id(id));
     wire::GroupStatus {
         name: status.name,
         node: u32::from(status.node.0),
@@ -141,7 +140,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         last_capture_error: status.capture_failure.unwrap_or_default(),
         log_pin: status.log_pin.map(|(pin, _)| pin_word(pin)).unwrap_or_default(),
         log_pin_index: status.log_pin.map_or(0, |(_, index)| index),
-        log_pinned_by: pinned_by.map(|group| group.name().to_owned()).unwrap_or_default(),
+        log_pinned_by: report.log_pinned_by.unwrap_or_default(),
         leaderless_ms: status.leaderless_ticks * limits::TICK_MS,
         objects,
         divergence_alarms: status.alarms,
@@ -262,6 +261,7 @@ fn peer_to_wire(peer: &PeerStatus, transfers: &TransferTally, router: &Router) -
     }
 }
 
+/// The address that clients are told of a replica; empty if none is known, or it is wrong.
 fn address(replica: ReplicaId, router: &Router) -> String {
-    router.address(replica.node()).unwrap_or_default().to_owned()
+    router.hint(replica.node()).unwrap_or_default().to_owned()
 }

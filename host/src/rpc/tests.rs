@@ -246,6 +246,8 @@ struct Setup {
     inbox: Arc<dyn SnapshotInbox>,
     limits: PortLimits,
     versions: PeerVersions,
+    /// Whether the node connects to the others.
+    linked: bool,
 }
 
 impl Setup {
@@ -322,6 +324,7 @@ impl Node {
         let (state_in, state) = watch::channel(ReplicaState::Running(Running::Serving));
         let mut report = report(setup.node);
         report.status.lineage = setup.lineage;
+        report.status.leader = shared.lock().leader.map(|leader| ReplicaId::new(leader, 1));
         let (report_in, report) = watch::channel(report);
         let (handle, mut mailbox) = GroupHandle::new(GroupId::of_name(GROUP), GROUP, state, report);
         let (frames_in, frames) = mpsc::unbounded_channel();
@@ -337,16 +340,13 @@ impl Node {
         let hello = setup.hello();
         let (closing, closed) = watch::channel(false);
         let port = PortState::new(setup.limits, 2);
+        let links = if setup.linked { setup.nodes.clone() } else { BTreeMap::new() };
         let addresses = Addresses { peers: setup.nodes, advertised: setup.advertised };
         let services = Services {
             closing: closed,
             router: Router::new(setup.node, [handle.clone()], addresses),
             inbox: setup.inbox,
-            transport: Arc::new(GrpcTransport::start(
-                hello.clone(),
-                &BTreeMap::new(),
-                Arc::new(|_| {}),
-            )),
+            transport: Arc::new(GrpcTransport::start(hello.clone(), &links, Arc::new(|_| {}))),
             hello,
         };
         let (stop, stopped) = oneshot::channel();
@@ -402,8 +402,9 @@ async fn cluster_at(
         let inbox = Arc::new(NoInbox);
         let (nodes, versions) = (nodes.clone(), PeerVersions::OURS);
         let advertised = advertised.clone();
-        let (cluster, lineage) = (1, None);
-        let setup = Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions };
+        let (cluster, lineage, linked) = (1, None, false);
+        let setup =
+            Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions, linked };
         Node::start(setup, listener, shared.clone())
     });
     (started.collect(), shared)

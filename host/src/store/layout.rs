@@ -7,6 +7,9 @@
 //!   part/<term>-<index>.out                                    being taken here
 //! ```
 //!
+//! Beside a `snap/` that lies outside of the data directory are its `LOCK` and its `owner`, which
+//! `data_dir/apart.rs` describes.
+//!
 //! An object, little-endian:
 //!
 //! ```text
@@ -100,6 +103,17 @@ pub fn snapshot_dir(data: &Path, group: &str) -> PathBuf {
 
 pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {
     group.join("snap")
+}
+
+/// The file that says whose a snapshot directory outside of the data directory is.
+pub(crate) fn owner_file(dir: &Path) -> PathBuf {
+    dir.with_file_name("owner")
+}
+
+/// The file that is locked by the node that uses a snapshot directory outside of its data
+/// directory.
+pub(crate) fn lock_file(dir: &Path) -> PathBuf {
+    dir.with_file_name("LOCK")
 }
 
 /// Where objects of a snapshot directory are staged.

@@ -6,6 +6,7 @@
 //!   at seal and scrubbing all do it.
 //! - A bad object is counted, for whatever purpose it is read.
 //! - The reader's hold keeps the name from being unlinked.
+//! - While it reads, a disk that hangs is seen to hang.
 //! - Memory: one block, and a few more while a large object is read ahead.
 
 use std::io;
@@ -22,6 +23,7 @@ use super::layout::{
     Trailer,
 };
 use super::reserve::Held;
+use crate::disk_watch::DiskWatch;
 use crate::fs::{File, is_short, read_exact_at};
 
 /// Why an object cannot be used.
@@ -117,6 +119,8 @@ pub struct SnapshotReader {
     name: ObjectName,
     desc: SnapshotDesc,
     hold: Option<Held>,
+    /// Notes when the disk is read; `None` without a hold.
+    watch: Option<Arc<DiskWatch>>,
     /// Blocks that went into `hasher`: the first ones, without a gap.
     hashed: u64,
     hasher: blake3::Hasher,
@@ -148,7 +152,9 @@ impl SnapshotReader {
             note_bad(hold.as_ref());
             OpenError::Bad { name: name.file(), why }
         };
-        let frame = read_frame(&*file).map_err(|e| match open_error(name, &e) {
+        let watch = hold.as_ref().map(Held::watch);
+        let frame = at_disk(watch.as_deref(), || read_frame(&*file));
+        let frame = frame.map_err(|e| match open_error(name, &e) {
             OpenError::Bad { why, .. } => bad(why),
             error => error,
         })?;
@@ -164,6 +170,7 @@ impl SnapshotReader {
             name,
             desc: desc.clone(),
             hold,
+            watch,
             hashed: 0,
             hasher: blake3::Hasher::new(),
             next: 0,
@@ -195,10 +202,11 @@ impl SnapshotReader {
         let begin = number.checked_mul(BLOCK_BYTES).filter(|offset| *offset < self.desc.length);
         let offset = begin.ok_or_else(|| self.bad(format!("it has no block {number}")))?;
         let size = chunk::block_bytes(self.desc.length, offset) as usize;
-        let read = match self.ahead.as_mut().filter(|ahead| ahead.next == number) {
+        let ahead = self.ahead.as_mut().filter(|ahead| ahead.next == number);
+        let read = at_disk(self.watch.as_deref(), || match ahead {
             Some(ahead) => ahead.take(data),
             None => read_raw(&*self.file, number, self.desc.length, data),
-        };
+        });
         read.map_err(|e| match open_error(self.name, &e) {
             OpenError::Bad { why, .. } => self.bad(why),
             error => error,
@@ -286,6 +294,14 @@ impl SnapshotReader {
 impl std::fmt::Debug for SnapshotReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SnapshotReader({})", self.name)
+    }
+}
+
+/// Runs a disk operation, noting it if there is a watch.
+fn at_disk<T>(watch: Option<&DiskWatch>, operation: impl FnOnce() -> T) -> T {
+    match watch {
+        Some(watch) => watch.at_disk(operation),
+        None => operation(),
     }
 }
 

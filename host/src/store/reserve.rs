@@ -24,6 +24,8 @@ use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, NO_SPACE_RETRY_MS
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
 use super::places::{Place, Places, Work};
+use super::snapshot_disk::{DiskPlace, DiskPlaces, SnapshotDisk};
+use crate::disk_watch::DiskWatch;
 use crate::fs::{Space, is_short};
 
 /// Why the store did not take an object. Nothing was left behind.
@@ -105,6 +107,8 @@ pub struct BudgetLimits {
 #[derive(Debug)]
 pub struct Budget {
     limits: BudgetLimits,
+    inbound: DiskPlaces,
+    outbound: DiskPlaces,
     taken: Mutex<Taken>,
 }
 
@@ -114,8 +118,6 @@ struct Taken {
     bytes: u64,
     /// Of these, bytes that are not on the disk yet, by filesystem.
     promised: BTreeMap<u64, u64>,
-    inbound: usize,
-    outbound: usize,
     captures: Places,
     restores: Places,
     claim: Option<Claim>,
@@ -147,6 +149,7 @@ const CLAIM_MS: u64 = 60_000;
 #[derive(Debug)]
 pub struct Quota {
     budget: Arc<Budget>,
+    disk: Arc<SnapshotDisk>,
     cap: u64,
     /// Bytes that the group has taken. Changed only under the budget's lock.
     bytes: AtomicU64,
@@ -181,13 +184,6 @@ pub(crate) struct Slot {
 
 /// The host's place for an inbound transfer or for a capture.
 type HostPlace = Arc<dyn std::fmt::Debug + Send + Sync>;
-
-#[derive(Debug)]
-pub(crate) struct InboundSlot(Arc<Budget>);
-
-/// The host's place for one outbound transfer; dropping it frees the place.
-#[derive(Debug)]
-pub struct OutboundSlot(Arc<Budget>);
 
 /// What an object is held for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -289,7 +285,9 @@ impl SnapshotRefusal {
 
 impl Budget {
     pub fn new(limits: BudgetLimits) -> Arc<Self> {
-        Arc::new(Self { limits, taken: Mutex::default() })
+        let outbound = if planted("outbound_without_bound") { usize::MAX } else { limits.outbound };
+        let (inbound, outbound) = (DiskPlaces::new(limits.inbound), DiskPlaces::new(outbound));
+        Arc::new(Self { limits, inbound, outbound, taken: Mutex::default() })
     }
 
     pub fn limits(&self) -> BudgetLimits {
@@ -303,7 +301,7 @@ impl Budget {
 
     /// Inbound transfers under way.
     pub fn inbound(&self) -> usize {
-        self.taken().inbound
+        self.inbound.in_use()
     }
 
     /// Groups that do `work` now, and groups that wait for a place.
@@ -314,6 +312,8 @@ impl Budget {
     /// Told the time periodically. A claim expires [`CLAIM_MS`] after the first call that sees it.
     pub(crate) fn tend(&self, now_ms: u64) {
         let mut taken = self.taken();
+        // The groups of a host tell it in no order.
+        let now_ms = now_ms.max(taken.now_ms);
         taken.now_ms = now_ms;
         taken.captures.tend(now_ms);
         taken.restores.tend(now_ms);
@@ -326,29 +326,20 @@ impl Budget {
         }
     }
 
-    /// The share of a group that may take at most `cap` bytes.
+    /// The share of a group that may take at most `cap` bytes, on a disk of its own.
     pub fn quota(self: &Arc<Self>, cap: u64) -> Arc<Quota> {
+        self.quota_on(Arc::default(), cap)
+    }
+
+    /// The share of a group whose snapshots lie on `disk`.
+    pub(crate) fn quota_on(self: &Arc<Self>, disk: Arc<SnapshotDisk>, cap: u64) -> Arc<Quota> {
         let (bytes, bad, rests_until_ms) = Default::default();
-        Arc::new(Quota { budget: Arc::clone(self), cap, bytes, rests_until_ms, bad })
+        Arc::new(Quota { budget: Arc::clone(self), disk, cap, bytes, rests_until_ms, bad })
     }
 
-    /// A place for an outbound transfer, if one is free.
-    pub fn take_outbound(self: &Arc<Self>) -> Option<OutboundSlot> {
-        let mut taken = self.taken();
-        if taken.outbound >= self.limits.outbound && !planted("outbound_without_bound") {
-            return None;
-        }
-        taken.outbound += 1;
-        Some(OutboundSlot(Arc::clone(self)))
-    }
-
-    pub(crate) fn take_inbound(self: &Arc<Self>) -> Option<Arc<InboundSlot>> {
-        let mut taken = self.taken();
-        if taken.inbound >= self.limits.inbound {
-            return None;
-        }
-        taken.inbound += 1;
-        Some(Arc::new(InboundSlot(self.clone())))
+    /// A place for an outbound transfer from `disk`, if one is free and the disk answers.
+    pub fn take_outbound(&self, disk: &Arc<SnapshotDisk>) -> Option<DiskPlace> {
+        self.outbound.take(disk)
     }
 
     pub(super) fn give_back(&self, work: Work, number: u64) {
@@ -379,6 +370,11 @@ impl Held {
     /// Counts the object as corrupt.
     pub(crate) fn note_bad(&self) {
         self.allocation.quota.note_bad();
+    }
+
+    /// A watch for the thread that reads the object.
+    pub(crate) fn watch(&self) -> Arc<DiskWatch> {
+        self.allocation.watch()
     }
 
     /// The purpose, readable while the hold lives.
@@ -413,6 +409,11 @@ impl Quota {
         };
         let number = self.budget.taken().places(work).take(self, gain, most)?;
         Some(Place::new(Arc::clone(&self.budget), work, number))
+    }
+
+    /// A place for an inbound transfer, if one is free and the group's disk answers.
+    pub(crate) fn take_inbound(&self) -> Option<DiskPlace> {
+        self.budget.inbound.take(&self.disk)
     }
 
     /// What the filesystem has left for snapshots.
@@ -553,6 +554,11 @@ impl Taken {
 }
 
 impl Allocation {
+    /// A watch for a thread that works on the name's file.
+    pub(crate) fn watch(&self) -> Arc<DiskWatch> {
+        self.quota.disk.watch()
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -601,18 +607,6 @@ impl Drop for Allocation {
         taken.bytes -= bytes;
         self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
         taken.keep_promise(self.device, *self.promised.get_mut());
-    }
-}
-
-impl Drop for InboundSlot {
-    fn drop(&mut self) {
-        self.0.taken().inbound -= 1;
-    }
-}
-
-impl Drop for OutboundSlot {
-    fn drop(&mut self) {
-        self.0.taken().outbound -= 1;
     }
 }
 

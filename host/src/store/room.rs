@@ -58,8 +58,8 @@ impl SnapshotStore {
 
     /// Takes the group's place for an inbound transfer, with one of the host's.
     pub(super) fn inbound_slot(&self) -> Result<Slot, SnapshotRefusal> {
-        let host = self.quota.budget().take_inbound().ok_or(busy())?;
-        Slot::take(&self.inbound, host).ok_or(busy())
+        let host = self.quota.take_inbound().ok_or(busy())?;
+        Slot::take(&self.inbound, Arc::new(host)).ok_or(busy())
     }
 
     /// Takes the group's place for a local snapshot, with one of the host's.

@@ -16,6 +16,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use lockstep_core::ids::Digest;
 use lockstep_core::mutant::planted;
@@ -27,6 +28,7 @@ use super::layout::{
 };
 use super::reader::{OpenError, SnapshotReader};
 use super::reserve::{Allocation, Held, Reservation, Slot, SnapshotRefusal, Source, Use};
+use crate::disk_watch::DiskWatch;
 use crate::fs::{File, Fs, read_exact_at};
 
 /// Blocks for which a growable local snapshot takes space from the budget at a time.
@@ -34,6 +36,9 @@ const GROW_BLOCKS: u64 = 8;
 /// Blocks after which a staging file is synced, while the next ones are written, so that the last
 /// sync is short and does not hold up the log's syncs.
 const SYNC_BLOCKS: u64 = 32;
+/// Time that the last sync takes on a slow disk that does not hang: it writes what the system has
+/// kept in memory of a large snapshot.
+const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A staging file being written. [`io::Write`] takes payload in any pieces.
 pub struct StagedWriter {
@@ -56,6 +61,8 @@ pub struct StagedWriter {
     syncing: Option<JoinHandle<io::Result<()>>>,
     /// Why the file was abandoned.
     failed: Option<SnapshotRefusal>,
+    /// Notes when this writer's thread is at the disk.
+    watch: Arc<DiskWatch>,
     allocation: Arc<Allocation>,
     slot: Slot,
 }
@@ -146,6 +153,7 @@ impl StagedWriter {
             unsynced: 0,
             syncing: None,
             failed: None,
+            watch: allocation.watch(),
             allocation,
             slot,
         })
@@ -176,6 +184,7 @@ impl StagedWriter {
             unsynced: 0,
             syncing: None,
             failed: None,
+            watch: allocation.watch(),
             allocation,
             slot,
         }
@@ -190,7 +199,8 @@ impl StagedWriter {
             let number = chunk::block_count(self.written);
             let size = chunk::block_bytes(length, self.written) as usize;
             let mut data = vec![0; size + CRC_BYTES as usize];
-            let read = read_exact_at(&*self.file, &mut data, layout::block_position(number));
+            let at = layout::block_position(number);
+            let read = self.watch.at_disk(|| read_exact_at(&*self.file, &mut data, at));
             let (block, crc) = data.split_at(size);
             let whole = planted("resume_unverified") || crc32c::crc32c(block).to_le_bytes() == *crc;
             if read.is_err() || !whole {
@@ -205,13 +215,22 @@ impl StagedWriter {
 
     /// Keeps what was received so that a later transfer can resume; `None` if nothing can be kept.
     pub fn suspend(mut self) -> Option<Suspended> {
-        let synced = self.join_sync().and_then(|()| self.file.sync());
+        let watch = Arc::clone(&self.watch);
+        let synced = watch.at_disk_beyond(SYNC_PATIENCE, || {
+            self.join_sync()?;
+            self.file.sync()
+        });
         let Source::Received(desc) = &self.source else { return None };
         if self.written == 0 || self.failed.is_some() || synced.is_err() {
             return None;
         }
         let (object, length) = (ObjectName::of(desc), desc.length);
         Some(Suspended { part: self.part, object, length, allocation: self.allocation })
+    }
+
+    /// What the writer's thread does at the disk.
+    pub(crate) fn watch(&self) -> &Arc<DiskWatch> {
+        &self.watch
     }
 
     /// Bytes of payload taken so far.
@@ -239,9 +258,12 @@ impl StagedWriter {
         let bytes = layout::object_bytes(length).expect("what was written has a size");
         let trailer = Trailer { length, digest }.encode(&self.head);
         let at = bytes - trailer.len() as u64;
-        let synced = self.join_sync();
-        let written = synced.and_then(|()| self.file.write_at(&trailer, at));
-        let durable = written.and_then(|()| self.file.sync());
+        let watch = Arc::clone(&self.watch);
+        let durable = watch.at_disk_beyond(SYNC_PATIENCE, || {
+            self.join_sync()?;
+            self.file.write_at(&trailer, at)?;
+            self.file.sync()
+        });
         durable.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
         self.allocation.settle(bytes);
         let producer = self.source.producer();
@@ -306,8 +328,10 @@ impl StagedWriter {
     fn put_block(&mut self, data: &[u8], crc: u32) -> Result<(), SnapshotRefusal> {
         let at = layout::block_position(chunk::block_count(self.written));
         let size = data.len() as u64;
-        let mut done = self.file.write_at(data, at);
-        done = done.and_then(|()| self.file.write_at(&crc.to_le_bytes(), at + size));
+        let mut done = self.watch.at_disk(|| {
+            self.file.write_at(data, at)?;
+            self.file.write_at(&crc.to_le_bytes(), at + size)
+        });
         self.unsynced += 1;
         // A write never waits for a sync that a slow disk has not finished.
         let synced = self.syncing.as_ref().is_none_or(JoinHandle::is_finished);

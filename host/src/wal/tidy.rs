@@ -48,12 +48,14 @@ impl Wal {
         self.empty(oldest, live)
     }
 
-    /// The group with the most live bytes in the oldest segment.
-    pub(super) fn pinned_by(&self) -> Option<GroupId> {
+    /// The name of the group with the most live bytes in the oldest segment.
+    pub(super) fn pinned_by(&self) -> Option<String> {
         let number = self.oldest()?;
         let groups = self.shared.groups();
-        let sizes = groups.iter().map(|(group, log)| (log.extents().live_in(number), *group));
-        sizes.filter(|(bytes, _group)| *bytes > 0).max().map(|(_bytes, group)| group)
+        let sizes =
+            groups.values().map(|log| (log.extents().live_in(number), &log.tail.state.group));
+        let most = sizes.filter(|(bytes, _group)| *bytes > 0).max();
+        most.map(|(_bytes, group)| group.clone())
     }
 
     /// Bytes of records that hold live entries.

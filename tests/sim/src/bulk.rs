@@ -33,9 +33,9 @@ impl World {
         let replica = &process.replicas[&group];
         let status = replica.group.recovery_state();
         let (from, term) = (status.replica, status.term);
-        let failed = |prefers| {
-            let (ok, moved) = (false, false);
-            Event::TransferEnded { to, purpose, ok, moved, prefers }
+        let failed = || {
+            let report = Report::Failure;
+            Event::TransferEnded { to, purpose, report, prefers: None }
         };
         let report = |event: Event| Action::Report {
             transfer: id,
@@ -44,8 +44,8 @@ impl World {
             group,
             event: Box::new(event),
         };
-        let Some(slot) = budget.take_outbound() else {
-            return self.after(BUSY_RETRY_MS * MS, report(failed(None)));
+        let Some(slot) = budget.take_outbound(&Default::default()) else {
+            return self.after(BUSY_RETRY_MS * MS, report(failed()));
         };
         let object = desc.clone();
         let opened = replica.with_store(move |store| store.open_object(&object, Use::Sending(to)));
@@ -56,12 +56,12 @@ impl World {
                     let event = Event::Corrupt { snapshot: desc, why: error.to_string() };
                     self.after(1, Action::Event { node, epoch, group, event: Box::new(event) });
                 }
-                return self.after(2, report(failed(None)));
+                return self.after(2, report(failed()));
             }
         };
         let there = to.node();
         if self.network.is_cut(node, there) || self.nodes[&there].process.is_none() {
-            return self.after(chunk::BROKEN_RETRY_MS * MS, report(failed(None)));
+            return self.after(chunk::BROKEN_RETRY_MS * MS, report(failed()));
         }
         let cluster = CLUSTER;
         let offer = Offer { cluster, group, from, to, term, desc: desc.clone(), purpose, insist };
@@ -77,7 +77,6 @@ impl World {
             sending: Some(sending),
             receiving: None,
             _slot: slot,
-            moved: false,
             requests: Default::default(),
             replies: Default::default(),
             receiver_broken: false,
@@ -97,7 +96,6 @@ impl World {
     fn sent(&mut self, id: u64, sent: Sent) {
         for frame in sent.frames {
             let Some(transfer) = self.transfers.get_mut(&id) else { return };
-            transfer.moved |= matches!(frame, chunk::BulkRequest::Block(_));
             transfer.requests.push_back(frame);
             let delay = self.rng.between(BLOCK_US.0, BLOCK_US.1);
             self.after(delay, Action::Bulk { transfer: id, to_receiver: true });
@@ -109,7 +107,6 @@ impl World {
 
     fn sender_ended(&mut self, id: u64, outcome: SendOutcome) {
         let Some(transfer) = self.transfers.get_mut(&id) else { return };
-        let moved = transfer.moved;
         transfer.sending = None;
         let ((node, epoch), group) = (transfer.from, transfer.group);
         let (to, purpose, snapshot) = (transfer.receiver, transfer.purpose, transfer.desc.clone());
@@ -126,11 +123,11 @@ impl World {
             Next::Wait { ms } => (ms * MS, None),
             Next::GiveUp => (GIVE_UP_US, None),
         };
-        let ok = outcome.report == Report::Finish;
-        if ok {
+        let report = outcome.report;
+        if report == Report::Finish {
             self.counters.add("transfers");
         }
-        let event = Box::new(Event::TransferEnded { to, purpose, ok, moved, prefers });
+        let event = Box::new(Event::TransferEnded { to, purpose, report, prefers });
         let coming = self.checks.reports.coming(id);
         self.check(coming);
         self.after(delay, Action::Report { transfer: id, node, epoch, group, event });

@@ -321,7 +321,7 @@ impl Node {
             let disk = Disk {
                 fs: Arc::clone(&fs),
                 cluster: CLUSTER,
-                snapshots: SnapshotDir::Inside(self.snapshots(name)),
+                snapshots: SnapshotDir::Usable(self.snapshots(name)),
                 quota: Arc::clone(&quota),
                 waits: false,
             };

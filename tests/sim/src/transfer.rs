@@ -9,7 +9,7 @@ use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Purpose};
 use lockstep_host::bulk::{Receiving, Sending};
-use lockstep_host::store::OutboundSlot;
+use lockstep_host::store::DiskPlace;
 
 pub struct Transfer {
     pub group: GroupId,
@@ -20,9 +20,7 @@ pub struct Transfer {
     pub desc: SnapshotDesc,
     pub sending: Option<Sending>,
     pub receiving: Option<Receiving>,
-    pub _slot: OutboundSlot,
-    /// A block of payload has been sent.
-    pub moved: bool,
+    pub _slot: DiskPlace,
     pub requests: VecDeque<BulkRequest>,
     pub replies: VecDeque<BulkReply>,
     /// The receiver is gone or has ended: frames on their way to it are lost.

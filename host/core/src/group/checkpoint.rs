@@ -253,9 +253,11 @@ impl Checkpoints {
         self.failure.as_deref()
     }
 
-    /// Whether the last capture failed for a reason that does not pass by itself.
+    /// Whether the last capture failed for a reason that does not pass by itself, or one that has
+    /// not passed after as many tries as the wait between them grows.
     pub(super) fn fails(&self) -> bool {
-        self.failure.is_some() && !self.postponed
+        let passes = self.postponed && self.failed_in_a_row < RETRY_DOUBLINGS_MAX;
+        self.failure.is_some() && !passes
     }
 
     pub(super) fn counts(&self) -> (u64, u64) {

@@ -12,6 +12,7 @@ use crate::group::frame::Inbound;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
+use crate::snapshot::send::Report;
 use crate::snapshot::{Room, SnapshotDesc, Verified};
 
 #[derive(Debug)]
@@ -175,9 +176,7 @@ pub enum Event {
     TransferEnded {
         to: ReplicaId,
         purpose: Purpose,
-        ok: bool,
-        /// Some of the payload was sent.
-        moved: bool,
+        report: Report,
         /// The receiver holds a part of this other object and prefers to resume that.
         prefers: Option<ObjectRef>,
     },

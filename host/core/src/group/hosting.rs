@@ -221,8 +221,8 @@ impl Hosting {
             Event::Unreachable(node) => self.unreachable(node),
             Event::Fetched { from, entries } => self.fetched(from, entries),
             Event::LogDamaged { below } => self.log_is_damaged(below),
-            Event::TransferEnded { to, purpose, ok, moved, prefers } => {
-                self.transfer_ended(shared, (to, purpose), (ok, moved), prefers);
+            Event::TransferEnded { to, purpose, report, prefers } => {
+                self.transfer_ended(shared, (to, purpose), report, prefers);
             }
             Event::Room(shortage) => self.room(shared, shortage, effects),
             Event::DiskStalled(stall) => self.disk_stalled(shared, stall, effects),

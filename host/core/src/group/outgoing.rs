@@ -5,7 +5,9 @@
 //! - An object that was offered to a follower stays *promised* if its transfer breaks: the object
 //!   and the log since it are kept ([`crate::limits::SUSPEND_MS`]), and it is offered first, so
 //!   that the receiver can resume. The promise ends early when the follower is past the object, or
-//!   another replica leads. Offers that move no data do not extend it.
+//!   another replica leads. Only a transfer that broke off after data moved extends it: the
+//!   receiver of any other holds no part that it could resume, such as one that refuses the whole
+//!   object once it is there.
 //! - A promised object that turns out corrupt after the log stopped listing it cannot be repaired,
 //!   so its promise ends.
 //! - A receiver that holds a part of another object says so. If that object is here, it is offered;
@@ -20,8 +22,10 @@ use crate::group::hosting::Hosting;
 use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
+use crate::mutant::planted;
 use crate::snapshot::SnapshotDesc;
 use crate::snapshot::chunk::{ObjectRef, Purpose};
+use crate::snapshot::send::Report;
 
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -95,19 +99,19 @@ impl Outgoing {
         }
     }
 
-    fn ended(&mut self, (to, purpose): (ReplicaId, Purpose), (ok, moved): (bool, bool), now: u64) {
+    fn ended(&mut self, (to, purpose): (ReplicaId, Purpose), report: Report, now: u64) {
         match purpose {
             Purpose::Wanted => drop(self.wanted.remove(&to)),
             Purpose::Follow => {
                 let sent = self.following.remove(&to);
                 let goes_on = |desc: &SnapshotDesc| !self.corrupt.contains(&ObjectRef::of(desc));
-                match sent.filter(|desc| !ok && goes_on(desc)) {
-                    Some(desc) if moved => {
+                match (sent.filter(goes_on), report) {
+                    (Some(_), Report::Finish) | (None, _) => drop(self.promised.remove(&to)),
+                    // The promise expires when it would have.
+                    (Some(_), Report::Failure) if !planted("promise_for_ever") => {}
+                    (Some(desc), Report::Interrupted | Report::Failure) => {
                         self.promised.insert(to, (desc, now + SUSPEND_TICKS));
                     }
-                    // No data moved: the promise expires when it would have.
-                    Some(_) => {}
-                    None => drop(self.promised.remove(&to)),
                 }
                 let under_way = |object: &ObjectRef| {
                     self.following.values().any(|desc| ObjectRef::of(desc) == *object)
@@ -156,19 +160,23 @@ impl Hosting {
         &mut self,
         shared: &Shared,
         (to, purpose): (ReplicaId, Purpose),
-        (ok, moved): (bool, bool),
+        report: Report,
         prefers: Option<ObjectRef>,
     ) {
-        self.outgoing.ended((to, purpose), (ok, moved), shared.now);
+        self.outgoing.ended((to, purpose), report, shared.now);
         if let Some(object) = prefers {
             self.outgoing.prefers(to, object, self.raw.store(), shared.now);
         }
         self.keep_promises();
         self.installs.relist(self.raw.store().listed());
         if purpose == Purpose::Follow {
-            let status =
-                if ok { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
-            self.raw.report_snapshot(to.0, status);
+            self.raw.report_snapshot(
+                to.0,
+                match report {
+                    Report::Finish => raft::SnapshotStatus::Finish,
+                    Report::Interrupted | Report::Failure => raft::SnapshotStatus::Failure,
+                },
+            );
         }
     }
 
@@ -211,40 +219,41 @@ mod tests {
         let (to, mut effects) = (ReplicaId(7), Vec::new());
         let mut outgoing = Outgoing::default();
         outgoing.follow(to, desc(10), 0, &mut effects);
-        outgoing.ended((to, Purpose::Follow), (false, true), 1);
+        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 1);
         assert_eq!(outgoing.promised(), [desc(10)], "it broke, and may go on");
 
         outgoing.follow(to, desc(10), 2, &mut effects);
         outgoing.note_corrupt(&desc(10));
-        outgoing.ended((to, Purpose::Follow), (false, true), 3);
+        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 3);
         assert_eq!(outgoing.promised(), [], "there is nothing to go on with");
         assert_eq!(outgoing.corrupt, [], "it is forgotten with its transfer");
 
         outgoing.follow(to, desc(20), 4, &mut effects);
-        outgoing.ended((to, Purpose::Follow), (false, true), 5);
+        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 5);
         assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as usual");
     }
 
-    /// A receiver that refuses every offer is promised the object for a limited time; one that
-    /// receives some of it now and then, for as long as it does.
+    /// A receiver that refuses every offer, at its beginning or at its end, is promised the object
+    /// for a limited time; one that can resume now and then, for as long as it does.
     /// Covers C5.
     #[test]
-    fn a_promise_lasts_as_long_as_something_moves() {
-        for moved in [false, true] {
+    fn a_promise_lasts_as_long_as_there_is_something_to_resume() {
+        for report in [Report::Failure, Report::Interrupted] {
             let (to, mut effects) = (ReplicaId(7), Vec::new());
             let mut outgoing = Outgoing::default();
             let mut now = 0;
             while now < 3 * SUSPEND_TICKS {
                 outgoing.follow(to, desc(10), now, &mut effects);
                 now += SUSPEND_TICKS / 2;
-                outgoing.ended((to, Purpose::Follow), (false, moved), now);
+                outgoing.ended((to, Purpose::Follow), report, now);
                 outgoing.expire(now, |_, _| true);
                 if outgoing.promised().is_empty() {
                     break;
                 }
             }
-            let lasted = if moved { 3 * SUSPEND_TICKS } else { SUSPEND_TICKS };
-            assert_eq!(now, lasted, "moved: {moved}");
+            let goes_on = report == Report::Interrupted;
+            let lasted = if goes_on { 3 * SUSPEND_TICKS } else { SUSPEND_TICKS };
+            assert_eq!(now, lasted, "{report:?}");
         }
     }
 }

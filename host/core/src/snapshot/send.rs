@@ -14,10 +14,14 @@ use crate::snapshot::chunk::{
     RETRY_MAX_MS, STALL_TICKS, WINDOW_BLOCKS,
 };
 
-/// What is reported to raft about a transfer.
+/// What is reported to the group about a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
     Finish,
+    /// It broke off after some of the payload had been sent: the receiver may hold a part of it and
+    /// resume.
+    Interrupted,
+    /// It left nothing at the receiver.
     Failure,
 }
 
@@ -101,6 +105,8 @@ pub struct Sender {
     next: u64,
     /// A block was requested and has not been read yet.
     reading: bool,
+    /// Some of the payload was sent.
+    moved: bool,
     credit: u32,
     idle_ticks: u32,
 }
@@ -110,7 +116,8 @@ impl Sender {
     pub fn begin(offer: Offer) -> (Self, Vec<SendCommand>) {
         let frame = BulkRequest::Offer(offer.clone());
         let stage = Stage::Offered;
-        let sender = Self { stage, offer, next: 0, reading: false, credit: 0, idle_ticks: 0 };
+        let (reading, moved) = (false, false);
+        let sender = Self { stage, offer, next: 0, reading, moved, credit: 0, idle_ticks: 0 };
         (sender, vec![SendCommand::Send(frame)])
     }
 
@@ -170,7 +177,7 @@ impl Sender {
     fn on_block(&mut self, block: Block) -> Vec<SendCommand> {
         assert!(self.reading, "a block arrives only when it was requested");
         assert_eq!(block.offset, self.next, "the block that was requested");
-        self.reading = false;
+        (self.reading, self.moved) = (false, true);
         self.credit -= 1;
         self.next += block.data.len() as u64;
         let mut commands = vec![SendCommand::Send(BulkRequest::Block(block))];
@@ -209,19 +216,21 @@ impl Sender {
         if planted("never_report") {
             return Vec::new();
         }
-        vec![SendCommand::Finish(SendOutcome::of(end))]
+        vec![SendCommand::Finish(SendOutcome::of(end, self.moved))]
     }
 }
 
 const BLOCK: u64 = crate::limits::SNAPSHOT_BLOCK_BYTES as u64;
 
 impl SendOutcome {
-    /// What an end means for raft and for the next attempt.
-    pub fn of(end: SendEnd) -> Self {
+    /// What an end means for the group and for the next attempt; `moved` says whether some of the
+    /// payload was sent.
+    pub fn of(end: SendEnd, moved: bool) -> Self {
         let (report, next) = match &end {
             SendEnd::Replied(reply) => after_reply(reply),
             SendEnd::Stalled | SendEnd::Broken(_) => {
-                (Report::Failure, Next::Wait { ms: BROKEN_RETRY_MS })
+                let report = if moved { Report::Interrupted } else { Report::Failure };
+                (report, Next::Wait { ms: BROKEN_RETRY_MS })
             }
             SendEnd::SourceBad(_) | SendEnd::Protocol(_) => (Report::Failure, Next::GiveUp),
         };
@@ -365,6 +374,6 @@ mod tests {
         }
         assert_eq!(quiet(&mut sender), []);
         let last = sender.step(SendInput::Tick);
-        assert_eq!(last, [SendCommand::Finish(SendOutcome::of(SendEnd::Stalled))]);
+        assert_eq!(last, [SendCommand::Finish(SendOutcome::of(SendEnd::Stalled, true))]);
     }
 }

@@ -21,6 +21,7 @@ use lockstep_core::group::{
 };
 use lockstep_core::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use lockstep_core::snapshot::chunk::{ObjectRef, Purpose};
+use lockstep_core::snapshot::send::Report;
 use lockstep_core::snapshot::{Configuration, SnapshotDesc, Verified};
 use raft::eraftpb::{Entry, MessageType};
 
@@ -453,7 +454,7 @@ impl Cluster {
         let cut = self.cut.contains(&(from.clone(), there.clone()));
         let receiver = self.processes.get_mut(&there).filter(lives);
         let mut prefers = None;
-        let ok = match receiver {
+        let report = match receiver {
             Some(Process { suspended: Some(at), .. }) if *at != desc.index && !insist && !cut => {
                 let index = *at;
                 let listed = self.processes[&from].group.as_ref().map(|g| g.recovery_state());
@@ -463,7 +464,7 @@ impl Cluster {
                 let other = ObjectRef { term: 0, index, digest: [0; 16] };
                 prefers = Some(found.map_or(other, object));
                 self.tell(format!("{there} prefers snapshot {index}"));
-                false
+                Report::Failure
             }
             Some(process) if !cut && self.bulk != Some(Bulk::Fail) => {
                 let hold = put(&process.store, &desc, bytes);
@@ -480,15 +481,14 @@ impl Cluster {
                         format!("{there} does not need snapshot {index} now")
                     }
                 });
-                true
+                Report::Finish
             }
             Some(_) | None => {
                 self.tell(format!("the transfer to {} fails", self.name_of(to)));
-                false
+                Report::Interrupted
             }
         };
-        let moved = prefers.is_none();
-        self.event(&from, Event::TransferEnded { to, purpose, ok, moved, prefers });
+        self.event(&from, Event::TransferEnded { to, purpose, report, prefers });
         true
     }
 

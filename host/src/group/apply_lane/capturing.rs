@@ -60,8 +60,8 @@ impl ApplyLane {
         if let Some(why) = self.snapshot_traps.pause(now) {
             return failed(&why);
         }
-        if self.tools.gauges.snapshots_hang().is_some() {
-            return failed(&self.tools.gauges.not_answering());
+        if let Some(hanging) = self.tools.gauges.snapshots_hang() {
+            return failed(&hanging.to_string());
         }
         let last = self.listed().first().map(|desc| next_length(desc.length));
         let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
@@ -79,7 +79,7 @@ impl ApplyLane {
         };
         let gauges = &self.tools.gauges;
         let begun = Begun::begin(&*self.tools.store, &gauges.store, header)?;
-        let written = begun.write(&self.ledger.encode_envelope(), &mut **guest, &gauges.pen);
+        let written = begun.write(&self.ledger.encode_envelope(), &mut **guest);
         match written {
             Ok(Ok(capture)) => {
                 self.snapshot_traps.succeeded(self.tools.group);

@@ -138,6 +138,8 @@ fn a_segment_that_cannot_be_read_is_told() {
     let [LogOutput::Damaged { group: GroupId(1), below }] = outputs[..] else {
         panic!("{outputs:?}")
     };
+    assert_eq!(writer.keepers(&outputs, |group| group == GroupId(1)), [""; 0]);
+    assert_eq!(writer.keepers(&outputs, |group| group == GroupId(2)), ["g"], "it may not run");
     assert!(reader.entries(GroupId(1), below, below + 1, 1).is_ok());
     assert!(reader.entries(GroupId(1), below - 1, below, 1).is_err());
 }

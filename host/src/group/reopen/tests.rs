@@ -76,7 +76,7 @@ fn a_snapshot_directory_that_cannot_be_listed_is_waited_for() {
     let disk = Disk {
         fs: Arc::new(fs.clone()),
         cluster: identity.cluster,
-        snapshots: SnapshotDir::Inside(dir),
+        snapshots: SnapshotDir::Usable(dir),
         quota: quota(),
         waits: false,
     };

@@ -7,13 +7,16 @@ use prost::Message as _;
 use tokio::task::JoinSet;
 use tonic::Request;
 use tonic::metadata::BinaryMetadataValue;
+use tonic::transport::Channel;
 
 use super::calls::{apply, metadata, raw};
 use super::*;
 use crate::budget::Share;
 use crate::rpc::links::Link;
 use crate::rpc::peer_link::hello_to;
-use crate::rpc::proto::client::QueryRequest;
+use crate::rpc::proto::client::lockstep_client::LockstepClient;
+use crate::rpc::proto::client::stream_answer::Answer as Said;
+use crate::rpc::proto::client::{ApplyStreamRequest, QueryRequest, StatusRequest, StreamCommand};
 
 #[tokio::test]
 async fn a_call_is_forwarded_once() {
@@ -152,9 +155,16 @@ async fn no_call_is_forwarded_into_another_cluster() {
     check_misdirected((1, Some(2)), GROUP, "another one (lineage 01010101").await;
 }
 
-/// Node 2 takes a node of another cluster or lineage for its leader, and is asked to apply a
-/// command to a group that is there or not.
-async fn check_misdirected((cluster, lineage): (u8, Option<u8>), group: &str, told: &str) {
+/// A node that takes node 1 for its leader, and what answers at the address that it has for it.
+struct Astray {
+    node: Node,
+    nodes: BTreeMap<NodeId, String>,
+    stranger: Node,
+    theirs: Shared,
+}
+
+/// Node 2 of cluster 1, for which a node of another cluster or lineage stands at node 1's address.
+async fn astray(stranger: (u8, Option<u8>), linked: bool) -> Astray {
     let listener = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let (there, here) = (listener().await, listener().await);
     let address = |listener: &TcpListener| listener.local_addr().expect("it is bound").to_string();
@@ -171,11 +181,60 @@ async fn check_misdirected((cluster, lineage): (u8, Option<u8>), group: &str, to
             inbox: Arc::new(NoInbox),
             limits: PortLimits::default(),
             versions: PeerVersions::OURS,
+            linked,
         };
         (Node::start(setup, listener, shared.clone()), shared)
     };
-    let (stranger, theirs) = start(1, (cluster, lineage), there);
+    let (stranger, theirs) = start(1, stranger, there);
     let (node, _ours) = start(2, (1, Some(1)), here);
+    Astray { node, nodes, stranger, theirs }
+}
+
+/// A node whose links show that another cluster's node stands at its leader's address: its clients
+/// are told so, and nobody is told that address.
+#[tokio::test]
+async fn no_client_is_sent_into_another_cluster() {
+    let Astray { node, nodes, stranger, theirs } = astray((7, Some(1)), true).await;
+    let (mut raw, wrong) = (raw(&node).await, &nodes[&NodeId(1)]);
+    let told = "this is node 1 of cluster \"cluster 7\", not of \"cluster 1\"";
+    let refused = async |raw: &mut LockstepClient<Channel>| {
+        let status = raw.status(StatusRequest::default()).await.expect("it is answered");
+        let status = status.into_inner();
+        status.peer_errors.iter().any(|peer| peer.error.contains(told)).then_some(status)
+    };
+    let status = patiently("the link to be refused", async {
+        loop {
+            if let Some(status) = refused(&mut raw).await {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!((status.groups[0].leader_node, &*status.groups[0].leader_address), (1, ""));
+
+    let status = raw.apply(apply("a")).await.expect_err("the leader is not there");
+    assert_eq!(metadata(&status, "lockstep-refusal"), "leader-unreachable");
+    assert_eq!(metadata(&status, "lockstep-leader"), "");
+    assert!(status.message().contains(told) && !status.message().contains(wrong), "{status:?}");
+
+    let command = StreamCommand { tag: 1, sequence: 0, command: Bytes::from_static(b"b") };
+    let group = GROUP.to_owned();
+    let message = ApplyStreamRequest { group, commands: vec![command], ..Default::default() };
+    let answers = raw.apply_stream(tokio_stream::iter([message])).await.expect("it begins");
+    let answer = patiently("an answer", answers.into_inner().message()).await;
+    let answer = answer.expect("an answer comes first").expect("the stream goes on").answers;
+    let Some(Said::Refused(refusal)) = &answer[0].answer else { panic!("{answer:?}") };
+    assert_eq!((&*refusal.refusal, &*refusal.leader), ("not-leader", ""));
+    assert!(refusal.message.contains(told) && !refusal.message.contains(wrong), "{refusal:?}");
+    assert!(theirs.lock().applied.is_empty());
+    drop(stranger);
+}
+
+/// Node 2 takes a node of another cluster or lineage for its leader, and is asked to apply a
+/// command to a group that is there or not.
+async fn check_misdirected(who: (u8, Option<u8>), group: &str, told: &str) {
+    let Astray { node, nodes, stranger, theirs } = astray(who, false).await;
     let mut to = apply("a");
     let known = group == GROUP;
     let refused = if known {

@@ -25,8 +25,9 @@ fn receiver_on(
     let nodes = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), address)]);
     let limits = PortLimits::default();
     let advertised = BTreeMap::new();
-    let (node, lineage) = (NodeId(2), None);
-    let setup = Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions };
+    let (node, lineage, linked) = (NodeId(2), None, false);
+    let setup =
+        Setup { node, cluster, lineage, nodes, advertised, inbox, limits, versions, linked };
     Node::start(setup, listener, Shared::default())
 }
 
@@ -136,6 +137,39 @@ async fn strangers_are_refused_with_a_reason() {
     let (nodes, _) = cluster(3).await;
     let (transport, _lost) = sender(3, &nodes[0].address);
     error_with(&transport, "this is node 1, not node 2").await;
+}
+
+/// An address is wrong while another node answers there. It is no longer once the peer itself does.
+#[tokio::test]
+async fn an_address_is_wrong_until_the_peer_answers_there() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let other = receiver_on(listener, 9, Arc::new(NoInbox), PeerVersions::OURS);
+    let address = other.address.clone();
+    let (transport, _lost) = sender(1, &address);
+    let router = Router::new(NodeId(1), [], Addresses::default());
+    let router = router.knowing(transport.wrong_addresses());
+    let is_wrong = || router.wrong_address(NodeId(2)).is_some();
+    assert!(!is_wrong(), "nothing is known yet");
+    error_with(&transport, "cluster 9").await;
+    assert!(is_wrong());
+    other.stop().await;
+    error_with(&transport, "cannot reach").await;
+    assert!(is_wrong(), "who is silent proves nothing");
+
+    let listener = TcpListener::bind(&address).await.expect("the port is free again");
+    let mut right = receiver_on(listener, 1, Arc::new(NoInbox), PeerVersions::OURS);
+    first_arrival(&transport, &mut right).await;
+    assert!(!is_wrong());
+}
+
+/// A node that does not know this one is at its address all the same.
+#[tokio::test]
+async fn a_node_that_does_not_know_us_is_the_right_one() {
+    let unconfigured = receiver(1, Arc::new(NoInbox)).await;
+    let (transport, _lost) = sender(3, &unconfigured.address);
+    error_with(&transport, "node 3 is not a peer of node 2").await;
+    let router = Router::new(NodeId(3), [], Addresses::default());
+    assert_eq!(router.knowing(transport.wrong_addresses()).wrong_address(NodeId(2)), None);
 }
 
 /// A node of the next release and one of this release, each way round, exchange frames and

@@ -1,6 +1,7 @@
 //! What opening a store finds in a snapshot directory, and what it removes.
 
 use super::*;
+use crate::fs::DiskFs;
 use crate::fs::mem::LateFull;
 
 /// Directory names with the characters of glob patterns are taken literally.
@@ -194,4 +195,30 @@ fn a_fresh_directory_is_durable() {
     drop(opened.expect("the store opens"));
     fs.crash();
     assert!(fs.has(&layout::part_dir(dir)));
+}
+
+/// A directory that goes while its store is open, as when its filesystem is unmounted, is not made
+/// again: snapshots would lie on another disk. Once it is back, the store goes on.
+#[test]
+fn a_directory_that_is_gone_is_not_made_again() {
+    let temporary = tempfile::tempdir().expect("a temporary directory");
+    let (mounted, away) = (temporary.path().join("mounted"), temporary.path().join("away"));
+    let dir = mounted.join("g/snap");
+    let quota = Budget::new(limits_of(1 << 40, 0, 4)).quota(u64::MAX);
+    let opened = SnapshotStore::open(Arc::new(DiskFs), dir.clone(), identity(), quota, &state(&[]));
+    let (mut store, _) = opened.expect("the store opens");
+    std::fs::rename(&mounted, &away).expect("it can be moved");
+    let captured = take(&mut store, 10, b"x").expect_err("it is gone");
+    let received = store.receive(&header(&desc(20, b"y"))).expect_err("it is gone");
+    for refusal in [captured, received] {
+        let said = refusal.to_string();
+        assert!(said.contains("g/snap is gone; mount its filesystem"), "{said}");
+    }
+    assert!(!mounted.exists(), "nothing was made");
+    std::fs::rename(&away, &mounted).expect("it can be moved back");
+    let taken = take(&mut store, 10, b"x").expect("it is back");
+    assert_eq!(store.recoverable(&taken.desc), Ok(()));
+    drop(taken);
+    std::fs::remove_dir(layout::part_dir(&dir)).expect("nothing is staged");
+    take(&mut store, 30, b"z").expect("what lies in the directory may be made again");
 }

@@ -193,11 +193,40 @@ fn a_refusal_is_a_warning_with_group_index_and_cause() {
 fn outbound_transfers_are_bounded() {
     let bed = Bed::new();
     let most = bed.budget.limits().outbound;
-    let mut slots: Vec<_> = (0..most).map(|_| bed.budget.take_outbound()).collect();
+    let disk = Arc::<SnapshotDisk>::default();
+    let mut slots: Vec<_> = (0..most).map(|_| bed.budget.take_outbound(&disk)).collect();
     assert!(slots.iter().all(Option::is_some));
-    assert!(bed.budget.take_outbound().is_none(), "{most} at once");
+    assert!(bed.budget.take_outbound(&disk).is_none(), "{most} at once");
     slots.pop();
-    assert!(bed.budget.take_outbound().is_some());
+    assert!(bed.budget.take_outbound(&disk).is_some());
+}
+
+/// All places of the host are held by groups whose disk hangs. A group on another disk sends and
+/// receives, and those whose disk hangs begin nothing more.
+#[test]
+fn transfers_that_a_disk_holds_are_missing_to_nobody() {
+    let mut bed = Bed::new();
+    let limits = bed.budget.limits();
+    let slow = Arc::<SnapshotDisk>::default();
+    let groups = (0..=limits.inbound).map(|_| bed.budget.quota_on(Arc::clone(&slow), u64::MAX));
+    let groups: Vec<_> = groups.collect();
+    let inbound: Vec<_> = groups.iter().map(|group| group.take_inbound()).collect();
+    assert_eq!(inbound.iter().flatten().count(), limits.inbound);
+    let outbound: Vec<_> = (0..limits.outbound).map(|_| bed.budget.take_outbound(&slow)).collect();
+    assert!(outbound.iter().all(Option::is_some));
+    let fine = Arc::<SnapshotDisk>::default();
+    assert!(bed.budget.take_outbound(&fine).is_none(), "they may only be slow");
+    bed.store.reserve(&header(&desc(10, b"a"))).expect_err("they may only be slow");
+
+    let hang = slow.hang();
+    assert!(bed.budget.take_outbound(&fine).is_some());
+    bed.store.reserve(&header(&desc(10, b"a"))).expect("it has another disk");
+    assert!(bed.budget.take_outbound(&slow).is_none());
+    assert!(groups.iter().all(|group| group.take_inbound().is_none()));
+
+    drop((hang, inbound, outbound));
+    assert!(bed.budget.take_outbound(&slow).is_some());
+    assert!(groups[0].take_inbound().is_some());
 }
 
 /// Two groups share space for three objects. The one that is refused gets what the other gives up,
@@ -409,4 +438,30 @@ fn room_that_is_in_use_postpones() {
     bed.store.list_durable(&[new], &[]);
     assert_eq!(bed.files().len(), 1);
     assert_eq!(refused(&mut bed), None);
+}
+
+/// What a listed name holds, the log says and not a peer: an object of that name with another
+/// format replaces neither a good one nor a damaged one.
+#[test]
+fn a_peers_descriptor_does_not_decide_what_a_listed_name_holds() {
+    let bytes = payload(1000);
+    for damaged in [false, true] {
+        let mut bed = Bed::new();
+        let listed = bed.take_listed(&[(10, &bytes)]).remove(0);
+        if damaged {
+            bed.fs.corrupt(&bed.path(&listed), 200).expect("the file is there");
+        }
+        let (before, used) = (bed.fs.image(), bed.budget.used());
+        let other = SnapshotDesc { format: 2, ..listed.clone() };
+        let reads_both = Expected { formats: 1..=2, ..expected() };
+        let header = offer(&other).validate(&reads_both).expect("the offer is in order");
+        let reservation = bed.store.reserve(&header).expect("there is space");
+        let mut writer = bed.store.create(reservation).expect("a staging file");
+        writer.write_all(&bytes).expect("it writes");
+        let sealed = bed.store.seal(writer.finish().expect("it is whole"));
+        let refusal = sealed.expect_err("the log lists another");
+        assert!(matches!(refusal, SnapshotRefusal::Incompatible { .. }), "{refusal}");
+        assert!(bed.fs.image() == before, "damaged: {damaged}");
+        assert_eq!(bed.budget.used(), used, "damaged: {damaged}");
+    }
 }

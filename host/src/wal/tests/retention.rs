@@ -48,13 +48,14 @@ fn an_idle_group_pins_nothing_and_keeps_its_entries() {
 fn much_live_data_pins_its_segment_and_says_whose_it_is() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..5, 1, 600))]).expect("there is room");
+    let pins = RecoveryState { group: "pins".to_owned(), ..state(1, 0, 0) };
+    wal.append_and_tidy(&[job(2, pins, entries(1..5, 1, 600))]).expect("there is room");
     let mut index = 1_u64;
     while wal.stats().segments == 1 {
         append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
         index += 1;
     }
-    assert_eq!(wal.stats().pinned_by, Some(GroupId(2)));
+    assert_eq!(wal.stats().pinned_by.as_deref(), Some("pins"));
     assert!(wal.shared.segments().contains_key(&1));
     wal.append_and_tidy(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
     for index in index..index + 8 {

@@ -11,6 +11,7 @@ use lockstep_core::fault::Stall;
 use lockstep_core::limits;
 
 /// A thread's disk operation.
+#[derive(Debug)]
 pub(crate) struct DiskWatch {
     /// What lies on the disk, for messages.
     what: &'static str,
@@ -40,7 +41,14 @@ impl DiskWatch {
 
     /// Runs a disk operation, noting its begin and its end.
     pub(crate) fn at_disk<T>(&self, operation: impl FnOnce() -> T) -> T {
-        self.since_us.store(self.now_us(), Ordering::Relaxed);
+        self.at_disk_beyond(Duration::ZERO, operation)
+    }
+
+    /// Runs a disk operation of which the first part, `allowed`, does not count, because it takes
+    /// as long as what there is to write.
+    pub(crate) fn at_disk_beyond<T>(&self, allowed: Duration, operation: impl FnOnce() -> T) -> T {
+        let since_us = self.now_us() + allowed.as_micros() as u64;
+        self.since_us.store(since_us, Ordering::Relaxed);
         let back = Back(self);
         let done = operation();
         drop(back);
@@ -84,6 +92,12 @@ impl Hanging {
     }
 }
 
+impl std::fmt::Display for Hanging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the disk of {} has not answered for {} s", self.dir, self.ms / 1000)
+    }
+}
+
 /// Notes that the operation ended, even if it panicked.
 struct Back<'a>(&'a DiskWatch);
 
@@ -100,6 +114,21 @@ impl Drop for Back<'_> {
 
 fn under_way(since_us: u64, now_us: u64) -> u64 {
     if since_us == AWAY { 0 } else { now_us.saturating_sub(since_us) }
+}
+
+#[cfg(test)]
+impl DiskWatch {
+    /// The watch of an operation that has hung for a minute.
+    pub(crate) fn hung(what: &'static str, dir: &Path) -> Self {
+        let mut watch = Self::new(what, dir);
+        watch.epoch = Instant::now().checked_sub(Duration::from_secs(60)).expect("it ran so long");
+        watch.since_us.store(0, Ordering::Relaxed);
+        watch
+    }
+
+    pub(crate) fn is_at_disk(&self) -> bool {
+        self.since_us.load(Ordering::Relaxed) != AWAY
+    }
 }
 
 #[cfg(test)]
@@ -128,5 +157,9 @@ mod tests {
             assert!(watch.answered() >= Duration::from_secs(50));
             assert_eq!(watch.hanging(), None);
         });
+        watch.at_disk_beyond(Duration::from_secs(30), || {
+            assert_eq!((watch.under_way(), watch.is_at_disk()), (Duration::ZERO, true));
+        });
+        assert!(!watch.is_at_disk());
     }
 }
