@@ -106,8 +106,8 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
 
 /// Creates a directory and its missing ancestors, making each name durable before the next one. The
 /// lowest directory that exists may have been created by an earlier process that ended before it
-/// made the name durable, so that name is synced as well. Failing to is no error, for the directory
-/// may also belong to somebody else.
+/// made the name durable, so that name is synced as well, unless the directory that holds it is not
+/// this process's to sync.
 pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     // A path that cannot be looked up, such as one below a file, counts as missing: creating it
     // gives the reason.
@@ -116,13 +116,29 @@ pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     if let Some(there) = dir.ancestors().nth(missing.len())
         && there.parent().is_some()
     {
-        let _as_far_as_it_goes = make_durable(fs, there);
+        match make_durable(fs, there) {
+            Err(error) if !is_not_ours(&error) && !planted("leave_a_name_unsynced") => {
+                return Err(error);
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     for dir in missing.into_iter().rev() {
         fs.create_dir_all(dir)?;
         make_durable(fs, dir)?;
     }
     Ok(())
+}
+
+/// Whether a directory could not be synced because of whose, or of what kind, it is.
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Unsupported
+    )
 }
 
 /// Whether an error means that there is no space: on the disk, or within a disk quota.

@@ -6,6 +6,7 @@
 //! - [`Fault`]: this replica must stop serving; a fault never becomes an answer.
 
 use crate::ids::{Lineage, ModuleId, NodeId};
+use crate::memory::MemoryUse;
 
 /// A replicated answer that says no to a request.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ pub enum Refusal {
     LogFull { bytes: u64, bound: u64 },
     #[error(
         "the state machine has {bytes} bytes of memory, limit {most}; from {bound} on commands are \
-         refused, except those that make room"
+         refused, {}", memory_exception(*bound, *most)
     )]
     MemoryHigh { bytes: u64, bound: u64, most: u64 },
     #[error(
@@ -114,6 +115,12 @@ impl Refusal {
             | Self::ShuttingDown => None,
         }
     }
+}
+
+/// Which commands are taken above a bound of memory.
+fn memory_exception(bound: u64, most: u64) -> &'static str {
+    let all = MemoryUse { bytes: 0, most }.relief() <= bound;
+    if all { "those that make room, too" } else { "except those that make room" }
 }
 
 /// The bytes of disk or log that a replica lacks to take commands.

@@ -65,6 +65,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("lead_without_votes", "a candidate leads without a majority of the votes"),
     ("leak_parts", "broken transfers leave their staging files behind"),
     ("leak_unlisted", "objects that nobody needs are kept"),
+    ("leave_a_name_unsynced", "the name of a directory that is there counts as durable"),
     ("leave_one_by_one", "the commands of a stream that ends lose their client one by one"),
     ("leave_sessions_open", "`lockstep apply` leaves its session open if the command fails"),
     ("led_by_the_silent", "a leader that was not heard for long is still named as the leader"),

@@ -179,6 +179,13 @@ impl Link {
         now.saturating_duration_since(self.began + active)
     }
 
+    /// Orders connections by how little they would miss their place: first those that have not sent
+    /// anything of a call yet, then by how long they have been silent. A client that pauses between
+    /// two calls does not yield to a crowd that never calls.
+    fn idleness(&self, now: Instant) -> (bool, Duration) {
+        (self.traffic().0 == 0, self.silent_for(now))
+    }
+
     /// Whether the connection may be closed in favour of another one.
     fn may_go(&self, now: Instant) -> bool {
         let silent = !self.has_calls() || self.silent_for(now) > SILENT;
@@ -242,7 +249,7 @@ impl Links {
         if full || own_full {
             let candidates = here().filter(|link| link.may_go(now) && !link.is_on_probation());
             let candidates = candidates.filter(|link| !own_full || link.remote == remote);
-            let most = |link: &Arc<Link>| (held[&link.remote], link.silent_for(now));
+            let most = |link: &Arc<Link>| (held[&link.remote], link.idleness(now));
             match candidates.max_by_key(|link| most(link)).cloned() {
                 Some(victim) => {
                     self.evicted.fetch_add(1, Ordering::Relaxed);
@@ -273,13 +280,10 @@ impl Links {
     /// Makes the longest silent connection leave, if one may: the process has no descriptor left.
     pub(super) fn make_room(&self, now: Instant) {
         let state = self.lock();
-        let mut idle = state.links.values().filter(|link| link.may_go(now) && !link.is_leaving());
-        if let Some(first) = idle.next() {
-            let longest = idle.fold(first, |longest, link| {
-                if link.silent_for(now) > longest.silent_for(now) { link } else { longest }
-            });
+        let idle = state.links.values().filter(|link| link.may_go(now) && !link.is_leaving());
+        if let Some(victim) = idle.max_by_key(|link| link.idleness(now)) {
             self.evicted.fetch_add(1, Ordering::Relaxed);
-            longest.leave();
+            victim.leave();
         }
     }
 

@@ -7,6 +7,7 @@
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
+use lockstep_core::memory::MemoryUse;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Code, Status};
 
@@ -161,15 +162,19 @@ impl Refused {
     /// The call could not be forwarded to the leader; `unknown` if it may have arrived
     /// nevertheless.
     pub(super) fn unreachable(leader: NodeId, group: &str, why: &str, unknown: bool) -> Self {
+        if unknown {
+            let message = format!(
+                "group \"{group}\": the call was forwarded to the leader, node {leader}, and no \
+                 answer came: {why}; a command may or may not have been applied, so only a retry \
+                 under the same session and sequence is safe"
+            );
+            return Self { unknown, ..Self::nothing(Code::Unknown, "unknown", message) };
+        }
         let message = format!(
             "group \"{group}\": the call could not be forwarded to the leader, node {leader}: \
              {why}; ask that node, or try again"
         );
-        if unknown {
-            Self { unknown, ..Self::nothing(Code::Unknown, "unknown", message) }
-        } else {
-            Self::nothing(Code::Unavailable, "leader-unreachable", message)
-        }
+        Self::nothing(Code::Unavailable, "leader-unreachable", message)
     }
 
     fn nothing(code: Code, word: &'static str, message: String) -> Self {
@@ -250,6 +255,11 @@ fn way_out(refusal: &Refusal) -> &'static str {
         | Refusal::DiskFull { .. }
         | Refusal::CheckpointTooSoon { .. } => "",
         Refusal::LogFull { .. } => "; `lockstep status` says why",
+        Refusal::MemoryHigh { bound, most, .. }
+            if *bound >= MemoryUse { bytes: 0, most: *most }.relief() =>
+        {
+            "; if no rebuild releases memory, only a group with more `memory` can take the state"
+        }
         Refusal::MemoryHigh { .. } => "; `lockstep apply --relief` sends one that frees memory",
     }
 }

@@ -59,22 +59,26 @@ impl ApplyLane {
                 Ok(QueryAnswer { result: answered(result)?, applied: moment.index, halted })
             }
             Err(fault) => {
-                self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(group = %self.tools.group, %fault, "a query faulted");
                 if self.rebuild_if_lost() {
                     let after = self.tools.clock.running();
                     self.query_guard.note(after, asker, request, after.saturating_sub(now));
                 }
-                let cause = fault.to_string();
-                Err(match fault.class {
+                let (group, cause) = (&self.tools.group, fault.to_string());
+                match fault.class {
+                    // It says nothing about the guest: any client can ask for too much.
                     FaultClass::OutOfFuel | FaultClass::OutOfMemory => {
-                        Refusal::QueryTooMuch { cause }
+                        tracing::debug!(%group, cause, "a query asked for too much");
+                        Err(Refusal::QueryTooMuch { cause })
                     }
                     FaultClass::Trap
                     | FaultClass::StackOverflow
                     | FaultClass::Refused
-                    | FaultClass::Host => Refusal::QueryFaulted { cause },
-                })
+                    | FaultClass::Host => {
+                        self.tools.gauges.guest_faults.fetch_add(1, Ordering::Relaxed);
+                        tracing::warn!(%group, cause, "a query faulted");
+                        Err(Refusal::QueryFaulted { cause })
+                    }
+                }
             }
         }
     }

@@ -197,6 +197,28 @@ fn a_fresh_directory_is_durable() {
     assert!(fs.has(&layout::part_dir(dir)));
 }
 
+/// Whatever failed while its directories were made, an object that was taken outlives a power loss.
+#[test]
+fn what_is_taken_stays_whatever_failed_before() {
+    let mut taken = 0;
+    for (first, second) in (1..20).flat_map(|first| (1..20).map(move |second| (first, second))) {
+        let fs = MemFs::with_dir(Path::new("/mnt"));
+        let dir = Path::new("/mnt/g/snap");
+        let quota = Budget::new(limits_of(1 << 40, 0, 4)).quota(u64::MAX);
+        fs.fail_op(fs.ops() + first, DiskFault::Full);
+        let door: Arc<dyn Fs> = Arc::new(fs.clone());
+        let opened = SnapshotStore::open(door, dir.into(), identity(), quota, &state(&[]));
+        let (mut store, _) = opened.expect("a full disk is waited for");
+        fs.fail_op(fs.ops() + second, DiskFault::Full);
+        let Ok(verified) = take(&mut store, 10, b"x") else { continue };
+        fs.crash();
+        let object = dir.join(ObjectName::of(&verified.desc).file());
+        assert!(fs.has(&object), "operations {first} and {second} failed");
+        taken += 1;
+    }
+    assert!(taken > 0);
+}
+
 /// A directory that goes while its store is open, as when its filesystem is unmounted, is not made
 /// again: snapshots would lie on another disk. Once it is back, the store goes on.
 #[test]
