@@ -154,6 +154,14 @@ pub fn is_short(error: &io::Error) -> bool {
     is_full(error) || descriptors || error.kind() == io::ErrorKind::OutOfMemory
 }
 
+/// Whether the filesystem has no locks, or none left to give.
+pub fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || os_code(error) == Some(NO_LOCKS)
+}
+
+/// ENOLCK, which has no kind of its own.
+const NO_LOCKS: i32 = 37;
+
 /// ENFILE and EMFILE, which have no kind of their own.
 const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 

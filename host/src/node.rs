@@ -44,7 +44,7 @@ use crate::rpc::server::{Front, Services};
 use crate::rpc::versions::PeerVersions;
 pub use crate::starting::StartError;
 use crate::starting::{once_there_is_room, thread};
-use crate::store::layout::snapshot_dir;
+use crate::store::layout::{ObjectName, snapshot_dir};
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
 
@@ -363,8 +363,9 @@ fn snapshot_dir_of_group(
     let Some(dir) = spec.snapshot_dir.clone() else {
         return SnapshotDir::Usable(snapshot_dir(data.path(), &spec.name));
     };
-    let listed = known.is_some_and(|group| !group.state.snapshots.is_empty());
-    let take = || data.take_snapshots(fs, config, &spec.name, &dir, listed);
+    let listed = known.iter().flat_map(|group| &group.state.snapshots);
+    let listed: Vec<String> = listed.map(|desc| ObjectName::of(desc).file()).collect();
+    let take = || data.take_snapshots(fs, config, &spec.name, &dir, &listed);
     match once_there_is_room(SnapshotDirError::is_short, take) {
         Ok(()) => SnapshotDir::Usable(dir),
         Err(error) if error.is_full() => {

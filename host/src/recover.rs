@@ -35,6 +35,12 @@ pub enum RecoverError {
          run the command again", path.display()
     )]
     Full { path: PathBuf, bytes: u64, why: String },
+    #[error(
+        "no space for {bytes} bytes of log in {}: {why}; the snapshots of group {group:?} are \
+         deleted, and the log still has the group: free disk space, then run the command again",
+        path.display()
+    )]
+    HalfForgotten { group: String, path: PathBuf, bytes: u64, why: String },
     #[error("{} is not the data directory of a node that ran: nothing was touched", .0.display())]
     NoData(PathBuf),
     #[error("the log in {} knows no group {group:?}; it has {known}", data.display())]
@@ -178,7 +184,13 @@ impl StoppedGroup {
             removed = removed.and_then(|()| self.data.forget_snapshots(fs, &self.group));
         }
         removed.map_err(|source| RecoverError::Files { dir, source })?;
-        self.wal.drop_group(GroupId::of_name(&self.group))?;
+        let dropped = self.wal.drop_group(GroupId::of_name(&self.group));
+        dropped.map_err(|error| match RecoverError::from(error) {
+            RecoverError::Full { path, bytes, why } => {
+                RecoverError::HalfForgotten { group: self.group, path, bytes, why }
+            }
+            other => other,
+        })?;
         while self.wal.housekeep()? {}
         Ok(())
     }

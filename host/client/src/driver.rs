@@ -120,13 +120,19 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut pace = Pace::of_streams();
+        let (mut pace, mut rested) = (Pace::of_streams(), Instant::now());
         loop {
             if self.commands.is_empty() {
                 match self.jobs.recv().await {
                     Some(job) => self.admit(job),
                     None => return,
                 }
+            }
+            // The pause is kept even if no command outlived what made it necessary.
+            let pause = rested.saturating_duration_since(Instant::now());
+            if !pause.is_zero() {
+                self.meanwhile(tokio::time::sleep(pause), pause).await;
+                continue;
             }
             let target = self.client.routes().target();
             let (address, is_leader) = (target.address.clone(), target.is_leader);
@@ -140,8 +146,7 @@ impl Driver {
             let led = is_leader || useful;
             let pause = pace.after(self.client.routes(), &address, led, &failed);
             self.leave(failed, by);
-            self.meanwhile(tokio::time::sleep(pause), pause).await;
-            self.expire();
+            rested = Instant::now() + pause;
         }
     }
 

@@ -580,10 +580,13 @@ impl Shared {
         }
         (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
         (seen.applied, seen.halted) = (frame.applied, frame.halted);
-        (seen.short, seen.clocks) = (frame.short, (frame.wall_ms, self.wall_ms));
-        seen.stalled = frame.stalled;
-        (seen.memory, seen.snapshot) = (frame.memory, frame.snapshot);
-        (seen.guest, seen.grants) = (frame.guest, frame.grants);
+        (seen.short, seen.stalled) = (frame.short, frame.stalled);
+        (seen.memory, seen.snapshot, seen.guest) = (frame.memory, frame.snapshot, frame.guest);
+        // An append may arrive long after what its sender said later. Most of that is only late
+        // until the next heartbeat; an old clock looks wrong, and an old turn is another's by now.
+        if !frame.is_append() || planted("believe_late_appends") {
+            (seen.clocks, seen.grants) = ((frame.wall_ms, self.wall_ms), frame.grants);
+        }
         seen.via = Arc::clone(&inbound.via);
         Ok(true)
     }

@@ -23,6 +23,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("believe_any_address", "clients are sent to an address where another node answers"),
     ("believe_any_count", "any boot count, however far ahead, makes a lower one superseded"),
     ("believe_any_message", "raft is given messages that no correct replica sends"),
+    ("believe_late_appends", "what an append said that arrived late is believed"),
     ("believe_older_boots", "frames from an earlier process of a replica are accepted"),
     ("believe_the_header", "an object counts as whole without being read"),
     ("capture_early", "a checkpoint's snapshot is taken before the checkpoint is applied"),

@@ -79,8 +79,8 @@ pub(crate) fn drop_group(command: &GroupCommand) -> Outcome {
 
 impl Which {
     fn open(&self) -> Result<(StoppedGroup, NodeConfig), Failure> {
-        // The log's own warnings are for a process that waits for space, as this one does not.
-        logging::start("warn,lockstep_host::wal=error", logging::Format::Text)?;
+        // The log's warnings about space are for a process that waits for some.
+        logging::start("warn,lockstep_host::wal::write=error", logging::Format::Text)?;
         let config = NodeConfig::load(&self.config).map_err(|e| Failure::Usage(e.to_string()))?;
         let stopped = StoppedGroup::open(Arc::new(DiskFs), &config, &self.group);
         Ok((stopped.map_err(|error| failed(&error))?, config))
@@ -114,9 +114,9 @@ impl Which {
 
 fn failed(error: &RecoverError) -> Failure {
     match error {
-        RecoverError::Files { .. } | RecoverError::Full { .. } => {
-            Failure::Failed(error.to_string())
-        }
+        RecoverError::Files { .. }
+        | RecoverError::Full { .. }
+        | RecoverError::HalfForgotten { .. } => Failure::Failed(error.to_string()),
         RecoverError::DataDir(_)
         | RecoverError::Log(_)
         | RecoverError::NoData(_)

@@ -8,8 +8,9 @@
 //! ```
 //! - `owner` is durable before the data directory has its record, so an interrupted start is
 //!   repeated as if it were the first.
-//! - A directory without `owner` that was used before, or in which the log lists snapshots, is
-//!   missing rather than empty, for its filesystem may not be mounted. Nothing is created there.
+//! - A directory without `owner` that was used before, or that has none of the snapshots that the
+//!   log lists in it, is missing rather than empty, for its filesystem may not be mounted. Nothing
+//!   is created there.
 //! - An empty `owner` is an operator's word that the directory is empty on purpose.
 //!
 //! A copy of a data directory has the same owner as the original. The lock keeps the two from
@@ -22,7 +23,7 @@ use lockstep_core::mutant::planted;
 
 use super::{DataDir, FORMAT, owner_of, parse_owner, read_text, write_owner};
 use crate::config::NodeConfig;
-use crate::fs::{Fs, create_dirs, is_full, is_short, make_durable};
+use crate::fs::{Fs, create_dirs, has_no_locks, is_full, is_short, make_durable};
 use crate::store::layout;
 
 /// Most characters that are quoted of another owner.
@@ -60,14 +61,14 @@ impl SnapshotDirError {
 
 impl DataDir {
     /// Takes a group's snapshot directory for use by this node: locks it, and makes it this node's
-    /// if it is new. `listed` says whether the log lists snapshots in it.
+    /// if it is new. `listed` are the files of the snapshots that the log lists.
     pub fn take_snapshots(
         &mut self,
         fs: &dyn Fs,
         config: &NodeConfig,
         group: &str,
         dir: &Path,
-        listed: bool,
+        listed: &[String],
     ) -> Result<(), SnapshotDirError> {
         let io = |doing| move |source| SnapshotDirError::Io { dir: dir.to_owned(), doing, source };
         let want = format!("{} group={group}", owner_of(config));
@@ -124,10 +125,22 @@ impl DataDir {
         if self.snapshot_locks.contains_key(dir) || planted("share_a_snapshot_directory") {
             return Ok(());
         }
-        let lock = fs.lock(&layout::lock_file(dir)).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => SnapshotDirError::Locked(dir.to_owned()),
-            _other => SnapshotDirError::Io { dir: dir.to_owned(), doing: "lock it", source },
-        })?;
+        let lock = match fs.lock(&layout::lock_file(dir)) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(SnapshotDirError::Locked(dir.to_owned()));
+            }
+            // Network filesystems may have none.
+            Err(error) if has_no_locks(&error) => {
+                tracing::warn!(dir = %dir.display(), %error, "the snapshot directory is used \
+                    without a lock: no other process may use it");
+                Box::new(())
+            }
+            Err(source) => {
+                let dir = dir.to_owned();
+                return Err(SnapshotDirError::Io { dir, doing: "lock it", source });
+            }
+        };
         self.snapshot_locks.insert(dir.to_owned(), lock);
         Ok(())
     }
@@ -140,14 +153,17 @@ impl DataDir {
         group: &str,
         dir: &Path,
         want: &str,
-        listed: bool,
+        listed: &[String],
     ) -> Result<bool, SnapshotDirError> {
         let io = |doing| move |source| SnapshotDirError::Io { dir: dir.to_owned(), doing, source };
         let owner = layout::owner_file(dir);
         if !fs.exists(&owner).map_err(io("look for its owner"))? {
             let recorded = fs.exists(&self.record(group)).map_err(io("look for its record"))?;
-            let there = fs.exists(dir).map_err(io("look for it"))?;
-            if (recorded || (listed && !there)) && !planted("make_what_is_gone") {
+            let mut there = listed.is_empty();
+            for file in listed {
+                there |= fs.exists(&dir.join(file)).map_err(io("look for its snapshots"))?;
+            }
+            if (recorded || !there) && !planted("make_what_is_gone") {
                 return Err(SnapshotDirError::Missing { dir: dir.to_owned(), owner });
             }
             return Ok(false);

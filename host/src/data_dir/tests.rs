@@ -97,6 +97,8 @@ fn no_group_that_only_this_node_hosts_is_rejoined() {
     assert!(without_lock(&fs) == before);
 }
 
+/// A snapshot that the log lists.
+const LISTED: &str = "listed";
 /// The owner of the snapshot directory of [`apart`].
 const OWNER: &str = "/mnt/c-1/g/owner";
 
@@ -121,7 +123,8 @@ fn start(fs: &MemFs, data: &str, listed: bool) -> Result<DataDir, DataDirError> 
     let mut data = DataDir::open(&door, &config, false)?;
     let spec = &config.groups[0];
     let dir = spec.snapshot_dir.clone().expect("it has one");
-    data.take_snapshots(fs, &config, &spec.name, &dir, listed)?;
+    let listed = if listed { vec![LISTED.to_owned()] } else { Vec::new() };
+    data.take_snapshots(fs, &config, &spec.name, &dir, &listed)?;
     Ok(data)
 }
 
@@ -158,14 +161,18 @@ fn a_snapshot_directory_without_its_owner_is_missing() {
     assert!(error.to_string().contains("belongs to"), "{error}");
 }
 
-/// A directory of an earlier build, which has no owner, is used on if it is there.
+/// A directory of an earlier build, which has no owner, is used on if a listed snapshot is in it.
+/// An earlier build may have made an empty one below the mount point.
 #[test]
 fn a_listed_snapshot_directory_gets_its_owner_only_if_it_is_there() {
     let fs = disk();
     let Err(error) = start(&fs, "/srv/data", true) else { panic!("it is taken") };
     assert!(matches!(error, DataDirError::Snapshots(SnapshotDirError::Missing { .. })), "{error}");
     assert!(!fs.has(Path::new("/mnt/c-1")), "nothing was made there");
-    fs.create_dir_all(Path::new("/mnt/c-1/g/snap")).expect("it is mounted");
+    let dir = Path::new("/mnt/c-1/g/snap");
+    fs.create_dir_all(dir).expect("as earlier builds did");
+    assert!(start(&fs, "/srv/data", true).is_err(), "it is empty");
+    drop(Fs::create(&fs, &dir.join(LISTED)).expect("it is mounted"));
     drop(start(&fs, "/srv/data", true).expect("it is taken over"));
     assert!(fs.has(Path::new(OWNER)));
 }

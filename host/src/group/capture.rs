@@ -50,7 +50,7 @@ pub(super) enum NoCapture {
     Unlist(Box<SnapshotDesc>),
     /// There will be space once the objects that take it are no longer in use.
     Postponed(String),
-    /// The host is taking as many snapshots as it may.
+    /// The host is taking as many snapshots as it may, or the group's last one is not listed yet.
     NoPlace(String),
     Failed(String),
 }
@@ -93,7 +93,7 @@ impl Begun {
             Ok(Err(held @ SnapshotRefusal::Held { .. })) => {
                 Err(NoCapture::Postponed(held.to_string()))
             }
-            Ok(Err(full @ SnapshotRefusal::NoPlace { .. })) => {
+            Ok(Err(full @ (SnapshotRefusal::NoPlace { .. } | SnapshotRefusal::Busy { .. }))) => {
                 Err(NoCapture::NoPlace(full.to_string()))
             }
             Ok(Err(refusal)) => Err(NoCapture::because(refusal.to_string())),

@@ -7,10 +7,10 @@
 //!   keeps it, and the group takes a snapshot and drops that part of its log. Until then the node
 //!   goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
-//! - A disk that hangs holds up nothing but its own objects: they are passed over, and one thread
-//!   for each group at most waits for the disk.
+//! - A disk that hangs holds up nothing but its own objects: they are passed over, and the thread
+//!   that read one of them ends once the disk answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lockstep_core::group::Event;
@@ -48,25 +48,18 @@ pub(super) fn start(
 
 /// Reads everything once.
 async fn round(groups: Vec<GroupHandle>, log: WalReader, stopped: watch::Receiver<bool>) {
-    let mut pace = Pace::default();
+    let pace = Pace::default();
     for group in groups {
         let snapshots = group.report().status.snapshots;
         for desc in snapshots {
             if *stopped.borrow() {
                 return;
             }
-            let (reader, index) = (group.clone(), desc.index);
-            let mut paced = std::mem::take(&mut pace);
-            let read = while_it_answers(group.snapshot_disk(), move || {
-                read_object(&reader, desc, &mut paced);
-                paced
-            });
-            match read.await {
-                Ok(paced) => pace = paced,
-                Err(why) => {
-                    let name = group.name();
-                    tracing::warn!(group = name, index, why, "a snapshot was not scrubbed");
-                }
+            let (reader, index, paced) = (group.clone(), desc.index, pace.clone());
+            let work = move || read_object(&reader, desc, &paced);
+            if let Err(why) = while_it_answers(group.snapshot_disk(), work).await {
+                let name = group.name();
+                tracing::warn!(group = name, index, why, "a snapshot was not scrubbed");
             }
         }
     }
@@ -102,7 +95,7 @@ async fn while_it_answers<T: Send + 'static>(
 }
 
 /// Reads an object whole, and reports it to its group if it is corrupt.
-fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &mut Pace) {
+fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &Pace) {
     let (name, index, bytes) = (group.name(), desc.index, desc.length);
     match group.scrub(&desc, &mut || pace.read(1 << 20)) {
         Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
@@ -125,19 +118,21 @@ fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &mut Pace) {
     }
 }
 
-/// Sleeps as much as the rate demands.
-#[derive(Default)]
+/// The rate of all readers together: one that is waited for no longer may go on beside the next.
+#[derive(Clone, Default)]
 struct Pace {
-    owed: u64,
+    owed: Arc<Mutex<u64>>,
 }
 
 impl Pace {
-    fn read(&mut self, bytes: u64) {
-        self.owed += bytes;
-        let due = Duration::from_millis(self.owed * 1000 / RATE_BYTES);
+    /// Sleeps as much as the rate demands after `bytes` were read.
+    fn read(&self, bytes: u64) {
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        *owed += bytes;
+        let due = Duration::from_millis(*owed * 1000 / RATE_BYTES);
         if due >= PAUSE {
             std::thread::sleep(due);
-            self.owed = 0;
+            *owed = 0;
         }
     }
 }

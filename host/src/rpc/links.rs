@@ -23,6 +23,8 @@ const PROBATION_MAX: usize = 16;
 /// How long nothing must have been sent or received on a connection with open streams for it to
 /// count as silent.
 const SILENT: Duration = Duration::from_secs(30);
+/// A connection that has not called for longer than this has no use for its place.
+const NEW: Duration = Duration::from_secs(5);
 
 /// One connection, as its calls and the port see it.
 pub(super) struct Link {
@@ -179,11 +181,12 @@ impl Link {
         now.saturating_duration_since(self.began + active)
     }
 
-    /// Orders connections by how little they would miss their place: first those that have not sent
-    /// anything of a call yet, then by how long they have been silent. A client that pauses between
-    /// two calls does not yield to a crowd that never calls.
+    /// Orders connections by how little they would miss their place: first those that have long had
+    /// one without sending anything of a call, then by how long they have been silent. A client
+    /// that pauses between two calls does not yield to a crowd that never calls.
     fn idleness(&self, now: Instant) -> (bool, Duration) {
-        (self.traffic().0 == 0, self.silent_for(now))
+        let silent = self.silent_for(now);
+        (self.traffic().0 == 0 && silent > NEW, silent)
     }
 
     /// Whether the connection may be closed in favour of another one.
@@ -344,6 +347,23 @@ mod tests {
         assert_eq!(port.leaving(), [2], "the older one of the address that has two");
         port.connect(5);
         assert_eq!(port.leaving(), [1, 2], "each address has one: the oldest");
+    }
+
+    /// A client between two calls keeps its place before a crowd that never calls, and newcomers do
+    /// not take each other's.
+    #[test]
+    fn who_never_called_goes_before_who_pauses() {
+        let mut port = Port::new(3);
+        for _ in 0..2 {
+            port.connect(1).received(1);
+        }
+        port.connect(1);
+        port.now += NEW + Duration::from_millis(1);
+        port.connect(1);
+        assert_eq!(port.leaving(), [3], "it has never called");
+        port.now += Duration::from_millis(1);
+        port.connect(1);
+        assert_eq!(port.leaving(), [1, 3], "the newcomer before it has not had the time to call");
     }
 
     #[test]

@@ -7,10 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockstep_core::group::{Body, Frame};
+use lockstep_core::group::Frame;
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
-use raft::eraftpb::MessageType;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -49,26 +48,9 @@ pub(super) fn peer_queue() -> (FrameSender, FrameReceiver) {
     (sender, FrameReceiver { appends, others, queued })
 }
 
-/// Whether the frame must keep its place among the other appends.
-fn is_append(frame: &Frame) -> bool {
-    match &frame.body {
-        Body::Raft(message) => {
-            message.get_msg_type() == MessageType::MsgAppend || planted("heartbeats_wait")
-        }
-        Body::Probe
-        | Body::Nothing
-        | Body::Have
-        | Body::Join
-        | Body::NotMember { .. }
-        | Body::Want(_)
-        | Body::Stranger
-        | Body::Superseded { .. } => false,
-    }
-}
-
 impl FrameSender {
     pub(super) fn try_send(&self, frame: Box<Frame>) -> Result<(), NoRoom> {
-        if !is_append(&frame) {
+        if !frame.is_append() && !planted("heartbeats_wait") {
             return self.others.try_send(frame).map_err(|_| NoRoom);
         }
         let weight = frame_weight(&frame);
@@ -106,8 +88,9 @@ impl FrameReceiver {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_core::group::Body;
     use lockstep_core::ids::{GroupId, NodeId, ReplicaId};
-    use raft::eraftpb::{Entry, Message};
+    use raft::eraftpb::{Entry, Message, MessageType};
 
     use super::*;
 

@@ -36,9 +36,10 @@ const GROW_BLOCKS: u64 = 8;
 /// Blocks after which a staging file is synced, while the next ones are written, so that the last
 /// sync is short and does not hold up the log's syncs.
 const SYNC_BLOCKS: u64 = 32;
-/// Time that the last sync takes on a slow disk that does not hang: it writes what the system has
-/// kept in memory of a large snapshot.
+/// Time that the last sync takes on a slow disk that does not hang, and the bytes that such a disk
+/// writes a second: the sync writes what the system has kept in memory of a large snapshot.
 const SYNC_PATIENCE: Duration = Duration::from_secs(30);
+const SLOW_BYTES: u64 = 10 << 20;
 
 /// A staging file being written. [`io::Write`] takes payload in any pieces.
 pub struct StagedWriter {
@@ -216,7 +217,7 @@ impl StagedWriter {
     /// Keeps what was received so that a later transfer can resume; `None` if nothing can be kept.
     pub fn suspend(mut self) -> Option<Suspended> {
         let watch = Arc::clone(&self.watch);
-        let synced = watch.at_disk_beyond(SYNC_PATIENCE, || {
+        let synced = watch.at_disk_beyond(self.sync_patience(), || {
             self.join_sync()?;
             self.file.sync()
         });
@@ -226,6 +227,10 @@ impl StagedWriter {
         }
         let (object, length) = (ObjectName::of(desc), desc.length);
         Some(Suspended { part: self.part, object, length, allocation: self.allocation })
+    }
+
+    fn sync_patience(&self) -> Duration {
+        SYNC_PATIENCE.max(Duration::from_secs(self.written / SLOW_BYTES))
     }
 
     /// What the writer's thread does at the disk.
@@ -259,7 +264,7 @@ impl StagedWriter {
         let trailer = Trailer { length, digest }.encode(&self.head);
         let at = bytes - trailer.len() as u64;
         let watch = Arc::clone(&self.watch);
-        let durable = watch.at_disk_beyond(SYNC_PATIENCE, || {
+        let durable = watch.at_disk_beyond(self.sync_patience(), || {
             self.join_sync()?;
             self.file.write_at(&trailer, at)?;
             self.file.sync()

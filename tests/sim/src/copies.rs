@@ -129,8 +129,12 @@ impl World {
         let newer = node.process.as_ref().expect("`may_put_back` checked it").lives();
         self.fall(id, false);
         self.empty_disk(id);
+        let (disk_bytes, now) = (self.setup.disk_bytes, self.now);
         let node = self.nodes.get_mut(&id).expect("a node");
+        // A copy of a sparse file takes its whole length.
+        node.free_disk(u64::MAX, now);
         fill(&node.fs, &image.files);
+        node.free_disk(disk_bytes, now);
         node.copy = Some(Copy { newer, looks: 0 });
         let down = self.rng.between(100 * MS, SECOND);
         self.after(down, Action::Start { node: id });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Shortage;
 use crate::ids::{GroupId, Lineage, ReplicaId};
@@ -68,6 +68,22 @@ impl Frame {
             guest: GuestIs::Live,
             grants: false,
             body,
+        }
+    }
+
+    /// Whether the frame has its place among others of its sender. All others may pass it on their
+    /// way.
+    pub fn is_append(&self) -> bool {
+        match &self.body {
+            Body::Raft(message) => message.get_msg_type() == MessageType::MsgAppend,
+            Body::Probe
+            | Body::Nothing
+            | Body::Have
+            | Body::Join
+            | Body::NotMember { .. }
+            | Body::Want(_)
+            | Body::Stranger
+            | Body::Superseded { .. } => false,
         }
     }
 

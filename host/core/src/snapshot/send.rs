@@ -21,7 +21,8 @@ pub enum Report {
     /// It broke off after some of the payload had been sent: the receiver may hold a part of it and
     /// resume.
     Interrupted,
-    /// It left nothing at the receiver.
+    /// It is not resumed: the receiver refused it, nothing of it was sent, or one of the ends or
+    /// the object is bad.
     Failure,
 }
 
