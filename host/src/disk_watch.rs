@@ -68,15 +68,17 @@ impl DiskWatch {
 
     /// Says that the disk does not answer, for messages.
     pub(crate) fn not_answering(&self) -> String {
-        let seconds = self.under_way().as_secs();
-        format!("the disk of {} has not answered for {seconds} s", self.dir.display())
+        self.so_far().to_string()
     }
 
     /// The operation under way, if it has taken longer than [`limits::DISK_STALL_MS`].
     pub(crate) fn hanging(&self) -> Option<Hanging> {
-        let ms = self.under_way().as_millis() as u64;
-        let dir = || self.dir.display().to_string();
-        (ms > limits::DISK_STALL_MS).then(|| Hanging { dir: dir(), ms })
+        (self.under_way().as_millis() as u64 > limits::DISK_STALL_MS).then(|| self.so_far())
+    }
+
+    fn so_far(&self) -> Hanging {
+        let (dir, ms) = (self.dir.display().to_string(), self.under_way().as_millis() as u64);
+        Hanging { dir, ms }
     }
 
     fn now_us(&self) -> u64 {

@@ -62,7 +62,6 @@ use agenda::Query;
 use askers::{Asked, Places};
 use commits::Commits;
 use deliveries::Delivery;
-
 use gauges::Gauges;
 use inbox::Judged;
 use join_watch::JoinWatch;

@@ -18,7 +18,7 @@ use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
 
 /// Longest time that a call or an attempt may take: clocks cannot add any number of seconds.
-const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
+pub const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// How a client behaves. Times beyond a year count as a year.
 #[derive(Clone, Debug)]

@@ -40,7 +40,7 @@ pub mod v1 {
     include!("generated/lockstep.v1.rs");
 }
 
-pub use client::{Client, Consistency, Options, Outcome, QueryReply, Reply};
+pub use client::{Client, Consistency, DEADLINE_MAX, Options, Outcome, QueryReply, Reply};
 pub use error::Error;
 pub use pipeline::{Pending, Pipeline};
 pub use session::Session;

@@ -119,8 +119,11 @@ impl Refusal {
 
 /// Which commands are taken above a bound of memory.
 fn memory_exception(bound: u64, most: u64) -> &'static str {
-    let all = MemoryUse { bytes: 0, most }.relief() <= bound;
-    if all { "those that make room, too" } else { "except those that make room" }
+    if (MemoryUse { bytes: 0, most }).refuses_all_from(bound) {
+        "those that make room, too"
+    } else {
+        "except those that make room"
+    }
 }
 
 /// The bytes of disk or log that a replica lacks to take commands.

@@ -25,6 +25,11 @@ impl MemoryUse {
         part(self.most, limits::MEMORY_RELIEF_PERCENT)
     }
 
+    /// Whether commands that make room are refused from this bound on as well.
+    pub fn refuses_all_from(self, bound: u64) -> bool {
+        bound >= self.relief()
+    }
+
     /// The bound from which an operator is warned.
     pub fn warning(self) -> u64 {
         part(self.soft(), limits::MEMORY_WARNING_PERCENT)

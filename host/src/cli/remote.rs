@@ -3,14 +3,11 @@
 use std::io::Read;
 use std::time::Duration;
 
-use lockstep_client::{Client, Error, Options, Outcome};
+use lockstep_client::{Client, DEADLINE_MAX, Error, Options, Outcome};
 
 use crate::cli::Failure;
 use crate::cli::format::text_or_hex;
 use crate::logging::out;
-
-/// The longest timeout: the client waits no longer.
-const YEAR_SECONDS: u64 = 365 * 24 * 3_600;
 
 /// How to reach a cluster.
 #[derive(clap::Args)]
@@ -30,7 +27,7 @@ pub(crate) struct Target {
     #[arg(
         long,
         default_value_t = 10,
-        value_parser = clap::value_parser!(u64).range(..=YEAR_SECONDS)
+        value_parser = clap::value_parser!(u64).range(..=DEADLINE_MAX.as_secs())
     )]
     timeout: u64,
 }
@@ -125,9 +122,9 @@ mod tests {
     async fn no_timeout_is_too_long_to_be_waited_for() {
         let timeout = |seconds: &str| Line::try_parse_from(["lockstep", "--timeout", seconds]);
         assert!(timeout("18446744073709551615").is_err());
-        let line = timeout(&YEAR_SECONDS.to_string()).expect("a year is fine");
+        let line = timeout(&DEADLINE_MAX.as_secs().to_string()).expect("a year is fine");
         let client = line.target.client().expect("a good endpoint");
-        assert_eq!(client.options().deadline, Duration::from_secs(YEAR_SECONDS));
+        assert_eq!(client.options().deadline, DEADLINE_MAX);
     }
 
     /// A binary command may end with the byte of a newline and must keep it.

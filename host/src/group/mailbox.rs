@@ -449,6 +449,16 @@ impl GroupHandle {
         self.report().status.snapshots.contains(desc)
     }
 
+    /// Whether an object that could not be read is bad. One that was unlisted meanwhile has gone as
+    /// it should, and for want of descriptors or memory nothing is known of it.
+    pub(crate) fn is_bad(&self, desc: &SnapshotDesc, error: &OpenError) -> bool {
+        match error {
+            OpenError::Short { .. } => false,
+            OpenError::Missing { .. } => self.lists(desc),
+            OpenError::Bad { .. } | OpenError::Disk { .. } => true,
+        }
+    }
+
     /// The replica's state, now and as it changes; any number may watch.
     pub fn watch(&self) -> watch::Receiver<ReplicaState> {
         self.inner.state.clone()

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::bulk::{self, BulkChannel, OutboundReport};
 use crate::group::{GroupHandle, Lanes, open_object};
 use crate::metrics::Transfers;
-use crate::store::{OpenError, StoreHandle, Use};
+use crate::store::{StoreHandle, Use};
 use crate::transport::Transport;
 
 /// The wait before raft hears that the receiver can never take an object, so that it does not offer
@@ -105,9 +105,7 @@ impl Work {
             Ok(reader) => reader,
             Err(error) => {
                 tracing::warn!(%group, %to, index, %error, "snapshot not sent");
-                // What was unlisted before the worker began has gone as it should.
-                let gone = matches!(error, OpenError::Missing { .. }) && !self.handle.lists(&desc);
-                if !error.is_short() && !gone {
+                if self.handle.is_bad(&desc, &error) {
                     self.handle.raise(Event::Corrupt { snapshot: desc, why: error.to_string() });
                 }
                 return End { wait: Duration::from_millis(BUSY_RETRY_MS), report: None };

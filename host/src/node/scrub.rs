@@ -98,21 +98,20 @@ async fn while_it_answers<T: Send + 'static>(
 fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &Pace) {
     let (name, index, bytes) = (group.name(), desc.index, desc.length);
     match group.scrub(&desc, &mut || pace.read(1 << 20)) {
-        Err(error @ (OpenError::Bad { .. } | OpenError::Disk { .. })) => {
+        Err(error) if group.is_bad(&desc, &error) => {
+            let is = if matches!(error, OpenError::Missing { .. }) { "missing" } else { "corrupt" };
             let why = error.to_string();
-            tracing::error!(group = name, index, why, "a snapshot is corrupt");
+            tracing::error!(group = name, index, why, "a snapshot is {is}");
             group.raise(Event::Corrupt { snapshot: desc, why });
         }
-        Err(error @ OpenError::Missing { .. }) if group.lists(&desc) => {
-            let why = error.to_string();
-            tracing::error!(group = name, index, why, "a snapshot is missing");
-            group.raise(Event::Corrupt { snapshot: desc, why });
-        }
-        Err(error @ OpenError::Short { .. }) => {
+        Err(error) if error.is_short() => {
             tracing::warn!(group = name, index, %error, "a snapshot was not scrubbed");
         }
         // An object that was unlisted meanwhile may be gone.
-        Err(OpenError::Missing { .. }) | Ok(()) => {
+        Err(_unlisted) => {
+            tracing::debug!(group = name, index, "a snapshot was unlisted before it was scrubbed");
+        }
+        Ok(()) => {
             tracing::debug!(group = name, index, bytes, "a snapshot was scrubbed");
         }
     }

@@ -165,20 +165,8 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
 /// The approximate bytes of a frame on the wire, by which the queues to peers are bounded.
 pub(crate) fn frame_weight(frame: &Frame) -> usize {
     const FIXED: usize = 128;
-    let entries = match &frame.body {
-        Body::Raft(message) => {
-            message.entries.iter().map(|e| e.data.len() + e.context.len() + 32).sum()
-        }
-        Body::Probe
-        | Body::Nothing
-        | Body::Have
-        | Body::Join
-        | Body::NotMember { .. }
-        | Body::Want(_)
-        | Body::Stranger
-        | Body::Superseded { .. } => 0,
-    };
-    FIXED + entries
+    let entries = frame.body.raft().into_iter().flat_map(|message| &message.entries);
+    FIXED + entries.map(|e| e.data.len() + e.context.len() + 32).sum::<usize>()
 }
 
 fn guest_to_wire(guest: GuestIs) -> wire::GuestIs {

@@ -255,8 +255,8 @@ fn way_out(refusal: &Refusal) -> &'static str {
         | Refusal::DiskFull { .. }
         | Refusal::CheckpointTooSoon { .. } => "",
         Refusal::LogFull { .. } => "; `lockstep status` says why",
-        Refusal::MemoryHigh { bound, most, .. }
-            if *bound >= MemoryUse { bytes: 0, most: *most }.relief() =>
+        Refusal::MemoryHigh { bytes, bound, most }
+            if (MemoryUse { bytes: *bytes, most: *most }).refuses_all_from(*bound) =>
         {
             "; if no rebuild releases memory, only a group with more `memory` can take the state"
         }

@@ -74,33 +74,13 @@ impl Frame {
     /// Whether the frame has its place among others of its sender. All others may pass it on their
     /// way.
     pub fn is_append(&self) -> bool {
-        match &self.body {
-            Body::Raft(message) => message.get_msg_type() == MessageType::MsgAppend,
-            Body::Probe
-            | Body::Nothing
-            | Body::Have
-            | Body::Join
-            | Body::NotMember { .. }
-            | Body::Want(_)
-            | Body::Stranger
-            | Body::Superseded { .. } => false,
-        }
+        self.body.raft().is_some_and(|message| message.get_msg_type() == MessageType::MsgAppend)
     }
 
     /// About how many bytes of memory the frame takes.
     pub fn bytes(&self) -> usize {
-        let entries = match &self.body {
-            Body::Raft(message) => message.entries.iter().map(crate::entry::footprint).sum(),
-            Body::Probe
-            | Body::Nothing
-            | Body::Have
-            | Body::Join
-            | Body::NotMember { .. }
-            | Body::Want(_)
-            | Body::Stranger
-            | Body::Superseded { .. } => 0,
-        };
-        size_of::<Self>() + entries
+        let entries = self.body.raft().into_iter().flat_map(|message| &message.entries);
+        size_of::<Self>() + entries.map(crate::entry::footprint).sum::<usize>()
     }
 }
 
@@ -143,6 +123,23 @@ pub enum Body {
     Superseded {
         address: String,
     },
+}
+
+impl Body {
+    /// Raft's message, if the body is one.
+    pub fn raft(&self) -> Option<&Message> {
+        match self {
+            Self::Raft(message) => Some(message),
+            Self::Probe
+            | Self::Nothing
+            | Self::Have
+            | Self::Join
+            | Self::NotMember { .. }
+            | Self::Want(_)
+            | Self::Stranger
+            | Self::Superseded { .. } => None,
+        }
+    }
 }
 
 /// A frame as it arrived, with the address it came from.

@@ -170,13 +170,11 @@ impl Hosting {
         self.keep_promises();
         self.installs.relist(self.raw.store().listed());
         if purpose == Purpose::Follow {
-            self.raw.report_snapshot(
-                to.0,
-                match report {
-                    Report::Finish => raft::SnapshotStatus::Finish,
-                    Report::Interrupted | Report::Failure => raft::SnapshotStatus::Failure,
-                },
-            );
+            let status = match report {
+                Report::Finish => raft::SnapshotStatus::Finish,
+                Report::Interrupted | Report::Failure => raft::SnapshotStatus::Failure,
+            };
+            self.raw.report_snapshot(to.0, status);
         }
     }
 
