@@ -52,6 +52,7 @@ mod raft_node;
 mod reads;
 mod ready;
 mod rebuild;
+mod retry;
 mod room;
 mod stall;
 mod status;

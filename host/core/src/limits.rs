@@ -1,5 +1,5 @@
-//! Every bound of the system, with its unit and reason. Constants that must agree are tied together
-//! by the asserts at the foot.
+//! Bounds that more than one file uses, each with its unit and reason. Constants that must agree
+//! are tied together by the asserts at the foot.
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -171,11 +171,11 @@ pub const PROOF_TICKS: u64 = 100;
 pub const WANT_RETRY_TICKS: u64 = 20;
 /// Most doublings of [`WANT_RETRY_TICKS`]: to about a minute.
 pub const WANT_RETRY_DOUBLINGS_MAX: u32 = 5;
-/// Ticks after which a replica that halted for a reason of its machine tries again; doubled each
-/// time.
-pub const HALT_RETRY_TICKS: u64 = 100;
-/// Most doublings of [`HALT_RETRY_TICKS`]: to about five minutes.
-pub const HALT_RETRY_DOUBLINGS_MAX: u32 = 5;
+/// Ticks after which a replica builds a guest again that its machine or its disk did not let it
+/// build; doubled each time.
+pub const BUILD_RETRY_TICKS: u64 = 100;
+/// Most doublings of [`BUILD_RETRY_TICKS`]: to about five minutes.
+pub const BUILD_RETRY_DOUBLINGS_MAX: u32 = 5;
 /// While a leader sends a snapshot to a follower, its next checkpoint is due after this many times
 /// the usual entries or bytes.
 pub const CHECKPOINT_PATIENCE: u64 = 2;

@@ -105,6 +105,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("rejoin_alone", "--rejoin begins a group anew that no other node has"),
     ("relief_overtakes", "a command with relief overtakes earlier ones of its stream without it"),
     ("relief_without_bound", "waiting commands are proposed however high memory is by then"),
+    ("rely_on_peers", "a replica without a guest never tries its own snapshots again"),
     ("removed_by_one_word", "one node's word removes a replica"),
     ("removed_is_failed", "a replica that left its group is taken for a failed one"),
     ("report_twice", "a transfer that ended ends again when its channel breaks"),

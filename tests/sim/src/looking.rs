@@ -198,10 +198,6 @@ impl World {
 
     fn needs_snapshot(&mut self, node: NodeId, group: GroupId) {
         self.counters.add("needs snapshot state");
-        if self.members == 1 {
-            // It has no peer to ask: its operator starts it again.
-            self.after(30 * SECOND, Action::Start { node });
-        }
         let at = &self.nodes[&node];
         let replica = at.process.as_ref().and_then(|process| process.replicas.get(&group));
         // The damage may be in the log after a good snapshot.

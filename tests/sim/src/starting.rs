@@ -94,11 +94,11 @@ impl World {
             ReplicaState::Running(Running::Halted(halt)) => {
                 halt.applied_by.is_none() || self.all_halt(*group)
             }
-            ReplicaState::Running(Running::NeedsSnapshot(_)) => self.members == 1,
             ReplicaState::Running(
                 Running::Serving
                 | Running::Restoring
                 | Running::Joining
+                | Running::NeedsSnapshot(_)
                 | Running::DiskFull(_)
                 | Running::DiskStalled(_)
                 | Running::MemoryHigh(_)

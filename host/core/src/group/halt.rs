@@ -8,24 +8,19 @@
 //! - If another replica applied that entry, the two have diverged. The halted one raises an alarm,
 //!   asks for a snapshot taken at or after the entry, and goes on from there. The group never
 //!   stops.
-//! - If its machine halted it (for lack of memory, say), it retries by itself, at growing
-//!   intervals.
+//! - If its machine halted it (for lack of memory, say), it retries by itself: see
+//!   [`super::retry`].
 
 use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 use crate::group::hosting::Hosting;
 use crate::ids::ReplicaId;
-use crate::limits;
 use crate::mutant::planted;
 
 /// What a replica remembers of its halts.
 #[derive(Default)]
 pub(super) struct Halts {
-    /// The tick at which to retry after a halt that the machine caused.
-    again_at: Option<u64>,
-    /// How many such halts came in a row.
-    in_a_row: u32,
     /// How many entries another replica applied and this one could not.
     alarms: u64,
     /// The last of these alarms, in words.
@@ -35,11 +30,6 @@ pub(super) struct Halts {
 impl Halts {
     pub(super) fn alarms(&self) -> (u64, Option<&str>) {
         (self.alarms, self.alarm.as_deref())
-    }
-
-    /// A guest was built, so the machine is able to again.
-    pub(super) fn over(&mut self) {
-        (self.again_at, self.in_a_row) = (None, 0);
     }
 }
 
@@ -85,6 +75,7 @@ impl Hosting {
     pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
         self.pipeline.halt();
         self.checkpoints.abandon_capture();
+        self.wants.guest_failed();
         if shared.state.is_stopped() {
             return self.tell_list(effects);
         }
@@ -106,9 +97,9 @@ impl Hosting {
             None => Stands::Nowhere,
         };
         if machine {
-            let wait = limits::HALT_RETRY_TICKS << self.halts.in_a_row;
-            self.halts.again_at = Some(shared.now + wait);
-            self.halts.in_a_row = (self.halts.in_a_row + 1).min(limits::HALT_RETRY_DOUBLINGS_MAX);
+            self.retry.failed(shared.now);
+        } else {
+            self.retry.over();
         }
         self.tell_list(effects);
         let halt = Halt { fault, stands, applied_by: None };
@@ -134,10 +125,6 @@ impl Hosting {
 
     pub(super) fn tick_halt(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let Some(halt) = shared.halt() else { return };
-        if self.halts.again_at.is_some_and(|at| shared.now >= at) && !self.pipeline.is_restoring() {
-            self.halts.again_at = None;
-            return self.restart(shared, effects);
-        }
         if halt.applied_by.is_none()
             && let Some(entry) = halt.fault.entry()
             && let Some(replica) = shared.applied_by(entry)

@@ -22,6 +22,7 @@ use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
 use crate::group::rebuild::Rebuilds;
+use crate::group::retry::Retry;
 use crate::group::status::Leads;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
@@ -48,6 +49,7 @@ pub(crate) struct Hosting {
     pub(super) catch_ups: CatchUps,
     pub(super) wants: Wants,
     pub(super) halts: Halts,
+    pub(super) retry: Retry,
     pub(super) proof: Proof,
     pub(super) non_member: NonMember,
     pub(super) rebuilds: Rebuilds,
@@ -103,6 +105,7 @@ impl Hosting {
             catch_ups: CatchUps::default(),
             wants: Wants::default(),
             halts: Halts::default(),
+            retry: Retry::default(),
             proof: Proof::default(),
             non_member: NonMember::default(),
             rebuilds: Rebuilds::default(),
@@ -240,7 +243,10 @@ impl Hosting {
             | Event::Restored { build, index: applied, time_ms } => {
                 self.has_guest(shared, (build, applied), time_ms, effects);
             }
-            Event::Built { index, footprint } => self.rebuilds.built(index, footprint),
+            Event::Built { index, footprint } => {
+                self.wants.restored(index);
+                self.rebuilds.built(index, footprint);
+            }
             Event::Applied(applied) => {
                 self.pipeline.progressed(applied.last, applied.bytes);
                 shared.log_time.applied(applied.time_ms);
@@ -341,6 +347,7 @@ impl Hosting {
         self.tick_damage(shared, effects);
         self.tick_outgoing(shared);
         self.tick_catch_up(shared);
+        self.tick_retry(shared, effects);
         self.tick_halt(shared, effects);
         self.tick_wants(shared, effects);
         if self.led_by(shared.now).is_some() {

@@ -7,6 +7,8 @@
 //!
 //! - Peers are asked one after the other: at once when there is something new to ask for, and at
 //!   growing intervals while no peer has it.
+//! - A replica that needs any object also tries its own again, because what it could not read once
+//!   may be readable now: see [`super::retry`].
 //! - A leader that does not have the object either makes a checkpoint, whose object takes its
 //!   place. It makes one for each replica and object, and another only if that checkpoint's
 //!   snapshot failed here.
@@ -26,14 +28,15 @@ use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
+use crate::recovery_state::RecoveryState;
 use crate::retention::{self, ObjectName};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
 
 /// The way out for a group of one.
-const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot; restart the node once its \
-    disk works again, restore this group's files from a copy, or remove the group from the \
-    configuration and give it up with `lockstep group drop`";
+const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot, so this replica tries its own \
+    again; if that does not help, restore this group's files from a copy, or remove the group from \
+    the configuration and give it up with `lockstep group drop`";
 
 /// How often all peers are asked for a corrupt object before the replica captures a snapshot
 /// itself.
@@ -120,6 +123,21 @@ impl Wants {
         self.needs.take().is_some()
     }
 
+    /// The guest is built again from what this replica has. What is being listed is part of that.
+    pub(super) fn tries(&mut self, state: &RecoveryState) {
+        self.lacked = state.snapshots.first().map_or(0, |desc| desc.index);
+    }
+
+    /// The guest failed for good. A snapshot that is being listed still takes the replica further.
+    pub(super) fn guest_failed(&mut self) {
+        (self.asked, self.needs) = (None, None);
+    }
+
+    /// A guest was restored from the object at this index, so it is not corrupt.
+    pub(super) fn restored(&mut self, index: u64) {
+        self.corrupt.retain(|(_, corrupt, _)| *corrupt != index);
+    }
+
     /// The next leader makes its own checkpoints.
     pub(super) fn stepped_down(&mut self) {
         self.checkpoints.clear();
@@ -149,8 +167,10 @@ impl Hosting {
         } else {
             format!("asking the peers for a snapshot: {why}")
         });
-        self.wants.listing = false;
         self.wants.lacked = tried;
+        if !planted("rely_on_peers") {
+            self.retry.failed(shared.now);
+        }
         self.pipeline.wait_for_snapshot();
         self.checkpoints.abandon_capture();
         self.settle_state(shared, effects);
@@ -356,7 +376,8 @@ impl Hosting {
             return;
         }
         shared.log_time.applied(time_ms);
-        self.halts.over();
+        self.wants.met();
+        self.retry.over();
         self.rebuilds.is_over(shared);
         self.tell_list(effects);
         self.settle_state(shared, effects);
@@ -365,10 +386,14 @@ impl Hosting {
     /// Rebuilds the guest up to the floor.
     pub(super) fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         self.wants.met();
+        self.build(shared, effects);
+        self.settle_state(shared, effects);
+    }
+
+    pub(super) fn build(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
         self.checkpoints.abandon_capture();
         // The rebuild applies these entries, but produces no answers.
         self.pass(shared.recovery.floor, effects);
         self.pipeline.start_again(&shared.recovery, effects);
-        self.settle_state(shared, effects);
     }
 }

@@ -1,0 +1,50 @@
+//! A guest that could not be built for a cause that may pass: the replica tries again by itself, at
+//! growing intervals.
+//!
+//! - The machine lacked memory or descriptors, and the replica is halted.
+//! - The recovery points or the log could not be read, and the replica needs a snapshot. What
+//!   failed once may be readable now. The need stays until there is a guest, so that the peers are
+//!   still asked and what they send is taken.
+
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::hosting::Hosting;
+use crate::limits;
+
+/// When to build the guest again.
+#[derive(Default)]
+pub(super) struct Retry {
+    at: Option<u64>,
+    /// How many builds failed in a row.
+    failed: u32,
+}
+
+impl Retry {
+    pub(super) fn failed(&mut self, now: u64) {
+        self.at = Some(now + (limits::BUILD_RETRY_TICKS << self.failed));
+        self.failed = (self.failed + 1).min(limits::BUILD_RETRY_DOUBLINGS_MAX);
+    }
+
+    /// There is a guest, or it failed for a cause that stays.
+    pub(super) fn over(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Hosting {
+    pub(super) fn tick_retry(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let now = shared.now;
+        if shared.state.is_stopped()
+            || self.pipeline.is_restoring()
+            || self.retry.at.take_if(|at| now >= *at).is_none()
+        {
+            return;
+        }
+        if shared.halt().is_some() {
+            self.restart(shared, effects);
+        } else if self.wants.needs().is_some() {
+            self.wants.tries(&shared.recovery);
+            self.build(shared, effects);
+        }
+    }
+}
