@@ -26,9 +26,8 @@ async fn halted(cluster: &mut Cluster, group: &str) -> GroupStatus {
     cluster.wait_for("the group to halt", PATIENCE, halted).await.expect("it halts")
 }
 
-/// Repeats a request until its outcome is known. The client retries these refusals until its
-/// deadline; on a slow machine the deadline may end an attempt halfway, whose outcome is then
-/// unknown.
+/// Repeats a request until its outcome is known: on a slow machine the deadline may end an attempt
+/// halfway.
 async fn end<T>(request: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..REQUESTS_MAX {
         match request().await {

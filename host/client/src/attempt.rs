@@ -92,8 +92,8 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
             Verdict::Final
         }
         "overloaded" | "checkpoint-too-soon" => Verdict::Overloaded,
-        "not-serving" | "halted" | "sessions-full" => Verdict::Slowly,
-        "disk-full" | "log-full" | "memory-high" | "queries-refused" => Verdict::Once,
+        "not-serving" | "sessions-full" => Verdict::Slowly,
+        "disk-full" | "log-full" | "memory-high" | "halted" | "queries-refused" => Verdict::Once,
         _retryable => Verdict::Nothing,
     }
 }

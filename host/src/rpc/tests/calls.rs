@@ -362,16 +362,17 @@ async fn a_call_of_a_session_without_a_number_is_refused() {
 async fn a_hopeless_refusal_is_told_soon() {
     let (nodes, shared) = cluster(1).await;
     let client = client_of(&[&nodes[0]]);
-    for _ in 0..8 {
-        let full = || Refusal::DiskFull { need: 64, have: 3 };
-        shared.lock().script.push_back(Turn::Refused(full));
+    let full = || Refusal::DiskFull { need: 64, have: 3 };
+    let halted = || Refusal::Halted { cause: "trap in apply".to_owned() };
+    for refusal in [full as fn() -> Refusal, halted] {
+        shared.lock().script.extend((0..4).map(|_| Turn::Refused(refusal)));
+        let refused = client.apply("a").await.expect_err("it is refused");
+        assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
+        let pipeline = client.pipeline();
+        let answer = pipeline.submit("b").await.expect("it is taken");
+        let refused = patiently("an answer", answer).await.expect_err("it is refused");
+        assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
     }
-    let refused = client.apply("a").await.expect_err("the disk is full");
-    assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
-    let pipeline = client.pipeline();
-    let answer = pipeline.submit("b").await.expect("it is taken");
-    let refused = patiently("an answer", answer).await.expect_err("the disk is full");
-    assert!(matches!(&refused, Error::Refused { attempts: 2, .. }), "{refused:?}");
 }
 
 /// A command that no server takes is not sent, and the commands before and after it are.
