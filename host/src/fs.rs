@@ -98,7 +98,8 @@ pub struct Space {
     pub device: u64,
 }
 
-/// Makes the creation, renaming or removal of a name durable. No other function syncs directories.
+/// Makes the creation, renaming or removal of a name durable. No other function syncs directories;
+/// only the log syncs its own, which it keeps open.
 pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent"))?;
     fs.sync_dir(parent)
@@ -202,4 +203,27 @@ pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes of Linux, by errno(3). What the disk itself reports is never a lack.
+    #[test]
+    fn a_lack_is_told_from_a_failure() {
+        let of = io::Error::from_raw_os_error;
+        for (code, full, short) in [
+            (28, true, true),   // ENOSPC
+            (122, true, true),  // EDQUOT
+            (12, false, true),  // ENOMEM
+            (23, false, true),  // ENFILE
+            (24, false, true),  // EMFILE
+            (5, false, false),  // EIO
+            (30, false, false), // EROFS
+            (13, false, false), // EACCES
+        ] {
+            assert_eq!((is_full(&of(code)), is_short(&of(code))), (full, short), "{}", of(code));
+        }
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lockstep_client::Client;
 use lockstep_client::v1::group_status::Role;
-use lockstep_client::v1::{GroupStatus, Peer, Snapshot, StatusResponse, Stranger};
-use lockstep_core::ids::{ReplicaId, hex};
+use lockstep_client::v1::{GroupStatus, Peer, Snapshot, SnapshotObject, StatusResponse, Stranger};
+use lockstep_core::ids::{GroupId, ReplicaId, hex};
 use lockstep_core::limits;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -40,8 +40,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         return Err(Failure::Failed(errors.join("; ")));
     }
     if args.json {
-        let mut all: Vec<_> =
-            answers.iter().flat_map(|node| node.groups.iter().map(as_json)).collect();
+        let mut all: Vec<_> = answers.iter().flat_map(groups_as_json).collect();
         all.extend(answers.iter().flat_map(peer_errors_as_json));
         let silent = errors.iter();
         all.extend(silent.map(|(at, why)| serde_json::json!({ "unreachable": at, "error": why })));
@@ -349,6 +348,10 @@ fn sending_note(peer: &Peer) -> String {
     }
 }
 
+fn groups_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
+    node.groups.iter().map(move |group| as_json(node, group))
+}
+
 fn peer_errors_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
     node.peer_errors.iter().map(|peer| {
         serde_json::json!({
@@ -368,7 +371,11 @@ fn role_name(group: &GroupStatus) -> &'static str {
 }
 
 fn strangers_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
-    let one = |s: &Stranger| serde_json::json!({ "node": s.node, "lineage": hex(&s.lineage) });
+    let one = |s: &Stranger| {
+        serde_json::json!({
+            "node": s.node, "address": s.address, "lineage": hex(&s.lineage),
+        })
+    };
     group.strangers.iter().map(one).collect()
 }
 
@@ -382,32 +389,34 @@ fn snapshots_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
     group.snapshots.iter().map(one).collect()
 }
 
-fn as_json(group: &GroupStatus) -> serde_json::Value {
+fn peers_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
+    let one = |p: &Peer| {
+        serde_json::json!({
+            "node": p.node, "address": p.address, "replica": ReplicaId(p.replica).to_string(),
+            "matched": p.matched, "active": p.active, "sending_snapshot": p.sending_snapshot,
+            "snapshots_in_a_row": p.snapshots_in_a_row, "log_kept_bytes": p.log_kept_bytes,
+            "snapshot_sent_bytes": p.snapshot_sent_bytes, "snapshot_bytes": p.snapshot_bytes,
+        })
+    };
+    group.peers.iter().map(one).collect()
+}
+
+fn objects_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
+    let one = |object: &SnapshotObject| {
+        serde_json::json!({
+            "file": object.file, "bytes": object.bytes, "listed": object.listed,
+            "held": object.held, "corrupt": object.corrupt,
+        })
+    };
+    group.objects.iter().map(one).collect()
+}
+
+fn as_json(node: &StatusResponse, group: &GroupStatus) -> serde_json::Value {
     let replicas =
         |ids: &[u64]| -> Vec<String> { ids.iter().map(|id| ReplicaId(*id).to_string()).collect() };
     let configuration = group.configuration.clone().unwrap_or_default();
-    let peers: Vec<_> = group
-        .peers
-        .iter()
-        .map(|p| {
-            serde_json::json!({
-                "node": p.node, "replica": ReplicaId(p.replica).to_string(), "matched": p.matched,
-                "active": p.active, "sending_snapshot": p.sending_snapshot,
-                "snapshots_in_a_row": p.snapshots_in_a_row, "log_kept_bytes": p.log_kept_bytes,
-                "snapshot_sent_bytes": p.snapshot_sent_bytes, "snapshot_bytes": p.snapshot_bytes,
-            })
-        })
-        .collect();
-    let objects: Vec<_> = group
-        .objects
-        .iter()
-        .map(|object| {
-            serde_json::json!({
-                "file": object.file, "bytes": object.bytes, "listed": object.listed,
-                "held": object.held, "corrupt": object.corrupt,
-            })
-        })
-        .collect();
+    let leader = Some(group.leader_replica).filter(|id| *id != 0);
+    let alarm = Some(&group.divergence_alarm).filter(|alarm| !alarm.is_empty());
     let mut json = serde_json::json!({
         "group": group.name, "node": group.node, "replica": ReplicaId(group.replica).to_string(),
         "boot": group.boot, "state": group.state, "cause": group.cause, "role": role_name(group),
@@ -417,7 +426,8 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "log_bytes": group.log_bytes, "log_fsyncs": group.log_fsyncs,
         "snapshot_bytes": group.snapshot_bytes, "snapshots": snapshots_as_json(group),
         "voters": replicas(&configuration.voters), "learners": replicas(&configuration.learners),
-        "voters_outgoing": replicas(&configuration.voters_outgoing), "peers": peers,
+        "voters_outgoing": replicas(&configuration.voters_outgoing),
+        "learners_next": replicas(&configuration.learners_next), "peers": peers_as_json(group),
         "guest_memory_bytes": group.guest_memory_bytes, "guest_faults": group.guest_faults,
         "sessions": group.sessions, "sessions_evicted": group.sessions_evicted,
         "sessions_refused": group.sessions_refused,
@@ -427,15 +437,21 @@ fn as_json(group: &GroupStatus) -> serde_json::Value {
         "captures_failed": group.captures_failed,
     });
     let more = serde_json::json!({
+        "id": GroupId::of_name(&group.name).to_string(),
+        "address": node.address, "cluster": node.cluster, "version": node.version,
+        "leader_replica": leader.map(|id| ReplicaId(id).to_string()),
+        "divergence_alarms": group.divergence_alarms, "divergence_alarm": alarm,
         "log_pin": group.log_pin, "log_pin_index": group.log_pin_index,
         "log_pinned_by": group.log_pinned_by,
         "log_damaged_segments": group.log_damaged_segments, "leaderless_ms": group.leaderless_ms,
-        "objects": objects, "suspended_bytes": group.suspended_bytes,
+        "objects": objects_as_json(group), "suspended_bytes": group.suspended_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
         "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
         "guest_memory_most": group.guest_memory_most,
-        "memory_soft_bytes": group.memory_soft_bytes, "relief_commands": group.relief_commands,
+        "memory_soft_bytes": group.memory_soft_bytes,
+        "memory_warning_bytes": group.memory_warning_bytes,
+        "relief_commands": group.relief_commands,
         "rebuilds": group.rebuilds, "rebuilds_in_vain": group.rebuilds_in_vain,
         "rebuilds_gave_back_bytes": group.rebuilds_gave_back_bytes,
         "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,

@@ -1,5 +1,5 @@
 //! [`DiskFs`]: the door `Fs` on the operating system's files. The only place that names `std::fs`
-//! and `rustix`.
+//! and `rustix`, but for mapped memory, the process's log, the configuration and the command line.
 //!
 //! - Every error carries what was attempted and on which path; its kind is the system's.
 //! - `sync` is fdatasync, which covers the length; `sync_dir` is fsync on the directory. If the

@@ -229,7 +229,7 @@ fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
     rows.counter("snapshots_skipped", "Checkpoints passed during another snapshot", |report| {
         one(report.status.checkpoints_skipped)
     })?;
-    rows.counter("snapshots_failed", "Checkpoints at which the snapshot failed", |report| {
+    rows.counter("snapshots_failed", "Snapshots of this replica that failed", |report| {
         one(report.status.captures_failed)
     })?;
     rows.gauge("snapshot_age_seconds", "Time since the last good snapshot taken here", |report| {

@@ -233,7 +233,8 @@ fn modules_do_not_import_each_other_in_a_circle() {
 #[test]
 fn words_that_are_not_used_are_found_wherever_they_stand() {
     let table = "| word | in the field | not used | meaning here |\n|---|---|---|---|\n\
-                 | corrupt | corrupt | addled, gone off | bad |\n| egg | | | of a hen |\n";
+                 | corrupt | corrupt | addled, gone off | bad |\n| egg | | | of a hen |\n\n\
+                 In prose, name the subject; do not write *somehen* or *somecock*.\n";
     let check = |text: &str, expect: &[&str]| {
         let text = format!("//! Documented.\n{text}");
         let map = format!("{table}\n`xtask/src/a.rs`");
@@ -243,5 +244,6 @@ fn words_that_are_not_used_are_found_wherever_they_stand() {
     check("// The addler has gone, off it is.\n", &["xtask/src/a.rs:2: unused-word"]);
     check("fn is_addled() {}\n", &["xtask/src/a.rs:2: unused-word"]);
     check("struct AddledEgg;\n", &["xtask/src/a.rs:2: unused-word"]);
+    check("// An egg of Somehen.\n", &["xtask/src/a.rs:2: unused-word"]);
     check("// An addler is no word.\n// Gone-off eggs.\n", &["xtask/src/a.rs:3: unused-word"]);
 }

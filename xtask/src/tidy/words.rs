@@ -1,4 +1,5 @@
-//! The words that are not used: the third column of the table *Words* in ARCHITECTURE.md.
+//! The words that are not used: the third column of the table *Words* in ARCHITECTURE.md, and those
+//! that the sentence below it names.
 //!
 //! A word is looked for in code, comments and documents alike, as a whole word: `kept` does not
 //! occur in `keptOn` but does in `kept_on` and `KeptOn`. A phrase is looked for in a single line.
@@ -9,6 +10,8 @@ use super::{Tree, Violation};
 const TABLE: &str = "ARCHITECTURE.md";
 /// Its first line.
 const HEAD: &str = "| word | in the field | not used | meaning here |";
+/// How the sentence begins that names more such words, each between asterisks.
+const PROSE: &str = "In prose, name the subject; do not write ";
 /// What is text, by the ends of the names of files.
 const TEXTS: [&str; 7] = [".rs", ".md", ".proto", ".wit", ".txt", ".toml", ".js"];
 /// What was drawn by chance, not written.
@@ -23,8 +26,10 @@ struct Unused<'a> {
 /// Appends where such words occur.
 pub(super) fn check(tree: &Tree, violations: &mut Vec<Violation>) {
     let Some(table) = tree.text(TABLE) else { return };
-    let unused: Vec<Unused<'_>> = rows(table).flat_map(|(_, row)| of_row(row)).collect();
-    let of_table: Vec<usize> = rows(table).map(|(line, _)| line).collect();
+    let of_rows = rows(table).flat_map(|(_, row)| of_row(row));
+    let of_prose = prose(table).flat_map(|(_, sentence)| of_sentence(sentence));
+    let unused: Vec<Unused<'_>> = of_rows.chain(of_prose).collect();
+    let of_table: Vec<usize> = rows(table).chain(prose(table)).map(|(line, _)| line).collect();
     for (file, text) in &tree.files {
         if file.starts_with(DRAWN) || !TEXTS.iter().any(|end| file.ends_with(end)) {
             continue;
@@ -58,6 +63,11 @@ fn rows(table: &str) -> impl Iterator<Item = (usize, &str)> {
     lines.skip(2).take_while(|(_, line)| line.starts_with('|'))
 }
 
+/// The sentence below the table, with its line, from 0 on.
+fn prose(table: &str) -> impl Iterator<Item = (usize, &str)> {
+    table.lines().enumerate().filter(|(_, line)| line.starts_with(PROSE))
+}
+
 fn of_row(row: &str) -> impl Iterator<Item = Unused<'_>> {
     let mut cells = row.split('|').skip(1).map(str::trim);
     let instead = cells.next().unwrap_or_default();
@@ -66,6 +76,11 @@ fn of_row(row: &str) -> impl Iterator<Item = Unused<'_>> {
         .split(", ")
         .filter(|phrase| !phrase.is_empty())
         .map(move |phrase| Unused { words: phrase.split(' ').collect(), instead })
+}
+
+fn of_sentence(sentence: &str) -> impl Iterator<Item = Unused<'_>> {
+    let named = sentence.split('*').skip(1).step_by(2);
+    named.map(|word| Unused { words: vec![word], instead: "the subject by its name" })
 }
 
 /// The words of a line; names are cut at `_` and before a capital that follows a small letter.
