@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use lockstep_tests::cluster::Cluster;
 
 use crate::solo::{
-    GROUP, apply, assert_says, contents, lockstep, query, refused, refused_untouched, spec,
-    started_node, stopped_node,
+    GROUP, apply, assert_logs, assert_says, contents, lockstep, query, refused, refused_untouched,
+    spec, started_node, stopped_node,
 };
 
 /// Changes one line of node 1's configuration.
@@ -172,7 +172,7 @@ async fn a_torn_tail_recovers() {
     change(&segment, |bytes| bytes[place..].fill(0));
     cluster.start_node(1).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
-    assert_says(&cluster.log_text(1), &["torn tail"]);
+    assert_logs(&mut cluster, 1, &["torn tail"]).await;
     let client = cluster.client().expect("its address is valid");
     assert_eq!(query(&client, "get early").await, "1", "the complete batch is there");
     assert_eq!(query(&client, "len").await, "1", "the torn batch is not");

@@ -77,11 +77,11 @@ async fn a_guest_that_says_too_much_is_cut_short() {
     cluster.wait_serving("hostile").await.expect("it serves");
     let client = cluster.client_of("hostile", Options::default()).expect("its address is valid");
     apply(&client, "say-often 20000").await;
+    cluster.stop_all().await.expect("it stops");
     let log = cluster.log_text(1);
     let lines = log.matches("guest log").count();
     assert!((1..2_000).contains(&lines), "{lines} lines");
     assert_eq!(log.matches("the guest logs too much").count(), 1, "{log}");
-    cluster.stop_all().await.expect("it stops");
 }
 
 /// What a guest logs of an entry is not logged again when a restart replays the entry.
@@ -101,9 +101,9 @@ async fn a_replay_is_silent() {
         cluster.wait_serving("hostile").await.expect("it serves");
     }
     apply(&client, "say 4").await;
+    cluster.stop_all().await.expect("it stops");
     let log = cluster.log_text(1);
     assert_eq!(log.matches("mmm").count(), 4, "{log}");
-    cluster.stop_all().await.expect("it stops");
 }
 
 /// A command succeeds if its reader has seen enough, and fails if its output is lost.

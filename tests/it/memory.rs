@@ -10,7 +10,7 @@ use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 use tokio::task::JoinSet;
 
-use crate::solo::{apply, assert_says, query};
+use crate::solo::{apply, assert_logs, assert_says, query};
 
 const GROUP: &str = "kv";
 const VALUE_BYTES: usize = 60_000;
@@ -94,8 +94,14 @@ async fn what_was_freed_comes_back_one_replica_after_the_other() {
         assert!(status.rebuilds_gave_back_bytes > 8 << 20, "node {node}: {status:?}");
     }
 
-    let mut all: Vec<_> =
-        cluster.nodes().into_iter().flat_map(|node| spans(&cluster.log_text(node))).collect();
+    // A node does not wait until its log is written.
+    let told = async |cluster: &Cluster| {
+        let nodes = cluster.nodes().into_iter();
+        let all: Vec<_> = nodes.flat_map(|node| spans(&cluster.log_text(node))).collect();
+        (all.len() >= 3).then_some(all)
+    };
+    let mut all =
+        cluster.wait_for("three rebuilds in the logs", PATIENCE, told).await.expect("they are");
     all.sort();
     assert_eq!(all.len(), 3, "{all:?}");
     assert!(all.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {all:?}");
@@ -119,11 +125,8 @@ async fn a_group_of_one_gives_back_what_was_freed() {
     }
     let status = all_rebuilt(&mut cluster).await.remove(0);
     assert!(status.guest_memory_bytes < 8 << 20, "{status:?}");
-    let told = async |cluster: &Cluster| {
-        Some(cluster.log_text(1)).filter(|log| log.contains("the state machine was rebuilt"))
-    };
-    let log = cluster.wait_for("the log to say so", PATIENCE, told).await.expect("it does");
-    assert_says(&log, &["state=\"rebuilding\"", "gave_back="]);
+    let says = ["state=\"rebuilding\"", "the state machine was rebuilt", "gave_back="];
+    assert_logs(&mut cluster, 1, &says).await;
     let client = client(&cluster, false);
     assert_eq!(apply(&client, "set more 1").await, "");
     let local = client.query("len", Consistency::Local).await.expect("it is asked");

@@ -10,7 +10,9 @@ use lockstep_client::{Client, Outcome};
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 
-use crate::solo::{GROUP, MODULE, apply, assert_says, contents, query, refused_untouched};
+use crate::solo::{
+    GROUP, MODULE, apply, assert_logs, assert_says, contents, query, refused_untouched,
+};
 
 /// Bytes of a value that soon fills the log.
 const LARGE_BYTES: usize = 1_000_000;
@@ -129,7 +131,8 @@ async fn a_damaged_snapshot_is_passed_over_for_an_older_one() {
     damage(&files[1]);
     cluster.start_node(1).expect("it starts");
     cluster.wait_serving("kv").await.expect("it serves");
-    assert_says(&cluster.log_text(1), &["recovery point does not restore; trying an older one"]);
+    let says = ["recovery point does not restore; trying an older one"];
+    assert_logs(&mut cluster, 1, &says).await;
     assert_eq!(query(&client, "get round").await, "2");
     assert_eq!(query(&client, "get behind").await, "3");
     assert_eq!(query(&client, "len").await, "3");

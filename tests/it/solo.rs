@@ -92,6 +92,16 @@ pub(crate) fn assert_says(said: &str, says: &[&str]) {
     }
 }
 
+/// Waits until the log of a node has all of `says`: a node does not wait until its log is written.
+pub(crate) async fn assert_logs(cluster: &mut Cluster, node: u16, says: &[&str]) {
+    let has = async |cluster: &Cluster| {
+        let log = cluster.log_text(node);
+        says.iter().all(|word| log.contains(word)).then_some(())
+    };
+    let what = format!("node {node} to log {says:?}");
+    cluster.wait_for(&what, REFUSAL_PATIENCE, has).await.expect("it does");
+}
+
 /// Every file below a directory, with a digest of its bytes.
 pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, blake3::Hash> {
     let mut found = BTreeMap::new();

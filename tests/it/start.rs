@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 
 use crate::rejoin::{damage, digests, snapshot_files};
 use crate::solo::{
-    GROUP, MODULE, apply, assert_says, contents, lockstep, query, refused_untouched,
+    GROUP, MODULE, apply, assert_logs, assert_says, contents, lockstep, query, refused_untouched,
 };
 
 /// Three nodes with two recovery points each, and logs that begin after the older one.
@@ -48,7 +48,7 @@ async fn a_node_whose_snapshots_are_all_bad_asks_its_peers() {
     let status = cluster.wait_for("node 3 to serve", PATIENCE, serves).await.expect("it does");
     assert_eq!(status.replica, old, "the same replica: it never lost its vote or its log");
     let says = ["recovery point does not restore", "asking the peers for a snapshot"];
-    assert_says(&cluster.log_text(3), &says);
+    assert_logs(&mut cluster, 3, &says).await;
     let client = cluster.client().expect("good addresses");
     assert_eq!(query(&client, "get behind").await, "4");
     cluster.capture(&client, GROUP).await.expect("all take a snapshot").equal().expect("one state");
@@ -123,7 +123,7 @@ async fn a_group_is_bootstrapped_with_a_node_that_comes_30_seconds_late() {
         assert_says(&cause, &[&format!("node 3 ({address}) does not answer: {refused}")]);
         assert!(!cause.contains("node 1") && !cause.contains("node 2"), "{cause}");
         let waits = ["joining waits for a node that does not answer", "node=3", &refused];
-        assert_says(&cluster.log_text(node), &waits);
+        assert_logs(&mut cluster, node, &waits).await;
     }
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
