@@ -14,6 +14,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// Longest pause where another attempt can succeed only after a while, or after a person acted.
 const LONG_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Least pause where a person has to act unless another node leads: within it, a leader that cannot
+/// go on hands over.
+const HAND_OVER: Duration = Duration::from_millis(200);
 /// Attempts in a row that may go to a newly named leader without a pause.
 const JUMPS_MAX: u32 = 2;
 /// Refusals in a row after which an overloaded leader is left: another node may have a place for
@@ -61,6 +64,9 @@ impl Pace {
         if self.steer(routes, asked, stays, failed) && self.jumps < JUMPS_MAX {
             self.jumps += 1;
             return Duration::ZERO;
+        }
+        if failed.verdict == Verdict::Once {
+            self.pause = self.pause.max(HAND_OVER);
         }
         let rest = jittered(self.pause);
         (self.jumps, self.pause) = (0, longer(self.pause, failed.verdict));
@@ -139,6 +145,16 @@ mod tests {
         }
         pace.after(&routes, "d:1", true, &overloaded);
         assert!(!routes.target().is_leader, "it had its attempts");
+    }
+
+    /// A leader that halts or whose disk is full hands over; the next attempt comes after that.
+    #[tokio::test]
+    async fn who_hands_over_has_time_to() {
+        for refusal in ["halted", "disk-full"] {
+            let (routes, mut pace) = (routes(), Pace::of_calls());
+            let pause = pace.after(&routes, "a:1", true, &refused(refusal, None));
+            assert!((HAND_OVER / 2..=HAND_OVER).contains(&pause), "{refusal}: {pause:?}");
+        }
     }
 
     /// Two nodes that name each other are not asked without a pause for ever.
