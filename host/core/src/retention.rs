@@ -1,7 +1,6 @@
 //! Which recovery points to keep and how far the log may be cut: pure functions.
 //!
-//! - [`plan`] is for a new snapshot, [`unlist`] makes space for an object, [`shed`] for the log.
-//!   Each returns the whole list and the log's first index, or `None` if nothing may be given up.
+//! - [`goal`] goes from [`Facts`] to the whole list and the log's first index.
 //! - The log continues every kept snapshot without a gap, and its first index never falls.
 //! - The newest recovery point that is not corrupt is never given up; corrupt ones are given up
 //!   first.
@@ -9,7 +8,7 @@
 //!   only within [`Pins::sent_budget`]. Beyond that a lagging follower gets a snapshot, and a
 //!   transfer that took too long is followed by another one.
 //! - Log that cannot be read is kept for no follower. A recovery point that needs such log is given
-//!   up once there is one that does not: [`past`].
+//!   up once there is one that does not.
 
 use std::collections::BTreeSet;
 
@@ -65,74 +64,105 @@ pub struct Plan {
     pub first_index: u64,
 }
 
-/// Lists `new` beside those that are listed and not corrupt, keeps the newest
-/// [`limits::RECOVERY_POINTS`] of them, and cuts the log to the lowest index that something needs.
-pub fn plan(
-    state: &RecoveryState,
-    new: SnapshotDesc,
-    pins: &Pins,
-    corrupt: &BTreeSet<ObjectName>,
-) -> Plan {
-    let readable = |index: u64| index + 1 >= pins.unreadable;
-    let good = |desc: &&SnapshotDesc| {
-        !corrupt.contains(&name(desc))
-            && desc.index != new.index
-            && (readable(desc.index) || !readable(new.index))
-    };
-    let mut snapshots: Vec<SnapshotDesc> = state.snapshots.iter().filter(good).cloned().collect();
-    snapshots.push(new);
-    snapshots.sort_by_key(|desc| std::cmp::Reverse(desc.index));
-    snapshots.truncate(limits::RECOVERY_POINTS);
-    cut(state, snapshots, pins)
-}
-
-/// Lists only `new`, and cuts the log to the lowest index that something needs: for a replica that
-/// is short of space.
-pub fn plan_alone(state: &RecoveryState, new: SnapshotDesc, pins: &Pins) -> Plan {
-    cut(state, vec![new], pins)
-}
-
-/// Takes `wanted` off the list, or a corrupt one in its place, so that its object can be deleted;
-/// `None` if all have to be kept.
-pub fn unlist(
-    state: &RecoveryState,
-    wanted: &SnapshotDesc,
-    pins: &Pins,
-    corrupt: &BTreeSet<ObjectName>,
-) -> Option<Plan> {
-    let spared = newest_good(&state.snapshots, corrupt).or(state.newest())?;
-    let may_go = |desc: &&SnapshotDesc| *desc != spared;
-    let is_corrupt = |desc: &&SnapshotDesc| corrupt.contains(&name(desc));
-    let listed = || state.snapshots.iter().filter(may_go);
-    let victim = listed().find(is_corrupt).or_else(|| listed().find(|desc| *desc == wanted))?;
-    let kept = state.snapshots.iter().filter(|desc| *desc != victim).cloned().collect();
-    let mut plan = cut(state, kept, pins);
-    if corrupt.contains(&name(spared)) {
-        // All recovery points are corrupt: only the log can restore the state.
-        plan.first_index = state.first_index;
+impl Plan {
+    /// What is listed now.
+    pub fn of(state: &RecoveryState) -> Self {
+        Self { snapshots: state.snapshots.clone(), first_index: state.first_index }
     }
-    Some(plan)
 }
 
-/// Keeps only the newest good recovery point, and only the log that it and the receivers of
-/// snapshots need; `None` if that frees nothing, or no recovery point is good.
-pub fn shed(state: &RecoveryState, pins: &Pins, corrupt: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let spared = newest_good(&state.snapshots, corrupt)?.clone();
-    let least = pins.budget.max(pins.unreadable.saturating_sub(1));
-    let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
-    let needed = sending.chain([spared.index]).min().expect("the spared index is one of them");
-    let first_index = state.first_index.max(needed + 1);
-    let plan = Plan { snapshots: vec![spared], first_index };
-    (plan.snapshots != state.snapshots || plan.first_index != state.first_index).then_some(plan)
+/// All that decides which recovery points are listed and where the log begins.
+pub struct Facts<'a> {
+    /// What is listed, and the log's first index.
+    pub state: &'a RecoveryState,
+    pub corrupt: &'a BTreeSet<ObjectName>,
+    pub pins: &'a Pins,
+    pub short: Short,
+    /// The log asks for space. Otherwise a lack of it only shows beside a new object.
+    pub asked: bool,
+    /// An object that was just read whole and is not listed yet.
+    pub new: Option<&'a SnapshotDesc>,
+    /// A recovery point whose space another object needs.
+    pub victim: Option<&'a SnapshotDesc>,
 }
 
-/// Keeps the recovery points that do not need log that cannot be read, and cuts that log off;
-/// `None` if no such recovery point is good.
-pub fn past(state: &RecoveryState, pins: &Pins, corrupt: &BTreeSet<ObjectName>) -> Option<Plan> {
-    let readable = |desc: &&SnapshotDesc| desc.index + 1 >= pins.unreadable;
-    let kept: Vec<SnapshotDesc> = state.snapshots.iter().filter(readable).cloned().collect();
-    let good = kept.iter().any(|desc| !corrupt.contains(&name(desc)));
-    good.then(|| cut(state, kept, pins))
+/// What there is too little space for, and so what is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Short {
+    #[default]
+    Nothing,
+    /// The log: what is kept of it for the convenience of followers.
+    Log,
+    /// The log, on a disk that recovery points take up or keep log on: also all of these but one.
+    Disk,
+}
+
+/// What to list and where to begin the log; `None` if both are as they should be.
+///
+/// 1. Beside a new object, corrupt ones are dropped, and all but the newest
+///    [`limits::RECOVERY_POINTS`].
+/// 2. If a good one does not need log that cannot be read, those that do are dropped.
+/// 3. On a disk that is short of space, only the new one is kept, or the newest good one if the log
+///    asks for space.
+/// 4. A corrupt one, or else the victim, is dropped for another object's space, unless it is the
+///    newest good one.
+/// 5. The log is cut whenever the list changes and when it is damaged. If it asks for space, what
+///    followers that lag would need goes as well.
+pub fn goal(facts: &Facts<'_>) -> Option<Plan> {
+    let Facts { state, corrupt, pins, short, .. } = *facts;
+    let good = |desc: &SnapshotDesc| !corrupt.contains(&name(desc));
+    let mut kept = state.snapshots.clone();
+    if let Some(new) = facts.new {
+        kept.retain(|desc| good(desc) && desc.index != new.index);
+        kept.push(new.clone());
+        kept.sort_by_key(|desc| std::cmp::Reverse(desc.index));
+    }
+    let is_read = |desc: &SnapshotDesc| desc.index + 1 >= pins.unreadable;
+    let survives = kept.iter().any(|desc| good(desc) && is_read(desc));
+    if survives {
+        kept.retain(is_read);
+    }
+    if facts.new.is_some() {
+        kept.truncate(limits::RECOVERY_POINTS);
+    }
+    let new = facts.new.filter(|new| kept.contains(new));
+    let stays = new.or(newest_good(&kept, corrupt)).cloned();
+    if let Some(stays) = &stays
+        && short == Short::Disk
+        && (new.is_some() || facts.asked)
+    {
+        kept = vec![stays.clone()];
+    }
+    if let Some(wanted) = facts.victim {
+        let spared = stays.as_ref().or(kept.first()).cloned();
+        let may_go = |desc: &&SnapshotDesc| Some(*desc) != spared.as_ref();
+        let is_corrupt = kept.iter().filter(may_go).find(|desc| !good(desc));
+        let victim = is_corrupt.or_else(|| kept.iter().filter(may_go).find(|desc| *desc == wanted));
+        if let Some(victim) = victim.cloned() {
+            kept.retain(|desc| *desc != victim);
+        }
+    }
+    let damaged = survives && pins.unreadable > state.first_index;
+    let first_index = if stays.is_none() {
+        // Only the log can restore the state.
+        state.first_index
+    } else if facts.asked && short != Short::Nothing {
+        state.first_index.max(cut_short(&kept, pins) + 1)
+    } else if damaged || kept != state.snapshots {
+        state.first_index.max(cut(&kept, pins) + 1)
+    } else {
+        state.first_index
+    };
+    Some(Plan { snapshots: kept, first_index }).filter(|plan| *plan != Plan::of(state))
+}
+
+/// Whether a listed recovery point is good and needs none of the log that cannot be read.
+pub fn survives_damage(
+    listed: &[SnapshotDesc],
+    corrupt: &BTreeSet<ObjectName>,
+    unreadable: u64,
+) -> bool {
+    listed.iter().any(|desc| !corrupt.contains(&name(desc)) && desc.index + 1 >= unreadable)
 }
 
 /// What keeps the log from being cut further, and the index after which it needs the log.
@@ -160,13 +190,22 @@ pub fn newest_good<'a>(
     listed.iter().find(|desc| !is_corrupt(desc) || planted("keep_a_corrupt_one"))
 }
 
-fn cut(state: &RecoveryState, snapshots: Vec<SnapshotDesc>, pins: &Pins) -> Plan {
-    let newest = snapshots.first().map_or(0, |desc| desc.index);
-    let oldest = snapshots.last().map_or(0, |desc| desc.index);
+/// The last entry that nothing needs any more.
+fn cut(kept: &[SnapshotDesc], pins: &Pins) -> u64 {
+    let newest = kept.first().map_or(0, |desc| desc.index);
+    let oldest = kept.last().map_or(0, |desc| desc.index);
     let needed = holders(newest, oldest, pins).into_iter().map(|(_, index)| index).min();
     let needed = needed.expect("the oldest kept index is one of them");
-    let last_cut = if planted("truncate_too_far") { newest } else { needed };
-    Plan { snapshots, first_index: state.first_index.max(last_cut + 1) }
+    if planted("truncate_too_far") { newest } else { needed }
+}
+
+/// The same while space is short: only the recovery points and the receivers of snapshots hold the
+/// log.
+fn cut_short(kept: &[SnapshotDesc], pins: &Pins) -> u64 {
+    let least = pins.budget.max(pins.unreadable.saturating_sub(1));
+    let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
+    let oldest = kept.last().map_or(0, |desc| desc.index);
+    sending.chain([oldest]).min().expect("the oldest kept index is one of them")
 }
 
 /// Everything that needs the log after an index, with that index.
@@ -217,6 +256,34 @@ pub(crate) mod tests {
 
     fn corrupt(indexes: &[u64]) -> BTreeSet<ObjectName> {
         indexes.iter().map(|index| name(&desc(*index))).collect()
+    }
+
+    /// What there is in a test: recovery points, the log's first index, and which are corrupt.
+    struct Case<'a> {
+        listed: &'a [u64],
+        first: u64,
+        rot: &'a [u64],
+        pins: Pins,
+        short: Short,
+        asked: bool,
+    }
+
+    impl Case<'_> {
+        /// The goal, once there is a new object and once another object needs a victim's space.
+        fn goal(&self, new: Option<u64>, victim: Option<u64>) -> Option<(Vec<u64>, u64)> {
+            let (state, corrupt) = (state(self.listed, self.first), corrupt(self.rot));
+            let (new, victim) = (new.map(desc), victim.map(desc));
+            let facts = Facts {
+                state: &state,
+                corrupt: &corrupt,
+                pins: &self.pins,
+                short: self.short,
+                asked: self.asked,
+                new: new.as_ref(),
+                victim: victim.as_ref(),
+            };
+            goal(&facts).map(|plan| shown(&plan))
+        }
     }
 
     #[derive(Default)]
@@ -348,13 +415,11 @@ pub(crate) mod tests {
     #[test]
     fn a_new_snapshot_keeps_and_cuts_as_the_table_says() {
         for (at, row) in plain_rows().into_iter().chain(pressed_rows()).enumerate() {
-            let plan = plan(
-                &state(row.listed, row.first),
-                desc(row.new),
-                &pins(&row),
-                &corrupt(row.corrupt),
-            );
-            assert_eq!(shown(&plan), (row.want.0.to_vec(), row.want.1), "row {at}");
+            let Row { listed, first, corrupt: rot, .. } = row;
+            let (pins, short) = (pins(&row), Short::Nothing);
+            let case = Case { listed, first, rot, pins, short, asked: false };
+            let want = (row.want.0.to_vec(), row.want.1);
+            assert_eq!(case.goal(Some(row.new), None), Some(want), "row {at}");
         }
     }
 
@@ -387,11 +452,13 @@ pub(crate) mod tests {
             (&[30, 20], &[], 10, None),
         ];
         for (listed, rot, wanted, want) in rows {
-            let plan = unlist(&state(listed, 5), &desc(wanted), &Pins::default(), &corrupt(rot));
+            let (first, pins, short) = (5, Pins::default(), Short::Nothing);
+            let case = Case { listed, first, rot, pins, short, asked: false };
+            let goal = case.goal(None, Some(wanted));
             let all_corrupt = listed.iter().all(|index| rot.contains(index));
-            let cut = plan.as_ref().is_some_and(|plan| plan.first_index > 5);
+            let cut = goal.as_ref().is_some_and(|(_, first)| *first > 5);
             assert!(!(all_corrupt && cut), "only the log can restore the state");
-            let kept = plan.map(|plan| shown(&plan).0);
+            let kept = goal.map(|(kept, _)| kept);
             assert_eq!(kept.as_deref(), want, "{listed:?} corrupt {rot:?} wanted {wanted}");
         }
     }
@@ -407,11 +474,11 @@ pub(crate) mod tests {
             random ^= random << 17;
             random % bound
         };
+        let mut changed = 0;
         for round in 0..10_000 {
             let newest = 1_000 + below(1_000);
             let listed = [newest, newest - 1 - below(500)];
             let listed = &listed[..below(3) as usize];
-            let state = state(listed, 1 + below(400));
             let rot: Vec<u64> = listed.iter().copied().filter(|_| below(4) == 0).collect();
             let pins = Pins {
                 sending: (0..below(3)).map(|to| (ReplicaId(to), below(2_500))).collect(),
@@ -422,37 +489,60 @@ pub(crate) mod tests {
                 budget: below(3_000),
                 sent_budget: below(3_000),
             };
-            let new = desc(800 + below(1_800));
-            let plan = plan(&state, new.clone(), &pins, &corrupt(&rot));
-            let kept: Vec<u64> = plan.snapshots.iter().map(|desc| desc.index).collect();
-            let case = format!("round {round}: {listed:?} corrupt {rot:?} new {}", new.index);
-            let known = |index: &u64| *index == new.index || listed.contains(index);
+            let first = 1 + below(400);
+            let short = [Short::Nothing, Short::Log, Short::Disk][below(3) as usize];
+            let new = (below(2) == 0).then(|| 800 + below(1_800));
+            let victim = listed.get(below(4) as usize).copied();
+            let asked = below(2) == 0;
+            let case = Case { listed, first, rot: &rot, pins, short, asked };
+            let Some((kept, now)) = case.goal(new, victim) else { continue };
+            changed += 1;
+            let case = format!("round {round}: {listed:?} corrupt {rot:?} new {new:?} {short:?}");
+            let known = |index: &u64| Some(*index) == new || listed.contains(index);
             assert!(kept.iter().all(known), "{case}: {kept:?}");
             assert!(kept.len() <= limits::RECOVERY_POINTS && !kept.is_empty(), "{case}: {kept:?}");
             assert!(kept.windows(2).all(|pair| pair[0] > pair[1]), "{case}: {kept:?}");
-            assert!(kept.iter().any(|index| !rot.contains(index) || *index == new.index), "{case}");
+            let good = |index: &u64| !rot.contains(index) || Some(*index) == new;
+            let any_good = new.is_some() || listed.iter().any(good);
+            assert_eq!(kept.iter().any(good), any_good, "{case}: {kept:?}");
             let oldest = kept.last().expect("it is not empty");
-            let first = plan.first_index;
-            assert!(first >= state.first_index, "{case}: the log never moves back");
-            assert!(first <= (oldest + 1).max(state.first_index), "{case}: from {first}");
+            assert!(now >= first, "{case}: the log never moves back");
+            assert!(now <= (oldest + 1).max(first), "{case}: from {now}");
         }
+        assert!(changed > 5_000, "{changed} of 10,000 rounds");
     }
 
     #[test]
-    fn a_full_disk_sheds_all_but_the_newest_good_one_and_the_rest_of_the_log() {
-        let none = Pins::default();
-        let shed = |listed, first, pins: &Pins, rot: &[u64]| {
-            super::shed(&state(listed, first), pins, &corrupt(rot)).map(|plan| shown(&plan))
+    fn a_full_disk_leaves_only_the_newest_good_one_and_the_rest_of_the_log() {
+        let goal = |listed: &[u64], first, pins: &Pins, rot: &[u64], short| {
+            Case { listed, first, rot, pins: pins.clone(), short, asked: true }.goal(None, None)
         };
-        assert_eq!(shed(&[30, 20], 5, &none, &[]), Some((vec![30], 31)));
-        assert_eq!(shed(&[30, 20], 5, &none, &[30]), Some((vec![20], 21)));
-        assert_eq!(shed(&[30], 31, &none, &[]), None, "nothing can be shed");
-        assert_eq!(shed(&[], 1, &none, &[]), None);
-        assert_eq!(shed(&[30], 1, &none, &[30]), None, "only the log restores it");
+        let none = Pins::default();
+        let disk = Short::Disk;
+        assert_eq!(goal(&[30, 20], 5, &none, &[], disk), Some((vec![30], 31)));
+        assert_eq!(goal(&[30, 20], 5, &none, &[30], disk), Some((vec![20], 21)));
+        assert_eq!(goal(&[30], 31, &none, &[], disk), None, "nothing can be given up");
+        assert_eq!(goal(&[], 1, &none, &[], disk), None);
+        assert_eq!(goal(&[30], 1, &none, &[30], disk), None, "only the log restores it");
         let sending = Pins { sending: vec![(ReplicaId(2), 20)], ..Pins::default() };
         let bounded = Pins { budget: 25, ..sending.clone() };
-        assert_eq!(shed(&[30, 20], 5, &bounded, &[]), Some((vec![30], 26)));
-        assert_eq!(shed(&[30, 20], 5, &sending, &[]), Some((vec![30], 21)));
+        assert_eq!(goal(&[30, 20], 5, &bounded, &[], disk), Some((vec![30], 26)));
+        assert_eq!(goal(&[30, 20], 5, &sending, &[], disk), Some((vec![30], 21)));
+        let unread = Pins { unreadable: 25, ..sending.clone() };
+        assert_eq!(goal(&[30, 20], 5, &unread, &[], disk), Some((vec![30], 25)));
+
+        let log = Short::Log;
+        let lagging = Pins { slowest_follower: Some((ReplicaId(3), 7)), catch_up: 9, ..none };
+        assert_eq!(goal(&[30, 20], 5, &lagging, &[], log), Some((vec![30, 20], 21)));
+        assert_eq!(goal(&[30, 20], 21, &lagging, &[], log), None, "the older one needs the rest");
+        assert_eq!(goal(&[30, 20], 5, &lagging, &[], Short::Nothing), None, "no need to cut");
+
+        // A snapshot that is new takes the place of all others and leaves the trailing entries.
+        let pins = Pins { catch_up: 9, ..Pins::default() };
+        let (listed, first, rot): (&[u64], _, _) = (&[30, 20], 21, &[]);
+        let case = Case { listed, first, rot, pins, short: disk, asked: false };
+        assert_eq!(case.goal(Some(40), None), Some((vec![40], 32)));
+        assert_eq!(case.goal(None, None), None, "nothing is asked for");
     }
 
     /// A recovery point that a hole in the log makes useless is given up once another takes its
@@ -460,30 +550,25 @@ pub(crate) mod tests {
     /// Covers F9.
     #[test]
     fn log_that_cannot_be_read_is_kept_for_nobody() {
-        let pins = |unreadable| Pins {
-            sending: vec![(ReplicaId(2), 5)],
-            slowest_follower: Some((ReplicaId(3), 7)),
-            catch_up: 5_000,
-            unreadable,
-            ..Pins::default()
+        let case = |listed, unreadable, rot| {
+            let pins = Pins {
+                sending: vec![(ReplicaId(2), 5)],
+                slowest_follower: Some((ReplicaId(3), 7)),
+                catch_up: 5_000,
+                unreadable,
+                ..Pins::default()
+            };
+            Case { listed, first: 5, rot, pins, short: Short::Nothing, asked: false }
         };
-        let past = |listed, unreadable, rot: &[u64]| {
-            let plan = super::past(&state(listed, 5), &pins(unreadable), &corrupt(rot));
-            plan.map(|plan| shown(&plan))
-        };
+        let past = |listed, unreadable, rot| case(listed, unreadable, rot).goal(None, None);
         assert_eq!(past(&[30, 20], 25, &[]), Some((vec![30], 25)));
         assert_eq!(past(&[30, 20], 21, &[]), Some((vec![30, 20], 21)));
         assert_eq!(past(&[30, 20], 31, &[]), Some((vec![30], 31)));
         assert_eq!(past(&[30, 20], 32, &[]), None, "the newest needs what is damaged");
         assert_eq!(past(&[30, 20], 25, &[30]), None, "the good one needs what is damaged");
-        let plan = |unreadable, new| {
-            let plan = super::plan(&state(&[20], 5), desc(new), &pins(unreadable), &corrupt(&[]));
-            shown(&plan)
-        };
-        assert_eq!(plan(25, 30), (vec![30], 25));
-        assert_eq!(plan(35, 30), (vec![30, 20], 21), "both need what is damaged");
-        let shed = super::shed(&state(&[30, 20], 5), &pins(25), &corrupt(&[]));
-        assert_eq!(shed.map(|plan| shown(&plan)), Some((vec![30], 25)));
+        let beside = |unreadable| case(&[20], unreadable, &[]).goal(Some(30), None);
+        assert_eq!(beside(25), Some((vec![30], 25)));
+        assert_eq!(beside(35), Some((vec![30, 20], 21)), "both need what is damaged");
     }
 
     #[test]

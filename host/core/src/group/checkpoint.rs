@@ -15,12 +15,11 @@ use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
 use crate::group::pipeline::Capture;
 use crate::group::places::PlaceWait;
-use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention::{self, Pins};
-use crate::snapshot::{Room, SnapshotDesc, Verified};
+use crate::retention::Pins;
+use crate::snapshot::{Room, Verified};
 
 /// What was written since the last checkpoint, and the capture under way.
 pub(super) struct Checkpoints {
@@ -209,6 +208,11 @@ impl Checkpoints {
         self.capturing.is_some() && !self.is_late(now)
     }
 
+    /// The capture at `index` is tried again once a recovery point is unlisted.
+    pub(super) fn waits_for_room(&mut self, index: u64) {
+        self.waiting_for_room = Some(index);
+    }
+
     pub(super) fn is_capturing_at(&self, index: u64) -> bool {
         self.capturing == Some(index)
     }
@@ -325,14 +329,8 @@ impl Hosting {
         shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
     }
 
-    /// A local snapshot is complete: lists it and cuts the log, unless a newer one is listed
-    /// already.
-    pub(super) fn captured(
-        &mut self,
-        shared: &mut Shared,
-        snapshot: Verified,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// A local snapshot is complete: it is to be listed, unless a newer one is already.
+    pub(super) fn captured(&mut self, shared: &Shared, snapshot: Verified) {
         let Verified { desc, hold } = snapshot;
         if self.checkpoints.capturing == Some(desc.index) {
             self.checkpoints.capturing = None;
@@ -341,52 +339,11 @@ impl Hosting {
         self.checkpoints.failed_in_a_row = 0;
         self.checkpoints.failure = None;
         self.rebuilds.captured(&desc, shared.memory);
-        self.proof.is_whole(&desc, shared.now);
+        self.retention.is_whole(&desc, shared.now);
         if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
             return;
         }
-        let (pins, corrupt) = (self.pins(shared), self.wants.corrupt());
-        let plan = if shared.keeps_one() {
-            retention::plan_alone(&shared.recovery, desc, &pins)
-        } else {
-            retention::plan(&shared.recovery, desc, &pins, corrupt)
-        };
-        ready::list_local(self, shared, plan, Some(hold), effects);
-    }
-
-    /// A snapshot fits only if the recovery point `unlist` is deleted. Unlists it if the retention
-    /// rules allow that, once the recovery point that stays was verified.
-    pub(super) fn room_wanted(
-        &mut self,
-        shared: &mut Shared,
-        unlist: &SnapshotDesc,
-        capture: Option<u64>,
-        effects: &mut Vec<Effect>,
-    ) {
-        if let Some(gone) = capture.filter(|index| self.checkpoints.capturing != Some(*index)) {
-            return self.pipeline.captured(gone);
-        }
-        // All recovery points are kept while the apply lane may still have to open one: the newest
-        // may be corrupt.
-        let plan = if self.pipeline.is_reading() {
-            None
-        } else {
-            retention::unlist(&shared.recovery, unlist, &self.pins(shared), self.wants.corrupt())
-        };
-        match (plan, capture) {
-            (Some(_), _) if !self.is_proven(shared, effects) => {
-                self.proof.wait(unlist, capture, shared.now)
-            }
-            (Some(plan), _) => {
-                self.checkpoints.waiting_for_room = capture.or(self.checkpoints.waiting_for_room);
-                ready::list_local(self, shared, plan, None, effects);
-            }
-            (None, Some(index)) => {
-                let why = format!("no space, and the recovery point at {} must stay", unlist.index);
-                self.capture_failed(shared, index, why, false);
-            }
-            (None, None) => {}
-        }
+        self.retention.add(Verified { desc, hold });
     }
 
     pub(super) fn capture_failed(

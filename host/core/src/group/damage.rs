@@ -7,9 +7,7 @@
 //! the snapshot from a peer.
 
 use crate::group::Shared;
-use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
-use crate::group::ready;
 use crate::mutant::planted;
 use crate::retention;
 
@@ -19,21 +17,21 @@ impl Hosting {
         self.raw.mut_store().set_unreadable(below);
     }
 
-    pub(super) fn tick_damage(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        // All recovery points are kept while the apply lane may still have to open one: the newest
-        // may be corrupt.
-        if planted("keep_damaged_log")
-            || self.raw.store().unreadable() <= shared.recovery.first_index
-            || self.pipeline.is_reading()
+    /// Whether log that cannot be read has yet to be cut off.
+    pub(super) fn is_damaged(&self, shared: &Shared) -> bool {
+        let damaged = self.raw.store().unreadable() > shared.recovery.first_index;
+        damaged && !planted("keep_damaged_log")
+    }
+
+    /// Takes the snapshot with which the damaged log can be cut off.
+    pub(super) fn tick_damage(&mut self, shared: &Shared) {
+        let listed = &shared.recovery.snapshots;
+        let (corrupt, unreadable) = (self.retention.corrupt(), self.raw.store().unreadable());
+        if self.is_damaged(shared)
+            && !self.pipeline.is_reading()
+            && !retention::survives_damage(listed, corrupt, unreadable)
         {
-            return;
-        }
-        match retention::past(&shared.recovery, &self.pins(shared), self.wants.corrupt()) {
-            Some(plan) if self.is_proven(shared, effects) => {
-                ready::list_local(self, shared, plan, None, effects);
-            }
-            Some(_) => {}
-            None => drop(self.capture_here(shared)),
+            let _ = self.capture_here(shared);
         }
     }
 }

@@ -17,11 +17,11 @@ use crate::group::install::Installs;
 use crate::group::membership::Membership;
 use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
-use crate::group::proof::Proof;
 use crate::group::proposals::{Proposal, Proposals};
 use crate::group::raft_log::RaftLog;
 use crate::group::reads::{Read, Reads};
 use crate::group::rebuild::Rebuilds;
+use crate::group::reconcile::Retention;
 use crate::group::retry::Retry;
 use crate::group::status::Leads;
 use crate::group::vet::NonMember;
@@ -50,7 +50,7 @@ pub(crate) struct Hosting {
     pub(super) wants: Wants,
     pub(super) halts: Halts,
     pub(super) retry: Retry,
-    pub(super) proof: Proof,
+    pub(super) retention: Retention,
     pub(super) non_member: NonMember,
     pub(super) rebuilds: Rebuilds,
     /// How many bytes of log may be kept for followers and transfers.
@@ -106,7 +106,7 @@ impl Hosting {
             wants: Wants::default(),
             halts: Halts::default(),
             retry: Retry::default(),
-            proof: Proof::default(),
+            retention: Retention::default(),
             non_member: NonMember::default(),
             rebuilds: Rebuilds::default(),
             log_pin_bytes: limits::LOG_PIN_CHECKPOINTS
@@ -244,7 +244,7 @@ impl Hosting {
                 self.has_guest(shared, (build, applied), time_ms, effects);
             }
             Event::Built { index, footprint } => {
-                self.wants.restored(index);
+                self.retention.restored(index);
                 self.rebuilds.built(index, footprint);
             }
             Event::Applied(applied) => {
@@ -260,17 +260,17 @@ impl Hosting {
                 self.cannot_restore(shared, (build, tried), why, effects);
             }
             Event::Stands { at } => self.stands(shared, at, effects),
-            Event::Captured(snapshot) => self.captured(shared, snapshot, effects),
+            Event::Captured(snapshot) => self.captured(shared, snapshot),
             Event::CaptureWritten { index } => self.capture_written(shared, index),
             Event::NoPlace { index, why } => self.no_place(shared, index, why),
             Event::CaptureFailed { index, why, postponed } => {
                 self.capture_failed(shared, index, why, postponed);
             }
             Event::RoomWanted { unlist, capture } => {
-                self.room_wanted(shared, &unlist, capture, effects);
+                self.retention.room_wanted(unlist, capture, shared.now);
             }
             Event::Corrupt { snapshot, .. } => self.found_corrupt(shared, &snapshot),
-            Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found, effects),
+            Event::Read { snapshot, found } => self.was_read(shared, &snapshot, found),
             Event::Overtaken { build } => self.overtaken(shared, build, effects),
             Event::GuestFailed { build, fault } => {
                 self.guest_failed(shared, build, fault, effects);
@@ -299,8 +299,9 @@ impl Hosting {
     }
 
     pub(super) fn flush(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        self.reconcile(shared, effects);
         shared.applied = self.pipeline.applied();
-        let newest = retention::newest_good(&shared.recovery.snapshots, self.wants.corrupt());
+        let newest = retention::newest_good(&shared.recovery.snapshots, self.retention.corrupt());
         // A replica that needs a snapshot cannot start from those that it lists.
         let good = newest.filter(|_| self.wants.needs().is_none());
         shared.snapshot = good.map_or(0, |desc| desc.index);
@@ -344,7 +345,7 @@ impl Hosting {
         self.tick_proof(shared);
         self.tick_places(shared, effects);
         self.tick_room(shared, effects);
-        self.tick_damage(shared, effects);
+        self.tick_damage(shared);
         self.tick_outgoing(shared);
         self.tick_catch_up(shared);
         self.tick_retry(shared, effects);
@@ -509,10 +510,6 @@ impl Hosting {
             return;
         }
         self.end(shared, Stopped::Requested, effects);
-    }
-
-    pub(super) fn tell_list(&mut self, effects: &mut Vec<Effect>) {
-        self.installs.tell_list(self.pipeline.is_reading(), &self.outgoing, effects);
     }
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {

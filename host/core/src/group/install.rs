@@ -9,10 +9,9 @@ use raft::RawNode;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::group::effect::Effect;
-use crate::group::outgoing::Outgoing;
 use crate::group::raft_log::{RaftLog, to_raft};
+use crate::snapshot::Verified;
 use crate::snapshot::chunk::ObjectRef;
-use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
 #[derive(Default)]
 pub(super) struct Installs {
@@ -20,19 +19,6 @@ pub(super) struct Installs {
     arrived: Option<Verified>,
     /// The object that raft accepted and that its ready will carry.
     pending: Option<Verified>,
-    /// What the log durably lists and the store lane was not told yet, with the objects' holds.
-    listed: Option<List>,
-    /// The disk is full: the next list tells the store lane to delete what suspended transfers
-    /// left.
-    pressure: bool,
-}
-
-/// Recovery points that the log lists, and holds that may be dropped once the store lane knows
-/// them.
-#[derive(Default)]
-struct List {
-    snapshots: Vec<SnapshotDesc>,
-    holds: Vec<Box<dyn Hold>>,
 }
 
 impl Installs {
@@ -76,40 +62,6 @@ impl Installs {
         let snapshot = self.pending.take().expect("raft takes only what was offered");
         assert_eq!(snapshot.desc.to_bytes(), data, "raft installs the snapshot that is pending");
         snapshot
-    }
-
-    /// Notes that the log durably lists `snapshots`.
-    pub(super) fn list(&mut self, snapshots: Vec<SnapshotDesc>, hold: Option<Box<dyn Hold>>) {
-        let list = self.listed.get_or_insert_default();
-        list.snapshots = snapshots;
-        list.holds.extend(hold);
-    }
-
-    /// Has the store lane told of `listed` again, because what is promised changed.
-    pub(super) fn relist(&mut self, listed: &[SnapshotDesc]) {
-        let list = self.listed.get_or_insert_default();
-        list.snapshots = listed.to_vec();
-    }
-
-    /// Has the store lane told of `listed` again, and that the disk is full.
-    pub(super) fn press(&mut self, listed: &[SnapshotDesc]) {
-        self.pressure = true;
-        self.relist(listed);
-    }
-
-    /// Tells the store lane what is listed. It waits while the apply lane still has to open an
-    /// object that it was given earlier, because the lane would delete an object that is no longer
-    /// listed.
-    pub(super) fn tell_list(
-        &mut self,
-        reading: bool,
-        outgoing: &Outgoing,
-        effects: &mut Vec<Effect>,
-    ) {
-        if !reading && let Some(List { snapshots, holds }) = self.listed.take() {
-            let (promised, pressure) = (outgoing.promised(), std::mem::take(&mut self.pressure));
-            effects.push(Effect::List { snapshots, promised, pressure, holds });
-        }
     }
 }
 

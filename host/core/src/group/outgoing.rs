@@ -168,7 +168,7 @@ impl Hosting {
             self.outgoing.prefers(to, object, self.raw.store(), shared.now);
         }
         self.keep_promises();
-        self.installs.relist(self.raw.store().listed());
+        self.retention.promises_changed();
         if purpose == Purpose::Follow {
             let status = match report {
                 Report::Finish => raft::SnapshotStatus::Finish,
@@ -182,7 +182,7 @@ impl Hosting {
     pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc) {
         self.outgoing.note_corrupt(snapshot);
         self.keep_promises();
-        self.installs.relist(self.raw.store().listed());
+        self.retention.promises_changed();
     }
 
     pub(super) fn tick_outgoing(&mut self, shared: &Shared) {
@@ -193,7 +193,7 @@ impl Hosting {
         };
         if self.outgoing.expire(shared.now, needs) {
             self.keep_promises();
-            self.installs.relist(self.raw.store().listed());
+            self.retention.promises_changed();
         }
     }
 

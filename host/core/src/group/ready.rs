@@ -188,9 +188,8 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
         log.compact(first_index);
     }
     let newest = snapshots.first().expect("a listing lists something").clone();
-    hosting.wants.listed(&snapshots);
-    hosting.installs.list(snapshots, hold);
-    hosting.installs.tell_list(hosting.pipeline.is_reading(), &hosting.outgoing, effects);
+    hosting.retention.listed(&snapshots, hold);
+    hosting.tell_list(effects);
     hosting.retry_capture(effects);
     hosting.list_is_durable(shared, effects);
     if installed {

@@ -23,7 +23,6 @@ use crate::ids::ReplicaId;
 use crate::limits;
 use crate::memory::{Footprint, Footprints, MemoryUse};
 use crate::mutant::planted;
-use crate::retention;
 use crate::snapshot::SnapshotDesc;
 
 /// Ticks for which a leader listens to the others before it gives a turn. Within them, the replica
@@ -227,7 +226,7 @@ impl Hosting {
         let Some(newest) = shared.recovery.newest() else { return false };
         let after = self.rebuilds.footprints.after_restore(newest.length);
         let worthwhile = memory.bytes.saturating_sub(after) >= memory.worthwhile();
-        let corrupt = self.wants.corrupt().contains(&retention::name(newest));
+        let corrupt = self.retention.is_corrupt(newest);
         (worthwhile || planted("rebuild_for_nothing"))
             && newest.index > self.rebuilds.from
             && shared.now >= self.rebuilds.not_before

@@ -25,24 +25,15 @@ use crate::fault::{Refusal, Shortage};
 use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::hosting::Hosting;
-use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention::{self, Plan};
 use crate::snapshot::Room;
 
 impl Shared {
     /// What a replica is short of, as it reported last.
     pub(super) fn shortage_of(&self, replica: ReplicaId) -> Option<Shortage> {
         if replica == self.me() { self.short } else { self.seen.get(&replica)?.short }
-    }
-
-    /// Whether only one recovery point may be kept, because an older one takes space itself or
-    /// keeps log for which there is none.
-    pub(super) fn keeps_one(&self) -> bool {
-        let shares = self.config.snapshots_share_log_disk;
-        self.log_short.is_some() || (shares && self.short.is_some())
     }
 
     /// Whether another replica has not been heard for longer than an election takes.
@@ -67,9 +58,9 @@ impl Hosting {
             return;
         }
         if began && shared.config.snapshots_share_log_disk {
-            self.installs.press(self.raw.store().listed());
+            self.retention.press();
         }
-        self.shed(shared, effects);
+        self.retention.log_asks();
     }
 
     /// A snapshot is overdue if the log since the newest one has reached the policy's limit and is
@@ -104,8 +95,8 @@ impl Hosting {
         let Some(since) = self.checkpoints.overdue_since(overdue.is_some(), shared.now) else {
             return;
         };
-        // Done at each tick: what a transfer or a start still needs now can be deleted later.
-        self.shed(shared, effects);
+        // At each tick: what a transfer or a start still needs now can be deleted later.
+        self.retention.log_asks();
         let waited = shared.now >= since + limits::OVERDUE_CHECKPOINT_TICKS;
         if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_checkpoint") {
             let _ = self.capture_here(shared);
@@ -136,33 +127,6 @@ impl Hosting {
             shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
             self.proposals.refuse_waiting(&shortage.refusal(), effects);
             self.checkpoints.want(CheckpointReason::LogBytes);
-        }
-    }
-
-    /// Frees what is kept only for convenience. If a snapshot is overdue and snapshots have a disk
-    /// of their own, that is only log.
-    pub(super) fn shed(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        // All recovery points are kept while the apply lane may still have to open one: the newest
-        // may be corrupt.
-        if shared.recovery.snapshots.is_empty() || self.pipeline.is_reading() {
-            return;
-        }
-        let now = |plan: &Plan| {
-            plan.snapshots == shared.recovery.snapshots
-                && plan.first_index == shared.recovery.first_index
-        };
-        if let Some(mut plan) =
-            retention::shed(&shared.recovery, &self.pins(shared), self.wants.corrupt())
-        {
-            if !shared.keeps_one() {
-                let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
-                plan.snapshots.clone_from(&shared.recovery.snapshots);
-                plan.first_index = plan.first_index.min(oldest + 1);
-            }
-            // An unchanged list would only take space in the log.
-            if !now(&plan) && self.is_proven(shared, effects) {
-                ready::list_local(self, shared, plan, None, effects);
-            }
         }
     }
 

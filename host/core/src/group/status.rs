@@ -179,7 +179,7 @@ fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {
         index: *index,
         digest: *digest,
     };
-    hosting.wants.corrupt().iter().map(object).collect()
+    hosting.retention.corrupt().iter().map(object).collect()
 }
 
 fn peers(hosting: &Hosting) -> Vec<PeerStatus> {

@@ -15,7 +15,7 @@
 //! - If that checkpoint's snapshot failed on the replica that asks, it captures one by itself after
 //!   it has asked all peers several times in vain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use raft::Storage as _;
 
@@ -24,12 +24,11 @@ use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::frame::Body;
 use crate::group::hosting::Hosting;
-use crate::group::ready;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
 use crate::recovery_state::RecoveryState;
-use crate::retention::{self, ObjectName};
+use crate::retention;
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
 
@@ -44,8 +43,6 @@ const ROUNDS_IN_VAIN: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Wants {
-    /// Listed objects that turned out to be corrupt.
-    corrupt: BTreeSet<ObjectName>,
     /// Why no recovery point restores.
     needs: Option<String>,
     /// The last request.
@@ -99,10 +96,6 @@ impl Asked {
 }
 
 impl Wants {
-    pub(super) fn corrupt(&self) -> &BTreeSet<ObjectName> {
-        &self.corrupt
-    }
-
     pub(super) fn needs(&self) -> Option<&str> {
         self.needs.as_deref()
     }
@@ -110,11 +103,6 @@ impl Wants {
     /// The current request, by which offers are judged.
     pub(super) fn asked(&self) -> Option<Want> {
         self.asked.as_ref().map(|asked| asked.want)
-    }
-
-    /// Forgets corrupt objects that are no longer listed.
-    pub(super) fn listed(&mut self, listed: &[SnapshotDesc]) {
-        self.corrupt.retain(|name| listed.iter().any(|desc| retention::name(desc) == *name));
     }
 
     /// There is a guest, or a snapshot to build one from. Returns whether one was needed.
@@ -133,11 +121,6 @@ impl Wants {
         (self.asked, self.needs) = (None, None);
     }
 
-    /// A guest was restored from the object at this index, so it is not corrupt.
-    pub(super) fn restored(&mut self, index: u64) {
-        self.corrupt.retain(|(_, corrupt, _)| *corrupt != index);
-    }
-
     /// The next leader makes its own checkpoints.
     pub(super) fn stepped_down(&mut self) {
         self.checkpoints.clear();
@@ -145,14 +128,6 @@ impl Wants {
 }
 
 impl Hosting {
-    pub(super) fn found_corrupt(&mut self, shared: &Shared, snapshot: &SnapshotDesc) {
-        if shared.recovery.snapshots.contains(snapshot) {
-            self.wants.corrupt.insert(retention::name(snapshot));
-        } else {
-            self.promise_rotted(snapshot);
-        }
-    }
-
     /// There is no guest and nothing to build one from: requests that wait cannot be answered here.
     fn needs_snapshot(
         &mut self,
@@ -220,7 +195,7 @@ impl Hosting {
         if let Some(want) = self.need(shared) {
             return Some(want);
         }
-        let (term, index, digest) = *self.wants.corrupt.last()?;
+        let (term, index, digest) = *self.retention.corrupt().last()?;
         let exactly = Some(ObjectRef { term, index, digest });
         Some(Want { low: index, high: index, exactly })
     }
@@ -247,9 +222,7 @@ impl Hosting {
         now: u64,
         effects: &mut Vec<Effect>,
     ) {
-        let corrupt = &self.wants.corrupt;
-        let serves =
-            |desc: &&SnapshotDesc| want.fits(desc) && !corrupt.contains(&retention::name(desc));
+        let serves = |desc: &&SnapshotDesc| want.fits(desc) && !self.retention.is_corrupt(desc);
         let found = self.raw.store().listed().iter().find(serves).cloned();
         match found {
             Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
@@ -283,9 +256,7 @@ impl Hosting {
         effects: &mut Vec<Effect>,
     ) {
         let object = ObjectRef::of(&snapshot.desc);
-        let repairs = self.wants.corrupt.contains(&retention::name(&snapshot.desc));
-        if repairs {
-            self.wants.corrupt.remove(&retention::name(&snapshot.desc));
+        if self.retention.is_repaired(&snapshot.desc) {
             self.wants.asked = None;
             effects.push(Effect::Judged { object, taken: true });
             if self.wants.needs.is_some() {
@@ -293,7 +264,9 @@ impl Hosting {
             }
         } else if self.is_needed(shared, &snapshot.desc) {
             effects.push(Effect::Judged { object, taken: true });
-            self.list_needed(shared, snapshot, effects);
+            // It is listed, and the replica starts from it once that is durable.
+            self.wants.listing = true;
+            self.retention.add(snapshot);
         } else {
             self.installs.received(snapshot, effects);
         }
@@ -304,14 +277,6 @@ impl Hosting {
     fn is_needed(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
         self.need(shared).is_some_and(|want| want.fits(desc))
             && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
-    }
-
-    /// Lists an object that this replica did not take, and starts from it once that is durable.
-    fn list_needed(&mut self, shared: &mut Shared, snapshot: Verified, effects: &mut Vec<Effect>) {
-        let Verified { desc, hold } = snapshot;
-        self.wants.listing = true;
-        let plan = retention::plan(&shared.recovery, desc, &self.pins(shared), &self.wants.corrupt);
-        ready::list_local(self, shared, plan, Some(hold), effects);
     }
 
     /// A list became durable: if it holds the object that was needed, the replica starts from it.
@@ -326,7 +291,7 @@ impl Hosting {
     /// The index of the newest object that the log durably lists and that is not corrupt; 0 if
     /// there is none.
     fn newest_listed(&self) -> u64 {
-        let newest = retention::newest_good(self.raw.store().listed(), &self.wants.corrupt);
+        let newest = retention::newest_good(self.raw.store().listed(), self.retention.corrupt());
         newest.map_or(0, |desc| desc.index)
     }
 
