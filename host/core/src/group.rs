@@ -27,6 +27,7 @@ use crate::snapshot::chunk::ObjectRef;
 use crate::wal::LogJob;
 
 pub mod alone;
+mod build;
 mod catch_up;
 mod checkpoint;
 mod checkpoint_requests;
@@ -34,6 +35,7 @@ mod damage;
 mod effect;
 mod election;
 mod event;
+mod flush;
 pub mod frame;
 mod halt;
 mod hosting;
@@ -54,6 +56,7 @@ mod rebuild;
 mod reconcile;
 mod retry;
 mod room;
+mod route;
 mod stall;
 mod status;
 mod strangers;
@@ -106,6 +109,13 @@ pub struct SnapshotPolicy {
     pub log_bytes: u64,
     /// Trailing entries: kept before the newest snapshot for followers that lag a little.
     pub catch_up: u64,
+}
+
+impl SnapshotPolicy {
+    /// How many bytes of log may be kept for followers and transfers.
+    fn log_pin_bytes(&self) -> u64 {
+        limits::LOG_PIN_CHECKPOINTS.saturating_mul(self.log_bytes)
+    }
 }
 
 impl Default for SnapshotPolicy {
@@ -293,7 +303,7 @@ impl Group {
                 self.shared.stalled = stall;
             }
             other => match &mut self.stage {
-                Stage::Hosting(hosting) => hosting.handle(&mut self.shared, other, effects),
+                Stage::Hosting(hosting) => route::event(hosting, &mut self.shared, other, effects),
                 Stage::Meeting(_) => self.refuse(other, effects),
             },
         }
@@ -318,7 +328,7 @@ impl Group {
                 self.stage = Stage::Hosting(Box::new(hosting));
                 self.flush(effects);
             }
-            Stage::Hosting(hosting) => hosting.flush(&mut self.shared, effects),
+            Stage::Hosting(hosting) => flush::flush(hosting, &mut self.shared, effects),
         }
     }
 
@@ -351,7 +361,7 @@ impl Group {
         self.shared.wall_ms = wall_ms;
         match &mut self.stage {
             Stage::Meeting(meeting) => meeting.tick(&mut self.shared, effects),
-            Stage::Hosting(hosting) => hosting.tick(&mut self.shared, effects),
+            Stage::Hosting(hosting) => route::tick(hosting, &mut self.shared, effects),
         }
     }
 
@@ -367,7 +377,7 @@ impl Group {
         let Inbound { frame, .. } = inbound;
         match &mut self.stage {
             Stage::Meeting(meeting) => meeting.frame(&mut self.shared, frame, effects),
-            Stage::Hosting(hosting) => hosting.frame(&mut self.shared, frame, effects),
+            Stage::Hosting(hosting) => route::frame(hosting, &mut self.shared, frame, effects),
         }
     }
 
@@ -375,7 +385,9 @@ impl Group {
         self.shared.persist.durable(seq);
         match &mut self.stage {
             Stage::Meeting(_) => {}
-            Stage::Hosting(hosting) => hosting.persisted(&mut self.shared, effects),
+            Stage::Hosting(hosting) => {
+                ready::release(hosting, &mut self.shared, effects);
+            }
         }
     }
 
@@ -390,7 +402,7 @@ impl Group {
     fn fault(&mut self, fault: Fault, effects: &mut Vec<Effect>) {
         match &mut self.stage {
             Stage::Meeting(_) => self.shared.stop(Stopped::Failed(fault), effects),
-            Stage::Hosting(hosting) => hosting.fault(&mut self.shared, fault, effects),
+            Stage::Hosting(hosting) => build::fail(hosting, &mut self.shared, fault, effects),
         }
     }
 

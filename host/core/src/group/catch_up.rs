@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use raft::ProgressState;
 
 use crate::fault::Shortage;
-use crate::group::Shared;
 use crate::group::frame::GuestIs;
-use crate::group::hosting::Hosting;
+use crate::group::outgoing::Outgoing;
+use crate::group::raft_node::RaftNode;
+use crate::group::{Shared, SnapshotPolicy};
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 use crate::snapshot::SnapshotDesc;
@@ -57,18 +58,15 @@ impl CatchUps {
     pub(super) fn length(&self) -> u64 {
         self.of.values().map(|catch_up| catch_up.length).max().unwrap_or(0)
     }
-}
 
-impl Hosting {
-    pub(super) fn tick_catch_up(&mut self, shared: &Shared) {
-        if !self.is_leader() {
-            self.catch_ups.of.clear();
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, outgoing: &Outgoing, shared: &Shared) {
+        if !raw.is_leader() {
+            self.of.clear();
             return;
         }
-        let (log, prs) = (self.raw.store(), self.raw.raft.prs());
+        let (log, prs) = (raw.store(), raw.raft.prs());
         let checkpoint_bytes = shared.config.snapshot_policy.log_bytes;
-        let outgoing = &self.outgoing;
-        self.catch_ups.of.retain(|replica, catch_up| {
+        self.of.retain(|replica, catch_up| {
             let (Some(peer), Some(seen)) = (prs.get(replica.0), shared.seen.get(replica)) else {
                 return false;
             };
@@ -77,45 +75,42 @@ impl Hosting {
                 has >= catch_up.index && log.bytes_between(has, log.last()) <= checkpoint_bytes;
             !near || outgoing.is_sending_to(*replica)
         });
-        self.send_to_who_appends_no_more(shared);
-    }
-
-    fn send_to_who_appends_no_more(&mut self, shared: &Shared) {
-        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        if planted("wait_for_the_cut") {
-            return;
-        }
-        for (replica, seen) in &shared.seen {
-            // A follower that is only slow, or is restoring, reaches the end of its log by itself.
-            let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
-            let full = matches!(seen.short, Some(Shortage::Log { .. }));
-            let stuck = lost && full && seen.applied < newest;
-            let Some(peer) = self.raw.raft.mut_prs().get_mut(replica.0).filter(|_| stuck) else {
-                continue;
-            };
-            if peer.matched < newest && peer.state != ProgressState::Snapshot {
-                // raft-rs sends a snapshot once the follower answers the next heartbeat. Any that
-                // it lacks will do: it may have a part of the one that it was promised.
-                peer.pending_request_snapshot = peer.matched + 1;
-            }
-        }
+        send_to_who_appends_no_more(raw, shared);
     }
 
     /// How many bytes of log are kept for followers that were sent a snapshot.
-    pub(super) fn catch_up_bytes(&self) -> u64 {
-        if planted("outrun_what_was_sent") {
-            self.log_pin_bytes
-        } else {
-            self.log_pin_bytes.max(self.catch_ups.length())
-        }
+    pub(super) fn log_bytes(&self, policy: &SnapshotPolicy) -> u64 {
+        let sent = if planted("outrun_what_was_sent") { 0 } else { self.length() };
+        policy.log_pin_bytes().max(sent)
     }
 
     /// The followers that are catching up and not silent, each with the index after which it needs
     /// the log.
-    pub(super) fn catching_up(&self, shared: &Shared) -> Vec<(ReplicaId, u64)> {
-        let of = self.catch_ups.of.iter().filter(|(replica, _)| !shared.is_silent(**replica));
+    pub(super) fn pins(&self, raw: &RaftNode, shared: &Shared) -> Vec<(ReplicaId, u64)> {
+        let of = self.of.iter().filter(|(replica, _)| !shared.is_silent(**replica));
         let matched =
-            |replica: &ReplicaId| self.raw.raft.prs().get(replica.0).map_or(0, |peer| peer.matched);
+            |replica: &ReplicaId| raw.raft.prs().get(replica.0).map_or(0, |peer| peer.matched);
         of.map(|(replica, catch_up)| (*replica, catch_up.index.max(matched(replica)))).collect()
+    }
+}
+
+fn send_to_who_appends_no_more(raw: &mut RaftNode, shared: &Shared) {
+    let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+    if planted("wait_for_the_cut") {
+        return;
+    }
+    for (replica, seen) in &shared.seen {
+        // A follower that is only slow, or is restoring, reaches the end of its log by itself.
+        let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
+        let full = matches!(seen.short, Some(Shortage::Log { .. }));
+        let stuck = lost && full && seen.applied < newest;
+        let Some(peer) = raw.raft.mut_prs().get_mut(replica.0).filter(|_| stuck) else {
+            continue;
+        };
+        if peer.matched < newest && peer.state != ProgressState::Snapshot {
+            // raft-rs sends a snapshot once the follower answers the next heartbeat. Any that
+            // it lacks will do: it may have a part of the one that it was promised.
+            peer.pending_request_snapshot = peer.matched + 1;
+        }
     }
 }

@@ -12,14 +12,13 @@ use raft::eraftpb::{Entry, EntryType};
 use crate::entry::{self, CheckpointReason, EntryBody, footprint};
 use crate::group::Shared;
 use crate::group::effect::Effect;
-use crate::group::hosting::Hosting;
-use crate::group::pipeline::Capture;
-use crate::group::places::PlaceWait;
-use crate::ids::ReplicaId;
+use crate::group::pipeline::{Capture, Pipeline};
+use crate::group::places::{PlaceTry, PlaceWait};
+use crate::group::raft_log::RaftLog;
+use crate::group::raft_node::RaftNode;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention::Pins;
-use crate::snapshot::{Room, Verified};
+use crate::snapshot::Room;
 
 /// What was written since the last checkpoint, and the capture under way.
 pub(super) struct Checkpoints {
@@ -55,10 +54,18 @@ pub(super) struct Checkpoints {
     /// The index of the capture that waits until a recovery point is unlisted.
     waiting_for_room: Option<u64>,
     /// What happens to a capture that got no place.
-    pub(super) place: Option<PlaceWait>,
+    place: PlaceWait,
     /// Captures that failed in a row, and the tick before which no further checkpoint is proposed.
     failed_in_a_row: u32,
     not_before: u64,
+}
+
+/// A capture that failed.
+pub(super) struct CaptureFailed {
+    pub(super) index: u64,
+    pub(super) why: String,
+    /// The failure is temporary: what the capture needed is in use and will be free again.
+    pub(super) postponed: bool,
 }
 
 /// Ticks between a failed capture and the next checkpoint that this leader proposes; doubled with
@@ -92,7 +99,7 @@ impl Checkpoints {
             room: None,
             overdue_since: None,
             waiting_for_room: None,
-            place: None,
+            place: PlaceWait::default(),
             failed_in_a_row: 0,
             not_before: 0,
         }
@@ -160,13 +167,14 @@ impl Checkpoints {
             self.skipped += 1;
             return false;
         }
-        (self.capturing, self.place) = (Some(index), None);
+        (self.capturing, self.place) = (Some(index), PlaceWait::default());
         (self.began, self.written) = (now, None);
         true
     }
 
     /// Notes that the capture at `index` failed at tick `now`.
-    fn capture_failed(&mut self, index: u64, why: String, postponed: bool, now: u64) {
+    fn note_failure(&mut self, failed: CaptureFailed, now: u64) {
+        let CaptureFailed { index, why, postponed } = failed;
         if self.capturing == Some(index) {
             self.abandon_capture();
             self.failed += 1;
@@ -188,7 +196,7 @@ impl Checkpoints {
     pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
         self.waiting_for_room = None;
-        self.place = None;
+        self.place = PlaceWait::default();
     }
 
     /// The index of the last entry with commands, if it comes after the last checkpoint.
@@ -215,11 +223,6 @@ impl Checkpoints {
 
     pub(super) fn is_capturing_at(&self, index: u64) -> bool {
         self.capturing == Some(index)
-    }
-
-    /// The tick at which the capture under way began.
-    pub(super) fn began(&self) -> u64 {
-        self.began
     }
 
     /// Gives up a capture that waited too long for a place. The cause of an earlier failure is
@@ -277,134 +280,142 @@ impl Checkpoints {
             .or_else(|| (self.handed - self.last >= entries).then_some(CheckpointReason::Entries))
             .or_else(|| (self.bytes >= bytes).then_some(CheckpointReason::LogBytes))
     }
-}
 
-impl Hosting {
     /// Notes that a capture does not end. It counts as failed until it does: the other replicas
     /// need not wait for it, and the log here has its bound.
-    pub(super) fn tick_capture(&mut self, shared: &Shared) {
-        let checkpoints = &mut self.checkpoints;
-        if let Some(index) = checkpoints.capturing
-            && checkpoints.is_late(shared.now)
-            && !checkpoints.fails()
+    pub(super) fn tick_capture(&mut self, now: u64) {
+        if let Some(index) = self.capturing
+            && self.is_late(now)
+            && !self.fails()
         {
             let why = format!("the snapshot at {index} was written and does not become complete");
-            (checkpoints.failure, checkpoints.postponed) = (Some(why), false);
+            (self.failure, self.postponed) = (Some(why), false);
         }
     }
 
     /// On a leader, proposes a checkpoint when one is due. A follower that needs a snapshot makes
-    /// one due.
-    pub(super) fn tick_checkpoints(&mut self, shared: &mut Shared) {
-        if !self.is_leader() {
-            self.checkpoints.proposed = None;
+    /// one due; while one is being sent, checkpoints come later, so that it is not superseded so
+    /// soon.
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, is_sending: bool, shared: &mut Shared) {
+        if !raw.is_leader() {
+            self.proposed = None;
             return;
         }
-        let term = self.raw.raft.term;
-        let under_way = self.checkpoints.proposed.is_some_and(|(proposed, _)| proposed == term);
-        let too_soon = shared.now < self.checkpoints.not_before;
-        if under_way || too_soon || self.checkpoints.is_capturing_in_time(shared.now) {
+        let term = raw.raft.term;
+        let under_way = self.proposed.is_some_and(|(proposed, _)| proposed == term);
+        let too_soon = shared.now < self.not_before;
+        if under_way || too_soon || self.is_capturing_in_time(shared.now) {
             return;
         }
-        if self.raw.store().take_wanted_snapshot().is_some() {
-            self.checkpoints.want(CheckpointReason::Learner);
+        if raw.store().take_wanted_snapshot().is_some() {
+            self.want(CheckpointReason::Learner);
         }
-        // While a snapshot is being sent, checkpoints come later, so that it is not superseded so
-        // soon.
-        let patience = if self.outgoing.is_busy() { limits::CHECKPOINT_PATIENCE } else { 1 };
-        let Some(reason) = self.checkpoints.due(shared, patience) else { return };
+        let patience = if is_sending { limits::CHECKPOINT_PATIENCE } else { 1 };
+        let Some(reason) = self.due(shared, patience) else { return };
         let body = EntryBody::Checkpoint { time_ms: shared.stamp(), reason };
-        if let Some((index, term)) = self.propose(&body) {
-            self.checkpoints.proposed = Some((term, index));
-            self.checkpoints.wanted = None;
+        if let Some((index, term)) = raw.propose_body(&body) {
+            self.proposed = Some((term, index));
+            self.wanted = None;
         }
     }
 
     /// The guest wrote its snapshot at `index`; the lane applies entries again.
-    pub(super) fn capture_written(&mut self, shared: &mut Shared, index: u64) {
-        self.pipeline.captured(index);
-        self.checkpoints.written.get_or_insert(shared.now);
+    pub(super) fn written(&mut self, pipeline: &mut Pipeline, shared: &mut Shared, index: u64) {
+        pipeline.captured(index);
+        self.written.get_or_insert(shared.now);
         // Counted from here, and not from a moment that groups have in common: groups that took
         // turns do not all try at the same time.
         shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
     }
 
-    /// A local snapshot is complete: it is to be listed, unless a newer one is already.
-    pub(super) fn captured(&mut self, shared: &Shared, snapshot: Verified) {
-        let Verified { desc, hold } = snapshot;
-        if self.checkpoints.capturing == Some(desc.index) {
-            self.checkpoints.capturing = None;
-            self.checkpoints.took = shared.now - self.checkpoints.began;
+    /// The capture at `index` is complete: sealed and read back.
+    pub(super) fn captured(&mut self, index: u64, now: u64) {
+        if self.capturing == Some(index) {
+            self.capturing = None;
+            self.took = now - self.began;
         }
-        self.checkpoints.failed_in_a_row = 0;
-        self.checkpoints.failure = None;
-        self.rebuilds.captured(&desc, shared.memory);
-        self.retention.is_whole(&desc, shared.now);
-        if shared.recovery.newest().is_some_and(|newest| newest.index >= desc.index) {
-            return;
-        }
-        self.retention.add(Verified { desc, hold });
+        self.failed_in_a_row = 0;
+        self.failure = None;
     }
 
     pub(super) fn capture_failed(
         &mut self,
-        shared: &Shared,
-        index: u64,
-        why: String,
-        postponed: bool,
+        pipeline: &mut Pipeline,
+        failed: CaptureFailed,
+        now: u64,
     ) {
-        self.pipeline.captured(index);
-        self.checkpoints.capture_failed(index, why, postponed, shared.now);
+        pipeline.captured(failed.index);
+        self.note_failure(failed, now);
     }
 
     /// Captures at the floor, between two checkpoints, for a replica that cannot wait for the next
     /// one: it is short of space, its log is damaged, it got no place at the checkpoint, or no peer
     /// could repair its object. Returns false if no capture began.
-    pub(super) fn capture_here(&mut self, shared: &Shared) -> bool {
+    pub(super) fn capture_here(
+        &mut self,
+        pipeline: &mut Pipeline,
+        log: &RaftLog,
+        shared: &Shared,
+    ) -> bool {
         let index = shared.recovery.floor;
         let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        let waits = self.checkpoints.capturing.is_some()
-            || shared.now < self.checkpoints.not_before
-            || self.checkpoints.asks_later(shared.now);
-        if waits || index <= newest || !self.pipeline.captures() {
+        let waits = self.capturing.is_some()
+            || shared.now < self.not_before
+            || self.place.asks_later(shared.now);
+        if waits || index <= newest || !pipeline.captures() {
             return false;
         }
-        let Ok(term) = self.raw.store().term(index) else { return false };
-        self.checkpoints.begin_capture(index, shared.now);
-        self.push_capture(shared, term, index);
+        let Ok(term) = log.term(index) else { return false };
+        self.begin_capture(index, shared.now);
+        pipeline.push_capture(capture(log, shared, (term, index)));
         true
     }
 
-    /// Queues a capture at `index`, up to which everything was handed to the pipeline.
-    pub(super) fn push_capture(&mut self, shared: &Shared, term: u64, index: u64) {
-        let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-        let gain = self.raw.store().bytes_between(newest, index);
-        let configuration = shared.recovery.configuration.clone();
-        self.pipeline.push_capture(Capture { term, index, configuration, gain });
+    /// The capture at `index` got no place.
+    pub(super) fn no_place(
+        &mut self,
+        pipeline: &mut Pipeline,
+        shared: &mut Shared,
+        index: u64,
+        why: String,
+    ) {
+        if !self.is_capturing_at(index) {
+            return pipeline.captured(index);
+        }
+        if self.last == index && shared.now < self.began + limits::CHECKPOINT_PLACE_TICKS {
+            return self.place.stays(index);
+        }
+        pipeline.captured(index);
+        self.gave_up_for_a_place(why);
+        self.place.comes_back(shared.now, &mut shared.chance);
+    }
+
+    pub(super) fn tick_places(
+        &mut self,
+        pipeline: &mut Pipeline,
+        log: &RaftLog,
+        shared: &Shared,
+        effects: &mut Vec<Effect>,
+    ) {
+        match self.place.next(shared.now) {
+            Some(PlaceTry::Again(index)) => pipeline.capture_again(index, effects),
+            Some(PlaceTry::Anew) => drop(self.capture_here(pipeline, log, shared)),
+            None => {}
+        }
     }
 
     /// Retries a capture that waited for a recovery point to be unlisted: the list is durable now.
-    pub(super) fn retry_capture(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(index) = self.checkpoints.waiting_for_room.take() {
-            self.pipeline.capture_again(index, effects);
+    pub(super) fn retry_capture(&mut self, pipeline: &mut Pipeline, effects: &mut Vec<Effect>) {
+        if let Some(index) = self.waiting_for_room.take() {
+            pipeline.capture_again(index, effects);
         }
     }
+}
 
-    pub(super) fn pins(&self, shared: &Shared) -> Pins {
-        let raft = &self.raw.raft;
-        let followers = raft
-            .prs()
-            .iter()
-            .filter(|(id, peer)| self.is_leader() && **id != raft.id && peer.recent_active)
-            .map(|(id, peer)| (ReplicaId(*id), peer.matched));
-        Pins {
-            sending: self.outgoing.pins().into_iter().chain(self.catching_up(shared)).collect(),
-            slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
-            outgrown: self.raw.store().outgrown(),
-            unreadable: self.raw.store().unreadable(),
-            catch_up: self.catch_up,
-            budget: self.raw.store().within(self.log_pin_bytes),
-            sent_budget: self.raw.store().within(self.catch_up_bytes()),
-        }
-    }
+/// A capture at (term, index), up to which everything was handed to the pipeline.
+pub(super) fn capture(log: &RaftLog, shared: &Shared, (term, index): (u64, u64)) -> Capture {
+    let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
+    let gain = log.bytes_between(newest, index);
+    let configuration = shared.recovery.configuration.clone();
+    Capture { term, index, configuration, gain }
 }

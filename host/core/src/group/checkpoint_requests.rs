@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 use crate::entry::CheckpointReason;
 use crate::fault::Refusal;
 use crate::group::Shared;
+use crate::group::checkpoint::Checkpoints;
 use crate::group::effect::Effect;
-use crate::group::hosting::Hosting;
 use crate::ids::{ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -66,18 +66,17 @@ impl CheckpointRequests {
     pub(super) fn committed(&mut self, index: u64, effects: &mut Vec<Effect>) {
         effects.extend(self.waiting.drain(..).map(|ticket| Effect::Checkpointed { ticket, index }));
     }
-}
 
-impl Hosting {
-    /// A client asks for a checkpoint.
-    pub(super) fn checkpoint_asked_for(
+    /// A client asks this leader for a checkpoint.
+    pub(super) fn asked(
         &mut self,
+        checkpoints: &mut Checkpoints,
         shared: &Shared,
         ticket: Ticket,
         effects: &mut Vec<Effect>,
     ) {
-        match self.may_checkpoint(shared) {
-            Ok(None) => self.checkpoint_requests.waiting.push(ticket),
+        match self.may_checkpoint(checkpoints, shared) {
+            Ok(None) => self.waiting.push(ticket),
             Ok(Some(index)) => effects.push(Effect::Checkpointed { ticket, index }),
             Err(refusal) => effects.push(Effect::Answer { ticket, answer: Err(refusal) }),
         }
@@ -85,48 +84,51 @@ impl Hosting {
 
     /// The last checkpoint's index, if it answers the request; `None` if the request waits for the
     /// next one.
-    fn may_checkpoint(&mut self, shared: &Shared) -> Result<Option<u64>, Refusal> {
-        self.may_lead(shared)?;
-        if self.checkpoint_requests.waiting.len() >= limits::CHECKPOINT_REQUESTS_MAX {
+    fn may_checkpoint(
+        &mut self,
+        checkpoints: &mut Checkpoints,
+        shared: &Shared,
+    ) -> Result<Option<u64>, Refusal> {
+        if self.waiting.len() >= limits::CHECKPOINT_REQUESTS_MAX {
             return Err(Refusal::Overloaded);
         }
-        if self.checkpoints.is_proposed() {
+        if checkpoints.is_proposed() {
             return Ok(None);
         }
-        if let Some(index) = self.last_checkpoint_does(shared) {
+        if let Some(index) = last_checkpoint_does(checkpoints, shared) {
             return Ok(Some(index));
         }
         let too_soon = |ticks: u64| Refusal::CheckpointTooSoon { wait_ms: ticks * limits::TICK_MS };
-        if let Some(ticks) = self.checkpoints.rests_for(shared.now) {
+        if let Some(ticks) = checkpoints.rests_for(shared.now) {
             return Err(too_soon(ticks));
         }
-        if self.checkpoints.is_wanted() {
+        if checkpoints.is_wanted() {
             return Ok(None);
         }
-        let took = self.checkpoints.took().saturating_mul(limits::CHECKPOINT_REQUEST_PARTS);
+        let took = checkpoints.took().saturating_mul(limits::CHECKPOINT_REQUEST_PARTS);
         let interval = limits::CHECKPOINT_REQUEST_TICKS.max(took);
-        let spent = self.checkpoint_requests.spend(shared.now, interval);
+        let spent = self.spend(shared.now, interval);
         if !planted("checkpoints_without_pause") {
             spent.map_err(too_soon)?;
         }
-        self.checkpoints.want(CheckpointReason::Operator);
+        checkpoints.want(CheckpointReason::Operator);
         Ok(None)
     }
+}
 
-    /// The last checkpoint's index, if nothing changed since and every replica has its snapshot. A
-    /// silent replica has none to wait for: another checkpoint would not reach it either.
-    fn last_checkpoint_does(&self, shared: &Shared) -> Option<u64> {
-        let last = self.checkpoints.settled()?;
-        let has = |replica: ReplicaId| {
-            if replica == shared.me() {
-                shared.snapshot >= last
-            } else {
-                let counts = !shared.is_silent(replica) || planted("wait_for_the_silent");
-                !counts || shared.seen.get(&replica).is_some_and(|seen| seen.snapshot >= last)
-            }
-        };
-        shared.recovery.configuration.replicas().all(has).then_some(last)
-    }
+/// The last checkpoint's index, if nothing changed since and every replica has its snapshot. A
+/// silent replica has none to wait for: another checkpoint would not reach it either.
+fn last_checkpoint_does(checkpoints: &Checkpoints, shared: &Shared) -> Option<u64> {
+    let last = checkpoints.settled()?;
+    let has = |replica: ReplicaId| {
+        if replica == shared.me() {
+            shared.snapshot >= last
+        } else {
+            let counts = !shared.is_silent(replica) || planted("wait_for_the_silent");
+            !counts || shared.seen.get(&replica).is_some_and(|seen| seen.snapshot >= last)
+        }
+    };
+    shared.recovery.configuration.replicas().all(has).then_some(last)
 }
 
 #[cfg(test)]

@@ -6,32 +6,24 @@
 //! lacks them gets the snapshot. Then the segment can be deleted. A replica without a guest gets
 //! the snapshot from a peer.
 
-use crate::group::Shared;
-use crate::group::hosting::Hosting;
+use std::collections::BTreeSet;
+
+use crate::group::raft_log::RaftLog;
 use crate::mutant::planted;
-use crate::retention;
+use crate::recovery_state::RecoveryState;
+use crate::retention::{self, ObjectName};
 
-impl Hosting {
-    /// Entries below this index may be unreadable.
-    pub(super) fn log_is_damaged(&mut self, below: u64) {
-        self.raw.mut_store().set_unreadable(below);
-    }
+/// Whether log that cannot be read has yet to be cut off.
+pub(super) fn is_to_be_cut_off(log: &RaftLog, state: &RecoveryState) -> bool {
+    log.unreadable() > state.first_index && !planted("keep_damaged_log")
+}
 
-    /// Whether log that cannot be read has yet to be cut off.
-    pub(super) fn is_damaged(&self, shared: &Shared) -> bool {
-        let damaged = self.raw.store().unreadable() > shared.recovery.first_index;
-        damaged && !planted("keep_damaged_log")
-    }
-
-    /// Takes the snapshot with which the damaged log can be cut off.
-    pub(super) fn tick_damage(&mut self, shared: &Shared) {
-        let listed = &shared.recovery.snapshots;
-        let (corrupt, unreadable) = (self.retention.corrupt(), self.raw.store().unreadable());
-        if self.is_damaged(shared)
-            && !self.pipeline.is_reading()
-            && !retention::survives_damage(listed, corrupt, unreadable)
-        {
-            let _ = self.capture_here(shared);
-        }
-    }
+/// Whether that needs a snapshot that there is not yet.
+pub(super) fn needs_snapshot(
+    log: &RaftLog,
+    state: &RecoveryState,
+    corrupt: &BTreeSet<ObjectName>,
+) -> bool {
+    is_to_be_cut_off(log, state)
+        && !retention::survives_damage(&state.snapshots, corrupt, log.unreadable())
 }

@@ -14,14 +14,13 @@
 //!   refuse every vote. The exception is a single voter that does not lead: it first waits for its
 //!   own disk.
 
+use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
-use raft::{RawNode, StateRole};
 
 use crate::group::Chance;
 use crate::group::Shared;
 use crate::group::effect::{ReplicaState, Running};
-use crate::group::hosting::Hosting;
-use crate::group::raft_log::RaftLog;
+use crate::group::raft_node::RaftNode;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
@@ -66,7 +65,7 @@ impl Election {
     }
 
     /// Replaces raft's election timeout with the one for this term and role.
-    fn pin(&mut self, raw: &mut RawNode<RaftLog>, chance: &mut Chance) {
+    fn pin(&mut self, raw: &mut RaftNode, chance: &mut Chance) {
         let (term, role) = (raw.raft.term, raw.raft.state);
         let timeout = match self.pinned {
             Some((of_term, of_role, timeout)) if (of_term, of_role) == (term, role) => timeout,
@@ -79,7 +78,7 @@ impl Election {
         raw.raft.set_randomized_election_timeout(timeout);
     }
 
-    fn hold_back(&self, raw: &mut RawNode<RaftLog>, shared: &Shared) {
+    fn hold_back(&self, raw: &mut RaftNode, shared: &Shared) {
         let patience = (limits::RELUCTANT_TIMEOUTS * limits::ELECTION_TICKS_MAX) as u64;
         if shared.now >= self.heard + patience && shared.stalled.is_none() {
             return;
@@ -87,48 +86,46 @@ impl Election {
         raw.raft.set_randomized_election_timeout(TIMEOUT_MAX);
         raw.raft.election_elapsed = raw.raft.election_elapsed.min(TIMEOUT_MAX - 2);
     }
-}
 
-impl Hosting {
     /// The leader, if this is it or it was heard lately. raft forgets a silent leader only when the
     /// election timer runs out, which a reluctant replica holds back and a learner does not have.
-    pub(super) fn led_by(&self, now: u64) -> Option<ReplicaId> {
-        let silent = now >= self.election.heard + 2 * limits::ELECTION_TICKS_MAX as u64;
-        let known = self.is_leader() || !silent || planted("led_by_the_silent");
-        self.leader().filter(|_| known)
+    pub(super) fn led_by(&self, raw: &RaftNode, now: u64) -> Option<ReplicaId> {
+        let silent = now >= self.heard + 2 * limits::ELECTION_TICKS_MAX as u64;
+        let known = raw.is_leader() || !silent || planted("led_by_the_silent");
+        raw.leader().filter(|_| known)
     }
 
-    pub(super) fn tick_raft(&mut self, shared: &mut Shared) {
-        let alone = self.raw.raft.prs().is_singleton();
-        self.election.reluctant = !alone && is_reluctant(shared);
-        self.election.pin(&mut self.raw, &mut shared.chance);
-        if self.is_leader() {
-            self.election.heard = shared.now;
-            self.hand_over_if_reluctant(shared);
-        } else if self.election.reluctant {
-            self.election.hold_back(&mut self.raw, shared);
-        } else if alone && self.raw.raft.promotable() && self.all_persisted() {
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, shared: &mut Shared) {
+        let alone = raw.raft.prs().is_singleton();
+        self.reluctant = !alone && is_reluctant(shared);
+        self.pin(raw, &mut shared.chance);
+        if raw.is_leader() {
+            self.heard = shared.now;
+            self.hand_over_if_reluctant(raw, shared);
+        } else if self.reluctant {
+            self.hold_back(raw, shared);
+        } else if alone && raw.raft.promotable() && all_persisted(raw) {
             // A group of one has no other replica to wait for.
-            let _ = self.raw.campaign();
+            let _ = raw.campaign();
         }
-        let log = &self.raw.raft.raft_log;
+        let log = &raw.raft.raft_log;
         // A single voter becomes leader in the same step that campaigns, and raft then requires its
         // log to be persisted. A leader always ticks, because its learners need its heartbeats.
-        if !alone || self.is_leader() || log.persisted == log.last_index() {
-            self.raw.tick();
+        if !alone || raw.is_leader() || log.persisted == log.last_index() {
+            raw.tick();
         }
-        if planted("lead_without_votes") && self.raw.raft.state == StateRole::Candidate {
-            self.raw.raft.become_leader();
+        if planted("lead_without_votes") && raw.raft.state == StateRole::Candidate {
+            raw.raft.become_leader();
         }
     }
 
     /// Asks the follower with the longest log to take over; returns false if none can. The follower
     /// that was asked last is the last choice, because it may be unwilling to lead.
-    pub(super) fn transfer_to_best(&mut self, shared: &Shared) -> bool {
-        if !self.is_leader() {
+    pub(super) fn transfer_to_best(&mut self, raw: &mut RaftNode, shared: &Shared) -> bool {
+        if !raw.is_leader() {
             return false;
         }
-        let raft = &self.raw.raft;
+        let raft = &raw.raft;
         let voters = raft.prs().conf().voters();
         // A leader short of space refuses commands, but one that cannot write does not even answer.
         let stalled = shared.stalled.is_some();
@@ -144,48 +141,48 @@ impl Hosting {
             .filter(|(id, _)| stalled || has_room(id))
             .filter(|(id, _)| stalled || shared.has_memory_to_lead(ReplicaId(**id)))
             .max_by_key(|(id, peer)| {
-                let again = Some(**id) == self.election.asked;
+                let again = Some(**id) == self.asked;
                 (has_room(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
             })
             .map(|(id, _)| *id);
         if let Some(id) = best {
-            self.raw.transfer_leader(id);
-            self.election.asked = best;
+            raw.transfer_leader(id);
+            self.asked = best;
         }
         best.is_some()
     }
 
-    fn all_persisted(&self) -> bool {
-        self.raw.raft.raft_log.persisted == self.raw.raft.raft_log.last_index()
-    }
-
-    fn hand_over_if_reluctant(&mut self, shared: &Shared) {
+    fn hand_over_if_reluctant(&mut self, raw: &mut RaftNode, shared: &Shared) {
         let (now, stalled) = (shared.now, shared.stalled.is_some());
         if !stalled {
-            self.election.tries = 0;
+            self.tries = 0;
         }
-        let due = now >= self.election.handed + limits::ELECTION_TICKS_MAX as u64;
-        if !self.election.reluctant || !due || stalled && !shared.others_suffice() {
+        let due = now >= self.handed + limits::ELECTION_TICKS_MAX as u64;
+        if !self.reluctant || !due || stalled && !shared.others_suffice() {
             return;
         }
-        if stalled && self.election.tries >= limits::STALLED_HAND_OVERS_MAX {
-            self.election.tries = 0;
-            return self.step_down();
+        if stalled && self.tries >= limits::STALLED_HAND_OVERS_MAX {
+            self.tries = 0;
+            return step_down(raw);
         }
         // Finding no target does not start the retry interval: by the next tick a follower may have
         // answered a heartbeat.
-        if self.transfer_to_best(shared) {
-            self.election.handed = now;
-            self.election.tries += u32::from(stalled);
+        if self.transfer_to_best(raw, shared) {
+            self.handed = now;
+            self.tries += u32::from(stalled);
         }
     }
+}
 
-    /// Gives up leadership without an heir, so that the others elect a leader: a transfer may be
-    /// lost, or its target be unwilling.
-    fn step_down(&mut self) {
-        let term = self.raw.raft.term;
-        self.raw.raft.become_follower(term, raft::INVALID_ID);
-    }
+fn all_persisted(raw: &RaftNode) -> bool {
+    raw.raft.raft_log.persisted == raw.raft.raft_log.last_index()
+}
+
+/// Gives up leadership without an heir, so that the others elect a leader: a transfer may be
+/// lost, or its target be unwilling.
+fn step_down(raw: &mut RaftNode) {
+    let term = raw.raft.term;
+    raw.raft.become_follower(term, raft::INVALID_ID);
 }
 
 fn is_reluctant(shared: &Shared) -> bool {

@@ -13,8 +13,7 @@
 
 use crate::fault::Fault;
 use crate::group::Shared;
-use crate::group::effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
-use crate::group::hosting::Hosting;
+use crate::group::effect::{Effect, Halt, ReplicaState, Running, Stands};
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 
@@ -53,85 +52,39 @@ impl Shared {
     pub(super) fn is_halted(&self, replica: ReplicaId) -> bool {
         self.seen.get(&replica).is_some_and(|seen| seen.halted)
     }
-}
 
-impl Hosting {
-    /// The guest of this build failed. If the lane was given a newer build since, the replica does
-    /// not halt, and keeps what it has queued for that one.
-    pub(super) fn guest_failed(
-        &mut self,
-        shared: &mut Shared,
-        build: u64,
-        fault: Fault,
-        effects: &mut Vec<Effect>,
-    ) {
-        if self.pipeline.ended(build) || planted("heed_an_old_fault") {
-            self.fault(shared, fault, effects);
-        }
-    }
-
-    /// The guest failed twice, its state cannot be built, or the log failed. The replica halts (it
-    /// votes and keeps the log, but applies nothing), or stops if it was the log.
-    pub(super) fn fault(&mut self, shared: &mut Shared, fault: Fault, effects: &mut Vec<Effect>) {
-        self.pipeline.halt();
-        self.checkpoints.abandon_capture();
-        self.wants.guest_failed();
-        if shared.state.is_stopped() {
-            return self.tell_list(effects);
-        }
-        let refused = matches!(fault, Fault::LogRefused(_)) && !planted("outlive_a_refusal");
-        if refused || matches!(fault, Fault::Log(_)) {
-            // A replica that cannot write its log can neither vote nor append. The messages that
-            // wait for the failed batch must never leave, so no later batch may release them.
-            self.tell_list(effects);
-            return self.end(shared, Stopped::Failed(fault), effects);
-        }
-        let machine = fault.is_machines();
-        let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
-        let stands = match before {
-            Some(entry) => {
-                self.pipeline.stand();
-                effects.push(Effect::Apply(ApplyJob::Stand { goal: entry - 1 }));
-                Stands::Coming
-            }
-            None => Stands::Nowhere,
-        };
-        if machine {
-            self.retry.failed(shared.now);
-        } else {
-            self.retry.over();
-        }
-        self.tell_list(effects);
+    /// Halts: nothing is applied any more.
+    pub(super) fn halts(&mut self, fault: Fault, stands: Stands, effects: &mut Vec<Effect>) {
         let halt = Halt { fault, stands, applied_by: None };
-        shared.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
-        self.refuse_everything(shared, effects);
-        self.transfer_to_best(shared);
+        self.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
     }
 
     /// The lane rebuilt the guest as it was after entry `at`; `None`: it could not.
-    pub(super) fn stands(
-        &mut self,
-        shared: &mut Shared,
-        at: Option<u64>,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.pipeline.stands(at);
-        self.tell_list(effects);
-        if let Some(halt) = shared.halt() {
+    pub(super) fn stands(&mut self, at: Option<u64>, effects: &mut Vec<Effect>) {
+        if let Some(halt) = self.halt() {
             let halt = Halt { stands: at.map_or(Stands::Nowhere, Stands::At), ..halt.clone() };
-            shared.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
+            self.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
         }
     }
 
-    pub(super) fn tick_halt(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    /// The entry that halted this replica, if another replica applied it and no build is under way.
+    pub(super) fn applied_elsewhere(&self, is_restoring: bool) -> Option<u64> {
+        let halt = self.halt().filter(|halt| halt.applied_by.is_some() && !is_restoring)?;
+        halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
+    }
+}
+
+impl Halts {
+    /// Raises an alarm if another replica applied the entry that halted this one.
+    pub(super) fn tick(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let Some(halt) = shared.halt() else { return };
         if halt.applied_by.is_none()
             && let Some(entry) = halt.fault.entry()
             && let Some(replica) = shared.applied_by(entry)
         {
             let halt = Halt { applied_by: Some(replica), ..halt.clone() };
-            self.halts.alarms += 1;
-            self.halts.alarm = Some(format!(
+            self.alarms += 1;
+            self.alarm = Some(format!(
                 "entry {entry} could not be applied here ({}), but node {} applied it: the two \
                  replicas had diverged",
                 halt.fault,
@@ -139,12 +92,5 @@ impl Hosting {
             ));
             shared.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
         }
-    }
-
-    /// The entry that halted this replica, if another replica applied it.
-    pub(super) fn applied_elsewhere(&self, shared: &Shared) -> Option<u64> {
-        let goes_on = self.pipeline.is_restoring();
-        let halt = shared.halt().filter(|halt| halt.applied_by.is_some() && !goes_on)?;
-        halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
     }
 }

@@ -5,11 +5,11 @@
 //! holds only committed state, and needed because raft would ignore a message of an older term. An
 //! object that raft does not accept is dropped, and the drop discards it.
 
-use raft::RawNode;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::group::effect::Effect;
-use crate::group::raft_log::{RaftLog, to_raft};
+use crate::group::raft_log::to_raft;
+use crate::group::raft_node::RaftNode;
 use crate::snapshot::Verified;
 use crate::snapshot::chunk::ObjectRef;
 
@@ -29,7 +29,7 @@ impl Installs {
     }
 
     /// Offers raft the object that arrived, once a leader is known.
-    pub(super) fn offer(&mut self, raw: &mut RawNode<RaftLog>, effects: &mut Vec<Effect>) {
+    pub(super) fn offer(&mut self, raw: &mut RaftNode, effects: &mut Vec<Effect>) {
         if raw.raft.leader_id == raw.raft.id
             && let Some(unneeded) = self.arrived.take()
         {

@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 
 use crate::group::Shared;
-use crate::group::effect::{Effect, Stopped};
+use crate::group::effect::Effect;
 use crate::group::frame::Body;
-use crate::group::hosting::Hosting;
+use crate::group::raft_node::RaftNode;
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
 
@@ -42,32 +42,37 @@ impl Membership {
     pub(super) fn stepped_down(&mut self) {
         self.joint_since = None;
     }
-}
 
-impl Hosting {
     /// Only nodes that are configured here can join.
     pub(super) fn asked_to_join(&mut self, shared: &Shared, replica: ReplicaId) {
         if shared.config.nodes.contains(&replica.node()) {
-            self.membership.joins.insert(replica.node(), (replica, shared.now));
+            self.joins.insert(replica.node(), (replica, shared.now));
         }
     }
 
-    pub(super) fn tick_membership(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    /// Returns whether this replica was removed.
+    pub(super) fn tick(
+        &mut self,
+        raw: &mut RaftNode,
+        shared: &Shared,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
         let member = shared.recovery.configuration.contains(shared.me());
-        if self.membership.was_member && !member {
-            return self.end(shared, Stopped::Removed, effects);
+        if self.was_member && !member {
+            return true;
         }
-        self.membership.was_member = member;
+        self.was_member = member;
         if !member && shared.now.is_multiple_of(limits::JOIN_RETRY_TICKS) {
             let peers: Vec<NodeId> = shared.peers().collect();
             peers.into_iter().for_each(|peer| shared.send(peer, None, Body::Join, effects));
         }
-        let applied = self.raw.raft.raft_log.applied;
-        if self.is_leader() && applied >= self.raw.raft.pending_conf_index {
-            self.leave_joint_state(shared);
-            self.take_in(shared);
-            self.promote(shared);
+        let applied = raw.raft.raft_log.applied;
+        if raw.is_leader() && applied >= raw.raft.pending_conf_index {
+            self.leave_joint_state(raw, shared);
+            self.take_in(raw, shared);
+            promote(raw, shared);
         }
+        false
     }
 
     pub(super) fn answer_non_member(
@@ -77,37 +82,37 @@ impl Hosting {
         effects: &mut Vec<Effect>,
     ) {
         // At most one answer a tick; if it is lost, the next one makes up for it.
-        if self.membership.told_non_member == shared.now {
+        if self.told_non_member == shared.now {
             return;
         }
-        self.membership.told_non_member = shared.now;
+        self.told_non_member = shared.now;
         let index = shared.recovery.configuration_index;
         shared.send(to.node(), Some(to), Body::NotMember { configuration_index: index }, effects);
     }
 
-    fn leave_joint_state(&mut self, shared: &Shared) {
+    fn leave_joint_state(&mut self, raw: &mut RaftNode, shared: &Shared) {
         if !shared.recovery.configuration.is_joint() {
-            self.membership.joint_since = None;
+            self.joint_since = None;
             return;
         }
-        let since = *self.membership.joint_since.get_or_insert(shared.now);
+        let since = *self.joint_since.get_or_insert(shared.now);
         if shared.now >= since + limits::ELECTION_TICKS_MIN as u64 {
-            self.membership.joint_since = None;
-            let _ = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
+            self.joint_since = None;
+            let _ = raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
         }
     }
 
-    fn take_in(&mut self, shared: &Shared) {
+    fn take_in(&mut self, raw: &mut RaftNode, shared: &Shared) {
         let configuration = &shared.recovery.configuration;
         if configuration.is_joint() {
             return;
         }
-        self.membership.joins.retain(|_, (replica, asked)| {
+        self.joins.retain(|_, (replica, asked)| {
             !configuration.contains(*replica) && *asked + limits::REPLACE_TICKS >= shared.now
         });
-        let welcome = self.membership.joins.values().map(|(replica, _)| *replica).find(|replica| {
+        let welcome = self.joins.values().map(|(replica, _)| *replica).find(|replica| {
             let node = replica.node();
-            let silent = configuration.of_node(node).iter().all(|old| self.is_silent(shared, *old));
+            let silent = configuration.of_node(node).iter().all(|old| self.is_gone(shared, *old));
             let others = configuration.replicas().filter(|id| id.node() != node);
             let others: BTreeSet<ReplicaId> = others.collect();
             let room = others.len() < limits::REPLICAS_MAX;
@@ -120,40 +125,39 @@ impl Hosting {
             .map(|old| single(ConfChangeType::RemoveNode, old))
             .collect();
         changes.push(single(ConfChangeType::AddLearnerNode, replica));
-        self.propose_changes(changes);
+        propose_changes(raw, changes);
     }
 
     /// Whether this leader heard nothing from a replica for two election timeouts while it led.
-    fn is_silent(&self, shared: &Shared, replica: ReplicaId) -> bool {
+    fn is_gone(&self, shared: &Shared, replica: ReplicaId) -> bool {
         let heard = shared.seen.get(&replica).map_or(0, |seen| seen.tick);
-        shared.now >= heard.max(self.membership.leading_since) + limits::REPLACE_TICKS
+        shared.now >= heard.max(self.leading_since) + limits::REPLACE_TICKS
     }
+}
 
-    fn promote(&mut self, shared: &Shared) {
-        if shared.recovery.configuration.is_joint() {
-            return;
-        }
-        // A small lag is not enough: raft counts a new learner as active before it has ever
-        // answered.
-        let last = self.raw.raft.raft_log.last_index();
-        let near = last.saturating_sub(limits::PROMOTE_LAG_ENTRIES_MAX);
-        let least = near.max(shared.recovery.configuration_index);
-        let ready = shared.recovery.configuration.learners.iter().copied().find(|learner| {
-            self.raw
-                .raft
-                .prs()
-                .get(learner.0)
-                .is_some_and(|peer| peer.recent_active && peer.matched >= least)
-        });
-        if let Some(learner) = ready {
-            self.propose_changes(vec![single(ConfChangeType::AddNode, learner)]);
-        }
+fn promote(raw: &mut RaftNode, shared: &Shared) {
+    if shared.recovery.configuration.is_joint() {
+        return;
     }
+    // A small lag is not enough: raft counts a new learner as active before it has ever
+    // answered.
+    let last = raw.raft.raft_log.last_index();
+    let near = last.saturating_sub(limits::PROMOTE_LAG_ENTRIES_MAX);
+    let least = near.max(shared.recovery.configuration_index);
+    let ready = shared.recovery.configuration.learners.iter().copied().find(|learner| {
+        raw.raft
+            .prs()
+            .get(learner.0)
+            .is_some_and(|peer| peer.recent_active && peer.matched >= least)
+    });
+    if let Some(learner) = ready {
+        propose_changes(raw, vec![single(ConfChangeType::AddNode, learner)]);
+    }
+}
 
-    fn propose_changes(&mut self, changes: Vec<ConfChangeSingle>) {
-        // A change that raft refuses becomes an empty entry; the next tick tries again.
-        let _ = self.raw.propose_conf_change(Vec::new(), change(changes));
-    }
+fn propose_changes(raw: &mut RaftNode, changes: Vec<ConfChangeSingle>) {
+    // A change that raft refuses becomes an empty entry; the next tick tries again.
+    let _ = raw.propose_conf_change(Vec::new(), change(changes));
 }
 
 /// Several changes form one joint change, which raft leaves by itself once it is applied.

@@ -14,7 +14,8 @@ use crate::fault::Refusal;
 use crate::group::Shared;
 use crate::group::effect::{Effect, ReplicaState, Running};
 use crate::group::frame::GuestIs;
-use crate::group::hosting::Hosting;
+use crate::group::proposals::Proposals;
+use crate::group::raft_node::RaftNode;
 use crate::ids::ReplicaId;
 use crate::memory::MemoryUse;
 use crate::mutant::planted;
@@ -60,51 +61,42 @@ impl Shared {
         let able = |voter: &ReplicaId| !self.is_silent(*voter) && self.has_memory_to_lead(*voter);
         self.is_memory_high(self.me()) && others.copied().any(|voter| able(&voter))
     }
-}
-
-impl Hosting {
-    /// The apply lane reports the guest's memory use.
-    pub(super) fn memory(
-        &mut self,
-        shared: &mut Shared,
-        memory: MemoryUse,
-        effects: &mut Vec<Effect>,
-    ) {
-        shared.memory = Some(memory);
-        self.settle_state(shared, effects);
-    }
 
     /// Refuses the waiting commands that would be refused if they came now. A command that waited
     /// while those before it took memory may be such a one.
-    pub(super) fn refuse_for_memory(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
-        if let Err(refusal) = self.has_memory(shared, true)
+    pub(super) fn refuse_for_memory(
+        &self,
+        raw: &RaftNode,
+        proposals: &mut Proposals,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = self.has_memory(raw, true)
             && !planted("relief_without_bound")
         {
-            self.proposals.refuse_calls(&refusal, effects);
-        } else if let Err(refusal) = self.has_memory(shared, false) {
-            self.proposals.refuse_all_but_relief(&refusal, effects);
+            proposals.refuse_calls(&refusal, effects);
+        } else if let Err(refusal) = self.has_memory(raw, false) {
+            proposals.refuse_all_but_relief(&refusal, effects);
         }
     }
 
     /// Refuses commands if memory is too high for them here or on too many voters.
-    pub(super) fn has_memory(&self, shared: &Shared, relief: bool) -> Result<(), Refusal> {
+    pub(super) fn has_memory(&self, raw: &RaftNode, relief: bool) -> Result<(), Refusal> {
         if planted("memory_without_bound") {
             return Ok(());
         }
-        let over = |replica| shared.memory_of(replica).filter(|memory| !memory.takes(relief));
-        if let Some(memory) = over(shared.me()) {
+        let over = |replica| self.memory_of(replica).filter(|memory| !memory.takes(relief));
+        if let Some(memory) = over(self.me()) {
             return Err(memory.refusal(relief));
         }
-        match self.worst_of_too_many(shared, over, |memory| memory.bytes) {
+        match self.worst_of_too_many(raw, over, |memory| memory.bytes) {
             Some(worst) => Err(worst.refusal(relief)),
             None => Ok(()),
         }
     }
 
-    /// Whether another commands entry may be put under way.
-    pub(super) fn has_memory_for_more(&self, shared: &Shared) -> bool {
-        let Some(memory) = shared.memory else { return true };
-        let under_way = self.proposals.bytes().max(self.pipeline.backlog_bytes()) as u64;
+    /// Whether another commands entry may be put under way, beside entries of so many bytes.
+    pub(super) fn has_memory_for_more(&self, under_way: usize) -> bool {
+        let (Some(memory), under_way) = (self.memory, under_way as u64) else { return true };
         let relief = memory.is_high();
         under_way == 0 || under_way < memory.under_way_max(relief)
     }

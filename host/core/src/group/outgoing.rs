@@ -16,10 +16,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::group::Shared;
 use crate::group::effect::Effect;
-use crate::group::hosting::Hosting;
 use crate::group::raft_log::RaftLog;
+use crate::group::raft_node::RaftNode;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
@@ -40,6 +39,15 @@ pub(super) struct Outgoing {
     /// Objects under way that are no longer listed and turned out to be corrupt: they cannot be
     /// repaired.
     corrupt: Vec<ObjectRef>,
+}
+
+/// How a transfer ended.
+pub(super) struct TransferEnded {
+    pub(super) to: ReplicaId,
+    pub(super) purpose: Purpose,
+    pub(super) report: Report,
+    /// The receiver prefers this other object, of which it holds a part.
+    pub(super) prefers: Option<ObjectRef>,
 }
 
 const SUSPEND_TICKS: u64 = limits::SUSPEND_MS / limits::TICK_MS;
@@ -153,55 +161,48 @@ impl Outgoing {
         });
         self.promised.len() < before
     }
-}
 
-impl Hosting {
-    pub(super) fn transfer_ended(
-        &mut self,
-        shared: &Shared,
-        (to, purpose): (ReplicaId, Purpose),
-        report: Report,
-        prefers: Option<ObjectRef>,
-    ) {
-        self.outgoing.ended((to, purpose), report, shared.now);
+    /// A transfer ended: tells raft, and promises what is to go on.
+    pub(super) fn transfer_ended(&mut self, ended: &TransferEnded, raw: &mut RaftNode, now: u64) {
+        let TransferEnded { to, purpose, report, prefers } = *ended;
+        self.ended((to, purpose), report, now);
         if let Some(object) = prefers {
-            self.outgoing.prefers(to, object, self.raw.store(), shared.now);
+            self.prefers(to, object, raw.store(), now);
         }
-        self.keep_promises();
-        self.retention.promises_changed();
+        self.offer_promised(raw);
         if purpose == Purpose::Follow {
             let status = match report {
                 Report::Finish => raft::SnapshotStatus::Finish,
                 Report::Interrupted | Report::Failure => raft::SnapshotStatus::Failure,
             };
-            self.raw.report_snapshot(to.0, status);
+            raw.report_snapshot(to.0, status);
         }
     }
 
     /// A corrupt object that is no longer listed: its receivers are offered another one.
-    pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc) {
-        self.outgoing.note_corrupt(snapshot);
-        self.keep_promises();
-        self.retention.promises_changed();
+    pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc, raw: &mut RaftNode) {
+        self.note_corrupt(snapshot);
+        self.offer_promised(raw);
     }
 
-    pub(super) fn tick_outgoing(&mut self, shared: &Shared) {
-        let (raft, leads) = (&self.raw.raft, self.is_leader());
-        // Promises hold only while this replica leads; the next leader makes its own.
+    /// Returns whether a promise ended. Promises hold only while this replica leads; the next
+    /// leader makes its own.
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, now: u64) -> bool {
         let needs = |to: ReplicaId, desc: &SnapshotDesc| {
-            leads && raft.prs().get(to.0).is_some_and(|progress| progress.matched < desc.index)
+            let follower = raw.raft.prs().get(to.0);
+            raw.is_leader() && follower.is_some_and(|progress| progress.matched < desc.index)
         };
-        if self.outgoing.expire(shared.now, needs) {
-            self.keep_promises();
-            self.retention.promises_changed();
+        let ended = self.expire(now, needs);
+        if ended {
+            self.offer_promised(raw);
         }
+        ended
     }
 
     /// Lets raft offer what was promised.
-    pub(super) fn keep_promises(&mut self) {
-        let promises = self.outgoing.promised.iter();
-        let promised = promises.map(|(to, (desc, _))| (*to, desc.clone())).collect();
-        self.raw.mut_store().set_promised(promised);
+    pub(super) fn offer_promised(&self, raw: &mut RaftNode) {
+        let promised = self.promised.iter().map(|(to, (desc, _))| (*to, desc.clone())).collect();
+        raw.mut_store().set_promised(promised);
     }
 }
 

@@ -10,59 +10,58 @@
 //!
 //! The host decides which capture gets a place, by the bytes of log that each one allows to cut.
 
-use crate::group::Shared;
-use crate::group::checkpoint::Checkpoints;
-use crate::group::effect::Effect;
-use crate::group::hosting::Hosting;
+use crate::group::Chance;
 use crate::limits;
 use crate::mutant::planted;
 
 /// What becomes of a capture that got no place.
-pub(super) enum PlaceWait {
+#[derive(Default)]
+pub(super) struct PlaceWait(Wait);
+
+#[derive(Default)]
+enum Wait {
+    #[default]
+    Nothing,
     /// It is tried again at the next tick, at this same index.
     Here(u64),
     /// It was given up; another one is tried from this tick on.
     Later(u64),
 }
 
-impl Checkpoints {
-    /// Whether it is too early to ask for a place again.
-    pub(super) fn asks_later(&self, now: u64) -> bool {
-        matches!(self.place, Some(PlaceWait::Later(tick)) if now < tick)
-    }
+/// What to do at a tick.
+pub(super) enum PlaceTry {
+    /// Give the lane the capture at this index again.
+    Again(u64),
+    /// Capture wherever the replica is now.
+    Anew,
 }
 
-impl Hosting {
-    /// The capture at `index` got no place.
-    pub(super) fn no_place(&mut self, shared: &mut Shared, index: u64, why: String) {
-        if !self.checkpoints.is_capturing_at(index) {
-            return self.pipeline.captured(index);
-        }
-        let at_checkpoint = self.checkpoints.last() == index;
-        if at_checkpoint && shared.now < self.checkpoints.began() + limits::CHECKPOINT_PLACE_TICKS {
-            self.checkpoints.place = Some(PlaceWait::Here(index));
-            return;
-        }
-        self.pipeline.captured(index);
-        self.checkpoints.gave_up_for_a_place(why);
-        let wait = limits::PLACE_RETRY_TICKS + shared.chance.below(limits::PLACE_RETRY_TICKS);
-        self.checkpoints.place = Some(PlaceWait::Later(shared.now + wait));
+impl PlaceWait {
+    /// Whether it is too early to ask for a place again.
+    pub(super) fn asks_later(&self, now: u64) -> bool {
+        matches!(self.0, Wait::Later(tick) if now < tick)
     }
 
-    pub(super) fn tick_places(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        match self.checkpoints.place {
-            Some(PlaceWait::Here(index)) => {
-                self.checkpoints.place = None;
-                self.pipeline.capture_again(index, effects);
-            }
-            Some(PlaceWait::Later(tick)) if shared.now >= tick => {
-                self.checkpoints.place = None;
-                // If there is nothing to capture, or no guest, the next checkpoint takes its place.
-                if !planted("wait_for_a_checkpoint") {
-                    let _ = self.capture_here(shared);
-                }
-            }
-            Some(PlaceWait::Later(_)) | None => {}
-        }
+    /// The capture at the checkpoint `index` waits for a place.
+    pub(super) fn stays(&mut self, index: u64) {
+        self.0 = Wait::Here(index);
+    }
+
+    /// The capture is given up; another one is tried after a random while.
+    pub(super) fn comes_back(&mut self, now: u64, chance: &mut Chance) {
+        let wait = limits::PLACE_RETRY_TICKS + chance.below(limits::PLACE_RETRY_TICKS);
+        self.0 = Wait::Later(now + wait);
+    }
+
+    pub(super) fn next(&mut self, now: u64) -> Option<PlaceTry> {
+        let due = match self.0 {
+            Wait::Here(index) => PlaceTry::Again(index),
+            Wait::Later(tick) if now >= tick => PlaceTry::Anew,
+            Wait::Later(_) | Wait::Nothing => return None,
+        };
+        self.0 = Wait::Nothing;
+        // If there is nothing to capture, or no guest, the next checkpoint takes its place.
+        let waits = matches!(due, PlaceTry::Anew) && planted("wait_for_a_checkpoint");
+        Some(due).filter(|_| !waits)
     }
 }

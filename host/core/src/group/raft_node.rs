@@ -1,15 +1,56 @@
-//! How raft-rs is set up: every default that would be a trap is overridden here.
+//! raft as this host sets it up and asks it: every default that would be a trap is overridden here.
 
-use raft::{Config, RawNode};
+use std::ops::{Deref, DerefMut};
 
+use raft::{Config, RawNode, StateRole};
+
+use crate::entry::EntryBody;
 use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
 
-/// A raft that continues with this log, whose entries up to `applied` were handed over before.
-pub(super) fn open(replica: ReplicaId, applied: u64, log: RaftLog) -> RawNode<RaftLog> {
-    RawNode::new(&config(replica, applied), log, &silent())
-        .expect("the configuration is valid and the recovery state was validated")
+/// A raft with this replica's log.
+pub(super) struct RaftNode(RawNode<RaftLog>);
+
+impl RaftNode {
+    /// Continues with this log, whose entries up to `applied` were handed over before.
+    pub(super) fn open(replica: ReplicaId, applied: u64, log: RaftLog) -> Self {
+        let raw = RawNode::new(&config(replica, applied), log, &silent());
+        Self(raw.expect("the configuration is valid and the recovery state was validated"))
+    }
+
+    pub(super) fn has_entries(&self) -> bool {
+        self.raft.raft_log.last_index() > 0
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.raft.state == StateRole::Leader
+    }
+
+    pub(super) fn leader(&self) -> Option<ReplicaId> {
+        Some(self.raft.leader_id).filter(|id| *id != 0).map(ReplicaId)
+    }
+
+    /// Puts an entry into this leader's log; returns its (index, term), or `None` if raft dropped
+    /// it.
+    pub(super) fn propose_body(&mut self, body: &EntryBody) -> Option<(u64, u64)> {
+        self.propose(Vec::new(), body.encode()).ok()?;
+        Some((self.raft.raft_log.last_index(), self.raft.term))
+    }
+}
+
+impl Deref for RaftNode {
+    type Target = RawNode<RaftLog>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for RaftNode {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 fn config(replica: ReplicaId, applied: u64) -> Config {

@@ -3,7 +3,7 @@
 //! 1. A leader's messages leave at once, so that its appends travel while its own disk syncs
 //!    (thesis 10.2.1). They wait only until its term is durable.
 //! 2. Snapshot, entries and hard state become one batch, with the recovery state as of this ready.
-//! 3. Messages that promise durability wait for that batch ([`keep_promises`]).
+//! 3. Messages that promise durability wait for that batch ([`release`]).
 //! 4. Committed entries are handed over: configuration changes take effect, and the floor moves.
 //!
 //! raft is not called between `ready()` and `advance_append_async`. A ready that only moves the
@@ -17,17 +17,16 @@ use raft::eraftpb::{
 
 use crate::entry::{self, EntryBody, footprint};
 use crate::fault::Fault;
-use crate::group::Shared;
 use crate::group::effect::{Effect, Stopped};
 use crate::group::frame::Body;
 use crate::group::hosting::Hosting;
 use crate::group::membership::{self, single};
 use crate::group::persist::{Listing, Promise};
+use crate::group::{Shared, build, checkpoint};
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention::Plan;
-use crate::snapshot::{Configuration, Hold, SnapshotDesc};
+use crate::snapshot::{Configuration, SnapshotDesc};
 
 /// Takes one ready from raft and carries it out.
 pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
@@ -78,7 +77,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
         hosting.membership.promoted(shared.now);
     }
     let configured = shared.recovery.configuration_index;
-    hand_over(hosting, shared, committed, effects);
+    deliver(hosting, shared, committed, effects);
     // A restarted replica counts quorums with the configuration on its disk. If that were outdated,
     // it might wait for a replica that has been replaced since.
     let must_write = must_sync || shared.recovery.configuration_index != configured;
@@ -95,7 +94,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
 }
 
 /// Releases what waited for batches that are durable now; says whether anything was released.
-pub(super) fn keep_promises(
+pub(super) fn release(
     hosting: &mut Hosting,
     shared: &mut Shared,
     effects: &mut Vec<Effect>,
@@ -106,7 +105,7 @@ pub(super) fn keep_promises(
         hosting.durable_term = hosting.durable_term.max(promise.term);
         if let Some(number) = promise.ready {
             hosting.raw.on_persist_ready(number);
-            if planted("commit_alone") && hosting.is_leader() {
+            if planted("commit_alone") && hosting.raw.is_leader() {
                 let log = &mut hosting.raw.raft.raft_log;
                 log.commit_to(log.persisted);
             }
@@ -117,32 +116,6 @@ pub(super) fn keep_promises(
         send_all(hosting, shared, promise.messages, effects);
     }
     any
-}
-
-/// Changes the list and cuts the log in a batch of its own. `hold` belongs to the object that is
-/// new in the list.
-pub(super) fn list_local(
-    hosting: &Hosting,
-    shared: &mut Shared,
-    plan: Plan,
-    mut hold: Option<Box<dyn Hold>>,
-    effects: &mut Vec<Effect>,
-) {
-    let Plan { snapshots, first_index } = plan;
-    hold.iter_mut().for_each(|hold| hold.disarm());
-    if planted("delete_before_unlist") {
-        let (promised, pressure, holds) = (Vec::new(), false, Vec::new());
-        let snapshots = snapshots.clone();
-        effects.push(Effect::List { snapshots, promised, pressure, holds });
-    }
-    shared.recovery.snapshots.clone_from(&snapshots);
-    shared.recovery.previous_term = hosting.raw.store().term_before(first_index);
-    shared.recovery.first_index = first_index;
-    let seq = shared.persist_now(Vec::new(), effects);
-    let listing = Some(Listing { snapshots, first_index, hold, installed: false });
-    let term = shared.recovery.term;
-    let promise = Promise { seq, term, ready: None, messages: Vec::new(), listing };
-    shared.persist.promise(promise);
 }
 
 /// raft accepted a snapshot: this ready's batch resets the log to it.
@@ -190,8 +163,10 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
     let newest = snapshots.first().expect("a listing lists something").clone();
     hosting.retention.listed(&snapshots, hold);
     hosting.tell_list(effects);
-    hosting.retry_capture(effects);
-    hosting.list_is_durable(shared, effects);
+    hosting.checkpoints.retry_capture(&mut hosting.pipeline, effects);
+    if hosting.wants.is_met_by(hosting.raw.store(), hosting.retention.corrupt()) {
+        build::restart(hosting, shared, effects);
+    }
     if installed {
         // raft advances the applied index only over what it knows to be persisted, which this
         // snapshot is only now.
@@ -201,7 +176,7 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
 }
 
 /// Gives committed entries to the pipeline, and lets configuration changes take effect.
-fn hand_over(
+fn deliver(
     hosting: &mut Hosting,
     shared: &mut Shared,
     committed: Vec<Entry>,
@@ -233,7 +208,8 @@ fn hand_over(
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }
-            hosting.push_capture(shared, term, index);
+            let capture = checkpoint::capture(hosting.raw.store(), shared, (term, index));
+            hosting.pipeline.push_capture(capture);
         }
     }
     push(hosting, range);
@@ -312,6 +288,6 @@ fn send_all(
         // A follower gets one transfer at a time: when that ends and is reported, raft asks again
         // if it must.
         hosting.outgoing.follow(to, desc, shared.now, effects);
-        hosting.keep_promises();
+        hosting.outgoing.offer_promised(&mut hosting.raw);
     }
 }

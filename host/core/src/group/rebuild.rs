@@ -16,9 +16,12 @@ use std::collections::BTreeSet;
 
 use crate::entry::CheckpointReason;
 use crate::group::Shared;
-use crate::group::effect::Effect;
+use crate::group::checkpoint::Checkpoints;
 use crate::group::frame::GuestIs;
-use crate::group::hosting::Hosting;
+use crate::group::pipeline::Pipeline;
+use crate::group::proposals::Proposals;
+use crate::group::raft_node::RaftNode;
+use crate::group::reconcile::Retention;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::memory::{Footprint, Footprints, MemoryUse};
@@ -60,6 +63,13 @@ pub struct RebuildTally {
 pub(super) struct Turn {
     replica: ReplicaId,
     since: u64,
+}
+
+/// What tells whether a rebuild is possible.
+pub(super) struct GuestRooms<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) checkpoints: &'a Checkpoints,
+    pub(super) retention: &'a Retention,
 }
 
 #[derive(Default)]
@@ -208,12 +218,12 @@ impl Shared {
     }
 }
 
-impl Hosting {
+impl Rebuilds {
     /// What this replica reports of its guest.
-    pub(super) fn guest(&self, shared: &Shared) -> GuestIs {
-        if !self.pipeline.is_applying() {
+    pub(super) fn guest(&self, shared: &Shared, rooms: &GuestRooms<'_>) -> GuestIs {
+        if !rooms.pipeline.is_applying() {
             GuestIs::Absent
-        } else if self.pays(shared) {
+        } else if self.pays(shared, rooms) {
             GuestIs::ToBeRebuilt
         } else {
             GuestIs::Live
@@ -221,86 +231,85 @@ impl Hosting {
     }
 
     /// Whether a rebuild of the guest would release enough memory.
-    fn pays(&self, shared: &Shared) -> bool {
+    fn pays(&self, shared: &Shared, rooms: &GuestRooms<'_>) -> bool {
         let Some(memory) = shared.memory.filter(|memory| memory.is_high()) else { return false };
         let Some(newest) = shared.recovery.newest() else { return false };
-        let after = self.rebuilds.footprints.after_restore(newest.length);
+        let after = self.footprints.after_restore(newest.length);
         let worthwhile = memory.bytes.saturating_sub(after) >= memory.worthwhile();
-        let corrupt = self.retention.is_corrupt(newest);
         (worthwhile || planted("rebuild_for_nothing"))
-            && newest.index > self.rebuilds.from
-            && shared.now >= self.rebuilds.not_before
-            && !corrupt
-            && !self.checkpoints.is_capturing_in_time(shared.now)
+            && newest.index > self.from
+            && shared.now >= self.not_before
+            && !rooms.retention.is_corrupt(newest)
+            && !rooms.checkpoints.is_capturing_in_time(shared.now)
     }
 
-    pub(super) fn tick_rebuild(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        shared.guest = self.guest(shared);
-        self.tick_turns(shared);
-        self.tick_memory_checkpoints(shared);
-        if shared.guest == GuestIs::ToBeRebuilt
-            && self.has_turn(shared)
-            && (planted("rebuild_unproven") || self.is_proven(shared, effects))
-        {
-            self.rebuilds.before = shared.memory;
-            self.restart(shared, effects);
-        }
-    }
-
-    /// Whether this replica may rebuild its guest now.
-    fn has_turn(&self, shared: &Shared) -> bool {
-        if planted("rebuild_at_once") {
-            return true;
-        }
-        if self.is_leader() {
-            let idle = !self.proposals.has_waiting()
-                && self.proposals.bytes() == 0
-                && self.pipeline.backlog_bytes() == 0;
-            return self.raw.raft.prs().is_singleton() && shared.turn.is_none() && idle;
-        }
-        let grants = |id: ReplicaId| {
-            !shared.is_silent(id) && shared.seen.get(&id).is_some_and(|seen| seen.grants)
-        };
-        self.leader().is_some_and(grants)
+    /// A rebuild of the live guest begins.
+    pub(super) fn begins(&mut self, memory: Option<MemoryUse>) {
+        self.before = memory;
     }
 
     /// On a leader, gives turns and takes note of turns that are over.
-    fn tick_turns(&mut self, shared: &mut Shared) {
-        if !self.is_leader() {
+    pub(super) fn tick_turns(&mut self, raw: &RaftNode, shared: &mut Shared) {
+        if !raw.is_leader() {
             (shared.turn, shared.yields) = (None, false);
-            (self.rebuilds.listens_since, self.rebuilds.wanted_since) = (None, None);
+            (self.listens_since, self.wanted_since) = (None, None);
             return;
         }
         if let Some(turn) = shared.turn.filter(|turn| shared.has_ended(turn)) {
-            (shared.turn, self.rebuilds.last) = (None, Some(turn.replica));
-            self.rebuilds.listens_since = None;
+            (shared.turn, self.last) = (None, Some(turn.replica));
+            self.listens_since = None;
         }
-        let since = *self.rebuilds.listens_since.get_or_insert(shared.now);
+        let since = *self.listens_since.get_or_insert(shared.now);
         if shared.turn.is_none() && shared.now >= since + LISTEN_TICKS {
-            shared.turn = shared.next_turn(self.rebuilds.last);
+            shared.turn = shared.next_turn(self.last);
         }
         let wanted = (shared.guest == GuestIs::ToBeRebuilt).then_some(shared.now);
-        self.rebuilds.wanted_since =
-            self.rebuilds.wanted_since.or(wanted).filter(|_| wanted.is_some());
+        self.wanted_since = self.wanted_since.or(wanted).filter(|_| wanted.is_some());
         let waited = |since: u64| shared.now >= since + YIELD_TICKS;
         let others = || shared.recovery.configuration.replicas().filter(|id| *id != shared.me());
         shared.yields = shared.turn.is_none()
-            && self.rebuilds.wanted_since.is_some_and(waited)
+            && self.wanted_since.is_some_and(waited)
             && !others().any(|id| shared.is_due(id) || shared.is_building(id));
     }
 
     /// On a leader, requests a checkpoint after the last commands while memory is high on some
     /// replica and no guest is due for a rebuild or being built.
-    fn tick_memory_checkpoints(&mut self, shared: &Shared) {
+    pub(super) fn tick_checkpoints(
+        &mut self,
+        raw: &RaftNode,
+        checkpoints: &mut Checkpoints,
+        shared: &Shared,
+    ) {
         let members = || shared.recovery.configuration.replicas();
         let high = |id| !shared.is_silent(id) && shared.is_memory_high(id);
-        if !self.is_leader() || !members().any(high) {
-            self.rebuilds.checkpoints = MemoryCheckpoints::default();
+        if !raw.is_leader() || !members().any(high) {
+            self.checkpoints = MemoryCheckpoints::default();
         } else if !members().any(|id| shared.is_due(id) || shared.is_building(id))
-            && let Some(command) = self.checkpoints.uncovered()
-            && self.rebuilds.checkpoints.due(command, shared.now)
+            && let Some(command) = checkpoints.uncovered()
+            && self.checkpoints.due(command, shared.now)
         {
-            self.checkpoints.want(CheckpointReason::Memory);
+            checkpoints.want(CheckpointReason::Memory);
         }
     }
+}
+
+/// Whether this replica may rebuild its guest now.
+pub(super) fn has_turn(
+    raw: &RaftNode,
+    proposals: &Proposals,
+    pipeline: &Pipeline,
+    shared: &Shared,
+) -> bool {
+    if planted("rebuild_at_once") {
+        return true;
+    }
+    if raw.is_leader() {
+        let idle =
+            !proposals.has_waiting() && proposals.bytes() == 0 && pipeline.backlog_bytes() == 0;
+        return raw.raft.prs().is_singleton() && shared.turn.is_none() && idle;
+    }
+    let grants = |id: ReplicaId| {
+        !shared.is_silent(id) && shared.seen.get(&id).is_some_and(|seen| seen.grants)
+    };
+    raw.leader().is_some_and(grants)
 }

@@ -1,5 +1,6 @@
-//! What is listed, and where the log begins: events change facts, and [`Hosting::reconcile`]
-//! compares the goal that follows from them with what there is, and does the next thing.
+//! What is listed, and where the log begins: events change facts, and
+//! [`Retention::reconcile`] compares the goal that follows from them with what there is, and does
+//! the next thing.
 //!
 //! 1. *Verify.* Nothing is given up before what stays has been read: a snapshot that was whole when
 //!    it was sealed may have become corrupt since, and the scrubber may not have reached it yet.
@@ -16,16 +17,20 @@
 
 use std::collections::BTreeSet;
 
-use crate::group::Shared;
+use crate::group::catch_up::CatchUps;
+use crate::group::checkpoint::{CaptureFailed, Checkpoints};
 use crate::group::effect::Effect;
 use crate::group::event::Found;
-use crate::group::hosting::Hosting;
 use crate::group::outgoing::Outgoing;
+use crate::group::persist::{Listing, Promise};
+use crate::group::pipeline::Pipeline;
 use crate::group::raft_log::RaftLog;
-use crate::group::ready;
+use crate::group::raft_node::RaftNode;
+use crate::group::{Shared, damage};
+use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::retention::{self, Facts, ObjectName, Plan, Short};
+use crate::retention::{self, Facts, ObjectName, Pins, Plan, Short};
 use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
 /// The facts about recovery points that no other room has.
@@ -68,6 +73,15 @@ struct Untold {
     holds: Vec<Box<dyn Hold>>,
 }
 
+/// What decides, beside [`Retention`], what is listed.
+pub(super) struct Around<'a> {
+    pub(super) raw: &'a RaftNode,
+    pub(super) pipeline: &'a mut Pipeline,
+    pub(super) checkpoints: &'a mut Checkpoints,
+    pub(super) outgoing: &'a Outgoing,
+    pub(super) catch_ups: &'a CatchUps,
+}
+
 /// Ticks that a capture waits for the reading of a small object, and how many bytes of a larger one
 /// add one more: 10 MiB a second.
 const PATIENCE_TICKS: u64 = 30;
@@ -80,10 +94,6 @@ impl Retention {
 
     pub(super) fn is_corrupt(&self, snapshot: &SnapshotDesc) -> bool {
         self.corrupt.contains(&retention::name(snapshot))
-    }
-
-    pub(super) fn is_bad(&mut self, snapshot: &SnapshotDesc) {
-        self.corrupt.insert(retention::name(snapshot));
     }
 
     /// A peer's copy took the place of the object; returns whether it was corrupt.
@@ -138,121 +148,138 @@ impl Retention {
         (self.untold.list, self.untold.pressure) = (true, true);
     }
 
-    fn tell(&mut self, log: &RaftLog, outgoing: &Outgoing, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.untold.list) {
+    /// Tells the store lane what is listed and promised, unless the apply lane still reads.
+    pub(super) fn tell(
+        &mut self,
+        pipeline: &Pipeline,
+        log: &RaftLog,
+        outgoing: &Outgoing,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !pipeline.is_reading() && std::mem::take(&mut self.untold.list) {
             let Untold { pressure, holds, .. } = std::mem::take(&mut self.untold);
             let (snapshots, promised) = (log.listed().to_vec(), outgoing.promised());
             effects.push(Effect::List { snapshots, promised, pressure, holds });
         }
     }
-}
 
-impl Hosting {
     /// Does the next thing toward what should be listed.
-    pub(super) fn reconcile(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        self.forget_stale_need();
-        let Retention { new, need, asked, .. } = &self.retention;
-        if new.is_none() && need.is_none() && !asked && !self.is_damaged(shared) {
+    pub(super) fn reconcile(
+        &mut self,
+        around: &mut Around<'_>,
+        shared: &mut Shared,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.forget_stale_need(around);
+        let damaged = damage::is_to_be_cut_off(around.raw.store(), &shared.recovery);
+        if self.new.is_none() && self.need.is_none() && !self.asked && !damaged {
             return;
         }
-        let goal = self.goal(shared);
-        self.retention.asked &= goal.is_some();
+        let goal = self.goal(around, shared);
+        self.asked &= goal.is_some();
         let shrinks = |plan: &Plan| plan.snapshots != shared.recovery.snapshots;
-        if self.retention.new.is_none() && !goal.as_ref().is_some_and(shrinks) {
-            self.refuse_need(shared);
+        if self.new.is_none() && !goal.as_ref().is_some_and(shrinks) {
+            self.refuse_need(around, shared.now);
         }
-        if let Some(Verified { mut hold, .. }) = self.retention.new.take() {
+        if let Some(Verified { mut hold, .. }) = self.new.take() {
             hold.disarm();
             let plan = goal.unwrap_or_else(|| Plan::of(&shared.recovery));
-            self.list(shared, plan, Some(hold), effects);
+            self.list(around, shared, (plan, Some(hold)), effects);
         } else if let Some(plan) = goal
             && self.is_proven(shared, effects)
         {
-            self.list(shared, plan, None, effects);
+            self.list(around, shared, (plan, None), effects);
         }
     }
 
-    fn goal(&self, shared: &Shared) -> Option<Plan> {
-        let Retention { corrupt, new, need, asked, .. } = &self.retention;
-        let reads = self.pipeline.is_reading();
-        if reads && new.is_none() {
+    fn goal(&self, around: &Around<'_>, shared: &Shared) -> Option<Plan> {
+        let reads = around.pipeline.is_reading();
+        if reads && self.new.is_none() {
             return None;
         }
         retention::goal(&Facts {
             state: &shared.recovery,
-            corrupt,
-            pins: &self.pins(shared),
+            corrupt: &self.corrupt,
+            pins: &pins(around.raw, around.outgoing, around.catch_ups, shared),
             short: shared.gives_up(),
-            asked: *asked,
-            new: new.as_ref().map(|new| &new.desc),
-            victim: need.as_ref().map(|need| &need.victim).filter(|_| !reads),
+            asked: self.asked,
+            new: self.new.as_ref().map(|new| &new.desc),
+            victim: self.need.as_ref().map(|need| &need.victim).filter(|_| !reads),
         })
     }
 
-    /// Has the list and the first index persisted. What waited for space is tried again once they
-    /// are durable.
+    /// Has the list and the first index persisted, in a batch of their own. What waited for space
+    /// is tried again once they are durable.
     fn list(
         &mut self,
+        around: &mut Around<'_>,
         shared: &mut Shared,
-        plan: Plan,
-        hold: Option<Box<dyn Hold>>,
+        (plan, hold): (Plan, Option<Box<dyn Hold>>),
         effects: &mut Vec<Effect>,
     ) {
-        if plan.snapshots != shared.recovery.snapshots
-            && let Some(capture) = self.retention.need.take().and_then(|need| need.capture)
+        let Plan { snapshots, first_index } = plan;
+        if snapshots != shared.recovery.snapshots
+            && let Some(capture) = self.need.take().and_then(|need| need.capture)
         {
-            self.checkpoints.waits_for_room(capture);
+            around.checkpoints.waits_for_room(capture);
         }
-        ready::list_local(self, shared, plan, hold, effects);
+        if planted("delete_before_unlist") {
+            let (promised, pressure, holds) = (Vec::new(), false, Vec::new());
+            let snapshots = snapshots.clone();
+            effects.push(Effect::List { snapshots, promised, pressure, holds });
+        }
+        shared.recovery.snapshots.clone_from(&snapshots);
+        shared.recovery.previous_term = around.raw.store().term_before(first_index);
+        shared.recovery.first_index = first_index;
+        let seq = shared.persist_now(Vec::new(), effects);
+        let listing = Some(Listing { snapshots, first_index, hold, installed: false });
+        let term = shared.recovery.term;
+        let promise = Promise { seq, term, ready: None, messages: Vec::new(), listing };
+        shared.persist.promise(promise);
     }
 
     /// The recovery point that would have to go must stay.
-    fn refuse_need(&mut self, shared: &Shared) {
-        if let Some(Need { victim, capture: Some(index), .. }) = self.retention.need.take() {
+    fn refuse_need(&mut self, around: &mut Around<'_>, now: u64) {
+        if let Some(Need { victim, capture: Some(index), .. }) = self.need.take() {
             let why = format!("no space, and the recovery point at {} must stay", victim.index);
-            self.capture_failed(shared, index, why, false);
+            let failed = CaptureFailed { index, why, postponed: false };
+            around.checkpoints.capture_failed(around.pipeline, failed, now);
         }
     }
 
-    fn forget_stale_need(&mut self) {
-        let checkpoints = &self.checkpoints;
+    fn forget_stale_need(&mut self, around: &mut Around<'_>) {
+        let checkpoints = &around.checkpoints;
         let is_stale =
             |need: &mut Need| need.capture.is_some_and(|index| !checkpoints.is_capturing_at(index));
-        if let Some(gone) = self.retention.need.take_if(is_stale).and_then(|need| need.capture) {
-            self.pipeline.captured(gone);
+        if let Some(gone) = self.need.take_if(is_stale).and_then(|need| need.capture) {
+            around.pipeline.captured(gone);
         }
     }
 
-    pub(super) fn tell_list(&mut self, effects: &mut Vec<Effect>) {
-        if !self.pipeline.is_reading() {
-            self.retention.tell(self.raw.store(), &self.outgoing, effects);
+    /// An object turned out to be corrupt. Returns whether it is listed, so that a peer's copy can
+    /// repair it.
+    pub(super) fn found_corrupt(&mut self, shared: &Shared, snapshot: &SnapshotDesc) -> bool {
+        let listed = shared.recovery.snapshots.contains(snapshot);
+        if listed {
+            self.corrupt.insert(retention::name(snapshot));
         }
-    }
-
-    pub(super) fn found_corrupt(&mut self, shared: &Shared, snapshot: &SnapshotDesc) {
-        if shared.recovery.snapshots.contains(snapshot) {
-            self.retention.is_bad(snapshot);
-        } else {
-            self.promise_rotted(snapshot);
-        }
+        listed
     }
 
     /// Whether the newest good recovery point was read whole recently. If not, reading it starts
     /// now, and the caller tries again after that.
     pub(super) fn is_proven(&mut self, shared: &Shared, effects: &mut Vec<Effect>) -> bool {
-        let retention = &mut self.retention;
         // If every recovery point is corrupt, there is none to verify, and the log is not cut.
-        let stays = retention::newest_good(&shared.recovery.snapshots, &retention.corrupt);
+        let stays = retention::newest_good(&shared.recovery.snapshots, &self.corrupt);
         let Some(stays) = stays.filter(|_| !planted("give_up_unread")) else { return true };
         let name = retention::name(stays);
         let lately = |(of, at): (ObjectName, u64)| {
             of == name && shared.now < at.saturating_add(limits::PROOF_TICKS)
         };
-        let proven = retention.whole.is_some_and(lately);
+        let proven = self.whole.is_some_and(lately);
         // A reading that failed for a passing reason begins again at the next tick at the earliest.
-        let begins = retention.reading != Some(name) && retention.unread != Some(shared.now);
-        if !proven && begins {
-            retention.reading = Some(name);
+        if !proven && self.reading != Some(name) && self.unread != Some(shared.now) {
+            self.reading = Some(name);
             effects.push(Effect::Prove { snapshot: stays.clone() });
         }
         proven
@@ -260,43 +287,72 @@ impl Hosting {
 
     /// A recovery point was to be read. If it could not be, nothing is deleted: what needed the
     /// space fails for now and is tried again later.
-    pub(super) fn was_read(&mut self, shared: &Shared, snapshot: &SnapshotDesc, found: Found) {
-        self.retention.reading.take_if(|name| *name == retention::name(snapshot));
-        let gave_up = std::mem::take(&mut self.retention.gave_up);
+    pub(super) fn was_read(
+        &mut self,
+        around: &mut Around<'_>,
+        shared: &Shared,
+        (snapshot, found): (&SnapshotDesc, Found),
+    ) {
+        self.reading.take_if(|name| *name == retention::name(snapshot));
+        let gave_up = std::mem::take(&mut self.gave_up);
         match found {
             Found::Unread(why) if !planted("unread_is_whole") => {
-                (self.retention.asked, self.retention.unread) = (false, Some(shared.now));
-                let need = self.retention.need.take();
-                if let Some(index) = need.and_then(|need| need.capture) {
+                (self.asked, self.unread) = (false, Some(shared.now));
+                if let Some(index) = self.need.take().and_then(|need| need.capture) {
                     let why = format!("no space, and the newest snapshot could not be read: {why}");
-                    self.capture_failed(shared, index, why, true);
+                    let failed = CaptureFailed { index, why, postponed: true };
+                    around.checkpoints.capture_failed(around.pipeline, failed, shared.now);
                 }
                 return;
             }
-            Found::Whole | Found::Unread(_) => self.retention.is_whole(snapshot, shared.now),
-            Found::Bad(_) => self.found_corrupt(shared, snapshot),
+            Found::Whole | Found::Unread(_) => self.is_whole(snapshot, shared.now),
+            Found::Bad(_) => {}
         }
-        self.retention.asked |= shared.short.is_some();
-        if gave_up && self.retention.need.is_none() {
+        self.asked |= shared.short.is_some();
+        if gave_up && self.need.is_none() {
             // What was read is known to be whole for a short time only: so the next capture comes
             // now.
-            self.checkpoints.wait_no_more();
-            let _ = self.capture_here(shared);
+            around.checkpoints.wait_no_more();
+            let log = around.raw.store();
+            let _ = around.checkpoints.capture_here(around.pipeline, log, shared);
         }
     }
 
-    /// Ends the wait of a capture whose reading takes too long.
-    pub(super) fn tick_proof(&mut self, shared: &Shared) {
+    /// Ends the wait of a capture whose reading takes too long; returns that capture.
+    pub(super) fn tick(&mut self, shared: &Shared) -> Option<CaptureFailed> {
         let largest = shared.recovery.snapshots.iter().map(|desc| desc.length).max().unwrap_or(0);
         let patience = PATIENCE_TICKS + largest / BYTES_PER_TICK;
         let too_long =
             |need: &mut Need| need.capture.is_some() && shared.now >= need.since + patience;
-        let need = self.retention.need.take_if(too_long).filter(|_| !planted("read_for_ever"));
-        if let Some(index) = need.and_then(|need| need.capture) {
-            self.retention.gave_up = true;
-            let why = "no space, and the newest snapshot is still being read: its disk is slow";
-            self.capture_failed(shared, index, why.to_owned(), true);
-        }
+        let need = self.need.take_if(too_long).filter(|_| !planted("read_for_ever"));
+        let index = need.and_then(|need| need.capture)?;
+        self.gave_up = true;
+        let why = "no space, and the newest snapshot is still being read: its disk is slow";
+        Some(CaptureFailed { index, why: why.to_owned(), postponed: true })
+    }
+}
+
+/// What needs the log or an object besides the recovery points.
+pub(super) fn pins(
+    raw: &RaftNode,
+    outgoing: &Outgoing,
+    catch_ups: &CatchUps,
+    shared: &Shared,
+) -> Pins {
+    let (log, raft, policy) = (raw.store(), &raw.raft, &shared.config.snapshot_policy);
+    let followers = raft
+        .prs()
+        .iter()
+        .filter(|(id, peer)| raw.is_leader() && **id != raft.id && peer.recent_active)
+        .map(|(id, peer)| (ReplicaId(*id), peer.matched));
+    Pins {
+        sending: outgoing.pins().into_iter().chain(catch_ups.pins(raw, shared)).collect(),
+        slowest_follower: followers.min_by_key(|(id, matched)| (*matched, *id)),
+        outgrown: log.outgrown(),
+        unreadable: log.unreadable(),
+        catch_up: policy.catch_up,
+        budget: log.within(policy.log_pin_bytes()),
+        sent_budget: log.within(catch_ups.log_bytes(policy)),
     }
 }
 

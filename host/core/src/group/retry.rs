@@ -6,9 +6,6 @@
 //!   failed once may be readable now. The need stays until there is a guest, so that the peers are
 //!   still asked and what they send is taken.
 
-use crate::group::Shared;
-use crate::group::effect::Effect;
-use crate::group::hosting::Hosting;
 use crate::limits;
 
 /// When to build the guest again.
@@ -29,22 +26,9 @@ impl Retry {
     pub(super) fn over(&mut self) {
         *self = Self::default();
     }
-}
 
-impl Hosting {
-    pub(super) fn tick_retry(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        let now = shared.now;
-        if shared.state.is_stopped()
-            || self.pipeline.is_restoring()
-            || self.retry.at.take_if(|at| now >= *at).is_none()
-        {
-            return;
-        }
-        if shared.halt().is_some() {
-            self.restart(shared, effects);
-        } else if self.wants.needs().is_some() {
-            self.wants.tries(&shared.recovery);
-            self.build(shared, effects);
-        }
+    /// Whether the guest is to be built again now.
+    pub(super) fn is_due(&mut self, now: u64) -> bool {
+        self.at.take_if(|at| now >= *at).is_some()
     }
 }

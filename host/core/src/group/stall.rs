@@ -13,8 +13,7 @@
 
 use crate::fault::{Refusal, Stall};
 use crate::group::Shared;
-use crate::group::effect::{Effect, ReplicaState, Running};
-use crate::group::hosting::Hosting;
+use crate::group::effect::{ReplicaState, Running};
 use crate::ids::ReplicaId;
 
 impl Shared {
@@ -44,24 +43,12 @@ impl Shared {
             Some(stall) => Err(refusal(stall)),
         }
     }
-}
 
-impl Hosting {
-    /// The log's disk hangs, or answers again.
-    pub(super) fn disk_stalled(
-        &mut self,
-        shared: &mut Shared,
-        stall: Option<Stall>,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// The log's disk hangs, or answers again. Returns how waiting commands are to be refused.
+    pub(super) fn disk_stalled(&mut self, stall: Option<Stall>) -> Option<Refusal> {
         let refused = stall.as_ref().map(refusal);
-        shared.stalled = stall;
-        self.settle_state(shared, effects);
-        match refused {
-            Some(refusal) => self.proposals.refuse_waiting(&refusal, effects),
-            // A leader that was elected meanwhile gets a full election timeout to be heard.
-            None => self.raw.raft.election_elapsed = 0,
-        }
+        self.stalled = stall;
+        refused
     }
 }
 

@@ -3,10 +3,10 @@
 use raft::StateRole;
 
 use crate::fault::Shortage;
-use crate::group::Shared;
 use crate::group::effect::ReplicaState;
 use crate::group::hosting::Hosting;
 use crate::group::rebuild::RebuildTally;
+use crate::group::{Shared, reconcile};
 use crate::ids::{Lineage, NodeId, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::mutant::planted;
@@ -122,9 +122,10 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         strangers: shared.strangers.list(shared.now),
         state: shared.state.clone(),
         role: role(shared, hosting),
-        leader: hosting.and_then(|hosting| hosting.led_by(shared.now)),
+        leader: hosting.and_then(|h| h.election.led_by(&h.raw, shared.now)),
         term: raft.map_or(0, |raft| raft.term),
-        commit: if planted("commit_falls") && hosting.is_some_and(Hosting::is_leader) {
+        commit: if planted("commit_falls") && hosting.is_some_and(|hosting| hosting.raw.is_leader())
+        {
             hosting.map_or(0, |hosting| hosting.pipeline.applied())
         } else {
             raft.map_or(0, |raft| raft.raft_log.committed)
@@ -134,18 +135,21 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         last_index: raft.map_or(0, |raft| raft.raft_log.last_index()),
         snapshots: recovery.snapshots.clone(),
         configuration: recovery.configuration.clone(),
-        peers: hosting.filter(|hosting| hosting.is_leader()).map(peers).unwrap_or_default(),
+        peers: hosting
+            .filter(|hosting| hosting.raw.is_leader())
+            .map(|hosting| peers(hosting, shared))
+            .unwrap_or_default(),
         reluctant: hosting.is_some_and(|hosting| hosting.election.is_reluctant()),
         clock_is_off: shared.clock_is_off(),
         log_time_ms: shared.log_time.applied_ms(),
         // A follower hears its leader's clock only, and cannot tell whose clock is off.
         log_time_ahead_ms: hosting
-            .filter(|hosting| hosting.is_leader())
+            .filter(|hosting| hosting.raw.is_leader())
             .map_or(0, |_leads| shared.log_time_ahead_ms()),
         checkpoints_skipped,
         captures_failed,
         capture_failure: hosting.and_then(|h| h.checkpoints.failure()).map(str::to_owned),
-        log_pin: hosting.and_then(|h| retention::pinned_by(recovery, &h.pins(shared))),
+        log_pin: hosting.and_then(|h| pinned_by(h, shared)),
         shortage: shared.short,
         memory: shared.memory,
         relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
@@ -173,6 +177,11 @@ fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
     }
 }
 
+fn pinned_by(hosting: &Hosting, shared: &Shared) -> Option<(retention::Pin, u64)> {
+    let Hosting { raw, outgoing, catch_ups, .. } = hosting;
+    retention::pinned_by(&shared.recovery, &reconcile::pins(raw, outgoing, catch_ups, shared))
+}
+
 fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {
     let object = |(term, index, digest): &retention::ObjectName| ObjectRef {
         term: *term,
@@ -182,7 +191,7 @@ fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {
     hosting.retention.corrupt().iter().map(object).collect()
 }
 
-fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
+fn peers(hosting: &Hosting, shared: &Shared) -> Vec<PeerStatus> {
     let raft = &hosting.raw.raft;
     let mut peers: Vec<PeerStatus> = raft
         .prs()
@@ -194,7 +203,7 @@ fn peers(hosting: &Hosting) -> Vec<PeerStatus> {
             active: peer.recent_active,
             sending_snapshot: hosting.outgoing.is_sending_to(ReplicaId(*id)),
             snapshots_in_a_row: hosting.catch_ups.sent_to(ReplicaId(*id)),
-            log_kept_bytes: hosting.catch_up_bytes(),
+            log_kept_bytes: hosting.catch_ups.log_bytes(&shared.config.snapshot_policy),
         })
         .collect();
     peers.sort_unstable_by_key(|peer| peer.replica);

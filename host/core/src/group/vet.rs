@@ -25,9 +25,9 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Fault;
 use crate::group::Shared;
-use crate::group::effect::{Effect, Stopped};
+use crate::group::effect::Effect;
 use crate::group::frame::{Body, Frame};
-use crate::group::hosting::Hosting;
+use crate::group::raft_node::RaftNode;
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
@@ -76,141 +76,104 @@ impl Shared {
     }
 }
 
-impl Hosting {
-    /// Passes a message to raft, if a correct replica can have sent it.
-    pub(super) fn raft_message(
-        &mut self,
-        shared: &mut Shared,
-        from: ReplicaId,
-        message: Message,
-        effects: &mut Vec<Effect>,
-    ) {
-        let expected = message.from == from.0 && message.to == shared.me().0;
-        if !expected || !self.is_sound(shared, &message) {
-            shared.misdirected += 1;
-            return;
-        }
-        let (last, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
-        let beats = message.get_msg_type() == MessageType::MsgHeartbeat;
-        if beats && message.commit > last && message.term >= term {
-            let fault = Fault::RolledBack { last, matched: message.commit };
-            return self.end(shared, Stopped::Failed(fault), effects);
-        }
-        if !shared.recovery.configuration.contains(from) {
-            self.answer_non_member(shared, from, effects);
-        }
-        if self.election.drops(&message, shared) || self.waits_for_room(shared, &message) {
-            return;
-        }
-        self.election.hear(&message, shared.now);
-        if shared.persist.is_full() {
-            // The answer would have to wait in a full queue.
-            return;
-        }
-        // An error means that the message does not fit the configuration or term. raft itself
-        // answers where an answer is due.
-        let _ = self.raw.step(message);
-    }
-
-    /// Whether a correct replica can have sent this message.
-    fn is_sound(&self, shared: &Shared, message: &Message) -> bool {
-        let raft = &self.raw.raft;
-        let last = raft.raft_log.last_index();
-        // raft would treat a message without a term as one of its own.
-        let terms = 1..=raft.term.saturating_add(limits::TERMS_AHEAD_MAX);
-        let follows = terms.contains(&message.term);
-        let sound = follows
-            && match message.get_msg_type() {
-                MessageType::MsgAppend => self.can_be_appended(message),
-                MessageType::MsgAppendResponse => {
-                    // With a later term the message only announces that term. No replica requests
-                    // snapshots this way.
-                    let had = message.index.max(message.reject_hint) <= last;
-                    (had || message.term > raft.term) && message.request_snapshot == 0
-                }
-                // Snapshots travel on the bulk channel, and raft forwards no proposals, read
-                // indexes or requests to lead.
-                MessageType::MsgSnapshot
-                | MessageType::MsgPropose
-                | MessageType::MsgReadIndex
-                | MessageType::MsgReadIndexResp
-                | MessageType::MsgTransferLeader => false,
-                MessageType::MsgHeartbeat => {
-                    message.commit <= last
-                        || message.term < raft.term
-                        || self.leads(shared, message)
-                }
-                MessageType::MsgHeartbeatResponse
-                | MessageType::MsgRequestVote
-                | MessageType::MsgRequestVoteResponse
-                | MessageType::MsgRequestPreVote
-                | MessageType::MsgRequestPreVoteResponse
-                | MessageType::MsgTimeoutNow => true,
-                // These are never sent.
-                MessageType::MsgHup
-                | MessageType::MsgBeat
-                | MessageType::MsgUnreachable
-                | MessageType::MsgSnapStatus
-                | MessageType::MsgCheckQuorum => false,
-            };
-        sound || planted("believe_any_message")
-    }
-
-    /// Whether the entries follow each other and contradict no committed one.
-    fn can_be_appended(&self, message: &Message) -> bool {
-        if (message.index == 0) != (message.log_term == 0) {
-            return false;
-        }
-        let committed = self.raw.raft.raft_log.committed;
-        let (mut index, mut term) = (message.index, message.log_term);
-        message.entries.iter().all(|entry| {
-            let follows = Some(entry.index) == index.checked_add(1)
-                && (term..=message.term).contains(&entry.term);
-            (index, term) = (entry.index, entry.term);
-            let stands = || self.raw.store().term(entry.index).is_ok_and(|here| here != entry.term);
-            follows && (entry.index > committed || !stands())
-        })
-    }
-
-    /// Whether the sender may be the leader of the message's term, as far as this replica knows.
-    fn leads(&self, shared: &Shared, message: &Message) -> bool {
-        let (raft, from) = (&self.raw.raft, ReplicaId(message.from));
-        let known = shared.recovery.configuration.contains(from)
-            || shared.config.nodes.contains(&from.node());
-        let others =
-            message.term == raft.term && ![raft::INVALID_ID, from.0].contains(&raft.leader_id);
-        known && !others
-    }
-
+impl NonMember {
     /// A node says that this replica is no member.
-    pub(super) fn told_non_member(
+    /// Returns whether enough nodes say so.
+    pub(super) fn told(
         &mut self,
-        shared: &mut Shared,
+        shared: &Shared,
         node: NodeId,
         index: u64,
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> bool {
         let mine = shared.recovery.configuration_index;
         if !shared.recovery.configuration.contains(shared.me()) || index <= mine {
-            return;
+            return false;
         }
         let (now, nodes) = (shared.now, shared.config.nodes.clone());
-        let words = &mut self.non_member;
-        words.said.insert(node, (index, now));
-        words.said.retain(|node, (index, at)| {
+        self.said.insert(node, (index, now));
+        self.said.retain(|node, (index, at)| {
             nodes.contains(node) && *index > mine && now <= *at + limits::REPLACE_TICKS
         });
         let peers = nodes.len().saturating_sub(1);
-        if words.said.len() > peers / 2 || planted("removed_by_one_word") {
-            return self.end(shared, Stopped::Removed, effects);
+        if self.said.len() > peers / 2 || planted("removed_by_one_word") {
+            return true;
         }
-        if words.asked.is_none_or(|asked| now >= asked + limits::JOIN_RETRY_TICKS) {
-            words.asked = Some(now);
+        if self.asked.is_none_or(|asked| now >= asked + limits::JOIN_RETRY_TICKS) {
+            self.asked = Some(now);
             let others: Vec<NodeId> =
-                shared.peers().filter(|peer| !words.said.contains_key(peer)).collect();
+                shared.peers().filter(|peer| !self.said.contains_key(peer)).collect();
             others.into_iter().for_each(|peer| shared.send(peer, None, Body::Probe, effects));
         }
+        false
     }
+}
+
+/// Whether a correct replica can have sent this message.
+pub(super) fn is_sound(raw: &RaftNode, shared: &Shared, message: &Message) -> bool {
+    let raft = &raw.raft;
+    let last = raft.raft_log.last_index();
+    // raft would treat a message without a term as one of its own.
+    let terms = 1..=raft.term.saturating_add(limits::TERMS_AHEAD_MAX);
+    let follows = terms.contains(&message.term);
+    let sound = follows
+        && match message.get_msg_type() {
+            MessageType::MsgAppend => can_be_appended(raw, message),
+            MessageType::MsgAppendResponse => {
+                // With a later term the message only announces that term. No replica requests
+                // snapshots this way.
+                let had = message.index.max(message.reject_hint) <= last;
+                (had || message.term > raft.term) && message.request_snapshot == 0
+            }
+            // Snapshots travel on the bulk channel, and raft forwards no proposals, read
+            // indexes or requests to lead.
+            MessageType::MsgSnapshot
+            | MessageType::MsgPropose
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgTransferLeader => false,
+            MessageType::MsgHeartbeat => {
+                message.commit <= last || message.term < raft.term || leads(raw, shared, message)
+            }
+            MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+            | MessageType::MsgTimeoutNow => true,
+            // These are never sent.
+            MessageType::MsgHup
+            | MessageType::MsgBeat
+            | MessageType::MsgUnreachable
+            | MessageType::MsgSnapStatus
+            | MessageType::MsgCheckQuorum => false,
+        };
+    sound || planted("believe_any_message")
+}
+
+/// Whether the entries follow each other and contradict no committed one.
+fn can_be_appended(raw: &RaftNode, message: &Message) -> bool {
+    if (message.index == 0) != (message.log_term == 0) {
+        return false;
+    }
+    let committed = raw.raft.raft_log.committed;
+    let (mut index, mut term) = (message.index, message.log_term);
+    message.entries.iter().all(|entry| {
+        let follows = Some(entry.index) == index.checked_add(1)
+            && (term..=message.term).contains(&entry.term);
+        (index, term) = (entry.index, entry.term);
+        let stands = || raw.store().term(entry.index).is_ok_and(|here| here != entry.term);
+        follows && (entry.index > committed || !stands())
+    })
+}
+
+/// Whether the sender may be the leader of the message's term, as far as this replica knows.
+fn leads(raw: &RaftNode, shared: &Shared, message: &Message) -> bool {
+    let (raft, from) = (&raw.raft, ReplicaId(message.from));
+    let known =
+        shared.recovery.configuration.contains(from) || shared.config.nodes.contains(&from.node());
+    let others = message.term == raft.term && ![raft::INVALID_ID, from.0].contains(&raft.leader_id);
+    known && !others
 }
 
 #[cfg(test)]

@@ -15,20 +15,23 @@
 //! - If that checkpoint's snapshot failed on the replica that asks, it captures one by itself after
 //!   it has asked all peers several times in vain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::Storage as _;
 
 use crate::entry::CheckpointReason;
 use crate::group::Shared;
+use crate::group::checkpoint::Checkpoints;
 use crate::group::effect::Effect;
 use crate::group::frame::Body;
-use crate::group::hosting::Hosting;
+use crate::group::raft_log::RaftLog;
+use crate::group::raft_node::RaftNode;
+use crate::group::room::Rooms;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
 use crate::recovery_state::RecoveryState;
-use crate::retention;
+use crate::retention::{self, ObjectName};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
 
@@ -125,38 +128,24 @@ impl Wants {
     pub(super) fn stepped_down(&mut self) {
         self.checkpoints.clear();
     }
-}
 
-impl Hosting {
-    /// There is no guest and nothing to build one from: requests that wait cannot be answered here.
-    fn needs_snapshot(
-        &mut self,
-        shared: &mut Shared,
-        tried: u64,
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// Notes that there is no guest and nothing to build one from; `tried` is the newest recovery
+    /// point that a build knew of.
+    pub(super) fn need(&mut self, shared: &Shared, tried: u64, why: &str) {
         let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
-        self.wants.needs = Some(if alone {
+        self.needs = Some(if alone {
             format!("{NOBODY_TO_ASK}: {why}")
         } else {
             format!("asking the peers for a snapshot: {why}")
         });
-        self.wants.lacked = tried;
-        if !planted("rely_on_peers") {
-            self.retry.failed(shared.now);
-        }
-        self.pipeline.wait_for_snapshot();
-        self.checkpoints.abandon_capture();
-        self.settle_state(shared, effects);
-        self.refuse_everything(shared, effects);
+        self.lacked = tried;
     }
 
     /// Asks one peer after the other for what this replica needs.
-    pub(super) fn tick_wants(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
-        let want = self.want(shared).filter(|_| !planted("never_ask"));
+    pub(super) fn tick(&mut self, rooms: &mut Rooms<'_>, shared: &Shared) {
+        let want = self.want(rooms, shared).filter(|_| !planted("never_ask"));
         let Some(want) = want else {
-            self.wants.asked = None;
+            self.asked = None;
             return;
         };
         let me = shared.me();
@@ -164,201 +153,128 @@ impl Hosting {
             shared.recovery.configuration.replicas().filter(|id| *id != me).collect();
         peers.sort_unstable();
         peers.dedup();
-        let about = About::of(&want, self.checkpoints.last());
-        let before = self.wants.asked.as_ref().filter(|asked| asked.about == about);
+        let about = About::of(&want, rooms.checkpoints.last());
+        let before = self.asked.as_ref().filter(|asked| asked.about == about);
         if before.is_some_and(|asked| shared.now < asked.next(peers.len())) {
             return;
         }
         let times = before.map_or(0, |asked| asked.times);
         let in_vain = want.exactly.is_some()
             && before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
-        if times > 0 && self.wants.needs.is_none() {
+        if times > 0 && self.needs.is_none() {
             // It may be that no peer has the object any more.
-            self.checkpoint_for(me, &want, shared.now);
+            self.checkpoint_for(rooms.raw, rooms.checkpoints, (me, &want), shared.now);
         }
         if in_vain {
-            let _ = self.capture_here(shared);
+            let _ = rooms.capture_here(shared);
         }
-        self.wants.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
+        self.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
         if peers.is_empty() {
             return;
         }
-        self.wants.turn = (self.wants.turn + 1) % peers.len();
-        let peer = peers[self.wants.turn];
-        shared.send(peer.node(), Some(peer), Body::Want(want), effects);
+        self.turn = (self.turn + 1) % peers.len();
+        let peer = peers[self.turn];
+        shared.send(peer.node(), Some(peer), Body::Want(want), rooms.effects);
     }
 
-    fn want(&self, shared: &Shared) -> Option<Want> {
-        if self.wants.listing {
+    fn want(&self, rooms: &Rooms<'_>, shared: &Shared) -> Option<Want> {
+        if self.listing {
             return None;
         }
-        if let Some(want) = self.need(shared) {
+        if let Some(want) = self.any_want(rooms, shared) {
             return Some(want);
         }
-        let (term, index, digest) = *self.retention.corrupt().last()?;
+        let (term, index, digest) = *rooms.retention.corrupt().last()?;
         let exactly = Some(ObjectRef { term, index, digest });
         Some(Want { low: index, high: index, exactly })
     }
 
     /// A need of any object that the log here continues from, because there is no guest to go on
     /// with.
-    fn need(&self, shared: &Shared) -> Option<Want> {
-        let least = match self.applied_elsewhere(shared) {
+    fn any_want(&self, rooms: &Rooms<'_>, shared: &Shared) -> Option<Want> {
+        let least = match shared.applied_elsewhere(rooms.pipeline.is_restoring()) {
             Some(entry) => entry,
-            None if self.wants.needs.is_some() => 1,
+            None if self.needs.is_some() => 1,
             None => return None,
         };
-        let readable = shared.recovery.first_index.max(self.raw.store().unreadable());
+        let readable = shared.recovery.first_index.max(rooms.raw.store().unreadable());
         let low = if planted("need_below_the_log") { least } else { least.max(readable - 1) };
         // A snapshot above the floor would cut entries that raft has not handed over yet.
         Some(Want { low, high: shared.recovery.floor, exactly: None })
     }
 
-    /// A peer asks for an object.
-    pub(super) fn asked_for(
-        &mut self,
-        from: ReplicaId,
-        want: Want,
-        now: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        let serves = |desc: &&SnapshotDesc| want.fits(desc) && !self.retention.is_corrupt(desc);
-        let found = self.raw.store().listed().iter().find(serves).cloned();
-        match found {
-            Some(snapshot) => self.outgoing.serve(from, snapshot, effects),
-            None => self.checkpoint_for(from, &want, now),
-        }
-    }
-
     /// Makes a checkpoint for an object that is not here. Every log that reaches the checkpoint
     /// holds its index, so its object will do.
-    fn checkpoint_for(&mut self, replica: ReplicaId, want: &Want, now: u64) {
-        if !self.is_leader() || self.checkpoints.is_under_way(now) {
+    pub(super) fn checkpoint_for(
+        &mut self,
+        raw: &RaftNode,
+        checkpoints: &mut Checkpoints,
+        (replica, want): (ReplicaId, &Want),
+        now: u64,
+    ) {
+        if !raw.is_leader() || checkpoints.is_under_way(now) {
             return;
         }
-        let newest = self.raw.store().listed().first().map_or(0, |desc| desc.index);
+        let newest = raw.store().listed().first().map_or(0, |desc| desc.index);
         let about = About::of(want, 0);
         let done = |(of, then): &(About, u64)| *of == about && *then != newest;
-        if self.wants.checkpoints.get(&replica).is_some_and(done)
-            && !planted("checkpoint_for_each_want")
+        if self.checkpoints.get(&replica).is_some_and(done) && !planted("checkpoint_for_each_want")
         {
             return;
         }
-        self.wants.checkpoints.insert(replica, (about, newest));
-        self.checkpoints.want(CheckpointReason::Learner);
+        self.checkpoints.insert(replica, (about, newest));
+        checkpoints.want(CheckpointReason::Learner);
     }
 
     /// An object arrived, sealed and read back: a repair, one that is needed, or one for raft.
+    /// Returns it in the last case.
     pub(super) fn received(
         &mut self,
-        shared: &mut Shared,
+        rooms: &mut Rooms<'_>,
+        shared: &Shared,
         snapshot: Verified,
-        effects: &mut Vec<Effect>,
-    ) {
+    ) -> Received {
         let object = ObjectRef::of(&snapshot.desc);
-        if self.retention.is_repaired(&snapshot.desc) {
-            self.wants.asked = None;
-            effects.push(Effect::Judged { object, taken: true });
-            if self.wants.needs.is_some() {
-                self.restart(shared, effects);
-            }
-        } else if self.is_needed(shared, &snapshot.desc) {
-            effects.push(Effect::Judged { object, taken: true });
+        if rooms.retention.is_repaired(&snapshot.desc) {
+            self.asked = None;
+            rooms.effects.push(Effect::Judged { object, taken: true });
+            if self.needs.is_some() { Received::Restarts } else { Received::Kept }
+        } else if self.is_needed(rooms, shared, &snapshot.desc) {
+            rooms.effects.push(Effect::Judged { object, taken: true });
             // It is listed, and the replica starts from it once that is durable.
-            self.wants.listing = true;
-            self.retention.add(snapshot);
+            self.listing = true;
+            rooms.retention.add(snapshot);
+            Received::Kept
         } else {
-            self.installs.received(snapshot, effects);
+            Received::IsForRaft(snapshot)
         }
     }
 
     /// Whether a replica that needs a snapshot can go on from this one, which it did not take
     /// itself.
-    fn is_needed(&self, shared: &Shared, desc: &SnapshotDesc) -> bool {
-        self.need(shared).is_some_and(|want| want.fits(desc))
-            && self.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
+    fn is_needed(&self, rooms: &Rooms<'_>, shared: &Shared, desc: &SnapshotDesc) -> bool {
+        self.any_want(rooms, shared).is_some_and(|want| want.fits(desc))
+            && rooms.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
-    /// A list became durable: if it holds the object that was needed, the replica starts from it.
-    /// It may be one of its own, that was not listed yet when the guest was lost.
-    pub(super) fn list_is_durable(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        let needs = self.wants.needs.is_some() && !planted("wait_for_a_peers_snapshot");
-        if self.wants.listing || (needs && self.newest_listed() > self.wants.lacked) {
-            self.restart(shared, effects);
-        }
+    /// A list became durable. Returns whether the replica starts from it: it holds the object that
+    /// was needed. It may be one of its own, that was not listed yet when the guest was lost.
+    pub(super) fn is_met_by(&self, log: &RaftLog, corrupt: &BTreeSet<ObjectName>) -> bool {
+        let needs = self.needs.is_some() && !planted("wait_for_a_peers_snapshot");
+        self.listing || (needs && newest_listed(log, corrupt) > self.lacked)
     }
+}
 
-    /// The index of the newest object that the log durably lists and that is not corrupt; 0 if
-    /// there is none.
-    fn newest_listed(&self) -> u64 {
-        let newest = retention::newest_good(self.raw.store().listed(), self.retention.corrupt());
-        newest.map_or(0, |desc| desc.index)
-    }
+/// What becomes of an object that arrived.
+pub(super) enum Received {
+    Kept,
+    /// It repairs one from which the replica can start.
+    Restarts,
+    IsForRaft(Verified),
+}
 
-    /// A build found no recovery point that restores; `tried` is the newest one that it knew of.
-    pub(super) fn cannot_restore(
-        &mut self,
-        shared: &mut Shared,
-        (build, tried): (u64, u64),
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) {
-        if !self.pipeline.ended(build) {
-            return;
-        }
-        self.tell_list(effects);
-        if self.pipeline.is_halted() {
-            // It stood before the entry that halted it, and a query took its guest.
-            self.stands(shared, None, effects);
-        } else if self.pipeline.is_restoring() {
-            // A newer snapshot is being installed anyway.
-        } else if self.newest_listed() > tried && !planted("wait_for_a_peers_snapshot") {
-            // A newer one was listed meanwhile.
-            self.restart(shared, effects);
-        } else {
-            self.needs_snapshot(shared, tried, why, effects);
-        }
-    }
-
-    /// The lane has no guest. If a snapshot is being installed, the guest comes from that;
-    /// otherwise the list changed during the rebuild, which begins again with what is listed now.
-    pub(super) fn overtaken(&mut self, shared: &mut Shared, build: u64, effects: &mut Vec<Effect>) {
-        if self.pipeline.ended(build) && !self.pipeline.is_restoring() {
-            self.restart(shared, effects);
-        }
-    }
-
-    /// A build ended with a guest that has applied everything up to this index.
-    pub(super) fn has_guest(
-        &mut self,
-        shared: &mut Shared,
-        (build, applied): (u64, u64),
-        time_ms: u64,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.pipeline.progressed(applied, 0);
-        if !self.pipeline.ended(build) {
-            return;
-        }
-        shared.log_time.applied(time_ms);
-        self.wants.met();
-        self.retry.over();
-        self.rebuilds.is_over(shared);
-        self.tell_list(effects);
-        self.settle_state(shared, effects);
-    }
-
-    /// Rebuilds the guest up to the floor.
-    pub(super) fn restart(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        self.wants.met();
-        self.build(shared, effects);
-        self.settle_state(shared, effects);
-    }
-
-    pub(super) fn build(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
-        self.checkpoints.abandon_capture();
-        // The rebuild applies these entries, but produces no answers.
-        self.pass(shared.recovery.floor, effects);
-        self.pipeline.start_again(&shared.recovery, effects);
-    }
+/// The index of the newest object that the log durably lists and that is not corrupt; 0 if there is
+/// none.
+pub(super) fn newest_listed(log: &RaftLog, corrupt: &BTreeSet<ObjectName>) -> u64 {
+    retention::newest_good(log.listed(), corrupt).map_or(0, |desc| desc.index)
 }

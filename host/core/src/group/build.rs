@@ -1,0 +1,182 @@
+//! The guest's builds: what happens when one ends, and when to begin another.
+//!
+//! The lane builds a guest from a recovery point and the log: at a start, after a fault, to release
+//! memory, and when a snapshot was installed or repaired.
+
+use crate::fault::Fault;
+use crate::group::Shared;
+use crate::group::effect::{ApplyJob, Effect, Stands, Stopped};
+use crate::group::hosting::Hosting;
+use crate::group::wants;
+use crate::mutant::planted;
+
+/// A build ended with a guest that has applied everything up to this index.
+pub(super) fn has_guest(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    (build, applied, time_ms): (u64, u64, u64),
+    effects: &mut Vec<Effect>,
+) {
+    hosting.pipeline.progressed(applied, 0);
+    if !hosting.pipeline.ended(build) {
+        return;
+    }
+    shared.log_time.applied(time_ms);
+    hosting.wants.met();
+    hosting.retry.over();
+    hosting.rebuilds.is_over(shared);
+    hosting.tell_list(effects);
+    hosting.settle_state(shared, effects);
+}
+
+/// The lane has no guest. If a snapshot is being installed, the guest comes from that; otherwise
+/// the list changed during the rebuild, which begins again with what is listed now.
+pub(super) fn overtaken(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    build: u64,
+    effects: &mut Vec<Effect>,
+) {
+    if hosting.pipeline.ended(build) && !hosting.pipeline.is_restoring() {
+        restart(hosting, shared, effects);
+    }
+}
+
+/// A build found no recovery point that restores; `tried` is the newest one that it knew of.
+pub(super) fn cannot_restore(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    (build, tried, why): (u64, u64, &str),
+    effects: &mut Vec<Effect>,
+) {
+    if !hosting.pipeline.ended(build) {
+        return;
+    }
+    hosting.tell_list(effects);
+    let newest = wants::newest_listed(hosting.raw.store(), hosting.retention.corrupt());
+    if hosting.pipeline.is_halted() {
+        // It stood before the entry that halted it, and a query took its guest.
+        stands(hosting, shared, None, effects);
+    } else if hosting.pipeline.is_restoring() {
+        // A newer snapshot is being installed anyway.
+    } else if newest > tried && !planted("wait_for_a_peers_snapshot") {
+        // A newer one was listed meanwhile.
+        restart(hosting, shared, effects);
+    } else {
+        needs_snapshot(hosting, shared, (tried, why), effects);
+    }
+}
+
+/// There is no guest and nothing to build one from: requests that wait cannot be answered here.
+fn needs_snapshot(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    (tried, why): (u64, &str),
+    effects: &mut Vec<Effect>,
+) {
+    hosting.wants.need(shared, tried, why);
+    if !planted("rely_on_peers") {
+        hosting.retry.failed(shared.now);
+    }
+    hosting.pipeline.wait_for_snapshot();
+    hosting.checkpoints.abandon_capture();
+    hosting.settle_state(shared, effects);
+    hosting.refuse_everything(shared, effects);
+}
+
+/// Builds the guest again if the time has come.
+pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    if shared.state.is_stopped()
+        || hosting.pipeline.is_restoring()
+        || !hosting.retry.is_due(shared.now)
+    {
+        return;
+    }
+    if shared.halt().is_some() {
+        restart(hosting, shared, effects);
+    } else if hosting.wants.needs().is_some() {
+        hosting.wants.tries(&shared.recovery);
+        build(hosting, shared, effects);
+    }
+}
+
+/// Rebuilds the guest up to the floor.
+pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    hosting.wants.met();
+    build(hosting, shared, effects);
+    hosting.settle_state(shared, effects);
+}
+
+fn build(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
+    hosting.checkpoints.abandon_capture();
+    // The rebuild applies these entries, but produces no answers.
+    hosting.pass(shared.recovery.floor, effects);
+    hosting.pipeline.start_again(&shared.recovery, effects);
+}
+
+/// The guest of this build failed. If the lane was given a newer build since, the replica does not
+/// halt, and keeps what it has queued for that one.
+pub(super) fn guest_failed(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    (build, fault): (u64, Fault),
+    effects: &mut Vec<Effect>,
+) {
+    if hosting.pipeline.ended(build) || planted("heed_an_old_fault") {
+        fail(hosting, shared, fault, effects);
+    }
+}
+
+/// The guest failed twice, its state cannot be built, or the log failed. The replica halts (it
+/// votes and keeps the log, but applies nothing), or stops if it was the log.
+pub(super) fn fail(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    fault: Fault,
+    effects: &mut Vec<Effect>,
+) {
+    hosting.pipeline.halt();
+    hosting.checkpoints.abandon_capture();
+    hosting.wants.guest_failed();
+    if shared.state.is_stopped() {
+        return hosting.tell_list(effects);
+    }
+    let refused = matches!(fault, Fault::LogRefused(_)) && !planted("outlive_a_refusal");
+    if refused || matches!(fault, Fault::Log(_)) {
+        // A replica that cannot write its log can neither vote nor append. The messages that wait
+        // for the failed batch must never leave, so no later batch may release them.
+        hosting.tell_list(effects);
+        return hosting.end(shared, Stopped::Failed(fault), effects);
+    }
+    let machine = fault.is_machines();
+    let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
+    let stands = match before {
+        Some(entry) => {
+            hosting.pipeline.stand();
+            effects.push(Effect::Apply(ApplyJob::Stand { goal: entry - 1 }));
+            Stands::Coming
+        }
+        None => Stands::Nowhere,
+    };
+    if machine {
+        hosting.retry.failed(shared.now);
+    } else {
+        hosting.retry.over();
+    }
+    hosting.tell_list(effects);
+    shared.halts(fault, stands, effects);
+    hosting.refuse_everything(shared, effects);
+    hosting.election.transfer_to_best(&mut hosting.raw, shared);
+}
+
+/// The lane rebuilt the guest of a halted replica as it was after entry `at`; `None`: it could not.
+pub(super) fn stands(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    at: Option<u64>,
+    effects: &mut Vec<Effect>,
+) {
+    hosting.pipeline.stands(at);
+    hosting.tell_list(effects);
+    shared.stands(at, effects);
+}

@@ -1,0 +1,112 @@
+//! A flush: what gathered from events becomes entries, reads, messages and jobs.
+
+use crate::fault::Refusal;
+use crate::group::Shared;
+use crate::group::effect::{ApplyJob, Effect};
+use crate::group::hosting::Hosting;
+use crate::group::proposals::Proposal;
+use crate::group::reads::Read;
+use crate::group::ready;
+use crate::group::rebuild::GuestRooms;
+use crate::group::reconcile::Around;
+use crate::limits;
+use crate::memory::MemoryUse;
+use crate::mutant::planted;
+use crate::retention;
+
+pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    reconcile(hosting, shared, effects);
+    tell_of_itself(hosting, shared);
+    hosting.installs.offer(&mut hosting.raw, effects);
+    propose_waiting(hosting, shared, effects);
+    ask_for_reads(hosting, shared);
+    loop {
+        while hosting.raw.has_ready() {
+            ready::process(hosting, shared, effects);
+        }
+        if !ready::release(hosting, shared, effects) && !hosting.raw.has_ready() {
+            break;
+        }
+    }
+    for (from, to) in hosting.raw.store().take_wanted_fetches() {
+        effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
+    }
+    hosting.tell_list(effects);
+    if shared.persist.reached(hosting.bootstrapped_in) {
+        hosting.pipeline.dispatch(effects);
+    }
+    let dispatched = hosting.pipeline.dispatched();
+    for (index, Read { ticket, request, .. }) in hosting.reads.ready(dispatched) {
+        effects.push(Effect::Apply(ApplyJob::Query { ticket, request, index }));
+    }
+}
+
+fn reconcile(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let mut around = Around {
+        raw: &hosting.raw,
+        pipeline: &mut hosting.pipeline,
+        checkpoints: &mut hosting.checkpoints,
+        outgoing: &hosting.outgoing,
+        catch_ups: &hosting.catch_ups,
+    };
+    hosting.retention.reconcile(&mut around, shared, effects);
+}
+
+/// What frames say of this replica.
+fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
+    let Hosting { pipeline, checkpoints, retention, .. } = hosting;
+    shared.applied = pipeline.applied();
+    let newest = retention::newest_good(&shared.recovery.snapshots, retention.corrupt());
+    // A replica that needs a snapshot cannot start from those that it lists.
+    let good = newest.filter(|_| hosting.wants.needs().is_none());
+    shared.snapshot = good.map_or(0, |desc| desc.index);
+    let rooms = GuestRooms { pipeline, checkpoints, retention };
+    shared.guest = hosting.rebuilds.guest(shared, &rooms);
+}
+
+fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let Hosting { raw, proposals, pipeline, .. } = hosting;
+    if !raw.is_leader() || raw.raft.lead_transferee.is_some() {
+        // Where these commands go is known soon: into this leader's log after all, or back with
+        // a refusal.
+        return;
+    }
+    if proposals.has_waiting() {
+        shared.refuse_for_memory(raw, proposals, effects);
+    }
+    let commands_max = shared.memory.map_or(usize::MAX, MemoryUse::commands_max);
+    // Entries that are committed but not durable here still count as in flight.
+    let log = &raw.raft.raft_log;
+    let settled = log.committed.min(log.persisted);
+    while proposals.has_waiting()
+        && !pipeline.is_behind()
+        && proposals.above(settled) < limits::ENTRIES_INFLIGHT_MAX
+        && shared.has_memory_for_more(proposals.bytes().max(pipeline.backlog_bytes()))
+    {
+        let next = proposals.next(shared.stamp(), commands_max);
+        let Some(Proposal { body, tickets, bytes }) = next else { break };
+        match raw.propose_body(&body) {
+            Some(place) => proposals.proposed(place, tickets, bytes),
+            None => {
+                for ticket in tickets {
+                    effects.push(Effect::Answer { ticket, answer: Err(Refusal::Overloaded) });
+                }
+            }
+        }
+    }
+}
+
+fn ask_for_reads(hosting: &mut Hosting, shared: &Shared) {
+    let Hosting { raw, reads, .. } = hosting;
+    let unique = (shared.me().0, shared.recovery.boot);
+    // raft silently drops read requests before the first commit of a leader's term.
+    if raw.is_leader()
+        && raw.raft.commit_to_current_term()
+        && let Some(context) = reads.start_round(unique, shared.now)
+    {
+        if planted("read_without_quorum") {
+            reads.confirm(&context, raw.raft.raft_log.committed);
+        }
+        raw.read_index(context);
+    }
+}

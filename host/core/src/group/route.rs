@@ -1,0 +1,447 @@
+//! Takes each event to the concern that it is for, and each tick to all of them.
+
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use crate::fault::{Fault, Refusal, Stall};
+use crate::group::build;
+use crate::group::checkpoint::CaptureFailed;
+use crate::group::effect::{ApplyJob, Effect, Stopped};
+use crate::group::event::{Event, Found};
+use crate::group::frame::{Body, Frame, GuestIs};
+use crate::group::hosting::Hosting;
+use crate::group::outgoing::TransferEnded;
+use crate::group::reads::Read;
+use crate::group::rebuild::{self, GuestRooms};
+use crate::group::reconcile::Around;
+use crate::group::room::Rooms;
+use crate::group::wants::Received;
+use crate::group::{Shared, damage, vet};
+use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::limits;
+use crate::mutant::planted;
+use crate::snapshot::chunk::Want;
+use crate::snapshot::{SnapshotDesc, Verified};
+
+/// Splits a replica into the rooms that a lack of space, or of a snapshot, has to do with.
+macro_rules! rooms {
+    ($hosting:ident, $effects:ident) => {
+        Rooms {
+            raw: &$hosting.raw,
+            pipeline: &mut $hosting.pipeline,
+            checkpoints: &mut $hosting.checkpoints,
+            retention: &mut $hosting.retention,
+            proposals: &mut $hosting.proposals,
+            effects: $effects,
+        }
+    };
+}
+
+/// Takes an event of a client, the log or the node.
+pub(super) fn event(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    event: Event,
+    effects: &mut Vec<Effect>,
+) {
+    match event {
+        Event::Propose { ticket, call, relief } => {
+            let taken = may_propose(hosting, shared)
+                .and_then(|()| shared.has_memory(&hosting.raw, relief))
+                .and_then(|()| hosting.proposals.push_call(ticket, call, relief));
+            answer_refusal(ticket, taken, effects);
+        }
+        Event::OpenSession { ticket, nonce } => {
+            let taken = may_propose(hosting, shared)
+                .and_then(|()| hosting.proposals.push_open(ticket, nonce));
+            answer_refusal(ticket, taken, effects);
+        }
+        Event::CloseSession { ticket, session } => {
+            let taken = may_propose(hosting, shared)
+                .and_then(|()| hosting.proposals.push_close(ticket, session));
+            answer_refusal(ticket, taken, effects);
+        }
+        Event::Query { ticket, request, linearizable: true } => {
+            let read = Read { ticket, request, since: shared.now };
+            let taken = hosting.may_lead(shared).and_then(|()| hosting.reads.push(read));
+            answer_refusal(ticket, taken, effects);
+        }
+        Event::Query { ticket, request, linearizable: false } => {
+            match shared.state.local_refusal() {
+                Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
+                None => {
+                    let job = ApplyJob::Query { ticket, request, index: 0 };
+                    effects.push(Effect::Apply(job));
+                }
+            }
+        }
+        Event::Gone { tickets } => {
+            hosting.proposals.forget(&tickets, effects);
+            hosting.reads.forget(&tickets, effects);
+            hosting.checkpoint_requests.forget(&tickets, effects);
+        }
+        Event::Checkpoint { ticket } => match hosting.may_lead(shared) {
+            Ok(()) => {
+                let Hosting { checkpoint_requests, checkpoints, .. } = hosting;
+                checkpoint_requests.asked(checkpoints, shared, ticket, effects);
+            }
+            Err(refusal) => answer_refusal(ticket, Err(refusal), effects),
+        },
+        Event::Unreachable(node) => unreachable(hosting, node),
+        Event::Fetched { from, entries } => fetched(hosting, from, entries),
+        Event::LogDamaged { below } => hosting.raw.mut_store().set_unreadable(below),
+        Event::TransferEnded { to, purpose, report, prefers } => {
+            let ended = TransferEnded { to, purpose, report, prefers };
+            hosting.outgoing.transfer_ended(&ended, &mut hosting.raw, shared.now);
+            hosting.retention.promises_changed();
+        }
+        Event::Room(shortage) => {
+            let began = shared.room(shortage, &mut rooms!(hosting, effects));
+            space_changed(hosting, shared, began, effects);
+        }
+        Event::DiskStalled(stall) => disk_stalled(hosting, shared, stall, effects),
+        Event::Memory(memory) => {
+            shared.memory = Some(memory);
+            hosting.settle_state(shared, effects);
+        }
+        Event::SnapshotRoom(room) => hosting.checkpoints.told_of_room(room),
+        Event::HandOver => hand_over(hosting, shared, effects),
+        other => lane_event(hosting, shared, other, effects),
+    }
+}
+
+/// Takes an event of the apply lane or a bulk worker.
+fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
+    match event {
+        Event::Started { build, applied, time_ms }
+        | Event::Restored { build, index: applied, time_ms } => {
+            build::has_guest(hosting, shared, (build, applied, time_ms), effects);
+        }
+        Event::Built { index, footprint } => {
+            hosting.retention.restored(index);
+            hosting.rebuilds.built(index, footprint);
+        }
+        Event::Applied(applied) => {
+            hosting.pipeline.progressed(applied.last, applied.bytes);
+            shared.log_time.applied(applied.time_ms);
+            for entry in applied.answers {
+                hosting.proposals.applied(entry, effects);
+            }
+            hosting.pass(applied.last, effects);
+        }
+        Event::NotRestored { build, index: tried, why }
+        | Event::NeedsSnapshot { build, tried, why } => {
+            build::cannot_restore(hosting, shared, (build, tried, &why), effects);
+        }
+        Event::Stands { at } => build::stands(hosting, shared, at, effects),
+        Event::Captured(snapshot) => captured(hosting, shared, snapshot),
+        Event::CaptureWritten { index } => {
+            hosting.checkpoints.written(&mut hosting.pipeline, shared, index);
+        }
+        Event::NoPlace { index, why } => {
+            hosting.checkpoints.no_place(&mut hosting.pipeline, shared, index, why);
+        }
+        Event::CaptureFailed { index, why, postponed } => {
+            let failed = CaptureFailed { index, why, postponed };
+            hosting.checkpoints.capture_failed(&mut hosting.pipeline, failed, shared.now);
+        }
+        Event::RoomWanted { unlist, capture } => {
+            hosting.retention.room_wanted(unlist, capture, shared.now);
+        }
+        Event::Corrupt { snapshot, .. } => found_corrupt(hosting, shared, &snapshot),
+        Event::Read { snapshot, found } => was_read(hosting, shared, &snapshot, found),
+        Event::Overtaken { build } => build::overtaken(hosting, shared, build, effects),
+        Event::GuestFailed { build, fault } => {
+            build::guest_failed(hosting, shared, (build, fault), effects);
+        }
+        Event::Received { snapshot } => received(hosting, shared, snapshot, effects),
+        Event::Tick { .. }
+        | Event::Frame(_)
+        | Event::Persisted { .. }
+        | Event::Faulted(_)
+        | Event::Propose { .. }
+        | Event::OpenSession { .. }
+        | Event::CloseSession { .. }
+        | Event::Query { .. }
+        | Event::Gone { .. }
+        | Event::Checkpoint { .. }
+        | Event::Unreachable(_)
+        | Event::Fetched { .. }
+        | Event::LogDamaged { .. }
+        | Event::TransferEnded { .. }
+        | Event::Memory(_)
+        | Event::Room(_)
+        | Event::DiskStalled(_)
+        | Event::SnapshotRoom(_)
+        | Event::HandOver => unreachable!("handled before the lanes' events"),
+    }
+}
+
+pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    if !shared.persist.is_booted() {
+        return;
+    }
+    hosting.election.tick(&mut hosting.raw, shared);
+    if hosting.raw.is_leader() {
+        shared.tick_log_time();
+    }
+    hosting.reads.tick(shared.now, effects);
+    if hosting.membership.tick(&mut hosting.raw, shared, effects) {
+        return hosting.end(shared, Stopped::Removed, effects);
+    }
+    tick_rebuild(hosting, shared, effects);
+    tick_snapshots(hosting, shared, effects);
+    build::tick(hosting, shared, effects);
+    hosting.halts.tick(shared, effects);
+    hosting.wants.tick(&mut rooms!(hosting, effects), shared);
+    if hosting.election.led_by(&hosting.raw, shared.now).is_some() {
+        hosting.led = shared.now;
+    }
+    hosting.settle_state(shared, effects);
+    let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
+    // While the disk hangs, such batches would only pile up.
+    if hosting.unwritten_since.is_some_and(due) && shared.persist.is_idle() {
+        hosting.unwritten_since = None;
+        shared.persist_now(Vec::new(), effects);
+    }
+}
+
+fn tick_rebuild(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let Hosting { raw, proposals, pipeline, checkpoints, retention, rebuilds, .. } = hosting;
+    let rooms = GuestRooms { pipeline, checkpoints, retention };
+    shared.guest = rebuilds.guest(shared, &rooms);
+    rebuilds.tick_turns(raw, shared);
+    rebuilds.tick_checkpoints(raw, checkpoints, shared);
+    if shared.guest == GuestIs::ToBeRebuilt
+        && rebuild::has_turn(raw, proposals, pipeline, shared)
+        && (planted("rebuild_unproven") || retention.is_proven(shared, effects))
+    {
+        rebuilds.begins(shared.memory);
+        build::restart(hosting, shared, effects);
+    }
+}
+
+fn tick_snapshots(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let Hosting { raw, pipeline, checkpoints, retention, outgoing, .. } = hosting;
+    checkpoints.tick_capture(shared.now);
+    checkpoints.tick(raw, outgoing.is_busy(), shared);
+    if let Some(failed) = retention.tick(shared) {
+        checkpoints.capture_failed(pipeline, failed, shared.now);
+    }
+    checkpoints.tick_places(pipeline, raw.store(), shared, effects);
+    let began = shared.tick_room(&mut rooms!(hosting, effects));
+    space_changed(hosting, shared, began, effects);
+    let Hosting { raw, pipeline, checkpoints, retention, outgoing, catch_ups, .. } = hosting;
+    if damage::needs_snapshot(raw.store(), &shared.recovery, retention.corrupt())
+        && !pipeline.is_reading()
+    {
+        let _ = checkpoints.capture_here(pipeline, raw.store(), shared);
+    }
+    if outgoing.tick(raw, shared.now) {
+        retention.promises_changed();
+    }
+    catch_ups.tick(raw, outgoing, shared);
+}
+
+pub(super) fn frame(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    frame: Frame,
+    effects: &mut Vec<Effect>,
+) {
+    if !shared.persist.is_booted() {
+        return;
+    }
+    let from = frame.from;
+    match frame.body {
+        Body::Raft(message) => raft_message(hosting, shared, (from, message), effects),
+        Body::Probe if shared.persist.reached(hosting.began) && hosting.has_entries() => {
+            shared.send(from.node(), Some(from), Body::Have, effects);
+            if !shared.recovery.configuration.contains(from) {
+                hosting.membership.answer_non_member(shared, from, effects);
+            }
+        }
+        // A replica without entries has only heard of the group and cannot vouch for it.
+        Body::Probe if !hosting.has_entries() => {
+            shared.send(from.node(), Some(from), Body::Nothing, effects);
+        }
+        // Entries that are not durable yet prove neither that the group exists nor that it does
+        // not.
+        Body::Probe => {}
+        Body::Want(want) if shared.recovery.configuration.contains(from) => {
+            wanted(hosting, (from, &want), shared.now, effects);
+        }
+        Body::Want(_) => {}
+        Body::Join => hosting.membership.asked_to_join(shared, from),
+        Body::NotMember { configuration_index } => {
+            if hosting.non_member.told(shared, from.node(), configuration_index, effects) {
+                hosting.end(shared, Stopped::Removed, effects);
+            }
+        }
+        Body::Nothing | Body::Have | Body::Stranger | Body::Superseded { .. } => {}
+    }
+}
+
+/// Passes a message to raft, if a correct replica can have sent it.
+fn raft_message(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    (from, message): (ReplicaId, Message),
+    effects: &mut Vec<Effect>,
+) {
+    let Hosting { raw, election, membership, .. } = hosting;
+    let expected = message.from == from.0 && message.to == shared.me().0;
+    if !expected || !vet::is_sound(raw, shared, &message) {
+        shared.misdirected += 1;
+        return;
+    }
+    let (last, term) = (raw.raft.raft_log.last_index(), raw.raft.term);
+    let beats = message.get_msg_type() == MessageType::MsgHeartbeat;
+    if beats && message.commit > last && message.term >= term {
+        let fault = Fault::RolledBack { last, matched: message.commit };
+        return hosting.end(shared, Stopped::Failed(fault), effects);
+    }
+    if !shared.recovery.configuration.contains(from) {
+        membership.answer_non_member(shared, from, effects);
+    }
+    if election.drops(&message, shared) || shared.waits_for_room(raw, &message) {
+        return;
+    }
+    election.hear(&message, shared.now);
+    if shared.persist.is_full() {
+        // The answer would have to wait in a full queue.
+        return;
+    }
+    // An error means that the message does not fit the configuration or term. raft itself answers
+    // where an answer is due.
+    let _ = raw.step(message);
+}
+
+/// A peer asks for an object.
+fn wanted(
+    hosting: &mut Hosting,
+    (from, want): (ReplicaId, &Want),
+    now: u64,
+    effects: &mut Vec<Effect>,
+) {
+    let Hosting { raw, checkpoints, retention, outgoing, wants, .. } = hosting;
+    let serves = |desc: &&SnapshotDesc| want.fits(desc) && !retention.is_corrupt(desc);
+    match raw.store().listed().iter().find(serves).cloned() {
+        Some(snapshot) => outgoing.serve(from, snapshot, effects),
+        None => wants.checkpoint_for(raw, checkpoints, (from, want), now),
+    }
+}
+
+/// An object came from a peer.
+fn received(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    snapshot: Verified,
+    effects: &mut Vec<Effect>,
+) {
+    match hosting.wants.received(&mut rooms!(hosting, effects), shared, snapshot) {
+        Received::Kept => {}
+        Received::Restarts => build::restart(hosting, shared, effects),
+        Received::IsForRaft(snapshot) => hosting.installs.received(snapshot, effects),
+    }
+}
+
+/// A local snapshot is complete: it is to be listed, unless a newer one is already.
+fn captured(hosting: &mut Hosting, shared: &Shared, snapshot: Verified) {
+    let desc = &snapshot.desc;
+    hosting.checkpoints.captured(desc.index, shared.now);
+    hosting.rebuilds.captured(desc, shared.memory);
+    hosting.retention.is_whole(desc, shared.now);
+    if shared.recovery.newest().is_none_or(|newest| newest.index < desc.index) {
+        hosting.retention.add(snapshot);
+    }
+}
+
+/// An object turned out to be corrupt. One that is no longer listed cannot be repaired.
+fn found_corrupt(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc) {
+    if !hosting.retention.found_corrupt(shared, snapshot) {
+        hosting.outgoing.promise_rotted(snapshot, &mut hosting.raw);
+        hosting.retention.promises_changed();
+    }
+}
+
+/// A recovery point was read before another is given up.
+fn was_read(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc, found: Found) {
+    if matches!(found, Found::Bad(_)) {
+        found_corrupt(hosting, shared, snapshot);
+    }
+    let mut around = Around {
+        raw: &hosting.raw,
+        pipeline: &mut hosting.pipeline,
+        checkpoints: &mut hosting.checkpoints,
+        outgoing: &hosting.outgoing,
+        catch_ups: &hosting.catch_ups,
+    };
+    hosting.retention.was_read(&mut around, shared, (snapshot, found));
+}
+
+/// There may be too little space, or enough again.
+fn space_changed(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    began: Option<Refusal>,
+    effects: &mut Vec<Effect>,
+) {
+    hosting.settle_state(shared, effects);
+    if let Some(refusal) = began {
+        hosting.proposals.refuse_waiting(&refusal, effects);
+    }
+}
+
+/// The log's disk hangs, or answers again.
+fn disk_stalled(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    stall: Option<Stall>,
+    effects: &mut Vec<Effect>,
+) {
+    let refused = shared.disk_stalled(stall);
+    hosting.settle_state(shared, effects);
+    match refused {
+        Some(refusal) => hosting.proposals.refuse_waiting(&refusal, effects),
+        // A leader that was elected meanwhile gets a full election timeout to be heard.
+        None => hosting.raw.raft.election_elapsed = 0,
+    }
+}
+
+/// Whether this replica accepts commands now.
+fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
+    hosting.may_lead(shared)?;
+    shared.may_write()?;
+    shared.has_room(&hosting.raw)
+}
+
+/// The process is about to stop: leadership goes to another replica first.
+fn hand_over(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let Hosting { raw, proposals, election, .. } = hosting;
+    proposals.refuse_waiting(&Refusal::ShuttingDown, effects);
+    let under_way = raw.raft.lead_transferee.is_some();
+    if raw.is_leader() && (under_way || election.transfer_to_best(raw, shared)) {
+        return;
+    }
+    hosting.end(shared, Stopped::Requested, effects);
+}
+
+fn fetched(hosting: &mut Hosting, from: u64, entries: Option<Vec<Entry>>) {
+    for context in hosting.raw.mut_store().fetched(from, entries) {
+        hosting.raw.on_entries_fetched(context);
+    }
+    hosting.raw.mut_store().forget_fetched();
+}
+
+fn unreachable(hosting: &mut Hosting, node: NodeId) {
+    let ids: Vec<u64> = hosting.raw.raft.prs().iter().map(|(id, _)| *id).collect();
+    for id in ids.into_iter().filter(|id| ReplicaId(*id).node() == node) {
+        hosting.raw.report_unreachable(id);
+    }
+}
+
+fn answer_refusal(ticket: Ticket, taken: Result<(), Refusal>, effects: &mut Vec<Effect>) {
+    if let Err(refusal) = taken {
+        effects.push(Effect::Answer { ticket, answer: Err(refusal) });
+    }
+}
