@@ -351,7 +351,7 @@ impl Group {
     /// Where the log stands, if this replica leads.
     pub fn leads(&self) -> Option<Leads> {
         match &self.stage {
-            Stage::Hosting(hosting) => hosting.leading(),
+            Stage::Hosting(hosting) => status::leads(hosting),
             Stage::Meeting(_) => None,
         }
     }

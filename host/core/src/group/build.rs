@@ -17,14 +17,14 @@ pub(super) fn has_guest(
     (build, applied, time_ms): (u64, u64, u64),
     effects: &mut Vec<Effect>,
 ) {
-    hosting.pipeline.progressed(applied, 0);
-    if !hosting.pipeline.ended(build) {
+    hosting.applying.pipeline.progressed(applied, 0);
+    if !hosting.applying.pipeline.ended(build) {
         return;
     }
     shared.log_time.applied(time_ms);
-    hosting.wants.met();
-    hosting.retry.over();
-    hosting.rebuilds.is_over(shared);
+    hosting.snapshots.wants.met();
+    hosting.applying.retry.over();
+    hosting.applying.rebuilds.is_over(shared);
     hosting.tell_list(effects);
     hosting.settle_state(shared, effects);
 }
@@ -37,7 +37,7 @@ pub(super) fn overtaken(
     build: u64,
     effects: &mut Vec<Effect>,
 ) {
-    if hosting.pipeline.ended(build) && !hosting.pipeline.is_restoring() {
+    if hosting.applying.pipeline.ended(build) && !hosting.applying.pipeline.is_restoring() {
         restart(hosting, shared, effects);
     }
 }
@@ -49,15 +49,15 @@ pub(super) fn cannot_restore(
     (build, tried, why): (u64, u64, &str),
     effects: &mut Vec<Effect>,
 ) {
-    if !hosting.pipeline.ended(build) {
+    if !hosting.applying.pipeline.ended(build) {
         return;
     }
     hosting.tell_list(effects);
-    let newest = wants::newest_listed(hosting.raw.store(), hosting.retention.corrupt());
-    if hosting.pipeline.is_halted() {
+    let newest = wants::newest_listed(hosting.raw.store(), hosting.snapshots.retention.corrupt());
+    if hosting.applying.pipeline.is_halted() {
         // It stood before the entry that halted it, and a query took its guest.
         stands(hosting, shared, None, effects);
-    } else if hosting.pipeline.is_restoring() {
+    } else if hosting.applying.pipeline.is_restoring() {
         // A newer snapshot is being installed anyway.
     } else if newest > tried && !planted("wait_for_a_peers_snapshot") {
         // A newer one was listed meanwhile.
@@ -74,12 +74,12 @@ fn needs_snapshot(
     (tried, why): (u64, &str),
     effects: &mut Vec<Effect>,
 ) {
-    hosting.wants.need(shared, tried, why);
+    hosting.snapshots.wants.need(shared, tried, why);
     if !planted("rely_on_peers") {
-        hosting.retry.failed(shared.now);
+        hosting.applying.retry.failed(shared.now);
     }
-    hosting.pipeline.wait_for_snapshot();
-    hosting.checkpoints.abandon_capture();
+    hosting.applying.pipeline.wait_for_snapshot();
+    hosting.snapshots.checkpoints.abandon_capture();
     hosting.settle_state(shared, effects);
     hosting.refuse_everything(shared, effects);
 }
@@ -87,31 +87,31 @@ fn needs_snapshot(
 /// Builds the guest again if the time has come.
 pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     if shared.state.is_stopped()
-        || hosting.pipeline.is_restoring()
-        || !hosting.retry.is_due(shared.now)
+        || hosting.applying.pipeline.is_restoring()
+        || !hosting.applying.retry.is_due(shared.now)
     {
         return;
     }
     if shared.halt().is_some() {
         restart(hosting, shared, effects);
-    } else if hosting.wants.needs().is_some() {
-        hosting.wants.tries(&shared.recovery);
+    } else if hosting.snapshots.wants.needs().is_some() {
+        hosting.snapshots.wants.tries(&shared.recovery);
         build(hosting, shared, effects);
     }
 }
 
 /// Rebuilds the guest up to the floor.
 pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    hosting.wants.met();
+    hosting.snapshots.wants.met();
     build(hosting, shared, effects);
     hosting.settle_state(shared, effects);
 }
 
 fn build(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
-    hosting.checkpoints.abandon_capture();
+    hosting.snapshots.checkpoints.abandon_capture();
     // The rebuild applies these entries, but produces no answers.
     hosting.pass(shared.recovery.floor, effects);
-    hosting.pipeline.start_again(&shared.recovery, effects);
+    hosting.applying.pipeline.start_again(&shared.recovery, effects);
 }
 
 /// The guest of this build failed. If the lane was given a newer build since, the replica does not
@@ -122,7 +122,7 @@ pub(super) fn guest_failed(
     (build, fault): (u64, Fault),
     effects: &mut Vec<Effect>,
 ) {
-    if hosting.pipeline.ended(build) || planted("heed_an_old_fault") {
+    if hosting.applying.pipeline.ended(build) || planted("heed_an_old_fault") {
         fail(hosting, shared, fault, effects);
     }
 }
@@ -135,9 +135,9 @@ pub(super) fn fail(
     fault: Fault,
     effects: &mut Vec<Effect>,
 ) {
-    hosting.pipeline.halt();
-    hosting.checkpoints.abandon_capture();
-    hosting.wants.guest_failed();
+    hosting.applying.pipeline.halt();
+    hosting.snapshots.checkpoints.abandon_capture();
+    hosting.snapshots.wants.guest_failed();
     if shared.state.is_stopped() {
         return hosting.tell_list(effects);
     }
@@ -152,21 +152,21 @@ pub(super) fn fail(
     let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
     let stands = match before {
         Some(entry) => {
-            hosting.pipeline.stand();
+            hosting.applying.pipeline.stand();
             effects.push(Effect::Apply(ApplyJob::Stand { goal: entry - 1 }));
             Stands::Coming
         }
         None => Stands::Nowhere,
     };
     if machine {
-        hosting.retry.failed(shared.now);
+        hosting.applying.retry.failed(shared.now);
     } else {
-        hosting.retry.over();
+        hosting.applying.retry.over();
     }
     hosting.tell_list(effects);
     shared.halts(fault, stands, effects);
     hosting.refuse_everything(shared, effects);
-    hosting.election.transfer_to_best(&mut hosting.raw, shared);
+    hosting.members.election.transfer_to_best(&mut hosting.raw, shared);
 }
 
 /// The lane rebuilt the guest of a halted replica as it was after entry `at`; `None`: it could not.
@@ -176,7 +176,7 @@ pub(super) fn stands(
     at: Option<u64>,
     effects: &mut Vec<Effect>,
 ) {
-    hosting.pipeline.stands(at);
+    hosting.applying.pipeline.stands(at);
     hosting.tell_list(effects);
     shared.stands(at, effects);
 }

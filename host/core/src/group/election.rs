@@ -39,12 +39,41 @@ pub(super) struct Election {
     asked: Option<u64>,
     /// Attempts to hand over since the disk began to hang.
     tries: u32,
+    /// The tick at which a leader was last known.
+    led: u64,
+    /// How many leaders this process learnt of, and the term of the last one.
+    leaders: (u64, u64),
 }
 
 /// The longest election timeout that raft accepts here.
 const TIMEOUT_MAX: usize = limits::ELECTION_TICKS_MAX - 1;
 
 impl Election {
+    /// Counts the leader that raft knows now. A term has at most one.
+    pub(super) fn learn(&mut self, raw: &RaftNode) {
+        let term = raw.raft.term;
+        if raw.leader().is_some() && self.leaders.1 != term {
+            self.leaders = (self.leaders.0 + 1, term);
+        }
+    }
+
+    /// How many leaders this process learnt of.
+    pub(super) fn leaders(&self) -> u64 {
+        self.leaders.0
+    }
+
+    /// Notes whether there is a leader now.
+    pub(super) fn count(&mut self, raw: &RaftNode, now: u64) {
+        if self.led_by(raw, now).is_some() {
+            self.led = now;
+        }
+    }
+
+    /// Ticks for which no leader has been known.
+    pub(super) fn leaderless(&self, now: u64) -> u64 {
+        now - self.led
+    }
+
     pub(super) fn is_reluctant(&self) -> bool {
         self.reluctant
     }

@@ -3,7 +3,7 @@
 use crate::fault::Refusal;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect};
-use crate::group::hosting::Hosting;
+use crate::group::hosting::{Applying, Clients, Hosting, Snapshots};
 use crate::group::proposals::Proposal;
 use crate::group::reads::Read;
 use crate::group::ready;
@@ -17,7 +17,7 @@ use crate::retention;
 pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     reconcile(hosting, shared, effects);
     tell_of_itself(hosting, shared);
-    hosting.installs.offer(&mut hosting.raw, effects);
+    hosting.snapshots.installs.offer(&mut hosting.raw, effects);
     propose_waiting(hosting, shared, effects);
     ask_for_reads(hosting, shared);
     loop {
@@ -32,11 +32,11 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
         effects.push(Effect::Fetch { from, to, bytes: limits::APPEND_BYTES_MAX });
     }
     hosting.tell_list(effects);
-    if shared.persist.reached(hosting.bootstrapped_in) {
-        hosting.pipeline.dispatch(effects);
+    if shared.persist.reached(hosting.durable.bootstrapped_in) {
+        hosting.applying.pipeline.dispatch(effects);
     }
-    let dispatched = hosting.pipeline.dispatched();
-    for (index, Read { ticket, request, .. }) in hosting.reads.ready(dispatched) {
+    let dispatched = hosting.applying.pipeline.dispatched();
+    for (index, Read { ticket, request, .. }) in hosting.clients.reads.ready(dispatched) {
         effects.push(Effect::Apply(ApplyJob::Query { ticket, request, index }));
     }
 }
@@ -44,28 +44,32 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
 fn reconcile(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     let mut around = Around {
         raw: &hosting.raw,
-        pipeline: &mut hosting.pipeline,
-        checkpoints: &mut hosting.checkpoints,
-        outgoing: &hosting.outgoing,
-        catch_ups: &hosting.catch_ups,
+        pipeline: &mut hosting.applying.pipeline,
+        checkpoints: &mut hosting.snapshots.checkpoints,
+        outgoing: &hosting.snapshots.outgoing,
+        catch_ups: &hosting.snapshots.catch_ups,
     };
-    hosting.retention.reconcile(&mut around, shared, effects);
+    hosting.snapshots.retention.reconcile(&mut around, shared, effects);
 }
 
 /// What frames say of this replica.
 fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
-    let Hosting { pipeline, checkpoints, retention, .. } = hosting;
+    let Hosting { applying, snapshots, .. } = hosting;
+    let Applying { pipeline, .. } = applying;
+    let Snapshots { checkpoints, retention, .. } = snapshots;
     shared.applied = pipeline.applied();
     let newest = retention::newest_good(&shared.recovery.snapshots, retention.corrupt());
     // A replica that needs a snapshot cannot start from those that it lists.
-    let good = newest.filter(|_| hosting.wants.needs().is_none());
+    let good = newest.filter(|_| hosting.snapshots.wants.needs().is_none());
     shared.snapshot = good.map_or(0, |desc| desc.index);
     let rooms = GuestRooms { pipeline, checkpoints, retention };
-    shared.guest = hosting.rebuilds.guest(shared, &rooms);
+    shared.guest = hosting.applying.rebuilds.guest(shared, &rooms);
 }
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let Hosting { raw, proposals, pipeline, .. } = hosting;
+    let Hosting { raw, clients, applying, .. } = hosting;
+    let Clients { proposals, .. } = clients;
+    let Applying { pipeline, .. } = applying;
     if !raw.is_leader() || raw.raft.lead_transferee.is_some() {
         // Where these commands go is known soon: into this leader's log after all, or back with
         // a refusal.
@@ -97,7 +101,8 @@ fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
 }
 
 fn ask_for_reads(hosting: &mut Hosting, shared: &Shared) {
-    let Hosting { raw, reads, .. } = hosting;
+    let Hosting { raw, clients, .. } = hosting;
+    let Clients { reads, .. } = clients;
     let unique = (shared.me().0, shared.recovery.boot);
     // raft silently drops read requests before the first commit of a leader's term.
     if raw.is_leader()

@@ -4,6 +4,8 @@
 //! to the concern that it is for, [`super::ready`] carries out what raft has ready, and
 //! [`super::build`] builds the guest.
 
+use std::collections::BTreeSet;
+
 use raft::Storage as _;
 use raft::eraftpb::Entry;
 
@@ -26,36 +28,58 @@ use crate::group::reads::Reads;
 use crate::group::rebuild::Rebuilds;
 use crate::group::reconcile::Retention;
 use crate::group::retry::Retry;
-use crate::group::status::Leads;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared};
-use crate::ids::{Lineage, ReplicaId};
+use crate::ids::{Lineage, ReplicaId, Ticket};
 use crate::snapshot::Configuration;
 
 /// A replica with a log.
 pub(crate) struct Hosting {
     pub(super) raw: RaftNode,
+    pub(super) clients: Clients,
+    pub(super) applying: Applying,
+    pub(super) snapshots: Snapshots,
+    pub(super) members: Members,
+    pub(super) durable: Durable,
+}
+
+/// What clients wait for.
+#[derive(Default)]
+pub(super) struct Clients {
     pub(super) proposals: Proposals,
     pub(super) reads: Reads,
-    pub(super) pipeline: Pipeline,
-    pub(super) election: Election,
-    pub(super) membership: Membership,
-    pub(super) installs: Installs,
-    pub(super) checkpoints: Checkpoints,
     pub(super) checkpoint_requests: CheckpointRequests,
+}
+
+/// What the apply lane is given, and the guest that it builds.
+pub(super) struct Applying {
+    pub(super) pipeline: Pipeline,
+    pub(super) rebuilds: Rebuilds,
+    pub(super) retry: Retry,
+    pub(super) halts: Halts,
+}
+
+/// Recovery points: taken here, sent to peers, received from them.
+pub(super) struct Snapshots {
+    pub(super) checkpoints: Checkpoints,
+    pub(super) retention: Retention,
     pub(super) outgoing: Outgoing,
     pub(super) catch_ups: CatchUps,
+    pub(super) installs: Installs,
     pub(super) wants: Wants,
-    pub(super) halts: Halts,
-    pub(super) retry: Retry,
-    pub(super) retention: Retention,
+}
+
+/// Who leads, and who belongs to the group.
+#[derive(Default)]
+pub(super) struct Members {
+    pub(super) election: Election,
+    pub(super) membership: Membership,
     pub(super) non_member: NonMember,
-    pub(super) rebuilds: Rebuilds,
-    /// The tick at which a leader was last known.
-    pub(super) led: u64,
-    /// How many leaders this process learnt of, and the term of the last one.
-    pub(super) leaders: (u64, u64),
+}
+
+/// What this process knows to be durable.
+pub(super) struct Durable {
     /// The tick since which the recovery state holds a commit index that no batch carries.
     pub(super) unwritten_since: Option<u64>,
     /// The highest term known to be durable here.
@@ -67,6 +91,22 @@ pub(crate) struct Hosting {
     /// durable at once, but it is applied only after this batch, because a rebuild reads it from
     /// the log.
     pub(super) bootstrapped_in: u64,
+}
+
+impl Clients {
+    /// Ends what waits with this refusal.
+    fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        self.proposals.abandon(refusal, effects);
+        self.reads.abandon(refusal, effects);
+        self.checkpoint_requests.abandon(refusal, effects);
+    }
+
+    /// Ends what waits for clients that are gone.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
+        self.proposals.forget(gone, effects);
+        self.reads.forget(gone, effects);
+        self.checkpoint_requests.forget(gone, effects);
+    }
 }
 
 impl Hosting {
@@ -88,28 +128,28 @@ impl Hosting {
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
         Self {
             raw,
-            proposals: Proposals::default(),
-            reads: Reads::default(),
-            pipeline,
-            election: Election::default(),
-            membership: Membership::default(),
-            installs: Installs::default(),
-            checkpoints,
-            checkpoint_requests: CheckpointRequests::default(),
-            outgoing: Outgoing::default(),
-            catch_ups: CatchUps::default(),
-            wants: Wants::default(),
-            halts: Halts::default(),
-            retry: Retry::default(),
-            retention: Retention::default(),
-            non_member: NonMember::default(),
-            rebuilds: Rebuilds::default(),
-            led: 0,
-            leaders: (0, 0),
-            unwritten_since: None,
-            durable_term: shared.recovery.term,
-            began: shared.persist.emitted(),
-            bootstrapped_in: 0,
+            clients: Clients::default(),
+            applying: Applying {
+                pipeline,
+                rebuilds: Rebuilds::default(),
+                retry: Retry::default(),
+                halts: Halts::default(),
+            },
+            snapshots: Snapshots {
+                checkpoints,
+                retention: Retention::default(),
+                outgoing: Outgoing::default(),
+                catch_ups: CatchUps::default(),
+                installs: Installs::default(),
+                wants: Wants::default(),
+            },
+            members: Members::default(),
+            durable: Durable {
+                unwritten_since: None,
+                durable_term: shared.recovery.term,
+                began: shared.persist.emitted(),
+                bootstrapped_in: 0,
+            },
         }
     }
 
@@ -130,7 +170,9 @@ impl Hosting {
         let (state, terms) = (shared.recovery.clone(), vec![(1, 1)]);
         let recovered = Recovered { state, terms, window: vec![entry], sizes: Vec::new() };
         let bootstrapped_in = shared.persist.emitted();
-        Self { bootstrapped_in, ..Self::open(shared, recovered, effects) }
+        let mut hosting = Self::open(shared, recovered, effects);
+        hosting.durable.bootstrapped_in = bootstrapped_in;
+        hosting
     }
 
     /// Begins with nothing, not even a configuration: all of it comes from the group's leader.
@@ -147,23 +189,8 @@ impl Hosting {
         self.raw.has_entries()
     }
 
-    /// Counts the leader that raft knows now. A term has at most one.
-    pub(super) fn count_leader(&mut self) {
-        let term = self.raw.raft.term;
-        if self.raw.leader().is_some() && self.leaders.1 != term {
-            self.leaders = (self.leaders.0 + 1, term);
-        }
-    }
-
-    /// How far this leader's log reaches, and how much of it is committed.
-    pub(super) fn leading(&self) -> Option<Leads> {
-        let raft = &self.raw.raft;
-        let (last_index, commit) = (raft.raft_log.last_index(), raft.raft_log.committed);
-        self.raw.is_leader().then_some(Leads { term: raft.term, last_index, commit })
-    }
-
     pub(super) fn not_leader(&self, shared: &Shared) -> Refusal {
-        let leader = self.election.led_by(&self.raw, shared.now);
+        let leader = self.members.election.led_by(&self.raw, shared.now);
         Refusal::NotLeader { leader: leader.map(ReplicaId::node) }
     }
 
@@ -185,26 +212,29 @@ impl Hosting {
     pub(super) fn stepped_down(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         shared.log_time.stepped_down();
         let refusal = self.not_leader(shared);
-        self.proposals.abandon(&refusal, effects);
-        self.reads.abandon(&refusal, effects);
-        self.checkpoint_requests.abandon(&refusal, effects);
-        self.membership.stepped_down();
-        self.wants.stepped_down();
+        self.clients.abandon(&refusal, effects);
+        self.members.membership.stepped_down();
+        self.snapshots.wants.stepped_down();
     }
 
     /// Ends the tickets at or below `index`, because no answer to them will come.
     pub(super) fn pass(&mut self, index: u64, effects: &mut Vec<Effect>) {
         let log = self.raw.store();
-        self.proposals.passed(index, |index| log.term(index).ok(), effects);
+        self.clients.proposals.passed(index, |index| log.term(index).ok(), effects);
     }
 
     /// Has the store lane told what is listed, if that changed.
     pub(super) fn tell_list(&mut self, effects: &mut Vec<Effect>) {
-        self.retention.tell(&self.pipeline, self.raw.store(), &self.outgoing, effects);
+        self.snapshots.retention.tell(
+            &self.applying.pipeline,
+            self.raw.store(),
+            &self.snapshots.outgoing,
+            effects,
+        );
     }
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
-        self.pipeline.halt();
+        self.applying.pipeline.halt();
         if stop == Stopped::Removed {
             // Otherwise it would ask to join again at its next start.
             shared.recovery.removed = true;
@@ -216,23 +246,21 @@ impl Hosting {
 
     pub(super) fn refuse_everything(&mut self, shared: &Shared, effects: &mut Vec<Effect>) {
         let refusal = shared.state.refusal().expect("a replica that does not serve refuses");
-        self.proposals.abandon(&refusal, effects);
-        self.reads.abandon(&refusal, effects);
-        self.checkpoint_requests.abandon(&refusal, effects);
+        self.clients.abandon(&refusal, effects);
     }
 
     /// Works out which running state this replica is in. A halted replica stays halted.
     pub(super) fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let running = match &shared.state {
             ReplicaState::Stopped(_) => return,
-            ReplicaState::Running(_) if self.pipeline.is_halted() => return,
+            ReplicaState::Running(_) if self.applying.pipeline.is_halted() => return,
             ReplicaState::Running(_) => {
                 if !shared.recovery.configuration.contains(shared.me()) {
                     Running::Joining
-                } else if let Some(why) = self.wants.needs() {
+                } else if let Some(why) = self.snapshots.wants.needs() {
                     Running::NeedsSnapshot(why.to_owned())
-                } else if self.pipeline.is_restoring() {
-                    self.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
+                } else if self.applying.pipeline.is_restoring() {
+                    self.applying.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
                 } else if let Some(stall) = &shared.stalled {
                     Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.short {

@@ -33,7 +33,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     let mut ready = hosting.raw.ready();
     let messages = ready.take_messages();
     for read in ready.take_read_states() {
-        hosting.reads.confirm(&read.request_ctx, read.index);
+        hosting.clients.reads.confirm(&read.request_ctx, read.index);
     }
     let entries = ready.take_entries();
     if let Some(state) = ready.hs() {
@@ -58,12 +58,12 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     let stepped_down = ready.ss().is_some_and(|state| state.raft_state != StateRole::Leader);
     let promoted = ready.ss().is_some_and(|state| state.raft_state == StateRole::Leader);
     hosting.raw.advance_append_async(ready);
-    hosting.count_leader();
+    hosting.members.election.learn(&hosting.raw);
 
     if planted("acknowledge_before_sync") {
         send_all(hosting, shared, std::mem::take(&mut promised), effects);
     }
-    if hosting.durable_term >= shared.recovery.term {
+    if hosting.durable.durable_term >= shared.recovery.term {
         send_all(hosting, shared, messages, effects);
     } else {
         // A single voter becomes leader in the same step that campaigns, so its term is not durable
@@ -74,7 +74,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
         hosting.stepped_down(shared, effects);
     }
     if promoted {
-        hosting.membership.promoted(shared.now);
+        hosting.members.membership.promoted(shared.now);
     }
     let configured = shared.recovery.configuration_index;
     deliver(hosting, shared, committed, effects);
@@ -82,10 +82,10 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     // it might wait for a replica that has been replaced since.
     let must_write = must_sync || shared.recovery.configuration_index != configured;
     if must_write {
-        hosting.unwritten_since = None;
+        hosting.durable.unwritten_since = None;
         shared.persist_now(entries, effects);
     } else if moves {
-        hosting.unwritten_since.get_or_insert(shared.now);
+        hosting.durable.unwritten_since.get_or_insert(shared.now);
     }
     let seq = shared.persist.emitted();
     let term = shared.recovery.term;
@@ -102,7 +102,7 @@ pub(super) fn release(
     let mut any = false;
     while let Some(promise) = shared.persist.kept() {
         any = true;
-        hosting.durable_term = hosting.durable_term.max(promise.term);
+        hosting.durable.durable_term = hosting.durable.durable_term.max(promise.term);
         if let Some(number) = promise.ready {
             hosting.raw.on_persist_ready(number);
             if planted("commit_alone") && hosting.raw.is_leader() {
@@ -125,12 +125,12 @@ fn install(
     ready: &raft::Ready,
     effects: &mut Vec<Effect>,
 ) -> Listing {
-    let mut snapshot = hosting.installs.accepted(ready.snapshot().get_data());
+    let mut snapshot = hosting.snapshots.installs.accepted(ready.snapshot().get_data());
     snapshot.hold.disarm();
     let desc = snapshot.desc;
     hosting.raw.mut_store().reset(&desc);
-    hosting.pipeline.supersede();
-    hosting.checkpoints.installed(desc.index);
+    hosting.applying.pipeline.supersede();
+    hosting.snapshots.checkpoints.installed(desc.index);
     let recovery = &mut shared.recovery;
     recovery.commit = recovery.commit.max(desc.index);
     recovery.floor = desc.index;
@@ -146,7 +146,7 @@ fn install(
         installed: true,
     };
     // The guest will be built from this snapshot, so a peer's answer is no longer needed.
-    if hosting.wants.met() {
+    if hosting.snapshots.wants.met() {
         hosting.settle_state(shared, effects);
     }
     listing
@@ -161,17 +161,18 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
         log.compact(first_index);
     }
     let newest = snapshots.first().expect("a listing lists something").clone();
-    hosting.retention.listed(&snapshots, hold);
+    hosting.snapshots.retention.listed(&snapshots, hold);
     hosting.tell_list(effects);
-    hosting.checkpoints.retry_capture(&mut hosting.pipeline, effects);
-    if hosting.wants.is_met_by(hosting.raw.store(), hosting.retention.corrupt()) {
+    hosting.snapshots.checkpoints.retry_capture(&mut hosting.applying.pipeline, effects);
+    if hosting.snapshots.wants.is_met_by(hosting.raw.store(), hosting.snapshots.retention.corrupt())
+    {
         build::restart(hosting, shared, effects);
     }
     if installed {
         // raft advances the applied index only over what it knows to be persisted, which this
         // snapshot is only now.
         hosting.raw.advance_apply_to(newest.index);
-        hosting.pipeline.restore(newest, effects);
+        hosting.applying.pipeline.restore(newest, effects);
     }
 }
 
@@ -185,7 +186,7 @@ fn deliver(
     let Some(last) = committed.last().map(|entry| entry.index) else { return };
     let mut range = Vec::with_capacity(committed.len());
     for entry in committed {
-        hosting.checkpoints.passed(&entry);
+        hosting.snapshots.checkpoints.passed(&entry);
         let checkpoint =
             entry.get_entry_type() == EntryType::EntryNormal && entry::is_checkpoint(&entry.data);
         let changes = entry.get_entry_type() != EntryType::EntryNormal || entry.index == 1;
@@ -199,17 +200,17 @@ fn deliver(
         let (term, index) = (entry.term, entry.index);
         range.push(entry);
         if checkpoint {
-            hosting.checkpoint_requests.committed(index, effects);
+            hosting.clients.checkpoint_requests.committed(index, effects);
         }
         if checkpoint
-            && hosting.pipeline.captures()
-            && hosting.checkpoints.begin_capture(index, shared.now)
+            && hosting.applying.pipeline.captures()
+            && hosting.snapshots.checkpoints.begin_capture(index, shared.now)
         {
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }
             let capture = checkpoint::capture(hosting.raw.store(), shared, (term, index));
-            hosting.pipeline.push_capture(capture);
+            hosting.applying.pipeline.push_capture(capture);
         }
     }
     push(hosting, range);
@@ -220,8 +221,8 @@ fn deliver(
 
 /// Gives the pipeline entries, and says which of them tickets wait for.
 fn push(hosting: &mut Hosting, entries: Vec<Entry>) {
-    let awaited = hosting.proposals.awaited(&entries);
-    hosting.pipeline.push(entries, awaited);
+    let awaited = hosting.clients.proposals.awaited(&entries);
+    hosting.applying.pipeline.push(entries, awaited);
 }
 
 /// Lets the configuration change in `entry` take effect.
@@ -282,12 +283,12 @@ fn send_all(
         }
         let desc = SnapshotDesc::from_bytes(message.get_snapshot().data.clone())
             .expect("raft carries the descriptor that the log gave it");
-        if !hosting.outgoing.is_sending_to(to) {
-            hosting.catch_ups.sends(to, &desc);
+        if !hosting.snapshots.outgoing.is_sending_to(to) {
+            hosting.snapshots.catch_ups.sends(to, &desc);
         }
         // A follower gets one transfer at a time: when that ends and is reported, raft asks again
         // if it must.
-        hosting.outgoing.follow(to, desc, shared.now, effects);
-        hosting.outgoing.offer_promised(&mut hosting.raw);
+        hosting.snapshots.outgoing.follow(to, desc, shared.now, effects);
+        hosting.snapshots.outgoing.offer_promised(&mut hosting.raw);
     }
 }

@@ -8,7 +8,7 @@ use crate::group::checkpoint::CaptureFailed;
 use crate::group::effect::{ApplyJob, Effect, Stopped};
 use crate::group::event::{Event, Found};
 use crate::group::frame::{Body, Frame, GuestIs};
-use crate::group::hosting::Hosting;
+use crate::group::hosting::{Applying, Clients, Hosting, Members, Snapshots};
 use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
 use crate::group::rebuild::{self, GuestRooms};
@@ -27,10 +27,10 @@ macro_rules! rooms {
     ($hosting:ident, $effects:ident) => {
         Rooms {
             raw: &$hosting.raw,
-            pipeline: &mut $hosting.pipeline,
-            checkpoints: &mut $hosting.checkpoints,
-            retention: &mut $hosting.retention,
-            proposals: &mut $hosting.proposals,
+            pipeline: &mut $hosting.applying.pipeline,
+            checkpoints: &mut $hosting.snapshots.checkpoints,
+            retention: &mut $hosting.snapshots.retention,
+            proposals: &mut $hosting.clients.proposals,
             effects: $effects,
         }
     };
@@ -47,22 +47,22 @@ pub(super) fn event(
         Event::Propose { ticket, call, relief } => {
             let taken = may_propose(hosting, shared)
                 .and_then(|()| shared.has_memory(&hosting.raw, relief))
-                .and_then(|()| hosting.proposals.push_call(ticket, call, relief));
+                .and_then(|()| hosting.clients.proposals.push_call(ticket, call, relief));
             answer_refusal(ticket, taken, effects);
         }
         Event::OpenSession { ticket, nonce } => {
             let taken = may_propose(hosting, shared)
-                .and_then(|()| hosting.proposals.push_open(ticket, nonce));
+                .and_then(|()| hosting.clients.proposals.push_open(ticket, nonce));
             answer_refusal(ticket, taken, effects);
         }
         Event::CloseSession { ticket, session } => {
             let taken = may_propose(hosting, shared)
-                .and_then(|()| hosting.proposals.push_close(ticket, session));
+                .and_then(|()| hosting.clients.proposals.push_close(ticket, session));
             answer_refusal(ticket, taken, effects);
         }
         Event::Query { ticket, request, linearizable: true } => {
             let read = Read { ticket, request, since: shared.now };
-            let taken = hosting.may_lead(shared).and_then(|()| hosting.reads.push(read));
+            let taken = hosting.may_lead(shared).and_then(|()| hosting.clients.reads.push(read));
             answer_refusal(ticket, taken, effects);
         }
         Event::Query { ticket, request, linearizable: false } => {
@@ -74,14 +74,12 @@ pub(super) fn event(
                 }
             }
         }
-        Event::Gone { tickets } => {
-            hosting.proposals.forget(&tickets, effects);
-            hosting.reads.forget(&tickets, effects);
-            hosting.checkpoint_requests.forget(&tickets, effects);
-        }
+        Event::Gone { tickets } => hosting.clients.forget(&tickets, effects),
         Event::Checkpoint { ticket } => match hosting.may_lead(shared) {
             Ok(()) => {
-                let Hosting { checkpoint_requests, checkpoints, .. } = hosting;
+                let Hosting { clients, snapshots, .. } = hosting;
+                let Clients { checkpoint_requests, .. } = clients;
+                let Snapshots { checkpoints, .. } = snapshots;
                 checkpoint_requests.asked(checkpoints, shared, ticket, effects);
             }
             Err(refusal) => answer_refusal(ticket, Err(refusal), effects),
@@ -91,8 +89,8 @@ pub(super) fn event(
         Event::LogDamaged { below } => hosting.raw.mut_store().set_unreadable(below),
         Event::TransferEnded { to, purpose, report, prefers } => {
             let ended = TransferEnded { to, purpose, report, prefers };
-            hosting.outgoing.transfer_ended(&ended, &mut hosting.raw, shared.now);
-            hosting.retention.promises_changed();
+            hosting.snapshots.outgoing.transfer_ended(&ended, &mut hosting.raw, shared.now);
+            hosting.snapshots.retention.promises_changed();
         }
         Event::Room(shortage) => {
             let began = shared.room(shortage, &mut rooms!(hosting, effects));
@@ -103,7 +101,7 @@ pub(super) fn event(
             shared.memory = Some(memory);
             hosting.settle_state(shared, effects);
         }
-        Event::SnapshotRoom(room) => hosting.checkpoints.told_of_room(room),
+        Event::SnapshotRoom(room) => hosting.snapshots.checkpoints.told_of_room(room),
         Event::HandOver => hand_over(hosting, shared, effects),
         other => lane_event(hosting, shared, other, effects),
     }
@@ -117,14 +115,14 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
             build::has_guest(hosting, shared, (build, applied, time_ms), effects);
         }
         Event::Built { index, footprint } => {
-            hosting.retention.restored(index);
-            hosting.rebuilds.built(index, footprint);
+            hosting.snapshots.retention.restored(index);
+            hosting.applying.rebuilds.built(index, footprint);
         }
         Event::Applied(applied) => {
-            hosting.pipeline.progressed(applied.last, applied.bytes);
+            hosting.applying.pipeline.progressed(applied.last, applied.bytes);
             shared.log_time.applied(applied.time_ms);
             for entry in applied.answers {
-                hosting.proposals.applied(entry, effects);
+                hosting.clients.proposals.applied(entry, effects);
             }
             hosting.pass(applied.last, effects);
         }
@@ -135,17 +133,26 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         Event::Stands { at } => build::stands(hosting, shared, at, effects),
         Event::Captured(snapshot) => captured(hosting, shared, snapshot),
         Event::CaptureWritten { index } => {
-            hosting.checkpoints.written(&mut hosting.pipeline, shared, index);
+            hosting.snapshots.checkpoints.written(&mut hosting.applying.pipeline, shared, index);
         }
         Event::NoPlace { index, why } => {
-            hosting.checkpoints.no_place(&mut hosting.pipeline, shared, index, why);
+            hosting.snapshots.checkpoints.no_place(
+                &mut hosting.applying.pipeline,
+                shared,
+                index,
+                why,
+            );
         }
         Event::CaptureFailed { index, why, postponed } => {
             let failed = CaptureFailed { index, why, postponed };
-            hosting.checkpoints.capture_failed(&mut hosting.pipeline, failed, shared.now);
+            hosting.snapshots.checkpoints.capture_failed(
+                &mut hosting.applying.pipeline,
+                failed,
+                shared.now,
+            );
         }
         Event::RoomWanted { unlist, capture } => {
-            hosting.retention.room_wanted(unlist, capture, shared.now);
+            hosting.snapshots.retention.room_wanted(unlist, capture, shared.now);
         }
         Event::Corrupt { snapshot, .. } => found_corrupt(hosting, shared, &snapshot),
         Event::Read { snapshot, found } => was_read(hosting, shared, &snapshot, found),
@@ -180,33 +187,34 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     if !shared.persist.is_booted() {
         return;
     }
-    hosting.election.tick(&mut hosting.raw, shared);
+    hosting.members.election.tick(&mut hosting.raw, shared);
     if hosting.raw.is_leader() {
         shared.tick_log_time();
     }
-    hosting.reads.tick(shared.now, effects);
-    if hosting.membership.tick(&mut hosting.raw, shared, effects) {
+    hosting.clients.reads.tick(shared.now, effects);
+    if hosting.members.membership.tick(&mut hosting.raw, shared, effects) {
         return hosting.end(shared, Stopped::Removed, effects);
     }
     tick_rebuild(hosting, shared, effects);
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
-    hosting.halts.tick(shared, effects);
-    hosting.wants.tick(&mut rooms!(hosting, effects), shared);
-    if hosting.election.led_by(&hosting.raw, shared.now).is_some() {
-        hosting.led = shared.now;
-    }
+    hosting.applying.halts.tick(shared, effects);
+    hosting.snapshots.wants.tick(&mut rooms!(hosting, effects), shared);
+    hosting.members.election.count(&hosting.raw, shared.now);
     hosting.settle_state(shared, effects);
     let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
     // While the disk hangs, such batches would only pile up.
-    if hosting.unwritten_since.is_some_and(due) && shared.persist.is_idle() {
-        hosting.unwritten_since = None;
+    if hosting.durable.unwritten_since.is_some_and(due) && shared.persist.is_idle() {
+        hosting.durable.unwritten_since = None;
         shared.persist_now(Vec::new(), effects);
     }
 }
 
 fn tick_rebuild(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let Hosting { raw, proposals, pipeline, checkpoints, retention, rebuilds, .. } = hosting;
+    let Hosting { raw, clients, applying, snapshots, .. } = hosting;
+    let Clients { proposals, .. } = clients;
+    let Applying { pipeline, rebuilds, .. } = applying;
+    let Snapshots { checkpoints, retention, .. } = snapshots;
     let rooms = GuestRooms { pipeline, checkpoints, retention };
     shared.guest = rebuilds.guest(shared, &rooms);
     rebuilds.tick_turns(raw, shared);
@@ -221,7 +229,9 @@ fn tick_rebuild(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Ef
 }
 
 fn tick_snapshots(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let Hosting { raw, pipeline, checkpoints, retention, outgoing, .. } = hosting;
+    let Hosting { raw, applying, snapshots, .. } = hosting;
+    let Applying { pipeline, .. } = applying;
+    let Snapshots { checkpoints, retention, outgoing, .. } = snapshots;
     checkpoints.tick_capture(shared.now);
     checkpoints.tick(raw, outgoing.is_busy(), shared);
     if let Some(failed) = retention.tick(shared) {
@@ -230,7 +240,9 @@ fn tick_snapshots(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<
     checkpoints.tick_places(pipeline, raw.store(), shared, effects);
     let began = shared.tick_room(&mut rooms!(hosting, effects));
     space_changed(hosting, shared, began, effects);
-    let Hosting { raw, pipeline, checkpoints, retention, outgoing, catch_ups, .. } = hosting;
+    let Hosting { raw, applying, snapshots, .. } = hosting;
+    let Applying { pipeline, .. } = applying;
+    let Snapshots { checkpoints, retention, outgoing, catch_ups, .. } = snapshots;
     if damage::needs_snapshot(raw.store(), &shared.recovery, retention.corrupt())
         && !pipeline.is_reading()
     {
@@ -254,10 +266,10 @@ pub(super) fn frame(
     let from = frame.from;
     match frame.body {
         Body::Raft(message) => raft_message(hosting, shared, (from, message), effects),
-        Body::Probe if shared.persist.reached(hosting.began) && hosting.has_entries() => {
+        Body::Probe if shared.persist.reached(hosting.durable.began) && hosting.has_entries() => {
             shared.send(from.node(), Some(from), Body::Have, effects);
             if !shared.recovery.configuration.contains(from) {
-                hosting.membership.answer_non_member(shared, from, effects);
+                hosting.members.membership.answer_non_member(shared, from, effects);
             }
         }
         // A replica without entries has only heard of the group and cannot vouch for it.
@@ -271,9 +283,9 @@ pub(super) fn frame(
             wanted(hosting, (from, &want), shared.now, effects);
         }
         Body::Want(_) => {}
-        Body::Join => hosting.membership.asked_to_join(shared, from),
+        Body::Join => hosting.members.membership.asked_to_join(shared, from),
         Body::NotMember { configuration_index } => {
-            if hosting.non_member.told(shared, from.node(), configuration_index, effects) {
+            if hosting.members.non_member.told(shared, from.node(), configuration_index, effects) {
                 hosting.end(shared, Stopped::Removed, effects);
             }
         }
@@ -288,7 +300,8 @@ fn raft_message(
     (from, message): (ReplicaId, Message),
     effects: &mut Vec<Effect>,
 ) {
-    let Hosting { raw, election, membership, .. } = hosting;
+    let Hosting { raw, members, .. } = hosting;
+    let Members { election, membership, .. } = members;
     let expected = message.from == from.0 && message.to == shared.me().0;
     if !expected || !vet::is_sound(raw, shared, &message) {
         shared.misdirected += 1;
@@ -323,7 +336,8 @@ fn wanted(
     now: u64,
     effects: &mut Vec<Effect>,
 ) {
-    let Hosting { raw, checkpoints, retention, outgoing, wants, .. } = hosting;
+    let Hosting { raw, snapshots, .. } = hosting;
+    let Snapshots { checkpoints, retention, outgoing, wants, .. } = snapshots;
     let serves = |desc: &&SnapshotDesc| want.fits(desc) && !retention.is_corrupt(desc);
     match raw.store().listed().iter().find(serves).cloned() {
         Some(snapshot) => outgoing.serve(from, snapshot, effects),
@@ -338,29 +352,29 @@ fn received(
     snapshot: Verified,
     effects: &mut Vec<Effect>,
 ) {
-    match hosting.wants.received(&mut rooms!(hosting, effects), shared, snapshot) {
+    match hosting.snapshots.wants.received(&mut rooms!(hosting, effects), shared, snapshot) {
         Received::Kept => {}
         Received::Restarts => build::restart(hosting, shared, effects),
-        Received::IsForRaft(snapshot) => hosting.installs.received(snapshot, effects),
+        Received::IsForRaft(snapshot) => hosting.snapshots.installs.received(snapshot, effects),
     }
 }
 
 /// A local snapshot is complete: it is to be listed, unless a newer one is already.
 fn captured(hosting: &mut Hosting, shared: &Shared, snapshot: Verified) {
     let desc = &snapshot.desc;
-    hosting.checkpoints.captured(desc.index, shared.now);
-    hosting.rebuilds.captured(desc, shared.memory);
-    hosting.retention.is_whole(desc, shared.now);
+    hosting.snapshots.checkpoints.captured(desc.index, shared.now);
+    hosting.applying.rebuilds.captured(desc, shared.memory);
+    hosting.snapshots.retention.is_whole(desc, shared.now);
     if shared.recovery.newest().is_none_or(|newest| newest.index < desc.index) {
-        hosting.retention.add(snapshot);
+        hosting.snapshots.retention.add(snapshot);
     }
 }
 
 /// An object turned out to be corrupt. One that is no longer listed cannot be repaired.
 fn found_corrupt(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc) {
-    if !hosting.retention.found_corrupt(shared, snapshot) {
-        hosting.outgoing.promise_rotted(snapshot, &mut hosting.raw);
-        hosting.retention.promises_changed();
+    if !hosting.snapshots.retention.found_corrupt(shared, snapshot) {
+        hosting.snapshots.outgoing.promise_rotted(snapshot, &mut hosting.raw);
+        hosting.snapshots.retention.promises_changed();
     }
 }
 
@@ -371,12 +385,12 @@ fn was_read(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc, fou
     }
     let mut around = Around {
         raw: &hosting.raw,
-        pipeline: &mut hosting.pipeline,
-        checkpoints: &mut hosting.checkpoints,
-        outgoing: &hosting.outgoing,
-        catch_ups: &hosting.catch_ups,
+        pipeline: &mut hosting.applying.pipeline,
+        checkpoints: &mut hosting.snapshots.checkpoints,
+        outgoing: &hosting.snapshots.outgoing,
+        catch_ups: &hosting.snapshots.catch_ups,
     };
-    hosting.retention.was_read(&mut around, shared, (snapshot, found));
+    hosting.snapshots.retention.was_read(&mut around, shared, (snapshot, found));
 }
 
 /// There may be too little space, or enough again.
@@ -388,7 +402,7 @@ fn space_changed(
 ) {
     hosting.settle_state(shared, effects);
     if let Some(refusal) = began {
-        hosting.proposals.refuse_waiting(&refusal, effects);
+        hosting.clients.proposals.refuse_waiting(&refusal, effects);
     }
 }
 
@@ -402,7 +416,7 @@ fn disk_stalled(
     let refused = shared.disk_stalled(stall);
     hosting.settle_state(shared, effects);
     match refused {
-        Some(refusal) => hosting.proposals.refuse_waiting(&refusal, effects),
+        Some(refusal) => hosting.clients.proposals.refuse_waiting(&refusal, effects),
         // A leader that was elected meanwhile gets a full election timeout to be heard.
         None => hosting.raw.raft.election_elapsed = 0,
     }
@@ -417,7 +431,9 @@ fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
 
 /// The process is about to stop: leadership goes to another replica first.
 fn hand_over(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let Hosting { raw, proposals, election, .. } = hosting;
+    let Hosting { raw, clients, members, .. } = hosting;
+    let Clients { proposals, .. } = clients;
+    let Members { election, .. } = members;
     proposals.refuse_waiting(&Refusal::ShuttingDown, effects);
     let under_way = raw.raft.lead_transferee.is_some();
     if raw.is_leader() && (under_way || election.transfer_to_best(raw, shared)) {

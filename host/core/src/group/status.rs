@@ -4,7 +4,7 @@ use raft::StateRole;
 
 use crate::fault::Shortage;
 use crate::group::effect::ReplicaState;
-use crate::group::hosting::Hosting;
+use crate::group::hosting::{Hosting, Snapshots};
 use crate::group::rebuild::RebuildTally;
 use crate::group::{Shared, reconcile};
 use crate::ids::{Lineage, NodeId, ReplicaId};
@@ -112,7 +112,8 @@ pub struct Leads {
 pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
     let recovery = &shared.recovery;
     let raft = hosting.map(|hosting| &hosting.raw.raft);
-    let (checkpoints_skipped, captures_failed) = hosting.map_or((0, 0), |h| h.checkpoints.counts());
+    let (checkpoints_skipped, captures_failed) =
+        hosting.map_or((0, 0), |h| h.snapshots.checkpoints.counts());
     GroupStatus {
         name: shared.config.name.clone(),
         node: shared.config.node,
@@ -122,15 +123,15 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         strangers: shared.strangers.list(shared.now),
         state: shared.state.clone(),
         role: role(shared, hosting),
-        leader: hosting.and_then(|h| h.election.led_by(&h.raw, shared.now)),
+        leader: hosting.and_then(|h| h.members.election.led_by(&h.raw, shared.now)),
         term: raft.map_or(0, |raft| raft.term),
         commit: if planted("commit_falls") && hosting.is_some_and(|hosting| hosting.raw.is_leader())
         {
-            hosting.map_or(0, |hosting| hosting.pipeline.applied())
+            hosting.map_or(0, |hosting| hosting.applying.pipeline.applied())
         } else {
             raft.map_or(0, |raft| raft.raft_log.committed)
         },
-        applied: hosting.map_or(0, |hosting| hosting.pipeline.applied()),
+        applied: hosting.map_or(0, |hosting| hosting.applying.pipeline.applied()),
         first_index: recovery.first_index,
         last_index: raft.map_or(0, |raft| raft.raft_log.last_index()),
         snapshots: recovery.snapshots.clone(),
@@ -139,7 +140,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
             .filter(|hosting| hosting.raw.is_leader())
             .map(|hosting| peers(hosting, shared))
             .unwrap_or_default(),
-        reluctant: hosting.is_some_and(|hosting| hosting.election.is_reluctant()),
+        reluctant: hosting.is_some_and(|hosting| hosting.members.election.is_reluctant()),
         clock_is_off: shared.clock_is_off(),
         log_time_ms: shared.log_time.applied_ms(),
         // A follower hears its leader's clock only, and cannot tell whose clock is off.
@@ -148,21 +149,28 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
             .map_or(0, |_leads| shared.log_time_ahead_ms()),
         checkpoints_skipped,
         captures_failed,
-        capture_failure: hosting.and_then(|h| h.checkpoints.failure()).map(str::to_owned),
+        capture_failure: hosting.and_then(|h| h.snapshots.checkpoints.failure()).map(str::to_owned),
         log_pin: hosting.and_then(|h| pinned_by(h, shared)),
         shortage: shared.short,
         memory: shared.memory,
-        relief_commands: hosting.map_or(0, |h| h.proposals.relieved()),
-        rebuilds: hosting.map_or(RebuildTally::default(), |h| h.rebuilds.tally()),
+        relief_commands: hosting.map_or(0, |h| h.clients.proposals.relieved()),
+        rebuilds: hosting.map_or(RebuildTally::default(), |h| h.applying.rebuilds.tally()),
         corrupt: hosting.map(corrupt).unwrap_or_default(),
-        wanted: hosting.and_then(|h| h.wants.asked()),
-        alarms: hosting.map_or(0, |h| h.halts.alarms().0),
-        alarm: hosting.and_then(|h| h.halts.alarms().1).map(str::to_owned),
+        wanted: hosting.and_then(|h| h.snapshots.wants.asked()),
+        alarms: hosting.map_or(0, |h| h.applying.halts.alarms().0),
+        alarm: hosting.and_then(|h| h.applying.halts.alarms().1).map(str::to_owned),
         unheard: shared.unheard(),
-        leaderless_ticks: hosting.map_or(0, |h| shared.now - h.led),
-        leader_changes: hosting.map_or(0, |h| h.leaders.0),
+        leaderless_ticks: hosting.map_or(0, |h| h.members.election.leaderless(shared.now)),
+        leader_changes: hosting.map_or(0, |h| h.members.election.leaders()),
         frames_misdirected: shared.misdirected,
     }
+}
+
+/// How far this leader's log reaches, and how much of it is committed.
+pub(super) fn leads(hosting: &Hosting) -> Option<Leads> {
+    let raft = &hosting.raw.raft;
+    let (last_index, commit) = (raft.raft_log.last_index(), raft.raft_log.committed);
+    hosting.raw.is_leader().then_some(Leads { term: raft.term, last_index, commit })
 }
 
 fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
@@ -178,7 +186,8 @@ fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
 }
 
 fn pinned_by(hosting: &Hosting, shared: &Shared) -> Option<(retention::Pin, u64)> {
-    let Hosting { raw, outgoing, catch_ups, .. } = hosting;
+    let Hosting { raw, snapshots, .. } = hosting;
+    let Snapshots { outgoing, catch_ups, .. } = snapshots;
     retention::pinned_by(&shared.recovery, &reconcile::pins(raw, outgoing, catch_ups, shared))
 }
 
@@ -188,7 +197,7 @@ fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {
         index: *index,
         digest: *digest,
     };
-    hosting.retention.corrupt().iter().map(object).collect()
+    hosting.snapshots.retention.corrupt().iter().map(object).collect()
 }
 
 fn peers(hosting: &Hosting, shared: &Shared) -> Vec<PeerStatus> {
@@ -201,9 +210,9 @@ fn peers(hosting: &Hosting, shared: &Shared) -> Vec<PeerStatus> {
             replica: ReplicaId(*id),
             matched: peer.matched,
             active: peer.recent_active,
-            sending_snapshot: hosting.outgoing.is_sending_to(ReplicaId(*id)),
-            snapshots_in_a_row: hosting.catch_ups.sent_to(ReplicaId(*id)),
-            log_kept_bytes: hosting.catch_ups.log_bytes(&shared.config.snapshot_policy),
+            sending_snapshot: hosting.snapshots.outgoing.is_sending_to(ReplicaId(*id)),
+            snapshots_in_a_row: hosting.snapshots.catch_ups.sent_to(ReplicaId(*id)),
+            log_kept_bytes: hosting.snapshots.catch_ups.log_bytes(&shared.config.snapshot_policy),
         })
         .collect();
     peers.sort_unstable_by_key(|peer| peer.replica);
