@@ -73,7 +73,8 @@ pub use status::{GroupStatus, Leads, PeerStatus, Role};
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
 use persist::PersistQueue;
-use rebuild::Turn;
+use rebuild::Turns;
+use room::Space;
 use strangers::Strangers;
 use time::LogTime;
 
@@ -162,32 +163,25 @@ pub(crate) struct Shared {
     log_time: LogTime,
     strangers: Strangers,
     state: ReplicaState,
-    /// The log's disk has too little free space, as the log lane reported.
-    log_short: Option<Shortage>,
-    /// A snapshot is overdue: the log is at its bound, or close to taking the space that the next
-    /// snapshot needs.
-    overdue: Option<Shortage>,
-    /// `log_short`, else `overdue`.
-    short: Option<Shortage>,
+    space: Space,
     /// The log's disk hangs.
     stalled: Option<Stall>,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
-    /// The tick from which a replica short of space takes a snapshot without a checkpoint.
-    tries_at: u64,
     /// Frames dropped because they were meant for another replica or group, or because no correct
     /// replica sends them.
     misdirected: u64,
-    /// The last entry that the guest applied, for frames.
+    own: Own,
+    turns: Turns,
+}
+
+/// What frames say of this replica's guest and snapshots.
+struct Own {
+    /// The last entry that the guest applied.
     applied: u64,
-    /// The index of the newest good snapshot, for frames; 0 if there is none.
+    /// The index of the newest good snapshot; 0 if there is none.
     snapshot: u64,
-    /// The condition of the guest, for frames.
     guest: GuestIs,
-    /// The replica that this leader allows to rebuild its guest now.
-    turn: Option<Turn>,
-    /// This leader's own guest is the last one whose rebuild would pay.
-    yields: bool,
 }
 
 /// What the frames of one process of a replica said last.
@@ -247,7 +241,7 @@ impl Group {
                 (RecoveryState::blank(&config.name, replica), None)
             }
         };
-        recovery.boot += 1;
+        recovery.start();
         let mut shared = Shared {
             id: GroupId::of_name(&config.name),
             recovery,
@@ -259,18 +253,12 @@ impl Group {
             log_time: LogTime::default(),
             strangers: Strangers::default(),
             state: ReplicaState::Running(Running::Joining),
-            log_short: None,
-            overdue: None,
-            short: None,
+            space: Space::default(),
             stalled: None,
             memory: None,
-            tries_at: limits::SHORT_CAPTURE_TICKS,
             misdirected: 0,
-            applied: 0,
-            snapshot: 0,
-            guest: GuestIs::Absent,
-            turn: None,
-            yields: false,
+            own: Own { applied: 0, snapshot: 0, guest: GuestIs::Absent },
+            turns: Turns::default(),
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -297,7 +285,7 @@ impl Group {
             Event::Persisted { seq } => self.persisted(seq, effects),
             Event::Faulted(fault) => self.fault(fault, effects),
             Event::Room(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
-                (self.shared.log_short, self.shared.short) = (shortage, shortage);
+                self.shared.space.log_reports(shortage);
             }
             Event::DiskStalled(stall) if matches!(self.stage, Stage::Meeting(_)) => {
                 self.shared.stalled = stall;
@@ -490,13 +478,13 @@ impl Shared {
             nonce: self.config.nonce,
             known: to.and_then(|to| self.seen.get(&to)).map(|seen| (seen.boot, seen.nonce)),
             wall_ms: self.wall_ms,
-            short: self.short,
-            applied: self.applied,
+            short: self.space.shortage(),
+            applied: self.own.applied,
             halted: self.halt().is_some(),
             stalled: self.stalled.is_some(),
             memory: self.memory,
-            snapshot: self.snapshot,
-            guest: self.guest,
+            snapshot: self.own.snapshot,
+            guest: self.own.guest,
             grants: self.grants(to),
             body,
         }

@@ -88,6 +88,62 @@ impl RecoveryState {
         self.snapshots.first()
     }
 
+    /// Counts a start.
+    pub(crate) fn start(&mut self) {
+        self.boot += 1;
+    }
+
+    /// The replica has a log from now on, which begins with entry 1 if it bootstraps the group.
+    pub(crate) fn begin(&mut self, lineage: Lineage) {
+        (self.bootstrapped, self.lineage) = (true, Some(lineage));
+    }
+
+    /// Entry 1 counts as committed in term 1 by these voters.
+    pub(crate) fn bootstrap(&mut self, initial_voters: Configuration) {
+        (self.term, self.commit) = (1, 1);
+        self.configure(initial_voters, 1);
+    }
+
+    /// What raft wants to be durable before it answers.
+    pub(crate) fn promise(&mut self, term: u64, vote: u64, commit: u64) {
+        (self.term, self.vote, self.commit) = (term, vote, commit);
+    }
+
+    /// The entry at `index` made this configuration.
+    pub(crate) fn configure(&mut self, configuration: Configuration, index: u64) {
+        (self.configuration, self.configuration_index) = (configuration, index);
+    }
+
+    /// Entries up to `index` were handed to the apply lane.
+    pub(crate) fn hand_over(&mut self, index: u64) {
+        self.floor = index;
+    }
+
+    /// Lists these and cuts the log; `previous_term` is the term of the entry before it.
+    pub(crate) fn list(
+        &mut self,
+        snapshots: Vec<SnapshotDesc>,
+        first_index: u64,
+        previous_term: u64,
+    ) {
+        self.snapshots = snapshots;
+        (self.first_index, self.previous_term) = (first_index, previous_term);
+    }
+
+    /// A peer's snapshot takes the place of the log.
+    pub(crate) fn install(&mut self, snapshot: SnapshotDesc) {
+        self.commit = self.commit.max(snapshot.index);
+        self.hand_over(snapshot.index);
+        self.configure(snapshot.configuration.clone(), snapshot.index);
+        let (index, term) = (snapshot.index, snapshot.term);
+        self.list(vec![snapshot], index + 1, term);
+    }
+
+    /// The group removed this replica. Otherwise it would ask to join again at its next start.
+    pub(crate) fn remove(&mut self) {
+        self.removed = true;
+    }
+
     /// Says which invariant of the module is broken, if one is.
     pub fn validate(&self) -> Result<(), String> {
         let newest = self.newest().map_or(0, |desc| desc.index);

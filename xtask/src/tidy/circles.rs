@@ -10,7 +10,7 @@ use super::Violation;
 use super::source::Source;
 
 /// The folders without circles.
-const FOLDERS: [&str; 2] = ["host/client/src/", "host/src/guest/"];
+const FOLDERS: [&str; 3] = ["host/client/src/", "host/core/src/group/", "host/src/guest/"];
 
 type Imports<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 

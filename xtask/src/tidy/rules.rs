@@ -124,7 +124,7 @@ struct Word {
     why: &'static str,
 }
 
-const WORDS: [Word; 5] = [
+const WORDS: [Word; 7] = [
     Word {
         rule: "ready-order",
         within: "host/core/",
@@ -132,6 +132,35 @@ const WORDS: [Word; 5] = [
         in_strings: false,
         doors: &["host/core/src/group/ready.rs"],
         why: "only group/ready.rs knows the order in which a Ready is carried out",
+    },
+    Word {
+        rule: "one-owner",
+        within: "host/core/src/group/",
+        any: &["impl Hosting"],
+        in_strings: false,
+        doors: &["host/core/src/group/hosting.rs"],
+        why: "a concern is a type of its own that gets what it reads or writes",
+    },
+    Word {
+        rule: "recovery-state",
+        within: "host/core/src/group/",
+        any: &[
+            "recovery.bootstrapped =",
+            "recovery.commit =",
+            "recovery.configuration =",
+            "recovery.configuration_index =",
+            "recovery.first_index =",
+            "recovery.floor =",
+            "recovery.lineage =",
+            "recovery.previous_term =",
+            "recovery.removed =",
+            "recovery.snapshots =",
+            "recovery.term =",
+            "recovery.vote =",
+        ],
+        in_strings: false,
+        doors: &[],
+        why: "a RecoveryState is changed by its own methods",
     },
     Word {
         rule: "durable-names",

@@ -325,7 +325,7 @@ impl Checkpoints {
         self.written.get_or_insert(shared.now);
         // Counted from here, and not from a moment that groups have in common: groups that took
         // turns do not all try at the same time.
-        shared.tries_at = shared.now + limits::SHORT_CAPTURE_TICKS;
+        shared.space.tried(shared.now);
     }
 
     /// The capture at `index` is complete: sealed and read back.

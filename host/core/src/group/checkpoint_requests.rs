@@ -122,7 +122,7 @@ fn last_checkpoint_does(checkpoints: &Checkpoints, shared: &Shared) -> Option<u6
     let last = checkpoints.settled()?;
     let has = |replica: ReplicaId| {
         if replica == shared.me() {
-            shared.snapshot >= last
+            shared.own.snapshot >= last
         } else {
             let counts = !shared.is_silent(replica) || planted("wait_for_the_silent");
             !counts || shared.seen.get(&replica).is_some_and(|seen| seen.snapshot >= last)

@@ -1,7 +1,6 @@
 //! A flush: what gathered from events becomes entries, reads, messages and jobs.
 
 use crate::fault::Refusal;
-use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect};
 use crate::group::hosting::{Applying, Clients, Hosting, Snapshots};
 use crate::group::proposals::Proposal;
@@ -9,6 +8,7 @@ use crate::group::reads::Read;
 use crate::group::ready;
 use crate::group::rebuild::GuestRooms;
 use crate::group::reconcile::Around;
+use crate::group::{Own, Shared};
 use crate::limits;
 use crate::memory::MemoryUse;
 use crate::mutant::planted;
@@ -57,13 +57,13 @@ fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
     let Hosting { applying, snapshots, .. } = hosting;
     let Applying { pipeline, .. } = applying;
     let Snapshots { checkpoints, retention, .. } = snapshots;
-    shared.applied = pipeline.applied();
     let newest = retention::newest_good(&shared.recovery.snapshots, retention.corrupt());
     // A replica that needs a snapshot cannot start from those that it lists.
     let good = newest.filter(|_| hosting.snapshots.wants.needs().is_none());
-    shared.snapshot = good.map_or(0, |desc| desc.index);
+    let snapshot = good.map_or(0, |desc| desc.index);
     let rooms = GuestRooms { pipeline, checkpoints, retention };
-    shared.guest = hosting.applying.rebuilds.guest(shared, &rooms);
+    let guest = hosting.applying.rebuilds.guest(shared, &rooms);
+    shared.own = Own { applied: pipeline.applied(), snapshot, guest };
 }
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {

@@ -157,12 +157,9 @@ impl Hosting {
     /// voters.
     pub(super) fn begin(shared: &mut Shared, record: Bootstrap, effects: &mut Vec<Effect>) -> Self {
         let initial_voters = Configuration::of_voters(record.initial_voters.iter().copied());
-        let state = &mut shared.recovery;
         let data = EntryBody::Bootstrap(record).encode();
-        state.bootstrapped = true;
-        state.lineage = Some(Lineage::bootstrapped_with(&data));
-        (state.term, state.commit) = (1, 1);
-        (state.configuration, state.configuration_index) = (initial_voters, 1);
+        shared.recovery.begin(Lineage::bootstrapped_with(&data));
+        shared.recovery.bootstrap(initial_voters);
         let mut entry = Entry::default();
         (entry.index, entry.term) = (1, 1);
         entry.data = data.into();
@@ -177,7 +174,6 @@ impl Hosting {
 
     /// Begins with nothing, not even a configuration: all of it comes from the group's leader.
     pub(super) fn join(shared: &mut Shared, lineage: Lineage, effects: &mut Vec<Effect>) -> Self {
-        shared.recovery.bootstrapped = true;
         shared.belong_to(lineage);
         shared.persist_now(Vec::new(), effects);
         let state = shared.recovery.clone();
@@ -236,8 +232,7 @@ impl Hosting {
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
         self.applying.pipeline.halt();
         if stop == Stopped::Removed {
-            // Otherwise it would ask to join again at its next start.
-            shared.recovery.removed = true;
+            shared.recovery.remove();
             shared.persist_now(Vec::new(), effects);
         }
         shared.stop(stop, effects);
@@ -263,7 +258,7 @@ impl Hosting {
                     self.applying.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
                 } else if let Some(stall) = &shared.stalled {
                     Running::DiskStalled(stall.clone())
-                } else if let Some(shortage) = shared.short {
+                } else if let Some(shortage) = shared.space.shortage() {
                     Running::DiskFull(shortage)
                 } else if let Some(high) = shared.memory_high() {
                     Running::MemoryHigh(high)

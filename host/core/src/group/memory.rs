@@ -50,7 +50,7 @@ impl Shared {
         match self.guest_of(voter) {
             GuestIs::Absent => false,
             GuestIs::ToBeRebuilt => !self.is_memory_high(voter),
-            GuestIs::Live => self.yields || !self.is_memory_high(voter),
+            GuestIs::Live => self.turns.yields() || !self.is_memory_high(voter),
         }
     }
 

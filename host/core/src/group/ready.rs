@@ -37,11 +37,8 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     }
     let entries = ready.take_entries();
     if let Some(state) = ready.hs() {
-        let recovery = &mut shared.recovery;
-        (recovery.term, recovery.vote, recovery.commit) = (state.term, state.vote, state.commit);
-        if planted("forget_vote") {
-            recovery.vote = 0;
-        }
+        let vote = if planted("forget_vote") { 0 } else { state.vote };
+        shared.recovery.promise(state.term, vote, state.commit);
     }
     let listing = if ready.snapshot().is_empty() {
         None
@@ -131,17 +128,10 @@ fn install(
     hosting.raw.mut_store().reset(&desc);
     hosting.applying.pipeline.supersede();
     hosting.snapshots.checkpoints.installed(desc.index);
-    let recovery = &mut shared.recovery;
-    recovery.commit = recovery.commit.max(desc.index);
-    recovery.floor = desc.index;
-    recovery.configuration = desc.configuration.clone();
-    recovery.configuration_index = desc.index;
-    recovery.first_index = desc.index + 1;
-    recovery.previous_term = desc.term;
-    recovery.snapshots = vec![desc];
+    shared.recovery.install(desc);
     let listing = Listing {
-        snapshots: recovery.snapshots.clone(),
-        first_index: recovery.first_index,
+        snapshots: shared.recovery.snapshots.clone(),
+        first_index: shared.recovery.first_index,
         hold: Some(snapshot.hold),
         installed: true,
     };
@@ -214,7 +204,7 @@ fn deliver(
         }
     }
     push(hosting, range);
-    shared.recovery.floor = last;
+    shared.recovery.hand_over(last);
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
 }
@@ -242,9 +232,8 @@ fn change(hosting: &mut Hosting, shared: &mut Shared, entry: &Entry) -> Result<(
     };
     for change in changes {
         let state = hosting.raw.apply_conf_change(&change).map_err(|e| e.to_string())?;
-        shared.recovery.configuration = Configuration::from_raft(&state);
+        shared.recovery.configure(Configuration::from_raft(&state), entry.index);
     }
-    shared.recovery.configuration_index = entry.index;
     Ok(())
 }
 

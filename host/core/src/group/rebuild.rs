@@ -72,6 +72,21 @@ pub(super) struct GuestRooms<'a> {
     pub(super) retention: &'a Retention,
 }
 
+/// Whose turn it is on a leader.
+#[derive(Default)]
+pub(super) struct Turns {
+    /// The replica that this leader allows to rebuild its guest now.
+    turn: Option<Turn>,
+    /// This leader's own guest is the last one whose rebuild would pay.
+    yields: bool,
+}
+
+impl Turns {
+    pub(super) fn yields(&self) -> bool {
+        self.yields
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Rebuilds {
     footprints: Footprints,
@@ -163,7 +178,7 @@ impl Shared {
     /// The condition of a replica's guest, as the replica reported it last.
     pub(super) fn guest_of(&self, replica: ReplicaId) -> GuestIs {
         if replica == self.me() {
-            self.guest
+            self.own.guest
         } else {
             self.seen.get(&replica).map_or(GuestIs::Absent, |seen| seen.guest)
         }
@@ -171,7 +186,7 @@ impl Shared {
 
     /// Whether a frame to this replica says that it may rebuild its guest.
     pub(super) fn grants(&self, to: Option<ReplicaId>) -> bool {
-        to.is_some() && self.turn.map(|turn| turn.replica) == to
+        to.is_some() && self.turns.turn.map(|turn| turn.replica) == to
     }
 
     fn is_due(&self, replica: ReplicaId) -> bool {
@@ -251,23 +266,23 @@ impl Rebuilds {
     /// On a leader, gives turns and takes note of turns that are over.
     pub(super) fn tick_turns(&mut self, raw: &RaftNode, shared: &mut Shared) {
         if !raw.is_leader() {
-            (shared.turn, shared.yields) = (None, false);
+            shared.turns = Turns::default();
             (self.listens_since, self.wanted_since) = (None, None);
             return;
         }
-        if let Some(turn) = shared.turn.filter(|turn| shared.has_ended(turn)) {
-            (shared.turn, self.last) = (None, Some(turn.replica));
+        if let Some(turn) = shared.turns.turn.filter(|turn| shared.has_ended(turn)) {
+            (shared.turns.turn, self.last) = (None, Some(turn.replica));
             self.listens_since = None;
         }
         let since = *self.listens_since.get_or_insert(shared.now);
-        if shared.turn.is_none() && shared.now >= since + LISTEN_TICKS {
-            shared.turn = shared.next_turn(self.last);
+        if shared.turns.turn.is_none() && shared.now >= since + LISTEN_TICKS {
+            shared.turns.turn = shared.next_turn(self.last);
         }
-        let wanted = (shared.guest == GuestIs::ToBeRebuilt).then_some(shared.now);
+        let wanted = (shared.own.guest == GuestIs::ToBeRebuilt).then_some(shared.now);
         self.wanted_since = self.wanted_since.or(wanted).filter(|_| wanted.is_some());
         let waited = |since: u64| shared.now >= since + YIELD_TICKS;
         let others = || shared.recovery.configuration.replicas().filter(|id| *id != shared.me());
-        shared.yields = shared.turn.is_none()
+        shared.turns.yields = shared.turns.turn.is_none()
             && self.wanted_since.is_some_and(waited)
             && !others().any(|id| shared.is_due(id) || shared.is_building(id));
     }
@@ -306,7 +321,7 @@ pub(super) fn has_turn(
     if raw.is_leader() {
         let idle =
             !proposals.has_waiting() && proposals.bytes() == 0 && pipeline.backlog_bytes() == 0;
-        return raw.raft.prs().is_singleton() && shared.turn.is_none() && idle;
+        return raw.raft.prs().is_singleton() && shared.turns.turn.is_none() && idle;
     }
     let grants = |id: ReplicaId| {
         !shared.is_silent(id) && shared.seen.get(&id).is_some_and(|seen| seen.grants)

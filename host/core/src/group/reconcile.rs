@@ -228,9 +228,8 @@ impl Retention {
             let snapshots = snapshots.clone();
             effects.push(Effect::List { snapshots, promised, pressure, holds });
         }
-        shared.recovery.snapshots.clone_from(&snapshots);
-        shared.recovery.previous_term = around.raw.store().term_before(first_index);
-        shared.recovery.first_index = first_index;
+        let previous_term = around.raw.store().term_before(first_index);
+        shared.recovery.list(snapshots.clone(), first_index, previous_term);
         let seq = shared.persist_now(Vec::new(), effects);
         let listing = Some(Listing { snapshots, first_index, hold, installed: false });
         let term = shared.recovery.term;
@@ -308,7 +307,7 @@ impl Retention {
             Found::Whole | Found::Unread(_) => self.is_whole(snapshot, shared.now),
             Found::Bad(_) => {}
         }
-        self.asked |= shared.short.is_some();
+        self.asked |= shared.space.shortage().is_some();
         if gave_up && self.need.is_none() {
             // What was read is known to be whole for a short time only: so the next capture comes
             // now.
@@ -361,9 +360,10 @@ impl Shared {
     /// that is only log.
     fn gives_up(&self) -> Short {
         let shares = self.config.snapshots_share_log_disk;
-        if self.log_short.is_some() || (shares && self.short.is_some()) {
+        let short = self.space.shortage().is_some();
+        if self.space.log_is_short() || (shares && short) {
             Short::Disk
-        } else if self.short.is_some() {
+        } else if short {
             Short::Log
         } else {
             Short::Nothing

@@ -34,6 +34,45 @@ use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::Room;
 
+/// What a replica is short of.
+pub(super) struct Space {
+    /// The log's disk has too little free space, as the log lane reported.
+    log: Option<Shortage>,
+    /// A snapshot is overdue: the log is at its bound, or close to taking the space that the next
+    /// snapshot needs.
+    overdue: Option<Shortage>,
+    /// The tick from which a replica short of space takes a snapshot without a checkpoint.
+    tries_at: u64,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self { log: None, overdue: None, tries_at: limits::SHORT_CAPTURE_TICKS }
+    }
+}
+
+impl Space {
+    /// What is short: the space of the log's disk, else that of the next snapshot.
+    pub(super) fn shortage(&self) -> Option<Shortage> {
+        self.log.or(self.overdue)
+    }
+
+    /// Whether the disk of the log has too little space now.
+    pub(super) fn log_is_short(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// The log lane reports whether the disk is short of space.
+    pub(super) fn log_reports(&mut self, shortage: Option<Shortage>) {
+        self.log = shortage;
+    }
+
+    /// A snapshot was tried at tick `now`: the next one is not tried at once.
+    pub(super) fn tried(&mut self, now: u64) {
+        self.tries_at = now + limits::SHORT_CAPTURE_TICKS;
+    }
+}
+
 /// What a lack of space has to do with.
 pub(super) struct Rooms<'a> {
     pub(super) raw: &'a RaftNode,
@@ -53,7 +92,7 @@ impl Rooms<'_> {
 impl Shared {
     /// What a replica is short of, as it reported last.
     pub(super) fn shortage_of(&self, replica: ReplicaId) -> Option<Shortage> {
-        if replica == self.me() { self.short } else { self.seen.get(&replica)?.short }
+        if replica == self.me() { self.space.shortage() } else { self.seen.get(&replica)?.short }
     }
 
     /// Whether another replica has not been heard for longer than an election takes.
@@ -69,22 +108,23 @@ impl Shared {
         shortage: Option<Shortage>,
         rooms: &mut Rooms<'_>,
     ) -> Option<Refusal> {
-        let began = self.log_short.is_none();
-        self.log_short = shortage;
+        let (began, before) = (self.space.log.is_none(), self.space.shortage());
+        self.space.log_reports(shortage);
         if shortage.is_some() {
             if began && self.config.snapshots_share_log_disk {
                 rooms.retention.press();
             }
             rooms.retention.log_asks();
         }
-        self.settle_room(rooms.checkpoints)
+        self.settle_room(before, rooms.checkpoints)
     }
 
     /// A snapshot is overdue if the log since the newest one has reached the policy's limit and is
     /// close to taking the space that the next one needs, or if it has reached its bound and no
     /// snapshot succeeds. Then commands are refused and a checkpoint is requested. If none comes,
-    /// the snapshot is taken between checkpoints, if it seems to fit. Returns how to refuse commands
-    /// from now on, if a lack of space began.
+    /// the snapshot is taken between checkpoints, if it seems to fit.
+    ///
+    /// Returns how to refuse commands from now on, if a lack of space began.
     pub(super) fn tick_room(&mut self, rooms: &mut Rooms<'_>) -> Option<Refusal> {
         if let Err(refusal) = self.has_room(rooms.raw) {
             rooms.proposals.refuse_waiting(&refusal, rooms.effects);
@@ -101,13 +141,15 @@ impl Shared {
         let bound = self.config.snapshot_policy.log_pin_bytes();
         let stuck = bytes > bound && !self.snapshots_come(rooms) && !planted("log_without_bound");
         let overdue = disk.or(stuck.then_some(Shortage::Log { bytes, bound }));
-        self.overdue = overdue;
-        let began = self.settle_room(rooms.checkpoints);
-        let tries = self.short.is_some() && bytes > 0 && self.now >= self.tries_at;
+        let before = self.space.shortage();
+        self.space.overdue = overdue;
+        let began = self.settle_room(before, rooms.checkpoints);
+        let short = self.space.shortage().is_some();
+        let tries = short && bytes > 0 && self.now >= self.space.tries_at;
         // No checkpoint comes while commands are refused. Whether the snapshot fits is only
         // estimated, so it is tried in any case.
         if tries && !planted("wait_for_a_checkpoint") && rooms.capture_here(self) {
-            self.tries_at = self.now + limits::SHORT_CAPTURE_TICKS;
+            self.space.tried(self.now);
         }
         let since = rooms.checkpoints.overdue_since(overdue.is_some(), self.now);
         let Some(since) = since else { return began };
@@ -128,7 +170,7 @@ impl Shared {
         let (log, applied) = (rooms.raw.store(), rooms.pipeline.applied());
         let lag_bytes = log.bytes_between(applied, self.recovery.floor);
         // Once the guest has fallen too far behind, it must catch up to half of that.
-        let most = match self.overdue {
+        let most = match self.space.overdue {
             Some(Shortage::Log { .. }) => limits::APPLY_LAG_BYTES_MAX / 2,
             Some(Shortage::Disk { .. }) | None => limits::APPLY_LAG_BYTES_MAX,
         };
@@ -136,19 +178,21 @@ impl Shared {
         !fails && (applies || planted("append_without_applying"))
     }
 
-    /// Works out what there is too little space for. Returns how to refuse commands if that began.
-    fn settle_room(&mut self, checkpoints: &mut Checkpoints) -> Option<Refusal> {
-        let began = self.short.is_none();
-        self.short = self.log_short.or(self.overdue);
-        let shortage = self.short.filter(|_| began)?;
-        self.tries_at = self.now + limits::SHORT_CAPTURE_TICKS;
+    /// Returns how to refuse commands if there was enough space before.
+    fn settle_room(
+        &mut self,
+        before: Option<Shortage>,
+        checkpoints: &mut Checkpoints,
+    ) -> Option<Refusal> {
+        let shortage = self.space.shortage().filter(|_| before.is_none())?;
+        self.space.tried(self.now);
         checkpoints.want(CheckpointReason::LogBytes);
         Some(shortage.refusal())
     }
 
     /// Refuses commands for lack of space, here or on too many of the voters.
     pub(super) fn has_room(&self, raw: &RaftNode) -> Result<(), Refusal> {
-        if let Some(shortage) = self.short {
+        if let Some(shortage) = self.space.shortage() {
             return Err(shortage.refusal());
         }
         let short = |voter| self.shortage_of(voter);
@@ -195,7 +239,7 @@ impl Shared {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
         };
-        self.short.is_some()
+        self.space.shortage().is_some()
             && message.get_msg_type() == MessageType::MsgAppend
             && message.entries.iter().any(carries)
             && raw.raft.raft_log.match_term(message.index, message.log_term)

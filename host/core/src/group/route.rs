@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{Entry, Message, MessageType};
 
+use crate::apply::Applied;
 use crate::fault::{Fault, Refusal, Stall};
 use crate::group::build;
 use crate::group::checkpoint::CaptureFailed;
@@ -118,14 +119,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
             hosting.snapshots.retention.restored(index);
             hosting.applying.rebuilds.built(index, footprint);
         }
-        Event::Applied(applied) => {
-            hosting.applying.pipeline.progressed(applied.last, applied.bytes);
-            shared.log_time.applied(applied.time_ms);
-            for entry in applied.answers {
-                hosting.clients.proposals.applied(entry, effects);
-            }
-            hosting.pass(applied.last, effects);
-        }
+        Event::Applied(applied) => lane_applied(hosting, shared, applied, effects),
         Event::NotRestored { build, index: tried, why }
         | Event::NeedsSnapshot { build, tried, why } => {
             build::cannot_restore(hosting, shared, (build, tried, &why), effects);
@@ -216,10 +210,10 @@ fn tick_rebuild(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Ef
     let Applying { pipeline, rebuilds, .. } = applying;
     let Snapshots { checkpoints, retention, .. } = snapshots;
     let rooms = GuestRooms { pipeline, checkpoints, retention };
-    shared.guest = rebuilds.guest(shared, &rooms);
+    shared.own.guest = rebuilds.guest(shared, &rooms);
     rebuilds.tick_turns(raw, shared);
     rebuilds.tick_checkpoints(raw, checkpoints, shared);
-    if shared.guest == GuestIs::ToBeRebuilt
+    if shared.own.guest == GuestIs::ToBeRebuilt
         && rebuild::has_turn(raw, proposals, pipeline, shared)
         && (planted("rebuild_unproven") || retention.is_proven(shared, effects))
     {
@@ -343,6 +337,21 @@ fn wanted(
         Some(snapshot) => outgoing.serve(from, snapshot, effects),
         None => wants.checkpoint_for(raw, checkpoints, (from, want), now),
     }
+}
+
+/// The lane applied entries.
+fn lane_applied(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    applied: Applied,
+    effects: &mut Vec<Effect>,
+) {
+    hosting.applying.pipeline.progressed(applied.last, applied.bytes);
+    shared.log_time.applied(applied.time_ms);
+    for entry in applied.answers {
+        hosting.clients.proposals.applied(entry, effects);
+    }
+    hosting.pass(applied.last, effects);
 }
 
 /// An object came from a peer.

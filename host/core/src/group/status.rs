@@ -151,7 +151,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         captures_failed,
         capture_failure: hosting.and_then(|h| h.snapshots.checkpoints.failure()).map(str::to_owned),
         log_pin: hosting.and_then(|h| pinned_by(h, shared)),
-        shortage: shared.short,
+        shortage: shared.space.shortage(),
         memory: shared.memory,
         relief_commands: hosting.map_or(0, |h| h.clients.proposals.relieved()),
         rebuilds: hosting.map_or(RebuildTally::default(), |h| h.applying.rebuilds.tally()),

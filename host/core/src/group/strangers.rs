@@ -56,7 +56,7 @@ impl Shared {
 
     /// Makes a replica without entries join the group of this lineage.
     pub(super) fn belong_to(&mut self, lineage: Lineage) {
-        self.recovery.lineage = Some(lineage);
+        self.recovery.begin(lineage);
         self.strangers.proved = self.now;
     }
 

@@ -215,7 +215,8 @@ mod tests {
     fn what_is_remembered_of_replicas_is_bounded() {
         let (mut group, mut effects) = (group(), Vec::new());
         let replica = |number: u64| ReplicaId::new(NodeId(2), number << 20);
-        group.shared.recovery.configuration = Configuration::of_voters([replica(1)]);
+        let configuration = Configuration::of_voters([replica(1)]);
+        group.shared.recovery.configure(configuration, 1);
         let many = 10 * limits::REPLICAS_SEEN_MAX as u64;
         for number in 1..=many {
             group.handle(probe(replica(number)), &mut effects);
