@@ -115,7 +115,7 @@ impl RecoveryState {
     }
 
     /// Entries up to `index` were handed to the apply lane.
-    pub(crate) fn hand_over(&mut self, index: u64) {
+    pub(crate) fn deliver(&mut self, index: u64) {
         self.floor = index;
     }
 
@@ -133,7 +133,7 @@ impl RecoveryState {
     /// A peer's snapshot takes the place of the log.
     pub(crate) fn install(&mut self, snapshot: SnapshotDesc) {
         self.commit = self.commit.max(snapshot.index);
-        self.hand_over(snapshot.index);
+        self.deliver(snapshot.index);
         self.configure(snapshot.configuration.clone(), snapshot.index);
         let (index, term) = (snapshot.index, snapshot.term);
         self.list(vec![snapshot], index + 1, term);

@@ -14,7 +14,9 @@ use crate::mutant::planted;
 pub(super) fn has_guest(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    (build, applied, time_ms): (u64, u64, u64),
+    build: u64,
+    applied: u64,
+    time_ms: u64,
     effects: &mut Vec<Effect>,
 ) {
     hosting.applying.pipeline.progressed(applied, 0);
@@ -46,7 +48,9 @@ pub(super) fn overtaken(
 pub(super) fn cannot_restore(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    (build, tried, why): (u64, u64, &str),
+    build: u64,
+    tried: u64,
+    why: &str,
     effects: &mut Vec<Effect>,
 ) {
     if !hosting.applying.pipeline.ended(build) {
@@ -63,7 +67,7 @@ pub(super) fn cannot_restore(
         // A newer one was listed meanwhile.
         restart(hosting, shared, effects);
     } else {
-        needs_snapshot(hosting, shared, (tried, why), effects);
+        needs_snapshot(hosting, shared, tried, why, effects);
     }
 }
 
@@ -71,7 +75,8 @@ pub(super) fn cannot_restore(
 fn needs_snapshot(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    (tried, why): (u64, &str),
+    tried: u64,
+    why: &str,
     effects: &mut Vec<Effect>,
 ) {
     hosting.snapshots.wants.need(shared, tried, why);
@@ -119,7 +124,8 @@ fn build(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
 pub(super) fn guest_failed(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    (build, fault): (u64, Fault),
+    build: u64,
+    fault: Fault,
     effects: &mut Vec<Effect>,
 ) {
     if hosting.applying.pipeline.ended(build) || planted("heed_an_old_fault") {

@@ -367,7 +367,7 @@ impl Checkpoints {
         }
         let Ok(term) = log.term(index) else { return false };
         self.begin_capture(index, shared.now);
-        pipeline.push_capture(capture(log, shared, (term, index)));
+        pipeline.push_capture(capture(log, shared, term, index));
         true
     }
 
@@ -413,7 +413,7 @@ impl Checkpoints {
 }
 
 /// A capture at (term, index), up to which everything was handed to the pipeline.
-pub(super) fn capture(log: &RaftLog, shared: &Shared, (term, index): (u64, u64)) -> Capture {
+pub(super) fn capture(log: &RaftLog, shared: &Shared, term: u64, index: u64) -> Capture {
     let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
     let gain = log.bytes_between(newest, index);
     let configuration = shared.recovery.configuration.clone();

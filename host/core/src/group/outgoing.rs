@@ -107,7 +107,7 @@ impl Outgoing {
         }
     }
 
-    fn ended(&mut self, (to, purpose): (ReplicaId, Purpose), report: Report, now: u64) {
+    fn ended(&mut self, to: ReplicaId, purpose: Purpose, report: Report, now: u64) {
         match purpose {
             Purpose::Wanted => drop(self.wanted.remove(&to)),
             Purpose::Follow => {
@@ -165,7 +165,7 @@ impl Outgoing {
     /// A transfer ended: tells raft, and promises what is to go on.
     pub(super) fn transfer_ended(&mut self, ended: &TransferEnded, raw: &mut RaftNode, now: u64) {
         let TransferEnded { to, purpose, report, prefers } = *ended;
-        self.ended((to, purpose), report, now);
+        self.ended(to, purpose, report, now);
         if let Some(object) = prefers {
             self.prefers(to, object, raw.store(), now);
         }
@@ -218,17 +218,17 @@ mod tests {
         let (to, mut effects) = (ReplicaId(7), Vec::new());
         let mut outgoing = Outgoing::default();
         outgoing.follow(to, desc(10), 0, &mut effects);
-        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 1);
+        outgoing.ended(to, Purpose::Follow, Report::Interrupted, 1);
         assert_eq!(outgoing.promised(), [desc(10)], "it broke, and may go on");
 
         outgoing.follow(to, desc(10), 2, &mut effects);
         outgoing.note_corrupt(&desc(10));
-        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 3);
+        outgoing.ended(to, Purpose::Follow, Report::Interrupted, 3);
         assert_eq!(outgoing.promised(), [], "there is nothing to go on with");
         assert_eq!(outgoing.corrupt, [], "it is forgotten with its transfer");
 
         outgoing.follow(to, desc(20), 4, &mut effects);
-        outgoing.ended((to, Purpose::Follow), Report::Interrupted, 5);
+        outgoing.ended(to, Purpose::Follow, Report::Interrupted, 5);
         assert_eq!(outgoing.promised(), [desc(20)], "another one is promised as usual");
     }
 
@@ -244,7 +244,7 @@ mod tests {
             while now < 3 * SUSPEND_TICKS {
                 outgoing.follow(to, desc(10), now, &mut effects);
                 now += SUSPEND_TICKS / 2;
-                outgoing.ended((to, Purpose::Follow), report, now);
+                outgoing.ended(to, Purpose::Follow, report, now);
                 outgoing.expire(now, |_, _| true);
                 if outgoing.promised().is_empty() {
                     break;

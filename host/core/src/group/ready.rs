@@ -199,12 +199,12 @@ fn deliver(
             if !planted("capture_early") {
                 push(hosting, std::mem::take(&mut range));
             }
-            let capture = checkpoint::capture(hosting.raw.store(), shared, (term, index));
+            let capture = checkpoint::capture(hosting.raw.store(), shared, term, index);
             hosting.applying.pipeline.push_capture(capture);
         }
     }
     push(hosting, range);
-    shared.recovery.hand_over(last);
+    shared.recovery.deliver(last);
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
 }

@@ -184,11 +184,11 @@ impl Retention {
         if let Some(Verified { mut hold, .. }) = self.new.take() {
             hold.disarm();
             let plan = goal.unwrap_or_else(|| Plan::of(&shared.recovery));
-            self.list(around, shared, (plan, Some(hold)), effects);
+            self.list(around, shared, plan, Some(hold), effects);
         } else if let Some(plan) = goal
             && self.is_proven(shared, effects)
         {
-            self.list(around, shared, (plan, None), effects);
+            self.list(around, shared, plan, None, effects);
         }
     }
 
@@ -214,7 +214,8 @@ impl Retention {
         &mut self,
         around: &mut Around<'_>,
         shared: &mut Shared,
-        (plan, hold): (Plan, Option<Box<dyn Hold>>),
+        plan: Plan,
+        hold: Option<Box<dyn Hold>>,
         effects: &mut Vec<Effect>,
     ) {
         let Plan { snapshots, first_index } = plan;
@@ -290,7 +291,8 @@ impl Retention {
         &mut self,
         around: &mut Around<'_>,
         shared: &Shared,
-        (snapshot, found): (&SnapshotDesc, Found),
+        snapshot: &SnapshotDesc,
+        found: Found,
     ) {
         self.reading.take_if(|name| *name == retention::name(snapshot));
         let gave_up = std::mem::take(&mut self.gave_up);

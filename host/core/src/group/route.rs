@@ -113,7 +113,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
     match event {
         Event::Started { build, applied, time_ms }
         | Event::Restored { build, index: applied, time_ms } => {
-            build::has_guest(hosting, shared, (build, applied, time_ms), effects);
+            build::has_guest(hosting, shared, build, applied, time_ms, effects);
         }
         Event::Built { index, footprint } => {
             hosting.snapshots.retention.restored(index);
@@ -122,7 +122,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         Event::Applied(applied) => lane_applied(hosting, shared, applied, effects),
         Event::NotRestored { build, index: tried, why }
         | Event::NeedsSnapshot { build, tried, why } => {
-            build::cannot_restore(hosting, shared, (build, tried, &why), effects);
+            build::cannot_restore(hosting, shared, build, tried, &why, effects);
         }
         Event::Stands { at } => build::stands(hosting, shared, at, effects),
         Event::Captured(snapshot) => captured(hosting, shared, snapshot),
@@ -152,7 +152,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         Event::Read { snapshot, found } => was_read(hosting, shared, &snapshot, found),
         Event::Overtaken { build } => build::overtaken(hosting, shared, build, effects),
         Event::GuestFailed { build, fault } => {
-            build::guest_failed(hosting, shared, (build, fault), effects);
+            build::guest_failed(hosting, shared, build, fault, effects);
         }
         Event::Received { snapshot } => received(hosting, shared, snapshot, effects),
         Event::Tick { .. }
@@ -259,7 +259,7 @@ pub(super) fn frame(
     }
     let from = frame.from;
     match frame.body {
-        Body::Raft(message) => raft_message(hosting, shared, (from, message), effects),
+        Body::Raft(message) => raft_message(hosting, shared, from, message, effects),
         Body::Probe if shared.persist.reached(hosting.durable.began) && hosting.has_entries() => {
             shared.send(from.node(), Some(from), Body::Have, effects);
             if !shared.recovery.configuration.contains(from) {
@@ -274,7 +274,7 @@ pub(super) fn frame(
         // not.
         Body::Probe => {}
         Body::Want(want) if shared.recovery.configuration.contains(from) => {
-            wanted(hosting, (from, &want), shared.now, effects);
+            wanted(hosting, from, &want, shared.now, effects);
         }
         Body::Want(_) => {}
         Body::Join => hosting.members.membership.asked_to_join(shared, from),
@@ -291,7 +291,8 @@ pub(super) fn frame(
 fn raft_message(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    (from, message): (ReplicaId, Message),
+    from: ReplicaId,
+    message: Message,
     effects: &mut Vec<Effect>,
 ) {
     let Hosting { raw, members, .. } = hosting;
@@ -326,7 +327,8 @@ fn raft_message(
 /// A peer asks for an object.
 fn wanted(
     hosting: &mut Hosting,
-    (from, want): (ReplicaId, &Want),
+    from: ReplicaId,
+    want: &Want,
     now: u64,
     effects: &mut Vec<Effect>,
 ) {
@@ -335,7 +337,7 @@ fn wanted(
     let serves = |desc: &&SnapshotDesc| want.fits(desc) && !retention.is_corrupt(desc);
     match raw.store().listed().iter().find(serves).cloned() {
         Some(snapshot) => outgoing.serve(from, snapshot, effects),
-        None => wants.checkpoint_for(raw, checkpoints, (from, want), now),
+        None => wants.checkpoint_for(raw, checkpoints, from, want, now),
     }
 }
 
@@ -399,7 +401,7 @@ fn was_read(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc, fou
         outgoing: &hosting.snapshots.outgoing,
         catch_ups: &hosting.snapshots.catch_ups,
     };
-    hosting.snapshots.retention.was_read(&mut around, shared, (snapshot, found));
+    hosting.snapshots.retention.was_read(&mut around, shared, snapshot, found);
 }
 
 /// There may be too little space, or enough again.

@@ -163,7 +163,7 @@ impl Wants {
             && before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
         if times > 0 && self.needs.is_none() {
             // It may be that no peer has the object any more.
-            self.checkpoint_for(rooms.raw, rooms.checkpoints, (me, &want), shared.now);
+            self.checkpoint_for(rooms.raw, rooms.checkpoints, me, &want, shared.now);
         }
         if in_vain {
             let _ = rooms.capture_here(shared);
@@ -209,7 +209,8 @@ impl Wants {
         &mut self,
         raw: &RaftNode,
         checkpoints: &mut Checkpoints,
-        (replica, want): (ReplicaId, &Want),
+        replica: ReplicaId,
+        want: &Want,
         now: u64,
     ) {
         if !raw.is_leader() || checkpoints.is_under_way(now) {
