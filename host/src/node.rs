@@ -414,7 +414,7 @@ async fn tell_if_out_of_reach(
         let found = tokio::net::lookup_host(address).await;
         peers.insert(node, found.map(Iterator::collect).unwrap_or_default());
     }
-    if let Some(why) = out_of_reach((&listen, bound), &peers) {
+    if let Some(why) = out_of_reach(&listen, bound, &peers) {
         tracing::warn!("{why}");
     }
 }

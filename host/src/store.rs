@@ -282,8 +282,7 @@ impl SnapshotStore {
                 // So that a power loss in the middle of a long transfer leaves a file to resume.
                 make_durable(&*self.fs, &path)?;
             }
-            let place = (self.identity, &self.fs, self.dir.clone());
-            StagedWriter::begin(file, part, reservation, place)
+            StagedWriter::begin(file, part, reservation, self.identity, &self.fs, self.dir.clone())
         });
         created.map_err(|e| {
             let refusal = SnapshotRefusal::disk("creating a staging file", need, &e);

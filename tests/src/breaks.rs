@@ -111,7 +111,7 @@ async fn all(
     ensure!(per_mille <= plan.limit_per_mille as f64, "{line}");
     tell.shown(line);
 
-    writer.account(cluster, (&client, GROUP), tell).await
+    writer.account(cluster, &client, GROUP, tell).await
 }
 
 /// Stops the receiver until the others' logs begin after the end of its own.

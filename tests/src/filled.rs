@@ -87,7 +87,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], fills: u32, tell: &mut Telle
         "in {fills} of {fills} fills commands stopped and resumed, with a node restarted in \
          between; no node exited"
     ));
-    writer.account(cluster, (&client, GROUP), tell).await
+    writer.account(cluster, &client, GROUP, tell).await
 }
 
 /// Fills all disks until commands stop, restarts a node meanwhile, then frees the space and waits

@@ -124,7 +124,7 @@ async fn all(
     tell.step(&format!("The disk of the leader's snapshots hangs for {}", seconds(hangs / 3)));
     let leader = cluster.wait_serving(GROUP).await?;
     let disk = &disks[usize::from(leader) - 1].snapshots;
-    let gap = hang_snapshots(cluster, disk, leader, hangs / 3, (&client, &writer)).await?;
+    let gap = hang_snapshots(cluster, disk, leader, hangs / 3, &client, &writer).await?;
     ensure!(gap <= SNAPSHOT_GAP_MAX, "no command was answered for {gap:?}");
     tell.shown(format!(
         "no command waited longer than {}; the node reported its disk, and took snapshots later",
@@ -136,7 +136,7 @@ async fn all(
     stop(cluster, &disks[usize::from(leader) - 1].data, leader, tell).await?;
     cluster.start_node(leader)?;
 
-    writer.account(cluster, (&client, GROUP), tell).await
+    writer.account(cluster, &client, GROUP, tell).await
 }
 
 /// Lets the disk of the snapshots of `node`, which leads, hang for a time and asks for a snapshot;
@@ -146,7 +146,8 @@ async fn hang_snapshots(
     disk: &Freezer,
     node: u16,
     hangs: Duration,
-    (client, writer): (&Client, &Steady),
+    client: &Client,
+    writer: &Steady,
 ) -> Result<Duration> {
     disk.freeze()?;
     client.checkpoint().await.context("asking for a snapshot")?;

@@ -104,7 +104,8 @@ impl Steady {
     pub async fn account(
         self,
         cluster: &mut Cluster,
-        (client, group): (&Client, &str),
+        client: &Client,
+        group: &str,
         tell: &mut Teller,
     ) -> Result<()> {
         tell.step("Check what was acknowledged");

@@ -92,7 +92,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
 
     tell.step(&format!("Take {} snapshots under load; every tenth time wipe a node", plan.cycles));
-    let seen = cycles(cluster, disks, plan, (&client, &writer), tell).await?;
+    let seen = cycles(cluster, disks, plan, &client, &writer, tell).await?;
     no_shortage(cluster, &writer)?;
     tell.shown(format!(
         "{} commands; no node ran out of space; {} nodes lost their disks and came back; a \
@@ -115,7 +115,7 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     }
     tell.shown(format!("in {0} of {0} fills commands stopped and resumed", plan.fills));
 
-    writer.account(cluster, (&client, GROUP), tell).await
+    writer.account(cluster, &client, GROUP, tell).await
 }
 
 /// Calls outlast a change of leader, and a guest that is busy with a snapshot.
@@ -128,7 +128,8 @@ async fn cycles(
     cluster: &mut Cluster,
     disks: &[Disk],
     plan: Plan,
-    (client, writer): (&Client, &Steady),
+    client: &Client,
+    writer: &Steady,
     tell: &Teller,
 ) -> Result<Seen> {
     let mut seen = Seen::default();

@@ -78,14 +78,14 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let table = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
     let known = if all { BTreeMap::new() } else { rows(&table) };
     let (caught, again) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
-    each(chosen, |bug| {
-        let row = known.get(&bug.0).map_or("", String::as_str);
-        if let Some(who) = caught_again(&programs, &simulator, &bug.0, row)? {
-            println!("{:30} caught again by {who}", bug.0);
+    each(chosen, |(name, what)| {
+        let row = known.get(name).map_or("", String::as_str);
+        if let Some(who) = caught_again(&programs, &simulator, name, row)? {
+            println!("{name:30} caught again by {who}");
             again.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        let one = attempt(&programs, &simulator, bug, seeds)?;
+        let one = attempt(&programs, &simulator, name, what, seeds)?;
         let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
         write_tests(&root, &one)?;
         caught.push(one);
@@ -156,7 +156,8 @@ fn caught_again(
 fn attempt(
     programs: &[Program],
     simulator: &Path,
-    (name, what): &(String, String),
+    name: &str,
+    what: &str,
     seeds: u64,
 ) -> Result<Caught> {
     let began = Instant::now();
@@ -175,7 +176,7 @@ fn attempt(
         Some((_, seed)) => simulate(simulator, "", *seed, 1)?.is_some(),
         None => false,
     };
-    let one = Caught { name: name.clone(), what: what.clone(), sim, anyway, tests };
+    let one = Caught { name: name.to_owned(), what: what.to_owned(), sim, anyway, tests };
     println!("{}, {} s", line(&one), began.elapsed().as_secs());
     Ok(one)
 }

@@ -172,8 +172,8 @@ impl Ledger {
             }
             EntryBody::Open { time_ms, nonce } => {
                 self.advance_time(time_ms);
-                let place = (entry.index, entry.term);
-                let id = self.sessions.open(place, nonce, self.log_time_ms);
+                let now_ms = self.log_time_ms;
+                let id = self.sessions.open(entry.index, entry.term, nonce, now_ms);
                 let full = Answer::Rejected(Rejection::TooManySessions);
                 Work::Done(vec![id.map_or(full, Answer::Opened)])
             }

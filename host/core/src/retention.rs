@@ -102,8 +102,8 @@ pub enum Short {
 /// 1. Beside a new object, corrupt ones are dropped, and all but the newest
 ///    [`limits::RECOVERY_POINTS`].
 /// 2. If a good one does not need log that cannot be read, those that do are dropped.
-/// 3. On a disk that is short of space, only the new one is kept, or the newest good one if the log
-///    asks for space.
+/// 3. On a disk that is short of space, only the newest good one is kept, if it is the new one or
+///    the log asks for space.
 /// 4. A corrupt one, or else the victim, is dropped for another object's space, unless it is the
 ///    newest good one.
 /// 5. The log is cut whenever the list changes and when it is damaged. If it asks for space, what
@@ -125,11 +125,10 @@ pub fn goal(facts: &Facts<'_>) -> Option<Plan> {
     if facts.new.is_some() {
         kept.truncate(limits::RECOVERY_POINTS);
     }
-    let new = facts.new.filter(|new| kept.contains(new));
-    let stays = new.or(newest_good(&kept, corrupt)).cloned();
+    let stays = newest_good(&kept, corrupt).cloned();
     if let Some(stays) = &stays
         && short == Short::Disk
-        && (new.is_some() || facts.asked)
+        && (facts.asked || facts.new == Some(stays))
     {
         kept = vec![stays.clone()];
     }

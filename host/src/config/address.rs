@@ -46,7 +46,8 @@ impl Place {
 /// resolved; `None` if others can, or need not. `peers` has what the other nodes' addresses resolve
 /// to.
 pub(crate) fn out_of_reach(
-    (listen, bound): (&str, SocketAddr),
+    listen: &str,
+    bound: SocketAddr,
     peers: &BTreeMap<NodeId, Vec<SocketAddr>>,
 ) -> Option<String> {
     let elsewhere = |addresses: &Vec<SocketAddr>| {
@@ -91,7 +92,7 @@ mod tests {
         let to = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let check = |listen: &str, bound: &str, there: &[&str], says: Option<&str>| {
             let peers = (2..).map(NodeId).zip(there.iter().map(|there| vec![to(there)])).collect();
-            let told = out_of_reach((listen, to(bound)), &peers);
+            let told = out_of_reach(listen, to(bound), &peers);
             match says {
                 None => assert_eq!(told, None, "{listen}"),
                 Some(says) => {

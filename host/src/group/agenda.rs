@@ -132,8 +132,8 @@ impl Agenda {
             let work = self.work.front().is_some_and(|_| work_first || first.is_none());
             match first.filter(|_| !work) {
                 None => return self.work.pop_front().map(Next::Work),
-                Some(line) => {
-                    if let Some(query) = self.take(line) {
+                Some((time, asker)) => {
+                    if let Some(query) = self.take(time, asker) {
                         return Some(Next::Ask(query));
                     }
                 }
@@ -172,8 +172,9 @@ impl Agenda {
         self.order.iter().find(ready).copied()
     }
 
-    /// Takes the first query of a line whose caller still waits, and drops those before it.
-    fn take(&mut self, (time, asker): (Duration, Asker)) -> Option<Query> {
+    /// Takes the first query whose caller still waits from the line of `asker`, which has had
+    /// `time`, and drops those before it.
+    fn take(&mut self, time: Duration, asker: Asker) -> Option<Query> {
         let line = self.lines.get_mut(&asker)?;
         self.lines_time = self.lines_time.max(time);
         let mut found = None;

@@ -207,7 +207,7 @@ impl ApplyLane {
             }
             ApplyJob::Range { first, last, bytes, entries, awaited } => {
                 let began = self.tools.clock.running();
-                let applied = self.range((first, last), entries, &awaited, began);
+                let applied = self.range(first, last, entries, &awaited, began);
                 let reported = applied.map(|(applied, left)| match left {
                     None => Applied { bytes, ..applied },
                     Some((first, entries)) => {
@@ -235,7 +235,7 @@ impl ApplyLane {
             }
             ApplyJob::Stand { goal } => Some(self.stand(goal)),
             ApplyJob::Capture { term, index, configuration, gain } => {
-                Some(self.capture((term, index), configuration, gain))
+                Some(self.capture(term, index, configuration, gain))
             }
             ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
@@ -331,7 +331,8 @@ impl ApplyLane {
     /// was applied, and what is left of the range.
     fn range(
         &mut self,
-        (first, last): (u64, u64),
+        first: u64,
+        last: u64,
         entries: Vec<Entry>,
         awaited: &BTreeSet<u64>,
         began: Duration,

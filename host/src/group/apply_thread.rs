@@ -140,12 +140,31 @@ impl Worker {
                     self.agenda.give_back(job);
                     self.waits = true;
                 }
-                Output::Seal(capture) => {
-                    let told = (self.handle.clone(), Arc::clone(&self.store));
-                    seal(told, (Arc::clone(&self.clock), Arc::clone(&self.gauges)), capture);
-                }
+                Output::Seal(capture) => self.seal(capture),
                 Output::Queried { .. } => unreachable!("`run` is given no queries"),
             }
+        }
+    }
+
+    /// Seals a capture on a thread of its own. The core hears how it ended, even if that panics.
+    fn seal(&self, capture: Capture) {
+        let index = capture.index();
+        let failed = move |why: String| Event::CaptureFailed { index, why, postponed: false };
+        let (told, store) = (self.handle.clone(), Arc::clone(&self.store));
+        let (clock, gauges) = (Arc::clone(&self.clock), Arc::clone(&self.gauges));
+        let began = clock.running();
+        let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
+            let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
+            let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic).to_owned()));
+            if matches!(event, Event::Captured(_)) {
+                let took = clock.running().saturating_sub(began).as_millis() as u64;
+                gauges.last_capture_ms.store(took, Ordering::Relaxed);
+                gauges.last_snapshot_wall_ms.store(clock.wall_ms(), Ordering::Relaxed);
+            }
+            told.raise(event);
+        });
+        if let Err(error) = spawned {
+            self.handle.raise(failed(format!("could not start a thread to seal it: {error}")));
         }
     }
 }
@@ -154,29 +173,4 @@ impl Worker {
 fn answer_bytes(event: &Event) -> usize {
     let Event::Applied(applied) = event else { return 0 };
     applied.answers.iter().flat_map(|entry| &entry.answers).map(Answer::bytes).sum()
-}
-
-/// Seals a capture on a thread of its own. The core hears how it ended, even if that panics.
-fn seal(
-    (handle, store): (GroupHandle, Arc<dyn StoreHandle>),
-    (clock, gauges): (Arc<dyn Clock>, Arc<Gauges>),
-    capture: Capture,
-) {
-    let index = capture.index();
-    let failed = move |why: String| Event::CaptureFailed { index, why, postponed: false };
-    let told = handle.clone();
-    let began = clock.running();
-    let spawned = std::thread::Builder::new().name("seal".to_owned()).spawn(move || {
-        let sealed = catch_unwind(AssertUnwindSafe(|| capture.seal(&*store)));
-        let event = sealed.unwrap_or_else(|panic| failed(panic_text(&*panic).to_owned()));
-        if matches!(event, Event::Captured(_)) {
-            let took = clock.running().saturating_sub(began).as_millis() as u64;
-            gauges.last_capture_ms.store(took, Ordering::Relaxed);
-            gauges.last_snapshot_wall_ms.store(clock.wall_ms(), Ordering::Relaxed);
-        }
-        told.raise(event);
-    });
-    if let Err(error) = spawned {
-        handle.raise(failed(format!("could not start a thread to seal it: {error}")));
-    }
 }

@@ -249,7 +249,8 @@ impl Guest for ComponentGuest {
         let ran = self.look(call, |instance| {
             let (sender, chunks) = sync_channel(0);
             Ok(instance.enter_beside(
-                (call, fuel),
+                call,
+                fuel,
                 SnapshotIo::Write(sender),
                 |store, machine| machine.snapshot(store),
                 // The closure owns the receiver: if `out` panics, the guest must not wait for it.
@@ -289,7 +290,8 @@ impl Guest for ComponentGuest {
         let (result, ()) = self
             .change()
             .enter_beside(
-                (call, fuel),
+                call,
+                fuel,
                 SnapshotIo::Read(Incoming::new(receiver)),
                 |store, machine| machine.restore(store, header, config),
                 move || feed(input, chunks),

@@ -89,7 +89,8 @@ impl Instance {
     /// outer `Err` means that no thread could be started and the guest was not entered.
     pub(super) fn enter_beside<R: Send, B>(
         &mut self,
-        (call, fuel): (Call, u64),
+        call: Call,
+        fuel: u64,
         snapshot_io: SnapshotIo,
         work: impl FnOnce(&mut Store<HostState>, &Machine) -> wasmtime::Result<R> + Send,
         beside: impl FnOnce() -> B,

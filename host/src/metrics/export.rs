@@ -400,7 +400,7 @@ impl Rows<'_, '_> {
         help: &str,
         of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
     ) -> fmt::Result {
-        self.rows((name, help, MetricType::Gauge), of, ConstGauge::new)
+        self.rows(name, help, MetricType::Gauge, of, ConstGauge::new)
     }
 
     /// A gauge in seconds whose values are given in milliseconds.
@@ -411,7 +411,7 @@ impl Rows<'_, '_> {
         of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
     ) -> fmt::Result {
         let seconds = |ms: u64| ConstGauge::new(Duration::from_millis(ms).as_secs_f64());
-        self.rows((name, help, MetricType::Gauge), of, seconds)
+        self.rows(name, help, MetricType::Gauge, of, seconds)
     }
 
     fn counter(
@@ -420,12 +420,14 @@ impl Rows<'_, '_> {
         help: &str,
         of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
     ) -> fmt::Result {
-        self.rows((name, help, MetricType::Counter), of, ConstCounter::new)
+        self.rows(name, help, MetricType::Counter, of, ConstCounter::new)
     }
 
     fn rows<M: EncodeMetric>(
         &mut self,
-        (name, help, kind): (&str, &str, MetricType),
+        name: &str,
+        help: &str,
+        kind: MetricType,
         of: impl Fn(&GroupReport) -> Vec<(Labels, u64)>,
         metric: impl Fn(u64) -> M,
     ) -> fmt::Result {

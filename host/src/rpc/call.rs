@@ -61,7 +61,7 @@ pub(super) async fn serve(
     let mut counted = Counted::begin(&port.state.requests, request.uri().path());
     let _open = link.begin(method.kind);
     let is_nodes = method.peers || is_forwarded(request.headers());
-    let admitted = admit(&mut respond, is_nodes, (&port, &link), &mut counted);
+    let admitted = admit(&mut respond, is_nodes, &port, &link, &mut counted);
     let Some(_charge) = admitted else { return };
     let answer = {
         let answering = dispatch(request, method, &port, &link, info);
@@ -79,7 +79,7 @@ pub(super) async fn serve(
         answer = Refused::unread().into_status().into_http();
     }
     link.touch();
-    if let Err(Gone) = send(answer, respond, (&port, &link), &mut counted).await {
+    if let Err(Gone) = send(answer, respond, &port, &link, &mut counted).await {
         tracing::debug!(remote = %link.remote, "a caller did not read its answer to the end");
     }
 }
@@ -90,7 +90,8 @@ pub(super) async fn serve(
 fn admit(
     respond: &mut SendResponse<Bytes>,
     is_nodes: bool,
-    (port, link): (&Port, &Arc<Link>),
+    port: &Port,
+    link: &Link,
     counted: &mut Counted,
 ) -> Option<Charge> {
     let refused = if link.is_on_probation() && !is_nodes {
@@ -136,7 +137,8 @@ async fn dispatch(
 async fn send(
     answer: Response<Body>,
     mut respond: SendResponse<Bytes>,
-    (port, link): (&Port, &Arc<Link>),
+    port: &Port,
+    link: &Link,
     counted: &mut Counted,
 ) -> Result<(), Gone> {
     let (head, mut body) = answer.into_parts();

@@ -153,14 +153,15 @@ impl<M: prost::Message> Asked<'_, M> {
         send: impl FnOnce(Leads, Request<M>) -> F,
     ) -> Result<Response<T>, Status> {
         let Self { api, group, caller, metadata, deadline, message, answer_max } = self;
-        let cost = (caller, CALL_BYTES + message.encoded_len() + answer_max);
+        let bytes = CALL_BYTES + message.encoded_len() + answer_max;
         let leader = refusal.leader();
         if let Some(leader) = leader
             && let Some(why) = api.router.wrong_address(leader)
         {
             return Err(Refused::unreachable(leader, group.name(), &why, false).into_status());
         }
-        let onward = leader.and_then(|leader| api.forward.to(leader, &metadata, group, cost));
+        let way = |leader| api.forward.to(leader, &metadata, group, caller, bytes);
+        let onward = leader.and_then(way);
         let Some(Onward { client, leader, origin, _place }) = onward else {
             return Err(Refused::by_group(refusal, group.name(), &api.router).into_status());
         };

@@ -23,7 +23,7 @@ use tonic::transport::server::TcpConnectInfo;
 
 use crate::budget::Charge;
 use crate::rpc::call;
-use crate::rpc::links::Link;
+use crate::rpc::links::{Link, Traffic};
 use crate::rpc::port::Port;
 use crate::rpc::server::until;
 use crate::rpc::{
@@ -301,19 +301,18 @@ struct Window {
     size: u32,
     since: Instant,
     /// The traffic up to `since`.
-    bytes: u64,
-    frames: u64,
+    traffic: Traffic,
 }
 
 impl Window {
     fn new(now: Instant) -> Self {
-        Self { size: WINDOW_BYTES_MIN, since: now, bytes: 0, frames: 0 }
+        Self { size: WINDOW_BYTES_MIN, since: now, traffic: Traffic::default() }
     }
 
     /// The count of received bytes at which the window is to be looked at again.
     fn next_look(&self) -> u64 {
         if self.size < CONNECTION_WINDOW_BYTES {
-            self.bytes + 2 * u64::from(self.size)
+            self.traffic.bytes + 2 * u64::from(self.size)
         } else {
             u64::MAX
         }
@@ -324,16 +323,16 @@ impl Window {
         (self.size < CONNECTION_WINDOW_BYTES).then_some(CONNECTION_WINDOW_BYTES)
     }
 
-    /// The size that the window is to have from now on, if it differs.
-    fn look(&mut self, (bytes, frames): (u64, u64), now: Instant) -> Option<u32> {
-        let came = bytes - self.bytes;
-        let dense = came >= (frames - self.frames) * DENSE_BYTES;
+    /// The size that the window is to have from now on, after this traffic, if it differs.
+    fn look(&mut self, traffic: Traffic, now: Instant) -> Option<u32> {
+        let came = traffic.bytes - self.traffic.bytes;
+        let dense = came >= (traffic.frames - self.traffic.frames) * DENSE_BYTES;
         let took = now - self.since;
         let enough = came >= 2 * u64::from(self.size);
         if !enough && took < PING_INTERVAL / 2 {
             return None;
         }
-        (self.since, self.bytes, self.frames) = (now, bytes, frames);
+        (self.since, self.traffic) = (now, traffic);
         if enough && took <= BUSY && dense {
             let more = (2 * self.size).min(CONNECTION_WINDOW_BYTES);
             return (more != self.size).then_some(more);
@@ -352,16 +351,17 @@ mod tests {
         let begin = Instant::now();
         let mut window = Window::new(begin);
         let at = |ms| begin + Duration::from_millis(ms);
+        let of = |bytes, frames| Traffic { bytes, frames };
         let least = u64::from(WINDOW_BYTES_MIN);
-        assert_eq!(window.look((least, 16), at(10)), None, "not yet two windows");
-        let grown = window.look((2 * least, 32), at(20)).expect("two windows in a moment");
+        assert_eq!(window.look(of(least, 16), at(10)), None, "not yet two windows");
+        let grown = window.look(of(2 * least, 32), at(20)).expect("two windows in a moment");
         assert_eq!(grown, 2 * WINDOW_BYTES_MIN);
         window.size = grown;
-        assert_eq!(window.look((6 * least, 40_000), at(30)), None, "small frames earn no more");
-        assert_eq!(window.look((10 * least, 40_100), at(2_000)), None, "not busy enough");
-        assert_eq!(window.look((10 * least, 40_100), at(3_000)), None, "a pause is no silence");
-        assert_eq!(window.look((10 * least, 40_100), at(8_000)), Some(WINDOW_BYTES_MIN));
+        assert_eq!(window.look(of(6 * least, 40_000), at(30)), None, "small frames earn no more");
+        assert_eq!(window.look(of(10 * least, 40_100), at(2_000)), None, "not busy enough");
+        assert_eq!(window.look(of(10 * least, 40_100), at(3_000)), None, "a pause is no silence");
+        assert_eq!(window.look(of(10 * least, 40_100), at(8_000)), Some(WINDOW_BYTES_MIN));
         window.size = WINDOW_BYTES_MIN;
-        assert_eq!(window.look((10 * least, 40_100), at(20_000)), None, "it is the smallest");
+        assert_eq!(window.look(of(10 * least, 40_100), at(20_000)), None, "it is the smallest");
     }
 }

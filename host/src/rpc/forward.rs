@@ -92,13 +92,14 @@ impl Forward {
     }
 
     /// How a call of `bytes` bytes with this metadata is forwarded to `leader`; `None` if it was
-    /// forwarded before, or its caller holds too many of the places.
+    /// forwarded before, or `caller` holds too many of the places.
     pub(super) fn to(
         &self,
         leader: NodeId,
         metadata: &MetadataMap,
         group: &GroupHandle,
-        (caller, bytes): (Asker, usize),
+        caller: Asker,
+        bytes: usize,
     ) -> Option<Onward> {
         let other = self.others.get(&leader).filter(|_| !metadata.contains_key(HOP))?;
         let place = other.places.take(caller, bytes)?;

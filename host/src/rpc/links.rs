@@ -52,6 +52,15 @@ pub(super) struct Link {
     pub wake: Notify,
 }
 
+/// What was received on a connection.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Traffic {
+    /// Bytes of requests.
+    pub bytes: u64,
+    /// The DATA frames that held them.
+    pub frames: u64,
+}
+
 /// What kind of call is under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CallKind {
@@ -144,9 +153,10 @@ impl Link {
         self.look_at.store(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of requests received so far, and the DATA frames that held them.
-    pub(super) fn traffic(&self) -> (u64, u64) {
-        (self.received.load(Ordering::Relaxed), self.frames.load(Ordering::Relaxed))
+    /// What was received so far.
+    pub(super) fn traffic(&self) -> Traffic {
+        let bytes = self.received.load(Ordering::Relaxed);
+        Traffic { bytes, frames: self.frames.load(Ordering::Relaxed) }
     }
 
     pub(super) fn begin(self: &Arc<Self>, kind: CallKind) -> OpenCall {
@@ -186,7 +196,7 @@ impl Link {
     /// that pauses between two calls does not yield to a crowd that never calls.
     fn idleness(&self, now: Instant) -> (bool, Duration) {
         let silent = self.silent_for(now);
-        (self.traffic().0 == 0 && silent > NEW, silent)
+        (self.traffic().bytes == 0 && silent > NEW, silent)
     }
 
     /// Whether the connection may be closed in favour of another one.

@@ -238,7 +238,7 @@ fn check_version(me: &HelloInfo, metadata: &MetadataMap) -> Result<(), Status> {
 /// Checks a Hello: which node sent it, and the version to speak with that node.
 pub(super) fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId, u32), Status> {
     let theirs = PeerVersions { oldest: hello.oldest, newest: hello.newest };
-    let version = agree((u32::from(me.node.0), me.versions), (hello.node, theirs))?;
+    let version = agree(u32::from(me.node.0), me.versions, hello.node, theirs)?;
     if hello.cluster != me.cluster[..] {
         return Err(another_node(format!(
             "this is node {} of cluster \"{}\", not of \"{}\"; check the addresses, or the data \

@@ -40,11 +40,13 @@ impl fmt::Display for PeerVersions {
     }
 }
 
-/// The version that node `here` and its peer speak; without a common one, a refusal that says what
-/// to do.
+/// The version that node `here`, which knows `ours`, and its peer `there` speak; without a common
+/// one, a refusal that says what to do.
 pub(super) fn agree(
-    (here, ours): (u32, PeerVersions),
-    (there, theirs): (u32, PeerVersions),
+    here: u32,
+    ours: PeerVersions,
+    there: u32,
+    theirs: PeerVersions,
 ) -> Result<u32, Status> {
     ours.common(theirs).ok_or_else(|| {
         let older = if ours.newest < theirs.newest { here } else { there };
@@ -60,33 +62,34 @@ pub(super) fn agree(
 mod tests {
     use super::*;
 
-    fn versions((oldest, newest): (u32, u32)) -> PeerVersions {
+    fn versions(oldest: u32, newest: u32) -> PeerVersions {
         PeerVersions { oldest, newest }
     }
 
     #[test]
     fn the_newest_version_that_both_know_is_spoken() {
         let rows = [
-            ((1, 1), (1, 1), Some(1)),
-            ((1, 2), (1, 1), Some(1)),
-            ((1, 2), (1, 2), Some(2)),
-            ((1, 3), (2, 5), Some(3)),
-            ((2, 3), (1, 1), None),
+            (versions(1, 1), versions(1, 1), Some(1)),
+            (versions(1, 2), versions(1, 1), Some(1)),
+            (versions(1, 2), versions(1, 2), Some(2)),
+            (versions(1, 3), versions(2, 5), Some(3)),
+            (versions(2, 3), versions(1, 1), None),
             // Only a malicious peer says this.
-            ((1, 1), (0, 0), None),
-            ((1, 2), (2, 1), None),
-            ((1, 2), (0, u32::MAX), Some(2)),
+            (versions(1, 1), versions(0, 0), None),
+            (versions(1, 2), versions(2, 1), None),
+            (versions(1, 2), versions(0, u32::MAX), Some(2)),
         ];
         for (one, other, common) in rows {
-            assert_eq!(versions(one).common(versions(other)), common, "{one:?} {other:?}");
-            assert_eq!(versions(other).common(versions(one)), common, "{other:?} {one:?}");
+            assert_eq!(one.common(other), common, "{one:?} {other:?}");
+            assert_eq!(other.common(one), common, "{other:?} {one:?}");
         }
     }
 
     #[test]
     fn who_is_older_is_told_what_to_run() {
-        for (here, there, older) in [((1, 1), (2, 3), "node 7"), ((2, 3), (1, 1), "node 9")] {
-            let refused = agree((7, versions(here)), (9, versions(there))).expect_err("none");
+        let (old, new) = (versions(1, 1), versions(2, 3));
+        for (ours, theirs, older) in [(old, new, "node 7"), (new, old, "node 9")] {
+            let refused = agree(7, ours, 9, theirs).expect_err("none");
             let text = refused.message();
             assert!(text.contains("version 1 of") || text.contains("speaks version 1:"), "{text}");
             assert!(text.contains("versions 2 to 3"), "{text}");

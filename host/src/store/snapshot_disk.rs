@@ -204,8 +204,8 @@ mod tests {
         let (bytes, path) = (payload(2 * BLOCK), dir().join("watched"));
         let desc = desc(10, &bytes);
         let reservation = store.reserve(&header(&desc)).expect("there is room");
-        let (file, place) = (watched(fs.create(&path)), (identity(), &fs, dir()));
-        let writer = StagedWriter::begin(file, "watched".to_owned(), reservation, place);
+        let (file, part) = (watched(fs.create(&path)), "watched".to_owned());
+        let writer = StagedWriter::begin(file, part, reservation, identity(), &fs, dir());
         let mut writer = writer.expect("it is created");
         // The store lane creates the file, and has a watch of its own.
         let [_, of_the_lane] = now();

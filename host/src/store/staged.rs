@@ -113,15 +113,17 @@ struct StoreHold {
 }
 
 impl StagedWriter {
-    /// Takes over a staging file that the store lane created, and writes its header.
+    /// Takes over a staging file that the store lane created, and writes its header. A growable
+    /// snapshot asks `fs` for the free space of `dir`.
     pub(crate) fn begin(
         file: Box<dyn File>,
         part: String,
         reservation: Reservation,
-        place: (Identity, &Arc<dyn Fs>, PathBuf),
+        identity: Identity,
+        fs: &Arc<dyn Fs>,
+        dir: PathBuf,
     ) -> io::Result<Self> {
         let Reservation { allocation, slot, source } = reservation;
-        let (identity, fs, dir) = place;
         let (term, index) = source.position();
         let (module, format, cap, room) = match &source {
             Source::Received(desc) => (desc.module, desc.format, desc.length, None),
@@ -167,9 +169,9 @@ impl StagedWriter {
         part: String,
         desc: SnapshotDesc,
         identity: Identity,
-        place: (Arc<Allocation>, Slot),
+        allocation: Arc<Allocation>,
+        slot: Slot,
     ) -> Self {
-        let (allocation, slot) = place;
         let head = Header::of(identity, &desc).encode();
         let cap = desc.length;
         Self {

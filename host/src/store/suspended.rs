@@ -61,7 +61,7 @@ impl SnapshotStore {
             return Ok(None);
         };
         self.tally.resumed += 1;
-        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, (allocation, slot))))
+        Ok(Some(StagedWriter::resume(file, part, desc, self.identity, allocation, slot)))
     }
 
     /// Keeps what a broken transfer received; an earlier suspended transfer is given up for it. Its

@@ -10,7 +10,7 @@ use lockstep_host::group::QueryAnswer;
 use crate::check::durable::{self, View};
 use crate::client::Request;
 use crate::guest::{ENDLESS_KEY, FATAL_KEY, lock};
-use crate::node::Replica;
+use crate::node::{Replica, Waiter};
 use crate::starting::view;
 use crate::world::{Action, MS, SECOND, World};
 
@@ -34,7 +34,7 @@ impl World {
         if matches!(request, Request::Write { relief: true, .. }) {
             self.counters.add("commands that free memory");
         }
-        let event = ticketed(replica, (client, attempt), request);
+        let event = ticketed(replica, Waiter { client, attempt }, request);
         self.event(target, group, vec![event]);
     }
 
@@ -54,11 +54,12 @@ impl World {
     /// A node answers a command, or the opening or closing of a session.
     pub(crate) fn answer(
         &mut self,
-        (client, attempt): (usize, u64),
+        waiter: Waiter,
         node: NodeId,
         group: GroupId,
         answer: Result<Answer, Refusal>,
     ) {
+        let Waiter { client, attempt } = waiter;
         if let Err(refusal) = &answer {
             if *refusal == Refusal::Lost {
                 self.counters.add("commands lost");
@@ -101,11 +102,8 @@ impl World {
         self.event(node, group, vec![Event::Query { ticket, request, linearizable: false }]);
     }
 
-    pub(crate) fn queried(
-        &mut self,
-        (client, attempt): (usize, u64),
-        answer: Result<QueryAnswer, Refusal>,
-    ) {
+    pub(crate) fn queried(&mut self, waiter: Waiter, answer: Result<QueryAnswer, Refusal>) {
+        let Waiter { client, attempt } = waiter;
         if self.clients[client].attempt != attempt {
             return;
         }
@@ -159,7 +157,7 @@ impl World {
         let configurations = self.checks.configurations.of(group, state.configuration_index);
         let Some(term) = process.reader.term(group, index) else { return };
         let views: Vec<View> = self.views(group);
-        let durable = durable::acknowledged((index, term), &configurations, &views);
+        let durable = durable::acknowledged(index, term, &configurations, &views);
         self.check(durable);
     }
 
@@ -174,10 +172,10 @@ impl World {
     }
 }
 
-fn ticketed(replica: &mut Replica, to: (usize, u64), request: Request) -> Event {
+fn ticketed(replica: &mut Replica, waiter: Waiter, request: Request) -> Event {
     replica.next_ticket += 1;
     let ticket = Ticket(replica.next_ticket);
-    replica.tickets.insert(ticket, to);
+    replica.tickets.insert(ticket, waiter);
     match request {
         Request::Open { nonce } => Event::OpenSession { ticket, nonce },
         Request::Close { session } => Event::CloseSession { ticket, session },

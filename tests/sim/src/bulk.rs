@@ -15,15 +15,22 @@ use crate::node::CLUSTER;
 use crate::transfer::Transfer;
 use crate::world::{Action, MS, World};
 
-/// A transfer to begin: receiver, snapshot, purpose, and whether it insists on that snapshot.
-pub type Wish = (ReplicaId, SnapshotDesc, Purpose, bool);
+/// A transfer to begin.
+pub struct Wish {
+    /// The receiver.
+    pub to: ReplicaId,
+    pub snapshot: SnapshotDesc,
+    pub purpose: Purpose,
+    /// The sender does not have the snapshot that the receiver prefers.
+    pub insist: bool,
+}
 
 const BLOCK_US: (u64, u64) = (MS, 20 * MS);
 const GIVE_UP_US: u64 = 10_000 * MS;
 
 impl World {
     pub(crate) fn begin_transfer(&mut self, node: NodeId, group: GroupId, wish: Wish) {
-        let (to, desc, purpose, insist) = wish;
+        let Wish { to, snapshot: desc, purpose, insist } = wish;
         self.ids += 1;
         let id = self.ids;
         self.checks.reports.begun(id, self.now);

@@ -173,7 +173,7 @@ impl World {
         let starts = matches!(job, ApplyJob::Start { .. });
         let outputs = match job {
             ApplyJob::Query { ticket, request, index } => {
-                let client = replica.tickets.get(&ticket).map(|(client, _)| *client as u64);
+                let client = replica.tickets.get(&ticket).map(|waiter| waiter.client as u64);
                 let asker = Asker(client.unwrap_or(STRANGERS + ticket.0));
                 let (answer, mut outputs) = replica.lane.ask(asker, &request, index);
                 outputs.insert(0, Output::Queried { ticket, answer });
@@ -220,7 +220,7 @@ impl World {
         match output {
             Output::Event(event) => self.event(node, group, vec![event]),
             Output::Queried { ticket, answer } => match (replica.tickets.remove(&ticket), answer) {
-                (Some(to), answer) => self.queried(to, answer),
+                (Some(waiter), answer) => self.queried(waiter, answer),
                 (None, Err(Refusal::QueryFaulted { .. })) => {
                     self.counters.add("queries that took the guest with them");
                 }

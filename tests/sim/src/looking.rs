@@ -61,8 +61,10 @@ impl World {
         &mut self,
         node: NodeId,
         group: GroupId,
-        (snapshots, promised): (Vec<SnapshotDesc>, Vec<SnapshotDesc>),
-        (pressure, mut holds): (bool, Vec<Box<dyn Hold>>),
+        snapshots: Vec<SnapshotDesc>,
+        promised: Vec<SnapshotDesc>,
+        pressure: bool,
+        mut holds: Vec<Box<dyn Hold>>,
     ) {
         let Some(process) = &self.nodes[&node].process else { return };
         let replica = &process.replicas[&group];

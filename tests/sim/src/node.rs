@@ -120,8 +120,8 @@ pub struct Replica {
     pub store: Arc<StoreQueue>,
     pub store_scheduled: bool,
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
-    /// The client and the attempt that wait for each ticket.
-    pub tickets: BTreeMap<Ticket, (usize, u64)>,
+    /// Who waits for each ticket.
+    pub tickets: BTreeMap<Ticket, Waiter>,
     pub next_ticket: u64,
     /// The received object that the core has yet to take or leave, and its transfer.
     pub judged: Option<(ObjectRef, u64)>,
@@ -130,6 +130,15 @@ pub struct Replica {
     pub sealing: usize,
     /// When the restore under way will be done.
     pub restores_until: Option<u64>,
+}
+
+/// A client that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter {
+    /// Its number among the world's clients.
+    pub client: usize,
+    /// Its attempt: once it makes another one, it no longer waits.
+    pub attempt: u64,
 }
 
 /// What a replica's status said when it was last checked.

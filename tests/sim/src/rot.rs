@@ -24,6 +24,14 @@ pub enum Batch {
     Written(u64, PathBuf, Range<u64>),
 }
 
+/// The last segment of a node's log, as it was before a batch that is to be damaged, or the one
+/// after that, was written.
+pub(crate) struct SegmentBefore {
+    number: u64,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
 impl World {
     /// Flips a bit of a snapshot or of the log, or makes one of their sectors unreadable.
     pub(crate) fn rot(&mut self, id: NodeId) {
@@ -91,19 +99,18 @@ impl World {
         }
     }
 
-    /// The log's last segment before a batch is written, if a batch is to be damaged: its number,
-    /// file and bytes.
-    pub(crate) fn before_a_batch(&self, id: NodeId) -> Option<(u64, PathBuf, Vec<u8>)> {
+    /// The log's last segment before a batch is written, if a batch is to be damaged.
+    pub(crate) fn before_a_batch(&self, id: NodeId) -> Option<SegmentBefore> {
         let node = &self.nodes[&id];
         let process = node.process.as_ref().filter(|_| node.batch.is_some())?;
         let (number, path) = process.reader.segments().pop()?;
         let bytes = content(&node.fs, &path)?;
-        Some((number, path, bytes))
+        Some(SegmentBefore { number, path, bytes })
     }
 
     /// A batch is durable: either the one that is to be damaged, or the one after it.
-    pub(crate) fn batch_written(&mut self, id: NodeId, before: (u64, PathBuf, Vec<u8>)) {
-        let (number, path, bytes) = before;
+    pub(crate) fn batch_written(&mut self, id: NodeId, before: SegmentBefore) {
+        let SegmentBefore { number, path, bytes } = before;
         let node = &self.nodes[&id];
         let last = |process: &Process| process.reader.segments().pop().map(|(last, _)| last);
         let goes_on = node.process.as_ref().and_then(last) == Some(number);

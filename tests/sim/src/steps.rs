@@ -6,6 +6,7 @@ use lockstep_core::group::{ApplyJob, Body, Effect, Event, Found, Frame, Inbound}
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::ObjectRef;
 
+use crate::bulk::Wish;
 use crate::check::promises;
 use crate::node::{DATA, Process};
 use crate::world::{Action, MS, SECOND, World};
@@ -198,7 +199,7 @@ impl World {
                     self.schedule_apply(node, group);
                 }
                 Effect::List { snapshots, promised, pressure, holds } => {
-                    self.list(node, group, (snapshots, promised), (pressure, holds));
+                    self.list(node, group, snapshots, promised, pressure, holds);
                 }
                 Effect::Prove { snapshot } => {
                     let delay = self.rng.between(MS, 500 * MS);
@@ -206,7 +207,8 @@ impl World {
                 }
                 Effect::Send { to, frame } => self.send(node, to, *frame),
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
-                    self.begin_transfer(node, group, (to, snapshot, purpose, insist));
+                    let wish = Wish { to, snapshot, purpose, insist };
+                    self.begin_transfer(node, group, wish);
                 }
                 Effect::Judged { object, taken } => {
                     if let Some((_, transfer)) = replica.judged.take_if(|(o, _)| *o == object) {
@@ -214,8 +216,8 @@ impl World {
                     }
                 }
                 Effect::Answer { ticket, answer } => {
-                    if let Some(to) = replica.tickets.remove(&ticket) {
-                        self.answer(to, node, group, answer);
+                    if let Some(waiter) = replica.tickets.remove(&ticket) {
+                        self.answer(waiter, node, group, answer);
                     }
                 }
                 Effect::Checkpointed { .. } => unreachable!("no client asks for checkpoints"),

@@ -79,14 +79,13 @@ impl Sessions {
         self.refused
     }
 
-    /// Opens a session for the entry at `place`, its index and term; returns the session's id, or
-    /// `None` if there are too many sessions and none may be evicted.
-    pub(super) fn open(&mut self, place: (u64, u64), nonce: u64, now_ms: u64) -> Option<u64> {
+    /// Opens a session for the entry of `term` at `index`; returns the session's id, or `None` if
+    /// there are too many sessions and none may be evicted.
+    pub(super) fn open(&mut self, index: u64, term: u64, nonce: u64, now_ms: u64) -> Option<u64> {
         if self.sessions.len() >= limits::SESSIONS_MAX && !self.evict(now_ms) {
             self.refused += 1;
             return None;
         }
-        let (index, term) = place;
         let free = |id: &u64| *id != 0 && !self.sessions.contains_key(id);
         let ids = (0..).map(|attempt| session_id([index, term, nonce, attempt]));
         let id = ids.into_iter().find(free).expect("there are more ids than sessions");
@@ -311,8 +310,8 @@ mod tests {
     #[test]
     fn a_session_at_a_lost_ones_place_is_another() {
         let (mut lost, mut kept) = (Sessions::default(), Sessions::default());
-        let first = lost.open((17, 6), 0x51, 0).expect("there are few sessions");
-        let second = kept.open((17, 6), 0x52, 0).expect("there are few sessions");
+        let first = lost.open(17, 6, 0x51, 0).expect("there are few sessions");
+        let second = kept.open(17, 6, 0x52, 0).expect("there are few sessions");
         assert_ne!(first, second);
         let admission = kept.admit(1, first, 1, 1);
         assert!(matches!(admission, Admission::Refused(Rejection::SessionExpired)));

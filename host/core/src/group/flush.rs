@@ -7,7 +7,6 @@ use crate::group::proposals::Proposal;
 use crate::group::reads::Read;
 use crate::group::ready;
 use crate::group::rebuild::GuestRooms;
-use crate::group::reconcile::Around;
 use crate::group::{Own, Shared};
 use crate::limits;
 use crate::memory::MemoryUse;
@@ -15,7 +14,7 @@ use crate::mutant::planted;
 use crate::retention;
 
 pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    reconcile(hosting, shared, effects);
+    hosting.reconcile(shared, effects);
     tell_of_itself(hosting, shared);
     hosting.snapshots.installs.offer(&mut hosting.raw, effects);
     propose_waiting(hosting, shared, effects);
@@ -39,17 +38,6 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
     for (index, Read { ticket, request, .. }) in hosting.clients.reads.ready(dispatched) {
         effects.push(Effect::Apply(ApplyJob::Query { ticket, request, index }));
     }
-}
-
-fn reconcile(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let mut around = Around {
-        raw: &hosting.raw,
-        pipeline: &mut hosting.applying.pipeline,
-        checkpoints: &mut hosting.snapshots.checkpoints,
-        outgoing: &hosting.snapshots.outgoing,
-        catch_ups: &hosting.snapshots.catch_ups,
-    };
-    hosting.snapshots.retention.reconcile(&mut around, shared, effects);
 }
 
 /// What frames say of this replica.
@@ -90,7 +78,7 @@ fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
         let next = proposals.next(shared.stamp(), commands_max);
         let Some(Proposal { body, tickets, bytes }) = next else { break };
         match raw.propose_body(&body) {
-            Some(place) => proposals.proposed(place, tickets, bytes),
+            Some((index, term)) => proposals.proposed(index, term, tickets, bytes),
             None => {
                 for ticket in tickets {
                     effects.push(Effect::Answer { ticket, answer: Err(Refusal::Overloaded) });

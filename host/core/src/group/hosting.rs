@@ -26,7 +26,7 @@ use crate::group::raft_log::RaftLog;
 use crate::group::raft_node::RaftNode;
 use crate::group::reads::Reads;
 use crate::group::rebuild::Rebuilds;
-use crate::group::reconcile::Retention;
+use crate::group::reconcile::{Around, Retention};
 use crate::group::retry::Retry;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
@@ -217,6 +217,14 @@ impl Hosting {
     pub(super) fn pass(&mut self, index: u64, effects: &mut Vec<Effect>) {
         let log = self.raw.store();
         self.clients.proposals.passed(index, |index| log.term(index).ok(), effects);
+    }
+
+    /// Does the next thing toward what should be listed.
+    pub(super) fn reconcile(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+        let Snapshots { checkpoints, retention, outgoing, catch_ups, .. } = &mut self.snapshots;
+        let (raw, pipeline) = (&self.raw, &mut self.applying.pipeline);
+        let mut around = Around { raw, pipeline, checkpoints, outgoing, catch_ups };
+        retention.reconcile(&mut around, shared, effects);
     }
 
     /// Has the store lane told what is listed, if that changed.

@@ -179,13 +179,8 @@ impl Proposals {
         }
     }
 
-    /// The entry of these tickets is at (index, term) of this leader's log.
-    pub(super) fn proposed(
-        &mut self,
-        (index, term): (u64, u64),
-        tickets: Vec<Ticket>,
-        bytes: usize,
-    ) {
+    /// The entry of these tickets is at `index` of this leader's log, in `term`.
+    pub(super) fn proposed(&mut self, index: u64, term: u64, tickets: Vec<Ticket>, bytes: usize) {
         self.proposed_bytes += bytes;
         if let Some(before) = self.proposed.insert(index, Proposed { term, tickets, bytes }) {
             self.proposed_bytes -= before.bytes;

@@ -110,12 +110,9 @@ impl Retention {
         self.whole = Some((retention::name(snapshot), now));
     }
 
-    /// An object is to be listed. Of two, the newer one is.
+    /// An object is to be listed, before anything else happens.
     pub(super) fn add(&mut self, snapshot: Verified) {
-        let newer = |before: &Verified| snapshot.desc.index > before.desc.index;
-        if self.new.as_ref().is_none_or(newer) {
-            self.new = Some(snapshot);
-        }
+        self.new = Some(snapshot);
     }
 
     /// An object fits only if `victim` is unlisted. One that a peer sends does not displace a
@@ -170,41 +167,46 @@ impl Retention {
         shared: &mut Shared,
         effects: &mut Vec<Effect>,
     ) {
-        self.forget_stale_need(around);
-        let damaged = damage::is_to_be_cut_off(around.raw.store(), &shared.recovery);
-        if self.new.is_none() && self.need.is_none() && !self.asked && !damaged {
-            return;
-        }
-        let goal = self.goal(around, shared);
-        self.asked &= goal.is_some();
-        let shrinks = |plan: &Plan| plan.snapshots != shared.recovery.snapshots;
-        if self.new.is_none() && !goal.as_ref().is_some_and(shrinks) {
-            self.refuse_need(around, shared.now);
-        }
-        if let Some(Verified { mut hold, .. }) = self.new.take() {
+        if let Some(Verified { desc, mut hold }) = self.new.take() {
             hold.disarm();
+            let goal = self.goal(around, shared, Some(&desc));
             let plan = goal.unwrap_or_else(|| Plan::of(&shared.recovery));
             self.list(around, shared, plan, Some(hold), effects);
-        } else if let Some(plan) = goal
+        }
+        self.forget_stale_need(around);
+        let damaged = damage::is_to_be_cut_off(around.raw.store(), &shared.recovery);
+        if self.need.is_none() && !self.asked && !damaged {
+            return;
+        }
+        let goal = self.goal(around, shared, None).filter(|_| !around.pipeline.is_reading());
+        self.asked &= goal.is_some();
+        let shrinks = |plan: &Plan| plan.snapshots != shared.recovery.snapshots;
+        if !goal.as_ref().is_some_and(shrinks) {
+            self.refuse_need(around, shared.now);
+        }
+        if let Some(plan) = goal
             && self.is_proven(shared, effects)
         {
             self.list(around, shared, plan, None, effects);
         }
     }
 
-    fn goal(&self, around: &Around<'_>, shared: &Shared) -> Option<Plan> {
-        let reads = around.pipeline.is_reading();
-        if reads && self.new.is_none() {
-            return None;
-        }
+    /// The goal beside a new object, which was just read; or that of what asks for space.
+    fn goal(
+        &self,
+        around: &Around<'_>,
+        shared: &Shared,
+        new: Option<&SnapshotDesc>,
+    ) -> Option<Plan> {
+        let victim = self.need.as_ref().map(|need| &need.victim);
         retention::goal(&Facts {
             state: &shared.recovery,
             corrupt: &self.corrupt,
             pins: &pins(around.raw, around.outgoing, around.catch_ups, shared),
             short: shared.gives_up(),
-            asked: self.asked,
-            new: self.new.as_ref().map(|new| &new.desc),
-            victim: self.need.as_ref().map(|need| &need.victim).filter(|_| !reads),
+            asked: self.asked && new.is_none(),
+            new,
+            victim: victim.filter(|_| new.is_none()),
         })
     }
 
@@ -307,7 +309,8 @@ impl Retention {
                 return;
             }
             Found::Whole | Found::Unread(_) => self.is_whole(snapshot, shared.now),
-            Found::Bad(_) => {}
+            // The older one that stays in its place is to be read, for which there is as much time.
+            Found::Bad(_) => self.need.iter_mut().for_each(|need| need.since = shared.now),
         }
         self.asked |= shared.space.shortage().is_some();
         if gave_up && self.need.is_none() {

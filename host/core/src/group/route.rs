@@ -125,7 +125,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
             build::cannot_restore(hosting, shared, build, tried, &why, effects);
         }
         Event::Stands { at } => build::stands(hosting, shared, at, effects),
-        Event::Captured(snapshot) => captured(hosting, shared, snapshot),
+        Event::Captured(snapshot) => captured(hosting, shared, snapshot, effects),
         Event::CaptureWritten { index } => {
             hosting.snapshots.checkpoints.written(&mut hosting.applying.pipeline, shared, index);
         }
@@ -365,19 +365,26 @@ fn received(
 ) {
     match hosting.snapshots.wants.received(&mut rooms!(hosting, effects), shared, snapshot) {
         Received::Kept => {}
+        Received::IsListed => hosting.reconcile(shared, effects),
         Received::Restarts => build::restart(hosting, shared, effects),
         Received::IsForRaft(snapshot) => hosting.snapshots.installs.received(snapshot, effects),
     }
 }
 
 /// A local snapshot is complete: it is to be listed, unless a newer one is already.
-fn captured(hosting: &mut Hosting, shared: &Shared, snapshot: Verified) {
+fn captured(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    snapshot: Verified,
+    effects: &mut Vec<Effect>,
+) {
     let desc = &snapshot.desc;
     hosting.snapshots.checkpoints.captured(desc.index, shared.now);
     hosting.applying.rebuilds.captured(desc, shared.memory);
     hosting.snapshots.retention.is_whole(desc, shared.now);
     if shared.recovery.newest().is_none_or(|newest| newest.index < desc.index) {
         hosting.snapshots.retention.add(snapshot);
+        hosting.reconcile(shared, effects);
     }
 }
 

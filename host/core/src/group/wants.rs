@@ -245,7 +245,7 @@ impl Wants {
             // It is listed, and the replica starts from it once that is durable.
             self.listing = true;
             rooms.retention.add(snapshot);
-            Received::Kept
+            Received::IsListed
         } else {
             Received::IsForRaft(snapshot)
         }
@@ -269,6 +269,8 @@ impl Wants {
 /// What becomes of an object that arrived.
 pub(super) enum Received {
     Kept,
+    /// It is to be listed now.
+    IsListed,
     /// It repairs one from which the replica can start.
     Restarts,
     IsForRaft(Verified),

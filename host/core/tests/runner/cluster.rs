@@ -215,7 +215,7 @@ impl Cluster {
                 Effect::Persist { seq, job } => process.disk.queue(seq, job),
                 Effect::Fetch { from, to, bytes } => match &mut process.disk.reads {
                     Some(waiting) => waiting.push((from, to, bytes)),
-                    None => self.fetch(name, (from, to, bytes)),
+                    None => self.fetch(name, from, to, bytes),
                 },
                 Effect::Apply(job) => process.lane.push(job),
                 Effect::List { snapshots, promised, pressure, holds } => {
@@ -269,8 +269,9 @@ impl Cluster {
         }
     }
 
-    /// Reads entries back from the log, and hands them to the group.
-    pub(crate) fn fetch(&mut self, name: &str, (from, to, bytes): (u64, u64, u64)) {
+    /// Reads the entries of `[from, to)` back from the log, at most `bytes` of them, and hands them
+    /// to the group.
+    pub(crate) fn fetch(&mut self, name: &str, from: u64, to: u64, bytes: u64) {
         let image = self.processes[name].disk.durable.as_ref();
         let entries = image.and_then(|image| image.read(from, to, bytes));
         let found = entries.as_ref().map_or(0, Vec::len);

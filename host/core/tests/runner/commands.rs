@@ -221,8 +221,8 @@ impl Session {
             }
             ("reads", [node, "go"]) => {
                 let disk = &mut cluster.processes.get_mut(*node).expect("a process").disk;
-                let waiting = disk.reads.take().unwrap_or_default();
-                waiting.into_iter().rev().for_each(|read| cluster.fetch(node, read));
+                let waiting = disk.reads.take().unwrap_or_default().into_iter().rev();
+                waiting.for_each(|(from, to, bytes)| cluster.fetch(node, from, to, bytes));
             }
             ("lane", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";
@@ -335,13 +335,13 @@ impl Session {
 
     fn requests(&mut self, word: &str, rest: &str, words: &[&str]) -> bool {
         match (word, words) {
-            ("propose", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0), false),
-            ("relief", [node, ..]) => self.calls(node, after(rest, 1), (0, 0, 0), true),
+            ("propose", [node, ..]) => self.calls(node, after(rest, 1), 0, 0, 0, false),
+            ("relief", [node, ..]) => self.calls(node, after(rest, 1), 0, 0, 0, true),
             ("call", [node, session, sequence, lowest, ..]) => {
                 let number =
                     |text: &str| text.parse::<u64>().expect("call NODE SESSION SEQ LOWEST");
-                let numbers = (number(session), number(sequence), number(lowest));
-                self.calls(node, after(rest, 4), numbers, false);
+                let text = after(rest, 4);
+                self.calls(node, text, number(session), number(sequence), number(lowest), false);
             }
             ("twice", [node, session, command @ ..]) => {
                 let call = (0..2).map(|_| (1, 1, command.join(" "))).collect();
@@ -409,17 +409,16 @@ impl Session {
         true
     }
 
-    /// Proposes commands that are separated by `;`, all before one flush; in a session each has the
-    /// next sequence.
-    fn calls(&mut self, node: &str, text: &str, numbers: (u64, u64, u64), relief: bool) {
-        let (session, first, lowest_unanswered) = numbers;
+    /// Proposes commands that are separated by `;`, all before one flush. In a session each has the
+    /// next sequence, from `first` on, and those below `low` have their answers.
+    fn calls(&mut self, node: &str, text: &str, session: u64, first: u64, low: u64, relief: bool) {
         let session = self.cluster.session(session);
         let commands = text.split(';').map(str::trim);
         let events = commands.enumerate().map(|(place, command)| {
             let ticket = self.cluster.ticket(command.to_owned(), true);
             let sequence = first + place as u64;
             let payload = command.as_bytes().to_vec().into();
-            let call = Call { session, sequence, lowest_unanswered, payload };
+            let call = Call { session, sequence, lowest_unanswered: low, payload };
             Event::Propose { ticket, call, relief }
         });
         let events = events.collect();

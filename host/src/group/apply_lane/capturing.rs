@@ -16,12 +16,13 @@ use crate::store::next_length;
 impl ApplyLane {
     pub(super) fn capture(
         &mut self,
-        (term, index): (u64, u64),
+        term: u64,
+        index: u64,
         configuration: Configuration,
         gain: u64,
     ) -> Output {
         self.stalled = self.stalled.or_else(|| Some(self.tools.clock.running()));
-        let captured = self.try_capture((term, index), configuration, gain);
+        let captured = self.try_capture(term, index, configuration, gain);
         if !matches!(captured, Err(NoCapture::Unlist(_) | NoCapture::NoPlace(_))) {
             self.goes_on();
         }
@@ -45,7 +46,8 @@ impl ApplyLane {
 
     fn try_capture(
         &mut self,
-        (term, index): (u64, u64),
+        term: u64,
+        index: u64,
         configuration: Configuration,
         gain: u64,
     ) -> Result<Capture, NoCapture> {

@@ -142,11 +142,11 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> 
 fn lane(held: &Arc<Held>) -> ApplyLane {
     let log = log(&MemFs::with_dir(Path::new("/data"))).reader();
     let (mut lane, bootstrapped) = fresh_lane(held, log, Arc::new(NoStore));
-    drop(lane.run(range((1, 1), vec![bootstrapped], BTreeSet::new())));
+    drop(lane.run(range(1, 1, vec![bootstrapped], BTreeSet::new())));
     lane
 }
 
-fn range((first, last): (u64, u64), entries: Vec<Entry>, awaited: BTreeSet<u64>) -> ApplyJob {
+fn range(first: u64, last: u64, entries: Vec<Entry>, awaited: BTreeSet<u64>) -> ApplyJob {
     ApplyJob::Range { first, last, bytes: 0, entries, awaited }
 }
 
@@ -156,7 +156,7 @@ fn run(awaited: BTreeSet<u64>) -> (usize, usize) {
     let held = Arc::new(Held::default());
     let mut lane = lane(&held);
     let entries = (2..2 + ENTRIES).map(commands).collect();
-    let mut job = Some(range((2, 1 + ENTRIES), entries, awaited));
+    let mut job = Some(range(2, 1 + ENTRIES, entries, awaited));
     let mut told = 0;
     while let Some(next) = job.take() {
         for output in lane.run(next) {
@@ -256,7 +256,7 @@ fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
     let mut wal = log(&fs);
     let store: Arc<dyn StoreHandle> = Arc::new(DirectLane::new(bed.store));
     let (mut lane, bootstrapped) = fresh_lane(&Arc::default(), wal.reader(), Arc::clone(&store));
-    drop(lane.run(range((1, 2), vec![bootstrapped, commands(2)], BTreeSet::new())));
+    drop(lane.run(range(1, 2, vec![bootstrapped, commands(2)], BTreeSet::new())));
     let configuration = Configuration::default();
     let capture = lane.run(ApplyJob::Capture { term: 1, index: 2, configuration, gain: 0 }).pop();
     let Some(Output::Seal(capture)) = capture else { panic!("there is room") };
@@ -320,7 +320,7 @@ fn a_restore_that_cannot_read_its_snapshot_waits_for_another() {
     let log = log(&MemFs::with_dir(Path::new("/data"))).reader();
     let store = Arc::new(DirectLane::new(Bed::new().store));
     let (mut lane, bootstrapped) = fresh_lane(&Arc::default(), log, store);
-    drop(lane.run(range((1, 1), vec![bootstrapped], BTreeSet::new())));
+    drop(lane.run(range(1, 1, vec![bootstrapped], BTreeSet::new())));
     let unread = desc(7, b"gone");
     let told = lane.run(ApplyJob::Restore { build: 0, snapshot: unread.clone() });
     let [Output::Event(first), Output::Event(second)] = &told[..] else {

@@ -150,9 +150,9 @@ async fn a_full_leader_answers_what_is_forwarded() {
 #[tokio::test]
 async fn no_call_is_forwarded_into_another_cluster() {
     let told = "this is node 1 of cluster \"cluster 7\", not of \"cluster 1\"";
-    check_misdirected((7, Some(1)), GROUP, told).await;
-    check_misdirected((7, None), "another", told).await;
-    check_misdirected((1, Some(2)), GROUP, "another one (lineage 01010101").await;
+    check_misdirected(7, Some(1), GROUP, told).await;
+    check_misdirected(7, None, "another", told).await;
+    check_misdirected(1, Some(2), GROUP, "another one (lineage 01010101").await;
 }
 
 /// A node that takes node 1 for its leader, and what answers at the address that it has for it.
@@ -163,13 +163,13 @@ struct Astray {
     theirs: Shared,
 }
 
-/// Node 2 of cluster 1, for which a node of another cluster or lineage stands at node 1's address.
-async fn astray(stranger: (u8, Option<u8>), linked: bool) -> Astray {
+/// Node 2 of cluster 1, for which a node of this cluster and lineage stands at node 1's address.
+async fn astray(cluster: u8, lineage: Option<u8>, linked: bool) -> Astray {
     let listener = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let (there, here) = (listener().await, listener().await);
     let address = |listener: &TcpListener| listener.local_addr().expect("it is bound").to_string();
     let nodes = BTreeMap::from([(NodeId(1), address(&there)), (NodeId(2), address(&here))]);
-    let start = |node: u16, (cluster, lineage): (u8, Option<u8>), listener| {
+    let start = |node: u16, cluster: u8, lineage: Option<u8>, listener| {
         let shared = Shared::default();
         shared.lock().leader = Some(NodeId(1));
         let setup = Setup {
@@ -185,8 +185,8 @@ async fn astray(stranger: (u8, Option<u8>), linked: bool) -> Astray {
         };
         (Node::start(setup, listener, shared.clone()), shared)
     };
-    let (stranger, theirs) = start(1, stranger, there);
-    let (node, _ours) = start(2, (1, Some(1)), here);
+    let (stranger, theirs) = start(1, cluster, lineage, there);
+    let (node, _ours) = start(2, 1, Some(1), here);
     Astray { node, nodes, stranger, theirs }
 }
 
@@ -194,7 +194,7 @@ async fn astray(stranger: (u8, Option<u8>), linked: bool) -> Astray {
 /// are told so, and nobody is told that address.
 #[tokio::test]
 async fn no_client_is_sent_into_another_cluster() {
-    let Astray { node, nodes, stranger, theirs } = astray((7, Some(1)), true).await;
+    let Astray { node, nodes, stranger, theirs } = astray(7, Some(1), true).await;
     let (mut raw, wrong) = (raw(&node).await, &nodes[&NodeId(1)]);
     let told = "this is node 1 of cluster \"cluster 7\", not of \"cluster 1\"";
     let refused = async |raw: &mut LockstepClient<Channel>| {
@@ -231,10 +231,10 @@ async fn no_client_is_sent_into_another_cluster() {
     drop(stranger);
 }
 
-/// Node 2 takes a node of another cluster or lineage for its leader, and is asked to apply a
-/// command to a group that is there or not.
-async fn check_misdirected(who: (u8, Option<u8>), group: &str, told: &str) {
-    let Astray { node, nodes, stranger, theirs } = astray(who, false).await;
+/// Node 2 takes a node of this cluster and lineage for its leader, and is asked to apply a command
+/// to a group that is there or not.
+async fn check_misdirected(cluster: u8, lineage: Option<u8>, group: &str, told: &str) {
+    let Astray { node, nodes, stranger, theirs } = astray(cluster, lineage, false).await;
     let mut to = apply("a");
     let known = group == GROUP;
     let refused = if known {

@@ -41,12 +41,13 @@ pub(super) fn sender_to(
     to: u16,
     address: &str,
 ) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
-    sender_in(PeerVersions::OURS, (me, to), address)
+    sender_in(PeerVersions::OURS, me, to, address)
 }
 
 fn sender_in(
     versions: PeerVersions,
-    (me, to): (u16, u16),
+    me: u16,
+    to: u16,
     address: &str,
 ) -> (GrpcTransport, mpsc::UnboundedReceiver<NodeId>) {
     let (lost_in, lost) = mpsc::unbounded_channel();
@@ -180,7 +181,7 @@ async fn nodes_speak_the_newest_version_that_both_know() {
     for (ours, theirs, spoken) in [((1, 2), (1, 1), 1), ((1, 1), (1, 2), 1), ((1, 2), (2, 3), 2)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let mut node = receiver_on(listener, 1, Arc::new(Echo), versions(theirs));
-        let (transport, _lost) = sender_in(versions(ours), (1, 2), &node.address);
+        let (transport, _lost) = sender_in(versions(ours), 1, 2, &node.address);
         first_arrival(&transport, &mut node).await;
         assert_eq!(transport.version(NodeId(2)), Some(spoken), "{ours:?} {theirs:?}");
         let transfer = tokio::task::spawn_blocking(move || {
@@ -198,7 +199,7 @@ async fn nodes_without_a_common_version_are_told_both_and_the_way_out() {
     for (ours, theirs, older) in [(old, new, 1), (new, old, 2)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let node = receiver_on(listener, 1, Arc::new(NoInbox), theirs);
-        let (transport, _lost) = sender_in(ours, (1, 2), &node.address);
+        let (transport, _lost) = sender_in(ours, 1, 2, &node.address);
         let both = format!("node 2 speaks {theirs} of the peers' protocol, node 1 speaks {ours}");
         error_with(&transport, &both).await;
         error_with(&transport, &format!("a release on node {older} that speaks version 2")).await;

@@ -313,7 +313,7 @@ async fn held_back(shared: &Shared) -> Vec<(Call, Reply)> {
     patiently("commands", some).await
 }
 
-fn apply(shared: &Shared, (call, reply): (Call, Reply)) {
+fn apply(shared: &Shared, call: Call, reply: Reply) {
     let applied = shared.lock().apply(&call);
     reply.send(Ok(applied));
 }
@@ -357,7 +357,8 @@ async fn a_stream_that_is_not_read_keeps_no_room_from_others() {
     raw.flush().await;
     let mut held = held_back(&shared).await;
     assert_eq!(held.len(), 2, "the third waits");
-    apply(&shared, held.remove(0));
+    let (call, reply) = held.remove(0);
+    apply(&shared, call, reply);
     shared.lock().held = None;
     // After two pings, ten seconds each, the connection would count as dead and hold nothing more.
     let other = exchange(&nodes[0], vec![message(0..1)]);
@@ -387,10 +388,10 @@ async fn a_command_with_relief_waits_for_those_without_before_it() {
         if let Some(refusal) = refusal {
             reply.send(Err(refusal));
         } else {
-            apply(&shared, (call, reply));
+            apply(&shared, call, reply);
             let rest = held_back(&shared).await;
             assert_eq!(rest.len(), 2, "the last one does not wait for it");
-            rest.into_iter().for_each(|one| apply(&shared, one));
+            rest.into_iter().for_each(|(call, reply)| apply(&shared, call, reply));
         }
         let (answers, status) = stream.await.expect("no panic");
         assert_eq!(status.is_some(), is_high, "{status:?}");

@@ -77,13 +77,14 @@ pub fn kept(before: &Views, now: &Views) -> Checked {
 /// The entry of `term` at `index` was acknowledged to a client by a group with one of these
 /// configurations.
 pub fn acknowledged(
-    (index, term): (u64, u64),
+    index: u64,
+    term: u64,
     configurations: &[Configuration],
     views: &[View],
 ) -> Checked {
     let mut broken = None;
     for configuration in configurations {
-        match chosen((index, term), configuration, views) {
+        match chosen(index, term, configuration, views) {
             Ok(()) => return Ok(()),
             Err(violation) => broken = Some(violation),
         }
@@ -91,7 +92,7 @@ pub fn acknowledged(
     broken.map_or(Ok(()), Err)
 }
 
-fn chosen((index, term): (u64, u64), configuration: &Configuration, views: &[View]) -> Checked {
+fn chosen(index: u64, term: u64, configuration: &Configuration, views: &[View]) -> Checked {
     for voters in [&configuration.voters, &configuration.voters_outgoing] {
         let has = |view: &&View| view.has(index, term);
         let have = views.iter().filter(|view| voters.contains(&view.replica)).filter(has).count();
