@@ -267,6 +267,7 @@ impl Wants {
 }
 
 /// What becomes of an object that arrived.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is moved at once")]
 pub(super) enum Received {
     Kept,
     /// It is to be listed now.
