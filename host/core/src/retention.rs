@@ -22,7 +22,8 @@ use crate::snapshot::chunk::ObjectRef;
 /// What needs the log or an object besides the recovery points, and bounds for it.
 #[derive(Clone, Debug, Default)]
 pub struct Pins {
-    /// Snapshots that are being sent or promised: their receivers continue from these indexes.
+    /// Snapshots that are being sent or promised, and those of followers that were sent one and
+    /// have not caught up: their receivers continue from these indexes.
     pub sending: Vec<(ReplicaId, u64)>,
     /// The last index known to be on the slowest follower that still answers.
     pub slowest_follower: Option<(ReplicaId, u64)>,

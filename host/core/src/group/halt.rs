@@ -6,10 +6,11 @@
 //! - If an entry halted it, its guest is rebuilt as it was before that entry and answers local
 //!   queries from there.
 //! - If another replica applied that entry, the two have diverged. The halted one raises an alarm,
-//!   asks for a snapshot taken at or after the entry, and goes on from there. The group never
-//!   stops.
-//! - If its machine halted it (for lack of memory, say), it retries by itself: see
-//!   [`super::retry`].
+//!   asks for a snapshot taken at or after the entry, and goes on from there. The group goes on
+//!   meanwhile.
+//! - If all replicas halt at one entry, nobody asks for anything: one of them may lead, but
+//!   commands and linearizable queries are refused until an operator acts.
+//! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
 
 use crate::fault::Fault;
 use crate::group::Shared;

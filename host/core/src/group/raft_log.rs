@@ -8,7 +8,8 @@
 //! - A send that needs older entries is told `LogTemporarilyUnavailable`. The request becomes
 //!   [`super::Effect::Fetch`], and the send continues with [`super::Event::Fetched`].
 //! - `snapshot` offers only what the log durably lists or a follower was promised, and never a
-//!   configuration without its receiver.
+//!   configuration without its receiver. It may offer a listed object that is corrupt: the transfer
+//!   fails until that is repaired.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
