@@ -354,7 +354,7 @@ impl Group {
     }
 
     fn frame(&mut self, inbound: Inbound, effects: &mut Vec<Effect>) {
-        if matches!(&self.stage, Stage::Hosting(hosting) if !hosting.has_entries()) {
+        if matches!(&self.stage, Stage::Hosting(hosting) if !hosting.raw.has_entries()) {
             self.shared.hear_say(&inbound.frame, effects);
         }
         match self.shared.admit(&inbound, effects) {

@@ -118,10 +118,9 @@ pub fn goal(facts: &Facts<'_>) -> Option<Plan> {
         kept.push(new.clone());
         kept.sort_by_key(|desc| std::cmp::Reverse(desc.index));
     }
-    let is_read = |desc: &SnapshotDesc| desc.index + 1 >= pins.unreadable;
-    let survives = kept.iter().any(|desc| good(desc) && is_read(desc));
+    let survives = survives_damage(&kept, corrupt, pins.unreadable);
     if survives {
-        kept.retain(is_read);
+        kept.retain(|desc| is_readable(desc, pins.unreadable));
     }
     if facts.new.is_some() {
         kept.truncate(limits::RECOVERY_POINTS);
@@ -162,7 +161,12 @@ pub fn survives_damage(
     corrupt: &BTreeSet<ObjectName>,
     unreadable: u64,
 ) -> bool {
-    listed.iter().any(|desc| !corrupt.contains(&name(desc)) && desc.index + 1 >= unreadable)
+    listed.iter().any(|desc| !corrupt.contains(&name(desc)) && is_readable(desc, unreadable))
+}
+
+/// Whether the log that continues this recovery point can be read.
+fn is_readable(desc: &SnapshotDesc, unreadable: u64) -> bool {
+    desc.index + 1 >= unreadable
 }
 
 /// What keeps the log from being cut further, and the index after which it needs the log.

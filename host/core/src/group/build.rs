@@ -93,7 +93,7 @@ fn needs_snapshot(
 pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     if shared.state.is_stopped()
         || hosting.applying.pipeline.is_restoring()
-        || !hosting.applying.retry.is_due(shared.now)
+        || !hosting.applying.retry.take_due(shared.now)
     {
         return;
     }

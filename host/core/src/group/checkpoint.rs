@@ -52,7 +52,7 @@ pub(super) struct Checkpoints {
     /// The tick at which the next snapshot became overdue.
     overdue_since: Option<u64>,
     /// The index of the capture that waits until a recovery point is unlisted.
-    waiting_for_room: Option<u64>,
+    waiting_for_unlisting: Option<u64>,
     /// What happens to a capture that got no place.
     place: PlaceWait,
     /// Captures that failed in a row, and the tick before which no further checkpoint is proposed.
@@ -98,7 +98,7 @@ impl Checkpoints {
             postponed: false,
             room: None,
             overdue_since: None,
-            waiting_for_room: None,
+            waiting_for_unlisting: None,
             place: PlaceWait::default(),
             failed_in_a_row: 0,
             not_before: 0,
@@ -195,7 +195,7 @@ impl Checkpoints {
     /// Forgets the capture under way: it failed, or its guest is gone.
     pub(super) fn abandon_capture(&mut self) {
         self.capturing = None;
-        self.waiting_for_room = None;
+        self.waiting_for_unlisting = None;
         self.place = PlaceWait::default();
     }
 
@@ -217,8 +217,8 @@ impl Checkpoints {
     }
 
     /// The capture at `index` is tried again once a recovery point is unlisted.
-    pub(super) fn waits_for_room(&mut self, index: u64) {
-        self.waiting_for_room = Some(index);
+    pub(super) fn waits_for_unlisting(&mut self, index: u64) {
+        self.waiting_for_unlisting = Some(index);
     }
 
     pub(super) fn is_capturing_at(&self, index: u64) -> bool {
@@ -406,7 +406,7 @@ impl Checkpoints {
 
     /// Retries a capture that waited for a recovery point to be unlisted: the list is durable now.
     pub(super) fn retry_capture(&mut self, pipeline: &mut Pipeline, effects: &mut Vec<Effect>) {
-        if let Some(index) = self.waiting_for_room.take() {
+        if let Some(index) = self.waiting_for_unlisting.take() {
             pipeline.capture_again(index, effects);
         }
     }

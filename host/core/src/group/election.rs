@@ -50,7 +50,7 @@ const TIMEOUT_MAX: usize = limits::ELECTION_TICKS_MAX - 1;
 
 impl Election {
     /// Counts the leader that raft knows now. A term has at most one.
-    pub(super) fn learn(&mut self, raw: &RaftNode) {
+    pub(super) fn count_leader(&mut self, raw: &RaftNode) {
         let term = raw.raft.term;
         if raw.leader().is_some() && self.leaders.1 != term {
             self.leaders = (self.leaders.0 + 1, term);
@@ -63,7 +63,7 @@ impl Election {
     }
 
     /// Notes whether there is a leader now.
-    pub(super) fn count(&mut self, raw: &RaftNode, now: u64) {
+    pub(super) fn note_leader(&mut self, raw: &RaftNode, now: u64) {
         if self.led_by(raw, now).is_some() {
             self.led = now;
         }

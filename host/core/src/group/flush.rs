@@ -2,11 +2,10 @@
 
 use crate::fault::Refusal;
 use crate::group::effect::{ApplyJob, Effect};
-use crate::group::hosting::{Applying, Clients, Hosting, Snapshots};
+use crate::group::hosting::{Applying, Clients, Hosting};
 use crate::group::proposals::Proposal;
 use crate::group::reads::Read;
 use crate::group::ready;
-use crate::group::rebuild::GuestRooms;
 use crate::group::{Own, Shared};
 use crate::limits;
 use crate::memory::MemoryUse;
@@ -14,7 +13,8 @@ use crate::mutant::planted;
 use crate::retention;
 
 pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    hosting.reconcile(shared, effects);
+    let (retention, mut around) = hosting.retention();
+    retention.reconcile(&mut around, shared, effects);
     tell_of_itself(hosting, shared);
     hosting.snapshots.installs.offer(&mut hosting.raw, effects);
     propose_waiting(hosting, shared, effects);
@@ -42,16 +42,13 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
 
 /// What frames say of this replica.
 fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
-    let Hosting { applying, snapshots, .. } = hosting;
-    let Applying { pipeline, .. } = applying;
-    let Snapshots { checkpoints, retention, .. } = snapshots;
-    let newest = retention::newest_good(&shared.recovery.snapshots, retention.corrupt());
+    let corrupt = hosting.snapshots.retention.corrupt();
+    let newest = retention::newest_good(&shared.recovery.snapshots, corrupt);
     // A replica that needs a snapshot cannot start from those that it lists.
     let good = newest.filter(|_| hosting.snapshots.wants.needs().is_none());
     let snapshot = good.map_or(0, |desc| desc.index);
-    let rooms = GuestRooms { pipeline, checkpoints, retention };
-    let guest = hosting.applying.rebuilds.guest(shared, &rooms);
-    shared.own = Own { applied: pipeline.applied(), snapshot, guest };
+    let (applied, guest) = (hosting.applying.pipeline.applied(), hosting.guest(shared));
+    shared.own = Own { applied, snapshot, guest };
 }
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {

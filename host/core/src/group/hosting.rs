@@ -16,6 +16,7 @@ use crate::group::checkpoint::Checkpoints;
 use crate::group::checkpoint_requests::CheckpointRequests;
 use crate::group::effect::{Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
+use crate::group::frame::GuestIs;
 use crate::group::halt::Halts;
 use crate::group::install::Installs;
 use crate::group::membership::Membership;
@@ -28,6 +29,7 @@ use crate::group::reads::Reads;
 use crate::group::rebuild::Rebuilds;
 use crate::group::reconcile::{Around, Retention};
 use crate::group::retry::Retry;
+use crate::group::room::Rooms;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared};
@@ -181,10 +183,6 @@ impl Hosting {
         Self::open(shared, Recovered { state, terms, window, sizes }, effects)
     }
 
-    pub(super) fn has_entries(&self) -> bool {
-        self.raw.has_entries()
-    }
-
     pub(super) fn not_leader(&self, shared: &Shared) -> Refusal {
         let leader = self.members.election.led_by(&self.raw, shared.now);
         Refusal::NotLeader { leader: leader.map(ReplicaId::node) }
@@ -219,12 +217,35 @@ impl Hosting {
         self.clients.proposals.passed(index, |index| log.term(index).ok(), effects);
     }
 
-    /// Does the next thing toward what should be listed.
-    pub(super) fn reconcile(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    /// What this replica reports of its guest.
+    pub(super) fn guest(&self, shared: &Shared) -> GuestIs {
+        let Applying { pipeline, rebuilds, .. } = &self.applying;
+        let Snapshots { checkpoints, retention, .. } = &self.snapshots;
+        rebuilds.guest(shared, pipeline, checkpoints, retention)
+    }
+
+    /// What is listed, and what else decides it.
+    pub(super) fn retention(&mut self) -> (&mut Retention, Around<'_>) {
         let Snapshots { checkpoints, retention, outgoing, catch_ups, .. } = &mut self.snapshots;
         let (raw, pipeline) = (&self.raw, &mut self.applying.pipeline);
-        let mut around = Around { raw, pipeline, checkpoints, outgoing, catch_ups };
-        retention.reconcile(&mut around, shared, effects);
+        (retention, Around { raw, pipeline, checkpoints, outgoing, catch_ups })
+    }
+
+    /// What the replica asks its peers for, and what else a lack of space or of a snapshot has to
+    /// do with.
+    pub(super) fn wants<'a>(
+        &'a mut self,
+        effects: &'a mut Vec<Effect>,
+    ) -> (&'a mut Wants, Rooms<'a>) {
+        let Snapshots { checkpoints, retention, wants, .. } = &mut self.snapshots;
+        let (raw, pipeline) = (&self.raw, &mut self.applying.pipeline);
+        let proposals = &mut self.clients.proposals;
+        (wants, Rooms { raw, pipeline, checkpoints, retention, proposals, effects })
+    }
+
+    /// What a lack of space has to do with.
+    pub(super) fn rooms<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Rooms<'a> {
+        self.wants(effects).1
     }
 
     /// Has the store lane told what is listed, if that changed.

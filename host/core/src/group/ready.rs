@@ -55,7 +55,7 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     let stepped_down = ready.ss().is_some_and(|state| state.raft_state != StateRole::Leader);
     let promoted = ready.ss().is_some_and(|state| state.raft_state == StateRole::Leader);
     hosting.raw.advance_append_async(ready);
-    hosting.members.election.learn(&hosting.raw);
+    hosting.members.election.count_leader(&hosting.raw);
 
     if planted("acknowledge_before_sync") {
         send_all(hosting, shared, std::mem::take(&mut promised), effects);

@@ -65,13 +65,6 @@ pub(super) struct Turn {
     since: u64,
 }
 
-/// What tells whether a rebuild is possible.
-pub(super) struct GuestRooms<'a> {
-    pub(super) pipeline: &'a Pipeline,
-    pub(super) checkpoints: &'a Checkpoints,
-    pub(super) retention: &'a Retention,
-}
-
 /// Whose turn it is on a leader.
 #[derive(Default)]
 pub(super) struct Turns {
@@ -235,10 +228,16 @@ impl Shared {
 
 impl Rebuilds {
     /// What this replica reports of its guest.
-    pub(super) fn guest(&self, shared: &Shared, rooms: &GuestRooms<'_>) -> GuestIs {
-        if !rooms.pipeline.is_applying() {
+    pub(super) fn guest(
+        &self,
+        shared: &Shared,
+        pipeline: &Pipeline,
+        checkpoints: &Checkpoints,
+        retention: &Retention,
+    ) -> GuestIs {
+        if !pipeline.is_applying() {
             GuestIs::Absent
-        } else if self.pays(shared, rooms) {
+        } else if self.pays(shared, checkpoints, retention) {
             GuestIs::ToBeRebuilt
         } else {
             GuestIs::Live
@@ -246,7 +245,7 @@ impl Rebuilds {
     }
 
     /// Whether a rebuild of the guest would release enough memory.
-    fn pays(&self, shared: &Shared, rooms: &GuestRooms<'_>) -> bool {
+    fn pays(&self, shared: &Shared, checkpoints: &Checkpoints, retention: &Retention) -> bool {
         let Some(memory) = shared.memory.filter(|memory| memory.is_high()) else { return false };
         let Some(newest) = shared.recovery.newest() else { return false };
         let after = self.footprints.after_restore(newest.length);
@@ -254,8 +253,8 @@ impl Rebuilds {
         (worthwhile || planted("rebuild_for_nothing"))
             && newest.index > self.from
             && shared.now >= self.not_before
-            && !rooms.retention.is_corrupt(newest)
-            && !rooms.checkpoints.is_capturing_in_time(shared.now)
+            && !retention.is_corrupt(newest)
+            && !checkpoints.is_capturing_in_time(shared.now)
     }
 
     /// A rebuild of the live guest begins.

@@ -44,8 +44,6 @@ pub(super) struct Retention {
     reading: Option<ObjectName>,
     /// The tick at which a reading last failed for a passing reason.
     unread: Option<u64>,
-    /// An object that is not listed yet, read whole when it was sealed.
-    new: Option<Verified>,
     need: Option<Need>,
     /// The log asks for space.
     asked: bool,
@@ -96,8 +94,9 @@ impl Retention {
         self.corrupt.contains(&retention::name(snapshot))
     }
 
-    /// A peer's copy took the place of the object; returns whether it was corrupt.
-    pub(super) fn is_repaired(&mut self, snapshot: &SnapshotDesc) -> bool {
+    /// A peer's copy took the place of the object: forgets that it was corrupt, and returns whether
+    /// it was.
+    pub(super) fn repaired(&mut self, snapshot: &SnapshotDesc) -> bool {
         self.corrupt.remove(&retention::name(snapshot))
     }
 
@@ -106,13 +105,8 @@ impl Retention {
         self.corrupt.retain(|(_, corrupt, _)| *corrupt != index);
     }
 
-    pub(super) fn is_whole(&mut self, snapshot: &SnapshotDesc, now: u64) {
+    pub(super) fn note_whole(&mut self, snapshot: &SnapshotDesc, now: u64) {
         self.whole = Some((retention::name(snapshot), now));
-    }
-
-    /// An object is to be listed, before anything else happens.
-    pub(super) fn add(&mut self, snapshot: Verified) {
-        self.new = Some(snapshot);
     }
 
     /// An object fits only if `victim` is unlisted. One that a peer sends does not displace a
@@ -160,6 +154,21 @@ impl Retention {
         }
     }
 
+    /// Lists an object that was read whole when it was sealed.
+    pub(super) fn list_new(
+        &mut self,
+        around: &mut Around<'_>,
+        shared: &mut Shared,
+        snapshot: Verified,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Verified { desc, mut hold } = snapshot;
+        hold.disarm();
+        let goal = self.goal(around, shared, Some(&desc));
+        let plan = goal.unwrap_or_else(|| Plan::of(&shared.recovery));
+        self.list(around, shared, plan, Some(hold), effects);
+    }
+
     /// Does the next thing toward what should be listed.
     pub(super) fn reconcile(
         &mut self,
@@ -167,12 +176,6 @@ impl Retention {
         shared: &mut Shared,
         effects: &mut Vec<Effect>,
     ) {
-        if let Some(Verified { desc, mut hold }) = self.new.take() {
-            hold.disarm();
-            let goal = self.goal(around, shared, Some(&desc));
-            let plan = goal.unwrap_or_else(|| Plan::of(&shared.recovery));
-            self.list(around, shared, plan, Some(hold), effects);
-        }
         self.forget_stale_need(around);
         let damaged = damage::is_to_be_cut_off(around.raw.store(), &shared.recovery);
         if self.need.is_none() && !self.asked && !damaged {
@@ -224,7 +227,7 @@ impl Retention {
         if snapshots != shared.recovery.snapshots
             && let Some(capture) = self.need.take().and_then(|need| need.capture)
         {
-            around.checkpoints.waits_for_room(capture);
+            around.checkpoints.waits_for_unlisting(capture);
         }
         if planted("delete_before_unlist") {
             let (promised, pressure, holds) = (Vec::new(), false, Vec::new());
@@ -308,7 +311,7 @@ impl Retention {
                 }
                 return;
             }
-            Found::Whole | Found::Unread(_) => self.is_whole(snapshot, shared.now),
+            Found::Whole | Found::Unread(_) => self.note_whole(snapshot, shared.now),
             // The older one that stays in its place is to be read, for which there is as much time.
             Found::Bad(_) => self.need.iter_mut().for_each(|need| need.since = shared.now),
         }

@@ -1,7 +1,7 @@
 //! A guest that could not be built for a cause that may pass: the replica tries again by itself, at
 //! growing intervals.
 //!
-//! - The machine lacked memory or descriptors, and the replica is halted.
+//! - The node lacked memory or descriptors, and the replica is halted.
 //! - The recovery points or the log could not be read, and the replica needs a snapshot. What
 //!   failed once may be readable now. The need stays until there is a guest, so that the peers are
 //!   still asked and what they send is taken.
@@ -27,8 +27,8 @@ impl Retry {
         *self = Self::default();
     }
 
-    /// Whether the guest is to be built again now.
-    pub(super) fn is_due(&mut self, now: u64) -> bool {
+    /// Whether the guest is to be built again now; says so once.
+    pub(super) fn take_due(&mut self, now: u64) -> bool {
         self.at.take_if(|at| now >= *at).is_some()
     }
 }

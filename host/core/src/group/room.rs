@@ -235,7 +235,7 @@ impl Shared {
 
     /// Whether to drop an append until there is space. One that raft would reject takes no space
     /// and is let through, because its leader must learn where this log ends.
-    pub(super) fn waits_for_room(&self, raw: &RaftNode, message: &Message) -> bool {
+    pub(super) fn drops_for_space(&self, raw: &RaftNode, message: &Message) -> bool {
         let carries = |entry: &raft::eraftpb::Entry| {
             entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
         };

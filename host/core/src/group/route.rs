@@ -12,9 +12,7 @@ use crate::group::frame::{Body, Frame, GuestIs};
 use crate::group::hosting::{Applying, Clients, Hosting, Members, Snapshots};
 use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
-use crate::group::rebuild::{self, GuestRooms};
-use crate::group::reconcile::Around;
-use crate::group::room::Rooms;
+use crate::group::rebuild;
 use crate::group::wants::Received;
 use crate::group::{Shared, damage, vet};
 use crate::ids::{NodeId, ReplicaId, Ticket};
@@ -22,20 +20,6 @@ use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::chunk::Want;
 use crate::snapshot::{SnapshotDesc, Verified};
-
-/// Splits a replica into the rooms that a lack of space, or of a snapshot, has to do with.
-macro_rules! rooms {
-    ($hosting:ident, $effects:ident) => {
-        Rooms {
-            raw: &$hosting.raw,
-            pipeline: &mut $hosting.applying.pipeline,
-            checkpoints: &mut $hosting.snapshots.checkpoints,
-            retention: &mut $hosting.snapshots.retention,
-            proposals: &mut $hosting.clients.proposals,
-            effects: $effects,
-        }
-    };
-}
 
 /// Takes an event of a client, the log or the node.
 pub(super) fn event(
@@ -94,7 +78,7 @@ pub(super) fn event(
             hosting.snapshots.retention.promises_changed();
         }
         Event::Room(shortage) => {
-            let began = shared.room(shortage, &mut rooms!(hosting, effects));
+            let began = shared.room(shortage, &mut hosting.rooms(effects));
             space_changed(hosting, shared, began, effects);
         }
         Event::DiskStalled(stall) => disk_stalled(hosting, shared, stall, effects),
@@ -193,8 +177,9 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
     hosting.applying.halts.tick(shared, effects);
-    hosting.snapshots.wants.tick(&mut rooms!(hosting, effects), shared);
-    hosting.members.election.count(&hosting.raw, shared.now);
+    let (wants, mut rooms) = hosting.wants(effects);
+    wants.tick(&mut rooms, shared);
+    hosting.members.election.note_leader(&hosting.raw, shared.now);
     hosting.settle_state(shared, effects);
     let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
     // While the disk hangs, such batches would only pile up.
@@ -205,12 +190,11 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
 }
 
 fn tick_rebuild(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    shared.own.guest = hosting.guest(shared);
     let Hosting { raw, clients, applying, snapshots, .. } = hosting;
     let Clients { proposals, .. } = clients;
     let Applying { pipeline, rebuilds, .. } = applying;
     let Snapshots { checkpoints, retention, .. } = snapshots;
-    let rooms = GuestRooms { pipeline, checkpoints, retention };
-    shared.own.guest = rebuilds.guest(shared, &rooms);
     rebuilds.tick_turns(raw, shared);
     rebuilds.tick_checkpoints(raw, checkpoints, shared);
     if shared.own.guest == GuestIs::ToBeRebuilt
@@ -232,7 +216,7 @@ fn tick_snapshots(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<
         checkpoints.capture_failed(pipeline, failed, shared.now);
     }
     checkpoints.tick_places(pipeline, raw.store(), shared, effects);
-    let began = shared.tick_room(&mut rooms!(hosting, effects));
+    let began = shared.tick_room(&mut hosting.rooms(effects));
     space_changed(hosting, shared, began, effects);
     let Hosting { raw, applying, snapshots, .. } = hosting;
     let Applying { pipeline, .. } = applying;
@@ -260,14 +244,16 @@ pub(super) fn frame(
     let from = frame.from;
     match frame.body {
         Body::Raft(message) => raft_message(hosting, shared, from, message, effects),
-        Body::Probe if shared.persist.reached(hosting.durable.began) && hosting.has_entries() => {
+        Body::Probe
+            if shared.persist.reached(hosting.durable.began) && hosting.raw.has_entries() =>
+        {
             shared.send(from.node(), Some(from), Body::Have, effects);
             if !shared.recovery.configuration.contains(from) {
                 hosting.members.membership.answer_non_member(shared, from, effects);
             }
         }
         // A replica without entries has only heard of the group and cannot vouch for it.
-        Body::Probe if !hosting.has_entries() => {
+        Body::Probe if !hosting.raw.has_entries() => {
             shared.send(from.node(), Some(from), Body::Nothing, effects);
         }
         // Entries that are not durable yet prove neither that the group exists nor that it does
@@ -311,7 +297,7 @@ fn raft_message(
     if !shared.recovery.configuration.contains(from) {
         membership.answer_non_member(shared, from, effects);
     }
-    if election.drops(&message, shared) || shared.waits_for_room(raw, &message) {
+    if election.drops(&message, shared) || shared.drops_for_space(raw, &message) {
         return;
     }
     election.hear(&message, shared.now);
@@ -363,12 +349,23 @@ fn received(
     snapshot: Verified,
     effects: &mut Vec<Effect>,
 ) {
-    match hosting.snapshots.wants.received(&mut rooms!(hosting, effects), shared, snapshot) {
+    let (wants, mut rooms) = hosting.wants(effects);
+    match wants.received(&mut rooms, shared, snapshot) {
         Received::Kept => {}
-        Received::IsListed => hosting.reconcile(shared, effects),
+        Received::IsToBeListed(snapshot) => list_new(hosting, shared, snapshot, effects),
         Received::Restarts => build::restart(hosting, shared, effects),
         Received::IsForRaft(snapshot) => hosting.snapshots.installs.received(snapshot, effects),
     }
+}
+
+fn list_new(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    snapshot: Verified,
+    effects: &mut Vec<Effect>,
+) {
+    let (retention, mut around) = hosting.retention();
+    retention.list_new(&mut around, shared, snapshot, effects);
 }
 
 /// A local snapshot is complete: it is to be listed, unless a newer one is already.
@@ -381,10 +378,9 @@ fn captured(
     let desc = &snapshot.desc;
     hosting.snapshots.checkpoints.captured(desc.index, shared.now);
     hosting.applying.rebuilds.captured(desc, shared.memory);
-    hosting.snapshots.retention.is_whole(desc, shared.now);
+    hosting.snapshots.retention.note_whole(desc, shared.now);
     if shared.recovery.newest().is_none_or(|newest| newest.index < desc.index) {
-        hosting.snapshots.retention.add(snapshot);
-        hosting.reconcile(shared, effects);
+        list_new(hosting, shared, snapshot, effects);
     }
 }
 
@@ -401,14 +397,8 @@ fn was_read(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc, fou
     if matches!(found, Found::Bad(_)) {
         found_corrupt(hosting, shared, snapshot);
     }
-    let mut around = Around {
-        raw: &hosting.raw,
-        pipeline: &mut hosting.applying.pipeline,
-        checkpoints: &mut hosting.snapshots.checkpoints,
-        outgoing: &hosting.snapshots.outgoing,
-        catch_ups: &hosting.snapshots.catch_ups,
-    };
-    hosting.snapshots.retention.was_read(&mut around, shared, snapshot, found);
+    let (retention, mut around) = hosting.retention();
+    retention.was_read(&mut around, shared, snapshot, found);
 }
 
 /// There may be too little space, or enough again.

@@ -236,16 +236,15 @@ impl Wants {
         snapshot: Verified,
     ) -> Received {
         let object = ObjectRef::of(&snapshot.desc);
-        if rooms.retention.is_repaired(&snapshot.desc) {
+        if rooms.retention.repaired(&snapshot.desc) {
             self.asked = None;
             rooms.effects.push(Effect::Judged { object, taken: true });
             if self.needs.is_some() { Received::Restarts } else { Received::Kept }
         } else if self.is_needed(rooms, shared, &snapshot.desc) {
             rooms.effects.push(Effect::Judged { object, taken: true });
-            // It is listed, and the replica starts from it once that is durable.
+            // The replica starts from it once it is durably listed.
             self.listing = true;
-            rooms.retention.add(snapshot);
-            Received::IsListed
+            Received::IsToBeListed(snapshot)
         } else {
             Received::IsForRaft(snapshot)
         }
@@ -267,11 +266,10 @@ impl Wants {
 }
 
 /// What becomes of an object that arrived.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is moved at once")]
 pub(super) enum Received {
     Kept,
-    /// It is to be listed now.
-    IsListed,
+    /// The replica needs it, and starts from it once it is listed.
+    IsToBeListed(Verified),
     /// It repairs one from which the replica can start.
     Restarts,
     IsForRaft(Verified),
