@@ -88,11 +88,10 @@ fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
 fn ask_for_reads(hosting: &mut Hosting, shared: &Shared) {
     let Hosting { raw, clients, .. } = hosting;
     let Clients { reads, .. } = clients;
-    let unique = (shared.me().0, shared.recovery.boot);
     // raft silently drops read requests before the first commit of a leader's term.
     if raw.is_leader()
         && raw.raft.commit_to_current_term()
-        && let Some(context) = reads.start_round(unique, shared.now)
+        && let Some(context) = reads.start_round(shared.me().0, shared.recovery.boot, shared.now)
     {
         if planted("read_without_quorum") {
             reads.confirm(&context, raw.raft.raft_log.committed);

@@ -57,14 +57,15 @@ impl Reads {
         Ok(())
     }
 
-    /// Starts a round if reads wait and one may start; returns the context to pass to raft.
-    pub(super) fn start_round(&mut self, unique: (u64, u64), now: u64) -> Option<Vec<u8>> {
+    /// Starts a round if reads wait and one may start; returns the context to pass to raft,
+    /// which no other process of any replica uses.
+    pub(super) fn start_round(&mut self, replica: u64, boot: u64, now: u64) -> Option<Vec<u8>> {
         if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
             return None;
         }
         self.counter += 1;
         let mut context = Vec::with_capacity(24);
-        for part in [unique.0, unique.1, self.counter] {
+        for part in [replica, boot, self.counter] {
             context.extend_from_slice(&part.to_le_bytes());
         }
         let reads = std::mem::take(&mut self.waiting);
