@@ -231,8 +231,7 @@ impl Hosting {
         (retention, Around { raw, pipeline, checkpoints, outgoing, catch_ups })
     }
 
-    /// What the replica asks its peers for, and what else a lack of space or of a snapshot has to
-    /// do with.
+    /// What the replica asks its peers for, and the concerns that this or a lack of space touches.
     pub(super) fn wants<'a>(
         &'a mut self,
         effects: &'a mut Vec<Effect>,
@@ -243,7 +242,7 @@ impl Hosting {
         (wants, Rooms { raw, pipeline, checkpoints, retention, proposals, effects })
     }
 
-    /// What a lack of space has to do with.
+    /// The concerns that a lack of space touches.
     pub(super) fn rooms<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Rooms<'a> {
         self.wants(effects).1
     }

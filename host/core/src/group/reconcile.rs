@@ -33,7 +33,7 @@ use crate::mutant::planted;
 use crate::retention::{self, Facts, ObjectName, Pins, Plan, Short};
 use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
-/// The facts about recovery points that no other room has.
+/// What is known of recovery points, and asked of them, beyond the list itself.
 #[derive(Default)]
 pub(super) struct Retention {
     /// Listed objects that turned out to be corrupt.

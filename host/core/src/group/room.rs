@@ -67,13 +67,13 @@ impl Space {
         self.log = shortage;
     }
 
-    /// A snapshot was tried at tick `now`: the next one is not tried at once.
+    /// A snapshot was tried at tick `now`; the next one is tried a while later.
     pub(super) fn tried(&mut self, now: u64) {
         self.tries_at = now + limits::SHORT_CAPTURE_TICKS;
     }
 }
 
-/// What a lack of space has to do with.
+/// The concerns that a lack of space, or of a snapshot, touches.
 pub(super) struct Rooms<'a> {
     pub(super) raw: &'a RaftNode,
     pub(super) pipeline: &'a mut Pipeline,

@@ -37,8 +37,8 @@ use crate::snapshot::{SnapshotDesc, Verified};
 
 /// The way out for a group of one.
 const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot, so this replica tries its own \
-    again; if that does not help, restore this group's files from a copy, or remove the group from \
-    the configuration and give it up with `lockstep group drop`";
+    snapshots and log again; if that does not help, restore this group's files from a copy, or \
+    remove the group from the configuration and give it up with `lockstep group drop`";
 
 /// How often all peers are asked for a corrupt object before the replica captures a snapshot
 /// itself.
@@ -114,7 +114,8 @@ impl Wants {
         self.needs.take().is_some()
     }
 
-    /// The guest is built again from what this replica has. What is being listed is part of that.
+    /// The guest is built again from what the recovery state lists: from now on only a newer object
+    /// than that ends the need.
     pub(super) fn tries(&mut self, state: &RecoveryState) {
         self.lacked = state.snapshots.first().map_or(0, |desc| desc.index);
     }
