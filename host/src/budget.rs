@@ -174,7 +174,7 @@ mod tests {
     fn a_share_and_the_whole_say_no_and_what_is_given_back_is_there_again() {
         let budgets = budgets(100, 50);
         let (one, other) = (Share::new(budgets.clone(), 70), Share::new(budgets.clone(), 70));
-        let first = one.take(60).expect("there is room");
+        let first = one.take(60).expect("there is space");
         assert!(one.take(11).is_none(), "its own bound");
         assert!(other.take(41).is_none(), "everybody's bound");
         let second = other.take(40).expect("exactly the rest");
@@ -219,7 +219,7 @@ mod tests {
         let share = Share::new(budgets.clone(), 100);
         let hello = share.take(10).expect("it begins like a client");
         share.belongs_to_a_peer();
-        let batch = share.take(50).expect("the peers' room");
+        let batch = share.take(50).expect("the peers' space");
         assert_eq!((budgets.clients.used(), budgets.peers.used()), (10, 50));
         drop((hello, batch));
         assert_eq!((budgets.clients.used(), budgets.peers.used()), (0, 0));

@@ -79,7 +79,7 @@ const INPUTS_PER_FLUSH_MAX: usize = 4_096;
 /// Ticks between two published reports.
 const REPORT_TICKS: u64 = 1;
 /// Ticks between two requests to the store lane to tidy up: it gives up a transfer that has been
-/// suspended for too long, and makes room that other groups claim.
+/// suspended for too long, and makes space that other groups claim.
 const TEND_TICKS: u64 = 50;
 
 /// The warning, in log and status, about a node whose clock is off.
@@ -277,11 +277,11 @@ impl GroupActor {
                     self.tends.ask(&*self.lanes.store, move |store| {
                         // Read only now: a lane whose disk hung may come to this much later.
                         if let Some(unlist) = store.tend(clock.running().as_millis() as u64) {
-                            handle.raise(Event::RoomWanted { unlist, capture: None });
+                            handle.raise(Event::SpaceWanted { unlist, capture: None });
                         }
                     });
                 }
-                self.look_for_room();
+                self.look_for_space();
                 self.forget_the_gone(effects);
                 self.look_at_the_disk(effects);
                 self.group.handle(Event::Tick { wall_ms: self.lanes.clock.wall_ms() }, effects);
@@ -304,11 +304,11 @@ impl GroupActor {
     }
 
     /// Asks the store lane whether there is space for the next snapshot.
-    fn look_for_room(&self) {
+    fn look_for_space(&self) {
         let handle = self.handle.clone();
         self.looks.ask(&*self.lanes.store, move |store| {
-            if let Some(room) = store.next_room() {
-                handle.raise(Event::SnapshotRoom(room));
+            if let Some(space) = store.next_space() {
+                handle.raise(Event::SnapshotSpace(space));
             }
         });
     }

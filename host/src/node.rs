@@ -43,7 +43,7 @@ use crate::rpc::port::PortState;
 use crate::rpc::server::{Front, Services};
 use crate::rpc::versions::PeerVersions;
 pub use crate::starting::StartError;
-use crate::starting::{once_there_is_room, thread};
+use crate::starting::{once_there_is_space, thread};
 use crate::store::layout::{ObjectName, snapshot_dir};
 use crate::store::{Budget, BudgetLimits};
 use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions};
@@ -144,7 +144,7 @@ impl Node {
             modules.insert(spec.name.clone(), load_module(spec, &modules, config)?);
         }
         let mut data =
-            once_there_is_room(DataDirError::is_short, || DataDir::open(&fs, config, rejoin))?;
+            once_there_is_space(DataDirError::is_short, || DataDir::open(&fs, config, rejoin))?;
         if rejoin {
             data.move_snapshots_aside(&*fs, config)?;
         }
@@ -298,9 +298,9 @@ fn open_log(
     let segment_bytes = config.log_segment_bytes;
     let options = WalOptions::new(config.cluster_id(), config.node, segment_bytes, entropy());
     let open = || Wal::open(Arc::clone(fs), &data.wal(), options);
-    let (wal, recovered) = once_there_is_room(WalError::is_short, open)?;
+    let (wal, recovered) = once_there_is_space(WalError::is_short, open)?;
     tell_promise(&**fs, &wal);
-    once_there_is_room(DataDirError::is_short, || data.log_begun(&**fs))?;
+    once_there_is_space(DataDirError::is_short, || data.log_begun(&**fs))?;
     Ok((wal, recovered))
 }
 
@@ -366,7 +366,7 @@ fn snapshot_dir_of_group(
     let listed = known.iter().flat_map(|group| &group.state.snapshots);
     let listed: Vec<String> = listed.map(|desc| ObjectName::of(desc).file()).collect();
     let take = || data.take_snapshots(fs, config, &spec.name, &dir, &listed);
-    match once_there_is_room(SnapshotDirError::is_short, take) {
+    match once_there_is_space(SnapshotDirError::is_short, take) {
         Ok(()) => SnapshotDir::Usable(dir),
         Err(error) if error.is_full() => {
             tracing::warn!(group = spec.name, %error, "snapshots wait for space; the next start \

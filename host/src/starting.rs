@@ -71,7 +71,7 @@ pub(crate) fn thread(lane: impl Into<String>, source: std::io::Error) -> StartEr
 
 /// Repeats a step of a start while it lacks disk space, descriptors or memory: a full disk does not
 /// end the node, which goes on once there is enough.
-pub(crate) fn once_there_is_room<T, E: std::fmt::Display>(
+pub(crate) fn once_there_is_space<T, E: std::fmt::Display>(
     is_short: impl Fn(&E) -> bool,
     mut step: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
@@ -80,7 +80,7 @@ pub(crate) fn once_there_is_room<T, E: std::fmt::Display>(
         match step() {
             Err(error) if is_short(&error) => {
                 if tries.is_multiple_of(START_RETRIES_A_LINE) {
-                    tracing::warn!(%error, "the node cannot start for lack of room: it goes on by \
+                    tracing::warn!(%error, "the node cannot start for lack of space: it goes on by \
                         itself once there is enough");
                 }
                 tries += 1;

@@ -41,8 +41,8 @@ mod places;
 pub mod reader;
 mod report;
 pub mod reserve;
-mod room;
 mod snapshot_disk;
+mod space;
 pub mod staged;
 mod suspended;
 pub mod sweep;
@@ -56,9 +56,9 @@ pub use places::{Place, Work};
 pub use reader::{OpenError, SnapshotReader};
 pub use report::{ObjectStatus, StoreReport, Tally, Usage};
 pub use reserve::{Budget, BudgetLimits, LocalHeader, Quota, Reservation, SnapshotRefusal, Use};
-pub(crate) use room::next_length;
 pub(crate) use snapshot_disk::DiskPlaces;
 pub use snapshot_disk::{DiskPlace, SnapshotDisk};
+pub(crate) use space::next_length;
 pub use staged::{Finished, Staged, StagedWriter, Suspended};
 pub use sweep::{ObjectContent, ObjectFile, Swept, list_directory, list_objects, verify_object};
 
@@ -87,7 +87,7 @@ pub struct SnapshotStore {
     suspended: Option<(Suspended, u64)>,
     /// Bytes of object that the last local snapshot needed and did not get.
     wanted: Option<u64>,
-    /// The last report of [`Self::next_room`] was that space is short.
+    /// The last report of [`Self::next_space`] was that space is short.
     told_short: bool,
     /// The producer that needs a recovery point unlisted; what that frees is counted for it.
     asked: Option<&'static str>,
@@ -272,7 +272,6 @@ impl SnapshotStore {
             Source::Local(local) => layout::part_out(local.term, local.index),
         };
         let (producer, (_, index)) = (reservation.source.producer(), reservation.source.position());
-        let need = reservation.allocation.bytes();
         let allocation = reservation.allocation.clone();
         let path = layout::part_dir(&self.dir).join(&part);
         let received = matches!(reservation.source, Source::Received(_));
@@ -285,7 +284,7 @@ impl SnapshotStore {
             StagedWriter::begin(file, part, reservation, self.identity, &self.fs, self.dir.clone())
         });
         created.map_err(|e| {
-            let refusal = SnapshotRefusal::disk("creating a staging file", need, &e);
+            let refusal = SnapshotRefusal::disk("creating a staging file", &e);
             self.collect();
             self.count(producer, index, &refusal);
             refusal
@@ -434,17 +433,16 @@ impl SnapshotStore {
     fn take(&mut self, need: u64) -> Result<Result<Arc<Allocation>, u64>, SnapshotRefusal> {
         let part_dir = layout::part_dir(&self.dir);
         if !self.fs.exists(&part_dir).unwrap_or(true) {
-            self.make_directory(&part_dir, need)?;
+            self.make_directory(&part_dir)?;
         }
         let measured = self.fs.space(&self.dir);
-        let space =
-            measured.map_err(|e| SnapshotRefusal::disk("asking for free space", need, &e))?;
+        let space = measured.map_err(|e| SnapshotRefusal::disk("asking for free space", &e))?;
         Ok(self.quota.take(need, space))
     }
 
     /// Makes the staging directory. Those above it are made only if the disk was too full for them
     /// when the store opened.
-    fn make_directory(&mut self, part_dir: &Path, need: u64) -> Result<(), SnapshotRefusal> {
+    fn make_directory(&mut self, part_dir: &Path) -> Result<(), SnapshotRefusal> {
         let is_gone = self.is_made && !self.fs.exists(&self.dir).unwrap_or(true);
         if is_gone && !planted("make_what_is_gone") {
             let dir = self.dir.display();
@@ -452,7 +450,7 @@ impl SnapshotStore {
             return Err(SnapshotRefusal::Disk(why));
         }
         let made = create_dirs(&*self.fs, part_dir);
-        made.map_err(|e| SnapshotRefusal::disk("creating the snapshot directory", need, &e))?;
+        made.map_err(|e| SnapshotRefusal::disk("creating the snapshot directory", &e))?;
         self.is_made = true;
         Ok(())
     }
@@ -463,7 +461,7 @@ impl SnapshotStore {
         let name = ObjectName::of(&desc);
         let from = layout::part_dir(&self.dir).join(&part);
         let to = self.dir.join(name.file());
-        let disk = |e: io::Error| SnapshotRefusal::disk("sealing a snapshot", 0, &e);
+        let disk = |e: io::Error| SnapshotRefusal::disk("sealing a snapshot", &e);
         let allocation = match self.fs.rename_new(&from, &to) {
             Ok(()) => {
                 self.parts.remove(&part);
@@ -521,7 +519,7 @@ impl SnapshotStore {
         if checked.is_err() {
             let from = layout::part_dir(&self.dir).join(part);
             let renamed = self.fs.rename(&from, &to);
-            renamed.map_err(|e| SnapshotRefusal::disk("replacing a bad snapshot", 0, &e))?;
+            renamed.map_err(|e| SnapshotRefusal::disk("replacing a bad snapshot", &e))?;
             self.parts.remove(part);
         }
         // Reused or replaced, the object now has the size of the staging file, whose own bytes

@@ -114,7 +114,7 @@ pub struct WalStats {
     pub bytes: u64,
     pub segments: u64,
     /// Bytes left in the active segment.
-    pub room: u64,
+    pub left: u64,
     /// Whether a spare waits to be the next segment.
     pub reserve: bool,
     /// Syncs of files and directories since the log was opened.
@@ -297,7 +297,7 @@ impl Wal {
         WalStats {
             bytes: files.map(|file| file.length).sum(),
             segments: segments.len() as u64,
-            room: self.active.file.length.saturating_sub(self.end),
+            left: self.active.file.length.saturating_sub(self.end),
             reserve: !self.spares.is_empty(),
             fsyncs: self.counters.fsyncs,
             batches: self.counters.batches,

@@ -69,17 +69,17 @@ fn fresh(module: &ComponentModule) -> ComponentGuest {
 }
 
 /// A bootstrap record with the limits that a group has by default.
-fn roomy_bootstrap(module: &ComponentModule) -> Bootstrap {
+fn ample_bootstrap(module: &ComponentModule) -> Bootstrap {
     Bootstrap { profile: Profile::default(), ..bootstrap(module, "") }
 }
 
 /// A guest under the default limits, neither initialised nor restored.
 fn unused(module: &ComponentModule) -> ComponentGuest {
-    made(module, &roomy_bootstrap(module)).expect("the limits allow an empty guest")
+    made(module, &ample_bootstrap(module)).expect("the limits allow an empty guest")
 }
 
 /// A guest under the default limits, initialised without a configuration.
-fn roomy(module: &ComponentModule) -> ComponentGuest {
+fn ample(module: &ComponentModule) -> ComponentGuest {
     let mut guest = unused(module);
     guest.init(at(1), b"").expect("an empty configuration is valid");
     guest

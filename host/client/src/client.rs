@@ -32,7 +32,7 @@ pub struct Options {
     /// How long connecting may take; at most half of `attempt`, so that an attempt at a node that
     /// cannot be reached is known to have had no effect.
     pub connect: Duration,
-    /// The commands make room in the state machine's memory: while others are refused as
+    /// The commands free memory of the state machine: while others are refused as
     /// `memory-high`, these are taken up to a second bound.
     pub relief: bool,
 }

@@ -30,7 +30,7 @@ use crate::routes::Target;
 use crate::session::OpenCall;
 use crate::v1;
 use crate::v1::stream_answer::Answer;
-use crate::window::{Job, Room};
+use crate::window::{Job, Permit};
 
 /// Most commands, and about the most bytes of commands, in one message.
 const MESSAGE_COMMANDS_MAX: usize = 512;
@@ -61,7 +61,7 @@ struct Command {
     call: Option<OpenCall>,
     deadline: Instant,
     answer: oneshot::Sender<Result<Reply>>,
-    _room: Room,
+    _permit: Permit,
     attempts: u32,
     /// The command was sent over the current stream and is not answered.
     under_way: bool,
@@ -217,11 +217,11 @@ impl Driver {
                     }
                     Err(status) => return Some((Failed::of_status(&status), Side::Node)),
                 },
-                room = outgoing.reserve(), if may_send => match room {
-                    Ok(room) => {
+                permit = outgoing.reserve(), if may_send => match permit {
+                    Ok(permit) => {
                         stream.before_sending(self.under_way);
                         if let Some(message) = self.message(stream) {
-                            room.send(message);
+                            permit.send(message);
                         }
                     }
                     // The end of the answers says why.
@@ -253,7 +253,7 @@ impl Driver {
     }
 
     fn admit(&mut self, job: Job) {
-        let Job { command, call, deadline, answer, room } = job;
+        let Job { command, call, deadline, answer, permit } = job;
         let tag = self.next_tag;
         self.next_tag += 1;
         self.commands.insert(
@@ -263,7 +263,7 @@ impl Driver {
                 call,
                 deadline,
                 answer,
-                _room: room,
+                _permit: permit,
                 attempts: 0,
                 under_way: false,
                 unknown: false,
@@ -397,7 +397,7 @@ impl Driver {
     /// Ends the commands whose deadline has passed; returns whether one of them was under way.
     fn expire(&mut self) -> bool {
         let (now, mut overdue) = (Instant::now(), false);
-        // Callers set their deadlines before they wait for room: these need not ascend with tags.
+        // Callers set their deadlines before they wait for space: these need not ascend with tags.
         let commands = self.commands.iter();
         let late: Vec<u64> = commands.filter(|(_, c)| c.deadline <= now).map(|(t, _)| *t).collect();
         for tag in late {

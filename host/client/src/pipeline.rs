@@ -70,21 +70,22 @@ impl Pipeline {
         let command = command.into();
         fits("command", &command)?;
         let deadline = Instant::now() + self.client.options().deadline;
-        let room = self.window.take(command.len());
-        let room = tokio::time::timeout_at(deadline, room).await.map_err(|_elapsed| no_room())?;
+        let permit = self.window.take(command.len());
+        let permit =
+            tokio::time::timeout_at(deadline, permit).await.map_err(|_elapsed| window_is_full())?;
         let call = match &self.session {
             Some(session) => Some(session.begin_until(deadline).await?),
             None => None,
         };
         let (answer, receiver) = oneshot::channel();
-        let job = Job { command, call, deadline, answer, room };
+        let job = Job { command, call, deadline, answer, permit };
         self.jobs.send(job).await.map_err(|_| Error::Closed)?;
         Ok(Pending { answer: receiver })
     }
 }
 
 /// The error of a command for which the pipeline was full until its deadline.
-fn no_room() -> Error {
+fn window_is_full() -> Error {
     let message = "no command in flight in the pipeline ended in time".to_owned();
     Error::Refused { refusal: "overloaded".to_owned(), message, attempts: 0 }
 }

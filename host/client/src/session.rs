@@ -90,7 +90,7 @@ impl Session {
         })
     }
 
-    /// Waits until the window of open sequences has room, and opens a call.
+    /// Waits until the window of open sequences has space, and opens a call.
     pub(crate) async fn begin(&self) -> OpenCall {
         loop {
             let moved = self.inner.moved.notified();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_given_up_makes_room() {
+    async fn a_call_that_is_given_up_frees() {
         let options = crate::Options::default();
         let client = Client::connect(["127.0.0.1:1"], options).expect("a good endpoint");
         let session = Session::new(9, client);

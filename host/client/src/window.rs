@@ -12,7 +12,7 @@ use crate::session::OpenCall;
 use crate::{STREAM_INFLIGHT_BYTES_MAX, STREAM_INFLIGHT_MAX};
 
 /// The unit of the window's bytes; a command takes one unit more than it fills.
-const ROOM_UNIT_BYTES: usize = 1 << 10;
+const PERMIT_BYTES: usize = 1 << 10;
 
 /// The bounds for commands in flight.
 #[derive(Clone)]
@@ -23,7 +23,7 @@ pub(crate) struct Window {
 
 /// A command's part of the window, which a drop returns.
 #[derive(Default)]
-pub(crate) struct Room {
+pub(crate) struct Permit {
     _command: Option<OwnedSemaphorePermit>,
     _bytes: Option<OwnedSemaphorePermit>,
 }
@@ -36,21 +36,21 @@ pub(crate) struct Job {
     pub deadline: Instant,
     pub answer: oneshot::Sender<Result<Reply>>,
     /// The command's part of the window, until the command ends.
-    pub room: Room,
+    pub permit: Permit,
 }
 
 impl Window {
     pub(crate) fn new(commands: usize) -> Self {
-        let bytes = Semaphore::new(STREAM_INFLIGHT_BYTES_MAX / ROOM_UNIT_BYTES);
+        let bytes = Semaphore::new(STREAM_INFLIGHT_BYTES_MAX / PERMIT_BYTES);
         let commands = Semaphore::new(commands.min(STREAM_INFLIGHT_MAX));
         Self { commands: Arc::new(commands), bytes: Arc::new(bytes) }
     }
 
-    pub(crate) async fn take(&self, bytes: usize) -> Room {
-        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX);
+    pub(crate) async fn take(&self, bytes: usize) -> Permit {
+        let units = u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX);
         // The semaphores are never closed, so both calls succeed.
         let _command = Arc::clone(&self.commands).acquire_owned().await.ok();
         let _bytes = Arc::clone(&self.bytes).acquire_many_owned(units).await.ok();
-        Room { _command, _bytes }
+        Permit { _command, _bytes }
     }
 }

@@ -57,10 +57,7 @@ pub enum Refusal {
     Lost,
     #[error("{why} while the command was under way: it may or may not have been applied")]
     Unknown { why: String },
-    #[error(
-        "the disk is full: {need} bytes are needed, {have} are free; commands resume once space is \
-         freed"
-    )]
+    #[error("{}", disk_full(*need, *have))]
     DiskFull { need: u64, have: u64 },
     #[error(
         "the log since the newest snapshot has {bytes} bytes, limit {bound}; commands resume after \
@@ -117,12 +114,26 @@ impl Refusal {
     }
 }
 
+/// What keeps the log from getting `need` bytes of a disk that says it has `have`.
+fn disk_full(need: u64, have: u64) -> String {
+    if have < need {
+        return format!(
+            "the disk is full: {need} bytes are needed, {have} are free; commands resume once \
+             space is freed"
+        );
+    }
+    format!(
+        "the log got no file of {need} bytes although {have} are free: the node lacks descriptors \
+         or memory, or a disk quota is used up; commands resume once it gets one"
+    )
+}
+
 /// Which commands are taken above a bound of memory.
 fn memory_exception(bound: u64, most: u64) -> &'static str {
     if (MemoryUse { bytes: 0, most }).refuses_all_from(bound) {
-        "those that make room, too"
+        "those that free memory, too"
     } else {
-        "except those that make room"
+        "except those that free memory"
     }
 }
 
@@ -221,7 +232,7 @@ pub enum Fault {
 
 impl Fault {
     /// Whether the machine lacked a resource that it may have later.
-    pub fn is_machines(&self) -> bool {
+    pub fn lacks_resource(&self) -> bool {
         matches!(self, Self::Guest(fault) if fault.class == FaultClass::Host)
     }
 

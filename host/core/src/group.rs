@@ -37,6 +37,7 @@ mod election;
 mod event;
 mod flush;
 pub mod frame;
+mod guest;
 mod halt;
 mod hosting;
 mod install;
@@ -55,8 +56,8 @@ mod ready;
 mod rebuild;
 mod reconcile;
 mod retry;
-mod room;
 mod route;
+mod space;
 mod stall;
 mod status;
 mod strangers;
@@ -74,7 +75,7 @@ use hosting::Hosting;
 use meeting::{Meeting, Outcome};
 use persist::PersistQueue;
 use rebuild::Turns;
-use room::Space;
+use space::Space;
 use strangers::Strangers;
 use time::LogTime;
 
@@ -284,7 +285,7 @@ impl Group {
             Event::Frame(inbound) => self.frame(inbound, effects),
             Event::Persisted { seq } => self.persisted(seq, effects),
             Event::Faulted(fault) => self.fault(fault, effects),
-            Event::Room(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
+            Event::LogSpace(shortage) if matches!(self.stage, Stage::Meeting(_)) => {
                 self.shared.space.log_reports(shortage);
             }
             Event::DiskStalled(stall) if matches!(self.stage, Stage::Meeting(_)) => {
@@ -419,7 +420,7 @@ impl Group {
             | Event::NotRestored { .. }
             | Event::Stands { .. }
             | Event::CaptureWritten { .. }
-            | Event::RoomWanted { .. }
+            | Event::SpaceWanted { .. }
             | Event::NoPlace { .. }
             | Event::Captured(_)
             | Event::CaptureFailed { .. }
@@ -430,9 +431,9 @@ impl Group {
             | Event::Faulted(_)
             | Event::GuestFailed { .. }
             | Event::Memory(_)
-            | Event::Room(_)
+            | Event::LogSpace(_)
             | Event::DiskStalled(_)
-            | Event::SnapshotRoom(_)
+            | Event::SnapshotSpace(_)
             | Event::TransferEnded { .. } => return,
             Event::Received { snapshot } => {
                 let object = ObjectRef::of(&snapshot.desc);
@@ -480,7 +481,7 @@ impl Shared {
             wall_ms: self.wall_ms,
             short: self.space.shortage(),
             applied: self.own.applied,
-            halted: self.halt().is_some(),
+            halted: self.state.is_halted(),
             stalled: self.stalled.is_some(),
             memory: self.memory,
             snapshot: self.own.snapshot,

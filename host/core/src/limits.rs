@@ -58,9 +58,9 @@ pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
 /// it is for what is under way by then (by the rule of [`MEMORY_UNDER_WAY_PARTS`] one entry of at
 /// most [`COMMANDS_ENTRY_BYTES_MAX`] and its answers, which may take 8 times its size at the least
 /// limit of 32 MiB and 256 times at the default one of 1 GiB), for guests that grow a buffer by
-/// doubling it, and for commands that make room.
+/// doubling it, and for commands that free memory.
 pub const MEMORY_SOFT_PERCENT: u64 = 75;
-/// At this part of a guest's memory limit commands that make room are refused, too.
+/// At this part of a guest's memory limit commands that free memory are refused, too.
 pub const MEMORY_RELIEF_PERCENT: u64 = 87;
 /// At this part of the soft bound status, metrics and log warn.
 pub const MEMORY_WARNING_PERCENT: u64 = 80;

@@ -2,7 +2,7 @@
 //!
 //! The memory that a group's profile allows is the *hard* bound: a guest that asks for more traps,
 //! on some replicas sooner than on others. Commands are therefore refused from a lower, *soft*
-//! bound on; commands that are to make room are taken up to a bound between the two.
+//! bound on; commands that are to free memory are taken up to a bound between the two.
 
 use crate::fault::Refusal;
 use crate::limits;
@@ -20,12 +20,12 @@ impl MemoryUse {
         part(self.most, limits::MEMORY_SOFT_PERCENT)
     }
 
-    /// The bound from which commands that make room are refused as well.
+    /// The bound from which commands that free memory are refused as well.
     pub fn relief(self) -> u64 {
         part(self.most, limits::MEMORY_RELIEF_PERCENT)
     }
 
-    /// Whether commands that make room are refused from this bound on as well.
+    /// Whether commands that free memory are refused from this bound on as well.
     pub fn refuses_all_from(self, bound: u64) -> bool {
         bound >= self.relief()
     }
@@ -44,7 +44,7 @@ impl MemoryUse {
         self.bytes >= self.soft()
     }
 
-    /// Whether a command is taken; `relief`: it is to make room.
+    /// Whether a command is taken; `relief`: it is to free memory.
     pub(crate) fn takes(self, relief: bool) -> bool {
         self.bytes < if relief { self.relief() } else { self.soft() }
     }

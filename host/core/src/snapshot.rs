@@ -25,7 +25,7 @@ pub trait Hold: Send + std::fmt::Debug {
 
 /// Whether disk, budget and cap have space for the next snapshot beside the newest one, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Room {
+pub struct SnapshotSpace {
     /// The size of the next snapshot.
     pub need: u64,
     /// The space that the disk has for it once all older snapshots are deleted.
@@ -36,7 +36,7 @@ pub struct Room {
     pub margin: u64,
 }
 
-impl Room {
+impl SnapshotSpace {
     pub fn fits(self) -> bool {
         self.have.min(self.quota) >= self.need
     }

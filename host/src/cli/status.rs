@@ -234,7 +234,7 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
-            "the last snapshot failed: {}; a later checkpoint will try again",
+            "the last snapshot failed and will be retried: {}",
             group.last_capture_error
         ));
     }

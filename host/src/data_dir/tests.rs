@@ -156,7 +156,7 @@ fn a_snapshot_directory_without_its_owner_is_missing() {
 
     Fs::remove(&fs, Path::new(OWNER)).expect("it is there");
     let other = Fs::create(&fs, Path::new(OWNER)).expect("it was removed");
-    other.write_at(b"lockstep format=1 cluster=d node=1 group=g\n", 0).expect("there is room");
+    other.write_at(b"lockstep format=1 cluster=d node=1 group=g\n", 0).expect("there is space");
     let Err(error) = start(&fs, "/srv/data", false) else { panic!("it is taken") };
     assert!(error.to_string().contains("belongs to"), "{error}");
 }

@@ -485,7 +485,7 @@ impl ApplyLane {
                         }
                         // A lack of resources is kept over any other fault, because it makes the
                         // core try again.
-                        fault if guests.as_ref().is_some_and(Fault::is_machines) => drop(fault),
+                        fault if guests.as_ref().is_some_and(Fault::lacks_resource) => drop(fault),
                         fault => guests = Some(fault),
                     }
                 }

@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(counts, [4096, 2048, 1024, 512, 256, 128]);
         held.remove(0);
         assert_eq!(places.taken(), (2048 + 1024 + 512 + 256 + 128, 2048 + 1024 + 512 + 256 + 128));
-        assert!(places.take(Asker(5), 1).is_some(), "there is room again");
+        assert!(places.take(Asker(5), 1).is_some(), "there is space again");
         assert!(places.take(Asker(7), BYTES_MAX).is_none(), "bytes have a bound as well");
     }
 

@@ -64,7 +64,7 @@ impl NoCapture {
     pub(super) fn told(self, group: GroupId, index: u64) -> Event {
         let (why, postponed) = match self {
             Self::Unlist(unlist) => {
-                return Event::RoomWanted { unlist: *unlist, capture: Some(index) };
+                return Event::SpaceWanted { unlist: *unlist, capture: Some(index) };
             }
             Self::NoPlace(why) => return Event::NoPlace { index, why },
             Self::Postponed(why) => (why, true),

@@ -98,7 +98,7 @@ impl GroupInbox {
         let took = self.clock.running().saturating_sub(began);
         self.transfers.received(&received, took.as_millis() as u64);
         if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
-            self.handle.raise(Event::RoomWanted { unlist: *unlist, capture: None });
+            self.handle.raise(Event::SpaceWanted { unlist: *unlist, capture: None });
         }
     }
 

@@ -6,9 +6,9 @@
 //! - A line loses its client as a whole: once the group found the client of one command gone, it
 //!   finds that of every later one gone. So what it takes of a line has no gap.
 //! - Answers to a line's commands are charged to the line's connection until they are read. An
-//!   answer that finds no room is dropped, and the client is told that its command's fate is
+//!   answer that finds no space is dropped, and the client is told that its command's fate is
 //!   unknown.
-//! - A line's commands wait for room, first come, first served: a group with more than it can do
+//! - A line's commands wait for space, first come, first served: a group with more than it can do
 //!   makes its streams wait instead of refusing them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,13 +21,13 @@ use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Commands of streams that a group holds at once, bytes. Other proposals find room beside them.
+/// Commands of streams that a group holds at once, bytes. Other proposals find space beside them.
 const STREAMS_BYTES_MAX: usize = 24 << 20;
-/// The unit in which room is counted; a command takes one more than it fills.
-const ROOM_UNIT_BYTES: usize = 1 << 10;
+/// The unit in which space is counted; a command takes one more than it fills.
+const PERMIT_BYTES: usize = 1 << 10;
 
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);
-const _: () = assert!(STREAMS_BYTES_MAX / ROOM_UNIT_BYTES < limits::PROPOSALS_WAITING_MAX);
+const _: () = assert!(STREAMS_BYTES_MAX / PERMIT_BYTES < limits::PROPOSALS_WAITING_MAX);
 
 /// What an answer is charged in addition to its own bytes.
 const ANSWER_OVERHEAD_BYTES: usize = 64;
@@ -78,7 +78,7 @@ impl Line {
         self.left.store(true, Ordering::Relaxed);
     }
 
-    /// Charges an answer to the connection; if there is no room for it, it is replaced by a
+    /// Charges an answer to the connection; if there is no space for it, it is replaced by a
     /// refusal.
     fn charged(&self, answer: Result<Answer, Refusal>) -> Told {
         let bytes = ANSWER_OVERHEAD_BYTES + answer.as_ref().map_or(0, Answer::bytes);
@@ -97,30 +97,30 @@ impl Line {
     }
 }
 
-/// Room in a group for commands of streams.
+/// Space in a group for commands of streams.
 #[derive(Clone, Debug)]
-pub(crate) struct StreamRoom(Arc<Semaphore>);
+pub(crate) struct StreamPermits(Arc<Semaphore>);
 
-impl Default for StreamRoom {
+impl Default for StreamPermits {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(STREAMS_BYTES_MAX / ROOM_UNIT_BYTES)))
+        Self(Arc::new(Semaphore::new(STREAMS_BYTES_MAX / PERMIT_BYTES)))
     }
 }
 
-impl StreamRoom {
-    /// Takes room for a command of `bytes` bytes, if there is enough now.
+impl StreamPermits {
+    /// Takes space for a command of `bytes` bytes, if there is enough now.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Waits for room for a command of `bytes` bytes.
+    /// Waits for space for a command of `bytes` bytes.
     pub(crate) async fn take(self, bytes: usize) -> OwnedSemaphorePermit {
         self.0.acquire_many_owned(units(bytes)).await.expect("nobody closes it")
     }
 }
 
 fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes / ROOM_UNIT_BYTES + 1).unwrap_or(u32::MAX)
+    u32::try_from(bytes / PERMIT_BYTES + 1).unwrap_or(u32::MAX)
 }
 
 /// Where the answer to a command goes.
@@ -132,8 +132,8 @@ pub(crate) enum Reply {
     InLine {
         to: oneshot::Sender<Told>,
         line: Arc<Line>,
-        /// The command's room, given back with the answer.
-        _room: OwnedSemaphorePermit,
+        /// The command's space, given back with the answer.
+        _space: OwnedSemaphorePermit,
     },
 }
 
@@ -147,10 +147,10 @@ impl Reply {
     /// The reply to a command of a stream.
     pub(crate) fn in_line(
         line: Arc<Line>,
-        room: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> (Self, oneshot::Receiver<Told>) {
         let (to, receiver) = oneshot::channel();
-        (Self::InLine { to, line, _room: room }, receiver)
+        (Self::InLine { to, line, _space: permit }, receiver)
     }
 
     /// Whether the caller is gone. A stream that ends drops its receivers one after the other, so
@@ -192,7 +192,7 @@ impl Reply {
         // If the receiver is gone, the caller gave up waiting.
         match self {
             Self::Alone(to) => drop(to.send(answer)),
-            Self::InLine { to, line, _room } => drop(to.send(line.charged(answer))),
+            Self::InLine { to, line, _space } => drop(to.send(line.charged(answer))),
         }
     }
 }
@@ -211,10 +211,10 @@ mod tests {
     /// A client that reads no answers holds no more than its connection may.
     #[tokio::test]
     async fn answers_that_nobody_takes_have_a_bound() {
-        let (line, room) = (Arc::new(line()), StreamRoom::default());
+        let (line, permit) = (Arc::new(line()), StreamPermits::default());
         let mut told = Vec::new();
         for _ in 0..4 {
-            let (reply, receiver) = Reply::in_line(Arc::clone(&line), room.clone().take(1).await);
+            let (reply, receiver) = Reply::in_line(Arc::clone(&line), permit.clone().take(1).await);
             reply.send(Ok(Answer::Ok(bytes::Bytes::from(vec![0; 400]))));
             told.push(receiver.await.expect("it was sent"));
         }
@@ -245,11 +245,11 @@ mod tests {
     /// While a stream ends, the group may look at its commands one by one.
     #[test]
     fn a_line_loses_its_client_as_a_whole() {
-        let (line, room) = (Arc::new(line()), StreamRoom::default());
+        let (line, permit) = (Arc::new(line()), StreamPermits::default());
         let mut replies = Vec::new();
         for _ in 0..3 {
-            let room = room.try_take(1).expect("there is enough");
-            let (reply, receiver) = Reply::in_line(Arc::clone(&line), room);
+            let permit = permit.try_take(1).expect("there is enough");
+            let (reply, receiver) = Reply::in_line(Arc::clone(&line), permit);
             replies.push(reply);
             drop(receiver);
         }
@@ -259,11 +259,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn room_goes_back_with_the_answer() {
-        let room = StreamRoom::default();
-        let all = room.clone().take(STREAMS_BYTES_MAX - ROOM_UNIT_BYTES).await;
+    async fn space_goes_back_with_the_answer() {
+        let permit = StreamPermits::default();
+        let all = permit.clone().take(STREAMS_BYTES_MAX - PERMIT_BYTES).await;
         let (reply, receiver) = Reply::in_line(Arc::new(line()), all);
-        let mut waiting = std::pin::pin!(room.take(0));
+        let mut waiting = std::pin::pin!(permit.take(0));
         let pending = std::future::poll_fn(|cx| {
             std::task::Poll::Ready(std::future::Future::poll(waiting.as_mut(), cx).is_pending())
         });

@@ -60,7 +60,7 @@ pub enum LogOutput {
     /// Every job of the group up to this one is durable.
     Persisted { group: GroupId, seq: u64 },
     /// Which shortage the log has, if any; for every group.
-    Room(Option<Shortage>),
+    Space(Option<Shortage>),
     /// The group has to drop its log below this index, for it keeps a damaged segment.
     Damaged { group: GroupId, below: u64 },
     /// The group's job does not fit its log; the others go on.
@@ -163,7 +163,7 @@ impl LogWriter {
             LogOutput::Damaged { group, .. } if !runs(*group) => Some(self.wal.name_of(*group)),
             LogOutput::Damaged { .. }
             | LogOutput::Persisted { .. }
-            | LogOutput::Room(_)
+            | LogOutput::Space(_)
             | LogOutput::Refused { .. } => None,
         });
         still.collect()
@@ -173,7 +173,7 @@ impl LogWriter {
         let shortage = self.wal.shortage();
         if shortage.is_some() || (self.short && !planted("full_for_ever")) {
             self.short = shortage.is_some();
-            outputs.push(LogOutput::Room(shortage));
+            outputs.push(LogOutput::Space(shortage));
         }
         let damaged = self.wal.damaged();
         if let Some(newest) = damaged.difference(&self.damaged).max() {
@@ -416,8 +416,8 @@ fn tell(output: LogOutput, known: &Known) {
                 group.raise(Event::Persisted { seq });
             }
         }
-        LogOutput::Room(shortage) => {
-            known.values().for_each(|group| group.raise(Event::Room(shortage)));
+        LogOutput::Space(shortage) => {
+            known.values().for_each(|group| group.raise(Event::LogSpace(shortage)));
         }
         LogOutput::Damaged { group, below } => {
             if let Some(group) = known.get(&group) {

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::disk_watch::Hanging;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
-use crate::group::line::{Line, Reply, StreamRoom, Told};
+use crate::group::line::{Line, Reply, StreamPermits, Told};
 use crate::group::{Lanes, open_object};
 use crate::metrics::{TransferTally, seconds_histogram};
 use crate::store::{OpenError, SnapshotDisk, StoreHandle, StoreReport, Use};
@@ -261,8 +261,8 @@ struct Inner {
     state: watch::Receiver<ReplicaState>,
     report: watch::Receiver<GroupReport>,
     frames_dropped: AtomicU64,
-    /// Room for commands of streams, which they hold from here until they are answered.
-    stream_room: StreamRoom,
+    /// Space for commands of streams, which they hold from here until they are answered.
+    stream_permits: StreamPermits,
     /// Bytes that wait in the two bounded channels.
     frame_bytes: AtomicUsize,
     request_bytes: AtomicUsize,
@@ -296,7 +296,7 @@ impl GroupHandle {
             state,
             report,
             frames_dropped: AtomicU64::new(0),
-            stream_room: StreamRoom::default(),
+            stream_permits: StreamPermits::default(),
             frame_bytes: AtomicUsize::new(0),
             request_bytes: AtomicUsize::new(0),
             store: OnceLock::new(),
@@ -324,20 +324,20 @@ impl GroupHandle {
         Ok(receiver)
     }
 
-    /// The room that commands of streams wait for.
-    pub(crate) fn stream_room(&self) -> StreamRoom {
-        self.inner.stream_room.clone()
+    /// The space that commands of streams wait for.
+    pub(crate) fn stream_permits(&self) -> StreamPermits {
+        self.inner.stream_permits.clone()
     }
 
-    /// Submits a command of a stream that waited for its `room`.
+    /// Submits a command of a stream that waited for its `permit`.
     pub(crate) fn submit_in(
         &self,
         line: &Arc<Line>,
         call: Call,
         relief: bool,
-        room: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<oneshot::Receiver<Told>, Refusal> {
-        let (answer, receiver) = Reply::in_line(Arc::clone(line), room);
+        let (answer, receiver) = Reply::in_line(Arc::clone(line), permit);
         let put = self.put(Request::Propose { call, relief, answer });
         put.inspect_err(|refusal| line.break_at(refusal))?;
         Ok(receiver)

@@ -11,7 +11,7 @@ use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 
 use crate::fs::{Fs, is_short};
-use crate::starting::once_there_is_room;
+use crate::starting::once_there_is_space;
 use crate::store::layout::ObjectName;
 use crate::store::{Identity, Quota, SnapshotStore};
 use crate::wal::{RecoveredGroup, WalError, WalReader};
@@ -86,7 +86,7 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
     let opened = match &disk.snapshots {
         SnapshotDir::Unusable { why, .. } => Err(Unopened { why: why.clone(), is_short: false }),
         SnapshotDir::Usable(_) if disk.waits => {
-            once_there_is_room(|unopened: &Unopened| unopened.is_short, open)
+            once_there_is_space(|unopened: &Unopened| unopened.is_short, open)
         }
         SnapshotDir::Usable(_) => open(),
     };

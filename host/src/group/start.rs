@@ -21,7 +21,7 @@ use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
 use crate::guest::Module;
 use crate::metrics::Transfers;
-use crate::starting::{StartError, once_there_is_room, thread};
+use crate::starting::{StartError, once_there_is_space, thread};
 use crate::store::{Budget, Quota, SnapshotDisk, StoreHandle};
 use crate::transport::Transport;
 use crate::wal::{RecoveredGroup, WalError};
@@ -146,7 +146,7 @@ impl Shared {
     /// Reads the part of a group's log that is kept in memory; waits while the machine lacks what
     /// that takes.
     fn read_window(&self, group: &RecoveredGroup) -> Result<Recovered, StartError> {
-        Ok(once_there_is_room(WalError::is_short, || recover(&self.log.reader(), group))?)
+        Ok(once_there_is_space(WalError::is_short, || recover(&self.log.reader(), group))?)
     }
 
     /// A group's part of the disk.

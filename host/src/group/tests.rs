@@ -325,7 +325,7 @@ async fn nothing_is_done_for_those_who_left() {
     for _ in 0..100 {
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
         // The receiver is dropped: the caller left.
-        left.push(hosted.handle.submit(call, false).expect("there is room"));
+        left.push(hosted.handle.submit(call, false).expect("there is space"));
         left.clear();
     }
     let last = hosted.handle.report().status.last_index;
@@ -348,9 +348,9 @@ async fn a_broken_line_takes_nothing_more() {
     go.send(()).expect("somebody waits for it");
     waiting.shutdown().await;
     let submit = async |line: &Arc<line::Line>| {
-        let room = hosted.handle.stream_room().take(1).await;
+        let space = hosted.handle.stream_permits().take(1).await;
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
-        let answer = hosted.handle.submit_in(line, call, false, room).expect("there is room");
+        let answer = hosted.handle.submit_in(line, call, false, space).expect("there is space");
         tokio::time::timeout(PATIENCE, answer)
             .await
             .expect("in time")
@@ -376,10 +376,10 @@ fn line() -> Arc<line::Line> {
 async fn what_is_taken_of_a_line_has_no_gap() {
     let hosted = hosted().await;
     let submit = |line: &Arc<line::Line>, command: &str| {
-        let room = hosted.handle.stream_room().try_take(1).expect("there is enough");
+        let space = hosted.handle.stream_permits().try_take(1).expect("there is enough");
         let payload = command.to_owned().into();
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
-        hosted.handle.submit_in(line, call, false, room).expect("there is room")
+        hosted.handle.submit_in(line, call, false, space).expect("there is space")
     };
     // The actor runs while this task waits, so it finds the stream half dropped.
     let half_dropped = line();

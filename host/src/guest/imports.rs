@@ -243,7 +243,7 @@ mod tests {
         for bytes_max in [1, 2, 3, 5, 100] {
             let (sender, receiver) = sync_channel(8);
             for chunk in [&b"abc"[..], b"defgh", b"i"] {
-                sender.send(Ok(chunk.to_vec())).expect("there is room");
+                sender.send(Ok(chunk.to_vec())).expect("there is space");
             }
             drop(sender);
             let mut incoming = Incoming::new(receiver);

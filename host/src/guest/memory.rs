@@ -296,7 +296,7 @@ mod tests {
 
     fn made(size: usize) -> Box<dyn LinearMemory> {
         let ty = MemoryType::new(1, None);
-        Creator.new_memory(ty, size, None, Some(16 * PAGE), PAGE).expect("there is room")
+        Creator.new_memory(ty, size, None, Some(16 * PAGE), PAGE).expect("there is space")
     }
 
     fn byte(memory: &dyn LinearMemory, at: usize) -> *mut u8 {
@@ -321,7 +321,7 @@ mod tests {
         let (mut live, memories) = live(|| made(PAGE));
         assert!(memories.have_files());
         put(&*live, 10, 1);
-        live.grow_to(3 * PAGE).expect("there is room");
+        live.grow_to(3 * PAGE).expect("there is space");
         put(&*live, 2 * PAGE, 2);
 
         let mirror = memories.mirror(|| {
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!((get(&**mirror.instance(), 10), get(&**mirror.instance(), 11)), (1, 3));
 
         assert!(mirror.fits());
-        live.grow_to(4 * PAGE).expect("there is room");
+        live.grow_to(4 * PAGE).expect("there is space");
         assert!(!mirror.fits(), "the live one has grown");
     }
 
@@ -351,7 +351,7 @@ mod tests {
         let (live, memories) = live(|| made(PAGE));
         let mirror = memories.mirror(|| Ok::<_, ()>(made(PAGE)));
         let mut mirror = mirror.expect("it is made").expect("it is mapped");
-        mirror.instance().grow_to(2 * PAGE).expect("there is room");
+        mirror.instance().grow_to(2 * PAGE).expect("there is space");
         put(&**mirror.instance(), PAGE, 5);
         assert!(!mirror.fits());
         assert_eq!(live.byte_size(), PAGE);

@@ -338,8 +338,8 @@ impl NativeMachine for Ballast {
             Sha256::new_with_prefix(ctx.index.to_le_bytes()).chain_update(command).finalize();
         let (place, change) = hash.split_at(8);
         let place = u64::from_le_bytes(place.try_into().expect("eight bytes were split off"));
-        if let Some(room) = (self.bytes as u64).checked_sub(change.len() as u64) {
-            let place = (place % (room + 1)) as usize;
+        if let Some(space) = (self.bytes as u64).checked_sub(change.len() as u64) {
+            let place = (place % (space + 1)) as usize;
             self.state[place..place + change.len()].copy_from_slice(change);
         }
         Ok(Outcome::Ok(self.applied.to_string().into()))

@@ -220,7 +220,7 @@ fn session_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("sessions_evicted", "Sessions evicted in favour of new ones", |report| {
         one(report.sessions_evicted)
     })?;
-    rows.counter("sessions_refused", "Session openings refused for lack of room", |report| {
+    rows.counter("sessions_refused", "Session openings refused for lack of space", |report| {
         one(report.sessions_refused)
     })
 }

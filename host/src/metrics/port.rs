@@ -31,11 +31,11 @@ impl Collector for PortRows {
         let help = "Memory that clients' calls hold";
         let bytes = encoder.encode_descriptor("client_memory_bytes", help, None, MetricType::Gauge);
         ConstGauge::new(now.client_bytes).encode(bytes?)?;
-        let no_room = "How often a request or answer found no client memory, each look counted";
+        let no_memory = "How often a request or answer found no client memory, each look counted";
         let counters = [
             ("connections_evicted", "Silent connections closed to admit new ones", now.evicted),
             ("connections_turned_away", "Connections that found no free place", now.turned_away),
-            ("requests_without_room", no_room, now.no_room),
+            ("requests_without_memory", no_memory, now.no_memory),
             ("answers_cut_off", "Calls whose clients did not take the answer", now.cut_off),
         ];
         for (name, help, count) in counters {

@@ -65,7 +65,7 @@ pub(super) fn tell_if_too_small(dir: &Path, disk: Space, segment_bytes: u64, sha
             least,
             log_segment = segment_bytes,
             "this disk is smaller than what the log's files, the log between snapshots and two \
-             snapshots of each group take: snapshots may find no room, and then commands are \
+             snapshots of each group take: snapshots may find no space, and then commands are \
              refused; use a larger disk, or lower log-segment or snapshot-log-bytes"
         );
     }

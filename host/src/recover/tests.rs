@@ -54,7 +54,7 @@ fn disk() -> Arc<MemFs> {
     let kv = LogJob { group: GroupId::of_name("kv"), state, entries };
     let state = RecoveryState::blank("empty", replica(1));
     let empty = LogJob { group: GroupId::of_name("empty"), state, entries: Vec::new() };
-    wal.append(&[kv, empty], &mut |_| {}).expect("there is room");
+    wal.append(&[kv, empty], &mut |_| {}).expect("there is space");
     fs
 }
 
@@ -102,7 +102,7 @@ fn what_cannot_be_done_changes_nothing() {
 fn write(mut stopped: StoppedGroup, state: RecoveryState) {
     let group = GroupId::of_name("kv");
     let job = LogJob { group, state, entries: Vec::new() };
-    stopped.wal.append(&[job], &mut |_| {}).expect("there is room");
+    stopped.wal.append(&[job], &mut |_| {}).expect("there is space");
 }
 
 /// A survivor without a readable snapshot would never serve: it is not made the whole group.

@@ -67,7 +67,7 @@ pub(super) struct ApplyStream {
     /// Commands of the last message that were not yet handed to the group.
     held: VecDeque<Held>,
     /// The place in the queue for the group's capacity, of the first of them.
-    room: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
+    permit: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
     /// The last poll brought no message. tonic polls for the next message before it passes on those
     /// that it has, and polls again only once they are sent. So nothing is being sent if two polls
     /// in a row bring none, and the stream is polled whenever it is woken.
@@ -124,7 +124,7 @@ impl ApplyStream {
             closing,
             target: None,
             held: VecDeque::new(),
-            room: None,
+            permit: None,
             pended: false,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -227,12 +227,12 @@ impl ApplyStream {
             let Some(first) = self.held.front() else { return };
             let (bytes, relief) = (first.call.payload.len(), first.relief);
             if self.waits_for_answers(relief) {
-                self.room = None;
+                self.permit = None;
                 return;
             }
-            let Poll::Ready(room) = self.room(&group, bytes, cx) else { return };
+            let Poll::Ready(permit) = self.permit(&group, bytes, cx) else { return };
             let Some(Held { tag, call, relief }) = self.held.pop_front() else { return };
-            match group.submit_in(&line, call, relief, room) {
+            match group.submit_in(&line, call, relief, permit) {
                 Ok(answer) => {
                     self.waiting_bytes += bytes;
                     self.waiting.push_back(Waiting { tag, bytes, relief, answer });
@@ -247,32 +247,33 @@ impl ApplyStream {
 
     /// Waits for the group's capacity for a command of `bytes` bytes; queues for it only if this
     /// stream is certain to be polled at its turn.
-    fn room(
+    fn permit(
         &mut self,
         group: &GroupHandle,
         bytes: usize,
         cx: &mut Context<'_>,
     ) -> Poll<OwnedSemaphorePermit> {
-        if self.room.is_none() {
-            if let Some(room) = group.stream_room().try_take(bytes) {
-                return Poll::Ready(room);
+        if self.permit.is_none() {
+            if let Some(permit) = group.stream_permits().try_take(bytes) {
+                return Poll::Ready(permit);
             }
             if !self.pended && !planted("keep_an_unread_place") {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
         }
-        let waiting = self.room.get_or_insert_with(|| Box::pin(group.stream_room().take(bytes)));
-        let room = waiting.as_mut().poll(cx);
-        if room.is_ready() {
-            self.room = None;
+        let waiting =
+            self.permit.get_or_insert_with(|| Box::pin(group.stream_permits().take(bytes)));
+        let permit = waiting.as_mut().poll(cx);
+        if permit.is_ready() {
+            self.permit = None;
         }
-        room
+        permit
     }
 
     /// Refuses all held commands, because the group refused one before them, and ends the stream.
     fn break_off(&mut self, group: &GroupHandle, why: &Refusal) {
-        self.room = None;
+        self.permit = None;
         let refused = |router: &Router| Refused::by_group(why, group.name(), router);
         for held in std::mem::take(&mut self.held) {
             self.push(held.tag, refusal(refused(&self.router)));
@@ -363,7 +364,7 @@ impl Stream for ApplyStream {
         let message = self.message(cx);
         self.pended = message.is_pending();
         if !self.pended && !planted("keep_an_unread_place") {
-            self.room = None;
+            self.permit = None;
         }
         message
     }

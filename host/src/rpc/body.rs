@@ -39,9 +39,9 @@ const CALL_FIRST_MAX: Duration = Duration::from_secs(10);
 const PEER_FIRST_MAX: Duration = Duration::from_secs(5);
 /// How long a call, and a stream, waits for the memory that its next message needs, and how often
 /// it looks for it.
-const CALL_ROOM_MAX: Duration = Duration::from_secs(1);
-const STREAM_ROOM_MAX: Duration = Duration::from_secs(10);
-const ROOM_LOOK: Duration = Duration::from_millis(20);
+const CALL_MEMORY_WAIT_MAX: Duration = Duration::from_secs(1);
+const STREAM_MEMORY_WAIT_MAX: Duration = Duration::from_secs(10);
+const MEMORY_LOOK: Duration = Duration::from_millis(20);
 
 /// What this node accepts from the caller of one method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,7 +112,7 @@ pub(super) struct RequestBody {
     /// How many messages have begun.
     begun: u64,
     /// Until when the next message waits for free memory.
-    room_until: Option<Instant>,
+    memory_until: Option<Instant>,
     charge: Option<Charge>,
     timer: Timer,
     /// Since when the decoder has not asked for more bytes.
@@ -158,7 +158,7 @@ impl RequestBody {
             head: Vec::new(),
             missing: 0,
             begun: 0,
-            room_until: None,
+            memory_until: None,
             charge: None,
             timer: Timer::default(),
             unasked: None,
@@ -218,16 +218,16 @@ impl RequestBody {
         let now = Instant::now();
         if self.charge.is_none() {
             let wait = match self.method.kind {
-                CallKind::Unary => CALL_ROOM_MAX,
-                CallKind::Stream => STREAM_ROOM_MAX,
+                CallKind::Unary => CALL_MEMORY_WAIT_MAX,
+                CallKind::Stream => STREAM_MEMORY_WAIT_MAX,
             };
-            let until = *self.room_until.get_or_insert(now + wait.min(self.patience / 2));
+            let until = *self.memory_until.get_or_insert(now + wait.min(self.patience / 2));
             if now < until {
                 return Ok(false);
             }
-            return Err(Refused::no_room(length).into_status());
+            return Err(Refused::no_memory(length).into_status());
         }
-        self.room_until = None;
+        self.memory_until = None;
         self.missing = length;
         self.begun += 1;
         let due = now + patience_for(self.patience, length);
@@ -261,7 +261,7 @@ impl RequestBody {
                 return Poll::Ready(Some(Ok(self.pending.split_to(ready))));
             }
             if !self.pending.is_empty()
-                && self.timer.poll(Instant::now() + ROOM_LOOK, cx).is_pending()
+                && self.timer.poll(Instant::now() + MEMORY_LOOK, cx).is_pending()
             {
                 return Poll::Pending;
             }

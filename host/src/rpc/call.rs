@@ -99,7 +99,7 @@ fn admit(
     } else if let Some(charge) = link.share.take(CALL_BYTES) {
         return Some(charge);
     } else {
-        Refused::no_room(CALL_BYTES)
+        Refused::no_memory(CALL_BYTES)
     };
     let (head, ()) = refused.into_status().into_http::<()>().into_parts();
     counted.told(&head.headers);
@@ -189,11 +189,11 @@ async fn send_chunk(
     let mut since = None;
     while !chunk.is_empty() {
         sink.reserve_capacity(chunk.len());
-        let mut room = sink.capacity();
-        if room == 0 {
+        let mut capacity = sink.capacity();
+        if capacity == 0 {
             let since = *since.get_or_insert_with(Instant::now);
             match taken(sink, link, since, patience).await {
-                Some(granted) => room = granted?,
+                Some(granted) => capacity = granted?,
                 None => {
                     port.state.cut_off.fetch_add(1, Ordering::Relaxed);
                     sink.send_reset(Reason::ENHANCE_YOUR_CALM);
@@ -201,7 +201,7 @@ async fn send_chunk(
                 }
             }
         }
-        let part = chunk.split_to(room.min(chunk.len()));
+        let part = chunk.split_to(capacity.min(chunk.len()));
         sink.send_data(part, false).map_err(|_gone| Gone)?;
     }
     Ok(())
@@ -235,7 +235,7 @@ async fn capacity(sink: &mut SendStream<Bytes>) -> Result<usize, Gone> {
         }
         match sink.poll_capacity(cx) {
             Poll::Ready(Some(Ok(0))) | Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
+            Poll::Ready(Some(Ok(capacity))) => Poll::Ready(Ok(capacity)),
             Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(Gone)),
         }
     })

@@ -227,7 +227,7 @@ pub(super) struct Links {
     /// Places for clients.
     limit: usize,
     state: Mutex<State>,
-    /// Connections closed to make room for others, and newcomers that found no place.
+    /// Connections closed to make way for others, and newcomers that found no place.
     pub evicted: AtomicU64,
     pub turned_away: AtomicU64,
 }
@@ -291,7 +291,7 @@ impl Links {
     }
 
     /// Makes the longest silent connection leave, if one may: the process has no descriptor left.
-    pub(super) fn make_room(&self, now: Instant) {
+    pub(super) fn make_way(&self, now: Instant) {
         let state = self.lock();
         let idle = state.links.values().filter(|link| link.may_go(now) && !link.is_leaving());
         if let Some(victim) = idle.max_by_key(|link| link.idleness(now)) {
@@ -411,7 +411,7 @@ mod tests {
         assert!(!port.connect(2).is_on_probation());
         drop(calls);
         assert!(!port.connect(1).is_on_probation());
-        assert_eq!(port.leaving(), [1], "one of the same address made room");
+        assert_eq!(port.leaving(), [1], "one of the same address made way");
     }
 
     #[test]
@@ -420,7 +420,7 @@ mod tests {
         port.connect(1).is_a_peers();
         assert!(!port.connect(2).is_on_probation());
         assert_eq!((port.leaving().len(), port.links.count()), (0, (1, 1)));
-        port.links.make_room(port.now);
+        port.links.make_way(port.now);
         assert_eq!(port.leaving(), [2], "a lack of descriptors closes no peer's connection");
     }
 }

@@ -32,7 +32,7 @@ use tonic::{Code, Status};
 use crate::bulk::BulkChannel;
 use crate::router::WrongAddresses;
 use crate::rpc::convert;
-use crate::rpc::peer_queue::{FrameReceiver, FrameSender, NoRoom, peer_queue};
+use crate::rpc::peer_queue::{FrameReceiver, FrameSender, QueueFull, peer_queue};
 use crate::rpc::proto::peer as wire;
 use crate::rpc::proto::peer::peer_client::PeerClient;
 use crate::rpc::versions::PeerVersions;
@@ -142,7 +142,7 @@ impl Transport for GrpcTransport {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        if let Err(NoRoom) = link.queue.try_send(frame) {
+        if let Err(QueueFull) = link.queue.try_send(frame) {
             shared.dropped.fetch_add(1, Ordering::Relaxed);
             shared.overflowed.store(true, Ordering::Relaxed);
         }
@@ -322,7 +322,7 @@ async fn next_batch(
     batches: &mpsc::Sender<wire::FrameBatch>,
     shared: &Shared,
 ) -> Result<(), Gone> {
-    let Ok(room) = batches.reserve().await else {
+    let Ok(slot) = batches.reserve().await else {
         // The stream's call is about to end, and its status says why.
         return std::future::pending().await;
     };
@@ -340,7 +340,7 @@ async fn next_batch(
         }
     }
     if !frames.is_empty() {
-        room.send(wire::FrameBatch { hello: None, frames });
+        slot.send(wire::FrameBatch { hello: None, frames });
     }
     Ok(())
 }

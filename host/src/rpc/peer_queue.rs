@@ -35,9 +35,9 @@ pub(super) struct FrameReceiver {
     queued: Arc<AtomicUsize>,
 }
 
-/// The queue has no room for the frame, or nobody takes frames any more.
+/// The queue has no space for the frame, or nobody takes frames any more.
 #[derive(Debug)]
-pub(super) struct NoRoom;
+pub(super) struct QueueFull;
 
 pub(super) fn peer_queue() -> (FrameSender, FrameReceiver) {
     let (appends_in, appends) = mpsc::channel(FRAMES_MAX);
@@ -49,9 +49,9 @@ pub(super) fn peer_queue() -> (FrameSender, FrameReceiver) {
 }
 
 impl FrameSender {
-    pub(super) fn try_send(&self, frame: Box<Frame>) -> Result<(), NoRoom> {
+    pub(super) fn try_send(&self, frame: Box<Frame>) -> Result<(), QueueFull> {
         if !frame.is_append() && !planted("heartbeats_wait") {
-            return self.others.try_send(frame).map_err(|_| NoRoom);
+            return self.others.try_send(frame).map_err(|_| QueueFull);
         }
         let weight = frame_weight(&frame);
         let fits = self.queued.fetch_add(weight, Ordering::Relaxed) + weight <= APPENDS_BYTES_MAX;
@@ -59,7 +59,7 @@ impl FrameSender {
             return Ok(());
         }
         self.queued.fetch_sub(weight, Ordering::Relaxed);
-        Err(NoRoom)
+        Err(QueueFull)
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(put, 63, "64 MiB, less what frames weigh besides their entries");
         sender
             .try_send(frame(MessageType::MsgHeartbeat, 1_000, 0))
-            .expect("it needs no room of theirs");
+            .expect("it needs no space of theirs");
         sender.try_send(frame(MessageType::MsgRequestVote, 1_001, 0)).expect("likewise");
         let first = receiver.recv().await.expect("a frame");
         assert_eq!(index(&first), 1_000);

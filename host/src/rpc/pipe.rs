@@ -228,14 +228,14 @@ mod tests {
     #[test]
     fn a_full_pipe_makes_the_writer_wait_and_a_gone_reader_stops_it() {
         let (mut writer, mut reader) = outward(1);
-        writer.write(1, LONG).expect("there is room");
+        writer.write(1, LONG).expect("there is space");
         let full = writer.write(2, Duration::ZERO).expect_err("the pipe is full");
         assert_eq!(full.kind(), io::ErrorKind::TimedOut);
         let waiting = std::thread::spawn(move || (writer.write(2, LONG), writer));
         let mut cx = Context::from_waker(Waker::noop());
         assert_eq!(reader.poll_read(&mut cx), Poll::Ready(Some(1)));
         let (written, mut writer) = waiting.join().expect("the writer does not panic");
-        written.expect("the reader made room");
+        written.expect("the reader made space");
         drop(reader);
         let gone = writer.write(3, LONG).expect_err("the reader was dropped");
         assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
@@ -246,7 +246,7 @@ mod tests {
         let (mut writer, mut reader) = outward(4);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(reader.poll_read(&mut cx).is_pending());
-        writer.write("last", LONG).expect("there is room");
+        writer.write("last", LONG).expect("there is space");
         drop(writer);
         assert_eq!(reader.poll_read(&mut cx), Poll::Ready(Some("last")));
         assert_eq!(reader.poll_read(&mut cx), Poll::Ready(None));

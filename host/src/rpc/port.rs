@@ -58,12 +58,12 @@ pub struct PortReport {
     pub peers: u64,
     /// Bytes of memory that calls of clients hold.
     pub client_bytes: u64,
-    /// Connections closed to make room for others, and newcomers that found no place.
+    /// Connections closed to make way for others, and newcomers that found no place.
     pub evicted: u64,
     pub turned_away: u64,
     /// How often clients' memory was exhausted when a message or an answer needed some; a message
     /// that waits counts each time it looks.
-    pub no_room: u64,
+    pub no_memory: u64,
     /// Calls that were cut off because the caller did not read the answer.
     pub cut_off: u64,
 }
@@ -110,7 +110,7 @@ impl PortState {
             client_bytes: self.budgets.clients.used() as u64,
             evicted: self.links.evicted.load(Ordering::Relaxed),
             turned_away: self.links.turned_away.load(Ordering::Relaxed),
-            no_room: self.budgets.clients.refused(),
+            no_memory: self.budgets.clients.refused(),
             cut_off: self.cut_off.load(Ordering::Relaxed),
         }
     }
@@ -165,7 +165,7 @@ impl Port {
                     }
                     Err(error) if is_of_the_connection(&error) => {}
                     Err(error) => {
-                        self.state.links.make_room(Instant::now());
+                        self.state.links.make_way(Instant::now());
                         if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
                             complained = Some(Instant::now());
                             tracing::warn!(%error, "cannot accept connections for the moment; \

@@ -121,7 +121,7 @@ impl Refused {
     }
 
     /// Clients, or this connection, hold all the memory that they may; the call needs `bytes` more.
-    pub(super) fn no_room(bytes: usize) -> Self {
+    pub(super) fn no_memory(bytes: usize) -> Self {
         let message = format!(
             "overloaded: calls hold all the memory that they may, and this one needs {bytes} bytes \
              more; wait a little and try again"
@@ -313,7 +313,7 @@ mod tests {
                 Refused::too_large("command", 2, 1),
                 Refused::malformed("so"),
                 Refused::deadline("g"),
-                Refused::no_room(1),
+                Refused::no_memory(1),
                 Refused::no_place(1),
                 Refused::half_sent(),
                 Refused::starting(),

@@ -38,18 +38,21 @@ pub enum SnapshotRefusal {
     #[error("this node takes at most {most} snapshots at a time; the group tries again shortly")]
     NoPlace { most: usize },
     #[error(
-        "no space: {need} bytes are needed and {have} are available; free disk space or raise the \
-         snapshot budget; the next checkpoint or offer tries again"
+        "no space: {need} bytes are needed and {have} are available; free disk space, or raise the \
+         snapshot budget or the group's cap"
     )]
     NoSpace { need: u64, have: u64 },
+    /// The system lacked space, descriptors or memory for an operation.
+    #[error("{why}; the node tries again by itself")]
+    Short { why: String },
     #[error("incompatible: {why}")]
     Incompatible { why: String },
     #[error("the recovery point at index {} must be unlisted first to free space", .0.index)]
     NeedsUnlist(Box<SnapshotDesc>),
     /// There will be space once objects that are in use or promised are released.
     #[error(
-        "postponed: {bytes} bytes belong to snapshots that are being read or sent, or were \
-         promised to followers; the next checkpoint tries again"
+        "postponed: {bytes} bytes belong to snapshots that are being read or sent, or are \
+         promised to followers"
     )]
     Held { bytes: u64 },
     #[error("a broken transfer of the snapshot at index {} is suspended here", .0.index)]
@@ -241,7 +244,7 @@ impl SnapshotRefusal {
             Self::Stale => "stale",
             Self::Busy { .. } => "busy",
             Self::NoPlace { .. } => "no_place",
-            Self::NoSpace { .. } => "no_space",
+            Self::NoSpace { .. } | Self::Short { .. } => "no_space",
             Self::Incompatible { .. } => "incompatible",
             Self::NeedsUnlist(_) => "needs_unlist",
             Self::Held { .. } => "held",
@@ -261,6 +264,9 @@ impl SnapshotRefusal {
             Self::NoSpace { need, have } => {
                 BulkReply::NoSpace { need: *need, have: *have, retry_after_ms: NO_SPACE_RETRY_MS }
             }
+            Self::Short { .. } => {
+                BulkReply::NoSpace { need: 0, have: 0, retry_after_ms: NO_SPACE_RETRY_MS }
+            }
             Self::Incompatible { why } => BulkReply::Incompatible { why: why.clone() },
             Self::WrongGroup => BulkReply::WrongGroup,
             Self::Corrupt => BulkReply::Corrupt,
@@ -273,13 +279,10 @@ impl SnapshotRefusal {
         }
     }
 
-    /// A disk error at `what`. A full disk is `NoSpace`, and so is a lack of descriptors or memory.
-    pub(crate) fn disk(what: &str, need: u64, error: &io::Error) -> Self {
-        if is_short(error) {
-            Self::NoSpace { need, have: 0 }
-        } else {
-            Self::Disk(format!("{what}: {error}"))
-        }
+    /// An error of the system at `what`.
+    pub(crate) fn disk(what: &str, error: &io::Error) -> Self {
+        let why = format!("{what}: {error}");
+        if is_short(error) { Self::Short { why } } else { Self::Disk(why) }
     }
 }
 
@@ -353,7 +356,7 @@ impl Budget {
 
 impl Budget {
     /// What a filesystem has left after the bytes promised already and the log's headroom.
-    fn disk_room(&self, taken: &Taken, space: Space) -> u64 {
+    fn disk_space(&self, taken: &Taken, space: Space) -> u64 {
         let of_the_log = self.limits.log_device.is_none_or(|device| device == space.device);
         let has_headroom = of_the_log && !planted("no_headroom");
         let headroom = if has_headroom { self.limits.headroom_bytes } else { 0 };
@@ -417,8 +420,8 @@ impl Quota {
     }
 
     /// What the filesystem has left for snapshots.
-    pub(crate) fn disk_room(&self, space: Space) -> u64 {
-        self.budget.disk_room(&self.budget.taken(), space)
+    pub(crate) fn disk_space(&self, space: Space) -> u64 {
+        self.budget.disk_space(&self.budget.taken(), space)
     }
 
     /// What the group may take at most, in all.
@@ -463,7 +466,7 @@ impl Quota {
             return;
         }
         let of_budget = self.budget.limits.bytes.saturating_sub(taken.bytes) < bytes;
-        let device = (self.budget.disk_room(&taken, space) < bytes).then_some(space.device);
+        let device = (self.budget.disk_space(&taken, space) < bytes).then_some(space.device);
         if !of_budget && device.is_none() {
             return;
         }
@@ -507,7 +510,7 @@ impl Quota {
         let mut taken = self.budget.taken();
         let claim = taken.claim_of_others(self);
         let claimed = claim.filter(|claim| claim.device == Some(space.device));
-        let free = self.budget.disk_room(&taken, space);
+        let free = self.budget.disk_space(&taken, space);
         let disk = free.saturating_sub(claimed.map_or(0, |claim| claim.bytes));
         let have = self.left_of(&taken).min(disk);
         if bytes > have {

@@ -203,7 +203,7 @@ mod tests {
 
         let (bytes, path) = (payload(2 * BLOCK), dir().join("watched"));
         let desc = desc(10, &bytes);
-        let reservation = store.reserve(&header(&desc)).expect("there is room");
+        let reservation = store.reserve(&header(&desc)).expect("there is space");
         let (file, part) = (watched(fs.create(&path)), "watched".to_owned());
         let writer = StagedWriter::begin(file, part, reservation, identity(), &fs, dir());
         let mut writer = writer.expect("it is created");

@@ -55,7 +55,7 @@ pub struct StagedWriter {
     /// Bytes of payload that the allocation covers.
     cap: u64,
     /// Set if more may be taken.
-    room: Option<Room>,
+    growth: Option<Growth>,
     /// Blocks written since the last sync began.
     unsynced: u64,
     /// The sync under way.
@@ -69,7 +69,7 @@ pub struct StagedWriter {
 }
 
 /// Where a growable writer asks for the free space.
-struct Room {
+struct Growth {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
 }
@@ -125,11 +125,11 @@ impl StagedWriter {
     ) -> io::Result<Self> {
         let Reservation { allocation, slot, source } = reservation;
         let (term, index) = source.position();
-        let (module, format, cap, room) = match &source {
+        let (module, format, cap, growth) = match &source {
             Source::Received(desc) => (desc.module, desc.format, desc.length, None),
             Source::Local(local) => {
-                let room = local.growable.then(|| Room { fs: fs.clone(), dir });
-                (local.module, local.format, local.estimate, room)
+                let growth = local.growable.then(|| Growth { fs: fs.clone(), dir });
+                (local.module, local.format, local.estimate, growth)
             }
         };
         let head = Header { identity, term, index, module, format }.encode();
@@ -152,7 +152,7 @@ impl StagedWriter {
             written: 0,
             hasher: blake3::Hasher::new(),
             cap,
-            room,
+            growth,
             unsynced: 0,
             syncing: None,
             failed: None,
@@ -183,7 +183,7 @@ impl StagedWriter {
             written: 0,
             hasher: blake3::Hasher::new(),
             cap,
-            room: None,
+            growth: None,
             unsynced: 0,
             syncing: None,
             failed: None,
@@ -271,7 +271,7 @@ impl StagedWriter {
             self.file.write_at(&trailer, at)?;
             self.file.sync()
         });
-        durable.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", bytes, &e))?;
+        durable.map_err(|e| SnapshotRefusal::disk("finishing a staged snapshot", &e))?;
         self.allocation.settle(bytes);
         let producer = self.source.producer();
         Ok(Finished {
@@ -300,10 +300,10 @@ impl StagedWriter {
     /// Takes space for a payload of `length` bytes: a whole step if there is that much, else just
     /// enough.
     fn grow(&mut self, length: u64) -> Result<(), SnapshotRefusal> {
-        let growable = self.room.as_ref();
-        let room = growable.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
-        let measured = room.fs.space(&room.dir);
-        let space = measured.map_err(|e| SnapshotRefusal::disk("asking for free space", 0, &e))?;
+        let growable = self.growth.as_ref();
+        let growth = growable.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
+        let measured = growth.fs.space(&growth.dir);
+        let space = measured.map_err(|e| SnapshotRefusal::disk("asking for free space", &e))?;
         let step = self.cap.saturating_add(GROW_BLOCKS * BLOCK_BYTES);
         let covered = self.allocation.bytes();
         let mut refusal = SnapshotRefusal::NoSpace { need: length, have: self.cap };
@@ -347,7 +347,7 @@ impl StagedWriter {
             done = done.and_then(|()| self.begin_sync());
         }
         if let Err(error) = done {
-            let refusal = SnapshotRefusal::disk("writing a staged snapshot", size, &error);
+            let refusal = SnapshotRefusal::disk("writing a staged snapshot", &error);
             return Err(self.fail(refusal));
         }
         self.allocation.on_disk(size + CRC_BYTES);
@@ -381,8 +381,8 @@ impl StagedWriter {
 
 impl io::Write for StagedWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let room = BLOCK_BYTES as usize - self.buffer.len();
-        let count = buf.len().min(room);
+        let space = BLOCK_BYTES as usize - self.buffer.len();
+        let count = buf.len().min(space);
         self.admit(count as u64).map_err(to_io)?;
         if self.buffer.capacity() == 0 {
             self.buffer.reserve_exact(BLOCK_BYTES as usize);
@@ -486,7 +486,9 @@ impl std::fmt::Debug for Staged {
 
 fn to_io(refusal: SnapshotRefusal) -> io::Error {
     let kind = match refusal {
-        SnapshotRefusal::NoSpace { .. } => io::ErrorKind::StorageFull,
+        SnapshotRefusal::NoSpace { .. } | SnapshotRefusal::Short { .. } => {
+            io::ErrorKind::StorageFull
+        }
         SnapshotRefusal::Stale
         | SnapshotRefusal::Busy { .. }
         | SnapshotRefusal::NoPlace { .. }

@@ -47,7 +47,7 @@ impl SnapshotStore {
                 // It is as good as before, and resumes when there are descriptors again.
                 let suspended = Suspended { part, allocation, object, length };
                 self.suspended = Some((suspended, until));
-                return Err(SnapshotRefusal::disk("opening a suspended transfer", 0, &error));
+                return Err(SnapshotRefusal::disk("opening a suspended transfer", &error));
             }
             opened => opened,
         };

@@ -120,9 +120,9 @@ fn an_unreadable_snapshot_is_a_host_failure() {
 fn a_failed_snapshot_leaves_the_guest_alone() {
     let mut guest = started(hostile());
     guest.apply(at(2), &commands(&["fill 1000000"])).expect("no fault");
-    for room in [0, 8, 100_000, 999_999] {
-        let error = guest.snapshot(&mut Disk(room)).expect("no fault").expect_err("it is full");
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with {room} bytes free");
+    for space in [0, 8, 100_000, 999_999] {
+        let error = guest.snapshot(&mut Disk(space)).expect("no fault").expect_err("it is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "with {space} bytes free");
     }
     assert_eq!(snapshot(&mut guest).len(), 1_000_008);
 

@@ -4,7 +4,7 @@ use lockstep_core::fault::FaultClass;
 use lockstep_host::guest::Guest as _;
 use lockstep_host::guest::component::ComponentGuest;
 
-use super::{at, commands, header, hostile, roomy, snapshot, unused};
+use super::{ample, at, commands, header, hostile, snapshot, unused};
 
 /// The fuel that `work` takes.
 fn fuel(guest: &mut ComponentGuest, work: impl FnOnce(&mut ComponentGuest)) -> u64 {
@@ -22,7 +22,7 @@ fn fuel_of(guest: &mut ComponentGuest, deed: &str) -> u64 {
 /// A call to log costs fuel, and so does every byte handed over, even those that are cut off.
 #[test]
 fn words_are_paid_for() {
-    let mut guest = roomy(hostile());
+    let mut guest = ample(hostile());
     let one = fuel_of(&mut guest, "say-long 1");
     let many = fuel_of(&mut guest, "say-long 101");
     assert!(many - one >= 100 << 20, "a byte costs at least one: {one} and {many}");
@@ -35,7 +35,7 @@ fn words_are_paid_for() {
 #[test]
 fn endless_words_end() {
     for deed in ["say-long 100000", "say-often 100000000"] {
-        let mut guest = roomy(hostile());
+        let mut guest = ample(hostile());
         let fault = guest.apply(at(2), &commands(&[deed])).expect_err("it has no fuel for it");
         assert_eq!(fault.class, FaultClass::OutOfFuel, "{deed}: {fault}");
     }
@@ -44,7 +44,7 @@ fn endless_words_end() {
 /// A guest pays for the bytes and for the chunks of a snapshot, in both directions.
 #[test]
 fn chunks_are_paid_for() {
-    let mut guest = roomy(hostile());
+    let mut guest = ample(hostile());
     guest.apply(at(2), &commands(&["fill 4000000"])).expect("the limits allow it");
     let mut bytes = Vec::new();
     let whole = fuel(&mut guest, |guest| bytes = snapshot(guest));

@@ -13,7 +13,7 @@ use lockstep_host::guest::{Guest as _, NoAnswer, Outcome};
 use lockstep_tests::rng::{Rng, seed};
 use raft::eraftpb::Entry;
 
-use super::{Disk, at, header, hostile, load, roomy, roomy_bootstrap, unused};
+use super::{Disk, ample, ample_bootstrap, at, header, hostile, load, unused};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -24,7 +24,7 @@ fn too_long(bytes: usize) -> Outcome {
 /// One entry deletes ninety long values. Each answer would be the deleted value, which is too long.
 #[test]
 fn long_answers_of_one_entry_are_no_fault() {
-    let mut guest = roomy(&load("kv"));
+    let mut guest = ample(&load("kv"));
     let set = |key: usize| [format!("set {key} ").into_bytes(), vec![b'v'; MEGABYTE]].concat();
     for key in 0..90 {
         let outcomes = guest.apply(at(2 + key as u64), &[set(key).into()]).expect("it is legal");
@@ -39,8 +39,8 @@ fn long_answers_of_one_entry_are_no_fault() {
 /// The limit on answers is exact, for a guest that cuts its answers and for one that does not.
 #[test]
 fn an_answer_may_have_so_many_bytes_and_not_one_more() {
-    let mut kv = roomy(&load("kv"));
-    let mut foreign = roomy(hostile());
+    let mut kv = ample(&load("kv"));
+    let mut foreign = ample(hostile());
     for (index, length) in (2..).step_by(2).zip([0, 1, OUTCOME_BYTES_MAX, OUTCOME_BYTES_MAX + 1]) {
         let expect = |case: fn(Bytes) -> Outcome, byte| match length {
             ..=OUTCOME_BYTES_MAX => case(vec![byte; length].into()),
@@ -61,7 +61,7 @@ fn an_answer_may_have_so_many_bytes_and_not_one_more() {
 /// or the longest reason.
 #[test]
 fn the_longest_answers_of_a_full_entry_are_no_fault() {
-    let mut guest = roomy(hostile());
+    let mut guest = ample(hostile());
     for (index, deed) in [(2, "answer"), (3, "reject")] {
         let command = Bytes::from(format!("{deed} {OUTCOME_BYTES_MAX}"));
         let outcomes = guest.apply(at(index), &vec![command; ENTRY_COMMANDS_MAX]);
@@ -80,7 +80,7 @@ fn the_longest_answers_of_a_full_entry_are_no_fault() {
 fn what_is_too_long_is_not_copied() {
     let module = super::refusals::component(super::refusals::text("aliases"));
     let module = ComponentModule::load(&module).unwrap_or_else(|refusal| panic!("{refusal}"));
-    let mut guest = roomy(&module);
+    let mut guest = ample(&module);
     let commands = vec![Bytes::new(); ENTRY_COMMANDS_MAX];
     let outcomes = guest.apply(at(2), &commands).expect("it is legal");
     assert_eq!(outcomes, vec![too_long(60 << 20); ENTRY_COMMANDS_MAX]);
@@ -162,7 +162,7 @@ impl<'a> Corners<'a> {
         // `kv` has nothing to configure.
         let length = if self.kind == Kind::Foreign { length } else { 0 };
         self.config = vec![b' '; length].into();
-        let bootstrap = Bootstrap { config: self.config.clone(), ..roomy_bootstrap(&self.module) };
+        let bootstrap = Bootstrap { config: self.config.clone(), ..ample_bootstrap(&self.module) };
         let admitted = self.ledger.admit(&entry(1, &EntryBody::Bootstrap(bootstrap)));
         admitted.expect("it was just encoded");
         self.guest.init(at(1), &self.config).expect("blanks configure nothing");
@@ -203,14 +203,14 @@ impl<'a> Corners<'a> {
             1 => 1,
             _ => 1 + self.rng.below(ENTRY_COMMANDS_MAX as u64) as usize,
         };
-        let (mut drawn, mut room) = (Vec::new(), COMMANDS_ENTRY_BYTES_MAX);
+        let (mut drawn, mut space) = (Vec::new(), COMMANDS_ENTRY_BYTES_MAX);
         // All answers of an entry are in the foreign guest's memory at once: at most 600 MiB of its
         // 1 GiB.
         let mut memory = 600 << 20;
-        while drawn.len() < count && room >= 1024 + COMMAND_OVERHEAD_BYTES_MAX {
-            let most = (room - COMMAND_OVERHEAD_BYTES_MAX).min(COMMAND_BYTES_MAX);
+        while drawn.len() < count && space >= 1024 + COMMAND_OVERHEAD_BYTES_MAX {
+            let most = (space - COMMAND_OVERHEAD_BYTES_MAX).min(COMMAND_BYTES_MAX);
             let command = self.command(most, &mut memory);
-            room -= command.payload.len() + COMMAND_OVERHEAD_BYTES_MAX;
+            space -= command.payload.len() + COMMAND_OVERHEAD_BYTES_MAX;
             drawn.push(command);
         }
         let (session, lowest_unanswered) = (self.session, self.calls + 1);
@@ -317,9 +317,9 @@ impl<'a> Corners<'a> {
             apply(&mut self.guest, &orders);
         }
         let bytes = super::snapshot(&mut self.guest);
-        let room = self.near(&[8, bytes.len()], bytes.len());
-        let kept = self.guest.snapshot(&mut Disk(room)).expect("a full disk is no fault");
-        assert_eq!(kept.is_ok(), room == bytes.len(), "{room} of {}", bytes.len());
+        let space = self.near(&[8, bytes.len()], bytes.len());
+        let kept = self.guest.snapshot(&mut Disk(space)).expect("a full disk is no fault");
+        assert_eq!(kept.is_ok(), space == bytes.len(), "{space} of {}", bytes.len());
         let mut restored = unused(&self.module);
         let header = header(&self.module, index);
         restored.restore(&header, &self.config, &mut &bytes[..]).expect("it is whole");

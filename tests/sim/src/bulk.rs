@@ -252,7 +252,7 @@ impl World {
                     self.counters.add("suspended transfers");
                 }
                 if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
-                    let event = Event::RoomWanted { unlist: *unlist, capture: None };
+                    let event = Event::SpaceWanted { unlist: *unlist, capture: None };
                     self.event(node, group, vec![event]);
                 }
                 self.forget_if_over(id);

@@ -214,8 +214,8 @@ impl Guest for SimGuest {
                 .chunks_exact(8)
                 .map(|chunk| u64::from_le_bytes(*chunk.first_chunk().expect("eight bytes")));
             let mut next = || numbers.next().unwrap_or(0);
-            let (id, key, value, makes_room) = (next(), next(), next(), next() == 1);
-            state.grown = if makes_room { 0 } else { state.grown + self.grows };
+            let (id, key, value, frees) = (next(), next(), next(), next() == 1);
+            state.grown = if frees { 0 } else { state.grown + self.grows };
             self.taken = self.taken.max(state.grown);
             let old = state.registers.insert(key, value).unwrap_or(0);
             hasher.update(&old.to_le_bytes());

@@ -80,8 +80,8 @@ impl World {
                 LogOutput::Persisted { group, seq } => {
                     events.push((group, Event::Persisted { seq }));
                 }
-                LogOutput::Room(shortage) => {
-                    events.extend(groups.iter().map(|g| (*g, Event::Room(shortage))));
+                LogOutput::Space(shortage) => {
+                    events.extend(groups.iter().map(|g| (*g, Event::LogSpace(shortage))));
                 }
                 LogOutput::Damaged { group, below } => {
                     events.push((group, Event::LogDamaged { below }));
@@ -289,7 +289,7 @@ impl World {
     fn count_event(&mut self, event: &Event) {
         match event {
             Event::Corrupt { .. } => self.counters.add("corrupt objects found"),
-            Event::RoomWanted { .. } => self.counters.add("recovery points unlisted for space"),
+            Event::SpaceWanted { .. } => self.counters.add("recovery points unlisted for space"),
             Event::CaptureFailed { .. } => self.counters.add("captures failed"),
             Event::NoPlace { .. } => self.counters.add("captures that found no place"),
             _other => {}

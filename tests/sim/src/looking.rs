@@ -165,7 +165,7 @@ impl World {
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
             // It tries again by itself once it can open files.
-            _ if halt.fault.is_machines() && self.nodes[&node].unreadable => {
+            _ if halt.fault.lacks_resource() && self.nodes[&node].unreadable => {
                 self.counters.add("replicas halted for want of descriptors");
             }
             _ if !trapped => {

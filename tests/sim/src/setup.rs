@@ -97,8 +97,8 @@ fn setup(rng: &mut Rng) -> Setup {
 /// snapshots of that size.
 fn grow(setup: &mut Setup, rng: &mut Rng) {
     let first = setup.ballast as u64 + (1 << 20) + (64 << 10);
-    let roomy = setup.budget_bytes >= 8 * first && setup.disk_bytes >= 2 * setup.budget_bytes;
-    if rng.percent(25) && roomy && setup.cap_bytes == u64::MAX {
+    let ample = setup.budget_bytes >= 8 * first && setup.disk_bytes >= 2 * setup.budget_bytes;
+    if rng.percent(25) && ample && setup.cap_bytes == u64::MAX {
         setup.command_bytes = 1 << 10;
         setup.grows = GROWTH_BYTES * setup.command_bytes as u64;
         setup.memory_bytes = setup.ballast as u64 * 4 / 3 + (1 << 20);
@@ -107,8 +107,8 @@ fn grow(setup: &mut Setup, rng: &mut Rng) {
 
 /// Sometimes many groups share a disk, each with a log of many segments.
 fn crowd(setup: &mut Setup, rng: &mut Rng) {
-    let roomy = setup.disk_bytes >= 2 * setup.budget_bytes && setup.grows == 0;
-    if rng.percent(8) && roomy {
+    let ample = setup.disk_bytes >= 2 * setup.budget_bytes && setup.grows == 0;
+    if rng.percent(8) && ample {
         let names = ["a", "b", "c", "d", "e", "f"];
         let count = rng.between(4, 6);
         setup.groups = names.iter().take(count as usize).map(|name| (*name).to_owned()).collect();

@@ -103,24 +103,24 @@ impl World {
         let Some(process) = &mut node.process else { return };
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;
-        let (mut wanted, mut rooms) = (Vec::new(), Vec::new());
+        let (mut wanted, mut spaces) = (Vec::new(), Vec::new());
         // A store lane that hangs or is busy is not asked.
         for (group, replica) in process.replicas.iter().filter(|(_, r)| !hangs && r.store.is_idle())
         {
-            let (unlist, room) =
-                replica.with_store(move |store| (store.tend(running_ms), store.next_room()));
+            let (unlist, space) =
+                replica.with_store(move |store| (store.tend(running_ms), store.next_space()));
             wanted.extend(unlist.map(|unlist| (*group, unlist)));
-            rooms.extend(room.map(|room| (*group, room)));
+            spaces.extend(space.map(|space| (*group, space)));
         }
         if !process.log_scheduled && (self.now / (100 * MS)).is_multiple_of(3) {
             self.schedule_log(id);
         }
         for (group, unlist) in wanted {
             self.counters.add("recovery points given up for other groups");
-            self.event(id, group, vec![Event::RoomWanted { unlist, capture: None }]);
+            self.event(id, group, vec![Event::SpaceWanted { unlist, capture: None }]);
         }
-        for (group, room) in rooms {
-            self.event(id, group, vec![Event::SnapshotRoom(room)]);
+        for (group, space) in spaces {
+            self.event(id, group, vec![Event::SnapshotSpace(space)]);
         }
         for group in groups {
             if changed {

@@ -14,8 +14,8 @@ fn driver() -> (Driver, [oneshot::Receiver<Result<Reply>>; 2]) {
     let answers = [0, 1].map(|_| {
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let (command, room) = (Bytes::from_static(b"a"), Room::default());
-        driver.admit(Job { command, call: None, deadline, answer, room });
+        let (command, permit) = (Bytes::from_static(b"a"), Permit::default());
+        driver.admit(Job { command, call: None, deadline, answer, permit });
         receiver
     });
     driver.commands.get_mut(&1).expect("the first").under_way = true;

@@ -417,7 +417,7 @@ pub struct GroupStatus {
     pub snapshots_stalled_ms: u64,
     #[prost(string, tag = "57")]
     pub snapshots_stalled_directory: ::prost::alloc::string::String,
-    /// Open sessions; and, since the bootstrap, sessions evicted to make room for others, and openings
+    /// Open sessions; and, since the bootstrap, sessions evicted to make space for others, and openings
     /// refused because none could be evicted.
     #[prost(uint64, tag = "60")]
     pub sessions: u64,

@@ -132,7 +132,7 @@ impl Sessions {
         if sequence - session.lowest >= limits::SESSION_OPEN_CALLS_MAX as u64 {
             return Admission::Refused(Rejection::SessionFull);
         }
-        if !self.has_room(id, SHORTEST..=LONGEST, now_ms) {
+        if !self.has_space(id, SHORTEST..=LONGEST, now_ms) {
             return Admission::Refused(Rejection::SessionFull);
         }
         Admission::New
@@ -152,7 +152,7 @@ impl Sessions {
         if sequence < session.lowest {
             return;
         }
-        let kept = if self.has_room(id, cost(answer)..=cost(answer), now_ms) {
+        let kept = if self.has_space(id, cost(answer)..=cost(answer), now_ms) {
             answer.clone()
         } else {
             Answer::Rejected(Rejection::AnswerNotKept { bytes: answer.bytes() as u64 })
@@ -171,7 +171,7 @@ impl Sessions {
     /// Whether a session may keep an answer with a cost in this range: the least cost fits in the
     /// part that it owns, or the greatest in what it may be lent. Expired sessions are evicted for
     /// it.
-    fn has_room(&mut self, id: u64, cost: RangeInclusive<usize>, now_ms: u64) -> bool {
+    fn has_space(&mut self, id: u64, cost: RangeInclusive<usize>, now_ms: u64) -> bool {
         loop {
             let left = limits::SESSION_ANSWER_BYTES_MAX.saturating_sub(self.answer_bytes);
             let own = self.sessions.get(&id).map_or(0, |session| session.answer_bytes);

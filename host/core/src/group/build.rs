@@ -5,7 +5,7 @@
 
 use crate::fault::Fault;
 use crate::group::Shared;
-use crate::group::effect::{ApplyJob, Effect, Stands, Stopped};
+use crate::group::effect::{ApplyJob, Effect, Halt, Stands, Stopped};
 use crate::group::hosting::Hosting;
 use crate::group::wants;
 use crate::mutant::planted;
@@ -58,7 +58,7 @@ pub(super) fn cannot_restore(
     }
     hosting.tell_list(effects);
     let newest = wants::newest_listed(hosting.raw.store(), hosting.snapshots.retention.corrupt());
-    if hosting.applying.pipeline.is_halted() {
+    if hosting.applying.pipeline.halt().is_some() {
         // It stood before the entry that halted it, and a query took its guest.
         stands(hosting, shared, None, effects);
     } else if hosting.applying.pipeline.is_restoring() {
@@ -79,11 +79,10 @@ fn needs_snapshot(
     why: &str,
     effects: &mut Vec<Effect>,
 ) {
-    hosting.snapshots.wants.need(shared, tried, why);
     if !planted("rely_on_peers") {
         hosting.applying.retry.failed(shared.now);
     }
-    hosting.applying.pipeline.wait_for_snapshot();
+    hosting.applying.pipeline.misses(wants::missing(shared, tried, why));
     hosting.snapshots.checkpoints.abandon_capture();
     hosting.settle_state(shared, effects);
     hosting.refuse_everything(shared, effects);
@@ -97,26 +96,27 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     {
         return;
     }
-    if shared.halt().is_some() {
+    if hosting.applying.pipeline.halt().is_some() {
         restart(hosting, shared, effects);
-    } else if hosting.snapshots.wants.needs().is_some() {
-        hosting.snapshots.wants.tries(&shared.recovery);
-        build(hosting, shared, effects);
+    } else if hosting.applying.pipeline.missing().is_some() {
+        prepare(hosting, shared, effects);
+        hosting.applying.pipeline.try_again(&shared.recovery, effects);
     }
 }
 
 /// Rebuilds the guest up to the floor.
 pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     hosting.snapshots.wants.met();
-    build(hosting, shared, effects);
+    prepare(hosting, shared, effects);
+    hosting.applying.pipeline.start_again(&shared.recovery, effects);
     hosting.settle_state(shared, effects);
 }
 
-fn build(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
+/// Ends what a build up to the floor makes impossible: a capture on the way to it, and answers to
+/// entries below it, which the build applies without producing any.
+fn prepare(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
     hosting.snapshots.checkpoints.abandon_capture();
-    // The rebuild applies these entries, but produces no answers.
     hosting.pass(shared.recovery.floor, effects);
-    hosting.applying.pipeline.start_again(&shared.recovery, effects);
 }
 
 /// The guest of this build failed. If the lane was given a newer build since, the replica does not
@@ -141,36 +141,37 @@ pub(super) fn fail(
     fault: Fault,
     effects: &mut Vec<Effect>,
 ) {
-    hosting.applying.pipeline.halt();
     hosting.snapshots.checkpoints.abandon_capture();
     hosting.snapshots.wants.guest_failed();
     if shared.state.is_stopped() {
+        hosting.applying.pipeline.stop();
         return hosting.tell_list(effects);
     }
     let refused = matches!(fault, Fault::LogRefused(_)) && !planted("outlive_a_refusal");
     if refused || matches!(fault, Fault::Log(_)) {
         // A replica that cannot write its log can neither vote nor append. The messages that wait
         // for the failed batch must never leave, so no later batch may release them.
+        hosting.applying.pipeline.stop();
         hosting.tell_list(effects);
         return hosting.end(shared, Stopped::Failed(fault), effects);
     }
-    let machine = fault.is_machines();
+    let machine = fault.lacks_resource();
     let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
     let stands = match before {
         Some(entry) => {
-            hosting.applying.pipeline.stand();
             effects.push(Effect::Apply(ApplyJob::Stand { goal: entry - 1 }));
             Stands::Coming
         }
         None => Stands::Nowhere,
     };
+    hosting.applying.pipeline.halts(Halt { fault, stands, applied_by: None });
     if machine {
         hosting.applying.retry.failed(shared.now);
     } else {
         hosting.applying.retry.over();
     }
     hosting.tell_list(effects);
-    shared.halts(fault, stands, effects);
+    hosting.settle_state(shared, effects);
     hosting.refuse_everything(shared, effects);
     hosting.members.election.transfer_to_best(&mut hosting.raw, shared);
 }
@@ -184,5 +185,5 @@ pub(super) fn stands(
 ) {
     hosting.applying.pipeline.stands(at);
     hosting.tell_list(effects);
-    shared.stands(at, effects);
+    hosting.settle_state(shared, effects);
 }

@@ -12,13 +12,14 @@ use raft::eraftpb::{Entry, EntryType};
 use crate::entry::{self, CheckpointReason, EntryBody, footprint};
 use crate::group::Shared;
 use crate::group::effect::Effect;
-use crate::group::pipeline::{Capture, Pipeline};
+use crate::group::guest::Capture;
+use crate::group::pipeline::Pipeline;
 use crate::group::places::{PlaceTry, PlaceWait};
 use crate::group::raft_log::RaftLog;
 use crate::group::raft_node::RaftNode;
 use crate::limits;
 use crate::mutant::planted;
-use crate::snapshot::Room;
+use crate::snapshot::SnapshotSpace;
 
 /// What was written since the last checkpoint, and the capture under way.
 pub(super) struct Checkpoints {
@@ -48,7 +49,7 @@ pub(super) struct Checkpoints {
     /// Whether that failure is temporary: what the capture needed is in use and will be free again.
     postponed: bool,
     /// The space for the next snapshot, as the host reported it last.
-    room: Option<Room>,
+    space: Option<SnapshotSpace>,
     /// The tick at which the next snapshot became overdue.
     overdue_since: Option<u64>,
     /// The index of the capture that waits until a recovery point is unlisted.
@@ -96,7 +97,7 @@ impl Checkpoints {
             failed: 0,
             failure: None,
             postponed: false,
-            room: None,
+            space: None,
             overdue_since: None,
             waiting_for_unlisting: None,
             place: PlaceWait::default(),
@@ -236,8 +237,8 @@ impl Checkpoints {
     }
 
     /// The space for the next snapshot, if it is known.
-    pub(super) fn room(&self) -> Option<Room> {
-        self.room
+    pub(super) fn space(&self) -> Option<SnapshotSpace> {
+        self.space
     }
 
     /// Takes away the wait for the next try after a failure: what made it fail is over.
@@ -245,8 +246,8 @@ impl Checkpoints {
         self.not_before = 0;
     }
 
-    pub(super) fn told_of_room(&mut self, room: Room) {
-        self.room = Some(room);
+    pub(super) fn told_of_space(&mut self, space: SnapshotSpace) {
+        self.space = Some(space);
     }
 
     /// The tick since which the next snapshot is overdue; `overdue` says whether it is now.

@@ -228,6 +228,10 @@ impl ReplicaState {
         }
     }
 
+    pub(super) fn is_halted(&self) -> bool {
+        matches!(self, Self::Running(Running::Halted(_)))
+    }
+
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Stopped(_))
     }

@@ -158,7 +158,7 @@ impl Election {
         let voters = raft.prs().conf().voters();
         // A leader short of space refuses commands, but one that cannot write does not even answer.
         let stalled = shared.stalled.is_some();
-        let has_room = |id: &u64| shared.shortage_of(ReplicaId(*id)).is_none();
+        let has_space = |id: &u64| shared.shortage_of(ReplicaId(*id)).is_none();
         let best = raft
             .prs()
             .iter()
@@ -167,11 +167,11 @@ impl Election {
             .filter(|(id, _)| !shared.is_silent(ReplicaId(**id)))
             .filter(|(id, _)| !shared.is_halted(ReplicaId(**id)))
             .filter(|(id, _)| !shared.is_stalled(ReplicaId(**id)))
-            .filter(|(id, _)| stalled || has_room(id))
+            .filter(|(id, _)| stalled || has_space(id))
             .filter(|(id, _)| stalled || shared.has_memory_to_lead(ReplicaId(**id)))
             .max_by_key(|(id, peer)| {
                 let again = Some(**id) == self.asked;
-                (has_room(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
+                (has_space(id), !again, peer.recent_active, peer.matched, std::cmp::Reverse(**id))
             })
             .map(|(id, _)| *id);
         if let Some(id) = best {

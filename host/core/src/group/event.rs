@@ -13,7 +13,7 @@ use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
 use crate::snapshot::send::Report;
-use crate::snapshot::{Room, SnapshotDesc, Verified};
+use crate::snapshot::{SnapshotDesc, SnapshotSpace, Verified};
 
 #[derive(Debug)]
 pub enum Event {
@@ -110,7 +110,7 @@ pub enum Event {
     },
     /// A snapshot fits only if this recovery point is unlisted. That is the capture at `capture`,
     /// which waits, or for `None` a peer's snapshot, which will be offered again.
-    RoomWanted {
+    SpaceWanted {
         unlist: SnapshotDesc,
         capture: Option<u64>,
     },
@@ -162,11 +162,11 @@ pub enum Event {
     /// The guest's memory use changed. Comes before the event of the job that changed it.
     Memory(MemoryUse),
     /// The disk of the log is short of space, or no longer is.
-    Room(Option<Shortage>),
+    LogSpace(Option<Shortage>),
     /// The disk of the log hangs, or answers again.
     DiskStalled(Option<Stall>),
     /// The space for the next snapshot: reported while it is not enough, and once when it is again.
-    SnapshotRoom(Room),
+    SnapshotSpace(SnapshotSpace),
 
     /// A snapshot arrived from a peer and was sealed and read back.
     Received {

@@ -45,7 +45,7 @@ fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
     let corrupt = hosting.snapshots.retention.corrupt();
     let newest = retention::newest_good(&shared.recovery.snapshots, corrupt);
     // A replica that needs a snapshot cannot start from those that it lists.
-    let good = newest.filter(|_| hosting.snapshots.wants.needs().is_none());
+    let good = newest.filter(|_| hosting.applying.pipeline.missing().is_none());
     let snapshot = good.map_or(0, |desc| desc.index);
     let (applied, guest) = (hosting.applying.pipeline.applied(), hosting.guest(shared));
     shared.own = Own { applied, snapshot, guest };

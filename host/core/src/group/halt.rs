@@ -12,9 +12,8 @@
 //!   commands and linearizable queries are refused until an operator acts.
 //! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
 
-use crate::fault::Fault;
 use crate::group::Shared;
-use crate::group::effect::{Effect, Halt, ReplicaState, Running, Stands};
+use crate::group::pipeline::Pipeline;
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 
@@ -34,14 +33,6 @@ impl Halts {
 }
 
 impl Shared {
-    /// Why this replica is halted; `None` if it is not.
-    pub(super) fn halt(&self) -> Option<&Halt> {
-        match &self.state {
-            ReplicaState::Running(Running::Halted(halt)) => Some(halt),
-            ReplicaState::Running(_) | ReplicaState::Stopped(_) => None,
-        }
-    }
-
     /// A member that said it had applied the entry at `index`.
     fn applied_by(&self, index: u64) -> Option<ReplicaId> {
         let members = &self.recovery.configuration;
@@ -53,37 +44,22 @@ impl Shared {
     pub(super) fn is_halted(&self, replica: ReplicaId) -> bool {
         self.seen.get(&replica).is_some_and(|seen| seen.halted)
     }
+}
 
-    /// Halts: nothing is applied any more.
-    pub(super) fn halts(&mut self, fault: Fault, stands: Stands, effects: &mut Vec<Effect>) {
-        let halt = Halt { fault, stands, applied_by: None };
-        self.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
-    }
-
-    /// The lane rebuilt the guest as it was after entry `at`; `None`: it could not.
-    pub(super) fn stands(&mut self, at: Option<u64>, effects: &mut Vec<Effect>) {
-        if let Some(halt) = self.halt() {
-            let halt = Halt { stands: at.map_or(Stands::Nowhere, Stands::At), ..halt.clone() };
-            self.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
-        }
-    }
-
-    /// The entry that halted this replica, if another replica applied it and no build is under way.
-    pub(super) fn applied_elsewhere(&self, is_restoring: bool) -> Option<u64> {
-        let halt = self.halt().filter(|halt| halt.applied_by.is_some() && !is_restoring)?;
-        halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
-    }
+/// The entry that halted this replica, if another replica applied it and no build is under way.
+pub(super) fn applied_elsewhere(pipeline: &Pipeline) -> Option<u64> {
+    let halt = pipeline.halt().filter(|halt| halt.applied_by.is_some());
+    let halt = halt.filter(|_| !pipeline.is_restoring())?;
+    halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
 }
 
 impl Halts {
     /// Raises an alarm if another replica applied the entry that halted this one.
-    pub(super) fn tick(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
-        let Some(halt) = shared.halt() else { return };
-        if halt.applied_by.is_none()
-            && let Some(entry) = halt.fault.entry()
+    pub(super) fn tick(&mut self, pipeline: &mut Pipeline, shared: &Shared) {
+        let Some(halt) = pipeline.halt().filter(|halt| halt.applied_by.is_none()) else { return };
+        if let Some(entry) = halt.fault.entry()
             && let Some(replica) = shared.applied_by(entry)
         {
-            let halt = Halt { applied_by: Some(replica), ..halt.clone() };
             self.alarms += 1;
             self.alarm = Some(format!(
                 "entry {entry} could not be applied here ({}), but node {} applied it: the two \
@@ -91,7 +67,7 @@ impl Halts {
                 halt.fault,
                 replica.node()
             ));
-            shared.set_state(ReplicaState::Running(Running::Halted(halt)), effects);
+            pipeline.diverges_from(replica);
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::group::reads::Reads;
 use crate::group::rebuild::Rebuilds;
 use crate::group::reconcile::{Around, Retention};
 use crate::group::retry::Retry;
-use crate::group::room::Rooms;
+use crate::group::space::Concerns;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared};
@@ -235,15 +235,15 @@ impl Hosting {
     pub(super) fn wants<'a>(
         &'a mut self,
         effects: &'a mut Vec<Effect>,
-    ) -> (&'a mut Wants, Rooms<'a>) {
+    ) -> (&'a mut Wants, Concerns<'a>) {
         let Snapshots { checkpoints, retention, wants, .. } = &mut self.snapshots;
         let (raw, pipeline) = (&self.raw, &mut self.applying.pipeline);
         let proposals = &mut self.clients.proposals;
-        (wants, Rooms { raw, pipeline, checkpoints, retention, proposals, effects })
+        (wants, Concerns { raw, pipeline, checkpoints, retention, proposals, effects })
     }
 
     /// The concerns that a lack of space touches.
-    pub(super) fn rooms<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Rooms<'a> {
+    pub(super) fn concerns<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Concerns<'a> {
         self.wants(effects).1
     }
 
@@ -258,7 +258,7 @@ impl Hosting {
     }
 
     pub(super) fn end(&mut self, shared: &mut Shared, stop: Stopped, effects: &mut Vec<Effect>) {
-        self.applying.pipeline.halt();
+        self.applying.pipeline.stop();
         if stop == Stopped::Removed {
             shared.recovery.remove();
             shared.persist_now(Vec::new(), effects);
@@ -272,16 +272,17 @@ impl Hosting {
         self.clients.abandon(&refusal, effects);
     }
 
-    /// Works out which running state this replica is in. A halted replica stays halted.
+    /// Derives the state that this replica shows.
     pub(super) fn settle_state(&mut self, shared: &mut Shared, effects: &mut Vec<Effect>) {
         let running = match &shared.state {
             ReplicaState::Stopped(_) => return,
-            ReplicaState::Running(_) if self.applying.pipeline.is_halted() => return,
             ReplicaState::Running(_) => {
-                if !shared.recovery.configuration.contains(shared.me()) {
+                if let Some(halt) = self.applying.pipeline.halt() {
+                    Running::Halted(halt.clone())
+                } else if !shared.recovery.configuration.contains(shared.me()) {
                     Running::Joining
-                } else if let Some(why) = self.snapshots.wants.needs() {
-                    Running::NeedsSnapshot(why.to_owned())
+                } else if let Some(missing) = self.applying.pipeline.missing() {
+                    Running::NeedsSnapshot(missing.why.clone())
                 } else if self.applying.pipeline.is_restoring() {
                     self.applying.rebuilds.before().map_or(Running::Restoring, Running::Rebuilding)
                 } else if let Some(stall) = &shared.stalled {

@@ -115,8 +115,8 @@ impl Membership {
             let silent = configuration.of_node(node).iter().all(|old| self.is_gone(shared, *old));
             let others = configuration.replicas().filter(|id| id.node() != node);
             let others: BTreeSet<ReplicaId> = others.collect();
-            let room = others.len() < limits::REPLICAS_MAX;
-            silent && room
+            let fits = others.len() < limits::REPLICAS_MAX;
+            silent && fits
         });
         let Some(replica) = welcome else { return };
         let mut changes: Vec<ConfChangeSingle> = configuration

@@ -180,7 +180,7 @@ impl Outgoing {
     }
 
     /// A corrupt object that is no longer listed: its receivers are offered another one.
-    pub(super) fn promise_rotted(&mut self, snapshot: &SnapshotDesc, raw: &mut RaftNode) {
+    pub(super) fn promised_is_corrupt(&mut self, snapshot: &SnapshotDesc, raw: &mut RaftNode) {
         self.note_corrupt(snapshot);
         self.offer_promised(raw);
     }

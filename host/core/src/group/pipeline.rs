@@ -14,10 +14,12 @@ use std::collections::{BTreeSet, VecDeque};
 use raft::eraftpb::Entry;
 
 use crate::entry::footprint;
-use crate::group::effect::{ApplyJob, Effect};
+use crate::group::effect::{ApplyJob, Effect, Halt, Stands};
+use crate::group::guest::{Build, Capture, Guest, Missing};
+use crate::ids::ReplicaId;
 use crate::limits;
 use crate::recovery_state::RecoveryState;
-use crate::snapshot::{Configuration, SnapshotDesc};
+use crate::snapshot::SnapshotDesc;
 
 /// The queue in front of the apply lane.
 pub(super) struct Pipeline {
@@ -30,11 +32,8 @@ pub(super) struct Pipeline {
     dispatched: u64,
     /// The guest's applied index, as last reported.
     applied: u64,
-    /// The number of the last build that the lane was given, and whether that is a start.
+    /// The number of the last build that the lane was given.
     build: u64,
-    is_start: bool,
-    /// The last build of which the lane reported how it ended.
-    ended: u64,
     /// Snapshots that raft accepted and the log does not durably list yet.
     accepted: usize,
     guest: Guest,
@@ -44,39 +43,9 @@ pub(super) struct Pipeline {
     handed: u64,
 }
 
-/// What becomes of entries that are handed over.
-enum Guest {
-    /// They are queued for the guest that there is, or that the last build brings.
-    Applies {
-        /// The capture that the lane was given. Later items wait until the guest has written it,
-        /// because it may have to be retried.
-        capturing: Option<Capture>,
-    },
-    /// There is nothing to build a guest from. Entries are not queued: the build that comes later
-    /// covers them.
-    Missing,
-    /// Nothing is applied any more, until the lane is given another build. Entries are not queued.
-    Halted {
-        /// The lane rebuilds the guest for local queries.
-        standing: bool,
-    },
-}
-
-const APPLIES: Guest = Guest::Applies { capturing: None };
-
 enum Item {
     Range { first: u64, last: u64, bytes: usize, entries: Vec<Entry>, awaited: BTreeSet<u64> },
     Capture(Capture),
-}
-
-/// A snapshot for the lane to take.
-#[derive(Clone)]
-pub(super) struct Capture {
-    pub(super) term: u64,
-    pub(super) index: u64,
-    pub(super) configuration: Configuration,
-    /// Bytes of log that the replica can cut once it has the snapshot.
-    pub(super) gain: u64,
 }
 
 impl Pipeline {
@@ -89,10 +58,8 @@ impl Pipeline {
             dispatched: state.floor,
             applied: 0,
             build: 0,
-            is_start: true,
-            ended: 0,
             accepted: 0,
-            guest: APPLIES,
+            guest: Guest::built(None),
             backlog_bytes: 0,
             handed: state.floor,
         };
@@ -111,25 +78,33 @@ impl Pipeline {
     /// The lane reported how this build ended, or of a guest that it brought. Returns whether that
     /// counts: the lane was given no newer build.
     pub(super) fn ended(&mut self, build: u64) -> bool {
-        self.ended = self.ended.max(build);
-        build == self.build
-    }
-
-    /// Whether the lane has not reported yet how the last build ended.
-    fn is_building(&self) -> bool {
-        self.ended < self.build
+        let counts = build == self.build;
+        if counts && let Guest::Applies { build, .. } = &mut self.guest {
+            *build = None;
+        }
+        counts
     }
 
     /// Whether the lane may be given what is queued.
     fn is_open(&self) -> bool {
-        // A rebuild reads from the log what the lane would be given. If there is no guest to come,
+        // A start reads from the log what the lane would be given. If there is no guest to come,
         // nothing is queued.
-        self.accepted == 0 && !(self.is_building() && self.is_start)
+        self.accepted == 0 && !matches!(self.guest.build(), Some(Build::Start { .. }))
     }
 
     /// Whether a guest is being built, or will be from a snapshot that raft accepted.
     pub(super) fn is_restoring(&self) -> bool {
-        self.accepted > 0 || self.is_building()
+        self.accepted > 0 || self.guest.build().is_some()
+    }
+
+    /// What the replica lacks to build a guest; `None` if it has one, builds one, or is halted.
+    pub(super) fn missing(&self) -> Option<&Missing> {
+        self.guest.missing()
+    }
+
+    /// Why the replica is halted; `None` if it is not.
+    pub(super) fn halt(&self) -> Option<&Halt> {
+        self.guest.halt()
     }
 
     /// Whether a guest applies what is handed over.
@@ -150,7 +125,8 @@ impl Pipeline {
 
     /// Whether the lane may still have to open a snapshot that it was given.
     pub(super) fn is_reading(&self) -> bool {
-        matches!(self.guest, Guest::Halted { standing: true }) || self.is_building()
+        let stands = self.halt().is_some_and(|halt| halt.stands == Stands::Coming);
+        stands || self.guest.build().is_some()
     }
 
     /// Queues committed entries, which follow the earlier ones. Tickets wait for the `awaited`
@@ -184,14 +160,14 @@ impl Pipeline {
 
     /// The guest wrote the capture at `index`, or it failed: the items after it may be dispatched.
     pub(super) fn captured(&mut self, index: u64) {
-        if let Guest::Applies { capturing } = &mut self.guest {
+        if let Guest::Applies { capturing, .. } = &mut self.guest {
             capturing.take_if(|capture| capture.index == index);
         }
     }
 
     /// Gives the lane the capture at `index` again.
     pub(super) fn capture_again(&mut self, index: u64, effects: &mut Vec<Effect>) {
-        if let Guest::Applies { capturing: Some(capture) } = &self.guest
+        if let Guest::Applies { capturing: Some(capture), .. } = &self.guest
             && capture.index == index
         {
             effects.push(Effect::Apply(capture.clone().job()));
@@ -201,7 +177,7 @@ impl Pipeline {
     /// Gives the lane as much as it may have.
     pub(super) fn dispatch(&mut self, effects: &mut Vec<Effect>) {
         while self.is_open()
-            && let Guest::Applies { capturing: capturing @ None } = &mut self.guest
+            && let Guest::Applies { capturing: capturing @ None, .. } = &mut self.guest
             && self.inflight_bytes < limits::APPLY_INFLIGHT_BYTES_MAX
         {
             let Some(item) = self.queue.pop_front() else { return };
@@ -229,73 +205,85 @@ impl Pipeline {
     }
 
     /// raft accepted a snapshot above everything queued: the queue is dropped, and the lane waits
-    /// until the log durably lists the snapshot.
+    /// until the log durably lists the snapshot, of which the next guest is built.
     pub(super) fn supersede(&mut self) {
         self.clear();
         self.accepted += 1;
+        if self.missing().is_some() {
+            self.guest = Guest::built(self.guest.build().map(|_own| Build::START));
+        }
     }
 
     /// There is no guest, and nothing to build one from.
-    pub(super) fn wait_for_snapshot(&mut self) {
+    pub(super) fn misses(&mut self, missing: Missing) {
         self.clear();
-        self.guest = Guest::Missing;
+        self.guest = Guest::Missing(missing);
     }
 
     /// The lane rebuilds the guest up to the floor.
     pub(super) fn start_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
         self.clear();
         self.dispatched = state.floor;
-        (self.build, self.is_start, self.guest) = (self.build + 1, true, APPLIES);
+        self.build += 1;
+        self.guest = Guest::built(Some(Build::START));
         let job = ApplyJob::Start { build: self.build, state: Box::new(state.clone()) };
         effects.push(Effect::Apply(job));
     }
 
-    fn clear(&mut self) {
-        self.queue.clear();
-        self.queued_bytes = 0;
-        self.backlog_bytes = self.inflight_bytes;
-        if let Guest::Applies { capturing } = &mut self.guest {
-            *capturing = None;
-        }
+    /// A replica without a guest tries its own recovery points and log again. Until there is a
+    /// guest, it lacks the same, but only a newer object than those that it tries now helps.
+    pub(super) fn try_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
+        let lacked = state.snapshots.first().map_or(0, |desc| desc.index);
+        let missing = self.missing().map(|missing| Missing { lacked, ..missing.clone() });
+        self.start_again(state, effects);
+        self.guest = Guest::built(Some(Build::Start { missing }));
     }
 
     /// The log durably lists the snapshot: the lane restores it, and later items may follow.
     pub(super) fn restore(&mut self, snapshot: SnapshotDesc, effects: &mut Vec<Effect>) {
         self.dispatched = snapshot.index;
         self.accepted -= 1;
-        (self.build, self.is_start, self.guest) = (self.build + 1, false, APPLIES);
+        self.build += 1;
+        self.guest = Guest::built(Some(Build::Restore));
         effects.push(Effect::Apply(ApplyJob::Restore { build: self.build, snapshot }));
     }
 
-    /// Nothing is applied any more, until the lane is given another build.
-    pub(super) fn halt(&mut self) {
-        self.clear();
-        self.ended = self.build;
-        self.guest = Guest::Halted { standing: false };
-    }
-
-    pub(super) fn is_halted(&self) -> bool {
-        matches!(self.guest, Guest::Halted { .. })
-    }
-
-    /// The lane begins to rebuild the guest of a halted replica.
-    pub(super) fn stand(&mut self) {
-        self.guest = Guest::Halted { standing: true };
-    }
-
-    /// The lane rebuilt that guest as of entry `at`; `None`: it could not.
-    pub(super) fn stands(&mut self, at: Option<u64>) {
-        if let Guest::Halted { standing } = &mut self.guest
-            && std::mem::take(standing)
-        {
-            self.applied = at.unwrap_or(self.applied);
+    fn clear(&mut self) {
+        self.queue.clear();
+        self.queued_bytes = 0;
+        self.backlog_bytes = self.inflight_bytes;
+        if let Guest::Applies { capturing, .. } = &mut self.guest {
+            *capturing = None;
         }
     }
-}
 
-impl Capture {
-    fn job(self) -> ApplyJob {
-        let Self { term, index, configuration, gain } = self;
-        ApplyJob::Capture { term, index, configuration, gain }
+    /// The replica halts: nothing is applied any more, until the lane is given another build.
+    pub(super) fn halts(&mut self, halt: Halt) {
+        self.clear();
+        self.guest = Guest::Halted(halt);
+    }
+
+    /// The replica stops.
+    pub(super) fn stop(&mut self) {
+        self.clear();
+        self.guest = Guest::Stopped;
+    }
+
+    /// The lane rebuilt the guest of a halted replica as of entry `at`; `None`: it could not, or
+    /// lost it.
+    pub(super) fn stands(&mut self, at: Option<u64>) {
+        if let Guest::Halted(halt) = &mut self.guest {
+            if halt.stands == Stands::Coming {
+                self.applied = at.unwrap_or(self.applied);
+            }
+            halt.stands = at.map_or(Stands::Nowhere, Stands::At);
+        }
+    }
+
+    /// Another replica applied the entry that halted this one.
+    pub(super) fn diverges_from(&mut self, replica: ReplicaId) {
+        if let Guest::Halted(halt) = &mut self.guest {
+            halt.applied_by = Some(replica);
+        }
     }
 }

@@ -136,9 +136,8 @@ fn install(
         installed: true,
     };
     // The guest will be built from this snapshot, so a peer's answer is no longer needed.
-    if hosting.snapshots.wants.met() {
-        hosting.settle_state(shared, effects);
-    }
+    hosting.snapshots.wants.met();
+    hosting.settle_state(shared, effects);
     listing
 }
 
@@ -154,8 +153,8 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
     hosting.snapshots.retention.listed(&snapshots, hold);
     hosting.tell_list(effects);
     hosting.snapshots.checkpoints.retry_capture(&mut hosting.applying.pipeline, effects);
-    if hosting.snapshots.wants.is_met_by(hosting.raw.store(), hosting.snapshots.retention.corrupt())
-    {
+    let (pipeline, corrupt) = (&hosting.applying.pipeline, hosting.snapshots.retention.corrupt());
+    if hosting.snapshots.wants.is_met_by(pipeline, hosting.raw.store(), corrupt) {
         build::restart(hosting, shared, effects);
     }
     if installed {

@@ -111,7 +111,7 @@ impl Retention {
 
     /// An object fits only if `victim` is unlisted. One that a peer sends does not displace a
     /// capture, because it will be offered again.
-    pub(super) fn room_wanted(&mut self, victim: SnapshotDesc, capture: Option<u64>, now: u64) {
+    pub(super) fn space_wanted(&mut self, victim: SnapshotDesc, capture: Option<u64>, now: u64) {
         if capture.is_some() || self.need.is_none() {
             self.need = Some(Need { victim, capture, since: now });
         }

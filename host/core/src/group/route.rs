@@ -77,8 +77,8 @@ pub(super) fn event(
             hosting.snapshots.outgoing.transfer_ended(&ended, &mut hosting.raw, shared.now);
             hosting.snapshots.retention.promises_changed();
         }
-        Event::Room(shortage) => {
-            let began = shared.room(shortage, &mut hosting.rooms(effects));
+        Event::LogSpace(shortage) => {
+            let began = shared.space(shortage, &mut hosting.concerns(effects));
             space_changed(hosting, shared, began, effects);
         }
         Event::DiskStalled(stall) => disk_stalled(hosting, shared, stall, effects),
@@ -86,7 +86,7 @@ pub(super) fn event(
             shared.memory = Some(memory);
             hosting.settle_state(shared, effects);
         }
-        Event::SnapshotRoom(room) => hosting.snapshots.checkpoints.told_of_room(room),
+        Event::SnapshotSpace(space) => hosting.snapshots.checkpoints.told_of_space(space),
         Event::HandOver => hand_over(hosting, shared, effects),
         other => lane_event(hosting, shared, other, effects),
     }
@@ -129,8 +129,8 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
                 shared.now,
             );
         }
-        Event::RoomWanted { unlist, capture } => {
-            hosting.snapshots.retention.room_wanted(unlist, capture, shared.now);
+        Event::SpaceWanted { unlist, capture } => {
+            hosting.snapshots.retention.space_wanted(unlist, capture, shared.now);
         }
         Event::Corrupt { snapshot, .. } => found_corrupt(hosting, shared, &snapshot),
         Event::Read { snapshot, found } => was_read(hosting, shared, &snapshot, found),
@@ -154,9 +154,9 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         | Event::LogDamaged { .. }
         | Event::TransferEnded { .. }
         | Event::Memory(_)
-        | Event::Room(_)
+        | Event::LogSpace(_)
         | Event::DiskStalled(_)
-        | Event::SnapshotRoom(_)
+        | Event::SnapshotSpace(_)
         | Event::HandOver => unreachable!("handled before the lanes' events"),
     }
 }
@@ -176,9 +176,9 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     tick_rebuild(hosting, shared, effects);
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
-    hosting.applying.halts.tick(shared, effects);
-    let (wants, mut rooms) = hosting.wants(effects);
-    wants.tick(&mut rooms, shared);
+    hosting.applying.halts.tick(&mut hosting.applying.pipeline, shared);
+    let (wants, mut concerns) = hosting.wants(effects);
+    wants.tick(&mut concerns, shared);
     hosting.members.election.note_leader(&hosting.raw, shared.now);
     hosting.settle_state(shared, effects);
     let due = |since: u64| shared.now >= since + limits::LAZY_STATE_TICKS;
@@ -216,7 +216,7 @@ fn tick_snapshots(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<
         checkpoints.capture_failed(pipeline, failed, shared.now);
     }
     checkpoints.tick_places(pipeline, raw.store(), shared, effects);
-    let began = shared.tick_room(&mut hosting.rooms(effects));
+    let began = shared.tick_space(&mut hosting.concerns(effects));
     space_changed(hosting, shared, began, effects);
     let Hosting { raw, applying, snapshots, .. } = hosting;
     let Applying { pipeline, .. } = applying;
@@ -349,8 +349,8 @@ fn received(
     snapshot: Verified,
     effects: &mut Vec<Effect>,
 ) {
-    let (wants, mut rooms) = hosting.wants(effects);
-    match wants.received(&mut rooms, shared, snapshot) {
+    let (wants, mut concerns) = hosting.wants(effects);
+    match wants.received(&mut concerns, shared, snapshot) {
         Received::Kept => {}
         Received::IsToBeListed(snapshot) => list_new(hosting, shared, snapshot, effects),
         Received::Restarts => build::restart(hosting, shared, effects),
@@ -387,7 +387,7 @@ fn captured(
 /// An object turned out to be corrupt. One that is no longer listed cannot be repaired.
 fn found_corrupt(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc) {
     if !hosting.snapshots.retention.found_corrupt(shared, snapshot) {
-        hosting.snapshots.outgoing.promise_rotted(snapshot, &mut hosting.raw);
+        hosting.snapshots.outgoing.promised_is_corrupt(snapshot, &mut hosting.raw);
         hosting.snapshots.retention.promises_changed();
     }
 }
@@ -434,7 +434,7 @@ fn disk_stalled(
 fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
     hosting.may_lead(shared)?;
     shared.may_write()?;
-    shared.has_room(&hosting.raw)
+    shared.has_space(&hosting.raw)
 }
 
 /// The process is about to stop: leadership goes to another replica first.

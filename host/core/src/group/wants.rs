@@ -24,13 +24,15 @@ use crate::group::Shared;
 use crate::group::checkpoint::Checkpoints;
 use crate::group::effect::Effect;
 use crate::group::frame::Body;
+use crate::group::guest::Missing;
+use crate::group::halt;
+use crate::group::pipeline::Pipeline;
 use crate::group::raft_log::RaftLog;
 use crate::group::raft_node::RaftNode;
-use crate::group::room::Rooms;
+use crate::group::space::Concerns;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::recovery_state::RecoveryState;
 use crate::retention::{self, ObjectName};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
@@ -46,16 +48,12 @@ const ROUNDS_IN_VAIN: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Wants {
-    /// Why no recovery point restores.
-    needs: Option<String>,
     /// The last request.
     asked: Option<Asked>,
     /// The peer that was asked last, by its place among the peers.
     turn: usize,
     /// An object that ends the need is being listed.
     listing: bool,
-    /// The index of the newest object that could not be restored.
-    lacked: u64,
     /// What this leader made checkpoints for, by the replica that asked, and the newest snapshot
     /// that was listed here at that time.
     checkpoints: BTreeMap<ReplicaId, (About, u64)>,
@@ -99,30 +97,19 @@ impl Asked {
 }
 
 impl Wants {
-    pub(super) fn needs(&self) -> Option<&str> {
-        self.needs.as_deref()
-    }
-
     /// The current request, by which offers are judged.
     pub(super) fn asked(&self) -> Option<Want> {
         self.asked.as_ref().map(|asked| asked.want)
     }
 
-    /// There is a guest, or a snapshot to build one from. Returns whether one was needed.
-    pub(super) fn met(&mut self) -> bool {
+    /// There is a guest, or a snapshot to build one from.
+    pub(super) fn met(&mut self) {
         (self.asked, self.listing) = (None, false);
-        self.needs.take().is_some()
-    }
-
-    /// The guest is built again from what the recovery state lists: from now on only a newer object
-    /// than that ends the need.
-    pub(super) fn tries(&mut self, state: &RecoveryState) {
-        self.lacked = state.snapshots.first().map_or(0, |desc| desc.index);
     }
 
     /// The guest failed for good. A snapshot that is being listed still takes the replica further.
     pub(super) fn guest_failed(&mut self) {
-        (self.asked, self.needs) = (None, None);
+        self.asked = None;
     }
 
     /// The next leader makes its own checkpoints.
@@ -130,21 +117,9 @@ impl Wants {
         self.checkpoints.clear();
     }
 
-    /// Notes that there is no guest and nothing to build one from; `tried` is the newest recovery
-    /// point that a build knew of.
-    pub(super) fn need(&mut self, shared: &Shared, tried: u64, why: &str) {
-        let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
-        self.needs = Some(if alone {
-            format!("{NOBODY_TO_ASK}: {why}")
-        } else {
-            format!("asking the peers for a snapshot: {why}")
-        });
-        self.lacked = tried;
-    }
-
     /// Asks one peer after the other for what this replica needs.
-    pub(super) fn tick(&mut self, rooms: &mut Rooms<'_>, shared: &Shared) {
-        let want = self.want(rooms, shared).filter(|_| !planted("never_ask"));
+    pub(super) fn tick(&mut self, concerns: &mut Concerns<'_>, shared: &Shared) {
+        let want = self.want(concerns, shared).filter(|_| !planted("never_ask"));
         let Some(want) = want else {
             self.asked = None;
             return;
@@ -154,7 +129,7 @@ impl Wants {
             shared.recovery.configuration.replicas().filter(|id| *id != me).collect();
         peers.sort_unstable();
         peers.dedup();
-        let about = About::of(&want, rooms.checkpoints.last());
+        let about = About::of(&want, concerns.checkpoints.last());
         let before = self.asked.as_ref().filter(|asked| asked.about == about);
         if before.is_some_and(|asked| shared.now < asked.next(peers.len())) {
             return;
@@ -162,12 +137,12 @@ impl Wants {
         let times = before.map_or(0, |asked| asked.times);
         let in_vain = want.exactly.is_some()
             && before.is_some_and(|asked| asked.rounds(peers.len()) >= ROUNDS_IN_VAIN);
-        if times > 0 && self.needs.is_none() {
+        if times > 0 && concerns.pipeline.missing().is_none() {
             // It may be that no peer has the object any more.
-            self.checkpoint_for(rooms.raw, rooms.checkpoints, me, &want, shared.now);
+            self.checkpoint_for(concerns.raw, concerns.checkpoints, me, &want, shared.now);
         }
         if in_vain {
-            let _ = rooms.capture_here(shared);
+            let _ = concerns.capture_here(shared);
         }
         self.asked = Some(Asked { want, about, at: shared.now, times: times + 1 });
         if peers.is_empty() {
@@ -175,30 +150,30 @@ impl Wants {
         }
         self.turn = (self.turn + 1) % peers.len();
         let peer = peers[self.turn];
-        shared.send(peer.node(), Some(peer), Body::Want(want), rooms.effects);
+        shared.send(peer.node(), Some(peer), Body::Want(want), concerns.effects);
     }
 
-    fn want(&self, rooms: &Rooms<'_>, shared: &Shared) -> Option<Want> {
+    fn want(&self, concerns: &Concerns<'_>, shared: &Shared) -> Option<Want> {
         if self.listing {
             return None;
         }
-        if let Some(want) = self.any_want(rooms, shared) {
+        if let Some(want) = Self::any_want(concerns, shared) {
             return Some(want);
         }
-        let (term, index, digest) = *rooms.retention.corrupt().last()?;
+        let (term, index, digest) = *concerns.retention.corrupt().last()?;
         let exactly = Some(ObjectRef { term, index, digest });
         Some(Want { low: index, high: index, exactly })
     }
 
     /// A need of any object that the log here continues from, because there is no guest to go on
     /// with.
-    fn any_want(&self, rooms: &Rooms<'_>, shared: &Shared) -> Option<Want> {
-        let least = match shared.applied_elsewhere(rooms.pipeline.is_restoring()) {
+    fn any_want(concerns: &Concerns<'_>, shared: &Shared) -> Option<Want> {
+        let least = match halt::applied_elsewhere(concerns.pipeline) {
             Some(entry) => entry,
-            None if self.needs.is_some() => 1,
+            None if concerns.pipeline.missing().is_some() => 1,
             None => return None,
         };
-        let readable = shared.recovery.first_index.max(rooms.raw.store().unreadable());
+        let readable = shared.recovery.first_index.max(concerns.raw.store().unreadable());
         let low = if planted("need_below_the_log") { least } else { least.max(readable - 1) };
         // A snapshot above the floor would cut entries that raft has not handed over yet.
         Some(Want { low, high: shared.recovery.floor, exactly: None })
@@ -232,17 +207,18 @@ impl Wants {
     /// Returns it in the last case.
     pub(super) fn received(
         &mut self,
-        rooms: &mut Rooms<'_>,
+        concerns: &mut Concerns<'_>,
         shared: &Shared,
         snapshot: Verified,
     ) -> Received {
         let object = ObjectRef::of(&snapshot.desc);
-        if rooms.retention.repaired(&snapshot.desc) {
+        if concerns.retention.repaired(&snapshot.desc) {
             self.asked = None;
-            rooms.effects.push(Effect::Judged { object, taken: true });
-            if self.needs.is_some() { Received::Restarts } else { Received::Kept }
-        } else if self.is_needed(rooms, shared, &snapshot.desc) {
-            rooms.effects.push(Effect::Judged { object, taken: true });
+            concerns.effects.push(Effect::Judged { object, taken: true });
+            let missing = concerns.pipeline.missing().is_some();
+            if missing { Received::Restarts } else { Received::Kept }
+        } else if Self::is_needed(concerns, shared, &snapshot.desc) {
+            concerns.effects.push(Effect::Judged { object, taken: true });
             // The replica starts from it once it is durably listed.
             self.listing = true;
             Received::IsToBeListed(snapshot)
@@ -253,17 +229,34 @@ impl Wants {
 
     /// Whether a replica that needs a snapshot can go on from this one, which it did not take
     /// itself.
-    fn is_needed(&self, rooms: &Rooms<'_>, shared: &Shared, desc: &SnapshotDesc) -> bool {
-        self.any_want(rooms, shared).is_some_and(|want| want.fits(desc))
-            && rooms.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
+    fn is_needed(concerns: &Concerns<'_>, shared: &Shared, desc: &SnapshotDesc) -> bool {
+        Self::any_want(concerns, shared).is_some_and(|want| want.fits(desc))
+            && concerns.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
     /// A list became durable. Returns whether the replica starts from it: it holds the object that
     /// was needed. It may be one of its own, that was not listed yet when the guest was lost.
-    pub(super) fn is_met_by(&self, log: &RaftLog, corrupt: &BTreeSet<ObjectName>) -> bool {
-        let needs = self.needs.is_some() && !planted("wait_for_a_peers_snapshot");
-        self.listing || (needs && newest_listed(log, corrupt) > self.lacked)
+    pub(super) fn is_met_by(
+        &self,
+        pipeline: &Pipeline,
+        log: &RaftLog,
+        corrupt: &BTreeSet<ObjectName>,
+    ) -> bool {
+        let missing = pipeline.missing().filter(|_| !planted("wait_for_a_peers_snapshot"));
+        self.listing || missing.is_some_and(|it| newest_listed(log, corrupt) > it.lacked)
     }
+}
+
+/// Notes what a replica lacks that has nothing to build a guest from; `tried` is the newest recovery
+/// point that a build knew of.
+pub(super) fn missing(shared: &Shared, tried: u64, why: &str) -> Missing {
+    let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
+    let why = if alone {
+        format!("{NOBODY_TO_ASK}: {why}")
+    } else {
+        format!("asking the peers for a snapshot: {why}")
+    };
+    Missing { why, lacked: tried }
 }
 
 /// What becomes of an object that arrived.

@@ -259,7 +259,7 @@ mod tests {
     /// Space is requested once, for the offered object, and before any byte is accepted.
     /// Covers P6 P8.
     #[test]
-    fn room_is_asked_for_once_and_before_any_byte() {
+    fn space_is_asked_for_once_and_before_any_byte() {
         let length = 2 * BLOCK;
         let (mut receiver, commands) = Receiver::begin(&offer(length), &expected());
         let [ReceiveCommand::Admit(header)] = &commands[..] else { panic!("{commands:?}") };

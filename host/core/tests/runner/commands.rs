@@ -25,7 +25,7 @@
 //!                                                answered, the last one first
 //! reads NODE short|ok                            short: its snapshots cannot be read for now
 //! captures NODE fail|tight|full|ok · restores NODE fail|ok · traps NODE
-//! room NODE short|ok · next NODE short|near|over|ok
+//! space NODE short|ok · next NODE short|near|over|ok
 //! memory NODE BYTES                              what its guest takes, of 1000
 //! suspends NODE INDEX · damage NODE INDEX        suspends: it holds a part of that snapshot;
 //!                                                damage: its log below cannot be read any more
@@ -52,7 +52,7 @@ use lockstep_core::group::{Event, Frame, GroupStatus, Role};
 use lockstep_core::ids::Lineage;
 use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
-use lockstep_core::snapshot::Room;
+use lockstep_core::snapshot::SnapshotSpace;
 
 use super::cluster::{Bulk, Cluster, describe};
 use super::disk::Image;
@@ -82,7 +82,7 @@ impl Session {
         let known = self.nodes(word, &words)
             || self.moves(word, &words)
             || self.faults(word, rest, &words)
-            || self.room_and_rot(word, &words)
+            || self.space_and_rot(word, &words)
             || self.requests(word, rest, &words)
             || self.orders(word, rest, &words)
             || self.views(word, &words);
@@ -272,12 +272,12 @@ impl Session {
         true
     }
 
-    fn room_and_rot(&mut self, word: &str, words: &[&str]) -> bool {
+    fn space_and_rot(&mut self, word: &str, words: &[&str]) -> bool {
         let cluster = &mut self.cluster;
         match (word, words) {
-            ("room", [node, how]) => {
+            ("space", [node, how]) => {
                 let shortage = (*how == "short").then_some(Shortage::Disk { need: 64, have: 1 });
-                cluster.event(node, Event::Room(shortage));
+                cluster.event(node, Event::LogSpace(shortage));
             }
             ("stall" | "unstall", [node]) => more::stall(cluster, node, word == "stall"),
             ("refuse", [node]) => more::refuse(cluster, node),
@@ -293,8 +293,8 @@ impl Session {
                     "ok" => (2_000, 2_000),
                     other => panic!("next NODE {other}"),
                 };
-                let room = Room { need: 900, have, quota, margin: 100 };
-                cluster.event(node, Event::SnapshotRoom(room));
+                let space = SnapshotSpace { need: 900, have, quota, margin: 100 };
+                cluster.event(node, Event::SnapshotSpace(space));
             }
             ("damage", [node, below]) => {
                 let below = below.parse().expect("damage NODE INDEX");
@@ -326,7 +326,7 @@ impl Session {
             }
             ("unlist", [node, index]) => {
                 let unlist = cluster.listed(node, index);
-                cluster.event(node, Event::RoomWanted { unlist, capture: None });
+                cluster.event(node, Event::SpaceWanted { unlist, capture: None });
             }
             _other => return false,
         }

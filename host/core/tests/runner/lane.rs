@@ -151,7 +151,7 @@ impl Lane {
             done.events.push(Event::NoPlace { index, why: "no place".to_owned() });
         } else if let Some(unlist) = listed.last().filter(|_| self.tight && listed.len() > 1) {
             let (unlist, capture) = (unlist.clone(), Some(index));
-            done.events.push(Event::RoomWanted { unlist, capture });
+            done.events.push(Event::SpaceWanted { unlist, capture });
         } else {
             let captured = self.capture(term, index, configuration, module, store);
             done.events.push(Event::CaptureWritten { index });

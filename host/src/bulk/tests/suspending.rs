@@ -69,7 +69,7 @@ fn another_offer_yields_to_what_is_suspended_or_displaces_it() {
 /// A suspended file is deleted after its time, or at once if its space is needed.
 /// Covers C5 C1.
 #[test]
-fn what_is_suspended_goes_with_time_and_for_room() {
+fn what_is_suspended_goes_with_time_and_for_space() {
     let bytes = payload(3 * BLOCK);
     let host = suspended(&bytes);
     // Its time starts when it is suspended, however long the transfer took.
@@ -105,7 +105,7 @@ fn what_is_suspended_goes_with_time_and_for_room() {
 /// Another group of the host that finds no space is given that of a suspended file.
 /// Covers C1.
 #[test]
-fn what_is_suspended_makes_room_for_another_group() {
+fn what_is_suspended_frees_for_another_group() {
     let bytes = payload(3 * BLOCK);
     let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
     let fs = MemFs::with_dir(Path::new("/data"));

@@ -97,7 +97,7 @@ fn space_ends_and_comes_back() -> io::Result<()> {
 
 /// So that a process can start on a disk that its own files have filled.
 #[test]
-fn a_directory_that_is_there_takes_no_room() -> io::Result<()> {
+fn a_directory_that_is_there_takes_no_space() -> io::Result<()> {
     let (fs, path) = disk();
     let dir = path.parent().expect("a file has a parent");
     fs.set_late_full(LateFull { name: true, sync_dir: true, ..LateFull::default() });

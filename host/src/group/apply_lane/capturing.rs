@@ -89,7 +89,7 @@ impl ApplyLane {
                 Ok(capture)
             }
             Ok(Err(Unwritten { error, bytes })) => {
-                // It outgrew its reservation: unlisting an older recovery point may make room.
+                // It outgrew its reservation: unlisting an older recovery point may make space.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
                 let full = is_full(&error);
                 if let Some(unlist) = beyond.filter(|_| full) {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_stall_is_told_with_the_wait_for_room() {
+    fn the_last_stall_is_told_with_the_wait_for_space() {
         let clock = Arc::<Told>::default();
         let mut lane = lane(&clock);
         let gauges = Arc::clone(&lane.tools.gauges);

@@ -198,7 +198,7 @@ fn told_of_a_start(harm: impl FnOnce(&MemFs, &Path)) -> Vec<Event> {
     let state = RecoveryState { commit: 3, floor: 3, ..RecoveryState::blank("g", ReplicaId(9)) };
     let entries = vec![bootstrapped, commands(2), commands(3)];
     let job = LogJob { group: GroupId::of_name("g"), state: state.clone(), entries };
-    wal.append(&[job], &mut |_jobs| {}).expect("room");
+    wal.append(&[job], &mut |_jobs| {}).expect("space");
     harm(&fs, &wal.active_path());
     started(&mut lane, state)
 }
@@ -216,7 +216,7 @@ fn started(lane: &mut ApplyLane, state: RecoveryState) -> Vec<Event> {
 /// Whether a lack of resources is reported, and no damage.
 fn is_short(told: &[Event]) -> bool {
     let any = |is: fn(&Event) -> bool| told.iter().any(is);
-    any(|event| matches!(event, Event::GuestFailed { fault, .. } if fault.is_machines()))
+    any(|event| matches!(event, Event::GuestFailed { fault, .. } if fault.lacks_resource()))
         && !any(|event| matches!(event, Event::Corrupt { .. } | Event::NeedsSnapshot { .. }))
 }
 
@@ -259,8 +259,8 @@ fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
     drop(lane.run(range(1, 2, vec![bootstrapped, commands(2)], BTreeSet::new())));
     let configuration = Configuration::default();
     let capture = lane.run(ApplyJob::Capture { term: 1, index: 2, configuration, gain: 0 }).pop();
-    let Some(Output::Seal(capture)) = capture else { panic!("there is room") };
-    let Event::Captured(mut verified) = capture.seal(&*store) else { panic!("there is room") };
+    let Some(Output::Seal(capture)) = capture else { panic!("there is space") };
+    let Event::Captured(mut verified) = capture.seal(&*store) else { panic!("there is space") };
     verified.hold.disarm();
     let desc = verified.desc.clone();
     let state = RecoveryState {
@@ -273,7 +273,7 @@ fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
         ..RecoveryState::blank("g", ReplicaId(9))
     };
     let job = LogJob { group: GroupId::of_name("g"), state: state.clone(), entries: Vec::new() };
-    wal.append(&[job], &mut |_jobs| {}).expect("room");
+    wal.append(&[job], &mut |_jobs| {}).expect("space");
     let path = store::tests::dir().join(ObjectName::of(&desc).file());
     let listed = move |store: &mut SnapshotStore| drop(store.list_durable(&[desc], &[]));
     store.run(Box::new(listed));

@@ -106,7 +106,7 @@ fn a_batch_does_not_wait_for_housekeeping() {
         round.state = state;
         let (names, before) = (fs.list(Path::new("/d/wal")).expect("it is there"), fs.ops());
         let rest = writer.write(vec![(index, round)], &mut |_outputs| seen.push(fs.ops() - before));
-        assert!(rest.expect("the disk is well").iter().all(|o| matches!(o, LogOutput::Room(_))));
+        assert!(rest.expect("the disk is well").iter().all(|o| matches!(o, LogOutput::Space(_))));
         assert_eq!(fs.list(Path::new("/d/wal")).expect("it is there"), names);
         assert_eq!(fs.ops() - before, seen[seen.len() - 1], "nothing is done after the report");
         assert_eq!(writer.must_housekeep(), fs.ops() - before == 4, "a spare was taken");

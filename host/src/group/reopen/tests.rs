@@ -24,7 +24,7 @@ fn log() -> (MemFs, Wal, RecoveredGroup) {
     let state = RecoveryState::blank("g", ReplicaId(9));
     let entry = |index| Entry { index, term: 1, data: vec![1; 99].into(), ..Entry::default() };
     let (group, entries) = (GroupId::of_name("g"), (1..=ENTRIES).map(entry).collect());
-    wal.append(&[LogJob { group, state, entries }], &mut |_jobs| {}).expect("room");
+    wal.append(&[LogJob { group, state, entries }], &mut |_jobs| {}).expect("space");
     drop(wal);
     let (wal, mut groups) = open();
     let recovered = groups.remove(&group).expect("it was written");

@@ -394,11 +394,11 @@ async fn an_oversized_command_harms_no_neighbour() {
 /// A group with as many sessions as it may have refuses to open another, and no open session is
 /// affected.
 #[tokio::test]
-async fn a_session_finds_room_once_another_is_closed() {
+async fn a_session_finds_space_once_another_is_closed() {
     let (nodes, shared) = cluster(2).await;
     shared.lock().sessions_max = Some(1);
     let client = client_of(&[&nodes[1], &nodes[0]]);
-    let first = client.open_session().await.expect("there is room for one");
+    let first = client.open_session().await.expect("there is space for one");
     let full = with_enough_time(&nodes[1], async |hasty| match hasty.open_session().await {
         Err(Error::Refused { refusal, message, .. }) => Some((refusal, message)),
         Err(Error::Unknown { .. }) => None,
@@ -412,7 +412,7 @@ async fn a_session_finds_room_once_another_is_closed() {
     let opening = tokio::spawn(async move { other.open_session().await });
     patiently("an answer", first.apply("a")).await.expect("it is as it was");
     patiently("an answer", first.close()).await.expect("it closes");
-    let second = patiently("a session", opening).await.expect("no panic").expect("there is room");
+    let second = patiently("a session", opening).await.expect("no panic").expect("there is space");
     patiently("an answer", second.apply("b")).await.expect("it is applied");
 }
 

@@ -38,7 +38,7 @@ fn apply(command: &'static str) -> ApplyRequest {
 
 /// Idle connections keep no other client out.
 #[tokio::test]
-async fn idle_connections_make_room_for_others() {
+async fn idle_connections_make_space_for_others() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
     let mut idle = Vec::new();
     for _ in 0..100 {
@@ -49,7 +49,7 @@ async fn idle_connections_make_room_for_others() {
         quiet.push(connect(&nodes[0]).await);
     }
     let mut caller = connect(&nodes[0]).await;
-    caller.apply(apply("a")).await.expect("there is room");
+    caller.apply(apply("a")).await.expect("there is space");
     for client in &mut quiet[18..] {
         client.apply(apply("b")).await.expect("the youngest connections were kept");
     }
@@ -142,7 +142,7 @@ async fn given_back(node: &Node) {
 
 /// A message is charged by its announced length before it comes, and refused if memory is short.
 #[tokio::test]
-async fn requests_without_room_are_refused() {
+async fn requests_without_memory_are_refused() {
     let (nodes, _shared) = cluster_with(1, narrow()).await;
     let mut hog = Raw::connect(&nodes[0].address).await;
     for _ in 0..4 {
@@ -157,14 +157,14 @@ async fn requests_without_room_are_refused() {
     };
     patiently("a full budget", full).await;
     let large = ApplyRequest { command: vec![0; 500_000].into(), ..apply("") };
-    let status = connect(&nodes[0]).await.apply(large).await.expect_err("there is no room");
+    let status = connect(&nodes[0]).await.apply(large).await.expect_err("there is no space");
     let word = status.metadata().get("lockstep-refusal").and_then(|word| word.to_str().ok());
     assert_eq!((status.code(), word), (Code::ResourceExhausted, Some("overloaded")));
-    assert!(nodes[0].port.now().no_room > 0);
+    assert!(nodes[0].port.now().no_memory > 0);
     drop(hog);
     given_back(&nodes[0]).await;
     let large = ApplyRequest { command: vec![0; 500_000].into(), ..apply("") };
-    connect(&nodes[0]).await.apply(large).await.expect("there is room again");
+    connect(&nodes[0]).await.apply(large).await.expect("there is space again");
 }
 
 /// A first message of a peer that is longer than a Hello is refused by its length, and so is a

@@ -56,7 +56,7 @@ async fn a_pipeline_in_a_session_applies_each_command_once() {
 /// The group's queue takes 32 MiB. Longer pipelines wait for it: no command is refused or sent
 /// twice.
 #[tokio::test]
-async fn a_pipeline_with_long_commands_waits_for_room() {
+async fn a_pipeline_with_long_commands_waits_for_space() {
     const COMMANDS: u32 = 4_096;
     let (nodes, shared) = cluster(1).await;
     shared.lock().held = Some(Vec::new());
@@ -318,10 +318,10 @@ fn apply(shared: &Shared, call: Call, reply: Reply) {
     reply.send(Ok(applied));
 }
 
-/// The next command of a stream waits for room when its client stops reading. The room goes to
+/// The next command of a stream waits for space when its client stops reading. The space goes to
 /// another stream, not to one that does not use it.
 #[tokio::test]
-async fn a_stream_that_is_not_read_keeps_no_room_from_others() {
+async fn a_stream_that_is_not_read_keeps_no_space_from_others() {
     const APPLY_STREAM: &str = "/lockstep.v1.Lockstep/ApplyStream";
     /// What a connection takes unread.
     const WINDOW_BYTES: usize = 65_535;
@@ -346,9 +346,9 @@ async fn a_stream_that_is_not_read_keeps_no_room_from_others() {
         read += if frame.kind == DATA { frame.payload.len() } else { 0 };
     }
 
-    // There is room for the first two of three commands, and a little more.
-    let room = nodes[0].handle.stream_room();
-    let mut taken: Vec<_> = std::iter::from_fn(|| room.try_take(0)).collect();
+    // There is space for the first two of three commands, and a little more.
+    let space = nodes[0].handle.stream_permits();
+    let mut taken: Vec<_> = std::iter::from_fn(|| space.try_take(0)).collect();
     taken.truncate(taken.len() - 8);
     shared.lock().held = Some(Vec::new());
     let unread = raw.open(APPLY_STREAM, &[]);

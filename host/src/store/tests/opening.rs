@@ -160,7 +160,7 @@ fn a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
 /// `NoSpace`.
 /// Covers C1.
 #[test]
-fn an_operation_without_room_is_no_space() {
+fn an_operation_without_space_is_no_space() {
     let mut refused = 0;
     for (op, fault) in (1..40).flat_map(|op| [(op, DiskFault::Full), (op, DiskFault::Descriptors)])
     {

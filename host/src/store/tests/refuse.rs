@@ -124,7 +124,7 @@ fn written_bytes_are_counted_once() {
 
 /// Covers C1 K15.
 #[test]
-fn the_oldest_recovery_point_beyond_the_newest_makes_room() {
+fn the_oldest_recovery_point_beyond_the_newest_frees() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
     let old = bed.take(10, &payload(1000)).desc;
@@ -233,7 +233,7 @@ fn transfers_that_a_disk_holds_are_missing_to_nobody() {
 /// although the other asks again at once.
 /// Covers C1.
 #[test]
-fn room_that_a_group_claims_is_kept_for_it() {
+fn space_that_a_group_claims_is_kept_for_it() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut seldom = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) + 10, 0);
     let mut often = neighbour(&seldom);
@@ -244,19 +244,19 @@ fn room_that_a_group_claims_is_kept_for_it() {
         listed.insert(0, verified.desc.clone());
         often.list_durable(&listed, &[]);
     }
-    let room = |store: &mut SnapshotStore, index| store.reserve_local(local(index, 1000, false));
-    let refused = room(&mut seldom.store, 20).expect_err("there are three objects");
+    let space = |store: &mut SnapshotStore, index| store.reserve_local(local(index, 1000, false));
+    let refused = space(&mut seldom.store, 20).expect_err("there are three objects");
     assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
     assert_eq!(seldom.store.tend(0), None, "it has none to spare");
     assert_eq!(often.tend(0), Some(listed[1].clone()), "the other is asked for one");
     assert_eq!(often.tend(0), None, "but only for one");
     listed.truncate(1);
     often.list_durable(&listed, &[]);
-    let refused = room(&mut often, 30).expect_err("what it gave up is claimed");
+    let refused = space(&mut often, 30).expect_err("what it gave up is claimed");
     assert!(matches!(refused, SnapshotRefusal::NoSpace { .. }), "{refused:?}");
-    drop(room(&mut seldom.store, 20).expect("it was kept for the claimant"));
+    drop(space(&mut seldom.store, 20).expect("it was kept for the claimant"));
     seldom.store.collect();
-    drop(room(&mut often, 30).expect("the claim is over once it was met"));
+    drop(space(&mut often, 30).expect("the claim is over once it was met"));
 }
 
 /// A claim that its group does not come back for expires after a minute.
@@ -268,16 +268,16 @@ fn a_claim_ends_with_time() {
     let mut other = neighbour(&bed);
     bed.take_listed(&[(10, &payload(1000))]);
     let held = take(&mut other, 10, &payload(1000)).expect("there is space");
-    let room = |store: &mut SnapshotStore| store.reserve_local(local(20, 1000, false));
-    room(&mut bed.store).expect_err("there are two objects");
+    let space = |store: &mut SnapshotStore| store.reserve_local(local(20, 1000, false));
+    space(&mut bed.store).expect_err("there are two objects");
     drop(held);
     other.collect();
-    room(&mut other).expect_err("it is claimed");
+    space(&mut other).expect_err("it is claimed");
     other.tend(1_000);
     other.tend(60_999);
-    room(&mut other).expect_err("the claim stands for a minute");
+    space(&mut other).expect_err("the claim stands for a minute");
     other.tend(61_000);
-    drop(room(&mut other).expect("it is over"));
+    drop(space(&mut other).expect("it is over"));
 }
 
 /// A claim asks only groups that have some of what is short. It expires although it is repeated at
@@ -297,8 +297,8 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
     }
     bed.take_listed(&[(10, &payload(1000))]);
     bed.fs.mount(&dir(), frame_bytes(1000) + 10);
-    let room = bed.store.next_room().expect("it is short");
-    assert!(!room.fits() && room.have < room.need && room.quota > room.need, "{room:?}");
+    let space = bed.store.next_space().expect("it is short");
+    assert!(!space.fits() && space.have < space.need && space.quota > space.need, "{space:?}");
     assert_eq!(elsewhere.tend(0), None, "another filesystem is short, not the budget");
     drop(
         elsewhere.reserve_local(local(30, 1000, false)).expect("nothing is taken from its budget"),
@@ -311,13 +311,13 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
     bed.take_listed(&[(10, &payload(1000))]);
     let held = take(&mut other, 10, &payload(1000)).expect("there is space");
     other.tend(1_000);
-    assert!(bed.store.next_room().is_some_and(|room| room.quota < room.need));
+    assert!(bed.store.next_space().is_some_and(|space| space.quota < space.need));
     drop(held);
     other.collect();
     let mut refused_until = 1_000;
     for now in (1_000..200_000).step_by(1_000) {
         other.tend(now);
-        let _claims = bed.store.next_room();
+        let _claims = bed.store.next_space();
         match other.reserve_local(local(20, 1000, false)) {
             Ok(_) => break,
             Err(_) => refused_until = now,
@@ -347,7 +347,7 @@ fn a_payload_is_capped_by_what_was_reserved() {
 
 /// Covers C2.
 #[test]
-fn a_growing_snapshot_asks_for_room_as_it_grows_and_fails_alone() {
+fn a_growing_snapshot_asks_for_space_as_it_grows_and_fails_alone() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let limit = frame_bytes(16 * BLOCK as u64);
     let mut bed = Bed::with_limits(fs, &state(&[]), limit, 0);
@@ -419,7 +419,7 @@ fn another_filesystem_is_not_disturbed() {
 /// An object that is being sent, or was promised, frees no space now: the snapshot is postponed.
 /// Covers C1 U6.
 #[test]
-fn room_that_is_in_use_postpones() {
+fn space_that_is_in_use_postpones() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 5, 0);
     let listed = bed.take_listed(&[(10, &payload(1000)), (20, &payload(999))]);

@@ -20,7 +20,7 @@ fn one_append_is_one_write_and_one_sync_however_many_groups() {
     let before = (wal.stats().fsyncs, fs.ops());
     let jobs: Vec<_> =
         (1..6).map(|group| job(group, state(1, 0, 0), entries(1..3, 1, 9))).collect();
-    let appended = wal.append_and_tidy(&jobs).expect("there is room");
+    let appended = wal.append_and_tidy(&jobs).expect("there is space");
     assert_eq!((appended.syncs, wal.stats().fsyncs, fs.ops()), (1, before.0 + 1, before.1 + 2));
     assert_eq!(wal.append_and_tidy(&[]).expect("nothing to do").syncs, 0);
 }
@@ -37,7 +37,7 @@ fn small_batches_fill_a_new_file_sixteen_blocks_at_once_and_one_that_was_used_no
         let state = state(index, 1.min(index - 1), index - 1);
         let job = job(1, state, entries(index..index + 1, 1, 100));
         let segment = wal.active.number();
-        let appended = wal.append_and_tidy(&[job]).expect("there is room");
+        let appended = wal.append_and_tidy(&[job]).expect("there is space");
         if segment == wal.active.number() {
             written.push((segment, appended.bytes));
         }
@@ -81,7 +81,7 @@ fn a_job_that_does_not_fit_is_refused_and_nothing_is_written() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let well = job(1, state(1, 0, 0), entries(1..4, 2, 9));
-    wal.append_and_tidy(std::slice::from_ref(&well)).expect("there is room");
+    wal.append_and_tidy(std::slice::from_ref(&well)).expect("there is space");
     let mut check = |bad: LogJob, expect: &str| {
         let image = fs.image();
         let error =
@@ -107,9 +107,10 @@ fn a_reader_gets_what_it_asks_for_or_hears_why_not() {
     let reader = wal.reader();
     for index in 1..12 {
         let job = job(1, state(1, 0, 0), entries(index..index + 1, 1, 100));
-        wal.append_and_tidy(&[job]).expect("there is room");
+        wal.append_and_tidy(&[job]).expect("there is space");
     }
-    wal.append_and_tidy(&[job(1, state(5, 1, 5), entries(12..15, 1, 100))]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(5, 1, 5), entries(12..15, 1, 100))])
+        .expect("there is space");
     let read = |from, to, bytes| {
         let read = reader.entries(GroupId(1), from, to, bytes)?;
         Ok::<Vec<u64>, WalError>(read.iter().map(|entry| entry.index).collect())
@@ -132,7 +133,7 @@ fn a_reader_gets_what_it_asks_for_or_hears_why_not() {
 fn a_reader_sees_nothing_of_a_batch_that_failed() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..3, 1, 9))]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..3, 1, 9))]).expect("there is space");
     fs.fail_op(fs.ops() + 2, crate::fs::mem::DiskFault::Io);
     wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..4, 1, 9))])
         .expect_err("the sync fails");

@@ -29,14 +29,14 @@ fn an_idle_log_writes_nothing() {
     for index in 1..90 {
         let jobs = [1, 2, 3]
             .map(|group| job(group, state(1, 0, index - 1), entries(index..index + 1, 1, 3000)));
-        wal.append_and_tidy(&jobs).expect("there is room");
+        wal.append_and_tidy(&jobs).expect("there is space");
     }
     assert!(wal.stats().segments >= 12);
     assert_eq!(wal.stats().moved_bytes, 0, "what lives is not moved for nothing");
     rest(&mut wal);
     assert_at_rest(&fs, &mut wal);
     let dying = [2, 3].map(|group| job(group, state(90, 1, 89), vec![]));
-    wal.append_and_tidy(&dying).expect("there is room");
+    wal.append_and_tidy(&dying).expect("there is space");
     rest(&mut wal);
     assert!(wal.stats().moved_bytes > 0, "a third of it pins the log");
     assert_at_rest(&fs, &mut wal);
@@ -106,12 +106,12 @@ fn check_bounds(mut load: Load) {
     while load.payload < 400 << 20 {
         let jobs = load.jobs();
         let before = wal.stats();
-        let appended = wal.append(&jobs, &mut |_| {}).expect("there is room");
+        let appended = wal.append(&jobs, &mut |_| {}).expect("there is space");
         let after = wal.stats();
         assert_eq!(after.moved_bytes, before.moved_bytes, "no append moves anything");
         let heads = after.batches - before.batches - 1;
         assert!(heads <= 1 && appended.syncs == 1 + heads, "no append makes or removes a file");
-        while wal.housekeep().expect("there is room") {}
+        while wal.housekeep().expect("there is space") {}
         let stats = wal.stats();
         let most = 2 * stats.live + 4 * SEGMENT;
         assert!(stats.bytes <= most, "{} bytes of files, {} live", stats.bytes, stats.live);

@@ -23,7 +23,7 @@ fn survive(fs: &MemFs, wal: &mut Wal, step: &Step, relieved: &dyn Fn(&mut Wal)) 
         (Err(WalError::Full { .. }), _) => {
             assert!(wal.is_stalled() && wal.shortage().is_some(), "it waits and says so");
             relieved(wal);
-            go_on(wal).expect("there is room");
+            go_on(wal).expect("there is space");
             assert!(!wal.is_stalled() && wal.shortage().is_none(), "nothing waits any more");
             true
         }
@@ -51,7 +51,7 @@ fn life_with(op: u64, fault: DiskFault) -> (MemFs, usize) {
 }
 
 #[test]
-fn any_operation_may_find_no_room_and_the_same_process_goes_on() {
+fn any_operation_may_find_no_space_and_the_same_process_goes_on() {
     let steps = scenario();
     let (undisturbed, _) = life_with(u64::MAX, DiskFault::Full);
     let mut short = 0;
@@ -75,7 +75,7 @@ fn any_operation_may_find_no_room_and_the_same_process_goes_on() {
 /// Descriptors and memory become available again as space does. A sync never fails for lack of
 /// them.
 #[test]
-fn an_operation_without_a_descriptor_is_waited_for_like_room() {
+fn an_operation_without_a_descriptor_is_waited_for_like_space() {
     let (undisturbed, _) = life_with(u64::MAX, DiskFault::Full);
     let mut waited = 0;
     for op in 1..=undisturbed.ops() {
@@ -178,14 +178,14 @@ fn a_full_disk_takes_what_the_files_hold() {
             wal.stats()
         );
     }
-    while wal.stats().room >= 1024 {
+    while wal.stats().left >= 1024 {
         write(&mut wal).expect("the last of them");
     }
     assert!(matches!(write(&mut wal), Err(WalError::Full { .. })), "now it is full");
     assert_eq!(all_files(&fs), before.0, "no name was needed");
     drop(wal);
     let opened = Wal::open(Arc::new(fs.clone()), &dir(), with_spares);
-    let (mut wal, found) = opened.expect("a start needs no room");
+    let (mut wal, found) = opened.expect("a start needs no space");
     assert_eq!(found[&GroupId(1)].last_index + 1, index - 1);
     let cut = wal.append_and_tidy(&[job(1, state(index - 2, 1, index - 2), vec![])]);
     assert!(matches!(cut, Err(WalError::Full { .. })), "not even that fits: {cut:?}");
@@ -203,8 +203,8 @@ fn a_head_that_was_given_up_does_not_come_back() {
             fs.lock(Path::new("/d/turn")).expect("nobody holds it");
         }
         let mut wal = open_well(&fs).0;
-        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..2, 1, 3500))]).expect("room");
-        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(2..3, 1, 1500))]).expect("room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..2, 1, 3500))]).expect("space");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(2..3, 1, 1500))]).expect("space");
         fs.set_capacity(fs.used(&dir()));
         fs.set_late_full(LateFull { sync: true, ..LateFull::default() });
         let large = job(1, state(1, 0, 2), entries(3..4, 1, 3500));
@@ -215,7 +215,7 @@ fn a_head_that_was_given_up_does_not_come_back() {
         fs.set_capacity(fs.used(&dir()));
         fs.set_late_full(LateFull::default());
         let mut wal = open_well(&fs).0;
-        wal.append_and_tidy(&[job(1, state(1, 0, 2), entries(3..4, 2, 10))]).expect("room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 2), entries(3..4, 2, 10))]).expect("space");
         drop(wal);
         fs.crash();
         let (_wal, found) = open_well(&fs);
@@ -236,12 +236,13 @@ fn what_a_given_up_segment_has_behind_its_end_does_not_count() {
         }
         let (mut wal, _none) = open_well(&fs);
         wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(1..3, 1, 700))])
-            .expect("there is room");
+            .expect("there is space");
         fs.fail_op(fs.ops() + 2, DiskFault::Full);
         let end = wal.end;
         wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..5, 1, 900))])
             .expect("in the next one");
-        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(5..6, 1, 9))]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(5..6, 1, 9))])
+            .expect("there is space");
         assert_eq!(wal.stats().segments, 2, "the next segment has it");
         let first = wal_files(&wal)[0].clone();
         drop(wal);

@@ -14,7 +14,7 @@ fn a_busy_group_that_truncates_keeps_few_segments() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     for index in 1..100_u64 {
-        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is space");
         assert!(wal.stats().segments <= 3, "{:?}", wal.stats());
     }
     assert_eq!(wal_files(&wal).len() as u64, wal.stats().segments);
@@ -24,10 +24,10 @@ fn a_busy_group_that_truncates_keeps_few_segments() {
 fn an_idle_group_pins_nothing_and_keeps_its_entries() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..4, 1, 30))]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..4, 1, 30))]).expect("there is space");
     let mut highest = 0;
     for index in 1..100_u64 {
-        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is space");
         highest = highest.max(wal.stats().segments);
         if index % 25 == 0 {
             drop(wal);
@@ -49,17 +49,17 @@ fn much_live_data_pins_its_segment_and_says_whose_it_is() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let pins = RecoveryState { group: "pins".to_owned(), ..state(1, 0, 0) };
-    wal.append_and_tidy(&[job(2, pins, entries(1..5, 1, 600))]).expect("there is room");
+    wal.append_and_tidy(&[job(2, pins, entries(1..5, 1, 600))]).expect("there is space");
     let mut index = 1_u64;
     while wal.stats().segments == 1 {
-        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is space");
         index += 1;
     }
     assert_eq!(wal.stats().pinned_by.as_deref(), Some("pins"));
     assert!(wal.shared.segments().contains_key(&1));
-    wal.append_and_tidy(&[job(2, state(5, 1, 4), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(5, 1, 4), vec![])]).expect("there is space");
     for index in index..index + 8 {
-        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is room");
+        append(&mut wal, 1, index.saturating_sub(4).max(1), index).expect("there is space");
     }
     assert!(!wal.shared.segments().contains_key(&1));
     assert!(wal.stats().segments <= 3);
@@ -89,7 +89,7 @@ fn a_full_disk_refuses_the_next_segment_and_truncation_frees_it() {
     assert!(!wal.is_stalled());
     wal.append_and_tidy(&[job(1, state(index, 1, index), vec![])]).expect("it fits in the rest");
     assert!(wal.stats().reserve && wal.stats().segments < 4);
-    append(&mut wal, 1, index, index + 1).expect("there is room again");
+    append(&mut wal, 1, index, index + 1).expect("there is space again");
     assert_eq!(wal.shortage(), None);
     drop(wal);
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, index + 1);
@@ -105,26 +105,26 @@ fn a_shortage_is_told_before_the_log_is_full_and_ends() {
     let mut wal = open();
     let mut index = 1;
     while wal.shortage().is_none() {
-        append(&mut wal, 1, 1, index).expect("there is room");
+        append(&mut wal, 1, 1, index).expect("there is space");
         index += 1;
     }
     let stats = wal.stats();
-    assert!(stats.reserve && stats.room > SEGMENT_BYTES / 2, "{stats:?}");
+    assert!(stats.reserve && stats.left > SEGMENT_BYTES / 2, "{stats:?}");
     let short = lockstep_core::fault::Shortage::Disk { need: SEGMENT_BYTES, have: 0 };
     assert_eq!(wal.shortage(), Some(short));
     // Everything under way fits: in a whole segment and the spare.
-    let (mut left, begun) = (stats.room, stats.segments);
+    let (mut left, begun) = (stats.left, stats.segments);
     while left > 1_000 {
         append(&mut wal, 1, 1, index).expect("it was promised");
-        (index, left) = (index + 1, wal.stats().room);
+        (index, left) = (index + 1, wal.stats().left);
         assert_eq!(wal.stats().segments, begun);
     }
     drop(wal);
     let mut wal = open();
-    assert!(wal.shortage().is_some(), "a restart makes no room");
+    assert!(wal.shortage().is_some(), "a restart makes no space");
     wal.append_and_tidy(&[job(1, state(index - 1, 1, index - 1), vec![])])
         .expect("a truncation fits");
-    wal.ensure_reserve().expect("there is room");
+    wal.ensure_reserve().expect("there is space");
     assert_eq!(wal.shortage(), None);
     assert_eq!(wal.spares.len(), 2);
 }
@@ -136,9 +136,9 @@ fn an_idle_group_does_not_pin_the_log_without_end() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let idle = entries(1..30, 1, 100);
-    wal.append_and_tidy(&[job(2, state(1, 0, 0), idle.clone())]).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), idle.clone())]).expect("there is space");
     for index in 1..200 {
-        append(&mut wal, 1, index.max(3) - 2, index).expect("there is room");
+        append(&mut wal, 1, index.max(3) - 2, index).expect("there is space");
         let stats = wal.stats();
         assert!(stats.segments * SEGMENT_BYTES <= 2 * stats.live + 3 * SEGMENT_BYTES, "{stats:?}");
     }
@@ -155,15 +155,15 @@ fn an_idle_group_does_not_pin_the_log_without_end() {
 fn a_dropped_group_does_not_come_back() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
-    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is room");
-    append(&mut wal, 1, 1, 1).expect("there is room");
+    wal.append_and_tidy(&[job(2, state(1, 0, 0), entries(1..5, 1, 400))]).expect("there is space");
+    append(&mut wal, 1, 1, 1).expect("there is space");
     wal.drop_group(GroupId(2)).expect("it is there");
     assert!(matches!(wal.drop_group(GroupId(2)), Err(WalError::UnknownGroup { .. })));
     drop(wal);
     let (mut wal, groups) = open_well(&fs);
     assert_eq!(groups.keys().collect::<Vec<_>>(), [&GroupId(1)]);
     for index in 2..60 {
-        append(&mut wal, 1, index - 1, index).expect("there is room");
+        append(&mut wal, 1, index - 1, index).expect("there is space");
     }
     drop(wal);
     assert_eq!(open_well(&fs).1.len(), 1);
@@ -176,7 +176,7 @@ fn the_reserve_is_ready_before_it_is_needed() {
     for index in 1..40 {
         assert!(wal.spares.iter().all(|file| file.length == SEGMENT_BYTES));
         assert!(!wal.spares.is_empty());
-        append(&mut wal, 1, 1, index).expect("there is room");
+        append(&mut wal, 1, 1, index).expect("there is space");
     }
 }
 
@@ -190,7 +190,7 @@ fn files_are_used_again() {
     let mut append_some = |wal: &mut Wal| {
         for _ in 0..100 {
             index += 1;
-            append(wal, 1, index.max(5) - 4, index).expect("there is room");
+            append(wal, 1, index.max(5) - 4, index).expect("there is space");
         }
     };
     append_some(&mut wal);
@@ -210,14 +210,14 @@ fn a_file_that_is_read_is_not_used_again() {
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     for index in 1..20 {
-        append(&mut wal, 1, 1, index).expect("there is room");
+        append(&mut wal, 1, 1, index).expect("there is space");
     }
     let oldest = wal.shared.segments().values().next().map(Arc::clone).expect("there is one");
     let number = oldest.number();
     let first = wal.shared.groups()[&GroupId(1)].extents().in_segment(number).next();
     let (from, extent) = first.expect("it holds something");
     for index in 20..60 {
-        append(&mut wal, 1, index - 2, index).expect("there is room");
+        append(&mut wal, 1, index - 2, index).expect("there is space");
     }
     assert!(!wal.shared.segments().contains_key(&number));
     let read = oldest.entries(GroupId(1), &extent.place).expect("it was not written over");

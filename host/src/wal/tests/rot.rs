@@ -13,7 +13,7 @@ fn log(last: impl FnOnce(&mut Wal)) -> (MemFs, PathBuf, Vec<u64>) {
     let mut begins = vec![wal.end];
     for index in 1..4 {
         wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 30))])
-            .expect("room");
+            .expect("space");
         begins.push(wal.end);
     }
     last(&mut wal);
@@ -54,7 +54,8 @@ fn a_flipped_bit_in_the_last_batch_is_a_torn_tail_and_the_log_goes_on_over_it() 
         fs.corrupt(&path, offset).expect("the file is there");
         let (mut wal, found) = open_well(&fs);
         assert_eq!(last_index(&found), 2, "bit of byte {offset}");
-        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..5, 2, 9))]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(3..5, 2, 9))])
+            .expect("there is space");
         assert_eq!(wal.stats().segments, 1, "nothing is rolled for it");
         drop(wal);
         assert_eq!(last_index(&open_well(&fs).1), 4);
@@ -70,7 +71,7 @@ fn a_torn_tail_stays_one_as_long_as_its_segment_stays() {
         let (mut wal, found) = open_well(&fs);
         assert_eq!(last_index(&found), 2 + life);
         let add = entries(3 + life..4 + life, 1, 600);
-        wal.append_and_tidy(&[job(1, state(1, 0, 0), add)]).expect("there is room");
+        wal.append_and_tidy(&[job(1, state(1, 0, 0), add)]).expect("there is space");
     }
 }
 
@@ -78,7 +79,7 @@ fn a_torn_tail_stays_one_as_long_as_its_segment_stays() {
 fn behind_a_seal_rot_in_the_last_batch_is_corruption_too() {
     let (_fs, _path, begins) = log(|_wal| {});
     let seal = |wal: &mut Wal| {
-        assert!(wal.seal_idle().expect("there is room"));
+        assert!(wal.seal_idle().expect("there is space"));
         assert!(!wal.seal_idle().expect("there is nothing to do"));
     };
     for offset in begins[2]..begins[3] {
@@ -121,7 +122,7 @@ fn batches_share_no_block() {
 fn a_restarted_log_is_sealed_as_well() {
     let (fs, _path, _begins) = log(|_wal| {});
     let (mut wal, _found) = open_well(&fs);
-    assert!(wal.seal_idle().expect("there is room"));
+    assert!(wal.seal_idle().expect("there is space"));
     drop(wal);
     let (mut wal, _found) = open_well(&fs);
     assert!(!wal.seal_idle().expect("there is nothing to do"));
@@ -143,7 +144,7 @@ fn long_log() -> (MemFs, Vec<PathBuf>) {
     let mut index = 1;
     while wal.stats().segments < 3 {
         wal.append_and_tidy(&[job(1, state(1, 0, 0), entries(index..index + 1, 1, 500))])
-            .expect("room");
+            .expect("space");
         index += 1;
     }
     let files = wal_files(&wal);
@@ -209,7 +210,7 @@ fn log_of_a_state(state: &[u8]) -> (MemFs, PathBuf) {
     let mut whole = batch.finish();
     whole.resize(bytes.len() - 512, 0);
     let file = fs.open(&path, true).expect("it is there");
-    file.write_at(&whole, 512).expect("there is room");
+    file.write_at(&whole, 512).expect("there is space");
     file.sync().expect("the disk is well");
     (fs, path)
 }
@@ -265,7 +266,7 @@ fn damage_of_a_segment_that_went_is_forgotten() {
     assert!(wal.reader().entries(GroupId(1), from, from + 1, 99).is_err());
     assert_eq!((wal.stats().damaged, wal.damaged().len()), (1, 1));
     let last = wal.reader().last_index(GroupId(1)).expect("it is there");
-    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is space");
     assert!(!fs.has(&files[0]), "a file that is not to be trusted is not used again");
     assert!(late.entries(GroupId(1), &place).is_err());
     assert!(!wal.shared.note_damage(1), "it is gone");
@@ -283,13 +284,13 @@ fn a_corrupt_file_that_was_removed_does_not_come_back() {
 
     // While the directory cannot be synced for lack of space, the segment stays in the log.
     fs.set_late_full(LateFull { sync_dir: true, ..LateFull::default() });
-    wal.files.settle_names().expect("there is room");
+    wal.files.settle_names().expect("there is space");
     fs.set_capacity(1);
     wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("it fits in place");
     assert!(wal.shared.segments().contains_key(&1), "its file may come back");
 
     fs.set_capacity(1 << 30);
-    while wal.housekeep().expect("there is room") {}
+    while wal.housekeep().expect("there is space") {}
     assert!(!wal.shared.segments().contains_key(&1) && !fs.has(&files[0]));
     drop(wal);
     fs.crash();
@@ -321,7 +322,7 @@ fn what_cannot_be_read_is_damage_and_a_shortage_is_none() {
     assert_eq!(wal.damaged().into_iter().collect::<Vec<_>>(), [1]);
     assert_eq!(reader.scrub(&mut |_bytes| ()).len(), 1);
     let last = reader.last_index(GroupId(1)).expect("it is there");
-    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is space");
     assert!(!fs.has(&files[0]), "its file is not used again");
     drop(wal);
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
@@ -341,18 +342,18 @@ fn a_damaged_segment_is_written_no_more_and_goes() {
     let (fs, path, _begins) = log(|_wal| {});
     let (mut wal, _found) = open_well(&fs);
     let first = wal.active.number();
-    wal.seal_idle().expect("there is room");
+    wal.seal_idle().expect("there is space");
     assert!(!wal.seal_idle().expect("it is sealed"), "there is nothing to do");
     let place = wal.shared.groups()[&GroupId(1)].extents().from(2).next().expect("entry 2").1.place;
     fs.corrupt(&path, place.offset + 40).expect("the file is there");
     assert!(wal.reader().entries(GroupId(1), 2, 3, 99).is_err());
     assert_eq!(wal.damaged().len(), 0, "nothing can be done about it yet");
 
-    assert!(wal.seal_idle().expect("there is room"), "another segment begins");
+    assert!(wal.seal_idle().expect("there is space"), "another segment begins");
     assert_eq!(wal.damaged().into_iter().collect::<Vec<_>>(), [first]);
     let last = wal.reader().last_index(GroupId(1)).expect("it is there");
     assert_eq!(wal.live_up_to(first), [(GroupId(1), last + 1)]);
-    wal.append_and_tidy(&[job(1, state(last + 1, 1, last), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(last + 1, 1, last), vec![])]).expect("there is space");
     assert!(!fs.has(&path) && wal.stats().damaged == 0);
     drop(wal);
     assert_eq!(open_well(&fs).1[&GroupId(1)].last_index, last);
@@ -364,10 +365,10 @@ fn a_bad_sector_in_a_spare_keeps_no_log_from_opening() {
     let (fs, files) = long_log();
     let (mut wal, _found) = open_well(&fs);
     let last = wal.reader().last_index(GroupId(1)).expect("it is there");
-    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is room");
+    wal.append_and_tidy(&[job(1, state(last, 1, last), vec![])]).expect("there is space");
     let spare = wal.spares.iter().map(|spare| spare.path.clone()).find(|path| files.contains(path));
     let spare = spare.expect("a segment that was deleted left its file");
-    assert!(wal.seal_idle().expect("there is room"), "the last batch says where the log begins");
+    assert!(wal.seal_idle().expect("there is space"), "the last batch says where the log begins");
     drop(wal);
     let length = fs.image()[&spare].len() as u64;
     fs.bad_sectors(&spare, length / 2..length).expect("it is there");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_core::limits;
-use lockstep_core::snapshot::{Room, SnapshotDesc};
+use lockstep_core::snapshot::{SnapshotDesc, SnapshotSpace};
 
 use super::layout::{ObjectName, object_bytes};
 use super::places::Work;
@@ -20,14 +20,14 @@ pub(crate) fn next_length(last: u64) -> u64 {
 impl SnapshotStore {
     /// Called at every tick. Returns what disk and quota have for the next local snapshot beside
     /// the newest object, as long as that is too little, and once when it is enough again.
-    pub fn next_room(&mut self) -> Option<Room> {
-        let room = self.room()?;
-        if !room.fits() {
-            self.claim(room.need);
+    pub fn next_space(&mut self) -> Option<SnapshotSpace> {
+        let space = self.space()?;
+        if !space.fits() {
+            self.claim(space.need);
         }
-        let short = room.shortage().is_some() || !room.fits();
+        let short = space.shortage().is_some() || !space.fits();
         let was = std::mem::replace(&mut self.told_short, short);
-        (short || was).then_some(room)
+        (short || was).then_some(space)
     }
 
     /// Told that a local snapshot of `estimate` bytes outgrew its reservation and found no more
@@ -38,14 +38,14 @@ impl SnapshotStore {
 
     /// The space for the next local snapshot. Objects that are still being sent count as free:
     /// their space comes back, but what the log takes meanwhile does not.
-    fn room(&self) -> Option<Room> {
+    fn space(&self) -> Option<SnapshotSpace> {
         let newest = self.listed.first();
         let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
         let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
         // The guess must not exceed what the group can ever have.
         let wanted = self.wanted.map(|wanted| wanted.min(self.quota.most().saturating_sub(stays)));
         let need = next.max(wanted)?;
-        let free = self.quota.disk_room(self.fs.space(&self.dir).ok()?);
+        let free = self.quota.disk_space(self.fs.space(&self.dir).ok()?);
         let usage = self.usage();
         let all = usage.listed + usage.unlisted + usage.staged + usage.suspended;
         let comes_back = all.saturating_sub(stays.max(usage.staged));
@@ -53,7 +53,7 @@ impl SnapshotStore {
         let quota = self.quota.left().saturating_add(comes_back);
         // Two segments, which the log may take before it is told to stop.
         let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
-        Some(Room { need, have, quota, margin })
+        Some(SnapshotSpace { need, have, quota, margin })
     }
 
     /// Takes the group's place for an inbound transfer, with one of the host's.

@@ -32,7 +32,7 @@ use crate::group::reconcile::Retention;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
-use crate::snapshot::Room;
+use crate::snapshot::SnapshotSpace;
 
 /// What a replica is short of.
 pub(super) struct Space {
@@ -74,7 +74,7 @@ impl Space {
 }
 
 /// The concerns that a lack of space, or of a snapshot, touches.
-pub(super) struct Rooms<'a> {
+pub(super) struct Concerns<'a> {
     pub(super) raw: &'a RaftNode,
     pub(super) pipeline: &'a mut Pipeline,
     pub(super) checkpoints: &'a mut Checkpoints,
@@ -83,7 +83,7 @@ pub(super) struct Rooms<'a> {
     pub(super) effects: &'a mut Vec<Effect>,
 }
 
-impl Rooms<'_> {
+impl Concerns<'_> {
     pub(super) fn capture_here(&mut self, shared: &Shared) -> bool {
         self.checkpoints.capture_here(self.pipeline, self.raw.store(), shared)
     }
@@ -103,20 +103,20 @@ impl Shared {
 
     /// The log lane reports whether the disk is short of space. Returns how to refuse commands from
     /// now on, if it began to be.
-    pub(super) fn room(
+    pub(super) fn space(
         &mut self,
         shortage: Option<Shortage>,
-        rooms: &mut Rooms<'_>,
+        concerns: &mut Concerns<'_>,
     ) -> Option<Refusal> {
         let (began, before) = (self.space.log.is_none(), self.space.shortage());
         self.space.log_reports(shortage);
         if shortage.is_some() {
             if began && self.config.snapshots_share_log_disk {
-                rooms.retention.press();
+                concerns.retention.press();
             }
-            rooms.retention.log_asks();
+            concerns.retention.log_asks();
         }
-        self.settle_room(before, rooms.checkpoints)
+        self.settle_space(before, concerns.checkpoints)
     }
 
     /// A snapshot is overdue if the log since the newest one has reached the policy's limit and is
@@ -125,61 +125,62 @@ impl Shared {
     /// the snapshot is taken between checkpoints, if it seems to fit.
     ///
     /// Returns how to refuse commands from now on, if a lack of space began.
-    pub(super) fn tick_room(&mut self, rooms: &mut Rooms<'_>) -> Option<Refusal> {
-        if let Err(refusal) = self.has_room(rooms.raw) {
-            rooms.proposals.refuse_waiting(&refusal, rooms.effects);
+    pub(super) fn tick_space(&mut self, concerns: &mut Concerns<'_>) -> Option<Refusal> {
+        if let Err(refusal) = self.has_space(concerns.raw) {
+            concerns.proposals.refuse_waiting(&refusal, concerns.effects);
         }
-        let log = rooms.raw.store();
+        let log = concerns.raw.store();
         let newest = self.recovery.newest().map_or(0, |desc| desc.index);
         // Entries above the floor do not count: raft may still replace them, so no snapshot can cut
         // them.
         let bytes = log.bytes_between(newest, self.recovery.floor);
         let outgrew = bytes > self.config.snapshot_policy.log_bytes;
         let shares = self.config.snapshots_share_log_disk && !planted("log_without_bound");
-        let room = rooms.checkpoints.room();
-        let disk = room.filter(|_| shares && outgrew).and_then(Room::shortage);
+        let space = concerns.checkpoints.space();
+        let disk = space.filter(|_| shares && outgrew).and_then(SnapshotSpace::shortage);
         let bound = self.config.snapshot_policy.log_pin_bytes();
-        let stuck = bytes > bound && !self.snapshots_come(rooms) && !planted("log_without_bound");
+        let stuck =
+            bytes > bound && !self.snapshots_come(concerns) && !planted("log_without_bound");
         let overdue = disk.or(stuck.then_some(Shortage::Log { bytes, bound }));
         let before = self.space.shortage();
         self.space.overdue = overdue;
-        let began = self.settle_room(before, rooms.checkpoints);
+        let began = self.settle_space(before, concerns.checkpoints);
         let short = self.space.shortage().is_some();
         let tries = short && bytes > 0 && self.now >= self.space.tries_at;
         // No checkpoint comes while commands are refused. Whether the snapshot fits is only
         // estimated, so it is tried in any case.
-        if tries && !planted("wait_for_a_checkpoint") && rooms.capture_here(self) {
+        if tries && !planted("wait_for_a_checkpoint") && concerns.capture_here(self) {
             self.space.tried(self.now);
         }
-        let since = rooms.checkpoints.overdue_since(overdue.is_some(), self.now);
+        let since = concerns.checkpoints.overdue_since(overdue.is_some(), self.now);
         let Some(since) = since else { return began };
         // At each tick: what a transfer or a start still needs now can be deleted later.
-        rooms.retention.log_asks();
+        concerns.retention.log_asks();
         let waited = self.now >= since + limits::OVERDUE_CHECKPOINT_TICKS;
-        if waited && room.is_none_or(Room::fits) && !planted("wait_for_a_checkpoint") {
-            let _ = rooms.capture_here(self);
+        if waited && space.is_none_or(SnapshotSpace::fits) && !planted("wait_for_a_checkpoint") {
+            let _ = concerns.capture_here(self);
         }
         began
     }
 
     /// Whether the next snapshot will cut the log before long: captures do not fail, and a guest
     /// applies entries as fast as they are committed.
-    fn snapshots_come(&self, rooms: &Rooms<'_>) -> bool {
-        let checkpoints = &rooms.checkpoints;
-        let fails = checkpoints.fails() || checkpoints.room().is_some_and(|room| !room.fits());
-        let (log, applied) = (rooms.raw.store(), rooms.pipeline.applied());
+    fn snapshots_come(&self, concerns: &Concerns<'_>) -> bool {
+        let checkpoints = &concerns.checkpoints;
+        let fails = checkpoints.fails() || checkpoints.space().is_some_and(|space| !space.fits());
+        let (log, applied) = (concerns.raw.store(), concerns.pipeline.applied());
         let lag_bytes = log.bytes_between(applied, self.recovery.floor);
         // Once the guest has fallen too far behind, it must catch up to half of that.
         let most = match self.space.overdue {
             Some(Shortage::Log { .. }) => limits::APPLY_LAG_BYTES_MAX / 2,
             Some(Shortage::Disk { .. }) | None => limits::APPLY_LAG_BYTES_MAX,
         };
-        let applies = rooms.pipeline.is_applying() && lag_bytes <= most;
+        let applies = concerns.pipeline.is_applying() && lag_bytes <= most;
         !fails && (applies || planted("append_without_applying"))
     }
 
     /// Returns how to refuse commands if there was enough space before.
-    fn settle_room(
+    fn settle_space(
         &mut self,
         before: Option<Shortage>,
         checkpoints: &mut Checkpoints,
@@ -191,7 +192,7 @@ impl Shared {
     }
 
     /// Refuses commands for lack of space, here or on too many of the voters.
-    pub(super) fn has_room(&self, raw: &RaftNode) -> Result<(), Refusal> {
+    pub(super) fn has_space(&self, raw: &RaftNode) -> Result<(), Refusal> {
         if let Some(shortage) = self.space.shortage() {
             return Err(shortage.refusal());
         }
@@ -229,7 +230,7 @@ impl Shared {
             raw.raft.prs().get(replica.0).filter(|_| raw.is_leader()).is_some_and(|peer| {
                 peer.state == ProgressState::Snapshot || peer.next_idx < log.first()
             });
-        let waits = lacks_log && !planted("who_waits_has_room");
+        let waits = lacks_log && !planted("who_waits_has_space");
         self.is_silent(replica) || self.is_stalled(replica) || waits
     }
 
