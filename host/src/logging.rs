@@ -11,14 +11,17 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Bytes of lines that may be queued for the reader.
 const WAITING_BYTES_MAX: usize = 4 << 20;
@@ -51,20 +54,50 @@ pub(crate) fn lines_lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Starts logging to standard error. `LOCKSTEP_LOG` sets the filter, such as `info` or
-/// `lockstep_host=debug`; without it the filter is `default`.
-pub(crate) fn start(default: &str, format: Format) -> io::Result<()> {
+/// Which log lines are written: a level for all modules, or for a module and those below it.
+/// Without any, the command decides.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter(Option<Targets>);
+
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pieces: Vec<&str> = text.split(',').map(str::trim).filter(|p| !p.is_empty()).collect();
+        let targets =
+            pieces.iter().map(|piece| directive(piece)).collect::<Result<Targets, _>>()?;
+        Ok(Self((!pieces.is_empty()).then_some(targets)))
+    }
+}
+
+/// A piece of a filter. The default level has the empty module, below which all modules are.
+fn directive(piece: &str) -> Result<(&str, LevelFilter), String> {
+    let (module, level) = piece.split_once('=').unwrap_or(("", piece));
+    let is_module = module.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
+    let is_level = !level.is_empty();
+    let parsed = level.parse().ok().filter(|_| is_module && is_level);
+    parsed.map(|level| (module, level)).ok_or_else(|| {
+        format!(
+            "`{piece}` is neither a level (off, error, warn, info, debug, trace) nor a module with \
+             a level; write `warn`, or `info,lockstep_host::wal=debug`"
+        )
+    })
+}
+
+/// Starts logging to standard error. Where `filter` says nothing, `default` holds.
+pub(crate) fn start(default: &str, filter: &Filter, format: Format) -> io::Result<()> {
     let outlet = Outlet::start(io::stderr().as_fd(), Some(format), &LOST)?;
     let Ok(()) = LOG.set(Arc::clone(&outlet)) else { return Ok(()) };
-    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| default.into());
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let default = || default.parse().expect("the program's own filters are well formed");
+    let targets = filter.0.clone().unwrap_or_else(default);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(Lines(outlet))
         .log_internal_errors(false)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(format == Format::Text && io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(targets);
     match format {
-        Format::Text => lines.init(),
-        Format::Json => lines.json().flatten_event(true).with_ansi(false).init(),
+        Format::Text => registry.with(lines).init(),
+        Format::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -104,7 +137,7 @@ pub(crate) fn unwritten() -> Option<&'static io::Error> {
     UNWRITTEN.get()
 }
 
-/// Queues a line for standard output, so that a reader that stops reading holds up nothing.
+/// Queues a line for standard output, so that the caller does not wait for a slow reader.
 pub(crate) fn say(line: &str) {
     static LOST_WORDS: AtomicU64 = AtomicU64::new(0);
     let made = || Outlet::start(io::stdout().as_fd(), None, &LOST_WORDS);
@@ -133,7 +166,7 @@ pub(crate) fn last_words(why: Option<&str>) {
     LOG.get().into_iter().chain(SAID.get()).for_each(|outlet| outlet.wait(until));
 }
 
-/// The line that says why a command failed: like the log's lines where programs read them.
+/// The line that says why a command failed: a JSON object if the log's lines are.
 fn last_line(format: Option<Format>, why: &str) -> String {
     match format {
         None | Some(Format::Text) => format!("lockstep: {why}\n"),
@@ -347,6 +380,29 @@ mod tests {
 
     fn line(number: u64, bytes: usize) -> Vec<u8> {
         format!("{number:>bytes$}\n").into_bytes()
+    }
+
+    #[test]
+    fn a_filter_is_levels_with_modules_or_without() {
+        let shows = |text: &str, module: &str| {
+            let Filter(targets) = text.parse().expect(text);
+            targets.expect(text).would_enable(module, &tracing::Level::INFO)
+        };
+        for text in ["info", " info ", "info,", "INFO", "info,h2=warn", "off, lockstep_host=info"] {
+            assert!(shows(text, "lockstep_host::wal"), "{text}");
+        }
+        for text in ["warn", "off", "info,lockstep_host::wal=error", "h2=trace"] {
+            assert!(!shows(text, "lockstep_host::wal"), "{text}");
+        }
+        for nothing in ["", " ", ","] {
+            assert!(nothing.parse::<Filter>().is_ok_and(|filter| filter.0.is_none()), "{nothing}");
+        }
+        for bad in
+            ["inof", "*=info", "[span]=debug", "info;h2=warn", "a=loud", "a=", "lockstep_host"]
+        {
+            let why = bad.parse::<Filter>().expect_err(bad);
+            assert!(why.contains("neither a level"), "{why}");
+        }
     }
 
     /// A reader that stops reading holds up no caller. Lines are lost, and a notice stands in their

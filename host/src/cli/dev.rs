@@ -36,7 +36,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    logging::start("warn", args.log.format)?;
+    logging::start("warn", &args.log.lines.filter, args.log.format)?;
     let temporary = match &args.data_dir {
         Some(_) => None,
         None => Some(tempfile::tempdir()?),

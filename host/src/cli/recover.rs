@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::cli::serve::LinesArg;
 use crate::cli::{Failure, Outcome};
 use crate::config::NodeConfig;
 use crate::fs::DiskFs;
@@ -42,9 +43,11 @@ pub(crate) struct Which {
     /// The group.
     #[arg(long)]
     group: String,
-    /// The group's name again, instead of typing it when asked.
+    /// The group's name once more, to confirm here instead of at the prompt.
     #[arg(long, value_name = "GROUP")]
     confirm: Option<String>,
+    #[command(flatten)]
+    lines: LinesArg,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -79,8 +82,10 @@ pub(crate) fn drop_group(command: &GroupCommand) -> Outcome {
 
 impl Which {
     fn open(&self) -> Result<(StoppedGroup, NodeConfig), Failure> {
-        // The log's warnings about space are for a process that waits for some.
-        logging::start("warn,lockstep_host::wal::write=error", logging::Format::Text)?;
+        // The log's warnings about a lack of space concern only a running node, which waits for
+        // space.
+        let default = "warn,lockstep_host::wal::write=error";
+        logging::start(default, &self.lines.filter, logging::Format::Text)?;
         let config = NodeConfig::load(&self.config).map_err(|e| Failure::Usage(e.to_string()))?;
         let stopped = StoppedGroup::open(Arc::new(DiskFs), &config, &self.group);
         Ok((stopped.map_err(|error| failed(&error))?, config))

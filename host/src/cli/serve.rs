@@ -42,14 +42,30 @@ pub(crate) struct LogArgs {
     /// Format of the log, which goes to standard error.
     #[arg(long = "log-format", value_enum, default_value_t, env = "LOCKSTEP_LOG_FORMAT")]
     pub format: logging::Format,
+    #[command(flatten)]
+    pub lines: LinesArg,
+}
+
+/// Which log lines are written.
+#[derive(clap::Args)]
+pub(crate) struct LinesArg {
+    /// Level of the log, for all modules or for some: `warn`, or `info,lockstep_host::wal=debug`.
+    #[arg(
+        long = "log-filter",
+        value_name = "FILTER",
+        env = "LOCKSTEP_LOG",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub filter: logging::Filter,
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
-    // Before anything that takes time: the kernel drops signals to the first process of a container
-    // for as long as it does not listen for them.
+    // Comes before anything that takes time: until the first process of a container handles
+    // signals, the kernel drops them.
     let mut told = StopSignal::listen();
-    // Before anything that may fail: the reason is to be a line of this log.
-    logging::start("info", args.log.format)?;
+    // Comes before anything that may fail, so that the reason is logged.
+    logging::start("info", &args.log.lines.filter, args.log.format)?;
     let config = NodeConfig::load(&args.config).map_err(|e| Failure::Usage(e.to_string()))?;
     let (name, id) = (config.cluster.clone(), config.node);
     let node = tokio::select! {
@@ -118,7 +134,8 @@ async fn first_of(
     }
 }
 
-/// A refused module is a failed operation; anything else that prevents a start is configuration.
+/// Maps a failed start to an exit code: a refused module is a failed operation; anything else is a
+/// fault of the configuration.
 pub(crate) fn not_started(error: StartError) -> Failure {
     match error {
         StartError::Module { .. } => Failure::Failed(error.to_string()),
