@@ -3,7 +3,7 @@
 //! - [`Rejection`]: deterministic and the same on every replica, an answer like any other.
 //! - [`Refusal`]: this node did not carry out a request, or cannot say whether it did; the caller
 //!   may try again.
-//! - [`Fault`]: this replica must stop serving; a fault never becomes an answer.
+//! - [`Fault`]: this replica halts or stops; a fault never becomes an answer.
 
 use crate::ids::{Lineage, ModuleId, NodeId};
 use crate::memory::MemoryUse;
@@ -61,7 +61,7 @@ pub enum Refusal {
     DiskFull { need: u64, have: u64 },
     #[error(
         "the log since the newest snapshot has {bytes} bytes, limit {bound}; commands resume after \
-         the next snapshot, but none succeeds"
+         the next snapshot"
     )]
     LogFull { bytes: u64, bound: u64 },
     #[error(
@@ -114,7 +114,7 @@ impl Refusal {
     }
 }
 
-/// What keeps the log from getting `need` bytes of a disk that says it has `have`.
+/// Why the log cannot get `need` bytes on a disk that reports `have` free.
 fn disk_full(need: u64, have: u64) -> String {
     if have < need {
         return format!(
@@ -128,7 +128,7 @@ fn disk_full(need: u64, have: u64) -> String {
     )
 }
 
-/// Which commands are taken above a bound of memory.
+/// Says whether commands that free memory are refused above this bound.
 fn memory_exception(bound: u64, most: u64) -> &'static str {
     if (MemoryUse { bytes: 0, most }).refuses_all_from(bound) {
         "those that free memory, too"
@@ -180,7 +180,7 @@ impl std::fmt::Display for Stall {
     }
 }
 
-/// Why a replica must stop serving.
+/// Why a replica halts or stops.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
     #[error("{}; {}", .0, .0.class.way_out())]
@@ -236,10 +236,12 @@ impl Fault {
         matches!(self, Self::Guest(fault) if fault.class == FaultClass::Host)
     }
 
-    /// The entry that could not be applied, if that is the fault.
+    /// The entry that could not be applied, if the entry is to blame and not the machine.
     pub fn entry(&self) -> Option<u64> {
         match self {
-            Self::Guest(fault) if fault.call == "apply" => fault.index.filter(|index| *index > 1),
+            Self::Guest(fault) if fault.call == "apply" && !self.lacks_resource() => {
+                fault.index.filter(|index| *index > 1)
+            }
             Self::Guest(_)
             | Self::WrongModule { .. }
             | Self::WrongLineage { .. }
@@ -256,7 +258,7 @@ impl Fault {
     }
 }
 
-/// How a guest failed. The class is for people: whatever it is, the failure is a fault.
+/// How a guest failed. The class only tells people the cause: a failure of any class is a fault.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{class} in {call}{}: {message}", index.map(|i| format!(" at index \
     {i}")).unwrap_or_default())]

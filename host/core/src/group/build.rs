@@ -59,12 +59,12 @@ pub(super) fn cannot_restore(
     hosting.tell_list(effects);
     let newest = wants::newest_listed(hosting.raw.store(), hosting.snapshots.retention.corrupt());
     if hosting.applying.pipeline.halt().is_some() {
-        // It stood before the entry that halted it, and a query took its guest.
+        // A query failed the guest of this halted replica, which stood before the halting entry.
         stands(hosting, shared, None, effects);
     } else if hosting.applying.pipeline.is_restoring() {
         // A newer snapshot is being installed anyway.
     } else if newest > tried && !planted("wait_for_a_peers_snapshot") {
-        // A newer one was listed meanwhile.
+        // A newer recovery point was listed during the build.
         restart(hosting, shared, effects);
     } else {
         needs_snapshot(hosting, shared, tried, why, effects);
@@ -112,15 +112,15 @@ pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.settle_state(shared, effects);
 }
 
-/// Ends what a build up to the floor makes impossible: a capture on the way to it, and answers to
-/// entries below it, which the build applies without producing any.
+/// Ends what a build up to the floor makes impossible: the capture under way, and answers to
+/// entries up to the floor, which the build replays without producing answers.
 fn prepare(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
     hosting.snapshots.checkpoints.abandon_capture();
     hosting.pass(shared.recovery.floor, effects);
 }
 
 /// The guest of this build failed. If the lane was given a newer build since, the replica does not
-/// halt, and keeps what it has queued for that one.
+/// halt, and keeps the entries queued for the newer build.
 pub(super) fn guest_failed(
     hosting: &mut Hosting,
     shared: &mut Shared,
@@ -134,7 +134,7 @@ pub(super) fn guest_failed(
 }
 
 /// The guest failed twice, its state cannot be built, or the log failed. The replica halts (it
-/// votes and keeps the log, but applies nothing), or stops if it was the log.
+/// votes and keeps the log, but applies nothing), or, if the log failed, stops.
 pub(super) fn fail(
     hosting: &mut Hosting,
     shared: &mut Shared,
@@ -156,7 +156,7 @@ pub(super) fn fail(
         return hosting.end(shared, Stopped::Failed(fault), effects);
     }
     let machine = fault.lacks_resource();
-    let before = fault.entry().filter(|_| !machine && !planted("halt_without_a_state"));
+    let before = fault.entry().filter(|_| !planted("halt_without_a_state"));
     let stands = match before {
         Some(entry) => {
             effects.push(Effect::Apply(ApplyJob::Stand { goal: entry - 1 }));
@@ -176,7 +176,8 @@ pub(super) fn fail(
     hosting.members.election.transfer_to_best(&mut hosting.raw, shared);
 }
 
-/// The lane rebuilt the guest of a halted replica as it was after entry `at`; `None`: it could not.
+/// The lane rebuilt the guest of a halted replica as it was after entry `at`, or failed to
+/// (`None`).
 pub(super) fn stands(
     hosting: &mut Hosting,
     shared: &mut Shared,

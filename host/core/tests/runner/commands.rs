@@ -24,7 +24,8 @@
 //! reads NODE hold|go                             hold: reads of its log wait; go: they are
 //!                                                answered, the last one first
 //! reads NODE short|ok                            short: its snapshots cannot be read for now
-//! captures NODE fail|tight|full|ok · restores NODE fail|ok · traps NODE
+//! captures NODE fail|tight|full|ok · restores NODE fail|ok · traps NODE [short]
+//!                                                short: for want of memory of the machine
 //! space NODE short|ok · next NODE short|near|over|ok
 //! memory NODE BYTES                              what its guest takes, of 1000
 //! suspends NODE INDEX · damage NODE INDEX        suspends: it holds a part of that snapshot;

@@ -37,6 +37,8 @@ pub(crate) struct Lane {
     pub(crate) refused: (u64, u64),
     /// The next call of the guest traps, on this replica only.
     traps: bool,
+    /// Calls fail because the machine lacks memory, not because the guest traps.
+    lacks: bool,
     /// The next restore finds its object unreadable.
     restores_fail: bool,
     /// There is space for two snapshots: a capture asks for the oldest of two to be unlisted.
@@ -183,7 +185,7 @@ impl Lane {
                 (self.no_place, self.captures_hang) = (is("full"), is("hang"));
             }
             "restores" => (self.restores_fail, self.restores_trap) = (is("fail"), is("trap")),
-            _traps => self.traps = true,
+            _traps => (self.traps, self.lacks) = (true, is("short")),
         }
     }
 
@@ -345,7 +347,7 @@ impl Lane {
     fn trap(&mut self, index: Option<u64>, done: &mut Done) {
         self.dead = true;
         let fault = Fault::Guest(GuestFault {
-            class: FaultClass::Trap,
+            class: if self.lacks { FaultClass::Host } else { FaultClass::Trap },
             call: if index.is_some() { "apply" } else { "restore" },
             index,
             message: "the script says so".to_owned(),
