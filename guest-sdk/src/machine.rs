@@ -1,4 +1,4 @@
-//! The trait that a plugin implements, and the values that it deals in.
+//! The trait that a plugin implements, and the values that it receives and returns.
 //!
 //! This is the Rust form of the world in `wit/fsm.wit`. Promises:
 //!
@@ -32,7 +32,8 @@ pub trait StateMachine: Sized + 'static {
     /// Executes one command.
     fn apply(&mut self, ctx: &Context, command: &[u8]) -> Outcome;
 
-    /// Answers a question; `ctx` is that of the last applied entry. The error is an answer too.
+    /// Answers a query; `ctx` is that of the last applied entry. `Err` rejects the query, with a
+    /// reason.
     fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>>;
 
     /// Writes the whole state. Equal states must write equal bytes.
@@ -93,7 +94,7 @@ impl Context {
 /// client is told only that the command was executed and how long the answer was.
 pub const OUTCOME_BYTES_MAX: usize = 64 << 10;
 
-/// Begins what the host is given in place of an answer that is too long; the answer's length
+/// Prefix of what the host receives in place of an answer that is too long; the answer's length
 /// follows. See `outcome` in `wit/fsm.wit`.
 #[cfg(any(target_arch = "wasm32", test))]
 const TOO_LONG_MARKER: [u8; 16] = [
@@ -120,9 +121,9 @@ impl Outcome {
         Self::Rejected(reason.into())
     }
 
-    /// The outcome as the host is given it: an answer that is too long is replaced by its length.
-    /// Its bytes are freed at once, so that an entry of long answers takes no more memory than one
-    /// of short ones.
+    /// The outcome to hand to the host: an answer that is too long is replaced by its length. Its
+    /// bytes are freed at once, so that an entry of long answers takes no more memory than one of
+    /// short ones.
     #[cfg(any(target_arch = "wasm32", test))]
     pub(crate) fn told(self) -> Self {
         let (Self::Ok(bytes) | Self::Rejected(bytes)) = &self;

@@ -14,7 +14,7 @@ pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// The sink to which a state machine writes its state.
 pub struct SnapshotWriter<'a> {
-    /// What was written and not handed on yet; between calls always shorter than a full chunk.
+    /// Bytes not yet handed on; between calls always shorter than a full chunk.
     chunk: Vec<u8>,
     /// Where full chunks go.
     sink: &'a mut dyn Write,
@@ -72,9 +72,9 @@ impl Write for SnapshotWriter<'_> {
 
 /// The source from which a state machine reads its state.
 pub struct SnapshotReader<'a> {
-    /// The chunk in hand.
+    /// The current chunk.
     chunk: Vec<u8>,
-    /// How many bytes of it were read.
+    /// How many bytes of the current chunk were read.
     consumed: usize,
     /// Whether the source has ended; it is not asked again.
     ended: bool,
@@ -84,7 +84,8 @@ pub struct SnapshotReader<'a> {
 
 /// Hands out a snapshot chunk by chunk; an empty chunk is the end.
 pub(crate) trait ChunkSource {
-    /// The next chunk, of at most [`CHUNK_BYTES_MAX`] bytes. `spent` is the last one, to be reused.
+    /// The next chunk, of at most [`CHUNK_BYTES_MAX`] bytes. `spent` is the last one; its memory
+    /// may be reused.
     fn next_chunk(&mut self, spent: Vec<u8>) -> io::Result<Vec<u8>>;
 }
 

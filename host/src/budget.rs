@@ -3,17 +3,18 @@
 //!
 //! - A [`Budget`] bounds all connections of one kind together, those of clients or those of peers.
 //!   A [`Share`] is one connection's part, with a bound of its own.
-//! - A connection that holds little is refused nothing, whatever the others hold: a full budget is
-//!   felt only by connections that hold much.
+//! - A full budget refuses bytes only to connections that hold much; a connection that holds little
+//!   gets more, whatever the others hold.
 //! - Bytes that are held for a call have a [`Charge`]; dropping it gives them back.
-//! - [`Share::take`] may refuse: it is for bytes to come, such as those of a message. Bytes that
-//!   are there already are charged without asking ([`Share::owe`]), and then the next `take` may be
-//!   refused.
+//! - [`Share::take`] may refuse: it is for bytes that have not arrived yet, such as those of a
+//!   message. Bytes that are in memory already are charged unconditionally ([`Share::owe`]), and
+//!   then the next `take` may be refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// While all connections together hold too much, each may still hold its own bound divided by this.
+/// While the shared budget is exceeded, each connection may still hold its own bound divided by
+/// this number.
 const OWN_PART: usize = 256;
 
 /// What all connections of one kind may hold together.
@@ -52,7 +53,7 @@ pub(crate) struct Share {
     budgets: Budgets,
     limit: AtomicUsize,
     used: AtomicUsize,
-    /// Set once the connection turned out to be a peer's.
+    /// Set once a peer has identified itself on the connection.
     peer: AtomicBool,
 }
 
@@ -62,8 +63,8 @@ impl Share {
         Arc::new(Self { budgets, limit, used, peer })
     }
 
-    /// From now on the connection may hold this many bytes, if that is more than before: it carries
-    /// the calls of many clients.
+    /// Raises the connection's bound to `bytes`, because it carries the calls of many clients.
+    /// Never lowers the bound.
     pub(crate) fn widen(&self, bytes: usize) {
         self.limit.fetch_max(bytes, Ordering::Relaxed);
     }
@@ -72,7 +73,7 @@ impl Share {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// From now on the connection is charged to the peers' budget.
+    /// Charges the connection's further bytes to the peers' budget.
     pub(crate) fn belongs_to_a_peer(&self) {
         self.peer.store(true, Ordering::Relaxed);
     }
@@ -85,7 +86,8 @@ impl Share {
         if self.peer.load(Ordering::Relaxed) { &self.budgets.peers } else { &self.budgets.clients }
     }
 
-    /// Charges `bytes`, unless this connection, or all of its kind, would then hold too much.
+    /// Charges `bytes`, unless this connection, or all connections of its kind together, would then
+    /// hold too much.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
         let fits = !self.is_over();
@@ -95,26 +97,26 @@ impl Share {
         fits.then_some(charge)
     }
 
-    /// Whether this connection holds more than it may: more than its bound or, while all of its
-    /// kind hold too much, more than its own part.
+    /// Whether this connection holds more than it may: more than its bound or, while the shared
+    /// budget is exceeded, more than its guaranteed part of that bound.
     pub(crate) fn is_over(&self) -> bool {
         let (used, limit, budget) = (self.used(), self.limit(), self.budget());
         used > limit || (used > limit / OWN_PART && budget.used() > budget.limit)
     }
 
-    /// Whether this connection holds half of what it may, and should wait where it can.
+    /// Whether this connection holds more than half of its bound, and should wait where it can.
     pub(crate) fn is_near(&self) -> bool {
         2 * self.used() > self.limit()
     }
 
-    /// Charges bytes that are few beside what their call holds already: only this connection's own
-    /// bound may refuse them.
+    /// Charges bytes that are few compared with what their call holds already: only this
+    /// connection's own bound may refuse them.
     pub(crate) fn take_little(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let charge = self.owe(bytes);
         (self.used() <= self.limit()).then_some(charge)
     }
 
-    /// Charges bytes that are there already, without asking.
+    /// Charges bytes that are in memory already; never refuses them.
     pub(crate) fn owe(self: &Arc<Self>, bytes: usize) -> Charge {
         self.used.fetch_add(bytes, Ordering::Relaxed);
         self.charge(bytes, true)

@@ -7,8 +7,8 @@
 //! - At most a window of blocks is in memory at either end, never the whole payload.
 //! - Names belong to the store lane: reserving, creating and sealing go through a [`StoreHandle`].
 //! - Every transfer reports its result to raft exactly once: [`OutboundReport`].
-//! - A transfer that is not accepted leaves nothing, except that the part received by one that
-//!   broke may be suspended so that a later transfer can resume it.
+//! - A transfer that is not accepted leaves nothing behind, except that the received part of a
+//!   broken transfer may be suspended for a later one to resume.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,7 +26,7 @@ use lockstep_core::snapshot::send::{Report, SendCommand, SendInput, SendOutcome,
 
 use crate::store::{SnapshotReader, SnapshotRefusal, StagedWriter, StoreHandle, ask_lane, on_lane};
 
-/// The longest wait for a frame; the state machines are told a tick when it passes without one.
+/// The longest wait for a frame; if none comes, the state machine gets a tick as its input.
 pub const TICK: Duration = Duration::from_millis(limits::TICK_MS);
 
 /// One end of a channel that sends `Out` and receives `In` in order, and is lossless or broken.
@@ -43,8 +43,8 @@ pub type SendChannel<'a> = dyn BulkChannel<BulkRequest, BulkReply> + 'a;
 /// The receiver's end.
 pub type ReceiveChannel<'a> = dyn BulkChannel<BulkReply, BulkRequest> + 'a;
 
-/// Tells raft the result of one outbound transfer exactly once: what is reported, or a failure when
-/// it is dropped.
+/// Tells raft the result of one outbound transfer exactly once. Dropping it without a report
+/// reports a failure.
 pub struct OutboundReport(Option<Box<Teller>>);
 
 /// Takes a report, and the object that the receiver would rather have.
@@ -87,7 +87,7 @@ pub struct Sending {
     reader: SnapshotReader,
 }
 
-/// What a step led to.
+/// What a step of the sending end led to.
 #[derive(Debug)]
 pub struct Sent {
     /// Frames to send, in this order.
@@ -164,8 +164,8 @@ pub fn send(reader: SnapshotReader, offer: Offer, channel: &mut SendChannel) -> 
     outcome
 }
 
-/// Called when the channel takes no more frames, perhaps because the receiver refused: then its
-/// last reply is the input, else the broken channel.
+/// Called when the channel takes no more frames, perhaps because the receiver refused the transfer:
+/// returns the receiver's final reply if it sent one, else the broken channel.
 fn last_reply(channel: &mut SendChannel, error: &io::Error) -> SendInput {
     while let Ok(Some(reply)) = channel.recv(TICK) {
         if reply.is_final() {
@@ -336,7 +336,8 @@ impl Receiving {
     /// Suspends what a broken transfer received. What any other transfer left is dropped, and the
     /// lane frees its space now instead of at its next call.
     fn end(&mut self, end: ReceiveEnd, store: &dyn StoreHandle) -> Received {
-        // What is not suspended has to be dropped before the lane collects.
+        // A writer that is not suspended must be dropped before the lane collects, or its space is
+        // not freed yet.
         let suspended = match std::mem::replace(&mut self.stage, Stage::Empty) {
             Stage::Writing(writer) if end.suspends() => writer.suspend(),
             Stage::Writing(writer) => {
@@ -404,8 +405,8 @@ pub fn receive(
     received
 }
 
-/// Waits for the raft side's answer, which may need a known leader first. Meanwhile the sender is
-/// told that the receiver is alive.
+/// Waits for the raft side's answer, which may have to wait for a known leader. Meanwhile tells the
+/// sender that the receiver is alive.
 fn wait_for(judge: &mut dyn Judge, channel: &mut ReceiveChannel) -> ReceiveInput {
     for _ in 0..STALL_TICKS {
         if let Some(answer) = judge.answer(TICK) {

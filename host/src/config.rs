@@ -409,7 +409,7 @@ fn parse_share(what: &str, text: &str) -> Result<Share, String> {
 
 /// Reads a size: bytes, or a whole number of KiB, MiB or GiB.
 fn parse_size(what: &str, text: &str) -> Result<u64, String> {
-    let bad = || format!("{what}: {text:?} is not a size: write bytes, or like 64MiB or 2GiB");
+    let bad = || format!("{what}: {text:?} is not a size: write a number of bytes, 64MiB or 2GiB");
     let text = text.trim();
     let (number, unit) =
         text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));

@@ -9,7 +9,7 @@
 //! <data>/snapshot-dirs/   which groups have their snapshots elsewhere
 //! ```
 //! A directory that is locked, foreign or of a newer format is refused, and nothing in it is
-//! touched. Snapshot directories that lie elsewhere are locked and recognized likewise.
+//! touched. Snapshot directories that lie elsewhere are locked and checked in the same way.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +30,7 @@ pub use apart::SnapshotDirError;
 
 /// The format of the directory as a whole.
 const FORMAT: u32 = 1;
-/// Ends the owner's line until the log has its first segment.
+/// The end of the line in the file `node`, until the log has its first segment.
 const NO_LOG: &str = " log=none";
 
 /// Why a data directory cannot be used.
@@ -79,7 +79,7 @@ impl DataDirError {
 /// An open data directory.
 pub struct DataDir {
     path: PathBuf,
-    /// The owner, as long as the file `node` says that no log was begun.
+    /// The owner, as long as the file `node` says that the log has no segment yet.
     unbegun: Option<String>,
     _lock: Box<dyn Send + Sync>,
     /// The locks of snapshot directories that lie elsewhere.
@@ -121,7 +121,7 @@ impl DataDir {
         };
         let name = owner_of(config);
         if owner == Owner::Nobody {
-            tracing::info!(dir = %path.display(), "there are no data here: a new node begins");
+            tracing::info!(dir = %path.display(), "no data found: this is a new node");
             let file = path.join("node");
             write_owner(&**fs, &file, &format!("{name}{NO_LOG}")).map_err(io("write its owner"))?;
         }
@@ -137,7 +137,8 @@ impl DataDir {
         self.path.join("wal")
     }
 
-    /// Records that the log has its first segment: from now on a directory without one has lost it.
+    /// Records that the log has its first segment. From now on, a directory without a log has lost
+    /// it.
     pub fn log_begun(&mut self, fs: &dyn Fs) -> Result<(), DataDirError> {
         let Some(owner) = &self.unbegun else { return Ok(()) };
         let dir = self.path.clone();
@@ -210,7 +211,7 @@ impl DataDir {
         Ok(fs.list(&self.wal())?.iter().any(is_segment))
     }
 
-    /// Moves the data into a subdirectory that nothing reads, and so leaves an empty directory.
+    /// Moves the data into a subdirectory that nothing reads, so that a new log can begin here.
     fn move_aside(&self, fs: &dyn Fs) -> io::Result<()> {
         let old: Vec<String> = fs
             .list(&self.path)?
@@ -241,9 +242,9 @@ impl DataDir {
 /// Whose directory it is, if this node may use it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    /// It is new.
+    /// The directory is new.
     Nobody,
-    /// It is this node's, and its log has no segment yet.
+    /// The directory is this node's, and its log has no segment yet.
     WithoutLog,
     WithLog,
 }
@@ -293,8 +294,7 @@ fn parse_owner(text: &str) -> Option<(u32, &str)> {
     Some((format.parse().ok()?, owner))
 }
 
-/// The groups that this node alone hosts, if there are any: whatever it has of them is all there
-/// is.
+/// The groups that only this node hosts, if there are any: no other node has a copy of their data.
 fn alone(config: &NodeConfig) -> Option<String> {
     let me = [config.node];
     let own = config.groups.iter().filter(|group| {

@@ -1,7 +1,8 @@
 //! [`DiskWatch`]: how long a thread has been in one disk operation, as seen by other threads.
 //!
-//! A thread that hangs in the system answers nobody and cannot be interrupted. So it notes when it
-//! begins a disk operation and when that returns, and the other threads only read the notes.
+//! A thread that hangs in a system call answers nobody and cannot be interrupted. So each thread
+//! records when it begins a disk operation and when the operation returns, and other threads read
+//! these records.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::fault::Stall;
 use lockstep_core::limits;
 
-/// A thread's disk operation.
+/// Records the disk operation that a thread is in, if any.
 #[derive(Debug)]
 pub(crate) struct DiskWatch {
     /// What lies on the disk, for messages.
@@ -18,14 +19,14 @@ pub(crate) struct DiskWatch {
     dir: PathBuf,
     epoch: Instant,
     /// When the operation began or last gave an answer, microseconds from `epoch`; [`AWAY`] while
-    /// the thread waits for work.
+    /// the thread is in no operation.
     since_us: AtomicU64,
 }
 
 /// The thread is in no disk operation.
 const AWAY: u64 = u64::MAX;
 
-/// A disk operation that hangs, and for how long it has.
+/// A disk operation that hangs, and for how long it has hung.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hanging {
     /// The directory of the log, or of the snapshots.
@@ -39,13 +40,13 @@ impl DiskWatch {
         Self { what, dir: dir.to_owned(), epoch, since_us }
     }
 
-    /// Runs a disk operation, noting its begin and its end.
+    /// Runs a disk operation, and records its start and its end.
     pub(crate) fn at_disk<T>(&self, operation: impl FnOnce() -> T) -> T {
         self.at_disk_beyond(Duration::ZERO, operation)
     }
 
-    /// Runs a disk operation of which the first part, `allowed`, does not count, because it takes
-    /// as long as what there is to write.
+    /// Runs a disk operation whose first `allowed` time does not count towards a hang: a large
+    /// write takes long on a healthy disk too.
     pub(crate) fn at_disk_beyond<T>(&self, allowed: Duration, operation: impl FnOnce() -> T) -> T {
         let since_us = self.now_us() + allowed.as_micros() as u64;
         self.since_us.store(since_us, Ordering::Relaxed);
@@ -55,7 +56,7 @@ impl DiskWatch {
         done
     }
 
-    /// Notes one of several answers that an operation gives; returns how long that answer took.
+    /// Records one of several answers that an operation gives; returns how long this answer took.
     pub(crate) fn answered(&self) -> Duration {
         let now = self.now_us();
         Duration::from_micros(under_way(self.since_us.swap(now, Ordering::Relaxed), now))
@@ -66,7 +67,7 @@ impl DiskWatch {
         Duration::from_micros(under_way(self.since_us.load(Ordering::Relaxed), self.now_us()))
     }
 
-    /// Says that the disk does not answer, for messages.
+    /// The text that the disk has not answered for some time, for messages.
     pub(crate) fn not_answering(&self) -> String {
         self.so_far().to_string()
     }
@@ -87,8 +88,8 @@ impl DiskWatch {
 }
 
 impl Hanging {
-    /// The stall as the core is told of it: it says no duration, so it stays equal for as long as
-    /// it lasts.
+    /// The stall as the core gets it: without a duration, so that it compares equal as long as it
+    /// lasts.
     pub(crate) fn stall(self) -> Stall {
         Stall { path: self.dir }
     }
@@ -100,7 +101,7 @@ impl std::fmt::Display for Hanging {
     }
 }
 
-/// Notes that the operation ended, even if it panicked.
+/// Records on drop that the operation ended, even if it panicked.
 struct Back<'a>(&'a DiskWatch);
 
 impl Drop for Back<'_> {

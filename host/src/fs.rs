@@ -1,9 +1,8 @@
 //! The door `Fs`: the only way to files.
 //!
-//! Synchronous and object-safe, so that a simulator can stand behind it. It has two
-//! implementations:
-//! [`disk`] (the only place that names `std::fs` and `rustix`) and [`mem`] (strict: a crash loses
-//! what was not synced, names included).
+//! It is synchronous and object-safe, so that a simulator can implement it. It has two
+//! implementations: [`disk`] (the only place that names `std::fs` and `rustix`) and [`mem`]
+//! (strict: a crash loses what was not synced, names included).
 //!
 //! - A file's bytes are durable after [`File::sync`]; its *name* is durable after [`make_durable`].
 //! - A failed sync is final: the caller abandons the file and never retries.
@@ -93,8 +92,8 @@ pub struct Space {
     pub total: u64,
     /// What an unprivileged process may still write.
     pub available: u64,
-    /// Tells apart what space comes from: where several filesystems draw on one pool of space, as
-    /// subvolumes of btrfs and datasets of ZFS do, all of them have the pool's number.
+    /// Identifies the source of the space: a device, or the pool that several filesystems share, as
+    /// btrfs subvolumes and ZFS datasets do.
     pub device: u64,
 }
 
@@ -107,11 +106,11 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
 
 /// Creates a directory and its missing ancestors, making each name durable before the next one. The
 /// lowest directory that exists may have been created by an earlier process that ended before it
-/// made the name durable, so that name is synced as well, unless the directory that holds it is not
-/// this process's to sync.
+/// made the name durable, so that name is synced as well, unless this process may not sync the
+/// directory that holds it.
 pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
-    // A path that cannot be looked up, such as one below a file, counts as missing: creating it
-    // gives the reason.
+    // A path that cannot be looked up, such as one below a file, counts as missing: the attempt to
+    // create it then reports the reason.
     let is_missing = |dir: &&Path| !matches!(fs.exists(dir), Ok(true));
     let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
     if let Some(there) = dir.ancestors().nth(missing.len())
@@ -131,7 +130,8 @@ pub fn create_dirs(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a directory could not be synced because of whose, or of what kind, it is.
+/// Whether a directory could not be synced because of its permissions, or because its filesystem is
+/// read-only or cannot sync directories.
 fn is_not_ours(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -160,19 +160,19 @@ pub fn has_no_locks(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported || os_code(error) == Some(NO_LOCKS)
 }
 
-/// ENOLCK, which has no kind of its own.
+/// ENOLCK, which has no `ErrorKind` of its own.
 const NO_LOCKS: i32 = 37;
 
-/// ENFILE and EMFILE, which have no kind of their own.
+/// ENFILE and EMFILE, which have no `ErrorKind` of their own.
 const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
-/// The system's error number, also of an error that a door has reworded.
+/// The system's error number, also that of an error wrapped in [`Named`].
 fn os_code(error: &io::Error) -> Option<i32> {
     let named = || error.get_ref()?.downcast_ref::<Named>()?.code;
     error.raw_os_error().or_else(named)
 }
 
-/// A system error in a door's own words.
+/// A system error whose text also names the operation and the path.
 #[derive(Debug)]
 struct Named {
     text: String,
@@ -209,7 +209,8 @@ pub fn read_exact_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result
 mod tests {
     use super::*;
 
-    /// The codes of Linux, by errno(3). What the disk itself reports is never a lack.
+    /// Linux error codes, by errno(3). An error of the disk itself is never taken for a lack of
+    /// something.
     #[test]
     fn a_lack_is_told_from_a_failure() {
         let of = io::Error::from_raw_os_error;

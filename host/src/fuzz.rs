@@ -1,7 +1,8 @@
-//! Entry points of the fuzzers: one function for each decoder of bytes that somebody else wrote.
+//! Entry points of the fuzzers: one function for each decoder of untrusted bytes.
 //!
-//! - None may panic, hang or take more memory than a small multiple of its input and the limits of
-//!   [`lockstep_core::limits`]; what decodes must encode to something that decodes to the same.
+//! - No function may panic, hang or take more memory than a small multiple of its input and the
+//!   limits of [`lockstep_core::limits`]. A decoded value, encoded and decoded again, must be
+//!   equal.
 //! - Where a checksum guards a decoder, the input is wrapped in a correct one; otherwise hardly any
 //!   input would reach the decoder.
 //! - `tests/fuzz/` has the programs and a corpus; the tests here run the corpus.

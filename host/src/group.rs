@@ -132,7 +132,7 @@ pub(crate) struct Lanes {
     pub readers: Readers,
 }
 
-/// What the apply lane's thread is given.
+/// Work for the apply lane's thread.
 pub(crate) enum LaneJob {
     Do(ApplyJob),
     Ask(Query),
@@ -155,7 +155,7 @@ impl Waiting {
     }
 }
 
-/// One thing that happened.
+/// An input that the actor acts on.
 enum Input {
     Tick,
     Inward(Inward),
@@ -240,8 +240,8 @@ impl GroupActor {
         self.delivering.clear();
     }
 
-    /// Runs `doing`, and breaks the line of each command that it refused at once, before the
-    /// refusal is delivered: no later command of that line may be taken meanwhile.
+    /// Runs `doing`, then breaks the line of each command that it refused. This comes before the
+    /// refusals are delivered, so that no later command of such a line is taken in between.
     fn step(&mut self, effects: &mut Vec<Effect>, doing: impl FnOnce(&mut Self, &mut Vec<Effect>)) {
         let before = effects.len();
         doing(self, effects);
@@ -275,7 +275,8 @@ impl GroupActor {
                     let handle = self.handle.clone();
                     let clock = Arc::clone(&self.lanes.clock);
                     self.tends.ask(&*self.lanes.store, move |store| {
-                        // Read only now: a lane whose disk hung may come to this much later.
+                        // The clock is read here, on the lane, which may run this job much later if
+                        // its disk hung.
                         if let Some(unlist) = store.tend(clock.running().as_millis() as u64) {
                             handle.raise(Event::SpaceWanted { unlist, capture: None });
                         }
@@ -314,8 +315,8 @@ impl GroupActor {
     }
 
     /// Tells the core which requests lost their callers, so that it does nothing more for them.
-    /// They are looked at in the order in which they came: if a line loses its client meanwhile,
-    /// only its last commands are dropped.
+    /// Requests are checked in order of arrival: if a line loses its client during the check, only
+    /// the last commands of the line are dropped.
     fn forget_the_gone(&mut self, effects: &mut Vec<Effect>) {
         let gone = self.tickets.iter().filter(|(_, waiting)| !waiting.waits());
         let tickets: BTreeSet<Ticket> = gone.map(|(ticket, _)| *ticket).collect();
@@ -324,7 +325,8 @@ impl GroupActor {
         }
     }
 
-    /// Tells the core when the log lane begins to hang in a disk operation, and when that is over.
+    /// Tells the core when the log lane begins to hang in a disk operation, and when it no longer
+    /// does.
     fn look_at_the_disk(&mut self, effects: &mut Vec<Effect>) {
         let stall = self.lanes.log.hanging().map(Hanging::stall);
         if stall != self.stall {
@@ -333,8 +335,8 @@ impl GroupActor {
         }
     }
 
-    /// Gives a request its ticket and returns the event for the core. A query for which there is no
-    /// place is refused here, and a request whose caller left is dropped.
+    /// Gives a request its ticket and returns the event for the core. A query that gets no place is
+    /// refused here, and a request whose caller left is dropped.
     fn admit(&mut self, request: Request) -> Option<Event> {
         if !request.waits() && !planted("propose_for_nobody") {
             return None;

@@ -6,8 +6,8 @@
 //! - After an `Err(GuestFault)` the guest is unusable, unless [`Guest::is_usable`] says otherwise:
 //!   the caller drops it and builds another one. A guest mostly survives a fault in `query` and
 //!   `snapshot`.
-//! - Nothing that concerns this node alone becomes an outcome: an [`Outcome`] is what the guest
-//!   said, or there is none.
+//! - A problem of this node alone never becomes an outcome: an [`Outcome`] is always what the guest
+//!   returned.
 
 pub mod check;
 pub mod component;
@@ -102,7 +102,7 @@ pub trait Guest: Send {
     fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault>;
     /// Applies the commands of one raft entry, in exactly one call; returns an outcome for each.
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault>;
-    /// Runs a query. It leaves the guest as it was, whether or not it is answered.
+    /// Runs a query. The guest's state stays as it was, whether or not the query is answered.
     fn query(
         &mut self,
         ctx: Context,

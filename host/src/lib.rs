@@ -3,7 +3,8 @@
 //! Everything non-deterministic enters through four doors: [`fs::Fs`], [`clock::Clock`],
 //! [`transport::Transport`] and [`guest::Guest`].
 #![deny(unsafe_code)]
-// They panic if their reader is gone, and block if it is slow: see `logging`.
+// `print!` and its kin panic if the reader is gone and block if it is slow; `logging` has
+// replacements.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub(crate) mod budget;

@@ -33,7 +33,7 @@ pub(crate) fn seconds_histogram() -> Histogram {
 #[derive(Default)]
 pub struct Transfers(Mutex<TransferTally>);
 
-/// What became of transfers since the start.
+/// Counts and sizes of a group's transfers since the process started.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TransferTally {
     /// Outbound transfers that ended, by how they ended.
@@ -93,8 +93,8 @@ impl Transfers {
     }
 }
 
-/// The ends of a transfer that the receiver's reply decides. [`SEND_ENDS`] are those that a sender
-/// finds by itself, [`RECEIVE_ENDS`] those that a receiver does.
+/// How a transfer can end with a reply of the receiver. Without a reply, it ends on the sender's
+/// side in one of [`SEND_ENDS`], on the receiver's in one of [`RECEIVE_ENDS`].
 pub(crate) const REPLY_ENDS: [&str; 8] = [
     "accepted",
     "stale",

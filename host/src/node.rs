@@ -57,8 +57,8 @@ mod tests;
 /// Snapshots that a node receives at once, and sends at once.
 const INBOUND_MAX: usize = 4;
 const OUTBOUND_MAX: usize = 4;
-/// Groups of a node that take a snapshot at once, and that restore one at once: one writes while
-/// another computes. With more of them each only takes longer.
+/// Groups of a node that may take a snapshot at a time, and that may restore one. With two, one
+/// writes while the other computes; with more, each would only take longer.
 const CAPTURES_MAX: usize = 2;
 const RESTORES_MAX: usize = 2;
 /// How long a node tries to hand leadership over before it stops anyway.
@@ -71,7 +71,7 @@ struct Ports {
     front: Front,
     listening: SocketAddr,
     metrics: Arc<NodeMetrics>,
-    /// Stops the serving of metrics, when it is set or dropped.
+    /// Stops serving metrics when it is set or dropped.
     stop: watch::Sender<bool>,
 }
 
@@ -80,7 +80,7 @@ pub struct Node {
     router: Router,
     front: Front,
     listening: SocketAddr,
-    /// Set once clients are turned away.
+    /// Set once the node refuses clients because it stops.
     closing: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     actors: Vec<tokio::task::JoinHandle<()>>,
@@ -123,9 +123,8 @@ impl Node {
             serve_metrics(listener, Arc::clone(&all), stopped);
         }
         let ports = Ports { front, listening, metrics: all, stop };
-        // Compiling and reading take long, so a thread of its own does that: signals and probes are
-        // answered meanwhile, and a caller that no longer wants the node leaves the thread to
-        // itself.
+        // Compiling and reading take long, so they run on a thread of their own: signals and probes
+        // are answered meanwhile, and a caller that gives up need not wait for the thread.
         let (tell, told) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
         let started = std::thread::Builder::new().name("start".to_owned()).spawn(move || {
@@ -260,8 +259,8 @@ impl Node {
         self.listening
     }
 
-    /// Takes no more requests, hands leadership over, stops serving its peers, flushes; bounded in
-    /// time.
+    /// Stops the node: it refuses new requests, hands leadership over, stops serving its peers and
+    /// waits for its lanes, each step for a bounded time.
     pub async fn stop(self) {
         self.closing.send_replace(true);
         let deadline = tokio::time::Instant::now() + HAND_OVER_MAX;
@@ -283,7 +282,7 @@ impl Node {
         });
         if tokio::time::timeout(DRAIN_MAX, joined).await.is_err() {
             tracing::warn!(
-                "some lanes did not end in time; what they hold is recovered at the next start"
+                "some threads did not end in time; unfinished work is recovered at the next start"
             );
         }
     }
@@ -304,19 +303,22 @@ fn open_log(
     Ok((wal, recovered))
 }
 
-/// Logs what a full disk will mean for the log.
+/// Logs whether the filesystem lets the log write on when the disk is full.
 fn tell_promise(fs: &dyn Fs, wal: &Wal) {
     match fs.promise(&wal.active_path()) {
         Ok(Promise { filesystem, in_place: true }) => tracing::info!(
             filesystem,
-            "the log is overwritten in place: on a full disk it still takes what is under way"
+            "the log is overwritten in place: on a full disk, writes under way still complete"
         ),
         Ok(Promise { filesystem, in_place: false }) => tracing::warn!(
             filesystem,
             "this filesystem may lack the space that the log has reserved: on a full disk, writes \
-            may have to wait before the shortage shows"
+            may have to wait before a shortage is reported"
         ),
-        Err(error) => tracing::warn!(%error, "cannot tell what the log's filesystem promises"),
+        Err(error) => {
+            tracing::warn!(%error, "cannot find out whether the log's filesystem keeps reserved \
+                space")
+        }
     }
 }
 
@@ -332,7 +334,7 @@ impl SnapshotInbox for Inboxes {
     ) {
         match self.0.get(&group) {
             Some(inbox) => inbox.receive(&offer, &mut *channel),
-            // The peer hears why, unless the channel is gone, which it notices.
+            // Tells the peer why. If the channel is gone, the peer notices that without a reply.
             None => drop(channel.send(BulkReply::WrongGroup)),
         }
     }
@@ -352,7 +354,8 @@ fn nearest_space(fs: &dyn Fs, dir: &Path) -> Result<Space, StartError> {
     space(fs, there.unwrap_or(Path::new("/")))
 }
 
-/// Where a group's snapshots lie. A directory outside of the data directory is taken for use.
+/// Where a group's snapshots lie. A directory outside of the data directory is recorded as this
+/// node's.
 fn snapshot_dir_of_group(
     fs: &dyn Fs,
     config: &NodeConfig,
@@ -468,7 +471,7 @@ fn load_module(
     loaded: &BTreeMap<String, Module>,
     config: &NodeConfig,
 ) -> Result<Module, StartError> {
-    // Groups of one module share it.
+    // Groups with the same module share it.
     let same = config.groups.iter().find(|other| other.module == spec.module);
     if let Some(module) = same.and_then(|other| loaded.get(&other.name)) {
         return Ok(Arc::clone(module));

@@ -1,7 +1,7 @@
 //! Recovery by hand, on the data directory of a stopped node: makes one replica the whole group
 //! after a quorum was lost, or forgets a group.
 //!
-//! Both lock the directory as a node does, say first what they found, so that an operator can
+//! Both lock the directory as a node does, first show what they found, so that an operator can
 //! decide, and change the log in one batch.
 
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 /// Bytes of entries read at once.
 const READ_BYTES: u64 = 16 << 20;
 
-/// Why nothing was changed.
+/// Why a recovery by hand failed. The message says what was changed, if anything was.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     #[error(transparent)]
@@ -31,8 +31,8 @@ pub enum RecoverError {
     #[error("{0}")]
     Log(#[source] WalError),
     #[error(
-        "no space for {bytes} bytes of log in {}: {why}; it was not done: free disk space, then \
-         run the command again", path.display()
+        "no space for {bytes} bytes of log in {}: {why}; the command did not complete: free disk \
+         space, then run the command again", path.display()
     )]
     Full { path: PathBuf, bytes: u64, why: String },
     #[error(
@@ -41,7 +41,7 @@ pub enum RecoverError {
         path.display()
     )]
     HalfForgotten { group: String, path: PathBuf, bytes: u64, why: String },
-    #[error("{} is not the data directory of a node that ran: nothing was touched", .0.display())]
+    #[error("{} holds no node's data: nothing was touched; check `data-dir`", .0.display())]
     NoData(PathBuf),
     #[error("the log in {} knows no group {group:?}; it has {known}", data.display())]
     UnknownGroup { group: String, data: PathBuf, known: String },
@@ -57,10 +57,10 @@ pub enum RecoverError {
     NoSnapshot { group: String, why: String },
     #[error("the log of group {group:?} cannot be read: {why}; nothing was changed")]
     Unreadable { group: String, why: String },
-    #[error("group {group:?} is configured on this node; take it out of the file first")]
+    #[error("group {group:?} is configured on this node; remove it from node.toml first")]
     Configured { group: String },
-    #[error("{}: {source}; the group is still in the log: mend what is wrong there, then run the \
-        command again", dir.display())]
+    #[error("{}: {source}; the group is still in the log: fix the cause, then run the command \
+        again", dir.display())]
     Files { dir: PathBuf, source: std::io::Error },
 }
 
@@ -170,9 +170,9 @@ impl StoppedGroup {
         Ok(())
     }
 
-    /// Deletes the group's snapshots, then removes it from the log: as long as the log has it,
-    /// another call finishes what an interrupted one left. The group may still be configured only
-    /// if it removed this replica; the node then joins it anew.
+    /// Deletes the group's snapshots, then removes the group from the log: as long as the log has
+    /// the group, another call finishes an interrupted one. A group that is still configured can be
+    /// forgotten only if it removed this replica; the node then joins it anew.
     pub fn forget(mut self, config: &NodeConfig) -> Result<(), RecoverError> {
         let configured = config.groups.iter().any(|spec| spec.name == self.group);
         if configured && !self.found.state.removed {

@@ -16,7 +16,7 @@ mod tests;
 /// How the groups of a node ended by themselves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ended {
-    /// Each left its configuration, or was asked to stop.
+    /// Every replica was removed from its group, or was asked to stop.
     Removed,
     /// No group can serve any more: name and fault of each that failed.
     Failed(Vec<(String, Fault)>),
@@ -41,19 +41,19 @@ pub struct Addresses {
     pub advertised: BTreeMap<NodeId, String>,
 }
 
-/// The peers at whose address another node answers, each with what that node said: it refused this
-/// node's connection because it is not the node, or not of the cluster, that was meant. Clones
-/// share what they know.
+/// The peers at whose address another node answers, each with that node's reason to refuse the
+/// connection: it is not the node that was meant, or not of this cluster. Clones share their
+/// content.
 #[derive(Clone, Default)]
 pub struct WrongAddresses(Arc<Mutex<BTreeMap<NodeId, String>>>);
 
 impl WrongAddresses {
-    /// Another node answered at the peer's address.
+    /// Records that another node answered at the peer's address, and why it refused the connection.
     pub(crate) fn add(&self, peer: NodeId, why: &str) {
         self.lock().insert(peer, why.to_owned());
     }
 
-    /// The peer itself answered at its address.
+    /// Records that the peer itself answered at its address.
     pub(crate) fn remove(&self, peer: NodeId) {
         self.lock().remove(&peer);
     }
@@ -79,7 +79,7 @@ impl Router {
         Self { node, by_name, by_id, addresses, wrong: WrongAddresses::default() }
     }
 
-    /// This router, with what the connections to the peers show of their addresses.
+    /// This router, with the wrong addresses that the connections to the peers find.
     #[must_use]
     pub fn knowing(self, wrong: WrongAddresses) -> Self {
         Self { wrong, ..self }
@@ -107,7 +107,7 @@ impl Router {
         self.by_name.values()
     }
 
-    /// Waits until no group can serve any more. A call that comes late returns the same.
+    /// Waits until no group can serve any more. Later calls return the same result at once.
     pub async fn ended(&self) -> Ended {
         let mut faults = Vec::new();
         if self.by_name.is_empty() && planted("wait_for_the_absent") {
@@ -141,12 +141,13 @@ impl Router {
         advertised.get(&node).or_else(|| peers.get(&node)).map(String::as_str)
     }
 
-    /// The address of a node that clients are told: none while another node answers there.
+    /// The address at which clients are referred to a node; `None` while another node answers
+    /// there.
     pub fn hint(&self, node: NodeId) -> Option<&str> {
         self.address(node).filter(|_| self.wrong_address(node).is_none())
     }
 
-    /// What the node said that answers at this peer's address in its place, if one does.
+    /// If another node answers at this peer's address: its reason to refuse the connection.
     pub fn wrong_address(&self, peer: NodeId) -> Option<String> {
         self.wrong.get(peer).filter(|_| !planted("believe_any_address"))
     }

@@ -68,16 +68,16 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const CALLS_MAX: u32 = 4_096;
 /// Bytes that the calls which one node forwards to another may hold at a time, answers included.
 const FORWARDED_BYTES_MAX: usize = 128 << 20;
-/// Calls of one connection that a client may have reset before this node accepted them. Clients
-/// have deadlines: in what a busy node reads in one piece, all calls of a client may have ended,
-/// and as many again that followed them.
+/// Calls of one connection that a client may have reset before this node accepted them. When a busy
+/// node falls behind, all of a client's calls may pass their deadlines before the node reads them,
+/// and so may as many calls that followed.
 const PENDING_RESETS_MAX: usize = 2 * CALLS_MAX as usize;
 /// Resets that this node sends in the life of one connection because frames arrived for calls that
-/// had already ended here. It bounds the resets that a client provokes and does not read.
+/// had already ended here. This bounds the resets that a client can provoke without reading them.
 const LOCAL_RESETS_MAX: usize = 16_384;
 /// Commands in flight on one `ApplyStream`.
 const STREAM_INFLIGHT_MAX: usize = 4_096;
-/// Bytes of commands in flight on one `ApplyStream`; the last command may exceed it.
+/// Bytes of commands in flight on one `ApplyStream`; the last command may exceed the bound.
 const STREAM_BYTES_MAX: usize = 8 << 20;
 /// Commands in one message of an `ApplyStream`.
 const STREAM_COMMANDS_MAX: usize = 1_024;
@@ -113,7 +113,7 @@ pub(crate) mod proto {
     pub(crate) const DESCRIPTORS: &[u8] = include_bytes!("rpc/generated/descriptors.bin");
 }
 
-/// How this node introduces itself to its peers, and what it expects of theirs: the same cluster, a
+/// How this node introduces itself to its peers, and what it requires of them: the same cluster, a
 /// configured node, a common version.
 #[derive(Clone, Debug)]
 pub struct HelloInfo {

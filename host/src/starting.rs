@@ -1,4 +1,4 @@
-//! What all steps of a node's start share: why it failed, and how to wait until it can go on.
+//! What all steps of a node's start share: the error, and how to wait until a step can continue.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use crate::guest::check::ModuleRefusal;
 use crate::rpc::server::ServeError;
 use crate::wal::WalError;
 
-/// How long a start waits that lacked disk space, descriptors or memory.
+/// How long a start that lacks disk space, descriptors or memory waits before it tries again.
 const START_RETRY: Duration = Duration::from_secs(1);
-/// Tries between two log lines about it.
+/// Tries between two log lines about a start that waits.
 const START_RETRIES_A_LINE: u32 = 60;
 
 /// Why a node did not start.
@@ -70,7 +70,7 @@ pub(crate) fn thread(lane: impl Into<String>, source: std::io::Error) -> StartEr
 }
 
 /// Repeats a step of a start while it lacks disk space, descriptors or memory: a full disk does not
-/// end the node, which goes on once there is enough.
+/// end the node; its start continues once there is enough space.
 pub(crate) fn once_there_is_space<T, E: std::fmt::Display>(
     is_short: impl Fn(&E) -> bool,
     mut step: impl FnMut() -> Result<T, E>,
@@ -80,8 +80,8 @@ pub(crate) fn once_there_is_space<T, E: std::fmt::Display>(
         match step() {
             Err(error) if is_short(&error) => {
                 if tries.is_multiple_of(START_RETRIES_A_LINE) {
-                    tracing::warn!(%error, "the node cannot start for lack of space: it goes on by \
-                        itself once there is enough");
+                    tracing::warn!(%error, "the node cannot start for lack of space: it continues \
+                        by itself once there is enough");
                 }
                 tries += 1;
                 std::thread::sleep(START_RETRY);

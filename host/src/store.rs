@@ -8,16 +8,17 @@
 //!   has to register or release a use.
 //! - A value dropped at any stage, on any thread, leaves no object: the lane's next call unlinks
 //!   the name and only then returns the bytes.
-//! - An object of one name always holds the same payload: sealing over a good one reuses it,
-//!   sealing over a bad one repairs it. What a listed name holds, the log says: an object that
-//!   differs from it is refused.
-//! - Opening the store deletes unlisted files, and takes an intact `RecoveryState` to do so.
-//! - A directory that was there and is gone is not made again: its filesystem may be unmounted.
+//! - A name stands for one payload: sealing over a good object of that name reuses it, sealing over
+//!   a bad one replaces it. Of a listed name the log has the descriptor: an object with another
+//!   descriptor is refused.
+//! - Opening the store deletes the files that an intact `RecoveryState` does not list.
+//! - A snapshot directory that disappears is not created again: its filesystem may be unmounted.
 //! - Space is freed in this order: unlisted objects that nothing holds; the suspended transfer;
 //!   then a recovery point, which the core is asked to unlist. Objects promised to a follower are
-//!   kept. The host's other groups give up what they can spare in the same order.
+//!   kept. The host's other groups give up what they can spare in the same order. A snapshot whose
+//!   disk fills while it is written asks for the recovery point at once.
 //!
-//! Which snapshots are listed, when one is taken and who gets it is decided elsewhere.
+//! The core decides which snapshots are listed, when one is taken and which replica gets it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -69,7 +70,8 @@ const FIRST_BYTES: u64 = 2 * limits::SNAPSHOT_BLOCK_BYTES as u64;
 pub struct SnapshotStore {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
-    /// The directory was made, or was there; while the disk is too full for it, it is not.
+    /// Whether the directory was created or found; false as long as the disk is too full to create
+    /// it.
     is_made: bool,
     identity: Identity,
     quota: Arc<Quota>,
@@ -83,17 +85,18 @@ pub struct SnapshotStore {
     listed: Vec<SnapshotDesc>,
     /// Objects promised to followers, which are kept even if unlisted.
     promised: Vec<SnapshotDesc>,
-    /// The one broken transfer that may resume, and until when.
+    /// The broken transfer that may resume, and the time until which it is kept.
     suspended: Option<(Suspended, u64)>,
     /// Bytes of object that the last local snapshot needed and did not get.
     wanted: Option<u64>,
-    /// The last report of [`Self::next_space`] was that space is short.
+    /// Whether the last call of [`Self::next_space`] reported a shortage.
     told_short: bool,
-    /// The producer that needs a recovery point unlisted; what that frees is counted for it.
+    /// The producer for which a recovery point has to be unlisted; the files deleted then are
+    /// counted for this producer.
     asked: Option<&'static str>,
     /// The place for an inbound transfer: free while this is its only handle ([`reserve::Slot`]).
     inbound: Arc<()>,
-    /// The place for a local snapshot, likewise.
+    /// The place for a local snapshot: free while this is its only handle.
     local: Arc<()>,
     tally: Tally,
 }
@@ -106,7 +109,8 @@ pub struct Collected {
 }
 
 impl SnapshotStore {
-    /// Opens the directory and deletes what `state`, this replica's intact one, does not list.
+    /// Opens the directory and deletes the files that `state`, this replica's intact recovery
+    /// state, does not list.
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: PathBuf,
@@ -142,7 +146,7 @@ impl SnapshotStore {
         }
         if !swept.foreign.is_empty() {
             tracing::warn!(group = %identity.group, dir = %dir.display(), files = ?swept.foreign,
-                "left alone files that are not snapshots of this group");
+                "files that are not snapshots of this group were left alone");
         }
         let sweep::Stays { objects, parts } = stays;
         let objects =
@@ -186,7 +190,7 @@ impl SnapshotStore {
             Some((suspended, _)) if !header.displaces(suspended.object()) => {
                 Err(SnapshotRefusal::Suspended(suspended.object()))
             }
-            // The suspended one is given up only once there is a place for the new one.
+            // The suspended transfer is given up only once there is a place for the new one.
             Some(_) => self.inbound_slot().map(|_free| self.abandon()).map(|_gone| None),
             None => Ok(None),
         };
@@ -248,7 +252,8 @@ impl SnapshotStore {
         let first = self.listed.is_empty() && local.growable;
         let result = if index > newest || planted("capture_what_is_old") {
             match self.admit(Source::Local(local.clone()), estimate) {
-                // The estimate of the first one is a guess: it starts with what is free, and grows.
+                // The estimate of a first snapshot is a guess: it starts with the space that is
+                // free, and takes more while it is written.
                 Err(SnapshotRefusal::NoSpace { have, .. }) if first && have >= FIRST_BYTES => {
                     let estimate = layout::payload_in(have).min(estimate);
                     self.admit(Source::Local(LocalHeader { estimate, ..local }), estimate)
@@ -307,7 +312,7 @@ impl SnapshotStore {
         purpose: Use,
     ) -> Result<SnapshotReader, OpenError> {
         let opened = self.try_open(desc, purpose);
-        // One that was unlisted meanwhile has gone as it should.
+        // Only a listed object counts as missing: an unlisted one was deleted on purpose.
         if let Err(OpenError::Missing { .. }) = &opened
             && self.is_listed(ObjectName::of(desc))
         {
@@ -334,9 +339,10 @@ impl SnapshotStore {
         self.open_object(desc, Use::Verifying)?.verify(&mut || ())
     }
 
-    /// Told that the log now durably lists exactly `listed`, and that followers were promised
+    /// Records that the log now durably lists exactly `listed`, and that followers were promised
     /// `promised`. Deletes every object in neither list whose allocation nothing else holds. A
-    /// value that holds a newly listed object must outlive this call, unless it was disarmed.
+    /// value that holds a newly listed object must outlive this call, unless `Hold::disarm` was
+    /// called on it.
     pub fn list_durable(
         &mut self,
         listed: &[SnapshotDesc],
@@ -400,8 +406,8 @@ impl SnapshotStore {
         &self.listed
     }
 
-    /// The only gate to permission to write: frees what nothing needs, then takes a place and
-    /// bytes.
+    /// Grants every permission to write an object: deletes the files that nothing needs, then takes
+    /// a place and bytes.
     fn admit(&mut self, source: Source, payload: u64) -> Result<Reservation, SnapshotRefusal> {
         let freed = if planted("collect_late") { Collected::default() } else { self.collect() };
         let slot = match &source {
@@ -440,8 +446,8 @@ impl SnapshotStore {
         Ok(self.quota.take(need, space))
     }
 
-    /// Makes the staging directory. Those above it are made only if the disk was too full for them
-    /// when the store opened.
+    /// Creates the staging directory. Its missing parents are created only if the disk was too full
+    /// for them when the store opened.
     fn make_directory(&mut self, part_dir: &Path) -> Result<(), SnapshotRefusal> {
         let is_gone = self.is_made && !self.fs.exists(&self.dir).unwrap_or(true);
         if is_gone && !planted("make_what_is_gone") {
@@ -484,8 +490,8 @@ impl SnapshotStore {
         Ok(Staged { file, identity: self.identity, desc, allocation, slot })
     }
 
-    /// Refuses an object whose name the log lists with another descriptor, for only the listed one
-    /// can be read under that name.
+    /// Refuses an object whose name the log lists with another descriptor: only an object with the
+    /// listed descriptor can be read under that name.
     fn check_listed(&self, desc: &SnapshotDesc) -> Result<(), SnapshotRefusal> {
         let name = ObjectName::of(desc);
         let content = |desc: &SnapshotDesc| (desc.length, desc.digest, desc.module, desc.format);
@@ -547,7 +553,7 @@ impl SnapshotStore {
             }
             Err(error) => {
                 tracing::warn!(group = %self.identity.group, file, %error,
-                    "cannot remove a snapshot file; it is tried again");
+                    "cannot remove a snapshot file; the store tries again");
                 collected.errors.push(format!("{file}: {error}"));
                 false
             }
@@ -575,7 +581,7 @@ impl SnapshotStore {
         }
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
         if let SnapshotRefusal::NoPlace { .. } = refusal {
-            // Every second or so the group asks again: counted, but not logged.
+            // The group asks again about every second, so this refusal is counted but not logged.
             return;
         }
         tracing::warn!(group = %self.identity.group, producer, index, reason = refusal.reason(),
@@ -587,8 +593,8 @@ fn busy() -> SnapshotRefusal {
     SnapshotRefusal::Busy { retry_after_ms: BUSY_RETRY_MS }
 }
 
-/// Whether the store's own handle is the name's only one. If so, no other can appear before the
-/// lane acts on it: handles are cloned on this lane, or from another live handle.
+/// Whether the store has the only handle of a file. If so, no other handle can appear before the
+/// lane acts: handles are cloned only on this lane, or from another live handle.
 fn is_free(allocation: &Arc<Allocation>) -> bool {
     Arc::strong_count(allocation) == 1
 }

@@ -10,8 +10,8 @@ use crate::bulk::BulkChannel;
 
 /// How this node reaches its peers.
 pub trait Transport: Send + Sync {
-    /// Sends a frame: never blocks, and drops it if too many wait. Frames to one node keep their
-    /// order.
+    /// Sends a frame. Never blocks: if too many frames wait, this one is dropped. Frames to one
+    /// node keep their order.
     fn send(&self, to: NodeId, frame: Box<Frame>);
     /// Why a peer cannot be reached, if that is known.
     fn trouble_with(&self, _peer: NodeId) -> Option<String> {

@@ -1,9 +1,9 @@
 //! The log of a node: one chain of segments for all groups, with one write and one sync per batch.
 //!
 //! Owns `<data>/wal/`: files `<number:016x>.wal`, each created once and reused again and again. The
-//! active file holds the newest segment. A few *spares* hold no segment that counts and wait to
-//! become the next one. The bytes and their meaning belong to `lockstep_core::wal`; the log lane
-//! chooses which jobs share a batch.
+//! active file holds the newest segment. A few *spares* hold no segment of the log and wait to hold
+//! the next one. The bytes and their meaning belong to `lockstep_core::wal`; the log lane chooses
+//! which jobs share a batch.
 //!
 //! - Whatever [`Wal::append`] returned `Ok` for is found by every later [`Wal::open`], complete and
 //!   in order.
@@ -11,19 +11,19 @@
 //!   followed by the header of a later one was therefore damaged afterwards: that is corruption,
 //!   and nothing is touched. A bad last batch is a torn tail: it was never acknowledged, and the
 //!   next batch overwrites it.
-//! - A segment begins with its head, which holds every group's state. That takes one sync, no new
-//!   name and no new block. A segment counts from the moment its head is durable, so older ones can
-//!   be deleted without losing a state.
+//! - A segment begins with its head, which holds every group's state. Beginning a segment takes one
+//!   sync, no new name and no new block. A segment belongs to the log from the moment its head is
+//!   durable, so older ones can be deleted without losing a state.
 //! - A segment is deleted when it holds no live entry and all older ones are deleted. Nothing is
-//!   written for that: its file becomes a spare or is removed, and the next batch names the oldest
-//!   segment that counts. Live entries in the oldest segment are moved if they are few, or if the
-//!   log takes more than twice the space of its live entries. Moving writes at most a quarter of
-//!   the bytes that are appended, and no append waits for it.
-//! - After a failure nothing is retried: the log is poisoned. Only a lack of space, descriptors or
-//!   memory leaves the log as it was, at whichever operation it shows: what could not be written
-//!   yet waits inside ([`WalError::Full`], [`Wal::resume`]).
+//!   written for that: its file becomes a spare or is removed, and the next batch names the segment
+//!   that is now the oldest. Live entries in the oldest segment are moved if they are few, or if
+//!   the log takes more than twice the space of its live entries. Moving writes at most a quarter
+//!   of the bytes that are appended, and no append waits for it.
+//! - After a failure nothing is retried: the log is poisoned. A lack of space, descriptors or
+//!   memory is no failure, at whichever operation it shows: the log is left as it was, and batches
+//!   that could not be written wait inside it ([`WalError::Full`], [`Wal::resume`]).
 //! - A *shortage* is reported before writes have to wait: when a used spare cannot be replaced, the
-//!   active segment and another spare still take what is under way.
+//!   active segment and another spare still have space for the writes under way.
 //! - The index, which is shared with [`WalReader`]s, holds a few words per record of entries and
 //!   never refers to entries that are not durable.
 
@@ -65,7 +65,7 @@ pub use error::WalError;
 pub use open::inspect;
 pub use reader::WalReader;
 
-/// Which node's log it is, and how its files are laid out.
+/// The owner of a log, and the layout of its files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalOptions {
     pub cluster: [u8; 16],
@@ -74,7 +74,7 @@ pub struct WalOptions {
     pub segment_bytes: u64,
     /// Batches begin at multiples of this: the unit in which the filesystem writes.
     pub block_bytes: u32,
-    /// How many files should wait to be the next segments; if one is missing, there is a shortage.
+    /// How many spares the log should have; if one is missing, there is a shortage.
     pub spares: usize,
     /// Drawn anew each time the log is opened.
     pub nonce: u64,
@@ -95,11 +95,11 @@ pub struct RecoveredGroup {
     pub last_index: u64,
     /// Runs of equal terms, (first index, term), from the entry before the first one to the last.
     pub terms: Vec<(u64, u64)>,
-    /// The size of the log in pieces, (first index, bytes), ascending.
+    /// The size of the group's live entries in pieces, (first index, bytes), ascending.
     pub sizes: Vec<(u64, u64)>,
 }
 
-/// What an append cost.
+/// What an append wrote and synced.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Appended {
     pub bytes: u64,
@@ -107,7 +107,7 @@ pub struct Appended {
     pub syncs: u64,
 }
 
-/// The log in figures.
+/// Figures about the log, for status and metrics.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WalStats {
     /// Bytes of all files as preallocated, including spares.
@@ -125,7 +125,7 @@ pub struct WalStats {
     pub written_bytes: u64,
     /// Bytes of records that hold live entries.
     pub live: u64,
-    /// Bytes written again since the log was opened, so that an old segment could be deleted.
+    /// Bytes of live entries moved since the log was opened, so that old segments could be deleted.
     pub moved_bytes: u64,
     /// The name of the group with the most live bytes in the oldest segment, unless that is the
     /// active one; the node need not run this group.
@@ -136,7 +136,7 @@ pub struct WalStats {
     pub available: u64,
 }
 
-/// The writer. There is one, in the log lane.
+/// The log's only writer; the log lane owns it.
 pub struct Wal {
     options: WalOptions,
     files: Files,
@@ -151,11 +151,12 @@ pub struct Wal {
     previous: u64,
     next_segment: u64,
     next_batch: u64,
-    /// Whether damage to the last batch could not be mistaken for a torn tail.
+    /// Whether damage to the last batch would be recognised as corruption, not taken for a torn
+    /// tail.
     sealed: bool,
     /// Files that wait to be the next segment; the last one is taken first.
     spares: Vec<LogFile>,
-    /// Why a spare is missing, or why what waits could not be written.
+    /// Why a spare is missing, or why pending batches could not be written.
     lacking: Option<String>,
     /// Batches that wait for space.
     pending: VecDeque<Plan<'static>>,
@@ -179,7 +180,7 @@ struct Counters {
     moved_bytes: u64,
 }
 
-/// The name of the first file; for fuzzers.
+/// The name of a log's first file; for fuzzers.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn first_file_name() -> String {
     segment::file_name(1)
@@ -187,7 +188,7 @@ pub(crate) fn first_file_name() -> String {
 
 impl Wal {
     /// Opens the log in `dir`, or begins one if there is none, and returns what it holds of each
-    /// group. A log that cannot be accepted is left as it is.
+    /// group. A log that is refused is left unchanged.
     pub fn open(
         fs: Arc<dyn Fs>,
         dir: &Path,
@@ -204,17 +205,17 @@ impl Wal {
     }
 
     /// Makes the jobs durable, in order: one write and one sync for all of them, or a few if they
-    /// do not fit in a batch. After each batch, `durable` is told how many more jobs are complete.
-    /// If a job does not fit its group's log, all jobs are refused and nothing is written. After
-    /// `Full` the jobs are accepted nevertheless: [`Wal::resume`] continues with them, and nothing
-    /// else may be appended before it has succeeded.
+    /// do not fit in a batch. After each batch, `durable` is called with the number of jobs that
+    /// the batch completed. If a job does not fit its group's log, all jobs are refused and nothing
+    /// is written. After `Full` the jobs are accepted nevertheless: [`Wal::resume`] continues with
+    /// them, and nothing else may be appended before it has succeeded.
     pub fn append(
         &mut self,
         jobs: &[LogJob],
         durable: &mut dyn FnMut(usize),
     ) -> Result<Appended, WalError> {
         self.healthy()?;
-        assert!(self.pending.is_empty(), "what waits for space comes first");
+        assert!(self.pending.is_empty(), "batches that wait for space come first");
         let before = self.counters;
         let changed = planted("write_other_bytes").then(|| self.changed(jobs));
         let jobs = changed.as_deref().unwrap_or(jobs);
@@ -233,7 +234,7 @@ impl Wal {
         })
     }
 
-    /// Jobs whose entries differ from those handed in, in a different way on each node.
+    /// The planted bug `write_other_bytes`: changes the jobs' entries, differently on each node.
     fn changed(&self, jobs: &[LogJob]) -> Vec<LogJob> {
         let mut jobs = jobs.to_vec();
         for entry in jobs.iter_mut().flat_map(|job| &mut job.entries).filter(|e| e.index > 50) {
@@ -243,7 +244,7 @@ impl Wal {
         jobs
     }
 
-    /// Continues with what waits for space; `Full` if there still is none.
+    /// Writes the batches that wait for space; `Full` if there still is not enough.
     pub fn resume(&mut self, durable: &mut dyn FnMut(usize)) -> Result<(), WalError> {
         self.healthy()?;
         let mut pending = std::mem::take(&mut self.pending);
@@ -263,9 +264,9 @@ impl Wal {
         self.commit(&mut VecDeque::from([plan]), &mut |_jobs| {})
     }
 
-    /// Appends an empty batch if none follows the last one yet, so that damage to that one is told
-    /// from a torn tail; or if the active segment is damaged, so that another one begins. Returns
-    /// whether it wrote.
+    /// Appends an empty batch if none has followed the last records yet, so that later damage to
+    /// them is not taken for a torn tail. Also appends one if the active segment is damaged, so
+    /// that another segment begins. Returns whether it wrote.
     pub fn seal_idle(&mut self) -> Result<bool, WalError> {
         self.healthy()?;
         if (self.sealed && !self.is_damaged()) || !self.pending.is_empty() {
@@ -288,7 +289,8 @@ impl Wal {
         self.syncs.clone()
     }
 
-    /// Reads no records: this costs a few words for each group and segment.
+    /// Figures about the log as it is now. Reads no records, so the cost depends only on the number
+    /// of groups and segments.
     pub fn stats(&self) -> WalStats {
         let (available, live) = (self.files.available(), self.live());
         let pinned_by = self.pinned_by();
@@ -315,7 +317,7 @@ impl Wal {
         self.spares.len() < self.options.spares
     }
 
-    /// What the log lacks for all its spares, or for what waits for space.
+    /// The disk space that missing spares or pending batches need; `None` if nothing is lacking.
     pub fn shortage(&self) -> Option<Shortage> {
         if self.lacking.is_none() && self.pending.is_empty() {
             return None;
@@ -325,22 +327,22 @@ impl Wal {
         Some(Shortage::Disk { need, have: self.files.available() })
     }
 
-    /// Segments that were found damaged and still exist, without the active one: what must be
-    /// dropped to delete that one is known when the next one has begun.
+    /// Segments that were found damaged and still exist, except the active one: which entries must
+    /// be dropped to delete the active one is known only once the next segment has begun.
     pub fn damaged(&self) -> BTreeSet<u64> {
         let mut damaged = self.shared.damaged().clone();
         damaged.remove(&self.active.number());
         damaged
     }
 
-    /// The name that the log has of a group; empty if it does not know the group.
+    /// A group's name as the log records it; empty if the log does not have the group.
     pub fn name_of(&self, group: GroupId) -> String {
         let groups = self.shared.groups();
         groups.get(&group).map(|log| log.tail.state.group.clone()).unwrap_or_default()
     }
 
-    /// What must be dropped before the segments up to this one can be deleted: for each group with
-    /// live entries in them, the index after the last of these.
+    /// The entries that must be dropped before the segments up to this one can be deleted: for each
+    /// group with live entries in them, the index after the last of these.
     pub fn live_up_to(&self, segment: u64) -> Vec<(GroupId, u64)> {
         let below = |(group, log): (&GroupId, &GroupLog)| {
             log.extents().end_up_to(segment).map(|end| (*group, end))
@@ -348,7 +350,7 @@ impl Wal {
         self.shared.groups().iter().filter_map(below).collect()
     }
 
-    /// Whether something waits for space.
+    /// Whether batches wait for space.
     pub fn is_stalled(&self) -> bool {
         !self.pending.is_empty()
     }

@@ -123,7 +123,7 @@ async fn a_directory_without_its_owner_is_refused() {
     refused_untouched(&cluster, 1, &["/data", "`node` is damaged", "nothing was touched"]).await;
 }
 
-/// `--rejoin` sets aside only what belongs to this node of this cluster.
+/// `--rejoin` sets aside only a data directory that belongs to this node of this cluster.
 #[tokio::test]
 async fn rejoin_does_not_touch_what_is_anothers() {
     let cluster = stopped_node(&["set a 1"]).await;
@@ -136,7 +136,7 @@ async fn rejoin_does_not_touch_what_is_anothers() {
     assert_eq!(contents(&cluster.data_dir(1)), before);
 }
 
-/// A module that is refused leaves no directory behind.
+/// A start that refuses its module leaves no directory behind.
 #[tokio::test]
 async fn a_start_that_is_refused_for_its_module_makes_no_directory() {
     let cluster = Cluster::prepare(spec()).expect("a directory");

@@ -144,7 +144,7 @@ async fn an_init_that_faults_halts_its_group_alone() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A guest may give endless reasons for its failure: the status holds a bounded part of them.
+/// A guest may give an endless reason for its failure: the status holds a bounded part of it.
 #[tokio::test]
 async fn endless_reasons_leave_the_status_small() {
     let mut spec = Spec::of_guest("hostile", 1).expect("it is built");
@@ -158,7 +158,7 @@ async fn endless_reasons_leave_the_status_small() {
     assert_says(&status.cause, &["refused in init", "rrrr"]);
     assert!(status.cause.len() < 4096, "{} bytes", status.cause.len());
 
-    // The reason of a failed snapshot stands in another field of the status.
+    // The reason of a failed snapshot is in another field of the status.
     let client = impatient(&cluster, "hostile");
     apply(&client, "snapshot fail 60000000").await;
     client.checkpoint().await.expect("the leader takes it");
@@ -177,8 +177,8 @@ async fn endless_reasons_leave_the_status_small() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A query that takes the live state machine with it costs a rebuild. For a minute that query and
-/// its caller are refused; everyone else is answered.
+/// A query that fails the live state machine costs a rebuild. For a minute that query and its
+/// caller are refused; all other callers are answered.
 #[tokio::test]
 async fn a_query_that_costs_a_rebuild_is_refused_with_its_caller() {
     let mut cluster = started_node(&["set a 1"]).await;
@@ -213,7 +213,7 @@ async fn a_query_that_costs_a_rebuild_is_refused_with_its_caller() {
 }
 
 /// A query that loops or takes all memory is ended by a limit, and its refusal names the limit.
-/// Commands and other queries go on, however often that happens.
+/// Commands and other queries go on, however often such a query is sent.
 #[tokio::test]
 async fn a_query_ends_by_the_limit_that_it_meets() {
     let mut cluster = hostile_node().await;
@@ -239,7 +239,7 @@ async fn a_query_ends_by_the_limit_that_it_meets() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A snapshot that traps fails alone: the group goes on, and a later snapshot succeeds.
+/// Only the snapshot that traps fails: the group goes on, and a later snapshot succeeds.
 #[tokio::test]
 async fn a_snapshot_that_faults_is_not_taken_and_nothing_else_happens() {
     let mut cluster = hostile_node().await;

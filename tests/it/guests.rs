@@ -1,7 +1,7 @@
 //! Components that are refused, guests that misbehave, and guests that must be deterministic.
 //!
-//! Components that do not even link are text in `tests/guests/*.wat`. At run time the guest
-//! `tests/guests/hostile` misbehaves as its configuration, commands and queries tell it to.
+//! Components that do not even link are written as text, in `tests/guests/*.wat`. At run time the
+//! guest `tests/guests/hostile` misbehaves as its configuration, commands and queries tell it to.
 
 mod contract;
 mod copies;

@@ -18,7 +18,7 @@ async fn three() -> (Cluster, u16) {
 }
 
 /// A leader that gets SIGTERM hands leadership over before it exits with 0: another node leads at
-/// its request and not after a timeout. Nothing acknowledged is lost.
+/// its request, not after a timeout. No acknowledged command is lost.
 #[tokio::test]
 async fn sigterm_hands_leadership_over_and_exits_with_0() {
     let (mut cluster, leader) = three().await;
@@ -114,8 +114,8 @@ async fn a_leader_that_sleeps_is_replaced() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// A process of another cluster at a configured address: each side reports it, and neither is
-/// disturbed.
+/// A process of another cluster runs at a configured address: each side reports the other, and
+/// neither is disturbed.
 #[tokio::test]
 async fn a_peer_of_another_cluster_is_refused() {
     let (mut cluster, _) = three().await;
@@ -141,7 +141,7 @@ async fn a_peer_of_another_cluster_is_refused() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// A node comes with the disk of another group of the same name: each side reports the other as a
+/// A node runs on the disk of another group of the same name: each side reports the other as a
 /// stranger and accepts nothing from it.
 #[tokio::test]
 async fn a_disk_of_another_bootstrap_is_a_stranger() {

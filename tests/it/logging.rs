@@ -57,7 +57,7 @@ async fn lines_are_objects_for_who_wants_them() {
     assert_eq!(lines.join().expect("all are objects"), 1);
 }
 
-/// Why a node did not start is told like everything else that it logs.
+/// The reason why a node did not start has the same format as everything else that it logs.
 #[tokio::test]
 async fn the_reason_of_an_end_is_an_object_too() {
     let args = ["serve", "--config", "/nowhere/node.toml", "--log-format", "json"];
@@ -69,7 +69,7 @@ async fn the_reason_of_an_end_is_an_object_too() {
     assert!(said["message"].as_str().is_some_and(|why| why.contains("/nowhere")), "{last}");
 }
 
-/// A guest may log only so much a second; the node counts the rest and says so once.
+/// A guest may log only a limited amount a second; the node counts the rest and reports it once.
 #[tokio::test]
 async fn a_guest_that_says_too_much_is_cut_short() {
     let spec = Spec::of_guest("hostile", 1).expect("it is built");
@@ -91,7 +91,8 @@ async fn a_replay_is_silent() {
     let mut cluster = Cluster::start(spec).expect("it starts");
     cluster.wait_serving("hostile").await.expect("it serves");
     let client = cluster.client_of("hostile", Options::default()).expect("its address is valid");
-    // The log records what is committed with the next entry: hence the last two commands.
+    // The log records the commit index with the next entry: the last two commands make sure that it
+    // covers the others.
     for command in ["say 3", "say 3", "say 3", "nothing", "nothing"] {
         apply(&client, command).await;
     }
@@ -106,7 +107,7 @@ async fn a_replay_is_silent() {
     assert_eq!(log.matches("mmm").count(), 4, "{log}");
 }
 
-/// A command succeeds if its reader has seen enough, and fails if its output is lost.
+/// A command succeeds if its reader closes the pipe early, and fails if its output is lost.
 #[tokio::test]
 async fn a_command_whose_output_nobody_takes_does_not_panic() {
     let mut cluster = crate::solo::started_node(&[]).await;

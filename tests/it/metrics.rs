@@ -55,7 +55,7 @@ fn value(text: &str, row: &str) -> f64 {
     line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).expect("a value")
 }
 
-/// What `promtool check metrics` objects to, as far as it concerns this text.
+/// Checks the rules of `promtool check metrics` that concern this text.
 fn check_metrics(text: &str) {
     let described = |kind: &str, name: &str| text.contains(&format!("# {kind} {name} "));
     for line in text.lines().filter(|line| !line.starts_with('#')) {

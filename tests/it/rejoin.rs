@@ -112,7 +112,7 @@ async fn a_node_with_a_damaged_log_rejoins_as_a_new_replica() {
     let kept: Vec<blake3::Hash> = contents(&aside.join("wal")).into_values().collect();
     assert_eq!(kept, damaged.into_values().collect::<Vec<_>>(), "the damaged log is kept as it is");
 
-    // From now on it is a node like any other.
+    // The rejoined node now restarts like any other.
     cluster.stop(2).await.expect("it stops");
     cluster.start_node(2).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");

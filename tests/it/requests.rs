@@ -77,7 +77,7 @@ async fn a_command_over_the_limit_is_refused() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// The client refuses what no server accepts before sending it, and does not take it for lost.
+/// The client itself refuses requests that no server accepts, and reports that they were not sent.
 #[tokio::test]
 async fn what_no_server_takes_is_refused_by_the_client() {
     let (mut cluster, client) = kv_node().await;

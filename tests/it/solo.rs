@@ -8,7 +8,7 @@ use lockstep_client::{Client, Outcome, Session};
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::process::{Output, run};
 
-/// A refusal takes a moment; this allows for a busy machine.
+/// How long a refusal may take: it is quick, but a busy machine delays it.
 pub(crate) const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The group of these clusters.

@@ -1,4 +1,4 @@
-//! Starts that find something wrong: how the node goes on, what the user sees, and that nothing is
+//! Starts that find a problem: how the node goes on, what the user sees, and that nothing is
 //! deleted.
 
 use std::fs;

@@ -40,7 +40,7 @@ async fn answers(cluster: &mut Cluster, pending: Vec<Pending>, kill: bool) -> (B
     (counts, unknown)
 }
 
-/// In a session every command is applied once, whichever node leads.
+/// In a session every command is applied once, even if the leader changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_a_session_outlives_the_leader() {
     let mut cluster = three().await;
@@ -66,8 +66,8 @@ async fn a_stream_in_a_session_outlives_the_leader() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// Outside of a session nothing that may have been applied is sent again: the final count lies
-/// between the commands that were answered and all that may have been applied.
+/// Outside of a session a command that may have been applied is not sent again: the final count
+/// lies between the number of answered commands and the number of all that may have been applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_outside_of_a_session_repeats_nothing() {
     let mut cluster = three().await;
@@ -85,7 +85,7 @@ async fn a_stream_outside_of_a_session_repeats_nothing() {
     cluster.stop_all().await.expect("they stop");
 }
 
-/// Each command of a session finds what the one before it left although the leader is killed
+/// Each command of a session sees the effect of the one before it, although the leader is killed
 /// meanwhile: the order is kept across streams and leaders.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_a_session_keeps_its_order_over_leaders() {

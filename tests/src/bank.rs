@@ -27,7 +27,7 @@ use crate::tell::{Teller, seconds, thousands};
 
 const GROUP: &str = "bank";
 const ACCOUNTS: u64 = 32;
-/// What an account holds at first: so much that no sequence of transfers empties it.
+/// The initial balance of an account, so large that no sequence of transfers uses it up.
 const OPENING: u64 = 1_000_000_000;
 /// One transfer in this many is from an account that does not exist.
 const REJECTED_ONE_IN: u64 = 16;
@@ -47,9 +47,9 @@ pub struct Plan {
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Figures {
     pub acknowledged: u64,
-    /// Of the acknowledged: answered by a later attempt, under another leader than the first.
+    /// Acknowledged transfers that a later attempt under another leader answered.
     pub retried_across_leaders: u64,
-    /// Of the acknowledged: took more than one attempt.
+    /// Acknowledged transfers that took more than one attempt.
     pub retried: u64,
     pub rejected: u64,
     pub unanswered: u64,

@@ -1,4 +1,4 @@
-//! Lockstep measured beside etcd: the same clients, connections, values and disk.
+//! Lockstep measured against etcd, with the same clients, connections, values and disk.
 //!
 //! - Rounds alternate between the systems. In each round each system starts new processes with
 //!   empty directories, and every figure is the median of the rounds.
@@ -39,8 +39,8 @@ pub struct Options {
     pub rounds: u32,
     /// Connections that all unary clients of a case share.
     pub connections: usize,
-    /// The cases and systems to measure, by name. Where no case is named, all are measured; where
-    /// no system is, the usual ones.
+    /// The cases and systems to measure, by name. If no case is named, all are measured; if no
+    /// system is named, the usual ones.
     pub only: Vec<String>,
     /// Whether to measure the built-in state machine, too.
     pub native: bool,

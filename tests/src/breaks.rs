@@ -1,6 +1,6 @@
-//! One large snapshot through many broken transfers, to a voter that fell behind: connections are
-//! cut, the receiver is killed, and senders are killed, so that another leader takes over. Hardly a
-//! byte may be sent twice.
+//! One large snapshot is sent through many broken transfers to a voter that fell behind:
+//! connections are cut, the receiver is killed, and senders are killed, so that another leader
+//! takes over. Hardly a byte may be sent twice.
 //!
 //! Everything sent to the receiver goes through proxies, which count the bytes and can be cut.
 
@@ -30,7 +30,7 @@ pub struct Plan {
     pub breaks: u32,
     /// Snapshot payload, bytes a second.
     pub rate: u64,
-    /// What may be sent beyond the object's size, per mille of it.
+    /// How much more than the object's size may be sent, in per mille of that size.
     pub limit_per_mille: u64,
 }
 

@@ -4,8 +4,8 @@
 //!   (`cargo xtask guests`); `cargo xtask test` builds both first.
 //! - Nodes listen below the range from which the kernel takes outgoing ports, on an address in
 //!   127/8 that only this process uses: nothing else takes a port while its node restarts.
-//! - Waits are for conditions, with a patience and a sentence that says what for; never for a fixed
-//!   time.
+//! - Each wait is for a condition, with a time limit and a sentence that names the condition; never
+//!   for a fixed time.
 //! - A cluster that is dropped kills its processes. It keeps its directory, for the logs, if the
 //!   thread panics.
 
@@ -31,7 +31,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(15);
 pub struct Spec {
     /// The name of the cluster.
     pub cluster: String,
-    /// How many nodes; their ids are 1 to this.
+    /// How many nodes there are; their ids begin at 1.
     pub nodes: u16,
     pub groups: Vec<GroupSpec>,
     /// Lines for the top of every `node.toml`.
@@ -169,7 +169,7 @@ impl Cluster {
         self.node_dir(node).join("data")
     }
 
-    /// The log of a node, over all its lives.
+    /// The log of a node, over all its restarts.
     pub fn log_file(&self, node: u16) -> PathBuf {
         self.node_dir(node).join("log")
     }

@@ -1,5 +1,5 @@
-//! Two thousand clients of three nodes at a time: idle ones, slow readers, ones that reset their
-//! connections or give up, busy ones, and calm ones, which must not notice the others.
+//! Two thousand clients of three nodes at the same time: idle ones, slow readers, clients that
+//! reset their connections or give up, busy ones, and calm ones, which must not notice the others.
 //!
 //! - An error that a calm, a busy or an idle client sees ends the run. The others may see errors.
 //! - The memory of a node grows by no more than what its clients may hold (`client-memory`), a part
@@ -71,7 +71,7 @@ struct Figures {
     /// Calls of calm clients that took more than one attempt.
     retried: u64,
     busy: u64,
-    /// By how much the memory of a node grew at most.
+    /// The most by which the memory of a node grew.
     memory_bytes: u64,
 }
 
@@ -186,7 +186,7 @@ async fn watch_memory(
     before: &BTreeMap<u16, u64>,
     plan: Plan,
 ) -> Result<u64> {
-    // Each node has its part of all clients, and the leader also those that the others send to it.
+    // Each node has its part of all clients; the leader also has those that the others send to it.
     let connections = ((IDLE + SLOW + HASTY + BUSY + CALM) / before.len() + BUSY + CALM) as u64;
     let most = CLIENT_MEMORY_BYTES + connections * CONNECTION_BYTES + NODE_BYTES;
     let until = Instant::now() + Duration::from_secs(plan.seconds);

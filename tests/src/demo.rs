@@ -16,14 +16,15 @@ const GROUP: &str = "kv";
 /// First ports for the nodes: the first that is free is taken.
 const PORTS: [u16; 4] = [7101, 7201, 7301, 7401];
 const LOAD: Load = Load { writers: 16, keys: 200, value_bytes: 128 };
-/// Small, so that snapshots are taken while one watches.
+/// Entries between snapshots, few enough that snapshots are taken during the demo.
 const SNAPSHOT_ENTRIES: u64 = 1_000;
-/// More than the log keeps for followers that lag.
+/// Entries that the log must reach before a follower is wiped: more than it keeps for followers
+/// that lag.
 const ENTRIES: u64 = 8_000;
 /// Writes to wait for before and after the leader is killed.
 const WRITES_AFTER: u64 = 500;
 
-/// The cluster of the demo, and what tells its story.
+/// The cluster of the demo, and the reporter of its steps.
 pub struct Demo {
     cluster: Cluster,
     client: Client,
@@ -61,7 +62,7 @@ impl Demo {
         }
     }
 
-    /// Tells the whole story but its end.
+    /// Runs and reports all steps except the last one, the stop.
     pub async fn tell(&mut self) -> Result<()> {
         let told = self.steps().await;
         if told.is_err() {

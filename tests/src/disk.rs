@@ -47,7 +47,7 @@ impl Filesystem {
         }
     }
 
-    /// The smallest size that can be made and is of use, bytes.
+    /// The smallest size of such a filesystem that is usable for a node, bytes.
     pub fn least_bytes(self) -> u64 {
         match self {
             Self::Tmpfs | Self::Ext4 => 96 << 20,
@@ -120,7 +120,7 @@ impl Disk {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
-    /// Fills the disk with a file, but for this many bytes.
+    /// Fills the disk with a file, except for this many bytes.
     pub fn fill(&self, leave: u64) -> Result<()> {
         let file = File::create(self.dir.join(FILLER)).context("creating the filler")?;
         let (mut taken, mut step) = (0, FILL_STEP);
@@ -179,8 +179,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily, because a process that is about to be killed may still have files open. The loop
-        // device is released with the last of them.
+        // A lazy unmount, because a process that is about to be killed may still have files open.
+        // The loop device is released when the last of them is closed.
         let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
         if let Some(image) = &self.image {
             let _ = fs::remove_file(image);

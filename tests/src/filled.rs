@@ -1,11 +1,11 @@
-//! Disks that are filled to the last byte, again and again, on the filesystems that servers have.
+//! Disks that are filled to the last byte, again and again, on the filesystems that servers use.
 //! Each node has an image of its own, and small segments, so that its log has to continue in the
 //! next segment while the disk is full.
 //!
 //! - A full disk is a state: commands stop, and resume by themselves once there is free space. No
 //!   node exits because of it.
-//! - A node that starts while its disk is full says so, and serves by itself later.
-//! - Nothing acknowledged is lost.
+//! - A node that starts while its disk is full reports that, and serves by itself later.
+//! - No acknowledged command is lost.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const COMMANDS_BETWEEN: u64 = 600;
 const PAUSE_MS: u64 = 1;
 /// How long commands may take to stop, or to resume.
 const TURN_PATIENCE: Duration = Duration::from_secs(120);
-/// By then a node with a full disk has deleted what it can do without.
+/// The time within which a node with a full disk deletes what it can do without.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +108,8 @@ async fn one_fill(cluster: &mut Cluster, disks: &[Disk], writer: &Steady) -> Res
 }
 
 /// Fills all disks again and again until commands stop; returns a node whose disk stays full. A
-/// node that finds its disk full may free all that its log needs by deleting files, so it is looked
-/// at twice.
+/// node that finds its disk full may free all that its log needs by deleting files, so its state is
+/// checked twice.
 async fn until_commands_stop(
     cluster: &mut Cluster,
     disks: &[Disk],
@@ -132,7 +132,8 @@ async fn until_commands_stop(
     cluster.wait_for("commands to stop", TURN_PATIENCE, stays_full).await
 }
 
-/// Kills a node whose disk is full and starts it again: it says what is wrong, and keeps running.
+/// Kills a node whose disk is full and starts it again: the node must report the full disk and keep
+/// running.
 async fn restart(cluster: &mut Cluster, disks: &[Disk], node: u16) -> Result<()> {
     let said = cluster.log_text(node).len();
     cluster.kill(node)?;

@@ -1,8 +1,8 @@
 //! One node is killed again and again under load: it must come back each time, soon and with all
 //! its data.
 //!
-//! SIGKILL tests how a process recovers, not how a machine recovers that lost power: what the
-//! process wrote and did not sync is still there.
+//! SIGKILL tests recovery from the death of a process, not from a loss of power: what the process
+//! wrote and did not sync is still there.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::tell::{Teller, seconds, thousands};
 use crate::writers::{Load, Writers};
 
 const GROUP: &str = "kv";
-/// What is written meanwhile.
+/// The load under which the node is killed.
 const LOAD: Load = Load { writers: 4, keys: 100, value_bytes: 256 };
 
 /// How often to kill, and what must hold.

@@ -1,7 +1,7 @@
 //! Observing a cluster as its clients can, and waiting for conditions.
 //!
-//! - A wait has a patience and a sentence that says what for; if it times out, the error shows
-//!   every node.
+//! - A wait has a time limit and a sentence that names its condition; if it times out, the error
+//!   shows every node.
 //! - A node that exits during a wait ends the wait at once.
 //! - Nodes publish their status only now and then: a linearizable query gives the newest index.
 
@@ -16,7 +16,7 @@ use lockstep_client::{Client, Consistency, Options};
 
 use crate::cluster::Cluster;
 
-/// How long an election, a start or a rejoin may take: far longer than they need.
+/// How long an election, a start or a rejoin may take: far longer than any of them needs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a wait checks its condition.
@@ -68,8 +68,8 @@ impl Cluster {
         self.status(node).await?.groups.into_iter().find(|status| status.name == group)
     }
 
-    /// The running node that leads and serves, if one says so. After a change of leader two may say
-    /// so for a moment; the one with the higher term is right.
+    /// The running node that reports that it leads and serves, if one does. After a change of
+    /// leader two nodes may report that for a moment; then the one with the higher term is meant.
     pub async fn leader(&self, group: &str) -> Option<u16> {
         let mut leader = None;
         for node in self.running() {
@@ -117,7 +117,7 @@ impl Cluster {
         self.wait_serving_within(group, PATIENCE).await
     }
 
-    /// Does what [`Cluster::wait_serving`] does, with another patience.
+    /// Does what [`Cluster::wait_serving`] does, with a time limit of its own.
     pub async fn wait_serving_within(&mut self, group: &str, patience: Duration) -> Result<u16> {
         let all_serve = async |cluster: &Self| {
             for node in cluster.running() {

@@ -88,12 +88,12 @@ impl Process {
         self.signal(Signal::TERM)
     }
 
-    /// Its exit status, if it has ended.
+    /// The process's exit status, if it has ended.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().context("asking whether a node has ended")
     }
 
-    /// Waits until it ends by itself; fails if it does not within `patience`.
+    /// Waits until the process ends by itself; fails if it does not within `patience`.
     pub async fn ended(&mut self, patience: Duration) -> Result<ExitStatus> {
         let since = Instant::now();
         while since.elapsed() < patience {
@@ -105,18 +105,18 @@ impl Process {
         bail!("process {} did not end within {patience:?}; see {}", self.id(), self.log.display())
     }
 
-    /// Its memory now, bytes.
+    /// The process's present memory, bytes.
     pub fn memory_bytes(&self) -> Result<u64> {
         memory_bytes(self.id())
     }
 
-    /// Samples its memory until the watch is asked for the peak.
+    /// Samples the process's memory until the watch is asked for the peak.
     pub fn watch_memory(&self) -> MemoryWatch {
         let (id, ended) = (self.id(), Arc::new(AtomicBool::new(false)));
         let seen = Arc::clone(&ended);
         let thread = thread::spawn(move || {
             let mut peak = 0;
-            // A process that is gone has no memory; others report that it ended.
+            // A process that has ended has no memory; its end is reported elsewhere.
             while !seen.load(Ordering::Relaxed) {
                 peak = peak.max(memory_bytes(id).unwrap_or(0));
                 thread::sleep(MEMORY_POLL);
@@ -141,9 +141,9 @@ impl MemoryWatch {
     }
 }
 
-/// The memory of a process, bytes. A page that it maps twice counts once: the copy of a guest that
-/// writes snapshots maps the pages of the live one, which the kernel's own peak of resident memory
-/// counts again.
+/// The memory of a process, bytes. A page that the process maps twice counts once: the copy of a
+/// guest that writes snapshots maps the pages of the live one, which the kernel's own peak of
+/// resident memory counts again.
 fn memory_bytes(process: u32) -> Result<u64> {
     let file = format!("/proc/{process}/smaps_rollup");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
@@ -154,7 +154,7 @@ fn memory_bytes(process: u32) -> Result<u64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it has already ended.
+        // An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

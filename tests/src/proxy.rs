@@ -1,4 +1,4 @@
-//! A proxy between two nodes: forwards connections, counts the bytes, and can cut them.
+//! A proxy between two nodes: forwards connections, counts their bytes, and can cut them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

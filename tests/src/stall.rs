@@ -3,7 +3,7 @@
 //!
 //! - If the leader's disk hangs, another node leads soon, and commands are answered.
 //! - If a follower's disk hangs, no client notices.
-//! - If the leader's snapshots are on a disk of their own and that one hangs, commands wait for a
+//! - If the leader's snapshots are on a disk of their own and that disk hangs, commands wait for a
 //!   moment at most.
 //! - A node whose disk hangs reports it, and stops when it is told to.
 
@@ -30,7 +30,8 @@ const PAUSE_MS: u64 = 5;
 /// The longest that the writer may wait for an answer: a second until a node notices, an election,
 /// and the client's search for the new leader.
 const LEADER_GAP_MAX: Duration = Duration::from_secs(8);
-/// The longest wait when a follower's disk hangs, which nobody should notice, on a busy machine.
+/// The longest wait when a follower's disk hangs: that delays no command, but the machine may be
+/// busy.
 const FOLLOWER_GAP_MAX: Duration = Duration::from_secs(2);
 /// The longest wait when a checkpoint finds the disk of the leader's snapshots hanging.
 const SNAPSHOT_GAP_MAX: Duration = Duration::from_secs(6);
@@ -127,7 +128,8 @@ async fn all(
     let gap = hang_snapshots(cluster, disk, leader, hangs / 3, &client, &writer).await?;
     ensure!(gap <= SNAPSHOT_GAP_MAX, "no command was answered for {gap:?}");
     tell.shown(format!(
-        "no command waited longer than {}; the node reported its disk, and took snapshots later",
+        "no command waited longer than {}; the node reported the hanging disk, and took snapshots \
+         later",
         seconds(gap)
     ));
 
@@ -279,10 +281,10 @@ impl Freezer {
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        // Usually it is not frozen, and this fails. If it were, processes that write to it would
-        // hang for ever.
+        // The filesystem is usually not frozen, and thawing fails. If it stayed frozen, processes
+        // that write to it would hang for ever.
         let _not_frozen = self.thaw();
-        // Lazily, because a process that is about to be killed may still have files open.
+        // A lazy unmount, because a process that is about to be killed may still have files open.
         let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
         let _ = std::fs::remove_file(&self.image);
     }

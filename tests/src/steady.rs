@@ -159,7 +159,7 @@ async fn write(client: Client, shared: Arc<Shared>) -> Result<Counted> {
                 let applied = count(reply.outcome)?;
                 ensure!(
                     applied > counted.last,
-                    "the guest counts {applied} after {}",
+                    "the guest's count did not rise: {applied} after {}",
                     counted.last
                 );
                 (counted.last, counted.acknowledged) = (applied, counted.acknowledged + 1);

@@ -34,7 +34,7 @@ impl Teller {
         println!("   {}", line.as_ref());
     }
 
-    /// Prints a result that was to be shown, and how long it took since the step began.
+    /// Prints a result that the step had to show, and the time since the step began.
     pub fn shown(&self, line: impl AsRef<str>) {
         let took = self.paint("2", &format!("({})", seconds(self.since.elapsed())));
         println!("   {} {} {took}", self.paint("1;32", "✓"), line.as_ref());

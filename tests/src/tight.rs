@@ -1,8 +1,8 @@
 //! Disks that are hardly larger than two snapshots, each a filesystem of its own: many snapshots
 //! are taken under load while followers lose their disks; then the disks are filled.
 //!
-//! - While snapshots are taken no node may run out of space: no command is refused for it, and no
-//!   snapshot either. A snapshot may be postponed while an older object is still being sent.
+//! - While snapshots are taken no node may run out of space: neither a command nor a snapshot is
+//!   refused for lack of it. A snapshot may be postponed while an older object is still being sent.
 //! - When the disks are full commands stop, and they resume by themselves later; nothing
 //!   acknowledged is lost.
 
@@ -21,7 +21,7 @@ const GROUP: &str = "ballast";
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// How long a checkpoint and the snapshots of three nodes may take on a busy machine.
 const CYCLE_PATIENCE: Duration = Duration::from_secs(240);
-/// How long a state may take to arrive.
+/// How long a wiped follower may take to get the state and become a voter.
 const REJOIN_PATIENCE: Duration = Duration::from_secs(600);
 /// Cycles between two lost disks.
 const WIPE_EVERY: u32 = 10;
@@ -65,7 +65,8 @@ pub async fn run(plan: Plan, tell: &mut Teller) -> Result<()> {
     let module = format!("native:ballast:{}", plan.state_bytes);
     let mut spec = Spec::of_module(GROUP, &module, 3).with_snapshot_entries(1_000_000_000);
     spec.settings = vec![format!("log-segment = \"{}MiB\"", SEGMENT_BYTES >> 20)];
-    // Checkpoints are asked for; if the log outgrows this, one is taken unasked.
+    // The test asks for its checkpoints; if the log outgrows this limit, the leader makes one by
+    // itself.
     let log_kib = plan.log_bytes() >> 10;
     spec.groups[0].settings.push(format!("snapshot-log-bytes = \"{log_kib}KiB\""));
     let mut cluster = Cluster::prepare(spec)?;

@@ -20,9 +20,9 @@ const GROUP: &str = "kv";
 const VALUE_BYTES: u64 = 4 << 10;
 /// Values under way while the store is filled.
 const UNDER_WAY: usize = 512;
-/// How many small writes are made at a time until the logs are cut.
+/// How many small writes are made between two checkpoints until the logs are cut.
 const PADDING: u64 = 3_000;
-/// How many times that is done at most.
+/// How many times these writes are made at most.
 const PADDINGS_MAX: u32 = 10;
 const PADDING_LOAD: Load = Load { writers: 32, keys: 10, value_bytes: 8 };
 /// How long the state may take to arrive and be restored.

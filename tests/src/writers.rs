@@ -27,7 +27,7 @@ pub struct Writers {
     load: Load,
 }
 
-/// What all writers were told, for the check afterwards.
+/// The answers that all writers got, for the check afterwards.
 pub struct History {
     written: Vec<Written>,
     load: Load,
@@ -37,11 +37,11 @@ pub struct History {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    /// Writes after which every writer stops; 0: it writes until it is told to stop.
+    /// Writes after which every writer stops; 0 means that it writes until it is told to stop.
     each: u64,
 }
 
-/// What one writer was told.
+/// The answers that one writer got.
 struct Written {
     writer: u64,
     keys: BTreeMap<u64, Versions>,
@@ -82,13 +82,13 @@ impl Writers {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Stops the writers; returns what they were told.
+    /// Stops the writers; returns the answers that they got.
     pub async fn stop(self) -> Result<History> {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.finish().await
     }
 
-    /// Waits until the writers have written as much as they should; returns what they were told.
+    /// Waits until the writers have made all their writes; returns the answers that they got.
     pub async fn finish(mut self) -> Result<History> {
         let mut written = Vec::new();
         while let Some(one) = self.tasks.join_next().await {
@@ -99,13 +99,14 @@ impl Writers {
 }
 
 impl History {
-    /// Writes that took more than one attempt, and those of them that another leader answered.
+    /// The number of writes that took more than one attempt, and of those among them that another
+    /// leader answered.
     pub fn retried(&self) -> (u64, u64) {
         let sum = |of: fn(&Written) -> u64| self.written.iter().map(of).sum();
         (sum(|written| written.retried), sum(|written| written.retried_across_leaders))
     }
 
-    /// Checks every key with linearizable reads; returns how many there are.
+    /// Checks every key with linearizable reads; returns the number of keys.
     pub async fn check(&self, client: &Client) -> Result<u64> {
         let mut checked = 0;
         for written in &self.written {

@@ -38,7 +38,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         let found = root.join("target/fuzz/corpus").join(target);
         std::fs::create_dir_all(&found).with_context(|| format!("{}", found.display()))?;
         println!("fuzz: {target}, {seconds} s");
-        // `CARGO` belongs to another toolchain; the `cargo` of rustup chooses one by the variable.
+        // `CARGO` names the cargo of another toolchain, while rustup's `cargo` chooses the
+        // toolchain by a variable.
         let status = Command::new("cargo")
             .current_dir(&root)
             .env("RUSTUP_TOOLCHAIN", "nightly")

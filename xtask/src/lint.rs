@@ -15,7 +15,7 @@ pub(crate) const EXAMPLES_TARGET: &str = "target/examples-native";
 /// Most rounds of rustfmt and wrapping; usually two are enough.
 const FORMAT_ROUNDS_MAX: usize = 4;
 
-/// The documentation is for those who work here: public pages may link to private items.
+/// The documentation is for developers of this project, so public pages may link to private items.
 const RUSTDOC_FLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links";
 
 const WASM: &str = "wasm32-unknown-unknown";
@@ -100,7 +100,8 @@ fn format(root: &Path, steps: &mut Steps) -> Result<()> {
         println!("filled in the table of requirements");
     }
     steps.quiet("fmt of the examples", &mut fmt_examples(root))?;
-    // rustfmt skips a statement with a string that is too long, and may indent what was wrapped.
+    // rustfmt skips a statement that holds an overlong string, and may indent a string once it is
+    // wrapped.
     for _round in 0..FORMAT_ROUNDS_MAX {
         steps.quiet("fmt", cargo(root).args(["fmt", "--all"]))?;
         match tidy::wrap(root)? {

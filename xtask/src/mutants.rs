@@ -27,8 +27,8 @@ const FILES: [&str; 5] = [
 ];
 const LEFT_OUT: &str = "<impl (fmt::)?(Debug|Display) for";
 const OUTPUT: &str = "target/mutants";
-/// How long the scripts may take: many times what they need, so that a slow machine is not taken
-/// for a hang.
+/// How long the scripts may take: many times what they need, so that a slow machine does not count
+/// as a hang.
 const SECONDS: &str = "60";
 const BUILD_SECONDS: &str = "600";
 
@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 }
 
 fn options(mut arguments: &[&str]) -> Result<(u64, usize)> {
-    // Any number that differs from run to run will do, because it is printed.
+    // The seed only has to differ from run to run; it is printed, so that a run can be repeated.
     let (mut seed, mut count) = (u64::from(std::process::id()), 20);
     while let [option, rest @ ..] = arguments {
         let number = || -> Result<u64> {
@@ -153,8 +153,8 @@ fn scripts_pass(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs the mutant at `place` of the list, as one of as many shards as there are mutants: by name
-/// would not do, because cargo-mutants 27 does not apply `--re` to deleted fields.
+/// Runs the mutant at `place` of the list, as one shard of as many shards as there are mutants. It
+/// cannot be chosen by name, because cargo-mutants 27 does not apply `--re` to deleted fields.
 fn try_out(root: &Path, place: usize, names: &[String]) -> Result<Outcome> {
     let (output, name) = (root.join(OUTPUT), &names[place]);
     let mut mutants = mutants(root);

@@ -41,9 +41,9 @@ const SCRIPTS: &str = "tests/scripts";
 const ALL_SCRIPTS: &str = "every_story_goes_as_told";
 /// Seeds that are simulated while the tests run.
 const SEEDS_IF_CAUGHT: u64 = 60;
-/// How much longer a program may run than without a bug; after that it hangs, and is killed.
+/// How much longer a program may run than without a bug before it counts as hanging and is killed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How many bugs are tried at a time: most of the time tests wait.
+/// How many bugs are tried at a time; more than one, because tests mostly wait.
 const AT_ONCE: usize = 2;
 /// How many times as long a program may take as without a bug, when it has the machine to itself.
 const SLOWER: u32 = 4;
@@ -119,7 +119,7 @@ fn each<T: Send>(
     })
 }
 
-/// The seed or the test in a bug's row, if it catches the bug again.
+/// Returns the seed or the test in a bug's row if it catches the bug again.
 fn caught_again(
     programs: &[Program],
     simulator: &Path,
@@ -152,7 +152,7 @@ fn caught_again(
     Ok(None)
 }
 
-/// What catches one bug: tests, and a checker at a seed.
+/// Finds what catches one bug: tests, and a checker at a seed.
 fn attempt(
     programs: &[Program],
     simulator: &Path,
@@ -279,8 +279,8 @@ fn simulate(simulator: &Path, name: &str, first: u64, seeds: u64) -> Result<Opti
     Ok(None)
 }
 
-/// Runs each program without a bug; returns what fails. From now on each program has a bound on its
-/// time.
+/// Runs each program without a bug; returns what fails. From the time that each takes it derives
+/// the program's time limit with a bug.
 fn without_a_bug(programs: &mut [Program]) -> Result<Vec<String>> {
     for program in &mut *programs {
         let began = Instant::now();
@@ -300,8 +300,8 @@ fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
             continue;
         }
         let again = program.run(name, &failed.tests, None)?;
-        // All scripts are one test, which names those that went wrong: these are counted instead of
-        // it.
+        // All scripts are one test, whose output names the scripts that went wrong: those are
+        // counted instead of the test.
         let told = |test: &String| test != ALL_SCRIPTS || again.scripts.is_empty();
         failing.extend(again.tests.into_iter().filter(told));
         let scripts = again.scripts.into_iter().filter(|name| failed.scripts.contains(name));
@@ -311,7 +311,8 @@ fn failing(programs: &[Program], name: &str) -> Result<Vec<String>> {
 }
 
 impl Program {
-    /// Runs the tests of `only`, or all if there are none; of the scripts it runs one, or all.
+    /// Runs the tests of `only`, or all tests if `only` is empty. Of the scripts it runs `script`,
+    /// or all.
     fn run(&self, name: &str, only: &[String], script: Option<&str>) -> Result<Failed> {
         let mut run = Command::new(&self.path);
         with(&mut run, name).env("RUST_BACKTRACE", "0").current_dir(&self.package);
@@ -339,7 +340,7 @@ fn stories(scripts: &BTreeSet<String>, output: &str) -> Vec<String> {
     named.filter(|name| scripts.contains(*name)).map(|name| format!("{name}.txt")).collect()
 }
 
-/// Chooses the bug with which a program runs; none, if the name is empty.
+/// Sets the bug with which a program runs; no bug if the name is empty.
 fn with<'a>(run: &'a mut Command, name: &str) -> &'a mut Command {
     match name {
         "" => run.env_remove("LOCKSTEP_MUTANT"),
@@ -347,7 +348,7 @@ fn with<'a>(run: &'a mut Command, name: &str) -> &'a mut Command {
     }
 }
 
-/// Runs a program for as long as it may take; returns what it printed.
+/// Runs a program for at most `patience`; returns what it printed.
 fn bounded(program: &mut Command, patience: Duration) -> Result<String> {
     let mut child = program
         .stdin(Stdio::null())
@@ -375,7 +376,7 @@ fn line(one: &Caught) -> String {
     let sim = one
         .sim
         .as_ref()
-        .map_or("-".to_owned(), |(checker, seeds)| format!("checker {checker} at seed {seeds}"));
+        .map_or("-".to_owned(), |(checker, seed)| format!("checker {checker} at seed {seed}"));
     format!("{:30} {sim:40} {} tests", one.name, one.tests.len())
 }
 

@@ -15,9 +15,9 @@ use crate::checkout;
 use crate::steps::{Steps, cargo};
 
 /// A fixed sample that every run includes. Each seed runs twice, and the two runs must agree. Each
-/// found a fault once, which has a script or a test of its own now: what a seed draws changes with
-/// the simulator, so these seeds find that fault no more than any others do. New ones need not be
-/// added.
+/// once found a fault, which now has a script or a test of its own. What a seed draws changes with
+/// the simulator, so these seeds are no more likely to find that fault than others are, and new
+/// ones need not be added.
 const REGRESSION_SEEDS: [u64; 25] = [
     1, 42, 108, 1001, 1189, 1258, 1300, 1417, 1465, 1630, 3081, 5040, 6517, 7559, 7663, 100044,
     100083, 200259, 500213, 501282, 109529270, 109530379, 163556474, 959588802, 959589153,
@@ -111,7 +111,8 @@ pub(crate) fn build(root: &Path, mutants: bool) -> Result<PathBuf> {
         None => root.join("target"),
     };
     let built = target.join("debug/lockstep-sim");
-    // Both builds have the same name there. A copy is not replaced by the other build.
+    // Both builds write a binary of the same name, so each is copied to a name that the other build
+    // does not overwrite.
     let copy = target.join(if mutants { "lockstep-sim-planted" } else { "lockstep-sim" });
     std::fs::copy(&built, &copy).with_context(|| format!("copying {}", built.display()))?;
     Ok(copy)

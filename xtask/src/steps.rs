@@ -1,5 +1,4 @@
-//! Runs programs one after the other and prints of each, in one line, how it went and how long it
-//! took.
+//! Runs programs one after the other, and prints a line for each: its result and how long it took.
 //!
 //! * A step that fails does not keep the others from running; [`Steps::finish`] then returns an
 //!   error.
@@ -61,7 +60,7 @@ impl Steps {
             .with_context(|| format!("starting {program:?}"))?;
         let stdout = child.stdout.take().expect("it is piped");
         let stderr = child.stderr.take().expect("it is piped");
-        // Both are read at once, because a full pipe would stop the program.
+        // Both outputs are read at the same time, because the program would block on a full pipe.
         let (out, err) = std::thread::scope(|scope| {
             let errors = scope.spawn(|| show_and_count(stderr));
             (show_and_count(stdout), errors.join().expect("counting does not panic"))

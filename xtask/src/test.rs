@@ -15,8 +15,8 @@ use crate::lint::EXAMPLES_TARGET;
 use crate::steps::{Steps, cargo};
 use crate::{checkout, demo, guests, sim};
 
-/// Runs the short form of `cargo xtask tight`: ext4, xfs and btrfs, filled to the last byte. It
-/// says itself which of them this machine cannot mount.
+/// Runs the short form of `cargo xtask tight`: ext4, xfs and btrfs, filled to the last byte. Its
+/// output says which of them this machine cannot mount.
 fn full_disks(steps: &mut Steps) -> Result<()> {
     let build = ["build", "--quiet", "--locked", "--package", "lockstep-tests", "--bin", "tight"];
     steps.quiet("build of tight", cargo(&checkout::root()).args(build))?;
@@ -46,7 +46,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result<()> {
     let mut tests = cargo(&root);
     if nextest {
         tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
-        // A filter may match only tests of the examples.
+        // A filter may match no test of this workspace, only tests of the examples.
         tests.args(["--no-tests", "pass", "--hide-progress-bar"]).args(arguments);
     } else {
         tests.args(["test", "--locked", "--workspace", "--no-fail-fast", "--all-targets", "--"]);

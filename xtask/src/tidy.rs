@@ -1,4 +1,5 @@
-//! Checks over the whole checkout what STYLE.md and ARCHITECTURE.md demand and a program can see.
+//! Checks the whole checkout for those rules of STYLE.md and ARCHITECTURE.md that a program can
+//! check.
 //!
 //! * A violation is printed as `file:line: rule: why`; [`check`] returns all of them, sorted.
 //! * The checker works on text: it tells comments and strings from code ([`source`]), and names by
@@ -72,13 +73,12 @@ pub(crate) fn wrap(root: &Path) -> Result<usize> {
     Ok(changed)
 }
 
-/// Fills in what documents say of the tests; returns whether anything changed.
+/// Fills in what documents say about the tests; returns whether anything changed.
 pub(crate) fn fill_in(root: &Path) -> Result<bool> {
     bugs_were_tried(root, &Tried::new())
 }
 
-/// Fills in with which of the bugs that were tried the tests failed; returns whether anything
-/// changed.
+/// Fills in which of the tried bugs made tests fail; returns whether anything changed.
 pub(crate) fn bugs_were_tried(root: &Path, tried: &Tried) -> Result<bool> {
     let Some((path, text)) = requirements::update(&Tree::read(root)?, tried) else {
         return Ok(false);

@@ -26,9 +26,9 @@ pub(crate) enum Verdict {
     /// The attempt had no effect, because the node is overloaded: try a little later, at the leader
     /// again or else at another node.
     Overloaded,
-    /// The attempt had no effect, and it takes a while until another may succeed.
+    /// The attempt had no effect, and another one can succeed only after a while.
     Slowly,
-    /// The attempt had no effect, and none at this node will succeed before a person acted.
+    /// The attempt had no effect, and no other at this node will succeed until a person acts.
     Once,
     /// The command may have been applied, or may still be.
     Unknown,
@@ -98,8 +98,8 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
     }
 }
 
-/// Judges a failure without a node's refusal by its code. What was sent may have arrived, even if a
-/// proxy on the way rejected the call.
+/// Judges a failure that carries no node's refusal, by its gRPC code. What was sent may have
+/// arrived, even if a proxy on the way rejected the call.
 fn judge_silent(status: &Status) -> Verdict {
     if never_connected(status) {
         return Verdict::Nothing;

@@ -17,7 +17,8 @@ use crate::routes::{Routes, Target};
 use crate::v1;
 use crate::v1::lockstep_client::LockstepClient;
 
-/// Longest time that a call or an attempt may take: clocks cannot add any number of seconds.
+/// Longest time that a call or an attempt may take; a bound, because adding a long time to a
+/// clock's reading would overflow.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// How a client behaves. Times beyond a year count as a year.
@@ -57,8 +58,8 @@ impl Options {
     }
 }
 
-/// Refuses here what no node takes, as a node would: in a stream it would make the node reject the
-/// message that also carries other commands.
+/// Refuses bytes that no node takes, with the refusal that a node would send. In a stream such a
+/// command would make the node reject its whole message, with the other commands in it.
 pub(crate) fn fits(what: &str, bytes: &Bytes) -> Result<()> {
     let (have, most) = (bytes.len(), COMMAND_BYTES_MAX);
     if have <= most {
@@ -86,7 +87,8 @@ struct Inner {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Ok(Bytes),
-    /// The state machine's own "no"; a retry of the command in its session gets the same.
+    /// The state machine rejected the call, with this reason; a retry of a command in its session
+    /// gets the same answer.
     Rejected(Bytes),
 }
 
@@ -132,7 +134,7 @@ enum Repeat {
     Anywhere,
 }
 
-/// What it took to get an answer.
+/// How an answer was obtained.
 struct Course {
     attempts: u32,
     leader_changed: bool,
@@ -201,7 +203,7 @@ impl Client {
         reply(response, &course)
     }
 
-    /// Opens a session; its id.
+    /// Opens a session and returns its id.
     pub(crate) async fn new_session(&self) -> Result<u64> {
         let mut nonce = [0; 8];
         // The nonce makes the session's id unique; without randomness, index and term have to do.
@@ -264,7 +266,7 @@ impl Client {
         })
     }
 
-    /// Queries the node at `endpoint`, as of what it has applied.
+    /// Queries the node at `endpoint`, which answers from what it has applied.
     pub async fn query_at(&self, endpoint: &str, request: impl Into<Bytes>) -> Result<QueryReply> {
         let alone = Self {
             inner: Arc::new(Inner {
@@ -290,8 +292,8 @@ impl Client {
     }
 
     /// Requests a checkpoint, at whose index every replica takes a snapshot; returns that index. If
-    /// nothing changed since the last checkpoint, and all replicas have its snapshot, returns that
-    /// of the last one.
+    /// nothing changed since the last checkpoint, and all replicas have its snapshot, returns the
+    /// index of that checkpoint.
     pub async fn checkpoint(&self) -> Result<u64> {
         let request = v1::CheckpointRequest { group: self.group() };
         self.run(Repeat::Always, |mut client, timeout| {
@@ -365,7 +367,7 @@ impl Client {
             hopeless += usize::from(failed.verdict == Verdict::Once);
             let over = match failed.verdict {
                 Verdict::Final | Verdict::Foreign => true,
-                // Every endpoint had its attempt, and perhaps a named leader beside them.
+                // Every endpoint had its attempt, and perhaps also a leader that a node named.
                 Verdict::Once => hopeless >= routes.endpoints().len().max(2),
                 Verdict::Unknown => repeat == Repeat::IfNothing,
                 Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly => false,
@@ -387,8 +389,8 @@ impl Client {
     }
 }
 
-/// The outcome of a command that was rejected after so many attempts: the state machine's own
-/// rejection is one, those of the host are errors.
+/// Converts a rejection into the result of a command: a rejection by the state machine is an
+/// outcome, one by the host is an error.
 pub(crate) fn settle(rejected: v1::Rejection, attempts: u32) -> Result<Outcome> {
     use v1::rejection::Kind;
     let kind = rejected.kind();
@@ -402,7 +404,8 @@ pub(crate) fn settle(rejected: v1::Rejection, attempts: u32) -> Result<Outcome> 
     }
 }
 
-/// The error of a command whose answer does not say what came of it; a newer node may send one.
+/// The error of a command whose answer this client cannot interpret; a newer node may send such an
+/// answer.
 pub(crate) fn unreadable(why: &str, attempts: u32) -> Error {
     let message = format!("the node's answer cannot be read: {why}");
     Error::Unknown { message, attempts }

@@ -2,9 +2,9 @@
 //!
 //! - While a node has no connection, its calls wait in the channel, which tries to connect once for
 //!   each of them, one after the other.
-//! - When a try failed, those that follow fail at once, for as long as that one took. Without this,
-//!   calls that wait behind others for a node that never answers would run out of time, and nobody
-//!   could tell that they were never sent.
+//! - After a failed try, further tries fail at once, for as long as the failed one took. Otherwise
+//!   calls that wait behind others for a node that never answers would time out, and it would be
+//!   unknown whether they had been sent.
 //!
 //! `hyper-util`, which tonic connects with as well, resolves the name and tries its addresses.
 
@@ -34,7 +34,7 @@ pub(crate) struct Connector {
 /// A try that failed.
 struct Failure {
     why: String,
-    /// Until then the next tries fail at once.
+    /// Until this time further tries fail at once.
     until: Instant,
 }
 
@@ -50,12 +50,12 @@ impl Connector {
 
 impl Failure {
     fn new(why: String, patience: Duration, began: Instant, now: Instant) -> Self {
-        // A try that nobody waits for ends later than it could: that is not counted.
+        // A try that nobody polls ends late; only the time up to `patience` counts.
         let took = now.duration_since(began).min(patience);
         Self { why, until: began + took * 2 }
     }
 
-    /// Why a try that begins now fails at once.
+    /// The error of a try that begins now, if it must fail at once.
     fn repeated(&self, now: Instant) -> Option<io::Error> {
         (now < self.until).then(|| io::Error::other(self.why.clone()))
     }

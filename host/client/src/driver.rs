@@ -5,11 +5,12 @@
 //!   A node takes them in that order, and takes none after one that it refused. Over the next
 //!   stream the driver sends all commands without an outcome, the oldest first.
 //! - A command is *waiting* (not sent over the current stream) or *under way* (sent, not answered).
-//! - Once a node refused a command, the driver sends it no more. When the commands under way there
-//!   are answered, it opens the next stream, at the leader if another node leads.
+//! - Once a node has refused a command, the driver sends that node no more commands. When the
+//!   commands under way there are answered, it opens the next stream, at the leader if another node
+//!   leads.
 //! - Every command ends with an outcome or an error, at the latest at its deadline.
-//! - A node that owes answers is left once it is silent for too long, even if the commands have
-//!   ended at their deadlines meanwhile.
+//! - The driver leaves a node that owes answers and has been silent for too long, even if the
+//!   commands have ended at their deadlines meanwhile.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -67,15 +68,15 @@ struct Command {
     under_way: bool,
     /// After an earlier attempt it is unknown whether the command was applied.
     unknown: bool,
-    /// The first node known to lead that the command was sent to.
+    /// The first node to which the command was sent while that node was known to lead.
     first: Option<String>,
 }
 
-/// A stream, and what came of it so far.
+/// A stream to a node, and its state as far as the driver knows.
 struct Stream {
     target: Target,
     answers: Streaming<v1::ApplyStreamResponse>,
-    /// Set once the driver is leaving the node: why.
+    /// The reason why the driver is leaving the node, if it is.
     leaving: Option<Failed>,
     /// When the last answer arrived, or when a command was sent while the node owed none.
     heard: Instant,
@@ -128,7 +129,7 @@ impl Driver {
                     None => return,
                 }
             }
-            // The pause is kept even if no command outlived what made it necessary.
+            // The pause after a failed stream is kept even if all its commands have ended.
             let pause = rested.saturating_duration_since(Instant::now());
             if !pause.is_zero() {
                 self.meanwhile(tokio::time::sleep(pause), pause).await;
@@ -150,8 +151,8 @@ impl Driver {
         }
     }
 
-    /// Waits for `work`, but not for longer than `most`, nor without a command; keeps deadlines
-    /// meanwhile.
+    /// Waits for `work`, for `most` at the longest and only while there are commands; ends commands
+    /// at their deadlines meanwhile.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>, most: Duration) -> Option<T> {
         let end = Instant::now() + most;
         let mut work = pin!(work);
@@ -224,7 +225,7 @@ impl Driver {
                             permit.send(message);
                         }
                     }
-                    // The end of the answers says why.
+                    // The end of the stream of answers says why.
                     Err(_closed) => stream.leave(Failed::timed_out()),
                 },
                 count = self.jobs.recv_many(&mut taken, MESSAGE_COMMANDS_MAX), if !closed => {
@@ -242,7 +243,7 @@ impl Driver {
         }
     }
 
-    /// Why the stream is to be given up, if it is.
+    /// The reason to give up the stream now; `None` if there is none.
     fn is_over(&self, stream: &Stream) -> Option<Failed> {
         let owes = self.under_way > 0 || stream.overdue;
         let silent = owes && stream.heard.elapsed() > self.silence_max();
@@ -370,8 +371,9 @@ impl Driver {
                     command.unknown |= sent;
                     false
                 }
-                // A node ends a stream after its answers, and took no command without one. If a
-                // proxy or this client ends it, that is not known.
+                // A node ends a stream only after its answers, and took no command that has no
+                // answer. If a proxy or this client ended the stream, such a command may have been
+                // taken.
                 Verdict::Nothing | Verdict::Overloaded | Verdict::Slowly | Verdict::Once
                     if by == Side::Node =>
                 {
@@ -397,7 +399,8 @@ impl Driver {
     /// Ends the commands whose deadline has passed; returns whether one of them was under way.
     fn expire(&mut self) -> bool {
         let (now, mut overdue) = (Instant::now(), false);
-        // Callers set their deadlines before they wait for space: these need not ascend with tags.
+        // Callers set their deadlines before they wait for space, so deadlines need not ascend with
+        // tags.
         let commands = self.commands.iter();
         let late: Vec<u64> = commands.filter(|(_, c)| c.deadline <= now).map(|(t, _)| *t).collect();
         for tag in late {

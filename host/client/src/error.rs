@@ -33,7 +33,7 @@ pub enum Error {
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
     /// The pipeline ended before the command was sent.
-    #[error("the pipeline is closed; nothing was sent")]
+    #[error("the pipeline is closed; this command was not sent")]
     Closed,
 }
 

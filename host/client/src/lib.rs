@@ -47,9 +47,9 @@ pub use session::Session;
 
 /// Largest command and largest query that a node takes, bytes.
 pub const COMMAND_BYTES_MAX: usize = (1 << 20) - (4 << 10);
-/// Commands in flight in one session: nodes keep the answers of no more.
+/// Most commands in flight in one session: nodes keep no more answers for retries.
 pub const SESSION_OPEN_CALLS_MAX: u64 = 1024;
-/// Commands in flight on one stream: nodes read no more.
+/// Most commands in flight on one stream: beyond that, nodes stop reading.
 pub const STREAM_INFLIGHT_MAX: usize = 4096;
 /// Bytes of commands in flight on one stream: nodes read somewhat more.
 pub const STREAM_INFLIGHT_BYTES_MAX: usize = 4 << 20;

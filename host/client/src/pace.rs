@@ -1,6 +1,7 @@
 //! [`Pace`]: where and when the next attempt is made.
 //!
-//! - A refusal that names the leader leads there at once, but only a few times in a row.
+//! - After a refusal that names the leader, the next attempt goes there at once, but only a few
+//!   times in a row.
 //! - Otherwise the next attempt follows after a pause, at another node. Only an overloaded leader
 //!   is asked again, a few times.
 
@@ -14,8 +15,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// Longest pause where another attempt can succeed only after a while, or after a person acted.
 const LONG_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Least pause where a person has to act unless another node leads: within it, a leader that cannot
-/// go on hands over.
+/// Least pause after a refusal that only a person or another leader can resolve: a leader that
+/// cannot go on hands over within this time.
 const HAND_OVER: Duration = Duration::from_millis(200);
 /// Attempts in a row that may go to a newly named leader without a pause.
 const JUMPS_MAX: u32 = 2;
@@ -90,7 +91,7 @@ impl Pace {
     }
 }
 
-/// The pause after one of this length.
+/// The pause that follows a pause of this length.
 fn longer(pause: Duration, verdict: Verdict) -> Duration {
     match verdict {
         Verdict::Slowly | Verdict::Once => (pause * 4).min(LONG_PAUSE_MAX),

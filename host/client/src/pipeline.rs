@@ -11,7 +11,7 @@
 //! - Nodes bound the number and the bytes of commands in flight ([`STREAM_INFLIGHT_MAX`],
 //!   [`STREAM_INFLIGHT_BYTES_MAX`](crate::STREAM_INFLIGHT_BYTES_MAX)); pipelines keep to these
 //!   bounds, and `submit` waits at them.
-//! - Commands that were submitted come to their end even after the last handle is dropped.
+//! - Submitted commands are completed even after the last handle is dropped.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -19,7 +19,8 @@ use crate::v1::lockstep_client::LockstepClient;
 
 /// Addresses remembered beside the endpoints: those that nodes named as leaders.
 const LEARNT_MAX: usize = 64;
-/// How long a named address that could not be reached rests; twice as long each time.
+/// How long a named address that could not be reached rests: at first, and at most. The time
+/// doubles with each failure.
 pub(crate) const REST_MIN: Duration = Duration::from_secs(2);
 pub(crate) const REST_MAX: Duration = Duration::from_secs(60);
 /// Largest message either way, bytes; the nodes have the same limit.
@@ -61,7 +62,7 @@ pub(crate) struct Target {
 impl Routes {
     pub(crate) fn new(endpoints: Vec<String>, connect_timeout: Duration) -> Result<Self> {
         if endpoints.is_empty() {
-            let why = "name at least one endpoint".to_owned();
+            let why = "give at least one endpoint".to_owned();
             return Err(Error::BadEndpoint { endpoint: String::new(), why });
         }
         let mut state = State { turn: random_turn(), ..State::default() };
@@ -170,7 +171,7 @@ impl Routes {
     }
 }
 
-/// A number from which the endpoints take turns.
+/// A random position in the list of endpoints, at which the turns begin.
 fn random_turn() -> usize {
     let mut random = [0; 2];
     // Without randomness the first endpoint will do.
@@ -240,11 +241,7 @@ mod tests {
         routes.lead("d:1");
         assert_eq!(routes.target().address, "d:1");
         routes.avoid("a:1");
-        assert_eq!(
-            routes.target().address,
-            "d:1",
-            "a late failure of another node says nothing about it"
-        );
+        assert_eq!(routes.target().address, "d:1", "a late failure of a:1 says nothing about d:1");
         routes.avoid("d:1");
         assert!(!routes.target().is_leader);
         routes.lead("not an address");

@@ -21,7 +21,7 @@ pub(crate) struct Window {
     bytes: Arc<Semaphore>,
 }
 
-/// A command's part of the window, which a drop returns.
+/// A command's part of the window, given back on drop.
 #[derive(Default)]
 pub(crate) struct Permit {
     _command: Option<OwnedSemaphorePermit>,

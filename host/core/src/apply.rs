@@ -58,7 +58,7 @@ pub struct Applied {
     pub time_ms: u64,
     /// Bytes of the entries just applied; the lane may be given as many again.
     pub bytes: usize,
-    /// The answers of the entries for whose answers tickets wait.
+    /// The answers of those entries that tickets wait for.
     pub answers: Vec<EntryAnswers>,
 }
 
@@ -73,7 +73,7 @@ pub struct EntryAnswers {
 /// What to do for one entry.
 #[derive(Debug)]
 pub enum Work {
-    /// The guest is not called; these answers may be due.
+    /// The guest is not called; these are the answers, if the entry has any.
     Done(Vec<Answer>),
     /// Call the guest's `init` with the bootstrap record.
     Init(Moment),
@@ -105,7 +105,8 @@ enum Slot {
         session: u64,
         sequence: u64,
     },
-    /// The call repeats an earlier one of the same entry and gets the answer of that slot.
+    /// The call repeats an earlier one of the same entry and gets the answer of the slot at this
+    /// position.
     Same(usize),
     Known(Answer),
 }

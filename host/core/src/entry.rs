@@ -28,7 +28,7 @@ const KIND_CLOSE: u8 = 5;
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EntryBody {
-    /// Raft's own: a new leader's first entry, or what it proposed in place of a refused change of
+    /// An entry of raft's own: a new leader's first one, or one that replaces a refused change of
     /// configuration.
     Empty,
     /// Entry 1 of every group: everything besides commands that decides outcomes.
@@ -126,7 +126,7 @@ pub enum CheckpointReason {
     Memory,
 }
 
-/// Bytes that an entry counts in windows and queues.
+/// Bytes that an entry counts against the limits of windows and queues.
 pub fn footprint(entry: &raft::eraftpb::Entry) -> usize {
     entry.data.len() + entry.context.len() + 48
 }
@@ -335,7 +335,8 @@ mod tests {
         })
     }
 
-    /// A session would keep a longer answer, and a snapshot that contains it could not be restored.
+    /// If a profile allowed longer outcomes, sessions would keep them, and a snapshot that holds
+    /// one could not be restored.
     #[test]
     fn longer_outcomes_than_sessions_keep_are_not_agreed_on() {
         let most = limits::OUTCOME_BYTES_MAX as u32;

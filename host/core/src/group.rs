@@ -159,13 +159,13 @@ pub(crate) struct Shared {
     now: u64,
     wall_ms: u64,
     chance: Chance,
-    /// What the last process of each replica said, as far as frames came from it.
+    /// For each replica, what the frames of its latest process said.
     seen: BTreeMap<ReplicaId, Seen>,
     log_time: LogTime,
     strangers: Strangers,
     state: ReplicaState,
     space: Space,
-    /// The log's disk hangs.
+    /// Set while the log's disk hangs.
     stalled: Option<Stall>,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
@@ -185,7 +185,7 @@ struct Own {
     guest: GuestIs,
 }
 
-/// What the frames of one process of a replica said last.
+/// What the latest frames of one process of a replica said.
 struct Seen {
     boot: u64,
     nonce: u64,
@@ -337,7 +337,7 @@ impl Group {
         status::of(&self.shared, hosting)
     }
 
-    /// Where the log stands, if this replica leads.
+    /// How far the log reaches, if this replica leads.
     pub fn leads(&self) -> Option<Leads> {
         match &self.stage {
             Stage::Hosting(hosting) => status::leads(hosting),
@@ -520,8 +520,8 @@ impl Shared {
         self.set_state(ReplicaState::Stopped(stopped), effects);
     }
 
-    /// Judges a frame's sender and addressee. `false`: the frame is dropped. A fault: this process
-    /// must not go on.
+    /// Checks a frame's sender and addressee. Returns false if the frame is to be dropped, and a
+    /// fault if this process must stop.
     fn admit(&mut self, inbound: &Inbound, effects: &mut Vec<Effect>) -> Result<bool, Fault> {
         let frame = &inbound.frame;
         if frame.group != self.id || frame.from.node() == self.config.node {
@@ -584,8 +584,9 @@ impl Shared {
         (seen.applied, seen.halted) = (frame.applied, frame.halted);
         (seen.short, seen.stalled) = (frame.short, frame.stalled);
         (seen.memory, seen.snapshot, seen.guest) = (frame.memory, frame.snapshot, frame.guest);
-        // An append may arrive long after what its sender said later. Most of that is only late
-        // until the next heartbeat; an old clock looks wrong, and an old turn is another's by now.
+        // An append may be overtaken by frames that its sender sent later. The next heartbeat
+        // corrects most of what it says, but an outdated clock looks wrong, and an outdated turn
+        // may belong to another replica by now.
         if !frame.is_append() || planted("believe_late_appends") {
             (seen.clocks, seen.grants) = ((frame.wall_ms, self.wall_ms), frame.grants);
         }

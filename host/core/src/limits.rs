@@ -54,21 +54,21 @@ pub const COMMITTED_BYTES_MAX: u64 = 4 * MIB as u64;
 /// Bytes of proposed and uncommitted entries that a leader holds.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * MIB as u64;
 
-/// The soft bound: at this part of a guest's memory limit commands are refused. The quarter above
-/// it is for what is under way by then (by the rule of [`MEMORY_UNDER_WAY_PARTS`] one entry of at
-/// most [`COMMANDS_ENTRY_BYTES_MAX`] and its answers, which may take 8 times its size at the least
-/// limit of 32 MiB and 256 times at the default one of 1 GiB), for guests that grow a buffer by
-/// doubling it, and for commands that free memory.
+/// The soft bound: at this percentage of a guest's memory limit, commands are refused. The quarter
+/// above it is for what is under way by then (by the rule of [`MEMORY_UNDER_WAY_PARTS`] one entry
+/// of at most [`COMMANDS_ENTRY_BYTES_MAX`] and its answers, which may take 8 times its size at the
+/// least limit of 32 MiB and 256 times at the default one of 1 GiB), for guests that grow a buffer
+/// by doubling it, and for commands that free memory.
 pub const MEMORY_SOFT_PERCENT: u64 = 75;
-/// At this part of a guest's memory limit commands that free memory are refused, too.
+/// At this percentage of a guest's memory limit, commands that free memory are refused, too.
 pub const MEMORY_RELIEF_PERCENT: u64 = 87;
-/// At this part of the soft bound status, metrics and log warn.
+/// At this percentage of the soft bound, status, metrics and log warn.
 pub const MEMORY_WARNING_PERCENT: u64 = 80;
-/// Commands in flight may have as many bytes as one such part of the memory that is left below the
-/// bound; a single entry is always allowed.
+/// Commands in flight may have as many bytes as the memory left below the bound, divided by this. A
+/// single entry is always allowed.
 pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
-/// A rebuild of a guest pays if it frees at least one such part of the guest's memory limit: while
-/// it lasts, which is as long as a start, the replica has no guest.
+/// A rebuild of a guest pays if it frees at least the guest's memory limit divided by this. The
+/// replica has no guest during a rebuild, which takes as long as a start.
 pub const REBUILD_GAIN_PARTS: u64 = 8;
 
 /// Ticks after which a capture that has not ended counts as failed, though it may still end: a
@@ -110,7 +110,7 @@ pub const READ_DEADLINE_TICKS: u64 = 50;
 pub const REPLACE_TICKS: u64 = 2 * ELECTION_TICKS_MAX as u64;
 /// Ticks between two probes or join requests of a replica that no configuration contains.
 pub const JOIN_RETRY_TICKS: u64 = 5;
-/// A learner that lags by no more than this is promoted to a voter, entries.
+/// Most entries that a learner may lack when it is promoted to a voter.
 pub const PROMOTE_LAG_ENTRIES_MAX: u64 = 1_000;
 /// Ticks after which the log writes a hard state in which only the commit index moved.
 pub const LAZY_STATE_TICKS: u64 = 10;
@@ -144,10 +144,10 @@ pub const LOG_PIN_CHECKPOINTS: u64 = 4;
 /// restarted.
 pub const SUSPEND_MS: u64 = 600_000;
 /// Ticks that a replica whose snapshot is overdue, because its log is near its bound or the next
-/// snapshot's headroom, waits for a checkpoint before it takes a snapshot where it stands.
+/// snapshot's headroom, waits for a checkpoint before it takes a snapshot without one.
 pub const OVERDUE_CHECKPOINT_TICKS: u64 = 10;
-/// Ticks between two attempts of a replica that is short of space to take a snapshot where it
-/// stands.
+/// Ticks between two attempts of a replica that is short of space to take a snapshot without a
+/// checkpoint.
 pub const SHORT_CAPTURE_TICKS: u64 = 100;
 /// Ticks for which a replica waits at a checkpoint for one of its host's places for captures; it
 /// applies nothing meanwhile.
@@ -159,7 +159,8 @@ pub const PLACE_RETRY_TICKS: u64 = 10;
 pub const CHECKPOINT_REQUESTS_AT_ONCE: u32 = 8;
 /// Ticks after which clients may request one more checkpoint after such a burst.
 pub const CHECKPOINT_REQUEST_TICKS: u64 = 20;
-/// If captures take long, one request is granted in this many times the duration of the last one.
+/// If captures take long, one request is granted in this many times the duration of the last
+/// capture.
 pub const CHECKPOINT_REQUEST_PARTS: u64 = 4;
 /// Clients' requests that wait for a checkpoint.
 pub const CHECKPOINT_REQUESTS_MAX: usize = 1_024;
@@ -171,8 +172,8 @@ pub const PROOF_TICKS: u64 = 100;
 pub const WANT_RETRY_TICKS: u64 = 20;
 /// Most doublings of [`WANT_RETRY_TICKS`]: to about a minute.
 pub const WANT_RETRY_DOUBLINGS_MAX: u32 = 5;
-/// Ticks after which a replica builds a guest again that its machine or its disk did not let it
-/// build; doubled each time.
+/// Ticks after which a replica tries again to build a guest, if its machine lacked a resource or
+/// its disk could not be read; doubled each time.
 pub const BUILD_RETRY_TICKS: u64 = 100;
 /// Most doublings of [`BUILD_RETRY_TICKS`]: to about five minutes.
 pub const BUILD_RETRY_DOUBLINGS_MAX: u32 = 5;

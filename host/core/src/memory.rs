@@ -44,12 +44,12 @@ impl MemoryUse {
         self.bytes >= self.soft()
     }
 
-    /// Whether a command is taken; `relief`: it is to free memory.
+    /// Whether a command is accepted; `relief` says that it is meant to free memory.
     pub(crate) fn takes(self, relief: bool) -> bool {
         self.bytes < if relief { self.relief() } else { self.soft() }
     }
 
-    /// The refusal of a command that is not taken.
+    /// The refusal of a command that is not accepted.
     pub(crate) fn refusal(self, relief: bool) -> Refusal {
         let bound = if relief { self.relief() } else { self.soft() };
         Refusal::MemoryHigh { bytes: self.bytes, bound, most: self.most }
@@ -92,9 +92,10 @@ impl Footprint {
 pub(crate) struct Footprints {
     /// The memory of a guest after `init`.
     begun: u64,
-    /// The footprint of the last guest that was restored, just after that.
+    /// The footprint of the last guest that was restored, measured right after its restore.
     restored: Option<Footprint>,
-    /// The footprint, among guests that were captured, with the least memory for its length.
+    /// Of the footprints of captured guests, the one with the least memory for its snapshot's
+    /// length.
     captured: Option<Footprint>,
 }
 

@@ -104,7 +104,7 @@ impl RecoveryState {
         self.configure(initial_voters, 1);
     }
 
-    /// What raft wants to be durable before it answers.
+    /// The term, vote and commit index that raft wants durable before it answers.
     pub(crate) fn promise(&mut self, term: u64, vote: u64, commit: u64) {
         (self.term, self.vote, self.commit) = (term, vote, commit);
     }
@@ -119,7 +119,7 @@ impl RecoveryState {
         self.floor = index;
     }
 
-    /// Lists these and cuts the log; `previous_term` is the term of the entry before it.
+    /// Lists `snapshots` and cuts the log; `previous_term` is the term of the entry before the log.
     pub(crate) fn list(
         &mut self,
         snapshots: Vec<SnapshotDesc>,

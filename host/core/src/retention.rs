@@ -66,7 +66,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What is listed now.
+    /// The plan that keeps the present list and first index.
     pub fn of(state: &RecoveryState) -> Self {
         Self { snapshots: state.snapshots.clone(), first_index: state.first_index }
     }
@@ -79,7 +79,8 @@ pub struct Facts<'a> {
     pub corrupt: &'a BTreeSet<ObjectName>,
     pub pins: &'a Pins,
     pub short: Short,
-    /// The log asks for space. Otherwise a lack of it only shows beside a new object.
+    /// The log asks for space. If it does not, a shortage has an effect only when a new object is
+    /// listed.
     pub asked: bool,
     /// An object that was just read whole and is not listed yet.
     pub new: Option<&'a SnapshotDesc>,
@@ -87,28 +88,29 @@ pub struct Facts<'a> {
     pub victim: Option<&'a SnapshotDesc>,
 }
 
-/// What there is too little space for, and so what is given up.
+/// What is short of space, which decides what is given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Short {
     #[default]
     Nothing,
-    /// The log: what is kept of it for the convenience of followers.
+    /// The log is short: the part that is kept for followers that lag is given up.
     Log,
-    /// The log, on a disk that recovery points take up or keep log on: also all of these but one.
+    /// A disk that holds recovery points, or log that they need, is short: all recovery points but
+    /// one are given up as well.
     Disk,
 }
 
 /// What to list and where to begin the log; `None` if both are as they should be.
 ///
-/// 1. Beside a new object, corrupt ones are dropped, and all but the newest
+/// 1. When a new object is listed, corrupt recovery points are dropped, and all but the newest
 ///    [`limits::RECOVERY_POINTS`].
-/// 2. If a good one does not need log that cannot be read, those that do are dropped.
+/// 2. Recovery points that need unreadable log are dropped if a good one does not.
 /// 3. On a disk that is short of space, only the newest good one is kept, if it is the new one or
 ///    the log asks for space.
-/// 4. A corrupt one, or else the victim, is dropped for another object's space, unless it is the
-///    newest good one.
-/// 5. The log is cut whenever the list changes and when it is damaged. If it asks for space, what
-///    followers that lag would need goes as well.
+/// 4. To make space for another object, a corrupt recovery point, or else the victim, is dropped,
+///    unless it is the newest good one.
+/// 5. The log is cut whenever the list changes and when it is damaged. If the log asks for space,
+///    the part that followers that lag would need is cut as well.
 pub fn goal(facts: &Facts<'_>) -> Option<Plan> {
     let Facts { state, corrupt, pins, short, .. } = *facts;
     let good = |desc: &SnapshotDesc| !corrupt.contains(&name(desc));
@@ -203,8 +205,8 @@ fn cut(kept: &[SnapshotDesc], pins: &Pins) -> u64 {
     if planted("truncate_too_far") { newest } else { needed }
 }
 
-/// The same while space is short: only the recovery points and the receivers of snapshots hold the
-/// log.
+/// The last entry that nothing needs while space is short: only the recovery points and the
+/// receivers of snapshots hold the log.
 fn cut_short(kept: &[SnapshotDesc], pins: &Pins) -> u64 {
     let least = pins.budget.max(pins.unreadable.saturating_sub(1));
     let sending = pins.sending.iter().map(|(_, index)| (*index).max(least));
@@ -262,7 +264,8 @@ pub(crate) mod tests {
         indexes.iter().map(|index| name(&desc(*index))).collect()
     }
 
-    /// What there is in a test: recovery points, the log's first index, and which are corrupt.
+    /// The facts of a test: recovery points, the log's first index, and which recovery points are
+    /// corrupt.
     struct Case<'a> {
         listed: &'a [u64],
         first: u64,

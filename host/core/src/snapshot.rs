@@ -18,19 +18,19 @@ pub trait Hold: Send + std::fmt::Debug {
     /// log alone decides whether it is listed.
     fn disarm(&mut self);
 
-    /// The list that the object entered is durable, or a later one: if it is not listed now, it may
-    /// be deleted.
+    /// A list is durable that holds the object, or a later list. If the durable list lacks the
+    /// object, it may be deleted.
     fn listed(&mut self) {}
 }
 
-/// Whether disk, budget and cap have space for the next snapshot beside the newest one, bytes.
+/// The space that disk, budget and cap have for the next snapshot beside the newest one, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotSpace {
     /// The size of the next snapshot.
     pub need: u64,
     /// The space that the disk has for it once all older snapshots are deleted.
     pub have: u64,
-    /// The space that budget and cap leave for it then.
+    /// The space that budget and cap leave for it in that case.
     pub quota: u64,
     /// The space that the log may still take before it is stopped.
     pub margin: u64,

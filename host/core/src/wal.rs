@@ -39,8 +39,8 @@ pub const MOVED_BYTES_MAX: u64 = 1 << 20;
 const _: () = assert!(RECORD_BYTES_MAX < limits::LOG_BATCH_BYTES_MAX);
 const _: () = assert!(limits::LOG_BATCH_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 
-/// What one group wants to make durable: a state, and entries. It is written all or nothing, unless
-/// it is larger than a batch; then each part is consistent in itself.
+/// What one group wants to make durable: a state, and entries. A job that fits in a batch is
+/// written all or nothing; of a larger one, each part is consistent in itself.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LogJob {
     pub group: GroupId,

@@ -45,7 +45,7 @@ fn pipe() -> (Pipe<BulkRequest, BulkReply>, Pipe<BulkReply, BulkRequest>) {
     (Pipe { out: request, input: replies }, Pipe { out: reply, input: requests })
 }
 
-/// A peer that says what its script holds, and remembers what it was told.
+/// A peer that sends the frames of its script, and remembers those that it receives.
 struct Script<Out, In> {
     says: VecDeque<In>,
     told: Vec<Out>,
@@ -228,7 +228,7 @@ fn each_answer_has_its_report_and_next_action() {
         (BulkReply::Incompatible { why: "no".into() }, give_up),
         (BulkReply::WrongGroup, give_up),
     ] {
-        // The receiver answers so at once, or in the middle of the transfer.
+        // The receiver sends this answer at once, or in the middle of the transfer.
         for before in [vec![], vec![BulkReply::Proceed { offset: 0 }]] {
             let blocks = before.len();
             let replies = before.into_iter().chain([reply.clone()]).collect();

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     command: Option<String>,
 }
 
-/// How long closing the session may take, beyond the timeout of the command if need be.
+/// How long closing the session may take, even if that exceeds the command's timeout.
 pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: Args) -> Outcome {
@@ -34,7 +34,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let client = args.target.client_with(|options| options.relief = args.relief)?;
     // Each call may use the client's whole deadline, but together they may not exceed it.
     let until = Instant::now() + client.options().deadline;
-    // A session that is opened later is unknown here; since it is never used, it is soon evictable.
+    // If this call fails, the session may still be opened later; as it is never used, the group can
+    // soon evict it.
     let session = client.open_session().await.map_err(not_sent)?;
     let replied = session.apply_until(command, until).await;
     if replied.is_ok() || !planted("leave_sessions_open") {
@@ -63,8 +64,8 @@ fn not_applied(error: Error) -> Failure {
     }
 }
 
-/// Closes the session, whatever came of the command: it is not sent again, even if its outcome is
-/// unknown. A failure to close is ignored, because an open session expires.
+/// Closes the session, whatever the outcome of its command, even an unknown one: the command is not
+/// sent again. A failure to close is ignored, because a session left open expires.
 async fn close(session: Session, until: Instant) {
     let until = until.min(Instant::now()) + CLOSE_MAX;
     let _ = timeout_at(until, session.close()).await;

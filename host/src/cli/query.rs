@@ -7,14 +7,14 @@ use lockstep_client::Consistency;
 use crate::cli::Outcome;
 use crate::cli::remote::{Target, argument_or_stdin, call_failed, print_outcome};
 
-/// Run a query. Unless --local is given it is linearizable: it sees every command that was
+/// Run a query. Unless --local is given, the query is linearizable: it sees every command that was
 /// acknowledged before it.
 #[derive(clap::Args)]
 #[command(after_help = "Example: lockstep query --endpoint 127.0.0.1:7101 'get city'")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Answer from whatever the contacted node has applied so far, however old that is.
+    /// Answer from the state that the contacted node has applied so far, however old that is.
     #[arg(long)]
     local: bool,
     /// Print one JSON object: ok, answer, applied_index, halted.

@@ -87,9 +87,10 @@ pub(crate) fn print_outcome(
         use std::io::Write;
         let mut out = std::io::stdout().lock();
         match out.write_all(said).and_then(|()| out.write_all(b"\n")) {
-            // A reader that is gone wants no more.
+            // A closed pipe is no failure: its reader wants no more output.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                let why = format!("it was answered, but the answer cannot be written: {error}");
+                let why =
+                    format!("the call was answered, but the answer cannot be written: {error}");
                 return Err(Failure::Failed(why));
             }
             Ok(()) | Err(_) => {}

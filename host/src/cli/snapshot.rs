@@ -1,7 +1,7 @@
 //! `lockstep snapshot`: lists and checks the snapshots in a data directory, and changes nothing.
 //!
 //! A snapshot that the log lists has a row even if its file is missing. Only the running node knows
-//! what holds an object; it is asked if its configuration or its address is given.
+//! what holds an object; the command asks it if its configuration or its address is given.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write as _};
@@ -79,7 +79,7 @@ struct Row {
     verdict: Option<Result<(), String>>,
 }
 
-/// How long the running node may take to answer: it does so at once, or it is not there.
+/// How long to wait for the node's answer: a running node answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(command: &Command) -> Outcome {
@@ -338,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    /// A good header and trailer, for all that is known.
+    /// An object whose header and trailer are taken to be good.
     fn object(group: &str) -> ObjectFile {
         let desc = SnapshotDesc {
             term: 1,

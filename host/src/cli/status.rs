@@ -54,7 +54,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     }
 }
 
-/// The exit code: the health of the cluster, as far as the answers tell.
+/// The exit code: the health of the cluster, judged by the answers alone.
 fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
     const LEADERLESS: u8 = 3;
     const IMPAIRED: u8 = 4;
@@ -181,7 +181,7 @@ fn row(node: &StatusResponse, group: &GroupStatus, furthest: u64) -> Vec<String>
     ]
 }
 
-/// The notes below the table: whatever an operator should look at.
+/// The notes below the table: conditions that need an operator's attention.
 fn notes(group: &GroupStatus) -> Vec<String> {
     let mut notes = Vec::new();
     if !group.cause.is_empty() {
@@ -223,11 +223,11 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if !group.log_pin.is_empty() && group.log_pin != "recovery point" && group.log_pin != "catch-up"
     {
         let (index, pin) = (group.log_pin_index, &group.log_pin);
-        notes.push(format!("its log is kept from entry {index} on: {pin}"));
+        notes.push(format!("its log from entry {index} on is kept for {pin}"));
     }
     if !group.log_pinned_by.is_empty() && group.log_pinned_by != group.name {
         let other = &group.log_pinned_by;
-        notes.push(format!("the oldest part of its node's log is kept for group {other}"));
+        notes.push(format!("the oldest part of this node's log is kept for group {other}"));
     }
     if !group.divergence_alarm.is_empty() {
         notes.push(format!("ALARM: {}", group.divergence_alarm));
@@ -251,7 +251,7 @@ fn stalled_disks(group: &GroupStatus) -> Vec<String> {
         ),
         (
             (group.snapshots_stalled_ms, &group.snapshots_stalled_directory),
-            "until it does no snapshot is taken, and the log grows",
+            "until it answers, no snapshot is taken, and the log grows",
         ),
     ];
     let stalled = disks.iter().filter(|((ms, _), _)| *ms > 0);
@@ -283,8 +283,8 @@ fn peer_notes(group: &GroupStatus) -> Vec<String> {
 /// A follower that still lags after several snapshots in a row.
 fn outrun_note(peer: &Peer) -> String {
     format!(
-        "sent node {} {} snapshots in a row, and it has not caught up: while one is sent and \
-         restored, more is written than the {} of log that are kept for it; raise \
+        "sent node {} {} snapshots in a row, and that node has not caught up: while one is sent \
+         and restored, more is written than the {} of log that are kept for that node; raise \
          `snapshot-log-bytes` (four times its value is kept), or write less until it has caught up",
         peer.node,
         peer.snapshots_in_a_row,
@@ -303,7 +303,8 @@ fn stranger_note(group: &GroupStatus, stranger: &Stranger) -> String {
 }
 
 fn damage_note(group: &GroupStatus) -> String {
-    let note = "its log is damaged: do not stop it until a snapshot replaces that part".to_owned();
+    let note =
+        "its log is damaged: do not stop it until a snapshot replaces the damaged part".to_owned();
     match group.log_pinned_by.as_str() {
         other if other.is_empty() || other == group.name => note,
         other => format!(
@@ -315,7 +316,7 @@ fn damage_note(group: &GroupStatus) -> String {
 
 fn memory_note(group: &GroupStatus) -> String {
     format!(
-        "its state machine uses {} of {} of memory; commands are refused from {} on",
+        "its state machine uses {} of its {} of memory; from {} on, commands are refused",
         size(group.guest_memory_bytes),
         size(group.guest_memory_most),
         size(group.memory_soft_bytes)

@@ -6,8 +6,8 @@
 //!   filesystem cannot sync directories, names are as durable as the filesystem makes them.
 //! - `rename_new` never replaces: it is `renameat2(RENAME_NOREPLACE)`, or link and unlink where the
 //!   filesystem does not support that.
-//! - `space` knows a directory's filesystem by its device number, but where several of those draw
-//!   on one pool of space, by the number of the pool.
+//! - `space` identifies a directory's filesystem by its device number or, if several filesystems
+//!   share a pool of space, by the number of the pool.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File as StdFile, OpenOptions};
@@ -44,7 +44,7 @@ const FILESYSTEMS: [(FsWord, &str, bool); 9] = [
     (0xef53, "ext4", true),
     (0x5846_5342, "xfs", true),
     (0x0102_1994, "tmpfs", true),
-    // It does if the file has the flag NOCOW.
+    // btrfs does overwrite in place if the file has the flag NOCOW.
     (BTRFS, "btrfs", false),
     (0x6969, "nfs", false),
     (0x2fc1_2fc1, "zfs", false),
@@ -57,7 +57,8 @@ const BTRFS: FsWord = 0x9123_683e;
 /// The list of mounts, as this process sees it.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Where space comes from, by device number: one for each directory that was asked about, at most.
+/// The number of the source of space for each device number, as `source_of_space` found it; at most
+/// one for each directory that was asked about.
 static SOURCES: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
 
 impl Fs for DiskFs {
@@ -72,8 +73,8 @@ impl Fs for DiskFs {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(FILE_MODE);
         let file = options.open(path).map_err(|e| named(e, "create", path))?;
-        // Only btrfs supports this flag, and only on an empty file. Without it the file is as good
-        // as any other there.
+        // Only btrfs supports this flag, and only on an empty file. If it cannot be set, the file
+        // is still usable.
         if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
             let _wish = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
         }
@@ -175,10 +176,10 @@ impl Fs for DiskFs {
     }
 }
 
-/// The number of what a directory's space comes from: of its pool if it has one, else its device
-/// number. The list of mounts is read once for each device number.
+/// A number that identifies the source of a directory's space: that of its pool if it has one, else
+/// its device number. The list of mounts is read once for each device number.
 fn source_of_space(dir: &Path, device: u64) -> io::Result<u64> {
-    // A filesystem with the number of a real device has that device to itself.
+    // A major number other than 0 means a real device, which its filesystem has to itself.
     if rustix::fs::major(device) != 0 {
         return Ok(device);
     }
@@ -197,20 +198,22 @@ fn pool_of(dir: &Path) -> io::Result<Option<u64>> {
     let Some(mount) = mount_of(dir) else { return Ok(None) };
     match std::fs::read(MOUNTS) {
         Ok(listed) => Ok(mounts::pool(&String::from_utf8_lossy(&listed), mount)),
-        // Without /proc nothing is known. Anything else, such as a lack of descriptors, passes.
+        // Without /proc nothing is known. Other errors, such as a lack of descriptors, are
+        // temporary.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(named(error, "read", Path::new(MOUNTS))),
     }
 }
 
-/// The id of the mount that a directory is on. Linux tells it since 5.8.
+/// The id of the mount that a directory is on; `None` before Linux 5.8, which does not report it.
 fn mount_of(dir: &Path) -> Option<u64> {
     let stat = rustix::fs::statx(CWD, dir, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
     let is_told = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
     is_told.then_some(stat.stx_mnt_id)
 }
 
-/// Raises this process's limit of descriptors as far as it may, and returns the limit.
+/// Raises this process's descriptor limit to the hard limit if it may, and returns the limit in
+/// force.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -398,10 +401,10 @@ mod tests {
         DiskFs.sync_dir(Path::new("/proc"))
     }
 
-    /// The kernel and the list of mounts mean the same by the id of a mount.
+    /// The kernel and the list of mounts use the same mount ids.
     #[test]
     fn the_mount_of_a_directory_is_in_the_list_of_mounts() -> io::Result<()> {
-        // An older kernel does not tell the id.
+        // An older kernel does not report the id.
         if let Some(mount) = mount_of(Path::new("/proc")) {
             let listed = std::fs::read_to_string(MOUNTS)?;
             let line = listed.lines().find(|line| line.starts_with(&format!("{mount} ")));

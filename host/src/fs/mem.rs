@@ -3,8 +3,8 @@
 //! Fault model:
 //! - [`MemFs::crash`] loses every change to bytes and lengths since the file's last `sync`, and
 //!   every name created, renamed or removed since its directory's last `sync_dir`. If a directory's
-//!   own name is lost, so is what it contains. Locks are released, and files opened before fail for
-//!   ever.
+//!   own name is lost, so is what it contains. Locks are released, and files that were opened
+//!   before fail from then on.
 //! - [`MemFs::crash_keeping`] loses less. Of each file's unsynced changes any subset is kept.
 //!   Writes are torn at 512-byte sectors, and some sectors that were not written have also lost
 //!   their old contents. Of each directory's unsynced names a prefix is kept, as in a journal.
@@ -17,8 +17,8 @@
 //!   the disk has. A sync that fails for lack of space makes an arbitrary part of them durable.
 //! - Space is counted by length: a write or a preallocation beyond the capacity is `StorageFull`. A
 //!   directory may be a filesystem of its own ([`MemFs::mount`]), with its own capacity.
-//! - By default the filesystem keeps every promise. Others report a full disk at further operations
-//!   as well ([`MemFs::set_late_full`]): a rename, a write into what was preallocated, a sync, a
+//! - By default only operations that take space report a full disk. Some filesystems report it at
+//!   others too ([`MemFs::set_late_full`]): a rename, a write into preallocated bytes, a sync, a
 //!   removal, a sync of a directory.
 //! - A process may have no descriptors left ([`MemFs::set_descriptors`]): open files keep working.
 //! - [`MemFs::corrupt`] and [`MemFs::cut`] corrupt a file in place, durably. [`MemFs::bad_sectors`]
@@ -70,7 +70,7 @@ struct Disk {
     failing_reads: BTreeMap<u64, DiskFault>,
     halt_after: Option<u64>,
     late: LateFull,
-    /// Nothing can be opened.
+    /// The process has no descriptors left, so it can open nothing.
     no_descriptors: bool,
     /// The filesystem cannot reserve space.
     unreserved: bool,
@@ -207,7 +207,7 @@ impl MemFs {
         self.disk().crash(Some(Rng::new(seed)));
     }
 
-    /// Whether an operation was tried after the one at which the disk was to halt.
+    /// Whether an operation was tried after the last one that [`MemFs::halt_after`] allowed.
     pub fn is_halted(&self) -> bool {
         let disk = self.disk();
         disk.halt_after.is_some_and(|last| disk.ops > last)
@@ -570,7 +570,7 @@ impl Disk {
     }
 
     fn crash(&mut self, mut keep: Option<Rng>) {
-        // In each directory, the first change that is lost and all after it are lost.
+        // In each directory, all changes after the first lost one are lost too.
         let mut lost = BTreeSet::new();
         for change in std::mem::take(&mut self.pending) {
             let dir = change.path.parent().map(Path::to_owned).unwrap_or_default();
@@ -624,7 +624,8 @@ fn is_child(path: &Path, dir: &Path) -> bool {
     path.parent() == Some(dir)
 }
 
-/// Locks, even after a panic: the disk's bytes are as good as before it.
+/// Locks a mutex even if a thread panicked while it held the lock: the disk's bytes are still
+/// valid.
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Where the space of a mounted filesystem comes from, as the list of mounts tells it: the text of
-//! `/proc/self/mountinfo`, which [`disk`](super::disk) reads.
+//! Finds the pool from which a mounted filesystem takes its space, in the list of mounts: the text
+//! of `/proc/self/mountinfo`, which [`disk`](super::disk) reads.
 //!
-//! - Each subvolume of a btrfs filesystem has a device number of its own, and so has each dataset
-//!   of a ZFS pool. Their space is that of the whole filesystem, or of the pool.
+//! - Each subvolume of a btrfs filesystem and each dataset of a ZFS pool has a device number of its
+//!   own, but shares the space of the filesystem or pool.
 //! - A btrfs filesystem is known by the device number of its superblock, which all its mounts share
 //!   and which stays when disks are added to it or removed. A ZFS pool is known by its name.
 //! - A mount is found by its id, not by its path, so neither bind mounts nor mounts that hide
@@ -10,7 +10,8 @@
 
 use lockstep_core::mutant::planted;
 
-/// Set in the number of each pool and in no device number: those of Linux have 32 bits.
+/// A bit that is set in every pool's number and in no device number: device numbers of Linux have
+/// 32 bits.
 const OF_POOL: u64 = 1 << 63;
 
 /// The number of the pool that the space of a mount comes from; `None` if it is of another
@@ -73,7 +74,7 @@ mod tests {
 68 27 0:68 / /spaced/c rw - zfs my\040heap/a rw,xattr
 ";
 
-    /// Each list of mounts shares one pool, which is none of another list.
+    /// The mounts of each list share one pool, and no two lists share one.
     #[track_caller]
     fn check_pools(lists: &[&[u64]]) {
         let mut pools: Vec<u64> = Vec::new();

@@ -2,10 +2,11 @@
 //!
 //! - Work that changes the guest is done in order of arrival. Queries are asked in between, each
 //!   once the guest has applied what its answer must reflect.
-//! - While both wait, work and queries get half of the time each: the side that has had less goes
-//!   next. A side that was idle starts behind the other by what that did last, because it may have
-//!   arrived during that. So a command waits for one query at most, however many pieces the work
-//!   comes in; and a query waits for one piece of work, or as long as the last query took.
+//! - While both wait, work and queries get half of the time each: the side that has had less time
+//!   goes next. A side that was idle gets credit for the other side's last piece, because its work
+//!   may have arrived during that piece. So a command waits for one query at most, however many
+//!   pieces the work comes in; and a query waits for one piece of work, or as long as the last
+//!   query took.
 //! - Callers share the queries' half in the same way: one that asks often, or asks expensive
 //!   queries, delays each of the others by one query at most.
 //! - A query whose caller left is dropped unasked.
@@ -39,15 +40,16 @@ pub(crate) struct Agenda {
     work: VecDeque<ApplyJob>,
     work_time: Share,
     query_time: Share,
-    /// Callers with queries, and some without that have had more time than the others.
+    /// Callers with queries, and some idle callers that have had more time than the others.
     lines: BTreeMap<Asker, Line>,
     /// Callers with queries, ordered by the time that they have had.
     order: BTreeSet<(Duration, Asker)>,
     /// Queries in all lines.
     queries: usize,
-    /// The time that the line served last had had: a line that begins to wait starts no lower.
+    /// The time of the line served last, as of when its turn began: a line that begins to wait
+    /// starts with at least this much.
     lines_time: Duration,
-    /// Queries taken since those of callers that left were last dropped.
+    /// Queries taken since the agenda last dropped the queries of callers that left.
     taken: usize,
 }
 
@@ -75,9 +77,9 @@ impl Share {
         self.had += time;
     }
 
-    /// This side was idle and waits again. It starts level with the other side; if that waits too,
-    /// level with what it had before its last piece, during which this side's work may have
-    /// arrived.
+    /// Call this when an idle side has something to do again. It starts level with the other side;
+    /// if the other side has something to do as well, level with what that had before its last
+    /// piece, during which this side's work may have arrived.
     fn wait_beside(&mut self, other: &Self, other_waits: bool) {
         self.had = self.had.max(if other_waits { other.before } else { other.had });
     }

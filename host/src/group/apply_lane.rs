@@ -2,23 +2,24 @@
 //!
 //! [`ApplyLane::run`] takes one job and returns what to tell the core; a thread per group calls it.
 //!
-//! - Answers that a caller waits for are reported before many gather; other answers are not kept.
+//! - Only answers that a caller waits for are kept. They are reported once they reach
+//!   [`APPLY_ANSWERS_BYTES_MAX`], before the job goes on.
 //! - One guest call per entry. A guest that faults is dropped with its store, rebuilt from a
 //!   recovery point and the log, and tried once more; if it faults again, the replica halts.
 //! - A rebuild does what a start does: it restores the newest listed snapshot that can be restored,
 //!   then replays the log up to the goal.
 //! - There is one guest at a time: the old one is dropped before another is made. A restored guest
 //!   is kept only if it accepted the payload, and the payload's length and digest are right.
-//! - A start or a restore takes one of the host's places, and waits for it. A rebuild that a fault
-//!   forces in the middle of other work takes none.
+//! - A start or a restore waits for one of the host's places to restore a snapshot. A rebuild that
+//!   a fault forces in the middle of other work needs no place.
 //! - When raft installs a snapshot, the log is cut while the lane may still be reading it. The lane
 //!   then drops its guest and waits for the restore; this is no fault.
 //! - A recovery point that cannot be read for lack of descriptors or memory counts as good: if no
 //!   other one can be restored, the lane halts, and the core starts it again later.
-//! - A recovery point whose object is corrupt is reported, and the next older one is tried. With
-//!   none left, the lane waits for another start while the core asks a peer for an object.
+//! - A recovery point whose object is corrupt is reported, and the next older one is tried. If none
+//!   is left, the lane waits for another start while the core asks a peer for an object.
 //! - A capture that fits only if an older recovery point is unlisted is handed back, to be tried
-//!   again at the same index: the core gives the lane no other work meanwhile.
+//!   again at the same index: the core gives the lane nothing but queries meanwhile.
 //! - Log lines of a guest are suppressed while it applies an entry that this replica may have
 //!   applied before.
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
@@ -82,7 +83,7 @@ pub struct Tools {
     /// the lane when it starts or restores.
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
-    /// Grants the host's places.
+    /// Grants places to take or restore a snapshot, of which the host has a few.
     pub quota: Arc<Quota>,
 }
 
@@ -94,9 +95,10 @@ pub enum Output {
         ticket: Ticket,
         answer: Result<QueryAnswer, Refusal>,
     },
-    /// The rest of the job. It goes before any other work; queries may be asked in between.
+    /// The unfinished rest of the job, to be run before any other work. Queries may run in between.
     Rest(ApplyJob),
-    /// The job found no place: it is to be tried again in a while, before any other work.
+    /// The job got no place to restore a snapshot: run it again a little later, before any other
+    /// work.
     Later(ApplyJob),
     /// A captured snapshot, which a bulk worker has to finish, seal and read back.
     Seal(Capture),
@@ -108,23 +110,23 @@ pub struct ApplyLane {
     ledger: Ledger,
     guest: Option<Box<dyn Guest>>,
     guest_log: Arc<GuestLog>,
-    /// The last entry that a guest of this replica may have applied, in this process or an earlier
-    /// one.
+    /// The index of the last entry that a guest of this replica may have applied, in this process
+    /// or an earlier one. The guest's log lines are suppressed up to there.
     heard: u64,
-    /// Why the lane is halted, if it is: it applies nothing more.
+    /// Why the lane is halted, if it is. A halted lane applies nothing more.
     fault: Option<Fault>,
-    /// A fault that is not reported yet.
+    /// A fault that the lane has not reported to the core yet.
     untold: Option<Fault>,
     /// The number of the last start or restore.
     build: u64,
-    /// The index of the newest recovery point that the last rebuild could begin with.
+    /// The index of the newest recovery point that was listed when the last rebuild began.
     tried: u64,
     /// The log was cut while this lane read it: there is no guest until the core has the lane
     /// restore the snapshot that raft installed, or start again.
     overtaken: bool,
     /// No recovery point can be restored: there is no guest until a start or a restore brings one.
     waiting: bool,
-    /// Events of the job under way in addition to its own output.
+    /// Additional events of the job under way, reported before the job's own output.
     aside: Vec<Event>,
     /// The guest's memory as last reported to the core.
     told_memory: Option<MemoryUse>,
@@ -183,7 +185,7 @@ impl ApplyLane {
             return vec![Output::Later(job)];
         }
         if !matches!(job, ApplyJob::Capture { .. }) {
-            // If a capture waited for space, the core has given it up.
+            // Any other job means that the core has given up a capture that waited for space.
             self.goes_on();
         }
         if let ApplyJob::Start { build, .. } | ApplyJob::Restore { build, .. } = job {
@@ -221,7 +223,8 @@ impl ApplyLane {
             ApplyJob::Restore { snapshot, .. } => {
                 let index = snapshot.index;
                 let restored = self.install(&snapshot);
-                // A rebuild from now on begins here, whether or not the actor has come to say so.
+                // From now on a rebuild begins with this snapshot, even if the actor has not
+                // updated the list yet.
                 *self.listed() = vec![snapshot.clone()];
                 let time_ms = self.ledger.log_time_ms();
                 match restored {
@@ -262,7 +265,7 @@ impl ApplyLane {
         gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
         gauges.guest_log_dropped.store(self.guest_log.lines_dropped(), Ordering::Relaxed);
         let most = self.ledger.bootstrap().map(|record| record.profile.memory_bytes);
-        // A native state machine has no limit of memory, unless its profile sets one.
+        // A native state machine has no memory limit, unless its profile sets one.
         let bounded = |most: &u64| bytes > 0 && *most < u64::MAX;
         let memory = most.filter(bounded).map(|most| MemoryUse { bytes, most });
         let news = memory.filter(|memory| self.told_memory != Some(*memory)).map(Event::Memory);
@@ -277,8 +280,8 @@ impl ApplyLane {
         outputs
     }
 
-    /// The output of a range. If the lane lost its guest on the way it is `let_go`, which only
-    /// returns the range's bytes to the core.
+    /// The output of a range: the event in `result` or, if the lane lost its guest on the way,
+    /// `let_go`, which only returns the range's bytes to the core.
     fn settle(&mut self, result: Result<Event, Fault>, let_go: Event) -> Output {
         Output::Event(match result {
             Ok(event) => event,
@@ -327,7 +330,7 @@ impl ApplyLane {
         }
     }
 
-    /// Applies entries until the slice of time is over or many answers have gathered; returns what
+    /// Applies entries until the time slice is over or the answers reach their bound; returns what
     /// was applied, and what is left of the range.
     fn range(
         &mut self,
@@ -543,12 +546,13 @@ impl ApplyLane {
             };
             let bootstrap = self.ledger.bootstrap().expect("fresh found the bootstrap record");
             let restored = guest.restore(&header, &bootstrap.config, &mut reader);
-            // If reading broke off, that is the error, whatever the guest made of a broken stream.
+            // A read error takes precedence: what the guest makes of a broken stream is only a
+            // consequence.
             if let Some(error) = reader.broken() {
                 return Err(not_read(error));
             }
             restored?;
-            // What the guest left unread is read all the same: the digest covers the whole payload.
+            // Reads what the guest left unread, because the digest covers the whole payload.
             std::io::copy(&mut reader, &mut std::io::sink()).map_err(|e| broke(&reader, &e))?;
             Ok(guest)
         });

@@ -83,7 +83,7 @@ impl Worker {
             match jobs.try_recv() {
                 Ok(job) => self.add(job),
                 Err(TryRecvError::Empty) => return true,
-                // The agenda is dropped, which tells the callers whose queries are left.
+                // Dropping the agenda tells the callers whose queries are still in it.
                 Err(TryRecvError::Disconnected) => return false,
             }
         }

@@ -1,5 +1,5 @@
-//! [`Asker`], the caller of a query, and [`Places`], which bound what waits, by caller: the queries
-//! of a group, and the calls that a node forwards to another.
+//! [`Asker`], the caller of a query, and [`Places`], which bound what each caller may have waiting:
+//! queries of a group, or calls that a node forwards to another.
 //!
 //! - A caller may hold as many places, and as many bytes, as are free, so that none takes them all:
 //!   the first caller gets at most half of them, the second half of the rest, and so on.
@@ -21,8 +21,8 @@ use crate::group::mailbox::QueryAnswer;
 pub(crate) const QUERIES_MAX: usize = 8_192;
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// The caller of a query: a connection, here or at the node that forwards its call; by default no
-/// caller in particular.
+/// The caller of a query: a connection, here or at the node that forwards its call. The default
+/// stands for no caller in particular.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Asker(pub u64);
 
@@ -62,7 +62,7 @@ impl Asked {
     }
 }
 
-/// The places of one group, or those of the calls that go to one node.
+/// The places for the queries of one group, or for the calls that are forwarded to one node.
 #[derive(Clone)]
 pub(crate) struct Places {
     most: Held,
@@ -75,7 +75,7 @@ struct Taken {
     by: BTreeMap<Asker, Held>,
 }
 
-/// How many calls, and their bytes.
+/// The number of calls, and their bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Held {
     calls: usize,

@@ -172,7 +172,7 @@ impl<W: Write + Send + 'static> Write for BackgroundWriter<W> {
 
 impl<W> Drop for BackgroundWriter<W> {
     fn drop(&mut self) {
-        // A write under way is waited for, unless it hangs.
+        // Waits for a write under way, unless it hangs.
         drop(self.wait());
     }
 }

@@ -38,7 +38,7 @@ pub struct Capture {
     writer: StagedWriter,
 }
 
-/// A write that failed: the disk's error, and how many bytes there were by then.
+/// A write that failed: the disk's error, and the number of bytes accepted before it.
 pub(super) struct Unwritten {
     pub error: io::Error,
     pub bytes: u64,
@@ -60,7 +60,7 @@ impl NoCapture {
         Self::Failed(why.into())
     }
 
-    /// The event that tells the core.
+    /// Logs the reason, and returns the event that reports it to the core.
     pub(super) fn told(self, group: GroupId, index: u64) -> Event {
         let (why, postponed) = match self {
             Self::Unlist(unlist) => {
@@ -126,8 +126,8 @@ impl Begun {
             written = written.and_then(|()| out.write_all(format!("{now:?}").as_bytes()));
         }
         let bytes = out.length();
-        // The error of the thread says more than that of a write, which may be only that the thread
-        // is gone.
+        // The thread's error says more than that of a write, which may only mean that the thread
+        // has ended.
         Ok(match (out.end(), written) {
             (Ok(writer), Ok(())) => Ok(Capture { index, writer }),
             (Err(error), _) | (Ok(_), Err(error)) => Err(Unwritten { error, bytes }),

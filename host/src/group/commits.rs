@@ -1,17 +1,17 @@
 //! [`Commits`]: how long a leader's proposals take to be committed.
 //!
-//! The core has no clock, so its actor looks after each turn where the log stands: what one turn
-//! appended was proposed together, and is timed together.
+//! The core has no clock, so after each turn the actor notes the last index of the log: the entries
+//! that one turn appended were proposed together, and are timed together.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use lockstep_core::group::Leads;
 
-/// Turns timed at the same time; what is proposed in further ones is not timed.
+/// Turns timed at the same time; proposals of further turns are not timed.
 const WAITING_MAX: usize = 1_024;
 
-/// What a leader has appended and does not know to be committed.
+/// The turns in which a leader appended entries that it does not yet know to be committed.
 #[derive(Default)]
 pub(super) struct Commits {
     term: u64,
@@ -21,16 +21,15 @@ pub(super) struct Commits {
 }
 
 impl Commits {
-    /// Notes where a leader's log stands at `now`, and returns how long each turn took that is
-    /// committed since the last look.
+    /// Notes the last index of a leader's log at `now`, and returns how long each turn took to
+    /// commit that was committed since the last call.
     pub(super) fn look(&mut self, leads: Option<Leads>, now: Duration) -> Vec<Duration> {
         let Some(Leads { term, last_index, commit }) = leads else {
             *self = Self::default();
             return Vec::new();
         };
         if term != self.term {
-            // What the log held before this term is not this leader's, and when it was proposed is
-            // unknown.
+            // It is unknown when the log's entries from before this term were proposed.
             *self = Self { term, last_index, ..Self::default() };
         }
         if last_index > self.last_index && self.waiting.len() < WAITING_MAX {

@@ -19,7 +19,7 @@ pub(crate) struct Delivery {
 }
 
 impl Deliveries {
-    /// Waits until `bytes` more may be on their way. If there are no others, any number may.
+    /// Waits until `bytes` more may be on their way. If no others are, any number of bytes may be.
     pub(crate) fn begin(self: &Arc<Self>, bytes: usize) -> Delivery {
         let full = |before: &mut usize| *before > 0 && *before + bytes > APPLY_ANSWERS_BYTES_MAX;
         let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -28,7 +28,7 @@ pub(crate) struct GroupInbox {
     pub transfers: Arc<Transfers>,
 }
 
-/// Takes the core's judgement of a delivered object to the transfer that waits for it: a group has
+/// Passes the core's judgement of a delivered object to the transfer that waits for it. A group has
 /// one inbound transfer at a time.
 #[derive(Clone, Default)]
 pub(crate) struct Judged(Arc<Mutex<Option<Waiting>>>);
@@ -102,8 +102,8 @@ impl GroupInbox {
         }
     }
 
-    /// If this replica has no state yet and runs another module than the group, no snapshot will
-    /// ever fit it: raises a fault, which halts it.
+    /// Raises a fault, which halts the replica, if it has no state yet and runs another module than
+    /// the group: it can never restore a snapshot.
     fn judge_module(&self, offer: &Offer, status: &GroupStatus) {
         let ours = (offer.cluster, offer.group, offer.to)
             == (self.cluster, self.handle.id(), status.replica);

@@ -44,7 +44,7 @@ impl JoinWatch {
 
 /// Why nothing was heard from a node.
 pub(crate) fn unheard(trouble: Option<String>) -> String {
-    trouble.unwrap_or_else(|| "it is connected; is the group in its configuration?".to_owned())
+    trouble.unwrap_or_else(|| "connected; does its configuration have the group?".to_owned())
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 //!
 //! - Once a command of a line is refused, no later one is taken. So its client can send all of them
 //!   again, in order, and none was applied before its turn.
-//! - A line loses its client as a whole: once the group found the client of one command gone, it
-//!   finds that of every later one gone. So what it takes of a line has no gap.
+//! - A line loses its client as a whole: once the group finds the client gone at one command, it
+//!   drops every later command too. So the commands that it takes have no gap.
 //! - Answers to a line's commands are charged to the line's connection until they are read. An
 //!   answer that finds no space is dropped, and the client is told that its command's fate is
 //!   unknown.
-//! - A line's commands wait for space, first come, first served: a group with more than it can do
-//!   makes its streams wait instead of refusing them.
+//! - A line's commands wait for space, first come, first served: an overloaded group makes its
+//!   streams wait instead of refusing their commands.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,9 +21,10 @@ use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Commands of streams that a group holds at once, bytes. Other proposals find space beside them.
+/// Commands of streams that a group holds at once, bytes: less than the bound for all proposals, so
+/// that other proposals still find space.
 const STREAMS_BYTES_MAX: usize = 24 << 20;
-/// The unit in which space is counted; a command takes one more than it fills.
+/// The unit in which space is counted, bytes; a command takes one unit more than it fills.
 const PERMIT_BYTES: usize = 1 << 10;
 
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);
@@ -39,10 +40,10 @@ const LITTLE_BYTES: usize = 1 << 10;
 #[derive(Debug)]
 pub(crate) struct Line {
     share: Arc<Share>,
-    /// Why one of them was refused: no later one is taken.
+    /// Set once a command of the line was refused: the reason. No later command is taken.
     broken: OnceLock<Refusal>,
-    /// The client is gone. Never unset: once it is seen with one command, it is seen with all that
-    /// are looked at later.
+    /// The client is gone. Never unset, so once the client of one command counts as gone, so does
+    /// the client of every command that is checked later.
     left: AtomicBool,
 }
 
@@ -59,10 +60,10 @@ impl Line {
         Self { share, broken: OnceLock::new(), left: AtomicBool::new(false) }
     }
 
-    /// How the next command is refused, if one before it was.
+    /// The refusal for the next command, if an earlier command of the line was refused.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.broken.get().map(|first| match first {
-            // The first may have been applied. Those after it are not.
+            // The refused command may have been applied. The commands after it were not.
             Refusal::Unknown { .. } => Refusal::Lost,
             other => other.clone(),
         })

@@ -10,10 +10,10 @@
 //! - A full disk is no failure: jobs that cannot be written yet wait, and the groups hear of the
 //!   shortage while what is under way still fits.
 //! - A damaged segment is reported to each group whose entries keep it or an older one, so that it
-//!   can be deleted. If one of them does not run, the segment stays, and the log says so: what that
-//!   group holds is its operator's to give up.
-//! - Whether the thread hangs in an operation is seen by other threads ([`DiskWatch`]): it cannot
-//!   say so itself.
+//!   can be deleted. If one of these groups does not run, the segment stays, and a message says so:
+//!   only an operator may give up that group's log.
+//! - Other threads find out whether this thread hangs in a disk operation ([`DiskWatch`]), because
+//!   a hanging thread cannot report it.
 //! - An idle log proves within [`limits::LOG_IDLE_SEAL_MS`] that its last batch is whole.
 //!
 //! [`LogWriter`] does the lane's work, a step at a time; the thread around it only waits and passes
@@ -47,10 +47,10 @@ pub struct LogWriter {
     /// Group and number of each job that is not durable yet, in order.
     owed: VecDeque<(GroupId, u64)>,
     short: bool,
-    /// Damaged segments that the groups were told of.
+    /// Damaged segments that were reported to the groups.
     damaged: BTreeSet<u64>,
     /// Groups with a job that was refused. Later jobs of theirs are dropped: they were queued
-    /// before the group heard of it.
+    /// before the group heard of the refusal.
     refused: BTreeSet<GroupId>,
 }
 
@@ -87,8 +87,9 @@ impl LogWriter {
         self.wal.is_stalled()
     }
 
-    /// Makes a round of jobs durable. After each batch `durable` is told which jobs are durable
-    /// now; the outputs returned belong to no batch. An error is the end of the log.
+    /// Makes a round of jobs durable. After each batch, calls `durable` with the jobs that have
+    /// become durable; the returned outputs belong to no batch. After an error the log takes no
+    /// more writes.
     pub fn write(
         &mut self,
         mut round: Vec<(u64, LogJob)>,
@@ -136,8 +137,8 @@ impl LogWriter {
         Ok((outputs, more))
     }
 
-    /// What an idle or stalled lane does: it keeps house, writes what waited for space, and seals
-    /// the last batch.
+    /// The work of an idle or stalled lane: does housekeeping, writes jobs that waited for space,
+    /// and seals the last batch.
     pub fn tend(
         &mut self,
         durable: &mut dyn FnMut(Vec<LogOutput>),
@@ -156,7 +157,7 @@ impl LogWriter {
         Ok(outputs)
     }
 
-    /// Those of the groups told of damage that do not run, by name: their entries keep the damaged
+    /// The names of groups that were told of damage but do not run: their entries keep the damaged
     /// segments for as long as this process lives.
     fn keepers(&self, told: &[LogOutput], runs: impl Fn(GroupId) -> bool) -> Vec<String> {
         let still = told.iter().filter_map(|output| match output {
@@ -302,7 +303,7 @@ fn serve(
 ) -> Result<(), WalError> {
     let idle = Duration::from_millis(limits::LOG_IDLE_SEAL_MS);
     let mut counted = Instant::now();
-    // Rounds since the last housekeeping; not 0 as long as some is left to do.
+    // Rounds since the last housekeeping; not 0 while any housekeeping is left to do.
     let mut rounds = 0;
     loop {
         let step = if !writer.is_stalled() {

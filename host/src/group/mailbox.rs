@@ -40,7 +40,7 @@ pub(crate) const FRAMES_BYTES_MAX: usize = 64 << 20;
 /// A guest's answer to a query, and the applied index of the state that it describes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QueryAnswer {
-    /// `Err` holds the reason of a guest that rejected the query.
+    /// `Err` if the guest rejected the query, with the guest's reason.
     pub result: Result<Bytes, Bytes>,
     pub applied: u64,
     /// Set if the replica is halted: the answer describes a state that no longer advances.
@@ -375,8 +375,7 @@ impl GroupHandle {
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 
-    /// Has a new report published before this returns, unless the actor is gone or its mailbox is
-    /// full.
+    /// Publishes a new report before it returns, unless the actor is gone or its mailbox is full.
     pub async fn freshen(&self) {
         let (done, fresh) = oneshot::channel();
         if self.put(Request::Report { done }).is_ok() {
@@ -429,7 +428,7 @@ impl GroupHandle {
         let _ = self.inner.store.set((store, disk));
     }
 
-    /// The disk of the group's snapshots; of a group that does not run, one that never hangs.
+    /// The disk of the group's snapshots; for a group that does not run, a disk that never hangs.
     pub(crate) fn snapshot_disk(&self) -> Arc<SnapshotDisk> {
         self.inner.store.get().map(|(_, disk)| Arc::clone(disk)).unwrap_or_default()
     }
@@ -449,8 +448,8 @@ impl GroupHandle {
         self.report().status.snapshots.contains(desc)
     }
 
-    /// Whether an object that could not be read is bad. One that was unlisted meanwhile has gone as
-    /// it should, and for want of descriptors or memory nothing is known of it.
+    /// Whether an object that could not be read is bad. An object that was unlisted meanwhile was
+    /// deleted on purpose; a lack of descriptors or memory says nothing about the object.
     pub(crate) fn is_bad(&self, desc: &SnapshotDesc, error: &OpenError) -> bool {
         match error {
             OpenError::Short { .. } => false,

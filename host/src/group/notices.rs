@@ -14,7 +14,7 @@ pub(super) struct Notices {
     strangers: Vec<(NodeId, Lineage)>,
     memory_is_near: bool,
     rebuilds: RebuildTally,
-    /// Snapshots in a row that followers were sent.
+    /// How many snapshots in a row each follower was sent.
     sent: BTreeMap<ReplicaId, u32>,
 }
 
@@ -97,8 +97,8 @@ impl Notices {
         }
     }
 
-    /// Logs followers that do not reach the end of the log although they are sent one snapshot
-    /// after the other: at each snapshot but the first.
+    /// Logs a follower that is sent one snapshot after the other and still does not reach the end
+    /// of the log: once for each snapshot after the first.
     fn tell_of_the_outrun(&mut self, group: &str, status: &GroupStatus) {
         for peer in status.peers.iter().filter(|peer| peer.snapshots_in_a_row > 1) {
             if self.sent.get(&peer.replica) < Some(&peer.snapshots_in_a_row) {

@@ -18,8 +18,8 @@ use crate::metrics::Transfers;
 use crate::store::{StoreHandle, Use};
 use crate::transport::Transport;
 
-/// The wait before raft hears that the receiver can never take an object, so that it does not offer
-/// that again at once.
+/// How long the report of [`Next::GiveUp`](lockstep_core::snapshot::send::Next) is held back, so
+/// that raft does not offer the object again at once.
 const GIVE_UP_WAIT: Duration = Duration::from_secs(10);
 
 /// What is to be sent, and why.
@@ -82,7 +82,7 @@ pub(crate) fn spawn(lanes: &Lanes, handle: &GroupHandle, group: &Group, outbound
 struct End {
     /// The wait before raft hears of it.
     wait: Duration,
-    /// What raft hears; `None`: that the transfer failed.
+    /// What to report to raft; `None` if the transfer failed.
     report: Option<(Report, Option<ObjectRef>)>,
 }
 
@@ -142,8 +142,8 @@ impl Work {
 /// Called with the number of payload bytes sent so far.
 type Progress = Box<dyn Fn(u64) + Send>;
 
-/// A channel that sends blocks no faster than a given rate. Time in which nothing is sent is not
-/// saved up: a receiver may check for minutes what it has before it takes the rest.
+/// A channel that sends blocks no faster than a given rate. Time in which nothing is sent earns no
+/// credit: a receiver may spend minutes checking the part that it has before it takes the rest.
 struct Paced {
     inner: Box<dyn BulkChannel<BulkRequest, BulkReply> + Send>,
     /// Bytes a second; 0 = no limit.

@@ -13,7 +13,7 @@ use crate::group::askers::Asker;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Time that rebuilds may take in a window.
 const COST_MAX: Duration = Duration::from_secs(6);
-/// Rebuilds in a window, at most, however short they are.
+/// Most rebuilds in a window, however short they are.
 const REBUILDS_MAX: usize = 16;
 /// Callers remembered as having been answered.
 const KNOWN_MAX: usize = 1_024;
@@ -34,7 +34,7 @@ struct Offence {
 }
 
 impl QueryGuard {
-    /// Why this query is not put to the guest now, if it is not.
+    /// The reason why the guest must not be asked this query now; `None` if it may be asked.
     pub(super) fn refusal(
         &mut self,
         now: Duration,

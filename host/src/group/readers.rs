@@ -15,7 +15,7 @@ use crate::store::{DiskPlace, DiskPlaces, SnapshotDisk};
 
 /// Reads of one kind under way at a time.
 const READS_MAX: usize = 8;
-/// Time between two tries to get a place to read a snapshot, which takes a good deal longer.
+/// Time between two tries to get a place to read a snapshot; much shorter than such a read.
 const NEXT_TRY: Duration = Duration::from_millis(100);
 
 /// Places to read: one set for the disk of the log, one for the disks of snapshots.
@@ -33,7 +33,7 @@ impl Default for Readers {
 }
 
 impl Readers {
-    /// Waits for a place to read a snapshot on `disk`; fails at once while that hangs.
+    /// Waits for a place to read a snapshot on `disk`; fails at once while the disk hangs.
     pub(super) async fn place_at(&self, disk: &Arc<SnapshotDisk>) -> Result<DiskPlace, Hanging> {
         loop {
             if let Some(hanging) = disk.hanging() {

@@ -57,10 +57,10 @@ pub struct Reopened {
     pub store: Result<SnapshotStore, String>,
 }
 
-/// Reads the entries that raft must find in memory: from the floor on. If any of them cannot be
-/// read, for whatever reason, the replica does not start. It acknowledged them once, and they may
-/// be committed because of that: a replica that cannot show them must neither vote nor lead as if
-/// it could. It may only join as a new replica, which is for an operator to decide.
+/// Reads the entries that raft needs in memory: those from the floor on. If any of them cannot be
+/// read, for any reason, the replica does not start. It once acknowledged these entries, which may
+/// be why they are committed, so without them it must neither vote nor lead. It may only join as a
+/// new replica, which is for an operator to decide.
 pub fn recover(log: &WalReader, group: &RecoveredGroup) -> Result<Recovered, WalError> {
     let RecoveredGroup { state, last_index, terms, sizes } = group.clone();
     let id = GroupId::of_name(&state.group);
@@ -104,7 +104,7 @@ pub fn reopen(disk: Disk, config: GroupConfig, recovered: Option<Recovered>) -> 
 #[derive(Debug)]
 struct Unopened {
     why: String,
-    /// The machine lacks space, descriptors or memory: that says nothing about the snapshots.
+    /// The machine lacks space, descriptors or memory, which says nothing about the snapshots.
     is_short: bool,
 }
 

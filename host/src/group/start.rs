@@ -143,8 +143,8 @@ pub(crate) fn open(
 }
 
 impl Shared {
-    /// Reads the part of a group's log that is kept in memory; waits while the machine lacks what
-    /// that takes.
+    /// Reads the part of a group's log that is kept in memory; waits while the machine lacks the
+    /// memory or descriptors for it.
     fn read_window(&self, group: &RecoveredGroup) -> Result<Recovered, StartError> {
         Ok(once_there_is_space(WalError::is_short, || recover(&self.log.reader(), group))?)
     }

@@ -1,7 +1,7 @@
 //! The store lane: one thread per group, the only one that touches names in `snap/`.
 //!
-//! A group that stopped asks its lane nothing more, but its workers may still drop files. So an
-//! idle lane removes what nobody needs, and the host's budget has those bytes again.
+//! A stopped group gives its lane no more jobs, but its workers may still drop files. So an idle
+//! lane deletes the files that nobody needs, which returns their bytes to the host's budget.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;

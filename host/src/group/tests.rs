@@ -143,8 +143,8 @@ impl Hosted {
     }
 }
 
-/// The state and its cause are published together and once, and stay for those who watched before
-/// and those who come later.
+/// The state and its cause are published together and once, and stay visible to earlier and later
+/// watchers.
 /// Covers L1 L2.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_told_once_with_its_cause() {
@@ -216,8 +216,8 @@ async fn a_start_that_waits_for_a_place_goes_on_or_ends() {
     }
 }
 
-/// The log was lost, or is another node's: its snapshots are still somebody's state. The group is
-/// refused and they stay, at each start.
+/// If the log was lost, or is another node's, the snapshots may hold a state that is still needed:
+/// every start refuses the group and keeps them.
 /// Covers O8.
 #[test]
 fn snapshots_that_the_log_knows_nothing_of_stay() {

@@ -16,15 +16,16 @@ use lockstep_core::limits;
 use super::GuestInfo;
 use super::engine::EngineError;
 
-/// The WIT package of a state machine's world, and the version of it that this host supports.
+/// The WIT package of a state machine's world.
 pub const WORLD_PACKAGE: &str = "lockstep:fsm";
+/// The version of that package that this host supports.
 pub const WORLD_VERSION: &str = "0.1.0";
 
 /// The interfaces of the package that a state machine may import, and the one it must export.
 const IMPORTS: [&str; 3] = ["host", "snapshot-io", "types"];
 pub(crate) const EXPORT: &str = "state-machine";
 
-/// Names that a refusal lists at most; it gives the number of the others.
+/// The most names that a refusal lists; it gives only the number of the others.
 const NAMES_MAX: usize = 4;
 
 /// Longest `info.name` and `info.version`, bytes: both appear in logs, tables and snapshot headers.
@@ -123,7 +124,7 @@ pub struct Names {
     pub exports: Vec<String>,
 }
 
-/// Refuses a file that need not be compiled to be refused.
+/// Refuses a file that its size or its first bytes rule out, without compiling it.
 pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
     const MAGIC: &[u8] = b"\0asm";
     if bytes.len() > limits::MODULE_BYTES_MAX {
@@ -249,8 +250,8 @@ impl fmt::Display for Report {
         match copied {
             Ok(()) => writeln!(f, "  queries    run on a copy: they cannot harm the guest")?,
             Err(why) => {
-                writeln!(f, "  queries    run on the live guest, because {why}: one that traps")?;
-                writeln!(f, "             costs a rebuild")?;
+                writeln!(f, "  queries    run on the live guest, because {why}:")?;
+                writeln!(f, "             a query that traps costs a rebuild of the guest")?;
             }
         }
         writeln!(f, "  world      {WORLD_PACKAGE}@{}", names.world_version)?;

@@ -72,7 +72,7 @@ impl ComponentModule {
         let engine = engine::shared()?;
         let id = ModuleId(Sha256::digest(bytes).into());
         let started = Instant::now();
-        // The compiler handles bytes that anybody may have made: a panic of it is only a refusal.
+        // The bytes are not trusted, so a panic of the compiler only refuses them.
         let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
             .map_err(|_| ModuleRefusal::CompilerPanicked)?
             .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
@@ -106,7 +106,7 @@ impl ComponentModule {
         &self.report
     }
 
-    /// Makes a fresh guest of the concrete type, which tells more than the trait does.
+    /// Makes a fresh guest of the concrete type, which reports more than the trait [`Guest`] does.
     pub fn instantiate_component(
         &self,
         bootstrap: &Bootstrap,
@@ -213,8 +213,8 @@ impl Guest for ComponentGuest {
             _ => {
                 self.live.faulted = true;
                 let message = format!(
-                    "it returned {count} outcomes for {} commands: `apply` must answer every \
-                     command, in order",
+                    "the guest returned {count} outcomes for {} commands: `apply` must answer \
+                     every command, in order",
                     commands.len()
                 );
                 Err(call.fault(FaultClass::Trap, message))
@@ -268,7 +268,7 @@ impl Guest for ComponentGuest {
             Err(error) => return Ok(Err(error)),
         };
         let told = match told {
-            // The failed write interrupted the guest, or came before whatever else ended it.
+            // The failed write interrupted the guest, or came before the fault that ended it.
             Err(_) if on_copy && written.is_err() => return Ok(written),
             told => told?,
         };

@@ -3,10 +3,10 @@
 //!
 //! Whatever a call on the copy does, trap, loop or write, the live guest stays as it was. A copy
 //! costs the pages that its calls write to. It is reused for the next call, and made anew if the
-//! live memory has grown or a call faulted. Pages that calls wrote are given back, so that the copy
-//! sees the live memory again, before the first call after a change of the live guest, after every
-//! long call, and now and then. They are not given back after each short call, since mapping all
-//! pages again takes longer than such a call.
+//! live memory has grown or a call faulted. The pages that calls wrote are discarded, so that the
+//! copy sees the live memory again: before the first call after a change of the live guest, after
+//! every long call, and when many short calls have used much fuel together. They are not discarded
+//! after each short call, since mapping all pages again takes longer than such a call.
 
 use lockstep_core::fault::{FaultClass, GuestFault};
 
@@ -16,9 +16,10 @@ use super::trap::Call;
 
 /// Bytes of memory that a call may use in addition to what the live guest uses.
 pub(crate) const GROWTH_BYTES_MAX: u64 = 64 << 20;
-/// Fuel of one call, and of all calls since the last time, after which the pages that were written
-/// are given back.
+/// Written pages are discarded after a call that used more fuel than this.
 const CALL_FUEL_MAX: u64 = 1_000_000;
+/// Written pages are discarded before the next call once the calls since the last time used this
+/// much fuel together.
 const CALLS_FUEL_MAX: u64 = 20_000_000_000;
 
 /// The copy of one live guest, and the means to make it.
@@ -27,8 +28,8 @@ pub(super) struct GuestCopy {
     /// The live guest's memories.
     memories: Memories,
     made: Option<Mirrored<Instance>>,
-    /// Fuel of the calls since the written pages were last given back; `None` = give them back
-    /// before the next call.
+    /// Fuel of the calls since the written pages were last discarded before a call; `None` =
+    /// discard them before the next call.
     since: Option<u64>,
     /// Fuel that all calls used.
     fuel_used: u64,
@@ -44,7 +45,8 @@ impl GuestCopy {
         self.fuel_used
     }
 
-    /// Makes the next call see the live guest as it is by then, without what earlier calls wrote.
+    /// Makes the next call see the live guest as it is by then, without the writes of earlier
+    /// calls.
     pub(super) fn falls_behind(&mut self) {
         self.since = None;
     }

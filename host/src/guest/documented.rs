@@ -83,7 +83,7 @@ fn limits() -> Vec<(&'static str, String)> {
         ("gRPC message", size(core::GRPC_MESSAGE_BYTES_MAX)),
         ("outcome", size(core::OUTCOME_BYTES_MAX)),
         (
-            "outcomes that wait to be told",
+            "outcomes waiting for delivery",
             format!("{} beside an entry's own", size(core::APPLY_ANSWERS_BYTES_MAX)),
         ),
         ("answer of a query", size(core::QUERY_ANSWER_BYTES_MAX)),
@@ -91,7 +91,7 @@ fn limits() -> Vec<(&'static str, String)> {
         ("sessions of a group", count(core::SESSIONS_MAX)),
         ("answers kept for sessions", format!("{own} for each, and {lent} that are lent")),
         ("linear memory", format!("{}; {memory}", size(profile.memory_bytes))),
-        ("memory of a query or snapshot beyond that", size(copy::GROWTH_BYTES_MAX)),
+        ("memory of a query or snapshot, in addition", size(copy::GROWTH_BYTES_MAX)),
         (
             "memories, core instances, tables",
             format!("{}, {1}, {1}", engine::MEMORIES_MAX, engine::INSTANCES_MAX),
@@ -99,7 +99,7 @@ fn limits() -> Vec<(&'static str, String)> {
         ("elements of tables", count(engine::TABLE_ELEMENTS_MAX)),
         ("native stack", size(engine::STACK_BYTES_MAX)),
         ("fuel of an entry", format!("{}; {entry}", fuel(profile.fuel_entry))),
-        ("fuel of each command beyond that", format!("{}; {each}", fuel(profile.fuel_command))),
+        ("fuel of each command, in addition", format!("{}; {each}", fuel(profile.fuel_command))),
         ("fuel of `init`", format!("{entries} × an entry's")),
         ("fuel of `snapshot`, and of `restore`", format!("{snapshots} × an entry's")),
         ("fuel of a query", fuel(engine::QUERY_FUEL)),

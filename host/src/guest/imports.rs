@@ -26,8 +26,8 @@ use super::lift::{AtMost, Cut, Text};
 use super::limits::Limiter;
 use super::log::GuestLog;
 
-/// The most bytes that a guest may write to its snapshot at once; more traps. The SDK writes
-/// 256 KiB.
+/// The most bytes that a guest may write to its snapshot at once; a larger write traps. The SDK
+/// writes 256 KiB at a time.
 pub(crate) const SNAPSHOT_CHUNK_BYTES_MAX: usize = 4 << 20;
 
 /// Longest target and longest text of a log message, bytes; the rest is cut off.
@@ -67,9 +67,9 @@ pub(crate) struct Incoming {
 /// A guest called a function that it may not call now, or not like this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Misuse {
-    #[error("snapshot-io.write was called outside of snapshot: nothing else may write")]
+    #[error("snapshot-io.write was called outside of `snapshot`: only `snapshot` may call it")]
     WriteOutsideSnapshot,
-    #[error("snapshot-io.read was called outside of restore: nothing else may read")]
+    #[error("snapshot-io.read was called outside of `restore`: only `restore` may call it")]
     ReadOutsideRestore,
     #[error(
         "snapshot-io.write was given {bytes} bytes at once, the limit is \
@@ -209,8 +209,8 @@ impl HostState {
         };
         match chunk {
             Chunk::Whole(chunk) => {
-                // The receiver is gone if it failed to keep a chunk and the guest may be
-                // interrupted.
+                // The host drops the receiver if it could not store a chunk, to interrupt a guest
+                // that runs on a copy.
                 out.send(chunk).map_err(|_| Unwanted.into())
             }
             Chunk::TooLong(bytes) => Err(Misuse::ChunkTooLarge { bytes }.into()),

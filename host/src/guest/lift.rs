@@ -22,7 +22,7 @@ pub(crate) struct Cut<T>(pub(crate) T);
 
 /// A bounded value that can be read from a list or a string.
 pub(crate) trait FromPlace: Sized + Send + Sync {
-    /// The type that wasmtime checks in its place.
+    /// The type that wasmtime compares with the guest's, instead of `Self`.
     type Like: ComponentType + ?Sized;
 
     /// Reads the value, and no more of the memory than it keeps.
@@ -63,14 +63,14 @@ unsafe impl<T: FromPlace> Lift for Cut<T> {
     }
 }
 
-/// A list of bytes; of one that is longer than `BYTES_MAX`, only the length.
+/// A list of bytes, or only its length if that exceeds `BYTES_MAX`.
 #[derive(Debug)]
 pub(crate) enum AtMost<const BYTES_MAX: usize> {
     Whole(Vec<u8>),
     TooLong(usize),
 }
 
-/// A list; of one that has more than `MAX` elements, only their number.
+/// A list, or only the number of its elements if that exceeds `MAX`.
 #[derive(Debug)]
 pub(crate) enum ListOf<T, const MAX: usize> {
     Whole(Vec<T>),
@@ -121,7 +121,7 @@ impl Place {
 }
 
 fn outside() -> wasmtime::Error {
-    wasmtime::Error::msg("it passed a list or a string that lies outside of its memory")
+    wasmtime::Error::msg("the guest passed a list or a string that lies outside of its memory")
 }
 
 impl<const BYTES_MAX: usize> AtMost<BYTES_MAX> {
@@ -174,7 +174,8 @@ impl<const BYTES_MAX: usize> FromPlace for Text<BYTES_MAX> {
         _: InterfaceType,
         place: Place,
     ) -> wasmtime::Result<Self> {
-        /// The bit that tells a string of the encoding `latin1+utf16` as having 16-bit units.
+        /// In the encoding `latin1+utf16`, this bit of a string's length says that its units have
+        /// 16 bits.
         const WIDE: usize = 1 << 31;
         let (length, wide) = match cx.options().string_encoding {
             StringEncoding::Utf8 => {

@@ -6,7 +6,8 @@
 //!   would answer -1 at different points, and a guest that put that into an outcome would make
 //!   replicas diverge in silence. Growth beyond a limit therefore ends the call, whether the limit
 //!   is the group's, that of all tables, or the maximum that a memory or a table declares.
-//! - A refusal by the machine also ends the call, and is told apart from those.
+//! - If the machine itself lacks the memory, that also ends the call, but it is reported as a
+//!   failure of the host.
 
 use wasmtime::ResourceLimiter;
 
@@ -81,14 +82,14 @@ impl ResourceLimiter for Limiter {
         let has = self.memory_bytes;
         if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
             return self.refuse(format!(
-                "it asked for {growth} more bytes of a memory that has {current} and declares a \
-                 maximum of {maximum}"
+                "the guest asked for {growth} more bytes of a memory that has {current} and \
+                 declares a maximum of {maximum}"
             ));
         }
         if total > self.memory_bytes_max {
             let most = self.memory_bytes_max;
             return self.refuse(format!(
-                "it asked for {growth} more bytes of memory, has {has} and may have {most}"
+                "the guest asked for {growth} more bytes of memory, has {has} and may have {most}"
             ));
         }
         self.memory_bytes = total;
@@ -97,7 +98,7 @@ impl ResourceLimiter for Limiter {
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         self.machine_refused =
-            Some(format!("the machine refused memory that the guest may have: {error:#}"));
+            Some(format!("this machine lacks memory that the guest may have: {error:#}"));
         Err(error)
     }
 
@@ -110,12 +111,13 @@ impl ResourceLimiter for Limiter {
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
         if let Some(maximum) = maximum.filter(|maximum| desired > *maximum) {
             return self.refuse(format!(
-                "it asked for {desired} elements of a table that declares a maximum of {maximum}"
+                "the guest asked for {desired} elements of a table that declares a maximum of \
+                 {maximum}"
             ));
         }
         if total > TABLE_ELEMENTS_MAX {
             return self.refuse(format!(
-                "it asked for tables of {total} elements and may have {TABLE_ELEMENTS_MAX}"
+                "the guest asked for tables of {total} elements and may have {TABLE_ELEMENTS_MAX}"
             ));
         }
         self.table_elements = total;
@@ -124,7 +126,7 @@ impl ResourceLimiter for Limiter {
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         // The size overflowed: if the machine lacks memory for a table, the engine itself traps.
-        self.refuse(format!("it asked for an impossible table: {error:#}"))
+        self.refuse(format!("the guest asked for an impossible table: {error:#}"))
     }
 
     fn instances(&self) -> usize {

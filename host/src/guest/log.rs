@@ -3,7 +3,7 @@
 //! - Lines and bytes per second are limited. Lines beyond that are dropped and counted; the node's
 //!   log says once when dropping begins, and once when it is over.
 //! - Messages about an entry are not logged again while the entry is replayed.
-//! - A guest notices neither, in answers or in fuel.
+//! - Neither affects a guest: what its calls return and their fuel stay the same.
 //!
 //! All instances of a group's guest, including copies and later instances, share one [`GuestLog`].
 
@@ -86,7 +86,8 @@ impl GuestLog {
         if self.silent.load(Ordering::Relaxed) {
             return;
         }
-        // tracing fixes the level where an event is written, so each level has its own.
+        // tracing fixes the level of an event at compile time, so each level has an event of its
+        // own.
         macro_rules! pass_on {
             ($level:ident) => {
                 if tracing::enabled!(Level::$level) && self.passes(origin.len() + text.len()) {

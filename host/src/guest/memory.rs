@@ -30,7 +30,7 @@ use rustix::mm::{
 };
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
-/// What the memories are for that the present thread makes.
+/// What the memories that the current thread makes are for.
 enum Making {
     /// An instance that is never mirrored.
     Plain,

@@ -2,7 +2,7 @@
 //!
 //! - A [`NativeMachine`] keeps the contract of `wit/fsm.wit`, but nothing enforces it: it has no
 //!   fuel and no isolation. It returns `Err` where a component would trap. Its use of memory is
-//!   what it reports, which is checked after each call.
+//!   what the machine itself reports; the host checks it after each call.
 //! - A module's id is the SHA-256 of its name, so that a name is the same module everywhere.
 //! - The machines provided are a chain of hashes (any difference in what was applied shows for
 //!   ever), a register of keys and values (to test clients with), and ballast (a state of any size
@@ -109,7 +109,7 @@ struct NativeGuest {
     faulted: bool,
     /// The most memory that the machine had so far, bytes: like linear memory, it never shrinks.
     memory: u64,
-    /// The most that it may have, bytes.
+    /// The most memory that the machine may have, bytes.
     most: u64,
 }
 
@@ -131,7 +131,8 @@ impl NativeGuest {
         self.memory = self.memory.max(self.machine.memory_bytes());
         if self.memory > self.most {
             self.faulted = true;
-            let why = format!("it has {} bytes of memory and may have {}", self.memory, self.most);
+            let why =
+                format!("the guest has {} bytes of memory and may have {}", self.memory, self.most);
             return Err(call.fault(FaultClass::OutOfMemory, why));
         }
         Ok(done)

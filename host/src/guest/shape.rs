@@ -11,8 +11,8 @@ use wasmparser::{ConstExpr, KnownCustom, Name, Operator, Parser, Payload, TypeRe
 
 /// The name that LLVM's linker gives to the stack pointer.
 const STACK_POINTER: &str = "__stack_pointer";
-/// The least initial value of a stack pointer (a smaller stack is not plausible), and the number
-/// that it is a multiple of.
+/// The least initial value of a stack pointer (a smaller stack is not plausible), and its
+/// alignment.
 const STACK_BYTES_MIN: i32 = 1024;
 const STACK_ALIGNMENT: i32 = 16;
 

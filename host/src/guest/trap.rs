@@ -52,8 +52,8 @@ pub(crate) fn fault(call: Call, error: &wasmtime::Error, state: &HostState) -> G
     let mut message = match class {
         FaultClass::Host => state.host_failure().map_or_else(|| cause(error), str::to_owned),
         FaultClass::OutOfMemory => state.limiter.refused().unwrap_or("no memory").to_owned(),
-        FaultClass::OutOfFuel => "it used up the fuel of this call: an endless loop, or more work \
-                                  than the limit allows"
+        FaultClass::OutOfFuel => "the guest used up the fuel of this call: an endless loop, or \
+                                  more work than the limit allows"
             .to_owned(),
         FaultClass::Trap | FaultClass::StackOverflow | FaultClass::Refused => cause(error),
     };
@@ -91,7 +91,9 @@ fn cause(error: &wasmtime::Error) -> String {
         return misuse.to_string();
     }
     match error.downcast_ref::<Trap>() {
-        Some(Trap::UnreachableCodeReached) => "it aborted (`unreachable`; a panic)".to_owned(),
+        Some(Trap::UnreachableCodeReached) => {
+            "the guest aborted (`unreachable`; a panic)".to_owned()
+        }
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     }

@@ -116,7 +116,7 @@ pub(crate) struct MachinePre {
     exports: [ComponentExportIndex; FUNCTIONS.len()],
 }
 
-/// In the order of [`Machine`]'s fields.
+/// The names of the world's functions, in the order of [`Machine`]'s fields.
 const FUNCTIONS: [&str; 6] = ["describe", "init", "apply", "query", "snapshot", "restore"];
 
 /// The exports of a live instance.
@@ -198,7 +198,7 @@ impl Machine {
         Ok(function.call(store, (ctx.into(), config))?.0)
     }
 
-    /// The outcomes; `Err` has their number if there are more than an entry has commands at most.
+    /// The outcomes; `Err` has their number if it exceeds the most commands that an entry may have.
     pub(crate) fn apply(
         &self,
         store: &mut Store<HostState>,
@@ -291,8 +291,8 @@ impl From<Told> for Outcome {
     }
 }
 
-/// The length of an answer that the guest did not pass, if the reason is the marker with a length.
-/// A length that an answer may have does not count: such a reason is the guest's own.
+/// If the reason is the marker with a length: that length, of an answer that was too long for the
+/// guest to pass. A length within the limit does not count: such a reason is the guest's own.
 fn told_length(reason: &[u8]) -> Option<u64> {
     let length = reason.strip_prefix(&TOO_LONG_MARKER)?;
     let length = u64::from_le_bytes(length.try_into().ok()?);

@@ -56,7 +56,7 @@ impl NodeMetrics {
 
     /// Adds the groups' metrics to the text from now on.
     pub(crate) fn started(&self, sources: Sources) {
-        // It cannot be set already: a node starts once.
+        // The value cannot be set already: a node starts once.
         let _ = self.sources.set(sources);
     }
 
@@ -132,7 +132,7 @@ impl Collector for Reports {
 }
 
 fn group_rows(rows: &mut Rows) -> fmt::Result {
-    rows.gauge("group_state", "1 for the state the replica is in", |report| {
+    rows.gauge("group_state", "1 for the replica's current state", |report| {
         let state = state_word(&report.status.state, report.status.leaderless_ticks);
         vec![(vec![("state", state.to_owned())], 1)]
     })?;
@@ -140,7 +140,7 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let leads = report.status.role == lockstep_core::group::Role::Leader;
         one(u64::from(leads && !report.status.state.is_stopped()))
     })?;
-    rows.counter("leader_changes", "Leaders that this replica has learnt of", |report| {
+    rows.counter("leader_changes", "Leader changes seen by this replica", |report| {
         one(report.status.leader_changes)
     })?;
     rows.times("commit_seconds", "On a leader, time from proposal to commit", |r| &r.commits)?;
@@ -151,7 +151,7 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("log_first_index", "First index of the group's log", |r| one(r.status.first_index))?;
     rows.gauge("log_last_index", "Last index of the group's log", |r| one(r.status.last_index))?;
     rows.gauge("log_bytes", "Bytes of the node's log, shared by its groups", |r| one(r.log_bytes))?;
-    rows.gauge("log_short_bytes", "Bytes to free before commands are taken again", |report| {
+    rows.gauge("log_short_bytes", "Bytes to free before commands are accepted again", |report| {
         one(report.status.shortage.map_or(0, |shortage| shortage.lacks()))
     })?;
     rows.gauge("log_stalled_seconds", "How long an operation on the log has hung", |report| {
@@ -162,7 +162,7 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
         let labels = |dir: &str| vec![("directory", dir.to_owned())];
         report.snapshots_hang.iter().map(|hangs| (labels(&hangs.dir), hangs.ms / 1000)).collect()
     })?;
-    let outrun = "Most snapshots in a row that this leader sent a follower still not caught up";
+    let outrun = "Most snapshots in a row that this leader sent to a follower still behind";
     rows.gauge("catch_up_snapshots", outrun, |report| {
         let sent = report.status.peers.iter().map(|peer| u64::from(peer.snapshots_in_a_row));
         one(sent.max().unwrap_or(0))
@@ -173,16 +173,16 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("log_time_ahead_seconds", "How far log time is ahead of the clocks", |report| {
         one(report.status.log_time_ahead_ms / 1000)
     })?;
-    rows.gauge("log_damaged_segments", "Damaged segments that a start would refuse", |report| {
+    rows.gauge("log_damaged_segments", "Damaged segments that prevent a restart", |report| {
         one(report.log_damaged)
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     session_rows(rows)?;
     rows.counter("guest_faults", "Guest calls that trapped or failed", |r| one(r.guest_faults))?;
-    rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped since one did not", |r| {
+    rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped since the last success", |r| {
         one(r.snapshot_traps)
     })?;
-    rows.counter("guest_log_lines_dropped", "Guest log lines over the rate limit", |report| {
+    rows.counter("guest_log_lines_dropped", "Guest log lines dropped by a rate limit", |report| {
         one(report.guest_log_dropped)
     })?;
     let alarms = "Entries that failed to apply here but were applied by another replica";
@@ -195,22 +195,22 @@ fn memory_rows(rows: &mut Rows) -> fmt::Result {
     let memory = |report: &GroupReport, bytes: fn(MemoryUse) -> u64| {
         report.status.memory.map(bytes).map_or(Vec::new(), one)
     };
-    rows.gauge("guest_memory_limit_bytes", "The most memory that the guest may have", |report| {
+    rows.gauge("guest_memory_limit_bytes", "Most memory that the guest may have", |report| {
         memory(report, |memory| memory.most)
     })?;
     rows.gauge("guest_memory_soft_bytes", "Memory at which commands are refused", |report| {
         memory(report, MemoryUse::soft)
     })?;
-    rows.counter("relief_commands", "Commands taken here that were to free memory", |report| {
+    rows.counter("relief_commands", "Commands accepted here with the relief flag", |report| {
         one(report.status.relief_commands)
     })?;
-    rows.counter("guest_rebuilds", "Rebuilds of the guest to give back memory", |report| {
+    rows.counter("guest_rebuilds", "Rebuilds of the guest to free memory", |report| {
         one(report.status.rebuilds.done)
     })?;
-    rows.counter("guest_rebuilds_in_vain", "Rebuilds that gave back little", |report| {
+    rows.counter("guest_rebuilds_in_vain", "Guest rebuilds that freed little memory", |report| {
         one(report.status.rebuilds.in_vain)
     })?;
-    rows.counter("guest_rebuilds_gave_back_bytes", "Memory that rebuilds gave back", |report| {
+    rows.counter("guest_rebuilds_gave_back_bytes", "Memory freed by guest rebuilds", |report| {
         one(report.status.rebuilds.bytes)
     })
 }
@@ -226,7 +226,7 @@ fn session_rows(rows: &mut Rows) -> fmt::Result {
 }
 
 fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
-    rows.counter("snapshots_skipped", "Checkpoints passed during another snapshot", |report| {
+    rows.counter("snapshots_skipped", "Checkpoints skipped during another snapshot", |report| {
         one(report.status.checkpoints_skipped)
     })?;
     rows.counter("snapshots_failed", "Snapshots of this replica that failed", |report| {
@@ -241,14 +241,14 @@ fn snapshot_rows(rows: &mut Rows, now_ms: u64) -> fmt::Result {
     rows.seconds("snapshot_seal_seconds", "Time to finish and seal the last snapshot", |report| {
         one(report.last_capture_ms)
     })?;
-    rows.seconds("snapshot_stall_seconds", "How long the last snapshot held up apply", |report| {
+    rows.seconds("snapshot_stall_seconds", "Time the last snapshot delayed applying", |report| {
         one(report.snapshot_stall_ms)
     })?;
     rows.seconds("restore_seconds", "Duration of the last restore", |r| one(r.last_restore_ms))?;
     rows.counter("verification_failures", "Snapshot objects found missing or corrupt", |report| {
         one(report.stored.verification_failures)
     })?;
-    rows.gauge("corrupt_objects", "Listed snapshots that wait for a repair", |report| {
+    rows.gauge("corrupt_objects", "Corrupt listed snapshots not repaired yet", |report| {
         one(report.status.corrupt.len() as u64)
     })
 }
@@ -272,7 +272,7 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
     rows.gauge("snapshot_budget_used_bytes", "Bytes of the snapshot budget in use", |report| {
         one(report.stored.budget_used)
     })?;
-    let places = "Groups that hold a place to take or restore a snapshot, or ask for one";
+    let places = "Groups that hold, or wait for, a place to take or restore a snapshot";
     rows.gauge("snapshot_places", places, |report| {
         let row = |work: &str, state: &str, count: usize| {
             let labels = vec![("work", work.to_owned()), ("state", state.to_owned())];
@@ -299,7 +299,7 @@ fn space_rows(rows: &mut Rows) -> fmt::Result {
         };
         all.map(row).collect()
     })?;
-    rows.counter("removals_failed", "Failed removals of snapshot files", |report| {
+    rows.counter("removals_failed", "Failed deletions of snapshot files", |report| {
         one(report.stored.tally.unremoved)
     })?;
     rows.counter("reclaimed_files", "Snapshot files deleted to free space", |report| {
@@ -318,10 +318,10 @@ fn transfer_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("transfer_received_bytes", "Payload received", |r| {
         one(r.transfers.received_bytes)
     })?;
-    rows.counter("transfers_resumed", "Inbound transfers that resumed", |report| {
+    rows.counter("transfers_resumed", "Inbound transfers that were resumed", |report| {
         one(report.transfers.resumed)
     })?;
-    rows.counter("transfer_resumed_bytes", "Payload that was not sent again", |report| {
+    rows.counter("transfer_resumed_bytes", "Payload that resuming did not send again", |report| {
         one(report.transfers.resumed_bytes)
     })?;
     rows.counter("transfers_suspended", "Broken inbound transfers kept to be resumed", |report| {
@@ -330,10 +330,10 @@ fn transfer_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("transfers_abandoned", "Suspended transfers that were given up", |report| {
         one(report.stored.tally.abandoned)
     })?;
-    rows.seconds("transfer_sent_seconds", "The last accepted outbound transfer", |report| {
+    rows.seconds("transfer_sent_seconds", "Time of last accepted outbound transfer", |report| {
         one(report.transfers.last_sent_ms)
     })?;
-    rows.seconds("transfer_received_seconds", "The last accepted inbound transfer", |report| {
+    rows.seconds("transfer_received_seconds", "Time of last accepted inbound transfer", |report| {
         one(report.transfers.last_received_ms)
     })
 }
@@ -342,7 +342,7 @@ fn one(value: u64) -> Vec<(Labels, u64)> {
     vec![(Vec::new(), value)]
 }
 
-/// A row for each known value of the label, and for any other that was counted.
+/// One row for each known value of the label, and for each other value that was counted.
 fn by(
     label: &'static str,
     known: impl IntoIterator<Item = &'static str>,
@@ -355,18 +355,18 @@ fn by(
 }
 
 impl Rows<'_, '_> {
-    /// The metrics that exist from the first moment of a start.
+    /// Encodes the metrics that exist before the node has started.
     fn of_process(&mut self, started: Option<&Sources>) -> fmt::Result {
         let help = "The running version";
         let gauge = MetricType::Gauge;
         let mut build = self.encoder.encode_descriptor("build_info", help, None, gauge)?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         ConstGauge::new(1_u64).encode(build.encode_family(&version)?)?;
-        let (name, help) = ("ready", "1 while a group takes requests, 0 during a start and a stop");
+        let (name, help) = ("ready", "1 while a group takes requests; 0 at a start and a stop");
         let row = self.encoder.encode_descriptor(name, help, None, gauge)?;
         let ready = started.is_some_and(|node| is_ready(&node.router, *node.closing.borrow()));
         ConstGauge::new(u64::from(ready)).encode(row)?;
-        let (name, help) = ("stderr_lines_lost", "Log lines lost: standard error was not read");
+        let (name, help) = ("stderr_lines_lost", "Log lines lost as standard error was not read");
         let counter = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(crate::logging::lines_lost()).encode(counter)
     }

@@ -1,4 +1,4 @@
-//! Metrics of a node's port: its connections and calls, and those that it turned away.
+//! Metrics of a node's port: its connections and calls, and how many it turned away.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ impl Collector for PortRows {
         let help = "Memory that clients' calls hold";
         let bytes = encoder.encode_descriptor("client_memory_bytes", help, None, MetricType::Gauge);
         ConstGauge::new(now.client_bytes).encode(bytes?)?;
-        let no_memory = "How often a request or answer found no client memory, each look counted";
+        let no_memory = "Refusals of client memory to a request or answer, each retry counted";
         let counters = [
             ("connections_evicted", "Silent connections closed to admit new ones", now.evicted),
             ("connections_turned_away", "Connections that found no free place", now.turned_away),
             ("requests_without_memory", no_memory, now.no_memory),
-            ("answers_cut_off", "Calls whose clients did not take the answer", now.cut_off),
+            ("answers_cut_off", "Calls cut off: the client did not read the answer", now.cut_off),
         ];
         for (name, help, count) in counters {
             let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

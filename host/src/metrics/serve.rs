@@ -1,7 +1,8 @@
 //! `GET /metrics` on a port of its own.
 //!
-//! Scrapers are few, and each asks and leaves. So a few connections are served at a time and none
-//! for long: a connection on which nobody asks takes no descriptor that the log or a client needs.
+//! Scrapers are few, and each disconnects after its request. So only a few connections are served
+//! at a time, each for a limited time: idle connections cannot exhaust the descriptors that the log
+//! and clients need.
 
 use std::future::Future;
 use std::io;
@@ -52,14 +53,14 @@ pub async fn serve(
     axum::serve(Bounded::new(listener, LIFE_MAX), routes).with_graceful_shutdown(shutdown).await
 }
 
-/// A listener that lets in a few connections at a time, each for a while.
+/// A listener that bounds the number of open connections and the lifetime of each.
 struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
     life: Duration,
 }
 
-/// A connection with its place, until its time is over.
+/// An accepted connection: it holds its place until it ends, and fails once its time is over.
 struct Held {
     socket: TcpStream,
     over: Pin<Box<Sleep>>,
@@ -79,7 +80,7 @@ impl Listener for Bounded {
     async fn accept(&mut self) -> (Held, SocketAddr) {
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.expect("the places are never closed");
-        // The listener's own `accept` waits a second if there is no descriptor.
+        // If the process has no free descriptor, the listener's own `accept` waits a second.
         let (socket, remote) = Listener::accept(&mut self.listener).await;
         let over = Box::pin(tokio::time::sleep(self.life));
         (Held { socket, over, _place: place }, remote)
@@ -91,7 +92,7 @@ impl Listener for Bounded {
 }
 
 impl Held {
-    /// The socket, as long as the connection's time is not over.
+    /// The socket, or an error once the connection's time is over.
     fn socket(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
         match self.over.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
@@ -134,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// Connections on which nobody asks end, and then another one is served.
+    /// Idle connections are closed, which makes places for waiting ones.
     #[tokio::test]
     async fn who_does_not_ask_keeps_no_place() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -41,7 +41,7 @@ pub(super) fn port_limits(config: &NodeConfig) -> PortLimits {
     PortLimits { connections: wanted.min(most), client_bytes, ..PortLimits::default() }
 }
 
-/// How many files the log may have, by what the groups may keep of it.
+/// How many files the log may have, given how much of it the groups may keep.
 fn log_files(config: &NodeConfig) -> usize {
     let most = |group: &GroupSpec| {
         limits::LOG_PIN_CHECKPOINTS.saturating_mul(group.snapshot_policy.log_bytes)

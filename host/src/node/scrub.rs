@@ -7,8 +7,8 @@
 //!   keeps it, and the group takes a snapshot and drops that part of its log. Until then the node
 //!   goes on.
 //! - One block or record at a time, with pauses: at most [`RATE_BYTES`] a second.
-//! - A disk that hangs holds up nothing but its own objects: they are passed over, and the thread
-//!   that read one of them ends once the disk answers.
+//! - A disk that hangs holds up nothing but its own objects: they are skipped, and a thread that
+//!   was reading one of them ends once the disk answers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -75,7 +75,7 @@ async fn round(groups: Vec<GroupHandle>, log: WalReader, stopped: watch::Receive
 }
 
 /// Runs `work` on a thread, and waits for it for as long as `disk` answers; the error says why
-/// there is no result. A thread that is waited for no longer ends when its disk answers.
+/// there is no result. A thread that was given up ends when its disk answers.
 async fn while_it_answers<T: Send + 'static>(
     disk: Arc<SnapshotDisk>,
     work: impl FnOnce() -> T + Send + 'static,
@@ -117,7 +117,8 @@ fn read_object(group: &GroupHandle, desc: SnapshotDesc, pace: &Pace) {
     }
 }
 
-/// The rate of all readers together: one that is waited for no longer may go on beside the next.
+/// Limits the rate of all readers together: a reader that was given up may still run beside the
+/// next.
 #[derive(Clone, Default)]
 struct Pace {
     owed: Arc<Mutex<u64>>,

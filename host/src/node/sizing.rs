@@ -34,7 +34,7 @@ impl Share {
 
 /// Segments' worth of space that the log takes in addition to what groups keep: the active segment,
 /// its spares, the headroom, what is left free while a snapshot is overdue, and one segment at each
-/// end of what is kept, for only a part of that one is.
+/// end of the kept log, because only a part of that segment is kept.
 const SEGMENTS: u64 = 1 + limits::LOG_SPARES as u64 + 1 + 2 + 2;
 /// Log of a group, in multiples of the log between two snapshots: since the newest snapshot while
 /// the next is taken, since the one before, and for followers.

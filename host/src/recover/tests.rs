@@ -88,7 +88,7 @@ fn what_cannot_be_done_changes_nothing() {
     let locked = open("kv").err().expect("one at a time").to_string();
     assert!(locked.contains("is locked"), "{locked}");
     let configured = held.forget(&config()).expect_err("it is configured");
-    assert!(configured.to_string().contains("take it out of the file first"), "{configured}");
+    assert!(configured.to_string().contains("remove it from node.toml first"), "{configured}");
     let after = fs.image();
     let logs = |image: &std::collections::BTreeMap<PathBuf, Vec<u8>>| {
         let log = |(path, _): &(&PathBuf, &Vec<u8>)| path.to_string_lossy().contains("0001.wal");

@@ -2,18 +2,19 @@
 //!
 //! - No command has a task of its own: polling the answers reads commands, hands them to the
 //!   group, and collects the answers that are there into one message.
-//! - A group answers in the order of its log, in which commands stand as they came; so it suffices
-//!   to wait for the oldest unanswered command.
+//! - A group answers in the order of its log, and the log has a stream's commands in their order;
+//!   so it suffices to wait for the oldest unanswered command.
 //! - At most [`STREAM_INFLIGHT_MAX`] commands and [`STREAM_BYTES_MAX`] bytes of them are under way,
 //!   and at most one message is held here; everything else waits at the client. A command also
 //!   waits while the group has no capacity for it.
-//! - A stream that nobody polls, because its client does not read, keeps no capacity from others:
-//!   it has no place in the group's queue while it has a message to send. It then queues anew, but
-//!   at most once for each command under way: it takes no further ones before its turn.
+//! - A stream that nobody polls, because its client does not read, must not withhold capacity from
+//!   others: while it has a message to send, it has no place in the group's queue. Afterwards it
+//!   queues again, at most once for each command under way, because it takes no further commands
+//!   before its turn.
 //! - Commands are taken in their order. Once the group refused one, the stream ends after the
 //!   answers to the commands before it: a command that has no answer by then was not taken.
-//! - If the client leaves, the group is told so once for all commands of the stream. What it took
-//!   of them has no gap.
+//! - If the client leaves, the group learns this once for all commands of the stream, so the
+//!   commands that it took have no gap.
 //! - If answers are long, fewer commands are under way: a client that stops reading makes this node
 //!   hold about [`STREAM_ANSWERS_BYTES`] of answers, all of it charged to its connection.
 
@@ -66,7 +67,7 @@ pub(super) struct ApplyStream {
     target: Option<Target>,
     /// Commands of the last message that were not yet handed to the group.
     held: VecDeque<Held>,
-    /// The place in the queue for the group's capacity, of the first of them.
+    /// The first held command's place in the queue for the group's capacity.
     permit: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
     /// The last poll brought no message. tonic polls for the next message before it passes on those
     /// that it has, and polls again only once they are sent. So nothing is being sent if two polls
@@ -176,8 +177,8 @@ impl ApplyStream {
 
     /// Whether the next command waits for answers to those under way.
     fn waits_for_answers(&self, relief: bool) -> bool {
-        // While they wait in the group, those without `relief` are refused when memory is high, and
-        // those with it are not: one with it must not be there beside one without it before it.
+        // When memory is high, the group refuses waiting commands without `relief`, but not those
+        // with it. So a command with `relief` must not wait in the group behind one without.
         let overtakes = relief && self.waiting.back().is_some_and(|last| !last.relief);
         self.is_busy() || (overtakes && !planted("relief_overtakes"))
     }
@@ -283,7 +284,7 @@ impl ApplyStream {
         }
     }
 
-    /// Collects the answers that are there, from the oldest command on.
+    /// Collects the answers that have arrived, from the oldest command on.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while !self.is_full()
             && let Some(oldest) = self.waiting.front_mut()
@@ -343,7 +344,7 @@ impl ApplyStream {
             let over = self.ended && self.held.is_empty() && self.waiting.is_empty();
             return if over { Poll::Ready(self.failure.take().map(Err)) } else { Poll::Pending };
         }
-        // The group answers all commands of an entry in one go: with one turn more, this message
+        // The group answers all commands of an entry at once: after one more turn, this message
         // holds more than the first of these answers.
         if !self.lingered && !self.waiting.is_empty() && !self.is_full() {
             self.lingered = true;

@@ -1,7 +1,7 @@
 //! [`RequestBody`]: the bytes of one call's request, on their way to the decoder.
 //!
-//! - gRPC sends the length of a message before the message: the message is refused or charged to
-//!   its connection then, before a byte of it is kept. A call whose message finds no free memory
+//! - gRPC sends the length of a message before the message, so the message is refused, or charged
+//!   to its connection, before a byte of it is kept. A call whose message finds no free memory
 //!   waits, but not for long.
 //! - A message that has begun must arrive whole in time; the message of a unary call, and the first
 //!   message of a peer, must also begin in time.
@@ -38,7 +38,7 @@ const SMALL_BYTES: usize = 16 << 10;
 const CALL_FIRST_MAX: Duration = Duration::from_secs(10);
 const PEER_FIRST_MAX: Duration = Duration::from_secs(5);
 /// How long a call, and a stream, waits for the memory that its next message needs, and how often
-/// it looks for it.
+/// it checks for that memory.
 const CALL_MEMORY_WAIT_MAX: Duration = Duration::from_secs(1);
 const STREAM_MEMORY_WAIT_MAX: Duration = Duration::from_secs(10);
 const MEMORY_LOOK: Duration = Duration::from_millis(20);

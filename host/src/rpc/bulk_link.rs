@@ -91,7 +91,8 @@ pub(super) fn accept(requests: Streaming<wire::BulkFrame>) -> (Opened, BulkRepli
 }
 
 impl Opened {
-    /// Waits for the first frame; `None`, and a line in the node's log, if the channel ends before.
+    /// Waits for the first frame. If the channel ends before that, logs the reason and returns
+    /// `None`.
     pub(super) async fn first(&mut self) -> Option<BulkRequest> {
         let why = match self.requests.message().await {
             Ok(Some(message)) => match convert::request_from_wire(message) {

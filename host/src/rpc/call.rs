@@ -2,8 +2,9 @@
 //!
 //! - A caller that goes away ends its call: the work for it is dropped at once, at whatever stage.
 //! - An answer is charged to its connection until it has left this process. A caller that does not
-//!   read its answer is cut off: each chunk has the port's patience, and more in proportion to its
-//!   size ([`patience_for`]); while the connection holds more memory than it may, a tenth of that.
+//!   read its answer is cut off: each chunk must be read within the port's patience, extended in
+//!   proportion to its size ([`patience_for`]); while the connection holds more memory than it may,
+//!   within a tenth of that time.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -31,7 +32,7 @@ use crate::rpc::port::{Port, patience_for};
 use crate::rpc::refuse::Refused;
 use crate::rpc::requests::Counted;
 
-/// Memory that a call holds beside its messages: its task, its headers, its buffers. Bytes.
+/// Memory that a call holds in addition to its messages, for its task, headers and buffers, bytes.
 pub(super) const CALL_BYTES: usize = 8 << 10;
 
 /// The caller is gone, or was cut off.
@@ -84,9 +85,9 @@ pub(super) async fn serve(
     }
 }
 
-/// Admits a call and returns the charge for it; otherwise answers the caller with a refusal. On
-/// probation only nodes are served. The claim of a call to be forwarded by one is checked where it
-/// is answered.
+/// Admits a call and returns the charge for it; otherwise answers the caller with a refusal. On a
+/// connection on probation only the calls of nodes are served. A call that claims to be forwarded
+/// by a node is admitted here; the claim is checked where the call is answered.
 fn admit(
     respond: &mut SendResponse<Bytes>,
     is_nodes: bool,

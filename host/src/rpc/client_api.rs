@@ -114,9 +114,9 @@ impl ClientApi {
         Ok(Asked { api: self, group, caller, metadata, deadline, message, answer_max })
     }
 
-    /// Whether a node forwards the calls of its clients on this connection. A connection that
-    /// passes for many callers gets the share of many, so the claim is believed only if a peer is
-    /// connected from the same address.
+    /// Whether a node forwards the calls of its clients on this connection. Such a connection gets
+    /// the memory share of many callers, so the claim is believed only if a peer is connected from
+    /// the same address.
     fn believes(&self, link: &Link) -> bool {
         if !link.is_forwarding() && self.port.links.has_peer_at(link.remote) {
             link.forwards(self.port.forwarded_bytes_max());
@@ -146,7 +146,8 @@ impl<M: prost::Message> Asked<'_, M> {
 
     /// Handles the group's refusal. If it refused because another node leads, the call is forwarded
     /// there, once; a failure to reach that node, or a wrong address, is reported as this node's
-    /// own refusal. If the caller has too many calls under way there, it is told who leads instead.
+    /// own refusal. If the caller has too many calls under way at that node, the caller is told who
+    /// leads instead.
     async fn refused<T, F: Future<Output = Result<Response<T>, Status>>>(
         self,
         refusal: &Refusal,
@@ -291,8 +292,8 @@ impl Lockstep for ClientApi {
         let name = request.into_inner().group;
         let groups: Vec<&GroupHandle> =
             if name.is_empty() { self.router.groups().collect() } else { vec![self.group(&name)?] };
-        // The status is to show what was answered just before. A group that is too slow shows its
-        // last report.
+        // The status must reflect what clients were answered just before. A group that is too slow
+        // shows its last report.
         let freshen = async {
             for group in &groups {
                 group.freshen().await;
@@ -317,7 +318,8 @@ impl Lockstep for ClientApi {
     }
 }
 
-/// A replicated answer to a command as a message; an answer that is not to a command comes back.
+/// Converts a replicated answer to a command into a message; `Err` returns an answer to another
+/// kind of call.
 pub(super) fn outcome(answer: Answer) -> Result<wire::apply_response::Outcome, Answer> {
     match answer {
         Answer::Ok(bytes) => Ok(wire::apply_response::Outcome::Ok(bytes)),
@@ -367,8 +369,8 @@ fn mismatch(group: &GroupHandle, answer: &Answer) -> Status {
 struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// The deadline in `grpc-timeout`, a little earlier: the server ends a call at its deadline
-    /// without a refusal, and this node wants to send one.
+    /// The deadline in `grpc-timeout`, moved a little earlier: at the deadline itself, the server
+    /// would end the call before this node could send a refusal.
     fn of(metadata: &MetadataMap) -> Self {
         const EARLIER: Duration = Duration::from_millis(5);
         let timeout = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());

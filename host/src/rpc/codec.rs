@@ -23,13 +23,13 @@ use crate::rpc::{BATCH_FRAMES_MAX, STREAM_COMMANDS_MAX};
 const BATCH_ENTRIES_MAX: usize = 1 << 18;
 /// Initial size of a call's buffers, bytes: most messages are small, and there are many calls.
 const BUFFER_BYTES: usize = 1 << 10;
-/// Bytes of encoded messages after which they are handed on.
+/// Encoded messages are handed on once they reach this size, bytes.
 const YIELD_BYTES: usize = 32 << 10;
 
 /// A message that is checked before it is decoded.
 pub(crate) trait Bounded {
-    /// Whether clients send this message to nodes. One that cannot be decoded had no effect, and
-    /// its client is told so.
+    /// Whether clients send this message to nodes. A request that cannot be decoded had no effect,
+    /// and its client is told so.
     const IS_REQUEST: bool = false;
 
     /// Checks the encoded message.
@@ -81,7 +81,7 @@ impl Bounded for peer::FrameBatch {
     }
 }
 
-// Each of these has a bounded number of fields.
+// Each of these messages has a bounded number of fields, so nothing needs to be counted.
 impl Bounded for client::OpenSessionRequest {
     const IS_REQUEST: bool = true;
 }
@@ -101,7 +101,7 @@ impl Bounded for client::CheckpointRequest {
     const IS_REQUEST: bool = true;
 }
 
-// Each of these has a bounded number of fields, or comes from another node of the cluster.
+// Each of these messages has a bounded number of fields, or comes from another node of the cluster.
 impl Bounded for client::OpenSessionResponse {}
 impl Bounded for client::CloseSessionResponse {}
 impl Bounded for client::ApplyResponse {}

@@ -2,7 +2,7 @@
 //! ones.
 //!
 //! - A connection begins with small flow-control windows. While it carries much traffic in large
-//!   frames it is lent larger ones, charged to the budget; a peer's connection is lent them at
+//!   frames it is lent larger windows, charged to the budget; a peer's connection is lent them at
 //!   once. A connection that goes quiet gives them back.
 //! - A connection ends when it breaks, when a ping goes unanswered, when it had no call for long,
 //!   when its place is needed, or when the node stops. Except in the first two cases the client is
@@ -51,10 +51,10 @@ const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
 const STREAMS_PER_WINDOW: u32 = CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES;
 /// A larger window is lent if two windows' worth of data came within this time.
 const BUSY: Duration = Duration::from_secs(1);
-/// Average bytes of a DATA frame from which on a larger window is of use.
+/// Least average size of DATA frames, bytes, for which a larger window is lent.
 const DENSE_BYTES: u64 = 1 << 10;
-/// h2's budget for unread frames of less than 256 bytes: each counts the bytes that it lacks to
-/// 256. Enough for the windows of 16 streams if a frame is a command of a few bytes.
+/// h2's budget for unread small frames: each frame shorter than 256 bytes is charged the
+/// difference. Enough for the windows of 16 streams whose frames are commands of a few bytes.
 const SMALL_FRAMES_BUDGET: usize = 8 << 20;
 /// Bytes of answers that may wait in h2 for the socket, for each call.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
@@ -68,7 +68,7 @@ pub(super) async fn serve(
     port: Arc<Port>,
     stopped: watch::Receiver<bool>,
 ) {
-    // So that small answers leave at once. It fails only on a socket that is as good as closed.
+    // Lets small answers leave at once. This fails only on a socket that is no longer usable.
     let _ = socket.set_nodelay(true);
     let info = TcpConnectInfo {
         local_addr: socket.local_addr().ok(),
@@ -116,7 +116,7 @@ struct Served {
     streams: usize,
     /// The charge for the part of the window above the smallest one.
     lent: Option<Charge>,
-    /// Once the connection is to be closed: when at the latest.
+    /// Set once the connection is to be closed: the latest time for that.
     closing: Option<Instant>,
 }
 
@@ -309,7 +309,7 @@ impl Window {
         Self { size: WINDOW_BYTES_MIN, since: now, traffic: Traffic::default() }
     }
 
-    /// The count of received bytes at which the window is to be looked at again.
+    /// The count of received bytes at which the size of the window is to be decided again.
     fn next_look(&self) -> u64 {
         if self.size < CONNECTION_WINDOW_BYTES {
             self.traffic.bytes + 2 * u64::from(self.size)
@@ -323,7 +323,7 @@ impl Window {
         (self.size < CONNECTION_WINDOW_BYTES).then_some(CONNECTION_WINDOW_BYTES)
     }
 
-    /// The size that the window is to have from now on, after this traffic, if it differs.
+    /// The window's new size after this traffic; `None` if the size stays.
     fn look(&mut self, traffic: Traffic, now: Instant) -> Option<u32> {
         let came = traffic.bytes - self.traffic.bytes;
         let dense = came >= (traffic.frames - self.traffic.frames) * DENSE_BYTES;

@@ -20,10 +20,11 @@ use crate::budget::Share;
 
 /// Most connections on probation; one more makes the oldest leave.
 const PROBATION_MAX: usize = 16;
-/// How long nothing must have been sent or received on a connection with open streams for it to
-/// count as silent.
+/// A connection with open streams counts as silent once nothing was sent or received on it for this
+/// long.
 const SILENT: Duration = Duration::from_secs(30);
-/// A connection that has not called for longer than this has no use for its place.
+/// A connection that has sent nothing of a call for longer than this is the first to lose its
+/// place.
 const NEW: Duration = Duration::from_secs(5);
 
 /// One connection, as its calls and the port see it.
@@ -34,7 +35,7 @@ pub(super) struct Link {
     began: Instant,
     on_probation: AtomicBool,
     peer: AtomicBool,
-    /// A node forwards its clients' calls on it.
+    /// A node forwards its clients' calls on this connection.
     forwards: AtomicBool,
     /// Unary calls that have no answer yet.
     waiting: AtomicUsize,
@@ -148,7 +149,7 @@ impl Link {
         }
     }
 
-    /// Has the connection's own task woken once `bytes` bytes of requests have come in all.
+    /// Wakes the connection's own task once `bytes` bytes of requests have arrived in total.
     pub(super) fn look_after(&self, bytes: u64) {
         self.look_at.store(bytes, Ordering::Relaxed);
     }
@@ -191,9 +192,10 @@ impl Link {
         now.saturating_duration_since(self.began + active)
     }
 
-    /// Orders connections by how little they would miss their place: first those that have long had
-    /// one without sending anything of a call, then by how long they have been silent. A client
-    /// that pauses between two calls does not yield to a crowd that never calls.
+    /// Orders connections for eviction, among addresses with equally many; the greatest is evicted
+    /// first. A connection that has had time to call but has never sent anything of a call comes
+    /// before all others; otherwise the longer silence decides. So a client that pauses between two
+    /// calls keeps its place before a crowd that never calls.
     fn idleness(&self, now: Instant) -> (bool, Duration) {
         let silent = self.silent_for(now);
         (self.traffic().bytes == 0 && silent > NEW, silent)

@@ -8,7 +8,8 @@
 //!   refused streams are counted.
 //! - Delivery never waits: a full mailbox drops the frame, and raft makes up for it.
 //! - A transfer gets a thread only after its offer was read and judged, and the number of these
-//!   threads is bounded. A group whose disk hangs gets none, and what it has is not counted.
+//!   threads is bounded. A group whose disk hangs gets no thread, and the threads that it has are
+//!   not counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -262,7 +263,7 @@ pub(super) fn check_hello(me: &HelloInfo, hello: &wire::Hello) -> Result<(NodeId
     }
 }
 
-/// The status for a peer that means another node than this: its address is wrong.
+/// The status for a peer that wanted to reach another node: the address that it used is wrong.
 fn another_node(why: String) -> Status {
     Status::new(ANOTHER_NODE, why)
 }

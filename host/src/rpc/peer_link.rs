@@ -3,7 +3,7 @@
 //! - `send` never blocks: a frame for a peer that is not connected, or whose queue is full, is
 //!   dropped and counted; raft makes up for it.
 //! - A task per peer keeps the stream up and batches all waiting frames into one message; raft's
-//!   appends keep their order, and all else passes them.
+//!   appends keep their order, and all other frames may overtake them.
 //! - When a stream is lost, or frames were dropped because its queue was full, `unreachable` is
 //!   called, and raft probes the peer before it streams to it again.
 //! - Frames that waited when a stream was lost are dropped, not delivered late.
@@ -46,7 +46,7 @@ use crate::transport::Transport;
 /// A stream that was not refused within this time counts as accepted.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// The code with which a node says that it is not the one that was meant.
+/// The status code of a node that was called in place of another node, at a wrong address.
 pub(super) const ANOTHER_NODE: Code = Code::NotFound;
 
 /// Called with a node to which frames were lost.
@@ -79,7 +79,7 @@ struct Shared {
     version: AtomicU32,
     /// What went wrong last; `None` once a stream stays up.
     error: Mutex<Option<String>>,
-    /// Told whether it is the peer that answers at its address.
+    /// Records whether the peer itself, or another node, answers at its address.
     wrong: WrongAddresses,
 }
 
@@ -111,13 +111,13 @@ impl GrpcTransport {
         Self { links, versions: hello.versions, wrong, runtime }
     }
 
-    /// The peers without a stream, each with what it or the network said.
+    /// The peers without a stream, each with the last error of the peer or of the network.
     pub fn peer_errors(&self) -> BTreeMap<NodeId, String> {
         let errors = self.links.iter().map(|(node, link)| (*node, link.shared.error()));
         errors.filter_map(|(node, error)| Some((node, error?))).collect()
     }
 
-    /// At which peers' addresses another node answers; kept up to date.
+    /// The peers at whose addresses another node answers; kept up to date.
     pub fn wrong_addresses(&self) -> WrongAddresses {
         self.wrong.clone()
     }
@@ -414,7 +414,7 @@ fn is_refusal(status: &Status) -> bool {
 /// moment.
 fn jittered(wait: Duration) -> Duration {
     let mut random = [0; 1];
-    // If there is no randomness, the full wait does as well.
+    // Without randomness the full wait is used.
     let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
     wait - wait / 4 * part / 256
 }

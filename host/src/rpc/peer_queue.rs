@@ -2,7 +2,8 @@
 //!
 //! Raft's appends carry entries and keep their order among themselves. Everything else (heartbeats,
 //! votes, answers) is small and passes them, so that a group whose follower catches up over a slow
-//! link delays no other group's heartbeats, and costs none its leader. Raft tolerates that.
+//! link does not delay other groups' heartbeats, without which they would lose their leaders. Raft
+//! tolerates this reordering.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,7 +67,7 @@ impl FrameSender {
 impl FrameReceiver {
     /// The next frame, after waiting for one; `None` once the sender is gone. May be cancelled.
     pub(super) async fn recv(&mut self) -> Option<Box<Frame>> {
-        // Both ends go together, so `None` from either is the end.
+        // Both senders are dropped together, so `None` from either queue is the end.
         tokio::select! {
             biased;
             frame = self.others.recv() => frame,

@@ -1,8 +1,8 @@
 //! [`Port`]: accepts the connections of a node's port, and holds what they share.
 //!
 //! - A connection gets a place and a share of the budget before it costs anything else.
-//! - The port keeps accepting whatever fails: without free descriptors it closes an idle connection
-//!   and tries again after a pause.
+//! - No error ends the accepting: without free descriptors, the port closes an idle connection and
+//!   tries again after a pause.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,7 +21,8 @@ use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
 use crate::rpc::{FORWARDED_BYTES_MAX, connection};
 
-/// Bytes of a message, or of a chunk of an answer, for which it gets the port's patience once more.
+/// A message, or a chunk of an answer, gets the port's patience once, and once more per this many
+/// bytes.
 const BYTES_PER_PATIENCE: u32 = 640 << 10;
 /// Memory that one connection may hold at a time, bytes.
 const SHARE_BYTES: usize = 32 << 20;
@@ -29,7 +30,7 @@ const SHARE_BYTES: usize = 32 << 20;
 const PEER_BYTES: usize = 2 * SHARE_BYTES;
 /// How long accepting pauses after it failed, mostly for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Shortest time between two warnings about that.
+/// Shortest time between two warnings that accepting failed.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// The resources that a port may use.
@@ -62,13 +63,13 @@ pub struct PortReport {
     pub evicted: u64,
     pub turned_away: u64,
     /// How often clients' memory was exhausted when a message or an answer needed some; a message
-    /// that waits counts each time it looks.
+    /// that waits for memory counts at each retry.
     pub no_memory: u64,
     /// Calls that were cut off because the caller did not read the answer.
     pub cut_off: u64,
 }
 
-/// The part of a port that metrics and connections look at.
+/// The state of a port that its connections and the metrics share.
 pub struct PortState {
     pub(super) links: Links,
     pub(super) budgets: Budgets,
@@ -96,8 +97,8 @@ impl PortState {
         })
     }
 
-    /// Bytes that calls forwarded between two nodes may hold at a time, with the longest answers
-    /// that they may have: at most half of what all clients may.
+    /// Bytes that calls forwarded between two nodes may hold at a time, the longest possible
+    /// answers included: at most half of what the calls of all clients may hold.
     pub(super) fn forwarded_bytes_max(&self) -> usize {
         FORWARDED_BYTES_MAX.min(self.client_bytes / 2)
     }

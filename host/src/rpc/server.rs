@@ -46,7 +46,7 @@ pub struct Services {
     /// Receives the snapshots that peers send.
     pub inbox: Arc<dyn SnapshotInbox>,
     pub hello: HelloInfo,
-    /// The status shows its errors.
+    /// The transport to the peers, whose errors the status shows.
     pub transport: Arc<GrpcTransport>,
     /// True once clients are to be refused; peers are still served.
     pub closing: watch::Receiver<bool>,

@@ -164,7 +164,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     }
 }
 
-/// The name of a state as people are shown it: the core's name, or "no leader".
+/// The name of a state in status and metrics: the core's name, or "no leader".
 pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'static str {
     match state {
         ReplicaState::Running(Running::Serving)
@@ -261,7 +261,7 @@ fn peer_to_wire(peer: &PeerStatus, transfers: &TransferTally, router: &Router) -
     }
 }
 
-/// The address that clients are told of a replica; empty if none is known, or it is wrong.
+/// The address of a replica for clients; empty if the address is unknown, or known to be wrong.
 fn address(replica: ReplicaId, router: &Router) -> String {
     router.hint(replica.node()).unwrap_or_default().to_owned()
 }

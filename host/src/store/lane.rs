@@ -9,8 +9,8 @@ use super::reserve::SnapshotRefusal;
 /// A job for the lane that owns a group's [`SnapshotStore`].
 pub type StoreJob = Box<dyn FnOnce(&mut SnapshotStore) + Send>;
 
-/// The way to one group's store lane. Queues a job or runs it at once; a lane that stopped drops
-/// it.
+/// Access to one group's store lane: queues a job or runs it at once. A lane that has stopped drops
+/// the job.
 pub trait StoreHandle: Send + Sync {
     fn run(&self, job: StoreJob);
 }

@@ -53,7 +53,7 @@ const PART: &str = "part";
 const _: () = assert!(HEADER_BYTES == 8 + 1 + 16 + 8 + 8 + 8 + 32 + 4 + 4);
 const _: () = assert!(TRAILER_BYTES == 8 + 32 + 4 + 8);
 
-/// Whose snapshots a store keeps.
+/// The cluster and the group whose snapshots a store keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
     pub cluster: [u8; 16],
@@ -69,7 +69,7 @@ pub(crate) struct ObjectName {
     pub(crate) digest: [u8; 16],
 }
 
-/// What an object begins with.
+/// The bytes that an object's file begins with, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
     pub(crate) identity: Identity,
@@ -79,7 +79,7 @@ pub(crate) struct Header {
     pub(crate) format: u32,
 }
 
-/// What an object ends with.
+/// The bytes that an object's file ends with, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Trailer {
     pub(crate) length: u64,
@@ -105,7 +105,7 @@ pub(crate) fn snapshot_dir_of(group: &Path) -> PathBuf {
     group.join("snap")
 }
 
-/// The file that says whose a snapshot directory outside of the data directory is.
+/// The file that names the owner of a snapshot directory outside of the data directory.
 pub(crate) fn owner_file(dir: &Path) -> PathBuf {
     dir.with_file_name("owner")
 }
@@ -116,7 +116,7 @@ pub(crate) fn lock_file(dir: &Path) -> PathBuf {
     dir.with_file_name("LOCK")
 }
 
-/// Where objects of a snapshot directory are staged.
+/// The directory in which the objects of a snapshot directory are staged.
 pub fn part_dir(dir: &Path) -> PathBuf {
     if planted("stage_elsewhere") { dir.with_extension(PART) } else { dir.join(PART) }
 }

@@ -7,12 +7,12 @@
 //!   longer counts: a disk that hangs or a very large state does not stop the other groups.
 //! - A group that is refused asks again; there are no callbacks. An ask that is not repeated is
 //!   forgotten after [`ASKED_MS`].
-//! - While an ask stands, no place goes to a group further down the list. First come groups that
-//!   have asked for [`PATIENCE_MS`], in the order of their asks, so that none starves; then those
-//!   with the largest gain.
+//! - Asks are served in order, and none before an earlier one. Groups that have asked for
+//!   [`PATIENCE_MS`] come first, in the order of their asks, so that none starves; then the others,
+//!   largest gain first.
 //! - A group that holds a place waits for no other place, so there is no deadlock.
 //!
-//! The time is the one that the budget was last told.
+//! The time is that of the last call of `Budget::tend`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -21,12 +21,14 @@ use lockstep_core::mutant::planted;
 
 use super::reserve::{Budget, Quota};
 
-/// Wall time for which a place counts: longer than a group of a usual size needs it.
+/// How long a place counts, milliseconds of wall time: longer than a group of a usual size needs
+/// it.
 const HELD_MS: u64 = 30_000;
-/// Wall time for which an ask stands: longer than a refused group waits before it asks again, and
-/// than the budget goes without being told the time.
+/// How long an ask is remembered, milliseconds of wall time: longer than a refused group waits
+/// before it asks again, and longer than the time between two calls of `Budget::tend`.
 const ASKED_MS: u64 = 10_000;
-/// Wall time after which a group that keeps asking comes before groups that gain more.
+/// Milliseconds of wall time after which a group that keeps asking comes before groups that gain
+/// more.
 const PATIENCE_MS: u64 = 30_000;
 
 /// What a place is for.
@@ -38,7 +40,7 @@ pub enum Work {
     Restore,
 }
 
-/// The right to do such work now.
+/// A group's right to capture or to restore now; dropping it gives the place back.
 #[derive(Debug)]
 pub struct Place {
     budget: Arc<Budget>,
@@ -51,7 +53,7 @@ pub struct Place {
 pub(super) struct Places {
     /// Until when each place counts, by its number.
     held: BTreeMap<u64, u64>,
-    /// The groups that were refused; the first is served first.
+    /// The groups that were refused, in the order in which they are served.
     asked: Vec<Ask>,
     /// The last number that was given to a place or an ask.
     numbers: u64,
@@ -62,11 +64,11 @@ struct Ask {
     by: Weak<Quota>,
     gain: u64,
     number: u64,
-    /// When it is forgotten, unless it is repeated.
+    /// When the ask is forgotten, unless it is repeated.
     until_ms: u64,
-    /// When it starts to come before larger gains.
+    /// When the ask starts to come before those with larger gains.
     patient_until_ms: u64,
-    /// That time has come.
+    /// Whether `patient_until_ms` is over.
     waited: bool,
 }
 
@@ -115,7 +117,8 @@ impl Places {
         self.held.remove(&number);
     }
 
-    /// Told the time. A place or an ask that began since the last call starts to count now.
+    /// Called periodically with the time. The time limits of places and asks that are new since the
+    /// last call begin now.
     pub(super) fn tend(&mut self, now_ms: u64) {
         let over = |until_ms: &mut u64, ms: u64| {
             *until_ms = (*until_ms).min(now_ms.saturating_add(ms));

@@ -4,9 +4,9 @@
 //!   its checksum; reading the last one also checks the digest.
 //! - Reading to the end without an error *is* the verification: start-up, read-back, sending, reuse
 //!   at seal and scrubbing all do it.
-//! - A bad object is counted, for whatever purpose it is read.
+//! - Every read that finds an object bad counts it, whatever the read is for.
 //! - The reader's hold keeps the name from being unlinked.
-//! - While it reads, a disk that hangs is seen to hang.
+//! - Its disk operations are recorded, so that other threads can see that a disk hangs.
 //! - Memory: one block, and a few more while a large object is read ahead.
 
 use std::io;
@@ -56,7 +56,7 @@ impl From<OpenError> for Found {
 
 /// An object of at least this many blocks is read ahead, on a thread of its own.
 const AHEAD_FROM_BLOCKS: u64 = 32;
-/// Blocks that were read ahead and wait to be checked.
+/// The most blocks that are read ahead and wait to be checked.
 const AHEAD_BLOCKS: usize = 4;
 
 /// Reads an object's blocks in order on a thread of its own, while earlier ones are checked.
@@ -119,7 +119,7 @@ pub struct SnapshotReader {
     name: ObjectName,
     desc: SnapshotDesc,
     hold: Option<Held>,
-    /// Notes when the disk is read; `None` without a hold.
+    /// Records disk operations; `None` without a hold.
     watch: Option<Arc<DiskWatch>>,
     /// Blocks that went into `hasher`: the first ones, without a gap.
     hashed: u64,
@@ -184,7 +184,8 @@ impl SnapshotReader {
         &self.desc
     }
 
-    /// Why reading as a stream failed, if it did: the code that was given the stream may not tell.
+    /// Why reading as a stream failed, if it did: the code that read the stream may have dropped
+    /// the error.
     pub fn broken(&self) -> Option<&OpenError> {
         self.broken.as_ref()
     }
@@ -297,7 +298,7 @@ impl std::fmt::Debug for SnapshotReader {
     }
 }
 
-/// Runs a disk operation, noting it if there is a watch.
+/// Runs a disk operation, and records it if there is a watch.
 fn at_disk<T>(watch: Option<&DiskWatch>, operation: impl FnOnce() -> T) -> T {
     match watch {
         Some(watch) => watch.at_disk(operation),

@@ -16,7 +16,7 @@ use crate::fs::Space;
 pub struct Tally {
     /// Refusals by producer (`local`, `received`) and reason.
     pub refusals: BTreeMap<(&'static str, &'static str), u64>,
-    /// Files deleted on the way to a reservation, by the producer that asked for it.
+    /// Files deleted to make space for a reservation, by the producer that asked for it.
     pub reclaimed: BTreeMap<&'static str, u64>,
     /// Removals that failed; each is tried again.
     pub unremoved: u64,
@@ -50,15 +50,16 @@ pub struct ObjectStatus {
 pub struct Usage {
     /// Objects that the durable log lists.
     pub listed: u64,
-    /// Sealed objects that it does not list: about to be listed, held, promised or to be deleted.
+    /// Sealed objects that the durable log does not list: about to be listed, held, promised or
+    /// about to be deleted.
     pub unlisted: u64,
-    /// Staging files, the suspended one excepted.
+    /// Staging files, except the suspended one.
     pub staged: u64,
     /// The suspended transfer.
     pub suspended: u64,
 }
 
-/// Everything together, as a status or a metric needs it.
+/// All that a store reports for status and metrics.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct StoreReport {
     pub objects: Vec<ObjectStatus>,
@@ -74,7 +75,7 @@ pub struct StoreReport {
     pub budget: u64,
     /// Groups of the host that are taking a snapshot, and groups that wait for a place.
     pub captures: (usize, usize),
-    /// Groups of the host that are restoring one, and groups that wait for a place.
+    /// Groups of the host that are restoring a snapshot, and groups that wait for a place.
     pub restores: (usize, usize),
     /// Objects found corrupt or missing since the start.
     pub verification_failures: u64,

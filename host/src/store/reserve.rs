@@ -10,8 +10,8 @@
 //! - A group's [`Quota`] caps its own share of the budget.
 //! - A group that finds no space [claims](Quota::claim) it. Other groups then give up what they can
 //!   spare, and what becomes free is kept for the claimant: otherwise groups that write often would
-//!   starve one that seldom does. A claim names the budget, a filesystem or both, and does not
-//!   disturb groups that have none of what is short.
+//!   starve one that seldom does. A claim is for space of the budget, of a filesystem or of both;
+//!   groups that hold none of the space that is short give up nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,7 @@ use super::snapshot_disk::{DiskPlace, DiskPlaces, SnapshotDisk};
 use crate::disk_watch::DiskWatch;
 use crate::fs::{Space, is_short};
 
-/// Why the store did not take an object. Nothing was left behind.
+/// Why the store refused an object. A refused object leaves nothing on the disk.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SnapshotRefusal {
     #[error("a snapshot at or above this index is already listed")]
@@ -49,7 +49,7 @@ pub enum SnapshotRefusal {
     Incompatible { why: String },
     #[error("the recovery point at index {} must be unlisted first to free space", .0.index)]
     NeedsUnlist(Box<SnapshotDesc>),
-    /// There will be space once objects that are in use or promised are released.
+    /// There will be enough space once objects that are in use or promised are released.
     #[error(
         "postponed: {bytes} bytes belong to snapshots that are being read or sent, or are \
          promised to followers"
@@ -77,7 +77,7 @@ pub struct LocalHeader {
     pub module: ModuleId,
     /// The guest's snapshot format number.
     pub format: u32,
-    /// As of `index`.
+    /// The group's configuration as of `index`.
     pub configuration: Configuration,
     /// Expected bytes of payload.
     pub estimate: u64,
@@ -87,14 +87,15 @@ pub struct LocalHeader {
     pub gain: u64,
 }
 
-/// What the host allows its snapshots, over all groups.
+/// The host's limits on the snapshots of all its groups together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BudgetLimits {
     /// Bytes of all objects and staging files.
     pub bytes: u64,
     /// Bytes of the filesystem that snapshots leave to the log.
     pub headroom_bytes: u64,
-    /// The log's filesystem, which alone has the headroom; `None` = every filesystem has it.
+    /// The log's filesystem, the only one on which the headroom is kept free; `None` = it is kept
+    /// free on every filesystem.
     pub log_device: Option<u64>,
     /// Inbound transfers at a time.
     pub inbound: usize,
@@ -102,11 +103,12 @@ pub struct BudgetLimits {
     pub outbound: usize,
     /// Groups that take a snapshot at the same time.
     pub captures: usize,
-    /// Groups that restore one at the same time.
+    /// Groups that restore a snapshot at the same time.
     pub restores: usize,
 }
 
-/// The host's shared budget: of snapshot bytes, and of transfers, captures and restores at a time.
+/// What the groups of a host share: the budget of snapshot bytes, and the places for transfers,
+/// captures and restores.
 #[derive(Debug)]
 pub struct Budget {
     limits: BudgetLimits,
@@ -124,28 +126,28 @@ struct Taken {
     captures: Places,
     restores: Places,
     claim: Option<Claim>,
-    /// The time, as it was last told.
+    /// The time that [`Budget::tend`] was last called with.
     now_ms: u64,
 }
 
-/// Space for a group that found none and had nothing of its own to give up. At most one claim
-/// stands at a time.
+/// Space that is kept for a group that found none and had nothing of its own to give up. A budget
+/// has at most one claim at a time.
 #[derive(Debug)]
 struct Claim {
     by: Weak<Quota>,
     bytes: u64,
-    /// The budget is short.
+    /// The claim is for space of the budget.
     of_budget: bool,
-    /// The filesystem that is short.
+    /// The filesystem that the claim is for, if it is for one.
     device: Option<u64>,
-    /// When it expires.
+    /// When the claim expires.
     until_ms: u64,
-    /// No group gave anything up since it was last made.
+    /// Whether no group has given anything up since the claim was last made.
     pressing: bool,
 }
 
-/// Wall time for which a claim stands, and for which its group makes no new one after it expired:
-/// more than the longest wait between two captures that find no space.
+/// How long a claim lasts, and how long its group makes no new one after it expired, milliseconds
+/// of wall time: more than the longest wait between two captures that find no space.
 const CLAIM_MS: u64 = 60_000;
 
 /// A group's share of the host's budget.
@@ -156,14 +158,15 @@ pub struct Quota {
     cap: u64,
     /// Bytes that the group has taken. Changed only under the budget's lock.
     bytes: AtomicU64,
-    /// The group claims nothing until then, since its last claim expired. Changed only under the
-    /// budget's lock.
+    /// Until when the group may not claim space, because its last claim expired. Changed only under
+    /// the budget's lock.
     rests_until_ms: AtomicU64,
     /// Objects that were found corrupt or missing.
     bad: AtomicU64,
 }
 
-/// Bytes of the budget that one name takes, and the right to that name. All users share it.
+/// The bytes of the budget that one file takes, and a hold on the file's name. All users of the
+/// file share one allocation.
 #[derive(Debug)]
 pub(crate) struct Allocation {
     quota: Arc<Quota>,
@@ -173,12 +176,13 @@ pub(crate) struct Allocation {
     bytes: AtomicU64,
     /// Of these, bytes that are not on the disk yet. Changed only under the budget's lock.
     promised: AtomicU64,
-    /// The name is in a batch on its way to the log: only the log's list decides about it now.
+    /// Set while the batch that lists the object is on its way to the log: the object is kept even
+    /// if nothing else holds it.
     kept: AtomicBool,
 }
 
-/// A group's only place for an inbound transfer, or for a local snapshot, together with a place of
-/// the host's. Free again when the last handle is dropped.
+/// A group's only place for an inbound transfer or for a local snapshot, together with one of the
+/// host's places. Both are free again when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     _group: Arc<()>,
@@ -212,7 +216,7 @@ pub struct Reservation {
     pub(crate) source: Source,
 }
 
-/// What is going to be written.
+/// The snapshot for which space is reserved.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Received(SnapshotDesc),
@@ -256,7 +260,7 @@ impl SnapshotRefusal {
         }
     }
 
-    /// The reply to the sender of a received object.
+    /// The reply that tells the sender of an object that it was refused.
     pub fn to_reply(&self) -> BulkReply {
         match self {
             Self::Stale => BulkReply::Stale,
@@ -279,7 +283,7 @@ impl SnapshotRefusal {
         }
     }
 
-    /// An error of the system at `what`.
+    /// The refusal for a system error during the operation `what`.
     pub(crate) fn disk(what: &str, error: &io::Error) -> Self {
         let why = format!("{what}: {error}");
         if is_short(error) { Self::Short { why } } else { Self::Disk(why) }
@@ -297,7 +301,7 @@ impl Budget {
         self.limits
     }
 
-    /// Bytes that objects, staging files and reservations cover now.
+    /// Bytes that objects, staging files and reservations take now.
     pub fn used(&self) -> u64 {
         self.taken().bytes
     }
@@ -312,10 +316,12 @@ impl Budget {
         self.taken().places(work).counts()
     }
 
-    /// Told the time periodically. A claim expires [`CLAIM_MS`] after the first call that sees it.
+    /// Called periodically with the time, to end claims, places and asks that are over. A claim
+    /// expires [`CLAIM_MS`] after the first call that sees it.
     pub(crate) fn tend(&self, now_ms: u64) {
         let mut taken = self.taken();
-        // The groups of a host tell it in no order.
+        // The groups of a host call this in no fixed order, so a later call may have an earlier
+        // time.
         let now_ms = now_ms.max(taken.now_ms);
         taken.now_ms = now_ms;
         taken.captures.tend(now_ms);
@@ -329,12 +335,12 @@ impl Budget {
         }
     }
 
-    /// The share of a group that may take at most `cap` bytes, on a disk of its own.
+    /// The quota of a group that may take at most `cap` bytes and has a disk of its own.
     pub fn quota(self: &Arc<Self>, cap: u64) -> Arc<Quota> {
         self.quota_on(Arc::default(), cap)
     }
 
-    /// The share of a group whose snapshots lie on `disk`.
+    /// The quota of a group whose snapshots lie on `disk`.
     pub(crate) fn quota_on(self: &Arc<Self>, disk: Arc<SnapshotDisk>, cap: u64) -> Arc<Quota> {
         let (bytes, bad, rests_until_ms) = Default::default();
         Arc::new(Quota { budget: Arc::clone(self), disk, cap, bytes, rests_until_ms, bad })
@@ -355,7 +361,8 @@ impl Budget {
 }
 
 impl Budget {
-    /// What a filesystem has left after the bytes promised already and the log's headroom.
+    /// Bytes that a filesystem has left for snapshots: its free bytes without those promised
+    /// already and without the log's headroom.
     fn disk_space(&self, taken: &Taken, space: Space) -> u64 {
         let of_the_log = self.limits.log_device.is_none_or(|device| device == space.device);
         let has_headroom = of_the_log && !planted("no_headroom");
@@ -424,12 +431,12 @@ impl Quota {
         self.budget.disk_space(&self.budget.taken(), space)
     }
 
-    /// What the group may take at most, in all.
+    /// The most bytes that the group may ever take.
     pub(crate) fn most(&self) -> u64 {
         self.cap.min(self.budget.limits.bytes)
     }
 
-    /// What budget and cap have left.
+    /// Bytes that the group may still take of the budget and of its own cap.
     pub(crate) fn left(&self) -> u64 {
         self.left_of(&self.budget.taken())
     }
@@ -451,13 +458,13 @@ impl Quota {
         self.bad.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Claims `bytes` that the host's other groups may have to spare, for the filesystem that
-    /// `space` describes. Does nothing while another group's claim stands, while this group rests
-    /// after a claim that expired, or if no other group could help.
+    /// Claims `bytes` of the budget and of the filesystem that `space` describes, which the host's
+    /// other groups may have to spare. Does nothing while another group's claim lasts, for
+    /// [`CLAIM_MS`] after a claim of this group expired, or if no other group could help.
     pub(crate) fn claim(self: &Arc<Self>, bytes: u64, space: Space) {
         let mut taken = self.budget.taken();
         let own = self.bytes.load(Ordering::Relaxed);
-        // A clock that was set back must not prolong the rest.
+        // If the clock was set back, the group must still wait no longer than `CLAIM_MS`.
         let latest = taken.now_ms.saturating_add(CLAIM_MS);
         self.rests_until_ms.fetch_min(latest, Ordering::Relaxed);
         let rests = self.rests_until_ms.load(Ordering::Relaxed) > taken.now_ms;
@@ -476,9 +483,8 @@ impl Quota {
         taken.claim = Some(Claim { by, bytes, of_budget, device, until_ms, pressing: true });
     }
 
-    /// Whether another group claims space that this group could give, of the budget or on `device`,
-    /// and no group gave any yet. The group that gets `true` has to give, for no other one is
-    /// asked.
+    /// Whether another group claims space of the budget or on `device`, and no group was asked to
+    /// give it yet. A caller that gets `true` must give up space: no other group is asked.
     pub(crate) fn take_pressure(&self, device: Option<u64>) -> bool {
         let mut taken = self.budget.taken();
         let here = |claim: &Claim| {
@@ -488,7 +494,7 @@ impl Quota {
         mine && taken.claim.as_mut().is_some_and(|claim| std::mem::take(&mut claim.pressing))
     }
 
-    /// Takes bytes that are on the disk already, whatever the limits say.
+    /// Charges bytes that are on the disk already, even beyond the limits.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Arc<Allocation> {
         self.budget.taken().bytes += bytes;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -548,7 +554,7 @@ impl Taken {
         claim.filter(|claim| !claim.is_by(quota))
     }
 
-    /// These promised bytes are on the disk now, or were given back.
+    /// Stops counting these bytes as promised: they are on the disk now, or were given back.
     fn keep_promise(&mut self, device: u64, bytes: u64) {
         if let Some(promised) = self.promised.get_mut(&device) {
             *promised -= bytes;
@@ -566,7 +572,7 @@ impl Allocation {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes more bytes for the same name.
+    /// Takes more bytes of the budget for the same file.
     pub(crate) fn grow(&self, bytes: u64, space: Space) -> Result<(), u64> {
         self.quota.admit(bytes, space)?;
         let _taken = self.quota.budget.taken();
@@ -575,7 +581,7 @@ impl Allocation {
         Ok(())
     }
 
-    /// Told that this many of the promised bytes are on the disk now.
+    /// Records that this many of the promised bytes are on the disk now.
     pub(crate) fn on_disk(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
         let bytes = bytes.min(self.promised.load(Ordering::Relaxed));
@@ -583,7 +589,7 @@ impl Allocation {
         taken.keep_promise(self.device, bytes);
     }
 
-    /// Told that the file is finished and has exactly this size.
+    /// Records that the file is finished and has exactly this size; bytes beyond it are given back.
     pub(crate) fn settle(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
         let promised = self.promised.swap(0, Ordering::Relaxed);
@@ -619,14 +625,14 @@ impl Slot {
         Self::is_free(place).then(|| Self { _group: place.clone(), _host: host })
     }
 
-    /// Whether the store's own handle is the only one, which makes a place free.
+    /// Whether a place is free: the store's own handle is the only one.
     pub(crate) fn is_free(place: &Arc<()>) -> bool {
         Arc::strong_count(place) == 1
     }
 }
 
 impl Source {
-    /// The label of its metrics.
+    /// The label of this producer in metrics.
     pub(crate) fn producer(&self) -> &'static str {
         match self {
             Self::Received(_) => "received",

@@ -2,15 +2,15 @@
 //! work on such disks.
 //!
 //! A thread that waits for a disk that hangs is lost until the disk answers. The groups of a host
-//! share places for transfers and readings, and their snapshots may lie on different disks.
+//! share its places for transfers and reads, but their snapshots may lie on different disks.
 //!
-//! - While a group's disk hangs, it is given no place.
-//! - A place counts only while its group's disk answers: from when the disk is seen to hang, other
-//!   groups may use what it holds.
-//! - So a disk that hangs holds no more threads than had begun before it was seen to hang.
+//! - While a group's disk hangs, the group is given no place.
+//! - A place counts only while its group's disk answers: once the disk is seen to hang, other
+//!   groups may take a place instead.
+//! - So a hanging disk blocks only the threads that began before it was seen to hang.
 //!
-//! The owner of a place notes its disk operations in a [`DiskWatch`] of the disk: readers and
-//! writers of objects do so by themselves. It ends by itself once the disk answers.
+//! The owner of a place records its disk operations in a [`DiskWatch`] of the disk; readers and
+//! writers of objects do so themselves. A blocked owner ends by itself once the disk answers.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +19,7 @@ use lockstep_core::mutant::planted;
 
 use crate::disk_watch::{DiskWatch, Hanging};
 
-/// The disk of a group's snapshots, and what each thread does there.
+/// The disk of a group's snapshots, with a watch for each thread that works on it.
 #[derive(Debug, Default)]
 pub struct SnapshotDisk {
     dir: PathBuf,
@@ -35,7 +35,7 @@ pub(crate) struct DiskPlaces {
     taken: Arc<Mutex<Vec<Weak<Owner>>>>,
 }
 
-/// The right to do such work; dropping it gives it back.
+/// The right to work on a disk of snapshots; dropping it gives the place back.
 #[derive(Debug)]
 pub struct DiskPlace {
     _owner: Arc<Owner>,
@@ -51,7 +51,7 @@ impl SnapshotDisk {
         Arc::new(Self { dir: dir.to_owned(), threads: Mutex::default() })
     }
 
-    /// A watch for one more thread, which is looked at until it is dropped.
+    /// A watch for one more thread. It counts for [`Self::hanging`] until it is dropped.
     pub(crate) fn watch(&self) -> Arc<DiskWatch> {
         let watch = Arc::new(DiskWatch::new("snapshots", &self.dir));
         self.look_at(&watch);
@@ -99,7 +99,7 @@ impl DiskPlaces {
         Some(DiskPlace { _owner: owner })
     }
 
-    /// Places that are taken, whether they count or not.
+    /// Places that are taken, including those on hanging disks, which do not count.
     pub(crate) fn in_use(&self) -> usize {
         self.taken().iter().filter(|place| place.strong_count() > 0).count()
     }
@@ -111,14 +111,14 @@ impl DiskPlaces {
 
 #[cfg(test)]
 impl SnapshotDisk {
-    /// Makes it hang until what is returned is dropped.
+    /// Makes the disk hang until the returned watch is dropped.
     pub(crate) fn hang(&self) -> Arc<DiskWatch> {
         let watch = Arc::new(DiskWatch::hung("snapshots", &self.dir));
         self.look_at(&watch);
         watch
     }
 
-    /// Whether a thread is in an operation there.
+    /// Whether a thread is in an operation on this disk.
     pub(crate) fn is_in_use(&self) -> bool {
         self.threads().iter().filter_map(Weak::upgrade).any(|watch| watch.is_at_disk())
     }
@@ -137,8 +137,8 @@ mod tests {
     use crate::store::tests::{BLOCK, Bed, desc, dir, header, identity, payload, state};
     use crate::store::{SnapshotReader, SnapshotStore, StagedWriter};
 
-    /// A file that counts the operations on it that its disk was told of, and those that it was
-    /// not told of.
+    /// A file that counts the operations on it: those that a watch of its disk records, and those
+    /// that none does.
     struct Watched {
         file: Box<dyn File>,
         disk: Arc<SnapshotDisk>,
@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// What a transfer's thread does at the disk is seen while it is under way.
+    /// Other threads can see a transfer's disk operations while they are under way.
     #[test]
     fn a_thread_that_writes_or_reads_an_object_is_seen() {
         let (disk, bed) = (Arc::<SnapshotDisk>::default(), Bed::new());

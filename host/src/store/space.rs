@@ -10,16 +10,17 @@ use super::places::Work;
 use super::reserve::{Slot, SnapshotRefusal};
 use super::{SnapshotStore, busy, is_free};
 
-/// Bytes of payload that a local snapshot is expected to have if the last one had `last` bytes: up
-/// to an eighth more, but no more than a block, as a disk sized for two snapshots has no more to
-/// spare. A state that grew by more takes more space while it is written.
+/// The expected payload of a local snapshot if the last one had `last` bytes: an eighth more, but
+/// at most one block more, because a disk sized for two snapshots has no more to spare. A snapshot
+/// that grew by more takes more space while it is written.
 pub(crate) fn next_length(last: u64) -> u64 {
     last.saturating_add((last / 8).min(limits::SNAPSHOT_BLOCK_BYTES as u64))
 }
 
 impl SnapshotStore {
-    /// Called at every tick. Returns what disk and quota have for the next local snapshot beside
-    /// the newest object, as long as that is too little, and once when it is enough again.
+    /// Called at every tick. Returns the space that disk and quota have for the next local snapshot
+    /// beside the newest object: on every call while it is too little, and once when it is enough
+    /// again.
     pub fn next_space(&mut self) -> Option<SnapshotSpace> {
         let space = self.space()?;
         if !space.fits() {
@@ -30,14 +31,14 @@ impl SnapshotStore {
         (short || was).then_some(space)
     }
 
-    /// Told that a local snapshot of `estimate` bytes outgrew its reservation and found no more
-    /// space: the next one is taken to need a quarter more.
+    /// Records that a local snapshot of `estimate` bytes outgrew its reservation and found no more
+    /// space: the next one is expected to need a quarter more.
     pub fn outgrew(&mut self, estimate: u64) {
         self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
     }
 
-    /// The space for the next local snapshot. Objects that are still being sent count as free:
-    /// their space comes back, but what the log takes meanwhile does not.
+    /// The space for the next local snapshot. Objects that are still being sent count as free,
+    /// because their space will be returned; space that the log takes meanwhile will not.
     fn space(&self) -> Option<SnapshotSpace> {
         let newest = self.listed.first();
         let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
@@ -51,7 +52,7 @@ impl SnapshotStore {
         let comes_back = all.saturating_sub(stays.max(usage.staged));
         let have = free.saturating_add(comes_back);
         let quota = self.quota.left().saturating_add(comes_back);
-        // Two segments, which the log may take before it is told to stop.
+        // The log may take two more segments before a reported shortage stops it.
         let margin = self.quota.budget().limits().headroom_bytes.saturating_mul(2);
         Some(SnapshotSpace { need, have, quota, margin })
     }
@@ -73,7 +74,7 @@ impl SnapshotStore {
         Slot::take(&self.local, Arc::new(place)).ok_or(busy())
     }
 
-    /// Claims space that other groups of the host may have to spare.
+    /// Claims `bytes` that other groups of the host may have to spare.
     fn claim(&self, bytes: u64) {
         if let Ok(space) = self.fs.space(&self.dir) {
             self.quota.claim(bytes, space);
@@ -89,7 +90,7 @@ impl SnapshotStore {
         self.objects.get(name).map_or(0, |allocation| allocation.bytes())
     }
 
-    /// The recovery points beyond the newest that are neither in use nor promised, newest first.
+    /// The recovery points, except the newest, that are neither in use nor promised; newest first.
     pub(super) fn spare(&self) -> Vec<SnapshotDesc> {
         let beyond = self.listed.get(1..).unwrap_or_default();
         beyond.iter().filter(|desc| !self.is_used(ObjectName::of(desc))).cloned().collect()
@@ -100,9 +101,10 @@ impl SnapshotStore {
             || self.objects.get(&name).is_some_and(|allocation| !is_free(allocation))
     }
 
-    /// Why `need` bytes cannot be taken when there are `have`: a spare recovery point must be
-    /// unlisted, if unlisting can free enough; or objects must first be released that are in use or
-    /// promised; or there is no space, which is then claimed from the host's other groups.
+    /// The refusal for `need` bytes of which only `have` are left. If unlisting spare recovery
+    /// points frees enough, it names the oldest of them. Else, if objects that are in use or
+    /// promised hold enough, the snapshot is postponed until they are released. Else there is no
+    /// space, and this claims it from the host's other groups.
     pub(super) fn no_space(&self, need: u64, have: u64) -> SnapshotRefusal {
         let (free, gain) = (self.spare(), self.gain());
         let newest = self.listed.first().map(ObjectName::of);

@@ -1,9 +1,8 @@
 //! From a reservation to a verified object, one type per stage:
 //! [`StagedWriter`] → [`Finished`] → (the store lane seals) → [`Staged`] → `Verified`.
 //!
-//! - Each stage owns the allocation of its bytes and name. Dropping any of them, on any thread,
-//!   leaves nothing: the store lane unlinks the name at its next call, and the bytes return with
-//!   it.
+//! - Each stage owns the allocation of its bytes and name. Dropping a stage, on any thread, leaves
+//!   nothing behind: the next call of the store lane unlinks the name, which returns the bytes.
 //! - A received object whose transfer broke may be *suspended* instead ([`StagedWriter::suspend`]):
 //!   its file is kept for the rest of the payload, and the transfer that resumes it first checks
 //!   the blocks in it.
@@ -31,13 +30,14 @@ use super::reserve::{Allocation, Held, Reservation, Slot, SnapshotRefusal, Sourc
 use crate::disk_watch::DiskWatch;
 use crate::fs::{File, Fs, read_exact_at};
 
-/// Blocks for which a growable local snapshot takes space from the budget at a time.
+/// How many blocks' space a growable local snapshot takes from the budget at a time.
 const GROW_BLOCKS: u64 = 8;
-/// Blocks after which a staging file is synced, while the next ones are written, so that the last
-/// sync is short and does not hold up the log's syncs.
+/// A staging file is synced after each run of this many blocks, while the next ones are written, so
+/// that the last sync is short and does not delay the log's syncs.
 const SYNC_BLOCKS: u64 = 32;
-/// Time that the last sync takes on a slow disk that does not hang, and the bytes that such a disk
-/// writes a second: the sync writes what the system has kept in memory of a large snapshot.
+/// How long the last sync may take before the disk counts as hanging: this long, or as long as a
+/// disk that writes `SLOW_BYTES` per second takes for the whole snapshot. The sync writes what the
+/// system still keeps in memory, and that may be most of a large snapshot.
 const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 const SLOW_BYTES: u64 = 10 << 20;
 
@@ -54,7 +54,7 @@ pub struct StagedWriter {
     hasher: blake3::Hasher,
     /// Bytes of payload that the allocation covers.
     cap: u64,
-    /// Set if more may be taken.
+    /// Set if the writer may take more space once `cap` is reached.
     growth: Option<Growth>,
     /// Blocks written since the last sync began.
     unsynced: u64,
@@ -62,13 +62,13 @@ pub struct StagedWriter {
     syncing: Option<JoinHandle<io::Result<()>>>,
     /// Why the file was abandoned.
     failed: Option<SnapshotRefusal>,
-    /// Notes when this writer's thread is at the disk.
+    /// Records the disk operations of this writer's thread.
     watch: Arc<DiskWatch>,
     allocation: Arc<Allocation>,
     slot: Slot,
 }
 
-/// Where a growable writer asks for the free space.
+/// The filesystem and directory whose free space a growable writer asks for.
 struct Growth {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
@@ -79,7 +79,7 @@ struct Growth {
 pub struct Suspended {
     pub(crate) part: String,
     pub(crate) object: ObjectName,
-    /// Bytes of payload that the whole object has.
+    /// Bytes of payload of the whole object.
     pub(crate) length: u64,
     pub(crate) allocation: Arc<Allocation>,
 }
@@ -235,12 +235,12 @@ impl StagedWriter {
         SYNC_PATIENCE.max(Duration::from_secs(self.written / SLOW_BYTES))
     }
 
-    /// What the writer's thread does at the disk.
+    /// The watch that records the disk operations of the writer's thread.
     pub(crate) fn watch(&self) -> &Arc<DiskWatch> {
         &self.watch
     }
 
-    /// Bytes of payload taken so far.
+    /// Bytes of payload accepted so far, buffered ones included.
     pub fn length(&self) -> u64 {
         self.written + self.buffer.len() as u64
     }
@@ -253,7 +253,7 @@ impl StagedWriter {
         self.put_block(&block.data, block.crc)
     }
 
-    /// Writes the trailer and makes the bytes durable; the name is made durable when it is sealed.
+    /// Writes the trailer and makes the bytes durable; sealing makes the name durable.
     pub fn finish(mut self) -> Result<Finished, SnapshotRefusal> {
         if let Some(refusal) = self.failed.take() {
             return Err(refusal);
@@ -262,7 +262,7 @@ impl StagedWriter {
         let length = self.written;
         let digest = Digest(*self.hasher.finalize().as_bytes());
         let desc = self.source.describe(length, digest)?;
-        let bytes = layout::object_bytes(length).expect("what was written has a size");
+        let bytes = layout::object_bytes(length).expect("a written payload fits in a file");
         let trailer = Trailer { length, digest }.encode(&self.head);
         let at = bytes - trailer.len() as u64;
         let watch = Arc::clone(&self.watch);
@@ -297,8 +297,8 @@ impl StagedWriter {
         grown.and_then(|length| self.grow(length)).map_err(|refusal| self.fail(refusal))
     }
 
-    /// Takes space for a payload of `length` bytes: a whole step if there is that much, else just
-    /// enough.
+    /// Takes space for a payload of `length` bytes: a whole step ahead if there is that much, else
+    /// just enough.
     fn grow(&mut self, length: u64) -> Result<(), SnapshotRefusal> {
         let growable = self.growth.as_ref();
         let growth = growable.ok_or(SnapshotRefusal::NoSpace { need: length, have: self.cap })?;
@@ -356,7 +356,7 @@ impl StagedWriter {
         Ok(())
     }
 
-    /// Starts a sync on another thread; writing goes on meanwhile. The one before has ended.
+    /// Starts a sync on another thread; writing goes on meanwhile. The previous sync has ended.
     fn begin_sync(&mut self) -> io::Result<()> {
         self.join_sync()?;
         let file = Arc::clone(&self.file);
@@ -402,7 +402,8 @@ impl io::Write for StagedWriter {
 }
 
 impl Source {
-    /// The descriptor of what was written; `Corrupt` if a received object was declared otherwise.
+    /// The descriptor of the written object; `Corrupt` if a received object differs from its
+    /// declared length or digest.
     fn describe(&self, length: u64, digest: Digest) -> Result<SnapshotDesc, SnapshotRefusal> {
         match self {
             Self::Received(desc) if (desc.length, desc.digest) == (length, digest) => {

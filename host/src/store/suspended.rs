@@ -1,5 +1,5 @@
-//! The transfer that broke off: a group keeps what it received of one object, so that its sender
-//! can go on from there.
+//! Suspended transfers: a group keeps the received part of one object whose transfer broke, so that
+//! a later transfer can resume it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::fs::{File, Space, is_short};
 
 impl SnapshotStore {
     /// Counts a staging file of an earlier process as suspended if the budget has space for it, and
-    /// deletes it otherwise. Its time starts to run when the lane is first told the time.
+    /// deletes it otherwise. The time for which it is kept begins at the first call of
+    /// [`SnapshotStore::tend`].
     pub(super) fn take_up(&mut self, part: &str) {
         let Some((object, length)) = layout::parse_part_in(part) else { return };
         let bytes = layout::object_bytes(length).expect("the sweep compared its size");
@@ -44,7 +45,8 @@ impl SnapshotStore {
         let path = layout::part_dir(&self.dir).join(&part);
         let file = match self.fs.open(&path, true) {
             Err(error) if is_short(&error) => {
-                // It is as good as before, and resumes when there are descriptors again.
+                // The file is unharmed: its transfer can resume once there are descriptors or
+                // memory again.
                 let suspended = Suspended { part, allocation, object, length };
                 self.suspended = Some((suspended, until));
                 return Err(SnapshotRefusal::disk("opening a suspended transfer", &error));
@@ -64,8 +66,8 @@ impl SnapshotStore {
         Ok(Some(StagedWriter::resume(file, part, desc, self.identity, allocation, slot)))
     }
 
-    /// Keeps what a broken transfer received; an earlier suspended transfer is given up for it. Its
-    /// time starts to run when the lane is next told the time.
+    /// Keeps the received part of a broken transfer, and gives up an earlier suspended one for it.
+    /// The time for which it is kept begins at the next call of [`SnapshotStore::tend`].
     pub fn suspend(&mut self, suspended: Suspended) {
         let group = self.identity.group;
         tracing::info!(%group, object = %suspended.object, "transfer suspended");

@@ -1,10 +1,11 @@
-//! What is in a snapshot directory, and what is deleted when the store opens.
+//! Cleans up a group's snapshot directory when its store opens, and lists the objects on a disk.
 //!
-//! - Deleting unlisted files takes an intact `RecoveryState` of this replica, which is why it is an
-//!   argument of `sweep`.
-//! - A file whose name is not one of ours is left alone and reported; so is an object whose header
+//! - `sweep` takes an intact `RecoveryState` of this replica: only that tells which files may be
+//!   deleted.
+//! - A file is left alone and reported if its name is not one that a store gives, or if its header
 //!   names another cluster or group.
-//! - The received staging file of the highest index is kept as suspended: its transfer may resume.
+//! - Of the staging files of received objects, the one with the highest index is kept as suspended,
+//!   so that its transfer can resume.
 //! - [`list_objects`] only reads: it serves `lockstep snapshot list`, beside a running node or
 //!   without one.
 
@@ -21,18 +22,18 @@ use super::layout::{self, Identity, ObjectName};
 use super::reader::{self, SnapshotReader};
 use crate::fs::{Fs, is_short, make_durable};
 
-/// What opening a store found and did.
+/// What the sweep of a snapshot directory removed, kept and found missing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Swept {
     /// Files that were removed: unlisted objects and staging files.
     pub removed: Vec<String>,
-    /// Files that are not this group's; left alone.
+    /// Files that do not belong to this group; they were left alone.
     pub foreign: Vec<String>,
-    /// Listed snapshots without an object.
+    /// Snapshots that the log lists, but whose objects are missing.
     pub missing: Vec<SnapshotDesc>,
     /// The staging file that is kept, since its transfer may resume.
     pub suspended: Option<String>,
-    /// Files that could not be removed or read, with the reason; the others were still handled.
+    /// Failures to read or remove a file or to sync a directory; the sweep went on after each.
     pub errors: Vec<String>,
 }
 
@@ -59,8 +60,8 @@ pub struct ObjectContent {
     pub digest: Digest,
 }
 
-/// Every object under `groups/*/snap/` of a data directory, sorted by group and name. Changes
-/// nothing.
+/// Lists every object under `groups/*/snap/` of a data directory, sorted by group and name. Only
+/// reads.
 pub fn list_objects(fs: &dyn Fs, data: &Path) -> io::Result<Vec<ObjectFile>> {
     fs.list(data)?;
     let groups = layout::groups_dir(data);
@@ -106,16 +107,16 @@ pub fn verify_object(
     reader.and_then(|reader| reader.verify(progress)).map_err(|e| e.to_string())
 }
 
-/// The sizes of the files that a sweep leaves behind, the suspended one excepted.
+/// The sizes of the files that a sweep left in place, except the suspended staging file.
 #[derive(Default)]
 pub(crate) struct Stays {
     /// Listed objects, and unlisted ones that could not be removed.
     pub objects: BTreeMap<ObjectName, u64>,
-    /// Staging files that nothing needs, but that could not be removed.
+    /// Unneeded staging files that could not be removed.
     pub parts: BTreeMap<String, u64>,
 }
 
-/// Removes staging files and objects that `state` does not list.
+/// Removes the objects that `state` does not list, and all staging files except the suspended one.
 pub(crate) fn sweep(
     fs: &dyn Fs,
     dir: &Path,
@@ -132,8 +133,8 @@ pub(crate) fn sweep(
             Some(_) if planted("sweep_if_listed") && listed.is_empty() => {}
             Some(name) if listed.contains(&name) => {
                 let measured = fs.open(&dir.join(&file), false).and_then(|open| open.len());
-                // A file that cannot be opened counts with the size that it should have: its reader
-                // finds out what is wrong.
+                // A listed object that cannot be opened is charged with the size that it should
+                // have; a later reader finds out what is wrong with it.
                 let length = measured.unwrap_or_else(|error| {
                     swept.errors.push(format!("{file}: {error}"));
                     let of = state.snapshots.iter().find(|desc| ObjectName::of(desc) == name);
@@ -173,8 +174,8 @@ pub(crate) fn sweep(
     Ok((stays, swept))
 }
 
-/// Whether an object belongs to another cluster or group. One that cannot be read for lack of
-/// descriptors or memory may belong to one, and is left alone until the next start.
+/// Whether an object belongs to another cluster or group. An object that cannot be read for lack of
+/// descriptors or memory might, so it is left alone until the next start.
 fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
     match fs.open(path, false).and_then(|file| reader::read_header(&*file)) {
         Ok(header) => header.identity != identity,
@@ -182,8 +183,8 @@ fn is_foreign(fs: &dyn Fs, path: &Path, identity: Identity) -> bool {
     }
 }
 
-/// The received staging file of the highest index whose transfer can resume; not one whose object
-/// exists already.
+/// Of the received staging files whose transfers can resume, the one with the highest index. A file
+/// whose object is sealed already is not needed.
 fn furthest(
     fs: &dyn Fs,
     dir: &Path,
@@ -197,7 +198,8 @@ fn furthest(
             return None;
         }
         let file = match fs.open(&dir.join(name), false) {
-            // What cannot be looked at for now is looked at when it is resumed.
+            // A file that cannot be opened for lack of descriptors or memory is checked when its
+            // transfer resumes.
             Err(error) if is_short(&error) => return Some((object.index, object.term)),
             opened => opened.ok()?,
         };
@@ -250,7 +252,7 @@ fn read_object(fs: &dyn Fs, dir: &Path, file: &str) -> (u64, Result<ObjectConten
         let (header, trailer) = (frame.header, frame.trailer);
         let name = ObjectName::new(header.term, header.index, trailer.digest);
         if name.file() != file {
-            return Err(format!("it is named {file}, but contains {}", name.file()));
+            return Err(format!("its name is {file}, but its content is that of {}", name.file()));
         }
         Ok(ObjectContent {
             identity: header.identity,

@@ -12,8 +12,8 @@ use crate::fs::is_short;
 pub enum WalError {
     #[error("the log: {}", told(doing, path, source))]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("no space for {bytes} bytes of log in {}: {why}; nothing is lost: what waits is \
-        written once there is space", path.display())]
+    #[error("no space for {bytes} bytes of log in {}: {why}; nothing is lost: writes that \
+        wait continue once there is space", path.display())]
     Full { path: PathBuf, bytes: u64, why: String },
     #[error("the log is corrupt: {} at offset {offset}: {reason}; nothing was touched: restore the \
         disk, or start with --rejoin to join as a new replica", path.display())]
@@ -68,7 +68,7 @@ impl WalError {
         }
     }
 
-    /// Whether the error shows a reader that the log is not what was written, or can no longer be
+    /// Whether the error shows that the log's bytes are not those that were written, or cannot be
     /// read.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
@@ -83,7 +83,8 @@ impl WalError {
     }
 }
 
-/// Errors of the `Fs` door mostly name the path already.
+/// The text of an error, with the operation and the path unless the text names the path already, as
+/// most errors of the `Fs` door do.
 fn told(doing: &str, path: &Path, source: &io::Error) -> String {
     let (path, text) = (path.display().to_string(), source.to_string());
     if text.contains(&path) { text } else { format!("{doing} {path}: {text}") }

@@ -2,12 +2,13 @@
 //!
 //! - A file gets its name only when it is complete: its space is reserved and its header durable.
 //!   The name is durable before the file is used.
-//! - A lack of space, descriptors or memory is [`WalError::Full`]: nothing is left behind, or it is
-//!   removed later. Any other failure ends the log.
+//! - A lack of space, descriptors or memory is [`WalError::Full`]: the files of a failed attempt
+//!   are removed, at once or later. Any other failure poisons the log.
 //! - A removal need not be synced at once: if the file comes back after a crash, its head and the
-//!   log's last batch show that it holds nothing that counts. The next process does not know which
-//!   files were removed, so it syncs the directory before it writes anything. Only a damaged file
-//!   must be gone durably before its segment is forgotten, because a start would refuse it.
+//!   log's last batch show that its segment no longer belongs to the log. The next process does not
+//!   know which files were removed, so it syncs the directory before it writes anything. Only a
+//!   damaged file must be gone durably before its segment is forgotten, because a start would
+//!   refuse it.
 //! - The directory stays open, so that making names durable needs no descriptor.
 
 use std::io;
@@ -33,7 +34,7 @@ pub(super) struct Files {
     next: u64,
     /// An earlier process may have created or removed names without making that durable.
     unsettled: bool,
-    /// Files that should be removed and could not be yet.
+    /// Files that should be removed but could not be removed yet.
     unwanted: Vec<PathBuf>,
 }
 
@@ -50,9 +51,9 @@ impl Files {
         Ok(Self { fs, dir, handle, options, next, unsettled, unwanted })
     }
 
-    /// Makes durable which files exist and which do not; must be called before anything is written.
-    /// A head that was found must keep its name, and one that an earlier process gave up must not
-    /// come back, because it would end the segment that is being written.
+    /// Makes the present names in the directory durable; must be called before anything is written.
+    /// The files of the log's segments must keep their names, and a file that an earlier process
+    /// removed must not come back, because its head could end the segment that is being written.
     pub(super) fn settle_names(&mut self) -> Result<(), WalError> {
         if self.unsettled {
             self.handle.sync().map_err(|error| self.failed(error, 0))?;
@@ -64,7 +65,7 @@ impl Files {
     /// Creates a file of `length` bytes. Takes two syncs.
     pub(super) fn make(&mut self, length: u64) -> Result<LogFile, WalError> {
         let (new, file) = (self.dir.join(NEW_NAME), self.next);
-        // A name is tried once: what a failed attempt leaves may still have it.
+        // Each name is tried only once: the file of a failed attempt may still have it.
         self.next += 1;
         let path = self.dir.join(file_name(file));
         let WalOptions { cluster, node, block_bytes, .. } = self.options;
@@ -137,7 +138,7 @@ impl Files {
         std::mem::take(&mut self.unwanted).into_iter().try_for_each(|path| self.remove(path))
     }
 
-    /// Bytes left on the filesystem; 0 if it does not say.
+    /// Bytes left on the filesystem; 0 if that is unknown.
     pub(super) fn available(&self) -> u64 {
         self.fs.space(&self.dir).map_or(0, |space| space.available)
     }

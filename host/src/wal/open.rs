@@ -6,9 +6,9 @@
 //!
 //! - The file whose head names the highest segment is the active one. Each head names the previous
 //!   segment; the chain ends at the oldest segment that counted when the last batch was written, or
-//!   where no file has the previous one. Whether entries are missing then, the replay finds out.
-//! - A segment ends before the batch whose number the next segment's head has. What follows, if a
-//!   write there found no space, was never acknowledged.
+//!   where no file has the previous one. The replay then finds out whether entries are missing.
+//! - A segment ends before the batch whose number the next segment's head has. Anything that
+//!   follows there is left of a write that found no space, and was never acknowledged.
 //! - The last segment ends before the first batch that is not complete, and the log continues
 //!   there. If the header of a later batch follows, complete or not, that is corruption: a batch is
 //!   begun only when the one before it is durable.
@@ -36,20 +36,20 @@ use super::window::Window;
 use super::{Counters, Wal, WalError, WalOptions};
 use crate::fs::{Fs, create_dirs};
 
-/// What was found in the log.
+/// The content of a log's files.
 struct Found {
-    /// In order; empty if no segment was ever begun.
+    /// The log's segments, oldest first; empty if none was ever begun.
     segments: Vec<Arc<Segment>>,
     groups: BTreeMap<GroupId, GroupLog>,
     end: End,
     spares: Vec<LogFile>,
-    /// The segment before the last one.
+    /// The number of the segment before the last one.
     previous: u64,
     /// Higher than the number of any segment that a head names.
     next_segment: u64,
 }
 
-/// How often a log is read, at most, that may be changing.
+/// How often a log that another process may be writing is read, at most, until it looks sound.
 const INSPECTIONS_MAX: usize = 3;
 
 /// Where a segment ends.
@@ -61,13 +61,13 @@ struct End {
     sealed: bool,
 }
 
-/// What was found at a place where a batch should be.
+/// What a file holds at an offset where a batch should be.
 enum Look {
     Whole {
         header: BatchHeader,
         body: Bytes,
     },
-    /// The header of a batch, but not the body it describes.
+    /// The header of a batch without the body that it describes.
     Torn {
         header: BatchHeader,
     },
@@ -79,8 +79,8 @@ struct Chain {
     files: Vec<(LogFile, BatchPlace)>,
     spares: Vec<LogFile>,
     next_segment: u64,
-    /// Set if the chain ended too early: the segment that has no head, and a file without a head
-    /// that holds batches of it.
+    /// Set if the chain ended too early: the number of the segment whose head is missing, and the
+    /// file, if there is one, that has no head but holds batches of that segment.
     broken: Option<(u64, Option<std::path::PathBuf>)>,
 }
 
@@ -141,7 +141,8 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<W
 }
 
 impl Wal {
-    /// Keeps an earlier process's spares, as many as are useful and if they have the usual size.
+    /// Keeps the spares of an earlier process that have the usual size, as many as are useful, and
+    /// removes the others.
     fn take_over(&mut self, spares: Vec<LogFile>) -> Result<(), WalError> {
         for file in spares {
             if self.is_usual(&file) && self.spares.len() < self.spares_max() {
@@ -154,8 +155,9 @@ impl Wal {
     }
 }
 
-/// Reads a log without touching it, for tools: whose it is, and what it holds of each group. A node
-/// may be writing it. What it changes meanwhile may look like damage, so that is looked at again.
+/// Reads a log without changing it, for tools: its owner, and what it holds of each group. A node
+/// may be writing the log meanwhile. Its changes may look like damage, so a read that fails is
+/// repeated.
 pub fn inspect(
     fs: &dyn Fs,
     dir: &Path,
@@ -259,15 +261,15 @@ fn check_header(
         return Err(WalError::corrupt(path, 0, reason));
     }
     if length < header.length {
-        let reason = format!("the file was truncated, it had {} bytes", header.length);
+        let reason = format!("the file was truncated: it had {} bytes", header.length);
         return Err(WalError::corrupt(path, length, reason));
     }
     Ok(())
 }
 
-/// What an earlier process wrote last may only be in the system's cache, and a failed sync may have
-/// left bytes there that are not on the disk. Syncs the newest segment and reads its head again,
-/// until the newest segment is one that was synced.
+/// Syncs the newest segment and reads its head again, until the newest segment is one that was
+/// synced here. The last writes of an earlier process may be in the system's cache only, and its
+/// failed sync may have left bytes there that are not on the disk.
 fn settle(files: &[LogFile]) -> Result<(), WalError> {
     let mut heads = files.iter().map(read_head).collect::<Result<Vec<_>, _>>()?;
     let mut settled = vec![false; files.len()];
@@ -286,7 +288,7 @@ fn settle(files: &[LogFile]) -> Result<(), WalError> {
 }
 
 /// The header of the file's head, if the head is complete. Nothing after the head is read: in a
-/// spare it may be unreadable without any harm.
+/// spare, unreadable bytes there do no harm.
 fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
     match look(file, &mut Window::exact(file), file.header.head_offset())? {
         Look::Whole { header, .. } => Ok(Some(header)),
@@ -294,7 +296,8 @@ fn read_head(file: &LogFile) -> Result<Option<BatchHeader>, WalError> {
     }
 }
 
-/// Reads every batch of every segment that counts. `written`: by a process that may be writing.
+/// Reads every batch of every segment of the log. `written` says that another process may be
+/// writing the log meanwhile.
 fn read_log(files: Vec<LogFile>, written: bool) -> Result<Found, WalError> {
     let Chain { files, spares, next_segment, broken } = chain(files)?;
     let segments: Vec<_> =
@@ -334,7 +337,7 @@ fn missing(
     }
 }
 
-/// Finds the segments that count.
+/// Finds the segments that belong to the log, and the spares.
 fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
     let mut by_segment: BTreeMap<u64, (LogFile, BatchPlace)> = BTreeMap::new();
     let mut headless = Vec::new();
@@ -382,7 +385,8 @@ fn chain(files: Vec<LogFile>) -> Result<Chain, WalError> {
             }
         }
     }
-    // Later spares are taken first: files that were written before.
+    // The last spare is taken first. It should be a file that was written before, whose syncs are
+    // faster.
     let ended = by_segment.into_values().map(|(file, _)| file);
     let spares = headless.into_iter().chain(ended).collect();
     let broken = is_broken.then_some((next, lost));
@@ -403,7 +407,7 @@ fn last_oldest(file: &LogFile, head: &BatchPlace) -> Result<u64, WalError> {
     Ok(oldest)
 }
 
-/// The headers of all batches, of whatever segment, after `offset`.
+/// The places of all batches, of any segment, whose headers lie after `offset`.
 fn batches_behind(file: &LogFile, offset: u64) -> Result<Vec<BatchPlace>, WalError> {
     let mut window = Window::new(file);
     let block = u64::from(file.header.block_bytes);
@@ -461,7 +465,7 @@ fn read_segment(
                 (header, body)
             }
             _old if written && !std::mem::replace(&mut renewed, true) => {
-                // What the window has may be older than what is on the disk by now.
+                // The writer may have written this batch after the window was read.
                 window = Window::new(file);
                 continue;
             }
@@ -495,8 +499,9 @@ fn read_segment(
     Ok(end)
 }
 
-/// There is no complete batch at `end`. If the next segment or the header of a later batch says
-/// that there was one, it was durable, and this is corruption.
+/// Called if a segment has no complete batch at `end`. If the next segment's head or the header of
+/// a later batch shows that this batch was durable, that is corruption; otherwise the log ends
+/// here.
 fn check_end(
     segment: &Segment,
     end: &End,
@@ -511,7 +516,9 @@ fn check_end(
     }
     for BatchPlace { segment: of, number, .. } in batches_behind(file, end.offset)? {
         if of == segment.number && number > batch && !planted("rot_is_a_tear") {
-            let reason = format!("batch {batch} is damaged, but batch {number} after it was begun");
+            let reason = format!(
+                "batch {batch} is damaged, and not torn: batch {number} was begun after it"
+            );
             return Err(file.corrupt(end.offset, reason));
         }
     }
@@ -519,7 +526,12 @@ fn check_end(
         && header.place.segment == segment.number
     {
         let (segment, offset) = (segment.number, end.offset);
-        tracing::warn!(segment, offset, batch, "the log has a torn tail and overwrites it");
+        tracing::warn!(
+            segment,
+            offset,
+            batch,
+            "the log has a torn tail, which was never acknowledged: the next batch overwrites it"
+        );
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //!
 //! - Jobs keep their order, and share a batch as long as they fit.
 //! - A job that is larger than a batch is cut between entries. Each part but the last carries the
-//!   job's state with its commit index limited to the part's last entry, so that after a crash
-//!   between two parts the group has a state that it could have had.
+//!   job's state with commit index and floor limited to the part's last entry, so that after a
+//!   crash between two parts the group has a state that it could have had.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub(super) struct Plan<'a> {
     pub(super) body_bytes: usize,
     /// How many jobs this batch completes.
     pub(super) completes: usize,
-    /// Whether it makes entries obsolete, so that a segment may become free.
+    /// Whether the batch makes entries obsolete, so that a segment may become free.
     pub(super) frees: bool,
 }
 
@@ -122,7 +122,7 @@ fn record_size(entries: &[Entry]) -> usize {
 }
 
 impl<'a> Part<'a> {
-    /// A part that is not the last one: its state refers to no entry that is still to come.
+    /// A part that is not the job's last one: its state refers to no entry of a later part.
     fn early(state: &RecoveryState, slices: Vec<&'a [Entry]>) -> Self {
         let last = slices.last().and_then(|slice| slice.last()).map_or(0, |entry| entry.index);
         let mut state = state.clone();
@@ -131,7 +131,8 @@ impl<'a> Part<'a> {
         Self { state, slices }
     }
 
-    /// Checks the part against its group's log as it will be then, and adds it to that.
+    /// Checks the part against `tail`, the group's log as it will be by then, and adds the part to
+    /// it.
     fn judge(self, group: GroupId, tail: &mut Option<Tail>) -> Result<Plan<'a>, String> {
         let mut plan = Plan::default();
         let reset = match tail {

@@ -14,7 +14,7 @@ use super::open;
 use super::segment::Segment;
 use super::shared::Shared;
 
-/// A handle for reading. Clones share everything.
+/// A handle for reading the log. All clones read the same log.
 #[derive(Clone)]
 pub struct WalReader {
     shared: Arc<Shared>,
@@ -25,8 +25,9 @@ impl WalReader {
         Self { shared }
     }
 
-    /// The entries from `from` to before `to_exclusive`: as many as fit in `max_bytes` of log, but
-    /// at least one if any was asked for. Only durable entries are found.
+    /// The entries from `from` up to, but not including, `to_exclusive`: as many as fit in
+    /// `max_bytes` of log, but at least one unless the range is empty. Only durable entries are
+    /// found.
     pub fn entries(
         &self,
         group: GroupId,
@@ -50,27 +51,28 @@ impl WalReader {
             }
         }
         let expected = (from..to_exclusive).take(found.len());
-        assert!(found.iter().map(|entry| entry.index).eq(expected), "extents leave no hole");
+        assert!(found.iter().map(|entry| entry.index).eq(expected), "extents are contiguous");
         Ok(found)
     }
 
-    /// The first index of a group in the log.
+    /// The index of a group's first entry in the log.
     pub fn first_index(&self, group: GroupId) -> Option<u64> {
         self.shared.groups().get(&group).map(|log| log.tail.state.first_index)
     }
 
-    /// The last index of a group in the log.
+    /// The index of a group's last entry in the log.
     pub fn last_index(&self, group: GroupId) -> Option<u64> {
         self.shared.groups().get(&group).map(|log| log.tail.last_index)
     }
 
-    /// The term of a group's entry in the log, or of the entry before the first.
+    /// The term of a group's entry in the log. `index` may also be that of the entry just before
+    /// the group's first one.
     pub fn term(&self, group: GroupId, index: u64) -> Option<u64> {
         self.shared.groups().get(&group)?.tail.term(index)
     }
 
-    /// Runs of equal terms in a group's log, (first index, term), from the entry before the first
-    /// one.
+    /// A group's runs of equal terms as (first index, term), starting with the entry just before
+    /// the group's first one.
     pub fn terms(&self, group: GroupId) -> Option<Vec<(u64, u64)>> {
         Some(self.shared.groups().get(&group)?.tail.terms())
     }
@@ -80,14 +82,14 @@ impl WalReader {
         self.shared.groups().get(&group).map(|log| log.tail.state.clone())
     }
 
-    /// Reads every segment except the active one as a start would, whether it holds live entries or
-    /// not. Returns what would keep this log from being opened; those segments count as damaged
-    /// from now on. Calls `pause` with the bytes of each segment after reading it.
+    /// Reads every segment except the active one as a start would, even if none of its entries is
+    /// live. Returns the errors that would make opening the log fail; a segment with such an error
+    /// counts as damaged from now on. Calls `pause` with each segment's bytes after reading it.
     pub fn scrub(&self, pause: &mut dyn FnMut(u64)) -> Vec<WalError> {
         let segments: Vec<Arc<Segment>> = self.shared.segments().values().cloned().collect();
         let mut bad = Vec::new();
         for pair in segments.windows(2) {
-            // A segment that was deleted meanwhile does not matter: no start will read it.
+            // Damage in a segment that was deleted meanwhile is ignored: no start will read it.
             if let Err(error) = open::check_sealed(&pair[0], &pair[1])
                 && error.is_damage()
                 && self.shared.note_damage(pair[0].number())
@@ -99,7 +101,7 @@ impl WalReader {
         bad
     }
 
-    /// The segments that count, oldest first, with their files. The last one is being written.
+    /// The numbers and files of the log's segments, oldest first. The last one is being written.
     pub fn segments(&self) -> Vec<(u64, PathBuf)> {
         let segments = self.shared.segments();
         segments.iter().map(|(number, segment)| (*number, segment.path().to_owned())).collect()
@@ -120,7 +122,8 @@ impl WalReader {
         entries
     }
 
-    /// The extents to read, with their segments, so that no lock is held while reading.
+    /// Finds the extents that hold these entries, with their segments, so that no lock is held
+    /// while the files are read.
     fn find(
         &self,
         group: GroupId,
@@ -137,8 +140,8 @@ impl WalReader {
         if to_exclusive > last_index + 1 {
             return Err(WalError::Unavailable { group, index: to_exclusive - 1, last_index });
         }
-        // A segment is forgotten only when no group refers to it, which the lock on the groups
-        // rules out.
+        // A segment is forgotten only when no group refers to it. The groups are locked here, so
+        // every segment that they refer to exists.
         let segments = self.shared.segments();
         let mut bytes = 0;
         let mut found = Vec::new();
@@ -148,7 +151,7 @@ impl WalReader {
             }
             bytes += extent.live_bytes(first);
             let segment = segments.get(&extent.place.segment);
-            let segment = segment.expect("live entries stand in a segment that is there");
+            let segment = segment.expect("a segment that holds live entries exists");
             found.push((first, extent, Arc::clone(segment)));
         }
         Ok(found)

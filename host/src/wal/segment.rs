@@ -33,7 +33,7 @@ pub(super) struct LogFile {
     pub(super) file: Box<dyn File>,
     /// Bytes of the file.
     pub(super) length: u64,
-    /// The offset from which on nothing was ever written.
+    /// Nothing was ever written to the file from this offset on.
     fresh: AtomicU64,
 }
 
@@ -77,7 +77,7 @@ impl LogFile {
         head.finish()
     }
 
-    /// Whether its header is still what it was when the file was opened.
+    /// Whether the header on the disk is still what it was when the file was opened.
     pub(super) fn is_sound(&self) -> bool {
         let mut bytes = [0; FILE_HEADER_BYTES];
         self.file.drop_cache();
@@ -85,7 +85,7 @@ impl LogFile {
         read.is_ok() && FileHeader::decode(&bytes) == Ok(self.header)
     }
 
-    /// The file has no head: everything after its header counts as never written.
+    /// Makes everything after the header count as never written, since the file has no head.
     pub(super) fn take_for_new(&mut self) {
         *self.fresh.get_mut() = self.header.head_offset();
     }

@@ -1,6 +1,6 @@
 //! What the writer and its readers share: where each live entry is, and the open segments.
 //!
-//! Locks are held for a look or a change in memory, never during IO.
+//! Locks are held only to read or change memory, never during IO.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -46,8 +46,8 @@ impl Shared {
         segments.remove(&number)
     }
 
-    /// The segment was found damaged. Returns whether it still exists: damage in a deleted segment
-    /// says nothing about the log.
+    /// Records that a segment is damaged, if it still exists; returns whether it does. Damage in a
+    /// deleted segment says nothing about the log.
     pub(super) fn note_damage(&self, number: u64) -> bool {
         let segments = self.segments();
         let there = segments.contains_key(&number);
@@ -62,8 +62,8 @@ impl Shared {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies a batch that became durable at `begin` in `segment`. `places` holds each piece's
-    /// offset in the batch and its length.
+    /// Applies to the index a batch that became durable at `begin` in `segment`. `places` holds
+    /// each piece's offset in the batch and its length.
     pub(super) fn publish(
         &self,
         pieces: Vec<Piece<'_>>,

@@ -149,7 +149,7 @@ impl Model {
     }
 }
 
-/// The steps of a scripted life of a log. Each append is small enough for one batch.
+/// A step in the scripted life of a log. Each append is small enough for one batch.
 enum Step {
     Append(Vec<LogJob>),
     Seal,
@@ -170,7 +170,7 @@ fn models(steps: &[Step]) -> Vec<Model> {
     models
 }
 
-/// Continues with what waits for space, of which there is some again.
+/// Writes the pending batches, now that there is space again.
 fn go_on(wal: &mut Wal) -> Result<(), WalError> {
     wal.ensure_reserve()?;
     wal.resume(&mut |_| {})

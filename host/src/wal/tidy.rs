@@ -95,8 +95,8 @@ impl Wal {
     }
 
     /// Moves some of the live entries that keep the oldest segment, if that is worthwhile and
-    /// allowed; returns whether anything changed. If nothing can come of it until a segment begins
-    /// or entries become obsolete, it is not tried again before that.
+    /// allowed; returns whether anything changed. An attempt that cannot succeed until a segment
+    /// begins or entries become obsolete is not repeated before that.
     fn empty(&mut self, number: u64, live: u64) -> Result<bool, WalError> {
         // In the small logs of tests, a whole segment would otherwise count as few entries.
         let step = MOVED_BYTES_MAX.min(self.options.segment_bytes / 8);
@@ -121,7 +121,7 @@ impl Wal {
             })
         });
         let (moved, fits) = (plan.body_bytes as u64, plan.body_bytes <= self.batch_body_max());
-        // Beginning a new segment for it is worthwhile if the log is large.
+        // Beginning a new segment for the moved entries is worthwhile only if the log is large.
         self.untidy = !read.is_empty() && fits && (large || self.fits(&plan));
         if !self.untidy || !self.commit_own(plan)? {
             return Ok(false);
@@ -169,9 +169,9 @@ impl Wal {
         read
     }
 
-    /// Deletes a segment. Its file becomes a spare, unless there are enough, a reader still uses
-    /// it, or it is damaged. A damaged file is gone durably before the segment is forgotten;
-    /// returns false if there is not enough space to do that now.
+    /// Deletes a segment. Its file becomes a spare, unless there are enough spares, a reader still
+    /// uses the file, or the file is damaged. A damaged file is removed durably before the segment
+    /// is forgotten; returns false if there is not enough space for that now.
     fn free(&mut self, number: u64) -> Result<bool, WalError> {
         let known = self.shared.segments().get(&number).map(Arc::clone);
         let segment = known.expect("a segment is freed once");
@@ -185,7 +185,7 @@ impl Wal {
             return Ok(false);
         }
         let segment = self.shared.forget_segment(number).expect("it is there");
-        // The next batch names the oldest segment, and the last one must have one after it.
+        // A batch must follow, since only the next batch records which segment is now the oldest.
         self.sealed = false;
         let wanted = !rotted && self.spares.len() < self.spares_max();
         match Arc::try_unwrap(segment) {

@@ -1,6 +1,6 @@
 //! Writing: a batch into the active segment, and the next segment once that one is full.
 //!
-//! Running out of space changes nothing that counts, whichever operation notices it:
+//! Running out of space loses nothing, whichever operation notices it:
 //!
 //! - A batch whose write or sync ran out of space was never acknowledged. The active segment ends
 //!   before it: nothing is written or synced there again, and the batch goes into the next segment,
@@ -8,9 +8,9 @@
 //! - A file whose head could not be made durable holds no segment. If the write failed, the file
 //!   may be tried again; if the sync failed, its content is unknown and it is removed. The
 //!   segment's number is not used again.
-//! - Whether such a head is on the disk is unknown, and it would say where the segment before it
-//!   ends. So that segment takes no further batch in this process. A later process, which does not
-//!   know of the file, first makes its removal durable.
+//! - Such a head may still be on the disk, and it would say where the segment before it ends. So
+//!   that segment takes no further batch in this process. A later process does not know of the
+//!   file, and first makes the file's removal durable.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -39,9 +39,9 @@ struct Written {
 }
 
 impl Wal {
-    /// Writes the batches one after the other, and takes those that were written off the queue.
-    /// What is left after `Full` can be written later. After each batch, `durable` is told how many
-    /// jobs it completed.
+    /// Writes the batches one after the other, and removes each from the queue once it is durable.
+    /// Batches that are left after `Full` can be written later. After each batch, `durable` is
+    /// called with the number of jobs that the batch completed.
     pub(super) fn commit(
         &mut self,
         plans: &mut VecDeque<Plan<'_>>,
@@ -80,8 +80,8 @@ impl Wal {
         damaged && !planted("write_on_in_a_damaged_segment")
     }
 
-    /// Makes one batch durable, in the next segment if it does not fit in the active one. If that
-    /// turns out only during the attempt, there is a second one.
+    /// Makes one batch durable, in the next segment if it does not fit in the active one. If only
+    /// the attempt shows that, a second attempt writes to the next segment.
     fn put(&mut self, plan: &Plan<'_>) -> Result<Written, WalError> {
         if !planted("write_beside_unsettled_names") {
             self.files.settle_names().map_err(|error| self.not_made(error))?;
@@ -141,7 +141,7 @@ impl Wal {
         Ok(Written { begin, places })
     }
 
-    /// Syncs a file for an acknowledgement that waits for it.
+    /// Syncs a file, and records the time for which acknowledgements had to wait.
     fn sync(&self, file: &LogFile) -> std::io::Result<()> {
         let began = Instant::now();
         file.sync().inspect(|()| self.syncs.observe(began.elapsed().as_secs_f64()))
@@ -173,7 +173,8 @@ impl Wal {
         unreachable!("there is a last attempt")
     }
 
-    /// Makes a file the active segment. Takes one sync and no new name.
+    /// Writes a segment's head into a file and makes it the active segment. Takes one sync and no
+    /// new name.
     fn begin(&mut self, file: LogFile, place: BatchPlace, head: &[u8]) -> Result<(), WalError> {
         self.given_up = true;
         let written = match file.write(head, file.header.head_offset()) {
@@ -220,14 +221,15 @@ impl Wal {
         self.make_file(need.max(self.options.segment_bytes))
     }
 
-    /// Tries to have as many spares as there should be. The log lane calls it again while the disk
-    /// is full.
+    /// Creates the spares that are missing, and removes those that are too many. The log lane calls
+    /// it again while the disk is full.
     pub fn ensure_reserve(&mut self) -> Result<(), WalError> {
         self.healthy()?;
         self.files.sweep().map_err(|error| self.poison(error))?;
         while self.spares.len() < self.options.spares {
             match self.make_file(self.options.segment_bytes) {
-                // Spares that were written before are taken first.
+                // The last spare is taken first, and new files should be taken last: files that
+                // were written before sync faster.
                 Ok(file) => self.spares.insert(0, file),
                 Err(WalError::Full { .. }) => return Ok(()),
                 Err(error) => return Err(error),
@@ -266,8 +268,8 @@ impl Wal {
         Ok(file)
     }
 
-    /// Creating a file or its name failed. A lack of space leaves the log as it was; anything else
-    /// ends it.
+    /// Handles a failure to create a file or its name: a lack of space leaves the log as it was,
+    /// any other failure poisons it.
     fn not_made(&mut self, error: WalError) -> WalError {
         match &error {
             WalError::Full { why, .. } => {
@@ -295,7 +297,7 @@ impl Wal {
         if self.lacking.is_none() {
             tracing::warn!(
                 why,
-                "the log is short of space: what waits is written once there is some"
+                "the log is short of space: writes that wait continue once there is some"
             );
         }
         self.lacking = Some(why.to_owned());

@@ -92,7 +92,8 @@ fn bank_is_deterministic() {
     check("bank", &BANK, "total");
 }
 
-/// However the input dribbles in, the guest is handed the same chunks and uses the same fuel.
+/// Whatever sizes the reader returns its input in, the guest gets the same chunks and uses the same
+/// fuel.
 #[test]
 fn a_restore_costs_the_same_from_any_reader() {
     struct Dribble<'a>(&'a [u8]);

@@ -7,7 +7,7 @@ use lockstep_host::guest::{Guest as _, Outcome};
 
 use super::{Disk, at, commands, hostile, load, snapshot, started};
 
-/// A query that faults fails alone: the guest and the next query do not notice.
+/// Only the query that faults fails: the guest and the next query are not affected.
 #[test]
 fn a_query_cannot_spoil_the_guest() {
     let mut guest = started(hostile());
@@ -63,7 +63,7 @@ fn a_query_sees_the_last_command() {
     }
 }
 
-/// A snapshot that faults fails alone, too.
+/// Only the snapshot that faults fails: the guest is not affected.
 #[test]
 fn a_snapshot_cannot_spoil_the_guest() {
     let mut guest = started(hostile());
@@ -77,7 +77,7 @@ fn a_snapshot_cannot_spoil_the_guest() {
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 
-/// A snapshot ends at the first write that fails, whatever the guest would still do.
+/// A snapshot ends at the first write that fails, even if the guest would go on.
 #[test]
 fn a_snapshot_ends_with_the_first_write_that_fails() {
     let mut guest = started(hostile());

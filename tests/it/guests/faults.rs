@@ -22,8 +22,8 @@ const DEEDS: [Deed; 7] = [
     ("pages 65535", FaultClass::OutOfMemory, "declares a maximum of 4294967296"),
     ("recurse 1", FaultClass::StackOverflow, "call stack exhausted"),
 ];
-const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of snapshot");
-const READ: Deed = ("read", FaultClass::Trap, "read was called outside of restore");
+const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of `snapshot`");
+const READ: Deed = ("read", FaultClass::Trap, "read was called outside of `restore`");
 
 fn expect(call: &str, deed: Deed, result: Result<(), GuestFault>) {
     let (what, class, says) = deed;
@@ -48,8 +48,8 @@ fn in_init() {
 
 #[test]
 fn in_apply() {
-    let too_few = ("too-few", FaultClass::Trap, "it returned 1 outcomes for 2 commands");
-    let too_many = ("too-many", FaultClass::Trap, "it returned 3 outcomes for 2 commands");
+    let too_few = ("too-few", FaultClass::Trap, "the guest returned 1 outcomes for 2 commands");
+    let too_many = ("too-many", FaultClass::Trap, "the guest returned 3 outcomes for 2 commands");
     let too_much = ("answer 999999999", FaultClass::OutOfMemory, "may have 67108864");
     for deed in DEEDS.into_iter().chain([WRITE, READ, too_few, too_many, too_much]) {
         let mut guest = started(hostile());
@@ -115,7 +115,7 @@ fn an_unreadable_snapshot_is_a_host_failure() {
     expect("restore", broken, guest.restore(&header(hostile(), 9), b"", &mut Broken));
 }
 
-/// A failing output, or a guest that reports a failure, costs the snapshot but not the guest.
+/// If the output fails, or the guest reports a failure, the snapshot fails and the guest goes on.
 #[test]
 fn a_failed_snapshot_leaves_the_guest_alone() {
     let mut guest = started(hostile());
@@ -167,8 +167,8 @@ fn no_outcome_tells_of_a_refusal() {
     }
 }
 
-/// A memory or a table cannot grow beyond a maximum that it declares itself: that is a fault, too,
-/// whatever the group's limit, because its size before the call differs between replicas.
+/// Growing a memory or a table beyond the maximum that it declares itself is a fault, too, whatever
+/// the group's limit, because its size before the call differs between replicas.
 #[test]
 fn a_maximum_of_its_own_is_no_answer_either() {
     let check = |memory: &str, describe: &str, says: &str| {
@@ -195,7 +195,7 @@ fn another_engine_is_refused() {
     assert_eq!(fault.class, FaultClass::Host, "{fault}");
 }
 
-/// A guest may log without end: what the host takes of it is bounded, and it is no fault.
+/// A guest may log without end: the host takes a bounded part of it, and it is no fault.
 #[test]
 fn what_a_guest_says_is_bounded() {
     let mut guest = started(hostile());

@@ -1,4 +1,4 @@
-//! What the limits allow is never a fault, even with everything at its limit at once.
+//! Input within the limits never causes a fault, even with everything at its limit at once.
 
 use bytes::Bytes;
 use lockstep_core::apply::{Answer, ENVELOPE_BYTES_MAX, Ledger, Work};
@@ -89,7 +89,7 @@ fn what_is_too_long_is_not_copied() {
     assert_eq!(answer, NoAnswer::TooLong { bytes: 60 << 20 });
 
     let fault = guest.apply(at(3), &["many".into()]).expect_err("it is not legal");
-    assert!(fault.message.contains("it returned 1000000 outcomes for 1 commands"), "{fault}");
+    assert!(fault.message.contains("guest returned 1000000 outcomes for 1 commands"), "{fault}");
 }
 
 /// Configurations, entries, sessions, outcomes, queries, snapshots, full disks and texts are drawn
@@ -106,7 +106,7 @@ fn nothing_that_the_limits_allow_is_a_fault() {
 /// Which guest is tested, which decides the commands and queries.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
-    /// Answers at whatever length it is told to, and does not cut.
+    /// Answers with the length that it is told, and does not cut its answers.
     Foreign,
     /// Made with the SDK: answers a command with the value that it replaces.
     Kv,

@@ -97,7 +97,7 @@ fn what_differs_between_machines_is_not_valid() {
 
 #[test]
 fn a_module_that_cannot_describe_itself_is_refused() {
-    refuse(&shell("1", "unreachable"), "trap in describe: it aborted");
+    refuse(&shell("1", "unreachable"), "trap in describe: the guest aborted");
     refuse(&shell("1", "loop br 0 end unreachable"), "out of fuel in describe");
     refuse(&shell("1", "call $describe i32.const 1 i32.add"), "stack overflow in describe");
     refuse(&shell("1", "i32.const -4"), "trap in describe");

@@ -86,7 +86,7 @@ impl World {
         self.next_attempt(client, ended);
     }
 
-    /// A caller that is none of the clients asks a query that the guest cannot answer.
+    /// A caller outside the simulated clients sends a query that the guest cannot answer.
     pub(crate) fn ask_badly(&mut self, node: NodeId) {
         let names = self.setup.groups.clone();
         let group = GroupId::of_name(self.rng.pick::<String>(&names));
@@ -97,7 +97,8 @@ impl World {
         };
         replica.next_ticket += 1;
         let ticket = Ticket(replica.next_ticket);
-        // No two of these queries are equal: a group refuses one that took the guest with it.
+        // No two of these queries are equal, because a group refuses a query that failed its guest
+        // before.
         let request = [key, self.ids, ticket.0].iter().flat_map(|n| n.to_le_bytes()).collect();
         self.event(node, group, vec![Event::Query { ticket, request, linearizable: false }]);
     }
@@ -123,7 +124,7 @@ impl World {
     }
 
     fn next_attempt(&mut self, client: usize, ended: bool) {
-        // Its timeout finds another attempt under way, and does nothing.
+        // With a new attempt number, the timeout of the old attempt does nothing.
         self.clients[client].attempt += 1;
         let delay =
             if ended { self.rng.below(250 * MS) } else { self.rng.between(30 * MS, 300 * MS) };
@@ -165,7 +166,7 @@ impl World {
         let lost = self.checks.lost.iter().filter(|(of, _)| *of == group);
         let lost = lost.map(|(_, view)| view.clone());
         let down = self.checks.down.values().filter_map(|views| views.get(&group).cloned());
-        // The log of an old copy counts for nothing.
+        // The log of an old copy does not count.
         let sound = self.nodes.values().filter(|node| node.copy.is_none());
         let up = sound.filter_map(|node| node.process.as_ref());
         up.filter_map(|process| view(process, group)).chain(down).chain(lost).collect()

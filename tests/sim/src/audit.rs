@@ -47,8 +47,8 @@ impl World {
         }
     }
 
-    /// A start would find something to restore or replay, on a disk without faults. Checked whether
-    /// or not the list of snapshots has changed.
+    /// Checks that a start on this disk, if it had no faults, would find something to restore or
+    /// replay; also when the list of snapshots has not changed.
     fn check_recovery_points(&mut self, id: NodeId) {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return };
@@ -96,7 +96,7 @@ impl World {
     fn read_logs(&mut self, id: NodeId) -> Checked {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };
-        // Damage that the simulator did and the node has not found yet is no bug.
+        // Damage that the simulator caused and the node has not found yet is no bug.
         if node.log_rots() || node.unreadable || node.fs.is_halted() {
             return Ok(());
         }
@@ -155,14 +155,14 @@ impl World {
         }
     }
 
-    /// The checks of everything, once the cluster has come to rest.
+    /// Checks everything once the cluster has come to rest.
     pub(crate) fn finish(&mut self) -> Checked {
         let names = self.setup.groups.clone();
         for node in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.read_logs(node)?;
             self.count_strikes(node);
             if !self.nodes[&node].gone.is_empty() {
-                // A new replica runs there, and came to rest with the others.
+                // A new replica of the group runs on that node, and came to rest with the others.
                 self.counters.add("rejoins");
             }
         }

@@ -266,7 +266,7 @@ impl World {
         }
     }
 
-    /// The core has taken a received object, or not.
+    /// The core has decided whether it takes a received object.
     pub(crate) fn judged(&mut self, id: u64, taken: bool) {
         let Some(transfer) = self.transfers.get(&id) else { return };
         if taken && transfer.purpose == Purpose::Wanted {
@@ -345,7 +345,7 @@ impl World {
         self.forget_if_over(id);
     }
 
-    /// A process is gone: its transfers break at their other end.
+    /// A process has ended: its transfers break at their other end.
     pub(crate) fn forget_transfers_of(&mut self, node: NodeId, epoch: u64) {
         let ids: Vec<u64> = self.transfers.keys().copied().collect();
         for id in ids {

@@ -19,7 +19,7 @@ pub struct Record {
     pub key: u64,
     /// The value to write; `None` for a read.
     pub value: Option<u64>,
-    /// A read of whatever state the asked node has.
+    /// The operation is a read of the state that the asked node has.
     pub local: bool,
     pub start_us: u64,
     /// When the answer came.
@@ -45,7 +45,7 @@ pub enum Request {
 pub struct Client {
     pub group: GroupId,
     rng: Rng,
-    /// Has no session, and sends each command once.
+    /// The client has no session, and sends each command once.
     plain: bool,
     session: Option<u64>,
     sequence: u64,
@@ -62,9 +62,9 @@ pub struct Client {
     command_bytes: usize,
     /// The next command is to free memory.
     relief: bool,
-    /// It comes to its end: it begins no new operations but `more`.
+    /// The client is about to end: it begins only `more` operations.
     pub done: bool,
-    /// Operations that it still has to begin.
+    /// Operations that the client still has to begin.
     pub more: u32,
 }
 
@@ -104,7 +104,7 @@ impl Client {
         self.record.is_none() && self.more == 0
     }
 
-    /// Lets it do one last operation, which a healed cluster must serve.
+    /// Lets the client do one last operation, which a healed cluster must serve.
     pub fn end(&mut self) {
         (self.done, self.more) = (true, 1);
     }
@@ -166,7 +166,7 @@ impl Client {
         })
     }
 
-    /// Takes the answer to the current attempt. False if the same has to be asked again.
+    /// Takes the answer to the current attempt. False if the request has to be sent again.
     pub fn answered(
         &mut self,
         answer: Result<Answer, Refusal>,
@@ -209,8 +209,8 @@ impl Client {
         }
     }
 
-    /// Takes the refusal of any attempt, late ones included. True if it settles that a command that
-    /// was sent once was not applied.
+    /// Takes the refusal of any attempt, late ones included. True if the refusal proves that a
+    /// command that was sent once was not applied.
     pub fn told(&mut self, attempt: u64, refusal: &Refusal, records: &mut [Record]) -> bool {
         let Some(at) = self.once.remove(&attempt) else { return false };
         if matches!(refusal, Refusal::Unknown { .. }) {
@@ -227,7 +227,8 @@ impl Client {
         }
     }
 
-    /// Whether all writes of its session are done: it then asks to close it until that succeeds.
+    /// Whether all writes of the session are done: the client then asks to close the session until
+    /// that succeeds.
     pub fn is_closing(&self) -> bool {
         let open = self.session.is_some() && !self.plain;
         open && self.record.is_none() && self.sequence >= self.writes

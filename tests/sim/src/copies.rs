@@ -2,14 +2,15 @@
 //! when an operator starts a node on a backup of its data directory.
 //!
 //! A process on an old copy has a boot count that an earlier life of its replicas has had already.
-//! The first frame from a peer that has heard of the newer life tells it so, and each of its groups
-//! stops before it acts on that frame. The operator then has the node join anew with an empty disk.
-//! What the newer life had promised is lost with its disk; one disk at a time may be lost.
+//! The first frame from a peer that has heard of the newer life shows this to the process, and each
+//! of its groups stops before it acts on that frame. The operator then has the node join anew with
+//! an empty disk. What the newer life had promised is lost with its disk; one disk at a time may be
+//! lost.
 //!
 //! Peers keep boot counts in memory only, and only the leader hears a follower's. An old copy that
-//! no peer can recognize behaves like the right process. So the simulator takes it down as soon as
-//! a replica leads or campaigns that does not know of the newer life, or the old copy itself does
-//! while not all others know.
+//! no peer can recognize behaves like the right process. So the simulator takes the old copy down
+//! as soon as a replica that does not know of the newer life leads or campaigns, or the old copy
+//! itself does so while not all others know.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,9 +47,9 @@ pub struct Image {
 
 /// A node whose disk is an old copy.
 pub struct Copy {
-    /// The lives that it lacks: those that its peers heard of last.
+    /// The lives that the copy lacks: those that its peers heard of last.
     newer: Lives,
-    /// Looks in a row at which it still ran, though its peers could reach it.
+    /// Looks in a row at which the copy still ran, though its peers could reach it.
     looks: u64,
 }
 
@@ -99,7 +100,7 @@ fn among_others(configuration: &Configuration, replica: ReplicaId) -> bool {
 }
 
 impl World {
-    /// A process is about to end: gives its lives, if an image of its disk is to be kept.
+    /// A process is about to end: returns its lives if an image of its disk is to be kept.
     pub(crate) fn lives_to_keep(&mut self, id: NodeId) -> Option<Lives> {
         let drawn = self.rng.percent(60);
         let node = &self.nodes[&id];
@@ -149,7 +150,7 @@ impl World {
         process.lives().iter().all(|(group, life)| {
             let durable = process.reader.state(*group).is_some_and(|s| s.boot == life.boot);
             let older = image.lives.get(group).is_some_and(|old| {
-                // The next start on the image counts no higher than the one that is known.
+                // The next start on the image counts no higher than the newer life that peers know.
                 old.replica == life.replica && old.boot < life.boot
             });
             durable && older && self.leader_knows(id, *group, life)
@@ -273,7 +274,7 @@ impl World {
     /// The process of an old copy has ended: its node joins anew with an empty disk.
     pub(crate) fn copy_ends(&mut self, id: NodeId) {
         let Some(copy) = self.nodes.get_mut(&id).and_then(|node| node.copy.take()) else { return };
-        // Its log held nothing that the newer one had not, or nothing that was counted.
+        // The copy's log held nothing that the newer log lacked, or nothing that counted.
         self.checks.down.remove(&id);
         self.empty_disk(id);
         self.are_gone(id, copy.newer.into_values().map(|life| life.replica));

@@ -33,7 +33,7 @@ impl World {
         self.counters.add("reads told to fail");
     }
 
-    /// Something else in the process takes all descriptors: no file can be opened.
+    /// Another part of the process takes all descriptors: no file can be opened.
     pub(crate) fn take_descriptors(&mut self, node: NodeId) {
         if self.nodes[&node].process.is_none() {
             return;
@@ -74,7 +74,8 @@ impl World {
             return;
         }
         self.counters.add("hanging disks");
-        // If it hung to the end while another node had lost its disk, a majority might be missing.
+        // If the disk hung to the end while another node had lost its disk, no majority might be
+        // left.
         let stays = self.rng.percent(30) && self.may_weaken(node);
         self.nodes.get_mut(&node).expect("a node").hangs_since = Some(self.now);
         if stays {
@@ -152,7 +153,7 @@ impl World {
         self.are_gone(id, lived);
     }
 
-    /// Empties the disk of a node that is down; gives the replicas that it held.
+    /// Empties the disk of a node that is down; returns the replicas that it held.
     pub(crate) fn empty_disk(&mut self, id: NodeId) -> Vec<ReplicaId> {
         let views: Vec<_> = self.checks.down.remove(&id).into_iter().flatten().collect();
         let lived = views.iter().map(|(_, view)| view.replica).collect();

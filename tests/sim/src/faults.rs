@@ -120,7 +120,8 @@ impl World {
         let epoch = process.epoch;
         drop(process);
         if ended {
-            // Its files are closed, but a later loss of power may still take what it did not sync.
+            // The process's files are closed, but a later loss of power may still take what it did
+            // not sync.
             let node = self.nodes.get_mut(&id).expect("a node");
             node.fs.heal();
             node.unreadable = false;
@@ -162,7 +163,7 @@ impl World {
         self.counters.add("pauses");
     }
 
-    /// Its clock runs up to a tenth too fast or too slow.
+    /// Makes a node's clock run up to a tenth too fast or too slow.
     fn drift(&mut self, node: NodeId) {
         let drift = self.rng.between(0, 200_000) as i64 - 100_000;
         let since = self.now;

@@ -88,7 +88,7 @@ pub struct SimModule {
     info: GuestInfo,
 }
 
-/// The key of a query that traps and takes the guest with it.
+/// The key of a query that traps, which fails the guest.
 pub const FATAL_KEY: u64 = u64::MAX;
 /// The key of a query that runs out of fuel.
 pub const ENDLESS_KEY: u64 = u64::MAX - 1;
@@ -159,11 +159,11 @@ struct SimGuest {
     traps: Traps,
     ballast: usize,
     grows: u64,
-    /// The most bytes of memory that it may have.
+    /// The most bytes of memory that the guest may have.
     most: u64,
     state: State,
-    /// The most bytes that commands had taken at a time: what they free is given back only when
-    /// the guest is built again.
+    /// The most bytes that commands had taken at a time: freed memory is released only when the
+    /// guest is built again.
     taken: u64,
     dead: bool,
 }

@@ -16,7 +16,7 @@ use crate::world::{Action, Captured, MS, SECOND, World};
 const HANGS_AGAIN: u64 = 100 * MS;
 /// How long an apply lane waits at a checkpoint for the disk of its snapshots.
 const DISK_PATIENCE: u64 = 3 * SECOND;
-/// Numbers of callers that are none of the clients begin here.
+/// The first number of callers outside the simulated clients.
 const STRANGERS: u64 = 1_000;
 
 impl World {
@@ -189,8 +189,8 @@ impl World {
         }
     }
 
-    /// Whether the lane's next job is a restore that still has to wait: for a place, or because it
-    /// takes a while.
+    /// Whether the lane's next job is a restore that is not done yet: it waits for a place, or
+    /// takes its time.
     fn restore_waits(&mut self, node: NodeId, epoch: u64, group: GroupId) -> bool {
         let (now, calm) = (self.now, self.calm);
         let mut rng = self.rng.fork();

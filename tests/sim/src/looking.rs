@@ -106,7 +106,7 @@ impl World {
     pub(crate) fn state(&mut self, node: NodeId, group: GroupId, state: &ReplicaState) {
         match state {
             ReplicaState::Stopped(Stopped::Failed(fault)) => self.fails(node, group, fault),
-            // Its node joins as a new replica.
+            // The node joins as a new replica.
             ReplicaState::Stopped(Stopped::Removed) => {
                 self.counters.add("removed replicas");
                 self.after(SECOND, Action::Start { node });
@@ -164,7 +164,7 @@ impl World {
         self.check(had_memory);
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
-            // It tries again by itself once it can open files.
+            // The replica tries again by itself once it can open files.
             _ if halt.fault.lacks_resource() && self.nodes[&node].unreadable => {
                 self.counters.add("replicas halted for want of descriptors");
             }
@@ -187,7 +187,7 @@ impl World {
     fn is_short(&mut self, node: NodeId, shortage: Shortage) {
         self.counters.add("disk full state");
         match shortage {
-            // The log itself asks for two segments at most; the rest is for the next snapshot.
+            // The log itself needs two segments at most; a larger need includes the next snapshot.
             Shortage::Disk { need, .. } if need > 2 * self.setup.segment_bytes => {
                 self.counters.add("logs near the next snapshot's space");
             }

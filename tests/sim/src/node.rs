@@ -43,13 +43,13 @@ pub struct Node {
     pub id: NodeId,
     pub fs: MemFs,
     pub process: Option<Process>,
-    /// Its configuration names the nodes 1 to this.
+    /// The node's configuration names nodes 1 to this.
     pub members: u16,
-    /// How far its wall clock was ahead of simulated time when it was last set, ms.
+    /// How far the node's wall clock was ahead of simulated time when it was last set, ms.
     pub clock_ms: i64,
-    /// How much faster than simulated time its clock runs, in millionths.
+    /// How much faster than simulated time the node's clock runs, in millionths.
     pub drift: i64,
-    /// Since when it has drifted so.
+    /// Since when the clock has had this drift.
     pub drift_since: u64,
     pub time: SimClock,
     /// The process is paused, and runs nothing, until then.
@@ -73,7 +73,7 @@ pub struct Node {
     pub unreadable: bool,
     /// Other data fills the disk of its log.
     pub log_filled: bool,
-    /// When that last ended.
+    /// When other data last stopped filling the disk of its log.
     pub log_freed_at: u64,
     /// Since when the disk of its log hangs: no operation on it returns.
     pub hangs_since: Option<u64>,
@@ -81,18 +81,18 @@ pub struct Node {
     pub store_hangs: StoreHang,
     /// An image of its disk, taken when an earlier process ended.
     pub image: Option<Image>,
-    /// Set while it runs on such an image.
+    /// Set while the node runs on such an image.
     pub copy: Option<Copy>,
 }
 
 /// Whether a separate disk of snapshots hangs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreHang {
-    /// It answers.
+    /// The disk answers.
     No,
-    /// It hangs, and no apply lane has waited for it yet.
+    /// The disk hangs, and no apply lane has waited for it yet.
     Unnoticed,
-    /// It hangs, and an apply lane has waited for it in vain.
+    /// The disk hangs, and an apply lane has waited for it in vain.
     Noticed,
 }
 
@@ -135,9 +135,9 @@ pub struct Replica {
 /// A client that waits for an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiter {
-    /// Its number among the world's clients.
+    /// The client's number in the world.
     pub client: usize,
-    /// Its attempt: once it makes another one, it no longer waits.
+    /// The client's attempt: once it makes another one, it no longer waits for this.
     pub attempt: u64,
 }
 
@@ -145,9 +145,9 @@ pub struct Waiter {
 #[derive(Default)]
 pub struct Seen {
     pub commit: u64,
-    /// The snapshots that it lists.
+    /// The snapshots that the replica lists.
     pub listed: Vec<SnapshotDesc>,
-    /// Those of them that it knows, or was just told, to be corrupt.
+    /// Those of them that the replica knows, or was just told, to be corrupt.
     pub corrupt: Vec<ObjectRef>,
 }
 
@@ -247,7 +247,7 @@ impl Node {
         self.store_hangs != StoreHang::No || self.hangs_since.is_some()
     }
 
-    /// Its wall time.
+    /// The node's wall time.
     pub fn wall_ms(&self, now: u64) -> u64 {
         let gone = i64::try_from(now.saturating_sub(self.drift_since)).unwrap_or(i64::MAX);
         let drifted = gone / 1_000 * self.drift / 1_000_000;
@@ -281,8 +281,9 @@ impl Node {
         self.fs.has(path) && self.process.as_ref().is_none_or(counts)
     }
 
-    /// Whether a start may still read the damaged segment: it is part of the log, or no batch since
-    /// has said that it no longer is. Its file may be gone by then, and come back with a crash.
+    /// Whether a start may still read the damaged segment: the segment is part of the log, or no
+    /// batch since has recorded that it no longer is. Its file may be deleted by then, and come
+    /// back with a crash.
     pub fn log_may_rot(&mut self) -> bool {
         if self.log_rots() {
             self.left_at = None;
@@ -295,12 +296,12 @@ impl Node {
         batches == *self.left_at.get_or_insert(batches)
     }
 
-    /// Whether data that does not verify here may be the doing of the simulator's faults.
+    /// Whether the simulator's faults may be the cause of data that does not verify here.
     pub fn is_doubtful(&self) -> bool {
         self.rotted || self.unreadable
     }
 
-    /// Replaces its disk by an empty one.
+    /// Replaces the node's disk with an empty one.
     pub fn wipe(&mut self, setup: &Setup) {
         self.process = None;
         self.fs = disk(setup);
@@ -309,7 +310,7 @@ impl Node {
         (self.image, self.copy) = (None, None);
     }
 
-    /// Starts a process on what the disk holds; gives the effects of opening each group.
+    /// Starts a process on what the disk holds; returns the effects of opening each group.
     pub fn start(
         &mut self,
         setup: &Setup,

@@ -6,8 +6,8 @@
 //! unlists an older recovery point to free space, cuts its log, deletes segments, and restarts.
 //! Nothing else goes wrong. Afterwards the cluster must converge, and every checker runs.
 //!
-//! Either the disk halts at the operation, and unsynced writes are lost or kept in part; or the
-//! operation fails; or a read does.
+//! Either the disk halts at the operation, and unsynced writes are lost or kept in part, or the
+//! operation fails, or a read fails.
 
 use lockstep_core::entry::Profile;
 use lockstep_core::group::SnapshotPolicy;
@@ -112,7 +112,7 @@ impl Strike {
         }
     }
 
-    /// How many operations of the kind that it strikes there have been.
+    /// How many operations of the kind that this strike hits have taken place.
     fn count(self, fs: &MemFs) -> u64 {
         match self {
             Self::Crash(_) | Self::Fail(_) => fs.ops(),
@@ -120,7 +120,7 @@ impl Strike {
         }
     }
 
-    /// Strikes the disk's operation number `at`, unless that is past.
+    /// Strikes the disk's operation number `at`, unless that has already taken place.
     fn arm(self, fs: &MemFs, at: u64) {
         if at <= self.count(fs) {
             return;
@@ -145,7 +145,7 @@ impl World {
         let base = strike.count(&fs);
         let arm = || op.into_iter().for_each(|op| strike.arm(&fs, base + op));
         arm();
-        // The read that fails may be one of a checker.
+        // The read that fails may be a checker's.
         let unreadable = strike == Strike::FailRead;
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
         self.network.cut.clear();
@@ -170,19 +170,21 @@ impl World {
             world.acknowledged() >= before + 150 && world.serves_with(2)
         })?;
         if self.nodes[&VICTIM].process.is_some() {
-            // This crash keeps the same whichever operation is struck.
+            // What this crash keeps does not depend on the operation that is struck.
             let keep = std::mem::replace(&mut self.keep, strike.keeps(0));
             self.fall(VICTIM, false);
             self.keep = keep;
             self.after(100 * MS, Action::Start { node: VICTIM });
         }
-        // The crash disarmed a strike that was still to come: it may hit the start.
+        // The crash disarmed a strike that had not happened yet: arm it again, so that it may hit
+        // the start.
         arm();
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = unreadable;
         self.until("victim that serves again", |world| world.serves_with(1))?;
         self.nodes.get_mut(&VICTIM).expect("the third").unreadable = false;
         let ops = strike.count(&fs) - base;
-        // Up to the strike the story is the one without a strike, so it has that operation.
+        // Up to the strike the story equals the one without a strike, so it must have that
+        // operation.
         if let Some(op) = op.filter(|op| *op > ops) {
             return violated("points", format!("there were only {ops} operations, not {op}"));
         }
@@ -219,8 +221,8 @@ impl World {
     }
 }
 
-/// Strikes every operation of the story in every way, on as many threads as there are cores. Gives
-/// the number of operations and of reads, or what went wrong.
+/// Strikes every operation of the story in every way, on as many threads as there are cores.
+/// Returns the number of operations and of reads, or what went wrong.
 pub fn every_point(seed: u64) -> Result<(u64, u64), String> {
     let (mut points, mut most) = (Vec::new(), (0, 0));
     for strike in STRIKES {

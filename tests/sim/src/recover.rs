@@ -22,7 +22,7 @@ impl World {
             let down = self.rng.between(100 * MS, 5 * SECOND);
             self.after(down, Action::Start { node: *id });
         }
-        // Without a node that has the newest log of every group, all just restart.
+        // If no node has the newest log of every group, all nodes just restart.
         let Some(keeper) = self.newest(&ids) else { return };
         if self.nodes[&keeper].rotted {
             // No other replica would be left to repair its snapshot from.
@@ -52,7 +52,7 @@ impl World {
         newest.iter().all(|id| *id == newest[0]).then_some(newest[0])
     }
 
-    /// Does what the command does. False if the disk failed.
+    /// Does what `recover --keep-only-me` does. False if the disk failed.
     fn keep_only(&mut self, id: NodeId) -> bool {
         let nonce = self.rng.next_u64();
         let Ok((mut wal, groups)) = self.nodes[&id].open(&self.setup, nonce) else { return false };

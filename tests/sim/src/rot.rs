@@ -19,8 +19,8 @@ use crate::world::World;
 pub enum Batch {
     /// The next batch that is written.
     Next,
-    /// It is written: the segment, its file, and the bytes that it takes there. It is damaged once
-    /// another batch is durable after it.
+    /// The batch is written: its segment, the file, and the bytes that the batch takes there. It is
+    /// damaged once another batch is durable after it.
     Written(u64, PathBuf, Range<u64>),
 }
 
@@ -92,7 +92,8 @@ impl World {
         }
     }
 
-    /// Has the next batch of the log damaged, once another one is durable after it.
+    /// Selects the next batch of the log for damage, which follows once another batch is durable
+    /// after it.
     pub(crate) fn rot_a_batch(&mut self, id: NodeId) {
         if self.may_weaken(id) {
             self.nodes.get_mut(&id).expect("a node").batch = Some(Batch::Next);

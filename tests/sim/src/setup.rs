@@ -24,14 +24,14 @@ pub struct Setup {
     /// A guest's limit of memory.
     pub memory_bytes: u64,
     pub budget_bytes: u64,
-    /// The most of it that one group may take.
+    /// The most of the budget that one group may take.
     pub cap_bytes: u64,
     /// How many groups of a node may take a snapshot at once, and how many may restore one.
     pub places: usize,
     pub disk_bytes: u64,
     /// Snapshots lie on a filesystem of their own.
     pub apart: bool,
-    /// Nodes 1 to this bootstrap the groups; the others join later.
+    /// Nodes 1 to this are the initial voters of the groups; the others join later.
     pub initial_voters: u16,
     /// Which operations fail on a full disk, beside those that need space.
     pub late: LateFull,
@@ -121,7 +121,7 @@ fn crowd(setup: &mut Setup, rng: &mut Rng) {
     }
 }
 
-/// Sometimes each group has a cap: what two snapshots need, and a little.
+/// Sometimes each group has a cap, a little more than two snapshots need.
 fn cap(setup: &mut Setup, rng: &mut Rng) {
     if rng.percent(30) {
         let object = setup.ballast as u64 + (64 << 10);

@@ -21,7 +21,7 @@ const HANGS: u64 = 60 * SECOND;
 /// Ticks that may pass without an answer while the leader's disk hangs: one second until it is
 /// noticed, an election, and the time in which clients find the new leader.
 const LEADER_TICKS_MAX: u64 = 60;
-/// The same while a follower's disk hangs, which delays nobody.
+/// Ticks that may pass without an answer while a follower's disk hangs, which delays nobody.
 const FOLLOWER_TICKS_MAX: u64 = 20;
 
 /// The story in which the disk of the leader's snapshots hangs.
@@ -117,7 +117,7 @@ impl World {
         Ok(())
     }
 
-    /// The replica that takes itself for the leader, in the highest term.
+    /// The node that considers itself the leader, in the highest term.
     fn leads(&self) -> Option<NodeId> {
         let group = GroupId::of_name(GROUP);
         let statuses = self

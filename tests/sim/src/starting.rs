@@ -49,7 +49,7 @@ impl World {
                 self.copy_ends(id);
                 self.after(SECOND, Action::Start { node: id });
             }
-            // A lost sector of its log does not come back: its operator has the node join anew.
+            // A lost sector of the log does not come back, so the operator has the node join anew.
             Err(NoStart::Disk(_)) if self.nodes[&id].log_lost => {
                 self.counters.add("rejoins with a bad log");
                 self.lose_disk(id);
@@ -90,7 +90,8 @@ impl World {
         }
         process.replicas.iter().any(|(group, replica)| match replica.group.state() {
             ReplicaState::Stopped(_) => true,
-            // No replica has a snapshot that it could go on from.
+            // A halted replica needs a restart if no replica has a snapshot that it could go on
+            // from.
             ReplicaState::Running(Running::Halted(halt)) => {
                 halt.applied_by.is_none() || self.all_halt(*group)
             }

@@ -78,9 +78,9 @@ impl World {
         self.nodes[&node].paused_until > self.now
     }
 
-    /// Puts off an action of a paused node.
+    /// Postpones an action of a paused node.
     pub(crate) fn put_off(&mut self, node: NodeId, action: Action) {
-        // At most for a second at a time: healing may end the pause early.
+        // Postpones by a second at most, because healing may end the pause early.
         let until = self.nodes[&node].paused_until.min(self.now + SECOND);
         self.at(until + 1, action);
     }
@@ -104,7 +104,7 @@ impl World {
         let groups: Vec<GroupId> = process.replicas.keys().copied().collect();
         let changed = std::mem::replace(&mut process.stalled, stalled) != stalled;
         let (mut wanted, mut spaces) = (Vec::new(), Vec::new());
-        // A store lane that hangs or is busy is not asked.
+        // A store lane that hangs, or has lists in its queue, is skipped.
         for (group, replica) in process.replicas.iter().filter(|(_, r)| !hangs && r.store.is_idle())
         {
             let (unlist, space) =

@@ -1,7 +1,7 @@
 //! A store lane with a queue: lists of snapshots, whose results nobody waits for, are carried out
 //! later, in their order.
 //!
-//! - While a list and its deletions wait, everything else goes on, and may even crash.
+//! - While a list and its deletions wait, everything else goes on, and the process may even crash.
 //! - A job whose caller waits for the result runs after all lists before it.
 //! - A checker sees the store as it is, and changes nothing.
 

@@ -23,10 +23,10 @@ pub struct Transfer {
     pub _slot: DiskPlace,
     pub requests: VecDeque<BulkRequest>,
     pub replies: VecDeque<BulkReply>,
-    /// The receiver is gone or has ended: frames on their way to it are lost.
+    /// The receiver's process or its transfer has ended: frames on their way to it are lost.
     pub receiver_broken: bool,
-    /// The sender is gone or has ended: replies on their way to it are lost.
+    /// The sender's process or its transfer has ended: replies on their way to it are lost.
     pub sender_broken: bool,
-    /// Until when no frame passes.
+    /// The time until which no frame passes.
     pub stalled_until: u64,
 }

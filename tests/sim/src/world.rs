@@ -28,7 +28,7 @@ pub const EVENTS_MIN: u64 = 20_000;
 pub const ACKNOWLEDGED_MIN: u64 = 500;
 /// Faults strike for at least this long.
 const SAFETY_MIN: u64 = 150 * SECOND;
-/// A run that has not had enough events and operations after this time is stuck.
+/// A run without enough events and operations after this time counts as stuck.
 const SAFETY_MAX: u64 = 3_600 * SECOND;
 /// Ticks (of 100 ms) within which a healed cluster must serve and agree.
 pub const CONVERGE_TICKS: u64 = 1_500;
@@ -172,7 +172,7 @@ pub struct World {
     pub ambush: bool,
     /// Print every action.
     pub verbose: bool,
-    /// The nodes 1 to this are members of the groups.
+    /// Nodes 1 to this are members of the groups.
     pub members: u16,
     /// How often `look` has run.
     pub looks: u64,
@@ -488,7 +488,7 @@ impl World {
     }
 }
 
-/// A number that tells frames apart in the trace.
+/// A number that stands for a frame in the trace.
 fn frame_checkpoint(frame: &Frame) -> u64 {
     let body = match &frame.body {
         lockstep_core::group::Body::Raft(message) => {

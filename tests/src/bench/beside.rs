@@ -1,4 +1,5 @@
-//! Readers beside writers: what queries cost commands, and what an excessive query costs others.
+//! Readers and writers at the same time: how queries slow down commands, and how an excessive query
+//! slows down others.
 //!
 //! - Writers wait for each answer. Their latency is measured without readers, and with as many
 //!   readers that ask queries of some 15 ms as fast as they can.
@@ -29,14 +30,14 @@ const READERS: usize = 64;
 const QUERY: Duration = Duration::from_millis(15);
 /// How often a query is tried to find out how long it takes, and how many queries are tried.
 const TRIES: usize = 5;
-/// How many turns the loop of the first query tried makes.
+/// How many turns the loop of the first query makes.
 const TURNS: u64 = 1_000_000;
 /// Bytes of a command, which does nothing but count.
 const COMMAND_BYTES: usize = 256;
 /// What the `scan` reads: more than the fuel of a query allows.
 const LARGE_VALUES: usize = 100;
 const LARGE_BYTES: usize = 900_000;
-/// How many times slower commands may be beside queries, and the time of one query on top.
+/// How many times slower commands may be while queries run; the time of one query is added.
 const SLOWER_MAX: f64 = 3.0;
 
 /// What one round showed, or the medians of all. Times in milliseconds.

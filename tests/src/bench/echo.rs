@@ -1,4 +1,5 @@
-//! A process that answers each message with itself: the ceiling of anything over gRPC here.
+//! A process that echoes each message, which shows the most that any server over gRPC can do on
+//! this machine.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -28,7 +28,7 @@ impl Histogram {
         self.0.len()
     }
 
-    /// The time, in microseconds, which this part of the calls did not exceed; 0 without calls.
+    /// The time, in microseconds, that this fraction of the calls did not exceed; 0 without calls.
     pub(crate) fn quantile(&self, part: f64) -> u64 {
         self.0.value_at_quantile(part)
     }

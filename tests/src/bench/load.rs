@@ -1,4 +1,4 @@
-//! Clients that make one call after the other for a while, and what they saw.
+//! Clients that make one call after the other for a given time, and their results.
 //!
 //! - A call counts for rate and latency if its answer came within the window. Calls before it warm
 //!   up; those after it are only waited for.
@@ -32,7 +32,7 @@ pub(crate) struct Window {
     end: Instant,
 }
 
-/// What one client, or all of them, saw.
+/// The results of one client, or of all.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Tally {
     /// Answers within the window.
@@ -134,8 +134,8 @@ impl Clients {
         Self { tasks }
     }
 
-    /// Waits for the last answers. Clients that wait longer than [`DRAIN`] count as one error
-    /// together.
+    /// Waits for the last answers. All clients that wait longer than [`DRAIN`] count as a single
+    /// error.
     pub(crate) async fn finish(mut self) -> Tally {
         let mut sum = Tally::default();
         let deadline = Instant::now() + DRAIN;

@@ -1,4 +1,4 @@
-//! What readers have to know of the machine to believe a figure.
+//! What readers have to know about the machine to interpret a figure.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub(crate) fn load() -> f64 {
     text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
 }
 
-/// Refuses a directory in memory, where syncing costs nothing and a figure says nothing.
+/// Refuses a directory in memory, where syncs cost nothing and figures would mean nothing.
 pub(crate) fn refuse_tmpfs(dir: &Path) -> Result<()> {
     let found =
         statfs(dir).with_context(|| format!("finding the filesystem of {}", dir.display()))?;
@@ -47,7 +47,8 @@ pub(crate) fn refuse_tmpfs(dir: &Path) -> Result<()> {
 pub(crate) fn cpu_micros(process: &str) -> Result<f64> {
     let file = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-    // The name, in parentheses, may hold anything; what follows are fields from the third on.
+    // The process name, in parentheses, may hold any character; after it come the fields from the
+    // third on.
     let fields = text.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
     let mut ticks = fields.split_whitespace().skip(11).map_while(|field| field.parse::<f64>().ok());
     let (user, system) = (ticks.next(), ticks.next());

@@ -170,7 +170,8 @@ impl Replicas {
         Ok(channels.into_iter().map(connect).collect())
     }
 
-    /// How often each node has synced its log, by its own count. Exact only once all is quiet.
+    /// How often each node has synced its log, by its own count. Exact only while no calls are
+    /// under way.
     pub(crate) async fn fsyncs(&self) -> Result<Vec<u64>> {
         tokio::time::sleep(STATUS_AGE).await;
         let states = self.states().await.into_iter();

@@ -15,7 +15,7 @@ use crate::process::Process;
 pub(crate) const NODES: usize = 3;
 /// How long a cluster may take until it serves.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a wait checks whether it does.
+/// How often a wait checks whether the cluster serves.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 /// A system that is measured.
@@ -48,7 +48,8 @@ pub(crate) enum What {
     Read,
     /// This many commands under way on each stream.
     Stream { in_flight: usize },
-    /// The same through the client library, with all it does for its users.
+    /// This many commands under way on each stream of the client library, with all that it does for
+    /// its users.
     Pipeline { in_flight: usize },
 }
 
@@ -91,7 +92,7 @@ pub(crate) enum System {
 }
 
 impl System {
-    /// Starts its processes on `host`, with their files in `dir`.
+    /// Starts the system's processes on `host`, with their files in `dir`.
     pub(crate) fn start(kind: Kind, dir: &Path, host: &str) -> Result<Self> {
         Ok(match kind {
             Kind::Lockstep => {
@@ -112,7 +113,7 @@ impl System {
         }
     }
 
-    /// Waits until it serves; returns which process leads.
+    /// Waits until the system serves; returns which process leads.
     pub(crate) async fn leader(&self) -> Result<usize> {
         match self {
             Self::Lockstep(replicas) => replicas.leader().await,

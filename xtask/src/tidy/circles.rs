@@ -1,8 +1,8 @@
 //! Files of one folder that import each other in a circle: each of them can only be read, and
 //! changed, together with all the others.
 //!
-//! What counts is a path from `crate` or `super` on, in code that is no test. A parent module and
-//! its children are one: it names them to have them.
+//! Only paths that begin with `crate` or `super` count, and only outside tests. A parent module and
+//! its children count as one module, because the parent has to name its children.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,7 +10,7 @@ use super::{Tree, Violation};
 
 /// The folders whose files the map names one by one.
 const MAPPED: [&str; 4] = ["host/src/", "host/core/src/", "host/client/src/", "guest-sdk/src/"];
-/// How a name in backquotes begins that is taken for a path.
+/// A name in backquotes that begins like this counts as a path.
 const TOPS: [&str; 11] = [
     "host/",
     "guest-sdk/",
@@ -24,7 +24,7 @@ const TOPS: [&str; 11] = [
     "src/",
     "./",
 ];
-/// How a name in backquotes ends that is taken for a file at the root.
+/// A name in backquotes that ends like this counts as a file at the root.
 const ENDS: [&str; 3] = [".md", ".toml", ".rs"];
 const MAP: &str = "ARCHITECTURE.md";
 const INDEX: &str = "docs/decisions/README.md";

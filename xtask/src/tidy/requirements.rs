@@ -3,8 +3,8 @@
 //! * Ids, sentences and kinds in the table are written by hand; tests and counts are filled in from
 //!   the tree by `cargo xtask tidy --fix`, planted bugs by `cargo xtask mutants`.
 //! * A test names the ids that it covers in a line of its documentation, `/// Covers X1 X2.`, a
-//!   script in a line `# Covers X1 X2.` below its title. At most three: a test that covers
-//!   everything shows nothing.
+//!   script in a line `# Covers X1 X2.` below its title. A test names at most three ids, because a
+//!   test that covers everything shows nothing.
 //! * A bug counts for an id if a test of that id failed with it ([`update`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ const KINDS: [&str; 3] = ["as written", "by intent", "superseded"];
 /// The ids that another rule replaces; only these may be superseded.
 const SUPERSEDED: [&str; 14] =
     ["L8", "P10", "G6", "K11", "K13", "K16", "K19", "O4", "O10", "I1", "F4", "F6", "F7", "U5"];
-/// How the lines begin that are filled in: the counts, and the ids without a bug.
+/// The beginnings of the lines that are filled in: the counts, and the ids without a bug.
 const COUNTS: &str = "**Counts.**";
 const UNPROVEN: &str = "**No planted bug makes these fail.**";
 
@@ -149,8 +149,8 @@ fn naming<'a>(tests: &'a [Test], id: &str) -> impl Iterator<Item = &'a Test> {
     tests.iter().filter(move |test| test.ids.iter().any(|have| have == id))
 }
 
-/// The bugs with which a test of an id fails: those in its row that were not tried now, and those
-/// tried now that a test of the id caught.
+/// The bugs with which a test of an id fails: those in the id's row that were not tried now, and
+/// those tried now that a test of the id caught.
 fn bugs(tests: &[Test], tried: &Tried, id: &str, row: &str) -> BTreeSet<String> {
     let had = row.split('|').nth(5).unwrap_or_default();
     let had = had.split('`').skip(1).step_by(2).filter(|bug| !tried.contains_key(*bug));

@@ -19,13 +19,13 @@ struct Fence {
     rule: &'static str,
     /// The files that the rule is about.
     within: &'static [&'static str],
-    /// Beginnings of paths that may not be named there.
+    /// Beginnings of paths that may not be named in these files.
     names: &'static [&'static str],
-    /// Beginnings of paths that may be named there all the same.
+    /// Exceptions: beginnings of paths that may be named in these files.
     but: &'static [&'static str],
-    /// The files that may name them; a folder ends with `/`.
+    /// The files that may name these paths; a folder ends with `/`.
     doors: &'static [&'static str],
-    /// Whether tests may name them, too.
+    /// Whether tests may name these paths, too.
     tests_may: bool,
     why: &'static str,
 }
@@ -61,13 +61,13 @@ const FENCES: [Fence; 6] = [
         but: &[],
         doors: &[
             "host/src/fs/disk.rs",
-            // Memory is mapped there; its files have no name and are on no disk.
+            // This file maps memory; the mapped files have no name and are on no disk.
             "host/src/guest/memory.rs",
             // The process logs to descriptors that it inherited.
             "host/src/logging.rs",
             // The configuration is read before there is an `Fs`.
             "host/src/config.rs",
-            // Commands that run beside a node, on files that are not a node's.
+            // These commands run beside a node, on files that are not a node's.
             "host/src/main.rs",
             "host/src/cli.rs",
             "host/src/cli/",
@@ -304,7 +304,7 @@ fn words(source: &Source, report: &mut impl FnMut(usize, &'static str, String)) 
         for line in 0..source.code.len() {
             let code = &source.code[line];
             let comment = source.comments[line].trim();
-            // A comment may say anything: only what stands before it counts.
+            // Comments are not searched: only the text before them counts.
             let raw = source.raw[line].strip_suffix(comment).unwrap_or(source.raw[line]);
             let text = if word.in_strings { raw } else { code };
             if let Some(found) = word.any.iter().find(|piece| text.contains(**piece)) {

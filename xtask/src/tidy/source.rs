@@ -1,9 +1,9 @@
 //! A Rust file, split just far enough to tell code, comments and strings apart.
 //!
 //! * Every line has three views with the same number of characters: as it is, only its code, only
-//!   its comments. What belongs elsewhere is blank; in the code, the characters of a string are
-//!   `"`, those of a raw string or a character literal `~`.
-//! * The lexer is that of the compiler. Macros are not expanded.
+//!   its comments. Characters that do not belong to a view are blank in it; in the code, the
+//!   characters of a string are `"`, those of a raw string or a character literal `~`.
+//! * The lexer is the compiler's. Macros are not expanded.
 
 use std::ops::Range;
 

@@ -6,18 +6,18 @@
 
 use super::{Tree, Violation};
 
-/// Where the table is.
+/// The document with the table.
 const TABLE: &str = "ARCHITECTURE.md";
-/// Its first line.
+/// The table's first line.
 const HEAD: &str = "| word | in the field | not used | meaning here |";
-/// How the sentence begins that names more such words, each between asterisks.
+/// The beginning of the sentence that names more such words, each between asterisks.
 const PROSE: &str = "In prose, name the subject; do not write ";
-/// What is text, by the ends of the names of files.
+/// The endings of the names of files that hold text.
 const TEXTS: [&str; 7] = [".rs", ".md", ".proto", ".wit", ".txt", ".toml", ".js"];
-/// What was drawn by chance, not written.
+/// Files that a fuzzer generated, which nobody wrote.
 const DRAWN: &str = "tests/fuzz/corpus/";
 
-/// A word or phrase, and what is said instead.
+/// A word or phrase that is not used, and the word to write instead.
 struct Unused<'a> {
     words: Vec<&'a str>,
     instead: &'a str,

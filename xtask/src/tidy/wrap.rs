@@ -4,7 +4,7 @@
 //!   indent; what stands in a fence, in a table or after code is left alone.
 //! * A string is cut after a blank with a `\`, which does not change its value. Raw strings are
 //!   left alone.
-//! * A line with no place to cut stays long. Wrapping twice does the same as wrapping once.
+//! * A line with no place to cut stays long. Wrapping twice gives the same result as wrapping once.
 
 use super::source::Source;
 
@@ -132,7 +132,7 @@ fn cut_string(line: &str, code: &[char], width: usize) -> Option<(String, String
         let next = chars.get(at + 1).copied().unwrap_or(' ');
         in_string(at) && in_string(at + 1) && chars[at] == ' ' && !" \"".contains(next)
     };
-    // The blank stays before the `\`, which takes the last column.
+    // The blank stays in front of the `\`, which takes the last column.
     let cut = (blanks + 1..width.min(chars.len()) - 1).rev().find(|at| may_cut(*at))?;
     let inside = blanks > 0 && in_string(0);
     let indent = " ".repeat(match chars.get(blanks) {

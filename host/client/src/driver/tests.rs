@@ -74,7 +74,7 @@ async fn a_node_that_is_left_may_answer_until_it_is_silent() {
     assert_eq!(driver.is_over(&stream), stream.leaving, "it has answered");
 }
 
-/// A deadline that is shorter than an attempt hides no silence.
+/// The driver leaves a silent node even if the commands' deadlines are shorter than an attempt.
 #[tokio::test]
 async fn a_node_is_left_that_lets_commands_expire() {
     let (mut driver, [sent, _kept]) = driver();
@@ -101,7 +101,7 @@ async fn a_later_command_may_expire_first() {
     assert!(matches!(kept, Ok(Err(Error::Refused { .. }))), "{kept:?}");
 }
 
-/// Neither while a stream is opened nor while the driver pauses.
+/// Commands end at their deadlines also while a stream is opened and while the driver pauses.
 #[tokio::test]
 async fn commands_expire_whatever_the_driver_waits_for() {
     let (mut driver, answers) = driver();

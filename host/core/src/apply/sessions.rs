@@ -46,7 +46,8 @@ pub struct Sessions {
 struct Session {
     /// The log's time from which the session may be evicted, ms.
     expires_ms: u64,
-    /// Bytes that its kept answers count, and the least that those of calls under way will.
+    /// Bytes that the session's kept answers count, plus the least that the answers of its calls
+    /// under way will count.
     answer_bytes: usize,
     /// The client has the answers of all sequences below this one.
     lowest: u64,
@@ -169,8 +170,8 @@ impl Sessions {
     }
 
     /// Whether a session may keep an answer with a cost in this range: the least cost fits in the
-    /// part that it owns, or the greatest in what it may be lent. Expired sessions are evicted for
-    /// it.
+    /// part that it owns, or the greatest in what it may be lent. Evicts expired sessions until
+    /// there is space.
     fn has_space(&mut self, id: u64, cost: RangeInclusive<usize>, now_ms: u64) -> bool {
         loop {
             let left = limits::SESSION_ANSWER_BYTES_MAX.saturating_sub(self.answer_bytes);

@@ -5,8 +5,8 @@
 //!   from an older snapshot and the entries after it, thus arrives at the same configuration as
 //!   this one. If only this replica's state said so, newcomers would still count the lost replicas
 //!   as voters.
-//! - The group gets a new lineage and a higher term, so that nothing of the old group counts any
-//!   more.
+//! - The group gets a new lineage and a higher term, so that nothing from the old group is accepted
+//!   any more.
 
 use std::collections::BTreeSet;
 
@@ -48,17 +48,17 @@ pub fn alone(
         lineage: Some(lineage),
         term,
         vote: 0,
-        // The group that removed it is no more.
+        // The group that removed this replica no longer exists.
         removed: false,
         ..state.clone()
     };
     Ok(LogJob { group: GroupId::of_name(&state.group), state, entries })
 }
 
-/// The changes that lead from whatever configuration the log arrives at to this replica alone.
+/// The changes after which this replica is alone, whatever configuration the log led to before.
 fn changes(state: &RecoveryState, rest: &[Entry]) -> Result<Vec<ConfChangeV2>, String> {
     let mut joint = state.configuration.is_joint();
-    // Every replica that was a member at some point: removing one that is not there changes
+    // Every replica that was a member at some point: removing a replica that is no member changes
     // nothing.
     let mut others: BTreeSet<ReplicaId> = state.configuration.replicas().collect();
     let mut add = |id| {

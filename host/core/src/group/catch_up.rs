@@ -108,8 +108,8 @@ fn send_to_who_appends_no_more(raw: &mut RaftNode, shared: &Shared) {
             continue;
         };
         if peer.matched < newest && peer.state != ProgressState::Snapshot {
-            // raft-rs sends a snapshot once the follower answers the next heartbeat. Any that
-            // it lacks will do: it may have a part of the one that it was promised.
+            // raft-rs sends a snapshot once the follower answers the next heartbeat. Any snapshot
+            // above its log will do, because it may hold a part of the one it was promised.
             peer.pending_request_snapshot = peer.matched + 1;
         }
     }

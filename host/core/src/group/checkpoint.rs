@@ -3,8 +3,9 @@
 //! The objects of one checkpoint are therefore equal on all nodes: any peer can serve any other, a
 //! transfer survives a change of leader, and unequal digests at a checkpoint would reveal
 //! divergence. A replica skips a checkpoint if it is still capturing an earlier one or gets no
-//! place in time. A failed capture costs nothing but this one opportunity. A replica that is short
-//! of space, or soon would be, does not wait for a checkpoint.
+//! place in time. A failed capture is tried again at a later checkpoint, and delays it; captures
+//! that keep failing let the log grow to its bound. A replica that is short of space, or soon would
+//! be, does not wait for a checkpoint.
 
 use raft::Storage as _;
 use raft::eraftpb::{Entry, EntryType};
@@ -39,7 +40,7 @@ pub(super) struct Checkpoints {
     /// The tick at which that capture began, and how many ticks the last finished one took.
     began: u64,
     took: u64,
-    /// The tick at which the guest had written it.
+    /// The tick at which the guest finished writing that capture.
     written: Option<u64>,
     /// Checkpoints skipped because another capture was under way or no place was free.
     skipped: u64,
@@ -72,7 +73,7 @@ pub(super) struct CaptureFailed {
 /// Ticks between a failed capture and the next checkpoint that this leader proposes; doubled with
 /// each failure.
 const RETRY_TICKS: u64 = 10;
-/// How often that wait is doubled at most. That makes half a minute: space may be freed at any
+/// How often [`RETRY_TICKS`] is doubled at most, up to half a minute: space may be freed at any
 /// time, and a client or a follower may be waiting for the snapshot.
 const RETRY_DOUBLINGS_MAX: u32 = 5;
 
@@ -241,7 +242,7 @@ impl Checkpoints {
         self.space
     }
 
-    /// Takes away the wait for the next try after a failure: what made it fail is over.
+    /// Cancels the wait that follows a failed capture: the cause of the failure is gone.
     pub(super) fn wait_no_more(&mut self) {
         self.not_before = 0;
     }
@@ -261,8 +262,8 @@ impl Checkpoints {
         self.failure.as_deref()
     }
 
-    /// Whether the last capture failed for a reason that does not pass by itself, or one that has
-    /// not passed after as many tries as the wait between them grows.
+    /// Whether the last capture failed for a reason that does not pass by itself, or for a
+    /// temporary one that has lasted until the wait between tries reached its maximum.
     pub(super) fn fails(&self) -> bool {
         let passes = self.postponed && self.failed_in_a_row < RETRY_DOUBLINGS_MAX;
         self.failure.is_some() && !passes
@@ -272,7 +273,7 @@ impl Checkpoints {
         (self.skipped, self.failed)
     }
 
-    /// Why a checkpoint is due, if one is; the policy's limits count `patience` times.
+    /// Why a checkpoint is due, if one is; the policy's limits are multiplied by `patience`.
     fn due(&self, shared: &Shared, patience: u64) -> Option<CheckpointReason> {
         let policy = shared.config.snapshot_policy;
         let entries = policy.entries.saturating_mul(patience);
@@ -282,8 +283,8 @@ impl Checkpoints {
             .or_else(|| (self.bytes >= bytes).then_some(CheckpointReason::LogBytes))
     }
 
-    /// Notes that a capture does not end. It counts as failed until it does: the other replicas
-    /// need not wait for it, and the log here has its bound.
+    /// Counts a capture that does not end as failed, until it does end. The other replicas do not
+    /// wait for it, and the log of this one stays within its bound.
     pub(super) fn tick_capture(&mut self, now: u64) {
         if let Some(index) = self.capturing
             && self.is_late(now)
@@ -295,8 +296,8 @@ impl Checkpoints {
     }
 
     /// On a leader, proposes a checkpoint when one is due. A follower that needs a snapshot makes
-    /// one due; while one is being sent, checkpoints come later, so that it is not superseded so
-    /// soon.
+    /// one due; while a snapshot is being sent, checkpoints come later, so that it is not
+    /// superseded so soon.
     pub(super) fn tick(&mut self, raw: &mut RaftNode, is_sending: bool, shared: &mut Shared) {
         if !raw.is_leader() {
             self.proposed = None;
@@ -324,8 +325,8 @@ impl Checkpoints {
     pub(super) fn written(&mut self, pipeline: &mut Pipeline, shared: &mut Shared, index: u64) {
         pipeline.captured(index);
         self.written.get_or_insert(shared.now);
-        // Counted from here, and not from a moment that groups have in common: groups that took
-        // turns do not all try at the same time.
+        // The interval is counted from the end of this group's own capture, so that groups that
+        // captured one after the other do not all try again at the same time.
         shared.space.tried(shared.now);
     }
 
@@ -413,7 +414,7 @@ impl Checkpoints {
     }
 }
 
-/// A capture at (term, index), up to which everything was handed to the pipeline.
+/// A capture at (term, index). Everything up to there was handed to the pipeline.
 pub(super) fn capture(log: &RaftLog, shared: &Shared, term: u64, index: u64) -> Capture {
     let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
     let gain = log.bytes_between(newest, index);

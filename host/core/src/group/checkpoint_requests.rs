@@ -116,8 +116,8 @@ impl CheckpointRequests {
     }
 }
 
-/// The last checkpoint's index, if nothing changed since and every replica has its snapshot. A
-/// silent replica has none to wait for: another checkpoint would not reach it either.
+/// The last checkpoint's index, if nothing changed since and every replica has its snapshot. Silent
+/// replicas do not count, because another checkpoint would not reach them either.
 fn last_checkpoint_does(checkpoints: &Checkpoints, shared: &Shared) -> Option<u64> {
     let last = checkpoints.settled()?;
     let has = |replica: ReplicaId| {

@@ -38,7 +38,7 @@ pub enum Effect {
     Send { to: NodeId, frame: Box<Frame> },
     /// Bulk: send this object; exactly one [`super::Event::TransferEnded`] follows.
     SendSnapshot { to: ReplicaId, snapshot: SnapshotDesc, purpose: Purpose, insist: bool },
-    /// Whether a received object was `taken`; if not, it was of no use.
+    /// Whether a received object was `taken`; if not, this replica did not need it.
     Judged { object: ObjectRef, taken: bool },
     /// Answer the request of this ticket, which ends with it.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
@@ -53,7 +53,8 @@ pub enum Effect {
 pub enum ApplyJob {
     /// Build the guest from the newest recovery point that restores, and replay the log to the
     /// floor.
-    /// Builds are numbered: what the lane reports of a guest's beginning or end names its build.
+    /// Builds are numbered: each report of the lane about how a guest began or ended names its
+    /// build.
     Start { build: u64, state: Box<RecoveryState> },
     /// Apply `[first, last]`. If `entries` is empty, read them from the log. The report repeats
     /// `bytes`. Only answers to the `awaited` entries are needed.

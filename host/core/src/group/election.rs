@@ -207,8 +207,8 @@ fn all_persisted(raw: &RaftNode) -> bool {
     raw.raft.raft_log.persisted == raw.raft.raft_log.last_index()
 }
 
-/// Gives up leadership without an heir, so that the others elect a leader: a transfer may be
-/// lost, or its target be unwilling.
+/// Gives up leadership without naming a successor, so that the others elect one: a leadership
+/// transfer may be lost, or its target may be unwilling.
 fn step_down(raw: &mut RaftNode) {
     let term = raw.raft.term;
     raw.raft.become_follower(term, raft::INVALID_ID);

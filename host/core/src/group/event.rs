@@ -108,8 +108,9 @@ pub enum Event {
     Stands {
         at: Option<u64>,
     },
-    /// A snapshot fits only if this recovery point is unlisted. That is the capture at `capture`,
-    /// which waits, or for `None` a peer's snapshot, which will be offered again.
+    /// A snapshot fits only if the recovery point `unlist` is unlisted. The snapshot is the capture
+    /// at index `capture`, which waits; or, for `None`, a peer's, which will be offered again, or
+    /// that of another group of the host.
     SpaceWanted {
         unlist: SnapshotDesc,
         capture: Option<u64>,
@@ -143,15 +144,16 @@ pub enum Event {
     Overtaken {
         build: u64,
     },
-    /// No recovery point restores, because the objects are corrupt: a peer has to send one.
+    /// No recovery point restores, because the objects are corrupt or the log since them cannot be
+    /// read: a peer has to send one.
     NeedsSnapshot {
         build: u64,
-        /// The index of the newest one that was listed; 0 if none was.
+        /// The index of the newest recovery point that was listed; 0 if none was.
         tried: u64,
         why: String,
     },
-    /// The log failed, or the module is not the group's: the replica halts, or stops if it was the
-    /// log.
+    /// The log failed, and the replica stops; or the module is not the group's, and the replica
+    /// halts.
     Faulted(Fault),
     /// The guest failed or could not be built: the lane applies nothing more. The replica halts,
     /// unless the lane was given a newer build since.

@@ -56,8 +56,8 @@ fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     let Clients { proposals, .. } = clients;
     let Applying { pipeline, .. } = applying;
     if !raw.is_leader() || raw.raft.lead_transferee.is_some() {
-        // Where these commands go is known soon: into this leader's log after all, or back with
-        // a refusal.
+        // A leadership transfer is under way, or leadership was lost. The commands wait: they are
+        // proposed if this replica still leads afterwards, and refused if it does not.
         return;
     }
     if proposals.has_waiting() {

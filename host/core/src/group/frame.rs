@@ -19,7 +19,7 @@ pub struct Frame {
     pub from: ReplicaId,
     /// The addressee; `None` while the sender does not know which replica is on that node.
     pub to: Option<ReplicaId>,
-    /// How often the sender was started. A count lower than known comes from a copied data
+    /// How often the sender was started. A count lower than the known one comes from a copied data
     /// directory.
     pub boot: u64,
     /// Drawn at each start: tells two processes with the same boot count apart.
@@ -28,7 +28,8 @@ pub struct Frame {
     pub known: Option<(u64, u64)>,
     /// The sender's wall clock, milliseconds since 1970.
     pub wall_ms: u64,
-    /// The sender's log is short of space: it accepts no commands and does not want to lead.
+    /// The sender's log is short of space, or its next snapshot is overdue: it accepts no commands
+    /// and does not want to lead.
     pub short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     pub applied: u64,
@@ -38,7 +39,8 @@ pub struct Frame {
     pub stalled: bool,
     /// The memory use of the sender's guest; `None` before it has a guest.
     pub memory: Option<MemoryUse>,
-    /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
+    /// The index of the newest good snapshot that the sender lists; 0 if it lists none, or could
+    /// not start from any.
     pub snapshot: u64,
     /// The condition of the sender's guest.
     pub guest: GuestIs,
@@ -71,8 +73,8 @@ impl Frame {
         }
     }
 
-    /// Whether the frame has its place among others of its sender. All others may pass it on their
-    /// way.
+    /// Whether the frame is an append. Appends of one sender keep their order; frames of all other
+    /// kinds may overtake them.
     pub fn is_append(&self) -> bool {
         self.body.raft().is_some_and(|message| message.get_msg_type() == MessageType::MsgAppend)
     }
@@ -113,7 +115,8 @@ pub enum Body {
     NotMember {
         configuration_index: u64,
     },
-    /// "Send me such an object": asked by a replica whose own is corrupt, or that has none.
+    /// "Send me such an object": asked by a replica whose own is corrupt, that has none, or
+    /// that halted at an entry which others applied.
     Want(Want),
     /// "Yours is another group of this name": the addressee's lineage is not the one of this frame.
     Stranger,

@@ -1,32 +1,32 @@
-//! What a replica has for a guest. This one value decides what becomes of entries that are handed
-//! over, and what the replica shows as its state.
+//! Whether a replica has a guest, builds one, or lacks one. This one value decides what becomes of
+//! entries that are handed over, and what the replica shows as its state.
 //!
 //! | from | to | when |
 //! |---|---|---|
-//! | applies | applies, with a build | a start; memory is to be released; a snapshot of a peer is listed |
-//! | applies, with a build | applies | the build ends with a guest |
-//! | applies, with a build | missing | the build finds no recovery point that restores |
-//! | missing | applies, with a build | an object that helps is listed; its own objects are tried again |
+//! | applies | builds | at a start; to release memory; a peer's snapshot is listed |
+//! | builds | applies | the build ends with a guest |
+//! | applies, builds | missing | no recovery point restores |
+//! | missing | builds | an object that helps is listed; its own objects are tried again |
 //! | any | halted | an entry, the module or the node fails the guest |
-//! | halted | applies, with a build | a snapshot of a peer is listed; memory or descriptors are tried again |
+//! | halted | builds | a peer's snapshot is listed; memory or descriptors are tried again |
 
 use crate::group::effect::{ApplyJob, Halt};
 use crate::snapshot::Configuration;
 
-/// What a replica has for a guest.
+/// Whether a replica has a guest, builds one, or lacks one.
 pub(super) enum Guest {
-    /// There is one, or the lane builds one. Entries are queued for it.
+    /// The replica has a guest, or the lane builds one. Entries are queued for it.
     Applies {
         build: Option<Build>,
         /// The capture that the lane was given. Later items wait until the guest has written it,
         /// because it may have to be retried.
         capturing: Option<Capture>,
     },
-    /// There is nothing to build one from. Entries are not queued: the build that comes later
+    /// There is nothing to build a guest from. Entries are not queued: the build that comes later
     /// covers them.
     Missing(Missing),
-    /// It can apply no further entry. Entries are not queued: if the replica goes on, a build
-    /// covers them.
+    /// The guest can apply no further entry. Entries are not queued: if the replica goes on, a
+    /// build covers them.
     Halted(Halt),
     /// The replica stopped.
     Stopped,
@@ -44,7 +44,7 @@ pub(super) enum Build {
     Restore,
 }
 
-/// What a replica lacks that has nothing to build a guest from.
+/// What a replica lacks to build a guest.
 #[derive(Clone)]
 pub(super) struct Missing {
     /// Why no recovery point restores, and what the replica does about it.
@@ -69,7 +69,7 @@ impl Build {
 }
 
 impl Guest {
-    /// A guest that is built so; with `None`, one that is there.
+    /// A guest that is being built in this way; with `None`, one that is complete.
     pub(super) fn built(build: Option<Build>) -> Self {
         Self::Applies { build, capturing: None }
     }

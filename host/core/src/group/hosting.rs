@@ -96,14 +96,14 @@ pub(super) struct Durable {
 }
 
 impl Clients {
-    /// Ends what waits with this refusal.
+    /// Answers everything that waits with this refusal.
     fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         self.proposals.abandon(refusal, effects);
         self.reads.abandon(refusal, effects);
         self.checkpoint_requests.abandon(refusal, effects);
     }
 
-    /// Ends what waits for clients that are gone.
+    /// Drops waiting requests whose clients are gone.
     pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
         self.proposals.forget(gone, effects);
         self.reads.forget(gone, effects);
@@ -120,7 +120,7 @@ impl Hosting {
     ) -> Self {
         let state = &shared.recovery;
         let Recovered { terms, window, sizes, .. } = recovered;
-        // Small enough to tell when a snapshot is due.
+        // Pieces small enough to tell from their sum when a snapshot is due.
         let piece_bytes = (shared.config.snapshot_policy.log_bytes / 256).clamp(256, 256 << 10);
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
         let newest = state.newest().map_or(0, |desc| desc.index);
@@ -224,14 +224,15 @@ impl Hosting {
         rebuilds.guest(shared, pipeline, checkpoints, retention)
     }
 
-    /// What is listed, and what else decides it.
+    /// The list of recovery points, and the concerns that decide it.
     pub(super) fn retention(&mut self) -> (&mut Retention, Around<'_>) {
         let Snapshots { checkpoints, retention, outgoing, catch_ups, .. } = &mut self.snapshots;
         let (raw, pipeline) = (&self.raw, &mut self.applying.pipeline);
         (retention, Around { raw, pipeline, checkpoints, outgoing, catch_ups })
     }
 
-    /// What the replica asks its peers for, and the concerns that this or a lack of space touches.
+    /// What the replica asks its peers for, and the concerns that such requests or a lack of space
+    /// affect.
     pub(super) fn wants<'a>(
         &'a mut self,
         effects: &'a mut Vec<Effect>,
@@ -242,12 +243,12 @@ impl Hosting {
         (wants, Concerns { raw, pipeline, checkpoints, retention, proposals, effects })
     }
 
-    /// The concerns that a lack of space touches.
+    /// The concerns that a lack of space affects.
     pub(super) fn concerns<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Concerns<'a> {
         self.wants(effects).1
     }
 
-    /// Has the store lane told what is listed, if that changed.
+    /// Tells the store lane which snapshots are listed, if that changed.
     pub(super) fn tell_list(&mut self, effects: &mut Vec<Effect>) {
         self.snapshots.retention.tell(
             &self.applying.pipeline,

@@ -33,7 +33,7 @@ impl Installs {
         if raw.raft.leader_id == raw.raft.id
             && let Some(unneeded) = self.arrived.take()
         {
-            // A leader lacks nothing: the object is discarded, and its space is free again.
+            // A leader needs no snapshot: the object is discarded, which frees its space.
             judge(&unneeded, false, effects);
         }
         if self.arrived.is_none() || raw.raft.leader_id == 0 {
@@ -56,8 +56,8 @@ impl Installs {
         }
     }
 
-    /// raft's ready carries the snapshot with this descriptor: returns the pending object, which it
-    /// is.
+    /// Returns the pending object, which is the snapshot that raft's ready carries with the
+    /// descriptor `data`.
     pub(super) fn accepted(&mut self, data: &[u8]) -> Verified {
         let snapshot = self.pending.take().expect("raft takes only what was offered");
         assert_eq!(snapshot.desc.to_bytes(), data, "raft installs the snapshot that is pending");

@@ -2,12 +2,12 @@
 //!
 //! - From the soft bound on it accepts no commands except those meant to free memory, which are
 //!   counted and accepted up to a second bound. A leader refuses commands as well while the voters
-//!   below the bound are no majority, by the same rule as for a full disk. Unlike there, appends
-//!   are accepted, because they will be applied sooner or later.
+//!   below the bound are no majority, by the same rule as for a full disk. Unlike with a full disk,
+//!   appends are accepted, because they will be applied sooner or later.
 //! - It answers queries and votes, but does not lead while a voter with enough memory can.
 //! - Memory that the guest freed is released by rebuilding the guest, where that pays (`rebuild`).
-//! - The nearer the bound, the less a leader has under way, down to a single commands entry: what
-//!   that took is known before the next one is proposed. An entry has no more commands than the
+//! - The nearer the bound, the less a leader has under way, down to a single commands entry, whose
+//!   memory use is known before the next one is proposed. An entry has no more commands than the
 //!   memory above the bounds can hold answers of ([`MemoryUse::commands_max`]).
 
 use crate::fault::Refusal;
@@ -62,8 +62,8 @@ impl Shared {
         self.is_memory_high(self.me()) && others.copied().any(|voter| able(&voter))
     }
 
-    /// Refuses the waiting commands that would be refused if they came now. A command that waited
-    /// while those before it took memory may be such a one.
+    /// Refuses the waiting commands that would be refused if they came now. A command may have been
+    /// accepted before the commands ahead of it took the memory.
     pub(super) fn refuse_for_memory(
         &self,
         raw: &RaftNode,
@@ -94,7 +94,8 @@ impl Shared {
         }
     }
 
-    /// Whether another commands entry may be put under way, beside entries of so many bytes.
+    /// Whether another commands entry may be proposed while entries of `under_way` bytes are not
+    /// applied yet.
     pub(super) fn has_memory_for_more(&self, under_way: usize) -> bool {
         let (Some(memory), under_way) = (self.memory, under_way as u64) else { return true };
         let relief = memory.is_high();

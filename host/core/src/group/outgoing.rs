@@ -5,9 +5,9 @@
 //! - An object that was offered to a follower stays *promised* if its transfer breaks: the object
 //!   and the log since it are kept ([`crate::limits::SUSPEND_MS`]), and it is offered first, so
 //!   that the receiver can resume. The promise ends early when the follower is past the object, or
-//!   another replica leads. Only a transfer that broke off after data moved extends it: the
-//!   receiver of any other holds no part that it could resume, such as one that refuses the whole
-//!   object once it is there.
+//!   another replica leads. Only a transfer that broke off after data moved extends it: after other
+//!   failures there is usually nothing to resume, for example because the receiver refused the
+//!   object once it was complete.
 //! - A promised object that turns out corrupt after the log stopped listing it cannot be repaired,
 //!   so its promise ends.
 //! - A receiver that holds a part of another object says so. If that object is here, it is offered;
@@ -115,7 +115,7 @@ impl Outgoing {
                 let goes_on = |desc: &SnapshotDesc| !self.corrupt.contains(&ObjectRef::of(desc));
                 match (sent.filter(goes_on), report) {
                     (Some(_), Report::Finish) | (None, _) => drop(self.promised.remove(&to)),
-                    // The promise expires when it would have.
+                    // The promise keeps its time of expiry.
                     (Some(_), Report::Failure) if !planted("promise_for_ever") => {}
                     (Some(desc), Report::Interrupted | Report::Failure) => {
                         self.promised.insert(to, (desc, now + SUSPEND_TICKS));
@@ -162,7 +162,7 @@ impl Outgoing {
         self.promised.len() < before
     }
 
-    /// A transfer ended: tells raft, and promises what is to go on.
+    /// A transfer ended: tells raft, and promises the object if the transfer can be resumed.
     pub(super) fn transfer_ended(&mut self, ended: &TransferEnded, raw: &mut RaftNode, now: u64) {
         let TransferEnded { to, purpose, report, prefers } = *ended;
         self.ended(to, purpose, report, now);

@@ -1,9 +1,8 @@
 //! From committed to applied: what the apply lane is given, in order and within bounds.
 //!
 //! - What raft calls *applied* is "handed over to this pipeline". The lane gets work while less
-//!   than
-//!   [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way. Beyond what may wait in memory only
-//!   the indexes are kept, and the lane reads those entries from the log.
+//!   than [`limits::APPLY_INFLIGHT_BYTES_MAX`] of it is under way. Beyond what may wait in memory
+//!   only the indexes are kept, and the lane reads those entries from the log.
 //! - Each start and each restore that the lane is given is a *build* of the guest with a number of
 //!   its own. What the lane reports of how a guest began or ended names the build, and ends all
 //!   builds up to it: the lane works in order. Only the newest build counts; the others are
@@ -75,8 +74,8 @@ impl Pipeline {
         self.applied
     }
 
-    /// The lane reported how this build ended, or of a guest that it brought. Returns whether that
-    /// counts: the lane was given no newer build.
+    /// The lane reported that this build ended or that its guest failed. Returns whether the report
+    /// counts: it does not if the lane was given a newer build.
     pub(super) fn ended(&mut self, build: u64) -> bool {
         let counts = build == self.build;
         if counts && let Guest::Applies { build, .. } = &mut self.guest {
@@ -87,8 +86,8 @@ impl Pipeline {
 
     /// Whether the lane may be given what is queued.
     fn is_open(&self) -> bool {
-        // A start reads from the log what the lane would be given. If there is no guest to come,
-        // nothing is queued.
+        // A start reads from the log what the lane would otherwise be given. If no guest is to
+        // come, nothing is queued.
         self.accepted == 0 && !matches!(self.guest.build(), Some(Build::Start { .. }))
     }
 
@@ -205,7 +204,7 @@ impl Pipeline {
     }
 
     /// raft accepted a snapshot above everything queued: the queue is dropped, and the lane waits
-    /// until the log durably lists the snapshot, of which the next guest is built.
+    /// until the log durably lists the snapshot, from which the next guest is built.
     pub(super) fn supersede(&mut self) {
         self.clear();
         self.accepted += 1;
@@ -214,7 +213,7 @@ impl Pipeline {
         }
     }
 
-    /// There is no guest, and nothing to build one from.
+    /// The replica has no guest, and nothing to build one from.
     pub(super) fn misses(&mut self, missing: Missing) {
         self.clear();
         self.guest = Guest::Missing(missing);
@@ -230,8 +229,9 @@ impl Pipeline {
         effects.push(Effect::Apply(job));
     }
 
-    /// A replica without a guest tries its own recovery points and log again. Until there is a
-    /// guest, it lacks the same, but only a newer object than those that it tries now helps.
+    /// A replica without a guest tries its own recovery points and log again. Until it has a guest,
+    /// it still asks its peers for an object, but one helps only if it is newer than those that are
+    /// tried now.
     pub(super) fn try_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
         let lacked = state.snapshots.first().map_or(0, |desc| desc.index);
         let missing = self.missing().map(|missing| Missing { lacked, ..missing.clone() });

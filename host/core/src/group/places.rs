@@ -22,9 +22,9 @@ pub(super) struct PlaceWait(Wait);
 enum Wait {
     #[default]
     Nothing,
-    /// It is tried again at the next tick, at this same index.
+    /// The capture is tried again at the next tick, at this same index.
     Here(u64),
-    /// It was given up; another one is tried from this tick on.
+    /// The capture was given up; another one is tried from this tick on.
     Later(u64),
 }
 
@@ -60,7 +60,8 @@ impl PlaceWait {
             Wait::Later(_) | Wait::Nothing => return None,
         };
         self.0 = Wait::Nothing;
-        // If there is nothing to capture, or no guest, the next checkpoint takes its place.
+        // The caller may find nothing to capture, or no guest. Then the next checkpoint brings the
+        // capture.
         let waits = matches!(due, PlaceTry::Anew) && planted("wait_for_a_checkpoint");
         Some(due).filter(|_| !waits)
     }

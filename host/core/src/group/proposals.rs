@@ -48,7 +48,7 @@ impl Waiting {
         *ticket
     }
 
-    /// How many bytes it counts toward the limit of what may wait.
+    /// How many bytes the request counts toward the limit of waiting requests.
     fn cost(&self) -> usize {
         match self {
             Self::Call { call, .. } => cost(call),
@@ -56,7 +56,8 @@ impl Waiting {
         }
     }
 
-    /// Whether it is accepted while memory is high. Sessions take none of the guest's memory.
+    /// Whether the request is accepted while memory is high. Sessions take none of the guest's
+    /// memory.
     fn needs_no_memory(&self) -> bool {
         matches!(self, Self::Call { relief: true, .. } | Self::Open(..) | Self::Close(..))
     }
@@ -71,7 +72,7 @@ pub(super) struct Proposal {
 }
 
 impl Proposals {
-    /// Queues a command, or says why not.
+    /// Queues a command, or returns why it is refused.
     pub(super) fn push_call(
         &mut self,
         ticket: Ticket,
@@ -179,7 +180,8 @@ impl Proposals {
         }
     }
 
-    /// The entry of these tickets is at `index` of this leader's log, in `term`.
+    /// Notes that the entry with these tickets' commands is at `index` of this leader's log, in
+    /// `term`.
     pub(super) fn proposed(&mut self, index: u64, term: u64, tickets: Vec<Ticket>, bytes: usize) {
         self.proposed_bytes += bytes;
         if let Some(before) = self.proposed.insert(index, Proposed { term, tickets, bytes }) {
@@ -250,7 +252,7 @@ impl Proposals {
         self.refuse_those(refusal, |waiting| !waiting.needs_no_memory(), effects);
     }
 
-    /// Memory has come to its second bound: refuses all waiting commands.
+    /// Memory has reached its second bound: refuses all waiting commands.
     pub(super) fn refuse_calls(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         self.refuse_those(refusal, |waiting| matches!(waiting, Waiting::Call { .. }), effects);
     }
@@ -278,7 +280,7 @@ impl Proposals {
     }
 }
 
-/// What a command under way is told when new ones get this refusal.
+/// The answer to commands under way, whose fate is unknown, when new ones get `refusal`.
 fn unknown(refusal: &Refusal) -> Refusal {
     let why = match refusal {
         Refusal::NotLeader { .. } => "leadership was lost".to_owned(),

@@ -207,7 +207,8 @@ impl RaftLog {
 
     pub(super) fn set_listed(&mut self, snapshots: &[SnapshotDesc]) {
         self.listed = snapshots.to_vec();
-        // A follower that still needs a snapshot asks again, and one of these may do.
+        // A follower that still needs a snapshot asks again, and one of those now listed may serve
+        // it.
         self.wanted.set(None);
     }
 
@@ -304,7 +305,7 @@ impl Storage for RaftLog {
             return Ok(limited(range, max_size));
         }
         if self.fetched.first().is_some_and(|head| head.index == low) {
-            // They were read for a send that asked for at least as much as this one.
+            // The entries were read for a send that asked for at least as much as this one.
             return Ok(limited(self.fetched.iter(), max_size));
         }
         assert!(context.can_async(), "only sends read entries before the window");

@@ -1,4 +1,4 @@
-//! raft as this host sets it up and asks it: every default that would be a trap is overridden here.
+//! raft as this host sets it up and asks it: every unsafe default is overridden here.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,7 +9,7 @@ use crate::group::raft_log::RaftLog;
 use crate::ids::ReplicaId;
 use crate::limits;
 
-/// A raft with this replica's log.
+/// A raft instance on this replica's log.
 pub(super) struct RaftNode(RawNode<RaftLog>);
 
 impl RaftNode {

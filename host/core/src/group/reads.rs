@@ -19,7 +19,7 @@ use crate::ids::Ticket;
 use crate::limits;
 use crate::mutant::planted;
 
-/// The reads of one group, by how far they are.
+/// The reads of one group, by their stage.
 #[derive(Default)]
 pub(super) struct Reads {
     /// Reads in no round yet.

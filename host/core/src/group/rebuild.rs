@@ -5,8 +5,8 @@
 //!   take much less ([`limits::REBUILD_GAIN_PARTS`]). So while memory is high on some replica, the
 //!   leader proposes a checkpoint after the commands that may have freed some.
 //! - Replicas take turns. A leader gives a follower its turn only while the other voters that have
-//!   a guest are a majority. At last it hands over, and has its turn as a follower. A single voter
-//!   rebuilds while nothing is under way.
+//!   a guest are a majority. When its own guest is the last one left, it hands over leadership and
+//!   has its turn as a follower. A single voter rebuilds while nothing is under way.
 //! - The recovery point is read again before the guest is dropped. A replica that dies during a
 //!   rebuild starts as usual.
 //! - A guest is not built twice from the same recovery point, and a rebuild that released little
@@ -37,15 +37,17 @@ const TURN_TICKS: u64 = 600;
 /// Ticks that a leader waits for followers whose snapshots are taken later, before it hands over to
 /// be rebuilt itself.
 const YIELD_TICKS: u64 = 100;
-/// Ticks before the next rebuild after one that released little; doubled with each.
+/// Ticks before the next rebuild after one that released little; doubled with each such rebuild.
 const RETRY_TICKS: u64 = 600;
-/// How often that wait is doubled at most: up to about an hour.
+/// How often [`RETRY_TICKS`] is doubled at most: up to about an hour.
 const RETRY_DOUBLINGS_MAX: u32 = 6;
 /// Ticks without a command after which a checkpoint captures what commands freed.
 const QUIET_TICKS: u64 = 10;
-/// Ticks between two such checkpoints; doubled with each, as long as memory stays high.
+/// Ticks between two checkpoints that capture what commands freed; doubled with each, as long as
+/// memory stays high.
 const CHECKPOINT_TICKS: u64 = 100;
-/// How often that wait is doubled at most: a snapshot of a large state takes each replica seconds.
+/// How often [`CHECKPOINT_TICKS`] is doubled at most: a snapshot of a large state takes each
+/// replica seconds.
 const CHECKPOINT_DOUBLINGS_MAX: u32 = 3;
 
 /// How often a guest was rebuilt to release memory, and to what effect.
@@ -157,7 +159,7 @@ impl MemoryCheckpoints {
         let wait = CHECKPOINT_TICKS << self.in_a_row;
         let after = *self.after.get_or_insert(now);
         let quiet = now >= self.command.1 + QUIET_TICKS;
-        // If commands never pause, it comes one such wait later.
+        // If commands never pause, the checkpoint comes one such wait later.
         let due = now >= after + if quiet { 0 } else { wait };
         if due {
             self.after = Some(now + wait);

@@ -1,19 +1,20 @@
-//! What is listed, and where the log begins: events change facts, and
-//! [`Retention::reconcile`] compares the goal that follows from them with what there is, and does
-//! the next thing.
+//! Which recovery points are listed, and where the log begins. Events change facts;
+//! [`Retention::reconcile`] derives the goal from these facts, compares it with the present list,
+//! and takes the next step.
 //!
-//! 1. *Verify.* Nothing is given up before what stays has been read: a snapshot that was whole when
-//!    it was sealed may have become corrupt since, and the scrubber may not have reached it yet.
-//!    If the newest good recovery point turns out corrupt, an older one stays and the corrupt one
-//!    is given up instead. One that was read within the last [`limits::PROOF_TICKS`] is not read
-//!    again, and a new snapshot was read when it was sealed.
+//! 1. *Verify.* No recovery point is given up before the one that stays has been read: a snapshot
+//!    that was whole when it was sealed may have become corrupt since, and the scrubber may not
+//!    have reached it yet. If the newest good recovery point turns out corrupt, an older one stays
+//!    and the corrupt one is given up instead. One that was read within the last
+//!    [`limits::PROOF_TICKS`] is not read again, and a new snapshot was read when it was sealed.
 //! 2. *Persist.* List and first index change in a batch of their own.
 //! 3. *Tell.* Once that is durable, the store lane learns the list and may delete the rest. It
 //!    waits while the apply lane may still have to open an object that it was given earlier: the
 //!    newest may be corrupt.
 //!
-//! A capture that waits for a reading holds up the guest. If the reading takes longer than on any
-//! healthy disk, the capture fails for now; when the reading ends, another one is taken at once.
+//! While a capture waits for a reading, the guest applies nothing. If the reading takes longer than
+//! on any healthy disk, the capture fails for now; when the reading ends, another one is taken at
+//! once.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,7 @@ use crate::mutant::planted;
 use crate::retention::{self, Facts, ObjectName, Pins, Plan, Short};
 use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
-/// What is known of recovery points, and asked of them, beyond the list itself.
+/// What is known about recovery points beyond the list itself, and who needs the space of one.
 #[derive(Default)]
 pub(super) struct Retention {
     /// Listed objects that turned out to be corrupt.
@@ -42,7 +43,7 @@ pub(super) struct Retention {
     whole: Option<(ObjectName, u64)>,
     /// The recovery point that is being read.
     reading: Option<ObjectName>,
-    /// The tick at which a reading last failed for a passing reason.
+    /// The tick at which a reading last failed for a temporary reason.
     unread: Option<u64>,
     need: Option<Need>,
     /// The log asks for space.
@@ -55,7 +56,8 @@ pub(super) struct Retention {
 /// An object that fits only if a recovery point is unlisted.
 struct Need {
     victim: SnapshotDesc,
-    /// The index of the capture; `None` if a peer sends the object.
+    /// The index of the capture; `None` if a peer sends the object, or another group needs the
+    /// space.
     capture: Option<u64>,
     since: u64,
 }
@@ -71,7 +73,7 @@ struct Untold {
     holds: Vec<Box<dyn Hold>>,
 }
 
-/// What decides, beside [`Retention`], what is listed.
+/// What decides, together with [`Retention`], which recovery points are listed.
 pub(super) struct Around<'a> {
     pub(super) raw: &'a RaftNode,
     pub(super) pipeline: &'a mut Pipeline,
@@ -81,7 +83,7 @@ pub(super) struct Around<'a> {
 }
 
 /// Ticks that a capture waits for the reading of a small object, and how many bytes of a larger one
-/// add one more: 10 MiB a second.
+/// add one tick: 10 MiB a second.
 const PATIENCE_TICKS: u64 = 30;
 const BYTES_PER_TICK: u64 = 1 << 20;
 
@@ -117,7 +119,7 @@ impl Retention {
         }
     }
 
-    /// The log durably lists these; `hold` belongs to the one that is new among them.
+    /// The log durably lists `snapshots`; `hold` belongs to the new one among them.
     pub(super) fn listed(&mut self, snapshots: &[SnapshotDesc], hold: Option<Box<dyn Hold>>) {
         self.corrupt.retain(|name| snapshots.iter().any(|desc| retention::name(desc) == *name));
         self.untold.list = true;
@@ -169,7 +171,7 @@ impl Retention {
         self.list(around, shared, plan, Some(hold), effects);
     }
 
-    /// Does the next thing toward what should be listed.
+    /// Takes the next step from the present list to the list that should be.
     pub(super) fn reconcile(
         &mut self,
         around: &mut Around<'_>,
@@ -194,7 +196,8 @@ impl Retention {
         }
     }
 
-    /// The goal beside a new object, which was just read; or that of what asks for space.
+    /// The plan that lists `new`, an object that was just read; without one, the plan that frees
+    /// the space that was asked for.
     fn goal(
         &self,
         around: &Around<'_>,
@@ -243,7 +246,7 @@ impl Retention {
         shared.persist.promise(promise);
     }
 
-    /// The recovery point that would have to go must stay.
+    /// Fails the capture that needs space, because the recovery point in its way must stay.
     fn refuse_need(&mut self, around: &mut Around<'_>, now: u64) {
         if let Some(Need { victim, capture: Some(index), .. }) = self.need.take() {
             let why = format!("no space, and the recovery point at {} must stay", victim.index);
@@ -282,7 +285,7 @@ impl Retention {
             of == name && shared.now < at.saturating_add(limits::PROOF_TICKS)
         };
         let proven = self.whole.is_some_and(lately);
-        // A reading that failed for a passing reason begins again at the next tick at the earliest.
+        // After a temporary failure, the reading begins again at the next tick at the earliest.
         if !proven && self.reading != Some(name) && self.unread != Some(shared.now) {
             self.reading = Some(name);
             effects.push(Effect::Prove { snapshot: stays.clone() });
@@ -290,8 +293,8 @@ impl Retention {
         proven
     }
 
-    /// A recovery point was to be read. If it could not be, nothing is deleted: what needed the
-    /// space fails for now and is tried again later.
+    /// The reading of a recovery point ended. If the object could not be read, nothing is deleted:
+    /// the capture that needed the space fails for now and is tried again later.
     pub(super) fn was_read(
         &mut self,
         around: &mut Around<'_>,
@@ -305,20 +308,24 @@ impl Retention {
             Found::Unread(why) if !planted("unread_is_whole") => {
                 (self.asked, self.unread) = (false, Some(shared.now));
                 if let Some(index) = self.need.take().and_then(|need| need.capture) {
-                    let why = format!("no space, and the newest snapshot could not be read: {why}");
+                    let why = format!(
+                        "no space: an older snapshot may be deleted only after the newest was \
+                         read, \
+                         which failed: {why}"
+                    );
                     let failed = CaptureFailed { index, why, postponed: true };
                     around.checkpoints.capture_failed(around.pipeline, failed, shared.now);
                 }
                 return;
             }
             Found::Whole | Found::Unread(_) => self.note_whole(snapshot, shared.now),
-            // The older one that stays in its place is to be read, for which there is as much time.
+            // The older recovery point that stays instead must be read now; it gets as much time.
             Found::Bad(_) => self.need.iter_mut().for_each(|need| need.since = shared.now),
         }
         self.asked |= shared.space.shortage().is_some();
         if gave_up && self.need.is_none() {
-            // What was read is known to be whole for a short time only: so the next capture comes
-            // now.
+            // The proof that the object is whole holds for a short time only, so the next capture
+            // comes now.
             around.checkpoints.wait_no_more();
             let log = around.raw.store();
             let _ = around.checkpoints.capture_here(around.pipeline, log, shared);
@@ -365,7 +372,7 @@ pub(super) fn pins(
 
 impl Shared {
     /// What has to be given up for space. If snapshots have a disk of their own and one is overdue,
-    /// that is only log.
+    /// only log is given up.
     fn gives_up(&self) -> Short {
         let shares = self.config.snapshots_share_log_disk;
         let short = self.space.shortage().is_some();

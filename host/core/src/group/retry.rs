@@ -1,4 +1,4 @@
-//! A guest that could not be built for a cause that may pass: the replica tries again by itself, at
+//! When a guest could not be built for a temporary cause, the replica tries again by itself, at
 //! growing intervals.
 //!
 //! - The node lacked memory or descriptors, and the replica is halted.
@@ -22,12 +22,12 @@ impl Retry {
         self.failed = (self.failed + 1).min(limits::BUILD_RETRY_DOUBLINGS_MAX);
     }
 
-    /// There is a guest, or it failed for a cause that stays.
+    /// Stops trying: there is a guest, or it failed for a lasting cause.
     pub(super) fn over(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether the guest is to be built again now; says so once.
+    /// Whether the guest is to be built again now; true only once for each attempt.
     pub(super) fn take_due(&mut self, now: u64) -> bool {
         self.at.take_if(|at| now >= *at).is_some()
     }

@@ -302,7 +302,7 @@ fn raft_message(
     }
     election.hear(&message, shared.now);
     if shared.persist.is_full() {
-        // The answer would have to wait in a full queue.
+        // The queue for the answer, which would have to wait, is full.
         return;
     }
     // An error means that the message does not fit the configuration or term. raft itself answers
@@ -392,7 +392,7 @@ fn found_corrupt(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc
     }
 }
 
-/// A recovery point was read before another is given up.
+/// A recovery point was read in full, so that another may be given up.
 fn was_read(hosting: &mut Hosting, shared: &Shared, snapshot: &SnapshotDesc, found: Found) {
     if matches!(found, Found::Bad(_)) {
         found_corrupt(hosting, shared, snapshot);

@@ -3,7 +3,8 @@
 //!
 //! - It accepts no commands, and drops appends that carry commands before raft sees them. So no
 //!   vote waits for an entry that cannot be written, and a replica that the group goes on without
-//!   does not fill the space for its next snapshot with log. Both are sent again later.
+//!   does not fill the space for its next snapshot with log. A refused command may be retried, and
+//!   a dropped append is sent again.
 //! - It answers queries, votes, and hands leadership to a replica with space; every frame reports
 //!   the shortage. A leader also refuses commands while no majority of the voters can accept them,
 //!   for lack of space or because they are silent, stalled, or waiting for a snapshot.
@@ -13,9 +14,9 @@
 //! Snapshots may also fail for another reason (budget, cap, a disk of their own, the guest), or not
 //! be possible (the replica is halted, needs a snapshot, restores, or applies more slowly than the
 //! group commits). The log since the newest snapshot is bounded in these cases as well: beyond
-//! [`limits::LOG_PIN_CHECKPOINTS`] checkpoints' worth of it the replica accepts no more either, and
-//! retries a snapshot by itself. The group goes on without it, and sends it a snapshot once it has
-//! cut the log that this replica lacks.
+//! [`limits::LOG_PIN_CHECKPOINTS`] checkpoints' worth of it the replica accepts no more commands
+//! either, and retries a snapshot by itself. The group goes on without it, and sends it a snapshot
+//! when it needs one: see [`super::catch_up`].
 
 use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};
@@ -102,7 +103,7 @@ impl Shared {
     }
 
     /// The log lane reports whether the disk is short of space. Returns how to refuse commands from
-    /// now on, if it began to be.
+    /// now on, if a shortage began.
     pub(super) fn space(
         &mut self,
         shortage: Option<Shortage>,
@@ -124,7 +125,7 @@ impl Shared {
     /// snapshot succeeds. Then commands are refused and a checkpoint is requested. If none comes,
     /// the snapshot is taken between checkpoints, if it seems to fit.
     ///
-    /// Returns how to refuse commands from now on, if a lack of space began.
+    /// Returns how to refuse commands from now on, if a shortage began.
     pub(super) fn tick_space(&mut self, concerns: &mut Concerns<'_>) -> Option<Refusal> {
         if let Err(refusal) = self.has_space(concerns.raw) {
             concerns.proposals.refuse_waiting(&refusal, concerns.effects);
@@ -147,14 +148,14 @@ impl Shared {
         let began = self.settle_space(before, concerns.checkpoints);
         let short = self.space.shortage().is_some();
         let tries = short && bytes > 0 && self.now >= self.space.tries_at;
-        // No checkpoint comes while commands are refused. Whether the snapshot fits is only
-        // estimated, so it is tried in any case.
+        // While commands are refused, the log does not grow to the next checkpoint. Whether the
+        // snapshot fits is only estimated, so it is tried in any case.
         if tries && !planted("wait_for_a_checkpoint") && concerns.capture_here(self) {
             self.space.tried(self.now);
         }
         let since = concerns.checkpoints.overdue_since(overdue.is_some(), self.now);
         let Some(since) = since else { return began };
-        // At each tick: what a transfer or a start still needs now can be deleted later.
+        // Asked at each tick: what a transfer or a start still needs now can be deleted later.
         concerns.retention.log_asks();
         let waited = self.now >= since + limits::OVERDUE_CHECKPOINT_TICKS;
         if waited && space.is_none_or(SnapshotSpace::fits) && !planted("wait_for_a_checkpoint") {

@@ -47,7 +47,7 @@ pub struct GroupStatus {
     pub last_index: u64,
     pub snapshots: Vec<SnapshotDesc>,
     pub configuration: Configuration,
-    /// Every other replica, as this leader sees it; empty on other replicas.
+    /// Every other replica, as this one sees it; empty unless this one leads.
     pub peers: Vec<PeerStatus>,
     pub reluctant: bool,
     pub clock_is_off: bool,

@@ -31,7 +31,7 @@ pub(super) struct Strangers {
 struct Stranger {
     lineage: Lineage,
     heard: u64,
-    /// The tick at which it was last told that it is a stranger.
+    /// The tick at which the node was last told that it is a stranger.
     told: Option<u64>,
 }
 

@@ -23,7 +23,8 @@ use crate::mutant::planted;
 pub(super) struct LogTime {
     /// The time of the last entries that the guest applied.
     applied_ms: u64,
-    /// What this leader stamped last, or could have; 0 while it does not lead.
+    /// The time that this leader stamped last, advanced with each tick since; 0 while it does not
+    /// lead.
     stamp_ms: u64,
     /// Whether this leader's stamps have followed the clocks at least once.
     follows: bool,
@@ -53,8 +54,8 @@ impl LogTime {
             Some(clock) if self.follows => {
                 clock.clamp(after(limits::TICK_MS / 2), after(limits::LOG_TIME_TICK_MS_MAX))
             }
-            // The first stamp follows the clocks at once: what ticks passed before it led does not
-            // matter.
+            // A new leader's first stamp follows the clocks at once, however many ticks have passed
+            // since the last entry.
             Some(clock) => clock.max(base),
         };
         self.follows |= clock.is_some();

@@ -141,7 +141,7 @@ pub(super) fn is_sound(raw: &RaftNode, shared: &Shared, message: &Message) -> bo
             | MessageType::MsgRequestPreVote
             | MessageType::MsgRequestPreVoteResponse
             | MessageType::MsgTimeoutNow => true,
-            // These are never sent.
+            // raft uses these within a node only and never sends them.
             MessageType::MsgHup
             | MessageType::MsgBeat
             | MessageType::MsgUnreachable

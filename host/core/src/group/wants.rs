@@ -3,7 +3,8 @@
 //! A listed object that turned out *corrupt* is asked for by its name: the objects of one
 //! checkpoint are equal on all nodes, so a peer's copy repairs it. A replica with no recovery point
 //! that restores *needs* any object within its log; until one arrives it votes and appends, but
-//! applies nothing. raft takes no part in either.
+//! applies nothing. A replica that halted at an entry which another one applied needs one taken at
+//! or after that entry. raft takes part in none of this.
 //!
 //! - Peers are asked one after the other: at once when there is something new to ask for, and at
 //!   growing intervals while no peer has it.
@@ -37,7 +38,7 @@ use crate::retention::{self, ObjectName};
 use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
 
-/// The way out for a group of one.
+/// What an operator of a group of one can do when no recovery point restores.
 const NOBODY_TO_ASK: &str = "there is no peer to ask for a snapshot, so this replica tries its own \
     snapshots and log again; if that does not help, restore this group's files from a copy, or \
     remove the group from the configuration and give it up with `lockstep group drop`";
@@ -68,7 +69,7 @@ struct Asked {
 }
 
 /// What tells one need from another: the lowest index, the object, and for a need of any object the
-/// last checkpoint, because its object is a further one to ask for.
+/// last checkpoint, because its snapshot is another object to ask for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct About {
     low: u64,
@@ -107,7 +108,8 @@ impl Wants {
         (self.asked, self.listing) = (None, false);
     }
 
-    /// The guest failed for good. A snapshot that is being listed still takes the replica further.
+    /// The guest failed for good. Asking ends, but a snapshot that is being listed still lets the
+    /// replica go on.
     pub(super) fn guest_failed(&mut self) {
         self.asked = None;
     }
@@ -234,8 +236,9 @@ impl Wants {
             && concerns.raw.store().term(desc.index).is_ok_and(|term| term == desc.term)
     }
 
-    /// A list became durable. Returns whether the replica starts from it: it holds the object that
-    /// was needed. It may be one of its own, that was not listed yet when the guest was lost.
+    /// A list became durable. Returns whether the replica starts from it, because it holds the
+    /// object that was needed. That may be a snapshot of its own that was not listed yet when the
+    /// guest was lost.
     pub(super) fn is_met_by(
         &self,
         pipeline: &Pipeline,
@@ -247,8 +250,8 @@ impl Wants {
     }
 }
 
-/// Notes what a replica lacks that has nothing to build a guest from; `tried` is the newest recovery
-/// point that a build knew of.
+/// Describes what this replica lacks to build a guest; `tried` is the index of the newest recovery
+/// point that the failed build knew of.
 pub(super) fn missing(shared: &Shared, tried: u64, why: &str) -> Missing {
     let alone = shared.recovery.configuration.replicas().all(|id| id == shared.me());
     let why = if alone {
@@ -264,7 +267,7 @@ pub(super) enum Received {
     Kept,
     /// The replica needs it, and starts from it once it is listed.
     IsToBeListed(Verified),
-    /// It repairs one from which the replica can start.
+    /// The object repairs a recovery point, from which the replica can start.
     Restarts,
     IsForRaft(Verified),
 }

@@ -113,7 +113,7 @@ pub enum BulkReply {
     Credit {
         blocks: u32,
     },
-    /// Stored, read back and taken by raft.
+    /// The object was stored, read back and accepted by raft.
     Accepted,
     /// The receiver is past this snapshot.
     Stale,
@@ -133,11 +133,11 @@ pub enum BulkReply {
     Incompatible {
         why: String,
     },
-    /// Another cluster, group or replica.
+    /// The offer is for another cluster, group or replica.
     WrongGroup,
 }
 
-/// What the receiver compares an offer with. `commit` is a hint only: whether a snapshot is of use
+/// What the receiver compares an offer with. `commit` is a hint only: whether a snapshot is needed
 /// is raft's decision, by `step`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expected {
@@ -176,7 +176,7 @@ pub struct ValidatedHeader {
 /// Which suspended part of another object an offer displaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Yields {
-    /// A part of an object below this index, which is of no more use.
+    /// A part of an object below this index, which is obsolete.
     Below(u64),
     /// A part of any object.
     All,

@@ -10,7 +10,6 @@
 //! - At most one final reply is sent. When the transfer ends, the driver drops or suspends the
 //!   staged file.
 
-use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::chunk::{
     self, Block, BulkReply, BulkRequest, Expected, Offer, STALL_TICKS, ValidatedHeader,
@@ -201,10 +200,10 @@ impl Receiver {
         let size = chunk::block_bytes(length, self.next);
         if size == 0 || block.data.len() as u64 != size {
             return self.refuse(incompatible(format!(
-                "a block of {} bytes at offset {} of a payload of {length}; blocks have {} bytes",
+                "a block of {} bytes at offset {} of a payload of {length}, where {size} were \
+                 expected",
                 block.data.len(),
-                block.offset,
-                limits::SNAPSHOT_BLOCK_BYTES
+                block.offset
             )));
         }
         if crc32c::crc32c(&block.data) != block.crc {
@@ -244,6 +243,7 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
     use crate::snapshot::chunk::tests::{block, expected, offer};
 
     const BLOCK: u64 = limits::SNAPSHOT_BLOCK_BYTES as u64;

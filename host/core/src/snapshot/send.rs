@@ -18,11 +18,11 @@ use crate::snapshot::chunk::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
     Finish,
-    /// It broke off after some of the payload had been sent: the receiver may hold a part of it and
-    /// resume.
+    /// The transfer broke off after some of the payload had been sent: the receiver may hold a part
+    /// of it and resume.
     Interrupted,
-    /// It is not resumed: the receiver refused it, nothing of it was sent, or one of the ends or
-    /// the object is bad.
+    /// The transfer is not resumed: the receiver refused it, no payload was sent, or one of the
+    /// ends or the object is bad.
     Failure,
 }
 
@@ -34,9 +34,9 @@ pub enum Next {
     Wait {
         ms: u64,
     },
-    /// Report, and offer this object if the sender has it; else insist on another.
+    /// Report, and offer this object if the sender has it; otherwise insist on its own.
     Prefer(ObjectRef),
-    /// The receiver will never take this object: it needs another object or an operator.
+    /// Offering this object again is of no use now: the receiver refuses it, or it is corrupt here.
     GiveUp,
 }
 

@@ -102,7 +102,7 @@ fn what_is_suspended_goes_with_time_and_for_space() {
     assert_eq!(files(&host.fs), [""; 0]);
 }
 
-/// Another group of the host that finds no space is given that of a suspended file.
+/// If another group of the host finds no space, a suspended file is deleted for it.
 /// Covers C1.
 #[test]
 fn what_is_suspended_frees_for_another_group() {

@@ -173,7 +173,7 @@ impl Content {
     }
 
     /// Applies all, nothing or some sectors of a change, with equal chances; returns whether it was
-    /// torn. If power is lost, `loses_power`, a sector may also lose its old contents.
+    /// torn. With `loses_power`, a sector that is not written may also lose its old contents.
     fn apply_partly(&mut self, change: &Change, rng: &mut Rng, loses_power: bool) -> bool {
         match (rng.next() % 3, change) {
             (0, _any) => false,
@@ -187,7 +187,7 @@ impl Content {
         }
     }
 
-    /// Power was lost while this sector was written: its old contents are gone as well.
+    /// Overwrites a sector with garbage, as if power was lost while it was written.
     fn bad_sector(&mut self, sector: u64) {
         let length = self.len.saturating_sub(sector).min(SECTOR);
         self.write(&vec![0xa5; length as usize], sector);

@@ -18,7 +18,7 @@ pub enum DiskFault {
     Descriptors,
 }
 
-/// The operations at which a full filesystem reports that it is full, beside those that take space.
+/// The operations that a full filesystem fails besides those that take space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LateFull {
     /// Creating or renaming to a new name, for which its directory needs a block.

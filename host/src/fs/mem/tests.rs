@@ -95,7 +95,7 @@ fn space_ends_and_comes_back() -> io::Result<()> {
     Ok(())
 }
 
-/// So that a process can start on a disk that its own files have filled.
+/// A process must be able to start on a disk that its own files have filled.
 #[test]
 fn a_directory_that_is_there_takes_no_space() -> io::Result<()> {
     let (fs, path) = disk();

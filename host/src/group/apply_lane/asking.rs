@@ -1,4 +1,4 @@
-//! Queries: when the guest may be asked, and what a query costs that destroys it.
+//! Queries: when the guest may be asked, and how a query that destroys the guest is handled.
 
 use std::sync::atomic::Ordering;
 
@@ -28,7 +28,7 @@ impl ApplyLane {
         (answer, self.end([]))
     }
 
-    /// Why the guest cannot be asked now, if it cannot.
+    /// The reason why the guest cannot be asked now; `None` if it can.
     fn query_refusal(&self, index: u64) -> Option<Refusal> {
         let restoring =
             |cause: &str| Refusal::NotServing { state: "restoring", cause: cause.to_owned() };
@@ -39,7 +39,7 @@ impl ApplyLane {
             }
             None if self.guest.is_none() => Some(restoring("there is no guest yet")),
             None if self.applied() < index && !planted("read_before_applied") => {
-                Some(restoring("it has not yet applied what the read must see"))
+                Some(restoring("it has not yet applied what the query must see"))
             }
             None => None,
         }
@@ -65,7 +65,8 @@ impl ApplyLane {
                 }
                 let (group, cause) = (&self.tools.group, fault.to_string());
                 match fault.class {
-                    // It says nothing about the guest: any client can ask for too much.
+                    // This is no fault of the guest: any client can send a query that needs too
+                    // much.
                     FaultClass::OutOfFuel | FaultClass::OutOfMemory => {
                         tracing::debug!(%group, cause, "a query asked for too much");
                         Err(Refusal::QueryTooMuch { cause })
@@ -92,7 +93,7 @@ fn answered(result: Result<Bytes, NoAnswer>) -> Result<Result<Bytes, Bytes>, Ref
         Err(NoAnswer::Rejected(reason)) => Ok(Err(reason)),
         Err(NoAnswer::TooLong { bytes }) => {
             let limit = limits::QUERY_ANSWER_BYTES_MAX;
-            let cause = format!("its answer of {bytes} bytes is over the limit of {limit}");
+            let cause = format!("an answer of {bytes} bytes is over the limit of {limit}");
             Err(Refusal::QueryTooMuch { cause })
         }
     }

@@ -89,7 +89,8 @@ impl ApplyLane {
                 Ok(capture)
             }
             Ok(Err(Unwritten { error, bytes })) => {
-                // It outgrew its reservation: unlisting an older recovery point may make space.
+                // The snapshot outgrew its reservation, or something else filled the disk:
+                // unlisting an older recovery point may free space.
                 let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
                 let full = is_full(&error);
                 if let Some(unlist) = beyond.filter(|_| full) {

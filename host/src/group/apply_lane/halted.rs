@@ -1,5 +1,5 @@
-//! A halted lane: it applies nothing more, for good or until another object arrives, and answers
-//! local queries meanwhile if it can.
+//! A halted lane: it applies nothing until the core has the guest built again, and answers local
+//! queries meanwhile if it can.
 
 use lockstep_core::fault::{Fault, GuestFault, Refusal};
 use lockstep_core::group::Event;
@@ -21,7 +21,8 @@ impl ApplyLane {
                 "the halted replica answers local queries"),
             None => {
                 tracing::warn!(group = %self.tools.group, goal,
-                    "the halted replica cannot answer local queries");
+                    "the state before the halting entry could not be rebuilt: local queries are \
+                     refused");
                 self.clear();
             }
         }
@@ -43,8 +44,8 @@ impl ApplyLane {
         None
     }
 
-    /// Halts the lane, which panicked. Its caller reports that, and nothing that the lane still had
-    /// to report counts.
+    /// Halts the lane after a panic. The caller reports the panic; events that the lane has not
+    /// reported yet are discarded.
     pub(crate) fn give_up(&mut self, fault: Fault) {
         self.place = None;
         self.clear();
@@ -52,8 +53,8 @@ impl ApplyLane {
         (self.fault, self.untold) = (Some(fault), None);
     }
 
-    /// Reports that the object which raft installed cannot be read. The core asks a peer for a
-    /// copy, as it does if a start finds none that can be read.
+    /// Reports that the object which raft installed cannot be read. The core then asks a peer for a
+    /// copy, as it does when a start finds no readable object.
     pub(super) fn not_restored(&mut self, snapshot: SnapshotDesc, why: String) -> Output {
         let index = snapshot.index;
         tracing::error!(group = %self.tools.group, index, why, "the snapshot cannot be restored");
@@ -73,7 +74,7 @@ impl ApplyLane {
         Some(Refusal::Halted { cause })
     }
 
-    /// What an answer says about the halt.
+    /// Where and why the replica halted, for an answer; `None` if it is not halted.
     pub(super) fn halted_at(&self) -> Option<HaltedAt> {
         let fault = self.fault.as_ref()?;
         Some(HaltedAt { entry: fault.entry().unwrap_or(0), cause: fault.to_string() })

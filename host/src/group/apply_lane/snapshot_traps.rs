@@ -28,7 +28,7 @@ impl SnapshotTraps {
         self.in_a_row
     }
 
-    /// Why no snapshot is taken now, if none is.
+    /// The reason why no snapshot may be taken now; `None` if one may.
     pub(super) fn pause(&self, now: Duration) -> Option<String> {
         let (at, fault) = self.last.as_ref().filter(|_| self.in_a_row >= IN_A_ROW_MAX)?;
         let left = (*at + PAUSE).checked_sub(now).filter(|left| !left.is_zero())?;

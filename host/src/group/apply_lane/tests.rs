@@ -281,8 +281,8 @@ fn with_a_snapshot() -> (MemFs, PathBuf, ApplyLane, RecoveryState) {
     (fs, path, lane, state)
 }
 
-/// A snapshot that cannot be read for lack of descriptors is as good as ever, at whichever read
-/// that shows: the lane asks for no other one, and the next start restores it.
+/// A snapshot that cannot be read for lack of descriptors counts as good, whichever read fails: the
+/// lane asks for no other one, and the next start restores it.
 #[test]
 fn a_restore_without_descriptors_is_tried_again() {
     let (fs, path, mut lane, state) = with_a_snapshot();

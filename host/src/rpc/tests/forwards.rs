@@ -35,7 +35,8 @@ async fn a_call_is_forwarded_once() {
     assert_eq!(shared.lock().applied.len(), 1);
 }
 
-/// A peer's connection to a node, as far as the calls that come from the same address show.
+/// Registers a peer's connection with the node, from the address from which all calls of a test
+/// come.
 fn peer_of(node: &Node) -> Arc<Link> {
     let share = Share::new(node.port.budgets.clone(), 1);
     let link = node.port.links.admit([127, 0, 0, 1].into(), share, Instant::now());
@@ -48,8 +49,8 @@ fn asker() -> QueryRequest {
     QueryRequest { group: GROUP.to_owned(), request, ..QueryRequest::default() }
 }
 
-/// The leader takes the clients of another node for as many callers as they are, if a peer speaks
-/// from there; otherwise for one.
+/// The leader tells the clients of another node apart as callers if a peer is connected from that
+/// node's address; otherwise they count as one caller.
 #[tokio::test]
 async fn a_forwarded_call_is_its_callers() {
     let (nodes, _shared) = cluster(2).await;
@@ -69,7 +70,7 @@ async fn a_forwarded_call_is_its_callers() {
     assert_eq!(callers().await, 3);
 }
 
-/// A client that claims to forward calls is one client still.
+/// A client that claims to forward calls still counts as one caller.
 #[tokio::test]
 async fn who_says_no_hello_forwards_nothing() {
     let (nodes, _shared) = cluster(2).await;
@@ -86,7 +87,7 @@ async fn who_says_no_hello_forwards_nothing() {
 }
 
 /// One client cannot take the whole connection from its node to the leader: it is told where the
-/// leader is, and another client's call is forwarded still.
+/// leader is, and another client's call is still forwarded.
 #[tokio::test]
 async fn one_caller_takes_half_of_the_way_to_the_leader() {
     let (nodes, shared) = cluster(2).await;
@@ -123,7 +124,8 @@ async fn one_caller_takes_half_of_the_way_to_the_leader() {
     }
 }
 
-/// While all places are taken, who forwards calls is served although its connection found none.
+/// While all places are taken, a node that forwards calls is served although its connection got no
+/// place.
 #[tokio::test]
 async fn a_full_leader_answers_what_is_forwarded() {
     let limits = PortLimits { connections: 1, ..PortLimits::default() };
@@ -155,7 +157,8 @@ async fn no_call_is_forwarded_into_another_cluster() {
     check_misdirected(1, Some(2), GROUP, "another one (lineage 01010101").await;
 }
 
-/// A node that takes node 1 for its leader, and what answers at the address that it has for it.
+/// A node that takes node 1 for its leader, and the stranger that answers at the address configured
+/// for node 1.
 struct Astray {
     node: Node,
     nodes: BTreeMap<NodeId, String>,
@@ -163,7 +166,7 @@ struct Astray {
     theirs: Shared,
 }
 
-/// Node 2 of cluster 1, for which a node of this cluster and lineage stands at node 1's address.
+/// Starts node 2 of cluster 1, and at node 1's address a node of the given cluster and lineage.
 async fn astray(cluster: u8, lineage: Option<u8>, linked: bool) -> Astray {
     let listener = async || TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let (there, here) = (listener().await, listener().await);
@@ -231,8 +234,8 @@ async fn no_client_is_sent_into_another_cluster() {
     drop(stranger);
 }
 
-/// Node 2 takes a node of this cluster and lineage for its leader, and is asked to apply a command
-/// to a group that is there or not.
+/// Has node 2 forward a command to a stranger of this cluster and lineage, whose group may be
+/// `group` or another one, and checks the refusal.
 async fn check_misdirected(cluster: u8, lineage: Option<u8>, group: &str, told: &str) {
     let Astray { node, nodes, stranger, theirs } = astray(cluster, lineage, false).await;
     let mut to = apply("a");
@@ -240,7 +243,7 @@ async fn check_misdirected(cluster: u8, lineage: Option<u8>, group: &str, told: 
     let refused = if known {
         raw(&node).await.apply(to).await
     } else {
-        // What the stranger is asked for is a group that it does not have.
+        // Asks the stranger directly, for a group that it does not have.
         group.clone_into(&mut to.group);
         let hello = hello_to(&Setup::hello_of(1, 2, &nodes), NodeId(1)).encode_to_vec();
         let mut request = Request::new(to);

@@ -186,7 +186,7 @@ async fn lengths_are_judged_before_anything_is_kept() {
     assert_eq!((status.code(), word), (Code::InvalidArgument, Some("too-large")));
 }
 
-/// Sends bytes as they are where a library would encode a message.
+/// A codec that sends bytes unencoded, to send what no library would.
 struct AsTheyAre;
 
 impl Encoder for AsTheyAre {
@@ -201,7 +201,7 @@ impl Encoder for AsTheyAre {
 
 impl Codec for AsTheyAre {
     type Encode = Bytes;
-    // Of an answer, only the fact that it came is of interest.
+    // Only the arrival of an answer matters, not its content.
     type Decode = ();
     type Encoder = Self;
     type Decoder = ProstDecoder<()>;
@@ -254,7 +254,7 @@ fn assert_malformed(status: Option<Status>, why: &str) {
 const BAD_GROUP: &[u8] = &[0x0a, 1, 0xff];
 const BAD_TEXT: &str = ".group: invalid string value: data is not UTF-8";
 
-/// What is no message of the protocol is refused in the protocol's words, whichever the method.
+/// Every method refuses bytes that are no message of the protocol, with a refusal of the protocol.
 #[tokio::test]
 async fn a_request_that_is_no_message_is_malformed() {
     let (nodes, shared) = cluster(1).await;

@@ -140,7 +140,8 @@ async fn strangers_are_refused_with_a_reason() {
     error_with(&transport, "this is node 1, not node 2").await;
 }
 
-/// An address is wrong while another node answers there. It is no longer once the peer itself does.
+/// A peer's address counts as wrong from when another node answers there until the peer itself
+/// does.
 #[tokio::test]
 async fn an_address_is_wrong_until_the_peer_answers_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -163,7 +164,7 @@ async fn an_address_is_wrong_until_the_peer_answers_there() {
     assert!(!is_wrong());
 }
 
-/// A node that does not know this one is at its address all the same.
+/// A node that refuses this one as unknown still proves that its address is right.
 #[tokio::test]
 async fn a_node_that_does_not_know_us_is_the_right_one() {
     let unconfigured = receiver(1, Arc::new(NoInbox)).await;

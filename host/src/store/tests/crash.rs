@@ -1,9 +1,9 @@
-//! Every crash point, and every single failing operation, of local snapshots. (For received ones
-//! see `bulk/tests.rs`.)
+//! A crash at each point, and a failure of each operation, while local snapshots are taken. (For
+//! received snapshots see `bulk/tests.rs`.)
 
 use super::*;
 
-/// What the log durably lists after a run, and whether the run came to its end.
+/// What the log durably lists after a run, and whether the run was completed.
 struct Run {
     durable: Vec<SnapshotDesc>,
     done: bool,
@@ -44,7 +44,7 @@ fn data() -> MemFs {
     MemFs::with_dir(Path::new("/data"))
 }
 
-/// Whatever the crash point, what the log lists is there and nothing else is left.
+/// After a crash at any point, the objects that the log lists are there and nothing else is.
 /// Covers F1 F2 F3.
 #[test]
 fn every_crash_point_of_local_snapshots() {

@@ -197,7 +197,8 @@ fn a_fresh_directory_is_durable() {
     assert!(fs.has(&layout::part_dir(dir)));
 }
 
-/// Whatever failed while its directories were made, an object that was taken outlives a power loss.
+/// A sealed object survives a power loss, whichever operation failed while its directories were
+/// created.
 #[test]
 fn what_is_taken_stays_whatever_failed_before() {
     let mut taken = 0;
@@ -219,8 +220,8 @@ fn what_is_taken_stays_whatever_failed_before() {
     assert!(taken > 0);
 }
 
-/// A directory that goes while its store is open, as when its filesystem is unmounted, is not made
-/// again: snapshots would lie on another disk. Once it is back, the store goes on.
+/// A directory that disappears while its store is open, as when its filesystem is unmounted, is not
+/// created again: snapshots would lie on another disk. Once it is back, the store continues.
 #[test]
 fn a_directory_that_is_gone_is_not_made_again() {
     let temporary = tempfile::tempdir().expect("a temporary directory");

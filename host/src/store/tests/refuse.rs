@@ -259,7 +259,7 @@ fn space_that_a_group_claims_is_kept_for_it() {
     drop(space(&mut often, 30).expect("the claim is over once it was met"));
 }
 
-/// A claim that its group does not come back for expires after a minute.
+/// A claim expires after a minute if its group does not take the space.
 /// Covers C1.
 #[test]
 fn a_claim_ends_with_time() {
@@ -304,7 +304,7 @@ fn a_claim_disturbs_nobody_who_cannot_help() {
         elsewhere.reserve_local(local(30, 1000, false)).expect("nothing is taken from its budget"),
     );
 
-    // A claim of the budget that is made again and again leaves it free for others after a minute.
+    // A claim of the budget that is repeated again and again still expires after a minute.
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 2 * frame_bytes(1000) + 300, 0);
     let mut other = neighbour(&bed);
@@ -440,8 +440,8 @@ fn space_that_is_in_use_postpones() {
     assert_eq!(refused(&mut bed), None);
 }
 
-/// What a listed name holds, the log says and not a peer: an object of that name with another
-/// format replaces neither a good one nor a damaged one.
+/// Of a listed name the log's descriptor counts, not a peer's: an object of that name with another
+/// format replaces neither a good object nor a damaged one.
 #[test]
 fn a_peers_descriptor_does_not_decide_what_a_listed_name_holds() {
     let bytes = payload(1000);

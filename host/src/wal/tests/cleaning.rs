@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Does everything there is to do while nothing is appended.
+/// Runs housekeeping and seals until nothing is left to do.
 fn rest(wal: &mut Wal) {
     while wal.housekeep().expect("the disk is well") {}
     while wal.seal_idle().expect("the disk is well") {

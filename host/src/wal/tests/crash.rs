@@ -1,5 +1,5 @@
-//! Every operation of a scripted life is once the last one, and once fails. Whatever was
-//! acknowledged is found.
+//! A crash after each operation of a scripted life, and a failure of each: everything that was
+//! acknowledged is found again.
 
 use super::*;
 use crate::fs::mem::DiskFault;
@@ -12,7 +12,8 @@ fn operations(steps: &[Step]) -> u64 {
     fs.ops()
 }
 
-/// Opens the log, checks that it is as after `done` steps or one step more, and lives on.
+/// Opens the log, checks that it is as after `done` steps or one step more, and runs the remaining
+/// steps.
 fn check(fs: &MemFs, steps: &[Step], done: usize, story: &str) {
     let models = models(steps);
     let (wal, recovered) = match open(fs) {

@@ -221,7 +221,8 @@ fn encoded(state: &RecoveryState) -> Vec<u8> {
     bytes
 }
 
-/// Good checksums around an impossible state: it was written so, and what was meant is not guessed.
+/// A state that is impossible although its checksums are good is corruption: it is not repaired by
+/// guesses.
 #[test]
 fn a_state_that_breaks_its_own_rules_is_corruption() {
     assert!(open(&log_of_a_state(&encoded(&state(1, 0, 0))).0).is_ok(), "this one is good");

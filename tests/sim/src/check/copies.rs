@@ -22,7 +22,7 @@ pub fn leads_nobody(copy: &GroupStatus) -> Checked {
     }
 }
 
-/// While there is an old copy, its peers count only what the newer life acknowledged.
+/// While an old copy runs, its peers count only what the newer life acknowledged.
 pub fn is_not_counted(newer: &Life, peer: &GroupStatus) -> Checked {
     let counted = peer.peers.iter().find(|one| one.replica == newer.replica);
     match counted.filter(|one| one.matched > newer.last_index) {
@@ -38,7 +38,7 @@ pub fn is_not_counted(newer: &Life, peer: &GroupStatus) -> Checked {
     }
 }
 
-/// An old copy has run for this many looks.
+/// Fails if an old copy has run for this many looks, which are too many.
 pub fn stops(node: NodeId, looks: u64) -> Checked {
     if looks <= LOOKS_MAX {
         Ok(())

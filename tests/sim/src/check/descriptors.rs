@@ -2,7 +2,8 @@
 
 use super::{Checked, violated};
 
-/// A replica stops because its log failed with this message: not for lack of descriptors.
+/// A replica stopped because its log failed with this message. The cause must not be a lack of
+/// descriptors.
 pub fn waited_for(why: &str) -> Checked {
     if why.contains("os error 24") { violated("descriptors", why) } else { Ok(()) }
 }

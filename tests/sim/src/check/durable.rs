@@ -39,14 +39,14 @@ impl Configurations {
         self.0.entry((group, index)).or_insert_with(|| configuration.clone());
     }
 
-    /// An operator made one replica the whole group, as of this entry.
+    /// An operator made one replica the whole group, with the entry at `index`.
     pub fn replaced(&mut self, group: GroupId, index: u64, alone: Configuration) {
         self.0.retain(|(of, at), _| *of != group || *at < index);
         self.0.insert((group, index), alone);
     }
 
-    /// The configurations that may have committed an entry that is applied under the one of
-    /// `index`: raft uses a configuration until the entry that replaces it is applied.
+    /// The configurations that may have committed an entry which is applied under the configuration
+    /// of `index`: raft uses a configuration until the entry that replaces it is applied.
     pub fn of(&self, group: GroupId, index: u64) -> Vec<Configuration> {
         let before = self.0.range((group, 0)..=(group, index)).rev().take(2);
         before.map(|(_, configuration)| configuration.clone()).collect()

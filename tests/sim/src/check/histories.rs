@@ -44,7 +44,7 @@ pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
                 format!("operation {} was answered {:?}, not {right}", record.id, record.answer);
             return violated("histories", what);
         }
-        // A local read may be old, as long as the value was once right.
+        // A local read may return an old value, as long as the value was once right.
         if record.local {
             continue;
         }
@@ -67,7 +67,8 @@ fn in_real_time(mut spans: Vec<(u64, u64, Place, u64)>) -> Checked {
                 furthest = Some((before, who));
             }
         }
-        // A read may share the place of one that ended; a write must come after it.
+        // A read may have the same place as an operation that ended before; a write must come after
+        // it.
         let behind = |before: Place| {
             if place.1 {
                 before.0 <= place.0

@@ -5,7 +5,7 @@ use lockstep_core::fault::{Fault, FaultClass};
 
 use super::{Checked, violated};
 
-/// A replica halts with this fault: not for lack of the guest's own memory.
+/// A replica halts with this fault. The cause must not be that the guest ran out of memory.
 pub fn had(fault: &Fault) -> Checked {
     match fault {
         Fault::Guest(guest) if guest.class == FaultClass::OutOfMemory => {

@@ -7,7 +7,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::{Checked, violated};
 
-/// A node with this durable log sends a frame.
+/// Checks a frame that a node with this durable log sends.
 pub fn sends(frame: &Frame, log: &WalReader) -> Checked {
     let Some(state) = log.state(frame.group) else {
         return violated("promises", "a frame is sent before the replica's id is durable");

@@ -30,7 +30,8 @@ impl Before {
         Self { listed, whole }
     }
 
-    /// Whether the new list adds none, which might have been damaged since it was sealed.
+    /// Whether the new list adds no snapshot: an added one might have been damaged since it was
+    /// sealed.
     fn holds(&self, after: &[SnapshotDesc]) -> bool {
         after.iter().all(|desc| self.listed.contains(desc))
     }

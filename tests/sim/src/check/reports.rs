@@ -7,7 +7,7 @@ use super::{Checked, violated};
 #[derive(Default)]
 pub struct Reports {
     transfers: BTreeMap<u64, Report>,
-    /// When each began.
+    /// When each transfer began.
     began: BTreeMap<u64, u64>,
 }
 
@@ -28,7 +28,7 @@ impl Reports {
         self.began.insert(transfer, now);
     }
 
-    /// A healed cluster does not come to rest, perhaps because a report is missing.
+    /// Checked when a healed cluster does not come to rest: a missing report may be the cause.
     pub fn overdue(&self, now: u64) -> Checked {
         let mut owed = self.transfers.iter().filter(|(_, report)| **report == Report::Owed);
         match owed.find(|(id, _)| self.began[id] + OVERDUE_US < now) {

@@ -19,7 +19,8 @@ const SLACK_MS: u64 = limits::CLOCK_SKEW_MS_MAX + 2 * limits::TICK_MS;
 
 #[derive(Default)]
 pub struct Times {
-    /// For each node, when its clock showed what; only readings that may be the highest later.
+    /// For each node, readings of its clock and when they were taken; only those that may be the
+    /// highest later.
     clocks: BTreeMap<NodeId, VecDeque<(u64, u64)>>,
     /// When each group's ceiling was computed, and the ceiling, ms.
     ceilings: BTreeMap<GroupId, (u64, u64)>,
