@@ -17,7 +17,7 @@ use lockstep_core::group::{
 };
 use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -538,9 +538,7 @@ impl GroupActor {
     /// taken is unknown.
     fn close(mut self) {
         self.publish_report();
-        if planted("end_twice") {
-            self.publish_state(ReplicaState::Stopped(Stopped::Requested));
-        }
+        plant!("end_twice" does self.publish_state(ReplicaState::Stopped(Stopped::Requested)));
         let refusal = self.state.borrow().refusal().unwrap_or(Refusal::ShuttingDown);
         self.mailbox.requests.close();
         while let Ok(request) = self.mailbox.requests.try_recv() {

@@ -27,7 +27,7 @@ use std::sync::{Arc, Weak};
 
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, ValidatedHeader};
@@ -479,9 +479,7 @@ impl SnapshotStore {
             }
             Err(error) => return Err(disk(error)),
         };
-        if !planted("skip_snapshot_directory_sync") {
-            make_durable(&*self.fs, &to).map_err(disk)?;
-        }
+        plant!("skip_snapshot_directory_sync" skips make_durable(&*self.fs, &to).map_err(disk)?);
         // The staging name must not return after a crash: it would pass for a suspended transfer.
         make_durable(&*self.fs, &from).map_err(disk)?;
         let file = self.fs.open(&to, false).map_err(disk)?;
@@ -576,9 +574,7 @@ impl SnapshotStore {
     }
 
     fn count(&mut self, producer: &'static str, index: u64, refusal: &SnapshotRefusal) {
-        if planted("refuse_silently") {
-            return;
-        }
+        plant!("refuse_silently" does return);
         *self.tally.refusals.entry((producer, refusal.reason())).or_default() += 1;
         if let SnapshotRefusal::NoPlace { .. } = refusal {
             // The group asks again about every second, so this refusal is counted but not logged.

@@ -492,7 +492,8 @@ mod tests {
                 && !path.ends_with("mutant.rs")
             {
                 let text = std::fs::read_to_string(&path).expect("text");
-                let names = text.split("planted(\"").skip(1);
+                let lines = text.split("plant!(\"").skip(1);
+                let names = text.split("planted(\"").skip(1).chain(lines);
                 found.extend(names.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
             }
         }

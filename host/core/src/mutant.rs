@@ -1,8 +1,9 @@
 //! Bugs planted on purpose, so that checkers can be checked.
 //!
-//! Each bug has a name in [`ALL`] and stands in the code as `planted("name")`. Without the feature
-//! `mutants` this call is the constant `false`, and no bug is compiled in. With the feature,
-//! `LOCKSTEP_MUTANT=name` activates one bug for a process. `cargo xtask mutants` tries all of them.
+//! Each bug has a name in [`ALL`] and stands in the code as a line of its own, `plant!("name" …)`,
+//! or as a part of a condition or value, `planted("name")`. Without the feature `mutants` that is
+//! the constant `false`, and no bug is compiled in. With the feature, `LOCKSTEP_MUTANT=name`
+//! activates one bug for a process. `cargo xtask mutants` tries all of them.
 
 /// Every planted bug: its name, and what it breaks.
 pub const ALL: &[(&str, &str)] = &[
@@ -173,3 +174,20 @@ pub fn planted(name: &str) -> bool {
 pub const fn planted(_name: &str) -> bool {
     false
 }
+
+/// A planted bug that is a line of its own: `plant!("name" does return true);` does what is wrong,
+/// `plant!("name" skips check()?);` leaves out what is right.
+#[macro_export]
+macro_rules! plant {
+    ($name:literal does $wrong:expr) => {
+        if $crate::mutant::planted($name) {
+            $wrong
+        }
+    };
+    ($name:literal skips $right:expr) => {
+        if !$crate::mutant::planted($name) {
+            $right
+        }
+    };
+}
+pub use crate::plant;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::plant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, Outcome};
@@ -122,9 +122,7 @@ async fn first_of(
     ended: impl Future<Output = Ended>,
 ) -> Option<Ended> {
     let told = async {
-        if planted("failure_before_stop") {
-            tokio::task::yield_now().await;
-        }
+        plant!("failure_before_stop" does tokio::task::yield_now().await);
         told.await;
     };
     tokio::select! {

@@ -8,7 +8,7 @@
 //! - A mount is found by its id, not by its path, so neither bind mounts nor mounts that hide
 //!   others mislead.
 
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::plant;
 
 /// A bit that is set in every pool's number and in no device number: device numbers of Linux have
 /// 32 bits.
@@ -23,9 +23,7 @@ const OF_POOL: u64 = 1 << 63;
 ///
 /// where major:minor is the superblock's device number, and spaces within a field are escaped.
 pub(super) fn pool(mountinfo: &str, mount: u64) -> Option<u64> {
-    if planted("space_for_each_subvolume") {
-        return None;
-    }
+    plant!("space_for_each_subvolume" does return None);
     let line = mountinfo.lines().find(|line| id_of(line) == Some(mount))?;
     let (of_mount, of_filesystem) = line.split_once(" - ")?;
     let superblock = of_mount.split(' ').nth(2)?;

@@ -39,7 +39,7 @@ use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
 use lockstep_core::limits::APPLY_ANSWERS_BYTES_MAX;
 use lockstep_core::memory::{Footprint, MemoryUse};
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::Entry;
 
@@ -414,9 +414,7 @@ impl ApplyLane {
             Work::Apply(plan) => {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 let mut plan = plan;
-                if planted("clock_in_apply") {
-                    plan.moment.time_ms = self.tools.clock.wall_ms();
-                }
+                plant!("clock_in_apply" does plan.moment.time_ms = self.tools.clock.wall_ms());
                 let count = plan.commands.len();
                 let outcomes = guest.apply(context(plan.moment), &plan.commands)?;
                 let outcomes: Vec<_> = outcomes.into_iter().map(Into::into).collect();
@@ -479,9 +477,7 @@ impl ApplyLane {
                     tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
                         "recovery point does not restore; trying an older one");
                     causes.push(format!("at {}: {fault}", desc.index));
-                    if planted("no_fallback") {
-                        break;
-                    }
+                    plant!("no_fallback" does break);
                     match fault {
                         Fault::Restore(why) => {
                             self.aside.push(Event::Corrupt { snapshot: desc.clone(), why });

@@ -18,7 +18,7 @@ use crate::budget::{Charge, Share};
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::limits;
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Commands of streams that a group holds at once, bytes: less than the bound for all proposals, so
@@ -173,9 +173,7 @@ impl Reply {
 
     /// Why the command must not be taken: an earlier one of its line was refused.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
-        if planted("pass_the_refused") {
-            return None;
-        }
+        plant!("pass_the_refused" does return None);
         self.line()?.refusal()
     }
 

@@ -31,7 +31,7 @@ use lockstep_core::fault::{Fault, Shortage};
 use lockstep_core::group::Event;
 use lockstep_core::ids::GroupId;
 use lockstep_core::limits;
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::wal::LogJob;
 use prometheus_client::metrics::histogram::Histogram;
 
@@ -104,9 +104,7 @@ impl LogWriter {
             match self.wal.append(&jobs, &mut |jobs| durable(pay(owed, jobs))) {
                 Ok(_) => break,
                 Err(WalError::Full { .. }) => {
-                    if planted("acknowledge_when_full") {
-                        durable(pay(&mut self.owed, usize::MAX));
-                    }
+                    plant!("acknowledge_when_full" does durable(pay(&mut self.owed, usize::MAX)));
                     break;
                 }
                 Err(WalError::Refused { group, reason }) => {

@@ -14,7 +14,7 @@ use std::sync::{Arc, mpsc};
 
 use lockstep_core::group::Found;
 use lockstep_core::ids::Digest;
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
 use lockstep_core::snapshot::chunk::{self, Block};
 
@@ -229,9 +229,7 @@ impl SnapshotReader {
     /// Reads and checks the whole object from the disk, calling `progress` after each block. This
     /// is the only answer to "is this object recoverable?".
     pub fn verify(mut self, progress: &mut dyn FnMut()) -> Result<(), OpenError> {
-        if planted("believe_the_header") {
-            return Ok(());
-        }
+        plant!("believe_the_header" does return Ok(()));
         self.file.drop_cache();
         (self.hashed, self.hasher) = (0, blake3::Hasher::new());
         self.check_digest()?;

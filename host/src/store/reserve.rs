@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lockstep_core::ids::{ModuleId, ReplicaId};
-use lockstep_core::mutant::planted;
+use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::chunk::{BUSY_RETRY_MS, BulkReply, NO_SPACE_RETRY_MS, ObjectRef};
 use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 
@@ -504,9 +504,7 @@ impl Quota {
     /// Takes bytes that will be written to the filesystem that `space` describes. The error is how
     /// many bytes could be taken instead.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64, space: Space) -> Result<Arc<Allocation>, u64> {
-        if planted("forget_reservation") {
-            return Ok(self.allocation(0, 0, space.device));
-        }
+        plant!("forget_reservation" does return Ok(self.allocation(0, 0, space.device)));
         self.admit(bytes, space)?;
         self.budget.taken().claim.take_if(|claim| claim.is_by(self));
         Ok(self.allocation(bytes, bytes, space.device))

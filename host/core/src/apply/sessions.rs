@@ -24,7 +24,7 @@ use crate::apply::Answer;
 use crate::codec::{DecodeError, Reader, Write};
 use crate::fault::Rejection;
 use crate::limits;
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 
 /// Bytes that the shortest and the longest answer count.
 const SHORTEST: usize = limits::SESSION_ANSWER_OVERHEAD_BYTES;
@@ -235,17 +235,13 @@ impl Sessions {
             all.by_expiry.insert((session.expires_ms, id));
             all.sessions.insert(id, session);
         }
-        if planted("sessions_forget") {
-            return Ok(Self::default());
-        }
+        plant!("sessions_forget" does return Ok(Self::default()));
         Ok(all)
     }
 }
 
 fn session_id(parts: [u64; 4]) -> u64 {
-    if planted("session_is_its_index") {
-        return parts[0];
-    }
+    plant!("session_is_its_index" does return parts[0]);
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&part.to_le_bytes());

@@ -8,7 +8,7 @@ use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect, Halt, Stands, Stopped};
 use crate::group::hosting::Hosting;
 use crate::group::wants;
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 
 /// A build ended with a guest that has applied everything up to this index.
 pub(super) fn has_guest(
@@ -79,9 +79,7 @@ fn needs_snapshot(
     why: &str,
     effects: &mut Vec<Effect>,
 ) {
-    if !planted("rely_on_peers") {
-        hosting.applying.retry.failed(shared.now);
-    }
+    plant!("rely_on_peers" skips hosting.applying.retry.failed(shared.now));
     hosting.applying.pipeline.misses(wants::missing(shared, tried, why));
     hosting.snapshots.checkpoints.abandon_capture();
     hosting.settle_state(shared, effects);

@@ -22,7 +22,7 @@ use crate::group::outgoing::Outgoing;
 use crate::group::raft_node::RaftNode;
 use crate::group::{Shared, SnapshotPolicy};
 use crate::ids::ReplicaId;
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 use crate::snapshot::SnapshotDesc;
 
 #[derive(Default)]
@@ -96,9 +96,7 @@ impl CatchUps {
 
 fn send_to_who_appends_no_more(raw: &mut RaftNode, shared: &Shared) {
     let newest = shared.recovery.newest().map_or(0, |desc| desc.index);
-    if planted("wait_for_the_cut") {
-        return;
-    }
+    plant!("wait_for_the_cut" does return);
     for (replica, seen) in &shared.seen {
         // A follower that is only slow, or is restoring, reaches the end of its log by itself.
         let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);

@@ -9,7 +9,7 @@ use crate::group::ready;
 use crate::group::{Own, Shared};
 use crate::limits;
 use crate::memory::MemoryUse;
-use crate::mutant::planted;
+use crate::mutant::plant;
 use crate::retention;
 
 pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
@@ -93,9 +93,7 @@ fn ask_for_reads(hosting: &mut Hosting, shared: &Shared) {
         && raw.raft.commit_to_current_term()
         && let Some(context) = reads.start_round(shared.me().0, shared.recovery.boot, shared.now)
     {
-        if planted("read_without_quorum") {
-            reads.confirm(&context, raw.raft.raft_log.committed);
-        }
+        plant!("read_without_quorum" does reads.confirm(&context, raw.raft.raft_log.committed));
         raw.read_index(context);
     }
 }

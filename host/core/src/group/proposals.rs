@@ -13,7 +13,7 @@ use crate::fault::Refusal;
 use crate::group::effect::Effect;
 use crate::ids::Ticket;
 use crate::limits;
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 
 /// A group's commands and its openings and closings of sessions, waiting or under way.
 #[derive(Default)]
@@ -166,9 +166,7 @@ impl Proposals {
 
     /// Drops the waiting requests whose clients are gone. What is already proposed goes on.
     pub(super) fn forget(&mut self, gone: &BTreeSet<Ticket>, effects: &mut Vec<Effect>) {
-        if planted("propose_for_nobody") {
-            return;
-        }
+        plant!("propose_for_nobody" does return);
         let (left, kept): (VecDeque<_>, _) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| gone.contains(&waiting.ticket()));
@@ -191,9 +189,7 @@ impl Proposals {
 
     /// The indexes of those entries that tickets wait for.
     pub(super) fn awaited(&self, entries: &[Entry]) -> BTreeSet<u64> {
-        if planted("await_nothing") {
-            return BTreeSet::new();
-        }
+        plant!("await_nothing" does return BTreeSet::new());
         let indexes = entries.iter().map(|entry| entry.index);
         indexes.filter(|index| self.proposed.contains_key(index)).collect()
     }

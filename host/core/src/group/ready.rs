@@ -25,7 +25,7 @@ use crate::group::persist::{Listing, Promise};
 use crate::group::{Shared, build, checkpoint};
 use crate::ids::ReplicaId;
 use crate::limits;
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 /// Takes one ready from raft and carries it out.
@@ -195,9 +195,7 @@ fn deliver(
             && hosting.applying.pipeline.captures()
             && hosting.snapshots.checkpoints.begin_capture(index, shared.now)
         {
-            if !planted("capture_early") {
-                push(hosting, std::mem::take(&mut range));
-            }
+            plant!("capture_early" skips push(hosting, std::mem::take(&mut range)));
             let capture = checkpoint::capture(hosting.raw.store(), shared, term, index);
             hosting.applying.pipeline.push_capture(capture);
         }

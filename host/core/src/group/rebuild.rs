@@ -25,7 +25,7 @@ use crate::group::reconcile::Retention;
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::memory::{Footprint, Footprints, MemoryUse};
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 use crate::snapshot::SnapshotDesc;
 
 /// Ticks for which a leader listens to the others before it gives a turn. Within them, the replica
@@ -316,9 +316,7 @@ pub(super) fn has_turn(
     pipeline: &Pipeline,
     shared: &Shared,
 ) -> bool {
-    if planted("rebuild_at_once") {
-        return true;
-    }
+    plant!("rebuild_at_once" does return true);
     if raw.is_leader() {
         let idle =
             !proposals.has_waiting() && proposals.bytes() == 0 && pipeline.backlog_bytes() == 0;

@@ -18,7 +18,7 @@ use crate::group::effect::{Effect, Stopped};
 use crate::group::frame::{Body, Frame};
 use crate::ids::{Lineage, NodeId};
 use crate::limits;
-use crate::mutant::planted;
+use crate::mutant::plant;
 
 /// Configured nodes that recently spoke for another group of this name.
 #[derive(Default)]
@@ -107,9 +107,7 @@ impl Shared {
                 return false;
             }
         };
-        if planted("any_lineage") {
-            return false;
-        }
+        plant!("any_lineage" does return false);
         let node = frame.from.node();
         // Only configured nodes are shown in `status` and have an address to answer to.
         if !self.config.nodes.contains(&node) {

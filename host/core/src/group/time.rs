@@ -16,7 +16,7 @@
 use crate::group::{Seen, Shared};
 use crate::ids::ReplicaId;
 use crate::limits;
-use crate::mutant::planted;
+use crate::mutant::plant;
 
 /// The time of the log, as far as this replica knows it.
 #[derive(Default)]
@@ -104,9 +104,7 @@ impl Shared {
 
     fn clock_to_stamp(&self) -> Option<u64> {
         let voters = self.voters_clock();
-        if planted("stamp_own_clock") {
-            return voters.map(|_| self.wall_ms);
-        }
+        plant!("stamp_own_clock" does return voters.map(|_| self.wall_ms));
         let near = |clock: &u64| clock.abs_diff(self.wall_ms) <= limits::CLOCK_SKEW_MS_MAX;
         voters.map(|clock| if near(&clock) { self.wall_ms } else { clock })
     }

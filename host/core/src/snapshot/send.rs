@@ -8,7 +8,7 @@
 //! - One block is read at a time, so the state machine itself keeps none.
 //! - Only ticks without progress count: a large snapshot may take any time as long as it moves.
 
-use crate::mutant::planted;
+use crate::mutant::{plant, planted};
 use crate::snapshot::chunk::{
     self, BROKEN_RETRY_MS, BUSY_RETRY_MS, Block, BulkReply, BulkRequest, ObjectRef, Offer,
     RETRY_MAX_MS, STALL_TICKS, WINDOW_BLOCKS,
@@ -214,9 +214,7 @@ impl Sender {
 
     fn finish(&mut self, end: SendEnd) -> Vec<SendCommand> {
         self.stage = Stage::Finished;
-        if planted("never_report") {
-            return Vec::new();
-        }
+        plant!("never_report" does return Vec::new());
         vec![SendCommand::Finish(SendOutcome::of(end, self.moved))]
     }
 }
