@@ -88,7 +88,9 @@ async fn all(cluster: &mut Cluster, disks: &[Disk], plan: Plan, tell: &mut Telle
     }
     cluster.wait_serving(GROUP).await?;
     let disk = mebibytes(plan.disk_bytes().into());
-    tell.shown(format!("each on a disk of {disk}, of which segment and spares take 48 MiB"));
+    tell.shown(format!(
+        "each node on a disk of {disk}, of which its log segment and two spares take 48 MiB"
+    ));
     let client = cluster.client_of(GROUP, patient())?;
     let writer = Steady::start(cluster.client_of(GROUP, patient())?, COMMAND_BYTES, PAUSE_MS);
 

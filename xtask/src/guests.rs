@@ -26,8 +26,8 @@ use toolchain::{TARGET, Toolchain};
 
 pub(crate) use rustc::{is_rustc, run_rustc};
 
-/// What a component may import; the host provides nothing else. The types are imported when
-/// interfaces share them.
+/// What a component may import; the host provides nothing else. `types` is among them if
+/// interfaces share types.
 const IMPORTS: [&str; 3] =
     ["lockstep:fsm/host@0.1.0", "lockstep:fsm/snapshot-io@0.1.0", "lockstep:fsm/types@0.1.0"];
 

@@ -258,7 +258,8 @@ impl Fault {
     }
 }
 
-/// How a guest failed. The class only tells people the cause: a failure of any class is a fault.
+/// How a guest failed. A failure of any class is a fault; only [`FaultClass::Host`] passes by
+/// itself.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{class} in {call}{}: {message}", index.map(|i| format!(" at index \
     {i}")).unwrap_or_default())]
@@ -293,8 +294,9 @@ impl FaultClass {
     fn way_out(self) -> &'static str {
         match self {
             Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
-                "if every replica halts there, ask the state machine's author; a replica that \
-                 halts alone continues from another's snapshot"
+                "if every replica halts there, ask the state machine's author; one that halts \
+                 alone \
+                 at an entry continues from another's snapshot"
             }
             Self::Refused => {
                 "the state machine says why: bootstrap the group again with another `config`, or \

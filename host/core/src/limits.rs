@@ -143,8 +143,9 @@ pub const LOG_PIN_CHECKPOINTS: u64 = 4;
 /// Both ends keep a broken transfer for this time, ms, so that it can resume after either of them
 /// restarted.
 pub const SUSPEND_MS: u64 = 600_000;
-/// Ticks that a replica whose snapshot is overdue, because its log is near its bound or the next
-/// snapshot's headroom, waits for a checkpoint before it takes a snapshot without one.
+/// Ticks that a replica whose snapshot is overdue, because its log is beyond its bound or near the
+/// space that the next snapshot needs, waits for a checkpoint before it takes a snapshot without
+/// one.
 pub const OVERDUE_CHECKPOINT_TICKS: u64 = 10;
 /// Ticks between two attempts of a replica that is short of space to take a snapshot without a
 /// checkpoint.

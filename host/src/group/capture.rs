@@ -44,7 +44,7 @@ pub(super) struct Unwritten {
     pub bytes: u64,
 }
 
-/// Why a checkpoint was not captured.
+/// Why a snapshot was not captured.
 pub(super) enum NoCapture {
     /// There is space if this recovery point is unlisted.
     Unlist(Box<SnapshotDesc>),
@@ -153,9 +153,10 @@ impl Capture {
     }
 }
 
-/// Tells the store that a capture outgrew its reservation and found no more space.
-pub(super) fn outgrew(store: &dyn StoreHandle, estimate: u64) {
-    store.run(Box::new(move |store| store.outgrew(estimate)));
+/// Tells the store that a capture found no more space while it was written; returns the recovery
+/// point that is to be unlisted for it, if one can be.
+pub(super) fn outgrew(store: &dyn StoreHandle, estimate: u64) -> Option<SnapshotDesc> {
+    on_lane_within(store, DISK_PATIENCE, move |store| store.outgrew(estimate)).ok().flatten()
 }
 
 fn seal(writer: StagedWriter, store: &dyn StoreHandle) -> Result<Verified, String> {

@@ -26,7 +26,7 @@ use lockstep_core::snapshot::{Configuration, SnapshotDesc};
 use super::places::{Place, Places, Work};
 use super::snapshot_disk::{DiskPlace, DiskPlaces, SnapshotDisk};
 use crate::disk_watch::DiskWatch;
-use crate::fs::{Space, is_short};
+use crate::fs::{Space, is_full, is_short};
 
 /// Why the store refused an object. A refused object leaves nothing on the disk.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum SnapshotRefusal {
     NoSpace { need: u64, have: u64 },
     /// The system lacked space, descriptors or memory for an operation.
     #[error("{why}; the node tries again by itself")]
-    Short { why: String },
+    Short { why: String, is_full: bool },
     #[error("incompatible: {why}")]
     Incompatible { why: String },
     #[error("the recovery point at index {} must be unlisted first to free space", .0.index)]
@@ -286,7 +286,7 @@ impl SnapshotRefusal {
     /// The refusal for a system error during the operation `what`.
     pub(crate) fn disk(what: &str, error: &io::Error) -> Self {
         let why = format!("{what}: {error}");
-        if is_short(error) { Self::Short { why } } else { Self::Disk(why) }
+        if is_short(error) { Self::Short { why, is_full: is_full(error) } } else { Self::Disk(why) }
     }
 }
 

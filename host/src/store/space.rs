@@ -31,10 +31,15 @@ impl SnapshotStore {
         (short || was).then_some(space)
     }
 
-    /// Records that a local snapshot of `estimate` bytes outgrew its reservation and found no more
-    /// space: the next one is expected to need a quarter more.
-    pub fn outgrew(&mut self, estimate: u64) {
-        self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
+    /// A local snapshot of `estimate` bytes found no more space while it was written. Returns the
+    /// recovery point that is to be unlisted for it: the oldest that is neither in use nor
+    /// promised. If there is none, the next snapshot is expected to need a quarter more.
+    pub fn outgrew(&mut self, estimate: u64) -> Option<SnapshotDesc> {
+        let spare = self.spare().last().cloned();
+        if spare.is_none() {
+            self.wanted = object_bytes(estimate.saturating_add(estimate / 4));
+        }
+        spare
     }
 
     /// The space for the next local snapshot. Objects that are still being sent count as free,
@@ -43,7 +48,7 @@ impl SnapshotStore {
         let newest = self.listed.first();
         let next = newest.and_then(|desc| object_bytes(next_length(desc.length)));
         let stays = newest.map_or(0, |desc| self.bytes_of(&ObjectName::of(desc)));
-        // The guess must not exceed what the group can ever have.
+        // `wanted` is a guess: at most what the group may have beside its newest object.
         let wanted = self.wanted.map(|wanted| wanted.min(self.quota.most().saturating_sub(stays)));
         let need = next.max(wanted)?;
         let free = self.quota.disk_space(self.fs.space(&self.dir).ok()?);

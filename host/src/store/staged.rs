@@ -485,10 +485,11 @@ impl std::fmt::Debug for Staged {
 
 fn to_io(refusal: SnapshotRefusal) -> io::Error {
     let kind = match refusal {
-        SnapshotRefusal::NoSpace { .. } | SnapshotRefusal::Short { .. } => {
+        SnapshotRefusal::NoSpace { .. } | SnapshotRefusal::Short { is_full: true, .. } => {
             io::ErrorKind::StorageFull
         }
-        SnapshotRefusal::Stale
+        SnapshotRefusal::Short { is_full: false, .. }
+        | SnapshotRefusal::Stale
         | SnapshotRefusal::Busy { .. }
         | SnapshotRefusal::NoPlace { .. }
         | SnapshotRefusal::Incompatible { .. }

@@ -297,7 +297,7 @@ impl Wal {
         if self.lacking.is_none() {
             tracing::warn!(
                 why,
-                "the log is short of space: writes that wait continue once there is some"
+                "the log lacks space, descriptors or memory: commands wait until it has some"
             );
         }
         self.lacking = Some(why.to_owned());

@@ -298,7 +298,7 @@ impl Checkpoints {
     /// On a leader, proposes a checkpoint when one is due. A follower that needs a snapshot makes
     /// one due; while a snapshot is being sent, checkpoints come later, so that it is not
     /// superseded so soon.
-    pub(super) fn tick(&mut self, raw: &mut RaftNode, is_sending: bool, shared: &mut Shared) {
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, is_busy: bool, shared: &mut Shared) {
         if !raw.is_leader() {
             self.proposed = None;
             return;
@@ -312,7 +312,7 @@ impl Checkpoints {
         if raw.store().take_wanted_snapshot().is_some() {
             self.want(CheckpointReason::Learner);
         }
-        let patience = if is_sending { limits::CHECKPOINT_PATIENCE } else { 1 };
+        let patience = if is_busy { limits::CHECKPOINT_PATIENCE } else { 1 };
         let Some(reason) = self.due(shared, patience) else { return };
         let body = EntryBody::Checkpoint { time_ms: shared.stamp(), reason };
         if let Some((index, term)) = raw.propose_body(&body) {
@@ -351,8 +351,9 @@ impl Checkpoints {
     }
 
     /// Captures at the floor, between two checkpoints, for a replica that cannot wait for the next
-    /// one: it is short of space, its log is damaged, it got no place at the checkpoint, or no peer
-    /// could repair its object. Returns false if no capture began.
+    /// one: it is short of space, its log is damaged, it got no place at the checkpoint, no peer
+    /// could repair its object, or its newest snapshot was read too late for the last capture.
+    /// Returns false if no capture began.
     pub(super) fn capture_here(
         &mut self,
         pipeline: &mut Pipeline,

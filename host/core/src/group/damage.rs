@@ -2,7 +2,7 @@
 //!
 //! A replica whose log has a damaged segment keeps serving, because recent entries are in memory,
 //! but a restart would refuse the log. So the replica takes a snapshot after the damage, lists none
-//! that needs entries below it, and keeps none of these entries for a follower: a follower that
+//! that needs the damaged entries or older ones, and keeps none of these for a follower: one that
 //! lacks them gets the snapshot. Then the segment can be deleted. A replica without a guest gets
 //! the snapshot from a peer.
 

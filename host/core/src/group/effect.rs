@@ -122,7 +122,7 @@ pub enum Stands {
 }
 
 impl Halt {
-    /// The fault, which queries can be answered, and whether another replica applied the entry.
+    /// In words: the fault, which queries are still answered, and which node applied the entry.
     pub fn cause(&self) -> String {
         let mut text = match self.fault.entry() {
             Some(entry) => format!("entry {entry} cannot be applied: {}", self.fault),

@@ -10,6 +10,8 @@
 //!   meanwhile.
 //! - If all replicas halt at one entry, nobody asks for anything: one of them may lead, but
 //!   commands and linearizable queries are refused until an operator acts.
+//! - Its log has a bound, as in [`super::space`]. At the bound, the leader sends it a snapshot
+//!   through raft, which is another way on: see [`super::catch_up`].
 //! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
 
 use crate::group::Shared;

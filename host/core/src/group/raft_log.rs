@@ -368,7 +368,7 @@ impl Storage for RaftLog {
 struct Sizes {
     /// (first index, bytes) of each piece, ascending.
     pieces: VecDeque<(u64, u64)>,
-    /// A piece grows to this many bytes.
+    /// A new piece begins once the last one has this many bytes of entries.
     piece_bytes: u64,
 }
 

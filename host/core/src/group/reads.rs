@@ -57,8 +57,8 @@ impl Reads {
         Ok(())
     }
 
-    /// Starts a round if reads wait and one may start; returns the context to pass to raft,
-    /// which no other process of any replica uses.
+    /// Starts a round if reads wait and one may start; returns a context for raft that no
+    /// other process of any replica uses.
     pub(super) fn start_round(&mut self, replica: u64, boot: u64, now: u64) -> Option<Vec<u8>> {
         if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
             return None;

@@ -136,7 +136,7 @@ impl Retention {
         self.asked = true;
     }
 
-    /// The disk is full: the store lane has to know.
+    /// The disk is full: with the next list, the store lane deletes the suspended transfer as well.
     pub(super) fn press(&mut self) {
         (self.untold.list, self.untold.pressure) = (true, true);
     }

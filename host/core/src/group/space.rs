@@ -6,8 +6,8 @@
 //!   does not fill the space for its next snapshot with log. A refused command may be retried, and
 //!   a dropped append is sent again.
 //! - It answers queries, votes, and hands leadership to a replica with space; every frame reports
-//!   the shortage. A leader also refuses commands while no majority of the voters can accept them,
-//!   for lack of space or because they are silent, stalled, or waiting for a snapshot.
+//!   the shortage. A leader also refuses commands while voters that lack space, with those that are
+//!   silent, stalled, or waiting for a snapshot, leave no majority that can accept them.
 //! - It deletes what it can do without: recovery points beyond the newest, and log that is kept
 //!   only for the convenience of others.
 //!
@@ -123,7 +123,8 @@ impl Shared {
     /// A snapshot is overdue if the log since the newest one has reached the policy's limit and is
     /// close to taking the space that the next one needs, or if it has reached its bound and no
     /// snapshot succeeds. Then commands are refused and a checkpoint is requested. If none comes,
-    /// the snapshot is taken between checkpoints, if it seems to fit.
+    /// the snapshot is taken between checkpoints: after a second if it seems to fit, after ten in
+    /// any case.
     ///
     /// Returns how to refuse commands from now on, if a shortage began.
     pub(super) fn tick_space(&mut self, concerns: &mut Concerns<'_>) -> Option<Refusal> {
@@ -204,8 +205,8 @@ impl Shared {
         }
     }
 
-    /// The worst lack among the voters, if those that lack something and those that accept no
-    /// entries for another reason leave no majority.
+    /// The worst lack among the voters; `None` if none lacks anything, or if those that lack
+    /// something, with those that accept no entries for another reason, leave a majority.
     pub(super) fn worst_of_too_many<T>(
         &self,
         raw: &RaftNode,

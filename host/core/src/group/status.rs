@@ -59,7 +59,7 @@ pub struct GroupStatus {
     pub captures_failed: u64,
     /// Why the last capture failed; `None` if one has succeeded since.
     pub capture_failure: Option<String>,
-    /// What keeps the log from being cut, and the index that it needs.
+    /// What keeps the log from being cut, and the first index that it needs.
     pub log_pin: Option<(Pin, u64)>,
     /// What this replica is short of, if it is.
     pub shortage: Option<Shortage>,
@@ -188,7 +188,9 @@ fn role(shared: &Shared, hosting: Option<&Hosting>) -> Role {
 fn pinned_by(hosting: &Hosting, shared: &Shared) -> Option<(retention::Pin, u64)> {
     let Hosting { raw, snapshots, .. } = hosting;
     let Snapshots { outgoing, catch_ups, .. } = snapshots;
-    retention::pinned_by(&shared.recovery, &reconcile::pins(raw, outgoing, catch_ups, shared))
+    let pins = reconcile::pins(raw, outgoing, catch_ups, shared);
+    let pinned = retention::pinned_by(&shared.recovery, &pins);
+    pinned.map(|(pin, after)| (pin, after + 1))
 }
 
 fn corrupt(hosting: &Hosting) -> Vec<ObjectRef> {

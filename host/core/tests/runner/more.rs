@@ -69,7 +69,7 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
             Pin::Follower(id) => cluster.name_of(id),
             Pin::Sending(id) => format!("a snapshot for {}", cluster.name_of(id)),
         };
-        text += &format!(", keeps the log after {index} for {whom}");
+        text += &format!(", keeps the log from {index} on for {whom}");
     }
     if let Some(why) = capture_failure {
         text += &format!(", could not capture: {why}");

@@ -91,15 +91,12 @@ impl ApplyLane {
             Ok(Err(Unwritten { error, bytes })) => {
                 // The snapshot outgrew its reservation, or something else filled the disk:
                 // unlisting an older recovery point may free space.
-                let beyond = self.listed().get(1..).and_then(<[_]>::last).cloned();
+                let estimate = last.unwrap_or(0).max(bytes);
                 let full = is_full(&error);
-                if let Some(unlist) = beyond.filter(|_| full) {
-                    return Err(NoCapture::Unlist(Box::new(unlist)));
+                match full.then(|| capture::outgrew(&*self.tools.store, estimate)).flatten() {
+                    Some(unlist) => Err(NoCapture::Unlist(Box::new(unlist))),
+                    None => Err(NoCapture::because(error.to_string())),
                 }
-                if full {
-                    capture::outgrew(&*self.tools.store, last.unwrap_or(0).max(bytes));
-                }
-                Err(NoCapture::because(error.to_string()))
             }
             Err(fault) => {
                 self.snapshot_traps.trapped(self.tools.group, now, &fault);

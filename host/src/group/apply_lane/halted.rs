@@ -57,7 +57,8 @@ impl ApplyLane {
     /// copy, as it does when a start finds no readable object.
     pub(super) fn not_restored(&mut self, snapshot: SnapshotDesc, why: String) -> Output {
         let index = snapshot.index;
-        tracing::error!(group = %self.tools.group, index, why, "the snapshot cannot be restored");
+        tracing::error!(group = %self.tools.group, index, why, "the snapshot that a peer sent \
+            cannot be read; the replica asks for a copy");
         self.clear();
         self.waiting = true;
         self.aside.push(Event::Corrupt { snapshot, why: why.clone() });

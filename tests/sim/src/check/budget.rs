@@ -83,7 +83,7 @@ pub fn undisturbed(node: &Node, apart: bool, now: u64, shortage: Shortage) -> Ch
     let filled = node.log_filled || now < node.log_freed_at + 5 * SECOND;
     let lacks = matches!(shortage, Shortage::Disk { need, have } if have < need);
     if apart && !filled && !node.unreadable && lacks {
-        violated("budget", format!("node {} is short, though its log has space", node.id))
+        violated("budget", format!("node {} reports a full log disk, which has space", node.id))
     } else {
         Ok(())
     }
