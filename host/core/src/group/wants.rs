@@ -11,8 +11,8 @@
 //! - A replica that needs any object also tries its own again, because what it could not read once
 //!   may be readable now: see [`super::retry`].
 //! - A leader that does not have the object either makes a checkpoint, whose object takes its
-//!   place. It makes one for each replica and object, and another only if that checkpoint's
-//!   snapshot failed here.
+//!   place. It makes one for each replica and object, and others, at growing intervals, only if
+//!   that checkpoint's snapshot failed here.
 //! - If that checkpoint's snapshot failed on the replica that asks, it captures one by itself after
 //!   it has asked all peers several times in vain.
 
@@ -55,9 +55,29 @@ pub(super) struct Wants {
     turn: usize,
     /// An object that ends the need is being listed.
     listing: bool,
-    /// What this leader made checkpoints for, by the replica that asked, and the newest snapshot
-    /// that was listed here at that time.
-    checkpoints: BTreeMap<ReplicaId, (About, u64)>,
+    /// What this leader made checkpoints for, by the replica that asked.
+    checkpoints: BTreeMap<ReplicaId, Made>,
+}
+
+/// A checkpoint that was made for an object.
+struct Made {
+    about: About,
+    /// The newest snapshot that was listed here at that time.
+    newest: u64,
+    /// The tick of the last checkpoint for the object, and how many there were.
+    at: u64,
+    times: u32,
+}
+
+impl Made {
+    /// Whether another checkpoint is of no use now: the snapshot of the last one is listed here, or
+    /// the last one is too recent. Only a newer snapshot that is not too old is that snapshot:
+    /// others may have been received from a peer.
+    fn suffices(&self, want: &Want, newest: u64, now: u64) -> bool {
+        let doublings = self.times.min(limits::WANT_RETRY_DOUBLINGS_MAX);
+        let recent = now < self.at + (limits::WANT_RETRY_TICKS << doublings);
+        recent || (newest != self.newest && newest >= want.low)
+    }
 }
 
 struct Asked {
@@ -196,12 +216,14 @@ impl Wants {
         }
         let newest = raw.store().listed().first().map_or(0, |desc| desc.index);
         let about = About::of(want, 0);
-        let done = |(of, then): &(About, u64)| *of == about && *then != newest;
-        if self.checkpoints.get(&replica).is_some_and(done) && !planted("checkpoint_for_each_want")
+        let before = self.checkpoints.get(&replica).filter(|made| made.about == about);
+        if before.is_some_and(|made| made.suffices(want, newest, now))
+            && !planted("checkpoint_for_each_want")
         {
             return;
         }
-        self.checkpoints.insert(replica, (about, newest));
+        let times = before.map_or(0, |made| made.times + 1);
+        self.checkpoints.insert(replica, Made { about, newest, at: now, times });
         checkpoints.want(CheckpointReason::Learner);
     }
 
