@@ -17,8 +17,8 @@ use crate::{checkout, guests};
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     if !target_dir()?.join("lockstep").exists() {
         println!(
-            "{program}: a first build compiles some 220 crates, wasmtime among them: about \
-             twenty minutes on two cores"
+            "{program}: a first build compiles some 220 crates, wasmtime among them: five to \
+             twelve minutes on two cores"
         );
     }
     guests::build()?;
