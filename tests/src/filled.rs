@@ -143,7 +143,7 @@ async fn restart(cluster: &mut Cluster, disks: &[Disk], node: u16) -> Result<()>
         disks[usize::from(node) - 1].fill_to_the_last_byte().ok()?;
         let full = cluster.group(node, GROUP).await.is_some_and(|of| of.state == "disk full");
         let text = cluster.log_text(node);
-        (full && text[said..].contains("short of space")).then_some(())
+        (full && text[said..].contains("the log lacks space")).then_some(())
     };
     let what = "the node that was started on a full disk to say so";
     cluster.wait_for(what, TURN_PATIENCE, says_so).await?;
