@@ -144,6 +144,9 @@ async fn cycles(
             wipe_one(cluster, disks, cycle).await.with_context(|| format!("cycle {cycle}"))?;
             seen.wipes += 1;
         }
+        // Without a command since the last one, no checkpoint is made.
+        let changed = async |_: &Cluster| (writer.acknowledged() > before).then_some(());
+        cluster.wait_for("a command", CYCLE_PATIENCE, changed).await?;
         let postponed = one_cycle(cluster, disks, client, &mut seen.highest_use).await;
         seen.postponed += postponed.with_context(|| format!("cycle {cycle}"))?;
         let logged = (writer.acknowledged() - before) * COMMAND_BYTES as u64;
