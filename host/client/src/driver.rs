@@ -218,11 +218,11 @@ impl Driver {
                     }
                     Err(status) => return Some((Failed::of_status(&status), Side::Node)),
                 },
-                permit = outgoing.reserve(), if may_send => match permit {
-                    Ok(permit) => {
+                slot = outgoing.reserve(), if may_send => match slot {
+                    Ok(slot) => {
                         stream.before_sending(self.under_way);
                         if let Some(message) = self.message(stream) {
-                            permit.send(message);
+                            slot.send(message);
                         }
                     }
                     // The end of the stream of answers says why.

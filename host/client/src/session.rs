@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_given_up_frees() {
+    async fn a_call_that_is_given_up_gives_way() {
         let options = crate::Options::default();
         let client = Client::connect(["127.0.0.1:1"], options).expect("a good endpoint");
         let session = Session::new(9, client);

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::session::OpenCall;
 use crate::{STREAM_INFLIGHT_BYTES_MAX, STREAM_INFLIGHT_MAX};
 
-/// The unit of the window's bytes; a command takes one unit more than it fills.
+/// The bytes that one permit covers; a command takes one permit more than it fills.
 const PERMIT_BYTES: usize = 1 << 10;
 
 /// The bounds for commands in flight.

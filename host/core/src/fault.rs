@@ -295,8 +295,7 @@ impl FaultClass {
         match self {
             Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
                 "if every replica halts there, ask the state machine's author; one that halts \
-                 alone \
-                 at an entry continues from another's snapshot"
+                 alone at an entry continues from another's snapshot"
             }
             Self::Refused => {
                 "the state machine says why: bootstrap the group again with another `config`, or \

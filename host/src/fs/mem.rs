@@ -558,7 +558,7 @@ impl Disk {
         self.capacity(device).saturating_sub(self.used(device)) < FULL_BYTES
     }
 
-    fn space(&self, doing: &str, path: &Path, growth: u64) -> io::Result<()> {
+    fn check_space(&self, doing: &str, path: &Path, growth: u64) -> io::Result<()> {
         if growth == 0 {
             return Ok(());
         }

@@ -8,7 +8,7 @@
 //! - Answers to a line's commands are charged to the line's connection until they are read. An
 //!   answer that finds no space is dropped, and the client is told that its command's fate is
 //!   unknown.
-//! - A line's commands wait for space, first come, first served: an overloaded group makes its
+//! - A line's commands wait for permits, first come, first served: an overloaded group makes its
 //!   streams wait instead of refusing their commands.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// Commands of streams that a group holds at once, bytes: less than the bound for all proposals, so
 /// that other proposals still find space.
 const STREAMS_BYTES_MAX: usize = 24 << 20;
-/// The unit in which space is counted, bytes; a command takes one unit more than it fills.
+/// The bytes that one permit covers; a command takes one permit more than it fills.
 const PERMIT_BYTES: usize = 1 << 10;
 
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);
@@ -98,7 +98,7 @@ impl Line {
     }
 }
 
-/// Space in a group for commands of streams.
+/// A group's permits for commands of streams.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamPermits(Arc<Semaphore>);
 
@@ -109,12 +109,12 @@ impl Default for StreamPermits {
 }
 
 impl StreamPermits {
-    /// Takes space for a command of `bytes` bytes, if there is enough now.
+    /// Takes the permit for a command of `bytes` bytes, if there is enough now.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_many_owned(units(bytes)).ok()
     }
 
-    /// Waits for space for a command of `bytes` bytes.
+    /// Waits for the permit for a command of `bytes` bytes.
     pub(crate) async fn take(self, bytes: usize) -> OwnedSemaphorePermit {
         self.0.acquire_many_owned(units(bytes)).await.expect("nobody closes it")
     }
@@ -133,8 +133,8 @@ pub(crate) enum Reply {
     InLine {
         to: oneshot::Sender<Told>,
         line: Arc<Line>,
-        /// The command's space, given back with the answer.
-        _space: OwnedSemaphorePermit,
+        /// The command's permit, given back with the answer.
+        _permit: OwnedSemaphorePermit,
     },
 }
 
@@ -151,7 +151,7 @@ impl Reply {
         permit: OwnedSemaphorePermit,
     ) -> (Self, oneshot::Receiver<Told>) {
         let (to, receiver) = oneshot::channel();
-        (Self::InLine { to, line, _space: permit }, receiver)
+        (Self::InLine { to, line, _permit: permit }, receiver)
     }
 
     /// Whether the caller is gone. A stream that ends drops its receivers one after the other, so
@@ -191,7 +191,7 @@ impl Reply {
         // If the receiver is gone, the caller gave up waiting.
         match self {
             Self::Alone(to) => drop(to.send(answer)),
-            Self::InLine { to, line, _space } => drop(to.send(line.charged(answer))),
+            Self::InLine { to, line, _permit } => drop(to.send(line.charged(answer))),
         }
     }
 }
@@ -210,10 +210,11 @@ mod tests {
     /// A client that reads no answers holds no more than its connection may.
     #[tokio::test]
     async fn answers_that_nobody_takes_have_a_bound() {
-        let (line, permit) = (Arc::new(line()), StreamPermits::default());
+        let (line, permits) = (Arc::new(line()), StreamPermits::default());
         let mut told = Vec::new();
         for _ in 0..4 {
-            let (reply, receiver) = Reply::in_line(Arc::clone(&line), permit.clone().take(1).await);
+            let (reply, receiver) =
+                Reply::in_line(Arc::clone(&line), permits.clone().take(1).await);
             reply.send(Ok(Answer::Ok(bytes::Bytes::from(vec![0; 400]))));
             told.push(receiver.await.expect("it was sent"));
         }
@@ -244,10 +245,10 @@ mod tests {
     /// While a stream ends, the group may look at its commands one by one.
     #[test]
     fn a_line_loses_its_client_as_a_whole() {
-        let (line, permit) = (Arc::new(line()), StreamPermits::default());
+        let (line, permits) = (Arc::new(line()), StreamPermits::default());
         let mut replies = Vec::new();
         for _ in 0..3 {
-            let permit = permit.try_take(1).expect("there is enough");
+            let permit = permits.try_take(1).expect("there is enough");
             let (reply, receiver) = Reply::in_line(Arc::clone(&line), permit);
             replies.push(reply);
             drop(receiver);
@@ -258,11 +259,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn space_goes_back_with_the_answer() {
-        let permit = StreamPermits::default();
-        let all = permit.clone().take(STREAMS_BYTES_MAX - PERMIT_BYTES).await;
+    async fn a_permit_goes_back_with_the_answer() {
+        let permits = StreamPermits::default();
+        let all = permits.clone().take(STREAMS_BYTES_MAX - PERMIT_BYTES).await;
         let (reply, receiver) = Reply::in_line(Arc::new(line()), all);
-        let mut waiting = std::pin::pin!(permit.take(0));
+        let mut waiting = std::pin::pin!(permits.take(0));
         let pending = std::future::poll_fn(|cx| {
             std::task::Poll::Ready(std::future::Future::poll(waiting.as_mut(), cx).is_pending())
         });

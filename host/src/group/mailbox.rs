@@ -324,7 +324,7 @@ impl GroupHandle {
         Ok(receiver)
     }
 
-    /// The space that commands of streams wait for.
+    /// The permits that commands of streams wait for.
     pub(crate) fn stream_permits(&self) -> StreamPermits {
         self.inner.stream_permits.clone()
     }

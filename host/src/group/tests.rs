@@ -348,9 +348,9 @@ async fn a_broken_line_takes_nothing_more() {
     go.send(()).expect("somebody waits for it");
     waiting.shutdown().await;
     let submit = async |line: &Arc<line::Line>| {
-        let space = hosted.handle.stream_permits().take(1).await;
+        let permit = hosted.handle.stream_permits().take(1).await;
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload: "x".into() };
-        let answer = hosted.handle.submit_in(line, call, false, space).expect("there is space");
+        let answer = hosted.handle.submit_in(line, call, false, permit).expect("there is space");
         tokio::time::timeout(PATIENCE, answer)
             .await
             .expect("in time")
@@ -376,10 +376,10 @@ fn line() -> Arc<line::Line> {
 async fn what_is_taken_of_a_line_has_no_gap() {
     let hosted = hosted().await;
     let submit = |line: &Arc<line::Line>, command: &str| {
-        let space = hosted.handle.stream_permits().try_take(1).expect("there is enough");
+        let permit = hosted.handle.stream_permits().try_take(1).expect("there is enough");
         let payload = command.to_owned().into();
         let call = Call { session: 0, sequence: 0, lowest_unanswered: 0, payload };
-        hosted.handle.submit_in(line, call, false, space).expect("there is space")
+        hosted.handle.submit_in(line, call, false, permit).expect("there is space")
     };
     // The actor runs while this task waits, so it finds the stream half dropped.
     let half_dropped = line();

@@ -64,10 +64,6 @@ pub(super) struct Capture {
     pub(super) gain: u64,
 }
 
-impl Build {
-    pub(super) const START: Self = Self::Start { missing: None };
-}
-
 impl Guest {
     /// A guest that is being built in this way; with `None`, one that is complete.
     pub(super) fn built(build: Option<Build>) -> Self {

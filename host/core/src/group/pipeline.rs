@@ -96,7 +96,8 @@ impl Pipeline {
         self.accepted > 0 || self.guest.build().is_some()
     }
 
-    /// What the replica lacks to build a guest; `None` if it has one, builds one, or is halted.
+    /// What the replica lacks to build a guest, also while it tries its own objects again; `None`
+    /// if it lacks nothing, or is halted.
     pub(super) fn missing(&self) -> Option<&Missing> {
         self.guest.missing()
     }
@@ -208,8 +209,11 @@ impl Pipeline {
     pub(super) fn supersede(&mut self) {
         self.clear();
         self.accepted += 1;
-        if self.missing().is_some() {
-            self.guest = Guest::built(self.guest.build().map(|_own| Build::START));
+        // The accepted snapshot is what was lacking.
+        match &mut self.guest {
+            Guest::Missing(_) => self.guest = Guest::built(None),
+            Guest::Applies { build: Some(Build::Start { missing }), .. } => *missing = None,
+            Guest::Applies { .. } | Guest::Halted(_) | Guest::Stopped => {}
         }
     }
 
@@ -221,12 +225,7 @@ impl Pipeline {
 
     /// The lane rebuilds the guest up to the floor.
     pub(super) fn start_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
-        self.clear();
-        self.dispatched = state.floor;
-        self.build += 1;
-        self.guest = Guest::built(Some(Build::START));
-        let job = ApplyJob::Start { build: self.build, state: Box::new(state.clone()) };
-        effects.push(Effect::Apply(job));
+        self.begin_start(state, None, effects);
     }
 
     /// A replica without a guest tries its own recovery points and log again. Until it has a guest,
@@ -235,8 +234,21 @@ impl Pipeline {
     pub(super) fn try_again(&mut self, state: &RecoveryState, effects: &mut Vec<Effect>) {
         let lacked = state.snapshots.first().map_or(0, |desc| desc.index);
         let missing = self.missing().map(|missing| Missing { lacked, ..missing.clone() });
-        self.start_again(state, effects);
+        self.begin_start(state, missing, effects);
+    }
+
+    fn begin_start(
+        &mut self,
+        state: &RecoveryState,
+        missing: Option<Missing>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.clear();
+        self.dispatched = state.floor;
+        self.build += 1;
         self.guest = Guest::built(Some(Build::Start { missing }));
+        let job = ApplyJob::Start { build: self.build, state: Box::new(state.clone()) };
+        effects.push(Effect::Apply(job));
     }
 
     /// The log durably lists the snapshot: the lane restores it, and later items may follow.

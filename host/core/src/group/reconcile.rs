@@ -310,8 +310,7 @@ impl Retention {
                 if let Some(index) = self.need.take().and_then(|need| need.capture) {
                     let why = format!(
                         "no space: an older snapshot may be deleted only after the newest was \
-                         read, \
-                         which failed: {why}"
+                         read, which failed: {why}"
                     );
                     let failed = CaptureFailed { index, why, postponed: true };
                     around.checkpoints.capture_failed(around.pipeline, failed, shared.now);

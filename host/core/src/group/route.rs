@@ -78,7 +78,7 @@ pub(super) fn event(
             hosting.snapshots.retention.promises_changed();
         }
         Event::LogSpace(shortage) => {
-            let began = shared.space(shortage, &mut hosting.concerns(effects));
+            let began = shared.log_space(shortage, &mut hosting.concerns(effects));
             space_changed(hosting, shared, began, effects);
         }
         Event::DiskStalled(stall) => disk_stalled(hosting, shared, stall, effects),

@@ -104,7 +104,7 @@ impl Shared {
 
     /// The log lane reports whether the disk is short of space. Returns how to refuse commands from
     /// now on, if a shortage began.
-    pub(super) fn space(
+    pub(super) fn log_space(
         &mut self,
         shortage: Option<Shortage>,
         concerns: &mut Concerns<'_>,

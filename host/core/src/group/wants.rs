@@ -59,6 +59,11 @@ pub(super) struct Wants {
     checkpoints: BTreeMap<ReplicaId, Made>,
 }
 
+/// Ticks until the next try after `in_vain` tries.
+fn interval(in_vain: u32) -> u64 {
+    limits::WANT_RETRY_TICKS << in_vain.min(limits::WANT_RETRY_DOUBLINGS_MAX)
+}
+
 /// A checkpoint that was made for an object.
 struct Made {
     about: About,
@@ -74,9 +79,7 @@ impl Made {
     /// the last one is too recent. Only a newer snapshot that is not too old is that snapshot:
     /// others may have been received from a peer.
     fn suffices(&self, want: &Want, newest: u64, now: u64) -> bool {
-        let doublings = self.times.min(limits::WANT_RETRY_DOUBLINGS_MAX);
-        let recent = now < self.at + (limits::WANT_RETRY_TICKS << doublings);
-        recent || (newest != self.newest && newest >= want.low)
+        now < self.at + interval(self.times) || (newest != self.newest && newest >= want.low)
     }
 }
 
@@ -113,7 +116,7 @@ impl Asked {
     /// The tick of the next request; the interval grows each time all peers were asked.
     fn next(&self, peers: usize) -> u64 {
         let rounds = if planted("ask_without_end") { 0 } else { self.rounds(peers) };
-        self.at + (limits::WANT_RETRY_TICKS << rounds.min(limits::WANT_RETRY_DOUBLINGS_MAX))
+        self.at + interval(rounds)
     }
 }
 

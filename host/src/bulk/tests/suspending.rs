@@ -105,7 +105,7 @@ fn what_is_suspended_goes_with_time_and_for_space() {
 /// If another group of the host finds no space, a suspended file is deleted for it.
 /// Covers C1.
 #[test]
-fn what_is_suspended_frees_for_another_group() {
+fn what_is_suspended_gives_way_to_another_group() {
     let bytes = payload(3 * BLOCK);
     let need = crate::store::layout::object_bytes(bytes.len() as u64).expect("it has a size");
     let fs = MemFs::with_dir(Path::new("/data"));

@@ -56,7 +56,7 @@ impl File for MemFile {
         }
         let growth = (offset + buf.len() as u64).saturating_sub(inode.len());
         drop(inode);
-        disk.space("write", &self.path, growth)?;
+        disk.check_space("write", &self.path, growth)?;
         guard(&self.inode).write(buf, offset);
         Ok(())
     }
@@ -84,7 +84,7 @@ impl File for MemFile {
         disk.op("preallocate", &self.path)?;
         let have = guard(&self.inode).len();
         let growth = len.saturating_sub(have);
-        disk.space("preallocate", &self.path, growth)?;
+        disk.check_space("preallocate", &self.path, growth)?;
         let unreserved = disk.unreserved;
         drop(disk);
         match (growth, unreserved) {
@@ -105,7 +105,7 @@ impl File for MemFile {
         let mut disk = self.live_for_writing("preallocate")?;
         disk.op("preallocate", &self.path)?;
         let growth = len.saturating_sub(guard(&self.inode).len());
-        disk.space("preallocate", &self.path, growth)?;
+        disk.check_space("preallocate", &self.path, growth)?;
         if growth > 0 {
             guard(&self.inode).set_len(len);
         }

@@ -347,8 +347,8 @@ async fn a_stream_that_is_not_read_keeps_no_space_from_others() {
     }
 
     // There is space for the first two of three commands, and a little more.
-    let space = nodes[0].handle.stream_permits();
-    let mut taken: Vec<_> = std::iter::from_fn(|| space.try_take(0)).collect();
+    let permits = nodes[0].handle.stream_permits();
+    let mut taken: Vec<_> = std::iter::from_fn(|| permits.try_take(0)).collect();
     taken.truncate(taken.len() - 8);
     shared.lock().held = Some(Vec::new());
     let unread = raw.open(APPLY_STREAM, &[]);

@@ -124,7 +124,7 @@ fn written_bytes_are_counted_once() {
 
 /// Covers C1 K15.
 #[test]
-fn the_oldest_recovery_point_beyond_the_newest_frees() {
+fn the_oldest_recovery_point_beyond_the_newest_gives_way() {
     let fs = MemFs::with_dir(Path::new("/data"));
     let mut bed = Bed::with_limits(fs, &state(&[]), 3 * frame_bytes(1000) - 2, 0);
     let old = bed.take(10, &payload(1000)).desc;
