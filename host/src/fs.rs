@@ -1,7 +1,7 @@
 //! The door `Fs`: the only way to files.
 //!
 //! It is synchronous and object-safe, so that a simulator can implement it. It has two
-//! implementations: [`disk`] (the only place that names `std::fs` and `rustix`) and [`mem`]
+//! implementations: [`disk`] (real files) and [`mem`]
 //! (strict: a crash loses what was not synced, names included).
 //!
 //! - A file's bytes are durable after [`File::sync`]; its *name* is durable after [`make_durable`].

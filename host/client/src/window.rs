@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::session::OpenCall;
 use crate::{STREAM_INFLIGHT_BYTES_MAX, STREAM_INFLIGHT_MAX};
 
-/// The bytes that one permit covers; a command takes one permit more than it fills.
+/// The bytes that one permit covers; a command of n bytes takes n / `PERMIT_BYTES` + 1 permits.
 const PERMIT_BYTES: usize = 1 << 10;
 
 /// The bounds for commands in flight.

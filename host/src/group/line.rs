@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// Commands of streams that a group holds at once, bytes: less than the bound for all proposals, so
 /// that other proposals still find space.
 const STREAMS_BYTES_MAX: usize = 24 << 20;
-/// The bytes that one permit covers; a command takes one permit more than it fills.
+/// The bytes that one permit covers; a command of n bytes takes n / `PERMIT_BYTES` + 1 permits.
 const PERMIT_BYTES: usize = 1 << 10;
 
 const _: () = assert!(STREAMS_BYTES_MAX < limits::PROPOSALS_WAITING_BYTES_MAX);

@@ -195,7 +195,7 @@ impl Link {
     /// Orders connections for eviction, among addresses with equally many; the greatest is evicted
     /// first. A connection that has had time to call but has never sent anything of a call comes
     /// before all others; otherwise the longer silence decides. So a client that pauses between two
-    /// calls keeps its place before a crowd that never calls.
+    /// calls keeps its connection ahead of a crowd that never calls.
     fn idleness(&self, now: Instant) -> (bool, Duration) {
         let silent = self.silent_for(now);
         (self.traffic().bytes == 0 && silent > NEW, silent)

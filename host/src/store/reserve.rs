@@ -122,7 +122,7 @@ struct Taken {
     /// Bytes that allocations cover.
     bytes: u64,
     /// Of these, bytes that are not on the disk yet, by filesystem.
-    promised: BTreeMap<u64, u64>,
+    unwritten: BTreeMap<u64, u64>,
     captures: Places,
     restores: Places,
     claim: Option<Claim>,
@@ -170,12 +170,12 @@ pub struct Quota {
 #[derive(Debug)]
 pub(crate) struct Allocation {
     quota: Arc<Quota>,
-    /// The filesystem on which the promised bytes will be written.
+    /// The filesystem on which the unwritten bytes will be written.
     device: u64,
     /// Bytes taken. Changed only under the budget's lock.
     bytes: AtomicU64,
     /// Of these, bytes that are not on the disk yet. Changed only under the budget's lock.
-    promised: AtomicU64,
+    unwritten: AtomicU64,
     /// Set while the batch that lists the object is on its way to the log: the object is kept even
     /// if nothing else holds it.
     kept: AtomicBool,
@@ -361,14 +361,14 @@ impl Budget {
 }
 
 impl Budget {
-    /// Bytes that a filesystem has left for snapshots: its free bytes without those promised
-    /// already and without the log's headroom.
+    /// Bytes that a filesystem has left for snapshots: its free bytes without those that are
+    /// reserved and not written yet, and without the log's headroom.
     fn disk_space(&self, taken: &Taken, space: Space) -> u64 {
         let of_the_log = self.limits.log_device.is_none_or(|device| device == space.device);
         let has_headroom = of_the_log && !planted("no_headroom");
         let headroom = if has_headroom { self.limits.headroom_bytes } else { 0 };
-        let promised = taken.promised.get(&space.device).copied().unwrap_or(0);
-        space.available.saturating_sub(promised.saturating_add(headroom))
+        let unwritten = taken.unwritten.get(&space.device).copied().unwrap_or(0);
+        space.available.saturating_sub(unwritten.saturating_add(headroom))
     }
 }
 
@@ -521,15 +521,15 @@ impl Quota {
             return Err(have);
         }
         taken.bytes += bytes;
-        *taken.promised.entry(space.device).or_default() += bytes;
+        *taken.unwritten.entry(space.device).or_default() += bytes;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn allocation(self: &Arc<Self>, bytes: u64, promised: u64, device: u64) -> Arc<Allocation> {
-        let (bytes, promised) = (AtomicU64::new(bytes), AtomicU64::new(promised));
+    fn allocation(self: &Arc<Self>, bytes: u64, unwritten: u64, device: u64) -> Arc<Allocation> {
+        let (bytes, unwritten) = (AtomicU64::new(bytes), AtomicU64::new(unwritten));
         let (quota, kept) = (Arc::clone(self), AtomicBool::new(false));
-        Arc::new(Allocation { quota, device, bytes, promised, kept })
+        Arc::new(Allocation { quota, device, bytes, unwritten, kept })
     }
 }
 
@@ -552,10 +552,10 @@ impl Taken {
         claim.filter(|claim| !claim.is_by(quota))
     }
 
-    /// Stops counting these bytes as promised: they are on the disk now, or were given back.
-    fn keep_promise(&mut self, device: u64, bytes: u64) {
-        if let Some(promised) = self.promised.get_mut(&device) {
-            *promised -= bytes;
+    /// Stops counting these bytes as unwritten: they are on the disk now, or were given back.
+    fn now_written(&mut self, device: u64, bytes: u64) {
+        if let Some(unwritten) = self.unwritten.get_mut(&device) {
+            *unwritten -= bytes;
         }
     }
 }
@@ -575,24 +575,24 @@ impl Allocation {
         self.quota.admit(bytes, space)?;
         let _taken = self.quota.budget.taken();
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.promised.fetch_add(bytes, Ordering::Relaxed);
+        self.unwritten.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Records that this many of the promised bytes are on the disk now.
+    /// Records that this many of the unwritten bytes are on the disk now.
     pub(crate) fn on_disk(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
-        let bytes = bytes.min(self.promised.load(Ordering::Relaxed));
-        self.promised.fetch_sub(bytes, Ordering::Relaxed);
-        taken.keep_promise(self.device, bytes);
+        let bytes = bytes.min(self.unwritten.load(Ordering::Relaxed));
+        self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+        taken.now_written(self.device, bytes);
     }
 
     /// Records that the file is finished and has exactly this size; bytes beyond it are given back.
     pub(crate) fn settle(&self, bytes: u64) {
         let mut taken = self.quota.budget.taken();
-        let promised = self.promised.swap(0, Ordering::Relaxed);
+        let unwritten = self.unwritten.swap(0, Ordering::Relaxed);
         let before = self.bytes.swap(bytes, Ordering::Relaxed);
-        taken.keep_promise(self.device, promised);
+        taken.now_written(self.device, unwritten);
         taken.bytes = taken.bytes - before + bytes;
         let quota = self.quota.bytes.load(Ordering::Relaxed);
         self.quota.bytes.store(quota - before + bytes, Ordering::Relaxed);
@@ -613,7 +613,7 @@ impl Drop for Allocation {
         let bytes = *self.bytes.get_mut();
         taken.bytes -= bytes;
         self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        taken.keep_promise(self.device, *self.promised.get_mut());
+        taken.now_written(self.device, *self.unwritten.get_mut());
     }
 }
 

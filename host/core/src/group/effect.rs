@@ -19,7 +19,8 @@ use crate::wal::LogJob;
 pub enum Effect {
     /// Log lane: make this durable, then report [`super::Event::Persisted`] with `seq`.
     Persist { seq: u64, job: LogJob },
-    /// Log lane: read the entries `[from, to)`, at most `bytes` of them, for a lagging follower.
+    /// Readers: read the entries `[from, to)` of the log, at most `bytes` of them, for a lagging
+    /// follower.
     Fetch { from: u64, to: u64, bytes: u64 },
     /// Apply lane: do this, in order.
     Apply(ApplyJob),

@@ -7,8 +7,8 @@
 //! | builds | applies | the build ends with a guest |
 //! | applies, builds | missing | no recovery point restores |
 //! | missing | builds | an object that helps is listed; its own objects are tried again |
-//! | any | halted | an entry, the module or the node fails the guest |
-//! | halted | builds | a peer's snapshot is listed; memory or descriptors are tried again |
+//! | any | halted | the guest fails, the module is not the group's, the node lacks a resource |
+//! | halted | builds | a peer's snapshot is listed; a lack of a resource may be over |
 
 use crate::group::effect::{ApplyJob, Halt};
 use crate::snapshot::Configuration;

@@ -156,11 +156,11 @@ fn a_store_opens_on_a_full_disk_and_makes_its_directory_later() {
     assert_eq!(store.recoverable(&taken.desc), Ok(()));
 }
 
-/// A full disk is not a broken one: at whichever operation it shows, the writer is refused with
-/// `NoSpace`.
+/// A lack of space or descriptors is no broken disk: at whichever operation it shows, the writer is
+/// refused with the reason `no_space`.
 /// Covers C1.
 #[test]
-fn an_operation_without_space_is_no_space() {
+fn what_lacks_space_or_descriptors_is_refused_as_no_space() {
     let mut refused = 0;
     for (op, fault) in (1..40).flat_map(|op| [(op, DiskFault::Full), (op, DiskFault::Descriptors)])
     {

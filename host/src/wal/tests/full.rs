@@ -72,10 +72,10 @@ fn any_operation_may_find_no_space_and_the_same_process_goes_on() {
     assert!(short > 10, "{short}");
 }
 
-/// Descriptors and memory become available again as space does. A sync never fails for lack of
-/// them.
+/// Descriptors and memory become available again as space does. Only a sync that fails for lack of
+/// them ends the log.
 #[test]
-fn an_operation_without_a_descriptor_is_waited_for_like_space() {
+fn an_operation_that_lacks_a_descriptor_waits_as_for_space() {
     let (undisturbed, _) = life_with(u64::MAX, DiskFault::Full);
     let mut waited = 0;
     for op in 1..=undisturbed.ops() {
