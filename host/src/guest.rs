@@ -6,6 +6,8 @@
 //! - After an `Err(GuestFault)` the guest is unusable, unless [`Guest::is_usable`] says otherwise:
 //!   the caller drops it and builds another one. A guest mostly survives a fault in `query` and
 //!   `snapshot`.
+//! - What a call emits, events and a setting of the timer, is returned with its result: a call that
+//!   faults has emitted nothing.
 //! - A problem of this node alone never becomes an outcome: an [`Outcome`] is always what the guest
 //!   returned.
 
@@ -35,7 +37,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::apply;
+use lockstep_core::apply::{self, Emitted};
 use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::ModuleId;
@@ -97,11 +99,21 @@ pub struct SnapshotHeader {
     pub time_ms: u64,
 }
 
+/// What `apply` returned, and what it emitted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// As many as there were commands, in their order.
+    pub outcomes: Vec<Outcome>,
+    pub emitted: Emitted,
+}
+
 /// One live state machine.
 pub trait Guest: Send {
-    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault>;
-    /// Applies the commands of one raft entry, in exactly one call; returns an outcome for each.
-    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault>;
+    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<Emitted, GuestFault>;
+    /// Applies the commands of one raft entry, in exactly one call.
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault>;
+    /// The time to which the guest set its timer has come.
+    fn wake(&mut self, ctx: Context) -> Result<Emitted, GuestFault>;
     /// Runs a query. The guest's state stays as it was, whether or not the query is answered.
     fn query(
         &mut self,
@@ -119,6 +131,8 @@ pub trait Guest: Send {
         config: &[u8],
         input: &mut dyn io::Read,
     ) -> Result<(), GuestFault>;
+    /// The guest's own digest of its state, if it has one. The state stays as it was.
+    fn digest(&mut self) -> Result<Option<Bytes>, GuestFault>;
     /// Bytes of linear memory in use.
     fn memory_bytes(&self) -> u64;
     /// Whether the guest may be entered again: no fault has made it unusable.

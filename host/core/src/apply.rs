@@ -9,6 +9,8 @@
 //! - A call whose (session, sequence) was answered before gets the first answer and does not reach
 //!   the guest.
 //! - Log time never decreases, whatever leaders stamp.
+//! - What a guest emits, events and a setting of its timer, becomes part of the ledger once its call
+//!   returned well ([`Ledger::settle`], [`Ledger::emitted`]).
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
@@ -17,17 +19,23 @@ use crate::codec::{DecodeError, Reader, Write};
 use crate::entry::{Bootstrap, Call, Commands, EntryBody};
 use crate::fault::Rejection;
 use crate::limits;
+use crate::mutant::{plant, planted};
 
+mod events;
 mod sessions;
+mod timer;
 
+pub use events::{Emitted, EventWindow, GuestEvent, KeptEvent, Position};
 use sessions::Admission;
 pub use sessions::Sessions;
+pub use timer::{Deadline, LogClock, Setting};
 
-const ENVELOPE_VERSION: u8 = 1;
+const ENVELOPE_VERSION: u8 = 2;
 /// Largest envelope, bytes: kept answers (lent ones, and each session's own), the session table,
-/// the bootstrap record.
+/// the events, the bootstrap record.
 pub const ENVELOPE_BYTES_MAX: usize = limits::SESSION_ANSWER_BYTES_MAX
     + limits::SESSIONS_MAX * (limits::SESSION_OWN_ANSWER_BYTES + 64)
+    + limits::EVENT_WINDOW_BYTES_MAX as usize
     + 2 * limits::GUEST_CONFIG_BYTES_MAX;
 
 /// A replicated answer to a command.
@@ -54,8 +62,9 @@ impl Answer {
 pub struct Applied {
     /// The last entry that the guest applied.
     pub last: u64,
-    /// The log's time at that entry.
-    pub time_ms: u64,
+    /// The log's time at that entry, and what the guest's timer is set to; `None` if no entry was
+    /// applied.
+    pub clock: Option<LogClock>,
     /// Bytes of the entries just applied; the lane may be given as many again.
     pub bytes: usize,
     /// The answers of those entries that tickets wait for.
@@ -79,6 +88,8 @@ pub enum Work {
     Init(Moment),
     /// Call the guest's `apply`, then [`Ledger::settle`].
     Apply(Plan),
+    /// Call the guest's `wake`: its deadline was reached.
+    Wake(Moment),
 }
 
 /// The context of a guest call.
@@ -127,7 +138,10 @@ pub struct Ledger {
     bootstrap: Option<Bootstrap>,
     applied: u64,
     log_time_ms: u64,
+    /// What the guest's timer is set to.
+    deadline: Option<Deadline>,
     sessions: Sessions,
+    events: EventWindow,
 }
 
 impl Ledger {
@@ -146,6 +160,15 @@ impl Ledger {
 
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    pub fn events(&self) -> &EventWindow {
+        &self.events
+    }
+
+    /// The log's time, and what the guest's timer is set to.
+    pub fn clock(&self) -> LogClock {
+        LogClock { time_ms: self.log_time_ms, deadline: self.deadline }
     }
 
     /// The context of the last admitted entry, for queries.
@@ -184,7 +207,24 @@ impl Ledger {
                 Work::Done(vec![Answer::Ok(Bytes::new())])
             }
             EntryBody::Commands(commands) => self.admit_commands(commands),
+            EntryBody::Wake { time_ms, set_by } => {
+                self.advance_time(time_ms);
+                self.admit_wake(set_by)
+            }
         })
+    }
+
+    /// Takes in what the guest emitted in the call for the last admitted entry.
+    pub fn emitted(&mut self, emitted: Emitted) {
+        match emitted.timer {
+            Some(Setting::At(at_ms)) => {
+                self.deadline = Some(Deadline { at_ms, set_by: self.applied });
+            }
+            Some(Setting::Never) => self.deadline = None,
+            None => {}
+        }
+        let bytes_max = self.event_window_bytes();
+        self.events.add(self.applied, self.log_time_ms, emitted, bytes_max);
     }
 
     /// Pairs the guest's outcomes with the calls of `plan`; `None` if their number is wrong.
@@ -238,6 +278,18 @@ impl Ledger {
         Work::Apply(plan)
     }
 
+    /// Whether the guest is to be called for the deadline that the entry `set_by` set: it must be
+    /// pending still, and reached.
+    fn admit_wake(&mut self, set_by: u64) -> Work {
+        let now_ms = self.log_time_ms;
+        let reached = |at_ms: u64| at_ms <= now_ms || planted("wake_early");
+        if !self.deadline.is_some_and(|it| it.set_by == set_by && reached(it.at_ms)) {
+            return Work::Done(Vec::new());
+        }
+        plant!("wake_again" skips self.deadline = None);
+        Work::Wake(self.moment())
+    }
+
     fn advance_time(&mut self, time_ms: u64) {
         self.log_time_ms = self.log_time_ms.max(time_ms);
     }
@@ -246,6 +298,12 @@ impl Ledger {
         self.bootstrap
             .as_ref()
             .map_or(limits::OUTCOME_BYTES_MAX, |bootstrap| bootstrap.profile.outcome_bytes as usize)
+    }
+
+    /// The bound of the window of events, bytes.
+    pub fn event_window_bytes(&self) -> usize {
+        let bytes = |bootstrap: &Bootstrap| bootstrap.profile.event_window_bytes;
+        self.bootstrap.as_ref().map_or(limits::EVENT_WINDOW_BYTES, bytes) as usize
     }
 
     /// The seed of an entry: a pseudo-random function of cluster seed and index (keyed BLAKE3).
@@ -263,16 +321,28 @@ impl Ledger {
     /// The envelope, with which a snapshot's payload begins. At one index it has the same bytes on
     /// every replica.
     ///
-    /// `envelope = length u32 · version u8 · log time u64 · bootstrap bytes · sessions`
+    /// ```text
+    /// envelope = length u32 · version u8 · log time u64 · timer · bootstrap bytes · sessions · events
+    /// timer    = 0 u8, or 1 u8 · at ms u64 · set by u64
+    /// ```
     pub fn encode_envelope(&self) -> Vec<u8> {
         let mut body = vec![ENVELOPE_VERSION];
         body.put_u64(self.log_time_ms);
+        match self.deadline {
+            Some(Deadline { at_ms, set_by }) if !planted("timer_not_in_envelope") => {
+                body.put_u8(1);
+                body.put_u64(at_ms);
+                body.put_u64(set_by);
+            }
+            Some(_) | None => body.put_u8(0),
+        }
         let mut bootstrap = Vec::new();
         if let Some(record) = &self.bootstrap {
             record.encode(&mut bootstrap);
         }
         body.put_bytes(&bootstrap);
         self.sessions.encode(&mut body);
+        self.events.encode(&mut body);
         let mut out = Vec::with_capacity(body.len() + 4);
         out.put_bytes(&body);
         out
@@ -283,6 +353,11 @@ impl Ledger {
         let mut reader = Reader::new(body, "snapshot envelope");
         reader.version(ENVELOPE_VERSION)?;
         let log_time_ms = reader.u64()?;
+        let deadline = match reader.u8()? {
+            0 => None,
+            1 => Some(Deadline { at_ms: reader.u64()?, set_by: reader.u64()? }),
+            other => return Err(reader.unknown(u64::from(other))),
+        };
         let encoded = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
         let bootstrap = if encoded.is_empty() {
             None
@@ -293,8 +368,9 @@ impl Ledger {
             Some(record)
         };
         let sessions = Sessions::decode(&mut reader)?;
+        let events = EventWindow::decode(&mut reader)?;
         reader.finish()?;
-        Ok(Self { bootstrap, applied: index, log_time_ms, sessions })
+        Ok(Self { bootstrap, applied: index, log_time_ms, deadline, sessions, events })
     }
 }
 

@@ -1,13 +1,14 @@
 //! What a raft entry of a group carries, byte for byte.
 //!
 //! ```text
-//! entry          = version u8 (1) · kind u8 · body
+//! entry          = version u8 (2) · kind u8 · body
 //! bootstrap  (1) = module 32 · config bytes · cluster seed 16 · limits · initial voters
 //! commands   (2) = time ms u64 · count u32 · calls
 //! call           = session u64 · sequence u64 · lowest unanswered u64 · payload bytes
 //! open       (3) = time ms u64 · nonce u64
 //! checkpoint (4) = time ms u64 · reason u8
 //! close      (5) = time ms u64 · session u64
+//! wake       (6) = time ms u64 · set by u64
 //! ```
 //! An entry without data is raft's own (a new leader's first). Integers are little-endian; `bytes`
 //! is prefixed by a u32 length.
@@ -18,12 +19,13 @@ use crate::codec::{DecodeError, Reader, Write};
 use crate::ids::{ModuleId, ReplicaId};
 use crate::limits;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KIND_BOOTSTRAP: u8 = 1;
 const KIND_COMMANDS: u8 = 2;
 const KIND_OPEN: u8 = 3;
 const KIND_CHECKPOINT: u8 = 4;
 const KIND_CLOSE: u8 = 5;
+const KIND_WAKE: u8 = 6;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +50,11 @@ pub enum EntryBody {
     Checkpoint {
         time_ms: u64,
         reason: CheckpointReason,
+    },
+    /// Calls the guest if the deadline that the entry at index `set_by` set is pending and reached.
+    Wake {
+        time_ms: u64,
+        set_by: u64,
     },
 }
 
@@ -77,6 +84,8 @@ pub struct Profile {
     /// Longest outcome of a command, bytes; at most [`limits::OUTCOME_BYTES_MAX`], because sessions
     /// keep no longer ones.
     pub outcome_bytes: u32,
+    /// Most bytes of events that the group keeps; at most [`limits::EVENT_WINDOW_BYTES_MAX`].
+    pub event_window_bytes: u32,
     /// The table of fuel costs by which all replicas count.
     pub fuel_table: u32,
     /// The major version of wasmtime; 0 for a native guest.
@@ -90,6 +99,7 @@ impl Default for Profile {
             fuel_command: 50_000_000,
             memory_bytes: 1 << 30,
             outcome_bytes: limits::OUTCOME_BYTES_MAX as u32,
+            event_window_bytes: limits::EVENT_WINDOW_BYTES,
             fuel_table: 2,
             engine_major: 48,
         }
@@ -136,15 +146,15 @@ pub fn is_checkpoint(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_CHECKPOINT, ..])
 }
 
-/// Whether an entry's data carries commands, or opens or closes a session: such entries are held
-/// back while the disk is full.
-pub fn is_clients(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_COMMANDS | KIND_OPEN | KIND_CLOSE, ..])
+/// Whether an entry is held back while the disk is full: it carries commands, opens or closes a
+/// session, or wakes the guest.
+pub fn waits_for_space(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_COMMANDS | KIND_OPEN | KIND_CLOSE | KIND_WAKE, ..])
 }
 
-/// Whether an entry's data holds commands.
-pub fn is_commands(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_COMMANDS, ..])
+/// Whether an entry may change the guest's state.
+pub fn calls_guest(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_COMMANDS | KIND_WAKE, ..])
 }
 
 impl EntryBody {
@@ -182,6 +192,11 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 out.put_u8(*reason as u8);
             }
+            Self::Wake { time_ms, set_by } => {
+                out.put_raw(&[VERSION, KIND_WAKE]);
+                out.put_u64(*time_ms);
+                out.put_u64(*set_by);
+            }
         }
         out
     }
@@ -200,6 +215,7 @@ impl EntryBody {
             KIND_CHECKPOINT => {
                 Self::Checkpoint { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? }
             }
+            KIND_WAKE => Self::Wake { time_ms: reader.u64()?, set_by: reader.u64()? },
             other => return Err(reader.unknown(u64::from(other))),
         };
         reader.finish()?;
@@ -272,6 +288,7 @@ impl Profile {
         out.put_u64(self.fuel_command);
         out.put_u64(self.memory_bytes);
         out.put_number_within(self.outcome_bytes, limits::OUTCOME_BYTES_MAX as u32);
+        out.put_number_within(self.event_window_bytes, limits::EVENT_WINDOW_BYTES_MAX);
         out.put_u32(self.fuel_table);
         out.put_u32(self.engine_major);
     }
@@ -282,6 +299,7 @@ impl Profile {
             fuel_command: reader.u64()?,
             memory_bytes: reader.u64()?,
             outcome_bytes: reader.number(limits::OUTCOME_BYTES_MAX as u32)?,
+            event_window_bytes: reader.number(limits::EVENT_WINDOW_BYTES_MAX)?,
             fuel_table: reader.u32()?,
             engine_major: reader.u32()?,
         })
@@ -314,6 +332,7 @@ mod tests {
         check(EntryBody::Commands(Commands { time_ms: 12, calls: vec![call(3), call(4)] }));
         check(EntryBody::Open { time_ms: 1, nonce: 2 });
         check(EntryBody::Close { time_ms: 1, session: 2 });
+        check(EntryBody::Wake { time_ms: 1, set_by: 2 });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Learner });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Memory });
         check(EntryBody::Bootstrap(Bootstrap {
@@ -356,6 +375,6 @@ mod tests {
     #[test]
     fn the_bytes_of_an_open_entry_are_golden() {
         let bytes = EntryBody::Open { time_ms: 0x0102, nonce: 3 }.encode();
-        assert_eq!(bytes, [1, 3, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes, [2, 3, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

@@ -62,6 +62,7 @@ mod stall;
 mod status;
 mod strangers;
 mod time;
+mod timer;
 mod vet;
 mod wants;
 

@@ -135,6 +135,21 @@ pub const SESSION_ANSWER_BYTES_MAX: usize = 130 * MIB;
 /// sessions together.
 pub const SESSION_OWN_ANSWER_BYTES: usize = 16 * KIB;
 
+/// Longest topic of an event, bytes.
+pub const EVENT_TOPIC_BYTES_MAX: usize = 256;
+/// Largest payload of an event, bytes.
+pub const EVENT_PAYLOAD_BYTES_MAX: usize = 64 * KIB;
+/// Bytes that a kept event counts beside its topic and payload.
+pub const EVENT_OVERHEAD_BYTES: usize = 64;
+/// Bytes of events that a group keeps, unless configured when it is bootstrapped.
+pub const EVENT_WINDOW_BYTES: u32 = 8 * MIB as u32;
+/// The least and the most that may be configured, bytes: some events of the largest size; what a
+/// snapshot carries in addition, and every replica keeps in memory.
+pub const EVENT_WINDOW_BYTES_MIN: u32 = MIB as u32;
+pub const EVENT_WINDOW_BYTES_MAX: u32 = 64 * MIB as u32;
+/// Most events that such a window can hold.
+pub const EVENTS_MAX: usize = EVENT_WINDOW_BYTES_MAX as usize / EVENT_OVERHEAD_BYTES;
+
 /// Recovery points kept while the budget allows.
 pub const RECOVERY_POINTS: usize = 2;
 /// Log is kept for followers and transfers up to this many times the bytes after which a snapshot

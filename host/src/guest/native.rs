@@ -13,6 +13,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::apply::Emitted;
 use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{ModuleId, hex};
@@ -20,7 +21,9 @@ use lockstep_core::limits;
 use sha2::{Digest as _, Sha256};
 
 use super::trap::Call;
-use super::{Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader};
+use super::{
+    Applied, Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
+};
 
 /// A state machine in Rust. An `Err` of `init`, `apply`, `query` and `restore` is a fault.
 pub trait NativeMachine: Send {
@@ -31,6 +34,14 @@ pub trait NativeMachine: Send {
     fn restore(&mut self, config: &[u8], input: &mut dyn Read) -> io::Result<()>;
     /// Bytes of state, roughly.
     fn memory_bytes(&self) -> u64;
+    /// The time to which the machine set its timer has come.
+    fn wake(&mut self, _: Context) -> Result<(), String> {
+        Ok(())
+    }
+    /// Hands over what was emitted since the last call.
+    fn emitted(&mut self) -> Emitted {
+        Emitted::default()
+    }
 }
 
 /// Makes machines of one kind.
@@ -140,14 +151,24 @@ impl NativeGuest {
 }
 
 impl Guest for NativeGuest {
-    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault> {
+    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<Emitted, GuestFault> {
         let call = Call::at("init", ctx.index);
-        self.enter(call, FaultClass::Refused, |machine| machine.init(ctx, config))
+        self.enter(call, FaultClass::Refused, |machine| {
+            machine.init(ctx, config).map(|()| machine.emitted())
+        })
     }
 
-    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault> {
         self.enter(Call::at("apply", ctx.index), FaultClass::Trap, |machine| {
-            commands.iter().map(|command| machine.apply(ctx, command)).collect()
+            let outcomes = commands.iter().map(|command| machine.apply(ctx, command));
+            let outcomes = outcomes.collect::<Result<_, _>>()?;
+            Ok(Applied { outcomes, emitted: machine.emitted() })
+        })
+    }
+
+    fn wake(&mut self, ctx: Context) -> Result<Emitted, GuestFault> {
+        self.enter(Call::at("wake", ctx.index), FaultClass::Trap, |machine| {
+            machine.wake(ctx).map(|()| machine.emitted())
         })
     }
 
@@ -180,6 +201,10 @@ impl Guest for NativeGuest {
         self.enter(Call::at("restore", header.index), FaultClass::Refused, |machine| {
             machine.restore(config, input).map_err(|error| error.to_string())
         })
+    }
+
+    fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
+        Ok(None)
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -419,8 +444,8 @@ mod tests {
     }
 
     fn apply(guest: &mut dyn Guest, index: u64, command: &'static str) -> String {
-        let outcomes = guest.apply(at(index), &[Bytes::from_static(command.as_bytes())]);
-        match &outcomes.expect("the command is no fault")[..] {
+        let applied = guest.apply(at(index), &[Bytes::from_static(command.as_bytes())]);
+        match &applied.expect("the command is no fault").outcomes[..] {
             [Outcome::Ok(text)] => format!("ok {}", String::from_utf8_lossy(text)),
             [Outcome::Rejected(text)] => format!("rejected {}", String::from_utf8_lossy(text)),
             other => panic!("one command was answered by {other:?}"),

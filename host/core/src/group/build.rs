@@ -3,6 +3,7 @@
 //! The lane builds a guest from a recovery point and the log: at a start, after a fault, to release
 //! memory, and when a snapshot was installed or repaired.
 
+use crate::apply::LogClock;
 use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect, Halt, Stands, Stopped};
@@ -10,20 +11,28 @@ use crate::group::hosting::Hosting;
 use crate::group::wants;
 use crate::mutant::{plant, planted};
 
-/// A build ended with a guest that has applied everything up to this index.
+/// A build that ended with a guest.
+pub(super) struct Built {
+    pub(super) build: u64,
+    /// The guest has applied everything up to this index.
+    pub(super) applied: u64,
+    /// The log's time there, and what the guest's timer is set to.
+    pub(super) clock: LogClock,
+}
+
 pub(super) fn has_guest(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    build: u64,
-    applied: u64,
-    time_ms: u64,
+    built: Built,
     effects: &mut Vec<Effect>,
 ) {
+    let Built { build, applied, clock } = built;
     hosting.applying.pipeline.progressed(applied, 0);
     if !hosting.applying.pipeline.ended(build) {
         return;
     }
-    shared.log_time.applied(time_ms);
+    shared.log_time.applied(clock.time_ms);
+    hosting.applying.timer.applied(applied, clock);
     hosting.snapshots.wants.met();
     hosting.applying.retry.over();
     hosting.applying.rebuilds.is_over(shared);

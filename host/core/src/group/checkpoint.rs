@@ -27,7 +27,7 @@ pub(super) struct Checkpoints {
     /// The index of the last checkpoint, or of the snapshot that this replica started from.
     last: u64,
     handed: u64,
-    /// The index of the last entry with commands.
+    /// The index of the last entry that may have changed the state.
     command: u64,
     bytes: u64,
     /// Entries since the last checkpoint that may have changed the state.
@@ -88,7 +88,7 @@ impl Checkpoints {
             took: 0,
             last: index,
             handed: index,
-            // If there are entries after the snapshot, assume that the first one holds commands.
+            // If there are entries after the snapshot, assume that the first one changed the state.
             command: index + u64::from(bytes > 0),
             bytes,
             wanted: None,
@@ -149,7 +149,7 @@ impl Checkpoints {
     /// Counts a committed entry.
     pub(super) fn passed(&mut self, entry: &Entry) {
         self.handed = entry.index;
-        if entry::is_commands(&entry.data) {
+        if entry::calls_guest(&entry.data) {
             self.command = entry.index;
         }
         self.bytes += footprint(entry) as u64;
@@ -201,7 +201,7 @@ impl Checkpoints {
         self.place = PlaceWait::default();
     }
 
-    /// The index of the last entry with commands, if it comes after the last checkpoint.
+    /// The index of the last entry that may have changed the state, if it comes after the last checkpoint.
     pub(super) fn uncovered(&self) -> Option<u64> {
         Some(self.command).filter(|index| *index > self.last)
     }

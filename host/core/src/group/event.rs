@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
-use crate::apply::Applied;
+use crate::apply::{Applied, LogClock};
 use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
@@ -72,13 +72,13 @@ pub enum Event {
         below: u64,
     },
 
-    /// The apply lane rebuilt the guest up to `applied`; `time_ms` is the log's time there.
-    /// `build`, here and below, is the number of the start or restore that the lane did last (see
+    /// The apply lane rebuilt the guest up to `applied`; `clock` is the log's time there, and what
+    /// the guest's timer is set to. `build`, here and below, is the number of the start or restore that the lane did last (see
     /// [`ApplyJob::Start`](super::ApplyJob::Start)).
     Started {
         build: u64,
         applied: u64,
-        time_ms: u64,
+        clock: LogClock,
     },
     /// A guest was built from the recovery point at `index`, or from scratch (0), with this
     /// footprint. Comes before the event of the job that built it.
@@ -88,11 +88,11 @@ pub enum Event {
     },
     /// The apply lane applied entries.
     Applied(Applied),
-    /// The guest was restored from an installed snapshot; `time_ms` is the log's time there.
+    /// The guest was restored from an installed snapshot.
     Restored {
         build: u64,
         index: u64,
-        time_ms: u64,
+        clock: LogClock,
     },
     /// The guest wrote its local snapshot and may go on; the object still has to be sealed.
     CaptureWritten {

@@ -30,6 +30,7 @@ use crate::group::rebuild::Rebuilds;
 use crate::group::reconcile::{Around, Retention};
 use crate::group::retry::Retry;
 use crate::group::space::Concerns;
+use crate::group::timer::Timer;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared};
@@ -60,6 +61,7 @@ pub(super) struct Applying {
     pub(super) rebuilds: Rebuilds,
     pub(super) retry: Retry,
     pub(super) halts: Halts,
+    pub(super) timer: Timer,
 }
 
 /// Recovery points: taken here, sent to peers, received from them.
@@ -136,6 +138,7 @@ impl Hosting {
                 rebuilds: Rebuilds::default(),
                 retry: Retry::default(),
                 halts: Halts::default(),
+                timer: Timer::default(),
             },
             snapshots: Snapshots {
                 checkpoints,

@@ -107,7 +107,7 @@ struct MemoryCheckpoints {
     /// The tick before which none is requested; `None` while memory is not high.
     after: Option<u64>,
     in_a_row: u32,
-    /// The last entry with commands, and the tick at which it was first seen.
+    /// The last entry that called the guest, and the tick at which it was first seen.
     command: (u64, u64),
 }
 

@@ -4,7 +4,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use crate::apply::Applied;
 use crate::fault::{Fault, Refusal, Stall};
-use crate::group::build;
+use crate::group::build::{self, Built};
 use crate::group::checkpoint::CaptureFailed;
 use crate::group::effect::{ApplyJob, Effect, Stopped};
 use crate::group::event::{Event, Found};
@@ -95,9 +95,9 @@ pub(super) fn event(
 /// Takes an event of the apply lane or a bulk worker.
 fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
     match event {
-        Event::Started { build, applied, time_ms }
-        | Event::Restored { build, index: applied, time_ms } => {
-            build::has_guest(hosting, shared, build, applied, time_ms, effects);
+        Event::Started { build, applied, clock }
+        | Event::Restored { build, index: applied, clock } => {
+            build::has_guest(hosting, shared, Built { build, applied, clock }, effects);
         }
         Event::Built { index, footprint } => {
             hosting.snapshots.retention.restored(index);
@@ -177,6 +177,9 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
     hosting.applying.halts.tick(&mut hosting.applying.pipeline, shared);
+    if may_wake(hosting, shared) {
+        hosting.applying.timer.tick(&mut hosting.raw, shared);
+    }
     let (wants, mut concerns) = hosting.wants(effects);
     wants.tick(&mut concerns, shared);
     hosting.members.election.note_leader(&hosting.raw, shared.now);
@@ -335,7 +338,10 @@ fn lane_applied(
     effects: &mut Vec<Effect>,
 ) {
     hosting.applying.pipeline.progressed(applied.last, applied.bytes);
-    shared.log_time.applied(applied.time_ms);
+    if let Some(clock) = applied.clock {
+        shared.log_time.applied(clock.time_ms);
+        hosting.applying.timer.applied(applied.last, clock);
+    }
     for entry in applied.answers {
         hosting.clients.proposals.applied(entry, effects);
     }
@@ -435,6 +441,15 @@ fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
     hosting.may_lead(shared)?;
     shared.may_write()?;
     shared.has_space(&hosting.raw)
+}
+
+/// Whether this replica may wake the group's guest: whenever it would accept a command that is
+/// meant to free memory.
+fn may_wake(hosting: &Hosting, shared: &Shared) -> bool {
+    let pipeline = &hosting.applying.pipeline;
+    may_propose(hosting, shared).and_then(|()| shared.has_memory(&hosting.raw, true)).is_ok()
+        && pipeline.is_applying()
+        && !pipeline.is_behind()
 }
 
 /// The process is about to stop: leadership goes to another replica first.

@@ -21,7 +21,7 @@
 use raft::ProgressState;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
-use crate::entry::{CheckpointReason, is_clients};
+use crate::entry::{CheckpointReason, waits_for_space};
 use crate::fault::{Refusal, Shortage};
 use crate::group::Shared;
 use crate::group::checkpoint::Checkpoints;
@@ -240,7 +240,7 @@ impl Shared {
     /// and is let through, because its leader must learn where this log ends.
     pub(super) fn drops_for_space(&self, raw: &RaftNode, message: &Message) -> bool {
         let carries = |entry: &raft::eraftpb::Entry| {
-            entry.get_entry_type() == EntryType::EntryNormal && is_clients(&entry.data)
+            entry.get_entry_type() == EntryType::EntryNormal && waits_for_space(&entry.data)
         };
         self.space.shortage().is_some()
             && message.get_msg_type() == MessageType::MsgAppend

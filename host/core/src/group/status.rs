@@ -55,6 +55,8 @@ pub struct GroupStatus {
     pub log_time_ms: u64,
     /// How far the log's time is ahead of the voters' clocks.
     pub log_time_ahead_ms: u64,
+    /// The log's time to which the guest's timer is set.
+    pub wakes_at_ms: Option<u64>,
     pub checkpoints_skipped: u64,
     pub captures_failed: u64,
     /// Why the last capture failed; `None` if one has succeeded since.
@@ -147,6 +149,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         log_time_ahead_ms: hosting
             .filter(|hosting| hosting.raw.is_leader())
             .map_or(0, |_leads| shared.log_time_ahead_ms()),
+        wakes_at_ms: hosting.and_then(|h| h.applying.timer.at_ms()),
         checkpoints_skipped,
         captures_failed,
         capture_failure: hosting.and_then(|h| h.snapshots.checkpoints.failure()).map(str::to_owned),

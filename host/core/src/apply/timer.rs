@@ -1,0 +1,29 @@
+//! The guest's timer: one deadline in the log's time, at which the leader proposes that every
+//! replica calls the guest.
+//!
+//! An entry names the deadline that it is for by the entry that set it. So whoever proposes it, and
+//! however often, the guest is called once for each deadline, and for none that was replaced.
+
+/// What a guest sets its timer to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Setting {
+    /// The log's time, ms.
+    At(u64),
+    Never,
+}
+
+/// A deadline that was not reached yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deadline {
+    /// The log's time at which the guest is to be called, ms.
+    pub at_ms: u64,
+    /// The index of the entry that set it.
+    pub set_by: u64,
+}
+
+/// The log's time after some entry, and the deadline that was pending there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogClock {
+    pub time_ms: u64,
+    pub deadline: Option<Deadline>,
+}
