@@ -204,8 +204,8 @@ impl ApplyLane {
                 self.heard = self.heard.max(state.commit);
                 *self.listed() = state.snapshots;
                 let started = self.rebuilt(floor);
-                let time_ms = self.ledger.log_time_ms();
-                self.begun(started, Event::Started { build: self.build, applied: floor, time_ms })
+                let clock = self.ledger.clock();
+                self.begun(started, Event::Started { build: self.build, applied: floor, clock })
             }
             ApplyJob::Range { first, last, bytes, entries, awaited } => {
                 let began = self.tools.clock.running();
@@ -226,13 +226,13 @@ impl ApplyLane {
                 // From now on a rebuild begins with this snapshot, even if the actor has not
                 // updated the list yet.
                 *self.listed() = vec![snapshot.clone()];
-                let time_ms = self.ledger.log_time_ms();
+                let clock = self.ledger.clock();
                 match restored {
                     Err(Fault::Restore(why)) if !planted("unread_restore_halts") => {
                         Some(self.not_restored(snapshot, why))
                     }
                     other => {
-                        self.begun(other, Event::Restored { build: self.build, index, time_ms })
+                        self.begun(other, Event::Restored { build: self.build, index, clock })
                     }
                 }
             }
@@ -371,9 +371,9 @@ impl ApplyLane {
                 }
             }
         }
-        let (last, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
+        let (last, clock) = (self.ledger.applied(), Some(self.ledger.clock()));
         self.tools.gauges.count(self.ledger.sessions());
-        Ok((Applied { last, time_ms, bytes: 0, answers: answered }, left))
+        Ok((Applied { last, clock, bytes: 0, answers: answered }, left))
     }
 
     /// Applies an entry; if the guest faults it is rebuilt, and gets one more try.
@@ -407,8 +407,15 @@ impl ApplyLane {
             Work::Init(moment) => {
                 let mut guest = self.fresh()?;
                 let bootstrap = self.ledger.bootstrap().expect("init follows the bootstrap record");
-                guest.init(context(moment), &bootstrap.config)?;
+                let emitted = guest.init(context(moment), &bootstrap.config)?;
+                self.ledger.emitted(emitted);
                 self.built(0, 0, guest);
+                Ok(Vec::new())
+            }
+            Work::Wake(moment) => {
+                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                let emitted = guest.wake(context(moment))?;
+                self.ledger.emitted(emitted);
                 Ok(Vec::new())
             }
             Work::Apply(plan) => {
@@ -416,8 +423,9 @@ impl ApplyLane {
                 let mut plan = plan;
                 plant!("clock_in_apply" does plan.moment.time_ms = self.tools.clock.wall_ms());
                 let count = plan.commands.len();
-                let outcomes = guest.apply(context(plan.moment), &plan.commands)?;
-                let outcomes: Vec<_> = outcomes.into_iter().map(Into::into).collect();
+                let applied = guest.apply(context(plan.moment), &plan.commands)?;
+                self.ledger.emitted(applied.emitted);
+                let outcomes: Vec<_> = applied.outcomes.into_iter().map(Into::into).collect();
                 let got = outcomes.len();
                 self.ledger.settle(plan, outcomes).ok_or_else(|| {
                     Fault::Guest(GuestFault {

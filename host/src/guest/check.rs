@@ -19,11 +19,17 @@ use super::engine::EngineError;
 /// The WIT package of a state machine's world.
 pub const WORLD_PACKAGE: &str = "lockstep:fsm";
 /// The version of that package that this host supports.
-pub const WORLD_VERSION: &str = "0.1.0";
+pub const WORLD_VERSION: &str = "0.2.0";
 
-/// The interfaces of the package that a state machine may import, and the one it must export.
-const IMPORTS: [&str; 3] = ["host", "snapshot-io", "types"];
+/// The interfaces of the package that a state machine may import, the one it must export, and those
+/// that it may export.
+const IMPORTS: [&str; 5] = ["host", "snapshot-io", "types", EVENTS, TIMER];
+pub(crate) const EVENTS: &str = "events";
+pub(crate) const TIMER: &str = "timer";
 pub(crate) const EXPORT: &str = "state-machine";
+pub(crate) const WAKE: &str = "wake";
+pub(crate) const DIGEST: &str = "digest";
+pub(crate) const SELF_TEST: &str = "self-test";
 
 /// The most names that a refusal lists; it gives only the number of the others.
 const NAMES_MAX: usize = 4;
@@ -69,9 +75,9 @@ pub enum ModuleRefusal {
     )]
     Wasi { imports: Vec<String> },
     #[error(
-        "the component imports {}, which no host provides: a state machine may import only \
-         {WORLD_PACKAGE}/host and {WORLD_PACKAGE}/snapshot-io; remove the import, or compose in \
-         the component that provides it", some(.imports)
+        "the component imports {}, which no host provides: a state machine may import only host, \
+         events, timer and snapshot-io of {WORLD_PACKAGE}; remove the import, or compose in the \
+         component that provides it", some(.imports)
     )]
     ForeignImports { imports: Vec<String> },
     #[error(
@@ -282,13 +288,13 @@ mod tests {
 
     #[test]
     fn names_are_an_allow_list() {
-        const MACHINE: &str = "lockstep:fsm/state-machine@0.1.0";
-        const HOST: &str = "lockstep:fsm/host@0.1.0";
-        check_named(&[], &[MACHINE], Ok("0.1.0"));
-        check_named(&[HOST], &["init", "lockstep:fsm/state-machine@0.1.7"], Ok("0.1.7"));
+        const MACHINE: &str = "lockstep:fsm/state-machine@0.2.0";
+        const HOST: &str = "lockstep:fsm/host@0.2.0";
+        check_named(&[], &[MACHINE], Ok("0.2.0"));
+        check_named(&[HOST], &["init", "lockstep:fsm/state-machine@0.2.7"], Ok("0.2.7"));
         check_named(&[HOST, "a:b/c@1.0.0"], &[MACHINE], Err("imports a:b/c@1.0.0, which no host"));
-        check_named(&["lockstep:fsm/clock@0.1.0"], &[MACHINE], Err("which no host provides"));
-        check_named(&["lockstep:fsmx/host@0.1.0"], &[MACHINE], Err("which no host provides"));
+        check_named(&["lockstep:fsm/clock@0.2.0"], &[MACHINE], Err("which no host provides"));
+        check_named(&["lockstep:fsmx/host@0.2.0"], &[MACHINE], Err("which no host provides"));
         check_named(
             &["a:b/c", "wasi:io/poll@0.2.9"],
             &[MACHINE],
@@ -296,11 +302,11 @@ mod tests {
         );
         check_named(&[], &[], Err("it exports nothing"));
         check_named(&[], &["run"], Err("it exports run"));
-        let newer = "lockstep:fsm/state-machine@0.2.0";
-        check_named(&[], &[newer], Err("it has lockstep:fsm/state-machine@0.2.0, this host"));
+        let older = "lockstep:fsm/state-machine@0.1.0";
+        check_named(&[], &[older], Err("it has lockstep:fsm/state-machine@0.1.0, this host"));
         check_named(&["lockstep:fsm/host@1.1.0"], &[MACHINE], Err("has lockstep:fsm/host@1.1.0"));
         check_named(&[], &["lockstep:fsm/state-machine"], Err("another version of the world"));
-        check_named(&[], &["lockstep:fsm/state-machine@0.1.0-rc"], Err("another version"));
+        check_named(&[], &["lockstep:fsm/state-machine@0.2.0-rc"], Err("another version"));
     }
 
     #[test]
@@ -351,7 +357,7 @@ mod tests {
             names: Names {
                 world_version: "0.1.0".to_owned(),
                 imports: Vec::new(),
-                exports: vec!["lockstep:fsm/state-machine@0.1.0".to_owned()],
+                exports: vec!["lockstep:fsm/state-machine@0.2.0".to_owned()],
             },
             compiled_in: Duration::from_millis(56),
             copied: Ok(()),

@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 use bytes::Bytes;
+use lockstep_core::apply::Emitted;
 use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::ModuleId;
@@ -29,12 +30,13 @@ use super::copy::GuestCopy;
 use super::engine;
 use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
+use super::lift::Columns;
 use super::log::GuestLog;
 use super::text::one_line;
 use super::trap::{self, Call};
 use super::world::{Failure, MachinePre};
 use super::{
-    Context, Guest, GuestInfo, GuestModule, NoAnswer, Outcome, SnapshotHeader, memory, shape,
+    Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SnapshotHeader, memory, shape,
 };
 
 /// Bytes in each chunk of a snapshot that the guest reads, except the last.
@@ -121,6 +123,7 @@ impl ComponentModule {
             name: Arc::clone(&self.name),
             log: Arc::clone(log),
             memory_bytes_max: bootstrap.profile.memory_bytes,
+            event_window_bytes: bootstrap.profile.event_window_bytes as usize,
             fuel: budgets.init,
         };
         let (live, memories) = memory::live(|| recipe.make());
@@ -163,6 +166,11 @@ impl ComponentGuest {
         self.live.fuel_used + self.copy.as_ref().map_or(0, GuestCopy::fuel_used)
     }
 
+    /// What the call on the live guest that just returned has emitted.
+    fn take_emitted(&mut self) -> Emitted {
+        self.live.store.data_mut().take_emitted()
+    }
+
     /// The live instance, for a call that may change it.
     fn change(&mut self) -> &mut Instance {
         if let Some(copy) = &mut self.copy {
@@ -193,33 +201,42 @@ impl ComponentGuest {
 }
 
 impl Guest for ComponentGuest {
-    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<(), GuestFault> {
+    fn init(&mut self, ctx: Context, config: &[u8]) -> Result<Emitted, GuestFault> {
         let call = Call::at("init", ctx.index);
         let fuel = self.budgets.init;
         self.change()
             .enter(call, fuel, |store, machine| machine.init(store, ctx, config))?
-            .map_err(|failure| self.refused(call, &failure))
+            .map_err(|failure| self.refused(call, &failure))?;
+        Ok(self.take_emitted())
     }
 
-    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault> {
         let call = Call::at("apply", ctx.index);
         let fuel = self.budgets.apply(commands.len());
         let told = self
             .change()
             .enter(call, fuel, |store, machine| machine.apply(store, ctx, commands))?;
-        let count = told.as_ref().map_or_else(|count| *count, Vec::len);
-        match told {
-            Ok(outcomes) if count == commands.len() => Ok(outcomes),
-            _ => {
-                self.live.faulted = true;
-                let message = format!(
-                    "the guest returned {count} outcomes for {} commands: `apply` must answer \
-                     every command, in order",
-                    commands.len()
-                );
-                Err(call.fault(FaultClass::Trap, message))
+        let malformed = match told {
+            Columns::Outcomes(outcomes) if outcomes.len() == commands.len() => {
+                return Ok(Applied { outcomes, emitted: self.take_emitted() });
             }
-        }
+            Columns::Outcomes(outcomes) => format!("{} outcomes", outcomes.len()),
+            Columns::Malformed(why) => why,
+        };
+        self.live.faulted = true;
+        let message = format!(
+            "the guest returned {malformed} for {} commands: `apply` must answer every command, in \
+             order, as `outcomes` in wit/fsm.wit says",
+            commands.len()
+        );
+        Err(call.fault(FaultClass::Trap, message))
+    }
+
+    fn wake(&mut self, ctx: Context) -> Result<Emitted, GuestFault> {
+        let fuel = self.budgets.entry;
+        self.change()
+            .enter(Call::at("wake", ctx.index), fuel, |store, machine| machine.wake(store, ctx))?;
+        Ok(self.take_emitted())
     }
 
     fn query(
@@ -300,6 +317,13 @@ impl Guest for ComponentGuest {
         result?.map_err(|failure| self.refused(call, &failure))
     }
 
+    fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
+        let call = Call::anywhere("digest");
+        self.look(call, |instance| {
+            instance.enter(call, engine::QUERY_FUEL, |store, machine| machine.digest(store))
+        })
+    }
+
     fn memory_bytes(&self) -> u64 {
         self.live.store.data().limiter.memory_bytes()
     }
@@ -331,6 +355,8 @@ fn describe(pre: &MachinePre) -> Result<GuestInfo, ModuleRefusal> {
         "(unknown)".into(),
         GuestLog::of_no_group(),
         Profile::default().memory_bytes,
+        Profile::default().event_window_bytes as usize,
+        pre.wakes(),
     );
     let mut store = new_store(pre, state, engine::DESCRIBE_FUEL);
     let machine = pre.instantiate(&mut store).map_err(|error| {

@@ -5,6 +5,8 @@
 //!   nodes.
 //! - `host.log` becomes a line of the node's log ([`GuestLog`]), shortened; nothing flows back to
 //!   the guest.
+//! - What a guest emits, events and a setting of its timer, is gathered until its call returns.
+//!   Only calls that every replica makes may emit ([`MayEmit`]).
 //! - `snapshot-io.write` is open only during `snapshot`, and `snapshot-io.read` only during
 //!   `restore`; at any other time they trap.
 //! - Chunks pass through a channel without a buffer: however large the state, only a chunk or two
@@ -16,11 +18,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use lockstep_core::apply::{Emitted, GuestEvent, Setting};
 use lockstep_core::limits;
 use wasmtime::component::{ComponentType, Lift, Linker};
 use wasmtime::{StoreContextMut, Trap};
 
-use super::check::interface;
+use super::check::{EVENTS, TIMER, WAKE, WORLD_PACKAGE, interface};
 use super::engine;
 use super::lift::{AtMost, Cut, Text};
 use super::limits::Limiter;
@@ -41,10 +44,27 @@ pub(crate) struct HostState {
     log: Arc<GuestLog>,
     pub(crate) limiter: Limiter,
     pub(crate) snapshot_io: SnapshotIo,
+    may_emit: MayEmit,
+    /// What the call under way has emitted so far.
+    emitted: Emitted,
+    /// Whether the guest can be woken: without that, it cannot set its timer.
+    wakes: bool,
+    /// Most bytes of events that are kept.
+    event_window_bytes: usize,
     /// The last log message of level `error` in this call: the SDK's panic hook logs at that level.
     pub(crate) last_error: Option<String>,
     /// Why the host ended the call although the guest did nothing wrong.
     pub(crate) host_failure: Option<String>,
+}
+
+/// What the call under way may emit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MayEmit {
+    Nothing,
+    /// A setting of the timer.
+    Timer,
+    /// That, and events.
+    All,
 }
 
 /// Whether the guest is writing a snapshot, reading one, or neither.
@@ -76,6 +96,32 @@ pub(crate) enum Misuse {
          {SNAPSHOT_CHUNK_BYTES_MAX}: write in smaller chunks"
     )]
     ChunkTooLarge { bytes: usize },
+    #[error(
+        "events.emit was called outside of `apply` and `wake`: an event belongs to an entry, and \
+         the other functions are not called for one"
+    )]
+    EmitOutsideApply,
+    #[error(
+        "events.emit was given a topic of {bytes} bytes, the limit is {}: shorten it",
+        limits::EVENT_TOPIC_BYTES_MAX
+    )]
+    TopicTooLong { bytes: usize },
+    #[error(
+        "events.emit was given a payload of {bytes} bytes, the limit is {}: emit what to query \
+         instead",
+        limits::EVENT_PAYLOAD_BYTES_MAX
+    )]
+    PayloadTooLong { bytes: usize },
+    #[error(
+        "the timer was set outside of `init`, `apply` and `wake`: it is part of the replicated \
+         state, which no other function may change"
+    )]
+    TimerOutsideApply,
+    #[error(
+        "the timer was set, and the component does not export {WORLD_PACKAGE}/{WAKE}, so nobody \
+         would be called: export it (in Rust: `export!(Type: wake)`)"
+    )]
+    TimerWithoutWake,
 }
 
 /// The error that interrupts a guest whose snapshot can no longer be kept.
@@ -105,6 +151,9 @@ type Store<'a> = StoreContextMut<'a, HostState>;
 type Target = Cut<Text<LOG_TARGET_BYTES_MAX>>;
 type Message = Cut<Text<LOG_TEXT_BYTES_MAX>>;
 type Chunk = AtMost<SNAPSHOT_CHUNK_BYTES_MAX>;
+/// One byte more than a topic may have, so that a longer one shows.
+type Topic = Cut<Text<{ limits::EVENT_TOPIC_BYTES_MAX + 1 }>>;
+type Payload = Cut<AtMost<{ limits::EVENT_PAYLOAD_BYTES_MAX }>>;
 
 /// A linker that provides the allowed imports and no others.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostState>> {
@@ -119,6 +168,22 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<HostS
             Ok(())
         },
     )?;
+    linker.instance(&interface(EVENTS))?.func_wrap(
+        "emit",
+        |mut store: Store<'_>, (Cut(topic), Cut(payload)): (Topic, Payload)| {
+            pay(&mut store, topic.bytes.saturating_add(payload.length()))?;
+            store.data_mut().emit(topic, payload).map_err(Into::into)
+        },
+    )?;
+    let mut timer = linker.instance(&interface(TIMER))?;
+    timer.func_wrap("wake-at", |mut store: Store<'_>, (time_ms,): (u64,)| {
+        pay(&mut store, 0)?;
+        store.data_mut().set_timer(Setting::At(time_ms)).map_err(Into::into)
+    })?;
+    timer.func_wrap("cancel", |mut store: Store<'_>, (): ()| {
+        pay(&mut store, 0)?;
+        store.data_mut().set_timer(Setting::Never).map_err(Into::into)
+    })?;
     let mut snapshot_io = linker.instance(&interface("snapshot-io"))?;
     snapshot_io.func_wrap("write", |mut store: Store<'_>, (Cut(chunk),): (Cut<Chunk>,)| {
         pay(&mut store, chunk.length())?;
@@ -142,21 +207,37 @@ fn pay(store: &mut Store<'_>, bytes: usize) -> wasmtime::Result<()> {
 }
 
 impl HostState {
-    pub(crate) fn new(module: Arc<str>, log: Arc<GuestLog>, memory_bytes_max: u64) -> Self {
+    pub(crate) fn new(
+        module: Arc<str>,
+        log: Arc<GuestLog>,
+        memory_bytes_max: u64,
+        event_window_bytes: usize,
+        wakes: bool,
+    ) -> Self {
         Self {
             module,
             log,
             limiter: Limiter::new(memory_bytes_max),
             snapshot_io: SnapshotIo::Closed,
+            may_emit: MayEmit::Nothing,
+            emitted: Emitted::default(),
+            wakes,
+            event_window_bytes,
             last_error: None,
             host_failure: None,
         }
     }
 
     /// Forgets what belongs to the previous call.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, may_emit: MayEmit) {
         self.limiter.begin();
         self.last_error = None;
+        (self.may_emit, self.emitted) = (may_emit, Emitted::default());
+    }
+
+    /// Hands over what the call emitted, which has returned.
+    pub(crate) fn take_emitted(&mut self) -> Emitted {
+        std::mem::take(&mut self.emitted)
     }
 
     /// Why the host, not the guest, ended the call.
@@ -201,6 +282,39 @@ impl HostState {
         if let Level::Error = level {
             self.last_error = Some(text);
         }
+    }
+
+    fn emit(
+        &mut self,
+        topic: Text<{ limits::EVENT_TOPIC_BYTES_MAX + 1 }>,
+        payload: AtMost<{ limits::EVENT_PAYLOAD_BYTES_MAX }>,
+    ) -> Result<(), Misuse> {
+        match self.may_emit {
+            MayEmit::All => {}
+            MayEmit::Timer | MayEmit::Nothing => return Err(Misuse::EmitOutsideApply),
+        }
+        if topic.text.len() > limits::EVENT_TOPIC_BYTES_MAX {
+            return Err(Misuse::TopicTooLong { bytes: topic.bytes });
+        }
+        let payload = match payload {
+            AtMost::Whole(payload) => payload.into(),
+            AtMost::TooLong(bytes) => return Err(Misuse::PayloadTooLong { bytes }),
+        };
+        let event = GuestEvent { topic: topic.text.into(), payload };
+        self.emitted.emit(event, self.event_window_bytes);
+        Ok(())
+    }
+
+    fn set_timer(&mut self, setting: Setting) -> Result<(), Misuse> {
+        match self.may_emit {
+            MayEmit::All | MayEmit::Timer => {}
+            MayEmit::Nothing => return Err(Misuse::TimerOutsideApply),
+        }
+        if !self.wakes {
+            return Err(Misuse::TimerWithoutWake);
+        }
+        self.emitted.timer = Some(setting);
+        Ok(())
     }
 
     fn write(&mut self, chunk: Chunk) -> wasmtime::Result<()> {

@@ -28,6 +28,8 @@ pub(super) struct Recipe {
     pub(super) name: Arc<str>,
     pub(super) log: Arc<GuestLog>,
     pub(super) memory_bytes_max: u64,
+    /// Most bytes of events that the group keeps.
+    pub(super) event_window_bytes: usize,
     /// Fuel of the instantiation.
     pub(super) fuel: u64,
 }
@@ -44,8 +46,13 @@ pub(super) struct Instance {
 
 impl Recipe {
     pub(super) fn make(&self) -> Result<Instance, GuestFault> {
-        let state =
-            HostState::new(Arc::clone(&self.name), Arc::clone(&self.log), self.memory_bytes_max);
+        let state = HostState::new(
+            Arc::clone(&self.name),
+            Arc::clone(&self.log),
+            self.memory_bytes_max,
+            self.event_window_bytes,
+            self.pre.wakes(),
+        );
         let mut store = new_store(&self.pre, state, self.fuel);
         let machine = self.pre.instantiate(&mut store).map_err(|error| {
             instantiate_fault(Call::anywhere("instantiate"), &error, store.data())
@@ -72,7 +79,7 @@ impl Instance {
             return Err(Self::spent(call));
         }
         self.faulted = true;
-        self.store.data_mut().begin();
+        self.store.data_mut().begin(call.may_emit());
         set_fuel(&mut self.store, fuel);
         let result = work(&mut self.store, &self.machine);
         self.fuel_used += fuel - remaining_fuel(&self.store);

@@ -16,7 +16,11 @@ use wasmtime::component::{ComponentType, Lift};
 
 use super::text::bounded;
 
-/// A list or a string of a guest, taken as `T`: [`AtMost`], [`ListOf`] or [`Text`].
+mod columns;
+
+pub(crate) use columns::Columns;
+
+/// A list or a string of a guest, taken as `T`: [`AtMost`] or [`Text`].
 #[derive(Debug)]
 pub(crate) struct Cut<T>(pub(crate) T);
 
@@ -70,13 +74,6 @@ pub(crate) enum AtMost<const BYTES_MAX: usize> {
     TooLong(usize),
 }
 
-/// A list, or only the number of its elements if that exceeds `MAX`.
-#[derive(Debug)]
-pub(crate) enum ListOf<T, const MAX: usize> {
-    Whole(Vec<T>),
-    TooLong(usize),
-}
-
 /// A text, cut to at most `BYTES_MAX` bytes. Bytes that are not text become `\u{fffd}`.
 #[derive(Debug)]
 pub(crate) struct Text<const BYTES_MAX: usize> {
@@ -93,12 +90,21 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    pub(super) fn length(self) -> usize {
+        self.length
+    }
+
+    /// All bytes of a list of bytes.
+    pub(super) fn all<'a>(self, cx: &LiftContext<'a>) -> wasmtime::Result<&'a [u8]> {
+        self.bytes(cx, self.length)
+    }
+
     fn of_flat(pair: &[ValRaw; 2]) -> Self {
         // Addresses have 32 bits: the engine accepts no larger memories.
         Self { at: pair[0].get_u32() as usize, length: pair[1].get_u32() as usize }
     }
 
-    fn in_memory(pair: &[u8]) -> wasmtime::Result<Self> {
+    pub(super) fn in_memory(pair: &[u8]) -> wasmtime::Result<Self> {
         let half = |from: usize| {
             let bytes = pair.get(from..from + 4).and_then(|bytes| bytes.try_into().ok());
             bytes.map(|bytes| u32::from_le_bytes(bytes) as usize)
@@ -107,10 +113,6 @@ impl Place {
             (Some(at), Some(length)) => Ok(Self { at, length }),
             _ => Err(outside()),
         }
-    }
-
-    fn flat(self) -> [ValRaw; 2] {
-        [ValRaw::u32(self.at as u32), ValRaw::u32(self.length as u32)]
     }
 
     /// The `length` bytes that begin here.
@@ -148,21 +150,6 @@ impl<const BYTES_MAX: usize> FromPlace for AtMost<BYTES_MAX> {
         }
         cx.consume_fuel(bytes.len())?;
         Ok(Self::Whole(bytes.to_vec()))
-    }
-}
-
-impl<T: Lift, const MAX: usize> FromPlace for ListOf<T, MAX> {
-    type Like = [T];
-
-    fn from_place(
-        cx: &mut LiftContext<'_>,
-        ty: InterfaceType,
-        place: Place,
-    ) -> wasmtime::Result<Self> {
-        match place.length {
-            length if length > MAX => Ok(Self::TooLong(length)),
-            _ => Vec::linear_lift_from_flat(cx, ty, &place.flat()).map(Self::Whole),
-        }
     }
 }
 

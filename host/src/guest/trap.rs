@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use wasmtime::{Trap, WasmBacktrace, WasmtimeBug};
 
-use super::imports::{HostState, Misuse};
+use super::imports::{HostState, MayEmit, Misuse};
 use super::text::bounded;
 
 /// Longest message of a fault, bytes.
@@ -37,6 +37,16 @@ impl Call {
 
     pub(crate) fn anywhere(name: &'static str) -> Self {
         Self { name, index: None }
+    }
+
+    /// What the guest may emit in this call: every replica makes these calls, and no others, for an
+    /// entry.
+    pub(crate) fn may_emit(self) -> MayEmit {
+        match self.name {
+            "apply" | "wake" => MayEmit::All,
+            "init" => MayEmit::Timer,
+            _other => MayEmit::Nothing,
+        }
     }
 
     /// A fault in this call.

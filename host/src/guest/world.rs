@@ -3,7 +3,8 @@
 //!
 //! - Names and types are compared with a component's when it is loaded: a component that does not
 //!   match is refused then, instead of trapping later.
-//! - Commands are passed to the guest from the buffers in which they arrived.
+//! - Commands and outcomes cross in columns ([`Columns`]): two allocations in the
+//!   guest for an entry, instead of one for each command.
 //! - Values from a guest are cut as they come in ([`lift`](super::lift)): so no length is a fault,
 //!   and the host copies at most [`limits::HOSTCALL_BYTES_MAX`] in one call.
 //!
@@ -17,21 +18,15 @@ use wasmtime::component::{
     TypedFunc,
 };
 
-use super::check::{EXPORT, interface};
+use super::check::{DIGEST, EXPORT, SELF_TEST, WAKE, interface};
 use super::imports::HostState;
-use super::lift::{AtMost, Cut, ListOf, Text};
-use super::{GuestInfo, NoAnswer, Outcome, SnapshotHeader};
+use super::lift::{AtMost, Columns, Cut, Text};
+use super::{GuestInfo, NoAnswer, SnapshotHeader};
 
 /// Longest text of a failure, bytes; the rest is cut off.
 pub(crate) const FAILURE_BYTES_MAX: usize = 2 << 10;
 /// Bytes that are read of a name and of a version: far more than either may have.
 const INFO_BYTES_MAX: usize = 256;
-
-/// A guest sends these bytes, followed by a length as a u64, in place of an answer that is too long
-/// to be passed on. The guest's SDK has the same bytes.
-const TOO_LONG_MARKER: [u8; 16] = [
-    0xd3, 0x1e, 0x9a, 0x47, 0x05, 0xc8, 0x6b, 0xf2, 0x7d, 0x30, 0xb4, 0x8c, 0xe9, 0x51, 0x26, 0xaf,
-];
 
 #[derive(Clone, Copy, ComponentType, Lower)]
 #[component(record)]
@@ -44,8 +39,9 @@ struct Context {
 
 #[derive(Clone, Copy, ComponentType, Lower)]
 #[component(record)]
-struct Command<'a> {
-    payload: &'a [u8],
+struct Commands<'a> {
+    ends: &'a [u32],
+    data: &'a [u8],
 }
 
 #[derive(Clone, Copy, ComponentType, Lower)]
@@ -61,18 +57,8 @@ struct Header<'a> {
     time_ms: u64,
 }
 
-type Answer = Cut<AtMost<{ limits::OUTCOME_BYTES_MAX }>>;
 type Reply = AtMost<{ limits::QUERY_ANSWER_BYTES_MAX }>;
 type Replied = Result<Cut<Reply>, Cut<Reply>>;
-
-#[derive(ComponentType, Lift)]
-#[component(variant)]
-enum Told {
-    #[component(name = "ok")]
-    Ok(Answer),
-    #[component(name = "rejected")]
-    Rejected(Answer),
-}
 
 type Words = Cut<Text<FAILURE_BYTES_MAX>>;
 
@@ -101,10 +87,19 @@ struct Info {
     oldest_readable_format: u32,
 }
 
-type Outcomes = Cut<ListOf<Told, { limits::ENTRY_COMMANDS_MAX }>>;
+/// The most bytes of a guest's digest; a longer one is a fault.
+const DIGEST_BYTES_MAX: usize = 64;
+type Digested = Cut<AtMost<DIGEST_BYTES_MAX>>;
+
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct Claims {
+    #[component(name = "independent-of-packing")]
+    independent_of_packing: bool,
+}
 
 type Init<'a> = (Context, &'a [u8]);
-type Apply<'a> = (Context, &'a [Command<'a>]);
+type Apply<'a> = (Context, Commands<'a>);
 type Query<'a> = (Context, &'a [u8]);
 type Restore<'a> = (Header<'a>, &'a [u8]);
 type Done = (Result<(), Failure>,);
@@ -113,34 +108,76 @@ type Done = (Result<(), Failure>,);
 #[derive(Clone)]
 pub(crate) struct MachinePre {
     pre: InstancePre<HostState>,
-    exports: [ComponentExportIndex; FUNCTIONS.len()],
+    exports: Exports<ComponentExportIndex>,
 }
 
-/// The names of the world's functions, in the order of [`Machine`]'s fields.
-const FUNCTIONS: [&str; 6] = ["describe", "init", "apply", "query", "snapshot", "restore"];
-
 /// The exports of a live instance.
-pub(crate) struct Machine {
-    describe: Func,
-    init: Func,
-    apply: Func,
-    query: Func,
-    snapshot: Func,
-    restore: Func,
+pub(crate) struct Machine(Exports<Func>);
+
+/// The functions that a component exports, each as an `F`.
+#[derive(Clone, Copy)]
+struct Exports<F> {
+    describe: F,
+    init: F,
+    apply: F,
+    query: F,
+    snapshot: F,
+    restore: F,
+    wake: Option<F>,
+    digest: Option<F>,
+    self_test: Option<SelfTest<F>>,
+}
+
+#[derive(Clone, Copy)]
+struct SelfTest<F> {
+    claim: F,
+    command: F,
+    query: F,
+}
+
+impl<F> Exports<F> {
+    /// Finds every function by its name; an interface that is optional is searched only if `has`
+    /// finds it.
+    fn find<I>(
+        has: impl Fn(&str) -> Option<I>,
+        mut function: impl FnMut(&I, &str) -> wasmtime::Result<F>,
+    ) -> wasmtime::Result<Self> {
+        let none = || wasmtime::Error::msg(format!("it exports no `{EXPORT}`"));
+        let machine = has(EXPORT).ok_or_else(none)?;
+        let mut one = |interface: &str, name: &str| {
+            has(interface).map(|found| function(&found, name)).transpose()
+        };
+        let (wake, digest) = (one(WAKE, "wake")?, one(DIGEST, "digest")?);
+        let self_test = match has(SELF_TEST) {
+            Some(found) => Some(SelfTest {
+                claim: function(&found, "claim")?,
+                command: function(&found, "command")?,
+                query: function(&found, "query")?,
+            }),
+            None => None,
+        };
+        Ok(Self {
+            describe: function(&machine, "describe")?,
+            init: function(&machine, "init")?,
+            apply: function(&machine, "apply")?,
+            query: function(&machine, "query")?,
+            snapshot: function(&machine, "snapshot")?,
+            restore: function(&machine, "restore")?,
+            wake,
+            digest,
+            self_test,
+        })
+    }
 }
 
 impl MachinePre {
     pub(crate) fn new(pre: InstancePre<HostState>) -> wasmtime::Result<Self> {
         let component = pre.component();
-        let missing = |what: &str| wasmtime::Error::msg(format!("it exports no `{what}`"));
-        let machine = component.get_export_index(None, interface(EXPORT));
-        let machine = machine.ok_or_else(|| missing(EXPORT))?;
-        let function = |name: &str| {
-            let found = component.get_export_index(Some(&machine), name);
-            found.ok_or_else(|| missing(name))
-        };
-        let [a, b, c, d, e, f] = FUNCTIONS.map(function);
-        let exports = [a?, b?, c?, d?, e?, f?];
+        let has = |name: &str| component.get_export_index(None, interface(name));
+        let exports = Exports::find(has, |found: &ComponentExportIndex, name| {
+            let missing = || wasmtime::Error::msg(format!("it exports no `{name}`"));
+            component.get_export_index(Some(found), name).ok_or_else(missing)
+        })?;
         Ok(Self { pre, exports })
     }
 
@@ -148,37 +185,69 @@ impl MachinePre {
         self.pre.engine()
     }
 
+    pub(crate) fn wakes(&self) -> bool {
+        self.exports.wake.is_some()
+    }
+
+    pub(crate) fn has_self_test(&self) -> bool {
+        self.exports.self_test.is_some()
+    }
+
     pub(crate) fn instantiate(&self, store: &mut Store<HostState>) -> wasmtime::Result<Machine> {
         let instance = self.pre.instantiate(&mut *store)?;
-        let mut function = |at: usize| {
-            let not_one = || wasmtime::Error::msg(format!("`{}` is not a function", FUNCTIONS[at]));
-            instance.get_func(&mut *store, self.exports[at]).ok_or_else(not_one)
+        let mut function = |at: ComponentExportIndex, name: &str| {
+            let not_one = || wasmtime::Error::msg(format!("`{name}` is not a function"));
+            instance.get_func(&mut *store, at).ok_or_else(not_one)
         };
-        Ok(Machine {
-            describe: function(0)?,
-            init: function(1)?,
-            apply: function(2)?,
-            query: function(3)?,
-            snapshot: function(4)?,
-            restore: function(5)?,
-        })
+        let found = self.exports;
+        let self_test = match found.self_test {
+            Some(SelfTest { claim, command, query }) => Some(SelfTest {
+                claim: function(claim, "claim")?,
+                command: function(command, "command")?,
+                query: function(query, "query")?,
+            }),
+            None => None,
+        };
+        Ok(Machine(Exports {
+            describe: function(found.describe, "describe")?,
+            init: function(found.init, "init")?,
+            apply: function(found.apply, "apply")?,
+            query: function(found.query, "query")?,
+            snapshot: function(found.snapshot, "snapshot")?,
+            restore: function(found.restore, "restore")?,
+            wake: found.wake.map(|at| function(at, "wake")).transpose()?,
+            digest: found.digest.map(|at| function(at, "digest")).transpose()?,
+            self_test,
+        }))
     }
 }
 
 impl Machine {
     /// Whether every function has the world's type.
     pub(crate) fn check(&self, store: &mut Store<HostState>) -> wasmtime::Result<()> {
-        typed::<(), (Info,)>(store, self.describe, "describe")?;
-        typed::<Init<'_>, Done>(store, self.init, "init")?;
-        typed::<Apply<'_>, (Outcomes,)>(store, self.apply, "apply")?;
-        typed::<Query<'_>, (Replied,)>(store, self.query, "query")?;
-        typed::<(), Done>(store, self.snapshot, "snapshot")?;
-        typed::<Restore<'_>, Done>(store, self.restore, "restore")?;
+        let exports = &self.0;
+        typed::<(), (Info,)>(store, exports.describe, "describe")?;
+        typed::<Init<'_>, Done>(store, exports.init, "init")?;
+        typed::<Apply<'_>, (Columns,)>(store, exports.apply, "apply")?;
+        typed::<Query<'_>, (Replied,)>(store, exports.query, "query")?;
+        typed::<(), Done>(store, exports.snapshot, "snapshot")?;
+        typed::<Restore<'_>, Done>(store, exports.restore, "restore")?;
+        if let Some(wake) = exports.wake {
+            typed::<(Context,), ()>(store, wake, "wake")?;
+        }
+        if let Some(digest) = exports.digest {
+            typed::<(), (Digested,)>(store, digest, "digest")?;
+        }
+        if let Some(SelfTest { claim, command, query }) = exports.self_test {
+            typed::<(), (Claims,)>(store, claim, "claim")?;
+            typed::<(u64,), (Cut<Reply>,)>(store, command, "command")?;
+            typed::<(u64,), (Cut<Reply>,)>(store, query, "query")?;
+        }
         Ok(())
     }
 
     pub(crate) fn describe(&self, store: &mut Store<HostState>) -> wasmtime::Result<GuestInfo> {
-        let function = typed::<(), (Info,)>(store, self.describe, "describe")?;
+        let function = typed::<(), (Info,)>(store, self.0.describe, "describe")?;
         let (info,) = function.call(store, ())?;
         Ok(GuestInfo {
             name: info.name.0.text,
@@ -194,24 +263,79 @@ impl Machine {
         ctx: super::Context,
         config: &[u8],
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<Init<'_>, Done>(store, self.init, "init")?;
+        let function = typed::<Init<'_>, Done>(store, self.0.init, "init")?;
         Ok(function.call(store, (ctx.into(), config))?.0)
     }
 
-    /// The outcomes; `Err` has their number if it exceeds the most commands that an entry may have.
     pub(crate) fn apply(
         &self,
         store: &mut Store<HostState>,
         ctx: super::Context,
         commands: &[Bytes],
-    ) -> wasmtime::Result<Result<Vec<Outcome>, usize>> {
-        let lent: Vec<_> = commands.iter().map(|payload| Command { payload }).collect();
-        let function = typed::<Apply<'_>, (Outcomes,)>(store, self.apply, "apply")?;
-        let (Cut(outcomes),) = function.call(store, (ctx.into(), &lent))?;
-        Ok(match outcomes {
-            ListOf::Whole(told) => Ok(told.into_iter().map(Outcome::from).collect()),
-            ListOf::TooLong(count) => Err(count),
-        })
+    ) -> wasmtime::Result<Columns> {
+        let mut ends = Vec::with_capacity(commands.len());
+        let mut data = Vec::with_capacity(commands.iter().map(Bytes::len).sum());
+        for command in commands {
+            data.extend_from_slice(command);
+            ends.push(u32::try_from(data.len()).expect("an entry has a megabyte"));
+        }
+        let function = typed::<Apply<'_>, (Columns,)>(store, self.0.apply, "apply")?;
+        let commands = Commands { ends: &ends, data: &data };
+        Ok(function.call(store, (ctx.into(), commands))?.0)
+    }
+
+    /// Calls the guest's `wake`; a guest without it cannot set its timer.
+    pub(crate) fn wake(
+        &self,
+        store: &mut Store<HostState>,
+        ctx: super::Context,
+    ) -> wasmtime::Result<()> {
+        let wake = self.0.wake.ok_or_else(|| wasmtime::Error::msg("it exports no `wake`"))?;
+        typed::<(Context,), ()>(store, wake, "wake")?.call(store, (ctx.into(),))
+    }
+
+    /// The guest's digest of its state, if it has one.
+    pub(crate) fn digest(
+        &self,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<Option<Bytes>> {
+        let Some(digest) = self.0.digest else { return Ok(None) };
+        let function = typed::<(), (Digested,)>(store, digest, "digest")?;
+        match function.call(store, ())?.0 {
+            Cut(AtMost::Whole(bytes)) => Ok(Some(bytes.into())),
+            Cut(AtMost::TooLong(bytes)) => Err(wasmtime::Error::msg(format!(
+                "the guest's digest has {bytes} bytes, the limit is {DIGEST_BYTES_MAX}"
+            ))),
+        }
+    }
+
+    /// Whether the guest claims that packing does not matter; false without a self-test.
+    pub(crate) fn claim(&self, store: &mut Store<HostState>) -> wasmtime::Result<bool> {
+        let Some(self_test) = self.0.self_test else { return Ok(false) };
+        let function = typed::<(), (Claims,)>(store, self_test.claim, "claim")?;
+        Ok(function.call(store, ())?.0.independent_of_packing)
+    }
+
+    /// A command, or a query, that the guest made up for its test; nothing without a self-test.
+    pub(crate) fn made_up(
+        &self,
+        store: &mut Store<HostState>,
+        what: MadeUp,
+        number: u64,
+    ) -> wasmtime::Result<Bytes> {
+        let Some(self_test) = self.0.self_test else { return Ok(Bytes::new()) };
+        let (function, name) = match what {
+            MadeUp::Command => (self_test.command, "command"),
+            MadeUp::Query => (self_test.query, "query"),
+        };
+        let function = typed::<(u64,), (Cut<Reply>,)>(store, function, name)?;
+        match function.call(store, (number,))?.0 {
+            Cut(AtMost::Whole(bytes)) => Ok(bytes.into()),
+            Cut(AtMost::TooLong(bytes)) => Err(wasmtime::Error::msg(format!(
+                "the guest made up {bytes} bytes, the limit is {}",
+                limits::QUERY_ANSWER_BYTES_MAX
+            ))),
+        }
     }
 
     pub(crate) fn query(
@@ -220,7 +344,7 @@ impl Machine {
         ctx: super::Context,
         request: &[u8],
     ) -> wasmtime::Result<Result<Bytes, NoAnswer>> {
-        let function = typed::<Query<'_>, (Replied,)>(store, self.query, "query")?;
+        let function = typed::<Query<'_>, (Replied,)>(store, self.0.query, "query")?;
         Ok(match function.call(store, (ctx.into(), request))?.0 {
             Ok(Cut(Reply::Whole(answer))) => Ok(answer.into()),
             Err(Cut(Reply::Whole(reason))) => Err(NoAnswer::Rejected(reason.into())),
@@ -234,7 +358,7 @@ impl Machine {
         &self,
         store: &mut Store<HostState>,
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<(), Done>(store, self.snapshot, "snapshot")?;
+        let function = typed::<(), Done>(store, self.0.snapshot, "snapshot")?;
         Ok(function.call(store, ())?.0)
     }
 
@@ -244,7 +368,7 @@ impl Machine {
         header: &SnapshotHeader,
         config: &[u8],
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<Restore<'_>, Done>(store, self.restore, "restore")?;
+        let function = typed::<Restore<'_>, Done>(store, self.0.restore, "restore")?;
         let header = Header {
             writer_name: &header.writer_name,
             writer_version: &header.writer_version,
@@ -276,29 +400,6 @@ impl From<super::Context> for Context {
     }
 }
 
-impl From<Told> for Outcome {
-    fn from(told: Told) -> Self {
-        match told {
-            Told::Ok(Cut(AtMost::Whole(answer))) => Self::Ok(answer.into()),
-            Told::Rejected(Cut(AtMost::Whole(reason))) => match told_length(&reason) {
-                Some(bytes) => Self::TooLong { bytes },
-                None => Self::Rejected(reason.into()),
-            },
-            Told::Ok(Cut(AtMost::TooLong(bytes))) | Told::Rejected(Cut(AtMost::TooLong(bytes))) => {
-                Self::TooLong { bytes: bytes as u64 }
-            }
-        }
-    }
-}
-
-/// If the reason is the marker with a length: that length, of an answer that was too long for the
-/// guest to pass. A length within the limit does not count: such a reason is the guest's own.
-fn told_length(reason: &[u8]) -> Option<u64> {
-    let length = reason.strip_prefix(&TOO_LONG_MARKER)?;
-    let length = u64::from_le_bytes(length.try_into().ok()?);
-    (length > limits::OUTCOME_BYTES_MAX as u64).then_some(length)
-}
-
 impl Failure {
     pub(crate) fn text(&self) -> String {
         match self {
@@ -312,28 +413,14 @@ impl Failure {
     }
 }
 
+/// What a guest makes up for its test.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MadeUp {
+    Command,
+    Query,
+}
+
 const _: () = assert!(
-    limits::HOSTCALL_BYTES_MAX
-        >= limits::ENTRY_COMMANDS_MAX * (limits::OUTCOME_BYTES_MAX + size_of::<Told>())
+    limits::HOSTCALL_BYTES_MAX >= limits::ENTRY_COMMANDS_MAX * (limits::OUTCOME_BYTES_MAX + 24)
 );
 const _: () = assert!(limits::HOSTCALL_BYTES_MAX >= limits::QUERY_ANSWER_BYTES_MAX);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The marker stands for an answer that is too long, and for nothing else.
-    #[test]
-    fn a_length_is_told_by_the_marker_alone() {
-        let check = |length: usize, behind: &[u8], expect: Option<u64>| {
-            let told = [&TOO_LONG_MARKER[..], &(length as u64).to_le_bytes(), behind].concat();
-            assert_eq!(told_length(&told), expect, "{length} and {} bytes", behind.len());
-        };
-        check(limits::OUTCOME_BYTES_MAX + 1, b"", Some(65_537));
-        check(usize::MAX, b"", Some(u64::MAX));
-        check(limits::OUTCOME_BYTES_MAX, b"", None);
-        check(1 << 20, b".", None);
-        assert_eq!(told_length(&TOO_LONG_MARKER), None);
-        assert_eq!(told_length(b"not that"), None);
-    }
-}
