@@ -38,6 +38,7 @@ mod background_writer;
 mod capture;
 mod commits;
 mod deliveries;
+pub mod event_board;
 pub mod gauges;
 pub(crate) mod inbox;
 pub(crate) mod join_watch;

@@ -47,6 +47,7 @@ pub use self::places::restores;
 use crate::clock::Clock;
 use crate::group::askers::Asker;
 pub use crate::group::capture::Capture;
+use crate::group::event_board::EventBoard;
 use crate::group::gauges::Gauges;
 use crate::group::query_guard::QueryGuard;
 use crate::group::{QueryAnswer, open_object};
@@ -83,6 +84,8 @@ pub struct Tools {
     /// the lane when it starts or restores.
     pub listed: Arc<Mutex<Vec<SnapshotDesc>>>,
     pub gauges: Arc<Gauges>,
+    /// Where those who watch find the group's events.
+    pub board: Arc<EventBoard>,
     /// Grants places to take or restore a snapshot, of which the host has a few.
     pub quota: Arc<Quota>,
 }
@@ -256,10 +259,11 @@ impl ApplyLane {
         }
     }
 
-    /// Ends a job: updates the gauges, and returns what there is to report. Events about the guest
+    /// Ends a job: updates the board and the gauges, and returns what there is to report. Events about the guest
     /// come before the job's outputs, a fault comes after them.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         self.place = None;
+        self.tools.board.follow(&self.ledger);
         let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
         let gauges = &self.tools.gauges;
         gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);

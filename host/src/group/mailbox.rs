@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::disk_watch::Hanging;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
+use crate::group::event_board::EventBoard;
 use crate::group::line::{Line, Reply, StreamPermits, Told};
 use crate::group::{Lanes, open_object};
 use crate::metrics::{TransferTally, seconds_histogram};
@@ -268,6 +269,7 @@ struct Inner {
     request_bytes: AtomicUsize,
     /// The group's store lane, once it runs, and the disk that it works on.
     store: OnceLock<(Arc<dyn StoreHandle>, Arc<SnapshotDisk>)>,
+    board: Arc<EventBoard>,
 }
 
 /// The receiving ends, owned by the group's actor.
@@ -300,6 +302,7 @@ impl GroupHandle {
             frame_bytes: AtomicUsize::new(0),
             request_bytes: AtomicUsize::new(0),
             store: OnceLock::new(),
+            board: Arc::default(),
         };
         (Self { inner: Arc::new(inner) }, Mailbox { requests, frames, events })
     }
@@ -322,6 +325,11 @@ impl GroupHandle {
         let (answer, receiver) = Reply::alone();
         self.put(Request::Propose { call, relief, answer })?;
         Ok(receiver)
+    }
+
+    /// The group's events, as far as this replica has applied its entries.
+    pub fn events(&self) -> &Arc<EventBoard> {
+        &self.inner.board
     }
 
     /// The permits that commands of streams wait for.

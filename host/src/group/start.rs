@@ -109,6 +109,7 @@ pub(crate) fn open(
         clock: Arc::clone(&shared.clock),
         listed: Arc::clone(&listed),
         gauges: Arc::clone(&gauges),
+        board: Arc::clone(handle.events()),
         quota,
     };
     let threads = vec![store_thread, apply_thread::start(&name, tools, jobs, handle.clone())?];

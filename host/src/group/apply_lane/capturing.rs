@@ -161,6 +161,7 @@ mod tests {
             clock: Arc::clone(clock) as _,
             listed: Arc::default(),
             gauges: Arc::default(),
+            board: Arc::default(),
             quota: quota(),
         })
     }

@@ -133,6 +133,7 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> 
         clock: Arc::new(Still),
         listed: Arc::default(),
         gauges: Arc::default(),
+        board: Arc::default(),
         quota: quota(),
     });
     (lane, entry(1, &EntryBody::Bootstrap(bootstrap)))

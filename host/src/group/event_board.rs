@@ -1,0 +1,118 @@
+//! The board of a group's events: what the ledger keeps of them, for those who watch.
+//!
+//! - The apply lane writes it, between two entries at the earliest, so a board never shows a part of
+//!   an entry. Watchers read it, each from a position of its own, and are told when it grew.
+//! - It never goes back: while the lane builds its guest again from older entries, it stands still.
+//!   So nothing is shown twice.
+//! - Nothing is kept for a watcher. One that is slower than the window of events grows finds out that
+//!   its position is gone, and nobody else is affected.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lockstep_core::apply::{KeptEvent, Ledger, Position};
+use lockstep_core::mutant::planted;
+use tokio::sync::watch;
+
+/// A reading looks at no more events, so that it does not hold up the lane.
+const LOOKED_AT_MAX: usize = 4_096;
+
+pub struct EventBoard {
+    state: Mutex<State>,
+    /// The applied index, for those who wait for a change.
+    applied: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    events: VecDeque<KeptEvent>,
+    /// Every event at this position or after it, up to `applied`, is on the board.
+    begin: Position,
+    applied: u64,
+}
+
+/// What a watcher reads.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reading {
+    /// The events of the topics asked for, oldest first.
+    pub events: Vec<KeptEvent>,
+    /// Where the next reading begins: all events before it were looked at.
+    pub next: Position,
+    /// The replica has applied all entries up to this one; not all of their events may have been
+    /// looked at yet.
+    pub applied: u64,
+}
+
+/// Events from the position on that was asked for are no longer kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Compacted {
+    /// Every event from this position on is kept.
+    pub begin: Position,
+}
+
+impl Default for EventBoard {
+    fn default() -> Self {
+        Self { state: Mutex::default(), applied: watch::Sender::new(0) }
+    }
+}
+
+impl EventBoard {
+    /// Brings the board to the state of the ledger, unless it is further already.
+    pub(crate) fn follow(&self, ledger: &Ledger) {
+        let mut state = self.lock();
+        if ledger.applied() <= state.applied && !planted("events_go_back") {
+            return;
+        }
+        let window = ledger.events();
+        let known = Position { index: state.applied, number: u32::MAX };
+        let from = if planted("events_go_back") { Position::default() } else { known };
+        state.events.extend(window.since(from).cloned());
+        state.begin = state.begin.max(window.begin());
+        while state.events.front().is_some_and(|oldest| oldest.position < state.begin) {
+            state.events.pop_front();
+        }
+        state.applied = ledger.applied();
+        drop(state);
+        self.applied.send_replace(ledger.applied());
+    }
+
+    /// The index of the last entry whose events are on the board, now and whenever it changes.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Reads the events from a position on whose topics begin with `prefix`: about `bytes_max`
+    /// bytes of them at most, but one at least.
+    pub fn read(
+        &self,
+        from: Position,
+        prefix: &str,
+        bytes_max: usize,
+    ) -> Result<Reading, Compacted> {
+        let state = self.lock();
+        if from < state.begin {
+            return Err(Compacted { begin: state.begin });
+        }
+        let first = state.events.partition_point(|kept| kept.position < from);
+        let mut reading = Reading { next: from, applied: state.applied, ..Reading::default() };
+        let mut bytes = 0;
+        for kept in state.events.range(first..).take(LOOKED_AT_MAX) {
+            if kept.event.topic.starts_with(prefix) {
+                bytes += kept.event.cost();
+                if bytes > bytes_max && !reading.events.is_empty() {
+                    return Ok(reading);
+                }
+                reading.events.push(kept.clone());
+            }
+            reading.next = kept.position.next();
+        }
+        if state.events.len() - first <= LOOKED_AT_MAX {
+            reading.next = reading.next.max(Position::of_entry(state.applied + 1));
+        }
+        Ok(reading)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
