@@ -88,7 +88,7 @@ struct Info {
 }
 
 /// The most bytes of a guest's digest; a longer one is a fault.
-const DIGEST_BYTES_MAX: usize = 64;
+pub(crate) const DIGEST_BYTES_MAX: usize = 64;
 type Digested = Cut<AtMost<DIGEST_BYTES_MAX>>;
 
 #[derive(ComponentType, Lift)]

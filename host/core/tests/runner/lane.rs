@@ -120,7 +120,7 @@ impl Lane {
             }
             ApplyJob::Restore { .. } if std::mem::take(&mut self.restores_trap) => {
                 (self.ledger, self.machine) = Default::default();
-                self.trap(None, &mut done);
+                self.trap("restore", None, &mut done);
             }
             ApplyJob::Restore { snapshot, .. } => {
                 self.restore(&snapshot, store);
@@ -314,7 +314,7 @@ impl Lane {
                 }
                 Work::Wake(moment) => {
                     if std::mem::take(&mut self.traps) {
-                        return self.trap(Some(index), done);
+                        return self.trap("wake", Some(index), done);
                     }
                     self.machine.wake(moment);
                     done.woken.push((index, moment.time_ms));
@@ -322,7 +322,7 @@ impl Lane {
                 }
                 Work::Apply(plan) => {
                     let Some((outcomes, emitted)) = self.call(plan.moment, &plan.commands) else {
-                        return self.trap(Some(index), done);
+                        return self.trap("apply", Some(index), done);
                     };
                     self.ledger.emitted(emitted);
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
@@ -358,11 +358,11 @@ impl Lane {
         Some((outcomes, emitted))
     }
 
-    fn trap(&mut self, index: Option<u64>, done: &mut Done) {
+    fn trap(&mut self, call: &'static str, index: Option<u64>, done: &mut Done) {
         self.dead = true;
         let fault = Fault::Guest(GuestFault {
             class: if self.lacks { FaultClass::Host } else { FaultClass::Trap },
-            call: if index.is_some() { "apply" } else { "restore" },
+            call,
             index,
             message: "the script says so".to_owned(),
         });
