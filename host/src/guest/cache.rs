@@ -2,10 +2,10 @@
 //! next.
 //!
 //! - Compiled code is run as it is, so it is never taken from outside: only from a directory that
-//!   belongs to this user and that nobody else can write or read, and only if the file is whole, was
-//!   written for this very module, engine, settings and processor.
-//! - Whatever is damaged or foreign is compiled anew, said, and replaced. A cache that cannot be used
-//!   at all costs time, never an error.
+//!   belongs to this user and that nobody else can write or read, and only if the file is whole,
+//!   was written for this very module, engine, settings and processor.
+//! - Whatever is damaged or foreign is compiled anew, said, and replaced. A cache that cannot be
+//!   used at all costs time, never an error.
 //! - The cache is bounded: code of other engines goes when it is opened, and it keeps at most
 //!   [`FILES_MAX`] files.
 //!
@@ -44,8 +44,8 @@ enum Found {
 }
 
 impl CodeCache {
-    /// The cache in this directory, which is created if it is missing. `Err` if it cannot be trusted
-    /// or made.
+    /// The cache in this directory, which is created if it is missing. `Err` if it cannot be
+    /// trusted or made.
     pub fn in_dir(dir: &Path) -> io::Result<Self> {
         DiskFs.create_private_dir(dir)?;
         Ok(Self { dir: dir.to_owned() })
