@@ -5,6 +5,10 @@
  *  - A snapshot takes one chunk of memory, however large the state. */
 #include "lockstep.h"
 
+#ifndef __wasm_bulk_memory__
+#error "compile with -mbulk-memory: without it, memcpy would call itself"
+#endif
+
 /* ---- What compilers call. Weak, so that a libc may have its own. */
 
 __attribute__((weak)) void *memcpy(void *restrict to, const void *restrict from, size_t size) {
@@ -40,8 +44,8 @@ __attribute__((weak)) size_t strlen(const char *text) {
 
 /* ---- Memory.
  *
- * Blocks have one of some hundred sizes, four for each power of two. A freed block waits for the next
- * request of its size; it is neither split nor joined. At most a fifth of a block is unused. */
+ * Blocks have one of some hundred sizes, four for each power of two. A freed block waits for the
+ * next request of its size; it is neither split nor joined. At most a fifth of a block is unused. */
 
 typedef struct block {
     uint32_t class;
@@ -296,7 +300,7 @@ bool ls_read_failed(void) {
 #define EXPORT(function) LS_EXPORT("state-machine", function)
 
 /* `result<_, failure>`. */
-struct ls_failure {
+struct ls_failed {
     uint32_t failed;
     uint32_t kind;
     union {
@@ -323,13 +327,13 @@ static ls_bytes list_of(const ls_buffer *buffer, size_t element_size) {
 }
 
 ls_failure ls_fail(ls_failure_kind kind, const char *why) {
-    static struct ls_failure failure;
-    failure = (struct ls_failure){.failed = 1, .kind = kind, .why = ls_text(why)};
+    static struct ls_failed failure;
+    failure = (struct ls_failed){.failed = 1, .kind = kind, .why = ls_text(why)};
     return &failure;
 }
 
 static ls_failure finished(ls_failure failure) {
-    static const struct ls_failure none;
+    static const struct ls_failed none;
     ls_call_ends();
     return failure == NULL ? &none : failure;
 }
@@ -417,7 +421,7 @@ ls_failure ls_export_restore(const uint8_t *writer_name, size_t writer_name_size
                              uint32_t format, uint64_t index, uint64_t time_ms,
                              const uint8_t *config, size_t config_size) {
     if (format < ls_about.oldest_readable_format || format > ls_about.snapshot_format) {
-        static struct ls_failure unsupported = {.failed = 1, .kind = LS_UNSUPPORTED_FORMAT};
+        static struct ls_failed unsupported = {.failed = 1, .kind = LS_UNSUPPORTED_FORMAT};
         unsupported.format = format;
         return finished(&unsupported);
     }

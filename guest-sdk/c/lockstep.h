@@ -4,8 +4,8 @@
  * `lockstep.c`. That is all: no libc, no code generator.
  *
  * What the author promises, and what the host relies on:
- *  - the state and the answers are a function of what the machine was given: no addresses in either,
- *    no uninitialised memory, and no static variable that `ls_restore` would not bring back;
+ *  - the state and the answers are a function of what the machine was given: neither depends on an
+ *    address, on uninitialised memory, or on a static variable that `ls_restore` does not bring back;
  *  - a restored machine behaves in every respect like the one that wrote the snapshot;
  *  - equal states write equal snapshots.
  *
@@ -60,7 +60,7 @@ typedef struct {
 typedef enum { LS_OK, LS_REJECTED } ls_verdict;
 
 /* Why something failed; NULL if nothing did. */
-typedef const struct ls_failure *ls_failure;
+typedef const struct ls_failed *ls_failure;
 typedef enum { LS_INVALID_CONFIG, LS_UNSUPPORTED_FORMAT, LS_CORRUPT, LS_OTHER } ls_failure_kind;
 
 /* ---- What the author writes. */
@@ -157,33 +157,33 @@ LS_IMPORT("timer", "cancel") void ls_wake_never(void);
 void ls_call_ends(void);
 const ls_bytes *ls_test_bytes(void (*make)(uint64_t, ls_buffer *), uint64_t number);
 
-#define LS_EXPORT_WAKE                                                                       \
-    LS_EXPORT("wake", "wake")                                                                \
-    void ls_export_wake(uint64_t index, uint64_t time_ms, uint64_t seed0, uint64_t seed1) {  \
-        const ls_context ctx = {index, time_ms, {seed0, seed1}, 0};                          \
-        ls_wake(&ctx);                                                                       \
-        ls_call_ends();                                                                      \
-    }                                                                                        \
+#define LS_EXPORT_WAKE                                                                          \
+    LS_EXPORT("wake", "wake")                                                                   \
+    void ls_export_wake(uint64_t index, uint64_t time_ms, uint64_t seed0, uint64_t seed1) {     \
+        const ls_context ctx = {index, time_ms, {seed0, seed1}, 0};                             \
+        ls_wake(&ctx);                                                                          \
+        ls_call_ends();                                                                         \
+    }                                                                                           \
     extern const ls_info ls_about
 
-#define LS_EXPORT_DIGEST                                                                     \
-    LS_EXPORT("digest", "digest") const ls_bytes *ls_export_digest(void) {                   \
-        static ls_bytes digest;                                                              \
-        digest = ls_digest();                                                                \
-        return &digest;                                                                      \
-    }                                                                                        \
+#define LS_EXPORT_DIGEST                                                                        \
+    LS_EXPORT("digest", "digest") const ls_bytes *ls_export_digest(void) {                      \
+        static ls_bytes digest;                                                                 \
+        digest = ls_digest();                                                                   \
+        return &digest;                                                                         \
+    }                                                                                           \
     extern const ls_info ls_about
 
-#define LS_EXPORT_SELF_TEST(independent_of_packing)                                          \
-    LS_EXPORT("self-test", "claim") int ls_export_claim(void) {                              \
-        return independent_of_packing;                                                       \
-    }                                                                                        \
-    LS_EXPORT("self-test", "command") const ls_bytes *ls_export_command(uint64_t number) {   \
-        return ls_test_bytes(ls_test_command, number);                                       \
-    }                                                                                        \
-    LS_EXPORT("self-test", "query") const ls_bytes *ls_export_query(uint64_t number) {       \
-        return ls_test_bytes(ls_test_query, number);                                         \
-    }                                                                                        \
+#define LS_EXPORT_SELF_TEST(independent_of_packing)                                             \
+    LS_EXPORT("self-test", "claim") int ls_export_test_claim(void) {                            \
+        return independent_of_packing;                                                          \
+    }                                                                                           \
+    LS_EXPORT("self-test", "command") const ls_bytes *ls_export_test_command(uint64_t number) { \
+        return ls_test_bytes(ls_test_command, number);                                          \
+    }                                                                                           \
+    LS_EXPORT("self-test", "query") const ls_bytes *ls_export_test_query(uint64_t number) {     \
+        return ls_test_bytes(ls_test_query, number);                                            \
+    }                                                                                           \
     extern const ls_info ls_about
 
 #ifdef __cplusplus

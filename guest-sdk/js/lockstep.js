@@ -11,7 +11,8 @@
 // What the author promises, and what the host relies on:
 //
 // * the state and the answers are a function of what the machine was given. A `Map` remembers the
-//   order of insertion, which a restored machine does not know: sort before it matters;
+//   order of insertion, which a restored machine does not know: sort before it matters. There is no
+//   `Math.random`, for the same reason, and the clock ends the instance;
 // * a restored machine behaves in every respect like the one that wrote the snapshot;
 // * equal states write equal snapshots.
 //
@@ -19,13 +20,14 @@
 // what is to stay. Numbers of 64 bits that come from the host are rounded to 53 bits, on every
 // replica alike: the index and the time are not affected, the seed is.
 
+import host from "lockstep:fsm/host@0.2.0";
 import snapshotIo from "lockstep:fsm/snapshot-io@0.2.0";
 
 const CHUNK_BYTES_MAX = 256 << 10;
 const ANSWER_BYTES_MAX = 65_536;
 
-/// Thrown by `apply` and `query`: the rules of the state machine refuse; the answer, a text or bytes,
-/// says why. What `apply` changed before stays changed.
+/// Thrown by `apply` and `query`: the rules of the state machine refuse. The reason, bytes or a text,
+/// is the answer. What `apply` changed before stays changed.
 export class Rejected {
   constructor(why) {
     this.why = why;
@@ -142,6 +144,28 @@ export const utf8 = (text) =>
 /// The text of UTF-8 bytes; throws if they are none.
 export const fromUtf8 = (bytes) => decodeURIComponent(escape(latin1(bytes)));
 
+/// Hands a message to the log of the replica. The level is "trace", "debug", "info", "warn" or
+/// "error".
+export const log = (level, target, message) => host.log(level, target, message);
+
+/// An error that no result can hold ends the instance: this says which one it was.
+const logged = (call) => (...parameters) => {
+  try {
+    return call(...parameters);
+  } catch (error) {
+    if (error instanceof Error) log("error", "exception", `${error}\n${error.stack}`);
+    throw error;
+  }
+};
+
+const allLogged = (calls) =>
+  Object.fromEntries(Object.entries(calls).map(([name, call]) => [name, logged(call)]));
+
+// It would go on where it was at the build, also in a restored machine.
+Math.random = () => {
+  throw new Error("there is no Math.random: derive it from ctx.seed");
+};
+
 let current; // the machine of this instance, made by `init` or `restore`
 
 /// Makes the export `stateMachine` of a class that has
@@ -151,10 +175,10 @@ let current; // the machine of this instance, made by `init` or `restore`
 /// * `apply(ctx, command)` and `query(ctx, request)`, which return bytes or a text, or throw
 ///   `Rejected`; `ctx.position` is the command's position among those that came together;
 /// * `snapshot(out)`, which writes the whole state to a `Writer`;
-/// * `static restore(header, config, from)`, which returns the machine that it reads from a `Reader`.
-///   Formats that `about` excludes and bytes left over are refused here, not there;
+/// * `static restore(header, config, from)`, which returns the machine that it reads from a
+///   `Reader`. Formats that `about` excludes and bytes left over are refused here, not there;
 /// * optionally `wake(ctx)`, and `digest()`, which returns at most 64 bytes.
-export const machine = (kind) => ({
+export const machine = (kind) => allLogged({
   describe: () => kind.about,
 
   init(ctx, config) {
@@ -168,7 +192,13 @@ export const machine = (kind) => ({
       ctx.position = position;
       const command = commands.subarray(begin, commandEnds[position]);
       begin = commandEnds[position];
-      let answer = answerOf(() => current.apply(ctx, command), () => rejected.push(position));
+      let answer;
+      try {
+        answer = utf8(current.apply(ctx, command));
+      } catch (error) {
+        answer = reasonOf(error);
+        rejected.push(position);
+      }
       if (answer.length > ANSWER_BYTES_MAX) {
         omitted.push({ position, bytes: answer.length });
         answer = answer.subarray(0, 0);
@@ -183,10 +213,11 @@ export const machine = (kind) => ({
   },
 
   query(ctx, request) {
-    let refused = false;
-    const answer = answerOf(() => current.query(ctx, request), () => { refused = true; });
-    if (refused) throw answer;
-    return answer;
+    try {
+      return utf8(current.query(ctx, request));
+    } catch (error) {
+      throw reasonOf(error);
+    }
   },
 
   snapshot() {
@@ -205,16 +236,11 @@ export const machine = (kind) => ({
   },
 });
 
-/// The bytes that `work` returns, or those of the reason if it refuses.
-function answerOf(work, refused) {
-  try {
-    return utf8(work());
-  } catch (error) {
-    if (!(error instanceof Rejected)) throw error;
-    refused();
-    return utf8(error.why);
-  }
+/// The bytes of the reason, if it is one.
+function reasonOf(error) {
+  if (!(error instanceof Rejected)) throw error;
+  return utf8(error.why);
 }
 
-export const wake = { wake: (ctx) => current.wake(ctx) };
-export const digest = { digest: () => current.digest() };
+export const wake = allLogged({ wake: (ctx) => current.wake(ctx) });
+export const digest = allLogged({ digest: () => current.digest() });

@@ -12,16 +12,18 @@ What the author promises, and what the host relies on:
 
 * the state and the answers are a function of what the machine was given: no `set` is iterated over
   and no `hash` or `id` is used, because they may differ between replicas. A `dict` remembers the
-  order of insertion, which a restored machine does not know: sort before it matters;
+  order of insertion, which a restored machine does not know: sort before it matters. `random` is
+  for generators seeded from `ctx.seed`, `random.Random(…)`; the clock ends the instance;
 * a restored machine behaves in every respect like the one that wrote the snapshot;
 * equal states write equal snapshots.
 """
 
 from abc import abstractmethod
+from functools import wraps
 from typing import Protocol
 
 from componentize_py_types import Err
-from wit_world.imports import snapshot_io, types
+from wit_world.imports import host, snapshot_io, types
 
 Context = types.Context
 Info = types.Info
@@ -32,8 +34,8 @@ ANSWER_BYTES_MAX = 65_536
 
 
 class Rejected(Exception):
-    """Raised by `apply` and `query`: the rules of the state machine refuse; the argument, `bytes` or
-    `str`, is the answer and says why. What `apply` changed before stays changed."""
+    """Raised by `apply` and `query`: the rules of the state machine refuse. The argument,
+    `bytes` or `str`, is the answer and says why. What `apply` changed before stays changed."""
 
 
 def invalid_config(why: str) -> Err:
@@ -143,8 +145,8 @@ class Machine(Protocol):
         """Reads the state that `snapshot` wrote, or raises `corrupt`. Formats that `INFO` excludes
         and bytes left over are refused here, not there."""
 
-    # Optional: `wake(self, ctx)`, called when the timer's time has come, and `digest(self)`, at most
-    # 64 bytes that summarise the state at little cost.
+    # Optional: `wake(self, ctx)`, called when the timer's time has come, and `digest(self)`, which
+    # summarises the state in at most 64 bytes, at little cost.
 
 
 machine: Machine
@@ -155,6 +157,34 @@ def as_bytes(text: bytes | str) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
+def log(level: str, target: str, message: str) -> None:
+    """Hands a message to the log of the replica. `level` is `trace`, `debug`, `info`, `warn` or
+    `error`."""
+    host.log(host.Level[level.upper()], target, message)
+
+
+def logged(export):
+    """An exception that no result can hold ends the instance: this says which one it was."""
+
+    @wraps(export)
+    def call(*arguments):
+        try:
+            return export(*arguments)
+        except Err:
+            raise
+        except BaseException as error:
+            # Without the source lines: to look for a file ends the instance.
+            lines, at = [f"{type(error).__name__}: {error}"], error.__traceback__
+            while at is not None:
+                code = at.tb_frame.f_code
+                lines.append(f"  at {code.co_filename}:{at.tb_lineno}, {code.co_qualname}")
+                at = at.tb_next
+            log("error", "exception", "\n".join(lines))
+            raise
+
+    return call
+
+
 def state_machine(kind: type[Machine]) -> type:
     """The class to be exported under the name `StateMachine`."""
 
@@ -162,10 +192,12 @@ def state_machine(kind: type[Machine]) -> type:
         def describe(self) -> Info:
             return kind.INFO
 
+        @logged
         def init(self, ctx: Context, config: bytes) -> None:
             global machine
             machine = kind.init(ctx, config)
 
+        @logged
         def apply(self, ctx: Context, commands: types.Commands) -> types.Outcomes:
             ends, answers, rejected, omitted = [], [], [], []
             data, begin, size = commands.data, 0, 0
@@ -185,17 +217,20 @@ def state_machine(kind: type[Machine]) -> type:
                 ends.append(size)
             return types.Outcomes(ends, b"".join(answers), rejected, omitted)
 
+        @logged
         def query(self, ctx: Context, request: bytes) -> bytes:
             try:
                 return as_bytes(machine.query(ctx, request))
             except Rejected as reason:
                 raise Err(as_bytes(reason.args[0])) from None
 
+        @logged
         def snapshot(self) -> None:
             out = Writer()
             machine.snapshot(out)
             out._hand_on(size_min=1)
 
+        @logged
         def restore(self, header: SnapshotHeader, config: bytes) -> None:
             global machine
             if not kind.INFO.oldest_readable_format <= header.format <= kind.INFO.snapshot_format:
@@ -211,6 +246,7 @@ def state_machine(kind: type[Machine]) -> type:
 class Wake:
     """To be exported under this name if the machine has `wake`."""
 
+    @logged
     def wake(self, ctx: Context) -> None:
         machine.wake(ctx)
 
@@ -218,5 +254,6 @@ class Wake:
 class Digest:
     """To be exported under this name if the machine has `digest`."""
 
+    @logged
     def digest(self) -> bytes:
         return machine.digest()

@@ -26,22 +26,22 @@ class Kv {
     const verb = verbOf(command);
     switch (verb) {
       case "set": {
-        const [key, value] = words(command, 2, "set K V");
+        const [key, value] = words(command, 2, "`set K V`");
         return this.set(checked(key), value);
       }
       case "del": {
-        const [word] = words(command, 1, "del K");
+        const [word] = words(command, 1, "`del K`");
         const key = checked(word);
         const previous = this.pairs.get(key);
         this.pairs.delete(key);
         return previous ?? NOTHING;
       }
       case "cas": {
-        const [key, old, value] = words(command, 3, "cas K OLD NEW");
+        const [key, old, value] = words(command, 3, "`cas K OLD NEW`");
         return this.cas(checked(key), old, value);
       }
       case "incr": {
-        const [key] = words(command, 1, "incr K");
+        const [key] = words(command, 1, "`incr K`");
         return this.incr(checked(key));
       }
     }
@@ -52,18 +52,18 @@ class Kv {
     const verb = verbOf(request);
     switch (verb) {
       case "get": {
-        const [word] = words(request, 1, "get K");
+        const [word] = words(request, 1, "`get K`");
         const key = checked(word);
         const value = this.pairs.get(key);
         if (value === undefined) throw new Rejected(fromLatin1(`no key \`${key}\``));
         return value;
       }
       case "scan": {
-        const form = "scan PREFIX LIMIT`, LIMIT a number";
-        const [prefix, limit] = words(request, 2, form, "");
+        const form = "`scan PREFIX LIMIT`, LIMIT a number";
+        const [prefix, limit] = words(request, 2, form);
         const number = numberOf(limit);
         if (number === undefined || limit[0] === 0x2d || number >= 2n ** 32n)
-          throw new Rejected(`expected \`${form}`);
+          throw new Rejected(`expected ${form}`);
         return this.scan(latin1(prefix), Number(number));
       }
       case "len":
@@ -104,7 +104,8 @@ class Kv {
   cas(key, old, value) {
     const there = this.pairs.get(key);
     if (there === undefined && old.length > 0) throw new Rejected("there is no such key");
-    if (there !== undefined && !equal(there, old)) throw new Rejected("the key holds another value");
+    if (there !== undefined && !equal(there, old))
+      throw new Rejected("the key holds another value");
     return this.set(key, value);
   }
 
@@ -129,14 +130,14 @@ class Kv {
   }
 }
 
-// The first word. Only its beginning matters if it is longer than any verb.
+// The first word, or its beginning if it is longer than any verb.
 function verbOf(text) {
-  const space = text.subarray(0, 33).indexOf(0x20);
-  return latin1(text.subarray(0, space < 0 ? 33 : space));
+  const space = text.indexOf(0x20);
+  return latin1(text.subarray(0, space < 0 ? 33 : Math.min(space, 33)));
 }
 
 // The words after the verb; the last one is all the rest.
-function words(text, count, form, quote = "`") {
+function words(text, count, form) {
   const found = [];
   let begin = text.indexOf(0x20) + 1;
   while (begin > 0 && found.length < count) {
@@ -145,7 +146,7 @@ function words(text, count, form, quote = "`") {
     found.push(text.subarray(begin, space));
     begin = space + 1;
   }
-  if (found.length < count) throw new Rejected(`expected \`${form}${quote}`);
+  if (found.length < count) throw new Rejected(`expected ${form}`);
   return found;
 }
 

@@ -27,16 +27,16 @@ class Kv:
         verb = command.split(b" ", 1)[0]
         match verb:
             case b"set":
-                key, value = words(command, 2, "set K V")
+                key, value = words(command, 2, "`set K V`")
                 return self.set(checked(key), value)
             case b"del":
-                (key,) = words(command, 1, "del K")
+                (key,) = words(command, 1, "`del K`")
                 return self.pairs.pop(checked(key), b"")
             case b"cas":
-                key, old, new = words(command, 3, "cas K OLD NEW")
+                key, old, new = words(command, 3, "`cas K OLD NEW`")
                 return self.cas(checked(key), old, new)
             case b"incr":
-                (key,) = words(command, 1, "incr K")
+                (key,) = words(command, 1, "`incr K`")
                 return self.incr(checked(key))
         raise unknown(verb, "`set K V`, `del K`, `cas K OLD NEW` or `incr K`")
 
@@ -44,7 +44,7 @@ class Kv:
         verb = request.split(b" ", 1)[0]
         match verb:
             case b"get":
-                (key,) = words(request, 1, "get K")
+                (key,) = words(request, 1, "`get K`")
                 if checked(key) not in self.pairs:
                     raise Rejected(b"no key `%b`" % key)
                 return self.pairs[key]
@@ -112,7 +112,7 @@ def words(text: bytes, count: int, form: str) -> list[bytes]:
     """The words after the verb; the last one is all the rest."""
     found = text.split(b" ", count)[1:]
     if len(found) < count:
-        raise Rejected(f"expected `{form}`")
+        raise Rejected(f"expected {form}")
     return found
 
 
