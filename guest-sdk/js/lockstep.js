@@ -148,6 +148,11 @@ export const fromUtf8 = (bytes) => decodeURIComponent(escape(latin1(bytes)));
 /// "error".
 export const log = (level, target, message) => host.log(level, target, message);
 
+globalThis.console = Object.fromEntries(["trace", "debug", "info", "warn", "error"].map(
+  (level) => [level, (...values) => log(level, "console", values.map(String).join(" "))],
+));
+console.log = console.info;
+
 /// An error that no result can hold ends the instance: this says which one it was.
 const logged = (call) => (...parameters) => {
   try {

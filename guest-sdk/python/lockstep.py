@@ -18,6 +18,7 @@ What the author promises, and what the host relies on:
 * equal states write equal snapshots.
 """
 
+import sys
 from abc import abstractmethod
 from functools import wraps
 from typing import Protocol
@@ -161,6 +162,24 @@ def log(level: str, target: str, message: str) -> None:
     """Hands a message to the log of the replica. `level` is `trace`, `debug`, `info`, `warn` or
     `error`."""
     host.log(host.Level[level.upper()], target, message)
+
+
+class Printed:
+    """Where `print` writes: each line becomes a message, once it is complete."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, text: str) -> None:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            log("info", "print", line)
+
+    def flush(self) -> None:
+        pass
+
+
+sys.stdout = sys.stderr = Printed()
 
 
 def logged(export):
