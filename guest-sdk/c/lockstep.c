@@ -101,10 +101,10 @@ void ls_free(const void *memory) {
 void *ls_realloc(void *old, size_t size) {
     if (old == NULL) return ls_alloc(size);
     const block *header = (const block *)((uintptr_t)old - HEADER);
-    const size_t room = size_of(header->class) - HEADER;
-    if (size <= room) return old;
+    const size_t space = size_of(header->class) - HEADER;
+    if (size <= space) return old;
     void *moved = ls_alloc(size);
-    memcpy(moved, old, room);
+    memcpy(moved, old, space);
     ls_free(old);
     return moved;
 }
@@ -144,9 +144,9 @@ int ls_compare(ls_bytes a, ls_bytes b) {
 
 static void *extend(ls_buffer *buffer, size_t size) {
     const size_t needed = buffer->size + size;
-    if (needed > buffer->room) {
-        buffer->room = needed < 2 * buffer->room ? 2 * buffer->room : needed < 64 ? 64 : needed;
-        buffer->data = ls_realloc(buffer->data, buffer->room);
+    if (needed > buffer->space) {
+        buffer->space = needed < 2 * buffer->space ? 2 * buffer->space : needed < 64 ? 64 : needed;
+        buffer->data = ls_realloc(buffer->data, buffer->space);
     }
     void *extension = buffer->data + buffer->size;
     buffer->size = needed;
@@ -155,7 +155,7 @@ static void *extend(ls_buffer *buffer, size_t size) {
 
 /* Makes a buffer empty. Memory that an unusual call needed is given back. */
 static ls_buffer *empty(ls_buffer *buffer) {
-    if (buffer->room > 1 << 20) {
+    if (buffer->space > 1 << 20) {
         ls_free(buffer->data);
         *buffer = (ls_buffer){NULL, 0, 0};
     }
@@ -222,7 +222,7 @@ static void hand_on(void) {
 
 void ls_write(ls_bytes bytes) {
     while (bytes.size > 0) {
-        const size_t room = CHUNK - chunk_size, part = bytes.size < room ? bytes.size : room;
+        const size_t space = CHUNK - chunk_size, part = bytes.size < space ? bytes.size : space;
         memcpy(chunk + chunk_size, bytes.data, part);
         bytes.data += part, bytes.size -= part;
         if ((chunk_size += part) == CHUNK) hand_on();
@@ -281,6 +281,7 @@ ls_bytes ls_read_block(size_t size_max) {
         ls_put_number(&why, size_max);
         ls_put(&why, (ls_bytes){(const uint8_t *)"", 1});
         read_failure = ls_fail(LS_CORRUPT, (const char *)why.data);
+        ls_free(why.data);
         size = 0;
     }
     uint8_t *data = ls_alloc(size);
@@ -328,7 +329,9 @@ static ls_bytes list_of(const ls_buffer *buffer, size_t element_size) {
 
 ls_failure ls_fail(ls_failure_kind kind, const char *why) {
     static struct ls_failed failure;
-    failure = (struct ls_failed){.failed = 1, .kind = kind, .why = ls_text(why)};
+    static ls_buffer text; /* a copy, because the reason may be gone when the call ends */
+    ls_put_text(empty(&text), why);
+    failure = (struct ls_failed){.failed = 1, .kind = kind, .why = list_of(&text, 1)};
     return &failure;
 }
 

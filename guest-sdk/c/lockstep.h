@@ -53,7 +53,7 @@ typedef struct {
 /* A growing sequence of bytes; all zero is an empty one. */
 typedef struct {
     uint8_t *data;
-    size_t size, room;
+    size_t size, space;
 } ls_buffer;
 
 /* A normal, replicated answer, or one that says why the rules of the machine refuse. */

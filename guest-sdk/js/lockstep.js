@@ -59,14 +59,14 @@ export class Writer {
   }
 
   writeU64(number) {
-    this.#room(8);
+    this.#reserve(8);
     this.#view.setBigUint64(this.#size, BigInt(number), true);
     this.#size += 8;
   }
 
   /// Writes a length of four bytes, and the block.
   writeBlock(block) {
-    this.#room(4);
+    this.#reserve(4);
     this.#view.setUint32(this.#size, block.length, true);
     this.#size += 4;
     this.write(block);
@@ -77,7 +77,7 @@ export class Writer {
     this.#size = 0;
   }
 
-  #room(size) {
+  #reserve(size) {
     if (this.#size + size > CHUNK_BYTES_MAX) this.finish();
   }
 }
