@@ -27,7 +27,8 @@ fn long_answers_of_one_entry_are_no_fault() {
     let mut guest = ample(&load("kv"));
     let set = |key: usize| [format!("set {key} ").into_bytes(), vec![b'v'; MEGABYTE]].concat();
     for key in 0..90 {
-        let outcomes = guest.apply(at(2 + key as u64), &[set(key).into()]).expect("it is legal").outcomes;
+        let outcomes =
+            guest.apply(at(2 + key as u64), &[set(key).into()]).expect("it is legal").outcomes;
         assert_eq!(outcomes, [Outcome::Ok(Bytes::new())]);
     }
     let deletes: Vec<Bytes> = (0..90).map(|key| format!("del {key}").into()).collect();
@@ -48,7 +49,7 @@ fn an_answer_may_have_so_many_bytes_and_not_one_more() {
         };
         let value = [&b"set key "[..], &vec![b'v'; length]].concat();
         kv.apply(at(index), &[value.into()]).expect("it is legal");
-        let deleted = kv.apply(at(index + 1), &["del key".into()]).expect("it is legal");
+        let deleted = kv.apply(at(index + 1), &["del key".into()]).expect("it is legal").outcomes;
         assert_eq!(deleted, [expect(Outcome::Ok, b'v')]);
 
         let deeds = [format!("answer {length}").into(), format!("reject {length}").into()];
