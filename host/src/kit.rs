@@ -7,14 +7,17 @@
 //! and the entries of the server: what a case does, a log could do. Nothing here prints; `cli`
 //! does.
 
+pub mod bench;
 pub mod case;
 pub mod compare;
+pub mod inspect;
 pub mod player;
 pub mod property;
 pub mod recording;
 pub mod rng;
 pub mod seen;
 pub mod shrink;
+pub mod solo;
 pub mod source;
 pub mod templates;
 #[cfg(test)]

@@ -13,11 +13,11 @@ use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use raft::eraftpb::Entry;
 
-use crate::guest::{Context, Guest, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader};
+use crate::guest::{Context, Guest, GuestLog, Module, NoAnswer, Outcome, SnapshotHeader};
 
 /// Makes replicas of one module.
-pub struct Maker<'a> {
-    pub module: &'a dyn GuestModule,
+pub struct Maker {
+    pub module: Module,
     pub bootstrap: Bootstrap,
     pub log: Arc<GuestLog>,
 }
@@ -32,8 +32,8 @@ pub enum Looks {
 }
 
 /// A guest with its ledger.
-pub struct Player<'a> {
-    maker: &'a Maker<'a>,
+pub struct Player {
+    maker: Arc<Maker>,
     ledger: Ledger,
     /// There is none before the first entry.
     guest: Option<Box<dyn Guest>>,
@@ -63,8 +63,8 @@ pub struct Trace {
     pub fuel: u64,
 }
 
-impl<'a> Maker<'a> {
-    pub fn new(module: &'a dyn GuestModule, config: Bytes, seed: u64, log: Arc<GuestLog>) -> Self {
+impl Maker {
+    pub fn new(module: Module, config: Bytes, seed: u64, log: Arc<GuestLog>) -> Arc<Self> {
         let mut root = [0; 16];
         root[..8].copy_from_slice(&seed.to_le_bytes());
         let bootstrap = Bootstrap {
@@ -74,7 +74,7 @@ impl<'a> Maker<'a> {
             profile: Profile { engine_major: module.engine_major(), ..Profile::default() },
             initial_voters: Vec::new(),
         };
-        Self { module, bootstrap, log }
+        Arc::new(Self { module, bootstrap, log })
     }
 
     /// The first entry of every log.
@@ -90,17 +90,19 @@ impl<'a> Maker<'a> {
     }
 }
 
-impl<'a> Player<'a> {
+impl Player {
     /// A replica that was given no entry yet.
-    pub fn new(maker: &'a Maker<'a>, looks: Looks) -> Self {
+    pub fn new(maker: &Arc<Maker>, looks: Looks) -> Self {
+        let maker = Arc::clone(maker);
         Self { maker, ledger: Ledger::default(), guest: None, looks }
     }
 
     /// A replica that restored a snapshot.
-    pub fn restored(maker: &'a Maker<'a>, looks: Looks, from: &Saved) -> Result<Self, GuestFault> {
+    pub fn restored(maker: &Arc<Maker>, looks: Looks, from: &Saved) -> Result<Self, GuestFault> {
         let mut guest = maker.fresh(looks)?;
         guest.restore(&from.header, &maker.bootstrap.config, &mut &from.bytes[..])?;
-        Ok(Self { maker, ledger: from.ledger.clone(), guest: Some(guest), looks })
+        let (maker, ledger) = (Arc::clone(maker), from.ledger.clone());
+        Ok(Self { maker, ledger, guest: Some(guest), looks })
     }
 
     pub fn ledger(&self) -> &Ledger {

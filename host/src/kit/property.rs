@@ -5,6 +5,8 @@
 //!   the property that it is about: if two instances differ on the same entries, it is no use to
 //!   restore one.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use lockstep_core::fault::{FaultClass, GuestFault};
 
@@ -139,13 +141,13 @@ impl Broken {
 
 /// Checks properties of one module's cases.
 pub struct Checker<'a> {
-    pub maker: &'a Maker<'a>,
+    pub maker: &'a Arc<Maker>,
     pub independent_of_packing: bool,
 }
 
 /// One check under way: other instances follow the first one.
 struct Check<'a> {
-    maker: &'a Maker<'a>,
+    maker: &'a Arc<Maker>,
     recording: &'a Recording,
     property: Property,
     who: &'static str,
@@ -206,7 +208,7 @@ impl Checker<'_> {
     }
 }
 
-impl<'a> Check<'a> {
+impl Check<'_> {
     fn replay(&self) -> Result<(), Stop> {
         let mut player = Player::new(self.maker, Looks::AsServer);
         self.follow(&mut player, &self.recording.items)?;
@@ -241,7 +243,7 @@ impl<'a> Check<'a> {
         self.end(&mut player)
     }
 
-    fn snapshot_again(&self, player: &mut Player<'a>, item: &Item) -> Result<(), Stop> {
+    fn snapshot_again(&self, player: &mut Player, item: &Item) -> Result<(), Stop> {
         let digest = self.ok(item, player.digest())?;
         let first = self.ok(item, player.save())?;
         let second = self.ok(item, player.snapshot())?;
@@ -365,26 +367,26 @@ impl<'a> Check<'a> {
     }
 
     /// Gives an instance entries, which must bring about the same as before.
-    fn follow(&self, player: &mut Player<'a>, items: &[Item]) -> Result<(), Stop> {
+    fn follow(&self, player: &mut Player, items: &[Item]) -> Result<(), Stop> {
         for item in items {
             self.step(player, item)?;
         }
         Ok(())
     }
 
-    fn step(&self, player: &mut Player<'a>, item: &Item) -> Result<Trace, Stop> {
+    fn step(&self, player: &mut Player, item: &Item) -> Result<Trace, Stop> {
         let Kind::Entry { entry, trace, .. } = &item.kind else { return Ok(Trace::default()) };
         let other = self.ok(item, player.play(entry))?;
         self.equal(item, compare::traces(trace, &other))?;
         Ok(other)
     }
 
-    fn ask(&self, player: &mut Player<'a>, item: &Item, request: &[u8]) -> Result<Answer, Stop> {
+    fn ask(&self, player: &mut Player, item: &Item, request: &[u8]) -> Result<Answer, Stop> {
         self.ok(item, player.query(request))
     }
 
     /// Compares the states at the end.
-    fn end(&self, player: &mut Player<'a>) -> Result<(), Stop> {
+    fn end(&self, player: &mut Player) -> Result<(), Stop> {
         let Self { recording, .. } = self;
         let Some(item) = recording.items.last() else { return Ok(()) };
         let snapshot = self.ok(item, player.snapshot())?;

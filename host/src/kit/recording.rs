@@ -3,6 +3,8 @@
 //! The first instance is given entries and nothing else: no query, and no snapshot but at the end.
 //! All other instances are compared with it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
@@ -49,7 +51,7 @@ pub enum Made {
 
 impl Recording {
     /// Has a first instance carry out a case.
-    pub fn make(maker: &Maker<'_>, case: &Case) -> Result<Self, Stop> {
+    pub fn make(maker: &Arc<Maker>, case: &Case) -> Result<Self, Stop> {
         let mut recorder = Recorder {
             player: Player::new(maker, Looks::AsServer),
             now_ms: BEGIN_MS,
@@ -74,14 +76,14 @@ impl Recording {
     }
 }
 
-struct Recorder<'a> {
-    player: Player<'a>,
+struct Recorder {
+    player: Player,
     now_ms: u64,
     step: usize,
     items: Vec<Item>,
 }
 
-impl Recorder<'_> {
+impl Recorder {
     fn carry_out(&mut self, step: &Step) -> Result<(), Stop> {
         match step {
             Step::Entry { after_ms, commands } => {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -216,9 +217,9 @@ alarm {word} {0..30000}
 ?{word}";
 
 fn tried(bug: Bug, seed: u64, config: &'static str) -> Result<Tried, TrialError> {
-    let module = Machine::module(bug);
+    let module = Arc::new(Machine::module(bug));
     let maker =
-        Maker::new(&module, Bytes::from_static(config.as_bytes()), seed, GuestLog::of_no_group());
+        Maker::new(module, Bytes::from_static(config.as_bytes()), seed, GuestLog::of_no_group());
     let templates = Templates::parse(TEMPLATES).expect("they are well formed");
     let plan = Plan { seed, first: 0, cases: 150, independent_of_packing: false };
     run(&maker, &mut Source::Templates(templates), plan)

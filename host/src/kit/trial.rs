@@ -1,5 +1,7 @@
 //! A trial: many cases, until one fails, which is shrunk.
 
+use std::sync::Arc;
+
 use super::case::Case;
 use super::player::Maker;
 use super::property::{Broken, Checker, Property, Stop};
@@ -52,8 +54,47 @@ pub enum TrialError {
     Host(GuestFault),
 }
 
+impl Tried {
+    /// What an author may want to know although nothing failed.
+    pub fn notes(&self, exports_wake: bool) -> Vec<String> {
+        let Self { seen, properties, .. } = self;
+        let mut notes = Vec::new();
+        if seen.fuel_drift_max > 0 {
+            notes.push(format!(
+                "after a restore, an entry took up to {} more or less fuel than without: no bug, \
+                 but a limit of fuel may then be met on one replica only",
+                seen.fuel_drift_max
+            ));
+        }
+        if exports_wake && seen.timers_set == 0 {
+            notes.push(
+                "`wake` is exported, and no case set the timer: it was not tested; add commands \
+                 that set it"
+                    .to_owned(),
+            );
+        }
+        if seen.commands > 0 && seen.rejected * 10 > seen.commands * 9 {
+            notes.push(format!(
+                "{} of {} commands were rejected: make up commands that are accepted more often",
+                seen.rejected, seen.commands
+            ));
+        }
+        if seen.queries == 0 && self.failure.is_none() {
+            notes.push("no query was tried: add some, as lines that begin with ?".to_owned());
+        }
+        if !properties.contains(&Property::Packing) {
+            notes.push(
+                "that packing does not matter is not claimed, and was not tested: claim it with \
+                 --independent-of-packing, in `self-test`, or in the file of templates"
+                    .to_owned(),
+            );
+        }
+        notes
+    }
+}
+
 /// Tries cases until one fails.
-pub fn run(maker: &Maker<'_>, source: &mut Source, plan: Plan) -> Result<Tried, TrialError> {
+pub fn run(maker: &Arc<Maker>, source: &mut Source, plan: Plan) -> Result<Tried, TrialError> {
     let claimed = source.claims_independence_of_packing()?;
     let independent_of_packing = claimed || plan.independent_of_packing;
     let checker = Checker { maker, independent_of_packing };
