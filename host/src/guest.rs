@@ -11,6 +11,8 @@
 //! - A problem of this node alone never becomes an outcome: an [`Outcome`] is always what the guest
 //!   returned.
 
+#[expect(unsafe_code, reason = "compiled code is loaded here; the block has its SAFETY note")]
+mod cache;
 pub mod check;
 pub mod component;
 mod copy;
@@ -31,6 +33,7 @@ mod text;
 mod trap;
 mod world;
 
+pub use self::cache::CodeCache;
 pub use self::log::GuestLog;
 
 use std::io;

@@ -64,6 +64,7 @@ fn limits() -> Vec<(&'static str, String)> {
     let (least, most) = (guest::ENTRY_FUEL.start(), guest::ENTRY_FUEL.end());
     let entry = format!("`entry-fuel`, {} to {}", tenth(*least), tenth(*most));
     let each = format!("`command-fuel`, to {}", fuel(*guest::COMMAND_FUEL.end()));
+    let window = format!("`event-window`, {}", between(&guest::EVENT_WINDOW_BYTES, size));
     let (texts, targets) = (imports::LOG_TEXT_BYTES_MAX, imports::LOG_TARGET_BYTES_MAX);
     let clients = (size(clients::MEMORY_BYTES), size(clients::MEMORY_BYTES_MIN));
     let own = size(core::SESSION_OWN_ANSWER_BYTES);
@@ -104,6 +105,15 @@ fn limits() -> Vec<(&'static str, String)> {
         ("fuel of `snapshot`, and of `restore`", format!("{snapshots} × an entry's")),
         ("fuel of a query", fuel(engine::QUERY_FUEL)),
         ("fuel of `describe`", fuel(engine::DESCRIBE_FUEL)),
+        ("fuel of `wake`", "an entry's".to_owned()),
+        ("fuel of `digest`", fuel(engine::QUERY_FUEL)),
+        (
+            "topic and payload of an event",
+            format!("{}, {}", size(core::EVENT_TOPIC_BYTES_MAX), size(core::EVENT_PAYLOAD_BYTES_MAX)),
+        ),
+        ("events that a group keeps", format!("{}; {window}", size(core::EVENT_WINDOW_BYTES))),
+        ("calls of `wake`", format!("{} in a second", 1000 / core::TICK_MS)),
+        ("digest", size(world::DIGEST_BYTES_MAX)),
         ("chunk of `snapshot-io`", size(imports::SNAPSHOT_CHUNK_BYTES_MAX)),
         ("text of a failure", size(world::FAILURE_BYTES_MAX)),
         ("log message", format!("{}, its target {}", size(texts), size(targets))),
