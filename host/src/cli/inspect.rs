@@ -51,7 +51,7 @@ fn print(module: &ComponentModule, sizes: &Sizes) {
     let Sizes { functions, core_modules, named_functions, .. } = sizes;
     let names = match named_functions {
         0 => "without names: a trap tells only numbers, build without stripping names".to_owned(),
-        named => format!("{named} names"),
+        _some => "with names".to_owned(),
     };
     out!("  functions  {functions} in {core_modules} core modules, {names}");
     out!("  limits     of a group with the default profile:");

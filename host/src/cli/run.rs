@@ -214,7 +214,12 @@ impl Shell {
                     }
                     None => "the timer is not set".to_owned(),
                 };
-                let text = format!("time {now_ms} ms; the timer fired {count} times; {at}");
+                let fired = match count {
+                    0 => "the timer did not fire".to_owned(),
+                    1 => "the timer fired once".to_owned(),
+                    more => format!("the timer fired {more} times"),
+                };
+                let text = format!("time {now_ms} ms; {fired}; {at}");
                 let next = self.solo.wakes_at_ms();
                 let object = json!({ "time_ms": now_ms, "woken": count, "wakes_at_ms": next });
                 self.show(&text, object);
@@ -266,7 +271,7 @@ impl Shell {
         self.loaded = stamp;
         let text = match self.exchange() {
             Ok(text) => text,
-            Err(why) => format!("{} changed, but {why}; the old one goes on", self.path.display()),
+            Err(why) => format!("the file changed, but {why}; the old one goes on"),
         };
         self.show(&text, json!({ "reload": text }));
     }
@@ -308,7 +313,8 @@ impl Shell {
     }
 
     fn too_long(&mut self, bytes: u64) {
-        self.trouble(&format!("the answer has {bytes} bytes, which is over the limit"));
+        let text = format!("the answer has {bytes} bytes, which is over the limit");
+        self.show(&text, json!({ "too_long": bytes }));
     }
 
     fn fault(&mut self, fault: &GuestFault) -> Outcome {

@@ -117,10 +117,11 @@ struct Told {
 
 impl Told {
     fn to_text(&self) -> String {
-        let mut text = self.failure_to_text().unwrap_or_else(|| {
-            let (name, cases, seed) = (&self.name, self.tried.cases, self.seed);
-            format!("{name}: {cases} cases hold (seed {seed})\n")
-        });
+        if let Some(text) = self.failure_to_text() {
+            return text;
+        }
+        let (name, cases, seed) = (&self.name, self.tried.cases, self.seed);
+        let mut text = format!("{name}: {cases} cases hold (seed {seed})\n");
         let names: Vec<_> = self.tried.properties.iter().map(|it| it.name()).collect();
         // Writing to a string does not fail.
         let _ = writeln!(text, "  properties  {}", names.join(", "));
@@ -161,7 +162,7 @@ impl Told {
         }
         let steps = failure.steps;
         let _ = writeln!(text, "\nshrunk from {steps} steps; to repeat it:");
-        let _ = writeln!(text, "  {}\n", self.repeat.as_deref().unwrap_or_default());
+        let _ = writeln!(text, "  {}", self.repeat.as_deref().unwrap_or_default());
         Some(text)
     }
 

@@ -55,10 +55,13 @@ pub enum TrialError {
 }
 
 impl Tried {
-    /// What an author may want to know although nothing failed.
+    /// What an author may want to know if nothing failed.
     pub fn notes(&self, exports_wake: bool) -> Vec<String> {
         let Self { seen, properties, .. } = self;
         let mut notes = Vec::new();
+        if self.failure.is_some() {
+            return notes;
+        }
         if seen.fuel_drift_max > 0 {
             notes.push(format!(
                 "after a restore, an entry took up to {} more or less fuel than without: no bug, \
@@ -79,7 +82,7 @@ impl Tried {
                 seen.rejected, seen.commands
             ));
         }
-        if seen.queries == 0 && self.failure.is_none() {
+        if seen.queries == 0 {
             notes.push("no query was tried: add some, as lines that begin with ?".to_owned());
         }
         if !properties.contains(&Property::Packing) {
