@@ -17,6 +17,7 @@ mod remote;
 mod serve;
 mod snapshot;
 pub(crate) mod status;
+mod watch;
 
 /// Replicates a state machine that you ship as a WebAssembly component.
 #[derive(Parser)]
@@ -32,6 +33,7 @@ Examples:
   lockstep serve --config node.toml             one node of a real cluster
   lockstep apply --endpoint 127.0.0.1:7101 'set city Basel'
   lockstep query --endpoint 127.0.0.1:7101 'get city'
+  lockstep watch --endpoint 127.0.0.1:7101 orders/
   lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
   lockstep check my-machine.wasm
   lockstep snapshot list --data-dir data/1
@@ -49,6 +51,8 @@ enum Command {
     Apply(apply::Args),
     /// Run a query, given as an argument or on standard input.
     Query(query::Args),
+    /// Print the events of the state machine as they come.
+    Watch(watch::Args),
     /// Show each replica: role, state, applied index, lag, log and snapshots.
     Status(status::Args),
     /// Check whether a node would accept a component as a state machine.
@@ -111,6 +115,7 @@ fn run(command: Command) -> Outcome {
         Command::Dev(args) => block_on(dev::run(args))?,
         Command::Apply(args) => block_on(apply::run(args))?,
         Command::Query(args) => block_on(query::run(args))?,
+        Command::Watch(args) => block_on(watch::run(args))?,
         Command::Status(args) => block_on(status::run(args))?,
         Command::Check(args) => check::run(&args),
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,

@@ -33,6 +33,7 @@ pub(crate) mod requests;
 pub mod server;
 pub(crate) mod status;
 pub mod versions;
+mod watch;
 
 #[cfg(test)]
 mod tests;

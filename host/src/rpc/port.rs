@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ const BYTES_PER_PATIENCE: u32 = 640 << 10;
 const SHARE_BYTES: usize = 32 << 20;
 /// Memory that each peer may hold at a time, bytes: for frames and a transfer, windows included.
 const PEER_BYTES: usize = 2 * SHARE_BYTES;
+/// Watches that a node has at most. Each may have a connection to itself, and keeps it alive; so
+/// watches are at most half as many as connections may be.
+pub(crate) const WATCHES_MAX: usize = 1_024;
 /// How long accepting pauses after it failed, mostly for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Shortest time between two warnings that accepting failed.
@@ -76,6 +79,9 @@ pub struct PortState {
     client_bytes: usize,
     pub(super) patience: Duration,
     pub(super) cut_off: AtomicU64,
+    /// Watches that are open, and that may be.
+    pub(super) watches: Arc<AtomicUsize>,
+    pub(super) watches_max: usize,
     pub(crate) requests: Arc<Requests>,
 }
 
@@ -93,6 +99,8 @@ impl PortState {
             client_bytes: limits.client_bytes,
             patience: limits.patience,
             cut_off: AtomicU64::new(0),
+            watches: Arc::default(),
+            watches_max: WATCHES_MAX.min(limits.connections / 2).max(1),
             requests: Arc::default(),
         })
     }
