@@ -234,9 +234,7 @@ impl ApplyLane {
                     Err(Fault::Restore(why)) if !planted("unread_restore_halts") => {
                         Some(self.not_restored(snapshot, why))
                     }
-                    other => {
-                        self.begun(other, Event::Restored { build: self.build, index, clock })
-                    }
+                    other => self.begun(other, Event::Restored { build: self.build, index, clock }),
                 }
             }
             ApplyJob::Stand { goal } => Some(self.stand(goal)),

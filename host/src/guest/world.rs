@@ -295,10 +295,7 @@ impl Machine {
     }
 
     /// The guest's digest of its state, if it has one.
-    pub(crate) fn digest(
-        &self,
-        store: &mut Store<HostState>,
-    ) -> wasmtime::Result<Option<Bytes>> {
+    pub(crate) fn digest(&self, store: &mut Store<HostState>) -> wasmtime::Result<Option<Bytes>> {
         let Some(digest) = self.0.digest else { return Ok(None) };
         let function = typed::<(), (Digested,)>(store, digest, "digest")?;
         match function.call(store, ())?.0 {

@@ -2,7 +2,7 @@
 //! the end of a run.
 
 use lockstep_core::group::Event;
-use lockstep_core::ids::NodeId;
+use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_host::store::{Use, list_directory, verify_object};
 
 use crate::check::{Checked, budget, gapless, leaks, recovery_points, snapshots, violated};
@@ -15,6 +15,7 @@ impl World {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         self.looks += 1;
         self.look_at_copies();
+        self.watch_events();
         // Reading logs takes the most time: every fourth second one node's are read, in turn.
         if self.looks.is_multiple_of(4) {
             let turn = ids[(self.looks / 4) as usize % ids.len()];
@@ -44,6 +45,20 @@ impl World {
                 let node = self.nodes.get_mut(&id).expect("a node");
                 (node.rotted, node.corrupt_log, node.log_lost) = (false, None, false);
             }
+        }
+    }
+
+    /// Each group's watcher reads at one of the nodes that run.
+    fn watch_events(&mut self) {
+        let names = self.setup.groups.clone();
+        for group in names.iter().map(|name| GroupId::of_name(name)) {
+            let running = self.nodes.values().filter_map(|node| node.process.as_ref());
+            let boards: Vec<_> = running.map(|process| &*process.replicas[&group].board).collect();
+            let observed = crate::guest::lock(&self.observed);
+            let Some(history) = observed.group(group) else { continue };
+            let read = self.checks.watchers.read(group, &boards, history);
+            drop(observed);
+            self.check(read);
         }
     }
 
@@ -166,8 +181,11 @@ impl World {
                 self.counters.add("rejoins");
             }
         }
+        self.counters.add_many("events watched", self.checks.watchers.seen);
+        self.counters
+            .add_many("events gone before they were watched", self.checks.watchers.compacted);
         for name in &names {
-            let group = lockstep_core::ids::GroupId::of_name(name);
+            let group = GroupId::of_name(name);
             for node in self.nodes.values() {
                 let Some(process) = &node.process else {
                     return violated("liveness", format!("node {} is down", node.id));
@@ -184,6 +202,7 @@ impl World {
             let records: Vec<_> = self.records.iter().filter(|r| r.group == group).collect();
             let observed = crate::guest::lock(&self.observed);
             if let Some(applied) = observed.group(group) {
+                self.counters.add_many("guests woken", applied.woken.len() as u64);
                 crate::check::sessions::exactly_once(&records, applied)?;
                 crate::check::fates::kept(&records, applied)?;
                 crate::check::histories::linearizable(&records, applied)?;

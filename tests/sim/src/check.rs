@@ -10,6 +10,8 @@
 //! | `commits` | a process's commit index never falls | figure 3 |
 //! | `states` | equal indexes mean equal states | figure 3, state machine safety |
 //! | `durable` | an acknowledged entry is on the disks of a majority | thesis 3.6 |
+//! | `events` | who watches sees every event once and in order, over restarts | decision 0048 |
+//! | `timers` | a guest is woken once for each deadline, and not before it | decision 0048 |
 //! | `histories` | clients' histories are linearizable | Herlihy and Wing 1990 |
 //! | `sessions` | acknowledged operations are applied once, others at most once | thesis 6.3 |
 //! | `fates` | a command that a client was told is not applied never is | `fault::Refusal` |
@@ -36,6 +38,7 @@ pub mod copies;
 pub mod descriptors;
 pub mod durable;
 pub mod election;
+pub mod events;
 pub mod fates;
 pub mod gapless;
 pub mod histories;
@@ -76,6 +79,7 @@ pub struct Checks {
     pub entries: logs::Entries,
     pub configurations: durable::Configurations,
     pub times: time::Times,
+    pub watchers: events::Watchers,
     /// The durable logs of nodes that are down, as they were when their processes ended.
     pub down: BTreeMap<lockstep_core::ids::NodeId, durable::Views>,
     /// The last durable logs of disks that were lost.

@@ -94,6 +94,9 @@ pub const WANTED: &[&str] = &[
     "transfers cut",
     "transfers of paused nodes",
     "wipes",
+    "events gone before they were watched",
+    "events watched",
+    "guests woken",
 ];
 
 impl Counters {

@@ -3,40 +3,52 @@
 //!
 //! It reports to [`Observed`] what it applies, so that the histories of all replicas can be
 //! compared. It traps when it is told to, on its own replica only, so that a second try may
-//! succeed. If the setup says so, each command takes memory, until one frees all of it. Two queries
-//! never get an answer: one traps, one runs out of fuel.
+//! succeed. If the setup says so, each command takes memory, until one frees all of it, and some
+//! commands emit events and set or cancel the timer. Two queries never get an answer: one traps, one
+//! runs out of fuel.
 //!
-//! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`.
+//! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
+//! guest that is woken although its timer is not set, or before its time: the guest remembers the
+//! setting. Planted: `wake_again`, `wake_early`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use lockstep_core::apply::{Emitted, GuestEvent, Position, Setting};
 use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
-    Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
+    Applied, Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
 };
 
+use crate::check::Violation;
 use crate::setup::Setup;
+
+/// The window of events of a simulated group, bytes: so small that the oldest ones soon go.
+pub const EVENT_WINDOW_BYTES: u32 = 4 << 10;
 
 /// What was applied at each index, as the first replica that got there reported it.
 #[derive(Default)]
 pub struct Observed {
-    groups: BTreeMap<GroupId, Applied>,
-    /// The first disagreement of two replicas.
-    pub violation: Option<String>,
+    groups: BTreeMap<GroupId, History>,
+    /// The first property that did not hold: its checker, and what the guest saw.
+    pub violation: Option<Violation>,
 }
 
 /// One group's history.
 #[derive(Default)]
-pub struct Applied {
+pub struct History {
     /// The chain of hashes after each index.
     pub digests: BTreeMap<u64, [u8; 32]>,
     /// The operations that reached a guest, by index.
     pub operations: BTreeMap<u64, Vec<Operation>>,
+    /// The events that were emitted, by position.
+    pub events: BTreeMap<Position, GuestEvent>,
+    /// How often a guest was woken, each entry counted once.
+    pub woken: BTreeSet<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,19 +68,33 @@ pub fn lock(observed: &SharedObserved) -> MutexGuard<'_, Observed> {
 }
 
 impl Observed {
-    pub fn group(&self, group: GroupId) -> Option<&Applied> {
+    pub fn group(&self, group: GroupId) -> Option<&History> {
         self.groups.get(&group)
     }
 
-    fn applied(&mut self, group: GroupId, index: u64, digest: [u8; 32], done: Vec<Operation>) {
+    fn violated(&mut self, checker: &'static str, what: String) {
+        self.violation.get_or_insert(Violation { checker, what });
+    }
+
+    /// A guest applied an entry, after which its state has this digest.
+    fn applied(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        digest: [u8; 32],
+        done: Vec<Operation>,
+        emitted: &Emitted,
+    ) {
         let history = self.groups.entry(group).or_default();
         let known = history.digests.entry(index).or_insert(digest);
         if *known != digest {
-            let why = format!("state machines disagree at index {index} of group {group}");
-            self.violation.get_or_insert(why);
-            return;
+            let what = format!("state machines disagree at index {index} of group {group}");
+            return self.violated("states", what);
         }
         history.operations.entry(index).or_insert(done);
+        for (number, event) in (0..).zip(emitted.events()) {
+            history.events.entry(Position { index, number }).or_insert_with(|| event.clone());
+        }
     }
 }
 
@@ -83,6 +109,8 @@ pub struct SimModule {
     pub ballast: usize,
     /// Bytes of memory that each command takes.
     pub grows: u64,
+    /// Some commands emit events and set the timer.
+    pub emits: bool,
     /// Held by the replica's guest, so that a second one is noticed.
     alive: Arc<()>,
     info: GuestInfo,
@@ -101,8 +129,8 @@ impl SimModule {
             snapshot_format: 1,
             oldest_readable_format: 1,
         };
-        let (ballast, grows) = (setup.ballast, setup.grows);
-        Self { group, observed, traps, ballast, grows, alive: Arc::default(), info }
+        let Setup { ballast, grows, emits, .. } = *setup;
+        Self { group, observed, traps, ballast, grows, emits, alive: Arc::default(), info }
     }
 }
 
@@ -126,7 +154,7 @@ impl GuestModule for SimModule {
     ) -> Result<Box<dyn Guest>, GuestFault> {
         if Arc::strong_count(&self.alive) > 1 {
             let why = format!("a replica of group {} has two guests at a time", self.group);
-            lock(&self.observed).violation.get_or_insert(why);
+            lock(&self.observed).violated("states", why);
         }
         Ok(Box::new(SimGuest {
             _alive: Arc::clone(&self.alive),
@@ -135,6 +163,7 @@ impl GuestModule for SimModule {
             traps: Arc::clone(&self.traps),
             ballast: self.ballast,
             grows: self.grows,
+            emits: self.emits,
             most: bootstrap.profile.memory_bytes,
             state: State::default(),
             taken: 0,
@@ -150,6 +179,30 @@ struct State {
     counts: BTreeMap<u64, u64>,
     /// Bytes of memory that commands have taken since one freed all.
     grown: u64,
+    /// What the timer is set to; 0 if it is not.
+    due_ms: u64,
+}
+
+impl State {
+    /// Emits an event for every second operation; every seventh sets the timer, some to a time in
+    /// the past, and every thirteenth cancels it.
+    fn emit(&mut self, id: u64, now_ms: u64, emitted: &mut Emitted) {
+        if id.is_multiple_of(2) {
+            let topic = if id.is_multiple_of(4) { "four" } else { "two" };
+            emitted.emit(event(topic, id), EVENT_WINDOW_BYTES as usize);
+        }
+        if id.is_multiple_of(7) {
+            self.due_ms = now_ms + 137 * (id % 31) - 137;
+            emitted.timer = Some(Setting::At(self.due_ms));
+        } else if id.is_multiple_of(13) {
+            self.due_ms = 0;
+            emitted.timer = Some(Setting::Never);
+        }
+    }
+}
+
+fn event(topic: &str, number: u64) -> GuestEvent {
+    GuestEvent { topic: topic.into(), payload: Bytes::copy_from_slice(&number.to_le_bytes()) }
 }
 
 struct SimGuest {
@@ -159,6 +212,7 @@ struct SimGuest {
     traps: Traps,
     ballast: usize,
     grows: u64,
+    emits: bool,
     /// The most bytes of memory that the guest may have.
     most: u64,
     state: State,
@@ -191,12 +245,12 @@ impl SimGuest {
 }
 
 impl Guest for SimGuest {
-    fn init(&mut self, _: Context, config: &[u8]) -> Result<(), GuestFault> {
+    fn init(&mut self, _: Context, config: &[u8]) -> Result<Emitted, GuestFault> {
         self.state.chain = *blake3::hash(config).as_bytes();
-        Ok(())
+        Ok(Emitted::default())
     }
 
-    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Vec<Outcome>, GuestFault> {
+    fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault> {
         self.trap("apply", ctx.index)?;
         if self.memory_bytes() > self.most {
             self.dead = true;
@@ -207,7 +261,7 @@ impl Guest for SimGuest {
         hasher.update(&state.chain);
         hasher.update(&ctx.index.to_le_bytes());
         hasher.update(&ctx.time_ms.to_le_bytes());
-        let (mut done, mut outcomes) = (Vec::new(), Vec::new());
+        let (mut done, mut applied) = (Vec::new(), Applied::default());
         for command in commands {
             hasher.update(command);
             let mut numbers = command
@@ -221,11 +275,37 @@ impl Guest for SimGuest {
             hasher.update(&old.to_le_bytes());
             *state.counts.entry(id).or_default() += 1;
             done.push(Operation { id, key, value, old });
-            outcomes.push(Outcome::Ok(Bytes::copy_from_slice(&old.to_le_bytes())));
+            applied.outcomes.push(Outcome::Ok(Bytes::copy_from_slice(&old.to_le_bytes())));
+            if self.emits {
+                state.emit(id, ctx.time_ms, &mut applied.emitted);
+            }
         }
         state.chain = *hasher.finalize().as_bytes();
-        lock(&self.observed).applied(self.group, ctx.index, state.chain, done);
-        Ok(outcomes)
+        lock(&self.observed).applied(self.group, ctx.index, state.chain, done, &applied.emitted);
+        Ok(applied)
+    }
+
+    fn wake(&mut self, ctx: Context) -> Result<Emitted, GuestFault> {
+        self.trap("wake", ctx.index)?;
+        let due_ms = std::mem::take(&mut self.state.due_ms);
+        let mut observed = lock(&self.observed);
+        if due_ms == 0 || due_ms > ctx.time_ms {
+            let (group, index, time_ms) = (self.group, ctx.index, ctx.time_ms);
+            let what = format!(
+                "group {group}: entry {index} woke a guest at {time_ms} ms; its timer: {due_ms}"
+            );
+            observed.violated("timers", what);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.state.chain);
+        hasher.update(&ctx.index.to_le_bytes());
+        hasher.update(&ctx.time_ms.to_le_bytes());
+        self.state.chain = *hasher.finalize().as_bytes();
+        let mut emitted = Emitted::default();
+        emitted.emit(event("woken", ctx.time_ms), EVENT_WINDOW_BYTES as usize);
+        observed.applied(self.group, ctx.index, self.state.chain, Vec::new(), &emitted);
+        observed.groups.entry(self.group).or_default().woken.insert(ctx.index);
+        Ok(emitted)
     }
 
     fn query(
@@ -255,6 +335,7 @@ impl Guest for SimGuest {
         }
         let mut bytes = self.state.chain.to_vec();
         bytes.extend(self.state.grown.to_le_bytes());
+        bytes.extend(self.state.due_ms.to_le_bytes());
         for map in [&self.state.registers, &self.state.counts] {
             bytes.extend((map.len() as u64).to_le_bytes());
             for (key, value) in map {
@@ -280,6 +361,7 @@ impl Guest for SimGuest {
         };
         input.read_exact(&mut self.state.chain).map_err(refused)?;
         self.state.grown = number(input).map_err(refused)?;
+        self.state.due_ms = number(input).map_err(refused)?;
         self.taken = self.state.grown;
         for map in [&mut self.state.registers, &mut self.state.counts] {
             for _ in 0..number(input).map_err(refused)? {
@@ -289,6 +371,10 @@ impl Guest for SimGuest {
         }
         io::copy(input, &mut io::sink()).map_err(refused)?;
         Ok(())
+    }
+
+    fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
+        Ok(Some(Bytes::copy_from_slice(&self.state.chain)))
     }
 
     fn memory_bytes(&self) -> u64 {

@@ -20,6 +20,7 @@ use lockstep_host::clock::Clock;
 use lockstep_host::fs::mem::MemFs;
 use lockstep_host::fs::{Fs, make_durable};
 use lockstep_host::group::apply_lane::{ApplyLane, Tools};
+use lockstep_host::group::event_board::EventBoard;
 use lockstep_host::group::gauges::Gauges;
 use lockstep_host::group::log_lane::LogWriter;
 use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
@@ -29,7 +30,7 @@ use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::copies::{Copy, Image};
-use crate::guest::{SharedObserved, SimModule, Traps};
+use crate::guest::{EVENT_WINDOW_BYTES, SharedObserved, SimModule, Traps};
 use crate::rot::Batch;
 use crate::setup::Setup;
 use crate::store::StoreQueue;
@@ -115,6 +116,8 @@ pub struct Process {
 pub struct Replica {
     pub group: Group,
     pub lane: ApplyLane,
+    /// Where those who watch find the group's events.
+    pub board: Arc<EventBoard>,
     pub jobs: VecDeque<ApplyJob>,
     pub lane_scheduled: bool,
     pub store: Arc<StoreQueue>,
@@ -343,6 +346,7 @@ impl Node {
                 if strays(&why) { NoStart::Strays(why) } else { NoStart::Disk(why) }
             })?));
             let listed = Arc::new(Mutex::new(group.recovery_state().snapshots.clone()));
+            let board = Arc::new(EventBoard::default());
             let tools = Tools {
                 group: id,
                 module: self.module(setup, id, observed),
@@ -351,9 +355,11 @@ impl Node {
                 clock: Arc::new(self.time.clone()),
                 listed: Arc::clone(&listed),
                 gauges: Arc::new(Gauges::default()),
+                board: Arc::clone(&board),
                 quota,
             };
             let replica = Replica {
+                board,
                 seen: Seen::default(),
                 group,
                 lane: ApplyLane::new(tools),
@@ -422,6 +428,7 @@ impl Node {
             profile: Profile {
                 engine_major: 0,
                 memory_bytes: setup.memory_bytes,
+                event_window_bytes: EVENT_WINDOW_BYTES,
                 ..Profile::default()
             },
             snapshot_policy: setup.policy,

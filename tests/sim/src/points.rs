@@ -91,6 +91,7 @@ fn setup() -> Setup {
         ballast: BALLAST,
         command_bytes: 0,
         grows: 0,
+        emits: true,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: budget_bytes,

@@ -21,6 +21,8 @@ pub struct Setup {
     pub command_bytes: usize,
     /// Bytes of a guest's memory that each command takes.
     pub grows: u64,
+    /// Some commands emit events and set the guest's timer.
+    pub emits: bool,
     /// A guest's limit of memory.
     pub memory_bytes: u64,
     pub budget_bytes: u64,
@@ -46,6 +48,7 @@ impl Setup {
         grow(&mut setup, &mut more);
         crowd(&mut setup, &mut more);
         setup.places = if more.percent(50) { 1 } else { 2 };
+        setup.emits = more.percent(70);
         setup
     }
 }
@@ -78,6 +81,7 @@ fn setup(rng: &mut Rng) -> Setup {
         ballast,
         command_bytes: 0,
         grows: 0,
+        emits: false,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: u64::MAX,

@@ -77,6 +77,7 @@ fn setup() -> Setup {
         ballast: 0,
         command_bytes: 0,
         grows: 0,
+        emits: true,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes: 16 << 20,
         cap_bytes: u64::MAX,

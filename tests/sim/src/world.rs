@@ -443,6 +443,10 @@ impl World {
             if status.configuration.voters.len() != usize::from(self.members) {
                 return false;
             }
+            // A deadline that was reached is one that nobody was woken at.
+            if status.wakes_at_ms.is_some() {
+                return false;
+            }
             applied.push((status.applied, status.commit));
         }
         applied.iter().all(|(a, c)| a == c && *a == applied[0].0)

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use lockstep_core::apply::{
-    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Outcome, Work,
+    Answer, Applied, ENVELOPE_BYTES_MAX, Emitted, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
 use lockstep_core::entry::Profile;
@@ -60,6 +60,8 @@ pub(crate) struct Done {
     pub(crate) answer: Option<(Ticket, String)>,
     /// Sessions that were opened: the entry's index, and the id.
     pub(crate) opened: Vec<(u64, u64)>,
+    /// Entries at which the machine was woken, and the log's time there.
+    pub(crate) woken: Vec<(u64, u64)>,
     /// The entries that the lane had to read back, because the core had them no longer in memory.
     pub(crate) read: Option<(u64, u64)>,
 }
@@ -122,9 +124,9 @@ impl Lane {
             }
             ApplyJob::Restore { snapshot, .. } => {
                 self.restore(&snapshot, store);
-                let time_ms = self.ledger.log_time_ms();
+                let clock = self.ledger.clock();
                 let (build, index) = (self.build, snapshot.index);
-                done.events.push(Event::Restored { build, index, time_ms });
+                done.events.push(Event::Restored { build, index, clock });
             }
             ApplyJob::Query { ticket, request, index } => {
                 done.answer = Some((ticket, self.ask(&request, index)));
@@ -250,8 +252,8 @@ impl Lane {
             done.events.retain(|event| !matches!(event, Event::Applied(_)));
         }
         if !self.dead {
-            let (applied, time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
-            done.events.push(Event::Started { build: self.build, applied, time_ms });
+            let (applied, clock) = (self.ledger.applied(), self.ledger.clock());
+            done.events.push(Event::Started { build: self.build, applied, clock });
         }
     }
 
@@ -310,10 +312,19 @@ impl Lane {
                     done.events.push(Event::Built { index: 0, footprint });
                     Vec::new()
                 }
+                Work::Wake(moment) => {
+                    if std::mem::take(&mut self.traps) {
+                        return self.trap(Some(index), done);
+                    }
+                    self.machine.wake(moment);
+                    done.woken.push((index, moment.time_ms));
+                    Vec::new()
+                }
                 Work::Apply(plan) => {
-                    let Some(outcomes) = self.call(plan.moment, &plan.commands) else {
+                    let Some((outcomes, emitted)) = self.call(plan.moment, &plan.commands) else {
                         return self.trap(Some(index), done);
                     };
+                    self.ledger.emitted(emitted);
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
                 }
             };
@@ -333,15 +344,18 @@ impl Lane {
                 .then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
             done.applied.push((entry, digest));
         }
-        (applied.last, applied.time_ms) = (self.ledger.applied(), self.ledger.log_time_ms());
+        (applied.last, applied.clock) = (self.ledger.applied(), Some(self.ledger.clock()));
         done.events.push(Event::Applied(applied));
     }
 
-    fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<Vec<Outcome>> {
+    fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<(Vec<Outcome>, Emitted)> {
         if std::mem::take(&mut self.traps) {
             return None;
         }
-        commands.iter().map(|command| self.machine.apply(moment, command)).collect()
+        let mut emitted = Emitted::default();
+        let apply = |command: &Bytes| self.machine.apply(moment, command, &mut emitted);
+        let outcomes = commands.iter().map(apply).collect::<Option<_>>()?;
+        Some((outcomes, emitted))
     }
 
     fn trap(&mut self, index: Option<u64>, done: &mut Done) {

@@ -3,12 +3,13 @@
 //! `set KEY VALUE` answers the old value, `no` is rejected, `time` answers the entry's log time,
 //! `dice` answers its random seed, `big BYTES` answers that many bytes, `trap` traps on every
 //! replica. `hold KEY BYTES` keeps that many bytes and `free KEY` drops them: the machine's memory
-//! grows with what it keeps, and never shrinks.
+//! grows with what it keeps, and never shrinks. `wake-in MS` sets the timer, `no-wake` sets it to
+//! never; `woken` holds how often it was woken, and when last. `emit TOPIC TEXT` emits an event.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use lockstep_core::apply::{Moment, Outcome};
+use lockstep_core::apply::{Emitted, GuestEvent, Moment, Outcome, Setting};
 
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Machine {
@@ -22,7 +23,12 @@ const EMPTY_BYTES: usize = 1_000;
 
 impl Machine {
     /// Applies a command; `None` is a trap.
-    pub(crate) fn apply(&mut self, moment: Moment, command: &[u8]) -> Option<Outcome> {
+    pub(crate) fn apply(
+        &mut self,
+        moment: Moment,
+        command: &[u8],
+        emitted: &mut Emitted,
+    ) -> Option<Outcome> {
         let text = String::from_utf8_lossy(command.trim_ascii_end()).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
         Some(match words.as_slice() {
@@ -46,9 +52,35 @@ impl Machine {
                 self.registers.remove(*key);
                 Outcome::Ok(Bytes::new())
             }
+            ["wake-in", ms] => {
+                let at_ms = moment.time_ms + ms.parse::<u64>().expect("wake-in MS");
+                self.registers.insert("due".to_owned(), at_ms.to_string());
+                emitted.timer = Some(Setting::At(at_ms));
+                Outcome::Ok(Bytes::from(at_ms.to_string()))
+            }
+            ["no-wake"] => {
+                self.registers.remove("due");
+                emitted.timer = Some(Setting::Never);
+                Outcome::Ok(Bytes::new())
+            }
+            ["emit", topic, payload] => {
+                let payload = Bytes::from((*payload).to_owned());
+                emitted.emit(GuestEvent { topic: (*topic).into(), payload }, usize::MAX);
+                Outcome::Ok(Bytes::new())
+            }
             ["trap"] => return None,
             _other => Outcome::Ok(Bytes::new()),
         })
+    }
+
+    /// The time to which the timer was set has come.
+    pub(crate) fn wake(&mut self, moment: Moment) {
+        let due = self.registers.remove("due").expect("a machine whose timer is not set is woken");
+        let due: u64 = due.parse().expect("the machine wrote it");
+        assert!(due <= moment.time_ms, "woken at {}, before {due}", moment.time_ms);
+        let before = self.registers.get("woken").and_then(|woken| woken.split(' ').next());
+        let times: u64 = before.map_or(0, |times| times.parse().expect("the machine wrote it"));
+        self.registers.insert("woken".to_owned(), format!("{} at {}", times + 1, moment.time_ms));
     }
 
     fn grow(&mut self) {

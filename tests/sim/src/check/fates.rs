@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use super::{Checked, violated};
 use crate::client::Record;
-use crate::guest::Applied;
+use crate::guest::History;
 
-pub fn kept(records: &[&Record], applied: &Applied) -> Checked {
+pub fn kept(records: &[&Record], applied: &History) -> Checked {
     let done: BTreeSet<u64> = applied.operations.values().flatten().map(|one| one.id).collect();
     let told = |record: &&&Record| record.refused.is_some() && done.contains(&record.id);
     match records.iter().find(told) {

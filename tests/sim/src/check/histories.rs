@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use super::{Checked, violated};
 use crate::client::Record;
-use crate::guest::Applied;
+use crate::guest::History;
 
 /// An operation's place in the order: an index of the log, and whether it is a read, which comes
 /// after the writes of that index.
 type Place = (u64, bool);
 
-pub fn linearizable(records: &[&Record], applied: &Applied) -> Checked {
+pub fn linearizable(records: &[&Record], applied: &History) -> Checked {
     let mut places: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
     let mut values: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
     for (index, operations) in &applied.operations {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::{Checked, violated};
 use crate::client::Record;
-use crate::guest::Applied;
+use crate::guest::History;
 
-pub fn exactly_once(records: &[&Record], applied: &Applied) -> Checked {
+pub fn exactly_once(records: &[&Record], applied: &History) -> Checked {
     let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
     for operation in applied.operations.values().flatten() {
         *counts.entry(operation.id).or_default() += 1;
