@@ -20,8 +20,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
     /// Begin at this position, and fail if its events are no longer kept; 0 is the group's first.
-    /// The way in is `query --json`, and then the entry after its applied_index. Without this, begin
-    /// with what comes from now on.
+    /// The way in is `query --json`, and then the entry after its applied_index. Without this,
+    /// begin with what comes from now on.
     #[arg(long, value_name = "INDEX[.NUMBER]", value_parser = position)]
     from: Option<Position>,
     /// Print each event as a JSON object: index, number, time_ms, topic, and payload, or

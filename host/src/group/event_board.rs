@@ -1,12 +1,12 @@
 //! The board of a group's events: what the ledger keeps of them, for those who watch.
 //!
-//! - The apply lane writes it, between two entries at the earliest, so a board never shows a part of
-//!   an entry. Watchers read it, each from a position of its own, and are told when it grew.
+//! - The apply lane writes it, between two entries at the earliest, so a board never shows a part
+//!   of an entry. Watchers read it, each from a position of its own, and are told when it grew.
 //! - It never goes back: while the lane builds its guest again from older entries, it stands still.
 //!   So nothing is shown twice.
 //! - A watcher is woken by entries that emitted events, and by no others.
-//! - Nothing is kept for a watcher. One that is slower than the window of events grows finds out that
-//!   its position is gone, and nobody else is affected.
+//! - Nothing is kept for a watcher. One that is slower than the window of events grows finds out
+//!   that its position is gone, and nobody else is affected.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -189,4 +189,4 @@ impl Drop for Watched {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -274,6 +274,9 @@ impl Lockstep for ClientApi {
     ) -> Result<Response<WatchStream>, Status> {
         let link = request.extensions().get::<Arc<Link>>().expect("every call carries its link");
         let link = Arc::clone(link);
+        if link.is_on_probation() {
+            return Err(Refused::no_place(self.port.links.count().0).into());
+        }
         let wire::WatchRequest { group, topic_prefix, start } = request.into_inner();
         let group = self.open_group(&group)?.clone();
         let router = self.router.clone();

@@ -19,18 +19,18 @@ use crate::budget::{Budget, Budgets, Share};
 use crate::rpc::links::{Link, Links};
 use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
-use crate::rpc::{FORWARDED_BYTES_MAX, connection};
+use crate::rpc::{
+    CONNECTION_WATCHES_MAX, FORWARDED_BYTES_MAX, WATCH_MESSAGE_BYTES_MAX, WATCHES_MAX, connection,
+};
 
 /// A message, or a chunk of an answer, gets the port's patience once, and once more per this many
 /// bytes.
 const BYTES_PER_PATIENCE: u32 = 640 << 10;
 /// Memory that one connection may hold at a time, bytes.
 const SHARE_BYTES: usize = 32 << 20;
+const _: () = assert!(CONNECTION_WATCHES_MAX * WATCH_MESSAGE_BYTES_MAX <= SHARE_BYTES / 2);
 /// Memory that each peer may hold at a time, bytes: for frames and a transfer, windows included.
 const PEER_BYTES: usize = 2 * SHARE_BYTES;
-/// Watches that a node has at most. Each may have a connection to itself, and keeps it alive; so
-/// watches are at most half as many as connections may be.
-pub(crate) const WATCHES_MAX: usize = 1_024;
 /// How long accepting pauses after it failed, mostly for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Shortest time between two warnings that accepting failed.

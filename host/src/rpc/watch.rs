@@ -1,7 +1,7 @@
 //! [`WatchStream`]: the events of a group for one client, from a position on.
 //!
-//! - No watch has a task of its own, and nothing is kept for one but the message under way. A client
-//!   that does not read makes its stream stand still; when it reads again, it gets what the group
+//! - No watch has a task of its own, and nothing is kept for one but the message under way. A
+//!   client that does not read makes its stream stand still; when it reads again, it gets what the group
 //!   still keeps, or is told that its position is gone.
 //! - A watch looks at the board when events came, but not all the time; entries without events wake
 //!   nobody. Once a second it tells its client how far it has looked ([`Times`]).
@@ -35,11 +35,7 @@ use crate::rpc::port::PortState;
 use crate::rpc::proto::client as wire;
 use crate::rpc::refuse::Refused;
 use crate::rpc::server::until;
-
-/// Events in one message, bytes; what an event counts covers its encoding.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 256 << 10;
-/// Watches on one connection: together their messages are at most half of what it may hold.
-pub(crate) const CONNECTION_WATCHES_MAX: usize = 64;
+use crate::rpc::{CONNECTION_WATCHES_MAX, WATCH_MESSAGE_BYTES_MAX};
 
 /// The times that a watch keeps.
 #[derive(Clone, Copy)]
@@ -63,9 +59,9 @@ impl Times {
 
 const _: () = assert!(
     limits::EVENT_TOPIC_BYTES_MAX + limits::EVENT_PAYLOAD_BYTES_MAX + limits::EVENT_OVERHEAD_BYTES
-        < MESSAGE_BYTES_MAX
+        < WATCH_MESSAGE_BYTES_MAX
 );
-const _: () = assert!(MESSAGE_BYTES_MAX < limits::GRPC_MESSAGE_BYTES_MAX / 2);
+const _: () = assert!(WATCH_MESSAGE_BYTES_MAX < limits::GRPC_MESSAGE_BYTES_MAX / 2);
 
 type Turn = Pin<Box<dyn Future<Output = (Watcher, Result<wire::WatchResponse, Refused>)> + Send>>;
 
@@ -98,7 +94,7 @@ pub(super) struct Watcher {
     router: Router,
     prefix: String,
     times: Times,
-    /// Where to begin; `None` if that is after all that is applied, or once it has begun.
+    /// Where to begin; `None` if that is after all that is applied then.
     start: Option<Position>,
     /// All events before it were looked at; `None` before it has begun.
     next: Option<Position>,
@@ -259,7 +255,7 @@ impl Watcher {
     fn read(&self, next: Position) -> Result<Reading, Refused> {
         // A connection that holds much gets one event at a time, so that it holds little more.
         let near = self.share.as_ref().is_some_and(|share| share.is_near());
-        let most = if near { 0 } else { MESSAGE_BYTES_MAX - limits::EVENT_OVERHEAD_BYTES };
+        let most = if near { 0 } else { WATCH_MESSAGE_BYTES_MAX - limits::EVENT_OVERHEAD_BYTES };
         self.group.events().read(next, &self.prefix, most).map_err(|Compacted { begin }| {
             self.watched.compacted();
             Refused::compacted(self.group.name(), next, begin)
@@ -278,7 +274,9 @@ impl Watcher {
     }
 
     fn refuse_if_closing(&self) -> Result<(), Refused> {
-        if *self.closing.borrow() { Err(self.refused(&Refusal::ShuttingDown)) } else { Ok(()) }
+        // If nobody is left to say that the node stops, it has stopped.
+        let closing = *self.closing.borrow() || self.closing.has_changed().is_err();
+        if closing { Err(self.refused(&Refusal::ShuttingDown)) } else { Ok(()) }
     }
 
     fn refused(&self, refusal: &Refusal) -> Refused {
