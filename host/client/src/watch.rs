@@ -4,8 +4,8 @@
 //!   is missed and nothing comes twice; a node that breaks this promise is found out.
 //! - Nodes send at least a message a second. A node that is silent for longer than
 //!   [`SILENT_MAX`] counts as lost.
-//! - A client's watches share connections that its calls do not use: events that are not read do not
-//!   hold up a call.
+//! - A client's watches share connections that its calls do not use: events that are not read do
+//!   not hold up a call.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -111,8 +111,8 @@ impl Search {
 }
 
 impl Client {
-    /// Watches the events whose topics begin with `prefix`, from a position on, or from now on, that
-    /// is, after what the node that answers has applied. Connects at the first [`Watch::next`].
+    /// Watches the events whose topics begin with `prefix`, from a position on, or from now on,
+    /// which is after what the node that answers has applied. Connects at the first [`Watch::next`].
     ///
     /// ```no_run
     /// # async fn example(client: lockstep_client::Client) -> Result<(), lockstep_client::Error> {
