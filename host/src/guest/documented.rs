@@ -8,6 +8,7 @@ use lockstep_core::limits as core;
 use super::{check, copy, engine, imports, log, world};
 use crate::config::{clients, guest};
 use crate::group::askers;
+use crate::rpc;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -88,6 +89,11 @@ fn limits() -> Vec<(&'static str, String)> {
             format!("{} beside an entry's own", size(core::APPLY_ANSWERS_BYTES_MAX)),
         ),
         ("answer of a query", size(core::QUERY_ANSWER_BYTES_MAX)),
+        (
+            "watches of a node, of a connection",
+            format!("{}, {}", count(rpc::WATCHES_MAX), count(rpc::CONNECTION_WATCHES_MAX)),
+        ),
+        ("events in a message of a watch", size(rpc::WATCH_MESSAGE_BYTES_MAX)),
         ("open calls of a session", count(core::SESSION_OPEN_CALLS_MAX)),
         ("sessions of a group", count(core::SESSIONS_MAX)),
         ("answers kept for sessions", format!("{own} for each, and {lent} that are lent")),
