@@ -68,6 +68,19 @@ enum Work {
     Wake,
 }
 
+/// An entry that was applied, and what came of it: what an oracle compares a model with.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied<'a> {
+    /// The entry's context.
+    pub ctx: &'a Context,
+    /// Its commands; none if the timer's time had come.
+    pub commands: &'a [Vec<u8>],
+    /// Their outcomes.
+    pub outcomes: &'a [Outcome],
+    /// The topics and payloads of its events.
+    pub events: &'a [(String, Vec<u8>)],
+}
+
 /// An event that the machine emitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -148,6 +161,19 @@ impl<M: Exports> Harness<M> {
             Err(reason) => Outcome::Rejected(reason),
         };
         assert_eq!(answer.to_string(), expect, "answer to {request:?}");
+    }
+
+    /// All entries so far, in order, with what came of them.
+    pub fn history(&self) -> impl ExactSizeIterator<Item = Applied<'_>> {
+        self.log.iter().map(|Entry { ctx, work, done }| Applied {
+            ctx,
+            commands: match work {
+                Work::Commands(commands) => commands,
+                Work::Wake => &[],
+            },
+            outcomes: &done.outcomes,
+            events: &done.events,
+        })
     }
 
     /// All events so far.
