@@ -127,14 +127,15 @@ impl<M: Exports> Harness<M> {
     /// Applies an entry of one command, at the present time.
     #[track_caller]
     pub fn apply(&mut self, command: impl AsRef<[u8]>) -> Outcome {
-        let mut outcomes = self.apply_entry(&[command.as_ref()]);
+        let mut outcomes = self.apply_entry(&[command]);
         outcomes.pop().expect("as many outcomes as commands")
     }
 
     /// Applies an entry of several commands, at the present time.
     #[track_caller]
-    pub fn apply_entry(&mut self, commands: &[&[u8]]) -> Vec<Outcome> {
-        self.append(Work::Commands(commands.iter().map(|command| command.to_vec()).collect()));
+    pub fn apply_entry<C: AsRef<[u8]>>(&mut self, commands: &[C]) -> Vec<Outcome> {
+        let commands = commands.iter().map(|command| command.as_ref().to_vec());
+        self.append(Work::Commands(commands.collect()));
         self.log.last().map(|entry| entry.done.outcomes.clone()).unwrap_or_default()
     }
 
