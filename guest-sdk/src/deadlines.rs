@@ -1,5 +1,6 @@
 //! Many deadlines on one timer.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Context, timer};
@@ -8,7 +9,11 @@ use crate::{Context, timer};
 ///
 /// It is part of the state, hence of the snapshot: write [`iter`](Deadlines::iter), and collect
 /// what was written to restore it. A machine that uses it leaves the [`timer`] to it, and calls
-/// [`woken`](Deadlines::woken) in `wake`.
+/// [`woken`](Deadlines::woken) or [`woken_up_to`](Deadlines::woken_up_to) in `wake`.
+///
+/// The wake may come late: a command may find that a deadline has passed for which nobody was woken
+/// yet. If that matters, `apply` asks [`get`](Deadlines::get) for the keys that the command is
+/// about, or calls [`take_due`](Deadlines::take_due).
 ///
 /// ```
 /// # use lockstep_guest::*;
@@ -50,7 +55,11 @@ impl<K: Ord + Clone> Deadlines<K> {
     }
 
     /// The deadline of this key, a time of the log.
-    pub fn get(&self, key: &K) -> Option<u64> {
+    pub fn get<Q>(&self, key: &Q) -> Option<u64>
+    where
+        K: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
         self.times.get(key).copied()
     }
 
@@ -72,10 +81,14 @@ impl<K: Ord + Clone> Deadlines<K> {
     }
 
     /// Takes the deadline of this key away; returns it. For `init`, `apply` and `wake`.
-    pub fn remove(&mut self, key: &K) -> Option<u64> {
+    pub fn remove<Q>(&mut self, key: &Q) -> Option<u64>
+    where
+        K: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
         let before = self.earliest();
-        let time_ms = self.times.remove(key)?;
-        self.order.remove(&(time_ms, key.clone()));
+        let (key, time_ms) = self.times.remove_entry(key)?;
+        self.order.remove(&(time_ms, key));
         self.rearm(before);
         Some(time_ms)
     }
@@ -84,24 +97,32 @@ impl<K: Ord + Clone> Deadlines<K> {
     /// the earliest first. Sets the timer again, which the host has unset.
     #[must_use = "these deadlines are gone"]
     pub fn woken(&mut self, ctx: &Context) -> Vec<K> {
-        let due = self.pop_due(ctx);
+        self.woken_up_to(ctx, usize::MAX)
+    }
+
+    /// For a `wake` that does much for each key: takes at most `count` of them, because an entry
+    /// that takes too much fuel stops every replica. If more are due, the timer stays in the past,
+    /// so that the next wake takes them, 100 ms later.
+    #[must_use = "these deadlines are gone"]
+    pub fn woken_up_to(&mut self, ctx: &Context, count: usize) -> Vec<K> {
+        let due = self.pop_due(ctx, count);
         self.arm();
         due
     }
 
-    /// For an `apply` that must not see what has expired and was not woken for yet: does the same,
-    /// but leaves the timer alone if no deadline was reached.
+    /// For an `apply` that must not see what has expired and was not woken for yet: does the same
+    /// as [`woken`](Deadlines::woken), but leaves the timer alone if no deadline was reached.
     #[must_use = "these deadlines are gone"]
     pub fn take_due(&mut self, ctx: &Context) -> Vec<K> {
         let before = self.earliest();
-        let due = self.pop_due(ctx);
+        let due = self.pop_due(ctx, usize::MAX);
         self.rearm(before);
         due
     }
 
-    fn pop_due(&mut self, ctx: &Context) -> Vec<K> {
+    fn pop_due(&mut self, ctx: &Context, count: usize) -> Vec<K> {
         let mut due = Vec::new();
-        while self.earliest().is_some_and(|time_ms| ctx.has_reached(time_ms)) {
+        while due.len() < count && self.earliest().is_some_and(|time_ms| ctx.has_reached(time_ms)) {
             let (_, key) = self.order.pop_first().expect("there is an earliest one");
             self.times.remove(&key);
             due.push(key);
@@ -170,15 +191,33 @@ mod tests {
         check(timer, Call::Apply, Some(30), || set.set("a", 30));
         check(timer, Call::Apply, Some(30), || set.set("c", 30));
         check(timer, Call::Apply, Some(30), || set.set("a", 70));
-        check(timer, Call::Apply, Some(50), || assert_eq!(set.remove(&"c"), Some(30)));
-        check(timer, Call::Apply, Some(50), || assert_eq!(set.remove(&"c"), None));
+        check(timer, Call::Apply, Some(50), || assert_eq!(set.remove("c"), Some(30)));
+        check(timer, Call::Apply, Some(50), || assert_eq!(set.remove("c"), None));
         check(timer, Call::Wake, Some(70), || assert_eq!(set.woken(&at(50)), ["b"]));
         check(timer, Call::Wake, Some(70), || assert!(set.woken(&at(60)).is_empty()));
-        assert_eq!((set.len(), set.get(&"a")), (1, Some(70)));
+        assert_eq!((set.len(), set.get("a")), (1, Some(70)));
         let again: Deadlines<&str> = set.iter().map(|(key, time)| (*key, *time)).collect();
         assert_eq!(again, set);
         check(timer, Call::Query, Some(70), || assert!(set.take_due(&at(69)).is_empty()));
         check(timer, Call::Apply, None, || assert_eq!(set.take_due(&at(70)), ["a"]));
         assert!(set.is_empty());
+    }
+    /// What is left over stays due, and so does the timer. Keys are found in their borrowed form.
+    #[test]
+    fn not_more_than_that_many_are_taken() {
+        let mut set = Deadlines::<String>::new();
+        let timer = &mut None;
+        check(timer, Call::Init, Some(10), || {
+            for (key, time_ms) in [("a", 20), ("b", 10), ("c", 30), ("d", 90)] {
+                set.set(key.to_owned(), time_ms);
+            }
+        });
+        check(timer, Call::Wake, Some(30), || {
+            assert_eq!(set.woken_up_to(&at(50), 2), ["b", "a"]);
+        });
+        check(timer, Call::Wake, Some(90), || {
+            assert_eq!(set.woken_up_to(&at(50), 2), ["c"]);
+        });
+        check(timer, Call::Apply, None, || assert_eq!(set.remove("d"), Some(90)));
     }
 }

@@ -68,6 +68,19 @@ enum Work {
     Wake,
 }
 
+/// An entry that was applied, and what came of it: what an oracle compares a model with.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied<'a> {
+    /// The entry's context.
+    pub ctx: &'a Context,
+    /// Its commands; none if the timer's time had come.
+    pub commands: &'a [Vec<u8>],
+    /// Their outcomes.
+    pub outcomes: &'a [Outcome],
+    /// The topics and payloads of its events.
+    pub events: &'a [(String, Vec<u8>)],
+}
+
 /// An event that the machine emitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -114,14 +127,15 @@ impl<M: Exports> Harness<M> {
     /// Applies an entry of one command, at the present time.
     #[track_caller]
     pub fn apply(&mut self, command: impl AsRef<[u8]>) -> Outcome {
-        let mut outcomes = self.apply_entry(&[command.as_ref()]);
+        let mut outcomes = self.apply_entry(&[command]);
         outcomes.pop().expect("as many outcomes as commands")
     }
 
     /// Applies an entry of several commands, at the present time.
     #[track_caller]
-    pub fn apply_entry(&mut self, commands: &[&[u8]]) -> Vec<Outcome> {
-        self.append(Work::Commands(commands.iter().map(|command| command.to_vec()).collect()));
+    pub fn apply_entry<C: AsRef<[u8]>>(&mut self, commands: &[C]) -> Vec<Outcome> {
+        let commands = commands.iter().map(|command| command.as_ref().to_vec());
+        self.append(Work::Commands(commands.collect()));
         self.log.last().map(|entry| entry.done.outcomes.clone()).unwrap_or_default()
     }
 
@@ -148,6 +162,19 @@ impl<M: Exports> Harness<M> {
             Err(reason) => Outcome::Rejected(reason),
         };
         assert_eq!(answer.to_string(), expect, "answer to {request:?}");
+    }
+
+    /// All entries so far, in order, with what came of them.
+    pub fn history(&self) -> impl ExactSizeIterator<Item = Applied<'_>> {
+        self.log.iter().map(|Entry { ctx, work, done }| Applied {
+            ctx,
+            commands: match work {
+                Work::Commands(commands) => commands,
+                Work::Wake => &[],
+            },
+            outcomes: &done.outcomes,
+            events: &done.events,
+        })
     }
 
     /// All events so far.

@@ -194,8 +194,7 @@ impl Step {
         let now_ms = harness.now_ms();
         match self {
             Self::Entry(commands) => {
-                let commands: Vec<&[u8]> = commands.iter().map(Vec::as_slice).collect();
-                harness.apply_entry(&commands);
+                harness.apply_entry(commands);
             }
             Self::Query(request) => drop(harness.query(request)),
             Self::Advance(ms) => harness.advance(*ms),

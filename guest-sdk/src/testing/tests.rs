@@ -125,7 +125,7 @@ fn bugs_are_found() {
     check_finds(&["emit beside"], "replayed: events of entry 1 differ");
     check_finds(&["wake beside"], "the timer differs after entry 1");
     let mut harness = Harness::<Buggy>::new();
-    harness.apply_entry(&[b"position", b"position"]);
+    harness.apply_entry(&["position", "position"]);
     let message = panics(|| harness.verify());
     assert!(message.contains("one command each: outcomes of command 1 of entry 1"), "{message}");
     let message = panics(|| drop(harness.query("emit")));
@@ -219,7 +219,7 @@ crate::export!(Sleepless);
 
 #[test]
 fn what_is_not_exported_is_said() {
-    let message = panics(|| drop(Harness::<Sleepless>::new().apply_entry(&[])));
+    let message = panics(|| drop(Harness::<Sleepless>::new().apply_entry::<&str>(&[])));
     assert!(message.contains("exports no `wake`"), "{message}");
     let message = panics(|| drop(Harness::<Sleepless>::new().apply("too few")));
     assert_eq!(message, "`apply_batch` gave 0 answers to 1 commands");
