@@ -52,8 +52,8 @@ use crate::group::gauges::Gauges;
 use crate::group::query_guard::QueryGuard;
 use crate::group::{QueryAnswer, open_object};
 use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
-use crate::store::{OpenError, Place, Quota, SnapshotReader, StoreHandle, Use};
-use crate::wal::{WalError, WalReader};
+use crate::store::{Place, Quota, StoreHandle, Use};
+use crate::wal::WalReader;
 
 use reading::{broke, not_read};
 use snapshot_traps::SnapshotTraps;

@@ -15,7 +15,7 @@ use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_core::apply::Emitted;
@@ -23,8 +23,10 @@ use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::ModuleId;
 use sha2::{Digest as _, Sha256};
+use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::cache::CodeCache;
 use super::check::{self, ModuleRefusal, Report};
 use super::copy::GuestCopy;
 use super::engine;
@@ -72,22 +74,28 @@ struct Budgets {
 impl ComponentModule {
     /// Compiles and links the component, and has a throw-away instance describe itself.
     pub fn load(bytes: &[u8]) -> Result<Self, ModuleRefusal> {
+        Self::load_with(bytes, None)
+    }
+
+    /// Like [`Self::load`]; takes the compiled code from the cache, or puts it there.
+    pub fn load_with(bytes: &[u8], cache: Option<&CodeCache>) -> Result<Self, ModuleRefusal> {
         check::check_kind(bytes)?;
         let engine = engine::shared()?;
         let id = ModuleId(Sha256::digest(bytes).into());
-        let started = Instant::now();
-        // The bytes are not trusted, so a panic of the compiler only refuses them.
-        let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
-            .map_err(|_| ModuleRefusal::CompilerPanicked)?
-            .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
-        let compiled_in = started.elapsed();
-        tracing::info!(
-            module = %id,
-            bytes = bytes.len(),
-            elapsed_ms = compiled_in.as_millis(),
-            "module compiled"
-        );
-
+        let kept = cache.and_then(|cache| cache.find(engine, id));
+        let (component, compiled_in) = match kept {
+            Some(component) => {
+                tracing::info!(module = %id, bytes = bytes.len(), "module was compiled before");
+                (component, None)
+            }
+            None => {
+                let (component, took) = compile(engine, id, bytes)?;
+                if let Some(cache) = cache {
+                    cache.keep(engine, id, &component);
+                }
+                (component, Some(took))
+            }
+        };
         let ty = component.component_type();
         let names = check::check_names(
             ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
@@ -350,6 +358,23 @@ impl Budgets {
     fn apply(&self, commands: usize) -> u64 {
         self.entry.saturating_add(self.command.saturating_mul(commands as u64))
     }
+}
+
+/// The component's code, and how long it took to compile.
+fn compile(
+    engine: &Engine,
+    id: ModuleId,
+    bytes: &[u8],
+) -> Result<(Component, Duration), ModuleRefusal> {
+    let started = Instant::now();
+    // The bytes are not trusted, so a panic of the compiler only refuses them.
+    let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
+        .map_err(|_| ModuleRefusal::CompilerPanicked)?
+        .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
+    let took = started.elapsed();
+    let elapsed_ms = took.as_millis();
+    tracing::info!(module = %id, bytes = bytes.len(), elapsed_ms, "module compiled");
+    Ok((component, took))
 }
 
 /// Has a throw-away instance describe itself, and checks the types of its exports.
