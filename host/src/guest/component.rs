@@ -34,11 +34,13 @@ use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::lift::Columns;
 use super::log::GuestLog;
+use super::self_test::ComponentSelfTest;
 use super::text::one_line;
 use super::trap::{self, Call};
 use super::world::{Batch, Failure, MachinePre};
 use super::{
-    Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SnapshotHeader, memory, shape,
+    Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SelfTest, SnapshotHeader, memory,
+    shape,
 };
 
 /// Bytes in each chunk of a snapshot that the guest reads, except the last.
@@ -118,24 +120,28 @@ impl ComponentModule {
         &self.report
     }
 
+    fn recipe(&self, profile: &Profile, log: &Arc<GuestLog>) -> Result<Recipe, GuestFault> {
+        let call = Call::anywhere("instantiate");
+        engine::check_profile(profile)
+            .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
+        Ok(Recipe {
+            pre: self.pre.clone(),
+            name: Arc::clone(&self.name),
+            log: Arc::clone(log),
+            memory_bytes_max: profile.memory_bytes,
+            event_window_bytes: profile.event_window_bytes as usize,
+            fuel: Budgets::of(profile).init,
+        })
+    }
+
     /// Makes a fresh guest of the concrete type, which reports more than the trait [`Guest`] does.
     pub fn instantiate_component(
         &self,
         bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<ComponentGuest, GuestFault> {
-        let call = Call::anywhere("instantiate");
-        engine::check_profile(&bootstrap.profile)
-            .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
+        let recipe = self.recipe(&bootstrap.profile, log)?;
         let budgets = Budgets::of(&bootstrap.profile);
-        let recipe = Recipe {
-            pre: self.pre.clone(),
-            name: Arc::clone(&self.name),
-            log: Arc::clone(log),
-            memory_bytes_max: bootstrap.profile.memory_bytes,
-            event_window_bytes: bootstrap.profile.event_window_bytes as usize,
-            fuel: budgets.init,
-        };
         let (live, memories) = memory::live(|| recipe.make());
         let copied = self.report.copied.is_ok() && memories.have_files();
         let copy = copied.then(|| GuestCopy::new(recipe, memories));
@@ -166,6 +172,22 @@ impl GuestModule for ComponentModule {
         log: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault> {
         Ok(Box::new(self.instantiate_component(bootstrap, log)?))
+    }
+
+    fn instantiate_without_copy(
+        &self,
+        bootstrap: &Bootstrap,
+        log: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
+        Ok(Box::new(ComponentGuest { copy: None, ..self.instantiate_component(bootstrap, log)? }))
+    }
+
+    fn self_test(&self) -> Result<Option<Box<dyn SelfTest>>, GuestFault> {
+        if !self.pre.has_self_test() {
+            return Ok(None);
+        }
+        let recipe = self.recipe(&Profile::default(), &GuestLog::of_no_group())?;
+        Ok(Some(Box::new(ComponentSelfTest::new(&recipe)?)))
     }
 }
 
@@ -342,6 +364,11 @@ impl Guest for ComponentGuest {
 
     fn is_usable(&self) -> bool {
         !self.live.faulted
+    }
+
+    fn fuel_used(&self) -> u64 {
+        // The inherent method of this name.
+        Self::fuel_used(self)
     }
 }
 

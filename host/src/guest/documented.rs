@@ -125,14 +125,7 @@ fn of_optional_interfaces() -> Vec<(&'static str, String)> {
     vec![
         ("fuel of `wake`", "an entry's".to_owned()),
         ("fuel of `digest`", fuel(engine::QUERY_FUEL)),
-        (
-            "topic and payload of an event",
-            format!(
-                "{}, {}",
-                size(core::EVENT_TOPIC_BYTES_MAX),
-                size(core::EVENT_PAYLOAD_BYTES_MAX)
-            ),
-        ),
+        ("topic and payload of an event", format!("{}, {}", size(topic), size(payload))),
         ("events that a group keeps", format!("{}; {window}", size(core::EVENT_WINDOW_BYTES))),
         ("calls of `wake`", format!("{} in a second", 1000 / core::TICK_MS)),
         ("digest", size(world::DIGEST_BYTES_MAX)),
