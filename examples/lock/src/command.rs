@@ -9,7 +9,8 @@ use std::ops::RangeInclusive;
 /// name. With what is around it, a name must fit into the topic of an event.
 pub const WORD_BYTES_MAX: usize = 128;
 
-/// The shortest lease, in ms: several times what it may take to renew one while a leader is elected.
+/// The shortest lease, in ms: several times what it may take to renew one while a leader is
+/// elected.
 pub const TTL_MS_MIN: u64 = 1_000;
 
 /// The longest lease, in ms, which is how long everybody waits for a holder that died.

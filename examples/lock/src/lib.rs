@@ -37,8 +37,8 @@
 //!   change nothing, so they may still show a lease whose UNTIL has passed.
 //!
 //! The token is a counter of its own and not the index of the entry: two grants of one entry would
-//! have the same index, and with the position added, tokens would depend on how the leader packs
-//! commands into entries.
+//! have the same index, and with the position added, tokens would depend on how the leader
+//! puts commands into entries.
 
 mod command;
 mod locks;

@@ -21,7 +21,7 @@ use crate::snapshot;
 /// Most locks that are held at a time: some ten megabytes of memory.
 pub const LOCKS_MAX: usize = 50_000;
 
-/// Most owners that wait for one lock. Whoever would be the hundredth waits for a hundred leases.
+/// Most owners that wait for one lock. The hundredth one would wait for a hundred leases.
 pub const WAITERS_OF_LOCK_MAX: usize = 100;
 
 /// Most owners that wait for any lock: some ten megabytes of memory.

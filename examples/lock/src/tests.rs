@@ -35,7 +35,7 @@ fn a_lock_has_one_owner() {
     lock.verify();
 }
 
-/// Whoever waits is granted the lock in turn, for the time that was asked for, from then on.
+/// Those who wait are granted the lock in turn, for the time that was asked for, from then on.
 #[test]
 fn waiters_are_granted_in_turn() {
     let mut lock = Harness::<Locks>::new();

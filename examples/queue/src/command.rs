@@ -19,15 +19,15 @@ pub const BODY_BYTES_MAX: usize = OUTCOME_BYTES_MAX - HEADER_BYTES_MAX;
 /// The shortest visibility, in ms: several times the delay of the timer.
 pub const VISIBILITY_MS_MIN: u64 = 1_000;
 
-/// The longest visibility, in ms, which is how long a message waits for a consumer that died: twelve
-/// hours.
+/// The longest visibility, in ms, which is how long a message waits for a consumer that died:
+/// twelve hours.
 pub const VISIBILITY_MS_MAX: u64 = 12 * 3_600_000;
 
 /// Most messages that are received at once.
 pub const RECEIVE_MAX: usize = 100;
 
-/// Most messages or lines that a query lists: a page. All lines of queues stay far below the longest
-/// answer of a query.
+/// Most messages or lines that a query lists: a page. All lines of queues stay far below the
+/// longest answer of a query.
 const LIST_MAX: usize = 1_000;
 
 /// Most deliveries that may be allowed before a message is dead.

@@ -10,9 +10,9 @@
 //!
 //! * `send QUEUE BODY`: ok, the ID; BODY is all the rest of the command. The first one makes the
 //!   queue;
-//! * `receive QUEUE CONSUMER VISIBILITY_MS [MAX]`: ok, up to MAX messages (1 if it is not given) and
-//!   as many as an answer holds; none if none is ready. For each a line `ID RECEIPT ATTEMPT LENGTH`,
-//!   then LENGTH bytes of body and a newline: with the length, any body is unambiguous;
+//! * `receive QUEUE CONSUMER VISIBILITY_MS [MAX]`: ok, up to MAX messages (1 if it is not given)
+//!   and as many as an answer holds; none if none is ready. For each a line `ID RECEIPT ATTEMPT
+//!   LENGTH`, then LENGTH bytes of body and a newline: with the length, any body is unambiguous;
 //! * `ack QUEUE RECEIPT`: ok, the ID of the message, which is gone;
 //! * `nack QUEUE RECEIPT`: ok, `ready` or `dead`, which is what the message now is;
 //! * `extend QUEUE RECEIPT MS`: ok, the time at which its visibility now passes, MS from now;
@@ -26,8 +26,8 @@
 //! delivery. After it a receipt is refused.
 //!
 //! Events, with the topic `queue/QUEUE`: `ready N` when a queue of which no message was ready has N
-//! that are, and `dead ID`. A queue that has messages ready does not say so again: whoever receives
-//! until nothing comes, and then waits for the event, misses nothing.
+//! that are, and `dead ID`. A queue that has messages ready does not say so again: a consumer
+//! that receives until nothing comes, and then waits for the event, misses nothing.
 //!
 //! Queries:
 //!
@@ -35,8 +35,8 @@
 //!   `sent`, `acked`, `discarded`, and `redelivered` (deliveries that were not a message's first);
 //! * `queues PREFIX LIMIT`: a line `QUEUE READY IN_FLIGHT DEAD` for each of the first LIMIT queues
 //!   whose names begin with PREFIX (which may be empty), in order;
-//! * `peek QUEUE LIMIT`, `dead QUEUE LIMIT`: up to LIMIT messages that are ready or dead, the oldest
-//!   first, each as a line `ID ATTEMPTS LENGTH`, LENGTH bytes of body and a newline;
+//! * `peek QUEUE LIMIT`, `dead QUEUE LIMIT`: up to LIMIT messages that are ready or dead, the
+//!   oldest first, each as a line `ID ATTEMPTS LENGTH`, LENGTH bytes of body and a newline;
 //! * `in-flight QUEUE LIMIT`: a line `ID RECEIPT ATTEMPT CONSUMER UNTIL` for each, the oldest
 //!   receipt first.
 //!

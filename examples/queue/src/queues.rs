@@ -25,12 +25,14 @@ pub const MESSAGES_OF_QUEUE_MAX: usize = 20_000;
 /// Most messages of all queues: some fifty megabytes of memory beside their bodies.
 pub const MESSAGES_MAX: usize = 100_000;
 
-/// Most bytes of all bodies: a quarter of the memory that a group has, unless it was bootstrapped with
-/// another bound. The rest is for what is beside the bodies, and for what the allocator wastes.
+/// Most bytes of all bodies: a quarter of the memory that a group has, unless it was bootstrapped
+/// with another bound. The rest is for what is beside the bodies, and for what the allocator
+/// wastes.
 pub const BYTES_MAX: usize = 256 << 20;
 
-/// Most messages that are taken back in one wake. Each takes an event at most, which costs the most:
-/// together about a hundredth of an entry's fuel. The next wake, 100 ms later, takes the next ones.
+/// Most messages that are taken back in one wake. Each takes an event at most, which costs the
+/// most: together about a hundredth of an entry's fuel. The next wake, 100 ms later, takes the next
+/// ones.
 const TAKEN_BACK_IN_A_WAKE_MAX: usize = 1_000;
 
 /// The longest answer of a query that reaches a client, in bytes.

@@ -230,8 +230,8 @@ fn the_configuration_is_a_number_of_attempts() {
     check("max-attempts 0", "max-attempts must be a whole number from 1 to 1000");
 }
 
-/// Beyond each limit a command is refused, and nothing changes. Without the harness's replays, which
-/// would take long.
+/// Beyond each limit a command is refused, and nothing changes. Without the harness's replays,
+/// which would take long.
 #[test]
 fn there_are_limits() {
     let mut queue = Harness::<Queues>::new();

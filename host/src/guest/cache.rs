@@ -100,8 +100,8 @@ impl CodeCache {
             Ok(code) => code,
             Err(why) => return Found::Unusable(why.to_owned()),
         };
-        // SAFETY: the code was written by `write` of this program, for this engine: the directory is
-        // this user's alone, and the file names the key and has the digest of the code. Who can
+        // SAFETY: the code was written by `write` of this program, for this engine: the directory
+        // is this user's alone, and the file names the key and has the digest of the code. Who can
         // write such a file can also replace this program.
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Found::Code(component),
@@ -234,7 +234,7 @@ mod tests {
         spoil(&mut bytes);
         DiskFs.remove(&path).expect("it is there");
         DiskFs.create(&path).and_then(|file| file.write_at(&bytes, 0)).expect("it is written");
-        assert!(cache.find(engine, MODULE).is_none(), "it is spoilt");
+        assert!(cache.find(engine, MODULE).is_none(), "it is not what it was");
         cache.keep(engine, MODULE, &compile());
         assert!(cache.find(engine, MODULE).is_some(), "it was kept again");
     }

@@ -135,7 +135,7 @@ fn measure(
     })
 }
 
-/// The next commands; fewer if an entry has no room for more.
+/// The next commands; fewer if an entry has no space for more.
 fn next_entry<'a>(rest: &mut impl Iterator<Item = &'a Bytes>, size: usize) -> Vec<Bytes> {
     let (mut entry, mut bytes) = (Vec::new(), 0);
     while entry.len() < size
