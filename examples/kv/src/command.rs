@@ -47,6 +47,14 @@ impl<'a> Command<'a> {
             _ => Err(unknown(verb, "`set K V`, `del K`, `cas K OLD NEW` or `incr K`")),
         }
     }
+
+    /// The key that it may change.
+    pub(crate) fn key(&self) -> &'a [u8] {
+        match self {
+            Self::Set { key, .. } | Self::Del { key } => key,
+            Self::Cas { key, .. } | Self::Incr { key } => key,
+        }
+    }
 }
 
 impl<'a> Query<'a> {

@@ -19,14 +19,23 @@
 //!   (which may be empty), in order; a backslash in V is written `\\`, a newline `\n`;
 //! * `len`: the number of keys.
 //!
+//! The configuration is empty, or `watch`. Then each change is an event, with the topic `kv/K` and
+//! the payload `set VALUE`, or `del`. A command that stores the value that was there is a change,
+//! and `del` of a key that was not there is none. If `set VALUE` is longer than
+//! [`PAYLOAD_BYTES_MAX`](lockstep_guest::PAYLOAD_BYTES_MAX), the payload is `long BYTES`, the
+//! length of the value. A key then has at most [`WATCHED_KEY_BYTES_MAX`] bytes and is UTF-8, so
+//! that it fits into a topic; commands with another key are rejected.
+//!
 //! The snapshot is canonical: the number of keys, then each key and its value in the order of the
 //! keys. Each key and each value is preceded by its length.
 
 mod command;
 mod store;
+mod watch;
 
 pub use command::KEY_BYTES_MAX;
 pub use store::Kv;
+pub use watch::WATCHED_KEY_BYTES_MAX;
 
 lockstep_guest::export!(Kv);
 

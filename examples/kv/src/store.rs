@@ -9,6 +9,7 @@ use lockstep_guest::{
 };
 
 use crate::command::{Command, KEY_BYTES_MAX, Query};
+use crate::watch;
 
 /// The longest value in a snapshot, in bytes: far more than the host accepts in a command, so that
 /// only a damaged length exceeds it.
@@ -18,6 +19,8 @@ const VALUE_BYTES_MAX: usize = 256 << 20;
 #[derive(Default)]
 pub struct Kv {
     pairs: DetMap<Vec<u8>, Vec<u8>>,
+    /// Whether changes are told. Comes from the configuration, so it is not in the snapshot.
+    watched: bool,
 }
 
 impl StateMachine for Kv {
@@ -29,18 +32,20 @@ impl StateMachine for Kv {
     };
 
     fn init(_: &Context, config: &[u8]) -> Result<Self, Failure> {
-        if !config.is_empty() {
-            return Err(Failure::InvalidConfig("kv has nothing to configure".to_owned()));
-        }
-        Ok(Self::default())
+        Ok(Self { pairs: DetMap::new(), watched: watch::configured(config)? })
     }
 
     fn apply(&mut self, _: &Context, command: &[u8]) -> Outcome {
-        let done = Command::parse(command).and_then(|command| match command {
-            Command::Set { key, value } => Ok(self.set(key, value.to_vec())),
-            Command::Del { key } => Ok(self.pairs.remove(key).unwrap_or_default()),
-            Command::Cas { key, old, new } => self.cas(key, old, new),
-            Command::Incr { key } => self.incr(key),
+        let done = Command::parse(command).and_then(|command| {
+            if self.watched {
+                watch::check_key(command.key())?;
+            }
+            match command {
+                Command::Set { key, value } => Ok(self.set(key, value.to_vec())),
+                Command::Del { key } => Ok(self.del(key)),
+                Command::Cas { key, old, new } => self.cas(key, old, new),
+                Command::Incr { key } => self.incr(key),
+            }
         });
         done.map_or_else(Outcome::rejected, Outcome::Ok)
     }
@@ -65,7 +70,12 @@ impl StateMachine for Kv {
         Ok(())
     }
 
-    fn restore(_: &SnapshotHeader, _: &[u8], from: &mut SnapshotReader) -> Result<Self, Failure> {
+    fn restore(
+        _: &SnapshotHeader,
+        config: &[u8],
+        from: &mut SnapshotReader,
+    ) -> Result<Self, Failure> {
+        let watched = watch::configured(config)?;
         let mut pairs = DetMap::new();
         for _ in 0..from.read_u64()? {
             let key = from.read_block(KEY_BYTES_MAX)?;
@@ -76,22 +86,36 @@ impl StateMachine for Kv {
             }
             pairs.insert(key, value);
         }
-        Ok(Self { pairs })
+        Ok(Self { pairs, watched })
     }
 }
 
 impl Kv {
     /// Stores a value; returns the previous one, or an empty one.
     fn set(&mut self, key: &[u8], value: Vec<u8>) -> Vec<u8> {
+        if self.watched {
+            watch::tell_set(key, &value);
+        }
         match self.pairs.get_mut(key) {
             Some(place) => std::mem::replace(place, value),
             None => self.pairs.insert(key.to_vec(), value).unwrap_or_default(),
         }
     }
 
+    /// Removes a key; returns its value, or an empty one.
+    fn del(&mut self, key: &[u8]) -> Vec<u8> {
+        let Some(value) = self.pairs.remove(key) else {
+            return Vec::new();
+        };
+        if self.watched {
+            watch::tell_del(key);
+        }
+        value
+    }
+
     fn cas(&mut self, key: &[u8], old: &[u8], new: &[u8]) -> Result<Vec<u8>, String> {
-        match self.pairs.get_mut(key) {
-            Some(place) if place == old => Ok(std::mem::replace(place, new.to_vec())),
+        match self.pairs.get(key) {
+            Some(value) if value == old => Ok(self.set(key, new.to_vec())),
             Some(_) => Err("the key holds another value".to_owned()),
             None if old.is_empty() => Ok(self.set(key, new.to_vec())),
             None => Err("there is no such key".to_owned()),

@@ -1,9 +1,9 @@
 //! Tests of what the crate's documentation says, line by line.
 
 use lockstep_guest::testing::{Explore, Harness};
-use lockstep_guest::{Failure, Outcome};
+use lockstep_guest::{DetMap, Failure, Outcome, PAYLOAD_BYTES_MAX};
 
-use crate::{KEY_BYTES_MAX, Kv};
+use crate::{KEY_BYTES_MAX, Kv, WATCHED_KEY_BYTES_MAX};
 
 #[test]
 fn commands() {
@@ -70,7 +70,8 @@ fn malformed_text_is_refused_with_a_sentence() {
     let verbs = "`get K`, `scan PREFIX LIMIT` or `len`";
     kv.check_query("set a b", &format!("rejected unknown `set`; expected {verbs}"));
     kv.check_query("len", "ok 0");
-    assert!(Harness::<Kv>::with_config(b"x").is_err());
+    let refused = Harness::<Kv>::with_config(b"watch x").err().expect("it is no configuration");
+    assert_eq!(refused.to_string(), "invalid configuration: expected nothing or `watch`");
     kv.verify();
 }
 
@@ -86,6 +87,59 @@ fn values_are_bytes() {
         assert_eq!(kv.query("get k"), Ok(value));
     }
     kv.verify();
+}
+
+#[test]
+fn a_store_that_is_watched_tells_its_changes() {
+    let mut kv = Harness::<Kv>::with_config(b"watch").expect("it is a configuration");
+    kv.check("set a 1", "ok ");
+    kv.check("set a 1", "ok 1");
+    kv.check("incr a", "ok 2");
+    kv.check("cas a 2 two words", "ok 2");
+    kv.check("cas a 2 3", "rejected the key holds another value");
+    kv.check("incr a", "rejected the key does not hold a 64-bit whole number");
+    kv.check("cas b  ", "ok ");
+    kv.check("del a", "ok two words");
+    kv.check("del a", "ok ");
+    kv.check_events(&[
+        "kv/a set 1",
+        "kv/a set 1",
+        "kv/a set 2",
+        "kv/a set two words",
+        "kv/b set ",
+        "kv/a del",
+    ]);
+    kv.verify();
+
+    let mut silent = Harness::<Kv>::new();
+    silent.check("set a 1", "ok ");
+    silent.check("del a", "ok 1");
+    silent.check_events(&[]);
+    silent.verify();
+}
+
+/// What does not fit into an event is told by its length, or refused.
+#[test]
+fn a_store_that_is_watched_has_limits() {
+    let mut kv = Harness::<Kv>::with_config(b"watch").expect("it is a configuration");
+    let key = "é".repeat(WATCHED_KEY_BYTES_MAX / 2);
+    let longest = "v".repeat(PAYLOAD_BYTES_MAX - "set ".len());
+    kv.check(&format!("set {key} {longest}"), "ok ");
+    kv.check(&format!("set {key} {longest}v"), &format!("ok {longest}"));
+    kv.check_events(&[&format!("kv/{key} set {longest}"), &format!("kv/{key} long 65533")]);
+    let long = "k".repeat(WATCHED_KEY_BYTES_MAX + 1);
+    let why = "a key has 254 bytes; the limit is 253 in a store that is watched";
+    kv.check(&format!("set {long} v"), &format!("rejected {why}"));
+    kv.check(&format!("del {long}"), &format!("rejected {why}"));
+    let why = "a key is not UTF-8, as it must be in a store that is watched";
+    assert_eq!(kv.apply(b"incr \xff"), Outcome::rejected(why));
+    kv.check_query("len", "ok 1");
+    kv.verify();
+
+    let mut unwatched = Harness::<Kv>::new();
+    unwatched.check(&format!("set {long} v"), "ok ");
+    assert_eq!(unwatched.apply(b"incr \xff"), Outcome::ok("1"));
+    unwatched.verify();
 }
 
 /// The bytes of a snapshot depend on the pairs alone.
@@ -122,10 +176,12 @@ fn a_damaged_snapshot_is_refused() {
     }
 }
 
-/// Whatever is sent, a replica that replays or restores does the same.
+/// Whatever is sent, a replica that replays or restores does the same, and the events tell what is
+/// in the store.
 #[test]
 fn whatever_is_sent_replicas_agree() {
     Explore::<Kv>::new()
+        .config(b"watch")
         .commands(|rng| {
             let (key, value) = (rng.below(4), rng.below(3));
             match rng.below(5) {
@@ -138,5 +194,18 @@ fn whatever_is_sent_replicas_agree() {
             .into()
         })
         .queries(|rng| format!("scan  {}", rng.below(5)).into())
+        .check(|kv| {
+            let mut known = DetMap::new();
+            for event in kv.events() {
+                let key = event.topic.strip_prefix("kv/").expect("all topics begin so");
+                match event.payload.strip_prefix(b"set ") {
+                    Some(value) => known.insert(key, String::from_utf8_lossy(value)),
+                    None => known.remove(key),
+                };
+            }
+            let lines: String =
+                known.iter().map(|(key, value)| format!("{key} {value}\n")).collect();
+            kv.check_query("scan  9", &format!("ok {lines}"));
+        })
         .run();
 }

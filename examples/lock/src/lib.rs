@@ -36,9 +36,10 @@
 //!   state machine is late: each command first ends the lease of its lock if it is over. Queries
 //!   change nothing, so they may still show a lease whose UNTIL has passed.
 //!
-//! The token is a counter of its own and not the index of the entry: two grants of one entry would
-//! have the same index, and with the position added, tokens would depend on how the leader
-//! puts commands into entries.
+//! The token is one counter for all locks, so that nothing has to be kept of a lock that is free.
+//! It is a counter of its own and not the index of the entry: two grants of one entry would have
+//! the same index, and with the position added, tokens would depend on which commands share an
+//! entry.
 
 mod command;
 mod locks;

@@ -18,13 +18,13 @@ use lockstep_guest::{
 use crate::command::{Action, Command, Query, WORD_BYTES_MAX};
 use crate::snapshot;
 
-/// Most locks that are held at a time: some ten megabytes of memory.
+/// Most locks that are held at a time: up to some forty megabytes of memory.
 pub const LOCKS_MAX: usize = 50_000;
 
-/// Most owners that wait for one lock. The hundredth one would wait for a hundred leases.
+/// Most owners that wait for one lock. The last one waits for a hundred leases.
 pub const WAITERS_OF_LOCK_MAX: usize = 100;
 
-/// Most owners that wait for any lock: some ten megabytes of memory.
+/// Most owners that wait for any lock: up to some ten megabytes of memory.
 pub const WAITERS_MAX: usize = 50_000;
 
 /// Most leases that end in one wake. Each takes two events, which cost the most: together about a

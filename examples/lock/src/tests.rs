@@ -7,7 +7,7 @@ use lockstep_guest::testing::{Explore, Harness, START_MS};
 
 use crate::{LOCKS_MAX, Locks, WAITERS_OF_LOCK_MAX, WORD_BYTES_MAX};
 
-/// What is left of a time after the digits that all times of the tests begin with.
+/// A time of the log.
 fn at(after_start_ms: u64) -> u64 {
     START_MS + after_start_ms
 }
@@ -35,7 +35,7 @@ fn a_lock_has_one_owner() {
     lock.verify();
 }
 
-/// Those who wait are granted the lock in turn, for the time that was asked for, from then on.
+/// Owners that wait are granted the lock in turn, for the time that each asked for, from then on.
 #[test]
 fn waiters_are_granted_in_turn() {
     let mut lock = Harness::<Locks>::new();
@@ -258,7 +258,7 @@ fn a_damaged_snapshot_is_refused() {
     }
     let whole = lock.snapshot();
     let check = |bytes: &[u8], expect: &str| {
-        let error = lock.restore(bytes).err().expect("it is damaged");
+        let error = lock.restore(bytes).expect_err("it is damaged");
         assert_eq!(error, Failure::Corrupt(expect.to_owned()), "{bytes:?}");
     };
     for length in 0..whole.len() {

@@ -1,7 +1,7 @@
 //! Queues of messages: at least once, with visibility timeouts and dead letters.
 //!
-//! A message is *ready*, *in flight* (delivered, and invisible to others until its consumer says
-//! what became of it or its visibility has passed), or *dead* (delivered as often as is allowed, in
+//! A message is *ready*, *in flight* (delivered, and invisible to other consumers until it is
+//! settled or its visibility has passed), or *dead* (delivered as often as is allowed, in
 //! vain). Names of queues and consumers have 1 to [`WORD_BYTES_MAX`] bytes of UTF-8, none of them a
 //! space or a control character. A body is any bytes, up to [`BODY_BYTES_MAX`] of them. Words are
 //! separated by exactly one space. Times are times of the log, in milliseconds since 1970.
@@ -26,8 +26,8 @@
 //! delivery. After it a receipt is refused.
 //!
 //! Events, with the topic `queue/QUEUE`: `ready N` when a queue of which no message was ready has N
-//! that are, and `dead ID`. A queue that has messages ready does not say so again: a consumer
-//! that receives until nothing comes, and then waits for the event, misses nothing.
+//! that are, and `dead ID`. A queue that has messages ready does not say so again: a consumer that
+//! receives until nothing comes, and then waits for the event, misses nothing.
 //!
 //! Queries:
 //!

@@ -7,6 +7,7 @@ use lockstep_guest::{Failure, OUTCOME_BYTES_MAX, Outcome};
 
 use crate::{BODY_BYTES_MAX, MESSAGES_OF_QUEUE_MAX, QUEUES_MAX, Queues, WORD_BYTES_MAX};
 
+/// A time of the log.
 fn at(after_start_ms: u64) -> u64 {
     START_MS + after_start_ms
 }
@@ -330,7 +331,7 @@ fn a_damaged_snapshot_is_refused() {
     }
     let whole = queue.snapshot();
     let check = |bytes: &[u8], expect: &str| {
-        let error = queue.restore(bytes).err().expect("it is damaged");
+        let error = queue.restore(bytes).expect_err("it is damaged");
         assert_eq!(error, Failure::Corrupt(expect.to_owned()), "{bytes:?}");
     };
     for length in 0..whole.len() {

@@ -179,7 +179,7 @@ impl Watcher {
         };
         loop {
             // What changes from here on wakes this again; a state is told after the board.
-            self.grown.mark_unchanged();
+            drop(self.grown.borrow_and_update());
             let end = self.state.borrow_and_update().clone();
             self.refuse_if_closing()?;
             let reading = self.read(next)?;
