@@ -22,6 +22,7 @@ mod serve;
 mod snapshot;
 pub(crate) mod status;
 mod test;
+mod watch;
 
 /// Replicates a state machine that you ship as a WebAssembly component.
 #[derive(Parser)]
@@ -37,6 +38,7 @@ Examples:
   lockstep serve --config node.toml             one node of a real cluster
   lockstep apply --endpoint 127.0.0.1:7101 'set city Basel'
   lockstep query --endpoint 127.0.0.1:7101 'get city'
+  lockstep watch --endpoint 127.0.0.1:7101 orders/
   lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
   lockstep check my-machine.wasm
   lockstep test my-machine.wasm                 look for what breaks the contract
@@ -56,6 +58,8 @@ enum Command {
     Apply(apply::Args),
     /// Run a query, given as an argument or on standard input.
     Query(query::Args),
+    /// Print the events of the state machine as they come.
+    Watch(watch::Args),
     /// Show each replica: role, state, applied index, lag, log and snapshots.
     Status(status::Args),
     /// Check whether a node would accept a component as a state machine.
@@ -126,6 +130,7 @@ fn run(command: Command) -> Outcome {
         Command::Dev(args) => block_on(dev::run(args))?,
         Command::Apply(args) => block_on(apply::run(args))?,
         Command::Query(args) => block_on(query::run(args))?,
+        Command::Watch(args) => block_on(watch::run(args))?,
         Command::Status(args) => block_on(status::run(args))?,
         Command::Check(args) => check::run(&args),
         Command::Test(args) => test::run(&args),

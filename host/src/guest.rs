@@ -28,6 +28,7 @@ mod log;
 #[expect(unsafe_code, reason = "memories are mapped here; each block has its SAFETY note")]
 mod memory;
 pub mod native;
+mod self_test;
 mod shape;
 mod text;
 mod trap;

@@ -124,12 +124,17 @@ static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a command's text and a newline. A reader that is gone, like `head`, is not an error.
 pub(crate) fn print(text: std::fmt::Arguments<'_>) {
-    if let Err(error) = writeln!(io::stdout(), "{text}")
-        && error.kind() != ErrorKind::BrokenPipe
-    {
+    let _is_read = print_while_read(text);
+}
+
+/// Like [`print`]; returns whether it makes sense to print more.
+pub(crate) fn print_while_read(text: std::fmt::Arguments<'_>) -> bool {
+    let Err(error) = writeln!(io::stdout(), "{text}") else { return true };
+    if error.kind() != ErrorKind::BrokenPipe {
         // Only the first error is kept.
         let _ = UNWRITTEN.set(error);
     }
+    false
 }
 
 /// Why printed text did not reach standard output, if it did not.

@@ -30,6 +30,7 @@ use crate::group::readers::Readers;
 use crate::group::reopen::SnapshotDir;
 use crate::group::start::{self, Opened, Started};
 use crate::group::{GroupHandle, LogLane};
+use crate::guest::CodeCache;
 use crate::guest::check::ModuleRefusal;
 use crate::guest::component::ComponentModule;
 use crate::guest::native::NativeModule;
@@ -501,7 +502,8 @@ fn native(name: &str) -> Option<Module> {
     })
 }
 
-/// Reads and compiles a component; a file over the limit is not even read.
+/// Reads and compiles a component, or takes its code from this user's cache; a file over the limit
+/// is not even read.
 pub(crate) fn load_component(
     path: &Path,
 ) -> std::io::Result<Result<ComponentModule, ModuleRefusal>> {
@@ -512,5 +514,5 @@ pub(crate) fn load_component(
     }
     let mut module = vec![0; bytes as usize];
     crate::fs::read_exact_at(&*file, &mut module, 0)?;
-    Ok(ComponentModule::load(&module))
+    Ok(ComponentModule::load_with(&module, CodeCache::of_user().as_ref()))
 }

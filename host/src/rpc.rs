@@ -33,6 +33,7 @@ pub(crate) mod requests;
 pub mod server;
 pub(crate) mod status;
 pub mod versions;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +82,13 @@ const STREAM_INFLIGHT_MAX: usize = 4_096;
 const STREAM_BYTES_MAX: usize = 8 << 20;
 /// Commands in one message of an `ApplyStream`.
 const STREAM_COMMANDS_MAX: usize = 1_024;
+/// Watches that a node has at most. Each may have a connection to itself, and keeps it alive; so
+/// watches are also at most half as many as connections may be.
+pub(crate) const WATCHES_MAX: usize = 1_024;
+/// Watches on one connection: together their messages are at most half of what it may hold.
+pub(crate) const CONNECTION_WATCHES_MAX: usize = 64;
+/// Bytes of events in one message of a watch; what an event counts covers its encoding.
+pub(crate) const WATCH_MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Frames queued between a bulk worker and its connection, each way; a frame holds at most a block.
 const BULK_FRAMES_MAX: usize = 2;
 /// How long a shutdown waits for calls in flight.

@@ -15,6 +15,8 @@ pub(crate) struct Failed {
     pub leader: Option<String>,
     /// No connection could be made.
     pub unreachable: bool,
+    /// The node's `lockstep-begin`.
+    pub begin: Option<String>,
 }
 
 /// What is known of a failed attempt, and whether to repeat it: the column `retry` in
@@ -51,7 +53,8 @@ impl Failed {
                 let unknown = text("lockstep-outcome").as_deref() == Some("unknown");
                 let message = status.message().to_owned();
                 let verdict = judge(&refusal, unknown);
-                Self { verdict, refusal, message, leader, unreachable: false }
+                let begin = text("lockstep-begin");
+                Self { verdict, refusal, message, leader, unreachable: false, begin }
             }
             None => Self {
                 verdict: judge_silent(status),
@@ -59,6 +62,7 @@ impl Failed {
                 message: why(status),
                 leader,
                 unreachable: never_connected(status),
+                begin: None,
             },
         }
     }
@@ -69,17 +73,24 @@ impl Failed {
             refused;
         let verdict = judge(&refusal, outcome_unknown);
         let leader = Some(leader).filter(|leader| !leader.is_empty());
-        Self { verdict, refusal, message, leader, unreachable: false }
+        Self { verdict, refusal, message, leader, unreachable: false, begin: None }
     }
 
     /// The attempt took too long, without an answer.
     pub(crate) fn timed_out() -> Self {
+        let refusal = "DeadlineExceeded".to_owned();
+        Self { refusal, ..Self::broken("no answer in time") }
+    }
+
+    /// The attempt broke off, and no node said why.
+    pub(crate) fn broken(message: &str) -> Self {
         Self {
             verdict: Verdict::Unknown,
-            refusal: "DeadlineExceeded".to_owned(),
-            message: "no answer in time".to_owned(),
+            refusal: "Unavailable".to_owned(),
+            message: message.to_owned(),
             leader: None,
             unreachable: false,
+            begin: None,
         }
     }
 }
@@ -88,12 +99,13 @@ impl Failed {
 fn judge(refusal: &str, unknown: bool) -> Verdict {
     match refusal {
         _any if unknown => Verdict::Unknown,
-        "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much" => {
-            Verdict::Final
-        }
+        "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much"
+        | "compacted" => Verdict::Final,
         "overloaded" | "checkpoint-too-soon" => Verdict::Overloaded,
         "not-serving" | "sessions-full" => Verdict::Slowly,
-        "disk-full" | "log-full" | "memory-high" | "halted" | "queries-refused" => Verdict::Once,
+        "disk-full" | "log-full" | "memory-high" | "halted" | "queries-refused" | "from-future" => {
+            Verdict::Once
+        }
         _retryable => Verdict::Nothing,
     }
 }
@@ -188,7 +200,7 @@ mod tests {
             assert_eq!(judge(words[0], want == Verdict::Unknown), want, "{row}");
             count += 1;
         }
-        assert_eq!(count, 23, "all rows were read");
+        assert_eq!(count, 25, "all rows were read");
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct Client {
 
 struct Inner {
     routes: Routes,
+    /// The same nodes, with connections for watches.
+    watch_routes: Routes,
     options: Options,
 }
 
@@ -148,9 +150,13 @@ impl Client {
         options: Options,
     ) -> Result<Self> {
         let options = options.bounded();
-        let endpoints = endpoints.into_iter().map(Into::into).collect();
-        let routes = Routes::new(endpoints, options.connect)?;
-        Ok(Self { inner: Arc::new(Inner { routes, options }) })
+        Self::of(endpoints.into_iter().map(Into::into).collect(), options)
+    }
+
+    fn of(endpoints: Vec<String>, options: Options) -> Result<Self> {
+        let routes = Routes::new(endpoints.clone(), options.connect)?;
+        let watch_routes = Routes::new(endpoints, options.connect)?;
+        Ok(Self { inner: Arc::new(Inner { routes, watch_routes, options }) })
     }
 
     pub fn options(&self) -> &Options {
@@ -268,12 +274,7 @@ impl Client {
 
     /// Queries the node at `endpoint`, which answers from what it has applied.
     pub async fn query_at(&self, endpoint: &str, request: impl Into<Bytes>) -> Result<QueryReply> {
-        let alone = Self {
-            inner: Arc::new(Inner {
-                routes: Routes::new(vec![endpoint.to_owned()], self.inner.options.connect)?,
-                options: self.inner.options.clone(),
-            }),
-        };
+        let alone = Self::of(vec![endpoint.to_owned()], self.inner.options.clone())?;
         alone.query(request, Consistency::Local).await
     }
 
@@ -308,6 +309,10 @@ impl Client {
         &self.inner.routes
     }
 
+    pub(crate) fn watch_routes(&self) -> &Routes {
+        &self.inner.watch_routes
+    }
+
     pub(crate) fn group(&self) -> String {
         self.inner.options.group.clone()
     }
@@ -333,7 +338,7 @@ impl Client {
     where
         F: Future<Output = std::result::Result<Response<T>, Status>>,
     {
-        let Inner { routes, options } = &*self.inner;
+        let Inner { routes, options, watch_routes: _ } = &*self.inner;
         let (mut attempts, mut hopeless, mut unknown) = (0, 0, false);
         let mut pace = Pace::of_calls();
         let mut first_leader: Option<String> = None;

@@ -469,13 +469,7 @@ impl Stream {
     fn left(&self, why: &str) -> Failed {
         match &self.leaving {
             Some(failed) => failed.clone(),
-            None => Failed {
-                verdict: Verdict::Unknown,
-                refusal: "stream-ended".to_owned(),
-                message: why.to_owned(),
-                leader: None,
-                unreachable: false,
-            },
+            None => Failed { refusal: "stream-ended".to_owned(), ..Failed::broken(why) },
         }
     }
 }

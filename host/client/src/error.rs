@@ -1,6 +1,6 @@
 //! Why a call has no outcome.
 
-use crate::Reply;
+use crate::{Position, Reply};
 
 /// Why a call has no outcome. Only [`Error::Unknown`] and [`Error::SessionExpired`] leave open
 /// whether the command was applied.
@@ -29,9 +29,22 @@ pub enum Error {
     /// Not applied: the session has more unanswered calls, or longer answers, than nodes keep.
     #[error("{message}")]
     SessionFull { message: String },
-    /// The answer of a node to a query does not conform to the protocol.
+    /// The answer of a node to a query or a watch does not conform to the protocol.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),
+    /// Events at the position to watch from are no longer kept: this client was slower than they
+    /// came, or away for too long. Query and watch from what the answer shows
+    /// ([`Client::query_then_watch`](crate::Client::query_then_watch)); a watch from `begin` would
+    /// miss those in between.
+    #[error("{message}")]
+    Compacted {
+        /// Every event from here on was kept when the node said so.
+        begin: Position,
+        message: String,
+    },
+    /// No node that was asked has applied what precedes the position to watch from.
+    #[error("{message}")]
+    FromFuture { message: String },
     /// The pipeline ended before the command was sent.
     #[error("the pipeline is closed; this command was not sent")]
     Closed,

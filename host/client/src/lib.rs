@@ -7,6 +7,8 @@
 //!   carries the same session and sequence, and the first outcome is the one returned.
 //! - [`Pipeline`] sends many commands over one stream without waiting for each outcome, inside or
 //!   outside of a session.
+//! - [`Client::watch`] streams the events of the state machine, in order and each once, and goes on
+//!   at another node when one is lost.
 //! - Every [`Reply`] says how many attempts it took and whether the leader changed between them.
 //!
 //! ```no_run
@@ -32,6 +34,7 @@ mod pace;
 mod pipeline;
 mod routes;
 mod session;
+mod watch;
 mod window;
 
 /// The wire types, as `client.proto` describes them.
@@ -44,6 +47,7 @@ pub use client::{Client, Consistency, DEADLINE_MAX, Options, Outcome, QueryReply
 pub use error::Error;
 pub use pipeline::{Pending, Pipeline};
 pub use session::Session;
+pub use watch::{Batch, Event, Position, Watch};
 
 /// Largest command and largest query that a node takes, bytes.
 pub const COMMAND_BYTES_MAX: usize = (1 << 20) - (4 << 10);

@@ -8,6 +8,23 @@ pub(crate) fn text_or_hex(bytes: &[u8]) -> String {
     }
 }
 
+/// Shows UTF-8 as text on one line, with control characters and backslashes escaped; any other
+/// bytes as escapes of hexadecimal digits.
+pub(crate) fn one_line(bytes: &[u8]) -> String {
+    let mut line = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for shown in chunk.valid().chars() {
+            if shown.is_control() || shown == '\\' {
+                line.extend(shown.escape_default());
+            } else {
+                line.push(shown);
+            }
+        }
+        line.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    line
+}
+
 /// Shows a size in a form that is read at a glance: a few digits and a binary unit.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -55,6 +72,8 @@ mod tests {
         assert_eq!(size(64 << 20), "64 MiB");
         assert_eq!(text_or_hex(b"caf\xc3\xa9"), "café");
         assert_eq!(text_or_hex(&[0xff, 1]), "0xff01");
+        assert_eq!(one_line("café\t\\ \n".as_bytes()), "café\\t\\\\ \\n");
+        assert_eq!(one_line(b"a\xff\x01b"), "a\\xff\\u{1}b");
     }
 
     #[test]

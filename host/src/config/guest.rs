@@ -113,7 +113,10 @@ mod tests {
         assert_eq!(some, expect);
 
         let wrong = [
-            (parse(Some("1MiB"), None, None, None), "group \"kv\": memory is 1048576; use 33554432 to"),
+            (
+                parse(Some("1MiB"), None, None, None),
+                "group \"kv\": memory is 1048576; use 33554432 to",
+            ),
             (parse(Some("65GiB"), None, None, None), "memory is 69793218560"),
             (parse(Some("much"), None, None, None), "memory: \"much\" is not a size"),
             (parse(None, Some(1), None, None), "entry-fuel is 1"),

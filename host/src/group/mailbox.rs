@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::disk_watch::Hanging;
 use crate::group::askers::Asker;
 use crate::group::deliveries::Delivery;
-use crate::group::event_board::EventBoard;
+use crate::group::event_board::{EventBoard, WatchReport};
 use crate::group::line::{Line, Reply, StreamPermits, Told};
 use crate::group::{Lanes, open_object};
 use crate::metrics::{TransferTally, seconds_histogram};
@@ -177,6 +177,8 @@ pub struct GroupReport {
     pub sessions: u64,
     pub sessions_evicted: u64,
     pub sessions_refused: u64,
+    /// Those who watch the group's events, when the report was asked for.
+    pub watches: WatchReport,
     /// Time from a proposal to its commit, on a leader; and time to apply an entry. Seconds.
     pub commits: Histogram,
     pub applies: Histogram,
@@ -208,6 +210,7 @@ impl GroupReport {
             sessions: 0,
             sessions_evicted: 0,
             sessions_refused: 0,
+            watches: WatchReport::default(),
             commits: seconds_histogram(),
             applies: seconds_histogram(),
         }
@@ -241,6 +244,7 @@ impl GroupReport {
             sessions: gauges.sessions.load(Relaxed),
             sessions_evicted: gauges.sessions_evicted.load(Relaxed),
             sessions_refused: gauges.sessions_refused.load(Relaxed),
+            watches: WatchReport::default(),
             commits: gauges.commits.clone(),
             applies: gauges.applies.clone(),
         }
@@ -472,7 +476,8 @@ impl GroupHandle {
     }
 
     pub fn report(&self) -> GroupReport {
-        self.inner.report.borrow().clone()
+        let report = self.inner.report.borrow().clone();
+        GroupReport { watches: self.inner.board.watches(), ..report }
     }
 
     /// The group's lineage, once it is known here.

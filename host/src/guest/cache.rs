@@ -2,15 +2,15 @@
 //! next.
 //!
 //! - Compiled code is run as it is, so it is never taken from outside: only from a directory that
-//!   belongs to this user and that nobody else can write or read, and only if the file is whole, was
-//!   written for this very module, engine, settings and processor.
-//! - Whatever is damaged or foreign is compiled anew, said, and replaced. A cache that cannot be used
-//!   at all costs time, never an error.
-//! - The cache is bounded: code of other engines goes when it is opened, and it keeps at most
-//!   [`FILES_MAX`] files.
+//!   belongs to this user and that nobody else can write or read, and only if the file is whole,
+//!   was written for this very module, engine, settings and processor.
+//! - Whatever is damaged or foreign is compiled anew, said, and replaced. A cache that cannot be
+//!   used at all costs time, never an error.
+//! - The cache keeps at most [`FILES_MAX`] files.
 //!
 //! `file = magic 8 · key 32 · SHA-256 of the code 32 · code`
 
+use std::ffi::OsString;
 use std::hash::{Hash as _, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 /// Most files that a cache keeps. Those of an author who builds again and again soon go.
 const FILES_MAX: usize = 16;
 
+/// Names the directory of the cache; empty means that there is none.
+const ENV: &str = "LOCKSTEP_CACHE_DIR";
+
 /// A directory with compiled code.
 #[derive(Clone, Debug)]
 pub struct CodeCache {
@@ -44,38 +47,50 @@ enum Found {
 }
 
 impl CodeCache {
-    /// The cache in this directory, which is created if it is missing. `Err` if it cannot be trusted
-    /// or made.
+    /// The cache in this directory, which is created if it is missing. `Err` if it cannot be
+    /// trusted or made.
     pub fn in_dir(dir: &Path) -> io::Result<Self> {
         DiskFs.create_private_dir(dir)?;
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// The module's code: from the cache, or compiled and put there. Returns whether it had to be
-    /// compiled.
-    pub(super) fn load(
-        &self,
-        engine: &Engine,
-        module: ModuleId,
-        compile: impl FnOnce() -> wasmtime::Result<Component>,
-    ) -> wasmtime::Result<(Component, bool)> {
-        let key = key(engine, module);
-        let path = self.dir.join(format!("{}.code", hex(&key)));
-        match self.find(engine, &path, &key) {
-            Found::Code(component) => return Ok((component, false)),
-            Found::Nothing => {}
-            Found::Unusable(why) => {
-                tracing::warn!(file = %path.display(), why, "compiled code is not used: compiling");
-            }
-        }
-        let component = compile()?;
-        if let Err(error) = self.keep(&component, &path, &key) {
-            tracing::warn!(file = %path.display(), %error, "compiled code is not kept");
-        }
-        Ok((component, true))
+    /// This user's cache, if there is a place for it; [`ENV`] names another one, or none. A cache
+    /// that cannot be used is said, and done without.
+    pub fn of_user() -> Option<Self> {
+        let dir = place(|name| std::env::var_os(name))?;
+        Self::in_dir(&dir)
+            .inspect_err(|error| tracing::warn!(%error, "compiled code is not kept"))
+            .ok()
     }
 
-    fn find(&self, engine: &Engine, path: &Path, key: &[u8; 32]) -> Found {
+    /// The module's code, if it is there.
+    pub(super) fn find(&self, engine: &Engine, module: ModuleId) -> Option<Component> {
+        let key = key(engine, module);
+        let path = self.path(&key);
+        match Self::read(engine, &path, &key) {
+            Found::Code(component) => Some(component),
+            Found::Nothing => None,
+            Found::Unusable(why) => {
+                tracing::warn!(file = %path.display(), why, "compiled code is not used: compiling");
+                None
+            }
+        }
+    }
+
+    /// Keeps the module's code.
+    pub(super) fn keep(&self, engine: &Engine, module: ModuleId, component: &Component) {
+        let key = key(engine, module);
+        let path = self.path(&key);
+        if let Err(error) = self.write(component, &path, &key) {
+            tracing::warn!(file = %path.display(), %error, "compiled code is not kept");
+        }
+    }
+
+    fn path(&self, key: &[u8; 32]) -> PathBuf {
+        self.dir.join(format!("{}.code", hex(key)))
+    }
+
+    fn read(engine: &Engine, path: &Path, key: &[u8; 32]) -> Found {
         let file = match read(path) {
             Ok(Some(file)) => file,
             Ok(None) => return Found::Nothing,
@@ -85,7 +100,7 @@ impl CodeCache {
             Ok(code) => code,
             Err(why) => return Found::Unusable(why.to_owned()),
         };
-        // SAFETY: the code was written by `keep` of this program, for this engine: the directory is
+        // SAFETY: the code was written by `write` of this program, for this engine: the directory is
         // this user's alone, and the file names the key and has the digest of the code. Who can
         // write such a file can also replace this program.
         match unsafe { Component::deserialize(engine, code) } {
@@ -94,7 +109,7 @@ impl CodeCache {
         }
     }
 
-    fn keep(&self, component: &Component, path: &Path, key: &[u8; 32]) -> io::Result<()> {
+    fn write(&self, component: &Component, path: &Path, key: &[u8; 32]) -> io::Result<()> {
         let code = component.serialize().map_err(|error| io::Error::other(format!("{error:#}")))?;
         let mut bytes = Vec::with_capacity(HEAD_BYTES + code.len());
         bytes.extend(MAGIC);
@@ -106,7 +121,7 @@ impl CodeCache {
         let _ = DiskFs.remove(&staged);
         let written =
             DiskFs.create(&staged).and_then(|file| file.write_at(&bytes, 0)).and_then(|()| {
-                self.make_space(path)?;
+                self.make_space(&[path, &staged])?;
                 DiskFs.rename(&staged, path)
             });
         if written.is_err() {
@@ -115,18 +130,32 @@ impl CodeCache {
         written
     }
 
-    /// Deletes files until there are fewer than may be kept.
-    fn make_space(&self, new: &Path) -> io::Result<()> {
+    /// Deletes other files until there are fewer than may be kept: also what processes left that
+    /// were killed while they wrote.
+    fn make_space(&self, new: &[&Path]) -> io::Result<()> {
         let names = DiskFs.list(&self.dir)?;
-        let others = names.iter().map(|name| self.dir.join(name)).filter(|path| {
-            path != new && path.extension().is_some_and(|extension| extension == "code")
-        });
-        let others: Vec<_> = others.collect();
+        let ours = |path: &PathBuf| {
+            let extension = path.extension().unwrap_or_default();
+            (extension == "code" || extension == "new") && !new.contains(&&**path)
+        };
+        let others: Vec<_> = names.iter().map(|name| self.dir.join(name)).filter(ours).collect();
         for path in others.iter().skip(FILES_MAX - 1) {
             DiskFs.remove(path)?;
         }
         Ok(())
     }
+}
+
+/// Where this user's cache lies: where [`ENV`] says (nowhere, if it is empty), where systemd says,
+/// or below the directory that programs keep their caches in.
+fn place(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    if let Some(told) = variable(ENV) {
+        return Some(PathBuf::from(told)).filter(|dir| !dir.as_os_str().is_empty());
+    }
+    let set = |name: &str| variable(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    set("CACHE_DIRECTORY")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("lockstep")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache").join("lockstep")))
 }
 
 /// What the code depends on: the module, the engine with its settings, and the processor.
@@ -177,4 +206,91 @@ fn code_of<'a>(file: &'a [u8], key: &[u8; 32]) -> Result<&'a [u8], &'static str>
         return Err("it is damaged");
     }
     Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::engine;
+
+    const MODULE: ModuleId = ModuleId([7; 32]);
+
+    fn compile() -> Component {
+        let engine = engine::shared().expect("the engine starts");
+        Component::new(engine, "(component)").expect("it is a component")
+    }
+
+    /// Spoils the file of a kept module; then it is not used, and keeping it again mends that.
+    fn check(spoil: impl Fn(&mut Vec<u8>)) {
+        let engine = engine::shared().expect("the engine starts");
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = CodeCache::in_dir(&dir.path().join("code")).expect("it can be made");
+        assert!(cache.find(engine, MODULE).is_none());
+        cache.keep(engine, MODULE, &compile());
+        assert!(cache.find(engine, MODULE).is_some(), "it was kept");
+        assert!(cache.find(engine, ModuleId([8; 32])).is_none(), "another module");
+        let path = cache.path(&key(engine, MODULE));
+        let mut bytes = read(&path).expect("it can be read").expect("it is there");
+        spoil(&mut bytes);
+        DiskFs.remove(&path).expect("it is there");
+        DiskFs.create(&path).and_then(|file| file.write_at(&bytes, 0)).expect("it is written");
+        assert!(cache.find(engine, MODULE).is_none(), "it is spoilt");
+        cache.keep(engine, MODULE, &compile());
+        assert!(cache.find(engine, MODULE).is_some(), "it was kept again");
+    }
+
+    #[test]
+    fn what_is_damaged_or_foreign_is_not_run() {
+        check(|bytes| *bytes.last_mut().expect("it has bytes") ^= 1);
+        check(|bytes| bytes.truncate(40));
+        check(|bytes| bytes.truncate(bytes.len() - 1));
+        check(|bytes| bytes.clear());
+        check(|bytes| bytes[0] ^= 1);
+        // The file of another module or engine, under this one's name.
+        check(|bytes| bytes[8] ^= 1);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_not_used() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let open = dir.path().join("open");
+        DiskFs.create_dir_all(&open).expect("it can be made");
+        let refused = CodeCache::in_dir(&open).expect_err("its group may read it");
+        assert!(refused.to_string().contains("set its mode to 0700"), "{refused}");
+        let mode = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&open, mode).expect("it is ours");
+        CodeCache::in_dir(&open).expect("it is nobody else's now");
+    }
+
+    #[test]
+    fn a_cache_is_bounded() {
+        let engine = engine::shared().expect("the engine starts");
+        let dir = tempfile::tempdir().expect("a directory");
+        let cache = CodeCache::in_dir(&dir.path().join("code")).expect("it can be made");
+        let component = compile();
+        for module in 0..2 * FILES_MAX as u8 {
+            cache.keep(engine, ModuleId([module; 32]), &component);
+            assert!(cache.find(engine, ModuleId([module; 32])).is_some(), "the newest is kept");
+        }
+        let names = DiskFs.list(&cache.dir).expect("it can be read");
+        assert_eq!(names.len(), FILES_MAX);
+    }
+
+    #[test]
+    fn the_place_of_the_cache() {
+        let check = |set: &[(&str, &str)], expect: Option<&str>| {
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+            };
+            assert_eq!(place(variable), expect.map(PathBuf::from), "{set:?}");
+        };
+        check(&[], None);
+        check(&[("HOME", "/home/a")], Some("/home/a/.cache/lockstep"));
+        check(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/c")], Some("/c/lockstep"));
+        check(&[("HOME", "/home/a"), ("CACHE_DIRECTORY", "/var/cache/x")], Some("/var/cache/x"));
+        check(&[("HOME", "/home/a"), (ENV, "")], None);
+        check(&[("HOME", "relative")], None);
+        check(&[("HOME", "/home/a"), (ENV, "mine")], Some("mine"));
+    }
 }

@@ -115,8 +115,8 @@ pub struct Report {
     pub info: GuestInfo,
     pub bytes: usize,
     pub names: Names,
-    /// How long it took to compile.
-    pub compiled_in: Duration,
+    /// How long it took to compile; `None` if it had been compiled before.
+    pub compiled_in: Option<Duration>,
     /// Whether queries and snapshots run on a copy of the guest; `Err` says why they cannot.
     pub copied: Result<(), &'static str>,
 }
@@ -247,7 +247,12 @@ impl fmt::Display for Report {
         let Self { id, info, bytes, names, compiled_in, copied } = self;
         writeln!(f, "{} {}", info.name, info.version)?;
         writeln!(f, "  sha256     {id}")?;
-        writeln!(f, "  size       {bytes} bytes, compiled in {} ms", compiled_in.as_millis())?;
+        match compiled_in {
+            Some(took) => {
+                writeln!(f, "  size       {bytes} bytes, compiled in {} ms", took.as_millis())?;
+            }
+            None => writeln!(f, "  size       {bytes} bytes, compiled before")?,
+        }
         write!(f, "  snapshots  writes format {}", info.snapshot_format)?;
         if info.oldest_readable_format < info.snapshot_format {
             write!(f, ", reads from format {} on", info.oldest_readable_format)?;
@@ -359,7 +364,7 @@ mod tests {
                 imports: Vec::new(),
                 exports: vec!["lockstep:fsm/state-machine@0.2.0".to_owned()],
             },
-            compiled_in: Duration::from_millis(56),
+            compiled_in: Some(Duration::from_millis(56)),
             copied: Ok(()),
         };
         let id = "ab".repeat(32);

@@ -15,7 +15,7 @@ use std::io::{self, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_core::apply::Emitted;
@@ -23,8 +23,10 @@ use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::ModuleId;
 use sha2::{Digest as _, Sha256};
+use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::cache::CodeCache;
 use super::check::{self, ModuleRefusal, Report};
 use super::copy::GuestCopy;
 use super::engine;
@@ -32,11 +34,13 @@ use super::imports::{self, HostState, Incoming, SnapshotIo};
 use super::instance::{Instance, Recipe, instantiate_fault, new_store};
 use super::lift::Columns;
 use super::log::GuestLog;
+use super::self_test::ComponentSelfTest;
 use super::text::one_line;
 use super::trap::{self, Call};
-use super::world::{Failure, MachinePre};
+use super::world::{Batch, Failure, MachinePre};
 use super::{
-    Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SnapshotHeader, memory, shape,
+    Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SelfTest, SnapshotHeader, memory,
+    shape,
 };
 
 /// Bytes in each chunk of a snapshot that the guest reads, except the last.
@@ -56,6 +60,8 @@ pub struct ComponentGuest {
     /// Runs the calls that change nothing; without a copy they run on the live instance.
     copy: Option<GuestCopy>,
     budgets: Budgets,
+    /// The commands of the last entry; empty while they are with the guest.
+    batch: Batch,
 }
 
 /// Fuel of each kind of call.
@@ -70,22 +76,28 @@ struct Budgets {
 impl ComponentModule {
     /// Compiles and links the component, and has a throw-away instance describe itself.
     pub fn load(bytes: &[u8]) -> Result<Self, ModuleRefusal> {
+        Self::load_with(bytes, None)
+    }
+
+    /// Like [`Self::load`]; takes the compiled code from the cache, or puts it there.
+    pub fn load_with(bytes: &[u8], cache: Option<&CodeCache>) -> Result<Self, ModuleRefusal> {
         check::check_kind(bytes)?;
         let engine = engine::shared()?;
         let id = ModuleId(Sha256::digest(bytes).into());
-        let started = Instant::now();
-        // The bytes are not trusted, so a panic of the compiler only refuses them.
-        let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
-            .map_err(|_| ModuleRefusal::CompilerPanicked)?
-            .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
-        let compiled_in = started.elapsed();
-        tracing::info!(
-            module = %id,
-            bytes = bytes.len(),
-            elapsed_ms = compiled_in.as_millis(),
-            "module compiled"
-        );
-
+        let kept = cache.and_then(|cache| cache.find(engine, id));
+        let (component, compiled_in) = match kept {
+            Some(component) => {
+                tracing::info!(module = %id, bytes = bytes.len(), "module was compiled before");
+                (component, None)
+            }
+            None => {
+                let (component, took) = compile(engine, id, bytes)?;
+                if let Some(cache) = cache {
+                    cache.keep(engine, id, &component);
+                }
+                (component, Some(took))
+            }
+        };
         let ty = component.component_type();
         let names = check::check_names(
             ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
@@ -108,28 +120,32 @@ impl ComponentModule {
         &self.report
     }
 
+    fn recipe(&self, profile: &Profile, log: &Arc<GuestLog>) -> Result<Recipe, GuestFault> {
+        let call = Call::anywhere("instantiate");
+        engine::check_profile(profile)
+            .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
+        Ok(Recipe {
+            pre: self.pre.clone(),
+            name: Arc::clone(&self.name),
+            log: Arc::clone(log),
+            memory_bytes_max: profile.memory_bytes,
+            event_window_bytes: profile.event_window_bytes as usize,
+            fuel: Budgets::of(profile).init,
+        })
+    }
+
     /// Makes a fresh guest of the concrete type, which reports more than the trait [`Guest`] does.
     pub fn instantiate_component(
         &self,
         bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<ComponentGuest, GuestFault> {
-        let call = Call::anywhere("instantiate");
-        engine::check_profile(&bootstrap.profile)
-            .map_err(|mismatch| call.fault(FaultClass::Host, mismatch.to_string()))?;
+        let recipe = self.recipe(&bootstrap.profile, log)?;
         let budgets = Budgets::of(&bootstrap.profile);
-        let recipe = Recipe {
-            pre: self.pre.clone(),
-            name: Arc::clone(&self.name),
-            log: Arc::clone(log),
-            memory_bytes_max: bootstrap.profile.memory_bytes,
-            event_window_bytes: bootstrap.profile.event_window_bytes as usize,
-            fuel: budgets.init,
-        };
         let (live, memories) = memory::live(|| recipe.make());
         let copied = self.report.copied.is_ok() && memories.have_files();
         let copy = copied.then(|| GuestCopy::new(recipe, memories));
-        Ok(ComponentGuest { live: live?, copy, budgets })
+        Ok(ComponentGuest { live: live?, copy, budgets, batch: Batch::default() })
     }
 }
 
@@ -156,6 +172,22 @@ impl GuestModule for ComponentModule {
         log: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault> {
         Ok(Box::new(self.instantiate_component(bootstrap, log)?))
+    }
+
+    fn instantiate_without_copy(
+        &self,
+        bootstrap: &Bootstrap,
+        log: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
+        Ok(Box::new(ComponentGuest { copy: None, ..self.instantiate_component(bootstrap, log)? }))
+    }
+
+    fn self_test(&self) -> Result<Option<Box<dyn SelfTest>>, GuestFault> {
+        if !self.pre.has_self_test() {
+            return Ok(None);
+        }
+        let recipe = self.recipe(&Profile::default(), &GuestLog::of_no_group())?;
+        Ok(Some(Box::new(ComponentSelfTest::new(&recipe)?)))
     }
 }
 
@@ -213,9 +245,11 @@ impl Guest for ComponentGuest {
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault> {
         let call = Call::at("apply", ctx.index);
         let fuel = self.budgets.apply(commands.len());
-        let told = self
-            .change()
-            .enter(call, fuel, |store, machine| machine.apply(store, ctx, commands))?;
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.fill(commands);
+        let told =
+            self.change().enter(call, fuel, |store, machine| machine.apply(store, ctx, &batch))?;
+        self.batch = batch;
         let malformed = match told {
             Columns::Outcomes(outcomes) if outcomes.len() == commands.len() => {
                 return Ok(Applied { outcomes, emitted: self.take_emitted() });
@@ -331,6 +365,11 @@ impl Guest for ComponentGuest {
     fn is_usable(&self) -> bool {
         !self.live.faulted
     }
+
+    fn fuel_used(&self) -> u64 {
+        // The inherent method of this name.
+        Self::fuel_used(self)
+    }
 }
 
 impl Budgets {
@@ -346,6 +385,23 @@ impl Budgets {
     fn apply(&self, commands: usize) -> u64 {
         self.entry.saturating_add(self.command.saturating_mul(commands as u64))
     }
+}
+
+/// The component's code, and how long it took to compile.
+fn compile(
+    engine: &Engine,
+    id: ModuleId,
+    bytes: &[u8],
+) -> Result<(Component, Duration), ModuleRefusal> {
+    let started = Instant::now();
+    // The bytes are not trusted, so a panic of the compiler only refuses them.
+    let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
+        .map_err(|_| ModuleRefusal::CompilerPanicked)?
+        .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
+    let took = started.elapsed();
+    let elapsed_ms = took.as_millis();
+    tracing::info!(module = %id, bytes = bytes.len(), elapsed_ms, "module compiled");
+    Ok((component, took))
 }
 
 /// Has a throw-away instance describe itself, and checks the types of its exports.

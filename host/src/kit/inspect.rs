@@ -119,7 +119,7 @@ pub fn report_to_json(report: &Report) -> Value {
         "version": info.version,
         "sha256": id.to_string(),
         "file_bytes": bytes,
-        "compiled_in_ms": compiled_in.as_millis() as u64,
+        "compiled_in_ms": compiled_in.map(|took| took.as_millis() as u64),
         "snapshot_format": info.snapshot_format,
         "oldest_readable_format": info.oldest_readable_format,
         "world": format!("{WORLD_PACKAGE}@{}", names.world_version),

@@ -178,6 +178,7 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("log_fsyncs", "Syncs of the node's log", |report| one(report.log_fsyncs))?;
     session_rows(rows)?;
+    watch_rows(rows)?;
     rows.counter("guest_faults", "Guest calls that trapped or failed", |r| one(r.guest_faults))?;
     rows.gauge("snapshot_traps_in_a_row", "Snapshots that trapped since the last success", |r| {
         one(r.snapshot_traps)
@@ -222,6 +223,14 @@ fn session_rows(rows: &mut Rows) -> fmt::Result {
     })?;
     rows.counter("sessions_refused", "Session openings refused for lack of space", |report| {
         one(report.sessions_refused)
+    })
+}
+
+fn watch_rows(rows: &mut Rows) -> fmt::Result {
+    rows.gauge("watches", "Open watches of the group's events", |r| one(r.watches.open))?;
+    rows.counter("watched_events", "Events sent to watches", |report| one(report.watches.sent))?;
+    rows.counter("watches_compacted", "Watches whose position was no longer kept", |report| {
+        one(report.watches.compacted)
     })
 }
 

@@ -83,6 +83,8 @@ impl Method {
                 call(limits::COMMAND_BYTES_MAX + REST_BYTES)
             }
             "/lockstep.v1.Lockstep/ApplyStream" => stream(MESSAGE, MESSAGE),
+            // One small message, and then answers for as long as the call lives.
+            "/lockstep.v1.Lockstep/Watch" => Self { kind: CallKind::Stream, ..call(SMALL_BYTES) },
             "/lockstep.peer.v1.Peer/Meet" => Self { peers: true, ..call(SMALL_BYTES) },
             "/lockstep.peer.v1.Peer/Frames" => peers(MESSAGE),
             "/lockstep.peer.v1.Peer/Bulk" => peers(limits::SNAPSHOT_BLOCK_BYTES + REST_BYTES),

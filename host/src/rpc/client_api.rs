@@ -32,6 +32,7 @@ use crate::rpc::proto::client::lockstep_client::LockstepClient;
 use crate::rpc::proto::client::lockstep_server::Lockstep;
 use crate::rpc::refuse::{LEADER, Refused, check_command, check_sequence};
 use crate::rpc::status::StatusSource;
+use crate::rpc::watch::{WatchStream, Watcher};
 
 /// How long a status call waits for the groups to bring their reports up to date.
 const FRESH_MAX: Duration = Duration::from_millis(500);
@@ -263,6 +264,24 @@ impl Lockstep for ClientApi {
             self.closing.clone(),
             self.stopped.clone(),
         )))
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<WatchStream>, Status> {
+        let link = request.extensions().get::<Arc<Link>>().expect("every call carries its link");
+        let link = Arc::clone(link);
+        if link.is_on_probation() {
+            return Err(Refused::no_place(self.port.links.count().0).into());
+        }
+        let wire::WatchRequest { group, topic_prefix, start } = request.into_inner();
+        let group = self.open_group(&group)?.clone();
+        let router = self.router.clone();
+        let watcher = Watcher::new(group, router, topic_prefix, start, self.closing.clone())?;
+        Ok(Response::new(WatchStream::new(watcher.placed(&self.port, &link)?)))
     }
 
     async fn query(

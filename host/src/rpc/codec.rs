@@ -94,6 +94,9 @@ impl Bounded for client::ApplyRequest {
 impl Bounded for client::QueryRequest {
     const IS_REQUEST: bool = true;
 }
+impl Bounded for client::WatchRequest {
+    const IS_REQUEST: bool = true;
+}
 impl Bounded for client::StatusRequest {
     const IS_REQUEST: bool = true;
 }
@@ -107,6 +110,7 @@ impl Bounded for client::CloseSessionResponse {}
 impl Bounded for client::ApplyResponse {}
 impl Bounded for client::ApplyStreamResponse {}
 impl Bounded for client::QueryResponse {}
+impl Bounded for client::WatchResponse {}
 impl Bounded for client::StatusResponse {}
 impl Bounded for client::CheckpointResponse {}
 impl Bounded for peer::Hello {}

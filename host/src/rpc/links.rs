@@ -41,6 +41,8 @@ pub(super) struct Link {
     waiting: AtomicUsize,
     /// Streams that are open.
     streams: AtomicUsize,
+    /// Watches among them.
+    pub watches: Arc<AtomicUsize>,
     /// Milliseconds from `began` to when something was last sent or received.
     active: AtomicU64,
     leaving: AtomicBool,
@@ -83,6 +85,7 @@ impl Link {
             forwards: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
+            watches: Arc::default(),
             active: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             received: AtomicU64::new(0),

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,16 @@ use crate::budget::{Budget, Budgets, Share};
 use crate::rpc::links::{Link, Links};
 use crate::rpc::requests::Requests;
 use crate::rpc::server::until;
-use crate::rpc::{FORWARDED_BYTES_MAX, connection};
+use crate::rpc::{
+    CONNECTION_WATCHES_MAX, FORWARDED_BYTES_MAX, WATCH_MESSAGE_BYTES_MAX, WATCHES_MAX, connection,
+};
 
 /// A message, or a chunk of an answer, gets the port's patience once, and once more per this many
 /// bytes.
 const BYTES_PER_PATIENCE: u32 = 640 << 10;
 /// Memory that one connection may hold at a time, bytes.
 const SHARE_BYTES: usize = 32 << 20;
+const _: () = assert!(CONNECTION_WATCHES_MAX * WATCH_MESSAGE_BYTES_MAX <= SHARE_BYTES / 2);
 /// Memory that each peer may hold at a time, bytes: for frames and a transfer, windows included.
 const PEER_BYTES: usize = 2 * SHARE_BYTES;
 /// How long accepting pauses after it failed, mostly for lack of descriptors.
@@ -76,6 +79,9 @@ pub struct PortState {
     client_bytes: usize,
     pub(super) patience: Duration,
     pub(super) cut_off: AtomicU64,
+    /// Watches that are open, and that may be.
+    pub(super) watches: Arc<AtomicUsize>,
+    pub(super) watches_max: usize,
     pub(crate) requests: Arc<Requests>,
 }
 
@@ -93,6 +99,8 @@ impl PortState {
             client_bytes: limits.client_bytes,
             patience: limits.patience,
             cut_off: AtomicU64::new(0),
+            watches: Arc::default(),
+            watches_max: WATCHES_MAX.min(limits.connections / 2).max(1),
             requests: Arc::default(),
         })
     }

@@ -4,6 +4,7 @@
 //! against it. Every refusal says whether the command may have been applied. If this node cannot
 //! know, it says "unknown", with a code on which no proxy and no library retries by itself.
 
+use lockstep_core::apply::Position;
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
@@ -19,6 +20,7 @@ pub(super) const REFUSAL: &str = "lockstep-refusal";
 const OUTCOME: &str = "lockstep-outcome";
 pub(super) const LEADER: &str = "lockstep-leader";
 const LEADER_NODE: &str = "lockstep-leader-node";
+const BEGIN: &str = "lockstep-begin";
 /// Metadata of a forwarded call: how often it was forwarded.
 pub(super) const HOP: &str = "lockstep-hop";
 
@@ -33,6 +35,8 @@ pub(super) struct Refused {
     unknown: bool,
     /// The leader, and its address, unless that is not known or wrong.
     leader: Option<(NodeId, Option<String>)>,
+    /// From here on events are kept, if that is why.
+    begin: Option<Position>,
 }
 
 impl Refused {
@@ -69,7 +73,7 @@ impl Refused {
         {
             message += &format!("; its address here is wrong: {why}; ask another node");
         }
-        Self { code, word, message, unknown, leader }
+        Self { code, word, message, unknown, leader, begin: None }
     }
 
     /// The group's actor ended while it had the command.
@@ -103,6 +107,34 @@ impl Refused {
 
     pub(super) fn malformed(why: impl Into<String>) -> Self {
         Self::nothing(Code::InvalidArgument, "malformed", why.into())
+    }
+
+    /// Events from the position `from` on are no longer kept, but those from `begin` on are.
+    pub(super) fn compacted(group: &str, from: Position, begin: Position) -> Self {
+        let message = format!(
+            "group \"{group}\": events at {from} are no longer kept; begin at {begin} and miss \
+             those in between, or query and watch from what the answer shows"
+        );
+        let refused = Self::nothing(Code::OutOfRange, "compacted", message);
+        Self { begin: Some(begin), ..refused }
+    }
+
+    /// The position is after what the replica can say something about.
+    pub(super) fn from_future(group: &str, from: Position, applied: u64) -> Self {
+        let message = format!(
+            "group \"{group}\": this replica has applied entry {applied}, and {from} is after the \
+             next one; watch from the applied index of a query, or at a replica that lags less"
+        );
+        Self::nothing(Code::OutOfRange, "from-future", message)
+    }
+
+    /// The node, or the connection, has as many watches as it may.
+    pub(super) fn too_many_watches(whose: &str, most: usize) -> Self {
+        let message = format!(
+            "overloaded: {whose} has {most} watches, which is the limit; end one, or watch at \
+             another node"
+        );
+        Self::nothing(Code::ResourceExhausted, "overloaded", message)
     }
 
     pub(super) fn deadline(group: &str) -> Self {
@@ -178,7 +210,7 @@ impl Refused {
     }
 
     fn nothing(code: Code, word: &'static str, message: String) -> Self {
-        Self { code, word, message, unknown: false, leader: None }
+        Self { code, word, message, unknown: false, leader: None, begin: None }
     }
 
     pub(super) fn into_status(self) -> Status {
@@ -186,6 +218,10 @@ impl Refused {
         metadata.insert(REFUSAL, AsciiMetadataValue::from_static(self.word));
         let outcome = if self.unknown { "unknown" } else { "nothing" };
         metadata.insert(OUTCOME, AsciiMetadataValue::from_static(outcome));
+        if let Some(begin) = self.begin {
+            let begin = AsciiMetadataValue::try_from(begin.to_string());
+            metadata.insert(BEGIN, begin.expect("digits and a dot"));
+        }
         if let Some((node, address)) = self.leader {
             metadata.insert(LEADER_NODE, AsciiMetadataValue::from(u64::from(node.0)));
             // An address that cannot be a header value is left out; the text has it.
@@ -312,6 +348,9 @@ mod tests {
                 Refused::unknown_group("g", &router),
                 Refused::too_large("command", 2, 1),
                 Refused::malformed("so"),
+                Refused::compacted("g", Position::of_entry(1), Position::of_entry(2)),
+                Refused::from_future("g", Position::of_entry(9), 2),
+                Refused::too_many_watches("this node", 1),
                 Refused::deadline("g"),
                 Refused::no_memory(1),
                 Refused::no_place(1),

@@ -17,7 +17,7 @@ use crate::metrics::seconds_histogram;
 
 /// The methods that are told apart: name, path, and whether calls are *not* timed. A path that ends
 /// with `/` or `.` stands for all paths that begin with it.
-const METHODS: [(&str, &str, bool); 13] = [
+const METHODS: [(&str, &str, bool); 14] = [
     ("Apply", "/lockstep.v1.Lockstep/Apply", false),
     ("Query", "/lockstep.v1.Lockstep/Query", false),
     ("OpenSession", "/lockstep.v1.Lockstep/OpenSession", false),
@@ -25,6 +25,7 @@ const METHODS: [(&str, &str, bool); 13] = [
     ("Status", "/lockstep.v1.Lockstep/Status", false),
     ("Checkpoint", "/lockstep.v1.Lockstep/Checkpoint", false),
     ("ApplyStream", "/lockstep.v1.Lockstep/ApplyStream", true),
+    ("Watch", "/lockstep.v1.Lockstep/Watch", true),
     ("Meet", "/lockstep.peer.v1.Peer/Meet", true),
     ("Frames", "/lockstep.peer.v1.Peer/Frames", true),
     ("Bulk", "/lockstep.peer.v1.Peer/Bulk", true),

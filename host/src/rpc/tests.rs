@@ -10,6 +10,7 @@ mod hostile;
 mod peers;
 mod raw;
 mod streams;
+mod watches;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,7 +42,7 @@ use crate::rpc::versions::PeerVersions;
 
 const GROUP: &str = "bank";
 /// How long a test waits before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The group that all nodes share: what it has applied, and how it is to answer.
 #[derive(Default)]
@@ -275,7 +276,7 @@ impl SnapshotInbox for NoInbox {
     fn begin(&self, _group: GroupId, _offer: Offer, _channel: Inbox) {}
 }
 
-fn report(node: NodeId) -> GroupReport {
+pub(super) fn report(node: NodeId) -> GroupReport {
     let status = GroupStatus {
         name: GROUP.to_owned(),
         node,
@@ -298,6 +299,7 @@ fn report(node: NodeId) -> GroupReport {
         clock_is_off: false,
         log_time_ms: 0,
         log_time_ahead_ms: 0,
+        wakes_at_ms: None,
         checkpoints_skipped: 0,
         captures_failed: 0,
         capture_failure: None,

@@ -236,6 +236,56 @@ pub struct Halted {
     #[prost(string, tag = "2")]
     pub cause: ::prost::alloc::string::String,
 }
+/// Where an event stands in the order of a group's events.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Position {
+    /// The entry that emitted it.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Its number in the entry, from 0.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    /// Empty means the node's only group.
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// Events whose topics begin with it are sent; empty means all. At most 256 bytes.
+    #[prost(string, tag = "2")]
+    pub topic_prefix: ::prost::alloc::string::String,
+    /// The first position to send. Absent: from now on, which is after all that this replica has
+    /// applied. A replica that lags behind the position has 5 s to catch up.
+    #[prost(message, optional, tag = "3")]
+    pub start: ::core::option::Option<Position>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    /// May be empty.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<Event>,
+    /// Every event of the prefix up to and including this entry was sent, in this message or before.
+    #[prost(uint64, tag = "2")]
+    pub applied_index: u64,
+    /// Where to resume after this message.
+    #[prost(message, optional, tag = "3")]
+    pub next: ::core::option::Option<Position>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Event {
+    /// The position.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    /// The log's time when the event was emitted, in milliseconds since 1970.
+    #[prost(uint64, tag = "3")]
+    pub time_ms: u64,
+    #[prost(string, tag = "4")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub payload: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {
     /// Empty: all groups.
@@ -797,6 +847,48 @@ pub mod lockstep_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Query"));
             self.inner.unary(req, path, codec).await
+        }
+        /// Streams the events that the state machine emits under a prefix of their topics, in the order of
+        /// their positions, each once. Any node answers, from what its own replica has applied; positions
+        /// mean the same on every node, so a watch that broke is resumed at any of them.
+        ///
+        /// The way in: query, build a view from the answer, and watch from the entry after the answer's
+        /// applied_index. Nothing is missed in between, and nothing comes twice.
+        ///
+        /// A message comes at once, with every batch of events, and once a second, so that a client whose
+        /// prefix is quiet keeps a position that is still held. A node keeps nothing for a slow client: a
+        /// message holds at most 256 KiB of events, and one that does not read for 10 s is cut off. If
+        /// meanwhile the group's window of events has moved on, resuming is refused as compacted.
+        ///
+        /// The stream has no end of its own. It ends with shutting-down when the node stops; with halted
+        /// once everything was sent that a halted replica has; with not-serving if the replica leaves the
+        /// group; with compacted if a snapshot took the replica beyond events that are no longer kept. At a
+        /// replica that has no state yet it begins with not-serving. A node has at most 1,024 watches, or
+        /// half as many as it takes connections if that is less, and 64 on one connection; one more is
+        /// refused as overloaded.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
         }
         /// Returns what this node knows of its groups.
         pub async fn status(

@@ -229,6 +229,50 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Query"));
             self.inner.unary(req, path, codec).await
         }
+        /// Streams the events that the state machine emits under a prefix of their topics, in the order of
+        /// their positions, each once. Any node answers, from what its own replica has applied; positions
+        /// mean the same on every node, so a watch that broke is resumed at any of them.
+        ///
+        /// The way in: query, build a view from the answer, and watch from the entry after the answer's
+        /// applied_index. Nothing is missed in between, and nothing comes twice.
+        ///
+        /// A message comes at once, with every batch of events, and once a second, so that a client whose
+        /// prefix is quiet keeps a position that is still held. A node keeps nothing for a slow client: a
+        /// message holds at most 256 KiB of events, and one that does not read for 10 s is cut off. If
+        /// meanwhile the group's window of events has moved on, resuming is refused as compacted.
+        ///
+        /// The stream has no end of its own. It ends with shutting-down when the node stops; with halted
+        /// once everything was sent that a halted replica has; with not-serving if the replica leaves the
+        /// group; with compacted if a snapshot took the replica beyond events that are no longer kept. At a
+        /// replica that has no state yet it begins with not-serving. A node has at most 1,024 watches, or
+        /// half as many as it takes connections if that is less, and 64 on one connection; one more is
+        /// refused as overloaded.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::lockstep_client::v1::WatchResponse>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Returns what this node knows of its groups.
         pub async fn status(
             &mut self,
@@ -359,6 +403,37 @@ pub mod lockstep_server {
             tonic::Response<::lockstep_client::v1::QueryResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::lockstep_client::v1::WatchResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Streams the events that the state machine emits under a prefix of their topics, in the order of
+        /// their positions, each once. Any node answers, from what its own replica has applied; positions
+        /// mean the same on every node, so a watch that broke is resumed at any of them.
+        ///
+        /// The way in: query, build a view from the answer, and watch from the entry after the answer's
+        /// applied_index. Nothing is missed in between, and nothing comes twice.
+        ///
+        /// A message comes at once, with every batch of events, and once a second, so that a client whose
+        /// prefix is quiet keeps a position that is still held. A node keeps nothing for a slow client: a
+        /// message holds at most 256 KiB of events, and one that does not read for 10 s is cut off. If
+        /// meanwhile the group's window of events has moved on, resuming is refused as compacted.
+        ///
+        /// The stream has no end of its own. It ends with shutting-down when the node stops; with halted
+        /// once everything was sent that a halted replica has; with not-serving if the replica leaves the
+        /// group; with compacted if a snapshot took the replica beyond events that are no longer kept. At a
+        /// replica that has no state yet it begins with not-serving. A node has at most 1,024 watches, or
+        /// half as many as it takes connections if that is less, and 64 on one connection; one more is
+        /// refused as overloaded.
+        async fn watch(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
         /// Returns what this node knows of its groups.
         async fn status(
             &self,
@@ -687,6 +762,53 @@ pub mod lockstep_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::ServerStreamingService<
+                        ::lockstep_client::v1::WatchRequest,
+                    > for WatchSvc<T> {
+                        type Response = ::lockstep_client::v1::WatchResponse;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::lockstep_client::v1::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
