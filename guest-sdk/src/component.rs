@@ -1,10 +1,13 @@
-//! The glue between the generated bindings and a [`StateMachine`]; WebAssembly only.
+//! The glue between the generated bindings and a plugin's traits; WebAssembly only.
 //!
 //! * An instance has one machine, made by `init` or `restore`, that lasts as long as the instance.
+//! * Each optional export has bindings of its own, so that a component has what it names and no
+//!   more.
 //! * A panic becomes a message in the host's log and then a trap.
 //!
 //! Public for [`export!`](crate::export!) only; plugins do not use this module.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::marker::PhantomData;
@@ -12,28 +15,64 @@ use std::sync::Once;
 
 use bindings::exports::lockstep::fsm::state_machine as wit;
 use bindings::lockstep::fsm::snapshot_io;
+use bindings::lockstep::fsm::types::Omission;
+use digest_bindings::exports::lockstep::fsm::digest as wit_digest;
+use self_test_bindings::exports::lockstep::fsm::self_test as wit_self_test;
+use wake_bindings::exports::lockstep::fsm::wake as wit_wake;
 
 use crate::snapshot::{CHUNK_BYTES_MAX, ChunkSource};
 use crate::{
-    Context, Failure, Info, Level, Outcome, SnapshotHeader, SnapshotReader, StateMachine, machine,
+    Answers, Commands, Context, Digest, Failure, Info, Level, SelfTest, SnapshotHeader,
+    SnapshotReader, StateMachine, Wake, machine,
 };
 
 /// The bindings that `wit-bindgen` generates from `wit/fsm.wit`.
 pub mod bindings {
     wit_bindgen::generate!({
-        path: "../wit",
+        path: "wit",
         world: "fsm",
         pub_export_macro: true,
         export_macro_name: "__export_fsm",
     });
 }
 
-thread_local! {
-    /// The machine of this instance; `None` until `init` or `restore` made it.
-    static MACHINE: RefCell<Option<Box<dyn Running>>> = const { RefCell::new(None) };
+/// Those of the optional export `wake`.
+pub mod wake_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        inline: "package lockstep:sdk-wake; world wake { export lockstep:fsm/wake@0.2.0; }",
+        with: { "lockstep:fsm/types@0.2.0": super::bindings::lockstep::fsm::types },
+        pub_export_macro: true,
+        export_macro_name: "__export_wake",
+    });
 }
 
-/// Implements the generated trait for a state machine.
+/// Those of the optional export `digest`.
+pub mod digest_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        inline: "package lockstep:sdk-digest; world digest { export lockstep:fsm/digest@0.2.0; }",
+        pub_export_macro: true,
+        export_macro_name: "__export_digest",
+    });
+}
+
+/// Those of the optional export `self-test`.
+pub mod self_test_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        inline: "package lockstep:sdk-test; world test { export lockstep:fsm/self-test@0.2.0; }",
+        pub_export_macro: true,
+        export_macro_name: "__export_self_test",
+    });
+}
+
+thread_local! {
+    /// The machine of this instance; `None` until `init` or `restore` made it.
+    static MACHINE: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+}
+
+/// Implements the generated traits for a plugin.
 pub struct Exported<M>(PhantomData<M>);
 
 impl<M: StateMachine> wit::Guest for Exported<M> {
@@ -49,52 +88,61 @@ impl<M: StateMachine> wit::Guest for Exported<M> {
         Ok(())
     }
 
-    fn apply(ctx: wit::Context, commands: Vec<wit::Command>) -> Vec<wit::Outcome> {
-        with_machine(|machine| machine.apply(&ctx.into(), &commands))
+    fn apply(ctx: wit::Context, commands: wit::Commands) -> wit::Outcomes {
+        with_machine(|machine: &mut M| {
+            let commands = Commands::new(&commands.ends, &commands.data);
+            machine::apply_entry(machine, &ctx.into(), commands).into()
+        })
     }
 
     fn query(ctx: wit::Context, request: Vec<u8>) -> Result<Vec<u8>, Vec<u8>> {
-        with_machine(|machine| machine.query(&ctx.into(), &request))
+        with_machine(|machine: &mut M| machine.query(&ctx.into(), &request))
     }
 
     fn snapshot() -> Result<(), wit::Failure> {
-        with_machine(|machine| Ok(machine.snapshot()?))
+        with_machine(|machine: &mut M| Ok(machine::snapshot(machine, &mut HostSink)?))
     }
 
     fn restore(header: wit::SnapshotHeader, config: Vec<u8>) -> Result<(), wit::Failure> {
         report_panics();
         let mut from = SnapshotReader::from_chunks(HostSource);
-        let machine: M = machine::restore_from(&header.into(), &config, &mut from)?;
+        let machine: M = machine::restore(&header.into(), &config, &mut from)?;
         MACHINE.set(Some(Box::new(machine)));
         Ok(())
     }
 }
 
-/// A state machine with its type erased, so that one static serves every plugin.
-trait Running {
-    fn apply(&mut self, ctx: &Context, commands: &[wit::Command]) -> Vec<wit::Outcome>;
-    fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>>;
-    fn snapshot(&self) -> Result<(), Failure>;
-}
-
-impl<M: StateMachine> Running for M {
-    fn apply(&mut self, ctx: &Context, commands: &[wit::Command]) -> Vec<wit::Outcome> {
-        let payloads = commands.iter().map(|command| command.payload.as_slice());
-        machine::apply_each(self, ctx, payloads).map(|outcome| outcome.told().into()).collect()
-    }
-
-    fn query(&self, ctx: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
-        StateMachine::query(self, ctx, request)
-    }
-
-    fn snapshot(&self) -> Result<(), Failure> {
-        machine::snapshot(self, &mut HostSink)
+impl<M: Wake> wit_wake::Guest for Exported<M> {
+    fn wake(ctx: wit::Context) {
+        with_machine(|machine: &mut M| machine.wake(&ctx.into()));
     }
 }
 
-fn with_machine<R>(work: impl FnOnce(&mut dyn Running) -> R) -> R {
+impl<M: Digest> wit_digest::Guest for Exported<M> {
+    fn digest() -> Vec<u8> {
+        with_machine(|machine: &mut M| machine.digest())
+    }
+}
+
+impl<M: SelfTest> wit_self_test::Guest for Exported<M> {
+    fn claim() -> wit_self_test::Claims {
+        wit_self_test::Claims { independent_of_packing: M::INDEPENDENT_OF_PACKING }
+    }
+
+    fn command(number: u64) -> Vec<u8> {
+        report_panics();
+        M::command(number)
+    }
+
+    fn query(number: u64) -> Vec<u8> {
+        report_panics();
+        <M as SelfTest>::query(number)
+    }
+}
+
+fn with_machine<M: StateMachine, R>(work: impl FnOnce(&mut M) -> R) -> R {
     MACHINE.with_borrow_mut(|machine| match machine {
-        Some(machine) => work(machine.as_mut()),
+        Some(machine) => work(machine.downcast_mut().expect("a component exports one machine")),
         None => {
             report_panics();
             panic!("the host calls init or restore first");
@@ -168,11 +216,14 @@ impl From<Info> for wit::Info {
     }
 }
 
-impl From<Outcome> for wit::Outcome {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Ok(answer) => Self::Ok(answer),
-            Outcome::Rejected(reason) => Self::Rejected(reason),
+impl From<Answers> for wit::Outcomes {
+    fn from(answers: Answers) -> Self {
+        let omission = |(position, bytes)| Omission { position, bytes };
+        Self {
+            ends: answers.ends,
+            data: answers.data,
+            rejected: answers.rejected,
+            omitted: answers.omitted.into_iter().map(omission).collect(),
         }
     }
 }

@@ -8,9 +8,10 @@
 //! * a snapshot is either read to its last byte or refused.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::time::Duration;
 
-use crate::{Rng, SnapshotReader, SnapshotWriter};
+use crate::{Answers, Commands, Rng, SnapshotReader, SnapshotWriter};
 
 /// A replicated state machine.
 ///
@@ -31,6 +32,15 @@ pub trait StateMachine: Sized + 'static {
 
     /// Executes one command.
     fn apply(&mut self, ctx: &Context, command: &[u8]) -> Outcome;
+
+    /// Executes the commands of one entry, in order, and answers each. The default calls
+    /// [`apply`](StateMachine::apply) for each, with its position; override it to do for all what
+    /// need not be done for each, or to write answers into place.
+    fn apply_batch(&mut self, ctx: &Context, commands: Commands<'_>, answers: &mut Answers) {
+        for (ctx, command) in commands.with_contexts(ctx) {
+            answers.push(self.apply(&ctx, command));
+        }
+    }
 
     /// Answers a query; `ctx` is that of the last applied entry. `Err` rejects the query, with a
     /// reason.
@@ -73,7 +83,7 @@ impl Info {
 pub struct Context {
     /// Index of the entry in the log. Increases from entry to entry, with gaps.
     pub index: u64,
-    /// Position of the command in its entry, starting at 0; 0 in `init` and `query`.
+    /// Position of the command in its entry, starting at 0; 0 in all calls but `apply`.
     pub position: u32,
     /// Milliseconds since 1970, stamped by the leader; never decreases.
     pub time_ms: u64,
@@ -88,18 +98,27 @@ impl Context {
     pub fn rng(&self) -> Rng {
         Rng::new(self.seed, self.position)
     }
+
+    /// The time of the log after so long: a deadline, for instance. Whole milliseconds count.
+    pub fn after(&self, duration: Duration) -> u64 {
+        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        self.time_ms.saturating_add(ms)
+    }
+
+    /// How long ago a time of the log was; nothing if it is still to come.
+    pub fn since(&self, time_ms: u64) -> Duration {
+        Duration::from_millis(self.time_ms.saturating_sub(time_ms))
+    }
+
+    /// Whether the log's time has reached a deadline.
+    pub fn has_reached(&self, time_ms: u64) -> bool {
+        self.time_ms >= time_ms
+    }
 }
 
 /// The longest answer to a command that reaches a client, in bytes. If an answer is longer, the
 /// client is told only that the command was executed and how long the answer was.
 pub const OUTCOME_BYTES_MAX: usize = 64 << 10;
-
-/// Prefix of what the host receives in place of an answer that is too long; the answer's length
-/// follows. See `outcome` in `wit/fsm.wit`.
-#[cfg(any(target_arch = "wasm32", test))]
-const TOO_LONG_MARKER: [u8; 16] = [
-    0xd3, 0x1e, 0x9a, 0x47, 0x05, 0xc8, 0x6b, 0xf2, 0x7d, 0x30, 0xb4, 0x8c, 0xe9, 0x51, 0x26, 0xaf,
-];
 
 /// The replicated answer to one command. At most [`OUTCOME_BYTES_MAX`] bytes of it reach a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +127,13 @@ pub enum Outcome {
     Ok(Vec<u8>),
     /// The state machine's rules refuse the command; the bytes say why.
     Rejected(Vec<u8>),
+    /// What the harness shows, and the client is told, instead of an answer over
+    /// [`OUTCOME_BYTES_MAX`].
+    #[non_exhaustive]
+    TooLong {
+        /// The length of the answer.
+        bytes: u64,
+    },
 }
 
 impl Outcome {
@@ -120,28 +146,15 @@ impl Outcome {
     pub fn rejected(reason: impl Into<Vec<u8>>) -> Self {
         Self::Rejected(reason.into())
     }
-
-    /// The outcome to hand to the host: an answer that is too long is replaced by its length. Its
-    /// bytes are freed at once, so that an entry of long answers takes no more memory than one of
-    /// short ones.
-    #[cfg(any(target_arch = "wasm32", test))]
-    pub(crate) fn told(self) -> Self {
-        let (Self::Ok(bytes) | Self::Rejected(bytes)) = &self;
-        match bytes.len() {
-            ..=OUTCOME_BYTES_MAX => self,
-            length => {
-                Self::Rejected([&TOO_LONG_MARKER[..], &(length as u64).to_le_bytes()].concat())
-            }
-        }
-    }
 }
 
-/// `ok ANSWER` or `rejected REASON`, for people and tests.
+/// `ok ANSWER`, `rejected REASON` or `too long: BYTES bytes`, for people and tests.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (case, bytes) = match self {
             Self::Ok(bytes) => ("ok", bytes),
             Self::Rejected(bytes) => ("rejected", bytes),
+            Self::TooLong { bytes } => return write!(f, "too long: {bytes} bytes"),
         };
         write!(f, "{case} {}", String::from_utf8_lossy(bytes))
     }
@@ -199,46 +212,29 @@ pub struct SnapshotHeader {
     pub time_ms: u64,
 }
 
-/// Executes the commands of one entry in order; returns an outcome for each.
-pub fn apply_entry<'a, M: StateMachine>(
+/// Executes the commands of one entry. A machine that does not answer each of them has a bug.
+pub(crate) fn apply_entry<M: StateMachine>(
     machine: &mut M,
     ctx: &Context,
-    commands: impl IntoIterator<Item = &'a [u8]>,
-) -> Vec<Outcome> {
-    apply_each(machine, ctx, commands).collect()
-}
-
-/// Like [`apply_entry`], but executes a command only when its outcome is taken, so that the caller
-/// can free each outcome before the next.
-pub(crate) fn apply_each<'a, M: StateMachine>(
-    machine: &mut M,
-    ctx: &Context,
-    commands: impl IntoIterator<Item = &'a [u8]>,
-) -> impl Iterator<Item = Outcome> {
-    let numbered = (0..).zip(commands);
-    numbered.map(move |(position, command)| machine.apply(&Context { position, ..*ctx }, command))
+    commands: Commands<'_>,
+) -> Answers {
+    let mut answers = Answers::to(commands);
+    machine.apply_batch(ctx, commands, &mut answers);
+    let (answered, expected) = (answers.len(), commands.len());
+    assert!(answered == expected, "`apply_batch` gave {answered} answers to {expected} commands");
+    answers
 }
 
 /// Writes a machine's whole state to `sink`.
-pub fn snapshot<M: StateMachine>(machine: &M, sink: &mut dyn Write) -> Result<(), Failure> {
+pub(crate) fn snapshot<M: StateMachine>(machine: &M, sink: &mut dyn Write) -> Result<(), Failure> {
     let mut out = SnapshotWriter::new(sink);
     machine.snapshot(&mut out)?;
     Ok(out.finish()?)
 }
 
-/// Builds a machine from all of `source`. Refuses formats outside the machine's range and bytes
+/// Builds a machine from all of `from`. Refuses formats outside of the machine's range and bytes
 /// left over, so that machines do not have to.
-pub fn restore<M: StateMachine>(
-    header: &SnapshotHeader,
-    config: &[u8],
-    source: &mut dyn Read,
-) -> Result<M, Failure> {
-    let mut from = SnapshotReader::new(source);
-    restore_from(header, config, &mut from)
-}
-
-/// Like [`restore`], from an existing reader.
-pub(crate) fn restore_from<M: StateMachine>(
+pub(crate) fn restore<M: StateMachine>(
     header: &SnapshotHeader,
     config: &[u8],
     from: &mut SnapshotReader,
@@ -258,17 +254,14 @@ pub(crate) fn restore_from<M: StateMachine>(
 mod tests {
     use super::*;
 
-    /// A long answer becomes the marker and its length, byte for byte as the host expects them.
+    /// Times of the log end with 64 bits and do not wrap around.
     #[test]
-    fn of_a_long_answer_the_length_is_told() {
-        let longest = vec![b'a'; OUTCOME_BYTES_MAX];
-        for whole in [Outcome::ok("a"), Outcome::Ok(longest.clone()), Outcome::Rejected(longest)] {
-            assert_eq!(whole.clone().told(), whole);
-        }
-        let expect = [&TOO_LONG_MARKER[..], &[1, 0, 1, 0, 0, 0, 0, 0]].concat();
-        for long in [Outcome::Ok, Outcome::Rejected] {
-            let told = long(vec![b'a'; OUTCOME_BYTES_MAX + 1]).told();
-            assert_eq!(told, Outcome::Rejected(expect.clone()));
-        }
+    fn times_of_the_log() {
+        let ctx = Context { index: 1, position: 0, time_ms: 1_000, seed: (0, 0) };
+        assert_eq!(ctx.after(Duration::from_micros(2_999)), 1_002);
+        assert_eq!(ctx.after(Duration::MAX), u64::MAX);
+        assert_eq!(ctx.since(400), Duration::from_millis(600));
+        assert_eq!(ctx.since(1_001), Duration::ZERO);
+        assert!(ctx.has_reached(1_000) && !ctx.has_reached(1_001));
     }
 }

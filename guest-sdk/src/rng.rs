@@ -3,7 +3,8 @@
 //! The generator is xoroshiro128++ (Blackman and Vigna), seeded from the log. Not for secrets: the
 //! numbers follow from the log.
 
-/// A pseudo-random generator; get one from `Context::rng`.
+/// A pseudo-random generator. In a state machine, get one from `Context::rng`; in `SelfTest` and in
+/// tests, from [`Rng::from_number`].
 #[derive(Clone, Debug)]
 pub struct Rng {
     low: u64,
@@ -11,6 +12,22 @@ pub struct Rng {
 }
 
 impl Rng {
+    /// A generator that yields the same numbers for the same number, and others for another one:
+    /// what `SelfTest::command` makes up its commands with.
+    ///
+    /// ```
+    /// # use lockstep_guest::*;
+    /// fn command(number: u64) -> Vec<u8> {
+    ///     let mut rng = Rng::from_number(number);
+    ///     let name = *rng.pick(&["ann", "bob"]);
+    ///     format!("open {name} {}", rng.below(100)).into()
+    /// }
+    /// assert_eq!(command(7), command(7));
+    /// ```
+    pub fn from_number(number: u64) -> Self {
+        Self::new((number, 0), 0)
+    }
+
     /// A generator that yields the same numbers for the same seed and position.
     pub(crate) fn new(seed: (u64, u64), position: u32) -> Self {
         let low = scramble(seed.0 ^ scramble(u64::from(position)));
@@ -40,6 +57,12 @@ impl Rng {
                 return number % bound;
             }
         }
+    }
+
+    /// One of these, each equally likely. Panics when there are none.
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        let place = usize::try_from(self.below(items.len() as u64));
+        &items[place.expect("a place in a slice fits")]
     }
 }
 
@@ -79,5 +102,15 @@ mod tests {
             seen[usize::try_from(rng.below(6)).expect("below 6")] = true;
         }
         assert_eq!(seen, [true; 6]);
+    }
+
+    /// `pick` returns every item.
+    #[test]
+    fn each_item_is_picked() {
+        let mut rng = Rng::from_number(1);
+        let mut seen: Vec<i32> = (0..100).map(|_| *rng.pick(&[3, 4, 5])).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [3, 4, 5]);
     }
 }

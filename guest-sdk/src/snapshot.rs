@@ -8,14 +8,23 @@
 
 use std::io::{self, BufRead, Read, Write};
 
+use crate::codec::{Decode, Encode};
+use crate::{DetMap, Failure};
+
 /// The bytes that are gathered before the host is called. A call costs about as much as copying a
 /// few KiB, so at this size it no longer matters, and two chunks fit into any cache.
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// The longest item of `read_item`, in bytes: far more than a command may have, so that only a
+/// damaged length exceeds it.
+pub const ITEM_BYTES_MAX: usize = 64 << 20;
 
 /// The sink to which a state machine writes its state.
 pub struct SnapshotWriter<'a> {
     /// Bytes not yet handed on; between calls always shorter than a full chunk.
     chunk: Vec<u8>,
+    /// The item that is being encoded.
+    item: Vec<u8>,
     /// Where full chunks go.
     sink: &'a mut dyn Write,
 }
@@ -23,7 +32,7 @@ pub struct SnapshotWriter<'a> {
 impl<'a> SnapshotWriter<'a> {
     /// A writer that hands chunks on to `sink`.
     pub fn new(sink: &'a mut dyn Write) -> Self {
-        Self { chunk: Vec::with_capacity(CHUNK_BYTES_MAX), sink }
+        Self { chunk: Vec::with_capacity(CHUNK_BYTES_MAX), item: Vec::new(), sink }
     }
 
     /// Writes a number.
@@ -37,6 +46,31 @@ impl<'a> SnapshotWriter<'a> {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a block over 4 GiB"))?;
         self.write_all(&length.to_le_bytes())?;
         self.write_all(block)
+    }
+
+    /// Writes a value, as a block of its encoded bytes. Only this item is in memory twice.
+    pub fn write_item<C: Encode<T>, T>(&mut self, item: &T) -> io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.item);
+        bytes.clear();
+        C::encode(item, &mut bytes)
+            .map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        self.write_block(&bytes)?;
+        self.item = bytes;
+        Ok(())
+    }
+
+    /// Writes how many items there are, then each: `out.write_items::<Json, _>(&self.map)`.
+    pub fn write_items<C, I>(&mut self, items: I) -> io::Result<()>
+    where
+        I: IntoIterator<IntoIter: ExactSizeIterator>,
+        C: Encode<I::Item>,
+    {
+        let items = items.into_iter();
+        self.write_u64(items.len() as u64)?;
+        for item in items {
+            self.write_item::<C, _>(&item)?;
+        }
+        Ok(())
     }
 
     /// Hands on the rest, without which the snapshot would lack its end. The SDK calls this after
@@ -122,6 +156,41 @@ impl<'a> SnapshotReader<'a> {
         let mut block = vec![0; length];
         self.read_exact(&mut block)?;
         Ok(block)
+    }
+
+    /// Reads a value that `write_item` wrote; at most [`ITEM_BYTES_MAX`] bytes.
+    pub fn read_item<C: Decode<T>, T>(&mut self) -> io::Result<T> {
+        let bytes = self.read_block(ITEM_BYTES_MAX)?;
+        C::decode(&bytes).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+    }
+
+    /// Reads what `write_items` wrote, one item after another, into a collection:
+    /// `from.read_items::<Json, Vec<Job>, _>()`.
+    pub fn read_items<C, Items, T>(&mut self) -> io::Result<Items>
+    where
+        C: Decode<T>,
+        Items: FromIterator<T>,
+    {
+        let count = self.read_u64()?;
+        (0..count).map(|_| self.read_item::<C, T>()).collect()
+    }
+
+    /// Reads a map that `write_items` wrote. Its keys must ascend, as those of every map that was
+    /// written do; repeated keys count as damage.
+    pub fn read_map<C, K, V>(&mut self) -> Result<DetMap<K, V>, Failure>
+    where
+        C: Decode<(K, V)>,
+        K: Ord,
+    {
+        let mut map = DetMap::new();
+        for _ in 0..self.read_u64()? {
+            let (key, value) = self.read_item::<C, (K, V)>()?;
+            if map.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                return Err(Failure::Corrupt("its keys are out of order".to_owned()));
+            }
+            map.insert(key, value);
+        }
+        Ok(map)
     }
 
     /// Whether all bytes were read.

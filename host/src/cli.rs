@@ -8,15 +8,20 @@ use clap::{Parser, Subcommand};
 use crate::logging;
 
 pub(crate) mod apply;
+mod bench;
 mod check;
 mod dev;
 mod format;
+mod inspect;
+mod kit;
 mod query;
 mod recover;
 mod remote;
+mod run;
 mod serve;
 mod snapshot;
 pub(crate) mod status;
+mod test;
 mod watch;
 
 /// Replicates a state machine that you ship as a WebAssembly component.
@@ -36,6 +41,8 @@ Examples:
   lockstep watch --endpoint 127.0.0.1:7101 orders/
   lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
   lockstep check my-machine.wasm
+  lockstep test my-machine.wasm                 look for what breaks the contract
+  lockstep run my-machine.wasm                  a prompt, on one node in memory
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
 
@@ -57,6 +64,14 @@ enum Command {
     Status(status::Args),
     /// Check whether a node would accept a component as a state machine.
     Check(check::Args),
+    /// Look for cases in which a state machine breaks its contract, and shrink them.
+    Test(test::Args),
+    /// Try a state machine at a prompt, on one node in memory.
+    Run(run::Args),
+    /// Measure a state machine's commands and snapshots.
+    Bench(bench::Args),
+    /// Show what is in a component: interfaces, sizes, formats, limits.
+    Inspect(inspect::Args),
     /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
@@ -118,6 +133,10 @@ fn run(command: Command) -> Outcome {
         Command::Watch(args) => block_on(watch::run(args))?,
         Command::Status(args) => block_on(status::run(args))?,
         Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),

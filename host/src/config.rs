@@ -31,6 +31,7 @@ pub mod guest;
 
 pub use clients::ClientSettings;
 pub use guest::GuestLimits;
+use guest::Written;
 
 use address::{Place, check_address};
 
@@ -147,6 +148,7 @@ struct RawGroup {
     memory: Option<String>,
     entry_fuel: Option<u64>,
     command_fuel: Option<u64>,
+    event_window: Option<String>,
     snapshot_entries: Option<u64>,
     snapshot_log_bytes: Option<String>,
     catch_up_entries: Option<u64>,
@@ -302,8 +304,13 @@ fn groups(
         let cap = group.snapshot_cap.as_deref();
         let snapshot_cap = cap.map(|s| parse_share("snapshot-cap", s)).transpose()?;
         check_guest_config(&name, &group.config)?;
-        let (memory, fuel) = (group.memory.as_deref(), (group.entry_fuel, group.command_fuel));
-        let limits = GuestLimits::parse(&name, memory, fuel.0, fuel.1)?;
+        let written = Written {
+            memory: group.memory.as_deref(),
+            entry_fuel: group.entry_fuel,
+            command_fuel: group.command_fuel,
+            event_window: group.event_window.as_deref(),
+        };
+        let limits = GuestLimits::parse(&name, written)?;
         specs.push(GroupSpec {
             module: match group.module.strip_prefix("native:") {
                 Some(native) => ModuleSource::Native(native.to_owned()),

@@ -11,6 +11,8 @@
 //! - A problem of this node alone never becomes an outcome: an [`Outcome`] is always what the guest
 //!   returned.
 
+#[expect(unsafe_code, reason = "compiled code is loaded here; the block has its SAFETY note")]
+mod cache;
 pub mod check;
 pub mod component;
 mod copy;
@@ -31,6 +33,7 @@ mod text;
 mod trap;
 mod world;
 
+pub use self::cache::CodeCache;
 pub use self::log::GuestLog;
 
 use std::io;
@@ -137,6 +140,25 @@ pub trait Guest: Send {
     fn memory_bytes(&self) -> u64;
     /// Whether the guest may be entered again: no fault has made it unusable.
     fn is_usable(&self) -> bool;
+    /// Fuel used by all calls so far; 0 if nobody counts it.
+    fn fuel_used(&self) -> u64 {
+        0
+    }
+}
+
+/// What the author of a module claims beyond the contract, to be tested.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Claims {
+    /// It does not matter how commands are packed into entries.
+    pub independent_of_packing: bool,
+}
+
+/// A module's own tests: it makes up commands and queries that are worth trying. Every number
+/// gives another one, and always the same one.
+pub trait SelfTest: Send {
+    fn claims(&mut self) -> Result<Claims, GuestFault>;
+    fn command(&mut self, number: u64) -> Result<Bytes, GuestFault>;
+    fn query(&mut self, number: u64) -> Result<Bytes, GuestFault>;
 }
 
 /// Makes fresh guests of one module.
@@ -162,6 +184,20 @@ pub trait GuestModule: Send + Sync {
         bootstrap: &Bootstrap,
         log: &Arc<GuestLog>,
     ) -> Result<Box<dyn Guest>, GuestFault>;
+    /// Makes a fresh guest that runs queries, snapshots and digests on itself, even if it could
+    /// have a copy: so a test sees whether they change the state.
+    fn instantiate_without_copy(
+        &self,
+        bootstrap: &Bootstrap,
+        log: &Arc<GuestLog>,
+    ) -> Result<Box<dyn Guest>, GuestFault> {
+        self.instantiate(bootstrap, log)
+    }
+    /// The module's own tests, on an instance that is neither initialised nor restored; `None` if
+    /// it offers none.
+    fn self_test(&self) -> Result<Option<Box<dyn SelfTest>>, GuestFault> {
+        Ok(None)
+    }
 }
 
 /// A module, which many groups may share.

@@ -19,6 +19,7 @@ pub mod fs;
 pub mod fuzz;
 pub mod group;
 pub mod guest;
+pub mod kit;
 pub(crate) mod logging;
 pub mod metrics;
 pub mod node;

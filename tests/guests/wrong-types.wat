@@ -6,4 +6,4 @@
   (instance $machine
     (export "describe" (func $f)) (export "init" (func $f)) (export "apply" (func $f))
     (export "query" (func $f)) (export "snapshot" (func $f)) (export "restore" (func $f)))
-  (export "lockstep:fsm/state-machine@0.1.0" (instance $machine)))
+  (export "lockstep:fsm/state-machine@0.2.0" (instance $machine)))

@@ -28,11 +28,20 @@ pub(crate) use rustc::{is_rustc, run_rustc};
 
 /// What a component may import; the host provides nothing else. `types` is among them if
 /// interfaces share types.
-const IMPORTS: [&str; 3] =
-    ["lockstep:fsm/host@0.1.0", "lockstep:fsm/snapshot-io@0.1.0", "lockstep:fsm/types@0.1.0"];
+const IMPORTS: [&str; 5] = [
+    "lockstep:fsm/host@0.2.0",
+    "lockstep:fsm/events@0.2.0",
+    TIMER,
+    "lockstep:fsm/snapshot-io@0.2.0",
+    "lockstep:fsm/types@0.2.0",
+];
+
+/// A component that imports the timer exports what it calls.
+const TIMER: &str = "lockstep:fsm/timer@0.2.0";
+const WAKE: &str = "lockstep:fsm/wake@0.2.0";
 
 /// What a component must export.
-const EXPORT: &str = "lockstep:fsm/state-machine@0.1.0";
+const EXPORT: &str = "lockstep:fsm/state-machine@0.2.0";
 
 /// Builds all guests and prints each step; returns the components' files, sorted.
 pub(crate) fn build() -> Result<Vec<PathBuf>> {
@@ -210,9 +219,12 @@ fn checked_imports(component: &[u8]) -> Result<Vec<String>> {
          randomness usually brings that in",
         foreign.join(", "),
     );
+    let exports = |name| world.exports.keys().any(|key| resolve.name_world_key(key) == name);
+    ensure!(exports(EXPORT), "it does not export {EXPORT}; is `lockstep_guest::export!` missing?");
     ensure!(
-        world.exports.keys().any(|key| resolve.name_world_key(key) == EXPORT),
-        "it does not export {EXPORT}; is `lockstep_guest::export!` missing?",
+        exports(WAKE) || !imports.iter().any(|name| name == TIMER),
+        "it sets the timer and does not export {WAKE}: implement `Wake`, and write `wake` in \
+         `lockstep_guest::export!`",
     );
     Ok(imports)
 }

@@ -1,7 +1,7 @@
 //! The bank's promises: it rejects what it should, conserves the total, and counts every transfer.
 
 use lockstep_guest::Failure;
-use lockstep_guest::testing::Harness;
+use lockstep_guest::testing::{Explore, Harness};
 
 use crate::Bank;
 
@@ -113,4 +113,22 @@ fn a_damaged_snapshot_is_refused() {
     let swapped: Vec<u8> =
         whole.iter().map(|&byte| if byte == b'n' { b'\xff' } else { byte }).collect();
     assert!(matches!(bank.restore(&swapped), Err(Failure::Corrupt(_))));
+}
+
+/// Whatever is sent, each account brings 10 and nothing else changes the total.
+#[test]
+fn whatever_is_sent_the_total_is_conserved() {
+    Explore::<Bank>::new()
+        .commands(|rng| match rng.below(4) {
+            0 => format!("open a{} 10", rng.below(3)).into(),
+            _ => {
+                let (id, from, to) = (rng.below(20), rng.below(3), rng.below(3));
+                format!("transfer t{id} a{from} a{to} {}", rng.below(12)).into()
+            }
+        })
+        .check(|bank| {
+            let opened = bank.machine().accounts.len();
+            bank.check_query("total", &format!("ok {}", 10 * opened));
+        })
+        .run();
 }

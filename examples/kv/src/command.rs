@@ -19,7 +19,7 @@ pub(crate) enum Command<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Query<'a> {
     Get { key: &'a [u8] },
-    Scan { prefix: &'a [u8], limit: usize },
+    Scan { prefix: &'a [u8], limit: u32 },
     Len,
 }
 

@@ -49,9 +49,9 @@ impl StateMachine for Kv {
         match Query::parse(request)? {
             Query::Get { key } => match self.pairs.get(key) {
                 Some(value) => Ok(value.clone()),
-                None => Err(format!("no key `{}`", String::from_utf8_lossy(key)).into()),
+                None => Err([b"no key `", key, b"`"].concat()),
             },
-            Query::Scan { prefix, limit } => Ok(self.scan(prefix, limit)),
+            Query::Scan { prefix, limit } => Ok(self.scan(prefix, limit as usize)),
             Query::Len => Ok(self.pairs.len().to_string().into()),
         }
     }

@@ -1,6 +1,6 @@
 //! Tests of what the crate's documentation says, line by line.
 
-use lockstep_guest::testing::Harness;
+use lockstep_guest::testing::{Explore, Harness};
 use lockstep_guest::{Failure, Outcome};
 
 use crate::{KEY_BYTES_MAX, Kv};
@@ -120,4 +120,23 @@ fn a_damaged_snapshot_is_refused() {
         let error = kv.restore(&bytes).err().expect("it is damaged");
         assert!(matches!(error, Failure::Corrupt(_)), "{bytes:?}: {error}");
     }
+}
+
+/// Whatever is sent, a replica that replays or restores does the same.
+#[test]
+fn whatever_is_sent_replicas_agree() {
+    Explore::<Kv>::new()
+        .commands(|rng| {
+            let (key, value) = (rng.below(4), rng.below(3));
+            match rng.below(5) {
+                0 => format!("set {key} {value}"),
+                1 => format!("del {key}"),
+                2 => format!("cas {key} {} {value}", rng.below(3)),
+                3 => format!("cas {key}  {value}"),
+                _ => format!("incr {key}"),
+            }
+            .into()
+        })
+        .queries(|rng| format!("scan  {}", rng.below(5)).into())
+        .run();
 }

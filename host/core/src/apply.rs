@@ -9,8 +9,8 @@
 //! - A call whose (session, sequence) was answered before gets the first answer and does not reach
 //!   the guest.
 //! - Log time never decreases, whatever leaders stamp.
-//! - What a guest emits, events and a setting of its timer, becomes part of the ledger once its call
-//!   returned well ([`Ledger::settle`], [`Ledger::emitted`]).
+//! - What a guest emits, events and a setting of its timer, becomes part of the ledger once its
+//!   call returned well ([`Ledger::settle`], [`Ledger::emitted`]).
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
@@ -322,7 +322,8 @@ impl Ledger {
     /// every replica.
     ///
     /// ```text
-    /// envelope = length u32 · version u8 · log time u64 · timer · bootstrap bytes · sessions · events
+    /// envelope = length u32 · version u8 · log time u64 · timer · bootstrap bytes · sessions ·
+    ///            events
     /// timer    = 0 u8, or 1 u8 · at ms u64 · set by u64
     /// ```
     pub fn encode_envelope(&self) -> Vec<u8> {

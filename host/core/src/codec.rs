@@ -13,6 +13,11 @@ pub enum DecodeError {
     Short { what: &'static str },
     #[error("{what}: version {version} is newer than this program, which knows {known}")]
     Newer { what: &'static str, version: u8, known: u8 },
+    #[error(
+        "{what}: version {version} is older than what this program reads, {known}: use the release \
+         that wrote it"
+    )]
+    Older { what: &'static str, version: u8, known: u8 },
     #[error("{what}: unknown value {value}")]
     Unknown { what: &'static str, value: u64 },
     #[error("{what}: {count} is over the limit of {limit}")]
@@ -107,7 +112,7 @@ impl Reader {
             version if version > known => {
                 Err(DecodeError::Newer { what: self.what, version, known })
             }
-            other => Err(self.unknown(u64::from(other))),
+            version => Err(DecodeError::Older { what: self.what, version, known }),
         }
     }
 

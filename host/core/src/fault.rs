@@ -239,7 +239,10 @@ impl Fault {
     /// The entry that could not be applied, if the entry is to blame and not the machine.
     pub fn entry(&self) -> Option<u64> {
         match self {
-            Self::Guest(fault) if fault.call == "apply" && !self.lacks_resource() => {
+            // The calls that an entry causes, but for `init`: without it there is no state.
+            Self::Guest(fault)
+                if matches!(fault.call, "apply" | "wake") && !self.lacks_resource() =>
+            {
                 fault.index.filter(|index| *index > 1)
             }
             Self::Guest(_)

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::cli::{Failure, Outcome};
+use crate::cli::Outcome;
+use crate::cli::kit::component;
+use crate::kit::inspect::report_to_json;
 use crate::logging::out;
-use crate::node::load_component;
 
 /// Check a component, with the engine that nodes use.
 #[derive(clap::Args)]
@@ -13,14 +14,17 @@ pub(crate) struct Args {
     /// The component.
     #[arg(value_name = "FSM.wasm")]
     module: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let path = args.module.display();
-    let module = load_component(&args.module).map_err(|e| {
-        Failure::Failed(format!("{path}: {e}; give the path of the .wasm that the build produced"))
-    })?;
-    let module = module.map_err(|why| Failure::Failed(format!("{path}: {why}")))?;
-    out!("{}", module.report());
+    let module = component(&args.module)?;
+    if args.json {
+        out!("{}", report_to_json(module.report()));
+    } else {
+        out!("{}", module.report());
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Once a group is bootstrapped they change nothing: limits that decide outcomes come from the log.
 
 use lockstep_core::entry::Profile;
+use lockstep_core::limits;
 
 use super::{ModuleSource, parse_size};
 
@@ -14,6 +15,17 @@ pub struct GuestLimits {
     /// Fuel of an entry, and the fuel that each command adds to it.
     pub entry_fuel: Option<u64>,
     pub command_fuel: Option<u64>,
+    /// Events that the group keeps, bytes.
+    pub event_window_bytes: Option<u32>,
+}
+
+/// The keys of `[[groups]]` that say so, as they are written.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Written<'a> {
+    pub(super) memory: Option<&'a str>,
+    pub(super) entry_fuel: Option<u64>,
+    pub(super) command_fuel: Option<u64>,
+    pub(super) event_window: Option<&'a str>,
 }
 
 /// Bounds of `memory`, bytes. With less, a single long command could take all that lies above the
@@ -25,15 +37,19 @@ pub(crate) const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_
 /// Bounds of `command-fuel`; a full entry has 1,024 commands.
 pub(crate) const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000;
 
+/// Bounds of `event-window`, bytes.
+pub(crate) const EVENT_WINDOW_BYTES: std::ops::RangeInclusive<u64> =
+    limits::EVENT_WINDOW_BYTES_MIN as u64..=limits::EVENT_WINDOW_BYTES_MAX as u64;
+
 impl GuestLimits {
-    pub(super) fn parse(
-        group: &str,
-        memory: Option<&str>,
-        entry_fuel: Option<u64>,
-        command_fuel: Option<u64>,
-    ) -> Result<Self, String> {
-        let parsed = memory.map(|size| parse_size("memory", size)).transpose();
-        let memory_bytes = parsed.map_err(|why| format!("group {group:?}: {why}"))?;
+    pub(super) fn parse(group: &str, written: Written<'_>) -> Result<Self, String> {
+        let Written { memory, entry_fuel, command_fuel, event_window } = written;
+        let size = |key: &str, written: Option<&str>| {
+            let parsed = written.map(|size| parse_size(key, size)).transpose();
+            parsed.map_err(|why| format!("group {group:?}: {why}"))
+        };
+        let memory_bytes = size("memory", memory)?;
+        let event_window_bytes = size("event-window", event_window)?;
         let within =
             |key: &str, value: Option<u64>, bounds: std::ops::RangeInclusive<u64>| match value
                 .filter(|value| !bounds.contains(value))
@@ -48,7 +64,10 @@ impl GuestLimits {
         within("memory", memory_bytes, MEMORY_BYTES)?;
         within("entry-fuel", entry_fuel, ENTRY_FUEL)?;
         within("command-fuel", command_fuel, COMMAND_FUEL)?;
-        Ok(Self { memory_bytes, entry_fuel, command_fuel })
+        within("event-window", event_window_bytes, EVENT_WINDOW_BYTES)?;
+        let event_window_bytes = event_window_bytes
+            .map(|bytes| u32::try_from(bytes).expect("it is within bounds of 32 bits"));
+        Ok(Self { memory_bytes, entry_fuel, command_fuel, event_window_bytes })
     }
 
     /// The profile that a group bootstrapped on this node would record.
@@ -63,6 +82,7 @@ impl GuestLimits {
             fuel_entry: self.entry_fuel.unwrap_or(default.fuel_entry),
             fuel_command: self.command_fuel.unwrap_or(default.fuel_command),
             memory_bytes: self.memory_bytes.unwrap_or(memory_bytes),
+            event_window_bytes: self.event_window_bytes.unwrap_or(default.event_window_bytes),
             engine_major,
             ..default
         }
@@ -75,21 +95,33 @@ mod tests {
 
     #[test]
     fn limits_have_bounds_and_defaults() {
-        let parse = |memory, entry, command| GuestLimits::parse("kv", memory, entry, command);
+        let parse = |memory, entry_fuel, command_fuel, event_window| {
+            GuestLimits::parse("kv", Written { memory, entry_fuel, command_fuel, event_window })
+        };
         let wasm = ModuleSource::File("kv.wasm".into());
-        let none = parse(None, None, None).expect("nothing is needed").profile(&wasm, 48);
+        let none = parse(None, None, None, None).expect("nothing is needed").profile(&wasm, 48);
         assert_eq!(none, Profile::default());
-        let some = parse(Some("256MiB"), Some(20_000_000), Some(0)).expect("they are good");
-        let some = some.profile(&wasm, 48);
-        let expect = (256 << 20, 20_000_000, 0);
-        assert_eq!((some.memory_bytes, some.fuel_entry, some.fuel_command), expect);
+        let some = parse(Some("256MiB"), Some(20_000_000), Some(0), Some("2MiB"));
+        let some = some.expect("they are good").profile(&wasm, 48);
+        let expect = Profile {
+            memory_bytes: 256 << 20,
+            fuel_entry: 20_000_000,
+            fuel_command: 0,
+            event_window_bytes: 2 << 20,
+            ..none
+        };
+        assert_eq!(some, expect);
 
         let wrong = [
-            (parse(Some("1MiB"), None, None), "group \"kv\": memory is 1048576; use 33554432 to"),
-            (parse(Some("65GiB"), None, None), "memory is 69793218560"),
-            (parse(Some("much"), None, None), "memory: \"much\" is not a size"),
-            (parse(None, Some(1), None), "entry-fuel is 1"),
-            (parse(None, None, Some(u64::MAX)), "command-fuel is"),
+            (
+                parse(Some("1MiB"), None, None, None),
+                "group \"kv\": memory is 1048576; use 33554432 to",
+            ),
+            (parse(Some("65GiB"), None, None, None), "memory is 69793218560"),
+            (parse(Some("much"), None, None, None), "memory: \"much\" is not a size"),
+            (parse(None, Some(1), None, None), "entry-fuel is 1"),
+            (parse(None, None, Some(u64::MAX), None), "command-fuel is"),
+            (parse(None, None, None, Some("5GiB")), "event-window is 5368709120; use 1048576 to"),
         ];
         for (parsed, says) in wrong {
             let why = parsed.expect_err(says);

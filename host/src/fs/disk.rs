@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File as StdFile, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -54,12 +54,36 @@ const FILESYSTEMS: [(FsWord, &str, bool); 9] = [
 ];
 const BTRFS: FsWord = 0x9123_683e;
 
+/// The mode of a directory that is nobody else's.
+const PRIVATE_MODE: u32 = 0o700;
+
 /// The list of mounts, as this process sees it.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// The number of the source of space for each device number, as `source_of_space` found it; at most
 /// one for each directory that was asked about.
 static SOURCES: Mutex<BTreeMap<u64, u64>> = Mutex::new(BTreeMap::new());
+
+impl DiskFs {
+    /// Creates a directory that nobody but this user may read or write, if it is missing; an error
+    /// if it is another user's, or open to others.
+    pub fn create_private_dir(&self, dir: &Path) -> io::Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(PRIVATE_MODE).create(dir);
+        made.map_err(|e| named(e, "create directory", dir))?;
+        let found = std::fs::symlink_metadata(dir).map_err(|e| named(e, "look at", dir))?;
+        let wrong = if !found.is_dir() {
+            "it is no directory"
+        } else if found.uid() != rustix::process::geteuid().as_raw() {
+            "it belongs to another user"
+        } else if found.mode() & 0o077 != 0 {
+            "others may read or write it: set its mode to 0700"
+        } else {
+            return Ok(());
+        };
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, wrong);
+        Err(named(error, "use directory", dir))
+    }
+}
 
 impl Fs for DiskFs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {

@@ -55,20 +55,20 @@ use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
 use crate::store::{OpenError, Place, Quota, SnapshotReader, StoreHandle, Use};
 use crate::wal::{WalError, WalReader};
 
+use reading::{broke, not_read};
 use snapshot_traps::SnapshotTraps;
 
 mod asking;
 mod capturing;
 mod halted;
 mod places;
+mod reading;
 mod snapshot_traps;
 #[cfg(test)]
 mod tests;
 
 /// How long the lane applies entries before queries have their turn.
 const SLICE: Duration = Duration::from_millis(5);
-/// Entries read back from the log at once, bytes.
-const REPLAY_BYTES: u64 = 4 << 20;
 
 /// What is left of a range: its next index, and the entries that were read already.
 type Left = Option<(u64, Vec<Entry>)>;
@@ -257,8 +257,8 @@ impl ApplyLane {
         }
     }
 
-    /// Ends a job: updates the board and the gauges, and returns what there is to report. Events about the guest
-    /// come before the job's outputs, a fault comes after them.
+    /// Ends a job: updates the board and the gauges, and returns what there is to report. Events
+    /// about the guest come before the job's outputs, a fault comes after them.
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         self.place = None;
         self.tools.board.follow(&self.ledger);
@@ -576,23 +576,6 @@ impl ApplyLane {
         }
     }
 
-    fn read(&mut self, from: u64, to: u64) -> Result<Vec<Entry>, Fault> {
-        let entries = self.tools.log.entries(self.tools.group, from, to, REPLAY_BYTES);
-        self.overtaken |= matches!(entries, Err(WalError::Compacted { .. }));
-        let entries = entries.map_err(|error| match error {
-            // A peer's snapshot from after these entries makes them unnecessary.
-            error if error.is_damage() => Fault::NoRecoverableSnapshot(format!("{error}")),
-            error if error.is_short() => {
-                short_of("apply", format!("entries from {from} could not be read: {error}"))
-            }
-            error => Fault::Internal(format!("entries from {from}: {error}")),
-        })?;
-        if entries.is_empty() {
-            return Err(Fault::Internal(format!("the log has no entry {from}")));
-        }
-        Ok(entries)
-    }
-
     /// Rebuilds the guest if a query or a snapshot destroyed it, and returns whether it did. If the
     /// rebuild fails, the replica halts.
     fn rebuild_if_lost(&mut self) -> bool {
@@ -606,25 +589,6 @@ impl ApplyLane {
 
 fn context(moment: Moment) -> Context {
     Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
-}
-
-/// The fault of a call that lacked descriptors or memory to read: it is tried again later.
-fn short_of(call: &'static str, message: String) -> Fault {
-    Fault::Guest(GuestFault { class: FaultClass::Host, call, index: None, message })
-}
-
-/// The fault of a snapshot that was not read: it is corrupt, or cannot be read for now.
-fn not_read(error: &OpenError) -> Fault {
-    if error.is_short() {
-        short_of("restore", error.to_string())
-    } else {
-        Fault::Restore(error.to_string())
-    }
-}
-
-/// The fault of a snapshot whose stream failed: by the reader's own error, or by `error`.
-fn broke(reader: &SnapshotReader, error: &std::io::Error) -> Fault {
-    reader.broken().map_or_else(|| Fault::Restore(error.to_string()), not_read)
 }
 
 fn no_guest() -> Fault {

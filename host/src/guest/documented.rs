@@ -48,6 +48,10 @@ fn fuel(fuel: u64) -> String {
     format!("{of} × 10{raised}")
 }
 
+fn many(most: usize, bytes: usize) -> String {
+    format!("{}, together {}", count(most), size(bytes))
+}
+
 fn between<T: Clone>(bounds: &RangeInclusive<T>, shown: impl Fn(T) -> String) -> String {
     format!("{} to {}", shown(bounds.start().clone()), shown(bounds.end().clone()))
 }
@@ -56,16 +60,13 @@ fn between<T: Clone>(bounds: &RangeInclusive<T>, shown: impl Fn(T) -> String) ->
 fn limits() -> Vec<(&'static str, String)> {
     let profile = Profile::default();
     let command = size(MIB - core::COMMAND_BYTES_MAX as u64);
-    let outcomes = core::ENTRY_COMMANDS_MAX * core::OUTCOME_BYTES_MAX;
     let (entries, snapshots) = (engine::INIT_ENTRIES, engine::SNAPSHOT_ENTRIES);
-    let many = |most: usize, bytes: usize| format!("{}, together {}", count(most), size(bytes));
     let (waiting, waiting_bytes) = (core::PROPOSALS_WAITING_MAX, core::PROPOSALS_WAITING_BYTES_MAX);
     let memory = format!("`memory`, {}", between(&guest::MEMORY_BYTES, size));
     let tenth = |power: u64| fuel(power).trim_start_matches("1 × ").to_owned();
     let (least, most) = (guest::ENTRY_FUEL.start(), guest::ENTRY_FUEL.end());
     let entry = format!("`entry-fuel`, {} to {}", tenth(*least), tenth(*most));
     let each = format!("`command-fuel`, to {}", fuel(*guest::COMMAND_FUEL.end()));
-    let (texts, targets) = (imports::LOG_TEXT_BYTES_MAX, imports::LOG_TARGET_BYTES_MAX);
     let clients = (size(clients::MEMORY_BYTES), size(clients::MEMORY_BYTES_MIN));
     let own = size(core::SESSION_OWN_ANSWER_BYTES);
     let lent = size(core::SESSION_ANSWER_BYTES_MAX);
@@ -110,13 +111,44 @@ fn limits() -> Vec<(&'static str, String)> {
         ("fuel of `snapshot`, and of `restore`", format!("{snapshots} × an entry's")),
         ("fuel of a query", fuel(engine::QUERY_FUEL)),
         ("fuel of `describe`", fuel(engine::DESCRIBE_FUEL)),
+    ]
+    .into_iter()
+    .chain(of_optional_interfaces())
+    .chain(of_texts())
+    .collect()
+}
+
+/// The limits of interfaces that a component need not have.
+fn of_optional_interfaces() -> Vec<(&'static str, String)> {
+    let window = format!("`event-window`, {}", between(&guest::EVENT_WINDOW_BYTES, size));
+    let (topic, payload) = (core::EVENT_TOPIC_BYTES_MAX, core::EVENT_PAYLOAD_BYTES_MAX);
+    vec![
+        ("fuel of `wake`", "an entry's".to_owned()),
+        ("fuel of `digest`", fuel(engine::QUERY_FUEL)),
+        (
+            "topic and payload of an event",
+            format!(
+                "{}, {}",
+                size(core::EVENT_TOPIC_BYTES_MAX),
+                size(core::EVENT_PAYLOAD_BYTES_MAX)
+            ),
+        ),
+        ("events that a group keeps", format!("{}; {window}", size(core::EVENT_WINDOW_BYTES))),
+        ("calls of `wake`", format!("{} in a second", 1000 / core::TICK_MS)),
+        ("digest", size(world::DIGEST_BYTES_MAX)),
+    ]
+}
+
+/// The limits of what a guest tells the node.
+fn of_texts() -> Vec<(&'static str, String)> {
+    let outcomes = core::ENTRY_COMMANDS_MAX * core::OUTCOME_BYTES_MAX;
+    let (texts, targets) = (imports::LOG_TEXT_BYTES_MAX, imports::LOG_TARGET_BYTES_MAX);
+    let (lines, bytes) = (log::LOG_LINES_PER_SECOND_MAX, log::LOG_BYTES_PER_SECOND_MAX);
+    vec![
         ("chunk of `snapshot-io`", size(imports::SNAPSHOT_CHUNK_BYTES_MAX)),
         ("text of a failure", size(world::FAILURE_BYTES_MAX)),
         ("log message", format!("{}, its target {}", size(texts), size(targets))),
-        (
-            "log messages of a group in a second",
-            many(log::LOG_LINES_PER_SECOND_MAX as usize, log::LOG_BYTES_PER_SECOND_MAX),
-        ),
+        ("log messages of a group in a second", many(lines as usize, bytes)),
         (
             "bytes that a call hands to the node",
             format!("{} + {}", size(outcomes), size(core::HOSTCALL_BYTES_MAX - outcomes)),

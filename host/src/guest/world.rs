@@ -88,7 +88,7 @@ struct Info {
 }
 
 /// The most bytes of a guest's digest; a longer one is a fault.
-const DIGEST_BYTES_MAX: usize = 64;
+pub(crate) const DIGEST_BYTES_MAX: usize = 64;
 type Digested = Cut<AtMost<DIGEST_BYTES_MAX>>;
 
 #[derive(ComponentType, Lift)]
@@ -271,16 +271,10 @@ impl Machine {
         &self,
         store: &mut Store<HostState>,
         ctx: super::Context,
-        commands: &[Bytes],
+        batch: &Batch,
     ) -> wasmtime::Result<Columns> {
-        let mut ends = Vec::with_capacity(commands.len());
-        let mut data = Vec::with_capacity(commands.iter().map(Bytes::len).sum());
-        for command in commands {
-            data.extend_from_slice(command);
-            ends.push(u32::try_from(data.len()).expect("an entry has a megabyte"));
-        }
         let function = typed::<Apply<'_>, (Columns,)>(store, self.0.apply, "apply")?;
-        let commands = Commands { ends: &ends, data: &data };
+        let commands = Commands { ends: &batch.ends, data: &batch.data };
         Ok(function.call(store, (ctx.into(), commands))?.0)
     }
 
@@ -406,6 +400,26 @@ impl Failure {
             }
             Self::Corrupt(why) => format!("corrupt snapshot: {}", why.0.text),
             Self::Other(why) => why.0.text.clone(),
+        }
+    }
+}
+
+/// The commands of an entry in columns. Its buffers are used again for the next entry: buffers of
+/// this size come from the system and go back to it each time, which takes ten times as long as the
+/// copy.
+#[derive(Default)]
+pub(crate) struct Batch {
+    ends: Vec<u32>,
+    data: Vec<u8>,
+}
+
+impl Batch {
+    pub(crate) fn fill(&mut self, commands: &[Bytes]) {
+        self.ends.clear();
+        self.data.clear();
+        for command in commands {
+            self.data.extend_from_slice(command);
+            self.ends.push(u32::try_from(self.data.len()).expect("an entry has a megabyte"));
         }
     }
 }

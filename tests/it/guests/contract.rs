@@ -34,7 +34,7 @@ fn run(guest: &mut ComponentGuest, texts: &[&str], indexes: std::ops::Range<u64>
     indexes
         .flat_map(|index| {
             let batch = &batches[index as usize % batches.len()];
-            guest.apply(at(index), batch).expect("examples do not fault")
+            guest.apply(at(index), batch).expect("examples do not fault").outcomes
         })
         .collect()
 }

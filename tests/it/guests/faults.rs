@@ -25,6 +25,35 @@ const DEEDS: [Deed; 7] = [
 const WRITE: Deed = ("write", FaultClass::Trap, "write was called outside of `snapshot`");
 const READ: Deed = ("read", FaultClass::Trap, "read was called outside of `restore`");
 
+/// Outcomes of two commands that are not as the world says.
+const MALFORMED: [Deed; 15] = [
+    ("too-few", FaultClass::Trap, "the guest returned 1 outcomes for 2 commands"),
+    ("too-many", FaultClass::Trap, "the guest returned 3 outcomes for 2 commands"),
+    ("many-ends 5000", FaultClass::Trap, "5000 outcomes, and an entry has at most 1024 commands"),
+    ("descending", FaultClass::Trap, "answer 1 goes from 1 to 0"),
+    ("beyond", FaultClass::Trap, "answer 0 goes from 0 to 4294967295, in data of 0 bytes"),
+    ("left-over", FaultClass::Trap, "the answers end at 0, in data of 8 bytes"),
+    ("rejects-beyond", FaultClass::Trap, "there is no command 2"),
+    ("rejects-twice", FaultClass::Trap, "there is no command 0"),
+    ("rejects-descending", FaultClass::Trap, "there is no command 0"),
+    ("many-rejected 1000000", FaultClass::Trap, "more commands are rejected or omitted than"),
+    ("omits-beyond", FaultClass::Trap, "there is no command 2"),
+    ("omits-twice", FaultClass::Trap, "there is no command 0"),
+    ("omits-descending", FaultClass::Trap, "there is no command 0"),
+    ("many-omitted 5000", FaultClass::Trap, "more commands are rejected or omitted than"),
+    ("emit-topic 257", FaultClass::Trap, "a topic of 257 bytes, the limit is 256"),
+];
+/// Events that are too large.
+const EVENTS: [Deed; 2] = [
+    ("emit 65537", FaultClass::Trap, "a payload of 65537 bytes, the limit is 65536"),
+    ("emit-topic 1000000", FaultClass::Trap, "a topic of 1000000 bytes"),
+];
+const EMIT: Deed = ("emit 1", FaultClass::Trap, "emit was called outside of `apply` and `wake`");
+const TIMER: [Deed; 2] = [
+    ("wake-at 1", FaultClass::Trap, "the timer was set outside of `init`, `apply` and `wake`"),
+    ("cancel", FaultClass::Trap, "the timer was set outside of `init`, `apply` and `wake`"),
+];
+
 fn expect(call: &str, deed: Deed, result: Result<(), GuestFault>) {
     let (what, class, says) = deed;
     let fault = match result {
@@ -38,20 +67,18 @@ fn expect(call: &str, deed: Deed, result: Result<(), GuestFault>) {
 
 #[test]
 fn in_init() {
-    for deed in DEEDS.into_iter().chain([WRITE, READ]) {
+    for deed in DEEDS.into_iter().chain([WRITE, READ, EMIT]) {
         let config = format!("init {}", deed.0);
-        expect("init", deed, fresh(hostile()).init(at(1), config.as_bytes()));
+        expect("init", deed, fresh(hostile()).init(at(1), config.as_bytes()).map(drop));
     }
     let refused = ("fail", FaultClass::Refused, "invalid configuration: I was told to fail");
-    expect("init", refused, fresh(hostile()).init(at(1), b"init fail"));
+    expect("init", refused, fresh(hostile()).init(at(1), b"init fail").map(drop));
 }
 
 #[test]
 fn in_apply() {
-    let too_few = ("too-few", FaultClass::Trap, "the guest returned 1 outcomes for 2 commands");
-    let too_many = ("too-many", FaultClass::Trap, "the guest returned 3 outcomes for 2 commands");
     let too_much = ("answer 999999999", FaultClass::OutOfMemory, "may have 67108864");
-    for deed in DEEDS.into_iter().chain([WRITE, READ, too_few, too_many, too_much]) {
+    for deed in DEEDS.into_iter().chain([WRITE, READ, too_much]).chain(MALFORMED).chain(EVENTS) {
         let mut guest = started(hostile());
         let result = guest.apply(at(7), &commands(&["nothing", deed.0]));
         let fault = result.clone().expect_err(deed.0);
@@ -64,8 +91,33 @@ fn in_apply() {
 }
 
 #[test]
+fn in_wake() {
+    for deed in DEEDS.into_iter().chain([WRITE, READ]).chain(EVENTS) {
+        let mut guest = started(hostile());
+        let order = format!("wake {}", deed.0);
+        guest.apply(at(2), &commands(&[&order])).expect("it only takes the order");
+        let result = guest.wake(at(7));
+        assert_eq!(result.clone().expect_err(deed.0).index, Some(7));
+        expect("wake", deed, result.map(drop));
+    }
+}
+
+#[test]
+fn in_digest() {
+    let too_long = ("answer 65", FaultClass::Trap, "has 65 bytes, the limit is 64");
+    for deed in DEEDS.into_iter().chain([WRITE, READ, EMIT, too_long]).chain(TIMER) {
+        let mut guest = started(hostile());
+        let order = format!("digest {}", deed.0);
+        guest.apply(at(2), &commands(&[&order])).expect("it only takes the order");
+        expect("digest", deed, guest.digest().map(drop));
+        // Its copy was lost, not the guest.
+        guest.apply(at(3), &commands(&["nothing"])).expect("the guest goes on");
+    }
+}
+
+#[test]
 fn in_query() {
-    for deed in DEEDS.into_iter().chain([WRITE, READ]) {
+    for deed in DEEDS.into_iter().chain([WRITE, READ, EMIT]).chain(TIMER) {
         let mut guest = started(hostile());
         expect("query", deed, guest.query(at(7), deed.0.as_bytes()).map(drop));
     }
@@ -73,7 +125,7 @@ fn in_query() {
 
 #[test]
 fn in_snapshot() {
-    for deed in DEEDS.into_iter().chain([READ]) {
+    for deed in DEEDS.into_iter().chain([READ, EMIT]).chain(TIMER) {
         let mut guest = started(hostile());
         let order = format!("snapshot {}", deed.0);
         guest.apply(at(2), &commands(&[&order])).expect("it only takes the order");
@@ -90,7 +142,7 @@ fn in_snapshot() {
 #[test]
 fn in_restore() {
     let bytes = snapshot(&mut started(hostile()));
-    for deed in DEEDS.into_iter().chain([WRITE]) {
+    for deed in DEEDS.into_iter().chain([WRITE, EMIT]).chain(TIMER) {
         let config = format!("restore {}", deed.0);
         let header = header(hostile(), 9);
         let mut guest = fresh(hostile());
@@ -129,7 +181,8 @@ fn a_failed_snapshot_leaves_the_guest_alone() {
     guest.apply(at(3), &commands(&["snapshot fail"])).expect("no fault");
     let error = guest.snapshot(&mut io::sink()).expect("no fault").expect_err("it was told to");
     assert_eq!(error.to_string(), "the guest wrote no snapshot: not today");
-    let outcomes = guest.apply(at(4), &commands(&["answer 2"])).expect("the guest goes on");
+    let outcomes =
+        guest.apply(at(4), &commands(&["answer 2"])).expect("the guest goes on").outcomes;
     assert_eq!(outcomes, [Outcome::Ok("aa".into())]);
 }
 

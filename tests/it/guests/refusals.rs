@@ -78,7 +78,7 @@ fn foreign_names_are_refused_by_name() {
         "missing-export",
         "(it exports run): in Rust, is `lockstep_guest::export!` missing?",
     );
-    refuse_text("wrong-version", "has lockstep:fsm/state-machine@0.2.0, this host supports");
+    refuse_text("wrong-version", "has lockstep:fsm/state-machine@0.3.0, this host supports");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn the_examples_are_accepted_and_reported() {
         let report =
             check(&super::built(name)).unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
         assert_eq!(report.info.name, name);
-        assert_eq!(report.names.world_version, "0.1.0");
+        assert_eq!(report.names.world_version, "0.2.0");
         let text = report.to_string();
         assert!(text.contains(&report.id.to_string()), "{text}");
     }

@@ -1,8 +1,9 @@
 //! The guest's timer: one deadline in the log's time, at which the leader proposes that every
 //! replica calls the guest.
 //!
-//! An entry names the deadline that it is for by the entry that set it. So whoever proposes it, and
-//! however often, the guest is called once for each deadline, and for none that was replaced.
+//! An entry names the deadline that it is for by the entry that set it. However often it is
+//! proposed, and by however many leaders, the guest is called once for each deadline, and for none
+//! that was replaced.
 
 /// What a guest sets its timer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

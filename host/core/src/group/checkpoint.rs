@@ -201,7 +201,8 @@ impl Checkpoints {
         self.place = PlaceWait::default();
     }
 
-    /// The index of the last entry that may have changed the state, if it comes after the last checkpoint.
+    /// The index of the last entry that may have changed the state, if it comes after the last
+    /// checkpoint.
     pub(super) fn uncovered(&self) -> Option<u64> {
         Some(self.command).filter(|index| *index > self.last)
     }

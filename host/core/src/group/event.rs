@@ -73,7 +73,8 @@ pub enum Event {
     },
 
     /// The apply lane rebuilt the guest up to `applied`; `clock` is the log's time there, and what
-    /// the guest's timer is set to. `build`, here and below, is the number of the start or restore that the lane did last (see
+    /// the guest's timer is set to. `build`, here and below, is the number of the start or restore
+    /// that the lane did last (see
     /// [`ApplyJob::Start`](super::ApplyJob::Start)).
     Started {
         build: u64,

@@ -388,7 +388,7 @@ impl Cluster {
         let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
             return false;
         };
-        let Done { events, applied, answer, opened, woken, read } = done;
+        let Done { events, applied, answer, opened, told } = done;
         self.sessions.extend(opened);
         // The bootstrapping node applies its record before it is durable, when no other node has
         // it.
@@ -402,12 +402,7 @@ impl Cluster {
             let label = self.labels[&ticket].0.clone();
             self.tell(format!("\"{label}\" -> {text}"));
         }
-        for (index, time_ms) in woken {
-            self.tell(format!("{name} is woken by entry {index}, at {time_ms}"));
-        }
-        if let Some((first, last)) = read {
-            self.tell(format!("{name} reads entries {first} to {last} back for its guest"));
-        }
+        told.into_iter().for_each(|what| self.tell(format!("{name} {what}")));
         self.events(name, events);
         true
     }

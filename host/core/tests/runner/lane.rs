@@ -60,10 +60,8 @@ pub(crate) struct Done {
     pub(crate) answer: Option<(Ticket, String)>,
     /// Sessions that were opened: the entry's index, and the id.
     pub(crate) opened: Vec<(u64, u64)>,
-    /// Entries at which the machine was woken, and the log's time there.
-    pub(crate) woken: Vec<(u64, u64)>,
-    /// The entries that the lane had to read back, because the core had them no longer in memory.
-    pub(crate) read: Option<(u64, u64)>,
+    /// What else there is to tell of it.
+    pub(crate) told: Vec<String>,
 }
 
 impl Lane {
@@ -100,7 +98,7 @@ impl Lane {
             ApplyJob::Start { state, .. } => self.start(&state, image, store, &mut done),
             ApplyJob::Range { first, last, entries, awaited, .. } => {
                 let entries = if entries.is_empty() {
-                    done.read = Some((first, last));
+                    done.told.push(format!("reads entries {first} to {last} back for its guest"));
                     image.read(first, last + 1, u64::MAX).expect("the log has the range")
                 } else {
                     entries
@@ -120,7 +118,7 @@ impl Lane {
             }
             ApplyJob::Restore { .. } if std::mem::take(&mut self.restores_trap) => {
                 (self.ledger, self.machine) = Default::default();
-                self.trap(None, &mut done);
+                self.trap("restore", None, &mut done);
             }
             ApplyJob::Restore { snapshot, .. } => {
                 self.restore(&snapshot, store);
@@ -314,15 +312,15 @@ impl Lane {
                 }
                 Work::Wake(moment) => {
                     if std::mem::take(&mut self.traps) {
-                        return self.trap(Some(index), done);
+                        return self.trap("wake", Some(index), done);
                     }
                     self.machine.wake(moment);
-                    done.woken.push((index, moment.time_ms));
+                    done.told.push(format!("is woken by entry {index}, at {}", moment.time_ms));
                     Vec::new()
                 }
                 Work::Apply(plan) => {
                     let Some((outcomes, emitted)) = self.call(plan.moment, &plan.commands) else {
-                        return self.trap(Some(index), done);
+                        return self.trap("apply", Some(index), done);
                     };
                     self.ledger.emitted(emitted);
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
@@ -358,11 +356,11 @@ impl Lane {
         Some((outcomes, emitted))
     }
 
-    fn trap(&mut self, index: Option<u64>, done: &mut Done) {
+    fn trap(&mut self, call: &'static str, index: Option<u64>, done: &mut Done) {
         self.dead = true;
         let fault = Fault::Guest(GuestFault {
             class: if self.lacks { FaultClass::Host } else { FaultClass::Trap },
-            call: if index.is_some() { "apply" } else { "restore" },
+            call,
             index,
             message: "the script says so".to_owned(),
         });

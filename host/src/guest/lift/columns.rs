@@ -1,12 +1,12 @@
 //! The outcomes of an entry as a guest returns them: in columns, checked before a byte is copied.
 //!
-//! - A guest says where each answer ends, so its length is known first: of one that is too long, only
-//!   the length is taken.
+//! - A guest says where each answer ends, so its length is known first: of one that is too long,
+//!   only the length is taken.
 //! - Columns that contradict each other are the guest's mistake, and are described in a sentence
 //!   ([`Columns::Malformed`]).
 //!
-//! wasmtime's own types would copy all answers before anything is checked, so [`Columns`] implements
-//! wasmtime's traits by hand, as [`super`] does.
+//! wasmtime's own types would copy all answers before anything is checked, so [`Columns`]
+//! implements wasmtime's traits by hand, as [`super`] does.
 
 use bytes::Bytes;
 use lockstep_core::limits;

@@ -4,10 +4,12 @@
 //! misbehaviour impossible. It takes its orders, as text, from
 //!
 //! * its configuration, one per line: `init DEED`, `restore DEED`;
-//! * a command: `DEED`, done at once, or `snapshot DEED`, done when a snapshot is taken;
+//! * a command: `DEED`, done at once, or `snapshot DEED`, `wake DEED` or `digest DEED`, done when
+//!   that function is called;
 //! * a query: `DEED`, done at once.
 //!
-//! A DEED is a word, often followed by a number; the rest is padding.
+//! A DEED is a word, often followed by a number; the rest is padding. What is done to the answers
+//! of a whole entry is ordered by its last command, see `spoil`.
 //!
 //! The state is the number of commands, as 8 bytes, followed by the filling that `fill N` asked
 //! for.
@@ -17,17 +19,22 @@ use core::arch::wasm32::memory_grow;
 use std::cell::RefCell;
 use std::hint::black_box;
 
-use lockstep_guest::component::bindings;
+use lockstep_guest::component::{bindings, digest_bindings, wake_bindings};
 use lockstep_guest::{Level, log};
 
 use bindings::exports::lockstep::fsm::state_machine::{
-    Command, Context, Failure, Guest, Info, Outcome, SnapshotHeader,
+    Commands, Context, Failure, Guest, Info, Outcomes, SnapshotHeader,
 };
-use bindings::lockstep::fsm::snapshot_io;
+use bindings::lockstep::fsm::types::Omission;
+use bindings::lockstep::fsm::{events, snapshot_io, timer};
+use digest_bindings::exports::lockstep::fsm::digest;
+use wake_bindings::exports::lockstep::fsm::wake;
 
 struct Hostile;
 
 bindings::__export_fsm!(Hostile with_types_in bindings);
+wake_bindings::__export_wake!(Hostile with_types_in wake_bindings);
+digest_bindings::__export_digest!(Hostile with_types_in digest_bindings);
 
 #[derive(Default)]
 struct State {
@@ -35,6 +42,10 @@ struct State {
     fill: Vec<u8>,
     /// The deed to do in `snapshot`.
     at_snapshot: String,
+    /// The deed to do in `wake`.
+    at_wake: String,
+    /// The deed to do in `digest`.
+    at_digest: String,
 }
 
 thread_local! {
@@ -55,13 +66,24 @@ impl Guest for Hostile {
         told(&config, "init")
     }
 
-    fn apply(_: Context, commands: Vec<Command>) -> Vec<Outcome> {
-        let mut outcomes: Vec<Outcome> = commands.iter().map(|it| apply(&it.payload)).collect();
-        match commands.last().map(|last| last.payload.as_slice()) {
-            Some(b"too-few") => drop(outcomes.pop()),
-            Some(b"too-many") => outcomes.push(Outcome::Ok(Vec::new())),
-            _ => {}
+    fn apply(_: Context, commands: Commands) -> Outcomes {
+        let mut outcomes =
+            Outcomes { ends: vec![], data: vec![], rejected: vec![], omitted: vec![] };
+        let mut start = 0;
+        let mut last = String::new();
+        for (position, end) in (0..).zip(commands.ends) {
+            last = text(&commands.data[start..end as usize]);
+            start = end as usize;
+            match apply(&last) {
+                Ok(answer) => outcomes.data.extend(answer),
+                Err(reason) => {
+                    outcomes.data.extend(reason);
+                    outcomes.rejected.push(position);
+                }
+            }
+            outcomes.ends.push(outcomes.data.len() as u32);
         }
+        spoil(&last, &mut outcomes);
         outcomes
     }
 
@@ -103,23 +125,82 @@ impl Guest for Hostile {
         STATE.set(State {
             commands: u64::from_le_bytes(*commands),
             fill: fill.to_vec(),
-            at_snapshot: String::new(),
+            ..State::default()
         });
         Ok(())
     }
 }
 
-fn apply(command: &[u8]) -> Outcome {
-    STATE.with_borrow_mut(|state| state.commands += 1);
-    let command = text(command);
-    if let Some(deed) = command.strip_prefix("snapshot ") {
-        STATE.with_borrow_mut(|state| state.at_snapshot = deed.to_owned());
-        return Outcome::Ok(Vec::new());
+impl wake::Guest for Hostile {
+    fn wake(_: Context) {
+        let deed = STATE.with_borrow(|state| state.at_wake.clone());
+        // A wake has no answer.
+        drop(commit(&deed));
     }
-    match commit(&command) {
-        Ok(answer) => Outcome::Ok(answer),
-        Err(reason) => Outcome::Rejected(reason),
+}
+
+impl digest::Guest for Hostile {
+    /// What the deed answers, such as `answer 65`; otherwise the number of commands.
+    fn digest() -> Vec<u8> {
+        let (commands, deed) = STATE.with_borrow(|state| (state.commands, state.at_digest.clone()));
+        match commit(&deed) {
+            Ok(answer) if !answer.is_empty() => answer,
+            _ => commands.to_le_bytes().to_vec(),
+        }
     }
+}
+
+/// Executes one command; the error is a rejection.
+fn apply(command: &str) -> Result<Vec<u8>, Vec<u8>> {
+    let later = STATE.with_borrow_mut(|state| {
+        state.commands += 1;
+        let (place, deed) = command.split_once(' ')?;
+        let order = match place {
+            "snapshot" => &mut state.at_snapshot,
+            "wake" => &mut state.at_wake,
+            "digest" => &mut state.at_digest,
+            _ => return None,
+        };
+        *order = deed.to_owned();
+        Some(())
+    });
+    if later.is_some() { Ok(Vec::new()) } else { commit(command) }
+}
+
+/// Makes the answers of an entry what they may not be, if its last command orders it.
+fn spoil(last: &str, outcomes: &mut Outcomes) {
+    let count = outcomes.ends.len() as u32;
+    let (deed, number) = numbered(last);
+    match deed {
+        "too-few" => drop(outcomes.ends.pop()),
+        "too-many" => outcomes.ends.push(outcomes.data.len() as u32),
+        // As many ends as the number says, of empty answers.
+        "many-ends" => outcomes.ends = vec![0; number],
+        "descending" => {
+            outcomes.data = vec![b'd'; count as usize];
+            outcomes.ends = (0..count).rev().collect();
+        }
+        "beyond" => outcomes.ends.iter_mut().for_each(|end| *end = u32::MAX),
+        // The last answer ends before the data does.
+        "left-over" => outcomes.data.extend(b"nobody's"),
+        "rejects-beyond" => outcomes.rejected.push(count),
+        "rejects-twice" => outcomes.rejected.extend([0, 0]),
+        "rejects-descending" => outcomes.rejected = vec![count - 1, 0],
+        "many-rejected" => outcomes.rejected = vec![0; number],
+        "omits" => outcomes.omitted.push(omission(count - 1, number as u64)),
+        "omits-most" => outcomes.omitted.push(omission(count - 1, u64::MAX)),
+        "omits-beyond" => outcomes.omitted.push(omission(count, 65_537)),
+        "omits-twice" => outcomes.omitted = vec![omission(0, 65_537), omission(0, 65_537)],
+        "omits-descending" => {
+            outcomes.omitted = vec![omission(count - 1, 65_537), omission(0, 65_537)];
+        }
+        "many-omitted" => outcomes.omitted = vec![omission(0, 65_537); number],
+        _ => {}
+    }
+}
+
+fn omission(position: u32, bytes: u64) -> Omission {
+    Omission { position, bytes }
 }
 
 /// Does what the configuration orders for this place, `init` or `restore`. It is the first thing
@@ -170,6 +251,16 @@ fn commit(deed: &str) -> Result<Vec<u8>, Vec<u8>> {
         "trickle" => loop {
             snapshot_io::write(b"trickle.");
         },
+        "emit" => events::emit("hostile", &vec![b'e'; number]),
+        "emit-often" => (0..number).for_each(|event| events::emit("often", &event.to_le_bytes())),
+        "emit-full" => {
+            (0..number).for_each(|_| events::emit(&"t".repeat(256), &vec![b'p'; 65_536]))
+        }
+        "emit-topic" => events::emit(&"t".repeat(number), b""),
+        "wake-at" => timer::wake_at(number as u64),
+        "wake-at-last" => timer::wake_at(u64::MAX),
+        "wake-at-often" => (0..number).for_each(|time| timer::wake_at(time as u64)),
+        "cancel" => timer::cancel(),
         "fill" => STATE.with_borrow_mut(|state| state.fill = vec![b'f'; number]),
         _ => {}
     }

@@ -1,0 +1,152 @@
+//! Where the lines of `lockstep run` come from, and where its output goes.
+//!
+//! - A thread reads lines, one at a time: it waits until the last one was dealt with, so that a
+//!   prompt stands below the answer.
+//! - On a terminal, lines can be edited and repeated. What happens while somebody types is printed
+//!   above the prompt.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use rustyline::completion::Completer;
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::MemHistory;
+use rustyline::validate::Validator;
+use rustyline::{Config, Context, Editor, ExternalPrinter, Helper};
+
+use crate::cli::run::words::WORDS;
+use crate::logging::out;
+
+const PROMPT: &str = "> ";
+/// Longest line of a file, bytes: longer ones are no commands.
+const LINE_BYTES_MAX: u64 = 2 << 20;
+
+/// Something that was read.
+pub(super) enum Read {
+    Line(String),
+    End,
+}
+
+/// Reads lines and prints text.
+pub(super) struct Input {
+    lines: Receiver<Read>,
+    /// Has the thread read the next line.
+    next: SyncSender<()>,
+    /// Prints above the prompt of a terminal.
+    printer: Option<Box<dyn ExternalPrinter>>,
+    /// Whether a prompt is shown.
+    prompted: bool,
+}
+
+impl Input {
+    pub(super) fn start() -> io::Result<Self> {
+        let (sender, lines) = sync_channel(1);
+        let (next, turns) = sync_channel(1);
+        let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let mut input = Self { lines, next, printer: None, prompted: is_terminal };
+        let thread = std::thread::Builder::new().name("lines".to_owned());
+        if is_terminal {
+            let config = Config::builder().auto_add_history(true).build();
+            let history = MemHistory::with_config(&config);
+            let mut editor = Editor::with_history(config, history).map_err(io::Error::other)?;
+            editor.set_helper(Some(Words));
+            let printer = editor.create_external_printer().map_err(io::Error::other)?;
+            input.printer = Some(Box::new(printer));
+            thread.spawn(move || edited(editor, &sender, &turns))?;
+        } else {
+            thread.spawn(move || plain(&sender, &turns))?;
+        }
+        input.go_on();
+        Ok(input)
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        self.printer.is_some()
+    }
+
+    /// Waits for the next line.
+    pub(super) fn next(&mut self, wait: Duration) -> Result<Read, RecvTimeoutError> {
+        let read = self.lines.recv_timeout(wait)?;
+        self.prompted = false;
+        Ok(read)
+    }
+
+    /// The last line was dealt with.
+    pub(super) fn go_on(&mut self) {
+        self.prompted = self.printer.is_some();
+        // If the thread is gone, its end was told.
+        let _ = self.next.try_send(());
+    }
+
+    pub(super) fn print(&mut self, text: &str) {
+        match &mut self.printer {
+            // If the terminal is gone, nobody reads it.
+            Some(printer) if self.prompted => drop(printer.print(format!("{text}\n"))),
+            Some(_) | None => out!("{text}"),
+        }
+    }
+}
+
+/// Reads lines of a terminal.
+fn edited(mut editor: Editor<Words, MemHistory>, lines: &SyncSender<Read>, turns: &Receiver<()>) {
+    while turns.recv().is_ok() {
+        let read = match editor.readline(PROMPT) {
+            Ok(line) => Read::Line(line),
+            // Ctrl-C gives up a line, as in a shell.
+            Err(ReadlineError::Interrupted) => Read::Line(String::new()),
+            Err(_) => Read::End,
+        };
+        if lines.send(read).is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads lines of a file or a pipe. A line that is not text is sent as the text that it resembles.
+fn plain(lines: &SyncSender<Read>, turns: &Receiver<()>) {
+    use std::io::Read as _;
+    let mut input = io::stdin().lock();
+    while turns.recv().is_ok() {
+        let mut line = Vec::new();
+        let read = match input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => Read::End,
+            Ok(_) => {
+                let line = line.strip_suffix(b"\n").unwrap_or(&line);
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                Read::Line(String::from_utf8_lossy(line).into_owned())
+            }
+        };
+        if lines.send(read).is_err() {
+            return;
+        }
+    }
+}
+
+/// Completes the words that begin with a dot.
+struct Words;
+
+impl Completer for Words {
+    type Candidate = String;
+
+    fn complete(
+        &self,
+        line: &str,
+        place: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<String>)> {
+        let typed = line.get(..place).unwrap_or(line);
+        let fits = |word: &&&str| typed.starts_with('.') && word.starts_with(typed);
+        Ok((0, WORDS.iter().filter(fits).map(|word| format!("{word} ")).collect()))
+    }
+}
+
+impl Hinter for Words {
+    type Hint = String;
+}
+
+impl Highlighter for Words {}
+impl Validator for Words {}
+impl Helper for Words {}

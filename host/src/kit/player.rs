@@ -1,0 +1,269 @@
+//! One replica in memory: a guest and its ledger, which are given entries one after another.
+//!
+//! - An entry means what it means to the server: the ledger is the server's own, and so are the
+//!   entries.
+//! - What each entry brought about is returned as a [`Trace`], which two replicas must agree on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::apply::{Deadline, GuestEvent, Ledger, Moment, Setting, Work};
+use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody, Profile};
+use lockstep_core::fault::{FaultClass, GuestFault};
+use raft::eraftpb::Entry;
+
+use crate::guest::{Context, Guest, GuestLog, Module, NoAnswer, Outcome, SnapshotHeader};
+
+/// Makes replicas of one module.
+pub struct Maker {
+    pub module: Module,
+    pub bootstrap: Bootstrap,
+    pub log: Arc<GuestLog>,
+}
+
+/// How a guest runs the calls that change nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Looks {
+    /// As on a server: on a copy, if the guest can have one.
+    AsServer,
+    /// On the guest itself, as on a server that cannot copy it.
+    Live,
+}
+
+/// A guest with its ledger.
+pub struct Player {
+    maker: Arc<Maker>,
+    ledger: Ledger,
+    /// There is none before the first entry.
+    guest: Option<Box<dyn Guest>>,
+    looks: Looks,
+}
+
+/// A snapshot with the ledger that belongs to it.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    ledger: Ledger,
+    pub bytes: Vec<u8>,
+    header: SnapshotHeader,
+}
+
+/// What an entry brought about.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Trace {
+    pub outcomes: Vec<Outcome>,
+    pub events: Vec<GuestEvent>,
+    /// What the guest set its timer to, if it did.
+    pub set: Option<Setting>,
+    /// What the timer is set to afterwards, ms.
+    pub deadline_ms: Option<u64>,
+    /// Whether the guest was woken.
+    pub woken: bool,
+    /// What the call cost. Replicas may differ in it after a restore.
+    pub fuel: u64,
+}
+
+impl Maker {
+    pub fn new(module: Module, config: Bytes, seed: u64, log: Arc<GuestLog>) -> Arc<Self> {
+        let mut root = [0; 16];
+        root[..8].copy_from_slice(&seed.to_le_bytes());
+        let bootstrap = Bootstrap {
+            module: module.id(),
+            config,
+            seed: root,
+            profile: Profile { engine_major: module.engine_major(), ..Profile::default() },
+            initial_voters: Vec::new(),
+        };
+        Arc::new(Self { module, bootstrap, log })
+    }
+
+    /// The first entry of every log.
+    pub fn first_entry(&self) -> Entry {
+        entry(1, &EntryBody::Bootstrap(self.bootstrap.clone()))
+    }
+
+    fn fresh(&self, looks: Looks) -> Result<Box<dyn Guest>, GuestFault> {
+        match looks {
+            Looks::AsServer => self.module.instantiate(&self.bootstrap, &self.log),
+            Looks::Live => self.module.instantiate_without_copy(&self.bootstrap, &self.log),
+        }
+    }
+}
+
+impl Player {
+    /// A replica that was given no entry yet.
+    pub fn new(maker: &Arc<Maker>, looks: Looks) -> Self {
+        let maker = Arc::clone(maker);
+        Self { maker, ledger: Ledger::default(), guest: None, looks }
+    }
+
+    /// A replica that restored a snapshot.
+    pub fn restored(maker: &Arc<Maker>, looks: Looks, from: &Saved) -> Result<Self, GuestFault> {
+        let mut guest = maker.fresh(looks)?;
+        guest.restore(&from.header, &maker.bootstrap.config, &mut &from.bytes[..])?;
+        let (maker, ledger) = (Arc::clone(maker), from.ledger.clone());
+        Ok(Self { maker, ledger, guest: Some(guest), looks })
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.ledger.clock().deadline
+    }
+
+    /// The entry that a leader would make of these commands now.
+    pub fn entry_of(&self, time_ms: u64, commands: &[Bytes]) -> Entry {
+        let call = |payload: &Bytes| Call {
+            session: 0,
+            sequence: 0,
+            lowest_unanswered: 0,
+            payload: payload.clone(),
+        };
+        let calls = commands.iter().map(call).collect();
+        self.next(&EntryBody::Commands(Commands { time_ms, calls }))
+    }
+
+    /// The entry with which a leader would wake the guest; `None` if no deadline is reached.
+    pub fn wake_entry(&self, time_ms: u64) -> Option<Entry> {
+        let Deadline { at_ms, set_by } = self.deadline()?;
+        (at_ms <= time_ms).then(|| self.next(&EntryBody::Wake { time_ms, set_by }))
+    }
+
+    fn next(&self, body: &EntryBody) -> Entry {
+        entry(self.ledger.applied() + 1, body)
+    }
+
+    /// Applies the next entry.
+    pub fn play(&mut self, entry: &Entry) -> Result<Trace, GuestFault> {
+        let index = entry.index;
+        let work = self.ledger.admit(entry).map_err(|why| internal(index, &why.to_string()))?;
+        let before = self.fuel();
+        let (outcomes, emitted, woken) = match work {
+            Work::Done(_) => (Vec::new(), None, false),
+            Work::Init(moment) => {
+                let mut guest = self.maker.fresh(self.looks)?;
+                let emitted = guest.init(context(moment), &self.maker.bootstrap.config)?;
+                self.guest = Some(guest);
+                (Vec::new(), Some(emitted), false)
+            }
+            Work::Apply(plan) => {
+                let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
+                let applied = guest.apply(context(plan.moment), &plan.commands)?;
+                let outcomes = applied.outcomes.clone();
+                let settled = applied.outcomes.into_iter().map(Into::into).collect();
+                self.ledger.settle(plan, settled).ok_or_else(|| wrong_number(index))?;
+                (outcomes, Some(applied.emitted), false)
+            }
+            Work::Wake(moment) => {
+                let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
+                (Vec::new(), Some(guest.wake(context(moment))?), true)
+            }
+        };
+        let mut trace = Trace { outcomes, woken, ..Trace::default() };
+        if let Some(emitted) = emitted {
+            trace.events = emitted.events().cloned().collect();
+            trace.set = emitted.timer;
+            self.ledger.emitted(emitted);
+        }
+        trace.deadline_ms = self.deadline().map(|deadline| deadline.at_ms);
+        trace.fuel = self.fuel().saturating_sub(before);
+        Ok(trace)
+    }
+
+    pub fn query(&mut self, request: &[u8]) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
+        let moment = self.ledger.moment();
+        self.guest()?.query(context(moment), request)
+    }
+
+    pub fn snapshot(&mut self) -> Result<Vec<u8>, GuestFault> {
+        let mut bytes = Vec::new();
+        let index = self.ledger.applied();
+        let refused = |error: std::io::Error| GuestFault {
+            class: FaultClass::Refused,
+            call: "snapshot",
+            index: Some(index),
+            message: error.to_string(),
+        };
+        self.guest()?.snapshot(&mut bytes)?.map_err(refused)?;
+        Ok(bytes)
+    }
+
+    /// A snapshot, with all that is needed to restore it.
+    pub fn save(&mut self) -> Result<Saved, GuestFault> {
+        let bytes = self.snapshot()?;
+        let info = self.maker.module.info();
+        let header = SnapshotHeader {
+            writer_name: info.name.clone(),
+            writer_version: info.version.clone(),
+            format: info.snapshot_format,
+            index: self.ledger.applied(),
+            time_ms: self.ledger.log_time_ms(),
+        };
+        Ok(Saved { ledger: self.ledger.clone(), bytes, header })
+    }
+
+    pub fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
+        self.guest()?.digest()
+    }
+
+    pub fn memory_bytes(&self) -> u64 {
+        self.guest.as_ref().map_or(0, |guest| guest.memory_bytes())
+    }
+
+    pub fn fuel(&self) -> u64 {
+        self.guest.as_ref().map_or(0, |guest| guest.fuel_used())
+    }
+
+    /// Whether the guest can be entered again.
+    pub fn is_usable(&self) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.is_usable())
+    }
+
+    fn guest(&mut self) -> Result<&mut Box<dyn Guest>, GuestFault> {
+        let index = self.ledger.applied();
+        self.guest.as_mut().ok_or_else(|| nobody(index))
+    }
+}
+
+impl Trace {
+    /// The traces of entries that follow one another, as if they had been one.
+    pub fn joined(traces: impl IntoIterator<Item = Self>) -> Self {
+        let mut whole = Self::default();
+        let mut events = VecDeque::new();
+        for trace in traces {
+            whole.outcomes.extend(trace.outcomes);
+            events.extend(trace.events);
+            whole.set = trace.set.or(whole.set);
+            whole.deadline_ms = trace.deadline_ms;
+            whole.woken |= trace.woken;
+            whole.fuel += trace.fuel;
+        }
+        whole.events = events.into();
+        whole
+    }
+}
+
+fn entry(index: u64, body: &EntryBody) -> Entry {
+    Entry { index, term: 1, data: body.encode().into(), ..Entry::default() }
+}
+
+fn context(moment: Moment) -> Context {
+    Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
+}
+
+/// A mistake of the kit: it gave an entry that no log could hold.
+fn internal(index: u64, why: &str) -> GuestFault {
+    let message = format!("entry {index} makes no sense: {why}; please report this");
+    GuestFault { class: FaultClass::Host, call: "apply", index: Some(index), message }
+}
+
+fn nobody(index: u64) -> GuestFault {
+    internal(index, "there is no guest yet")
+}
+
+fn wrong_number(index: u64) -> GuestFault {
+    let message = "the number of answers is not that of the commands".to_owned();
+    GuestFault { class: FaultClass::Trap, call: "apply", index: Some(index), message }
+}
