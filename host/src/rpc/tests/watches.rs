@@ -123,7 +123,7 @@ async fn a_connection_and_a_node_have_so_many_watches() {
 /// Nothing is kept for a client that does not read: it is cut off, and others do not notice.
 #[tokio::test]
 async fn a_slow_reader_is_cut_off_alone() {
-    let limits = PortLimits { patience: Duration::from_millis(200), ..PortLimits::default() };
+    let limits = PortLimits { patience: Duration::from_secs(1), ..PortLimits::default() };
     let (nodes, _shared) = cluster_with(1, limits).await;
     let mut feed = Feed::of(&nodes);
     let mut raw = Raw::connect(&nodes[0].address).await;
