@@ -112,7 +112,8 @@ impl Search {
 
 impl Client {
     /// Watches the events whose topics begin with `prefix`, from a position on, or from now on,
-    /// which is after what the node that answers has applied. Connects at the first [`Watch::next`].
+    /// which is after what the node that answers has applied. Connects at the first
+    /// [`Watch::next`].
     ///
     /// ```no_run
     /// # async fn example(client: lockstep_client::Client) -> Result<(), lockstep_client::Error> {
@@ -122,7 +123,7 @@ impl Client {
     ///     for event in batch.events {
     ///         println!("{} {}: {} bytes", event.position, event.topic, event.payload.len());
     ///     }
-    ///     // Whoever stores this with what came of the events can go on after a restart.
+    ///     // A client that stores this with what came of the events goes on after a restart.
     ///     let _resume = batch.next;
     /// }
     /// # }

@@ -1,12 +1,12 @@
 //! [`WatchStream`]: the events of a group for one client, from a position on.
 //!
 //! - No watch has a task of its own, and nothing is kept for one but the message under way. A
-//!   client that does not read makes its stream stand still; when it reads again, it gets what the group
-//!   still keeps, or is told that its position is gone.
+//!   client that does not read makes its stream stand still; when it reads again, it gets what the
+//!   group still keeps, or is told that its position is gone.
 //! - A watch looks at the board when events came, but not all the time; entries without events wake
 //!   nobody. Once a second it tells its client how far it has looked ([`Times`]).
-//! - Positions only grow, and a message holds all events of the prefix between two of them: so
-//!   whoever resumes at the position of the last message misses nothing and gets nothing twice.
+//! - Positions only grow, and a message holds all events of the prefix between two of them: so a
+//!   client that resumes at the position of the last message misses nothing and gets nothing twice.
 //! - What a watch waits for is selected without changing anything; what it does then waits for
 //!   nothing.
 
@@ -178,7 +178,7 @@ impl Watcher {
         };
         loop {
             // What changes from here on wakes this again; a state is told after the board.
-            self.grown.mark_unchanged();
+            let _ = self.grown.borrow_and_update();
             let end = self.state.borrow_and_update().clone();
             self.refuse_if_closing()?;
             let reading = self.read(next)?;
