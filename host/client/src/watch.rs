@@ -123,7 +123,7 @@ impl Client {
     ///     for event in batch.events {
     ///         println!("{} {}: {} bytes", event.position, event.topic, event.payload.len());
     ///     }
-    ///     // A program that stores this beside its own results can go on after a restart.
+    ///     // A client that stores this with what came of the events goes on after a restart.
     ///     let _resume = batch.next;
     /// }
     /// # }

@@ -373,7 +373,7 @@ mod tests {
              snapshots  writes format 2, reads from format 1 on\n  \
              queries    run on a copy: they cannot harm the guest\n  \
              world      lockstep:fsm@0.1.0\n  imports    nothing\n  \
-             exports    lockstep:fsm/state-machine@0.1.0"
+             exports    lockstep:fsm/state-machine@0.2.0"
         );
         assert_eq!(report.to_string(), expect);
     }

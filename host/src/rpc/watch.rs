@@ -5,9 +5,8 @@
 //!   group still keeps, or is told that its position is gone.
 //! - A watch looks at the board when events came, but not all the time; entries without events wake
 //!   nobody. Once a second it tells its client how far it has looked ([`Times`]).
-//! - Positions only grow, and a message holds all events of the prefix between two of them: so
-//!   a client that resumes at the position of the last message misses nothing and gets nothing
-//!   twice.
+//! - Positions only grow, and a message holds all events of the prefix between two of them: so a
+//!   client that resumes at the position of the last message misses nothing and gets nothing twice.
 //! - What a watch waits for is selected without changing anything; what it does then waits for
 //!   nothing.
 
@@ -179,7 +178,7 @@ impl Watcher {
         };
         loop {
             // What changes from here on wakes this again; a state is told after the board.
-            drop(self.grown.borrow_and_update());
+            let _ = self.grown.borrow_and_update();
             let end = self.state.borrow_and_update().clone();
             self.refuse_if_closing()?;
             let reading = self.read(next)?;
