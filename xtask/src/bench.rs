@@ -13,12 +13,15 @@ use anyhow::{Context as _, Result, ensure};
 use crate::steps::cargo;
 use crate::{checkout, guests};
 
-/// Returns only with an error, or from `snapshots` and `log`.
+/// Returns only with an error, or from `snapshots`, `log` and `guest`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     if let [what @ ("snapshots" | "log"), mib @ ..] = arguments {
         return of_the_host(what, mib);
     }
     guests::build()?;
+    if let ["guest"] = arguments {
+        return of_the_host("guest", &[]);
+    }
     println!("bench: building the host with --release, which takes minutes the first time");
     let status = cargo(&checkout::root())
         .args(["build", "--quiet", "--locked", "--release"])
@@ -32,7 +35,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Err(error).context("starting the bench")
 }
 
-/// Measures what snapshots, or a log of many groups, cost on this disk.
+/// Measures what snapshots, or a log of many groups, cost on this disk, or what WebAssembly costs.
 fn of_the_host(what: &str, mib: &[&str]) -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["bench", "--quiet", "--locked", "--package", "lockstep-host"])
