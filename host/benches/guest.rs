@@ -108,17 +108,15 @@ impl Native {
     fn run(&mut self, entries: &[Vec<Bytes>]) {
         for entry in entries {
             self.index += 1;
-            let ctx = lockstep_guest::Context {
-                index: self.index,
-                position: 0,
-                time_ms: self.index,
-                seed: (1, 2),
-            };
-            let commands = entry.iter().map(|command| &command[..]);
-            let outcomes = lockstep_guest::apply_entry(&mut self.kv, &ctx, commands);
-            // The host takes the answers over, as from a component.
-            for outcome in outcomes {
-                let answer = match outcome {
+            for (position, command) in (0..).zip(entry) {
+                let ctx = lockstep_guest::Context {
+                    index: self.index,
+                    position,
+                    time_ms: self.index,
+                    seed: (1, 2),
+                };
+                // The host takes the answer over, as from a component.
+                let answer = match self.kv.apply(&ctx, command) {
                     lockstep_guest::Outcome::Ok(bytes)
                     | lockstep_guest::Outcome::Rejected(bytes) => Bytes::from(bytes),
                     _ => Bytes::new(),
