@@ -862,8 +862,8 @@ pub mod lockstep_client {
         ///
         /// The stream has no end of its own. It ends with shutting-down when the node stops; with halted
         /// once everything was sent that a halted replica has; with not-serving if the replica leaves the
-        /// group; with compacted if a snapshot took the replica beyond events that are no longer kept. At a
-        /// replica that has no state yet it begins with not-serving. A node has at most 1,024 watches, or
+        /// group; with compacted if a snapshot took the replica beyond events that are no longer kept. A
+        /// replica that has no state yet refuses it as not-serving. A node has at most 1,024 watches, or
         /// half as many as it takes connections if that is less, and 64 on one connection; one more is
         /// refused as overloaded.
         pub async fn watch(
