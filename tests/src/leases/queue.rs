@@ -109,7 +109,7 @@ pub(super) fn check(account: &Account, attempts_max: u64) -> Result<Messages> {
     ensure!(bodies.is_empty(), "messages were delivered that nobody sent: {bodies:?}");
     for (id, deliveries) in &deliveries {
         let dead = account.dead.get(id).map(|(_, attempts)| *attempts);
-        message(*id, deliveries, dead, attempts_max).with_context(|| format!("message {id}"))?;
+        message(deliveries, dead, attempts_max).with_context(|| format!("message {id}"))?;
     }
     let count = |fate| account.deliveries.iter().filter(|one| one.fate == fate).count() as u64;
     (seen.dropped, seen.nacked) = (count(Fate::Dropped), count(Fate::Nacked));
@@ -153,7 +153,7 @@ fn by_message(deliveries: &[Delivery]) -> Result<BTreeMap<u64, Vec<&Delivery>>> 
 }
 
 /// Checks the way of one message. `dead` is how often it was delivered, if it is dead.
-fn message(id: u64, deliveries: &[&Delivery], dead: Option<u64>, attempts_max: u64) -> Result<()> {
+fn message(deliveries: &[&Delivery], dead: Option<u64>, attempts_max: u64) -> Result<()> {
     let mut before = 0;
     let mut acked = false;
     for Delivery { receipt, attempt, body, fate, .. } in deliveries {
@@ -169,7 +169,7 @@ fn message(id: u64, deliveries: &[&Delivery], dead: Option<u64>, attempts_max: u
             ensure!(!acked, "it was acked, and is dead");
             ensure!(attempts == attempts_max, "it is dead after {attempts} deliveries");
         }
-        None => ensure!(acked || perhaps, "message {id} is gone, and nobody acked it"),
+        None => ensure!(acked || perhaps, "it is gone, and nobody acked it"),
     }
     Ok(())
 }
