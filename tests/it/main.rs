@@ -23,3 +23,4 @@ mod solo;
 mod stalls;
 mod start;
 mod streams;
+mod timers;

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod disk;
 pub mod filled;
 pub mod killloop;
+pub mod leases;
 pub mod observe;
 pub mod process;
 pub mod proxy;

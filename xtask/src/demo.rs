@@ -1,5 +1,5 @@
-//! `cargo xtask demo`, `chaos`, `killloop`, `transfer`, `tight`, `stall`, `breaks` and `crowd`:
-//! builds the program and what it needs, then becomes it.
+//! `cargo xtask demo`, `chaos`, `killloop`, `leases`, `transfer`, `tight`, `stall`, `breaks` and
+//! `crowd`: builds the program and what it needs, then becomes it.
 //!
 //! The programs are binaries of `lockstep-tests`. Each replaces this process, so that Ctrl-C
 //! reaches the program that knows what to stop.

@@ -25,6 +25,7 @@ usage: cargo xtask COMMAND
   demo [--keep]    watch three processes replicate a key-value store, lose a leader and a disk
   chaos            kill leaders under load and account for every transfer (--help for options)
   killloop         kill one node again and again (--help for options)
+  leases           kill and pause leaders, account for locks, messages and events (--help)
   transfer         measure the memory that a snapshot transfer takes (--help for options)
   tight            take snapshots on disks hardly larger than two of them, then fill the disks
   stall            freeze the disks of running nodes (--help for options); needs root
@@ -55,8 +56,8 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["guests"] => guests::build().map(drop),
         [
-            program @ ("demo" | "chaos" | "killloop" | "transfer" | "tight" | "stall" | "breaks"
-            | "crowd"),
+            program @ ("demo" | "chaos" | "killloop" | "leases" | "transfer" | "tight" | "stall"
+            | "breaks" | "crowd"),
             ref arguments @ ..,
         ] => demo::run(program, arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),
