@@ -9,15 +9,18 @@ use crate::logging;
 
 pub(crate) mod apply;
 mod bench;
+mod build;
 mod check;
 mod dev;
 mod format;
 mod inspect;
 mod kit;
+mod new;
 mod query;
 mod recover;
 mod remote;
 mod run;
+mod sdk;
 mod serve;
 mod snapshot;
 pub(crate) mod status;
@@ -40,6 +43,8 @@ Examples:
   lockstep query --endpoint 127.0.0.1:7101 'get city'
   lockstep watch --endpoint 127.0.0.1:7101 orders/
   lockstep status --endpoint 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
+  lockstep new my-machine                       a project for a state machine of your own
+  lockstep build                                makes its component, and checks it
   lockstep check my-machine.wasm
   lockstep test my-machine.wasm                 look for what breaks the contract
   lockstep run my-machine.wasm                  a prompt, on one node in memory
@@ -62,6 +67,10 @@ enum Command {
     Watch(watch::Args),
     /// Show each replica: role, state, applied index, lag, log and snapshots.
     Status(status::Args),
+    /// Write a project for a state machine, in Rust, C, JavaScript or Python.
+    New(new::Args),
+    /// Build a state machine's component from its sources, and check it.
+    Build(build::Args),
     /// Check whether a node would accept a component as a state machine.
     Check(check::Args),
     /// Look for cases in which a state machine breaks its contract, and shrink them.
@@ -132,6 +141,8 @@ fn run(command: Command) -> Outcome {
         Command::Query(args) => block_on(query::run(args))?,
         Command::Watch(args) => block_on(watch::run(args))?,
         Command::Status(args) => block_on(status::run(args))?,
+        Command::New(args) => new::run(&args),
+        Command::Build(args) => build::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Run(args) => run::run(&args),

@@ -14,6 +14,7 @@ mod logging;
 mod memory;
 mod metrics;
 mod modules;
+mod projects;
 mod promises;
 mod rejoin;
 mod requests;

@@ -54,8 +54,8 @@ pub enum ModuleRefusal {
     )]
     TextForm,
     #[error(
-        "this is a core module, not a component: componentise it, with `cargo xtask guests` in \
-         this project, or with `wasm-tools component new MODULE.wasm -o FSM.wasm`"
+        "this is a core module, not a component: build it with `lockstep build` in the project's \
+         folder, or componentise it with `wasm-tools component new MODULE.wasm -o FSM.wasm`"
     )]
     CoreModule,
     #[error(
@@ -69,7 +69,7 @@ pub enum ModuleRefusal {
     #[error(
         "the component imports WASI ({}): clocks, files and randomness, which differ between \
          replicas. The usual cause is a build for wasm32-wasip1 or -wasip2, or a library that asks \
-         for files, time or randomness; build for wasm32-unknown-unknown, take time and randomness \
+         for files, time or randomness; build with `lockstep build`, take time and randomness \
          from `context`, or stub WASI (componentize-py --stub-wasi)",
         some(.imports)
     )]
@@ -82,8 +82,8 @@ pub enum ModuleRefusal {
     ForeignImports { imports: Vec<String> },
     #[error(
         "the component does not export {WORLD_PACKAGE}/{EXPORT}@{WORLD_VERSION} (it exports {}): \
-         in Rust, is `lockstep_guest::export!` missing? Elsewhere, build for the world `fsm` of \
-         wit/fsm.wit", some(.exports)
+         in Rust, is `lockstep_guest::export!` missing? Elsewhere, build with `lockstep build`, or \
+         for the world `fsm` of wit/fsm.wit", some(.exports)
     )]
     MissingExport { exports: Vec<String> },
     #[error(

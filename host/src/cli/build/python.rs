@@ -1,0 +1,104 @@
+//! Python: componentize-py, a package of PyPI, puts the sources into a component with CPython.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::component::WORLD;
+use super::project::Project;
+use super::tools::{Program, Tools, run};
+use super::write_world;
+use crate::cli::Failure;
+use crate::cli::sdk;
+
+/// What compiled modules are kept in, which the tool leaves among the sources.
+const CACHE: &str = "__pycache__";
+
+const MISSING: &str = "Python needs componentize-py: `pip install componentize-py==0.25.1`, in a \
+    virtual environment (`python3 -m venv .venv`, then `.venv/bin/pip`)";
+
+pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<Vec<u8>, Failure> {
+    let tool = find(project, tools)?;
+    let (world, module) = (scratch.join("wit"), scratch.join("machine.wasm"));
+    write_world(&world, &project.exports)?;
+    let mut paths = vec![project.sources.clone()];
+    // The project's own copy of the SDK, if it has one.
+    if !project.sources.join("lockstep.py").is_file() {
+        let brought = scratch.join("sdk");
+        fs::create_dir(&brought)?;
+        for (name, text) in sdk::PYTHON {
+            fs::write(brought.join(name), text)?;
+        }
+        paths.push(brought);
+    }
+    let cache = project.sources.join(CACHE);
+    let was_there = cache.exists();
+    let ran = run(&mut componentize(&tool, project, &paths, &world, &module));
+    if !was_there {
+        // It is of no use, and its absence no harm.
+        let _ = fs::remove_dir_all(cache);
+    }
+    ran?;
+    Ok(fs::read(module)?)
+}
+
+fn find(project: &Project, tools: &Tools) -> Result<Program, Failure> {
+    tools
+        .find_near(&project.dir.join(".venv/bin"), "componentize-py")
+        .ok_or_else(|| Failure::Failed(MISSING.to_owned()))
+}
+
+fn componentize(
+    tool: &Program,
+    project: &Project,
+    paths: &[PathBuf],
+    world: &Path,
+    module: &Path,
+) -> Command {
+    let mut command = tool.command();
+    command.current_dir(&project.dir).arg("-q").arg("-d").arg(world).args(["-w", WORLD]);
+    command.args(["componentize", "--stub-wasi"]);
+    for path in paths {
+        command.arg("-p").arg(path);
+    }
+    command.arg(project.main.trim_end_matches(".py")).arg("-o").arg(module);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tools::tests::{stubs, why};
+    use super::*;
+    use crate::cli::sdk::Language;
+
+    #[test]
+    fn the_tool_is_looked_for() {
+        let (dir, bin) = (tempfile::tempdir(), tempfile::tempdir());
+        let (dir, bin) = (dir.expect("there is space"), bin.expect("there is space"));
+        let project = Project {
+            language: Language::Python,
+            name: "t".to_owned(),
+            dir: dir.path().to_owned(),
+            sources: dir.path().join("src"),
+            main: "my_t.py".to_owned(),
+            exports: Vec::new(),
+        };
+        let none = why(find(&project, &stubs(bin.path(), &[])));
+        assert!(none.contains("pip install componentize-py==0.25.1"), "{none}");
+
+        let tools = stubs(bin.path(), &[("componentize-py", "")]);
+        let on_path = find(&project, &tools).expect("it is on the path");
+        assert_eq!(on_path, Program::at(bin.path().join("componentize-py")));
+        let paths = ["A".into(), "B".into()];
+        let command = componentize(&on_path, &project, &paths, Path::new("W"), Path::new("M"));
+        let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+        let expect = "-q -d W -w machine componentize --stub-wasi -p A -p B my_t -o M";
+        assert_eq!(words.join(" "), expect);
+
+        let near = dir.path().join(".venv/bin");
+        fs::create_dir_all(&near).expect("there is space");
+        stubs(&near, &[("componentize-py", "")]);
+        let found = find(&project, &tools).expect("it is in the environment");
+        assert_eq!(found, Program::at(near.join("componentize-py")));
+    }
+}

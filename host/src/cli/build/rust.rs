@@ -1,0 +1,220 @@
+//! Rust: cargo makes a core module that knows its types, for the SDK put them there.
+//!
+//! - No path of this machine reaches the component: panics would show them, and equal sources would
+//!   give different bytes.
+//! - The Rust in use needs the target; rustup is asked to add it. Debian's Rust has the sources of
+//!   the standard library instead, and builds that too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::component;
+use super::project::Project;
+use super::tools::{Program, Tools, asked, run};
+use crate::cli::Failure;
+
+/// WebAssembly without any system underneath, hence without WASI.
+const TARGET: &str = "wasm32-unknown-unknown";
+/// Debian's Rust, which is not rustup's.
+const DEBIAN: &str = "/usr/bin";
+
+/// A Rust that builds for [`TARGET`].
+#[derive(PartialEq, Eq, Debug)]
+enum Toolchain {
+    /// The target is installed.
+    Installed { cargo: Program, rustc: Program },
+    /// Debian's, with a linker.
+    Debian { linker: Program, rustc: Program },
+}
+
+pub(super) fn build(project: &Project, tools: &Tools) -> Result<Vec<u8>, Failure> {
+    let toolchain = Toolchain::find(tools, &project.dir, Path::new(DEBIAN))?;
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(&project.dir)
+        .args(["build", "--release", "--lib", "--target", TARGET])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(["--config", &remaps(&toolchain, project, tools)]);
+    let manifest = project.dir.join("Cargo.toml");
+    let module = module_in(&run(&mut cargo)?, &manifest).ok_or_else(|| {
+        Failure::Failed(format!(
+            "{}: the package makes no library for WebAssembly: add `[lib]` with \
+             `crate-type = [\"cdylib\", \"rlib\"]`",
+            manifest.display()
+        ))
+    })?;
+    component::encode(&fs::read(module)?)
+}
+
+impl Toolchain {
+    fn find(tools: &Tools, dir: &Path, debian: &Path) -> Result<Self, Failure> {
+        if let Some(installed) = Self::installed(tools, dir) {
+            return Ok(installed);
+        }
+        let mut rustup = "rustup is not there".to_owned();
+        if let Some(program) = tools.find("rustup") {
+            // It prints what it does.
+            let added = run(program.command().current_dir(dir).args(["target", "add", TARGET]));
+            match (added, Self::installed(tools, dir)) {
+                (Ok(_), Some(installed)) => return Ok(installed),
+                (Ok(_), None) => rustup = "rustup added it to another Rust".to_owned(),
+                (Err(_), _) => rustup = "rustup could not add it".to_owned(),
+            }
+        }
+        Self::debian(tools, debian).ok_or_else(|| {
+            Failure::Failed(format!(
+                "no Rust here builds for {TARGET} ({rustup}). Either of these will do:\n  \
+                 rustup target add {TARGET}      (rustup: https://rustup.rs)\n  \
+                 apt-get install rustc-web cargo-web rust-web-src lld"
+            ))
+        })
+    }
+
+    /// The Rust in use, if it has the target.
+    fn installed(tools: &Tools, dir: &Path) -> Option<Self> {
+        let cargo = tools.find_named("CARGO", "cargo")?;
+        let rustc = tools.find_named("RUSTC", "rustc")?;
+        let mut ask = rustc.command();
+        ask.current_dir(dir).args(["--print", "target-libdir", "--target", TARGET]);
+        let is_there = Path::new(&asked(&mut ask)?).is_dir();
+        is_there.then_some(Self::Installed { cargo, rustc })
+    }
+
+    /// Debian's Rust, if all its parts are installed.
+    fn debian(tools: &Tools, bin: &Path) -> Option<Self> {
+        let rustc = Program::at(bin.join("rustc"));
+        let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
+        let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/std");
+        let linker = tools.find("rust-lld").or_else(|| tools.find_of_llvm("wasm-ld"))?;
+        sources.is_dir().then_some(Self::Debian { linker, rustc })
+    }
+
+    fn cargo(&self) -> Command {
+        match self {
+            Self::Installed { cargo, .. } => cargo.command(),
+            Self::Debian { linker, .. } => {
+                let mut cargo = Command::new(Path::new(DEBIAN).join("cargo"));
+                cargo
+                    .arg("-Zbuild-std=std,panic_abort")
+                    // Building the standard library is an unstable feature of a stable compiler.
+                    .env("RUSTC_BOOTSTRAP", "1")
+                    .env("RUSTC", Path::new(DEBIAN).join("rustc"))
+                    .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker.shown());
+                cargo
+            }
+        }
+    }
+
+    fn rustc(&self) -> &Program {
+        match self {
+            Self::Installed { rustc, .. } | Self::Debian { rustc, .. } => rustc,
+        }
+    }
+}
+
+/// A setting that gives every path in the component the same beginning on every machine. The last
+/// one that matches counts, so the project, which may contain the other folders, comes first.
+fn remaps(toolchain: &Toolchain, project: &Project, tools: &Tools) -> String {
+    let cargo_home = match tools.variable("CARGO_HOME") {
+        Some(home) => Some(PathBuf::from(home)),
+        None => std::env::home_dir().map(|home| home.join(".cargo")),
+    };
+    let mut ask = toolchain.rustc().command();
+    let sysroot = asked(ask.current_dir(&project.dir).args(["--print", "sysroot"]));
+    let folders = [
+        (Some(project.dir.clone()), "/project"),
+        (cargo_home, "/cargo"),
+        (sysroot.map(PathBuf::from), "/rust"),
+    ];
+    let flags = folders.into_iter().filter_map(|(folder, name)| {
+        let folder = folder?;
+        let flag = format!("--remap-path-prefix={}={name}", folder.to_str()?);
+        // A text of JSON is one of TOML.
+        Some(Value::from(flag).to_string())
+    });
+    format!("target.{TARGET}.rustflags=[{}]", flags.collect::<Vec<_>>().join(", "))
+}
+
+/// The core module of a package, from what cargo printed.
+fn module_in(printed: &str, manifest: &Path) -> Option<PathBuf> {
+    let messages = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of_package = messages.filter(|message| {
+        message["reason"] == "compiler-artifact"
+            && message["manifest_path"].as_str().is_some_and(|path| Path::new(path) == manifest)
+    });
+    let files = of_package.flat_map(|message| message["filenames"].as_array().cloned());
+    files
+        .flatten()
+        .filter_map(|file| file.as_str().map(PathBuf::from))
+        .find(|file| file.extension().is_some_and(|it| it == "wasm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tools::tests::{stubs, why};
+    use super::*;
+
+    /// The Rust that is found in a machine of stubs.
+    fn check(programs: &[(&str, &str)], debian: bool, expect: Result<&str, &str>) {
+        let dir = tempfile::tempdir().expect("there is space");
+        let bin = dir.path().display().to_string();
+        let programs: Vec<(&str, &str)> = programs
+            .iter()
+            .map(|(name, prints)| (*name, if *prints == "BIN" { &bin } else { *prints }))
+            .collect();
+        let usr = dir.path().join("usr");
+        let sources = usr.join("lib/rustlib/src/rust/library/std");
+        if debian {
+            fs::create_dir_all(sources).expect("there is space");
+            stubs(&usr, &[("rustc", &usr.display().to_string())]);
+        }
+        let found = Toolchain::find(&stubs(dir.path(), &programs), dir.path(), &usr);
+        match (found, expect) {
+            (Ok(Toolchain::Installed { cargo, .. }), Ok(expect)) => {
+                assert_eq!(cargo.shown().replace(&bin, "BIN"), expect);
+            }
+            (Ok(Toolchain::Debian { linker, .. }), Ok(expect)) => {
+                assert_eq!(format!("Debian {}", linker.shown().replace(&bin, "BIN")), expect);
+            }
+            (Err(failure), Err(expect)) => {
+                let why = why::<()>(Err(failure));
+                assert!(why.contains(expect), "{why}");
+            }
+            (found, _) => panic!("{programs:?} gives {found:?}"),
+        }
+    }
+
+    #[test]
+    fn a_rust_with_the_target_is_looked_for() {
+        const CARGO: (&str, &str) = ("cargo", "");
+        let without = ("rustc", "/nowhere/at/all");
+        check(&[CARGO, ("rustc", "BIN")], false, Ok("BIN/cargo"));
+        check(&[CARGO, without, ("wasm-ld", "")], true, Ok("Debian BIN/wasm-ld"));
+        check(&[CARGO, without, ("wasm-ld", "")], false, Err("rustup is not there"));
+        check(&[CARGO, without], true, Err("apt-get install rustc-web cargo-web rust-web-src lld"));
+        let says = "rustup added it to another Rust";
+        check(&[CARGO, without, ("rustup", "")], false, Err(says));
+        check(&[], false, Err("rustup target add wasm32-unknown-unknown"));
+    }
+
+    #[test]
+    fn cargo_says_where_the_module_is() {
+        let artifact = |package: &str, files: &str| {
+            let manifest = format!("\"manifest_path\":\"{package}/Cargo.toml\"");
+            format!("{{\"reason\":\"compiler-artifact\",{manifest},\"filenames\":[{files}]}}\n")
+        };
+        let printed = [
+            artifact("/x/sdk", "\"/t/sdk.wasm\""),
+            "not json\n".to_owned(),
+            artifact("/x", "\"/t/libm.rlib\",\"/t/m.wasm\""),
+            "{\"reason\":\"build-finished\",\"success\":true}".to_owned(),
+        ]
+        .concat();
+        let module = module_in(&printed, Path::new("/x/Cargo.toml"));
+        assert_eq!(module, Some("/t/m.wasm".into()));
+        assert_eq!(module_in(&printed, Path::new("/y/Cargo.toml")), None);
+    }
+}

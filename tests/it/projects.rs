@@ -1,0 +1,72 @@
+//! A project that `lockstep new` writes, from its first file to a component that holds its
+//! contract, with nothing of the checkout but the binary.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use lockstep_tests::cluster::binary;
+
+use crate::solo::assert_says;
+
+/// Runs `lockstep` in a folder. What cargo needs was fetched for the examples.
+fn lockstep(folder: &Path, args: &[&str]) -> Output {
+    Command::new(binary().expect("it is built"))
+        .args(args)
+        .current_dir(folder)
+        .env("CARGO_NET_OFFLINE", "true")
+        // With a folder of its own for each run, all dependencies would be built each time.
+        .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("project-target"))
+        .output()
+        .expect("it starts")
+}
+
+fn prints(folder: &Path, args: &[&str]) -> String {
+    let output = lockstep(folder, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+#[test]
+fn a_new_project_builds_and_holds_its_contract() {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("projects");
+    let _ = fs::remove_dir_all(&home);
+    fs::create_dir_all(&home).expect("there is space");
+    let told = prints(&home, &["new", "order-book"]);
+    assert_says(&told, &["order-book: a state machine in Rust", "lockstep test order-book.wasm"]);
+
+    let project = home.join("order-book");
+    let told = prints(&project, &["build", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("it is one JSON object");
+    assert_eq!(told["name"], "order-book");
+    let exports = told["exports"].to_string();
+    assert_says(&exports, &["/state-machine@", "/digest@", "/self-test@"]);
+    let component = fs::read(project.join("order-book.wasm")).expect("it was written");
+    let paths = String::from_utf8_lossy(&component);
+    assert!(!paths.contains(&*home.to_string_lossy()), "a path of this machine is in it");
+    assert!(!project.join("target").exists() && !project.join("order-book.wasm.partial").exists());
+
+    assert_says(&prints(&project, &["check", "order-book.wasm"]), &["order-book 0.1.0"]);
+    assert_says(&prints(&project, &["inspect", "order-book.wasm"]), &["with names"]);
+    let told = prints(&project, &["test", "order-book.wasm", "--cases", "40"]);
+    assert_says(&told, &["40 cases hold", "packing"]);
+
+    let again = lockstep(&home, &["new", "order-book"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert_says(&String::from_utf8_lossy(&again.stderr), &["the folder is not empty"]);
+}
+
+/// What does not compile, and what no node would accept, writes nothing.
+#[test]
+fn a_build_that_fails_writes_nothing() {
+    let home = tempfile::tempdir().expect("there is space");
+    let none = lockstep(home.path(), &["build"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert_says(&String::from_utf8_lossy(&none.stderr), &["no project is here", "lockstep new"]);
+
+    prints(home.path(), &["new", "broken", "--dir", "."]);
+    fs::write(home.path().join("src/lib.rs"), "fn broken(").expect("there is space");
+    let broken = lockstep(home.path(), &["build"]);
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(!home.path().join("broken.wasm").exists());
+}
