@@ -11,6 +11,7 @@
 //! - A problem of this node alone never becomes an outcome: an [`Outcome`] is always what the guest
 //!   returned.
 
+mod advice;
 #[expect(unsafe_code, reason = "compiled code is loaded here; the block has its SAFETY note")]
 mod cache;
 pub mod check;

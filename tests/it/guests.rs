@@ -8,7 +8,7 @@ mod copies;
 mod faults;
 mod host_calls;
 mod limits;
-mod refusals;
+pub(crate) mod refusals;
 
 use std::io;
 use std::path::Path;

@@ -9,6 +9,7 @@ mod crowds;
 mod data_dir;
 mod faults;
 mod guests;
+mod kit;
 mod lifecycle;
 mod logging;
 mod memory;

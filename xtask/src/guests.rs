@@ -1,5 +1,5 @@
-//! `cargo xtask guests`: builds every crate of `examples/`, and the tests' hostile guest, to a
-//! component in `target/guests`.
+//! `cargo xtask guests`: builds every crate of `examples/` and of `tests/guests/` to a component in
+//! `target/guests`.
 //!
 //! * A component imports nothing but this project's interfaces; otherwise the build fails and names
 //!   the imports.

@@ -141,7 +141,7 @@ impl Told {
             failure.number,
             self.seed,
             broken.property.name(),
-            broken.property.means(),
+            broken.means(),
             failure.case,
         );
         let step = match broken.step {
@@ -173,7 +173,7 @@ impl Told {
             let mut told = json!({
                 "case": failure.number,
                 "property": broken.property.name(),
-                "means": broken.property.means(),
+                "means": broken.means(),
                 "step": broken.step,
                 "instance": broken.who,
                 "steps": failure.case.to_json(),

@@ -217,8 +217,8 @@ mod tests {
 
     fn compile() -> Component {
         let engine = engine::shared().expect("the engine starts");
-        let bytes = wat::parse_str("(component)").expect("it is a component");
-        Component::new(engine, bytes).expect("it compiles")
+        let bytes = wat::parse_str("(component)").expect("it is well formed");
+        Component::new(engine, bytes).expect("it is a component")
     }
 
     /// Spoils the file of a kept module; then it is not used, and keeping it again mends that.

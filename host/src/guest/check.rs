@@ -14,6 +14,9 @@ use lockstep_core::ids::ModuleId;
 use lockstep_core::limits;
 
 use super::GuestInfo;
+use super::advice::core_module::BuiltFor;
+use super::advice::wasi::{Origin, is_wasi};
+use super::advice::{self, Advice, Missing};
 use super::engine::EngineError;
 
 /// The WIT package of a state machine's world.
@@ -53,27 +56,23 @@ pub enum ModuleRefusal {
          `wasm-tools parse FSM.wat -o FSM.wasm`"
     )]
     TextForm,
+    #[error("this is a core module, not a component: {0}")]
+    CoreModule(BuiltFor),
+    #[error("{0}")]
+    Feature(Box<Missing>),
     #[error(
-        "this is a core module, not a component: build it with `lockstep build` in the project's \
-         folder, or componentise it with `wasm-tools component new MODULE.wasm -o FSM.wasm`"
-    )]
-    CoreModule,
-    #[error(
-        "the component is not valid here: {reason}; build it without WebAssembly features \
-         that are not the same on every machine (threads, relaxed SIMD, garbage collection, \
-         64-bit memories), and check that the file is whole"
+        "the component is not valid: {reason}; check that the file is whole, and build it again \
+         with a newer toolchain if it is"
     )]
     Invalid { reason: String },
     #[error("the compiler panicked on this component: please report it, with the component")]
     CompilerPanicked,
     #[error(
         "the component imports WASI ({}): clocks, files and randomness, which differ between \
-         replicas. The usual cause is a build for wasm32-wasip1 or -wasip2, or a library that asks \
-         for files, time or randomness; build with `lockstep build`, take time and randomness \
-         from `context`, or stub WASI (componentize-py --stub-wasi)",
+         replicas. {origin}",
         some(.imports)
     )]
-    Wasi { imports: Vec<String> },
+    Wasi { imports: Vec<String>, origin: Box<Origin> },
     #[error(
         "the component imports {}, which no host provides: a state machine may import only host, \
          events, timer and snapshot-io of {WORLD_PACKAGE}; remove the import, or compose in the \
@@ -121,6 +120,24 @@ pub struct Report {
     pub copied: Result<(), &'static str>,
 }
 
+impl Report {
+    /// What may be a mistake, although a node accepts it.
+    pub fn hints(&self) -> Vec<&'static str> {
+        let has = |names: &[String], interface| names.iter().any(|it| is_ours(it, &[interface]));
+        match (has(&self.names.imports, TIMER), has(&self.names.exports, WAKE)) {
+            (true, false) => vec![
+                "it imports `timer` and does not export `wake`: setting the timer would trap; \
+                 export it (in Rust: `export!(Type: wake)`)",
+            ],
+            (false, true) => vec![
+                "it exports `wake` and does not import `timer`: nothing sets the timer, so `wake` \
+                 is never called",
+            ],
+            (true, true) | (false, false) => Vec::new(),
+        }
+    }
+}
+
 /// The names a component imports and exports.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Names {
@@ -149,9 +166,32 @@ pub(crate) fn check_kind(bytes: &[u8]) -> Result<(), ModuleRefusal> {
         });
     }
     match bytes.get(4..8) {
-        Some([1, 0, 0, 0]) => Err(ModuleRefusal::CoreModule),
+        Some([1, 0, 0, 0]) => Err(ModuleRefusal::CoreModule(BuiltFor::of(bytes))),
         Some(_) => Ok(()),
         None => Err(ModuleRefusal::NotWasm { found: "the file ends within its header" }),
+    }
+}
+
+impl ModuleRefusal {
+    /// The engine refused the component, for this reason.
+    pub(crate) fn invalid(component: &[u8], reason: String) -> Self {
+        match advice::advise(component) {
+            Advice::Missing(missing) => Self::Feature(Box::new(missing)),
+            Advice::Broken { message, place } => {
+                Self::Invalid { reason: format!("{message} ({place})") }
+            }
+            Advice::Unknown => Self::Invalid { reason },
+        }
+    }
+
+    /// The same refusal, with what the component shows of its cause.
+    pub(crate) fn explained(self, component: &[u8]) -> Self {
+        match self {
+            Self::Wasi { imports, origin: _ } => {
+                Self::Wasi { imports, origin: Box::new(Origin::of(component)) }
+            }
+            other => other,
+        }
     }
 }
 
@@ -164,7 +204,7 @@ pub(crate) fn check_names(
     let (wasi, foreign): (Vec<_>, Vec<_>) =
         imports.iter().filter(foreign).cloned().partition(|name| is_wasi(name));
     if !wasi.is_empty() {
-        return Err(ModuleRefusal::Wasi { imports: wasi });
+        return Err(ModuleRefusal::Wasi { imports: wasi, origin: Box::default() });
     }
     if !foreign.is_empty() {
         return Err(ModuleRefusal::ForeignImports { imports: foreign });
@@ -215,10 +255,6 @@ fn is_ours(name: &str, interfaces: &[&str]) -> bool {
         .is_some_and(|interface| interfaces.contains(&interface))
 }
 
-fn is_wasi(name: &str) -> bool {
-    name.starts_with("wasi:") || name.starts_with("wasi_")
-}
-
 /// The part of a name after its `@`; empty if it has none.
 fn version(name: &str) -> &str {
     name.split_once('@').map_or("", |(_, version)| version)
@@ -267,7 +303,8 @@ impl fmt::Display for Report {
         }
         writeln!(f, "  world      {WORLD_PACKAGE}@{}", names.world_version)?;
         writeln!(f, "  imports    {}", all(&names.imports))?;
-        write!(f, "  exports    {}", all(&names.exports))
+        write!(f, "  exports    {}", all(&names.exports))?;
+        self.hints().iter().try_for_each(|hint| write!(f, "\n  hint       {hint}"))
     }
 }
 
@@ -376,5 +413,34 @@ mod tests {
              exports    lockstep:fsm/state-machine@0.2.0"
         );
         assert_eq!(report.to_string(), expect);
+    }
+    #[test]
+    fn a_timer_and_a_wake_go_together() {
+        let check = |imports: &[&str], exports: &[&str], expect: &str| {
+            let own = |names: &[&str]| names.iter().map(|name| interface(name)).collect();
+            let report = Report {
+                id: ModuleId([0; 32]),
+                info: GuestInfo {
+                    name: "t".to_owned(),
+                    version: "1".to_owned(),
+                    snapshot_format: 1,
+                    oldest_readable_format: 1,
+                },
+                bytes: 1,
+                names: Names {
+                    world_version: WORLD_VERSION.to_owned(),
+                    imports: own(imports),
+                    exports: own(exports),
+                },
+                compiled_in: None,
+                copied: Ok(()),
+            };
+            let hints = report.hints().join("\n");
+            assert!(hints.contains(expect) && hints.is_empty() == expect.is_empty(), "{hints}");
+        };
+        check(&["host"], &[EXPORT], "");
+        check(&[TIMER], &[EXPORT, WAKE], "");
+        check(&[TIMER], &[EXPORT], "imports `timer` and does not export `wake`");
+        check(&[], &[EXPORT, WAKE], "exports `wake` and does not import `timer`");
     }
 }

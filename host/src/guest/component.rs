@@ -102,7 +102,8 @@ impl ComponentModule {
         let names = check::check_names(
             ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
             ty.exports(engine).map(|(name, _)| name.to_owned()).collect(),
-        )?;
+        );
+        let names = names.map_err(|refusal| refusal.explained(bytes))?;
         let mismatch =
             |error: wasmtime::Error| ModuleRefusal::TypeMismatch { reason: one_line(&error) };
         let linked = imports::linker(engine).and_then(|linker| linker.instantiate_pre(&component));
@@ -397,7 +398,7 @@ fn compile(
     // The bytes are not trusted, so a panic of the compiler only refuses them.
     let component = catch_unwind(AssertUnwindSafe(|| Component::new(engine, bytes)))
         .map_err(|_| ModuleRefusal::CompilerPanicked)?
-        .map_err(|error| ModuleRefusal::Invalid { reason: one_line(&error) })?;
+        .map_err(|error| ModuleRefusal::invalid(bytes, one_line(&error)))?;
     let took = started.elapsed();
     let elapsed_ms = took.as_millis();
     tracing::info!(module = %id, bytes = bytes.len(), elapsed_ms, "module compiled");

@@ -126,6 +126,7 @@ pub fn report_to_json(report: &Report) -> Value {
         "imports": names.imports,
         "exports": names.exports,
         "looks_run_on_copy": copied.is_ok(),
+        "hints": report.hints(),
     })
 }
 

@@ -117,6 +117,17 @@ pub enum Stop {
 }
 
 impl Broken {
+    /// What it means that the property does not hold here.
+    pub fn means(&self) -> &'static str {
+        match &self.how {
+            How::Fault(fault) if fault.call == "query" => {
+                "a query failed: no replica breaks, but nobody gets an answer; answer with the \
+                 error case instead, and leave to `apply` what a query may not do"
+            }
+            How::Fault(_) | How::Differs(_) => self.property.means(),
+        }
+    }
+
     /// A fault of an instance.
     pub fn fault(step: usize, who: &'static str, fault: GuestFault) -> Stop {
         if fault.class == FaultClass::Host {

@@ -91,8 +91,10 @@ fn wrong_types_are_refused_by_function() {
 
 #[test]
 fn what_differs_between_machines_is_not_valid() {
-    refuse_text("relaxed-simd", "relaxed SIMD support is not enabled");
-    refuse_text("memory64", "memory64 must be enabled");
+    refuse_text("relaxed-simd", "uses relaxed SIMD (the instruction `f32x4.relaxed_madd`");
+    refuse_text("relaxed-simd", "core module 0, function 0, byte 0x");
+    refuse_text("relaxed-simd", "rustc: `-C target-feature=-relaxed-simd`");
+    refuse_text("memory64", "uses 64-bit memory");
 }
 
 #[test]
