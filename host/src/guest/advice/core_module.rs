@@ -58,21 +58,20 @@ impl fmt::Display for BuiltFor {
         match self {
             Self::Component => write!(
                 f,
-                "componentise it, with `cargo xtask guests` in this project, or with \
+                "build it with `lockstep build` in the project's folder, or componentise it with \
                  `wasm-tools component new MODULE.wasm -o FSM.wasm`"
             ),
             Self::Wasi(origin) => write!(
                 f,
                 "it imports WASI (preview 1): clocks, files and randomness, which differ \
-                 between replicas. {origin}. Then make it a component, with `wasm-tools component \
-                 new`"
+                 between replicas. {origin}. Then make it a component, with `lockstep build`"
             ),
             Self::WasmBindgen => write!(
                 f,
                 "built by wasm-bindgen for JavaScript, which no node has. Build with \
                  `cargo build --target wasm32-unknown-unknown`, without wasm-bindgen, js-sys and \
-                 features of libraries that bring them (`js`, `wasmbind`, `wasm-bindgen`), then \
-                 `wasm-tools component new`"
+                 features of libraries that bring them (`js`, `wasmbind`, `wasm-bindgen`), or with \
+                 `lockstep build`"
             ),
             Self::GoJs => write!(
                 f,
@@ -90,7 +89,7 @@ impl fmt::Display for BuiltFor {
                     "it imports from `env` ({listed}{more}), which no node provides: functions \
                      that no library defines (`extern \"C\"` in Rust; in C, link without \
                      `-Wl,--allow-undefined`), memory (`--import-memory`), or Emscripten's \
-                     JavaScript (build with clang instead). Then `wasm-tools component new`"
+                     JavaScript (build with clang instead). `lockstep build` does that"
                 )
             }
         }
