@@ -161,6 +161,11 @@ pub enum ReplayError {
     Until { until: u64, commit: u64, last: u64 },
     #[error("there is no snapshot at {index} at or below entry {until}; there are: {known}")]
     NoSuchSnapshot { index: u64, until: u64, known: String },
+    #[error(
+        "there is no snapshot at or below entry {before}, where a replay could begin; there \
+        are: {known}"
+    )]
+    NoneBelow { before: u64, known: String },
     #[error("the log begins at entry {first}, so a replay has to begin with a snapshot")]
     Cut { first: u64 },
     #[error("there is nothing to begin with: {0}")]
@@ -213,8 +218,10 @@ impl Plan {
         if snapshots.is_empty() && !from_first {
             let known: Vec<_> = facts.snapshots.iter().map(|it| it.index.to_string()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            let index = self.from_snapshot.unwrap_or(before);
-            return Err(ReplayError::NoSuchSnapshot { index, until, known });
+            return Err(match self.from_snapshot {
+                Some(index) => ReplayError::NoSuchSnapshot { index, until, known },
+                None => ReplayError::NoneBelow { before, known },
+            });
         }
         Ok(Span { snapshots, from_first, until, left: last - until })
     }

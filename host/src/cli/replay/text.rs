@@ -8,7 +8,7 @@ use lockstep_core::entry::{Call, CheckpointReason, EntryBody};
 use lockstep_core::fault::GuestFault;
 
 use super::Names;
-use crate::cli::format::size;
+use crate::cli::format::{one_line, size};
 use crate::kit::compare::{self, Difference};
 use crate::kit::export::Exported;
 use crate::kit::past::Facts;
@@ -28,6 +28,7 @@ macro_rules! line {
 pub(super) fn begun(names: &Names, facts: &Facts, begun: &Begun) -> String {
     let mut text = String::new();
     let Facts { group, replica, commit, last_index, .. } = facts;
+    let group = one_line(group.as_bytes());
     line!(text, "{}, group {group} as replica {replica} has it", names.title);
     if begun.bootstrapped != names.id {
         line!(text, "  module     {} is another than the group's:", names.first);
@@ -54,12 +55,14 @@ pub(super) fn begun(names: &Names, facts: &Facts, begun: &Begun) -> String {
             line!(text, "  entries    {first} to {until}");
         }
     }
-    let (until, left) = (begun.until, begun.left);
-    if left > 0 && until >= *commit {
-        line!(text, "  not these  {} to {last_index}: it is not known", until + 1);
-        line!(text, "             whether they are committed; --uncommitted applies them");
-    } else if left > 0 {
-        line!(text, "  not these  {} to {last_index}", until + 1);
+    if begun.left > 0 {
+        let not_these = match begun.left {
+            1 => format!("entry {last_index}"),
+            _more => format!("entries {} to {last_index}", begun.until + 1),
+        };
+        let why = "not known to be committed; --uncommitted applies them";
+        let why = if begun.until >= *commit { why } else { "after --until" };
+        line!(text, "  left out   {not_these}: {why}");
     }
     if !names.other.is_empty() && !begun.compares_snapshots {
         line!(text, "  note       snapshots of different formats are not compared");
@@ -82,16 +85,17 @@ pub(super) fn exported(path: &Path, exported: &Exported) -> String {
     };
     line!(text, "{}: {begin} and {entries}, {}", path.display(), size(exported.bytes));
     if exported.left > 0 {
-        line!(text, "{} later entries of the log are not in it", exported.left);
+        let last = exported.last + exported.left;
+        line!(text, "the log goes on up to entry {last}, which is not in the file");
     }
-    line!(text, "it holds the commands as they are: look at what they tell before you send it");
+    line!(text, "the file holds commands, events and state as they are: see to whom you give it");
     text
 }
 
 pub(super) fn step(step: &Step) -> String {
     let mut text = head(step);
     let trace = &step.trace;
-    commands(&mut text, &step.kind, Some(&trace.answers));
+    commands(&mut text, &step.kind, &trace.answers);
     for event in trace.events.iter().take(SHOWN_MAX) {
         line!(text, "  event     {}", compare::event(Some(event)));
     }
@@ -183,9 +187,11 @@ fn fault_to_text(text: &mut String, names: &Names, who: Who, fault: &GuestFault)
         Some((message, frames)) => (message, frames),
         None => (message.as_str(), ""),
     };
-    line!(text, "  {message}");
+    for said in message.lines() {
+        line!(text, "  {}", one_line(said.as_bytes()));
+    }
     for frame in frames.split(" < ").filter(|frame| !frame.is_empty()) {
-        line!(text, "    in {frame}");
+        line!(text, "    in {}", one_line(frame.as_bytes()));
     }
 }
 
@@ -234,7 +240,7 @@ pub(super) fn reason_name(reason: CheckpointReason) -> &'static str {
 }
 
 /// The commands of an entry, with their answers if there are any.
-fn commands(text: &mut String, kind: &Kind, answers: Option<&[Answer]>) {
+fn commands(text: &mut String, kind: &Kind, answers: &[Answer]) {
     let Kind::Body(EntryBody::Commands(commands)) = kind else { return };
     for (place, call) in commands.calls.iter().enumerate().take(SHOWN_MAX) {
         let Call { session, sequence, payload, .. } = call;
@@ -243,7 +249,7 @@ fn commands(text: &mut String, kind: &Kind, answers: Option<&[Answer]>) {
             0 => String::new(),
             session => format!("session {session}, sequence {sequence}: "),
         };
-        let answer = answers.and_then(|answers| answers.get(place)).map(compare::answered);
+        let answer = answers.get(place).map(compare::answered);
         let answer = answer.map(|answer| format!(" → {answer}")).unwrap_or_default();
         line!(text, "  {number:<8}  {whose}{}{answer}", show(payload));
     }
