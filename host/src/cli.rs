@@ -19,6 +19,7 @@ mod new;
 mod query;
 mod recover;
 mod remote;
+mod replay;
 mod run;
 mod sdk;
 mod serve;
@@ -48,6 +49,7 @@ Examples:
   lockstep check my-machine.wasm
   lockstep test my-machine.wasm                 look for what breaks the contract
   lockstep run my-machine.wasm                  a prompt, on one node in memory
+  lockstep replay my-machine.wasm --data-dir data/1 --group kv
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
 
@@ -81,6 +83,8 @@ enum Command {
     Bench(bench::Args),
     /// Show what is in a component: interfaces, sizes, formats, limits.
     Inspect(inspect::Args),
+    /// Replay what happened in a group, from a stopped node's log, against a component.
+    Replay(replay::Args),
     /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
@@ -148,6 +152,7 @@ fn run(command: Command) -> Outcome {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),

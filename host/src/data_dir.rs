@@ -86,6 +86,29 @@ pub struct DataDir {
     snapshot_locks: BTreeMap<PathBuf, Box<dyn Send + Sync>>,
 }
 
+/// Locks the directory of a stopped node, for a tool that only reads it, whichever node it belongs
+/// to. A copy that no node ever opened has no lock, and gets none.
+pub fn lock_to_read(fs: &dyn Fs, dir: &Path) -> Result<Option<Box<dyn Send + Sync>>, DataDirError> {
+    let io = |doing| move |source| DataDirError::Io { dir: dir.to_owned(), doing, source };
+    let file = dir.join("LOCK");
+    let lock = if fs.exists(&file).map_err(io("look for its lock"))? {
+        Some(fs.lock(&file).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => DataDirError::Locked(dir.to_owned()),
+            _other => io("lock it")(e),
+        })?)
+    } else {
+        None
+    };
+    let owner = dir.join("node");
+    if fs.exists(&owner).map_err(io("look for its owner"))? {
+        let text = read_text(fs, &owner).map_err(io("read its owner"))?;
+        if let Some((have, _)) = parse_owner(&text).filter(|(format, _)| *format > FORMAT) {
+            return Err(DataDirError::Newer { dir: dir.to_owned(), have });
+        }
+    }
+    Ok(lock)
+}
+
 impl DataDir {
     /// Locks a directory and checks that it is this node's; a new one is marked as such.
     pub fn open(fs: &Arc<dyn Fs>, config: &NodeConfig, rejoin: bool) -> Result<Self, DataDirError> {

@@ -21,6 +21,10 @@ use raft::eraftpb::Entry;
 use crate::config::NodeConfig;
 use crate::fs::Fs;
 use crate::fs::mem::MemFs;
+use crate::guest::native::NativeModule;
+use crate::guest::{GuestLog, Module};
+use crate::kit::export::{self, Export};
+use crate::kit::replay::{Plan, Replay};
 pub use crate::rpc::fuzz::{client, peer};
 use crate::store::layout::{self, Header, Identity, ObjectName, Trailer};
 use crate::store::{list_directory, verify_object};
@@ -143,6 +147,26 @@ pub fn object(input: &[u8]) {
     }
 }
 
+/// Decodes an export, and replays it: the input is a file, or one that lacks its digest.
+pub fn export(input: &[u8]) {
+    let Some((mode, rest)) = input.split_first() else { return };
+    let file = match mode % 2 {
+        0 => rest.to_vec(),
+        _ => [rest, &blake3::hash(rest).as_bytes()[..]].concat(),
+    };
+    let Ok(export) = Export::decode(file.into()) else { return };
+    let module: Module = Arc::new(NativeModule::register());
+    let plan = Plan { uncommitted: true, ..Plan::default() };
+    let log = GuestLog::of_no_group();
+    if let Ok(replay) = Replay::begin(&export, &module, None, &plan, &log) {
+        let _ = replay.run(&mut drop);
+    }
+    let mut again = Vec::new();
+    if export::write(&export, &plan, &mut again).is_ok() {
+        Export::decode(again.into()).expect("what was written decodes");
+    }
+}
+
 /// Parses a node's configuration.
 pub fn configuration(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
@@ -173,6 +197,11 @@ mod tests {
     #[test]
     fn the_corpus_of_objects_passes() {
         corpus("object", object);
+    }
+
+    #[test]
+    fn the_corpus_of_exports_passes() {
+        corpus("export", export);
     }
 
     #[test]

@@ -62,7 +62,7 @@ mod write;
 mod tests;
 
 pub use error::WalError;
-pub use open::inspect;
+pub use open::{inspect, open_to_read};
 pub use reader::WalReader;
 
 /// The owner of a log, and the layout of its files.

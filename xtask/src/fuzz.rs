@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::checkout;
 
-const TARGETS: [&str; 5] = ["log", "object", "peer", "client", "configuration"];
+const TARGETS: [&str; 6] = ["log", "object", "export", "peer", "client", "configuration"];
 const SECONDS: u64 = 180;
 /// No input may make a decoder allocate this much at once.
 const ALLOCATION_MIB: u64 = 64;

@@ -1,6 +1,7 @@
 //! What differs between two replicas that should be equal, in words.
 
-use lockstep_core::apply::{GuestEvent, Setting};
+use lockstep_core::apply::{Answer, GuestEvent, Setting};
+use lockstep_core::fault::Rejection;
 
 use super::player::Trace;
 use super::text::{around, first_difference, show};
@@ -18,7 +19,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    fn of(what: impl Into<String>, first: String, other: String) -> Self {
+    pub(super) fn of(what: impl Into<String>, first: String, other: String) -> Self {
         Self { what: what.into(), first, other }
     }
 }
@@ -88,6 +89,16 @@ pub fn outcome(outcome: &Outcome) -> String {
     }
 }
 
+/// What the ledger answers to a call.
+pub fn answered(answer: &Answer) -> String {
+    match answer {
+        Answer::Ok(bytes) => show(bytes),
+        Answer::Rejected(Rejection::Guest(bytes)) => format!("rejected: {}", show(bytes)),
+        Answer::Rejected(rejection) => format!("rejected: {rejection}"),
+        Answer::Opened(session) => format!("session {session}"),
+    }
+}
+
 pub fn answer(answer: &Result<Bytes, NoAnswer>) -> String {
     match answer {
         Ok(bytes) => show(bytes),
@@ -98,14 +109,14 @@ pub fn answer(answer: &Result<Bytes, NoAnswer>) -> String {
     }
 }
 
-fn event(event: Option<&GuestEvent>) -> String {
+pub fn event(event: Option<&GuestEvent>) -> String {
     match event {
         Some(event) => format!("{} {}", show(event.topic.as_bytes()), show(&event.payload)),
         None => "none".to_owned(),
     }
 }
 
-fn setting(setting: Option<Setting>) -> String {
+pub fn setting(setting: Option<Setting>) -> String {
     match setting {
         Some(Setting::At(ms)) => format!("{ms} ms"),
         Some(Setting::Never) => "no time".to_owned(),

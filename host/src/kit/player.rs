@@ -5,10 +5,11 @@
 //! - What each entry brought about is returned as a [`Trace`], which two replicas must agree on.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::apply::{Deadline, GuestEvent, Ledger, Moment, Setting, Work};
+use lockstep_core::apply::{Answer, Deadline, GuestEvent, Ledger, Moment, Setting, Work};
 use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use raft::eraftpb::Entry;
@@ -51,7 +52,10 @@ pub struct Saved {
 /// What an entry brought about.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Trace {
+    /// What the guest said of the commands that it was given.
     pub outcomes: Vec<Outcome>,
+    /// What the ledger answers to the entry's calls, with those that the guest did not see.
+    pub answers: Vec<Answer>,
     pub events: Vec<GuestEvent>,
     /// What the guest set its timer to, if it did.
     pub set: Option<Setting>,
@@ -99,10 +103,20 @@ impl Player {
 
     /// A replica that restored a snapshot.
     pub fn restored(maker: &Arc<Maker>, looks: Looks, from: &Saved) -> Result<Self, GuestFault> {
+        Self::restored_from(maker, looks, from.ledger.clone(), &from.header, &mut &from.bytes[..])
+    }
+
+    /// A replica that restored a snapshot from a stream, with the ledger that belongs to it.
+    pub fn restored_from(
+        maker: &Arc<Maker>,
+        looks: Looks,
+        ledger: Ledger,
+        header: &SnapshotHeader,
+        input: &mut dyn io::Read,
+    ) -> Result<Self, GuestFault> {
         let mut guest = maker.fresh(looks)?;
-        guest.restore(&from.header, &maker.bootstrap.config, &mut &from.bytes[..])?;
-        let (maker, ledger) = (Arc::clone(maker), from.ledger.clone());
-        Ok(Self { maker, ledger, guest: Some(guest), looks })
+        guest.restore(header, &maker.bootstrap.config, input)?;
+        Ok(Self { maker: Arc::clone(maker), ledger, guest: Some(guest), looks })
     }
 
     pub fn ledger(&self) -> &Ledger {
@@ -140,28 +154,33 @@ impl Player {
         let index = entry.index;
         let work = self.ledger.admit(entry).map_err(|why| internal(index, &why.to_string()))?;
         let before = self.fuel();
-        let (outcomes, emitted, woken) = match work {
-            Work::Done(_) => (Vec::new(), None, false),
+        let mut trace = Trace::default();
+        let emitted = match work {
+            Work::Done(answers) => {
+                trace.answers = answers;
+                None
+            }
             Work::Init(moment) => {
                 let mut guest = self.maker.fresh(self.looks)?;
                 let emitted = guest.init(context(moment), &self.maker.bootstrap.config)?;
                 self.guest = Some(guest);
-                (Vec::new(), Some(emitted), false)
+                Some(emitted)
             }
             Work::Apply(plan) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
                 let applied = guest.apply(context(plan.moment), &plan.commands)?;
-                let outcomes = applied.outcomes.clone();
+                trace.outcomes = applied.outcomes.clone();
                 let settled = applied.outcomes.into_iter().map(Into::into).collect();
-                self.ledger.settle(plan, settled).ok_or_else(|| wrong_number(index))?;
-                (outcomes, Some(applied.emitted), false)
+                let answers = self.ledger.settle(plan, settled);
+                trace.answers = answers.ok_or_else(|| wrong_number(index))?;
+                Some(applied.emitted)
             }
             Work::Wake(moment) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
-                (Vec::new(), Some(guest.wake(context(moment))?), true)
+                trace.woken = true;
+                Some(guest.wake(context(moment))?)
             }
         };
-        let mut trace = Trace { outcomes, woken, ..Trace::default() };
         if let Some(emitted) = emitted {
             trace.events = emitted.events().cloned().collect();
             trace.set = emitted.timer;
@@ -179,15 +198,19 @@ impl Player {
 
     pub fn snapshot(&mut self) -> Result<Vec<u8>, GuestFault> {
         let mut bytes = Vec::new();
+        self.snapshot_to(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub fn snapshot_to(&mut self, out: &mut dyn io::Write) -> Result<(), GuestFault> {
         let index = self.ledger.applied();
-        let refused = |error: std::io::Error| GuestFault {
+        let refused = |error: io::Error| GuestFault {
             class: FaultClass::Refused,
             call: "snapshot",
             index: Some(index),
             message: error.to_string(),
         };
-        self.guest()?.snapshot(&mut bytes)?.map_err(refused)?;
-        Ok(bytes)
+        self.guest()?.snapshot(out)?.map_err(refused)
     }
 
     /// A snapshot, with all that is needed to restore it.
@@ -234,6 +257,7 @@ impl Trace {
         let mut events = VecDeque::new();
         for trace in traces {
             whole.outcomes.extend(trace.outcomes);
+            whole.answers.extend(trace.answers);
             events.extend(trace.events);
             whole.set = trace.set.or(whole.set);
             whole.deadline_ms = trace.deadline_ms;

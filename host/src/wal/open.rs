@@ -33,7 +33,7 @@ use super::files::Files;
 use super::segment::{self, LogFile, Segment};
 use super::shared::Shared;
 use super::window::Window;
-use super::{Counters, Wal, WalError, WalOptions};
+use super::{Counters, Wal, WalError, WalOptions, WalReader};
 use crate::fs::{Fs, create_dirs};
 
 /// The content of a log's files.
@@ -170,6 +170,20 @@ fn inspect_once(
     fs: &dyn Fs,
     dir: &Path,
 ) -> Result<(WalOptions, BTreeMap<GroupId, GroupLog>), WalError> {
+    let (options, found) = find(fs, dir, true)?;
+    Ok((options, found.groups))
+}
+
+/// Opens the log of a stopped node to read it, and changes nothing: its owner, and its entries. No
+/// other process may write the log meanwhile.
+pub fn open_to_read(fs: &dyn Fs, dir: &Path) -> Result<(WalOptions, WalReader), WalError> {
+    let (options, Found { segments, groups, .. }) = find(fs, dir, false)?;
+    let segments = segments.into_iter().map(|segment| (segment.number(), segment)).collect();
+    Ok((options, WalReader::new(Arc::new(Shared::new(groups, segments)))))
+}
+
+/// Reads a log of any owner. `written` says that another process may be writing it meanwhile.
+fn find(fs: &dyn Fs, dir: &Path, written: bool) -> Result<(WalOptions, Found), WalError> {
     let numbers = file_numbers(fs, dir)?;
     let Some(first) = numbers.first() else {
         return Err(WalError::corrupt(dir, 0, "there is no log file"));
@@ -179,7 +193,7 @@ fn inspect_once(
     let header = read_header(&*file, &path)?;
     let options = WalOptions::new(header.cluster, header.node, header.length, 0);
     let files = open_files(fs, dir, &numbers, &options, false)?;
-    Ok((options, read_log(files, true)?.groups))
+    Ok((options, read_log(files, written)?))
 }
 
 /// Begins the first segment of a new log; returns it and where it ends.

@@ -77,6 +77,11 @@ impl WalReader {
         Some(self.shared.groups().get(&group)?.tail.terms())
     }
 
+    /// The names of all groups in the log.
+    pub fn names(&self) -> Vec<String> {
+        self.shared.groups().values().map(|log| log.tail.state.group.clone()).collect()
+    }
+
     /// The durable recovery state of a group.
     pub fn state(&self, group: GroupId) -> Option<RecoveryState> {
         self.shared.groups().get(&group).map(|log| log.tail.state.clone())
