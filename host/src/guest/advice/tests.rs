@@ -181,7 +181,10 @@ fn core_modules_are_told_by_their_imports() {
     };
     check("", "wasm-tools component new");
     check("(import \"wasi_snapshot_preview1\" \"fd_write\" (func))", "imports WASI (preview 1)");
-    check("(import \"__wbindgen_placeholder__\" \"__wbindgen_throw\" (func))", "built by wasm-bindgen");
+    check(
+        "(import \"__wbindgen_placeholder__\" \"__wbindgen_throw\" (func))",
+        "built by wasm-bindgen",
+    );
     check("(import \"env\" \"__wbindgen_describe\" (func))", "wasm-bindgen");
     check("(import \"gojs\" \"runtime.wasmExit\" (func))", "`GOOS=js`");
     let four = ["a", "b", "c", "d"].map(|name| format!("(import \"env\" \"{name}\" (func))"));
