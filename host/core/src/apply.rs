@@ -282,8 +282,7 @@ impl Ledger {
     /// pending still, and reached.
     fn admit_wake(&mut self, set_by: u64) -> Work {
         let now_ms = self.log_time_ms;
-        let reached = |at_ms: u64| at_ms <= now_ms || planted("wake_early");
-        if !self.deadline.is_some_and(|it| it.set_by == set_by && reached(it.at_ms)) {
+        if !self.deadline.is_some_and(|it| it.set_by == set_by && it.at_ms <= now_ms) {
             return Work::Done(Vec::new());
         }
         plant!("wake_again" skips self.deadline = None);

@@ -147,7 +147,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("wait_for_the_cut", "a halted replica gets a snapshot only once the leader's log is cut"),
     ("wait_for_the_silent", "a checkpoint is made again while a silent replica lacks it"),
     ("wake_again", "a deadline stays pending after the guest was woken"),
-    ("wake_early", "the guest is woken before its deadline"),
+    ("wake_early", "a leader proposes to wake the guest before its deadline"),
     ("wake_without_end", "a leader proposes to wake the guest at every tick"),
     ("who_waits_has_space", "a voter that waits for a snapshot counts as one that takes commands"),
     ("window_forgets", "a snapshot is restored without the events that it holds"),

@@ -7,7 +7,7 @@ use crate::apply::{Deadline, LogClock};
 use crate::entry::EntryBody;
 use crate::group::Shared;
 use crate::group::raft_node::RaftNode;
-use crate::mutant::plant;
+use crate::mutant::{plant, planted};
 
 #[derive(Default)]
 pub(super) struct Timer {
@@ -37,7 +37,8 @@ impl Timer {
         plant!("wake_without_end" does self.proposed = None);
         let Some(Deadline { at_ms, set_by }) = self.deadline else { return };
         let time_ms = shared.stamp();
-        if self.proposed.is_some() || time_ms < at_ms {
+        let is_due = time_ms >= at_ms || planted("wake_early");
+        if self.proposed.is_some() || !is_due {
             return;
         }
         let body = EntryBody::Wake { time_ms, set_by };

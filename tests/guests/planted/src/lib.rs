@@ -16,6 +16,8 @@
 //!
 //! The snapshot is the number of commands, then the numbers by key, then the alarms by time.
 
+#![cfg(target_arch = "wasm32")]
+
 mod self_test;
 
 use std::cell::Cell;
