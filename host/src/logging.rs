@@ -127,7 +127,7 @@ pub(crate) fn print(text: std::fmt::Arguments<'_>) {
     let _is_read = print_while_read(text);
 }
 
-/// Like [`print`]; returns whether it makes sense to print more.
+/// Like [`print()`]; returns whether it makes sense to print more.
 pub(crate) fn print_while_read(text: std::fmt::Arguments<'_>) -> bool {
     let Err(error) = writeln!(io::stdout(), "{text}") else { return true };
     if error.kind() != ErrorKind::BrokenPipe {

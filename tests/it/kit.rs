@@ -253,7 +253,8 @@ async fn what_cannot_be_tried_is_refused() {
     let refused = async |text: &str, more: &[&str], code, says: &[&str]| {
         let (_dir, file) = written(text);
         for command in ["test", "bench"] {
-            let args = [&[command, &guest("planted"), "--commands", &file], more].concat();
+            let planted = guest("planted");
+            let args = [&[command, &planted, "--commands", &file], more].concat();
             let output = lockstep(&args).await;
             assert_eq!(output.code, Some(code), "{args:?}: {output:?}");
             assert_eq!(output.stdout, "", "{args:?}");

@@ -22,7 +22,7 @@ use crate::cli::{Failure, Outcome};
 use crate::guest::CodeCache;
 use crate::guest::component::ComponentModule;
 use crate::kit::inspect::report_to_json;
-use crate::logging::out;
+use crate::logging::{out, say};
 use project::Project;
 use tools::Tools;
 
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let project = Project::find(&args.dir)?;
     let tools = Tools::of_process();
     let scratch = tempfile::tempdir()?;
-    eprintln!("{}: building, in {}", project.name, project.language.name());
+    say(&format!("{}: building, in {}", project.name, project.language.name()));
     let component = match project.language {
         Language::Rust => rust::build(&project, &tools)?,
         Language::C => c::build(&project, &tools, scratch.path())?,
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Language::Python => python::build(&project, &tools, scratch.path())?,
     };
     // What an interpreter brings along takes a node half a minute to compile, the first time.
-    eprintln!("{}: checking {}", project.name, size(component.len() as u64));
+    say(&format!("{}: checking {}", project.name, size(component.len() as u64)));
     let module = ComponentModule::load_with(&component, CodeCache::of_user().as_ref())
         .map_err(|why| Failure::Failed(format!("{}: {why}", project.name)))?;
     let file = match &args.output {

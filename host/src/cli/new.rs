@@ -1,7 +1,7 @@
 //! `lockstep new`: writes a project for a state machine, which needs no checkout of Lockstep.
 //!
 //! - Nothing that exists is written over: the folder is made, or empty.
-//! - What the project's files are is in [`files`], what it may be called in [`name`].
+//! - What the project's files are is in [`mod@files`], what it may be called in [`name`].
 
 mod files;
 mod name;

@@ -35,6 +35,7 @@ pub struct Item {
     pub kind: Kind,
 }
 
+#[expect(clippy::large_enum_variant, reason = "most items are entries")]
 pub enum Kind {
     Entry { entry: Entry, made: Made, trace: Trace },
     Query(Bytes),

@@ -25,9 +25,8 @@ impl Author {
     }
 
     fn admit(&mut self, body: &EntryBody) -> Work {
-        let mut entry = Entry::default();
-        entry.index = self.0.applied() + 1;
-        entry.data = body.encode().into();
+        let (index, data) = (self.0.applied() + 1, body.encode().into());
+        let entry = Entry { index, data, ..Entry::default() };
         self.0.admit(&entry).expect("a good entry")
     }
 
