@@ -257,6 +257,7 @@ fn failed(error: &ReplayError) -> Failure {
     match error {
         ReplayError::Until { .. }
         | ReplayError::NoSuchSnapshot { .. }
+        | ReplayError::NoneBelow { .. }
         | ReplayError::Cut { .. } => Failure::Usage(error.to_string()),
         ReplayError::NoBeginning(_)
         | ReplayError::NoBootstrap
