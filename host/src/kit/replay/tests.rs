@@ -14,7 +14,7 @@ use super::*;
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::fs::mem::MemFs;
-use crate::fs::{DiskFs, Fs, create_dirs};
+use crate::fs::{DiskFs, Fs, create_dirs, make_durable};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Context, Outcome};
 use crate::kit::export::{self, Export};
@@ -187,7 +187,8 @@ impl Story {
             let crc = crc32c::crc32c(payload).to_le_bytes();
             let file = fs.create(&object(desc)).expect("the disk works");
             let bytes = [&head[..], payload, &crc, &tail].concat();
-            file.write_at(&bytes, 0).expect("the disk works");
+            file.write_at(&bytes, 0).and_then(|()| file.sync()).expect("the disk works");
+            make_durable(&*fs, &object(desc)).expect("the disk works");
         }
         fs
     }
