@@ -57,6 +57,8 @@ impl Process {
         let err = out.try_clone().with_context(|| format!("{}", log.display()))?;
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
+        // No user's cache of compiled code: what a test sees must not depend on earlier ones.
+        command.env("LOCKSTEP_CACHE_DIR", "");
         surround(&mut command);
         let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
         Ok(Self { child, log: log.to_owned() })

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 fn print(measured: &Measured) {
-    let heading = ["commands/entry", "ns/command", "fuel/command", "commands"];
+    let heading = ["COMMANDS/ENTRY", "NS/COMMAND", "FUEL/COMMAND", "COMMANDS"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for batch in &measured.batches {
         rows.push(vec![

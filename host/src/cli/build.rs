@@ -13,7 +13,9 @@ mod python;
 mod rust;
 mod tools;
 
+use std::fmt;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::cli::format::size;
@@ -22,7 +24,7 @@ use crate::cli::{Failure, Outcome};
 use crate::guest::CodeCache;
 use crate::guest::component::ComponentModule;
 use crate::kit::inspect::report_to_json;
-use crate::logging::{out, say};
+use crate::logging::out;
 use project::Project;
 use tools::Tools;
 
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let project = Project::find(&args.dir)?;
     let tools = Tools::of_process();
     let scratch = tempfile::tempdir()?;
-    say(&format!("{}: building, in {}", project.name, project.language.name()));
+    say(format_args!("{}: building, in {}", project.name, project.language.name()));
     let component = match project.language {
         Language::Rust => rust::build(&project, &tools)?,
         Language::C => c::build(&project, &tools, scratch.path())?,
@@ -61,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Language::Python => python::build(&project, &tools, scratch.path())?,
     };
     // What an interpreter brings along takes a node half a minute to compile, the first time.
-    say(&format!("{}: checking {}", project.name, size(component.len() as u64)));
+    say(format_args!("{}: checking {}", project.name, size(component.len() as u64)));
     let module = ComponentModule::load_with(&component, CodeCache::of_user().as_ref())
         .map_err(|why| Failure::Failed(format!("{}: {why}", project.name)))?;
     let file = match &args.output {
@@ -81,8 +83,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
+/// Says how far the build is, beside what the compilers say; standard output is for the result.
+fn say(what: fmt::Arguments<'_>) {
+    // A reader who has left does not end the build.
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
 /// Writes a file at once: `lockstep run` may be watching it.
-fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut partial = file.as_os_str().to_owned();
     partial.push(".partial");
     fs::write(&partial, bytes)?;
@@ -91,7 +99,7 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Writes the world of a state machine that exports these interfaces too, for tools that read
 /// worlds from a folder.
-fn write_world(folder: &Path, exports: &[&str]) -> std::io::Result<()> {
+fn write_world(folder: &Path, exports: &[&str]) -> io::Result<()> {
     let package = folder.join("deps/fsm");
     fs::create_dir_all(&package)?;
     fs::write(package.join("fsm.wit"), sdk::WIT)?;

@@ -63,7 +63,7 @@ fn other_files_are_refused_by_what_they_are() {
     refuse(b"PK\x03\x04", "does not begin as a .wasm file does");
     refuse(text("wasi").as_bytes(), "WebAssembly in text form");
     refuse(&vec![0; limits::MODULE_BYTES_MAX + 1], "the limit is 67108864");
-    refuse_text("core-module", "core module, not a component: componentise it, with `cargo xtask");
+    refuse_text("core-module", "core module, not a component: build it with `lockstep build`");
 
     let whole = super::built("counter");
     refuse(&whole[..whole.len() / 2], "check that the file is whole");
