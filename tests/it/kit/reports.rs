@@ -92,7 +92,7 @@ async fn a_measurement() {
     assert_says(&said, &["COMMANDS/ENTRY", "NS/COMMAND", "FUEL/COMMAND", "snapshot  ", "restore "]);
     let (_dir, refused) = written("nonsense");
     let said = printed(&[&["bench", &file, "--commands", &refused], &quick[..]].concat()).await;
-    assert_says(&said, &["commands were refused, such as: expected `set KEY N`"]);
+    assert_says(&said, &["commands were refused, such as: ", "expected `set KEY N`"]);
 }
 
 /// What `check` says of a component that a node accepts, and that is a mistake nevertheless.
