@@ -9,7 +9,7 @@
 //!
 //! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
 //! guest that is woken although its timer is not set, or before its time: the guest remembers the
-//! setting. Planted: `wake_again`, `wake_early`.
+//! setting. Planted: `wake_again`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
