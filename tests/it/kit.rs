@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::solo::{assert_says, lockstep};
 
 /// How long a command may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The file of a guest that `cargo xtask guests` built.
 fn guest(name: &str) -> String {
