@@ -36,6 +36,10 @@ fn a_new_project_builds_and_holds_its_contract() {
     assert_says(&told, &["order-book: a state machine in Rust", "lockstep test order-book.wasm"]);
 
     let project = home.join("order-book");
+    let mut format = Command::new("cargo");
+    let format = format.args(["fmt", "--check"]).current_dir(&project).output();
+    let format = format.expect("it starts");
+    assert!(format.status.success(), "{}", String::from_utf8_lossy(&format.stdout));
     let told = prints(&project, &["build", "--json"]);
     let told: serde_json::Value = serde_json::from_str(&told).expect("it is one JSON object");
     assert_eq!(told["name"], "order-book");

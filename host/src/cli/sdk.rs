@@ -58,6 +58,9 @@ pub(super) const WIT: &str = include_str!("../../../wit/fsm.wit");
 /// Apache-2.0, which asks to be handed on with the sources.
 pub(super) const LICENSE: &str = include_str!("../../../LICENSE");
 
+/// The style of the SDK's sources, so that a project's `cargo fmt` leaves them as they are.
+pub(super) const RUSTFMT: &str = include_str!("../../../rustfmt.toml");
+
 /// The crate `lockstep-guest`, without its manifest, its world and its integration tests.
 pub(super) const RUST: &[File] = files_of!("guest-sdk/src":
     "codec.rs"

@@ -90,7 +90,11 @@ pub(super) fn files(language: Language, name: &Name) -> Vec<File> {
         Language::Rust => brought("lockstep-guest/src", sdk::RUST)
             .chain(brought(
                 "lockstep-guest",
-                &[("wit/fsm.wit", sdk::WIT), ("LICENSE", sdk::LICENSE)],
+                &[
+                    ("wit/fsm.wit", sdk::WIT),
+                    ("LICENSE", sdk::LICENSE),
+                    ("rustfmt.toml", sdk::RUSTFMT),
+                ],
             ))
             .collect(),
         Language::C => brought("src", sdk::C).collect(),
