@@ -61,9 +61,9 @@ impl Property {
                  group would stand still; answer `rejected` instead"
             }
             Self::Replay => {
-                "two instances were given the same entries and differ: something is used that is \
-                 not part of state, commands and context, such as the order of a hash table or an \
-                 address"
+                "two instances were given the same entries and differ, although a component has \
+                 nothing else to go by: most likely Lockstep is wrong, so report it with the \
+                 component. The order of a hash table, or an address, shows as `restore` instead"
             }
             Self::Query => {
                 "an instance that was asked differs from one that was not: a query changes the \
