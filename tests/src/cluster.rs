@@ -371,7 +371,7 @@ pub fn last_lines(file: &Path, count: usize) -> String {
 
 /// A host address in 127/8 that is made of this process's id, and the first of the 16 ports that
 /// one more cluster of this process gets.
-fn own_address() -> (String, u16) {
+pub fn own_address() -> (String, u16) {
     static CLUSTERS: AtomicU16 = AtomicU16::new(0);
     let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
