@@ -13,7 +13,8 @@ pub trait Wake: StateMachine {
     fn wake(&mut self, ctx: &Context);
 }
 
-/// Summarises the state at little cost, so that replicas can be compared often.
+/// Summarises the state at little cost, so that tests can compare replicas often: `lockstep test`,
+/// and `testing::Harness`. No node calls it today.
 pub trait Digest: StateMachine {
     /// Up to 64 bytes that are a function of the state alone: equal for equal states, and most
     /// likely different for different ones. It should cost much less than a snapshot; a checksum
