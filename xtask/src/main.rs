@@ -7,6 +7,7 @@ mod checkout;
 mod demo;
 mod fuzz;
 mod guests;
+mod languages;
 mod lint;
 mod mutants;
 mod planted;
@@ -31,6 +32,7 @@ usage: cargo xtask COMMAND
   stall            freeze the disks of running nodes (--help for options); needs root
   breaks           send a snapshot through broken transfers (--help for options)
   crowd            connect two thousand clients to three nodes (--help for options)
+  languages        compare kv in Rust, C, JavaScript and Python (--help); needs npm and python3
   bench            measure Lockstep beside etcd, in a release build (--help for options)
   bench log        append to a log of 200 groups that keep [MIB] each
   bench guest      what WebAssembly costs: the example kv beside the same code of this machine
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
             | "breaks" | "crowd"),
             ref arguments @ ..,
         ] => demo::run(program, arguments),
+        ["languages", ref arguments @ ..] => languages::run(arguments),
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["test", ref filter @ ..] => test::test(filter),
         ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
