@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::agree::{Machine, answers};
-use crate::build::{Built, Place, run};
+use crate::build::{Built, Place};
 use crate::commands::Commands;
 
 const GROUP: &str = "kv";
@@ -280,12 +280,15 @@ fn replay(
     command.arg("replay").arg(&other.file).arg("--against").arg(&own.file);
     command.arg("--data-dir").arg(data).args(["--group", GROUP, "--json", "--entries", ".."]);
     command.args(["--from-snapshot", &from.to_string(), "--until", &until.to_string()]);
-    let printed = run(&mut command)?;
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout);
     let lines = printed.lines().map(serde_json::from_str::<Value>);
     let lines = lines.collect::<Result<Vec<_>, _>>().context("a replay is JSON")?;
-    let end = lines.last().context("a replay says nothing")?;
-    ensure!(lines[0]["snapshot"] == from, "it did not begin with the snapshot: {}", lines[0]);
-    ensure!(end["end"] == "reached" && end["applied"] == until, "it ended with {end}");
+    let failed = || format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let (Some(begun), Some(end)) = (lines.first(), lines.last()) else { bail!(failed()) };
+    let reached = output.status.success() && end["end"] == "reached" && end["applied"] == until;
+    ensure!(reached, "{} ended with {end}", failed());
+    ensure!(begun["snapshot"] == from, "{} began with {begun}", failed());
     let entries = lines.iter().filter(|line| line["kind"] == "commands").count() as u64;
     ensure!(entries > 0, "there was nothing to replay");
     let snapshot = end["snapshot"].as_str().unwrap_or_default().to_owned();
