@@ -191,6 +191,14 @@ async fn examples_with_a_self_test_are_not_accused() {
 }
 
 #[tokio::test]
+async fn an_example_on_engines_of_others_is_not_accused() {
+    let told = check_clean("documents", &[], "150").await;
+    let count = |what: &str| told["seen"][what].as_u64().unwrap_or(0);
+    assert!(count("rejected") * 10 < count("commands") * 6, "{told}");
+    assert!(count("queries") > 100, "{told}");
+}
+
+#[tokio::test]
 async fn examples_with_templates_are_not_accused() {
     for name in ["counter", "kv", "bank"] {
         let file = templates(name);
