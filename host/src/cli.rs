@@ -48,7 +48,7 @@ Examples:
   lockstep build                                makes its component, and checks it
   lockstep check my-machine.wasm
   lockstep test my-machine.wasm                 look for what breaks the contract
-  lockstep run my-machine.wasm                  a prompt, on one node in memory
+  lockstep run                                  a prompt; builds the project when it changes
   lockstep replay my-machine.wasm --data-dir data/1 --group kv
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me

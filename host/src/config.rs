@@ -295,22 +295,22 @@ fn groups(
         let log_size = group.snapshot_log_bytes.as_deref();
         let log_bytes = log_size.map(|size| parse_size("snapshot-log-bytes", size)).transpose()?;
         let entries = group.snapshot_entries.unwrap_or(default.entries);
-        if entries == 0 {
-            return Err(format!("group {name:?}: snapshot-entries must be at least 1"));
-        }
-        if log_bytes == Some(0) {
-            return Err(format!("group {name:?}: snapshot-log-bytes must be at least 1"));
+        let of_group = |why: String| format!("group {name:?}: {why}");
+        for (key, value) in [("entries", Some(entries)), ("log-bytes", log_bytes)] {
+            if value == Some(0) {
+                return Err(of_group(format!("snapshot-{key} must be at least 1")));
+            }
         }
         let cap = group.snapshot_cap.as_deref();
         let snapshot_cap = cap.map(|s| parse_share("snapshot-cap", s)).transpose()?;
-        check_guest_config(&name, &group.config)?;
+        let config = guest::config(&group.config).map_err(of_group)?;
         let written = Written {
             memory: group.memory.as_deref(),
             entry_fuel: group.entry_fuel,
             command_fuel: group.command_fuel,
             event_window: group.event_window.as_deref(),
         };
-        let limits = GuestLimits::parse(&name, written)?;
+        let limits = GuestLimits::parse(written).map_err(of_group)?;
         specs.push(GroupSpec {
             module: match group.module.strip_prefix("native:") {
                 Some(native) => ModuleSource::Native(native.to_owned()),
@@ -318,7 +318,7 @@ fn groups(
             },
             lineage: group.lineage.as_deref().map(parse_lineage).transpose()?,
             nodes: members,
-            config: group.config,
+            config,
             limits,
             snapshot_policy: SnapshotPolicy {
                 entries,
@@ -360,17 +360,6 @@ fn members(
         ));
     }
     Ok(members)
-}
-
-fn check_guest_config(name: &str, config: &str) -> Result<(), String> {
-    let most = limits::GUEST_CONFIG_BYTES_MAX;
-    let bytes = config.len();
-    if bytes > most {
-        return Err(format!(
-            "group {name:?}: config has {bytes} bytes, the limit is {most}: shorten it"
-        ));
-    }
-    Ok(())
 }
 
 fn node_id(number: u16) -> Result<NodeId, String> {

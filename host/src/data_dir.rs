@@ -30,6 +30,7 @@ pub use apart::SnapshotDirError;
 
 /// The format of the directory as a whole.
 const FORMAT: u32 = 1;
+const LOCK: &str = "LOCK";
 /// The end of the line in the file `node`, until the log has its first segment.
 const NO_LOG: &str = " log=none";
 
@@ -90,15 +91,8 @@ pub struct DataDir {
 /// to. A copy that no node ever opened has no lock, and gets none.
 pub fn lock_to_read(fs: &dyn Fs, dir: &Path) -> Result<Option<Box<dyn Send + Sync>>, DataDirError> {
     let io = |doing| move |source| DataDirError::Io { dir: dir.to_owned(), doing, source };
-    let file = dir.join("LOCK");
-    let lock = if fs.exists(&file).map_err(io("look for its lock"))? {
-        Some(fs.lock(&file).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => DataDirError::Locked(dir.to_owned()),
-            _other => io("lock it")(e),
-        })?)
-    } else {
-        None
-    };
+    let has_lock = fs.exists(&dir.join(LOCK)).map_err(io("look for its lock"))?;
+    let lock = has_lock.then(|| lock(fs, dir)).transpose()?;
     let owner = dir.join("node");
     if fs.exists(&owner).map_err(io("look for its owner"))? {
         let text = read_text(fs, &owner).map_err(io("read its owner"))?;
@@ -107,6 +101,13 @@ pub fn lock_to_read(fs: &dyn Fs, dir: &Path) -> Result<Option<Box<dyn Send + Syn
         }
     }
     Ok(lock)
+}
+
+fn lock(fs: &dyn Fs, dir: &Path) -> Result<Box<dyn Send + Sync>, DataDirError> {
+    fs.lock(&dir.join(LOCK)).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => DataDirError::Locked(dir.to_owned()),
+        _other => DataDirError::Io { dir: dir.to_owned(), doing: "lock it", source },
+    })
 }
 
 impl DataDir {
@@ -119,10 +120,7 @@ impl DataDir {
         };
         // Nothing in it is durable unless its own name is.
         create_dirs(&**fs, &path).map_err(io("create it"))?;
-        let lock = fs.lock(&path.join("LOCK")).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => DataDirError::Locked(path.clone()),
-            _other => io("lock it")(e),
-        })?;
+        let lock = lock(&**fs, &path)?;
         let snapshot_locks = BTreeMap::new();
         let mut this = Self { path: path.clone(), unbegun: None, _lock: lock, snapshot_locks };
         this.lock_owned_snapshots(&**fs, config)?;

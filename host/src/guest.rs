@@ -42,7 +42,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::apply::{self, Emitted};
+use lockstep_core::apply::{self, Emitted, Ledger, Moment};
 use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::ModuleId;
@@ -53,6 +53,12 @@ pub struct Context {
     pub index: u64,
     pub time_ms: u64,
     pub seed: (u64, u64),
+}
+
+impl From<Moment> for Context {
+    fn from(Moment { index, time_ms, seed }: Moment) -> Self {
+        Self { index, time_ms, seed }
+    }
 }
 
 /// A replicated answer to one command.
@@ -102,6 +108,19 @@ pub struct SnapshotHeader {
     pub format: u32,
     pub index: u64,
     pub time_ms: u64,
+}
+
+impl SnapshotHeader {
+    /// The header for a module that reads what it wrote itself, in this format.
+    pub fn of(info: &GuestInfo, format: u32, ledger: &Ledger) -> Self {
+        Self {
+            writer_name: info.name.clone(),
+            writer_version: info.version.clone(),
+            format,
+            index: ledger.applied(),
+            time_ms: ledger.log_time_ms(),
+        }
+    }
 }
 
 /// What `apply` returned, and what it emitted.

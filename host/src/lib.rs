@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod node;
 pub(crate) mod panics;
 pub mod recover;
+pub mod rng;
 pub mod router;
 pub mod rpc;
 pub(crate) mod starting;

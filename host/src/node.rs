@@ -480,7 +480,8 @@ fn load_module(
     match &spec.module {
         ModuleSource::File(path) => {
             let (group, path) = (spec.name.clone(), path.clone());
-            match load_component(&path) {
+            let read = read_component(&path);
+            match read.map(|read| read.and_then(|bytes| compile_component(&bytes))) {
                 Ok(Ok(module)) => Ok(Arc::new(module)),
                 Ok(Err(why)) => Err(StartError::Module { group, path, why }),
                 Err(source) => Err(StartError::ModuleFile { group, path, source }),
@@ -502,17 +503,19 @@ fn native(name: &str) -> Option<Module> {
     })
 }
 
-/// Reads and compiles a component, or takes its code from this user's cache; a file over the limit
-/// is not even read.
-pub(crate) fn load_component(
-    path: &Path,
-) -> std::io::Result<Result<ComponentModule, ModuleRefusal>> {
+/// Reads a component; a file over the limit is not even read.
+pub(crate) fn read_component(path: &Path) -> std::io::Result<Result<Vec<u8>, ModuleRefusal>> {
     let file = DiskFs.open(path, false)?;
     let bytes = file.len()?;
     if bytes > limits::MODULE_BYTES_MAX as u64 {
         return Ok(Err(ModuleRefusal::TooLarge { bytes }));
     }
-    let mut module = vec![0; bytes as usize];
-    crate::fs::read_exact_at(&*file, &mut module, 0)?;
-    Ok(ComponentModule::load_with(&module, CodeCache::of_user().as_ref()))
+    let mut component = vec![0; bytes as usize];
+    crate::fs::read_exact_at(&*file, &mut component, 0)?;
+    Ok(Ok(component))
+}
+
+/// Compiles a component, or takes its code from this user's cache.
+pub(crate) fn compile_component(component: &[u8]) -> Result<ComponentModule, ModuleRefusal> {
+    ComponentModule::load_with(component, CodeCache::of_user().as_ref())
 }

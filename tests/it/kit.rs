@@ -238,6 +238,44 @@ async fn a_wake_that_is_never_tested_is_noted() {
     );
 }
 
+/// A limit that a group would have is met, told, and part of the line that repeats the case.
+#[tokio::test]
+async fn the_limits_are_those_of_a_group() {
+    let (_dir, file) = written("spin 5000000");
+    let hostile = guest("hostile");
+    let args = [&hostile, "--commands", &file, "--seed", "1", "--cases", "2", "--json"];
+    let output = test(&args).await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let limits = &json(&output)["limits"];
+    assert_eq!(limits["memory_bytes"], 1_u64 << 30, "{limits}");
+
+    let tight = ["--memory", "64MiB", "--entry-fuel", "10000000", "--fuel", "7"];
+    let output = test(&[&args[..], &tight].concat()).await;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let told = json(&output);
+    let limits = ["memory_bytes", "entry_fuel", "command_fuel"];
+    let limits = limits.map(|it| told["limits"][it].as_u64());
+    assert_eq!(limits, [Some(64 << 20), Some(10_000_000), Some(7)]);
+    let failure = &told["failure"];
+    assert!(failure["fault"].as_str().is_some_and(|fault| fault.contains("fuel")), "{failure}");
+    let repeat = failure["repeat"].as_str().expect("it says how to repeat it");
+    assert_says(repeat, &[" --memory 64MiB --entry-fuel 10000000 --command-fuel 7 "]);
+    let again = shell(&format!("{repeat} --json")).await;
+    assert_eq!(json(&again)["failure"]["fault"], failure["fault"]);
+
+    for command in ["test", "run"] {
+        let output = lockstep(&[command, &guest("planted"), "--memory", "1MiB"]).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert_says(&output.stderr, &["memory is 1048576; use 33554432 to"]);
+    }
+    let long = "x".repeat(64 * 1024 + 1);
+    for command in ["test", "run", "bench", "dev"] {
+        let output = lockstep(&[command, &guest("planted"), "--config", &long]).await;
+        assert_eq!(output.code, Some(2), "{command}");
+        assert_says(&output.stderr, &["config has 65537 bytes, the limit is 65536"]);
+    }
+}
+
 /// What is no answer to an entry is a trap that says what the contract wants.
 #[tokio::test]
 async fn answers_of_the_wrong_length_are_named() {

@@ -6,7 +6,7 @@ use lockstep_client::{Client, Event, Options, Position, Watch};
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 
-use crate::solo::{apply, query};
+use crate::solo::{apply, assert_says, lockstep, query};
 
 const GROUP: &str = "lock";
 /// How long the first lease is: an election ends before it as a rule, but need not.
@@ -36,6 +36,21 @@ fn until_ms(granted: &Event) -> u64 {
     until.unwrap_or_else(|| panic!("`{text}` ends with a time"))
 }
 
+/// What `lockstep status` says once the node has reported the timer.
+async fn status_with_timer(node: &str) -> String {
+    let looking = async {
+        loop {
+            let json = lockstep(&["status", "--endpoint", node, "--json"]).await.stdout;
+            let rows: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+            let mut rows = rows.as_array().into_iter().flatten();
+            if rows.any(|row| row["wakes_at_ms"].is_u64()) {
+                return lockstep(&["status", "--endpoint", node]).await.stdout;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.expect("the timer is set")
+}
+
 /// A lease is granted, then the leader is killed: the next leader ends the lease, not before its
 /// time, and the next one in the queue gets the lock. Watchers at both nodes that are left see this
 /// alike.
@@ -55,6 +70,7 @@ async fn a_lease_expires_though_the_leader_is_killed() {
     assert_eq!(apply(&client, &acquire).await, "1");
     assert_eq!(apply(&client, "wait db bob 1000").await, "waiting 1");
 
+    let told = status_with_timer(cluster.address(leader)).await;
     let mut seen = Vec::new();
     for watch in &mut watches {
         seen.push(next(watch, 1).await);
@@ -72,6 +88,7 @@ async fn a_lease_expires_though_the_leader_is_killed() {
         "lock/db expired bob 2".to_owned(),
     ];
     assert_eq!(texts, expected);
+    assert_says(&told, &[&format!("lock has a timer set, to {ann} ms of log time: it is due in ")]);
     assert!(seen[0][1].time_ms >= ann && seen[0][3].time_ms >= bob, "before its time: {seen:?}");
     assert_eq!(seen[0], seen[1], "both nodes have the same events at the same positions");
     assert_eq!(query(&client, "who db").await, "free");

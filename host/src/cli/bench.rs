@@ -1,17 +1,14 @@
 //! `lockstep bench`: measures a state machine's commands and snapshots.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::cli::format::{size, table};
-use crate::cli::kit::{SourceArgs, TEMPLATES_HELP, component};
+use crate::cli::kit::{ComponentArgs, GroupArgs, SourceArgs, TEMPLATES_HELP, component};
 use crate::cli::{Failure, Outcome};
-use crate::guest::GuestLog;
 use crate::kit::bench::{self, Measured};
-use crate::kit::player::Maker;
 use crate::logging::out;
 
 const EXAMPLES: &str = "\
@@ -25,31 +22,28 @@ Fuel is the same on every machine; nanoseconds are of this one, without network,
 #[derive(clap::Args)]
 #[command(after_help = format!("{TEMPLATES_HELP}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
-    /// The component.
-    #[arg(value_name = "FSM.wasm")]
-    module: PathBuf,
+    #[command(flatten)]
+    of: ComponentArgs,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    group: GroupArgs,
     /// Number from which the commands follow.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     /// How long entries of each size are measured.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     each_ms: u64,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let module = Arc::new(component(&args.module)?);
+    let module = Arc::new(component(&args.of.module)?);
     let mut source = args.source.source(&*module)?;
-    let config = args.source.config.clone().into();
-    let maker = Maker::new(Arc::clone(&module) as _, config, args.seed, GuestLog::of_no_group());
+    let maker = args.group.maker(module, args.seed)?;
     let each = Duration::from_millis(args.each_ms);
     let measured = bench::run(&maker, &mut source, args.seed, each)
         .map_err(|error| Failure::Failed(error.to_string()))?;
-    if args.json {
+    if args.of.json {
         out!("{}", to_json(&measured));
     } else {
         print(&measured);
@@ -69,10 +63,10 @@ fn print(measured: &Measured) {
         ]);
     }
     out!("{}", table(&rows));
-    let seconds = |duration: Duration| format!("{:.3} ms", duration.as_secs_f64() * 1000.0);
+    let shown = |duration: Duration| format!("{:.3} ms", duration.as_secs_f64() * 1000.0);
     let Measured { snapshot, restore, snapshot_bytes, memory_bytes, .. } = measured;
-    out!("snapshot  {} bytes in {}", snapshot_bytes, seconds(*snapshot));
-    out!("restore   in {}", seconds(*restore));
+    out!("snapshot  {} bytes in {}", snapshot_bytes, shown(*snapshot));
+    out!("restore   in {}", shown(*restore));
     out!("memory    {}", size(*memory_bytes));
     if let Some(refusal) = &measured.refusal {
         let Measured { rejected, commands, .. } = measured;

@@ -3,7 +3,8 @@
 //! - The compiler is the language's own; what makes a component of its output is in this program.
 //! - Names of functions stay in the component, for backtraces.
 //! - A component that a node would refuse is not written; the one of the build before stays.
-//! - What is missing is named, together with the command that brings it.
+//! - A project has a copy of the SDK: files of it that are missing are written.
+//! - What is missing otherwise is named, together with the command that brings it.
 
 mod c;
 mod component;
@@ -13,19 +14,19 @@ mod python;
 mod rust;
 mod tools;
 
-use std::fmt;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cli::format::size;
 use crate::cli::sdk::{self, Language};
 use crate::cli::{Failure, Outcome};
-use crate::guest::CodeCache;
 use crate::guest::component::ComponentModule;
 use crate::kit::inspect::report_to_json;
 use crate::logging::out;
+use crate::node::compile_component;
 use project::Project;
+pub(super) use tools::Progress;
 use tools::Tools;
 
 const EXAMPLES: &str = "\
@@ -33,8 +34,8 @@ Examples:
   lockstep build                            the project in this folder, to NAME.wasm
   lockstep build machines/tally -o tally.wasm
 
-Languages: Rust (Cargo.toml), C, JavaScript and Python (lockstep.toml, or the only .c, .js or .py
-files). `lockstep new` writes projects.";
+Languages: Rust (Cargo.toml), JavaScript (package.json), C and Python (.c or .py files, or what
+lockstep.toml says). `lockstep new` writes projects.";
 
 /// Build a state machine's component, and check it with the engine that nodes use.
 #[derive(clap::Args)]
@@ -51,31 +52,26 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// A component that a node would accept.
+pub(super) struct Built {
+    name: String,
+    language: Language,
+    component: Vec<u8>,
+    pub(super) module: ComponentModule,
+}
+
 pub(crate) fn run(args: &Args) -> Outcome {
-    let project = Project::find(&args.dir)?;
-    let tools = Tools::of_process();
-    let scratch = tempfile::tempdir()?;
-    say(format_args!("{}: building, in {}", project.name, project.language.name()));
-    let component = match project.language {
-        Language::Rust => rust::build(&project, &tools)?,
-        Language::C => c::build(&project, &tools, scratch.path())?,
-        Language::Js => js::build(&project, &tools, scratch.path())?,
-        Language::Python => python::build(&project, &tools, scratch.path())?,
-    };
-    // What an interpreter brings along takes a node half a minute to compile, the first time.
-    say(format_args!("{}: checking {}", project.name, size(component.len() as u64)));
-    let module = ComponentModule::load_with(&component, CodeCache::of_user().as_ref())
-        .map_err(|why| Failure::Failed(format!("{}: {why}", project.name)))?;
+    let Built { name, language, component, module } = build(&args.dir, Progress::Shown)?;
     let file = match &args.output {
         Some(file) => file.clone(),
-        None => args.dir.join(format!("{}.wasm", project.name)),
+        None => args.dir.join(format!("{name}.wasm")),
     };
     replace(&file, &component)
         .map_err(|error| Failure::Failed(format!("{}: {error}; see -o", file.display())))?;
     if args.json {
         let mut told = report_to_json(module.report());
         told["file"] = file.display().to_string().into();
-        told["language"] = project.language.name().into();
+        told["language"] = language.name().into();
         out!("{told}");
     } else {
         out!("{}\n  file       {}", module.report(), file.display());
@@ -83,10 +79,37 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-/// Says how far the build is, beside what the compilers say; standard output is for the result.
-fn say(what: fmt::Arguments<'_>) {
-    // A reader who has left does not end the build.
-    let _ = writeln!(io::stderr(), "{what}");
+/// Builds the project in a folder.
+pub(super) fn build(dir: &Path, progress: Progress) -> Result<Built, Failure> {
+    let (project, tools) = (Project::find(dir)?, Tools::of_process(progress));
+    let scratch = tempfile::tempdir()?;
+    bring_sdk(&project, &tools)?;
+    let Project { name, language, .. } = &project;
+    tools.say(format_args!("{name}: building, in {}", language.name()));
+    let component = match language {
+        Language::Rust => rust::build(&project, &tools)?,
+        Language::C => c::build(&project, &tools, scratch.path())?,
+        Language::Js => js::build(&project, &tools, scratch.path())?,
+        Language::Python => python::build(&project, &tools, scratch.path())?,
+    };
+    // What an interpreter brings along takes a node half a minute to compile, the first time.
+    tools.say(format_args!("{name}: checking {}", size(component.len() as u64)));
+    let module =
+        compile_component(&component).map_err(|why| Failure::Failed(format!("{name}: {why}")))?;
+    Ok(Built { name: project.name, language: project.language, component, module })
+}
+
+/// Writes what a project lacks of its copy of the SDK. To get another program's, an author deletes
+/// the files and builds.
+fn bring_sdk(project: &Project, tools: &Tools) -> Outcome {
+    let files = project.language.sdk().iter();
+    let files = files.map(|(name, text)| (project.sources.join(name), text));
+    for (file, text) in files.filter(|(file, _)| !file.exists()) {
+        let shown = file.display();
+        tools.say(format_args!("{shown}: writing the SDK"));
+        fs::write(&file, text).map_err(|error| Failure::Failed(format!("{shown}: {error}")))?;
+    }
+    Ok(())
 }
 
 /// Writes a file at once: `lockstep run` may be watching it.

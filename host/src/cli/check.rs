@@ -1,9 +1,7 @@
 //! `lockstep check`: tells whether a node would accept a component.
 
-use std::path::PathBuf;
-
 use crate::cli::Outcome;
-use crate::cli::kit::component;
+use crate::cli::kit::{ComponentArgs, component};
 use crate::kit::inspect::report_to_json;
 use crate::logging::out;
 
@@ -11,17 +9,14 @@ use crate::logging::out;
 #[derive(clap::Args)]
 #[command(after_help = "Example: lockstep check target/guests/kv.wasm")]
 pub(crate) struct Args {
-    /// The component.
-    #[arg(value_name = "FSM.wasm")]
-    module: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    of: ComponentArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let module = component(&args.module)?;
-    if args.json {
+    let ComponentArgs { module, json } = &args.of;
+    let module = component(module)?;
+    if *json {
         out!("{}", report_to_json(module.report()));
     } else {
         out!("{}", module.report());

@@ -8,9 +8,10 @@ use std::time::Duration;
 use lockstep_core::group::{ReplicaState, Running, SnapshotPolicy};
 use lockstep_core::ids::NodeId;
 
+use crate::cli::kit::GroupArgs;
 use crate::cli::serve::{LogArgs, StopSignal, not_started, stop_all};
 use crate::cli::{Failure, Outcome};
-use crate::config::{ClientSettings, GroupSpec, ModuleSource, NodeConfig};
+use crate::config::{ClientSettings, GroupSpec, GuestLimits, ModuleSource, NodeConfig};
 use crate::group::GroupHandle;
 use crate::logging::{self, say};
 use crate::node::Node;
@@ -28,15 +29,15 @@ pub(crate) struct Args {
     /// Where the nodes keep their data; by default a temporary directory, removed at the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Configuration passed to the state machine's `init`.
-    #[arg(long, default_value = "")]
-    config: String,
+    #[command(flatten)]
+    group: GroupArgs,
     #[command(flatten)]
     log: LogArgs,
 }
 
 pub(crate) async fn run(args: Args) -> Outcome {
     logging::start("warn", &args.log.lines.filter, args.log.format)?;
+    let limits = args.group.limits()?;
     let temporary = match &args.data_dir {
         Some(_) => None,
         None => Some(tempfile::tempdir()?),
@@ -51,7 +52,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         .collect::<std::io::Result<_>>()?;
     let mut nodes = Vec::new();
     for (id, socket) in addresses.keys().zip(sockets) {
-        let config = node_config(*id, &args, &addresses, data);
+        let config = node_config(*id, &args, limits, &addresses, data);
         let node = tokio::select! {
             biased;
             () = told.wait() => return stop(nodes, &mut told).await,
@@ -88,6 +89,7 @@ async fn stop(nodes: Vec<Node>, told: &mut StopSignal) -> Outcome {
 fn node_config(
     id: NodeId,
     args: &Args,
+    limits: GuestLimits,
     addresses: &BTreeMap<NodeId, String>,
     data: &Path,
 ) -> NodeConfig {
@@ -108,8 +110,8 @@ fn node_config(
             lineage: None,
             module: ModuleSource::File(args.module.clone()),
             nodes: addresses.keys().copied().collect(),
-            limits: Default::default(),
-            config: args.config.clone(),
+            limits,
+            config: args.group.config.clone(),
             snapshot_policy: SnapshotPolicy::default(),
             snapshot_dir: None,
             snapshot_cap: None,

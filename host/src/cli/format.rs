@@ -1,13 +1,5 @@
 //! How the command line shows bytes, sizes and tables.
 
-/// Shows UTF-8 as text, and any other bytes in hexadecimal.
-pub(crate) fn text_or_hex(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => format!("0x{}", lockstep_core::ids::hex(bytes)),
-    }
-}
-
 /// Shows UTF-8 as text on one line, with control characters and backslashes escaped; any other
 /// bytes as escapes of hexadecimal digits.
 pub(crate) fn one_line(bytes: &[u8]) -> String {
@@ -64,6 +56,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kit::text::text_or_hex;
 
     #[test]
     fn sizes_and_bytes_read_well() {

@@ -1,12 +1,10 @@
 //! `lockstep inspect`: shows what is in a component.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
 use crate::cli::Outcome;
 use crate::cli::format::size;
-use crate::cli::kit::component;
+use crate::cli::kit::{ComponentArgs, compiled, read};
 use crate::guest::component::ComponentModule;
 use crate::kit::inspect::{Sizes, limits, optional_exports, report_to_json};
 use crate::logging::out;
@@ -15,18 +13,16 @@ use crate::logging::out;
 #[derive(clap::Args)]
 #[command(after_help = "Example: lockstep inspect target/guests/kv.wasm")]
 pub(crate) struct Args {
-    /// The component.
-    #[arg(value_name = "FSM.wasm")]
-    module: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    of: ComponentArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let module = component(&args.module)?;
-    let sizes = Sizes::of(&std::fs::read(&args.module)?);
-    if args.json {
+    let ComponentArgs { module: path, json } = &args.of;
+    let bytes = read(path)?;
+    let module = compiled(path, &bytes)?;
+    let sizes = Sizes::of(&bytes);
+    if *json {
         out!("{}", to_json(&module, &sizes));
     } else {
         print(&module, &sizes);

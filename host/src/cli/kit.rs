@@ -1,13 +1,19 @@
-//! What the commands of the author's kit share: the component, and where commands come from.
+//! What the commands of the author's kit share: the component, the group that it is to run in, and
+//! where commands come from.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cli::Failure;
-use crate::guest::GuestModule;
+use crate::config::GuestLimits;
+use crate::config::guest::{self, Written};
 use crate::guest::component::ComponentModule;
+use crate::guest::{GuestLog, GuestModule, Module};
+use crate::kit::player::Maker;
 use crate::kit::source::{Source, SourceError};
 use crate::kit::templates::Templates;
-use crate::node::load_component;
+use crate::node::{compile_component, read_component};
 
 /// Largest file of templates, bytes.
 const TEMPLATES_BYTES_MAX: usize = 1 << 20;
@@ -18,20 +24,80 @@ Commands come from the component's export `self-test`, or from a file of templat
 
   # a comment
   #! independent-of-packing      claims it, as `claim` does
-  set {word} {0..99}             a word (one of a few), a number
+  set {word} {0..99}             a word (one of a few), a number (both ends included)
   put {a|b|c} {bytes 0..64}      one of these texts, bytes of any value
   {{\"op\": \"add\", \"by\": {1..9}}}  {{ and }} are braces
   ?get {word}                    a query";
+
+/// What is looked at, and how it is told.
+#[derive(clap::Args)]
+pub(super) struct ComponentArgs {
+    /// The component.
+    #[arg(value_name = "FSM.wasm")]
+    pub module: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a new group would record of its state machine.
+#[derive(clap::Args)]
+pub(super) struct GroupArgs {
+    /// Configuration passed to the state machine's `init` and `restore`.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = guest::config
+    )]
+    pub config: String,
+    /// Memory of the state machine, such as 256MiB; this and the fuel as in node.toml.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Fuel of an entry.
+    #[arg(long, value_name = "N")]
+    entry_fuel: Option<u64>,
+    /// Fuel that each command adds to that of its entry.
+    #[arg(long, value_name = "N", visible_alias = "fuel")]
+    command_fuel: Option<u64>,
+}
 
 /// Where commands and queries come from.
 #[derive(clap::Args)]
 pub(super) struct SourceArgs {
     /// Templates of commands and queries; by default the component's `self-test` makes them up.
     #[arg(long, value_name = "FILE")]
-    pub commands: Option<PathBuf>,
-    /// Configuration passed to the state machine's `init` and `restore`.
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub config: String,
+    commands: Option<PathBuf>,
+}
+
+impl GroupArgs {
+    pub(super) fn limits(&self) -> Result<GuestLimits, Failure> {
+        let Self { memory, entry_fuel, command_fuel, .. } = self;
+        let (memory, entry_fuel, command_fuel) = (memory.as_deref(), *entry_fuel, *command_fuel);
+        let written = Written { memory, entry_fuel, command_fuel, event_window: None };
+        GuestLimits::parse(written).map_err(Failure::Usage)
+    }
+
+    /// Makes replicas of a module in such a group.
+    pub(super) fn maker(&self, module: Module, seed: u64) -> Result<Arc<Maker>, Failure> {
+        let config = self.config.clone().into();
+        Ok(Maker::new(module, config, self.limits()?, seed, GuestLog::of_no_group()))
+    }
+
+    /// The options with which to repeat what was done.
+    pub(super) fn repeated(&self) -> String {
+        let Self { config, memory, entry_fuel, command_fuel } = self;
+        let fuel = |fuel: &Option<u64>| fuel.map(|fuel| fuel.to_string());
+        let given = [
+            ("config", Some(config.clone()).filter(|it| !it.is_empty())),
+            ("memory", memory.clone()),
+            ("entry-fuel", fuel(entry_fuel)),
+            ("command-fuel", fuel(command_fuel)),
+        ];
+        let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        given.map(|(name, value)| format!(" --{name} {}", quoted(&value))).collect()
+    }
 }
 
 impl SourceArgs {
@@ -45,26 +111,33 @@ impl SourceArgs {
         })
     }
 
-    /// The options with which to repeat what was done.
+    /// The option with which to repeat what was done.
     pub(super) fn repeated(&self) -> String {
-        let mut text = String::new();
-        if let Some(file) = &self.commands {
-            text.push_str(&format!(" --commands {}", quoted(&file.display().to_string())));
-        }
-        if !self.config.is_empty() {
-            text.push_str(&format!(" --config {}", quoted(&self.config)));
-        }
-        text
+        let Some(file) = &self.commands else { return String::new() };
+        format!(" --commands {}", quoted(&file.display().to_string()))
     }
 }
 
 /// Loads a component as a node would.
 pub(super) fn component(path: &Path) -> Result<ComponentModule, Failure> {
-    let shown = path.display();
-    let module = load_component(path).map_err(|e| {
-        Failure::Failed(format!("{shown}: {e}; give the path of the .wasm that the build produced"))
+    compiled(path, &read(path)?)
+}
+
+/// Reads a component as a node would.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = read_component(path).map_err(|error| {
+        refused(path, format!("{error}; give the path of the .wasm that the build produced"))
     })?;
-    module.map_err(|why| Failure::Failed(format!("{shown}: {why}")))
+    bytes.map_err(|why| refused(path, why))
+}
+
+/// Compiles what was read from there.
+pub(super) fn compiled(path: &Path, component: &[u8]) -> Result<ComponentModule, Failure> {
+    compile_component(component).map_err(|why| refused(path, why))
+}
+
+fn refused(path: &Path, why: impl fmt::Display) -> Failure {
+    Failure::Failed(format!("{}: {why}", path.display()))
 }
 
 fn templates(path: &Path) -> Result<Templates, Failure> {

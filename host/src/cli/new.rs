@@ -101,9 +101,9 @@ fn next(language: Language, name: &Name) -> Vec<String> {
             Some("python3 -m venv .venv && .venv/bin/pip install -r requirements.txt")
         }
     };
-    let steps = [Some("cd DIR"), first, Some("lockstep build"), Some(&*test)];
-    let steps = steps.into_iter().flatten().map(str::to_owned);
-    steps.chain([format!("lockstep run {name}.wasm")]).collect()
+    let (build, run) = (Some("lockstep build"), Some("lockstep run"));
+    let steps = [Some("cd DIR"), first, build, Some(&*test), run];
+    steps.into_iter().flatten().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockstep_client::{Client, DEADLINE_MAX, Error, Options, Outcome};
 
 use crate::cli::Failure;
-use crate::cli::format::text_or_hex;
+use crate::kit::text::text_or_hex;
 use crate::logging::out;
 
 /// How to reach a cluster.

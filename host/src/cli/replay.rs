@@ -14,7 +14,7 @@ use crate::fs::DiskFs;
 use crate::guest::{GuestLog, GuestModule, Module};
 use crate::kit::export::{self, Export, ExportError};
 use crate::kit::past::{Past, PastError, StoppedLog};
-use crate::kit::replay::{End, Plan, Replay, ReplayError, Step};
+use crate::kit::replay::{End, Plan, Replay, ReplayError, Step, Who};
 use crate::logging::{self, out};
 
 mod json;
@@ -116,6 +116,15 @@ pub(super) struct Names {
     pub(super) id: lockstep_core::ids::ModuleId,
 }
 
+impl Names {
+    fn of(&self, who: Who) -> &str {
+        match who {
+            Who::First => &self.first,
+            Who::Other => &self.other,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Outcome {
     logging::start("warn", &args.lines.filter, logging::Format::Text)?;
     let past = args.past()?;
@@ -139,12 +148,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => None,
     };
     let log = GuestLog::of_no_group();
-    let replay = Replay::begin(&*past, &module, against.as_ref(), &args.plan(), &log);
+    let plan = args.plan();
+    let replay = Replay::begin(&*past, &module, against.as_ref(), &plan, &log);
     let replay = replay.map_err(|error| failed(&error))?;
     if args.json {
         out!("{}", json::begun(&names, past.facts(), replay.begun()));
     } else {
-        out!("{}", text::begun(&names, past.facts(), replay.begun()).trim_end());
+        out!("{}", text::begun(&names, past.facts(), &plan, replay.begun()).trim_end());
     }
     let end = args.follow(replay)?;
     if args.json {

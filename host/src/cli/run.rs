@@ -1,51 +1,53 @@
 //! `lockstep run`: a prompt on one node in memory, to try a state machine while it is written.
 //!
 //! - A line is a command, `?…` is a query, `.help` lists what else there is.
-//! - The file is looked at every second. If it changed, the new module takes over the state, or the
-//!   old one goes on, and the reason is told.
+//! - A project is built. If its source or a component's file changes, the new module takes over the
+//!   state, or the old one goes on, and the reason is told.
 //! - Time is that of the clock, and what `.time` skipped. Timers fire on their own.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_core::fault::GuestFault;
+use lockstep_core::limits::COMMAND_BYTES_MAX;
 use serde_json::{Value, json};
 
-use crate::cli::format::text_or_hex;
-use crate::cli::kit::component;
+use crate::cli::build::Progress;
+use crate::cli::kit::GroupArgs;
 use crate::cli::run::input::{Input, Read};
 use crate::cli::serve::LogArgs;
 use crate::cli::{Failure, Outcome};
 use crate::clock::{Clock as _, SystemClock};
-use crate::guest::{GuestLog, GuestModule as _, NoAnswer, Outcome as Answer};
+use crate::guest::{Module, NoAnswer, Outcome as Answer};
 use crate::kit::solo::{Snapshot, Solo};
+use crate::kit::text::text_or_hex;
 use crate::logging;
 
 mod input;
+mod origin;
 mod words;
 
+use origin::{LOOK, News, Origin};
 use words::Word;
 
 /// Try a state machine at a prompt, on one node in memory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  lockstep run                                the project in this folder, which is built
   lockstep run target/guests/kv.wasm
   printf 'set city Basel\\n?get city\\n' | lockstep run target/guests/kv.wasm --json
 
 A line is a command, a line that begins with ? is a query; .help lists what else there is. If the
-file changes, the new module goes on with the state of the old one.")]
+file or the project's source changes, the new module goes on with the state of the old one.")]
 pub(crate) struct Args {
-    /// The component.
-    #[arg(value_name = "FSM.wasm")]
+    /// The component, or the folder of a project, which is built; by default this folder.
+    #[arg(value_name = "FSM.wasm|DIR", default_value = ".", hide_default_value = true)]
     module: PathBuf,
-    /// Configuration passed to the state machine's `init` and `restore`.
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    config: String,
+    #[command(flatten)]
+    group: GroupArgs,
     /// Print a JSON object for everything that happens.
     #[arg(long)]
     json: bool,
@@ -53,32 +55,28 @@ pub(crate) struct Args {
     log: LogArgs,
 }
 
-/// Time between two looks at the file.
-const LOOK: Duration = Duration::from_secs(1);
-
 pub(crate) fn run(args: &Args) -> Outcome {
     logging::start("warn", &args.log.lines.filter, args.log.format)?;
-    let stamp = Stamp::of(&args.module);
-    let module = Arc::new(component(&args.module)?);
+    let origin = Origin::at(&args.module);
+    let stamp = origin.stamp();
+    let module = origin.load(Progress::Shown)?;
     let info = module.info().clone();
+    let news = origin.clone().watch(stamp, &module)?;
     let clock = SystemClock { offset_ms: 0 };
-    let solo = Solo::start(module, args.config.clone().into(), GuestLog::of_no_group());
-    let solo = solo.map_err(|fault| {
+    let solo = Solo::start(args.group.maker(module, 0)?).map_err(|fault| {
         Failure::Failed(format!("{fault}; a configuration is given with --config TEXT"))
     })?;
     let input = Input::start()?;
     let is_terminal = input.is_terminal();
     let mut shell = Shell {
         solo,
-        path: args.module.clone(),
+        origin,
+        news,
         clock,
         skipped_ms: 0,
         watching: None,
         json: args.json,
         input,
-        loaded: stamp,
-        seen: stamp,
-        looked: Instant::now(),
         failed: false,
     };
     if is_terminal && !args.json {
@@ -89,21 +87,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if shell.failed && !is_terminal { Err(Failure::Unwell(1)) } else { Ok(()) }
 }
 
-/// What a file looks like from outside: when it was written, in seconds and nanoseconds, and its
-/// length.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp(Option<(i64, i64, u64)>);
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.map(|it| (it.mtime(), it.mtime_nsec(), it.len())))
-    }
-}
-
 struct Shell {
     solo: Solo,
-    path: PathBuf,
+    origin: Origin,
+    news: Receiver<News>,
     clock: SystemClock,
     /// How far time is ahead of the clock.
     skipped_ms: u64,
@@ -111,11 +98,6 @@ struct Shell {
     watching: Option<String>,
     json: bool,
     input: Input,
-    /// The file that was loaded, or that could not be.
-    loaded: Stamp,
-    /// The file at the last look.
-    seen: Stamp,
-    looked: Instant,
     /// A call failed.
     failed: bool,
 }
@@ -130,20 +112,23 @@ impl Shell {
                     }
                     self.input.go_on();
                 }
+                Ok(Read::TooLong) => {
+                    self.trouble(&too_long("the line is too long"));
+                    self.input.go_on();
+                }
                 Ok(Read::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.wake()?;
-            self.look();
+            self.hear();
         }
     }
 
-    /// How long to wait for a line: until the file or the timer is to be looked at.
+    /// How long to wait for a line: until the timer or the news is to be looked at.
     fn pause(&self) -> Duration {
-        let look = LOOK.saturating_sub(self.looked.elapsed());
         let now = self.now_ms();
         let wake = self.solo.wakes_at_ms().map(|at| Duration::from_millis(at.saturating_sub(now)));
-        wake.map_or(look, |wake| wake.min(look))
+        wake.map_or(LOOK, |wake| wake.min(LOOK))
     }
 
     fn now_ms(&self) -> u64 {
@@ -181,6 +166,10 @@ impl Shell {
     }
 
     fn apply(&mut self, text: &str) -> Outcome {
+        if text.len() > COMMAND_BYTES_MAX {
+            self.trouble(&too_long(&format!("the command has {} bytes", text.len())));
+            return Ok(());
+        }
         let applied = self.solo.apply(self.now_ms(), Bytes::copy_from_slice(text.as_bytes()));
         match applied {
             Ok(Some(Answer::Ok(answer))) => self.answer(true, &answer),
@@ -256,33 +245,18 @@ impl Shell {
         Ok(())
     }
 
-    /// Looks at the file, and exchanges the module if the file changed and has been the same since
-    /// the last look: a compiler may still be writing it.
-    fn look(&mut self) {
-        if self.looked.elapsed() < LOOK {
-            return;
-        }
-        self.looked = Instant::now();
-        let stamp = Stamp::of(&self.path);
-        let settled = std::mem::replace(&mut self.seen, stamp) == stamp;
-        if stamp == self.loaded || stamp.0.is_none() || !settled {
-            return;
-        }
-        self.loaded = stamp;
-        let text = match self.exchange() {
-            Ok(text) => text,
-            Err(why) => format!("the file changed, but {why}; the old one goes on"),
-        };
+    /// Exchanges the module if there is a new one.
+    fn hear(&mut self) {
+        let Ok(news) = self.news.try_recv() else { return };
+        let text = news.and_then(|module| self.exchange(module)).unwrap_or_else(|why| {
+            format!("{} changed, but the old one goes on: {why}", self.origin.name())
+        });
         self.show(&text, json!({ "reload": text }));
     }
 
-    fn exchange(&mut self) -> Result<String, String> {
-        let module = component(&self.path).map_err(|failure| match failure {
-            Failure::Failed(why) | Failure::Usage(why) => why,
-            Failure::Unwell(code) => format!("it failed with {code}"),
-        })?;
+    fn exchange(&mut self, module: Module) -> Result<String, String> {
         let info = module.info().clone();
-        let taken = self.solo.exchange(Arc::new(module)).map_err(|error| error.to_string())?;
+        let taken = self.solo.exchange(module).map_err(|error| error.to_string())?;
         Ok(format!(
             "{} {} took over the state of entry {}, {} bytes",
             info.name, info.version, taken.index, taken.bytes
@@ -347,4 +321,8 @@ impl Shell {
     fn print(&mut self, text: &str) {
         self.input.print(text);
     }
+}
+
+fn too_long(what: &str) -> String {
+    format!("{what}: a command has at most {COMMAND_BYTES_MAX} bytes; nothing was applied")
 }

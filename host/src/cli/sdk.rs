@@ -27,6 +27,16 @@ impl Language {
         }
     }
 
+    /// The SDK that lies among the sources of a project; Rust's is a crate beside them.
+    pub(super) fn sdk(self) -> &'static [File] {
+        match self {
+            Self::Rust => &[],
+            Self::C => C,
+            Self::Js => JS,
+            Self::Python => PYTHON,
+        }
+    }
+
     /// How the names of its sources end; Rust's are cargo's business.
     pub(super) fn extension(self) -> &'static str {
         match self {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lockstep_client::Client;
 use lockstep_client::v1::group_status::Role;
-use lockstep_client::v1::{GroupStatus, Peer, Snapshot, SnapshotObject, StatusResponse, Stranger};
-use lockstep_core::ids::{GroupId, ReplicaId, hex};
+use lockstep_client::v1::{GroupStatus, Peer, StatusResponse, Stranger};
+use lockstep_core::ids::{ReplicaId, hex};
 use lockstep_core::limits;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,6 +16,8 @@ use crate::cli::remote::Target;
 use crate::cli::{Failure, Outcome};
 use crate::group::CLOCK_IS_OFF;
 use crate::logging::out;
+
+mod json;
 
 /// Show the groups of a cluster, as every reachable node sees them.
 #[derive(clap::Args)]
@@ -40,8 +42,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
         return Err(Failure::Failed(errors.join("; ")));
     }
     if args.json {
-        let mut all: Vec<_> = answers.iter().flat_map(groups_as_json).collect();
-        all.extend(answers.iter().flat_map(peer_errors_as_json));
+        let mut all: Vec<_> = answers.iter().flat_map(json::groups).collect();
+        all.extend(answers.iter().flat_map(json::peer_errors));
         let silent = errors.iter();
         all.extend(silent.map(|(at, why)| serde_json::json!({ "unreachable": at, "error": why })));
         out!("{}", serde_json::Value::Array(all));
@@ -152,6 +154,9 @@ fn print(answers: &[StatusResponse], errors: &BTreeMap<String, String>) {
     lineages.dedup();
     for (name, lineage) in lineages.iter().filter(|(_, lineage)| !lineage.is_empty()) {
         out!("{name} has the lineage {lineage}");
+    }
+    for timer in timers(all.iter().map(|(_, group)| *group)) {
+        out!("{timer}");
     }
     for node in answers {
         for peer in &node.peer_errors {
@@ -323,6 +328,24 @@ fn memory_note(group: &GroupStatus) -> String {
     )
 }
 
+/// The timers that are set, one a group: as the replica has it that applied most.
+fn timers<'a>(all: impl Iterator<Item = &'a GroupStatus>) -> Vec<String> {
+    let mut furthest: BTreeMap<&str, &GroupStatus> = BTreeMap::new();
+    for group in all {
+        let known = furthest.entry(&group.name).or_insert(group);
+        if known.applied < group.applied {
+            *known = group;
+        }
+    }
+    let told = furthest.into_iter().filter_map(|(name, group)| {
+        let at_ms = group.wakes_at_ms?;
+        let left = Duration::from_millis(at_ms.saturating_sub(group.log_time_ms));
+        let left = if left.is_zero() { "now".to_owned() } else { format!("in {}", span(left)) };
+        Some(format!("{name} has a timer set, to {at_ms} ms of log time: it is due {left}"))
+    });
+    told.collect()
+}
+
 /// Shows a span of time in its two largest units.
 fn span(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -349,18 +372,6 @@ fn sending_note(peer: &Peer) -> String {
     }
 }
 
-fn groups_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
-    node.groups.iter().map(move |group| as_json(node, group))
-}
-
-fn peer_errors_as_json(node: &StatusResponse) -> impl Iterator<Item = serde_json::Value> + '_ {
-    node.peer_errors.iter().map(|peer| {
-        serde_json::json!({
-            "node": node.node, "peer": peer.node, "peer_address": peer.address, "error": peer.error,
-        })
-    })
-}
-
 fn role_name(group: &GroupStatus) -> &'static str {
     match group.role() {
         Role::Leader => "leader",
@@ -369,103 +380,6 @@ fn role_name(group: &GroupStatus) -> &'static str {
         Role::Learner => "learner",
         Role::None | Role::Unspecified => "-",
     }
-}
-
-fn strangers_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
-    let one = |s: &Stranger| {
-        serde_json::json!({
-            "node": s.node, "address": s.address, "lineage": hex(&s.lineage),
-        })
-    };
-    group.strangers.iter().map(one).collect()
-}
-
-fn snapshots_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
-    let one = |s: &Snapshot| {
-        serde_json::json!({
-            "term": s.term, "index": s.index, "length": s.length, "format": s.format,
-            "digest": hex(&s.digest), "module": hex(&s.module),
-        })
-    };
-    group.snapshots.iter().map(one).collect()
-}
-
-fn peers_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
-    let one = |p: &Peer| {
-        serde_json::json!({
-            "node": p.node, "address": p.address, "replica": ReplicaId(p.replica).to_string(),
-            "matched": p.matched, "active": p.active, "sending_snapshot": p.sending_snapshot,
-            "snapshots_in_a_row": p.snapshots_in_a_row, "log_kept_bytes": p.log_kept_bytes,
-            "snapshot_sent_bytes": p.snapshot_sent_bytes, "snapshot_bytes": p.snapshot_bytes,
-        })
-    };
-    group.peers.iter().map(one).collect()
-}
-
-fn objects_as_json(group: &GroupStatus) -> Vec<serde_json::Value> {
-    let one = |object: &SnapshotObject| {
-        serde_json::json!({
-            "file": object.file, "bytes": object.bytes, "listed": object.listed,
-            "held": object.held, "corrupt": object.corrupt,
-        })
-    };
-    group.objects.iter().map(one).collect()
-}
-
-fn as_json(node: &StatusResponse, group: &GroupStatus) -> serde_json::Value {
-    let replicas =
-        |ids: &[u64]| -> Vec<String> { ids.iter().map(|id| ReplicaId(*id).to_string()).collect() };
-    let configuration = group.configuration.clone().unwrap_or_default();
-    let leader = Some(group.leader_replica).filter(|id| *id != 0);
-    let alarm = Some(&group.divergence_alarm).filter(|alarm| !alarm.is_empty());
-    let mut json = serde_json::json!({
-        "group": group.name, "node": group.node, "replica": ReplicaId(group.replica).to_string(),
-        "boot": group.boot, "state": group.state, "cause": group.cause, "role": role_name(group),
-        "leader_node": group.leader_node, "leader_address": group.leader_address,
-        "term": group.term, "commit": group.commit, "applied": group.applied,
-        "first_index": group.first_index, "last_index": group.last_index,
-        "log_bytes": group.log_bytes, "log_fsyncs": group.log_fsyncs,
-        "snapshot_bytes": group.snapshot_bytes, "snapshots": snapshots_as_json(group),
-        "voters": replicas(&configuration.voters), "learners": replicas(&configuration.learners),
-        "voters_outgoing": replicas(&configuration.voters_outgoing),
-        "learners_next": replicas(&configuration.learners_next), "peers": peers_as_json(group),
-        "guest_memory_bytes": group.guest_memory_bytes, "guest_faults": group.guest_faults,
-        "sessions": group.sessions, "sessions_evicted": group.sessions_evicted,
-        "sessions_refused": group.sessions_refused,
-        "snapshot_stall_ms": group.snapshot_stall_ms,
-        "last_capture_error": group.last_capture_error, "reluctant": group.reluctant,
-        "clock_is_off": group.clock_is_off, "checkpoints_skipped": group.checkpoints_skipped,
-        "captures_failed": group.captures_failed,
-    });
-    let more = serde_json::json!({
-        "id": GroupId::of_name(&group.name).to_string(),
-        "address": node.address, "cluster": node.cluster, "version": node.version,
-        "leader_replica": leader.map(|id| ReplicaId(id).to_string()),
-        "divergence_alarms": group.divergence_alarms, "divergence_alarm": alarm,
-        "log_pin": group.log_pin, "log_pin_index": group.log_pin_index,
-        "log_pinned_by": group.log_pinned_by,
-        "log_damaged_segments": group.log_damaged_segments, "leaderless_ms": group.leaderless_ms,
-        "objects": objects_as_json(group), "suspended_bytes": group.suspended_bytes,
-        "budget_used": group.budget_used, "budget": group.budget,
-        "disk_available": group.disk_available, "disk_total": group.disk_total,
-        "lineage": hex(&group.lineage), "strangers": strangers_as_json(group),
-        "guest_memory_most": group.guest_memory_most,
-        "memory_soft_bytes": group.memory_soft_bytes,
-        "memory_warning_bytes": group.memory_warning_bytes,
-        "relief_commands": group.relief_commands,
-        "rebuilds": group.rebuilds, "rebuilds_in_vain": group.rebuilds_in_vain,
-        "rebuilds_gave_back_bytes": group.rebuilds_gave_back_bytes,
-        "log_time_ms": group.log_time_ms, "log_time_ahead_ms": group.log_time_ahead_ms,
-        "log_stalled_ms": group.log_stalled_ms,
-        "log_stalled_directory": group.log_stalled_directory,
-        "snapshots_stalled_ms": group.snapshots_stalled_ms,
-        "snapshots_stalled_directory": group.snapshots_stalled_directory,
-        "frames_misdirected": group.frames_misdirected, "frames_dropped": group.frames_dropped,
-    });
-    if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), more) {
-        json.extend(more);
-    }
-    json
 }
 
 #[cfg(test)]
@@ -491,6 +405,29 @@ mod tests {
         let other = GroupStatus { name: "h".to_owned(), ..group("serving", 0) };
         let two = StatusResponse { groups: vec![group("serving", 1), other], ..leads() };
         assert_eq!(health(&[two], false), 3, "every group counts");
+    }
+
+    #[test]
+    fn the_timer_is_that_of_the_replica_which_is_ahead() {
+        let group = |name: &str, applied, wakes_at_ms| GroupStatus {
+            name: name.to_owned(),
+            applied,
+            log_time_ms: 1_000,
+            wakes_at_ms,
+            ..GroupStatus::default()
+        };
+        let all = [
+            group("kv", 7, None),
+            group("lock", 7, Some(62_000)),
+            group("lock", 9, Some(63_500)),
+            group("lock", 8, None),
+            group("queue", 3, Some(900)),
+        ];
+        let said = [
+            "lock has a timer set, to 63500 ms of log time: it is due in 1 min 2 s",
+            "queue has a timer set, to 900 ms of log time: it is due now",
+        ];
+        assert_eq!(timers(all.iter()), said);
     }
 
     #[test]

@@ -1,17 +1,15 @@
 //! `lockstep test`: looks for cases in which a state machine breaks its contract.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use lockstep_core::entry::Profile;
 use serde_json::{Value, json};
 
 use crate::cli::format::size;
-use crate::cli::kit::{SourceArgs, TEMPLATES_HELP, component, quoted};
+use crate::cli::kit::{ComponentArgs, GroupArgs, SourceArgs, TEMPLATES_HELP, component, quoted};
 use crate::cli::{Failure, Outcome};
-use crate::guest::GuestLog;
-use crate::kit::inspect::exports;
-use crate::kit::player::Maker;
+use crate::guest::check::WAKE;
 use crate::kit::property::{How, Property};
 use crate::kit::seen::Seen;
 use crate::kit::trial::{self, Plan, TrialError, Tried};
@@ -32,11 +30,12 @@ Exit codes: 0 every case holds; 1 a case fails; 2 usage.";
 #[derive(clap::Args)]
 #[command(after_help = format!("{TEMPLATES_HELP}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
-    /// The component.
-    #[arg(value_name = "FSM.wasm")]
-    module: PathBuf,
+    #[command(flatten)]
+    of: ComponentArgs,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    group: GroupArgs,
     /// Number from which all cases follow; by default another one each time.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -49,20 +48,16 @@ pub(crate) struct Args {
     /// Test, too, that it does not matter how commands are packed into entries.
     #[arg(long)]
     independent_of_packing: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let module = Arc::new(component(&args.module)?);
+    let module = Arc::new(component(&args.of.module)?);
     let mut source = args.source.source(&*module)?;
     let seed = match args.seed {
         Some(seed) => seed,
         None => u64::from(getrandom::u32().map_err(no_seed)?),
     };
-    let config = args.source.config.clone().into();
-    let maker = Maker::new(Arc::clone(&module) as _, config, seed, GuestLog::of_no_group());
+    let maker = args.group.maker(Arc::clone(&module) as _, seed)?;
     let plan = Plan {
         seed,
         first: args.case.unwrap_or(0),
@@ -77,11 +72,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let told = Told {
         name: format!("{} {}", report.info.name, report.info.version),
         seed,
-        notes: tried.notes(exports(report, "wake")),
+        limits: maker.bootstrap.profile,
+        notes: tried.notes(report.exports(WAKE)),
         repeat: tried.failure.as_ref().map(|failure| args.repeat(seed, failure.number)),
         tried,
     };
-    if args.json {
+    if args.of.json {
         out!("{}", told.to_json());
     } else {
         out!("{}", told.to_text().trim_end());
@@ -99,10 +95,10 @@ fn no_seed(error: getrandom::Error) -> Failure {
 impl Args {
     /// The line that repeats a case.
     fn repeat(&self, seed: u64, case: u64) -> String {
-        let module = quoted(&self.module.display().to_string());
+        let module = quoted(&self.of.module.display().to_string());
         let packing = if self.independent_of_packing { " --independent-of-packing" } else { "" };
-        let source = self.source.repeated();
-        format!("lockstep test {module}{source}{packing} --seed {seed} --case {case}")
+        let (source, group) = (self.source.repeated(), self.group.repeated());
+        format!("lockstep test {module}{source}{group}{packing} --seed {seed} --case {case}")
     }
 }
 
@@ -110,6 +106,7 @@ impl Args {
 struct Told {
     name: String,
     seed: u64,
+    limits: Profile,
     tried: Tried,
     notes: Vec<String>,
     repeat: Option<String>,
@@ -125,6 +122,13 @@ impl Told {
         let names: Vec<_> = self.tried.properties.iter().map(|it| it.name()).collect();
         // Writing to a string does not fail.
         let _ = writeln!(text, "  properties  {}", names.join(", "));
+        let Profile { memory_bytes, fuel_entry, fuel_command, .. } = self.limits;
+        let memory = size(memory_bytes);
+        let _ = writeln!(
+            text,
+            "  limits      memory {memory}; fuel {fuel_entry} for an entry and {fuel_command} for \
+             each command"
+        );
         seen_to_text(&mut text, &self.tried.seen);
         for note in &self.notes {
             let _ = writeln!(text, "  note        {note}");
@@ -197,6 +201,11 @@ impl Told {
             "seed": self.seed,
             "ok": failure.is_none(),
             "cases": cases,
+            "limits": {
+                "memory_bytes": self.limits.memory_bytes,
+                "entry_fuel": self.limits.fuel_entry,
+                "command_fuel": self.limits.fuel_command,
+            },
             "properties": properties.iter().copied().map(Property::name).collect::<Vec<_>>(),
             "seen": seen_to_json(seen),
             "notes": self.notes,

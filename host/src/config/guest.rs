@@ -1,4 +1,5 @@
-//! Limits of a new group's state machine: the keys of `[[groups]]` that its first entry records.
+//! What a new group's first entry records of its state machine: its configuration and its limits,
+//! keys of `[[groups]]`.
 //!
 //! Once a group is bootstrapped they change nothing: limits that decide outcomes come from the log.
 
@@ -21,11 +22,11 @@ pub struct GuestLimits {
 
 /// The keys of `[[groups]]` that say so, as they are written.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Written<'a> {
-    pub(super) memory: Option<&'a str>,
-    pub(super) entry_fuel: Option<u64>,
-    pub(super) command_fuel: Option<u64>,
-    pub(super) event_window: Option<&'a str>,
+pub(crate) struct Written<'a> {
+    pub(crate) memory: Option<&'a str>,
+    pub(crate) entry_fuel: Option<u64>,
+    pub(crate) command_fuel: Option<u64>,
+    pub(crate) event_window: Option<&'a str>,
 }
 
 /// Bounds of `memory`, bytes. With less, a single long command could take all that lies above the
@@ -41,25 +42,29 @@ pub(crate) const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000
 pub(crate) const EVENT_WINDOW_BYTES: std::ops::RangeInclusive<u64> =
     limits::EVENT_WINDOW_BYTES_MIN as u64..=limits::EVENT_WINDOW_BYTES_MAX as u64;
 
+/// The configuration of a state machine, if it is not too long.
+pub(crate) fn config(text: &str) -> Result<String, String> {
+    let (bytes, most) = (text.len(), limits::GUEST_CONFIG_BYTES_MAX);
+    if bytes > most {
+        return Err(format!("config has {bytes} bytes, the limit is {most}: shorten it"));
+    }
+    Ok(text.to_owned())
+}
+
 impl GuestLimits {
-    pub(super) fn parse(group: &str, written: Written<'_>) -> Result<Self, String> {
+    pub(crate) fn parse(written: Written<'_>) -> Result<Self, String> {
         let Written { memory, entry_fuel, command_fuel, event_window } = written;
-        let size = |key: &str, written: Option<&str>| {
-            let parsed = written.map(|size| parse_size(key, size)).transpose();
-            parsed.map_err(|why| format!("group {group:?}: {why}"))
-        };
-        let memory_bytes = size("memory", memory)?;
-        let event_window_bytes = size("event-window", event_window)?;
+        let memory_bytes = memory.map(|size| parse_size("memory", size)).transpose()?;
+        let event_window_bytes =
+            event_window.map(|size| parse_size("event-window", size)).transpose()?;
         let within =
             |key: &str, value: Option<u64>, bounds: std::ops::RangeInclusive<u64>| match value
                 .filter(|value| !bounds.contains(value))
             {
                 None => Ok(()),
-                Some(value) => Err(format!(
-                    "group {group:?}: {key} is {value}; use {} to {}",
-                    bounds.start(),
-                    bounds.end()
-                )),
+                Some(value) => {
+                    Err(format!("{key} is {value}; use {} to {}", bounds.start(), bounds.end()))
+                }
             };
         within("memory", memory_bytes, MEMORY_BYTES)?;
         within("entry-fuel", entry_fuel, ENTRY_FUEL)?;
@@ -72,16 +77,23 @@ impl GuestLimits {
 
     /// The profile that a group bootstrapped on this node would record.
     pub fn profile(self, module: &ModuleSource, engine_major: u32) -> Profile {
+        match module {
+            ModuleSource::File(_) => self.of_component(engine_major),
+            ModuleSource::Native(_) => {
+                // A built-in state machine has no linear memory: it uses the process's.
+                let memory_bytes = self.memory_bytes.or(Some(u64::MAX));
+                Self { memory_bytes, ..self }.of_component(engine_major)
+            }
+        }
+    }
+
+    /// The profile of a group whose state machine is a component.
+    pub(crate) fn of_component(self, engine_major: u32) -> Profile {
         let default = Profile::default();
-        let memory_bytes = match module {
-            ModuleSource::File(_) => default.memory_bytes,
-            // A built-in state machine has no linear memory: it uses the process's.
-            ModuleSource::Native(_) => u64::MAX,
-        };
         Profile {
             fuel_entry: self.entry_fuel.unwrap_or(default.fuel_entry),
             fuel_command: self.command_fuel.unwrap_or(default.fuel_command),
-            memory_bytes: self.memory_bytes.unwrap_or(memory_bytes),
+            memory_bytes: self.memory_bytes.unwrap_or(default.memory_bytes),
             event_window_bytes: self.event_window_bytes.unwrap_or(default.event_window_bytes),
             engine_major,
             ..default
@@ -96,7 +108,7 @@ mod tests {
     #[test]
     fn limits_have_bounds_and_defaults() {
         let parse = |memory, entry_fuel, command_fuel, event_window| {
-            GuestLimits::parse("kv", Written { memory, entry_fuel, command_fuel, event_window })
+            GuestLimits::parse(Written { memory, entry_fuel, command_fuel, event_window })
         };
         let wasm = ModuleSource::File("kv.wasm".into());
         let none = parse(None, None, None, None).expect("nothing is needed").profile(&wasm, 48);
@@ -113,10 +125,7 @@ mod tests {
         assert_eq!(some, expect);
 
         let wrong = [
-            (
-                parse(Some("1MiB"), None, None, None),
-                "group \"kv\": memory is 1048576; use 33554432 to",
-            ),
+            (parse(Some("1MiB"), None, None, None), "memory is 1048576; use 33554432 to"),
             (parse(Some("65GiB"), None, None, None), "memory is 69793218560"),
             (parse(Some("much"), None, None, None), "memory: \"much\" is not a size"),
             (parse(None, Some(1), None, None), "entry-fuel is 1"),

@@ -33,10 +33,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::content::{Inode, Rng};
+use self::content::Inode;
 use self::faults::{error, injected};
 use self::file::{MemDir, MemFile, MemLock};
 use crate::fs::{Dir, File, Fs, Promise, Space};
+use crate::rng::Rng;
 
 mod content;
 mod faults;

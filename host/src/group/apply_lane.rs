@@ -25,15 +25,11 @@
 //! - A node-local failure (disk, memory) is a fault or a failed snapshot, never an outcome.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use lockstep_core::apply::{
-    Answer, Applied, ENVELOPE_BYTES_MAX, EntryAnswers, Ledger, Moment, Work,
-};
+use lockstep_core::apply::{Answer, Applied, EntryAnswers, Ledger, Work};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
@@ -51,10 +47,11 @@ use crate::group::event_board::EventBoard;
 use crate::group::gauges::Gauges;
 use crate::group::query_guard::QueryGuard;
 use crate::group::{QueryAnswer, open_object};
-use crate::guest::{Context, Guest, GuestLog, Module, SnapshotHeader};
+use crate::guest::{Guest, GuestLog, Module, SnapshotHeader};
 use crate::store::{Place, Quota, StoreHandle, Use};
 use crate::wal::WalReader;
 
+pub(crate) use self::reading::read_ledger;
 use reading::{broke, not_read};
 use snapshot_traps::SnapshotTraps;
 
@@ -409,14 +406,14 @@ impl ApplyLane {
             Work::Init(moment) => {
                 let mut guest = self.fresh()?;
                 let bootstrap = self.ledger.bootstrap().expect("init follows the bootstrap record");
-                let emitted = guest.init(context(moment), &bootstrap.config)?;
+                let emitted = guest.init(moment.into(), &bootstrap.config)?;
                 self.ledger.emitted(emitted);
                 self.built(0, 0, guest);
                 Ok(Vec::new())
             }
             Work::Wake(moment) => {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                let emitted = guest.wake(context(moment))?;
+                let emitted = guest.wake(moment.into())?;
                 self.ledger.emitted(emitted);
                 Ok(Vec::new())
             }
@@ -425,7 +422,7 @@ impl ApplyLane {
                 let mut plan = plan;
                 plant!("clock_in_apply" does plan.moment.time_ms = self.tools.clock.wall_ms());
                 let count = plan.commands.len();
-                let applied = guest.apply(context(plan.moment), &plan.commands)?;
+                let applied = guest.apply(plan.moment.into(), &plan.commands)?;
                 self.ledger.emitted(applied.emitted);
                 let outcomes: Vec<_> = applied.outcomes.into_iter().map(Into::into).collect();
                 let got = outcomes.len();
@@ -531,25 +528,9 @@ impl ApplyLane {
         let began = self.tools.clock.running();
         let mut reader =
             open_object(&*self.tools.store, desc, Use::Restoring).map_err(|e| not_read(&e))?;
-        let mut length = [0; 4];
-        reader.read_exact(&mut length).map_err(|e| broke(&reader, &e))?;
-        let length = u32::from_le_bytes(length) as usize;
-        if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
-            return Err(Fault::Restore(format!("its envelope of {length} bytes is too long")));
-        }
-        let mut envelope = vec![0; length];
-        reader.read_exact(&mut envelope).map_err(|e| broke(&reader, &e))?;
-        self.ledger = Ledger::decode_envelope(Bytes::from(envelope), desc.index)
-            .map_err(|e| Fault::Restore(e.to_string()))?;
+        self.ledger = read_ledger(&mut reader, desc).map_err(|e| broke(&reader, &e))?;
         let result = self.fresh().and_then(|mut guest| {
-            let info = self.tools.module.info();
-            let header = SnapshotHeader {
-                writer_name: info.name.clone(),
-                writer_version: info.version.clone(),
-                format: desc.format,
-                index: desc.index,
-                time_ms: self.ledger.log_time_ms(),
-            };
+            let header = SnapshotHeader::of(self.tools.module.info(), desc.format, &self.ledger);
             let bootstrap = self.ledger.bootstrap().expect("fresh found the bootstrap record");
             let restored = guest.restore(&header, &bootstrap.config, &mut reader);
             // A read error takes precedence: what the guest makes of a broken stream is only a
@@ -585,10 +566,6 @@ impl ApplyLane {
         }
         lost
     }
-}
-
-fn context(moment: Moment) -> Context {
-    Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
 }
 
 fn no_guest() -> Fault {

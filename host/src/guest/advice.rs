@@ -24,7 +24,7 @@ use wasmparser::{
     Validator, WasmFeatures,
 };
 
-pub(crate) use built_with::BuiltWith;
+use built_with::{BuiltWith, write_ways};
 use features::{CLASSES, Class, OURS};
 
 /// Longest name of a function that is shown, characters.
@@ -108,10 +108,9 @@ fn first_complaint(component: &[u8], features: WasmFeatures) -> Option<Complaint
     parser.set_features(features);
     let mut validator = Validator::new_with_features(features);
     let mut allocations = FuncValidatorAllocations::default();
-    let mut modules = 0;
-    let mut within: Vec<Option<u32>> = Vec::new();
+    let mut modules = Modules::default();
     for payload in parser.parse_all(component) {
-        let module = within.last().copied().flatten();
+        let module = modules.current();
         let complaint = |error: wasmparser::BinaryReaderError| Complaint {
             message: error.message().to_owned(),
             byte: error.offset(),
@@ -123,15 +122,7 @@ fn first_complaint(component: &[u8], features: WasmFeatures) -> Option<Complaint
             Ok(payload) => payload,
             Err(error) => return Some(complaint(error)),
         };
-        match &payload {
-            Payload::Version { encoding, .. } => {
-                let module = *encoding == Encoding::Module;
-                within.push(module.then_some(modules));
-                modules += u32::from(module);
-            }
-            Payload::End(_) => drop(within.pop()),
-            _other => {}
-        }
+        modules.follow(&payload);
         match validator.payload(&payload) {
             Ok(ValidPayload::Func(function, body)) => {
                 let index = function.index;
@@ -151,30 +142,50 @@ fn first_complaint(component: &[u8], features: WasmFeatures) -> Option<Complaint
 
 /// The name of a function, if the module has names.
 fn name_of(component: &[u8], module: Option<u32>, function: u32) -> Option<String> {
-    let mut modules = 0;
-    let mut within = Vec::new();
+    let mut modules = Modules::default();
     for payload in Parser::new(0).parse_all(component).map_while(Result::ok) {
-        match payload {
-            Payload::Version { encoding, .. } => {
-                let is_module = encoding == Encoding::Module;
-                within.push(is_module.then_some(modules));
-                modules += u32::from(is_module);
+        modules.follow(&payload);
+        let Payload::CustomSection(section) = payload else { continue };
+        let KnownCustom::Name(names) = section.as_known() else { continue };
+        if modules.current() != module {
+            continue;
+        }
+        for name in names.into_iter().map_while(Result::ok) {
+            let Name::Function(functions) = name else { continue };
+            let mut functions = functions.into_iter().map_while(Result::ok);
+            if let Some(found) = functions.find(|it| it.index == function) {
+                return Some(found.name.chars().take(NAME_CHARS_MAX).collect());
             }
-            Payload::End(_) => drop(within.pop()),
-            Payload::CustomSection(section) if within.last() == Some(&module) => {
-                let KnownCustom::Name(names) = section.as_known() else { continue };
-                for name in names.into_iter().map_while(Result::ok) {
-                    let Name::Function(functions) = name else { continue };
-                    let mut functions = functions.into_iter().map_while(Result::ok);
-                    if let Some(found) = functions.find(|it| it.index == function) {
-                        return Some(found.name.chars().take(NAME_CHARS_MAX).collect());
-                    }
-                }
-            }
-            _other => {}
         }
     }
     None
+}
+
+/// Numbers the core modules of a file while it is read, in its order.
+#[derive(Default)]
+struct Modules {
+    count: u32,
+    /// What is open, the innermost last; `None` is a component.
+    within: Vec<Option<u32>>,
+}
+
+impl Modules {
+    fn follow(&mut self, payload: &Payload<'_>) {
+        match payload {
+            Payload::Version { encoding, .. } => {
+                let is_module = *encoding == Encoding::Module;
+                self.within.push(is_module.then_some(self.count));
+                self.count += u32::from(is_module);
+            }
+            Payload::End(_) => drop(self.within.pop()),
+            _other => {}
+        }
+    }
+
+    /// The core module that is being read, if it is one.
+    fn current(&self) -> Option<u32> {
+        self.within.last().copied().flatten()
+    }
 }
 
 impl fmt::Display for Place {
@@ -195,13 +206,6 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { class: Class { name, why, ways, .. }, what, place, built_with } = self;
         write!(f, "the component uses {name} ({what}; {place}): {why}. ")?;
-        let known: Vec<_> = ways.iter().filter(|way| built_with.contains(&way.toolchain)).collect();
-        let shown = if known.is_empty() { ways.iter().collect() } else { known };
-        write!(f, "Build without it: ")?;
-        for (number, way) in shown.iter().enumerate() {
-            let end = if number + 1 < shown.len() { "; " } else { "" };
-            write!(f, "{}: {}{end}", way.toolchain.name(), way.flags)?;
-        }
-        Ok(())
+        write_ways(f, ways, built_with)
     }
 }

@@ -18,6 +18,7 @@ use super::advice::core_module::BuiltFor;
 use super::advice::wasi::{Origin, is_wasi};
 use super::advice::{self, Advice, Missing};
 use super::engine::EngineError;
+use super::text::some;
 
 /// The WIT package of a state machine's world.
 pub const WORLD_PACKAGE: &str = "lockstep:fsm";
@@ -25,7 +26,7 @@ pub const WORLD_PACKAGE: &str = "lockstep:fsm";
 pub const WORLD_VERSION: &str = "0.2.0";
 
 /// The interfaces of the package that a state machine may import, the one it must export, and those
-/// that it may export.
+/// that it may offer beyond that.
 const IMPORTS: [&str; 5] = ["host", "snapshot-io", "types", EVENTS, TIMER];
 pub(crate) const EVENTS: &str = "events";
 pub(crate) const TIMER: &str = "timer";
@@ -33,6 +34,7 @@ pub(crate) const EXPORT: &str = "state-machine";
 pub(crate) const WAKE: &str = "wake";
 pub(crate) const DIGEST: &str = "digest";
 pub(crate) const SELF_TEST: &str = "self-test";
+pub(crate) const OFFERS: [&str; 3] = [WAKE, DIGEST, SELF_TEST];
 
 /// The most names that a refusal lists; it gives only the number of the others.
 const NAMES_MAX: usize = 4;
@@ -70,19 +72,19 @@ pub enum ModuleRefusal {
     #[error(
         "the component imports WASI ({}): clocks, files and randomness, which differ between \
          replicas. {origin}",
-        some(.imports)
+        some(.imports, NAMES_MAX)
     )]
     Wasi { imports: Vec<String>, origin: Box<Origin> },
     #[error(
         "the component imports {}, which no host provides: a state machine may import only host, \
          events, timer and snapshot-io of {WORLD_PACKAGE}; remove the import, or compose in the \
-         component that provides it", some(.imports)
+         component that provides it", some(.imports, NAMES_MAX)
     )]
     ForeignImports { imports: Vec<String> },
     #[error(
         "the component does not export {WORLD_PACKAGE}/{EXPORT}@{WORLD_VERSION} (it exports {}): \
          in Rust, is `lockstep_guest::export!` missing? Elsewhere, build with `lockstep build`, or \
-         for the world `fsm` of wit/fsm.wit", some(.exports)
+         for the world `fsm` of wit/fsm.wit", some(.exports, NAMES_MAX)
     )]
     MissingExport { exports: Vec<String> },
     #[error(
@@ -121,10 +123,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether the component exports an interface of the package.
+    pub fn exports(&self, interface: &str) -> bool {
+        self.names.exports.iter().any(|it| is_ours(it, &[interface]))
+    }
+
     /// What may be a mistake, although a node accepts it.
     pub fn hints(&self) -> Vec<&'static str> {
-        let has = |names: &[String], interface| names.iter().any(|it| is_ours(it, &[interface]));
-        match (has(&self.names.imports, TIMER), has(&self.names.exports, WAKE)) {
+        let sets_timer = self.names.imports.iter().any(|it| is_ours(it, &[TIMER]));
+        match (sets_timer, self.exports(WAKE)) {
             (true, false) => vec![
                 "it imports `timer` and does not export `wake`: setting the timer would trap; \
                  export it (in Rust: `export!(Type: wake)`)",
@@ -183,20 +190,11 @@ impl ModuleRefusal {
             Advice::Unknown => Self::Invalid { reason },
         }
     }
-
-    /// The same refusal, with what the component shows of its cause.
-    pub(crate) fn explained(self, component: &[u8]) -> Self {
-        match self {
-            Self::Wasi { imports, origin: _ } => {
-                Self::Wasi { imports, origin: Box::new(Origin::of(component)) }
-            }
-            other => other,
-        }
-    }
 }
 
 /// Refuses imports and exports that do not match the world.
 pub(crate) fn check_names(
+    component: &[u8],
     imports: Vec<String>,
     exports: Vec<String>,
 ) -> Result<Names, ModuleRefusal> {
@@ -204,7 +202,8 @@ pub(crate) fn check_names(
     let (wasi, foreign): (Vec<_>, Vec<_>) =
         imports.iter().filter(foreign).cloned().partition(|name| is_wasi(name));
     if !wasi.is_empty() {
-        return Err(ModuleRefusal::Wasi { imports: wasi, origin: Box::default() });
+        let origin = Box::new(Origin::of(component));
+        return Err(ModuleRefusal::Wasi { imports: wasi, origin });
     }
     if !foreign.is_empty() {
         return Err(ModuleRefusal::ForeignImports { imports: foreign });
@@ -266,18 +265,6 @@ fn is_spoken(version: &str) -> bool {
     !version.contains(['-', '+']) && track(version) == track(WORLD_VERSION)
 }
 
-/// The first few names, and the number of the others.
-fn some(names: &[String]) -> String {
-    if names.is_empty() {
-        return "nothing".to_owned();
-    }
-    let mut text = names[..names.len().min(NAMES_MAX)].join(", ");
-    if names.len() > NAMES_MAX {
-        text.push_str(&format!(" and {} more", names.len() - NAMES_MAX));
-    }
-    text
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, info, bytes, names, compiled_in, copied } = self;
@@ -302,14 +289,10 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f, "  world      {WORLD_PACKAGE}@{}", names.world_version)?;
-        writeln!(f, "  imports    {}", all(&names.imports))?;
-        write!(f, "  exports    {}", all(&names.exports))?;
+        writeln!(f, "  imports    {}", some(&names.imports, usize::MAX))?;
+        write!(f, "  exports    {}", some(&names.exports, usize::MAX))?;
         self.hints().iter().try_for_each(|hint| write!(f, "\n  hint       {hint}"))
     }
-}
-
-fn all(names: &[String]) -> String {
-    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -319,7 +302,7 @@ mod tests {
     /// Expects `Ok` with the world's version, or a refusal that contains the text of `Err`.
     fn check_named(imports: &[&str], exports: &[&str], expect: Result<&str, &str>) {
         let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        match (check_names(own(imports), own(exports)), expect) {
+        match (check_names(b"", own(imports), own(exports)), expect) {
             (Ok(names), Ok(version)) => assert_eq!(names.world_version, version),
             (Err(refusal), Err(beginning)) => {
                 assert!(refusal.to_string().contains(beginning), "{refusal}");

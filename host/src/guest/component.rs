@@ -100,10 +100,10 @@ impl ComponentModule {
         };
         let ty = component.component_type();
         let names = check::check_names(
+            bytes,
             ty.imports(engine).map(|(name, _)| name.to_owned()).collect(),
             ty.exports(engine).map(|(name, _)| name.to_owned()).collect(),
-        );
-        let names = names.map_err(|refusal| refusal.explained(bytes))?;
+        )?;
         let mismatch =
             |error: wasmtime::Error| ModuleRefusal::TypeMismatch { reason: one_line(&error) };
         let linked = imports::linker(engine).and_then(|linker| linker.instantiate_pre(&component));

@@ -19,6 +19,15 @@ pub(super) fn one_line(error: &wasmtime::Error) -> String {
     bounded(&text, BYTES_MAX).into_owned()
 }
 
+/// The first names, and the number of the others.
+pub(super) fn some(names: &[String], most: usize) -> String {
+    match names.len().checked_sub(most) {
+        _none if names.is_empty() => "nothing".to_owned(),
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..most].join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +41,16 @@ mod tests {
         check("short", 5, "short");
         check("too long", 7, "too …");
         check("äöüäöü", 9, "äö …");
+    }
+
+    #[test]
+    fn names_are_counted_if_there_are_many() {
+        let check = |count: usize, expect: &str| {
+            let names: Vec<_> = ["a", "b", "c"].iter().map(ToString::to_string).collect();
+            assert_eq!(some(&names[..count], 2), expect);
+        };
+        check(0, "nothing");
+        check(2, "a, b");
+        check(3, "a, b and 1 more");
     }
 }

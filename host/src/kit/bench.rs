@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_core::fault::GuestFault;
-use lockstep_core::limits;
 
 use super::compare;
-use super::player::{Looks, Maker, Player};
-use super::rng::Rng;
+use super::player::{Looks, Maker, Player, entry_space};
 use super::source::{Source, SourceError};
 use crate::guest::Outcome;
+use crate::rng::Rng;
 
 /// Commands in an entry.
 pub const BATCHES: [usize; 3] = [1, 16, 128];
@@ -110,7 +109,9 @@ fn measure(
     let began = Instant::now();
     while began.elapsed() < each {
         let time_ms = player.ledger().log_time_ms() + ENTRY_MS;
-        let entry = player.entry_of(time_ms, &next_entry(&mut rest, size));
+        let mut fits = entry_space();
+        let next = rest.by_ref().take(size).take_while(|command| fits(command));
+        let entry = player.entry_of(time_ms, &next.cloned().collect::<Vec<_>>());
         let started = Instant::now();
         let trace = player.play(&entry)?;
         time += started.elapsed();
@@ -133,17 +134,4 @@ fn measure(
         ns_per_command: time.as_nanos() as f64 / count.max(1) as f64,
         fuel_per_command: fuel / count.max(1),
     })
-}
-
-/// The next commands; fewer if an entry has no space for more.
-fn next_entry<'a>(rest: &mut impl Iterator<Item = &'a Bytes>, size: usize) -> Vec<Bytes> {
-    let (mut entry, mut bytes) = (Vec::new(), 0);
-    while entry.len() < size
-        && bytes + limits::COMMAND_OVERHEAD_BYTES_MAX < limits::COMMANDS_ENTRY_BYTES_MAX / 2
-    {
-        let Some(command) = rest.next() else { break };
-        bytes += command.len() + limits::COMMAND_OVERHEAD_BYTES_MAX;
-        entry.push(command.clone());
-    }
-    entry
 }

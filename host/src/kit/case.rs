@@ -7,12 +7,12 @@
 use std::fmt;
 
 use bytes::Bytes;
-use lockstep_core::limits;
 use serde_json::{Value, json};
 
-use super::rng::Rng;
+use super::player::entry_space;
 use super::source::{Source, SourceError};
-use super::text::{plain, show};
+use super::text::{show, text_or_hex};
+use crate::rng::Rng;
 
 /// Most steps in a case.
 const STEPS_MAX: u64 = 40;
@@ -103,25 +103,20 @@ impl Step {
             1 => 2 + rng.below(3),
             _one => 1,
         };
-        let (mut commands, mut bytes) = (Vec::new(), 0);
-        while (commands.len() as u64) < count {
-            let command = source.command(rng)?;
-            bytes += command.len() + limits::COMMAND_OVERHEAD_BYTES_MAX;
-            if !commands.is_empty() && bytes > limits::COMMANDS_ENTRY_BYTES_MAX {
-                break;
-            }
-            commands.push(command);
-        }
-        Ok(Self::Entry { after_ms, commands })
+        let mut fits = entry_space();
+        let made = (0..count).map(|_| source.command(rng));
+        let commands = made.take_while(|made| made.as_ref().map_or(true, &mut fits));
+        Ok(Self::Entry { after_ms, commands: commands.collect::<Result<_, _>>()? })
     }
 
     fn to_json(&self) -> Value {
         match self {
             Self::Entry { after_ms, commands } => {
-                let commands: Vec<_> = commands.iter().map(|command| plain(command)).collect();
+                let commands: Vec<_> =
+                    commands.iter().map(|command| text_or_hex(command)).collect();
                 json!({ "step": "entry", "after_ms": after_ms, "commands": commands })
             }
-            Self::Query(request) => json!({ "step": "query", "request": plain(request) }),
+            Self::Query(request) => json!({ "step": "query", "request": text_or_hex(request) }),
             Self::Wait { ms } => json!({ "step": "wait", "ms": ms }),
             Self::Due => json!({ "step": "due" }),
             Self::Snapshot => json!({ "step": "snapshot" }),

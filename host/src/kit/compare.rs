@@ -84,8 +84,8 @@ pub fn answers(
 pub fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Ok(bytes) => show(bytes),
-        Outcome::Rejected(bytes) => format!("rejected: {}", show(bytes)),
-        Outcome::TooLong { bytes } => format!("an answer of {bytes} bytes, which is too long"),
+        Outcome::Rejected(bytes) => rejected(bytes),
+        Outcome::TooLong { bytes } => too_long(*bytes),
     }
 }
 
@@ -93,7 +93,7 @@ pub fn outcome(outcome: &Outcome) -> String {
 pub fn answered(answer: &Answer) -> String {
     match answer {
         Answer::Ok(bytes) => show(bytes),
-        Answer::Rejected(Rejection::Guest(bytes)) => format!("rejected: {}", show(bytes)),
+        Answer::Rejected(Rejection::Guest(bytes)) => rejected(bytes),
         Answer::Rejected(rejection) => format!("rejected: {rejection}"),
         Answer::Opened(session) => format!("session {session}"),
     }
@@ -102,11 +102,17 @@ pub fn answered(answer: &Answer) -> String {
 pub fn answer(answer: &Result<Bytes, NoAnswer>) -> String {
     match answer {
         Ok(bytes) => show(bytes),
-        Err(NoAnswer::Rejected(bytes)) => format!("rejected: {}", show(bytes)),
-        Err(NoAnswer::TooLong { bytes }) => {
-            format!("an answer of {bytes} bytes, which is too long")
-        }
+        Err(NoAnswer::Rejected(bytes)) => rejected(bytes),
+        Err(NoAnswer::TooLong { bytes }) => too_long(*bytes),
     }
+}
+
+fn rejected(reason: &[u8]) -> String {
+    format!("rejected: {}", show(reason))
+}
+
+fn too_long(bytes: u64) -> String {
+    format!("an answer of {bytes} bytes, which is too long")
 }
 
 pub fn event(event: Option<&GuestEvent>) -> String {

@@ -26,6 +26,7 @@ use lockstep_core::limits;
 use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::{Entry, EntryType};
 
+use super::hashing::Hashing;
 use super::past::{Facts, Past};
 use super::replay::{Plan, ReplayError, Span};
 use crate::fs::{Fs, read_exact_at};
@@ -89,20 +90,17 @@ pub fn write(
     out: &mut dyn io::Write,
 ) -> Result<Exported, ExportError> {
     let facts = past.facts();
-    let Span { mut snapshots, mut from_first, until, left } = plan.span(facts)?;
+    let Span { mut snapshots, from_first, until, left } = plan.span(facts)?;
     if plan.from_snapshot.is_none() && plan.look.is_none() {
         snapshots.reverse();
         if from_first {
             snapshots.clear();
         }
-    } else if !snapshots.is_empty() {
-        // Tried after the snapshots, if none of them can be read.
-        from_first = facts.first_index == 1 && plan.from_snapshot.is_none();
     }
     let mut passed = Vec::new();
     let mut begins = None;
     for desc in snapshots {
-        match past.open(&desc) {
+        match past.verify(&desc).and_then(|()| past.open(&desc)) {
             Ok(payload) => {
                 begins = Some((desc, payload));
                 break;
@@ -111,22 +109,20 @@ pub fn write(
         }
     }
     if begins.is_none() && !from_first {
-        let why = passed.iter().map(|(index, why)| format!("snapshot at {index}: {why}"));
-        let why = why.collect::<Vec<_>>().join("; ");
-        return Err(ReplayError::NoBeginning(why).into());
+        return Err(ReplayError::no_beginning(&passed).into());
     }
     let snapshot = begins.as_ref().map(|(desc, _)| desc.index);
     let first = snapshot.map_or(1, |index| index + 1);
-    let mut out = Hashing { out, hasher: blake3::Hasher::new(), bytes: 0 };
-    out.put(&head(facts, snapshot, until))?;
+    let mut out = Hashing::new(out);
+    put(&mut out, &head(facts, snapshot, until))?;
     if let Some((desc, mut payload)) = begins {
         let copied = io::copy(&mut payload, &mut out);
         copied.map_err(|source| ExportError::Snapshot { index: desc.index, source })?;
     }
     write_entries(past, first, until, &mut out)?;
-    let digest = *out.hasher.finalize().as_bytes();
-    out.put(&digest)?;
-    io::Write::flush(out.out).map_err(ExportError::Write)?;
+    let digest = out.digest().0;
+    put(&mut out, &digest)?;
+    io::Write::flush(&mut out).map_err(ExportError::Write)?;
     Ok(Exported { snapshot, passed, first, last: until, left, bytes: out.bytes })
 }
 
@@ -151,12 +147,12 @@ fn write_entries(
     past: &dyn Past,
     first: u64,
     until: u64,
-    out: &mut Hashing<'_>,
+    out: &mut dyn io::Write,
 ) -> Result<(), ExportError> {
     let mut counts = Vec::new();
     counts.put_u64(first);
     counts.put_u64(until + 1 - first);
-    out.put(&counts)?;
+    put(out, &counts)?;
     let mut next = first;
     while next <= until {
         let unread = |why: String| ReplayError::Entry { index: next, why };
@@ -173,37 +169,15 @@ fn write_entries(
             });
             bytes.put_u64(entry.term);
             bytes.put_bytes_within(&entry.data, limits::LOG_BATCH_BYTES_MAX);
-            out.put(&bytes)?;
+            put(out, &bytes)?;
             next = entry.index + 1;
         }
     }
     Ok(())
 }
 
-/// Counts and hashes what passes through.
-struct Hashing<'a> {
-    out: &'a mut dyn io::Write,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Hashing<'_> {
-    fn put(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        io::Write::write_all(self, bytes).map_err(ExportError::Write)
-    }
-}
-
-impl io::Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
+fn put(out: &mut dyn io::Write, bytes: &[u8]) -> Result<(), ExportError> {
+    out.write_all(bytes).map_err(ExportError::Write)
 }
 
 impl Export {
@@ -306,14 +280,24 @@ impl Past for Export {
         Ok(found[..found.len().min(ENTRIES_AT_ONCE)].to_vec())
     }
 
-    fn open(&self, snapshot: &SnapshotDesc) -> Result<Box<dyn io::Read + '_>, String> {
-        let ours = self.facts.snapshots.first() == Some(snapshot);
-        let payload = self.payload.as_ref().filter(|_| ours);
-        let payload = payload.ok_or_else(|| "its bytes are not in the export".to_owned())?;
-        if Digest(*blake3::hash(payload).as_bytes()) != snapshot.digest {
+    fn verify(&self, snapshot: &SnapshotDesc) -> Result<(), String> {
+        let digest = blake3::hash(self.payload_of(snapshot)?);
+        if Digest(*digest.as_bytes()) != snapshot.digest {
             return Err("its payload does not match its digest".to_owned());
         }
-        Ok(Box::new(&payload[..]))
+        Ok(())
+    }
+
+    fn open(&self, snapshot: &SnapshotDesc) -> Result<Box<dyn io::Read + '_>, String> {
+        Ok(Box::new(self.payload_of(snapshot)?))
+    }
+}
+
+impl Export {
+    fn payload_of(&self, snapshot: &SnapshotDesc) -> Result<&[u8], String> {
+        let ours = self.facts.snapshots.first() == Some(snapshot);
+        let payload = self.payload.as_deref().filter(|_| ours);
+        payload.ok_or_else(|| "its bytes are not in the export".to_owned())
     }
 }
 

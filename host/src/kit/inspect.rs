@@ -5,11 +5,8 @@ use lockstep_core::limits;
 use serde_json::{Value, json};
 use wasmparser::{Encoding, KnownCustom, Name, Parser, Payload};
 
-use crate::guest::check::{Report, WORLD_PACKAGE};
+use crate::guest::check::{OFFERS, Report, WORLD_PACKAGE};
 use crate::guest::engine;
-
-/// The interfaces that a component may export beside the state machine.
-const OPTIONAL_EXPORTS: [&str; 3] = ["wake", "digest", "self-test"];
 
 /// The sizes of a component's parts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -63,16 +60,7 @@ impl Sizes {
 
 /// Which of the optional interfaces a component exports, and which not.
 pub fn optional_exports(report: &Report) -> [(&'static str, bool); 3] {
-    OPTIONAL_EXPORTS.map(|name| (name, exports(report, name)))
-}
-
-/// Whether a component exports an interface of the package.
-pub fn exports(report: &Report, interface: &str) -> bool {
-    report.names.exports.iter().any(|export| {
-        let unversioned = export.split_once('@').map_or(&**export, |(name, _)| name);
-        let rest = unversioned.strip_prefix(WORLD_PACKAGE);
-        rest.and_then(|rest| rest.strip_prefix('/')) == Some(interface)
-    })
+    OFFERS.map(|name| (name, report.exports(name)))
 }
 
 /// A limit that applies to a group that is bootstrapped with the defaults.

@@ -2,7 +2,7 @@
 //!
 //! - [`StoppedLog`] reads a data directory under its lock and changes nothing in it. The lock is
 //!   held as long as the value lives, so the node cannot start meanwhile.
-//! - A snapshot is read whole and verified before its first byte is handed out.
+//! - A snapshot can be read whole and verified before its first byte is used.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,9 @@ pub trait Past {
     /// The entries from `from` up to, but not including, `to_exclusive`: as many as are read at
     /// once, at least one.
     fn entries(&self, from: u64, to_exclusive: u64) -> Result<Vec<Entry>, String>;
-    /// The payload of one of the snapshots, after it was verified; the error says what is wrong.
+    /// Reads one of the snapshots whole; the error says what is wrong with it.
+    fn verify(&self, snapshot: &SnapshotDesc) -> Result<(), String>;
+    /// The payload of a snapshot that was verified.
     fn open(&self, snapshot: &SnapshotDesc) -> Result<Box<dyn io::Read + '_>, String>;
 }
 
@@ -82,7 +84,11 @@ impl StoppedLog {
         apart: Option<PathBuf>,
     ) -> Result<Self, PastError> {
         let wal = data.join("wal");
-        if !fs.exists(&wal).is_ok_and(|there| there) {
+        let looked = fs.exists(&wal).map_err(|source| {
+            let doing = "look for its log";
+            DataDirError::Io { dir: data.to_owned(), doing, source }
+        });
+        if !looked? {
             return Err(PastError::NoLog(data.to_owned()));
         }
         let lock = lock_to_read(&*fs, data)?;
@@ -121,9 +127,11 @@ impl Past for StoppedLog {
         read.map_err(|error| error.to_string())
     }
 
+    fn verify(&self, snapshot: &SnapshotDesc) -> Result<(), String> {
+        self.reader(snapshot)?.verify(&mut || ()).map_err(|error| error.to_string())
+    }
+
     fn open(&self, snapshot: &SnapshotDesc) -> Result<Box<dyn io::Read + '_>, String> {
-        let verified = self.reader(snapshot)?.verify(&mut || ());
-        verified.map_err(|error| error.to_string())?;
         Ok(Box::new(self.reader(snapshot)?))
     }
 }

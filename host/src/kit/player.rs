@@ -4,17 +4,18 @@
 //!   entries.
 //! - What each entry brought about is returned as a [`Trace`], which two replicas must agree on.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::apply::{Answer, Deadline, GuestEvent, Ledger, Moment, Setting, Work};
-use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody, Profile};
+use lockstep_core::apply::{Answer, Deadline, GuestEvent, Ledger, Setting, Work};
+use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody};
 use lockstep_core::fault::{FaultClass, GuestFault};
+use lockstep_core::limits;
 use raft::eraftpb::Entry;
 
-use crate::guest::{Context, Guest, GuestLog, Module, NoAnswer, Outcome, SnapshotHeader};
+use crate::config::GuestLimits;
+use crate::guest::{Guest, GuestLog, Module, NoAnswer, Outcome, SnapshotHeader};
 
 /// Makes replicas of one module.
 pub struct Maker {
@@ -49,6 +50,13 @@ pub struct Saved {
     header: SnapshotHeader,
 }
 
+impl Saved {
+    /// The last entry before it.
+    pub fn index(&self) -> u64 {
+        self.header.index
+    }
+}
+
 /// What an entry brought about.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Trace {
@@ -68,17 +76,32 @@ pub struct Trace {
 }
 
 impl Maker {
-    pub fn new(module: Module, config: Bytes, seed: u64, log: Arc<GuestLog>) -> Arc<Self> {
+    /// For a group that is bootstrapped with this configuration and these limits.
+    pub fn new(
+        module: Module,
+        config: Bytes,
+        limits: GuestLimits,
+        seed: u64,
+        log: Arc<GuestLog>,
+    ) -> Arc<Self> {
         let mut root = [0; 16];
         root[..8].copy_from_slice(&seed.to_le_bytes());
         let bootstrap = Bootstrap {
             module: module.id(),
             config,
             seed: root,
-            profile: Profile { engine_major: module.engine_major(), ..Profile::default() },
+            profile: limits.of_component(module.engine_major()),
             initial_voters: Vec::new(),
         };
         Arc::new(Self { module, bootstrap, log })
+    }
+
+    /// For the same group, with another module.
+    pub fn exchanged(&self, module: Module) -> Arc<Self> {
+        let mut bootstrap = self.bootstrap.clone();
+        bootstrap.module = module.id();
+        bootstrap.profile.engine_major = module.engine_major();
+        Arc::new(Self { module, bootstrap, log: Arc::clone(&self.log) })
     }
 
     /// The first entry of every log.
@@ -162,13 +185,13 @@ impl Player {
             }
             Work::Init(moment) => {
                 let mut guest = self.maker.fresh(self.looks)?;
-                let emitted = guest.init(context(moment), &self.maker.bootstrap.config)?;
+                let emitted = guest.init(moment.into(), &self.maker.bootstrap.config)?;
                 self.guest = Some(guest);
                 Some(emitted)
             }
             Work::Apply(plan) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
-                let applied = guest.apply(context(plan.moment), &plan.commands)?;
+                let applied = guest.apply(plan.moment.into(), &plan.commands)?;
                 trace.outcomes = applied.outcomes.clone();
                 let settled = applied.outcomes.into_iter().map(Into::into).collect();
                 let answers = self.ledger.settle(plan, settled);
@@ -178,7 +201,7 @@ impl Player {
             Work::Wake(moment) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
                 trace.woken = true;
-                Some(guest.wake(context(moment))?)
+                Some(guest.wake(moment.into())?)
             }
         };
         if let Some(emitted) = emitted {
@@ -193,7 +216,7 @@ impl Player {
 
     pub fn query(&mut self, request: &[u8]) -> Result<Result<Bytes, NoAnswer>, GuestFault> {
         let moment = self.ledger.moment();
-        self.guest()?.query(context(moment), request)
+        self.guest()?.query(moment.into(), request)
     }
 
     pub fn snapshot(&mut self) -> Result<Vec<u8>, GuestFault> {
@@ -217,13 +240,7 @@ impl Player {
     pub fn save(&mut self) -> Result<Saved, GuestFault> {
         let bytes = self.snapshot()?;
         let info = self.maker.module.info();
-        let header = SnapshotHeader {
-            writer_name: info.name.clone(),
-            writer_version: info.version.clone(),
-            format: info.snapshot_format,
-            index: self.ledger.applied(),
-            time_ms: self.ledger.log_time_ms(),
-        };
+        let header = SnapshotHeader::of(info, info.snapshot_format, &self.ledger);
         Ok(Saved { ledger: self.ledger.clone(), bytes, header })
     }
 
@@ -254,27 +271,32 @@ impl Trace {
     /// The traces of entries that follow one another, as if they had been one.
     pub fn joined(traces: impl IntoIterator<Item = Self>) -> Self {
         let mut whole = Self::default();
-        let mut events = VecDeque::new();
         for trace in traces {
             whole.outcomes.extend(trace.outcomes);
             whole.answers.extend(trace.answers);
-            events.extend(trace.events);
+            whole.events.extend(trace.events);
             whole.set = trace.set.or(whole.set);
             whole.deadline_ms = trace.deadline_ms;
             whole.woken |= trace.woken;
             whole.fuel += trace.fuel;
         }
-        whole.events = events.into();
         whole
+    }
+}
+
+/// Whether an entry has space for a command, beside those that were accepted before. There is
+/// always space for the first one.
+pub fn entry_space() -> impl FnMut(&Bytes) -> bool {
+    let mut left = limits::COMMANDS_ENTRY_BYTES_MAX;
+    move |command| {
+        let rest = left.checked_sub(command.len() + limits::COMMAND_OVERHEAD_BYTES_MAX);
+        left = rest.unwrap_or(left);
+        rest.is_some()
     }
 }
 
 fn entry(index: u64, body: &EntryBody) -> Entry {
     Entry { index, term: 1, data: body.encode().into(), ..Entry::default() }
-}
-
-fn context(moment: Moment) -> Context {
-    Context { index: moment.index, time_ms: moment.time_ms, seed: moment.seed }
 }
 
 /// A mistake of the kit: it gave an entry that no log could hold.

@@ -197,24 +197,15 @@ impl Checker<'_> {
         property: Property,
         seen: &mut Seen,
     ) -> Result<(), Stop> {
-        let who = match property {
-            Property::NoTrap => return Ok(()),
-            Property::Replay => "a second instance",
-            Property::Query => "the instance that was asked",
-            Property::Again => "the instance of which snapshots were taken",
-            Property::Restore => "the restored instance",
-            Property::Kill => "the rebuilt instance",
-            Property::Packing => "the instance with an entry for each command",
-        };
-        let check = Check { maker: self.maker, recording, property, who };
+        let check = |who| Check { maker: self.maker, recording, property, who };
         match property {
             Property::NoTrap => Ok(()),
-            Property::Replay => check.replay(),
-            Property::Query => check.query(),
-            Property::Again => check.again(),
-            Property::Restore => check.restore(seen),
-            Property::Kill => check.kill(),
-            Property::Packing => check.packing(),
+            Property::Replay => check("a second instance").replay(),
+            Property::Query => check("the instance that was asked").query(),
+            Property::Again => check("the instance of which snapshots were taken").again(),
+            Property::Restore => check("the restored instance").restore(seen),
+            Property::Kill => check("the rebuilt instance").kill(),
+            Property::Packing => check("the instance with an entry for each command").packing(),
         }
     }
 }

@@ -70,11 +70,6 @@ impl Recording {
         let digest = player.digest().map_err(failed)?;
         Ok(Self { items, snapshot, digest, memory_bytes: player.memory_bytes() })
     }
-
-    /// The number of the last step.
-    pub fn last_step(&self) -> usize {
-        self.items.last().map_or(0, |item| item.step)
-    }
 }
 
 struct Recorder {

@@ -9,11 +9,10 @@
 //!
 //! Where the log and the snapshots come from is left to [`Past`].
 
-use std::io::{self, Read};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::apply::{ENVELOPE_BYTES_MAX, Ledger};
 use lockstep_core::entry::{Bootstrap, EntryBody};
 use lockstep_core::fault::GuestFault;
 use lockstep_core::ids::{Digest, ModuleId};
@@ -21,8 +20,10 @@ use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::{Entry, EntryType};
 
 use super::compare::{self, Difference};
+use super::hashing::Hashing;
 use super::past::{Facts, Past};
 use super::player::{Looks, Maker, Player, Trace};
+use crate::group::apply_lane::read_ledger;
 use crate::guest::{GuestLog, Module, SnapshotHeader};
 
 #[cfg(test)]
@@ -178,6 +179,14 @@ pub enum ReplayError {
     Entry { index: u64, why: String },
 }
 
+impl ReplayError {
+    /// Nothing could be begun with: these snapshots were tried.
+    pub(super) fn no_beginning(passed: &[(u64, String)]) -> Self {
+        let why = passed.iter().map(|(index, why)| format!("snapshot at {index}: {why}"));
+        Self::NoBeginning(why.collect::<Vec<_>>().join("; "))
+    }
+}
+
 /// A replica of one module.
 struct Side {
     who: Who,
@@ -232,8 +241,6 @@ pub struct Replay<'a> {
     past: &'a dyn Past,
     begun: Begun,
     sides: Vec<Side>,
-    /// The snapshots of the log that the replay comes by.
-    listed: Vec<SnapshotDesc>,
 }
 
 impl<'a> Replay<'a> {
@@ -252,33 +259,28 @@ impl<'a> Replay<'a> {
             .collect();
         let format = |module: &Module| module.info().snapshot_format;
         let compares_snapshots = against.is_some_and(|it| format(it) == format(module));
-        let mut passed = Vec::new();
+        let (mut passed, mut restored) = (Vec::new(), None);
         for desc in &snapshots {
             match restore(past, desc, &modules, log) {
                 Ok((bootstrapped, sides)) => {
                     let start = Start::Snapshot { index: desc.index, digest: desc.digest };
-                    let begun =
-                        Begun { start, passed, bootstrapped, until, left, compares_snapshots };
-                    return Ok(Self { past, begun, sides, listed: past.facts().listed.clone() });
+                    restored = Some((start, bootstrapped, sides));
+                    break;
                 }
                 Err(Unrestored::Module(why)) => return Err(ReplayError::Module(why)),
                 Err(Unrestored::Snapshot(why)) => passed.push((desc.index, why)),
             }
         }
-        if !from_first {
-            let why = passed.iter().map(|(index, why)| format!("snapshot at {index}: {why}"));
-            return Err(ReplayError::NoBeginning(why.collect::<Vec<_>>().join("; ")));
-        }
-        let bootstrap = first_record(past)?;
-        let bootstrapped = bootstrap.module;
-        let sides = modules.into_iter().map(|(who, module)| {
-            let maker = maker_of(module, &bootstrap, log)?;
-            Ok(Side { who, module: module.id(), player: Player::new(&maker, Looks::AsServer) })
-        });
-        let sides = sides.collect::<Result<_, String>>().map_err(ReplayError::Module)?;
-        let start = Start::First;
+        let (start, bootstrapped, sides) = match restored {
+            Some(restored) => restored,
+            None if from_first => {
+                let (bootstrapped, sides) = fresh(past, &modules, log)?;
+                (Start::First, bootstrapped, sides)
+            }
+            None => return Err(ReplayError::no_beginning(&passed)),
+        };
         let begun = Begun { start, passed, bootstrapped, until, left, compares_snapshots };
-        Ok(Self { past, begun, sides, listed: past.facts().listed.clone() })
+        Ok(Self { past, begun, sides })
     }
 
     pub fn begun(&self) -> &Begun {
@@ -350,7 +352,8 @@ impl<'a> Replay<'a> {
     /// Compares snapshots: with the other module's at a checkpoint, with the log's where it lists
     /// one.
     fn look(&mut self, step: &mut Step) -> Result<Option<End>, (Who, GuestFault)> {
-        let listed = self.listed.iter().find(|desc| desc.index == step.index).cloned();
+        let mut listed = self.past.facts().listed.iter();
+        let listed = listed.find(|desc| desc.index == step.index);
         let checkpoint = matches!(step.kind, Kind::Body(EntryBody::Checkpoint { .. }));
         let compares = checkpoint && self.begun.compares_snapshots;
         if listed.is_none() && !compares {
@@ -358,20 +361,27 @@ impl<'a> Replay<'a> {
         }
         let digest = self.sides[0].digest()?.0;
         step.snapshot = Some(digest);
-        if compares && let Some(difference) = self.snapshots_differ()? {
+        if compares && let Some(difference) = self.snapshots_differ(digest)? {
             let place = Place::Entry(Box::new(step.clone()));
             return Ok(Some(End::Differs { place, difference }));
         }
         // Another module may have another snapshot of the same state.
-        let ours = |desc: &SnapshotDesc| desc.module == self.sides[0].module;
-        let other = listed.filter(|desc| ours(desc) && desc.digest != digest);
-        Ok(other.map(|listed| End::Diverged { step: Box::new(step.clone()), listed }))
+        let ours = self.sides[0].module;
+        let other = listed.filter(|desc| desc.module == ours && desc.digest != digest);
+        Ok(other.map(|listed| {
+            let (step, listed) = (Box::new(step.clone()), listed.clone());
+            End::Diverged { step, listed }
+        }))
     }
 
-    /// The first difference of the snapshots of the two modules.
-    fn snapshots_differ(&mut self) -> Result<Option<Difference>, (Who, GuestFault)> {
+    /// The first difference of the snapshots of the two modules, of which the first one's digest
+    /// is known.
+    fn snapshots_differ(
+        &mut self,
+        digest: Digest,
+    ) -> Result<Option<Difference>, (Who, GuestFault)> {
         let [first, other] = &mut self.sides[..] else { return Ok(None) };
-        if first.digest()? == other.digest()? {
+        if other.digest()?.0 == digest {
             return Ok(None);
         }
         Ok(compare::bytes("the snapshot", &first.snapshot()?, &other.snapshot()?))
@@ -389,7 +399,7 @@ impl<'a> Replay<'a> {
     fn last_look(&mut self) -> Result<(Standing, Option<Difference>), (Who, GuestFault)> {
         let standing = self.sides[0].standing()?;
         let compares = self.begun.compares_snapshots;
-        let difference = if compares { self.snapshots_differ()? } else { None };
+        let difference = if compares { self.snapshots_differ(standing.snapshot)? } else { None };
         Ok((standing, difference))
     }
 }
@@ -398,10 +408,10 @@ impl Side {
     /// The digest and the length of the payload that a snapshot of this state has.
     fn digest(&mut self) -> Result<(Digest, u64), (Who, GuestFault)> {
         let envelope = self.player.ledger().encode_envelope();
-        let mut out = Hashed { hasher: blake3::Hasher::new(), bytes: envelope.len() as u64 };
-        out.hasher.update(&envelope);
+        let mut out = Hashing::new(io::sink());
+        out.write_all(&envelope).expect("a sink takes everything");
         self.player.snapshot_to(&mut out).map_err(|fault| (self.who, fault))?;
-        Ok((Digest(*out.hasher.finalize().as_bytes()), out.bytes))
+        Ok((out.digest(), out.bytes))
     }
 
     fn snapshot(&mut self) -> Result<Vec<u8>, (Who, GuestFault)> {
@@ -428,24 +438,6 @@ impl Side {
     }
 }
 
-/// Takes a snapshot's bytes for their digest.
-struct Hashed {
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl io::Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Why there is no replica from a snapshot.
 enum Unrestored {
     /// No other snapshot would help.
@@ -460,23 +452,18 @@ fn restore(
     modules: &[(Who, &Module)],
     log: &Arc<GuestLog>,
 ) -> Result<(ModuleId, Vec<Side>), Unrestored> {
+    past.verify(desc).map_err(Unrestored::Snapshot)?;
     let mut bootstrapped = desc.module;
     let mut sides = Vec::new();
     for (who, module) in modules {
         let mut input = past.open(desc).map_err(Unrestored::Snapshot)?;
-        let ledger = read_envelope(&mut *input, desc).map_err(Unrestored::Snapshot)?;
+        let ledger = read_ledger(&mut *input, desc)
+            .map_err(|error| Unrestored::Snapshot(format!("its ledger cannot be read: {error}")))?;
         let none = || Unrestored::Snapshot("it has no bootstrap record".to_owned());
         let bootstrap = ledger.bootstrap().ok_or_else(none)?;
         bootstrapped = bootstrap.module;
         let maker = maker_of(module, bootstrap, log).map_err(Unrestored::Module)?;
-        let info = module.info();
-        let header = SnapshotHeader {
-            writer_name: info.name.clone(),
-            writer_version: info.version.clone(),
-            format: desc.format,
-            index: desc.index,
-            time_ms: ledger.log_time_ms(),
-        };
+        let header = SnapshotHeader::of(module.info(), desc.format, &ledger);
         let looks = Looks::AsServer;
         let player = Player::restored_from(&maker, looks, ledger, &header, &mut *input);
         let player = player.map_err(|fault| Unrestored::Snapshot(fault.to_string()))?;
@@ -485,18 +472,19 @@ fn restore(
     Ok((bootstrapped, sides))
 }
 
-/// Reads the ledger, with which a snapshot's payload begins.
-fn read_envelope(input: &mut dyn Read, desc: &SnapshotDesc) -> Result<Ledger, String> {
-    let broke = |error: io::Error| format!("its envelope cannot be read: {error}");
-    let mut length = [0; 4];
-    input.read_exact(&mut length).map_err(broke)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
-        return Err(format!("its envelope of {length} bytes is too long"));
-    }
-    let mut envelope = vec![0; length];
-    input.read_exact(&mut envelope).map_err(broke)?;
-    Ledger::decode_envelope(envelope.into(), desc.index).map_err(|error| error.to_string())
+/// A replica of each module before entry 1.
+fn fresh(
+    past: &dyn Past,
+    modules: &[(Who, &Module)],
+    log: &Arc<GuestLog>,
+) -> Result<(ModuleId, Vec<Side>), ReplayError> {
+    let bootstrap = first_record(past)?;
+    let sides = modules.iter().map(|(who, module)| {
+        let maker = maker_of(module, &bootstrap, log)?;
+        Ok(Side { who: *who, module: module.id(), player: Player::new(&maker, Looks::AsServer) })
+    });
+    let sides = sides.collect::<Result<_, String>>().map_err(ReplayError::Module)?;
+    Ok((bootstrap.module, sides))
 }
 
 fn maker_of(

@@ -2,6 +2,8 @@
 //!
 //! - A guest that fails is rebuilt as it was before the entry at which it failed, so one bad
 //!   command ends nothing.
+//! - A guest that fails when it is woken is not woken again before it took something else: it
+//!   would fail again.
 //! - The module can be exchanged; its state goes along as a snapshot. If the new one refuses it,
 //!   the old one stays.
 
@@ -13,7 +15,7 @@ use lockstep_core::fault::GuestFault;
 use raft::eraftpb::Entry;
 
 use super::player::{Looks, Maker, Player, Saved, Trace};
-use crate::guest::{GuestLog, Module, NoAnswer, Outcome};
+use crate::guest::{Module, NoAnswer, Outcome};
 
 /// Entries that are kept to rebuild a guest; then a snapshot takes their place.
 const ENTRIES_KEPT_MAX: usize = 1024;
@@ -34,8 +36,8 @@ pub struct Solo {
     saved: Option<Saved>,
     /// The first event that was not told yet.
     untold: Position,
-    /// When the guest may be woken next, ms.
-    wake_from_ms: u64,
+    /// When the guest may be woken next, ms; `None` while it would fail.
+    wake_from_ms: Option<u64>,
 }
 
 /// A snapshot that was taken or restored.
@@ -55,8 +57,7 @@ pub enum ExchangeError {
 }
 
 impl Solo {
-    pub fn start(module: Module, config: Bytes, log: Arc<GuestLog>) -> Result<Self, GuestFault> {
-        let maker = Maker::new(module, config, 0, log);
+    pub fn start(maker: Arc<Maker>) -> Result<Self, GuestFault> {
         let mut player = Player::new(&maker, Looks::AsServer);
         let first = maker.first_entry();
         player.play(&first)?;
@@ -67,7 +68,7 @@ impl Solo {
             entries: vec![first],
             saved: None,
             untold: Position::default(),
-            wake_from_ms: 0,
+            wake_from_ms: Some(0),
         })
     }
 
@@ -94,9 +95,9 @@ impl Solo {
         answer
     }
 
-    /// When the guest is to be woken, ms; `None` if its timer is not set.
+    /// When the guest is to be woken, ms; `None` if its timer is not set, or waking it failed.
     pub fn wakes_at_ms(&self) -> Option<u64> {
-        self.player.deadline().map(|deadline| deadline.at_ms.max(self.wake_from_ms))
+        Some(self.player.deadline()?.at_ms.max(self.wake_from_ms?))
     }
 
     /// Wakes the guest if it is time, and returns whether it was.
@@ -105,8 +106,10 @@ impl Solo {
             return Ok(false);
         }
         let Some(entry) = self.player.wake_entry(now_ms) else { return Ok(false) };
-        self.wake_from_ms = now_ms.saturating_add(WAKE_MS);
-        self.play(entry).map(|_| true)
+        self.wake_from_ms = None;
+        self.play(entry)?;
+        self.wake_from_ms = Some(now_ms.saturating_add(WAKE_MS));
+        Ok(true)
     }
 
     /// Wakes the guest at each of its deadlines up to a time; returns how often.
@@ -132,7 +135,7 @@ impl Solo {
     /// Takes a snapshot and keeps it.
     pub fn snapshot(&mut self) -> Result<Snapshot, GuestFault> {
         let saved = self.save()?;
-        let taken = Snapshot { index: self.index(), bytes: saved.bytes.len() as u64 };
+        let taken = Snapshot::of(&saved);
         self.saved = Some(saved);
         Ok(taken)
     }
@@ -140,30 +143,37 @@ impl Solo {
     /// Goes back to the kept snapshot; `None` if there is none.
     pub fn restore(&mut self) -> Result<Option<Snapshot>, GuestFault> {
         let Some(saved) = self.saved.clone() else { return Ok(None) };
-        self.player = Player::restored(&self.maker, Looks::AsServer, &saved)?;
-        let bytes = saved.bytes.len() as u64;
-        (self.base, self.entries) = (Some(saved), Vec::new());
-        self.skip_events();
-        Ok(Some(Snapshot { index: self.index(), bytes }))
+        let player = Player::restored(&self.maker, Looks::AsServer, &saved)?;
+        let restored = self.go_on(player, saved);
+        self.untold = Position::of_entry(restored.index + 1);
+        Ok(Some(restored))
     }
 
     /// Goes on with another module.
     pub fn exchange(&mut self, module: Module) -> Result<Snapshot, ExchangeError> {
         let saved = self.save().map_err(ExchangeError::Snapshot)?;
-        let Maker { bootstrap, log, .. } = &*self.maker;
-        let maker = Maker::new(module, bootstrap.config.clone(), 0, Arc::clone(log));
+        let maker = self.maker.exchanged(module);
         let restored = Player::restored(&maker, Looks::AsServer, &saved);
-        (self.player, self.maker) = (restored.map_err(ExchangeError::Restore)?, maker);
-        let bytes = saved.bytes.len() as u64;
-        (self.base, self.entries) = (Some(saved), Vec::new());
-        Ok(Snapshot { index: self.index(), bytes })
+        let player = restored.map_err(ExchangeError::Restore)?;
+        self.maker = maker;
+        Ok(self.go_on(player, saved))
+    }
+
+    /// Goes on with a replica that restored a snapshot.
+    fn go_on(&mut self, player: Player, saved: Saved) -> Snapshot {
+        let restored = Snapshot::of(&saved);
+        (self.player, self.base, self.entries) = (player, Some(saved), Vec::new());
+        self.wake_from_ms.get_or_insert(0);
+        restored
     }
 
     fn play(&mut self, entry: Entry) -> Result<Trace, GuestFault> {
         let played = self.player.play(&entry);
-        match played {
-            Ok(_) => self.entries.push(entry),
-            Err(_) => self.rebuild()?,
+        if played.is_ok() {
+            self.entries.push(entry);
+            self.wake_from_ms.get_or_insert(0);
+        } else {
+            self.rebuild()?;
         }
         if self.entries.len() >= ENTRIES_KEPT_MAX {
             // Without a snapshot the guest is rebuilt from more entries; that is no reason to stop.
@@ -195,16 +205,30 @@ impl Solo {
         self.player = player;
         Ok(())
     }
+}
 
-    fn skip_events(&mut self) {
-        self.untold = Position::of_entry(self.index() + 1);
+impl Snapshot {
+    fn of(saved: &Saved) -> Self {
+        Self { index: saved.index(), bytes: saved.bytes.len() as u64 }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Read, Write};
+
+    use lockstep_core::apply::{Emitted, Setting};
+
     use super::*;
-    use crate::guest::native::NativeModule;
+    use crate::config::GuestLimits;
+    use crate::guest::native::{NativeMachine, NativeModule};
+    use crate::guest::{Context, GuestLog};
+
+    fn start(module: NativeModule) -> Solo {
+        let (limits, log) = (GuestLimits::default(), GuestLog::of_no_group());
+        let maker = Maker::new(Arc::new(module), Bytes::new(), limits, 0, log);
+        Solo::start(maker).expect("it needs nothing")
+    }
 
     /// Applies commands one after another; each line is its answer, or why there is none.
     fn check(solo: &mut Solo, commands: &[(&'static str, &str)]) {
@@ -220,15 +244,14 @@ mod tests {
 
     #[test]
     fn a_fault_is_undone_and_a_module_is_exchanged() {
-        let register = || Arc::new(NativeModule::register());
-        let mut solo = Solo::start(register(), Bytes::new(), GuestLog::of_no_group())
-            .expect("it needs nothing");
+        let mut solo = start(NativeModule::register());
         check(&mut solo, &[("set k 1", ""), ("fault why", "why"), ("set k 2", "1")]);
         assert_eq!(solo.snapshot().map(|it| it.index), Ok(3));
         check(&mut solo, &[("set k 3", "2"), ("fault why", "why"), ("set k 4", "3")]);
         assert_eq!(solo.restore().map(|it| it.map(|it| it.index)), Ok(Some(3)));
         check(&mut solo, &[("set k 5", "2")]);
-        solo.exchange(register()).expect("it reads its own snapshots");
+        let register = Arc::new(NativeModule::register());
+        solo.exchange(register).expect("it reads its own snapshots");
         check(&mut solo, &[("fault why", "why"), ("set k 6", "5")]);
         let error = solo.exchange(Arc::new(NativeModule::hash_chain())).expect_err("it is another");
         assert!(error.to_string().contains("the new one refuses"), "{error}");
@@ -239,5 +262,63 @@ mod tests {
             check(&mut solo, &[("set k 8", "8")]);
         }
         check(&mut solo, &[("fault why", "why"), ("set k 9", "8")]);
+    }
+
+    /// Every command sets its timer, and it fails when it is woken.
+    struct Sleeper;
+
+    impl NativeMachine for Sleeper {
+        fn init(&mut self, _: Context, _: &[u8]) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn apply(&mut self, _: Context, _: &[u8]) -> Result<Outcome, String> {
+            Ok(Outcome::Ok(Bytes::new()))
+        }
+
+        fn query(&self, _: Context, _: &[u8]) -> Result<Result<Bytes, Bytes>, String> {
+            Ok(Ok(Bytes::new()))
+        }
+
+        fn snapshot(&self, _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn restore(&mut self, _: &[u8], _: &mut dyn Read) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+
+        fn wake(&mut self, _: Context) -> Result<(), String> {
+            Err("let me sleep".to_owned())
+        }
+
+        fn emitted(&mut self) -> Emitted {
+            let mut emitted = Emitted::default();
+            emitted.timer = Some(Setting::At(2000));
+            emitted
+        }
+    }
+
+    #[test]
+    fn a_wake_that_fails_is_told_once() {
+        let mut solo = start(NativeModule::new("sleeper", || Sleeper));
+        solo.snapshot().expect("it takes one");
+        let fails = |solo: &mut Solo, now_ms| {
+            let fault = solo.wake(now_ms).expect_err("it is due").to_string();
+            assert!(fault.contains("let me sleep"), "{fault}");
+            assert_eq!((solo.wakes_at_ms(), solo.wake(now_ms + 5000)), (None, Ok(false)));
+        };
+        fails(&mut solo, 3000);
+        check(&mut solo, &[("", "")]);
+        fails(&mut solo, 4000);
+        solo.restore().expect("it was saved");
+        fails(&mut solo, 5000);
+        let again = Arc::new(NativeModule::new("sleeper", || Sleeper));
+        solo.exchange(again).expect("it reads everything");
+        fails(&mut solo, 6000);
     }
 }

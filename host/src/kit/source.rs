@@ -4,9 +4,9 @@ use bytes::Bytes;
 use lockstep_core::fault::GuestFault;
 use lockstep_core::limits;
 
-use super::rng::Rng;
 use super::templates::Templates;
 use crate::guest::{GuestModule, SelfTest};
+use crate::rng::Rng;
 
 /// Makes up commands and queries.
 pub enum Source {
@@ -19,8 +19,8 @@ pub enum Source {
 pub enum SourceError {
     #[error(
         "there are no commands to try: the component does not export `self-test`, and no file of \
-         templates was given; export it (the SDK does, see wit/fsm.wit), or write commands such as \
-         `set {{word}} {{0..9}}`, one per line, to a file and pass --commands FILE"
+         templates was given; export it (in Rust: `export!(Type: self_test)`), or write commands \
+         such as `set {{word}} {{0..9}}`, one per line, to a file and pass --commands FILE"
     )]
     None,
     #[error("the component's `self-test` failed: {0}; it must answer for every number")]

@@ -9,14 +9,14 @@
 //! {{"op": "add", "by": {-5..5}}}
 //! ```
 //! A line is a template: of a command, or, if it begins with `?`, of a query. `{0..9}` is a number
-//! of that range, `{a|b|c}` one of these texts, `{word}` one of a few words (few, so that they meet
-//! again), `{bytes 0..64}` as many bytes of any value; `{{` and `}}` are braces. What is wrong with
-//! a file is told with line and column.
+//! of that range, both ends included, `{a|b|c}` one of these texts, `{word}` one of a few words
+//! (few, so that they meet again), `{bytes 0..64}` as many bytes of any value; `{{` and `}}` are
+//! braces. What is wrong with a file is told with line and column.
 
 use bytes::Bytes;
 use lockstep_core::limits;
 
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// Most bytes that one `{bytes …}` makes.
 const BYTES_MAX: usize = 65_536;
@@ -28,7 +28,7 @@ const HEADER: &str = "#!";
 const PACKING: &str = "independent-of-packing";
 /// The placeholders there are, for refusals.
 const PLACEHOLDERS: &str =
-    "there are {0..9}, {a|b|c}, {word} and {bytes 0..64}, and {{ and }} for braces";
+    "there are {0..9} (both included), {a|b|c}, {word} and {bytes 0..64}, and {{ and }} for braces";
 
 /// The templates of a file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -99,12 +99,12 @@ impl Templates {
     }
 
     pub fn command(&self, rng: &mut Rng) -> Bytes {
-        rng.pick(&self.commands).map_or_else(Bytes::new, |it| it.clone().make(rng))
+        rng.pick(&self.commands).map_or_else(Bytes::new, |it| it.make(rng))
     }
 
     /// `None` if the file has no query.
     pub fn query(&self, rng: &mut Rng) -> Option<Bytes> {
-        rng.pick(&self.queries).map(|it| it.clone().make(rng))
+        rng.pick(&self.queries).map(|it| it.make(rng))
     }
 }
 

@@ -19,6 +19,7 @@ use super::property::Property;
 use super::source::Source;
 use super::templates::Templates;
 use super::trial::{Failure, Plan, TrialError, Tried, run};
+use crate::config::GuestLimits;
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Claims, Context, GuestLog, Outcome, SelfTest};
 
@@ -222,7 +223,13 @@ alarm {word} {0..30000}
 
 fn maker(bug: Bug, seed: u64, config: &'static str) -> Arc<Maker> {
     let module = Arc::new(Machine::module(bug));
-    Maker::new(module, Bytes::from_static(config.as_bytes()), seed, GuestLog::of_no_group())
+    Maker::new(
+        module,
+        Bytes::from_static(config.as_bytes()),
+        GuestLimits::default(),
+        seed,
+        GuestLog::of_no_group(),
+    )
 }
 
 fn source() -> Source {

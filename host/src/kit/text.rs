@@ -19,8 +19,8 @@ pub fn show(bytes: &[u8]) -> String {
     }
 }
 
-/// UTF-8 as it is, and any other bytes in hexadecimal, for programs.
-pub fn plain(bytes: &[u8]) -> String {
+/// UTF-8 as it is, and any other bytes in hexadecimal.
+pub fn text_or_hex(bytes: &[u8]) -> String {
     match str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => format!("0x{}", hex(bytes)),

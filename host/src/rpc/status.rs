@@ -149,6 +149,7 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         clock_is_off: status.clock_is_off,
         log_time_ms: status.log_time_ms,
         log_time_ahead_ms: status.log_time_ahead_ms,
+        wakes_at_ms: status.wakes_at_ms,
         guest_memory_most: status.memory.map_or(0, |memory| memory.most),
         memory_soft_bytes: status.memory.map_or(0, MemoryUse::soft),
         memory_warning_bytes: status.memory.map_or(0, MemoryUse::warning),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -20,9 +21,13 @@ struct Prompt {
 
 impl Prompt {
     fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(binary().expect("it is built"))
-            .arg("run")
-            .args(args)
+        let mut run = Command::new(binary().expect("it is built"));
+        run.arg("run").args(args);
+        Self::of(run)
+    }
+
+    fn of(mut run: Command) -> Self {
+        let mut child = run
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -134,6 +139,20 @@ fn everything_as_json() {
     assert_eq!((code, rest.len(), errors.as_str()), (Some(0), 0, ""));
 }
 
+/// A line that is longer than a command may be is refused as a whole.
+#[test]
+fn long_lines_are_no_commands() {
+    let mut prompt = Prompt::start(&[&guest("planted")]);
+    let long = |bytes| format!("set ant {}", "7".repeat(bytes));
+    prompt.say(&long(1 << 20));
+    assert_says(&prompt.next(), &["the command has 1048584 bytes", "at most 1044480 bytes"]);
+    prompt.say(&long(5 << 20));
+    assert_says(&prompt.next(), &["the line is too long", "nothing was applied"]);
+    prompt.check("?ant", &["-> rejected: there is no such key"]);
+    let (code, rest, errors) = prompt.end();
+    assert_eq!((code, rest.len()), (Some(1), 0), "{errors}");
+}
+
 /// A call that traps is told, and the state is as it was before.
 #[test]
 fn a_trap_takes_nothing_along() {
@@ -182,4 +201,42 @@ fn a_file_that_changes_is_loaded() {
     prompt.check("add 1", &["-> 7"]);
     let (code, _, errors) = prompt.end();
     assert_eq!(code, Some(0), "{errors}");
+}
+
+/// Without a file, the project in the folder is built, and built again when its source changes.
+/// What does not compile is told, and the old one goes on; what compiles takes over the state.
+#[test]
+fn a_project_is_built_when_its_source_changes() {
+    let home = tempfile::tempdir().expect("a directory");
+    let in_project = |command: &str| {
+        let mut lockstep = Command::new(binary().expect("it is built"));
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("project-target");
+        lockstep.arg(command).current_dir(home.path());
+        lockstep.env("CARGO_NET_OFFLINE", "true").env("CARGO_TARGET_DIR", target);
+        lockstep
+    };
+    let made = in_project("new").args(["counted", "--dir", "."]).output().expect("it starts");
+    assert!(made.status.success(), "{made:?}");
+    let change = |path: &str, from: &str, to: &str| {
+        let file = home.path().join(path);
+        let text = fs::read_to_string(&file).expect("it is there").replacen(from, to, 1);
+        fs::write(file, text).expect("there is space");
+    };
+
+    let mut run = in_project("run");
+    run.arg("--json");
+    let mut prompt = Prompt::of(run);
+    let add = r#"{"add": {"key": "apples", "by": 3}}"#;
+    prompt.check(add, &[r#""answer":"3","ok":true"#]);
+    change("src/lib.rs", "use lockstep_guest::*;", "use lockstep_guest::*; fn broken(");
+    let says = ["the source changed, but the old one goes on: ", "error: ", "fn broken("];
+    assert_says(&prompt.next(), &says);
+    prompt.check(add, &[r#""answer":"6","ok":true"#]);
+    change("src/lib.rs", " fn broken(", "");
+    change("Cargo.toml", "0.1.0", "0.2.0");
+    assert_says(&prompt.next(), &["counted 0.2.0 took over the state of entry "]);
+    prompt.check(r#"?{"count": "apples"}"#, &[r#""answer":"6","ok":true"#]);
+    let (code, rest, errors) = prompt.end();
+    assert_eq!((code, rest.len()), (Some(0), 0), "{errors}");
+    assert_says(&errors, &["counted: building, in Rust"]);
 }

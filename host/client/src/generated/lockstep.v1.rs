@@ -483,6 +483,9 @@ pub struct GroupStatus {
     pub rebuilds_in_vain: u64,
     #[prost(uint64, tag = "67")]
     pub rebuilds_gave_back_bytes: u64,
+    /// The log's time to which the state machine has set its timer; absent if that is not set.
+    #[prost(uint64, optional, tag = "68")]
+    pub wakes_at_ms: ::core::option::Option<u64>,
 }
 /// Nested message and enum types in `GroupStatus`.
 pub mod group_status {

@@ -1,15 +1,14 @@
 //! C: a compiler and a linker for WebAssembly, without a libc; the types are added here.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::component;
 use super::project::{Project, sources};
-use super::tools::{Program, Tools, asked, run};
+use super::tools::{Program, Tools};
 use crate::cli::Failure;
-use crate::cli::sdk::{self, Language};
+use crate::cli::sdk::Language;
 
 const COMPILE: [&str; 7] =
     ["-O2", "-std=c11", "-Wall", "-Wextra", "-ffreestanding", "-mbulk-memory", "-c"];
@@ -38,23 +37,15 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
         return Err(Failure::Usage(format!("{shown}: no .c file is there; see `source`")));
     }
     let toolchain = Toolchain::find(tools)?;
-    // The project's own copy of the SDK, if it has one.
-    let mut include = project.sources.clone();
-    if !include.join("lockstep.c").is_file() {
-        include = scratch.to_owned();
-        for (name, text) in sdk::C {
-            fs::write(scratch.join(name), text)?;
-        }
-    }
-    files.push(include.join("lockstep.c"));
+    files.push(project.sources.join("lockstep.c"));
     let mut objects = Vec::new();
     for (number, file) in files.iter().enumerate() {
         let object = scratch.join(format!("{number}.o"));
-        run(&mut toolchain.compile(&include, file, &object))?;
+        tools.run(&mut toolchain.compile(&project.sources, file, &object))?;
         objects.push(object);
     }
     let module = scratch.join("core.wasm");
-    run(&mut toolchain.link(&objects, &module))?;
+    tools.run(&mut toolchain.link(&objects, &module))?;
     let mut module = fs::read(module)?;
     component::embed(&mut module)?;
     component::encode(&module)
@@ -77,7 +68,7 @@ impl Toolchain {
         };
         let linker = tools
             .find_of_llvm("wasm-ld")
-            .or_else(|| rust_lld(tools))
+            .or_else(|| Some(tools.find_rust_lld()?.with(["-flavor", "wasm"])))
             .or_else(|| zig().map(|zig| zig.with(["wasm-ld"])))
             .ok_or_else(|| Failure::Failed(NO_LINKER.to_owned()))?;
         Ok(Self { compiler, target, linker })
@@ -111,21 +102,6 @@ fn is_zig(program: &Program) -> bool {
     program.shown().contains("zig")
 }
 
-/// The linker of the Rust in use.
-fn rust_lld(tools: &Tools) -> Option<Program> {
-    let rustc = tools.find_named("RUSTC", "rustc")?;
-    let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
-    let hosts = fs::read_dir(Path::new(&sysroot).join("lib/rustlib")).ok()?;
-    let mut files: Vec<OsString> = hosts
-        .flatten()
-        .map(|host| host.path().join("bin/rust-lld"))
-        .filter(|file| file.is_file())
-        .map(PathBuf::into_os_string)
-        .collect();
-    files.sort();
-    Some(Program::at(files.into_iter().next()?).with(["-flavor", "wasm"]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tools::tests::{stubs, why};
@@ -144,7 +120,7 @@ mod tests {
             .iter()
             .map(|(name, prints)| (*name, if *prints == "BIN" { &bin } else { *prints }))
             .collect();
-        let tools = stubs(dir.path(), &programs).set("CC", cc);
+        let tools = stubs(dir.path(), &programs).with("CC", cc);
         match (Toolchain::find(&tools), expect) {
             (Ok(found), Ok(expect)) => {
                 let compile = found.compile(Path::new("I"), Path::new("F"), Path::new("O"));

@@ -6,10 +6,7 @@ use wit_parser::Resolve;
 
 use crate::cli::Failure;
 use crate::cli::sdk;
-use crate::guest::check::interface;
-
-/// The interfaces that a component may export beside the state machine.
-pub(super) const OFFERS: [&str; 3] = ["wake", "digest", "self-test"];
+use crate::guest::check::{OFFERS, interface};
 
 /// The name of the world that [`world`] writes.
 pub(super) const WORLD: &str = "machine";

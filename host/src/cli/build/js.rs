@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::component::WORLD;
 use super::project::Project;
-use super::tools::{Program, Tools, asked, run};
+use super::tools::{Program, Tools, asked};
 use super::write_world;
 use crate::cli::Failure;
 
@@ -18,7 +18,7 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
     let tool = find(project, tools)?;
     let (world, module) = (scratch.join("wit"), scratch.join("machine.wasm"));
     write_world(&world, &project.exports)?;
-    run(&mut componentize(&tool, project, &world, &module))?;
+    tools.run(&mut componentize(&tool, project, &world, &module))?;
     Ok(fs::read(module)?)
 }
 

@@ -1,7 +1,7 @@
 //! What a project is: its language, its name and its sources.
 //!
-//! `Cargo.toml` says it for Rust, `lockstep.toml` for the other languages. Without either, the
-//! sources themselves do, if they are of one language.
+//! `lockstep.toml` says it, as far as it says anything. Otherwise `Cargo.toml` stands for Rust,
+//! `package.json` for JavaScript, and sources of one language for that.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::component::OFFERS;
 use crate::cli::Failure;
-use crate::cli::sdk::{self, Language};
+use crate::cli::sdk::Language;
+use crate::guest::check::OFFERS;
 
 const FILE: &str = "lockstep.toml";
 
@@ -23,7 +23,7 @@ const DETECTED: [Language; 3] = [Language::C, Language::Js, Language::Python];
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Project {
     pub(super) language: Language,
-    /// The name of the component's file; for Rust, that of the folder until cargo says more.
+    /// The name of the component's file, without its ending.
     pub(super) name: String,
     /// The project's folder, absolute.
     pub(super) dir: PathBuf,
@@ -92,11 +92,8 @@ impl Manifest {
 
     fn exports(&self, dir: &Path) -> Result<Vec<&'static str>, Failure> {
         if let Some(unknown) = self.world.iter().find(|name| !OFFERS.contains(&&***name)) {
-            let why = format!(
-                "`world` has \"{unknown}\": there are \"wake\", \"digest\" and \
-                               \"self-test\""
-            );
-            return Err(refused(dir, &why));
+            let known = OFFERS.join(", ");
+            return Err(refused(dir, &format!("`world` has `{unknown}`; there are {known}")));
         }
         Ok(OFFERS.into_iter().filter(|offer| self.world.iter().any(|it| it == offer)).collect())
     }
@@ -162,8 +159,7 @@ fn detected(dir: &Path) -> Result<Language, Failure> {
 /// The sources in a folder, sorted, without the SDK.
 pub(super) fn sources(folder: &Path, language: Language) -> Vec<PathBuf> {
     let is_sdk = |path: &Path| {
-        let files = [sdk::C, sdk::JS, sdk::PYTHON].concat();
-        path.file_name().is_some_and(|name| files.iter().any(|(file, _)| name == *file))
+        path.file_name().is_some_and(|name| language.sdk().iter().any(|(file, _)| name == *file))
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
@@ -252,7 +248,7 @@ mod tests {
         check(&[file("language = \"c\"\nsource = \"it\"")], Ok("C FOLDER it"));
         check(&[file("language = \"java\"")], Err("unknown variant `java`"));
         check(&[file("sources = \"x\"")], Err("unknown field `sources`"));
-        check(&[file("world = [\"wakes\"]"), ("a.c", "")], Err("`world` has \"wakes\""));
+        check(&[file("world = [\"wakes\"]"), ("a.c", "")], Err("`world` has `wakes`"));
         check(&[file("name = \"a/b\""), ("a.c", "")], Err("`name` is that of a file"));
     }
 }

@@ -1,15 +1,14 @@
 //! Python: componentize-py, a package of PyPI, puts the sources into a component with CPython.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use super::component::WORLD;
 use super::project::Project;
-use super::tools::{Program, Tools, run};
+use super::tools::{Program, Tools};
 use super::write_world;
 use crate::cli::Failure;
-use crate::cli::sdk;
 
 /// What compiled modules are kept in, which the tool leaves among the sources.
 const CACHE: &str = "__pycache__";
@@ -21,19 +20,9 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
     let tool = find(project, tools)?;
     let (world, module) = (scratch.join("wit"), scratch.join("machine.wasm"));
     write_world(&world, &project.exports)?;
-    let mut paths = vec![project.sources.clone()];
-    // The project's own copy of the SDK, if it has one.
-    if !project.sources.join("lockstep.py").is_file() {
-        let brought = scratch.join("sdk");
-        fs::create_dir(&brought)?;
-        for (name, text) in sdk::PYTHON {
-            fs::write(brought.join(name), text)?;
-        }
-        paths.push(brought);
-    }
     let cache = project.sources.join(CACHE);
     let was_there = cache.exists();
-    let ran = run(&mut componentize(&tool, project, &paths, &world, &module));
+    let ran = tools.run(&mut componentize(&tool, project, &world, &module));
     if !was_there {
         // It is of no use, and its absence no harm.
         let _ = fs::remove_dir_all(cache);
@@ -48,19 +37,10 @@ fn find(project: &Project, tools: &Tools) -> Result<Program, Failure> {
         .ok_or_else(|| Failure::Failed(MISSING.to_owned()))
 }
 
-fn componentize(
-    tool: &Program,
-    project: &Project,
-    paths: &[PathBuf],
-    world: &Path,
-    module: &Path,
-) -> Command {
+fn componentize(tool: &Program, project: &Project, world: &Path, module: &Path) -> Command {
     let mut command = tool.command();
     command.current_dir(&project.dir).arg("-q").arg("-d").arg(world).args(["-w", WORLD]);
-    command.args(["componentize", "--stub-wasi"]);
-    for path in paths {
-        command.arg("-p").arg(path);
-    }
+    command.args(["componentize", "--stub-wasi", "-p"]).arg(&project.sources);
     command.arg(project.main.trim_end_matches(".py")).arg("-o").arg(module);
     command
 }
@@ -89,11 +69,10 @@ mod tests {
         let tools = stubs(bin.path(), &[("componentize-py", "")]);
         let on_path = find(&project, &tools).expect("it is on the path");
         assert_eq!(on_path, Program::at(bin.path().join("componentize-py")));
-        let paths = ["A".into(), "B".into()];
-        let command = componentize(&on_path, &project, &paths, Path::new("W"), Path::new("M"));
+        let command = componentize(&on_path, &project, Path::new("W"), Path::new("M"));
         let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
-        let expect = "-q -d W -w machine componentize --stub-wasi -p A -p B my_t -o M";
-        assert_eq!(words.join(" "), expect);
+        let words = words.join(" ").replace(&dir.path().display().to_string(), "DIR");
+        assert_eq!(words, "-q -d W -w machine componentize --stub-wasi -p DIR/src my_t -o M");
 
         let near = dir.path().join(".venv/bin");
         fs::create_dir_all(&near).expect("there is space");

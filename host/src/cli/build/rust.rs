@@ -1,7 +1,8 @@
 //! Rust: cargo makes a core module that knows its types, for the SDK put them there.
 //!
 //! - No path of this machine reaches the component: panics would show them, and equal sources would
-//!   give different bytes.
+//!   give different bytes. This holds for the project, for packages beside it, and for what cargo
+//!   and Rust have fetched.
 //! - The Rust in use needs the target; rustup is asked to add it. Debian's Rust has the sources of
 //!   the standard library instead, and builds that too.
 
@@ -13,11 +14,13 @@ use serde_json::Value;
 
 use super::component;
 use super::project::Project;
-use super::tools::{Program, Tools, asked, run};
+use super::tools::{Program, Tools, asked};
 use crate::cli::Failure;
 
 /// WebAssembly without any system underneath, hence without WASI.
 const TARGET: &str = "wasm32-unknown-unknown";
+/// With this variable cargo is told a linker for it.
+const LINKER: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER";
 /// Debian's Rust, which is not rustup's.
 const DEBIAN: &str = "/usr/bin";
 
@@ -36,10 +39,10 @@ pub(super) fn build(project: &Project, tools: &Tools) -> Result<Vec<u8>, Failure
     cargo
         .current_dir(&project.dir)
         .args(["build", "--release", "--lib", "--target", TARGET])
-        .args(["--message-format", "json-render-diagnostics"])
-        .args(["--config", &remaps(&toolchain, project, tools)]);
+        .args(["--message-format", "json-render-diagnostics"]);
+    add_flags(&mut cargo, &remaps(&toolchain, project, tools), tools);
     let manifest = project.dir.join("Cargo.toml");
-    let module = module_in(&run(&mut cargo)?, &manifest).ok_or_else(|| {
+    let module = module_in(&tools.run(&mut cargo)?, &manifest).ok_or_else(|| {
         Failure::Failed(format!(
             "{}: the package makes no library for WebAssembly: add `[lib]` with \
              `crate-type = [\"cdylib\", \"rlib\"]`",
@@ -57,7 +60,8 @@ impl Toolchain {
         let mut rustup = "rustup is not there".to_owned();
         if let Some(program) = tools.find("rustup") {
             // It prints what it does.
-            let added = run(program.command().current_dir(dir).args(["target", "add", TARGET]));
+            let added =
+                tools.run(program.command().current_dir(dir).args(["target", "add", TARGET]));
             match (added, Self::installed(tools, dir)) {
                 (Ok(_), Some(installed)) => return Ok(installed),
                 (Ok(_), None) => rustup = "rustup added it to another Rust".to_owned(),
@@ -88,7 +92,12 @@ impl Toolchain {
         let rustc = Program::at(bin.join("rustc"));
         let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
         let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/std");
-        let linker = tools.find("rust-lld").or_else(|| tools.find_of_llvm("wasm-ld"))?;
+        let linker = tools
+            .variable(LINKER)
+            .map(Program::at)
+            .or_else(|| tools.find("rust-lld"))
+            .or_else(|| tools.find_of_llvm("wasm-ld"))
+            .or_else(|| tools.find_rust_lld())?;
         sources.is_dir().then_some(Self::Debian { linker, rustc })
     }
 
@@ -102,7 +111,7 @@ impl Toolchain {
                     // Building the standard library is an unstable feature of a stable compiler.
                     .env("RUSTC_BOOTSTRAP", "1")
                     .env("RUSTC", Path::new(DEBIAN).join("rustc"))
-                    .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker.shown());
+                    .env(LINKER, linker.shown());
                 cargo
             }
         }
@@ -115,27 +124,62 @@ impl Toolchain {
     }
 }
 
-/// A setting that gives every path in the component the same beginning on every machine. The last
-/// one that matches counts, so the project, which may contain the other folders, comes first.
-fn remaps(toolchain: &Toolchain, project: &Project, tools: &Tools) -> String {
+/// Has cargo give the compiler more flags. It reads flags in one place only: those of an
+/// environment hide those of all settings.
+fn add_flags(cargo: &mut Command, flags: &[String], tools: &Tools) {
+    const ENCODED: &str = "CARGO_ENCODED_RUSTFLAGS";
+    const BETWEEN: &str = "\x1f";
+    let given = match (tools.set(ENCODED), tools.set("RUSTFLAGS")) {
+        (Some(encoded), _) => Some(encoded.to_string_lossy().into_owned()),
+        (None, Some(given)) => {
+            Some(given.to_string_lossy().split_whitespace().collect::<Vec<_>>().join(BETWEEN))
+        }
+        (None, None) => None,
+    };
+    if let Some(given) = given {
+        let given = Some(given).filter(|it| !it.is_empty());
+        let all: Vec<String> = given.into_iter().chain(flags.iter().cloned()).collect();
+        cargo.env(ENCODED, all.join(BETWEEN));
+    } else {
+        // Settings add up: the project's own stay. A text of JSON is one of TOML.
+        let flags = Value::from(flags);
+        cargo.args(["--config", &format!("target.{TARGET}.rustflags={flags}")]);
+    }
+}
+
+/// Flags that give every path in the component the same beginning on every machine. The last one
+/// that matches counts, so what may contain another folder comes before that.
+fn remaps(toolchain: &Toolchain, project: &Project, tools: &Tools) -> Vec<String> {
     let cargo_home = match tools.variable("CARGO_HOME") {
         Some(home) => Some(PathBuf::from(home)),
         None => std::env::home_dir().map(|home| home.join(".cargo")),
     };
     let mut ask = toolchain.rustc().command();
     let sysroot = asked(ask.current_dir(&project.dir).args(["--print", "sysroot"]));
-    let folders = [
-        (Some(project.dir.clone()), "/project"),
-        (cargo_home, "/cargo"),
-        (sysroot.map(PathBuf::from), "/rust"),
-    ];
-    let flags = folders.into_iter().filter_map(|(folder, name)| {
-        let folder = folder?;
-        let flag = format!("--remap-path-prefix={}={name}", folder.to_str()?);
-        // A text of JSON is one of TOML.
-        Some(Value::from(flag).to_string())
+    let mut metadata = toolchain.cargo();
+    metadata.current_dir(&project.dir).args(["metadata", "--format-version", "1"]);
+    let mut folders = packages_beside(&asked(&mut metadata).unwrap_or_default(), &project.dir);
+    folders.push((project.dir.clone(), "/project".to_owned()));
+    folders.extend(cargo_home.map(|folder| (folder, "/cargo".to_owned())));
+    folders.extend(sysroot.map(|folder| (folder.into(), "/rust".to_owned())));
+    let flag = |(folder, name): &(PathBuf, String)| {
+        Some(format!("--remap-path-prefix={}={name}", folder.to_str()?))
+    };
+    folders.iter().filter_map(flag).collect()
+}
+
+/// The folders of local packages outside of the project, each with a name, from what cargo printed.
+fn packages_beside(metadata: &str, project: &Path) -> Vec<(PathBuf, String)> {
+    let metadata: Value = serde_json::from_str(metadata).unwrap_or_default();
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let local = packages.filter(|package| package["source"].is_null());
+    let named = local.filter_map(|package| {
+        let folder = Path::new(package["manifest_path"].as_str()?).parent()?;
+        Some((folder.to_owned(), format!("/beside/{}", package["name"].as_str()?)))
     });
-    format!("target.{TARGET}.rustflags=[{}]", flags.collect::<Vec<_>>().join(", "))
+    let mut beside: Vec<_> = named.filter(|(folder, _)| !folder.starts_with(project)).collect();
+    beside.sort();
+    beside
 }
 
 /// The core module of a package, from what cargo printed.
@@ -159,6 +203,16 @@ mod tests {
 
     /// The Rust that is found in a machine of stubs.
     fn check(programs: &[(&str, &str)], debian: bool, expect: Result<&str, &str>) {
+        check_with("", programs, debian, expect);
+    }
+
+    /// The same, where cargo was told a linker.
+    fn check_with(
+        linker: &str,
+        programs: &[(&str, &str)],
+        debian: bool,
+        expect: Result<&str, &str>,
+    ) {
         let dir = tempfile::tempdir().expect("there is space");
         let bin = dir.path().display().to_string();
         let programs: Vec<(&str, &str)> = programs
@@ -171,7 +225,8 @@ mod tests {
             fs::create_dir_all(sources).expect("there is space");
             stubs(&usr, &[("rustc", &usr.display().to_string())]);
         }
-        let found = Toolchain::find(&stubs(dir.path(), &programs), dir.path(), &usr);
+        let tools = stubs(dir.path(), &programs).with(LINKER, linker);
+        let found = Toolchain::find(&tools, dir.path(), &usr);
         match (found, expect) {
             (Ok(Toolchain::Installed { cargo, .. }), Ok(expect)) => {
                 assert_eq!(cargo.shown().replace(&bin, "BIN"), expect);
@@ -193,11 +248,52 @@ mod tests {
         let without = ("rustc", "/nowhere/at/all");
         check(&[CARGO, ("rustc", "BIN")], false, Ok("BIN/cargo"));
         check(&[CARGO, without, ("wasm-ld", "")], true, Ok("Debian BIN/wasm-ld"));
+        check_with("/opt/ld", &[CARGO, without, ("wasm-ld", "")], true, Ok("Debian /opt/ld"));
         check(&[CARGO, without, ("wasm-ld", "")], false, Err("rustup is not there"));
         check(&[CARGO, without], true, Err("apt-get install rustc-web cargo-web rust-web-src lld"));
         let says = "rustup added it to another Rust";
         check(&[CARGO, without, ("rustup", "")], false, Err(says));
         check(&[], false, Err("rustup target add wasm32-unknown-unknown"));
+    }
+
+    #[test]
+    fn flags_are_added_to_those_of_the_environment() {
+        let check = |variables: &[(&str, &str)], expect: &str| {
+            let dir = tempfile::tempdir().expect("there is space");
+            let set = |tools: Tools, (name, value): &(&str, &str)| tools.with(name, value);
+            let tools = variables.iter().fold(stubs(dir.path(), &[]), set);
+            let mut cargo = Command::new("cargo");
+            add_flags(&mut cargo, &["-x".to_owned(), "-y".to_owned()], &tools);
+            let told = cargo.get_envs().filter_map(|(name, value)| Some([name, value?]));
+            let told = told.flatten().chain(cargo.get_args()).map(|it| it.to_string_lossy());
+            assert_eq!(told.collect::<Vec<_>>().join(" "), expect, "{variables:?}");
+        };
+        check(&[], "--config target.wasm32-unknown-unknown.rustflags=[\"-x\",\"-y\"]");
+        let plain = ("RUSTFLAGS", " -C  lto ");
+        check(&[plain], "CARGO_ENCODED_RUSTFLAGS -C\x1flto\x1f-x\x1f-y");
+        let encoded = ("CARGO_ENCODED_RUSTFLAGS", "--cfg\x1fa b");
+        check(&[plain, encoded], "CARGO_ENCODED_RUSTFLAGS --cfg\x1fa b\x1f-x\x1f-y");
+        check(&[("RUSTFLAGS", "")], "CARGO_ENCODED_RUSTFLAGS -x\x1f-y");
+    }
+
+    #[test]
+    fn packages_beside_the_project_are_found() {
+        let package = |name, folder: &str, source: Value| {
+            let manifest = format!("{folder}/Cargo.toml");
+            serde_json::json!({ "name": name, "manifest_path": manifest, "source": source })
+        };
+        let packages = [
+            package("tally", "/x/tally", Value::Null),
+            package("guest", "/x/tally/guest", Value::Null),
+            package("inner", "/x/lib/inner", Value::Null),
+            package("lib", "/x/lib", Value::Null),
+            package("libm", "/home/registry/libm", "registry+https://crates.io".into()),
+        ];
+        let metadata = serde_json::json!({ "packages": packages }).to_string();
+        let found = packages_beside(&metadata, Path::new("/x/tally"));
+        let expect = [("/x/lib", "/beside/lib"), ("/x/lib/inner", "/beside/inner")];
+        assert_eq!(found, expect.map(|(folder, name)| (folder.into(), name.to_owned())));
+        assert_eq!(packages_beside("", Path::new("/x")), []);
     }
 
     #[test]

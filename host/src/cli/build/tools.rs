@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{fmt, fs};
 
 use crate::cli::Failure;
 
@@ -15,6 +17,16 @@ const LLVM: std::ops::RangeInclusive<u32> = 14..=30;
 pub(super) struct Tools {
     path: Vec<PathBuf>,
     variables: BTreeMap<OsString, OsString>,
+    progress: Progress,
+}
+
+/// What becomes of what compilers say to people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::cli) enum Progress {
+    /// It goes to standard error, as it is said.
+    Shown,
+    /// It is part of the failure, if there is one.
+    Kept,
 }
 
 /// A program, with the arguments that come before all others: `python3 -m ziglang cc`.
@@ -23,15 +35,52 @@ pub(super) struct Program(Vec<OsString>);
 
 impl Tools {
     /// Those of this process.
-    pub(super) fn of_process() -> Self {
+    pub(super) fn of_process(progress: Progress) -> Self {
         let variables: BTreeMap<_, _> = std::env::vars_os().collect();
         let path = variables.get(OsStr::new("PATH")).cloned().unwrap_or_default();
-        Self { path: std::env::split_paths(&path).collect(), variables }
+        Self { path: std::env::split_paths(&path).collect(), variables, progress }
     }
 
+    /// A variable that says something.
     pub(super) fn variable(&self, name: &str) -> Option<&OsStr> {
-        let value = self.variables.get(OsStr::new(name))?;
-        (!value.is_empty()).then_some(value)
+        self.set(name).filter(|value| !value.is_empty())
+    }
+
+    /// A variable that is set, even if it is empty.
+    pub(super) fn set(&self, name: &str) -> Option<&OsStr> {
+        self.variables.get(OsStr::new(name)).map(OsString::as_os_str)
+    }
+
+    /// Says how far the build is.
+    pub(super) fn say(&self, what: fmt::Arguments<'_>) {
+        match self.progress {
+            // A reader who has left does not end the build.
+            Progress::Shown => drop(writeln!(io::stderr(), "{what}")),
+            Progress::Kept => {}
+        }
+    }
+
+    /// Runs a program that must succeed, and returns what it printed.
+    pub(super) fn run(&self, command: &mut Command) -> Result<String, Failure> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let stderr = match self.progress {
+            Progress::Shown => Stdio::inherit(),
+            Progress::Kept => Stdio::piped(),
+        };
+        let output = command
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .output()
+            .map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (printed, said) = (text(&output.stdout), text(&output.stderr));
+        if output.status.success() {
+            return Ok(printed);
+        }
+        let printed = if printed.starts_with('{') { String::new() } else { printed };
+        let last = format!("{name} failed, {}; see above", output.status);
+        let lines = [said, printed, last].into_iter().filter(|text| !text.is_empty());
+        Err(Failure::Failed(lines.collect::<Vec<_>>().join("\n")))
     }
 
     /// The program of this name on the path.
@@ -58,6 +107,15 @@ impl Tools {
     pub(super) fn find_of_llvm(&self, name: &str) -> Option<Program> {
         let newest_first = LLVM.rev().map(|version| format!("{name}-{version}"));
         std::iter::once(name.to_owned()).chain(newest_first).find_map(|name| self.find(&name))
+    }
+
+    /// The linker of the Rust in use, which finds out by its name or is told what to link for.
+    pub(super) fn find_rust_lld(&self) -> Option<Program> {
+        let rustc = self.find_named("RUSTC", "rustc")?;
+        let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
+        let hosts = fs::read_dir(Path::new(&sysroot).join("lib/rustlib")).ok()?;
+        let files = hosts.flatten().map(|host| host.path().join("bin/rust-lld"));
+        files.filter(|file| file.is_file()).min().map(Program::at)
     }
 
     /// A zig: the program, or the Python package.
@@ -102,28 +160,8 @@ pub(super) fn asked(command: &mut Command) -> Option<String> {
     output.status.success().then(|| text.trim().to_owned())
 }
 
-/// Runs a program that must succeed; what it says to people goes to standard error, and what it
-/// prints is returned.
-pub(super) fn run(command: &mut Command) -> Result<String, Failure> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(printed);
-    }
-    let printed = if printed.trim_start().starts_with('{') { "" } else { printed.trim() };
-    let gap = if printed.is_empty() { "" } else { "\n" };
-    Err(Failure::Failed(format!("{printed}{gap}{name} failed, {}; see above", output.status)))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use std::fs;
-
     use super::*;
 
     /// A path of stub programs: the name of each, and what it prints.
@@ -134,11 +172,12 @@ pub(super) mod tests {
                 .expect("there is space");
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("it is ours");
         }
-        Tools { path: vec![folder.to_owned()], variables: BTreeMap::new() }
+        let progress = Progress::Kept;
+        Tools { path: vec![folder.to_owned()], variables: BTreeMap::new(), progress }
     }
 
     impl Tools {
-        pub(in super::super) fn set(mut self, name: &str, value: &str) -> Self {
+        pub(in super::super) fn with(mut self, name: &str, value: &str) -> Self {
             self.variables.insert(name.into(), value.into());
             self
         }
@@ -153,6 +192,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_a_failing_program_says_is_kept() {
+        let dir = tempfile::tempdir().expect("there is space");
+        let tools = stubs(dir.path(), &[("well", "fine")]);
+        let well = tools.find("well").expect("it is there");
+        assert_eq!(tools.run(&mut well.command()).ok().as_deref(), Some("fine"));
+        let mut fails = Command::new("/bin/sh");
+        let why = why(tools.run(fails.args(["-c", "echo out; echo err >&2; exit 3"])));
+        assert!(why.starts_with("err\nout\n/bin/sh failed, exit status: 3"), "{why}");
+    }
+
+    #[test]
     fn programs_are_found_in_order() {
         let dir = tempfile::tempdir().expect("there is space");
         let tools = stubs(dir.path(), &[("clang-15", ""), ("clang-16", ""), ("python3", "0.17.1")]);
@@ -164,7 +214,7 @@ pub(super) mod tests {
         assert_eq!(tools.find_zig(), at("python3").map(|it| it.with(["-m", "ziglang"])));
         assert_eq!(tools.find_near(dir.path(), "clang-15"), at("clang-15"));
         assert_eq!(tools.find_named("RUSTC", "rustc"), None);
-        let named = tools.set("RUSTC", "/opt/rustc").find_named("RUSTC", "rustc");
+        let named = tools.with("RUSTC", "/opt/rustc").find_named("RUSTC", "rustc");
         assert_eq!(named, Some(Program::at("/opt/rustc")));
     }
 }

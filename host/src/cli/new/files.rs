@@ -1,6 +1,7 @@
 //! The files of a new project: a template for each language, and the SDK.
 //!
 //! The templates are the real files of `host/templates`, of a machine that is called `my-machine`.
+//! Only `ci.yml` has a line to be filled in.
 //! A test compares their lists with the folders.
 
 use super::name::Name;
@@ -9,6 +10,8 @@ use crate::cli::sdk::{self, Language, files_of};
 /// What the machine of the templates is called, and its module.
 const NAME: &str = "my-machine";
 const MODULE: &str = "my_machine";
+/// Stands in `ci.yml` for what brings the language's tools.
+const TOOLS: &str = "./tools.sh";
 
 /// A file to be written.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,7 +32,6 @@ const RUST: &[sdk::File] = files_of!("host/templates/rust":
     "Cargo.toml"
     "README.md"
     "ci.sh"
-    "ci.yml"
     "clippy.toml"
     "gitignore"
     "lockstep-guest/Cargo.toml"
@@ -39,7 +41,6 @@ const RUST: &[sdk::File] = files_of!("host/templates/rust":
 
 const C: &[sdk::File] = files_of!("host/templates/c":
     "README.md"
-    "ci.yml"
     "commands.txt"
     "gitignore"
     "lockstep.toml"
@@ -48,7 +49,6 @@ const C: &[sdk::File] = files_of!("host/templates/c":
 
 const JS: &[sdk::File] = files_of!("host/templates/js":
     "README.md"
-    "ci.yml"
     "gitignore"
     "lockstep.toml"
     "package.json"
@@ -57,7 +57,6 @@ const JS: &[sdk::File] = files_of!("host/templates/js":
 
 const PYTHON: &[sdk::File] = files_of!("host/templates/python":
     "README.md"
-    "ci.yml"
     "gitignore"
     "lockstep.toml"
     "requirements.txt"
@@ -65,20 +64,21 @@ const PYTHON: &[sdk::File] = files_of!("host/templates/python":
 );
 
 /// What languages share.
-const CI: &[sdk::File] = files_of!("host/templates/common": "ci.sh");
+const CI: &[sdk::File] = files_of!("host/templates/common": "ci.yml");
+const CI_SH: &[sdk::File] = files_of!("host/templates/common": "ci.sh");
 const COMMANDS: &[sdk::File] = files_of!("host/templates/common": "commands.txt");
 
 /// All files of a project.
 pub(super) fn files(language: Language, name: &Name) -> Vec<File> {
     let own: Vec<_> = match language {
-        Language::Rust => RUST.to_vec(),
-        Language::C => [C, CI].concat(),
-        Language::Js => [JS, CI, COMMANDS].concat(),
-        Language::Python => [PYTHON, CI, COMMANDS].concat(),
+        Language::Rust => [RUST, CI].concat(),
+        Language::C => [C, CI, CI_SH].concat(),
+        Language::Js => [JS, CI, CI_SH, COMMANDS].concat(),
+        Language::Python => [PYTHON, CI, CI_SH, COMMANDS].concat(),
     };
     let own = own.into_iter().map(|(path, text)| File {
         path: place(path).replace(MODULE, &name.module()),
-        text: text.replace(NAME, name.as_str()).replace(MODULE, &name.module()),
+        text: named(text, name).replace(TOOLS, tools(language)),
     });
     let brought = |folder: &'static str, files: &'static [sdk::File]| {
         files.iter().map(move |(path, text)| File {
@@ -97,11 +97,28 @@ pub(super) fn files(language: Language, name: &Name) -> Vec<File> {
                 ],
             ))
             .collect(),
-        Language::C => brought("src", sdk::C).collect(),
-        Language::Js => brought("src", sdk::JS).collect(),
-        Language::Python => brought("src", sdk::PYTHON).collect(),
+        Language::C | Language::Js | Language::Python => brought("src", language.sdk()).collect(),
     };
     own.chain(sdk).collect()
+}
+
+/// Puts in a name, and that of the module, neither of which may be looked at again: a name may
+/// contain the other's placeholder.
+fn named(text: &str, name: &Name) -> String {
+    let parts = text.split(NAME).map(|part| part.replace(MODULE, &name.module()));
+    parts.collect::<Vec<_>>().join(name.as_str())
+}
+
+/// What brings the language's tools to a machine that runs `ci.sh`.
+fn tools(language: Language) -> &'static str {
+    match language {
+        Language::Rust => "rustup target add wasm32-unknown-unknown",
+        Language::C => "sudo apt-get update && sudo apt-get install --yes clang lld",
+        Language::Js => "npm install",
+        Language::Python => {
+            "python3 -m venv .venv && .venv/bin/pip install --requirement requirements.txt"
+        }
+    }
 }
 
 /// Where a template goes. In the checkout, those with a meaning of their own lie under other names.
@@ -132,7 +149,8 @@ mod tests {
             assert!(project.contains_key(*path), "{path} is not in {:?}", project.keys());
         }
         for (path, text) in project.iter().filter(|(path, _)| !path.contains("lockstep-guest/")) {
-            assert!(!text.contains(NAME) && !text.contains(MODULE), "{path}");
+            let left = [NAME, MODULE, TOOLS].into_iter().find(|it| text.contains(it));
+            assert_eq!(left, None, "{path}");
         }
         assert!(project.values().any(|text| text.contains("order-book.wasm")));
         for path in [".gitignore", ".github/workflows/ci.yml", "ci.sh", "README.md"] {
@@ -156,6 +174,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_may_contain_that_of_the_template() {
+        let name = Name::new("my_machine-2").expect("it is a name");
+        let check = |text, expect: &str| assert_eq!(named(text, &name), expect);
+        check("my-machine, my_machine", "my_machine-2, my_machine_2");
+        let project = project(Language::C, "my_machine-2");
+        assert!(project.contains_key("src/my_machine_2.c"), "{:?}", project.keys());
+        assert!(project["lockstep.toml"].contains("\"my_machine-2\""));
+    }
+
+    #[test]
     fn the_templates_are_complete() {
         let check = |folder: &str, lists: &[&[sdk::File]]| {
             let mut listed: Vec<_> = lists.concat().iter().map(|(path, _)| *path).collect();
@@ -166,7 +194,7 @@ mod tests {
         check("c", &[C]);
         check("js", &[JS]);
         check("python", &[PYTHON]);
-        check("common", &[CI, COMMANDS]);
+        check("common", &[CI, CI_SH, COMMANDS]);
     }
 
     /// The manifest that travels says the same as that of the checkout, where versions and features

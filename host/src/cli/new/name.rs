@@ -132,8 +132,8 @@ pub(super) enum NameError {
     )]
     Form { name: String, instead: String },
     #[error(
-        "`{name}` has a meaning of its own in Rust or Python, so that a state machine cannot be \
-         called like that; `{instead}` would do"
+        "`{name}` has a meaning of its own in Rust, in Python or in an SDK, so that a state \
+         machine cannot be called like that; `{instead}` would do"
     )]
     Taken { name: String, instead: String },
 }

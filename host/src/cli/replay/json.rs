@@ -14,7 +14,7 @@ use crate::kit::compare::Difference;
 use crate::kit::export::Exported;
 use crate::kit::past::Facts;
 use crate::kit::replay::{Begun, End, Kind, Place, Standing, Start, Step, Who};
-use crate::kit::text::plain;
+use crate::kit::text::text_or_hex;
 
 pub(super) fn begun(names: &Names, facts: &Facts, begun: &Begun) -> Value {
     let (snapshot, digest) = match begun.start {
@@ -129,12 +129,8 @@ fn reached(standing: &Standing) -> Value {
 }
 
 fn fault(names: &Names, who: Who, fault: &GuestFault) -> Value {
-    let name = match who {
-        Who::First => &names.first,
-        Who::Other => &names.other,
-    };
     json!({
-        "module": name,
+        "module": names.of(who),
         "class": fault.class.to_string(),
         "call": fault.call,
         "index": fault.index,
@@ -167,7 +163,7 @@ fn kind(kind: &Kind) -> &'static str {
 }
 
 fn command(call: &Call, answered: Option<&Answer>) -> Value {
-    let mut told = json!({ "command": plain(&call.payload) });
+    let mut told = json!({ "command": text_or_hex(&call.payload) });
     if call.session != 0 {
         told["session"] = call.session.into();
         told["sequence"] = call.sequence.into();
@@ -180,13 +176,13 @@ fn command(call: &Call, answered: Option<&Answer>) -> Value {
 
 fn answer(answer: &Answer) -> Value {
     match answer {
-        Answer::Ok(bytes) => json!({ "ok": plain(bytes) }),
-        Answer::Rejected(Rejection::Guest(bytes)) => json!({ "rejected": plain(bytes) }),
+        Answer::Ok(bytes) => json!({ "ok": text_or_hex(bytes) }),
+        Answer::Rejected(Rejection::Guest(bytes)) => json!({ "rejected": text_or_hex(bytes) }),
         Answer::Rejected(rejection) => json!({ "refused": rejection.to_string() }),
         Answer::Opened(session) => json!({ "session": session }),
     }
 }
 
 fn event(event: &GuestEvent) -> Value {
-    json!({ "topic": &*event.topic, "payload": plain(&event.payload) })
+    json!({ "topic": &*event.topic, "payload": text_or_hex(&event.payload) })
 }

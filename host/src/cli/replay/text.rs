@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lockstep_core::apply::{Answer, Setting};
+use lockstep_core::apply::Answer;
 use lockstep_core::entry::{Call, CheckpointReason, EntryBody};
 use lockstep_core::fault::GuestFault;
 
@@ -12,7 +12,7 @@ use crate::cli::format::{one_line, size};
 use crate::kit::compare::{self, Difference};
 use crate::kit::export::Exported;
 use crate::kit::past::Facts;
-use crate::kit::replay::{Begun, End, Kind, Place, Standing, Start, Step, Who};
+use crate::kit::replay::{Begun, End, Kind, Place, Plan, Standing, Start, Step, Who};
 use crate::kit::text::show;
 
 /// Commands and events of an entry that are shown.
@@ -25,9 +25,9 @@ macro_rules! line {
     };
 }
 
-pub(super) fn begun(names: &Names, facts: &Facts, begun: &Begun) -> String {
+pub(super) fn begun(names: &Names, facts: &Facts, plan: &Plan, begun: &Begun) -> String {
     let mut text = String::new();
-    let Facts { group, replica, commit, last_index, .. } = facts;
+    let Facts { group, replica, last_index, .. } = facts;
     let group = one_line(group.as_bytes());
     line!(text, "{}, group {group} as replica {replica} has it", names.title);
     if begun.bootstrapped != names.id {
@@ -60,8 +60,10 @@ pub(super) fn begun(names: &Names, facts: &Facts, begun: &Begun) -> String {
             1 => format!("entry {last_index}"),
             _more => format!("entries {} to {last_index}", begun.until + 1),
         };
-        let why = "not known to be committed; --uncommitted applies them";
-        let why = if begun.until >= *commit { why } else { "after --until" };
+        let why = match plan.until {
+            Some(_) => "after --until",
+            None => "not known to be committed; --uncommitted applies them",
+        };
         line!(text, "  left out   {not_these}: {why}");
     }
     if !names.other.is_empty() && !begun.compares_snapshots {
@@ -100,11 +102,8 @@ pub(super) fn step(step: &Step) -> String {
         line!(text, "  event     {}", compare::event(Some(event)));
     }
     more(&mut text, trace.events.len(), "events");
-    match trace.set {
-        Some(setting @ (Setting::At(_) | Setting::Never)) => {
-            line!(text, "  timer     set to {}", compare::setting(Some(setting)));
-        }
-        None => {}
+    if trace.set.is_some() {
+        line!(text, "  timer     set to {}", compare::setting(trace.set));
     }
     if let Some(digest) = step.snapshot {
         line!(text, "  snapshot  {digest}");
@@ -122,8 +121,8 @@ pub(super) fn end(names: &Names, end: &End) -> String {
                 fault_to_text(&mut text, names, *who, fault);
             }
             if !names.other.is_empty() && faults.len() == 1 {
-                let well = faults.iter().all(|(who, _)| *who == Who::Other);
-                let name = if well { &names.first } else { &names.other };
+                let well = if faults[0].0 == Who::First { Who::Other } else { Who::First };
+                let name = names.of(well);
                 line!(text, "\n{name} does not fail there");
             }
         }
@@ -176,10 +175,7 @@ fn place_name(place: &Place) -> String {
 
 /// The message of a fault ends with the innermost functions.
 fn fault_to_text(text: &mut String, names: &Names, who: Who, fault: &GuestFault) {
-    let name = match who {
-        Who::First => &names.first,
-        Who::Other => &names.other,
-    };
+    let name = names.of(who);
     let GuestFault { class, call, index, message } = fault;
     let index = index.map(|index| format!(" at index {index}")).unwrap_or_default();
     line!(text, "\n{name}: {class} in {call}{index}:");
@@ -259,5 +255,50 @@ fn commands(text: &mut String, kind: &Kind, answers: &[Answer]) {
 fn more(text: &mut String, count: usize, what: &str) {
     if count > SHOWN_MAX {
         line!(text, "  …         {} more {what}; --json shows all", count - SHOWN_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::ids::{ModuleId, ReplicaId};
+
+    use super::*;
+
+    /// Why the last entries of a log of twelve are left out.
+    fn check(plan: Plan, until: u64, says: &str) {
+        let names = Names {
+            first: "kv.wasm".to_owned(),
+            other: String::new(),
+            title: "kv 1".to_owned(),
+            id: ModuleId([0; 32]),
+        };
+        let facts = Facts {
+            group: "kv".to_owned(),
+            replica: ReplicaId(1),
+            commit: 9,
+            first_index: 1,
+            last_index: 12,
+            snapshots: Vec::new(),
+            listed: Vec::new(),
+        };
+        let begun_with = Begun {
+            start: Start::First,
+            passed: Vec::new(),
+            bootstrapped: names.id,
+            until,
+            left: 12 - until,
+            compares_snapshots: false,
+        };
+        let text = begun(&names, &facts, &plan, &begun_with);
+        assert!(text.contains(says), "{text}");
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_reason_that_helps() {
+        let plan = Plan::default();
+        check(plan, 9, "entries 10 to 12: not known to be committed; --uncommitted applies them");
+        check(Plan { until: Some(5), ..plan }, 5, "entries 6 to 12: after --until");
+        let both = Plan { until: Some(11), uncommitted: true, ..plan };
+        check(both, 11, "entry 12: after --until");
     }
 }

@@ -5,10 +5,11 @@
 //! - On a terminal, lines can be edited and repeated. What happens while somebody types is printed
 //!   above the prompt.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use lockstep_core::limits::COMMAND_BYTES_MAX;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -23,10 +24,14 @@ use crate::logging::out;
 const PROMPT: &str = "> ";
 /// Longest line of a file, bytes: longer ones are no commands.
 const LINE_BYTES_MAX: u64 = 2 << 20;
+const _: () = assert!(LINE_BYTES_MAX > COMMAND_BYTES_MAX as u64);
 
 /// Something that was read.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Read {
     Line(String),
+    /// A line that is longer than any command; it was passed over.
+    TooLong,
     End,
 }
 
@@ -107,22 +112,28 @@ fn edited(mut editor: Editor<Words, MemHistory>, lines: &SyncSender<Read>, turns
 
 /// Reads lines of a file or a pipe. A line that is not text is sent as the text that it resembles.
 fn plain(lines: &SyncSender<Read>, turns: &Receiver<()>) {
-    use std::io::Read as _;
     let mut input = io::stdin().lock();
     while turns.recv().is_ok() {
-        let mut line = Vec::new();
-        let read = match input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => Read::End,
-            Ok(_) => {
-                let line = line.strip_suffix(b"\n").unwrap_or(&line);
-                let line = line.strip_suffix(b"\r").unwrap_or(line);
-                Read::Line(String::from_utf8_lossy(line).into_owned())
-            }
-        };
+        let read = next_line(&mut input).unwrap_or(Read::End);
         if lines.send(read).is_err() {
             return;
         }
     }
+}
+
+fn next_line(input: &mut dyn io::BufRead) -> io::Result<Read> {
+    let mut line = Vec::new();
+    input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(Read::End);
+    }
+    if line.len() as u64 == LINE_BYTES_MAX && !line.ends_with(b"\n") {
+        input.skip_until(b'\n')?;
+        return Ok(Read::TooLong);
+    }
+    let line = line.strip_suffix(b"\n").unwrap_or(&line);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    Ok(Read::Line(String::from_utf8_lossy(line).into_owned()))
 }
 
 /// Completes the words that begin with a dot.
@@ -150,3 +161,19 @@ impl Hinter for Words {
 impl Highlighter for Words {}
 impl Validator for Words {}
 impl Helper for Words {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_too_long_is_none() {
+        let most = LINE_BYTES_MAX as usize;
+        let text = ["set a\r\n", &"x".repeat(3 * most), "\n?a\n", &"y".repeat(most)].concat();
+        let mut input = text.as_bytes();
+        let mut next = || next_line(&mut input).expect("it is in memory");
+        let line = |text: &str| Read::Line(text.to_owned());
+        assert_eq!([next(), next(), next()], [line("set a"), Read::TooLong, line("?a")]);
+        assert_eq!([next(), next()], [Read::TooLong, Read::End]);
+    }
+}

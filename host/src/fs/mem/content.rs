@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::rng::Rng;
+
 const PAGE: u64 = 4096;
 /// A disk writes a sector as a whole or not at all.
 const SECTOR: u64 = 512;
@@ -30,9 +32,6 @@ enum Change {
     Write { offset: u64, bytes: Vec<u8> },
     Length(u64),
 }
-
-/// A small generator (splitmix64), so that one seed repeats one crash.
-pub(super) struct Rng(u64);
 
 impl Inode {
     pub(super) fn len(&self) -> u64 {
@@ -175,7 +174,7 @@ impl Content {
     /// Applies all, nothing or some sectors of a change, with equal chances; returns whether it was
     /// torn. With `loses_power`, a sector that is not written may also lose its old contents.
     fn apply_partly(&mut self, change: &Change, rng: &mut Rng, loses_power: bool) -> bool {
-        match (rng.next() % 3, change) {
+        match (rng.number() % 3, change) {
             (0, _any) => false,
             (1, Change::Write { offset, bytes }) => {
                 self.write_some_sectors(bytes, *offset, rng, loses_power)
@@ -209,7 +208,7 @@ impl Content {
             let keeps = rng.coin();
             if keeps {
                 self.write(&bytes[(from - offset) as usize..(to - offset) as usize], from);
-            } else if loses_power && rng.next().is_multiple_of(4) {
+            } else if loses_power && rng.number().is_multiple_of(4) {
                 self.bad_sector(from / SECTOR * SECTOR);
             }
             (written, lost) = (written || keeps, lost || !keeps);
@@ -228,23 +227,5 @@ fn each_page(offset: u64, count: u64, mut with: impl FnMut(u64, usize, std::ops:
         let step = (PAGE - within).min(count - done);
         with(page, within as usize, done as usize..(done + step) as usize);
         done += step;
-    }
-}
-
-impl Rng {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub(super) fn coin(&mut self) -> bool {
-        self.next() & 1 == 1
     }
 }

@@ -4,9 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::content::{Inode, Rng};
+use super::content::Inode;
 use super::{Disk, DiskFault, error, guard, injected};
 use crate::fs::{Dir, File, is_full};
+use crate::rng::Rng;
 
 /// Bytes of zeros written at a time where space cannot be reserved.
 const ZEROS_BYTES: usize = 1 << 20;

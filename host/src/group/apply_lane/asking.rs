@@ -7,7 +7,7 @@ use lockstep_core::fault::{FaultClass, Refusal};
 use lockstep_core::limits;
 use lockstep_core::mutant::planted;
 
-use super::{ApplyLane, Output, context};
+use super::{ApplyLane, Output};
 use crate::group::QueryAnswer;
 use crate::group::askers::Asker;
 use crate::guest::NoAnswer;
@@ -52,7 +52,7 @@ impl ApplyLane {
         }
         let moment = self.ledger.moment();
         let guest = self.guest.as_mut().expect("without a guest the query was refused");
-        match guest.query(context(moment), request) {
+        match guest.query(moment.into(), request) {
             Ok(result) => {
                 self.query_guard.answered(now, asker);
                 let halted = self.halted_at();

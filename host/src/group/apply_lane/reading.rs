@@ -1,6 +1,10 @@
 //! Reading back entries and snapshots, and what it means if that fails.
 
+use std::io;
+
+use lockstep_core::apply::{ENVELOPE_BYTES_MAX, Ledger};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
+use lockstep_core::snapshot::SnapshotDesc;
 use raft::eraftpb::Entry;
 
 use super::ApplyLane;
@@ -30,6 +34,19 @@ impl ApplyLane {
     }
 }
 
+/// Reads the ledger, with which a snapshot's payload begins.
+pub(crate) fn read_ledger(payload: &mut dyn io::Read, desc: &SnapshotDesc) -> io::Result<Ledger> {
+    let mut length = [0; 4];
+    payload.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > ENVELOPE_BYTES_MAX || length as u64 > desc.length {
+        return Err(io::Error::other(format!("its envelope of {length} bytes is too long")));
+    }
+    let mut envelope = vec![0; length];
+    payload.read_exact(&mut envelope)?;
+    Ledger::decode_envelope(envelope.into(), desc.index).map_err(io::Error::other)
+}
+
 /// The fault of a call that lacked descriptors or memory to read: it is tried again later.
 fn short_of(call: &'static str, message: String) -> Fault {
     Fault::Guest(GuestFault { class: FaultClass::Host, call, index: None, message })
@@ -45,6 +62,6 @@ pub(super) fn not_read(error: &OpenError) -> Fault {
 }
 
 /// The fault of a snapshot whose stream failed: by the reader's own error, or by `error`.
-pub(super) fn broke(reader: &SnapshotReader, error: &std::io::Error) -> Fault {
+pub(super) fn broke(reader: &SnapshotReader, error: &io::Error) -> Fault {
     reader.broken().map_or_else(|| Fault::Restore(error.to_string()), not_read)
 }

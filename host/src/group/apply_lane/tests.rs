@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 
+use bytes::Bytes;
 use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody, Profile};
 use lockstep_core::ids::{NodeId, ReplicaId};
 use lockstep_core::limits::{APPLY_ANSWERS_BYTES_MAX, ENTRY_COMMANDS_MAX, OUTCOME_BYTES_MAX};
@@ -16,7 +17,7 @@ use lockstep_core::wal::LogJob;
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
-use crate::guest::{GuestModule as _, Outcome};
+use crate::guest::{Context, GuestModule as _, Outcome};
 use crate::store::layout::ObjectName;
 use crate::store::tests::{Bed, desc, quota};
 use crate::store::{self, DirectLane, SnapshotStore, StoreJob, Work};

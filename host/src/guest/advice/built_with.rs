@@ -1,4 +1,7 @@
-//! Which toolchain built a component, by the sections in which toolchains name themselves.
+//! Which toolchain built a component, by the sections in which toolchains name themselves, and how
+//! each builds without what is refused.
+
+use std::fmt;
 
 use wasmparser::{KnownCustom, Parser, Payload};
 
@@ -16,6 +19,33 @@ pub(crate) enum BuiltWith {
     DotNet,
     /// Languages that let the engine manage their memory.
     Managed,
+}
+
+/// How to build without something.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    toolchain: BuiltWith,
+    flags: &'static str,
+}
+
+pub(super) const fn way(toolchain: BuiltWith, flags: &'static str) -> Way {
+    Way { toolchain, flags }
+}
+
+/// Writes the ways of these toolchains, or all if none of them has one.
+pub(super) fn write_ways(
+    f: &mut fmt::Formatter<'_>,
+    ways: &[Way],
+    built_with: &[BuiltWith],
+) -> fmt::Result {
+    let known: Vec<_> = ways.iter().filter(|way| built_with.contains(&way.toolchain)).collect();
+    let shown = if known.is_empty() { ways.iter().collect() } else { known };
+    f.write_str("Build without it: ")?;
+    for (number, Way { toolchain, flags }) in shown.into_iter().enumerate() {
+        let before = if number == 0 { "" } else { "; " };
+        write!(f, "{before}{}: {flags}", toolchain.name())?;
+    }
+    Ok(())
 }
 
 impl BuiltWith {

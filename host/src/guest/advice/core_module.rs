@@ -5,6 +5,7 @@ use std::fmt;
 use wasmparser::{Parser, Payload};
 
 use super::wasi::{Origin, is_wasi};
+use crate::guest::text::some;
 
 /// Most names that are listed.
 const NAMES_MAX: usize = 3;
@@ -79,17 +80,13 @@ impl fmt::Display for BuiltFor {
                  `-target=wasm-unknown`, with bindings of wit/fsm.wit"
             ),
             Self::Env(names) => {
-                let listed = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>().join(", ");
-                let more = match names.len().saturating_sub(NAMES_MAX) {
-                    0 => String::new(),
-                    more => format!(" and {more} more"),
-                };
+                let listed = some(names, NAMES_MAX);
                 write!(
                     f,
-                    "it imports from `env` ({listed}{more}), which no node provides: functions \
-                     that no library defines (`extern \"C\"` in Rust; in C, link without \
+                    "it imports from `env` ({listed}), which no node provides: functions that no \
+                     library defines (`extern \"C\"` in Rust; in C, link without \
                      `-Wl,--allow-undefined`), memory (`--import-memory`), or Emscripten's \
-                     JavaScript (build with clang instead). `lockstep build` does that"
+                     JavaScript (build with clang instead, as `lockstep build` does)"
                 )
             }
         }

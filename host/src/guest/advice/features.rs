@@ -2,7 +2,8 @@
 
 use wasmparser::WasmFeatures;
 
-use super::BuiltWith::{self, Clang, Emscripten, Go, Js, Managed, Python, Rust, TinyGo, Zig};
+use super::built_with::BuiltWith::{Clang, Emscripten, Go, Js, Managed, Python, Rust, TinyGo, Zig};
+use super::built_with::{Way, way};
 
 /// The features that the engine has, see `engine::proposals`.
 pub(super) const OURS: WasmFeatures = WasmFeatures::WASM3
@@ -22,17 +23,6 @@ pub(super) struct Class {
     pub(super) features: WasmFeatures,
     pub(super) why: &'static str,
     pub(super) ways: &'static [Way],
-}
-
-/// How to build without a feature.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) struct Way {
-    pub(super) toolchain: BuiltWith,
-    pub(super) flags: &'static str,
-}
-
-const fn way(toolchain: BuiltWith, flags: &'static str) -> Way {
-    Way { toolchain, flags }
 }
 
 /// All of them. A feature stands before those that it needs, so the first that is missing is the

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use wasmparser::{Encoding, Operator, Parser, Payload, TypeRef};
+use wasmparser::{Operator, Parser, Payload, TypeRef};
 
-use super::BuiltWith::{self, Clang, DotNet, Go, Js, Python, Rust, TinyGo, Zig};
-use super::name_of;
+use super::built_with::BuiltWith::{self, Clang, DotNet, Go, Js, Python, Rust, TinyGo, Zig};
+use super::built_with::{Way, way, write_ways};
+use super::{Modules, name_of};
 
 /// Most calls that are shown.
 const CALLS_MAX: usize = 2;
@@ -14,30 +15,30 @@ const CALLS_MAX: usize = 2;
 const BINDINGS_MAX: usize = 6;
 
 /// How to build without WASI, by toolchain.
-const WAYS: [(BuiltWith, &str); 8] = [
-    (
+const WAYS: [Way; 8] = [
+    way(
         Rust,
         "std for wasm32-wasip1 and -wasip2 brings it; build for wasm32-unknown-unknown, where \
          libraries that need files, time or randomness fail to build or to run",
     ),
-    (
+    way(
         Clang,
         "wasi-libc brings it for stdio, `time`, `getenv` and `exit`; leave those out, or link with \
          `-nostdlib`",
     ),
-    (Zig, "`-target wasm32-freestanding`"),
-    (Python, "`componentize-py … componentize --stub-wasi`"),
-    (
+    way(Zig, "`-target wasm32-freestanding`"),
+    way(Python, "`componentize-py … componentize --stub-wasi`"),
+    way(
         Js,
         "`jco componentize --backend qjs --backend-qjs-stub-wasi --backend-qjs-disable-async`, or \
          componentize-js with all of `disableFeatures`",
     ),
-    (TinyGo, "`-target=wasm-unknown`"),
-    (
+    way(TinyGo, "`-target=wasm-unknown`"),
+    way(
         Go,
         "its runtime always needs clocks and randomness; TinyGo's `-target=wasm-unknown` does not",
     ),
-    (DotNet, "its runtime always needs it: compose in a component that stubs it (WASI-Virt)"),
+    way(DotNet, "its runtime always needs it: compose in a component that stubs it (WASI-Virt)"),
 ];
 
 /// What a file shows of why it imports WASI.
@@ -79,29 +80,21 @@ impl Origin {
 
 /// The first calls in the first core module that has some; those after it are adapters.
 fn calls(bytes: &[u8]) -> Vec<Call> {
-    let mut modules = 0;
-    let mut within: Vec<Option<Module>> = Vec::new();
+    let (mut modules, mut module) = (Modules::default(), Module::default());
     for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
-        match &payload {
-            Payload::Version { encoding, .. } => {
-                let is_module = *encoding == Encoding::Module;
-                let module = Module { number: modules, ..Module::default() };
-                within.push(is_module.then_some(module));
-                modules += u32::from(is_module);
-            }
-            Payload::End(_) => {
-                let Some(Some(module)) = within.pop() else { continue };
+        let before = modules.current();
+        modules.follow(&payload);
+        match (before, modules.current()) {
+            (None, Some(number)) => module = Module { number, ..Module::default() },
+            // What cannot be read tells nothing.
+            (Some(_), Some(_)) => drop(module.read(&payload)),
+            (Some(_), None) => {
                 let told = module.told(bytes);
                 if !told.is_empty() {
                     return told;
                 }
             }
-            other => {
-                if let Some(Some(module)) = within.last_mut() {
-                    // What cannot be read tells nothing.
-                    let _ = module.read(other);
-                }
-            }
+            (None, None) => {}
         }
     }
     Vec::new()
@@ -170,17 +163,9 @@ impl fmt::Display for Origin {
         }
         // Rust's targets with WASI bring a libc along, which clang made.
         let rust = built_with.contains(&Rust);
-        let known =
-            |it: &&(BuiltWith, &str)| built_with.contains(&it.0) && !(rust && it.0 == Clang);
-        let mut shown: Vec<_> = WAYS.iter().filter(known).collect();
-        if shown.is_empty() {
-            shown = WAYS.iter().collect();
-        }
-        write!(f, "Build without it: ")?;
-        for (number, (toolchain, way)) in shown.iter().enumerate() {
-            let before = if number == 0 { "" } else { "; " };
-            write!(f, "{before}{}: {way}", toolchain.name())?;
-        }
+        let shown: Vec<_> =
+            built_with.iter().copied().filter(|it| !(rust && *it == Clang)).collect();
+        write_ways(f, &WAYS, &shown)?;
         write!(f, ". Time and randomness come in `context`")
     }
 }

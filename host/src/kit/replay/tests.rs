@@ -1,5 +1,6 @@
 //! Logs made by hand, on a disk in memory; and one that a real node wrote.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use lockstep_core::snapshot::Configuration;
 use lockstep_core::wal::LogJob;
 
 use super::*;
-use crate::config::NodeConfig;
+use crate::config::{GuestLimits, NodeConfig};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::fs::mem::MemFs;
+use crate::fs::mem::{DiskFault, MemFs};
 use crate::fs::{DiskFs, Fs, create_dirs, make_durable};
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Context, Outcome};
@@ -101,7 +102,8 @@ struct Story {
 
 impl Story {
     fn new(module: Module) -> Self {
-        let maker = Maker::new(Arc::clone(&module), Bytes::new(), 7, GuestLog::of_no_group());
+        let (limits, log) = (GuestLimits::default(), GuestLog::of_no_group());
+        let maker = Maker::new(Arc::clone(&module), Bytes::new(), limits, 7, log);
         let player = Player::new(&maker, Looks::AsServer);
         let mut this = Self { module, player, entries: Vec::new(), snapshots: Vec::new() };
         let profile = Profile { engine_major: 0, ..Profile::default() };
@@ -390,6 +392,9 @@ fn what_cannot_be_replayed_says_why() {
     let locked = open("kv").err().expect("a node has it");
     assert!(matches!(locked, PastError::DataDir(DataDirError::Locked(_))), "{locked}");
     drop(held);
+    fs.fail_read(fs.reads() + 1, DiskFault::Io);
+    let unread = open("kv").err().expect("the disk fails").to_string();
+    assert!(unread.contains("cannot look for its log"), "{unread}");
     let past = open("kv").expect("it is there");
     let check = |plan: Plan, expect: &str| {
         let why = plan.span(past.facts()).expect_err("there is no way").to_string();

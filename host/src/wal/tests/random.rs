@@ -2,19 +2,7 @@
 
 use super::*;
 use crate::fs::mem::DiskFault;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
+use crate::rng::Rng;
 
 /// A job that fits the group's log, as raft might produce it.
 fn random_job(rng: &mut Rng, model: &Model) -> LogJob {
@@ -55,7 +43,7 @@ fn random_job(rng: &mut Rng, model: &Model) -> LogJob {
 }
 
 fn life(seed: u64) {
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed);
     let fs = disk();
     let (mut wal, _none) = open_well(&fs);
     let mut model = Model::default();

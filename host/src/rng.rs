@@ -1,4 +1,4 @@
-//! Randomness that can be repeated: a seed gives a sequence of numbers.
+//! Chance that can be repeated: a seed gives a sequence of numbers.
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -22,6 +22,10 @@ impl Rng {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    pub fn coin(&mut self) -> bool {
+        self.number() & 1 == 1
     }
 
     /// A number below `bound`; 0 if that is 0.
