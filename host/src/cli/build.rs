@@ -3,8 +3,7 @@
 //! - The compiler is the language's own; what makes a component of its output is in this program.
 //! - Names of functions stay in the component, for backtraces.
 //! - A component that a node would refuse is not written; the one of the build before stays.
-//! - A project has a copy of the SDK: files of it that are missing are written.
-//! - What is missing otherwise is named, together with the command that brings it.
+//! - What is missing is named, together with the command that brings it.
 
 mod c;
 mod component;
@@ -83,7 +82,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
 pub(super) fn build(dir: &Path, progress: Progress) -> Result<Built, Failure> {
     let (project, tools) = (Project::find(dir)?, Tools::of_process(progress));
     let scratch = tempfile::tempdir()?;
-    bring_sdk(&project, &tools)?;
     let Project { name, language, .. } = &project;
     tools.say(format_args!("{name}: building, in {}", language.name()));
     let component = match language {
@@ -99,17 +97,19 @@ pub(super) fn build(dir: &Path, progress: Progress) -> Result<Built, Failure> {
     Ok(Built { name: project.name, language: project.language, component, module })
 }
 
-/// Writes what a project lacks of its copy of the SDK. To get another program's, an author deletes
-/// the files and builds.
-fn bring_sdk(project: &Project, tools: &Tools) -> Outcome {
-    let files = project.language.sdk().iter();
-    let files = files.map(|(name, text)| (project.sources.join(name), text));
-    for (file, text) in files.filter(|(file, _)| !file.exists()) {
-        let shown = file.display();
-        tools.say(format_args!("{shown}: writing the SDK"));
-        fs::write(&file, text).map_err(|error| Failure::Failed(format!("{shown}: {error}")))?;
+/// The folder with the SDK: the project's own copy, or else that of this program. In JavaScript the
+/// copy is imported by its path, so it has to be the project's.
+fn sdk_folder(project: &Project, scratch: &Path) -> io::Result<PathBuf> {
+    let files = project.language.sdk();
+    if files.iter().all(|(name, _)| project.sources.join(name).is_file()) {
+        return Ok(project.sources.clone());
     }
-    Ok(())
+    let folder = scratch.join("sdk");
+    fs::create_dir(&folder)?;
+    for (name, text) in files {
+        fs::write(folder.join(name), text)?;
+    }
+    Ok(folder)
 }
 
 /// Writes a file at once: `lockstep run` may be watching it.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::component;
 use super::project::{Project, sources};
+use super::sdk_folder;
 use super::tools::{Program, Tools};
 use crate::cli::Failure;
 use crate::cli::sdk::Language;
@@ -37,11 +38,12 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
         return Err(Failure::Usage(format!("{shown}: no .c file is there; see `source`")));
     }
     let toolchain = Toolchain::find(tools)?;
-    files.push(project.sources.join("lockstep.c"));
+    let include = sdk_folder(project, scratch)?;
+    files.push(include.join("lockstep.c"));
     let mut objects = Vec::new();
     for (number, file) in files.iter().enumerate() {
         let object = scratch.join(format!("{number}.o"));
-        tools.run(&mut toolchain.compile(&project.sources, file, &object))?;
+        tools.run(&mut toolchain.compile(&include, file, &object))?;
         objects.push(object);
     }
     let module = scratch.join("core.wasm");

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::component::WORLD;
 use super::project::Project;
 use super::tools::{Program, Tools};
-use super::write_world;
+use super::{sdk_folder, write_world};
 use crate::cli::Failure;
 
 /// What compiled modules are kept in, which the tool leaves among the sources.
@@ -20,9 +20,10 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
     let tool = find(project, tools)?;
     let (world, module) = (scratch.join("wit"), scratch.join("machine.wasm"));
     write_world(&world, &project.exports)?;
+    let sdk = sdk_folder(project, scratch)?;
     let cache = project.sources.join(CACHE);
     let was_there = cache.exists();
-    let ran = tools.run(&mut componentize(&tool, project, &world, &module));
+    let ran = tools.run(&mut componentize(&tool, project, &sdk, &world, &module));
     if !was_there {
         // It is of no use, and its absence no harm.
         let _ = fs::remove_dir_all(cache);
@@ -37,10 +38,19 @@ fn find(project: &Project, tools: &Tools) -> Result<Program, Failure> {
         .ok_or_else(|| Failure::Failed(MISSING.to_owned()))
 }
 
-fn componentize(tool: &Program, project: &Project, world: &Path, module: &Path) -> Command {
+fn componentize(
+    tool: &Program,
+    project: &Project,
+    sdk: &Path,
+    world: &Path,
+    module: &Path,
+) -> Command {
     let mut command = tool.command();
     command.current_dir(&project.dir).arg("-q").arg("-d").arg(world).args(["-w", WORLD]);
     command.args(["componentize", "--stub-wasi", "-p"]).arg(&project.sources);
+    if *sdk != project.sources {
+        command.arg("-p").arg(sdk);
+    }
     command.arg(project.main.trim_end_matches(".py")).arg("-o").arg(module);
     command
 }
@@ -69,10 +79,10 @@ mod tests {
         let tools = stubs(bin.path(), &[("componentize-py", "")]);
         let on_path = find(&project, &tools).expect("it is on the path");
         assert_eq!(on_path, Program::at(bin.path().join("componentize-py")));
-        let command = componentize(&on_path, &project, Path::new("W"), Path::new("M"));
+        let command = componentize(&on_path, &project, "S".as_ref(), "W".as_ref(), "M".as_ref());
         let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
         let words = words.join(" ").replace(&dir.path().display().to_string(), "DIR");
-        assert_eq!(words, "-q -d W -w machine componentize --stub-wasi -p DIR/src my_t -o M");
+        assert_eq!(words, "-q -d W -w machine componentize --stub-wasi -p DIR/src -p S my_t -o M");
 
         let near = dir.path().join(".venv/bin");
         fs::create_dir_all(&near).expect("there is space");
