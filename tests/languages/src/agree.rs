@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use lockstep_core::fault::FaultClass;
+use lockstep_host::config::GuestLimits;
 use lockstep_host::guest::{GuestLog, Module, NoAnswer, Outcome, SnapshotHeader};
 use lockstep_host::kit::compare::{self, Difference};
 use lockstep_host::kit::player::{Looks, Maker, Player, Trace};
@@ -95,7 +96,8 @@ impl Comparison {
         for Machine { name, module } in machines {
             let log = GuestLog::of_no_group();
             // The same seed for all: it is in the context of each command.
-            let maker = Maker::new(Arc::clone(module), Bytes::new(), plan.seed, log);
+            let limits = GuestLimits::default();
+            let maker = Maker::new(Arc::clone(module), Bytes::new(), limits, plan.seed, log);
             let mut player = Player::new(&maker, Looks::AsServer);
             player.play(&maker.first_entry()).with_context(|| format!("{name}: init"))?;
             replicas.push(Replica { name: (*name).to_owned(), maker, player });
@@ -364,7 +366,8 @@ pub fn answers(
     query: &[u8],
 ) -> Result<(Vec<Vec<Outcome>>, Bytes)> {
     let log = GuestLog::of_no_group();
-    let maker = Maker::new(Arc::clone(&machine.module), Bytes::new(), 0, log);
+    let limits = GuestLimits::default();
+    let maker = Maker::new(Arc::clone(&machine.module), Bytes::new(), limits, 0, log);
     let mut player = Player::new(&maker, Looks::AsServer);
     player.play(&maker.first_entry())?;
     let mut all = Vec::new();
