@@ -277,6 +277,8 @@ mod entry;
 mod events;
 mod log;
 mod machine;
+#[cfg(any(test, target_arch = "wasm32"))]
+mod memory;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
 mod offers;
