@@ -275,6 +275,7 @@ pub mod component;
 mod deadlines;
 mod entry;
 mod events;
+mod key;
 mod log;
 mod machine;
 #[cfg(any(test, target_arch = "wasm32"))]
@@ -299,6 +300,7 @@ pub use codec::{Decode, Encode};
 pub use deadlines::Deadlines;
 pub use entry::{Answer, Answers, Commands, CommandsIter};
 pub use events::{PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX, emit};
+pub use key::Key;
 pub use log::{Level, log};
 pub use machine::{
     Context, Failure, Info, OUTCOME_BYTES_MAX, Outcome, SnapshotHeader, StateMachine,

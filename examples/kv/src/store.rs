@@ -4,7 +4,7 @@
 //! into the answer.
 
 use lockstep_guest::{
-    Context, DetMap, Failure, Info, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter,
+    Context, DetMap, Failure, Info, Key, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter,
     StateMachine,
 };
 
@@ -18,7 +18,7 @@ const VALUE_BYTES_MAX: usize = 256 << 20;
 /// Keys and their values.
 #[derive(Default)]
 pub struct Kv {
-    pairs: DetMap<Vec<u8>, Vec<u8>>,
+    pairs: DetMap<Key, Vec<u8>>,
     /// Whether changes are told. Comes from the configuration, so it is not in the snapshot.
     watched: bool,
 }
@@ -52,7 +52,7 @@ impl StateMachine for Kv {
 
     fn query(&self, _: &Context, request: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
         match Query::parse(request)? {
-            Query::Get { key } => match self.pairs.get(key) {
+            Query::Get { key } => match self.pairs.get(&Key::new(key)) {
                 Some(value) => Ok(value.clone()),
                 None => Err([b"no key `", key, b"`"].concat()),
             },
@@ -64,7 +64,7 @@ impl StateMachine for Kv {
     fn snapshot(&self, out: &mut SnapshotWriter) -> Result<(), Failure> {
         out.write_u64(self.pairs.len() as u64)?;
         for (key, value) in &self.pairs {
-            out.write_block(key)?;
+            out.write_block(&key.to_vec())?;
             out.write_block(value)?;
         }
         Ok(())
@@ -78,7 +78,7 @@ impl StateMachine for Kv {
         let watched = watch::configured(config)?;
         let mut pairs = DetMap::new();
         for _ in 0..from.read_u64()? {
-            let key = from.read_block(KEY_BYTES_MAX)?;
+            let key = Key::new(&from.read_block(KEY_BYTES_MAX)?);
             let value = from.read_block(VALUE_BYTES_MAX)?;
             // Snapshots have the keys in order; this also finds repeated keys.
             if pairs.last_key_value().is_some_and(|(last, _)| *last >= key) {
@@ -96,15 +96,12 @@ impl Kv {
         if self.watched {
             watch::tell_set(key, &value);
         }
-        match self.pairs.get_mut(key) {
-            Some(place) => std::mem::replace(place, value),
-            None => self.pairs.insert(key.to_vec(), value).unwrap_or_default(),
-        }
+        self.pairs.insert(Key::new(key), value).unwrap_or_default()
     }
 
     /// Removes a key; returns its value, or an empty one.
     fn del(&mut self, key: &[u8]) -> Vec<u8> {
-        let Some(value) = self.pairs.remove(key) else {
+        let Some(value) = self.pairs.remove(&Key::new(key)) else {
             return Vec::new();
         };
         if self.watched {
@@ -114,7 +111,7 @@ impl Kv {
     }
 
     fn cas(&mut self, key: &[u8], old: &[u8], new: &[u8]) -> Result<Vec<u8>, String> {
-        match self.pairs.get(key) {
+        match self.pairs.get(&Key::new(key)) {
             Some(value) if value == old => Ok(self.set(key, new.to_vec())),
             Some(_) => Err("the key holds another value".to_owned()),
             None if old.is_empty() => Ok(self.set(key, new.to_vec())),
@@ -123,7 +120,7 @@ impl Kv {
     }
 
     fn incr(&mut self, key: &[u8]) -> Result<Vec<u8>, String> {
-        let number = match self.pairs.get(key) {
+        let number = match self.pairs.get(&Key::new(key)) {
             None => 0,
             Some(value) => str::from_utf8(value)
                 .ok()
@@ -138,11 +135,12 @@ impl Kv {
     fn scan(&self, prefix: &[u8], limit: usize) -> Vec<u8> {
         let matching = self
             .pairs
-            .range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .range(Key::new(prefix)..)
+            .map(|(key, value)| (key.to_vec(), value))
             .take_while(|(key, _)| key.starts_with(prefix));
         let mut lines = Vec::new();
         for (key, value) in matching.take(limit) {
-            lines.extend_from_slice(key);
+            lines.extend_from_slice(&key);
             lines.push(b' ');
             for &byte in value {
                 match byte {
