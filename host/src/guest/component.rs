@@ -37,7 +37,7 @@ use super::log::GuestLog;
 use super::self_test::ComponentSelfTest;
 use super::text::one_line;
 use super::trap::{self, Call};
-use super::world::{Batch, Failure, MachinePre};
+use super::world::{Failure, MachinePre};
 use super::{
     Applied, Context, Guest, GuestInfo, GuestModule, NoAnswer, SelfTest, SnapshotHeader, memory,
     shape,
@@ -60,8 +60,6 @@ pub struct ComponentGuest {
     /// Runs the calls that change nothing; without a copy they run on the live instance.
     copy: Option<GuestCopy>,
     budgets: Budgets,
-    /// The commands of the last entry; empty while they are with the guest.
-    batch: Batch,
 }
 
 /// Fuel of each kind of call.
@@ -146,7 +144,7 @@ impl ComponentModule {
         let (live, memories) = memory::live(|| recipe.make());
         let copied = self.report.copied.is_ok() && memories.have_files();
         let copy = copied.then(|| GuestCopy::new(recipe, memories));
-        Ok(ComponentGuest { live: live?, copy, budgets, batch: Batch::default() })
+        Ok(ComponentGuest { live: live?, copy, budgets })
     }
 }
 
@@ -246,11 +244,9 @@ impl Guest for ComponentGuest {
     fn apply(&mut self, ctx: Context, commands: &[Bytes]) -> Result<Applied, GuestFault> {
         let call = Call::at("apply", ctx.index);
         let fuel = self.budgets.apply(commands.len());
-        let mut batch = std::mem::take(&mut self.batch);
-        batch.fill(commands);
-        let told =
-            self.change().enter(call, fuel, |store, machine| machine.apply(store, ctx, &batch))?;
-        self.batch = batch;
+        let told = self
+            .change()
+            .enter(call, fuel, |store, machine| machine.apply(store, ctx, commands))?;
         let malformed = match told {
             Columns::Outcomes(outcomes) if outcomes.len() == commands.len() => {
                 return Ok(Applied { outcomes, emitted: self.take_emitted() });

@@ -17,8 +17,10 @@ use wasmtime::component::{ComponentType, Lift};
 use super::text::bounded;
 
 mod columns;
+mod entry;
 
 pub(crate) use columns::Columns;
+pub(crate) use entry::EntryFunc;
 
 /// A list or a string of a guest, taken as `T`: [`AtMost`] or [`Text`].
 #[derive(Debug)]
@@ -97,6 +99,19 @@ impl Place {
     /// All bytes of a list of bytes.
     pub(super) fn all<'a>(self, cx: &LiftContext<'a>) -> wasmtime::Result<&'a [u8]> {
         self.bytes(cx, self.length)
+    }
+
+    /// The elements of a list, each as its `BYTES` bytes.
+    pub(super) fn elements<'a, const BYTES: usize>(
+        self,
+        cx: &LiftContext<'a>,
+        align: u32,
+    ) -> wasmtime::Result<&'a [[u8; BYTES]]> {
+        if !self.at.is_multiple_of(align as usize) {
+            return Err(wasmtime::Error::msg("the guest passed a list that is not aligned"));
+        }
+        let bytes = self.length.checked_mul(BYTES).ok_or_else(outside)?;
+        Ok(self.bytes(cx, bytes)?.as_chunks().0)
     }
 
     fn of_flat(pair: &[ValRaw; 2]) -> Self {

@@ -3,12 +3,14 @@
 //!
 //! - Names and types are compared with a component's when it is loaded: a component that does not
 //!   match is refused then, instead of trapping later.
-//! - Commands and outcomes cross in columns ([`Columns`]): two allocations in the
+//! - Commands and outcomes cross in columns ([`EntryFunc`], [`Columns`]): two allocations in the
 //!   guest for an entry, instead of one for each command.
 //! - Values from a guest are cut as they come in ([`lift`](super::lift)): so no length is a fault,
 //!   and the host copies at most [`limits::HOSTCALL_BYTES_MAX`] in one call.
 //!
 //! The imports are in [`imports`](super::imports).
+
+use std::cell::OnceCell;
 
 use bytes::Bytes;
 use lockstep_core::limits;
@@ -20,7 +22,7 @@ use wasmtime::component::{
 
 use super::check::{DIGEST, EXPORT, SELF_TEST, WAKE, interface};
 use super::imports::HostState;
-use super::lift::{AtMost, Columns, Cut, Text};
+use super::lift::{AtMost, Columns, Cut, EntryFunc, Text};
 use super::{GuestInfo, NoAnswer, SnapshotHeader};
 
 /// Longest text of a failure, bytes; the rest is cut off.
@@ -35,13 +37,6 @@ struct Context {
     #[component(name = "time-ms")]
     time_ms: u64,
     seed: (u64, u64),
-}
-
-#[derive(Clone, Copy, ComponentType, Lower)]
-#[component(record)]
-struct Commands<'a> {
-    ends: &'a [u32],
-    data: &'a [u8],
 }
 
 #[derive(Clone, Copy, ComponentType, Lower)]
@@ -99,7 +94,7 @@ struct Claims {
 }
 
 type Init<'a> = (Context, &'a [u8]);
-type Apply<'a> = (Context, Commands<'a>);
+type Apply = EntryFunc<Context, (Columns,)>;
 type Query<'a> = (Context, &'a [u8]);
 type Restore<'a> = (Header<'a>, &'a [u8]);
 type Done = (Result<(), Failure>,);
@@ -112,7 +107,11 @@ pub(crate) struct MachinePre {
 }
 
 /// The exports of a live instance.
-pub(crate) struct Machine(Exports<Func>);
+pub(crate) struct Machine {
+    exports: Exports<Func>,
+    /// `apply`, once its types have been compared.
+    apply: OnceCell<Apply>,
+}
 
 /// The functions that a component exports, each as an `F`.
 #[derive(Clone, Copy)]
@@ -208,7 +207,7 @@ impl MachinePre {
             }),
             None => None,
         };
-        Ok(Machine(Exports {
+        let exports = Exports {
             describe: function(found.describe, "describe")?,
             init: function(found.init, "init")?,
             apply: function(found.apply, "apply")?,
@@ -218,17 +217,18 @@ impl MachinePre {
             wake: found.wake.map(|at| function(at, "wake")).transpose()?,
             digest: found.digest.map(|at| function(at, "digest")).transpose()?,
             self_test,
-        }))
+        };
+        Ok(Machine { exports, apply: OnceCell::new() })
     }
 }
 
 impl Machine {
     /// Whether every function has the world's type.
     pub(crate) fn check(&self, store: &mut Store<HostState>) -> wasmtime::Result<()> {
-        let exports = &self.0;
+        let exports = &self.exports;
         typed::<(), (Info,)>(store, exports.describe, "describe")?;
         typed::<Init<'_>, Done>(store, exports.init, "init")?;
-        typed::<Apply<'_>, (Columns,)>(store, exports.apply, "apply")?;
+        self.typed_apply(store)?;
         typed::<Query<'_>, (Replied,)>(store, exports.query, "query")?;
         typed::<(), Done>(store, exports.snapshot, "snapshot")?;
         typed::<Restore<'_>, Done>(store, exports.restore, "restore")?;
@@ -247,7 +247,7 @@ impl Machine {
     }
 
     pub(crate) fn describe(&self, store: &mut Store<HostState>) -> wasmtime::Result<GuestInfo> {
-        let function = typed::<(), (Info,)>(store, self.0.describe, "describe")?;
+        let function = typed::<(), (Info,)>(store, self.exports.describe, "describe")?;
         let (info,) = function.call(store, ())?;
         Ok(GuestInfo {
             name: info.name.0.text,
@@ -263,7 +263,7 @@ impl Machine {
         ctx: super::Context,
         config: &[u8],
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<Init<'_>, Done>(store, self.0.init, "init")?;
+        let function = typed::<Init<'_>, Done>(store, self.exports.init, "init")?;
         Ok(function.call(store, (ctx.into(), config))?.0)
     }
 
@@ -271,11 +271,19 @@ impl Machine {
         &self,
         store: &mut Store<HostState>,
         ctx: super::Context,
-        batch: &Batch,
+        commands: &[Bytes],
     ) -> wasmtime::Result<Columns> {
-        let function = typed::<Apply<'_>, (Columns,)>(store, self.0.apply, "apply")?;
-        let commands = Commands { ends: &batch.ends, data: &batch.data };
-        Ok(function.call(store, (ctx.into(), commands))?.0)
+        let (columns,) = self.typed_apply(store)?.call(store, ctx.into(), commands)?;
+        Ok(columns)
+    }
+
+    fn typed_apply(&self, store: &mut Store<HostState>) -> wasmtime::Result<&Apply> {
+        if let Some(apply) = self.apply.get() {
+            return Ok(apply);
+        }
+        let apply = Apply::new(self.exports.apply, store)
+            .map_err(|error| error.context("function `apply`"))?;
+        Ok(self.apply.get_or_init(|| apply))
     }
 
     /// Calls the guest's `wake`; a guest without it cannot set its timer.
@@ -284,13 +292,13 @@ impl Machine {
         store: &mut Store<HostState>,
         ctx: super::Context,
     ) -> wasmtime::Result<()> {
-        let wake = self.0.wake.ok_or_else(|| wasmtime::Error::msg("it exports no `wake`"))?;
+        let wake = self.exports.wake.ok_or_else(|| wasmtime::Error::msg("it exports no `wake`"))?;
         typed::<(Context,), ()>(store, wake, "wake")?.call(store, (ctx.into(),))
     }
 
     /// The guest's digest of its state, if it has one.
     pub(crate) fn digest(&self, store: &mut Store<HostState>) -> wasmtime::Result<Option<Bytes>> {
-        let Some(digest) = self.0.digest else { return Ok(None) };
+        let Some(digest) = self.exports.digest else { return Ok(None) };
         let function = typed::<(), (Digested,)>(store, digest, "digest")?;
         match function.call(store, ())?.0 {
             Cut(AtMost::Whole(bytes)) => Ok(Some(bytes.into())),
@@ -302,7 +310,7 @@ impl Machine {
 
     /// Whether the guest claims that packing does not matter; false without a self-test.
     pub(crate) fn claim(&self, store: &mut Store<HostState>) -> wasmtime::Result<bool> {
-        let Some(self_test) = self.0.self_test else { return Ok(false) };
+        let Some(self_test) = self.exports.self_test else { return Ok(false) };
         let function = typed::<(), (Claims,)>(store, self_test.claim, "claim")?;
         Ok(function.call(store, ())?.0.independent_of_packing)
     }
@@ -314,7 +322,7 @@ impl Machine {
         what: MadeUp,
         number: u64,
     ) -> wasmtime::Result<Bytes> {
-        let Some(self_test) = self.0.self_test else { return Ok(Bytes::new()) };
+        let Some(self_test) = self.exports.self_test else { return Ok(Bytes::new()) };
         let (function, name) = match what {
             MadeUp::Command => (self_test.command, "command"),
             MadeUp::Query => (self_test.query, "query"),
@@ -335,7 +343,7 @@ impl Machine {
         ctx: super::Context,
         request: &[u8],
     ) -> wasmtime::Result<Result<Bytes, NoAnswer>> {
-        let function = typed::<Query<'_>, (Replied,)>(store, self.0.query, "query")?;
+        let function = typed::<Query<'_>, (Replied,)>(store, self.exports.query, "query")?;
         Ok(match function.call(store, (ctx.into(), request))?.0 {
             Ok(Cut(Reply::Whole(answer))) => Ok(answer.into()),
             Err(Cut(Reply::Whole(reason))) => Err(NoAnswer::Rejected(reason.into())),
@@ -349,7 +357,7 @@ impl Machine {
         &self,
         store: &mut Store<HostState>,
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<(), Done>(store, self.0.snapshot, "snapshot")?;
+        let function = typed::<(), Done>(store, self.exports.snapshot, "snapshot")?;
         Ok(function.call(store, ())?.0)
     }
 
@@ -359,7 +367,7 @@ impl Machine {
         header: &SnapshotHeader,
         config: &[u8],
     ) -> wasmtime::Result<Result<(), Failure>> {
-        let function = typed::<Restore<'_>, Done>(store, self.0.restore, "restore")?;
+        let function = typed::<Restore<'_>, Done>(store, self.exports.restore, "restore")?;
         let header = Header {
             writer_name: &header.writer_name,
             writer_version: &header.writer_version,
@@ -400,26 +408,6 @@ impl Failure {
             }
             Self::Corrupt(why) => format!("corrupt snapshot: {}", why.0.text),
             Self::Other(why) => why.0.text.clone(),
-        }
-    }
-}
-
-/// The commands of an entry in columns. Its buffers are used again for the next entry: buffers of
-/// this size come from the system and go back to it each time, which takes ten times as long as the
-/// copy.
-#[derive(Default)]
-pub(crate) struct Batch {
-    ends: Vec<u32>,
-    data: Vec<u8>,
-}
-
-impl Batch {
-    pub(crate) fn fill(&mut self, commands: &[Bytes]) {
-        self.ends.clear();
-        self.data.clear();
-        for command in commands {
-            self.data.extend_from_slice(command);
-            self.ends.push(u32::try_from(self.data.len()).expect("an entry has a megabyte"));
         }
     }
 }

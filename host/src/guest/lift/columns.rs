@@ -28,8 +28,9 @@ struct Shape {
     omitted: Vec<Omission>,
 }
 
-#[derive(Clone, Copy, ComponentType, Lift)]
+#[derive(ComponentType)]
 #[component(record)]
+#[expect(dead_code, reason = "only its type is used")]
 struct Omission {
     position: u32,
     bytes: u64,
@@ -53,7 +54,7 @@ unsafe impl ComponentType for Columns {
     }
 }
 
-// SAFETY: memory is only read through slices and through wasmtime's own `Lift`.
+// SAFETY: memory is only read through slices.
 unsafe impl Lift for Columns {
     fn linear_lift_from_flat(
         _: &mut LiftContext<'_>,
@@ -65,15 +66,10 @@ unsafe impl Lift for Columns {
 
     fn linear_lift_from_memory(
         cx: &mut LiftContext<'_>,
-        ty: InterfaceType,
+        _: InterfaceType,
         record: &[u8],
     ) -> wasmtime::Result<Self> {
         const MAX: usize = limits::ENTRY_COMMANDS_MAX;
-        let InterfaceType::Record(ty) = ty else {
-            return Err(wasmtime::Error::msg("outcomes are a record"));
-        };
-        let fields = &cx.types[ty].fields;
-        let (ends_ty, rejected_ty, omitted_ty) = (fields[0].ty, fields[2].ty, fields[3].ty);
         let column = |at: usize| record.get(8 * at..8 * at + 8).unwrap_or_default();
         let (ends, data) = (Place::in_memory(column(0))?, Place::in_memory(column(1))?);
         let (rejected, omitted) = (Place::in_memory(column(2))?, Place::in_memory(column(3))?);
@@ -84,12 +80,11 @@ unsafe impl Lift for Columns {
             let why = "more commands are rejected or omitted than there are outcomes";
             return Ok(Self::Malformed(why.to_owned()));
         }
-        let ends = Vec::<u32>::linear_lift_from_memory(cx, ends_ty, column(0))?;
-        let rejected = Vec::<u32>::linear_lift_from_memory(cx, rejected_ty, column(2))?;
-        let omitted = Vec::<Omission>::linear_lift_from_memory(cx, omitted_ty, column(3))?;
-        let data = data.all(cx)?;
-        let omitted: Vec<_> = omitted.iter().map(|it| (it.position, it.bytes)).collect();
-        Ok(match outcomes(&ends, data, &rejected, &omitted) {
+        let number = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+        let ends = ends.elements(cx, u32::ALIGN32)?.iter().map(number);
+        let rejected = rejected.elements(cx, u32::ALIGN32)?.iter().map(number);
+        let omitted = omitted.elements(cx, Omission::ALIGN32)?.iter().map(omission);
+        Ok(match outcomes(ends, data.all(cx)?, rejected, omitted) {
             Ok(outcomes) => {
                 let copied = |outcome: &Outcome| match outcome {
                     Outcome::Ok(answer) | Outcome::Rejected(answer) => answer.len(),
@@ -108,25 +103,31 @@ fn count(outcomes: usize) -> String {
     format!("{outcomes} outcomes, and an entry has at most {} commands", limits::ENTRY_COMMANDS_MAX)
 }
 
+/// The position and the length of an [`Omission`], as it lies in memory.
+fn omission(bytes: &[u8; Omission::SIZE32]) -> (u32, u64) {
+    let [a, b, c, d, _, _, _, _, length @ ..] = *bytes;
+    (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(length))
+}
+
 /// The outcomes that the columns hold, or what is wrong with them.
 fn outcomes(
-    ends: &[u32],
+    ends: impl ExactSizeIterator<Item = u32>,
     data: &[u8],
-    rejected: &[u32],
-    omitted: &[(u32, u64)],
+    rejected: impl Iterator<Item = u32>,
+    omitted: impl Iterator<Item = (u32, u64)>,
 ) -> Result<Vec<Outcome>, String> {
-    let (mut rejected, mut omitted) = (rejected.iter().peekable(), omitted.iter().peekable());
+    let (mut rejected, mut omitted) = (rejected.peekable(), omitted.peekable());
     let mut outcomes = Vec::with_capacity(ends.len());
     let mut start = 0;
     for (position, end) in (0..).zip(ends) {
-        let end = *end as usize;
+        let end = end as usize;
         let answer = data.get(start..end).ok_or_else(|| {
             let bytes = data.len();
             format!("answer {position} goes from {start} to {end}, in data of {bytes} bytes")
         })?;
         start = end;
-        let refused = rejected.next_if_eq(&&position).is_some();
-        let left_out = omitted.next_if(|(at, _)| *at == position).map(|(_, bytes)| *bytes);
+        let refused = rejected.next_if_eq(&position).is_some();
+        let left_out = omitted.next_if(|(at, _)| *at == position).map(|(_, bytes)| bytes);
         outcomes.push(match left_out {
             Some(_) if !answer.is_empty() => {
                 return Err(format!("answer {position} is omitted, and there nonetheless"));
@@ -167,7 +168,9 @@ mod tests {
             Outcome::Rejected(reason) => format!("-{}", text(reason)),
             Outcome::TooLong { bytes } => bytes.to_string(),
         };
-        match (outcomes(ends, data.as_bytes(), rejected, omitted), expect) {
+        let (of_ends, of_rejected) = (ends.iter().copied(), rejected.iter().copied());
+        let of_omitted = omitted.iter().copied();
+        match (outcomes(of_ends, data.as_bytes(), of_rejected, of_omitted), expect) {
             (Ok(found), Ok(expect)) => {
                 let found: Vec<_> = found.iter().map(shown).collect();
                 assert_eq!(found.join(" "), expect);
