@@ -19,8 +19,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         return of_the_host(what, mib);
     }
     guests::build()?;
-    if let ["guest"] = arguments {
-        return of_the_host("guest", &[]);
+    if let ["guest", one_case @ ..] = arguments {
+        return of_the_host("guest", one_case);
     }
     println!("bench: building the host with --release, which takes minutes the first time");
     let status = cargo(&checkout::root())
@@ -36,11 +36,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 }
 
 /// Measures what snapshots, or a log of many groups, cost on this disk, or what WebAssembly costs.
-fn of_the_host(what: &str, mib: &[&str]) -> Result<()> {
+fn of_the_host(what: &str, arguments: &[&str]) -> Result<()> {
     let status = cargo(&checkout::root())
         .args(["bench", "--quiet", "--locked", "--package", "lockstep-host"])
         .args(["--bench", what, "--"])
-        .args(mib)
+        .args(arguments)
         .status()
         .context("starting cargo")?;
     ensure!(status.success(), "the bench of {what} failed ({status})");

@@ -35,7 +35,7 @@ usage: cargo xtask COMMAND
   languages        compare kv in Rust, C, JavaScript and Python (--help); needs npm and python3
   bench            measure Lockstep beside etcd, in a release build (--help for options)
   bench log        append to a log of 200 groups that keep [MIB] each
-  bench guest      what WebAssembly costs: the example kv beside the same code of this machine
+  bench guest      what WebAssembly costs: kv beside the same code natively [SIZE BATCH]
   bench snapshots  write and restore snapshots beside dd and a plain read [MIB]; needs root
   test [FILTER]    run all tests, or those whose names contain FILTER
   sim [--seed S]   run a whole cluster in one thread, from a seed (--help for options)
