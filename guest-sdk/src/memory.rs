@@ -11,8 +11,8 @@ const WORD: usize = size_of::<u64>();
 /// # Safety
 ///
 /// As of [`compare`].
-// SAFETY: it does what the compiler expects of a function of this name, and a plugin that brings
-// another one does not link.
+// SAFETY: it does what the compiler expects of a function of this name. The linker leaves out any
+// other one, or refuses it.
 #[cfg(target_arch = "wasm32")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) -> c_int {
