@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::cli::format::{size, table};
 use crate::cli::remote::Target;
 use crate::cli::{Failure, Outcome};
+use crate::clock::{Clock as _, SystemClock};
 use crate::group::CLOCK_IS_OFF;
 use crate::logging::out;
 
@@ -155,7 +156,8 @@ fn print(answers: &[StatusResponse], errors: &BTreeMap<String, String>) {
     for (name, lineage) in lineages.iter().filter(|(_, lineage)| !lineage.is_empty()) {
         out!("{name} has the lineage {lineage}");
     }
-    for timer in timers(all.iter().map(|(_, group)| *group)) {
+    let now_ms = SystemClock { offset_ms: 0 }.wall_ms();
+    for timer in timers(all.iter().map(|(_, group)| *group), now_ms) {
         out!("{timer}");
     }
     for node in answers {
@@ -328,8 +330,9 @@ fn memory_note(group: &GroupStatus) -> String {
     )
 }
 
-/// The timers that are set, one a group: as the replica has it that applied most.
-fn timers<'a>(all: impl Iterator<Item = &'a GroupStatus>) -> Vec<String> {
+/// The timers that are set, one a group: as the replica has it that applied most. The log's time
+/// stands still between entries, so what is left until then is told by this machine's clock.
+fn timers<'a>(all: impl Iterator<Item = &'a GroupStatus>, now_ms: u64) -> Vec<String> {
     let mut furthest: BTreeMap<&str, &GroupStatus> = BTreeMap::new();
     for group in all {
         let known = furthest.entry(&group.name).or_insert(group);
@@ -339,7 +342,8 @@ fn timers<'a>(all: impl Iterator<Item = &'a GroupStatus>) -> Vec<String> {
     }
     let told = furthest.into_iter().filter_map(|(name, group)| {
         let at_ms = group.wakes_at_ms?;
-        let left = Duration::from_millis(at_ms.saturating_sub(group.log_time_ms));
+        let now_ms = now_ms.max(group.log_time_ms);
+        let left = Duration::from_millis(at_ms.saturating_sub(now_ms));
         let left = if left.is_zero() { "now".to_owned() } else { format!("in {}", span(left)) };
         Some(format!("{name} has a timer set, to {at_ms} ms of log time: it is due {left}"))
     });
@@ -427,7 +431,12 @@ mod tests {
             "lock has a timer set, to 63500 ms of log time: it is due in 1 min 2 s",
             "queue has a timer set, to 900 ms of log time: it is due now",
         ];
-        assert_eq!(timers(all.iter()), said);
+        assert_eq!(timers(all.iter(), 900), said, "a clock that is behind the log");
+        let said = [
+            "lock has a timer set, to 63500 ms of log time: it is due in 2 s",
+            "queue has a timer set, to 900 ms of log time: it is due now",
+        ];
+        assert_eq!(timers(all.iter(), 61_500), said, "the log's time stands still");
     }
 
     #[test]
