@@ -24,7 +24,8 @@ Example node.toml:
   3 = \"127.0.0.1:7103\"
   [[groups]]
   name = \"kv\"
-  module = \"kv.wasm\"")]
+  module = \"kv.wasm\"
+  config = \"\"                 # given to `init` when the group begins; later changes do nothing")]
 pub(crate) struct Args {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]
