@@ -314,9 +314,11 @@ async fn what_cannot_be_tried_is_refused() {
     refused("set a {1..", &[], 2, &["line 1, column 7", "is not closed"]).await;
     refused("#! fast\nx", &[], 2, &["unknown header `fast`", "independent-of-packing"]).await;
     let config = ["--config", "no-such-bug"];
-    let output = test(&[&[guest("planted").as_str()], &config[..]].concat()).await;
-    assert_eq!(output.code, Some(2), "{output:?}");
-    assert_says(&output.stderr, &["there is no such bug", "--config TEXT"]);
+    for command in ["test", "bench"] {
+        let output = lockstep(&[&[command, &guest("planted")], &config[..]].concat()).await;
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert_says(&output.stderr, &["there is no such bug", "--config TEXT"]);
+    }
 
     let output = lockstep(&["test", &guest("counter")]).await;
     assert_eq!(output.code, Some(2), "{output:?}");

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::format::{size, table};
 use crate::cli::kit::{ComponentArgs, GroupArgs, SourceArgs, TEMPLATES_HELP, component};
 use crate::cli::{Failure, Outcome};
-use crate::kit::bench::{self, Measured};
+use crate::kit::bench::{self, BenchError, Measured};
 use crate::logging::out;
 
 const EXAMPLES: &str = "\
@@ -41,8 +41,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut source = args.source.source(&*module)?;
     let maker = args.group.maker(module, args.seed)?;
     let each = Duration::from_millis(args.each_ms);
-    let measured = bench::run(&maker, &mut source, args.seed, each)
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let measured =
+        bench::run(&maker, &mut source, args.seed, each).map_err(|error| match error {
+            BenchError::Refused(_) => Failure::Usage(error.to_string()),
+            BenchError::Source(_) | BenchError::Guest(_) => Failure::Failed(error.to_string()),
+        })?;
     if args.of.json {
         out!("{}", to_json(&measured));
     } else {

@@ -284,6 +284,11 @@ impl Trace {
     }
 }
 
+/// An `init` that says no: the configuration is wrong, and nothing else is.
+pub fn refuses_config(fault: &GuestFault) -> bool {
+    fault.call == "init" && fault.class == FaultClass::Refused
+}
+
 /// Whether an entry has space for a command, beside those that were accepted before. There is
 /// always space for the first one.
 pub fn entry_space() -> impl FnMut(&Bytes) -> bool {

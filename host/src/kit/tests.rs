@@ -381,4 +381,7 @@ fn commands_and_snapshots_are_measured() {
 fn a_refused_configuration_is_no_bug() {
     let error = tried(Bug::None, 1, "wrong", CASES).expect_err("init refuses it").to_string();
     assert!(error.contains("the configuration is wrong") && error.contains("--config"), "{error}");
+    let each = Duration::from_millis(5);
+    let measured = bench::run(&maker(Bug::None, 1, "wrong"), &mut source(), 1, each);
+    assert_eq!(measured.expect_err("init refuses it").to_string(), error);
 }

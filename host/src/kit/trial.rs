@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::case::Case;
-use super::player::Maker;
+use super::player::{Maker, refuses_config};
 use super::property::{Broken, Checker, Property, Stop};
 use super::seen::Seen;
 use super::shrink::shrink;
@@ -124,11 +124,8 @@ pub fn run(maker: &Arc<Maker>, source: &mut Source, plan: Plan) -> Result<Tried,
 /// An `init` that says no is no bug.
 fn refused_config(broken: &Broken) -> Option<&GuestFault> {
     use super::property::How;
-    use lockstep_core::fault::FaultClass;
     match &broken.how {
-        How::Fault(fault) if fault.call == "init" && fault.class == FaultClass::Refused => {
-            Some(fault)
-        }
+        How::Fault(fault) if refuses_config(fault) => Some(fault),
         How::Fault(_) | How::Differs(_) => None,
     }
 }
