@@ -27,7 +27,8 @@ pub trait StateMachine: Sized + 'static {
         Self::INFO
     }
 
-    /// Builds the initial state for this configuration.
+    /// Builds the initial state for this configuration. `ctx.time_ms` is 0: no entry
+    /// has had a time yet.
     fn init(ctx: &Context, config: &[u8]) -> Result<Self, Failure>;
 
     /// Executes one command.

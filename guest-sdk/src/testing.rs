@@ -29,7 +29,8 @@ use replica::{Done, Replica};
 
 pub use explore::Explore;
 
-/// The time of the log at which every harness starts.
+/// The time of the log at which every harness starts. Before its first entry, thus in `init`, the
+/// time is 0, as on a node.
 pub const START_MS: u64 = 1_700_000_000_000;
 
 /// The host calls `wake` at most ten times a second.
@@ -109,7 +110,7 @@ impl<M: Exports> Harness<M> {
 
     /// A machine initialised with this configuration, or the failure of its `init`.
     pub fn with_config(config: &[u8]) -> Result<Self, Failure> {
-        let last = context(0, START_MS);
+        let last = beginning();
         let (replica, started) = Replica::init(&last, config)?;
         Ok(Self {
             replica,
@@ -318,6 +319,11 @@ fn encoded<C: Encode<T>, T>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     C::encode(value, &mut bytes).expect("the codec writes what the test sends");
     bytes
+}
+
+/// The context of `init`.
+fn beginning() -> Context {
+    context(0, 0)
 }
 
 /// The context of the entry at `index`, with the same seed in every run.

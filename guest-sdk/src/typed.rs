@@ -34,7 +34,8 @@ pub trait Typed: Sized + 'static {
     /// What a query is answered with.
     type Reply;
 
-    /// Builds the initial state for this configuration.
+    /// Builds the initial state for this configuration. `ctx.time_ms` is 0: no entry
+    /// has had a time yet.
     fn init(ctx: &Context, config: &[u8]) -> Result<Self, Failure>;
 
     /// Executes one command, or refuses it. `?` makes a rejection of every error that can be

@@ -2,7 +2,7 @@
 //! each command into an entry of its own.
 
 use super::replica::{Done, Replica};
-use super::{Entry, Harness, START_MS, Work, context};
+use super::{Entry, Harness, Work, beginning, context};
 use crate::Exports;
 
 /// Most points of the log at which [`Harness::verify`] restores: each costs a replay.
@@ -22,7 +22,7 @@ impl<M: Exports> Harness<M> {
             replay(&mut replica, &self.log[..cut], "replayed");
 
             let bytes = replica.snapshot();
-            let at = cut.checked_sub(1).map_or(context(0, START_MS), |last| self.log[last].ctx);
+            let at = cut.checked_sub(1).map_or_else(beginning, |last| self.log[last].ctx);
             let mut restored = Replica::<M>::restore(&at, replica.timer, &self.config, &bytes)
                 .expect("a machine reads what it wrote");
             let place = format!("restored after {cut} entries");
@@ -71,8 +71,8 @@ impl<M: Exports> Harness<M> {
     /// The machine as it began.
     #[track_caller]
     fn again(&self) -> Replica<M> {
-        let (replica, done) = Replica::init(&context(0, START_MS), &self.config)
-            .expect("init succeeded the first time");
+        let (replica, done) =
+            Replica::init(&beginning(), &self.config).expect("init succeeded the first time");
         assert_eq!(done, self.started, "initialised again: it differs");
         replica
     }
