@@ -41,7 +41,10 @@ Examples:
   printf 'set city Basel\\n?get city\\n' | lockstep run target/guests/kv.wasm --json
 
 A line is a command, a line that begins with ? is a query; .help lists what else there is. If the
-file or the project's source changes, the new module goes on with the state of the old one.")]
+file or the project's source changes, the new module goes on with the state of the old one.
+
+Exit codes: 0 the input ended, whatever was rejected; 1 the module cannot be loaded, the state is
+lost, or, if the input is no terminal, a call failed or a line was not understood; 2 usage.")]
 pub(crate) struct Args {
     /// The component, or the folder of a project, which is built; by default this folder.
     #[arg(value_name = "FSM.wasm|DIR", default_value = ".", hide_default_value = true)]
@@ -143,7 +146,10 @@ impl Shell {
             Ok(Word::Query(text)) => self.query(text)?,
             Ok(Word::Watch(prefix)) => {
                 self.watching = Some(prefix.to_owned());
-                self.note(&format!("events whose topic begins with `{prefix}` are shown"));
+                self.note(&match prefix {
+                    "" => "all events are shown".to_owned(),
+                    prefix => format!("events whose topic begins with `{prefix}` are shown"),
+                });
             }
             Ok(Word::Unwatch) => {
                 self.watching = None;

@@ -92,6 +92,7 @@ fn commands_queries_and_events() {
     prompt.check("set bee 9", &["-> ok"]);
     let event = prompt.next();
     assert!(event.starts_with("event ") && event.ends_with(".0 bee: 9"), "{event}");
+    prompt.check(".watch", &["-> all events are shown"]);
     prompt.check(".unwatch", &["no events are shown"]);
     prompt.check("set bee 1", &["-> ok"]);
     prompt.check("\\.dotted", &["-> rejected: expected"]);

@@ -5,6 +5,7 @@
 //! - On a terminal, lines can be edited and repeated. What happens while somebody types is printed
 //!   above the prompt.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -95,19 +96,28 @@ impl Input {
     }
 }
 
-/// Reads lines of a terminal.
+/// Reads lines of a terminal. A text of several lines, which is pasted, is that many lines.
 fn edited(mut editor: Editor<Words, MemHistory>, lines: &SyncSender<Read>, turns: &Receiver<()>) {
+    let mut pasted = VecDeque::new();
     while turns.recv().is_ok() {
-        let read = match editor.readline(PROMPT) {
-            Ok(line) => Read::Line(line),
-            // Ctrl-C gives up a line, as in a shell.
-            Err(ReadlineError::Interrupted) => Read::Line(String::new()),
-            Err(_) => Read::End,
-        };
+        if pasted.is_empty() {
+            pasted = match editor.readline(PROMPT) {
+                Ok(text) => lines_of(&text),
+                // Ctrl-C gives up a line, as in a shell.
+                Err(ReadlineError::Interrupted) => lines_of(""),
+                Err(_) => VecDeque::from([Read::End]),
+            };
+        }
+        let read = pasted.pop_front().expect("a text has a line");
         if lines.send(read).is_err() {
             return;
         }
     }
+}
+
+/// The lines of a text, which may be one that is empty.
+fn lines_of(text: &str) -> VecDeque<Read> {
+    text.split('\n').map(|line| Read::Line(line.to_owned())).collect()
 }
 
 /// Reads lines of a file or a pipe. A line that is not text is sent as the text that it resembles.
@@ -165,6 +175,14 @@ impl Helper for Words {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pasted_text_is_several_lines() {
+        let line = |text: &str| Read::Line(text.to_owned());
+        assert_eq!(lines_of(""), [line("")]);
+        assert_eq!(lines_of("set a"), [line("set a")]);
+        assert_eq!(lines_of("set a\n?a\n"), [line("set a"), line("?a"), line("")]);
+    }
 
     #[test]
     fn a_line_that_is_too_long_is_none() {
