@@ -107,6 +107,22 @@ async fn a_replay_is_silent() {
     assert_eq!(log.matches("mmm").count(), 4, "{log}");
 }
 
+/// A `config` that is not the group's has no effect, and a start says so.
+#[tokio::test]
+async fn a_configuration_of_its_own_is_told() {
+    let mut cluster = Cluster::start(spec()).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    cluster.stop(1).await.expect("it stops");
+    let told = "`config` differs from the group's, which was fixed at its bootstrap";
+    assert_eq!(cluster.log_text(1).matches(told).count(), 0);
+    let text = cluster.configuration(1) + "\nconfig = \"another\"\n";
+    cluster.configure(1, &text).expect("it can be written");
+    cluster.start_node(1).expect("it starts");
+    cluster.wait_serving(GROUP).await.expect("it serves");
+    cluster.stop_all().await.expect("it stops");
+    assert_eq!(cluster.log_text(1).matches(told).count(), 1, "{}", cluster.log_text(1));
+}
+
 /// A command succeeds if its reader closes the pipe early, and fails if its output is lost.
 #[tokio::test]
 async fn a_command_whose_output_nobody_takes_does_not_panic() {

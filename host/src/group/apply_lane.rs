@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use lockstep_core::apply::{Answer, Applied, EntryAnswers, Ledger, Work};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
@@ -74,6 +75,8 @@ type Left = Option<(u64, Vec<Entry>)>;
 pub struct Tools {
     pub group: GroupId,
     pub module: Module,
+    /// The `config` of this node's file, until it was compared with the group's.
+    pub config: Option<Bytes>,
     pub log: WalReader,
     pub store: Arc<dyn StoreHandle>,
     pub clock: Arc<dyn Clock>,
@@ -440,9 +443,20 @@ impl ApplyLane {
 
     /// Takes over a new guest, built from the snapshot at `index`, or from nothing if that is 0.
     fn built(&mut self, index: u64, snapshot: u64, guest: Box<dyn Guest>) {
+        self.compare_config();
         let footprint = Footprint { snapshot, memory: guest.memory_bytes() };
         self.aside.push(Event::Built { index, footprint });
         self.guest = Some(guest);
+    }
+
+    /// Says once if this node's `config` is not what the guest is given.
+    fn compare_config(&mut self) {
+        let own = self.tools.config.take();
+        let differs = |own: &Bytes| self.ledger.bootstrap().is_some_and(|of| of.config != *own);
+        if own.as_ref().is_some_and(differs) {
+            tracing::warn!(group = %self.tools.group, "`config` differs from the group's, which \
+                was fixed at its bootstrap; the group's is used");
+        }
     }
 
     /// Instantiates a guest as the ledger's bootstrap record says.

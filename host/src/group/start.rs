@@ -84,6 +84,7 @@ pub(crate) fn open(
     let disk = SnapshotDisk::at(place.dir.path());
     let gauges = Arc::new(Gauges::of(Arc::clone(&disk)));
     let recovered = recovered.map(|group| shared.read_window(&group)).transpose()?;
+    let guest_config = config.guest_config.clone();
     let quota = shared.budget.quota_on(Arc::clone(&disk), place.cap);
     let Reopened { group, first, store } =
         reopen(shared.disk(place.dir, &quota), config, recovered);
@@ -104,6 +105,7 @@ pub(crate) fn open(
     let tools = Tools {
         group: id,
         module: Arc::clone(&module),
+        config: Some(guest_config),
         log: shared.log.reader(),
         store: Arc::clone(&store),
         clock: Arc::clone(&shared.clock),

@@ -350,6 +350,7 @@ impl Node {
             let tools = Tools {
                 group: id,
                 module: self.module(setup, id, observed),
+                config: None,
                 log: reader.clone(),
                 store: Arc::clone(&store) as Arc<dyn StoreHandle>,
                 clock: Arc::new(self.time.clone()),

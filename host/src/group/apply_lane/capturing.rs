@@ -156,6 +156,7 @@ mod tests {
         ApplyLane::new(Tools {
             group: GroupId(1),
             module: Arc::new(NativeModule::register()),
+            config: None,
             log: wal.reader(),
             store: Arc::new(NoStore),
             clock: Arc::clone(clock) as _,

@@ -129,6 +129,7 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> 
     let lane = ApplyLane::new(Tools {
         group: GroupId::of_name("g"),
         module,
+        config: None,
         log,
         store,
         clock: Arc::new(Still),
