@@ -16,7 +16,7 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::codec::{DecodeError, Reader, Write};
-use crate::entry::{Bootstrap, Call, Commands, EntryBody};
+use crate::entry::{Bootstrap, Call, Commands, EntryBody, Limits, OnFault, Profile};
 use crate::fault::Rejection;
 use crate::limits;
 use crate::mutant::{plant, planted};
@@ -30,7 +30,10 @@ use sessions::Admission;
 pub use sessions::Sessions;
 pub use timer::{Deadline, LogClock, Setting};
 
-const ENVELOPE_VERSION: u8 = 2;
+const ENVELOPE_VERSION: u8 = 3;
+/// Has no switches. It is written as long as all of them are as at the bootstrap, so that replicas of
+/// this release and of the one before write equal snapshots.
+const ENVELOPE_VERSION_WITHOUT_SWITCHES: u8 = 2;
 /// Largest envelope, bytes: kept answers (lent ones, and each session's own), the session table,
 /// the events, the bootstrap record.
 pub const ENVELOPE_BYTES_MAX: usize = limits::SESSION_ANSWER_BYTES_MAX
@@ -90,6 +93,8 @@ pub enum Work {
     Apply(Plan),
     /// Call the guest's `wake`: its deadline was reached.
     Wake(Moment),
+    /// The guest is not called; it has the limits of this profile from now on.
+    Limit(Profile),
 }
 
 /// The context of a guest call.
@@ -130,6 +135,8 @@ pub enum Outcome {
     TooLong {
         bytes: u64,
     },
+    /// The entry is skipped.
+    Skipped,
 }
 
 /// The replicated state that the host keeps beside the guest's state.
@@ -140,8 +147,17 @@ pub struct Ledger {
     log_time_ms: u64,
     /// What the guest's timer is set to.
     deadline: Option<Deadline>,
+    switches: Switches,
     sessions: Sessions,
     events: EventWindow,
+}
+
+/// What an operator has set for the whole group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Switches {
+    /// No command and no wake-up reaches the guest.
+    pub frozen: bool,
+    pub on_fault: OnFault,
 }
 
 impl Ledger {
@@ -168,7 +184,7 @@ impl Ledger {
 
     /// The log's time, and what the guest's timer is set to.
     pub fn clock(&self) -> LogClock {
-        LogClock { time_ms: self.log_time_ms, deadline: self.deadline }
+        LogClock { time_ms: self.log_time_ms, deadline: self.deadline, switches: self.switches }
     }
 
     /// The context of the last admitted entry, for queries.
@@ -211,6 +227,37 @@ impl Ledger {
                 self.advance_time(time_ms);
                 self.admit_wake(set_by)
             }
+            EntryBody::Skip { time_ms, .. } => {
+                self.advance_time(time_ms);
+                Work::Done(Vec::new())
+            }
+            EntryBody::Limits { time_ms, limits } => {
+                self.advance_time(time_ms);
+                self.admit_limits(&limits)
+            }
+            EntryBody::Freeze { time_ms, frozen } => {
+                self.advance_time(time_ms);
+                self.switches.frozen = frozen;
+                Work::Done(Vec::new())
+            }
+            EntryBody::OnFault { time_ms, on_fault } => {
+                self.advance_time(time_ms);
+                self.switches.on_fault = on_fault;
+                Work::Done(Vec::new())
+            }
+        })
+    }
+
+    /// Admits the next entry, which an amendment skips, and returns its answers. It advances time
+    /// and counts for sessions like any other, and a deadline that it is for is no longer pending.
+    pub fn skip(&mut self, entry: &Entry) -> Result<Vec<Answer>, DecodeError> {
+        Ok(match self.admit(entry)? {
+            Work::Done(answers) => answers,
+            Work::Apply(plan) => {
+                let skipped = plan.commands.iter().map(|_| Outcome::Skipped).collect();
+                self.settle(plan, skipped).expect("each command has an outcome")
+            }
+            Work::Init(_) | Work::Wake(_) | Work::Limit(_) => Vec::new(),
         })
     }
 
@@ -254,6 +301,10 @@ impl Ledger {
         let mut plan = Plan { moment: self.moment(), commands: Vec::new(), slots: Vec::new() };
         let mut running = std::collections::BTreeMap::new();
         for call in commands.calls {
+            if self.switches.frozen && !planted("apply_while_frozen") {
+                plan.slots.push(Slot::Known(Answer::Rejected(Rejection::Frozen)));
+                continue;
+            }
             let Call { session, sequence, lowest_unanswered, payload } = call;
             let now_ms = self.log_time_ms;
             let slot = match self.sessions.admit(now_ms, session, sequence, lowest_unanswered) {
@@ -282,11 +333,24 @@ impl Ledger {
     /// pending still, and reached.
     fn admit_wake(&mut self, set_by: u64) -> Work {
         let now_ms = self.log_time_ms;
+        if self.switches.frozen && !planted("apply_while_frozen") {
+            return Work::Done(Vec::new());
+        }
         if !self.deadline.is_some_and(|it| it.set_by == set_by && it.at_ms <= now_ms) {
             return Work::Done(Vec::new());
         }
         plant!("wake_again" skips self.deadline = None);
         Work::Wake(self.moment())
+    }
+
+    fn admit_limits(&mut self, limits: &Limits) -> Work {
+        match &mut self.bootstrap {
+            Some(record) => {
+                record.profile = record.profile.with(limits);
+                Work::Limit(record.profile)
+            }
+            None => Work::Done(Vec::new()),
+        }
     }
 
     fn advance_time(&mut self, time_ms: u64) {
@@ -321,12 +385,17 @@ impl Ledger {
     /// every replica.
     ///
     /// ```text
-    /// envelope = length u32 · version u8 · log time u64 · timer · bootstrap bytes · sessions ·
-    ///            events
+    /// envelope = length u32 · version u8 · log time u64 · timer · switches · bootstrap bytes ·
+    ///            sessions · events
     /// timer    = 0 u8, or 1 u8 · at ms u64 · set by u64
+    /// switches = nothing in version 2, or frozen u8 · on fault u8
     /// ```
     pub fn encode_envelope(&self) -> Vec<u8> {
-        let mut body = vec![ENVELOPE_VERSION];
+        let switched = self.switches != Switches::default();
+        let mut body = vec![match switched {
+            true => ENVELOPE_VERSION,
+            false => ENVELOPE_VERSION_WITHOUT_SWITCHES,
+        }];
         body.put_u64(self.log_time_ms);
         match self.deadline {
             Some(Deadline { at_ms, set_by }) if !planted("timer_not_in_envelope") => {
@@ -335,6 +404,10 @@ impl Ledger {
                 body.put_u64(set_by);
             }
             Some(_) | None => body.put_u8(0),
+        }
+        if switched {
+            body.put_u8(u8::from(self.switches.frozen));
+            body.put_u8(u8::from(self.switches.on_fault == OnFault::Skip));
         }
         let mut bootstrap = Vec::new();
         if let Some(record) = &self.bootstrap {
@@ -351,12 +424,20 @@ impl Ledger {
     /// Decodes an envelope without its length; the snapshot was taken at `index`.
     pub fn decode_envelope(body: Bytes, index: u64) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body, "snapshot envelope");
-        reader.version(ENVELOPE_VERSION)?;
+        let version = reader.version_from(ENVELOPE_VERSION_WITHOUT_SWITCHES, ENVELOPE_VERSION)?;
         let log_time_ms = reader.u64()?;
         let deadline = match reader.u8()? {
             0 => None,
             1 => Some(Deadline { at_ms: reader.u64()?, set_by: reader.u64()? }),
             other => return Err(reader.unknown(u64::from(other))),
+        };
+        let switches = match version {
+            ENVELOPE_VERSION_WITHOUT_SWITCHES => Switches::default(),
+            _newer => {
+                let (frozen, skips) = (reader.flag()?, reader.flag()?);
+                let on_fault = if skips { OnFault::Skip } else { OnFault::Halt };
+                Switches { frozen, on_fault }
+            }
         };
         let encoded = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
         let bootstrap = if encoded.is_empty() {
@@ -370,7 +451,7 @@ impl Ledger {
         let sessions = Sessions::decode(&mut reader)?;
         let events = EventWindow::decode(&mut reader)?;
         reader.finish()?;
-        Ok(Self { bootstrap, applied: index, log_time_ms, deadline, sessions, events })
+        Ok(Self { bootstrap, applied: index, log_time_ms, deadline, switches, sessions, events })
     }
 }
 
@@ -382,5 +463,6 @@ fn bounded(outcome: Outcome, limit: usize) -> Answer {
         Outcome::TooLong { bytes } => Answer::Rejected(Rejection::AnswerTooLarge { bytes }),
         Outcome::Ok(bytes) => Answer::Ok(bytes),
         Outcome::Rejected(bytes) => Answer::Rejected(Rejection::Guest(bytes)),
+        Outcome::Skipped => Answer::Rejected(Rejection::Skipped),
     }
 }

@@ -90,6 +90,15 @@ impl Reader {
         Ok(count)
     }
 
+    /// A u8 that is 0 or 1.
+    pub fn flag(&mut self) -> Result<bool, DecodeError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.unknown(u64::from(other))),
+        }
+    }
+
     /// A u32 number of at most `limit`.
     pub fn number(&mut self, limit: u32) -> Result<u32, DecodeError> {
         let number = self.u32()?;
@@ -107,12 +116,20 @@ impl Reader {
 
     /// Reads the version byte that every format begins with; it has to be `known`.
     pub fn version(&mut self, known: u8) -> Result<(), DecodeError> {
+        self.version_from(known, known).map(drop)
+    }
+
+    /// Reads the version byte that every format begins with; it has to be one from `oldest` to
+    /// `known`.
+    pub fn version_from(&mut self, oldest: u8, known: u8) -> Result<u8, DecodeError> {
         match self.u8()? {
-            version if version == known => Ok(()),
             version if version > known => {
                 Err(DecodeError::Newer { what: self.what, version, known })
             }
-            version => Err(DecodeError::Older { what: self.what, version, known }),
+            version if version < oldest => {
+                Err(DecodeError::Older { what: self.what, version, known })
+            }
+            version => Ok(version),
         }
     }
 

@@ -9,6 +9,10 @@
 //! checkpoint (4) = time ms u64 · reason u8
 //! close      (5) = time ms u64 · session u64
 //! wake       (6) = time ms u64 · set by u64
+//! skip       (7) = time ms u64 · index u64
+//! limits     (8) = time ms u64 · fuel of an entry u64 · fuel of a command u64 · memory bytes u64
+//! freeze     (9) = time ms u64 · frozen u8
+//! on fault  (10) = time ms u64 · skip u8
 //! ```
 //! An entry without data is raft's own (a new leader's first). Integers are little-endian; `bytes`
 //! is prefixed by a u32 length.
@@ -26,6 +30,10 @@ const KIND_OPEN: u8 = 3;
 const KIND_CHECKPOINT: u8 = 4;
 const KIND_CLOSE: u8 = 5;
 const KIND_WAKE: u8 = 6;
+const KIND_SKIP: u8 = 7;
+const KIND_LIMITS: u8 = 8;
+const KIND_FREEZE: u8 = 9;
+const KIND_ON_FAULT: u8 = 10;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +64,46 @@ pub enum EntryBody {
         time_ms: u64,
         set_by: u64,
     },
+    /// The entry at `index`, which is an earlier one, does not reach the guest:
+    /// [`crate::amendment`].
+    Skip {
+        time_ms: u64,
+        index: u64,
+    },
+    /// The group has these limits from now on: [`crate::amendment`].
+    Limits {
+        time_ms: u64,
+        limits: Limits,
+    },
+    /// While the group is frozen, no command and no wake-up reaches the guest.
+    Freeze {
+        time_ms: u64,
+        frozen: bool,
+    },
+    /// Says what becomes of an entry at which every voter halts.
+    OnFault {
+        time_ms: u64,
+        on_fault: OnFault,
+    },
+}
+
+/// What becomes of an entry at which every voter halts.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum OnFault {
+    /// The group stays halted until an operator acts.
+    #[default]
+    Halt,
+    /// The leader skips the entry.
+    Skip,
+}
+
+/// The limits of a group that can be changed later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// As in [`Profile`].
+    pub fuel_entry: u64,
+    pub fuel_command: u64,
+    pub memory_bytes: u64,
 }
 
 /// The bootstrap record. Limits that decide outcomes come from here, never from a node's
@@ -106,6 +154,29 @@ impl Default for Profile {
     }
 }
 
+impl Profile {
+    /// The limits in it that can be changed.
+    pub fn limits(&self) -> Limits {
+        let Self { fuel_entry, fuel_command, memory_bytes, .. } = *self;
+        Limits { fuel_entry, fuel_command, memory_bytes }
+    }
+
+    /// The same profile with these limits.
+    pub fn with(&self, limits: &Limits) -> Self {
+        let Limits { fuel_entry, fuel_command, memory_bytes } = *limits;
+        Self { fuel_entry, fuel_command, memory_bytes, ..*self }
+    }
+
+    /// The same profile with those of these limits that are higher.
+    pub fn raised_to(&self, limits: &Limits) -> Self {
+        self.with(&Limits {
+            fuel_entry: self.fuel_entry.max(limits.fuel_entry),
+            fuel_command: self.fuel_command.max(limits.fuel_command),
+            memory_bytes: self.memory_bytes.max(limits.memory_bytes),
+        })
+    }
+}
+
 /// Commands that the leader put into one entry; one guest call applies them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Commands {
@@ -152,7 +223,12 @@ pub fn waits_for_space(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_COMMANDS | KIND_OPEN | KIND_CLOSE | KIND_WAKE, ..])
 }
 
-/// Whether an entry may change the guest's state.
+/// Whether an entry is an operator's order. Cheap enough for every entry.
+pub fn is_order(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_SKIP | KIND_LIMITS | KIND_FREEZE | KIND_ON_FAULT, ..])
+}
+
+/// Whether an entry calls the guest, and so may change its state.
 pub fn calls_guest(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_COMMANDS | KIND_WAKE, ..])
 }
@@ -197,6 +273,26 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 out.put_u64(*set_by);
             }
+            Self::Skip { time_ms, index } => {
+                out.put_raw(&[VERSION, KIND_SKIP]);
+                out.put_u64(*time_ms);
+                out.put_u64(*index);
+            }
+            Self::Limits { time_ms, limits } => {
+                out.put_raw(&[VERSION, KIND_LIMITS]);
+                out.put_u64(*time_ms);
+                limits.encode(&mut out);
+            }
+            Self::Freeze { time_ms, frozen } => {
+                out.put_raw(&[VERSION, KIND_FREEZE]);
+                out.put_u64(*time_ms);
+                out.put_u8(u8::from(*frozen));
+            }
+            Self::OnFault { time_ms, on_fault } => {
+                out.put_raw(&[VERSION, KIND_ON_FAULT]);
+                out.put_u64(*time_ms);
+                out.put_u8(u8::from(*on_fault == OnFault::Skip));
+            }
         }
         out
     }
@@ -216,6 +312,16 @@ impl EntryBody {
                 Self::Checkpoint { time_ms: reader.u64()?, reason: decode_reason(&mut reader)? }
             }
             KIND_WAKE => Self::Wake { time_ms: reader.u64()?, set_by: reader.u64()? },
+            KIND_SKIP => Self::Skip { time_ms: reader.u64()?, index: reader.u64()? },
+            KIND_LIMITS => {
+                Self::Limits { time_ms: reader.u64()?, limits: Limits::decode(&mut reader)? }
+            }
+            KIND_FREEZE => Self::Freeze { time_ms: reader.u64()?, frozen: reader.flag()? },
+            KIND_ON_FAULT => {
+                let (time_ms, skips) = (reader.u64()?, reader.flag()?);
+                let on_fault = if skips { OnFault::Skip } else { OnFault::Halt };
+                Self::OnFault { time_ms, on_fault }
+            }
             other => return Err(reader.unknown(u64::from(other))),
         };
         reader.finish()?;
@@ -256,6 +362,22 @@ fn decode_reason(reader: &mut Reader) -> Result<CheckpointReason, DecodeError> {
         4 => CheckpointReason::Memory,
         other => return Err(reader.unknown(u64::from(other))),
     })
+}
+
+impl Limits {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.fuel_entry);
+        out.put_u64(self.fuel_command);
+        out.put_u64(self.memory_bytes);
+    }
+
+    pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            fuel_entry: reader.u64()?,
+            fuel_command: reader.u64()?,
+            memory_bytes: reader.u64()?,
+        })
+    }
 }
 
 impl Bootstrap {
@@ -333,6 +455,10 @@ mod tests {
         check(EntryBody::Open { time_ms: 1, nonce: 2 });
         check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Wake { time_ms: 1, set_by: 2 });
+        check(EntryBody::Skip { time_ms: 1, index: 2 });
+        check(EntryBody::Limits { time_ms: 1, limits: Profile::default().limits() });
+        check(EntryBody::Freeze { time_ms: 1, frozen: true });
+        check(EntryBody::OnFault { time_ms: 1, on_fault: OnFault::Skip });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Learner });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Memory });
         check(EntryBody::Bootstrap(Bootstrap {

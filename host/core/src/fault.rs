@@ -43,6 +43,12 @@ pub enum Rejection {
         crate::limits::SESSIONS_MAX
     )]
     TooManySessions,
+    #[error(
+        "the command was skipped: the state machine failed on it, and it was decided that the group          goes on without it; it had no effect"
+    )]
+    Skipped,
+    #[error("the group is frozen: the command had no effect; send it again once it is unfrozen")]
+    Frozen,
 }
 
 /// Why this node did not carry out a request. Retryable.
@@ -81,6 +87,11 @@ pub enum Refusal {
     /// An entry, or the guest itself, keeps this replica from applying anything more.
     #[error("the group is halted: {cause}")]
     Halted { cause: String },
+    #[error("the group is frozen: an operator has stopped its commands; queries go on")]
+    Frozen,
+    /// An operator's request that does not fit the state of the group.
+    #[error("{why}")]
+    NotNow { why: String },
     #[error("the query is refused for a minute: {cause}")]
     QueriesRefused { cause: String },
     #[error("the state machine failed on the query: {cause}")]
@@ -106,6 +117,8 @@ impl Refusal {
             | Self::ReadTimeout
             | Self::NotServing { .. }
             | Self::Halted { .. }
+            | Self::Frozen
+            | Self::NotNow { .. }
             | Self::QueriesRefused { .. }
             | Self::QueryFaulted { .. }
             | Self::QueryTooMuch { .. }

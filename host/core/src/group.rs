@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
+use crate::apply::Switches;
 use crate::entry::Profile;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
@@ -44,6 +45,7 @@ mod install;
 mod meeting;
 mod membership;
 mod memory;
+mod orders;
 mod outgoing;
 mod persist;
 mod pipeline;
@@ -69,6 +71,7 @@ mod wants;
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 pub use event::{Event, Found};
 pub use frame::{Body, Frame, GuestIs, Inbound};
+pub use orders::Order;
 pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
@@ -168,6 +171,10 @@ pub(crate) struct Shared {
     space: Space,
     /// Set while the log's disk hangs.
     stalled: Option<Stall>,
+    /// What operators have set, as of the last entry that was handed over, and the entry that set
+    /// it.
+    switches: Switches,
+    switched_at: u64,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
     /// Frames dropped because they were meant for another replica or group, or because no correct
@@ -199,8 +206,9 @@ struct Seen {
     short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     applied: u64,
-    /// The sender applies no further entry.
-    halted: bool,
+    /// The sender applies no further entry: it is halted at this one, or at 0 if no entry is to
+    /// blame.
+    halted: Option<u64>,
     stalled: bool,
     memory: Option<MemoryUse>,
     /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
@@ -257,6 +265,8 @@ impl Group {
             state: ReplicaState::Running(Running::Joining),
             space: Space::default(),
             stalled: None,
+            switches: Switches::default(),
+            switched_at: 0,
             memory: None,
             misdirected: 0,
             own: Own { applied: 0, snapshot: 0, guest: GuestIs::Absent },
@@ -404,6 +414,7 @@ impl Group {
             | Event::OpenSession { ticket, .. }
             | Event::CloseSession { ticket, .. }
             | Event::Checkpoint { ticket }
+            | Event::Order { ticket, .. }
             | Event::Query { ticket, .. } => ticket,
             Event::HandOver if self.shared.state.is_stopped() => return,
             Event::HandOver => return self.shared.stop(Stopped::Requested, effects),
@@ -482,7 +493,7 @@ impl Shared {
             wall_ms: self.wall_ms,
             short: self.space.shortage(),
             applied: self.own.applied,
-            halted: self.state.is_halted(),
+            halted: self.state.halted_at(),
             stalled: self.stalled.is_some(),
             memory: self.memory,
             snapshot: self.own.snapshot,

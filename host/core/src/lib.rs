@@ -8,6 +8,7 @@
 //! [`Effect`]: group::Effect
 #![forbid(unsafe_code)]
 
+pub mod amendment;
 pub mod apply;
 pub mod codec;
 pub mod entry;

@@ -71,6 +71,18 @@ pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
 /// replica has no guest during a rebuild, which takes as long as a start.
 pub const REBUILD_GAIN_PARTS: u64 = 8;
 
+/// Amendments that a leader has proposed since its oldest recovery point before it refuses more: the
+/// next checkpoints take them in.
+pub const AMENDMENTS_PENDING_MAX: usize = 64;
+/// Amendments that a replica keeps: those of a leader, and of many checkpoints of which it took no
+/// snapshot itself.
+pub const AMENDMENTS_MAX: usize = 1024;
+/// Orders of operators that one group has in its log and not committed yet.
+pub const ORDERS_MAX: usize = 64;
+/// A memory limit is lowered to no less than what the group's largest guest uses, and this
+/// percentage of the new limit has to suffice for that.
+pub const LOWERED_MEMORY_PERCENT: u64 = 80;
+
 /// Ticks after which a capture that has not ended counts as failed, though it may still end: a
 /// quarter of an hour, in which a slow disk syncs and reads a state of some 50 GiB.
 pub const CAPTURE_TICKS_MAX: u64 = 9_000;

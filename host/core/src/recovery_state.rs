@@ -13,20 +13,24 @@
 //! - a replica that has a log knows its group's lineage.
 //!
 //! ```text
-//! state = version u8 (1) · name bytes · replica u64 · boot u64 ·
+//! state = version u8 (1 or 2) · name bytes · replica u64 · boot u64 ·
 //!         stage u8 (0 met, 1 hosted, 2 removed) · lineage 16 (0 while not known) ·
 //!         term u64 · vote u64 · commit u64 · configuration · configuration index u64 ·
-//!         floor u64 · first index u64 · previous term u64 · count u32 · descs
+//!         floor u64 · first index u64 · previous term u64 · count u32 · descs · amendments
 //! ```
+//! Version 1 has no amendments. It is written as long as there are none, so that the release before
+//! can read it.
 
 use bytes::Bytes;
 
+use crate::amendment::{Amendment, Amendments};
 use crate::codec::{DecodeError, Reader, Write};
 use crate::ids::{Lineage, ReplicaId};
 use crate::limits;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_AMENDMENTS: u8 = 1;
 /// Snapshots that one state may list: the recovery points, with a reserve.
 const SNAPSHOTS_MAX: usize = limits::RECOVERY_POINTS + 2;
 
@@ -59,6 +63,8 @@ pub struct RecoveryState {
     pub previous_term: u64,
     /// Recovery points, newest first.
     pub snapshots: Vec<SnapshotDesc>,
+    /// The amendments up to the floor that are not part of every recovery point.
+    pub amendments: Amendments,
 }
 
 impl RecoveryState {
@@ -80,6 +86,7 @@ impl RecoveryState {
             first_index: 1,
             previous_term: 0,
             snapshots: Vec::new(),
+            amendments: Amendments::default(),
         }
     }
 
@@ -119,6 +126,11 @@ impl RecoveryState {
         self.floor = index;
     }
 
+    /// The entry that was handed over at `amendment.at` is an amendment.
+    pub(crate) fn amend(&mut self, amendment: Amendment) {
+        self.amendments.add(amendment);
+    }
+
     /// Lists `snapshots` and cuts the log; `previous_term` is the term of the entry before the log.
     pub(crate) fn list(
         &mut self,
@@ -128,6 +140,8 @@ impl RecoveryState {
     ) {
         self.snapshots = snapshots;
         (self.first_index, self.previous_term) = (first_index, previous_term);
+        let oldest = self.snapshots.last().map_or(0, |desc| desc.index);
+        self.amendments.forget_up_to(oldest);
     }
 
     /// A peer's snapshot takes the place of the log.
@@ -163,6 +177,9 @@ impl RecoveryState {
         if self.floor > self.commit {
             return Err(format!("floor {} is above commit {}", self.floor, self.commit));
         }
+        if self.amendments.iter().any(|it| !(oldest + 1..=self.floor).contains(&it.at)) {
+            return Err("an amendment lies before all recovery points or above the floor".into());
+        }
         if self.first_index > oldest + 1 {
             return Err(format!(
                 "the log starts at {}, which leaves a gap after the snapshot at {oldest}",
@@ -179,7 +196,10 @@ impl RecoveryState {
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.put_u8(VERSION);
+        out.put_u8(match self.amendments.is_empty() {
+            true => VERSION_WITHOUT_AMENDMENTS,
+            false => VERSION,
+        });
         out.put_bytes_within(self.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
@@ -195,11 +215,14 @@ impl RecoveryState {
         out.put_u64(self.previous_term);
         out.put_count_within(self.snapshots.len(), SNAPSHOTS_MAX);
         self.snapshots.iter().for_each(|desc| desc.encode(out));
+        if !self.amendments.is_empty() {
+            self.amendments.encode(out);
+        }
     }
 
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes, "recovery state");
-        reader.version(VERSION)?;
+        let version = reader.version_from(VERSION_WITHOUT_AMENDMENTS, VERSION)?;
         let group = reader.string(limits::GROUP_NAME_BYTES_MAX)?;
         let (replica, boot) = (ReplicaId(reader.u64()?), reader.u64()?);
         let (bootstrapped, removed) = match reader.u8()? {
@@ -226,6 +249,10 @@ impl RecoveryState {
             snapshots: {
                 let count = reader.count(SNAPSHOTS_MAX)?;
                 (0..count).map(|_| SnapshotDesc::decode(&mut reader)).collect::<Result<_, _>>()?
+            },
+            amendments: match version {
+                VERSION_WITHOUT_AMENDMENTS => Amendments::default(),
+                _newer => Amendments::decode(&mut reader)?,
             },
         };
         state.validate().map_err(|why| reader.invalid(why))?;

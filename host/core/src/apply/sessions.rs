@@ -281,6 +281,8 @@ fn encode_answer(answer: &Answer, out: &mut Vec<u8>) {
             out.put_u8(7);
             out.put_u64(*bytes);
         }
+        Answer::Rejected(Rejection::Skipped) => out.put_u8(8),
+        Answer::Rejected(Rejection::Frozen) => out.put_u8(9),
     }
 }
 
@@ -294,6 +296,8 @@ fn decode_answer(reader: &mut Reader) -> Result<Answer, DecodeError> {
         5 => Answer::Opened(reader.u64()?),
         6 => Answer::Rejected(Rejection::TooManySessions),
         7 => Answer::Rejected(Rejection::AnswerNotKept { bytes: reader.u64()? }),
+        8 => Answer::Rejected(Rejection::Skipped),
+        9 => Answer::Rejected(Rejection::Frozen),
         other => return Err(reader.unknown(u64::from(other))),
     })
 }

@@ -5,6 +5,8 @@
 //! proposed, and by however many leaders, the guest is called once for each deadline, and for none
 //! that was replaced.
 
+use crate::apply::Switches;
+
 /// What a guest sets its timer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Setting {
@@ -22,9 +24,11 @@ pub struct Deadline {
     pub set_by: u64,
 }
 
-/// The log's time after some entry, and the deadline that was pending there.
+/// What the rest of a replica has to know of the ledger after some entry: the log's time, the
+/// deadline that is pending, and what an operator has set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogClock {
     pub time_ms: u64,
     pub deadline: Option<Deadline>,
+    pub switches: Switches,
 }

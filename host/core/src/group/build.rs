@@ -32,6 +32,7 @@ pub(super) fn has_guest(
         return;
     }
     shared.log_time.applied(clock.time_ms);
+    shared.switched(applied, clock.switches);
     hosting.applying.timer.applied(applied, clock);
     hosting.snapshots.wants.met();
     hosting.applying.retry.over();
@@ -119,6 +120,24 @@ pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.settle_state(shared, effects);
 }
 
+/// Amendments were handed over, and are in the recovery state: a replica that is halted, or that
+/// applied an entry which is `skipped` now, builds its guest again. Any other one knows them if its
+/// guest fails.
+pub(super) fn amended(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    skips: bool,
+    effects: &mut Vec<Effect>,
+) {
+    hosting.snapshots.retention.undo(&shared.recovery);
+    let pipeline = &mut hosting.applying.pipeline;
+    if pipeline.halt().is_some() || (skips && pipeline.captures() && !pipeline.is_superseded()) {
+        restart(hosting, shared, effects);
+    } else {
+        pipeline.amend();
+    }
+}
+
 /// Ends what a build up to the floor makes impossible: the capture under way, and answers to
 /// entries up to the floor, which the build replays without producing answers.
 fn prepare(hosting: &mut Hosting, shared: &Shared, effects: &mut Vec<Effect>) {
@@ -161,6 +180,10 @@ pub(super) fn fail(
         hosting.applying.pipeline.stop();
         hosting.tell_list(effects);
         return hosting.end(shared, Stopped::Failed(fault), effects);
+    }
+    if fault.entry().is_some() && hosting.applying.pipeline.take_amended() {
+        // What was committed meanwhile may keep the guest from failing.
+        return restart(hosting, shared, effects);
     }
     let machine = fault.lacks_resource();
     let before = fault.entry().filter(|_| !planted("halt_without_a_state"));

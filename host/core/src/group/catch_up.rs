@@ -99,7 +99,7 @@ fn send_to_who_appends_no_more(raw: &mut RaftNode, shared: &Shared) {
     plant!("wait_for_the_cut" does return);
     for (replica, seen) in &shared.seen {
         // A follower that is only slow, or is restoring, reaches the end of its log by itself.
-        let lost = seen.halted || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
+        let lost = seen.halted.is_some() || (seen.guest == GuestIs::Absent && seen.snapshot == 0);
         let full = matches!(seen.short, Some(Shortage::Log { .. }));
         let stuck = lost && full && seen.applied < newest;
         let Some(peer) = raw.raft.mut_prs().get_mut(replica.0).filter(|_| stuck) else {

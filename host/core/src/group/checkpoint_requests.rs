@@ -64,7 +64,7 @@ impl CheckpointRequests {
 
     /// Answers all waiting requests: a checkpoint was committed at `index`.
     pub(super) fn committed(&mut self, index: u64, effects: &mut Vec<Effect>) {
-        effects.extend(self.waiting.drain(..).map(|ticket| Effect::Checkpointed { ticket, index }));
+        effects.extend(self.waiting.drain(..).map(|ticket| Effect::Entered { ticket, index }));
     }
 
     /// A client asks this leader for a checkpoint.
@@ -77,7 +77,7 @@ impl CheckpointRequests {
     ) {
         match self.may_checkpoint(checkpoints, shared) {
             Ok(None) => self.waiting.push(ticket),
-            Ok(Some(index)) => effects.push(Effect::Checkpointed { ticket, index }),
+            Ok(Some(index)) => effects.push(Effect::Entered { ticket, index }),
             Err(refusal) => effects.push(Effect::Answer { ticket, answer: Err(refusal) }),
         }
     }

@@ -43,8 +43,9 @@ pub enum Effect {
     Judged { object: ObjectRef, taken: bool },
     /// Answer the request of this ticket, which ends with it.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
-    /// Answer the request of this ticket: the checkpoint it asked for is at this index.
-    Checkpointed { ticket: Ticket, index: u64 },
+    /// Answer the request of this ticket: the checkpoint or the order that it asked for is committed
+    /// at this index.
+    Entered { ticket: Ticket, index: u64 },
     /// Publish the replica's state, which changed.
     State(ReplicaState),
 }
@@ -98,6 +99,8 @@ pub enum Running {
     DiskStalled(Stall),
     /// Answers queries and votes, but accepts no commands except those that free memory.
     MemoryHigh(MemoryUse),
+    /// Answers queries and votes, but accepts no commands, because an operator has frozen the group.
+    Frozen,
     /// Votes and keeps the log, but applies no further entry.
     Halted(Halt),
 }
@@ -164,6 +167,7 @@ impl ReplicaState {
             Self::Running(Running::NeedsSnapshot(_)) => "needs snapshot",
             Self::Running(Running::DiskFull(Shortage::Disk { .. })) => "disk full",
             Self::Running(Running::DiskFull(Shortage::Log { .. })) => "log full",
+            Self::Running(Running::Frozen) => "frozen",
             Self::Running(Running::Halted(_)) => "halted",
             Self::Running(Running::DiskStalled(_)) => "disk stalled",
             Self::Running(Running::MemoryHigh(_)) => "memory high",
@@ -189,6 +193,7 @@ impl ReplicaState {
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal().to_string()),
             Self::Running(Running::DiskStalled(stall)) => Some(stall.to_string()),
             Self::Running(Running::MemoryHigh(memory)) => Some(memory.refusal(false).to_string()),
+            Self::Running(Running::Frozen) => Some(Refusal::Frozen.to_string()),
             Self::Stopped(Stopped::Removed) => {
                 Some("the group's configuration no longer includes this replica".to_owned())
             }
@@ -209,7 +214,10 @@ impl ReplicaState {
     pub fn query_refusal(&self) -> Option<Refusal> {
         match self {
             Self::Running(
-                Running::DiskFull(_) | Running::DiskStalled(_) | Running::MemoryHigh(_),
+                Running::DiskFull(_)
+                | Running::DiskStalled(_)
+                | Running::MemoryHigh(_)
+                | Running::Frozen,
             ) => None,
             other => other.refusal(),
         }
@@ -222,6 +230,7 @@ impl ReplicaState {
             Self::Running(Running::DiskFull(shortage)) => Some(shortage.refusal()),
             Self::Running(Running::Halted(halt)) => Some(Refusal::Halted { cause: halt.cause() }),
             Self::Running(Running::MemoryHigh(memory)) => Some(memory.refusal(false)),
+            Self::Running(Running::Frozen) => Some(Refusal::Frozen),
             Self::Stopped(Stopped::Requested) => Some(Refusal::ShuttingDown),
             other => Some(Refusal::NotServing {
                 state: other.name(),
@@ -230,8 +239,13 @@ impl ReplicaState {
         }
     }
 
-    pub(super) fn is_halted(&self) -> bool {
-        matches!(self, Self::Running(Running::Halted(_)))
+    /// The entry at which the replica is halted, or 0 if no entry is to blame; `None` if it is not
+    /// halted.
+    pub fn halted_at(&self) -> Option<u64> {
+        match self {
+            Self::Running(Running::Halted(halt)) => Some(halt.fault.entry().unwrap_or(0)),
+            _other => None,
+        }
     }
 
     pub fn is_stopped(&self) -> bool {

@@ -9,6 +9,7 @@ use crate::apply::{Applied, LogClock};
 use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
+use crate::group::orders::Order;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
@@ -51,6 +52,11 @@ pub enum Event {
     /// The clients of these requests no longer wait for an answer.
     Gone {
         tickets: BTreeSet<Ticket>,
+    },
+    /// An operator's order.
+    Order {
+        ticket: Ticket,
+        order: Order,
     },
     /// A client asks for a snapshot of what has been applied.
     Checkpoint {
@@ -105,9 +111,10 @@ pub enum Event {
         index: u64,
         why: String,
     },
-    /// The guest of a halted replica was rebuilt up to this entry; `None` if that failed.
+    /// The guest of a halted replica was rebuilt up to this entry, where the ledger says this; `None`
+    /// if that failed.
     Stands {
-        at: Option<u64>,
+        at: Option<(u64, LogClock)>,
     },
     /// A snapshot fits only if the recovery point `unlist` is unlisted. The snapshot is the capture
     /// at index `capture`, which waits; or, for `None`, a peer's, which will be offered again, or

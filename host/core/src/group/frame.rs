@@ -33,8 +33,9 @@ pub struct Frame {
     pub short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     pub applied: u64,
-    /// The sender is halted: it applies no further entry.
-    pub halted: bool,
+    /// The sender applies no further entry: it is halted at this one, or at 0 if no entry is to
+    /// blame.
+    pub halted: Option<u64>,
     /// The disk of the sender's log hangs: it does not want to lead.
     pub stalled: bool,
     /// The memory use of the sender's guest; `None` before it has a guest.
@@ -63,7 +64,7 @@ impl Frame {
             wall_ms: 0,
             short: None,
             applied: 0,
-            halted: false,
+            halted: None,
             stalled: false,
             memory: None,
             snapshot: 0,

@@ -9,7 +9,8 @@
 //!   asks for a snapshot taken at or after the entry, and goes on from there. The group goes on
 //!   meanwhile.
 //! - If all replicas halt at one entry, nobody asks for anything: one of them may lead, but
-//!   commands and linearizable queries are refused until an operator acts.
+//!   commands and linearizable queries are refused until the entry is skipped or the limits are
+//!   raised: [`super::orders`], [`crate::amendment`].
 //! - Its log has a bound, as in [`super::space`]. At the bound, the leader sends it a snapshot
 //!   through raft, which is another way on: see [`super::catch_up`].
 //! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
@@ -35,16 +36,18 @@ impl Halts {
 }
 
 impl Shared {
-    /// A member that said it had applied the entry at `index`.
+    /// A member that said it had applied the entry at `index`. One that has applied more than what
+    /// was handed over here may know that the entry is skipped.
     fn applied_by(&self, index: u64) -> Option<ReplicaId> {
         let members = &self.recovery.configuration;
+        let known = index..=self.recovery.floor;
         let seen = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
-        seen.filter(|(_, seen)| seen.applied >= index).map(|(replica, _)| *replica).next()
+        seen.filter(|(_, seen)| known.contains(&seen.applied)).map(|(replica, _)| *replica).next()
     }
 
     /// Whether a replica's last frame said that it is halted.
     pub(super) fn is_halted(&self, replica: ReplicaId) -> bool {
-        self.seen.get(&replica).is_some_and(|seen| seen.halted)
+        self.seen.get(&replica).is_some_and(|seen| seen.halted.is_some())
     }
 }
 

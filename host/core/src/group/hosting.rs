@@ -20,6 +20,7 @@ use crate::group::frame::GuestIs;
 use crate::group::halt::Halts;
 use crate::group::install::Installs;
 use crate::group::membership::Membership;
+use crate::group::orders::Orders;
 use crate::group::outgoing::Outgoing;
 use crate::group::pipeline::Pipeline;
 use crate::group::proposals::Proposals;
@@ -53,6 +54,7 @@ pub(super) struct Clients {
     pub(super) proposals: Proposals,
     pub(super) reads: Reads,
     pub(super) checkpoint_requests: CheckpointRequests,
+    pub(super) orders: Orders,
 }
 
 /// What the apply lane is given, and the guest that it builds.
@@ -103,6 +105,7 @@ impl Clients {
         self.proposals.abandon(refusal, effects);
         self.reads.abandon(refusal, effects);
         self.checkpoint_requests.abandon(refusal, effects);
+        self.orders.abandon(refusal, effects);
     }
 
     /// Drops waiting requests whose clients are gone.
@@ -130,6 +133,8 @@ impl Hosting {
         let raw = RaftNode::open(state.replica, state.floor, log);
         let pipeline = Pipeline::start(state, effects);
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
+        let mut retention = Retention::default();
+        retention.undo(&shared.recovery);
         Self {
             raw,
             clients: Clients::default(),
@@ -142,7 +147,7 @@ impl Hosting {
             },
             snapshots: Snapshots {
                 checkpoints,
-                retention: Retention::default(),
+                retention,
                 outgoing: Outgoing::default(),
                 catch_ups: CatchUps::default(),
                 installs: Installs::default(),
@@ -196,12 +201,26 @@ impl Hosting {
         if let Some(refusal) = shared.state.query_refusal() {
             return Err(refusal);
         }
+        self.leads(shared)
+    }
+
+    /// Whether this replica leads the group, and is not about to hand over.
+    fn leads(&self, shared: &Shared) -> Result<(), Refusal> {
         if !self.raw.is_leader() {
             Err(self.not_leader(shared))
         } else if self.raw.raft.lead_transferee.is_some() {
             Err(Refusal::NotLeader { leader: None })
         } else {
             Ok(())
+        }
+    }
+
+    /// Whether this replica leads the group, and can put an operator's order into its log. It may
+    /// be halted.
+    pub(super) fn may_order(&self, shared: &Shared) -> Result<(), Refusal> {
+        match &shared.state {
+            ReplicaState::Running(Running::Halted(_)) => self.leads(shared),
+            _other => self.may_lead(shared),
         }
     }
 
@@ -293,6 +312,8 @@ impl Hosting {
                     Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.space.shortage() {
                     Running::DiskFull(shortage)
+                } else if shared.switches.frozen {
+                    Running::Frozen
                 } else if let Some(high) = shared.memory_high() {
                     Running::MemoryHigh(high)
                 } else {

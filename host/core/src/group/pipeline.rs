@@ -36,6 +36,8 @@ pub(super) struct Pipeline {
     /// Snapshots that raft accepted and the log does not durably list yet.
     accepted: usize,
     guest: Guest,
+    /// An amendment was handed over that the last build did not know.
+    amended: bool,
     /// Bytes of entries handed over and not reported back.
     backlog_bytes: usize,
     /// The last entry handed over.
@@ -59,6 +61,7 @@ impl Pipeline {
             build: 0,
             accepted: 0,
             guest: Guest::built(None),
+            amended: false,
             backlog_bytes: 0,
             handed: state.floor,
         };
@@ -105,6 +108,20 @@ impl Pipeline {
     /// Why the replica is halted; `None` if it is not.
     pub(super) fn halt(&self) -> Option<&Halt> {
         self.guest.halt()
+    }
+
+    /// Whether a snapshot that raft accepted replaces the guest.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.accepted > 0
+    }
+
+    /// An amendment was handed over: if the guest fails, it is built again, once.
+    pub(super) fn amend(&mut self) {
+        self.amended = true;
+    }
+
+    pub(super) fn take_amended(&mut self) -> bool {
+        std::mem::take(&mut self.amended)
     }
 
     /// Whether a guest applies what is handed over.
@@ -246,6 +263,7 @@ impl Pipeline {
         self.clear();
         self.dispatched = state.floor;
         self.build += 1;
+        self.amended = false;
         self.guest = Guest::built(Some(Build::Start { missing }));
         let job = ApplyJob::Start { build: self.build, state: Box::new(state.clone()) };
         effects.push(Effect::Apply(job));

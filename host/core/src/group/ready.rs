@@ -15,8 +15,11 @@ use raft::eraftpb::{
     ConfChange, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
 };
 
+use crate::amendment::{Amendment, Change};
+use crate::apply::Switches;
+use crate::codec::DecodeError;
 use crate::entry::{self, EntryBody, footprint};
-use crate::fault::Fault;
+use crate::fault::{Fault, Refusal};
 use crate::group::effect::{Effect, Stopped};
 use crate::group::frame::Body;
 use crate::group::hosting::Hosting;
@@ -173,6 +176,7 @@ fn deliver(
     effects: &mut Vec<Effect>,
 ) {
     let Some(last) = committed.last().map(|entry| entry.index) else { return };
+    let mut amended = None;
     let mut range = Vec::with_capacity(committed.len());
     for entry in committed {
         hosting.snapshots.checkpoints.passed(&entry);
@@ -187,6 +191,17 @@ fn deliver(
             return hosting.end(shared, Stopped::Failed(fault), effects);
         }
         let (term, index) = (entry.term, entry.index);
+        hosting.clients.orders.committed(index, term, effects);
+        if entry.get_entry_type() == EntryType::EntryNormal && entry::is_order(&entry.data) {
+            match obey(hosting, shared, &entry, effects) {
+                Ok(None) => {}
+                Ok(Some(skips)) => amended = Some(skips || amended == Some(true)),
+                Err(why) => {
+                    let fault = Fault::Internal(format!("entry {index}: {why}"));
+                    return hosting.end(shared, Stopped::Failed(fault), effects);
+                }
+            }
+        }
         range.push(entry);
         if checkpoint {
             hosting.clients.checkpoint_requests.committed(index, effects);
@@ -204,6 +219,39 @@ fn deliver(
     shared.recovery.deliver(last);
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
+    if let Some(skips) = amended {
+        build::amended(hosting, shared, skips, effects);
+    }
+}
+
+/// Obeys an operator's order that is handed over. Returns whether it is an amendment, and then
+/// whether it skips an entry.
+fn obey(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    entry: &Entry,
+    effects: &mut Vec<Effect>,
+) -> Result<Option<bool>, DecodeError> {
+    let amends = match EntryBody::decode(entry.data.clone())? {
+        EntryBody::Skip { index, .. } => Some(Change::Skip { index }),
+        EntryBody::Limits { limits, .. } => Some(Change::Limits(limits)),
+        EntryBody::Freeze { frozen, .. } => {
+            shared.switch(entry.index, Switches { frozen, ..shared.switches });
+            if frozen {
+                hosting.clients.proposals.refuse_waiting(&Refusal::Frozen, effects);
+            }
+            hosting.settle_state(shared, effects);
+            None
+        }
+        EntryBody::OnFault { on_fault, .. } => {
+            shared.switch(entry.index, Switches { on_fault, ..shared.switches });
+            None
+        }
+        _other => None,
+    };
+    let Some(change) = amends.filter(|_| !planted("amend_nothing")) else { return Ok(None) };
+    shared.recovery.amend(Amendment { at: entry.index, change });
+    Ok(Some(matches!(change, Change::Skip { .. })))
 }
 
 /// Gives the pipeline entries, and says which of them tickets wait for.

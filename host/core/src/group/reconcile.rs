@@ -31,6 +31,7 @@ use crate::group::{Shared, damage};
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::planted;
+use crate::recovery_state::RecoveryState;
 use crate::retention::{self, Facts, ObjectName, Pins, Plan, Short};
 use crate::snapshot::{Hold, SnapshotDesc, Verified};
 
@@ -94,6 +95,12 @@ impl Retention {
 
     pub(super) fn is_corrupt(&self, snapshot: &SnapshotDesc) -> bool {
         self.corrupt.contains(&retention::name(snapshot))
+    }
+
+    /// Recovery points that contain what is skipped count as corrupt: nobody starts from them.
+    pub(super) fn undo(&mut self, state: &RecoveryState) {
+        let undone = state.snapshots.iter().filter(|desc| state.amendments.undo(desc.index));
+        self.corrupt.extend(undone.map(retention::name));
     }
 
     /// A peer's copy took the place of the object: forgets that it was corrupt, and returns whether

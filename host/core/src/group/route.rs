@@ -18,7 +18,7 @@ use crate::group::{Shared, damage, vet};
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
-use crate::snapshot::chunk::Want;
+use crate::snapshot::chunk::{ObjectRef, Want};
 use crate::snapshot::{SnapshotDesc, Verified};
 
 /// Takes an event of a client, the log or the node.
@@ -58,6 +58,13 @@ pub(super) fn event(
                     effects.push(Effect::Apply(job));
                 }
             }
+        }
+        Event::Order { ticket, order } => {
+            let taken = hosting.may_order(shared).and_then(|()| {
+                let Hosting { raw, clients, applying, .. } = hosting;
+                clients.orders.given(raw, &applying.pipeline, shared, ticket, &order)
+            });
+            answer_refusal(ticket, taken, effects);
         }
         Event::Gone { tickets } => hosting.clients.forget(&tickets, effects),
         Event::Checkpoint { ticket } => match hosting.may_lead(shared) {
@@ -108,7 +115,12 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         | Event::NeedsSnapshot { build, tried, why } => {
             build::cannot_restore(hosting, shared, build, tried, &why, effects);
         }
-        Event::Stands { at } => build::stands(hosting, shared, at, effects),
+        Event::Stands { at } => {
+            if let Some((index, clock)) = at {
+                shared.switched(index, clock.switches);
+            }
+            build::stands(hosting, shared, at.map(|(index, _)| index), effects);
+        }
         Event::Captured(snapshot) => captured(hosting, shared, snapshot, effects),
         Event::CaptureWritten { index } => {
             hosting.snapshots.checkpoints.written(&mut hosting.applying.pipeline, shared, index);
@@ -149,6 +161,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         | Event::Query { .. }
         | Event::Gone { .. }
         | Event::Checkpoint { .. }
+        | Event::Order { .. }
         | Event::Unreachable(_)
         | Event::Fetched { .. }
         | Event::LogDamaged { .. }
@@ -177,6 +190,7 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
     hosting.applying.halts.tick(&mut hosting.applying.pipeline, shared);
+    hosting.clients.orders.tick(&mut hosting.raw, &hosting.applying.pipeline, shared);
     if may_wake(hosting, shared) {
         hosting.applying.timer.tick(&mut hosting.raw, shared);
     }
@@ -355,6 +369,11 @@ fn received(
     snapshot: Verified,
     effects: &mut Vec<Effect>,
 ) {
+    if shared.recovery.amendments.undo(snapshot.desc.index) {
+        // Its sender does not know yet that it contains what is skipped.
+        let object = ObjectRef::of(&snapshot.desc);
+        return effects.push(Effect::Judged { object, taken: false });
+    }
     let (wants, mut concerns) = hosting.wants(effects);
     match wants.received(&mut concerns, shared, snapshot) {
         Received::Kept => {}
@@ -385,7 +404,8 @@ fn captured(
     hosting.snapshots.checkpoints.captured(desc.index, shared.now);
     hosting.applying.rebuilds.captured(desc, shared.memory);
     hosting.snapshots.retention.note_whole(desc, shared.now);
-    if shared.recovery.newest().is_none_or(|newest| newest.index < desc.index) {
+    let newer = shared.recovery.newest().is_none_or(|newest| newest.index < desc.index);
+    if newer && !shared.recovery.amendments.undo(desc.index) {
         list_new(hosting, shared, snapshot, effects);
     }
 }
@@ -439,6 +459,9 @@ fn disk_stalled(
 /// Whether this replica accepts commands now.
 fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
     hosting.may_lead(shared)?;
+    if shared.switches.frozen {
+        return Err(Refusal::Frozen);
+    }
     shared.may_write()?;
     shared.has_space(&hosting.raw)
 }

@@ -254,7 +254,7 @@ impl Cluster {
                     process.judged.push(format!("{}:{word}", object.index));
                 }
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
-                Effect::Checkpointed { ticket, index } => {
+                Effect::Entered { ticket, index } => {
                     self.checks.answered(ticket);
                     let label = self.labels[&ticket].0.clone();
                     if !label.is_empty() {

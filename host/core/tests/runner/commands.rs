@@ -43,6 +43,8 @@
 //! entries NODE K · sessions NODE K               K entries: commands and openings; openings only
 //! twice NODE SESSION COMMAND · hostile NODE SESSION
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
+//! skip NODE INDEX [ABANDONED]... · limits NODE FUEL [MEMORY] · freeze|unfreeze NODE
+//! on-fault NODE skip|halt                        orders of an operator
 //! checkpoint NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
 //! status [NODE] · more NODE · log NODE · objects NODE · bootstrap NODE · time NODE
 //! ```
@@ -395,6 +397,9 @@ impl Session {
                 let label = told.first().map_or("", |_| "checkpoint").to_owned();
                 let ticket = self.cluster.ticket(label, false);
                 self.cluster.event(node, Event::Checkpoint { ticket });
+            }
+            ("skip" | "limits" | "freeze" | "unfreeze" | "on-fault", [node, how @ ..]) => {
+                more::order(&mut self.cluster, word, node, how);
             }
             ("handover", [node]) => self.cluster.event(node, Event::HandOver),
             ("fault", [node, ..]) => {

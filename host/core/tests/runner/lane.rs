@@ -3,11 +3,12 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{
     Answer, Applied, ENVELOPE_BYTES_MAX, Emitted, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
-use lockstep_core::entry::Profile;
+use lockstep_core::entry::{Limits, Profile};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
@@ -47,6 +48,8 @@ pub(crate) struct Lane {
     /// The number of the last start or restore.
     pub(crate) build: u64,
     told_memory: u64,
+    /// What the last start knew.
+    amendments: Amendments,
     /// It has no guest until a start or a restore builds one.
     waiting: bool,
 }
@@ -110,7 +113,7 @@ impl Lane {
                 self.come_to_a_capture(capture, image, module, store, &mut done);
             }
             ApplyJob::Stand { goal } => {
-                let at = self.stand(goal, image, store);
+                let at = self.stand(goal, image, store).map(|at| (at, self.ledger.clock()));
                 done.events.push(Event::Stands { at });
             }
             ApplyJob::Restore { snapshot, .. } if self.restores_fail => {
@@ -191,7 +194,8 @@ impl Lane {
 
     /// Builds the guest as it was after `goal`, to answer local queries.
     fn stand(&mut self, goal: u64, image: &Image, store: &SharedStore) -> Option<u64> {
-        let state = RecoveryState { floor: goal, ..image.state().clone() };
+        let amendments = self.amendments.clone();
+        let state = RecoveryState { floor: goal, amendments, ..image.state().clone() };
         self.dead = false;
         self.start(&state, image, store, &mut Done::default());
         let good = !std::mem::replace(&mut self.dead, true);
@@ -221,7 +225,8 @@ impl Lane {
         done: &mut Done,
     ) {
         (self.ledger, self.machine) = Default::default();
-        for desc in &state.snapshots {
+        self.amendments = state.amendments.clone();
+        for desc in state.snapshots.iter().filter(|desc| !state.amendments.undo(desc.index)) {
             if store.lock().expect("no panic holds the lock").is_good(desc) {
                 self.restore(desc, store);
                 let footprint = Footprint { snapshot: desc.length, memory: self.machine.memory() };
@@ -302,9 +307,20 @@ impl Lane {
         let mut applied = Applied::default();
         for entry in entries {
             applied.bytes += entry.data.len() + entry.context.len() + 48;
-            let (index, term) = (entry.index, entry.term);
+            let index = entry.index;
+            if self.amendments.skips(index) {
+                let answers = self.ledger.skip(&entry).expect("an entry can be read");
+                done.told.push(format!("skips entry {index}"));
+                self.applied(entry, answers, awaited, &mut applied, done);
+                continue;
+            }
             let answers = match self.ledger.admit(&entry).expect("an entry can be read") {
                 Work::Done(answers) => answers,
+                Work::Limit(profile) => {
+                    let Limits { fuel_command, .. } = profile.limits();
+                    done.told.push(format!("has {fuel_command} fuel a command from {index} on"));
+                    Vec::new()
+                }
                 Work::Init(_) => {
                     let footprint = Footprint { snapshot: 0, memory: self.machine.memory() };
                     done.events.push(Event::Built { index: 0, footprint });
@@ -318,6 +334,9 @@ impl Lane {
                     done.told.push(format!("is woken by entry {index}, at {}", moment.time_ms));
                     Vec::new()
                 }
+                Work::Apply(plan) if self.is_too_much(&plan.commands) => {
+                    return self.trap("apply", Some(index), done);
+                }
                 Work::Apply(plan) => {
                     let Some((outcomes, emitted)) = self.call(plan.moment, &plan.commands) else {
                         return self.trap("apply", Some(index), done);
@@ -326,24 +345,47 @@ impl Lane {
                     self.ledger.settle(plan, outcomes).expect("each command has an outcome")
                 }
             };
-            let ids = answers.iter().filter_map(|answer| match answer {
-                Answer::Opened(id) => Some((index, *id)),
-                Answer::Ok(_) | Answer::Rejected(_) => None,
-            });
-            done.opened.extend(ids);
-            if !answers.is_empty() && awaited.contains(&index) {
-                applied.answers.push(EntryAnswers { index, term, answers });
-            }
-            // Many sessions or long answers make the state large: then only some digests are
-            // computed.
-            let sessions = self.ledger.sessions();
-            let small = sessions.count() < 64 && sessions.answer_bytes() < 1 << 20;
-            let digest = (small || index % 256 == 0)
-                .then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
-            done.applied.push((entry, digest));
+            self.applied(entry, answers, awaited, &mut applied, done);
         }
         (applied.last, applied.clock) = (self.ledger.applied(), Some(self.ledger.clock()));
         done.events.push(Event::Applied(applied));
+    }
+
+    /// An entry was applied or skipped.
+    fn applied(
+        &self,
+        entry: Entry,
+        answers: Vec<Answer>,
+        awaited: &BTreeSet<u64>,
+        applied: &mut Applied,
+        done: &mut Done,
+    ) {
+        let (index, term) = (entry.index, entry.term);
+        let ids = answers.iter().filter_map(|answer| match answer {
+            Answer::Opened(id) => Some((index, *id)),
+            Answer::Ok(_) | Answer::Rejected(_) => None,
+        });
+        done.opened.extend(ids);
+        if !answers.is_empty() && awaited.contains(&index) {
+            applied.answers.push(EntryAnswers { index, term, answers });
+        }
+        // Many sessions or long answers make the state large: then only some digests are computed.
+        let sessions = self.ledger.sessions();
+        let small = sessions.count() < 64 && sessions.answer_bytes() < 1 << 20;
+        let digest =
+            (small || index % 256 == 0).then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
+        done.applied.push((entry, digest));
+    }
+
+    /// Whether a command, `needs FUEL`, needs more fuel than the limits give it.
+    fn is_too_much(&self, commands: &[Bytes]) -> bool {
+        let Some(record) = self.ledger.bootstrap() else { return false };
+        let profile = self.amendments.lift(&record.profile, self.ledger.applied() - 1);
+        let needs = |command: &Bytes| {
+            let text = str::from_utf8(command).ok()?;
+            text.trim().strip_prefix("needs ")?.parse::<u64>().ok()
+        };
+        commands.iter().filter_map(needs).any(|fuel| fuel > profile.fuel_command)
     }
 
     fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<(Vec<Outcome>, Emitted)> {

@@ -1,8 +1,9 @@
 //! What `more NODE` shows, which is the rest of a replica's status, and `log NODE`. Also the
 //! requests of clients other than commands, disks that hang, and logs that refuse a job.
 
+use lockstep_core::entry::{Limits, OnFault, Profile};
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
-use lockstep_core::group::{Event, GroupStatus, PeerStatus, RebuildTally};
+use lockstep_core::group::{Event, GroupStatus, Order, PeerStatus, RebuildTally};
 use lockstep_core::ids::ReplicaId;
 use lockstep_core::retention::Pin;
 
@@ -26,6 +27,32 @@ pub(crate) fn close(cluster: &mut Cluster, node: &str, session: &str) {
     let ticket = cluster.ticket(format!("close {session}"), false);
     let session = cluster.session(session.parse().expect("close NODE SESSION"));
     cluster.event(node, Event::CloseSession { ticket, session });
+}
+
+/// An operator orders: `skip NODE INDEX [ABANDON]...`, `limits NODE FUEL`, `freeze NODE`,
+/// `on-fault NODE skip|halt`.
+pub(crate) fn order(cluster: &mut Cluster, word: &str, node: &str, how: &[&str]) {
+    let label = [&[word], how].concat().join(" ");
+    let order = match (word, how) {
+        ("skip", [index, abandon @ ..]) => Order::Skip {
+            index: index.parse().expect("skip NODE INDEX"),
+            abandon: abandon.iter().map(|name| cluster.processes[*name].node).collect(),
+        },
+        ("limits", [fuel]) => {
+            let fuel_command = fuel.parse().expect("limits NODE FUEL");
+            Order::Limits(Limits { fuel_command, ..Profile::default().limits() })
+        }
+        ("limits", [_, memory]) => {
+            let memory_bytes = memory.parse().expect("limits NODE FUEL MEMORY");
+            Order::Limits(Limits { memory_bytes, ..Profile::default().limits() })
+        }
+        ("freeze" | "unfreeze", []) => Order::Freeze(word == "freeze"),
+        ("on-fault", ["skip"]) => Order::OnFault(OnFault::Skip),
+        ("on-fault", ["halt"]) => Order::OnFault(OnFault::Halt),
+        _other => panic!("{label}"),
+    };
+    let ticket = cluster.ticket(label, false);
+    cluster.event(node, Event::Order { ticket, order });
 }
 
 /// The disk of a node hangs, or answers again, and its replica is told.
@@ -133,6 +160,8 @@ pub(crate) fn brief(rejection: &Rejection) -> String {
         Rejection::AnswerNotKept { bytes } => format!("answer of {bytes} bytes was not kept"),
         Rejection::SessionFull => "session full".to_owned(),
         Rejection::TooManySessions => "too many sessions".to_owned(),
+        Rejection::Skipped => "skipped".to_owned(),
+        Rejection::Frozen => "frozen".to_owned(),
     }
 }
 

@@ -1,0 +1,133 @@
+//! Amendments: entries that take a halted group on, because they change what an earlier entry does.
+//!
+//! A replica that halts before the entry at `i` looks no further on its own, but entries go on being
+//! committed. An amendment that is committed at `j`, after `i`, holds for `i` as well: the replica
+//! builds its guest again, with the amendment known from the start. So the state at `j` and after it
+//! is a function of the log, the same on every replica:
+//!
+//! - [`Change::Skip`]: the entry at `i` does not reach the guest. It still advances log time and
+//!   counts for sessions, whose calls are answered [`crate::fault::Rejection::Skipped`].
+//! - [`Change::Limits`]: the group's limits from `j` on. Entries before `j` borrow what is raised,
+//!   and never what is lowered: what they did under the old limits they must be able to do again.
+//!
+//! A recovery point at or after `i` and before `j` that contains what was skipped is *undone*: no
+//! replica may start from it. Only a replica that was given up in order to skip the entry
+//! (`--abandon`) can have taken one.
+//!
+//! A replica keeps an amendment in its [`RecoveryState`](crate::recovery_state::RecoveryState), from
+//! the moment that it hands the entry over, until every recovery point is at or after `j`.
+
+use crate::codec::{DecodeError, Reader, Write};
+use crate::entry::{Limits, Profile};
+use crate::limits;
+use crate::mutant::planted;
+
+/// What an amendment changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The entry at this index does not reach the guest.
+    Skip { index: u64 },
+    /// The group has other limits.
+    Limits(Limits),
+}
+
+/// A change, and the index of the entry that made it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Amendment {
+    pub at: u64,
+    pub change: Change,
+}
+
+/// The amendments that a replica has to know before it builds a guest; by ascending index.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Amendments(Vec<Amendment>);
+
+impl Amendments {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Amendment> {
+        self.0.iter()
+    }
+
+    /// Whether a leader proposes no further one before a recovery point contains an earlier one.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= limits::AMENDMENTS_PENDING_MAX
+    }
+
+    /// Whether the entry at `index` does not reach the guest.
+    pub fn skips(&self, index: u64) -> bool {
+        let skips = |it: &Amendment| it.change == Change::Skip { index };
+        self.0.iter().any(skips) && !planted("skip_not_kept")
+    }
+
+    /// Whether a snapshot at `index`, which may have been taken before the amendments were known,
+    /// contains an entry that is skipped.
+    pub fn undo(&self, index: u64) -> bool {
+        let undoes = |it: &Amendment| match it.change {
+            Change::Skip { index: skipped } => (skipped..it.at).contains(&index),
+            Change::Limits(_) => false,
+        };
+        self.0.iter().any(undoes) && !planted("start_from_what_is_undone")
+    }
+
+    /// The limits under which a guest is built that has applied the entries up to `applied`, if its
+    /// ledger says `profile`.
+    pub fn lift(&self, profile: &Profile, applied: u64) -> Profile {
+        let later = self.0.iter().filter(|it| it.at > applied);
+        later.fold(*profile, |profile, it| match it.change {
+            Change::Limits(limits) => profile.raised_to(&limits),
+            Change::Skip { .. } => profile,
+        })
+    }
+
+    /// Adds the newest one. Beyond the bound the oldest is forgotten: a replica that needs it halts
+    /// where the others go on, and takes a snapshot of theirs.
+    pub(crate) fn add(&mut self, amendment: Amendment) {
+        debug_assert!(self.0.last().is_none_or(|last| last.at < amendment.at), "they are in order");
+        if self.0.len() >= limits::AMENDMENTS_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(amendment);
+    }
+
+    /// Forgets those that every recovery point contains; the oldest one is at `oldest`.
+    pub(crate) fn forget_up_to(&mut self, oldest: u64) {
+        self.0.retain(|it| it.at > oldest);
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_count_within(self.0.len(), limits::AMENDMENTS_MAX);
+        for Amendment { at, change } in &self.0 {
+            out.put_u64(*at);
+            match change {
+                Change::Skip { index } => {
+                    out.put_u8(0);
+                    out.put_u64(*index);
+                }
+                Change::Limits(limits) => {
+                    out.put_u8(1);
+                    limits.encode(out);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let mut all = Self::default();
+        for _ in 0..reader.count(limits::AMENDMENTS_MAX)? {
+            let at = reader.u64()?;
+            let change = match reader.u8()? {
+                0 => Change::Skip { index: reader.u64()? },
+                1 => Change::Limits(Limits::decode(reader)?),
+                other => return Err(reader.unknown(u64::from(other))),
+            };
+            if all.0.last().is_some_and(|last| last.at >= at) {
+                return Err(reader.invalid("its amendments are out of order"));
+            }
+            all.0.push(Amendment { at, change });
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,216 @@
+//! What operators order: to skip an entry, to change limits, to freeze the group, and what becomes
+//! of entries at which every voter halts.
+//!
+//! - The leader judges an order by what it knows of the voters, and puts it into the log; it is
+//!   obeyed, by every replica, once it is committed. A halted replica may lead for this.
+//! - An entry is skipped only if no voter has applied it: each one reports that it is halted there.
+//!   One that is not heard may be abandoned: if it did apply the entry, what it acknowledged then is
+//!   undone.
+//! - If the group's policy is to skip, the leader gives that order itself, once every voter is halted
+//!   at the same entry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::apply::Switches;
+use crate::entry::{EntryBody, Limits, OnFault};
+use crate::fault::Refusal;
+use crate::group::Shared;
+use crate::group::effect::Effect;
+use crate::group::pipeline::Pipeline;
+use crate::group::raft_node::RaftNode;
+use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::limits;
+use crate::mutant::planted;
+
+/// An order of an operator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Skip the entry at this index, at which every voter is halted, except those on these nodes,
+    /// which are not heard.
+    Skip { index: u64, abandon: BTreeSet<NodeId> },
+    /// Change the group's limits.
+    Limits(Limits),
+    /// Stop commands and wake-ups, or let them go on.
+    Freeze(bool),
+    OnFault(OnFault),
+}
+
+/// Orders that are in the log and not committed yet.
+#[derive(Default)]
+pub(super) struct Orders {
+    /// By index: the term, and who waits.
+    proposed: BTreeMap<u64, (u64, Option<Ticket>)>,
+}
+
+impl Orders {
+    /// An operator gives this leader an order.
+    pub(super) fn given(
+        &mut self,
+        raw: &mut RaftNode,
+        pipeline: &Pipeline,
+        shared: &mut Shared,
+        ticket: Ticket,
+        order: &Order,
+    ) -> Result<(), Refusal> {
+        if self.proposed.len() >= limits::ORDERS_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        judge(order, pipeline, shared).map_err(|why| Refusal::NotNow { why })?;
+        if self.propose(raw, shared, order, Some(ticket)) {
+            Ok(())
+        } else {
+            Err(Refusal::Overloaded)
+        }
+    }
+
+    /// On a leader, skips the entry at which every voter is halted, if that is the group's policy.
+    pub(super) fn tick(&mut self, raw: &mut RaftNode, pipeline: &Pipeline, shared: &mut Shared) {
+        let halted = pipeline.halt().and_then(|halt| halt.fault.entry());
+        let Some(index) = halted.filter(|_| raw.is_leader()) else { return };
+        let order = Order::Skip { index, abandon: BTreeSet::new() };
+        if shared.switches.on_fault == OnFault::Skip
+            && self.proposed.is_empty()
+            && judge(&order, pipeline, shared).is_ok()
+        {
+            self.propose(raw, shared, &order, None);
+        }
+    }
+
+    fn propose(
+        &mut self,
+        raw: &mut RaftNode,
+        shared: &mut Shared,
+        order: &Order,
+        ticket: Option<Ticket>,
+    ) -> bool {
+        let time_ms = shared.stamp();
+        let body = match *order {
+            Order::Skip { index, .. } => EntryBody::Skip { time_ms, index },
+            Order::Limits(limits) => EntryBody::Limits { time_ms, limits },
+            Order::Freeze(frozen) => EntryBody::Freeze { time_ms, frozen },
+            Order::OnFault(on_fault) => EntryBody::OnFault { time_ms, on_fault },
+        };
+        let proposed = raw.propose_body(&body);
+        if let Some((index, term)) = proposed {
+            self.proposed.insert(index, (term, ticket));
+        }
+        proposed.is_some()
+    }
+
+    /// The entry of this term at `index` is committed.
+    pub(super) fn committed(&mut self, index: u64, term: u64, effects: &mut Vec<Effect>) {
+        let Some((of, ticket)) = self.proposed.remove(&index) else { return };
+        let Some(ticket) = ticket else { return };
+        effects.push(match of == term {
+            true => Effect::Entered { ticket, index },
+            false => Effect::Answer { ticket, answer: Err(Refusal::Lost) },
+        });
+    }
+
+    /// This replica no longer leads: what was proposed may still be committed.
+    pub(super) fn abandon(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
+        let refusal = Refusal::Unknown { why: refusal.to_string() };
+        for (_, ticket) in std::mem::take(&mut self.proposed).into_values() {
+            let answer = Err(refusal.clone());
+            effects.extend(ticket.map(|ticket| Effect::Answer { ticket, answer }));
+        }
+    }
+}
+
+impl Shared {
+    /// The entry at `index`, which is handed over, sets this.
+    pub(super) fn switch(&mut self, index: u64, switches: Switches) {
+        (self.switches, self.switched_at) = (switches, index);
+    }
+
+    /// The ledger says this of the entries up to `applied`: it counts if nothing was set since.
+    pub(super) fn switched(&mut self, applied: u64, switches: Switches) {
+        if self.switched_at <= applied {
+            self.switches = switches;
+        }
+    }
+}
+
+/// Whether the order may be given now; otherwise, why not.
+fn judge(order: &Order, pipeline: &Pipeline, shared: &Shared) -> Result<(), String> {
+    let amends = matches!(order, Order::Skip { .. } | Order::Limits(_));
+    if amends && shared.recovery.amendments.is_full() {
+        return Err(format!(
+            "{} entries were skipped, or limits changed, since this node's oldest snapshot: wait \
+             for the next checkpoints",
+            limits::AMENDMENTS_PENDING_MAX
+        ));
+    }
+    match order {
+        Order::Skip { index, abandon } => judge_skip(*index, abandon, pipeline, shared),
+        Order::Limits(limits) => judge_limits(limits, shared),
+        Order::Freeze(_) | Order::OnFault(_) => Ok(()),
+    }
+}
+
+fn judge_skip(
+    index: u64,
+    abandon: &BTreeSet<NodeId>,
+    pipeline: &Pipeline,
+    shared: &Shared,
+) -> Result<(), String> {
+    let own = pipeline.halt().and_then(|halt| halt.fault.entry());
+    if own != Some(index) && !planted("skip_what_was_applied") {
+        return Err(match own {
+            Some(entry) => format!("the group is halted at entry {entry}, not at entry {index}"),
+            None => format!("the group is not halted at entry {index}: nothing is to be skipped"),
+        });
+    }
+    for voter in voters(shared).filter(|voter| *voter != shared.me()) {
+        let node = voter.node();
+        let seen = shared.seen.get(&voter);
+        let applied = seen.map_or(0, |seen| seen.applied);
+        if applied >= index && !planted("skip_what_was_applied") {
+            return Err(format!(
+                "node {node} has applied entry {index}: the replicas that are halted there have \
+                 diverged from it, and go on from its snapshot"
+            ));
+        }
+        let silent = shared.is_silent(voter);
+        if abandon.contains(&node) && !silent {
+            return Err(format!("node {node} is heard, so it cannot be abandoned"));
+        }
+        if silent && !abandon.contains(&node) && !planted("skip_what_was_applied") {
+            return Err(format!(
+                "node {node} is not heard, and may have applied entry {index}: start it, or \
+                 abandon it, which undoes what it may have acknowledged there"
+            ));
+        }
+        let there = seen.and_then(|seen| seen.halted) == Some(index);
+        if !silent && !there && !planted("skip_what_was_applied") {
+            return Err(format!(
+                "node {node} is not halted at entry {index}: it has applied entry {applied}; wait \
+                 until it gets there"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn judge_limits(limits: &Limits, shared: &Shared) -> Result<(), String> {
+    let most = u128::from(limits.memory_bytes) * u128::from(limits::LOWERED_MEMORY_PERCENT) / 100;
+    for voter in voters(shared) {
+        let Some(memory) = shared.memory_of(voter) else { continue };
+        if limits.memory_bytes < memory.most && u128::from(memory.bytes) > most {
+            return Err(format!(
+                "the state machine of node {} has {} bytes of memory, and a limit of {} bytes is \
+                 lowered only if it has at most {} % of it",
+                voter.node(),
+                memory.bytes,
+                limits.memory_bytes,
+                limits::LOWERED_MEMORY_PERCENT
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn voters(shared: &Shared) -> impl Iterator<Item = ReplicaId> {
+    let configuration = &shared.recovery.configuration;
+    configuration.voters.union(&configuration.voters_outgoing).copied()
+}
