@@ -22,6 +22,8 @@ pub(crate) struct Checks {
     /// Committed entries by index: term and data.
     committed: BTreeMap<u64, (u64, Bytes)>,
     digests: BTreeMap<u64, Digest>,
+    /// Entries that are skipped, and the entry that ordered it.
+    skipped: BTreeMap<u64, u64>,
     /// The highest index at which each command was applied.
     payloads: BTreeMap<Bytes, u64>,
     answered: BTreeSet<Ticket>,
@@ -55,6 +57,16 @@ impl Checks {
                 *highest = entry.index.max(*highest);
             }
         }
+    }
+
+    /// A replica knows that the entry at `index` is skipped, as that at `by` orders. Replicas that
+    /// were abandoned for it may have applied it, and more entries up to `by`.
+    pub(crate) fn skipped(&mut self, index: u64, by: u64) {
+        let known = *self.skipped.entry(index).or_insert_with(|| {
+            self.digests.retain(|at, _| !(index..by).contains(at));
+            by
+        });
+        assert_eq!(known, by, "entry {index} is skipped by two entries");
     }
 
     pub(crate) fn has_answer(&self, ticket: Ticket) -> bool {

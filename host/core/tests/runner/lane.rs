@@ -49,7 +49,7 @@ pub(crate) struct Lane {
     pub(crate) build: u64,
     told_memory: u64,
     /// What the last start knew.
-    amendments: Amendments,
+    pub(crate) amendments: Amendments,
     /// It has no guest until a start or a restore builds one.
     waiting: bool,
 }
