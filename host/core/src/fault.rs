@@ -310,7 +310,7 @@ impl FaultClass {
     fn way_out(self) -> &'static str {
         match self {
             Self::Trap | Self::OutOfFuel | Self::OutOfMemory | Self::StackOverflow => {
-                "if every replica halts there, ask the state machine's author; one that halts \
+                "if every voter halts there, `lockstep faults` shows the ways on; one that halts \
                  alone at an entry continues from another's snapshot"
             }
             Self::Refused => {
