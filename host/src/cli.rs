@@ -12,10 +12,12 @@ mod bench;
 mod build;
 mod check;
 mod dev;
+mod faults;
 mod format;
 mod inspect;
 mod kit;
 mod new;
+mod orders;
 mod query;
 mod recover;
 mod remote;
@@ -85,6 +87,18 @@ enum Command {
     Inspect(inspect::Args),
     /// Replay what happened in a group, from a stopped node's log, against a component.
     Replay(replay::Args),
+    /// Show why replicas are halted, and the ways on.
+    Faults(faults::Args),
+    /// Skip the entry at which all replicas are halted.
+    Skip(orders::SkipArgs),
+    /// Change the limits of a group.
+    Limits(orders::LimitsArgs),
+    /// Stop the commands of a group; queries go on.
+    Freeze(orders::FreezeArgs),
+    /// Let the commands of a frozen group go on.
+    Unfreeze(orders::FreezeArgs),
+    /// Set what becomes of entries at which all replicas halt.
+    OnFault(orders::OnFaultArgs),
     /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
@@ -153,6 +167,12 @@ fn run(command: Command) -> Outcome {
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Faults(args) => block_on(faults::run(args))?,
+        Command::Skip(args) => block_on(orders::skip(args))?,
+        Command::Limits(args) => block_on(orders::limits(args))?,
+        Command::Freeze(args) => block_on(orders::freeze(args, true))?,
+        Command::Unfreeze(args) => block_on(orders::freeze(args, false))?,
+        Command::OnFault(args) => block_on(orders::on_fault(args))?,
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),

@@ -31,6 +31,7 @@ pub mod guest;
 
 pub use clients::ClientSettings;
 pub use guest::GuestLimits;
+pub(crate) use guest::check_limits;
 use guest::Written;
 
 use address::{Place, check_address};
@@ -404,7 +405,7 @@ fn parse_share(what: &str, text: &str) -> Result<Share, String> {
 }
 
 /// Reads a size: bytes, or a whole number of KiB, MiB or GiB.
-fn parse_size(what: &str, text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(what: &str, text: &str) -> Result<u64, String> {
     let bad = || format!("{what}: {text:?} is not a size: write a number of bytes, 64MiB or 2GiB");
     let text = text.trim();
     let (number, unit) =

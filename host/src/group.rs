@@ -19,6 +19,7 @@ use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
 use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
+use raft::eraftpb::Entry;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -142,7 +143,8 @@ pub(crate) enum LaneJob {
 enum Waiting {
     Command(Reply),
     Query(Asked),
-    Checkpoint(oneshot::Sender<Result<u64, Refusal>>),
+    /// Is answered with the index of the entry that it asked for: a checkpoint, or an order.
+    Entry(oneshot::Sender<Result<u64, Refusal>>),
 }
 
 impl Waiting {
@@ -151,7 +153,7 @@ impl Waiting {
         match self {
             Self::Command(answer) => !answer.is_closed(),
             Self::Query(asked) => asked.waits(),
-            Self::Checkpoint(answer) => !answer.is_closed(),
+            Self::Entry(answer) => !answer.is_closed(),
         }
     }
 }
@@ -347,6 +349,10 @@ impl GroupActor {
             let _ = done.send(());
             return None;
         }
+        if let Request::Entry { index, answer } = request {
+            self.read_entry(index, answer);
+            return None;
+        }
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let (waiting, event) = match request {
@@ -372,8 +378,12 @@ impl GroupActor {
                 (waiting, Event::Query { ticket, request, linearizable })
             }
             Request::Checkpoint { answer } => {
-                (Waiting::Checkpoint(answer), Event::Checkpoint { ticket })
+                (Waiting::Entry(answer), Event::Checkpoint { ticket })
             }
+            Request::Order { order, answer } => {
+                (Waiting::Entry(answer), Event::Order { ticket, order })
+            }
+            Request::Entry { .. } => unreachable!("answered above"),
             Request::Report { .. } => unreachable!("answered above"),
         };
         self.tickets.insert(ticket, waiting);
@@ -405,7 +415,7 @@ impl GroupActor {
                 }
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
-                Effect::Checkpointed { ticket, index } => self.checkpointed(ticket, index),
+                Effect::Entered { ticket, index } => self.entered(ticket, index),
                 Effect::State(state) => self.publish_state(state),
             }
         }
@@ -420,6 +430,15 @@ impl GroupActor {
                     for a follower");
             }
             handle.raise(Event::Fetched { from, entries: entries.ok() });
+        }));
+    }
+
+    /// Has an entry read back, for an operator who wants to see it.
+    fn read_entry(&self, index: u64, answer: oneshot::Sender<Option<Entry>>) {
+        let (reader, id) = (self.lanes.log.reader(), self.handle.id());
+        tokio::spawn(readers::read(Arc::clone(&self.lanes.readers.log), move || {
+            let entries = reader.entries(id, index, index + 1, limits::APPEND_BYTES_MAX);
+            let _ = answer.send(entries.ok().and_then(|entries| entries.into_iter().next()));
         }));
     }
 
@@ -475,9 +494,9 @@ impl GroupActor {
         match (self.tickets.remove(&ticket), answer) {
             (Some(Waiting::Command(reply)), answer) => reply.send(answer),
             (Some(Waiting::Query(asked)), Err(refusal)) => asked.answer(Err(refusal)),
-            (Some(Waiting::Checkpoint(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
-            (Some(Waiting::Query(_) | Waiting::Checkpoint(_)), Ok(_)) => {
-                unreachable!("the core only refuses queries and checkpoints")
+            (Some(Waiting::Entry(sender)), Err(refusal)) => drop(sender.send(Err(refusal))),
+            (Some(Waiting::Query(_) | Waiting::Entry(_)), Ok(_)) => {
+                unreachable!("the core only refuses queries, checkpoints and orders")
             }
             (None, _) => unreachable!("a ticket is answered once"),
         }
@@ -489,17 +508,17 @@ impl GroupActor {
             Some(Waiting::Query(asked)) => {
                 let _ = self.lanes.apply.send(LaneJob::Ask(Query { request, index, asked }));
             }
-            Some(Waiting::Command(_) | Waiting::Checkpoint(_)) | None => {
+            Some(Waiting::Command(_) | Waiting::Entry(_)) | None => {
                 unreachable!("the ticket belongs to a query")
             }
         }
     }
 
-    fn checkpointed(&mut self, ticket: Ticket, index: u64) {
+    fn entered(&mut self, ticket: Ticket, index: u64) {
         match self.tickets.remove(&ticket) {
-            Some(Waiting::Checkpoint(sender)) => drop(sender.send(Ok(index))),
+            Some(Waiting::Entry(sender)) => drop(sender.send(Ok(index))),
             Some(Waiting::Command(_) | Waiting::Query(_)) | None => {
-                unreachable!("the ticket belongs to a checkpoint")
+                unreachable!("the ticket belongs to a checkpoint or an order")
             }
         }
     }
@@ -551,7 +570,7 @@ impl GroupActor {
                     reply.send(Err(Refusal::Unknown { why: refusal.to_string() }));
                 }
                 Waiting::Query(asked) => asked.answer(Err(refusal.clone())),
-                Waiting::Checkpoint(sender) => drop(sender.send(Err(refusal.clone()))),
+                Waiting::Entry(sender) => drop(sender.send(Err(refusal.clone()))),
             }
         }
     }

@@ -157,6 +157,8 @@ pub trait Guest: Send {
     ) -> Result<(), GuestFault>;
     /// The guest's own digest of its state, if it has one. The state stays as it was.
     fn digest(&mut self) -> Result<Option<Bytes>, GuestFault>;
+    /// The group has the limits of this profile from now on.
+    fn limit(&mut self, profile: &Profile);
     /// Bytes of linear memory in use.
     fn memory_bytes(&self) -> u64;
     /// Whether the guest may be entered again: no fault has made it unusable.

@@ -114,7 +114,7 @@ async fn a_component_that_faults_halts_with_the_class_of_its_fault() {
         assert_eq!(apply(&client, "nothing").await, "");
         client.apply(deed).await.expect_err("it has no answer");
         let status = halted(&mut cluster, "hostile").await;
-        let way_out = "if every replica halts there, ask the state machine's author";
+        let way_out = "if every voter halts there, `lockstep faults` shows the ways on";
         assert_says(&status.cause, &[&format!("{class} in apply at index"), way_out]);
         assert_refuses(&client, &[class, way_out, "try another node"]).await;
         cluster.stop_all().await.expect("it stops");

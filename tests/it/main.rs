@@ -27,3 +27,4 @@ mod stalls;
 mod start;
 mod streams;
 mod timers;
+mod ways_on;

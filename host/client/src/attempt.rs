@@ -100,9 +100,9 @@ fn judge(refusal: &str, unknown: bool) -> Verdict {
     match refusal {
         _any if unknown => Verdict::Unknown,
         "unknown-group" | "too-large" | "malformed" | "query-faulted" | "query-too-much"
-        | "compacted" => Verdict::Final,
+        | "compacted" | "not-now" => Verdict::Final,
         "overloaded" | "checkpoint-too-soon" => Verdict::Overloaded,
-        "not-serving" | "sessions-full" => Verdict::Slowly,
+        "not-serving" | "sessions-full" | "frozen" => Verdict::Slowly,
         "disk-full" | "log-full" | "memory-high" | "halted" | "queries-refused" | "from-future" => {
             Verdict::Once
         }

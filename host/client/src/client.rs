@@ -305,6 +305,30 @@ impl Client {
         .map(|(response, _)| response.index)
     }
 
+    /// Gives an operator's order; returns the index of the entry at which every replica obeys it.
+    pub async fn order(&self, order: v1::order_request::Order) -> Result<u64> {
+        let request = v1::OrderRequest { group: self.group(), order: Some(order) };
+        self.run(Repeat::Always, |mut client, timeout| {
+            let request = timed(request.clone(), timeout);
+            async move { client.order(request).await }
+        })
+        .await
+        .map(|(response, _)| response.index)
+    }
+
+    /// Why the replica on the node at `endpoint` is halted; with the entry's commands, if asked.
+    pub async fn fault(&self, endpoint: &str, commands: bool) -> Result<v1::FaultResponse> {
+        let mut client = self.inner.routes.at(endpoint)?.client;
+        let message = v1::FaultRequest { group: self.group(), commands };
+        let deadline = self.inner.options.deadline;
+        let asking = client.fault(timed(message, deadline));
+        match tokio::time::timeout(deadline, asking).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
+            Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
+        }
+    }
+
     pub(crate) fn routes(&self) -> &Routes {
         &self.inner.routes
     }
@@ -405,6 +429,10 @@ pub(crate) fn settle(rejected: v1::Rejection, attempts: u32) -> Result<Outcome> 
         Kind::SessionExpired => Err(Error::SessionExpired { message: text() }),
         Kind::AnswerTooLarge => Err(Error::AnswerTooLarge { message: text() }),
         Kind::SessionFull => Err(Error::SessionFull { message: text() }),
+        Kind::Skipped => Err(Error::Skipped { message: text() }),
+        Kind::Frozen => {
+            Err(Error::Refused { refusal: "frozen".to_owned(), message: text(), attempts })
+        }
         Kind::Unspecified => Err(unreadable("it has an unknown kind of rejection", attempts)),
     }
 }

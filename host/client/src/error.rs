@@ -29,6 +29,10 @@ pub enum Error {
     /// Not applied: the session has more unanswered calls, or longer answers, than nodes keep.
     #[error("{message}")]
     SessionFull { message: String },
+    /// Not applied: the state machine failed on the command, or on another of its entry, and an
+    /// operator, or the group's policy, had the entry skipped.
+    #[error("{message}")]
+    Skipped { message: String },
     /// The answer of a node to a query or a watch does not conform to the protocol.
     #[error("malformed answer: {0}")]
     Malformed(&'static str),

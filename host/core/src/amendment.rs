@@ -51,6 +51,12 @@ impl Amendments {
         self.0.iter()
     }
 
+    /// Those that are newer than all of `known`.
+    pub fn since<'a>(&'a self, known: &Self) -> impl Iterator<Item = &'a Amendment> + use<'a> {
+        let last = known.0.last().map_or(0, |last| last.at);
+        self.0.iter().filter(move |it| it.at > last)
+    }
+
     /// Whether a leader proposes no further one before a recovery point contains an earlier one.
     pub fn is_full(&self) -> bool {
         self.0.len() >= limits::AMENDMENTS_PENDING_MAX

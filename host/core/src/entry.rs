@@ -10,7 +10,8 @@
 //! close      (5) = time ms u64 · session u64
 //! wake       (6) = time ms u64 · set by u64
 //! skip       (7) = time ms u64 · index u64
-//! limits     (8) = time ms u64 · fuel of an entry u64 · fuel of a command u64 · memory bytes u64
+//! limits     (8) = time ms u64 · fuel of an entry u64 · fuel of a command u64 · memory bytes u64,
+//!                each 0 if it stays as it is
 //! freeze     (9) = time ms u64 · frozen u8
 //! on fault  (10) = time ms u64 · skip u8
 //! ```
@@ -97,13 +98,13 @@ pub enum OnFault {
     Skip,
 }
 
-/// The limits of a group that can be changed later.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A change of a group's limits; `None` leaves one as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Limits {
     /// As in [`Profile`].
-    pub fuel_entry: u64,
-    pub fuel_command: u64,
-    pub memory_bytes: u64,
+    pub fuel_entry: Option<u64>,
+    pub fuel_command: Option<u64>,
+    pub memory_bytes: Option<u64>,
 }
 
 /// The bootstrap record. Limits that decide outcomes come from here, never from a node's
@@ -155,25 +156,25 @@ impl Default for Profile {
 }
 
 impl Profile {
-    /// The limits in it that can be changed.
-    pub fn limits(&self) -> Limits {
-        let Self { fuel_entry, fuel_command, memory_bytes, .. } = *self;
-        Limits { fuel_entry, fuel_command, memory_bytes }
-    }
-
     /// The same profile with these limits.
     pub fn with(&self, limits: &Limits) -> Self {
-        let Limits { fuel_entry, fuel_command, memory_bytes } = *limits;
-        Self { fuel_entry, fuel_command, memory_bytes, ..*self }
+        Self {
+            fuel_entry: limits.fuel_entry.unwrap_or(self.fuel_entry),
+            fuel_command: limits.fuel_command.unwrap_or(self.fuel_command),
+            memory_bytes: limits.memory_bytes.unwrap_or(self.memory_bytes),
+            ..*self
+        }
     }
 
     /// The same profile with those of these limits that are higher.
     pub fn raised_to(&self, limits: &Limits) -> Self {
-        self.with(&Limits {
-            fuel_entry: self.fuel_entry.max(limits.fuel_entry),
-            fuel_command: self.fuel_command.max(limits.fuel_command),
-            memory_bytes: self.memory_bytes.max(limits.memory_bytes),
-        })
+        let changed = self.with(limits);
+        Self {
+            fuel_entry: self.fuel_entry.max(changed.fuel_entry),
+            fuel_command: self.fuel_command.max(changed.fuel_command),
+            memory_bytes: self.memory_bytes.max(changed.memory_bytes),
+            ..*self
+        }
     }
 }
 
@@ -366,17 +367,15 @@ fn decode_reason(reader: &mut Reader) -> Result<CheckpointReason, DecodeError> {
 
 impl Limits {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.put_u64(self.fuel_entry);
-        out.put_u64(self.fuel_command);
-        out.put_u64(self.memory_bytes);
+        let Self { fuel_entry, fuel_command, memory_bytes } = *self;
+        for limit in [fuel_entry, fuel_command, memory_bytes] {
+            out.put_u64(limit.unwrap_or(0));
+        }
     }
 
     pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Self {
-            fuel_entry: reader.u64()?,
-            fuel_command: reader.u64()?,
-            memory_bytes: reader.u64()?,
-        })
+        let mut limit = || reader.u64().map(|limit| Some(limit).filter(|limit| *limit > 0));
+        Ok(Self { fuel_entry: limit()?, fuel_command: limit()?, memory_bytes: limit()? })
     }
 }
 
@@ -456,7 +455,7 @@ mod tests {
         check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Wake { time_ms: 1, set_by: 2 });
         check(EntryBody::Skip { time_ms: 1, index: 2 });
-        check(EntryBody::Limits { time_ms: 1, limits: Profile::default().limits() });
+        check(EntryBody::Limits { time_ms: 1, limits: Limits { memory_bytes: Some(9), ..Limits::default() } });
         check(EntryBody::Freeze { time_ms: 1, frozen: true });
         check(EntryBody::OnFault { time_ms: 1, on_fault: OnFault::Skip });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Learner });

@@ -78,7 +78,7 @@ fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
 }
 
 /// Asks the given nodes, and the nodes that they name, all at the same time under one deadline.
-async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
+pub(super) async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
     let until = Instant::now() + client.options().deadline;
     let mut answers: BTreeMap<u32, StatusResponse> = BTreeMap::new();
     let mut errors = BTreeMap::new();

@@ -3,7 +3,9 @@
 //!
 //! Once a group is bootstrapped they change nothing: limits that decide outcomes come from the log.
 
-use lockstep_core::entry::Profile;
+use std::ops::RangeInclusive;
+
+use lockstep_core::entry::{Limits, Profile};
 use lockstep_core::limits;
 
 use super::{ModuleSource, parse_size};
@@ -31,15 +33,15 @@ pub(crate) struct Written<'a> {
 
 /// Bounds of `memory`, bytes. With less, a single long command could take all that lies above the
 /// bound from which commands are refused; 16 memories of 4 GiB cannot have more.
-pub(crate) const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (32 << 20)..=(64 << 30);
+pub(crate) const MEMORY_BYTES: RangeInclusive<u64> = (32 << 20)..=(64 << 30);
 /// Bounds of `entry-fuel`: with less, nothing useful can be done; with more, an entry could take a
 /// quarter of an hour, and a snapshot days.
-pub(crate) const ENTRY_FUEL: std::ops::RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
+pub(crate) const ENTRY_FUEL: RangeInclusive<u64> = 10_000_000..=5_000_000_000_000;
 /// Bounds of `command-fuel`; a full entry has 1,024 commands.
-pub(crate) const COMMAND_FUEL: std::ops::RangeInclusive<u64> = 0..=5_000_000_000;
+pub(crate) const COMMAND_FUEL: RangeInclusive<u64> = 0..=5_000_000_000;
 
 /// Bounds of `event-window`, bytes.
-pub(crate) const EVENT_WINDOW_BYTES: std::ops::RangeInclusive<u64> =
+pub(crate) const EVENT_WINDOW_BYTES: RangeInclusive<u64> =
     limits::EVENT_WINDOW_BYTES_MIN as u64..=limits::EVENT_WINDOW_BYTES_MAX as u64;
 
 /// The configuration of a state machine, if it is not too long.
@@ -51,24 +53,30 @@ pub(crate) fn config(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Whether the limits are within their bounds.
+pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
+    within("memory", limits.memory_bytes, MEMORY_BYTES)?;
+    within("entry-fuel", limits.fuel_entry, ENTRY_FUEL)?;
+    within("command-fuel", limits.fuel_command, COMMAND_FUEL)
+}
+
+fn within(key: &str, value: Option<u64>, bounds: RangeInclusive<u64>) -> Result<(), String> {
+    match value.filter(|value| !bounds.contains(value)) {
+        None => Ok(()),
+        Some(value) => {
+            Err(format!("{key} is {value}; use {} to {}", bounds.start(), bounds.end()))
+        }
+    }
+}
+
 impl GuestLimits {
     pub(crate) fn parse(written: Written<'_>) -> Result<Self, String> {
         let Written { memory, entry_fuel, command_fuel, event_window } = written;
         let memory_bytes = memory.map(|size| parse_size("memory", size)).transpose()?;
         let event_window_bytes =
             event_window.map(|size| parse_size("event-window", size)).transpose()?;
-        let within =
-            |key: &str, value: Option<u64>, bounds: std::ops::RangeInclusive<u64>| match value
-                .filter(|value| !bounds.contains(value))
-            {
-                None => Ok(()),
-                Some(value) => {
-                    Err(format!("{key} is {value}; use {} to {}", bounds.start(), bounds.end()))
-                }
-            };
-        within("memory", memory_bytes, MEMORY_BYTES)?;
-        within("entry-fuel", entry_fuel, ENTRY_FUEL)?;
-        within("command-fuel", command_fuel, COMMAND_FUEL)?;
+        let (fuel_entry, fuel_command) = (entry_fuel, command_fuel);
+        check_limits(&Limits { fuel_entry, fuel_command, memory_bytes })?;
         within("event-window", event_window_bytes, EVENT_WINDOW_BYTES)?;
         let event_window_bytes = event_window_bytes
             .map(|bytes| u32::try_from(bytes).expect("it is within bounds of 32 bits"));

@@ -30,7 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use lockstep_core::amendment::{Amendments, Change};
 use lockstep_core::apply::{Answer, Applied, EntryAnswers, Ledger, Work};
+use lockstep_core::codec::DecodeError;
+use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
@@ -133,6 +136,8 @@ pub struct ApplyLane {
     aside: Vec<Event>,
     /// The guest's memory as last reported to the core.
     told_memory: Option<MemoryUse>,
+    /// What the last start was told of skipped entries and raised limits.
+    amendments: Amendments,
     query_guard: QueryGuard,
     snapshot_traps: SnapshotTraps,
     /// Since when a capture keeps the lane from applying entries.
@@ -159,6 +164,7 @@ impl ApplyLane {
             waiting: false,
             aside: Vec::new(),
             told_memory: None,
+            amendments: Amendments::default(),
             query_guard: QueryGuard::default(),
             snapshot_traps: SnapshotTraps::default(),
             stalled: None,
@@ -206,6 +212,7 @@ impl ApplyLane {
                 let floor = state.floor;
                 self.heard = self.heard.max(state.commit);
                 *self.listed() = state.snapshots;
+                self.amend(state.amendments);
                 let started = self.rebuilt(floor);
                 let clock = self.ledger.clock();
                 self.begun(started, Event::Started { build: self.build, applied: floor, clock })
@@ -244,6 +251,16 @@ impl ApplyLane {
             ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
         self.end(output.into_iter().chain(rest.map(Output::Rest)))
+    }
+
+    /// Takes over what there is to know of skipped entries and limits before a guest is built.
+    fn amend(&mut self, amendments: Amendments) {
+        for amendment in amendments.since(&self.amendments) {
+            if let Change::Skip { index } = amendment.change {
+                self.tools.board.undo(index, amendment.at);
+            }
+        }
+        self.amendments = amendments;
     }
 
     /// The output of a start or restore: `event` if it succeeded; otherwise the fault is recorded.
@@ -394,8 +411,12 @@ impl ApplyLane {
 
     fn apply(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         let index = entry.index;
-        let work =
-            self.ledger.admit(entry).map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;
+        let unread = |e: DecodeError| Fault::Internal(format!("entry {index}: {e}"));
+        if self.amendments.skips(index) {
+            tracing::warn!(group = %self.tools.group, index, "the entry is skipped");
+            return self.ledger.skip(entry).map_err(unread);
+        }
+        let work = self.ledger.admit(entry).map_err(unread)?;
         let again = index <= self.heard;
         let log = Arc::clone(&self.guest_log);
         let answers = log.silent_if(again, || self.work(index, work))?;
@@ -412,6 +433,11 @@ impl ApplyLane {
                 let emitted = guest.init(moment.into(), &bootstrap.config)?;
                 self.ledger.emitted(emitted);
                 self.built(0, 0, guest);
+                Ok(Vec::new())
+            }
+            Work::Limit(profile) => {
+                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                guest.limit(&self.amendments.lift(&profile, index));
                 Ok(Vec::new())
             }
             Work::Wake(moment) => {
@@ -459,9 +485,12 @@ impl ApplyLane {
         }
     }
 
-    /// Instantiates a guest as the ledger's bootstrap record says.
+    /// Instantiates a guest as the ledger's bootstrap record says, with the limits that later
+    /// entries raise.
     fn fresh(&self) -> Result<Box<dyn Guest>, Fault> {
-        let bootstrap = self.ledger.bootstrap().expect("the bootstrap record is there");
+        let record = self.ledger.bootstrap().expect("the bootstrap record is there");
+        let profile = self.amendments.lift(&record.profile, self.ledger.applied());
+        let bootstrap = &Bootstrap { profile, ..record.clone() };
         let module = &self.tools.module;
         if bootstrap.module != module.id() {
             return Err(Fault::WrongModule { have: module.id(), want: bootstrap.module });
@@ -488,7 +517,12 @@ impl ApplyLane {
     fn rebuilt_from(&mut self, listed: &[SnapshotDesc], goal: u64) -> Result<(), Fault> {
         self.clear();
         let (mut causes, mut guests) = (Vec::new(), None);
-        for desc in listed.iter().filter(|desc| desc.index <= goal) {
+        let undone = |desc: &&SnapshotDesc| self.amendments.undo(desc.index);
+        let (undone, usable): (Vec<_>, Vec<_>) =
+            listed.iter().filter(|desc| desc.index <= goal).partition(undone);
+        let what = "it contains an entry that is skipped";
+        causes.extend(undone.iter().map(|desc| format!("at {}: {what}", desc.index)));
+        for desc in usable {
             match self.install(desc) {
                 Ok(()) => break,
                 Err(

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::Refusal;
-use lockstep_core::group::{Event, GroupStatus, Inbound, ReplicaState};
+use lockstep_core::group::{Event, GroupStatus, Inbound, Order, ReplicaState};
 use lockstep_core::ids::{GroupId, Lineage};
 use lockstep_core::mutant::planted;
 use lockstep_core::snapshot::SnapshotDesc;
 use prometheus_client::metrics::histogram::Histogram;
+use raft::eraftpb::Entry;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::disk_watch::Hanging;
@@ -82,6 +83,16 @@ pub(crate) enum Request {
     Checkpoint {
         answer: oneshot::Sender<Result<u64, Refusal>>,
     },
+    /// Gives an operator's order, and is answered with the index of its entry.
+    Order {
+        order: Order,
+        answer: oneshot::Sender<Result<u64, Refusal>>,
+    },
+    /// Asks for an entry of this node's log; `None` if it cannot be read.
+    Entry {
+        index: u64,
+        answer: oneshot::Sender<Option<Entry>>,
+    },
     /// Has the actor publish a report now.
     Report {
         done: oneshot::Sender<()>,
@@ -96,7 +107,10 @@ impl Request {
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => answer.send(Err(refusal)),
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
-            Self::Checkpoint { answer } => drop(answer.send(Err(refusal))),
+            Self::Checkpoint { answer } | Self::Order { answer, .. } => {
+                drop(answer.send(Err(refusal)));
+            }
+            Self::Entry { answer, .. } => drop(answer),
             Self::Report { done } => drop(done),
         }
     }
@@ -108,7 +122,8 @@ impl Request {
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
-            Self::Checkpoint { answer } => !answer.is_closed(),
+            Self::Checkpoint { answer } | Self::Order { answer, .. } => !answer.is_closed(),
+            Self::Entry { answer, .. } => !answer.is_closed(),
             Self::Report { done } => !done.is_closed(),
         }
     }
@@ -120,6 +135,8 @@ impl Request {
             Self::OpenSession { .. }
             | Self::CloseSession { .. }
             | Self::Checkpoint { .. }
+            | Self::Order { .. }
+            | Self::Entry { .. }
             | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
         }
@@ -400,6 +417,20 @@ impl GroupHandle {
         let (answer, receiver) = oneshot::channel();
         self.put(Request::Checkpoint { answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// Gives an operator's order and returns the index at which it is committed.
+    pub async fn order(&self, order: Order) -> Result<u64, Refusal> {
+        let (answer, receiver) = oneshot::channel();
+        self.put(Request::Order { order, answer })?;
+        receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// The entry at `index` of this node's log; `None` if it cannot be read.
+    pub async fn entry(&self, index: u64) -> Option<Entry> {
+        let (answer, receiver) = oneshot::channel();
+        self.put(Request::Entry { index, answer }).ok()?;
+        receiver.await.ok().flatten()
     }
 
     /// Delivers a frame from a peer; it is dropped, and counted, if too many wait.

@@ -355,6 +355,11 @@ impl Guest for ComponentGuest {
         })
     }
 
+    fn limit(&mut self, profile: &Profile) {
+        self.budgets = Budgets::of(profile);
+        self.live.store.data_mut().limiter.limit(profile.memory_bytes);
+    }
+
     fn memory_bytes(&self) -> u64 {
         self.live.store.data().limiter.memory_bytes()
     }

@@ -43,6 +43,11 @@ impl Limiter {
         (self.memory_bytes, self.memory_bytes_max) = (memory_bytes, memory_bytes_max);
     }
 
+    /// Sets how many bytes may be in use.
+    pub(crate) fn limit(&mut self, memory_bytes_max: u64) {
+        self.memory_bytes_max = memory_bytes_max;
+    }
+
     /// Forgets the refusals of earlier calls.
     pub(crate) fn begin(&mut self) {
         self.refused = None;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::apply::Emitted;
-use lockstep_core::entry::Bootstrap;
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{ModuleId, hex};
 use lockstep_core::limits;
@@ -205,6 +205,10 @@ impl Guest for NativeGuest {
 
     fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
         Ok(None)
+    }
+
+    fn limit(&mut self, profile: &Profile) {
+        self.most = profile.memory_bytes;
     }
 
     fn memory_bytes(&self) -> u64 {

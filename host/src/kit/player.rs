@@ -198,6 +198,10 @@ impl Player {
                 trace.answers = answers.ok_or_else(|| wrong_number(index))?;
                 Some(applied.emitted)
             }
+            Work::Limit(profile) => {
+                self.guest.as_mut().ok_or_else(|| nobody(index))?.limit(&profile);
+                None
+            }
             Work::Wake(moment) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
                 trace.woken = true;

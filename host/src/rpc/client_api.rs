@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
 use crate::router::Router;
+use crate::rpc::orders;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
 use crate::rpc::call::CALL_BYTES;
@@ -335,6 +336,29 @@ impl Lockstep for ClientApi {
             }
         }
     }
+
+    async fn order(
+        &self,
+        request: Request<wire::OrderRequest>,
+    ) -> Result<Response<wire::OrderResponse>, Status> {
+        let order = orders::order(request.get_ref().clone()).map_err(Refused::malformed)?;
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
+        match asked.meet(asked.group.order(order)).await? {
+            Ok(index) => Ok(Response::new(wire::OrderResponse { index })),
+            Err(refusal) => {
+                let send = |mut leader: Leads, call| async move { leader.order(call).await };
+                asked.refused(&refusal, send).await
+            }
+        }
+    }
+
+    async fn fault(
+        &self,
+        request: Request<wire::FaultRequest>,
+    ) -> Result<Response<wire::FaultResponse>, Status> {
+        let wire::FaultRequest { group, commands } = request.into_inner();
+        Ok(Response::new(orders::fault(self.group(&group)?, commands).await))
+    }
 }
 
 /// Converts a replicated answer to a command into a message; `Err` returns an answer to another
@@ -361,6 +385,8 @@ pub(super) fn rejection_to_wire(rejection: Rejection) -> wire::Rejection {
         Rejection::SessionFull | Rejection::TooManySessions => {
             (Kind::SessionFull, text(&rejection))
         }
+        Rejection::Skipped => (Kind::Skipped, text(&rejection)),
+        Rejection::Frozen => (Kind::Frozen, text(&rejection)),
     };
     wire::Rejection { kind: kind.into(), message }
 }

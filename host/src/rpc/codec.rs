@@ -103,6 +103,12 @@ impl Bounded for client::StatusRequest {
 impl Bounded for client::CheckpointRequest {
     const IS_REQUEST: bool = true;
 }
+impl Bounded for client::OrderRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::FaultRequest {
+    const IS_REQUEST: bool = true;
+}
 
 // Each of these messages has a bounded number of fields, or comes from another node of the cluster.
 impl Bounded for client::OpenSessionResponse {}
@@ -113,6 +119,8 @@ impl Bounded for client::QueryResponse {}
 impl Bounded for client::WatchResponse {}
 impl Bounded for client::StatusResponse {}
 impl Bounded for client::CheckpointResponse {}
+impl Bounded for client::OrderResponse {}
+impl Bounded for client::FaultResponse {}
 impl Bounded for peer::Hello {}
 impl Bounded for peer::Welcome {}
 impl Bounded for peer::FramesEnd {}

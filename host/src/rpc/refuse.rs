@@ -54,6 +54,8 @@ impl Refused {
             Refusal::ReadTimeout => (Code::Unavailable, "read-timeout"),
             Refusal::NotServing { .. } => (Code::Unavailable, "not-serving"),
             Refusal::Halted { .. } => (Code::Unavailable, "halted"),
+            Refusal::Frozen => (Code::Unavailable, "frozen"),
+            Refusal::NotNow { .. } => (Code::FailedPrecondition, "not-now"),
             Refusal::QueriesRefused { .. } => (Code::Unavailable, "queries-refused"),
             Refusal::QueryFaulted { .. } => (Code::Internal, "query-faulted"),
             Refusal::QueryTooMuch { .. } => (Code::InvalidArgument, "query-too-much"),
@@ -287,7 +289,9 @@ fn way_out(refusal: &Refusal) -> &'static str {
         Refusal::QueriesRefused { .. } => "; ask again in a minute; commands are still taken",
         Refusal::QueryTooMuch { .. } => "; ask for less at a time",
         Refusal::QueryFaulted { .. } => "; do not repeat it: the state machine cannot answer it",
+        Refusal::Frozen => "; `lockstep unfreeze` lets commands go on",
         Refusal::NotLeader { .. }
+        | Refusal::NotNow { .. }
         | Refusal::DiskFull { .. }
         | Refusal::CheckpointTooSoon { .. } => "",
         Refusal::LogFull { .. } => "; `lockstep status` says why",

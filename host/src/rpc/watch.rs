@@ -296,7 +296,8 @@ fn end_of(state: &ReplicaState) -> Option<Refusal> {
             | Running::NeedsSnapshot(_)
             | Running::DiskFull(_)
             | Running::DiskStalled(_)
-            | Running::MemoryHigh(_),
+            | Running::MemoryHigh(_)
+            | Running::Frozen,
         ) => None,
     }
 }

@@ -22,6 +22,7 @@
 //! | `leaks` | no file that is not needed stays on a disk | `store` |
 //! | `memory` | commands are refused before a guest runs out of memory | `memory` in the core |
 //! | `descriptors` | a log waits for descriptors as for disk space | `fs::is_short` |
+//! | `orders` | a skipped entry, and a command in a frozen group, has no effect | `amendment` |
 //! | `idle` | a log at rest writes nothing | `wal` |
 //! | `copies` | old copies stop, do not lead, and count for nothing | `Fault::OldCopy` |
 //! | `time` | log time follows a majority of the voters' clocks | decision 0026 |
@@ -46,6 +47,7 @@ pub mod idle;
 pub mod leaks;
 pub mod logs;
 pub mod memory;
+pub mod orders;
 pub mod promises;
 pub mod recovery_points;
 pub mod reports;

@@ -188,6 +188,16 @@ impl Client {
                 (self.session, self.record) = (None, None);
                 true
             }
+            Ok(Answer::Rejected(Rejection::Frozen)) => {
+                self.give_up(records);
+                false
+            }
+            Ok(Answer::Rejected(Rejection::Skipped)) => {
+                if let Some(at) = self.record.take() {
+                    records[at].refused = Some("skipped".to_owned());
+                }
+                true
+            }
             Ok(Answer::Rejected(
                 Rejection::Guest(_)
                 | Rejection::AnswerTooLarge { .. }

@@ -17,7 +17,7 @@ impl World {
         self.after(next, Action::Fault);
         let ids = self.member_ids();
         let node = *self.rng.pick(&ids);
-        let kind = self.rng.below(118);
+        let kind = self.rng.below(122);
         if self.verbose {
             eprintln!("{:>12}   fault {kind} of node {node}", self.now);
         }
@@ -44,6 +44,7 @@ impl World {
             108..110 => self.lose_the_majority(node),
             110..113 => self.rot_a_batch(node),
             113..118 => self.put_back(),
+            118..122 => self.poison(node),
             _ => {}
         }
     }

@@ -4,7 +4,8 @@
 //! It reports to [`Observed`] what it applies, so that the histories of all replicas can be
 //! compared. It traps when it is told to, on its own replica only, so that a second try may
 //! succeed. If the setup says so, each command takes memory, until one frees all of it, and some
-//! commands emit events and set or cancel the timer. Two queries never get an answer: one traps,
+//! commands emit events and set or cancel the timer. A command that needs more fuel than the group's
+//! limits give traps on every replica. Two queries never get an answer: one traps,
 //! one runs out of fuel.
 //!
 //! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lockstep_core::apply::{Emitted, GuestEvent, Position, Setting};
-use lockstep_core::entry::Bootstrap;
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
@@ -41,6 +42,8 @@ pub struct Observed {
 /// One group's history.
 #[derive(Default)]
 pub struct History {
+    /// Entries that are skipped, and the entries that order it.
+    pub skipped: BTreeMap<u64, u64>,
     /// The chain of hashes after each index.
     pub digests: BTreeMap<u64, [u8; 32]>,
     /// The operations that reached a guest, by index.
@@ -72,7 +75,29 @@ impl Observed {
         self.groups.get(&group)
     }
 
-    fn violated(&mut self, checker: &'static str, what: String) {
+    /// A replica knows that an entry is skipped: what was applied from there up to the order, by
+    /// replicas that did not know it, counts for nothing.
+    pub fn skip(&mut self, group: GroupId, index: u64, by: u64) {
+        let history = self.groups.entry(group).or_default();
+        let known = *history.skipped.entry(index).or_insert_with(|| {
+            history.digests.retain(|at, _| !(index..by).contains(at));
+            history.operations.retain(|at, _| !(index..by).contains(at));
+            history.events.retain(|at, _| !(index..by).contains(&at.index));
+            history.woken.retain(|at| !(index..by).contains(at));
+            by
+        });
+        if known != by {
+            let what = format!("group {group}: entry {index} is skipped by {known} and by {by}");
+            self.violated("orders", what);
+        }
+    }
+
+    /// Whether a replica knows that this entry is skipped.
+    fn skips(&self, group: GroupId, index: u64) -> bool {
+        self.group(group).is_some_and(|history| history.skipped.contains_key(&index))
+    }
+
+    pub(crate) fn violated(&mut self, checker: &'static str, what: String) {
         self.violation.get_or_insert(Violation { checker, what });
     }
 
@@ -165,8 +190,10 @@ impl GuestModule for SimModule {
             grows: self.grows,
             emits: self.emits,
             most: bootstrap.profile.memory_bytes,
+            fuel: bootstrap.profile.fuel_command,
             state: State::default(),
             taken: 0,
+            unaware: false,
             dead: false,
         }))
     }
@@ -215,10 +242,15 @@ struct SimGuest {
     emits: bool,
     /// The most bytes of memory that the guest may have.
     most: u64,
+    /// The fuel of a command.
+    fuel: u64,
     state: State,
     /// The most bytes that commands had taken at a time: freed memory is released only when the
     /// guest is built again.
     taken: u64,
+    /// The guest applied an entry of which its replica did not know yet that it is skipped: what it
+    /// does from there on will be undone.
+    unaware: bool,
     dead: bool,
 }
 
@@ -269,6 +301,15 @@ impl Guest for SimGuest {
                 .map(|chunk| u64::from_le_bytes(*chunk.first_chunk().expect("eight bytes")));
             let mut next = || numbers.next().unwrap_or(0);
             let (id, key, value, frees) = (next(), next(), next(), next() == 1);
+            let needs = next();
+            if needs > self.fuel {
+                self.dead = true;
+                let message = needs.to_string();
+                return Err(GuestFault {
+                    message,
+                    ..fault(FaultClass::OutOfFuel, "apply", ctx.index)
+                });
+            }
             state.grown = if frees { 0 } else { state.grown + self.grows };
             self.taken = self.taken.max(state.grown);
             let old = state.registers.insert(key, value).unwrap_or(0);
@@ -281,7 +322,12 @@ impl Guest for SimGuest {
             }
         }
         state.chain = *hasher.finalize().as_bytes();
-        lock(&self.observed).applied(self.group, ctx.index, state.chain, done, &applied.emitted);
+        let mut observed = lock(&self.observed);
+        self.unaware |= observed.skips(self.group, ctx.index);
+        if !self.unaware {
+            observed.applied(self.group, ctx.index, state.chain, done, &applied.emitted);
+        }
+        drop(observed);
         Ok(applied)
     }
 
@@ -303,8 +349,11 @@ impl Guest for SimGuest {
         self.state.chain = *hasher.finalize().as_bytes();
         let mut emitted = Emitted::default();
         emitted.emit(event("woken", ctx.time_ms), EVENT_WINDOW_BYTES as usize);
-        observed.applied(self.group, ctx.index, self.state.chain, Vec::new(), &emitted);
-        observed.groups.entry(self.group).or_default().woken.insert(ctx.index);
+        self.unaware |= observed.skips(self.group, ctx.index);
+        if !self.unaware {
+            observed.applied(self.group, ctx.index, self.state.chain, Vec::new(), &emitted);
+            observed.groups.entry(self.group).or_default().woken.insert(ctx.index);
+        }
         Ok(emitted)
     }
 
@@ -375,6 +424,10 @@ impl Guest for SimGuest {
 
     fn digest(&mut self) -> Result<Option<Bytes>, GuestFault> {
         Ok(Some(Bytes::copy_from_slice(&self.state.chain)))
+    }
+
+    fn limit(&mut self, profile: &Profile) {
+        (self.most, self.fuel) = (profile.memory_bytes, profile.fuel_command);
     }
 
     fn memory_bytes(&self) -> u64 {

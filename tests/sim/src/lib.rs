@@ -19,6 +19,7 @@ pub mod lanes;
 pub mod looking;
 pub mod network;
 pub mod node;
+pub mod operator;
 pub mod points;
 pub mod recover;
 pub mod rng;

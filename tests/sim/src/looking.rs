@@ -8,7 +8,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::store::SnapshotStore;
 
-use crate::check::{budget, commits, descriptors, memory, recovery_points, snapshots, states};
+use crate::check::{budget, commits, descriptors, memory, orders, recovery_points, snapshots, states};
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {
@@ -25,7 +25,9 @@ impl World {
     /// An apply lane applied entries: the log's time must be one that the voters' clocks allow.
     pub(crate) fn check_time(&mut self, group: GroupId, event: &Event) {
         let Event::Applied(applied) = event else { return };
-        let Some(LogClock { time_ms, .. }) = applied.clock else { return };
+        let Some(LogClock { time_ms, switches, .. }) = applied.clock else { return };
+        let frozen = orders::frozen(&self.observed, group, applied.last, switches.frozen);
+        self.check(frozen);
         if self.checks.times.applied(group, time_ms).is_err() {
             // The ceiling is that of the last tick: compute it for now.
             self.lift_times();
@@ -124,6 +126,7 @@ impl World {
             ReplicaState::Running(Running::MemoryHigh(_)) => {
                 self.counters.add("memory high state");
             }
+            ReplicaState::Running(Running::Frozen) => self.counters.add("frozen state"),
             ReplicaState::Running(Running::NeedsSnapshot(_)) => self.needs_snapshot(node, group),
             ReplicaState::Stopped(Stopped::Requested)
             | ReplicaState::Running(Running::Serving | Running::Restoring | Running::Joining) => {}

@@ -3,6 +3,7 @@
 use lockstep_core::group::{ReplicaState, Running, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 
+use crate::operator;
 use crate::check::durable::{self, View, Views};
 use crate::node::{NoStart, Process};
 use crate::world::{Action, MS, SECOND, World};
@@ -93,7 +94,8 @@ impl World {
             // A halted replica needs a restart if no replica has a snapshot that it could go on
             // from.
             ReplicaState::Running(Running::Halted(halt)) => {
-                halt.applied_by.is_none() || self.all_halt(*group)
+                let helps = operator::needs_more(halt).is_none();
+                helps && (halt.applied_by.is_none() || self.all_halt(*group))
             }
             ReplicaState::Running(
                 Running::Serving
@@ -103,6 +105,7 @@ impl World {
                 | Running::DiskFull(_)
                 | Running::DiskStalled(_)
                 | Running::MemoryHigh(_)
+                | Running::Frozen
                 | Running::Rebuilding(_),
             ) => false,
         })

@@ -65,6 +65,7 @@ impl World {
             Action::Mend { what } => self.mend(what),
             Action::Look => self.look(),
             Action::Scrub { node } => self.scrub(node),
+            Action::Operate => self.operate(),
         }
     }
 
@@ -168,6 +169,7 @@ impl World {
         }
         replica.group.flush(&mut effects);
         self.carry_out(node, group, effects);
+        self.note_orders(node, group);
         self.observe(node, group);
         self.fall_if_halted(node);
     }
@@ -220,7 +222,7 @@ impl World {
                         self.answer(waiter, node, group, answer);
                     }
                 }
-                Effect::Checkpointed { .. } => unreachable!("no client asks for checkpoints"),
+                Effect::Entered { .. } => self.counters.add("orders obeyed"),
                 Effect::State(state) => self.state(node, group, &state),
             }
         }

@@ -16,6 +16,7 @@ use crate::counters::Counters;
 use crate::guest::SharedObserved;
 use crate::network::Network;
 use crate::node::{Node, StoreHang};
+use crate::operator;
 use crate::rng::Rng;
 use crate::setup::Setup;
 use crate::transfer::Transfer;
@@ -116,6 +117,8 @@ pub enum Action {
         what: Mend,
     },
     Look,
+    /// The operator looks at the groups.
+    Operate,
     /// A node's scrubber reads everything on its disk.
     Scrub {
         node: NodeId,
@@ -262,6 +265,7 @@ impl World {
         }
         self.after(8 * SECOND, Action::Fault);
         self.after(SECOND, Action::Look);
+        self.after(operator::FIRST, Action::Operate);
     }
 
     /// The whole run.
@@ -339,6 +343,7 @@ impl World {
             Action::Start { node } => (14, node.0.into(), 0),
             Action::Mend { .. } => (15, 0, 0),
             Action::Look => (16, 0, 0),
+            Action::Operate => (21, 0, 0),
             Action::Scrub { node } => (18, node.0.into(), 0),
             Action::Prove { node, group, .. } => (19, node.0.into(), group.0),
             Action::Store { node, group, .. } => (20, node.0.into(), group.0),

@@ -34,6 +34,13 @@ pub mod rejection {
         /// The session has too many unanswered calls, or too many bytes of answers that its client did
         /// not acknowledge. The call was not applied: repeat it once earlier answers are acknowledged.
         SessionFull = 4,
+        /// The state machine failed on the command, or on another one of its entry, and it was ordered
+        /// that the entry is skipped. It had no effect, and a repetition under the same sequence gets the
+        /// same answer.
+        Skipped = 5,
+        /// The group was frozen when the command came to be applied. It had no effect: repeat it once the
+        /// group is unfrozen.
+        Frozen = 6,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -47,6 +54,8 @@ pub mod rejection {
                 Self::SessionExpired => "KIND_SESSION_EXPIRED",
                 Self::AnswerTooLarge => "KIND_ANSWER_TOO_LARGE",
                 Self::SessionFull => "KIND_SESSION_FULL",
+                Self::Skipped => "KIND_SKIPPED",
+                Self::Frozen => "KIND_FROZEN",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -57,6 +66,8 @@ pub mod rejection {
                 "KIND_SESSION_EXPIRED" => Some(Self::SessionExpired),
                 "KIND_ANSWER_TOO_LARGE" => Some(Self::AnswerTooLarge),
                 "KIND_SESSION_FULL" => Some(Self::SessionFull),
+                "KIND_SKIPPED" => Some(Self::Skipped),
+                "KIND_FROZEN" => Some(Self::Frozen),
                 _ => None,
             }
         }
@@ -629,6 +640,135 @@ pub struct CheckpointResponse {
     #[prost(uint64, tag = "1")]
     pub index: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrderRequest {
+    /// Empty means the node's only group.
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(oneof = "order_request::Order", tags = "2, 3, 4, 5")]
+    pub order: ::core::option::Option<order_request::Order>,
+}
+/// Nested message and enum types in `OrderRequest`.
+pub mod order_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Order {
+        /// Skip the entry at which every voter is halted.
+        #[prost(message, tag = "2")]
+        Skip(super::Skip),
+        /// Change limits of the group.
+        #[prost(message, tag = "3")]
+        Limits(super::Limits),
+        /// Stop commands and wake-ups, or let them go on.
+        #[prost(bool, tag = "4")]
+        Freeze(bool),
+        /// What becomes of an entry at which every voter halts.
+        #[prost(enumeration = "super::OnFault", tag = "5")]
+        OnFault(i32),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Skip {
+    /// The index of the entry.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Nodes that are not heard. What they acknowledged after they applied the entry, if they did, is
+    /// undone.
+    #[prost(uint32, repeated, tag = "2")]
+    pub abandon: ::prost::alloc::vec::Vec<u32>,
+}
+/// Limits of a group; 0 leaves one as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limits {
+    /// Fuel for applying an entry, plus that for each command in it.
+    #[prost(uint64, tag = "1")]
+    pub fuel_entry: u64,
+    #[prost(uint64, tag = "2")]
+    pub fuel_command: u64,
+    /// Most bytes that all linear memories of the state machine have together.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrderResponse {
+    /// The index of the entry that orders it; every replica obeys it there.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultRequest {
+    /// Empty means the node's only group.
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// Whether the answer is to contain the entry's commands.
+    #[prost(bool, tag = "2")]
+    pub commands: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultResponse {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// Empty if the replica is not halted.
+    #[prost(string, tag = "2")]
+    pub cause: ::prost::alloc::string::String,
+    /// The entry that cannot be applied; 0 if no entry is to blame.
+    #[prost(uint64, tag = "3")]
+    pub entry: u64,
+    /// How the state machine failed, in a word or two: trap, out of fuel, out of memory, stack overflow,
+    /// refused, host failure; empty if it did not.
+    #[prost(string, tag = "4")]
+    pub class: ::prost::alloc::string::String,
+    /// The function that failed, and what it or the engine said, with the names of the functions that
+    /// were running.
+    #[prost(string, tag = "5")]
+    pub call: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub message: ::prost::alloc::string::String,
+    /// The SHA-256 of the module that runs.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub module: ::prost::bytes::Bytes,
+    /// The entry as of which local queries are answered; 0 if they are not.
+    #[prost(uint64, tag = "8")]
+    pub stands_at: u64,
+    /// The node that applied the entry, which means that the replicas diverged; 0 if none did.
+    #[prost(uint32, tag = "9")]
+    pub applied_by: u32,
+    /// The number of the entry's commands and, if they were asked for, the commands themselves.
+    #[prost(uint64, tag = "10")]
+    pub command_count: u64,
+    #[prost(bytes = "bytes", repeated, tag = "11")]
+    pub commands: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnFault {
+    Unspecified = 0,
+    /// The group stays halted until an operator acts.
+    Halt = 1,
+    /// The leader has the entry skipped.
+    Skip = 2,
+}
+impl OnFault {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ON_FAULT_UNSPECIFIED",
+            Self::Halt => "ON_FAULT_HALT",
+            Self::Skip => "ON_FAULT_SKIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_FAULT_UNSPECIFIED" => Some(Self::Unspecified),
+            "ON_FAULT_HALT" => Some(Self::Halt),
+            "ON_FAULT_SKIP" => Some(Self::Skip),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod lockstep_client {
     #![allow(
@@ -942,6 +1082,55 @@ pub mod lockstep_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Checkpoint"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives the group an operator's order, and answers once it is in the log and committed; every
+        /// replica obeys it there. It is for those who run the cluster, not for clients.
+        ///
+        /// An order that does not fit the state of the group is refused as not-now; the text says what does
+        /// not fit. An order may be repeated: setting what is set already has no effect, and an entry that
+        /// is skipped is no longer one at which the group is halted.
+        pub async fn order(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OrderRequest>,
+        ) -> std::result::Result<tonic::Response<super::OrderResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Order",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Order"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
+        pub async fn fault(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FaultRequest>,
+        ) -> std::result::Result<tonic::Response<super::FaultResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Fault",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Fault"));
             self.inner.unary(req, path, codec).await
         }
     }

@@ -193,16 +193,17 @@ fn judge_skip(
 }
 
 fn judge_limits(limits: &Limits, shared: &Shared) -> Result<(), String> {
-    let most = u128::from(limits.memory_bytes) * u128::from(limits::LOWERED_MEMORY_PERCENT) / 100;
+    let Some(memory_bytes) = limits.memory_bytes else { return Ok(()) };
+    let most = u128::from(memory_bytes) * u128::from(limits::LOWERED_MEMORY_PERCENT) / 100;
     for voter in voters(shared) {
         let Some(memory) = shared.memory_of(voter) else { continue };
-        if limits.memory_bytes < memory.most && u128::from(memory.bytes) > most {
+        if memory_bytes < memory.most && u128::from(memory.bytes) > most {
             return Err(format!(
                 "the state machine of node {} has {} bytes of memory, and a limit of {} bytes is \
                  lowered only if it has at most {} % of it",
                 voter.node(),
                 memory.bytes,
-                limits.memory_bytes,
+                memory_bytes,
                 limits::LOWERED_MEMORY_PERCENT
             ));
         }

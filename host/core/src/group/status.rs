@@ -7,7 +7,7 @@ use crate::group::effect::ReplicaState;
 use crate::group::hosting::{Hosting, Snapshots};
 use crate::group::rebuild::RebuildTally;
 use crate::group::{Shared, reconcile};
-use crate::ids::{Lineage, NodeId, ReplicaId};
+use crate::ids::{Lineage, ModuleId, NodeId, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::mutant::planted;
 use crate::retention::{self, Pin};
@@ -28,6 +28,7 @@ pub enum Role {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupStatus {
     pub name: String,
+    pub module: ModuleId,
     pub node: NodeId,
     pub replica: ReplicaId,
     pub boot: u64,
@@ -118,6 +119,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         hosting.map_or((0, 0), |h| h.snapshots.checkpoints.counts());
     GroupStatus {
         name: shared.config.name.clone(),
+        module: shared.config.module,
         node: shared.config.node,
         replica: recovery.replica,
         boot: recovery.boot,

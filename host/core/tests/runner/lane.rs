@@ -8,7 +8,7 @@ use lockstep_core::apply::{
     Answer, Applied, ENVELOPE_BYTES_MAX, Emitted, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
-use lockstep_core::entry::{Limits, Profile};
+use lockstep_core::entry::Profile;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
@@ -317,7 +317,7 @@ impl Lane {
             let answers = match self.ledger.admit(&entry).expect("an entry can be read") {
                 Work::Done(answers) => answers,
                 Work::Limit(profile) => {
-                    let Limits { fuel_command, .. } = profile.limits();
+                    let fuel_command = profile.fuel_command;
                     done.told.push(format!("has {fuel_command} fuel a command from {index} on"));
                     Vec::new()
                 }

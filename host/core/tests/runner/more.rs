@@ -1,7 +1,7 @@
 //! What `more NODE` shows, which is the rest of a replica's status, and `log NODE`. Also the
 //! requests of clients other than commands, disks that hang, and logs that refuse a job.
 
-use lockstep_core::entry::{Limits, OnFault, Profile};
+use lockstep_core::entry::{Limits, OnFault};
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
 use lockstep_core::group::{Event, GroupStatus, Order, PeerStatus, RebuildTally};
 use lockstep_core::ids::ReplicaId;
@@ -39,12 +39,12 @@ pub(crate) fn order(cluster: &mut Cluster, word: &str, node: &str, how: &[&str])
             abandon: abandon.iter().map(|name| cluster.processes[*name].node).collect(),
         },
         ("limits", [fuel]) => {
-            let fuel_command = fuel.parse().expect("limits NODE FUEL");
-            Order::Limits(Limits { fuel_command, ..Profile::default().limits() })
+            let fuel_command = Some(fuel.parse().expect("limits NODE FUEL"));
+            Order::Limits(Limits { fuel_command, ..Limits::default() })
         }
         ("limits", [_, memory]) => {
-            let memory_bytes = memory.parse().expect("limits NODE FUEL MEMORY");
-            Order::Limits(Limits { memory_bytes, ..Profile::default().limits() })
+            let memory_bytes = Some(memory.parse().expect("limits NODE FUEL MEMORY"));
+            Order::Limits(Limits { memory_bytes, ..Limits::default() })
         }
         ("freeze" | "unfreeze", []) => Order::Freeze(word == "freeze"),
         ("on-fault", ["skip"]) => Order::OnFault(OnFault::Skip),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lockstep_core::apply::{Answer, GuestEvent, Setting};
-use lockstep_core::entry::{Call, EntryBody};
+use lockstep_core::entry::{Call, EntryBody, OnFault};
 use lockstep_core::fault::{GuestFault, Rejection};
 use lockstep_core::ids::hex;
 use serde_json::{Value, json};
@@ -82,6 +82,16 @@ pub(super) fn step(step: &Step) -> Value {
         }
         Kind::Body(EntryBody::Close { session, .. }) => told["session"] = (*session).into(),
         Kind::Body(EntryBody::Wake { set_by, .. }) => told["set_by"] = (*set_by).into(),
+        Kind::Body(EntryBody::Skip { index, .. }) => told["skips"] = (*index).into(),
+        Kind::Body(EntryBody::Limits { limits, .. }) => {
+            told["memory_bytes"] = limits.memory_bytes.into();
+            told["fuel_entry"] = limits.fuel_entry.into();
+            told["fuel_command"] = limits.fuel_command.into();
+        }
+        Kind::Body(EntryBody::Freeze { frozen, .. }) => told["frozen"] = (*frozen).into(),
+        Kind::Body(EntryBody::OnFault { on_fault, .. }) => {
+            told["skips"] = (*on_fault == OnFault::Skip).into();
+        }
         Kind::Members | Kind::Body(EntryBody::Empty | EntryBody::Bootstrap(_)) => {}
     }
     told
@@ -159,6 +169,10 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Body(EntryBody::Close { .. }) => "close",
         Kind::Body(EntryBody::Checkpoint { .. }) => "checkpoint",
         Kind::Body(EntryBody::Wake { .. }) => "wake",
+        Kind::Body(EntryBody::Skip { .. }) => "skip",
+        Kind::Body(EntryBody::Limits { .. }) => "limits",
+        Kind::Body(EntryBody::Freeze { .. }) => "freeze",
+        Kind::Body(EntryBody::OnFault { .. }) => "on-fault",
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lockstep_core::apply::Answer;
-use lockstep_core::entry::{Call, CheckpointReason, EntryBody};
+use lockstep_core::entry::{Call, CheckpointReason, EntryBody, OnFault};
 use lockstep_core::fault::GuestFault;
 
 use super::Names;
@@ -218,6 +218,16 @@ fn name(step: &Step) -> String {
         }
         Kind::Body(EntryBody::Wake { set_by, .. }) if step.trace.woken => {
             format!("a wake, for the timer that entry {set_by} set")
+        }
+        Kind::Body(EntryBody::Skip { index, .. }) => format!("entry {index} is skipped"),
+        Kind::Body(EntryBody::Limits { .. }) => "the group has other limits".to_owned(),
+        Kind::Body(EntryBody::Freeze { frozen: true, .. }) => "the group is frozen".to_owned(),
+        Kind::Body(EntryBody::Freeze { frozen: false, .. }) => "the group goes on".to_owned(),
+        Kind::Body(EntryBody::OnFault { on_fault: OnFault::Skip, .. }) => {
+            "entries at which all halt are skipped".to_owned()
+        }
+        Kind::Body(EntryBody::OnFault { on_fault: OnFault::Halt, .. }) => {
+            "entries at which all halt are not skipped".to_owned()
         }
         Kind::Body(EntryBody::Wake { set_by, .. }) => {
             format!("a wake, for the timer that entry {set_by} set; it is not pending")

@@ -1,6 +1,7 @@
 //! A halted lane: it applies nothing until the core has the guest built again, and answers local
 //! queries meanwhile if it can.
 
+use lockstep_core::apply::LogClock;
 use lockstep_core::fault::{Fault, GuestFault, Refusal};
 use lockstep_core::group::Event;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -17,7 +18,7 @@ impl ApplyLane {
     pub(super) fn stand(&mut self, goal: u64) -> Output {
         let at = self.fault.is_some().then(|| self.stand_at(goal)).flatten();
         match at {
-            Some(at) => tracing::info!(group = %self.tools.group, at,
+            Some((at, _)) => tracing::info!(group = %self.tools.group, at,
                 "the halted replica answers local queries"),
             None => {
                 tracing::warn!(group = %self.tools.group, goal,
@@ -29,10 +30,10 @@ impl ApplyLane {
         Output::Event(Event::Stands { at })
     }
 
-    fn stand_at(&mut self, mut goal: u64) -> Option<u64> {
+    fn stand_at(&mut self, mut goal: u64) -> Option<(u64, LogClock)> {
         for _ in 0..GOALS_MAX {
             match self.rebuilt(goal) {
-                Ok(()) => return Some(goal),
+                Ok(()) => return Some((goal, self.ledger.clock())),
                 Err(Fault::Guest(GuestFault { index: Some(index), .. }))
                     if (2..=goal).contains(&index) =>
                 {

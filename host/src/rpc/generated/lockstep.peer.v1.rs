@@ -59,6 +59,9 @@ pub struct Frame {
     pub applied: u64,
     #[prost(bool, tag = "17")]
     pub halted: bool,
+    /// The entry at which the replica is halted; 0 if no entry is to blame.
+    #[prost(uint64, tag = "26")]
+    pub halted_at: u64,
     /// 16 bytes: the lineage of the sender's group; empty while the sender may join any group of the
     /// name.
     #[prost(bytes = "bytes", tag = "18")]

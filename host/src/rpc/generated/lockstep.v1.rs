@@ -327,6 +327,61 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Checkpoint"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives the group an operator's order, and answers once it is in the log and committed; every
+        /// replica obeys it there. It is for those who run the cluster, not for clients.
+        ///
+        /// An order that does not fit the state of the group is refused as not-now; the text says what does
+        /// not fit. An order may be repeated: setting what is set already has no effect, and an entry that
+        /// is skipped is no longer one at which the group is halted.
+        pub async fn order(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::OrderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::OrderResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Order",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Order"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
+        pub async fn fault(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::FaultRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::FaultResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Fault",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Fault"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -452,6 +507,27 @@ pub mod lockstep_server {
             request: tonic::Request<::lockstep_client::v1::CheckpointRequest>,
         ) -> std::result::Result<
             tonic::Response<::lockstep_client::v1::CheckpointResponse>,
+            tonic::Status,
+        >;
+        /// Gives the group an operator's order, and answers once it is in the log and committed; every
+        /// replica obeys it there. It is for those who run the cluster, not for clients.
+        ///
+        /// An order that does not fit the state of the group is refused as not-now; the text says what does
+        /// not fit. An order may be repeated: setting what is set already has no effect, and an entry that
+        /// is skipped is no longer one at which the group is halted.
+        async fn order(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::OrderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::OrderResponse>,
+            tonic::Status,
+        >;
+        /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
+        async fn fault(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::FaultRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::FaultResponse>,
             tonic::Status,
         >;
     }
@@ -891,6 +967,96 @@ pub mod lockstep_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckpointSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/Order" => {
+                    #[allow(non_camel_case_types)]
+                    struct OrderSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::UnaryService<::lockstep_client::v1::OrderRequest>
+                    for OrderSvc<T> {
+                        type Response = ::lockstep_client::v1::OrderResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::lockstep_client::v1::OrderRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::order(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OrderSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/Fault" => {
+                    #[allow(non_camel_case_types)]
+                    struct FaultSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::UnaryService<::lockstep_client::v1::FaultRequest>
+                    for FaultSvc<T> {
+                        type Response = ::lockstep_client::v1::FaultResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::lockstep_client::v1::FaultRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::fault(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FaultSvc(inner);
                         let codec = crate::rpc::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
