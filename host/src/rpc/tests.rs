@@ -185,11 +185,12 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
             | Request::CloseSession { answer, .. } => {
                 answer.send(Err(not_leader));
             }
-            Request::Checkpoint { answer } => {
+            Request::Checkpoint { answer } | Request::Order { answer, .. } => {
                 let index = machine.applied.len() as u64;
                 let _ = answer.send(if leads { Ok(index) } else { Err(not_leader) });
             }
             Request::Report { done } => drop(done),
+            Request::Entry { answer, .. } => drop(answer),
             Request::Query { request, linearizable, asker, answer } => {
                 let result = match &request[..] {
                     [b'b', b'a', b'd', ..] => Err(Bytes::from_static(b"no")),
@@ -279,6 +280,7 @@ impl SnapshotInbox for NoInbox {
 pub(super) fn report(node: NodeId) -> GroupReport {
     let status = GroupStatus {
         name: GROUP.to_owned(),
+        module: ModuleId([8; 32]),
         node,
         replica: ReplicaId::new(node, 1),
         boot: 1,

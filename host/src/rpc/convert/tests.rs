@@ -21,7 +21,7 @@ fn frame(body: Body) -> Frame {
         wall_ms: 1_700_000_000_123,
         short: Some(Shortage::Disk { need: 17, have: 4 }),
         applied: 41,
-        halted: true,
+        halted: Some(40),
         stalled: true,
         memory: Some(MemoryUse { bytes: 11, most: 12 }),
         snapshot: 40,
