@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use lockstep_client::v1::FaultResponse;
 use lockstep_core::ids::hex;
 
-use crate::cli::format::text_or_hex;
 use crate::cli::remote::{Target, call_failed};
 use crate::cli::status::ask_all;
 use crate::cli::{Failure, Outcome};
+use crate::kit::text::text_or_hex;
 use crate::logging::out;
 
 /// Show why replicas are halted: the entry, how the state machine failed, and the ways on.

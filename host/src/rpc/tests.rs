@@ -22,7 +22,7 @@ use lockstep_core::apply::Answer;
 use lockstep_core::entry::Call;
 use lockstep_core::fault::{Refusal, Rejection};
 use lockstep_core::group::{GroupStatus, Inbound, ReplicaState, Role, Running};
-use lockstep_core::ids::{GroupId, Lineage, NodeId, ReplicaId};
+use lockstep_core::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::Configuration;
 use lockstep_core::snapshot::chunk::Offer;
