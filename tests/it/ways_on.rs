@@ -142,9 +142,9 @@ async fn a_limit_that_was_too_low_is_raised() {
     apply_once(&session, "nothing").await;
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("all serve");
+    assert_equal_states(&mut cluster).await;
     let status = cluster.group(3, GROUP).await.expect("it answers");
     assert!(status.applied > entry && status.guest_memory_bytes > 40_000_000, "{status:?}");
-    assert_equal_states(&mut cluster).await;
     let refused = ordered(&mut cluster, &["limits", "--memory", "48MiB"]).await;
     assert_says(&refused.stderr, &["has", "bytes of memory", "at most 80 % of it"]);
     cluster.stop_all().await.expect("it stops");
