@@ -60,9 +60,18 @@ pub(crate) async fn run(args: Args) -> Outcome {
 }
 
 fn in_text(told: &FaultResponse) -> String {
-    let mut text = format!("node {}: {}", told.node, told.cause);
-    if told.entry > 0 {
-        text += &format!("\n  module   {}", hex(&told.module));
+    if told.entry == 0 {
+        return format!("node {}: {}", told.node, told.cause);
+    }
+    let mut text = format!("node {} is halted at entry {}", told.node, told.entry);
+    text += &format!("\n  fault    {} in {}: {}", told.class, told.call, told.message);
+    text += &format!("\n  module   {}", hex(&told.module));
+    text += &match told.stands_at {
+        0 => "\n  queries  none are answered".to_owned(),
+        index => format!("\n  queries  local ones are answered, as of entry {index}"),
+    };
+    if told.applied_by > 0 {
+        text += &format!("\n  diverged node {} applied the entry", told.applied_by);
     }
     if told.command_count > 0 {
         text += &format!("\n  commands {}", told.command_count);
