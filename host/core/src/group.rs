@@ -175,6 +175,7 @@ pub(crate) struct Shared {
     /// it.
     switches: Switches,
     switched_at: u64,
+    before: Before,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
     /// Frames dropped because they were meant for another replica or group, or because no correct
@@ -182,6 +183,16 @@ pub(crate) struct Shared {
     misdirected: u64,
     own: Own,
     turns: Turns,
+}
+
+/// What is known of the processes of this replica before this one.
+#[derive(Default)]
+struct Before {
+    /// The last entry that was in the log when this process started: entries up to it may have been
+    /// applied then.
+    last: u64,
+    /// The one among them that was not; 0 if there is none.
+    unapplied: u64,
 }
 
 /// What frames say of this replica's guest and snapshots.
@@ -206,8 +217,8 @@ struct Seen {
     short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     applied: u64,
-    /// The sender applies no further entry: it is halted at this one, or at 0 if no entry is to
-    /// blame.
+    /// The sender applies no further entry: it is halted at this one, which it has never applied, or
+    /// at 0 otherwise.
     halted: Option<u64>,
     stalled: bool,
     memory: Option<MemoryUse>,
@@ -251,7 +262,7 @@ impl Group {
                 (RecoveryState::blank(&config.name, replica), None)
             }
         };
-        recovery.start();
+        let unapplied = recovery.start();
         let mut shared = Shared {
             id: GroupId::of_name(&config.name),
             recovery,
@@ -267,6 +278,7 @@ impl Group {
             stalled: None,
             switches: Switches::default(),
             switched_at: 0,
+            before: Before { last: 0, unapplied },
             memory: None,
             misdirected: 0,
             own: Own { applied: 0, snapshot: 0, guest: GuestIs::Absent },

@@ -141,6 +141,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("take_for_what_hangs", "places are given for work on a disk that hangs"),
     ("timer_not_in_envelope", "a snapshot does not hold what the guest's timer is set to"),
     ("truncate_too_far", "the log is cut up to the newest recovery point"),
+    ("trust_every_halt", "a replica that halts says that it has never applied the entry"),
     ("two_votes", "the vote is forgotten at a start"),
     ("unchecked_segment", "a log record's checksum is not checked"),
     ("unread_is_whole", "a snapshot that could not be read for want of descriptors counts as read"),

@@ -16,10 +16,11 @@
 //! state = version u8 (1 or 2) · name bytes · replica u64 · boot u64 ·
 //!         stage u8 (0 met, 1 hosted, 2 removed) · lineage 16 (0 while not known) ·
 //!         term u64 · vote u64 · commit u64 · configuration · configuration index u64 ·
-//!         floor u64 · first index u64 · previous term u64 · count u32 · descs · amendments
+//!         floor u64 · first index u64 · previous term u64 · count u32 · descs · amendments ·
+//!         unapplied u64
 //! ```
-//! Version 1 has no amendments. It is written as long as there are none, so that the release before
-//! can read it.
+//! Version 1 ends with the snapshots. It is written as long as the rest is empty, so that the release
+//! before can read it.
 
 use bytes::Bytes;
 
@@ -30,7 +31,7 @@ use crate::limits;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 const VERSION: u8 = 2;
-const VERSION_WITHOUT_AMENDMENTS: u8 = 1;
+const VERSION_OF_SNAPSHOTS: u8 = 1;
 /// Snapshots that one state may list: the recovery points, with a reserve.
 const SNAPSHOTS_MAX: usize = limits::RECOVERY_POINTS + 2;
 
@@ -65,6 +66,9 @@ pub struct RecoveryState {
     pub snapshots: Vec<SnapshotDesc>,
     /// The amendments up to the floor that are not part of every recovery point.
     pub amendments: Amendments,
+    /// An entry at which this replica is halted and which it has never applied; 0 if there is none.
+    /// It says so for one start: from then on, the entry may be applied.
+    pub unapplied: u64,
 }
 
 impl RecoveryState {
@@ -87,6 +91,7 @@ impl RecoveryState {
             previous_term: 0,
             snapshots: Vec::new(),
             amendments: Amendments::default(),
+            unapplied: 0,
         }
     }
 
@@ -95,9 +100,16 @@ impl RecoveryState {
         self.snapshots.first()
     }
 
-    /// Counts a start.
-    pub(crate) fn start(&mut self) {
+    /// Counts a start. Returns the entry at which the replica was halted before, if it had never
+    /// applied it.
+    pub(crate) fn start(&mut self) -> u64 {
         self.boot += 1;
+        std::mem::take(&mut self.unapplied)
+    }
+
+    /// The replica is halted at this entry, which it has never applied; 0 if it is not any more.
+    pub(crate) fn never_applied(&mut self, entry: u64) {
+        self.unapplied = entry;
     }
 
     /// The replica has a log from now on, which begins with entry 1 if it bootstraps the group.
@@ -196,10 +208,8 @@ impl RecoveryState {
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.put_u8(match self.amendments.is_empty() {
-            true => VERSION_WITHOUT_AMENDMENTS,
-            false => VERSION,
-        });
+        let short = self.amendments.is_empty() && self.unapplied == 0;
+        out.put_u8(if short { VERSION_OF_SNAPSHOTS } else { VERSION });
         out.put_bytes_within(self.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
@@ -215,14 +225,15 @@ impl RecoveryState {
         out.put_u64(self.previous_term);
         out.put_count_within(self.snapshots.len(), SNAPSHOTS_MAX);
         self.snapshots.iter().for_each(|desc| desc.encode(out));
-        if !self.amendments.is_empty() {
+        if !short {
             self.amendments.encode(out);
+            out.put_u64(self.unapplied);
         }
     }
 
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes, "recovery state");
-        let version = reader.version_from(VERSION_WITHOUT_AMENDMENTS, VERSION)?;
+        let version = reader.version_from(VERSION_OF_SNAPSHOTS, VERSION)?;
         let group = reader.string(limits::GROUP_NAME_BYTES_MAX)?;
         let (replica, boot) = (ReplicaId(reader.u64()?), reader.u64()?);
         let (bootstrapped, removed) = match reader.u8()? {
@@ -251,8 +262,12 @@ impl RecoveryState {
                 (0..count).map(|_| SnapshotDesc::decode(&mut reader)).collect::<Result<_, _>>()?
             },
             amendments: match version {
-                VERSION_WITHOUT_AMENDMENTS => Amendments::default(),
+                VERSION_OF_SNAPSHOTS => Amendments::default(),
                 _newer => Amendments::decode(&mut reader)?,
+            },
+            unapplied: match version {
+                VERSION_OF_SNAPSHOTS => 0,
+                _newer => reader.u64()?,
             },
         };
         state.validate().map_err(|why| reader.invalid(why))?;

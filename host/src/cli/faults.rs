@@ -70,6 +70,9 @@ fn in_text(told: &FaultResponse) -> String {
         0 => "\n  queries  none are answered".to_owned(),
         index => format!("\n  queries  local ones are answered, as of entry {index}"),
     };
+    if !told.never_applied {
+        text += "\n  before   the replica may have applied the entry before it was last started";
+    }
     if told.applied_by > 0 {
         text += &format!("\n  diverged node {} applied the entry", told.applied_by);
     }
@@ -91,6 +94,7 @@ fn in_json(told: &FaultResponse) -> serde_json::Value {
         "call": told.call,
         "message": told.message,
         "module": hex(&told.module),
+        "never_applied": told.never_applied,
         "stands_at": told.stands_at,
         "applied_by": told.applied_by,
         "command_count": told.command_count,
@@ -111,7 +115,8 @@ fn ways_on(halted: &[FaultResponse], silent: bool) -> String {
                 Some(_) => "\n  lockstep limits --command-fuel N  with more fuel",
                 None => "",
             };
-            let abandon = if silent { " --abandon NODE" } else { "" };
+            let unsure = silent || halted.iter().any(|told| !told.never_applied);
+            let abandon = if unsure { " --abandon NODE" } else { "" };
             format!("ways on:{raise}\n  lockstep skip --index {entry}{abandon}    without the entry")
         }
         _ if diverged => {

@@ -66,6 +66,7 @@ pub(super) async fn fault(group: &GroupHandle, commands: bool) -> wire::FaultRes
     if let Stands::At(index) = halt.stands {
         told.stands_at = index;
     }
+    told.never_applied = halt.is_first;
     told.applied_by = halt.applied_by.map_or(0, |replica| replica.node().0.into());
     if told.entry > 0
         && let Some(entry) = group.entry(told.entry).await

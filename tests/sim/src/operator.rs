@@ -9,6 +9,7 @@ use lockstep_core::group::{Event, Halt, Order, ReplicaState, Role, Running};
 use lockstep_core::ids::{GroupId, NodeId, Ticket};
 
 use crate::guest::lock;
+use crate::node::Node;
 use crate::world::{Action, MS, SECOND, World};
 
 /// The key that commands of nobody write: no client reads it.
@@ -64,12 +65,16 @@ impl World {
         let fuel_command = fuel * self.rng.between(1, RAISES_MAX + 1);
         let limits = Limits { fuel_command: Some(fuel_command), ..Limits::default() };
         let skip = |index| Order::Skip { index, abandon: BTreeSet::new() };
+        // Nobody can have applied what no limit lets pass.
+        let halted: BTreeSet<NodeId> = self.nodes.values().filter(|node| is_out(node, group))
+            .map(|node| node.id)
+            .collect();
         match state {
             ReplicaState::Running(Running::Halted(halt)) => {
                 let needs = needs_more(halt)?;
                 let enough = Limits { fuel_command: Some(needs), ..Limits::default() };
                 Some(match needs {
-                    u64::MAX => skip(halt.fault.entry()?),
+                    u64::MAX => Order::Skip { index: halt.fault.entry()?, abandon: halted },
                     _raise if self.calm => Order::Limits(enough),
                     _raise => Order::Limits(limits),
                 })
@@ -132,6 +137,14 @@ impl World {
             }
         }
     }
+}
+
+/// Whether a node is down, or its replica is halted.
+fn is_out(node: &Node, group: GroupId) -> bool {
+    node.process.as_ref().is_none_or(|process| {
+        let state = process.replicas.get(&group).map(|replica| replica.group.state());
+        matches!(state, None | Some(ReplicaState::Running(Running::Halted(_))))
+    })
 }
 
 /// The fuel that a command needs at which a replica is halted, and does not get: no restart helps.

@@ -732,6 +732,10 @@ pub struct FaultResponse {
     /// The node that applied the entry, which means that the replicas diverged; 0 if none did.
     #[prost(uint32, tag = "9")]
     pub applied_by: u32,
+    /// The replica has never applied the entry. If this is false, it may have done so before it was last
+    /// started.
+    #[prost(bool, tag = "12")]
+    pub never_applied: bool,
     /// The number of the entry's commands and, if they were asked for, the commands themselves.
     #[prost(uint64, tag = "10")]
     pub command_count: u64,

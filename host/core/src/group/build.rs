@@ -116,6 +116,11 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
 pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     hosting.snapshots.wants.met();
     prepare(hosting, shared, effects);
+    if shared.recovery.unapplied > 0 {
+        // The entry may be applied now.
+        shared.recovery.never_applied(0);
+        shared.persist_now(Vec::new(), effects);
+    }
     hosting.applying.pipeline.start_again(&shared.recovery, effects);
     hosting.settle_state(shared, effects);
 }
@@ -194,7 +199,12 @@ pub(super) fn fail(
         }
         None => Stands::Nowhere,
     };
-    hosting.applying.pipeline.halts(Halt { fault, stands, applied_by: None });
+    let is_first = before.is_some_and(|entry| shared.has_never_applied(entry, hosting));
+    if let Some(entry) = before.filter(|_| is_first) {
+        shared.recovery.never_applied(entry);
+        shared.persist_now(Vec::new(), effects);
+    }
+    hosting.applying.pipeline.halts(Halt { fault, stands, applied_by: None, is_first });
     if machine {
         hosting.applying.retry.failed(shared.now);
     } else {

@@ -112,6 +112,9 @@ pub struct Halt {
     pub stands: Stands,
     /// Another replica that applied the entry at which this one halted.
     pub applied_by: Option<ReplicaId>,
+    /// This replica has never applied the entry at which it halted; otherwise it may have, before it
+    /// was started.
+    pub is_first: bool,
 }
 
 /// The state from which a halted replica answers local queries.
@@ -126,6 +129,11 @@ pub enum Stands {
 }
 
 impl Halt {
+    /// The entry at which the replica halted, if it has never applied it.
+    pub fn never_applied(&self) -> Option<u64> {
+        self.fault.entry().filter(|_| self.is_first)
+    }
+
     /// In words: the fault, which queries are still answered, and which node applied the entry.
     pub fn cause(&self) -> String {
         let mut text = match self.fault.entry() {
@@ -239,11 +247,11 @@ impl ReplicaState {
         }
     }
 
-    /// The entry at which the replica is halted, or 0 if no entry is to blame; `None` if it is not
-    /// halted.
+    /// The entry at which the replica is halted, if it has never applied it, and 0 otherwise; `None`
+    /// if it is not halted.
     pub fn halted_at(&self) -> Option<u64> {
         match self {
-            Self::Running(Running::Halted(halt)) => Some(halt.fault.entry().unwrap_or(0)),
+            Self::Running(Running::Halted(halt)) => Some(halt.never_applied().unwrap_or(0)),
             _other => None,
         }
     }

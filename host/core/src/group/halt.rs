@@ -15,8 +15,9 @@
 //!   through raft, which is another way on: see [`super::catch_up`].
 //! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
 
-use crate::group::Shared;
+use crate::group::hosting::Hosting;
 use crate::group::pipeline::Pipeline;
+use crate::group::{Before, Shared};
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 
@@ -43,6 +44,14 @@ impl Shared {
         let known = index..=self.recovery.floor;
         let seen = self.seen.iter().filter(|(replica, _)| members.contains(**replica));
         seen.filter(|(_, seen)| known.contains(&seen.applied)).map(|(replica, _)| *replica).next()
+    }
+
+    /// Whether this replica has never applied this entry: this process has not, and the entry came
+    /// after it was started, or was the one at which the replica was halted before.
+    pub(super) fn has_never_applied(&self, entry: u64, hosting: &Hosting) -> bool {
+        let Before { last, unapplied } = self.before;
+        let before = entry > last || entry == unapplied || planted("trust_every_halt");
+        before && hosting.applying.pipeline.applied() < entry
     }
 
     /// Whether a replica's last frame said that it is halted.

@@ -128,11 +128,13 @@ impl Hosting {
         // Pieces small enough to tell from their sum when a snapshot is due.
         let piece_bytes = (shared.config.snapshot_policy.log_bytes / 256).clamp(256, 256 << 10);
         let log = RaftLog::open(state, &terms, window, sizes, piece_bytes);
+        let last = log.last();
         let newest = state.newest().map_or(0, |desc| desc.index);
         let checkpoints = Checkpoints::since(newest, log.bytes_between(newest, state.floor));
         let raw = RaftNode::open(state.replica, state.floor, log);
         let pipeline = Pipeline::start(state, effects);
         shared.set_state(ReplicaState::Running(Running::Restoring), effects);
+        shared.before.last = last;
         let mut retention = Retention::default();
         retention.undo(&shared.recovery);
         Self {

@@ -3,9 +3,10 @@
 //!
 //! - The leader judges an order by what it knows of the voters, and puts it into the log; it is
 //!   obeyed, by every replica, once it is committed. A halted replica may lead for this.
-//! - An entry is skipped only if no voter has applied it: each one reports that it is halted there.
-//!   One that is not heard may be abandoned: if it did apply the entry, what it acknowledged then is
-//!   undone.
+//! - An entry is skipped only if no voter has applied it: each one reports that it is halted there,
+//!   and has never applied it. After a restart a replica knows that of the entry at which it was
+//!   halted before, and of those that were not in its log yet. One that is not heard, or cannot say
+//!   so, may be abandoned: if it did apply the entry, what it acknowledged then is undone.
 //! - If the group's policy is to skip, the leader gives that order itself, once every voter is halted
 //!   at the same entry.
 
@@ -154,12 +155,24 @@ fn judge_skip(
     pipeline: &Pipeline,
     shared: &Shared,
 ) -> Result<(), String> {
-    let own = pipeline.halt().and_then(|halt| halt.fault.entry());
+    let halt = pipeline.halt();
+    let own = halt.and_then(|halt| halt.fault.entry());
     if own != Some(index) && !planted("skip_what_was_applied") {
         return Err(match own {
             Some(entry) => format!("the group is halted at entry {entry}, not at entry {index}"),
             None => format!("the group is not halted at entry {index}: nothing is to be skipped"),
         });
+    }
+    let may_have = |node: NodeId| {
+        format!(
+            "node {node} may have applied entry {index} before it was last started: abandon it, \
+             which undoes what it may have acknowledged there"
+        )
+    };
+    let me = shared.me().node();
+    let first = halt.is_some_and(|halt| halt.is_first) || abandon.contains(&me);
+    if !first && !planted("skip_what_was_applied") {
+        return Err(may_have(me));
     }
     for voter in voters(shared).filter(|voter| *voter != shared.me()) {
         let node = voter.node();
@@ -172,8 +185,12 @@ fn judge_skip(
             ));
         }
         let silent = shared.is_silent(voter);
-        if abandon.contains(&node) && !silent {
-            return Err(format!("node {node} is heard, so it cannot be abandoned"));
+        let halted = seen.and_then(|seen| seen.halted);
+        if abandon.contains(&node) && (silent || halted.is_some()) {
+            continue;
+        }
+        if abandon.contains(&node) {
+            return Err(format!("node {node} goes on, so it cannot be abandoned"));
         }
         if silent && !abandon.contains(&node) && !planted("skip_what_was_applied") {
             return Err(format!(
@@ -181,8 +198,10 @@ fn judge_skip(
                  abandon it, which undoes what it may have acknowledged there"
             ));
         }
-        let there = seen.and_then(|seen| seen.halted) == Some(index);
-        if !silent && !there && !planted("skip_what_was_applied") {
+        if halted == Some(0) && !planted("skip_what_was_applied") {
+            return Err(may_have(node));
+        }
+        if !silent && halted != Some(index) && !planted("skip_what_was_applied") {
             return Err(format!(
                 "node {node} is not halted at entry {index}: it has applied entry {applied}; wait \
                  until it gets there"

@@ -93,7 +93,8 @@ async fn check_silent(watch: &mut WatchStream) {
 
 fn halted() -> ReplicaState {
     let fault = Fault::Restore("why".to_owned());
-    ReplicaState::Running(Running::Halted(Halt { fault, stands: Stands::At(2), applied_by: None }))
+    let stands = Stands::At(2);
+    ReplicaState::Running(Running::Halted(Halt { fault, stands, applied_by: None, is_first: true }))
 }
 
 #[tokio::test]
