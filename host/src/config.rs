@@ -31,8 +31,8 @@ pub mod guest;
 
 pub use clients::ClientSettings;
 pub use guest::GuestLimits;
-pub(crate) use guest::check_limits;
 use guest::Written;
+pub(crate) use guest::check_limits;
 
 use address::{Place, check_address};
 

@@ -19,7 +19,6 @@ use lockstep_core::ids::Ticket;
 use lockstep_core::limits;
 use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
-use raft::eraftpb::Entry;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -350,7 +349,8 @@ impl GroupActor {
             return None;
         }
         if let Request::Entry { index, answer } = request {
-            self.read_entry(index, answer);
+            let (reader, id) = (self.lanes.log.reader(), self.handle.id());
+            readers::read_entry(&self.lanes.readers.log, reader, (id, index), answer);
             return None;
         }
         self.next_ticket += 1;
@@ -430,15 +430,6 @@ impl GroupActor {
                     for a follower");
             }
             handle.raise(Event::Fetched { from, entries: entries.ok() });
-        }));
-    }
-
-    /// Has an entry read back, for an operator who wants to see it.
-    fn read_entry(&self, index: u64, answer: oneshot::Sender<Option<Entry>>) {
-        let (reader, id) = (self.lanes.log.reader(), self.handle.id());
-        tokio::spawn(readers::read(Arc::clone(&self.lanes.readers.log), move || {
-            let entries = reader.entries(id, index, index + 1, limits::APPEND_BYTES_MAX);
-            let _ = answer.send(entries.ok().and_then(|entries| entries.into_iter().next()));
         }));
     }
 

@@ -150,7 +150,8 @@ async fn a_limit_that_was_too_low_is_raised() {
     cluster.stop_all().await.expect("it stops");
 }
 
-/// A group whose policy is to skip goes on by itself; a client's call is told of it, once and again.
+/// A group whose policy is to skip goes on by itself; a client's call is told of it, once and
+/// again.
 #[tokio::test]
 async fn a_policy_skips_by_itself() {
     let mut cluster = hostile_nodes(&[]).await;

@@ -1,9 +1,9 @@
 //! Amendments: entries that take a halted group on, because they change what an earlier entry does.
 //!
-//! A replica that halts before the entry at `i` looks no further on its own, but entries go on being
-//! committed. An amendment that is committed at `j`, after `i`, holds for `i` as well: the replica
-//! builds its guest again, with the amendment known from the start. So the state at `j` and after it
-//! is a function of the log, the same on every replica:
+//! A replica that halts before the entry at `i` looks no further on its own, but entries go on
+//! being committed. An amendment that is committed at `j`, after `i`, holds for `i` as well: the
+//! replica builds its guest again, with the amendment known from the start. So the state at `j` and
+//! after it is a function of the log, the same on every replica:
 //!
 //! - [`Change::Skip`]: the entry at `i` does not reach the guest. It still advances log time and
 //!   counts for sessions, whose calls are answered [`crate::fault::Rejection::Skipped`].
@@ -14,8 +14,8 @@
 //! replica may start from it. Only a replica that was given up in order to skip the entry
 //! (`--abandon`) can have taken one.
 //!
-//! A replica keeps an amendment in its [`RecoveryState`](crate::recovery_state::RecoveryState), from
-//! the moment that it hands the entry over, until every recovery point is at or after `j`.
+//! A replica keeps an amendment in its [`RecoveryState`](crate::recovery_state::RecoveryState),
+//! from the moment that it hands the entry over, until every recovery point is at or after `j`.
 
 use crate::codec::{DecodeError, Reader, Write};
 use crate::entry::{Limits, Profile};

@@ -31,8 +31,8 @@ pub use sessions::Sessions;
 pub use timer::{Deadline, LogClock, Setting};
 
 const ENVELOPE_VERSION: u8 = 3;
-/// Has no switches. It is written as long as all of them are as at the bootstrap, so that replicas of
-/// this release and of the one before write equal snapshots.
+/// Has no switches. It is written as long as all of them are as at the bootstrap, so that replicas
+/// of this release and of the one before write equal snapshots.
 const ENVELOPE_VERSION_WITHOUT_SWITCHES: u8 = 2;
 /// Largest envelope, bytes: kept answers (lent ones, and each session's own), the session table,
 /// the events, the bootstrap record.

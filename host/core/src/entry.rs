@@ -455,7 +455,10 @@ mod tests {
         check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Wake { time_ms: 1, set_by: 2 });
         check(EntryBody::Skip { time_ms: 1, index: 2 });
-        check(EntryBody::Limits { time_ms: 1, limits: Limits { memory_bytes: Some(9), ..Limits::default() } });
+        check(EntryBody::Limits {
+            time_ms: 1,
+            limits: Limits { memory_bytes: Some(9), ..Limits::default() },
+        });
         check(EntryBody::Freeze { time_ms: 1, frozen: true });
         check(EntryBody::OnFault { time_ms: 1, on_fault: OnFault::Skip });
         check(EntryBody::Checkpoint { time_ms: 1, reason: CheckpointReason::Learner });

@@ -44,7 +44,8 @@ pub enum Rejection {
     )]
     TooManySessions,
     #[error(
-        "the command was skipped: the state machine failed on it, and it was decided that the group \
+        "the command was skipped: the state machine failed on it, and it was decided that the \
+         group \
          goes on without it; it had no effect"
     )]
     Skipped,

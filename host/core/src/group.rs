@@ -16,7 +16,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 
-use crate::apply::Switches;
 use crate::entry::Profile;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::ids::{GroupId, Lineage, ModuleId, NodeId, ReplicaId};
@@ -30,6 +29,7 @@ use crate::wal::LogJob;
 pub mod alone;
 mod build;
 mod catch_up;
+mod chance;
 mod checkpoint;
 mod checkpoint_requests;
 mod damage;
@@ -75,8 +75,11 @@ pub use orders::Order;
 pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
+use chance::Chance;
+use halt::Before;
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
+use orders::Standing;
 use persist::PersistQueue;
 use rebuild::Turns;
 use space::Space;
@@ -171,10 +174,7 @@ pub(crate) struct Shared {
     space: Space,
     /// Set while the log's disk hangs.
     stalled: Option<Stall>,
-    /// What operators have set, as of the last entry that was handed over, and the entry that set
-    /// it.
-    switches: Switches,
-    switched_at: u64,
+    orders: Standing,
     before: Before,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
@@ -183,16 +183,6 @@ pub(crate) struct Shared {
     misdirected: u64,
     own: Own,
     turns: Turns,
-}
-
-/// What is known of the processes of this replica before this one.
-#[derive(Default)]
-struct Before {
-    /// The last entry that was in the log when this process started: entries up to it may have been
-    /// applied then.
-    last: u64,
-    /// The one among them that was not; 0 if there is none.
-    unapplied: u64,
 }
 
 /// What frames say of this replica's guest and snapshots.
@@ -217,8 +207,8 @@ struct Seen {
     short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     applied: u64,
-    /// The sender applies no further entry: it is halted at this one, which it has never applied, or
-    /// at 0 otherwise.
+    /// The sender applies no further entry: it is halted at this one, which it has never applied,
+    /// or at 0 otherwise.
     halted: Option<u64>,
     stalled: bool,
     memory: Option<MemoryUse>,
@@ -227,23 +217,6 @@ struct Seen {
     guest: GuestIs,
     /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
-}
-
-/// SplitMix64: random numbers from a seed, so that a run can be repeated.
-pub(crate) struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }
 
 impl Group {
@@ -276,8 +249,7 @@ impl Group {
             state: ReplicaState::Running(Running::Joining),
             space: Space::default(),
             stalled: None,
-            switches: Switches::default(),
-            switched_at: 0,
+            orders: Standing::default(),
             before: Before { last: 0, unapplied },
             memory: None,
             misdirected: 0,

@@ -71,8 +71,8 @@ pub const MEMORY_UNDER_WAY_PARTS: u64 = 4;
 /// replica has no guest during a rebuild, which takes as long as a start.
 pub const REBUILD_GAIN_PARTS: u64 = 8;
 
-/// Amendments that a leader has proposed since its oldest recovery point before it refuses more: the
-/// next checkpoints take them in.
+/// Amendments that a leader has proposed since its oldest recovery point before it refuses more:
+/// the next checkpoints take them in.
 pub const AMENDMENTS_PENDING_MAX: usize = 64;
 /// Amendments that a replica keeps: those of a leader, and of many checkpoints of which it took no
 /// snapshot itself.

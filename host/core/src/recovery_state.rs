@@ -19,8 +19,8 @@
 //!         floor u64 · first index u64 · previous term u64 · count u32 · descs · amendments ·
 //!         unapplied u64
 //! ```
-//! Version 1 ends with the snapshots. It is written as long as the rest is empty, so that the release
-//! before can read it.
+//! Version 1 ends with the snapshots. It is written as long as the rest is empty, so that the
+//! release before can read it.
 
 use bytes::Bytes;
 

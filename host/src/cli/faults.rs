@@ -117,7 +117,9 @@ fn ways_on(halted: &[FaultResponse], silent: bool) -> String {
             };
             let unsure = silent || halted.iter().any(|told| !told.never_applied);
             let abandon = if unsure { " --abandon NODE" } else { "" };
-            format!("ways on:{raise}\n  lockstep skip --index {entry}{abandon}    without the entry")
+            format!(
+                "ways on:{raise}\n  lockstep skip --index {entry}{abandon}    without the entry"
+            )
         }
         _ if diverged => {
             "a replica that halts where another one goes on has diverged from it, and continues \

@@ -24,8 +24,8 @@ pub(crate) struct SkipArgs {
     /// The index of the entry.
     #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u64).range(2..))]
     index: u64,
-    /// Go on without this node, which does not answer. If it applied the entry, what it acknowledged
-    /// since then is undone when it comes back. Can be given several times.
+    /// Go on without this node, which does not answer. If it applied the entry, what it
+    /// acknowledged since then is undone when it comes back. Can be given several times.
     #[arg(long, value_name = "NODE")]
     abandon: Vec<u32>,
 }
@@ -72,8 +72,8 @@ pub(crate) struct FreezeArgs {
 pub(crate) struct OnFaultArgs {
     #[command(flatten)]
     order: OrderArgs,
-    /// halt: the group waits for an operator, as it does if nothing is set. skip: the leader has the
-    /// entry skipped, once every voter is halted there.
+    /// halt: the group waits for an operator, as it does if nothing is set. skip: the leader has
+    /// the entry skipped, once every voter is halted there.
     #[arg(value_enum)]
     policy: Policy,
 }

@@ -63,9 +63,7 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
 fn within(key: &str, value: Option<u64>, bounds: RangeInclusive<u64>) -> Result<(), String> {
     match value.filter(|value| !bounds.contains(value)) {
         None => Ok(()),
-        Some(value) => {
-            Err(format!("{key} is {value}; use {} to {}", bounds.start(), bounds.end()))
-        }
+        Some(value) => Err(format!("{key} is {value}; use {} to {}", bounds.start(), bounds.end())),
     }
 }
 

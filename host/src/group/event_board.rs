@@ -107,8 +107,8 @@ impl EventBoard {
     }
 
     /// The entry at `skipped` is skipped, as that at `by` orders. If its events were shown, this
-    /// replica had been abandoned: those who watch it are told that the events before `by` are gone,
-    /// because they may have seen some that no longer exist.
+    /// replica had been abandoned: those who watch it are told that the events before `by` are
+    /// gone, because they may have seen some that no longer exist.
     pub(crate) fn undo(&self, skipped: u64, by: u64) {
         let mut state = self.lock();
         if state.applied >= skipped {

@@ -8,10 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use lockstep_core::ids::GroupId;
+use lockstep_core::limits;
+use raft::eraftpb::Entry;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::disk_watch::Hanging;
 use crate::store::{DiskPlace, DiskPlaces, SnapshotDisk};
+use crate::wal::WalReader;
 
 /// Reads of one kind under way at a time.
 const READS_MAX: usize = 8;
@@ -45,6 +49,19 @@ impl Readers {
             tokio::time::sleep(NEXT_TRY).await;
         }
     }
+}
+
+/// Reads an entry of a group back, for an operator who wants to see it.
+pub(super) fn read_entry(
+    readers: &Arc<Semaphore>,
+    reader: WalReader,
+    (group, index): (GroupId, u64),
+    answer: oneshot::Sender<Option<Entry>>,
+) {
+    tokio::spawn(read(Arc::clone(readers), move || {
+        let entries = reader.entries(group, index, index + 1, limits::APPEND_BYTES_MAX);
+        let _ = answer.send(entries.ok().and_then(|entries| entries.into_iter().next()));
+    }));
 }
 
 /// Runs `work` on a thread once there is a place; `None` if it panicked, or the runtime ends.

@@ -20,12 +20,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
 use crate::router::Router;
-use crate::rpc::orders;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
 use crate::rpc::call::CALL_BYTES;
 use crate::rpc::forward::{self, Forward, Onward, Origin};
 use crate::rpc::links::Link;
+use crate::rpc::orders;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
 use crate::rpc::proto::client as wire;

@@ -4,9 +4,9 @@
 //! It reports to [`Observed`] what it applies, so that the histories of all replicas can be
 //! compared. It traps when it is told to, on its own replica only, so that a second try may
 //! succeed. If the setup says so, each command takes memory, until one frees all of it, and some
-//! commands emit events and set or cancel the timer. A command that needs more fuel than the group's
-//! limits give traps on every replica. Two queries never get an answer: one traps,
-//! one runs out of fuel.
+//! commands emit events and set or cancel the timer. A command that needs more fuel than the
+//! group's limits give traps on every replica. Two queries never get an answer: one traps, one runs
+//! out of fuel.
 //!
 //! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
 //! guest that is woken although its timer is not set, or before its time: the guest remembers the

@@ -8,7 +8,9 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
 use lockstep_host::store::SnapshotStore;
 
-use crate::check::{budget, commits, descriptors, memory, orders, recovery_points, snapshots, states};
+use crate::check::{
+    budget, commits, descriptors, memory, orders, recovery_points, snapshots, states,
+};
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {

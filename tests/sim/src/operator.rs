@@ -66,9 +66,8 @@ impl World {
         let limits = Limits { fuel_command: Some(fuel_command), ..Limits::default() };
         let skip = |index| Order::Skip { index, abandon: BTreeSet::new() };
         // Nobody can have applied what no limit lets pass.
-        let halted: BTreeSet<NodeId> = self.nodes.values().filter(|node| is_out(node, group))
-            .map(|node| node.id)
-            .collect();
+        let halted: BTreeSet<NodeId> =
+            self.nodes.values().filter(|node| is_out(node, group)).map(|node| node.id).collect();
         match state {
             ReplicaState::Running(Running::Halted(halt)) => {
                 let needs = needs_more(halt)?;

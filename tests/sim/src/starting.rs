@@ -3,9 +3,9 @@
 use lockstep_core::group::{ReplicaState, Running, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 
-use crate::operator;
 use crate::check::durable::{self, View, Views};
 use crate::node::{NoStart, Process};
+use crate::operator;
 use crate::world::{Action, MS, SECOND, World};
 
 impl World {

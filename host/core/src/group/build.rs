@@ -199,7 +199,8 @@ pub(super) fn fail(
         }
         None => Stands::Nowhere,
     };
-    let is_first = before.is_some_and(|entry| shared.has_never_applied(entry, hosting));
+    let pipeline = &hosting.applying.pipeline;
+    let is_first = before.is_some_and(|entry| shared.has_never_applied(entry, pipeline));
     if let Some(entry) = before.filter(|_| is_first) {
         shared.recovery.never_applied(entry);
         shared.persist_now(Vec::new(), effects);
@@ -221,10 +222,13 @@ pub(super) fn fail(
 pub(super) fn stands(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    at: Option<u64>,
+    at: Option<(u64, LogClock)>,
     effects: &mut Vec<Effect>,
 ) {
-    hosting.applying.pipeline.stands(at);
+    if let Some((index, clock)) = at {
+        shared.switched(index, clock.switches);
+    }
+    hosting.applying.pipeline.stands(at.map(|(index, _)| index));
     hosting.tell_list(effects);
     hosting.settle_state(shared, effects);
 }

@@ -43,8 +43,8 @@ pub enum Effect {
     Judged { object: ObjectRef, taken: bool },
     /// Answer the request of this ticket, which ends with it.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
-    /// Answer the request of this ticket: the checkpoint or the order that it asked for is committed
-    /// at this index.
+    /// Answer the request of this ticket: the checkpoint or the order that it asked for is
+    /// committed at this index.
     Entered { ticket: Ticket, index: u64 },
     /// Publish the replica's state, which changed.
     State(ReplicaState),
@@ -99,7 +99,8 @@ pub enum Running {
     DiskStalled(Stall),
     /// Answers queries and votes, but accepts no commands except those that free memory.
     MemoryHigh(MemoryUse),
-    /// Answers queries and votes, but accepts no commands, because an operator has frozen the group.
+    /// Answers queries and votes, but accepts no commands, because an operator has frozen the
+    /// group.
     Frozen,
     /// Votes and keeps the log, but applies no further entry.
     Halted(Halt),
@@ -112,8 +113,8 @@ pub struct Halt {
     pub stands: Stands,
     /// Another replica that applied the entry at which this one halted.
     pub applied_by: Option<ReplicaId>,
-    /// This replica has never applied the entry at which it halted; otherwise it may have, before it
-    /// was started.
+    /// This replica has never applied the entry at which it halted; otherwise it may have, before
+    /// it was started.
     pub is_first: bool,
 }
 
@@ -247,8 +248,8 @@ impl ReplicaState {
         }
     }
 
-    /// The entry at which the replica is halted, if it has never applied it, and 0 otherwise; `None`
-    /// if it is not halted.
+    /// The entry at which the replica is halted, if it has never applied it, and 0 otherwise;
+    /// `None` if it is not halted.
     pub fn halted_at(&self) -> Option<u64> {
         match self {
             Self::Running(Running::Halted(halt)) => Some(halt.never_applied().unwrap_or(0)),

@@ -216,9 +216,7 @@ fn step_down(raw: &mut RaftNode) {
 
 fn is_reluctant(shared: &Shared) -> bool {
     let able = match &shared.state {
-        ReplicaState::Running(
-            Running::Serving | Running::DiskStalled(_) | Running::Frozen,
-        ) => true,
+        ReplicaState::Running(Running::Serving | Running::DiskStalled(_) | Running::Frozen) => true,
         ReplicaState::Running(Running::MemoryHigh(_)) => !shared.leads_for_memory(),
         ReplicaState::Running(
             Running::Restoring

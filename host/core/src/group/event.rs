@@ -111,8 +111,8 @@ pub enum Event {
         index: u64,
         why: String,
     },
-    /// The guest of a halted replica was rebuilt up to this entry, where the ledger says this; `None`
-    /// if that failed.
+    /// The guest of a halted replica was rebuilt up to this entry, where the ledger says this;
+    /// `None` if that failed.
     Stands {
         at: Option<(u64, LogClock)>,
     },

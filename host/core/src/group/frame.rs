@@ -33,8 +33,8 @@ pub struct Frame {
     pub short: Option<Shortage>,
     /// The last entry that the sender's guest applied.
     pub applied: u64,
-    /// The sender applies no further entry: it is halted at this one, which it has never applied, or
-    /// at 0 if no entry is to blame or it may have applied it before it was started.
+    /// The sender applies no further entry: it is halted at this one, which it has never applied,
+    /// or at 0 if no entry is to blame or it may have applied it before it was started.
     pub halted: Option<u64>,
     /// The disk of the sender's log hangs: it does not want to lead.
     pub stalled: bool,

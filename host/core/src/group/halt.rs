@@ -15,9 +15,8 @@
 //!   through raft, which is another way on: see [`super::catch_up`].
 //! - If its node lacked memory or descriptors, it tries again by itself: see [`super::retry`].
 
-use crate::group::hosting::Hosting;
+use crate::group::Shared;
 use crate::group::pipeline::Pipeline;
-use crate::group::{Before, Shared};
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 
@@ -36,6 +35,16 @@ impl Halts {
     }
 }
 
+/// What is known of the processes of this replica before this one.
+#[derive(Default)]
+pub(super) struct Before {
+    /// The last entry that was in the log when this process started: entries up to it may have been
+    /// applied then.
+    pub(super) last: u64,
+    /// The one among them that was not; 0 if there is none.
+    pub(super) unapplied: u64,
+}
+
 impl Shared {
     /// A member that said it had applied the entry at `index`. One that has applied more than what
     /// was handed over here may know that the entry is skipped.
@@ -48,10 +57,10 @@ impl Shared {
 
     /// Whether this replica has never applied this entry: this process has not, and the entry came
     /// after it was started, or was the one at which the replica was halted before.
-    pub(super) fn has_never_applied(&self, entry: u64, hosting: &Hosting) -> bool {
+    pub(super) fn has_never_applied(&self, entry: u64, pipeline: &Pipeline) -> bool {
         let Before { last, unapplied } = self.before;
         let before = entry > last || entry == unapplied || planted("trust_every_halt");
-        before && hosting.applying.pipeline.applied() < entry
+        before && pipeline.applied() < entry
     }
 
     /// Whether a replica's last frame said that it is halted.

@@ -314,7 +314,7 @@ impl Hosting {
                     Running::DiskStalled(stall.clone())
                 } else if let Some(shortage) = shared.space.shortage() {
                     Running::DiskFull(shortage)
-                } else if shared.switches.frozen {
+                } else if shared.switches().frozen {
                     Running::Frozen
                 } else if let Some(high) = shared.memory_high() {
                     Running::MemoryHigh(high)

@@ -7,8 +7,8 @@
 //!   and has never applied it. After a restart a replica knows that of the entry at which it was
 //!   halted before, and of those that were not in its log yet. One that is not heard, or cannot say
 //!   so, may be abandoned: if it did apply the entry, what it acknowledged then is undone.
-//! - If the group's policy is to skip, the leader gives that order itself, once every voter is halted
-//!   at the same entry.
+//! - If the group's policy is to skip, the leader gives that order itself, once every voter is
+//!   halted at the same entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,10 @@ use crate::mutant::planted;
 pub enum Order {
     /// Skip the entry at this index, at which every voter is halted, except those on these nodes,
     /// which are not heard.
-    Skip { index: u64, abandon: BTreeSet<NodeId> },
+    Skip {
+        index: u64,
+        abandon: BTreeSet<NodeId>,
+    },
     /// Change the group's limits.
     Limits(Limits),
     /// Stop commands and wake-ups, or let them go on.
@@ -69,7 +72,7 @@ impl Orders {
         let halted = pipeline.halt().and_then(|halt| halt.fault.entry());
         let Some(index) = halted.filter(|_| raw.is_leader()) else { return };
         let order = Order::Skip { index, abandon: BTreeSet::new() };
-        if shared.switches.on_fault == OnFault::Skip
+        if shared.switches().on_fault == OnFault::Skip
             && self.proposed.is_empty()
             && judge(&order, pipeline, shared).is_ok()
         {
@@ -118,16 +121,28 @@ impl Orders {
     }
 }
 
+/// What operators have set, as of the last entry that was handed over, and the entry that set it.
+#[derive(Default)]
+pub(super) struct Standing {
+    switches: Switches,
+    set_by: u64,
+}
+
 impl Shared {
+    /// What operators have set.
+    pub(super) fn switches(&self) -> Switches {
+        self.orders.switches
+    }
+
     /// The entry at `index`, which is handed over, sets this.
     pub(super) fn switch(&mut self, index: u64, switches: Switches) {
-        (self.switches, self.switched_at) = (switches, index);
+        self.orders = Standing { switches, set_by: index };
     }
 
     /// The ledger says this of the entries up to `applied`: it counts if nothing was set since.
     pub(super) fn switched(&mut self, applied: u64, switches: Switches) {
-        if self.switched_at <= applied {
-            self.switches = switches;
+        if self.orders.set_by <= applied {
+            self.orders.switches = switches;
         }
     }
 }

@@ -236,7 +236,7 @@ fn obey(
         EntryBody::Skip { index, .. } => Some(Change::Skip { index }),
         EntryBody::Limits { limits, .. } => Some(Change::Limits(limits)),
         EntryBody::Freeze { frozen, .. } => {
-            shared.switch(entry.index, Switches { frozen, ..shared.switches });
+            shared.switch(entry.index, Switches { frozen, ..shared.switches() });
             if frozen {
                 hosting.clients.proposals.refuse_waiting(&Refusal::Frozen, effects);
             }
@@ -244,7 +244,7 @@ fn obey(
             None
         }
         EntryBody::OnFault { on_fault, .. } => {
-            shared.switch(entry.index, Switches { on_fault, ..shared.switches });
+            shared.switch(entry.index, Switches { on_fault, ..shared.switches() });
             None
         }
         _other => None,

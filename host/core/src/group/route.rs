@@ -10,6 +10,7 @@ use crate::group::effect::{ApplyJob, Effect, Stopped};
 use crate::group::event::{Event, Found};
 use crate::group::frame::{Body, Frame, GuestIs};
 use crate::group::hosting::{Applying, Clients, Hosting, Members, Snapshots};
+use crate::group::orders::Order;
 use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
 use crate::group::rebuild;
@@ -51,28 +52,22 @@ pub(super) fn event(
             answer_refusal(ticket, taken, effects);
         }
         Event::Query { ticket, request, linearizable: false } => {
+            let job = ApplyJob::Query { ticket, request, index: 0 };
             match shared.state.local_refusal() {
                 Some(refusal) => answer_refusal(ticket, Err(refusal), effects),
-                None => {
-                    let job = ApplyJob::Query { ticket, request, index: 0 };
-                    effects.push(Effect::Apply(job));
-                }
+                None => effects.push(Effect::Apply(job)),
             }
         }
         Event::Order { ticket, order } => {
-            let taken = hosting.may_order(shared).and_then(|()| {
-                let Hosting { raw, clients, applying, .. } = hosting;
-                clients.orders.given(raw, &applying.pipeline, shared, ticket, &order)
-            });
+            let taken = ordered(hosting, shared, ticket, &order);
             answer_refusal(ticket, taken, effects);
         }
         Event::Gone { tickets } => hosting.clients.forget(&tickets, effects),
         Event::Checkpoint { ticket } => match hosting.may_lead(shared) {
             Ok(()) => {
-                let Hosting { clients, snapshots, .. } = hosting;
-                let Clients { checkpoint_requests, .. } = clients;
-                let Snapshots { checkpoints, .. } = snapshots;
-                checkpoint_requests.asked(checkpoints, shared, ticket, effects);
+                let checkpoints = &mut hosting.snapshots.checkpoints;
+                let requests = &mut hosting.clients.checkpoint_requests;
+                requests.asked(checkpoints, shared, ticket, effects);
             }
             Err(refusal) => answer_refusal(ticket, Err(refusal), effects),
         },
@@ -99,6 +94,18 @@ pub(super) fn event(
     }
 }
 
+/// An operator gives an order.
+fn ordered(
+    hosting: &mut Hosting,
+    shared: &mut Shared,
+    ticket: Ticket,
+    order: &Order,
+) -> Result<(), Refusal> {
+    hosting.may_order(shared)?;
+    let Hosting { raw, clients, applying, .. } = hosting;
+    clients.orders.given(raw, &applying.pipeline, shared, ticket, order)
+}
+
 /// Takes an event of the apply lane or a bulk worker.
 fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects: &mut Vec<Effect>) {
     match event {
@@ -115,12 +122,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         | Event::NeedsSnapshot { build, tried, why } => {
             build::cannot_restore(hosting, shared, build, tried, &why, effects);
         }
-        Event::Stands { at } => {
-            if let Some((index, clock)) = at {
-                shared.switched(index, clock.switches);
-            }
-            build::stands(hosting, shared, at.map(|(index, _)| index), effects);
-        }
+        Event::Stands { at } => build::stands(hosting, shared, at, effects),
         Event::Captured(snapshot) => captured(hosting, shared, snapshot, effects),
         Event::CaptureWritten { index } => {
             hosting.snapshots.checkpoints.written(&mut hosting.applying.pipeline, shared, index);
@@ -459,7 +461,7 @@ fn disk_stalled(
 /// Whether this replica accepts commands now.
 fn may_propose(hosting: &Hosting, shared: &Shared) -> Result<(), Refusal> {
     hosting.may_lead(shared)?;
-    if shared.switches.frozen {
+    if shared.switches().frozen {
         return Err(Refusal::Frozen);
     }
     shared.may_write()?;

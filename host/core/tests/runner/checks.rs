@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use lockstep_core::amendment::{Amendment, Amendments, Change};
 use lockstep_core::entry::EntryBody;
 use lockstep_core::group::Frame;
 use lockstep_core::group::frame::Body;
@@ -59,14 +60,17 @@ impl Checks {
         }
     }
 
-    /// A replica knows that the entry at `index` is skipped, as that at `by` orders. Replicas that
-    /// were abandoned for it may have applied it, and more entries up to `by`.
-    pub(crate) fn skipped(&mut self, index: u64, by: u64) {
-        let known = *self.skipped.entry(index).or_insert_with(|| {
-            self.digests.retain(|at, _| !(index..by).contains(at));
-            by
-        });
-        assert_eq!(known, by, "entry {index} is skipped by two entries");
+    /// A replica knows which entries are skipped. Replicas that were abandoned may have applied
+    /// such an entry, and more of them up to the one that orders it.
+    pub(crate) fn amended(&mut self, amendments: &Amendments) {
+        for Amendment { at: by, change } in amendments.iter() {
+            let Change::Skip { index } = *change else { continue };
+            let known = *self.skipped.entry(index).or_insert_with(|| {
+                self.digests.retain(|at, _| !(index..*by).contains(at));
+                *by
+            });
+            assert_eq!(known, *by, "entry {index} is skipped by two entries");
+        }
     }
 
     pub(crate) fn has_answer(&self, ticket: Ticket) -> bool {

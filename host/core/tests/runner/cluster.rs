@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use lockstep_core::amendment::{Amendment, Change};
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::frame::Body;
@@ -389,11 +388,7 @@ impl Cluster {
         let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
             return false;
         };
-        for Amendment { at, change } in process.lane.amendments.iter() {
-            if let Change::Skip { index } = *change {
-                self.checks.skipped(index, *at);
-            }
-        }
+        self.checks.amended(&process.lane.amendments);
         let Done { events, applied, answer, opened, told } = done;
         self.sessions.extend(opened);
         // The bootstrapping node applies its record before it is durable, when no other node has

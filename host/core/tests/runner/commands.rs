@@ -407,8 +407,8 @@ impl Session {
                 self.cluster.event(node, Event::Faulted(fault));
             }
             ("unreachable", [node, other]) => {
-                let other = self.cluster.processes[*other].node;
-                self.cluster.event(node, Event::Unreachable(other));
+                let other = Event::Unreachable(self.cluster.processes[*other].node);
+                self.cluster.event(node, other);
             }
             _other => return false,
         }
@@ -492,15 +492,7 @@ impl Session {
                 cluster.tell(format!("{node} has objects {indexes:?}"));
             }
             ("bootstrap", [node]) => {
-                let process = &cluster.processes[*node];
-                let bootstrap = process.lane.ledger.bootstrap().expect("the bootstrap record");
-                let module = bootstrap.module == process.config.module;
-                let config = String::from_utf8_lossy(&bootstrap.config).into_owned();
-                let initial_voters = bootstrap.initial_voters.len();
-                let text = format!(
-                    "{node} own module: {module}, config {config:?}, {initial_voters} voters"
-                );
-                cluster.tell(text);
+                more::bootstrap(cluster, node);
             }
             ("time", [node]) => {
                 let ledger = &cluster.processes[*node].lane.ledger;

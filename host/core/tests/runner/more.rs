@@ -55,6 +55,16 @@ pub(crate) fn order(cluster: &mut Cluster, word: &str, node: &str, how: &[&str])
     cluster.event(node, Event::Order { ticket, order });
 }
 
+/// Shows the bootstrap record that a replica applied.
+pub(crate) fn bootstrap(cluster: &mut Cluster, node: &str) {
+    let process = &cluster.processes[node];
+    let bootstrap = process.lane.ledger.bootstrap().expect("the bootstrap record");
+    let module = bootstrap.module == process.config.module;
+    let config = String::from_utf8_lossy(&bootstrap.config).into_owned();
+    let voters = bootstrap.initial_voters.len();
+    cluster.tell(format!("{node} own module: {module}, config {config:?}, {voters} voters"));
+}
+
 /// The disk of a node hangs, or answers again, and its replica is told.
 pub(crate) fn stall(cluster: &mut Cluster, name: &str, hangs: bool) {
     cluster.processes.get_mut(name).expect("a process").disk.stuck = hangs;
