@@ -340,6 +340,8 @@ mod tests {
             Refusal::ReadTimeout,
             Refusal::NotServing { state: "restoring", cause: why() },
             Refusal::Halted { cause: why() },
+            Refusal::Frozen,
+            Refusal::NotNow { why: why() },
             Refusal::QueriesRefused { cause: why() },
             Refusal::QueryFaulted { cause: why() },
             Refusal::QueryTooMuch { cause: why() },

@@ -17,8 +17,8 @@
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 
-use crate::group::Chance;
 use crate::group::Shared;
+use crate::group::chance::Chance;
 use crate::group::effect::{ReplicaState, Running};
 use crate::group::raft_node::RaftNode;
 use crate::ids::ReplicaId;

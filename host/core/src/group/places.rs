@@ -10,7 +10,7 @@
 //!
 //! The host decides which capture gets a place, by the bytes of log that each one allows to cut.
 
-use crate::group::Chance;
+use crate::group::chance::Chance;
 use crate::limits;
 use crate::mutant::planted;
 

@@ -72,7 +72,7 @@ async fn calls_are_counted_by_method_and_code() {
     let timed = nodes[0].port.requests.times().map(|(method, _)| method);
     assert_eq!(
         timed.collect::<Vec<_>>(),
-        ["Apply", "Query", "OpenSession", "CloseSession", "Status", "Checkpoint"]
+        ["Apply", "Query", "OpenSession", "CloseSession", "Status", "Checkpoint", "Order", "Fault"]
     );
 }
 
