@@ -117,9 +117,10 @@ pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.snapshots.wants.met();
     prepare(hosting, shared, effects);
     if shared.recovery.unapplied > 0 {
-        // The entry may be applied now.
+        // The entry may be applied now. The batch of the ready under way says so, or a tick: one
+        // that was written here could be ahead of the entries of that ready.
         shared.recovery.never_applied(0);
-        shared.persist_now(Vec::new(), effects);
+        hosting.durable.unwritten_since = Some(0);
     }
     hosting.applying.pipeline.start_again(&shared.recovery, effects);
     hosting.settle_state(shared, effects);

@@ -76,11 +76,12 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     if promoted {
         hosting.members.membership.promoted(shared.now);
     }
-    let configured = shared.recovery.configuration_index;
+    let before = (shared.recovery.configuration_index, shared.recovery.unapplied);
     deliver(hosting, shared, committed, effects);
     // A restarted replica counts quorums with the configuration on its disk. If that were outdated,
     // it might wait for a replica that has been replaced since.
-    let must_write = must_sync || shared.recovery.configuration_index != configured;
+    let after = (shared.recovery.configuration_index, shared.recovery.unapplied);
+    let must_write = must_sync || after != before;
     if must_write {
         hosting.durable.unwritten_since = None;
         shared.persist_now(entries, effects);
