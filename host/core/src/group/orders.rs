@@ -56,7 +56,7 @@ impl Orders {
         ticket: Ticket,
         order: &Order,
     ) -> Result<(), Refusal> {
-        if self.proposed.len() >= limits::ORDERS_MAX {
+        if !self.may_propose(raw, order) {
             return Err(Refusal::Overloaded);
         }
         judge(order, pipeline, shared).map_err(|why| Refusal::NotNow { why })?;
@@ -73,11 +73,22 @@ impl Orders {
         let Some(index) = halted.filter(|_| raw.is_leader()) else { return };
         let order = Order::Skip { index, abandon: BTreeSet::new() };
         if shared.switches().on_fault == OnFault::Skip
-            && self.proposed.is_empty()
+            && self.may_propose(raw, &order)
             && judge(&order, pipeline, shared).is_ok()
         {
             self.propose(raw, shared, &order, None);
         }
+    }
+
+    /// Whether this leader knows all orders that may still be obeyed. An entry must not be skipped
+    /// by two orders: a snapshot between them would count as undone.
+    fn may_propose(&self, raw: &RaftNode, order: &Order) -> bool {
+        let most = match order {
+            Order::Skip { .. } => 1,
+            Order::Limits(_) | Order::Freeze(_) | Order::OnFault(_) => limits::ORDERS_MAX,
+        };
+        // What earlier leaders proposed is committed, or will never be.
+        raw.raft.commit_to_current_term() && self.proposed.len() < most
     }
 
     fn propose(
