@@ -53,6 +53,8 @@ fn a_new_project_builds_and_holds_its_contract() {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("projects");
     let _ = fs::remove_dir_all(&home);
     fs::create_dir_all(&home).expect("there is space");
+    // The folder may lie in this checkout, whose style is not the project's.
+    fs::write(home.join("rustfmt.toml"), "").expect("there is space");
     let told = prints(&home, &["new", "order-book"]);
     assert_says(&told, &["order-book: a state machine in Rust", "lockstep test order-book.wasm"]);
 
