@@ -392,10 +392,8 @@ impl Ledger {
     /// ```
     pub fn encode_envelope(&self) -> Vec<u8> {
         let switched = self.switches != Switches::default();
-        let mut body = vec![match switched {
-            true => ENVELOPE_VERSION,
-            false => ENVELOPE_VERSION_WITHOUT_SWITCHES,
-        }];
+        let version = if switched { ENVELOPE_VERSION } else { ENVELOPE_VERSION_WITHOUT_SWITCHES };
+        let mut body = vec![version];
         body.put_u64(self.log_time_ms);
         match self.deadline {
             Some(Deadline { at_ms, set_by }) if !planted("timer_not_in_envelope") => {

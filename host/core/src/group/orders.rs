@@ -116,9 +116,10 @@ impl Orders {
     pub(super) fn committed(&mut self, index: u64, term: u64, effects: &mut Vec<Effect>) {
         let Some((of, ticket)) = self.proposed.remove(&index) else { return };
         let Some(ticket) = ticket else { return };
-        effects.push(match of == term {
-            true => Effect::Entered { ticket, index },
-            false => Effect::Answer { ticket, answer: Err(Refusal::Lost) },
+        effects.push(if of == term {
+            Effect::Entered { ticket, index }
+        } else {
+            Effect::Answer { ticket, answer: Err(Refusal::Lost) }
         });
     }
 
