@@ -15,10 +15,11 @@
 //! (`--abandon`) can have taken one.
 //!
 //! A replica keeps an amendment in its [`RecoveryState`](crate::recovery_state::RecoveryState),
-//! from the moment that it hands the entry over, until every recovery point is at or after `j`.
+//! from the moment that it hands the entry over, for as long as a guest can be built from something
+//! before `j`: a recovery point, or a log that begins with entry 1.
 
 use crate::codec::{DecodeError, Reader, Write};
-use crate::entry::{Limits, Profile};
+use crate::entry::{Bootstrap, Limits, Profile};
 use crate::limits;
 use crate::mutant::planted;
 
@@ -51,15 +52,14 @@ impl Amendments {
         self.0.iter()
     }
 
-    /// Those that are newer than all of `known`.
-    pub fn since<'a>(&'a self, known: &Self) -> impl Iterator<Item = &'a Amendment> + use<'a> {
-        let last = known.0.last().map_or(0, |last| last.at);
-        self.0.iter().filter(move |it| it.at > last)
+    /// Those that were made after the entry at `index`.
+    pub fn after(&self, index: u64) -> impl Iterator<Item = &Amendment> {
+        self.0.iter().filter(move |it| it.at > index)
     }
 
-    /// Whether a leader proposes no further one before a recovery point contains an earlier one.
-    pub fn is_full(&self) -> bool {
-        self.0.len() >= limits::AMENDMENTS_PENDING_MAX
+    /// The index of the newest one; 0 if there is none.
+    pub fn last(&self) -> u64 {
+        self.0.last().map_or(0, |last| last.at)
     }
 
     /// Whether the entry at `index` does not reach the guest.
@@ -78,11 +78,14 @@ impl Amendments {
         self.0.iter().any(undoes) && !planted("start_from_what_is_undone")
     }
 
-    /// The limits under which a guest is built that has applied the entries up to `applied`, if its
-    /// ledger says `profile`.
-    pub fn lift(&self, profile: &Profile, applied: u64) -> Profile {
-        let later = self.0.iter().filter(|it| it.at > applied);
-        later.fold(*profile, |profile, it| match it.change {
+    /// What a guest that has applied the entries up to `applied` is built with, if its ledger has this
+    /// record: limits that are raised later hold already.
+    pub fn lifted(&self, record: &Bootstrap, applied: u64) -> Bootstrap {
+        Bootstrap { profile: self.lift(&record.profile, applied), ..record.clone() }
+    }
+
+    pub(crate) fn lift(&self, profile: &Profile, applied: u64) -> Profile {
+        self.after(applied).fold(*profile, |profile, it| match it.change {
             Change::Limits(limits) => profile.raised_to(&limits),
             Change::Skip { .. } => profile,
         })
@@ -90,20 +93,20 @@ impl Amendments {
 
     /// Adds the newest one. Beyond the bound the oldest is forgotten: a replica that needs it halts
     /// where the others go on, and takes a snapshot of theirs.
-    pub(crate) fn add(&mut self, amendment: Amendment) {
-        debug_assert!(self.0.last().is_none_or(|last| last.at < amendment.at), "they are in order");
+    pub fn add(&mut self, amendment: Amendment) {
+        debug_assert!(self.last() < amendment.at, "they are in order");
         if self.0.len() >= limits::AMENDMENTS_MAX {
             self.0.remove(0);
         }
         self.0.push(amendment);
     }
 
-    /// Forgets those that every recovery point contains; the oldest one is at `oldest`.
+    /// Forgets those up to this index, which nothing is built from any more.
     pub(crate) fn forget_up_to(&mut self, oldest: u64) {
         self.0.retain(|it| it.at > oldest);
     }
 
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_count_within(self.0.len(), limits::AMENDMENTS_MAX);
         for Amendment { at, change } in &self.0 {
             out.put_u64(*at);
@@ -120,7 +123,7 @@ impl Amendments {
         }
     }
 
-    pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+    pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
         let mut all = Self::default();
         for _ in 0..reader.count(limits::AMENDMENTS_MAX)? {
             let at = reader.u64()?;
@@ -129,7 +132,7 @@ impl Amendments {
                 1 => Change::Limits(Limits::decode(reader)?),
                 other => return Err(reader.unknown(u64::from(other))),
             };
-            if all.0.last().is_some_and(|last| last.at >= at) {
+            if all.last() >= at {
                 return Err(reader.invalid("its amendments are out of order"));
             }
             all.0.push(Amendment { at, change });

@@ -15,6 +15,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType};
 
+use crate::amendment::Amendments;
 use crate::codec::{DecodeError, Reader, Write};
 use crate::entry::{Bootstrap, Call, Commands, EntryBody, Limits, OnFault, Profile};
 use crate::fault::Rejection;
@@ -192,8 +193,25 @@ impl Ledger {
         Moment { index: self.applied, time_ms: self.log_time_ms, seed: self.seed(self.applied) }
     }
 
-    /// Admits the next entry and says what to do for it. Entries come without gaps.
-    pub fn admit(&mut self, entry: &Entry) -> Result<Work, DecodeError> {
+    /// Admits the next entry and says what to do for it, with the amendments that are known. Entries
+    /// come without gaps.
+    ///
+    /// An entry that is skipped advances time and counts for sessions like any other, and a deadline
+    /// that it is for is no longer pending.
+    pub fn admit(&mut self, entry: &Entry, amendments: &Amendments) -> Result<Work, DecodeError> {
+        let work = self.admit_as_written(entry)?;
+        Ok(match work {
+            Work::Apply(plan) if amendments.skips(entry.index) => {
+                let skipped = plan.commands.iter().map(|_| Outcome::Skipped).collect();
+                Work::Done(self.settle(plan, skipped).expect("each command has an outcome"))
+            }
+            Work::Wake(_) if amendments.skips(entry.index) => Work::Done(Vec::new()),
+            Work::Limit(profile) => Work::Limit(amendments.lift(&profile, entry.index)),
+            other => other,
+        })
+    }
+
+    fn admit_as_written(&mut self, entry: &Entry) -> Result<Work, DecodeError> {
         assert_eq!(entry.index, self.applied + 1, "entries are applied without gaps");
         let body = match entry.get_entry_type() {
             EntryType::EntryNormal => EntryBody::decode(entry.data.clone())?,
@@ -248,19 +266,6 @@ impl Ledger {
         })
     }
 
-    /// Admits the next entry, which an amendment skips, and returns its answers. It advances time
-    /// and counts for sessions like any other, and a deadline that it is for is no longer pending.
-    pub fn skip(&mut self, entry: &Entry) -> Result<Vec<Answer>, DecodeError> {
-        Ok(match self.admit(entry)? {
-            Work::Done(answers) => answers,
-            Work::Apply(plan) => {
-                let skipped = plan.commands.iter().map(|_| Outcome::Skipped).collect();
-                self.settle(plan, skipped).expect("each command has an outcome")
-            }
-            Work::Init(_) | Work::Wake(_) | Work::Limit(_) => Vec::new(),
-        })
-    }
-
     /// Takes in what the guest emitted in the call for the last admitted entry.
     pub fn emitted(&mut self, emitted: Emitted) {
         match emitted.timer {
@@ -301,7 +306,7 @@ impl Ledger {
         let mut plan = Plan { moment: self.moment(), commands: Vec::new(), slots: Vec::new() };
         let mut running = std::collections::BTreeMap::new();
         for call in commands.calls {
-            if self.switches.frozen && !planted("apply_while_frozen") {
+            if self.is_frozen() {
                 plan.slots.push(Slot::Known(Answer::Rejected(Rejection::Frozen)));
                 continue;
             }
@@ -333,7 +338,7 @@ impl Ledger {
     /// pending still, and reached.
     fn admit_wake(&mut self, set_by: u64) -> Work {
         let now_ms = self.log_time_ms;
-        if self.switches.frozen && !planted("apply_while_frozen") {
+        if self.is_frozen() {
             return Work::Done(Vec::new());
         }
         if !self.deadline.is_some_and(|it| it.set_by == set_by && it.at_ms <= now_ms) {
@@ -341,6 +346,10 @@ impl Ledger {
         }
         plant!("wake_again" skips self.deadline = None);
         Work::Wake(self.moment())
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.switches.frozen && !planted("apply_while_frozen")
     }
 
     fn admit_limits(&mut self, limits: &Limits) -> Work {
@@ -405,7 +414,7 @@ impl Ledger {
         }
         if switched {
             body.put_u8(u8::from(self.switches.frozen));
-            body.put_u8(u8::from(self.switches.on_fault == OnFault::Skip));
+            self.switches.on_fault.encode(&mut body);
         }
         let mut bootstrap = Vec::new();
         if let Some(record) = &self.bootstrap {
@@ -431,11 +440,7 @@ impl Ledger {
         };
         let switches = match version {
             ENVELOPE_VERSION_WITHOUT_SWITCHES => Switches::default(),
-            _newer => {
-                let (frozen, skips) = (reader.flag()?, reader.flag()?);
-                let on_fault = if skips { OnFault::Skip } else { OnFault::Halt };
-                Switches { frozen, on_fault }
-            }
+            _newer => Switches { frozen: reader.flag()?, on_fault: OnFault::decode(&mut reader)? },
         };
         let encoded = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
         let bootstrap = if encoded.is_empty() {

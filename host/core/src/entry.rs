@@ -292,7 +292,7 @@ impl EntryBody {
             Self::OnFault { time_ms, on_fault } => {
                 out.put_raw(&[VERSION, KIND_ON_FAULT]);
                 out.put_u64(*time_ms);
-                out.put_u8(u8::from(*on_fault == OnFault::Skip));
+                on_fault.encode(&mut out);
             }
         }
         out
@@ -319,9 +319,8 @@ impl EntryBody {
             }
             KIND_FREEZE => Self::Freeze { time_ms: reader.u64()?, frozen: reader.flag()? },
             KIND_ON_FAULT => {
-                let (time_ms, skips) = (reader.u64()?, reader.flag()?);
-                let on_fault = if skips { OnFault::Skip } else { OnFault::Halt };
-                Self::OnFault { time_ms, on_fault }
+                let time_ms = reader.u64()?;
+                Self::OnFault { time_ms, on_fault: OnFault::decode(&mut reader)? }
             }
             other => return Err(reader.unknown(u64::from(other))),
         };
@@ -363,6 +362,16 @@ fn decode_reason(reader: &mut Reader) -> Result<CheckpointReason, DecodeError> {
         4 => CheckpointReason::Memory,
         other => return Err(reader.unknown(u64::from(other))),
     })
+}
+
+impl OnFault {
+    pub(crate) fn encode(self, out: &mut Vec<u8>) {
+        out.put_u8(u8::from(self == Self::Skip));
+    }
+
+    pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(if reader.flag()? { Self::Skip } else { Self::Halt })
+    }
 }
 
 impl Limits {

@@ -64,7 +64,7 @@ pub struct RecoveryState {
     pub previous_term: u64,
     /// Recovery points, newest first.
     pub snapshots: Vec<SnapshotDesc>,
-    /// The amendments up to the floor that are not part of every recovery point.
+    /// The amendments up to the floor that something is missing from which a guest can be built.
     pub amendments: Amendments,
     /// An entry at which this replica is halted and which it has never applied; 0 if there is none.
     /// It says so for one start: from then on, the entry may be applied.
@@ -98,6 +98,15 @@ impl RecoveryState {
     /// The newest recovery point.
     pub fn newest(&self) -> Option<&SnapshotDesc> {
         self.snapshots.first()
+    }
+
+    /// Guests are built from recovery points, and from the entries after this one: the oldest
+    /// recovery point, or 0 if the log begins with entry 1.
+    pub fn built_from(&self) -> u64 {
+        match self.first_index {
+            1 => 0,
+            _later => self.snapshots.last().map_or(0, |desc| desc.index),
+        }
     }
 
     /// Counts a start. Returns the entry at which the replica was halted before, if it had never
@@ -152,8 +161,7 @@ impl RecoveryState {
     ) {
         self.snapshots = snapshots;
         (self.first_index, self.previous_term) = (first_index, previous_term);
-        let oldest = self.snapshots.last().map_or(0, |desc| desc.index);
-        self.amendments.forget_up_to(oldest);
+        self.amendments.forget_up_to(self.built_from());
     }
 
     /// A peer's snapshot takes the place of the log.
@@ -189,8 +197,10 @@ impl RecoveryState {
         if self.floor > self.commit {
             return Err(format!("floor {} is above commit {}", self.floor, self.commit));
         }
-        if self.amendments.iter().any(|it| !(oldest + 1..=self.floor).contains(&it.at)) {
-            return Err("an amendment lies before all recovery points or above the floor".into());
+        if self.amendments.iter().any(|it| !(self.built_from() + 1..=self.floor).contains(&it.at)) {
+            return Err(
+                "an amendment lies before all that is built from, or above the floor".into()
+            );
         }
         if self.first_index > oldest + 1 {
             return Err(format!(
@@ -242,7 +252,7 @@ impl RecoveryState {
             2 => (true, true),
             other => return Err(reader.unknown(u64::from(other))),
         };
-        let state = Self {
+        let mut state = Self {
             group,
             replica,
             boot,
@@ -261,15 +271,13 @@ impl RecoveryState {
                 let count = reader.count(SNAPSHOTS_MAX)?;
                 (0..count).map(|_| SnapshotDesc::decode(&mut reader)).collect::<Result<_, _>>()?
             },
-            amendments: match version {
-                VERSION_OF_SNAPSHOTS => Amendments::default(),
-                _newer => Amendments::decode(&mut reader)?,
-            },
-            unapplied: match version {
-                VERSION_OF_SNAPSHOTS => 0,
-                _newer => reader.u64()?,
-            },
+            amendments: Amendments::default(),
+            unapplied: 0,
         };
+        if version > VERSION_OF_SNAPSHOTS {
+            state.amendments = Amendments::decode(&mut reader)?;
+            state.unapplied = reader.u64()?;
+        }
         state.validate().map_err(|why| reader.invalid(why))?;
         reader.finish()?;
         Ok(state)

@@ -32,8 +32,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_core::amendment::{Amendments, Change};
 use lockstep_core::apply::{Answer, Applied, EntryAnswers, Ledger, Work};
-use lockstep_core::codec::DecodeError;
-use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{GroupId, Ticket};
@@ -255,7 +253,7 @@ impl ApplyLane {
 
     /// Takes over what there is to know of skipped entries and limits before a guest is built.
     fn amend(&mut self, amendments: Amendments) {
-        for amendment in amendments.since(&self.amendments) {
+        for amendment in amendments.after(self.amendments.last()) {
             if let Change::Skip { index } = amendment.change {
                 self.tools.board.undo(index, amendment.at);
             }
@@ -411,12 +409,11 @@ impl ApplyLane {
 
     fn apply(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         let index = entry.index;
-        let unread = |e: DecodeError| Fault::Internal(format!("entry {index}: {e}"));
+        let work = self.ledger.admit(entry, &self.amendments);
+        let work = work.map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;
         if self.amendments.skips(index) {
             tracing::warn!(group = %self.tools.group, index, "the entry is skipped");
-            return self.ledger.skip(entry).map_err(unread);
         }
-        let work = self.ledger.admit(entry).map_err(unread)?;
         let again = index <= self.heard;
         let log = Arc::clone(&self.guest_log);
         let answers = log.silent_if(again, || self.work(index, work))?;
@@ -437,7 +434,7 @@ impl ApplyLane {
             }
             Work::Limit(profile) => {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                guest.limit(&self.amendments.lift(&profile, index));
+                guest.limit(&profile);
                 Ok(Vec::new())
             }
             Work::Wake(moment) => {
@@ -489,8 +486,7 @@ impl ApplyLane {
     /// entries raise.
     fn fresh(&self) -> Result<Box<dyn Guest>, Fault> {
         let record = self.ledger.bootstrap().expect("the bootstrap record is there");
-        let profile = self.amendments.lift(&record.profile, self.ledger.applied());
-        let bootstrap = &Bootstrap { profile, ..record.clone() };
+        let bootstrap = &self.amendments.lifted(record, self.ledger.applied());
         let module = &self.tools.module;
         if bootstrap.module != module.id() {
             return Err(Fault::WrongModule { have: module.id(), want: bootstrap.module });

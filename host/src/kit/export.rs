@@ -6,8 +6,9 @@
 //!   with their digests; only the first one's bytes are in it.
 //!
 //! ```text
-//! export = magic "LSTPEXPO" · version u8 (1) · group bytes · replica u64 · commit u64 ·
+//! export = magic "LSTPEXPO" · version u8 (1 or 2) · group bytes · replica u64 · commit u64 ·
 //!          begins u8 (0 with entry 1, 1 with a snapshot) · count u32 · descs, newest first ·
+//!          amendments (not in version 1, which is written if there are none) ·
 //!          payload of the last desc, if it begins with a snapshot ·
 //!          first index u64 · count u64 · entries · BLAKE3-256 of everything before 32
 //! entry  = type u8 (0 normal, 1 a change of members, 2 one of the second kind) · term u64 ·
@@ -20,6 +21,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
+use lockstep_core::amendment::Amendments;
 use lockstep_core::codec::{DecodeError, Reader, Write as _};
 use lockstep_core::ids::{Digest, ReplicaId};
 use lockstep_core::limits;
@@ -32,7 +34,8 @@ use super::replay::{Plan, ReplayError, Span};
 use crate::fs::{Fs, read_exact_at};
 
 const MAGIC: [u8; 8] = *b"LSTPEXPO";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_AMENDMENTS: u8 = 1;
 const WHAT: &str = "export";
 const DIGEST_BYTES: usize = 32;
 /// Most snapshots that an export names; a log lists a few.
@@ -129,7 +132,8 @@ pub fn write(
 /// All that comes before the payload.
 fn head(facts: &Facts, snapshot: Option<u64>, until: u64) -> Vec<u8> {
     let mut head = MAGIC.to_vec();
-    head.put_u8(VERSION);
+    let amended = !facts.amendments.is_empty();
+    head.put_u8(if amended { VERSION } else { VERSION_WITHOUT_AMENDMENTS });
     head.put_bytes_within(facts.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
     head.put_u64(facts.replica.0);
     head.put_u64(facts.commit);
@@ -140,6 +144,9 @@ fn head(facts: &Facts, snapshot: Option<u64>, until: u64) -> Vec<u8> {
     let listed: Vec<_> = facts.listed.iter().filter(within).collect();
     head.put_count_within(listed.len(), LISTED_MAX);
     listed.iter().for_each(|desc| desc.encode(&mut head));
+    if amended {
+        facts.amendments.encode(&mut head);
+    }
     head
 }
 
@@ -198,7 +205,7 @@ impl Export {
         if reader.array()? != MAGIC {
             return Err(reader.invalid("it does not begin with the magic bytes of an export"));
         }
-        reader.version(VERSION)?;
+        let version = reader.version_from(VERSION_WITHOUT_AMENDMENTS, VERSION)?;
         let place = bytes.len().checked_sub(DIGEST_BYTES);
         let place = place.ok_or(DecodeError::Short { what: WHAT })?;
         if blake3::hash(&bytes[..place]).as_bytes()[..] != bytes[place..] {
@@ -210,6 +217,10 @@ impl Export {
         let count = reader.count(LISTED_MAX)?;
         let listed: Vec<SnapshotDesc> =
             (0..count).map(|_| SnapshotDesc::decode(&mut reader)).collect::<Result<_, _>>()?;
+        let amendments = match version {
+            VERSION_WITHOUT_AMENDMENTS => Amendments::default(),
+            _newer => Amendments::decode(&mut reader)?,
+        };
         let snapshots = match begins {
             0 => Vec::new(),
             1 => listed.last().cloned().into_iter().collect(),
@@ -234,7 +245,16 @@ impl Export {
         debug_assert_eq!(digest[..], bytes[place..], "it was compared above");
         reader.finish()?;
         let last_index = first_index - 1 + entries.len() as u64;
-        let facts = Facts { group, replica, commit, first_index, last_index, snapshots, listed };
+        let facts = Facts {
+            group,
+            replica,
+            commit,
+            first_index,
+            last_index,
+            snapshots,
+            listed,
+            amendments,
+        };
         Ok(Self { facts, payload, entries })
     }
 }
@@ -303,6 +323,7 @@ impl Export {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_core::amendment::{Amendment, Change};
     use lockstep_core::ids::{ModuleId, hex};
 
     use super::*;
@@ -333,6 +354,7 @@ mod tests {
             last_index: 9,
             snapshots: vec![desc.clone()],
             listed: vec![later, desc],
+            amendments: Amendments::default(),
         };
         let entries =
             vec![entry(8, EntryType::EntryNormal), entry(9, EntryType::EntryConfChangeV2)];
@@ -378,11 +400,31 @@ mod tests {
     }
 
     #[test]
+    fn an_export_with_amendments_is_of_version_2() {
+        let mut amended = whole();
+        amended.facts.amendments.add(Amendment { at: 9, change: Change::Skip { index: 8 } });
+        let (plain, bytes) = (hex(&bytes_of(&whole())), hex(&bytes_of(&amended)));
+        assert_eq!((&plain[16..18], &bytes[16..18]), ("01", "02"));
+        let amendments = "01000000090000000000000000\
+                          0800000000000000";
+        let payload = hex(b"state");
+        let expect = plain.replacen(&payload, &format!("{amendments}{payload}"), 1);
+        let end = bytes.len() - 2 * DIGEST_BYTES;
+        assert_eq!(bytes[18..end], expect[18..expect.len() - 2 * DIGEST_BYTES]);
+    }
+
+    #[test]
     fn an_export_reads_back_and_a_changed_one_is_refused() {
-        let bytes = bytes_of(&whole());
+        let mut amended = whole();
+        amended.facts.amendments.add(Amendment { at: 9, change: Change::Skip { index: 8 } });
+        reads_back(&whole());
+        reads_back(&amended);
+    }
+
+    fn reads_back(whole: &Export) {
+        let bytes = bytes_of(whole);
         let again = Export::decode(bytes.clone().into()).expect("it was just written");
         let Export { facts, payload, entries } = &again;
-        let whole = whole();
         assert_eq!((facts, payload, entries), (&whole.facts, &whole.payload, &whole.entries));
         assert_eq!(bytes_of(&again), bytes);
         for cut in 0..bytes.len() {

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lockstep_core::amendment::Amendments;
 use lockstep_core::ids::{GroupId, ReplicaId};
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -44,6 +45,8 @@ pub struct Facts {
     pub snapshots: Vec<SnapshotDesc>,
     /// All snapshots whose digests are known, newest first: a replay can be compared with them.
     pub listed: Vec<SnapshotDesc>,
+    /// Entries that are skipped, and limits that are raised.
+    pub amendments: Amendments,
 }
 
 /// Why a stopped node's log cannot be read.
@@ -138,14 +141,18 @@ impl Past for StoppedLog {
 
 impl Facts {
     fn of(state: RecoveryState, last_index: u64) -> Self {
+        let undone = |desc: &SnapshotDesc| state.amendments.undo(desc.index);
+        let mut snapshots = state.snapshots;
+        snapshots.retain(|desc| !undone(desc));
         Self {
             group: state.group,
             replica: state.replica,
             commit: state.commit,
             first_index: state.first_index,
             last_index,
-            listed: state.snapshots.clone(),
-            snapshots: state.snapshots,
+            listed: snapshots.clone(),
+            snapshots,
+            amendments: state.amendments,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{Answer, Deadline, GuestEvent, Ledger, Setting, Work};
 use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody};
 use lockstep_core::fault::{FaultClass, GuestFault};
@@ -37,6 +38,7 @@ pub enum Looks {
 pub struct Player {
     maker: Arc<Maker>,
     ledger: Ledger,
+    amendments: Amendments,
     /// There is none before the first entry.
     guest: Option<Box<dyn Guest>>,
     looks: Looks,
@@ -121,7 +123,13 @@ impl Player {
     /// A replica that was given no entry yet.
     pub fn new(maker: &Arc<Maker>, looks: Looks) -> Self {
         let maker = Arc::clone(maker);
-        Self { maker, ledger: Ledger::default(), guest: None, looks }
+        let amendments = Amendments::default();
+        Self { maker, ledger: Ledger::default(), amendments, guest: None, looks }
+    }
+
+    /// The same replica, which knows these amendments.
+    pub fn amended(self, amendments: &Amendments) -> Self {
+        Self { amendments: amendments.clone(), ..self }
     }
 
     /// A replica that restored a snapshot.
@@ -139,7 +147,8 @@ impl Player {
     ) -> Result<Self, GuestFault> {
         let mut guest = maker.fresh(looks)?;
         guest.restore(header, &maker.bootstrap.config, input)?;
-        Ok(Self { maker: Arc::clone(maker), ledger, guest: Some(guest), looks })
+        let (maker, amendments) = (Arc::clone(maker), Amendments::default());
+        Ok(Self { maker, ledger, amendments, guest: Some(guest), looks })
     }
 
     pub fn ledger(&self) -> &Ledger {
@@ -175,7 +184,8 @@ impl Player {
     /// Applies the next entry.
     pub fn play(&mut self, entry: &Entry) -> Result<Trace, GuestFault> {
         let index = entry.index;
-        let work = self.ledger.admit(entry).map_err(|why| internal(index, &why.to_string()))?;
+        let work = self.ledger.admit(entry, &self.amendments);
+        let work = work.map_err(|why| internal(index, &why.to_string()))?;
         let before = self.fuel();
         let mut trace = Trace::default();
         let emitted = match work {

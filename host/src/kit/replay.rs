@@ -462,11 +462,14 @@ fn restore(
         let none = || Unrestored::Snapshot("it has no bootstrap record".to_owned());
         let bootstrap = ledger.bootstrap().ok_or_else(none)?;
         bootstrapped = bootstrap.module;
-        let maker = maker_of(module, bootstrap, log).map_err(Unrestored::Module)?;
+        let amendments = &past.facts().amendments;
+        let bootstrap = amendments.lifted(bootstrap, desc.index);
+        let maker = maker_of(module, &bootstrap, log).map_err(Unrestored::Module)?;
         let header = SnapshotHeader::of(module.info(), desc.format, &ledger);
         let looks = Looks::AsServer;
         let player = Player::restored_from(&maker, looks, ledger, &header, &mut *input);
         let player = player.map_err(|fault| Unrestored::Snapshot(fault.to_string()))?;
+        let player = player.amended(amendments);
         sides.push(Side { who: *who, module: module.id(), player });
     }
     Ok((bootstrapped, sides))
@@ -478,10 +481,12 @@ fn fresh(
     modules: &[(Who, &Module)],
     log: &Arc<GuestLog>,
 ) -> Result<(ModuleId, Vec<Side>), ReplayError> {
-    let bootstrap = first_record(past)?;
+    let amendments = &past.facts().amendments;
+    let bootstrap = amendments.lifted(&first_record(past)?, 0);
     let sides = modules.iter().map(|(who, module)| {
         let maker = maker_of(module, &bootstrap, log)?;
-        Ok(Side { who: *who, module: module.id(), player: Player::new(&maker, Looks::AsServer) })
+        let player = Player::new(&maker, Looks::AsServer).amended(amendments);
+        Ok(Side { who: *who, module: module.id(), player })
     });
     let sides = sides.collect::<Result<_, String>>().map_err(ReplayError::Module)?;
     Ok((bootstrap.module, sides))

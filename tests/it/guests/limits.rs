@@ -1,7 +1,9 @@
 //! Input within the limits never causes a fault, even with everything at its limit at once.
 
 use bytes::Bytes;
+use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{Answer, ENVELOPE_BYTES_MAX, Ledger, Work};
+use lockstep_core::codec::DecodeError;
 use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody};
 use lockstep_core::fault::Rejection;
 use lockstep_core::limits::{
@@ -164,14 +166,18 @@ impl<'a> Corners<'a> {
         let length = if self.kind == Kind::Foreign { length } else { 0 };
         self.config = vec![b' '; length].into();
         let bootstrap = Bootstrap { config: self.config.clone(), ..ample_bootstrap(&self.module) };
-        let admitted = self.ledger.admit(&entry(1, &EntryBody::Bootstrap(bootstrap)));
+        let admitted = self.admit(1, &EntryBody::Bootstrap(bootstrap));
         admitted.expect("it was just encoded");
         self.guest.init(at(1), &self.config).expect("blanks configure nothing");
         let open = EntryBody::Open { time_ms: 1, nonce: 1 };
-        let opened = self.ledger.admit(&entry(2, &open)).expect("it was just encoded");
+        let opened = self.admit(2, &open).expect("it was just encoded");
         let Work::Done(answers) = opened else { panic!("no guest is asked") };
         let [Answer::Opened(session)] = answers[..] else { panic!("no session was opened") };
         self.session = self.rng.below(2) * session;
+    }
+
+    fn admit(&mut self, index: u64, body: &EntryBody) -> Result<Work, DecodeError> {
+        self.ledger.admit(&entry(index, body), &Amendments::default())
     }
 
     fn run(&mut self, entries: u64) {
@@ -223,8 +229,7 @@ impl<'a> Corners<'a> {
         });
         let commands = Commands { time_ms: index, calls: calls.collect() };
         self.calls += drawn.len() as u64;
-        let work =
-            self.ledger.admit(&entry(index, &EntryBody::Commands(commands))).expect("it is legal");
+        let work = self.admit(index, &EntryBody::Commands(commands)).expect("it is legal");
         let Work::Apply(plan) = work else { panic!("commands are applied") };
         let outcomes = self.guest.apply(at(index), &plan.commands);
         let applied = outcomes.unwrap_or_else(|fault| panic!("{:?}: {fault}", self.kind));

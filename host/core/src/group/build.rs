@@ -3,6 +3,7 @@
 //! The lane builds a guest from a recovery point and the log: at a start, after a fault, to release
 //! memory, and when a snapshot was installed or repaired.
 
+use crate::amendment::{Amendment, Change};
 use crate::apply::LogClock;
 use crate::fault::Fault;
 use crate::group::Shared;
@@ -126,15 +127,20 @@ pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.settle_state(shared, effects);
 }
 
-/// Amendments were handed over, and are in the recovery state: a replica that is halted, or that
-/// applied an entry which is `skipped` now, builds its guest again. Any other one knows them if its
-/// guest fails.
+/// Entries after the one at `before` were handed over. If there are amendments among them, a replica
+/// that is halted, or that may have applied an entry which is skipped now, builds its guest again.
+/// Any other one does if its guest fails.
 pub(super) fn amended(
     hosting: &mut Hosting,
     shared: &mut Shared,
-    skips: bool,
+    before: u64,
     effects: &mut Vec<Effect>,
 ) {
+    if shared.recovery.amendments.last() <= before {
+        return;
+    }
+    let skip = |it: &Amendment| matches!(it.change, Change::Skip { .. });
+    let skips = shared.recovery.amendments.after(before).any(skip);
     hosting.snapshots.retention.undo(&shared.recovery);
     let pipeline = &mut hosting.applying.pipeline;
     if pipeline.halt().is_some() || (skips && pipeline.captures() && !pipeline.is_superseded()) {

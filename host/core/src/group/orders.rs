@@ -162,7 +162,9 @@ impl Shared {
 /// Whether the order may be given now; otherwise, why not.
 fn judge(order: &Order, pipeline: &Pipeline, shared: &Shared) -> Result<(), String> {
     let amends = matches!(order, Order::Skip { .. } | Order::Limits(_));
-    if amends && shared.recovery.amendments.is_full() {
+    let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
+    let pending = shared.recovery.amendments.after(oldest).count();
+    if amends && pending >= limits::AMENDMENTS_PENDING_MAX {
         return Err(format!(
             "{} entries were skipped, or limits changed, since this node's oldest snapshot: wait \
              for the next checkpoints",
@@ -170,6 +172,7 @@ fn judge(order: &Order, pipeline: &Pipeline, shared: &Shared) -> Result<(), Stri
         ));
     }
     match order {
+        Order::Skip { .. } if planted("skip_what_was_applied") => Ok(()),
         Order::Skip { index, abandon } => judge_skip(*index, abandon, pipeline, shared),
         Order::Limits(limits) => judge_limits(limits, shared),
         Order::Freeze(_) | Order::OnFault(_) => Ok(()),
@@ -184,7 +187,7 @@ fn judge_skip(
 ) -> Result<(), String> {
     let halt = pipeline.halt();
     let own = halt.and_then(|halt| halt.fault.entry());
-    if own != Some(index) && !planted("skip_what_was_applied") {
+    if own != Some(index) {
         return Err(match own {
             Some(entry) => format!("the group is halted at entry {entry}, not at entry {index}"),
             None => format!("the group is not halted at entry {index}: nothing is to be skipped"),
@@ -197,43 +200,32 @@ fn judge_skip(
         )
     };
     let me = shared.me().node();
-    let first = halt.is_some_and(|halt| halt.is_first) || abandon.contains(&me);
-    if !first && !planted("skip_what_was_applied") {
+    if !halt.is_some_and(|halt| halt.is_first) && !abandon.contains(&me) {
         return Err(may_have(me));
     }
     for voter in voters(shared).filter(|voter| *voter != shared.me()) {
-        let node = voter.node();
-        let seen = shared.seen.get(&voter);
+        let (node, seen) = (voter.node(), shared.seen.get(&voter));
+        let (silent, abandoned) = (shared.is_silent(voter), abandon.contains(&node));
         let applied = seen.map_or(0, |seen| seen.applied);
-        if applied >= index && !planted("skip_what_was_applied") {
-            return Err(format!(
+        return Err(match seen.and_then(|seen| seen.halted) {
+            _any if applied >= index => format!(
                 "node {node} has applied entry {index}: the replicas that are halted there have \
                  diverged from it, and go on from its snapshot"
-            ));
-        }
-        let silent = shared.is_silent(voter);
-        let halted = seen.and_then(|seen| seen.halted);
-        if abandon.contains(&node) && (silent || halted.is_some()) {
-            continue;
-        }
-        if abandon.contains(&node) {
-            return Err(format!("node {node} goes on, so it cannot be abandoned"));
-        }
-        if silent && !abandon.contains(&node) && !planted("skip_what_was_applied") {
-            return Err(format!(
+            ),
+            _any if silent && abandoned => continue,
+            _any if silent => format!(
                 "node {node} is not heard, and may have applied entry {index}: start it, or \
                  abandon it, which undoes what it may have acknowledged there"
-            ));
-        }
-        if halted == Some(0) && !planted("skip_what_was_applied") {
-            return Err(may_have(node));
-        }
-        if !silent && halted != Some(index) && !planted("skip_what_was_applied") {
-            return Err(format!(
+            ),
+            Some(_) if abandoned => continue,
+            Some(halted) if halted == index => continue,
+            Some(0) => may_have(node),
+            None if abandoned => format!("node {node} goes on, so it cannot be abandoned"),
+            Some(_) | None => format!(
                 "node {node} is not halted at entry {index}: it has applied entry {applied}; wait \
                  until it gets there"
-            ));
-        }
+            ),
+        });
     }
     Ok(())
 }

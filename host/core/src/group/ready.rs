@@ -177,13 +177,13 @@ fn deliver(
     effects: &mut Vec<Effect>,
 ) {
     let Some(last) = committed.last().map(|entry| entry.index) else { return };
-    let mut amended = None;
+    let before = shared.recovery.floor;
     let mut range = Vec::with_capacity(committed.len());
     for entry in committed {
         hosting.snapshots.checkpoints.passed(&entry);
-        let checkpoint =
-            entry.get_entry_type() == EntryType::EntryNormal && entry::is_checkpoint(&entry.data);
-        let changes = entry.get_entry_type() != EntryType::EntryNormal || entry.index == 1;
+        let is_normal = entry.get_entry_type() == EntryType::EntryNormal;
+        let checkpoint = is_normal && entry::is_checkpoint(&entry.data);
+        let changes = !is_normal || entry.index == 1;
         if changes
             && entry.index > shared.recovery.configuration_index
             && let Err(why) = change(hosting, shared, &entry)
@@ -193,15 +193,12 @@ fn deliver(
         }
         let (term, index) = (entry.term, entry.index);
         hosting.clients.orders.committed(index, term, effects);
-        if entry.get_entry_type() == EntryType::EntryNormal && entry::is_order(&entry.data) {
-            match obey(hosting, shared, &entry, effects) {
-                Ok(None) => {}
-                Ok(Some(skips)) => amended = Some(skips || amended == Some(true)),
-                Err(why) => {
-                    let fault = Fault::Internal(format!("entry {index}: {why}"));
-                    return hosting.end(shared, Stopped::Failed(fault), effects);
-                }
-            }
+        if is_normal
+            && entry::is_order(&entry.data)
+            && let Err(why) = obey(hosting, shared, &entry, effects)
+        {
+            let fault = Fault::Internal(format!("entry {index}: {why}"));
+            return hosting.end(shared, Stopped::Failed(fault), effects);
         }
         range.push(entry);
         if checkpoint {
@@ -220,39 +217,35 @@ fn deliver(
     shared.recovery.deliver(last);
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
-    if let Some(skips) = amended {
-        build::amended(hosting, shared, skips, effects);
-    }
+    build::amended(hosting, shared, before, effects);
 }
 
-/// Obeys an operator's order that is handed over. Returns whether it is an amendment, and then
-/// whether it skips an entry.
+/// Obeys an operator's order that is handed over.
 fn obey(
     hosting: &mut Hosting,
     shared: &mut Shared,
     entry: &Entry,
     effects: &mut Vec<Effect>,
-) -> Result<Option<bool>, DecodeError> {
-    let amends = match EntryBody::decode(entry.data.clone())? {
-        EntryBody::Skip { index, .. } => Some(Change::Skip { index }),
-        EntryBody::Limits { limits, .. } => Some(Change::Limits(limits)),
+) -> Result<(), DecodeError> {
+    let change = match EntryBody::decode(entry.data.clone())? {
+        EntryBody::Skip { index, .. } => Change::Skip { index },
+        EntryBody::Limits { limits, .. } => Change::Limits(limits),
         EntryBody::Freeze { frozen, .. } => {
             shared.switch(entry.index, Switches { frozen, ..shared.switches() });
             if frozen {
                 hosting.clients.proposals.refuse_waiting(&Refusal::Frozen, effects);
             }
             hosting.settle_state(shared, effects);
-            None
+            return Ok(());
         }
         EntryBody::OnFault { on_fault, .. } => {
             shared.switch(entry.index, Switches { on_fault, ..shared.switches() });
-            None
+            return Ok(());
         }
-        _other => None,
+        _other => return Ok(()),
     };
-    let Some(change) = amends.filter(|_| !planted("amend_nothing")) else { return Ok(None) };
-    shared.recovery.amend(Amendment { at: entry.index, change });
-    Ok(Some(matches!(change, Change::Skip { .. })))
+    plant!("amend_nothing" skips shared.recovery.amend(Amendment { at: entry.index, change }));
+    Ok(())
 }
 
 /// Gives the pipeline entries, and says which of them tickets wait for.

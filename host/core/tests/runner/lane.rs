@@ -8,7 +8,7 @@ use lockstep_core::apply::{
     Answer, Applied, ENVELOPE_BYTES_MAX, Emitted, EntryAnswers, Ledger, Moment, Outcome, Work,
 };
 use lockstep_core::codec::Write;
-use lockstep_core::entry::Profile;
+use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
@@ -309,12 +309,10 @@ impl Lane {
             applied.bytes += entry.data.len() + entry.context.len() + 48;
             let index = entry.index;
             if self.amendments.skips(index) {
-                let answers = self.ledger.skip(&entry).expect("an entry can be read");
                 done.told.push(format!("skips entry {index}"));
-                self.applied(entry, answers, awaited, &mut applied, done);
-                continue;
             }
-            let answers = match self.ledger.admit(&entry).expect("an entry can be read") {
+            let work = self.ledger.admit(&entry, &self.amendments).expect("an entry can be read");
+            let answers = match work {
                 Work::Done(answers) => answers,
                 Work::Limit(profile) => {
                     let fuel_command = profile.fuel_command;
@@ -380,7 +378,7 @@ impl Lane {
     /// Whether a command, `needs FUEL`, needs more fuel than the limits give it.
     fn is_too_much(&self, commands: &[Bytes]) -> bool {
         let Some(record) = self.ledger.bootstrap() else { return false };
-        let profile = self.amendments.lift(&record.profile, self.ledger.applied() - 1);
+        let Bootstrap { profile, .. } = self.amendments.lifted(record, self.ledger.applied() - 1);
         let needs = |command: &Bytes| {
             let text = str::from_utf8(command).ok()?;
             text.trim().strip_prefix("needs ")?.parse::<u64>().ok()

@@ -290,6 +290,7 @@ mod tests {
             last_index: 12,
             snapshots: Vec::new(),
             listed: Vec::new(),
+            amendments: Default::default(),
         };
         let begun_with = Begun {
             start: Start::First,

@@ -1,6 +1,7 @@
 //! What a board shows of a ledger, and when it wakes those who watch.
 
 use bytes::Bytes;
+use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{Emitted, GuestEvent, Work};
 use lockstep_core::entry::{Bootstrap, EntryBody, Profile};
 use lockstep_core::ids::ModuleId;
@@ -27,7 +28,7 @@ impl Author {
     fn admit(&mut self, body: &EntryBody) -> Work {
         let (index, data) = (self.0.applied() + 1, body.encode().into());
         let entry = Entry { index, data, ..Entry::default() };
-        self.0.admit(&entry).expect("a good entry")
+        self.0.admit(&entry, &Amendments::default()).expect("a good entry")
     }
 
     /// Applies an entry whose events have these topics and this many bytes of payload.

@@ -4,8 +4,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep_core::amendment::{Amendment, Change};
 use lockstep_core::apply::{Answer, Emitted, GuestEvent, Setting};
 use lockstep_core::entry::{Call, CheckpointReason, Commands, Profile};
+use lockstep_core::fault::Rejection;
 use lockstep_core::ids::{GroupId, Lineage, NodeId, ReplicaId};
 use lockstep_core::recovery_state::RecoveryState;
 use lockstep_core::snapshot::Configuration;
@@ -175,6 +177,12 @@ impl Story {
         let mut state = RecoveryState::blank("kv", replica());
         (state.bootstrapped, state.lineage) = (true, Some(Lineage([3; 16])));
         (state.term, state.commit) = (2, commit);
+        state.floor = commit;
+        for entry in self.entries.iter().filter(|it| it.index <= commit) {
+            if let Ok(EntryBody::Skip { index, .. }) = EntryBody::decode(entry.data.clone()) {
+                state.amendments.add(Amendment { at: entry.index, change: Change::Skip { index } });
+            }
+        }
         let entries = self.entries.clone();
         let job = LogJob { group, state: state.clone(), entries };
         wal.append(&[job], &mut |_| {}).expect("there is space");
@@ -320,6 +328,27 @@ fn a_trap_is_told_with_its_entry() {
     let Kind::Body(EntryBody::Commands(commands)) = &step.kind else { panic!("{step:?}") };
     assert_eq!(commands.calls[1].payload, "fault on-purpose");
     assert_eq!(faults[0].1.to_string(), "trap in apply at index 3: on-purpose");
+}
+
+#[test]
+fn an_entry_that_is_skipped_is_not_applied() {
+    let mut story = Story::new(Arc::new(NativeModule::register()));
+    story.say("set a b");
+    story.calls(&[(0, 0, "set a c"), (0, 0, "fault on-purpose")]);
+    story.say("set a d");
+    story.body(&EntryBody::Skip { time_ms: 9, index: 3 });
+    let module: Module = Arc::new(NativeModule::register());
+    let past = stopped(&story.disk(1, 5));
+    let of_log = replay(&past, &module, None, Plan::default());
+    let (_, steps, end) = &of_log;
+    assert_eq!(reached(end).applied, 5);
+    let skipped = || Answer::Rejected(Rejection::Skipped);
+    assert_eq!(steps[2].trace.answers, [skipped(), skipped()]);
+
+    let mut bytes = Vec::new();
+    export::write(&past, &Plan::default(), &mut bytes).expect("it is written");
+    let export = Export::decode(bytes.into()).expect("it was just written");
+    assert_eq!(replay(&export, &module, None, Plan::default()), of_log);
 }
 
 #[test]
