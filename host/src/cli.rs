@@ -1,5 +1,5 @@
 //! The command line, one file per command. The exit codes are 0 (success), 1 (the operation
-//! failed), 2 (usage or configuration error), and those of `status`.
+//! failed), 2 (usage or configuration error), and those of `status` and `faults`.
 
 use std::process::ExitCode;
 
@@ -55,7 +55,8 @@ Examples:
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
 
-Exit codes: 0 success; 1 the operation failed; 2 usage or configuration error; `status` has more.";
+Exit codes: 0 success; 1 the operation failed; 2 usage or configuration error; `status` and
+`faults` have more.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -87,7 +88,7 @@ enum Command {
     Inspect(inspect::Args),
     /// Replay what happened in a group, from a stopped node's log, against a component.
     Replay(replay::Args),
-    /// Show why replicas are halted, and the ways on.
+    /// Show why replicas are halted, and the ways to go on.
     Faults(faults::Args),
     /// Skip the entry at which all replicas are halted.
     Skip(orders::SkipArgs),

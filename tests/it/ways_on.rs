@@ -1,5 +1,5 @@
-//! What takes a halted group on, with real processes: an entry is skipped, a limit is raised. And
-//! how a group is frozen.
+//! How a halted group goes on, with real processes: an entry is skipped, a limit is raised. And how
+//! a group is frozen.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -93,8 +93,9 @@ async fn a_poison_entry_is_skipped() {
 
     let shown = order(&cluster, &["faults", "--commands"]).await;
     let index = entry.to_string();
-    let says = [&format!("skip --index {index} --abandon NODE"), "panic", "trap in apply"];
-    assert_says(&shown.stdout, &says);
+    let skip = format!("ways to go on:\n  lockstep skip --index {index} --abandon NODE");
+    let silent = format!("no answer from {}: ", cluster.address(3));
+    assert_says(&shown.stdout, &[&skip, "panic", "trap in apply", &silent]);
     let refused = ordered(&mut cluster, &["skip", "--index", &(entry + 1).to_string()]).await;
     assert_says(&refused.stderr, &["the group is halted at entry"]);
     let refused = ordered(&mut cluster, &["skip", "--index", &index]).await;
@@ -116,7 +117,15 @@ async fn a_poison_entry_is_skipped() {
     }
     cluster.wait_serving(GROUP).await.expect("all serve");
     apply_once(&session, "nothing").await;
-    assert_eq!(order(&cluster, &["faults"]).await.code, Some(0));
+    let shown = order(&cluster, &["faults"]).await;
+    assert_eq!((shown.code, shown.stdout.as_str()), (Some(0), "no replica is halted\n"));
+    cluster.kill(3).expect("it runs");
+    let shown = order(&cluster, &["faults", "--json"]).await;
+    assert_eq!(shown.code, Some(4), "{shown:?}");
+    let silent = format!("\"unreachable\":\"{}\"", cluster.address(3));
+    assert_says(&shown.stdout, &[&silent]);
+    let shown = order(&cluster, &["faults"]).await;
+    assert_says(&shown.stdout, &["no replica that answers is halted"]);
     cluster.stop_all().await.expect("it stops");
 }
 

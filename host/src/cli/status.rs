@@ -20,6 +20,8 @@ use crate::logging::out;
 
 mod json;
 
+pub(super) use json::unreachable;
+
 /// Show the groups of a cluster, as every reachable node sees them.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -37,16 +39,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Outcome {
     let client = args.target.client()?;
-    let (answers, errors) = ask_all(&client).await;
-    if answers.is_empty() {
-        let errors: Vec<String> = errors.iter().map(|(at, why)| format!("{at}: {why}")).collect();
-        return Err(Failure::Failed(errors.join("; ")));
-    }
+    let (answers, errors) = ask_all(&client).await?;
     if args.json {
         let mut all: Vec<_> = answers.iter().flat_map(json::groups).collect();
         all.extend(answers.iter().flat_map(json::peer_errors));
-        let silent = errors.iter();
-        all.extend(silent.map(|(at, why)| serde_json::json!({ "unreachable": at, "error": why })));
+        all.extend(errors.iter().map(|(at, why)| unreachable(at, why)));
         out!("{}", serde_json::Value::Array(all));
     } else {
         print(&answers, &errors);
@@ -78,7 +75,10 @@ fn health(answers: &[StatusResponse], is_silent: bool) -> u8 {
 }
 
 /// Asks the given nodes, and the nodes that they name, all at the same time under one deadline.
-pub(super) async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<String, String>) {
+/// Returns the answers, and by address why the others gave none; fails if there is no answer.
+pub(super) async fn ask_all(
+    client: &Client,
+) -> Result<(Vec<StatusResponse>, BTreeMap<String, String>), Failure> {
     let until = Instant::now() + client.options().deadline;
     let mut answers: BTreeMap<u32, StatusResponse> = BTreeMap::new();
     let mut errors = BTreeMap::new();
@@ -112,7 +112,16 @@ pub(super) async fn ask_all(client: &Client) -> (Vec<StatusResponse>, BTreeMap<S
     for answer in answers.values() {
         errors.remove(&answer.address);
     }
-    (answers.into_values().collect(), errors)
+    if answers.is_empty() {
+        return Err(nobody_answers(&errors));
+    }
+    Ok((answers.into_values().collect(), errors))
+}
+
+/// The failure of a command that no node answers.
+pub(super) fn nobody_answers(errors: &BTreeMap<String, String>) -> Failure {
+    let errors: Vec<String> = errors.iter().map(|(at, why)| format!("{at}: {why}")).collect();
+    Failure::Failed(errors.join("; "))
 }
 
 fn known_addresses(answer: &StatusResponse) -> impl Iterator<Item = String> + '_ {

@@ -19,6 +19,11 @@ pub(super) fn peer_errors(node: &StatusResponse) -> impl Iterator<Item = serde_j
     })
 }
 
+/// A node that gave no answer.
+pub(in crate::cli) fn unreachable(address: &str, why: &str) -> serde_json::Value {
+    serde_json::json!({ "unreachable": address, "error": why })
+}
+
 fn strangers(group: &GroupStatus) -> Vec<serde_json::Value> {
     let one = |s: &Stranger| {
         serde_json::json!({
