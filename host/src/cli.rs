@@ -16,6 +16,7 @@ mod faults;
 mod format;
 mod inspect;
 mod kit;
+mod limits;
 mod new;
 mod orders;
 mod query;

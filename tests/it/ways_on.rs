@@ -142,6 +142,7 @@ async fn a_limit_that_was_too_low_is_raised() {
     let shown = order(&cluster, &["faults"]).await;
     assert_says(&shown.stdout, &["out of memory in apply", "lockstep limits --memory"]);
     let refused = order(&cluster, &["limits", "--memory", "1MiB"]).await;
+    assert_eq!(refused.code, Some(2), "{refused:?}");
     assert_says(&refused.stderr, &["memory is 1048576; use 33554432 to"]);
     let refused = order(&cluster, &["limits"]).await;
     assert_eq!(refused.code, Some(2), "{refused:?}");

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::Failure;
-use crate::config::GuestLimits;
-use crate::config::guest::{self, Written};
+use crate::cli::limits::LimitArgs;
+use crate::config::{GuestLimits, guest};
 use crate::guest::component::ComponentModule;
 use crate::guest::{GuestLog, GuestModule, Module};
 use crate::kit::player::Maker;
@@ -52,15 +52,8 @@ pub(super) struct GroupArgs {
         value_parser = guest::config
     )]
     pub config: String,
-    /// Memory of the state machine, such as 256MiB; this and the fuel as in node.toml.
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<String>,
-    /// Fuel of an entry.
-    #[arg(long, value_name = "N")]
-    entry_fuel: Option<u64>,
-    /// Fuel that each command adds to that of its entry.
-    #[arg(long, value_name = "N", visible_alias = "fuel")]
-    command_fuel: Option<u64>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Where commands and queries come from.
@@ -73,10 +66,7 @@ pub(super) struct SourceArgs {
 
 impl GroupArgs {
     pub(super) fn limits(&self) -> Result<GuestLimits, Failure> {
-        let Self { memory, entry_fuel, command_fuel, .. } = self;
-        let (memory, entry_fuel, command_fuel) = (memory.as_deref(), *entry_fuel, *command_fuel);
-        let written = Written { memory, entry_fuel, command_fuel, event_window: None };
-        GuestLimits::parse(written).map_err(Failure::Usage)
+        self.limits.limits()
     }
 
     /// Makes replicas of a module in such a group.
@@ -87,15 +77,10 @@ impl GroupArgs {
 
     /// The options with which to repeat what was done.
     pub(super) fn repeated(&self) -> String {
-        let Self { config, memory, entry_fuel, command_fuel } = self;
-        let fuel = |fuel: &Option<u64>| fuel.map(|fuel| fuel.to_string());
-        let given = [
-            ("config", Some(config.clone()).filter(|it| !it.is_empty())),
-            ("memory", memory.clone()),
-            ("entry-fuel", fuel(entry_fuel)),
-            ("command-fuel", fuel(command_fuel)),
-        ];
-        let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let Self { config, limits } = self;
+        let config = [("config", Some(config.clone()).filter(|it| !it.is_empty()))];
+        let given = config.into_iter().chain(limits.given());
+        let given = given.filter_map(|(name, value)| Some((name, value?)));
         given.map(|(name, value)| format!(" --{name} {}", quoted(&value))).collect()
     }
 }

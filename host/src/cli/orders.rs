@@ -3,9 +3,10 @@
 use lockstep_client::v1;
 use lockstep_client::v1::order_request::Order;
 
+use crate::cli::limits::LimitArgs;
 use crate::cli::remote::{Target, call_failed};
 use crate::cli::{Failure, Outcome};
-use crate::config::parse_size;
+use crate::config::GuestLimits;
 use crate::logging::out;
 
 /// Skip the entry at which all replicas of a group are halted: its commands have no effect, and the
@@ -30,32 +31,25 @@ pub(crate) struct SkipArgs {
     abandon: Vec<u32>,
 }
 
-/// Change limits of a group. Raising them takes a group on that halted because one was too low. The
-/// memory limit is lowered only if every voter uses at most 80 % of the new one.
+/// Change limits of a group. A group that halted because a limit was too low goes on once it is
+/// raised. The memory limit is lowered only if every voter uses at most 80 % of the new one.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lockstep limits --endpoint 127.0.0.1:7101 --memory 2GiB
   lockstep limits --endpoint 127.0.0.1:7101 --command-fuel 200000000
 
-Each machine must have the memory: a replica on one that has not halts when it is used, and tries
-again after a while.")]
+Each machine must have the memory. On a machine with less, the replica halts once it needs the
+memory, and tries again after a while.")]
 pub(crate) struct LimitsArgs {
     #[command(flatten)]
     order: OrderArgs,
-    /// Most memory of the state machine, 32MiB to 64GiB.
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size("memory", text))]
-    memory: Option<u64>,
-    /// Fuel for an entry.
-    #[arg(long, value_name = "FUEL", value_parser = clap::value_parser!(u64).range(1..))]
-    entry_fuel: Option<u64>,
-    /// Fuel for each command of an entry, in addition.
-    #[arg(long, value_name = "FUEL", value_parser = clap::value_parser!(u64).range(1..))]
-    command_fuel: Option<u64>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Stop the commands and wake-ups of a group, or let them go on. Queries and snapshots go on in any
-/// case, and no restart or election ends it.
+/// case. A freeze outlasts restarts and elections.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -89,7 +83,7 @@ enum Policy {
 struct OrderArgs {
     #[command(flatten)]
     target: Target,
-    /// Print one JSON object: index, that of the entry that orders it.
+    /// Print one JSON object with `index`, the index of the entry that holds the order.
     #[arg(long)]
     json: bool,
 }
@@ -101,17 +95,27 @@ pub(crate) async fn skip(args: SkipArgs) -> Outcome {
 }
 
 pub(crate) async fn limits(args: LimitsArgs) -> Outcome {
-    let LimitsArgs { order, memory, entry_fuel, command_fuel } = args;
-    if memory.is_none() && entry_fuel.is_none() && command_fuel.is_none() {
-        let why = "give --memory, --entry-fuel or --command-fuel: nothing is to be changed";
-        return Err(Failure::Usage(why.to_owned()));
+    let LimitsArgs { order, limits } = args;
+    let changed = Order::Limits(changed(&limits)?);
+    give(order, changed, "the limits are changed").await
+}
+
+/// The limits as they are ordered, where 0 leaves one as it is.
+fn changed(limits: &LimitArgs) -> Result<v1::Limits, Failure> {
+    let limits = limits.limits()?;
+    let GuestLimits { memory_bytes, entry_fuel, command_fuel, event_window_bytes: _ } = limits;
+    let usage = |why: &str| Err(Failure::Usage(why.to_owned()));
+    if limits == GuestLimits::default() {
+        return usage("give --memory, --entry-fuel or --command-fuel: nothing is to be changed");
     }
-    let limits = v1::Limits {
+    if command_fuel == Some(0) {
+        return usage("command-fuel is 0; an order can set it to 1 or more");
+    }
+    Ok(v1::Limits {
         fuel_entry: entry_fuel.unwrap_or(0),
         fuel_command: command_fuel.unwrap_or(0),
-        memory_bytes: memory.unwrap_or(0),
-    };
-    give(order, Order::Limits(limits), "the limits are changed").await
+        memory_bytes: memory_bytes.unwrap_or(0),
+    })
 }
 
 pub(crate) async fn freeze(args: FreezeArgs, freeze: bool) -> Outcome {
@@ -137,4 +141,44 @@ async fn give(args: OrderArgs, order: Order, done: &str) -> Outcome {
         out!("{done}, as entry {index} orders");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: LimitArgs,
+    }
+
+    /// What is wrong is told before anybody is asked.
+    #[test]
+    fn limits_are_checked_before_they_are_ordered() {
+        let check = |words: &str, expect: Result<[u64; 3], &str>| {
+            let line = std::iter::once("lockstep").chain(words.split_whitespace());
+            let line = Line::try_parse_from(line).expect("its words are known");
+            match (changed(&line.limits), expect) {
+                (Ok(v1::Limits { memory_bytes, fuel_entry, fuel_command }), Ok(expect)) => {
+                    assert_eq!([memory_bytes, fuel_entry, fuel_command], expect, "{words}");
+                }
+                (Err(Failure::Usage(why)), Err(expect)) => {
+                    assert!(why.starts_with(expect), "{words}: {why}");
+                }
+                (other, _) => panic!("{words}: {other:?}"),
+            }
+        };
+        check("--memory 2GiB", Ok([2 << 30, 0, 0]));
+        check("--entry-fuel 20000000 --command-fuel 1", Ok([0, 20_000_000, 1]));
+        check("--fuel 7", Ok([0, 0, 7]));
+        check("", Err("give --memory, --entry-fuel or --command-fuel"));
+        check("--memory 1MiB", Err("memory is 1048576; use 33554432 to"));
+        check("--memory much", Err("memory: \"much\" is not a size"));
+        check("--entry-fuel 0", Err("entry-fuel is 0; use 10000000 to"));
+        check("--command-fuel 5000000001", Err("command-fuel is 5000000001; use 0 to"));
+        check("--command-fuel 0", Err("command-fuel is 0; an order can set it to 1 or more"));
+    }
 }
