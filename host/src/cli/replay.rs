@@ -278,7 +278,68 @@ fn failed(error: &ReplayError) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_core::entry::{EntryBody, Limits, OnFault};
+    use serde_json::Value;
+
     use super::*;
+    use crate::kit::player::Trace;
+    use crate::kit::replay::Kind;
+
+    /// How an order is told: in text, and what its object has beside what every entry has.
+    #[test]
+    fn orders_are_told() {
+        let check = |body: EntryBody, says: &str, more: Value| {
+            let (kind, trace) = (Kind::Body(body), Trace::default());
+            let step = Step { index: 7, term: 2, kind, time_ms: 30, trace, snapshot: None };
+            assert_eq!(text::step(&step), format!("entry 7, term 2, 30 ms: {says}\n"));
+            let told = json::step(&step);
+            let told = told.as_object().expect("it is an object").iter();
+            let of_all =
+                ["entry", "term", "time_ms", "kind", "fuel", "events", "woken", "deadline_ms"];
+            let own = told.filter(|(name, _)| !of_all.contains(&name.as_str()));
+            let own: serde_json::Map<_, _> = own.map(|(k, v)| (k.clone(), v.clone())).collect();
+            assert_eq!(Value::Object(own), more, "{says}");
+        };
+        let time_ms = 30;
+        let skip = EntryBody::Skip { time_ms, index: 5 };
+        check(skip, "entry 5 is skipped", serde_json::json!({ "skips": 5 }));
+        let on_fault = |on_fault| EntryBody::OnFault { time_ms, on_fault };
+        let always = "from here on, an entry at which all replicas halt";
+        check(
+            on_fault(OnFault::Skip),
+            &format!("{always} is skipped"),
+            serde_json::json!({ "on_fault": "skip" }),
+        );
+        check(
+            on_fault(OnFault::Halt),
+            &format!("{always} waits for an operator"),
+            serde_json::json!({ "on_fault": "halt" }),
+        );
+        let limits = |limits| EntryBody::Limits { time_ms, limits };
+        let all = Limits {
+            memory_bytes: Some(2 << 30),
+            fuel_entry: Some(10_000_000),
+            fuel_command: Some(7),
+        };
+        check(
+            limits(all),
+            "the group has other limits: memory 2.0 GiB, fuel of an entry 10000000, fuel of each \
+             command 7",
+            serde_json::json!({
+                "memory_bytes": 2_u64 << 30, "entry_fuel": 10_000_000, "command_fuel": 7,
+            }),
+        );
+        check(
+            limits(Limits { memory_bytes: Some(1 << 30), ..Limits::default() }),
+            "the group has other limits: memory 1.0 GiB",
+            serde_json::json!({
+                "memory_bytes": 1 << 30, "entry_fuel": null, "command_fuel": null,
+            }),
+        );
+        let freeze = |frozen| EntryBody::Freeze { time_ms, frozen };
+        check(freeze(true), "the group is frozen", serde_json::json!({ "frozen": true }));
+        check(freeze(false), "the group goes on", serde_json::json!({ "frozen": false }));
+    }
 
     #[test]
     fn entries_are_named_with_both_ends() {

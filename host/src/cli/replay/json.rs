@@ -85,12 +85,15 @@ pub(super) fn step(step: &Step) -> Value {
         Kind::Body(EntryBody::Skip { index, .. }) => told["skips"] = (*index).into(),
         Kind::Body(EntryBody::Limits { limits, .. }) => {
             told["memory_bytes"] = limits.memory_bytes.into();
-            told["fuel_entry"] = limits.fuel_entry.into();
-            told["fuel_command"] = limits.fuel_command.into();
+            told["entry_fuel"] = limits.fuel_entry.into();
+            told["command_fuel"] = limits.fuel_command.into();
         }
         Kind::Body(EntryBody::Freeze { frozen, .. }) => told["frozen"] = (*frozen).into(),
         Kind::Body(EntryBody::OnFault { on_fault, .. }) => {
-            told["skips"] = (*on_fault == OnFault::Skip).into();
+            told["on_fault"] = match on_fault {
+                OnFault::Halt => "halt".into(),
+                OnFault::Skip => "skip".into(),
+            };
         }
         Kind::Members | Kind::Body(EntryBody::Empty | EntryBody::Bootstrap(_)) => {}
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use lockstep_core::apply::Answer;
-use lockstep_core::entry::{Call, CheckpointReason, EntryBody, OnFault};
+use lockstep_core::entry::{Call, CheckpointReason, EntryBody, Limits, OnFault};
 use lockstep_core::fault::GuestFault;
 
 use super::Names;
@@ -220,19 +220,32 @@ fn name(step: &Step) -> String {
             format!("a wake, for the timer that entry {set_by} set")
         }
         Kind::Body(EntryBody::Skip { index, .. }) => format!("entry {index} is skipped"),
-        Kind::Body(EntryBody::Limits { .. }) => "the group has other limits".to_owned(),
+        Kind::Body(EntryBody::Limits { limits, .. }) => {
+            format!("the group has other limits: {}", changed(limits))
+        }
         Kind::Body(EntryBody::Freeze { frozen: true, .. }) => "the group is frozen".to_owned(),
         Kind::Body(EntryBody::Freeze { frozen: false, .. }) => "the group goes on".to_owned(),
         Kind::Body(EntryBody::OnFault { on_fault: OnFault::Skip, .. }) => {
-            "entries at which all halt are skipped".to_owned()
+            "from here on, an entry at which all replicas halt is skipped".to_owned()
         }
         Kind::Body(EntryBody::OnFault { on_fault: OnFault::Halt, .. }) => {
-            "entries at which all halt are not skipped".to_owned()
+            "from here on, an entry at which all replicas halt waits for an operator".to_owned()
         }
         Kind::Body(EntryBody::Wake { set_by, .. }) => {
             format!("a wake, for the timer that entry {set_by} set; it is not pending")
         }
     }
+}
+
+/// The limits that are changed.
+fn changed(limits: &Limits) -> String {
+    let Limits { fuel_entry, fuel_command, memory_bytes } = limits;
+    let changed = [
+        memory_bytes.map(|bytes| format!("memory {}", size(bytes))),
+        fuel_entry.map(|fuel| format!("fuel of an entry {fuel}")),
+        fuel_command.map(|fuel| format!("fuel of each command {fuel}")),
+    ];
+    changed.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn reason_name(reason: CheckpointReason) -> &'static str {
