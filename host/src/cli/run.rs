@@ -203,7 +203,8 @@ impl Shell {
         let now_ms = self.now_ms();
         match self.solo.wake_until(now_ms) {
             Ok(count) => {
-                let at = match self.solo.wakes_at_ms() {
+                let (next, waking_failed) = (self.solo.wakes_at_ms(), self.solo.waking_failed());
+                let at = match next {
                     Some(at) => {
                         format!("the timer is set, for {} ms from now", at.saturating_sub(now_ms))
                     }
@@ -211,12 +212,19 @@ impl Shell {
                 };
                 let fired = match count {
                     0 => "the timer did not fire".to_owned(),
+                    None if waking_failed => "the timer is due, but waking failed: it is tried \
+                                              again after the next command"
+                        .to_owned(),
                     1 => "the timer fired once".to_owned(),
                     more => format!("the timer fired {more} times"),
                 };
                 let text = format!("time {now_ms} ms; {fired}; {at}");
-                let next = self.solo.wakes_at_ms();
-                let object = json!({ "time_ms": now_ms, "woken": count, "wakes_at_ms": next });
+                let object = json!({
+                    "time_ms": now_ms,
+                    "woken": count,
+                    "wakes_at_ms": next,
+                    "waking_failed": waking_failed,
+                });
                 self.show(&text, object);
             }
             Err(fault) => self.fault(&fault)?,

@@ -100,6 +100,11 @@ impl Solo {
         Some(self.player.deadline()?.at_ms.max(self.wake_from_ms?))
     }
 
+    /// Whether the guest's timer is due, but waking it failed and is not tried again yet.
+    pub fn waking_failed(&self) -> bool {
+        self.wake_from_ms.is_none() && self.player.deadline().is_some()
+    }
+
     /// Wakes the guest if it is time, and returns whether it was.
     pub fn wake(&mut self, now_ms: u64) -> Result<bool, GuestFault> {
         if self.wakes_at_ms().is_none_or(|at_ms| at_ms > now_ms) {
@@ -307,13 +312,16 @@ mod tests {
     fn a_wake_that_fails_is_told_once() {
         let mut solo = start(NativeModule::new("sleeper", || Sleeper));
         solo.snapshot().expect("it takes one");
+        assert!(!solo.waking_failed(), "its timer is set, and not due");
         let fails = |solo: &mut Solo, now_ms| {
             let fault = solo.wake(now_ms).expect_err("it is due").to_string();
             assert!(fault.contains("let me sleep"), "{fault}");
             assert_eq!((solo.wakes_at_ms(), solo.wake(now_ms + 5000)), (None, Ok(false)));
+            assert!(solo.waking_failed());
         };
         fails(&mut solo, 3000);
         check(&mut solo, &[("", "")]);
+        assert!(!solo.waking_failed(), "it is tried again");
         fails(&mut solo, 4000);
         solo.restore().expect("it was saved");
         fails(&mut solo, 5000);
