@@ -21,6 +21,7 @@ use crate::cli::serve::LogArgs;
 use crate::cli::{Failure, Outcome};
 use crate::clock::{Clock as _, SystemClock};
 use crate::guest::{Module, NoAnswer, Outcome as Answer};
+use crate::kit::player::ConfigRefused;
 use crate::kit::solo::{Snapshot, Solo};
 use crate::kit::text::text_or_hex;
 use crate::logging;
@@ -44,7 +45,8 @@ A line is a command, a line that begins with ? is a query; .help lists what else
 file or the project's source changes, the new module goes on with the state of the old one.
 
 Exit codes: 0 the input ended, whatever was rejected; 1 the module cannot be loaded, the state is
-lost, or, if the input is no terminal, a call failed or a line was not understood; 2 usage.")]
+lost, or, if the input is no terminal, a call failed or a line was not understood; 2 usage, or
+`init` refuses the configuration.")]
 pub(crate) struct Args {
     /// The component, or the folder of a project, which is built; by default this folder.
     #[arg(value_name = "FSM.wasm|DIR", default_value = ".", hide_default_value = true)]
@@ -66,8 +68,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let info = module.info().clone();
     let news = origin.clone().watch(stamp, &module)?;
     let clock = SystemClock { offset_ms: 0 };
-    let solo = Solo::start(args.group.maker(module, 0)?).map_err(|fault| {
-        Failure::Failed(format!("{fault}; a configuration is given with --config TEXT"))
+    let started = Solo::start(args.group.maker(module, 0)?);
+    let solo = started.map_err(|fault| match ConfigRefused::of(fault) {
+        Ok(refused) => Failure::Usage(refused.to_string()),
+        Err(fault) => Failure::Failed(fault.to_string()),
     })?;
     let input = Input::start()?;
     let is_terminal = input.is_terminal();
@@ -208,13 +212,13 @@ impl Shell {
                     Some(at) => {
                         format!("the timer is set, for {} ms from now", at.saturating_sub(now_ms))
                     }
+                    None if waking_failed => "the timer is due, but waking failed: it is tried \
+                                              again after the next command"
+                        .to_owned(),
                     None => "the timer is not set".to_owned(),
                 };
                 let fired = match count {
                     0 => "the timer did not fire".to_owned(),
-                    None if waking_failed => "the timer is due, but waking failed: it is tried \
-                                              again after the next command"
-                        .to_owned(),
                     1 => "the timer fired once".to_owned(),
                     more => format!("the timer fired {more} times"),
                 };

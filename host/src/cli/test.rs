@@ -21,7 +21,7 @@ Examples:
   lockstep test kv.wasm --commands kv.commands --cases 1000
   lockstep test kv.wasm --seed 7 --case 17      repeats one case
 
-Exit codes: 0 every case holds; 1 a case fails; 2 usage.";
+Exit codes: 0 every case holds; 1 a case fails; 2 usage, or `init` refuses the configuration.";
 
 /// Look for cases in which a state machine breaks its contract.
 ///

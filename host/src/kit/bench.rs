@@ -11,7 +11,7 @@ use bytes::Bytes;
 use lockstep_core::fault::GuestFault;
 
 use super::compare;
-use super::player::{Looks, Maker, Player, entry_space, refuses_config};
+use super::player::{ConfigRefused, Looks, Maker, Player, entry_space};
 use super::source::{Source, SourceError};
 use crate::guest::Outcome;
 use crate::rng::Rng;
@@ -54,15 +54,15 @@ pub struct Measured {
 pub enum BenchError {
     #[error("{0}")]
     Source(#[from] SourceError),
-    #[error("{0}; give a configuration that `init` accepts with --config TEXT")]
-    Refused(GuestFault),
+    #[error(transparent)]
+    Refused(ConfigRefused),
     #[error("the state machine failed: {0}; `lockstep test` finds a small case")]
     Guest(GuestFault),
 }
 
 impl From<GuestFault> for BenchError {
     fn from(fault: GuestFault) -> Self {
-        if refuses_config(&fault) { Self::Refused(fault) } else { Self::Guest(fault) }
+        ConfigRefused::of(fault).map_or_else(Self::Guest, Self::Refused)
     }
 }
 

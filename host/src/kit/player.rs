@@ -59,6 +59,19 @@ impl Saved {
     }
 }
 
+/// An `init` that says no: the configuration is wrong, and nothing else is.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}; give a configuration that `init` accepts with --config TEXT")]
+pub struct ConfigRefused(GuestFault);
+
+impl ConfigRefused {
+    /// Returns the fault as `Err` if it is another.
+    pub fn of(fault: GuestFault) -> Result<Self, GuestFault> {
+        let refuses = fault.call == "init" && fault.class == FaultClass::Refused;
+        if refuses { Ok(Self(fault)) } else { Err(fault) }
+    }
+}
+
 /// What an entry brought about.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Trace {
@@ -296,11 +309,6 @@ impl Trace {
         }
         whole
     }
-}
-
-/// An `init` that says no: the configuration is wrong, and nothing else is.
-pub fn refuses_config(fault: &GuestFault) -> bool {
-    fault.call == "init" && fault.class == FaultClass::Refused
 }
 
 /// Whether an entry has space for a command, beside those that were accepted before. There is

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::case::Case;
-use super::player::{Maker, refuses_config};
+use super::player::{ConfigRefused, Maker};
 use super::property::{Broken, Checker, Property, Stop};
 use super::seen::Seen;
 use super::shrink::shrink;
@@ -46,8 +46,8 @@ pub struct Failure {
 pub enum TrialError {
     #[error("{0}")]
     Source(#[from] SourceError),
-    #[error("{0}; give a configuration that `init` accepts with --config TEXT")]
-    Refused(GuestFault),
+    #[error(transparent)]
+    Refused(ConfigRefused),
     #[error(
         "this machine could not run the state machine: {0}; try again with fewer programs beside"
     )]
@@ -110,8 +110,8 @@ pub fn run(maker: &Arc<Maker>, source: &mut Source, plan: Plan) -> Result<Tried,
             Ok(seen) => tried.seen.add(&seen),
             Err(Stop::Host(fault)) => return Err(TrialError::Host(fault)),
             Err(Stop::Broken(broken)) => {
-                if let Some(fault) = refused_config(&broken) {
-                    return Err(TrialError::Refused(fault.clone()));
+                if let Some(refused) = refused_config(&broken) {
+                    return Err(TrialError::Refused(refused));
                 }
                 tried.failure = Some(shrunk(&checker, number, case, *broken));
                 break;
@@ -122,11 +122,11 @@ pub fn run(maker: &Arc<Maker>, source: &mut Source, plan: Plan) -> Result<Tried,
 }
 
 /// An `init` that says no is no bug.
-fn refused_config(broken: &Broken) -> Option<&GuestFault> {
+fn refused_config(broken: &Broken) -> Option<ConfigRefused> {
     use super::property::How;
     match &broken.how {
-        How::Fault(fault) if refuses_config(fault) => Some(fault),
-        How::Fault(_) | How::Differs(_) => None,
+        How::Fault(fault) => ConfigRefused::of(fault.clone()).ok(),
+        How::Differs(_) => None,
     }
 }
 

@@ -167,8 +167,27 @@ fn a_trap_takes_nothing_along() {
 
     let refused = Prompt::start(&[&guest("planted"), "--config", "no-such-bug"]);
     let (code, rest, errors) = refused.end();
+    assert_eq!((code, rest.len()), (Some(2), 0), "{errors}");
+    assert_says(&errors, &["there is no such bug", "that `init` accepts with --config TEXT"]);
+    let fails = Prompt::start(&[&guest("hostile"), "--config", "init panic"]);
+    let (code, rest, errors) = fails.end();
     assert_eq!((code, rest.len()), (Some(1), 0), "{errors}");
-    assert_says(&errors, &["there is no such bug", "--config TEXT"]);
+    assert_says(&errors, &["trap in init"]);
+    assert!(!errors.contains("--config"), "another configuration may not help: {errors}");
+}
+
+/// A timer whose wake fails is due, and waits for the next command.
+#[test]
+fn a_wake_that_fails_is_told() {
+    let mut prompt = Prompt::start(&[&guest("hostile")]);
+    prompt.check("wake write", &["-> ok"]);
+    prompt.check("wake-at 1", &["-> ok"]);
+    assert_says(&prompt.next(), &["trap in wake", "the state is as it was before"]);
+    prompt.check(".time", &["the timer did not fire; the timer is due, but waking failed: it is"]);
+    prompt.check("nothing", &["-> ok"]);
+    assert_says(&prompt.next(), &["trap in wake"]);
+    let (code, rest, errors) = prompt.end();
+    assert_eq!((code, rest.len()), (Some(1), 0), "{errors}");
 }
 
 /// The file is exchanged while the prompt is open: a broken one is told and the old one goes on, a
