@@ -37,7 +37,7 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
         let shown = project.sources.display();
         return Err(Failure::Usage(format!("{shown}: no .c file is there; see `source`")));
     }
-    let toolchain = Toolchain::find(tools)?;
+    let toolchain = Toolchain::find(tools, &project.dir)?;
     let include = sdk_folder(project, scratch)?;
     files.push(include.join("lockstep.c"));
     let mut objects = Vec::new();
@@ -54,7 +54,7 @@ pub(super) fn build(project: &Project, tools: &Tools, scratch: &Path) -> Result<
 }
 
 impl Toolchain {
-    fn find(tools: &Tools) -> Result<Self, Failure> {
+    fn find(tools: &Tools, dir: &Path) -> Result<Self, Failure> {
         const CLANG: &[&str] = &["--target=wasm32"];
         const ZIG: &[&str] = &["-target", "wasm32-freestanding", "-g0"];
         let zig = || tools.find_zig();
@@ -70,7 +70,7 @@ impl Toolchain {
         };
         let linker = tools
             .find_of_llvm("wasm-ld")
-            .or_else(|| Some(tools.find_rust_lld()?.with(["-flavor", "wasm"])))
+            .or_else(|| Some(tools.find_rust_lld(dir)?.with(["-flavor", "wasm"])))
             .or_else(|| zig().map(|zig| zig.with(["wasm-ld"])))
             .ok_or_else(|| Failure::Failed(NO_LINKER.to_owned()))?;
         Ok(Self { compiler, target, linker })
@@ -123,7 +123,7 @@ mod tests {
             .map(|(name, prints)| (*name, if *prints == "BIN" { &bin } else { *prints }))
             .collect();
         let tools = stubs(dir.path(), &programs).with("CC", cc);
-        match (Toolchain::find(&tools), expect) {
+        match (Toolchain::find(&tools, dir.path()), expect) {
             (Ok(found), Ok(expect)) => {
                 let compile = found.compile(Path::new("I"), Path::new("F"), Path::new("O"));
                 let words: Vec<_> = std::iter::once(compile.get_program())

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::component;
 use super::project::Project;
-use super::tools::{Program, Tools, asked};
+use super::tools::{Program, Tools, asked, sysroot};
 use crate::cli::Failure;
 
 /// WebAssembly without any system underneath, hence without WASI.
@@ -28,9 +28,9 @@ const DEBIAN: &str = "/usr/bin";
 #[derive(PartialEq, Eq, Debug)]
 enum Toolchain {
     /// The target is installed.
-    Installed { cargo: Program, rustc: Program },
+    Installed { cargo: Program, sysroot: PathBuf },
     /// Debian's, with a linker.
-    Debian { linker: Program, rustc: Program },
+    Debian { linker: Program, sysroot: PathBuf },
 }
 
 pub(super) fn build(project: &Project, tools: &Tools) -> Result<Vec<u8>, Failure> {
@@ -68,7 +68,7 @@ impl Toolchain {
                 (Err(_), _) => rustup = "rustup could not add it".to_owned(),
             }
         }
-        Self::debian(tools, debian).ok_or_else(|| {
+        Self::debian(tools, dir, debian).ok_or_else(|| {
             Failure::Failed(format!(
                 "no Rust here builds for {TARGET} ({rustup}). Either of these will do:\n  \
                  rustup target add {TARGET}      (rustup: https://rustup.rs)\n  \
@@ -83,22 +83,26 @@ impl Toolchain {
         let rustc = tools.find_named("RUSTC", "rustc")?;
         let mut ask = rustc.command();
         ask.current_dir(dir).args(["--print", "target-libdir", "--target", TARGET]);
-        let is_there = Path::new(&asked(&mut ask)?).is_dir();
-        is_there.then_some(Self::Installed { cargo, rustc })
+        if !Path::new(&asked(&mut ask)?).is_dir() {
+            return None;
+        }
+        let sysroot = sysroot(&rustc, dir)?;
+        Some(Self::Installed { cargo, sysroot })
     }
 
     /// Debian's Rust, if all its parts are installed.
-    fn debian(tools: &Tools, bin: &Path) -> Option<Self> {
-        let rustc = Program::at(bin.join("rustc"));
-        let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
-        let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/std");
+    fn debian(tools: &Tools, dir: &Path, bin: &Path) -> Option<Self> {
+        let sysroot = sysroot(&Program::at(bin.join("rustc")), dir)?;
+        if !sysroot.join("lib/rustlib/src/rust/library/std").is_dir() {
+            return None;
+        }
         let linker = tools
             .variable(LINKER)
             .map(Program::at)
             .or_else(|| tools.find("rust-lld"))
             .or_else(|| tools.find_of_llvm("wasm-ld"))
-            .or_else(|| tools.find_rust_lld())?;
-        sources.is_dir().then_some(Self::Debian { linker, rustc })
+            .or_else(|| tools.find_rust_lld(dir))?;
+        Some(Self::Debian { linker, sysroot })
     }
 
     fn cargo(&self) -> Command {
@@ -117,9 +121,9 @@ impl Toolchain {
         }
     }
 
-    fn rustc(&self) -> &Program {
+    fn sysroot(&self) -> &Path {
         match self {
-            Self::Installed { rustc, .. } | Self::Debian { rustc, .. } => rustc,
+            Self::Installed { sysroot, .. } | Self::Debian { sysroot, .. } => sysroot,
         }
     }
 }
@@ -154,14 +158,12 @@ fn remaps(toolchain: &Toolchain, project: &Project, tools: &Tools) -> Vec<String
         Some(home) => Some(PathBuf::from(home)),
         None => std::env::home_dir().map(|home| home.join(".cargo")),
     };
-    let mut ask = toolchain.rustc().command();
-    let sysroot = asked(ask.current_dir(&project.dir).args(["--print", "sysroot"]));
     let mut metadata = toolchain.cargo();
     metadata.current_dir(&project.dir).args(["metadata", "--format-version", "1"]);
     let mut folders = packages_beside(&asked(&mut metadata).unwrap_or_default(), &project.dir);
     folders.push((project.dir.clone(), "/project".to_owned()));
     folders.extend(cargo_home.map(|folder| (folder, "/cargo".to_owned())));
-    folders.extend(sysroot.map(|folder| (folder.into(), "/rust".to_owned())));
+    folders.push((toolchain.sysroot().to_owned(), "/rust".to_owned()));
     let flag = |(folder, name): &(PathBuf, String)| {
         Some(format!("--remap-path-prefix={}={name}", folder.to_str()?))
     };

@@ -13,6 +13,10 @@ use crate::cli::Failure;
 /// The newest version of LLVM that is looked for under its number, and the oldest.
 const LLVM: std::ops::RangeInclusive<u32> = 14..=30;
 
+/// Most of each output of a program that is kept for its failure, bytes: a compiler may complain
+/// without end.
+const SAID_BYTES_MAX: usize = 16 << 10;
+
 /// Where programs are, and what the environment says about them.
 pub(super) struct Tools {
     path: Vec<PathBuf>,
@@ -77,9 +81,14 @@ impl Tools {
         if output.status.success() {
             return Ok(printed);
         }
-        let printed = if printed.starts_with('{') { String::new() } else { printed };
-        let last = format!("{name} failed, {}; see above", output.status);
-        let lines = [said, printed, last].into_iter().filter(|text| !text.is_empty());
+        let printed = if printed.starts_with('{') { "" } else { printed.as_str() };
+        let see = match self.progress {
+            Progress::Shown => "; see above",
+            Progress::Kept => "",
+        };
+        let last = format!("{name} failed, {}{see}", output.status);
+        let lines = [end_of(&said), end_of(printed), &last];
+        let lines = lines.into_iter().filter(|text| !text.is_empty());
         Err(Failure::Failed(lines.collect::<Vec<_>>().join("\n")))
     }
 
@@ -110,10 +119,9 @@ impl Tools {
     }
 
     /// The linker of the Rust in use, which finds out by its name or is told what to link for.
-    pub(super) fn find_rust_lld(&self) -> Option<Program> {
-        let rustc = self.find_named("RUSTC", "rustc")?;
-        let sysroot = asked(rustc.command().args(["--print", "sysroot"]))?;
-        let hosts = fs::read_dir(Path::new(&sysroot).join("lib/rustlib")).ok()?;
+    pub(super) fn find_rust_lld(&self, dir: &Path) -> Option<Program> {
+        let sysroot = sysroot(&self.find_named("RUSTC", "rustc")?, dir)?;
+        let hosts = fs::read_dir(sysroot.join("lib/rustlib")).ok()?;
         let files = hosts.flatten().map(|host| host.path().join("bin/rust-lld"));
         files.filter(|file| file.is_file()).min().map(Program::at)
     }
@@ -149,8 +157,25 @@ impl Program {
     }
 }
 
+/// The end of what a program said, which tells most: the last lines that are not too long
+/// together.
+fn end_of(said: &str) -> &str {
+    let Some(over) = said.len().checked_sub(SAID_BYTES_MAX).filter(|over| *over > 0) else {
+        return said;
+    };
+    let end = &said[said.ceil_char_boundary(over)..];
+    // The first line is cut.
+    end.split_once('\n').map_or(end, |(_, lines)| lines)
+}
+
 fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+/// The folder of the Rust to which a compiler belongs; which one that is may depend on the folder
+/// in which it is asked.
+pub(super) fn sysroot(rustc: &Program, dir: &Path) -> Option<PathBuf> {
+    asked(rustc.command().current_dir(dir).args(["--print", "sysroot"])).map(PathBuf::from)
 }
 
 /// What a program prints when asked about itself; `None` if it fails.
@@ -199,7 +224,30 @@ pub(super) mod tests {
         assert_eq!(tools.run(&mut well.command()).ok().as_deref(), Some("fine"));
         let mut fails = Command::new("/bin/sh");
         let why = why(tools.run(fails.args(["-c", "echo out; echo err >&2; exit 3"])));
-        assert!(why.starts_with("err\nout\n/bin/sh failed, exit status: 3"), "{why}");
+        assert_eq!(why, "err\nout\n/bin/sh failed, exit status: 3");
+    }
+
+    /// What was shown is not said again.
+    #[test]
+    fn a_failure_points_to_what_was_shown() {
+        let dir = tempfile::tempdir().expect("there is space");
+        let tools = Tools { progress: Progress::Shown, ..stubs(dir.path(), &[]) };
+        let why = why(tools.run(Command::new("/bin/sh").args(["-c", "echo err >&2; exit 3"])));
+        assert_eq!(why, "/bin/sh failed, exit status: 3; see above");
+    }
+
+    #[test]
+    fn the_end_of_what_is_said_is_kept() {
+        let check = |said: &str, expect: &str| {
+            let end = end_of(said);
+            assert!(end == expect, "{} bytes, not {}", end.len(), expect.len());
+        };
+        let most = "é".repeat(SAID_BYTES_MAX / 2);
+        check("", "");
+        check(&most, &most);
+        check(&format!("x{most}"), &most);
+        check(&format!("{most}x"), &format!("{}x", &most[2..]));
+        check(&format!("{most}\nlast\nlines"), "last\nlines");
     }
 
     #[test]
