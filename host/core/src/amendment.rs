@@ -78,8 +78,8 @@ impl Amendments {
         self.0.iter().any(undoes) && !planted("start_from_what_is_undone")
     }
 
-    /// What a guest that has applied the entries up to `applied` is built with, if its ledger has this
-    /// record: limits that are raised later hold already.
+    /// What a guest that has applied the entries up to `applied` is built with, if its ledger has
+    /// this record: limits that are raised later hold already.
     pub fn lifted(&self, record: &Bootstrap, applied: u64) -> Bootstrap {
         Bootstrap { profile: self.lift(&record.profile, applied), ..record.clone() }
     }

@@ -193,11 +193,11 @@ impl Ledger {
         Moment { index: self.applied, time_ms: self.log_time_ms, seed: self.seed(self.applied) }
     }
 
-    /// Admits the next entry and says what to do for it, with the amendments that are known. Entries
-    /// come without gaps.
+    /// Admits the next entry and says what to do for it, with the amendments that are known.
+    /// Entries come without gaps.
     ///
-    /// An entry that is skipped advances time and counts for sessions like any other, and a deadline
-    /// that it is for is no longer pending.
+    /// An entry that is skipped advances time and counts for sessions like any other, and a
+    /// deadline that it is for is no longer pending.
     pub fn admit(&mut self, entry: &Entry, amendments: &Amendments) -> Result<Work, DecodeError> {
         let work = self.admit_as_written(entry)?;
         Ok(match work {

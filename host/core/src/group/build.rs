@@ -127,9 +127,9 @@ pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     hosting.settle_state(shared, effects);
 }
 
-/// Entries after the one at `before` were handed over. If there are amendments among them, a replica
-/// that is halted, or that may have applied an entry which is skipped now, builds its guest again.
-/// Any other one does if its guest fails.
+/// Entries after the one at `before` were handed over. If there are amendments among them, a
+/// replica that is halted, or that may have applied an entry which is skipped now, builds its guest
+/// again. Any other one does if its guest fails.
 pub(super) fn amended(
     hosting: &mut Hosting,
     shared: &mut Shared,
