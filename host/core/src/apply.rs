@@ -263,6 +263,10 @@ impl Ledger {
                 self.switches.on_fault = on_fault;
                 Work::Done(Vec::new())
             }
+            EntryBody::Verdict { time_ms, .. } => {
+                self.advance_time(time_ms);
+                Work::Done(Vec::new())
+            }
         })
     }
 

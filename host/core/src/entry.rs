@@ -14,9 +14,12 @@
 //!                each 0 if it stays as it is
 //! freeze     (9) = time ms u64 · frozen u8
 //! on fault  (10) = time ms u64 · skip u8
+//! verdict   (11) = time ms u64 · index u64 · count u32 · replicas u64
 //! ```
 //! An entry without data is raft's own (a new leader's first). Integers are little-endian; `bytes`
 //! is prefixed by a u32 length.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
@@ -35,6 +38,7 @@ const KIND_SKIP: u8 = 7;
 const KIND_LIMITS: u8 = 8;
 const KIND_FREEZE: u8 = 9;
 const KIND_ON_FAULT: u8 = 10;
+const KIND_VERDICT: u8 = 11;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +89,13 @@ pub enum EntryBody {
     OnFault {
         time_ms: u64,
         on_fault: OnFault,
+    },
+    /// A majority of the voters took equal snapshots at `index`, and these replicas took others:
+    /// their states have diverged.
+    Verdict {
+        time_ms: u64,
+        index: u64,
+        against: BTreeSet<ReplicaId>,
     },
 }
 
@@ -229,6 +240,11 @@ pub fn is_order(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_SKIP | KIND_LIMITS | KIND_FREEZE | KIND_ON_FAULT, ..])
 }
 
+/// Whether an entry says that replicas have diverged. Cheap enough for every entry.
+pub fn is_verdict(data: &[u8]) -> bool {
+    matches!(data, [VERSION, KIND_VERDICT, ..])
+}
+
 /// Whether an entry calls the guest, and so may change its state.
 pub fn calls_guest(data: &[u8]) -> bool {
     matches!(data, [VERSION, KIND_COMMANDS | KIND_WAKE, ..])
@@ -294,6 +310,13 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 on_fault.encode(&mut out);
             }
+            Self::Verdict { time_ms, index, against } => {
+                out.put_raw(&[VERSION, KIND_VERDICT]);
+                out.put_u64(*time_ms);
+                out.put_u64(*index);
+                out.put_count_within(against.len(), limits::REPLICAS_MAX);
+                against.iter().for_each(|replica| out.put_u64(replica.0));
+            }
         }
         out
     }
@@ -321,6 +344,12 @@ impl EntryBody {
             KIND_ON_FAULT => {
                 let time_ms = reader.u64()?;
                 Self::OnFault { time_ms, on_fault: OnFault::decode(&mut reader)? }
+            }
+            KIND_VERDICT => {
+                let (time_ms, index) = (reader.u64()?, reader.u64()?);
+                let count = reader.count(limits::REPLICAS_MAX)?;
+                let against = (0..count).map(|_| reader.u64().map(ReplicaId));
+                Self::Verdict { time_ms, index, against: against.collect::<Result<_, _>>()? }
             }
             other => return Err(reader.unknown(u64::from(other))),
         };
@@ -464,6 +493,8 @@ mod tests {
         check(EntryBody::Close { time_ms: 1, session: 2 });
         check(EntryBody::Wake { time_ms: 1, set_by: 2 });
         check(EntryBody::Skip { time_ms: 1, index: 2 });
+        let against = BTreeSet::from([ReplicaId(3), ReplicaId(4)]);
+        check(EntryBody::Verdict { time_ms: 1, index: 2, against });
         check(EntryBody::Limits {
             time_ms: 1,
             limits: Limits { memory_bytes: Some(9), ..Limits::default() },

@@ -241,6 +241,11 @@ pub enum Fault {
     Restore(String),
     #[error("cannot run: {0}")]
     Unusable(String),
+    #[error(
+        "its snapshot at entry {index} is another one than that of a majority of the voters: its \
+         state has diverged from theirs; {}", repair(*repairing)
+    )]
+    Diverged { index: u64, repairing: bool },
     #[error("internal: {0}; restart the node, and please report this with its log")]
     Internal(String),
 }
@@ -271,8 +276,19 @@ impl Fault {
             | Self::Superseded { .. }
             | Self::Restore(_)
             | Self::Unusable(_)
+            | Self::Diverged { .. }
             | Self::Internal(_) => None,
         }
+    }
+}
+
+/// What becomes of a replica that has diverged.
+fn repair(repairing: bool) -> &'static str {
+    if repairing {
+        "it asks the others for a snapshot"
+    } else {
+        "find the cause with `lockstep replay`, then have it go on from another's snapshot with \
+         `lockstep repair`"
     }
 }
 

@@ -33,6 +33,7 @@ mod chance;
 mod checkpoint;
 mod checkpoint_requests;
 mod damage;
+mod divergence;
 mod effect;
 mod election;
 mod event;
@@ -76,6 +77,7 @@ pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
 use chance::Chance;
+use divergence::Divergence;
 use halt::Before;
 use hosting::Hosting;
 use meeting::{Meeting, Outcome};
@@ -176,6 +178,7 @@ pub(crate) struct Shared {
     stalled: Option<Stall>,
     orders: Standing,
     before: Before,
+    divergence: Divergence,
     /// The memory use of the guest, as the apply lane last reported it.
     memory: Option<MemoryUse>,
     /// Frames dropped because they were meant for another replica or group, or because no correct
@@ -191,6 +194,8 @@ struct Own {
     applied: u64,
     /// The index of the newest good snapshot; 0 if there is none.
     snapshot: u64,
+    /// The newest snapshot that the guest wrote.
+    taken: Option<ObjectRef>,
     guest: GuestIs,
 }
 
@@ -210,10 +215,14 @@ struct Seen {
     /// The sender applies no further entry: it is halted at this one, which it has never applied,
     /// or at 0 otherwise.
     halted: Option<u64>,
+    /// The sender has diverged and waits for an operator: it takes no snapshot.
+    diverged: bool,
     stalled: bool,
     memory: Option<MemoryUse>,
     /// The index of the newest good snapshot that the sender lists; 0 if it lists none.
     snapshot: u64,
+    /// The newest snapshot that the sender's own guest wrote.
+    taken: Option<ObjectRef>,
     guest: GuestIs,
     /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
@@ -235,9 +244,9 @@ impl Group {
                 (RecoveryState::blank(&config.name, replica), None)
             }
         };
-        let unapplied = recovery.start();
         let mut shared = Shared {
             id: GroupId::of_name(&config.name),
+            before: Before { last: 0, unapplied: recovery.start() },
             recovery,
             persist: PersistQueue::default(),
             now: 0,
@@ -250,10 +259,10 @@ impl Group {
             space: Space::default(),
             stalled: None,
             orders: Standing::default(),
-            before: Before { last: 0, unapplied },
+            divergence: Divergence::default(),
             memory: None,
             misdirected: 0,
-            own: Own { applied: 0, snapshot: 0, guest: GuestIs::Absent },
+            own: Own { applied: 0, snapshot: 0, taken: None, guest: GuestIs::Absent },
             turns: Turns::default(),
             config,
         };
@@ -399,6 +408,7 @@ impl Group {
             | Event::CloseSession { ticket, .. }
             | Event::Checkpoint { ticket }
             | Event::Order { ticket, .. }
+            | Event::Repair { ticket }
             | Event::Query { ticket, .. } => ticket,
             Event::HandOver if self.shared.state.is_stopped() => return,
             Event::HandOver => return self.shared.stop(Stopped::Requested, effects),
@@ -478,9 +488,11 @@ impl Shared {
             short: self.space.shortage(),
             applied: self.own.applied,
             halted: self.state.halted_at(),
+            diverged: self.state.waits_for_repair(),
             stalled: self.stalled.is_some(),
             memory: self.memory,
             snapshot: self.own.snapshot,
+            taken: self.own.taken,
             guest: self.own.guest,
             grants: self.grants(to),
             body,
@@ -550,21 +562,7 @@ impl Shared {
             Some(_) => drop(self.seen.remove(&frame.from)),
         }
         let now = self.now;
-        let seen = self.seen.entry(frame.from).or_insert_with(|| Seen {
-            boot: frame.boot,
-            nonce: frame.nonce,
-            via: Arc::clone(&inbound.via),
-            tick: now,
-            clocks: (0, 0),
-            short: frame.short,
-            applied: frame.applied,
-            halted: frame.halted,
-            stalled: frame.stalled,
-            memory: frame.memory,
-            snapshot: frame.snapshot,
-            guest: frame.guest,
-            grants: frame.grants,
-        });
+        let seen = self.seen.entry(frame.from).or_insert_with(|| Seen::of(inbound, now));
         let older = frame.boot < seen.boot && !planted("believe_older_boots");
         if older || (frame.boot == seen.boot && frame.nonce != seen.nonce) {
             let body = Body::Superseded { address: seen.via.to_string() };
@@ -576,17 +574,16 @@ impl Shared {
             }
             return Ok(false);
         }
-        (seen.boot, seen.nonce, seen.tick) = (frame.boot, frame.nonce, now);
-        (seen.applied, seen.halted) = (frame.applied, frame.halted);
-        (seen.short, seen.stalled) = (frame.short, frame.stalled);
-        (seen.memory, seen.snapshot, seen.guest) = (frame.memory, frame.snapshot, frame.guest);
         // An append may be overtaken by frames that its sender sent later. The next heartbeat
         // corrects most of what it says, but an outdated clock looks wrong, and an outdated turn
         // may belong to another replica by now.
-        if !frame.is_append() || planted("believe_late_appends") {
-            (seen.clocks, seen.grants) = ((frame.wall_ms, self.wall_ms), frame.grants);
-        }
-        seen.via = Arc::clone(&inbound.via);
+        let late = frame.is_append() && !planted("believe_late_appends");
+        let (clocks, grants) = if late {
+            (seen.clocks, seen.grants)
+        } else {
+            ((frame.wall_ms, self.wall_ms), frame.grants)
+        };
+        *seen = Seen { clocks, grants, ..Seen::of(inbound, now) };
         Ok(true)
     }
 

@@ -13,14 +13,14 @@
 //! - a replica that has a log knows its group's lineage.
 //!
 //! ```text
-//! state = version u8 (1 or 2) · name bytes · replica u64 · boot u64 ·
+//! state = version u8 (1 to 3) · name bytes · replica u64 · boot u64 ·
 //!         stage u8 (0 met, 1 hosted, 2 removed) · lineage 16 (0 while not known) ·
 //!         term u64 · vote u64 · commit u64 · configuration · configuration index u64 ·
 //!         floor u64 · first index u64 · previous term u64 · count u32 · descs · amendments ·
-//!         unapplied u64
+//!         unapplied u64 · diverged u64
 //! ```
-//! Version 1 ends with the snapshots. It is written as long as the rest is empty, so that the
-//! release before can read it.
+//! Version 1 ends with the snapshots, version 2 with `unapplied`. The lowest version that holds all
+//! there is to say is written, so that the release before can read it.
 
 use bytes::Bytes;
 
@@ -28,9 +28,11 @@ use crate::amendment::{Amendment, Amendments};
 use crate::codec::{DecodeError, Reader, Write};
 use crate::ids::{Lineage, ReplicaId};
 use crate::limits;
+use crate::mutant::{plant, planted};
 use crate::snapshot::{Configuration, SnapshotDesc};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+const VERSION_OF_AMENDMENTS: u8 = 2;
 const VERSION_OF_SNAPSHOTS: u8 = 1;
 /// Snapshots that one state may list: the recovery points, with a reserve.
 const SNAPSHOTS_MAX: usize = limits::RECOVERY_POINTS + 2;
@@ -69,6 +71,9 @@ pub struct RecoveryState {
     /// An entry at which this replica is halted and which it has never applied; 0 if there is none.
     /// It says so for one start: from then on, the entry may be applied.
     pub unapplied: u64,
+    /// The index of the snapshot by which this replica was found to have diverged; 0 if it was not.
+    /// It starts from none of its recovery points, and serves none.
+    pub diverged: u64,
 }
 
 impl RecoveryState {
@@ -92,6 +97,7 @@ impl RecoveryState {
             snapshots: Vec::new(),
             amendments: Amendments::default(),
             unapplied: 0,
+            diverged: 0,
         }
     }
 
@@ -113,6 +119,7 @@ impl RecoveryState {
     /// applied it.
     pub(crate) fn start(&mut self) -> u64 {
         self.boot += 1;
+        plant!("forget_that_it_diverged" does self.diverged = 0);
         std::mem::take(&mut self.unapplied)
     }
 
@@ -152,6 +159,22 @@ impl RecoveryState {
         self.amendments.add(amendment);
     }
 
+    /// This replica's snapshot at `index` is another one than that of a majority.
+    pub(crate) fn diverge(&mut self, index: u64) {
+        self.diverged = index;
+    }
+
+    /// A peer's snapshot, which is listed next, takes the place of what has diverged.
+    pub(crate) fn repair(&mut self) {
+        self.diverged = 0;
+    }
+
+    /// Whether nobody may start from this replica's recovery point at `index`.
+    pub fn distrusts(&self, index: u64) -> bool {
+        let diverged = self.diverged > 0 && !planted("serve_what_diverged");
+        diverged || self.amendments.undo(index)
+    }
+
     /// Lists `snapshots` and cuts the log; `previous_term` is the term of the entry before the log.
     pub(crate) fn list(
         &mut self,
@@ -166,6 +189,7 @@ impl RecoveryState {
 
     /// A peer's snapshot takes the place of the log.
     pub(crate) fn install(&mut self, snapshot: SnapshotDesc) {
+        self.repair();
         self.commit = self.commit.max(snapshot.index);
         self.deliver(snapshot.index);
         self.configure(snapshot.configuration.clone(), snapshot.index);
@@ -218,8 +242,13 @@ impl RecoveryState {
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let short = self.amendments.is_empty() && self.unapplied == 0;
-        out.put_u8(if short { VERSION_OF_SNAPSHOTS } else { VERSION });
+        let amended = !self.amendments.is_empty() || self.unapplied > 0;
+        let version = match (amended, self.diverged) {
+            (false, 0) => VERSION_OF_SNAPSHOTS,
+            (true, 0) => VERSION_OF_AMENDMENTS,
+            _diverged => VERSION,
+        };
+        out.put_u8(version);
         out.put_bytes_within(self.group.as_bytes(), limits::GROUP_NAME_BYTES_MAX);
         out.put_u64(self.replica.0);
         out.put_u64(self.boot);
@@ -235,9 +264,12 @@ impl RecoveryState {
         out.put_u64(self.previous_term);
         out.put_count_within(self.snapshots.len(), SNAPSHOTS_MAX);
         self.snapshots.iter().for_each(|desc| desc.encode(out));
-        if !short {
+        if version >= VERSION_OF_AMENDMENTS {
             self.amendments.encode(out);
             out.put_u64(self.unapplied);
+        }
+        if version >= VERSION {
+            out.put_u64(self.diverged);
         }
     }
 
@@ -273,10 +305,14 @@ impl RecoveryState {
             },
             amendments: Amendments::default(),
             unapplied: 0,
+            diverged: 0,
         };
-        if version > VERSION_OF_SNAPSHOTS {
+        if version >= VERSION_OF_AMENDMENTS {
             state.amendments = Amendments::decode(&mut reader)?;
             state.unapplied = reader.u64()?;
+        }
+        if version >= VERSION {
+            state.diverged = reader.u64()?;
         }
         state.validate().map_err(|why| reader.invalid(why))?;
         reader.finish()?;

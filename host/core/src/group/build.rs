@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect, Halt, Stands, Stopped};
 use crate::group::hosting::Hosting;
-use crate::group::wants;
+use crate::group::{divergence, wants};
 use crate::mutant::{plant, planted};
 
 /// A build that ended with a guest.
@@ -115,6 +115,9 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
 
 /// Rebuilds the guest up to the floor.
 pub(super) fn restart(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    if shared.recovery.diverged > 0 {
+        return;
+    }
     hosting.snapshots.wants.met();
     prepare(hosting, shared, effects);
     if shared.recovery.unapplied > 0 {
@@ -141,12 +144,22 @@ pub(super) fn amended(
     }
     let skip = |it: &Amendment| matches!(it.change, Change::Skip { .. });
     let skips = shared.recovery.amendments.after(before).any(skip);
-    hosting.snapshots.retention.undo(&shared.recovery);
+    hosting.snapshots.retention.distrust(&shared.recovery);
     let pipeline = &mut hosting.applying.pipeline;
     if pipeline.halt().is_some() || (skips && pipeline.captures() && !pipeline.is_superseded()) {
         restart(hosting, shared, effects);
     } else {
         pipeline.amend();
+    }
+}
+
+/// Halts the replica if it was found to have diverged and is not halted for that.
+pub(super) fn judged(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let halted = hosting.applying.pipeline.halt().is_some_and(Halt::is_diverged);
+    if let Some(halt) = divergence::halt(&shared.recovery).filter(|_| !halted) {
+        hosting.snapshots.retention.distrust(&shared.recovery);
+        hosting.raw.mut_store().serve_nothing(true);
+        fail(hosting, shared, halt.fault, effects);
     }
 }
 
@@ -193,6 +206,8 @@ pub(super) fn fail(
         hosting.tell_list(effects);
         return hosting.end(shared, Stopped::Failed(fault), effects);
     }
+    // A replica that has diverged stays halted for that, whatever else fails.
+    let fault = divergence::halt(&shared.recovery).map_or(fault, |halt| halt.fault);
     if fault.entry().is_some() && hosting.applying.pipeline.take_amended() {
         // What was committed meanwhile may keep the guest from failing.
         return restart(hosting, shared, effects);

@@ -44,7 +44,7 @@ pub enum Effect {
     /// Answer the request of this ticket, which ends with it.
     Answer { ticket: Ticket, answer: Result<Answer, Refusal> },
     /// Answer the request of this ticket: the checkpoint or the order that it asked for is
-    /// committed at this index.
+    /// committed at this index, or a snapshot taken there or later is asked for.
     Entered { ticket: Ticket, index: u64 },
     /// Publish the replica's state, which changed.
     State(ReplicaState),
@@ -130,6 +130,16 @@ pub enum Stands {
 }
 
 impl Halt {
+    /// Whether the replica has diverged from a majority of the voters.
+    pub fn is_diverged(&self) -> bool {
+        matches!(self.fault, Fault::Diverged { .. })
+    }
+
+    /// Whether the replica has diverged, and is not to go on before an operator says so.
+    pub fn waits_for_repair(&self) -> bool {
+        matches!(self.fault, Fault::Diverged { repairing: false, .. })
+    }
+
     /// The entry at which the replica halted, if it has never applied it.
     pub fn never_applied(&self) -> Option<u64> {
         self.fault.entry().filter(|_| self.is_first)
@@ -255,6 +265,11 @@ impl ReplicaState {
             Self::Running(Running::Halted(halt)) => Some(halt.never_applied().unwrap_or(0)),
             _other => None,
         }
+    }
+
+    /// Whether the replica has diverged, and is not to go on before an operator says so.
+    pub fn waits_for_repair(&self) -> bool {
+        matches!(self, Self::Running(Running::Halted(halt)) if halt.waits_for_repair())
     }
 
     pub fn is_stopped(&self) -> bool {

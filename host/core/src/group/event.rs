@@ -58,6 +58,10 @@ pub enum Event {
         ticket: Ticket,
         order: Order,
     },
+    /// An operator has this replica, which has diverged, go on from another's snapshot.
+    Repair {
+        ticket: Ticket,
+    },
     /// A client asks for a snapshot of what has been applied.
     Checkpoint {
         ticket: Ticket,

@@ -48,7 +48,7 @@ fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
     let good = newest.filter(|_| hosting.applying.pipeline.missing().is_none());
     let snapshot = good.map_or(0, |desc| desc.index);
     let (applied, guest) = (hosting.applying.pipeline.applied(), hosting.guest(shared));
-    shared.own = Own { applied, snapshot, guest };
+    shared.own = Own { applied, snapshot, guest, taken: shared.own.taken };
 }
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {

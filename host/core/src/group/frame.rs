@@ -7,7 +7,7 @@ use raft::eraftpb::{Message, MessageType};
 use crate::fault::Shortage;
 use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
-use crate::snapshot::chunk::Want;
+use crate::snapshot::chunk::{ObjectRef, Want};
 
 /// One message between two replicas, with what the receiver needs to judge its sender.
 #[derive(Clone, PartialEq, Debug)]
@@ -36,6 +36,8 @@ pub struct Frame {
     /// The sender applies no further entry: it is halted at this one, which it has never applied,
     /// or at 0 if no entry is to blame or it may have applied it before it was started.
     pub halted: Option<u64>,
+    /// The sender has diverged and waits for an operator: it takes no snapshot.
+    pub diverged: bool,
     /// The disk of the sender's log hangs: it does not want to lead.
     pub stalled: bool,
     /// The memory use of the sender's guest; `None` before it has a guest.
@@ -43,6 +45,9 @@ pub struct Frame {
     /// The index of the newest good snapshot that the sender lists; 0 if it lists none, or could
     /// not start from any.
     pub snapshot: u64,
+    /// The newest snapshot that the sender's own guest wrote; `None` if it wrote none since it was
+    /// started, or its state was replaced.
+    pub taken: Option<ObjectRef>,
     /// The condition of the sender's guest.
     pub guest: GuestIs,
     /// The sender leads, and allows the addressee to rebuild its guest.
@@ -65,9 +70,11 @@ impl Frame {
             short: None,
             applied: 0,
             halted: None,
+            diverged: false,
             stalled: false,
             memory: None,
             snapshot: 0,
+            taken: None,
             guest: GuestIs::Live,
             grants: false,
             body,

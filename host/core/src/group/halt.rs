@@ -20,21 +20,6 @@ use crate::group::pipeline::Pipeline;
 use crate::ids::ReplicaId;
 use crate::mutant::planted;
 
-/// What a replica remembers of its halts.
-#[derive(Default)]
-pub(super) struct Halts {
-    /// How many entries another replica applied and this one could not.
-    alarms: u64,
-    /// The last of these alarms, in words.
-    alarm: Option<String>,
-}
-
-impl Halts {
-    pub(super) fn alarms(&self) -> (u64, Option<&str>) {
-        (self.alarms, self.alarm.as_deref())
-    }
-}
-
 /// What is known of the processes of this replica before this one.
 #[derive(Default)]
 pub(super) struct Before {
@@ -76,21 +61,18 @@ pub(super) fn applied_elsewhere(pipeline: &Pipeline) -> Option<u64> {
     halt.fault.entry().filter(|_| !planted("halted_alone_asks_nobody"))
 }
 
-impl Halts {
-    /// Raises an alarm if another replica applied the entry that halted this one.
-    pub(super) fn tick(&mut self, pipeline: &mut Pipeline, shared: &Shared) {
-        let Some(halt) = pipeline.halt().filter(|halt| halt.applied_by.is_none()) else { return };
-        if let Some(entry) = halt.fault.entry()
-            && let Some(replica) = shared.applied_by(entry)
-        {
-            self.alarms += 1;
-            self.alarm = Some(format!(
-                "entry {entry} could not be applied here ({}), but node {} applied it: the two \
-                 replicas had diverged",
-                halt.fault,
-                replica.node()
-            ));
-            pipeline.diverges_from(replica);
-        }
+/// Raises an alarm if another replica applied the entry that halted this one.
+pub(super) fn tick(pipeline: &mut Pipeline, shared: &mut Shared) {
+    let Some(halt) = pipeline.halt().filter(|halt| halt.applied_by.is_none()) else { return };
+    if let Some(entry) = halt.fault.entry()
+        && let Some(replica) = shared.applied_by(entry)
+    {
+        shared.divergence.alarm(format!(
+            "entry {entry} could not be applied here ({}), but node {} applied it: the two \
+             replicas had diverged",
+            halt.fault,
+            replica.node()
+        ));
+        pipeline.diverges_from(replica);
     }
 }

@@ -14,10 +14,10 @@ use crate::fault::Refusal;
 use crate::group::catch_up::CatchUps;
 use crate::group::checkpoint::Checkpoints;
 use crate::group::checkpoint_requests::CheckpointRequests;
+use crate::group::divergence::{self, Comparison};
 use crate::group::effect::{Effect, ReplicaState, Running, Stopped};
 use crate::group::election::Election;
 use crate::group::frame::GuestIs;
-use crate::group::halt::Halts;
 use crate::group::install::Installs;
 use crate::group::membership::Membership;
 use crate::group::orders::Orders;
@@ -62,7 +62,6 @@ pub(super) struct Applying {
     pub(super) pipeline: Pipeline,
     pub(super) rebuilds: Rebuilds,
     pub(super) retry: Retry,
-    pub(super) halts: Halts,
     pub(super) timer: Timer,
 }
 
@@ -82,6 +81,7 @@ pub(super) struct Members {
     pub(super) election: Election,
     pub(super) membership: Membership,
     pub(super) non_member: NonMember,
+    pub(super) comparison: Comparison,
 }
 
 /// What this process knows to be durable.
@@ -131,12 +131,15 @@ impl Hosting {
         let last = log.last();
         let newest = state.newest().map_or(0, |desc| desc.index);
         let checkpoints = Checkpoints::since(newest, log.bytes_between(newest, state.floor));
-        let raw = RaftNode::open(state.replica, state.floor, log);
-        let pipeline = Pipeline::start(state, effects);
-        shared.set_state(ReplicaState::Running(Running::Restoring), effects);
+        let mut raw = RaftNode::open(state.replica, state.floor, log);
+        let halt = divergence::halt(state);
+        let running = halt.clone().map_or(Running::Restoring, Running::Halted);
+        raw.mut_store().serve_nothing(halt.is_some());
+        let pipeline = Pipeline::start(state, halt, effects);
+        shared.set_state(ReplicaState::Running(running), effects);
         shared.before.last = last;
         let mut retention = Retention::default();
-        retention.undo(&shared.recovery);
+        retention.distrust(&shared.recovery);
         Self {
             raw,
             clients: Clients::default(),
@@ -144,7 +147,6 @@ impl Hosting {
                 pipeline,
                 rebuilds: Rebuilds::default(),
                 retry: Retry::default(),
-                halts: Halts::default(),
                 timer: Timer::default(),
             },
             snapshots: Snapshots {

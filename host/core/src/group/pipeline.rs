@@ -13,6 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 use raft::eraftpb::Entry;
 
 use crate::entry::footprint;
+use crate::fault::Fault;
 use crate::group::effect::{ApplyJob, Effect, Halt, Stands};
 use crate::group::guest::{Build, Capture, Guest, Missing};
 use crate::ids::ReplicaId;
@@ -50,8 +51,12 @@ enum Item {
 }
 
 impl Pipeline {
-    /// The lane begins by rebuilding the guest up to the floor.
-    pub(super) fn start(state: &RecoveryState, effects: &mut Vec<Effect>) -> Self {
+    /// The lane begins by rebuilding the guest up to the floor, unless the replica is halted.
+    pub(super) fn start(
+        state: &RecoveryState,
+        halt: Option<Halt>,
+        effects: &mut Vec<Effect>,
+    ) -> Self {
         let mut pipeline = Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -65,7 +70,10 @@ impl Pipeline {
             backlog_bytes: 0,
             handed: state.floor,
         };
-        pipeline.start_again(state, effects);
+        match halt {
+            Some(halt) => pipeline.halts(halt),
+            None => pipeline.start_again(state, effects),
+        }
         pipeline
     }
 
@@ -308,6 +316,18 @@ impl Pipeline {
             }
             halt.stands = at.map_or(Stands::Nowhere, Stands::At);
         }
+    }
+
+    /// A replica that has diverged asks for a snapshot from now on. Returns the index at or after
+    /// which that has to be; `None` if the replica has not diverged.
+    pub(super) fn repair(&mut self) -> Option<u64> {
+        let Guest::Halted(Halt { fault: Fault::Diverged { index, repairing }, .. }) =
+            &mut self.guest
+        else {
+            return None;
+        };
+        *repairing = true;
+        Some(*index)
     }
 
     /// Another replica applied the entry that halted this one.

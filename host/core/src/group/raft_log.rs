@@ -12,7 +12,7 @@
 //!   fails until that is repaired.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
@@ -43,6 +43,10 @@ pub(super) struct RaftLog {
     unreadable: u64,
     /// What the log durably lists, newest first.
     listed: Vec<SnapshotDesc>,
+    /// No snapshot is offered: the replica has diverged.
+    serves_nothing: bool,
+    /// Followers that have diverged, and take no snapshot for now.
+    spared: BTreeSet<ReplicaId>,
     /// What each follower was promised: it is offered that before anything else.
     promised: BTreeMap<ReplicaId, SnapshotDesc>,
     sizes: Sizes,
@@ -92,6 +96,8 @@ impl RaftLog {
             outgrown: 0,
             unreadable: 0,
             listed: state.snapshots.clone(),
+            serves_nothing: false,
+            spared: BTreeSet::new(),
             promised: BTreeMap::new(),
             sizes: Sizes { pieces: sizes.into(), piece_bytes },
             fetches: RefCell::default(),
@@ -210,6 +216,16 @@ impl RaftLog {
         // A follower that still needs a snapshot asks again, and one of those now listed may serve
         // it.
         self.wanted.set(None);
+    }
+
+    /// Whether followers are offered no snapshot, because the replica has diverged.
+    pub(super) fn serve_nothing(&mut self, nothing: bool) {
+        self.serves_nothing = nothing && !planted("serve_what_diverged");
+    }
+
+    /// These followers are offered no snapshot, because they would refuse it.
+    pub(super) fn spare(&mut self, followers: BTreeSet<ReplicaId>) {
+        self.spared = followers;
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -350,6 +366,9 @@ impl Storage for RaftLog {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        if self.serves_nothing || self.spared.contains(&ReplicaId(to)) {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
         let fits = |desc: &&SnapshotDesc| {
             desc.index >= request_index
                 && self.goes_on_behind(desc)

@@ -29,6 +29,7 @@ use crate::group::{Shared, build, checkpoint};
 use crate::ids::ReplicaId;
 use crate::limits;
 use crate::mutant::{plant, planted};
+use crate::recovery_state::RecoveryState;
 use crate::snapshot::{Configuration, SnapshotDesc};
 
 /// Takes one ready from raft and carries it out.
@@ -76,12 +77,12 @@ pub(super) fn process(hosting: &mut Hosting, shared: &mut Shared, effects: &mut 
     if promoted {
         hosting.members.membership.promoted(shared.now);
     }
-    let before = (shared.recovery.configuration_index, shared.recovery.unapplied);
+    let written = |it: &RecoveryState| (it.configuration_index, it.unapplied, it.diverged);
+    let before = written(&shared.recovery);
     deliver(hosting, shared, committed, effects);
     // A restarted replica counts quorums with the configuration on its disk. If that were outdated,
     // it might wait for a replica that has been replaced since.
-    let after = (shared.recovery.configuration_index, shared.recovery.unapplied);
-    let must_write = must_sync || after != before;
+    let must_write = must_sync || written(&shared.recovery) != before;
     if must_write {
         hosting.durable.unwritten_since = None;
         shared.persist_now(entries, effects);
@@ -132,6 +133,7 @@ fn install(
     hosting.raw.mut_store().reset(&desc);
     hosting.applying.pipeline.supersede();
     hosting.snapshots.checkpoints.installed(desc.index);
+    shared.is_replaced(desc.index);
     shared.recovery.install(desc);
     let listing = Listing {
         snapshots: shared.recovery.snapshots.clone(),
@@ -150,6 +152,7 @@ fn list(hosting: &mut Hosting, shared: &mut Shared, listing: Listing, effects: &
     let Listing { snapshots, first_index, hold, installed } = listing;
     let log = hosting.raw.mut_store();
     log.set_listed(&snapshots);
+    log.serve_nothing(shared.recovery.diverged > 0);
     if first_index <= log.last() + 1 {
         log.compact(first_index);
     }
@@ -200,6 +203,13 @@ fn deliver(
             let fault = Fault::Internal(format!("entry {index}: {why}"));
             return hosting.end(shared, Stopped::Failed(fault), effects);
         }
+        if is_normal
+            && entry::is_verdict(&entry.data)
+            && let Ok(EntryBody::Verdict { index: of, against, .. }) =
+                EntryBody::decode(entry.data.clone())
+        {
+            shared.is_judged(index, of, &against);
+        }
         range.push(entry);
         if checkpoint {
             hosting.clients.checkpoint_requests.committed(index, effects);
@@ -218,6 +228,7 @@ fn deliver(
     hosting.raw.advance_apply_to(last);
     hosting.raw.mut_store().trim_window(last);
     build::amended(hosting, shared, before, effects);
+    build::judged(hosting, shared, effects);
 }
 
 /// Obeys an operator's order that is handed over.

@@ -97,10 +97,11 @@ impl Retention {
         self.corrupt.contains(&retention::name(snapshot))
     }
 
-    /// Recovery points that contain what is skipped count as corrupt: nobody starts from them.
-    pub(super) fn undo(&mut self, state: &RecoveryState) {
-        let undone = state.snapshots.iter().filter(|desc| state.amendments.undo(desc.index));
-        self.corrupt.extend(undone.map(retention::name));
+    /// Recovery points that contain what is skipped, and those of a replica that has diverged,
+    /// count as corrupt: nobody starts from them.
+    pub(super) fn distrust(&mut self, state: &RecoveryState) {
+        let bad = state.snapshots.iter().filter(|desc| state.distrusts(desc.index));
+        self.corrupt.extend(bad.map(retention::name));
     }
 
     /// A peer's copy took the place of the object: forgets that it was corrupt, and returns whether

@@ -6,7 +6,7 @@ use crate::apply::Applied;
 use crate::fault::{Fault, Refusal, Stall};
 use crate::group::build::{self, Built};
 use crate::group::checkpoint::CaptureFailed;
-use crate::group::effect::{ApplyJob, Effect, Stopped};
+use crate::group::effect::{ApplyJob, Effect, Halt, Stopped};
 use crate::group::event::{Event, Found};
 use crate::group::frame::{Body, Frame, GuestIs};
 use crate::group::hosting::{Applying, Clients, Hosting, Members, Snapshots};
@@ -15,7 +15,7 @@ use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
 use crate::group::rebuild;
 use crate::group::wants::Received;
-use crate::group::{Shared, damage, vet};
+use crate::group::{Shared, damage, halt, vet};
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -58,10 +58,8 @@ pub(super) fn event(
                 None => effects.push(Effect::Apply(job)),
             }
         }
-        Event::Order { ticket, order } => {
-            let taken = ordered(hosting, shared, ticket, &order);
-            answer_refusal(ticket, taken, effects);
-        }
+        Event::Order { ticket, order } => ordered(hosting, shared, ticket, &order, effects),
+        Event::Repair { ticket } => repair(hosting, shared, ticket, effects),
         Event::Gone { tickets } => hosting.clients.forget(&tickets, effects),
         Event::Checkpoint { ticket } => match hosting.may_lead(shared) {
             Ok(()) => {
@@ -100,10 +98,25 @@ fn ordered(
     shared: &mut Shared,
     ticket: Ticket,
     order: &Order,
-) -> Result<(), Refusal> {
-    hosting.may_order(shared)?;
-    let Hosting { raw, clients, applying, .. } = hosting;
-    clients.orders.given(raw, &applying.pipeline, shared, ticket, order)
+    effects: &mut Vec<Effect>,
+) {
+    let taken = hosting.may_order(shared).and_then(|()| {
+        let Hosting { raw, clients, applying, .. } = hosting;
+        clients.orders.given(raw, &applying.pipeline, shared, ticket, order)
+    });
+    answer_refusal(ticket, taken, effects);
+}
+
+/// An operator has this replica go on from another's snapshot.
+fn repair(hosting: &mut Hosting, shared: &mut Shared, ticket: Ticket, effects: &mut Vec<Effect>) {
+    match hosting.applying.pipeline.repair() {
+        Some(index) => effects.push(Effect::Entered { ticket, index }),
+        None => {
+            let why = "this replica has not diverged: nothing is to be repaired".to_owned();
+            answer_refusal(ticket, Err(Refusal::NotNow { why }), effects);
+        }
+    }
+    hosting.settle_state(shared, effects);
 }
 
 /// Takes an event of the apply lane or a bulk worker.
@@ -164,6 +177,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
         | Event::Gone { .. }
         | Event::Checkpoint { .. }
         | Event::Order { .. }
+        | Event::Repair { .. }
         | Event::Unreachable(_)
         | Event::Fetched { .. }
         | Event::LogDamaged { .. }
@@ -191,7 +205,9 @@ pub(super) fn tick(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec
     tick_rebuild(hosting, shared, effects);
     tick_snapshots(hosting, shared, effects);
     build::tick(hosting, shared, effects);
-    hosting.applying.halts.tick(&mut hosting.applying.pipeline, shared);
+    halt::tick(&mut hosting.applying.pipeline, shared);
+    hosting.members.comparison.tick(&mut hosting.raw, shared);
+    hosting.raw.mut_store().spare(shared.waiting_for_repair());
     hosting.clients.orders.tick(&mut hosting.raw, &hosting.applying.pipeline, shared);
     if may_wake(hosting, shared) {
         hosting.applying.timer.tick(&mut hosting.raw, shared);
@@ -371,15 +387,20 @@ fn received(
     snapshot: Verified,
     effects: &mut Vec<Effect>,
 ) {
-    if shared.recovery.amendments.undo(snapshot.desc.index) {
-        // Its sender does not know yet that it contains what is skipped.
+    let undone = shared.recovery.amendments.undo(snapshot.desc.index);
+    if undone || hosting.applying.pipeline.halt().is_some_and(Halt::waits_for_repair) {
+        // Its sender does not know yet that it contains what is skipped, or that this replica is
+        // not to go on by itself.
         let object = ObjectRef::of(&snapshot.desc);
         return effects.push(Effect::Judged { object, taken: false });
     }
     let (wants, mut concerns) = hosting.wants(effects);
     match wants.received(&mut concerns, shared, snapshot) {
         Received::Kept => {}
-        Received::IsToBeListed(snapshot) => list_new(hosting, shared, snapshot, effects),
+        Received::IsToBeListed(snapshot) => {
+            shared.is_replaced(snapshot.desc.index);
+            list_new(hosting, shared, snapshot, effects);
+        }
         Received::Restarts => build::restart(hosting, shared, effects),
         Received::IsForRaft(snapshot) => hosting.snapshots.installs.received(snapshot, effects),
     }
@@ -407,7 +428,10 @@ fn captured(
     hosting.applying.rebuilds.captured(desc, shared.memory);
     hosting.snapshots.retention.note_whole(desc, shared.now);
     let newer = shared.recovery.newest().is_none_or(|newest| newest.index < desc.index);
-    if newer && !shared.recovery.amendments.undo(desc.index) {
+    if !shared.recovery.distrusts(desc.index) {
+        shared.own.taken = Some(ObjectRef::of(desc));
+    }
+    if newer && !shared.recovery.distrusts(desc.index) {
         list_new(hosting, shared, snapshot, effects);
     }
 }

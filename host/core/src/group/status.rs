@@ -76,8 +76,8 @@ pub struct GroupStatus {
     pub corrupt: Vec<ObjectRef>,
     /// What this replica asks its peers for.
     pub wanted: Option<Want>,
-    /// How many entries, since the start, another replica applied and this one could not, and the
-    /// last of these alarms in words.
+    /// How often, since the start, states were found to have diverged, and the last of these alarms
+    /// in words.
     pub alarms: u64,
     pub alarm: Option<String>,
     /// Configured nodes that were not heard recently.
@@ -162,8 +162,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         rebuilds: hosting.map_or(RebuildTally::default(), |h| h.applying.rebuilds.tally()),
         corrupt: hosting.map(corrupt).unwrap_or_default(),
         wanted: hosting.and_then(|h| h.snapshots.wants.asked()),
-        alarms: hosting.map_or(0, |h| h.applying.halts.alarms().0),
-        alarm: hosting.and_then(|h| h.applying.halts.alarms().1).map(str::to_owned),
+        alarms: shared.divergence.alarms().0,
+        alarm: shared.divergence.alarms().1.map(str::to_owned),
         unheard: shared.unheard(),
         leaderless_ticks: hosting.map_or(0, |h| h.members.election.leaderless(shared.now)),
         leader_changes: hosting.map_or(0, |h| h.members.election.leaders()),

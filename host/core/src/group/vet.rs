@@ -19,15 +19,16 @@
 //! - What is remembered of peers is bounded.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use raft::Storage as _;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Fault;
-use crate::group::Shared;
 use crate::group::effect::Effect;
-use crate::group::frame::{Body, Frame};
+use crate::group::frame::{Body, Frame, Inbound};
 use crate::group::raft_node::RaftNode;
+use crate::group::{Seen, Shared};
 use crate::ids::{NodeId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
@@ -44,6 +45,30 @@ pub(super) struct NonMember {
 /// Whether two boot counts are close enough for both to be real.
 pub(super) fn is_countable(boot: u64, known: u64) -> bool {
     boot.abs_diff(known) <= limits::BOOTS_AHEAD_MAX || planted("believe_any_count")
+}
+
+impl Seen {
+    /// What this frame says, without the sender's clock and its grant, which may be outdated.
+    pub(super) fn of(inbound: &Inbound, tick: u64) -> Self {
+        let Inbound { frame, via } = inbound;
+        Self {
+            boot: frame.boot,
+            nonce: frame.nonce,
+            via: Arc::clone(via),
+            tick,
+            clocks: (0, 0),
+            short: frame.short,
+            applied: frame.applied,
+            halted: frame.halted,
+            diverged: frame.diverged,
+            stalled: frame.stalled,
+            memory: frame.memory,
+            snapshot: frame.snapshot,
+            taken: frame.taken,
+            guest: frame.guest,
+            grants: false,
+        }
+    }
 }
 
 impl Shared {

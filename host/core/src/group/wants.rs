@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::Storage as _;
 
 use crate::entry::CheckpointReason;
+use crate::fault::Fault;
 use crate::group::Shared;
 use crate::group::checkpoint::Checkpoints;
 use crate::group::effect::Effect;
@@ -185,6 +186,10 @@ impl Wants {
         if let Some(want) = Self::any_want(concerns, shared) {
             return Some(want);
         }
+        if shared.recovery.diverged > 0 {
+            // No peer has this replica's objects, and they are evidence.
+            return None;
+        }
         let (term, index, digest) = *concerns.retention.corrupt().last()?;
         let exactly = Some(ObjectRef { term, index, digest });
         Some(Want { low: index, high: index, exactly })
@@ -193,8 +198,14 @@ impl Wants {
     /// A need of any object that the log here continues from, because there is no guest to go on
     /// with.
     fn any_want(concerns: &Concerns<'_>, shared: &Shared) -> Option<Want> {
+        let halt = concerns.pipeline.halt();
         let least = match halt::applied_elsewhere(concerns.pipeline) {
             Some(entry) => entry,
+            None if let Some(Fault::Diverged { index, repairing: true }) =
+                halt.map(|halt| &halt.fault) =>
+            {
+                *index
+            }
             None if concerns.pipeline.missing().is_some() => 1,
             None => return None,
         };

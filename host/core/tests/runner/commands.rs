@@ -45,6 +45,8 @@
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
 //! skip NODE INDEX [ABANDONED]... · limits NODE FUEL [MEMORY] · freeze|unfreeze NODE
 //! on-fault NODE skip|halt                        orders of an operator
+//! strays NODE WITH · repair NODE                 the state of its guest goes astray; it is to go
+//!                                                on from another's snapshot
 //! checkpoint NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
 //! status [NODE] · more NODE · log NODE · objects NODE · bootstrap NODE · time NODE
 //! ```
@@ -230,7 +232,7 @@ impl Session {
             ("lane", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";
             }
-            ("captures" | "restores" | "traps", [node, how @ ..]) => {
+            ("captures" | "restores" | "traps" | "strays", [node, how @ ..]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.told(word, how);
             }
             ("bulk", [how]) => {
@@ -400,6 +402,10 @@ impl Session {
             }
             ("skip" | "limits" | "freeze" | "unfreeze" | "on-fault", [node, how @ ..]) => {
                 more::order(&mut self.cluster, word, node, how);
+            }
+            ("repair", [node]) => {
+                let ticket = self.cluster.ticket("repair".to_owned(), false);
+                self.cluster.event(node, Event::Repair { ticket });
             }
             ("handover", [node]) => self.cluster.event(node, Event::HandOver),
             ("fault", [node, ..]) => {

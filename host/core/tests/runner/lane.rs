@@ -179,7 +179,7 @@ impl Lane {
         done
     }
 
-    /// What a script says about captures, restores and traps.
+    /// What a script says about captures, restores, traps, and states that go astray.
     pub(crate) fn told(&mut self, what: &str, how: &[&str]) {
         let is = |word: &str| how.first() == Some(&word);
         match what {
@@ -188,6 +188,7 @@ impl Lane {
                 (self.no_place, self.captures_hang) = (is("full"), is("hang"));
             }
             "restores" => (self.restores_fail, self.restores_trap) = (is("fail"), is("trap")),
+            "strays" => self.machine.astray = Some(how.join(" ")),
             _traps => (self.traps, self.lacks) = (true, is("short")),
         }
     }
@@ -288,7 +289,7 @@ impl Lane {
         module: ModuleId,
         store: &SharedStore,
     ) -> Verified {
-        let bytes = Bytes::from(self.payload());
+        let bytes = Bytes::from(self.payload(&self.machine.snapshot()));
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
         let length = bytes.len() as u64;
         let desc = SnapshotDesc { term, index, length, digest, module, format: 1, configuration };
@@ -296,10 +297,10 @@ impl Lane {
         Verified { desc, hold }
     }
 
-    fn payload(&self) -> Vec<u8> {
+    fn payload(&self, machine: &[u8]) -> Vec<u8> {
         let mut bytes = self.ledger.encode_envelope();
         assert!(bytes.len() <= ENVELOPE_BYTES_MAX, "an envelope exceeds its bound");
-        bytes.put_raw(&self.machine.encode());
+        bytes.put_raw(machine);
         bytes
     }
 
@@ -370,8 +371,8 @@ impl Lane {
         // Many sessions or long answers make the state large: then only some digests are computed.
         let sessions = self.ledger.sessions();
         let small = sessions.count() < 64 && sessions.answer_bytes() < 1 << 20;
-        let digest =
-            (small || index % 256 == 0).then(|| Digest(*blake3::hash(&self.payload()).as_bytes()));
+        let payload = (small || index % 256 == 0).then(|| self.payload(&self.machine.encode()));
+        let digest = payload.map(|payload| Digest(*blake3::hash(&payload).as_bytes()));
         done.applied.push((entry, digest));
     }
 

@@ -5,6 +5,7 @@
 //! replica. `hold KEY BYTES` keeps that many bytes and `free KEY` drops them: the machine's memory
 //! grows with what it keeps, and never shrinks. `wake-in MS` sets the timer, `no-wake` sets it to
 //! never; `woken` holds how often it was woken, and when last. `emit TOPIC TEXT` emits an event.
+//! A machine that a script leads astray has something in its snapshots that no other one has.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,8 @@ pub(crate) struct Machine {
     registers: BTreeMap<String, String>,
     /// Its memory: the most bytes that it ever kept.
     memory: usize,
+    /// What a script led it astray with.
+    pub(crate) astray: Option<String>,
 }
 
 /// The memory of a machine that keeps nothing.
@@ -97,6 +100,13 @@ impl Machine {
         self.registers.get(&key).cloned().unwrap_or_else(|| "-".to_owned())
     }
 
+    /// Its snapshot.
+    pub(crate) fn snapshot(&self) -> Vec<u8> {
+        let astray = self.astray.iter().flat_map(|with| format!("astray={with}\n").into_bytes());
+        self.encode().into_iter().chain(astray).collect()
+    }
+
+    /// What commands made of it.
     pub(crate) fn encode(&self) -> Vec<u8> {
         self.registers
             .iter()
@@ -108,8 +118,10 @@ impl Machine {
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        let registers = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let mut machine = Self { registers, memory: 0 };
+        let mut registers: BTreeMap<String, String> =
+            pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let astray = registers.remove("astray");
+        let mut machine = Self { registers, memory: 0, astray };
         machine.grow();
         machine
     }

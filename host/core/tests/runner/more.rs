@@ -90,6 +90,7 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
         capture_failure,
         rebuilds,
         peers,
+        alarm,
         ..
     } = process.group.as_ref().expect("it runs").status();
     let mut text = format!("{name} commit {commit}");
@@ -124,6 +125,9 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     if rebuilds.done > 0 {
         let RebuildTally { done, in_vain, bytes } = rebuilds;
         text += &format!(", rebuilt its guest {done} times for {bytes} bytes, {in_vain} in vain");
+    }
+    if let Some(alarm) = alarm {
+        text += &format!(", alarm: {alarm}");
     }
     if !process.judged.is_empty() {
         text += &format!(", judged {}", process.judged.join(" "));

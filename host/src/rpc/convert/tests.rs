@@ -3,6 +3,8 @@
 use lockstep_core::ids::{ModuleId, NodeId};
 use lockstep_core::snapshot::Configuration;
 
+use lockstep_core::snapshot::chunk::ObjectRef;
+
 use super::*;
 
 fn replica(node: u16) -> ReplicaId {
@@ -22,9 +24,11 @@ fn frame(body: Body) -> Frame {
         short: Some(Shortage::Disk { need: 17, have: 4 }),
         applied: 41,
         halted: Some(40),
+        diverged: true,
         stalled: true,
         memory: Some(MemoryUse { bytes: 11, most: 12 }),
         snapshot: 40,
+        taken: Some(ObjectRef { term: 3, index: 39, digest: [6; 16] }),
         guest: GuestIs::Absent,
         grants: true,
         body,

@@ -66,6 +66,9 @@ pub struct Frame {
     /// name.
     #[prost(bytes = "bytes", tag = "18")]
     pub lineage: ::prost::bytes::Bytes,
+    /// The sender has diverged and waits for an operator: it takes no snapshot.
+    #[prost(bool, tag = "28")]
+    pub diverged: bool,
     /// The disk of the sender's log hangs.
     #[prost(bool, tag = "19")]
     pub stalled: bool,
@@ -76,6 +79,10 @@ pub struct Frame {
     /// none.
     #[prost(uint64, tag = "22")]
     pub snapshot: u64,
+    /// The newest snapshot that the sender's own state machine wrote; absent if it wrote none since the
+    /// process was started, or since its state was replaced.
+    #[prost(message, optional, tag = "27")]
+    pub taken: ::core::option::Option<ObjectRef>,
     /// Whether the sender's state machine applies entries.
     #[prost(enumeration = "GuestIs", tag = "23")]
     pub guest: i32,
