@@ -22,6 +22,7 @@ mod orders;
 mod query;
 mod recover;
 mod remote;
+mod repair;
 mod replay;
 mod run;
 mod sdk;
@@ -101,6 +102,8 @@ enum Command {
     Unfreeze(orders::FreezeArgs),
     /// Set what becomes of entries at which all replicas halt.
     OnFault(orders::OnFaultArgs),
+    /// Have a replica that has diverged go on from another's snapshot.
+    Repair(repair::Args),
     /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
@@ -175,6 +178,7 @@ fn run(command: Command) -> Outcome {
         Command::Freeze(args) => block_on(orders::freeze(args, true))?,
         Command::Unfreeze(args) => block_on(orders::freeze(args, false))?,
         Command::OnFault(args) => block_on(orders::on_fault(args))?,
+        Command::Repair(args) => block_on(repair::run(args))?,
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),

@@ -383,6 +383,7 @@ impl GroupActor {
             Request::Order { order, answer } => {
                 (Waiting::Entry(answer), Event::Order { ticket, order })
             }
+            Request::Repair { answer } => (Waiting::Entry(answer), Event::Repair { ticket }),
             Request::Entry { .. } => unreachable!("answered above"),
             Request::Report { .. } => unreachable!("answered above"),
         };

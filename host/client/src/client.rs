@@ -329,6 +329,20 @@ impl Client {
         }
     }
 
+    /// Has the replica on the node at `endpoint`, which has diverged, go on from another's
+    /// snapshot; returns the least index of that.
+    pub async fn repair(&self, endpoint: &str) -> Result<u64> {
+        let mut client = self.inner.routes.at(endpoint)?.client;
+        let message = v1::RepairRequest { group: self.group() };
+        let deadline = self.inner.options.deadline;
+        let asking = client.repair(timed(message, deadline));
+        match tokio::time::timeout(deadline, asking).await {
+            Ok(Ok(response)) => Ok(response.into_inner().index),
+            Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
+            Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
+        }
+    }
+
     pub(crate) fn routes(&self) -> &Routes {
         &self.inner.routes
     }

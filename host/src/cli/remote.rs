@@ -33,6 +33,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The endpoint, if there is only one.
+    pub(crate) fn only_endpoint(&self) -> Option<&str> {
+        Some(self.endpoint.trim()).filter(|endpoint| !endpoint.contains(','))
+    }
+
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         self.client_with(|_| ())
     }

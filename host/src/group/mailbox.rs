@@ -88,6 +88,11 @@ pub(crate) enum Request {
         order: Order,
         answer: oneshot::Sender<Result<u64, Refusal>>,
     },
+    /// Has this replica, which has diverged, go on from another's snapshot; is answered with the
+    /// least index of that.
+    Repair {
+        answer: oneshot::Sender<Result<u64, Refusal>>,
+    },
     /// Asks for an entry of this node's log; `None` if it cannot be read.
     Entry {
         index: u64,
@@ -107,7 +112,7 @@ impl Request {
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => answer.send(Err(refusal)),
             Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
-            Self::Checkpoint { answer } | Self::Order { answer, .. } => {
+            Self::Checkpoint { answer } | Self::Order { answer, .. } | Self::Repair { answer } => {
                 drop(answer.send(Err(refusal)));
             }
             Self::Entry { answer, .. } => drop(answer),
@@ -122,7 +127,9 @@ impl Request {
             | Self::OpenSession { answer, .. }
             | Self::CloseSession { answer, .. } => !answer.is_closed(),
             Self::Query { answer, .. } => !answer.is_closed(),
-            Self::Checkpoint { answer } | Self::Order { answer, .. } => !answer.is_closed(),
+            Self::Checkpoint { answer } | Self::Order { answer, .. } | Self::Repair { answer } => {
+                !answer.is_closed()
+            }
             Self::Entry { answer, .. } => !answer.is_closed(),
             Self::Report { done } => !done.is_closed(),
         }
@@ -136,6 +143,7 @@ impl Request {
             | Self::CloseSession { .. }
             | Self::Checkpoint { .. }
             | Self::Order { .. }
+            | Self::Repair { .. }
             | Self::Entry { .. }
             | Self::Report { .. } => 0,
             Self::Query { request, .. } => request.len(),
@@ -423,6 +431,14 @@ impl GroupHandle {
     pub async fn order(&self, order: Order) -> Result<u64, Refusal> {
         let (answer, receiver) = oneshot::channel();
         self.put(Request::Order { order, answer })?;
+        receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// Has this replica, which has diverged, go on from another's snapshot, taken at the returned
+    /// index or later.
+    pub async fn repair(&self) -> Result<u64, Refusal> {
+        let (answer, receiver) = oneshot::channel();
+        self.put(Request::Repair { answer })?;
         receiver.await.unwrap_or(Err(Refusal::ShuttingDown))
     }
 

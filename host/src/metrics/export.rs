@@ -186,7 +186,8 @@ fn group_rows(rows: &mut Rows) -> fmt::Result {
     rows.counter("guest_log_lines_dropped", "Guest log lines dropped by a rate limit", |report| {
         one(report.guest_log_dropped)
     })?;
-    let alarms = "Entries that failed to apply here but were applied by another replica";
+    let alarms =
+        "States found to have diverged: an entry failed on one replica only, or snapshots differ";
     rows.counter("divergence_alarms", alarms, |r| one(r.status.alarms))?;
     memory_rows(rows)
 }

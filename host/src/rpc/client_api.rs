@@ -352,6 +352,20 @@ impl Lockstep for ClientApi {
         }
     }
 
+    async fn repair(
+        &self,
+        request: Request<wire::RepairRequest>,
+    ) -> Result<Response<wire::RepairResponse>, Status> {
+        let asked = self.asked(request, |m| &mut m.group, limits::OUTCOME_BYTES_MAX)?;
+        match asked.meet(asked.group.repair()).await? {
+            Ok(index) => Ok(Response::new(wire::RepairResponse { index })),
+            Err(refusal) => {
+                let name = asked.group.name();
+                Err(Refused::by_group(&refusal, name, &self.router).into_status())
+            }
+        }
+    }
+
     async fn fault(
         &self,
         request: Request<wire::FaultRequest>,

@@ -106,6 +106,9 @@ impl Bounded for client::CheckpointRequest {
 impl Bounded for client::OrderRequest {
     const IS_REQUEST: bool = true;
 }
+impl Bounded for client::RepairRequest {
+    const IS_REQUEST: bool = true;
+}
 impl Bounded for client::FaultRequest {
     const IS_REQUEST: bool = true;
 }
@@ -120,6 +123,7 @@ impl Bounded for client::WatchResponse {}
 impl Bounded for client::StatusResponse {}
 impl Bounded for client::CheckpointResponse {}
 impl Bounded for client::OrderResponse {}
+impl Bounded for client::RepairResponse {}
 impl Bounded for client::FaultResponse {}
 impl Bounded for peer::Hello {}
 impl Bounded for peer::Welcome {}

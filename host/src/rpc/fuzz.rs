@@ -73,6 +73,7 @@ pub fn client(input: &[u8]) {
     let _ = client::StatusRequest::decode(input);
     let _ = client::CheckpointRequest::decode(input);
     let _ = client::OrderRequest::decode(input).map(super::orders::order);
+    let _ = client::RepairRequest::decode(input);
     let _ = client::FaultRequest::decode(input);
     if let Ok(text) = std::str::from_utf8(input) {
         let _ = parse_timeout(text);

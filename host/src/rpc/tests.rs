@@ -189,7 +189,7 @@ async fn play(node: NodeId, handle: GroupHandle, mut mailbox: Mailbox, shared: S
                 let index = machine.applied.len() as u64;
                 let _ = answer.send(if leads { Ok(index) } else { Err(not_leader) });
             }
-            Request::Report { .. } | Request::Entry { .. } => {}
+            Request::Report { .. } | Request::Entry { .. } | Request::Repair { .. } => {}
             Request::Query { request, linearizable, asker, answer } => {
                 let result = match &request[..] {
                     [b'b', b'a', b'd', ..] => Err(Bytes::from_static(b"no")),

@@ -441,9 +441,9 @@ pub struct GroupStatus {
     pub log_time_ms: u64,
     #[prost(uint64, tag = "44")]
     pub log_time_ahead_ms: u64,
-    /// Entries since the node started that this replica could not apply and another replica did, and a
-    /// description of the last: the state machine is not deterministic, or met a limit on this node
-    /// only.
+    /// How often, since the node started, states were found to have diverged, and a description of the
+    /// last time: this replica could not apply an entry that another one did, or the snapshots of a
+    /// checkpoint differ. The state machine is not deterministic, or met a limit on one node only.
     #[prost(uint64, tag = "50")]
     pub divergence_alarms: u64,
     #[prost(string, tag = "51")]
@@ -691,6 +691,18 @@ pub struct Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OrderResponse {
     /// The index of the entry that orders it; every replica obeys it there.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairRequest {
+    /// Empty means the node's only group.
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairResponse {
+    /// The replica goes on from a snapshot that was taken at this index or later.
     #[prost(uint64, tag = "1")]
     pub index: u64,
 }
@@ -1113,6 +1125,31 @@ pub mod lockstep_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Order"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has this node's replica of a group, which has diverged from a majority of the voters, go on from
+        /// the snapshot of another. Its own snapshots are deleted then. It is refused as not-now if the
+        /// replica has not diverged. It is not forwarded, and after a restart of the node it has to be asked
+        /// for again.
+        pub async fn repair(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RepairRequest>,
+        ) -> std::result::Result<tonic::Response<super::RepairResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Repair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Repair"));
             self.inner.unary(req, path, codec).await
         }
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.

@@ -95,6 +95,10 @@ pub(super) fn step(step: &Step) -> Value {
                 OnFault::Skip => "skip".into(),
             };
         }
+        Kind::Body(EntryBody::Verdict { index, against, .. }) => {
+            told["snapshot_index"] = (*index).into();
+            told["against"] = against.iter().map(|it| it.node().0).collect();
+        }
         Kind::Members | Kind::Body(EntryBody::Empty | EntryBody::Bootstrap(_)) => {}
     }
     told
@@ -176,6 +180,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Body(EntryBody::Limits { .. }) => "limits",
         Kind::Body(EntryBody::Freeze { .. }) => "freeze",
         Kind::Body(EntryBody::OnFault { .. }) => "on-fault",
+        Kind::Body(EntryBody::Verdict { .. }) => "verdict",
     }
 }
 

@@ -231,6 +231,10 @@ fn name(step: &Step) -> String {
         Kind::Body(EntryBody::OnFault { on_fault: OnFault::Halt, .. }) => {
             "from here on, an entry at which all replicas halt waits for an operator".to_owned()
         }
+        Kind::Body(EntryBody::Verdict { index, against, .. }) => {
+            let nodes: Vec<String> = against.iter().map(|it| it.node().to_string()).collect();
+            format!("the snapshot at entry {index} of node {} is another one", nodes.join(", "))
+        }
         Kind::Body(EntryBody::Wake { set_by, .. }) => {
             format!("a wake, for the timer that entry {set_by} set; it is not pending")
         }

@@ -357,6 +357,34 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Order"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has this node's replica of a group, which has diverged from a majority of the voters, go on from
+        /// the snapshot of another. Its own snapshots are deleted then. It is refused as not-now if the
+        /// replica has not diverged. It is not forwarded, and after a restart of the node it has to be asked
+        /// for again.
+        pub async fn repair(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::RepairRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::RepairResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/Repair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Repair"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
         pub async fn fault(
             &mut self,
@@ -520,6 +548,17 @@ pub mod lockstep_server {
             request: tonic::Request<::lockstep_client::v1::OrderRequest>,
         ) -> std::result::Result<
             tonic::Response<::lockstep_client::v1::OrderResponse>,
+            tonic::Status,
+        >;
+        /// Has this node's replica of a group, which has diverged from a majority of the voters, go on from
+        /// the snapshot of another. Its own snapshots are deleted then. It is refused as not-now if the
+        /// replica has not diverged. It is not forwarded, and after a restart of the node it has to be asked
+        /// for again.
+        async fn repair(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::RepairRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::RepairResponse>,
             tonic::Status,
         >;
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
@@ -1012,6 +1051,51 @@ pub mod lockstep_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = OrderSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/Repair" => {
+                    #[allow(non_camel_case_types)]
+                    struct RepairSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::UnaryService<::lockstep_client::v1::RepairRequest>
+                    for RepairSvc<T> {
+                        type Response = ::lockstep_client::v1::RepairResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::lockstep_client::v1::RepairRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::repair(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RepairSvc(inner);
                         let codec = crate::rpc::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

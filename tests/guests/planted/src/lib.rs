@@ -45,6 +45,8 @@ enum Bug {
     HashOrder,
     /// `forgotten-field`: the number of commands is not in the snapshot.
     ForgottenField,
+    /// `careless-restore`: the number of commands is in the snapshot, and `restore` forgets it.
+    CarelessRestore,
     /// `query-mutates`: a query counts as a command.
     QueryMutates,
     /// `packing`: `count` counts within the entry, although the opposite is claimed.
@@ -77,6 +79,7 @@ impl Bug {
             b"" => Self::None,
             b"hash-order" => Self::HashOrder,
             b"forgotten-field" => Self::ForgottenField,
+            b"careless-restore" => Self::CarelessRestore,
             b"query-mutates" => Self::QueryMutates,
             b"packing" => Self::Packing,
             b"stale-cache" => Self::StaleCache,
@@ -178,6 +181,7 @@ impl StateMachine for Planted {
             Bug::None
             | Bug::HashOrder
             | Bug::ForgottenField
+            | Bug::CarelessRestore
             | Bug::Packing
             | Bug::StaleCache
             | Bug::Static
@@ -214,7 +218,10 @@ impl StateMachine for Planted {
         if machine.bug != Bug::Static {
             PRICE.store(3, Ordering::Relaxed);
         }
-        machine.commands.set(from.read_u64()?);
+        let commands = from.read_u64()?;
+        if machine.bug != Bug::CarelessRestore {
+            machine.commands.set(commands);
+        }
         for _ in 0..from.read_u64()? {
             let key = key(from)?;
             machine.numbers.insert(key, from.read_u64()?);
