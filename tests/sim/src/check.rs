@@ -18,6 +18,7 @@
 //! | `snapshots` | listed objects are whole | `store` |
 //! | `recovery_points` | a replica can always start | `recovery_state` |
 //! | `checkpoints` | snapshots of equal index have equal digests | `store` |
+//! | `divergence` | only a minority halts as diverged, and sends no snapshot | decision 0051 |
 //! | `budget` | the budget is kept, and counts every byte | `store::reserve` |
 //! | `leaks` | no file that is not needed stays on a disk | `store` |
 //! | `memory` | commands are refused before a guest runs out of memory | `memory` in the core |
@@ -37,6 +38,7 @@ pub mod checkpoints;
 pub mod commits;
 pub mod copies;
 pub mod descriptors;
+pub mod divergence;
 pub mod durable;
 pub mod election;
 pub mod events;
@@ -78,6 +80,7 @@ pub struct Checks {
     pub votes: votes::Votes,
     pub reports: reports::Reports,
     pub checkpoints: checkpoints::Checkpoints,
+    pub taken: divergence::Taken,
     pub entries: logs::Entries,
     pub configurations: durable::Configurations,
     pub times: time::Times,

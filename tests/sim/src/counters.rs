@@ -73,6 +73,8 @@ pub const WANTED: &[&str] = &[
     "reordered frames",
     "repairs",
     "replicas halted alone",
+    "replicas that diverged",
+    "replicas to be repaired",
     "replicas halted for want of descriptors",
     "resumed transfers",
     "restores that waited for a place",

@@ -221,6 +221,17 @@ impl World {
         self.counters.add("guest traps");
     }
 
+    /// The next guest on this node that applies an entry is no longer in the state of the others:
+    /// it answers as they do, but its snapshots differ.
+    pub(crate) fn stray(&mut self, node: NodeId) {
+        if self.calm {
+            return;
+        }
+        self.strayed = true;
+        *self.nodes[&node].strays.lock().expect("no panic holds it") = self.rng.between(1, 3);
+        self.counters.add("states that go astray");
+    }
+
     pub(crate) fn mend(&mut self, what: Mend) {
         match what {
             Mend::Links => self.network.cut.clear(),

@@ -6,7 +6,7 @@
 //! succeed. If the setup says so, each command takes memory, until one frees all of it, and some
 //! commands emit events and set or cancel the timer. A command that needs more fuel than the
 //! group's limits give traps on every replica. Two queries never get an answer: one traps, one runs
-//! out of fuel.
+//! out of fuel. A state that goes astray, because it is told to, differs in snapshots only.
 //!
 //! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
 //! guest that is woken although its timer is not set, or before its time: the guest remembers the
@@ -126,10 +126,14 @@ impl Observed {
 /// How many of a node's next calls of a guest trap.
 pub type Traps = Arc<Mutex<u32>>;
 
+/// What a node's next guest that applies an entry goes astray with; 0 if none does.
+pub type Strays = Arc<Mutex<u64>>;
+
 pub struct SimModule {
     pub group: GroupId,
     pub observed: SharedObserved,
     pub traps: Traps,
+    pub strays: Strays,
     /// Bytes of ballast in the state.
     pub ballast: usize,
     /// Bytes of memory that each command takes.
@@ -147,7 +151,12 @@ pub const FATAL_KEY: u64 = u64::MAX;
 pub const ENDLESS_KEY: u64 = u64::MAX - 1;
 
 impl SimModule {
-    pub fn new(group: GroupId, observed: SharedObserved, traps: Traps, setup: &Setup) -> Self {
+    pub fn new(
+        group: GroupId,
+        observed: SharedObserved,
+        (traps, strays): (Traps, Strays),
+        setup: &Setup,
+    ) -> Self {
         let info = GuestInfo {
             name: "sim".to_owned(),
             version: "1".to_owned(),
@@ -155,7 +164,7 @@ impl SimModule {
             oldest_readable_format: 1,
         };
         let Setup { ballast, grows, emits, .. } = *setup;
-        Self { group, observed, traps, ballast, grows, emits, alive: Arc::default(), info }
+        Self { group, observed, traps, strays, ballast, grows, emits, alive: Arc::default(), info }
     }
 }
 
@@ -186,6 +195,7 @@ impl GuestModule for SimModule {
             group: self.group,
             observed: Arc::clone(&self.observed),
             traps: Arc::clone(&self.traps),
+            strays: Arc::clone(&self.strays),
             ballast: self.ballast,
             grows: self.grows,
             emits: self.emits,
@@ -208,6 +218,9 @@ struct State {
     grown: u64,
     /// What the timer is set to; 0 if it is not.
     due_ms: u64,
+    /// What the state went astray with: it is in snapshots, and nowhere else to be seen. 0 if it
+    /// did not.
+    astray: u64,
 }
 
 impl State {
@@ -237,6 +250,7 @@ struct SimGuest {
     group: GroupId,
     observed: SharedObserved,
     traps: Traps,
+    strays: Strays,
     ballast: usize,
     grows: u64,
     emits: bool,
@@ -288,7 +302,12 @@ impl Guest for SimGuest {
             self.dead = true;
             return Err(fault(FaultClass::OutOfMemory, "apply", ctx.index));
         }
+        let strays =
+            std::mem::take(&mut *self.strays.lock().unwrap_or_else(PoisonError::into_inner));
         let state = &mut self.state;
+        if strays > 0 {
+            state.astray = strays;
+        }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&state.chain);
         hasher.update(&ctx.index.to_le_bytes());
@@ -385,6 +404,7 @@ impl Guest for SimGuest {
         let mut bytes = self.state.chain.to_vec();
         bytes.extend(self.state.grown.to_le_bytes());
         bytes.extend(self.state.due_ms.to_le_bytes());
+        bytes.extend(self.state.astray.to_le_bytes());
         for map in [&self.state.registers, &self.state.counts] {
             bytes.extend((map.len() as u64).to_le_bytes());
             for (key, value) in map {
@@ -411,6 +431,7 @@ impl Guest for SimGuest {
         input.read_exact(&mut self.state.chain).map_err(refused)?;
         self.state.grown = number(input).map_err(refused)?;
         self.state.due_ms = number(input).map_err(refused)?;
+        self.state.astray = number(input).map_err(refused)?;
         self.taken = self.state.grown;
         for map in [&mut self.state.registers, &mut self.state.counts] {
             for _ in 0..number(input).map_err(refused)? {

@@ -55,8 +55,11 @@ impl World {
             let leads = self.checks.elections.leads(group, status.term, status.replica);
             self.check(leads);
         }
-        let checkpoints = self.checks.checkpoints.listed(group, &status.snapshots);
-        self.check(checkpoints);
+        self.checks.taken.listed(group, status.replica, &status.snapshots);
+        if !self.strayed {
+            let checkpoints = self.checks.checkpoints.listed(group, &status.snapshots);
+            self.check(checkpoints);
+        }
         let agreed = states::agree(&self.observed);
         self.check(agreed);
         self.watch_copy(node, group, &status);
@@ -152,6 +155,7 @@ impl World {
             Fault::RolledBack { .. }
             | Fault::OldCopy { .. }
             | Fault::Superseded { .. }
+            | Fault::Diverged { .. }
             | Fault::Internal(_)
             | Fault::LogRefused(_)
             | Fault::Unusable(_)
@@ -169,6 +173,9 @@ impl World {
     fn halts(&mut self, node: NodeId, group: GroupId, halt: &Halt) {
         let had_memory = memory::had(&halt.fault);
         self.check(had_memory);
+        if let Fault::Diverged { index, repairing } = halt.fault {
+            return self.diverges(node, group, index, repairing);
+        }
         let trapped = halt.fault.entry().is_some();
         match halt.applied_by {
             // The replica tries again by itself once it can open files.
@@ -189,6 +196,17 @@ impl World {
                 self.after(30 * SECOND, Action::Start { node });
             }
         }
+    }
+
+    /// The operator has it repaired.
+    fn diverges(&mut self, node: NodeId, group: GroupId, index: u64, repairing: bool) {
+        let what = if repairing { "replicas to be repaired" } else { "replicas that diverged" };
+        self.counters.add(what);
+        let process = self.nodes[&node].process.as_ref();
+        let replica = process.and_then(|process| process.replicas.get(&group));
+        let Some(replica) = replica.map(|it| it.group.recovery_state().replica) else { return };
+        let judged = self.checks.taken.judged(group, replica, index);
+        self.check(judged);
     }
 
     fn is_short(&mut self, node: NodeId, shortage: Shortage) {

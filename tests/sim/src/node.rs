@@ -30,7 +30,7 @@ use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::copies::{Copy, Image};
-use crate::guest::{EVENT_WINDOW_BYTES, SharedObserved, SimModule, Traps};
+use crate::guest::{EVENT_WINDOW_BYTES, SharedObserved, SimModule, Strays, Traps};
 use crate::rot::Batch;
 use crate::setup::Setup;
 use crate::store::StoreQueue;
@@ -56,6 +56,7 @@ pub struct Node {
     /// The process is paused, and runs nothing, until then.
     pub paused_until: u64,
     pub traps: Traps,
+    pub strays: Strays,
     /// Ids of replicas whose disk was lost.
     pub gone: Vec<ReplicaId>,
     /// Bits of its disk were flipped or sectors lost: data that does not verify is no bug.
@@ -223,6 +224,7 @@ impl Node {
             time: SimClock::default(),
             paused_until: 0,
             traps: Traps::default(),
+            strays: Strays::default(),
             gone: Vec::new(),
             rotted: false,
             snapshot_rotted_at: 0,
@@ -412,8 +414,8 @@ impl Node {
     }
 
     pub fn module(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Module {
-        let (observed, traps) = (Arc::clone(observed), Arc::clone(&self.traps));
-        Arc::new(SimModule::new(group, observed, traps, setup))
+        let told = (Arc::clone(&self.traps), Arc::clone(&self.strays));
+        Arc::new(SimModule::new(group, Arc::clone(observed), told, setup))
     }
 
     fn config(&self, setup: &Setup, name: &str, seed: u64, epoch: u64) -> GroupConfig {

@@ -45,10 +45,26 @@ impl World {
         self.after(next, Action::Operate);
         let names = self.setup.groups.clone();
         for group in names.iter().map(|name| GroupId::of_name(name)) {
+            self.repair_one(group);
             let Some((node, state)) = self.leader_of(group) else { continue };
             if let Some(order) = self.order(group, &state) {
                 self.give(node, group, order);
             }
+        }
+    }
+
+    /// Has a replica go on that has diverged.
+    fn repair_one(&mut self, group: GroupId) {
+        let waits = |node: &&Node| {
+            let replica = node.process.as_ref().and_then(|it| it.replicas.get(&group));
+            matches!(replica.map(|it| it.group.state()),
+                Some(ReplicaState::Running(Running::Halted(halt))) if halt.waits_for_repair())
+        };
+        let Some(node) = self.nodes.values().find(waits).map(|node| node.id) else { return };
+        if (self.calm || self.rng.percent(30))
+            && let Some(ticket) = self.ticket(node, group)
+        {
+            self.event(node, group, vec![Event::Repair { ticket }]);
         }
     }
 

@@ -92,6 +92,7 @@ fn setup() -> Setup {
         command_bytes: 0,
         grows: 0,
         emits: true,
+        strays: 0,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: budget_bytes,

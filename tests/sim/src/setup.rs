@@ -23,6 +23,8 @@ pub struct Setup {
     pub grows: u64,
     /// Some commands emit events and set the guest's timer.
     pub emits: bool,
+    /// How many states go astray.
+    pub strays: u64,
     /// A guest's limit of memory.
     pub memory_bytes: u64,
     pub budget_bytes: u64,
@@ -49,6 +51,7 @@ impl Setup {
         crowd(&mut setup, &mut more);
         setup.places = if more.percent(50) { 1 } else { 2 };
         setup.emits = more.percent(70);
+        setup.strays = if more.percent(15) { more.between(1, 3) } else { 0 };
         setup
     }
 }
@@ -82,6 +85,7 @@ fn setup(rng: &mut Rng) -> Setup {
         command_bytes: 0,
         grows: 0,
         emits: false,
+        strays: 0,
         memory_bytes: Profile::default().memory_bytes,
         budget_bytes,
         cap_bytes: u64::MAX,

@@ -7,7 +7,7 @@ use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::ObjectRef;
 
 use crate::bulk::Wish;
-use crate::check::promises;
+use crate::check::{divergence, promises};
 use crate::node::{DATA, Process};
 use crate::world::{Action, MS, SECOND, World};
 
@@ -66,6 +66,7 @@ impl World {
             Action::Look => self.look(),
             Action::Scrub { node } => self.scrub(node),
             Action::Operate => self.operate(),
+            Action::Stray { node } => self.stray(node),
         }
     }
 
@@ -209,7 +210,9 @@ impl World {
                 }
                 Effect::Send { to, frame } => self.send(node, to, *frame),
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
+                    let sends = divergence::sends(replica.group.state(), &snapshot);
                     let wish = Wish { to, snapshot, purpose, insist };
+                    self.check(sends);
                     self.begin_transfer(node, group, wish);
                 }
                 Effect::Judged { object, taken } => {

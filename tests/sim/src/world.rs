@@ -119,6 +119,10 @@ pub enum Action {
     Look,
     /// The operator looks at the groups.
     Operate,
+    /// The state of a guest on this node goes astray.
+    Stray {
+        node: NodeId,
+    },
     /// A node's scrubber reads everything on its disk.
     Scrub {
         node: NodeId,
@@ -169,6 +173,8 @@ pub struct World {
     pub ids: u64,
     pub trace: u64,
     pub calm: bool,
+    /// Some state went astray: snapshots may differ.
+    pub strayed: bool,
     /// The first property that did not hold.
     pub violation: Option<Violation>,
     /// The next transfer that begins will be cut or stalled.
@@ -216,6 +222,7 @@ impl World {
             ids: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             calm: false,
+            strayed: false,
             violation: None,
             ambush: false,
             verbose: false,
@@ -266,6 +273,11 @@ impl World {
         self.after(8 * SECOND, Action::Fault);
         self.after(SECOND, Action::Look);
         self.after(operator::FIRST, Action::Operate);
+        for _ in 0..self.setup.strays {
+            let node = *self.rng.pick(&ids);
+            let at = self.rng.between(9 * SECOND, 60 * SECOND);
+            self.after(at, Action::Stray { node });
+        }
     }
 
     /// The whole run.
@@ -344,6 +356,7 @@ impl World {
             Action::Mend { .. } => (15, 0, 0),
             Action::Look => (16, 0, 0),
             Action::Operate => (21, 0, 0),
+            Action::Stray { node } => (22, node.0.into(), 0),
             Action::Scrub { node } => (18, node.0.into(), 0),
             Action::Prove { node, group, .. } => (19, node.0.into(), group.0),
             Action::Store { node, group, .. } => (20, node.0.into(), group.0),
@@ -372,6 +385,7 @@ impl World {
             (node.clock_ms, node.drift, node.paused_until) = (0, 0, now);
             (node.unreadable, node.hangs_since, node.store_hangs) = (false, None, StoreHang::No);
             *node.traps.lock().expect("no panic holds it") = 0;
+            *node.strays.lock().expect("no panic holds it") = 0;
             if node.process.is_none() {
                 self.after(0, Action::Start { node: id });
             }

@@ -1,4 +1,5 @@
-//! Snapshots of the same index are equal on all nodes. Planted: `clock_in_snapshot`.
+//! Snapshots of the same index are equal on all nodes, unless a state went astray. Planted:
+//! `clock_in_snapshot`.
 
 use std::collections::BTreeMap;
 
