@@ -95,6 +95,11 @@ async fn a_field_that_is_not_in_the_snapshot() {
 }
 
 #[tokio::test]
+async fn a_field_that_restore_forgets() {
+    check("careless-restore", "again", (3, 2)).await;
+}
+
+#[tokio::test]
 async fn a_query_that_changes_the_state() {
     check("query-mutates", "query", (1, 0)).await;
 }

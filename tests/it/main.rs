@@ -7,6 +7,7 @@ mod command_line;
 mod configuration;
 mod crowds;
 mod data_dir;
+mod divergence;
 mod documents;
 mod faults;
 mod guests;
