@@ -81,15 +81,17 @@ impl World {
         let fuel_command = fuel * self.rng.between(1, RAISES_MAX + 1);
         let limits = Limits { fuel_command: Some(fuel_command), ..Limits::default() };
         let skip = |index| Order::Skip { index, abandon: BTreeSet::new() };
-        // Nobody can have applied what no limit lets pass.
-        let halted: BTreeSet<NodeId> =
-            self.nodes.values().filter(|node| is_out(node, group)).map(|node| node.id).collect();
         match state {
             ReplicaState::Running(Running::Halted(halt)) => {
                 let needs = needs_more(halt)?;
                 let enough = Limits { fuel_command: Some(needs), ..Limits::default() };
                 Some(match needs {
-                    u64::MAX => Order::Skip { index: halt.fault.entry()?, abandon: halted },
+                    // Nobody can have applied what no limit lets pass.
+                    u64::MAX => {
+                        let halted = self.nodes.values().filter(|node| is_out(node, group));
+                        let abandon = halted.map(|node| node.id).collect();
+                        Order::Skip { index: halt.fault.entry()?, abandon }
+                    }
                     _raise if self.calm => Order::Limits(enough),
                     _raise => Order::Limits(limits),
                 })
@@ -145,8 +147,12 @@ impl World {
         if self.nodes[&node].copy.is_some() {
             return;
         }
+        let amendments = &replica.group.recovery_state().amendments;
+        if amendments.is_empty() {
+            return;
+        }
         let mut observed = lock(&self.observed);
-        for amendment in replica.group.recovery_state().amendments.iter() {
+        for amendment in amendments.iter() {
             if let lockstep_core::amendment::Change::Skip { index } = amendment.change {
                 observed.skip(group, index, amendment.at);
             }
