@@ -133,29 +133,40 @@ impl Orders {
     }
 }
 
-/// What operators have set, as of the last entry that was handed over, and the entry that set it.
+/// What operators have set, as of the last entry that was handed over.
 #[derive(Default)]
 pub(super) struct Standing {
-    switches: Switches,
-    set_by: u64,
+    /// What the ledger said of the entries up to this one.
+    told: (u64, Switches),
+    /// What was handed over since the start: for each switch, its last entry and what that set.
+    frozen: (u64, bool),
+    on_fault: (u64, OnFault),
 }
 
 impl Shared {
-    /// What operators have set.
+    /// What operators have set. Of each switch, the newer setting counts: a guest that was built
+    /// may know entries that were handed over before the start, and not yet those after it.
     pub(super) fn switches(&self) -> Switches {
-        self.orders.switches
-    }
-
-    /// The entry at `index`, which is handed over, sets this.
-    pub(super) fn switch(&mut self, index: u64, switches: Switches) {
-        self.orders = Standing { switches, set_by: index };
-    }
-
-    /// The ledger says this of the entries up to `applied`: it counts if nothing was set since.
-    pub(super) fn switched(&mut self, applied: u64, switches: Switches) {
-        if self.orders.set_by <= applied {
-            self.orders.switches = switches;
+        let Standing { told: (applied, told), frozen, on_fault } = self.orders;
+        Switches {
+            frozen: if frozen.0 > applied { frozen.1 } else { told.frozen },
+            on_fault: if on_fault.0 > applied { on_fault.1 } else { told.on_fault },
         }
+    }
+
+    /// The entry at `index`, which is handed over, freezes the group or lets it go on.
+    pub(super) fn freeze(&mut self, index: u64, frozen: bool) {
+        self.orders.frozen = (index, frozen);
+    }
+
+    /// The entry at `index`, which is handed over, sets this policy.
+    pub(super) fn set_on_fault(&mut self, index: u64, on_fault: OnFault) {
+        self.orders.on_fault = (index, on_fault);
+    }
+
+    /// The ledger says this of the entries up to `applied`.
+    pub(super) fn switched(&mut self, applied: u64, switches: Switches) {
+        self.orders.told = (applied, switches);
     }
 }
 

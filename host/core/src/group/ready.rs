@@ -16,7 +16,6 @@ use raft::eraftpb::{
 };
 
 use crate::amendment::{Amendment, Change};
-use crate::apply::Switches;
 use crate::codec::DecodeError;
 use crate::entry::{self, EntryBody, footprint};
 use crate::fault::{Fault, Refusal};
@@ -242,7 +241,7 @@ fn obey(
         EntryBody::Skip { index, .. } => Change::Skip { index },
         EntryBody::Limits { limits, .. } => Change::Limits(limits),
         EntryBody::Freeze { frozen, .. } => {
-            shared.switch(entry.index, Switches { frozen, ..shared.switches() });
+            shared.freeze(entry.index, frozen);
             if frozen {
                 hosting.clients.proposals.refuse_waiting(&Refusal::Frozen, effects);
             }
@@ -250,7 +249,7 @@ fn obey(
             return Ok(());
         }
         EntryBody::OnFault { on_fault, .. } => {
-            shared.switch(entry.index, Switches { on_fault, ..shared.switches() });
+            shared.set_on_fault(entry.index, on_fault);
             return Ok(());
         }
         _other => return Ok(()),
