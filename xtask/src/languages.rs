@@ -51,18 +51,20 @@ fn tools(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     let asked = |flag: &str| !any || arguments.contains(&flag);
     let home = target()?.join("languages");
     fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
-    let (npm, venv) = (home.join("npm"), home.join("venv"));
+    // Each version has a folder of its own: one that is named anew is fetched.
+    let npm = home.join(FOR_JS);
+    let [python, zig] = [FOR_PYTHON, FOR_C].map(|package| home.join(package));
     if asked("--js") && !npm.join("node_modules/.bin/componentize-qjs").exists() {
         let npm_install = ["install", "--no-audit", "--no-fund", "--prefix"];
         get(Command::new("npm").args(npm_install).arg(&npm).arg(FOR_JS))?;
     }
-    if asked("--python") && !venv.join("bin/componentize-py").exists() {
-        install(&venv, FOR_PYTHON)?;
+    if asked("--python") && !python.join("bin/componentize-py").exists() {
+        install(&python, FOR_PYTHON)?;
     }
-    if asked("--c") && !runs("clang") && !venv.join("bin/python-zig").exists() {
-        install(&venv, FOR_C)?;
+    if asked("--c") && !runs("clang") && !zig.join("bin/python-zig").exists() {
+        install(&zig, FOR_C)?;
     }
-    Ok(vec![npm.join("node_modules/.bin"), venv.join("bin")])
+    Ok(vec![npm.join("node_modules/.bin"), python.join("bin"), zig.join("bin")])
 }
 
 /// The target folder.
@@ -102,4 +104,18 @@ fn path_with(mut folders: Vec<PathBuf>) -> Result<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     folders.extend(std::env::split_paths(&path));
     std::env::join_paths(folders).context("a folder whose name has a colon")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_are_those_that_lockstep_build_names() {
+        for (file, version) in [("js", FOR_JS), ("python", FOR_PYTHON), ("c", FOR_C)] {
+            let source = checkout::root().join(format!("host/src/cli/build/{file}.rs"));
+            let source = fs::read_to_string(source).expect("it is there");
+            assert!(source.contains(version), "{file}: {version}");
+        }
+    }
 }

@@ -40,6 +40,21 @@ pub struct Machine {
     pub module: Module,
 }
 
+impl Machine {
+    /// What makes its guests, with the limits that a group has by default.
+    pub fn maker(&self, seed: u64) -> Arc<Maker> {
+        let (module, limits) = (Arc::clone(&self.module), GuestLimits::default());
+        Maker::new(module, Bytes::new(), limits, seed, GuestLog::of_no_group())
+    }
+}
+
+/// A replica that has applied the first entry.
+fn begun(maker: &Arc<Maker>) -> Result<Player> {
+    let mut player = Player::new(maker, Looks::AsServer);
+    player.play(&maker.first_entry())?;
+    Ok(player)
+}
+
 /// How many commands, and from which seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -93,14 +108,11 @@ impl Comparison {
     pub fn begin(machines: &[Machine], plan: Plan) -> Result<Self> {
         ensure!(machines.len() > 1, "one machine has nothing to be compared with");
         let mut replicas = Vec::new();
-        for Machine { name, module } in machines {
-            let log = GuestLog::of_no_group();
+        for machine in machines {
             // The same seed for all: it is in the context of each command.
-            let limits = GuestLimits::default();
-            let maker = Maker::new(Arc::clone(module), Bytes::new(), limits, plan.seed, log);
-            let mut player = Player::new(&maker, Looks::AsServer);
-            player.play(&maker.first_entry()).with_context(|| format!("{name}: init"))?;
-            replicas.push(Replica { name: (*name).to_owned(), maker, player });
+            let maker = machine.maker(plan.seed);
+            let player = begun(&maker).with_context(|| format!("{}: init", machine.name))?;
+            replicas.push(Replica { name: machine.name.to_owned(), maker, player });
         }
         let mut rng = Rng::new(plan.seed);
         let commands = Commands::new(rng.next());
@@ -248,13 +260,7 @@ impl Replica {
     fn restored(&self, bytes: &[u8]) -> Result<Result<Vec<u8>, FaultClass>> {
         let info = self.maker.module.info();
         let ledger = self.player.ledger().clone();
-        let header = SnapshotHeader {
-            writer_name: info.name.clone(),
-            writer_version: info.version.clone(),
-            format: info.snapshot_format,
-            index: ledger.applied(),
-            time_ms: ledger.log_time_ms(),
-        };
+        let header = SnapshotHeader::of(info, info.snapshot_format, &ledger);
         let looks = Looks::AsServer;
         match Player::restored_from(&self.maker, looks, ledger, &header, &mut &bytes[..]) {
             Ok(mut player) => {
@@ -334,7 +340,7 @@ fn damage(rng: &mut Rng, whole: &[u8]) -> (String, Vec<u8>) {
             "of nothing but its count".to_owned()
         }
         // In the first bytes, the number of pairs and lengths are.
-        4 | 5 => flip(rng, &mut bytes, 32.min(place)),
+        4 | 5 => flip(rng, &mut bytes, place % 32),
         _other => flip(rng, &mut bytes, place),
     };
     (what, bytes)
@@ -365,11 +371,7 @@ pub fn answers(
     clients: &[Vec<Bytes>],
     query: &[u8],
 ) -> Result<(Vec<Vec<Outcome>>, Bytes)> {
-    let log = GuestLog::of_no_group();
-    let limits = GuestLimits::default();
-    let maker = Maker::new(Arc::clone(&machine.module), Bytes::new(), limits, 0, log);
-    let mut player = Player::new(&maker, Looks::AsServer);
-    player.play(&maker.first_entry())?;
+    let mut player = begun(&machine.maker(0))?;
     let mut all = Vec::new();
     for commands in clients {
         let mut outcomes = Vec::new();

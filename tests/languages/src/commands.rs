@@ -8,14 +8,13 @@
 
 use bytes::Bytes;
 use lockstep_core::limits;
+use lockstep_host::kit::player::entry_space;
 use lockstep_tests::rng::Rng;
 
 /// Keys of each kind.
 const KEYS: u64 = 40;
 /// Longest key of `kv`, bytes.
 const KEY_BYTES_MAX: usize = 1024;
-/// Most bytes of commands in an entry, so that it fits into one of a log.
-const ENTRY_BYTES_MAX: usize = limits::COMMANDS_ENTRY_BYTES_MAX / 2;
 /// One value in this many is about as long as an answer may be.
 const LONG_ONE_IN: u64 = 200;
 /// Values of keys that `cas` is for: few, so that it often finds what it expects.
@@ -118,13 +117,9 @@ impl Commands {
             6 => 1 + self.rng.below(200),
             _seventh => 1 + self.rng.below(limits::ENTRY_COMMANDS_MAX as u64),
         };
-        let (mut entry, mut bytes) = (Vec::new(), 0);
-        while (entry.len() as u64) < length.min(most) && bytes < ENTRY_BYTES_MAX {
-            let command = self.command();
-            bytes += command.len() + limits::COMMAND_OVERHEAD_BYTES_MAX;
-            entry.push(command);
-        }
-        entry
+        let mut fits = entry_space();
+        let commands = (0..length.min(most)).map(|_| self.command());
+        commands.take_while(|command| fits(command)).collect()
     }
 
     pub fn command(&mut self) -> Bytes {

@@ -195,10 +195,11 @@ async fn with_a_leader_killed(
         tasks.spawn(caller.send(each, answered.clone()));
     }
     drop(answered);
-    let mut count = 0;
+    let (mut count, mut killed) = (0, false);
     while progress.recv().await.is_some() {
         count += 1;
-        if count == total / KILLED_AT {
+        if count == (total / KILLED_AT).max(1) {
+            killed = true;
             cluster.kill(leader)?;
             cluster.wait_leader(GROUP, Some(leader)).await?;
             start(cluster, place, leader)?;
@@ -209,16 +210,9 @@ async fn with_a_leader_killed(
         callers.push(caller.context("a client panicked")??);
     }
     ensure!(count == total, "{count} of {total} commands were answered");
-    cluster.wait_for("the killed node to serve", PATIENCE, serving(leader)).await?;
+    ensure!(killed, "too few commands to kill a leader among them: ask for more");
+    cluster.wait_serving(GROUP).await?;
     Ok(callers)
-}
-
-/// The condition that this node serves.
-fn serving(node: u16) -> impl AsyncFn(&Cluster) -> Option<()> {
-    async move |cluster: &Cluster| {
-        let status = cluster.group(node, GROUP).await?;
-        (status.state == "serving").then_some(())
-    }
 }
 
 impl Caller {

@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use lockstep_core::entry::{Bootstrap, Profile};
-use lockstep_host::guest::{Context, Guest, GuestLog, GuestModule as _, Outcome};
+use lockstep_host::guest::{Context, Guest, Outcome};
 use lockstep_tests::tell::{seconds, thousands};
 
 use crate::build::Built;
@@ -50,14 +49,8 @@ pub fn table(all: &[Built]) -> Result<String> {
 }
 
 fn measure(built: &Built) -> Result<Figures> {
-    let bootstrap = Bootstrap {
-        module: built.module.id(),
-        config: Bytes::new(),
-        seed: [0; 16],
-        profile: Profile::default(),
-        initial_voters: Vec::new(),
-    };
-    let mut guest = built.module.instantiate(&bootstrap, &GuestLog::of_no_group())?;
+    let maker = built.machine().maker(0);
+    let mut guest = maker.module.instantiate(&maker.bootstrap, &maker.log)?;
     guest.init(Context { index: 1, time_ms: 0, seed: (0, 0) }, b"")?;
     let empty_bytes = guest.memory_bytes();
     let entries = entries();
