@@ -26,7 +26,9 @@ pub const FILTER_BYTES_MAX: usize = 8 << 10;
 /// What is told of a filter's error, in characters: it may quote a whole collection.
 pub(crate) const REASON_CHARS_MAX: usize = 500;
 
-/// How deep brackets in a filter may be nested: the parser calls itself that often.
+/// How deep brackets in a filter may be nested, those in its strings included: the parser calls
+/// itself that often. What else it calls itself for ends with a trap, as a query that calls itself
+/// too deep does.
 const BRACKETS_MAX: usize = 64;
 
 /// What is bound in a filter beside its input.
@@ -46,7 +48,7 @@ pub(crate) fn query(
     match verb {
         "get" => {
             let (collection, id) = word(rest);
-            let document = documents.find(name("collection", collection)?, name("ID", id)?)?;
+            let document = documents.known(name("collection", collection)?, name("ID", id)?)?;
             return Ok(document.json.clone());
         }
         "count" => {

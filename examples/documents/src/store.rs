@@ -2,15 +2,13 @@
 //!
 //! * A command that is rejected has changed nothing: the new document is made and checked first.
 
-use std::collections::BTreeMap;
-
 use lockstep_guest::{
-    Context, Failure, Info, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter, StateMachine,
-    emit,
+    Context, DetMap, Failure, Info, Outcome, SnapshotHeader, SnapshotReader, SnapshotWriter,
+    StateMachine, TOPIC_BYTES_MAX, emit,
 };
 use serde_json::Value;
 
-use crate::command::{self, Change, Command};
+use crate::command::{self, Change, Command, NAME_BYTES_MAX};
 use crate::{filter, snapshot};
 
 /// All documents that there may be.
@@ -20,11 +18,14 @@ pub const DOCUMENTS_MAX: u64 = 100_000;
 /// that a group has by default.
 pub const BYTES_MAX: u64 = 256 << 20;
 
+// A topic names a collection and a document.
+const _: () = assert!("documents//".len() + 2 * NAME_BYTES_MAX <= TOPIC_BYTES_MAX);
+
 /// The state machine.
 #[derive(Debug, Default)]
 pub struct Documents {
     /// Documents by collection and ID. No collection is empty.
-    pub(crate) collections: BTreeMap<String, BTreeMap<String, Document>>,
+    pub(crate) collections: DetMap<String, DetMap<String, Document>>,
     /// How many documents there are.
     pub(crate) documents: u64,
     /// The bytes of all of them.
@@ -41,22 +42,25 @@ pub(crate) struct Document {
 }
 
 impl Documents {
-    pub(crate) fn find(&self, collection: &str, id: &str) -> Result<&Document, String> {
+    fn find(&self, collection: &str, id: &str) -> Option<&Document> {
+        self.collections.get(collection)?.get(id)
+    }
+
+    pub(crate) fn known(&self, collection: &str, id: &str) -> Result<&Document, String> {
         let missing = || format!("there is no document {id} in {collection}");
-        self.collections.get(collection).and_then(|ids| ids.get(id)).ok_or_else(missing)
+        self.find(collection, id).ok_or_else(missing)
     }
 
     fn execute(&mut self, command: Command<'_>) -> Result<String, String> {
         let Command { collection, id, change } = command;
-        let found = self.find(collection, id);
         let value = match change {
             Change::Put(value) => value,
-            Change::Insert(_) if found.is_ok() => {
+            Change::Insert(_) if self.find(collection, id).is_some() => {
                 return Err(format!("there is a document {id} in {collection} already"));
             }
             Change::Insert(value) => value,
             Change::Patch(patch) => {
-                let mut value = parsed(found?)?;
+                let mut value = parsed(self.known(collection, id)?)?;
                 for (number, operation) in (1..).zip(&patch.0) {
                     json_patch::patch(&mut value, std::slice::from_ref(operation))
                         .map_err(|why| format!("operation {number}: {}", why.kind))?;
@@ -65,12 +69,12 @@ impl Documents {
                 value
             }
             Change::Merge(patch) => {
-                let mut value = parsed(found?)?;
+                let mut value = parsed(self.known(collection, id)?)?;
                 json_patch::merge(&mut value, &patch);
                 value
             }
             Change::Delete => {
-                found?;
+                self.known(collection, id)?;
                 self.remove(collection, id);
                 emit(&topic(collection, id), b"delete");
                 return Ok("deleted".to_owned());
@@ -84,30 +88,21 @@ impl Documents {
 
     /// Keeps a document; returns how often it was written.
     fn store(&mut self, collection: &str, id: &str, json: Vec<u8>) -> Result<u64, String> {
-        let (rev, before, made) = match self.find(collection, id) {
-            Ok(document) => (document.rev + 1, document.json.len() as u64, 0),
-            Err(_) => (1, 0, 1),
-        };
-        let bytes = self.bytes - before + json.len() as u64;
-        if self.documents + made > DOCUMENTS_MAX {
+        let before = self.find(collection, id);
+        let rev = before.map_or(0, |document| document.rev) + 1;
+        let replaced = before.map_or(0, |document| document.json.len() as u64);
+        let documents = self.documents + u64::from(before.is_none());
+        let bytes = self.bytes - replaced + json.len() as u64;
+        if documents > DOCUMENTS_MAX {
             return Err(format!("there are {DOCUMENTS_MAX} documents; delete some first"));
         }
         if bytes > BYTES_MAX {
             return Err(format!("all documents may have {BYTES_MAX} bytes; delete some first"));
         }
-        self.insert(collection.to_owned(), id.to_owned(), Document { rev, json });
+        (self.documents, self.bytes) = (documents, bytes);
+        let ids = self.collections.entry(collection.to_owned()).or_default();
+        ids.insert(id.to_owned(), Document { rev, json });
         Ok(rev)
-    }
-
-    /// Adds or replaces a document, whatever the bounds.
-    pub(crate) fn insert(&mut self, collection: String, id: String, document: Document) {
-        self.bytes += document.json.len() as u64;
-        self.documents += 1;
-        let before = self.collections.entry(collection).or_default().insert(id, document);
-        if let Some(before) = before {
-            self.bytes -= before.json.len() as u64;
-            self.documents -= 1;
-        }
     }
 
     fn remove(&mut self, collection: &str, id: &str) {
@@ -135,7 +130,8 @@ impl StateMachine for Documents {
 
     fn init(_: &Context, config: &[u8]) -> Result<Self, Failure> {
         if !config.is_empty() {
-            return Err(Failure::InvalidConfig("it has to be empty".to_owned()));
+            let why = "documents has nothing to configure; leave it empty";
+            return Err(Failure::InvalidConfig(why.to_owned()));
         }
         Ok(Self::default())
     }

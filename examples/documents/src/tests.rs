@@ -172,8 +172,50 @@ fn snapshots_are_canonical() {
     assert_eq!(documents.snapshot(), golden);
     golden[12] = b'c';
     let why = documents.restore(&golden).expect_err("c comes after b");
-    assert_eq!(why, Failure::Corrupt("z is out of order".to_owned()));
+    assert_eq!(why, Failure::Corrupt("b is out of order".to_owned()));
     documents.verify();
+}
+
+#[test]
+fn there_is_nothing_to_configure() {
+    let refused = Harness::<Documents>::with_config(b"x").err().expect("there is something");
+    let why = "invalid configuration: documents has nothing to configure; leave it empty";
+    assert_eq!(refused.to_string(), why);
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused() {
+    let documents = some();
+    let whole = documents.snapshot();
+    let mut damaged: Vec<Vec<u8>> =
+        (0..whole.len()).map(|length| whole[..length].to_vec()).collect();
+    damaged.push([whole.as_slice(), &[0]].concat());
+    let document = |id: &str, rev: u64| {
+        let id = [&(id.len() as u32).to_le_bytes(), id.as_bytes()].concat();
+        [id, rev.to_le_bytes().to_vec(), vec![1, 0, 0, 0, b'0']].concat()
+    };
+    let collection = |name: &str, documents: &[Vec<u8>]| {
+        let name = [&(name.len() as u32).to_le_bytes(), name.as_bytes()].concat();
+        [name, (documents.len() as u64).to_le_bytes().to_vec(), documents.concat()].concat()
+    };
+    let all = |collections: &[Vec<u8>]| {
+        [(collections.len() as u64).to_le_bytes().to_vec(), collections.concat()].concat()
+    };
+    let (k, l) = (document("k", 1), document("l", 1));
+    documents.restore(&all(&[collection("a", &[k.clone(), l.clone()])])).expect("it is whole");
+    damaged.push(all(&[collection("a", &[k.clone()]), collection("a", &[l.clone()])]));
+    damaged.push(all(&[collection("a", &[l.clone(), k.clone()])]));
+    damaged.push(all(&[collection("a", &[k.clone(), k.clone()])]));
+    damaged.push(all(&[collection("a", &[])]));
+    damaged.push(all(&[collection("a", &[document("k", 0)])]));
+    for name in ["", "a b", "a\n", &"x".repeat(NAME_BYTES_MAX + 1)] {
+        damaged.push(all(&[collection(name, &[k.clone()])]));
+        damaged.push(all(&[collection("a", &[document(name, 1)])]));
+    }
+    for bytes in damaged {
+        let error = documents.restore(&bytes).err().expect("it is damaged");
+        assert!(matches!(error, Failure::Corrupt(_)), "{bytes:?}: {error}");
+    }
 }
 
 #[test]
