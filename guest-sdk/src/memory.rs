@@ -12,7 +12,8 @@ const WORD: usize = size_of::<u64>();
 ///
 /// As of [`compare`].
 // SAFETY: it does what the compiler expects of a function of this name. The linker leaves out any
-// other one, or refuses it.
+// other one, or refuses it. Neither loop of `compare` is one from which LLVM makes a call of
+// `memcmp`: if it did, this would call itself for ever, and no test of a guest would end.
 #[cfg(target_arch = "wasm32")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) -> c_int {

@@ -30,10 +30,7 @@ const COMMANDS: usize = 20_000;
 const GOAL: f64 = 1.5;
 
 fn main() -> Result<()> {
-    let module = std::env::var("KV").map(PathBuf::from).unwrap_or_else(|_| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/guests/kv.wasm")
-    });
-    let path = module;
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/guests/kv.wasm");
     let bytes = std::fs::read(&path)
         .with_context(|| format!("reading {}: run cargo xtask guests", path.display()))?;
     let module = ComponentModule::load(&bytes).map_err(|why| anyhow::anyhow!("{why}"))?;

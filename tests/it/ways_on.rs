@@ -1,7 +1,6 @@
 //! How a halted group goes on, with real processes: an entry is skipped, a limit is raised. And how
 //! a group is frozen.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_client::{Client, Error, Options, Outcome};
@@ -63,19 +62,8 @@ async fn ordered(cluster: &mut Cluster, words: &[&str]) -> Output {
 /// All nodes take a snapshot at one checkpoint, and the snapshots are equal.
 async fn assert_equal_states(cluster: &mut Cluster) {
     let client = cluster.client().expect("its address is valid");
-    let taken = async |cluster: &Cluster| {
-        // A replica that was being built at the last checkpoint takes part in the next one.
-        let index = client.checkpoint().await.ok()?;
-        let mut digests = BTreeSet::new();
-        for node in cluster.nodes() {
-            let status = cluster.group(node, GROUP).await?;
-            let found = status.snapshots.iter().find(|snapshot| snapshot.index == index)?;
-            digests.insert(found.digest.clone());
-        }
-        Some(digests)
-    };
-    let digests = cluster.wait_for("equal snapshots", PATIENCE, taken).await.expect("all take one");
-    assert_eq!(digests.len(), 1, "{digests:?}");
+    let captured = cluster.capture(&client, GROUP).await.expect("all take a snapshot");
+    captured.equal().expect("one state");
 }
 
 /// As FAULTS A1 and A2 were seen: an entry at which every replica halts, one node being down. The

@@ -419,7 +419,6 @@ pub(crate) enum MadeUp {
     Query,
 }
 
-const _: () = assert!(
-    limits::HOSTCALL_BYTES_MAX >= limits::ENTRY_COMMANDS_MAX * (limits::OUTCOME_BYTES_MAX + 24)
-);
+const _: () =
+    assert!(limits::HOSTCALL_BYTES_MAX >= limits::ENTRY_COMMANDS_MAX * limits::OUTCOME_BYTES_MAX);
 const _: () = assert!(limits::HOSTCALL_BYTES_MAX >= limits::QUERY_ANSWER_BYTES_MAX);

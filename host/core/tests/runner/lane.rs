@@ -378,13 +378,14 @@ impl Lane {
 
     /// Whether a command, `needs FUEL`, needs more fuel than the limits give it.
     fn is_too_much(&self, commands: &[Bytes]) -> bool {
-        let Some(record) = self.ledger.bootstrap() else { return false };
-        let Bootstrap { profile, .. } = self.amendments.lifted(record, self.ledger.applied() - 1);
         let needs = |command: &Bytes| {
             let text = str::from_utf8(command).ok()?;
             text.trim().strip_prefix("needs ")?.parse::<u64>().ok()
         };
-        commands.iter().filter_map(needs).any(|fuel| fuel > profile.fuel_command)
+        let Some(most) = commands.iter().filter_map(needs).max() else { return false };
+        let Some(record) = self.ledger.bootstrap() else { return false };
+        let Bootstrap { profile, .. } = self.amendments.lifted(record, self.ledger.applied() - 1);
+        most > profile.fuel_command
     }
 
     fn call(&mut self, moment: Moment, commands: &[Bytes]) -> Option<(Vec<Outcome>, Emitted)> {
