@@ -194,23 +194,23 @@ fn a_damaged_snapshot_is_refused() {
         let id = [&(id.len() as u32).to_le_bytes(), id.as_bytes()].concat();
         [id, rev.to_le_bytes().to_vec(), vec![1, 0, 0, 0, b'0']].concat()
     };
-    let collection = |name: &str, documents: &[Vec<u8>]| {
+    let collection = |name: &str, documents: &[&[u8]]| {
         let name = [&(name.len() as u32).to_le_bytes(), name.as_bytes()].concat();
         [name, (documents.len() as u64).to_le_bytes().to_vec(), documents.concat()].concat()
     };
     let all = |collections: &[Vec<u8>]| {
         [(collections.len() as u64).to_le_bytes().to_vec(), collections.concat()].concat()
     };
-    let (k, l) = (document("k", 1), document("l", 1));
-    documents.restore(&all(&[collection("a", &[k.clone(), l.clone()])])).expect("it is whole");
-    damaged.push(all(&[collection("a", &[k.clone()]), collection("a", &[l.clone()])]));
-    damaged.push(all(&[collection("a", &[l.clone(), k.clone()])]));
-    damaged.push(all(&[collection("a", &[k.clone(), k.clone()])]));
+    let (k, l) = (&document("k", 1)[..], &document("l", 1)[..]);
+    documents.restore(&all(&[collection("a", &[k, l])])).expect("it is whole");
+    damaged.push(all(&[collection("a", &[k]), collection("a", &[l])]));
+    damaged.push(all(&[collection("a", &[l, k])]));
+    damaged.push(all(&[collection("a", &[k, k])]));
     damaged.push(all(&[collection("a", &[])]));
-    damaged.push(all(&[collection("a", &[document("k", 0)])]));
+    damaged.push(all(&[collection("a", &[&document("k", 0)])]));
     for name in ["", "a b", "a\n", &"x".repeat(NAME_BYTES_MAX + 1)] {
-        damaged.push(all(&[collection(name, &[k.clone()])]));
-        damaged.push(all(&[collection("a", &[document(name, 1)])]));
+        damaged.push(all(&[collection(name, &[k])]));
+        damaged.push(all(&[collection("a", &[&document(name, 1)])]));
     }
     for bytes in damaged {
         let error = documents.restore(&bytes).err().expect("it is damaged");
