@@ -213,7 +213,7 @@ fn a_damaged_snapshot_is_refused() {
         damaged.push(all(&[collection("a", &[&document(name, 1)])]));
     }
     for bytes in damaged {
-        let error = documents.restore(&bytes).err().expect("it is damaged");
+        let error = documents.restore(&bytes).expect_err("it is damaged");
         assert!(matches!(error, Failure::Corrupt(_)), "{bytes:?}: {error}");
     }
 }
