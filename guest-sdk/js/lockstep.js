@@ -171,11 +171,26 @@ Math.random = () => {
   throw new Error("there is no Math.random: derive it from ctx.seed");
 };
 
+// It would tell each replica another time, and end the instance without saying why.
+const noClock = () => {
+  throw new Error("there is no clock: ctx.timeMs is the log's time, in milliseconds since 1970");
+};
+globalThis.Date = class extends Date {
+  constructor(...given) {
+    super(...(given.length > 0 ? given : [noClock()]));
+  }
+  static now = noClock;
+};
+
 let current; // the machine of this instance, made by `init` or `restore`
 
 /// Makes the export `stateMachine` of a class that has
 ///
 /// * `static about`: name, version, snapshotFormat, oldestReadableFormat;
+///
+/// and these methods, where `ctx` has `index`, that of the entry, and `timeMs`, the log's time in
+/// milliseconds since 1970, both `bigint`, and `seed`, two of them that no client can foresee:
+///
 /// * `static init(ctx, config)`, which returns the initial machine;
 /// * `apply(ctx, command)` and `query(ctx, request)`, which return bytes or a text, or throw
 ///   `Rejected`; `ctx.position` is the command's position among those that came together;

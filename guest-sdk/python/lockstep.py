@@ -13,12 +13,14 @@ What the author promises, and what the host relies on:
 * the state and the answers are a function of what the machine was given: no `set` is iterated over
   and no `hash` or `id` is used, because they may differ between replicas. A `dict` remembers the
   order of insertion, which a restored machine does not know: sort before it matters. `random` is
-  for generators seeded from `ctx.seed`, `random.Random(…)`; the clock ends the instance;
+  for generators seeded from `ctx.seed`, `random.Random(…)`. There is no clock but `ctx.time_ms`:
+  the functions of `time` raise, and what else asks for the time ends the instance;
 * a restored machine behaves in every respect like the one that wrote the snapshot;
 * equal states write equal snapshots.
 """
 
 import sys
+import time
 from abc import abstractmethod
 from functools import wraps
 from typing import Protocol
@@ -29,6 +31,15 @@ from wit_world.imports import host, snapshot_io, types
 Context = types.Context
 Info = types.Info
 SnapshotHeader = types.SnapshotHeader
+
+
+def _no_clock() -> float:
+    raise RuntimeError("there is no clock: ctx.time_ms is the log's time, in ms since 1970")
+
+
+# They would tell each replica another time, and end the instance without saying why.
+for _clock in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"):
+    setattr(time, _clock, _no_clock)
 
 CHUNK_BYTES_MAX = 256 << 10
 ANSWER_BYTES_MAX = 65_536

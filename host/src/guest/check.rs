@@ -134,7 +134,8 @@ impl Report {
         match (sets_timer, self.exports(WAKE)) {
             (true, false) => vec![
                 "it imports `timer` and does not export `wake`: setting the timer would trap; \
-                 export it (in Rust: `export!(Type: wake)`)",
+                 export it (in Rust: `export!(Type: wake)`; elsewhere: `world = [\"wake\"]` in \
+                 lockstep.toml)",
             ],
             (false, true) => vec![
                 "it exports `wake` and does not import `timer`: nothing sets the timer, so `wake` \

@@ -119,7 +119,8 @@ pub(crate) enum Misuse {
     TimerOutsideApply,
     #[error(
         "the timer was set, and the component does not export {WORLD_PACKAGE}/{WAKE}, so nobody \
-         would be called: export it (in Rust: `export!(Type: wake)`)"
+         would be called: export it (in Rust: `export!(Type: wake)`; elsewhere: `world = \
+         [\"wake\"]` in lockstep.toml)"
     )]
     TimerWithoutWake,
 }
