@@ -50,6 +50,8 @@ pub fn alone(
         vote: 0,
         // The group that removed this replica no longer exists.
         removed: false,
+        // Nor does the majority that it differed from.
+        diverged: 0,
         ..state.clone()
     };
     Ok(LogJob { group: GroupId::of_name(&state.group), state, entries })
@@ -125,13 +127,13 @@ mod tests {
     fn check(configuration: &Configuration, rest: &[ConfChangeV2]) {
         let mut state = RecoveryState::blank("kv", replica(1));
         (state.bootstrapped, state.term, state.vote) = (true, 4, replica(2).0);
-        state.removed = true;
+        (state.removed, state.diverged) = (true, 4);
         (state.commit, state.floor, state.configuration_index) = (9, 9, 5);
         state.configuration = configuration.clone();
         let rest: Vec<Entry> = (10..).zip(rest).map(|(at, change)| entry(at, change)).collect();
         let last = 9 + rest.len() as u64;
         let job = alone(&state, last, &rest, Lineage([3; 16])).expect("it can be read");
-        assert!(!job.state.removed, "it may run");
+        assert!(!job.state.removed && job.state.diverged == 0, "it may run");
         assert_eq!(job.state.configuration, Configuration::of_voters([replica(1)]));
         assert_eq!((job.state.term, job.state.vote), (5, 0), "older votes do not count");
         let end = last + job.entries.len() as u64;
