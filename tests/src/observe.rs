@@ -155,6 +155,11 @@ impl Cluster {
     /// has its snapshot.
     pub async fn capture(&mut self, client: &Client, group: &str) -> Result<Captured> {
         let floor = self.settled_index(client).await?;
+        // A replica that is still behind may come to the checkpoint while its guest is being built,
+        // where it takes no snapshot.
+        for node in self.running() {
+            self.wait_applied(node, group, floor, CHECKPOINT_PATIENCE).await?;
+        }
         let what = format!("every node to capture {group} after {floor}");
         for _ in 0..CHECKPOINTS_MAX {
             let skipped = self.checkpoints_skipped(group).await;

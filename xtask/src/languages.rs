@@ -64,7 +64,8 @@ fn tools(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     if asked("--c") && !runs("clang") && !zig.join("bin/python-zig").exists() {
         install(&zig, FOR_C)?;
     }
-    Ok(vec![npm.join("node_modules/.bin"), python.join("bin"), zig.join("bin")])
+    // The first `python3` is asked for zig.
+    Ok(vec![npm.join("node_modules/.bin"), zig.join("bin"), python.join("bin")])
 }
 
 /// The target folder.

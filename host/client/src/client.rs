@@ -282,14 +282,8 @@ impl Client {
     /// set.
     pub async fn status(&self, endpoint: &str) -> Result<v1::StatusResponse> {
         let mut client = self.inner.routes.at(endpoint)?.client;
-        let message = v1::StatusRequest { group: self.group() };
-        let deadline = self.inner.options.deadline;
-        let asking = client.status(timed(message, deadline));
-        match tokio::time::timeout(deadline, asking).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
-            Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
-        }
+        let message = timed(v1::StatusRequest { group: self.group() }, self.inner.options.deadline);
+        self.once(client.status(message)).await
     }
 
     /// Requests a checkpoint, at whose index every replica takes a snapshot; returns that index. If
@@ -320,24 +314,24 @@ impl Client {
     pub async fn fault(&self, endpoint: &str, commands: bool) -> Result<v1::FaultResponse> {
         let mut client = self.inner.routes.at(endpoint)?.client;
         let message = v1::FaultRequest { group: self.group(), commands };
-        let deadline = self.inner.options.deadline;
-        let asking = client.fault(timed(message, deadline));
-        match tokio::time::timeout(deadline, asking).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
-            Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
-        }
+        self.once(client.fault(timed(message, self.inner.options.deadline))).await
     }
 
     /// Has the replica on the node at `endpoint`, which has diverged, go on from another's
     /// snapshot; returns the least index of that.
     pub async fn repair(&self, endpoint: &str) -> Result<u64> {
         let mut client = self.inner.routes.at(endpoint)?.client;
-        let message = v1::RepairRequest { group: self.group() };
-        let deadline = self.inner.options.deadline;
-        let asking = client.repair(timed(message, deadline));
-        match tokio::time::timeout(deadline, asking).await {
-            Ok(Ok(response)) => Ok(response.into_inner().index),
+        let message = timed(v1::RepairRequest { group: self.group() }, self.inner.options.deadline);
+        self.once(client.repair(message)).await.map(|response| response.index)
+    }
+
+    /// One attempt, at one node.
+    async fn once<T>(
+        &self,
+        asking: impl Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T> {
+        match tokio::time::timeout(self.inner.options.deadline, asking).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(refused(Failed::of_status(&status), 1)),
             Err(_elapsed) => Err(refused(Failed::timed_out(), 1)),
         }
